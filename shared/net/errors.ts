@@ -1,0 +1,61 @@
+// The one error type of the network contract. It knows codes, never policy: what a code means to a client is decided by the caller.
+
+/**
+ * What went wrong, as a stable literal.
+ *
+ * - `address-in-use`, `address-not-available`, `permission-denied`: the local address cannot be used
+ * - `refused`, `unreachable`, `unknown-host`, `timed-out`: nobody answered, as the network or the resolver said
+ * - `tls`: the handshake failed or a certificate, key or revocation list is unusable
+ * - `reset`: the stream or connection was aborted (TCP RST, RESET_STREAM), or ended without saying so
+ * - `stopped`: the peer takes no more of this direction (STOP_SENDING, or a TCP write after its end)
+ * - `closed`: this handle, or the connection it belongs to, was closed in good order
+ * - `cancelled`: the `signal` of the call was aborted
+ * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head did not reach its blank line
+ * - `limit`: a local limit was reached
+ * - `invalid`: an argument cannot be used
+ * - `internal`: a fault of this program
+ */
+export type NetErrorCode =
+  | "address-in-use"
+  | "address-not-available"
+  | "permission-denied"
+  | "refused"
+  | "unreachable"
+  | "unknown-host"
+  | "timed-out"
+  | "tls"
+  | "reset"
+  | "stopped"
+  | "closed"
+  | "cancelled"
+  | "head-too-large"
+  | "head-timeout"
+  | "head-malformed"
+  | "head-truncated"
+  | "limit"
+  | "invalid"
+  | "internal";
+
+/** More about a {@link NetError}. */
+export interface NetErrorDetails {
+  /** Application error code of QUIC (RFC 9000 §20.2), where the peer or this side gave one. */
+  appCode?: number;
+  /** Whether the far side caused it. Default `false`. */
+  remote?: boolean;
+  cause?: unknown;
+}
+
+/** Every rejection of the network contract is one of these. */
+export class NetError extends Error {
+  override readonly name = "NetError";
+  /** Application error code of QUIC (RFC 9000 §20.2); `undefined` where none was given. */
+  readonly appCode?: number;
+  /** Whether the far side caused it. */
+  readonly remote: boolean;
+
+  constructor(readonly code: NetErrorCode, message: string, details: NetErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.appCode = details.appCode;
+    this.remote = details.remote ?? false;
+  }
+}

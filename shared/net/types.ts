@@ -1,0 +1,289 @@
+// The contract between policy and the network. Everything above it is given a `Net`; nothing here knows how one is made.
+import type { NetError } from "./errors.ts";
+
+/** The network as the rest of the program sees it: listeners, connections, and the copy between two streams. */
+export interface Net {
+  /**
+   * Listens for TCP connections and reads each one's request head.
+   * @throws {NetError} `address-in-use`, `address-not-available`, `permission-denied`, `unknown-host`, `tls`, `invalid`
+   */
+  listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
+  /**
+   * Connects to `host`, trying every address of the name with a staggered start (RFC 8305).
+   * @throws {NetError} `refused`, `unreachable`, `unknown-host`, `timed-out`, `tls`, `cancelled`, `invalid`
+   */
+  connectTcp(options: ConnectTcpOptions): Promise<Duplex>;
+  /**
+   * Listens for QUIC connections.
+   * @throws {NetError} as {@link Net.listenTcp}
+   */
+  listenQuic(options: ListenQuicOptions): Promise<QuicListener>;
+  /**
+   * Connects over QUIC, trying every address of the name with a staggered start (RFC 8305).
+   * @throws {NetError} as {@link Net.connectTcp}, and `closed` where the far side refused the connection
+   */
+  connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
+  /**
+   * Copies both ways until both directions have ended, each on its own, then releases both streams. Takes the streams over: later calls on
+   * them reject with `closed`, but `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for
+   * what the network does: see {@link SpliceResult.error}.
+   */
+  splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
+  /** Closes everything that was made with it: listeners, connections, streams. Every call under way settles. */
+  close(): void;
+}
+
+/** A TCP connection or one QUIC stream: two directions that end on their own. Calls act in the order they were made. */
+export interface Duplex {
+  /** The far side's address, `host:port` or `[host]:port`; for a QUIC stream its connection's. */
+  readonly remote: string;
+  /**
+   * The next bytes, or `null` when the peer has finished its direction.
+   * @throws {NetError} `reset`, `closed`
+   */
+  read(): Promise<Uint8Array | null>;
+  /**
+   * Resolves when more may be written: this is the backpressure. The bytes are copied before it returns.
+   * @throws {NetError} `stopped`, `reset`, `closed`
+   */
+  write(data: Uint8Array): Promise<void>;
+  /** Finishes the writing direction after what was written before (TCP FIN, QUIC FIN, TLS close_notify). */
+  closeWrite(): void;
+  /** Aborts at once: RESET_STREAM with `code` on QUIC; TCP knows no code and no single direction, so the connection is reset (RST). */
+  reset(code: number): void;
+  /** Takes no more at once: STOP_SENDING with `code` on QUIC; on TCP reading ends. A pending `read` rejects with `closed`. */
+  stopRead(code: number): void;
+  /**
+   * Ends both directions in good order and releases the handle: what was written is still sent (for 10 s at most), then the writing
+   * direction is finished; a pending `read` rejects with `closed`. A TCP peer that is still sending gets up to 2 s to read what was
+   * written to it before the connection goes.
+   */
+  close(): void;
+}
+
+/** What an accepting side hands over: a stream whose head was read, or why it was not. */
+export interface Incoming {
+  /** What followed the head in the same packet is still in it. With an `error` it can be answered and closed, but not read. */
+  readonly stream: Duplex;
+  /** The head up to and including its blank line, one character a byte (ISO 8859-1). Missing with an `error`. */
+  readonly head?: string;
+  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `tls`, `reset` */
+  readonly error?: NetError;
+}
+
+/** Accepts TCP connections and reads their heads side by side. */
+export interface TcpListener {
+  /** The address bound, `host:port` or `[host]:port`. */
+  readonly address: string;
+  /** All that is ready, at least one; `null` once it is closed. */
+  accept(): Promise<Incoming[] | null>;
+  /**
+   * Uses other certificates from the next handshake on; open connections go on.
+   * @throws {NetError} `tls`, and the old ones stay; `invalid` where it listens without TLS
+   */
+  setTls(tls: ServerTls): void;
+  /** Stops accepting, drops unfinished heads, frees the address. Connections handed over go on. */
+  close(): void;
+}
+
+/** Accepts QUIC connections; handshakes run side by side. */
+export interface QuicListener {
+  /** The address bound, `host:port` or `[host]:port`. */
+  readonly address: string;
+  /** The next connection whose handshake is complete; `null` once it is closed. */
+  accept(): Promise<QuicConnection | null>;
+  /**
+   * Uses other certificates from the next handshake on; open connections go on.
+   * @throws {NetError} `tls`, and the old ones stay
+   */
+  setTls(tls: ServerTls): void;
+  /** Takes no new connections from now on; those it has go on, and `close` is still to be called. */
+  stopAccepting(): void;
+  /** Closes all its connections with `code` and `reason`. Resolves when their peers have been sent it, after 1 s at most. */
+  close(code: number, reason: string): Promise<void>;
+}
+
+/** One QUIC connection. */
+export interface QuicConnection {
+  /** The far side's address, `host:port` or `[host]:port`. */
+  readonly remote: string;
+  /** The protocol agreed on (RFC 7301). */
+  readonly alpn: string;
+  /** The peer's own certificate, DER; missing where it showed none. */
+  readonly peerCertificate?: Uint8Array;
+  /**
+   * Opens a bidirectional stream, waiting while the peer's limit is reached.
+   * @throws {NetError} `closed`, `reset`, `timed-out`
+   */
+  openStream(): Promise<Duplex>;
+  /** The next stream the peer opened; `null` once the connection is closed. Not together with {@link acceptRequests}. */
+  acceptStream(): Promise<Duplex | null>;
+  /**
+   * Opens a stream, writes `head` and reads the answer's head. Abandons the stream (RESET_STREAM, STOP_SENDING) where that fails.
+   * @throws {NetError} `timed-out`, `cancelled`, `closed`, `reset`, `head-too-large`, `head-truncated`, `head-malformed`
+   */
+  exchange(head: Uint8Array, options: ExchangeOptions): Promise<{ stream: Duplex; head: string }>;
+  /** All requests that are ready on streams the peer opened, at least one; `null` once the connection is closed. The first call's options count. */
+  acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
+  /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
+  close(code: number, reason: string): void;
+  /** Never rejects. */
+  readonly closed: Promise<QuicClosed>;
+  /** Figures of now; zeros once it is closed. */
+  stats(): QuicStats;
+}
+
+/** Why a connection is no more. */
+export interface QuicClosed {
+  /** Application error code (RFC 9000 §20.2), 0 where the cause is not `application`. */
+  readonly code: number;
+  readonly reason: string;
+  /** Whether the far side closed it. */
+  readonly remote: boolean;
+  /** `application`: one side closed it; `timed-out`: idle for too long; `transport`: a protocol or TLS error; `reset`: stateless reset. */
+  readonly cause: "application" | "timed-out" | "transport" | "reset";
+}
+
+/** Figures of a QUIC connection. */
+export interface QuicStats {
+  /** Round-trip time in milliseconds, smoothed (RFC 9002 §5.3). */
+  readonly rttMs: number;
+  readonly sentPackets: number;
+  readonly lostPackets: number;
+  /** Bytes in UDP payloads. */
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+  /** Congestion window in bytes (RFC 9002 §7). */
+  readonly congestionWindow: number;
+  /** UDP payload in bytes that the path takes (RFC 8899). */
+  readonly mtu: number;
+}
+
+/** Limits on the reading of heads. */
+export interface HeadOptions {
+  /** Longest head in bytes. Default 16384. */
+  headLimit?: number;
+  /** Longest time in milliseconds from the connection (or the stream) to the blank line, TLS handshake included. Default 10000. */
+  headTimeoutMs?: number;
+  /** Most heads being read at a time; one more and the oldest is delivered with the error `limit`. Default 4096. */
+  maxPendingHeads?: number;
+}
+
+export interface ListenTcpOptions extends HeadOptions {
+  /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
+  address: string;
+  tls?: ServerTls;
+}
+
+export interface ConnectTcpOptions {
+  /** A name or an address; IPv6 without brackets, with a zone if need be. */
+  host: string;
+  port: number;
+  /** Longest time in milliseconds for everything: name, connection and TLS handshake. */
+  timeoutMs: number;
+  tls?: ClientTls;
+  signal?: AbortSignal;
+}
+
+export interface ListenQuicOptions {
+  /** As {@link ListenTcpOptions.address}. */
+  address: string;
+  tls: ServerTls;
+  /** Protocols offered, the preferred one first (RFC 7301). */
+  alpn: string[];
+  transport?: QuicTransport;
+  /** Longest handshake in milliseconds. Default 10000. */
+  handshakeTimeoutMs?: number;
+  /** Most unfinished handshakes; more are refused. Default 4096. */
+  maxPendingHandshakes?: number;
+  /** From so many unfinished handshakes on, addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0 validates always. */
+  retryThreshold?: number;
+  /** Called for handshakes that failed, at most 64 waiting; more are dropped. */
+  onHandshakeError?: (failure: { remote: string; error: NetError }) => void;
+}
+
+export interface ConnectQuicOptions {
+  host: string;
+  port: number;
+  /** The name the server's certificate must have. Default `host`. */
+  serverName?: string;
+  tls: ClientTls;
+  alpn: string[];
+  transport?: QuicTransport;
+  /** Longest time in milliseconds for everything: name and handshake. */
+  timeoutMs: number;
+  signal?: AbortSignal;
+}
+
+export interface ExchangeOptions {
+  /** Longest time in milliseconds, the wait for a free stream included. */
+  timeoutMs: number;
+  /** Longest answer head in bytes. Default 16384. */
+  headLimit?: number;
+  signal?: AbortSignal;
+}
+
+export interface SpliceOptions {
+  /** Written to `a` before anything that comes from `b`, in the same packet where it fits. Not counted. */
+  prologueToA?: Uint8Array;
+  /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
+  idleTimeoutMs?: number;
+  signal?: AbortSignal;
+}
+
+export interface SpliceResult {
+  /** Bytes read from `a` and written to `b`. */
+  readonly aToB: number;
+  readonly bToA: number;
+  /** Missing where both directions ended in good order; else what happened first. Both streams were then reset. */
+  readonly error?: NetError;
+  /** The stream that the error came from; missing for `cancelled` and `timed-out`. */
+  readonly errorSide?: "a" | "b";
+}
+
+/** Transport parameters of QUIC (RFC 9000 §18.2) and what the sender does. */
+export interface QuicTransport {
+  /** A PING every so many milliseconds. Default 3000; 0 sends none. */
+  keepAliveMs?: number;
+  /** Silence in milliseconds after which the connection is lost. Default 10000; 0 never. */
+  idleTimeoutMs?: number;
+  /** Bidirectional streams the peer may have open at once. Default 16. */
+  maxPeerStreams?: number;
+  /** Bytes one stream may have under way, unread. Default 8 MiB. */
+  streamWindow?: number;
+  /** Bytes all streams of a connection may have under way, unread; 0 for no limit but the streams' own. Default 0. */
+  connectionWindow?: number;
+  /** Bytes sent and not yet acknowledged on all streams of a connection. Default 32 MiB. */
+  sendWindow?: number;
+  /** Default `cubic` (RFC 9438). */
+  congestion?: "cubic" | "bbr" | "newreno";
+  /** Largest UDP payload tried (RFC 8899). Default 1452. */
+  maxMtu?: number;
+}
+
+/** What a TLS server shows and asks. PEM texts, not file names. */
+export interface ServerTls {
+  /** The certificate chain, the server's own first. */
+  cert: string;
+  /** Its private key: PKCS #8, PKCS #1 or SEC 1, not encrypted. */
+  key: string;
+  /** Require a client certificate issued by one of these. */
+  clientCa?: string;
+  /** Refuse client certificates on these revocation lists (RFC 5280 §5). Needs `clientCa`. */
+  clientCrl?: string;
+}
+
+/** What a TLS client believes and shows. PEM texts, not file names. */
+export interface ClientTls {
+  /** Trust these authorities alone. Default: the system's, or Mozilla's where the system has none. */
+  ca?: string;
+  /** Trust the system's authorities as well as `ca`. Default `false`. */
+  systemRoots?: boolean;
+  /** The client's own certificate chain and key. */
+  cert?: string;
+  key?: string;
+  /** Accept any certificate. Default `false`. */
+  insecureSkipVerify?: boolean;
+  /** SHA-256 of the server's certificate (DER), 64 hexadecimal digits, colons allowed; any of these. Without `ca` it replaces all other checks. */
+  pinSha256?: string[];
+}
