@@ -1,0 +1,450 @@
+//! The two halves of a stream, whatever carries it: TCP, TLS over TCP, or QUIC. A half that is dropped before its direction ended aborts
+//! it, so that no path through the code, not even a panic, can make a truncated stream look finished.
+use std::future::poll_fn;
+use std::io::{ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::task::{ready, Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use quinn::{RecvStream, SendStream, VarInt};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::error::Fault;
+
+/// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
+pub const RESET: u32 = 1;
+
+/// Chunks of QUIC data written to a socket in one system call.
+const VECTORS: usize = 64;
+const SMALL_READ: usize = 8 << 10;
+const LARGE_READ: usize = 256 << 10;
+/// After the end of both directions a peer that still sends is read, and ignored, for so long: closing at once would reset the
+/// connection, and it could lose the answer it has not read yet (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// A TCP connection that both halves share.
+pub struct Tcp {
+    pub stream: TcpStream,
+    /// A write failed. The kernel reports an error once, and then an end: that end is none.
+    broken: AtomicBool,
+}
+
+impl Tcp {
+    pub fn new(stream: TcpStream) -> Arc<Self> {
+        Arc::new(Self {
+            stream,
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    /// The connection will be reset (RST) as soon as its last half is gone.
+    fn abort(&self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)); // fails on a connection that is gone already
+    }
+
+    fn failed(&self, error: std::io::Error) -> Fault {
+        self.broken.store(true, Ordering::Relaxed);
+        Fault::stream(&error)
+    }
+
+    /// Resolves when the connection is reset, also when nobody reads or writes.
+    pub async fn reset(&self) -> Fault {
+        loop {
+            if let Err(e) = self.stream.ready(Interest::ERROR).await {
+                return self.failed(e);
+            }
+            match self.stream.take_error() {
+                Ok(Some(e)) | Err(e) => return self.failed(e),
+                Ok(None) if self.broken.load(Ordering::Relaxed) => return self.failed(ErrorKind::ConnectionReset.into()),
+                // readiness without an error: wait for the next
+                Ok(None) => drop(self.stream.try_io(Interest::ERROR, || Err::<(), _>(ErrorKind::WouldBlock.into()))),
+            }
+        }
+    }
+
+    /// Reads and ignores what the peer still sends, up to its end.
+    pub async fn linger(&self) {
+        let mut scratch = vec![0; 16 << 10];
+        let mut left = LINGER_BYTES;
+        let drain = async {
+            while self.stream.readable().await.is_ok() {
+                match self.stream.try_read(&mut scratch) {
+                    Ok(0) => return,
+                    Ok(n) if n > left => return,
+                    Ok(n) => left -= n,
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, drain).await; // what comes later is answered with RST
+    }
+
+    async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < chunks.len() {
+            let written = {
+                let mut slices = [IoSlice::new(&[]); VECTORS];
+                let mut n = 0;
+                for (slice, chunk) in slices.iter_mut().zip(&chunks[at..]) {
+                    *slice = IoSlice::new(chunk);
+                    n += 1;
+                }
+                self.stream.try_write_vectored(&slices[..n])
+            };
+            match written {
+                Ok(mut n) => {
+                    while at < chunks.len() && n >= chunks[at].len() {
+                        n -= chunks[at].len();
+                        chunks[at] = Bytes::new(); // frees QUIC's buffer now
+                        at += 1;
+                    }
+                    if n > 0 {
+                        chunks[at].advance(n);
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.stream.writable().await.map_err(|e| self.failed(e))?,
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What tokio-rustls runs on, so that the socket below stays in reach.
+pub struct TlsTransport(pub Arc<Tcp>);
+
+impl AsyncRead for TlsTransport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        loop {
+            ready!(self.0.stream.poll_read_ready(cx))?;
+            match self.0.stream.try_read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsTransport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        loop {
+            ready!(self.0.stream.poll_write_ready(cx))?;
+            match self.0.stream.try_write(buf) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(SockRef::from(&self.0.stream).shutdown(std::net::Shutdown::Write))
+    }
+}
+
+pub enum Source {
+    Tcp(Arc<Tcp>),
+    Tls(ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
+    Quic(RecvStream),
+}
+
+pub enum Sink {
+    Tcp(Arc<Tcp>),
+    Tls(WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
+    Quic(SendStream),
+}
+
+/// What a half does when it is dropped before its end; shared with whoever may drop it.
+#[derive(Default)]
+pub struct OnDrop {
+    /// Plus one; zero stands for none given, which is [`RESET`].
+    code: AtomicU32,
+    /// TCP: leave the connection to the other half instead of resetting it.
+    quiet: AtomicBool,
+}
+
+impl OnDrop {
+    /// The first that says why is right.
+    pub fn set_code(&self, code: u32) {
+        let _ = self
+            .code
+            .compare_exchange(0, code.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub fn set_quiet(&self) {
+        self.quiet.store(true, Ordering::Relaxed);
+    }
+
+    fn code(&self) -> VarInt {
+        VarInt::from_u32(match self.code.load(Ordering::Relaxed) {
+            0 => RESET,
+            n => n - 1,
+        })
+    }
+}
+
+pub struct Reader {
+    /// What came with a head and is still to be read.
+    pub prefix: Bytes,
+    pub source: Source,
+    ended: bool,
+    on_drop: Arc<OnDrop>,
+}
+
+pub struct Writer {
+    pub sink: Sink,
+    ended: bool,
+    on_drop: Arc<OnDrop>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        match &mut self.source {
+            Source::Quic(stream) => {
+                if !self.ended {
+                    let _ = stream.stop(self.on_drop.code()); // fails on a stream that is gone already
+                }
+            }
+            Source::Tcp(tcp) | Source::Tls(_, tcp) => {
+                if !self.ended && !self.on_drop.quiet.load(Ordering::Relaxed) {
+                    tcp.abort();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        match &mut self.sink {
+            Sink::Quic(stream) => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => tcp.abort(),
+        }
+    }
+}
+
+impl Reader {
+    pub fn new(source: Source, on_drop: Arc<OnDrop>) -> Self {
+        Self {
+            prefix: Bytes::new(),
+            source,
+            ended: false,
+            on_drop,
+        }
+    }
+
+    pub fn on_drop(&self) -> &Arc<OnDrop> {
+        &self.on_drop
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The socket below, where there is one.
+    pub fn tcp(&self) -> Option<&Arc<Tcp>> {
+        match &self.source {
+            Source::Tcp(tcp) | Source::Tls(_, tcp) => Some(tcp),
+            Source::Quic(_) => None,
+        }
+    }
+
+    /// The next bytes; `None` at the end of the direction.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, Fault> {
+        if !self.prefix.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.prefix)));
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        let mut buffer = ReadBuffer::default();
+        let data = match &mut self.source {
+            Source::Quic(stream) => stream
+                .read_chunk(LARGE_READ, true)
+                .await
+                .map_err(|e| Fault::quic_read(&e))?
+                .map(|c| c.bytes),
+            Source::Tcp(tcp) => buffer.read_tcp(tcp).await?,
+            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await?,
+        };
+        self.ended = data.is_none();
+        Ok(data)
+    }
+
+    /// As [`Reader::read`], with a buffer that grows with the traffic and holds nothing while it waits.
+    pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
+        if !self.prefix.is_empty() || self.ended {
+            return self.read().await;
+        }
+        let data = match &mut self.source {
+            Source::Tcp(tcp) => buffer.read_tcp(tcp).await?,
+            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await?,
+            Source::Quic(_) => return self.read().await,
+        };
+        self.ended = data.is_none();
+        Ok(data)
+    }
+
+    /// All QUIC chunks that are ready, into `chunks`; how many, or `None` at the end. For QUIC sources without a prefix.
+    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>) -> Result<Option<usize>, Fault> {
+        let Source::Quic(stream) = &mut self.source else {
+            return Err(Fault::new("internal", "Not a QUIC stream"));
+        };
+        chunks.resize(VECTORS, Bytes::new());
+        let n = stream.read_chunks(chunks).await.map_err(|e| Fault::quic_read(&e))?;
+        self.ended = n.is_none();
+        Ok(n)
+    }
+}
+
+impl Writer {
+    pub fn new(sink: Sink, on_drop: Arc<OnDrop>) -> Self {
+        Self {
+            sink,
+            ended: false,
+            on_drop,
+        }
+    }
+
+    pub fn on_drop(&self) -> &Arc<OnDrop> {
+        &self.on_drop
+    }
+
+    pub fn tcp(&self) -> Option<&Arc<Tcp>> {
+        match &self.sink {
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => Some(tcp),
+            Sink::Quic(_) => None,
+        }
+    }
+
+    /// Resolves when all of it was taken by the socket or the send window.
+    pub async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
+        if self.ended {
+            return Err(Fault::closed());
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        match &mut self.sink {
+            Sink::Quic(stream) => stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e)),
+            Sink::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
+            Sink::Tls(stream, tcp) => match stream.write_all(&data).await {
+                Ok(()) => stream.flush().await.map_err(|e| tcp.failed(e)),
+                Err(e) => Err(tcp.failed(e)),
+            },
+        }
+    }
+
+    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), Fault> {
+        match &mut self.sink {
+            Sink::Tcp(tcp) => tcp.write_vectored(chunks).await,
+            _ => {
+                for chunk in chunks {
+                    self.write(std::mem::take(chunk)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the direction in good order.
+    pub async fn finish(&mut self) -> Result<(), Fault> {
+        if self.ended {
+            return Ok(());
+        }
+        match &mut self.sink {
+            Sink::Quic(stream) => {
+                if stream.finish().is_err() {
+                    return Err(Fault::closed());
+                }
+            }
+            Sink::Tcp(tcp) => SockRef::from(&tcp.stream)
+                .shutdown(std::net::Shutdown::Write)
+                .map_err(|e| tcp.failed(e))?,
+            Sink::Tls(stream, tcp) => stream.shutdown().await.map_err(|e| tcp.failed(e))?,
+        }
+        self.ended = true;
+        Ok(())
+    }
+}
+
+/// The buffer of a reading direction: small for a conversation, large for a download, none while it waits.
+#[derive(Default)]
+pub struct ReadBuffer {
+    bytes: BytesMut,
+    size: usize,
+}
+
+impl ReadBuffer {
+    fn make_room(&mut self) -> usize {
+        self.size = self.size.clamp(SMALL_READ, LARGE_READ);
+        if self.bytes.capacity() < SMALL_READ / 4 {
+            self.bytes = BytesMut::with_capacity(self.size);
+        }
+        self.bytes.capacity()
+    }
+
+    fn grow_after(&mut self, read: usize, room: usize) {
+        if read == room {
+            self.size = (self.size * 4).min(LARGE_READ);
+        } else if read < self.size / 8 {
+            self.size = SMALL_READ;
+        }
+    }
+
+    async fn read_tcp(&mut self, tcp: &Tcp) -> Result<Option<Bytes>, Fault> {
+        loop {
+            poll_fn(|cx| {
+                let ready = tcp.stream.poll_read_ready(cx);
+                if ready.is_pending() {
+                    self.bytes = BytesMut::new();
+                }
+                ready
+            })
+            .await
+            .map_err(|e| tcp.failed(e))?;
+            let room = self.make_room();
+            match tcp.stream.try_read_buf(&mut self.bytes) {
+                Ok(0) if tcp.broken.load(Ordering::Relaxed) => return Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+                Ok(0) => return Ok(None),
+                Ok(n) => {
+                    self.grow_after(n, room);
+                    return Ok(Some(self.bytes.split().freeze()));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(tcp.failed(e)),
+            }
+        }
+    }
+
+    async fn read_tls(&mut self, stream: &mut ReadHalf<TlsStream<TlsTransport>>, tcp: &Tcp) -> Result<Option<Bytes>, Fault> {
+        let room = self.make_room();
+        match stream.read_buf(&mut self.bytes).await {
+            Ok(0) if tcp.broken.load(Ordering::Relaxed) => Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+            Ok(0) => Ok(None),
+            Ok(n) => {
+                self.grow_after(n, room);
+                Ok(Some(self.bytes.split().freeze()))
+            }
+            Err(e) => Err(tcp.failed(e)),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Finds the end of a request or response head in bytes as they come, and bounds how many heads are being read.
+//! It knows where a head ends, never what it says.
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use crate::error::Fault;
+use crate::lock;
+
+/// Collects a head. Its end is LF followed by LF or CRLF: a head with bare LFs is for the parser to refuse, not to wait for.
+pub struct HeadScanner {
+    buffer: BytesMut,
+    scanned: usize,
+    limit: usize,
+    /// The previous byte that counts was LF.
+    after_newline: bool,
+}
+
+impl HeadScanner {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            scanned: 0,
+            limit,
+            after_newline: false,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Takes more bytes. `Some` once the blank line was seen: the head with it, and what followed.
+    pub fn push(&mut self, data: Bytes) -> Result<Option<(Bytes, Bytes)>, Fault> {
+        if self.buffer.is_empty() {
+            // RFC 9112 §2.2: empty lines before a request line are ignored
+            let start = data.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(data.len());
+            self.limit = self.limit.saturating_sub(start);
+            self.buffer.extend_from_slice(&data[start..]);
+        } else {
+            self.buffer.extend_from_slice(&data);
+        }
+        while self.scanned < self.buffer.len() {
+            let byte = self.buffer[self.scanned];
+            self.scanned += 1;
+            match byte {
+                b'\n' if self.after_newline => {
+                    if self.scanned > self.limit {
+                        break;
+                    }
+                    let rest = self.buffer.split_off(self.scanned);
+                    return Ok(Some((std::mem::take(&mut self.buffer).freeze(), rest.freeze())));
+                }
+                b'\n' => self.after_newline = true,
+                b'\r' => {} // does not end the line by itself: the parser refuses it in the wrong place
+                b'\t' | 0x20..=0x7e | 0x80.. => self.after_newline = false,
+                _ => return Err(Fault::remote("head-malformed", format!("Control character {byte:#04x} in a head"))),
+            }
+        }
+        if self.scanned > self.limit || self.limit == 0 {
+            return Err(Fault::remote("head-too-large", "The head is too large"));
+        }
+        Ok(None)
+    }
+}
+
+/// Counts the heads (or handshakes) under way. One too many, and the oldest is told to give up: whoever is slow on purpose is the oldest.
+pub struct Gate {
+    max: usize,
+    state: Mutex<GateState>,
+}
+
+#[derive(Default)]
+struct GateState {
+    next: u64,
+    pending: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+/// A place in a [`Gate`], held while a head is being read.
+pub struct Ticket {
+    gate: Arc<Gate>,
+    number: u64,
+    evicted: oneshot::Receiver<()>,
+}
+
+impl Gate {
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max: max.max(1),
+            state: Mutex::default(),
+        })
+    }
+
+    pub fn enter(self: &Arc<Self>) -> Ticket {
+        let (tell, evicted) = oneshot::channel();
+        let mut state = lock(&self.state);
+        let number = state.next;
+        state.next += 1;
+        state.pending.insert(number, tell);
+        if state.pending.len() > self.max {
+            if let Some((_, oldest)) = state.pending.pop_first() {
+                let _ = oldest.send(()); // gone by itself meanwhile
+            }
+        }
+        Ticket {
+            gate: self.clone(),
+            number,
+            evicted,
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        lock(&self.state).pending.len()
+    }
+}
+
+impl Ticket {
+    /// Resolves when this place is taken away.
+    pub async fn evicted(&mut self) {
+        if (&mut self.evicted).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        lock(&self.gate.state).pending.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Found = Option<(Vec<u8>, Vec<u8>)>;
+
+    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, &'static str> {
+        let mut scanner = HeadScanner::new(limit);
+        for (i, part) in parts.iter().enumerate() {
+            match scanner.push(Bytes::copy_from_slice(part)) {
+                Ok(None) => {}
+                Ok(Some((head, rest))) => {
+                    let mut rest = rest.to_vec();
+                    parts[i + 1..].iter().for_each(|p| rest.extend_from_slice(p));
+                    return Ok(Some((head.to_vec(), rest)));
+                }
+                Err(fault) => return Err(fault.code),
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn every_split_finds_the_same_end() {
+        let text = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nSSH-2.0-x\r\n\r\n";
+        let want = Ok(Some((text[..35].to_vec(), text[35..].to_vec())));
+        assert_eq!(scan(&text.iter().map(std::slice::from_ref).collect::<Vec<_>>(), 100), want);
+        for i in 0..text.len() {
+            assert_eq!(scan(&[&text[..i], &text[i..]], 100), want, "split at {i}");
+        }
+    }
+
+    #[test]
+    fn bare_newlines_end_a_head_too() {
+        assert_eq!(scan(&[b"A\n\nB"], 100), Ok(Some((b"A\n\n".to_vec(), b"B".to_vec()))));
+        assert_eq!(scan(&[b"A\n\r\nB"], 100), Ok(Some((b"A\n\r\n".to_vec(), b"B".to_vec()))));
+    }
+
+    #[test]
+    fn leading_empty_lines_are_skipped_and_counted() {
+        assert_eq!(scan(&[b"\r\n\r\nA\r\n\r\n"], 100), Ok(Some((b"A\r\n\r\n".to_vec(), vec![]))));
+        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err("head-too-large"));
+    }
+
+    #[test]
+    fn limits_are_kept_to_the_byte() {
+        assert!(matches!(scan(&[b"AAAA\r\n\r\n"], 8), Ok(Some(_))));
+        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err("head-too-large"));
+        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err("head-too-large"));
+        assert_eq!(scan(&[b"AAAAAAAA"], 8), Ok(None));
+    }
+
+    #[test]
+    fn control_characters_are_refused_at_once() {
+        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err("head-malformed"));
+        assert_eq!(scan(&[b"A\0"], 100), Err("head-malformed"));
+        assert_eq!(scan(&[b"A\x7f"], 100), Err("head-malformed"));
+    }
+
+    #[test]
+    fn one_too_many_evicts_the_oldest() {
+        let gate = Gate::new(2);
+        let mut first = gate.enter();
+        let mut second = gate.enter();
+        let _third = gate.enter();
+        assert!(first.evicted.try_recv().is_ok());
+        assert!(second.evicted.try_recv().is_err());
+        drop(first);
+        drop(second);
+        assert_eq!(gate.len(), 1);
+    }
+}

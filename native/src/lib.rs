@@ -1,0 +1,650 @@
+//! The native engine of reverse-http: sockets, TLS, QUIC and the copying of bytes, behind the contract of `shared/net/types.ts`.
+//!
+//! JavaScript holds everything by number and says which number a call's result is to come under. Nothing here decides who may connect
+//! where, or what is answered: that is TypeScript's part.
+mod address;
+mod connect;
+mod error;
+mod half;
+mod head;
+mod hub;
+mod inbox;
+mod quic;
+mod splice;
+mod stream;
+mod tcp;
+mod tls;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use napi::bindgen_prelude::*;
+use napi_derive::napi;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::AbortHandle;
+
+use error::Fault;
+use hub::{Hub, Js, Outcome, Promise};
+use inbox::Inbox;
+use stream::{Halves, Stop, Stream};
+use tcp::{HeadLimits, Incoming};
+use tls::{ClientTls, ServerTls};
+
+/// A panic elsewhere must not make every later call panic too.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
+fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if RUNTIME.get().is_none() {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads.clamp(1, 64) as usize)
+            // name look-ups; a resolver that hangs must not take every thread there is
+            .max_blocking_threads(64)
+            .thread_name("reverse-http")
+            .enable_all()
+            .build()?;
+        let _ = RUNTIME.set(runtime); // another environment was faster
+    }
+    RUNTIME
+        .get()
+        .map(Runtime::handle)
+        .ok_or_else(|| std::io::Error::other("no runtime"))
+}
+
+enum Cancel {
+    Task(AbortHandle),
+    Splice(Arc<Stop>),
+}
+
+struct Connection {
+    quic: quinn::Connection,
+    /// The listener that brought it; 0 where this side dialled.
+    listener: u64,
+    streams: OnceLock<Arc<Inbox<Halves>>>,
+    requests: OnceLock<Arc<Inbox<Incoming>>>,
+}
+
+/// Everything that JavaScript holds, by number.
+struct Core {
+    hub: Arc<Hub>,
+    runtime: &'static Handle,
+    next: AtomicU64,
+    streams: Mutex<HashMap<u64, Arc<Stream>>>,
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    tcp_listeners: Mutex<HashMap<u64, Arc<tcp::Listener>>>,
+    quic_listeners: Mutex<HashMap<u64, Arc<quic::Listener>>>,
+    cancels: Mutex<HashMap<u64, Cancel>>,
+    warned: AtomicBool,
+    closed: AtomicBool,
+}
+
+/// Calls with this number are none: warnings come under it.
+const WARNING: f64 = 0.0;
+
+impl Core {
+    fn insert<T>(&self, table: &Mutex<HashMap<u64, T>>, item: T) -> Js {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(table).insert(id, item);
+        Js::Number(id as f64)
+    }
+
+    fn promise(&self, op: f64) -> Promise {
+        Promise::new(&self.hub, op)
+    }
+
+    fn warn(self: &Arc<Self>) -> Arc<quic::Warn> {
+        let core = self.clone();
+        Arc::new(move |message| {
+            if !core.warned.swap(true, Ordering::Relaxed) {
+                core.promise(WARNING).settle(Ok(Js::Text(message)));
+            }
+        })
+    }
+
+    fn stream(&self, id: f64) -> Option<Arc<Stream>> {
+        lock(&self.streams).get(&(id as u64)).cloned()
+    }
+
+    fn connection(&self, id: f64) -> Option<Arc<Connection>> {
+        lock(&self.connections).get(&(id as u64)).cloned()
+    }
+
+    fn add_stream(&self, halves: Halves) -> Js {
+        self.insert(&self.streams, Stream::new(halves))
+    }
+
+    fn add_connection(&self, quic: quinn::Connection, listener: u64) -> Js {
+        let (remote, alpn, certificate) = (quic::remote(&quic), quic::alpn(&quic), quic::peer_certificate(&quic));
+        let connection = Connection {
+            quic,
+            listener,
+            streams: OnceLock::new(),
+            requests: OnceLock::new(),
+        };
+        let id = self.insert(&self.connections, Arc::new(connection));
+        Js::Array(vec![
+            id,
+            Js::Text(remote),
+            Js::Text(alpn),
+            certificate.map_or(Js::Undefined, Js::Bytes),
+        ])
+    }
+
+    /// Flat, four values each: stream, remote, head, fault.
+    fn add_incoming(&self, items: Vec<Incoming>) -> Js {
+        let mut out = Vec::with_capacity(items.len() * 4);
+        for Incoming { halves, remote, head } in items {
+            let stream = match halves {
+                Some(halves) => Stream::new(halves),
+                None => Stream::dead(),
+            };
+            out.push(self.insert(&self.streams, stream));
+            out.push(Js::Text(remote));
+            match head {
+                Ok(head) => out.extend([Js::Latin1(head), Js::Undefined]),
+                Err(fault) => out.extend([Js::Undefined, Js::from(&fault)]),
+            }
+        }
+        Js::Array(out)
+    }
+
+    /// Runs `work` as a task whose result settles `op`.
+    fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = Outcome> + Send + 'static) {
+        if self.closed.load(Ordering::Relaxed) {
+            return drop(self.promise(op));
+        }
+        let promise = self.promise(op).or(Fault::cancelled());
+        let core = self.clone();
+        if !cancellable {
+            self.runtime.spawn(async move { promise.settle(work.await) });
+            return;
+        }
+        // held while the task is made, so that it cannot forget itself before it is known
+        let mut cancels = lock(&self.cancels);
+        let task = self.runtime.spawn(async move {
+            let outcome = work.await;
+            lock(&core.cancels).remove(&(op as u64));
+            promise.settle(outcome);
+        });
+        cancels.insert(op as u64, Cancel::Task(task.abort_handle()));
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let cancels = std::mem::take(&mut *lock(&self.cancels));
+        cancels.into_values().for_each(Cancel::cancel);
+        let listeners = std::mem::take(&mut *lock(&self.tcp_listeners));
+        listeners.values().for_each(|listener| listener.close());
+        let listeners = std::mem::take(&mut *lock(&self.quic_listeners));
+        listeners.values().for_each(|listener| listener.abort());
+        let connections = std::mem::take(&mut *lock(&self.connections));
+        connections.values().for_each(|connection| connection.quic.close(0u8.into(), b""));
+        let streams = std::mem::take(&mut *lock(&self.streams));
+        streams.values().for_each(|stream| stream.abort());
+    }
+}
+
+impl Cancel {
+    fn cancel(self) {
+        match self {
+            Self::Task(task) => task.abort(),
+            Self::Splice(stop) => stop.stop(),
+        }
+    }
+}
+
+#[napi(object)]
+pub struct HeadOptions {
+    pub limit: u32,
+    pub timeout_ms: u32,
+    pub max_pending: u32,
+}
+
+impl From<HeadOptions> for HeadLimits {
+    fn from(options: HeadOptions) -> Self {
+        Self {
+            bytes: options.limit as usize,
+            time: millis(options.timeout_ms),
+            pending: options.max_pending as usize,
+        }
+    }
+}
+
+#[napi(object)]
+pub struct HandshakeOptions {
+    pub timeout_ms: u32,
+    pub max_pending: u32,
+    pub retry_threshold: u32,
+}
+
+#[napi(object)]
+pub struct ConnectQuic {
+    pub host: String,
+    pub port: u16,
+    pub server_name: Option<String>,
+    pub tls: ClientTls,
+    pub alpn: Vec<String>,
+    pub transport: quic::Transport,
+    pub timeout_ms: u32,
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(ms.into())
+}
+
+/// Code and message, for calls that answer at once.
+fn verdict(result: std::result::Result<(), Fault>) -> Option<Vec<String>> {
+    result.err().map(|fault| vec![fault.code.to_owned(), fault.message])
+}
+
+fn gone(what: &str) -> Fault {
+    Fault::new("closed", format!("Cannot use the {what}: it is closed"))
+}
+
+/// The engine. `op` is the number under which the callback gets a call's result.
+#[napi]
+pub struct Engine {
+    core: Arc<Core>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.core.close();
+    }
+}
+
+#[napi]
+impl Engine {
+    /// `callback` gets an array of three values a result: number of the call, error or undefined, value.
+    #[napi(constructor)]
+    pub fn new(env: Env, callback: Function<'_, Unknown<'_>, ()>, threads: u32) -> Result<Self> {
+        let runtime = runtime(threads).map_err(|e| Error::from_reason(format!("Cannot start the native engine: {e}")))?;
+        let hub = Hub::new(&env, &callback)?;
+        let core = Core {
+            hub,
+            runtime,
+            next: AtomicU64::new(1),
+            streams: Mutex::default(),
+            connections: Mutex::default(),
+            tcp_listeners: Mutex::default(),
+            quic_listeners: Mutex::default(),
+            cancels: Mutex::default(),
+            warned: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// Whether results to come keep the program alive.
+    #[napi]
+    pub fn hold(&self, env: Env, on: bool) {
+        self.core.hub.hold(&env, on);
+    }
+
+    /// Ends everything.
+    #[napi]
+    pub fn close(&self) {
+        self.core.close();
+    }
+
+    /// What is held: streams, connections, TCP listeners, QUIC listeners.
+    #[napi]
+    pub fn held(&self) -> Vec<u32> {
+        let core = &self.core;
+        let listeners = [lock(&core.tcp_listeners).len(), lock(&core.quic_listeners).len()];
+        [lock(&core.streams).len(), lock(&core.connections).len(), listeners[0], listeners[1]]
+            .map(|n| n as u32)
+            .to_vec()
+    }
+
+    /// Gives a call up; its result is then `cancelled`, unless it was there already.
+    #[napi]
+    pub fn cancel(&self, op: f64) {
+        let cancel = lock(&self.core.cancels).remove(&(op as u64));
+        if let Some(cancel) = cancel {
+            cancel.cancel();
+        }
+    }
+
+    // ---- TCP
+
+    /// Listener and address.
+    #[napi]
+    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
+        let core = self.core.clone();
+        self.core.run(op, false, async move {
+            let listener = tcp::Listener::open(core.runtime, &address, tls.as_ref(), heads.into())?;
+            let bound = Js::Text(listener.address.clone());
+            Ok(Js::Array(vec![core.insert(&core.tcp_listeners, Arc::new(listener)), bound]))
+        });
+    }
+
+    /// See `Core::add_incoming`; null once it is closed.
+    #[napi]
+    pub fn tcp_accept(&self, op: f64, listener: f64) {
+        let promise = self.core.promise(op);
+        let Some(listener) = lock(&self.core.tcp_listeners).get(&(listener as u64)).cloned() else {
+            return promise.settle(Ok(Js::Null));
+        };
+        let core = self.core.clone();
+        listener.inbox.accept(promise, usize::MAX, move |items| core.add_incoming(items));
+    }
+
+    #[napi]
+    pub fn tcp_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
+        let listener = lock(&self.core.tcp_listeners).get(&(listener as u64)).cloned();
+        verdict(listener.ok_or_else(|| gone("listener")).and_then(|listener| listener.set_tls(&tls)))
+    }
+
+    #[napi]
+    pub fn tcp_close(&self, listener: f64) {
+        let listener = lock(&self.core.tcp_listeners).remove(&(listener as u64));
+        if let Some(listener) = listener {
+            listener.close();
+        }
+    }
+
+    /// Stream and remote.
+    #[napi]
+    pub fn connect_tcp(&self, op: f64, host: String, port: u16, timeout_ms: u32, tls: Option<ClientTls>, cancellable: bool) {
+        let core = self.core.clone();
+        self.core.run(op, cancellable, async move {
+            let (halves, remote) = tcp::dial(host, port, millis(timeout_ms), tls).await?;
+            Ok(Js::Array(vec![core.add_stream(halves), Js::Text(remote)]))
+        });
+    }
+
+    // ---- QUIC
+
+    /// Listener and address.
+    #[napi]
+    pub fn listen_quic(
+        &self,
+        op: f64,
+        address: String,
+        tls: ServerTls,
+        alpn: Vec<String>,
+        transport: quic::Transport,
+        handshakes: HandshakeOptions,
+    ) {
+        let core = self.core.clone();
+        self.core.run(op, false, async move {
+            let limits = quic::HandshakeLimits {
+                time: millis(handshakes.timeout_ms),
+                pending: handshakes.max_pending as usize,
+                retry_from: handshakes.retry_threshold as usize,
+            };
+            let listener = quic::Listener::open(core.runtime, &address, &tls, alpn, transport, limits, &*core.warn())?;
+            let bound = Js::Text(listener.address.clone());
+            Ok(Js::Array(vec![core.insert(&core.quic_listeners, Arc::new(listener)), bound]))
+        });
+    }
+
+    /// Connection, remote, protocol and certificate; or of a handshake that failed, undefined, remote and fault. Null once it is closed.
+    #[napi]
+    pub fn quic_accept(&self, op: f64, listener: f64) {
+        let promise = self.core.promise(op);
+        let id = listener as u64;
+        let Some(listener) = lock(&self.core.quic_listeners).get(&id).cloned() else {
+            return promise.settle(Ok(Js::Null));
+        };
+        let core = self.core.clone();
+        listener.inbox.accept(promise, 1, move |items| match items.into_iter().next() {
+            Some(quic::Arrival::Connection(connection)) => core.add_connection(connection, id),
+            Some(quic::Arrival::Failure { remote, fault }) => Js::Array(vec![Js::Undefined, Js::Text(remote), Js::from(&fault)]),
+            None => Js::Null,
+        });
+    }
+
+    #[napi]
+    pub fn quic_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
+        let listener = lock(&self.core.quic_listeners).get(&(listener as u64)).cloned();
+        verdict(listener.ok_or_else(|| gone("listener")).and_then(|listener| listener.set_tls(&tls)))
+    }
+
+    #[napi]
+    pub fn quic_stop_accepting(&self, listener: f64) {
+        let listener = lock(&self.core.quic_listeners).get(&(listener as u64)).cloned();
+        if let Some(listener) = listener {
+            listener.stop_accepting();
+        }
+    }
+
+    #[napi]
+    pub fn quic_close(&self, op: f64, listener: f64, code: u32, reason: String) {
+        let id = listener as u64;
+        let listener = lock(&self.core.quic_listeners).remove(&id);
+        let all = lock(&self.core.connections);
+        let connections = all.values().filter(|c| c.listener == id).map(|c| c.quic.clone()).collect();
+        drop(all);
+        self.core.run(op, false, async move {
+            if let Some(listener) = listener {
+                listener.close(code, &reason, connections).await;
+            }
+            Ok(Js::Undefined)
+        });
+    }
+
+    /// Connection, remote, protocol and certificate.
+    #[napi]
+    pub fn connect_quic(&self, op: f64, options: ConnectQuic, cancellable: bool) {
+        let core = self.core.clone();
+        let dial = quic::Dial {
+            host: options.host,
+            port: options.port,
+            server_name: options.server_name,
+            tls: options.tls,
+            alpn: options.alpn,
+            transport: options.transport,
+            limit: millis(options.timeout_ms),
+        };
+        self.core.run(op, cancellable, async move {
+            Ok(core.add_connection(quic::dial(dial, core.warn()).await?, 0))
+        });
+    }
+
+    /// A stream.
+    #[napi]
+    pub fn open_stream(&self, op: f64, connection: f64) {
+        let core = self.core.clone();
+        let connection = self.core.connection(connection);
+        self.core.run(op, false, async move {
+            let connection = connection.ok_or_else(|| gone("connection"))?;
+            Ok(core.add_stream(quic::open_stream(&connection.quic).await?))
+        });
+    }
+
+    /// A stream; null once the connection is closed.
+    #[napi]
+    pub fn accept_stream(&self, op: f64, connection: f64) {
+        let promise = self.core.promise(op);
+        let Some(connection) = self.core.connection(connection) else {
+            return promise.settle(Ok(Js::Null));
+        };
+        let inbox = connection.streams.get_or_init(|| {
+            let inbox = Arc::new(Inbox::new(16));
+            self.core
+                .runtime
+                .spawn(quic::accept_streams(connection.quic.clone(), inbox.clone()));
+            inbox
+        });
+        let core = self.core.clone();
+        inbox.accept(promise, 1, move |items| {
+            items.into_iter().next().map_or(Js::Null, |halves| core.add_stream(halves))
+        });
+    }
+
+    /// See `Core::add_incoming`; null once the connection is closed.
+    #[napi]
+    pub fn accept_requests(&self, op: f64, connection: f64, heads: HeadOptions) {
+        let promise = self.core.promise(op);
+        let Some(connection) = self.core.connection(connection) else {
+            return promise.settle(Ok(Js::Null));
+        };
+        let inbox = connection.requests.get_or_init(|| {
+            let inbox = Arc::new(Inbox::new(1024));
+            self.core
+                .runtime
+                .spawn(quic::accept_requests(connection.quic.clone(), inbox.clone(), heads.into()));
+            inbox
+        });
+        let core = self.core.clone();
+        inbox.accept(promise, usize::MAX, move |items| core.add_incoming(items));
+    }
+
+    /// A stream and the answer's head.
+    #[napi]
+    pub fn exchange(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32, cancellable: bool) {
+        let core = self.core.clone();
+        let connection = self.core.connection(connection);
+        let head = Bytes::copy_from_slice(head);
+        self.core.run(op, cancellable, async move {
+            let quic = connection.ok_or_else(|| gone("connection"))?.quic.clone();
+            let (halves, head) = quic::exchange(quic, head, millis(timeout_ms), head_limit as usize).await?;
+            Ok(Js::Array(vec![core.add_stream(halves), Js::Latin1(head)]))
+        });
+    }
+
+    #[napi]
+    pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
+        if let Some(connection) = self.core.connection(connection) {
+            connection.quic.close(code.into(), reason.as_bytes());
+        }
+    }
+
+    /// Code, reason, whether the far side closed it, and the cause. The connection's number is free after that.
+    #[napi]
+    pub fn connection_closed(&self, op: f64, connection: f64) {
+        let core = self.core.clone();
+        let id = connection as u64;
+        let connection = self.core.connection(connection);
+        // not through `run`: it must settle with the reason also when everything is being closed
+        let promise = self.core.promise(op);
+        self.core.runtime.spawn(async move {
+            let Some(connection) = connection else { return };
+            let error = quic::closed(&connection.quic).await;
+            lock(&core.connections).remove(&id);
+            let (code, reason, remote, cause) = quic::describe(&error);
+            promise.settle(Ok(Js::Array(vec![
+                Js::Number(code as f64),
+                Js::Text(reason),
+                Js::Bool(remote),
+                Js::Text(cause.into()),
+            ])));
+        });
+    }
+
+    /// Round trip in ms, packets sent and lost, bytes sent and received, congestion window, MTU; nothing once it is closed.
+    #[napi]
+    pub fn connection_stats(&self, connection: f64) -> Vec<f64> {
+        let Some(connection) = self.core.connection(connection) else {
+            return Vec::new();
+        };
+        let stats = connection.quic.stats();
+        let path = stats.path;
+        let counts = [
+            path.sent_packets,
+            path.lost_packets,
+            stats.udp_tx.bytes,
+            stats.udp_rx.bytes,
+            path.cwnd,
+            path.current_mtu.into(),
+        ];
+        std::iter::once(path.rtt.as_secs_f64() * 1000.0)
+            .chain(counts.into_iter().map(|n| n as f64))
+            .collect()
+    }
+
+    // ---- streams
+
+    #[napi]
+    pub fn read(&self, op: f64, stream: f64) {
+        let promise = self.core.promise(op);
+        if let Some(stream) = self.core.stream(stream) {
+            stream.read(self.core.runtime, promise);
+        }
+    }
+
+    #[napi]
+    pub fn write(&self, op: f64, stream: f64, data: &[u8]) {
+        let promise = self.core.promise(op);
+        if let Some(stream) = self.core.stream(stream) {
+            stream.write(self.core.runtime, Bytes::copy_from_slice(data), promise);
+        }
+    }
+
+    #[napi]
+    pub fn close_write(&self, stream: f64) {
+        if let Some(stream) = self.core.stream(stream) {
+            stream.close_write(self.core.runtime);
+        }
+    }
+
+    #[napi]
+    pub fn reset(&self, stream: f64, code: u32) {
+        if let Some(stream) = self.core.stream(stream) {
+            stream.reset(code);
+        }
+    }
+
+    #[napi]
+    pub fn stop_read(&self, stream: f64, code: u32) {
+        if let Some(stream) = self.core.stream(stream) {
+            stream.stop_read(code);
+        }
+    }
+
+    /// Ends the stream in good order and frees its number.
+    #[napi]
+    pub fn close_stream(&self, stream: f64) {
+        let stream = lock(&self.core.streams).remove(&(stream as u64));
+        if let Some(stream) = stream {
+            stream.close(self.core.runtime);
+        }
+    }
+
+    /// Bytes from a to b and from b to a, fault, and side of the fault (0 for a, 1 for b). Both numbers are free after that.
+    #[napi]
+    pub fn splice(&self, op: f64, a: f64, b: f64, prologue_to_a: Option<&[u8]>, idle_timeout_ms: u32, cancellable: bool) {
+        let core = self.core.clone();
+        let (Some(a_stream), Some(b_stream), true) = (core.stream(a), core.stream(b), a != b) else {
+            return drop(core.promise(op));
+        };
+        let prologue = prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default();
+        let idle = (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms));
+        let stop = Arc::new(Stop::default());
+        let halves = (a_stream.take(core.runtime, &stop), b_stream.take(core.runtime, &stop));
+        if cancellable {
+            lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
+        }
+        let promise = core.promise(op);
+        self.core.runtime.spawn(async move {
+            let done = splice::run(halves, prologue, idle, &stop).await;
+            {
+                let mut streams = lock(&core.streams);
+                streams.remove(&(a as u64));
+                streams.remove(&(b as u64));
+            }
+            if cancellable {
+                lock(&core.cancels).remove(&(op as u64));
+            }
+            let (fault, side) = match &done.fault {
+                None => (Js::Undefined, Js::Undefined),
+                Some((fault, side)) => (Js::from(fault), side.map_or(Js::Undefined, |side| Js::Number(side as u8 as f64))),
+            };
+            promise.settle(Ok(Js::Array(vec![
+                Js::Number(done.a_to_b as f64),
+                Js::Number(done.b_to_a as f64),
+                fault,
+                side,
+            ])));
+        });
+    }
+}

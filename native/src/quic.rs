@@ -1,0 +1,508 @@
+//! QUIC endpoints, connections and requests over quinn.
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::address::{canonical, display, lacks_family, to_bind};
+use crate::connect::connect;
+use crate::error::Fault;
+use crate::half::{Sink, Source};
+use crate::head::Gate;
+use crate::inbox::Inbox;
+use crate::stream::Halves;
+use crate::tcp::{read_head, HeadLimits, Incoming};
+use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
+
+/// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
+const UDP_BUFFER: usize = 8 << 20;
+/// With less a fast sender overruns it.
+const UDP_BUFFER_ENOUGH: usize = 2_500_000;
+/// Connections ready, requests ready, and not yet asked for.
+const READY: usize = 1024;
+/// Failed handshakes reported and not yet asked for.
+const FAILURES: usize = 64;
+/// quinn with GSO loses larger ones: a send must stay below 64 KiB.
+const MAX_MTU: u32 = 6_400;
+const MIN_MTU: u32 = 1_200;
+const DEFAULT_MTU: u32 = 1_452;
+/// How long the ends of connections may take to reach the wire.
+const TELL: Duration = Duration::from_millis(700);
+const DRAIN: Duration = Duration::from_millis(300);
+
+#[napi_derive::napi(object)]
+#[derive(Clone, Default)]
+pub struct Transport {
+    pub keep_alive_ms: Option<u32>,
+    pub idle_timeout_ms: Option<u32>,
+    pub max_peer_streams: Option<u32>,
+    pub stream_window: Option<u32>,
+    pub connection_window: Option<u32>,
+    pub send_window: Option<u32>,
+    pub congestion: Option<String>,
+    pub max_mtu: Option<u32>,
+}
+
+impl Transport {
+    fn config(&self) -> Result<Arc<TransportConfig>, Fault> {
+        let mut config = TransportConfig::default();
+        let millis = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
+        config.keep_alive_interval(millis(self.keep_alive_ms.unwrap_or(3_000)));
+        config.max_idle_timeout(
+            self.idle_timeout_ms
+                .map_or(Some(10_000), |ms| (ms > 0).then_some(ms))
+                .map(|ms| VarInt::from_u32(ms).into()),
+        );
+        config.max_concurrent_bidi_streams(self.max_peer_streams.unwrap_or(16).into());
+        config.max_concurrent_uni_streams(0u8.into());
+        config.datagram_receive_buffer_size(None);
+        config.stream_receive_window(self.stream_window.unwrap_or(8 << 20).into());
+        config.receive_window(match self.connection_window.unwrap_or(0) {
+            0 => VarInt::MAX, // a slow reader of one stream must not use up what the others may have
+            bytes => bytes.into(),
+        });
+        config.send_window(self.send_window.unwrap_or(32 << 20).into());
+        match self.congestion.as_deref() {
+            None | Some("cubic") => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
+            Some("bbr") => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+            Some("newreno") => config.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
+            Some(other) => {
+                return Err(Fault::new(
+                    "invalid",
+                    format!("Cannot use {other:?} for congestion control: it is cubic, bbr or newreno"),
+                ))
+            }
+        };
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.mtu());
+        config.mtu_discovery_config(Some(discovery));
+        Ok(Arc::new(config))
+    }
+
+    fn mtu(&self) -> u16 {
+        self.max_mtu.unwrap_or(DEFAULT_MTU).clamp(MIN_MTU, MAX_MTU) as u16
+    }
+
+    fn endpoint(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::default();
+        let _ = config.max_udp_payload_size(self.mtu().max(1_472)); // fails below 1,200 only
+        config
+    }
+}
+
+/// Called once where the kernel gives less than [`UDP_BUFFER_ENOUGH`].
+pub type Warn = dyn Fn(String) + Send + Sync;
+
+fn udp(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    raise_buffers(&socket);
+    let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
+    // Linux counts its own overhead in: it shows twice of what was asked
+    let got = if cfg!(target_os = "linux") { got / 2 } else { got };
+    if got < UDP_BUFFER_ENOUGH {
+        let remedy = if cfg!(target_os = "macos") {
+            format!("sysctl -w kern.ipc.maxsockbuf={}", 2 * UDP_BUFFER)
+        } else {
+            format!("sysctl -w net.core.rmem_max={UDP_BUFFER} net.core.wmem_max={UDP_BUFFER}")
+        };
+        warn(format!(
+            "The system limits UDP buffers to {got} bytes, which makes large transfers slow; raise it with: {remedy}"
+        ));
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn raise_buffers(socket: &Socket) {
+    // macOS refuses what is above its limit instead of giving less
+    let mut size = UDP_BUFFER;
+    while size > UDP_BUFFER / 64 && socket.set_recv_buffer_size(size).is_err() {
+        size /= 2;
+    }
+    size = UDP_BUFFER;
+    while size > UDP_BUFFER / 64 && socket.set_send_buffer_size(size).is_err() {
+        size /= 2;
+    }
+    #[cfg(target_os = "linux")]
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        use std::os::fd::AsRawFd;
+        let size = UDP_BUFFER as libc::c_int;
+        // SAFETY: a plain setsockopt with an int that outlives the call. Without CAP_NET_ADMIN it is refused, which is fine.
+        unsafe {
+            let value = &size as *const libc::c_int as *const libc::c_void;
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                value,
+                size_of::<libc::c_int>() as libc::socklen_t,
+            );
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct HandshakeLimits {
+    pub time: Duration,
+    pub pending: usize,
+    pub retry_from: usize,
+}
+
+/// What a listener hands over.
+pub enum Arrival {
+    Connection(Connection),
+    Failure { remote: String, fault: Fault },
+}
+
+pub struct Listener {
+    pub address: String,
+    pub inbox: Arc<Inbox<Arrival>>,
+    endpoint: Endpoint,
+    transport: Transport,
+    alpn: Vec<String>,
+    open: watch::Sender<bool>,
+}
+
+impl Listener {
+    pub fn open(
+        runtime: &Handle,
+        address: &str,
+        tls: &ServerTls,
+        alpn: Vec<String>,
+        transport: Transport,
+        limits: HandshakeLimits,
+        warn: &Warn,
+    ) -> Result<Self, Fault> {
+        let config = server_config(tls, &alpn, &transport)?;
+        let socket = bind(address, warn)?;
+        let _guard = runtime.enter();
+        let endpoint = Endpoint::new(transport.endpoint(), Some(config), socket, Arc::new(quinn::TokioRuntime))
+            .map_err(|e| Fault::bind(&e, address))?;
+        let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
+        let inbox = Arc::new(Inbox::new(READY));
+        let (open, closed) = watch::channel(true);
+        runtime.spawn(accept(endpoint.clone(), inbox.clone(), limits, closed));
+        Ok(Self {
+            address: bound.to_string(),
+            inbox,
+            endpoint,
+            transport,
+            alpn,
+            open,
+        })
+    }
+
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), Fault> {
+        let config = server_config(tls, &self.alpn, &self.transport)?;
+        self.endpoint.set_server_config(Some(config));
+        Ok(())
+    }
+
+    /// New connections are refused from now on.
+    pub fn stop_accepting(&self) {
+        self.open.send_replace(false);
+        self.inbox.close();
+    }
+
+    /// Closes every connection; resolves when the peers of `connections` were told.
+    pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
+        self.stop_accepting();
+        self.endpoint.close(code.into(), reason.as_bytes());
+        let told = async {
+            for connection in &connections {
+                told(connection).await;
+            }
+        };
+        let _ = timeout(TELL, told).await;
+        // then the socket goes too, unless handshakes that failed keep it a little longer
+        let _ = timeout(DRAIN, self.endpoint.wait_idle()).await;
+    }
+
+    /// As [`Listener::close`] without waiting.
+    pub fn abort(&self) {
+        self.stop_accepting();
+        self.endpoint.close(0u8.into(), b"");
+    }
+}
+
+fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, Fault> {
+    let crypto = tls::server(tls, QUIC_VERSIONS, alpn)?;
+    let crypto = QuicServerConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport.config()?);
+    Ok(config)
+}
+
+fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, Fault> {
+    let mut last = Fault::new("invalid", format!("Cannot listen on {address}: no address"));
+    for candidate in to_bind(address)? {
+        match udp(candidate, warn) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => {
+                last = Fault::bind(&e, address);
+                if !lacks_family(&e) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Handshakes run side by side: one that never ends holds up nobody.
+async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: HandshakeLimits, mut closed: watch::Receiver<bool>) {
+    let mut handshakes = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            _ = closed.wait_for(|open| !open) => break,
+        };
+        let Some(incoming) = incoming else { return };
+        while handshakes.try_join_next().is_some() {}
+        if handshakes.len() >= limits.pending || inbox.is_full() {
+            incoming.refuse();
+            continue;
+        }
+        if handshakes.len() >= limits.retry_from && !incoming.remote_address_validated() {
+            let _ = incoming.retry(); // fails where it was validated, which it was not
+            continue;
+        }
+        let remote = canonical(incoming.remote_address()).to_string();
+        let inbox = inbox.clone();
+        handshakes.spawn(async move {
+            let fault = match timeout(limits.time, async { incoming.accept()?.await }).await {
+                Ok(Ok(connection)) => {
+                    let _ = inbox.push(Arrival::Connection(connection)); // closed meanwhile: the connection goes with it
+                    return;
+                }
+                Ok(Err(e)) => Fault::quic_connect(&e, &remote),
+                Err(_) => Fault::new(
+                    "timed-out",
+                    format!("The handshake of {remote} is not complete in {} ms", limits.time.as_millis()),
+                ),
+            };
+            if inbox.len() < FAILURES {
+                let _ = inbox.push(Arrival::Failure { remote, fault });
+            }
+        });
+    }
+    drop(handshakes); // ends them
+    while let Some(incoming) = endpoint.accept().await {
+        incoming.refuse(); // told so at once, an agent tries another proxy instead of waiting for a time-out
+    }
+}
+
+pub struct Dial {
+    pub host: String,
+    pub port: u16,
+    pub server_name: Option<String>,
+    pub tls: ClientTls,
+    pub alpn: Vec<String>,
+    pub transport: Transport,
+    pub limit: Duration,
+}
+
+/// A connection to the first address of the host that takes one. Its endpoint, with a socket of its own, ends with it.
+pub async fn dial(options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
+    let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
+    tls::server_name(&name)?;
+    let name = name.split('%').next().unwrap_or(&name).to_owned();
+    let crypto = tls::client(&options.tls, QUIC_VERSIONS, &options.alpn)?;
+    let crypto = QuicClientConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(options.transport.config()?);
+    connect(&options.host, options.port, options.limit, |address| {
+        let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
+        let what = display(&options.host, options.port);
+        async move {
+            let local: SocketAddr = if address.is_ipv4() {
+                ([0, 0, 0, 0], 0).into()
+            } else {
+                ([0u16; 8], 0).into()
+            };
+            let endpoint = udp(local, &*warn)
+                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(quinn::TokioRuntime)))
+                .map_err(|e| Fault::connect(&e, &what))?;
+            let connecting = endpoint
+                .connect_with(config, address, &name)
+                .map_err(|e| Fault::new("invalid", format!("Cannot connect to {what}: {e}")))?;
+            connecting.await.map_err(|e| Fault::quic_connect(&e, &what))
+        }
+    })
+    .await
+}
+
+pub fn alpn(connection: &Connection) -> String {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol)
+        .map(|p| String::from_utf8_lossy(&p).into_owned())
+        .unwrap_or_default()
+}
+
+pub fn peer_certificate(connection: &Connection) -> Option<Bytes> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().map(|certificate| Bytes::copy_from_slice(certificate))
+}
+
+pub fn remote(connection: &Connection) -> String {
+    canonical(connection.remote_address()).to_string()
+}
+
+pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
+    let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
+    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink)))
+}
+
+/// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
+pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), Fault> {
+    let all = async {
+        let mut halves = open_stream(&connection).await?;
+        halves.writer.write(head).await?;
+        match read_head(&mut halves, bytes).await? {
+            Some(answer) => Ok((halves, answer)),
+            // no answer at all: the reader knows whether it was an end or a reset
+            None => Err(halves
+                .reader
+                .read()
+                .await
+                .err()
+                .unwrap_or_else(|| Fault::remote("head-truncated", "The stream ended without an answer"))),
+        }
+    };
+    match timeout(limit, all).await {
+        Ok(result) => result,
+        Err(_) => Err(Fault::new("timed-out", format!("No answer in {} ms", limit.as_millis()))),
+    }
+}
+
+/// Brings the streams that the peer opens, until the connection ends.
+pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>) {
+    loop {
+        inbox.space().await; // meanwhile the peer's stream limit holds it up
+        let Ok((sink, source)) = connection.accept_bi().await else {
+            return inbox.close();
+        };
+        let _ = inbox.push(Halves::new(Source::Quic(source), Sink::Quic(sink)));
+        // closed meanwhile: the stream is reset
+    }
+}
+
+/// Brings the requests on the streams that the peer opens, until the connection ends.
+pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>, limits: HeadLimits) {
+    let gate = Gate::new(limits.pending);
+    let remote = remote(&connection);
+    let mut heads = JoinSet::new();
+    loop {
+        inbox.space().await;
+        while heads.try_join_next().is_some() {}
+        let Ok((sink, source)) = connection.accept_bi().await else {
+            return inbox.close();
+        };
+        let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter());
+        let mut request = Box::pin(async move {
+            let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink));
+            let head = tokio::select! {
+                head = read_head(&mut halves, limits.bytes) => head,
+                () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
+                () = ticket.evicted() => Err(Fault::new("limit", "Too many heads are being read")),
+            };
+            if let Some(head) = head.transpose() {
+                let _ = inbox.push(Incoming {
+                    halves: Some(halves),
+                    remote,
+                    head,
+                }); // closed meanwhile: the stream is reset
+            }
+        });
+        // the head is mostly there with the stream: no task for that
+        if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            heads.spawn(request);
+        }
+    }
+}
+
+/// Why a connection is no more, once it is; where this side closed it, once that was sent.
+pub async fn closed(connection: &Connection) -> ConnectionError {
+    let error = connection.closed().await;
+    if error == ConnectionError::LocallyClosed {
+        let _ = timeout(TELL, told(connection)).await; // the network may be down
+    }
+    error
+}
+
+/// Resolves when CONNECTION_CLOSE was sent, or there is nobody left to send it to.
+async fn told(connection: &Connection) {
+    while connection.stats().frame_tx.connection_close == 0 {
+        match connection.close_reason() {
+            None | Some(ConnectionError::LocallyClosed) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Some(_) => return,
+        }
+    }
+}
+
+/// Application error code, reason, whether the far side closed it, and the cause as the contract names it.
+pub fn describe(error: &ConnectionError) -> (u64, String, bool, &'static str) {
+    match error {
+        ConnectionError::ApplicationClosed(close) => (
+            close.error_code.into_inner(),
+            String::from_utf8_lossy(&close.reason).into_owned(),
+            true,
+            "application",
+        ),
+        ConnectionError::LocallyClosed => (0, String::new(), false, "application"),
+        ConnectionError::TimedOut => (0, error.to_string(), false, "timed-out"),
+        ConnectionError::Reset => (0, error.to_string(), true, "reset"),
+        ConnectionError::ConnectionClosed(_) => (0, error.to_string(), true, "transport"),
+        _ => (0, error.to_string(), false, "transport"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert!(Transport::default().config().is_ok());
+        assert_eq!(Transport::default().mtu(), 1452);
+    }
+
+    #[test]
+    fn packet_sizes_stay_where_they_work() {
+        let mtu = |n| {
+            Transport {
+                max_mtu: Some(n),
+                ..Default::default()
+            }
+            .mtu()
+        };
+        assert_eq!((mtu(0), mtu(100_000)), (1200, 6400));
+    }
+
+    #[test]
+    fn unknown_congestion_control_is_named() {
+        let fault = Transport {
+            congestion: Some("vegas".into()),
+            ..Default::default()
+        }
+        .config()
+        .unwrap_err();
+        assert!(fault.message.contains("\"vegas\""));
+    }
+}

@@ -1,0 +1,321 @@
+//! A stream as JavaScript holds it: two lanes, each an ordered queue of calls on one half. A lane runs a task only while it has calls.
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, Notify};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::error::Fault;
+use crate::half::{OnDrop, Reader, Sink, Source, Writer};
+use crate::hub::{Js, Promise};
+use crate::lock;
+
+/// How long `close` goes on sending what was written before it.
+const FLUSH: Duration = Duration::from_secs(10);
+
+pub struct Stream {
+    reading: Lane<Reader, Read>,
+    writing: Lane<Writer, Write>,
+}
+
+struct Lane<H, C> {
+    on_drop: Arc<OnDrop>,
+    state: Mutex<State<H, C>>,
+}
+
+struct State<H, C> {
+    phase: Phase<H>,
+    queue: VecDeque<C>,
+}
+
+enum Phase<H> {
+    Idle(H),
+    /// A task has the half and works the queue off.
+    Busy(AbortHandle),
+    /// A copy has the half.
+    Spliced(Arc<Stop>),
+    Dead,
+}
+
+enum Read {
+    Next(Promise),
+    Take(oneshot::Sender<Reader>, Arc<Stop>),
+}
+
+enum Write {
+    Data(Bytes, Promise),
+    Finish,
+    Close(Option<Reader>),
+    Take(oneshot::Sender<Writer>, Arc<Stop>),
+}
+
+/// Ends a copy from outside.
+#[derive(Default)]
+pub struct Stop(Notify);
+
+impl Stop {
+    pub fn stop(&self) {
+        self.0.notify_one(); // kept for a copy that has not come to wait yet
+    }
+
+    pub async fn stopped(&self) {
+        self.0.notified().await
+    }
+}
+
+/// Both halves of one stream.
+pub struct Halves {
+    pub reader: Reader,
+    pub writer: Writer,
+}
+
+impl Halves {
+    pub fn new(source: Source, sink: Sink) -> Self {
+        Self {
+            reader: Reader::new(source, Arc::default()),
+            writer: Writer::new(sink, Arc::default()),
+        }
+    }
+}
+
+/// Halves that a copy waits for.
+pub struct Taking {
+    reader: oneshot::Receiver<Reader>,
+    writer: oneshot::Receiver<Writer>,
+}
+
+impl Taking {
+    pub async fn halves(self) -> Result<Halves, Fault> {
+        let reader = self.reader.await.map_err(|_| Fault::closed())?;
+        let writer = self.writer.await.map_err(|_| Fault::closed())?;
+        Ok(Halves { reader, writer })
+    }
+}
+
+impl<H, C> Lane<H, C> {
+    fn new(half: H, on_drop: Arc<OnDrop>) -> Self {
+        Self {
+            on_drop,
+            state: Mutex::new(State {
+                phase: Phase::Idle(half),
+                queue: VecDeque::new(),
+            }),
+        }
+    }
+
+    fn dead() -> Self {
+        Self {
+            on_drop: Arc::default(),
+            state: Mutex::new(State {
+                phase: Phase::Dead,
+                queue: VecDeque::new(),
+            }),
+        }
+    }
+
+    /// Adds a call. `start` makes the task where none runs; a lane that is gone drops the call, which settles its promise.
+    fn push(&self, call: C, start: impl FnOnce(H, C) -> AbortHandle) {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut state.phase, Phase::Dead) {
+            Phase::Idle(half) => state.phase = Phase::Busy(start(half, call)),
+            Phase::Busy(task) => {
+                state.phase = Phase::Busy(task);
+                state.queue.push_back(call);
+            }
+            gone => state.phase = gone,
+        }
+    }
+
+    /// The task's next call; gives the half back where there is none. `None` also where the lane was ended meanwhile.
+    fn next(&self, half: H) -> Option<(H, C)> {
+        let mut state = lock(&self.state);
+        if !matches!(state.phase, Phase::Busy(_)) {
+            return None;
+        }
+        let call = state.queue.pop_front();
+        if call.is_none() {
+            state.phase = Phase::Idle(half);
+            return None;
+        }
+        call.map(|call| (half, call))
+    }
+
+    /// Hands the half to a copy; calls made after that are dropped.
+    fn give(&self, half: H, to: oneshot::Sender<H>, stop: Arc<Stop>) {
+        let mut state = lock(&self.state);
+        if matches!(state.phase, Phase::Busy(_)) {
+            state.phase = Phase::Spliced(stop);
+            state.queue.clear();
+            let _ = to.send(half); // a copy that gave up drops the half, and so aborts it
+        }
+    }
+
+    /// Ends the lane now: the half is dropped wherever it is, calls under way are settled with `closed`.
+    fn kill(&self) -> Option<H> {
+        let mut state = lock(&self.state);
+        state.queue.clear();
+        match std::mem::replace(&mut state.phase, Phase::Dead) {
+            Phase::Idle(half) => Some(half),
+            Phase::Busy(task) => {
+                task.abort();
+                None
+            }
+            Phase::Spliced(stop) => {
+                stop.stop();
+                None
+            }
+            Phase::Dead => None,
+        }
+    }
+
+    fn is_spliced(&self) -> bool {
+        matches!(lock(&self.state).phase, Phase::Spliced(_))
+    }
+}
+
+impl Stream {
+    pub fn new(halves: Halves) -> Arc<Self> {
+        let Halves { reader, writer } = halves;
+        let (reader_drop, writer_drop) = (reader.on_drop().clone(), writer.on_drop().clone());
+        Arc::new(Self {
+            reading: Lane::new(reader, reader_drop),
+            writing: Lane::new(writer, writer_drop),
+        })
+    }
+
+    /// A stream that was over before anybody could use it.
+    pub fn dead() -> Arc<Self> {
+        Arc::new(Self {
+            reading: Lane::dead(),
+            writing: Lane::dead(),
+        })
+    }
+
+    pub fn read(self: &Arc<Self>, runtime: &Handle, promise: Promise) {
+        self.push_read(runtime, Read::Next(promise));
+    }
+
+    pub fn write(self: &Arc<Self>, runtime: &Handle, data: Bytes, promise: Promise) {
+        self.push_write(runtime, Write::Data(data, promise));
+    }
+
+    pub fn close_write(self: &Arc<Self>, runtime: &Handle) {
+        self.push_write(runtime, Write::Finish);
+    }
+
+    /// Takes both halves once the calls made before are done.
+    pub fn take(self: &Arc<Self>, runtime: &Handle, stop: &Arc<Stop>) -> Taking {
+        let (reader_to, reader) = oneshot::channel();
+        let (writer_to, writer) = oneshot::channel();
+        self.push_read(runtime, Read::Take(reader_to, stop.clone()));
+        self.push_write(runtime, Write::Take(writer_to, stop.clone()));
+        Taking { reader, writer }
+    }
+
+    pub fn reset(&self, code: u32) {
+        self.writing.on_drop.set_code(code);
+        if self.writing.is_spliced() {
+            self.reading.on_drop.set_code(code);
+        }
+        drop(self.writing.kill());
+    }
+
+    pub fn stop_read(&self, code: u32) {
+        self.reading.on_drop.set_code(code);
+        if !self.reading.is_spliced() {
+            self.reading.on_drop.set_quiet();
+        }
+        drop(self.reading.kill());
+    }
+
+    /// Ends both directions in good order; a copy is aborted.
+    pub fn close(self: &Arc<Self>, runtime: &Handle) {
+        if self.reading.is_spliced() || self.writing.is_spliced() {
+            return self.abort();
+        }
+        self.reading.on_drop.set_code(0);
+        self.reading.on_drop.set_quiet();
+        let reader = self.reading.kill();
+        let writing = matches!(lock(&self.writing.state).phase, Phase::Busy(_));
+        self.push_write(runtime, Write::Close(reader));
+        if writing {
+            let stream = self.clone();
+            // not a timer in the task: a write that hangs is what it is for
+            runtime.spawn(async move {
+                tokio::time::sleep(FLUSH).await;
+                drop(stream.writing.kill());
+            });
+        }
+    }
+
+    /// Ends both directions at once, as a reset.
+    pub fn abort(&self) {
+        drop(self.reading.kill());
+        drop(self.writing.kill());
+    }
+
+    fn push_read(self: &Arc<Self>, runtime: &Handle, call: Read) {
+        self.reading
+            .push(call, |half, call| runtime.spawn(self.clone().work_reads(half, call)).abort_handle());
+    }
+
+    fn push_write(self: &Arc<Self>, runtime: &Handle, call: Write) {
+        self.writing.push(call, |half, call| {
+            runtime.spawn(self.clone().work_writes(half, call)).abort_handle()
+        });
+    }
+
+    async fn work_reads(self: Arc<Self>, mut reader: Reader, mut call: Read) {
+        let _guard = OnPanic(&self.reading);
+        loop {
+            match call {
+                Read::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Js::Null, Js::Bytes))),
+                Read::Take(to, stop) => return self.reading.give(reader, to, stop),
+            }
+            match self.reading.next(reader) {
+                Some((half, next)) => (reader, call) = (half, next),
+                None => return,
+            }
+        }
+    }
+
+    async fn work_writes(self: Arc<Self>, mut writer: Writer, mut call: Write) {
+        let _guard = OnPanic(&self.writing);
+        loop {
+            match call {
+                Write::Data(data, promise) => promise.settle(writer.write(data).await.map(|()| Js::Undefined)),
+                Write::Finish => drop(writer.finish().await), // the next write tells what was wrong
+                Write::Take(to, stop) => return self.writing.give(writer, to, stop),
+                Write::Close(reader) => return close(writer, reader).await,
+            }
+            match self.writing.next(writer) {
+                Some((half, next)) => (writer, call) = (half, next),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Calls that wait behind one that panicked are settled too.
+struct OnPanic<'a, H, C>(&'a Lane<H, C>);
+
+impl<H, C> Drop for OnPanic<'_, H, C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            drop(self.0.kill());
+        }
+    }
+}
+
+/// The good end of a stream: finish, and for TCP let the peer read it.
+async fn close(mut writer: Writer, reader: Option<Reader>) {
+    let finished = timeout(FLUSH, writer.finish()).await;
+    let read_to_end = reader.as_ref().is_some_and(Reader::has_ended);
+    if let (Ok(Ok(())), false, Some(tcp)) = (finished, read_to_end, writer.tcp()) {
+        tcp.linger().await;
+    }
+}

@@ -1,0 +1,258 @@
+//! TCP listeners and connections, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::address::{canonical, to_bind};
+use crate::connect::connect;
+use crate::error::Fault;
+use crate::half::{Sink, Source, Tcp, TlsTransport};
+use crate::head::{Gate, HeadScanner, Ticket};
+use crate::inbox::Inbox;
+use crate::lock;
+use crate::stream::Halves;
+use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
+
+/// Connections the kernel may hold until they are accepted.
+const BACKLOG: i32 = 4096;
+/// Heads read and not yet asked for; at so many, accepting pauses and the kernel's queue fills.
+const READY: usize = 1024;
+/// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy)]
+pub struct HeadLimits {
+    pub bytes: usize,
+    pub time: Duration,
+    pub pending: usize,
+}
+
+/// A stream that was accepted, and its head or the reason why there is none.
+pub struct Incoming {
+    pub halves: Option<Halves>,
+    pub remote: String,
+    pub head: Result<bytes::Bytes, Fault>,
+}
+
+pub struct Listener {
+    pub address: String,
+    pub inbox: Arc<Inbox<Incoming>>,
+    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    task: AbortHandle,
+}
+
+impl Listener {
+    pub fn open(runtime: &Handle, address: &str, tls: Option<&ServerTls>, limits: HeadLimits) -> Result<Self, Fault> {
+        let tls = match tls {
+            Some(tls) => Some(Arc::new(Mutex::new(Arc::new(tls::server(tls, TCP_VERSIONS, &[])?)))),
+            None => None,
+        };
+        let socket = bind(address)?;
+        let bound = socket
+            .local_addr()
+            .ok()
+            .and_then(|a| a.as_socket())
+            .ok_or_else(|| Fault::new("internal", "A socket without an address"))?;
+        let _guard = runtime.enter();
+        let listener = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
+        let inbox = Arc::new(Inbox::new(READY));
+        let task = runtime.spawn(accept(listener, inbox.clone(), tls.clone(), limits)).abort_handle();
+        Ok(Self {
+            address: bound.to_string(),
+            inbox,
+            tls,
+            task,
+        })
+    }
+
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), Fault> {
+        let Some(current) = &self.tls else {
+            return Err(Fault::new(
+                "invalid",
+                format!("Cannot set certificates: {} listens without TLS", self.address),
+            ));
+        };
+        *lock(current) = Arc::new(tls::server(tls, TCP_VERSIONS, &[])?);
+        Ok(())
+    }
+
+    /// The socket closes with the task, heads being read are given up.
+    pub fn close(&self) {
+        self.task.abort();
+        self.inbox.close();
+    }
+}
+
+fn bind(address: &str) -> Result<Socket, Fault> {
+    let mut last = Fault::new("invalid", format!("Cannot listen on {address}: no address"));
+    for candidate in to_bind(address)? {
+        let open = || {
+            let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
+            if candidate.is_ipv6() {
+                socket.set_only_v6(!candidate.ip().is_unspecified())?;
+            }
+            socket.set_reuse_address(true)?; // a restart need not wait for the old connections' TIME_WAIT
+            socket.set_nonblocking(true)?;
+            // accepted connections inherit these on Linux and macOS
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_keepalive(&keepalive())?;
+            socket.bind(&candidate.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        match open() {
+            Ok(socket) => return Ok(socket),
+            Err(e) => {
+                last = Fault::bind(&e, address);
+                if !crate::address::lacks_family(&e) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
+}
+
+async fn accept(
+    listener: TcpListener,
+    inbox: Arc<Inbox<Incoming>>,
+    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    limits: HeadLimits,
+) {
+    let gate = Gate::new(limits.pending);
+    // dropping it with this task gives up the heads being read
+    let mut heads = tokio::task::JoinSet::new();
+    loop {
+        inbox.space().await;
+        while heads.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(lock(tls).clone()));
+                heads.spawn(prepare(
+                    Tcp::new(stream),
+                    canonical(remote).to_string(),
+                    tls,
+                    limits,
+                    gate.enter(),
+                    inbox.clone(),
+                ));
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Handshake and head of one connection, within the limits.
+async fn prepare(
+    tcp: Arc<Tcp>,
+    remote: String,
+    tls: Option<TlsAcceptor>,
+    limits: HeadLimits,
+    mut ticket: Ticket,
+    inbox: Arc<Inbox<Incoming>>,
+) {
+    let mut halves = None; // outlives the reading: after a time-out the client is still to be answered
+    let reading = async {
+        let stream = halves.insert(match tls {
+            None => plain(tcp),
+            Some(acceptor) => match acceptor.accept(TlsTransport(tcp.clone())).await {
+                Ok(stream) => secure(TlsStream::Server(stream), tcp),
+                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None), // a health check
+                Err(e) => {
+                    return Err(Fault {
+                        remote: true,
+                        ..Fault::tls("The TLS handshake failed", e)
+                    })
+                }
+            },
+        });
+        read_head(stream, limits.bytes).await
+    };
+    let head = tokio::select! {
+        head = reading => head,
+        () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
+        () = ticket.evicted() => Err(Fault::new("limit", "Too many heads are being read")),
+    };
+    if let Some(head) = head.transpose() {
+        let _ = inbox.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it
+    }
+}
+
+/// Reads the head from the stream, leaving in it what follows. `None`: the peer went without a word, as health checks do.
+pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<bytes::Bytes>, Fault> {
+    let mut scanner = HeadScanner::new(limit);
+    loop {
+        match halves.reader.read().await {
+            Ok(Some(data)) => {
+                if let Some((head, rest)) = scanner.push(data)? {
+                    halves.reader.prefix = rest;
+                    return Ok(Some(head));
+                }
+            }
+            Ok(None) | Err(_) if scanner.is_empty() => return Ok(None),
+            Ok(None) => return Err(Fault::remote("head-truncated", "The stream ended within the head")),
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+fn plain(tcp: Arc<Tcp>) -> Halves {
+    Halves::new(Source::Tcp(tcp.clone()), Sink::Tcp(tcp))
+}
+
+fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
+    let (reader, writer) = tokio::io::split(stream);
+    Halves::new(Source::Tls(reader, tcp.clone()), Sink::Tls(writer, tcp))
+}
+
+/// A connection to the first address of `host` that takes one, and its address.
+pub async fn dial(host: String, port: u16, limit: Duration, tls: Option<ClientTls>) -> Result<(Halves, String), Fault> {
+    let tls = match tls {
+        None => None,
+        Some(options) => Some((
+            TlsConnector::from(Arc::new(tls::client(&options, TCP_VERSIONS, &[])?)),
+            tls::server_name(&host)?,
+        )),
+    };
+    connect(&host, port, limit, |address| {
+        let tls = tls.clone();
+        async move {
+            let tcp = Tcp::new(open(address).await.map_err(|e| Fault::connect(&e, &address.to_string()))?);
+            let remote = address.to_string();
+            let halves = match tls {
+                None => plain(tcp),
+                Some((connector, name)) => {
+                    let stream = connector.connect(name, TlsTransport(tcp.clone())).await;
+                    secure(
+                        TlsStream::Client(stream.map_err(|e| Fault::tls(&format!("Cannot connect to {address} over TLS"), e))?),
+                        tcp,
+                    )
+                }
+            };
+            Ok((halves, remote))
+        }
+    })
+    .await
+}
+
+async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
+    socket.connect(address).await
+}

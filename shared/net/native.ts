@@ -1,0 +1,430 @@
+// The contract on the native engine. The one place that knows there is an addon: it turns numbers and batches into objects and promises.
+import { loadAddon } from "./addon.ts";
+import { NetError, type NetErrorCode } from "./errors.ts";
+import type {
+  ClientTls,
+  ConnectQuicOptions,
+  ConnectTcpOptions,
+  Duplex,
+  ExchangeOptions,
+  HeadOptions,
+  Incoming,
+  ListenQuicOptions,
+  ListenTcpOptions,
+  Net,
+  QuicClosed,
+  QuicConnection,
+  QuicListener,
+  QuicStats,
+  QuicTransport,
+  ServerTls,
+  SpliceOptions,
+  SpliceResult,
+  TcpListener,
+} from "./types.ts";
+
+/** Settings of the native network. */
+export interface NativeNetOptions {
+  /** Threads that move bytes. Default 2. One set for all networks of a process: the first network's number counts. */
+  threads?: number;
+  /** Told once where the system allows smaller UDP buffers than are needed. */
+  warn?: (message: string) => void;
+  /** The addon's file. Default: the one built with the sources, or inside the executable. */
+  addon?: string;
+}
+
+/**
+ * The network on sockets of the system, with QUIC and TLS of its own.
+ * @throws {Error} where the addon cannot be loaded
+ */
+export function createNativeNet(options: NativeNetOptions = {}): Net {
+  const addon = loadAddon(options.addon) as { Engine: EngineConstructor };
+  return new NativeNet(addon.Engine, options);
+}
+
+/** As the addon hands it over: code, message, application error code, whether the far side caused it. */
+type Fault = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
+type Heads = { limit: number; timeoutMs: number; maxPending: number };
+type Verdict = [code: NetErrorCode, message: string] | null | undefined;
+
+interface Engine {
+  hold(on: boolean): void;
+  close(): void;
+  held(): number[];
+  cancel(op: number): void;
+  listenTcp(op: number, address: string, tls: ServerTls | undefined, heads: Heads): void;
+  tcpAccept(op: number, listener: number): void;
+  tcpSetTls(listener: number, tls: ServerTls): Verdict;
+  tcpClose(listener: number): void;
+  connectTcp(op: number, host: string, port: number, timeoutMs: number, tls: ClientTls | undefined, cancellable: boolean): void;
+  listenQuic(
+    op: number,
+    address: string,
+    tls: ServerTls,
+    alpn: string[],
+    transport: QuicTransport,
+    handshakes: { timeoutMs: number; maxPending: number; retryThreshold: number },
+  ): void;
+  quicAccept(op: number, listener: number): void;
+  quicSetTls(listener: number, tls: ServerTls): Verdict;
+  quicStopAccepting(listener: number): void;
+  quicClose(op: number, listener: number, code: number, reason: string): void;
+  connectQuic(op: number, options: object, cancellable: boolean): void;
+  openStream(op: number, connection: number): void;
+  acceptStream(op: number, connection: number): void;
+  acceptRequests(op: number, connection: number, heads: Heads): void;
+  exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number, cancellable: boolean): void;
+  closeConnection(connection: number, code: number, reason: string): void;
+  connectionClosed(op: number, connection: number): void;
+  connectionStats(connection: number): number[];
+  read(op: number, stream: number): void;
+  write(op: number, stream: number, data: Uint8Array): void;
+  closeWrite(stream: number): void;
+  reset(stream: number, code: number): void;
+  stopRead(stream: number, code: number): void;
+  closeStream(stream: number): void;
+  splice(op: number, a: number, b: number, prologue: Uint8Array | undefined, idleTimeoutMs: number, cancellable: boolean): void;
+}
+type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number) => Engine;
+
+interface Pending {
+  resolve(value: unknown): void;
+  reject(error: NetError): void;
+}
+
+/** Number of calls that are none: warnings come under it. */
+const WARNING = 0;
+
+function toError([code, message, appCode, remote]: Fault): NetError {
+  return new NetError(code, message, { appCode: appCode ?? undefined, remote });
+}
+
+/** The calls under way, by number. */
+class Calls {
+  readonly engine: Engine;
+  readonly #pending = new Map<number, Pending>();
+  #last = WARNING;
+
+  constructor(engine: EngineConstructor, options: NativeNetOptions) {
+    const warn = options.warn ?? (() => {});
+    this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? 2);
+  }
+
+  /** Starts a call that settles with what the engine answers to its number. */
+  call<T>(start: (op: number, engine: Engine) => void): Promise<T> {
+    return this.#call(start).promise as Promise<T>;
+  }
+
+  /**
+   * As {@link call}, given up when `signal` is aborted.
+   * @throws {NetError} `cancelled`
+   */
+  async cancellable<T>(signal: AbortSignal | undefined, start: (op: number, engine: Engine) => void): Promise<T> {
+    if (signal === undefined) return await this.call(start);
+    const { op, promise } = this.#call(start);
+    const cancel = () => this.engine.cancel(op);
+    if (signal.aborted) cancel();
+    signal.addEventListener("abort", cancel, { once: true });
+    try {
+      return await promise as T;
+    } finally {
+      signal.removeEventListener("abort", cancel);
+    }
+  }
+
+  #call(start: (op: number, engine: Engine) => void): { op: number; promise: Promise<unknown> } {
+    const op = ++this.#last;
+    const promise = new Promise<unknown>((resolve, reject) => {
+      try {
+        start(op, this.engine);
+      } catch (cause) {
+        // the engine takes no value of a wrong type
+        reject(new NetError("invalid", `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`, { cause }));
+        return;
+      }
+      this.#pending.set(op, { resolve, reject });
+      if (this.#pending.size === 1) this.engine.hold(true);
+    });
+    return { op, promise };
+  }
+
+  #settle(batch: unknown[], warn: (message: string) => void): void {
+    for (let i = 0; i < batch.length; i += 3) {
+      const op = batch[i] as number;
+      const fault = batch[i + 1] as Fault | undefined;
+      if (op === WARNING) {
+        warn(batch[i + 2] as string);
+        continue;
+      }
+      const pending = this.#pending.get(op);
+      this.#pending.delete(op);
+      if (fault) pending?.reject(toError(fault));
+      else pending?.resolve(batch[i + 2]);
+    }
+    if (this.#pending.size === 0) this.engine.hold(false);
+  }
+}
+
+function check(verdict: Verdict): void {
+  if (verdict) throw new NetError(verdict[0], verdict[1]);
+}
+
+function heads(options: HeadOptions): Heads {
+  return { limit: options.headLimit ?? 16_384, timeoutMs: options.headTimeoutMs ?? 10_000, maxPending: options.maxPendingHeads ?? 4_096 };
+}
+
+class NativeNet implements Net {
+  readonly #calls: Calls;
+
+  constructor(engine: EngineConstructor, options: NativeNetOptions) {
+    this.#calls = new Calls(engine, options);
+  }
+
+  async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
+    const [id, address] = await this.#calls.call<[number, string]>((op, engine) => engine.listenTcp(op, options.address, options.tls, heads(options)));
+    return new NativeTcpListener(this.#calls, id, address);
+  }
+
+  async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {
+    const { host, port, timeoutMs, tls, signal } = options;
+    checkPort(port);
+    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, timeoutMs, tls, signal !== undefined);
+    const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
+    return new NativeDuplex(this.#calls, id, remote);
+  }
+
+  async listenQuic(options: ListenQuicOptions): Promise<QuicListener> {
+    const handshakes = {
+      timeoutMs: options.handshakeTimeoutMs ?? 10_000,
+      maxPending: options.maxPendingHandshakes ?? 4_096,
+      retryThreshold: options.retryThreshold ?? 256,
+    };
+    const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
+      engine.listenQuic(op, options.address, options.tls, options.alpn, options.transport ?? {}, handshakes)
+    );
+    return new NativeQuicListener(this.#calls, id, address, options.onHandshakeError ?? (() => {}));
+  }
+
+  async connectQuic(options: ConnectQuicOptions): Promise<QuicConnection> {
+    const { signal, host, port, serverName, tls, alpn, timeoutMs } = options;
+    checkPort(port);
+    const wanted = { host, port, serverName, tls, alpn, timeoutMs, transport: options.transport ?? {} };
+    const opened = await this.#calls.cancellable<OpenedConnection>(signal, (op, engine) => engine.connectQuic(op, wanted, signal !== undefined));
+    return new NativeQuicConnection(this.#calls, opened);
+  }
+
+  async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {
+    if (!(a instanceof NativeDuplex && b instanceof NativeDuplex)) {
+      throw new NetError("invalid", "Cannot copy between streams of another network");
+    }
+    const { prologueToA, idleTimeoutMs, signal } = options;
+    const [aId, bId] = [a.give(), b.give()];
+    const start = (op: number, engine: Engine) => engine.splice(op, aId, bId, prologueToA, idleTimeoutMs ?? 0, signal !== undefined);
+    const [aToB, bToA, fault, side] = await this.#calls.cancellable<[number, number, Fault | undefined, 0 | 1 | undefined]>(signal, start);
+    return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+  }
+
+  close(): void {
+    this.#calls.engine.close();
+  }
+}
+
+/** The engine would take the number modulo 65536. */
+function checkPort(port: number): void {
+  if (!Number.isInteger(port) || port < 1 || port > 65_535) throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
+}
+
+class NativeDuplex implements Duplex {
+  readonly #calls: Calls;
+  readonly #id: number;
+  /** `given`: a copy has it, and it can still be ended. */
+  #state: "open" | "given" | "closed" = "open";
+
+  constructor(calls: Calls, id: number, readonly remote: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async read(): Promise<Uint8Array | null> {
+    this.#checkOpen();
+    return await this.#calls.call<Uint8Array | null>((op, engine) => engine.read(op, this.#id));
+  }
+
+  async write(data: Uint8Array): Promise<void> {
+    this.#checkOpen();
+    await this.#calls.call((op, engine) => engine.write(op, this.#id, data));
+  }
+
+  closeWrite(): void {
+    if (this.#state === "open") this.#calls.engine.closeWrite(this.#id);
+  }
+
+  reset(code: number): void {
+    if (this.#state !== "closed") this.#calls.engine.reset(this.#id, code);
+  }
+
+  stopRead(code: number): void {
+    if (this.#state !== "closed") this.#calls.engine.stopRead(this.#id, code);
+  }
+
+  close(): void {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    this.#calls.engine.closeStream(this.#id);
+  }
+
+  /**
+   * Its number, for a copy that takes it over.
+   * @throws {NetError} `closed`
+   */
+  give(): number {
+    this.#checkOpen();
+    this.#state = "given";
+    return this.#id;
+  }
+
+  #checkOpen(): void {
+    if (this.#state !== "open") throw new NetError("closed", "Cannot use the stream: it is closed");
+  }
+}
+
+/** Flat, four values each: stream, remote, head, fault. */
+type IncomingBatch = [number, string, string | undefined, Fault | undefined][number][];
+
+function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[] | null {
+  if (batch === null) return null;
+  const all: Incoming[] = [];
+  for (let i = 0; i < batch.length; i += 4) {
+    const fault = batch[i + 3] as Fault | undefined;
+    all.push({
+      stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
+      head: batch[i + 2] as string | undefined,
+      error: fault && toError(fault),
+    });
+  }
+  return all;
+}
+
+class NativeTcpListener implements TcpListener {
+  readonly #calls: Calls;
+  readonly #id: number;
+
+  constructor(calls: Calls, id: number, readonly address: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async accept(): Promise<Incoming[] | null> {
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.tcpAccept(op, this.#id)));
+  }
+
+  setTls(tls: ServerTls): void {
+    check(this.#calls.engine.tcpSetTls(this.#id, tls));
+  }
+
+  close(): void {
+    this.#calls.engine.tcpClose(this.#id);
+  }
+}
+
+/** What a listener's connections were closed with, once they were. */
+interface ListenerEnd {
+  closedWith?: { code: number; reason: string };
+}
+
+class NativeQuicListener implements QuicListener {
+  readonly #calls: Calls;
+  readonly #id: number;
+  readonly #onHandshakeError: (failure: { remote: string; error: NetError }) => void;
+  readonly #end: ListenerEnd = {};
+
+  constructor(calls: Calls, id: number, readonly address: string, onHandshakeError: (failure: { remote: string; error: NetError }) => void) {
+    this.#calls = calls;
+    this.#id = id;
+    this.#onHandshakeError = onHandshakeError;
+  }
+
+  async accept(): Promise<QuicConnection | null> {
+    for (;;) {
+      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, Fault] | null>((op, engine) => engine.quicAccept(op, this.#id));
+      if (arrived === null) return null;
+      if (arrived[0] !== undefined) return new NativeQuicConnection(this.#calls, arrived, this.#end);
+      this.#onHandshakeError({ remote: arrived[1], error: toError(arrived[2]) });
+    }
+  }
+
+  setTls(tls: ServerTls): void {
+    check(this.#calls.engine.quicSetTls(this.#id, tls));
+  }
+
+  stopAccepting(): void {
+    this.#calls.engine.quicStopAccepting(this.#id);
+  }
+
+  async close(code: number, reason: string): Promise<void> {
+    this.#end.closedWith ??= { code, reason };
+    await this.#calls.call((op, engine) => engine.quicClose(op, this.#id, code, reason));
+  }
+}
+
+type OpenedConnection = [id: number, remote: string, alpn: string, certificate: Uint8Array | undefined];
+
+class NativeQuicConnection implements QuicConnection {
+  readonly remote: string;
+  readonly alpn: string;
+  readonly peerCertificate?: Uint8Array;
+  readonly closed: Promise<QuicClosed>;
+  readonly #calls: Calls;
+  readonly #id: number;
+  #closedWith?: { code: number; reason: string };
+
+  constructor(calls: Calls, [id, remote, alpn, certificate]: OpenedConnection, listener: ListenerEnd = {}) {
+    this.#calls = calls;
+    this.#id = id;
+    this.remote = remote;
+    this.alpn = alpn;
+    this.peerCertificate = certificate;
+    this.closed = this.#whenClosed(listener);
+  }
+
+  async #whenClosed(listener: ListenerEnd): Promise<QuicClosed> {
+    const call = this.#calls.call<[number, string, boolean, QuicClosed["cause"]]>((op, engine) => engine.connectionClosed(op, this.#id));
+    const [code, reason, remote, cause] = await call;
+    const own = cause === "application" && !remote ? this.#closedWith ?? listener.closedWith : undefined;
+    return { code, reason, remote, cause, ...own };
+  }
+
+  async openStream(): Promise<Duplex> {
+    const id = await this.#calls.call<number>((op, engine) => engine.openStream(op, this.#id));
+    return new NativeDuplex(this.#calls, id, this.remote);
+  }
+
+  async acceptStream(): Promise<Duplex | null> {
+    const id = await this.#calls.call<number | null>((op, engine) => engine.acceptStream(op, this.#id));
+    return id === null ? null : new NativeDuplex(this.#calls, id, this.remote);
+  }
+
+  async exchange(head: Uint8Array, options: ExchangeOptions): Promise<{ stream: Duplex; head: string }> {
+    const { timeoutMs, headLimit, signal } = options;
+    const [id, answer] = await this.#calls.cancellable<[number, string]>(
+      signal,
+      (op, engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? 16_384, signal !== undefined),
+    );
+    return { stream: new NativeDuplex(this.#calls, id, this.remote), head: answer };
+  }
+
+  async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.acceptRequests(op, this.#id, heads(options))));
+  }
+
+  close(code: number, reason: string): void {
+    this.#closedWith ??= { code, reason };
+    this.#calls.engine.closeConnection(this.#id, code, reason);
+  }
+
+  stats(): QuicStats {
+    const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = this.#calls.engine
+      .connectionStats(this.#id);
+    return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu };
+  }
+}
