@@ -18,6 +18,8 @@ use crate::lock;
 const FLUSH: Duration = Duration::from_secs(10);
 
 pub struct Stream {
+    /// TCP knows no reset of one direction.
+    is_tcp: bool,
     reading: Lane<Reader, Read>,
     writing: Lane<Writer, Write>,
 }
@@ -222,6 +224,9 @@ impl Stream {
             self.reading.on_drop.set_code(code);
         }
         drop(self.writing.kill());
+        if self.is_tcp {
+            drop(self.reading.kill());
+        }
     }
 
     pub fn stop_read(&self, code: u32) {

@@ -1,0 +1,66 @@
+// Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
+import type { AllowList } from "../shared/allow_list.ts";
+import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, values } from "../shared/http/head.ts";
+import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import type { Logger } from "../shared/log.ts";
+import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
+import type { Incoming, Net } from "../shared/net/types.ts";
+
+export interface TunnelOptions {
+  net: Net;
+  allowList: AllowList;
+  log: Logger;
+  /** Longest wait in milliseconds for the connection to the destination. */
+  connectTimeoutMs: number;
+}
+
+const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
+
+/** Never rejects: what goes wrong is answered and logged. */
+export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {
+  const { net, log } = options;
+  let id: string | undefined;
+  let destination: string | undefined;
+  try {
+    if (head === undefined) throw new Refusal(400, "http_request_error", "The request head is malformed", [], { cause: error });
+    const request = parseRequestHead(head);
+    id = values(request.fields, "x-request-id")[0];
+    if (request.method !== "CONNECT") throw new Refusal(405, "http_request_denied", "Only CONNECT is served", [["Allow", "CONNECT"]]);
+    const authority = parseAuthority(request.target);
+    destination = formatAuthority(authority);
+    if (!options.allowList.allows(authority)) throw new Refusal(403, "http_request_denied", `${destination} is not on the allow-list of the agent`);
+    const target = await net.connectTcp({ ...authority, timeoutMs: options.connectTimeoutMs }).catch((cause) => {
+      throw toRefusal(cause, destination!);
+    });
+    const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, { prologueToA: ESTABLISHED });
+    const reason = broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
+    log.debug("tunnel", { id, destination, status: 200, sent: aToB, received: bToA, reason });
+  } catch (cause) {
+    const refusal = asRefusal(cause);
+    const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
+    if (refusal.status === 500) log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
+    else log.info("tunnel refused", { id, destination, status: refusal.status, reason });
+    await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone, and with it whoever asked
+    stream.close();
+  }
+}
+
+function asRefusal(cause: unknown): Refusal {
+  if (cause instanceof Refusal) return cause;
+  if (cause instanceof HeadError) return new Refusal(cause.status, "http_request_error", cause.message);
+  return new Refusal(500, "proxy_internal_error", "Internal error of the agent", [], { cause });
+}
+
+const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
+  "refused": [502, "connection_refused", "refused the connection"],
+  "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
+  "unknown-host": [502, "dns_error", "has a name that the agent does not know"],
+  "timed-out": [504, "connection_timeout", "did not answer in time"],
+  "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no descriptors or memory left"],
+};
+
+function toRefusal(cause: unknown, destination: string): unknown {
+  if (!(cause instanceof NetError)) return cause;
+  const [status, error, what] = STATUSES[cause.code] ?? [502, "destination_unavailable", "cannot be reached"];
+  return new Refusal(status, error, `${destination} ${what}`, [], { cause });
+}

@@ -1,0 +1,152 @@
+// Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
+import { readFile } from "node:fs/promises";
+import { createAllowList } from "../shared/allow_list.ts";
+import { type Authenticator, createNoAuth } from "../shared/auth/authenticator.ts";
+import { ConfigError } from "../shared/cli/option.ts";
+import { type DialRequest, startFront } from "../shared/front/front.ts";
+import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
+import { type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
+import type { Logger } from "../shared/log.ts";
+import { NetError } from "../shared/net/errors.ts";
+import type { Duplex, Net, ServerTls } from "../shared/net/types.ts";
+import { type AgentEvents, type AgentServer, startAgentServer } from "./agent_server.ts";
+import type { ProxyOptions } from "./options.ts";
+
+/** What the proxy is given besides its options. */
+export interface ProxyDeps extends AgentEvents {
+  net: Net;
+  log: Logger;
+  /** Replaces the scheme that `auth.type` names. */
+  authenticator?: Authenticator;
+}
+
+/** A running proxy. */
+export interface Proxy {
+  /** UDP address bound for agents. */
+  readonly agentAddress: string;
+  /** TCP address bound for clients. */
+  readonly clientAddress: string;
+  /** Ids of the agents held. */
+  readonly agents: number;
+  /** Resets the clients, tells the agents, frees the addresses. */
+  close(): Promise<void>;
+}
+
+/**
+ * Starts a proxy; it listens when the promise resolves.
+ * @throws {ConfigError} for options that cannot be used, before anything is opened
+ * @throws {NetError} when an address cannot be listened on
+ */
+export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
+  const { net, log } = deps;
+  const tls = await checkProxyOptions(options);
+  const allowList = createAllowList(options.httpProxy.hostWhitelist);
+  const authenticator = deps.authenticator ?? createNoAuth();
+
+  const agentListener = await net.listenQuic({
+    address: options.agentServer.listenAddress,
+    tls,
+    alpn: [ALPN],
+    transport: PROXY_TRANSPORT,
+    onHandshakeError: ({ remote, error }) => log.warn("agent handshake failed", { remote, reason: error.message }),
+  });
+  const clientListener = await net.listenTcp({ address: options.httpProxy.listenAddress }).catch(async (error) => {
+    await agentListener.close(CloseCode.shutdown, "shutting down");
+    throw error;
+  });
+  const agents = startAgentServer({ ...deps, listener: agentListener, authenticator });
+  const front = startFront({
+    net,
+    listener: clientListener,
+    authenticator,
+    allowList,
+    log,
+    dial: (request) => dialAgent(agents, request, options.agentServer.agent.dialTimeout),
+  });
+  log.info("listening", { agents: agentListener.address, clients: clientListener.address });
+  return {
+    agentAddress: agentListener.address,
+    clientAddress: clientListener.address,
+    get agents() {
+      return agents.size;
+    },
+    async close() {
+      front.close();
+      await agents.close();
+      await front.done;
+      log.info("stopped");
+    },
+  };
+}
+
+/**
+ * Reads the files that the options name: the certificate and key for agents.
+ * @throws {ConfigError}
+ */
+export async function checkProxyOptions(options: ProxyOptions): Promise<ServerTls> {
+  const { key, cert } = options.agentServer.tls.file;
+  if (key === undefined || cert === undefined) {
+    throw new ConfigError("Cannot start: --agent-server.tls.file.key and --agent-server.tls.file.cert are needed");
+  }
+  return { key: await readPem("agent-server.tls.file.key", key), cert: await readPem("agent-server.tls.file.cert", cert) };
+}
+
+async function readPem(option: string, file: string): Promise<string> {
+  try {
+    return await readFile(file, "utf8");
+  } catch (cause) {
+    throw new ConfigError(`Cannot read --${option}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** Asks the agent for a tunnel. */
+async function dialAgent(agents: AgentServer, request: DialRequest, timeoutMs: number): Promise<Duplex> {
+  const agent = agents.find(request.agentId);
+  if (!agent) throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
+  const authority = formatAuthority(request.destination);
+  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [["Host", authority], ["Proxy-Connection", "keep-alive"], ["X-Request-Id", request.id]]);
+  let answer;
+  try {
+    answer = await agent.exchange(head, { timeoutMs });
+  } catch (cause) {
+    throw toRefusal(cause);
+  }
+  const refusal = readAnswer(answer.head);
+  if (!refusal) return answer.stream;
+  answer.stream.close();
+  throw refusal;
+}
+
+function toRefusal(cause: unknown): unknown {
+  if (!(cause instanceof NetError)) return cause;
+  if (cause.code === "timed-out") return new Refusal(504, "http_response_timeout", "The agent did not answer in time", [], { cause });
+  return new Refusal(502, "connection_terminated", "The connection to the agent was lost", [], { cause });
+}
+
+/** The agent's own refusal is passed on: status and cause. */
+function readAnswer(head: string): Refusal | undefined {
+  let response;
+  try {
+    response = parseResponseHead(head);
+  } catch (cause) {
+    if (!(cause instanceof HeadError)) throw cause;
+    return new Refusal(502, "http_response_incomplete", "The agent's answer is malformed", [], { cause });
+  }
+  if (response.status >= 200 && response.status < 300) return undefined;
+  const [proxyStatus = ""] = values(response.fields, "proxy-status");
+  const error = /;\s*error=([a-z_]+)/.exec(proxyStatus)?.[1] as ProxyErrorType | undefined;
+  const details = /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(proxyStatus)?.[1]?.replace(/\\(.)/g, "$1");
+  switch (response.status) {
+    case 403:
+      return new Refusal(403, error ?? "http_request_denied", details ?? "The agent does not allow this destination");
+    case 504:
+      return new Refusal(504, error ?? "connection_timeout", details ?? "The agent's connection to the destination timed out");
+    case 400:
+    case 502:
+    case 503:
+      return new Refusal(response.status, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination");
+    default:
+      return new Refusal(502, error ?? "destination_unavailable", details ?? `The agent answered with status ${response.status}`);
+  }
+}

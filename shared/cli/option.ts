@@ -1,0 +1,132 @@
+// What an option is. One definition gives its flag, environment variable, configuration key, default, validation, help and type.
+import parseDuration from "parse-duration";
+
+/** Values by kind of option. */
+interface Kinds {
+  string: string;
+  /** A file's name. */
+  file: string;
+  /** `host:port`, `[host]:port` or `:port`. */
+  address: string;
+  /** Milliseconds; written as in Go: `300ms`, `10s`, `1m30s`, `24h`. */
+  duration: number;
+  boolean: boolean;
+  /** Repeatable, or comma-separated. */
+  list: string[];
+}
+type Kind = keyof Kinds;
+
+interface OptionOf<K extends Kind> {
+  readonly kind: K;
+  /** As it is written on the command line; without one, it is missing where nobody sets it. */
+  readonly default?: string;
+  /** One sentence: meaning, unit, meaning of zero. */
+  readonly description: string;
+  /** The values there are. */
+  readonly choices?: readonly string[];
+  /** The environment variable, where it is not made of the name. */
+  readonly env?: string;
+  /** Never shown. */
+  readonly secret?: boolean;
+  /** What is missing until it can be used: anything but the default is refused. */
+  readonly notBuilt?: string;
+  /** Why a value cannot be used; `undefined` where it can. */
+  readonly check?: (value: Kinds[K]) => string | undefined;
+}
+
+/** One option. */
+export type Option = { [K in Kind]: OptionOf<K> }[Kind];
+
+/** Options by name: `agent-server.listen-address`. */
+export type Options = Readonly<Record<string, Option>>;
+
+type Camel<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : S;
+type Value<O extends Option> = O extends { choices: readonly (infer C)[] } ? C
+  : O extends { kind: infer K extends Kind } ? O extends { default: string } ? Kinds[K] : K extends "list" | "boolean" ? Kinds[K] : Kinds[K] | undefined
+  : never;
+type Nest<N extends string, V> = N extends `${infer Head}.${infer Rest}` ? { [K in Camel<Head>]: Nest<Rest, V> } : { [K in Camel<N>]: V };
+type Intersect<U> = (U extends unknown ? (u: U) => void : never) extends (i: infer I) => void ? I : never;
+type Simplify<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]: Simplify<T[K]> } : T;
+
+/** The values of options as an object: `--agent-server.listen-address` is `agentServer.listenAddress`. */
+export type ValuesOf<O extends Options> = Simplify<Intersect<{ [N in keyof O & string]: Nest<N, Value<O[N]>> }[keyof O & string]>>;
+
+/** Keeps the literal types that {@link ValuesOf} needs. */
+export function defineOptions<const O extends Options>(options: O): O {
+  return options;
+}
+
+export function flagOf(name: string): string {
+  return `--${name}`;
+}
+
+export function envOf(name: string, option: Option): string {
+  return option.env ?? `${ENV_PREFIX}${name.toUpperCase().replace(/[.-]/g, "_")}`;
+}
+
+export const ENV_PREFIX = "REVERSE_HTTP_";
+
+export function camelCase(name: string): string {
+  return name.replace(/-(.)/g, (_, c: string) => c.toUpperCase());
+}
+
+/** A mistake of the user's: bad option, key, variable or value. For exit code 2. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
+
+/** Why a value cannot be used. The message does not name the option: whoever knows where the value stood does. */
+export class ValueError extends Error {
+  override readonly name = "ValueError";
+}
+
+/**
+ * The value that `text` stands for.
+ * @throws {ValueError}
+ */
+export function parseValue(option: Option, text: string): Kinds[Kind] {
+  const value = parseKind(option, text);
+  if (option.choices && !option.choices.includes(value as string)) {
+    throw new ValueError(`${JSON.stringify(text)} is not one of ${option.choices.join(", ")}`);
+  }
+  const problem = (option.check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(value);
+  if (problem !== undefined) throw new ValueError(problem);
+  if (option.notBuilt !== undefined && text !== (option.default ?? "")) throw new ValueError(`${option.notBuilt} is not built yet`);
+  return value;
+}
+
+function parseKind({ kind }: Option, text: string): Kinds[Kind] {
+  switch (kind) {
+    case "boolean":
+      if (text === "true") return true;
+      if (text === "false") return false;
+      throw new ValueError(`${JSON.stringify(text)} is not true or false`);
+    case "duration":
+      return parseGoDuration(text);
+    case "address":
+      return parseAddress(text);
+    case "list":
+      return text === "" ? [] : text.split(",").map((item) => item.trim());
+    case "string":
+    case "file":
+      return text;
+  }
+}
+
+function parseGoDuration(text: string): number {
+  if (/^[0-9]+(\.[0-9]+)?$/.test(text) && Number(text) !== 0) throw new ValueError(`${JSON.stringify(text)} has no unit: write for example ${text}s or ${text}ms`);
+  if (!/^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a duration like 300ms, 10s, 1m30s or 24h`);
+  const ms = Math.round(parseDuration(text) ?? NaN);
+  if (!(ms <= MAX_DURATION_MS)) throw new ValueError(`${JSON.stringify(text)} is longer than ${MAX_DURATION_MS / 3_600_000}h`);
+  return ms;
+}
+
+/** Timers take no more: some 24 days. */
+const MAX_DURATION_MS = 576 * 3_600_000;
+
+function parseAddress(text: string): string {
+  const match = /^(?:\[[^\]]+\]|[^:[\]\s]*):([0-9]{1,5})$/.exec(text);
+  if (!match) throw new ValueError(`${JSON.stringify(text)} is not host:port, [host]:port or :port`);
+  if (Number(match[1]) > 65_535) throw new ValueError(`${JSON.stringify(text)} has a port above 65535`);
+  return text;
+}

@@ -1,0 +1,235 @@
+// The client side that proxy and lb have in common: head, credentials, allow-list, a way to the destination, answer, copy, one line in
+// the log. It does not know where a way to the destination comes from: that is `dial`.
+import { type AllowList } from "../allow_list.ts";
+import { AuthenticationError, type Authenticator, type ClientCredentials, parseProxyAuthorization } from "../auth/authenticator.ts";
+import { type Authority, encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, type RequestHead, values } from "../http/head.ts";
+import { encodeRefusal, Refusal } from "../http/status.ts";
+import type { Logger } from "../log.ts";
+import { NetError } from "../net/errors.ts";
+import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
+import { forward, parseAbsoluteTarget } from "./forward.ts";
+
+/** What `dial` is to reach, and for whom. */
+export interface DialRequest {
+  /** Appears in the logs of everybody who takes part. */
+  readonly id: string;
+  readonly agentId: string;
+  readonly destination: Authority;
+  readonly credentials: ClientCredentials;
+}
+
+export interface FrontOptions {
+  net: Net;
+  listener: TcpListener;
+  authenticator: Authenticator;
+  allowList: AllowList;
+  /**
+   * A stream whose other end is the destination.
+   * @throws {Refusal} what to answer when there is none
+   */
+  dial: (request: DialRequest) => Promise<Duplex>;
+  log: Logger;
+  /** Milliseconds from any fixed point. Default `performance.now`. */
+  now?: () => number;
+}
+
+/** Serves clients until it is closed. */
+export interface Front {
+  /** Clients being served. */
+  readonly open: number;
+  /** Takes no more clients and resets those it has. */
+  close(): void;
+  /** Resolves when the last client is gone after {@link close}. */
+  readonly done: Promise<void>;
+}
+
+const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
+
+/** What one request came to; the access log is made of it. */
+export interface Exchange {
+  readonly id: string;
+  readonly client: string;
+  agent?: string;
+  destination?: Authority;
+  method?: string;
+  status?: number;
+  /** Error type of RFC 9209. */
+  proxyError?: string;
+  /** In words. */
+  reason?: string;
+  /** When the destination was reached. */
+  connectedAt?: number;
+  /** Bytes from the client to the destination, and back. */
+  sent: number;
+  received: number;
+}
+
+export function startFront(options: FrontOptions): Front {
+  const { listener, log } = options;
+  const now = options.now ?? (() => performance.now());
+  const nextId = createIds();
+  const clients = new Set<Duplex>();
+
+  const serve = async (incoming: Incoming): Promise<void> => {
+    const { stream } = incoming;
+    const startedAt = now();
+    const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0 };
+    clients.add(stream);
+    try {
+      await handle(options, incoming, exchange, now);
+    } catch (error) {
+      await refuse(stream, exchange, toRefusal(error), log);
+    } finally {
+      clients.delete(stream);
+      if (exchange.status !== undefined) logAccess(log, exchange, startedAt, now());
+    }
+  };
+
+  const run = async (): Promise<void> => {
+    const serving = new Set<Promise<void>>();
+    for (let batch; (batch = await listener.accept()) !== null;) {
+      for (const incoming of batch) {
+        const served: Promise<void> = serve(incoming).finally(() => serving.delete(served));
+        serving.add(served);
+      }
+    }
+    await Promise.all(serving);
+  };
+
+  return {
+    get open() {
+      return clients.size;
+    },
+    close() {
+      listener.close();
+      for (const client of clients) client.reset(1);
+    },
+    done: run(),
+  };
+}
+
+async function handle(options: FrontOptions, { stream, head, error }: Incoming, exchange: Exchange, now: () => number): Promise<void> {
+  if (head === undefined) return refuseHead(stream, error, exchange, options.log);
+  const request = parseRequestHead(head);
+  exchange.method = request.method;
+  const absolute = request.method === "CONNECT" ? undefined : parseAbsoluteTarget(request.target);
+  if (request.method !== "CONNECT" && absolute === undefined) {
+    throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [["Allow", "CONNECT"]]);
+  }
+  const destination = absolute?.destination ?? parseAuthority(request.target);
+  exchange.destination = destination;
+  const credentials = readCredentials(request);
+  const agentId = await authenticate(options.authenticator, credentials);
+  exchange.agent = agentId;
+  if (!options.allowList.allows(destination)) {
+    throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
+  }
+  const upstream = await options.dial({ id: exchange.id, agentId, destination, credentials });
+  exchange.connectedAt = now();
+  if (absolute) return await forward(stream, upstream, request, absolute, exchange);
+  exchange.status = 200;
+  const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, { prologueToA: ESTABLISHED });
+  exchange.sent = aToB;
+  exchange.received = bToA;
+  if (broken) {
+    exchange.proxyError = "connection_terminated";
+    exchange.reason = `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : "agent: "}${broken.message}`;
+  }
+}
+
+/** What was not a head is answered where that makes sense, and is nobody's request. */
+async function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, log: Logger): Promise<void> {
+  switch (error?.code) {
+    case "head-too-large":
+      throw new Refusal(431, "http_request_error", "The request head is larger than this proxy takes");
+    case "head-timeout":
+      throw new Refusal(408, "http_request_error", "The request head was not complete in time");
+    case "limit":
+      throw new Refusal(503, "connection_limit_reached", "Too many requests are being received", [["Retry-After", "1"]]);
+    case "head-malformed":
+    case "head-truncated":
+      throw new Refusal(400, "http_request_error", "The request head is malformed");
+    default:
+      log.debug("client gone before its request", { id: exchange.id, client: exchange.client, error: error?.message });
+      stream.close();
+  }
+}
+
+const CHALLENGE = [["Proxy-Authenticate", 'Basic realm="reverse-http"']] as const;
+
+function readCredentials(request: RequestHead): ClientCredentials {
+  const given = values(request.fields, "proxy-authorization");
+  if (given.length !== 1) {
+    const what = given.length === 0 ? "Credentials are needed: the agent id as user name" : "There is more than one Proxy-Authorization field";
+    throw new Refusal(407, "http_request_denied", what, CHALLENGE);
+  }
+  try {
+    return parseProxyAuthorization(given[0]!);
+  } catch (cause) {
+    throw toDenial(cause);
+  }
+}
+
+async function authenticate(authenticator: Authenticator, credentials: ClientCredentials): Promise<string> {
+  try {
+    return await authenticator.authenticateClient(credentials);
+  } catch (cause) {
+    throw toDenial(cause);
+  }
+}
+
+/** The client is not told why: that goes to the log. */
+function toDenial(cause: unknown): unknown {
+  return cause instanceof AuthenticationError ? new Refusal(407, "http_request_denied", "The credentials are not accepted", CHALLENGE, { cause }) : cause;
+}
+
+function toRefusal(error: unknown): Refusal {
+  if (error instanceof Refusal) return error;
+  if (error instanceof HeadError) return new Refusal(error.status, "http_request_error", error.message);
+  if (error instanceof NetError) return new Refusal(502, "connection_terminated", "The connection to the destination was lost", [], { cause: error });
+  return new Refusal(500, "proxy_internal_error", "Internal error", [], { cause: error });
+}
+
+async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log: Logger): Promise<void> {
+  const answered = exchange.status !== undefined;
+  exchange.status ??= refusal.status;
+  exchange.proxyError = refusal.error;
+  exchange.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
+  if (refusal.status === 500) log.error("request failed", { id: exchange.id, error: refusal.cause instanceof Error ? refusal.cause.stack : String(refusal.cause) });
+  try {
+    if (answered) stream.reset(1); // an answer was begun: what it lacks must show
+    else await stream.write(encodeRefusal(refusal));
+  } catch (error) {
+    log.debug("client gone before its answer", { id: exchange.id, error: error instanceof Error ? error.message : String(error) });
+  }
+  stream.close();
+}
+
+function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
+  const { id, client, agent, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
+  log.info("request", {
+    id,
+    client,
+    agent,
+    method,
+    destination: destination && formatAuthority(destination),
+    status,
+    error: proxyError,
+    reason,
+    sent,
+    received,
+    setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),
+    totalMs: round(endedAt - startedAt),
+  });
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
+
+/** Short, and unique among all proxies and restarts for all practical purposes. */
+function createIds(): () => string {
+  const start = Array.from(crypto.getRandomValues(new Uint8Array(5)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let count = 0;
+  return () => `${start}-${(++count).toString(36)}`;
+}

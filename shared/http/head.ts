@@ -1,0 +1,166 @@
+// Request and response heads (RFC 9112): strict parsing and writing. No sockets, and no policy on what a request may ask for.
+
+/** A head that is not what RFC 9112 allows, or more than is taken. `status` is what to answer a client. */
+export class HeadError extends Error {
+  override readonly name = "HeadError";
+  constructor(readonly status: 400 | 431 | 505, message: string) {
+    super(message);
+  }
+}
+
+/** Header fields in the order they came, with the names as they were written. */
+export type Fields = readonly (readonly [name: string, value: string])[];
+
+export interface RequestHead {
+  readonly method: string;
+  readonly target: string;
+  readonly version: "1.0" | "1.1";
+  readonly fields: Fields;
+}
+
+export interface ResponseHead {
+  readonly version: "1.0" | "1.1";
+  readonly status: number;
+  readonly reason: string;
+  readonly fields: Fields;
+}
+
+/** Where a tunnel goes: the authority-form of RFC 9112 §3.2.3. */
+export interface Authority {
+  /** A name or an address; IPv6 without brackets. */
+  readonly host: string;
+  readonly port: number;
+}
+
+/** Most header lines of a head. */
+const MAX_FIELDS = 100;
+
+const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+// visible characters, space, tab and obs-text (RFC 9110 §5.5)
+const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+
+/**
+ * Parses a request head that ends with its blank line, one character a byte (ISO 8859-1).
+ * @throws {HeadError} 400 malformed, 431 too many fields, 505 version
+ */
+export function parseRequestHead(head: string): RequestHead {
+  const [line, ...rest] = splitLines(head);
+  const parts = line!.split(" ");
+  const [method, target, version] = parts;
+  if (parts.length !== 3 || !method || !target || !version) throw new HeadError(400, "The request line is malformed");
+  if (!TOKEN.test(method)) throw new HeadError(400, "The method is malformed");
+  if (!/^[\x21-\x7e]+$/.test(target)) throw new HeadError(400, "The request target is malformed");
+  const fields = parseFields(rest);
+  checkFraming(fields);
+  const checked = checkVersion(version);
+  const hosts = values(fields, "host");
+  // RFC 9112 §3.2: none in HTTP/1.1 is refused too, but clients of CONNECT leave it out, and the target names the host anyway
+  if (hosts.length > 1) throw new HeadError(400, "There is more than one Host field");
+  return { method, target, version: checked, fields };
+}
+
+/**
+ * Parses a response head that ends with its blank line.
+ * @throws {HeadError} 400 malformed, 431 too many fields, 505 version
+ */
+export function parseResponseHead(head: string): ResponseHead {
+  const [line, ...rest] = splitLines(head);
+  const match = /^(HTTP\/\S+) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?$/.exec(line!);
+  if (!match) throw new HeadError(400, "The status line is malformed");
+  const fields = parseFields(rest);
+  return { version: checkVersion(match[1]!), status: Number(match[2]), reason: match[3] ?? "", fields };
+}
+
+/** Lines without their CRLF; the blank one left out. */
+function splitLines(head: string): string[] {
+  if (!head.endsWith("\r\n\r\n")) throw new HeadError(400, "The head does not end with an empty line");
+  const lines = head.slice(0, -4).split("\r\n");
+  if (lines.some((line) => line.includes("\r") || line.includes("\n"))) throw new HeadError(400, "A line ends with a bare CR or LF");
+  if (lines.length - 1 > MAX_FIELDS) throw new HeadError(431, `There are more than ${MAX_FIELDS} header lines`);
+  return lines;
+}
+
+function parseFields(lines: string[]): Fields {
+  return lines.map((line) => {
+    if (line.startsWith(" ") || line.startsWith("\t")) throw new HeadError(400, "A header line is folded");
+    const colon = line.indexOf(":");
+    const name = line.slice(0, Math.max(colon, 0));
+    if (!TOKEN.test(name)) throw new HeadError(400, "A header field name is malformed");
+    const value = trimSpace(line.slice(colon + 1));
+    if (!FIELD_VALUE.test(value)) throw new HeadError(400, "A header field value is malformed");
+    return [name, value] as const;
+  });
+}
+
+/** Optional white space is space and tab alone (RFC 9110 §5.6.3). */
+function trimSpace(text: string): string {
+  let [start, end] = [0, text.length];
+  const isSpace = (i: number) => text[i] === " " || text[i] === "\t";
+  while (start < end && isSpace(start)) start++;
+  while (end > start && isSpace(end - 1)) end--;
+  return text.slice(start, end);
+}
+
+/** The forms that two implementations read differently are refused (RFC 9112 §6.3, §11.2). */
+function checkFraming(fields: Fields): void {
+  const lengths = values(fields, "content-length");
+  const codings = values(fields, "transfer-encoding");
+  if (lengths.length > 0 && codings.length > 0) throw new HeadError(400, "There are both Content-Length and Transfer-Encoding");
+  if (lengths.length > 1) throw new HeadError(400, "There is more than one Content-Length field");
+  if (lengths[0] !== undefined && !/^[0-9]{1,15}$/.test(lengths[0])) throw new HeadError(400, "Content-Length is malformed");
+  if (codings.length > 1 || (codings[0] !== undefined && !/^chunked$/i.test(codings[0]))) throw new HeadError(400, "Transfer-Encoding is not chunked alone");
+}
+
+function checkVersion(version: string): "1.0" | "1.1" {
+  if (version === "HTTP/1.1") return "1.1";
+  if (version === "HTTP/1.0") return "1.0";
+  throw /^HTTP\/[0-9]\.[0-9]$/.test(version)
+    ? new HeadError(505, `${version} is not supported`)
+    : new HeadError(400, "The HTTP version is malformed");
+}
+
+/** All values of a field; `name` in lower case. */
+export function values(fields: Fields, name: string): string[] {
+  return fields.filter(([n]) => n.toLowerCase() === name).map(([, value]) => value);
+}
+
+/**
+ * Parses `host:port` or `[v6]:port`; the port must be there unless `defaultPort` is.
+ * @throws {HeadError} 400
+ */
+export function parseAuthority(text: string, defaultPort?: number): Authority {
+  // an IPv6 address may carry a zone (RFC 6874 or, as most write it, without the escape)
+  const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
+  if (!match) throw new HeadError(400, "The target is not host:port");
+  const host = match[1]?.replace("%25", "%") ?? match[2]!;
+  if (match[1] !== undefined && !match[1].includes(":")) throw new HeadError(400, "The target is not host:port");
+  if (match[2] !== undefined && !isRegisteredName(host)) throw new HeadError(400, "The target's host is malformed");
+  const port = match[3] === undefined ? defaultPort : Number(match[3]);
+  if (port === undefined) throw new HeadError(400, "The target has no port");
+  if (port < 1 || port > 65_535) throw new HeadError(400, "The target's port is not 1 to 65535");
+  return { host, port };
+}
+
+/** Names as DNS and hosts files have them: letters, digits, hyphens, underscores and dots, 253 at most. */
+function isRegisteredName(host: string): boolean {
+  return host.length <= 253 && /^[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_.])?$/.test(host) && !host.includes("..");
+}
+
+/** `host:port`, an IPv6 address in brackets. */
+export function formatAuthority({ host, port }: Authority): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+const encoder = new TextEncoder();
+
+/** The bytes of a head. Only what was parsed, or written by this program, may go in: nothing is escaped. */
+export function encodeHead(startLine: string, fields: Fields): Uint8Array {
+  let text = `${startLine}\r\n`;
+  for (const [name, value] of fields) text += `${name}: ${value}\r\n`;
+  return encodeLatin1(`${text}\r\n`);
+}
+
+function encodeLatin1(text: string): Uint8Array {
+  const bytes = encoder.encode(text);
+  return bytes.length === text.length ? bytes : Uint8Array.from(text, (c) => c.charCodeAt(0));
+}

@@ -1,0 +1,74 @@
+// What a client is told when it gets no tunnel: a status, the cause in Proxy-Status (RFC 9209), one line of text.
+import { encodeHead, type Fields } from "./head.ts";
+
+/** The error types of RFC 9209 §2.3 that this proxy uses. */
+export type ProxyErrorType =
+  | "dns_error"
+  | "destination_not_found"
+  | "destination_unavailable"
+  | "destination_ip_prohibited"
+  | "destination_ip_unroutable"
+  | "connection_refused"
+  | "connection_terminated"
+  | "connection_timeout"
+  | "connection_limit_reached"
+  | "http_request_error"
+  | "http_request_denied"
+  | "http_response_incomplete"
+  | "http_response_timeout"
+  | "tls_protocol_error"
+  | "proxy_internal_error";
+
+/** Why a request is not done. */
+export class Refusal extends Error {
+  override readonly name = "Refusal";
+  /**
+   * @param error the cause for Proxy-Status
+   * @param message one line for people, sent to the client: it must hold nothing secret
+   * @param fields further fields of the answer
+   */
+  constructor(readonly status: number, readonly error: ProxyErrorType, message: string, readonly fields: Fields = [], options?: ErrorOptions) {
+    super(message, options);
+  }
+}
+
+const REASONS: Readonly<Record<number, string>> = {
+  400: "Bad Request",
+  403: "Forbidden",
+  405: "Method Not Allowed",
+  407: "Proxy Authentication Required",
+  408: "Request Timeout",
+  431: "Request Header Fields Too Large",
+  500: "Internal Server Error",
+  502: "Bad Gateway",
+  503: "Service Unavailable",
+  504: "Gateway Timeout",
+  505: "HTTP Version Not Supported",
+};
+
+/** Reason phrase of a status; empty for one that is not used here. */
+export function reasonOf(status: number): string {
+  return REASONS[status] ?? "";
+}
+
+/** The whole answer to a request that is refused, body included. */
+export function encodeRefusal({ status, error, message, fields }: Refusal): Uint8Array {
+  const body = `${message}\n`;
+  const head = encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, [
+    ["Proxy-Status", `reverse-http; error=${error}; details=${quote(message)}`],
+    ...fields,
+    ["Content-Type", "text/plain; charset=utf-8"],
+    ["Content-Length", String(new TextEncoder().encode(body).length)],
+    ["Connection", "close"],
+  ]);
+  const text = new TextEncoder().encode(body);
+  const answer = new Uint8Array(head.length + text.length);
+  answer.set(head);
+  answer.set(text, head.length);
+  return answer;
+}
+
+/** A structured-field string (RFC 8941 §3.3.3): ASCII, quotes and backslashes escaped. */
+function quote(text: string): string {
+  return `"${text.replace(/[^\x20-\x7e]/g, "?").replace(/["\\]/g, "\\$&")}"`;
+}
