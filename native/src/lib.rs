@@ -248,6 +248,12 @@ fn gone(what: &str) -> Fault {
     Fault::new("closed", format!("Cannot use the {what}: it is closed"))
 }
 
+/// The version that was built, for executables that find an addon beside them.
+#[napi]
+pub fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
 /// The engine. `op` is the number under which the callback gets a call's result.
 #[napi]
 pub struct Engine {

@@ -183,7 +183,9 @@ impl Stream {
     pub fn new(halves: Halves) -> Arc<Self> {
         let Halves { reader, writer } = halves;
         let (reader_drop, writer_drop) = (reader.on_drop().clone(), writer.on_drop().clone());
+        let is_tcp = writer.tcp().is_some();
         Arc::new(Self {
+            is_tcp,
             reading: Lane::new(reader, reader_drop),
             writing: Lane::new(writer, writer_drop),
         })
@@ -192,6 +194,7 @@ impl Stream {
     /// A stream that was over before anybody could use it.
     pub fn dead() -> Arc<Self> {
         Arc::new(Self {
+            is_tcp: true,
             reading: Lane::dead(),
             writing: Lane::dead(),
         })
