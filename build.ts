@@ -3,7 +3,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 
-const root = import.meta.dirname;
+const root = import.meta.dirname!;
 const addon = join(root, "native", "reverse-http.node");
 
 const EXECUTABLES = { "reverse-http-proxy": "proxy/main.ts", "reverse-http-agent": "agent/main.ts" };

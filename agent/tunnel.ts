@@ -28,7 +28,9 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     if (request.method !== "CONNECT") throw new Refusal(405, "http_request_denied", "Only CONNECT is served", [["Allow", "CONNECT"]]);
     const authority = parseAuthority(request.target);
     destination = formatAuthority(authority);
-    if (!options.allowList.allows(authority)) throw new Refusal(403, "http_request_denied", `${destination} is not on the allow-list of the agent`);
+    if (!options.allowList.allows(authority)) {
+      throw new Refusal(403, "http_request_denied", `${destination} is not on the allow-list of the agent`);
+    }
     const target = await net.connectTcp({ ...authority, timeoutMs: options.connectTimeoutMs }).catch((cause) => {
       throw toRefusal(cause, destination!);
     });
@@ -38,8 +40,9 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
   } catch (cause) {
     const refusal = asRefusal(cause);
     const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-    if (refusal.status === 500) log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    else log.info("tunnel refused", { id, destination, status: refusal.status, reason });
+    if (refusal.status === 500) {
+      log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
+    } else log.info("tunnel refused", { id, destination, status: refusal.status, reason });
     await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone, and with it whoever asked
     stream.close();
   }

@@ -105,7 +105,10 @@ async function dialAgent(agents: AgentServer, request: DialRequest, timeoutMs: n
   const agent = agents.find(request.agentId);
   if (!agent) throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
   const authority = formatAuthority(request.destination);
-  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [["Host", authority], ["Proxy-Connection", "keep-alive"], ["X-Request-Id", request.id]]);
+  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [["Host", authority], ["Proxy-Connection", "keep-alive"], [
+    "X-Request-Id",
+    request.id,
+  ]]);
   let answer;
   try {
     answer = await agent.exchange(head, { timeoutMs });

@@ -49,7 +49,12 @@ function parsePattern(pattern: string): Pattern {
     return { ports: range, matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits) };
   }
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
-  if (address) return { ports: range, matches: (_, other) => other !== undefined && other.toNormalizedString() === address.toNormalizedString() };
+  if (address) {
+    return {
+      ports: range,
+      matches: (_, other) => other !== undefined && other.toNormalizedString() === address.toNormalizedString(),
+    };
+  }
   return { ports: range, matches: matchName(host, fail) };
 }
 
@@ -88,7 +93,9 @@ const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
 
 function checkName(name: string, fail: (why: string) => RangeError): string {
   const normalized = normalizeName(name);
-  if (!NAME.test(normalized) || normalized.includes("..") || /^[0-9.]+$/.test(normalized)) throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  if (!NAME.test(normalized) || normalized.includes("..") || /^[0-9.]+$/.test(normalized)) {
+    throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  }
   return normalized;
 }
 

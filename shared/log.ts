@@ -1,5 +1,11 @@
 // Logs: a line for people, or a line of JSON for machines. Where the lines go is the caller's business.
-import { getAnsiColorFormatter, getJsonLinesFormatter, getTextFormatter, type LogLevel as RecordLevel, type LogRecord } from "@logtape/logtape";
+import {
+  getAnsiColorFormatter,
+  getJsonLinesFormatter,
+  getTextFormatter,
+  type LogLevel as RecordLevel,
+  type LogRecord,
+} from "@logtape/logtape";
 
 /** From the most to the least talkative. */
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error"] as const;
@@ -32,7 +38,14 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
     const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
     return (message: string, fields: LogFields = {}) => {
       const properties = Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
-      const record: LogRecord = { category: [], level: recordLevel, message: [message], rawMessage: message, timestamp: Date.now(), properties };
+      const record: LogRecord = {
+        category: [],
+        level: recordLevel,
+        message: [message],
+        rawMessage: message,
+        timestamp: Date.now(),
+        properties,
+      };
       write(formatRecord(record));
     };
   };
@@ -57,5 +70,7 @@ function textFormatter(color: boolean): (record: LogRecord) => string {
 
 /** Nothing that a peer sends can begin a new line, or a field of its own. */
 function quoteIfNeeded(value: string): string {
-  return /^[\x21\x23-\x3c\x3e-\x7e]+$/.test(value) ? value : JSON.stringify(value).replace(/[\x7f-\x9f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return /^[\x21\x23-\x3c\x3e-\x7e]+$/.test(value)
+    ? value
+    : JSON.stringify(value).replace(/[\x7f-\x9f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

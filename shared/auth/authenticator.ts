@@ -60,7 +60,9 @@ export function createNoAuth(): Authenticator {
       return checkAgentId(id);
     },
     authenticateClient(credentials) {
-      if (credentials.scheme !== "basic") throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
+      if (credentials.scheme !== "basic") {
+        throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
+      }
       return checkAgentId(credentials.username);
     },
   };

@@ -45,7 +45,11 @@ export function readCommandLine(definition: CommandDefinition, { args, env, home
     throw new ConfigError(error.message.replace(/^error: /, "").replace(/\n/g, " "));
   }
   const file = own.config ?? findConfig(home);
-  const resolved = resolve(definition.options, { flags, env, file: file === undefined ? undefined : { name: file, text: readConfig(file) } });
+  const resolved = resolve(definition.options, {
+    flags,
+    env,
+    file: file === undefined ? undefined : { name: file, text: readConfig(file) },
+  });
   if (own.print) return { do: "print", text: printSettings(definition.options, resolved) };
   return { do: own.check ? "check" : "run", resolved };
 }
@@ -99,6 +103,8 @@ function readConfig(file: string): string {
 
 /** One line an option, as it could stand on a command line, with its origin. */
 function printSettings(options: Options, { settings }: Resolved): string {
-  const lines = [...settings].map(([name, { text, origin }]) => `${flagOf(name)}=${options[name]!.secret && text !== "" ? "******" : text}  # ${origin}`);
+  const lines = [...settings].map(([name, { text, origin }]) =>
+    `${flagOf(name)}=${options[name]!.secret && text !== "" ? "******" : text}  # ${origin}`
+  );
   return `${lines.join("\n")}\n`;
 }

@@ -4,8 +4,20 @@ import { createAllowList } from "../allow_list.ts";
 import { defineOptions } from "./option.ts";
 
 export const logOptions = defineOptions({
-  "log.format": { kind: "string", default: "text", choices: LOG_FORMATS, env: "LOG_FORMAT", description: "Log lines for people (text) or machines (json)." },
-  "log.level": { kind: "string", default: "info", choices: LOG_LEVELS, env: "LOG_LEVEL", description: "The least important messages that are logged." },
+  "log.format": {
+    kind: "string",
+    default: "text",
+    choices: LOG_FORMATS,
+    env: "LOG_FORMAT",
+    description: "Log lines for people (text) or machines (json).",
+  },
+  "log.level": {
+    kind: "string",
+    default: "info",
+    choices: LOG_LEVELS,
+    env: "LOG_LEVEL",
+    description: "The least important messages that are logged.",
+  },
 });
 
 /** For `check` of a list of allow-list patterns. */

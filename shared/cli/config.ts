@@ -94,14 +94,18 @@ function readFile(options: Options, { name: file, text }: { name: string; text: 
       if (!(name in options)) {
         const isGroup = known.some((option) => option.startsWith(`${name}.`));
         if (!isGroup) throw new ConfigError(`Unknown key ${name} (${origin})${didYouMean(name, known)}`);
-        if (value !== null && (typeof value !== "object" || Array.isArray(value))) throw new ConfigError(`Cannot use ${name} (${origin}): it is a group of keys, not a value`);
+        if (value !== null && (typeof value !== "object" || Array.isArray(value))) {
+          throw new ConfigError(`Cannot use ${name} (${origin}): it is a group of keys, not a value`);
+        }
         return;
       }
       settings.set(name, { text: toText(options, name, value, origin), origin });
       return visit.SKIP;
     },
   });
-  if (text.trim() !== "" && document.contents !== null && !("items" in document.contents)) throw new ConfigError(`Cannot read ${file}: it has no keys`);
+  if (text.trim() !== "" && document.contents !== null && !("items" in document.contents)) {
+    throw new ConfigError(`Cannot read ${file}: it has no keys`);
+  }
   return settings;
 }
 

@@ -42,7 +42,8 @@ export type Options = Readonly<Record<string, Option>>;
 
 type Camel<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : S;
 type Value<O extends Option> = O extends { choices: readonly (infer C)[] } ? C
-  : O extends { kind: infer K extends Kind } ? O extends { default: string } ? Kinds[K] : K extends "list" | "boolean" ? Kinds[K] : Kinds[K] | undefined
+  : O extends { kind: infer K extends Kind }
+    ? O extends { default: string } ? Kinds[K] : K extends "list" | "boolean" ? Kinds[K] : Kinds[K] | undefined
   : never;
 type Nest<N extends string, V> = N extends `${infer Head}.${infer Rest}` ? { [K in Camel<Head>]: Nest<Rest, V> } : { [K in Camel<N>]: V };
 type Intersect<U> = (U extends unknown ? (u: U) => void : never) extends (i: infer I) => void ? I : never;
@@ -114,8 +115,12 @@ function parseKind({ kind }: Option, text: string): Kinds[Kind] {
 }
 
 function parseGoDuration(text: string): number {
-  if (/^[0-9]+(\.[0-9]+)?$/.test(text) && Number(text) !== 0) throw new ValueError(`${JSON.stringify(text)} has no unit: write for example ${text}s or ${text}ms`);
-  if (!/^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a duration like 300ms, 10s, 1m30s or 24h`);
+  if (/^[0-9]+(\.[0-9]+)?$/.test(text) && Number(text) !== 0) {
+    throw new ValueError(`${JSON.stringify(text)} has no unit: write for example ${text}s or ${text}ms`);
+  }
+  if (!/^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$/.test(text)) {
+    throw new ValueError(`${JSON.stringify(text)} is not a duration like 300ms, 10s, 1m30s or 24h`);
+  }
   const ms = Math.round(parseDuration(text) ?? NaN);
   if (!(ms <= MAX_DURATION_MS)) throw new ValueError(`${JSON.stringify(text)} is longer than ${MAX_DURATION_MS / 3_600_000}h`);
   return ms;

@@ -19,7 +19,10 @@ export interface Program<Values> extends CommandDefinition {
 }
 
 /** Runs until a signal, or until it fails. Sets the exit code; rejects for nothing. */
-export async function run<Values extends { log: { format: LogFormat; level: LogLevel } }>(program: Program<Values>, process: Process): Promise<void> {
+export async function run<Values extends { log: { format: LogFormat; level: LogLevel } }>(
+  program: Program<Values>,
+  process: Process,
+): Promise<void> {
   const write = (line: string) => void process.stderr.write(line);
   try {
     const task = readCommandLine(program, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });

@@ -45,11 +45,24 @@ export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined 
   if (scheme!.toLowerCase() !== "http") throw new HeadError(400, "Only http URIs are forwarded: use CONNECT for the others");
   if (authority!.includes("@")) throw new HeadError(400, "The request target has user information");
   const destination = parseAuthority(authority!.replace(/:$/, ""), 80);
-  return { destination, authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination), path: rest === "" ? "/" : rest!.startsWith("?") ? `/${rest}` : rest! };
+  return {
+    destination,
+    authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination),
+    path: rest === "" ? "/" : rest!.startsWith("?") ? `/${rest}` : rest!,
+  };
 }
 
 /** Fields that say something about one connection, not about the message (RFC 9110 §7.6.1). Transfer-Encoding stays: the body is not touched. */
-const HOP_BY_HOP = new Set(["connection", "proxy-connection", "keep-alive", "te", "upgrade", "proxy-authorization", "proxy-authenticate", "proxy-authentication-info"]);
+const HOP_BY_HOP = new Set([
+  "connection",
+  "proxy-connection",
+  "keep-alive",
+  "te",
+  "upgrade",
+  "proxy-authorization",
+  "proxy-authenticate",
+  "proxy-authentication-info",
+]);
 
 /** Without those, and without what Connection names. */
 function endToEnd(fields: Fields): Fields {
@@ -92,7 +105,13 @@ export function rewriteResponse(response: ResponseHead): Uint8Array {
 }
 
 /** Sends the request on and its response back; bodies stream both ways at once. */
-export async function forward(client: Duplex, origin: Duplex, request: RequestHead, target: AbsoluteTarget, exchange: Exchange): Promise<void> {
+export async function forward(
+  client: Duplex,
+  origin: Duplex,
+  request: RequestHead,
+  target: AbsoluteTarget,
+  exchange: Exchange,
+): Promise<void> {
   let sending: Promise<void> | undefined;
   try {
     await origin.write(rewriteRequest(request, target));

@@ -1,8 +1,17 @@
 // The client side that proxy and lb have in common: head, credentials, allow-list, a way to the destination, answer, copy, one line in
 // the log. It does not know where a way to the destination comes from: that is `dial`.
-import { type AllowList } from "../allow_list.ts";
+import type { AllowList } from "../allow_list.ts";
 import { AuthenticationError, type Authenticator, type ClientCredentials, parseProxyAuthorization } from "../auth/authenticator.ts";
-import { type Authority, encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, type RequestHead, values } from "../http/head.ts";
+import {
+  type Authority,
+  encodeHead,
+  formatAuthority,
+  HeadError,
+  parseAuthority,
+  parseRequestHead,
+  type RequestHead,
+  values,
+} from "../http/head.ts";
 import { encodeRefusal, Refusal } from "../http/status.ts";
 import type { Logger } from "../log.ts";
 import { NetError } from "../net/errors.ts";
@@ -114,7 +123,10 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
   exchange.method = request.method;
   const absolute = request.method === "CONNECT" ? undefined : parseAbsoluteTarget(request.target);
   if (request.method !== "CONNECT" && absolute === undefined) {
-    throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [["Allow", "CONNECT"]]);
+    throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
+      "Allow",
+      "CONNECT",
+    ]]);
   }
   const destination = absolute?.destination ?? parseAuthority(request.target);
   exchange.destination = destination;
@@ -138,7 +150,7 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
 }
 
 /** What was not a head is answered where that makes sense, and is nobody's request. */
-async function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, log: Logger): Promise<void> {
+function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, log: Logger): void {
   switch (error?.code) {
     case "head-too-large":
       throw new Refusal(431, "http_request_error", "The request head is larger than this proxy takes");
@@ -160,7 +172,9 @@ const CHALLENGE = [["Proxy-Authenticate", 'Basic realm="reverse-http"']] as cons
 function readCredentials(request: RequestHead): ClientCredentials {
   const given = values(request.fields, "proxy-authorization");
   if (given.length !== 1) {
-    const what = given.length === 0 ? "Credentials are needed: the agent id as user name" : "There is more than one Proxy-Authorization field";
+    const what = given.length === 0
+      ? "Credentials are needed: the agent id as user name"
+      : "There is more than one Proxy-Authorization field";
     throw new Refusal(407, "http_request_denied", what, CHALLENGE);
   }
   try {
@@ -180,13 +194,17 @@ async function authenticate(authenticator: Authenticator, credentials: ClientCre
 
 /** The client is not told why: that goes to the log. */
 function toDenial(cause: unknown): unknown {
-  return cause instanceof AuthenticationError ? new Refusal(407, "http_request_denied", "The credentials are not accepted", CHALLENGE, { cause }) : cause;
+  return cause instanceof AuthenticationError
+    ? new Refusal(407, "http_request_denied", "The credentials are not accepted", CHALLENGE, { cause })
+    : cause;
 }
 
 function toRefusal(error: unknown): Refusal {
   if (error instanceof Refusal) return error;
   if (error instanceof HeadError) return new Refusal(error.status, "http_request_error", error.message);
-  if (error instanceof NetError) return new Refusal(502, "connection_terminated", "The connection to the destination was lost", [], { cause: error });
+  if (error instanceof NetError) {
+    return new Refusal(502, "connection_terminated", "The connection to the destination was lost", [], { cause: error });
+  }
   return new Refusal(500, "proxy_internal_error", "Internal error", [], { cause: error });
 }
 
@@ -195,7 +213,9 @@ async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log:
   exchange.status ??= refusal.status;
   exchange.proxyError = refusal.error;
   exchange.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-  if (refusal.status === 500) log.error("request failed", { id: exchange.id, error: refusal.cause instanceof Error ? refusal.cause.stack : String(refusal.cause) });
+  if (refusal.status === 500) {
+    log.error("request failed", { id: exchange.id, error: refusal.cause instanceof Error ? refusal.cause.stack : String(refusal.cause) });
+  }
   try {
     if (answered) stream.reset(1); // an answer was begun: what it lacks must show
     else await stream.write(encodeRefusal(refusal));

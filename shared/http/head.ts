@@ -108,7 +108,9 @@ function checkFraming(fields: Fields): void {
   if (lengths.length > 0 && codings.length > 0) throw new HeadError(400, "There are both Content-Length and Transfer-Encoding");
   if (lengths.length > 1) throw new HeadError(400, "There is more than one Content-Length field");
   if (lengths[0] !== undefined && !/^[0-9]{1,15}$/.test(lengths[0])) throw new HeadError(400, "Content-Length is malformed");
-  if (codings.length > 1 || (codings[0] !== undefined && !/^chunked$/i.test(codings[0]))) throw new HeadError(400, "Transfer-Encoding is not chunked alone");
+  if (codings.length > 1 || (codings[0] !== undefined && !/^chunked$/i.test(codings[0]))) {
+    throw new HeadError(400, "Transfer-Encoding is not chunked alone");
+  }
 }
 
 function checkVersion(version: string): "1.0" | "1.1" {

@@ -27,7 +27,13 @@ export class Refusal extends Error {
    * @param message one line for people, sent to the client: it must hold nothing secret
    * @param fields further fields of the answer
    */
-  constructor(readonly status: number, readonly error: ProxyErrorType, message: string, readonly fields: Fields = [], options?: ErrorOptions) {
+  constructor(
+    readonly status: number,
+    readonly error: ProxyErrorType,
+    message: string,
+    readonly fields: Fields = [],
+    options?: ErrorOptions,
+  ) {
     super(message, options);
   }
 }

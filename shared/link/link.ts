@@ -42,7 +42,9 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
     }
   });
   const text = new TextDecoder().decode(answer);
-  if (text !== AUTHENTICATED) throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
+  if (text !== AUTHENTICATED) {
+    throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
+  }
 }
 
 /**
@@ -80,7 +82,9 @@ async function withTimeout<T>(connection: QuicConnection, work: () => Promise<T>
   try {
     return await work();
   } catch (cause) {
-    if (expired) throw new NetError("timed-out", `The authentication is not complete in ${AUTHENTICATION_TIMEOUT_MS} ms`, { remote: true, cause });
+    if (expired) {
+      throw new NetError("timed-out", `The authentication is not complete in ${AUTHENTICATION_TIMEOUT_MS} ms`, { remote: true, cause });
+    }
     throw cause;
   } finally {
     clearTimeout(timer);

@@ -32,7 +32,9 @@ export function loadEmbedded(asset: string): unknown {
     }
   }
   throw new Error(
-    `Cannot unpack the native engine: put ${NAME} beside the executable, or set TMPDIR to a folder that is writable and not mounted noexec (${problems.join("; ")})`,
+    `Cannot unpack the native engine: put ${NAME} beside the executable, or set TMPDIR to a folder that is writable and not mounted noexec (${
+      problems.join("; ")
+    })`,
   );
 }
 

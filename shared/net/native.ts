@@ -181,7 +181,9 @@ class NativeNet implements Net {
   }
 
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
-    const [id, address] = await this.#calls.call<[number, string]>((op, engine) => engine.listenTcp(op, options.address, options.tls, heads(options)));
+    const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
+      engine.listenTcp(op, options.address, options.tls, heads(options))
+    );
     return new NativeTcpListener(this.#calls, id, address);
   }
 
@@ -209,7 +211,10 @@ class NativeNet implements Net {
     const { signal, host, port, serverName, tls, alpn, timeoutMs } = options;
     checkPort(port);
     const wanted = { host, port, serverName, tls, alpn, timeoutMs, transport: options.transport ?? {} };
-    const opened = await this.#calls.cancellable<OpenedConnection>(signal, (op, engine) => engine.connectQuic(op, wanted, signal !== undefined));
+    const opened = await this.#calls.cancellable<OpenedConnection>(
+      signal,
+      (op, engine) => engine.connectQuic(op, wanted, signal !== undefined),
+    );
     return new NativeQuicConnection(this.#calls, opened);
   }
 
@@ -231,7 +236,9 @@ class NativeNet implements Net {
 
 /** The engine would take the number modulo 65536. */
 function checkPort(port: number): void {
-  if (!Number.isInteger(port) || port < 1 || port > 65_535) throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
+  if (!Number.isInteger(port) || port < 1 || port > 65_535) {
+    throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
+  }
 }
 
 class NativeDuplex implements Duplex {
@@ -338,7 +345,12 @@ class NativeQuicListener implements QuicListener {
   readonly #onHandshakeError: (failure: { remote: string; error: NetError }) => void;
   readonly #end: ListenerEnd = {};
 
-  constructor(calls: Calls, id: number, readonly address: string, onHandshakeError: (failure: { remote: string; error: NetError }) => void) {
+  constructor(
+    calls: Calls,
+    id: number,
+    readonly address: string,
+    onHandshakeError: (failure: { remote: string; error: NetError }) => void,
+  ) {
     this.#calls = calls;
     this.#id = id;
     this.#onHandshakeError = onHandshakeError;
@@ -346,7 +358,9 @@ class NativeQuicListener implements QuicListener {
 
   async accept(): Promise<QuicConnection | null> {
     for (;;) {
-      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, Fault] | null>((op, engine) => engine.quicAccept(op, this.#id));
+      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, Fault] | null>((op, engine) =>
+        engine.quicAccept(op, this.#id)
+      );
       if (arrived === null) return null;
       if (arrived[0] !== undefined) return new NativeQuicConnection(this.#calls, arrived, this.#end);
       this.#onHandshakeError({ remote: arrived[1], error: toError(arrived[2]) });
@@ -423,7 +437,8 @@ class NativeQuicConnection implements QuicConnection {
   }
 
   stats(): QuicStats {
-    const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = this.#calls.engine
+    const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = this.#calls
+      .engine
       .connectionStats(this.#id);
     return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu };
   }

@@ -1,0 +1,88 @@
+// Runs every check there is and sums up: `N passed, N failed`. `--only unit,system` runs some of them.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { stripVTControlCharacters } from "node:util";
+
+const root = join(import.meta.dirname!, "..");
+const deno = process.execPath;
+const bun = join(root, "node_modules", ".bin", "bun");
+const bundles = mkdtempSync(join(tmpdir(), "reverse-http-tests-"));
+
+interface Check {
+  name: string;
+  command: string[];
+  cwd?: string;
+  env?: Record<string, string>;
+  /** Tests in what it printed: passed and failed. Without it, the check is one test. */
+  count?: (output: string) => [passed: number, failed: number];
+}
+
+const number = (match: RegExpExecArray | null) => Number(match?.[1] ?? 0);
+const denoCount: Check["count"] = (o) => [number(/\b(\d+) passed(?: \(\d+ steps?\))? \|/.exec(o)), number(/\| (\d+) failed/.exec(o))];
+const bunCount: Check["count"] = (o) => [number(/^\s*(\d+) pass$/m.exec(o)), number(/^\s*(\d+) fail$/m.exec(o))];
+const nodeCount: Check["count"] = (o) => [number(/^(?:#|ℹ) pass (\d+)$/m.exec(o)), number(/^(?:#|ℹ) fail (\d+)$/m.exec(o))];
+const cargoCount: Check["count"] = (o) => [number(/(\d+) passed;/.exec(o)), number(/; (\d+) failed;/.exec(o))];
+
+const crate = join(root, "native");
+const cargoEnv = { CARGO_TARGET_DIR: join(crate, "target") };
+const both = (suite: string): Check[] => [
+  { name: `${suite} (Deno)`, command: [deno, "test", "-A", "--quiet", "--no-check", `tests/${suite}/`], count: denoCount },
+  { name: `${suite} (Bun)`, command: [bun, "test", "--timeout=60000", `./tests/${suite}/`], count: bunCount },
+];
+const conformance = join("tests", "conformance", "native_test.ts");
+
+const CHECKS: Check[] = [
+  { name: "format", command: [deno, "fmt", "--check", "--quiet"] },
+  { name: "lint", command: [deno, "lint", "--quiet"] },
+  { name: "types", command: [deno, "check", "--quiet", "."] },
+  { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: crate },
+  {
+    name: "rust lint",
+    command: ["cargo", "clippy", "--release", "--locked", "--all-targets", "--quiet", "--", "-D", "warnings"],
+    cwd: crate,
+    env: cargoEnv,
+  },
+  { name: "rust tests", command: ["cargo", "test", "--locked", "--quiet"], cwd: crate, env: cargoEnv, count: cargoCount },
+  ...both("unit"),
+  ...both("conformance"),
+  { name: "bundle for Node", command: [bun, "build", "--target=node", `--outfile=${join(bundles, "native_test.mjs")}`, conformance] },
+  {
+    name: "conformance (Node)",
+    command: ["node", "--test", join(bundles, "native_test.mjs")],
+    env: { REVERSE_HTTP_TEST_ADDON: join(crate, "reverse-http.node") },
+    count: nodeCount,
+  },
+  ...both("system"),
+];
+
+function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {
+  const started = Date.now();
+  const result = spawnSync(file!, args, { cwd, env: { ...process.env, NO_COLOR: "1", ...env }, encoding: "utf8", maxBuffer: 1 << 28 });
+  const output = stripVTControlCharacters(`${result.stdout ?? ""}${result.stderr ?? ""}`);
+  let [passed, failed] = count?.(output) ?? (result.status === 0 ? [1, 0] : [0, 1]);
+  // a runner that fails without a failed test, or that found no test, has failed too
+  if (failed === 0 && (result.status !== 0 || passed === 0)) failed = 1;
+  console.log(
+    `${failed === 0 ? "ok  " : "FAIL"} ${name}: ${passed} passed, ${failed} failed (${((Date.now() - started) / 1000).toFixed(1)} s)`,
+  );
+  if (failed > 0) console.log(output || String(result.error));
+  return [passed, failed];
+}
+
+const wanted = /^--only=(.+)$/.exec(process.argv[2] ?? "")?.[1]?.split(",");
+const checks = CHECKS.filter(({ name }) => wanted === undefined || wanted.some((part) => name.includes(part)));
+let [passed, failed] = [0, 0];
+try {
+  for (const check of checks) {
+    const [p, f] = run(check);
+    passed += p;
+    failed += f;
+  }
+} finally {
+  rmSync(bundles, { recursive: true, force: true });
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed === 0 && passed > 0 ? 0 : 1);
