@@ -70,7 +70,7 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
         signingAlgorithm: ALGORITHM,
         extensions: [await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey)],
       });
-      return PemConverter.encode(list.rawData, "X509 CRL"); // its own toString writes "CRL", which nobody reads
+      return x509.PemConverter.encode(list.rawData, "X509 CRL"); // its own toString writes "CRL", which nobody reads
     },
   };
 }
