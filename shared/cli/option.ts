@@ -86,14 +86,32 @@ export class ValueError extends Error {
  * @throws {ValueError}
  */
 export function parseValue(option: Option, text: string): Kinds[Kind] {
-  const value = parseKind(option, text);
-  if (option.choices && !option.choices.includes(value as string)) {
-    throw new ValueError(`${JSON.stringify(text)} is not one of ${option.choices.join(", ")}`);
-  }
-  const problem = (option.check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(value);
+  return checkValue(option, parseKind(option, text));
+}
+
+/**
+ * Returns `value` where the option can have it.
+ * @throws {ValueError}
+ */
+export function checkValue(option: Option, value: unknown): Kinds[Kind] {
+  const { kind, choices, check, notBuilt } = option;
+  const fits = kind === "list" ? Array.isArray(value) && value.every((item) => typeof item === "string") : hasType(value, TYPES[kind]);
+  if (!fits) throw new ValueError(`${JSON.stringify(value)} is not a ${kind}`);
+  const known = value as Kinds[Kind];
+  if (choices && !choices.includes(known as string)) throw new ValueError(`${JSON.stringify(value)} is not one of ${choices.join(", ")}`);
+  const problem = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
   if (problem !== undefined) throw new ValueError(problem);
-  if (option.notBuilt !== undefined && text !== (option.default ?? "")) throw new ValueError(`${option.notBuilt} is not built yet`);
-  return value;
+  if (notBuilt !== undefined && String(known) !== String(parseKind(option, option.default ?? (kind === "boolean" ? "false" : "")))) {
+    throw new ValueError(`${notBuilt} is not built yet`);
+  }
+  return known;
+}
+
+const TYPES = { string: "string", file: "string", address: "string", duration: "number", boolean: "boolean" } as const;
+
+function hasType(value: unknown, type: string): boolean {
+  const actual = typeof value;
+  return actual === type;
 }
 
 function parseKind({ kind }: Option, text: string): Kinds[Kind] {

@@ -1,0 +1,363 @@
+// Streams of the network in memory: two bounded pipes each, the heads read from them, and the copy between two of them. It knows neither
+// addresses nor connections.
+import { Buffer } from "node:buffer";
+import { NetError } from "./errors.ts";
+import type { Duplex, SpliceOptions, SpliceResult } from "./types.ts";
+
+/** As the native engine resets what nobody gave a code for. */
+export const RESET = 1;
+const LARGEST_READ = 64 * 1024;
+const FLUSH_MS = 10_000;
+const LINGER_MS = 2_000;
+const GRACE_MS = 1_000;
+
+export function closed(): NetError {
+  return new NetError("closed", "Cannot use the stream: it is closed");
+}
+
+function resetBy(appCode?: number): NetError {
+  return new NetError("reset", `The stream was reset${appCode === undefined ? "" : ` with code ${appCode}`}`, { appCode, remote: true });
+}
+
+function stoppedBy(appCode: number): NetError {
+  return new NetError("stopped", `The peer takes no more of this stream, code ${appCode}`, { appCode, remote: true });
+}
+
+interface Waiting<T> {
+  resolve(value: T): void;
+  reject(error: NetError): void;
+}
+
+/** What a pipe tells its connection. */
+export interface PipeEvents {
+  /** Something was written to it, or it ended: a QUIC peer hears of a stream only then. */
+  onStart?: () => void;
+  /** Nothing more goes through it. */
+  onEnd?: () => void;
+}
+
+/** One direction. Calls on each side act in the order they were made; no more than `window` bytes are taken before they are read. */
+export class Pipe {
+  /** Called when it breaks, unless the reader just takes no more. */
+  onBreak?: (error: NetError) => void;
+  readonly #window: number;
+  readonly #events: PipeEvents;
+  #chunks: Uint8Array[] = [];
+  #size = 0;
+  #reads: Waiting<Uint8Array | null>[] = [];
+  #writes: (Waiting<void> & { data: Uint8Array })[] = [];
+  #finishing = false;
+  #discarding = false;
+  /** What each side is told from now on. */
+  #fault?: { read: NetError; write: NetError };
+  #started = false;
+  #ended = false;
+
+  constructor(window: number, events: PipeEvents = {}) {
+    this.#window = window;
+    this.#events = events;
+  }
+
+  write(data: Uint8Array): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (this.#fault) return reject(this.#fault.write);
+      if (this.#finishing) return reject(closed());
+      this.#writes.push({ resolve, reject, data: data.slice() });
+      this.#start();
+      this.#move();
+    });
+  }
+
+  finish(): void {
+    if (this.#fault) return;
+    this.#finishing = true;
+    this.#start();
+    this.#move();
+  }
+
+  read(): Promise<Uint8Array | null> {
+    return new Promise((resolve, reject) => {
+      if (this.#fault) return reject(this.#fault.read);
+      this.#reads.push({ resolve, reject });
+      this.#move();
+    });
+  }
+
+  /** Puts back what was read too much. */
+  unread(data: Uint8Array): void {
+    if (data.length === 0) return;
+    this.#chunks.unshift(data);
+    this.#size += data.length;
+  }
+
+  /** Ends the reads under way; what comes stays where it is. */
+  cancelReads(): void {
+    for (const read of this.#reads.splice(0)) read.reject(closed());
+  }
+
+  /** Nobody will read any more, and whatever comes is thrown away. */
+  discard(): void {
+    this.cancelReads();
+    this.#discarding = true;
+    this.#move();
+  }
+
+  /** Breaks it, unless it has ended. What was not read is gone. */
+  fail(read: NetError, write: NetError): void {
+    if (this.#fault || this.#ended) return;
+    this.#fault = { read, write };
+    this.#chunks = [];
+    this.#size = 0;
+    for (const waiting of this.#reads.splice(0)) waiting.reject(read);
+    for (const waiting of this.#writes.splice(0)) waiting.reject(write);
+    this.#start();
+    if (write.code !== "stopped") this.onBreak?.(write);
+    this.#end();
+  }
+
+  get isFlushed(): boolean {
+    return this.#writes.length === 0;
+  }
+
+  get hasEnded(): boolean {
+    return this.#ended;
+  }
+
+  #move(): void {
+    do {
+      this.#takeWrites();
+      if (this.#discarding) this.#nextChunk(Infinity);
+      const [read] = this.#reads;
+      if (read && this.#size > 0) {
+        this.#reads.shift();
+        read.resolve(this.#nextChunk(LARGEST_READ));
+      }
+    } while (this.#size > 0 && (this.#reads.length > 0 || this.#discarding));
+    if (!this.#finishing || this.#writes.length > 0 || this.#size > 0) return;
+    for (const read of this.#reads.splice(0)) read.resolve(null);
+    this.#end();
+  }
+
+  #takeWrites(): void {
+    for (let next; (next = this.#writes[0]);) {
+      const taken = next.data.subarray(0, this.#window - this.#size);
+      if (taken.length > 0) this.#chunks.push(taken);
+      this.#size += taken.length;
+      next.data = next.data.subarray(taken.length);
+      if (next.data.length > 0) return;
+      this.#writes.shift();
+      next.resolve();
+    }
+  }
+
+  #nextChunk(most: number): Uint8Array {
+    const all = this.#chunks.length === 1 ? this.#chunks[0]! : new Uint8Array(Buffer.concat(this.#chunks));
+    const chunk = all.subarray(0, most);
+    this.#chunks = chunk.length < all.length ? [all.subarray(chunk.length)] : [];
+    this.#size -= chunk.length;
+    return chunk;
+  }
+
+  #start(): void {
+    if (this.#started) return;
+    this.#started = true;
+    this.#events.onStart?.();
+  }
+
+  #end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#events.onEnd?.();
+  }
+}
+
+/** One end of a stream. */
+export class MemoryDuplex implements Duplex {
+  /** `given`: a copy has it, and it can still be ended. */
+  #state: "open" | "given" | "closed" = "open";
+  #readable = true;
+  #stopCopy: (code: number) => void = () => {};
+
+  constructor(readonly kind: "tcp" | "quic", readonly remote: string, readonly input: Pipe, readonly output: Pipe) {}
+
+  async read(): Promise<Uint8Array | null> {
+    if (this.#state !== "open" || !this.#readable) throw closed();
+    return await this.input.read();
+  }
+
+  async write(data: Uint8Array): Promise<void> {
+    if (this.#state !== "open") throw closed();
+    await this.output.write(data);
+  }
+
+  closeWrite(): void {
+    if (this.#state === "open") this.output.finish();
+  }
+
+  reset(code: number): void {
+    if (this.#state === "given") this.#stopCopy(code);
+    else if (this.#state === "closed") return;
+    else if (this.kind === "tcp") this.abort(code);
+    else this.output.fail(resetBy(code), closed());
+  }
+
+  stopRead(code: number): void {
+    if (this.#state !== "open") return;
+    this.#readable = false;
+    if (this.kind === "quic") this.input.fail(closed(), stoppedBy(code));
+    else this.input.cancelReads(); // the peer notices when its window is full
+  }
+
+  close(): void {
+    if (this.#state === "closed") return;
+    if (this.#state === "given") this.#stopCopy(0);
+    this.#state = "closed";
+    this.output.finish();
+    if (this.kind === "quic") this.input.fail(closed(), stoppedBy(0));
+    else this.input.discard();
+    if (!this.output.isFlushed) later(FLUSH_MS, () => this.abort(0));
+    else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.fail(closed(), resetBy()));
+  }
+
+  /** Breaks both directions at once: RST, or RESET_STREAM and STOP_SENDING. */
+  abort(code: number): void {
+    const tcp = this.kind === "tcp";
+    this.output.fail(resetBy(tcp ? undefined : code), closed());
+    this.input.fail(closed(), tcp ? resetBy() : stoppedBy(code));
+  }
+
+  /** The connection is no more: what this side is told, and what the other. */
+  lose(here: NetError, there: NetError): void {
+    this.output.fail(there, here);
+    this.input.fail(here, there);
+  }
+
+  /** Reading is over, writing is not: for a head that did not come. */
+  stopReading(): void {
+    this.#readable = false;
+    this.input.cancelReads();
+  }
+
+  /**
+   * Hands it to a copy, which `stop` ends.
+   * @throws {NetError} `closed`
+   */
+  give(stop: (code: number) => void): void {
+    if (this.#state !== "open") throw closed();
+    this.#state = "given";
+    this.#stopCopy = stop;
+  }
+}
+
+/** Never keeps the program alive. */
+function later(ms: number, action: () => void): void {
+  const timer = setTimeout(action, ms);
+  if (typeof timer === "object") timer.unref();
+}
+
+/**
+ * Reads a head up to and including its blank line, LF followed by LF or CRLF; what follows stays in the stream. `null`: it ended, or was
+ * reset, before a byte of it.
+ * @throws {NetError} `head-too-large`, `head-malformed`, `head-truncated`, `reset`, `closed`
+ */
+export async function readHead(stream: MemoryDuplex, limit: number): Promise<string | null> {
+  let head = Buffer.alloc(0);
+  let skipped = 0;
+  for (let scanned = 0, afterNewline = false;;) {
+    let data;
+    try {
+      data = await stream.read();
+    } catch (error) {
+      if (head.length === 0 && (error as NetError).code === "reset") return null;
+      throw error;
+    }
+    if (data === null && head.length === 0) return null;
+    if (data === null) throw new NetError("head-truncated", "The stream ended within the head", { remote: true });
+    // RFC 9112 §2.2: empty lines before a request line are ignored
+    const start = head.length > 0 ? 0 : data.findIndex((byte) => byte !== CR && byte !== LF);
+    skipped += start < 0 ? data.length : start;
+    head = Buffer.concat([head, start < 0 ? new Uint8Array() : data.subarray(start)]);
+    for (; scanned < head.length; scanned++) {
+      const byte = head[scanned]!;
+      if ((byte < 0x20 && byte !== CR && byte !== LF && byte !== TAB) || byte === 0x7f) {
+        throw new NetError("head-malformed", `Control character 0x${byte.toString(16).padStart(2, "0")} in a head`, { remote: true });
+      }
+      if (byte === LF && afterNewline && skipped + scanned < limit) {
+        stream.input.unread(new Uint8Array(head.subarray(scanned + 1)));
+        return head.toString("latin1", 0, scanned + 1);
+      }
+      if (byte !== CR) afterNewline = byte === LF;
+    }
+    if (skipped + head.length > limit || skipped >= limit) throw new NetError("head-too-large", "The head is too large", { remote: true });
+  }
+}
+
+const [TAB, LF, CR] = [0x09, 0x0a, 0x0d];
+
+interface Failure {
+  error: NetError;
+  side?: "a" | "b";
+}
+
+/** See `Net.splice`. */
+export async function splice(a: MemoryDuplex, b: MemoryDuplex, options: SpliceOptions): Promise<SpliceResult> {
+  const { prologueToA, idleTimeoutMs = 0, signal } = options;
+  const counts = { aToB: 0, bToA: 0 };
+  let failure: Failure | undefined;
+  let code: number | undefined;
+  let graceTimer: ReturnType<typeof setTimeout> | undefined;
+  let copiedAt = Date.now();
+  const { promise: aborted, resolve: abort } = Promise.withResolvers<void>();
+  const fail = (error: NetError, side?: "a" | "b") => {
+    failure ??= { error, side };
+    abort();
+  };
+  const cancel = (given?: number) => {
+    code ??= given;
+    fail(new NetError("cancelled", "The call was cancelled"));
+  };
+  a.give(cancel);
+  b.give(cancel);
+
+  const pump = async (from: MemoryDuplex, to: MemoryDuplex, count: "aToB" | "bToA", prologue: Uint8Array): Promise<void> => {
+    const [source, sink] = count === "aToB" ? ["a", "b"] as const : ["b", "a"] as const;
+    to.output.onBreak = (error) => fail(error, sink);
+    for (let data: Uint8Array | null = prologue;;) {
+      try {
+        await to.output.write(data);
+      } catch (error) {
+        failure ??= { error: error as NetError, side: sink };
+        from.input.fail(closed(), stoppedBy(RESET));
+        // the other direction may still bring what the peer sent before it went: an answer to an upload it refused
+        graceTimer ??= setTimeout(abort, GRACE_MS);
+        return;
+      }
+      if (data !== prologue) counts[count] += data.length;
+      copiedAt = Date.now();
+      try {
+        data = await from.input.read();
+      } catch (error) {
+        return fail(error as NetError, source);
+      }
+      if (data === null) return to.output.finish();
+    }
+  };
+
+  const onAbort = () => cancel();
+  if (signal?.aborted) onAbort();
+  signal?.addEventListener("abort", onAbort, { once: true });
+  const checkIdle = () => {
+    if (Date.now() - copiedAt >= idleTimeoutMs) fail(new NetError("timed-out", `Nothing was copied for ${idleTimeoutMs} ms`));
+  };
+  const idleTimer = idleTimeoutMs > 0 ? setInterval(checkIdle, Math.max(1, idleTimeoutMs / 8)) : undefined;
+  const copied = Promise.all([pump(a, b, "aToB", new Uint8Array()), pump(b, a, "bToA", prologueToA ?? new Uint8Array())]);
+  await Promise.race([copied, aborted]);
+  clearTimeout(graceTimer);
+  clearInterval(idleTimer);
+  signal?.removeEventListener("abort", onAbort);
+  for (const stream of [a, b]) {
+    stream.output.onBreak = undefined;
+    if (failure) stream.abort(code ?? failure.error.appCode ?? RESET);
+  }
+  return { ...counts, error: failure?.error, errorSide: failure?.side };
+}

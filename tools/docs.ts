@@ -1,0 +1,22 @@
+// Writes the option tables of the README from the definitions. `--check` writes nothing and fails where they are stale.
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { agentOptions } from "../agent/options.ts";
+import { proxyOptions } from "../proxy/options.ts";
+import { optionTable } from "../shared/cli/option_table.ts";
+
+const file = join(import.meta.dirname!, "..", "README.md");
+const [begin, end] = ["<!-- options:begin -->", "<!-- options:end -->"];
+
+const readme = readFileSync(file, "utf8");
+const [before, rest] = readme.split(begin);
+const after = rest?.split(end)[1];
+if (before === undefined || after === undefined) throw new Error(`${file} has no place for the options`);
+const tables = [`### reverse-http-proxy\n\n${optionTable(proxyOptions)}`, `### reverse-http-agent\n\n${optionTable(agentOptions)}`];
+const fresh = `${before}${begin}\n\n${tables.join("\n")}\n${end}${after}`;
+if (!process.argv.includes("--check")) writeFileSync(file, fresh);
+else if (fresh !== readme) {
+  console.error("The option tables of README.md are stale: run deno task docs");
+  process.exit(1);
+}
