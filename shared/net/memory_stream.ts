@@ -11,8 +11,8 @@ const FLUSH_MS = 10_000;
 const LINGER_MS = 2_000;
 const GRACE_MS = 1_000;
 
-export function closed(): NetError {
-  return new NetError("closed", "Cannot use the stream: it is closed");
+export function closed(what = "stream"): NetError {
+  return new NetError("closed", `Cannot use the ${what}: it is closed`);
 }
 
 function resetBy(appCode?: number): NetError {
@@ -48,6 +48,7 @@ export class Pipe {
   #writes: (Waiting<void> & { data: Uint8Array })[] = [];
   #finishing = false;
   #discarding = false;
+  #refusing = false;
   /** What each side is told from now on. */
   #fault?: { read: NetError; write: NetError };
   #started = false;
@@ -60,10 +61,11 @@ export class Pipe {
 
   write(data: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
+      if (this.#refusing) this.fail(closed(), resetBy());
       if (this.#fault) return reject(this.#fault.write);
       if (this.#finishing) return reject(closed());
-      this.#writes.push({ resolve, reject, data: data.slice() });
-      this.#start();
+      this.#writes.push({ resolve, reject, data: new Uint8Array(data) });
+      if (data.length > 0) this.#start();
       this.#move();
     });
   }
@@ -102,6 +104,11 @@ export class Pipe {
     this.#move();
   }
 
+  /** From now on a write breaks it. */
+  refuse(): void {
+    this.#refusing = true;
+  }
+
   /** Breaks it, unless it has ended. What was not read is gone. */
   fail(read: NetError, write: NetError): void {
     if (this.#fault || this.#ended) return;
@@ -124,23 +131,22 @@ export class Pipe {
   }
 
   #move(): void {
-    do {
+    for (;;) {
       this.#takeWrites();
-      if (this.#discarding) this.#nextChunk(Infinity);
-      const [read] = this.#reads;
-      if (read && this.#size > 0) {
-        this.#reads.shift();
-        read.resolve(this.#nextChunk(LARGEST_READ));
-      }
-    } while (this.#size > 0 && (this.#reads.length > 0 || this.#discarding));
-    if (!this.#finishing || this.#writes.length > 0 || this.#size > 0) return;
+      if (this.#size === 0) break;
+      const read = this.#discarding ? undefined : this.#reads.shift();
+      if (read) read.resolve(this.#takeChunk(LARGEST_READ));
+      else if (this.#discarding) this.#takeChunk(Infinity);
+      else return;
+    }
+    if (!this.#finishing || this.#writes.length > 0) return;
     for (const read of this.#reads.splice(0)) read.resolve(null);
     this.#end();
   }
 
   #takeWrites(): void {
     for (let next; (next = this.#writes[0]);) {
-      const taken = next.data.subarray(0, this.#window - this.#size);
+      const taken = next.data.subarray(0, Math.max(0, this.#window - this.#size));
       if (taken.length > 0) this.#chunks.push(taken);
       this.#size += taken.length;
       next.data = next.data.subarray(taken.length);
@@ -150,12 +156,17 @@ export class Pipe {
     }
   }
 
-  #nextChunk(most: number): Uint8Array {
-    const all = this.#chunks.length === 1 ? this.#chunks[0]! : new Uint8Array(Buffer.concat(this.#chunks));
-    const chunk = all.subarray(0, most);
-    this.#chunks = chunk.length < all.length ? [all.subarray(chunk.length)] : [];
-    this.#size -= chunk.length;
-    return chunk;
+  #takeChunk(most: number): Uint8Array {
+    const parts = [];
+    let size = 0;
+    for (let chunk; size < most && (chunk = this.#chunks.shift());) {
+      const part = chunk.subarray(0, most - size);
+      if (part.length < chunk.length) this.#chunks.unshift(chunk.subarray(part.length));
+      parts.push(part);
+      size += part.length;
+    }
+    this.#size -= size;
+    return parts.length === 1 ? parts[0]! : new Uint8Array(Buffer.concat(parts));
   }
 
   #start(): void {
@@ -216,7 +227,7 @@ export class MemoryDuplex implements Duplex {
     if (this.kind === "quic") this.input.fail(closed(), stoppedBy(0));
     else this.input.discard();
     if (!this.output.isFlushed) later(FLUSH_MS, () => this.abort(0));
-    else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.fail(closed(), resetBy()));
+    else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.refuse());
   }
 
   /** Breaks both directions at once: RST, or RESET_STREAM and STOP_SENDING. */
@@ -226,7 +237,7 @@ export class MemoryDuplex implements Duplex {
     this.input.fail(closed(), tcp ? resetBy() : stoppedBy(code));
   }
 
-  /** The connection is no more: what this side is told, and what the other. */
+  /** Its connection is no more: what this side is told, and what the other. */
   lose(here: NetError, there: NetError): void {
     this.output.fail(there, here);
     this.input.fail(here, there);
@@ -307,7 +318,8 @@ export async function splice(a: MemoryDuplex, b: MemoryDuplex, options: SpliceOp
   let code: number | undefined;
   let graceTimer: ReturnType<typeof setTimeout> | undefined;
   let copiedAt = Date.now();
-  const { promise: aborted, resolve: abort } = Promise.withResolvers<void>();
+  let abort = () => {};
+  const aborted = new Promise<void>((resolve) => abort = resolve);
   const fail = (error: NetError, side?: "a" | "b") => {
     failure ??= { error, side };
     abort();

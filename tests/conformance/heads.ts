@@ -1,0 +1,408 @@
+// How heads are read on an accepting side: where one ends, what is refused, and that nothing is lost between a head and what follows it.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { describe } from "node:test";
+import type { Duplex, HeadOptions, Incoming, Net } from "../../shared/net/types.ts";
+import {
+  bytes,
+  dialTcp,
+  HEAD,
+  isPending,
+  listenTcp,
+  netError,
+  oneByOne,
+  pattern,
+  quicPair,
+  readAll,
+  readExactly,
+  readText,
+  readTextExactly,
+  readToError,
+  type Suite,
+  until,
+  within,
+} from "./support.ts";
+
+/** Somewhere that heads are read: how to get there, and what arrives. */
+interface Entrance {
+  dial(): Promise<Duplex>;
+  next: () => Promise<Incoming | null>;
+}
+
+interface Door {
+  name: string;
+  isQuic: boolean;
+  open(net: Net, options?: HeadOptions): Promise<Entrance>;
+}
+
+function doorsOf({ adapter, pki }: Suite): Door[] {
+  const tcp: Door["open"] = async (net, options) => {
+    const { port, next } = await listenTcp(net, options);
+    return { dial: () => dialTcp(net, port), next };
+  };
+  const tls: Door["open"] = async (net, options) => {
+    const { tls, authority } = await pki;
+    const { port, next } = await listenTcp(net, { ...options, tls });
+    return { dial: () => dialTcp(net, port, { tls: { ca: authority.cert } }), next };
+  };
+  const quic: Door["open"] = async (net, options) => {
+    const transport = { maxPeerStreams: 2_000 };
+    const { client, server } = await quicPair(net, await pki, { transport }, { transport });
+    return { dial: () => within(client.openStream()), next: oneByOne(() => server.acceptRequests(options)) };
+  };
+  return [
+    { name: "a TCP listener", isQuic: false, open: tcp },
+    { name: "a QUIC connection", isQuic: true, open: quic },
+    ...(adapter.has.tls ? [{ name: "a TLS listener", isQuic: false, open: tls }] : []),
+  ];
+}
+
+export function headTests(suite: Suite): void {
+  for (const door of doorsOf(suite)) {
+    describe(`heads on ${door.name}`, () => {
+      endOfHeadTests(suite, door);
+      refusedHeadTests(suite, door);
+      crowdTests(suite, door);
+    });
+  }
+  exchangeHeadTests(suite);
+}
+
+function endOfHeadTests({ test }: Suite, door: Door): void {
+  const FOLLOWS = "SSH-2.0-x\r\n\r\nand more";
+  const TEXT = HEAD + FOLLOWS;
+
+  /** Sends the parts as packets of their own, and tells what came of it. */
+  const send = async ({ dial, next }: Entrance, parts: string[]): Promise<{ head: string | undefined; rest: string }> => {
+    const client = await dial();
+    for (const part of parts) await within(client.write(bytes(part)));
+    client.closeWrite();
+    const incoming = await next();
+    assert.ok(incoming);
+    assert.equal(incoming.error, undefined);
+    const rest = await readText(incoming.stream);
+    incoming.stream.close();
+    client.close();
+    return { head: incoming.head, rest };
+  };
+
+  test("are delivered up to and including the blank line, and what follows stays in the stream", async (net) => {
+    const entrance = await door.open(net);
+    assert.deepEqual(await send(entrance, [TEXT]), { head: HEAD, rest: FOLLOWS });
+  });
+
+  test("lose nothing wherever the packets part", async (net) => {
+    const entrance = await door.open(net);
+    for (let at = 1; at < TEXT.length; at++) {
+      assert.deepEqual(await send(entrance, [TEXT.slice(0, at), TEXT.slice(at)]), { head: HEAD, rest: FOLLOWS }, `parted at ${at}`);
+    }
+  });
+
+  test("lose nothing byte by byte", async (net) => {
+    const entrance = await door.open(net);
+    assert.deepEqual(await send(entrance, [...TEXT]), { head: HEAD, rest: FOLLOWS });
+  });
+
+  test("lose nothing of much that follows in the same packet", async (net) => {
+    const { dial, next } = await door.open(net);
+    const client = await dial();
+    const data = pattern(1 << 20);
+    const sent = client.write(new Uint8Array(Buffer.concat([bytes(HEAD), data])));
+    const incoming = await next();
+    assert.equal(incoming?.head, HEAD);
+    assert.deepEqual(await readExactly(incoming.stream, data.length), data);
+    await within(sent);
+  });
+
+  test("can be answered, and the stream goes both ways after that", async (net) => {
+    const { dial, next } = await door.open(net);
+    const client = await dial();
+    await within(client.write(bytes(HEAD)));
+    const { stream } = (await next())!;
+    await within(stream.write(bytes("200 ")));
+    assert.equal(await readTextExactly(client, 4), "200 ");
+    await within(client.write(bytes("ping")));
+    assert.equal(await readTextExactly(stream, 4), "ping");
+  });
+
+  test("end at LF LF and at LF CRLF too, so that the parser can refuse them", async (net) => {
+    const entrance = await door.open(net);
+    assert.deepEqual(await send(entrance, ["GET / HTTP/1.1\nHost: a\n\nrest"]), { head: "GET / HTTP/1.1\nHost: a\n\n", rest: "rest" });
+    assert.deepEqual(await send(entrance, ["GET / HTTP/1.1\nHost: a\n\r\nrest"]), {
+      head: "GET / HTTP/1.1\nHost: a\n\r\n",
+      rest: "rest",
+    });
+  });
+
+  test("do not end at CR CR, nor at a CRLF in the middle", async (net) => {
+    const { dial, next } = await door.open(net);
+    const client = await dial();
+    await within(client.write(bytes("A\r\rB\r\nC")));
+    const incoming = next();
+    assert.ok(await isPending(incoming));
+    await within(client.write(bytes("\r\n\r\n")));
+    assert.equal((await incoming)?.head, "A\r\rB\r\nC\r\n\r\n");
+  });
+
+  test("are read past empty lines before them", async (net) => {
+    const entrance = await door.open(net);
+    assert.deepEqual(await send(entrance, ["\r\n", "\r\n", TEXT]), { head: HEAD, rest: FOLLOWS });
+    assert.deepEqual(await send(entrance, ["\r\n\r\n" + TEXT]), { head: HEAD, rest: FOLLOWS });
+  });
+
+  test("have one character a byte, and may have tabs and bytes above 127", async (net) => {
+    const entrance = await door.open(net);
+    const odd = "GET / HTTP/1.1\r\nX:\t\x80\xe4\xff\r\n\r\n";
+    assert.deepEqual(await send(entrance, [odd]), { head: odd, rest: "" });
+  });
+
+  test("may be exactly as long as the limit", async (net) => {
+    const entrance = await door.open(net, { headLimit: HEAD.length });
+    assert.deepEqual(await send(entrance, [TEXT]), { head: HEAD, rest: FOLLOWS });
+  });
+}
+
+function refusedHeadTests({ test }: Suite, door: Door): void {
+  /** Sends `text` and no end of it; what is wrong with it is told, can be answered, and the answer arrives. */
+  const refused = async (entrance: Entrance, text: string, code: string): Promise<void> => {
+    const client = await entrance.dial();
+    await within(client.write(bytes(text)));
+    const incoming = await entrance.next();
+    assert.ok(incoming);
+    assert.equal(incoming.error?.code, code);
+    assert.equal(incoming.head, undefined);
+    await within(incoming.stream.write(bytes("400 no\r\n\r\n")));
+    incoming.stream.close();
+    assert.equal(await readText(client), "400 no\r\n\r\n");
+    client.close();
+  };
+
+  for (const [name, character] of [["NUL", "\0"], ["a TLS handshake", "\x16"], ["DEL", "\x7f"], ["ESC", "\x1b"]] as const) {
+    test(`are refused at once for a control character: ${name}`, async (net) => {
+      const entrance = await door.open(net);
+      await refused(entrance, character, "head-malformed");
+      await refused(entrance, `GET /${character}`, "head-malformed");
+    });
+  }
+
+  test("are refused one byte above the limit", async (net) => {
+    const entrance = await door.open(net, { headLimit: HEAD.length - 1 });
+    await refused(entrance, HEAD, "head-too-large");
+  });
+
+  test("are refused at the limit without waiting for their end", async (net) => {
+    const entrance = await door.open(net, { headLimit: 100 });
+    await refused(entrance, "x".repeat(101), "head-too-large");
+  });
+
+  test("are refused where nothing but empty lines comes", async (net) => {
+    const entrance = await door.open(net, { headLimit: 100 });
+    await refused(entrance, "\r\n".repeat(60), "head-too-large");
+  });
+
+  test("are limited to 16 KiB by default", async (net) => {
+    const entrance = await door.open(net);
+    await refused(entrance, `GET / HTTP/1.1\r\nX: ${"x".repeat(16_384)}`, "head-too-large");
+  });
+
+  test("are refused when they are not complete in time", async (net) => {
+    const entrance = await door.open(net, { headTimeoutMs: 50 });
+    await refused(entrance, "GET / HTTP/1.1\r\n", "head-timeout");
+  });
+
+  test("are refused when the stream ends within them", async (net) => {
+    const { dial, next } = await door.open(net);
+    const client = await dial();
+    await within(client.write(bytes("GET / HT")));
+    client.closeWrite();
+    const incoming = await next();
+    assert.equal(incoming?.error?.code, "head-truncated");
+    await within(incoming.stream.write(bytes("400")));
+    incoming.stream.close();
+    assert.equal(await readText(client), "400");
+  });
+
+  test("are told as reset when the stream is reset within them", async (net) => {
+    const { dial, next } = await door.open(net);
+    const client = await dial();
+    await within(client.write(bytes("GET / HT")));
+    const incoming = next();
+    assert.ok(await isPending(incoming));
+    client.reset(3);
+    assert.equal((await incoming)?.error?.code, "reset");
+  });
+
+  test("are not told of a stream that ends or is reset before them", async (net) => {
+    const { dial, next } = await door.open(net);
+    const [ended, reset, closed, real] = [await dial(), await dial(), await dial(), await dial()];
+    ended.closeWrite();
+    reset.reset(1);
+    closed.close();
+    await within(real.write(bytes(HEAD)));
+    assert.equal((await next())?.head, HEAD);
+    assert.ok(await isPending(next()));
+  });
+
+  if (door.isQuic) return;
+
+  test("are waited for no longer than allowed where nothing comes at all", async (net) => {
+    const { dial, next } = await door.open(net, { headTimeoutMs: 50 });
+    const client = await dial();
+    const incoming = await next();
+    assert.equal(incoming?.error?.code, "head-timeout");
+    await within(incoming.stream.write(bytes("408")));
+    incoming.stream.close();
+    assert.equal(await readText(client), "408");
+  });
+}
+
+function crowdTests({ test }: Suite, door: Door): void {
+  test("are read side by side: one that never ends delays nobody", async (net) => {
+    const { dial, next } = await door.open(net);
+    const slow = await dial();
+    await within(slow.write(bytes("GET / HT")));
+    for (let i = 0; i < 20; i++) {
+      const client = await dial();
+      await within(client.write(bytes(HEAD)));
+      assert.equal((await next())?.head, HEAD);
+    }
+    await within(slow.write(bytes("TP/1.1\r\n\r\n")));
+    assert.equal((await next())?.head, "GET / HTTP/1.1\r\n\r\n");
+  });
+
+  test("give up the oldest when one more than allowed is being read", async (net) => {
+    const { dial, next } = await door.open(net, { maxPendingHeads: 3 });
+    const clients: Duplex[] = [];
+    for (let i = 0; i < 3; i++) {
+      const client = await dial();
+      await within(client.write(bytes(`GET /${i}`)));
+      clients.push(client);
+      await isPending(Promise.resolve()); // so that it is known who came first
+    }
+    const last = await dial();
+    await within(last.write(bytes("GET /3")));
+    const first = await next();
+    assert.equal(first?.error?.code, "limit");
+    await within(first.stream.write(bytes("503")));
+    first.stream.close();
+    assert.equal(await readText(clients[0]!), "503");
+    for (const [i, client] of [...clients.slice(1), last].entries()) {
+      await within(client.write(bytes(" HTTP/1.1\r\n\r\n")));
+      assert.equal((await next())?.head, `GET /${i + 1} HTTP/1.1\r\n\r\n`);
+    }
+  });
+
+  test("arrive all when many come at once", async (net) => {
+    const { dial, next } = await door.open(net);
+    const clients = await Promise.all(Array.from({ length: 100 }, dial));
+    await within(Promise.all(clients.map((client, i) => client.write(bytes(`GET /${i} HTTP/1.1\r\n\r\n`)))));
+    const heads = new Set<string | undefined>();
+    for (let i = 0; i < clients.length; i++) heads.add((await next())?.head);
+    assert.equal(heads.size, clients.length);
+  });
+}
+
+function exchangeHeadTests({ test, pki }: Suite): void {
+  const FOLLOWS = "220 mail\r\n\r\nready";
+  const ANSWER = "HTTP/1.1 200 OK\r\n\r\n";
+
+  /** Somebody who answers a request as `answer` does. */
+  const answering = async (net: Net, answer: (stream: Duplex) => Promise<unknown>) => {
+    const { client, server } = await quicPair(net, await pki);
+    const serve = async () => {
+      const next = oneByOne(() => server.acceptRequests());
+      for (let incoming; (incoming = await next().catch(() => null)) !== null;) {
+        assert.equal(incoming.head, HEAD);
+        await answer(incoming.stream).catch(() => {}); // the asking side has had enough
+      }
+    };
+    void serve();
+    return (options: { headLimit?: number; timeoutMs?: number } = {}) => client.exchange(bytes(HEAD), { timeoutMs: 5_000, ...options });
+  };
+
+  describe("the answer's head of an exchange", () => {
+    test("loses nothing of what follows it, wherever the packets part", async (net) => {
+      const text = ANSWER + FOLLOWS;
+      let at = 0;
+      const exchange = await answering(net, async (stream) => {
+        await stream.write(bytes(text.slice(0, at)));
+        await stream.write(bytes(text.slice(at)));
+        stream.close();
+      });
+      for (at = 0; at <= text.length; at++) {
+        const { stream, head } = await within(exchange());
+        assert.equal(head, ANSWER);
+        assert.equal(await readText(stream), FOLLOWS, `parted at ${at}`);
+        stream.close();
+      }
+    });
+
+    test("loses nothing byte by byte", async (net) => {
+      const exchange = await answering(net, async (stream) => {
+        for (const character of ANSWER + FOLLOWS) await stream.write(bytes(character));
+        stream.close();
+      });
+      const { stream, head } = await within(exchange());
+      assert.equal(head, ANSWER);
+      assert.equal(await readText(stream), FOLLOWS);
+    });
+
+    for (
+      const [code, answer] of [
+        ["head-malformed", "\x16"],
+        ["head-too-large", "HTTP/1.1 200 OK\r\nX: " + "x".repeat(100)],
+      ] as const
+    ) {
+      test(`is refused with ${code}, and the stream abandoned`, async (net) => {
+        const abandoned: Promise<unknown>[] = [];
+        const exchange = await answering(net, async (stream) => {
+          await stream.write(bytes(answer));
+          abandoned.push(readToError(stream, "reset"));
+        });
+        await netError(exchange({ headLimit: 100 }), code);
+        await until(() => abandoned.length > 0, "no request came");
+        await Promise.all(abandoned);
+      });
+    }
+
+    test("is refused with head-truncated when the stream ends within it, or before it", async (net) => {
+      let answer = "HTTP/1.1 200";
+      const exchange = await answering(net, async (stream) => {
+        await stream.write(bytes(answer));
+        stream.close();
+      });
+      await netError(exchange(), "head-truncated");
+      answer = "";
+      await netError(exchange(), "head-truncated");
+    });
+
+    test("is refused with reset and the peer's code when the stream is reset, within it or before it", async (net) => {
+      let answer = "HTTP/1.1 200";
+      const exchange = await answering(net, async (stream) => {
+        await stream.write(bytes(answer));
+        stream.reset(55);
+      });
+      assert.equal((await netError(exchange(), "reset")).appCode, 55);
+      answer = "";
+      assert.equal((await netError(exchange(), "reset")).appCode, 55);
+    });
+
+    test("is given up with timed-out when it does not come, and the stream abandoned", async (net) => {
+      const abandoned: Promise<unknown>[] = [];
+      const exchange = await answering(net, (stream) => Promise.resolve(abandoned.push(readToError(stream, "reset"))));
+      await netError(exchange({ timeoutMs: 50 }), "timed-out");
+      await until(() => abandoned.length > 0, "no request came");
+      await Promise.all(abandoned);
+    });
+
+    test("may carry bytes that are read as they are", async (net) => {
+      const data = pattern(100_000);
+      const exchange = await answering(net, async (stream) => {
+        await stream.write(new Uint8Array(Buffer.concat([bytes(ANSWER), data])));
+        stream.close();
+      });
+      const { stream } = await within(exchange());
+      assert.deepEqual(await readAll(stream), data);
+    });
+  });
+}

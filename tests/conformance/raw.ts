@@ -1,0 +1,113 @@
+// The runtime's own sockets, to meet a network from outside: servers, clients, and relays that can cut what they carry.
+import { Buffer } from "node:buffer";
+import { createSocket, type RemoteInfo, type Socket as UdpSocket } from "node:dgram";
+import { once } from "node:events";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { until, within } from "./support.ts";
+
+/** What a test made outside the network, closed after it. */
+export interface Raw {
+  /** A server of the runtime; its connections, as they come. */
+  serve(): Promise<{ port: number; next: () => Promise<Socket>; server: Server }>;
+  connect(port: number, host?: string): Promise<Socket>;
+  udp(): Promise<UdpSocket>;
+  relayTcp(port: number): Promise<TcpRelay>;
+  relayUdp(port: number): Promise<UdpRelay>;
+}
+
+/** Passes bytes on until it is told to end or reset the connection. */
+export interface TcpRelay {
+  port: number;
+  /** Ends what the client gets, without a word from the server. */
+  endClient(): void;
+  resetClient(): void;
+}
+
+/** Passes datagrams of one client on. */
+export interface UdpRelay {
+  port: number;
+  /** Whether it does, each way. */
+  pass: { toServer: boolean; toClient: boolean };
+  /** Sees what comes from the server. */
+  onReply: (datagram: Uint8Array) => void;
+  /** Datagrams from clients. */
+  received: number;
+}
+
+export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> {
+  const cleanUp: (() => void)[] = [];
+  const keep = (socket: Socket): Socket => {
+    socket.on("error", () => {}); // a test that wants to see it listens too
+    cleanUp.push(() => socket.destroy());
+    return socket;
+  };
+  const serve: Raw["serve"] = async () => {
+    const arrived: Socket[] = [];
+    const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => arrived.push(keep(socket)));
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    cleanUp.push(() => server.close());
+    const next = async () => {
+      await until(() => arrived.length > 0, "nobody connected");
+      return arrived.shift()!;
+    };
+    return { port: (server.address() as { port: number }).port, next, server };
+  };
+  const udp = async () => {
+    const socket = createSocket("udp4");
+    socket.bind(0, "127.0.0.1");
+    await once(socket, "listening");
+    socket.on("error", () => {});
+    cleanUp.push(() => socket.close());
+    return socket;
+  };
+  const connectTo: Raw["connect"] = async (port, host = "127.0.0.1") => {
+    const socket = keep(connect({ port, host, allowHalfOpen: true, noDelay: true }));
+    await within(once(socket, "connect"));
+    return socket;
+  };
+  const relayTcp: Raw["relayTcp"] = async (port) => {
+    const front = await serve();
+    let client: Socket | undefined;
+    void front.next().then(async (socket) => {
+      client = socket;
+      const server = await connectTo(port);
+      socket.pipe(server);
+      server.on("data", (data) => socket.write(data));
+    });
+    return { port: front.port, endClient: () => client?.end(), resetClient: () => client?.resetAndDestroy() };
+  };
+  const relayUdp: Raw["relayUdp"] = async (port) => {
+    const socket = await udp();
+    const relay: UdpRelay = { port: socket.address().port, pass: { toServer: true, toClient: true }, onReply: () => {}, received: 0 };
+    let client: RemoteInfo | undefined;
+    socket.on("message", (data, from) => {
+      if (from.port === port) {
+        relay.onReply(data);
+        if (relay.pass.toClient && client) socket.send(data, client.port, client.address);
+        return;
+      }
+      client = from;
+      relay.received++;
+      if (relay.pass.toServer) socket.send(data, port, "127.0.0.1");
+    });
+    return relay;
+  };
+  try {
+    await body({ serve, connect: connectTo, udp, relayTcp, relayUdp });
+  } finally {
+    for (const close of cleanUp.reverse()) close();
+  }
+}
+
+/** How a raw connection ends: what was received, and `end` or the error's code. */
+export function watch(socket: Socket): { received: () => string; ended: Promise<string> } {
+  const parts: Uint8Array[] = [];
+  socket.on("data", (data) => parts.push(Buffer.from(data)));
+  const ended = new Promise<string>((resolve) => {
+    socket.on("end", () => resolve("end"));
+    socket.on("error", (error: Error & { code?: string }) => resolve(error.code ?? error.message));
+    socket.on("close", () => resolve("close"));
+  });
+  return { received: () => Buffer.concat(parts).toString("latin1"), ended: within(ended, "the raw connection did not end") };
+}
