@@ -3,11 +3,13 @@
 import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
+import { quicTests } from "./quic.ts";
 import { type Adapter, makeSuite } from "./support.ts";
+import { tcpTests } from "./tcp.ts";
 
 export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
-    for (const tests of [duplexTests, headTests]) tests(suite);
+    for (const tests of [duplexTests, headTests, tcpTests, quicTests]) tests(suite);
   });
 }

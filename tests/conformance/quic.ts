@@ -1,0 +1,521 @@
+// QUIC connections and what is particular to them: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
+import assert from "node:assert/strict";
+import { describe } from "node:test";
+import type { NetError } from "../../shared/net/errors.ts";
+import type { QuicConnection } from "../../shared/net/types.ts";
+import { withRaw } from "./raw.ts";
+import {
+  ALPN,
+  bytes,
+  dialQuic,
+  HEAD,
+  ignore,
+  isPending,
+  netError,
+  oneByOne,
+  openPair,
+  portOf,
+  quicPair,
+  readExactly,
+  readText,
+  readTextExactly,
+  readToError,
+  type Suite,
+  until,
+  within,
+  writeToError,
+} from "./support.ts";
+
+export function quicTests(suite: Suite): void {
+  describe("a QUIC listener", () => {
+    listenTests(suite);
+    closeListenerTests(suite);
+    if (suite.adapter.has.sockets) handshakeTests(suite);
+  });
+  describe("a QUIC connection", () => {
+    connectTests(suite);
+    streamTests(suite);
+    closeTests(suite);
+    if (suite.adapter.has.sockets) lifeTests(suite);
+  });
+  describe("an exchange", () => exchangeTests(suite));
+}
+
+function listenTests({ test, pki }: Suite): void {
+  test("without a host is reached over IPv4 and IPv6, and shows addresses as what they are", async (net) => {
+    const { tls } = await pki;
+    const listener = await net.listenQuic({ address: ":0", tls, alpn: ALPN });
+    for (const [host, remote] of [["127.0.0.1", /^127\.0\.0\.1:[0-9]+$/], ["::1", /^\[::1\]:[0-9]+$/]] as const) {
+      const client = await dialQuic(net, await pki, portOf(listener.address), { host });
+      const server = await within(listener.accept());
+      assert.match(server!.remote, remote);
+      assert.match(client.remote, remote);
+    }
+  });
+
+  test("is refused an address in use, at once", async (net) => {
+    const { tls } = await pki;
+    const first = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    await netError(net.listenQuic({ address: first.address, tls, alpn: ALPN }), "address-in-use");
+    await netError(net.listenQuic({ address: `:${portOf(first.address)}`, tls, alpn: ALPN }), "address-in-use");
+  });
+
+  test("is refused what is no address", async (net) => {
+    const { tls } = await pki;
+    await netError(net.listenQuic({ address: "127.0.0.1", tls, alpn: ALPN }), "invalid");
+  });
+
+  test("may have the port that a TCP listener has", async (net) => {
+    const { tls } = await pki;
+    const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
+    assert.equal((await net.listenQuic({ address, tls, alpn: ALPN })).address, address);
+  });
+
+  test("answers waiting accepts with null when it is closed, and later ones", async (net) => {
+    const { tls } = await pki;
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const waiting = [listener.accept(), listener.accept()];
+    assert.ok(await isPending(Promise.race(waiting)));
+    await within(listener.close(0, ""));
+    assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
+    assert.equal(await within(listener.accept()), null);
+    await within(listener.close(0, ""));
+  });
+}
+
+function closeListenerTests({ test, pki }: Suite): void {
+  test("tells every peer the code and the reason when it is closed, and resolves after that", async (net) => {
+    const { listener, port, client, server } = await quicPair(net, await pki);
+    const [second, accepted] = await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
+    await within(listener.close(17, "going home"));
+    for (const connection of [client, second]) {
+      assert.deepEqual(await within(connection.closed, "the peer was not told", 1_500), {
+        code: 17,
+        reason: "going home",
+        remote: true,
+        cause: "application",
+      });
+    }
+    for (const connection of [server, accepted!]) {
+      assert.deepEqual(await within(connection.closed), { code: 17, reason: "going home", remote: false, cause: "application" });
+    }
+  });
+
+  test("frees its address when it is closed", async (net) => {
+    const { tls } = await pki;
+    const { listener } = await quicPair(net, await pki);
+    await within(listener.close(0, ""));
+    const again = await net.listenQuic({ address: listener.address, tls, alpn: ALPN });
+    assert.equal(again.address, listener.address);
+    await Promise.all([dialQuic(net, await pki, portOf(again.address)), within(again.accept())]);
+  });
+
+  test("refuses new connections at once when it takes no more, and goes on with those it has", async (net) => {
+    const { listener, port, client, server } = await quicPair(net, await pki);
+    listener.stopAccepting();
+    const error = await netError(dialQuic(net, await pki, port), "refused");
+    assert.equal(error.remote, true);
+    assert.equal(await within(listener.accept()), null);
+    const { a, b } = await openPair(client, server);
+    await within(a.write(bytes("goes on")));
+    assert.equal(await readTextExactly(b, 7), "goes on");
+    await within(listener.close(4, "late"));
+    assert.equal((await within(client.closed)).code, 4);
+  });
+}
+
+function handshakeTests({ test, pki }: Suite): void {
+  test("serves the next client while 1,000 handshakes never finish", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls } = await pki;
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+      const port = portOf(listener.address);
+      const relay = await raw.relayUdp(port);
+      relay.pass.toClient = false;
+      const { authority } = await pki;
+      const dial = () =>
+        net.connectQuic({ host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 });
+      const controllers = Array.from({ length: 1_000 }, () => dial());
+      ignore(...controllers);
+      await until(() => relay.received >= 1_000, `only ${relay.received} handshakes were begun`, 10_000);
+      await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
+    });
+  });
+
+  test("validates the addresses of clients by Retry from its threshold on, and serves them", async (net) => {
+    await withRaw(async (raw) => {
+      for (const [retryThreshold, expected] of [[0, true], [256, false]] as const) {
+        const { tls } = await pki;
+        const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, retryThreshold });
+        const relay = await raw.relayUdp(portOf(listener.address));
+        let retried = false;
+        relay.onReply = (datagram) => retried ||= (datagram[0]! & 0xf0) === 0xf0; // RFC 9000 §17.2.5
+        const [client, server] = await Promise.all([dialQuic(net, await pki, relay.port), within(listener.accept())]);
+        const { a, b } = await openPair(client, server!);
+        await within(a.write(bytes("validated")));
+        assert.equal(await readTextExactly(b, 9), "validated");
+        assert.equal(retried, expected);
+      }
+    });
+  });
+
+  test("refuses more unfinished handshakes than allowed, and takes new ones when they have ended", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls, authority } = await pki;
+      const failures: NetError[] = [];
+      const listener = await net.listenQuic({
+        address: "127.0.0.1:0",
+        tls,
+        alpn: ALPN,
+        maxPendingHandshakes: 3,
+        handshakeTimeoutMs: 1_000,
+        onHandshakeError: ({ remote, error }) => {
+          assert.match(remote, /^127\.0\.0\.1:[0-9]+$/);
+          failures.push(error);
+        },
+      });
+      const accepted = listener.accept();
+      const port = portOf(listener.address);
+      const relays = [];
+      for (let i = 0; i < 3; i++) {
+        const relay = await raw.relayUdp(port); // one each: a handshake is answered with several datagrams
+        relays.push(relay);
+        let answered = false;
+        relay.onReply = () => answered = true;
+        relay.pass.toClient = false;
+        ignore(net.connectQuic({ host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 }));
+        await until(() => answered, "the handshake was not begun");
+      }
+      await netError(dialQuic(net, await pki, port), "refused");
+      for (const relay of relays) relay.pass.toServer = false;
+      await until(() => failures.length === 3, `${failures.length} of 3 handshakes were told to have failed`);
+      for (const error of failures) assert.equal(error.code, "timed-out");
+      const client = await dialQuic(net, await pki, port);
+      assert.ok(await within(accepted));
+      client.close(0, "");
+    });
+  });
+}
+
+function connectTests({ test, pki, adapter }: Suite): void {
+  test("tells both sides the protocol and the far side's address", async (net) => {
+    const { client, server, port } = await quicPair(net, await pki);
+    assert.equal(client.alpn, ALPN[0]);
+    assert.equal(server.alpn, ALPN[0]);
+    assert.equal(client.remote, `127.0.0.1:${port}`);
+    assert.match(server.remote, /^127\.0\.0\.1:[1-9][0-9]*$/);
+    const { a, b } = await openPair(client, server);
+    assert.equal(a.remote, client.remote);
+    assert.equal(b.remote, server.remote);
+  });
+
+  test("speaks the protocol that the listener prefers of those both know", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { alpn: ["new", "old"] }, { alpn: ["other", "old", "new"] });
+    assert.deepEqual([client.alpn, server.alpn], ["new", "new"]);
+  });
+
+  test("is not made without a protocol in common", async (net) => {
+    const { tls } = await pki;
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ["one"] });
+    const accept = listener.accept();
+    await netError(dialQuic(net, await pki, portOf(listener.address), { alpn: ["two"] }), "tls");
+    assert.ok(await isPending(accept));
+  });
+
+  test("is not made where nobody listens", async (net) => {
+    const { tls } = await pki;
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    await within(listener.close(0, ""));
+    await netError(dialQuic(net, await pki, portOf(listener.address), { timeoutMs: 300 }), "timed-out", "refused");
+  });
+
+  test("is not made to a name that nobody knows", async (net) => {
+    await netError(dialQuic(net, await pki, 443, { host: "nope.invalid" }), "unknown-host");
+  });
+
+  test("is not made to a port that is none", async (net) => {
+    for (const port of [0, -1, 65_536, 1.5]) await netError(dialQuic(net, await pki, port), "invalid");
+  });
+
+  test("is cancelled before it is begun by a signal that is aborted already", async (net) => {
+    const { tls } = await pki;
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const accept = listener.accept();
+    await netError(dialQuic(net, await pki, portOf(listener.address), { signal: AbortSignal.abort() }), "cancelled");
+    assert.ok(await isPending(accept));
+  });
+
+  if (!adapter.has.sockets) return;
+
+  test("is given up after its time-out, and cancelled at once", async (net) => {
+    await withRaw(async (raw) => {
+      const silent = await raw.udp();
+      const { port } = silent.address();
+      await netError(dialQuic(net, await pki, port, { timeoutMs: 60 }), "timed-out");
+      const controller = new AbortController();
+      const dial = netError(dialQuic(net, await pki, port, { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+      controller.abort();
+      await dial;
+    });
+  });
+}
+
+function streamTests({ test, pki }: Suite): void {
+  test("carries streams that either side opened", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    for (const [from, to] of [[client, server], [server, client]] as const) {
+      const { a, b } = await openPair(from, to);
+      ignore(a.write(bytes("there")), b.write(bytes("and back")));
+      a.closeWrite();
+      b.closeWrite();
+      assert.equal(await readText(b), "there");
+      assert.equal(await readText(a), "and back");
+    }
+  });
+
+  test("hands over a stream that was finished or reset before anything was written", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const finished = await within(client.openStream());
+    finished.closeWrite();
+    const first = await within(server.acceptStream());
+    assert.equal(await within(first!.read()), null);
+    (await within(client.openStream())).reset(8);
+    const second = await within(server.acceptStream());
+    assert.equal((await readToError(second!, "reset")).appCode, 8);
+  });
+
+  test("lets a side open no more streams than the other allows, and the next when one has ended", async (net) => {
+    const transport = { maxPeerStreams: 2 };
+    const { client, server } = await quicPair(net, await pki, { transport });
+    const [first] = [await openPair(client, server), await openPair(client, server)];
+    const third = client.openStream();
+    assert.ok(await isPending(third));
+    first.a.close();
+    first.b.close();
+    await within(third);
+  });
+
+  test("lets the next stream in whichever way one ended", async (net) => {
+    const transport = { maxPeerStreams: 1 };
+    const { client, server } = await quicPair(net, await pki, { transport });
+    for (const end of ["reset", "stop", "finish"] as const) {
+      const { a, b } = await openPair(client, server);
+      if (end === "reset") {
+        a.reset(1);
+        a.stopRead(1);
+        await readToError(b, "reset");
+        await writeToError(b, "stopped");
+        b.close();
+      } else if (end === "stop") {
+        b.stopRead(1);
+        b.reset(1);
+        await writeToError(a, "stopped");
+        await readToError(a, "reset");
+        a.close();
+      } else {
+        a.closeWrite();
+        b.closeWrite();
+        assert.equal(await within(b.read()), null);
+        assert.equal(await within(a.read()), null);
+      }
+    }
+    await openPair(client, server);
+  });
+
+  test("answers acceptRequests with what the first call allows", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const next = oneByOne(() => server.acceptRequests({ headLimit: 40 }));
+    const stream = await within(client.openStream());
+    await within(stream.write(bytes(HEAD)));
+    assert.equal((await next())?.head, HEAD);
+    const long = await within(client.openStream());
+    await within(long.write(bytes("x".repeat(41))));
+    const incoming = oneByOne(() => server.acceptRequests({ headLimit: 1_000 }));
+    assert.equal((await incoming())?.error?.code, "head-too-large");
+  });
+}
+
+function closeTests({ test, pki }: Suite): void {
+  for (const side of ["client", "server"] as const) {
+    test(`brings code and reason of the side that closes it: the ${side}`, async (net) => {
+      const pair = await quicPair(net, await pki);
+      const [closing, told] = side === "client" ? [pair.client, pair.server] : [pair.server, pair.client];
+      closing.close(409, "closing old connection");
+      assert.deepEqual(await within(told.closed), { code: 409, reason: "closing old connection", remote: true, cause: "application" });
+      assert.deepEqual(await within(closing.closed), {
+        code: 409,
+        reason: "closing old connection",
+        remote: false,
+        cause: "application",
+      });
+    });
+  }
+
+  test("ends as the first close says", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    client.close(1, "first");
+    client.close(2, "second");
+    assert.deepEqual(await within(client.closed), { code: 1, reason: "first", remote: false, cause: "application" });
+    assert.equal((await within(server.closed)).code, 1);
+    client.close(3, "third");
+  });
+
+  test("answers acceptStream with null when it is closed, and later ones", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const waiting = [server.acceptStream(), client.acceptStream()];
+    client.close(0, "");
+    assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
+    await within(Promise.all([client.closed, server.closed]));
+    assert.equal(await within(server.acceptStream()), null);
+    assert.equal(await within(client.acceptRequests()), null);
+  });
+
+  test("opens no streams once it is closed", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    client.close(0, "");
+    await netError(client.openStream(), "closed");
+    await netError(client.exchange(bytes(HEAD), { timeoutMs: 1_000 }), "closed");
+    await within(server.closed);
+    await netError(server.openStream(), "closed", "reset");
+  });
+
+  test("has figures", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const keys = ["congestionWindow", "lostPackets", "mtu", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
+    assert.deepEqual(Object.keys(client.stats()).sort(), keys);
+    client.close(0, "");
+    await within(Promise.all([client.closed, server.closed]));
+    assert.deepEqual(Object.values(client.stats()), keys.map(() => 0));
+  });
+}
+
+function lifeTests({ test, pki }: Suite): void {
+  const TRANSPORT = { idleTimeoutMs: 400, keepAliveMs: 100 };
+
+  test("has figures that say what it did", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const { a, b } = await openPair(client, server);
+    ignore(a.write(new Uint8Array(100_000)));
+    await readExactly(b, 100_000);
+    const stats = client.stats();
+    assert.ok(stats.sentBytes > 100_000, `${stats.sentBytes} bytes sent`);
+    assert.ok(stats.sentPackets > 60, `${stats.sentPackets} packets sent`);
+    assert.ok(stats.rttMs > 0 && stats.receivedBytes > 0 && stats.congestionWindow > 0 && stats.mtu >= 1_200);
+  });
+
+  test("is kept alive while nothing is said", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls } = await pki;
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport: TRANSPORT });
+      const relay = await raw.relayUdp(portOf(listener.address));
+      const [client, server] = await Promise.all([
+        dialQuic(net, await pki, relay.port, { transport: TRANSPORT }),
+        within(listener.accept()),
+      ]);
+      const start = Date.now();
+      const seen = relay.received;
+      await until(() => Date.now() - start > 2 * TRANSPORT.idleTimeoutMs && relay.received > seen + 4, "no keep-alive was sent");
+      const { a, b } = await openPair(client, server!);
+      await within(a.write(bytes("alive")));
+      assert.equal(await readTextExactly(b, 5), "alive");
+    });
+  });
+
+  test("is lost on both sides, and every call on it settles, when the network goes silent", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls } = await pki;
+      const transport = { ...TRANSPORT, maxPeerStreams: 1 };
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport });
+      const relay = await raw.relayUdp(portOf(listener.address));
+      const [client, server] = await Promise.all([dialQuic(net, await pki, relay.port, { transport }), within(listener.accept())]);
+      const { a, b } = await openPair(client, server!);
+      relay.pass = { toServer: false, toClient: false };
+      const calls = [
+        netError(a.read(), "reset"),
+        netError(b.read(), "reset"),
+        netError(client.openStream(), "reset"),
+        netError(client.exchange(bytes(HEAD), { timeoutMs: 20_000 }), "reset"),
+        within(server!.acceptStream()).then((stream) => assert.equal(stream, null)),
+      ];
+      for (const connection of [client, server!] as QuicConnection[]) {
+        const { cause, code } = await within(connection.closed);
+        assert.deepEqual([cause, code], ["timed-out", 0]);
+      }
+      await Promise.all(calls);
+      await netError(a.write(bytes("x")), "reset");
+    });
+  });
+}
+
+function exchangeTests({ test, pki }: Suite): void {
+  test("is a request on a stream of its own, and the stream that remains", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
+    const incoming = await oneByOne(() => server.acceptRequests())();
+    assert.equal(incoming?.head, HEAD);
+    await within(incoming.stream.write(bytes("HTTP/1.1 200 OK\r\n\r\n")));
+    const { stream, head } = await within(asked);
+    assert.equal(head, "HTTP/1.1 200 OK\r\n\r\n");
+    assert.equal(stream.remote, client.remote);
+    ignore(stream.write(bytes("up")), incoming.stream.write(bytes("down")));
+    assert.equal(await readTextExactly(incoming.stream, 2), "up");
+    assert.equal(await readTextExactly(stream, 4), "down");
+  });
+
+  test("may be made 200 times at once", async (net) => {
+    const { client, server } = await quicPair(net, await pki); // with 16 streams at a time
+    const next = oneByOne(() => server.acceptRequests());
+    const serve = async () => {
+      for (let incoming; (incoming = await next().catch(() => null)) !== null;) {
+        const { stream, head } = incoming;
+        ignore(stream.write(bytes(`HTTP/1.1 200 ${head!.slice(4, 8)}\r\n\r\n`)));
+        stream.close();
+      }
+    };
+    void serve();
+    const ask = async (i: number) => {
+      const name = String(i).padStart(4, "0");
+      const { stream, head } = await within(client.exchange(bytes(`GET ${name} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 }));
+      stream.close();
+      assert.equal(head, `HTTP/1.1 200 ${name}\r\n\r\n`);
+    };
+    await Promise.all(Array.from({ length: 200 }, (_, i) => ask(i)));
+  });
+
+  test("waits for a free stream no longer than its time-out", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
+    const { a, b } = await openPair(client, server);
+    await netError(client.exchange(bytes(HEAD), { timeoutMs: 60 }), "timed-out");
+    a.close();
+    b.close();
+    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
+    const stream = await within(server.acceptStream());
+    await within(stream!.write(bytes("HTTP/1.1 200 OK\r\n\r\n")));
+    await within(asked);
+  });
+
+  test("is cancelled at once, and its stream is abandoned both ways", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const controller = new AbortController();
+    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+    const incoming = await oneByOne(() => server.acceptRequests())();
+    controller.abort();
+    await asked;
+    await readToError(incoming!.stream, "reset");
+    await writeToError(incoming!.stream, "stopped");
+  });
+
+  test("is cancelled by a signal that is aborted already", async (net) => {
+    const { client } = await quicPair(net, await pki);
+    await netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: AbortSignal.abort() }), "cancelled");
+  });
+
+  test("is cancelled while it waits for a free stream", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
+    await openPair(client, server);
+    const controller = new AbortController();
+    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+    controller.abort();
+    await asked;
+  });
+}

@@ -1,0 +1,377 @@
+// TCP listeners and connections: addresses, the ways a connection cannot be made, and what a peer outside sees of ends and resets.
+import assert from "node:assert/strict";
+import { lookup } from "node:dns/promises";
+import { once } from "node:events";
+import { describe } from "node:test";
+import type { NetErrorCode } from "../../shared/net/errors.ts";
+import type { Net } from "../../shared/net/types.ts";
+import { watch, withRaw } from "./raw.ts";
+import {
+  bytes,
+  dialTcp,
+  HEAD,
+  isPending,
+  listenTcp,
+  netError,
+  oneByOne,
+  portOf,
+  readExactly,
+  readText,
+  readTextExactly,
+  readToError,
+  type Suite,
+  within,
+} from "./support.ts";
+
+export function tcpTests(suite: Suite): void {
+  describe("a TCP listener", () => {
+    listenTests(suite);
+    acceptTests(suite);
+  });
+  describe("a TCP connection", () => {
+    connectTests(suite);
+    if (suite.adapter.has.sockets) wireTests(suite);
+  });
+}
+
+/** A port that nobody listens on. */
+async function freePort(net: Net, address = "127.0.0.1:0"): Promise<number> {
+  const listener = await net.listenTcp({ address });
+  listener.close();
+  return portOf(listener.address);
+}
+
+function listenTests({ test, adapter }: Suite): void {
+  test("tells the port that was chosen for it", async (net) => {
+    const listener = await net.listenTcp({ address: "127.0.0.1:0" });
+    assert.match(listener.address, /^127\.0\.0\.1:[1-9][0-9]*$/);
+  });
+
+  test("shows an IPv6 address in brackets", async (net) => {
+    const listener = await net.listenTcp({ address: "[::1]:0" });
+    assert.match(listener.address, /^\[::1\]:[1-9][0-9]*$/);
+  });
+
+  test("takes a name, and can be reached by it", async (net) => {
+    const { port, request } = await listenTcp(net, { address: "localhost:0" });
+    const stream = await dialTcp(net, port, { host: "localhost" });
+    await within(stream.write(bytes(HEAD)));
+    assert.equal((await request()).head, HEAD);
+  });
+
+  test("without a host is reached over IPv4 and IPv6, and shows addresses as what they are", async (net) => {
+    const { port, request } = await listenTcp(net, { address: ":0" });
+    for (const [host, remote] of [["127.0.0.1", /^127\.0\.0\.1:[0-9]+$/], ["::1", /^\[::1\]:[0-9]+$/]] as const) {
+      const stream = await dialTcp(net, port, { host });
+      await within(stream.write(bytes(HEAD)));
+      assert.match((await request()).stream.remote, remote);
+      assert.match(stream.remote, remote);
+    }
+  });
+
+  test("is refused an address in use, at once", async (net) => {
+    const first = await net.listenTcp({ address: "127.0.0.1:0" });
+    await netError(net.listenTcp({ address: first.address }), "address-in-use");
+    await netError(net.listenTcp({ address: `:${portOf(first.address)}` }), "address-in-use");
+  });
+
+  test("frees its address when it is closed, also with connections open", async (net) => {
+    const { listener, port, request } = await listenTcp(net);
+    const client = await dialTcp(net, port);
+    await within(client.write(bytes(HEAD)));
+    const { stream } = await request();
+    listener.close();
+    const again = await listenTcp(net, { address: `127.0.0.1:${port}` });
+    await within(stream.write(bytes("goes on")));
+    assert.equal(await readTextExactly(client, 7), "goes on");
+    const other = await dialTcp(net, port);
+    await within(other.write(bytes(HEAD)));
+    assert.equal((await again.request()).head, HEAD);
+  });
+
+  for (const address of ["", "x", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", "[::1]"]) {
+    test(`is refused ${JSON.stringify(address)} as an address, which the error names`, async (net) => {
+      const { message } = await netError(net.listenTcp({ address }), "invalid");
+      assert.ok(message.includes(address));
+    });
+  }
+
+  test("has no certificates to change where it speaks no TLS", async (net) => {
+    const listener = await net.listenTcp({ address: "127.0.0.1:0" });
+    assert.throws(() => listener.setTls({ cert: "", key: "" }), { name: "NetError", code: "invalid" });
+  });
+
+  if (!adapter.has.sockets) return;
+
+  test("is refused an address of another machine", async (net) => {
+    await netError(net.listenTcp({ address: "203.0.113.1:0" }), "address-not-available");
+  });
+
+  test("is refused a name that nobody knows", async (net) => {
+    await netError(net.listenTcp({ address: "nope.invalid:0" }), "unknown-host");
+  });
+}
+
+function acceptTests({ test, adapter }: Suite): void {
+  test("answers waiting accepts with null when it is closed, and later ones", async (net) => {
+    const { listener } = await listenTcp(net);
+    const waiting = [listener.accept(), listener.accept()];
+    assert.ok(await isPending(Promise.race(waiting)));
+    listener.close();
+    assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
+    assert.equal(await within(listener.accept()), null);
+    listener.close();
+  });
+
+  test("answers every one of several waiting accepts", async (net) => {
+    const { listener, port } = await listenTcp(net);
+    const accepts = [listener.accept(), listener.accept(), listener.accept()];
+    let arrived = 0;
+    for (const accept of accepts) {
+      const client = await dialTcp(net, port);
+      await within(client.write(bytes(HEAD)));
+      arrived += (await within(accept))?.length ?? 0;
+    }
+    assert.equal(arrived, 3);
+  });
+
+  test("gives up heads that are being read when it is closed, and goes on with those handed over", async (net) => {
+    const { listener, port, request } = await listenTcp(net);
+    const [done, unfinished] = [await dialTcp(net, port), await dialTcp(net, port)];
+    await within(unfinished.write(bytes("GET / HT")));
+    await within(done.write(bytes(HEAD)));
+    const { stream } = await request();
+    listener.close();
+    await readToError(unfinished, "reset");
+    await within(done.write(bytes("still here")));
+    done.closeWrite();
+    assert.equal(await readText(stream), "still here");
+  });
+
+  test("takes no more connections when it is closed", async (net) => {
+    const port = await freePort(net);
+    const error = await netError(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 1_000 }), "refused");
+    assert.equal(error.remote, true);
+  });
+
+  if (!adapter.has.sockets) return;
+
+  test("serves the next client while 1,000 connections never finish their heads", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, request } = await listenTcp(net);
+      const idle = await Promise.all(Array.from({ length: 1_000 }, () => raw.connect(port)));
+      idle.forEach((socket, i) => i % 2 === 0 && socket.write("GET / HTTP/1.1\r\nHost: "));
+      const client = await dialTcp(net, port);
+      await within(client.write(bytes(HEAD)));
+      assert.equal((await request()).head, HEAD);
+    });
+  });
+
+  test("hands over the oldest of too many unfinished connections, so that they never pile up", async (net) => {
+    await withRaw(async (raw) => {
+      const { next, port } = await listenTcp(net, { maxPendingHeads: 10 });
+      const sockets = [];
+      for (let i = 0; i < 50; i++) sockets.push(await raw.connect(port));
+      for (let i = 0; i < 40; i++) {
+        const incoming = await next();
+        assert.equal(incoming?.error?.code, "limit");
+        incoming.stream.close();
+      }
+      sockets.at(-1)!.write(HEAD);
+      assert.equal((await next())?.head, HEAD);
+    });
+  });
+}
+
+function connectTests({ test, adapter }: Suite): void {
+  const fails = (net: Net, host: string, port: number, code: NetErrorCode) =>
+    netError(net.connectTcp({ host, port, timeoutMs: 4_000 }), code);
+
+  test("is refused where nobody listens, over IPv4 and IPv6", async (net) => {
+    for (const [host, address] of [["127.0.0.1", "127.0.0.1:0"], ["::1", "[::1]:0"]] as const) {
+      const port = await freePort(net, address);
+      const error = await fails(net, host, port, "refused");
+      assert.equal(error.remote, true);
+      assert.ok(error.message.includes(String(port)), error.message);
+    }
+  });
+
+  test("is not made to a name that nobody knows", async (net) => {
+    const error = await fails(net, "nope.invalid", 80, "unknown-host");
+    assert.ok(error.message.includes("nope.invalid"), error.message);
+  });
+
+  test("is not made where no route leads", async (net) => {
+    await fails(net, "224.0.0.1", 80, "unreachable"); // multicast: TCP never gets there, on whatever machine
+  });
+
+  test("is not made to a port that is none", async (net) => {
+    for (const port of [0, -1, 65_536, 1.5, NaN]) await fails(net, "127.0.0.1", port, "invalid");
+  });
+
+  test("is made whichever address of the name somebody listens on", async (net) => {
+    const addresses = await lookup("localhost", { all: true });
+    assert.ok(addresses.length > 0);
+    for (const { address, family } of addresses) {
+      const { listener, port, request } = await listenTcp(net, { address: family === 6 ? `[${address}]:0` : `${address}:0` });
+      const client = await dialTcp(net, port, { host: "localhost" });
+      await within(client.write(bytes(HEAD)));
+      assert.equal((await request()).head, HEAD);
+      listener.close();
+    }
+  });
+
+  test("is cancelled before it is begun by a signal that is aborted already", async (net) => {
+    const { listener, port } = await listenTcp(net);
+    await netError(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000, signal: AbortSignal.abort() }), "cancelled");
+    assert.ok(await isPending(listener.accept()));
+  });
+
+  test("outlives the signal that could have cancelled it", async (net) => {
+    const { port, request } = await listenTcp(net);
+    const controller = new AbortController();
+    const client = await dialTcp(net, port, { signal: controller.signal });
+    controller.abort();
+    await within(client.write(bytes(HEAD)));
+    assert.equal((await request()).head, HEAD);
+  });
+
+  if (!adapter.has.sockets) return;
+
+  test("is given up after its time-out, what is being negotiated included", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve(); // accepts, and never answers the TLS handshake
+      const dial = net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 60, tls: { insecureSkipVerify: true } });
+      const ended = watch(await next()).ended;
+      await netError(dial, "timed-out");
+      assert.match(await ended, /^(end|close|ECONNRESET)$/);
+    });
+  });
+
+  test("is cancelled at once while it is being made", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const controller = new AbortController();
+      const { signal } = controller;
+      const dial = netError(
+        net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 60_000, tls: { insecureSkipVerify: true }, signal }),
+        "cancelled",
+      );
+      const ended = watch(await next()).ended;
+      controller.abort();
+      await dial;
+      assert.match(await ended, /^(end|close|ECONNRESET)$/);
+    });
+  });
+}
+
+function wireTests({ test }: Suite): void {
+  test("sends a FIN for closeWrite, and reads on", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const stream = await dialTcp(net, port);
+      const socket = await next();
+      const { received, ended } = watch(socket);
+      await within(stream.write(bytes("question")));
+      stream.closeWrite();
+      assert.equal(await ended, "end");
+      assert.equal(received(), "question");
+      socket.end("answer");
+      assert.equal(await readText(stream), "answer");
+    });
+  });
+
+  test("reads a FIN as an end, and writes on", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, request } = await listenTcp(net);
+      const socket = await raw.connect(port);
+      const { received, ended } = watch(socket);
+      socket.end(HEAD + "question");
+      const { stream } = await request();
+      assert.equal(await readText(stream), "question");
+      await within(stream.write(bytes("answer")));
+      stream.close();
+      assert.equal(await ended, "end");
+      assert.equal(received(), "answer");
+    });
+  });
+
+  test("is reset with RST by reset", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const stream = await dialTcp(net, port);
+      const { ended } = watch(await next());
+      stream.reset(1);
+      assert.equal(await ended, "ECONNRESET");
+    });
+  });
+
+  test("is reset with RST after closeWrite too", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, request } = await listenTcp(net);
+      const socket = await raw.connect(port);
+      const errors = once(socket, "error");
+      socket.write(HEAD);
+      socket.resume();
+      const { stream } = await request();
+      stream.closeWrite();
+      await within(once(socket, "end"));
+      stream.reset(1);
+      const [error] = await within(errors);
+      // Linux says EPIPE to a socket that has read the end
+      assert.ok(["ECONNRESET", "EPIPE"].includes((error as { code: string }).code));
+    });
+  });
+
+  test("shows a peer's RST as reset to reads and writes", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const stream = await dialTcp(net, port);
+      const read = netError(stream.read(), "reset");
+      (await next()).resetAndDestroy();
+      assert.equal((await read).remote, true);
+      await netError(stream.read(), "reset");
+      await netError(stream.write(bytes("x")), "reset", "stopped");
+    });
+  });
+
+  test("brings an answer whole although the client is still sending when it is closed", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await listenTcp(net, { headLimit: 100 });
+      const socket = await raw.connect(port);
+      const { received, ended } = watch(socket);
+      socket.write("x".repeat(200_000));
+      const incoming = await next();
+      assert.equal(incoming?.error?.code, "head-too-large");
+      await within(incoming.stream.write(bytes("431 too large")));
+      incoming.stream.close();
+      assert.equal(await ended, "end");
+      assert.equal(received(), "431 too large");
+    });
+  });
+
+  test("stops a sender outside by its window alone", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, request } = await listenTcp(net);
+      const socket = await raw.connect(port);
+      socket.write(HEAD);
+      const { stream } = await request();
+      const total = 32 << 20;
+      socket.end(new Uint8Array(total));
+      assert.ok(await isPending(once(socket, "drain")), "32 MiB went where nobody reads");
+      await readExactly(stream, total);
+    });
+  });
+
+  test("is not handed over where a load balancer only looks whether somebody is there", async (net) => {
+    await withRaw(async (raw) => {
+      const { listener, port } = await listenTcp(net);
+      const next = oneByOne(() => listener.accept());
+      (await raw.connect(port)).end();
+      (await raw.connect(port)).resetAndDestroy();
+      (await raw.connect(port)).write(HEAD);
+      assert.equal((await next())?.head, HEAD);
+      assert.ok(await isPending(next()));
+    });
+  });
+}
