@@ -1,0 +1,171 @@
+// A command line as a user types it: flags, help, version, and what is printed of the effective options.
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { type CommandDefinition, readCommandLine, type Task } from "../../shared/cli/command.ts";
+import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
+import { Folder } from "../support/processes.ts";
+
+const definition: CommandDefinition = {
+  name: "thing",
+  description: "Does a thing.",
+  version: "1.2.3",
+  options: defineOptions({
+    "server.listen-address": { kind: "address", default: ":1", description: "Where it listens." },
+    "server.tls.enable": { kind: "boolean", description: "Speak TLS." },
+    "server.allow": { kind: "list", description: "Who may." },
+    "server.jwt": { kind: "string", notBuilt: "JWT", description: "A token." },
+    "password": { kind: "string", secret: true, description: "A secret." },
+    "log.level": { kind: "string", default: "info", choices: ["info", "warn"], env: "LOG_LEVEL", description: "How much." },
+  }),
+};
+
+/** With a home of its own, so that no file of this machine counts. */
+function read(args: string[], { config = "", env = {} }: { config?: string; env?: Record<string, string> } = {}): Task {
+  using home = new Folder();
+  home.write(".reverse-http.yaml", config);
+  return readCommandLine(definition, { args, env, home: home.path });
+}
+
+function valuesOf(args: string[]): Record<string, unknown> {
+  const task = read(args);
+  assert.equal(task.do, "run");
+  return (task as Extract<Task, { do: "run" | "check" }>).resolved.values;
+}
+
+function printed(task: Task): string {
+  assert.equal(task.do, "print");
+  return (task as Extract<Task, { do: "print" }>).text;
+}
+
+function refusal(args: string[]): string {
+  try {
+    read(args);
+  } catch (error) {
+    assert.ok(error instanceof ConfigError, String(error));
+    assert.doesNotMatch(error.message, /\n/);
+    return error.message;
+  }
+  throw new Error("it was taken");
+}
+
+describe("command line", () => {
+  it("takes a value after a space or an equals sign", () => {
+    for (const args of [["--server.listen-address=:2"], ["--server.listen-address", ":2"]]) {
+      assert.equal((valuesOf(args).server as { listenAddress: string }).listenAddress, ":2");
+    }
+  });
+
+  it("takes a boolean with or without a value", () => {
+    const enabled = (args: string[]) => (valuesOf(args).server as { tls: { enable: boolean } }).tls.enable;
+    assert.equal(enabled([]), false);
+    assert.equal(enabled(["--server.tls.enable"]), true);
+    assert.equal(enabled(["--server.tls.enable=true"]), true);
+    assert.equal(enabled(["--server.tls.enable=false"]), false);
+    assert.equal(enabled(["--server.tls.enable", "--password", "x"]), true);
+  });
+
+  it("takes a list in one, in several, or both", () => {
+    const { allow } = valuesOf(["--server.allow=a,b", "--server.allow", "c"]).server as { allow: string[] };
+    assert.deepEqual(allow, ["a", "b", "c"]);
+  });
+
+  it("takes the last of a flag that is there twice and is no list", () => {
+    assert.equal((valuesOf(["--log.level=info", "--log.level=warn"]).log as { level: string }).level, "warn");
+  });
+
+  it("takes a value with an equals sign in it", () => {
+    assert.equal(valuesOf(["--password=a=b=="]).password, "a=b==");
+  });
+
+  it("refuses an unknown flag, and names the nearest", () => {
+    assert.match(refusal(["--log.levle", "info"]), /unknown option '--log\.levle'.*--log\.level/);
+  });
+
+  it("refuses a flag without its value, and what is no flag", () => {
+    assert.match(refusal(["--log.level"]), /--log\.level.*argument missing/);
+    assert.match(refusal(["extra"]), /extra/);
+  });
+
+  it("refuses what is not built yet", () => {
+    assert.equal(refusal(["--server.jwt=x"]), "Cannot use --server.jwt: JWT is not built yet");
+  });
+
+  it("prints its version", () => assert.equal(printed(read(["--version"])), "1.2.3\n"));
+
+  it("explains every option with its default, its variable, its choices and what is missing", () => {
+    const help = printed(read(["--help"])).replace(/\s+/g, " ");
+    assert.match(help, /^Usage: thing /);
+    assert.match(help, /--server\.listen-address <address> Where it listens\. \(default :1, env REVERSE_HTTP_SERVER_LISTEN_ADDRESS\)/);
+    assert.match(help, /--server\.tls\.enable \[boolean\] Speak TLS\. \(env REVERSE_HTTP_SERVER_TLS_ENABLE\)/);
+    assert.match(help, /--log\.level <string> How much\. One of info, warn\. \(default info, env LOG_LEVEL\)/);
+    assert.match(help, /--server\.jwt <string> A token\. Not built yet\./);
+    for (const flag of ["--config <file>", "--check-config", "--print-config", "--version", "--help"]) assert.ok(help.includes(flag), flag);
+  });
+
+  it("prints its version and its help whatever the environment and the file say", () => {
+    const broken = { config: "unknown: 1", env: { REVERSE_HTTP_UNKNOWN: "1" } };
+    assert.equal(printed(read(["--version"], broken)), "1.2.3\n");
+    assert.match(printed(read(["-h"], broken)), /^Usage: thing/);
+  });
+
+  it("prints effective options with their origin, and no secret", () => {
+    const text = printed(
+      read(["--print-config", "--server.allow=a", "--password=hunter2"], {
+        config: "\nserver:\n  tls:\n    enable: true\n",
+        env: { LOG_LEVEL: "warn" },
+      }),
+    );
+    assert.doesNotMatch(text, /hunter2/);
+    const lines = text.trimEnd().split("\n");
+    assert.equal(lines.length, Object.keys(definition.options).length);
+    assert.equal(lines[0], "--server.listen-address=:1  # default");
+    assert.match(lines[1]!, /^--server\.tls\.enable=true {2}# .*\/\.reverse-http\.yaml:4$/);
+    assert.equal(lines[2], "--server.allow=a  # --server.allow");
+    assert.equal(lines[4], "--password=******  # --password");
+    assert.equal(lines[5], "--log.level=warn  # LOG_LEVEL");
+  });
+
+  it("shows no mask where there is no secret", () => {
+    assert.match(printed(read(["--print-config"])), /^--password= {2}# default$/m);
+  });
+
+  it("checks with --check-config, and refuses what it would refuse anyway", () => {
+    assert.equal(read(["--check-config"]).do, "check");
+    assert.match(refusal(["--check-config", "--log.level=loud"]), /^Cannot use --log\.level/);
+    assert.match(refusal(["--print-config", "--log.level=loud"]), /^Cannot use --log\.level/);
+  });
+});
+
+describe("configuration file on the command line", () => {
+  it("is the one that --config names, instead of the one at home", () => {
+    using folder = new Folder();
+    folder.write(".reverse-http.yaml", "log: {level: info}");
+    const file = folder.write("own.json", '{"log": {"level": "warn"}}');
+    const task = readCommandLine(definition, { args: ["--config", file], env: {}, home: folder.path });
+    assert.equal((task as Extract<Task, { do: "run" | "check" }>).resolved.settings.get("log.level")!.origin, `${file}:1`);
+  });
+
+  it("is YAML before JSON at home", () => {
+    using folder = new Folder();
+    const level = () => {
+      const task = readCommandLine(definition, { args: [], env: {}, home: folder.path });
+      return (task as Extract<Task, { do: "run" | "check" }>).resolved.settings.get("log.level")!.text;
+    };
+    folder.write(".reverse-http.json", '{"log": {"level": "warn"}}');
+    assert.equal(level(), "warn");
+    folder.write(".reverse-http.yaml", "log: {level: info}");
+    assert.equal(level(), "info");
+  });
+
+  it("must be there, and must be a file", () => {
+    using folder = new Folder();
+    const missing = join(folder.path, "missing.yaml");
+    const read = (file: string) => () => readCommandLine(definition, { args: ["--config", file], env: {}, home: undefined });
+    assert.throws(read(missing), (error: unknown) => error instanceof ConfigError && error.message.includes(missing));
+    const directory = join(folder.path, "folder");
+    mkdirSync(directory);
+    assert.throws(read(directory), ConfigError);
+  });
+});

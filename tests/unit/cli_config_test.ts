@@ -1,0 +1,204 @@
+// Where values come from: precedence, origins, and what is said of names and values that cannot be used.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { didYouMean, resolve, type Resolved, type Sources } from "../../shared/cli/config.ts";
+import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
+
+const options = defineOptions({
+  "server.listen-address": { kind: "address", default: ":1", description: "" },
+  "server.tls.file.key": { kind: "file", description: "" },
+  "server.tls.enable": { kind: "boolean", description: "" },
+  "server.dial-timeout": { kind: "duration", default: "10s", description: "" },
+  "server.allow": { kind: "list", description: "" },
+  "agent-id": { kind: "string", description: "" },
+  "password": { kind: "string", secret: true, choices: ["the-only-one"], description: "" },
+  "log.level": { kind: "string", default: "info", choices: ["info", "warn"], env: "LOG_LEVEL", description: "" },
+});
+
+interface Given {
+  flags?: Record<string, string>;
+  env?: Sources["env"];
+  file?: string;
+}
+
+function read({ flags = {}, env = {}, file }: Given): Resolved {
+  return resolve(options, {
+    flags: new Map(Object.entries(flags)),
+    env,
+    file: file === undefined ? undefined : { name: "c.yaml", text: file },
+  });
+}
+
+/** The text of the refusal. */
+function refusal(given: Given): string {
+  try {
+    read(given);
+  } catch (error) {
+    assert.ok(error instanceof ConfigError, String(error));
+    return error.message;
+  }
+  throw new Error("it was taken");
+}
+
+function origin(resolved: Resolved, name: string): string {
+  return resolved.settings.get(name)!.origin;
+}
+
+describe("resolve", () => {
+  it("gives defaults, and nothing for what has none", () => {
+    assert.deepEqual(read({}).values, {
+      server: { listenAddress: ":1", tls: { file: { key: undefined }, enable: false }, dialTimeout: 10_000, allow: [] },
+      agentId: undefined,
+      password: undefined,
+      log: { level: "info" },
+    });
+  });
+
+  it("takes the command line before the environment, that before the file, and that before the default", () => {
+    const flags = { "server.listen-address": ":4" };
+    const env = { REVERSE_HTTP_SERVER_LISTEN_ADDRESS: ":3" };
+    const file = "server:\n  listen-address: :2\n";
+    const cases: [Given, string, string][] = [
+      [{ flags, env, file }, ":4", "--server.listen-address"],
+      [{ env, file }, ":3", "REVERSE_HTTP_SERVER_LISTEN_ADDRESS"],
+      [{ file }, ":2", "c.yaml:2"],
+      [{}, ":1", "default"],
+    ];
+    for (const [given, value, from] of cases) {
+      const resolved = read(given);
+      assert.equal((resolved.values.server as { listenAddress: string }).listenAddress, value);
+      assert.equal(origin(resolved, "server.listen-address"), from);
+    }
+  });
+
+  it("replaces a list of a weaker source rather than adding to it", () => {
+    const { values } = read({ flags: { "server.allow": "a" }, file: "server: {allow: [b, c]}" });
+    assert.deepEqual((values.server as { allow: string[] }).allow, ["a"]);
+  });
+
+  it("does not look at a value that a stronger source replaces", () => {
+    assert.equal((read({ flags: { "log.level": "warn" }, env: { LOG_LEVEL: "loud" } }).values.log as { level: string }).level, "warn");
+  });
+
+  it("says where a value stood that cannot be used", () => {
+    assert.equal(
+      refusal({ flags: { "server.dial-timeout": "10" } }),
+      'Cannot use --server.dial-timeout: "10" has no unit: write for example 10s or 10ms',
+    );
+    assert.match(refusal({ env: { LOG_LEVEL: "loud" } }), /^Cannot use --log\.level \(LOG_LEVEL\): "loud" is not one of info, warn$/);
+    assert.match(
+      refusal({ file: "\n\nserver:\n  dial-timeout: 10\n" }),
+      /^Cannot use --server\.dial-timeout \(c\.yaml:4\): "10" has no unit/,
+    );
+  });
+
+  it("does not show a secret that cannot be used", () => {
+    const given: Given[] = [
+      { flags: { password: "hunter2" } },
+      { env: { REVERSE_HTTP_PASSWORD: "hunter2" } },
+      { file: "password: hunter2" },
+    ];
+    for (const source of given) {
+      const message = refusal(source);
+      assert.match(message, /^Cannot use --password/);
+      assert.doesNotMatch(message, /hunter2/);
+    }
+  });
+});
+
+describe("environment", () => {
+  it("leaves other programs' variables alone", () => {
+    read({ env: { PATH: "/bin", REVERSE: "1", reverse_http_x: "1", HTTP_PROXY: "http://a" } });
+  });
+
+  it("refuses an unknown variable with the prefix, and names the nearest", () => {
+    assert.equal(
+      refusal({ env: { REVERSE_HTTP_SERVER_LISTEN_ADRESS: ":1" } }),
+      "Unknown environment variable REVERSE_HTTP_SERVER_LISTEN_ADRESS; did you mean REVERSE_HTTP_SERVER_LISTEN_ADDRESS?",
+    );
+  });
+
+  it("does not show the value of an unknown variable", () => {
+    assert.doesNotMatch(refusal({ env: { REVERSE_HTTP_PASWORD: "hunter2" } }), /hunter2/);
+  });
+});
+
+describe("configuration file", () => {
+  it("is YAML, nested by the dots of the options", () => {
+    const file = `
+# a comment
+server:
+  listen-address: "[::1]:80"
+  dial-timeout: 1m30s
+  tls:
+    enable: true
+    file:
+      key: key.pem
+  allow:
+    - "*.example.com"
+    - 10.0.0.0/8:80
+`;
+    assert.deepEqual(read({ file }).values.server, {
+      listenAddress: "[::1]:80",
+      dialTimeout: 90_000,
+      tls: { enable: true, file: { key: "key.pem" } },
+      allow: ["*.example.com", "10.0.0.0/8:80"],
+    });
+  });
+
+  it("is JSON too", () => {
+    const resolved = read({ file: '{\n  "server": {\n    "allow": ["a", "b"],\n    "tls": {"enable": true}\n  }\n}' });
+    assert.deepEqual((resolved.values.server as { allow: string[] }).allow, ["a", "b"]);
+    assert.equal(origin(resolved, "server.tls.enable"), "c.yaml:4");
+  });
+
+  it("may have keys with the dots in them", () => {
+    assert.equal((read({ file: "log.level: warn" }).values.log as { level: string }).level, "warn");
+  });
+
+  it("may be empty, or comments alone", () => {
+    for (const file of ["", "\n", "# nothing\n"]) assert.equal(origin(read({ file }), "log.level"), "default", JSON.stringify(file));
+  });
+
+  it("refuses an unknown key with its line, and names the nearest", () => {
+    assert.equal(
+      refusal({ file: "log:\n  level: info\nserver:\n  listen-adress: :1\n" }),
+      "Unknown key server.listen-adress (c.yaml:4); did you mean server.listen-address?",
+    );
+    assert.match(refusal({ file: "sever:\n  listen-address: :1\n" }), /^Unknown key sever \(c\.yaml:1\)/);
+    assert.match(refusal({ file: "log:\n  level:\n    deep: 1\n" }), /^Cannot use log\.level \(c\.yaml:2\): it is not a plain value$/);
+  });
+
+  it("refuses a value where a group of keys belongs", () => {
+    for (const value of ["true", "[a]", "text"]) {
+      assert.equal(refusal({ file: `\nserver: ${value}\n` }), "Cannot use server (c.yaml:2): it is a group of keys, not a value", value);
+    }
+  });
+
+  it("refuses a list where one value belongs, and a nested list", () => {
+    assert.match(refusal({ file: "agent-id: [a, b]" }), /^Cannot use agent-id \(c\.yaml:1\): it is not a plain value$/);
+    assert.match(refusal({ file: "server: {allow: [[a], b]}" }), /it is not a plain value$/);
+  });
+
+  it("refuses what is no YAML, with its line", () => {
+    assert.match(refusal({ file: "log:\n\tlevel: info\n" }), /^Cannot read c\.yaml: line [12]: Tabs are not allowed as indentation/);
+    assert.match(refusal({ file: '{"log": ' }), /^Cannot read c\.yaml: line 1: /);
+    assert.match(refusal({ file: "log: {}\n---\nlog: {}\n" }), /^Cannot read c\.yaml: line 2: /);
+    assert.match(refusal({ file: "only text" }), /^Cannot read c\.yaml: it has no keys$/);
+  });
+
+  it("refuses a key that is there twice", () => {
+    assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml: line 2: Map keys must be unique/);
+  });
+});
+
+describe("didYouMean", () => {
+  it("names the nearest of the known", () => {
+    assert.equal(didYouMean("log.levle", ["log.format", "log.level"]), "; did you mean log.level?");
+  });
+
+  it("names nothing where nothing is near", () => {
+    assert.equal(didYouMean("xyz", ["agent-server.listen-address"]), "");
+    assert.equal(didYouMean("xyz", []), "");
+  });
+});

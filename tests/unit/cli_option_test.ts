@@ -1,0 +1,179 @@
+// Kinds of values: what each takes, what it refuses, and how it says so.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import {
+  camelCase,
+  checkValue,
+  defineOptions,
+  envOf,
+  type Option,
+  parseValue,
+  ValueError,
+  type ValuesOf,
+} from "../../shared/cli/option.ts";
+
+const duration: Option = { kind: "duration", description: "" };
+const address: Option = { kind: "address", description: "" };
+const boolean: Option = { kind: "boolean", description: "" };
+const list: Option = { kind: "list", description: "" };
+
+/** The text of the refusal. */
+function refusal(option: Option, text: string): string {
+  try {
+    parseValue(option, text);
+  } catch (error) {
+    assert.ok(error instanceof ValueError, String(error));
+    return error.message;
+  }
+  throw new Error(`${JSON.stringify(text)} was taken`);
+}
+
+describe("duration", () => {
+  const taken = {
+    "0": 0,
+    "0s": 0,
+    "300ms": 300,
+    "10s": 10_000,
+    "1m30s": 90_000,
+    "24h": 86_400_000,
+    "1.5s": 1_500,
+    "1h2m3s4ms": 3_723_004,
+    "1500us": 2,
+    "2000000ns": 2,
+    "576h": 2_073_600_000,
+  };
+  for (const [text, ms] of Object.entries(taken)) {
+    it(`takes ${text} as ${ms} ms`, () => assert.equal(parseValue(duration, text), ms));
+  }
+
+  it("refuses a number without a unit, and says what to write", () => {
+    assert.equal(refusal(duration, "10"), '"10" has no unit: write for example 10s or 10ms');
+    assert.match(refusal(duration, "1.5"), /has no unit/);
+  });
+
+  it("refuses what Go does not write", () => {
+    for (
+      const text of [
+        "",
+        " ",
+        "s",
+        "-1s",
+        "+1s",
+        "1 s",
+        "10s ",
+        "10 seconds",
+        "1d",
+        "1w",
+        "1e3s",
+        "1,5s",
+        "1s2",
+        "PT10S",
+        "Infinity",
+        "0x1s",
+      ]
+    ) {
+      assert.match(refusal(duration, text), /is not a duration like 300ms, 10s, 1m30s or 24h$/, text);
+    }
+  });
+
+  it("refuses what is longer than timers take", () => {
+    assert.equal(refusal(duration, "577h"), '"577h" is longer than 576h');
+    assert.match(refusal(duration, `${"9".repeat(400)}h`), /is longer than 576h$/);
+  });
+});
+
+describe("address", () => {
+  it("takes a host, an address in brackets or nothing before the port", () => {
+    for (const text of [":0", ":4242", "localhost:4242", "127.0.0.1:1", "[::1]:65535", "[fe80::1%eth0]:1"]) {
+      assert.equal(parseValue(address, text), text);
+    }
+  });
+
+  it("refuses one without a port, with a bad one, or with IPv6 without brackets", () => {
+    for (
+      const text of ["", "localhost", "4242", "localhost:", "localhost:http", "localhost:-1", "::1:80", "[::1]", "[]:80", "a b:80", "a:1:2"]
+    ) {
+      assert.match(refusal(address, text), /is not host:port, \[host\]:port or :port$/, text);
+    }
+    assert.equal(refusal(address, ":65536"), '":65536" has a port above 65535');
+  });
+});
+
+describe("boolean", () => {
+  it("takes true and false and nothing else", () => {
+    assert.equal(parseValue(boolean, "true"), true);
+    assert.equal(parseValue(boolean, "false"), false);
+    for (const text of ["", "yes", "1", "True", " true"]) assert.match(refusal(boolean, text), /is not true or false$/, text);
+  });
+});
+
+describe("list", () => {
+  it("splits at commas and trims", () => {
+    assert.deepEqual(parseValue(list, "a, b:80,*.c"), ["a", "b:80", "*.c"]);
+    assert.deepEqual(parseValue(list, ""), []);
+  });
+
+  it("keeps an empty item, for the option's own check to refuse", () => {
+    assert.deepEqual(parseValue(list, "a,,b"), ["a", "", "b"]);
+  });
+});
+
+describe("option", () => {
+  it("refuses what is not one of its choices, and names them", () => {
+    assert.equal(refusal({ kind: "string", choices: ["text", "json"], description: "" }, "xml"), '"xml" is not one of text, json');
+  });
+
+  it("refuses what its check refuses, with the check's words", () => {
+    const option: Option = { kind: "duration", description: "", check: (ms) => ms > 0 ? undefined : "it must be more than zero" };
+    assert.equal(refusal(option, "0s"), "it must be more than zero");
+    assert.equal(parseValue(option, "1ms"), 1);
+  });
+
+  it("that is not built yet takes nothing but its default, however that is written", () => {
+    const refresh: Option = { kind: "duration", default: "0s", notBuilt: "Refreshing", description: "" };
+    assert.equal(parseValue(refresh, "0"), 0);
+    assert.equal(refusal(refresh, "10s"), "Refreshing is not built yet");
+    const enable: Option = { kind: "boolean", notBuilt: "TLS", description: "" };
+    assert.equal(parseValue(enable, "false"), false);
+    assert.equal(refusal(enable, "true"), "TLS is not built yet");
+    assert.equal(refusal({ kind: "file", notBuilt: "TLS", description: "" }, "key.pem"), "TLS is not built yet");
+    assert.equal(refusal({ kind: "list", notBuilt: "Lists", description: "" }, "a"), "Lists is not built yet");
+  });
+
+  it("refuses a value of another type, when a program gives it", () => {
+    const values: [Option, unknown][] = [[duration, "10s"], [duration, undefined], [boolean, "true"], [list, "a"], [list, ["a", 1]], [
+      address,
+      4242,
+    ]];
+    for (const [option, value] of values) assert.throws(() => checkValue(option, value), ValueError, JSON.stringify(value));
+  });
+
+  it("is named by its flag, its variable and its path", () => {
+    assert.equal(envOf("agent-server.listen-address", address), "REVERSE_HTTP_AGENT_SERVER_LISTEN_ADDRESS");
+    assert.equal(envOf("log.level", { kind: "string", env: "LOG_LEVEL", description: "" }), "LOG_LEVEL");
+    assert.equal(camelCase("insecure-skip-verify"), "insecureSkipVerify");
+  });
+});
+
+describe("values of options", () => {
+  it("have the types that the definitions imply", () => {
+    const options = defineOptions({
+      "agent-server.listen-address": { kind: "address", default: ":1", description: "" },
+      "agent-server.tls.file.root-ca": { kind: "file", description: "" },
+      "agent-server.wait": { kind: "duration", default: "1s", description: "" },
+      "log.level": { kind: "string", default: "info", choices: ["info", "warn"], description: "" },
+      "names": { kind: "list", description: "" },
+      "on": { kind: "boolean", description: "" },
+    });
+    // both ways: neither wider nor narrower; `deno check` is what fails
+    type Expected = {
+      agentServer: { listenAddress: string; tls: { file: { rootCa: string | undefined } }; wait: number };
+      log: { level: "info" | "warn" };
+      names: string[];
+      on: boolean;
+    };
+    type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
+    const same: Same<ValuesOf<typeof options>, Expected> = true;
+    assert.ok(same);
+  });
+});

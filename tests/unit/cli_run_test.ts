@@ -1,0 +1,211 @@
+// A program's life: exit codes, signals, and what goes to which stream. The process is one made for the test.
+import assert from "node:assert/strict";
+import { EventEmitter, once } from "node:events";
+import { describe, it } from "node:test";
+import { logOptions } from "../../shared/cli/common_options.ts";
+import { ConfigError } from "../../shared/cli/option.ts";
+import { type Program, run } from "../../shared/cli/run.ts";
+import type { LogFormat, Logger, LogLevel } from "../../shared/log.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import { Folder } from "../support/processes.ts";
+
+type Values = { log: { format: LogFormat; level: LogLevel } };
+
+/** As much of a process as a program touches. `exit` is noted, and ends nothing. */
+class FakeProcess extends EventEmitter {
+  readonly argv: string[];
+  readonly env: Record<string, string>;
+  exitCode: number | undefined;
+  readonly exits: number[] = [];
+  out = "";
+  err = "";
+  readonly stdout = { write: (text: string) => void (this.out += text) };
+  readonly stderr = { isTTY: false, write: (text: string) => void (this.err += text) };
+
+  constructor(args: string[], home: string) {
+    super();
+    this.argv = ["bun", "thing", ...args];
+    this.env = { HOME: home };
+  }
+
+  exit(code: number): void {
+    this.exits.push(code);
+    this.emit("exited");
+  }
+
+  /** The first code that it ended with, or would end with. */
+  get code(): number | undefined {
+    return this.exits[0] ?? this.exitCode;
+  }
+}
+
+interface Started {
+  process: FakeProcess;
+  done: Promise<void>;
+}
+
+function start(program: Partial<Program<Values>>, args: string[] = []): Started {
+  using home = new Folder();
+  home.write(".reverse-http.yaml", "");
+  const process = new FakeProcess(["--log.format=json", ...args], home.path);
+  const done = run<Values>({
+    name: "thing",
+    description: "Does a thing.",
+    version: "1.2.3",
+    options: logOptions,
+    check: async () => {},
+    start: () => Promise.reject(new Error("not to be started")),
+    ...program,
+  }, process as unknown as NodeJS.Process);
+  return { process, done };
+}
+
+function logged(process: FakeProcess): Record<string, unknown>[] {
+  return process.err.split("\n").filter((line) => line.startsWith("{")).map((line) => JSON.parse(line) as Record<string, unknown>);
+}
+
+/** Starts a program that runs until it is told to stop; `closing` decides how long that takes. */
+async function startRunning(closing: () => Promise<void> = async () => {}): Promise<Started & { log: Logger }> {
+  let started!: (log: Logger) => void;
+  const running = new Promise<Logger>((resolve) => started = resolve);
+  const it = start({
+    start: (_, log) => {
+      started(log);
+      return Promise.resolve({ close: closing });
+    },
+  });
+  return { ...it, log: await running };
+}
+
+describe("program", () => {
+  for (const signal of ["SIGINT", "SIGTERM"]) {
+    it(`closes on ${signal} and exits 0`, async () => {
+      let closed = 0;
+      const { process, done } = await startRunning(() => Promise.resolve(void closed++));
+      process.emit(signal);
+      await done;
+      assert.equal(closed, 1);
+      assert.deepEqual(process.exits, [0]);
+      assert.equal(logged(process)[0]!.signal, signal);
+    });
+  }
+
+  it("ends at once at the second signal, whatever still closes", async () => {
+    let finish!: () => void;
+    let closing!: () => void;
+    const began = new Promise<void>((resolve) => closing = resolve);
+    const { process, done } = await startRunning(() => {
+      closing();
+      return new Promise((resolve) => finish = resolve);
+    });
+    process.emit("SIGTERM");
+    await began;
+    const exited = once(process, "exited");
+    process.emit("SIGINT");
+    await exited;
+    assert.deepEqual(process.exits, [1]);
+    finish();
+    await done;
+  });
+
+  it("stops cleanly on a signal that comes while it starts", async () => {
+    let begun!: () => void;
+    let finish!: () => void;
+    const starting = new Promise<void>((resolve) => begun = resolve);
+    let closed = false;
+    const { process, done } = start({
+      start: async () => {
+        begun();
+        await new Promise<void>((resolve) => finish = resolve);
+        return { close: () => Promise.resolve(void (closed = true)) };
+      },
+    });
+    await starting;
+    process.emit("SIGTERM");
+    finish();
+    await done;
+    assert.ok(closed);
+    assert.equal(process.code, 0);
+  });
+
+  it("exits 2 for options that cannot be used, and does not start", async () => {
+    const { process, done } = start({}, ["--log.level=loud"]);
+    await done;
+    assert.equal(process.code, 2);
+    assert.match(process.err, /^thing: Cannot use --log\.level: "loud"[^\n]*\n$/);
+    assert.equal(process.out, "");
+  });
+
+  it("exits 2 for what its check refuses, and does not start", async () => {
+    const { process, done } = start({ check: () => Promise.reject(new ConfigError("Cannot read --key: not there")) });
+    await done;
+    assert.equal(process.code, 2);
+    assert.equal(process.err, "thing: Cannot read --key: not there\n");
+  });
+
+  it("exits 2 for a certificate that the network cannot use", async () => {
+    const { process, done } = start({ start: () => Promise.reject(new NetError("tls", "Cannot read the key: it is none")) });
+    await done;
+    assert.equal(process.code, 2);
+  });
+
+  it("exits 1 for what fails at run time", async () => {
+    for (const error of [new NetError("address-in-use", "Cannot listen: current value is :1"), new Error("no luck")]) {
+      const { process, done } = start({ start: () => Promise.reject(error) });
+      await done;
+      assert.equal(process.code, 1);
+      assert.equal(process.err, `thing: ${error.message}\n`);
+    }
+  });
+
+  it("exits 1 when it cannot close", async () => {
+    const { process, done } = await startRunning(() => Promise.reject(new Error("stuck")));
+    process.emit("SIGTERM");
+    await done;
+    assert.equal(process.code, 1);
+    assert.match(process.err, /thing: stuck\n$/);
+  });
+
+  for (const accident of ["uncaughtException", "unhandledRejection"]) {
+    it(`logs an ${accident} with its stack and exits 1`, async () => {
+      const { process, done } = await startRunning();
+      process.emit(accident, new Error("unforeseen"));
+      assert.equal(process.code, 1);
+      const [entry] = logged(process);
+      assert.equal(entry!.level, "ERROR");
+      assert.match(String(entry!.error), /unforeseen[^]*cli_run_test/);
+      process.emit("SIGTERM");
+      await done;
+    });
+  }
+
+  it("writes to standard output what was asked for, and logs elsewhere", async () => {
+    const version = start({}, ["--version"]);
+    await version.done;
+    assert.equal(version.process.out, "1.2.3\n");
+    assert.equal(version.process.err, "");
+    assert.equal(version.process.code, undefined);
+    const running = await startRunning();
+    running.log.info("hello");
+    running.process.emit("SIGTERM");
+    await running.done;
+    assert.equal(running.process.out, "");
+    assert.equal(logged(running.process)[0]!.message, "hello");
+  });
+
+  it("checks with --check-config and does not start", async () => {
+    let checked = 0;
+    const { process, done } = start({ check: () => Promise.resolve(void checked++) }, ["--check-config"]);
+    await done;
+    assert.equal(checked, 1);
+    assert.equal(process.out, "The configuration can be used\n");
+    assert.equal(process.code, undefined);
+  });
+
+  it("exits 2 with --check-config for what its check refuses", async () => {
+    const { process, done } = start({ check: () => Promise.reject(new ConfigError("Cannot read --key")) }, ["--check-config"]);
+    await done;
+    assert.equal(process.code, 2);
+    assert.equal(process.out, "");
+  });
+});

@@ -1,0 +1,153 @@
+// The house's order: imports go one way, one file knows the addon, and only a main.ts has the process.
+import assert from "node:assert/strict";
+import { existsSync, globSync, readFileSync } from "node:fs";
+import { dirname, join, normalize } from "node:path";
+import { describe, it } from "node:test";
+
+const ROOT = join(import.meta.dirname!, "..", "..");
+const SOURCES = globSync("{mod.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
+
+/** Without comments: they may name what code may not. */
+function code(text: string): string {
+  return text.replace(/\/\*[^]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "").replace(/\s\/\/ .*$/gm, "");
+}
+
+/** What a file's text imports, types included. */
+function specifiers(text: string): string[] {
+  const found = code(text).matchAll(/\b(?:from|import)\s*\(?\s*(["'])([^"'\n]+)\1/g);
+  return [...found].map((match) => match[2]!);
+}
+
+/** Which part of the house a file belongs to; a higher one may import a lower one. */
+const LEVELS = ["shared/net/types", "shared/net", "shared", "middle", "part", "main"] as const;
+
+function levelOf(file: string): number {
+  const level = /(^|\/)main\.ts$|^mod\.ts$/.test(file)
+    ? "main"
+    : /^(proxy|agent|lb)\//.test(file)
+    ? "part"
+    : /^shared\/(front|link)\//.test(file)
+    ? "middle"
+    : /^shared\/net\/(types|errors)\.ts$/.test(file)
+    ? "shared/net/types"
+    : /^shared\/net\//.test(file)
+    ? "shared/net"
+    : "shared";
+  return LEVELS.indexOf(level);
+}
+
+/** Why `file` may not import `target`; `undefined` where it may. */
+function problem(file: string, target: string): string | undefined {
+  const [from, to] = [file, target].map((path) => path.split("/")[0]!) as [string, string];
+  const parts = ["proxy", "agent", "lb"];
+  if (/(^|\/)main\.ts$/.test(target)) return "a main.ts is imported by nobody";
+  if (target === "mod.ts") return "mod.ts is for programs outside";
+  if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb do not know each other";
+  if (/^(tests|tools|build\.ts|native)(\/|$)/.test(target)) return "sources know neither tests nor tools";
+  if (target === "shared/net/addon.ts" && file !== "shared/net/native.ts") return "only shared/net/native.ts knows the addon";
+  // the addon's loader inside an executable compares versions
+  if (file === "shared/net/embedded.ts" && target === "shared/version.ts") return undefined;
+  const chosen = /^shared\/net\/(native|memory)\.ts$/.test(target);
+  if (chosen && levelOf(file) < LEVELS.indexOf("main") && !file.startsWith("shared/net/")) return "a network is an argument";
+  if (levelOf(file) < levelOf(target)) return `${LEVELS[levelOf(file)]} is below ${LEVELS[levelOf(target)]}`;
+  return undefined;
+}
+
+describe("imports", () => {
+  it("are found, however they are written", () => {
+    const text = `
+      import a from "./a.ts";
+      import { b,
+        c } from './b.ts';
+      import type { D } from "./d.ts";
+      export * from "./e.ts";
+      import "./f.ts";
+      const g = await import("./g.ts");
+      type H = import("./h.ts").H;
+      // import "./comment.ts";
+      /* from "./comment.ts" */
+    `;
+    assert.deepEqual(specifiers(text), ["./a.ts", "./b.ts", "./d.ts", "./e.ts", "./f.ts", "./g.ts", "./h.ts"]);
+  });
+
+  it("that run the wrong way are told from those that may be", () => {
+    const wrong: [string, string][] = [
+      ["proxy/proxy.ts", "agent/options.ts"],
+      ["lb/lb.ts", "proxy/options.ts"],
+      ["shared/front/front.ts", "proxy/proxy.ts"],
+      ["shared/http/head.ts", "shared/front/front.ts"],
+      ["shared/log.ts", "shared/link/link.ts"],
+      ["shared/net/types.ts", "shared/net/native.ts"],
+      ["shared/net/native.ts", "shared/log.ts"],
+      ["proxy/proxy.ts", "shared/net/native.ts"],
+      ["proxy/proxy.ts", "shared/net/addon.ts"],
+      ["agent/agent.ts", "agent/main.ts"],
+      ["shared/cli/run.ts", "tests/support/sockets.ts"],
+      ["proxy/proxy.ts", "mod.ts"],
+    ];
+    for (const [file, target] of wrong) assert.ok(problem(file, target), `${file} may import ${target}`);
+    const right: [string, string][] = [
+      ["proxy/main.ts", "shared/net/native.ts"],
+      ["mod.ts", "agent/agent.ts"],
+      ["agent/agent.ts", "shared/link/link.ts"],
+      ["shared/front/front.ts", "shared/http/head.ts"],
+      ["shared/front/front.ts", "shared/net/types.ts"],
+      ["shared/net/native.ts", "shared/net/addon.ts"],
+    ];
+    for (const [file, target] of right) assert.equal(problem(file, target), undefined, `${file} may not import ${target}`);
+  });
+
+  it("go one way", () => {
+    assert.ok(SOURCES.length > 20, "The sources were not found");
+    const problems: string[] = [];
+    for (const file of SOURCES) {
+      for (const specifier of specifiers(readFileSync(join(ROOT, file), "utf8"))) {
+        if (!specifier.startsWith(".")) continue;
+        const target = normalize(join(dirname(file), specifier));
+        if (!existsSync(join(ROOT, target))) problems.push(`${file} imports ${target}, which is not there`);
+        const why = problem(file, target);
+        if (why !== undefined) problems.push(`${file} imports ${target}: ${why}`);
+      }
+    }
+    assert.deepEqual(problems, []);
+  });
+
+  it("of packages are bare names that deno.json has, or node builtins", () => {
+    const { imports } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { imports: Record<string, string> };
+    const unknown: string[] = [];
+    for (const file of SOURCES) {
+      for (const specifier of specifiers(readFileSync(join(ROOT, file), "utf8"))) {
+        if (!specifier.startsWith(".") && !specifier.startsWith("node:") && !(specifier in imports)) unknown.push(`${file}: ${specifier}`);
+      }
+    }
+    assert.deepEqual(unknown, []);
+  });
+});
+
+describe("sources", () => {
+  it("leave arguments, exit codes, streams and signals to main.ts", () => {
+    const problems: string[] = [];
+    for (const file of SOURCES) {
+      const text = readFileSync(join(ROOT, file), "utf8");
+      if (levelOf(file) === LEVELS.indexOf("main")) continue;
+      // the loader in executables asks where the executable is, and loads; it is held to that below
+      const imports = specifiers(text).some((specifier) => /^(node:)?process$/.test(specifier));
+      if (imports && file !== "shared/net/embedded.ts") problems.push(`${file} imports node:process`);
+      // run.ts is given the process by a main.ts
+      const given = file === "shared/cli/run.ts";
+      const use = /\bprocess\.(argv|exit|exitCode|stdin|stdout|stderr|on|once|kill|abort)\b/.exec(code(text));
+      if (use && !given) problems.push(`${file} uses ${use[0]}`);
+      const printing = /\bconsole\.\w+/.exec(code(text));
+      if (printing) problems.push(`${file} uses ${printing[0]}`);
+    }
+    assert.deepEqual(problems, []);
+  });
+
+  it("use nothing that one runtime alone has", () => {
+    const problems = SOURCES.flatMap((file) => {
+      const use = /\b(Deno|Bun)\.\w+/.exec(code(readFileSync(join(ROOT, file), "utf8")));
+      return use ? [`${file} uses ${use[0]}`] : [];
+    });
+    assert.deepEqual(problems, []);
+  });
+});

@@ -1,0 +1,132 @@
+// The options of the executables: all that the Go original has, with its names and defaults, and the README's tables of them.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { agentOptions } from "../../agent/options.ts";
+import { proxyOptions } from "../../proxy/options.ts";
+import { resolve } from "../../shared/cli/config.ts";
+import { envOf, type Options, parseValue } from "../../shared/cli/option.ts";
+import { optionTable } from "../../shared/cli/option_table.ts";
+
+const ROOT = join(import.meta.dirname!, "..", "..");
+
+/** Names and defaults that users of the Go original rely on. */
+const ORIGINAL: Record<string, { options: Options; defaults: Record<string, string | undefined> }> = {
+  proxy: {
+    options: proxyOptions,
+    defaults: {
+      "agent-server.listen-address": ":4242",
+      "agent-server.tls.file.key": undefined,
+      "agent-server.tls.file.cert": undefined,
+      "agent-server.tls.file.client-ca": undefined,
+      "agent-server.tls.file.client-crl": undefined,
+      "agent-server.tls.refresh": "0s",
+      "agent-server.agent.dial-timeout": "10s",
+      "http-proxy.listen-address": ":3128",
+      "http-proxy.tls.enable": "false",
+      "http-proxy.tls.refresh": "0s",
+      "http-proxy.tls.file.key": undefined,
+      "http-proxy.tls.file.cert": undefined,
+      "http-proxy.tls.file.client-ca": undefined,
+      "http-proxy.tls.file.client-crl": undefined,
+      "http-proxy.tls.key-password": undefined,
+      "http-proxy.host-whitelist": undefined,
+      "auth.type": "noauth",
+      "auth.jwt.public-key": "auth-key-public.pem",
+      "auth.jwt.audience": undefined,
+      "store.type": "none",
+      "store.http-proxy-address": undefined,
+      "store.memcached.address": "localhost:11211",
+      "store.memcached.timeout": "1s",
+      "log.format": "text",
+      "log.level": "info",
+    },
+  },
+  agent: {
+    options: agentOptions,
+    defaults: {
+      "agent-client.server-address": "localhost:4242",
+      "agent-client.host-whitelist": undefined,
+      "agent-client.tls.insecure-skip-verify": "false",
+      "agent-client.tls.refresh": "0s",
+      "agent-client.tls.file.root-ca": undefined,
+      "agent-client.tls.file.key": undefined,
+      "agent-client.tls.file.cert": undefined,
+      "auth.type": "noauth",
+      "auth.noauth.agent-id": undefined,
+      "auth.jwt.token": undefined,
+      "log.format": "text",
+      "log.level": "info",
+    },
+  },
+};
+
+/** A value of each kind that is not a default. */
+const OTHER = { string: "other", file: "other.pem", address: "other:1", duration: "7s", boolean: "true", list: "other" };
+
+for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
+  describe(`options of the ${name}`, () => {
+    it("have the names and defaults of the Go original", () => {
+      for (const [option, value] of Object.entries(defaults)) {
+        assert.ok(option in options, `--${option} is missing`);
+        assert.equal(options[option]!.default, value, option);
+      }
+    });
+
+    it("have defaults that pass their own checks", () => {
+      resolve(options, { flags: new Map(), env: {} });
+    });
+
+    it("refuse a value that needs what is not built yet, whatever the option", () => {
+      for (const [option, definition] of Object.entries(options)) {
+        if (definition.notBuilt === undefined) continue;
+        const text = definition.choices?.find((choice) => choice !== definition.default) ?? OTHER[definition.kind];
+        assert.throws(() => parseValue(definition, text), /is not built yet$/, option);
+      }
+    });
+
+    it("have one variable each", () => {
+      const variables = Object.entries(options).map(([option, definition]) => envOf(option, definition));
+      assert.equal(new Set(variables).size, variables.length);
+      assert.ok(variables.includes("LOG_FORMAT") && variables.includes("LOG_LEVEL"));
+    });
+
+    it("are described in one sentence or more", () => {
+      for (const [option, { description }] of Object.entries(options)) assert.match(description, /^[A-Z].*\.$/, option);
+    });
+
+    it("are in the README as they are defined", () => {
+      const readme = readFileSync(join(ROOT, "README.md"), "utf8");
+      assert.ok(readme.includes(optionTable(options)), "The tables of README.md are stale: run deno task docs");
+    });
+
+    it("hide what is secret", () => {
+      for (const [option, { secret }] of Object.entries(options)) {
+        assert.equal(secret === true, /(password|token)$/.test(option), option);
+      }
+    });
+  });
+}
+
+describe("allow-list options", () => {
+  it("name the pattern that cannot be used", () => {
+    for (const definition of [proxyOptions["http-proxy.host-whitelist"], agentOptions["agent-client.host-whitelist"]]) {
+      assert.throws(() => parseValue(definition, "localhost,a:b:c"), /"a:b:c"/);
+      assert.throws(() => parseValue(definition, "localhost,,b"), /""/);
+      assert.deepEqual(parseValue(definition, "localhost, *.zone:80, 10.0.0.1/8:1000-2000"), [
+        "localhost",
+        "*.zone:80",
+        "10.0.0.1/8:1000-2000",
+      ]);
+    }
+  });
+});
+
+describe("agent's server address", () => {
+  it("needs a host and a port to connect to", () => {
+    const definition = agentOptions["agent-client.server-address"];
+    for (const text of [":4242", "localhost:0"]) assert.throws(() => parseValue(definition, text), /lacks a host or a port/);
+    assert.equal(parseValue(definition, "[::1]:4242"), "[::1]:4242");
+  });
+});
