@@ -118,12 +118,13 @@ export async function forward(
     sending = sendBody(client, origin, bodyLimit(request), exchange);
     await sendResponse(client, origin, exchange);
     client.close();
-  } catch (error) {
-    origin.reset(1);
-    throw error;
-  } finally {
     origin.close();
     await sending;
+  } catch (error) {
+    // `sending` ends with the client's connection, and that once the client is told of this: not to be waited for here
+    origin.reset(1);
+    origin.close();
+    throw error;
   }
 }
 
