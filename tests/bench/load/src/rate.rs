@@ -1,0 +1,88 @@
+//! Tunnels a second: clients that each open a tunnel, make one small request, close, and begin again.
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::connect::Via;
+use crate::stats::{percentiles, Errors};
+
+const ANSWER: usize = 100;
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// So that a proxy that refuses at once is not asked a hundred thousand times.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+
+#[derive(Default)]
+struct Samples {
+    setup: Vec<Duration>,
+    total: Vec<Duration>,
+    /// Complete before the time was up: what counts for the rate.
+    in_time: u64,
+    errors: Errors,
+}
+
+/// `setup` is from the TCP connection to the proxy's answer, `total` to the origin's; tunnels under way at the end count for both.
+pub async fn run(via: Via, clients: usize, time: Duration) -> Value {
+    let end = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        tasks.spawn(client(via.clone(), end));
+    }
+    let mut all = Samples::default();
+    let mut errors = Errors::default();
+    while let Some(samples) = tasks.join_next().await {
+        let samples = samples.expect("a client does not panic");
+        all.setup.extend(samples.setup);
+        all.total.extend(samples.total);
+        all.in_time += samples.in_time;
+        errors.merge(samples.errors);
+    }
+    json!({
+        "clients": clients,
+        "tunnels": all.total.len(),
+        "perSecond": all.in_time as f64 / time.as_secs_f64(),
+        "setupMs": percentiles(all.setup),
+        "totalMs": percentiles(all.total),
+        "errors": errors.json(),
+    })
+}
+
+async fn client(via: Via, end: Instant) -> Samples {
+    let mut samples = Samples::default();
+    while Instant::now() < end {
+        match one(&via).await {
+            Ok((setup, total)) => {
+                samples.setup.push(setup);
+                samples.total.push(total);
+                samples.in_time += u64::from(Instant::now() < end);
+            }
+            Err(error) => {
+                samples.errors.add(error);
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+            }
+        }
+    }
+    samples
+}
+
+async fn one(via: &Via) -> Result<(Duration, Duration), String> {
+    let started = Instant::now();
+    let mut stream = via.open().await?;
+    let setup = started.elapsed();
+    let exchange = async {
+        stream.write_all(format!("send {ANSWER}\n").as_bytes()).await?;
+        let mut answer = [0; ANSWER + 1];
+        let mut got = stream.read_exact(&mut answer[..ANSWER]).await?;
+        let total = started.elapsed();
+        got += stream.read(&mut answer[ANSWER..]).await?;
+        std::io::Result::Ok((total, got))
+    };
+    match timeout(EXCHANGE_TIMEOUT, exchange).await {
+        Err(_) => Err("exchange: timed out".into()),
+        Ok(Err(error)) => Err(format!("exchange: {}", error.kind())),
+        Ok(Ok((_, got))) if got != ANSWER => Err(format!("exchange: more than {ANSWER} bytes")),
+        Ok(Ok((total, _))) => Ok((setup, total)),
+    }
+}

@@ -1,0 +1,110 @@
+//! Round trips in a tunnel that is open, alone or beside a download in another tunnel of the same agent.
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::bulk::to_blocking;
+use crate::connect::Via;
+use crate::origin::sink;
+use crate::stats::{percentiles, Errors};
+use crate::{single, text};
+
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// The download gets up to speed before anything is timed.
+const HEAD_START: Duration = Duration::from_millis(500);
+
+pub fn run(via: Via, time: Duration, size: usize, beside: bool) -> Result<Value, String> {
+    let runtime = single()?;
+    let mut errors = Errors::default();
+    let mut samples = Vec::new();
+    let download = if beside {
+        Some(Download::start(to_blocking(runtime.block_on(via.open())?).map_err(text)?)?)
+    } else {
+        None
+    };
+    if let Err(error) = runtime.block_on(ping(&via, time, size, &mut samples)) {
+        errors.add(error);
+    }
+    let mut mb_per_second = None;
+    if let Some(download) = download {
+        match download.stop() {
+            Ok(rate) => mb_per_second = Some(rate),
+            Err(error) => errors.add(format!("download: {error}")),
+        }
+    }
+    Ok(json!({
+        "roundTrips": samples.len(),
+        "rttMs": percentiles(samples),
+        "besideMbPerSecond": mb_per_second,
+        "errors": errors.json(),
+    }))
+}
+
+async fn ping(via: &Via, time: Duration, size: usize, samples: &mut Vec<Duration>) -> Result<(), String> {
+    let mut stream = open_echo(via).await?;
+    let mut data = vec![b'.'; size];
+    let end = Instant::now() + time;
+    loop {
+        let started = Instant::now();
+        if started >= end {
+            return Ok(());
+        }
+        exchange(&mut stream, &mut data).await?;
+        samples.push(started.elapsed());
+    }
+}
+
+/// A tunnel to the origin's echo that has been through once.
+pub async fn open_echo(via: &Via) -> Result<TcpStream, String> {
+    let mut stream = via.open().await?;
+    stream
+        .write_all(b"echo\n")
+        .await
+        .map_err(|error| format!("echo: {}", error.kind()))?;
+    exchange(&mut stream, &mut [b'.'; 64]).await?;
+    Ok(stream)
+}
+
+/// Sends `data` and gets it back.
+pub async fn exchange(stream: &mut TcpStream, data: &mut [u8]) -> Result<(), String> {
+    let both = async {
+        stream.write_all(data).await?;
+        stream.read_exact(data).await
+    };
+    match timeout(EXCHANGE_TIMEOUT, both).await {
+        Err(_) => Err("echo: timed out".into()),
+        Ok(result) => result.map(drop).map_err(|error| format!("echo: {}", error.kind())),
+    }
+}
+
+/// A download on a thread of its own, which goes on until it is stopped.
+struct Download {
+    stream: std::net::TcpStream,
+    started: Instant,
+    sinking: std::thread::JoinHandle<std::io::Result<u64>>,
+}
+
+impl Download {
+    fn start(mut stream: std::net::TcpStream) -> Result<Self, String> {
+        writeln!(stream, "stream").map_err(text)?;
+        let started = Instant::now();
+        let mut other = stream.try_clone().map_err(text)?;
+        let sinking = std::thread::spawn(move || sink(&mut other, u64::MAX));
+        std::thread::sleep(HEAD_START);
+        Ok(Self { stream, started, sinking })
+    }
+
+    /// MB a second over all of its life.
+    fn stop(mut self) -> Result<f64, String> {
+        self.stream.write_all(b".").map_err(text)?;
+        let bytes = self.sinking.join().expect("sinking does not panic").map_err(text)?;
+        if bytes == 0 {
+            return Err("no bytes".into());
+        }
+        Ok(bytes as f64 / self.started.elapsed().as_secs_f64() / 1e6)
+    }
+}

@@ -1,0 +1,113 @@
+// What was measured, side by side: tables for people, one object for machines. It measures nothing and starts nothing.
+import type { Figures, Outcome, Scenario } from "./scenarios.ts";
+
+/** One run of one scenario on one subject. Runs of one round stand beside each other in time. */
+export interface Run extends Outcome {
+  readonly scenario: string;
+  readonly round: number;
+  readonly subject: string;
+}
+
+/** Subject by subject, the quotients of figures of the same round. */
+export interface Ratio {
+  readonly min: number;
+  readonly median: number;
+  readonly max: number;
+}
+
+export interface MetricSummary {
+  readonly unit: string;
+  readonly title: string;
+  /** Medians by subject. */
+  readonly medians: Figures;
+  /** The first subject's figure divided by another's. */
+  readonly ratios: Record<string, Ratio>;
+}
+
+/** The name that runs without proxy and agent have. */
+export const DIRECT = "direct";
+
+/** `subjects`: the one that is measured first, then those it is compared with. */
+export function summarize(scenario: Scenario, runs: readonly Run[], subjects: readonly string[]): Record<string, MetricSummary> {
+  const [own, ...others] = subjects;
+  const of = (subject: string, key: string) =>
+    runs.filter((run) => run.subject === subject).map(({ round, figures }) => ({ round, value: figures[key] }));
+  return Object.fromEntries(
+    Object.entries(scenario.metrics).map(([key, { title, unit }]) => {
+      const medians: Figures = {};
+      for (const subject of subjects) medians[subject] = median(of(subject, key).map(({ value }) => value));
+      const ratios: Record<string, Ratio> = {};
+      for (const other of others) {
+        const base = new Map(of(other, key).map(({ round, value }) => [round, value]));
+        const quotients = of(own!, key).map(({ round, value }) => divide(value, base.get(round))).filter((quotient) =>
+          quotient !== undefined
+        );
+        if (quotients.length > 0) {
+          ratios[other] = { min: Math.min(...quotients), median: median(quotients)!, max: Math.max(...quotients) };
+        }
+      }
+      return [key, { title, unit, medians, ratios }];
+    }),
+  );
+}
+
+/** The table of one scenario. */
+export function formatTable(
+  scenario: Scenario,
+  summary: Record<string, MetricSummary>,
+  runs: readonly Run[],
+  subjects: readonly string[],
+): string {
+  const [own, ...others] = subjects.filter((subject) => subject !== DIRECT || scenario.direct);
+  const spread = runs.some(({ round }) => round > 1);
+  const header = [
+    `${scenario.name}: ${scenario.title}`,
+    own!,
+    ...others.flatMap((other) => [other, `${own}/${other}`, ...(spread ? ["min … max"] : [])]),
+  ];
+  const rows = Object.entries(summary).map(([key, { title, unit, medians, ratios }]) => {
+    const digits = scenario.metrics[key]!.digits ?? 0;
+    const show = (value: number | undefined) => value === undefined ? "-" : format(value, digits);
+    return [
+      `  ${title}${unit && `, ${unit}`}`,
+      show(medians[own!]),
+      ...others.flatMap((other) => {
+        const ratio = ratios[other];
+        return [
+          show(medians[other]),
+          ratio ? quotient(ratio.median) : "-",
+          ...(spread ? [ratio ? `${quotient(ratio.min)} … ${quotient(ratio.max)}` : "-"] : []),
+        ];
+      }),
+    ];
+  });
+  const widths = header.map((_, column) => Math.max(...[header, ...rows].map((row) => row[column]!.length)));
+  const line = (row: string[]) =>
+    row.map((cell, column) => column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!)).join("  ");
+  return [line(header), ...rows.map(line), ...formatErrors(runs)].join("\n");
+}
+
+function formatErrors(runs: readonly Run[]): string[] {
+  return runs.flatMap(({ subject, round, errors }) =>
+    Object.entries(errors).map(([error, count]) => `  ! ${subject}, round ${round}: ${count} x ${error}`)
+  );
+}
+
+export function median(values: readonly (number | undefined)[]): number | undefined {
+  const sorted = values.filter((value) => value !== undefined).sort((a, b) => a - b);
+  if (sorted.length === 0) return undefined;
+  const half = Math.floor(sorted.length / 2);
+  return sorted.length % 2 === 1 ? sorted[half] : (sorted[half - 1]! + sorted[half]!) / 2;
+}
+
+function divide(value: number | undefined, by: number | undefined): number | undefined {
+  return value === undefined || by === undefined || by === 0 ? undefined : value / by;
+}
+
+function quotient(value: number): string {
+  return value.toFixed(value < 0.1 ? 3 : 2);
+}
+
+function format(value: number, digits: number): string {
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
