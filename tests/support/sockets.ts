@@ -5,6 +5,21 @@ import { AGENT_ID } from "./processes.ts";
 /** More than that waits in the system's buffers, not here. */
 const HIGH_WATER = 1 << 20;
 
+/** What no wait may take: reached only by a test that fails. */
+const PATIENCE_MS = 25_000;
+
+async function inTime<T>(promise: Promise<T>, what: string): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`There were no ${what} in ${PATIENCE_MS} ms`)), PATIENCE_MS);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** How the other end's direction ended: in good order, or with an error's code. */
 export type Ending = "finished" | (string & Record<never, never>);
 
@@ -43,7 +58,7 @@ export class Wire implements Disposable {
     while (this.#chunks.length === 0) {
       if (this.#ending === "finished") return null;
       if (this.#ending !== undefined) throw new Error(this.#ending);
-      await new Promise<void>((resolve) => this.#wake = resolve);
+      await inTime(new Promise<void>((resolve) => this.#wake = resolve), "bytes or an end");
     }
     const chunk = this.#chunks.shift()!;
     this.#buffered -= chunk.length;
@@ -98,10 +113,10 @@ export class Wire implements Disposable {
   async ending(): Promise<Ending> {
     try {
       while (await this.next() !== null);
-    } catch {
-      // that is what is asked for
+    } catch (error) {
+      if (this.#ending === undefined) throw error; // an end is what is asked for, and there is none
     }
-    return await this.#ended;
+    return await inTime(this.#ended, "end");
   }
 
   /** Resolves when the system has taken the bytes. */
@@ -140,11 +155,12 @@ export class Origin implements AsyncDisposable {
   readonly #ready: Wire[] = [];
   readonly #all = new Set<Wire>();
 
-  private constructor(readonly server: Server, readonly port: number) {
+  private constructor(readonly server: Server, readonly port: number, serve?: (wire: Wire) => Promise<void>) {
     server.on("connection", (socket: Socket) => {
       const wire = new Wire(socket);
       this.#all.add(wire);
       socket.once("close", () => this.#all.delete(wire));
+      if (serve) return void serve(wire).catch(() => wire.reset());
       const taker = this.#waiting.shift();
       if (taker) taker(wire);
       else this.#ready.push(wire);
@@ -157,17 +173,7 @@ export class Origin implements AsyncDisposable {
     await new Promise<void>((resolve) => server.listen({ port: 0, host: "127.0.0.1", backlog: 4096 }, resolve));
     const address = server.address();
     if (address === null || typeof address === "string") throw new Error("The origin has no port");
-    const origin = new Origin(server, address.port);
-    if (serve) {
-      const loop = async () => {
-        for (;;) {
-          const wire = await origin.accept();
-          serve(wire).catch(() => wire.reset());
-        }
-      };
-      void loop(); // ends with the origin: nobody comes any more
-    }
-    return origin;
+    return new Origin(server, address.port, serve);
   }
 
   get authority(): string {
@@ -176,7 +182,7 @@ export class Origin implements AsyncDisposable {
 
   /** The next connection. */
   async accept(): Promise<Wire> {
-    return this.#ready.shift() ?? await new Promise<Wire>((resolve) => this.#waiting.push(resolve));
+    return this.#ready.shift() ?? await inTime(new Promise<Wire>((resolve) => this.#waiting.push(resolve)), "a connection");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

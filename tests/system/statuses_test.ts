@@ -1,0 +1,234 @@
+// What a client is told by the compiled proxy when it gets no tunnel, and plain HTTP through it.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Pair, Site } from "../support/processes.ts";
+import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+
+/** Status, cause, and what every refusal has. */
+function assertRefused(answer: Answer, status: number, error: string): void {
+  assert.equal(answer.status, status);
+  assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http; error=${error}(;|$)`));
+  assert.equal(answer.fields["connection"], "close");
+  assert.equal(answer.fields["content-length"], String(answer.body.length));
+  assert.match(answer.body, /^[^\n]+\n$/);
+}
+
+describe("proxy", () => {
+  it("answers 407 with a challenge to no, unreadable and doubled credentials", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    const head = "CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1:80\r\n";
+    const wrong = [
+      "",
+      "Proxy-Authorization: Basic !\r\n",
+      "Proxy-Authorization: Basic bm8gY29sb24=\r\n",
+      "Proxy-Authorization: Digest a\r\n",
+    ];
+    for (const fields of [...wrong, credentials() + credentials()]) {
+      const answer = await ask(clients, `${head}${fields}\r\n`);
+      assertRefused(answer, 407, "http_request_denied");
+      assert.equal(answer.fields["proxy-authenticate"], 'Basic realm="reverse-http"');
+    }
+  });
+
+  it("answers 400 to what is no request that everybody reads alike", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    const heads = [
+      `CONNECT localhost HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT localhost:0 HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT localhost:65536 HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT localhost:80x HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT  localhost:80 HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT localhost:80 HTTP/1.1\n${credentials().replace("\r", "")}\n`,
+      `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}A: b\nC: d\r\n\r\n`,
+      `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}A: b\r\n c\r\n\r\n`,
+      `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}A : b\r\n\r\n`,
+      `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n`,
+      `POST http://localhost/ HTTP/1.1\r\n${credentials()}Content-Length: 1\r\nContent-Length: 2\r\n\r\n`,
+      `GET https://localhost/ HTTP/1.1\r\n${credentials()}\r\n`,
+      "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ];
+    for (const head of heads) {
+      const answer = await ask(clients, Buffer.from(head, "latin1"));
+      assert.equal(answer.status, 400, JSON.stringify(head));
+      assertRefused(answer, 400, "http_request_error");
+    }
+  });
+
+  it("answers 400 to a client that finishes within its head", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    using wire = await dial(clients);
+    wire.finish("CONNECT localhost:80 HT");
+    assert.match((await wire.readAll()).toString(), /^HTTP\/1\.1 400 /);
+  });
+
+  it("answers 405 with Allow to a method for the proxy itself", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    for (const line of ["GET / HTTP/1.1", "OPTIONS * HTTP/1.1", "POST /form HTTP/1.0"]) {
+      const answer = await ask(clients, `${line}\r\nHost: localhost\r\n${credentials()}\r\n`);
+      assertRefused(answer, 405, "http_request_denied");
+      assert.equal(answer.fields["allow"], "CONNECT");
+    }
+  });
+
+  it("answers 408 to a head that does not become complete in 10 s", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    const answer = await ask(clients, "CONNECT localhost:80 HTTP/1.1\r\n");
+    assertRefused(answer, 408, "http_request_error");
+  });
+
+  it("answers 431 to a head over 16 KiB and to one of over 100 lines", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    const head = `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}`;
+    for (const rest of [`A: ${"a".repeat(17 * 1024)}\r\n\r\n`, `A: ${"a".repeat(500_000)}`, `${"A: b\r\n".repeat(100)}\r\n`]) {
+      assertRefused(await ask(clients, head + rest), 431, "http_request_error");
+    }
+    // one line less is taken, and comes to nothing only for want of an agent
+    assertRefused(await ask(clients, `${head}${"A: b\r\n".repeat(99)}\r\n`), 502, "destination_unavailable");
+  });
+
+  it("answers 505 to a version of HTTP that it does not speak", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    assertRefused(await ask(clients, `CONNECT localhost:80 HTTP/2.0\r\n${credentials()}\r\n`), 505, "http_request_error");
+  });
+
+  it("answers 403 to what its allow-list lacks, before it asks for the agent", async () => {
+    await using pair = await Pair.start({ proxy: ["--http-proxy.host-whitelist=127.0.0.1:1-1000,*.example.com"] });
+    const { clients } = pair.addresses;
+    for (const authority of ["127.0.0.1:1001", "127.0.0.2:80", "localhost:80", "example.org:80", "[::1]:80"]) {
+      assertRefused(await ask(clients, connectHead(authority)), 403, "http_request_denied");
+      assertRefused(await ask(clients, connectHead(authority, "nobody")), 403, "http_request_denied");
+    }
+    assertRefused(await ask(clients, connectHead("127.0.0.1:1")), 502, "connection_refused");
+    assertRefused(await ask(clients, `GET http://example.org/ HTTP/1.1\r\n${credentials()}\r\n`), 403, "http_request_denied");
+  });
+
+  it("answers 403 to what the agent's allow-list lacks", async () => {
+    await using origin = await Origin.start();
+    await using pair = await Pair.start({ agent: [`--agent-client.host-whitelist=${origin.authority}`] });
+    const { clients } = pair.addresses;
+    const answer = await ask(clients, connectHead("127.0.0.1:1"));
+    assertRefused(answer, 403, "http_request_denied");
+    assert.match(answer.body, /127\.0\.0\.1:1 is not on the allow-list of the agent/);
+    using _tunnel = await openTunnel(clients, origin.authority);
+    await pair.agent.waitFor("tunnel refused", { status: 403, destination: "127.0.0.1:1" });
+  });
+
+  it("answers 502 for an agent that is not connected", async () => {
+    await using pair = await Pair.start();
+    assertRefused(await ask(pair.addresses.clients, connectHead("127.0.0.1:1", "4712")), 502, "destination_unavailable");
+    await pair.proxy.waitFor("request", { agent: "4712", status: 502, error: "destination_unavailable" });
+  });
+
+  it("answers 502 with the cause where the agent cannot connect", async () => {
+    await using pair = await Pair.start();
+    const { clients } = pair.addresses;
+    assertRefused(await ask(clients, connectHead("127.0.0.1:1")), 502, "connection_refused");
+    assertRefused(await ask(clients, connectHead("no-such-name.invalid:80")), 502, "dns_error");
+    assertRefused(await ask(clients, connectHead("255.255.255.255:80")), 502, "destination_ip_unroutable");
+    assertRefused(await ask(clients, `GET http://127.0.0.1:1/ HTTP/1.1\r\n${credentials()}\r\n`), 502, "connection_refused");
+  });
+
+  it("answers 504 for an agent that does not answer in the dial-timeout, and goes on when it does", async () => {
+    await using origin = await Origin.start();
+    await using pair = await Pair.start({ proxy: ["--agent-server.agent.dial-timeout=300ms"] });
+    const { clients } = pair.addresses;
+    pair.agent.signal("SIGSTOP");
+    assertRefused(await ask(clients, connectHead(origin.authority)), 504, "http_response_timeout");
+    pair.agent.signal("SIGCONT");
+    // the first may come while it still wakes up
+    let answer = await tryTunnel(clients, origin.authority);
+    for (let attempt = 0; answer.startsWith("HTTP/1.1 504") && attempt < 20; attempt++) answer = await tryTunnel(clients, origin.authority);
+    assert.match(answer, /^HTTP\/1\.1 200 /);
+  });
+
+  it("serves other clients while some never complete their heads", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    const idle: Wire[] = [];
+    try {
+      for (let i = 0; i < 500; i++) idle.push(await dial(pair.addresses.clients));
+      for (const wire of idle) await wire.write("CONNECT ");
+      using _tunnel = await openTunnel(pair.addresses.clients, origin.authority);
+    } finally {
+      for (const wire of idle) wire[Symbol.dispose]();
+    }
+  });
+});
+
+describe("plain HTTP", () => {
+  it("reaches the server in origin-form, without what was meant for the proxy", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    using client = await dial(pair.addresses.clients);
+    await client.write(
+      `GET http://${origin.authority}/a/b?c=d HTTP/1.1\r\nHost: elsewhere.example\r\n${credentials()}` +
+        "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nProxy-Connection: keep-alive\r\nX-End: 2\r\n\r\n",
+    );
+    const server = await origin.accept();
+    const head = await server.readUntil("\r\n\r\n");
+    assert.match(head, /^GET \/a\/b\?c=d HTTP\/1\.1\r\n/);
+    assert.match(head, new RegExp(`^Host: ${origin.authority}\r$`, "m"));
+    assert.match(head, /^X-End: 2\r$/m);
+    assert.match(head, /^Via: 1\.1 reverse-http\r$/m);
+    assert.match(head, /^Connection: close\r$/m);
+    assert.doesNotMatch(head, /proxy-|x-hop|elsewhere|keep-alive/i);
+    server.finish("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nhello");
+    const answer = (await client.readAll()).toString();
+    assert.match(answer, /^HTTP\/1\.1 200 OK\r\n/);
+    assert.match(answer, /\r\nConnection: close\r\n/);
+    assert.doesNotMatch(answer, /keep-alive/);
+    assert.ok(answer.endsWith("\r\n\r\nhello"));
+  });
+
+  it("sends no second request along that rides on the first", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    using client = await dial(pair.addresses.clients);
+    await client.write(
+      `POST http://${origin.authority}/ HTTP/1.1\r\n${credentials()}Content-Length: 4\r\n\r\ndataGET /smuggled HTTP/1.1\r\n\r\n`,
+    );
+    client.finish();
+    const server = await origin.accept();
+    assert.match((await server.readAll()).toString(), /\r\n\r\ndata$/);
+    server.finish("HTTP/1.1 204 No Content\r\n\r\n");
+    assert.match((await client.readAll()).toString(), /^HTTP\/1\.1 204 /);
+  });
+
+  it("is reset at the client when the server resets it within the answer", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    using client = await dial(pair.addresses.clients);
+    await client.write(`GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
+    const server = await origin.accept();
+    await server.write("HTTP/1.1 200 OK\r\n\r\nthe beginning");
+    await client.readUntil("the beginning");
+    server.reset();
+    assert.equal(await client.ending(), "ECONNRESET");
+  });
+
+  it("answers 502 where the server says nothing, or nothing that is HTTP", async () => {
+    await using pair = await Pair.start();
+    for (const said of ["", "SSH-2.0-Banner\r\n", "HTTP/1.1 2", `HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(20_000)}`]) {
+      await using origin = await Origin.start(async (wire) => {
+        await wire.readUntil("\r\n\r\n");
+        wire.finish(said);
+      });
+      const answer = await ask(pair.addresses.clients, `GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
+      assertRefused(answer, 502, "http_response_incomplete");
+    }
+  });
+});
+
+/** The answer's head. */
+async function tryTunnel(clients: string, authority: string): Promise<string> {
+  using wire = await dial(clients);
+  await wire.write(connectHead(authority));
+  return await wire.readUntil("\r\n\r\n");
+}
