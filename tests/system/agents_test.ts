@@ -1,0 +1,156 @@
+// How agents come, go, come back and take each other's place, with the compiled proxy and agent.
+import assert from "node:assert/strict";
+import { createSocket } from "node:dgram";
+import { describe, it } from "node:test";
+import { AGENT, AGENT_ID, Pair, Site } from "../support/processes.ts";
+import { ask, connectHead, dial, openTunnel, Origin } from "../support/sockets.ts";
+
+describe("proxy", () => {
+  it("closes the old connection when an agent with the same id connects, and sends clients to the new one", async () => {
+    await using pair = await Pair.start({ agent: ["--agent-client.host-whitelist=127.0.0.9"] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    assert.equal((await ask(clients, connectHead(origin.authority))).status, 403);
+    await pair.site.startAgent(pair.addresses);
+    const { reason } = await pair.agent.waitFor("not connected");
+    pair.agent.signal("SIGKILL"); // before it comes back
+    assert.match(String(reason), /409 closing old connection/);
+    using _tunnel = await openTunnel(clients, origin.authority);
+    await pair.proxy.waitFor("agent disconnected", { agent: AGENT_ID, reason: "closed by the proxy: 409 closing old connection" });
+    assert.equal(pair.proxy.logged("agent connected", { agent: AGENT_ID }).length, 2);
+  });
+
+  it("resets the tunnels of the old connection", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    using client = await openTunnel(pair.addresses.clients, origin.authority);
+    const server = await origin.accept();
+    await pair.site.startAgent(pair.addresses);
+    assert.equal(await client.ending(), "ECONNRESET");
+    assert.equal(await server.ending(), "ECONNRESET");
+  });
+
+  it("keeps agents with different ids apart", async () => {
+    await using pair = await Pair.start({ agent: ["--agent-client.host-whitelist=127.0.0.9"] });
+    await using origin = await Origin.start();
+    await pair.site.startAgent(pair.addresses, [], "4712");
+    const { clients } = pair.addresses;
+    assert.equal((await ask(clients, connectHead(origin.authority))).status, 403);
+    using _tunnel = await openTunnel(clients, origin.authority, { id: "4712" });
+    assert.deepEqual(pair.proxy.logged("agent disconnected"), []);
+  });
+
+  it("logs an agent that does not trust it, and does not count it as connected", async () => {
+    await using pair = await Pair.start();
+    await using other = await Site.create();
+    const stranger = pair.site.start(AGENT, other.agentArgs(pair.addresses, "4712"));
+    const { reason } = await stranger.waitFor("not connected");
+    assert.match(String(reason), /--agent-client\.tls\.file\.root-ca/);
+    await pair.proxy.waitFor("agent handshake failed");
+    assert.deepEqual(pair.proxy.logged("agent connected", { agent: "4712" }), []);
+  });
+});
+
+describe("agent", () => {
+  it("waits longer each time another one with its id takes its place", async () => {
+    await using pair = await Pair.start();
+    const second = await pair.site.startAgent(pair.addresses);
+    // while both are there, each that connects evicts the other
+    const rounds = 4;
+    for (const agent of [pair.agent, second]) {
+      await agent.waitFor("not connected", {}, rounds);
+      const waits = agent.logged("not connected").slice(0, rounds);
+      for (const [round, { reason, retryInMs }] of waits.entries()) {
+        assert.match(String(reason), /409/);
+        // between half of and the whole of a bound that doubles
+        assert.ok(Number(retryInMs) >= 250 * 2 ** round && Number(retryInMs) <= 500 * 2 ** round, `wait ${round} is ${retryInMs} ms`);
+      }
+    }
+    // the first of each, and one for each wait that is over
+    const waits = pair.agent.logged("not connected").length + second.logged("not connected").length;
+    const connections = pair.proxy.logged("agent connected").length;
+    assert.ok(connections <= 2 + waits, `${connections} connections, ${waits} waits`);
+  });
+
+  it("comes back when its proxy is started anew on the same addresses", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { proxy, addresses } = await site.startProxy();
+    const agent = await site.startAgent(addresses);
+    assert.equal((await proxy.stop()).exitCode, 0);
+    await agent.waitFor("not connected");
+    const { proxy: anew } = await site.startProxy([], addresses);
+    await anew.waitFor("agent connected", { agent: AGENT_ID });
+    await agent.waitFor("connected", {}, 2);
+    using _tunnel = await openTunnel(addresses.clients, origin.authority);
+  });
+
+  it("comes back when its proxy was killed and is started anew", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy();
+    const agent = await site.startAgent(addresses);
+    proxy.signal("SIGKILL");
+    await proxy.ended;
+    const { proxy: anew } = await site.startProxy([], addresses);
+    await anew.waitFor("agent connected", { agent: AGENT_ID });
+    await agent.waitFor("connected", {}, 2);
+  });
+});
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  describe(signal, () => {
+    it("stops the proxy with exit code 0; agents are told and clients reset", async () => {
+      await using pair = await Pair.start();
+      await using origin = await Origin.start();
+      using client = await openTunnel(pair.addresses.clients, origin.authority);
+      const server = await origin.accept();
+      using unfinished = await dial(pair.addresses.clients);
+      await unfinished.write("CONNECT ");
+      const { exitCode, stdout } = await pair.proxy.stop(signal);
+      assert.equal(exitCode, 0);
+      assert.equal(stdout, "");
+      assert.equal(pair.proxy.logged("stopping", { signal }).length, 1);
+      assert.equal(pair.proxy.logged("stopped").length, 1);
+      const { reason } = await pair.agent.waitFor("not connected");
+      assert.match(String(reason), /0 shutting down/);
+      assert.equal(await client.ending(), "ECONNRESET");
+      assert.equal(await server.ending(), "ECONNRESET");
+      await unfinished.ending();
+    });
+
+    it("stops the agent with exit code 0; the proxy is told and resets its clients", async () => {
+      await using pair = await Pair.start();
+      await using origin = await Origin.start();
+      using client = await openTunnel(pair.addresses.clients, origin.authority);
+      const server = await origin.accept();
+      const { exitCode } = await pair.agent.stop(signal);
+      assert.equal(exitCode, 0);
+      await pair.proxy.waitFor("agent disconnected", { agent: AGENT_ID, reason: "closed by the agent: 0 shutting down" });
+      assert.equal(await client.ending(), "ECONNRESET");
+      assert.equal(await server.ending(), "ECONNRESET");
+      assert.equal((await ask(pair.addresses.clients, connectHead(origin.authority))).status, 502);
+    });
+
+    it("stops an agent that waits to try again with exit code 0", async () => {
+      await using pair = await Pair.start();
+      await using other = await Site.create();
+      const agent = other.start(AGENT, other.agentArgs(pair.addresses));
+      await agent.waitFor("not connected"); // it does not trust this proxy
+      assert.equal((await agent.stop(signal)).exitCode, 0);
+    });
+
+    it("stops an agent in the middle of a handshake with exit code 0", async () => {
+      await using site = await Site.create();
+      const silent = createSocket("udp4");
+      try {
+        const called = new Promise((resolve) => silent.once("message", resolve));
+        await new Promise<void>((resolve) => silent.bind(0, "127.0.0.1", resolve));
+        const agent = site.start(AGENT, site.agentArgs({ agents: `127.0.0.1:${silent.address().port}`, clients: "" }));
+        await called;
+        assert.equal((await agent.stop(signal)).exitCode, 0);
+      } finally {
+        silent.close();
+      }
+    });
+  });
+}
