@@ -9,6 +9,7 @@ export const RESET = 1;
 const LARGEST_READ = 64 * 1024;
 const FLUSH_MS = 10_000;
 const LINGER_MS = 2_000;
+const LINGER_BYTES = 1024 * 1024;
 const GRACE_MS = 1_000;
 
 export function closed(what = "stream"): NetError {
@@ -47,8 +48,8 @@ export class Pipe {
   #reads: Waiting<Uint8Array | null>[] = [];
   #writes: (Waiting<void> & { data: Uint8Array })[] = [];
   #finishing = false;
-  #discarding = false;
-  #refusing = false;
+  /** Bytes that are still to be thrown away before a write breaks it. */
+  #toDiscard?: number;
   /** What each side is told from now on. */
   #fault?: { read: NetError; write: NetError };
   #started = false;
@@ -61,7 +62,7 @@ export class Pipe {
 
   write(data: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
-      if (this.#refusing) this.fail(closed(), resetBy());
+      if (this.#toDiscard === 0) this.fail(closed(), resetBy());
       if (this.#fault) return reject(this.#fault.write);
       if (this.#finishing) return reject(closed());
       this.#writes.push({ resolve, reject, data: new Uint8Array(data) });
@@ -97,16 +98,11 @@ export class Pipe {
     for (const read of this.#reads.splice(0)) read.reject(closed());
   }
 
-  /** Nobody will read any more, and whatever comes is thrown away. */
-  discard(): void {
+  /** Nobody will read any more. So many bytes are thrown away as they come, then a write breaks it. */
+  discard(most: number): void {
     this.cancelReads();
-    this.#discarding = true;
+    this.#toDiscard = most;
     this.#move();
-  }
-
-  /** From now on a write breaks it. */
-  refuse(): void {
-    this.#refusing = true;
   }
 
   /** Breaks it, unless it has ended. What was not read is gone. */
@@ -134,10 +130,10 @@ export class Pipe {
     for (;;) {
       this.#takeWrites();
       if (this.#size === 0) break;
-      const read = this.#discarding ? undefined : this.#reads.shift();
+      const read = this.#reads.shift();
       if (read) read.resolve(this.#takeChunk(LARGEST_READ));
-      else if (this.#discarding) this.#takeChunk(Infinity);
-      else return;
+      else if (this.#toDiscard === undefined) return;
+      else this.#toDiscard = Math.max(0, this.#toDiscard - this.#takeChunk(Infinity).length);
     }
     if (!this.#finishing || this.#writes.length > 0) return;
     for (const read of this.#reads.splice(0)) read.resolve(null);
@@ -220,14 +216,15 @@ export class MemoryDuplex implements Duplex {
   }
 
   close(): void {
-    if (this.#state === "closed") return;
-    if (this.#state === "given") this.#stopCopy(0);
+    const before = this.#state;
     this.#state = "closed";
+    if (before === "given") this.#stopCopy(0);
+    if (before !== "open") return;
     this.output.finish();
     if (this.kind === "quic") this.input.fail(closed(), stoppedBy(0));
-    else this.input.discard();
+    else this.input.discard(LINGER_BYTES);
     if (!this.output.isFlushed) later(FLUSH_MS, () => this.abort(0));
-    else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.refuse());
+    else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.discard(0));
   }
 
   /** Breaks both directions at once: RST, or RESET_STREAM and STOP_SENDING. */

@@ -3,13 +3,16 @@
 import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
+import { lifetimeTests } from "./lifetime.ts";
 import { quicTests } from "./quic.ts";
+import { spliceTests } from "./splice.ts";
 import { type Adapter, makeSuite } from "./support.ts";
 import { tcpTests } from "./tcp.ts";
+import { tlsTests } from "./tls.ts";
 
 export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
-    for (const tests of [duplexTests, headTests, tcpTests, quicTests]) tests(suite);
+    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, quicTests, spliceTests, lifetimeTests]) tests(suite);
   });
 }

@@ -177,7 +177,7 @@ export async function readToError(stream: Duplex, ...codes: NetErrorCode[]): Pro
 /** Writes up to the error that has to come. */
 export async function writeToError(stream: Duplex, ...codes: NetErrorCode[]): Promise<NetError> {
   for (let i = 0; i < 10_000; i++) {
-    const call = stream.write(bytes("more"));
+    const call = stream.write(new Uint8Array(16 * 1024));
     if (await within(call).then(() => true, () => false)) await pause(1);
     else return await netError(call, ...codes);
   }

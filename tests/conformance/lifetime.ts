@@ -1,0 +1,339 @@
+// Nothing outlives its end: no promise, no address, no descriptor. And what ends, ends alone.
+import assert from "node:assert/strict";
+import { existsSync, readdirSync } from "node:fs";
+import { describe } from "node:test";
+import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import { withRaw } from "./raw.ts";
+import {
+  ALPN,
+  bytes,
+  dialQuic,
+  dialTcp,
+  fill,
+  HEAD,
+  ignore,
+  isPending,
+  kindsOf,
+  listenTcp,
+  netError,
+  openPair,
+  pattern,
+  portOf,
+  quicPair,
+  readToError,
+  type Suite,
+  until,
+  within,
+} from "./support.ts";
+
+const MORE_THAN_FITS = 64 << 20;
+
+export function lifetimeTests(suite: Suite): void {
+  describe("the end of a connection", () => endOfConnectionTests(suite));
+  describe("the end of a network", () => endOfNetworkTests(suite));
+  if (suite.adapter.has.sockets) describe("descriptors", () => descriptorTests(suite));
+}
+
+/** Calls of every kind that wait on one side of a connection for the other. */
+async function callsOf(net: Net, here: QuicConnection, there: QuicConnection): Promise<Map<string, Promise<unknown>>> {
+  const reading = await openPair(here, there);
+  const writing = await openPair(here, there);
+  const copied = await openPair(here, there);
+  const other = await openPair(here, there);
+  const asking = here.exchange(bytes(HEAD), { timeoutMs: 60_000 });
+  ignore(asking);
+  const incoming = await within(there.acceptStream());
+  assert.ok(incoming);
+  const { waiting } = await fill(writing.a, pattern(64 * 1024), MORE_THAN_FITS);
+  const calls = new Map<string, Promise<unknown>>([
+    ["read", reading.a.read()],
+    ["write", waiting],
+    ["openStream", here.openStream()],
+    ["exchange", asking],
+    ["exchange that waits for a stream", here.exchange(bytes(HEAD), { timeoutMs: 60_000 })],
+    ["acceptStream", here.acceptStream()],
+    ["splice", net.splice(copied.a, other.a)],
+    ["closed", here.closed],
+  ]);
+  ignore(...calls.values());
+  return calls;
+}
+
+const TRANSPORT = { streamWindow: 128 * 1024, maxPeerStreams: 5 };
+
+async function outcomesOf(calls: Map<string, Promise<unknown>>): Promise<Record<string, unknown>> {
+  const outcomes: Record<string, unknown> = {};
+  for (const [name, call] of calls) {
+    outcomes[name] = await within(call, `${name} did not settle`).catch((error) => {
+      if (!(error instanceof Error) || error.name !== "NetError") throw error;
+      return (error as Error & { code: string }).code;
+    });
+  }
+  return outcomes;
+}
+
+function endOfConnectionTests({ test, pki }: Suite): void {
+  for (const closing of ["the far side", "this side"] as const) {
+    test(`settles every call that waits on it when ${closing} closes it`, async (net) => {
+      const { client, server } = await quicPair(net, await pki, { transport: TRANSPORT }, { transport: TRANSPORT });
+      const calls = await callsOf(net, client, server);
+      assert.ok(await isPending(Promise.race(calls.values())));
+      (closing === "this side" ? client : server).close(19, "enough");
+      const fault = closing === "this side" ? "closed" : "reset";
+      const { splice, closed, acceptStream, ...others } = await outcomesOf(calls);
+      assert.equal(acceptStream, null);
+      assert.equal((closed as { code: number }).code, 19);
+      assert.equal((splice as { error?: { code: string } }).error?.code, fault);
+      for (const [name, outcome] of Object.entries(others)) assert.equal(outcome, fault, name);
+    });
+  }
+
+  test("tells every stream of it the code", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const streams: Duplex[] = [];
+    for (let i = 0; i < 3; i++) streams.push((await openPair(client, server)).b);
+    client.close(21, "enough");
+    for (const stream of streams) {
+      const error = await readToError(stream, "reset");
+      assert.deepEqual([error.appCode, error.remote], [21, true]);
+    }
+  });
+
+  test("does not touch other connections of the listener", async (net) => {
+    const { listener, port, client, server } = await quicPair(net, await pki);
+    const [second, accepted] = await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
+    server.close(1, "");
+    await within(client.closed);
+    const { a, b } = await openPair(second, accepted!);
+    await within(a.write(bytes("x")));
+    assert.deepEqual(await within(b.read()), bytes("x"));
+  });
+
+  test("answers acceptRequests with null", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    const waiting = [server.acceptRequests(), server.acceptRequests()];
+    client.close(0, "");
+    assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
+  });
+}
+
+function endOfNetworkTests(suite: Suite): void {
+  const { test, pki, adapter } = suite;
+
+  test("settles every call that waits", async (net) => {
+    const all = await pki;
+    const { client, server, listener } = await quicPair(net, all, { transport: TRANSPORT }, { transport: TRANSPORT });
+    const tcp = await listenTcp(net);
+    const [dialled, { stream }] = await Promise.all([
+      dialTcp(net, tcp.port).then(async (stream) => {
+        await stream.write(bytes(HEAD));
+        return stream;
+      }),
+      tcp.request(),
+    ]);
+    const { waiting } = await fill(dialled, pattern(64 * 1024), MORE_THAN_FITS);
+    const calls = await callsOf(net, client, server);
+    const nulls = [tcp.listener.accept(), listener.accept(), server.acceptStream(), calls.get("acceptStream")!];
+    const closed = calls.get("closed")!;
+    const copy = calls.get("splice")!;
+    for (const name of ["acceptStream", "closed", "splice"]) calls.delete(name);
+    const others = [...calls.values(), waiting, stream.write(new Uint8Array(MORE_THAN_FITS))];
+    ignore(...others);
+    net.close();
+    assert.deepEqual(await within(Promise.all(nulls)), [null, null, null, null]);
+    await within(closed);
+    assert.ok((await within(copy) as { error?: unknown }).error);
+    for (const call of others) await netError(call, "closed", "reset", "cancelled");
+  });
+
+  test("leaves nothing to be made with it", async (net) => {
+    const { tls } = await pki;
+    net.close();
+    await netError(net.listenTcp({ address: "127.0.0.1:0" }), "closed");
+    await netError(net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN }), "closed");
+    await netError(net.connectTcp({ host: "127.0.0.1", port: 9, timeoutMs: 1_000 }), "closed");
+    await netError(dialQuic(net, await pki, 9), "closed");
+    net.close();
+  });
+
+  test("cuts what was open: the other end sees a reset", async (net) => {
+    for (const kind of kindsOf(suite)) {
+      const inner = adapter.create();
+      const { a } = await kind.open(inner);
+      const read = netError(a.read(), "closed", "reset");
+      inner.close();
+      await read;
+    }
+    net.close();
+  });
+
+  if (!adapter.has.sockets) return;
+
+  test("settles calls that wait for the network's answer", async (net) => {
+    await withRaw(async (raw) => {
+      const silent = await raw.serve();
+      const { port } = (await raw.udp()).address();
+      const tls = { insecureSkipVerify: true };
+      const calls = [
+        net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 60_000 }),
+        net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 60_000, signal: new AbortController().signal }),
+        net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000 }),
+        net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal: new AbortController().signal }),
+      ];
+      ignore(...calls);
+      await silent.next();
+      net.close();
+      for (const call of calls) await netError(call, "closed", "cancelled");
+    });
+  });
+
+  test("never rejects closed of a connection, also of one that arrives while everything is closed", async (net) => {
+    const all = await pki;
+    for (let i = 0; i < 16; i++) {
+      const inner = adapter.create();
+      const listener = await inner.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
+      const arriving = [
+        listener.accept(),
+        inner.connectQuic({
+          host: "127.0.0.1",
+          port: portOf(listener.address),
+          tls: { ca: all.authority.cert },
+          alpn: ALPN,
+          timeoutMs: 5_000,
+          signal: new AbortController().signal,
+        }),
+      ];
+      const ends = arriving.map((call) => call.then((connection) => connection?.closed, () => undefined));
+      ignore(...ends);
+      // JavaScript stands still while the handshake goes on: what it brings is told after the close
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, i * 2);
+      inner.close();
+      await within(Promise.all(ends));
+    }
+    net.close();
+  });
+
+  test("does not touch another network", async (net) => {
+    const other = adapter.create();
+    try {
+      const { port, request } = await listenTcp(other);
+      const client = await dialTcp(net, port);
+      await within(client.write(bytes(HEAD)));
+      const { stream } = await request();
+      adapter.create().close();
+      await within(client.write(bytes("x")));
+      assert.deepEqual(await within(stream.read()), bytes("x"));
+      net.close();
+      await readToError(stream, "reset");
+      const again = await listenTcp(other);
+      await within((await dialTcp(other, again.port)).write(bytes(HEAD)));
+      assert.equal((await again.request()).head, HEAD);
+    } finally {
+      other.close();
+    }
+  });
+}
+
+function descriptorTests({ test, pki, adapter }: Suite): void {
+  const DESCRIPTORS = "/proc/self/fd";
+  if (!existsSync(DESCRIPTORS)) return; // only Linux shows them as files
+  const count = () => readdirSync(DESCRIPTORS).length;
+
+  /** Whether as many are open after `body` as before it. */
+  const returned = async (body: () => Promise<void>): Promise<void> => {
+    await body(); // what is made once and kept
+    const before = count();
+    await body();
+    await until(() => count() <= before, `${count()} descriptors are open instead of ${before}`, 8_000);
+  };
+
+  test("return when streams are closed, reset, or their peers are gone", async (net) => {
+    await returned(async () => {
+      const { listener, port, request } = await listenTcp(net);
+      for (const end of ["close", "reset", "finish", "peer reset"] as const) {
+        for (let i = 0; i < 10; i++) {
+          const client = await dialTcp(net, port);
+          await within(client.write(bytes(HEAD)));
+          const { stream } = await request();
+          if (end === "reset") client.reset(1);
+          if (end === "finish") client.closeWrite();
+          if (end === "peer reset") stream.reset(1);
+          client.close();
+          stream.close();
+        }
+      }
+      listener.close();
+    });
+  });
+
+  test("return when copies have ended, in good order or not", async (net) => {
+    await returned(async () => {
+      const { listener, port, request } = await listenTcp(net);
+      const done: Promise<unknown>[] = [];
+      for (let i = 0; i < 20; i++) {
+        const [left, right] = [await dialTcp(net, port), await dialTcp(net, port)];
+        await within(Promise.all([left.write(bytes(HEAD)), right.write(bytes(HEAD))]));
+        done.push(net.splice((await request()).stream, (await request()).stream));
+        if (i % 2 === 0) left.reset(1);
+        else left.closeWrite(), right.closeWrite();
+        if (i % 2 === 0) await readToError(right, "reset");
+        left.close();
+        right.close();
+      }
+      await within(Promise.all(done));
+      listener.close();
+    });
+  });
+
+  test("return when QUIC connections and listeners are closed, by either side", async (net) => {
+    const all = await pki;
+    await returned(async () => {
+      for (const closing of ["client", "server", "listener"] as const) {
+        const { listener, ...pair } = await quicPair(net, all);
+        for (let i = 0; i < 5; i++) {
+          const { a, b } = await openPair(pair.client, pair.server);
+          a.close();
+          b.close();
+        }
+        if (closing !== "listener") pair[closing].close(1, "");
+        await within(listener.close(0, ""));
+        await within(Promise.all([pair.client.closed, pair.server.closed]));
+      }
+    });
+  });
+
+  test("return when connections could not be made, or were given up", async (net) => {
+    await withRaw(async (raw) => {
+      const silent = await raw.serve();
+      const { port } = (await raw.udp()).address();
+      const tls = { insecureSkipVerify: true };
+      await returned(async () => {
+        await netError(net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 20 }), "timed-out");
+        (await silent.next()).destroy();
+        await netError(net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 20 }), "timed-out");
+        const controller = new AbortController();
+        const { signal } = controller;
+        const dial = netError(net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal }), "cancelled");
+        controller.abort();
+        await dial;
+      });
+    });
+  });
+
+  test("return when the network is closed with everything open", async (net) => {
+    const all = await pki;
+    net.close();
+    await returned(async () => {
+      const inner = adapter.create();
+      const { port, request } = await listenTcp(inner);
+      for (let i = 0; i < 10; i++) {
+        await within((await dialTcp(inner, port)).write(bytes(HEAD)));
+        await request();
+      }
+      const { client, server } = await quicPair(inner, all);
+      await openPair(client, server); // still held
+      inner.close();
+      await within(Promise.all([client.closed, server.closed]));
+    });
+  });
+}

@@ -1,0 +1,502 @@
+// The copy between two streams: what a tunnel does with bytes, ends and aborts, for every pair of kinds.
+import assert from "node:assert/strict";
+import { describe } from "node:test";
+import type { Duplex, Net, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import { watch, withRaw } from "./raw.ts";
+import {
+  assertSame,
+  bytes,
+  dialTcp,
+  fill,
+  HEAD,
+  ignore,
+  isPending,
+  type Kind,
+  kindsOf,
+  listenTcp,
+  netError,
+  openPair,
+  pattern,
+  pause,
+  quicPair,
+  readAll,
+  readExactly,
+  readText,
+  readTextExactly,
+  readToError,
+  type Suite,
+  within,
+  writeToError,
+} from "./support.ts";
+
+/** More than all windows on the way hold, buffers of the system included. */
+const MORE_THAN_FITS = 96 << 20;
+
+/** `left` and `right` are the far ends, `a` and `b` what is copied between. */
+interface Tunnel {
+  left: Duplex;
+  a: Duplex;
+  b: Duplex;
+  right: Duplex;
+}
+
+interface Running extends Tunnel {
+  done: Promise<SpliceResult>;
+}
+
+export function spliceTests(suite: Suite): void {
+  const kinds = kindsOf(suite);
+  const pairs = kinds.flatMap((left) => kinds.map((right) => [left, right] as const));
+  for (const [left, right] of pairs) {
+    // TLS runs on what TCP runs on: beside QUIC is enough
+    if (left.name !== right.name && [left.name, right.name].includes("TLS") && !left.isQuic && !right.isQuic) continue;
+    describe(`a copy between ${left.name} and ${right.name}`, () => {
+      const dig = async (net: Net): Promise<Tunnel> => {
+        const [first, second] = [await left.open(net), await right.open(net)];
+        return { left: first.a, a: first.b, b: second.b, right: second.a };
+      };
+      const start = async (net: Net, options?: SpliceOptions): Promise<Running> => {
+        const tunnel = await dig(net);
+        return { ...tunnel, done: net.splice(tunnel.a, tunnel.b, options) };
+      };
+      byteTests(suite, dig, start);
+      endTests(suite, start);
+      abortTests(suite, start, left, right);
+      controlTests(suite, dig, start);
+    });
+  }
+  describe("a copy", () => idleTests(suite));
+  if (suite.adapter.has.sockets) describe("a copy, seen from outside", () => wireTests(suite));
+}
+
+type Dig = (net: Net) => Promise<Tunnel>;
+type Start = (net: Net, options?: SpliceOptions) => Promise<Running>;
+
+async function finish({ done }: Running): Promise<SpliceResult> {
+  const result = await within(done, "the copy did not end");
+  assert.equal(result.error, undefined);
+  assert.equal(result.errorSide, undefined);
+  return result;
+}
+
+function byteTests({ test }: Suite, dig: Dig, start: Start): void {
+  test("brings bytes unchanged both ways at once, and counts them", async (net) => {
+    const tunnel = await start(net);
+    const { left, right } = tunnel;
+    const [up, down] = [pattern(4 << 20, 1), pattern((4 << 20) + 1, 2)];
+    const send = async (stream: Duplex, data: Uint8Array) => {
+      for (let i = 0; i < data.length; i += 100_000) await within(stream.write(data.subarray(i, i + 100_000)));
+      stream.closeWrite();
+    };
+    const [gotUp, gotDown] = await Promise.all([readAll(right), readAll(left), send(left, up), send(right, down)]);
+    assertSame(gotUp, up);
+    assertSame(gotDown, down);
+    assert.deepEqual(await finish(tunnel), { aToB: up.length, bToA: down.length, error: undefined, errorSide: undefined });
+  });
+
+  test("writes the prologue before anything else, and does not count it", async (net) => {
+    const { left, a, b, right } = await dig(net);
+    await within(right.write(bytes("banner")));
+    right.closeWrite();
+    const done = net.splice(a, b, { prologueToA: bytes("200\r\n\r\n") });
+    assert.equal(await readText(left), "200\r\n\r\nbanner");
+    left.closeWrite();
+    assert.equal(await readText(right), "");
+    assert.equal((await within(done)).bToA, 6);
+  });
+
+  test("writes the prologue at once, also when nothing else comes", async (net) => {
+    const { left } = await start(net, { prologueToA: bytes("200\r\n\r\n") });
+    assert.equal(await readTextExactly(left, 7), "200\r\n\r\n");
+  });
+
+  test("brings what was there before it began", async (net) => {
+    const { left, a, b, right } = await dig(net);
+    await within(left.write(bytes("early")));
+    left.closeWrite();
+    await pause();
+    const done = net.splice(a, b);
+    assert.equal(await readText(right), "early");
+    right.closeWrite();
+    assert.equal((await within(done)).aToB, 5);
+  });
+
+  test("comes after the calls that were made before it", async (net) => {
+    const { left, a, b, right } = await dig(net);
+    const read = a.read();
+    ignore(a.write(bytes("one ")), a.write(bytes("two ")), b.write(bytes("to b ")));
+    const done = net.splice(a, b, { prologueToA: bytes("three") });
+    await within(left.write(bytes("read")));
+    assert.deepEqual(await within(read), bytes("read"));
+    assert.equal(await readTextExactly(left, 13), "one two three");
+    await within(left.write(bytes("copied")));
+    left.closeWrite();
+    right.closeWrite();
+    assert.equal(await readText(right), "to b copied");
+    assert.equal((await within(done)).aToB, 6);
+  });
+
+  test("takes no more than its windows hold while nobody reads, loses nothing of it, and stops nobody else", async (net) => {
+    const slow = await start(net);
+    const block = pattern(256 * 1024);
+    const { taken, waiting } = await fill(slow.left, block, MORE_THAN_FITS);
+    const other = await start(net);
+    await within(other.left.write(bytes("past it")));
+    assert.equal(await readTextExactly(other.right, 7), "past it");
+    await within(slow.right.write(bytes("against it")));
+    assert.equal(await readTextExactly(slow.left, 10), "against it");
+    slow.left.closeWrite();
+    const got = await readAll(slow.right);
+    await within(waiting);
+    assert.equal(got.length, taken + block.length);
+    for (let i = 0; i < got.length; i += block.length) assertSame(got.subarray(i, i + block.length), block);
+  });
+}
+
+function endTests({ test }: Suite, start: Start): void {
+  for (const side of ["left", "right"] as const) {
+    const other = side === "left" ? "right" : "left";
+
+    test(`goes on in the other direction when the ${side} end has finished its own`, async (net) => {
+      const tunnel = await start(net);
+      const [first, second] = [tunnel[side], tunnel[other]];
+      await within(first.write(bytes("request")));
+      first.closeWrite();
+      assert.equal(await readText(second), "request");
+      for (let i = 0; i < 20; i++) {
+        await within(second.write(bytes("answer")));
+        assert.equal(await readTextExactly(first, 6), "answer");
+      }
+      assert.ok(await isPending(tunnel.done));
+      second.closeWrite();
+      assert.equal(await readText(first), "");
+      await finish(tunnel);
+    });
+  }
+
+  test("ends in good order when both ends finish without a word", async (net) => {
+    const tunnel = await start(net);
+    tunnel.left.closeWrite();
+    tunnel.right.closeWrite();
+    assert.deepEqual(await finish(tunnel), { aToB: 0, bToA: 0, error: undefined, errorSide: undefined });
+    assert.equal(await within(tunnel.left.read()), null);
+    assert.equal(await within(tunnel.right.read()), null);
+  });
+
+  test("lets an end that closes after its request still have no answer without harm", async (net) => {
+    const tunnel = await start(net);
+    await within(tunnel.left.write(bytes("last words")));
+    tunnel.left.close();
+    assert.equal(await readText(tunnel.right), "last words");
+    tunnel.right.close();
+    await within(tunnel.done);
+  });
+}
+
+function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Kind): void {
+  for (const side of ["left", "right"] as const) {
+    const other = side === "left" ? "right" : "left";
+    const from = side === "left" ? leftKind : rightKind;
+    const to = side === "left" ? rightKind : leftKind;
+    /** What the other end sees: the code that was given, or 1 where TCP has none. */
+    const code = to.isQuic ? (from.isQuic ? 77 : 1) : undefined;
+
+    test(`brings a reset at the ${side} end to the other as a reset, not as an end`, async (net) => {
+      const tunnel = await start(net);
+      const [first, second] = [tunnel[side], tunnel[other]];
+      await within(first.write(bytes("half of ")));
+      assert.equal(await readTextExactly(second, 8), "half of ");
+      first.reset(77);
+      assert.equal((await readToError(second, "reset")).appCode, code);
+      const { error, errorSide } = await within(tunnel.done);
+      assert.equal(error?.code, "reset");
+      assert.equal(error.remote, true);
+      assert.equal(error.appCode, from.isQuic ? 77 : undefined);
+      assert.equal(errorSide, side === "left" ? "a" : "b");
+      if (to.isQuic) assert.equal((await writeToError(second, "stopped")).appCode, code);
+      else await writeToError(second, "reset", "stopped");
+    });
+
+    test(`brings a reset at the ${side} end to the other although that has finished its own direction`, async (net) => {
+      const tunnel = await start(net);
+      const [first, second] = [tunnel[side], tunnel[other]];
+      second.closeWrite();
+      assert.equal(await within(first.read()), null);
+      first.reset(77);
+      assert.equal((await readToError(second, "reset")).appCode, code);
+      assert.equal((await within(tunnel.done)).error?.code, "reset");
+    });
+
+    if (!from.isQuic) continue;
+
+    test(`tells the other end's writer that the ${side} end takes no more`, async (net) => {
+      const tunnel = await start(net);
+      const [first, second] = [tunnel[side], tunnel[other]];
+      first.stopRead(66);
+      const error = await writeToError(second, "stopped", "reset");
+      if (to.isQuic) assert.equal(error.code, "stopped");
+    });
+
+    test(`brings what the ${side} end sends after it takes no more, as an answer to an upload it refused`, async (net) => {
+      const tunnel = await start(net);
+      const [first, second] = [tunnel[side], tunnel[other]];
+      first.stopRead(66);
+      ignore(second.write(pattern(64 * 1024)));
+      await within(first.write(bytes("413 too large")));
+      assert.equal(await readTextExactly(second, 13), "413 too large");
+    });
+  }
+}
+
+function controlTests({ test }: Suite, dig: Dig, start: Start): void {
+  const bothReset = async ({ left, right }: Tunnel) => {
+    await Promise.all([readToError(left, "reset"), readToError(right, "reset")]);
+  };
+
+  test("is cancelled at once by its signal, and both ends see a reset", async (net) => {
+    const controller = new AbortController();
+    const tunnel = await start(net, { signal: controller.signal });
+    await within(tunnel.left.write(bytes("some")));
+    assert.equal(await readTextExactly(tunnel.right, 4), "some");
+    controller.abort();
+    const { aToB, bToA, error, errorSide } = await within(tunnel.done);
+    assert.deepEqual([aToB, bToA, error?.code, errorSide], [4, 0, "cancelled", undefined]);
+    await bothReset(tunnel);
+  });
+
+  test("is cancelled by a signal that is aborted already", async (net) => {
+    const tunnel = await start(net, { signal: AbortSignal.abort() });
+    assert.equal((await within(tunnel.done)).error?.code, "cancelled");
+    await bothReset(tunnel);
+  });
+
+  test("is cancelled at once while an end takes nothing", async (net) => {
+    const controller = new AbortController();
+    const tunnel = await start(net, { signal: controller.signal });
+    await fill(tunnel.left, pattern(256 * 1024), MORE_THAN_FITS);
+    controller.abort();
+    assert.equal((await within(tunnel.done)).error?.code, "cancelled");
+    await bothReset(tunnel);
+  });
+
+  test("is aborted when both directions are silent for too long", async (net) => {
+    const tunnel = await start(net, { idleTimeoutMs: 60 });
+    const { error, errorSide } = await within(tunnel.done);
+    assert.deepEqual([error?.code, errorSide], ["timed-out", undefined]);
+    await bothReset(tunnel);
+  });
+
+  test("takes the streams over: calls on them are rejected with closed", async (net) => {
+    const { a, b, done } = await start(net);
+    for (const stream of [a, b]) {
+      await netError(stream.read(), "closed");
+      await netError(stream.write(bytes("x")), "closed");
+      await netError(net.splice(a, b), "closed");
+      stream.closeWrite();
+    }
+    assert.ok(await isPending(done));
+  });
+
+  for (const end of ["close", "reset"] as const) {
+    test(`is ended by ${end} on a stream that was given to it, and both ends see a reset`, async (net) => {
+      const tunnel = await start(net);
+      if (end === "close") tunnel.b.close();
+      else tunnel.a.reset(5);
+      const { error } = await within(tunnel.done);
+      assert.match(error?.code ?? "", /^(cancelled|closed)$/);
+      await bothReset(tunnel);
+    });
+  }
+
+  test("is refused for one stream twice, and for a stream that was closed", async (net) => {
+    const { a, b } = await dig(net);
+    await netError(net.splice(a, a), "closed", "invalid");
+    const fresh = await dig(net);
+    fresh.b.close();
+    await netError(net.splice(fresh.a, fresh.b), "closed");
+    ignore(b.read());
+  });
+}
+
+function idleTests({ test }: Suite): void {
+  test("is not aborted while one direction speaks", async (net) => {
+    const { port, request } = await listenTcp(net);
+    const [left, right] = [await dialTcp(net, port), await dialTcp(net, port)];
+    await within(Promise.all([left.write(bytes(HEAD)), right.write(bytes(HEAD))]));
+    const [a, b] = [(await request()).stream, (await request()).stream];
+    const idleTimeoutMs = 400;
+    const done = net.splice(a, b, { idleTimeoutMs });
+    for (const end = Date.now() + 2 * idleTimeoutMs; Date.now() < end;) {
+      await within(right.write(bytes("tick")));
+      assert.equal(await readTextExactly(left, 4), "tick");
+      await pause(20);
+    }
+    left.closeWrite();
+    right.closeWrite();
+    assert.equal((await within(done)).error, undefined);
+  });
+}
+
+function wireTests({ test, adapter, pki }: Suite): void {
+  test("is refused for streams of another network", async (net) => {
+    const other = adapter.create();
+    try {
+      const here = await listenTcp(net);
+      const there = await listenTcp(other);
+      const [a, b] = [await dialTcp(net, here.port), await dialTcp(other, there.port)];
+      await netError(net.splice(a, b), "invalid", "closed");
+    } catch (error) {
+      // the numbers of two networks may coincide: the copy is then between others, or none; it must not be silent about it
+      assert.fail(`a copy between two networks: ${error}`);
+    } finally {
+      other.close();
+    }
+  });
+
+  /** A tunnel from a raw TCP client over a QUIC stream to a raw TCP server, as proxy and agent make it. */
+  const tunnel = async (net: Net, raw: Parameters<Parameters<typeof withRaw>[0]>[0]) => {
+    const { client: agent, server: proxy } = await quicPair(net, await pki);
+    const origin = await raw.serve();
+    const { port, request } = await listenTcp(net);
+    const client = await raw.connect(port);
+    client.write("CONNECT x:1 HTTP/1.1\r\n\r\n");
+    const { stream } = await request();
+    const { a, b } = await openPair(proxy, agent);
+    const target = await dialTcp(net, origin.port);
+    const done = [net.splice(stream, a, { prologueToA: bytes("200\r\n\r\n") }), net.splice(b, target)];
+    return { agent, proxy, client: { socket: client, ...watch(client) }, origin: await origin.next(), done };
+  };
+
+  test("brings ends through two copies, one direction after the other", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, origin, done } = await tunnel(net, raw);
+      const server = watch(origin);
+      client.socket.end("question");
+      assert.equal(await server.ended, "end");
+      assert.equal(server.received(), "question");
+      origin.end("answer");
+      assert.equal(await client.ended, "end");
+      assert.equal(client.received(), "200\r\n\r\nanswer");
+      for (const { error } of await within(Promise.all(done))) assert.equal(error, undefined);
+    });
+  });
+
+  test("brings an RST through two copies, from the client to the server", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, origin, done } = await tunnel(net, raw);
+      const server = watch(origin);
+      client.socket.resetAndDestroy();
+      assert.equal(await server.ended, "ECONNRESET");
+      for (const { error } of await within(Promise.all(done))) assert.equal(error?.code, "reset");
+    });
+  });
+
+  test("brings an RST through two copies, from the server to the client, after what was sent before it", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, origin } = await tunnel(net, raw);
+      origin.write("half of it");
+      await within(
+        (async () => {
+          while (!client.received().endsWith("half of it")) await pause(5);
+        })(),
+      );
+      origin.resetAndDestroy();
+      assert.equal(await client.ended, "ECONNRESET");
+    });
+  });
+
+  for (const side of ["agent", "proxy"] as const) {
+    test(`shows a connection closed by the ${side} in a download and an upload as RST, not as an end`, async (net) => {
+      await withRaw(async (raw) => {
+        const all = await tunnel(net, raw);
+        const server = watch(all.origin);
+        all.client.socket.write("part of an upload");
+        all.origin.write("part of a download");
+        await within(
+          (async () => {
+            while (!all.client.received().endsWith("download") || !server.received().endsWith("upload")) await pause(5);
+          })(),
+        );
+        all[side].close(1, "gone");
+        assert.equal(await all.client.ended, "ECONNRESET");
+        assert.equal(await server.ended, "ECONNRESET");
+        for (const { error } of await within(Promise.all(all.done))) assert.ok(["reset", "closed"].includes(error!.code));
+      });
+    });
+
+    test(`shows a connection closed by the ${side} as RST to an end that has finished its own direction`, async (net) => {
+      await withRaw(async (raw) => {
+        const { client, origin, ...ends } = await tunnel(net, raw);
+        client.socket.end("the whole question");
+        const server = watch(origin);
+        assert.equal(await server.ended, "end");
+        origin.write("part of an answer");
+        await within(
+          (async () => {
+            while (!client.received().endsWith("answer")) await pause(5);
+          })(),
+        );
+        ends[side].close(1, "gone");
+        assert.match(await client.ended, /^ECONNRESET$/);
+        await within(Promise.all(ends.done));
+      });
+    });
+  }
+
+  test("shows a network that goes silent as RST on both sides within the idle time-out", async (net) => {
+    await withRaw(async (raw) => {
+      const transport = { idleTimeoutMs: 400, keepAliveMs: 100 };
+      const relay: { cut: () => void } = { cut: () => {} };
+      const all = await pki;
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ["x"], transport });
+      const udp = await raw.relayUdp(Number(listener.address.split(":").pop()));
+      relay.cut = () => udp.pass = { toServer: false, toClient: false };
+      const dial = net.connectQuic({
+        host: "127.0.0.1",
+        port: udp.port,
+        tls: { ca: all.authority.cert },
+        alpn: ["x"],
+        transport,
+        timeoutMs: 5_000,
+      });
+      const [client, server] = await within(Promise.all([dial, listener.accept()]));
+      const { a, b } = await openPair(client, server!);
+      const origin = await raw.serve();
+      const done = [
+        net.splice(a, await dialTcp(net, origin.port)),
+        net.splice(b, await dialTcp(net, origin.port)),
+      ];
+      const ends = [watch(await origin.next()), watch(await origin.next())];
+      relay.cut();
+      assert.deepEqual(await Promise.all(ends.map(({ ended }) => ended)), ["ECONNRESET", "ECONNRESET"]);
+      for (const { error } of await within(Promise.all(done))) assert.equal(error?.code, "reset");
+    });
+  });
+
+  test("lets 20 MiB through while a hundred other copies wait for their ends", async (net) => {
+    const waiting: Promise<unknown>[] = [];
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 200 } });
+    const { port, request } = await listenTcp(net);
+    const dig = async () => {
+      const left = await dialTcp(net, port);
+      await within(left.write(bytes("HEAD / HTTP/1.1\r\n\r\n")));
+      const { a, b } = await openPair(client, server);
+      const done = net.splice((await request()).stream, a);
+      return { left, right: b, done };
+    };
+    for (let i = 0; i < 100; i++) {
+      const { left, done } = await dig();
+      ignore(left.write(bytes("x")));
+      waiting.push(done);
+    }
+    const { left, right, done } = await dig();
+    const data = pattern(20 << 20);
+    const sent = left.write(data);
+    assertSame(await readExactly(right, data.length), data);
+    await within(sent);
+    left.close();
+    right.close();
+    assert.equal((await within(done)).aToB, data.length);
+    assert.ok(await isPending(Promise.race(waiting)));
+  });
+}

@@ -1,0 +1,566 @@
+// TLS on TCP and QUIC: who is believed, who is asked, what changes live, and what a peer outside sees of it. Certificates are real here.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { createPrivateKey } from "node:crypto";
+import { once } from "node:events";
+import { describe } from "node:test";
+import { connect, type ConnectionOptions, createServer } from "node:tls";
+import type { NetErrorCode } from "../../shared/net/errors.ts";
+import type { ClientTls, Duplex, Net, QuicConnection, ServerTls } from "../../shared/net/types.ts";
+import { makeAuthority, pinOf } from "../support/certificates.ts";
+import { watch, withRaw } from "./raw.ts";
+import {
+  ALPN,
+  bytes,
+  dialTcp,
+  HEAD,
+  listenTcp,
+  netError,
+  oneByOne,
+  openPair,
+  type Pki,
+  portOf,
+  quicPair,
+  readText,
+  readTextExactly,
+  readToError,
+  type Suite,
+  until,
+  within,
+} from "./support.ts";
+
+/** TLS over one of the two transports, in the same words. */
+interface Layer {
+  name: "TCP" | "QUIC";
+  /** A server, and what its clients' handshakes came to: `ok` or the error's code. */
+  listen(net: Net, tls: ServerTls): Promise<{ port: number; setTls(tls: ServerTls): void; next(): Promise<string> }>;
+  /** Connects and learns whether the server agrees. */
+  dial(net: Net, port: number, tls: ClientTls, host?: string): Promise<{ echo(): Promise<void> }>;
+}
+
+const OVER_TCP: Layer = {
+  name: "TCP",
+  async listen(net, tls) {
+    const { listener, port, next } = await listenTcp(net, { tls });
+    const outcome = async () => {
+      const incoming = await next();
+      if (incoming?.error) return incoming.error.code;
+      void echo(incoming!.stream);
+      return "ok";
+    };
+    return { port, setTls: (tls) => listener.setTls(tls), next: outcome };
+  },
+  async dial(net, port, tls, host = "127.0.0.1") {
+    const stream = await dialTcp(net, port, { host, tls });
+    await within(stream.write(bytes(HEAD)));
+    return { echo: () => checkEcho(stream) };
+  },
+};
+
+const OVER_QUIC: Layer = {
+  name: "QUIC",
+  async listen(net, tls) {
+    const outcomes: string[] = [];
+    const listener = await net.listenQuic({
+      address: "127.0.0.1:0",
+      tls,
+      alpn: ALPN,
+      onHandshakeError: ({ error }) => outcomes.push(error.code),
+    });
+    const serve = async (connection: QuicConnection) => {
+      for (let stream; (stream = await connection.acceptStream()) !== null;) void echo(stream);
+    };
+    const run = async () => {
+      for (let connection; (connection = await listener.accept()) !== null;) {
+        outcomes.push("ok");
+        void serve(connection);
+      }
+    };
+    void run();
+    const next = async () => {
+      await until(() => outcomes.length > 0, "no handshake came to an end");
+      return outcomes.shift()!;
+    };
+    return { port: portOf(listener.address), setTls: (tls) => listener.setTls(tls), next };
+  },
+  async dial(net, port, tls, host = "127.0.0.1") {
+    const connection = await within(net.connectQuic({ host, port, tls, alpn: ALPN, timeoutMs: 5_000 }));
+    return {
+      async echo() {
+        await checkEcho(await within(connection.openStream()));
+      },
+    };
+  },
+};
+
+/** Never rejects. */
+async function echo(stream: Duplex): Promise<void> {
+  try {
+    for (let data; (data = await stream.read()) !== null;) await stream.write(data);
+  } catch {
+    // the other end tells
+  }
+}
+
+async function checkEcho(stream: Duplex): Promise<void> {
+  await within(stream.write(bytes("echo?")));
+  assert.equal(await readTextExactly(stream, 5), "echo?");
+}
+
+export function tlsTests(suite: Suite): void {
+  if (!suite.adapter.has.tls) return;
+  for (const layer of [OVER_TCP, OVER_QUIC]) {
+    describe(`TLS over ${layer.name}`, () => {
+      serverCertificateTests(suite, layer);
+      clientCertificateTests(suite, layer);
+      keyTests(suite, layer);
+      renewalTests(suite, layer);
+    });
+  }
+  describe("TLS over TCP, seen from outside", () => {
+    helloTests(suite);
+    wireTests(suite);
+  });
+  describe("TLS over QUIC, seen from both ends", () => quicCertificateTests(suite));
+}
+
+function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): void {
+  const accepted = async (net: Net, server: ServerTls, client: ClientTls, host?: string) => {
+    const { port, next } = await listen(net, server);
+    const [outcome, connection] = await Promise.all([next(), dial(net, port, client, host)]);
+    assert.equal(outcome, "ok");
+    await connection.echo();
+  };
+  const refused = async (net: Net, server: ServerTls, client: ClientTls, host?: string, code: NetErrorCode = "tls") => {
+    const { port } = await listen(net, server);
+    await netError(dial(net, port, client, host), code);
+  };
+
+  test("believes a server that a given authority vouches for, by name and by address", async (net) => {
+    const { tls, authority } = await pki;
+    await accepted(net, tls, { ca: authority.cert }, "127.0.0.1");
+    await accepted(net, tls, { ca: authority.cert }, "localhost");
+  });
+
+  test("believes any of several authorities given", async (net) => {
+    const { tls, authority } = await pki;
+    await accepted(net, tls, { ca: (await makeAuthority("other")).cert + "\n" + authority.cert });
+  });
+
+  test("refuses a server that another authority vouches for", async (net) => {
+    const { tls } = await pki;
+    await refused(net, tls, { ca: (await makeAuthority("other")).cert });
+  });
+
+  test("refuses a server that no authority of the system vouches for, where none is given", async (net) => {
+    const { tls } = await pki;
+    await refused(net, tls, {});
+  });
+
+  test("refuses a server with a certificate for another name", async (net) => {
+    const { authority } = await pki;
+    const server = await authority.issue({ names: ["example.com", "10.0.0.1"] });
+    await refused(net, server, { ca: authority.cert }, "localhost");
+    await refused(net, server, { ca: authority.cert }, "127.0.0.1");
+  });
+
+  test("refuses a server whose certificate has expired", async (net) => {
+    const { authority } = await pki;
+    await refused(net, await authority.issue({ names: ["127.0.0.1"], days: -1 }), { ca: authority.cert });
+  });
+
+  test("believes everybody where that is asked for", async (net) => {
+    const { authority } = await pki;
+    await accepted(net, await authority.issue({ names: ["example.com"], days: -1 }), { insecureSkipVerify: true });
+  });
+
+  test("believes a server whose certificate is pinned, whoever vouches for it", async (net) => {
+    const { authority } = await pki;
+    const server = await authority.issue({ names: ["example.com"], days: -1 });
+    const colons = pinOf(server.cert).toUpperCase().replace(/(..)(?=.)/g, "$1:");
+    await accepted(net, server, { pinSha256: [pinOf(server.cert)] });
+    await accepted(net, server, { pinSha256: ["0".repeat(64), colons] });
+  });
+
+  test("refuses a server whose certificate is not the pinned one", async (net) => {
+    const { tls, authority } = await pki;
+    const other = await authority.issue({ names: ["127.0.0.1"] });
+    await refused(net, tls, { pinSha256: [pinOf(other.cert)] });
+    await refused(net, tls, { pinSha256: [pinOf(other.cert)], ca: authority.cert });
+  });
+
+  test("wants both of a pin and an authority where both are given", async (net) => {
+    const { tls, authority, server } = await pki;
+    await accepted(net, tls, { pinSha256: [pinOf(server.cert)], ca: authority.cert });
+    await refused(net, tls, { pinSha256: [pinOf(server.cert)], ca: (await makeAuthority("other")).cert });
+  });
+
+  test("refuses a pin that is none", async (net) => {
+    const { tls } = await pki;
+    for (const pin of ["", "00", "g".repeat(64), "0".repeat(66)]) await refused(net, tls, { pinSha256: [pin] }, undefined, "invalid");
+  });
+
+  test("refuses an authority that is none", async (net) => {
+    const { tls } = await pki;
+    for (const ca of ["", "junk"]) await refused(net, tls, { ca });
+  });
+}
+
+function clientCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): void {
+  const revoking = async ({ authority, tls }: Pki, list?: string): Promise<ServerTls> => ({
+    ...tls,
+    clientCa: authority.cert,
+    clientCrl: list ?? await authority.revocationList([(await authority.issue({ names: ["gone"] })).serialNumber]),
+  });
+
+  /** Whether the client learns it from its handshake or right after it is TLS's business (RFC 8446 §4.4.2.4 allows both). */
+  const refused = async (net: Net, server: ServerTls, client: ClientTls) => {
+    const { port, next } = await listen(net, server);
+    const using = async () => await (await dial(net, port, client)).echo();
+    const [outcome] = await Promise.all([next(), netError(using(), "tls", "reset", "closed")]);
+    assert.equal(outcome, "tls");
+  };
+  const accepted = async (net: Net, server: ServerTls, client: ClientTls) => {
+    const { port, next } = await listen(net, server);
+    const [outcome, connection] = await Promise.all([next(), dial(net, port, client)]);
+    assert.equal(outcome, "ok");
+    await connection.echo();
+  };
+
+  test("takes a client with a certificate of the required authority", async (net) => {
+    const all = await pki;
+    await accepted(net, { ...all.tls, clientCa: all.authority.cert }, { ca: all.authority.cert, ...all.client });
+    await accepted(net, await revoking(all), { ca: all.authority.cert, ...all.client });
+  });
+
+  test("refuses a client without a certificate where one is required", async (net) => {
+    const { tls, authority } = await pki;
+    await refused(net, { ...tls, clientCa: authority.cert }, { ca: authority.cert });
+  });
+
+  test("refuses a client with a certificate of another authority", async (net) => {
+    const { tls, authority } = await pki;
+    const stranger = await (await makeAuthority("other")).issue({ names: ["client"] });
+    await refused(net, { ...tls, clientCa: authority.cert }, { ca: authority.cert, ...stranger });
+  });
+
+  test("refuses a client whose certificate has expired", async (net) => {
+    const { tls, authority } = await pki;
+    await refused(net, { ...tls, clientCa: authority.cert }, {
+      ca: authority.cert,
+      ...await authority.issue({ names: ["client"], days: -1 }),
+    });
+  });
+
+  test("refuses a client whose certificate is revoked, and no other", async (net) => {
+    const all = await pki;
+    const revoked = await all.authority.issue({ names: ["client"] });
+    const list = await all.authority.revocationList([revoked.serialNumber]);
+    await refused(net, await revoking(all, list), { ca: all.authority.cert, ...revoked });
+    await accepted(net, await revoking(all, list), { ca: all.authority.cert, ...all.client });
+  });
+
+  test("refuses an authority or a revocation list that is none, before it listens", async (net) => {
+    const { tls, authority } = await pki;
+    await netError(listen(net, { ...tls, clientCa: "junk" }), "tls");
+    await netError(listen(net, { ...tls, clientCa: authority.cert, clientCrl: "junk" }), "tls");
+    await netError(listen(net, { ...tls, clientCa: authority.cert, clientCrl: tls.cert }), "tls");
+  });
+}
+
+function keyTests({ test, pki }: Suite, { listen, dial }: Layer): void {
+  test("reads a key in SEC 1 as well as in PKCS #8", async (net) => {
+    const { tls, authority } = await pki;
+    const key = createPrivateKey(tls.key).export({ type: "sec1", format: "pem" }).toString();
+    assert.match(key, /^-----BEGIN EC PRIVATE KEY-----/);
+    const { port } = await listen(net, { ...tls, key });
+    await dial(net, port, { ca: authority.cert });
+  });
+
+  test("refuses a certificate or key that cannot be used, before it listens", async (net) => {
+    const { tls, authority } = await pki;
+    const other = await authority.issue({ names: ["127.0.0.1"] });
+    for (const bad of [{ cert: "junk" }, { cert: "" }, { key: "junk" }, { key: "" }, { key: other.key }, { key: tls.cert }]) {
+      const error = await netError(listen(net, { ...tls, ...bad }), "tls");
+      assert.ok(!error.message.includes(other.key.slice(30, 60)), "an error shows a key");
+    }
+  });
+
+  test("refuses a client's certificate without its key, before it dials", async (net) => {
+    const { tls, authority, client } = await pki;
+    const { port } = await listen(net, tls);
+    await netError(dial(net, port, { ca: authority.cert, cert: client.cert }), "tls", "invalid");
+    await netError(dial(net, port, { ca: authority.cert, cert: client.cert, key: "junk" }), "tls");
+  });
+}
+
+function renewalTests({ test, pki }: Suite, { listen, dial }: Layer): void {
+  test("shows new certificates from the next handshake on, and leaves open connections alone", async (net) => {
+    const { tls, authority } = await pki;
+    const renewed = await authority.issue({ names: ["127.0.0.1"] });
+    const { port, setTls, next } = await listen(net, tls);
+    const open = async (pin: string) => (await Promise.all([dial(net, port, { pinSha256: [pinOf(pin)] }), next()]))[0];
+    const before = await open(tls.cert);
+    setTls(renewed);
+    const after = await open(renewed.cert);
+    await netError(dial(net, port, { pinSha256: [pinOf(tls.cert)] }), "tls");
+    await before.echo();
+    await after.echo();
+  });
+
+  test("asks clients for what the new settings say", async (net) => {
+    const { tls, authority, client } = await pki;
+    const { port, setTls, next } = await listen(net, tls);
+    setTls({ ...tls, clientCa: authority.cert });
+    const using = async () => await (await dial(net, port, { ca: authority.cert })).echo();
+    const [outcome] = await Promise.all([next(), netError(using(), "tls", "reset", "closed")]);
+    assert.equal(outcome, "tls");
+    await dial(net, port, { ca: authority.cert, ...client });
+    assert.equal(await next(), "ok");
+  });
+
+  test("keeps the old certificate when the new one cannot be used", async (net) => {
+    const { tls, authority } = await pki;
+    const { port, setTls } = await listen(net, tls);
+    const other = await authority.issue({ names: ["127.0.0.1"] });
+    for (const bad of [{ ...tls, key: other.key }, { ...tls, cert: "junk" }, { ...tls, clientCa: "junk" }]) {
+      assert.throws(() => setTls(bad), { name: "NetError", code: "tls" });
+    }
+    await dial(net, port, { pinSha256: [pinOf(tls.cert)] });
+  });
+}
+
+/** The extensions of a ClientHello by number (RFC 8446 §4.1.2), from the bytes of the TLS record it comes in. */
+function parseClientHello(record: Uint8Array): Map<number, Buffer> {
+  const hello = Buffer.from(record).subarray(5);
+  let at = 4 + 2 + 32; // type and length, version, random
+  at += 1 + hello.readUInt8(at); // session id
+  at += 2 + hello.readUInt16BE(at); // cipher suites
+  at += 1 + hello.readUInt8(at); // compression methods
+  const end = at + 2 + hello.readUInt16BE(at);
+  const extensions = new Map<number, Buffer>();
+  for (at += 2; at < end;) {
+    const length = hello.readUInt16BE(at + 2);
+    extensions.set(hello.readUInt16BE(at), hello.subarray(at + 4, at + 4 + length));
+    at += 4 + length;
+  }
+  return extensions;
+}
+
+function helloTests({ test }: Suite): void {
+  const SERVER_NAME = 0;
+  const SUPPORTED_GROUPS = 10;
+  const SUPPORTED_VERSIONS = 43;
+  const KEY_SHARE = 51;
+  const X25519MLKEM768 = 0x11ec;
+  const TLS_1_3 = 0x0304;
+
+  const helloOf = async (net: Net, host: string) => {
+    let extensions = new Map<number, Buffer>();
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const controller = new AbortController();
+      const { signal } = controller;
+      const dial = netError(
+        net.connectTcp({ host, port, timeoutMs: 5_000, tls: { insecureSkipVerify: true }, signal }),
+        "cancelled",
+      );
+      const socket = await next();
+      let received = Buffer.alloc(0);
+      socket.on("data", (data) => received = Buffer.concat([received, Buffer.from(data)]));
+      await until(() => received.length > 5 && received.length >= 5 + received.readUInt16BE(3), "no ClientHello came");
+      controller.abort();
+      await dial;
+      extensions = parseClientHello(received);
+    });
+    return extensions;
+  };
+
+  test("offers the post-quantum key exchange X25519MLKEM768 first, with a share for it", async (net) => {
+    const extensions = await helloOf(net, "127.0.0.1");
+    assert.equal(extensions.get(SUPPORTED_GROUPS)?.readUInt16BE(2), X25519MLKEM768);
+    assert.equal(extensions.get(KEY_SHARE)?.readUInt16BE(2), X25519MLKEM768);
+  });
+
+  test("offers TLS 1.3 first", async (net) => {
+    assert.equal((await helloOf(net, "127.0.0.1")).get(SUPPORTED_VERSIONS)?.readUInt16BE(1), TLS_1_3);
+  });
+
+  test("tells the server the name it was asked for, and no address", async (net) => {
+    assert.ok((await helloOf(net, "localhost")).get(SERVER_NAME)?.includes("localhost"));
+    assert.equal((await helloOf(net, "127.0.0.1")).get(SERVER_NAME), undefined);
+  });
+}
+
+function wireTests({ test, pki }: Suite): void {
+  test("is TLS 1.3 with another implementation's client, half-close included", async (net) => {
+    const { tls, authority } = await pki;
+    const { port, request } = await listenTcp(net, { tls });
+    const options = { host: "127.0.0.1", port, ca: authority.cert, servername: "localhost", allowHalfOpen: true };
+    const socket = connect(options as ConnectionOptions);
+    try {
+      const { received, ended } = watch(socket);
+      await within(once(socket, "secureConnect"));
+      assert.equal(socket.getProtocol(), "TLSv1.3");
+      socket.write(HEAD + "question");
+      const { stream, head } = await request();
+      assert.equal(head, HEAD);
+      assert.equal(await readTextExactly(stream, 8), "question");
+      await within(stream.write(bytes("answer")));
+      stream.closeWrite();
+      assert.equal(await ended, "end");
+      assert.equal(received(), "answer");
+    } finally {
+      socket.destroy();
+    }
+  });
+
+  test("speaks to another implementation's server", async (net) => {
+    const { tls, authority } = await pki;
+    const server = createServer({ ...tls, allowHalfOpen: true }, (socket) => {
+      socket.on("error", () => {});
+      socket.on("data", (data) => socket.write(data));
+      socket.on("end", () => socket.end("bye"));
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    try {
+      const stream = await dialTcp(net, (server.address() as { port: number }).port, { tls: { ca: authority.cert } });
+      await within(stream.write(bytes("hello ")));
+      assert.equal(await readTextExactly(stream, 6), "hello ");
+      stream.closeWrite();
+      assert.equal(await readText(stream), "bye");
+    } finally {
+      server.close();
+    }
+  });
+
+  /** A connection over a relay, so that it can be cut below TLS. */
+  const cuttable = async (net: Net, raw: Parameters<Parameters<typeof withRaw>[0]>[0]) => {
+    const { tls, authority } = await pki;
+    const { port, request } = await listenTcp(net, { tls });
+    const relay = await raw.relayTcp(port);
+    const client = await dialTcp(net, relay.port, { tls: { ca: authority.cert } });
+    await within(client.write(bytes(HEAD)));
+    const { stream } = await request();
+    await within(stream.write(bytes("half of it")));
+    assert.equal(await readTextExactly(client, 10), "half of it");
+    return { client, relay };
+  };
+
+  test("shows a connection that ends without close_notify as reset, for it may be cut", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, relay } = await cuttable(net, raw);
+      relay.endClient();
+      await readToError(client, "reset");
+      await netError(client.read(), "reset");
+    });
+  });
+
+  test("shows an RST below it as reset", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, relay } = await cuttable(net, raw);
+      relay.resetClient();
+      await readToError(client, "reset");
+    });
+  });
+
+  test("tells of a client that speaks no TLS", async (net) => {
+    const { tls } = await pki;
+    const { port, next } = await listenTcp(net, { tls });
+    const client = await dialTcp(net, port);
+    await within(client.write(bytes(HEAD)));
+    const incoming = await next();
+    assert.equal(incoming?.error?.code, "tls");
+    assert.equal(incoming.error.remote, true);
+    incoming.stream.close();
+  });
+
+  test("is not made to a server that speaks no TLS", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const dial = netError(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000, tls: { insecureSkipVerify: true } }), "tls");
+      (await next()).write("HTTP/1.1 400 Bad Request\r\n\r\n");
+      await dial;
+    });
+  });
+
+  test("counts the handshake into the time that a head may take", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls } = await pki;
+      const { port, next } = await listenTcp(net, { tls, headTimeoutMs: 50 });
+      const { ended } = watch(await raw.connect(port));
+      const incoming = await next();
+      assert.equal(incoming?.error?.code, "head-timeout");
+      incoming.stream.close();
+      assert.match(await ended, /^(end|ECONNRESET)$/);
+    });
+  });
+
+  test("serves the next client while 200 handshakes never finish", async (net) => {
+    await withRaw(async (raw) => {
+      const { tls, authority } = await pki;
+      const { port, request } = await listenTcp(net, { tls });
+      for (let i = 0; i < 200; i++) (await raw.connect(port)).write("\x16\x03\x01\x02");
+      const client = await dialTcp(net, port, { tls: { ca: authority.cert } });
+      await within(client.write(bytes(HEAD)));
+      assert.equal((await request()).head, HEAD);
+    });
+  });
+
+  for (const end of ["FIN", "RST"] as const) {
+    test(`is not handed over where a load balancer only looks whether somebody is there, and leaves with ${end}`, async (net) => {
+      await withRaw(async (raw) => {
+        const { tls, authority } = await pki;
+        const { listener, port } = await listenTcp(net, { tls });
+        const next = oneByOne(() => listener.accept());
+        const check = await raw.connect(port);
+        if (end === "FIN") check.end();
+        else check.resetAndDestroy();
+        const client = await dialTcp(net, port, { tls: { ca: authority.cert } });
+        await within(client.write(bytes(HEAD)));
+        const incoming = await next();
+        assert.equal(incoming?.error, undefined);
+        assert.equal(incoming?.head, HEAD);
+      });
+    });
+  }
+}
+
+function quicCertificateTests({ test, pki }: Suite): void {
+  test("tells the server the client's certificate, and the client the server's", async (net) => {
+    const all = await pki;
+    const { authority, client: issued } = all;
+    const tls = { ...all.tls, clientCa: authority.cert };
+    const { client, server } = await quicPair(net, all, { tls }, { tls: { ca: authority.cert, ...issued } });
+    assert.equal(pinOfDer(server.peerCertificate), pinOf(issued.cert));
+    assert.equal(pinOfDer(client.peerCertificate), pinOf(all.server.cert));
+  });
+
+  test("tells of no certificate where a client showed none", async (net) => {
+    const { server } = await quicPair(net, await pki);
+    assert.equal(server.peerCertificate, undefined);
+  });
+
+  test("compares the server's certificate with the name it is given for it", async (net) => {
+    const all = await pki;
+    const server = await all.authority.issue({ names: ["proxy.example"] });
+    const { client, server: accepted } = await quicPair(net, all, { tls: server }, { serverName: "proxy.example" });
+    await openPair(client, accepted);
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
+    const dial = net.connectQuic({
+      host: "127.0.0.1",
+      port: portOf(listener.address),
+      serverName: "proxy.example",
+      tls: { ca: all.authority.cert },
+      alpn: ALPN,
+      timeoutMs: 5_000,
+    });
+    await netError(dial, "tls");
+  });
+}
+
+function pinOfDer(der: Uint8Array | undefined): string {
+  assert.ok(der);
+  return pinOf(`-----BEGIN CERTIFICATE-----\n${Buffer.from(der).toString("base64")}\n-----END CERTIFICATE-----\n`);
+}
