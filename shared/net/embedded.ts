@@ -1,9 +1,8 @@
 // Loads the native engine from inside a compiled executable: a file beside the executable first, else the one it carries.
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
-import { VERSION } from "../version.ts";
 
 const NAME = "reverse-http.node";
 
@@ -14,14 +13,9 @@ const NAME = "reverse-http.node";
  * @throws {Error} where there is no folder that it can be loaded from
  */
 export function loadEmbedded(asset: string): unknown {
-  const beside = join(dirname(process.execPath), NAME);
-  try {
-    const addon = load(beside) as { version?: () => string };
-    if (addon.version?.() === VERSION) return addon;
-  } catch {
-    // not there, or not usable: the executable has its own
-  }
   const bytes = readFileSync(asset);
+  const beside = join(dirname(process.execPath), NAME);
+  if (isCopy(beside, bytes)) return load(beside);
   const problems: string[] = [];
   for (const folder of new Set([tmpdir(), process.env.XDG_RUNTIME_DIR, "/dev/shm", "/run", "/var/tmp"])) {
     if (!folder) continue;
@@ -36,6 +30,16 @@ export function loadEmbedded(asset: string): unknown {
       problems.join("; ")
     })`,
   );
+}
+
+/** Nothing else is loaded: a library that is cut short or damaged takes the whole process with it. */
+function isCopy(file: string, bytes: Uint8Array): boolean {
+  try {
+    const { size } = statSync(file);
+    return size === bytes.length && readFileSync(file).equals(bytes);
+  } catch {
+    return false; // not there, or not readable
+  }
 }
 
 function loadFrom(folder: string, bytes: Uint8Array): unknown {
