@@ -1,7 +1,7 @@
 // One executable's command line: flags, help and version made of the definitions, and from there to values.
 import { Command, CommanderError, Option as Flag } from "@commander-js/extra-typings";
 import { existsSync, readFileSync } from "node:fs";
-import { resolve, type Resolved } from "./config.ts";
+import { didYouMean, resolve, type Resolved } from "./config.ts";
 import { ConfigError, envOf, flagOf, type Options } from "./option.ts";
 
 /** What an executable is, for its command line. */
@@ -42,7 +42,7 @@ export function readCommandLine(definition: CommandDefinition, { args, env, home
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return { do: "print", text: printed };
-    throw new ConfigError(error.message.replace(/^error: /, "").replace(/\n/g, " "));
+    throw new ConfigError(describeMistake(error, command.options.map(({ long }) => long!)));
   }
   const file = own.config ?? findConfig(home);
   const resolved = resolve(definition.options, {
@@ -81,6 +81,13 @@ function helpText(name: string, definition: Options[string]): string {
   if (definition.notBuilt) parts.push("Not built yet.");
   const notes = [definition.default === undefined ? [] : [`default ${definition.default}`], [`env ${envOf(name, definition)}`]].flat();
   return `${parts.join(" ")} (${notes.join(", ")})`;
+}
+
+/** In one line, and without the value of an option that is unknown: it may be a misspelt secret. */
+function describeMistake({ code, message }: CommanderError, known: string[]): string {
+  const [, flag] = /unknown option '([^'=]*)/.exec(message) ?? [];
+  if (code === "commander.unknownOption" && flag !== undefined) return `unknown option '${flag}'${didYouMean(flag, known)}`;
+  return message.replace(/^error: /, "").replace(/\n/g, " ");
 }
 
 /** The user's own file beats the machine's. */
