@@ -178,15 +178,17 @@ async function bench(plan: Plan, launcher: Launcher): Promise<boolean> {
 const plan = readPlan(process.argv.slice(2));
 const folder = mkdtempSync(join(tmpdir(), "reverse-http-bench-"));
 const launcher = new Launcher(folder, buildLoad());
-const cleanUp = async () => {
-  await launcher.stopAll();
-  rmSync(folder, { recursive: true, force: true });
-};
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  process.once(signal, () => void cleanUp().finally(() => process.exit(1)));
+  process.once(signal, () => {
+    // all at once, so that nothing else is started or reported in between
+    launcher.killAll();
+    rmSync(folder, { recursive: true, force: true });
+    process.exit(1);
+  });
 }
 try {
   process.exitCode = await bench(plan, launcher) ? 0 : 1;
 } finally {
-  await cleanUp();
+  await launcher.stopAll();
+  rmSync(folder, { recursive: true, force: true });
 }

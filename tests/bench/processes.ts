@@ -154,6 +154,11 @@ export class Launcher {
     await Promise.all([...this.#children].map(end));
   }
 
+  /** Does not wait for them. */
+  killAll(): void {
+    for (const child of this.#children) child.kill("SIGKILL");
+  }
+
   #spawn(file: string, args: readonly string[], stdio: ("ignore" | "pipe" | "inherit" | number)[]): ChildProcess {
     const child = spawn(file, args, { stdio });
     this.#children.add(child);
