@@ -2,9 +2,6 @@
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { AGENT_ID } from "./processes.ts";
 
-/** More than that waits in the system's buffers, not here. */
-const HIGH_WATER = 1 << 20;
-
 /** What no wait may take: reached only by a test that fails. */
 const PATIENCE_MS = 25_000;
 
@@ -33,7 +30,8 @@ export class Wire implements Disposable {
   /** Bytes that were read so far. */
   received = 0;
 
-  constructor(readonly socket: Socket) {
+  /** More than `highWater` bytes wait in the system's buffers, not here. */
+  constructor(readonly socket: Socket, private readonly highWater = 1 << 20) {
     socket.setNoDelay(true);
     let ended!: (ending: Ending) => void;
     this.#ended = new Promise((resolve) => ended = resolve);
@@ -45,7 +43,7 @@ export class Wire implements Disposable {
     socket.on("data", (data: Uint8Array) => {
       this.#chunks.push(data);
       this.#buffered += data.length;
-      if (this.#buffered > HIGH_WATER) socket.pause();
+      if (this.#buffered > this.highWater) socket.pause();
       this.#wake();
     });
     socket.on("end", () => end("finished"));
@@ -63,7 +61,7 @@ export class Wire implements Disposable {
     const chunk = this.#chunks.shift()!;
     this.#buffered -= chunk.length;
     this.received += chunk.length;
-    if (this.#buffered <= HIGH_WATER) this.socket.resume();
+    if (this.#buffered <= this.highWater) this.socket.resume();
     return chunk;
   }
 
@@ -141,10 +139,10 @@ export class Wire implements Disposable {
 }
 
 /** Connects to `host:port`. */
-export async function dial(address: string): Promise<Wire> {
+export async function dial(address: string, highWater?: number): Promise<Wire> {
   const { hostname, port } = new URL(`tcp://${address}`);
   const socket = connect({ host: hostname, port: Number(port), allowHalfOpen: true });
-  const wire = new Wire(socket);
+  const wire = new Wire(socket, highWater);
   await new Promise<void>((resolve, reject) => socket.once("connect", resolve).once("error", reject));
   return wire;
 }
@@ -201,13 +199,18 @@ export function connectHead(authority: string, id?: string): string {
   return `CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\n${credentials(id)}\r\n`;
 }
 
-/** A tunnel to `authority`. `early` goes out with the head, in one write. */
-export async function openTunnel(
-  clients: string,
-  authority: string,
-  { id, early = "" }: { id?: string; early?: string } = {},
-): Promise<Wire> {
-  const wire = await dial(clients);
+export interface TunnelOptions {
+  /** The agent. Default {@link AGENT_ID}. */
+  id?: string;
+  /** Goes out with the head, in one write. */
+  early?: string;
+  /** See {@link Wire}. */
+  highWater?: number;
+}
+
+/** A tunnel to `authority`, through the proxy that listens on `clients`. */
+export async function openTunnel(clients: string, authority: string, { id, early = "", highWater }: TunnelOptions = {}): Promise<Wire> {
+  const wire = await dial(clients, highWater);
   try {
     await wire.write(connectHead(authority, id) + early);
     const head = await wire.readUntil("\r\n\r\n");

@@ -1,0 +1,184 @@
+// What the compiled proxy and agent take of memory and descriptors, and that they give it back.
+import assert from "node:assert/strict";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { eventually, openDescriptors, Pair, residentMiB } from "../support/processes.ts";
+import { openTunnel, Origin, type Wire } from "../support/sockets.ts";
+
+const MIB = 1 << 20;
+const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };
+
+describe("slow client", () => {
+  it("leaves the memory of proxy and agent flat, and the other tunnels of the agent at their speed", onLinux, async () => {
+    await using pair = await Pair.start();
+    let sent = 0;
+    await using endless = await Origin.start((wire) => pour(wire, Infinity, (count) => sent += count));
+    await using fast = await Origin.start((wire) => pour(wire, 128 * MIB));
+    const alone: number[] = [];
+    for (let round = 0; round < 4; round++) alone.push(await timeDownload(pair, fast, 128 * MIB));
+    const before = memoryOf(pair);
+
+    using slow = await openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 });
+    const reading = readSlowly(slow, 10_000);
+    const beside = [await timeDownload(pair, fast, 128 * MIB)];
+    const [sentAtFirst, receivedAtFirst] = [sent, slow.received];
+    const most = { proxy: 0, agent: 0 };
+    while (slow.received < receivedAtFirst + 100_000) {
+      beside.push(await timeDownload(pair, fast, 128 * MIB));
+      const { proxy, agent } = memoryOf(pair);
+      [most.proxy, most.agent] = [Math.max(most.proxy, proxy), Math.max(most.agent, agent)];
+    }
+
+    // what is under way for it: the window of its stream and the buffers of the system
+    assert.ok(sent < 64 * MIB, `${sent} bytes taken for a client that has read ${slow.received}`);
+    assert.ok(sent - sentAtFirst < 8 * MIB, `${sent - sentAtFirst} bytes taken more while it read ${slow.received - receivedAtFirst}`);
+    for (const part of ["proxy", "agent"] as const) {
+      assert.ok(most[part] - before[part] < 32, `${part} had ${before[part]} MiB, and ${most[part]} MiB with a slow client`);
+    }
+    // the best of each, in one run on one machine, and much room
+    const [best, worst] = [Math.min(...alone), Math.min(...beside)];
+    assert.ok(worst < 3 * best, `128 MiB take ${best} ms alone, and ${worst} ms beside a slow client`);
+    slow[Symbol.dispose]();
+    await reading;
+  });
+});
+
+describe("tunnels", () => {
+  it("are open 2,000 at once on one agent, and give back their descriptors", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start(echo);
+    await converse(await openMany(pair, origin, 100)); // what is opened once
+    await settled(pair, descriptorsOf(pair));
+    const [descriptors, memory] = [descriptorsOf(pair), memoryOf(pair)];
+
+    const wires = await openMany(pair, origin, 2_000);
+    // each has its connection to a client or a destination, and no descriptor besides
+    assert.deepEqual(descriptorsOf(pair), { proxy: descriptors.proxy + 2_000, agent: descriptors.agent + 2_000 });
+    const open = memoryOf(pair);
+    for (const part of ["proxy", "agent"] as const) {
+      assert.ok(open[part] - memory[part] < 2_000 * 64 / 1024, `${part} had ${memory[part]} MiB, and ${open[part]} MiB with 2,000 tunnels`);
+    }
+    await converse(wires);
+    await settled(pair, descriptors);
+  });
+
+  it("opened and closed 200 at a time, 100 times over, leave no descriptor and no memory behind", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start(echo);
+    await converse(await openMany(pair, origin, 200));
+    await settled(pair, descriptorsOf(pair));
+    const descriptors = descriptorsOf(pair);
+    const memory: { proxy: number; agent: number }[] = [];
+    for (let round = 0; round < 100; round++) {
+      await converse(await openMany(pair, origin, 200));
+      memory.push(memoryOf(pair));
+    }
+    await settled(pair, descriptors);
+    for (const part of ["proxy", "agent"] as const) {
+      // the least of many rounds: garbage is collected when it suits the collector
+      const least = (from: number, to: number) => Math.min(...memory.slice(from, to).map((round) => round[part]));
+      const [early, late] = [least(20, 40), least(80, 100)];
+      assert.ok(late - early < 16, `${part} had ${early} MiB after 20 rounds, and ${late} MiB after 100`);
+    }
+  });
+
+  it("that are reset, or never reach their destination, leave no descriptor behind", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    await using echoing = await Origin.start(echo);
+    await converse(await openMany(pair, echoing, 100));
+    await settled(pair, descriptorsOf(pair));
+    const descriptors = descriptorsOf(pair);
+    for (let round = 0; round < 10; round++) {
+      const wires = await openMany(pair, origin, 100);
+      const servers = await Promise.all(wires.map(() => origin.accept()));
+      for (const wire of round % 2 === 0 ? wires : servers) wire.reset();
+      const refused = Array.from({ length: 50 }, () => openTunnel(pair.addresses.clients, "127.0.0.1:1"));
+      assert.ok((await Promise.allSettled(refused)).every(({ status }) => status === "rejected"));
+      for (const wire of round % 2 === 0 ? servers : wires) assert.equal(await wire.ending(), "ECONNRESET");
+    }
+    await settled(pair, descriptors);
+  });
+});
+
+interface Figures {
+  proxy: number;
+  agent: number;
+}
+
+function descriptorsOf({ proxy, agent }: Pair): Figures {
+  return { proxy: openDescriptors(proxy.pid), agent: openDescriptors(agent.pid) };
+}
+
+/** In MiB. */
+function memoryOf({ proxy, agent }: Pair): Figures {
+  return { proxy: Math.round(residentMiB(proxy.pid)), agent: Math.round(residentMiB(agent.pid)) };
+}
+
+/** Waits until no more descriptors are open than these. */
+async function settled(pair: Pair, { proxy, agent }: Figures): Promise<void> {
+  const reached = () => {
+    const now = descriptorsOf(pair);
+    return now.proxy <= proxy && now.agent <= agent;
+  };
+  await eventually(reached, () => `${JSON.stringify(descriptorsOf(pair))} descriptors are open, not ${JSON.stringify({ proxy, agent })}`);
+}
+
+/** Bytes as fast as they are taken, until there is nobody or `bytes` are sent. */
+async function pour(wire: Wire, bytes: number, onSent: (count: number) => void = () => {}): Promise<void> {
+  const block = new Uint8Array(256 * 1024);
+  for (let sent = 0; sent < bytes; sent += block.length) {
+    await wire.write(block);
+    onSent(block.length);
+  }
+  wire.finish();
+}
+
+/** Milliseconds of a download of all that `origin` sends. */
+async function timeDownload(pair: Pair, origin: Origin, expected: number): Promise<number> {
+  const started = performance.now();
+  using client = await openTunnel(pair.addresses.clients, origin.authority);
+  let bytes = 0;
+  for (let chunk; (chunk = await client.next()) !== null;) bytes += chunk.length;
+  assert.equal(bytes, expected);
+  return performance.now() - started;
+}
+
+/** Reads about so many bytes a second, until the wire is closed by this side. */
+async function readSlowly(wire: Wire, bytesPerSecond: number): Promise<void> {
+  while (!wire.socket.destroyed) {
+    const chunk = await wire.next().catch(() => null);
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, (chunk?.length ?? 0) / bytesPerSecond * 1000);
+      wire.socket.once("close", () => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+  }
+}
+
+/** Sends back what it gets. */
+async function echo(wire: Wire): Promise<void> {
+  for (let chunk; (chunk = await wire.next()) !== null;) await wire.write(chunk);
+  wire.finish();
+}
+
+/** Tunnels, opened 50 side by side. */
+async function openMany(pair: Pair, origin: Origin, count: number): Promise<Wire[]> {
+  const wires: Wire[] = [];
+  const open = async () => {
+    for (let left = count / 50; left > 0; left--) wires.push(await openTunnel(pair.addresses.clients, origin.authority));
+  };
+  await Promise.all(Array.from({ length: 50 }, open));
+  assert.equal(wires.length, count);
+  return wires;
+}
+
+/** Says something through each, hears it back, and finishes it. */
+async function converse(wires: Wire[]): Promise<void> {
+  await Promise.all(wires.map(async (wire) => {
+    wire.finish("ping");
+    assert.equal((await wire.readAll()).toString(), "ping");
+  }));
+}
