@@ -203,6 +203,8 @@ pub struct Reader {
     pub prefix: Bytes,
     pub source: Source,
     ended: bool,
+    /// Why nothing more comes, for whoever asks again.
+    fault: Option<Fault>,
     on_drop: Arc<OnDrop>,
 }
 
@@ -247,6 +249,7 @@ impl Reader {
             prefix: Bytes::new(),
             source,
             ended: false,
+            fault: None,
             on_drop,
         }
     }
@@ -269,38 +272,39 @@ impl Reader {
 
     /// The next bytes; `None` at the end of the direction.
     pub async fn read(&mut self) -> Result<Option<Bytes>, Fault> {
+        self.read_with(&mut ReadBuffer::default()).await
+    }
+
+    /// As [`Reader::read`], with a buffer that grows with the traffic and holds nothing while it waits.
+    pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
         if !self.prefix.is_empty() {
             return Ok(Some(std::mem::take(&mut self.prefix)));
         }
         if self.ended {
             return Ok(None);
         }
-        let mut buffer = ReadBuffer::default();
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone()); // quinn and the kernel tell of a reset once, and then of an end
+        }
         let data = match &mut self.source {
             Source::Quic(stream) => stream
                 .read_chunk(LARGE_READ, true)
                 .await
-                .map_err(|e| Fault::quic_read(&e))?
-                .map(|c| c.bytes),
-            Source::Tcp(tcp) => buffer.read_tcp(tcp).await?,
-            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await?,
+                .map(|chunk| chunk.map(|c| c.bytes))
+                .map_err(|e| Fault::quic_read(&e)),
+            Source::Tcp(tcp) => buffer.read_tcp(tcp).await,
+            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await,
         };
-        self.ended = data.is_none();
-        Ok(data)
-    }
-
-    /// As [`Reader::read`], with a buffer that grows with the traffic and holds nothing while it waits.
-    pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
-        if !self.prefix.is_empty() || self.ended {
-            return self.read().await;
+        match data {
+            Ok(data) => {
+                self.ended = data.is_none();
+                Ok(data)
+            }
+            Err(fault) => {
+                self.fault = Some(fault.clone());
+                Err(fault)
+            }
         }
-        let data = match &mut self.source {
-            Source::Tcp(tcp) => buffer.read_tcp(tcp).await?,
-            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await?,
-            Source::Quic(_) => return self.read().await,
-        };
-        self.ended = data.is_none();
-        Ok(data)
     }
 
     /// All QUIC chunks that are ready, into `chunks`; how many, or `None` at the end. For QUIC sources without a prefix.
@@ -308,6 +312,9 @@ impl Reader {
         let Source::Quic(stream) = &mut self.source else {
             return Err(Fault::new("internal", "Not a QUIC stream"));
         };
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
         chunks.resize(VECTORS, Bytes::new());
         let n = stream.read_chunks(chunks).await.map_err(|e| Fault::quic_read(&e))?;
         self.ended = n.is_none();
