@@ -1,0 +1,421 @@
+// Heads as they may come from anybody: what is taken, what is refused and with which status, and that nothing else happens.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import fc from "fast-check";
+import { describe, it } from "node:test";
+import {
+  encodeHead,
+  formatAuthority,
+  HeadError,
+  parseAuthority,
+  parseRequestHead,
+  parseResponseHead,
+  values,
+} from "../../shared/http/head.ts";
+
+/** The status that a head is refused with; anything thrown but a {@link HeadError} fails. */
+function refused(parse: () => unknown): number | "taken" {
+  try {
+    parse();
+    return "taken";
+  } catch (error) {
+    if (!(error instanceof HeadError)) throw error;
+    assert.match(error.message, /^[A-Z].*[^.]$/);
+    return error.status;
+  }
+}
+
+const LINE = "CONNECT example.com:443 HTTP/1.1\r\n";
+const HOST = "Host: example.com:443\r\n";
+
+/** Latin-1 characters, those that matter to a parser often. */
+const character = fc.oneof(
+  { weight: 2, arbitrary: fc.constantFrom("\r", "\n", "\r\n", ":", " ", "\t", "\0", "/", "[", "]", "%", "@", "#", "\x7f", "\x80", "\xff") },
+  { weight: 1, arbitrary: fc.integer({ min: 0, max: 255 }).map((code) => String.fromCharCode(code)) },
+);
+
+/** `head` with some characters replaced, inserted or removed. */
+function mutationsOf(head: string): fc.Arbitrary<string> {
+  const edit = fc.record({ at: fc.nat(head.length - 1), remove: fc.nat(3), insert: fc.array(character, { maxLength: 3 }) });
+  return fc.array(edit, { minLength: 1, maxLength: 4 }).map((edits) =>
+    edits.reduce((text, { at, remove, insert }) => text.slice(0, at) + insert.join("") + text.slice(at + remove), head)
+  );
+}
+
+describe("request head", () => {
+  it("gives method, target, version and the fields as they were written", () => {
+    const head = parseRequestHead("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\nX-a:1\r\nx-A: \t2 3\t \r\nEmpty:\r\n\r\n");
+    assert.deepEqual(head, {
+      method: "CONNECT",
+      target: "example.com:443",
+      version: "1.1",
+      fields: [["Host", "example.com:443"], ["X-a", "1"], ["x-A", "2 3"], ["Empty", ""]],
+    });
+    assert.deepEqual(values(head.fields, "x-a"), ["1", "2 3"]);
+  });
+
+  it("may be spelt in every way that RFC 9112 allows", () => {
+    const heads = [
+      `${LINE}\r\n`,
+      "CONNECT example.com:443 HTTP/1.0\r\n\r\n",
+      `${LINE}hOST:example.com:443\r\n\r\n`,
+      `${LINE}${HOST}A:\t b\t \r\n\r\n`,
+      `${LINE}A: caf\xe9 \x80\xff\r\n\r\n`,
+      `${LINE}!#$%&'*+-.^_\`|~09AZaz: b\r\n\r\n`,
+      `${LINE}A: "(),/:;<=>?@[\\]{}"\r\n\r\n`,
+      "M-SEARCH * HTTP/1.1\r\n\r\n",
+      "connect a:1 HTTP/1.1\r\n\r\n",
+      "GET /%zz?^`{|} HTTP/1.1\r\n\r\n",
+      "POST http://a/ HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+      "POST http://a/ HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n",
+    ];
+    for (const head of heads) assert.equal(refused(() => parseRequestHead(head)), "taken", JSON.stringify(head));
+  });
+
+  it("is refused with 400 where its request line is malformed", () => {
+    const lines = [
+      "",
+      " ",
+      "CONNECT",
+      "CONNECT a:1",
+      "CONNECT a:1 ",
+      "CONNECT a:1 HTTP/1.1 ",
+      " CONNECT a:1 HTTP/1.1",
+      "CONNECT  a:1 HTTP/1.1",
+      "CONNECT a:1  HTTP/1.1",
+      "CONNECT\ta:1\tHTTP/1.1",
+      "CONNECT\x0ba:1 HTTP/1.1",
+      "CONNECT a:1 b HTTP/1.1",
+      "CON:NECT a:1 HTTP/1.1",
+      "CON(NECT a:1 HTTP/1.1",
+      "C\xd6NNECT a:1 HTTP/1.1",
+      "CONNECT\0 a:1 HTTP/1.1",
+      "CONNECT a\x7f:1 HTTP/1.1",
+      "CONNECT a\xe9:1 HTTP/1.1",
+      "CONNECT a\0:1 HTTP/1.1",
+      "CONNECT a:1 http/1.1",
+      "CONNECT a:1 HTTP/1",
+      "CONNECT a:1 HTTP/1.",
+      "CONNECT a:1 HTTP/.1",
+      "CONNECT a:1 HTTP/1,1",
+      "CONNECT a:1 HTTP/11.1",
+      "CONNECT a:1 HTTP/1.10",
+      "CONNECT a:1 HTTP/1.1\x0b",
+      "CONNECT a:1 HTTPS/1.1",
+      "CONNECT a:1 ICY/1.1",
+    ];
+    for (const line of lines) assert.equal(refused(() => parseRequestHead(`${line}\r\n${HOST}\r\n`)), 400, JSON.stringify(line));
+  });
+
+  it("is refused with 505 for a version that is well-formed and not spoken", () => {
+    for (const version of ["0.9", "1.2", "2.0", "3.0", "9.9"]) {
+      assert.equal(refused(() => parseRequestHead(`CONNECT a:1 HTTP/${version}\r\n\r\n`)), 505, version);
+    }
+  });
+
+  it("is refused with 400 where a line is folded, or its name or value malformed", () => {
+    const lines = [
+      " A: b",
+      "\tA: b",
+      "A: b\r\n c",
+      "A: b\r\n\tc",
+      "A: b\r\n ",
+      "A : b",
+      "A\t: b",
+      "A",
+      ":",
+      ": b",
+      "A b: c",
+      "A\0: b",
+      "A(: b",
+      "\xc0: b",
+      "A\x7f: b",
+      "A: b\0c",
+      "A: b\x01",
+      "A: b\x0b",
+      "A: b\x0c",
+      "A: b\x1f",
+      "A: b\x7f",
+    ];
+    for (const line of lines) {
+      for (const head of [`${LINE}${line}\r\n\r\n`, `${LINE}${HOST}${line}\r\nLast: 1\r\n\r\n`]) {
+        assert.equal(refused(() => parseRequestHead(head)), 400, JSON.stringify(head));
+      }
+    }
+  });
+
+  it("is refused with 400 for a CR or LF alone, wherever it stands", () => {
+    const head = `${LINE}${HOST}A: b\r\n\r\n`;
+    for (let at = 0; at < head.length; at++) {
+      const between = head[at - 1] === "\r" && head[at] === "\n";
+      if (between) {
+        assert.equal(refused(() => parseRequestHead(head.slice(0, at - 1) + head.slice(at))), 400, `LF alone at ${at}`);
+        assert.equal(refused(() => parseRequestHead(head.slice(0, at) + head.slice(at + 1))), 400, `CR alone at ${at}`);
+      } else {
+        for (const alone of ["\r", "\n"]) {
+          const mangled = head.slice(0, at) + alone + head.slice(at);
+          assert.equal(refused(() => parseRequestHead(mangled)), 400, JSON.stringify(mangled));
+        }
+      }
+    }
+  });
+
+  it("is refused with 400 where anything of it is missing at the end", () => {
+    const head = `${LINE}${HOST}A: b\r\n\r\n`;
+    for (let length = 0; length < head.length; length++) {
+      assert.equal(refused(() => parseRequestHead(head.slice(0, length))), 400, JSON.stringify(head.slice(0, length)));
+    }
+  });
+
+  it("is refused with 400 where two implementations could read its length differently", () => {
+    const forms = [
+      ["Content-Length: 1", "Transfer-Encoding: chunked"],
+      ["Transfer-Encoding: chunked", "content-length: 1"],
+      ["Content-Length: 0", "TRANSFER-ENCODING: chunked"],
+      ["Content-Length: 1", "Transfer-Encoding: identity"],
+      ["Content-Length: 1", "Transfer-Encoding:"],
+      ["Content-Length:", "Transfer-Encoding: chunked"],
+      ["Content-Length: 1", "Content-Length: 2"],
+      ["Content-Length: 1", "Content-Length: 1"],
+      ["Content-Length: 1", "content-length:"],
+      ...["", "+1", "-1", "1.0", "0x1", "1e1", "1, 1", "1,2", "1 1", "1;", "one", "\xb2", "1".repeat(16)].map((
+        n,
+      ) => [`Content-Length: ${n}`]),
+      ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+      ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"],
+      ...["", "identity", "gzip", "gzip, chunked", "chunked, gzip", "chunked, chunked", "chunked,", "chunked;a=b", '"chunked"', "xchunked"]
+        .map((coding) => [`Transfer-Encoding: ${coding}`]),
+    ];
+    for (const fields of forms) {
+      const head = `POST http://a/ HTTP/1.1\r\nHost: a\r\n${fields.join("\r\n")}\r\n\r\n`;
+      assert.equal(refused(() => parseRequestHead(head)), 400, JSON.stringify(fields));
+    }
+  });
+
+  it("is refused with 400 for two Host fields, alike or not", () => {
+    for (const second of ["Host: example.com:443", "host: other.example"]) {
+      assert.equal(refused(() => parseRequestHead(`${LINE}${HOST}${second}\r\n\r\n`)), 400);
+    }
+  });
+
+  it("has 100 header lines at most, and is refused with 431 for more", () => {
+    const head = (count: number) => `${LINE}${"A: b\r\n".repeat(count)}\r\n`;
+    assert.equal(parseRequestHead(head(100)).fields.length, 100);
+    assert.equal(refused(() => parseRequestHead(head(101))), 431);
+    assert.equal(refused(() => parseRequestHead(head(5_000))), 431);
+  });
+
+  it("never raises anything but its own error, whatever the bytes are", () => {
+    const valid = `POST http://[::1]:80/a HTTP/1.1\r\nHost: [::1]:80\r\nContent-Length: 12\r\nX-Name: value, "quoted"\r\n\r\n`;
+    const anything = fc.array(character, { maxLength: 200 }).map((parts) => parts.join(""));
+    const ended = anything.map((text) => `${text}\r\n\r\n`);
+    fc.assert(
+      fc.property(fc.oneof(mutationsOf(valid), mutationsOf(`${LINE}${HOST}\r\n`), anything, ended), (head) => {
+        refused(() => parseRequestHead(head));
+      }),
+      { numRuns: 5_000 },
+    );
+  });
+
+  it("means, once taken, what its lines say: written out again it is the same head", () => {
+    const valid = `POST http://a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-Name:\t value \r\n\r\n`;
+    let taken = 0;
+    fc.assert(
+      fc.property(mutationsOf(valid), (text) => {
+        if (refused(() => parseRequestHead(text)) !== "taken") return;
+        taken++;
+        const head = parseRequestHead(text);
+        const again = encodeHead(`${head.method} ${head.target} HTTP/${head.version}`, head.fields);
+        assert.deepEqual(parseRequestHead(Buffer.from(again).toString("latin1")), head);
+        // nothing is hidden in a name or a value
+        for (const [name, value] of head.fields) assert.doesNotMatch(`${name}${value}`, /[\r\n\0]/);
+        assert.equal(text.split("\r\n").length - 3, head.fields.length);
+      }),
+      { numRuns: 5_000 },
+    );
+    assert.ok(taken > 100, `only ${taken} of the heads were taken`);
+  });
+});
+
+describe("response head", () => {
+  it("gives status, reason and fields", () => {
+    assert.deepEqual(parseResponseHead("HTTP/1.1 200 Connection established\r\nA: b\r\n\r\n"), {
+      version: "1.1",
+      status: 200,
+      reason: "Connection established",
+      fields: [["A", "b"]],
+    });
+  });
+
+  it("may lack a reason, be HTTP/1.0, interim, or have what agents of others add", () => {
+    const heads: [string, number][] = [
+      ["HTTP/1.1 200\r\n\r\n", 200],
+      ["HTTP/1.1 200 \r\n\r\n", 200],
+      ["HTTP/1.0 200 OK\r\n\r\n", 200],
+      ["HTTP/1.1 100 Continue\r\n\r\n", 100],
+      ["HTTP/1.1 999 caf\xe9\tx\r\n\r\n", 999],
+      ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200],
+      ["HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200],
+    ];
+    for (const [head, status] of heads) assert.equal(parseResponseHead(head).status, status, JSON.stringify(head));
+  });
+
+  it("is refused where its status line is malformed", () => {
+    const lines = [
+      "",
+      "HTTP/1.1",
+      "HTTP/1.1 ",
+      "HTTP/1.1 20",
+      "HTTP/1.1 2000",
+      "HTTP/1.1 099 Low",
+      "HTTP/1.1 000 None",
+      "HTTP/1.1 2x0 OK",
+      "HTTP/1.1 +20 OK",
+      "HTTP/1.1  200 OK",
+      "HTTP/1.1\t200 OK",
+      " HTTP/1.1 200 OK",
+      "HTTP/1.1 200OK",
+      "HTTP/1.1 200 O\0K",
+      "HTTP/1.1 200 O\x7fK",
+      "http/1.1 200 OK",
+      "HTTP 200 OK",
+      "HTTP/1 200 OK",
+      "ICY 200 OK",
+      "SSH-2.0-OpenSSH",
+      "GET / HTTP/1.1",
+    ];
+    for (const line of lines) assert.equal(refused(() => parseResponseHead(`${line}\r\n\r\n`)), 400, JSON.stringify(line));
+    assert.equal(refused(() => parseResponseHead("HTTP/2.0 200 OK\r\n\r\n")), 505);
+    assert.equal(refused(() => parseResponseHead("HTTP/1.1 200 OK\n\n")), 400);
+    assert.equal(refused(() => parseResponseHead("HTTP/1.1 200 OK\r\nA : b\r\n\r\n")), 400);
+    assert.equal(refused(() => parseResponseHead(`HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(101)}\r\n`)), 431);
+  });
+
+  it("never raises anything but its own error, whatever the bytes are", () => {
+    const valid = "HTTP/1.1 200 Connection established\r\nContent-Length: 0\r\nProxy-Status: reverse-http\r\n\r\n";
+    fc.assert(fc.property(mutationsOf(valid), (head) => void refused(() => parseResponseHead(head))), { numRuns: 3_000 });
+  });
+});
+
+describe("authority", () => {
+  it("is a host and a port, in every legal spelling", () => {
+    const table: [string, string, number][] = [
+      ["example.com:443", "example.com", 443],
+      ["EXAMPLE.com:443", "EXAMPLE.com", 443],
+      ["example.com.:443", "example.com.", 443],
+      ["localhost:1", "localhost", 1],
+      ["a:65535", "a", 65_535],
+      ["a:00080", "a", 80],
+      ["_dmarc.a-b.example:53", "_dmarc.a-b.example", 53],
+      ["xn--bcher-kva.example:80", "xn--bcher-kva.example", 80],
+      ["127.0.0.1:80", "127.0.0.1", 80],
+      ["[::1]:80", "::1", 80],
+      ["[2001:DB8::1]:80", "2001:DB8::1", 80],
+      ["[::ffff:10.0.0.1]:80", "::ffff:10.0.0.1", 80],
+      ["[fe80::1%eth0]:80", "fe80::1%eth0", 80],
+      ["[fe80::1%25eth0]:80", "fe80::1%eth0", 80],
+      [`${"a".repeat(63)}.example:80`, `${"a".repeat(63)}.example`, 80],
+    ];
+    for (const [text, host, port] of table) assert.deepEqual(parseAuthority(text), { host, port }, text);
+  });
+
+  it("is refused with 400 where host or port is missing or malformed", () => {
+    const hosts = [
+      "",
+      " ",
+      "a b",
+      "a..b",
+      ".a",
+      "-a",
+      "a-",
+      "a/b",
+      "a\\b",
+      "a@b",
+      "a?b",
+      "a#b",
+      "a%41",
+      "a,b",
+      "a*b",
+      "*",
+      "a\0",
+      "caf\xe9",
+      "::1",
+      "[]",
+    ];
+    const more = [
+      "[::1",
+      "::1]",
+      "[127.0.0.1]",
+      "[a]",
+      "[::g]",
+      "[[::1]]",
+      "[::1]]",
+      "[::1%]",
+      "x[::1]",
+      "[::1]x",
+      "user@a",
+      "a".repeat(254),
+    ];
+    for (const host of [...hosts, ...more]) assert.equal(refused(() => parseAuthority(`${host}:80`)), 400, JSON.stringify(host));
+    for (
+      const port of [
+        "",
+        "0",
+        "00000",
+        "65536",
+        "99999",
+        "100000",
+        "-1",
+        "+1",
+        "80x",
+        "x",
+        " 80",
+        "80 ",
+        "8 0",
+        "0x50",
+        "1.5",
+        "80:80",
+        "\xb2",
+      ]
+    ) {
+      for (const host of ["a", "[::1]"]) assert.equal(refused(() => parseAuthority(`${host}:${port}`)), 400, `${host}:${port}`);
+    }
+    for (const text of ["", "a", "[::1]", "http://a:80", "a:80/", "80"]) assert.equal(refused(() => parseAuthority(text)), 400, text);
+  });
+
+  it("has the default port only where there is one and none is written", () => {
+    assert.deepEqual(parseAuthority("a", 80), { host: "a", port: 80 });
+    assert.deepEqual(parseAuthority("[::1]", 80), { host: "::1", port: 80 });
+    assert.deepEqual(parseAuthority("a:81", 80), { host: "a", port: 81 });
+    assert.equal(refused(() => parseAuthority("a:0", 80)), 400);
+  });
+
+  it("is written with brackets around IPv6, and read back the same", () => {
+    assert.equal(formatAuthority({ host: "::1", port: 80 }), "[::1]:80");
+    const label = fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?$/);
+    const name = fc.array(label, { minLength: 1, maxLength: 4 }).map((labels) => labels.join("."));
+    fc.assert(fc.property(fc.oneof(name, fc.ipV4(), fc.ipV6()), fc.integer({ min: 1, max: 65_535 }), (host, port) => {
+      assert.deepEqual(parseAuthority(formatAuthority({ host, port })), { host, port });
+    }));
+  });
+
+  it("never raises anything but its own error, whatever the characters are", () => {
+    const texts = fc.oneof(fc.array(character, { maxLength: 30 }).map((parts) => parts.join("")), mutationsOf("[fe80::1%25eth0]:8080"));
+    fc.assert(
+      fc.property(texts, (text) => {
+        if (refused(() => parseAuthority(text)) !== "taken") return;
+        const { host, port } = parseAuthority(text);
+        assert.match(host, /^[0-9A-Za-z_.:%~-]+$/);
+        assert.ok(port >= 1 && port <= 65_535);
+      }),
+      { numRuns: 3_000 },
+    );
+  });
+});
+
+describe("head written out", () => {
+  it("has one byte a character", () => {
+    const head = encodeHead("HTTP/1.1 200 OK", [["A", "caf\xe9"], ["B", ""]]);
+    assert.equal(Buffer.from(head).toString("latin1"), "HTTP/1.1 200 OK\r\nA: caf\xe9\r\nB: \r\n\r\n");
+  });
+});

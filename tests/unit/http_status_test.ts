@@ -1,0 +1,70 @@
+// What a refused client is told: one well-formed answer, whatever the words in it are.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import fc from "fast-check";
+import { describe, it } from "node:test";
+import { encodeRefusal, reasonOf, Refusal } from "../../shared/http/status.ts";
+import { parseAnswer } from "../support/memory.ts";
+
+function encode(refusal: Refusal): string {
+  return Buffer.from(encodeRefusal(refusal)).toString("latin1");
+}
+
+/** The string in `details` (RFC 8941 §3.3.3), unescaped. */
+function detailsOf(proxyStatus: string | undefined): string {
+  const match = /^reverse-http; error=[a-z_]+; details="((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(proxyStatus ?? "");
+  assert.ok(match, `${proxyStatus} is not a structured field`);
+  return match[1]!.replace(/\\(.)/g, "$1");
+}
+
+describe("refusal", () => {
+  it("is a status, its cause, one line of text, and the end of the connection", () => {
+    const text = encode(new Refusal(502, "connection_refused", "a:80 refused the connection"));
+    assert.equal(
+      text,
+      "HTTP/1.1 502 Bad Gateway\r\n" +
+        'Proxy-Status: reverse-http; error=connection_refused; details="a:80 refused the connection"\r\n' +
+        "Content-Type: text/plain; charset=utf-8\r\n" +
+        "Content-Length: 28\r\n" +
+        "Connection: close\r\n" +
+        "\r\n" +
+        "a:80 refused the connection\n",
+    );
+  });
+
+  it("has further fields once", () => {
+    const answer = parseAnswer(encode(new Refusal(405, "http_request_denied", "No", [["Allow", "CONNECT"], ["Retry-After", "1"]])));
+    assert.equal(answer.field("allow"), "CONNECT");
+    assert.equal(answer.field("retry-after"), "1");
+  });
+
+  it("has a reason phrase for every status that is answered", () => {
+    for (const status of [400, 403, 405, 407, 408, 431, 500, 502, 503, 504, 505]) {
+      assert.match(reasonOf(status), /^[A-Z][A-Za-z ]+$/, `${status}`);
+    }
+    assert.equal(reasonOf(299), "");
+  });
+
+  it("escapes quotes and backslashes, and replaces what a structured field cannot hold", () => {
+    const answer = parseAnswer(encode(new Refusal(502, "dns_error", 'say "a\\b" caf\xe9 \u20ac')));
+    assert.equal(answer.field("proxy-status"), 'reverse-http; error=dns_error; details="say \\"a\\\\b\\" caf? ?"');
+  });
+
+  it("does not say what caused it", () => {
+    const text = encode(new Refusal(407, "http_request_denied", "No", [], { cause: new Error("the password is hunter2") }));
+    assert.doesNotMatch(text, /hunter2/);
+  });
+
+  it("is one answer of the length it says, whatever the message is", () => {
+    fc.assert(
+      fc.property(fc.string({ unit: "binary" }), (message) => {
+        const answer = parseAnswer(encode(new Refusal(400, "http_request_error", message)));
+        assert.equal(answer.status, 400);
+        assert.equal(answer.fields.length, 4);
+        assert.equal(answer.body.length, Number(answer.field("content-length")));
+        assert.equal(detailsOf(answer.field("proxy-status")), message.replace(/[^\x20-\x7e]/g, "?"));
+      }),
+      { numRuns: 1_000 },
+    );
+  });
+});
