@@ -76,10 +76,10 @@ struct Core {
     hub: Arc<Hub>,
     runtime: &'static Handle,
     next: AtomicU64,
-    streams: Mutex<HashMap<u64, Arc<Stream>>>,
-    connections: Mutex<HashMap<u64, Arc<Connection>>>,
-    tcp_listeners: Mutex<HashMap<u64, Arc<tcp::Listener>>>,
-    quic_listeners: Mutex<HashMap<u64, Arc<quic::Listener>>>,
+    streams: Table<Stream>,
+    connections: Table<Connection>,
+    tcp_listeners: Table<tcp::Listener>,
+    quic_listeners: Table<quic::Listener>,
     cancels: Mutex<HashMap<u64, Cancel>>,
     warned: AtomicBool,
     closed: AtomicBool,
@@ -88,10 +88,49 @@ struct Core {
 /// Calls with this number are none: warnings come under it.
 const WARNING: f64 = 0.0;
 
+/// Things that JavaScript holds, by number.
+type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
+
+/// What can be ended from outside when the engine is closed.
+trait Held {
+    fn end(&self);
+}
+
+impl Held for Stream {
+    fn end(&self) {
+        self.abort();
+    }
+}
+
+impl Held for Connection {
+    fn end(&self) {
+        self.quic.close(0u8.into(), b"");
+    }
+}
+
+impl Held for tcp::Listener {
+    fn end(&self) {
+        self.close();
+    }
+}
+
+impl Held for quic::Listener {
+    fn end(&self) {
+        self.abort();
+    }
+}
+
 impl Core {
-    fn insert<T>(&self, table: &Mutex<HashMap<u64, T>>, item: T) -> Js {
+    fn insert<T: Held>(&self, table: &Table<T>, item: Arc<T>) -> Js {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(table).insert(id, item);
+        let mut table = lock(table);
+        // `close` says so before it empties the table: what comes later is not seen by it
+        if self.closed.load(Ordering::SeqCst) {
+            drop(table);
+            item.end();
+        } else {
+            table.insert(id, item);
+        }
         Js::Number(id as f64)
     }
 
@@ -157,7 +196,7 @@ impl Core {
 
     /// Runs `work` as a task whose result settles `op`.
     fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = Outcome> + Send + 'static) {
-        if self.closed.load(Ordering::Relaxed) {
+        if self.closed.load(Ordering::SeqCst) {
             return drop(self.promise(op));
         }
         let promise = self.promise(op).or(Fault::cancelled());
@@ -177,18 +216,19 @@ impl Core {
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        self.closed.store(true, Ordering::SeqCst);
         let cancels = std::mem::take(&mut *lock(&self.cancels));
         cancels.into_values().for_each(Cancel::cancel);
-        let listeners = std::mem::take(&mut *lock(&self.tcp_listeners));
-        listeners.values().for_each(|listener| listener.close());
-        let listeners = std::mem::take(&mut *lock(&self.quic_listeners));
-        listeners.values().for_each(|listener| listener.abort());
-        let connections = std::mem::take(&mut *lock(&self.connections));
-        connections.values().for_each(|connection| connection.quic.close(0u8.into(), b""));
-        let streams = std::mem::take(&mut *lock(&self.streams));
-        streams.values().for_each(|stream| stream.abort());
+        end_all(&self.tcp_listeners);
+        end_all(&self.quic_listeners);
+        end_all(&self.connections);
+        end_all(&self.streams);
     }
+}
+
+fn end_all<T: Held>(table: &Table<T>) {
+    let all = std::mem::take(&mut *lock(table));
+    all.values().for_each(|item| item.end());
 }
 
 impl Cancel {
@@ -359,9 +399,9 @@ impl Engine {
 
     /// Stream and remote.
     #[napi]
-    pub fn connect_tcp(&self, op: f64, host: String, port: u16, timeout_ms: u32, tls: Option<ClientTls>, cancellable: bool) {
+    pub fn connect_tcp(&self, op: f64, host: String, port: u16, timeout_ms: u32, tls: Option<ClientTls>) {
         let core = self.core.clone();
-        self.core.run(op, cancellable, async move {
+        self.core.run(op, true, async move {
             let (halves, remote) = tcp::dial(host, port, millis(timeout_ms), tls).await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Text(remote)]))
         });
@@ -440,7 +480,7 @@ impl Engine {
 
     /// Connection, remote, protocol and certificate.
     #[napi]
-    pub fn connect_quic(&self, op: f64, options: ConnectQuic, cancellable: bool) {
+    pub fn connect_quic(&self, op: f64, options: ConnectQuic) {
         let core = self.core.clone();
         let dial = quic::Dial {
             host: options.host,
@@ -451,9 +491,11 @@ impl Engine {
             transport: options.transport,
             limit: millis(options.timeout_ms),
         };
-        self.core.run(op, cancellable, async move {
-            Ok(core.add_connection(quic::dial(dial, core.warn()).await?, 0))
-        });
+        self.core.run(
+            op,
+            true,
+            async move { Ok(core.add_connection(quic::dial(dial, core.warn()).await?, 0)) },
+        );
     }
 
     /// A stream.
@@ -534,10 +576,15 @@ impl Engine {
         // not through `run`: it must settle with the reason also when everything is being closed
         let promise = self.core.promise(op);
         self.core.runtime.spawn(async move {
-            let Some(connection) = connection else { return };
-            let error = quic::closed(&connection.quic).await;
-            lock(&core.connections).remove(&id);
-            let (code, reason, remote, cause) = quic::describe(&error);
+            let (code, reason, remote, cause) = match connection {
+                Some(connection) => {
+                    let error = quic::closed(&connection.quic).await;
+                    lock(&core.connections).remove(&id);
+                    quic::describe(&error)
+                }
+                // everything was closed while it was on its way to JavaScript
+                None => quic::describe(&quinn::ConnectionError::LocallyClosed),
+            };
             promise.settle(Ok(Js::Array(vec![
                 Js::Number(code as f64),
                 Js::Text(reason),

@@ -1,14 +1,15 @@
 //! QUIC endpoints, connections and requests over quinn.
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Handle;
@@ -174,6 +175,10 @@ pub struct Listener {
     pub address: String,
     pub inbox: Arc<Inbox<Arrival>>,
     endpoint: Endpoint,
+    /// Gone once neither the endpoint nor a connection of it has the socket any more; until then the descriptor is its.
+    socket: Weak<dyn AsyncUdpSocket>,
+    descriptor: RawFd,
+    domain: Domain,
     transport: Transport,
     alpn: Vec<String>,
     open: watch::Sender<bool>,
@@ -192,7 +197,11 @@ impl Listener {
         let config = server_config(tls, &alpn, &transport)?;
         let socket = bind(address, warn)?;
         let _guard = runtime.enter();
-        let endpoint = Endpoint::new(transport.endpoint(), Some(config), socket, Arc::new(quinn::TokioRuntime))
+        let descriptor = socket.as_raw_fd();
+        let runs_on = Arc::new(quinn::TokioRuntime);
+        let socket = runs_on.wrap_udp_socket(socket).map_err(|e| Fault::bind(&e, address))?;
+        let held = Arc::downgrade(&socket);
+        let endpoint = Endpoint::new_with_abstract_socket(transport.endpoint(), Some(config), socket, runs_on)
             .map_err(|e| Fault::bind(&e, address))?;
         let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
         let inbox = Arc::new(Inbox::new(READY));
@@ -202,6 +211,9 @@ impl Listener {
             address: bound.to_string(),
             inbox,
             endpoint,
+            socket: held,
+            descriptor,
+            domain: Domain::for_address(bound),
             transport,
             alpn,
             open,
@@ -230,8 +242,21 @@ impl Listener {
             }
         };
         let _ = timeout(TELL, told).await;
-        // then the socket goes too, unless handshakes that failed keep it a little longer
         let _ = timeout(DRAIN, self.endpoint.wait_idle()).await;
+        self.release();
+    }
+
+    /// Frees the address, which connections that still end (RFC 9000 §10.2), or streams that somebody still holds, would keep: their
+    /// descriptor gets another socket behind it, which nobody knows.
+    fn release(&self) {
+        let Some(held) = self.socket.upgrade() else { return };
+        let Ok(other) = Socket::new(self.domain, Type::DGRAM, Some(Protocol::UDP)) else {
+            return;
+        };
+        let _ = other.set_nonblocking(true);
+        // SAFETY: `held` and `other` own the two descriptors, so both are open. `held` goes on owning its own.
+        unsafe { libc::dup2(other.as_raw_fd(), self.descriptor) };
+        drop(held);
     }
 
     /// As [`Listener::close`] without waiting.

@@ -1,6 +1,8 @@
 //! TCP listeners and connections, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -42,10 +44,14 @@ pub struct Incoming {
     pub head: Result<bytes::Bytes, Fault>,
 }
 
+/// The listening socket, until somebody takes it out: that frees the address at once, whatever the task is doing.
+type Slot = Arc<Mutex<Option<TcpListener>>>;
+
 pub struct Listener {
     pub address: String,
     pub inbox: Arc<Inbox<Incoming>>,
     tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    socket: Slot,
     task: AbortHandle,
 }
 
@@ -62,13 +68,17 @@ impl Listener {
             .and_then(|a| a.as_socket())
             .ok_or_else(|| Fault::new("internal", "A socket without an address"))?;
         let _guard = runtime.enter();
-        let listener = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
+        let socket = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
+        let socket = Arc::new(Mutex::new(Some(socket)));
         let inbox = Arc::new(Inbox::new(READY));
-        let task = runtime.spawn(accept(listener, inbox.clone(), tls.clone(), limits)).abort_handle();
+        let task = runtime
+            .spawn(accept(socket.clone(), inbox.clone(), tls.clone(), limits))
+            .abort_handle();
         Ok(Self {
             address: bound.to_string(),
             inbox,
             tls,
+            socket,
             task,
         })
     }
@@ -84,8 +94,9 @@ impl Listener {
         Ok(())
     }
 
-    /// The socket closes with the task, heads being read are given up.
+    /// The address is free with this call; heads being read are given up with the task.
     pub fn close(&self) {
+        drop(lock(&self.socket).take());
         self.task.abort();
         self.inbox.close();
     }
@@ -125,20 +136,20 @@ fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
 
-async fn accept(
-    listener: TcpListener,
-    inbox: Arc<Inbox<Incoming>>,
-    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
-    limits: HeadLimits,
-) {
+async fn accept(socket: Slot, inbox: Arc<Inbox<Incoming>>, tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>, limits: HeadLimits) {
     let gate = Gate::new(limits.pending);
     // dropping it with this task gives up the heads being read
     let mut heads = tokio::task::JoinSet::new();
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, remote)) => {
+        let accepted = poll_fn(|cx| match &*lock(&socket) {
+            Some(listener) => listener.poll_accept(cx).map(Some),
+            None => Poll::Ready(None),
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok((stream, remote))) => {
                 let tls = tls.as_ref().map(|tls| TlsAcceptor::from(lock(tls).clone()));
                 heads.spawn(prepare(
                     Tcp::new(stream),
@@ -149,7 +160,7 @@ async fn accept(
                     inbox.clone(),
                 ));
             }
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            Some(Err(_)) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -167,16 +178,20 @@ async fn prepare(
     let reading = async {
         let stream = halves.insert(match tls {
             None => plain(tcp),
-            Some(acceptor) => match acceptor.accept(TlsTransport(tcp.clone())).await {
-                Ok(stream) => secure(TlsStream::Server(stream), tcp),
-                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None), // a health check
-                Err(e) => {
-                    return Err(Fault {
-                        remote: true,
-                        ..Fault::tls("The TLS handshake failed", e)
-                    })
+            Some(acceptor) => {
+                if matches!(tcp.stream.peek(&mut [0]).await, Ok(0) | Err(_)) {
+                    return Ok(None); // a health check
                 }
-            },
+                match acceptor.accept(TlsTransport(tcp.clone())).await {
+                    Ok(stream) => secure(TlsStream::Server(stream), tcp),
+                    Err(e) => {
+                        return Err(Fault {
+                            remote: true,
+                            ..Fault::tls("The TLS handshake failed", e)
+                        })
+                    }
+                }
+            }
         });
         read_head(stream, limits.bytes).await
     };

@@ -56,7 +56,7 @@ interface Engine {
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: ServerTls): Verdict;
   tcpClose(listener: number): void;
-  connectTcp(op: number, host: string, port: number, timeoutMs: number, tls: ClientTls | undefined, cancellable: boolean): void;
+  connectTcp(op: number, host: string, port: number, timeoutMs: number, tls: ClientTls | undefined): void;
   listenQuic(
     op: number,
     address: string,
@@ -69,7 +69,7 @@ interface Engine {
   quicSetTls(listener: number, tls: ServerTls): Verdict;
   quicStopAccepting(listener: number): void;
   quicClose(op: number, listener: number, code: number, reason: string): void;
-  connectQuic(op: number, options: object, cancellable: boolean): void;
+  connectQuic(op: number, options: object): void;
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
   acceptRequests(op: number, connection: number, heads: Heads): void;
@@ -165,6 +165,11 @@ class Calls {
   }
 }
 
+/** Nothing may be begun: cancelled later, it could be done already. */
+function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled before it was begun");
+}
+
 function check(verdict: Verdict): void {
   if (verdict) throw new NetError(verdict[0], verdict[1]);
 }
@@ -189,8 +194,9 @@ class NativeNet implements Net {
 
   async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {
     const { host, port, timeoutMs, tls, signal } = options;
+    checkSignal(signal);
     checkPort(port);
-    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, timeoutMs, tls, signal !== undefined);
+    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, timeoutMs, tls);
     const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
     return new NativeDuplex(this.#calls, id, remote);
   }
@@ -209,12 +215,10 @@ class NativeNet implements Net {
 
   async connectQuic(options: ConnectQuicOptions): Promise<QuicConnection> {
     const { signal, host, port, serverName, tls, alpn, timeoutMs } = options;
+    checkSignal(signal);
     checkPort(port);
     const wanted = { host, port, serverName, tls, alpn, timeoutMs, transport: options.transport ?? {} };
-    const opened = await this.#calls.cancellable<OpenedConnection>(
-      signal,
-      (op, engine) => engine.connectQuic(op, wanted, signal !== undefined),
-    );
+    const opened = await this.#calls.cancellable<OpenedConnection>(signal, (op, engine) => engine.connectQuic(op, wanted));
     return new NativeQuicConnection(this.#calls, opened);
   }
 
@@ -420,6 +424,7 @@ class NativeQuicConnection implements QuicConnection {
 
   async exchange(head: Uint8Array, options: ExchangeOptions): Promise<{ stream: Duplex; head: string }> {
     const { timeoutMs, headLimit, signal } = options;
+    checkSignal(signal);
     const [id, answer] = await this.#calls.cancellable<[number, string]>(
       signal,
       (op, engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? 16_384, signal !== undefined),
