@@ -1,0 +1,144 @@
+// The program's parts in one process, over the network in memory: clients, streams held at both ends, and what was logged.
+import { Buffer } from "node:buffer";
+import { type Fields, parseResponseHead, values } from "../../shared/http/head.ts";
+import type { LogFields, Logger, LogLevel } from "../../shared/log.ts";
+import { createMemoryNet } from "../../shared/net/memory.ts";
+import { MemoryDuplex, Pipe } from "../../shared/net/memory_stream.ts";
+import type { Duplex, Net } from "../../shared/net/types.ts";
+import { bytes, portOf, readText, within } from "../conformance/support.ts";
+
+/** What no test may take: reached only by one that fails. */
+const TEST_LIMIT_MS = 20_000;
+
+/** Runs a test with a network of its own, closed after it. */
+export async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
+  const net = createMemoryNet();
+  try {
+    await within(body(net), "the test did not end", TEST_LIMIT_MS);
+  } finally {
+    net.close();
+  }
+}
+
+/** The network, with some of it replaced. */
+export function netWith(net: Net, replaced: Partial<Net>): Net {
+  return {
+    listenTcp: (options) => net.listenTcp(options),
+    connectTcp: (options) => net.connectTcp(options),
+    listenQuic: (options) => net.listenQuic(options),
+    connectQuic: (options) => net.connectQuic(options),
+    splice: (a, b, options) => net.splice(a, b, options),
+    close: () => net.close(),
+    ...replaced,
+  };
+}
+
+/** A stream that nobody reads a head from: both its ends. */
+export function streamPair(kind: "tcp" | "quic" = "tcp"): { near: Duplex; far: Duplex } {
+  const [up, down] = [new Pipe(64 * 1024), new Pipe(64 * 1024)];
+  return { near: new MemoryDuplex(kind, "127.0.0.1:1", down, up), far: new MemoryDuplex(kind, "127.0.0.1:2", up, down) };
+}
+
+/** Hands out things in the order they come, and waits for those that have not. */
+export class Queue<T> {
+  readonly #ready: T[] = [];
+  readonly #waiting: ((item: T) => void)[] = [];
+
+  push(item: T): void {
+    const taker = this.#waiting.shift();
+    if (taker) taker(item);
+    else this.#ready.push(item);
+  }
+
+  async next(): Promise<T> {
+    return this.#ready.shift() ?? await within(new Promise<T>((resolve) => this.#waiting.push(resolve)), "nothing came");
+  }
+}
+
+/** A client's connection to `address`, `host:port`. */
+export function connectTo(net: Net, address: string): Promise<Duplex> {
+  return within(net.connectTcp({ host: "127.0.0.1", port: portOf(address), timeoutMs: 5_000 }));
+}
+
+/** A whole answer. */
+export interface Answer {
+  readonly status: number;
+  readonly fields: Fields;
+  readonly body: string;
+  /** All values of a field, joined; `undefined` without one. */
+  field(name: string): string | undefined;
+}
+
+/** Sends `request` as it is, and reads until the other end has finished. */
+export async function ask(net: Net, address: string, request: string): Promise<Answer> {
+  const client = await connectTo(net, address);
+  // an answer may come before everything was taken
+  client.write(bytes(request)).catch(() => {});
+  try {
+    return parseAnswer(await readText(client));
+  } finally {
+    client.close();
+  }
+}
+
+export function parseAnswer(text: string): Answer {
+  const end = text.indexOf("\r\n\r\n") + 4;
+  const { status, fields } = parseResponseHead(text.slice(0, end));
+  const field = (name: string) => {
+    const found = values(fields, name.toLowerCase());
+    return found.length === 0 ? undefined : found.join(", ");
+  };
+  return { status, fields, body: text.slice(end), field };
+}
+
+/** Reads up to and including `mark`, byte for byte; what follows stays unread only where it was written later. */
+export async function readUntil(stream: Duplex, mark: string): Promise<string> {
+  let text = "";
+  while (!text.includes(mark)) {
+    const data = await within(stream.read(), `${JSON.stringify(mark)} did not come after ${JSON.stringify(text)}`);
+    if (data === null) throw new Error(`The stream ended after ${JSON.stringify(text)}`);
+    text += Buffer.from(data).toString("latin1");
+  }
+  return text;
+}
+
+export interface LogEntry {
+  readonly level: LogLevel;
+  readonly message: string;
+  readonly fields: LogFields;
+}
+
+/** Keeps what is logged. */
+export class LogBook implements Logger {
+  readonly entries: LogEntry[] = [];
+  #waiting: (() => void)[] = [];
+
+  readonly trace = this.#method("trace");
+  readonly debug = this.#method("debug");
+  readonly info = this.#method("info");
+  readonly warn = this.#method("warn");
+  readonly error = this.#method("error");
+
+  #method(level: LogLevel): (message: string, fields?: LogFields) => void {
+    return (message, fields = {}) => {
+      this.entries.push({ level, message, fields });
+      this.#waiting.splice(0).forEach((wake) => wake());
+    };
+  }
+
+  /** The fields of entries with this message, and these values in them. */
+  logged(message: string, wanted: LogFields = {}): LogFields[] {
+    const fits = (fields: LogFields) => Object.entries(wanted).every(([name, value]) => fields[name] === value);
+    return this.entries.filter((entry) => entry.message === message && fits(entry.fields)).map(({ fields }) => fields);
+  }
+
+  /** The fields of the `count`th such entry since the start. */
+  async waitFor(message: string, wanted: LogFields = {}, count = 1): Promise<LogFields> {
+    for (;;) {
+      const found = this.logged(message, wanted)[count - 1];
+      if (found) return found;
+      const more = new Promise<void>((resolve) => this.#waiting.push(resolve));
+      await within(more, `${JSON.stringify(message)} was not logged, but ${JSON.stringify(this.entries)}`);
+    }
+  }
+}
