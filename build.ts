@@ -1,4 +1,5 @@
 // Makes the executables in dist/: one file each, with the runtime and the native engine inside. Run by Bun: `deno task build`.
+import { spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -6,7 +7,7 @@ import process from "node:process";
 const root = import.meta.dirname!;
 const addon = join(root, "native", "reverse-http.node");
 
-const EXECUTABLES = { "reverse-http-proxy": "proxy/main.ts", "reverse-http-agent": "agent/main.ts" };
+const EXECUTABLES = { "reverse-http": "main.ts", "reverse-http-proxy": "proxy/main.ts", "reverse-http-agent": "agent/main.ts" };
 
 /** Where the sources load the addon's file, executables carry it. */
 const embedAddon: Bun.BunPlugin = {
@@ -24,6 +25,21 @@ const embedAddon: Bun.BunPlugin = {
   },
 };
 
+/** What is built of what: without git, or outside of it, nobody knows. */
+const stampBuild: Bun.BunPlugin = {
+  name: "stamp-build",
+  setup(build) {
+    const git = (...args: string[]) => {
+      const { status, stdout } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
+      return status === 0 ? stdout.trim() : undefined;
+    };
+    const [commit, date] = git("log", "-1", "--format=%H %cI", "--", ".")?.split(" ") ?? [];
+    const dirty = commit && git("status", "--porcelain", "--untracked-files=no") !== "" ? "-dirty" : "";
+    const facts = { commit: commit ? `${commit}${dirty}` : "unknown", date: date ?? "unknown" };
+    build.onLoad({ filter: /shared\/build\.ts$/ }, () => ({ loader: "ts", contents: `export const BUILD = ${JSON.stringify(facts)};` }));
+  },
+};
+
 mkdirSync(join(root, "dist"), { recursive: true });
 for (const [name, entry] of Object.entries(EXECUTABLES)) {
   const result = await Bun.build({
@@ -32,7 +48,7 @@ for (const [name, entry] of Object.entries(EXECUTABLES)) {
     format: "esm",
     bytecode: true,
     minify: true,
-    plugins: [embedAddon],
+    plugins: [embedAddon, stampBuild],
   });
   for (const message of result.logs) console.error(String(message));
   if (!result.success) process.exit(1);

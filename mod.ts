@@ -45,3 +45,6 @@ export async function startProxy(options: PartialValues<ProxyOptions>, deps: Par
 export async function startAgent(options: PartialValues<AgentOptions>, deps: Partial<AgentDeps> = {}): Promise<Agent> {
   return await start(withDefaults(agentOptions, options), { ...deps, net: deps.net ?? createNativeNet(), log: deps.log ?? silentLogger });
 }
+
+// run directly, it is the executable; a program that imports it does not load the command line
+if (import.meta.main) await import("./main.ts");

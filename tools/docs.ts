@@ -2,8 +2,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { agentOptions } from "../agent/options.ts";
-import { proxyOptions } from "../proxy/options.ts";
+import { FAMILY } from "../family.ts";
 import { optionTable } from "../shared/cli/option_table.ts";
 
 const file = join(import.meta.dirname!, "..", "README.md");
@@ -13,7 +12,7 @@ const readme = readFileSync(file, "utf8");
 const [before, rest] = readme.split(begin);
 const after = rest?.split(end)[1];
 if (before === undefined || after === undefined) throw new Error(`${file} has no place for the options`);
-const tables = [`### reverse-http-proxy\n\n${optionTable(proxyOptions)}`, `### reverse-http-agent\n\n${optionTable(agentOptions)}`];
+const tables = Object.entries(FAMILY).map(([name, options]) => `### reverse-http-${name}\n\n${optionTable(options)}`);
 const fresh = `${before}${begin}\n\n${tables.join("\n")}\n${end}${after}`;
 if (!process.argv.includes("--check")) writeFileSync(file, fresh);
 else if (fresh !== readme) {

@@ -1,15 +1,56 @@
-// One executable's command line: flags, help and version made of the definitions, and from there to values.
-import { Command, CommanderError, Option as Flag } from "@commander-js/extra-typings";
+// A command line: commands, flags, help and version made of the definitions, and from there to values.
+import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { existsSync, readFileSync } from "node:fs";
-import { didYouMean, resolve, type Resolved } from "./config.ts";
+import type { Logger } from "../log.ts";
+import { readConfig } from "./config_file.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved } from "./config.ts";
 import { ConfigError, envOf, flagOf, type Options } from "./option.ts";
 
-/** What an executable is, for its command line. */
-export interface CommandDefinition {
-  name: string;
-  description: string;
-  version: string;
-  options: Options;
+/** What every command has. */
+interface Described {
+  /** The word that chooses it; of the outermost command, the executable's name. */
+  readonly name: string;
+  /** One sentence. */
+  readonly description: string;
+  readonly options?: Options;
+  readonly commands?: readonly Command[];
+}
+
+/** Runs until it is told to stop. Its options come from the command line, the environment and the configuration file. */
+export interface Service<Values = object> extends Described {
+  readonly options: Options;
+  /** Checks what the values name, files above all. */
+  check(values: Values): Promise<void>;
+  /** Resolves when it runs. */
+  start(values: Values, log: Logger): Promise<{ close(): Promise<void> }>;
+}
+
+/** Where an action reads and writes. */
+export interface Terminal {
+  /** Writes to standard output. */
+  write(text: string): void;
+  /** Standard input to its end. */
+  read(): Promise<string>;
+}
+
+/** Does one thing and ends. Its options come from the command line alone. */
+export interface Action<Values = object> extends Described {
+  act(values: Values, terminal: Terminal): Promise<void>;
+}
+
+/** Does nothing but hold others. */
+export interface Group extends Described {
+  readonly commands: readonly Command[];
+}
+
+export type Command = Service | Action | Group;
+
+/** An executable. */
+export interface Executable {
+  readonly root: Command;
+  readonly version: string;
+  /** The options of every service there is, by its name: one environment and one configuration file serve them all. */
+  readonly family: Readonly<Record<string, Options>>;
 }
 
 /** What the process was given. */
@@ -21,72 +62,114 @@ export interface Invocation {
   home: string | undefined;
 }
 
-/** What is to be done: run with values, or print a text, or check the values and stop. */
-export type Task = { do: "run" | "check"; resolved: Resolved } | { do: "print"; text: string };
+/** What is to be done. */
+export type Task =
+  | { do: "run" | "check"; service: Service; resolved: Resolved }
+  | { do: "act"; action: Action; resolved: Resolved }
+  | { do: "print"; text: string };
+
+/** What the parser found. */
+interface Found {
+  /** The innermost command that was named. */
+  command: Command;
+  flags: Map<string, string>;
+  config?: string;
+  check: boolean;
+  print: boolean;
+}
 
 /**
  * Reads a command line.
- * @throws {ConfigError} for a flag, key, variable or value that cannot be used
+ * @throws {ConfigError} for a command, flag, key, variable or value that cannot be used
  */
-export function readCommandLine(definition: CommandDefinition, { args, env, home }: Invocation): Task {
-  const flags = new Map<string, string>();
-  const own: { config?: string; check: boolean; print: boolean } = { check: false, print: false };
-  const command = createCommand(definition, flags)
-    .option("--config <file>", "configuration file, YAML or JSON", (file) => own.config = file)
-    .option("--check-config", "check all options and the files they name, then exit", () => own.check = true)
-    .option("--print-config", "print the effective options and where each was set, then exit", () => own.print = true);
+export function readCommandLine(executable: Executable, { args, env, home }: Invocation): Task {
+  const found: Found = { command: executable.root, flags: new Map(), check: false, print: false };
   let printed = "";
-  command.configureOutput({ writeOut: (text) => printed += text, writeErr: () => {}, getOutHelpWidth: () => 120 });
+  const parser = createParser(executable.root, found, (text) => printed += text)
+    .version(executable.version, "--version", "print the version");
   try {
-    command.parse([...args], { from: "user" });
+    parser.parse([...args], { from: "user" });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return { do: "print", text: printed };
-    throw new ConfigError(describeMistake(error, command.options.map(({ long }) => long!)));
+    throw new ConfigError(describeMistake(error, found.command, executable));
   }
-  const file = own.config ?? findConfig(home);
-  const resolved = resolve(definition.options, {
-    flags,
-    env,
-    file: file === undefined ? undefined : { name: file, text: readConfig(file) },
-  });
-  if (own.print) return { do: "print", text: printSettings(definition.options, resolved) };
-  return { do: own.check ? "check" : "run", resolved };
+  const { command, flags } = found;
+  if ("act" in command) return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
+  if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser asks for one of its commands
+  checkEnvironment(command.options, env, executable.family);
+  const file = found.config ?? findConfig(home);
+  const settings = file === undefined ? undefined : readConfig(command.options, { name: file, text: readText(file) }, executable.family);
+  const resolved = resolve(command.options, { flags, env, file: settings });
+  if (found.print) return { do: "print", text: printSettings(command.options, resolved) };
+  return { do: found.check ? "check" : "run", service: command, resolved };
 }
 
-function createCommand({ name, description, version, options }: CommandDefinition, flags: Map<string, string>): Command {
-  const command = new Command(name)
-    .description(description)
-    .version(version, "--version", "print the version")
+/** The parser of a command and of those in it; tells `found` what it meets. */
+function createParser(command: Command, found: Found, writeOut: (text: string) => void): Parser {
+  const parser = new Parser(command.name)
+    .description(command.description)
     .helpOption("-h, --help", "print this help")
-    .configureHelp({ sortOptions: false })
+    .configureHelp({ sortOptions: false, optionDescription: ({ description }) => description })
+    .configureOutput({ writeOut, writeErr: () => {}, getOutHelpWidth: () => 120 })
     .allowExcessArguments(false)
-    .exitOverride();
-  for (const [option, definition] of Object.entries(options)) {
-    const value = definition.kind === "boolean" ? "[boolean]" : `<${definition.kind}>`;
-    const flag = new Flag(`${flagOf(option)} ${value}`, helpText(option, definition)).argParser((text: string) => {
-      const before = definition.kind === "list" ? flags.get(option) : undefined;
-      flags.set(option, before === undefined ? text : `${before},${text}`);
-      return text;
+    .exitOverride()
+    .hook("preSubcommand", (_, inner) => {
+      found.command = found.command.commands!.find(({ name }) => name === inner.name())!;
     });
-    if (definition.kind === "boolean") flag.preset("true");
-    command.addOption(flag);
+  const fromCommandLineOnly = !("start" in command);
+  for (const [option, definition] of Object.entries(command.options ?? {})) {
+    parser.addOption(createFlag(option, definition, fromCommandLineOnly, found.flags));
   }
-  return command;
+  if ("start" in command) {
+    parser
+      .option("--config <file>", "configuration file, YAML or JSON", (file) => found.config = file)
+      .option("--check-config", "check all options and the files they name, then exit", () => found.check = true)
+      .option("--print-config", "print the effective options and where each was set, then exit", () => found.print = true);
+  }
+  if ("start" in command || "act" in command) parser.action(() => {});
+  for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, found, writeOut));
+  return parser;
 }
 
-function helpText(name: string, definition: Options[string]): string {
+function createFlag(name: string, definition: Options[string], fromCommandLineOnly: boolean, flags: Map<string, string>): Flag {
+  const value = definition.kind === "boolean" ? "[boolean]" : `<${definition.kind}>`;
+  const short = definition.short === undefined ? "" : `-${definition.short}, `;
+  const flag = new Flag(`${short}${flagOf(name)} ${value}`, helpText(name, definition, fromCommandLineOnly));
+  flag.argParser((text: string) => {
+    const before = definition.kind === "list" ? flags.get(name) : undefined;
+    flags.set(name, before === undefined ? text : `${before},${text}`);
+    return text;
+  });
+  return definition.kind === "boolean" ? flag.preset("true") : flag;
+}
+
+function helpText(name: string, definition: Options[string], fromCommandLineOnly: boolean): string {
   const parts = [definition.description];
   if (definition.choices) parts.push(`One of ${definition.choices.join(", ")}.`);
   if (definition.notBuilt) parts.push("Not built yet.");
-  const notes = [definition.default === undefined ? [] : [`default ${definition.default}`], [`env ${envOf(name, definition)}`]].flat();
-  return `${parts.join(" ")} (${notes.join(", ")})`;
+  const notes: string[] = [];
+  if (definition.default !== undefined) notes.push(`default ${definition.default}`);
+  if (!fromCommandLineOnly) notes.push(`env ${envOf(name, definition)}`);
+  if (notes.length > 0) parts.push(`(${notes.join(", ")})`);
+  return parts.join(" ");
 }
 
 /** In one line, and without the value of an option that is unknown: it may be a misspelt secret. */
-function describeMistake({ code, message }: CommanderError, known: string[]): string {
+function describeMistake({ code, message }: CommanderError, command: Command, { family }: Executable): string {
+  const commands = (command.commands ?? []).map(({ name }) => name);
   const [, flag] = /unknown option '([^'=]*)/.exec(message) ?? [];
-  if (code === "commander.unknownOption" && flag !== undefined) return `unknown option '${flag}'${didYouMean(flag, known)}`;
+  if (code === "commander.unknownOption" && flag !== undefined) {
+    const known = [...Object.keys(command.options ?? {}), ..."start" in command ? ["config", "check-config", "print-config"] : []];
+    const owners = Object.entries(family).filter(([, options]) => flag.slice(2) in options).map(([name]) => name);
+    const hint = owners.length > 0 ? `; it is an option of ${owners.join(" and ")}` : didYouMean(flag, known.map(flagOf));
+    return `unknown option '${flag}'${hint}`;
+  }
+  if (code === "commander.help") return `a command is needed: ${commands.join(", ")}; --help says more`;
+  const [, word] = /unknown command '([^']*)'/.exec(message) ?? /too many arguments.*?: ([^,]*)/.exec(message) ?? [];
+  if (word !== undefined) {
+    return `unknown argument '${word.replace(/\.$/, "")}'${didYouMean(word, commands)}`;
+  }
   return message.replace(/^error: /, "").replace(/\n/g, " ");
 }
 
@@ -100,7 +183,7 @@ function findConfig(home: string | undefined): string | undefined {
   return files.find((file) => existsSync(file));
 }
 
-function readConfig(file: string): string {
+function readText(file: string): string {
   try {
     return readFileSync(file, "utf8");
   } catch (cause) {

@@ -1,5 +1,4 @@
 // From command line, environment and file to values: the first that has one wins, and every mistake says where it stood.
-import { LineCounter, parseDocument, visit } from "yaml";
 import { camelCase, ConfigError, ENV_PREFIX, envOf, flagOf, type Options, parseValue, ValueError } from "./option.ts";
 
 /** Where a value was set. */
@@ -13,8 +12,8 @@ export interface Sources {
   /** By option name, as the command line gave them. */
   readonly flags: ReadonlyMap<string, string>;
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** Name and text of the configuration file. */
-  readonly file?: { readonly name: string; readonly text: string };
+  /** What the configuration file sets; see {@link readConfig} in config_file.ts. */
+  readonly file?: ReadonlyMap<string, Setting>;
 }
 
 /** The values, and where each came from. */
@@ -28,12 +27,10 @@ export interface Resolved {
  * @throws {ConfigError} naming what is wrong, where it stood, and the nearest known name
  */
 export function resolve(options: Options, sources: Sources): Resolved {
-  checkEnvironment(options, sources.env);
-  const file = sources.file === undefined ? new Map<string, Setting>() : readFile(options, sources.file);
   const settings = new Map<string, Setting>();
   const values: Record<string, unknown> = {};
   for (const [name, option] of Object.entries(options)) {
-    const setting = find(name, sources, envOf(name, option)) ?? file.get(name) ??
+    const setting = find(name, sources, envOf(name, option)) ?? sources.file?.get(name) ??
       { text: option.default ?? (option.kind === "boolean" ? "false" : ""), origin: "default" };
     settings.set(name, setting);
     const missing = setting.origin === "default" && option.default === undefined && option.kind !== "list" && option.kind !== "boolean";
@@ -67,54 +64,24 @@ function assign(values: Record<string, unknown>, name: string, value: unknown): 
   at[keys.at(-1)!] = value;
 }
 
-function checkEnvironment(options: Options, env: Sources["env"]): void {
-  const known = Object.entries(options).map(([name, option]) => envOf(name, option));
+/**
+ * Finds variables with our prefix that are neither those of `options` nor of anybody in `family`, who may have the same environment.
+ * @throws {ConfigError} naming the first, and the nearest known name
+ */
+export function checkEnvironment(options: Options, env: Sources["env"], family: Readonly<Record<string, Options>> = {}): void {
+  const known = [options, ...Object.values(family)].flatMap((all) => Object.entries(all).map(([name, option]) => envOf(name, option)));
   for (const variable of Object.keys(env)) {
-    if (variable.startsWith(ENV_PREFIX) && !known.includes(variable)) {
+    if (variable.startsWith(ENV_PREFIX) && !known.includes(variable) && !isOfOrchestrator(variable, env)) {
       throw new ConfigError(`Unknown environment variable ${variable}${didYouMean(variable, known)}`);
     }
   }
 }
 
-/** Settings of a YAML or JSON file, which is YAML too. */
-function readFile(options: Options, { name: file, text }: { name: string; text: string }): Map<string, Setting> {
-  const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true });
-  const [problem] = document.errors;
-  if (problem) throw new ConfigError(`Cannot read ${file}: line ${lines.linePos(problem.pos[0]).line}: ${problem.message.split("\n")[0]}`);
-  const settings = new Map<string, Setting>();
-  const known = Object.keys(options);
-  visit(document, {
-    Pair(_, pair, path) {
-      const keys = [...path.filter((node) => "key" in node).map((node) => String((node as { key: unknown }).key)), String(pair.key)];
-      const name = keys.join(".");
-      const range = (pair.key as { range?: [number, number, number] } | null)?.range;
-      const origin = `${file}:${range ? lines.linePos(range[0]).line : 1}`;
-      const value = (pair.value as { toJSON?: () => unknown } | null)?.toJSON?.();
-      if (!(name in options)) {
-        const isGroup = known.some((option) => option.startsWith(`${name}.`));
-        if (!isGroup) throw new ConfigError(`Unknown key ${name} (${origin})${didYouMean(name, known)}`);
-        if (value !== null && (typeof value !== "object" || Array.isArray(value))) {
-          throw new ConfigError(`Cannot use ${name} (${origin}): it is a group of keys, not a value`);
-        }
-        return;
-      }
-      settings.set(name, { text: toText(options, name, value, origin), origin });
-      return visit.SKIP;
-    },
-  });
-  if (text.trim() !== "" && document.contents !== null && !("items" in document.contents)) {
-    throw new ConfigError(`Cannot read ${file}: it has no keys`);
-  }
-  return settings;
-}
-
-function toText(options: Options, name: string, value: unknown, origin: string): string {
-  const isScalar = (item: unknown) => ["string", "number", "boolean"].includes(typeof item);
-  if (options[name]!.kind === "list" && Array.isArray(value) && value.every(isScalar)) return value.join(",");
-  if (value === null || value === undefined) return "";
-  if (!isScalar(value)) throw new ConfigError(`Cannot use ${name} (${origin}): it is not a plain value`);
-  return String(value);
+/** Kubernetes tells every container of every service so: a service that is called reverse-http is nobody's mistake. */
+function isOfOrchestrator(variable: string, env: Sources["env"]): boolean {
+  const [, service] =
+    /^(.+?)_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$/.exec(variable) ?? [];
+  return service !== undefined && env[`${service}_SERVICE_HOST`] !== undefined;
 }
 
 /** `; did you mean …?` with the nearest of `known`, where one is near. */

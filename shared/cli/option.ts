@@ -24,6 +24,8 @@ interface OptionOf<K extends Kind> {
   readonly description: string;
   /** The values there are. */
   readonly choices?: readonly string[];
+  /** The letter of its short flag. */
+  readonly short?: string;
   /** The environment variable, where it is not made of the name. */
   readonly env?: string;
   /** Never shown. */

@@ -1,8 +1,9 @@
-// From a command line to a running part and its end: exit codes, signals, logs. The process is an argument: only a main.ts has it.
+// From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log.ts";
 import { NetError } from "../net/errors.ts";
-import { type CommandDefinition, readCommandLine } from "./command.ts";
+import { type Executable, readCommandLine, type Service, type Task } from "./command.ts";
 import { ConfigError } from "./option.ts";
+import { withStandardCommands } from "./standard_commands.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
 const FAILED = 1;
@@ -10,31 +11,18 @@ const MISCONFIGURED = 2;
 
 type Process = NodeJS.Process;
 
-/** An executable. */
-export interface Program<Values> extends CommandDefinition {
-  /** Checks what the values name, files above all. */
-  check: (values: Values) => Promise<void>;
-  /** Resolves when it runs. */
-  start: (values: Values, log: Logger) => Promise<{ close(): Promise<void> }>;
+/** Options that every service has. */
+interface LogValues {
+  log: { format: LogFormat; level: LogLevel };
 }
 
-/** Runs until a signal, or until it fails. Sets the exit code; rejects for nothing. */
-export async function run<Values extends { log: { format: LogFormat; level: LogLevel } }>(
-  program: Program<Values>,
-  process: Process,
-): Promise<void> {
-  const write = (line: string) => void process.stderr.write(line);
+/** Runs until a signal, or until it has done what it was asked for, or until it fails. Sets the exit code; rejects for nothing. */
+export async function run(executable: Executable, process: Process): Promise<void> {
+  const complete = withStandardCommands(executable);
   try {
-    const task = readCommandLine(program, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
-    if (task.do === "print") return void process.stdout.write(task.text);
-    const values = task.resolved.values as Values;
-    await program.check(values);
-    if (task.do === "check") return void process.stdout.write("The configuration can be used\n");
-    const log = createLogger({ ...values.log, write, color: process.stderr.isTTY === true });
-    dieOnAccidents(process, log);
-    await runToTheEnd(program, values, process, log);
+    await perform(readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME }), process);
   } catch (error) {
-    write(`${program.name}: ${error instanceof Error ? error.message : error}\n`);
+    process.stderr.write(`${executable.root.name}: ${error instanceof Error ? error.message : error}\n`);
     process.exitCode = isMisconfigured(error) ? MISCONFIGURED : FAILED;
   }
 }
@@ -44,11 +32,30 @@ function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
 
-async function runToTheEnd<Values>(program: Program<Values>, values: Values, process: Process, log: Logger): Promise<void> {
+async function perform(task: Task, process: Process): Promise<void> {
+  const write = (text: string) => void process.stdout.write(text);
+  if (task.do === "print") return write(task.text);
+  const { values } = task.resolved;
+  if (task.do === "act") return await task.action.act(values, { write, read: () => readAll(process.stdin) });
+  await task.service.check(values);
+  if (task.do === "check") return write("The configuration can be used\n");
+  const { log: options } = values as unknown as LogValues;
+  const log = createLogger({ ...options, write: (line) => void process.stderr.write(line), color: process.stderr.isTTY === true });
+  dieOnAccidents(process, log);
+  await runToTheEnd(task.service, values, process, log);
+}
+
+async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of stream) chunks.push(Buffer.from(chunk));
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+async function runToTheEnd(service: Service, values: object, process: Process, log: Logger): Promise<void> {
   const signal = new Promise<string>((resolve) => {
     for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
   });
-  const running = await program.start(values, log);
+  const running = await service.start(values, log);
   log.info("stopping", { signal: await signal });
   // whoever asks twice is in a hurry
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));

@@ -3,14 +3,15 @@ import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { type CommandDefinition, readCommandLine, type Task } from "../../shared/cli/command.ts";
+import { type Executable, readCommandLine, type Service, type Task } from "../../shared/cli/command.ts";
 import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
 import { Folder } from "../support/processes.ts";
 
-const definition: CommandDefinition = {
+const definition: Service = {
   name: "thing",
   description: "Does a thing.",
-  version: "1.2.3",
+  check: async () => {},
+  start: () => Promise.reject(new Error("not to be started")),
   options: defineOptions({
     "server.listen-address": { kind: "address", default: ":1", description: "Where it listens." },
     "server.tls.enable": { kind: "boolean", description: "Speak TLS." },
@@ -21,11 +22,13 @@ const definition: CommandDefinition = {
   }),
 };
 
+const executable: Executable = { root: definition, version: "1.2.3", family: {} };
+
 /** With a home of its own, so that no file of this machine counts. */
 function read(args: string[], { config = "", env = {} }: { config?: string; env?: Record<string, string> } = {}): Task {
   using home = new Folder();
   home.write(".reverse-http.yaml", config);
-  return readCommandLine(definition, { args, env, home: home.path });
+  return readCommandLine(executable, { args, env, home: home.path });
 }
 
 function valuesOf(args: string[]): Record<string, unknown> {
@@ -143,14 +146,14 @@ describe("configuration file on the command line", () => {
     using folder = new Folder();
     folder.write(".reverse-http.yaml", "log: {level: info}");
     const file = folder.write("own.json", '{"log": {"level": "warn"}}');
-    const task = readCommandLine(definition, { args: ["--config", file], env: {}, home: folder.path });
+    const task = readCommandLine(executable, { args: ["--config", file], env: {}, home: folder.path });
     assert.equal((task as Extract<Task, { do: "run" | "check" }>).resolved.settings.get("log.level")!.origin, `${file}:1`);
   });
 
   it("is YAML before JSON at home", () => {
     using folder = new Folder();
     const level = () => {
-      const task = readCommandLine(definition, { args: [], env: {}, home: folder.path });
+      const task = readCommandLine(executable, { args: [], env: {}, home: folder.path });
       return (task as Extract<Task, { do: "run" | "check" }>).resolved.settings.get("log.level")!.text;
     };
     folder.write(".reverse-http.json", '{"log": {"level": "warn"}}');
@@ -162,7 +165,7 @@ describe("configuration file on the command line", () => {
   it("must be there, and must be a file", () => {
     using folder = new Folder();
     const missing = join(folder.path, "missing.yaml");
-    const read = (file: string) => () => readCommandLine(definition, { args: ["--config", file], env: {}, home: undefined });
+    const read = (file: string) => () => readCommandLine(executable, { args: ["--config", file], env: {}, home: undefined });
     assert.throws(read(missing), (error: unknown) => error instanceof ConfigError && error.message.includes(missing));
     const directory = join(folder.path, "folder");
     mkdirSync(directory);

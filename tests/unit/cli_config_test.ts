@@ -1,7 +1,8 @@
 // Where values come from: precedence, origins, and what is said of names and values that cannot be used.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { didYouMean, resolve, type Resolved, type Sources } from "../../shared/cli/config.ts";
+import { readConfig } from "../../shared/cli/config_file.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved, type Sources } from "../../shared/cli/config.ts";
 import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
 
 const options = defineOptions({
@@ -22,10 +23,11 @@ interface Given {
 }
 
 function read({ flags = {}, env = {}, file }: Given): Resolved {
+  checkEnvironment(options, env);
   return resolve(options, {
     flags: new Map(Object.entries(flags)),
     env,
-    file: file === undefined ? undefined : { name: "c.yaml", text: file },
+    file: file === undefined ? undefined : readConfig(options, { name: "c.yaml", text: file }),
   });
 }
 

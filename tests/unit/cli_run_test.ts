@@ -4,12 +4,11 @@ import { EventEmitter, once } from "node:events";
 import { describe, it } from "node:test";
 import { logOptions } from "../../shared/cli/common_options.ts";
 import { ConfigError } from "../../shared/cli/option.ts";
-import { type Program, run } from "../../shared/cli/run.ts";
-import type { LogFormat, Logger, LogLevel } from "../../shared/log.ts";
+import type { Service } from "../../shared/cli/command.ts";
+import { run } from "../../shared/cli/run.ts";
+import type { Logger } from "../../shared/log.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { Folder } from "../support/processes.ts";
-
-type Values = { log: { format: LogFormat; level: LogLevel } };
 
 /** As much of a process as a program touches. `exit` is noted, and ends nothing. */
 class FakeProcess extends EventEmitter {
@@ -44,19 +43,19 @@ interface Started {
   done: Promise<void>;
 }
 
-function start(program: Partial<Program<Values>>, args: string[] = []): Started {
+function start(service: Partial<Service>, args: string[] = []): Started {
   using home = new Folder();
   home.write(".reverse-http.yaml", "");
   const process = new FakeProcess(["--log.format=json", ...args], home.path);
-  const done = run<Values>({
+  const root: Service = {
     name: "thing",
     description: "Does a thing.",
-    version: "1.2.3",
     options: logOptions,
     check: async () => {},
     start: () => Promise.reject(new Error("not to be started")),
-    ...program,
-  }, process as unknown as NodeJS.Process);
+    ...service,
+  };
+  const done = run({ root, version: "1.2.3", family: {} }, process as unknown as NodeJS.Process);
   return { process, done };
 }
 

@@ -5,7 +5,7 @@ import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
-const SOURCES = globSync("{mod.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
+const SOURCES = globSync("{mod.ts,main.ts,family.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
 
 /** Without comments: they may name what code may not. */
 function code(text: string): string {
@@ -18,11 +18,17 @@ function specifiers(text: string): string[] {
   return [...found].map((match) => match[2]!);
 }
 
+/** What is loaded with a file's text: neither types nor what is imported later. */
+function staticImports(text: string): string[] {
+  const found = code(text).matchAll(/\b(?:import|export)\s+(?!type\b)(?:[\w\s{},*$]+\bfrom\s*)?(["'])([^"'\n]+)\1/g);
+  return [...found].map((match) => match[2]!);
+}
+
 /** Which part of the house a file belongs to; a higher one may import a lower one. */
 const LEVELS = ["shared/net/types", "shared/net", "shared", "middle", "part", "main"] as const;
 
 function levelOf(file: string): number {
-  const level = /(^|\/)main\.ts$|^mod\.ts$/.test(file)
+  const level = /(^|\/)main\.ts$|^(mod|family)\.ts$/.test(file)
     ? "main"
     : /^(proxy|agent|lb)\//.test(file)
     ? "part"
@@ -40,6 +46,7 @@ function levelOf(file: string): number {
 function problem(file: string, target: string): string | undefined {
   const [from, to] = [file, target].map((path) => path.split("/")[0]!) as [string, string];
   const parts = ["proxy", "agent", "lb"];
+  if (file === "mod.ts" && target === "main.ts") return undefined; // when it is run directly: see below
   if (/(^|\/)main\.ts$/.test(target)) return "a main.ts is imported by nobody";
   if (target === "mod.ts") return "mod.ts is for programs outside";
   if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb do not know each other";
@@ -112,6 +119,21 @@ describe("imports", () => {
     assert.deepEqual(problems, []);
   });
 
+  it("of the library load neither command line nor configuration files", () => {
+    const loaded = new Set(["mod.ts"]);
+    const packages = new Set<string>();
+    for (const file of loaded) { // grows meanwhile
+      for (const specifier of staticImports(readFileSync(join(ROOT, file), "utf8"))) {
+        if (specifier.startsWith(".")) loaded.add(normalize(join(dirname(file), specifier)));
+        else packages.add(specifier);
+      }
+    }
+    assert.ok(loaded.has("proxy/proxy.ts") && loaded.has("shared/cli/defaults.ts"));
+    assert.deepEqual([...loaded].filter((file) => /(^|\/)(main|command|run)\.ts$/.test(file)), []);
+    assert.deepEqual([...packages].filter((name) => /^(commander|yaml|node:process)$/.test(name)), []);
+    assert.match(readFileSync(join(ROOT, "mod.ts"), "utf8"), /^if \(import\.meta\.main\) await import\("\.\/main\.ts"\);$/m);
+  });
+
   it("of packages are bare names that deno.json has, or node builtins", () => {
     const { imports } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { imports: Record<string, string> };
     const unknown: string[] = [];
@@ -129,7 +151,7 @@ describe("sources", () => {
     const problems: string[] = [];
     for (const file of SOURCES) {
       const text = readFileSync(join(ROOT, file), "utf8");
-      if (levelOf(file) === LEVELS.indexOf("main")) continue;
+      if (/(^|\/)main\.ts$/.test(file)) continue;
       // the loader in executables asks where the executable is, and loads; it is held to that below
       const imports = specifiers(text).some((specifier) => /^(node:)?process$/.test(specifier));
       if (imports && file !== "shared/net/embedded.ts") problems.push(`${file} imports node:process`);

@@ -1,0 +1,21 @@
+// The executable reverse-http: all services as commands, as the Go reverse-http is called.
+import process from "node:process";
+import { agentCommand } from "./agent/command.ts";
+import { FAMILY } from "./family.ts";
+import { proxyCommand } from "./proxy/command.ts";
+import { run } from "./shared/cli/run.ts";
+import { createNativeNet } from "./shared/net/native.ts";
+import { VERSION } from "./shared/version.ts";
+
+await run({
+  root: {
+    name: "reverse-http",
+    description: "A reverse HTTP proxy over QUIC.",
+    commands: [
+      proxyCommand(createNativeNet),
+      agentCommand(createNativeNet),
+    ],
+  },
+  version: VERSION,
+  family: FAMILY,
+}, process);
