@@ -1,5 +1,4 @@
 // What an option is. One definition gives its flag, environment variable, configuration key, default, validation, help and type.
-import parseDuration from "parse-duration";
 
 /** Values by kind of option. */
 interface Kinds {
@@ -10,6 +9,7 @@ interface Kinds {
   address: string;
   /** Milliseconds; written as in Go: `300ms`, `10s`, `1m30s`, `24h`. */
   duration: number;
+  /** `true` or `false`; or as Go's strconv.ParseBool takes them: `1`, `t`, `TRUE` … */
   boolean: boolean;
   /** Repeatable, or comma-separated. */
   list: string[];
@@ -119,8 +119,8 @@ function hasType(value: unknown, type: string): boolean {
 function parseKind({ kind }: Option, text: string): Kinds[Kind] {
   switch (kind) {
     case "boolean":
-      if (text === "true") return true;
-      if (text === "false") return false;
+      if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
+      if (/^(0|f|F|false|FALSE|False)$/.test(text)) return false;
       throw new ValueError(`${JSON.stringify(text)} is not true or false`);
     case "duration":
       return parseGoDuration(text);
@@ -134,17 +134,23 @@ function parseKind({ kind }: Option, text: string): Kinds[Kind] {
   }
 }
 
+/** As Go's time.ParseDuration reads it, but for negative ones; whole milliseconds, and what is more than nothing never becomes nothing. */
 function parseGoDuration(text: string): number {
-  if (/^[0-9]+(\.[0-9]+)?$/.test(text) && Number(text) !== 0) {
-    throw new ValueError(`${JSON.stringify(text)} has no unit: write for example ${text}s or ${text}ms`);
+  const quoted = JSON.stringify(text);
+  if (/^\+?0$/.test(text)) return 0;
+  if (/^\+?(?:\d+\.?\d*|\.\d+)$/.test(text)) throw new ValueError(`${quoted} has no unit: write for example ${text}s or ${text}ms`);
+  if (!/^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$/.test(text)) {
+    throw new ValueError(`${quoted} is not a duration like 300ms, 10s, 1m30s or 24h`);
   }
-  if (!/^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$/.test(text)) {
-    throw new ValueError(`${JSON.stringify(text)} is not a duration like 300ms, 10s, 1m30s or 24h`);
-  }
-  const ms = Math.round(parseDuration(text) ?? NaN);
-  if (!(ms <= MAX_DURATION_MS)) throw new ValueError(`${JSON.stringify(text)} is longer than ${MAX_DURATION_MS / 3_600_000}h`);
-  return ms;
+  if (text.startsWith("-")) throw new ValueError(`${quoted} is negative`);
+  let ms = 0;
+  for (const [, count, unit] of text.matchAll(/([\d.]+)([a-zµμ]+)/g)) ms += Number(count) * UNITS_MS[unit!]!;
+  if (!(ms <= MAX_DURATION_MS)) throw new ValueError(`${quoted} is longer than ${MAX_DURATION_MS / 3_600_000}h`);
+  return ms > 0 ? Math.max(1, Math.round(ms)) : 0;
 }
+
+/** Both letters that look like a mu: micro sign and Greek. */
+const UNITS_MS: Readonly<Record<string, number>> = { ns: 1e-6, us: 1e-3, "µs": 1e-3, "μs": 1e-3, ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
 
 /** Timers take no more: some 24 days. */
 const MAX_DURATION_MS = 576 * 3_600_000;

@@ -41,10 +41,29 @@ describe("duration", () => {
     "1500us": 2,
     "2000000ns": 2,
     "576h": 2_073_600_000,
+    "1h30m": 5_400_000,
+    "1.5h": 5_400_000,
+    ".5s": 500,
+    "1.s": 1_000,
+    "+1s": 1_000,
+    "1500µs": 2,
+    "1500μs": 2,
+    "30m1h": 5_400_000,
+    "1s1s": 2_000,
+    "0.1s": 100,
   };
   for (const [text, ms] of Object.entries(taken)) {
     it(`takes ${text} as ${ms} ms`, () => assert.equal(parseValue(duration, text), ms));
   }
+
+  it("that is more than nothing never becomes nothing", () => {
+    for (const text of ["1ns", "100us", "0.4ms"]) assert.equal(parseValue(duration, text), 1, text);
+    assert.equal(parseValue(duration, "0ns"), 0);
+  });
+
+  it("refuses one that is negative", () => {
+    for (const text of ["-1s", "-1h30m"]) assert.equal(refusal(duration, text), `${JSON.stringify(text)} is negative`);
+  });
 
   it("refuses a number without a unit, and says what to write", () => {
     assert.equal(refusal(duration, "10"), '"10" has no unit: write for example 10s or 10ms');
@@ -57,8 +76,10 @@ describe("duration", () => {
         "",
         " ",
         "s",
-        "-1s",
-        "+1s",
+        "--1s",
+        ".s",
+        "1.2.3s",
+        "1S",
         "1 s",
         "10s ",
         "10 seconds",
@@ -100,10 +121,10 @@ describe("address", () => {
 });
 
 describe("boolean", () => {
-  it("takes true and false and nothing else", () => {
-    assert.equal(parseValue(boolean, "true"), true);
-    assert.equal(parseValue(boolean, "false"), false);
-    for (const text of ["", "yes", "1", "True", " true"]) assert.match(refusal(boolean, text), /is not true or false$/, text);
+  it("takes what Go takes and nothing else", () => {
+    for (const text of ["true", "1", "t", "T", "TRUE", "True"]) assert.equal(parseValue(boolean, text), true, text);
+    for (const text of ["false", "0", "f", "F", "FALSE", "False"]) assert.equal(parseValue(boolean, text), false, text);
+    for (const text of ["", "yes", "on", "2", "tRUE", " true"]) assert.match(refusal(boolean, text), /is not true or false$/, text);
   });
 });
 
