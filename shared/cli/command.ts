@@ -191,10 +191,14 @@ function readText(file: string): string {
   }
 }
 
-/** One line an option, as it could stand on a command line, with its origin. */
+/** One line an option, as it could stand in a shell, with its origin. */
 function printSettings(options: Options, { settings }: Resolved): string {
-  const lines = [...settings].map(([name, { text, origin }]) =>
-    `${flagOf(name)}=${options[name]!.secret && text !== "" ? "******" : text}  # ${origin}`
-  );
+  const lines = [...settings].map(([name, { text, origin }]) => `${flagOf(name)}=${shown(text, options[name]!)}  # ${origin}`);
   return `${lines.join("\n")}\n`;
+}
+
+/** Of a secret in a file, its name is shown and no secret. */
+function shown(text: string, { secret }: Options[string]): string {
+  if (secret && text !== "" && !text.startsWith("file:")) return "******";
+  return /^[\w@%+=:,./-]*$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }

@@ -84,8 +84,10 @@ function isOfOrchestrator(variable: string, env: Sources["env"]): boolean {
   return service !== undefined && env[`${service}_SERVICE_HOST`] !== undefined;
 }
 
-/** `; did you mean …?` with the nearest of `known`, where one is near. */
+/** `; did you mean …?` with those of `known` whose end `name` is, or else the nearest, where one is near. */
 export function didYouMean(name: string, known: readonly string[]): string {
+  const longer = known.filter((candidate) => candidate.endsWith(`.${name.replace(/^--/, "")}`));
+  if (longer.length > 0 && longer.length < 4) return `; did you mean ${longer.join(" or ")}?`;
   const ranked = known.map((candidate) => [distance(name, candidate), candidate] as const).sort(([a], [b]) => a - b);
   const [nearest] = ranked;
   return nearest && nearest[0] <= Math.max(3, name.length / 3) ? `; did you mean ${nearest[1]}?` : "";

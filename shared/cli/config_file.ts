@@ -1,7 +1,7 @@
 // The configuration file, YAML or JSON: its keys to settings with their lines. What the values mean, it does not know.
-import { LineCounter, parseDocument, visit } from "yaml";
+import { type Document, isAlias, isMap, isScalar, isSeq, LineCounter, parseDocument, type Scalar, visit, type YAMLParseError } from "yaml";
 import { didYouMean, type Setting } from "./config.ts";
-import { ConfigError, type Options } from "./option.ts";
+import { ConfigError, type Option, type Options } from "./option.ts";
 
 /**
  * Settings of a YAML or JSON file, which is YAML too: those of `options`, and of whoever in `family` reads the same file.
@@ -15,7 +15,8 @@ export function readConfig(
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true });
   const [problem] = document.errors;
-  if (problem) throw new ConfigError(`Cannot read ${file}: line ${lines.linePos(problem.pos[0]).line}: ${problem.message.split("\n")[0]}`);
+  if (problem) throw new ConfigError(`Cannot read ${file}:${lines.linePos(problem.pos[0]).line}: ${describeProblem(problem)}`);
+  if (document.contents !== null && !isMap(document.contents)) throw new ConfigError(`Cannot read ${file}: it has no keys`);
   const settings = new Map<string, Setting>();
   const all: Options = Object.assign({}, ...Object.values(family), options);
   const known = Object.keys(all);
@@ -25,29 +26,51 @@ export function readConfig(
       const name = keys.join(".");
       const range = (pair.key as { range?: [number, number, number] } | null)?.range;
       const origin = `${file}:${range ? lines.linePos(range[0]).line : 1}`;
-      const value = (pair.value as { toJSON?: () => unknown } | null)?.toJSON?.();
+      const value = follow(pair.value, document);
       if (!Object.hasOwn(all, name)) {
         const isGroup = known.some((option) => option.startsWith(`${name}.`));
         if (!isGroup) throw new ConfigError(`Unknown key ${name} (${origin})${didYouMean(name, known)}`);
-        if (value !== null && (typeof value !== "object" || Array.isArray(value))) {
+        if (!isMap(value) && !isNothing(value)) {
           throw new ConfigError(`Cannot use ${name} (${origin}): it is a group of keys, not a value`);
         }
         return;
       }
-      settings.set(name, { text: toText(all, name, value, origin), origin });
+      const before = settings.get(name);
+      if (before) {
+        throw new ConfigError(`Cannot use ${name} (${origin}): it is there twice, first in line ${before.origin.split(":").at(-1)}`);
+      }
+      settings.set(name, { text: toText(all[name]!, name, value, origin, document), origin });
       return visit.SKIP;
     },
   });
-  if (text.trim() !== "" && document.contents !== null && !("items" in document.contents)) {
-    throw new ConfigError(`Cannot read ${file}: it has no keys`);
-  }
   return settings;
 }
 
-function toText(options: Options, name: string, value: unknown, origin: string): string {
-  const isScalar = (item: unknown) => ["string", "number", "boolean"].includes(typeof item);
-  if (options[name]!.kind === "list" && Array.isArray(value) && value.every(isScalar)) return value.join(",");
-  if (value === null || value === undefined) return "";
-  if (!isScalar(value)) throw new ConfigError(`Cannot use ${name} (${origin}): it is not a plain value`);
-  return String(value);
+/** Without the place, which stands before it, and the lines around it, which may hold a secret. */
+function describeProblem({ code, message }: YAMLParseError): string {
+  if (code === "TAB_AS_INDENT") return "it is indented by a tab, and YAML takes only spaces";
+  if (code === "DUPLICATE_KEY") return "this key is there twice";
+  return message.split("\n")[0]!.replace(/ at line \d+, column \d+:?$/, "");
+}
+
+/** What an alias stands for; `undefined` where there is no such anchor. */
+function follow(node: unknown, document: Document): unknown {
+  return isAlias(node) ? node.resolve(document) : node;
+}
+
+function isNothing(node: unknown): boolean {
+  return node === null || (isScalar(node) && node.value === null);
+}
+
+/** As it could stand on the command line. */
+function toText(option: Option, name: string, node: unknown, origin: string, document: Document): string {
+  if (isNothing(node)) return "";
+  const nodes = option.kind === "list" && isSeq(node) ? node.items.map((item) => follow(item, document)) : [node];
+  if (!nodes.every(isPlain)) throw new ConfigError(`Cannot use ${name} (${origin}): it is not a plain value`);
+  // as it was written: 007 is an agent's id too
+  return nodes.map(({ value, source }) => typeof value === "string" ? value : source ?? String(value)).join(",");
+}
+
+function isPlain(node: unknown): node is Scalar<string | number | boolean> {
+  return isScalar(node) && ["string", "number", "boolean"].includes(typeof node.value);
 }

@@ -120,6 +120,28 @@ describe("environment", () => {
     );
   });
 
+  it("leaves alone what Kubernetes says of a service with our name", () => {
+    const env = {
+      REVERSE_HTTP_PROXY_SERVICE_HOST: "10.0.0.1",
+      REVERSE_HTTP_PROXY_SERVICE_PORT: "3128",
+      REVERSE_HTTP_PROXY_SERVICE_PORT_HTTP: "3128",
+      REVERSE_HTTP_PROXY_PORT: "tcp://10.0.0.1:3128",
+      REVERSE_HTTP_PROXY_PORT_3128_TCP: "tcp://10.0.0.1:3128",
+      REVERSE_HTTP_PROXY_PORT_3128_TCP_PROTO: "tcp",
+      REVERSE_HTTP_PROXY_PORT_3128_TCP_PORT: "3128",
+      REVERSE_HTTP_PROXY_PORT_3128_TCP_ADDR: "10.0.0.1",
+    };
+    read({ env });
+    assert.match(refusal({ env: { REVERSE_HTTP_PROXY_PORT: "3128" } }), /^Unknown environment variable/);
+    assert.match(refusal({ env: { ...env, REVERSE_HTTP_PROXY_SECRET: "1" } }), /^Unknown environment variable REVERSE_HTTP_PROXY_SECRET/);
+  });
+
+  it("takes the variables of others that share it", () => {
+    const family = { other: defineOptions({ "other.wait": { kind: "duration", description: "" } }) };
+    checkEnvironment(options, { REVERSE_HTTP_OTHER_WAIT: "anything" }, family);
+    assert.throws(() => checkEnvironment(options, { REVERSE_HTTP_OTHER_WIAT: "1s" }, family), /did you mean REVERSE_HTTP_OTHER_WAIT\?$/);
+  });
+
   it("does not show the value of an unknown variable", () => {
     assert.doesNotMatch(refusal({ env: { REVERSE_HTTP_PASWORD: "hunter2" } }), /hunter2/);
   });
@@ -182,19 +204,59 @@ server:
     assert.match(refusal({ file: "server: {allow: [[a], b]}" }), /it is not a plain value$/);
   });
 
+  it("gives numbers as they are written", () => {
+    for (const id of ["007", "1e3", "4711.0", "12345678901234567890", "0x1F"]) {
+      for (const file of [`agent-id: ${id}`, `agent-id: &id ${id}`]) assert.equal(read({ file }).values.agentId, id);
+    }
+    assert.deepEqual((read({ file: "server: {allow: [007, a]}" }).values.server as { allow: string[] }).allow, ["007", "a"]);
+  });
+
+  it("may have anchors and aliases, and refuses an alias without an anchor", () => {
+    assert.equal((read({ file: "agent-id: &level warn\nlog:\n  level: *level" }).values.log as { level: string }).level, "warn");
+    assert.equal(refusal({ file: "log:\n  level: *level" }), "Cannot use log.level (c.yaml:2): it is not a plain value");
+  });
+
+  it("refuses a key that is there with dots and without", () => {
+    assert.equal(
+      refusal({ file: "log.level: info\nlog:\n  level: warn" }),
+      "Cannot use log.level (c.yaml:3): it is there twice, first in line 1",
+    );
+  });
+
+  it("takes the keys of others that share it, whatever their values, and refuses what nobody knows", () => {
+    const family = { other: defineOptions({ "other.wait": { kind: "duration", description: "" } }) };
+    const readShared = (text: string) => readConfig(options, { name: "c.yaml", text }, family);
+    const settings = readShared("other:\n  wait: anything\nlog:\n  level: warn\n");
+    assert.equal((resolve(options, { flags: new Map(), env: {}, file: settings }).values.log as { level: string }).level, "warn");
+    assert.throws(
+      () => readShared("other:\n  wiat: 1s\n"),
+      /^ConfigError: Unknown key other\.wiat \(c\.yaml:2\); did you mean other\.wait\?$/,
+    );
+  });
+
   it("refuses what is no YAML, with its line", () => {
-    assert.match(refusal({ file: "log:\n\tlevel: info\n" }), /^Cannot read c\.yaml: line [12]: Tabs are not allowed as indentation/);
-    assert.match(refusal({ file: '{"log": ' }), /^Cannot read c\.yaml: line 1: /);
-    assert.match(refusal({ file: "log: {}\n---\nlog: {}\n" }), /^Cannot read c\.yaml: line 2: /);
-    assert.match(refusal({ file: "only text" }), /^Cannot read c\.yaml: it has no keys$/);
+    assert.match(
+      refusal({ file: "log:\n\tlevel: info\n" }),
+      /^Cannot read c\.yaml:2: it is indented by a tab, and YAML takes only spaces$/,
+    );
+    assert.match(refusal({ file: '{"log": ' }), /^Cannot read c\.yaml:1: /);
+    assert.match(refusal({ file: "log: {}\n---\nlog: {}\n" }), /^Cannot read c\.yaml:2: /);
+    assert.match(refusal({ file: "log: [a\n" }), /^Cannot read c\.yaml:\d: [^\n]*[^:\n]$/);
+    for (const file of ["only text", "- log\n", "42"]) assert.equal(refusal({ file }), "Cannot read c.yaml: it has no keys");
   });
 
   it("refuses a key that is there twice", () => {
-    assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml: line 2: Map keys must be unique/);
+    assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml:2: this key is there twice$/);
   });
 });
 
 describe("didYouMean", () => {
+  it("names those that end so", () => {
+    const known = ["agent-server.listen-address", "http-proxy.listen-address", "log.level"];
+    assert.equal(didYouMean("listen-address", known), "; did you mean agent-server.listen-address or http-proxy.listen-address?");
+    assert.equal(didYouMean("--level", ["--log.level"]), "; did you mean --log.level?");
+  });
+
   it("names the nearest of the known", () => {
     assert.equal(didYouMean("log.levle", ["log.format", "log.level"]), "; did you mean log.level?");
   });
