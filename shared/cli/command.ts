@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import type { Logger } from "../log.ts";
 import { readConfig } from "./config_file.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "./config.ts";
-import { ConfigError, envOf, flagOf, type Options } from "./option.ts";
+import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "./option.ts";
 
 /** What every command has. */
 interface Described {
@@ -73,9 +73,18 @@ interface Found {
   /** The innermost command that was named. */
   command: Command;
   flags: Map<string, string>;
-  config?: string;
-  check: boolean;
-  print: boolean;
+}
+
+/** Flags that every service has besides its options. */
+const SERVICE_FLAGS = defineOptions({
+  "config": { kind: "file", description: "Configuration file, YAML or JSON." },
+  "check-config": { kind: "boolean", description: "Check all options and the files they name, then exit." },
+  "print-config": { kind: "boolean", description: "Print the effective options and where each was set, then exit." },
+});
+
+/** All flags of a command but for --help and --version, in the order in which they are shown. */
+export function flagsOf(command: Command): Options {
+  return "start" in command ? { ...command.options, ...SERVICE_FLAGS } : command.options ?? {};
 }
 
 /**
@@ -83,7 +92,7 @@ interface Found {
  * @throws {ConfigError} for a command, flag, key, variable or value that cannot be used
  */
 export function readCommandLine(executable: Executable, { args, env, home }: Invocation): Task {
-  const found: Found = { command: executable.root, flags: new Map(), check: false, print: false };
+  const found: Found = { command: executable.root, flags: new Map() };
   let printed = "";
   const parser = createParser(executable.root, found, (text) => printed += text)
     .version(executable.version, "--version", "print the version");
@@ -98,11 +107,12 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   if ("act" in command) return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
   if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser asks for one of its commands
   checkEnvironment(command.options, env, executable.family);
-  const file = found.config ?? findConfig(home);
+  const own = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
+  const file = own.config ?? findConfig(home);
   const settings = file === undefined ? undefined : readConfig(command.options, { name: file, text: readText(file) }, executable.family);
   const resolved = resolve(command.options, { flags, env, file: settings });
-  if (found.print) return { do: "print", text: printSettings(command.options, resolved) };
-  return { do: found.check ? "check" : "run", service: command, resolved };
+  if (own.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
+  return { do: own.checkConfig ? "check" : "run", service: command, resolved };
 }
 
 /** The parser of a command and of those in it; tells `found` what it meets. */
@@ -117,25 +127,33 @@ function createParser(command: Command, found: Found, writeOut: (text: string) =
     .hook("preSubcommand", (_, inner) => {
       found.command = found.command.commands!.find(({ name }) => name === inner.name())!;
     });
-  const fromCommandLineOnly = !("start" in command);
-  for (const [option, definition] of Object.entries(command.options ?? {})) {
-    parser.addOption(createFlag(option, definition, fromCommandLineOnly, found.flags));
-  }
-  if ("start" in command) {
-    parser
-      .option("--config <file>", "configuration file, YAML or JSON", (file) => found.config = file)
-      .option("--check-config", "check all options and the files they name, then exit", () => found.check = true)
-      .option("--print-config", "print the effective options and where each was set, then exit", () => found.print = true);
+  for (const [name, option] of Object.entries(flagsOf(command))) {
+    parser.addOption(createFlag(name, option, found.flags, envIn(command, name)));
   }
   if ("start" in command || "act" in command) parser.action(() => {});
   for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, found, writeOut));
   return parser;
 }
 
-function createFlag(name: string, definition: Options[string], fromCommandLineOnly: boolean, flags: Map<string, string>): Flag {
-  const value = definition.kind === "boolean" ? "[boolean]" : `<${definition.kind}>`;
-  const short = definition.short === undefined ? "" : `-${definition.short}, `;
-  const flag = new Flag(`${short}${flagOf(name)} ${value}`, helpText(name, definition, fromCommandLineOnly));
+/** `command` and all that are in it, each with the words that lead to it. */
+export function* walkCommands(command: Command, path: readonly string[] = []): Generator<[path: readonly string[], command: Command]> {
+  yield [path, command];
+  for (const inner of command.commands ?? []) yield* walkCommands(inner, [...path, inner.name]);
+}
+
+/** The variable that sets an option of `command`; `undefined` where none does. */
+export function envIn(command: Command, name: string): string | undefined {
+  const option = "start" in command ? command.options[name] : undefined;
+  return option && envOf(name, option);
+}
+
+/** `-V, --verbose [boolean]` */
+export function usageOf(name: string, { kind, short }: Option): string {
+  return `${short === undefined ? "" : `-${short}, `}${flagOf(name)} ${kind === "boolean" ? "[boolean]" : `<${kind}>`}`;
+}
+
+function createFlag(name: string, definition: Option, flags: Map<string, string>, env: string | undefined): Flag {
+  const flag = new Flag(usageOf(name, definition), helpText(definition, env));
   flag.argParser((text: string) => {
     const before = definition.kind === "list" ? flags.get(name) : undefined;
     flags.set(name, before === undefined ? text : `${before},${text}`);
@@ -144,13 +162,14 @@ function createFlag(name: string, definition: Options[string], fromCommandLineOn
   return definition.kind === "boolean" ? flag.preset("true") : flag;
 }
 
-function helpText(name: string, definition: Options[string], fromCommandLineOnly: boolean): string {
-  const parts = [definition.description];
-  if (definition.choices) parts.push(`One of ${definition.choices.join(", ")}.`);
-  if (definition.notBuilt) parts.push("Not built yet.");
+/** What an option is, for whoever asks for help. */
+export function helpText({ description, choices, notBuilt, default: value }: Option, env: string | undefined): string {
+  const parts = [description];
+  if (choices) parts.push(`One of ${choices.join(", ")}.`);
+  if (notBuilt) parts.push("Not built yet.");
   const notes: string[] = [];
-  if (definition.default !== undefined) notes.push(`default ${definition.default}`);
-  if (!fromCommandLineOnly) notes.push(`env ${envOf(name, definition)}`);
+  if (value !== undefined) notes.push(`default ${value}`);
+  if (env !== undefined) notes.push(`env ${env}`);
   if (notes.length > 0) parts.push(`(${notes.join(", ")})`);
   return parts.join(" ");
 }
@@ -160,9 +179,10 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
   const commands = (command.commands ?? []).map(({ name }) => name);
   const [, flag] = /unknown option '([^'=]*)/.exec(message) ?? [];
   if (code === "commander.unknownOption" && flag !== undefined) {
-    const known = [...Object.keys(command.options ?? {}), ..."start" in command ? ["config", "check-config", "print-config"] : []];
     const owners = Object.entries(family).filter(([, options]) => flag.slice(2) in options).map(([name]) => name);
-    const hint = owners.length > 0 ? `; it is an option of ${owners.join(" and ")}` : didYouMean(flag, known.map(flagOf));
+    const hint = owners.length > 0
+      ? `; it is an option of ${owners.join(" and ")}`
+      : didYouMean(flag, [...Object.keys(flagsOf(command)), "help"].map(flagOf));
     return `unknown option '${flag}'${hint}`;
   }
   if (code === "commander.help") return `a command is needed: ${commands.join(", ")}; --help says more`;
@@ -198,7 +218,7 @@ function printSettings(options: Options, { settings }: Resolved): string {
 }
 
 /** Of a secret in a file, its name is shown and no secret. */
-function shown(text: string, { secret }: Options[string]): string {
+function shown(text: string, { secret }: Option): string {
   if (secret && text !== "" && !text.startsWith("file:")) return "******";
   return /^[\w@%+=:,./-]*$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
