@@ -1,7 +1,9 @@
 // Commands that every executable has.
 import { BUILD } from "../build.ts";
 import type { Action, Command, Executable } from "./command.ts";
+import { configSchema } from "./config_schema.ts";
 import { completionScript, howToLoad, SHELLS } from "./completion.ts";
+import { manualPage } from "./manual.ts";
 import { defineOptions, type ValuesOf } from "./option.ts";
 
 /** `executable` with the commands that all have. */
@@ -11,7 +13,29 @@ export function withStandardCommands(executable: Executable): Executable {
 }
 
 function standardCommands(executable: Executable): Command[] {
-  return [versionCommand(executable.version), completionCommand(executable)];
+  // they tell of themselves too
+  const complete = () => withStandardCommands(executable);
+  const print = (name: string, description: string, text: () => string): Action => ({
+    name,
+    description,
+    act: (_, { write }) => Promise.resolve(write(text())),
+  });
+  return [
+    versionCommand(executable.version),
+    {
+      name: "completion",
+      description: "Print a script that completes commands and flags in a shell.",
+      commands: SHELLS.map((shell) =>
+        print(shell, `For ${shell}: ${howToLoad(shell, executable.root.name)}.`, () => completionScript(shell, complete().root))
+      ),
+    },
+    print("man", "Print the manual page, for man(1).", () => manualPage(complete(), BUILD.date === "unknown" ? undefined : BUILD.date)),
+    print(
+      "config-schema",
+      "Print a JSON Schema of the configuration file, for editors.",
+      () => `${JSON.stringify(configSchema(executable.family), null, 2)}\n`,
+    ),
+  ];
 }
 
 const versionOptions = defineOptions({
@@ -27,17 +51,5 @@ function versionCommand(version: string): Action<ValuesOf<typeof versionOptions>
       write(`${verbose ? JSON.stringify({ version, ...BUILD }) : version}\n`);
       return Promise.resolve();
     },
-  };
-}
-
-function completionCommand(executable: Executable): Command {
-  return {
-    name: "completion",
-    description: "Print a script that completes commands and flags in a shell.",
-    commands: SHELLS.map((shell) => ({
-      name: shell,
-      description: `For ${shell}: ${howToLoad(shell, executable.root.name)}.`,
-      act: (_, { write }) => Promise.resolve(write(completionScript(shell, withStandardCommands(executable).root))),
-    })),
   };
 }
