@@ -101,7 +101,7 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return { do: "print", text: printed };
-    throw new ConfigError(describeMistake(error, found.command, executable));
+    throw new ConfigError(describeMistake(error, found.command, executable, args));
   }
   const { command, flags } = found;
   if ("act" in command) return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
@@ -175,7 +175,7 @@ export function helpText({ description, choices, notBuilt, default: value }: Opt
 }
 
 /** In one line, and without the value of an option that is unknown: it may be a misspelt secret. */
-function describeMistake({ code, message }: CommanderError, command: Command, { family }: Executable): string {
+function describeMistake({ code, message }: CommanderError, command: Command, { family }: Executable, args: readonly string[]): string {
   const commands = (command.commands ?? []).map(({ name }) => name);
   const [, flag] = /unknown option '([^'=]*)/.exec(message) ?? [];
   if (code === "commander.unknownOption" && flag !== undefined) {
@@ -186,9 +186,11 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
     return `unknown option '${flag}'${hint}`;
   }
   if (code === "commander.help") return `a command is needed: ${commands.join(", ")}; --help says more`;
-  const [, word] = /unknown command '([^']*)'/.exec(message) ?? /too many arguments.*?: ([^,]*)/.exec(message) ?? [];
+  const [, word] = /unknown command '([^']*)'/.exec(message) ?? /too many arguments.*?: (.*?)(?:, .*)?\.$/.exec(message) ?? [];
   if (word !== undefined) {
-    return `unknown argument '${word.replace(/\.$/, "")}'${didYouMean(word, commands)}`;
+    const before = args[args.indexOf(word) - 1]?.split("=")[0] ?? "";
+    if (command.options?.[before.slice(2)]?.secret) return `unknown argument after ${before}`; // it may be what belongs there
+    return `unknown argument '${word}'${didYouMean(word, commands)}`;
   }
   return message.replace(/^error: /, "").replace(/\n/g, " ");
 }

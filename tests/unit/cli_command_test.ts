@@ -130,6 +130,17 @@ describe("command line", () => {
     assert.equal(lines[5], "--log.level=warn  # LOG_LEVEL");
   });
 
+  it("prints options as a shell takes them", () => {
+    const text = printed(read(["--print-config", "--server.allow=*.a, b", "--log.level", "warn"], { config: "password: file:token.jwt" }));
+    assert.match(text, /^--server\.allow='\*\.a, b' {2}# --server\.allow$/m);
+  });
+
+  it("prints the name of a secret's file, and no secret", () => {
+    const text = (value: string) => printed(read([`--password=${value}`, "--print-config"]));
+    assert.match(text("file:/etc/token"), /^--password=file:\/etc\/token {2}#/m);
+    for (const secret of ["hunter2", "hunter2,b", "File:x", "a file:x"]) assert.match(text(secret), /^--password=\*{6} {2}#/m);
+  });
+
   it("shows no mask where there is no secret", () => {
     assert.match(printed(read(["--print-config"])), /^--password= {2}# default$/m);
   });
@@ -170,5 +181,92 @@ describe("configuration file on the command line", () => {
     const directory = join(folder.path, "folder");
     mkdirSync(directory);
     assert.throws(read(directory), ConfigError);
+  });
+});
+
+describe("commands", () => {
+  const act = async () => {};
+  const key = defineOptions({
+    "algo": { kind: "string", default: "ES256", choices: ["ES256", "RS256"], description: "The algorithm." },
+    "out": { kind: "file", default: "key.pem", description: "Where to." },
+    "all": { kind: "boolean", short: "a", description: "All." },
+  });
+  const tree: Executable = {
+    version: "1.2.3",
+    family: { thing: definition.options, other: defineOptions({ "other.wait": { kind: "duration", description: "A wait." } }) },
+    root: {
+      name: "things",
+      description: "Many things.",
+      commands: [definition, { name: "auth", description: "Keys.", commands: [{ name: "key", description: "A key.", options: key, act }] }],
+    },
+  };
+  const withInner: Executable = { ...tree, root: { ...definition, commands: tree.root.commands!.slice(1) } };
+
+  function readOf(executable: Executable, args: string[], env: Record<string, string> = {}): Task {
+    return readCommandLine(executable, { args, env, home: "/nonexistent" });
+  }
+
+  function refusalOf(executable: Executable, args: string[]): string {
+    let message = "";
+    assert.throws(() => readOf(executable, args), (error) => error instanceof ConfigError && (message = error.message) !== "");
+    return message;
+  }
+
+  it("are chosen by their names", () => {
+    const service = readOf(tree, ["thing", "--server.listen-address=:2"]) as Extract<Task, { do: "run" | "check" }>;
+    assert.equal(service.do, "run");
+    assert.equal(service.service, definition);
+    assert.deepEqual((service.resolved.values.server as { listenAddress: string }).listenAddress, ":2");
+    const action = readOf(tree, ["auth", "key", "--algo", "RS256", "-a"]) as Extract<Task, { do: "act" }>;
+    assert.equal(action.action.name, "key");
+    assert.deepEqual(action.resolved.values, { algo: "RS256", out: "key.pem", all: true });
+  });
+
+  it("may stand beside a service's own options", () => {
+    assert.equal(readOf(withInner, ["--log.level=warn"]).do, "run");
+    assert.equal(readOf(withInner, ["auth", "key"]).do, "act");
+    assert.equal(readOf(withInner, ["--server.tls.enable", "--password", "auth"]).do, "run");
+  });
+
+  it("that act take neither variables nor files", () => {
+    const { resolved } = readOf(tree, ["auth", "key"], { REVERSE_HTTP_OUT: "x", REVERSE_HTTP_UNKNOWN: "x" }) as Extract<
+      Task,
+      { do: "act" }
+    >;
+    assert.equal(resolved.values.out, "key.pem");
+    assert.match(refusalOf(tree, ["auth", "key", "--config=x"]), /^unknown option '--config'$/);
+  });
+
+  it("that are missing are asked for, with all there are", () => {
+    assert.equal(refusalOf(tree, []), "a command is needed: thing, auth; --help says more");
+    assert.equal(refusalOf(tree, ["auth"]), "a command is needed: key; --help says more");
+  });
+
+  it("that are unknown are named, with the nearest", () => {
+    assert.equal(refusalOf(tree, ["thnig"]), "unknown argument 'thnig'; did you mean thing?");
+    assert.equal(refusalOf(tree, ["auth", "kee"]), "unknown argument 'kee'; did you mean key?");
+    assert.equal(refusalOf(withInner, ["auht"]), "unknown argument 'auht'; did you mean auth?");
+    assert.equal(refusalOf(tree, ["thing", "extra", "more"]), "unknown argument 'extra'");
+  });
+
+  it("do not show what may be a secret's value in the wrong place", () => {
+    for (const args of [["--password=", "hunter2"], ["--password=a", "hunter2"]]) {
+      assert.equal(refusalOf(tree, ["thing", ...args]), "unknown argument after --password");
+    }
+  });
+
+  it("say whose option it is that they do not have, or the nearest of their own", () => {
+    assert.equal(refusalOf(tree, ["thing", "--other.wait=1s"]), "unknown option '--other.wait'; it is an option of other");
+    assert.equal(refusalOf(tree, ["thing", "--log.levl=warn"]), "unknown option '--log.levl'; did you mean --log.level?");
+    assert.equal(refusalOf(tree, ["thing", "--confg=x"]), "unknown option '--confg'; did you mean --config?");
+    assert.equal(refusalOf(tree, ["auth", "key", "--algoo=x"]), "unknown option '--algoo'; did you mean --algo?");
+  });
+
+  it("explain themselves and those in them", () => {
+    const help = printed(readOf(tree, ["--help"]));
+    assert.match(help, /^Usage: things \[options\] \[command\]/);
+    for (const text of ["thing [options]", "Does a thing.", "auth", "Keys."]) assert.ok(help.includes(text), text);
+    assert.match(printed(readOf(tree, ["auth", "key", "--help"])), /^Usage: things auth key [^]*--algo <string> +The algorithm\. One of/);
+    assert.equal(printed(readOf(tree, ["--version"])), "1.2.3\n");
   });
 });

@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { EventEmitter, once } from "node:events";
 import { describe, it } from "node:test";
 import { logOptions } from "../../shared/cli/common_options.ts";
-import { ConfigError } from "../../shared/cli/option.ts";
-import type { Service } from "../../shared/cli/command.ts";
+import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
+import type { Action, Service } from "../../shared/cli/command.ts";
 import { run } from "../../shared/cli/run.ts";
 import type { Logger } from "../../shared/log.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -18,6 +18,7 @@ class FakeProcess extends EventEmitter {
   readonly exits: number[] = [];
   out = "";
   err = "";
+  stdin: Iterable<string> = [];
   readonly stdout = { write: (text: string) => void (this.out += text) };
   readonly stderr = { isTTY: false, write: (text: string) => void (this.err += text) };
 
@@ -206,5 +207,52 @@ describe("program", () => {
     await done;
     assert.equal(process.code, 2);
     assert.equal(process.out, "");
+  });
+});
+
+describe("action", () => {
+  function act(name: string, args: string[], input: string[] = [], error?: Error): Started {
+    const process = new FakeProcess([name, ...args], "/nonexistent");
+    process.stdin = input;
+    const options = defineOptions({ "in": { kind: "file", default: "-", description: "From." } });
+    const copy: Action<{ in: string }> = {
+      name: "copy",
+      description: "Copies.",
+      options,
+      act: async (values, { read, write }) => {
+        if (error) throw error;
+        write(`${values.in}: ${await read()}`);
+      },
+    };
+    const root = { name: "thing", description: "Things.", commands: [copy] };
+    return { process, done: run({ root, version: "1.2.3", family: {} }, process as unknown as NodeJS.Process) };
+  }
+
+  it("reads standard input to its end and writes to standard output", async () => {
+    const { process, done } = act("copy", ["--in", "x"], ["one, ", "two"]);
+    await done;
+    assert.equal(process.out, "x: one, two");
+    assert.deepEqual([process.err, process.code], ["", undefined]);
+  });
+
+  it("exits 2 for what cannot be used, and 1 for what fails", async () => {
+    for (const [error, code] of [[new ConfigError("Cannot use --in"), 2], [new Error("no luck"), 1]] as const) {
+      const { process, done } = act("copy", [], [], error);
+      await done;
+      assert.equal(process.code, code);
+      assert.equal(process.err, `thing: ${error.message}\n`);
+      assert.equal(process.out, "");
+    }
+  });
+
+  it("prints the version, and as JSON what it was built of", async () => {
+    const plain = act("version", []);
+    await plain.done;
+    assert.equal(plain.process.out, "1.2.3\n");
+    for (const flag of ["-V", "--verbose"]) {
+      const { process, done } = act("version", [flag]);
+      await done;
+      assert.deepEqual(Object.keys(JSON.parse(process.out) as object), ["version", "commit", "date"]);
+    }
   });
 });
