@@ -16,7 +16,8 @@ import { type PartialValues, withDefaults } from "./shared/cli/defaults.ts";
 import { silentLogger } from "./shared/log.ts";
 import { createNativeNet } from "./shared/net/native.ts";
 
-export { AuthenticationError, type Authenticator, type ClientCredentials } from "./shared/auth/authenticator.ts";
+export { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, type Peer } from "./shared/auth/authenticator.ts";
+export { type AllowList, createAllowList } from "./shared/allow_list.ts";
 export { ConfigError } from "./shared/cli/option.ts";
 export { createLogger, type LogFields, type Logger, type LoggerOptions } from "./shared/log.ts";
 export { NetError, type NetErrorCode } from "./shared/net/errors.ts";

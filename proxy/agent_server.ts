@@ -1,5 +1,5 @@
 // The agents' side of the proxy: takes their connections, finds out who they are, and keeps the newest connection of each.
-import { AuthenticationError, type Authenticator } from "../shared/auth/authenticator.ts";
+import { AuthenticationError, type Authenticator, endReason, identifyAgent, type Identity } from "../shared/auth/authenticator.ts";
 import { FrameError } from "../shared/link/frame.ts";
 import { CloseCode, receiveCredentials } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
@@ -20,10 +20,16 @@ export interface AgentServerOptions extends AgentEvents {
   log: Logger;
 }
 
+/** An agent that has authenticated. */
+export interface HeldAgent {
+  readonly connection: QuicConnection;
+  readonly identity: Identity;
+}
+
 /** Holds agents until it is closed. */
 export interface AgentServer {
   /** The newest connection of the agent. */
-  find(agentId: string): QuicConnection | undefined;
+  find(agentId: string): HeldAgent | undefined;
   /** Agents held. */
   readonly size: number;
   /** Tells all agents that the proxy shuts down. */
@@ -32,23 +38,23 @@ export interface AgentServer {
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
-  const agents = new Map<string, QuicConnection>();
+  const agents = new Map<string, HeldAgent>();
 
   const serve = async (connection: QuicConnection): Promise<void> => {
     const { remote } = connection;
     try {
-      const id = await authenticate(connection, options.authenticator, (id) => {
-        const old = agents.get(id);
-        agents.set(id, connection);
+      const identity = await authenticate(connection, options.authenticator, (identity) => {
+        const old = agents.get(identity.agentId);
+        agents.set(identity.agentId, { connection, identity });
         // after that: whoever asks for the agent in between gets the new one
-        old?.close(CloseCode.replaced, "closing old connection");
+        old?.connection.close(CloseCode.replaced, "closing old connection");
       });
-      log.info("agent connected", { agent: id, remote });
+      const { agentId: id, tokenId: token } = identity;
+      log.info("agent connected", { agent: id, token, remote });
       options.onAgentConnected?.({ id, remote });
-      const { code, reason, cause, remote: byAgent } = await connection.closed;
-      if (agents.get(id) === connection) agents.delete(id);
-      const why = cause === "application" ? `${byAgent ? "closed by the agent" : "closed by the proxy"}: ${code} ${reason}` : reason;
-      log.info("agent disconnected", { agent: id, remote, reason: why });
+      const why = await endOf(connection, identity);
+      if (agents.get(id)?.connection === connection) agents.delete(id);
+      log.info("agent disconnected", { agent: id, token, remote, reason: why });
       options.onAgentDisconnected?.({ id, remote, reason: why });
     } catch (error) {
       refuse(connection, error, log);
@@ -72,13 +78,31 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 }
 
-async function authenticate(connection: QuicConnection, authenticator: Authenticator, register: (id: string) => void): Promise<string> {
+async function authenticate(
+  connection: QuicConnection,
+  authenticator: Authenticator,
+  register: (identity: Identity) => void,
+): Promise<Identity> {
   const { credentials, welcome } = await receiveCredentials(connection);
-  const id = await authenticator.authenticateAgent(credentials);
+  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate });
   // before the agent knows: once it does, clients may ask for it
-  register(id);
+  register(identity);
   await welcome().catch(() => {}); // gone again: the end of its connection says so
-  return id;
+  return identity;
+}
+
+/** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */
+async function endOf(connection: QuicConnection, { ends, release }: Identity): Promise<string> {
+  // the agent need not know why; the log does
+  const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
+  if (ends?.aborted) close();
+  ends?.addEventListener("abort", close, { once: true });
+  const { code, reason, cause, remote: byAgent } = await connection.closed;
+  ends?.removeEventListener("abort", close);
+  release?.();
+  if (cause !== "application") return reason;
+  if (byAgent) return `closed by the agent: ${code} ${reason}`;
+  return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && ends?.aborted ? endReason(ends) : reason}`;
 }
 
 /** The agent learns that it is refused, and not why: that goes to the log. */

@@ -105,13 +105,16 @@ async function dialAgent(agents: AgentServer, request: DialRequest, timeoutMs: n
   const agent = agents.find(request.agentId);
   if (!agent) throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
   const authority = formatAuthority(request.destination);
+  if (agent.identity.allowList?.allows(request.destination) === false) {
+    throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
+  }
   const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [["Host", authority], ["Proxy-Connection", "keep-alive"], [
     "X-Request-Id",
     request.id,
   ]]);
   let answer;
   try {
-    answer = await agent.exchange(head, { timeoutMs });
+    answer = await agent.connection.exchange(head, { timeoutMs });
   } catch (cause) {
     throw toRefusal(cause);
   }

@@ -1,4 +1,5 @@
-// Who is it? Authenticators turn what an agent or a client shows into an agent id, or say no.
+// Who is it? Authenticators turn what an agent or a client shows into an identity, or say no.
+import type { AllowList } from "../allow_list.ts";
 
 /** Proxy-Authorization as a client sent it (RFC 9110 §11.7.2). */
 export type ClientCredentials =
@@ -16,18 +17,69 @@ export class AuthenticationError extends Error {
   }
 }
 
-/** One scheme of authentication, for agents and clients. */
+/** Who an agent or a client is, what it may do, and until when. */
+export interface Identity {
+  readonly agentId: string;
+  /** The destinations that its bearer may reach, or be asked for, on top of what all other lists allow. Default: no further limit. */
+  readonly allowList?: AllowList;
+  /** Names what was shown, in the logs: the `jti` of a token. */
+  readonly tokenId?: string;
+  /** Aborted when what was shown no longer counts: everything opened with it then ends. The reason, an `Error`, goes to the log. */
+  readonly ends?: AbortSignal;
+  /** Called once, when nothing is left that was opened with it. */
+  readonly release?: () => void;
+}
+
+/** What is known of an agent besides its credentials. */
+export interface Peer {
+  /** The certificate it showed in the TLS handshake, DER. */
+  readonly certificate?: Uint8Array;
+}
+
+/** One scheme of authentication, for agents and clients. Where an id says it all, the id alone will do. */
 export interface Authenticator {
   /**
-   * The id of the agent that showed `credentials`, the bytes of its first frame.
+   * Who the agent is that showed `credentials`, the bytes of its first frame.
    * @throws {AuthenticationError}
    */
-  authenticateAgent(credentials: Uint8Array): string | Promise<string>;
+  authenticateAgent(credentials: Uint8Array, peer: Peer): string | Identity | Promise<string | Identity>;
   /**
-   * The id of the agent that the client may reach.
+   * Who the client is, and with it the agent that it may reach.
    * @throws {AuthenticationError}
    */
-  authenticateClient(credentials: ClientCredentials): string | Promise<string>;
+  authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
+}
+
+/**
+ * Asks `authenticator`, and sees to it that the id can be one.
+ * @throws {AuthenticationError}
+ */
+export async function identifyAgent(authenticator: Authenticator, credentials: Uint8Array, peer: Peer): Promise<Identity> {
+  return checkIdentity(await authenticator.authenticateAgent(credentials, peer));
+}
+
+/**
+ * Asks `authenticator`, and sees to it that the id can be one.
+ * @throws {AuthenticationError}
+ */
+export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials): Promise<Identity> {
+  return checkIdentity(await authenticator.authenticateClient(credentials));
+}
+
+function checkIdentity(given: string | Identity): Identity {
+  const identity = typeof given === "string" ? { agentId: given } : given;
+  try {
+    checkAgentId(identity.agentId);
+  } catch (error) {
+    identity.release?.();
+    throw error;
+  }
+  return identity;
+}
+
+/** Why `signal` was aborted, in words for the log. */
+export function endReason({ reason }: AbortSignal): string {
+  return reason instanceof Error ? reason.message : String(reason);
 }
 
 /** Longest agent id in bytes: the longest key of memcached. */
@@ -57,13 +109,13 @@ export function createNoAuth(): Authenticator {
       } catch {
         throw new AuthenticationError("agent-id", "Cannot use the agent id: it is not UTF-8");
       }
-      return checkAgentId(id);
+      return id;
     },
     authenticateClient(credentials) {
       if (credentials.scheme !== "basic") {
         throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
       }
-      return checkAgentId(credentials.username);
+      return credentials.username;
     },
   };
 }

@@ -1,7 +1,15 @@
 // The client side that proxy and lb have in common: head, credentials, allow-list, a way to the destination, answer, copy, one line in
 // the log. It does not know where a way to the destination comes from: that is `dial`.
 import type { AllowList } from "../allow_list.ts";
-import { AuthenticationError, type Authenticator, type ClientCredentials, parseProxyAuthorization } from "../auth/authenticator.ts";
+import {
+  AuthenticationError,
+  type Authenticator,
+  type ClientCredentials,
+  endReason,
+  identifyClient,
+  type Identity,
+  parseProxyAuthorization,
+} from "../auth/authenticator.ts";
 import {
   type Authority,
   encodeHead,
@@ -16,7 +24,7 @@ import { encodeRefusal, Refusal } from "../http/status.ts";
 import type { Logger } from "../log.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
-import { forward, parseAbsoluteTarget } from "./forward.ts";
+import { type AbsoluteTarget, forward, parseAbsoluteTarget } from "./forward.ts";
 
 /** What `dial` is to reach, and for whom. */
 export interface DialRequest {
@@ -59,6 +67,8 @@ export interface Exchange {
   readonly id: string;
   readonly client: string;
   agent?: string;
+  /** See {@link Identity.tokenId}. */
+  token?: string;
   destination?: Authority;
   method?: string;
   status?: number;
@@ -131,22 +141,85 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
   const destination = absolute?.destination ?? parseAuthority(request.target);
   exchange.destination = destination;
   const credentials = readCredentials(request);
-  const agentId = await authenticate(options.authenticator, credentials);
+  const identity = await identify(options.authenticator, credentials);
+  try {
+    await reach(options, { stream, request, absolute, destination, credentials, identity }, exchange, now);
+  } finally {
+    identity.release?.();
+  }
+}
+
+/** A request whose client is known. */
+interface Admitted {
+  readonly stream: Duplex;
+  readonly request: RequestHead;
+  readonly absolute: AbsoluteTarget | undefined;
+  readonly destination: Authority;
+  readonly credentials: ClientCredentials;
+  readonly identity: Identity;
+}
+
+async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchange, now: () => number): Promise<void> {
+  const { stream, request, absolute, destination, credentials, identity } = admitted;
+  const { agentId, ends } = identity;
   exchange.agent = agentId;
+  exchange.token = identity.tokenId;
   if (!options.allowList.allows(destination)) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
   }
+  if (identity.allowList?.allows(destination) === false) {
+    throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
+  }
   const upstream = await options.dial({ id: exchange.id, agentId, destination, credentials });
+  if (ends?.aborted) {
+    abandon(upstream);
+    throw endOf(ends);
+  }
   exchange.connectedAt = now();
-  if (absolute) return await forward(stream, upstream, request, absolute, exchange);
+  if (absolute) return await forwardUntil(ends, stream, upstream, exchange, () => forward(stream, upstream, request, absolute, exchange));
   exchange.status = 200;
-  const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, { prologueToA: ESTABLISHED });
+  const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
+    prologueToA: ESTABLISHED,
+    signal: ends,
+  });
   exchange.sent = aToB;
   exchange.received = bToA;
-  if (broken) {
-    exchange.proxyError = "connection_terminated";
-    exchange.reason = `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : "agent: "}${broken.message}`;
+  if (!broken) return;
+  exchange.proxyError = "connection_terminated";
+  exchange.reason = broken.code === "cancelled" && ends?.aborted
+    ? endReason(ends)
+    : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : "agent: "}${broken.message}`;
+}
+
+/** Runs `work`, and cuts it off when the client's credentials end. */
+async function forwardUntil(
+  ends: AbortSignal | undefined,
+  client: Duplex,
+  upstream: Duplex,
+  exchange: Exchange,
+  work: () => Promise<void>,
+): Promise<void> {
+  const cut = () => {
+    abandon(upstream);
+    if (exchange.status !== undefined) client.reset(1); // without an answer begun, it is still to get one
+  };
+  ends?.addEventListener("abort", cut, { once: true });
+  try {
+    await work();
+  } catch (error) {
+    throw ends?.aborted ? endOf(ends) : error;
+  } finally {
+    ends?.removeEventListener("abort", cut);
   }
+}
+
+function abandon(stream: Duplex): void {
+  stream.reset(1);
+  stream.close();
+}
+
+function endOf({ reason }: AbortSignal): Refusal {
+  return new Refusal(407, "connection_terminated", "The credentials are no longer accepted", CHALLENGE, { cause: reason });
 }
 
 /** What was not a head is answered where that makes sense, and is nobody's request. */
@@ -184,9 +257,9 @@ function readCredentials(request: RequestHead): ClientCredentials {
   }
 }
 
-async function authenticate(authenticator: Authenticator, credentials: ClientCredentials): Promise<string> {
+async function identify(authenticator: Authenticator, credentials: ClientCredentials): Promise<Identity> {
   try {
-    return await authenticator.authenticateClient(credentials);
+    return await identifyClient(authenticator, credentials);
   } catch (cause) {
     throw toDenial(cause);
   }
@@ -226,11 +299,12 @@ async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log:
 }
 
 function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
-  const { id, client, agent, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
+  const { id, client, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
   log.info("request", {
     id,
     client,
     agent,
+    token,
     method,
     destination: destination && formatAuthority(destination),
     status,
