@@ -20,6 +20,28 @@ export const logOptions = defineOptions({
   },
 });
 
+/** TLS for the clients of proxy and lb. */
+export const frontTlsOptions = defineOptions({
+  "http-proxy.tls.enable": { kind: "boolean", default: "false", description: "Speak TLS to clients; needs key and certificate." },
+  "http-proxy.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
+  "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
+  "http-proxy.tls.file.key": { kind: "file", description: "Private key, PEM." },
+  "http-proxy.tls.file.cert": { kind: "file", description: "Certificate chain, PEM." },
+  "http-proxy.tls.file.client-ca": { kind: "file", description: "Require certificates of these authorities from clients, PEM." },
+  "http-proxy.tls.file.client-crl": {
+    kind: "file",
+    description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
+  },
+});
+
+/** For `check` of a list of pins. */
+export function checkPins(pins: string[]): string | undefined {
+  const bad = pins.find((pin) => !/^[0-9a-f]{64}$/i.test(pin.replaceAll(":", "")));
+  return bad === undefined
+    ? undefined
+    : `${JSON.stringify(bad)} is not the SHA-256 of a certificate: 64 hexadecimal digits, with or without colons`;
+}
+
 /** For `check` of a list of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   try {
