@@ -5,6 +5,7 @@ import { FAMILY } from "./family.ts";
 import { proxyCommand } from "./proxy/command.ts";
 import { run } from "./shared/cli/run.ts";
 import { createNativeNet } from "./shared/net/native.ts";
+import { defaultStateDirectory } from "./shared/tls/self_signed.ts";
 import { VERSION } from "./shared/version.ts";
 
 await run({
@@ -12,7 +13,7 @@ await run({
     name: "reverse-http",
     description: "A reverse HTTP proxy over QUIC.",
     commands: [
-      proxyCommand(createNativeNet),
+      proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.())),
       agentCommand(createNativeNet),
     ],
   },

@@ -1,13 +1,13 @@
 // The agent: keeps one connection to the proxy, serves what comes through it, and comes back when it is lost.
-import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createAllowList } from "../shared/allow_list.ts";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
 import { Backoff } from "../shared/backoff.ts";
 import { ConfigError } from "../shared/cli/option.ts";
 import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode } from "../shared/link/link.ts";
-import type { Logger } from "../shared/log.ts";
+import { type Logger, silentLogger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
+import { openClientTls, refreshTls, type TlsFiles } from "../shared/tls/files.ts";
 import type { ClientTls, Net, QuicClosed, QuicConnection } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
 import { serveTunnel, type TunnelOptions } from "./tunnel.ts";
@@ -45,6 +45,7 @@ const CONNECT_TIMEOUT_MS = 9_000;
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { log } = deps;
   const agentId = await checkAgentOptions(options);
+  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
   const stopping = new AbortController();
   const tunnels: TunnelOptions = {
     net: deps.net,
@@ -55,7 +56,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   let current: QuicConnection | undefined;
 
   const session = async (): Promise<{ remote: string; livedMs: number; closed: QuicClosed }> => {
-    const connection = await connect(options, deps.net, agentId, stopping.signal);
+    const connection = await connect(options, deps.net, tls, agentId, stopping.signal);
     current = connection;
     if (stopping.signal.aborted) connection.close(CloseCode.shutdown, "shutting down");
     const { remote } = connection;
@@ -92,6 +93,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     log.info("stopped");
   };
   const running = run();
+  const refreshing = refreshTls(tls, options.agentClient.tls.refresh);
 
   return {
     get proxy() {
@@ -100,6 +102,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     async close() {
       stopping.abort();
       current?.close(CloseCode.shutdown, "shutting down");
+      await refreshing.close();
       await running;
     },
   };
@@ -110,7 +113,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
  * @throws {ConfigError}
  */
 export async function checkAgentOptions(options: AgentOptions): Promise<string> {
-  await readTls(options);
+  await openClientTls("agent-client.tls", options.agentClient.tls, silentLogger);
   const id = options.auth.noauth.agentId;
   if (id === undefined) throw new ConfigError("Cannot start: --auth.noauth.agent-id is needed");
   try {
@@ -120,21 +123,19 @@ export async function checkAgentOptions(options: AgentOptions): Promise<string> 
   }
 }
 
-async function readTls({ agentClient: { tls } }: AgentOptions): Promise<ClientTls> {
-  const { rootCa } = tls.file;
-  try {
-    return { ca: rootCa === undefined ? undefined : await readFile(rootCa, "utf8"), insecureSkipVerify: tls.insecureSkipVerify };
-  } catch (cause) {
-    throw new ConfigError(`Cannot read --agent-client.tls.file.root-ca: ${(cause as Error).message}`, { cause });
-  }
-}
-
-async function connect(options: AgentOptions, net: Net, agentId: string, signal: AbortSignal): Promise<QuicConnection> {
+async function connect(
+  options: AgentOptions,
+  net: Net,
+  tls: TlsFiles<ClientTls>,
+  agentId: string,
+  signal: AbortSignal,
+): Promise<QuicConnection> {
+  await tls.reload();
   const { hostname, port } = new URL(`quic://${options.agentClient.serverAddress}`);
   const connection = await net.connectQuic({
     host: hostname.replace(/^\[|\]$/g, ""),
     port: Number(port),
-    tls: await readTls(options),
+    tls: tls.current,
     alpn: [ALPN],
     transport: AGENT_TRANSPORT,
     timeoutMs: HANDSHAKE_TIMEOUT_MS,
@@ -147,7 +148,12 @@ async function connect(options: AgentOptions, net: Net, agentId: string, signal:
     connection.close(CloseCode.shutdown, "");
     const closed = await connection.closed;
     // why the proxy closed the connection says more than that a stream of it was reset
-    throw closed.remote ? new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error }) : error;
+    if (!closed.remote) throw error;
+    // TLS 1.3 lets a client finish its handshake before the server has looked at the client's certificate
+    if (closed.cause === "transport" && closed.reason.includes("handshake")) {
+      throw new NetError("tls", closed.reason, { remote: true, cause: error });
+    }
+    throw new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error });
   }
 }
 
@@ -161,10 +167,23 @@ function describeFailure(error: unknown, options: AgentOptions): string {
     case "timed-out":
       return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
     case "tls":
-      return `${error.message}; the certificate must be valid for this name and issued by an authority of --agent-client.tls.file.root-ca`;
+      return error.message + adviseOnTls(error, options);
     default:
       return error.message;
   }
+}
+
+function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
+  if (!message.includes("certificate")) return "";
+  if (remote) return "; the proxy asks for a certificate that it accepts, --agent-client.tls.file.cert with its key";
+  if (message.includes("WrongPin")) {
+    return "; the proxy shows another certificate than that of --agent-client.tls.pin-sha256: it logs the pin of its own at its start";
+  }
+  if (tls.file.rootCa || tls.pinSha256.length > 0) {
+    return "; the certificate must be valid for this name and issued by an authority of --agent-client.tls.file.root-ca";
+  }
+  return "; unless the certificate is of an authority that this system trusts, the agent needs --agent-client.tls.pin-sha256, which the " +
+    "proxy logs at its start where it has made its own, or the authority as --agent-client.tls.file.root-ca";
 }
 
 function describeEnd({ code, reason, remote, cause }: QuicClosed): string {

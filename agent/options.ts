@@ -1,8 +1,7 @@
 // The agent's options, each once.
-import { checkPatterns, logOptions } from "../shared/cli/common_options.ts";
+import { checkPatterns, checkPins, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 
-const CERTIFICATES = "Client certificates";
 const JWT = "Authentication by JWT";
 
 export const agentOptions = defineOptions({
@@ -19,15 +18,21 @@ export const agentOptions = defineOptions({
     check: checkPatterns,
   },
   "agent-client.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of the proxy." },
+  "agent-client.tls.pin-sha256": {
+    kind: "list",
+    description:
+      "SHA-256 of the proxy's certificate, 64 hexadecimal digits, any of these; without root-ca it replaces all other checks of the certificate.",
+    check: checkPins,
+  },
   "agent-client.tls.refresh": {
     kind: "duration",
     default: "0s",
-    notBuilt: "Refreshing certificates",
-    description: "Reload these files at this interval; 0s never.",
+    description: "Check these files for changes at this interval, 0s never; they are read at every connect anyway.",
   },
   "agent-client.tls.file.root-ca": { kind: "file", description: "Authorities to trust, PEM; by default the system's." },
-  "agent-client.tls.file.key": { kind: "file", notBuilt: CERTIFICATES, description: "Private key of the agent's certificate, PEM." },
-  "agent-client.tls.file.cert": { kind: "file", notBuilt: CERTIFICATES, description: "The agent's certificate chain, PEM." },
+  "agent-client.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
+  "agent-client.tls.file.key": { kind: "file", description: "Private key of the agent's certificate, PEM." },
+  "agent-client.tls.file.cert": { kind: "file", description: "The agent's certificate chain, PEM, where the proxy asks for one." },
   "auth.type": {
     kind: "string",
     default: "noauth",

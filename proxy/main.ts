@@ -3,7 +3,9 @@ import process from "node:process";
 import { FAMILY } from "../family.ts";
 import { run } from "../shared/cli/run.ts";
 import { createNativeNet } from "../shared/net/native.ts";
+import { defaultStateDirectory } from "../shared/tls/self_signed.ts";
 import { VERSION } from "../shared/version.ts";
 import { proxyCommand } from "./command.ts";
 
-await run({ root: { ...proxyCommand(createNativeNet), name: "reverse-http-proxy" }, version: VERSION, family: FAMILY }, process);
+const proxy = proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.()));
+await run({ root: { ...proxy, name: "reverse-http-proxy" }, version: VERSION, family: FAMILY }, process);

@@ -1,30 +1,30 @@
 // The proxy's options, each once.
-import { checkPatterns, logOptions } from "../shared/cli/common_options.ts";
+import { checkPatterns, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 
-const CLIENT_TLS = "TLS for clients";
 const JWT = "Authentication by JWT";
 const STORE = "The shared store";
 
 export const proxyOptions = defineOptions({
   "agent-server.listen-address": { kind: "address", default: ":4242", description: "UDP address that agents dial." },
-  "agent-server.tls.file.key": { kind: "file", description: "The server's private key, PEM." },
-  "agent-server.tls.file.cert": { kind: "file", description: "The server's certificate chain, PEM." },
-  "agent-server.tls.file.client-ca": {
+  "agent-server.tls.file.key": {
     kind: "file",
-    notBuilt: "Client certificates",
-    description: "Require a certificate of this authority, PEM.",
+    description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",
   },
+  "agent-server.tls.file.cert": { kind: "file", description: "The server's certificate chain, PEM." },
+  "agent-server.tls.file.client-ca": { kind: "file", description: "Require certificates of these authorities from agents, PEM." },
   "agent-server.tls.file.client-crl": {
     kind: "file",
-    notBuilt: "Client certificates",
-    description: "Refuse certificates on this revocation list, PEM.",
+    description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
   },
-  "agent-server.tls.refresh": {
-    kind: "duration",
-    default: "0s",
-    notBuilt: "Refreshing certificates",
-    description: "Reload these files at this interval; 0s never.",
+  "agent-server.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
+  "agent-server.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
+  "agent-server.tls.agent-id-from": {
+    kind: "string",
+    default: "none",
+    choices: ["none", "san", "cn"],
+    description:
+      "Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none.",
   },
   "agent-server.agent.dial-timeout": {
     kind: "duration",
@@ -33,26 +33,7 @@ export const proxyOptions = defineOptions({
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
-  "http-proxy.tls.enable": { kind: "boolean", default: "false", notBuilt: CLIENT_TLS, description: "Speak TLS to clients." },
-  "http-proxy.tls.refresh": {
-    kind: "duration",
-    default: "0s",
-    notBuilt: CLIENT_TLS,
-    description: "Reload these files at this interval; 0s never.",
-  },
-  "http-proxy.tls.key-password": { kind: "string", secret: true, notBuilt: CLIENT_TLS, description: "Password of the private key." },
-  "http-proxy.tls.file.key": { kind: "file", notBuilt: CLIENT_TLS, description: "Private key, PEM." },
-  "http-proxy.tls.file.cert": { kind: "file", notBuilt: CLIENT_TLS, description: "Certificate chain, PEM." },
-  "http-proxy.tls.file.client-ca": {
-    kind: "file",
-    notBuilt: CLIENT_TLS,
-    description: "Require a client certificate of this authority, PEM.",
-  },
-  "http-proxy.tls.file.client-crl": {
-    kind: "file",
-    notBuilt: CLIENT_TLS,
-    description: "Refuse certificates on this revocation list, PEM.",
-  },
+  ...frontTlsOptions,
   "http-proxy.host-whitelist": {
     kind: "list",
     description: "Destinations that clients may reach; empty allows all.",
@@ -81,6 +62,11 @@ export const proxyOptions = defineOptions({
   },
   "store.memcached.address": { kind: "string", default: "localhost:11211", notBuilt: STORE, description: "Address of memcached." },
   "store.memcached.timeout": { kind: "duration", default: "1s", notBuilt: STORE, description: "Longest wait for memcached." },
+  "state-dir": {
+    kind: "file",
+    description:
+      "Directory for what must outlive the proxy, its self-signed certificate; by default the system's or the user's place for that.",
+  },
   ...logOptions,
 });
 

@@ -1,17 +1,18 @@
 // Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
-import { readFile } from "node:fs/promises";
 import { createAllowList } from "../shared/allow_list.ts";
 import { type Authenticator, createNoAuth } from "../shared/auth/authenticator.ts";
-import { ConfigError } from "../shared/cli/option.ts";
+import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { type DialRequest, startFront } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Duplex, Net, ServerTls } from "../shared/net/types.ts";
+import type { Duplex, Net } from "../shared/net/types.ts";
+import { refreshTls } from "../shared/tls/files.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agent_server.ts";
 import type { ProxyOptions } from "./options.ts";
+import { checkProxyTls, openProxyTls, showPin } from "./tls.ts";
 
 /** What the proxy is given besides its options. */
 export interface ProxyDeps extends AgentEvents {
@@ -19,6 +20,8 @@ export interface ProxyDeps extends AgentEvents {
   log: Logger;
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
+  /** Directory for state where the options name none. Default: nothing is kept. */
+  stateDirectory?: string;
 }
 
 /** A running proxy. */
@@ -40,22 +43,29 @@ export interface Proxy {
  */
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
   const { net, log } = deps;
-  const tls = await checkProxyOptions(options);
+  const tls = await openProxyTls(options, log, deps.stateDirectory);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const authenticator = deps.authenticator ?? createNoAuth();
+  const { agentIdFrom } = options.agentServer.tls;
 
   const agentListener = await net.listenQuic({
     address: options.agentServer.listenAddress,
-    tls,
+    tls: tls.agents.current,
     alpn: [ALPN],
     transport: PROXY_TRANSPORT,
     onHandshakeError: ({ remote, error }) => log.warn("agent handshake failed", { remote, reason: error.message }),
   });
-  const clientListener = await net.listenTcp({ address: options.httpProxy.listenAddress }).catch(async (error) => {
-    await agentListener.close(CloseCode.shutdown, "shutting down");
-    throw error;
+  const clientListener = await net.listenTcp({ address: options.httpProxy.listenAddress, tls: tls.clients?.current }).catch(
+    async (error) => {
+      await agentListener.close(CloseCode.shutdown, "shutting down");
+      throw error;
+    },
+  );
+  const agents = startAgentServer({
+    ...deps,
+    listener: agentListener,
+    authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),
   });
-  const agents = startAgentServer({ ...deps, listener: agentListener, authenticator });
   const front = startFront({
     net,
     listener: clientListener,
@@ -64,6 +74,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     log,
     dial: (request) => dialAgent(agents, request, options.agentServer.agent.dialTimeout),
   });
+  const refreshed = [
+    refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => agentListener.setTls(renewed)),
+    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, (renewed) => clientListener.setTls(renewed))] : [],
+  ];
+  if (tls.own) showPin(tls.own, agentListener.address, log);
   log.info("listening", { agents: agentListener.address, clients: clientListener.address });
   return {
     agentAddress: agentListener.address,
@@ -72,6 +87,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       return agents.size;
     },
     async close() {
+      for (const refreshing of refreshed) await refreshing.close();
       front.close();
       await agents.close();
       await front.done;
@@ -81,23 +97,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
 }
 
 /**
- * Reads the files that the options name: the certificate and key for agents.
+ * Checks the files that the options name, and the options that need each other.
  * @throws {ConfigError}
  */
-export async function checkProxyOptions(options: ProxyOptions): Promise<ServerTls> {
-  const { key, cert } = options.agentServer.tls.file;
-  if (key === undefined || cert === undefined) {
-    throw new ConfigError("Cannot start: --agent-server.tls.file.key and --agent-server.tls.file.cert are needed");
-  }
-  return { key: await readPem("agent-server.tls.file.key", key), cert: await readPem("agent-server.tls.file.cert", cert) };
-}
-
-async function readPem(option: string, file: string): Promise<string> {
-  try {
-    return await readFile(file, "utf8");
-  } catch (cause) {
-    throw new ConfigError(`Cannot read --${option}: ${(cause as Error).message}`, { cause });
-  }
+export async function checkProxyOptions(options: ProxyOptions): Promise<void> {
+  await checkProxyTls(options);
 }
 
 /** Asks the agent for a tunnel. */

@@ -234,6 +234,9 @@ function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Excha
     case "head-malformed":
     case "head-truncated":
       throw new Refusal(400, "http_request_error", "The request head is malformed");
+    case "tls":
+      log.warn("client handshake failed", { id: exchange.id, remote: exchange.client, reason: error.message });
+      return stream.close();
     default:
       log.debug("client gone before its request", { id: exchange.id, client: exchange.client, error: error?.message });
       stream.close();
