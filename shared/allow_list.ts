@@ -5,7 +5,7 @@ import type { Authority } from "./http/head.ts";
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 interface Pattern {
-  matches(host: string, address: Address | undefined): boolean;
+  matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
   readonly ports: readonly [first: number, last: number];
 }
 
@@ -17,7 +17,7 @@ export interface AllowList {
 /**
  * An allow-list of `patterns`; an empty one allows everything. A destination is allowed if any pattern matches its host and port together.
  * Names compare without case and without a trailing dot and match host and zone patterns only; addresses match address and network
- * patterns only, an IPv4-mapped IPv6 address as the IPv4 address it is.
+ * patterns only, an IPv4-mapped IPv6 address as the IPv4 address it is. A pattern with an IPv6 zone (RFC 4007 §11) matches in that zone only.
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
@@ -27,7 +27,8 @@ export function createAllowList(patterns: readonly string[]): AllowList {
       if (parsed.length === 0) return true;
       const address = parseAddress(host);
       const name = normalizeName(host);
-      return parsed.some(({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address));
+      const zone = zoneOf(host);
+      return parsed.some(({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
     },
   };
 }
@@ -41,20 +42,9 @@ function parsePattern(pattern: string): Pattern {
   if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports`);
   if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, matches: matchZone(host.slice(2), fail) };
   const address = parseAddress(host);
-  if (networkBits !== undefined) {
-    const bits = Number(networkBits);
-    if (!address) throw fail(`${JSON.stringify(host)} is not an address`);
-    const most = address.kind() === "ipv4" ? 32 : 128;
-    if (bits > most) throw fail(`/${networkBits} is longer than ${most} bits`);
-    return { ports: range, matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits) };
-  }
+  if (networkBits !== undefined) return { ports: range, matches: matchNetwork(host, Number(networkBits), fail) };
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
-  if (address) {
-    return {
-      ports: range,
-      matches: (_, other) => other !== undefined && other.toNormalizedString() === address.toNormalizedString(),
-    };
-  }
+  if (address) return { ports: range, matches: matchAddress(address, zoneOf(host)) };
   return { ports: range, matches: matchName(host, fail) };
 }
 
@@ -80,9 +70,38 @@ function parsePorts(text: string | undefined): [number, number] | null {
 /** `undefined` for what is no address in its usual form: `127.1` and `0x7f000001` are names here. */
 function parseAddress(host: string): Address | undefined {
   if (ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
-  if (!host.includes(":") || !ipaddr.IPv6.isValid(host)) return undefined;
-  const address = ipaddr.IPv6.parse(host.split("%")[0]!);
-  return address.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+  const address = parseIPv6(host);
+  return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+}
+
+/** Without its zone. By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
+function parseIPv6(host: string): ipaddr.IPv6 | undefined {
+  const [, address] = /^([0-9a-f:.]+)(?:%[0-9A-Za-z._~-]+)?$/i.exec(host) ?? [];
+  if (!address?.includes(":") || !URL.canParse(`http://[${address}]`)) return undefined;
+  return ipaddr.IPv6.parse(new URL(`http://[${address}]`).hostname.slice(1, -1));
+}
+
+function zoneOf(host: string): string | undefined {
+  return host.includes(":") ? host.split("%")[1] : undefined;
+}
+
+function matchAddress(address: Address, zone: string | undefined): Pattern["matches"] {
+  const normalized = address.toNormalizedString();
+  return (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone);
+}
+
+function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): Pattern["matches"] {
+  if (zoneOf(host) !== undefined) throw fail("a network has no zone");
+  let address = parseAddress(host);
+  if (!address) throw fail(`${JSON.stringify(host)} is not an address`);
+  const most = host.includes(":") ? 128 : 32;
+  if (bits > most) throw fail(`/${bits} is longer than ${most} bits`);
+  if (address.kind() === "ipv4" && most === 128) {
+    // IPv4-mapped: a network of IPv4 where all 96 bits of the prefix are in it
+    if (bits >= 96) bits -= 96;
+    else address = parseIPv6(host)!;
+  }
+  return (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits);
 }
 
 function normalizeName(name: string): string {

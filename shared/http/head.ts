@@ -134,7 +134,7 @@ export function parseAuthority(text: string, defaultPort?: number): Authority {
   // an IPv6 address may carry a zone (RFC 6874 or, as most write it, without the escape)
   const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
   if (!match) throw new HeadError(400, "The target is not host:port");
-  const host = match[1]?.replace("%25", "%") ?? match[2]!;
+  const host = match[1]?.replace(/%25(?=.)/, "%") ?? match[2]!; // a zone may be the number 25
   if (match[1] !== undefined && !match[1].includes(":")) throw new HeadError(400, "The target is not host:port");
   if (match[2] !== undefined && !isRegisteredName(host)) throw new HeadError(400, "The target's host is malformed");
   const port = match[3] === undefined ? defaultPort : Number(match[3]);
