@@ -1,0 +1,225 @@
+// Allow-lists: every form of a pattern against what it matches and what it does not, by itself and where clients and agents meet it.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { serveTunnel } from "../../agent/tunnel.ts";
+import { createAllowList } from "../../shared/allow_list.ts";
+import { createNoAuth } from "../../shared/auth/authenticator.ts";
+import { startFront } from "../../shared/front/front.ts";
+import { parseAuthority } from "../../shared/http/head.ts";
+import { Refusal } from "../../shared/http/status.ts";
+import { silentLogger } from "../../shared/log.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import { readText } from "../conformance/support.ts";
+import { connectHead } from "../support/sockets.ts";
+import { ask, netWith, parseAnswer, streamPair, withNet } from "../support/memory.ts";
+
+interface Row {
+  patterns: string[];
+  matches: string[];
+  misses: string[];
+}
+
+const row = (patterns: string | string[], matches: string[], misses: string[]): Row => ({ patterns: [patterns].flat(), matches, misses });
+
+const TABLE: Row[] = [
+  // names
+  row("localhost", ["localhost:1", "localhost:65535", "LOCALHOST:80", "localhost.:80"], ["127.0.0.1:80", "[::1]:80", "a.localhost:80"]),
+  row("localhost:80", ["localhost:80", "LocalHost.:80"], ["localhost:79", "localhost:81", "127.0.0.1:80"]),
+  row("localhost:1000-2000", ["localhost:1000", "localhost:1500", "localhost:2000"], ["localhost:999", "localhost:2001", "localhost:80"]),
+  row("LocalHost.", ["localhost:80", "LOCALHOST.:80"], ["localhosts:80", "local:80"]),
+  row("db-1.internal_net.example", ["DB-1.internal_net.example.:5432"], ["db-2.internal_net.example:5432", "example:5432"]),
+  row("a.b:443-443", ["a.b:443"], ["a.b:442", "a.b:444", "aab:443"]),
+
+  // zones
+  row("*.zone", ["zone:1", "a.zone:80", "b.a.zone:65535", "A.ZONE.:80", "zone.:80"], [
+    "azone:80",
+    "zone.a:80",
+    "a.zone.b:80",
+    "10.0.0.1:80",
+  ]),
+  row("*.zone:80", ["zone:80", "a.zone:80"], ["zone:81", "a.zone:8080"]),
+  row("*.zone:1000-2000", ["zone:1000", "a.zone:2000"], ["zone:999", "a.zone:2001"]),
+  row("*.Sub.Zone.", ["sub.zone:80", "x.SUB.zone:80"], ["zone:80", "x.zone:80", "subzone:80"]),
+
+  // IPv4
+  row("127.0.0.1", ["127.0.0.1:1", "127.0.0.1:65535", "[::ffff:127.0.0.1]:80", "[::ffff:7f00:1]:80"], [
+    "127.0.0.2:80",
+    "localhost:80",
+    "[::1]:80",
+  ]),
+  row("127.0.0.1:80", ["127.0.0.1:80"], ["127.0.0.1:81", "127.0.0.11:80"]),
+  row("127.0.0.1:1000-2000", ["127.0.0.1:1000", "127.0.0.1:2000"], ["127.0.0.1:999", "127.0.0.1:2001"]),
+  row("127.0.0.1", [], ["127.1:80", "0x7f000001:80", "2130706433:80", "0177.0.0.1:80", "127.0.0.1.example:80"]),
+  row("10.0.0.1/8", ["10.0.0.1:80", "10.0.0.0:80", "10.255.255.255:80", "[::ffff:10.1.2.3]:80"], [
+    "9.255.255.255:80",
+    "11.0.0.0:80",
+    "ten.example:80",
+  ]),
+  row("10.0.0.1/8:80", ["10.9.8.7:80"], ["10.9.8.7:81", "11.0.0.1:80"]),
+  row("10.0.0.1/8:1000-2000", ["10.9.8.7:1000", "10.9.8.7:2000"], ["10.9.8.7:999", "10.9.8.7:2001", "11.0.0.1:1500"]),
+  row("192.168.1.128/25", ["192.168.1.128:80", "192.168.1.255:80"], ["192.168.1.127:80", "192.168.2.128:80"]),
+  row("10.1.2.3/32", ["10.1.2.3:80"], ["10.1.2.2:80", "10.1.2.4:80"]),
+  row("0.0.0.0/0", ["1.2.3.4:80", "255.255.255.255:80", "[::ffff:1.2.3.4]:80"], [
+    "localhost:80",
+    "1.2.3.4.example:80",
+    "[::1]:80",
+    "[2001:db8::1]:80",
+  ]),
+
+  // IPv6
+  row("2001:db8::1", ["[2001:db8::1]:1", "[2001:DB8:0:0::1]:80", "[2001:0db8:0000:0000:0000:0000:0000:0001]:65535"], [
+    "[2001:db8::2]:80",
+    "host:80",
+  ]),
+  row("[2001:db8::1]", ["[2001:db8::1]:80", "[2001:db8:0::1]:443"], ["[2001:db8::11]:80"]),
+  row("[2001:db8::1]:80", ["[2001:db8::1]:80"], ["[2001:db8::1]:81", "[2001:db8::2]:80"]),
+  row("[2001:db8::1]:1000-2000", ["[2001:db8::1]:1000", "[2001:db8::1]:2000"], ["[2001:db8::1]:999", "[2001:db8::1]:2001"]),
+  row("2001:db8::1:80", ["[2001:db8::1:80]:443"], ["[2001:db8::1]:80"]), // without brackets there is no port
+  row("1000::/16", ["[1000::1]:80", "[1000:ffff::]:80"], ["[1001::]:80", "[fff::1]:80", "16.0.0.1:80"]),
+  row("1000::/16:80", ["[1000::1]:80"], ["[1000::1]:81", "[1001::1]:80"]),
+  row("1000::/16:1000-2000", ["[1000::1]:1000", "[1000::1]:2000"], ["[1000::1]:999", "[1000::1]:2001"]),
+  row("[2001:db8::1]/64", ["[2001:db8::2]:80", "[2001:db8:0:0:ffff::]:80"], ["[2001:db8:0:1::]:80"]),
+  row("[2001:db8::1]/64:80", ["[2001:db8::2]:80"], ["[2001:db8::2]:81"]),
+  row("[2001:db8::1]/64:1000-2000", ["[2001:db8::2]:1000", "[2001:db8::2]:2000"], ["[2001:db8::2]:999", "[2001:db8::2]:2001"]),
+  row("::1/128", ["[::1]:80", "[0:0:0:0:0:0:0:1]:80"], ["[::2]:80", "127.0.0.1:80", "localhost:80"]),
+  row("::/0", ["[::1]:80", "[2001:db8::1]:80"], ["127.0.0.1:80", "[::ffff:127.0.0.1]:80", "localhost:80"]),
+
+  // IPv4-mapped
+  row("::ffff:10.0.0.1", ["10.0.0.1:80", "[::ffff:10.0.0.1]:80", "[::ffff:a00:1]:80"], ["10.0.0.2:80", "[::10.0.0.1]:80"]),
+  row("[::ffff:10.0.0.1]:80", ["10.0.0.1:80"], ["10.0.0.1:81"]),
+  row("::ffff:10.0.0.0/104", ["10.1.2.3:80", "[::ffff:10.1.2.3]:80"], ["11.0.0.0:80", "[::a00:1]:80"]),
+  row("::ffff:0:0/96", ["1.2.3.4:80"], ["[::1]:80"]),
+  row("::ffff:1.2.3.4/64", ["[::1]:80"], ["1.2.3.4:80"]),
+
+  // zones of IPv6
+  row("fe80::1", ["[fe80::1]:80", "[fe80::1%eth0]:80", "[fe80::1%25eth0]:80"], ["[fe80::2%eth0]:80"]),
+  row("fe80::1%eth0", ["[fe80::1%eth0]:80", "[fe80::1%25eth0]:80"], ["[fe80::1]:80", "[fe80::1%eth1]:80"]),
+  row("[fe80::1%25]:80", ["[fe80::1%25]:80"], ["[fe80::1%2]:80", "[fe80::1]:80"]),
+  row("fe80::/10", ["[fe80::1%eth0]:80", "[febf::1]:80"], ["[fec0::1%eth0]:80"]),
+
+  // several: any may match, host and port together
+  row(["a.example:80", "b.example:443"], ["a.example:80", "b.example:443"], ["a.example:443", "b.example:80"]),
+  row(["a.example:80", "a.example:443", "10.0.0.0/8:22", "10.1.0.0/16"], ["a.example:443", "10.1.2.3:80", "10.2.0.1:22"], ["10.2.0.1:80"]),
+  row([], ["anything:1", "10.0.0.1:80", "[::1]:65535"], []), // an empty list allows all
+];
+
+/** One way to ask whether a destination is allowed. */
+type Gate = (patterns: string[], body: (allows: (destination: string) => Promise<boolean>) => Promise<void>) => Promise<void>;
+
+const GATES: Record<string, Gate> = {
+  "an allow-list": async (patterns, body) => {
+    const list = createAllowList(patterns);
+    await body((destination) => Promise.resolve(list.allows(parseAuthority(destination))));
+  },
+
+  "the clients' side of proxy and lb": (patterns, body) =>
+    withNet(async (net) => {
+      const listener = await net.listenTcp({ address: "127.0.0.1:0" });
+      const front = startFront(
+        {
+          net,
+          listener,
+          authenticator: createNoAuth(),
+          allowList: createAllowList(patterns),
+          dial: () => Promise.reject(new Refusal(502, "destination_unavailable", "Allowed")),
+          log: silentLogger,
+        } as Parameters<typeof startFront>[0],
+      );
+      await body(async (destination) => isAllowed((await ask(net, listener.address, connectHead(destination))).status));
+      front.close();
+      await front.done;
+    }),
+
+  "an agent": (patterns, body) =>
+    withNet(async (net) => {
+      const allowList = createAllowList(patterns);
+      const refusing = netWith(net, { connectTcp: () => Promise.reject(new NetError("refused", "Allowed")) });
+      await body(async (destination) => {
+        const { near, far } = streamPair("quic");
+        await serveTunnel({ net: refusing, allowList, log: silentLogger, connectTimeoutMs: 1_000 } as Parameters<typeof serveTunnel>[0], {
+          stream: near,
+          head: `CONNECT ${destination} HTTP/1.1\r\nHost: ${destination}\r\n\r\n`,
+        });
+        return isAllowed(parseAnswer(await readText(far)).status);
+      });
+    }),
+};
+
+function isAllowed(status: number): boolean {
+  assert.ok([403, 502].includes(status), `it answered ${status}`);
+  return status === 502;
+}
+
+for (const [name, gate] of Object.entries(GATES)) {
+  describe(name, () => {
+    for (const { patterns, matches, misses } of TABLE) {
+      it(`allows what ${patterns.join(", ") || "no pattern at all"} matches, and nothing else`, async () => {
+        await gate(patterns, async (allows) => {
+          for (const destination of matches) assert.equal(await allows(destination), true, `${destination} is not allowed`);
+          for (const destination of misses) assert.equal(await allows(destination), false, `${destination} is allowed`);
+        });
+      });
+    }
+  });
+}
+
+describe("an allow-list that cannot be read", () => {
+  const bad = [
+    ["", "it is not"],
+    [" ", "is not a name"],
+    ["*", "is not a name"],
+    ["*.", "is not a name"],
+    ["a.*", "is not a name"],
+    ["*.*.zone", "is not a name"],
+    ["*.10.0.0.1", "is not a name"],
+    ["-a", "is not a name"],
+    ["a..b", "is not a name"],
+    ["a b", "is not a name"],
+    ["b\u00fccher.example", "is not a name"],
+    ["http://a.example", "is not"],
+    ["a.example/", "it is not"],
+    ["10.0.0", "is not a name or an address"],
+    ["10.0.0.256", "is not a name or an address"],
+    ["010.0.0.1", "is not a name or an address"],
+    ["localhost:", "is not a port"],
+    ["localhost:0", "is not a port"],
+    ["localhost:65536", "is not a port"],
+    ["localhost:http", "is not a port"],
+    ["localhost:2000-1000", "is not a port"],
+    ["localhost:1-2-3", "is not a port"],
+    ["localhost:-80", "is not a port"],
+    ["localhost: 80", "is not a port"],
+    ["localhost/8", "is not an address"],
+    ["*.zone/8", "is not an address"],
+    ["10.0.0.1/33", "longer than 32 bits"],
+    ["10.0.0.1/-1", "it is not"],
+    ["10.0.0.1/8/8", "it is not"],
+    ["10.0.0.1/", "it is not"],
+    ["10.0.0.1/8:", "is not a port"],
+    ["1000::/129", "longer than 128 bits"],
+    ["::ffff:10.0.0.1/129", "longer than 128 bits"],
+    ["2001:db8::1:1000-2000", "is not a name or an address"],
+    ["2001:db8::g", "is not a name or an address"],
+    ["2001::db8::1", "is not a name or an address"],
+    ["[2001:db8::1", "is not a name or an address"],
+    ["2001:db8::1]", "is not"],
+    ["[2001:db8::1]80", "is not a name or an address"],
+    ["[2001:db8::1]:", "is not a port"],
+    ["[10.0.0.1]", "is not an IPv6 address"],
+    ["[localhost]", "is not an IPv6 address"],
+    ["[]", "it is not"],
+    ["[*.zone]", "is not an IPv6 address"],
+    ["fe80::1%", "is not a name or an address"],
+    ["fe80::1%eth0/64", "a network has no zone"],
+  ] as const;
+  for (const [pattern, why] of bad) {
+    it(`names ${JSON.stringify(pattern)} and says why`, () => {
+      assert.throws(() => createAllowList(["localhost", pattern]), (error) => {
+        assert.ok(error instanceof RangeError);
+        assert.ok(error.message.includes(JSON.stringify(pattern)), error.message);
+        assert.ok(error.message.includes(why), error.message);
+        return true;
+      });
+    });
+  }
+});
