@@ -16,10 +16,20 @@ export interface Issued {
 }
 
 export interface Authority extends Issued {
-  /** `names` are DNS names and addresses; negative `days` make a certificate that has expired. Default one day. */
-  issue(options: { names: string[]; days?: number }): Promise<Issued>;
-  /** A revocation list, PEM. */
-  revocationList(serialNumbers: string[]): Promise<string>;
+  issue(options: IssueOptions): Promise<Issued>;
+  /** A revocation list, PEM; negative `days` make one that should have been replaced. Default one day. */
+  revocationList(serialNumbers: string[], days?: number): Promise<string>;
+}
+
+export interface IssueOptions {
+  /** DNS names and addresses; URIs, and e-mail addresses, as what they look like. None at all: no alternative names. */
+  names: string[];
+  /** Default the first name. */
+  commonName?: string;
+  /** Valid for so many days; negative ones make a certificate that has expired. Default one day. */
+  days?: number;
+  /** Valid only in so many days. Default now. */
+  startsIn?: number;
 }
 
 /** An authority of its own. */
@@ -42,29 +52,30 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
     cert: cert.toString("pem"),
     key: await exportKey(keys.privateKey),
     serialNumber: cert.serialNumber,
-    async issue({ names, days = 1 }) {
+    async issue({ names, commonName = names[0], days = 1, startsIn }) {
       const own = await crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
       const issued = await x509.X509CertificateGenerator.create({
-        subject: `CN=${names[0]}`,
+        subject: `CN=${commonName}`,
         issuer: cert.subject,
         publicKey: own.publicKey,
         signingKey: keys.privateKey,
         signingAlgorithm: ALGORITHM,
         ...validity(days),
+        ...startsIn === undefined ? {} : { notBefore: new Date(Date.now() + startsIn * DAY_MS) },
         extensions: [
           new x509.BasicConstraintsExtension(false, undefined, true),
-          new x509.SubjectAlternativeNameExtension(names.map((value) => ({ type: isIP(value) ? "ip" as const : "dns" as const, value }))),
+          ...names.length === 0 ? [] : [new x509.SubjectAlternativeNameExtension(names.map((value) => ({ type: typeOf(value), value })))],
           new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
           await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey),
         ],
       });
       return { cert: issued.toString("pem"), key: await exportKey(own.privateKey), serialNumber: issued.serialNumber };
     },
-    async revocationList(serialNumbers) {
+    async revocationList(serialNumbers, days = 1) {
       const list = await x509.X509CrlGenerator.create({
         issuer: cert.subject,
-        thisUpdate: new Date(Date.now() - DAY_MS),
-        nextUpdate: new Date(Date.now() + DAY_MS),
+        thisUpdate: new Date(Date.now() - 10 * DAY_MS),
+        nextUpdate: new Date(Date.now() + days * DAY_MS),
         entries: serialNumbers.map((serialNumber) => ({ serialNumber, revocationDate: new Date() })),
         signingKey: keys.privateKey,
         signingAlgorithm: ALGORITHM,
@@ -78,6 +89,12 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
 /** SHA-256 of a certificate, hexadecimal. */
 export function pinOf(cert: string): string {
   return createHash("sha256").update(new Uint8Array(new x509.X509Certificate(cert).rawData)).digest("hex");
+}
+
+function typeOf(name: string): "ip" | "dns" | "url" | "email" {
+  if (isIP(name)) return "ip";
+  if (name.includes("@")) return "email";
+  return name.includes(":") ? "url" : "dns";
 }
 
 function validity(days: number): { notBefore: Date; notAfter: Date } {

@@ -1,0 +1,396 @@
+// TLS settings in files: what is read, what is refused and in which words, and how changes are followed.
+import assert from "node:assert/strict";
+import { createPrivateKey, generateKeyPairSync } from "node:crypto";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { ConfigError } from "../../shared/cli/option.ts";
+import { openClientTls, openServerTls, refreshTls, refuseWithoutTls } from "../../shared/tls/files.ts";
+import type { Authority, Issued } from "../support/certificates.ts";
+import { makeAuthority } from "../support/certificates.ts";
+import { LogBook } from "../support/memory.ts";
+import { Folder } from "../support/processes.ts";
+
+const GROUP = "agent-server.tls";
+
+interface Pki {
+  authority: Authority;
+  other: Authority;
+  server: Issued;
+}
+
+const pki: Promise<Pki> = (async () => {
+  const authority = await makeAuthority();
+  return { authority, other: await makeAuthority("Other CA"), server: await authority.issue({ names: ["localhost"] }) };
+})();
+
+/** Contents of a server's files; what is not given here is missing. */
+interface Contents {
+  key?: string;
+  cert?: string;
+  clientCa?: string;
+  clientCrl?: string;
+}
+
+class Server {
+  readonly log = new LogBook();
+  readonly file: Contents = {};
+
+  constructor(readonly folder: Folder, contents: Contents) {
+    for (const [name, text] of Object.entries(contents)) this.file[name as keyof Contents] = folder.write(`${name}.pem`, text);
+  }
+
+  write(contents: Contents): void {
+    for (const [name, text] of Object.entries(contents)) writeFileSync(this.file[name as keyof Contents]!, text);
+  }
+
+  open(keyPassword?: string) {
+    return openServerTls(GROUP, { file: this.file, keyPassword }, this.log);
+  }
+
+  /** The message of its refusal. */
+  async refusal(keyPassword?: string): Promise<string> {
+    const error = await this.open(keyPassword).then(() => assert.fail("it was not refused"), (error) => error);
+    assert.ok(error instanceof ConfigError, String(error));
+    assert.doesNotMatch(error.message, /\n/);
+    return error.message;
+  }
+
+  warnings(): string[] {
+    return this.log.logged("certificate of doubtful use").map(({ reason }) => String(reason));
+  }
+}
+
+describe("files of a server", () => {
+  it("are read as they are", async () => {
+    using folder = new Folder();
+    const { server, authority } = await pki;
+    const list = await authority.revocationList([]);
+    const files = await new Server(folder, { ...server, clientCa: authority.cert, clientCrl: list } as Contents).open();
+    const { cert, key, clientCa, clientCrl } = files.current;
+    assert.deepEqual([cert, clientCa, clientCrl], [server.cert, authority.cert, list]);
+    assert.deepEqual(
+      createPrivateKey(key).export({ type: "pkcs8", format: "der" }),
+      createPrivateKey(server.key).export({ type: "pkcs8", format: "der" }),
+    );
+  });
+
+  it("may be one for certificate and key, with other text around", async () => {
+    using folder = new Folder();
+    const { server } = await pki;
+    const both = `friendlyName: x\n${server.key}\nBag Attributes\n${server.cert}`;
+    const { current } = await new Server(folder, { cert: both, key: both }).open();
+    assert.match(current.key, /^-----BEGIN PRIVATE KEY-----/);
+  });
+
+  it("with an empty name are none", async () => {
+    using folder = new Folder();
+    const { server } = await pki;
+    const { file } = new Server(folder, { cert: server.cert, key: server.key });
+    const files = await openServerTls(GROUP, { file: { ...file, clientCa: "", clientCrl: "" }, keyPassword: "" }, new LogBook());
+    assert.equal(files.current.clientCa, undefined);
+  });
+
+  it("are not needed where it has a certificate of its own, but all others count", async () => {
+    using folder = new Folder();
+    const { server, authority } = await pki;
+    const { file } = new Server(folder, { clientCa: authority.cert });
+    const { current } = await openServerTls(GROUP, { file }, new LogBook(), server);
+    assert.deepEqual([current.cert, current.clientCa], [server.cert, authority.cert]);
+  });
+
+  /** What is wrong, what is in the files, and what the message names. */
+  const wrong: [what: string, contents: (pki: Pki) => Contents | Promise<Contents>, message: RegExp][] = [
+    ["that are missing", () => ({}), /^Cannot start: --agent-server\.tls\.file\.key and --agent-server\.tls\.file\.cert are needed$/],
+    [
+      "with a key alone",
+      ({ server: { key } }) => ({ key }),
+      /^Cannot use --agent-server\.tls\.file\.key: --agent-server\.tls\.file\.cert is needed too$/,
+    ],
+    [
+      "with a certificate alone",
+      ({ server: { cert } }) => ({ cert }),
+      /^Cannot use --agent-server\.tls\.file\.cert: --agent-server\.tls\.file\.key is needed too$/,
+    ],
+    [
+      "with a revocation list alone",
+      async ({ server: { cert, key }, authority }) => ({ cert, key, clientCrl: await authority.revocationList([]) }),
+      /^Cannot use --agent-server\.tls\.file\.client-crl: --agent-server\.tls\.file\.client-ca is needed too$/,
+    ],
+    [
+      "with a certificate that is none",
+      ({ server: { key } }) => ({ key, cert: "none" }),
+      /file\.cert \S+cert\.pem: it has no CERTIFICATE in PEM$/,
+    ],
+    [
+      "with a key for a certificate",
+      ({ server: { key } }) => ({ key, cert: key }),
+      /file\.cert \S+cert\.pem: it has no CERTIFICATE in PEM, but PRIVATE KEY$/,
+    ],
+    [
+      "with a certificate for a key",
+      ({ server: { cert } }) => ({ key: cert, cert }),
+      /file\.key \S+key\.pem: it has no PRIVATE KEY in PEM, but CERTIFICATE$/,
+    ],
+    ["that are empty", () => ({ key: "", cert: "" }), /file\.cert \S+cert\.pem: it has no CERTIFICATE in PEM$/],
+    [
+      "with a certificate that is damaged",
+      ({ server: { cert, key } }) => ({ key, cert: cert.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
+      /file\.cert \S+cert\.pem: its certificate 1 cannot be read: /,
+    ],
+    [
+      "with a certificate in the chain that is damaged",
+      ({ server: { cert, key }, authority }) => ({ key, cert: cert + authority.cert.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
+      /file\.cert \S+cert\.pem: its certificate 2 cannot be read: /,
+    ],
+    [
+      "with a key that is damaged",
+      ({ server: { cert, key } }) => ({ cert, key: key.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
+      /file\.key \S+key\.pem: the private key is damaged, or of a kind that cannot be used$/,
+    ],
+    [
+      "with the key of another certificate",
+      ({ server: { cert }, authority }) => ({ cert, key: authority.key }),
+      /file\.key \S+key\.pem: the key does not belong to the certificate "CN=localhost" of --agent-server\.tls\.file\.cert \S+cert\.pem$/,
+    ],
+    [
+      "with a chain in the wrong order",
+      ({ server: { cert, key }, authority }) => ({ cert: authority.cert + cert, key }),
+      /the key does not belong to the certificate "CN=Test CA" .*; the certificate of the key must come first in the file$/,
+    ],
+    [
+      "with a certificate that has expired",
+      async ({ authority }) => {
+        const { cert, key } = await authority.issue({ names: ["old"], days: -1 });
+        return { cert, key };
+      },
+      /file\.cert \S+cert\.pem: the certificate "CN=old" has expired on 2\d{3}-\d\d-\d\dT[\d:.]+Z$/,
+    ],
+    [
+      "with an authority that is none",
+      ({ server: { cert, key } }) => ({ cert, key, clientCa: key }),
+      /file\.client-ca \S+clientCa\.pem: it has no CERTIFICATE in PEM, but PRIVATE KEY$/,
+    ],
+    [
+      "with a revocation list that is none",
+      ({ server: { cert, key }, authority }) => ({ cert, key, clientCa: authority.cert, clientCrl: authority.cert }),
+      /file\.client-crl \S+clientCrl\.pem: it has no X509 CRL in PEM, but CERTIFICATE$/,
+    ],
+    [
+      "with a revocation list that is damaged",
+      ({ server: { cert, key }, authority }) => ({
+        cert,
+        key,
+        clientCa: authority.cert,
+        clientCrl: authority.cert.replaceAll("CERTIFICATE", "X509 CRL"),
+      }),
+      /file\.client-crl \S+clientCrl\.pem: its revocation list 1 cannot be read: /,
+    ],
+  ];
+  for (const [what, contents, message] of wrong) {
+    it(`${what} are refused`, async () => {
+      using folder = new Folder();
+      const refusal = await new Server(folder, await contents(await pki)).refusal();
+      assert.match(refusal, message);
+      assert.doesNotMatch(refusal, /MIG|BEGIN/); // no key shows
+    });
+  }
+
+  it("that are not there, or directories, are refused by name", async () => {
+    using folder = new Folder();
+    const server = new Server(folder, (await pki).server as Contents);
+    rmSync(server.file.key!);
+    assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: there is no such file$/);
+    mkdirSync(server.file.key!);
+    assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: it is a directory$/);
+  });
+
+  it("of doubtful use are taken with a warning", async () => {
+    using folder = new Folder();
+    const { server: { cert, key }, authority, other } = await pki;
+    const early = await authority.issue({ names: ["early"], days: 3, startsIn: 2 });
+    const old = await authority.issue({ names: ["old"], days: -1 });
+    const doubtful: [contents: Contents, warning: RegExp][] = [
+      [{ cert: early.cert, key: early.key }, /file\.cert: the certificate "CN=early" of \S+ is not valid before 2/],
+      [{ cert: cert + old.cert, key }, /file\.cert: the certificate "CN=old" in the chain of \S+ has expired on 2/],
+      [
+        { cert, key, clientCa: authority.cert, clientCrl: await other.revocationList([]) },
+        /"CN=Other CA" in \S+ is by none of the authorities/,
+      ],
+      [
+        { cert, key, clientCa: authority.cert, clientCrl: await authority.revocationList([], -1) },
+        /"CN=Test CA" in \S+ should have been replaced by 2/,
+      ],
+    ];
+    for (const [contents, warning] of doubtful) {
+      const server = new Server(folder, contents);
+      await server.open();
+      assert.equal(server.warnings().length, 1);
+      assert.match(server.warnings()[0]!, warning);
+    }
+  });
+});
+
+describe("an encrypted key", () => {
+  const PASSWORD = "corr:ect horse";
+  const { privateKey: ec } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const { privateKey: rsa } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+  const forms = {
+    "PKCS #8": ec.export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: PASSWORD }),
+    "PKCS #8 of RSA": rsa.export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: PASSWORD }),
+    "SEC 1": ec.export({ type: "sec1", format: "pem", cipher: "aes-256-cbc", passphrase: PASSWORD }),
+    "PKCS #1": rsa.export({ type: "pkcs1", format: "pem", cipher: "aes-128-cbc", passphrase: PASSWORD }),
+  };
+  for (const [name, text] of Object.entries(forms)) {
+    it(`in ${name} is read with its password, and with no other`, async () => {
+      using folder = new Folder();
+      const { server: { cert } } = await pki;
+      const server = new Server(folder, { cert, key: String(text) });
+      // read, and found to be another's
+      assert.match(await server.refusal(PASSWORD), /the key does not belong to the certificate/);
+      const wrong = await server.refusal("guess");
+      assert.match(wrong, /file\.key \S+key\.pem: .*--agent-server\.tls\.key-password.* wrong/);
+      assert.doesNotMatch(wrong, /guess/);
+      assert.match(await server.refusal(), /file\.key \S+key\.pem: the key is encrypted: --agent-server\.tls\.key-password is needed$/);
+    });
+  }
+
+  it("is handed on decrypted", async () => {
+    using folder = new Folder();
+    const { server: { cert, key } } = await pki;
+    const encrypted = createPrivateKey(key).export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: PASSWORD });
+    const { current } = await new Server(folder, { cert, key: String(encrypted) }).open(PASSWORD);
+    assert.match(current.key, /^-----BEGIN PRIVATE KEY-----/);
+  });
+
+  it("may be plain in spite of a password", async () => {
+    using folder = new Folder();
+    const { cert, key } = (await pki).server;
+    await new Server(folder, { cert, key }).open(PASSWORD);
+  });
+});
+
+describe("files of a client", () => {
+  const open = (folder: Folder, contents: { rootCa?: string; cert?: string; key?: string }) => {
+    const file = Object.fromEntries(Object.entries(contents).map(([name, text]) => [name, folder.write(`${name}.pem`, text)]));
+    return openClientTls("agent-client.tls", { insecureSkipVerify: false, useSystemPool: true, pinSha256: ["aa"], file }, new LogBook());
+  };
+
+  it("are read as they are, beside what the options say", async () => {
+    using folder = new Folder();
+    const { server: { cert, key }, authority } = await pki;
+    const { current } = await open(folder, { rootCa: authority.cert, cert, key });
+    assert.deepEqual({ ...current, key: undefined }, {
+      ca: authority.cert,
+      cert,
+      key: undefined,
+      systemRoots: true,
+      insecureSkipVerify: false,
+      pinSha256: ["aa"],
+    });
+    assert.equal((await open(folder, {})).current.ca, undefined);
+  });
+
+  it("that cannot be used are refused", async () => {
+    using folder = new Folder();
+    const { server: { cert, key }, other } = await pki;
+    await assert.rejects(
+      open(folder, { rootCa: key }),
+      /--agent-client\.tls\.file\.root-ca \S+: it has no CERTIFICATE in PEM, but PRIVATE KEY/,
+    );
+    await assert.rejects(open(folder, { cert }), /--agent-client\.tls\.file\.cert: --agent-client\.tls\.file\.key is needed too/);
+    await assert.rejects(open(folder, { cert, key: other.key }), /--agent-client\.tls\.file\.key .* does not belong to the certificate/);
+  });
+});
+
+describe("options of TLS that is off", () => {
+  it("are refused where they name a file or a password, by the first of them", () => {
+    refuseWithoutTls("http-proxy.tls", { file: { key: undefined, clientCa: "" }, keyPassword: "" });
+    const refused = (options: Parameters<typeof refuseWithoutTls>[1], name: string) =>
+      assert.throws(() => refuseWithoutTls("http-proxy.tls", options), {
+        name: "ConfigError",
+        message: `Cannot use --http-proxy.tls.${name}: --http-proxy.tls.enable is not set`,
+      });
+    refused({ file: { key: "key.pem" } }, "file.key");
+    refused({ file: { key: undefined, clientCa: "ca.pem" } }, "file.client-ca");
+    refused({ file: {}, keyPassword: "x" }, "key-password");
+  });
+});
+
+describe("files that change", () => {
+  const RENEWED = "certificates renewed";
+  const KEPT = "certificates not renewed, the old ones stay";
+
+  const start = async (folder: Folder) => {
+    const { server: { cert, key }, authority } = await pki;
+    const server = new Server(folder, { cert, key });
+    const renewed = await authority.issue({ names: ["renewed"] });
+    return { server, files: await server.open(), renewed: { cert: renewed.cert, key: renewed.key }, old: { cert, key } };
+  };
+
+  it("are followed", async () => {
+    using folder = new Folder();
+    const { server, files, renewed } = await start(folder);
+    const used: string[] = [];
+    await files.reload(({ cert }) => used.push(cert));
+    assert.equal(used.length, 0);
+    server.write(renewed);
+    await files.reload(({ cert }) => used.push(cert));
+    await files.reload(({ cert }) => used.push(cert));
+    assert.deepEqual(used, [renewed.cert]);
+    assert.equal(files.current.cert, renewed.cert);
+    assert.equal(server.log.logged(RENEWED, { options: "--agent-server.tls" }).length, 1);
+  });
+
+  it("keep what was there when they cannot be used, which is said once for each change", async () => {
+    using folder = new Folder();
+    const { server, files, renewed, old } = await start(folder);
+    const reload = () => files.reload(() => assert.fail("it was used"));
+    server.write({ cert: renewed.cert }); // not yet its key
+    for (let i = 0; i < 3; i++) await reload();
+    assert.equal(server.log.logged(KEPT).length, 1);
+    assert.match(String(server.log.logged(KEPT)[0]!.reason), /does not belong to the certificate/);
+    server.write({ cert: "junk" });
+    for (let i = 0; i < 3; i++) await reload();
+    rmSync(server.file.cert!);
+    for (let i = 0; i < 3; i++) await reload();
+    assert.deepEqual(server.log.logged(KEPT).length, 3);
+    assert.match(String(server.log.logged(KEPT)[2]!.reason), /there is no such file/);
+    assert.equal(files.current.cert, old.cert);
+    server.write(renewed);
+    await files.reload();
+    assert.equal(files.current.cert, renewed.cert);
+  });
+
+  it("keep what was there when nobody can use the new ones", async () => {
+    using folder = new Folder();
+    const { server, files, renewed, old } = await start(folder);
+    server.write(renewed);
+    for (let i = 0; i < 3; i++) {
+      await files.reload(() => {
+        throw new Error("of a kind that the network does not know");
+      });
+    }
+    assert.equal(server.log.logged(KEPT, { reason: "of a kind that the network does not know" }).length, 1);
+    assert.equal(files.current.cert, old.cert);
+  });
+
+  it("are read again at the interval, until that is closed", async () => {
+    using folder = new Folder();
+    const { server, files, renewed } = await start(folder);
+    const used = Promise.withResolvers<string>();
+    const refreshing = refreshTls(files, 5, ({ cert }) => used.resolve(cert));
+    server.write(renewed);
+    assert.equal(await used.promise, renewed.cert);
+    await refreshing.close();
+  });
+
+  it("are left alone with an interval of 0", async () => {
+    using folder = new Folder();
+    const { server, files, renewed, old } = await start(folder);
+    const refreshing = refreshTls(files, 0, () => assert.fail("it was used"));
+    server.write(renewed);
+    await refreshing.close();
+    assert.equal(files.current.cert, old.cert);
+  });
+});
