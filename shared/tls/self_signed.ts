@@ -59,7 +59,7 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
   const [cert] = readCertificates(pem);
   const key = readPrivateKey(pem, undefined, "state-dir");
   if (!cert!.checkPrivateKey(key)) throw unusable(pem, "key and certificate do not belong together; without the file a new one is made");
-  return { cert: text, key: text, pin: pinOf(cert!), file };
+  return { cert: text, key: key.export({ type: "pkcs8", format: "pem" }).toString(), pin: pinOf(cert!), file };
 }
 
 async function makeFleeting(why: string, log: Logger): Promise<SelfSigned> {

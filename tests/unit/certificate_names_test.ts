@@ -1,0 +1,77 @@
+// Which agent a certificate is for: alternative names and common names against the id that the agent claims.
+import assert from "node:assert/strict";
+import { X509Certificate } from "node:crypto";
+import { describe, it } from "node:test";
+import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
+import { bindToCertificate, type NameSource } from "../../shared/auth/certificate_names.ts";
+import { type Authority, type IssueOptions, makeAuthority } from "../support/certificates.ts";
+
+const authority: Promise<Authority> = makeAuthority();
+
+async function certificateOf(options: IssueOptions): Promise<Uint8Array> {
+  return new Uint8Array(new X509Certificate((await (await authority).issue(options)).cert).raw);
+}
+
+/** The id it is taken for, or why it is refused. */
+async function claim(source: NameSource, id: string, certificate: Uint8Array | undefined): Promise<string> {
+  try {
+    const identity = await bindToCertificate(createNoAuth(), source).authenticateAgent(new TextEncoder().encode(id), { certificate });
+    return typeof identity === "string" ? identity : identity.agentId;
+  } catch (error) {
+    if (!(error instanceof AuthenticationError)) throw error;
+    return `${error.kind}: ${error.message}`;
+  }
+}
+
+describe("an agent's certificate", () => {
+  it("is for each of its alternative names, be it a DNS name, a URI or an e-mail address", async () => {
+    const names = ["4711", "agent.example", "spiffe://example/agent/4711", "agent@example.org"];
+    const certificate = await certificateOf({ names: [...names, "10.0.0.1"], commonName: "common" });
+    for (const id of names) assert.equal(await claim("san", id, certificate), id);
+    for (const id of ["4712", "471", "47110", "Agent.example", "example", "common", "10.0.0.1", "spiffe://example/agent/4712"]) {
+      assert.match(
+        await claim("san", id, certificate),
+        /^denied: The agent's certificate is not for ".*": as subject alternative name it has "4711", /,
+      );
+    }
+  });
+
+  it("is for its common name, where that is asked for", async () => {
+    const certificate = await certificateOf({ names: ["4711"], commonName: "agent, 1" });
+    assert.match(await claim("cn", "4711", certificate), /^denied: .*: as common name it has/);
+    const plain = await certificateOf({ names: ["other"], commonName: "4711" });
+    assert.equal(await claim("cn", "4711", plain), "4711");
+    assert.match(await claim("cn", "other", plain), /^denied: .* is not for "other": as common name it has "4711"$/);
+  });
+
+  it("without alternative names is for nobody", async () => {
+    const certificate = await certificateOf({ names: [], commonName: "4711" });
+    assert.equal(
+      await claim("san", "4711", certificate),
+      `denied: The agent's certificate is not for "4711": as subject alternative name it has none`,
+    );
+  });
+
+  it("is needed", async () => {
+    assert.equal(await claim("san", "4711", undefined), "denied: The agent showed no certificate");
+  });
+
+  it("does not make an id of what cannot be one", async () => {
+    assert.match(await claim("san", "a b", await certificateOf({ names: ["4711"] })), /^agent-id: /);
+  });
+
+  it("that is for another agent gives back what its credentials held", async () => {
+    let released = 0;
+    const inner: Authenticator = {
+      authenticateAgent: () => ({ agentId: "4711", release: () => released++ }),
+      authenticateClient: () => "4711",
+    };
+    const bound = bindToCertificate(inner, "san");
+    const credentials = new Uint8Array();
+    await assert.rejects(async () => await bound.authenticateAgent(credentials, { certificate: await certificateOf({ names: ["4712"] }) }));
+    assert.equal(released, 1);
+    await bound.authenticateAgent(credentials, { certificate: await certificateOf({ names: ["4711"] }) });
+    assert.equal(released, 1);
+    assert.equal(await bound.authenticateClient({ scheme: "bearer", token: "x" }), "4711");
+  });
+});
