@@ -11,6 +11,9 @@ export function agentCommand(createNet: (options: { warn: (message: string) => v
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
     check: async (options) => void await checkAgentOptions(options),
-    start: (options, log) => startAgent(options, { log, net: createNet({ warn: (message) => log.warn(message) }) }),
+    start: async (options, log) => {
+      const agent = await startAgent(options, { log, net: createNet({ warn: (message) => log.warn(message) }) });
+      return { close: () => agent.drain() };
+    },
   };
 }

@@ -1,16 +1,27 @@
 // The agent's options, each once.
-import { checkPatterns, checkPins, logOptions } from "../shared/cli/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cli/common_options.ts";
+import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
+import { checkLabels } from "../shared/link/message.ts";
 
 const JWT = "Authentication by JWT";
 
 export const agentOptions = defineOptions({
   "agent-client.server-address": {
-    kind: "address",
+    kind: "list",
     default: "localhost:4242",
-    description: "Address of the proxy, or of a UDP load balancer before several.",
-    check: (address) =>
-      address.startsWith(":") || address.endsWith(":0") ? `${JSON.stringify(address)} lacks a host or a port to connect to` : undefined,
+    description: "Addresses of proxies, or of a UDP load balancer before them; repeatable or comma-separated.",
+    check: checkServers,
+  },
+  "agent-client.connections": {
+    kind: "integer",
+    default: "1",
+    description: "Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy.",
+    check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
+  },
+  "agent-client.labels": {
+    kind: "list",
+    description: "Shown by the proxy with the agent: name=value, repeatable or comma-separated.",
+    check: checkLabelTexts,
   },
   "agent-client.host-whitelist": {
     kind: "list",
@@ -47,8 +58,32 @@ export const agentOptions = defineOptions({
     notBuilt: JWT,
     description: "The agent's token, or file:NAME, which is read at every connect.",
   },
+  ...drainOptions,
   ...logOptions,
 });
 
 /** As on the command line: `--agent-client.server-address` is `agentClient.serverAddress`; durations in milliseconds. */
 export type AgentOptions = ValuesOf<typeof agentOptions>;
+
+/** The labels that `name=value` texts make. */
+export function parseLabels(texts: readonly string[]): Record<string, string> {
+  return Object.fromEntries(texts.map((text) => [text.slice(0, text.indexOf("=")), text.slice(text.indexOf("=") + 1)]));
+}
+
+function checkLabelTexts(texts: readonly string[]): string | undefined {
+  const malformed = texts.find((text) => text.indexOf("=") < 1);
+  return malformed === undefined ? checkLabels(parseLabels(texts)) : `${JSON.stringify(malformed)} is not name=value`;
+}
+
+function checkServers(addresses: readonly string[]): string | undefined {
+  if (addresses.length === 0) return "there is no address";
+  for (const address of addresses) {
+    try {
+      parseAddress(address);
+    } catch (error) {
+      return (error as Error).message;
+    }
+    if (address.startsWith(":") || /:0+$/.test(address)) return `${JSON.stringify(address)} lacks a host or a port to connect to`;
+  }
+  return undefined;
+}

@@ -48,6 +48,14 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
   }
 }
 
+/** Answers that the agent is about to stop. Never rejects. */
+export async function refuseTunnel({ log }: TunnelOptions, { stream }: Incoming): Promise<void> {
+  log.debug("tunnel refused", { status: 503, reason: "shutting down" });
+  const refusal = new Refusal(503, "destination_unavailable", "The agent is shutting down", [["Retry-After", "1"]]);
+  await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone
+  stream.close();
+}
+
 function asRefusal(cause: unknown): Refusal {
   if (cause instanceof Refusal) return cause;
   if (cause instanceof HeadError) return new Refusal(cause.status, "http_request_error", cause.message);

@@ -1,59 +1,93 @@
-// The agents' side of the proxy: takes their connections, finds out who they are, and keeps the newest connection of each.
-import { AuthenticationError, type Authenticator, endReason, identifyAgent, type Identity } from "../shared/auth/authenticator.ts";
+// The agents' side of the proxy: takes their connections, finds out who they are, holds them, and sends them elsewhere when it stops.
+import { AuthenticationError, type Authenticator, endReason, identifyAgent } from "../shared/auth/authenticator.ts";
+import { Control } from "../shared/link/control.ts";
 import { FrameError } from "../shared/link/frame.ts";
-import { CloseCode, receiveCredentials } from "../shared/link/link.ts";
+import { CloseCode, hasControl, receiveCredentials, receiveHello } from "../shared/link/link.ts";
+import { MAX_SPREAD_MS, MessageError } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { QuicConnection, QuicListener } from "../shared/net/types.ts";
+import { AgentRegistry, type HeldAgent } from "./agent_registry.ts";
 
 /** Told of agents that come and go. */
 export interface AgentEvents {
   /** An agent has authenticated. */
   onAgentConnected?: (agent: { id: string; remote: string }) => void;
-  /** Its connection is no more, or a newer one took its place. */
+  /** A connection of it is no more, or a newer one took its place. */
   onAgentDisconnected?: (agent: { id: string; remote: string; reason: string }) => void;
 }
 
 export interface AgentServerOptions extends AgentEvents {
   listener: QuicListener;
   authenticator: Authenticator;
+  /** Whether several agents may have one id. */
+  multiple: boolean;
   log: Logger;
-}
-
-/** An agent that has authenticated. */
-export interface HeldAgent {
-  readonly connection: QuicConnection;
-  readonly identity: Identity;
 }
 
 /** Holds agents until it is closed. */
 export interface AgentServer {
-  /** The newest connection of the agent. */
-  find(agentId: string): HeldAgent | undefined;
-  /** Agents held. */
-  readonly size: number;
+  /** Those that are held. */
+  readonly agents: AgentRegistry;
+  /**
+   * Takes no more agents, and tells those it holds to connect elsewhere. Resolves when all have done so that could be told, after
+   * `timeoutMs` at most. All goes on being served.
+   */
+  sendAway(timeoutMs: number): Promise<void>;
   /** Tells all agents that the proxy shuts down. */
   close(): Promise<void>;
 }
 
+/** How often an agent is asked for its round-trip time, in milliseconds. */
+const PING_INTERVAL_MS = 15_000;
+/** Agents that are sent away in one second. */
+const LEAVING_A_SECOND = 1_000;
+
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
-  const agents = new Map<string, HeldAgent>();
+  const agents = new AgentRegistry(options.multiple);
+  /** Those that were told to connect elsewhere and have not done so yet. */
+  const leaving = new Map<HeldAgent, () => void>();
+  let isSendingAway = false;
+
+  const sendAway = (agent: HeldAgent): Promise<void> | undefined => {
+    if (!agent.control || leaving.has(agent)) return undefined;
+    const withinMs = Math.min(MAX_SPREAD_MS, Math.round(agents.size * 1_000 / LEAVING_A_SECOND));
+    void agent.control.goaway("shutting down", withinMs); // never rejects
+    return new Promise((resolve) => leaving.set(agent, resolve));
+  };
+  const settle = (agent: HeldAgent): void => leaving.get(agent)?.();
+
+  const register = (agent: HeldAgent): void => {
+    const replaced = agents.add(agent);
+    // after that: whoever asks for the agent in between gets the new one
+    for (const old of replaced) {
+      agents.remove(old);
+      old.connection.close(CloseCode.replaced, "closing old connection");
+    }
+  };
 
   const serve = async (connection: QuicConnection): Promise<void> => {
     const { remote } = connection;
     try {
-      const identity = await authenticate(connection, options.authenticator, (identity) => {
-        const old = agents.get(identity.agentId);
-        agents.set(identity.agentId, { connection, identity });
-        // after that: whoever asks for the agent in between gets the new one
-        old?.connection.close(CloseCode.replaced, "closing old connection");
+      const { agent, serveControl } = await admit(connection, options.authenticator, register, {
+        onGoaway: (agent) => {
+          log.info("agent takes no more tunnels", { agent: agent.identity.agentId, remote });
+          agent.goneAway = true;
+          settle(agent);
+        },
+        onMoved: settle,
+        onViolation: (agent, reason) => log.warn("agent breaks the protocol", { agent: agent.identity.agentId, remote, reason }),
       });
-      const { agentId: id, tokenId: token } = identity;
-      log.info("agent connected", { agent: id, token, remote });
+      const { agentId: id, tokenId: token } = agent.identity;
+      const { version, host } = agent.hello ?? {};
+      log.info("agent connected", { agent: id, token, remote, version, host });
       options.onAgentConnected?.({ id, remote });
-      const why = await endOf(connection, identity);
-      if (agents.get(id)?.connection === connection) agents.delete(id);
+      if (isSendingAway) void sendAway(agent);
+      const [why] = await Promise.all([endOf(agent), serveControl()]);
+      agents.remove(agent);
+      settle(agent);
+      leaving.delete(agent);
       log.info("agent disconnected", { agent: id, token, remote, reason: why });
       options.onAgentDisconnected?.({ id, remote, reason: why });
     } catch (error) {
@@ -67,9 +101,14 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const running = run();
 
   return {
-    find: (agentId) => agents.get(agentId),
-    get size() {
-      return agents.size;
+    agents,
+    async sendAway(timeoutMs) {
+      isSendingAway = true;
+      listener.stopAccepting();
+      const moved = Promise.all([...agents].map(sendAway));
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      await Promise.race([moved, new Promise((resolve) => timer = setTimeout(resolve, timeoutMs))]);
+      clearTimeout(timer);
     },
     async close() {
       await listener.close(CloseCode.shutdown, "shutting down");
@@ -78,21 +117,54 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 }
 
-async function authenticate(
+interface AdmissionEvents {
+  onGoaway: (agent: HeldAgent) => void;
+  onMoved: (agent: HeldAgent) => void;
+  onViolation: (agent: HeldAgent, reason: string) => void;
+}
+
+/** Finds out who it is, registers it, and tells it so. */
+async function admit(
   connection: QuicConnection,
   authenticator: Authenticator,
-  register: (identity: Identity) => void,
-): Promise<Identity> {
+  register: (agent: HeldAgent) => void,
+  events: AdmissionEvents,
+): Promise<{ agent: HeldAgent; serveControl: () => Promise<void> }> {
   const { credentials, welcome } = await receiveCredentials(connection);
   const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate });
+  let said;
+  try {
+    said = hasControl(connection) ? await receiveHello(connection) : undefined;
+  } catch (error) {
+    identity.release?.();
+    throw error;
+  }
+  const control = said && new Control(connection, said.stream);
+  const agent: HeldAgent = { connection, identity, since: new Date(), hello: said?.hello, control, tunnels: 0, goneAway: false };
   // before the agent knows: once it does, clients may ask for it
-  register(identity);
+  register(agent);
   await welcome().catch(() => {}); // gone again: the end of its connection says so
-  return identity;
+  return { agent, serveControl: async () => void (said && control && await runControl(agent, control, said.frames, events)) };
+}
+
+async function runControl(
+  agent: HeldAgent,
+  control: Control,
+  frames: Parameters<Control["run"]>[0],
+  events: AdmissionEvents,
+): Promise<void> {
+  void control.ping(); // never rejects
+  const timer = setInterval(() => void control.ping(), PING_INTERVAL_MS);
+  await control.run(frames, {
+    onGoaway: () => events.onGoaway(agent),
+    onMoved: () => events.onMoved(agent),
+    onViolation: (reason) => events.onViolation(agent, reason),
+  });
+  clearInterval(timer);
 }
 
 /** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */
-async function endOf(connection: QuicConnection, { ends, release }: Identity): Promise<string> {
+async function endOf({ connection, identity: { ends, release } }: HeldAgent): Promise<string> {
   // the agent need not know why; the log does
   const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
   if (ends?.aborted) close();
@@ -113,6 +185,9 @@ function refuse(connection: QuicConnection, error: unknown, log: Logger): void {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");
     else connection.close(CloseCode.unauthorized, "authentication failed");
+  } else if (error instanceof MessageError) {
+    log.warn("agent refused", { remote, reason: message });
+    connection.close(CloseCode.malformed, message);
   } else if (error instanceof FrameError || error instanceof NetError) {
     log.warn("agent refused", { remote, reason: message });
     connection.close(CloseCode.unauthorized, "authentication failed");

@@ -17,6 +17,9 @@ export function proxyCommand(
     description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
     options: proxyOptions,
     check: async (options) => void await checkProxyOptions(options),
-    start: (options, log) => startProxy(options, { log, net: createNet({ warn: (message) => log.warn(message) }), stateDirectory }),
+    start: async (options, log) => {
+      const proxy = await startProxy(options, { log, net: createNet({ warn: (message) => log.warn(message) }), stateDirectory });
+      return { close: () => proxy.drain() };
+    },
   };
 }

@@ -1,5 +1,5 @@
 // The proxy's options, each once.
-import { checkPatterns, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
+import { checkPatterns, drainDelayOptions, drainOptions, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 
 const JWT = "Authentication by JWT";
@@ -31,6 +31,11 @@ export const proxyOptions = defineOptions({
     default: "10s",
     description: "Longest wait for a stream to an agent and its answer.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
+  },
+  "agent-server.agent.multiple": {
+    kind: "boolean",
+    default: "false",
+    description: "Several agents may have one id: tunnels are spread over them. Otherwise the newest takes the place of the others.",
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
   ...frontTlsOptions,
@@ -67,6 +72,8 @@ export const proxyOptions = defineOptions({
     description:
       "Directory for what must outlive the proxy, its self-signed certificate; by default the system's or the user's place for that.",
   },
+  ...drainDelayOptions,
+  ...drainOptions,
   ...logOptions,
 });
 

@@ -1,4 +1,5 @@
 // Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
+import { setTimeout as sleep } from "node:timers/promises";
 import { createAllowList } from "../shared/allow_list.ts";
 import { type Authenticator, createNoAuth } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
@@ -10,7 +11,8 @@ import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Duplex, Net } from "../shared/net/types.ts";
 import { refreshTls } from "../shared/tls/files.ts";
-import { type AgentEvents, type AgentServer, startAgentServer } from "./agent_server.ts";
+import type { AgentRegistry, HeldAgent } from "./agent_registry.ts";
+import { type AgentEvents, startAgentServer } from "./agent_server.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, openProxyTls, showPin } from "./tls.ts";
 
@@ -32,9 +34,19 @@ export interface Proxy {
   readonly clientAddress: string;
   /** Ids of the agents held. */
   readonly agents: number;
+  /** Whether it is about to stop: whoever sends clients here should stop that. */
+  readonly draining: boolean;
+  /**
+   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, sends agents elsewhere, takes no
+   * more clients, waits for those it has, then closes. {@link close} ends it at once.
+   */
+  drain(): Promise<void>;
   /** Resets the clients, tells the agents, frees the addresses. */
   close(): Promise<void>;
 }
+
+/** Longest wait in milliseconds for agents to find another proxy, before no more clients are taken. */
+const SEND_AWAY_MS = 10_000;
 
 /**
  * Starts a proxy; it listens when the promise resolves.
@@ -51,7 +63,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const agentListener = await net.listenQuic({
     address: options.agentServer.listenAddress,
     tls: tls.agents.current,
-    alpn: [ALPN],
+    alpn: ALPN,
     transport: PROXY_TRANSPORT,
     onHandshakeError: ({ remote, error }) => log.warn("agent handshake failed", { remote, reason: error.message }),
   });
@@ -61,18 +73,22 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       throw error;
     },
   );
-  const agents = startAgentServer({
+  const server = startAgentServer({
     ...deps,
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),
+    multiple: options.agentServer.agent.multiple,
   });
+  const stopping = new AbortController();
+  let draining: Promise<void> | undefined;
+  let closing: Promise<void> | undefined;
   const front = startFront({
     net,
     listener: clientListener,
     authenticator,
     allowList,
     log,
-    dial: (request) => dialAgent(agents, request, options.agentServer.agent.dialTimeout),
+    dial: (request) => dialAgent(server.agents, request, options.agentServer.agent.dialTimeout, draining !== undefined),
   });
   const refreshed = [
     refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => agentListener.setTls(renewed)),
@@ -80,19 +96,34 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   ];
   if (tls.own) showPin(tls.own, agentListener.address, log);
   log.info("listening", { agents: agentListener.address, clients: clientListener.address });
+  const close = async (): Promise<void> => {
+    stopping.abort();
+    for (const refreshing of refreshed) await refreshing.close();
+    front.close();
+    await server.close();
+    await front.done;
+    log.info("stopped");
+  };
+  const drain = async ({ delay, timeout }: ProxyOptions["drain"]): Promise<void> => {
+    log.info("draining", { agents: server.agents.size, clients: front.open, delayMs: delay, timeoutMs: timeout });
+    await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
+    const start = performance.now();
+    // clients are still taken, for agents that are on their way
+    if (timeout > 0) await server.sendAway(Math.min(timeout, SEND_AWAY_MS));
+    await front.drain(Math.max(0, timeout - (performance.now() - start)));
+    await (closing ??= close());
+  };
   return {
     agentAddress: agentListener.address,
     clientAddress: clientListener.address,
     get agents() {
-      return agents.size;
+      return server.agents.size;
     },
-    async close() {
-      for (const refreshing of refreshed) await refreshing.close();
-      front.close();
-      await agents.close();
-      await front.done;
-      log.info("stopped");
+    get draining() {
+      return draining !== undefined;
     },
+    drain: () => draining ??= drain(options.drain),
+    close: () => closing ??= close(),
   };
 }
 
@@ -104,28 +135,52 @@ export async function checkProxyOptions(options: ProxyOptions): Promise<void> {
   await checkProxyTls(options);
 }
 
-/** Asks the agent for a tunnel. */
-async function dialAgent(agents: AgentServer, request: DialRequest, timeoutMs: number): Promise<Duplex> {
-  const agent = agents.find(request.agentId);
-  if (!agent) throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
-  const authority = formatAuthority(request.destination);
-  if (agent.identity.allowList?.allows(request.destination) === false) {
+/** Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. */
+async function dialAgent(agents: AgentRegistry, request: DialRequest, timeoutMs: number, draining: boolean): Promise<Duplex> {
+  const deadline = performance.now() + timeoutMs;
+  const passed = new Set<HeldAgent>();
+  let lost: unknown;
+  for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined; passed.add(agent)) {
+    try {
+      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()));
+    } catch (cause) {
+      if (!(cause instanceof NetError)) throw cause;
+      lost = cause;
+      // one that is slow to answer may have begun to do what it was asked for
+      if (cause.code !== "closed" && cause.code !== "reset") break;
+    }
+  }
+  if (lost !== undefined) throw toRefusal(lost);
+  if (draining) throw new Refusal(503, "destination_unavailable", "The proxy is shutting down", [["Retry-After", "1"]]);
+  throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
+}
+
+/** @throws {NetError} as `exchange` of a connection */
+async function openTunnel(agent: HeldAgent, { id, destination, done }: DialRequest, timeoutMs: number): Promise<Duplex> {
+  const authority = formatAuthority(destination);
+  if (agent.identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
   }
-  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [["Host", authority], ["Proxy-Connection", "keep-alive"], [
-    "X-Request-Id",
-    request.id,
-  ]]);
-  let answer;
+  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [
+    ["Host", authority],
+    ["Proxy-Connection", "keep-alive"],
+    ["X-Request-Id", id],
+  ]);
+  agent.tunnels++;
+  let opened = false;
   try {
-    answer = await agent.connection.exchange(head, { timeoutMs });
-  } catch (cause) {
-    throw toRefusal(cause);
+    const answer = await agent.connection.exchange(head, { timeoutMs });
+    const refusal = readAnswer(answer.head);
+    if (refusal) {
+      answer.stream.close();
+      throw refusal;
+    }
+    opened = true;
+    void done.then(() => agent.tunnels--);
+    return answer.stream;
+  } finally {
+    if (!opened) agent.tunnels--;
   }
-  const refusal = readAnswer(answer.head);
-  if (!refusal) return answer.stream;
-  answer.stream.close();
-  throw refusal;
 }
 
 function toRefusal(cause: unknown): unknown {

@@ -42,6 +42,23 @@ export function checkPins(pins: string[]): string | undefined {
     : `${JSON.stringify(bad)} is not the SHA-256 of a certificate: 64 hexadecimal digits, with or without colons`;
 }
 
+/** What comes first when a proxy or lb stops. */
+export const drainDelayOptions = defineOptions({
+  "drain.delay": {
+    kind: "duration",
+    default: "0s",
+    description: "On SIGTERM: go on as before for so long while readiness fails, so that load balancers notice; 0s not at all.",
+  },
+});
+
+export const drainOptions = defineOptions({
+  "drain.timeout": {
+    kind: "duration",
+    default: "30s",
+    description: "On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once.",
+  },
+});
+
 /** For `check` of a list of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   try {

@@ -11,6 +11,8 @@ interface Kinds {
   duration: number;
   /** `true` or `false`; or as Go's strconv.ParseBool takes them: `1`, `t`, `TRUE` … */
   boolean: boolean;
+  /** Zero or more. */
+  integer: number;
   /** Repeatable, or comma-separated. */
   list: string[];
 }
@@ -109,11 +111,16 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   return known;
 }
 
-const TYPES = { string: "string", file: "string", address: "string", duration: "number", boolean: "boolean" } as const;
+const TYPES = { string: "string", file: "string", address: "string", duration: "number", integer: "number", boolean: "boolean" } as const;
 
 function hasType(value: unknown, type: string): boolean {
   const actual = typeof value;
   return actual === type;
+}
+
+function parseInteger(text: string): number {
+  if (!/^[0-9]{1,9}$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a whole number from 0 on`);
+  return Number(text);
 }
 
 function parseKind({ kind }: Option, text: string): Kinds[Kind] {
@@ -124,6 +131,8 @@ function parseKind({ kind }: Option, text: string): Kinds[Kind] {
       throw new ValueError(`${JSON.stringify(text)} is not true or false`);
     case "duration":
       return parseGoDuration(text);
+    case "integer":
+      return parseInteger(text);
     case "address":
       return parseAddress(text);
     case "list":
@@ -155,7 +164,11 @@ const UNITS_MS: Readonly<Record<string, number>> = { ns: 1e-6, us: 1e-3, "µs": 
 /** Timers take no more: some 24 days. */
 const MAX_DURATION_MS = 576 * 3_600_000;
 
-function parseAddress(text: string): string {
+/**
+ * Returns `text` where it is `host:port`, `[host]:port` or `:port`.
+ * @throws {ValueError}
+ */
+export function parseAddress(text: string): string {
   const match = /^(?:\[[^\]]+\]|[^:[\]\s]*):([0-9]{1,5})$/.exec(text);
   if (!match) throw new ValueError(`${JSON.stringify(text)} is not host:port, [host]:port or :port`);
   if (Number(match[1]) > 65_535) throw new ValueError(`${JSON.stringify(text)} has a port above 65535`);

@@ -33,6 +33,8 @@ export interface DialRequest {
   readonly agentId: string;
   readonly destination: Authority;
   readonly credentials: ClientCredentials;
+  /** Resolves when the request is over, and all that it opened closed. */
+  readonly done: Promise<void>;
 }
 
 export interface FrontOptions {
@@ -54,6 +56,8 @@ export interface FrontOptions {
 export interface Front {
   /** Clients being served. */
   readonly open: number;
+  /** Takes no more clients, and waits until the last is gone, or resets those that are left after `timeoutMs`. */
+  drain(timeoutMs: number): Promise<void>;
   /** Takes no more clients and resets those it has. */
   close(): void;
   /** Resolves when the last client is gone after {@link close}. */
@@ -81,6 +85,8 @@ export interface Exchange {
   /** Bytes from the client to the destination, and back. */
   sent: number;
   received: number;
+  /** See {@link DialRequest.done}. */
+  readonly done: Promise<void>;
 }
 
 export function startFront(options: FrontOptions): Front {
@@ -92,7 +98,8 @@ export function startFront(options: FrontOptions): Front {
   const serve = async (incoming: Incoming): Promise<void> => {
     const { stream } = incoming;
     const startedAt = now();
-    const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0 };
+    const over = Promise.withResolvers<void>();
+    const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0, done: over.promise };
     clients.add(stream);
     try {
       await handle(options, incoming, exchange, now);
@@ -100,6 +107,7 @@ export function startFront(options: FrontOptions): Front {
       await refuse(stream, exchange, toRefusal(error), log);
     } finally {
       clients.delete(stream);
+      over.resolve();
       if (exchange.status !== undefined) logAccess(log, exchange, startedAt, now());
     }
   };
@@ -115,15 +123,23 @@ export function startFront(options: FrontOptions): Front {
     await Promise.all(serving);
   };
 
+  const done = run();
+  const close = () => {
+    listener.close();
+    for (const client of clients) client.reset(1);
+  };
   return {
     get open() {
       return clients.size;
     },
-    close() {
+    async drain(timeoutMs) {
       listener.close();
-      for (const client of clients) client.reset(1);
+      const timer = setTimeout(close, timeoutMs);
+      await done;
+      clearTimeout(timer);
     },
-    done: run(),
+    close,
+    done,
   };
 }
 
@@ -170,7 +186,7 @@ async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchan
   if (identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
-  const upstream = await options.dial({ id: exchange.id, agentId, destination, credentials });
+  const upstream = await options.dial({ id: exchange.id, agentId, destination, credentials, done: exchange.done });
   if (ends?.aborted) {
     abandon(upstream);
     throw endOf(ends);

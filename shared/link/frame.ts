@@ -20,25 +20,52 @@ export function encodeFrame(payload: Uint8Array): Uint8Array {
   return frame;
 }
 
+/** Reads the frames of one stream, one after the other. */
+export class FrameReader {
+  readonly #stream: Pick<Duplex, "read">;
+  readonly #limit: number;
+  #received = new Uint8Array(0);
+
+  /** @param limit longest frame in bytes */
+  constructor(stream: Pick<Duplex, "read">, limit = MAX_FRAME) {
+    this.#stream = stream;
+    this.#limit = limit;
+  }
+
+  /**
+   * The next frame; `null` when the stream has ended behind the one before.
+   * @throws {FrameError} when it is too long, before anything of that length is kept, or cut short
+   * @throws {NetError} as {@link Duplex.read}
+   */
+  async next(): Promise<Uint8Array | null> {
+    for (;;) {
+      const received = this.#received;
+      if (received.length >= 4) {
+        const length = new DataView(received.buffer, received.byteOffset).getUint32(0);
+        if (length > this.#limit) throw new FrameError(`A frame of ${length} bytes was announced: the limit is ${this.#limit}`);
+        if (received.length >= 4 + length) {
+          this.#received = received.subarray(4 + length);
+          return received.subarray(4, 4 + length);
+        }
+      }
+      const data = await this.#stream.read();
+      if (data === null && received.length === 0) return null;
+      if (data === null) throw new FrameError("The stream ended within a frame");
+      // a read brings 256 KiB at most, and a frame that is too long is refused above: this stays small
+      this.#received = new Uint8Array(received.length + data.length);
+      this.#received.set(received);
+      this.#received.set(data, received.length);
+    }
+  }
+}
+
 /**
- * Reads one frame. What follows it is lost: a frame is the last thing that either side sends on its stream.
- * @throws {FrameError} when it is too long, before anything of that length is kept, or cut short
+ * Reads one frame. What follows it is lost: for a frame that is the last thing its side sends on the stream.
+ * @throws {FrameError} as {@link FrameReader.next}, and when there is none
  * @throws {NetError} as {@link Duplex.read}
  */
 export async function readFrame(stream: Duplex): Promise<Uint8Array> {
-  let received = new Uint8Array(0);
-  for (;;) {
-    if (received.length >= 4) {
-      const length = new DataView(received.buffer, received.byteOffset).getUint32(0);
-      if (length > MAX_FRAME) throw new FrameError(`A frame of ${length} bytes was announced: the limit is ${MAX_FRAME}`);
-      if (received.length >= 4 + length) return received.subarray(4, 4 + length);
-    }
-    const data = await stream.read();
-    if (data === null) throw new FrameError("The stream ended within a frame");
-    // a read brings 256 KiB at most, and a frame that is too long is refused above: this stays small
-    const joined = new Uint8Array(received.length + data.length);
-    joined.set(received);
-    joined.set(data, received.length);
-    received = joined;
-  }
+  const frame = await new FrameReader(stream).next();
+  if (frame === null) throw new FrameError("The stream ended without a frame");
+  return frame;
 }

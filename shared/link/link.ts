@@ -1,17 +1,25 @@
 // What proxy and agent agree on: the protocol's name, close codes, timings, and the exchange in which an agent says who it is.
 import { NetError } from "../net/errors.ts";
-import type { QuicConnection, QuicTransport } from "../net/types.ts";
-import { encodeFrame, readFrame } from "./frame.ts";
+import type { Duplex, QuicConnection, QuicTransport } from "../net/types.ts";
+import { encodeFrame, FrameError, FrameReader, readFrame } from "./frame.ts";
+import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 
-/** Protocol name in the TLS handshake (RFC 7301). */
-export const ALPN = "reverse-http-proto";
+/** Protocol names in the TLS handshake (RFC 7301), the preferred one first: version 2 has a control stream, version 1 has none. */
+export const ALPN = ["reverse-http-proto/2", "reverse-http-proto"];
 
-/** Application error codes with which the proxy closes an agent's connection. */
+/** Whether the two have a control stream. */
+export function hasControl({ alpn }: QuicConnection): boolean {
+  return alpn === ALPN[0];
+}
+
+/** Application error codes with which the proxy closes an agent's connection; an agent uses `shutdown` and `malformed`. */
 export const CloseCode = {
   shutdown: 0,
   badAgentId: 400,
   unauthorized: 401,
   replaced: 409,
+  /** A control frame breaks the rules (version 2). */
+  malformed: 422,
   internal: 500,
 } as const;
 
@@ -20,22 +28,28 @@ export const AUTHENTICATION_TIMEOUT_MS = 3_000;
 
 /** An agent must let the proxy open at least 10,000 streams. */
 export const AGENT_TRANSPORT: QuicTransport = { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: 65_536 };
-/** An agent opens one stream, to authenticate. */
+/** An agent opens one stream to authenticate, and one for control. */
 export const PROXY_TRANSPORT: QuicTransport = { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: 4 };
 
 const AUTHENTICATED = "authenticated";
 
 /**
- * The agent's side: says who it is and waits for the proxy's word.
+ * The agent's side: says who it is and waits for the proxy's word. With version 2 it opens the control stream too, without waiting, and
+ * returns it.
  * @throws {NetError} `closed` with the proxy's close code as `appCode` when it refuses, `timed-out`, `reset`
  * @throws {FrameError} when the answer is no frame
  */
-export async function authenticate(connection: QuicConnection, credentials: Uint8Array): Promise<void> {
+export async function authenticate(connection: QuicConnection, credentials: Uint8Array, hello: Hello): Promise<Duplex | undefined> {
+  let control: Duplex | undefined;
   const answer = await withTimeout(connection, async () => {
     const stream = await connection.openStream();
     try {
       await stream.write(encodeFrame(credentials));
       stream.closeWrite();
+      if (hasControl(connection)) {
+        control = await connection.openStream();
+        await control.write(encodeFrame(encodeMessage({ type: "hello", hello })));
+      }
       return await readFrame(stream);
     } finally {
       stream.close();
@@ -45,6 +59,7 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
   if (text !== AUTHENTICATED) {
     throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
   }
+  return control;
 }
 
 /**
@@ -70,6 +85,32 @@ export async function receiveCredentials(connection: QuicConnection): Promise<{ 
       throw error;
     }
   });
+}
+
+/**
+ * The proxy's side of version 2, once it knows who the agent is: its control stream, and what it says of itself there.
+ * @throws {NetError} `timed-out`, `closed`, `reset`
+ * @throws {MessageError} when the first frame is no hello
+ */
+export async function receiveHello(connection: QuicConnection): Promise<{ stream: Duplex; frames: FrameReader; hello: Hello }> {
+  return await withTimeout(connection, async () => {
+    const stream = await connection.acceptStream();
+    if (stream === null) throw new NetError("closed", "The connection was closed before the hello");
+    const frames = controlFrames(stream);
+    try {
+      const frame = await frames.next();
+      const message = frame === null ? undefined : decodeMessage(frame);
+      if (message?.type !== "hello") throw new MessageError("The first control frame is no hello");
+      return { stream, frames, hello: message.hello };
+    } catch (error) {
+      throw error instanceof FrameError ? new MessageError(error.message) : error;
+    }
+  });
+}
+
+/** Reads the frames of a control stream. */
+export function controlFrames(stream: Duplex): FrameReader {
+  return new FrameReader(stream, MAX_MESSAGE);
 }
 
 /** A peer that never ends its part ends with its connection, and `work` with it. */

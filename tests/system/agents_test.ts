@@ -99,8 +99,8 @@ describe("agent", () => {
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   describe(signal, () => {
-    it("stops the proxy with exit code 0; agents are told and clients reset", async () => {
-      await using pair = await Pair.start();
+    it("stops the proxy with exit code 0 when nothing may drain; agents are told and clients reset", async () => {
+      await using pair = await Pair.start({ proxy: ["--drain.timeout=0s"] });
       await using origin = await Origin.start();
       using client = await openTunnel(pair.addresses.clients, origin.authority);
       const server = await origin.accept();
@@ -118,8 +118,8 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
       await unfinished.ending();
     });
 
-    it("stops the agent with exit code 0; the proxy is told and resets its clients", async () => {
-      await using pair = await Pair.start();
+    it("stops the agent with exit code 0 when nothing may drain; the proxy is told and resets its clients", async () => {
+      await using pair = await Pair.start({ agent: ["--drain.timeout=0s"] });
       await using origin = await Origin.start();
       using client = await openTunnel(pair.addresses.clients, origin.authority);
       const server = await origin.accept();

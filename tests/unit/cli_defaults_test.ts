@@ -31,7 +31,9 @@ describe("withDefaults", () => {
   });
 
   it("takes undefined as not given", () => {
-    assert.equal(withDefaults(agentOptions, { agentClient: { serverAddress: undefined } }).agentClient.serverAddress, "localhost:4242");
+    assert.deepEqual(withDefaults(agentOptions, { agentClient: { serverAddress: undefined } }).agentClient.serverAddress, [
+      "localhost:4242",
+    ]);
   });
 
   it("does not look at this process's environment", () => {
@@ -55,7 +57,7 @@ describe("withDefaults", () => {
       /^Cannot use --agent-server\.agent\.dial-timeout/,
     );
     assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { tls: { enable: true } } })), /TLS for clients is not built yet/);
-    assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: ":4242" } })), /lacks a host or a port/);
+    assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
   });
 
   it("refuses a key that no option has, and a value in place of a group", () => {

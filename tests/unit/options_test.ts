@@ -63,7 +63,7 @@ const ORIGINAL: Record<string, { options: Options; defaults: Record<string, stri
 };
 
 /** A value of each kind that is not a default. */
-const OTHER = { string: "other", file: "other.pem", address: "other:1", duration: "7s", boolean: "true", list: "other" };
+const OTHER = { string: "other", file: "other.pem", address: "other:1", duration: "7s", integer: "7", boolean: "true", list: "other" };
 
 for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
   describe(`options of the ${name}`, () => {

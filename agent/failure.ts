@@ -1,0 +1,56 @@
+// What went wrong between agent and proxy, in words: for the log.
+import { CloseCode } from "../shared/link/link.ts";
+import { NetError } from "../shared/net/errors.ts";
+import type { QuicClosed } from "../shared/net/types.ts";
+import type { AgentOptions } from "./options.ts";
+
+/** What happened, and what to do about it, for somebody who sets it up for the first time. */
+export function describeFailure(error: unknown, address: string, options: AgentOptions): string {
+  if (!(error instanceof NetError)) return error instanceof Error ? error.message : String(error);
+  switch (error.code) {
+    case "closed":
+      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message);
+    case "timed-out":
+      return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
+    case "tls":
+      return error.message + adviseOnTls(error, options);
+    default:
+      return error.message;
+  }
+}
+
+function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
+  if (!message.includes("certificate")) return "";
+  if (remote) return "; the proxy asks for a certificate that it accepts, --agent-client.tls.file.cert with its key";
+  if (message.includes("WrongPin")) {
+    return "; the proxy shows another certificate than that of --agent-client.tls.pin-sha256: it logs the pin of its own at its start";
+  }
+  if (tls.file.rootCa || tls.pinSha256.length > 0) {
+    return "; the certificate must be valid for this name and issued by an authority of --agent-client.tls.file.root-ca";
+  }
+  return "; unless the certificate is of an authority that this system trusts, the agent needs --agent-client.tls.pin-sha256, which the " +
+    "proxy logs at its start where it has made its own, or the authority as --agent-client.tls.file.root-ca";
+}
+
+/** Why a connection is no more. */
+export function describeEnd({ code, reason, remote, cause }: QuicClosed): string {
+  if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";
+  return reason;
+}
+
+function describeCode(code: number, reason: string): string {
+  const text = `the proxy closed the connection: ${code} ${reason}`;
+  switch (code) {
+    case CloseCode.badAgentId:
+      return `${text}; it does not take this agent id`;
+    case CloseCode.unauthorized:
+    case CloseCode.internal:
+      return `${text}; does it use the same --auth.type, and does it accept these credentials?`;
+    case CloseCode.malformed:
+      return `${text}; is it another version?`;
+    case CloseCode.replaced:
+      return `${text}; another agent has connected with the same id`;
+    default:
+      return text;
+  }
+}

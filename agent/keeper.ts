@@ -1,0 +1,132 @@
+// Keeps one connection to a proxy: makes it, waits for its end or for the proxy's wish to be left, and makes the next one. It knows neither
+// how a connection is made nor the other connections of the agent.
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Backoff } from "../shared/backoff.ts";
+import { CloseCode } from "../shared/link/link.ts";
+import type { Logger } from "../shared/log.ts";
+import { describeEnd } from "./failure.ts";
+import type { Goaway, Session } from "./session.ts";
+import type { Target, Targets } from "./targets.ts";
+
+export interface KeeperOptions {
+  targets: Targets;
+  /** Makes a connection that the proxy has accepted. */
+  open: (target: Target) => Promise<Session>;
+  /** What to tell people of a connection that was not made. */
+  describe: (error: unknown, target: Target) => string;
+  onConnected: (session: Session) => void;
+  /** Milliseconds that a connection must have lived for the next wait to be the shortest again. */
+  settledAfterMs: number;
+  backoff: Backoff;
+  /** From 0 up to, not including, 1. */
+  random: () => number;
+  log: Logger;
+  /** Ends it. The connections that there are stay. */
+  signal: AbortSignal;
+}
+
+/** After a lost connection that had settled, the first attempt comes within so many milliseconds: thousands of agents lose theirs at once. */
+const RETURN_WITHIN_MS = 2_000;
+/** Attempts to get away from a proxy that come in quick succession: behind a load balancer some of them meet the same one again. */
+const ESCAPES = 10;
+const ESCAPE_WAIT_MS = 200;
+
+/** What came of one connection, and when to try the next. */
+interface Outcome {
+  readonly reason: string;
+  readonly waitMs: number;
+}
+
+/** Keeps a connection until `signal` is aborted. */
+export class Keeper {
+  readonly #options: KeeperOptions;
+  /** The connection that is to be replaced, and goes on meanwhile. */
+  #old?: { readonly session: Session; readonly goaway: Goaway; attempts: number };
+
+  constructor(options: KeeperOptions) {
+    this.#options = options;
+  }
+
+  /** Never rejects. */
+  async run(): Promise<void> {
+    const { targets, signal } = this.#options;
+    while (!signal.aborted) {
+      const target = await targets.take();
+      const outcome = await this.#connect(target);
+      if (!signal.aborted) await this.#wait(target, outcome);
+    }
+  }
+
+  async #connect(target: Target): Promise<Outcome> {
+    const { open, describe, targets, backoff } = this.#options;
+    let session;
+    try {
+      session = await open(target);
+    } catch (error) {
+      targets.release(target, "active");
+      const reason = describe(error, target);
+      if (this.#old && ++this.#old.attempts < ESCAPES) return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
+      void this.#old?.session.moved(); // never rejects. There is nowhere to go: the proxy need not wait
+      return { reason, waitMs: backoff.next() };
+    }
+    void this.#old?.session.moved(); // never rejects
+    this.#old = undefined;
+    return await this.#keep(session, target);
+  }
+
+  /** Until the connection ends, or is to be replaced. */
+  async #keep(session: Session, target: Target): Promise<Outcome> {
+    const { onConnected, targets, backoff, settledAfterMs } = this.#options;
+    const start = performance.now();
+    const over = session.closed.then((closed) => {
+      targets.release(target, session.isLeaving ? "leaving" : "active");
+      return closed;
+    });
+    onConnected(session);
+    const end = await Promise.race([over, session.goaway]);
+    const hasSettled = performance.now() - start >= settledAfterMs;
+    if (!("cause" in end)) {
+      session.isLeaving = true;
+      targets.leave(target);
+      this.#old = { session, goaway: end, attempts: 0 };
+      if (hasSettled) backoff.reset();
+      // a proxy that sends everybody away at once must not be met again and again
+      return { reason: `the proxy goes away: ${end.reason}`, waitMs: (hasSettled ? 0 : backoff.next()) + this.#jitter(end.withinMs) };
+    }
+    const reason = describeEnd(end);
+    // two agents with one id must not take each other's place for ever: who was replaced waits longer each time
+    const replaced = end.remote && end.code === CloseCode.replaced;
+    if (!hasSettled || replaced) return { reason, waitMs: backoff.next() };
+    backoff.reset();
+    return { reason, waitMs: this.#jitter(RETURN_WITHIN_MS) };
+  }
+
+  async #wait(target: Target, { reason, waitMs }: Outcome): Promise<void> {
+    const { log, signal, backoff } = this.#options;
+    if (this.#old?.session.isOpen === false) this.#old = undefined;
+    const old = this.#old;
+    const retryInMs = Math.round(waitMs);
+    if (old) log.info("reconnecting", { proxy: target.address, reason, retryInMs });
+    else log.warn("not connected", { proxy: target.address, reason, retryInMs });
+    await pause(waitMs, signal, old?.session.closed);
+    if (!old || old.session.isOpen || signal.aborted) return;
+    // the proxy is gone at last, and may soon be there anew
+    this.#old = undefined;
+    backoff.reset();
+    await this.#wait(target, { reason: describeEnd(await old.session.closed), waitMs: this.#jitter(old.goaway.withinMs) });
+  }
+
+  #jitter(ms: number): number {
+    return this.#options.random() * ms;
+  }
+}
+
+/** Waits, until `signal` is aborted or `end` comes at the latest. */
+async function pause(ms: number, signal: AbortSignal, end?: Promise<unknown>): Promise<void> {
+  const over = new AbortController();
+  const stop = () => over.abort();
+  signal.addEventListener("abort", stop, { once: true });
+  void end?.then(stop);
+  await sleep(ms, undefined, { signal: over.signal }).catch(() => {}); // that it is over
+  signal.removeEventListener("abort", stop);
+}

@@ -1,0 +1,142 @@
+// One connection to a proxy: made, authenticated, served, drained. It knows neither other connections nor when to make one.
+import { Control } from "../shared/link/control.ts";
+import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
+import type { Hello } from "../shared/link/message.ts";
+import type { Logger } from "../shared/log.ts";
+import { NetError } from "../shared/net/errors.ts";
+import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection } from "../shared/net/types.ts";
+import type { Target } from "./targets.ts";
+import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
+
+/** What a session is made with. */
+export interface SessionOptions {
+  net: Net;
+  log: Logger;
+  tls: ClientTls;
+  credentials: Uint8Array;
+  hello: Hello;
+  tunnels: TunnelOptions;
+  signal: AbortSignal;
+}
+
+/** What the proxy asked for. */
+export interface Goaway {
+  readonly reason: string;
+  /** Connect elsewhere within so many milliseconds. */
+  readonly withinMs: number;
+}
+
+/** Longest handshake in milliseconds. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Longest wait in milliseconds for the proxy to have heard that it is to open no more tunnels. */
+const HEARD_TIMEOUT_MS = 1_000;
+
+/** A connection that the proxy has accepted. */
+export class Session {
+  readonly remote: string;
+  /** Resolves when it is no more. */
+  readonly closed: Promise<QuicClosed>;
+  /** Resolves when the proxy asks to connect elsewhere; never, where it doesn't. */
+  readonly goaway: Promise<Goaway>;
+  /** Whether it is to be replaced, for the proxy asked for it. */
+  isLeaving = false;
+  readonly #connection: QuicConnection;
+  readonly #control?: Control;
+  readonly #options: SessionOptions;
+  readonly #open = new Set<Promise<void>>();
+  #isOpen = true;
+  #draining = false;
+  #hasMoved = false;
+
+  /**
+   * Connects to `target` and authenticates.
+   * @throws {NetError} as `connectQuic` of the network; `closed` with the proxy's code as `appCode` where it refuses
+   */
+  static async open(target: Target, options: SessionOptions): Promise<Session> {
+    const { host, port, serverName } = target;
+    const connection = await options.net.connectQuic({
+      host,
+      port,
+      serverName,
+      tls: options.tls,
+      alpn: ALPN,
+      transport: AGENT_TRANSPORT,
+      timeoutMs: HANDSHAKE_TIMEOUT_MS,
+      signal: options.signal,
+    });
+    try {
+      return new Session(connection, await authenticate(connection, options.credentials, options.hello), options);
+    } catch (error) {
+      connection.close(CloseCode.shutdown, "");
+      const closed = await connection.closed;
+      // why the proxy closed the connection says more than that a stream of it was reset
+      if (!closed.remote) throw error;
+      // TLS 1.3 lets a client finish its handshake before the server has looked at the client's certificate
+      if (closed.cause === "transport" && closed.reason.includes("handshake")) {
+        throw new NetError("tls", closed.reason, { remote: true, cause: error });
+      }
+      throw new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error });
+    }
+  }
+
+  private constructor(connection: QuicConnection, control: Duplex | undefined, options: SessionOptions) {
+    this.#connection = connection;
+    this.#options = options;
+    this.remote = connection.remote;
+    const goaway = Promise.withResolvers<Goaway>();
+    this.goaway = goaway.promise;
+    if (control) {
+      this.#control = new Control(connection, control);
+      const onViolation = (reason: string) => options.log.warn("the proxy breaks the protocol", { proxy: this.remote, reason });
+      void this.#control.run(controlFrames(control), { onGoaway: goaway.resolve, onViolation }); // never rejects
+    }
+    this.closed = this.#serve();
+  }
+
+  get isOpen(): boolean {
+    return this.#isOpen;
+  }
+
+  /** Tunnels open. */
+  get tunnels(): number {
+    return this.#open.size;
+  }
+
+  async #serve(): Promise<QuicClosed> {
+    for (let batch; (batch = await this.#connection.acceptRequests()) !== null;) {
+      for (const incoming of batch) {
+        // a proxy that can be told opens no more but those that are on their way
+        const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
+        const served: Promise<void> = serve(this.#options.tunnels, incoming).finally(() => this.#open.delete(served)); // never rejects
+        this.#open.add(served);
+      }
+    }
+    const closed = await this.#connection.closed;
+    this.#isOpen = false;
+    return closed;
+  }
+
+  /** Tells the proxy, once, that it need not wait for this agent. */
+  async moved(): Promise<void> {
+    if (this.#hasMoved) return;
+    this.#hasMoved = true;
+    await this.#control?.moved();
+  }
+
+  /** Takes no more tunnels, and resolves when those there are have ended. */
+  async drain(): Promise<void> {
+    this.#draining = true;
+    if (this.#control) {
+      await this.#control.goaway("shutting down", 0);
+      // once this is answered, the proxy has read the goaway before it
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      await Promise.race([this.#control.ping(), new Promise((resolve) => timer = setTimeout(resolve, HEARD_TIMEOUT_MS))]);
+      clearTimeout(timer);
+    }
+    while (this.#open.size > 0) await Promise.all(this.#open);
+  }
+
+  close(): void {
+    this.#connection.close(CloseCode.shutdown, "shutting down");
+  }
+}

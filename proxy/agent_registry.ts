@@ -1,0 +1,87 @@
+// Which agents there are, and which connection of an agent gets the next tunnel. It knows no sockets: who is to be closed, it returns.
+import type { Identity } from "../shared/auth/authenticator.ts";
+import type { Control } from "../shared/link/control.ts";
+import type { Hello } from "../shared/link/message.ts";
+import type { QuicConnection } from "../shared/net/types.ts";
+
+/** A connection of an agent that has authenticated. */
+export interface HeldAgent {
+  readonly connection: QuicConnection;
+  readonly identity: Identity;
+  /** When it authenticated. */
+  readonly since: Date;
+  /** What it said of itself, and the way to tell it something; missing with version 1. */
+  readonly hello?: Hello;
+  readonly control?: Control;
+  /** Tunnels open, or being opened. */
+  tunnels: number;
+  /** It asked for no more tunnels. */
+  goneAway: boolean;
+}
+
+/** Connections of one agent id; one more, and the oldest is closed. */
+const MAX_CONNECTIONS = 64;
+
+/** The connections held, by agent id. */
+export class AgentRegistry {
+  readonly #multiple: boolean;
+  /** The newest last; never an empty list. */
+  readonly #agents = new Map<string, HeldAgent[]>();
+
+  /** @param multiple whether several agents may have one id; otherwise the newest takes the place of the others */
+  constructor(multiple: boolean) {
+    this.#multiple = multiple;
+  }
+
+  /** Agent ids held. */
+  get size(): number {
+    return this.#agents.size;
+  }
+
+  /** Every connection. */
+  *[Symbol.iterator](): Iterator<HeldAgent> {
+    for (const held of this.#agents.values()) yield* held;
+  }
+
+  /** Whether the agent can be reached through here. */
+  holds(agentId: string): boolean {
+    return this.pick(agentId, new Set()) !== undefined;
+  }
+
+  /**
+   * Returns those whose place it takes, which are to be closed. An older connection of the same process is kept, and so is one that
+   * takes no more tunnels: those it has may finish.
+   */
+  add(agent: HeldAgent): HeldAgent[] {
+    const { agentId } = agent.identity;
+    const before = this.#agents.get(agentId) ?? [];
+    const replaced = this.#multiple ? [] : before.filter((old) => !old.goneAway && !isSameProcess(old, agent));
+    const kept = [...before.filter((old) => !replaced.includes(old)), agent];
+    replaced.push(...kept.splice(0, Math.max(0, kept.length - MAX_CONNECTIONS)));
+    this.#agents.set(agentId, kept);
+    return replaced;
+  }
+
+  remove(agent: HeldAgent): void {
+    const { agentId } = agent.identity;
+    const kept = this.#agents.get(agentId)?.filter((held) => held !== agent) ?? [];
+    if (kept.length > 0) this.#agents.set(agentId, kept);
+    else this.#agents.delete(agentId);
+  }
+
+  /**
+   * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, the newest
+   * of equals. Older connections of a process, which may be dead without being known to be, come last.
+   */
+  pick(agentId: string, passed: ReadonlySet<HeldAgent>): HeldAgent | undefined {
+    const usable = (this.#agents.get(agentId) ?? []).filter((agent) => !agent.goneAway);
+    const current = usable.filter((agent, i) => !usable.slice(i + 1).some((newer) => isSameProcess(newer, agent)));
+    const left = current.filter((agent) => !passed.has(agent));
+    if (left.length === 0) return usable.findLast((agent) => !passed.has(agent));
+    return left.reduce((best, agent) => agent.tunnels <= best.tunnels ? agent : best);
+  }
+}
+
+function isSameProcess(a: HeldAgent, b: HeldAgent): boolean {
+  return a.hello !== undefined && a.hello.instance === b.hello?.instance;
+}

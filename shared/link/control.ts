@@ -1,0 +1,107 @@
+// The control stream of one connection (version 2 of the agent link): who sends what when, and what a peer may not do. It knows neither
+// agents nor proxies: what a message means is decided by those who listen.
+import type { Duplex, QuicConnection } from "../net/types.ts";
+import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
+import { CloseCode } from "./link.ts";
+import { decodeMessage, encodeMessage, type Message, MessageError } from "./message.ts";
+
+/** Frames that a peer may send in one second; one more and its connection is closed. */
+const MAX_FRAMES_A_SECOND = 100;
+
+/** What the far side said. */
+export interface ControlEvents {
+  onGoaway?: (goaway: { reason: string; withinMs: number }) => void;
+  onMoved?: () => void;
+  /** The far side broke the rules, and its connection was closed. */
+  onViolation?: (reason: string) => void;
+}
+
+/** One side's end of the control stream. */
+export class Control {
+  /** Round-trip time in milliseconds from program to program, of the latest {@link ping} that was answered. */
+  rttMs?: number;
+  readonly #connection: QuicConnection;
+  readonly #stream: Duplex;
+  readonly #now: () => number;
+  #over = false;
+  #pings = 0;
+  /** The ping that is not answered yet. */
+  #pending?: { number: number; sentAt: number; answered: () => void };
+
+  constructor(connection: QuicConnection, stream: Duplex, now: () => number = () => performance.now()) {
+    this.#connection = connection;
+    this.#stream = stream;
+    this.#now = now;
+  }
+
+  /** Serves the stream until its connection ends, from `frames` on. Never rejects: a peer that breaks the rules is closed. */
+  async run(frames: FrameReader, events: ControlEvents): Promise<void> {
+    let [second, count] = [0, 0];
+    try {
+      for (let frame; (frame = await frames.next()) !== null;) {
+        const now = Math.floor(this.#now() / 1_000);
+        [second, count] = now === second ? [second, count + 1] : [now, 1];
+        if (count > MAX_FRAMES_A_SECOND) throw new MessageError(`More than ${MAX_FRAMES_A_SECOND} control frames came in a second`);
+        const message = decodeMessage(frame);
+        if (message) await this.#take(message, events);
+      }
+      throw new MessageError("The control stream was ended");
+    } catch (error) {
+      const broken = error instanceof MessageError || error instanceof FrameError;
+      if (broken) events.onViolation?.(error.message);
+      // where the connection is gone already, this does nothing
+      this.#connection.close(CloseCode.malformed, broken ? error.message : "the control stream was reset");
+    } finally {
+      this.#over = true;
+      this.#pending?.answered();
+    }
+  }
+
+  async #take(message: Message, events: ControlEvents): Promise<void> {
+    switch (message.type) {
+      case "goaway":
+        return events.onGoaway?.(message);
+      case "moved":
+        return events.onMoved?.();
+      case "ping":
+        // waited for: who does not read its answers is not read any more
+        return await this.#send({ type: "pong", data: message.data });
+      case "pong":
+        return this.#takePong(message.data);
+      case "hello":
+        return; // of a proxy: nothing is made of it
+    }
+  }
+
+  #takePong(data: Uint8Array): void {
+    const pending = this.#pending;
+    if (!pending || pending.number !== Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0))) return;
+    this.rttMs = this.#now() - pending.sentAt;
+    this.#pending = undefined;
+    pending.answered();
+  }
+
+  /** Sends a ping, unless one is still unanswered; resolves with its answer, or when the connection ends. */
+  async ping(): Promise<void> {
+    if (this.#pending || this.#over) return;
+    const answered = Promise.withResolvers<void>();
+    this.#pending = { number: ++this.#pings, sentAt: this.#now(), answered: answered.resolve };
+    const data = new Uint8Array(8);
+    new DataView(data.buffer).setBigUint64(0, BigInt(this.#pings));
+    await this.#send({ type: "ping", data });
+    await answered.promise;
+  }
+
+  async goaway(reason: string, withinMs: number): Promise<void> {
+    await this.#send({ type: "goaway", reason, withinMs });
+  }
+
+  async moved(): Promise<void> {
+    await this.#send({ type: "moved" });
+  }
+
+  /** Never rejects: a connection that is gone says so itself. */
+  async #send(message: Message): Promise<void> {
+    await this.#stream.write(encodeFrame(encodeMessage(message))).catch(() => {});
+  }
+}
