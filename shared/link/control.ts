@@ -8,6 +8,9 @@ import { decodeMessage, encodeMessage, type Message, MessageError } from "./mess
 /** Frames that a peer may send in one second; one more and its connection is closed. */
 const MAX_FRAMES_A_SECOND = 100;
 
+/** A connection whose streams fail is known to be closed within so many milliseconds. */
+const CLOSED_WITHIN_MS = 1_000;
+
 /** What the far side said. */
 export interface ControlEvents {
   onGoaway?: (goaway: { reason: string; withinMs: number }) => void;
@@ -47,14 +50,24 @@ export class Control {
       }
       throw new MessageError("The control stream was ended");
     } catch (error) {
-      const broken = error instanceof MessageError || error instanceof FrameError;
-      if (broken) events.onViolation?.(error.message);
-      // where the connection is gone already, this does nothing
-      this.#connection.close(CloseCode.malformed, broken ? error.message : "the control stream was reset");
+      if (error instanceof MessageError || error instanceof FrameError) {
+        events.onViolation?.(error.message);
+        this.#connection.close(CloseCode.malformed, error.message);
+      } else await this.#checkAlive();
     } finally {
       this.#over = true;
       this.#pending?.answered();
     }
+  }
+
+  /** A control stream that fails has its connection's end before it. One that was reset alone breaks the rules. */
+  async #checkAlive(): Promise<void> {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const alive = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), CLOSED_WITHIN_MS));
+    if (await Promise.race([alive, this.#connection.closed]) === true) {
+      this.#connection.close(CloseCode.malformed, "the control stream was reset");
+    }
+    clearTimeout(timer);
   }
 
   async #take(message: Message, events: ControlEvents): Promise<void> {

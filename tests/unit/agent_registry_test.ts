@@ -1,0 +1,92 @@
+// Which connection of an agent gets the next tunnel, and whose place a new one takes.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { AgentRegistry, type HeldAgent } from "../../proxy/agent_registry.ts";
+import type { QuicConnection } from "../../shared/net/types.ts";
+
+/** Without an instance it is one of version 1. */
+function held(instance?: string, more: Partial<HeldAgent> = {}): HeldAgent {
+  return {
+    connection: {} as QuicConnection,
+    identity: { agentId: "a" },
+    since: new Date(0),
+    hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },
+    tunnels: 0,
+    goneAway: false,
+    ...more,
+  };
+}
+
+/** All that are picked, one after the other is passed over. */
+function order(registry: AgentRegistry): HeldAgent[] {
+  const passed = new Set<HeldAgent>();
+  for (let agent; (agent = registry.pick("a", passed));) passed.add(agent);
+  return [...passed];
+}
+
+describe("the registry", () => {
+  it("gives the newest agent the place of the others, unless several may have one id", () => {
+    for (const multiple of [false, true]) {
+      const registry = new AgentRegistry(multiple);
+      const [first, second] = [held("1"), held()];
+      assert.deepEqual(registry.add(first), []);
+      assert.deepEqual(registry.add(second), multiple ? [] : [first]);
+      assert.deepEqual(order(registry), multiple ? [second, first] : [second]);
+      assert.equal(registry.size, 1);
+    }
+  });
+
+  it("keeps an older connection of the same process, and prefers the newer", () => {
+    for (const multiple of [false, true]) {
+      const registry = new AgentRegistry(multiple);
+      const [old, young] = [held("1"), held("1", { tunnels: 9 })];
+      registry.add(old);
+      assert.deepEqual(registry.add(young), []);
+      assert.deepEqual(order(registry), [young, old]);
+      registry.remove(young);
+      assert.deepEqual(order(registry), [old]);
+    }
+  });
+
+  it("takes two agents of version 1 for two processes", () => {
+    const registry = new AgentRegistry(false);
+    const first = held();
+    registry.add(first);
+    assert.deepEqual(registry.add(held()), [first]);
+  });
+
+  it("never picks one that takes no more tunnels, and leaves it what it has", () => {
+    const registry = new AgentRegistry(false);
+    const leaving = held("1");
+    registry.add(leaving);
+    leaving.goneAway = true;
+    assert.equal(registry.holds("a"), false);
+    assert.deepEqual(registry.add(held("2")), []);
+    assert.equal(order(registry).length, 1);
+    assert.deepEqual([...registry].length, 2);
+  });
+
+  it("spreads tunnels over several agents: the fewest first, the newest of equals", () => {
+    const registry = new AgentRegistry(true);
+    const agents = [held("1", { tunnels: 2 }), held("2", { tunnels: 1 }), held("3", { tunnels: 1 })];
+    for (const agent of agents) registry.add(agent);
+    assert.deepEqual(order(registry), [agents[2], agents[1], agents[0]]);
+  });
+
+  it("holds no more than 64 connections for one id: the oldest go", () => {
+    const registry = new AgentRegistry(true);
+    const agents = Array.from({ length: 65 }, (_, i) => held(String(i)));
+    const replaced = agents.flatMap((agent) => registry.add(agent));
+    assert.deepEqual(replaced, [agents[0]]);
+    assert.equal([...registry].length, 64);
+  });
+
+  it("knows nobody that it does not hold", () => {
+    const registry = new AgentRegistry(false);
+    const agent = held();
+    registry.add(agent);
+    registry.remove(agent);
+    registry.remove(agent);
+    assert.deepEqual([registry.size, registry.holds("a"), registry.holds("b")], [0, false, false]);
+  });
+});
