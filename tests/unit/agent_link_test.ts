@@ -1,0 +1,468 @@
+// Proxies and agents over the network in memory: which version they speak, how they send each other away, and who gets the next tunnel.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { type Agent, startAgent } from "../../agent/agent.ts";
+import { agentOptions } from "../../agent/options.ts";
+import { type Proxy, startProxy } from "../../proxy/proxy.ts";
+import { proxyOptions } from "../../proxy/options.ts";
+import { Backoff } from "../../shared/backoff.ts";
+import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
+import { encodeHead } from "../../shared/http/head.ts";
+import { encodeFrame } from "../../shared/link/frame.ts";
+import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
+import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import { bytes, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
+import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../support/memory.ts";
+
+const [V2, V1] = ALPN as [string, string];
+const ID = "4711";
+const CREDENTIALS = `Proxy-Authorization: Basic ${btoa(`${ID}:x`)}\r\n`;
+const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
+
+type ProxyChoices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;
+type AgentChoices = PartialValues<ReturnType<typeof withDefaults<typeof agentOptions>>>;
+
+interface RunningProxy {
+  proxy: Proxy;
+  log: LogBook;
+}
+
+async function runProxy(net: Net, given: ProxyChoices = {}, address = "127.0.0.1:0"): Promise<RunningProxy> {
+  const log = new LogBook();
+  const options = withDefaults(proxyOptions, { ...given, httpProxy: { listenAddress: "127.0.0.1:0" } });
+  options.agentServer.listenAddress = address;
+  return { proxy: await startProxy(options, { net, log }), log };
+}
+
+async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): Promise<{ agent: Agent; log: LogBook }> {
+  const log = new LogBook();
+  const options = withDefaults(agentOptions, { ...given, auth: { noauth: { agentId: ID } } });
+  options.agentClient.serverAddress = servers;
+  const backoff = () => new Backoff({ initialMs: 10, maxMs: 50 });
+  return { agent: await startAgent(options, { net, log, backoff, random: () => 0 }), log };
+}
+
+/** An agent made of a connection; its connection and, with version 2, its control stream. */
+async function rawAgent(
+  net: Net,
+  address: string,
+  { alpn = [V2], instance = "raw" } = {},
+): Promise<{ connection: QuicConnection; control?: Duplex }> {
+  const connection = await net.connectQuic({
+    host: "127.0.0.1",
+    port: portOf(address),
+    tls: {},
+    alpn,
+    transport: AGENT_TRANSPORT,
+    timeoutMs: 5_000,
+  });
+  const hello = { version: "raw", instance, host: "", labels: {} };
+  return { connection, control: await within(authenticate(connection, bytes(ID), hello)) };
+}
+
+/** Answers one request with 200: the stream is the tunnel. */
+async function serveOne(connection: QuicConnection): Promise<Duplex> {
+  const [incoming] = (await within(connection.acceptRequests()))!;
+  await incoming!.stream.write(ESTABLISHED);
+  return incoming!.stream;
+}
+
+function connectRequest(origin: TcpServer): string {
+  return `CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\nHost: a\r\n${CREDENTIALS}\r\n`;
+}
+
+interface Tunnel {
+  client: Duplex;
+  server: Duplex;
+}
+
+/** A tunnel to an origin that reads a head first, which is sent through it. */
+async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer): Promise<Tunnel> {
+  const client = await connectTo(net, proxy.clientAddress);
+  await client.write(bytes(connectRequest(origin)));
+  assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
+  await client.write(bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+  const { stream: server } = await within(origin.request());
+  return { client, server };
+}
+
+/** That both directions carry bytes. */
+async function checkTunnel({ client, server }: Tunnel): Promise<void> {
+  await client.write(bytes("there"));
+  assert.equal(await readTextExactly(server, 5), "there");
+  await server.write(bytes("back"));
+  assert.equal(await readTextExactly(client, 4), "back");
+}
+
+async function endTunnel({ client, server }: Tunnel): Promise<void> {
+  client.closeWrite();
+  server.closeWrite();
+  assert.equal(await within(client.read()), null);
+  client.close();
+  server.close();
+}
+
+async function statusOf(net: Net, proxy: Proxy, origin: TcpServer): Promise<number> {
+  return (await ask(net, proxy.clientAddress, connectRequest(origin))).status;
+}
+
+describe("agent and proxy", () => {
+  it("speak version 2 with each other, and the proxy learns the agent's version and host", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      await runAgent(net, [proxy.agentAddress]);
+      const { version, host } = await log.waitFor("agent connected", { agent: ID });
+      assert.match(String(version), /^reverse-http\/[0-9]/);
+      assert.notEqual(host, "");
+    }));
+
+  it("serve an agent of version 1", () =>
+    withNet(async (net) => {
+      const { proxy } = await runProxy(net);
+      const { connection } = await rawAgent(net, proxy.agentAddress, { alpn: [V1] });
+      assert.equal(connection.alpn, V1);
+      const client = await connectTo(net, proxy.clientAddress);
+      await client.write(bytes(connectRequest(await listenTcp(net))));
+      await serveOne(connection);
+      assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
+    }));
+
+  it("serve a proxy of version 1", () =>
+    withNet(async (net) => {
+      const listener = await net.listenQuic({
+        address: "127.0.0.1:0",
+        tls: { cert: "", key: "" },
+        alpn: [V1],
+        transport: { ...PROXY_TRANSPORT, maxPeerStreams: 1 },
+      });
+      const { log } = await runAgent(net, [listener.address]);
+      const connection = (await within(listener.accept()))!;
+      const { credentials, welcome } = await within(receiveCredentials(connection));
+      assert.equal(new TextDecoder().decode(credentials), ID);
+      await welcome();
+      await log.waitFor("connected");
+      const origin = await listenTcp(net);
+      const answer = await connection.exchange(bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 });
+      assert.match(answer.head, /^HTTP\/1\.1 200 /);
+    }));
+});
+
+describe("a proxy", () => {
+  for (
+    const [what, frame] of Object.entries({
+      "something else than a hello": Uint8Array.of(0, 0, 0, 1, 4),
+      "a hello that is malformed": encodeFrame(bytes("\0{}")),
+      "a frame that is too long": Uint8Array.of(0, 1, 0, 0),
+    })
+  ) {
+    it(`closes an agent whose first control frame is ${what}, with 422`, () =>
+      withNet(async (net) => {
+        const { proxy, log } = await runProxy(net);
+        const connection = await net.connectQuic({
+          host: "127.0.0.1",
+          port: portOf(proxy.agentAddress),
+          tls: {},
+          alpn: [V2],
+          timeoutMs: 5_000,
+        });
+        const stream = await connection.openStream();
+        await stream.write(encodeFrame(bytes(ID)));
+        const control = await connection.openStream();
+        await control.write(frame);
+        assert.equal((await within(connection.closed)).code, CloseCode.malformed);
+        await log.waitFor("agent refused");
+        assert.equal(proxy.agents, 0);
+      }));
+  }
+
+  it("closes an agent that breaks the rules later, with 422, and forgets it", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { connection, control } = await rawAgent(net, proxy.agentAddress);
+      await control!.write(Uint8Array.of(0, 0, 0, 0));
+      assert.equal((await within(connection.closed)).code, CloseCode.malformed);
+      await log.waitFor("agent breaks the protocol", { agent: ID });
+      await log.waitFor("agent disconnected", { agent: ID });
+      assert.equal(proxy.agents, 0);
+    }));
+
+  it("lets the tunnels of an older connection of the same process finish, and closes that of another process", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const origin = await listenTcp(net);
+      const first = await rawAgent(net, proxy.agentAddress, { instance: "one" });
+      const client = await connectTo(net, proxy.clientAddress);
+      await client.write(bytes(connectRequest(origin)));
+      const tunnel = await serveOne(first.connection);
+      await readUntil(client, "\r\n\r\n");
+      await rawAgent(net, proxy.agentAddress, { instance: "one" });
+      await log.waitFor("agent connected", {}, 2);
+      await client.write(bytes("on"));
+      assert.equal(await readTextExactly(tunnel, 2), "on");
+      await rawAgent(net, proxy.agentAddress, { instance: "two" });
+      assert.equal((await within(first.connection.closed)).code, CloseCode.replaced);
+    }));
+
+  it("passes over an agent that is gone, within one request", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+      const origin = await listenTcp(net);
+      await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      // the newest of equals is asked first, and goes instead of answering
+      const { connection } = await rawAgent(net, proxy.agentAddress);
+      await log.waitFor("agent connected", {}, 2);
+      const dying = within(connection.acceptRequests()).then(() => connection.close(0, "killed"));
+      await checkTunnel(await openTunnel(net, proxy, origin));
+      await dying;
+    }));
+
+  it("answers 502 when the last agent goes instead of answering", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { connection } = await rawAgent(net, proxy.agentAddress);
+      await log.waitFor("agent connected");
+      void connection.acceptRequests().then(() => connection.close(0, "killed"));
+      assert.equal(await statusOf(net, proxy, await listenTcp(net)), 502);
+    }));
+
+  it("spreads tunnels over agents with one id, and counts those that have ended no more", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+      const origin = await listenTcp(net);
+      const served = new Queue<string>();
+      for (const instance of ["a", "b"]) {
+        const { connection } = await rawAgent(net, proxy.agentAddress, { instance });
+        void (async () => {
+          for (let batch; (batch = await connection.acceptRequests());) {
+            for (const { stream } of batch) {
+              await stream.write(ESTABLISHED);
+              served.push(instance);
+              void stream.read().then(() => stream.close(), () => {}); // the network is closed
+            }
+          }
+        })();
+      }
+      await log.waitFor("agent connected", {}, 2);
+      const clients: Duplex[] = [];
+      const open = async (): Promise<string> => {
+        const client = await connectTo(net, proxy.clientAddress);
+        clients.push(client);
+        await client.write(bytes(connectRequest(origin)));
+        await readUntil(client, "\r\n\r\n");
+        return await served.next();
+      };
+      assert.deepEqual([await open(), await open(), await open(), await open()], ["b", "a", "b", "a"]);
+      // both of b's end: it has the fewest for the next two
+      for (const client of [clients[0]!, clients[2]!]) {
+        client.closeWrite();
+        while (await within(client.read()) !== null);
+      }
+      await log.waitFor("request", {}, 2);
+      assert.deepEqual([await open(), await open()], ["b", "b"]);
+    }));
+});
+
+describe("a proxy that drains", () => {
+  it("sends its agents to another proxy, cuts no tunnel, and closes when the last has ended", () =>
+    withNet(async (net) => {
+      const [a, b] = [await runProxy(net), await runProxy(net)];
+      const origin = await listenTcp(net);
+      const { log } = await runAgent(net, [a.proxy.agentAddress, b.proxy.agentAddress]);
+      await a.log.waitFor("agent connected");
+      const tunnel = await openTunnel(net, a.proxy, origin);
+      const draining = a.proxy.drain();
+      assert.equal(a.proxy.draining, true);
+      await b.log.waitFor("agent connected");
+      await checkTunnel(tunnel);
+      await endTunnel(await openTunnel(net, b.proxy, origin));
+      assert.deepEqual(a.log.logged("stopped"), []);
+      await endTunnel(tunnel);
+      await within(draining);
+      assert.equal(a.log.logged("stopped").length, 1);
+      assert.deepEqual(log.logged("not connected"), []);
+    }));
+
+  it("serves clients as long as its agents have not found another proxy", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const origin = await listenTcp(net);
+      const { connection, control } = await rawAgent(net, proxy.agentAddress);
+      await log.waitFor("agent connected");
+      const draining = proxy.drain();
+      await readUntil(control!, "shutting down");
+      const client = await connectTo(net, proxy.clientAddress);
+      await client.write(bytes(connectRequest(origin)));
+      const tunnel = await serveOne(connection);
+      await readUntil(client, "\r\n\r\n");
+      await control!.write(encodeFrame(Uint8Array.of(4))); // moved
+      while (
+        await net.connectTcp({ host: "127.0.0.1", port: portOf(proxy.clientAddress), timeoutMs: 5_000 }).then(() => true, () => false)
+      );
+      await client.write(bytes("on"));
+      assert.equal(await readTextExactly(tunnel, 2), "on");
+      client.close();
+      tunnel.close();
+      await within(draining);
+    }));
+
+  it("does not wait for agents that have nowhere to go", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { log: agentLog } = await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      await within(proxy.drain());
+      const { reason } = await agentLog.waitFor("not connected");
+      assert.match(String(reason), /0 shutting down/);
+    }));
+
+  it("resets what is left after drain.timeout", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { drain: { timeout: 50 } });
+      await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      const { client, server } = await openTunnel(net, proxy, await listenTcp(net));
+      await within(proxy.drain());
+      await assert.rejects(within(client.read()), { code: "reset" });
+      await assert.rejects(within(server.read()), { code: "reset" });
+    }));
+
+  it("goes on as before for drain.delay, and says that it drains", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { drain: { delay: 60_000 } });
+      const origin = await listenTcp(net);
+      const draining = proxy.drain();
+      assert.equal(proxy.draining, true);
+      await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      await endTunnel(await openTunnel(net, proxy, origin));
+      await within(proxy.close());
+      await within(draining);
+    }));
+
+  it("keeps agents of version 1, which cannot be told, until the end", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { connection } = await rawAgent(net, proxy.agentAddress, { alpn: [V1] });
+      await log.waitFor("agent connected");
+      const client = await connectTo(net, proxy.clientAddress);
+      await client.write(bytes(connectRequest(await listenTcp(net))));
+      const tunnel = await serveOne(connection);
+      await readUntil(client, "\r\n\r\n");
+      const draining = proxy.drain();
+      await client.write(bytes("on"));
+      assert.equal(await readTextExactly(tunnel, 2), "on");
+      client.closeWrite();
+      tunnel.close();
+      await within(draining);
+      assert.equal((await within(connection.closed)).code, CloseCode.shutdown);
+    }));
+
+  it("takes no more agents", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { control } = await rawAgent(net, proxy.agentAddress);
+      await log.waitFor("agent connected");
+      const draining = proxy.drain();
+      await readUntil(control!, "shutting down");
+      await assert.rejects(rawAgent(net, proxy.agentAddress), { code: "refused" });
+      await proxy.close();
+      await within(draining);
+    }));
+});
+
+describe("an agent", () => {
+  it("keeps connections to several proxies, and goes back to one that was restarted", () =>
+    withNet(async (net) => {
+      const [a, b] = [await runProxy(net), await runProxy(net)];
+      const { agent, log } = await runAgent(net, [a.proxy.agentAddress, b.proxy.agentAddress], { agentClient: { connections: 2 } });
+      await log.waitFor("connected", {}, 2);
+      assert.deepEqual(new Set(agent.proxies), new Set([a.proxy.agentAddress, b.proxy.agentAddress]));
+      await within(a.proxy.drain());
+      const anew = await runProxy(net, {}, a.proxy.agentAddress);
+      await anew.log.waitFor("agent connected");
+      assert.deepEqual(new Set(agent.proxies), new Set([a.proxy.agentAddress, b.proxy.agentAddress]));
+      assert.equal(b.log.logged("agent connected").length, 1);
+    }));
+
+  it("goes to another proxy when its own is gone", () =>
+    withNet(async (net) => {
+      const [a, b] = [await runProxy(net), await runProxy(net)];
+      const { agent } = await runAgent(net, [a.proxy.agentAddress, b.proxy.agentAddress]);
+      await a.log.waitFor("agent connected");
+      await a.proxy.close();
+      await b.log.waitFor("agent connected");
+      await agent.close();
+    }));
+
+  it("lets its tunnels finish when it drains, and gets no more", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const origin = await listenTcp(net);
+      const { agent } = await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      const tunnel = await openTunnel(net, proxy, origin);
+      const draining = agent.drain();
+      await log.waitFor("agent takes no more tunnels");
+      assert.equal(await statusOf(net, proxy, origin), 502);
+      await checkTunnel(tunnel);
+      // its successor does not take its place
+      await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected", {}, 2);
+      await checkTunnel(tunnel);
+      await endTunnel(await openTunnel(net, proxy, origin));
+      await endTunnel(tunnel);
+      await within(draining);
+      await log.waitFor("agent disconnected", { reason: "closed by the agent: 0 shutting down" });
+      assert.deepEqual(log.logged("agent disconnected").length, 1);
+    }));
+
+  it("cuts its tunnels after drain.timeout", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const { agent } = await runAgent(net, [proxy.agentAddress], { drain: { timeout: 50 } });
+      await log.waitFor("agent connected");
+      const { client } = await openTunnel(net, proxy, await listenTcp(net));
+      await within(agent.drain());
+      await assert.rejects(within(client.read()), { code: "reset" });
+    }));
+
+  it("answers 503 to a proxy of version 1 when it drains, and lets its tunnels finish", () =>
+    withNet(async (net) => {
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: [V1], transport: PROXY_TRANSPORT });
+      const { agent, log } = await runAgent(net, [listener.address]);
+      const connection = (await within(listener.accept()))!;
+      await (await within(receiveCredentials(connection))).welcome();
+      await log.waitFor("connected");
+      const origin = await listenTcp(net);
+      const request = bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`);
+      const { stream } = await connection.exchange(request, { timeoutMs: 5_000 });
+      const draining = agent.drain();
+      const refused = await connection.exchange(request, { timeoutMs: 5_000 });
+      assert.match(refused.head, /^HTTP\/1\.1 503 [^]*\r\nRetry-After: 1\r\n/);
+      await stream.write(bytes("GET / HTTP/1.1\r\n\r\n"));
+      const { stream: server } = await within(origin.request());
+      server.close();
+      stream.close();
+      await within(draining);
+    }));
+
+  it("is not kept busy by a proxy that sends it away again and again", () =>
+    withNet(async (net) => {
+      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: [V2], transport: PROXY_TRANSPORT });
+      const open = new Set<QuicConnection>();
+      const { agent } = await runAgent(net, [listener.address]);
+      for (let i = 0; i < 20; i++) {
+        const connection = (await within(listener.accept()))!;
+        const { welcome } = await within(receiveCredentials(connection));
+        const control = (await within(connection.acceptStream()))!;
+        await welcome();
+        await control.write(encodeFrame(bytes('\x01{"reason":"again"}')));
+        open.add(connection);
+        void connection.closed.then(() => open.delete(connection));
+      }
+      await pause();
+      assert.ok(open.size <= 10, `${open.size} connections are open`);
+      await agent.close();
+    }));
+});
