@@ -40,5 +40,6 @@ const TYPES: Readonly<Record<Option["kind"], Leaf>> = {
   address: { type: "string" },
   duration: { type: "string", pattern: "^\\+?(0|((\\d+\\.?\\d*|\\.\\d+)(ns|us|µs|μs|ms|s|m|h))+)$" },
   boolean: { type: "boolean" },
+  integer: { type: "integer", minimum: 0 },
   list: { anyOf: [{ type: "string" }, { type: "array", items: SCALAR }] },
 };

@@ -15,6 +15,7 @@ import {
 const duration: Option = { kind: "duration", description: "" };
 const address: Option = { kind: "address", description: "" };
 const boolean: Option = { kind: "boolean", description: "" };
+const integer: Option = { kind: "integer", description: "" };
 const list: Option = { kind: "list", description: "" };
 
 /** The text of the refusal. */
@@ -27,6 +28,19 @@ function refusal(option: Option, text: string): string {
   }
   throw new Error(`${JSON.stringify(text)} was taken`);
 }
+
+describe("integer", () => {
+  it("takes whole numbers from zero on", () => {
+    assert.equal(parseValue(integer, "0"), 0);
+    assert.equal(parseValue(integer, "64"), 64);
+  });
+
+  it("refuses everything else", () => {
+    for (const text of ["", "-1", "+1", "1.5", "1e3", " 1", "0x1", "ten", "1234567890"]) {
+      assert.match(refusal(integer, text), /is not a whole number from 0 on$/, text);
+    }
+  });
+});
 
 describe("duration", () => {
   const taken = {

@@ -12,7 +12,7 @@ import { streamPair } from "../support/memory.ts";
 interface Side {
   control: Control;
   /** With which code this side closed the connection. */
-  closedWith: Promise<number>;
+  closedWith: () => Promise<number>;
   running: Promise<void>;
 }
 
@@ -20,7 +20,7 @@ function side(stream: Duplex, events: ControlEvents = {}, now?: () => number): S
   const closed = Promise.withResolvers<number>();
   const connection = { close: (code: number) => closed.resolve(code), closed: closed.promise } as unknown as QuicConnection;
   const control = new Control(connection, stream, now);
-  return { control, closedWith: within(closed.promise), running: control.run(controlFrames(stream), events) };
+  return { control, closedWith: () => within(closed.promise), running: control.run(controlFrames(stream), events) };
 }
 
 function send(stream: Duplex, message: Message): Promise<void> {
@@ -95,7 +95,7 @@ describe("a control stream", () => {
       const { near, far } = streamPair("quic");
       const { closedWith, running } = side(near, {}, () => 0);
       await violate(far);
-      assert.equal(await closedWith, CloseCode.malformed);
+      assert.equal(await closedWith(), CloseCode.malformed);
       await within(running);
     });
   }
