@@ -54,9 +54,9 @@ export async function openServerTls(
     const identity = readIdentity(group, pems, options.keyPassword);
     const tls = identity?.tls ?? own;
     if (tls === undefined) throw new ConfigError(`Cannot start: ${flagOf(group)}.file.key and ${flagOf(group)}.file.cert are needed`);
+    if (pems["client-crl"] && !pems["client-ca"]) throw needs(group, "client-crl", "client-ca");
     const authorities = pems["client-ca"] && readCertificates(pems["client-ca"]);
     const lists = pems["client-crl"] && readRevocationLists(pems["client-crl"]);
-    if (lists && !authorities) throw needs(group, "client-crl", "client-ca");
     const stale = lists ? await checkRevocationLists(pems["client-crl"]!, lists, authorities!) : [];
     return {
       tls: { ...tls, clientCa: pems["client-ca"]?.text, clientCrl: pems["client-crl"]?.text },
@@ -191,14 +191,18 @@ function needs(group: string, given: string, missing: string): ConfigError {
 async function readPems(group: string, files: Files): Promise<Pems> {
   const pems: Record<string, PemFile | undefined> = {};
   for (const [name, file] of Object.entries(files)) {
-    if (file) pems[name] = await readPem(`${group}.file.${name}`, file);
+    if (!file) continue;
+    // key and certificate in one file must not be from before and after its change
+    const before = Object.values(pems).find((pem) => pem?.file === file);
+    const option = `${group}.file.${name}`;
+    pems[name] = { option, file, text: before ? before.text : await readPem(option, file) };
   }
   return pems;
 }
 
-async function readPem(option: string, file: string): Promise<PemFile> {
+async function readPem(option: string, file: string): Promise<string> {
   try {
-    return { option, file, text: await readFile(file, "utf8") };
+    return await readFile(file, "utf8");
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
     throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${REASONS[code ?? ""] ?? message}`, { cause });
