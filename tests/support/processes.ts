@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { makeAuthority } from "./certificates.ts";
+import { type Authority, makeAuthority } from "./certificates.ts";
 
 /** The folder of the sources. */
 export const ROOT = join(import.meta.dirname!, "..", "..");
@@ -159,8 +159,7 @@ export class Folder implements Disposable {
 }
 
 /** Files of certificates for a proxy on loopback and its agents. */
-export async function writeCertificates(folder: Folder): Promise<{ ca: string; cert: string; key: string }> {
-  const authority = await makeAuthority();
+export async function writeCertificates(folder: Folder, authority: Authority): Promise<{ ca: string; cert: string; key: string }> {
   const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1"] });
   return {
     ca: folder.write("ca.pem", authority.cert),
@@ -182,11 +181,17 @@ const ANY_PORT: Addresses = { agents: "127.0.0.1:0", clients: "127.0.0.1:0" };
 /** Proxies and agents of one test, with the certificates that they need; `await using` ends them all. */
 export class Site implements AsyncDisposable {
   readonly #programs: Program[] = [];
-  private constructor(readonly folder: Folder, readonly files: { ca: string; cert: string; key: string }) {}
+  private constructor(
+    readonly folder: Folder,
+    readonly files: { ca: string; cert: string; key: string },
+    /** Its agents trust what this one issues. */
+    readonly authority: Authority,
+  ) {}
 
   static async create(): Promise<Site> {
     const folder = new Folder();
-    return new Site(folder, await writeCertificates(folder));
+    const authority = await makeAuthority();
+    return new Site(folder, await writeCertificates(folder, authority), authority);
   }
 
   proxyArgs({ agents, clients }: Addresses = ANY_PORT): string[] {

@@ -1,5 +1,6 @@
 // Raw TCP ends for tests: a client that speaks to the proxy byte by byte, and an origin that does what it is told.
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { AGENT_ID } from "./processes.ts";
 
 /** What no wait may take: reached only by a test that fails. */
@@ -147,6 +148,20 @@ export async function dial(address: string, highWater?: number): Promise<Wire> {
   return wire;
 }
 
+/** What a client shows and believes, PEM. */
+export type ClientTls = Pick<ConnectionOptions, "ca" | "cert" | "key">;
+
+/** Connects to `host:port` with TLS. */
+export async function dialTls(address: string, tls: ClientTls, highWater?: number): Promise<Wire> {
+  const { hostname, port } = new URL(`tcp://${address}`);
+  const socket = connectTls(
+    { host: hostname, port: Number(port), servername: "localhost", allowHalfOpen: true, ...tls } as ConnectionOptions,
+  );
+  const wire = new Wire(socket, highWater);
+  await new Promise<void>((resolve, reject) => socket.once("secureConnect", resolve).once("error", reject));
+  return wire;
+}
+
 /** A server on loopback that hands out its connections, in the order they come. */
 export class Origin implements AsyncDisposable {
   readonly #waiting: ((wire: Wire) => void)[] = [];
@@ -206,11 +221,17 @@ export interface TunnelOptions {
   early?: string;
   /** See {@link Wire}. */
   highWater?: number;
+  /** Speaks TLS to the proxy. */
+  tls?: ClientTls;
 }
 
 /** A tunnel to `authority`, through the proxy that listens on `clients`. */
-export async function openTunnel(clients: string, authority: string, { id, early = "", highWater }: TunnelOptions = {}): Promise<Wire> {
-  const wire = await dial(clients, highWater);
+export async function openTunnel(
+  clients: string,
+  authority: string,
+  { id, early = "", highWater, tls }: TunnelOptions = {},
+): Promise<Wire> {
+  const wire = tls ? await dialTls(clients, tls, highWater) : await dial(clients, highWater);
   try {
     await wire.write(connectHead(authority, id) + early);
     const head = await wire.readUntil("\r\n\r\n");

@@ -190,11 +190,11 @@ describe("exit code", () => {
     });
   }
 
-  it("of proxy is 2 without its certificate, or with one that is missing or none", async () => {
+  it("of proxy is 2 with half a certificate, or with one that is missing or none", async () => {
     await using site = await Site.create();
     const none = site.folder.write("none.pem", "none\n");
     const wrong: [args: string[], named: RegExp][] = [
-      [[], /--agent-server\.tls\.file\.key/],
+      [[`--agent-server.tls.file.key=${site.files.key}`], /--agent-server\.tls\.file\.cert/],
       [
         [`--agent-server.tls.file.key=${site.files.key}`, "--agent-server.tls.file.cert=/nonexistent/cert.pem"],
         /tls\.file\.cert.*\/nonexistent\/cert\.pem/,

@@ -1,0 +1,588 @@
+// TLS with the compiled executables: towards clients and between agent and proxy, with certificates that are asked for, revoked, replaced and made.
+import assert from "node:assert/strict";
+import { execFile, spawnSync } from "node:child_process";
+import { createPrivateKey } from "node:crypto";
+import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { promisify } from "node:util";
+import { type Authority, type Issued, makeAuthority } from "../support/certificates.ts";
+import { type Addresses, AGENT, AGENT_ID, Folder, type Program, PROXY, runToEnd, Site } from "../support/processes.ts";
+import { type ClientTls, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+
+const RENEWED = "certificates renewed";
+const withCurl = { skip: spawnSync("curl", ["--version"]).status === 0 ? false : "there is no curl" };
+
+/** A site with an authority for the certificates that agents and clients show. */
+class Secured implements AsyncDisposable {
+  private constructor(readonly site: Site, readonly authority: Authority, readonly origin: Origin) {}
+
+  static async create(serve?: (wire: Wire) => Promise<void>): Promise<Secured> {
+    return new Secured(await Site.create(), await makeAuthority("Members"), await Origin.start(serve));
+  }
+
+  /** Writes a file whose change nobody sees half done. */
+  write(name: string, text: string): string {
+    const file = join(this.site.folder.path, name);
+    writeFileSync(`${file}.new`, text);
+    renameSync(`${file}.new`, file);
+    return file;
+  }
+
+  /** The options of a listener that asks for certificates and looks at its files all the time. */
+  mutual(group: "agent-server" | "http-proxy"): string[] {
+    return [
+      `--${group}.tls.file.client-ca=${this.write("members.pem", this.authority.cert)}`,
+      `--${group}.tls.file.client-crl=${join(this.site.folder.path, "crl.pem")}`,
+      `--${group}.tls.refresh=20ms`,
+    ];
+  }
+
+  forClients(): string[] {
+    const { cert, key } = this.site.files;
+    return ["--http-proxy.tls.enable", `--http-proxy.tls.file.cert=${cert}`, `--http-proxy.tls.file.key=${key}`];
+  }
+
+  agentCertificate(name: string, { cert, key }: Issued): string[] {
+    return [
+      `--agent-client.tls.file.cert=${this.write(`${name}-cert.pem`, cert)}`,
+      `--agent-client.tls.file.key=${this.write(`${name}-key.pem`, key)}`,
+    ];
+  }
+
+  /** What a client believes, and the certificate that it shows. */
+  clientTls(issued?: Issued): ClientTls {
+    return { ca: readFileSync(this.site.files.ca, "utf8"), cert: issued?.cert, key: issued?.key };
+  }
+
+  /** A new certificate for the proxy, of the authority that everybody trusts. */
+  async replace(): Promise<void> {
+    const { cert, key } = await this.site.authority.issue({ names: ["localhost", "127.0.0.1"] });
+    this.write("both.pem", cert + key);
+  }
+
+  async revoke(...serialNumbers: string[]): Promise<void> {
+    this.write("crl.pem", await this.authority.revocationList(serialNumbers));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.origin[Symbol.asyncDispose]();
+    await this.site[Symbol.asyncDispose]();
+  }
+}
+
+/** Sends a message through a tunnel and back. */
+async function echo(client: Wire, server: Wire, text = "ping"): Promise<void> {
+  await client.write(text);
+  assert.equal((await server.read(text.length)).toString(), text);
+  await server.write(text);
+  assert.equal((await client.read(text.length)).toString(), text);
+}
+
+async function answerHttp(wire: Wire): Promise<void> {
+  await wire.readUntil("\r\n\r\n");
+  wire.finish("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+}
+
+/** What curl printed, or its exit code. */
+async function curl(addresses: Addresses, ca: string, args: string[], url: string): Promise<string | number> {
+  const port = addresses.clients.split(":").at(-1);
+  const proxy = ["--proxytunnel", "--proxy", `https://${AGENT_ID}:x@localhost:${port}`, "--proxy-cacert", ca];
+  try {
+    return (await promisify(execFile)("curl", ["-sS", "--max-time", "20", ...proxy, ...args, url])).stdout;
+  } catch (error) {
+    return (error as { code: number }).code;
+  }
+}
+
+describe("clients over TLS", () => {
+  it("reach a server with curl", withCurl, async () => {
+    await using secured = await Secured.create(answerHttp);
+    const { site, origin } = secured;
+    const { addresses } = await site.startProxy(secured.forClients());
+    await site.startAgent(addresses);
+    assert.equal(await curl(addresses, site.files.ca, [], `http://${origin.authority}/`), "hello\n");
+  });
+
+  it(
+    "reach a server with curl and a certificate, and not without, with another authority's or with one that is revoked",
+    withCurl,
+    async () => {
+      await using secured = await Secured.create(answerHttp);
+      const { site, origin, authority } = secured;
+      const issued = {
+        good: await authority.issue({ names: ["client"] }),
+        strange: await (await makeAuthority("Strangers")).issue({ names: ["client"] }),
+        expired: await authority.issue({ names: ["client"], days: -1 }),
+        revoked: await authority.issue({ names: ["client"] }),
+      };
+      await secured.revoke(issued.revoked.serialNumber);
+      const { proxy, addresses } = await site.startProxy([...secured.forClients(), ...secured.mutual("http-proxy")]);
+      await site.startAgent(addresses);
+      const url = `http://${origin.authority}/`;
+      const show = (name: keyof typeof issued) => [
+        "--proxy-cert",
+        secured.write(`${name}-cert.pem`, issued[name].cert),
+        "--proxy-key",
+        secured.write(`${name}-key.pem`, issued[name].key),
+      ];
+      assert.equal(await curl(addresses, site.files.ca, show("good"), url), "hello\n");
+      const refused = [[[], /no certificate/], [show("strange"), /UnknownIssuer/], [show("expired"), /expired/i], [
+        show("revoked"),
+        /Revoked/,
+      ]] as const;
+      for (const [index, [args, reason]] of refused.entries()) {
+        assert.equal(typeof await curl(addresses, site.files.ca, [...args], url), "number");
+        assert.match(String((await proxy.waitFor("client handshake failed", {}, index + 1)).reason), reason);
+      }
+    },
+  );
+
+  it("are served with a key that is encrypted, whose password is in the environment and shown nowhere", async () => {
+    await using secured = await Secured.create();
+    const { site, origin } = secured;
+    const encrypted = createPrivateKey(readFileSync(site.files.key)).export({
+      type: "pkcs8",
+      format: "pem",
+      cipher: "aes-256-cbc",
+      passphrase: "hunter2",
+    });
+    const args = [...secured.forClients(), `--http-proxy.tls.file.key=${secured.write("encrypted.pem", String(encrypted))}`];
+    const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", REVERSE_HTTP_HTTP_PROXY_TLS_KEY_PASSWORD: "hunter2" };
+    const printed = await runToEnd(PROXY, [...site.proxyArgs(), ...args, "--print-config"], { env });
+    assert.doesNotMatch(printed.stdout, /hunter2/);
+    const proxy = site.start(PROXY, [...site.proxyArgs(), ...args], { env });
+    const { agents, clients } = await proxy.waitFor("listening");
+    const addresses = { agents: String(agents), clients: String(clients) };
+    await site.startAgent(addresses);
+    using client = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls() });
+    await echo(client, await origin.accept());
+  });
+
+  it("keep their half-close", async () => {
+    await using secured = await Secured.create();
+    const { addresses } = await secured.site.startProxy(secured.forClients());
+    await secured.site.startAgent(addresses);
+    using client = await openTunnel(addresses.clients, secured.origin.authority, { tls: secured.clientTls() });
+    const server = await secured.origin.accept();
+    client.finish("question");
+    assert.equal((await server.readAll()).toString(), "question");
+    server.finish("answer");
+    assert.equal((await client.readAll()).toString(), "answer");
+  });
+});
+
+describe("an agent of a proxy that asks for certificates", () => {
+  it("is taken with one of the authority, and told what it lacks with any other, or none", async () => {
+    await using secured = await Secured.create();
+    const { site, authority } = secured;
+    const revoked = await authority.issue({ names: [AGENT_ID] });
+    await secured.revoke(revoked.serialNumber);
+    const { proxy, addresses } = await site.startProxy(secured.mutual("agent-server"));
+    await site.startAgent(addresses, secured.agentCertificate("good", await authority.issue({ names: [AGENT_ID] })));
+    const strange = await (await makeAuthority("Strangers")).issue({ names: [AGENT_ID] });
+    const refused: [args: string[], reason: RegExp][] = [
+      [[], /no certificate/],
+      [secured.agentCertificate("strange", strange), /UnknownIssuer/],
+      [secured.agentCertificate("revoked", revoked), /Revoked/],
+    ];
+    for (const [args, reason] of refused) {
+      const before = proxy.logged("agent handshake failed").length;
+      const agent = site.start(AGENT, [...site.agentArgs(addresses, "4712"), ...args]);
+      const said = await agent.waitFor("not connected");
+      assert.match(String(said.reason), /the proxy asks for a certificate that it accepts, --agent-client\.tls\.file\.cert/);
+      agent.signal("SIGKILL");
+      await agent.ended;
+      assert.match(String((await proxy.waitFor("agent handshake failed", {}, before + 1)).reason), reason);
+    }
+    assert.equal(proxy.logged("agent connected").length, 1);
+  });
+
+  for (const source of ["san", "cn"] as const) {
+    it(`is taken under the id that its certificate has as ${source}, and refused under any other, without being told why`, async () => {
+      await using secured = await Secured.create();
+      const { site, authority } = secured;
+      await secured.revoke();
+      const { proxy, addresses } = await site.startProxy([
+        ...secured.mutual("agent-server"),
+        `--agent-server.tls.agent-id-from=${source}`,
+      ]);
+      const names = source === "san" ? { names: [AGENT_ID], commonName: "4712" } : { names: ["4712"], commonName: AGENT_ID };
+      const certificate = secured.agentCertificate("own", await authority.issue(names));
+      await site.startAgent(addresses, certificate);
+      const liar = site.start(AGENT, [...site.agentArgs(addresses, "4712"), ...certificate]);
+      const { reason } = await liar.waitFor("not connected");
+      assert.match(String(reason), /401 authentication failed/);
+      assert.doesNotMatch(String(reason), new RegExp(AGENT_ID));
+      const logged = await proxy.waitFor("agent refused");
+      assert.match(
+        String(logged.reason),
+        /^The agent's certificate is not for "4712": as (subject alternative|common) name it has "4711"$/,
+      );
+      assert.equal(proxy.logged("agent connected").length, 1);
+    });
+  }
+});
+
+describe("a revoked certificate", () => {
+  it("is refused after a refresh, of clients and of agents, while what is open goes on", async () => {
+    await using secured = await Secured.create();
+    const { site, authority, origin } = secured;
+    await secured.revoke();
+    const { proxy, addresses } = await site.startProxy([
+      ...secured.forClients(),
+      ...secured.mutual("http-proxy"),
+      ...secured.mutual("agent-server"),
+    ]);
+    const [agent, client, other] = [
+      await authority.issue({ names: [AGENT_ID] }),
+      await authority.issue({ names: ["client"] }),
+      await authority.issue({ names: ["other"] }),
+    ];
+    await site.startAgent(addresses, secured.agentCertificate("agent", agent));
+    using open = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) });
+    const server = await origin.accept();
+    await echo(open, server);
+
+    await secured.revoke(agent.serialNumber, client.serialNumber);
+    for (const group of ["agent-server", "http-proxy"]) await proxy.waitFor(RENEWED, { options: `--${group}.tls` });
+
+    await assert.rejects(openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) }));
+    assert.match(String((await proxy.waitFor("client handshake failed")).reason), /Revoked/);
+    const again = site.start(AGENT, [...site.agentArgs(addresses), ...secured.agentCertificate("agent", agent)]);
+    assert.match(String((await again.waitFor("not connected")).reason), /Revoked/);
+    assert.match(String((await proxy.waitFor("agent handshake failed")).reason), /Revoked/);
+
+    await echo(open, server, "still here");
+    using _another = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(other) });
+    assert.equal(proxy.logged("agent disconnected").length, 0);
+  });
+});
+
+describe("certificates that are replaced", () => {
+  const REPLACEMENTS = 100;
+
+  /** A proxy whose certificates for agents and clients are in one file. */
+  const startReplaceable = async (secured: Secured) => {
+    await secured.replace();
+    const file = join(secured.site.folder.path, "both.pem");
+    const options = ["agent-server", "http-proxy"].flatMap((group) => [
+      `--${group}.tls.file.cert=${file}`,
+      `--${group}.tls.file.key=${file}`,
+      `--${group}.tls.refresh=5ms`,
+    ]);
+    return await secured.site.startProxy(["--http-proxy.tls.enable", ...options]);
+  };
+
+  it(`${REPLACEMENTS} times under load cost no request and no agent`, async () => {
+    await using secured = await Secured.create(async (wire) => {
+      for (let data; (data = await wire.next()) !== null;) await wire.write(data);
+      wire.finish();
+    });
+    const { site, origin } = secured;
+    const { proxy, addresses } = await startReplaceable(secured);
+    const agent = await site.startAgent(addresses);
+    let over = false;
+    let requests = 0;
+    const work = async () => {
+      while (!over) {
+        using client = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls() });
+        const text = `request ${requests++}`;
+        client.finish(text);
+        assert.equal((await client.readAll()).toString(), text);
+      }
+    };
+    using lasting = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls() });
+    const working = Promise.all(Array.from({ length: 8 }, work));
+    const replacing = (async () => {
+      for (let count = 1; count <= REPLACEMENTS; count++) {
+        await secured.replace();
+        for (const group of ["agent-server", "http-proxy"]) await proxy.waitFor(RENEWED, { options: `--${group}.tls` }, count);
+        if (count % 25 === 0) await site.startAgent(addresses, [], `new-${count}`);
+      }
+    })();
+    try {
+      await Promise.race([replacing, working]);
+      await lasting.write("still here");
+      assert.equal((await lasting.read(10)).toString(), "still here");
+    } finally {
+      over = true;
+    }
+    await Promise.all([replacing, working]);
+    assert.ok(requests > REPLACEMENTS, `there were ${requests} requests`);
+    assert.equal(agent.logged("not connected").length, 0);
+    assert.equal(proxy.logged("agent disconnected").length, 0);
+    assert.equal(proxy.logged("client handshake failed").length, 0);
+    assert.equal(proxy.logged("certificates not renewed, the old ones stay").length, 0);
+  });
+
+  it("by bad ones stay as they were, which is said once", async () => {
+    await using secured = await Secured.create();
+    const { site, origin } = secured;
+    const { proxy, addresses } = await startReplaceable(secured);
+    await site.startAgent(addresses);
+    const kept = "certificates not renewed, the old ones stay";
+    secured.write("both.pem", "half of a certi");
+    for (const group of ["agent-server", "http-proxy"]) {
+      const { reason } = await proxy.waitFor(kept, { options: `--${group}.tls` });
+      assert.match(String(reason), /file\.cert \S+both\.pem: it has no CERTIFICATE in PEM/);
+    }
+    using client = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls() });
+    await echo(client, await origin.accept());
+    await site.startAgent(addresses, [], "4712");
+    await secured.replace();
+    for (const group of ["agent-server", "http-proxy"]) await proxy.waitFor(RENEWED, { options: `--${group}.tls` });
+    assert.equal(proxy.logged(kept).length, 2);
+  });
+
+  it("by bad ones stay as they were for an agent too, whenever it connects", async () => {
+    await using secured = await Secured.create();
+    const { site, authority } = secured;
+    await secured.revoke();
+    const first = await site.startProxy(secured.mutual("agent-server"));
+    const agent = await site.startAgent(first.addresses, secured.agentCertificate("agent", await authority.issue({ names: [AGENT_ID] })));
+    secured.write("agent-key.pem", "half of a k");
+    await first.proxy.stop();
+    await site.startProxy(secured.mutual("agent-server"), first.addresses);
+    await agent.waitFor("connected", {}, 2);
+    const { reason } = await agent.waitFor("certificates not renewed, the old ones stay", { options: "--agent-client.tls" });
+    assert.match(String(reason), /file\.key \S+agent-key\.pem: it has no PRIVATE KEY in PEM/);
+  });
+
+  it("on an agent are shown at its next connect, without a restart", async () => {
+    await using secured = await Secured.create();
+    const { site, authority } = secured;
+    const [old, renewed] = [await authority.issue({ names: [AGENT_ID] }), await authority.issue({ names: [AGENT_ID] })];
+    await secured.revoke();
+    const first = await site.startProxy(secured.mutual("agent-server"));
+    const agent = await site.startAgent(first.addresses, secured.agentCertificate("agent", old));
+    await first.proxy.stop();
+    await secured.revoke(old.serialNumber);
+    secured.agentCertificate("agent", renewed);
+    await site.startProxy(secured.mutual("agent-server"), first.addresses);
+    await agent.waitFor("connected", {}, 2);
+  });
+});
+
+describe("a proxy without a certificate", () => {
+  const SELF_SIGNED = "using a self-signed certificate, which agents trust with these options";
+
+  const start = async (site: Site, args: string[], env?: Record<string, string>) => {
+    const proxy = site.start(PROXY, [
+      "--agent-server.listen-address=127.0.0.1:0",
+      "--http-proxy.listen-address=127.0.0.1:0",
+      "--log.format=json",
+      ...args,
+    ], env && { env });
+    const { agents, clients } = await proxy.waitFor("listening");
+    return { proxy, addresses: { agents: String(agents), clients: String(clients) } };
+  };
+  const pinOf = ({ entries }: Program) =>
+    /pin-sha256=([0-9a-f]{64})$/.exec(String(entries.find(({ message }) => message === SELF_SIGNED)!.options))![1]!;
+  const agentOf = (site: Site, args: string[]) => site.start(AGENT, [...args, `--auth.noauth.agent-id=${AGENT_ID}`, "--log.format=json"]);
+
+  it("makes one, and the options it logs are all that an agent needs: two commands and a tunnel", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { proxy, addresses } = await start(site, [`--state-dir=${join(site.folder.path, "state")}`]);
+    const { options } = await proxy.waitFor(SELF_SIGNED);
+    await agentOf(site, String(options).split(" ")).waitFor("connected");
+    using client = await openTunnel(addresses.clients, origin.authority);
+    await echo(client, await origin.accept());
+  });
+
+  it("keeps it, so that agents trust it after a restart too", async () => {
+    await using site = await Site.create();
+    const state = join(site.folder.path, "state");
+    const first = await start(site, [], { STATE_DIRECTORY: state });
+    const agent = agentOf(site, String(first.proxy.logged(SELF_SIGNED)[0]!.options).split(" "));
+    await agent.waitFor("connected");
+    await first.proxy.stop();
+    assert.deepEqual(readdirSync(state), ["agent-server.pem"]);
+    assert.equal(statSync(join(state, "agent-server.pem")).mode & 0o777, 0o600);
+    const second = await start(site, [`--agent-server.listen-address=${first.addresses.agents}`], { STATE_DIRECTORY: state });
+    assert.equal(pinOf(second.proxy), pinOf(first.proxy));
+    await agent.waitFor("connected", {}, 2);
+  });
+
+  it("runs where nothing can be kept, and warns of the pin that changes", async () => {
+    await using site = await Site.create();
+    const { proxy } = await start(site, [], { STATE_DIRECTORY: "/proc/nowhere" });
+    await proxy.waitFor("the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place");
+    assert.equal(pinOf(proxy).length, 64);
+  });
+
+  it("is not trusted without the pin, or with another, and the agent says what to do", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await start(site, [`--state-dir=${site.folder.path}`]);
+    const address = `--agent-client.server-address=${addresses.agents}`;
+    const advice: [args: string[], reason: RegExp][] = [
+      [[address], /the agent needs --agent-client\.tls\.pin-sha256, which the proxy logs at its start/],
+      [
+        [address, `--agent-client.tls.pin-sha256=${"0".repeat(64)}`],
+        /shows another certificate than that of --agent-client\.tls\.pin-sha256/,
+      ],
+      [[address, `--agent-client.tls.file.root-ca=${site.files.ca}`], /issued by an authority of --agent-client\.tls\.file\.root-ca/],
+    ];
+    for (const [args, reason] of advice) assert.match(String((await agentOf(site, args).waitFor("not connected")).reason), reason);
+    assert.equal(proxy.logged("agent connected").length, 0);
+    const colons = pinOf(proxy).toUpperCase().replace(/..(?=.)/g, "$&:");
+    await agentOf(site, [address, `--agent-client.tls.pin-sha256=${"0".repeat(64)},${colons}`]).waitFor("connected");
+  });
+});
+
+describe("exit code 2", () => {
+  interface Wrong {
+    what: string;
+    program: string;
+    args: (secured: Secured) => string[] | Promise<string[]>;
+    message: RegExp;
+  }
+
+  const server = (group: "agent-server" | "http-proxy", { site }: Secured, replaced: Record<string, string> = {}) => [
+    ...group === "http-proxy" ? ["--http-proxy.tls.enable"] : [],
+    ...Object.entries({ cert: site.files.cert, key: site.files.key, ...replaced }).map(([name, file]) =>
+      `--${group}.tls.file.${name}=${file}`
+    ),
+  ];
+  const expired = async (secured: Secured) => {
+    const { cert, key } = await secured.authority.issue({ names: ["localhost"], days: -1 });
+    return { cert: secured.write("expired.pem", cert), key: secured.write("expired-key.pem", key) };
+  };
+  const encrypted = (secured: Secured) =>
+    secured.write(
+      "encrypted.pem",
+      String(
+        createPrivateKey(readFileSync(secured.site.files.key)).export({
+          type: "pkcs8",
+          format: "pem",
+          cipher: "aes-256-cbc",
+          passphrase: "right",
+        }),
+      ),
+    );
+  const directory = (secured: Secured) => {
+    const path = join(secured.site.folder.path, "directory");
+    mkdirSync(path, { recursive: true });
+    return path;
+  };
+
+  const both = (["agent-server", "http-proxy"] as const).flatMap((group): Wrong[] => {
+    const wrong = (what: string, args: Wrong["args"], message: RegExp): Wrong => ({
+      what: `${group}: ${what}`,
+      program: PROXY,
+      args,
+      message,
+    });
+    const option = `Cannot use --${group}\\.tls\\.file\\.`;
+    return [
+      wrong(
+        "a key of another certificate",
+        (s) => server(group, s, { key: s.write("other.pem", s.authority.key) }),
+        new RegExp(`${option}key .* does not belong`),
+      ),
+      wrong("an expired certificate", async (s) => server(group, s, await expired(s)), new RegExp(`${option}cert .* has expired on`)),
+      wrong(
+        "a key that is a directory",
+        (s) => server(group, s, { key: directory(s) }),
+        new RegExp(`Cannot read --${group}\\.tls\\.file\\.key .*it is a directory`),
+      ),
+      wrong(
+        "a certificate that is missing",
+        (s) => server(group, s, { cert: "/nonexistent.pem" }),
+        /file\.cert \/nonexistent\.pem: there is no such file/,
+      ),
+      wrong(
+        "an encrypted key without its password",
+        (s) => server(group, s, { key: encrypted(s) }),
+        new RegExp(`--${group}\\.tls\\.key-password is needed`),
+      ),
+      wrong(
+        "a wrong password",
+        (s) => [...server(group, s, { key: encrypted(s) }), `--${group}.tls.key-password=wrong`],
+        new RegExp(`--${group}\\.tls\\.key-password.* wrong`),
+      ),
+      wrong(
+        "a revocation list without an authority",
+        (s) => server(group, s, { "client-crl": s.site.files.ca }),
+        /file\.client-ca is needed too/,
+      ),
+      wrong(
+        "a revocation list that is a certificate",
+        (s) => server(group, s, { "client-ca": s.site.files.ca, "client-crl": s.site.files.ca }),
+        new RegExp(`${option}client-crl .* has no X509 CRL in PEM, but CERTIFICATE`),
+      ),
+      wrong(
+        "an authority that is a key",
+        (s) => server(group, s, { "client-ca": s.site.files.key }),
+        new RegExp(`${option}client-ca .* has no CERTIFICATE`),
+      ),
+    ];
+  });
+
+  const table: Wrong[] = [
+    ...both,
+    {
+      what: "TLS for clients without a certificate",
+      program: PROXY,
+      args: () => ["--http-proxy.tls.enable"],
+      message: /--http-proxy\.tls\.file\.cert are needed/,
+    },
+    {
+      what: "files of TLS that is off",
+      program: PROXY,
+      args: ({ site }) => [`--http-proxy.tls.file.cert=${site.files.cert}`],
+      message: /--http-proxy\.tls\.file\.cert: --http-proxy\.tls\.enable is not set/,
+    },
+    {
+      what: "ids from certificates that are not asked for",
+      program: PROXY,
+      args: () => ["--agent-server.tls.agent-id-from=san"],
+      message: /agent-id-from san: --agent-server\.tls\.file\.client-ca is needed too/,
+    },
+    {
+      what: "an expired certificate of the agent",
+      program: AGENT,
+      args: async (s) => Object.entries(await expired(s)).map(([name, file]) => `--agent-client.tls.file.${name}=${file}`),
+      message: /--agent-client\.tls\.file\.cert .* has expired on/,
+    },
+    {
+      what: "a certificate of the agent without its key",
+      program: AGENT,
+      args: ({ site }) => [`--agent-client.tls.file.cert=${site.files.cert}`],
+      message: /--agent-client\.tls\.file\.key is needed too/,
+    },
+    {
+      what: "a pin that is none",
+      program: AGENT,
+      args: () => ["--agent-client.tls.pin-sha256=abc"],
+      message: /pin-sha256: "abc" is not the SHA-256/,
+    },
+  ];
+
+  for (const { what, program, args, message } of table) {
+    it(`is for ${what}, and --check-config finds it too`, async () => {
+      await using secured = await Secured.create();
+      const { site } = secured;
+      const base = program === PROXY ? site.proxyArgs() : site.agentArgs({ agents: "127.0.0.1:1", clients: "" });
+      for (const check of [["--check-config"], []]) {
+        const { exitCode, stderr } = await runToEnd(program, [...base, ...await args(secured), ...check]);
+        assert.match(stderr, message);
+        assert.equal(exitCode, 2, stderr);
+        assert.equal(stderr.trim().split("\n").length, 1, stderr);
+        assert.doesNotMatch(stderr, /password=|MIG/);
+      }
+    });
+  }
+
+  it("is for a state directory that cannot be used", async () => {
+    using folder = new Folder();
+    const { exitCode, stderr } = await runToEnd(PROXY, [
+      "--agent-server.listen-address=127.0.0.1:0",
+      "--http-proxy.listen-address=127.0.0.1:0",
+      `--state-dir=${join(folder.write("file", ""), "state")}`,
+    ]);
+    assert.match(stderr, /Cannot use --state-dir \S+state: ENOTDIR/);
+    assert.equal(exitCode, 2, stderr);
+  });
+});
