@@ -105,6 +105,7 @@ export function refuseWithoutTls(group: string, options: { keyPassword?: string;
 export class TlsFiles<T> {
   #state: string;
   #current: T;
+  #turn = Promise.resolve();
 
   private constructor(
     private readonly group: string,
@@ -135,7 +136,12 @@ export class TlsFiles<T> {
    * Reads the files again. Where they have changed and can be used, `use` gets the new settings; where they cannot, or `use` throws, the old
    * ones are kept, and each change is logged once. Never rejects.
    */
-  async reload(use: (tls: T) => void = () => {}): Promise<void> {
+  reload(use: (tls: T) => void = () => {}): Promise<void> {
+    // one at a time: a change that two see at once is one change
+    return this.#turn = this.#turn.then(() => this.#reload(use));
+  }
+
+  async #reload(use: (tls: T) => void): Promise<void> {
     const before = this.#state;
     try {
       const pems = await readPems(this.group, this.files);

@@ -362,6 +362,17 @@ describe("files that change", () => {
     assert.equal(files.current.cert, renewed.cert);
   });
 
+  it("are one change, however many look at once", async () => {
+    using folder = new Folder();
+    const { server, files, renewed } = await start(folder);
+    server.write({ cert: renewed.cert });
+    await Promise.all([files.reload(), files.reload(), files.reload()]);
+    assert.equal(server.log.logged(KEPT).length, 1);
+    server.write(renewed);
+    await Promise.all([files.reload(), files.reload(), files.reload()]);
+    assert.equal(server.log.logged(RENEWED).length, 1);
+  });
+
   it("keep what was there when nobody can use the new ones", async () => {
     using folder = new Folder();
     const { server, files, renewed, old } = await start(folder);
