@@ -26,7 +26,7 @@ export type { Agent, AgentDeps, AgentOptions, PartialValues, Proxy, ProxyDeps, P
 
 /**
  * Starts a proxy; it listens when the promise resolves. Options left out have the defaults of the command line. Without `deps` it uses the
- * native network and logs nothing.
+ * native network and logs nothing. Without a certificate for agents it makes one, which lasts where a `stateDir` is given.
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when an address cannot be listened on
  */

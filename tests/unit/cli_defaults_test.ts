@@ -56,7 +56,7 @@ describe("withDefaults", () => {
       refusal(() => withDefaults(proxyOptions, { agentServer: { agent: { dialTimeout: 0 } } })),
       /^Cannot use --agent-server\.agent\.dial-timeout/,
     );
-    assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { tls: { enable: true } } })), /TLS for clients is not built yet/);
+    assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { tls: { pinSha256: ["abc"] } } })), /"abc" is not the SHA-256/);
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
   });
 

@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { createPrivateKey, generateKeyPairSync } from "node:crypto";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { describe, it } from "node:test";
 import { ConfigError } from "../../shared/cli/option.ts";
 import { openClientTls, openServerTls, refreshTls, refuseWithoutTls } from "../../shared/tls/files.ts";
