@@ -15,12 +15,17 @@ export interface HeldAgent {
   readonly control?: Control;
   /** Tunnels open, or being opened. */
   tunnels: number;
+  /** When it was asked for the last one, in milliseconds from any fixed point; 0 for never. */
+  askedAt: number;
   /** It asked for no more tunnels. */
   goneAway: boolean;
 }
 
 /** Connections of one agent id; one more, and the oldest is closed. */
 const MAX_CONNECTIONS = 64;
+
+/** An agent that has not answered a ping for so many milliseconds may be dead without the network saying so. */
+export const SILENT_AFTER_MS = 1_000;
 
 /** The connections held, by agent id. */
 export class AgentRegistry {
@@ -70,15 +75,17 @@ export class AgentRegistry {
   }
 
   /**
-   * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, the newest
-   * of equals. Older connections of a process, which may be dead without being known to be, come last.
+   * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, of equals
+   * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to be: they come last.
    */
   pick(agentId: string, passed: ReadonlySet<HeldAgent>): HeldAgent | undefined {
     const usable = (this.#agents.get(agentId) ?? []).filter((agent) => !agent.goneAway);
     const current = usable.filter((agent, i) => !usable.slice(i + 1).some((newer) => isSameProcess(newer, agent)));
     const left = current.filter((agent) => !passed.has(agent));
+    const lively = left.filter(({ control }) => !control || control.silentMs < SILENT_AFTER_MS);
     if (left.length === 0) return usable.findLast((agent) => !passed.has(agent));
-    return left.reduce((best, agent) => agent.tunnels <= best.tunnels ? agent : best);
+    const isBetter = (a: HeldAgent, b: HeldAgent) => a.tunnels < b.tunnels || (a.tunnels === b.tunnels && a.askedAt <= b.askedAt);
+    return (lively.length > 0 ? lively : left).reduce((best, agent) => isBetter(agent, best) ? agent : best);
   }
 }
 

@@ -140,7 +140,16 @@ async function admit(
     throw error;
   }
   const control = said && new Control(connection, said.stream);
-  const agent: HeldAgent = { connection, identity, since: new Date(), hello: said?.hello, control, tunnels: 0, goneAway: false };
+  const agent: HeldAgent = {
+    connection,
+    identity,
+    since: new Date(),
+    hello: said?.hello,
+    control,
+    tunnels: 0,
+    askedAt: 0,
+    goneAway: false,
+  };
   // before the agent knows: once it does, clients may ask for it
   register(agent);
   await welcome().catch(() => {}); // gone again: the end of its connection says so

@@ -11,7 +11,7 @@ import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Duplex, Net } from "../shared/net/types.ts";
 import { refreshTls } from "../shared/tls/files.ts";
-import type { AgentRegistry, HeldAgent } from "./agent_registry.ts";
+import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, openProxyTls, showPin } from "./tls.ts";
@@ -45,6 +45,8 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
+/** So many milliseconds an agent may take to answer before it is asked whether it is there, where another one could answer. */
+const PATIENCE_MS = 500;
 /** Longest wait in milliseconds for agents to find another proxy, before no more clients are taken. */
 const SEND_AWAY_MS = 10_000;
 
@@ -140,14 +142,16 @@ async function dialAgent(agents: AgentRegistry, request: DialRequest, timeoutMs:
   const deadline = performance.now() + timeoutMs;
   const passed = new Set<HeldAgent>();
   let lost: unknown;
-  for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined; passed.add(agent)) {
+  for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined;) {
+    passed.add(agent);
+    const isLast = agents.pick(request.agentId, passed) === undefined;
     try {
-      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()));
+      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), isLast);
     } catch (cause) {
       if (!(cause instanceof NetError)) throw cause;
       lost = cause;
-      // one that is slow to answer may have begun to do what it was asked for
-      if (cause.code !== "closed" && cause.code !== "reset") break;
+      // one that is alive and slow may be doing what it was asked for
+      if (!["closed", "reset", "cancelled"].includes(cause.code)) break;
     }
   }
   if (lost !== undefined) throw toRefusal(lost);
@@ -155,8 +159,25 @@ async function dialAgent(agents: AgentRegistry, request: DialRequest, timeoutMs:
   throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
 }
 
+/** Aborted where an agent that takes long to answer does not even answer a ping: its network may be gone without a word. */
+function signalOfDeath({ control }: HeldAgent): { signal: AbortSignal; release: () => void } | undefined {
+  if (!control) return undefined;
+  const death = new AbortController();
+  const check = () => {
+    void control.ping(); // never rejects
+    timer = setTimeout(() => control.silentMs < SILENT_AFTER_MS || death.abort(), SILENT_AFTER_MS + 100);
+  };
+  let timer = setTimeout(check, PATIENCE_MS);
+  return { signal: death.signal, release: () => clearTimeout(timer) };
+}
+
 /** @throws {NetError} as `exchange` of a connection */
-async function openTunnel(agent: HeldAgent, { id, destination, done }: DialRequest, timeoutMs: number): Promise<Duplex> {
+async function openTunnel(
+  agent: HeldAgent,
+  { id, destination, done }: DialRequest,
+  timeoutMs: number,
+  isLast: boolean,
+): Promise<Duplex> {
   const authority = formatAuthority(destination);
   if (agent.identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
@@ -166,10 +187,12 @@ async function openTunnel(agent: HeldAgent, { id, destination, done }: DialReque
     ["Proxy-Connection", "keep-alive"],
     ["X-Request-Id", id],
   ]);
+  const death = isLast ? undefined : signalOfDeath(agent);
   agent.tunnels++;
+  agent.askedAt = performance.now();
   let opened = false;
   try {
-    const answer = await agent.connection.exchange(head, { timeoutMs });
+    const answer = await agent.connection.exchange(head, { timeoutMs, signal: death?.signal });
     const refusal = readAnswer(answer.head);
     if (refusal) {
       answer.stream.close();
@@ -179,6 +202,7 @@ async function openTunnel(agent: HeldAgent, { id, destination, done }: DialReque
     void done.then(() => agent.tunnels--);
     return answer.stream;
   } finally {
+    death?.release();
     if (!opened) agent.tunnels--;
   }
 }

@@ -29,7 +29,7 @@ export class Control {
   #over = false;
   #pings = 0;
   /** The ping that is not answered yet. */
-  #pending?: { number: number; sentAt: number; answered: () => void };
+  #pending?: { readonly number: number; readonly sentAt: number; readonly answered: PromiseWithResolvers<void> };
 
   constructor(connection: QuicConnection, stream: Duplex, now: () => number = () => performance.now()) {
     this.#connection = connection;
@@ -56,7 +56,7 @@ export class Control {
       } else await this.#checkAlive();
     } finally {
       this.#over = true;
-      this.#pending?.answered();
+      this.#pending?.answered.resolve();
     }
   }
 
@@ -91,18 +91,24 @@ export class Control {
     if (!pending || pending.number !== Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0))) return;
     this.rttMs = this.#now() - pending.sentAt;
     this.#pending = undefined;
-    pending.answered();
+    pending.answered.resolve();
   }
 
   /** Sends a ping, unless one is still unanswered; resolves with its answer, or when the connection ends. */
   async ping(): Promise<void> {
-    if (this.#pending || this.#over) return;
-    const answered = Promise.withResolvers<void>();
-    this.#pending = { number: ++this.#pings, sentAt: this.#now(), answered: answered.resolve };
-    const data = new Uint8Array(8);
-    new DataView(data.buffer).setBigUint64(0, BigInt(this.#pings));
-    await this.#send({ type: "ping", data });
-    await answered.promise;
+    if (this.#over) return;
+    if (!this.#pending) {
+      this.#pending = { number: ++this.#pings, sentAt: this.#now(), answered: Promise.withResolvers<void>() };
+      const data = new Uint8Array(8);
+      new DataView(data.buffer).setBigUint64(0, BigInt(this.#pings));
+      void this.#send({ type: "ping", data }); // never rejects
+    }
+    await this.#pending.answered.promise;
+  }
+
+  /** Milliseconds that a ping has been unanswered for; 0 where none is. */
+  get silentMs(): number {
+    return this.#pending ? this.#now() - this.#pending.sentAt : 0;
   }
 
   async goaway(reason: string, withinMs: number): Promise<void> {

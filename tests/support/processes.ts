@@ -103,6 +103,12 @@ export class Program implements AsyncDisposable {
     return entry;
   }
 
+  /** Until this text was written to standard error. */
+  async waitForText(text: string): Promise<void> {
+    await this.#until(() => this.#lines.includes(text) || this.#over, JSON.stringify(text));
+    if (!this.#lines.includes(text)) throw new Error(`${this.#name} has ended without ${JSON.stringify(text)}:\n${this.#lines}`);
+  }
+
   async #until(reached: () => boolean, what: string): Promise<void> {
     if (reached()) return;
     let wake!: () => void;

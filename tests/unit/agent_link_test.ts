@@ -11,7 +11,7 @@ import { encodeHead } from "../../shared/http/head.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
-import { bytes, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
+import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../support/memory.ts";
 
 const [V2, V1] = ALPN as [string, string];
@@ -215,6 +215,22 @@ describe("a proxy", () => {
       const dying = within(connection.acceptRequests()).then(() => connection.close(0, "killed"));
       await checkTunnel(await openTunnel(net, proxy, origin));
       await dying;
+    }));
+
+  it("passes over an agent that is silent, within one request", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+      const origin = await listenTcp(net);
+      await runAgent(net, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      // the newest of equals is asked first, and answers neither that nor a ping
+      const { connection } = await rawAgent(net, proxy.agentAddress);
+      await log.waitFor("agent connected", {}, 2);
+      const asked = within(connection.acceptRequests());
+      await checkTunnel(await openTunnel(net, proxy, origin));
+      await asked;
+      await checkTunnel(await openTunnel(net, proxy, origin));
+      assert.ok(await isPending(connection.acceptRequests()), "it was asked again");
     }));
 
   it("answers 502 when the last agent goes instead of answering", () =>

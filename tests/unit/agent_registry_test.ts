@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type HeldAgent } from "../../proxy/agent_registry.ts";
+import type { Control } from "../../shared/link/control.ts";
 import type { QuicConnection } from "../../shared/net/types.ts";
 
 /** Without an instance it is one of version 1. */
@@ -12,6 +13,7 @@ function held(instance?: string, more: Partial<HeldAgent> = {}): HeldAgent {
     since: new Date(0),
     hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },
     tunnels: 0,
+    askedAt: 0,
     goneAway: false,
     ...more,
   };
@@ -66,11 +68,27 @@ describe("the registry", () => {
     assert.deepEqual([...registry].length, 2);
   });
 
+  it("asks several agents with equally many tunnels in turn", () => {
+    const registry = new AgentRegistry(true);
+    const agents = [held("1", { askedAt: 1 }), held("2", { askedAt: 3 }), held("3", { askedAt: 2 })];
+    for (const agent of agents) registry.add(agent);
+    assert.deepEqual(order(registry), [agents[0], agents[2], agents[1]]);
+  });
+
   it("spreads tunnels over several agents: the fewest first, the newest of equals", () => {
     const registry = new AgentRegistry(true);
     const agents = [held("1", { tunnels: 2 }), held("2", { tunnels: 1 }), held("3", { tunnels: 1 })];
     for (const agent of agents) registry.add(agent);
     assert.deepEqual(order(registry), [agents[2], agents[1], agents[0]]);
+  });
+
+  it("asks those that do not answer pings last", () => {
+    const registry = new AgentRegistry(true);
+    const silent = held("1", { control: { silentMs: 1_000 } as Control });
+    const busy = held("2", { control: { silentMs: 999 } as Control, tunnels: 5 });
+    registry.add(busy);
+    registry.add(silent);
+    assert.deepEqual(order(registry), [busy, silent]);
   });
 
   it("holds no more than 64 connections for one id: the oldest go", () => {

@@ -45,15 +45,15 @@ describe("a control stream", () => {
     let time = 0;
     const a = side(near, {}, () => time);
     const frames = new FrameReader(far);
-    const answered = a.control.ping();
-    await within(a.control.ping());
+    const answered = Promise.all([a.control.ping(), a.control.ping()]);
     const ping = decodeMessage((await within(frames.next()))!);
     assert.ok(ping?.type === "ping");
     time = 12;
+    assert.equal(a.control.silentMs, 12);
     await send(far, { type: "pong", data: new Uint8Array(8).fill(9) }); // of no ping
     await send(far, { type: "pong", data: ping.data });
     await within(answered);
-    assert.equal(a.control.rttMs, 12);
+    assert.deepEqual([a.control.rttMs, a.control.silentMs], [12, 0]);
     void a.control.ping();
     const next = decodeMessage((await within(frames.next()))!);
     assert.ok(next?.type === "ping");

@@ -1,0 +1,60 @@
+// nginx as a load balancer of UDP and TCP before several servers, as it stands before proxies. Debian's: nginx with libnginx-mod-stream.
+import { createSocket } from "node:dgram";
+import { existsSync } from "node:fs";
+import { createServer } from "node:net";
+import { Folder, Program } from "./processes.ts";
+
+const NGINX = "/usr/sbin/nginx";
+const MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/** One address that leads to several. */
+export interface Balanced {
+  readonly transport: "udp" | "tcp";
+  /** `host:port` of each server. */
+  readonly servers: readonly string[];
+}
+
+/** Spreads connections over servers in turn; `await using` ends it. */
+export class Nginx implements AsyncDisposable {
+  private constructor(readonly program: Program, readonly folder: Folder, readonly addresses: readonly string[]) {}
+
+  /** Listens on a free port of loopback for each; see {@link addresses}. */
+  static async start(balanced: readonly Balanced[]): Promise<Nginx> {
+    const folder = new Folder();
+    const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
+    const blocks = balanced.map(({ transport, servers }, i) => `
+      upstream servers${i} { ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
+      server { listen ${addresses[i]}${transport === "udp" ? " udp" : ""}; proxy_pass servers${i}; proxy_timeout 1h; }`);
+    const configuration = folder.write(
+      "nginx.conf",
+      `${existsSync(MODULE) ? `load_module ${MODULE};` : ""}
+      daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
+      events { worker_connections 4096; }
+      stream { ${blocks.join("\n")} }`,
+    );
+    const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
+    await program.waitForText("start worker process ");
+    return new Nginx(program, folder, addresses);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.program.stop(); // SIGKILL would leave its worker behind
+    this.folder[Symbol.dispose]();
+  }
+}
+
+/** Nobody had this address just now. */
+async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
+  if (transport === "tcp") {
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    await new Promise((resolve) => server.close(resolve));
+    return `127.0.0.1:${port}`;
+  }
+  const socket = createSocket("udp4");
+  await new Promise<void>((resolve) => socket.bind(0, "127.0.0.1", resolve));
+  const { port } = socket.address();
+  await new Promise<void>((resolve) => socket.close(() => resolve()));
+  return `127.0.0.1:${port}`;
+}

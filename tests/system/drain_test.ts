@@ -1,0 +1,174 @@
+// Proxies and agents that are restarted, killed and doubled while clients go on, with the compiled executables and nginx before the proxies.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Nginx } from "../support/nginx.ts";
+import { type Addresses, AGENT_ID, eventually, Pair, type Program, Site } from "../support/processes.ts";
+import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+
+/** Sends back what comes, and ends when it ends. */
+async function echo(wire: Wire): Promise<void> {
+  for (let data; (data = await wire.next()) !== null;) await wire.write(data);
+  wire.finish();
+}
+
+/** One more round through the tunnel. */
+async function check(tunnel: Wire): Promise<void> {
+  const word = crypto.randomUUID();
+  await tunnel.write(word);
+  assert.equal((await tunnel.read(word.length)).toString(), word);
+}
+
+/** Both directions end in good order. */
+async function finish(tunnel: Wire): Promise<void> {
+  tunnel.finish();
+  assert.equal((await tunnel.readAll()).length, 0);
+  tunnel[Symbol.dispose]();
+}
+
+interface Running {
+  proxy: Program;
+  addresses: Addresses;
+}
+
+/** Which proxy an agent connected to last: what a store would say. */
+function holderOf(id: string, proxies: readonly Running[]): Running {
+  const last = ({ proxy }: Running) => String(proxy.logged("agent connected", { agent: id }).at(-1)?.["@timestamp"] ?? "");
+  return proxies.reduce((a, b) => last(b) > last(a) ? b : a);
+}
+
+/** A tunnel by the way that a load balancer takes: where nobody is there any more, it looks once more. */
+async function openBalanced(id: string, proxies: readonly Running[], authority: string): Promise<Wire> {
+  const first = holderOf(id, proxies);
+  try {
+    return await openTunnel(first.addresses.clients, authority, { id });
+  } catch (error) {
+    const second = holderOf(id, proxies);
+    if (second === first) throw error;
+    return await openTunnel(second.addresses.clients, authority, { id });
+  }
+}
+
+describe("a rolling restart of two proxies behind a UDP load balancer", () => {
+  it("cuts no tunnel and fails no request", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const proxies: Running[] = [await site.startProxy(), await site.startProxy()];
+    await using nginx = await Nginx.start([{ transport: "udp", servers: proxies.map(({ addresses }) => addresses.agents) }]);
+    const ids = ["one", "two", "three", "four"];
+    await Promise.all(ids.map((id) => site.startAgent({ agents: nginx.addresses[0]!, clients: "" }, [], id)));
+
+    const failures: string[] = [];
+    let [requests, isOver] = [0, false];
+    const load = ids.map(async (id) => {
+      while (!isOver) {
+        requests++;
+        try {
+          const tunnel = await openBalanced(id, proxies, origin.authority);
+          await check(tunnel);
+          await finish(tunnel);
+        } catch (error) {
+          failures.push(`${id}: ${error}`);
+        }
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    });
+    for (const i of [0, 1]) {
+      const { proxy, addresses } = proxies[i]!;
+      const here = ids.filter((id) => holderOf(id, proxies).proxy === proxy);
+      const tunnels = await Promise.all(ids.map((id) => openBalanced(id, proxies, origin.authority)));
+      proxy.signal("SIGTERM");
+      const other = proxies[1 - i]!;
+      // each agent of this proxy comes to the other while its tunnels go on
+      await eventually(() => here.every((id) => holderOf(id, proxies) === other), () => "the agents have not moved");
+      await Promise.all(tunnels.map(check));
+      assert.deepEqual(proxy.logged("stopped"), []);
+      await Promise.all(tunnels.map(finish));
+      assert.equal((await proxy.ended).exitCode, 0);
+      proxies[i] = await site.startProxy([], addresses);
+      const before = requests;
+      await eventually(() => requests > before + 20, () => "there were no requests");
+    }
+    isOver = true;
+    await Promise.all(load);
+    assert.deepEqual(failures, []);
+    assert.ok(requests > 50, `there were ${requests} requests only`);
+  });
+});
+
+describe("SIGTERM", () => {
+  it("ends a proxy when its last tunnel has ended, and no sooner; a second one ends it at once", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start(echo);
+    const tunnel = await openTunnel(pair.addresses.clients, origin.authority);
+    pair.proxy.signal("SIGTERM");
+    await pair.proxy.waitFor("draining");
+    // nobody gets in any more once the agent has found that there is no other proxy
+    const isRefused = () => dial(pair.addresses.clients).then((wire) => wire[Symbol.dispose](), (error) => error.code === "ECONNREFUSED");
+    let refused: unknown;
+    while (refused !== true) refused = await isRefused();
+    await check(tunnel);
+    await finish(tunnel);
+    assert.equal((await pair.proxy.ended).exitCode, 0);
+
+    const { proxy } = await pair.site.startProxy([], pair.addresses);
+    await proxy.waitFor("agent connected");
+    using second = await openTunnel(pair.addresses.clients, origin.authority);
+    proxy.signal("SIGTERM");
+    await proxy.waitFor("draining");
+    await check(second);
+    proxy.signal("SIGTERM");
+    assert.equal((await proxy.ended).exitCode, 1);
+  });
+
+  it("ends an agent when its last tunnel has ended, and a new one with its id takes over meanwhile", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start(echo);
+    const { clients } = pair.addresses;
+    const tunnel = await openTunnel(clients, origin.authority);
+    pair.agent.signal("SIGTERM");
+    await pair.proxy.waitFor("agent takes no more tunnels");
+    assert.equal((await ask(clients, connectHead(origin.authority))).status, 502);
+    await pair.site.startAgent(pair.addresses);
+    await finish(await openTunnel(clients, origin.authority));
+    await check(tunnel);
+    await finish(tunnel);
+    assert.equal((await pair.agent.ended).exitCode, 0);
+    await pair.proxy.waitFor("agent disconnected", { agent: AGENT_ID, reason: "closed by the agent: 0 shutting down" });
+  });
+});
+
+describe("several agents with one id", () => {
+  it("share the tunnels, and requests go on when one is killed", async () => {
+    await using pair = await Pair.start({ proxy: ["--agent-server.agent.multiple"], agent: ["--log.level=debug"] });
+    await using origin = await Origin.start(echo);
+    const { clients } = pair.addresses;
+    const agents = [pair.agent, await pair.site.startAgent(pair.addresses, ["--log.level=debug"])];
+    const tunnels = [];
+    for (let i = 0; i < 8; i++) tunnels.push(await openTunnel(clients, origin.authority));
+    for (const tunnel of tunnels) await finish(tunnel);
+    for (const agent of agents) await agent.waitFor("tunnel", { status: 200 }, 4);
+    agents[1]!.signal("SIGKILL");
+    await agents[1]!.ended;
+    for (let i = 0; i < 10; i++) await finish(await openTunnel(clients, origin.authority));
+  });
+});
+
+describe("an agent with several connections", () => {
+  it("is reached through every proxy, and again through one that was killed and is started anew", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const [a, b] = [await site.startProxy(), await site.startProxy()];
+    const servers = { agents: `${a.addresses.agents},${b.addresses.agents}`, clients: "" };
+    const agent = await site.startAgent(servers, ["--agent-client.connections=2"]);
+    await agent.waitFor("connected", {}, 2);
+    for (const { addresses } of [a, b]) await finish(await openTunnel(addresses.clients, origin.authority));
+    using tunnel = await openTunnel(b.addresses.clients, origin.authority);
+    a.proxy.signal("SIGKILL");
+    await a.proxy.ended;
+    const { proxy } = await site.startProxy([], a.addresses);
+    await proxy.waitFor("agent connected");
+    await finish(await openTunnel(a.addresses.clients, origin.authority));
+    await check(tunnel);
+    assert.equal(b.proxy.logged("agent connected").length, 1);
+  });
+});
