@@ -30,8 +30,8 @@ export interface AgentServer {
   /** Those that are held. */
   readonly agents: AgentRegistry;
   /**
-   * Takes no more agents, and tells those it holds to connect elsewhere. Resolves when all have done so that could be told, after
-   * `timeoutMs` at most. All goes on being served.
+   * Takes no more agents, and tells those it holds to connect elsewhere. Resolves when all have done so that could be told, or after the time
+   * that they may need for it, `timeoutMs` at most. All goes on being served.
    */
   sendAway(timeoutMs: number): Promise<void>;
   /** Tells all agents that the proxy shuts down. */
@@ -42,6 +42,8 @@ export interface AgentServer {
 const PING_INTERVAL_MS = 15_000;
 /** Agents that are sent away in one second. */
 const LEAVING_A_SECOND = 1_000;
+/** Longest wait in milliseconds for an agent to find another proxy, once it has begun to look for it. */
+const LOOKING_MS = 10_000;
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
@@ -50,9 +52,10 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const leaving = new Map<HeldAgent, () => void>();
   let isSendingAway = false;
 
+  /** Milliseconds over which agents are spread that are sent away. */
+  let withinMs = 0;
   const sendAway = (agent: HeldAgent): Promise<void> | undefined => {
     if (!agent.control || leaving.has(agent)) return undefined;
-    const withinMs = Math.min(MAX_SPREAD_MS, Math.round(agents.size * 1_000 / LEAVING_A_SECOND));
     void agent.control.goaway("shutting down", withinMs); // never rejects
     return new Promise((resolve) => leaving.set(agent, resolve));
   };
@@ -72,6 +75,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     try {
       const { agent, serveControl } = await admit(connection, options.authenticator, register, {
         onGoaway: (agent) => {
+          if (agent.goneAway) return;
           log.info("agent takes no more tunnels", { agent: agent.identity.agentId, remote });
           agent.goneAway = true;
           settle(agent);
@@ -105,9 +109,10 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     async sendAway(timeoutMs) {
       isSendingAway = true;
       listener.stopAccepting();
+      withinMs = Math.min(MAX_SPREAD_MS, Math.round(agents.size * 1_000 / LEAVING_A_SECOND));
       const moved = Promise.all([...agents].map(sendAway));
       let timer: ReturnType<typeof setTimeout> | undefined;
-      await Promise.race([moved, new Promise((resolve) => timer = setTimeout(resolve, timeoutMs))]);
+      await Promise.race([moved, new Promise((resolve) => timer = setTimeout(resolve, Math.min(timeoutMs, withinMs + LOOKING_MS)))]);
       clearTimeout(timer);
     },
     async close() {

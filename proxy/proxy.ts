@@ -47,8 +47,6 @@ export interface Proxy {
 
 /** So many milliseconds an agent may take to answer before it is asked whether it is there, where another one could answer. */
 const PATIENCE_MS = 500;
-/** Longest wait in milliseconds for agents to find another proxy, before no more clients are taken. */
-const SEND_AWAY_MS = 10_000;
 
 /**
  * Starts a proxy; it listens when the promise resolves.
@@ -111,7 +109,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
     const start = performance.now();
     // clients are still taken, for agents that are on their way
-    if (timeout > 0) await server.sendAway(Math.min(timeout, SEND_AWAY_MS));
+    if (timeout > 0) await server.sendAway(timeout);
     await front.drain(Math.max(0, timeout - (performance.now() - start)));
     await (closing ??= close());
   };
