@@ -1,8 +1,7 @@
 // The proxy's options, each once.
-import { checkPatterns, drainDelayOptions, drainOptions, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
+import { authOptions, checkPatterns, drainDelayOptions, drainOptions, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 
-const JWT = "Authentication by JWT";
 const STORE = "The shared store";
 
 export const proxyOptions = defineOptions({
@@ -44,15 +43,7 @@ export const proxyOptions = defineOptions({
     description: "Destinations that clients may reach; empty allows all.",
     check: checkPatterns,
   },
-  "auth.type": {
-    kind: "string",
-    default: "noauth",
-    choices: ["noauth", "jwt"],
-    notBuilt: JWT,
-    description: "How agents and clients say who they are.",
-  },
-  "auth.jwt.public-key": { kind: "file", default: "auth-key-public.pem", notBuilt: JWT, description: "Key that verifies tokens, PEM." },
-  "auth.jwt.audience": { kind: "string", notBuilt: JWT, description: "Audience that tokens must have." },
+  ...authOptions,
   "store.type": {
     kind: "string",
     default: "none",

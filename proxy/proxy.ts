@@ -1,8 +1,9 @@
 // Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
 import { setTimeout as sleep } from "node:timers/promises";
 import { createAllowList } from "../shared/allow_list.ts";
-import { type Authenticator, createNoAuth } from "../shared/auth/authenticator.ts";
+import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
+import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
 import { type DialRequest, startFront } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { type ProxyErrorType, Refusal } from "../shared/http/status.ts";
@@ -57,7 +58,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const { net, log } = deps;
   const tls = await openProxyTls(options, log, deps.stateDirectory);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
-  const authenticator = deps.authenticator ?? createNoAuth();
+  const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
+  const closeAuthenticator = () => {
+    if (authenticator !== deps.authenticator) authenticator.close?.();
+  };
   const { agentIdFrom } = options.agentServer.tls;
 
   const agentListener = await net.listenQuic({
@@ -66,9 +70,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     alpn: ALPN,
     transport: PROXY_TRANSPORT,
     onHandshakeError: ({ remote, error }) => log.warn("agent handshake failed", { remote, reason: error.message }),
+  }).catch((error) => {
+    closeAuthenticator();
+    throw error;
   });
   const clientListener = await net.listenTcp({ address: options.httpProxy.listenAddress, tls: tls.clients?.current }).catch(
     async (error) => {
+      closeAuthenticator();
       await agentListener.close(CloseCode.shutdown, "shutting down");
       throw error;
     },
@@ -102,6 +110,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     front.close();
     await server.close();
     await front.done;
+    closeAuthenticator();
     log.info("stopped");
   };
   const drain = async ({ delay, timeout }: ProxyOptions["drain"]): Promise<void> => {
@@ -132,6 +141,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
  * @throws {ConfigError}
  */
 export async function checkProxyOptions(options: ProxyOptions): Promise<void> {
+  await checkAuthOptions(options.auth);
   await checkProxyTls(options);
 }
 

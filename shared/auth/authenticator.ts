@@ -48,6 +48,8 @@ export interface Authenticator {
    * @throws {AuthenticationError}
    */
   authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
+  /** Called by whoever made it, when nobody will ask it any more. */
+  close?(): void;
 }
 
 /**

@@ -59,6 +59,33 @@ export const drainOptions = defineOptions({
   },
 });
 
+/** How agents and clients say who they are, to whoever verifies it. */
+export const authOptions = defineOptions({
+  "auth.type": {
+    kind: "string",
+    default: "noauth",
+    choices: ["noauth", "jwt"],
+    description: "How agents and clients say who they are.",
+  },
+  "auth.jwt.public-key": {
+    kind: "list",
+    default: "auth-key-public.pem",
+    description: "Files of the keys that verify tokens, PEM or JWKS; several while keys are exchanged. Read again when they change.",
+    check: (files) => files.length === 0 || files.includes("") ? "it lacks the name of a file" : undefined,
+  },
+  "auth.jwt.audience": { kind: "string", description: "Audience that tokens must have." },
+  "auth.jwt.on-expiry": {
+    kind: "string",
+    default: "close-agents",
+    choices: ["close-agents", "close", "keep"],
+    description: "What ends with an expired token: the agent's connection, the client's tunnels too, or nothing that is open.",
+  },
+  "auth.jwt.revocation-file": {
+    kind: "file",
+    description: "File with the jti of a revoked token on each line; what was opened with one ends at once. Read again when it changes.",
+  },
+});
+
 /** For `check` of a list of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   try {

@@ -1,0 +1,206 @@
+// Agents and clients show tokens: whom they name, until when, and what ends with a token that expires, is revoked or whose key is removed.
+import { ConfigError, flagOf } from "../cli/option.ts";
+import type { Logger } from "../log.ts";
+import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
+import { parsePublicKeys, type VerificationKey } from "./keys.ts";
+import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
+import { WatchedFile } from "./watched_file.ts";
+
+/** What ends when a token expires. */
+export const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
+export type OnExpiry = (typeof ON_EXPIRY)[number];
+
+export interface JwtOptions {
+  /** Files of public keys, PEM or JWKS; read again when they change. */
+  publicKey: readonly string[];
+  /** Tokens must name it. Default: any, or none. */
+  audience?: string;
+  /** `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
+  onExpiry: OnExpiry;
+  /** A file with the `jti` of a revoked token a line; read again when it changes. */
+  revocationFile?: string;
+}
+
+export interface JwtDeps {
+  log: Logger;
+  /** Milliseconds since 1970. Default `Date.now`. */
+  now?: () => number;
+}
+
+/** Looks, a second apart, that a key file must be missing for its keys to be: a file that is replaced may be gone for a moment. */
+const MISSING_LOOKS = 2;
+/** Verified tokens that are kept: who comes again and again with the same token costs no signature. */
+const MAX_KNOWN = 1000;
+
+/** Something that was opened with a token. */
+interface Live {
+  readonly token: Known;
+  /** When it ends, in milliseconds since 1970; `Infinity` where it outlives its token. */
+  readonly endsAt: number;
+  readonly ending: AbortController;
+}
+
+interface Known extends Token {
+  /** Its expiry has ended something: the leeway is not for coming back. */
+  over?: boolean;
+}
+
+/**
+ * Authentication by tokens. Reads the files when it is made; from then on a file that is missing or spoilt is logged, and counts as it was.
+ * Looks after them, and ends what is to end, until it is closed.
+ * @throws {ConfigError} for a file that cannot be used
+ */
+export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }: JwtDeps): Promise<Authenticator> {
+  const files = await openFiles(options);
+  const known = new Map<string, Known>();
+  const live = new Set<Live>();
+  let keys = currentKeys(files.keys);
+
+  const verify = async (text: string, role: Role): Promise<Known> => {
+    // a token is for one role: nobody else knows it
+    const name = `${role} ${text}`;
+    let token = known.get(name);
+    known.delete(name);
+    token ??= await verifyToken(text, [...keys.values()], { role, audience: options.audience, now: now() });
+    known.set(name, token);
+    if (known.size > MAX_KNOWN) known.delete(known.keys().next().value!);
+    return token;
+  };
+
+  const problemOf = ({ id, keyId }: Known): string | undefined => {
+    if (!keys.has(keyId)) return "The public key of the token was removed";
+    if (id !== undefined && files.revocations?.value.has(id)) return "The token is revoked";
+    return undefined;
+  };
+
+  const admit = async (text: string, role: Role): Promise<Identity> => {
+    const token = await verify(text, role);
+    // the files may have changed since it was verified
+    const expired = token.over || token.expiresAt + LEEWAY_S * 1000 <= now() ? "The token has expired" : undefined;
+    const problem = problemOf(token) ?? expired;
+    if (problem !== undefined) {
+      throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`);
+    }
+    const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
+    const expiresAt = token.expiresAt > now() ? token.expiresAt : token.expiresAt + LEEWAY_S * 1000;
+    const entry: Live = { token, endsAt: closes ? expiresAt : Infinity, ending: new AbortController() };
+    live.add(entry);
+    const { agentId, id: tokenId, allowList } = token;
+    return { agentId, tokenId, allowList, ends: entry.ending.signal, release: () => void live.delete(entry) };
+  };
+
+  const end = (entry: Live, why: string) => {
+    live.delete(entry);
+    entry.ending.abort(new Error(why));
+  };
+
+  const endExpired = () => {
+    const time = now();
+    for (const entry of live) {
+      if (entry.endsAt > time) continue;
+      entry.token.over = true;
+      end(entry, "The token has expired");
+    }
+  };
+
+  const lookAtFiles = async (): Promise<void> => {
+    const changed = await look(files, log);
+    const before = keys;
+    keys = currentKeys(files.keys);
+    const removed = [...before.keys()].filter((id) => !keys.has(id)).length;
+    const added = [...keys.keys()].filter((id) => !before.has(id)).length;
+    if (removed + added > 0) log.info("token keys changed", { keys: keys.size, added, removed });
+    if (!changed && removed === 0) return;
+    if (removed > 0) known.clear();
+    for (const entry of live) {
+      const why = problemOf(entry.token);
+      if (why !== undefined) end(entry, why);
+    }
+  };
+
+  let looking: Promise<void> | undefined;
+  let timer: ReturnType<typeof setTimeout>;
+  // tokens expire at whole seconds of the wall clock, and so this wakes at each: however the clock is set, nothing waits longer
+  const wait = () => timer = setTimeout(tick, 1000 - now() % 1000);
+  const tick = () => {
+    wait();
+    endExpired();
+    looking ??= lookAtFiles().finally(() => looking = undefined);
+  };
+  wait();
+
+  return {
+    authenticateAgent: (credentials) => admit(decode(credentials), "agent"),
+    async authenticateClient(credentials) {
+      const identity = await admit(tokenOf(credentials), "client");
+      if (credentials.scheme === "basic" && credentials.username !== identity.agentId) {
+        identity.release?.();
+        const [claim, name] = [identity.agentId, credentials.username].map((id) => JSON.stringify(id));
+        throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`);
+      }
+      return identity;
+    },
+    close: () => clearTimeout(timer),
+  };
+}
+
+interface Files {
+  readonly keys: readonly WatchedFile<VerificationKey[]>[];
+  readonly revocations?: WatchedFile<Set<string>>;
+}
+
+async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Files> {
+  if (publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
+  const open = async <T>(option: string, name: string, parse: (text: string) => T | Promise<T>): Promise<WatchedFile<T>> => {
+    const file = new WatchedFile(name, parse);
+    try {
+      await file.look();
+      return file;
+    } catch (cause) {
+      throw new ConfigError(`Cannot use ${flagOf(option)} ${JSON.stringify(name)}: ${(cause as Error).message}`, { cause });
+    }
+  };
+  return {
+    keys: await Promise.all(publicKey.map((name) => open("auth.jwt.public-key", name, parsePublicKeys))),
+    revocations: revocationFile === undefined ? undefined : await open("auth.jwt.revocation-file", revocationFile, parseRevocations),
+  };
+}
+
+/** The keys of all files that are there; those of a missing one are kept for a moment, or where nothing else is left. */
+function currentKeys(files: Files["keys"]): Map<string, VerificationKey> {
+  const present = files.filter((file) => file.missing < MISSING_LOOKS);
+  const counting = present.length > 0 ? present : files;
+  return new Map(counting.flatMap((file) => file.value).map((key) => [key.id, key]));
+}
+
+/** Whether any file has a new value. Never rejects: what cannot be used is logged. */
+async function look(files: Files, log: Logger): Promise<boolean> {
+  let changed = false;
+  for (const file of [...files.keys, ...files.revocations ? [files.revocations] : []]) {
+    try {
+      if (!await file.look()) continue;
+      changed = true;
+      if (file === files.revocations) log.info("revocation file read", { file: file.name, revoked: files.revocations.value.size });
+    } catch (error) {
+      const message = file.missing > 0 ? "file of tokens is missing" : "file of tokens cannot be used: what it said before still counts";
+      log.error(message, { file: file.name, reason: (error as Error).message });
+    }
+  }
+  return changed;
+}
+
+/** One `jti` a line; `#` begins a comment. */
+function parseRevocations(text: string): Set<string> {
+  const lines = text.split(/\r?\n/).map((line) => line.replace(/(^|\s)#.*$/, "").trim());
+  return new Set(lines.filter((line) => line !== ""));
+}
+
+/** The token in an agent's frame; its file may have ended with a newline. */
+function decode(credentials: Uint8Array): string {
+  // bytes that are no ASCII are no token, and are refused as such
+  return new TextDecoder("latin1").decode(credentials).trimEnd();
+}
+
+function tokenOf(credentials: ClientCredentials): string {
+  return credentials.scheme === "basic" ? credentials.password : credentials.token;
+}
