@@ -2,14 +2,13 @@
 import { lookup } from "node:dns/promises";
 import { hostname } from "node:os";
 import { createAllowList } from "../shared/allow_list.ts";
-import { checkAgentId } from "../shared/auth/authenticator.ts";
 import { Backoff } from "../shared/backoff.ts";
-import { ConfigError } from "../shared/cli/option.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import type { Net } from "../shared/net/types.ts";
 import { openClientTls, refreshTls } from "../shared/tls/files.ts";
 import { VERSION } from "../shared/version.ts";
+import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
 import { Keeper } from "./keeper.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
@@ -59,7 +58,7 @@ const MAX_LEAVING = 8;
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, log, random = Math.random } = deps;
   const { serverAddress, connections, hostWhitelist, labels } = options.agentClient;
-  const agentId = await checkAgentOptions(options);
+  let { agentId } = await checkAgentOptions(options);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
   const tunnels: TunnelOptions = { net, log, allowList: createAllowList(hostWhitelist), connectTimeoutMs: CONNECT_TIMEOUT_MS };
   const hello: Hello = {
@@ -74,8 +73,12 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
 
   const open = async (target: Target): Promise<Session> => {
     await tls.reload();
-    const credentials = new TextEncoder().encode(agentId);
-    const session = await Session.open(target, { net, log, tls: tls.current, credentials, hello, tunnels, signal });
+    const credentials = await readCredentials(options.auth);
+    ({ agentId } = credentials);
+    if (credentials.expiresAt <= Date.now()) {
+      log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
+    }
+    const session = await Session.open(target, { net, log, tls: tls.current, credentials: credentials.bytes, hello, tunnels, signal });
     if (signal.aborted) session.close();
     return session;
   };
@@ -130,18 +133,13 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
 }
 
 /**
- * Checks the files that the options name, and returns the agent's id. A file that is not there is a mistake now, and an accident later.
+ * Checks the files that the options name, and returns what the agent would show now. A file that is not there is a mistake now, and an
+ * accident later.
  * @throws {ConfigError}
  */
-export async function checkAgentOptions(options: AgentOptions): Promise<string> {
+export async function checkAgentOptions(options: AgentOptions): Promise<Credentials> {
   await openClientTls("agent-client.tls", options.agentClient.tls, silentLogger);
-  const id = options.auth.noauth.agentId;
-  if (id === undefined) throw new ConfigError("Cannot start: --auth.noauth.agent-id is needed");
-  try {
-    return checkAgentId(id);
-  } catch (cause) {
-    throw new ConfigError(`Cannot use --auth.noauth.agent-id ${JSON.stringify(id)}: ${(cause as Error).message}`, { cause });
-  }
+  return await readCredentials(options.auth);
 }
 
 async function resolveName(host: string): Promise<string[]> {

@@ -3,8 +3,6 @@ import { checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cl
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
-const JWT = "Authentication by JWT";
-
 export const agentOptions = defineOptions({
   "agent-client.server-address": {
     kind: "list",
@@ -48,14 +46,12 @@ export const agentOptions = defineOptions({
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],
-    notBuilt: JWT,
     description: "How the agent says who it is.",
   },
   "auth.noauth.agent-id": { kind: "string", description: "The agent's id, with --auth.type noauth." },
   "auth.jwt.token": {
     kind: "string",
     secret: true,
-    notBuilt: JWT,
     description: "The agent's token, or file:NAME, which is read at every connect.",
   },
   ...drainOptions,
