@@ -83,16 +83,16 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
         onMoved: settle,
         onViolation: (agent, reason) => log.warn("agent breaks the protocol", { agent: agent.identity.agentId, remote, reason }),
       });
-      const { agentId: id, tokenId: token } = agent.identity;
+      const { agentId: id, tokenId: jti } = agent.identity;
       const { version, host } = agent.hello ?? {};
-      log.info("agent connected", { agent: id, token, remote, version, host });
+      log.info("agent connected", { agent: id, jti, remote, version, host });
       options.onAgentConnected?.({ id, remote });
       if (isSendingAway) void sendAway(agent);
       const [why] = await Promise.all([endOf(agent), serveControl()]);
       agents.remove(agent);
       settle(agent);
       leaving.delete(agent);
-      log.info("agent disconnected", { agent: id, token, remote, reason: why });
+      log.info("agent disconnected", { agent: id, jti, remote, reason: why });
       options.onAgentDisconnected?.({ id, remote, reason: why });
     } catch (error) {
       refuse(connection, error, log);

@@ -79,7 +79,11 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
   const deny = (why: string) => new AuthenticationError("denied", describe(why, payload));
   const { agent_id: agentId, role, exp, jti } = payload;
   if (role !== expected.role) {
-    throw deny(`has the role ${show(role)}, and was shown by ${expected.role === "agent" ? "an agent" : "a client"}`);
+    throw deny(
+      `has ${role === undefined ? "no role" : `the role ${show(role)}`}, and was shown by ${
+        expected.role === "agent" ? "an agent" : "a client"
+      }`,
+    );
   }
   if (typeof agentId !== "string") throw deny("has no agent_id");
   if (jti !== undefined && typeof jti !== "string") throw deny("has an unusable jti");

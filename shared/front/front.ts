@@ -323,7 +323,7 @@ function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: 
     id,
     client,
     agent,
-    token,
+    jti: token,
     method,
     destination: destination && formatAuthority(destination),
     status,

@@ -1,0 +1,200 @@
+// What a token must say to be believed, and what the operator is told of one that is not.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { createHmac, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
+import { describe, it } from "node:test";
+import { decodeJwt, SignJWT } from "jose";
+import { AuthenticationError } from "../../shared/auth/authenticator.ts";
+import { type Algorithm, parsePrivateKey, parsePublicKeys, type SigningKey, type VerificationKey } from "../../shared/auth/keys.ts";
+import { type Expectation, signToken, type TokenRequest, verifyToken } from "../../shared/auth/token.ts";
+
+/** A moment without a fraction of a second. */
+const NOW = 1_800_000_000_000;
+const SECONDS = NOW / 1000;
+
+interface Pair {
+  signing: SigningKey;
+  publicPem: string;
+  verifying: VerificationKey[];
+}
+
+async function makePair(algorithm: Algorithm): Promise<Pair> {
+  const generate = (): KeyObject => {
+    if (algorithm === "ES256") return generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
+    if (algorithm === "RS256") return generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey;
+    return generateKeyPairSync("ed25519").privateKey;
+  };
+  const key = generate();
+  const publicPem = String(createPublicKey(key).export({ type: "spki", format: "pem" }));
+  const signing = parsePrivateKey(String(key.export({ type: "pkcs8", format: "pem" })));
+  return { signing, publicPem, verifying: await parsePublicKeys(publicPem) };
+}
+
+const PAIRS = { ES256: await makePair("ES256"), RS256: await makePair("RS256"), EdDSA: await makePair("EdDSA") };
+const { signing: KEY, verifying: KEYS } = PAIRS.ES256;
+const CLIENT: Expectation = { role: "client", audience: "here", now: NOW };
+const REQUEST: TokenRequest = { agentId: "4711", role: "client", audience: "here", durationMs: 60_000 };
+
+/** Claims of a good token, with some replaced, or left out where they are `undefined`. */
+async function sign(claims: Record<string, unknown> = {}, { signing }: Pair = PAIRS.ES256): Promise<string> {
+  const good = { agent_id: "4711", role: "client", aud: "here", iat: SECONDS, nbf: SECONDS, exp: SECONDS + 60, jti: "id-1" };
+  return await new SignJWT({ ...good, ...claims }).setProtectedHeader({ alg: signing.algorithm }).sign(signing.key);
+}
+
+/** A token with a header and a signature of its own. */
+function forge(header: object, signature: (input: string) => string, claims: object = {}): string {
+  const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString("base64url");
+  const input = `${encode(header)}.${encode({ agent_id: "4711", role: "client", exp: SECONDS + 60, ...claims })}`;
+  return `${input}.${signature(input)}`;
+}
+
+function denied(message: RegExp, kind = "denied"): (error: unknown) => boolean {
+  return (error) => {
+    assert.ok(error instanceof AuthenticationError, String(error));
+    assert.match(error.message, message);
+    assert.equal(error.kind, kind);
+    return true;
+  };
+}
+
+describe("signToken()", () => {
+  it("makes a token that says what the format says, and no more", async () => {
+    const { jti, ...claims } = decodeJwt(await signToken(KEY, { ...REQUEST, audience: undefined }, NOW + 999));
+    assert.match(String(jti), /^[0-9a-f-]{36}$/);
+    const times = { iat: SECONDS, nbf: SECONDS, exp: SECONDS + 60 };
+    assert.deepEqual(claims, { agent_id: "4711", role: "client", iss: "reverse-http", sub: "4711", ...times });
+  });
+
+  it("adds audience and allow where they are given", async () => {
+    const { aud, allow } = decodeJwt(await signToken(KEY, { ...REQUEST, allow: ["*.zone:80"] }));
+    assert.deepEqual([aud, allow], [["here"], ["*.zone:80"]]);
+  });
+
+  it("refuses an id that no agent can have, and a pattern that cannot be read", async () => {
+    await assert.rejects(signToken(KEY, { ...REQUEST, agentId: "a b" }), denied(/white space/, "agent-id"));
+    await assert.rejects(signToken(KEY, { ...REQUEST, allow: ["a:b:c"] }), /"a:b:c"/);
+  });
+
+  for (const pair of Object.values(PAIRS)) {
+    it(`makes a token with ${pair.signing.algorithm} that is believed`, async () => {
+      const { agentId, id, expiresAt, allowList, keyId } = await verifyToken(
+        await signToken(pair.signing, REQUEST, NOW),
+        pair.verifying,
+        CLIENT,
+      );
+      assert.deepEqual([agentId, expiresAt, allowList, keyId], ["4711", NOW + 60_000, undefined, pair.verifying[0]!.id]);
+      assert.match(String(id), /./);
+    });
+  }
+});
+
+describe("verifyToken()", () => {
+  it("believes a token by any of several keys", async () => {
+    const other = await makePair("ES256");
+    const keys = [...other.verifying, ...PAIRS.RS256.verifying, ...KEYS];
+    assert.equal((await verifyToken(await sign(), keys, CLIENT)).keyId, KEYS[0]!.id);
+    assert.equal((await verifyToken(await sign({}, other), keys, CLIENT)).keyId, other.verifying[0]!.id);
+  });
+
+  it("believes a token of another issuer, without jti, nbf and iat", async () => {
+    const token = await sign({ iss: "somebody", jti: undefined, nbf: undefined, iat: undefined });
+    assert.equal((await verifyToken(token, KEYS, CLIENT)).id, undefined);
+  });
+
+  it("overlooks five seconds of difference between clocks", async () => {
+    await verifyToken(await sign({ exp: SECONDS - 4, nbf: SECONDS + 5 }), KEYS, CLIENT);
+    await assert.rejects(verifyToken(await sign({ exp: SECONDS - 5 }), KEYS, CLIENT), denied(/expired/));
+    await assert.rejects(verifyToken(await sign({ nbf: SECONDS + 6 }), KEYS, CLIENT), denied(/not valid before/));
+  });
+
+  it("believes a token for one of its audiences, and without an audience of its own for any", async () => {
+    for (const aud of ["here", ["there", "here"]]) await verifyToken(await sign({ aud }), KEYS, CLIENT);
+    for (const aud of ["there", undefined]) await verifyToken(await sign({ aud }), KEYS, { ...CLIENT, audience: undefined });
+  });
+
+  it("reads what the bearer may reach", async () => {
+    const { allowList } = await verifyToken(await sign({ allow: ["127.0.0.1:80", "*.zone"] }), KEYS, CLIENT);
+    const allowed = ["127.0.0.1:80", "127.0.0.1:81", "a.zone:443", "zone:1", "other:80"].filter((authority) => {
+      const [host, port] = authority.split(":");
+      return allowList!.allows({ host: host!, port: Number(port) });
+    });
+    assert.deepEqual(allowed, ["127.0.0.1:80", "a.zone:443", "zone:1"]);
+  });
+
+  const hmac = (secret: string) => (input: string) => createHmac("sha256", secret).update(input).digest("base64url");
+  const wrong: [what: string, token: () => string | Promise<string>, message: RegExp][] = [
+    ["an empty text", () => "", /^There is no token$/],
+    ["a password", () => "hunter2", /^What was shown is not a JWT$/],
+    ["two parts", async () => (await sign()).split(".").slice(0, 2).join("."), /not a JWT/],
+    ["white space within", async () => (await sign()).replace(".", " ."), /not a JWT/],
+    ["a header that is no JSON", async () => `AAAA${(await sign()).slice(4)}`, /header cannot be read/],
+    ["another's signature", async () => sign({}, await makePair("ES256")), /signature is by none of the public keys/],
+    ["a signature over other claims", async () => {
+      const [[header, , signature], [, claims]] = [(await sign()).split("."), (await sign({ agent_id: "4712" })).split(".")];
+      return `${header}.${claims}.${signature}`;
+    }, /signature is by none/],
+    ["no signature", async () => (await sign()).replace(/[^.]*$/, ""), /signature is by none/],
+    ["the algorithm none", () => forge({ alg: "none" }, () => ""), /alg is "none", and one of ES256, RS256, EdDSA is needed/],
+    ["the algorithm None", () => forge({ alg: "None" }, () => ""), /alg is "None"/],
+    ["no algorithm", () => forge({}, () => "AAAA"), /alg is missing/],
+    ["HMAC with the public key as secret", () => forge({ alg: "HS256" }, hmac(PAIRS.ES256.publicPem)), /alg is "HS256"/],
+    ["HMAC under the name of the key's algorithm", () => forge({ alg: "ES256" }, hmac(PAIRS.ES256.publicPem)), /signature is by none/],
+    ["an algorithm that no key is for", () => sign({}, PAIRS.RS256), /signed with RS256, and there is no public key for that/],
+    [
+      "a key of its own in the header",
+      () => forge({ alg: "ES256", jwk: { kty: "EC" }, x5u: "http://127.0.0.1/" }, () => "AAAA"),
+      /by none/,
+    ],
+    ["a critical header", () => forge({ alg: "ES256", crit: ["x"], x: 1 }, () => "AAAA"), /cannot be read: .*"x"/],
+    [
+      "the role of an agent",
+      () => sign({ role: "agent" }),
+      /has the role "agent", and was shown by a client \(agent_id "4711", jti "id-1"\)$/,
+    ],
+    ["no role", () => sign({ role: undefined }), /has no role/],
+    ["another audience", () => sign({ aud: ["there"] }), /is for the audience \["there"\], and this one is "here"/],
+    ["no audience", () => sign({ aud: undefined }), /is for no audience, and this one is "here"/],
+    [
+      "an expiry in the past",
+      () => sign({ exp: SECONDS - 60 }),
+      /expired at 2027-01-15T07:59:00\.000Z \(agent_id "4711", jti "id-1"\)$/,
+    ],
+    ["a beginning in the future", () => sign({ nbf: SECONDS + 60 }), /not valid before 2027-01-15T08:01:00\.000Z/],
+    ["no expiry", () => sign({ exp: undefined }), /has no exp/],
+    ["an expiry that is no number", () => sign({ exp: "tomorrow" }), /unusable exp/],
+    ["no id", () => sign({ agent_id: undefined }), /has no agent_id/],
+    ["an id that is no text", () => sign({ agent_id: 4711 }), /has no agent_id/],
+    ["a jti that is no text", () => sign({ jti: 1 }), /unusable jti/],
+    ["an allow that is empty", () => sign({ allow: [] }), /unusable allow: a list of patterns is needed/],
+    ["an allow that is a text", () => sign({ allow: "*.zone" }), /unusable allow: a list of patterns is needed/],
+    ["an allow with a pattern that cannot be read", () => sign({ allow: ["zone", "a:b:c"] }), /unusable allow: .*"a:b:c"/],
+    ["64 KiB", () => sign({ filler: "a".repeat(48 * 1024) }), /^The token has 6\d{4} bytes, and 16384 is the limit$/],
+  ];
+  for (const [what, make, message] of wrong) {
+    it(`does not believe ${what}, and says why`, async () => {
+      const token = await make();
+      await assert.rejects(
+        verifyToken(token, KEYS, CLIENT),
+        (error) => denied(message)(error) && !(error as Error).message.includes(token || "\0"),
+      );
+    });
+  }
+
+  it("does not believe an id that no agent can have", async () => {
+    await assert.rejects(verifyToken(await sign({ agent_id: "a b" }), KEYS, CLIENT), denied(/white space/, "agent-id"));
+    await assert.rejects(verifyToken(await sign({ agent_id: "" }), KEYS, CLIENT), denied(/is empty/, "agent-id"));
+  });
+
+  it("asks an agent for the role of an agent", async () => {
+    await verifyToken(await sign({ role: "agent" }), KEYS, { ...CLIENT, role: "agent" });
+    await assert.rejects(
+      verifyToken(await sign(), KEYS, { ...CLIENT, role: "agent" }),
+      denied(/has the role "client", and was shown by an agent/),
+    );
+  });
+
+  it("keeps its words short, however long the claims are", async () => {
+    const token = await sign({ agent_id: "a".repeat(3000), role: "b".repeat(3000), jti: "c".repeat(3000) });
+    await assert.rejects(verifyToken(token, KEYS, CLIENT), (error) => (error as Error).message.length < 500);
+  });
+});
