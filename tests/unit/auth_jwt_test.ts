@@ -1,0 +1,320 @@
+// Authentication by tokens over time: what ends with a token, and what files that change, go missing or are spoilt do.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { mkdirSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { decodeJwt } from "jose";
+import { AuthenticationError, type Authenticator, identifyAgent, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
+import { createJwtAuth, type JwtOptions } from "../../shared/auth/jwt.ts";
+import { ConfigError } from "../../shared/cli/option.ts";
+import { within } from "../conformance/support.ts";
+import { LogBook } from "../support/memory.ts";
+import { Folder } from "../support/processes.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+
+const KEY = makeTokenKey();
+const HOUR_MS = 3_600_000;
+/** A token's, where nothing else is said. */
+const DAY_MS = 24 * HOUR_MS;
+
+/** An authenticator with its files, a clock that can be set, and its log. */
+class Bench implements AsyncDisposable {
+  readonly folder = new Folder();
+  readonly log = new LogBook();
+  /** Milliseconds that the clock is ahead. */
+  ahead = 0;
+  #auth: Authenticator | undefined;
+
+  async start(options: Partial<JwtOptions> = {}): Promise<Authenticator> {
+    const publicKey = options.publicKey ?? [this.folder.write("key.pem", KEY.publicPem)];
+    const now = () => Date.now() + this.ahead;
+    return this.#auth = await createJwtAuth({ onExpiry: "close-agents", ...options, publicKey }, { log: this.log, now });
+  }
+
+  /** As an editor saves: the file is replaced, and never half there. */
+  replace(name: string, content: string): void {
+    renameSync(this.folder.write(`${name}.new`, content), join(this.folder.path, name));
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#auth?.close?.();
+    this.folder[Symbol.dispose]();
+    return Promise.resolve();
+  }
+}
+
+function asAgent(auth: Authenticator, token: string): Promise<Identity> {
+  return identifyAgent(auth, Buffer.from(token), {});
+}
+
+function asClient(auth: Authenticator, token: string, username = "4711"): Promise<Identity> {
+  return identifyClient(auth, { scheme: "basic", username, password: token });
+}
+
+/** The reason in the log of what was opened with it. */
+async function endOf({ ends }: Identity): Promise<string> {
+  const aborted = new Promise((resolve) => ends!.addEventListener("abort", resolve));
+  if (!ends!.aborted) await within(aborted, "the identity did not end");
+  return (ends!.reason as Error).message;
+}
+
+/** Resolves when what is to end by now has ended, and files are looked at; the clock is an hour further on then. */
+async function tick(auth: Authenticator, bench: Bench): Promise<void> {
+  const identity = await asAgent(auth, await KEY.sign({ role: "agent", durationMs: bench.ahead + HOUR_MS }));
+  bench.ahead += HOUR_MS;
+  await endOf(identity);
+}
+
+function denied(message: RegExp): (error: unknown) => boolean {
+  return (error) => error instanceof AuthenticationError && message.test(error.message);
+}
+
+describe("JWT authentication", () => {
+  it("knows an agent by its token, with or without a final newline", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign({ role: "agent" });
+    for (const text of [token, `${token}\n`, `${token}\r\n`]) {
+      const { agentId, tokenId } = await asAgent(auth, text);
+      assert.deepEqual([agentId, tokenId], ["4711", decodeJwt(token).jti]);
+    }
+  });
+
+  it("knows a client by its token as a password, whose id is the user name, or as a bearer's", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign();
+    assert.equal((await asClient(auth, token)).agentId, "4711");
+    assert.equal((await identifyClient(auth, { scheme: "bearer", token })).agentId, "4711");
+    await assert.rejects(asClient(auth, token, "4712"), denied(/is for the agent id "4711", and the user name is "4712"/));
+    await assert.rejects(asClient(auth, token, ""), denied(/the user name is ""/));
+  });
+
+  it("does not take the token of one role for the other, however often it is shown", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const [client, agent] = [await KEY.sign(), await KEY.sign({ role: "agent" })];
+    for (let i = 0; i < 2; i++) {
+      await asAgent(auth, agent);
+      await asClient(auth, client);
+      await assert.rejects(asAgent(auth, client), denied(/has the role "client"/));
+      await assert.rejects(asClient(auth, agent), denied(/has the role "agent"/));
+    }
+  });
+
+  it("refuses bytes that are no text, and a token of 64 KiB", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    await assert.rejects(identifyAgent(auth, Uint8Array.of(0, 255, 254), {}), denied(/not a JWT/));
+    await assert.rejects(identifyAgent(auth, new Uint8Array(0), {}), denied(/no token/));
+    await assert.rejects(identifyAgent(auth, new Uint8Array(64 * 1024).fill(65), {}), denied(/65536 bytes/));
+  });
+
+  it("hands on what the token allows", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const { allowList } = await asClient(auth, await KEY.sign({ allow: ["*.zone:80"] }));
+    assert.deepEqual([80, 81].map((port) => allowList!.allows({ host: "a.zone", port })), [true, false]);
+    assert.equal((await asClient(auth, await KEY.sign())).allowList, undefined);
+  });
+});
+
+describe("an expired token", () => {
+  const cases: [onExpiry: JwtOptions["onExpiry"], agentEnds: boolean, clientEnds: boolean][] = [
+    ["close-agents", true, false],
+    ["close", true, true],
+    ["keep", false, false],
+  ];
+  for (const [onExpiry, agentEnds, clientEnds] of cases) {
+    it(`with on-expiry ${onExpiry} ends ${[agentEnds && "agents", clientEnds && "clients"].filter(Boolean).join(" and ") || "nothing"}`, async () => {
+      await using bench = new Bench();
+      const auth = await bench.start({ onExpiry, revocationFile: bench.folder.write("revoked", "") });
+      const agent = await asAgent(auth, await KEY.sign({ role: "agent" }));
+      const client = await asClient(auth, await KEY.sign());
+      const witness = await asClient(auth, await KEY.sign({ durationMs: 2 * DAY_MS }));
+      bench.ahead = DAY_MS;
+      if (agentEnds) assert.equal(await endOf(agent), "The token has expired");
+      if (clientEnds) assert.equal(await endOf(client), "The token has expired");
+      // what does not end by the time that something else does, does not end
+      bench.replace("revoked", String(witness.tokenId));
+      await endOf(witness);
+      assert.deepEqual([agent.ends!.aborted, client.ends!.aborted], [agentEnds, clientEnds]);
+      await assert.rejects(asClient(auth, await KEY.sign({ durationMs: 1000 })), denied(/expired/));
+    });
+  }
+
+  it("ends what it opened in the second in which it expires, and is not taken again within the leeway", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign({ role: "agent", durationMs: 2000 });
+    const identity = await asAgent(auth, token);
+    await endOf(identity);
+    const lateMs = Date.now() - decodeJwt(token).exp! * 1000;
+    assert.ok(lateMs >= 0, `It ended ${-lateMs} ms too early`);
+    await assert.rejects(asAgent(auth, token), denied(/The token has expired/));
+  });
+
+  it("that was shown within the leeway ends what it opened after it", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign({ role: "agent", durationMs: DAY_MS });
+    bench.ahead = DAY_MS + 2000;
+    const identity = await asAgent(auth, token);
+    assert.equal(identity.ends!.aborted, false);
+    bench.ahead = DAY_MS + 6000;
+    assert.equal(await endOf(identity), "The token has expired");
+  });
+
+  it("is refused though it was known when it was valid", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign();
+    await asClient(auth, token);
+    bench.ahead = DAY_MS + 6000;
+    await assert.rejects(asClient(auth, token), denied(/The token has expired/));
+  });
+
+  it("of thirty years ends nothing now", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start({ onExpiry: "close" });
+    const identity = await asClient(auth, await KEY.sign({ durationMs: 30 * 365 * 86_400_000 }));
+    await tick(auth, bench);
+    assert.equal(identity.ends!.aborted, false);
+  });
+});
+
+describe("a revocation file", () => {
+  it("ends what its tokens opened when it changes, whatever on-expiry says, and refuses them", async () => {
+    await using bench = new Bench();
+    const revocationFile = bench.folder.write("revoked", "# nobody yet\n");
+    const auth = await bench.start({ revocationFile, onExpiry: "keep" });
+    const tokens = [await KEY.sign({ role: "agent" }), await KEY.sign(), await KEY.sign()];
+    const [agent, client, other] = [await asAgent(auth, tokens[0]!), await asClient(auth, tokens[1]!), await asClient(auth, tokens[2]!)];
+    bench.replace("revoked", `# gone\r\n${agent.tokenId}   # left\r\n\r\n  ${client.tokenId}`);
+    assert.equal(await endOf(agent), "The token is revoked");
+    assert.equal(await endOf(client), "The token is revoked");
+    assert.equal(other.ends!.aborted, false);
+    await assert.rejects(asAgent(auth, tokens[0]!), denied(new RegExp(`revoked.*"4711".*${agent.tokenId}`)));
+    await assert.rejects(asClient(auth, tokens[1]!), denied(/revoked/));
+    await asClient(auth, tokens[2]!);
+    assert.deepEqual(bench.log.logged("revocation file read"), [{ file: revocationFile, revoked: 2 }]);
+  });
+
+  it("that goes missing counts as it was, and is read when it is back", async () => {
+    await using bench = new Bench();
+    const [gone, later] = [await KEY.sign(), await KEY.sign()];
+    const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
+    const auth = await bench.start({ revocationFile });
+    const client = await asClient(auth, later);
+    rmSync(revocationFile);
+    await bench.log.waitFor("file of tokens is missing", { file: revocationFile });
+    await assert.rejects(asClient(auth, gone), denied(/revoked/));
+    bench.replace("revoked", String(client.tokenId));
+    await endOf(client);
+    await asClient(auth, gone);
+  });
+});
+
+describe("key files", () => {
+  it("are read again when they change: a new key is taken, and a removed one ends what it opened", async () => {
+    await using bench = new Bench();
+    const [old, fresh] = [makeTokenKey(), makeTokenKey()];
+    const file = bench.folder.write("keys.pem", old.publicPem);
+    const auth = await bench.start({ publicKey: [file], onExpiry: "keep" });
+    const token = await old.sign();
+    const client = await asClient(auth, token);
+    await assert.rejects(asClient(auth, await fresh.sign()), denied(/by none/));
+    bench.replace("keys.pem", old.publicPem + fresh.publicPem);
+    await bench.log.waitFor("token keys changed", { keys: 2, added: 1, removed: 0 });
+    const renewed = await asClient(auth, await fresh.sign());
+    await asClient(auth, token);
+    bench.replace("keys.pem", fresh.publicPem);
+    assert.equal(await endOf(client), "The public key of the token was removed");
+    await assert.rejects(asClient(auth, token), denied(/by none/));
+    assert.equal(renewed.ends!.aborted, false);
+  });
+
+  for (
+    const [what, spoil] of [
+      ["spoilt", (bench: Bench) => bench.replace("key.pem", "-----BEGIN PUBLIC KEY-----\n")],
+      ["empty", (bench: Bench) => bench.replace("key.pem", "")],
+      ["a directory", (bench: Bench) => {
+        rmSync(join(bench.folder.path, "key.pem"));
+        mkdirSync(join(bench.folder.path, "key.pem"));
+      }],
+    ] as const
+  ) {
+    it(`keep what they said while the new file is ${what}, and say so once`, async () => {
+      await using bench = new Bench();
+      const auth = await bench.start();
+      const client = await asClient(auth, await KEY.sign());
+      spoil(bench);
+      await bench.log.waitFor("file of tokens cannot be used: what it said before still counts");
+      await asClient(auth, await KEY.sign());
+      for (let looks = 0; looks < 2; looks++) await tick(auth, bench);
+      assert.equal(bench.log.logged("file of tokens cannot be used: what it said before still counts").length, 1);
+      assert.equal(client.ends!.aborted, false);
+    });
+  }
+
+  it("one of which is removed for good take its keys with it", async () => {
+    await using bench = new Bench();
+    const [old, fresh] = [makeTokenKey(), makeTokenKey()];
+    const files = [bench.folder.write("old.pem", old.publicPem), bench.folder.write("fresh.pem", fresh.publicPem)];
+    const auth = await bench.start({ publicKey: files });
+    const [client, other] = [await asClient(auth, await old.sign()), await asClient(auth, await fresh.sign())];
+    rmSync(files[0]!);
+    assert.equal(await endOf(client), "The public key of the token was removed");
+    assert.equal(other.ends!.aborted, false);
+    bench.replace("old.pem", old.publicPem);
+    await bench.log.waitFor("token keys changed", { keys: 2, added: 1, removed: 0 });
+    await asClient(auth, await old.sign());
+  });
+
+  it("all of which are missing count as they were", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const client = await asClient(auth, await KEY.sign());
+    rmSync(join(bench.folder.path, "key.pem"));
+    await bench.log.waitFor("file of tokens is missing");
+    for (let looks = 0; looks < 3; looks++) await tick(auth, bench);
+    assert.equal(client.ends!.aborted, false);
+    await asClient(auth, await KEY.sign());
+  });
+});
+
+describe("createJwtAuth()", () => {
+  const wrong: [what: string, options: (bench: Bench) => Partial<JwtOptions>, message: RegExp][] = [
+    ["no key file", () => ({ publicKey: [] }), /^Cannot start: --auth\.jwt\.public-key is needed$/],
+    [
+      "a key file that is missing",
+      () => ({ publicKey: ["/nonexistent/key.pem"] }),
+      /--auth\.jwt\.public-key "\/nonexistent\/key\.pem": .*ENOENT|not found/i,
+    ],
+    ["a key file that is a directory", ({ folder }) => ({ publicKey: [folder.path] }), /--auth\.jwt\.public-key ".*": it is a directory$/],
+    [
+      "a private key",
+      ({ folder }) => ({ publicKey: [folder.write("a", KEY.privatePem)] }),
+      /--auth\.jwt\.public-key ".*": it has a private key/,
+    ],
+    ["one good file and one that is empty", ({ folder }) => ({
+      publicKey: [folder.write("a", KEY.publicPem), folder.write("b", "")],
+    }), /--auth\.jwt\.public-key ".*\/b": it has no public key/],
+    [
+      "a revocation file that is missing",
+      () => ({ revocationFile: "/nonexistent/revoked" }),
+      /--auth\.jwt\.revocation-file "\/nonexistent\/revoked"/,
+    ],
+  ];
+  for (const [what, options, message] of wrong) {
+    it(`refuses ${what}, and names it`, async () => {
+      await using bench = new Bench();
+      await assert.rejects(bench.start(options(bench)), (error) => {
+        assert.ok(error instanceof ConfigError);
+        assert.match(error.message, message);
+        return true;
+      });
+    });
+  }
+});
