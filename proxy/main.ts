@@ -1,6 +1,7 @@
 // The executable reverse-http-proxy.
 import process from "node:process";
 import { FAMILY } from "../family.ts";
+import { authCommand } from "../shared/auth/command.ts";
 import { run } from "../shared/cli/run.ts";
 import { createNativeNet } from "../shared/net/native.ts";
 import { defaultStateDirectory } from "../shared/tls/self_signed.ts";
@@ -8,4 +9,4 @@ import { VERSION } from "../shared/version.ts";
 import { proxyCommand } from "./command.ts";
 
 const proxy = proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.()));
-await run({ root: { ...proxy, name: "reverse-http-proxy" }, version: VERSION, family: FAMILY }, process);
+await run({ root: { ...proxy, name: "reverse-http-proxy", commands: [authCommand] }, version: VERSION, family: FAMILY }, process);

@@ -34,6 +34,8 @@ interface OptionOf<K extends Kind> {
   readonly secret?: boolean;
   /** What is missing until it can be used: anything but the default is refused. */
   readonly notBuilt?: string;
+  /** The longest duration in milliseconds. Default 576h: timers take no more. */
+  readonly maxMs?: number;
   /** Why a value cannot be used; `undefined` where it can. */
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
@@ -123,14 +125,14 @@ function parseInteger(text: string): number {
   return Number(text);
 }
 
-function parseKind({ kind }: Option, text: string): Kinds[Kind] {
+function parseKind({ kind, maxMs }: Option, text: string): Kinds[Kind] {
   switch (kind) {
     case "boolean":
       if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
       if (/^(0|f|F|false|FALSE|False)$/.test(text)) return false;
       throw new ValueError(`${JSON.stringify(text)} is not true or false`);
     case "duration":
-      return parseGoDuration(text);
+      return parseGoDuration(text, maxMs);
     case "integer":
       return parseInteger(text);
     case "address":
@@ -144,7 +146,7 @@ function parseKind({ kind }: Option, text: string): Kinds[Kind] {
 }
 
 /** As Go's time.ParseDuration reads it, but for negative ones; whole milliseconds, and what is more than nothing never becomes nothing. */
-function parseGoDuration(text: string): number {
+function parseGoDuration(text: string, maxMs = MAX_DURATION_MS): number {
   const quoted = JSON.stringify(text);
   if (/^\+?0$/.test(text)) return 0;
   if (/^\+?(?:\d+\.?\d*|\.\d+)$/.test(text)) throw new ValueError(`${quoted} has no unit: write for example ${text}s or ${text}ms`);
@@ -154,7 +156,7 @@ function parseGoDuration(text: string): number {
   if (text.startsWith("-")) throw new ValueError(`${quoted} is negative`);
   let ms = 0;
   for (const [, count, unit] of text.matchAll(/([\d.]+)([a-zµμ]+)/g)) ms += Number(count) * UNITS_MS[unit!]!;
-  if (!(ms <= MAX_DURATION_MS)) throw new ValueError(`${quoted} is longer than ${MAX_DURATION_MS / 3_600_000}h`);
+  if (!(ms <= maxMs)) throw new ValueError(`${quoted} is longer than ${maxMs / 3_600_000}h`);
   return ms > 0 ? Math.max(1, Math.round(ms)) : 0;
 }
 
