@@ -1,5 +1,6 @@
 // From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log.ts";
+import { createLineWriter, type LineWriter } from "../log_writer.ts";
 import { NetError } from "../net/errors.ts";
 import { type Executable, readCommandLine, type Service, type Task } from "./command.ts";
 import { ConfigError } from "./option.ts";
@@ -8,6 +9,9 @@ import { withStandardCommands } from "./standard_commands.ts";
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
 const FAILED = 1;
 const MISCONFIGURED = 2;
+
+/** Longest wait in milliseconds, before the end, for whoever reads the log. */
+const FLUSH_MS = 1_000;
 
 type Process = NodeJS.Process;
 
@@ -40,9 +44,16 @@ async function perform(task: Task, process: Process): Promise<void> {
   await task.service.check(values);
   if (task.do === "check") return write("The configuration can be used\n");
   const { log: options } = values as unknown as LogValues;
-  const log = createLogger({ ...options, write: (line) => void process.stderr.write(line), color: process.stderr.isTTY === true });
-  dieOnAccidents(process, log);
-  await runToTheEnd(task.service, values, process, log);
+  const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
+  // https://no-color.org
+  const log = createLogger({ ...options, write: lines.write, color: process.stderr.isTTY === true && !process.env.NO_COLOR });
+  dieOnAccidents(process, log, lines);
+  try {
+    await runToTheEnd(task.service, values, process, log);
+  } finally {
+    await lines.flush(FLUSH_MS);
+  }
+  process.exit(0);
 }
 
 async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
@@ -60,14 +71,13 @@ async function runToTheEnd(service: Service, values: object, process: Process, l
   // whoever asks twice is in a hurry
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
   await running.close();
-  process.exit(0);
 }
 
 /** What nobody caught leaves a state that nobody knows: better to be started anew. */
-function dieOnAccidents(process: Process, log: Logger): void {
+function dieOnAccidents(process: Process, log: Logger, lines: LineWriter): void {
   const die = (error: unknown) => {
     log.error("fatal", { error: error instanceof Error ? error.stack ?? error.message : String(error) });
-    process.exit(FAILED);
+    void lines.flush(FLUSH_MS).then(() => process.exit(FAILED));
   };
   process.on("uncaughtException", die);
   process.on("unhandledRejection", die);

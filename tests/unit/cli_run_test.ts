@@ -1,7 +1,8 @@
 // A program's life: exit codes, signals, and what goes to which stream. The process is one made for the test.
 import assert from "node:assert/strict";
 import { EventEmitter, once } from "node:events";
-import { describe, it } from "node:test";
+import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
+import { after, describe, it } from "node:test";
 import { logOptions } from "../../shared/cli/common_options.ts";
 import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
 import type { Action, Service } from "../../shared/cli/command.ts";
@@ -10,6 +11,14 @@ import type { Logger } from "../../shared/log.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { Folder } from "../support/processes.ts";
 
+/** For what the processes write to their standard error. */
+const outputs = new Folder();
+const descriptors: number[] = [];
+after(() => {
+  descriptors.forEach(closeSync);
+  outputs[Symbol.dispose]();
+});
+
 /** As much of a process as a program touches. `exit` is noted, and ends nothing. */
 class FakeProcess extends EventEmitter {
   readonly argv: string[];
@@ -17,15 +26,21 @@ class FakeProcess extends EventEmitter {
   exitCode: number | undefined;
   readonly exits: number[] = [];
   out = "";
-  err = "";
   stdin: Iterable<string> = [];
   readonly stdout = { write: (text: string) => void (this.out += text) };
-  readonly stderr = { isTTY: false, write: (text: string) => void (this.err += text) };
+  readonly #errors = outputs.write(`${descriptors.length}.txt`, "");
+  readonly #descriptor = openSync(this.#errors, "a");
+  readonly stderr = { isTTY: false, fd: this.#descriptor, write: (text: string) => void writeSync(this.#descriptor, text) };
 
   constructor(args: string[], home: string) {
     super();
     this.argv = ["bun", "thing", ...args];
     this.env = { HOME: home };
+    descriptors.push(this.#descriptor);
+  }
+
+  get err(): string {
+    return readFileSync(this.#errors, "utf8");
   }
 
   exit(code: number): void {
@@ -169,7 +184,9 @@ describe("program", () => {
   for (const accident of ["uncaughtException", "unhandledRejection"]) {
     it(`logs an ${accident} with its stack and exits 1`, async () => {
       const { process, done } = await startRunning();
+      const exited = once(process, "exited");
       process.emit(accident, new Error("unforeseen"));
+      await exited;
       assert.equal(process.code, 1);
       const [entry] = logged(process);
       assert.equal(entry!.level, "ERROR");
