@@ -1,6 +1,6 @@
 // Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
 import type { AllowList } from "../shared/allow_list.ts";
-import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, values } from "../shared/http/head.ts";
+import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
@@ -21,10 +21,11 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
   const { net, log } = options;
   let id: string | undefined;
   let destination: string | undefined;
+  const startedAt = performance.now();
   try {
     if (head === undefined) throw new Refusal(400, "http_request_error", "The request head is malformed", [], { cause: error });
     const request = parseRequestHead(head);
-    id = values(request.fields, "x-request-id")[0];
+    id = requestIdOf(request.fields);
     if (request.method !== "CONNECT") throw new Refusal(405, "http_request_denied", "Only CONNECT is served", [["Allow", "CONNECT"]]);
     const authority = parseAuthority(request.target);
     destination = formatAuthority(authority);
@@ -34,9 +35,12 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const target = await net.connectTcp({ ...authority, timeoutMs: options.connectTimeoutMs }).catch((cause) => {
       throw toRefusal(cause, destination!);
     });
+    const setupMs = round(performance.now() - startedAt);
+    log.debug("opened", { id, destination, address: target.remote, setupMs });
     const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, { prologueToA: ESTABLISHED });
     const reason = broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
-    log.debug("tunnel", { id, destination, status: 200, sent: aToB, received: bToA, reason });
+    const totalMs = round(performance.now() - startedAt);
+    log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
   } catch (cause) {
     const refusal = asRefusal(cause);
     const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
@@ -56,6 +60,10 @@ export async function refuseTunnel({ log }: TunnelOptions, { stream }: Incoming)
   stream.close();
 }
 
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
+
 function asRefusal(cause: unknown): Refusal {
   if (cause instanceof Refusal) return cause;
   if (cause instanceof HeadError) return new Refusal(cause.status, "http_request_error", cause.message);
@@ -73,5 +81,5 @@ const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
 function toRefusal(cause: unknown, destination: string): unknown {
   if (!(cause instanceof NetError)) return cause;
   const [status, error, what] = STATUSES[cause.code] ?? [502, "destination_unavailable", "cannot be reached"];
-  return new Refusal(status, error, `${destination} ${what}`, [], { cause });
+  return new Refusal(status, error, `${destination} ${what}`, status === 503 ? [["Retry-After", "1"]] : [], { cause });
 }

@@ -232,16 +232,20 @@ function readAnswer(head: string): Refusal | undefined {
   }
   if (response.status >= 200 && response.status < 300) return undefined;
   const [proxyStatus = ""] = values(response.fields, "proxy-status");
-  const error = /;\s*error=([a-z_]+)/.exec(proxyStatus)?.[1] as ProxyErrorType | undefined;
+  const error = /;\s*error=([a-z_]{1,64})(?![^\s;,])/.exec(proxyStatus)?.[1] as ProxyErrorType | undefined;
   const details = /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(proxyStatus)?.[1]?.replace(/\\(.)/g, "$1");
   switch (response.status) {
     case 403:
       return new Refusal(403, error ?? "http_request_denied", details ?? "The agent does not allow this destination");
     case 504:
       return new Refusal(504, error ?? "connection_timeout", details ?? "The agent's connection to the destination timed out");
+    case 503: {
+      const [seconds = ""] = values(response.fields, "retry-after");
+      const fields = [["Retry-After", /^[0-9]{1,9}$/.test(seconds) ? seconds : "1"]] as const;
+      return new Refusal(503, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination now", fields);
+    }
     case 400:
     case 502:
-    case 503:
       return new Refusal(response.status, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination");
     default:
       return new Refusal(502, error ?? "destination_unavailable", details ?? `The agent answered with status ${response.status}`);

@@ -38,6 +38,8 @@ const MAX_FIELDS = 100;
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 // visible characters, space, tab and obs-text (RFC 9110 §5.5)
 const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+// uri-host [ ":" port ], or nothing (RFC 9110 §7.2): it decides nothing here, and must not be read as something else further on
+const HOST_VALUE = /^(?:\[[0-9A-Za-z:.%~_-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?$/;
 
 /**
  * Parses a request head that ends with its blank line, one character a byte (ISO 8859-1).
@@ -51,11 +53,12 @@ export function parseRequestHead(head: string): RequestHead {
   if (!TOKEN.test(method)) throw new HeadError(400, "The method is malformed");
   if (!/^[\x21-\x7e]+$/.test(target)) throw new HeadError(400, "The request target is malformed");
   const fields = parseFields(rest);
-  checkFraming(fields);
   const checked = checkVersion(version);
+  checkFraming(checked, fields);
   const hosts = values(fields, "host");
   // RFC 9112 §3.2: none in HTTP/1.1 is refused too, but clients of CONNECT leave it out, and the target names the host anyway
   if (hosts.length > 1) throw new HeadError(400, "There is more than one Host field");
+  if (hosts[0] !== undefined && !HOST_VALUE.test(hosts[0])) throw new HeadError(400, "The Host field is malformed");
   return { method, target, version: checked, fields };
 }
 
@@ -102,7 +105,7 @@ function trimSpace(text: string): string {
 }
 
 /** The forms that two implementations read differently are refused (RFC 9112 §6.3, §11.2). */
-function checkFraming(fields: Fields): void {
+function checkFraming(version: RequestHead["version"], fields: Fields): void {
   const lengths = values(fields, "content-length");
   const codings = values(fields, "transfer-encoding");
   if (lengths.length > 0 && codings.length > 0) throw new HeadError(400, "There are both Content-Length and Transfer-Encoding");
@@ -111,6 +114,8 @@ function checkFraming(fields: Fields): void {
   if (codings.length > 1 || (codings[0] !== undefined && !/^chunked$/i.test(codings[0]))) {
     throw new HeadError(400, "Transfer-Encoding is not chunked alone");
   }
+  // RFC 9112 §6.1: somebody on the way may not have known it
+  if (codings.length > 0 && version === "1.0") throw new HeadError(400, "Transfer-Encoding is not part of HTTP/1.0");
 }
 
 function checkVersion(version: string): "1.0" | "1.1" {
@@ -119,6 +124,15 @@ function checkVersion(version: string): "1.0" | "1.1" {
   throw /^HTTP\/[0-9]\.[0-9]$/.test(version)
     ? new HeadError(505, `${version} is not supported`)
     : new HeadError(400, "The HTTP version is malformed");
+}
+
+/**
+ * The id that a peer gave the request in `X-Request-Id`, for the logs of everybody who takes part. `undefined` where it is anything but one
+ * token of 64 characters at most: it is nobody's way to write into logs.
+ */
+export function requestIdOf(fields: Fields): string | undefined {
+  const [id, ...more] = values(fields, "x-request-id");
+  return id !== undefined && more.length === 0 && id.length <= 64 && TOKEN.test(id) ? id : undefined;
 }
 
 /** All values of a field; `name` in lower case. */
