@@ -18,13 +18,14 @@ import {
   parseAuthority,
   parseRequestHead,
   type RequestHead,
+  requestIdOf,
   values,
 } from "../http/head.ts";
 import { encodeRefusal, Refusal } from "../http/status.ts";
 import type { Logger } from "../log.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
-import { type AbsoluteTarget, forward, parseAbsoluteTarget } from "./forward.ts";
+import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
 
 /** What `dial` is to reach, and for whom. */
 export interface DialRequest {
@@ -68,7 +69,8 @@ const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** What one request came to; the access log is made of it. */
 export interface Exchange {
-  readonly id: string;
+  /** This side's own, or the one that came with the request: a proxy in front knows it by that. */
+  id: string;
   readonly client: string;
   agent?: string;
   /** See {@link Identity.tokenId}. */
@@ -147,6 +149,7 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
   if (head === undefined) return refuseHead(stream, error, exchange, options.log);
   const request = parseRequestHead(head);
   exchange.method = request.method;
+  exchange.id = requestIdOf(request.fields) ?? exchange.id;
   const absolute = request.method === "CONNECT" ? undefined : parseAbsoluteTarget(request.target);
   if (request.method !== "CONNECT" && absolute === undefined) {
     throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
@@ -154,8 +157,11 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
       "CONNECT",
     ]]);
   }
+  if (absolute) checkMaxForwards(request);
+  else checkNoContent(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);
   exchange.destination = destination;
+  logRequest(options.log, request, exchange);
   const credentials = readCredentials(request);
   const identity = await identify(options.authenticator, credentials);
   try {
@@ -192,6 +198,7 @@ async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchan
     throw endOf(ends);
   }
   exchange.connectedAt = now();
+  options.log.debug("opened", { id: exchange.id, client: exchange.client, agent: agentId, destination: formatAuthority(destination) });
   if (absolute) return await forwardUntil(ends, stream, upstream, exchange, () => forward(stream, upstream, request, absolute, exchange));
   exchange.status = 200;
   const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
@@ -259,6 +266,15 @@ function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Excha
   }
 }
 
+/**
+ * What follows the head of a CONNECT is the tunnel's (RFC 9110 §9.3.6): somebody who takes it for a body reads something else in it.
+ * @throws {HeadError} 400
+ */
+function checkNoContent({ fields }: RequestHead): void {
+  const hasLength = values(fields, "content-length").some((length) => Number(length) !== 0);
+  if (hasLength || values(fields, "transfer-encoding").length > 0) throw new HeadError(400, "A CONNECT has no content");
+}
+
 const CHALLENGE = [["Proxy-Authenticate", 'Basic realm="reverse-http"']] as const;
 
 function readCredentials(request: RequestHead): ClientCredentials {
@@ -310,11 +326,18 @@ async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log:
   }
   try {
     if (answered) stream.reset(1); // an answer was begun: what it lacks must show
-    else await stream.write(encodeRefusal(refusal));
+    else await stream.write(encodeRefusal(refusal, exchange.method));
   } catch (error) {
     log.debug("client gone before its answer", { id: exchange.id, error: error instanceof Error ? error.message : String(error) });
   }
   stream.close();
+}
+
+/** Names of fields only: credentials, cookies and tokens are values, and so are paths and queries. */
+function logRequest(log: Logger, request: RequestHead, { id, client, destination }: Exchange): void {
+  const { method, version, fields } = request;
+  log.debug("received", { id, client, method, version, destination: destination && formatAuthority(destination) });
+  log.trace("head", { id, fields: fields.map(([name]) => name).join(", ") });
 }
 
 function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {

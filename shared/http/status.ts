@@ -14,8 +14,11 @@ export type ProxyErrorType =
   | "connection_limit_reached"
   | "http_request_error"
   | "http_request_denied"
+  | "http_protocol_error"
+  | "http_response_header_section_size"
   | "http_response_incomplete"
   | "http_response_timeout"
+  | "http_upgrade_failed"
   | "tls_protocol_error"
   | "proxy_internal_error";
 
@@ -57,8 +60,8 @@ export function reasonOf(status: number): string {
   return REASONS[status] ?? "";
 }
 
-/** The whole answer to a request that is refused, body included. */
-export function encodeRefusal({ status, error, message, fields }: Refusal): Uint8Array {
+/** The whole answer to a request that is refused. Its body is left out for the method `HEAD` (RFC 9110 §9.3.2). */
+export function encodeRefusal({ status, error, message, fields }: Refusal, method?: string): Uint8Array {
   const body = `${message}\n`;
   const head = encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, [
     ["Proxy-Status", `reverse-http; error=${error}; details=${quote(message)}`],
@@ -67,6 +70,7 @@ export function encodeRefusal({ status, error, message, fields }: Refusal): Uint
     ["Content-Length", String(new TextEncoder().encode(body).length)],
     ["Connection", "close"],
   ]);
+  if (method === "HEAD") return head;
   const text = new TextEncoder().encode(body);
   const answer = new Uint8Array(head.length + text.length);
   answer.set(head);
