@@ -1,4 +1,5 @@
 // Raw TCP ends for tests: a client that speaks to the proxy byte by byte, and an origin that does what it is told.
+import assert from "node:assert/strict";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { AGENT_ID } from "./processes.ts";
@@ -263,4 +264,13 @@ export async function ask(address: string, request: string | Uint8Array): Promis
     return [field.slice(0, colon).toLowerCase(), field.slice(colon + 1).trim()];
   }));
   return { status: Number(line.split(" ")[1]), fields, body: text.slice(end + 4) };
+}
+
+/** Status, cause, and what every refusal has. */
+export function assertRefused(answer: Answer, status: number, error: string): void {
+  assert.equal(answer.status, status);
+  assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http; error=${error}(;|$)`));
+  assert.equal(answer.fields["connection"], "close");
+  assert.equal(answer.fields["content-length"], String(answer.body.length));
+  assert.match(answer.body, /^[^\n]+\n$/);
 }

@@ -1,17 +1,8 @@
-// What a client is told by the compiled proxy when it gets no tunnel, and plain HTTP through it.
+// What a client is told by the compiled proxy when it gets no tunnel.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Pair, Site } from "../support/processes.ts";
-import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-
-/** Status, cause, and what every refusal has. */
-function assertRefused(answer: Answer, status: number, error: string): void {
-  assert.equal(answer.status, status);
-  assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http; error=${error}(;|$)`));
-  assert.equal(answer.fields["connection"], "close");
-  assert.equal(answer.fields["content-length"], String(answer.body.length));
-  assert.match(answer.body, /^[^\n]+\n$/);
-}
+import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 
 describe("proxy", () => {
   it("answers 407 with a challenge to no, unreadable and doubled credentials", async () => {
@@ -158,70 +149,6 @@ describe("proxy", () => {
       using _tunnel = await openTunnel(pair.addresses.clients, origin.authority);
     } finally {
       for (const wire of idle) wire[Symbol.dispose]();
-    }
-  });
-});
-
-describe("plain HTTP", () => {
-  it("reaches the server in origin-form, without what was meant for the proxy", async () => {
-    await using pair = await Pair.start();
-    await using origin = await Origin.start();
-    using client = await dial(pair.addresses.clients);
-    await client.write(
-      `GET http://${origin.authority}/a/b?c=d HTTP/1.1\r\nHost: elsewhere.example\r\n${credentials()}` +
-        "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nProxy-Connection: keep-alive\r\nX-End: 2\r\n\r\n",
-    );
-    const server = await origin.accept();
-    const head = await server.readUntil("\r\n\r\n");
-    assert.match(head, /^GET \/a\/b\?c=d HTTP\/1\.1\r\n/);
-    assert.match(head, new RegExp(`^Host: ${origin.authority}\r$`, "m"));
-    assert.match(head, /^X-End: 2\r$/m);
-    assert.match(head, /^Via: 1\.1 reverse-http\r$/m);
-    assert.match(head, /^Connection: close\r$/m);
-    assert.doesNotMatch(head, /proxy-|x-hop|elsewhere|keep-alive/i);
-    server.finish("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nhello");
-    const answer = (await client.readAll()).toString();
-    assert.match(answer, /^HTTP\/1\.1 200 OK\r\n/);
-    assert.match(answer, /\r\nConnection: close\r\n/);
-    assert.doesNotMatch(answer, /keep-alive/);
-    assert.ok(answer.endsWith("\r\n\r\nhello"));
-  });
-
-  it("sends no second request along that rides on the first", async () => {
-    await using pair = await Pair.start();
-    await using origin = await Origin.start();
-    using client = await dial(pair.addresses.clients);
-    await client.write(
-      `POST http://${origin.authority}/ HTTP/1.1\r\n${credentials()}Content-Length: 4\r\n\r\ndataGET /smuggled HTTP/1.1\r\n\r\n`,
-    );
-    client.finish();
-    const server = await origin.accept();
-    assert.match((await server.readAll()).toString(), /\r\n\r\ndata$/);
-    server.finish("HTTP/1.1 204 No Content\r\n\r\n");
-    assert.match((await client.readAll()).toString(), /^HTTP\/1\.1 204 /);
-  });
-
-  it("is reset at the client when the server resets it within the answer", async () => {
-    await using pair = await Pair.start();
-    await using origin = await Origin.start();
-    using client = await dial(pair.addresses.clients);
-    await client.write(`GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
-    const server = await origin.accept();
-    await server.write("HTTP/1.1 200 OK\r\n\r\nthe beginning");
-    await client.readUntil("the beginning");
-    server.reset();
-    assert.equal(await client.ending(), "ECONNRESET");
-  });
-
-  it("answers 502 where the server says nothing, or nothing that is HTTP", async () => {
-    await using pair = await Pair.start();
-    for (const said of ["", "SSH-2.0-Banner\r\n", "HTTP/1.1 2", `HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(20_000)}`]) {
-      await using origin = await Origin.start(async (wire) => {
-        await wire.readUntil("\r\n\r\n");
-        wire.finish(said);
-      });
-      const answer = await ask(pair.addresses.clients, `GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
-      assertRefused(answer, 502, "http_response_incomplete");
     }
   });
 });
