@@ -47,6 +47,7 @@ const CHECKS: Check[] = [
   },
   { name: "rust tests", command: ["cargo", "test", "--locked", "--quiet"], cwd: crate, env: cargoEnv, count: cargoCount },
   ...both("unit"),
+  ...both("fuzz"),
   ...both("conformance"),
   { name: "bundle for Node", command: [bun, "build", "--target=node", `--outfile=${join(bundles, "native_test.mjs")}`, conformance] },
   {

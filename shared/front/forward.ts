@@ -46,7 +46,8 @@ export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined 
   const [, scheme, authority, rest] = match;
   if (scheme!.toLowerCase() !== "http") throw new HeadError(400, "Only http URIs are forwarded: use CONNECT for the others");
   if (authority!.includes("@")) throw new HeadError(400, "The request target has user information");
-  const destination = parseAuthority(authority!.replace(/:$/, ""), 80);
+  // an empty port is the default one (RFC 3986 §3.2.3)
+  const destination = parseAuthority(authority!.replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
   return {
     destination,
     authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination),
