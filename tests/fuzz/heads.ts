@@ -340,5 +340,7 @@ function isAllowed(host: string, port: number): boolean {
   const name = host.toLowerCase().replace(/\.$/, "");
   if (name === "localhost" || name === "example.com" || name.endsWith(".example.com")) return true;
   if (name === "127.0.0.1") return port >= 1 && port <= 1_000;
-  return /^[0:]*:0*1$/.test(name) && name.includes("::") || /^(0{1,4}:){7}0{0,3}1$/.test(name);
+  // a zone says by which interface, not whom
+  const address = name.replace(/%.*$/, "");
+  return /^[0:]*:0*1$/.test(address) && address.includes("::") || /^(0{1,4}:){7}0{0,3}1$/.test(address);
 }
