@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
-# Installs what the tests need beside Node.js and Rust, where it is missing: Debian's packages, as root.
+# Installs the servers and clients that the tests run, where they are missing: Debian's packages, as root. Quick where all is there.
 set -euo pipefail
 
 missing=()
-need() { # FILE OR COMMAND, PACKAGE
+need() { # COMMAND OR FILE, PACKAGE
   PATH="$PATH:/usr/sbin" command -v "$1" > /dev/null || [ -e "$1" ] || missing+=("$2")
 }
 need nginx nginx
 need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
+need curl curl
+need git git
+need ssh openssh-client
+need sshd openssh-server
+need socat socat
+need python3 python3
+need go golang-go
+need chromium chromium
+python3 -c 'import requests' 2> /dev/null || /usr/bin/python3 -c 'import requests' 2> /dev/null || missing+=(python3-requests)
 
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive

@@ -1,0 +1,393 @@
+// Real clients, each as its users call it, through the compiled proxy and agent. tests/install.sh installs what is missing.
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { after, before, describe, it } from "node:test";
+import { chromium } from "playwright-core";
+import { AGENT_ID, type Ended, Pair, ROOT, runToEnd } from "../support/processes.ts";
+import { dial } from "../support/sockets.ts";
+import { PAGE, Web } from "../support/web.ts";
+
+const PATH = `${process.env.PATH}:/usr/sbin:/usr/local/go/bin`;
+
+function has(command: string, ...args: string[]): boolean {
+  return spawnSync(command, args, { stdio: "ignore", env: { ...process.env, PATH } }).status === 0;
+}
+
+const python = ["python3", "/usr/bin/python3"].find((each) => has(each, "-c", "import requests"));
+
+/** What the tests need, and whether it is there. */
+const TOOLS = {
+  curl: has("curl", "--version"),
+  git: has("git", "--version"),
+  ssh: has("ssh", "-V"),
+  sshd: existsSync("/usr/sbin/sshd"),
+  socat: has("socat", "-V"),
+  "apt-get": has("apt-get", "--version") && has("dpkg-deb", "--version"),
+  pip: python !== undefined && has(python, "-m", "pip", "--version"),
+  "python3 with requests": python !== undefined,
+  go: has("go", "version"),
+  chromium: has("chromium", "--version"),
+};
+
+/** A test with these tools: without them it fails where everything must be there, and is skipped on a developer's machine. */
+function itWith(tools: (keyof typeof TOOLS)[], name: string, test: () => Promise<void>): void {
+  const missing = tools.filter((tool) => !TOOLS[tool]);
+  if (missing.length === 0) return void it(name, test);
+  const sentence = `${missing.join(" and ")} is not installed: tests/install.sh does it`;
+  if (process.env.CI) it(name, () => assert.fail(sentence));
+  else it(`${name} (skipped: ${sentence})`, { skip: sentence }, () => {});
+}
+
+let pair: Pair;
+let web: Web;
+let secure: Web;
+/** Of the proxy, with the agent's id and a password, as the `http_proxy` of the environment is written. */
+let proxyUrl: string;
+let folder: string;
+
+before(async () => {
+  pair = await Pair.start();
+  folder = pair.site.folder.path;
+  const { cert, key } = pair.site.files;
+  web = await Web.start({ folder });
+  secure = await Web.start({ folder, tls: { cert: readFileSync(cert, "utf8"), key: readFileSync(key, "utf8") } });
+  proxyUrl = `http://${AGENT_ID}:secret@${pair.addresses.clients}`;
+});
+
+after(async () => {
+  await web?.[Symbol.asyncDispose]();
+  await secure?.[Symbol.asyncDispose]();
+  await pair?.[Symbol.asyncDispose]();
+});
+
+/** Runs a client to its end, which must be good; returns what it printed. */
+async function run(file: string, args: string[], env: Record<string, string> = {}): Promise<string> {
+  const ended: Ended = await runToEnd(file, args, { cwd: folder, env: { PATH, HOME: folder, ...env } });
+  assert.equal(ended.exitCode, 0, `${file} ${args.join(" ")}\n${ended.stdout}\n${ended.stderr}`);
+  return ended.stdout;
+}
+
+/** Watches that so many more requests of a method for a destination come through the proxy. How they end is up to the client: many reset. */
+async function through<T>(method: string, destination: string, count: number, work: () => Promise<T>): Promise<T> {
+  const fields = { method, destination, agent: AGENT_ID, status: 200 };
+  const already = pair.proxy.logged("request", fields).length;
+  const result = await work();
+  await pair.proxy.waitFor("request", fields, already + count);
+  return result;
+}
+
+describe("curl", () => {
+  itWith(["curl"], "gets http, as http_proxy makes it", async () => {
+    const page = await through("GET", web.authority, 1, () => run("curl", ["-sSf", `http://${web.authority}/`], { http_proxy: proxyUrl }));
+    assert.equal(page, PAGE);
+  });
+
+  itWith(["curl"], "gets https, as https_proxy makes it", async () => {
+    const args = ["-sSf", "--cacert", pair.site.files.ca, `https://${secure.authority}/`];
+    assert.equal(await through("CONNECT", secure.authority, 1, () => run("curl", args, { https_proxy: proxyUrl })), PAGE);
+  });
+
+  itWith(["curl"], "gets http through a tunnel, and through one that is asked for in HTTP/1.0", async () => {
+    for (const option of ["--proxy", "--proxy1.0"]) {
+      const args = ["-sSf", "--proxytunnel", option, proxyUrl, `http://${web.authority}/`];
+      assert.equal(await through("CONNECT", web.authority, 1, () => run("curl", args)), PAGE);
+    }
+  });
+
+  itWith(["curl"], "posts a body of known length, one in chunks, and one that waits for 100 Continue", async () => {
+    const body = "x".repeat(3 << 20);
+    writeFileSync(join(folder, "body"), body);
+    const url = `http://${web.authority}/echo`;
+    const forms = [["--data-binary", "@body"], ["--data-binary", "@body", "-H", "Transfer-Encoding: chunked"], [
+      "-T",
+      "body",
+      "-H",
+      "Expect: 100-continue",
+    ]];
+    for (const form of forms) {
+      const method = form[0] === "-T" ? "PUT" : "POST";
+      const echo = await through(method, web.authority, 1, () => run("curl", ["-sSf", "--proxy", proxyUrl, ...form, url]));
+      assert.ok(echo === body, `${form.join(" ")} brought ${echo.length} bytes`);
+    }
+  });
+
+  itWith(["curl"], "is done with HEAD, and with an answer without a body", async () => {
+    const args = ["-sSfI", "--proxy", proxyUrl, `http://${web.authority}/`];
+    assert.match(await through("HEAD", web.authority, 1, () => run("curl", args)), /^HTTP\/1\.1 200 OK\r\n/);
+  });
+
+  itWith(["curl"], "is told why it gets no tunnel", async () => {
+    const args = ["-sS", "--proxytunnel", "--proxy", `http://nobody:x@${pair.addresses.clients}`, `http://${web.authority}/`];
+    const { exitCode, stderr } = await runToEnd("curl", args);
+    assert.equal(exitCode, 56);
+    assert.match(stderr, /502/);
+  });
+});
+
+/** A repository with one commit, to be served below /git/ and over ssh. */
+function makeRepository(name: string): void {
+  const work = join(folder, `${name}-work`);
+  const git = (...args: string[]) => {
+    const config = ["-c", "user.name=test", "-c", "user.email=test@test.test", "-c", "init.defaultBranch=main"];
+    const { status, stderr } = spawnSync("git", [...config, ...args], { encoding: "utf8", env: { PATH, HOME: folder } });
+    assert.equal(status, 0, stderr);
+  };
+  git("init", "-q", work);
+  writeFileSync(join(work, "file"), `content of ${name}`);
+  git("-C", work, "add", "file");
+  git("-C", work, "commit", "-qm", "one");
+  git("clone", "-q", "--bare", work, join(folder, `${name}.git`));
+}
+
+describe("git", () => {
+  itWith(["git"], "clones over https, with https_proxy and with http.proxy", async () => {
+    makeRepository("web");
+    const url = `https://${secure.authority}/git/web.git`;
+    const env = { GIT_SSL_CAINFO: pair.site.files.ca };
+    await through("CONNECT", secure.authority, 1, () => run("git", ["clone", "-q", url, "cloned-1"], { ...env, https_proxy: proxyUrl }));
+    await through("CONNECT", secure.authority, 1, () => run("git", ["-c", `http.proxy=${proxyUrl}`, "clone", "-q", url, "cloned-2"], env));
+    for (const clone of ["cloned-1", "cloned-2"]) assert.equal(readFileSync(join(folder, clone, "file"), "utf8"), "content of web");
+  });
+
+  itWith(["git", "ssh", "sshd", "socat"], "clones over ssh, with a ProxyCommand", async () => {
+    makeRepository("shell");
+    const { port, server, key } = await startSshd();
+    try {
+      const proxyCommand = `socat - PROXY:${pair.addresses.clients.split(":")[0]}:%h:%p,proxyport=${
+        pair.addresses.clients.split(":")[1]
+      },proxyauth=${AGENT_ID}:secret`;
+      const ssh = [
+        "ssh",
+        "-F",
+        "none",
+        "-i",
+        key,
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+      ];
+      const quoted = [...ssh, "-o", `ProxyCommand='${proxyCommand}'`].map((each) => each.includes(" ") ? `"${each}"` : each).join(" ");
+      const url = `ssh://${userName()}@127.0.0.1:${port}${folder}/shell.git`;
+      await through(
+        "CONNECT",
+        `127.0.0.1:${port}`,
+        1,
+        () => run("git", ["clone", "-q", url, "cloned-3"], { GIT_SSH_COMMAND: quoted.replaceAll("'", "") }),
+      );
+      assert.equal(readFileSync(join(folder, "cloned-3", "file"), "utf8"), "content of shell");
+    } finally {
+      server.kill();
+    }
+  });
+});
+
+function userName(): string {
+  return spawnSync("id", ["-un"], { encoding: "utf8" }).stdout.trim();
+}
+
+/** An OpenSSH server on loopback that lets in one key, made for it. */
+async function startSshd(): Promise<{ port: number; server: ChildProcess; key: string }> {
+  for (const name of ["host", "user"]) {
+    const { status } = spawnSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", join(folder, name)]);
+    assert.equal(status, 0);
+  }
+  writeFileSync(join(folder, "authorized_keys"), readFileSync(join(folder, "user.pub")));
+  chmodSync(join(folder, "authorized_keys"), 0o600);
+  if (process.getuid?.() === 0) mkdirSync("/run/sshd", { recursive: true }); // where it parts with its privileges
+  // the system's choice of a port, given up for sshd
+  const port = await freePort();
+  const config = join(folder, "sshd_config");
+  writeFileSync(
+    config,
+    [
+      `Port ${port}`,
+      "ListenAddress 127.0.0.1",
+      `HostKey ${join(folder, "host")}`,
+      `AuthorizedKeysFile ${join(folder, "authorized_keys")}`,
+      "PidFile none",
+      "UsePAM no",
+      "StrictModes no",
+      "PasswordAuthentication no",
+      "PermitRootLogin prohibit-password",
+      "",
+    ].join("\n"),
+  );
+  const server = spawn("/usr/sbin/sshd", ["-D", "-e", "-f", config], { stdio: ["ignore", "ignore", "pipe"] });
+  let said = "";
+  await new Promise<void>((resolve, reject) => {
+    server.stderr!.on("data", (data) => (said += data).includes("Server listening") && resolve());
+    server.on("exit", () => reject(new Error(`sshd has ended: ${said}`)));
+  });
+  return { port, server, key: join(folder, "user") };
+}
+
+async function freePort(): Promise<number> {
+  const taken = await Web.start({ folder });
+  await taken[Symbol.asyncDispose]();
+  return taken.port;
+}
+
+describe("apt-get", () => {
+  itWith(["apt-get"], "updates its lists and downloads a package, through Acquire::http::Proxy", async () => {
+    const repository = join(folder, "apt");
+    mkdirSync(join(folder, "package", "DEBIAN"), { recursive: true });
+    const control = ["Package: behind", "Version: 1.0", "Architecture: all", "Maintainer: test <test@test.test>", "Description: test"];
+    writeFileSync(join(folder, "package", "DEBIAN", "control"), `${control.join("\n")}\n`);
+    mkdirSync(repository);
+    await run("dpkg-deb", ["--root-owner-group", "-b", "package", "apt/behind_1.0_all.deb"]);
+    const deb = readFileSync(join(repository, "behind_1.0_all.deb"));
+    const sum = createHash("sha256").update(deb).digest("hex");
+    writeFileSync(
+      join(repository, "Packages"),
+      `${[...control, "Filename: ./behind_1.0_all.deb", `Size: ${deb.length}`, `SHA256: ${sum}`].join("\n")}\n`,
+    );
+    for (const each of ["state/lists/partial", "cache/archives/partial", "etc/apt/apt.conf.d", "etc/apt/preferences.d"]) {
+      mkdirSync(join(folder, each), { recursive: true });
+    }
+    writeFileSync(join(folder, "sources.list"), `deb [trusted=yes] http://${web.authority}/files/apt ./\n`);
+    const options = [
+      `Dir::Etc=${join(folder, "etc/apt")}`,
+      `Dir::Etc::SourceList=${join(folder, "sources.list")}`,
+      "Dir::Etc::SourceParts=/dev/null",
+      `Dir::State=${join(folder, "state")}`,
+      `Dir::State::status=/dev/null`,
+      `Dir::Cache=${join(folder, "cache")}`,
+      "APT::Sandbox::User=root",
+      `Acquire::http::Proxy=${proxyUrl}`,
+    ].flatMap((option) => ["-o", option]);
+    const env = { APT_CONFIG: "/dev/null" };
+    await through("GET", web.authority, 1, () => run("apt-get", [...options, "-q", "update"], env));
+    await through("GET", web.authority, 1, () => run("apt-get", [...options, "-q", "download", "behind"], env));
+    assert.deepEqual(readFileSync(join(folder, "behind_1.0_all.deb")), deb);
+  });
+});
+
+describe("pip", () => {
+  itWith(["pip"], "downloads a package, through http_proxy", async () => {
+    const index = join(folder, "simple", "behind");
+    mkdirSync(index, { recursive: true });
+    const make = `
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w") as wheel:
+    wheel.writestr("behind.py", "")
+    wheel.writestr("behind-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: behind\\nVersion: 1.0\\n")
+    wheel.writestr("behind-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    wheel.writestr("behind-1.0.dist-info/RECORD", "")
+`;
+    await run(python!, ["-c", make, join(folder, "behind-1.0-py3-none-any.whl")]);
+    writeFileSync(join(index, "index.html"), `<a href="/files/behind-1.0-py3-none-any.whl">behind-1.0-py3-none-any.whl</a>`);
+    // the page of a project is that of a folder
+    const page = `http://${web.authority}/files/simple/behind/index.html`;
+    const args = [
+      "-m",
+      "pip",
+      "download",
+      "-q",
+      "--no-deps",
+      "--no-index",
+      "--find-links",
+      page,
+      "--trusted-host",
+      "127.0.0.1",
+      "-d",
+      "wheels",
+      "behind",
+    ];
+    const env = { http_proxy: proxyUrl, PIP_CONFIG_FILE: "/dev/null", PIP_DISABLE_PIP_VERSION_CHECK: "1" };
+    await through("GET", web.authority, 2, () => run(python!, args, env));
+    assert.ok(existsSync(join(folder, "wheels", "behind-1.0-py3-none-any.whl")));
+  });
+});
+
+describe("Python", () => {
+  itWith(["python3 with requests"], "gets http and https with requests and with urllib", async () => {
+    const urls = [`http://${web.authority}/`, `https://${secure.authority}/`];
+    const get = () => run(python!, [join(ROOT, "tests", "clients", "get.py"), proxyUrl, pair.site.files.ca, ...urls]);
+    const printed = await through("GET", web.authority, 2, () => through("CONNECT", secure.authority, 2, get));
+    assert.equal(printed, Array(4).fill(`200 ${PAGE}`).join("\n"));
+  });
+});
+
+describe("Go", () => {
+  itWith(["go"], "gets http and https with net/http", async () => {
+    const urls = [`http://${web.authority}/`, `https://${secure.authority}/`];
+    const program = join(ROOT, "tests", "clients", "get.go");
+    const env = {
+      SSL_CERT_FILE: pair.site.files.ca,
+      GOCACHE: process.env.GOCACHE ?? `${process.env.HOME}/.cache/go-build`,
+      GOTOOLCHAIN: "local",
+      GOPROXY: "off",
+    };
+    const get = () => run("go", ["run", program, proxyUrl, ...urls], env);
+    const printed = await through("GET", web.authority, 1, () => through("CONNECT", secure.authority, 1, get));
+    assert.equal(printed, `200 ${PAGE}\n200 ${PAGE}`);
+  });
+});
+
+describe("Chromium", () => {
+  itWith(["chromium"], "answers the challenge, shows http and https pages, and opens WebSockets", async () => {
+    const browse = async () => {
+      const browser = await chromium.launch({
+        executablePath: "/usr/bin/chromium",
+        args: ["--no-sandbox"],
+        proxy: { server: `http://${pair.addresses.clients}`, username: AGENT_ID, password: "secret" },
+      });
+      try {
+        const page = await browser.newPage({ ignoreHTTPSErrors: true });
+        // a page over https opens no WebSocket without TLS
+        for (
+          const [url, socketUrl] of [[`http://${web.authority}/`, `ws://${web.authority}`], [
+            `https://${secure.authority}/`,
+            `wss://${secure.authority}/`,
+          ]]
+        ) {
+          assert.equal((await page.goto(url!))?.status(), 200);
+          assert.equal(await page.title(), "page");
+          assert.equal(await page.evaluate(speakTo, socketUrl!), "echo hello");
+        }
+      } finally {
+        await browser.close();
+      }
+    };
+    await through(
+      "GET",
+      web.authority,
+      1,
+      () => through("CONNECT", web.authority, 1, () => through("CONNECT", secure.authority, 2, browse)),
+    );
+  });
+});
+
+/** In the browser: the answer to one message. */
+function speakTo(url: string): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(url);
+    socket.onopen = () => socket.send("hello");
+    socket.onmessage = ({ data }) => resolve(data);
+    socket.onerror = () => reject(new Error(`no WebSocket to ${url}`));
+  });
+}
+
+describe("WebSocket", () => {
+  it("opens through a plain HTTP proxy, by an Upgrade in absolute form", async () => {
+    using wire = await dial(pair.addresses.clients);
+    const basic = Buffer.from(`${AGENT_ID}:secret`).toString("base64");
+    const key = Buffer.alloc(16, 7).toString("base64");
+    await wire.write(
+      `GET http://${web.authority}/ HTTP/1.1\r\nHost: ${web.authority}\r\nProxy-Authorization: Basic ${basic}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${key}\r\n\r\n`,
+    );
+    const head = await wire.readUntil("\r\n\r\n");
+    const accept = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+    assert.match(head, /^HTTP\/1\.1 101 /);
+    assert.ok(head.includes(accept), head);
+    await wire.write(Uint8Array.of(0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69)); // "hi", masked with zeros (RFC 6455 §5.2)
+    assert.equal((await wire.read(9)).toString("latin1"), "\x81\x07echo hi");
+  });
+});
