@@ -96,6 +96,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   };
   // one connection goes to whichever address of a name answers first; several go to one each
   const targets = new Targets(shuffle(serverAddress, random), connections > 1 ? deps.resolve ?? resolveName : undefined);
+  log.info("connecting", { proxy: serverAddress.join(",") }); // where nobody answers, nothing else is said for a while
   const keepers = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
     const describe = (error: unknown, { address }: Target) => describeFailure(error, address, options);

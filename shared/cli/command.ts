@@ -1,6 +1,7 @@
 // A command line: commands, flags, help and version made of the definitions, and from there to values.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { existsSync, readFileSync } from "node:fs";
+import { describeFileError } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { readConfig } from "./config_file.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "./config.ts";
@@ -209,7 +210,7 @@ function readText(file: string): string {
   try {
     return readFileSync(file, "utf8");
   } catch (cause) {
-    throw new ConfigError(`Cannot read the configuration file: ${(cause as Error).message}`, { cause });
+    throw new ConfigError(`Cannot read the configuration file ${file}: ${describeFileError(cause)}`, { cause });
   }
 }
 

@@ -92,6 +92,7 @@ export function checkPatterns(patterns: string[]): string | undefined {
     createAllowList(patterns);
     return undefined;
   } catch (error) {
-    return (error as RangeError).message;
+    const why = (error as RangeError).message.replace(/^Cannot use the allow-list pattern/, "the pattern");
+    return `${why}; there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without`;
   }
 }

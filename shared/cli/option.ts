@@ -172,7 +172,15 @@ const MAX_DURATION_MS = 576 * 3_600_000;
  */
 export function parseAddress(text: string): string {
   const match = /^(?:\[[^\]]+\]|[^:[\]\s]*):([0-9]{1,5})$/.exec(text);
-  if (!match) throw new ValueError(`${JSON.stringify(text)} is not host:port, [host]:port or :port`);
+  if (!match) throw new ValueError(`${JSON.stringify(text)} is not host:port, [host]:port or :port${adviseAddress(text)}`);
   if (Number(match[1]) > 65_535) throw new ValueError(`${JSON.stringify(text)} has a port above 65535`);
   return text;
+}
+
+function adviseAddress(text: string): string {
+  if (/^[0-9]{1,5}$/.test(text)) return `; write :${text}`;
+  const [, rest] = /^[a-z]+:\/\/([^/]*)/i.exec(text) ?? [];
+  if (rest !== undefined) return `; write ${rest} alone`;
+  if (/^[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*$/i.test(text)) return "; an IPv6 address stands in brackets before its port";
+  return text !== "" && !text.includes(":") ? "; its port is missing" : "";
 }

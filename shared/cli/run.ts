@@ -1,9 +1,10 @@
 // From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log.ts";
 import { createLineWriter, type LineWriter } from "../log_writer.ts";
-import { NetError } from "../net/errors.ts";
-import { type Executable, readCommandLine, type Service, type Task } from "./command.ts";
-import { ConfigError } from "./option.ts";
+import { NetError, type NetErrorCode } from "../net/errors.ts";
+import { type Executable, readCommandLine, type Task } from "./command.ts";
+import type { Resolved } from "./config.ts";
+import { ConfigError, flagOf } from "./option.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
@@ -14,6 +15,7 @@ const MISCONFIGURED = 2;
 const FLUSH_MS = 1_000;
 
 type Process = NodeJS.Process;
+type Run = Extract<Task, { do: "run" | "check" }>;
 
 /** Options that every service has. */
 interface LogValues {
@@ -49,7 +51,7 @@ async function perform(task: Task, process: Process): Promise<void> {
   const log = createLogger({ ...options, write: lines.write, color: process.stderr.isTTY === true && !process.env.NO_COLOR });
   dieOnAccidents(process, log, lines);
   try {
-    await runToTheEnd(task.service, values, process, log);
+    await runToTheEnd(task, process, log);
   } finally {
     await lines.flush(FLUSH_MS);
   }
@@ -62,11 +64,31 @@ async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<stri
   return Buffer.concat(chunks).toString("utf8");
 }
 
-async function runToTheEnd(service: Service, values: object, process: Process, log: Logger): Promise<void> {
+/** What to do about an address that cannot be used, and whose it is. */
+function withAdvice(error: unknown, settings: Resolved["settings"]): unknown {
+  const advice = error instanceof NetError ? ADVICE[error.code] : undefined;
+  if (advice === undefined) return error;
+  const { code, message } = error as NetError;
+  // an address ends where it is said that it does: :1 is not :12
+  const [, address = ""] = /^Cannot listen on "?(.*?)"?: /.exec(message) ?? [];
+  const owners = [...settings].filter(([, { text }]) => text !== "" && text === address).map(([name]) => flagOf(name));
+  return new NetError(code, `${message}; ${advice}${owners.length === 1 ? ` with ${owners[0]}` : ""}`, { cause: error });
+}
+
+const ADVICE: Partial<Record<NetErrorCode, string>> = {
+  "address-in-use": "another program has it: stop that one, or choose another address",
+  "address-not-available": "this machine does not have it: choose one that it has, or :port for all,",
+  "permission-denied": "ports below 1024 need a privilege: choose another",
+  "unknown-host": "choose an address of this machine, or :port for all,",
+};
+
+async function runToTheEnd({ service, resolved: { values, settings } }: Run, process: Process, log: Logger): Promise<void> {
   const signal = new Promise<string>((resolve) => {
     for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
   });
-  const running = await service.start(values, log);
+  const running = await service.start(values, log).catch((error) => {
+    throw withAdvice(error, settings);
+  });
   log.info("stopping", { signal: await signal });
   // whoever asks twice is in a hurry
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));

@@ -3,6 +3,7 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, flagOf } from "../cli/option.ts";
+import { describeFileError } from "../files.ts";
 import type { Logger } from "../log.ts";
 import type { ClientTls, ServerTls } from "../net/types.ts";
 import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists } from "./pem.ts";
@@ -210,16 +211,9 @@ async function readPem(option: string, file: string): Promise<string> {
   try {
     return await readFile(file, "utf8");
   } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException;
-    throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${REASONS[code ?? ""] ?? message}`, { cause });
+    throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${describeFileError(cause)}`, { cause });
   }
 }
-
-const REASONS: Readonly<Record<string, string>> = {
-  ENOENT: "there is no such file",
-  EISDIR: "it is a directory",
-  EACCES: "this user may not read it",
-};
 
 function warn(log: Logger, warnings: readonly string[]): void {
   for (const warning of warnings) log.warn("certificate of doubtful use", { reason: warning });
