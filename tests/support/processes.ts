@@ -11,6 +11,8 @@ import { type Authority, makeAuthority } from "./certificates.ts";
 export const ROOT = join(import.meta.dirname!, "..", "..");
 export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
 export const AGENT = join(ROOT, "dist", "reverse-http-agent");
+/** All of them in one. */
+export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
 export const AGENT_ID = "4711";
 
 /** What no wait may take: reached only by a test that fails. */

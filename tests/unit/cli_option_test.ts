@@ -128,8 +128,12 @@ describe("address", () => {
     for (
       const text of ["", "localhost", "4242", "localhost:", "localhost:http", "localhost:-1", "::1:80", "[::1]", "[]:80", "a b:80", "a:1:2"]
     ) {
-      assert.match(refusal(address, text), /is not host:port, \[host\]:port or :port$/, text);
+      assert.match(refusal(address, text), /is not host:port, \[host\]:port or :port(;|$)/, text);
     }
+    assert.match(refusal(address, "3128"), /; write :3128$/);
+    assert.match(refusal(address, "https://a.example:3128/x"), /; write a\.example:3128 alone$/);
+    assert.match(refusal(address, "::1:80"), /; an IPv6 address stands in brackets before its port$/);
+    assert.match(refusal(address, "localhost"), /; its port is missing$/);
     assert.equal(refusal(address, ":65536"), '":65536" has a port above 65535');
   });
 });

@@ -165,11 +165,23 @@ describe("program", () => {
   });
 
   it("exits 1 for what fails at run time", async () => {
-    for (const error of [new NetError("address-in-use", "Cannot listen: current value is :1"), new Error("no luck")]) {
+    for (const error of [new NetError("reset", "Cannot listen on :1: reset"), new Error("no luck")]) {
       const { process, done } = start({ start: () => Promise.reject(error) });
       await done;
       assert.equal(process.code, 1);
       assert.equal(process.err, `thing: ${error.message}\n`);
+    }
+  });
+
+  it("says what to do about an address that is in use, and whose it is", async () => {
+    const options = { ...logOptions, ...defineOptions({ "listen-address": { kind: "address", default: ":1", description: "Where." } }) };
+    const failure = (address: string) => new NetError("address-in-use", `Cannot listen on ${address}: Address already in use`);
+    const advice = "another program has it: stop that one, or choose another address";
+    for (const [address, said] of [[":1", `${advice} with --listen-address`], [":12", advice]] as const) {
+      const { process, done } = start({ options, start: () => Promise.reject(failure(address)) });
+      await done;
+      assert.equal(process.code, 1);
+      assert.equal(process.err, `thing: Cannot listen on ${address}: Address already in use; ${said}\n`);
     }
   });
 
