@@ -66,7 +66,7 @@ async function writeFiles(
   const pem = publicKey.export({ type: "spki", format: "pem" }).toString().replaceAll("PUBLIC KEY", "EC PUBLIC KEY");
   const authority = await makeAuthority();
   return {
-    ...await writeCertificates(folder),
+    ...await writeCertificates(folder, authority),
     publicKey: folder.write("auth-key-public.pem", pem),
     token: folder.write("agent-jwt.b64", "e30.e30.e30\n"),
     crl: folder.write("crl.pem", await authority.revocationList([])),

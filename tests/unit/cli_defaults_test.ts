@@ -5,7 +5,7 @@ import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/cli/defaults.ts";
-import { ConfigError } from "../../shared/cli/option.ts";
+import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
 
 function refusal(act: () => unknown): string {
   try {
@@ -57,6 +57,8 @@ describe("withDefaults", () => {
       /^Cannot use --agent-server\.agent\.dial-timeout/,
     );
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { tls: { pinSha256: ["abc"] } } })), /"abc" is not the SHA-256/);
+    const missing = defineOptions({ "wings": { kind: "boolean", notBuilt: "Flying", description: "Fly." } });
+    assert.equal(refusal(() => withDefaults(missing, { wings: true })), "Cannot use --wings: Flying is not built yet");
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
   });
 
