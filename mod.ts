@@ -1,50 +1,95 @@
 /**
- * A reverse HTTP proxy over QUIC, for embedding: {@link startProxy} and {@link startAgent} with the options of the command line.
+ * A reverse HTTP proxy over QUIC, for embedding: {@link startProxy} and {@link startAgent}, with the options of the command line.
  *
  * ```ts ignore
- * const proxy = await startProxy({ agentServer: { tls: { file: { key: "key.pem", cert: "cert.pem" } } } });
+ * const proxy = await startProxy(
+ *   { agentServer: { tls: { file: { key: "key.pem", cert: "cert.pem" } } } },
+ *   { onAgentConnected: ({ id }) => console.log(`${id} is here`) },
+ * );
  * const agent = await startAgent({ auth: { noauth: { agentId: "4711" } }, agentClient: { tls: { file: { rootCa: "cert.pem" } } } });
  * ```
  *
+ * Run directly, it is the executable: `deno run -A mod.ts proxy --help`.
+ *
  * @module
  */
-import { type Agent, type AgentDeps, startAgent as start } from "./agent/agent.ts";
+import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
 import { type AgentOptions, agentOptions } from "./agent/options.ts";
-import { type Proxy, type ProxyDeps, startProxy as startProxyWith } from "./proxy/proxy.ts";
+import type { AgentEvents } from "./proxy/agent_server.ts";
+import { type Proxy, startProxy as startProxyWith } from "./proxy/proxy.ts";
 import { type ProxyOptions, proxyOptions } from "./proxy/options.ts";
+import type { Authenticator } from "./shared/auth/authenticator.ts";
+import { type Authenticate, createHookAuthenticator } from "./shared/auth/hook.ts";
 import { type PartialValues, withDefaults } from "./shared/cli/defaults.ts";
-import { silentLogger } from "./shared/log.ts";
+import { type Logger, silentLogger } from "./shared/log.ts";
 import { createNativeNet } from "./shared/net/native.ts";
+import type { Net } from "./shared/net/types.ts";
 
 export { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, type Peer } from "./shared/auth/authenticator.ts";
+export type { Applicant, Authenticate } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/allow_list.ts";
 export { ConfigError } from "./shared/cli/option.ts";
-export { createLogger, type LogFields, type Logger, type LoggerOptions } from "./shared/log.ts";
-export { NetError, type NetErrorCode } from "./shared/net/errors.ts";
+export type { Authority } from "./shared/http/head.ts";
+export {
+  createLogger,
+  LOG_FORMATS,
+  LOG_LEVELS,
+  type LogFields,
+  type LogFormat,
+  type Logger,
+  type LoggerOptions,
+  type LogLevel,
+} from "./shared/log.ts";
+export { NetError, type NetErrorCode, type NetErrorDetails } from "./shared/net/errors.ts";
 export { createNativeNet, type NativeNetOptions } from "./shared/net/native.ts";
-export type { Agent, AgentDeps, AgentOptions, PartialValues, Proxy, ProxyDeps, ProxyOptions };
+export type * from "./shared/net/types.ts";
+export type { Agent, AgentEvents, AgentOptions, PartialValues, Proxy, ProxyOptions };
 
-/**
- * Starts a proxy; it listens when the promise resolves. Options left out have the defaults of the command line. Without `deps` it uses the
- * native network and logs nothing. Without a certificate for agents it makes one, which lasts where a `stateDir` is given.
- * @throws {ConfigError} for options that cannot be used, before anything is opened
- * @throws {NetError} when an address cannot be listened on
- */
-export async function startProxy(options: PartialValues<ProxyOptions>, deps: Partial<ProxyDeps> = {}): Promise<Proxy> {
-  return await startProxyWith(withDefaults(proxyOptions, options), {
-    ...deps,
-    net: deps.net ?? createNativeNet(),
-    log: deps.log ?? silentLogger,
-  });
+/** What a program may give the proxy besides its options. */
+export interface ProxyHooks extends AgentEvents {
+  /** Finds out who agents and clients are, in place of the scheme that `auth.type` names. */
+  authenticate?: Authenticate;
+  /** The same with all that an authenticator can do; not together with `authenticate`. */
+  authenticator?: Authenticator;
+  /** Takes what is logged. Default: nothing is. */
+  log?: Logger;
+  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  net?: Net;
+  /** Directory for state where `stateDir` names none: the proxy's self-signed certificate. Default: nothing is kept. */
+  stateDirectory?: string;
+}
+
+/** What a program may give the agent besides its options. */
+export interface AgentHooks {
+  /** A proxy has accepted the agent. */
+  onConnected?: (proxy: { remote: string }) => void;
+  /** The connection to the proxy is no more. */
+  onDisconnected?: (proxy: { remote: string; reason: string }) => void;
+  /** Takes what is logged. Default: nothing is. */
+  log?: Logger;
+  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  net?: Net;
 }
 
 /**
- * Starts an agent, which goes on connecting until it is closed. Options left out have the defaults of the command line. Without `deps` it
- * uses the native network and logs nothing.
+ * Starts a proxy; it listens when the promise resolves. Options left out have the defaults of the command line. Without a certificate for
+ * agents it makes one, which lasts where `stateDir` is given.
+ * @throws {ConfigError} for options that cannot be used, before anything is opened
+ * @throws {NetError} when an address cannot be listened on
+ */
+export async function startProxy(options: PartialValues<ProxyOptions>, hooks: ProxyHooks = {}): Promise<Proxy> {
+  const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  const chosen = authenticator ?? (authenticate && createHookAuthenticator(authenticate));
+  return await startProxyWith(withDefaults(proxyOptions, options), { ...others, authenticator: chosen, net, log });
+}
+
+/**
+ * Starts an agent, which goes on connecting until it is closed. Options left out have the defaults of the command line.
  * @throws {ConfigError} for options that cannot be used
  */
-export async function startAgent(options: PartialValues<AgentOptions>, deps: Partial<AgentDeps> = {}): Promise<Agent> {
-  return await start(withDefaults(agentOptions, options), { ...deps, net: deps.net ?? createNativeNet(), log: deps.log ?? silentLogger });
+export async function startAgent(options: PartialValues<AgentOptions>, hooks: AgentHooks = {}): Promise<Agent> {
+  const { net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  return await startAgentWith(withDefaults(agentOptions, options), { ...others, net, log });
 }
 
 // run directly, it is the executable; a program that imports it does not load the command line

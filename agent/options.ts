@@ -3,6 +3,7 @@ import { checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cl
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
+/** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
   "agent-client.server-address": {
     kind: "list",

@@ -4,6 +4,7 @@ import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 
 const STORE = "The shared store";
 
+/** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
   "agent-server.listen-address": { kind: "address", default: ":4242", description: "UDP address that agents dial." },
   "agent-server.tls.file.key": {

@@ -11,6 +11,7 @@ interface Pattern {
 
 /** Tells whether a destination may be reached. */
 export interface AllowList {
+  /** Whether any pattern matches host and port together; an empty list allows all. */
   allows(destination: Authority): boolean;
 }
 

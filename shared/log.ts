@@ -9,9 +9,12 @@ import {
 
 /** From the most to the least talkative. */
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error"] as const;
+/** What is less important than it is dropped. */
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
+/** For people, and for machines. */
 export const LOG_FORMATS = ["text", "json"] as const;
+/** `text` for people, `json` for machines: one object a line. */
 export type LogFormat = (typeof LOG_FORMATS)[number];
 
 /** What a line says besides its message; `undefined` is left out. */
@@ -20,7 +23,9 @@ export type LogFields = Readonly<Record<string, string | number | boolean | unde
 /** Takes messages in a few fixed words, and what varies as fields. */
 export type Logger = { readonly [level in LogLevel]: (message: string, fields?: LogFields) => void };
 
+/** How a logger writes. */
 export interface LoggerOptions {
+  /** For people or for machines. */
   format: LogFormat;
   /** Messages below it are dropped. */
   level: LogLevel;
@@ -30,6 +35,7 @@ export interface LoggerOptions {
   color?: boolean;
 }
 
+/** A logger that writes lines. */
 export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger {
   const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : textFormatter(color);
   const lowest = LOG_LEVELS.indexOf(level);

@@ -8,8 +8,10 @@ export type ClientCredentials =
 
 /** Says no. The message is for the log of this side; the peer is told only that it was refused. */
 export class AuthenticationError extends Error {
+  /** Always that. */
   override readonly name = "AuthenticationError";
   /**
+   * What it says goes to the log.
    * @param kind `agent-id`: empty, or nothing that can be kept; `denied`: everything else
    */
   constructor(readonly kind: "agent-id" | "denied", message: string) {
@@ -19,6 +21,7 @@ export class AuthenticationError extends Error {
 
 /** Who an agent or a client is, what it may do, and until when. */
 export interface Identity {
+  /** 1 to 250 bytes of UTF-8 without white space or control characters. */
   readonly agentId: string;
   /** The destinations that its bearer may reach, or be asked for, on top of what all other lists allow. Default: no further limit. */
   readonly allowList?: AllowList;

@@ -79,6 +79,7 @@ export function camelCase(name: string): string {
 
 /** A mistake of the user's: bad option, key, variable or value. For exit code 2. */
 export class ConfigError extends Error {
+  /** Always that. */
   override readonly name = "ConfigError";
 }
 

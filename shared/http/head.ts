@@ -29,6 +29,7 @@ export interface ResponseHead {
 export interface Authority {
   /** A name or an address; IPv6 without brackets. */
   readonly host: string;
+  /** 1 to 65535. */
   readonly port: number;
 }
 

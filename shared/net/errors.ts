@@ -42,17 +42,20 @@ export interface NetErrorDetails {
   appCode?: number;
   /** Whether the far side caused it. Default `false`. */
   remote?: boolean;
+  /** What it was made of. */
   cause?: unknown;
 }
 
 /** Every rejection of the network contract is one of these. */
 export class NetError extends Error {
+  /** Always that. */
   override readonly name = "NetError";
   /** Application error code of QUIC (RFC 9000 §20.2); `undefined` where none was given. */
   readonly appCode?: number;
   /** Whether the far side caused it. */
   readonly remote: boolean;
 
+  /** `code` is what programs look at; `message` is for people. */
   constructor(readonly code: NetErrorCode, message: string, details: NetErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.appCode = details.appCode;

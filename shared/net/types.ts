@@ -137,6 +137,7 @@ export interface QuicConnection {
 export interface QuicClosed {
   /** Application error code (RFC 9000 §20.2), 0 where the cause is not `application`. */
   readonly code: number;
+  /** What the side that closed it says; in words of this side where the cause is not `application`. */
   readonly reason: string;
   /** Whether the far side closed it. */
   readonly remote: boolean;
@@ -148,10 +149,13 @@ export interface QuicClosed {
 export interface QuicStats {
   /** Round-trip time in milliseconds, smoothed (RFC 9002 §5.3). */
   readonly rttMs: number;
+  /** UDP datagrams sent. */
   readonly sentPackets: number;
+  /** Packets that were declared lost (RFC 9002 §6). */
   readonly lostPackets: number;
   /** Bytes in UDP payloads. */
   readonly sentBytes: number;
+  /** Bytes in UDP payloads that were received. */
   readonly receivedBytes: number;
   /** Congestion window in bytes (RFC 9002 §7). */
   readonly congestionWindow: number;
@@ -169,28 +173,37 @@ export interface HeadOptions {
   maxPendingHeads?: number;
 }
 
+/** How to listen for TCP connections. */
 export interface ListenTcpOptions extends HeadOptions {
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
+  /** Speak TLS. Default: plain TCP. */
   tls?: ServerTls;
 }
 
+/** Where to connect to over TCP. */
 export interface ConnectTcpOptions {
   /** A name or an address; IPv6 without brackets, with a zone if need be. */
   host: string;
+  /** 1 to 65535. */
   port: number;
   /** Longest time in milliseconds for everything: name, connection and TLS handshake. */
   timeoutMs: number;
+  /** Speak TLS. Default: plain TCP. */
   tls?: ClientTls;
+  /** Gives up with `cancelled`. */
   signal?: AbortSignal;
 }
 
+/** How to listen for QUIC connections. */
 export interface ListenQuicOptions {
   /** As {@link ListenTcpOptions.address}. */
   address: string;
+  /** The certificate to show, and what is asked of clients. */
   tls: ServerTls;
   /** Protocols offered, the preferred one first (RFC 7301). */
   alpn: string[];
+  /** Limits and timers. Default: those of {@link QuicTransport}. */
   transport?: QuicTransport;
   /** Longest handshake in milliseconds. Default 10000. */
   handshakeTimeoutMs?: number;
@@ -202,38 +215,51 @@ export interface ListenQuicOptions {
   onHandshakeError?: (failure: { remote: string; error: NetError }) => void;
 }
 
+/** Where to connect to over QUIC. */
 export interface ConnectQuicOptions {
+  /** A name or an address; IPv6 without brackets. */
   host: string;
+  /** 1 to 65535. */
   port: number;
   /** The name the server's certificate must have. Default `host`. */
   serverName?: string;
+  /** What to believe and show. */
   tls: ClientTls;
+  /** Protocols offered, the preferred one first (RFC 7301). */
   alpn: string[];
+  /** Limits and timers. Default: those of {@link QuicTransport}. */
   transport?: QuicTransport;
   /** Longest time in milliseconds for everything: name and handshake. */
   timeoutMs: number;
+  /** Gives up with `cancelled`. */
   signal?: AbortSignal;
 }
 
+/** How long to wait for an answer, and how long that may be. */
 export interface ExchangeOptions {
   /** Longest time in milliseconds, the wait for a free stream included. */
   timeoutMs: number;
   /** Longest answer head in bytes. Default 16384. */
   headLimit?: number;
+  /** Gives up with `cancelled`. */
   signal?: AbortSignal;
 }
 
+/** How two streams are joined. */
 export interface SpliceOptions {
   /** Written to `a` before anything that comes from `b`, in the same packet where it fits. Not counted. */
   prologueToA?: Uint8Array;
   /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
   idleTimeoutMs?: number;
+  /** Gives up with `cancelled`. */
   signal?: AbortSignal;
 }
 
+/** What was copied, and how it ended. */
 export interface SpliceResult {
   /** Bytes read from `a` and written to `b`. */
   readonly aToB: number;
+  /** Bytes read from `b` and written to `a`. */
   readonly bToA: number;
   /** Missing where both directions ended in good order; else what happened first. Both streams were then reset. */
   readonly error?: NetError;
@@ -281,6 +307,7 @@ export interface ClientTls {
   systemRoots?: boolean;
   /** The client's own certificate chain and key. */
   cert?: string;
+  /** The key of `cert`. */
   key?: string;
   /** Accept any certificate. Default `false`. */
   insecureSkipVerify?: boolean;
