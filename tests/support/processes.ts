@@ -10,6 +10,8 @@ import { type Authority, makeAuthority } from "./certificates.ts";
 /** The folder of the sources. */
 export const ROOT = join(import.meta.dirname!, "..", "..");
 export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
+/** All commands in one. */
+export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
 export const AGENT = join(ROOT, "dist", "reverse-http-agent");
 /** All of them in one. */
 export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
@@ -37,6 +39,8 @@ export interface ProgramOptions {
   cwd?: string;
   /** The whole environment. Default: a PATH, and a home without configuration. */
   env?: Record<string, string>;
+  /** Standard input. Default: none. */
+  input?: string;
 }
 
 /** A process of ours; `await using` ends it. */
@@ -50,14 +54,15 @@ export class Program implements AsyncDisposable {
   #over = false;
   readonly #waiting = new Set<() => void>();
 
-  constructor(file: string, args: readonly string[], { cwd, env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" } }: ProgramOptions = {}) {
+  constructor(file: string, args: readonly string[], options: ProgramOptions = {}) {
+    const { cwd, env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" }, input } = options;
     this.#name = file.split("/").at(-1)!;
     const child = execa(file, args, {
       cwd,
       env,
       extendEnv: false,
       reject: false,
-      stdin: "ignore",
+      ...input === undefined ? { stdin: "ignore" as const } : { input },
       buffer: { stdout: true, stderr: false },
     });
     // a process that could not be started has no id: `ended` says why

@@ -207,17 +207,18 @@ export class Origin implements AsyncDisposable {
 }
 
 /** Proxy-Authorization of a client that wants this agent. */
-export function credentials(id = AGENT_ID): string {
-  return `Proxy-Authorization: Basic ${Buffer.from(`${id}:any`).toString("base64")}\r\n`;
+export function credentials(id = AGENT_ID, password = "any"): string {
+  return `Proxy-Authorization: Basic ${Buffer.from(`${id}:${password}`).toString("base64")}\r\n`;
 }
 
-export function connectHead(authority: string, id?: string): string {
-  return `CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\n${credentials(id)}\r\n`;
+export function connectHead(authority: string, id?: string, password?: string): string {
+  return `CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\n${credentials(id, password)}\r\n`;
 }
 
 export interface TunnelOptions {
   /** The agent. Default {@link AGENT_ID}. */
   id?: string;
+  password?: string;
   /** Goes out with the head, in one write. */
   early?: string;
   /** See {@link Wire}. */
@@ -230,11 +231,11 @@ export interface TunnelOptions {
 export async function openTunnel(
   clients: string,
   authority: string,
-  { id, early = "", highWater, tls }: TunnelOptions = {},
+  { id, password, early = "", highWater, tls }: TunnelOptions = {},
 ): Promise<Wire> {
   const wire = tls ? await dialTls(clients, tls, highWater) : await dial(clients, highWater);
   try {
-    await wire.write(connectHead(authority, id) + early);
+    await wire.write(connectHead(authority, id, password) + early);
     const head = await wire.readUntil("\r\n\r\n");
     if (!head.startsWith("HTTP/1.1 200 ")) throw new Error(`No tunnel to ${authority}: ${JSON.stringify(head)}`);
     return wire;

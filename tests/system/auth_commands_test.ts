@@ -1,0 +1,101 @@
+// The commands `auth …` of the compiled executables: what they write, who may read it, and what they leave alone.
+import assert from "node:assert/strict";
+import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { decodeJwt } from "jose";
+import { type Ended, Folder, PROXY, REVERSE_HTTP, runToEnd } from "../support/processes.ts";
+
+/** Runs `auth …` in a folder. */
+async function auth(folder: Folder, args: string[], input?: string): Promise<Ended> {
+  return await runToEnd(REVERSE_HTTP, ["auth", ...args], { cwd: folder.path, input });
+}
+
+async function succeed(folder: Folder, args: string[], input?: string): Promise<string> {
+  const { exitCode, stdout, stderr } = await auth(folder, args, input);
+  assert.deepEqual([exitCode, stderr], [0, ""], args.join(" "));
+  return stdout;
+}
+
+async function fail(folder: Folder, exitCode: number, args: string[], named: RegExp): Promise<void> {
+  const ended = await auth(folder, args);
+  assert.match(ended.stderr, named);
+  assert.deepEqual([ended.exitCode, ended.stdout], [exitCode, ""], ended.stderr);
+}
+
+function read(folder: Folder, name: string): { text: string; mode: number } {
+  const file = join(folder.path, name);
+  return { text: readFileSync(file, "utf8"), mode: statSync(file).mode & 0o777 };
+}
+
+describe("auth", () => {
+  it("makes keys and tokens in files of the usual names, the secret ones for their owner alone", async () => {
+    using folder = new Folder();
+    await succeed(folder, ["key", "private"]);
+    await succeed(folder, ["key", "public"]);
+    const said = await succeed(folder, ["jwt", "token", "--agent-id", "4711"]);
+    assert.deepEqual(readdirSync(folder.path).sort(), ["auth-key-private.pem", "auth-key-public.pem", "jwt.b64"]);
+    assert.match(read(folder, "auth-key-private.pem").text, /^-----BEGIN EC PRIVATE KEY-----\n/);
+    assert.match(read(folder, "auth-key-public.pem").text, /^-----BEGIN PUBLIC KEY-----\n/);
+    for (const name of ["auth-key-private.pem", "jwt.b64"]) assert.equal(read(folder, name).mode, 0o600, name);
+    const { agent_id: agentId, role, jti, iat, exp } = decodeJwt(read(folder, "jwt.b64").text);
+    assert.deepEqual([agentId, role, exp! - iat!], ["4711", "client", 24 * 3600]);
+    assert.equal(said, `jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}`);
+  });
+
+  it("reads standard input and writes standard output for -", async () => {
+    using folder = new Folder();
+    for (const [algorithm, label] of [["ES256", "EC PRIVATE KEY"], ["RS256", "RSA PRIVATE KEY"], ["EdDSA", "PRIVATE KEY"]] as const) {
+      const key = await succeed(folder, ["key", "private", "--algo", algorithm, "--out", "-"]);
+      assert.ok(key.startsWith(`-----BEGIN ${label}-----`), key);
+      assert.match(await succeed(folder, ["key", "public", "-i", "-", "-o", "-"], key), /^-----BEGIN PUBLIC KEY-----/);
+      const args = ["--agent-id=4711", "--role=agent", "--audience=here", "--duration=87600h", "--allow=*.zone:80,10.0.0.0/8"];
+      const token = await succeed(folder, ["jwt", "token", ...args, "--in=-", "--out=-"], key);
+      assert.match(token, /^[\w-]+\.[\w-]+\.[\w-]+$/);
+      const { role, aud, iat, exp, allow } = decodeJwt(token);
+      assert.deepEqual({ role, aud, allow }, { role: "agent", aud: ["here"], allow: ["*.zone:80", "10.0.0.0/8"] });
+      assert.equal(exp! - iat!, 87_600 * 3600);
+    }
+    assert.deepEqual(readdirSync(folder.path), []);
+  });
+
+  it("replaces a file only where it is told to, and then with the right mode and nothing beside it", async () => {
+    using folder = new Folder();
+    folder.write("auth-key-private.pem", "old");
+    chmodSync(join(folder.path, "auth-key-private.pem"), 0o644);
+    await fail(folder, 2, ["key", "private"], /--out "auth-key-private\.pem": there is such a file; --force replaces it/);
+    assert.equal(read(folder, "auth-key-private.pem").text, "old");
+    await succeed(folder, ["key", "private", "--force"]);
+    const { text, mode } = read(folder, "auth-key-private.pem");
+    assert.match(text, /^-----BEGIN EC PRIVATE KEY-----\n/);
+    assert.equal(mode, 0o600);
+    assert.deepEqual(readdirSync(folder.path), ["auth-key-private.pem"]);
+  });
+
+  it("names what it cannot use, with exit code 2, and writes nothing", async () => {
+    using folder = new Folder();
+    folder.write("none.pem", "none\n");
+    await succeed(folder, ["key", "private"]);
+    const wrong: [args: string[], named: RegExp][] = [
+      [["key", "private", "--algo=HS256"], /--algo: "HS256" is not one of ES256, RS256, EdDSA/],
+      [["key", "public", "--in=missing.pem"], /Cannot read --in: .*missing\.pem/],
+      [["key", "public", "--in=none.pem"], /Cannot use --in "none\.pem": it has no private key/],
+      [["key", "public", "--in=."], /Cannot read --in: .*directory/],
+      [["jwt", "token"], /--agent-id is needed/],
+      [["jwt", "token", "--agent-id=a b"], /--agent-id "a b"/],
+      [["jwt", "token", "--agent-id=4711", "--role=boss"], /--role: "boss" is not one of agent, client/],
+      [["jwt", "token", "--agent-id=4711", "--duration=0s"], /--duration: it must be more than zero/],
+      [["jwt", "token", "--agent-id=4711", "--allow=a:b:c"], /--allow: .*"a:b:c"/],
+      [["jwt", "token", "--agent-id=4711", "--in=none.pem"], /Cannot use --in "none\.pem"/],
+    ];
+    for (const [args, named] of wrong) await fail(folder, 2, args, named);
+    await fail(folder, 1, ["key", "private", "--out=missing/key.pem"], /Cannot write --out: .*missing\/key\.pem/);
+    assert.deepEqual(readdirSync(folder.path).sort(), ["auth-key-private.pem", "none.pem"]);
+  });
+
+  it("is in the proxy's executable too", async () => {
+    const { exitCode, stdout } = await runToEnd(PROXY, ["auth", "key", "private", "--out=-"]);
+    assert.equal(exitCode, 0);
+    assert.match(stdout, /^-----BEGIN EC PRIVATE KEY-----\n/);
+  });
+});

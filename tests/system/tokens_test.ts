@@ -1,0 +1,313 @@
+// Agents and clients with tokens, at the compiled executables: who gets in, who does not, and what ends when a token does.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { createHmac } from "node:crypto";
+import { readFileSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { decodeJwt } from "jose";
+import { type Addresses, AGENT, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../support/processes.ts";
+import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
+import { makeTokenKey, type TokenKey } from "../support/tokens.ts";
+
+/** A proxy that takes tokens by one key. */
+class TokenSite implements AsyncDisposable {
+  private constructor(
+    readonly site: Site,
+    readonly key: TokenKey,
+    readonly proxy: Program,
+    readonly addresses: Addresses,
+    readonly origin: Origin,
+  ) {}
+
+  static async start(args: readonly string[] = [], files: Readonly<Record<string, string>> = {}): Promise<TokenSite> {
+    const site = await Site.create();
+    const key = makeTokenKey();
+    const publicKey = site.folder.write("public.pem", key.publicPem);
+    for (const [name, content] of Object.entries(files)) site.folder.write(name, content);
+    const inFolder = args.map((arg) => arg.replace("FOLDER", site.folder.path));
+    const { proxy, addresses } = await site.startProxy([
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${publicKey}`,
+      "--log.level=trace",
+      ...inFolder,
+    ]);
+    return new TokenSite(site, key, proxy, addresses, await Origin.start());
+  }
+
+  /** As an editor saves. */
+  replace(name: string, content: string): void {
+    renameSync(this.site.folder.write(`${name}.new`, content), join(this.site.folder.path, name));
+  }
+
+  agentArgs(token: string): string[] {
+    const args = this.site.agentArgs(this.addresses).filter((arg) => !arg.startsWith("--auth."));
+    return [...args, "--auth.type=jwt", `--auth.jwt.token=${token}`, "--log.level=trace"];
+  }
+
+  async startAgent(token: string, id = "4711"): Promise<Program> {
+    const agent = this.site.start(AGENT, this.agentArgs(token));
+    await agent.waitFor("connected", { agent: id });
+    return agent;
+  }
+
+  async status(password: string, id?: string): Promise<number> {
+    return (await ask(this.addresses.clients, connectHead(this.origin.authority, id, password))).status;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.origin[Symbol.asyncDispose]();
+    await this.site[Symbol.asyncDispose]();
+  }
+}
+
+for (const algorithm of ["ES256", "RS256", "EdDSA"]) {
+  it(`agent and client meet with keys and tokens for ${algorithm} that auth has made`, async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const auth = async (...args: string[]) => {
+      const { exitCode, stderr } = await runToEnd(REVERSE_HTTP, ["auth", ...args], { cwd: site.folder.path });
+      assert.equal(exitCode, 0, stderr);
+    };
+    await auth("key", "private", `--algo=${algorithm}`);
+    await auth("key", "public");
+    await auth("jwt", "token", "--agent-id=4711", "--role=agent", "--audience=here", "--out=agent.jwt");
+    await auth("jwt", "token", "--agent-id=4711", "--audience=here", "--out=client.jwt");
+    const password = readFileSync(join(site.folder.path, "client.jwt"), "utf8");
+    const publicKey = join(site.folder.path, "auth-key-public.pem");
+    const { addresses } = await site.startProxy(["--auth.type=jwt", `--auth.jwt.public-key=${publicKey}`, "--auth.jwt.audience=here"]);
+    const token = `file:${join(site.folder.path, "agent.jwt")}`;
+    await site.startAgent(addresses, ["--auth.type=jwt", `--auth.jwt.token=${token}`]);
+    using tunnel = await openTunnel(addresses.clients, origin.authority, { password });
+    using server = await origin.accept();
+    await tunnel.write("ping");
+    assert.equal((await server.read(4)).toString(), "ping");
+  });
+}
+
+describe("proxy with tokens", () => {
+  it("takes a client's token as a password of the id that it names, and as a bearer's", async () => {
+    await using tokens = await TokenSite.start();
+    const { addresses, origin, key } = tokens;
+    await tokens.startAgent(await key.sign({ role: "agent" }));
+    const token = await key.sign();
+    assert.equal(await tokens.status(token, "4712"), 407);
+    using _basic = await openTunnel(addresses.clients, origin.authority, { password: token });
+    const head = `GET http://${origin.authority}/ HTTP/1.1\r\nHost: ${origin.authority}\r\nProxy-Authorization: Bearer ${token}\r\n\r\n`;
+    await origin.accept();
+    const answered = ask(addresses.clients, head);
+    const server = await origin.accept();
+    await server.readUntil("\r\n\r\n");
+    server.finish("HTTP/1.1 204 No Content\r\n\r\n");
+    assert.equal((await answered).status, 204);
+  });
+
+  it("tells its log what is wrong with a token, and the peer nothing but that it is refused", async () => {
+    await using tokens = await TokenSite.start(["--auth.jwt.audience=here"]);
+    const { key, proxy, addresses, origin } = tokens;
+    const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString("base64url");
+    const forge = (alg: string, secret?: string) => {
+      const input = `${encode({ alg })}.${encode({ agent_id: "4711", role: "client", aud: "here", exp: 4_000_000_000 })}`;
+      return `${input}.${secret === undefined ? "" : createHmac("sha256", secret).update(input).digest("base64url")}`;
+    };
+    const hour = { audience: "here", durationMs: 3_600_000 };
+    const wrong: [token: string, reason: RegExp][] = [
+      ["any", /not a JWT/],
+      [await makeTokenKey().sign(hour), /signature is by none of the public keys/],
+      [forge("none"), /alg is "none"/],
+      [forge("HS256", key.publicPem), /alg is "HS256"/],
+      [await key.sign({ ...hour, role: "agent" }), /has the role "agent", and was shown by a client/],
+      [await key.sign({ ...hour, audience: "there" }), /for the audience \["there"\], and this one is "here"/],
+      [await key.sign({ durationMs: 3_600_000 }), /for no audience/],
+      [await key.sign({ ...hour, agentId: "4712" }), /for the agent id "4712", and the user name is "4711"/],
+      [await key.sign({ ...hour, durationMs: -60_000 }), /expired at/],
+    ];
+    for (const [index, [token, reason]] of wrong.entries()) {
+      const { status, body, fields } = await ask(addresses.clients, connectHead(origin.authority, "4711", token));
+      assert.deepEqual([status, body], [407, "The credentials are not accepted\n"]);
+      assert.equal(fields["proxy-status"], 'reverse-http; error=http_request_denied; details="The credentials are not accepted"');
+      const entry = await proxy.waitFor("request", { status: 407 }, index + 1);
+      assert.match(String(entry.reason), reason);
+      assert.ok(!JSON.stringify(entry).includes(token) || token === "any", "the token is in the log");
+    }
+    // as long as a head can be
+    assert.equal(await tokens.status("a".repeat(11_000)), 407);
+    assert.equal(await tokens.status("a".repeat(64 * 1024)), 431);
+  });
+
+  it("closes the connection of an agent with a wrong token with 401, and says why in its log alone", async () => {
+    await using tokens = await TokenSite.start();
+    const { key, site, proxy } = tokens;
+    const wrong: [token: string, reason: RegExp][] = [
+      [await makeTokenKey().sign({ role: "agent" }), /signature is by none/],
+      [await key.sign(), /has the role "client", and was shown by an agent/],
+      [await key.sign({ role: "agent", durationMs: -60_000 }), /expired at/],
+    ];
+    for (const [index, [token, reason]] of wrong.entries()) {
+      await using agent = site.start(AGENT, tokens.agentArgs(token));
+      const entry = await agent.waitFor("not connected");
+      assert.match(String(entry.reason), /: 401 authentication failed;/);
+      agent.signal("SIGKILL");
+      const refused = await proxy.waitFor("agent refused", {}, index + 1);
+      assert.match(String(refused.reason), reason);
+    }
+  });
+
+  it("lets clients reach what their token and the agent's allow", async () => {
+    await using tokens = await TokenSite.start();
+    const { addresses, origin, key } = tokens;
+    await tokens.startAgent(await key.sign({ role: "agent", allow: [origin.authority] }));
+    const refused = async (authority: string, password: string) => {
+      const { status, body } = await ask(addresses.clients, connectHead(authority, undefined, password));
+      return `${status} ${body}`;
+    };
+    const allowed = await key.sign({ allow: ["127.0.0.1"] });
+    using _tunnel = await openTunnel(addresses.clients, origin.authority, { password: allowed });
+    assert.equal(await refused("127.0.0.1:1", allowed), "403 127.0.0.1:1 is not on the allow-list of the agent's credentials\n");
+    const elsewhere = await key.sign({ allow: ["*.zone"] });
+    assert.equal(await refused(origin.authority, elsewhere), `403 ${origin.authority} is not on the allow-list of the credentials\n`);
+  });
+
+  it("is not started with key files that cannot be used: exit code 2, and the file is named", async () => {
+    await using site = await Site.create();
+    const wrong: [file: string, named: RegExp][] = [
+      ["/nonexistent/key.pem", /--auth\.jwt\.public-key "\/nonexistent\/key\.pem"/],
+      [site.folder.path, /--auth\.jwt\.public-key ".*": it is a directory/],
+      [site.folder.write("none.pem", ""), /--auth\.jwt\.public-key ".*none\.pem": it has no public key/],
+      [site.folder.write("private.pem", makeTokenKey().privatePem), /--auth\.jwt\.public-key ".*private\.pem": it has a private key/],
+    ];
+    for (const [file, named] of wrong) {
+      for (const check of [[], ["--check-config"]]) {
+        const { exitCode, stderr } = await runToEnd(PROXY, [
+          ...site.proxyArgs(),
+          "--auth.type=jwt",
+          `--auth.jwt.public-key=${file}`,
+          ...check,
+        ]);
+        assert.match(stderr, named);
+        assert.equal(exitCode, 2, stderr);
+      }
+    }
+  });
+});
+
+describe("a token that", () => {
+  it("expires ends its agent's connection, and with on-expiry close its client's tunnel", async () => {
+    await using tokens = await TokenSite.start(["--auth.jwt.on-expiry=close"]);
+    const { key, proxy, addresses, origin } = tokens;
+    const [short, long] = [await key.sign({ durationMs: 4_000 }), await key.sign()];
+    await tokens.startAgent(await key.sign({ role: "agent" }));
+    using tunnel = await openTunnel(addresses.clients, origin.authority, { password: short });
+    using other = await openTunnel(addresses.clients, origin.authority, { password: long });
+    using server = await origin.accept();
+    using otherServer = await origin.accept();
+    assert.equal(await tunnel.ending(), "ECONNRESET");
+    assert.ok(Date.now() >= decodeJwt(short).exp! * 1000, "It ended before its time");
+    await proxy.waitFor("request", { status: 200, jti: decodeJwt(short).jti, reason: "The token has expired" });
+    assert.equal(await tokens.status(short), 407);
+
+    const agentToken = await key.sign({ role: "agent", agentId: "4712", durationMs: 4_000 });
+    const agent = await tokens.startAgent(agentToken, "4712");
+    const { reason } = await agent.waitFor("not connected");
+    assert.match(String(reason), /401 credentials no longer accepted/);
+    assert.ok(Date.now() >= decodeJwt(agentToken).exp! * 1000, "It ended before its time");
+    await proxy.waitFor("agent disconnected", { jti: decodeJwt(agentToken).jti, reason: "closed by the proxy: 401 The token has expired" });
+    // nobody gets back with it, and nobody else is harmed
+    await proxy.waitFor("agent refused");
+    assert.equal(await server.ending(), "ECONNRESET");
+    await other.write("ping");
+    assert.equal((await otherServer.read(4)).toString(), "ping");
+  });
+
+  it("expires leaves its client's tunnel alone by default", async () => {
+    await using tokens = await TokenSite.start();
+    const { key, proxy, addresses, origin } = tokens;
+    await tokens.startAgent(await key.sign({ role: "agent" }));
+    using tunnel = await openTunnel(addresses.clients, origin.authority, { password: await key.sign({ durationMs: 3_000 }) });
+    using server = await origin.accept();
+    // an agent whose token expires later tells that the time has passed
+    await tokens.startAgent(await key.sign({ role: "agent", agentId: "4712", durationMs: 4_000 }), "4712");
+    await proxy.waitFor("agent disconnected", { agent: "4712" });
+    await tunnel.write("ping");
+    assert.equal((await server.read(4)).toString(), "ping");
+  });
+
+  it("is revoked ends its agent's connection and its client's tunnel, and is refused from then on", async () => {
+    await using tokens = await TokenSite.start(["--auth.jwt.revocation-file=FOLDER/revoked"], { revoked: "" });
+    const { key, proxy, addresses, origin } = tokens;
+    const [agentToken, first, second] = [await key.sign({ role: "agent" }), await key.sign(), await key.sign()];
+    const agent = await tokens.startAgent(agentToken);
+    using tunnel = await openTunnel(addresses.clients, origin.authority, { password: first });
+    using other = await openTunnel(addresses.clients, origin.authority, { password: second });
+    using server = await origin.accept();
+    tokens.replace("revoked", `${decodeJwt(first).jti} # left\n`);
+    assert.equal(await tunnel.ending(), "ECONNRESET");
+    assert.equal(await server.ending(), "ECONNRESET");
+    await proxy.waitFor("request", { status: 200, jti: decodeJwt(first).jti, reason: "The token is revoked" });
+    assert.equal(await tokens.status(first), 407);
+    assert.deepEqual(agent.logged("not connected"), []);
+    tokens.replace("revoked", `${decodeJwt(first).jti}\n${decodeJwt(agentToken).jti}\n`);
+    await proxy.waitFor("agent disconnected", { reason: "closed by the proxy: 401 The token is revoked" });
+    assert.equal(await other.ending(), "ECONNRESET");
+    await agent.waitFor("not connected");
+    assert.equal(await tokens.status(second), 502);
+  });
+
+  it("is by a key that is removed ends, and one by the new key goes on", async () => {
+    await using tokens = await TokenSite.start();
+    const { key, proxy, addresses, origin } = tokens;
+    const fresh = makeTokenKey();
+    const file = tokens.site.folder.write("agent.jwt", await key.sign({ role: "agent" }));
+    const agent = await tokens.startAgent(`file:${file}`);
+    tokens.replace("public.pem", key.publicPem + fresh.publicPem);
+    await proxy.waitFor("token keys changed", { keys: 2 });
+    using old = await openTunnel(addresses.clients, origin.authority, { password: await key.sign() });
+    tokens.replace("agent.jwt", await fresh.sign({ role: "agent" }));
+    tokens.replace("public.pem", fresh.publicPem);
+    assert.equal(await old.ending(), "ECONNRESET");
+    await proxy.waitFor("agent disconnected", { reason: "closed by the proxy: 401 The public key of the token was removed" });
+    // the agent reads its token anew
+    await agent.waitFor("connected", {}, 2);
+    using _tunnel = await openTunnel(addresses.clients, origin.authority, { password: await fresh.sign() });
+    assert.equal(await tokens.status(await key.sign()), 407);
+  });
+});
+
+describe("agent with a token", () => {
+  it("is not started without one, or with a file that is missing or holds none: exit code 2, without any of it", async () => {
+    await using site = await Site.create();
+    const token = await makeTokenKey().sign();
+    const wrong: [args: string[], named: RegExp][] = [
+      [[], /--auth\.jwt\.token is needed/],
+      [["--auth.jwt.token=hunter2"], /--auth\.jwt\.token: it is no JWT/],
+      [["--auth.jwt.token=file:/nonexistent/jwt"], /--auth\.jwt\.token: .*\/nonexistent\/jwt/],
+      [[`--auth.jwt.token=file:${site.folder.path}`], /--auth\.jwt\.token: .*directory/],
+      [[`--auth.jwt.token=file:${site.folder.write("empty", "\n")}`], /--auth\.jwt\.token file:.*empty: it is empty/],
+      [[`--auth.jwt.token=file:${site.folder.write("half", token.slice(0, 40))}`], /--auth\.jwt\.token file:.*half: it holds no JWT/],
+      [[`--auth.jwt.token=${"a".repeat(64 * 1024)}`], /65536 bytes/],
+    ];
+    for (const [args, named] of wrong) {
+      const { exitCode, stderr } = await runToEnd(AGENT, ["--auth.type=jwt", ...args]);
+      assert.match(stderr, named);
+      assert.equal(exitCode, 2, stderr);
+      assert.ok(!/hunter2|aaaa/.test(stderr) && !stderr.includes(token.slice(0, 20)), stderr);
+    }
+  });
+
+  it("goes on trying while its file is missing, and never logs what was in it", async () => {
+    await using tokens = await TokenSite.start(["--auth.jwt.revocation-file=FOLDER/revoked"], { revoked: "" });
+    const { key, site, proxy } = tokens;
+    const token = await key.sign({ role: "agent" });
+    const file = site.folder.write("agent.jwt", `${token}\n`);
+    const agent = await tokens.startAgent(`file:${file}`);
+    rmSync(file);
+    tokens.replace("revoked", `${decodeJwt(token).jti}\n`);
+    await proxy.waitFor("agent disconnected");
+    for (let count = 1; !/agent\.jwt/.test(String((await agent.waitFor("not connected", {}, count)).reason)); count++);
+    const renewed = await key.sign({ role: "agent" });
+    tokens.replace("agent.jwt", renewed);
+    await agent.waitFor("connected", {}, 2);
+    const logs = JSON.stringify([agent.entries, proxy.entries]);
+    for (const secret of [token, renewed]) assert.ok(!logs.includes(secret.split(".")[2]!), "a token is in the log");
+  });
+});
