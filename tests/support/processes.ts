@@ -10,8 +10,6 @@ import { type Authority, makeAuthority } from "./certificates.ts";
 /** The folder of the sources. */
 export const ROOT = join(import.meta.dirname!, "..", "..");
 export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
-/** All commands in one. */
-export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
 export const AGENT = join(ROOT, "dist", "reverse-http-agent");
 /** All of them in one. */
 export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
