@@ -17,6 +17,8 @@ need python3 python3
 need go golang-go
 need chromium chromium
 python3 -c 'import requests' 2> /dev/null || /usr/bin/python3 -c 'import requests' 2> /dev/null || missing+=(python3-requests)
+need memcached memcached
+need redis-server redis-server
 
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive

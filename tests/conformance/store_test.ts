@@ -1,0 +1,321 @@
+// The contract of the store, held against every store there is, on real servers; and what becomes of it when a server misbehaves.
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { createServer, type Server, type Socket } from "node:net";
+import { after, before, describe, it } from "node:test";
+import { createMemcachedStore, placeOf } from "../../shared/store/memcached.ts";
+import { createMemoryStore } from "../../shared/store/memory.ts";
+import { createRedisStore } from "../../shared/store/redis.ts";
+import type { StoreEvents } from "../../shared/store/guard.ts";
+import { type Store, StoreError } from "../../shared/store/store.ts";
+import { Folder, writeCertificates } from "../support/processes.ts";
+import { freePort, StoreServer } from "../support/store_servers.ts";
+
+const [ONE, TWO] = ["proxy-1:3128", "proxy-2:3128"] as const;
+const TIMEOUT_MS = 500;
+const PAUSE_MS = 100;
+
+type Kind = "memcached" | "redis";
+
+function openStore(kind: Kind, addresses: readonly string[], events: StoreEvents = {}, ttlMs = 30_000): Store {
+  const options = { ...events, timeoutMs: TIMEOUT_MS, ttlMs, maxPauseMs: PAUSE_MS };
+  return kind === "memcached"
+    ? createMemcachedStore({ ...options, addresses })
+    : createRedisStore({ ...options, url: `redis://${addresses[0]}` });
+}
+
+/** Asks again and again until `check` holds. */
+async function until(check: () => Promise<boolean>, what: string): Promise<void> {
+  const deadline = performance.now() + 20_000;
+  while (!await check()) {
+    if (performance.now() > deadline) throw new Error(`It never came to pass that ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+const works = (store: Store) =>
+  until(() => store.set("probe", ONE).then(() => true, () => false), "the store takes an entry").then(async () =>
+    assert.equal(await store.lookup("probe"), ONE)
+  );
+
+/** Every test has ids of its own. */
+const freshId = () => `agent-${randomBytes(6).toString("hex")}`;
+
+function suite(open: (ttlMs: number) => Store): void {
+  it("has no address of an agent that nobody set", async () => {
+    assert.equal(await open(30_000).lookup(freshId()), undefined);
+  });
+
+  it("tells everybody who shares it what was set last", async () => {
+    const [one, two, id] = [open(30_000), open(30_000), freshId()];
+    await one.set(id, ONE);
+    assert.equal(await two.lookup(id), ONE);
+    await two.set(id, TWO);
+    assert.equal(await one.lookup(id), TWO);
+  });
+
+  it("takes every id that an agent may have", async () => {
+    const store = open(30_000);
+    for (const id of ["7", "x".repeat(250), "ä€😀".repeat(27), "get", "noreply", "0", "-1", "a/b?c=d", '"', "__proto__", "{slot}"]) {
+      await store.set(id, ONE);
+      assert.equal(await store.lookup(id), ONE, id);
+      await store.renew(id, ONE);
+      assert.equal(await store.lookup(id), ONE, id);
+    }
+  });
+
+  it("adds an entry that is missing when it is renewed", async () => {
+    const [store, id] = [open(30_000), freshId()];
+    await store.renew(id, ONE);
+    assert.equal(await store.lookup(id), ONE);
+  });
+
+  it("leaves another proxy's entry alone when it is renewed", async () => {
+    const [store, id] = [open(30_000), freshId()];
+    await store.set(id, TWO);
+    await store.renew(id, ONE);
+    assert.equal(await store.lookup(id), TWO);
+  });
+
+  it("forgets an entry that nobody renews", async () => {
+    const [store, id] = [open(1_000), freshId()];
+    await store.set(id, ONE);
+    await until(async () => await store.lookup(id) === undefined, "the entry is gone");
+  });
+
+  it("keeps an entry for as long as it is renewed, and gives it to whoever else renews after that", async () => {
+    const [store, id] = [open(2_000), freshId()];
+    await store.set(id, ONE);
+    for (const end = performance.now() + 4_500; performance.now() < end;) {
+      await store.renew(id, TWO);
+      await store.renew(id, ONE);
+      assert.equal(await store.lookup(id), ONE);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    // proxy 1 no longer holds it: what proxy 2 does must not prolong the life of the entry
+    await until(async () => {
+      await store.renew(id, TWO);
+      return await store.lookup(id) === TWO;
+    }, "the entry is proxy 2's");
+  });
+
+  it("has one of two addresses when two proxies race for it, and both renew it without harm", async () => {
+    const [one, two] = [open(30_000), open(30_000)];
+    for (let round = 0; round < 20; round++) {
+      const id = freshId();
+      const calls = [one.set(id, ONE), two.set(id, TWO), one.renew(id, ONE), two.renew(id, TWO)];
+      await Promise.all(round % 2 ? calls : calls.slice(2));
+      const first = await one.lookup(id);
+      assert.ok(first === ONE || first === TWO, String(first));
+      await Promise.all([one.renew(id, ONE), two.renew(id, TWO)]);
+      assert.equal(await two.lookup(id), first);
+    }
+  });
+
+  it("keeps a thousand entries under way at once apart", async () => {
+    const store = open(30_000);
+    const ids = Array.from({ length: 1_000 }, freshId);
+    await Promise.all(ids.map((id, i) => store.set(id, `proxy:${i + 1}`)));
+    assert.deepEqual(await Promise.all(ids.map((id) => store.lookup(id))), ids.map((_, i) => `proxy:${i + 1}`));
+  });
+}
+
+describe("memory store", () => {
+  const shared = new Map<number, Store>();
+  suite((ttlMs) => {
+    const store = shared.get(ttlMs) ?? createMemoryStore({ ttlMs });
+    shared.set(ttlMs, store);
+    return store;
+  });
+});
+
+for (const kind of ["memcached", "redis"] as const) {
+  describe(`${kind} store`, () => {
+    let server: StoreServer;
+    const stores: Store[] = [];
+    const open = (addresses: readonly string[], events: StoreEvents = {}, ttlMs = 30_000) => {
+      const store = openStore(kind, addresses, events, ttlMs);
+      stores.push(store);
+      return store;
+    };
+    before(async () => {
+      server = await StoreServer.start(kind);
+    });
+    after(async () => {
+      for (const store of stores) store.close();
+      await server[Symbol.asyncDispose]();
+    });
+
+    suite((ttlMs) => open([server.address], {}, ttlMs));
+
+    it("says once that its server is down, which one and why, and once that it is back", async () => {
+      await using own = await StoreServer.start(kind);
+      const changes: { name: string; up: boolean; reason?: string }[] = [];
+      const store = open([own.address], { onServer: (change) => changes.push(change) });
+      await store.set("7", ONE);
+      assert.deepEqual(changes, []);
+      await own.kill();
+      for (let round = 0; round < 20; round++) {
+        await assert.rejects(store.lookup("7"), (error) => error instanceof StoreError && error.message.includes(own.address));
+      }
+      assert.equal(changes.length, 1);
+      const { up, name, reason } = changes.at(0)!;
+      assert.deepEqual([up, name], [false, `${kind} at ${own.address}`]);
+      assert.match(String(reason), /ECONNREFUSED|given up|closed|answer/);
+      await own.restart();
+      await works(store);
+      assert.deepEqual(changes.slice(1), [{ name: `${kind} at ${own.address}`, up: true }]);
+    });
+
+    it("is full again after its server was restarted empty, once each proxy has renewed what it holds", async () => {
+      await using own = await StoreServer.start(kind);
+      const [one, two] = [open([own.address]), open([own.address])];
+      await one.set("a", ONE);
+      await two.set("b", TWO);
+      await own.restart();
+      const renewed = (store: Store, id: string, address: string) =>
+        until(() => store.renew(id, address).then(() => true, () => false), `${id} is renewed`);
+      await renewed(one, "a", ONE);
+      await renewed(two, "b", TWO);
+      assert.deepEqual([await two.lookup("a"), await one.lookup("b")], [ONE, TWO]);
+    });
+
+    it("gives up on a server that hangs, fails at once while it does, and goes on with it afterwards", async () => {
+      await using own = await StoreServer.start(kind);
+      const calls: { ok: boolean }[] = [];
+      const store = open([own.address], { onCall: (call) => calls.push(call) });
+      await store.set("7", ONE);
+      own.signal("SIGSTOP");
+      await assert.rejects(Promise.all([store.lookup("7"), store.lookup("8")]), StoreError);
+      const failed = calls.length;
+      await Promise.allSettled(Array.from({ length: 100 }, () => store.lookup("7"))); // one of them may have tried it
+      assert.ok(calls.length <= failed + 2, `${calls.length - failed} calls of 100 waited for a server that hangs`);
+      own.signal("SIGCONT");
+      await works(store);
+    });
+
+    const nonsense: Record<string, (socket: Socket) => void> = {
+      "closes at once": (socket) => socket.destroy(),
+      "sends half a reply and closes": (socket) => socket.once("data", () => socket.end(Buffer.from([0x81, 0, 0, 0, 4]))),
+      "sends random bytes": (socket) => socket.write(randomBytes(4_096)),
+      "speaks HTTP": (socket) => socket.write("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+      "floods": (socket) => {
+        const more = () => {
+          while (socket.writable && socket.write(Buffer.alloc(16_384, 0x41)));
+        };
+        socket.on("drain", more);
+        more();
+      },
+      "answers what nobody asked": (socket) => socket.write("VALUE x 0 1\r\na\r\nEND\r\n+OK\r\n$-1\r\n:1\r\n".repeat(100)),
+    };
+    for (const [what, misbehave] of Object.entries(nonsense)) {
+      it(`survives a server that ${what}, and works when a real one takes its place`, async () => {
+        await using own = await StoreServer.start(kind);
+        await own.kill();
+        const sockets = new Set<Socket>();
+        const fake: Server = createServer((socket) => {
+          sockets.add(socket);
+          socket.on("error", () => {}).on("close", () => sockets.delete(socket));
+          misbehave(socket);
+        }).listen(own.port, "127.0.0.1");
+        await once(fake, "listening");
+        const store = open([own.address]);
+        for (let round = 0; round < 3; round++) {
+          // a reply that nobody asked for may be taken for one, but never for an address
+          const [found] = await Promise.allSettled([store.lookup("7"), store.set("7", ONE), store.renew("7", ONE)]);
+          if (found.status === "fulfilled") assert.ok(found.value === undefined || found.value === "", String(found.value));
+          else assert.ok(found.reason instanceof StoreError, String(found.reason));
+        }
+        fake.close();
+        for (const socket of sockets) socket.destroy();
+        await own.restart();
+        await works(store);
+      });
+    }
+
+    it("rejects what is under way and what comes later once it is closed", async () => {
+      await using own = await StoreServer.start(kind);
+      const store = openStore(kind, [own.address]);
+      await store.set("7", ONE);
+      own.signal("SIGSTOP");
+      const pending = assert.rejects(store.lookup("7"), StoreError);
+      store.close();
+      await pending;
+      await assert.rejects(store.lookup("7"), StoreError);
+      own.signal("SIGCONT");
+    });
+  });
+}
+
+describe("memcached store on several servers", () => {
+  it("spreads its entries, and goes on with those of one server while another is down", async () => {
+    await using first = await StoreServer.start("memcached");
+    await using second = await StoreServer.start("memcached");
+    const addresses = [first.address, second.address];
+    const store = openStore("memcached", addresses);
+    try {
+      const ids = Array.from({ length: 100 }, (_, i) => String(i));
+      await Promise.all(ids.map((id) => store.set(id, ONE)));
+      const there = ids.filter((id) => placeOf(id, addresses) === 0);
+      const elsewhere = ids.filter((id) => placeOf(id, addresses) === 1);
+      assert.ok(there.length > 25 && elsewhere.length > 25, `${there.length} and ${elsewhere.length}`);
+      await second.kill();
+      for (const id of there) assert.equal(await store.lookup(id), ONE);
+      for (const id of elsewhere) await assert.rejects(store.lookup(id), StoreError);
+      for (const id of there) assert.equal(await store.lookup(id), ONE);
+    } finally {
+      store.close();
+    }
+  });
+
+  it("moves only the entries of a server that is taken away", () => {
+    const [all, fewer] = [["a:1", "b:1", "c:1"], ["a:1", "c:1"]];
+    for (let i = 0; i < 300; i++) {
+      const place = all[placeOf(String(i), all)]!;
+      if (place !== "b:1") assert.equal(fewer[placeOf(String(i), fewer)], place);
+    }
+  });
+});
+
+describe("redis store", () => {
+  it("shows its password, and keeps its entries under keys of its own", async () => {
+    await using server = await StoreServer.start("redis", ["--requirepass", "secret"]);
+    const open = (url: string) => createRedisStore({ url, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS });
+    const [store, stranger] = [open(`redis://:secret@${server.address}/0`), open(`redis://${server.address}`)];
+    try {
+      await store.set("7", ONE);
+      assert.equal(await store.lookup("7"), ONE);
+      const error = await stranger.lookup("7").catch((error) => error);
+      assert.ok(error instanceof StoreError);
+      assert.match(error.message, /NOAUTH/);
+      const wrong = open(`redis://:hush-hush@${server.address}`);
+      const refused = await wrong.lookup("7").catch((error) => error);
+      assert.ok(refused instanceof StoreError);
+      assert.ok(!refused.message.includes("hush-hush"), refused.message);
+      wrong.close();
+    } finally {
+      store.close();
+      stranger.close();
+    }
+  });
+
+  it("speaks TLS to a server of the authority it is given, and to no other", async () => {
+    using folder = new Folder();
+    const files = await writeCertificates(folder);
+    const tlsPort = await freePort();
+    const args = ["--tls-port", String(tlsPort), "--tls-cert-file", files.cert, "--tls-key-file", files.key];
+    await using _server = await StoreServer.start("redis", [...args, "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "no"]);
+    const open = (ca?: string) => createRedisStore({ url: `rediss://127.0.0.1:${tlsPort}`, ca, timeoutMs: 5_000, ttlMs: 30_000 });
+    const [trusting, stranger] = [open(readFileSync(files.ca, "utf8")), open()];
+    try {
+      await trusting.set("7", ONE);
+      assert.equal(await trusting.lookup("7"), ONE);
+      await assert.rejects(stranger.lookup("7"), (error) => error instanceof StoreError && /certificate|issuer/i.test(error.message));
+    } finally {
+      trusting.close();
+      stranger.close();
+    }
+  });
+});

@@ -1,0 +1,89 @@
+// Real memcached and Redis servers on loopback, as processes of one test.
+import { once } from "node:events";
+import { connect, createServer } from "node:net";
+import { type Ended, Program } from "./processes.ts";
+
+/** What no wait may take: reached only by a test that fails. */
+const PATIENCE_MS = 10_000;
+
+/** A port that nobody listens on just now. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  server.close();
+  await once(server, "close");
+  if (address === null || typeof address === "string") throw new Error("There is no port");
+  return address.port;
+}
+
+async function answers(port: number): Promise<boolean> {
+  const socket = connect(port, "127.0.0.1");
+  try {
+    return await new Promise((resolve) => socket.once("connect", () => resolve(true)).once("error", () => resolve(false)));
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** One server that can be killed, and started anew and empty on the same port; `await using` ends it. */
+export class StoreServer implements AsyncDisposable {
+  #program: Program;
+  private constructor(readonly kind: "memcached" | "redis", readonly port: number, readonly args: readonly string[]) {
+    this.#program = this.#launch();
+  }
+
+  static async start(kind: "memcached" | "redis", args: readonly string[] = []): Promise<StoreServer> {
+    for (let attempt = 1;; attempt++) {
+      const server = new StoreServer(kind, await freePort(), args);
+      try {
+        await server.#ready();
+        return server;
+      } catch (error) {
+        await server[Symbol.asyncDispose]();
+        if (attempt === 3) throw error; // somebody else took the port in between
+      }
+    }
+  }
+
+  #launch(): Program {
+    const port = String(this.port);
+    return this.kind === "memcached"
+      ? new Program("/usr/bin/memcached", ["-u", "root", "-l", "127.0.0.1", "-p", port, "-U", "0", "-m", "64", ...this.args])
+      : new Program("/usr/bin/redis-server", ["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", ...this.args]);
+  }
+
+  async #ready(): Promise<void> {
+    let ended: Ended | undefined;
+    void this.#program.ended.then((end) => ended = end);
+    const deadline = performance.now() + PATIENCE_MS;
+    while (!await answers(this.port)) {
+      if (ended) throw new Error(`${this.kind} has ended: ${ended.stdout}${ended.stderr}`);
+      if (performance.now() > deadline) throw new Error(`${this.kind} does not answer`);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+
+  get address(): string {
+    return `127.0.0.1:${this.port}`;
+  }
+
+  signal(name: "SIGSTOP" | "SIGCONT"): void {
+    this.#program.signal(name);
+  }
+
+  async kill(): Promise<void> {
+    await this.#program[Symbol.asyncDispose]();
+  }
+
+  /** Starts it again, empty. */
+  async restart(): Promise<void> {
+    await this.kill();
+    this.#program = this.#launch();
+    await this.#ready();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+  }
+}
