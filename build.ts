@@ -7,7 +7,12 @@ import process from "node:process";
 const root = import.meta.dirname!;
 const addon = join(root, "native", "reverse-http.node");
 
-const EXECUTABLES = { "reverse-http": "main.ts", "reverse-http-proxy": "proxy/main.ts", "reverse-http-agent": "agent/main.ts" };
+const EXECUTABLES = {
+  "reverse-http": "main.ts",
+  "reverse-http-proxy": "proxy/main.ts",
+  "reverse-http-agent": "agent/main.ts",
+  "reverse-http-lb": "lb/main.ts",
+};
 
 /** Where the sources load the addon's file, executables carry it. */
 const embedAddon: Bun.BunPlugin = {

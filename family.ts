@@ -1,5 +1,6 @@
 // The options of all services, for what knows them all: executables, documents, tests.
 import { agentOptions } from "./agent/options.ts";
+import { lbOptions } from "./lb/options.ts";
 import { proxyOptions } from "./proxy/options.ts";
 
-export const FAMILY = { proxy: proxyOptions, agent: agentOptions };
+export const FAMILY = { proxy: proxyOptions, agent: agentOptions, lb: lbOptions };

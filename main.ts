@@ -3,6 +3,7 @@ import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
 import { FAMILY } from "./family.ts";
 import { proxyCommand } from "./proxy/command.ts";
+import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/auth/command.ts";
 import { run } from "./shared/cli/run.ts";
 import { createNativeNet } from "./shared/net/native.ts";
@@ -16,6 +17,7 @@ await run({
     commands: [
       proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.())),
       agentCommand(createNativeNet),
+      lbCommand(createNativeNet),
       authCommand,
     ],
   },

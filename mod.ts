@@ -1,5 +1,6 @@
 /**
- * A reverse HTTP proxy over QUIC, for embedding: {@link startProxy} and {@link startAgent}, with the options of the command line.
+ * A reverse HTTP proxy over QUIC, for embedding: {@link startProxy}, {@link startAgent} and {@link startLoadBalancer}, with the options of
+ * the command line.
  *
  * ```ts ignore
  * const proxy = await startProxy(
@@ -15,6 +16,8 @@
  */
 import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
 import { type AgentOptions, agentOptions } from "./agent/options.ts";
+import { type LoadBalancer, startLoadBalancer as startLoadBalancerWith } from "./lb/lb.ts";
+import { lbOptions, type LoadBalancerOptions } from "./lb/options.ts";
 import type { AgentEvents } from "./proxy/agent_server.ts";
 import { type Proxy, startProxy as startProxyWith } from "./proxy/proxy.ts";
 import { type ProxyOptions, proxyOptions } from "./proxy/options.ts";
@@ -24,6 +27,7 @@ import { type PartialValues, withDefaults } from "./shared/cli/defaults.ts";
 import { type Logger, silentLogger } from "./shared/log.ts";
 import { createNativeNet } from "./shared/net/native.ts";
 import type { Net } from "./shared/net/types.ts";
+import type { Store } from "./shared/store/store.ts";
 
 export { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, type Peer } from "./shared/auth/authenticator.ts";
 export type { Applicant, Authenticate } from "./shared/auth/hook.ts";
@@ -43,7 +47,9 @@ export {
 export { NetError, type NetErrorCode, type NetErrorDetails } from "./shared/net/errors.ts";
 export { createNativeNet, type NativeNetOptions } from "./shared/net/native.ts";
 export type * from "./shared/net/types.ts";
-export type { Agent, AgentEvents, AgentOptions, PartialValues, Proxy, ProxyOptions };
+export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
+export { type Store, StoreError } from "./shared/store/store.ts";
+export type { Agent, AgentEvents, AgentOptions, LoadBalancer, LoadBalancerOptions, PartialValues, Proxy, ProxyOptions };
 
 /** What a program may give the proxy besides its options. */
 export interface ProxyHooks extends AgentEvents {
@@ -57,6 +63,22 @@ export interface ProxyHooks extends AgentEvents {
   net?: Net;
   /** Directory for state where `stateDir` names none: the proxy's self-signed certificate. Default: nothing is kept. */
   stateDirectory?: string;
+  /** Where to tell which agents are here, in place of the store that `store.type` names. It is not closed with the proxy. */
+  store?: Store;
+}
+
+/** What a program may give the load balancer besides its options. */
+export interface LoadBalancerHooks {
+  /** Finds out who clients are, in place of the scheme that `auth.type` names. */
+  authenticate?: Authenticate;
+  /** The same with all that an authenticator can do; not together with `authenticate`. */
+  authenticator?: Authenticator;
+  /** Where proxies tell which agents they hold, in place of the store that `store.type` names. It is not closed with the load balancer. */
+  store?: Store;
+  /** Takes what is logged. Default: nothing is. */
+  log?: Logger;
+  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  net?: Net;
 }
 
 /** What a program may give the agent besides its options. */
@@ -90,6 +112,21 @@ export async function startProxy(options: PartialValues<ProxyOptions>, hooks: Pr
 export async function startAgent(options: PartialValues<AgentOptions>, hooks: AgentHooks = {}): Promise<Agent> {
   const { net = createNativeNet(), log = silentLogger, ...others } = hooks;
   return await startAgentWith(withDefaults(agentOptions, options), { ...others, net, log });
+}
+
+/**
+ * Starts a load balancer before proxies that share a store; it listens when the promise resolves. Options left out have the defaults of the
+ * command line. In one process, proxies and a load balancer can share {@link createMemoryStore}.
+ * @throws {ConfigError} for options that cannot be used, before anything is opened
+ * @throws {NetError} when an address cannot be listened on
+ */
+export async function startLoadBalancer(
+  options: PartialValues<LoadBalancerOptions>,
+  hooks: LoadBalancerHooks = {},
+): Promise<LoadBalancer> {
+  const { authenticate, net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  const authenticator = authenticate ? createHookAuthenticator(authenticate) : hooks.authenticator;
+  return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator, net, log });
 }
 
 // run directly, it is the executable; a program that imports it does not load the command line

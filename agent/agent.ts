@@ -1,10 +1,12 @@
 // Puts the agent together: connections to proxies, each kept by a keeper, and what is served through them.
 import { lookup } from "node:dns/promises";
 import { hostname } from "node:os";
+import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
 import { createAllowList } from "../shared/allow_list.ts";
 import { Backoff } from "../shared/backoff.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
+import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
 import { openClientTls, refreshTls } from "../shared/tls/files.ts";
 import { VERSION } from "../shared/version.ts";
@@ -35,6 +37,8 @@ export interface AgentDeps {
 
 /** A running agent. */
 export interface Agent {
+  /** TCP address bound for those who operate it, where `admin.listenAddress` asks for one. */
+  readonly adminAddress?: string;
   /** Addresses of the proxies it is connected to. */
   readonly proxies: readonly string[];
   /**
@@ -48,19 +52,33 @@ export interface Agent {
 
 /** Below the proxy's default dial-timeout of 10 s, so that the client hears of the agent's time-out rather than of the proxy's. */
 const CONNECT_TIMEOUT_MS = 9_000;
+const NOT_CONNECTED = "there is no connection to a proxy";
 /** Connections whose proxy wants to be left; one more, and the oldest is closed. */
 const MAX_LEAVING = 8;
 
 /**
  * Starts an agent. Resolves at once: it goes on connecting until it is closed.
  * @throws {ConfigError} for options that cannot be used
+ * @throws {NetError} when the address for those who operate it cannot be listened on
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, log, random = Math.random } = deps;
   const { serverAddress, connections, hostWhitelist, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
-  const tunnels: TunnelOptions = { net, log, allowList: createAllowList(hostWhitelist), connectTimeoutMs: CONNECT_TIMEOUT_MS };
+  const sessions = new Set<Session>();
+  const operated = observe(agentId, sessions, () => tls.current.cert);
+  const { health } = operated;
+  const listener = await listenAdmin(net, options.admin.listenAddress);
+  const admin = listener && startAdmin({ ...operated, listener });
+  if (admin) log.info("listening", { admin: admin.address });
+  const tunnels: TunnelOptions = {
+    net,
+    log,
+    allowList: createAllowList(hostWhitelist),
+    connectTimeoutMs: CONNECT_TIMEOUT_MS,
+    onEnd: (end) => operated.tunnels.ended(end),
+  };
   const hello: Hello = {
     version: `reverse-http/${VERSION}`,
     instance: crypto.randomUUID(),
@@ -69,7 +87,6 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   };
   const stopping = new AbortController();
   const { signal } = stopping;
-  const sessions = new Set<Session>();
 
   const open = async (target: Target): Promise<Session> => {
     await tls.reload();
@@ -85,10 +102,12 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const onConnected = (session: Session): void => {
     const { remote } = session;
     sessions.add(session);
+    health.readyAgain("proxy");
     log.info("connected", { proxy: remote, agent: agentId });
     deps.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);
+      if (sessions.size === 0) health.notReady("proxy", NOT_CONNECTED);
       deps.onDisconnected?.({ remote, reason: describeEnd(closed) });
     });
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
@@ -111,12 +130,14 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     await refreshing.close();
     await Promise.all(keepers);
     await Promise.all([...sessions].map(({ closed }) => closed));
+    await admin?.close();
     log.info("stopped");
   };
   let [draining, closing]: Promise<void>[] = [];
   const drain = async (timeoutMs: number): Promise<void> => {
     const open = [...sessions];
     log.info("draining", { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs });
+    health.notReady("draining");
     stopping.abort();
     let timer: ReturnType<typeof setTimeout> | undefined;
     const late = new Promise((resolve) => timer = setTimeout(resolve, timeoutMs));
@@ -125,6 +146,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     await (closing ??= close());
   };
   return {
+    adminAddress: admin?.address,
     get proxies() {
       return [...sessions].map(({ remote }) => remote);
     },
@@ -141,6 +163,24 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
 export async function checkAgentOptions(options: AgentOptions): Promise<Credentials> {
   await openClientTls("agent-client.tls", options.agentClient.tls, silentLogger);
   return await readCredentials(options.auth);
+}
+
+/** What those who operate it can see. */
+function observe(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
+  const metrics = new Metrics("agent");
+  metrics.gauge("reverse_http_proxies", "Connections to proxies.", () => sessions.size);
+  metrics.quic(() => sessions);
+  metrics.watchCertificate("proxies", certificate);
+  const open = () => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0);
+  const health = new Health();
+  health.notReady("proxy", NOT_CONNECTED);
+  const agents = () =>
+    [...sessions].map((session) => ({
+      id: agentId,
+      address: session.remote,
+      ...reportOf(session.since, session.tunnels, session.stats()),
+    }));
+  return { metrics, health, agents, tunnels: metrics.tunnels(open) };
 }
 
 async function resolveName(host: string): Promise<string[]> {

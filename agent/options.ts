@@ -1,5 +1,5 @@
 // The agent's options, each once.
-import { checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cli/common_options.ts";
+import { adminOptions, checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
@@ -56,6 +56,7 @@ export const agentOptions = defineOptions({
     description: "The agent's token, or file:NAME, which is read at every connect.",
   },
   ...drainOptions,
+  ...adminOptions,
   ...logOptions,
 });
 

@@ -4,7 +4,7 @@ import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, controlFrames } from ".
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection } from "../shared/net/types.ts";
+import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats } from "../shared/net/types.ts";
 import type { Target } from "./targets.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
@@ -34,6 +34,7 @@ const HEARD_TIMEOUT_MS = 1_000;
 /** A connection that the proxy has accepted. */
 export class Session {
   readonly remote: string;
+  readonly since = new Date();
   /** Resolves when it is no more. */
   readonly closed: Promise<QuicClosed>;
   /** Resolves when the proxy asks to connect elsewhere; never, where it doesn't. */
@@ -100,6 +101,10 @@ export class Session {
   /** Tunnels open. */
   get tunnels(): number {
     return this.#open.size;
+  }
+
+  stats(): QuicStats {
+    return this.#connection.stats();
   }
 
   async #serve(): Promise<QuicClosed> {

@@ -3,6 +3,7 @@ import type { AllowList } from "../shared/allow_list.ts";
 import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import type { Logger } from "../shared/log.ts";
+import type { TunnelEnd } from "../shared/metrics.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { Incoming, Net } from "../shared/net/types.ts";
 
@@ -12,6 +13,8 @@ export interface TunnelOptions {
   log: Logger;
   /** Longest wait in milliseconds for the connection to the destination. */
   connectTimeoutMs: number;
+  /** A request is over. */
+  onEnd?: (end: TunnelEnd) => void;
 }
 
 const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
@@ -41,6 +44,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const reason = broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
     const totalMs = round(performance.now() - startedAt);
     log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
+    options.onEnd?.({ status: 200, error: broken && "connection_terminated", setupMs, sent: aToB, received: bToA });
   } catch (cause) {
     const refusal = asRefusal(cause);
     const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
@@ -49,6 +53,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     } else log.info("tunnel refused", { id, destination, status: refusal.status, reason });
     await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone, and with it whoever asked
     stream.close();
+    options.onEnd?.({ status: refusal.status, error: refusal.error, sent: 0, received: 0 });
   }
 }
 

@@ -6,6 +6,7 @@ import { CloseCode, hasControl, receiveCredentials, receiveHello } from "../shar
 import { MAX_SPREAD_MS, MessageError } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
+import type { Announcer } from "../shared/store/announcer.ts";
 import type { QuicConnection, QuicListener } from "../shared/net/types.ts";
 import { AgentRegistry, type HeldAgent } from "./agent_registry.ts";
 
@@ -22,6 +23,10 @@ export interface AgentServerOptions extends AgentEvents {
   authenticator: Authenticator;
   /** Whether several agents may have one id. */
   multiple: boolean;
+  /** Tells others which agents are here. Nobody waits for it. */
+  announcer?: Announcer;
+  /** What became of a connection that had completed its handshake. */
+  onOutcome?: (outcome: "accepted" | "refused") => void;
   log: Logger;
 }
 
@@ -61,8 +66,14 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
   const settle = (agent: HeldAgent): void => leaving.get(agent)?.();
 
+  /** A connection of the agent takes no more tunnels: where it was the last, others need not come for it. */
+  const withdraw = ({ identity: { agentId } }: HeldAgent): void => {
+    if (!agents.holds(agentId)) options.announcer?.remove(agentId);
+  };
+
   const register = (agent: HeldAgent): void => {
     const replaced = agents.add(agent);
+    options.announcer?.add(agent.identity.agentId);
     // after that: whoever asks for the agent in between gets the new one
     for (const old of replaced) {
       agents.remove(old);
@@ -78,6 +89,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
           if (agent.goneAway) return;
           log.info("agent takes no more tunnels", { agent: agent.identity.agentId, remote });
           agent.goneAway = true;
+          withdraw(agent);
           settle(agent);
         },
         onMoved: settle,
@@ -86,15 +98,18 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       const { agentId: id, tokenId: jti } = agent.identity;
       const { version, host } = agent.hello ?? {};
       log.info("agent connected", { agent: id, jti, remote, version, host });
+      options.onOutcome?.("accepted");
       options.onAgentConnected?.({ id, remote });
       if (isSendingAway) void sendAway(agent);
       const [why] = await Promise.all([endOf(agent), serveControl()]);
       agents.remove(agent);
+      withdraw(agent);
       settle(agent);
       leaving.delete(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
       options.onAgentDisconnected?.({ id, remote, reason: why });
     } catch (error) {
+      options.onOutcome?.("refused");
       refuse(connection, error, log);
     }
   };

@@ -1,8 +1,15 @@
 // The proxy's options, each once.
-import { authOptions, checkPatterns, drainDelayOptions, drainOptions, frontTlsOptions, logOptions } from "../shared/cli/common_options.ts";
+import {
+  adminOptions,
+  authOptions,
+  checkPatterns,
+  drainDelayOptions,
+  drainOptions,
+  frontTlsOptions,
+  logOptions,
+} from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
-
-const STORE = "The shared store";
+import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
@@ -48,17 +55,16 @@ export const proxyOptions = defineOptions({
   "store.type": {
     kind: "string",
     default: "none",
-    choices: ["none", "memcached"],
-    notBuilt: STORE,
-    description: "Where proxies tell each other which agents they hold.",
+    choices: ["none", "memcached", "redis"],
+    description: "Where proxies tell lb which agents they hold.",
   },
   "store.http-proxy-address": {
-    kind: "string",
-    notBuilt: STORE,
-    description: "Where lb reaches this proxy; by default the listen address.",
+    kind: "address",
+    description: "Where lb reaches this proxy; by default the listen address, with this host's name where that has none.",
+    check: (address) => /^:|:0$/.test(address) ? `${JSON.stringify(address)} lacks a host or a port to connect to` : undefined,
   },
-  "store.memcached.address": { kind: "string", default: "localhost:11211", notBuilt: STORE, description: "Address of memcached." },
-  "store.memcached.timeout": { kind: "duration", default: "1s", notBuilt: STORE, description: "Longest wait for memcached." },
+  "store.ttl": STORE_TTL,
+  ...storeServerOptions,
   "state-dir": {
     kind: "file",
     description:
@@ -66,6 +72,7 @@ export const proxyOptions = defineOptions({
   },
   ...drainDelayOptions,
   ...drainOptions,
+  ...adminOptions,
   ...logOptions,
 });
 

@@ -1,21 +1,28 @@
 // Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
+import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
 import { createAllowList } from "../shared/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
-import { type DialRequest, startFront } from "../shared/front/front.ts";
+import { type DialRequest, type Front, startFront } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
-import { type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { parseProxyStatus, Refusal } from "../shared/http/status.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
+import { Metrics } from "../shared/metrics.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Duplex, Net } from "../shared/net/types.ts";
+import type { Duplex, ListenQuicOptions, Net, QuicListener, TcpListener } from "../shared/net/types.ts";
+import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
+import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
+import type { Store } from "../shared/store/store.ts";
 import { refreshTls } from "../shared/tls/files.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
+import { registerProxy, reportAgents } from "./figures.ts";
 import type { ProxyOptions } from "./options.ts";
-import { checkProxyTls, openProxyTls, showPin } from "./tls.ts";
+import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
 
 /** What the proxy is given besides its options. */
 export interface ProxyDeps extends AgentEvents {
@@ -25,6 +32,8 @@ export interface ProxyDeps extends AgentEvents {
   authenticator?: Authenticator;
   /** Directory for state where the options name none. Default: nothing is kept. */
   stateDirectory?: string;
+  /** Replaces the store that `store.type` names. It is not closed. */
+  store?: Store;
 }
 
 /** A running proxy. */
@@ -33,6 +42,8 @@ export interface Proxy {
   readonly agentAddress: string;
   /** TCP address bound for clients. */
   readonly clientAddress: string;
+  /** TCP address bound for those who operate it, where `admin.listenAddress` asks for one. */
+  readonly adminAddress?: string;
   /** Ids of the agents held. */
   readonly agents: number;
   /** Whether it is about to stop: whoever sends clients here should stop that. */
@@ -63,47 +74,54 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     if (authenticator !== deps.authenticator) authenticator.close?.();
   };
   const { agentIdFrom } = options.agentServer.tls;
+  const [metrics, health] = [new Metrics("proxy"), new Health()];
+  const store = deps.store ?? await openStore(options.store, options.store.ttl, watchServers(log, health, metrics));
+  const closeStore = () => {
+    if (store !== deps.store) store?.close();
+  };
 
-  const agentListener = await net.listenQuic({
-    address: options.agentServer.listenAddress,
-    tls: tls.agents.current,
-    alpn: ALPN,
-    transport: PROXY_TRANSPORT,
-    onHandshakeError: ({ remote, error }) => log.warn("agent handshake failed", { remote, reason: error.message }),
-  }).catch((error) => {
+  const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
+  const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error }) => {
+    log.warn("agent handshake failed", { remote, reason: error.message });
+    countAgents("failed");
+    if (error.code === "limit") metrics.limitHit("handshakes");
+  };
+  const { agentListener, clientListener, adminListener } = await listen(net, options, tls, onHandshakeError).catch((error) => {
     closeAuthenticator();
+    closeStore();
     throw error;
   });
-  const clientListener = await net.listenTcp({ address: options.httpProxy.listenAddress, tls: tls.clients?.current }).catch(
-    async (error) => {
-      closeAuthenticator();
-      await agentListener.close(CloseCode.shutdown, "shutting down");
-      throw error;
-    },
-  );
+  const announcer = store && announce(store, options, clientListener.address, log);
   const server = startAgentServer({
     ...deps,
+    announcer,
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),
     multiple: options.agentServer.agent.multiple,
+    onOutcome: countAgents,
   });
   const stopping = new AbortController();
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
-  const front = startFront({
+  const tunnels = registerProxy(metrics, { agents: server.agents, tls, clients: () => front.open });
+  const front: Front = startFront({
     net,
     listener: clientListener,
     authenticator,
     allowList,
     log,
-    dial: (request) => dialAgent(server.agents, request, options.agentServer.agent.dialTimeout, draining !== undefined),
+    onEnd: (end) => tunnels.ended(end),
+    dial: async (request) => ({
+      stream: await dialAgent(server.agents, request, options.agentServer.agent.dialTimeout, draining !== undefined),
+    }),
   });
   const refreshed = [
     refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => agentListener.setTls(renewed)),
     ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, (renewed) => clientListener.setTls(renewed))] : [],
   ];
   if (tls.own) showPin(tls.own, agentListener.address, log);
-  log.info("listening", { agents: agentListener.address, clients: clientListener.address });
+  const agents = () => reportAgents(server.agents);
+  const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
   const close = async (): Promise<void> => {
     stopping.abort();
     for (const refreshing of refreshed) await refreshing.close();
@@ -111,9 +129,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await server.close();
     await front.done;
     closeAuthenticator();
+    announcer?.close();
+    closeStore();
+    await admin?.close();
     log.info("stopped");
   };
   const drain = async ({ delay, timeout }: ProxyOptions["drain"]): Promise<void> => {
+    health.notReady("draining");
     log.info("draining", { agents: server.agents.size, clients: front.open, delayMs: delay, timeoutMs: timeout });
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
     const start = performance.now();
@@ -122,7 +144,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await front.drain(Math.max(0, timeout - (performance.now() - start)));
     await (closing ??= close());
   };
+  log.info("listening", { agents: agentListener.address, clients: clientListener.address, admin: admin?.address });
   return {
+    adminAddress: admin?.address,
     agentAddress: agentListener.address,
     clientAddress: clientListener.address,
     get agents() {
@@ -136,6 +160,37 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   };
 }
 
+interface Listeners {
+  readonly agentListener: QuicListener;
+  readonly clientListener: TcpListener;
+  readonly adminListener?: TcpListener;
+}
+
+/** All addresses, or none. */
+async function listen(
+  net: Net,
+  { admin, agentServer, httpProxy }: ProxyOptions,
+  tls: ProxyTls,
+  onHandshakeError: ListenQuicOptions["onHandshakeError"],
+): Promise<Listeners> {
+  const agentListener = await net.listenQuic({
+    address: agentServer.listenAddress,
+    tls: tls.agents.current,
+    alpn: ALPN,
+    transport: PROXY_TRANSPORT,
+    onHandshakeError,
+  });
+  let clientListener: TcpListener | undefined;
+  try {
+    clientListener = await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current });
+    return { agentListener, clientListener, adminListener: await listenAdmin(net, admin.listenAddress) };
+  } catch (error) {
+    clientListener?.close();
+    await agentListener.close(CloseCode.shutdown, "shutting down");
+    throw error;
+  }
+}
+
 /**
  * Checks the files that the options name, and the options that need each other.
  * @throws {ConfigError}
@@ -143,6 +198,28 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
 export async function checkProxyOptions(options: ProxyOptions): Promise<void> {
   await checkAuthOptions(options.auth);
   await checkProxyTls(options);
+  await checkStoreOptions(options.store);
+}
+
+/** Entries with the address that lb is to use. */
+function announce(store: Store, options: ProxyOptions, bound: string, log: Logger): Announcer {
+  const address = options.store.httpProxyAddress ?? reachable(bound);
+  log.info("announcing agents", { address });
+  if (options.store.httpProxyAddress === undefined) {
+    log.warn("lb may not reach this proxy under that address: say which one with --store.http-proxy-address", { address });
+  }
+  return startAnnouncer({
+    store,
+    address,
+    ttlMs: options.store.ttl,
+    onFailure: ({ agentId, error }) =>
+      log.debug("agent not announced", { agent: agentId, reason: error instanceof Error ? error.message : String(error) }),
+  });
+}
+
+/** An address that stands for all of this host is of no use to another. */
+function reachable(bound: string): string {
+  return bound.replace(/^(0\.0\.0\.0|\[::\])(?=:[0-9]+$)/, hostname());
 }
 
 /** Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. */
@@ -231,9 +308,7 @@ function readAnswer(head: string): Refusal | undefined {
     return new Refusal(502, "http_response_incomplete", "The agent's answer is malformed", [], { cause });
   }
   if (response.status >= 200 && response.status < 300) return undefined;
-  const [proxyStatus = ""] = values(response.fields, "proxy-status");
-  const error = /;\s*error=([a-z_]{1,64})(?![^\s;,])/.exec(proxyStatus)?.[1] as ProxyErrorType | undefined;
-  const details = /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(proxyStatus)?.[1]?.replace(/\\(.)/g, "$1");
+  const { error, details } = parseProxyStatus(response.fields);
   switch (response.status) {
     case 403:
       return new Refusal(403, error ?? "http_request_denied", details ?? "The agent does not allow this destination");

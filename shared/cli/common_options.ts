@@ -86,6 +86,14 @@ export const authOptions = defineOptions({
   },
 });
 
+/** For those who operate it. */
+export const adminOptions = defineOptions({
+  "admin.listen-address": {
+    kind: "address",
+    description: "TCP address for /healthz, /readyz, /metrics and /agents; without a host, for this machine alone. Not served by default.",
+  },
+});
+
 /** For `check` of a list of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   try {

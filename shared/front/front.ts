@@ -13,6 +13,7 @@ import {
 import {
   type Authority,
   encodeHead,
+  type Fields,
   formatAuthority,
   HeadError,
   parseAuthority,
@@ -21,8 +22,9 @@ import {
   requestIdOf,
   values,
 } from "../http/head.ts";
-import { encodeRefusal, Refusal } from "../http/status.ts";
+import { encodeRefusal, type ProxyErrorType, Refusal } from "../http/status.ts";
 import type { Logger } from "../log.ts";
+import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
@@ -36,6 +38,15 @@ export interface DialRequest {
   readonly credentials: ClientCredentials;
   /** Resolves when the request is over, and all that it opened closed. */
   readonly done: Promise<void>;
+  /** Fields of the request, as they came. */
+  readonly fields: Fields;
+}
+
+/** A stream whose other end is the destination. */
+export interface Upstream {
+  readonly stream: Duplex;
+  /** What the destination has said already; the stream goes on after it. */
+  readonly early?: Uint8Array;
 }
 
 export interface FrontOptions {
@@ -43,12 +54,13 @@ export interface FrontOptions {
   listener: TcpListener;
   authenticator: Authenticator;
   allowList: AllowList;
-  /**
-   * A stream whose other end is the destination.
-   * @throws {Refusal} what to answer when there is none
-   */
-  dial: (request: DialRequest) => Promise<Duplex>;
+  /** @throws {Refusal} what to answer when there is none */
+  dial: (request: DialRequest) => Promise<Upstream>;
+  /** Who `dial` leads to, for the log. Default `agent`. */
+  upstreamName?: string;
   log: Logger;
+  /** A request is over that was answered. */
+  onEnd?: (end: TunnelEnd) => void;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
@@ -79,7 +91,7 @@ export interface Exchange {
   method?: string;
   status?: number;
   /** Error type of RFC 9209. */
-  proxyError?: string;
+  proxyError?: ProxyErrorType;
   /** In words. */
   reason?: string;
   /** When the destination was reached. */
@@ -110,7 +122,11 @@ export function startFront(options: FrontOptions): Front {
     } finally {
       clients.delete(stream);
       over.resolve();
-      if (exchange.status !== undefined) logAccess(log, exchange, startedAt, now());
+      if (exchange.status !== undefined) {
+        logAccess(log, exchange, startedAt, now());
+        const { status, proxyError: error, connectedAt, sent, received } = exchange;
+        options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
+      }
     }
   };
 
@@ -192,26 +208,37 @@ async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchan
   if (identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
-  const upstream = await options.dial({ id: exchange.id, agentId, destination, credentials, done: exchange.done });
+  const { stream: upstream, early } = await options.dial({
+    id: exchange.id,
+    agentId,
+    destination,
+    credentials,
+    fields: request.fields,
+    done: exchange.done,
+  });
   if (ends?.aborted) {
     abandon(upstream);
     throw endOf(ends);
   }
   exchange.connectedAt = now();
+  if (absolute && early) {
+    abandon(upstream);
+    throw new Refusal(502, "http_response_incomplete", "The destination answers before it is asked");
+  }
   options.log.debug("opened", { id: exchange.id, client: exchange.client, agent: agentId, destination: formatAuthority(destination) });
   if (absolute) return await forwardUntil(ends, stream, upstream, exchange, () => forward(stream, upstream, request, absolute, exchange));
   exchange.status = 200;
   const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
-    prologueToA: ESTABLISHED,
+    prologueToA: early ? new Uint8Array([...ESTABLISHED, ...early]) : ESTABLISHED,
     signal: ends,
   });
   exchange.sent = aToB;
-  exchange.received = bToA;
+  exchange.received = bToA + (early?.length ?? 0);
   if (!broken) return;
   exchange.proxyError = "connection_terminated";
   exchange.reason = broken.code === "cancelled" && ends?.aborted
     ? endReason(ends)
-    : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : "agent: "}${broken.message}`;
+    : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${options.upstreamName ?? "agent"}: `}${broken.message}`;
 }
 
 /** Runs `work`, and cuts it off when the client's credentials end. */

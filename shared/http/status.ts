@@ -1,26 +1,42 @@
 // What a client is told when it gets no tunnel: a status, the cause in Proxy-Status (RFC 9209), one line of text.
-import { encodeHead, type Fields } from "./head.ts";
+import { encodeHead, type Fields, values } from "./head.ts";
 
-/** The error types of RFC 9209 §2.3 that this proxy uses. */
-export type ProxyErrorType =
-  | "dns_error"
-  | "destination_not_found"
-  | "destination_unavailable"
-  | "destination_ip_prohibited"
-  | "destination_ip_unroutable"
-  | "connection_refused"
-  | "connection_terminated"
-  | "connection_timeout"
-  | "connection_limit_reached"
-  | "http_request_error"
-  | "http_request_denied"
-  | "http_protocol_error"
-  | "http_response_header_section_size"
-  | "http_response_incomplete"
-  | "http_response_timeout"
-  | "http_upgrade_failed"
-  | "tls_protocol_error"
-  | "proxy_internal_error";
+/** The error types of RFC 9209 §2.3. */
+const PROXY_ERROR_TYPES = [
+  "dns_timeout",
+  "dns_error",
+  "destination_not_found",
+  "destination_unavailable",
+  "destination_ip_prohibited",
+  "destination_ip_unroutable",
+  "connection_refused",
+  "connection_terminated",
+  "connection_timeout",
+  "connection_read_timeout",
+  "connection_write_timeout",
+  "connection_limit_reached",
+  "tls_protocol_error",
+  "tls_certificate_error",
+  "tls_alert_received",
+  "http_request_error",
+  "http_request_denied",
+  "http_response_incomplete",
+  "http_response_header_section_size",
+  "http_response_header_size",
+  "http_response_body_size",
+  "http_response_trailer_section_size",
+  "http_response_trailer_size",
+  "http_response_transfer_coding",
+  "http_response_content_coding",
+  "http_response_timeout",
+  "http_upgrade_failed",
+  "http_protocol_error",
+  "proxy_internal_response",
+  "proxy_internal_error",
+  "proxy_configuration_error",
+  "proxy_loop_detected",
+] as const;
+export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
 
 /** Why a request is not done. */
 export class Refusal extends Error {
@@ -42,8 +58,10 @@ export class Refusal extends Error {
 }
 
 const REASONS: Readonly<Record<number, string>> = {
+  200: "OK",
   400: "Bad Request",
   403: "Forbidden",
+  404: "Not Found",
   405: "Method Not Allowed",
   407: "Proxy Authentication Required",
   408: "Request Timeout",
@@ -81,4 +99,14 @@ export function encodeRefusal({ status, error, message, fields }: Refusal, metho
 /** A structured-field string (RFC 8941 §3.3.3): ASCII, quotes and backslashes escaped. */
 function quote(text: string): string {
   return `"${text.replace(/[^\x20-\x7e]/g, "?").replace(/["\\]/g, "\\$&")}"`;
+}
+
+/** What Proxy-Status tells of a refusal: cause and words, where they are there and known. */
+export function parseProxyStatus(fields: Fields): { error?: ProxyErrorType; details?: string } {
+  const [text = ""] = values(fields, "proxy-status");
+  const error = /;\s*error=([a-z_]{1,64})(?![^\s;,])/.exec(text)?.[1];
+  return {
+    error: PROXY_ERROR_TYPES.find((type) => type === error),
+    details: /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(text)?.[1]?.replace(/\\(.)/g, "$1"),
+  };
 }

@@ -10,6 +10,7 @@ import { createMemoryStore } from "../../shared/store/memory.ts";
 import { createRedisStore } from "../../shared/store/redis.ts";
 import type { StoreEvents } from "../../shared/store/guard.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
+import { makeAuthority } from "../support/certificates.ts";
 import { Folder, writeCertificates } from "../support/processes.ts";
 import { freePort, StoreServer } from "../support/store_servers.ts";
 
@@ -303,7 +304,7 @@ describe("redis store", () => {
 
   it("speaks TLS to a server of the authority it is given, and to no other", async () => {
     using folder = new Folder();
-    const files = await writeCertificates(folder);
+    const files = await writeCertificates(folder, await makeAuthority());
     const tlsPort = await freePort();
     const args = ["--tls-port", String(tlsPort), "--tls-cert-file", files.cert, "--tls-key-file", files.key];
     await using _server = await StoreServer.start("redis", [...args, "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "no"]);

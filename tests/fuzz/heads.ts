@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { type DialRequest, type Front, startFront } from "../../shared/front/front.ts";
+import { type DialRequest, type Front, startFront, type Upstream } from "../../shared/front/front.ts";
 import { Refusal } from "../../shared/http/status.ts";
 import type { LogFields } from "../../shared/log.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../../shared/net/types.ts";
@@ -225,8 +225,8 @@ export class FuzzedFront {
     if (--this.#pending === 0) this.#settled();
   }
 
-  #dial(request: DialRequest): Promise<Duplex> {
-    if (request.agentId === AGENT_ID) return Promise.resolve(new FakeOrigin(request, () => this.#opened));
+  #dial(request: DialRequest): Promise<Upstream> {
+    if (request.agentId === AGENT_ID) return Promise.resolve({ stream: new FakeOrigin(request, () => this.#opened) });
     return Promise.reject(new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy"));
   }
 

@@ -11,6 +11,7 @@ import { type Authority, makeAuthority } from "./certificates.ts";
 export const ROOT = join(import.meta.dirname!, "..", "..");
 export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
 export const AGENT = join(ROOT, "dist", "reverse-http-agent");
+export const LB = join(ROOT, "dist", "reverse-http-lb");
 /** All of them in one. */
 export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
 export const AGENT_ID = "4711";
@@ -189,6 +190,16 @@ export interface Addresses {
 
 const ANY_PORT: Addresses = { agents: "127.0.0.1:0", clients: "127.0.0.1:0" };
 
+/** A server of the store. */
+export interface StoreAddress {
+  readonly kind: "memcached" | "redis";
+  readonly address: string;
+}
+
+export function storeArgs({ kind, address }: StoreAddress): string[] {
+  return [`--store.type=${kind}`, kind === "memcached" ? `--store.memcached.address=${address}` : `--store.redis.url=redis://${address}`];
+}
+
 /** Proxies and agents of one test, with the certificates that they need; `await using` ends them all. */
 export class Site implements AsyncDisposable {
   readonly #programs: Program[] = [];
@@ -236,6 +247,13 @@ export class Site implements AsyncDisposable {
     const proxy = this.start(PROXY, [...this.proxyArgs(addresses), ...args]);
     const { agents, clients } = await proxy.waitFor("listening");
     return { proxy, addresses: { agents: String(agents), clients: String(clients) } };
+  }
+
+  /** A load balancer that listens. `store` as for {@link storeArgs}. */
+  async startLb(store: StoreAddress, args: readonly string[] = []): Promise<{ lb: Program; clients: string }> {
+    const lb = this.start(LB, ["--http-proxy.listen-address=127.0.0.1:0", ...storeArgs(store), "--log.format=json", ...args]);
+    const { clients } = await lb.waitFor("listening");
+    return { lb, clients: String(clients) };
   }
 
   /** An agent that is connected. */

@@ -48,7 +48,7 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
         const { near, far } = streamPair("quic");
         dialled.push(far);
         beforeDialled?.(ending);
-        return Promise.resolve(near);
+        return Promise.resolve({ stream: near });
       },
     });
     const client = async (request: string) => {

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
+import { lbOptions } from "../../lb/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { resolve } from "../../shared/cli/config.ts";
 import { envOf, type Options, parseValue } from "../../shared/cli/option.ts";
@@ -60,6 +61,35 @@ const ORIGINAL: Record<string, { options: Options; defaults: Record<string, stri
       "log.level": "info",
     },
   },
+  lb: {
+    options: lbOptions,
+    defaults: {
+      "http-proxy.listen-address": ":3129",
+      "http-proxy.tls.enable": "false",
+      "http-proxy.tls.refresh": "0s",
+      "http-proxy.tls.file.key": undefined,
+      "http-proxy.tls.file.cert": undefined,
+      "http-proxy.tls.file.client-ca": undefined,
+      "http-proxy.tls.file.client-crl": undefined,
+      "http-proxy.tls.key-password": undefined,
+      "http-proxy.host-whitelist": undefined,
+      "http-connector.tls.enable": "false",
+      "http-connector.tls.insecure-skip-verify": "false",
+      "http-connector.tls.use-system-pool": "false",
+      "http-connector.tls.refresh": "0s",
+      "http-connector.tls.file.root-ca": undefined,
+      "http-connector.tls.file.key": undefined,
+      "http-connector.tls.file.cert": undefined,
+      "auth.type": "noauth",
+      "auth.jwt.public-key": "auth-key-public.pem",
+      "auth.jwt.audience": undefined,
+      "store.type": "memcached",
+      "store.memcached.address": "localhost:11211",
+      "store.memcached.timeout": "1s",
+      "log.format": "text",
+      "log.level": "info",
+    },
+  },
 };
 
 /** A value of each kind that is not a default. */
@@ -103,7 +133,7 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
 
     it("hide what is secret", () => {
       for (const [option, { secret }] of Object.entries(options)) {
-        assert.equal(secret === true, /(password|token)$/.test(option), option);
+        assert.equal(secret === true, /(password|token|redis\.url)$/.test(option), option);
       }
     });
   });

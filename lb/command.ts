@@ -1,0 +1,19 @@
+// The load balancer as a command. It is given the network: it does not know which one.
+import type { Service } from "../shared/cli/command.ts";
+import type { Net } from "../shared/net/types.ts";
+import { checkLoadBalancerOptions, startLoadBalancer } from "./lb.ts";
+import { lbOptions, type LoadBalancerOptions } from "./options.ts";
+
+/** `createNet` is called when it starts; the network's warnings go to the log. */
+export function lbCommand(createNet: (options: { warn: (message: string) => void }) => Net): Service<LoadBalancerOptions> {
+  return {
+    name: "lb",
+    description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
+    options: lbOptions,
+    check: checkLoadBalancerOptions,
+    start: async (options, log) => {
+      const lb = await startLoadBalancer(options, { log, net: createNet({ warn: (message) => log.warn(message) }) });
+      return { close: () => lb.drain() };
+    },
+  };
+}

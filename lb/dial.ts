@@ -1,0 +1,182 @@
+// From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
+// credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
+import type { DialRequest, Upstream } from "../shared/front/front.ts";
+import {
+  type Authority,
+  encodeHead,
+  type Fields,
+  formatAuthority,
+  HeadError,
+  parseAuthority,
+  parseResponseHead,
+  type ResponseHead,
+  values,
+} from "../shared/http/head.ts";
+import { parseProxyStatus, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
+import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
+import { StoreError } from "../shared/store/store.ts";
+import type { Locator } from "./locator.ts";
+
+export interface DialerOptions {
+  net: Net;
+  locator: Locator;
+  /** TLS towards proxies, as it is just now; `undefined` for none. */
+  tls: () => ClientTls | undefined;
+  /** Longest wait in milliseconds for a connection to a proxy. */
+  connectTimeoutMs: number;
+  /** Longest wait in milliseconds for a proxy's answer after that. */
+  answerTimeoutMs: number;
+  /** This process in `Via`: a request that comes with it has been here. */
+  pseudonym: string;
+}
+
+/** Longest answer head in bytes. */
+const MAX_HEAD = 16_384;
+
+/** What came of asking one proxy. */
+type Outcome = { readonly upstream: Upstream } | { readonly refusal: Refusal; /** The agent may be elsewhere. */ readonly stale: boolean };
+
+/** Dials for the front. */
+export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<Upstream> {
+  const { locator, pseudonym } = options;
+  return async (request) => {
+    if (values(request.fields, "via").some((via) => via.includes(pseudonym))) {
+      throw new Refusal(502, "proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
+    }
+    let failed: { address: string; refusal: Refusal } | undefined;
+    for (;;) {
+      const address = await locate(locator, request.agentId, failed?.refusal);
+      if (address === undefined || address === failed?.address) {
+        throw failed?.refusal ?? new Refusal(502, "destination_unavailable", "The agent is not connected to any proxy");
+      }
+      const outcome = await ask(options, address, request);
+      if ("upstream" in outcome) return outcome.upstream;
+      if (outcome.stale) locator.forget(request.agentId, address);
+      // one other proxy is asked: the agent has moved there since it was looked up
+      if (!outcome.stale || failed) throw outcome.refusal;
+      failed = { address, refusal: outcome.refusal };
+    }
+  };
+}
+
+async function locate(locator: Locator, agentId: string, earlier: Refusal | undefined): Promise<string | undefined> {
+  try {
+    return await locator.locate(agentId);
+  } catch (cause) {
+    if (!(cause instanceof StoreError)) throw cause;
+    throw earlier ?? new Refusal(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
+  }
+}
+
+async function ask(options: DialerOptions, address: string, request: DialRequest): Promise<Outcome> {
+  let stream: Duplex | undefined;
+  try {
+    stream = await options.net.connectTcp({
+      ...parseAddress(address),
+      timeoutMs: options.connectTimeoutMs,
+      tls: options.tls(),
+    });
+    await stream.write(encodeRequest(request, options.pseudonym));
+    const { response, early } = await readAnswer(stream, options.answerTimeoutMs);
+    if (response.status >= 200 && response.status < 300) return { upstream: { stream, early } };
+    stream.close();
+    return passOn(response);
+  } catch (cause) {
+    stream?.reset(1);
+    stream?.close();
+    return toOutcome(cause, address);
+  }
+}
+
+/**
+ * The Go proxy writes its listen address where it is told no other: without a host it is on this machine.
+ * @throws {HeadError}
+ */
+function parseAddress(address: string): Authority {
+  return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
+}
+
+function encodeRequest({ id, destination, fields }: DialRequest, pseudonym: string): Uint8Array {
+  const authority = formatAuthority(destination);
+  const kept = (name: string): Fields => values(fields, name.toLowerCase()).map((value) => [name, value] as const);
+  return encodeHead(`CONNECT ${authority} HTTP/1.1`, [
+    ["Host", authority],
+    ...kept("Proxy-Authorization"),
+    ["Proxy-Connection", "keep-alive"],
+    ...kept("Via"),
+    ["Via", `1.1 ${pseudonym}`],
+    ["X-Request-Id", id],
+  ]);
+}
+
+/**
+ * @throws {NetError} `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
+ * @throws {HeadError}
+ */
+async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response: ResponseHead; early?: Uint8Array }> {
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    stream.reset(1);
+    stream.close();
+  }, timeoutMs);
+  try {
+    let text = "";
+    for (;;) {
+      const end = text.indexOf("\r\n\r\n");
+      if (end >= 0) {
+        const rest = text.slice(end + 4);
+        const early = rest === "" ? undefined : Uint8Array.from(rest, (c) => c.charCodeAt(0));
+        return { response: parseResponseHead(text.slice(0, end + 4)), early };
+      }
+      if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's answer is too long", { remote: true });
+      const data = await stream.read();
+      if (data === null) throw new NetError("head-truncated", "The proxy ended the connection without an answer", { remote: true });
+      for (const byte of data) text += String.fromCharCode(byte);
+    }
+  } catch (cause) {
+    throw late ? new NetError("timed-out", `The proxy did not answer in ${timeoutMs} ms`, { remote: true, cause }) : cause;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Statuses with which a proxy refuses, and which a client understands. */
+const PASSED_ON = new Set([400, 403, 407, 408, 429, 431, 502, 503, 504]);
+/** Fields of a refusal that tell the client what to do. */
+const ADVICE = ["Proxy-Authenticate", "Retry-After"];
+
+/** The proxy's refusal becomes this one's: status, cause and words. */
+function passOn({ status, reason, fields }: ResponseHead): Outcome {
+  const { error, details } = parseProxyStatus(fields);
+  const advice = ADVICE.flatMap((name) => values(fields, name.toLowerCase()).map((value) => [name, value] as const));
+  const refusal = new Refusal(
+    PASSED_ON.has(status) ? status : 502,
+    error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable"),
+    details ?? `The proxy answered ${status} ${reason}`.trim(),
+    advice,
+  );
+  // a proxy of the Go project answers 503 to everything it cannot do, and names no cause
+  return { refusal, stale: (status === 502 || status === 503) && refusal.error === "destination_unavailable" };
+}
+
+const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
+  "refused": [502, "connection_refused", "refuses connections"],
+  "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
+  "unknown-host": [502, "dns_error", "has a name that is not known here"],
+  "timed-out": [504, "connection_timeout", "did not answer in time"],
+  "tls": [502, "tls_protocol_error", "cannot be spoken to over TLS"],
+  "limit": [503, "connection_limit_reached", "cannot be reached: there are no descriptors or memory left"],
+};
+
+function toOutcome(cause: unknown, address: string): Outcome {
+  const refusal = (status: number, error: ProxyErrorType, what: string) =>
+    new Refusal(status, error, `The proxy that holds the agent ${what}`, [], {
+      cause: new Error(`${address}: ${cause instanceof Error ? cause.message : cause}`, { cause }),
+    });
+  if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "cannot be understood"), stale: true };
+  if (!(cause instanceof NetError)) throw cause;
+  const [status, error, what] = FAILURES[cause.code] ?? [502, "connection_terminated", "ended the connection without an answer"];
+  return { refusal: refusal(status, error, what), stale: cause.code !== "limit" };
+}

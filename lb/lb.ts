@@ -1,0 +1,167 @@
+// Puts the load balancer together: clients on one side, the store and the proxies on the other.
+import { setTimeout as sleep } from "node:timers/promises";
+import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
+import { createAllowList } from "../shared/allow_list.ts";
+import type { Authenticator } from "../shared/auth/authenticator.ts";
+import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
+import { ConfigError } from "../shared/cli/option.ts";
+import { type Front, startFront } from "../shared/front/front.ts";
+import { type Logger, silentLogger } from "../shared/log.ts";
+import { Metrics } from "../shared/metrics.ts";
+import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types.ts";
+import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
+import type { Store } from "../shared/store/store.ts";
+import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsFiles } from "../shared/tls/files.ts";
+import { createDialer } from "./dial.ts";
+import { Locator } from "./locator.ts";
+import type { LoadBalancerOptions } from "./options.ts";
+
+/** What the load balancer is given besides its options. */
+export interface LoadBalancerDeps {
+  net: Net;
+  log: Logger;
+  /** Replaces the scheme that `auth.type` names. */
+  authenticator?: Authenticator;
+  /** Replaces the store that `store.type` names. It is not closed. */
+  store?: Store;
+}
+
+/** A running load balancer. */
+export interface LoadBalancer {
+  /** TCP address bound for clients. */
+  readonly clientAddress: string;
+  /** TCP address bound for those who operate it, where `admin.listenAddress` asks for one. */
+  readonly adminAddress?: string;
+  /**
+   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, takes no more clients, waits for
+   * those it has, then closes. {@link close} ends it at once.
+   */
+  drain(): Promise<void>;
+  /** Resets the clients and frees the address. */
+  close(): Promise<void>;
+}
+
+/** Entries that lb writes nothing into: their life is the proxies' business. */
+const ANY_TTL_MS = 30_000;
+
+/**
+ * Starts a load balancer; it listens when the promise resolves.
+ * @throws {ConfigError} for options that cannot be used, before anything is opened
+ * @throws {NetError} when the address cannot be listened on
+ */
+export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<LoadBalancer> {
+  const { net, log } = deps;
+  const tls = await openTls(options, log);
+  const allowList = createAllowList(options.httpProxy.hostWhitelist);
+  const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
+  const [metrics, health] = [new Metrics("lb"), new Health()];
+  const store = deps.store ?? await openStore(options.store, ANY_TTL_MS, watchServers(log, health, metrics));
+  if (!store) throw new ConfigError("Cannot start: there is no store");
+  const closeOwn = () => {
+    if (authenticator !== deps.authenticator) authenticator.close?.();
+    if (store !== deps.store) store.close();
+  };
+  const locator = new Locator({ store });
+  const { listener, adminListener } = await listen(net, options, tls).catch((error) => {
+    closeOwn();
+    throw error;
+  });
+  const tunnels = metrics.tunnels(() => front.open);
+  metrics.watchCertificate("clients", () => tls.clients?.current.cert);
+  metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
+  const stopping = new AbortController();
+  let [draining, closing]: Promise<void>[] = [];
+  const front: Front = startFront({
+    net,
+    listener,
+    authenticator,
+    allowList,
+    log,
+    upstreamName: "proxy",
+    onEnd: (end) => tunnels.ended(end),
+    dial: createDialer({
+      net,
+      locator,
+      tls: () => tls.proxies?.current,
+      connectTimeoutMs: options.httpConnector.connectTimeout,
+      answerTimeoutMs: options.httpConnector.answerTimeout,
+      pseudonym: createPseudonym(),
+    }),
+  });
+  const refreshed = [
+    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, (renewed) => listener.setTls(renewed))] : [],
+    ...tls.proxies ? [refreshTls(tls.proxies, options.httpConnector.tls.refresh)] : [],
+  ];
+  // where agents are held it does not know, only where they were found
+  const agents = () => [...locator].map(([id, address]) => ({ id, address }));
+  const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
+  const close = async (): Promise<void> => {
+    stopping.abort();
+    for (const refreshing of refreshed) await refreshing.close();
+    front.close();
+    await front.done;
+    closeOwn();
+    await admin?.close();
+    log.info("stopped");
+  };
+  const drain = async ({ delay, timeout }: LoadBalancerOptions["drain"]): Promise<void> => {
+    health.notReady("draining");
+    log.info("draining", { clients: front.open, delayMs: delay, timeoutMs: timeout });
+    await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
+    await front.drain(timeout);
+    await (closing ??= close());
+  };
+  log.info("listening", { clients: listener.address, admin: admin?.address });
+  return {
+    adminAddress: admin?.address,
+    clientAddress: listener.address,
+    drain: () => draining ??= drain(options.drain),
+    close: () => closing ??= close(),
+  };
+}
+
+/** All addresses, or none. */
+async function listen(
+  net: Net,
+  { admin, httpProxy }: LoadBalancerOptions,
+  tls: LoadBalancerTls,
+): Promise<{ listener: TcpListener; adminListener?: TcpListener }> {
+  const adminListener = await listenAdmin(net, admin.listenAddress);
+  try {
+    return { adminListener, listener: await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current }) };
+  } catch (error) {
+    adminListener?.close();
+    throw error;
+  }
+}
+
+/**
+ * Checks the files that the options name, and the options that need each other.
+ * @throws {ConfigError}
+ */
+export async function checkLoadBalancerOptions(options: LoadBalancerOptions): Promise<void> {
+  await checkAuthOptions(options.auth);
+  await openTls(options, silentLogger);
+  await checkStoreOptions(options.store);
+}
+
+interface LoadBalancerTls {
+  /** Missing where clients come without TLS. */
+  readonly clients?: TlsFiles<ServerTls>;
+  /** Missing where proxies are spoken to without TLS. */
+  readonly proxies?: TlsFiles<ClientTls>;
+}
+
+async function openTls({ httpProxy, httpConnector }: LoadBalancerOptions, log: Logger): Promise<LoadBalancerTls> {
+  if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
+  if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
+  return {
+    clients: httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, log) : undefined,
+    proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, log) : undefined,
+  };
+}
+
+/** Of this process alone: two load balancers in a row are no loop. */
+function createPseudonym(): string {
+  return `reverse-http-lb-${Array.from(crypto.getRandomValues(new Uint8Array(4)), (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}

@@ -1,0 +1,62 @@
+// The load balancer's options, each once.
+import {
+  adminOptions,
+  authOptions,
+  checkPatterns,
+  drainDelayOptions,
+  drainOptions,
+  frontTlsOptions,
+  logOptions,
+} from "../shared/cli/common_options.ts";
+import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { storeServerOptions } from "../shared/store/options.ts";
+
+const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
+
+export const lbOptions = defineOptions({
+  "http-proxy.listen-address": { kind: "address", default: ":3129", description: "TCP address that clients dial." },
+  ...frontTlsOptions,
+  "http-proxy.host-whitelist": {
+    kind: "list",
+    description: "Destinations that clients may reach; empty allows all.",
+    check: checkPatterns,
+  },
+  "http-connector.connect-timeout": {
+    kind: "duration",
+    default: "5s",
+    description: "Longest wait for a connection to a proxy.",
+    check: positive,
+  },
+  "http-connector.answer-timeout": {
+    kind: "duration",
+    default: "15s",
+    description: "Longest wait for a proxy's answer after that; longer than the proxy waits for its agents.",
+    check: positive,
+  },
+  "http-connector.tls.enable": { kind: "boolean", default: "false", description: "Speak TLS to proxies." },
+  "http-connector.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of a proxy." },
+  "http-connector.tls.use-system-pool": {
+    kind: "boolean",
+    default: "false",
+    description: "Trust the system's authorities as well as those of root-ca.",
+  },
+  "http-connector.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
+  "http-connector.tls.file.root-ca": { kind: "file", description: "Authorities to trust, PEM; by default the system's." },
+  "http-connector.tls.file.key": { kind: "file", description: "Private key of lb's certificate for proxies, PEM." },
+  "http-connector.tls.file.cert": { kind: "file", description: "The certificate chain that lb shows to proxies, PEM." },
+  ...authOptions,
+  "store.type": {
+    kind: "string",
+    default: "memcached",
+    choices: ["memcached", "redis"],
+    description: "Where proxies tell which agents they hold.",
+  },
+  ...storeServerOptions,
+  ...drainDelayOptions,
+  ...drainOptions,
+  ...adminOptions,
+  ...logOptions,
+});
+
+/** As on the command line: `--http-proxy.listen-address` is `httpProxy.listenAddress`; durations in milliseconds. */
+export type LoadBalancerOptions = ValuesOf<typeof lbOptions>;

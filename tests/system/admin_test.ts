@@ -1,0 +1,169 @@
+// What the compiled executables tell those who operate them, while it happens.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { AGENT_ID, eventually, Site, storeArgs } from "../support/processes.ts";
+import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
+
+const SERVED = "--admin.listen-address=:0";
+const get = (address: string, path: string) => ask(address, `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+
+/** Series with their values. */
+async function figures(address: string): Promise<Record<string, number>> {
+  const { status, body } = await get(address, "/metrics");
+  assert.equal(status, 200);
+  const series = body.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+  return Object.fromEntries(series.map((line) => {
+    const space = line.lastIndexOf(" ");
+    return [line.slice(0, space), Number(line.slice(space + 1))];
+  }));
+}
+
+async function until(check: () => Promise<boolean>): Promise<void> {
+  let [asking, held] = [false, false];
+  await eventually(() => {
+    if (!asking && !held) {
+      asking = true;
+      void check().catch(() => false).then((result) => [asking, held] = [false, result]);
+    }
+    return held;
+  }, () => "It never came to pass");
+}
+
+describe("figures, health and agents", () => {
+  it("of proxy, load balancer and agent tell of a tunnel, a refusal and each other", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { proxy, addresses } = await site.startProxy([SERVED, ...storeArgs(cache)]);
+    const { lb, clients } = await site.startLb(cache, [SERVED]);
+    const of = async (program: typeof proxy) => String((await program.waitFor("listening")).admin);
+    const [proxyAdmin, lbAdmin] = [await of(proxy), await of(lb)];
+    assert.match(proxyAdmin, /^127\.0\.0\.1:/);
+    const agent = await site.startAgent(addresses, [SERVED]);
+    const agentAdmin = await of(agent);
+    await until(async () =>
+      (await ask(clients, connectHead("127.0.0.1:1"))).fields["proxy-status"]?.includes("connection_refused") === true
+    );
+    {
+      using client = await openTunnel(clients, origin.authority);
+      const server = await origin.accept();
+      await client.write("question");
+      await server.read(8);
+      const [held] = JSON.parse((await get(proxyAdmin, "/agents")).body);
+      assert.deepEqual([held.id, held.tunnels], [AGENT_ID, 1]);
+      assert.match(held.version, /^reverse-http\/[0-9]/);
+      assert.ok(
+        held.receivedBytes > 0 && held.sentBytes > 0 && held.rttMs >= 0 && Date.parse(held.since) <= Date.now(),
+        JSON.stringify(held),
+      );
+      const [own] = JSON.parse((await get(agentAdmin, "/agents")).body);
+      assert.deepEqual([own.id, own.address, own.tunnels], [AGENT_ID, addresses.agents, 1]);
+      assert.deepEqual(JSON.parse((await get(lbAdmin, "/agents")).body), [{ id: AGENT_ID, address: addresses.clients }]);
+      for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
+        assert.equal((await figures(admin))["reverse_http_tunnels_open"], 1, admin);
+        assert.equal((await get(admin, "/readyz")).status, 200);
+      }
+      client.finish();
+      await server.readAll();
+      server.finish("answer");
+      await client.readAll();
+    }
+    for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
+      await until(async () => (await figures(admin))['reverse_http_tunnels_total{outcome="completed"}'] === 1);
+      const all = await figures(admin);
+      assert.equal(all["reverse_http_tunnels_open"], 0);
+      assert.ok(all['reverse_http_refusals_total{status="502",error="connection_refused"}']! >= 1);
+      assert.equal(all['reverse_http_tunnel_bytes_total{direction="sent"}'], 8);
+      assert.equal(all['reverse_http_tunnel_bytes_total{direction="received"}'], 6);
+      assert.equal(all["reverse_http_tunnel_setup_seconds_count"], 1);
+      assert.ok(all["process_open_fds"]! > 3);
+      const names = Object.keys(all).join("\n");
+      for (const secret of [AGENT_ID, origin.authority]) assert.ok(!names.includes(secret), `${secret} is a label`);
+    }
+    const all = await figures(proxyAdmin);
+    assert.equal(all["reverse_http_agents"], 1);
+    assert.equal(all['reverse_http_agent_handshakes_total{outcome="accepted"}'], 1);
+    assert.ok(all['reverse_http_quic_rtt_seconds{quantile="0.5"}']! > 0);
+    assert.ok(all["reverse_http_quic_packets_sent_total"]! > 0);
+    const days = (all['reverse_http_certificate_expiry_timestamp_seconds{use="agents"}']! * 1_000 - Date.now()) / 86_400_000;
+    assert.ok(days > 0.9 && days < 1.1, `${days} days`);
+    assert.equal((await figures(agentAdmin))["reverse_http_proxies"], 1);
+  });
+
+  it("tell of a store that is down, and of its return", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy([SERVED, ...storeArgs(cache), "--store.ttl=3s"]);
+    await site.startAgent(addresses);
+    const admin = String((await proxy.waitFor("listening")).admin);
+    assert.equal((await get(admin, "/readyz")).status, 200);
+    await cache.kill();
+    await proxy.waitFor("store does not answer");
+    const { status, body } = await get(admin, "/readyz");
+    assert.equal(status, 503);
+    assert.deepEqual(JSON.parse(body), { ready: false, problems: { store: `no answer of memcached at ${cache.address}` } });
+    assert.equal((await get(admin, "/readyz?exclude=store")).status, 200);
+    const all = await figures(admin);
+    assert.equal(all[`reverse_http_store_up{server="memcached at ${cache.address}"}`], 0);
+    assert.ok(all["reverse_http_store_errors_total"]! >= 1);
+    await cache.restart();
+    await proxy.waitFor("store answers again");
+    assert.equal((await get(admin, "/readyz")).status, 200);
+  });
+
+  it("of an agent say that it is not ready while it has no proxy", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy();
+    const agent = await site.startAgent(addresses, [SERVED]);
+    const admin = String((await agent.waitFor("listening")).admin);
+    assert.equal((await get(admin, "/readyz")).status, 200);
+    proxy.signal("SIGKILL");
+    await agent.waitFor("not connected");
+    const { status, body } = await get(admin, "/readyz");
+    assert.equal(status, 503);
+    assert.deepEqual(JSON.parse(body).problems, { proxy: "there is no connection to a proxy" });
+  });
+
+  for (const part of ["proxy", "load balancer"] as const) {
+    it(`of a ${part} say that it is not ready while it drains`, async () => {
+      await using cache = await StoreServer.start("memcached");
+      await using site = await Site.create();
+      await using origin = await Origin.start();
+      const { proxy, addresses } = await site.startProxy([SERVED, ...storeArgs(cache)]);
+      const { lb, clients } = await site.startLb(cache, [SERVED]);
+      await site.startAgent(addresses);
+      await until(async () =>
+        JSON.parse((await get(String((await lb.waitFor("listening")).admin), "/agents")).body).length > 0 ||
+        (await ask(clients, connectHead("127.0.0.1:1"))).status === 0
+      );
+      using client = await openTunnel(clients, origin.authority);
+      const server = await origin.accept();
+      const program = part === "proxy" ? proxy : lb;
+      const admin = String((await program.waitFor("listening")).admin);
+      program.signal("SIGTERM");
+      await program.waitFor("draining");
+      const { status, body } = await get(admin, "/readyz");
+      assert.equal(status, 503);
+      assert.deepEqual(JSON.parse(body).problems, { draining: "draining" });
+      assert.equal((await get(admin, "/healthz")).status, 200);
+      server.finish("done");
+      client.finish();
+      await client.readAll();
+      assert.equal((await program.ended).exitCode, 0);
+    });
+  }
+
+  it("are served by nobody who was not told so", async () => {
+    await using site = await Site.create();
+    const { proxy } = await site.startProxy();
+    assert.deepEqual(proxy.logged("listening").filter(({ admin }) => admin !== undefined), []);
+  });
+
+  it("keep a proxy from starting where their address is taken", async () => {
+    await using origin = await Origin.start();
+    await using site = await Site.create();
+    const { proxy } = await site.startProxy([`--admin.listen-address=${origin.authority}`]).catch(() => ({ proxy: undefined }));
+    assert.equal(proxy, undefined);
+  });
+});

@@ -1,0 +1,295 @@
+// Clients, a load balancer, proxies, a store and agents, with the compiled executables and real store servers.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { createMemcachedStore } from "../../shared/store/memcached.ts";
+import type { Store } from "../../shared/store/store.ts";
+import { type Addresses, AGENT_ID, type Program, Site, storeArgs } from "../support/processes.ts";
+import { ask, connectHead, credentials, dial, openTunnel, Origin } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
+
+/** The shortest there is: entries are renewed every second. */
+const SHORT_LIFE = "--store.ttl=3s";
+
+/** A store, a load balancer, and proxies that are started one by one; `await using` ends them all. */
+class Fleet implements AsyncDisposable {
+  private constructor(readonly site: Site, readonly cache: StoreServer, readonly lb: Program, readonly clients: string) {}
+
+  static async start(kind: "memcached" | "redis" = "memcached", lbArgs: readonly string[] = []): Promise<Fleet> {
+    const cache = await StoreServer.start(kind);
+    const site = await Site.create();
+    const { lb, clients } = await site.startLb(cache, lbArgs);
+    return new Fleet(site, cache, lb, clients);
+  }
+
+  async startProxy(args: readonly string[] = []): Promise<{ proxy: Program; addresses: Addresses }> {
+    return await this.site.startProxy([...storeArgs(this.cache), SHORT_LIFE, ...args]);
+  }
+
+  /** A proxy with an agent, whose entry is written. */
+  async startPair(proxyArgs: readonly string[] = [], agentArgs: readonly string[] = []): Promise<
+    { proxy: Program; agent: Program; addresses: Addresses }
+  > {
+    const { proxy, addresses } = await this.startProxy(proxyArgs);
+    const agent = await this.site.startAgent(addresses, agentArgs);
+    await this.entry((address) => address === addresses.clients);
+    return { proxy, agent, addresses };
+  }
+
+  openStore(): Store {
+    return createMemcachedStore({ addresses: [this.cache.address], timeoutMs: 1_000, ttlMs: 30_000 });
+  }
+
+  /** Waits until the agent's entry is as wanted. */
+  async entry(wanted: (address: string | undefined) => boolean): Promise<void> {
+    if (this.cache.kind === "redis") return;
+    const store = this.openStore();
+    try {
+      const deadline = performance.now() + 20_000;
+      for (let found: string | undefined; !wanted(found = await store.lookup(AGENT_ID).catch(() => undefined));) {
+        if (performance.now() > deadline) throw new Error(`The entry is ${found}`);
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    } finally {
+      store.close();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.site[Symbol.asyncDispose]();
+    await this.cache[Symbol.asyncDispose]();
+  }
+}
+
+async function echo(clients: string, text = "ping"): Promise<void> {
+  await using origin = await Origin.start();
+  using client = await openTunnel(clients, origin.authority);
+  const server = await origin.accept();
+  await client.write(text);
+  assert.equal((await server.read(text.length)).toString(), text);
+  server.finish("pong");
+  assert.equal((await client.readAll()).toString(), "pong");
+}
+
+describe("load balancer", () => {
+  for (const kind of ["memcached", "redis"] as const) {
+    it(`brings a CONNECT to the proxy that holds the agent, found in ${kind}, and keeps both directions apart`, async () => {
+      await using fleet = await Fleet.start(kind);
+      await using origin = await Origin.start();
+      await fleet.startProxy(); // it holds nobody
+      const { proxy } = await fleet.startPair();
+      if (kind === "redis") {
+        for (let status = 0; status !== 200;) ({ status } = await askHead(fleet.clients, connectHead(origin.authority)));
+        await origin.accept();
+      }
+      using client = await openTunnel(fleet.clients, origin.authority, { early: "early" });
+      const server = await origin.accept();
+      assert.equal((await server.read(5)).toString(), "early");
+      client.finish("last words");
+      assert.equal((await server.readAll()).toString(), "last words");
+      server.finish("answer after the client has finished");
+      assert.equal((await client.readAll()).toString(), "answer after the client has finished");
+      const { status, agent } = await fleet.lb.waitFor("request", { status: 200 });
+      assert.deepEqual([status, agent], [200, AGENT_ID]);
+      await proxy.waitFor("request", { status: 200, agent: AGENT_ID });
+    });
+  }
+
+  it("loses nothing of what a destination says before the client does", async () => {
+    await using fleet = await Fleet.start();
+    await fleet.startPair();
+    await using origin = await Origin.start(async (wire) => {
+      await wire.write("220 ready\r\n");
+      wire.finish("bye");
+      await wire.ending();
+    });
+    for (let round = 0; round < 20; round++) {
+      using client = await openTunnel(fleet.clients, origin.authority);
+      assert.equal((await client.readAll()).toString(), "220 ready\r\nbye");
+    }
+  });
+
+  it("brings plain HTTP there too", async () => {
+    await using fleet = await Fleet.start();
+    await fleet.startPair();
+    await using origin = await Origin.start(async (wire) => {
+      const head = await wire.readUntil("\r\n\r\n");
+      const body = await wire.read(5);
+      const answer = JSON.stringify({ line: head.split("\r\n")[0], secret: /proxy-authorization/i.test(head), body: body.toString() });
+      wire.finish(`HTTP/1.1 200 OK\r\nContent-Length: ${answer.length}\r\n\r\n${answer}`);
+      await wire.ending();
+    });
+    const head =
+      `POST http://${origin.authority}/path?q HTTP/1.1\r\nHost: ${origin.authority}\r\nContent-Length: 5\r\n${credentials()}\r\n`;
+    const { status, body } = await ask(fleet.clients, `${head}hello`);
+    assert.equal(status, 200);
+    assert.deepEqual(JSON.parse(body), { line: "POST /path?q HTTP/1.1", secret: false, body: "hello" });
+  });
+
+  it("answers 407 without credentials, 403 by its own list, and 502 for an agent that is nowhere", async () => {
+    await using fleet = await Fleet.start("memcached", ["--http-proxy.host-whitelist=127.0.0.1"]);
+    const missing = await ask(fleet.clients, "CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n");
+    assert.equal(missing.status, 407);
+    assert.equal((await ask(fleet.clients, connectHead("127.0.0.9:1"))).status, 403);
+    const nowhere = await ask(fleet.clients, connectHead("127.0.0.1:1"));
+    assert.equal(nowhere.status, 502);
+    assert.match(nowhere.fields["proxy-status"]!, /error=destination_unavailable; details="The agent is not connected to any proxy"/);
+  });
+
+  it("passes on how a proxy and an agent refuse, with the cause", async () => {
+    await using fleet = await Fleet.start();
+    await fleet.startPair(["--http-proxy.host-whitelist=127.0.0.0/8"], ["--agent-client.host-whitelist=127.0.0.1"]);
+    const byProxy = await ask(fleet.clients, connectHead("10.0.0.1:80"));
+    assert.equal(byProxy.status, 403);
+    assert.match(byProxy.fields["proxy-status"]!, /error=http_request_denied; details=".*allow-list of this proxy"/);
+    const byAgent = await ask(fleet.clients, connectHead("127.0.0.9:80"));
+    assert.equal(byAgent.status, 403);
+    assert.match(byAgent.fields["proxy-status"]!, /allow-list of the agent"/);
+    const refused = await ask(fleet.clients, connectHead("127.0.0.1:1"));
+    assert.equal(refused.status, 502);
+    assert.match(refused.fields["proxy-status"]!, /error=connection_refused/);
+  });
+
+  it("follows an agent that has moved, though its old place was looked up just before", async () => {
+    await using fleet = await Fleet.start();
+    const { agent } = await fleet.startPair();
+    const other = await fleet.startProxy();
+    await echo(fleet.clients);
+    await agent.stop();
+    await fleet.site.startAgent(other.addresses);
+    await fleet.entry((address) => address === other.addresses.clients);
+    await echo(fleet.clients);
+    await other.proxy.waitFor("request", { status: 200, agent: AGENT_ID });
+  });
+
+  it("goes to another proxy at once when the one it knew was killed, and answers 502 while there is none", async () => {
+    await using fleet = await Fleet.start();
+    const { proxy, addresses } = await fleet.startPair();
+    await echo(fleet.clients);
+    proxy.signal("SIGKILL");
+    await proxy.ended;
+    await using origin = await Origin.start();
+    const gone = await ask(fleet.clients, connectHead(origin.authority));
+    assert.equal(gone.status, 502);
+    assert.match(gone.fields["proxy-status"]!, /error=connection_refused; details="The proxy that holds the agent refuses connections"/);
+    assert.ok(!gone.body.includes(addresses.clients), "The client learns the address of a proxy");
+    const other = await fleet.startProxy();
+    await fleet.site.startAgent(other.addresses);
+    await fleet.entry((address) => address === other.addresses.clients);
+    await echo(fleet.clients);
+  });
+
+  it("gives up on a proxy that does not answer", async () => {
+    await using fleet = await Fleet.start("memcached", ["--http-connector.answer-timeout=300ms"]);
+    await using silent = await Origin.start();
+    const store = fleet.openStore();
+    await store.set(AGENT_ID, silent.authority);
+    store.close();
+    const { status, fields } = await ask(fleet.clients, connectHead("127.0.0.1:80"));
+    assert.equal(status, 504);
+    assert.match(fields["proxy-status"]!, /error=connection_timeout/);
+    const wire = await silent.accept();
+    const head = await wire.readUntil("\r\n\r\n");
+    assert.match(head, /^CONNECT 127\.0\.0\.1:80 HTTP\/1\.1\r\nHost: 127\.0\.0\.1:80\r\n/);
+    assert.ok(head.includes(credentials()), head);
+    assert.match(head, /\r\nX-Request-Id: \S+\r\n/);
+  });
+
+  it("needs nobody's help when the cache is started anew and empty", async () => {
+    await using fleet = await Fleet.start();
+    const { addresses } = await fleet.startPair();
+    await echo(fleet.clients);
+    await fleet.cache.restart();
+    await echo(fleet.clients); // the agent is where it was
+    await fleet.entry((address) => address === addresses.clients);
+    const { clients } = await fleet.site.startLb(fleet.cache);
+    await echo(clients); // and another load balancer finds it too
+  });
+
+  it("lets a cache that is down harm nobody who is connected or known, answers 503 for the others, and recovers", async () => {
+    await using fleet = await Fleet.start();
+    await using origin = await Origin.start();
+    const { proxy, agent, addresses } = await fleet.startPair();
+    using open = await openTunnel(fleet.clients, origin.authority);
+    const server = await origin.accept();
+    await fleet.cache.kill();
+    const unknown = await ask(fleet.clients, connectHead(origin.authority, "4799"));
+    assert.equal(unknown.status, 503);
+    assert.equal(unknown.fields["retry-after"], "1");
+    assert.match(unknown.fields["proxy-status"]!, /error=proxy_internal_error; details="The store of agents cannot be reached"/);
+    await echo(fleet.clients);
+    await proxy.waitFor("store does not answer");
+    await fleet.site.startAgent(addresses, [], "4712"); // it need not wait for the store
+    await open.write("still there");
+    assert.equal((await server.read(11)).toString(), "still there");
+    await fleet.cache.restart();
+    await proxy.waitFor("store answers again");
+    for (let status = 0; status !== 200;) ({ status } = await askHead(fleet.clients, connectHead(origin.authority, "4712")));
+    assert.equal(proxy.logged("store does not answer").length, 1);
+    assert.equal(agent.logged("not connected").length, 0);
+  });
+
+  it("answers 502 when the store names itself, or nothing that is an address", async () => {
+    await using fleet = await Fleet.start();
+    const store = fleet.openStore();
+    try {
+      await store.set(AGENT_ID, fleet.clients);
+      const loop = await ask(fleet.clients, connectHead("127.0.0.1:80"));
+      assert.equal(loop.status, 502);
+      assert.match(loop.fields["proxy-status"]!, /error=proxy_loop_detected/);
+      await store.set("4712", "not an address");
+      assert.equal((await ask(fleet.clients, connectHead("127.0.0.1:80", "4712"))).status, 502);
+    } finally {
+      store.close();
+    }
+  });
+
+  it("speaks TLS to proxies, shows its own certificate, and takes no other than the one it trusts", async () => {
+    await using fleet = await Fleet.start();
+    const { ca, cert, key } = fleet.site.files;
+    const tls = [`--http-proxy.tls.file.cert=${cert}`, `--http-proxy.tls.file.key=${key}`, `--http-proxy.tls.file.client-ca=${ca}`];
+    await fleet.startPair(["--http-proxy.tls.enable", ...tls]);
+    const trust = ["--http-connector.tls.enable", `--http-connector.tls.file.root-ca=${ca}`];
+    const own = [`--http-connector.tls.file.cert=${cert}`, `--http-connector.tls.file.key=${key}`];
+    await echo((await fleet.site.startLb(fleet.cache, [...trust, ...own])).clients);
+    const strangers = [fleet.clients];
+    for (const args of [trust, ["--http-connector.tls.enable", ...own]]) {
+      strangers.push((await fleet.site.startLb(fleet.cache, args)).clients);
+    }
+    for (const clients of strangers) assert.equal((await ask(clients, connectHead("127.0.0.1:80"))).status, 502);
+  });
+
+  it("lets tunnels finish on SIGTERM, takes no more clients, and stops with exit code 0", async () => {
+    await using fleet = await Fleet.start();
+    await using origin = await Origin.start();
+    await fleet.startPair();
+    using client = await openTunnel(fleet.clients, origin.authority);
+    const server = await origin.accept();
+    fleet.lb.signal("SIGTERM");
+    await fleet.lb.waitFor("draining");
+    for (let wire; (wire = await dial(fleet.clients).catch(() => undefined)) !== undefined;) wire[Symbol.dispose]();
+    await client.write("ping");
+    assert.equal((await server.read(4)).toString(), "ping");
+    server.finish("pong");
+    client.finish();
+    assert.equal((await client.readAll()).toString(), "pong");
+    assert.equal((await fleet.lb.ended).exitCode, 0);
+  });
+
+  it("resets the tunnels that are left after --drain.timeout, and stops with exit code 0", async () => {
+    await using fleet = await Fleet.start("memcached", ["--drain.timeout=0s"]);
+    await using origin = await Origin.start();
+    await fleet.startPair();
+    using client = await openTunnel(fleet.clients, origin.authority);
+    const server = await origin.accept();
+    assert.equal((await fleet.lb.stop()).exitCode, 0);
+    assert.equal(await client.ending(), "ECONNRESET");
+    assert.equal(await server.ending(), "ECONNRESET");
+  });
+});
+
+/** Asks, and leaves with the head of the answer: a tunnel has no end of its own. */
+async function askHead(address: string, request: string): Promise<{ status: number }> {
+  using wire = await dial(address);
+  await wire.write(request);
+  return { status: Number((await wire.readUntil("\r\n\r\n")).split(" ")[1]) };
+}

@@ -1,0 +1,131 @@
+// What those who operate a part are told over HTTP: alive, ready or why not, figures, agents.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Health, listenAdmin, startAdmin } from "../../shared/admin.ts";
+import { Metrics } from "../../shared/metrics.ts";
+import { createMemoryNet } from "../../shared/net/memory.ts";
+import type { QuicStats } from "../../shared/net/types.ts";
+
+const STATS: QuicStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
+
+async function setUp() {
+  const net = createMemoryNet();
+  const [health, metrics] = [new Health(), new Metrics("proxy")];
+  const agents = () => [{ id: "7", address: "192.0.2.1:5", tunnels: 2 }];
+  const listener = await listenAdmin(net, ":9090");
+  const admin = startAdmin({ listener: listener!, health, metrics, agents });
+  const ask = async (line: string) => {
+    const stream = await net.connectTcp({ host: "127.0.0.1", port: 9090, timeoutMs: 1_000 });
+    await stream.write(new TextEncoder().encode(`${line} HTTP/1.1\r\nHost: localhost\r\n\r\n`));
+    let text = "";
+    for (let data; (data = await stream.read()) !== null;) text += new TextDecoder().decode(data);
+    stream.close();
+    const [head = "", body = ""] = text.split("\r\n\r\n");
+    return { status: Number(head.split(" ")[1]), head, body };
+  };
+  return { net, health, metrics, admin, ask };
+}
+
+/** The value of one series. */
+function valueOf(text: string, series: string): number | undefined {
+  const line = text.split("\n").find((line) => line.startsWith(`${series} `));
+  return line === undefined ? undefined : Number(line.slice(series.length + 1));
+}
+
+describe("admin", () => {
+  it("is reachable from this machine alone where its address has no host, and is not there without an address", async () => {
+    const { net, admin } = await setUp();
+    assert.equal(admin.address, "127.0.0.1:9090");
+    assert.equal(await listenAdmin(net, undefined), undefined);
+    await assert.rejects(listenAdmin(net, ":9090"), { code: "address-in-use" });
+    await admin.close();
+  });
+
+  it("says that it is alive, and whether it is ready or every reason why not", async () => {
+    const { health, admin, ask } = await setUp();
+    assert.deepEqual([(await ask("GET /healthz")).status, (await ask("GET /readyz")).status], [200, 200]);
+    health.notReady("draining");
+    health.notReady("store", "no answer of memcached at a:1");
+    const { status, body } = await ask("GET /readyz");
+    assert.equal(status, 503);
+    assert.deepEqual(JSON.parse(body), { ready: false, problems: { draining: "draining", store: "no answer of memcached at a:1" } });
+    assert.equal((await ask("GET /healthz")).status, 200);
+    assert.equal((await ask("GET /readyz?exclude=store")).status, 503);
+    assert.equal((await ask("GET /readyz?exclude=store&exclude=draining")).status, 200);
+    health.readyAgain("draining");
+    const { status: excluded, body: told } = await ask("GET /readyz?exclude=store");
+    assert.equal(excluded, 200);
+    assert.deepEqual(Object.keys(JSON.parse(told).problems), ["store"], "What is excluded is no longer told");
+    health.readyAgain("store");
+    assert.equal((await ask("GET /readyz")).status, 200);
+    await admin.close();
+  });
+
+  it("lists agents as JSON, and figures as Prometheus reads them", async () => {
+    const { admin, ask } = await setUp();
+    const { head, body } = await ask("GET /agents");
+    assert.match(head, /\r\nContent-Type: application\/json\r\n/);
+    assert.deepEqual(JSON.parse(body), [{ id: "7", address: "192.0.2.1:5", tunnels: 2 }]);
+    const figures = await ask("GET /metrics");
+    assert.match(figures.head, /\r\nContent-Type: text\/plain; version=0\.0\.4; charset=utf-8\r\n/);
+    assert.ok(valueOf(figures.body, "process_resident_memory_bytes")! > 1e6);
+    assert.ok(valueOf(figures.body, "process_cpu_seconds_total")! > 0);
+    await admin.close();
+  });
+
+  it("answers HEAD without a body, and refuses other methods, paths and heads that are none", async () => {
+    const { admin, ask } = await setUp();
+    const { status, head, body } = await ask("HEAD /healthz");
+    assert.deepEqual([status, body], [200, ""]);
+    assert.match(head, /\r\nContent-Length: 16\r\n/);
+    assert.equal((await ask("POST /healthz")).status, 405);
+    assert.equal((await ask("GET /")).status, 404);
+    assert.equal((await ask("GET /healthz/..")).status, 404);
+    assert.equal((await ask("nonsense")).status, 400);
+    await admin.close();
+  });
+});
+
+describe("metrics", () => {
+  it("count tunnels by outcome, refusals by status and cause, and limits", async () => {
+    const metrics = new Metrics("lb");
+    const tunnels = metrics.tunnels(() => 3);
+    tunnels.ended({ status: 200, setupMs: 7, sent: 10, received: 1_000 });
+    tunnels.ended({ status: 200, setupMs: 7, error: "connection_terminated", sent: 1, received: 0 });
+    tunnels.ended({ status: 503, error: "connection_limit_reached", sent: 0, received: 0 });
+    tunnels.ended({ status: 431, error: "http_request_error", sent: 0, received: 0 });
+    const text = await metrics.registry.metrics();
+    const expected = {
+      "reverse_http_tunnels_open": 3,
+      'reverse_http_tunnels_total{outcome="completed"}': 1,
+      'reverse_http_tunnels_total{outcome="broken"}': 1,
+      'reverse_http_tunnels_total{outcome="refused"}': 2,
+      'reverse_http_refusals_total{status="503",error="connection_limit_reached"}': 1,
+      'reverse_http_tunnel_bytes_total{direction="sent"}': 11,
+      'reverse_http_tunnel_bytes_total{direction="received"}': 1_000,
+      'reverse_http_tunnel_setup_seconds_bucket{le="0.005"}': 0,
+      'reverse_http_tunnel_setup_seconds_bucket{le="0.01"}': 2,
+      'reverse_http_limits_hit_total{limit="connections"}': 1,
+      'reverse_http_limits_hit_total{limit="head-size"}': 1,
+    };
+    for (const [series, value] of Object.entries(expected)) assert.equal(valueOf(text, series), value, series);
+  });
+
+  it("sum up round-trip times over all connections, and packets over their lives", async () => {
+    const metrics = new Metrics("proxy");
+    let stats = Array.from({ length: 100 }, (_, i): QuicStats => ({ ...STATS, rttMs: i + 1, sentPackets: 10, lostPackets: 1 }));
+    let connections = stats.map((_, i) => ({ stats: () => stats[i]! }));
+    metrics.quic(() => connections);
+    const first = await metrics.registry.metrics();
+    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="0.5"}'), 0.05);
+    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="1"}'), 0.1);
+    stats = stats.map((of) => ({ ...of, sentPackets: 15 }));
+    stats[0] = STATS; // it is closed
+    const read = async (name: string) => valueOf(await metrics.registry.metrics(), name);
+    assert.equal(await read("reverse_http_quic_packets_sent_total"), 1_000 + 99 * 5);
+    connections = [];
+    assert.equal(await read("reverse_http_quic_packets_sent_total"), 1_000 + 99 * 5);
+    assert.equal(await read("reverse_http_quic_packets_lost_total"), 100);
+    assert.equal(await read('reverse_http_quic_rtt_seconds{quantile="0.5"}'), undefined);
+  });
+});

@@ -1,0 +1,108 @@
+// Where lb thinks an agent is: how often it asks the store, and what it makes of the answers.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Locator } from "../../lb/locator.ts";
+import { type Store, StoreError } from "../../shared/store/store.ts";
+
+/** A store whose answers the test gives, one by one. */
+class AskedStore implements Store {
+  readonly asked: string[] = [];
+  readonly #waiting: PromiseWithResolvers<string | undefined>[] = [];
+
+  lookup(agentId: string): Promise<string | undefined> {
+    this.asked.push(agentId);
+    const answer = Promise.withResolvers<string | undefined>();
+    this.#waiting.push(answer);
+    return answer.promise;
+  }
+
+  answer(address: string | undefined): void {
+    this.#waiting.shift()!.resolve(address);
+  }
+
+  fail(): void {
+    this.#waiting.shift()!.reject(new StoreError("down"));
+  }
+
+  set = () => Promise.reject(new Error("lb writes nothing"));
+  renew = this.set;
+  close = () => {};
+}
+
+function setUp(limit?: number) {
+  const store = new AskedStore();
+  const clock = { now: 0 };
+  const locator = new Locator({ store, limit, now: () => clock.now });
+  const known = async (agentId: string, address: string) => {
+    const located = locator.locate(agentId);
+    store.answer(address);
+    assert.equal(await located, address);
+  };
+  return { store, clock, locator, known };
+}
+
+describe("locator", () => {
+  it("asks the store once for all who ask at once, and for each agent on its own", async () => {
+    const { store, locator } = setUp();
+    const all = [locator.locate("7"), locator.locate("7"), locator.locate("8"), locator.locate("7")];
+    store.answer("a:1");
+    store.answer("b:1");
+    assert.deepEqual(await Promise.all(all), ["a:1", "a:1", "b:1", "a:1"]);
+    assert.deepEqual(store.asked, ["7", "8"]);
+  });
+
+  it("asks again when an answer is a second old, and not before", async () => {
+    const { store, clock, locator, known } = setUp();
+    await known("7", "a:1");
+    clock.now = 999;
+    assert.equal(await locator.locate("7"), "a:1");
+    assert.equal(store.asked.length, 1);
+    clock.now = 1_000;
+    await known("7", "b:1");
+    assert.equal(store.asked.length, 2);
+  });
+
+  it("asks at once for an agent that was in no proxy's hands", async () => {
+    const { store, locator, known } = setUp();
+    const missing = locator.locate("7");
+    store.answer(undefined);
+    assert.equal(await missing, undefined);
+    await known("7", "a:1");
+  });
+
+  it("uses the last address while the store fails or is empty, until it proves wrong", async () => {
+    const { store, clock, locator, known } = setUp();
+    await known("7", "a:1");
+    for (const trouble of [() => store.fail(), () => store.answer(undefined)]) {
+      clock.now += 1_000;
+      const located = locator.locate("7");
+      trouble();
+      assert.equal(await located, "a:1");
+      assert.equal(await locator.locate("7"), "a:1", "an answer like that is good for a second too");
+    }
+    locator.forget("7", "a:1");
+    const failing = locator.locate("7");
+    store.fail();
+    await assert.rejects(failing, StoreError);
+    const missing = locator.locate("7");
+    store.answer(undefined);
+    assert.equal(await missing, undefined);
+  });
+
+  it("keeps an address that is newer than the one that proved wrong", async () => {
+    const { store, locator, known } = setUp();
+    await known("7", "b:1");
+    locator.forget("7", "a:1");
+    assert.equal(await locator.locate("7"), "b:1");
+    assert.equal(store.asked.length, 1);
+  });
+
+  it("remembers so many agents, and forgets the one that nobody asked for the longest", async () => {
+    const { store, locator, known } = setUp(3);
+    for (const id of ["1", "2", "3"]) await known(id, `${id}:1`);
+    await locator.locate("1");
+    await known("4", "4:1");
+    assert.deepEqual([...locator].map(([id]) => id), ["3", "1", "4"]);
+    assert.equal(store.asked.length, 4);
+  });
+});
