@@ -1,11 +1,15 @@
-// Makes the executables in dist/: one file each, with the runtime and the native engine inside. Run by Bun: `deno task build`.
+// Makes the executables: one file each, with the runtime and the native engine inside. Run by Bun: `deno task build`. Into dist/ for this
+// machine; with --target into dist/<target>/, as they are released.
 import { spawnSync } from "node:child_process";
-import { mkdirSync } from "node:fs";
+import { copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
+import { parseArgs } from "node:util";
+import { buildNative } from "./tools/native.ts";
+import { signMac } from "./tools/sign.ts";
+import { parseTargets, type TargetName, TARGETS } from "./tools/targets.ts";
 
 const root = import.meta.dirname!;
-const addon = join(root, "native", "reverse-http.node");
 
 const EXECUTABLES = {
   "reverse-http": "main.ts",
@@ -15,7 +19,7 @@ const EXECUTABLES = {
 };
 
 /** Where the sources load the addon's file, executables carry it. */
-const embedAddon: Bun.BunPlugin = {
+const embedAddon = (addon: string): Bun.BunPlugin => ({
   name: "embed-addon",
   setup(build) {
     build.onLoad({ filter: /shared\/net\/addon\.ts$/ }, () => ({
@@ -28,34 +32,71 @@ const embedAddon: Bun.BunPlugin = {
       `,
     }));
   },
-};
+});
+
+interface Facts {
+  readonly commit: string;
+  readonly date: string;
+}
 
 /** What is built of what: without git, or outside of it, nobody knows. */
-const stampBuild: Bun.BunPlugin = {
+function readFacts(): Facts {
+  const git = (...args: string[]) => {
+    const { status, stdout } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
+    return status === 0 ? stdout.trim() : undefined;
+  };
+  const [commit, date] = git("log", "-1", "--format=%H %cI", "--", ".")?.split(" ") ?? [];
+  const dirty = commit && git("status", "--porcelain", "--untracked-files=no") !== "" ? "-dirty" : "";
+  return { commit: commit ? `${commit}${dirty}` : "unknown", date: date ?? "unknown" };
+}
+
+const stampBuild = (facts: Facts): Bun.BunPlugin => ({
   name: "stamp-build",
   setup(build) {
-    const git = (...args: string[]) => {
-      const { status, stdout } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
-      return status === 0 ? stdout.trim() : undefined;
-    };
-    const [commit, date] = git("log", "-1", "--format=%H %cI", "--", ".")?.split(" ") ?? [];
-    const dirty = commit && git("status", "--porcelain", "--untracked-files=no") !== "" ? "-dirty" : "";
-    const facts = { commit: commit ? `${commit}${dirty}` : "unknown", date: date ?? "unknown" };
     build.onLoad({ filter: /shared\/build\.ts$/ }, () => ({ loader: "ts", contents: `export const BUILD = ${JSON.stringify(facts)};` }));
   },
-};
+});
 
-mkdirSync(join(root, "dist"), { recursive: true });
-for (const [name, entry] of Object.entries(EXECUTABLES)) {
-  const result = await Bun.build({
-    entrypoints: [join(root, entry)],
-    compile: { outfile: join(root, "dist", name) },
-    format: "esm",
-    bytecode: true,
-    minify: true,
-    plugins: [embedAddon, stampBuild],
-  });
-  for (const message of result.logs) console.error(String(message));
-  if (!result.success) process.exit(1);
-  console.log(`dist/${name}`);
+/** All executables, into `folder`; for this machine where there is no `target`. */
+async function compile(folder: string, addon: string, facts: Facts, target?: TargetName): Promise<void> {
+  mkdirSync(folder, { recursive: true });
+  for (const [name, entry] of Object.entries(EXECUTABLES)) {
+    const outfile = join(folder, name);
+    const result = await Bun.build({
+      entrypoints: [join(root, entry)],
+      compile: target === undefined ? { outfile } : { outfile, target: TARGETS[target].bun },
+      format: "esm",
+      bytecode: true,
+      minify: true,
+      plugins: [embedAddon(addon), stampBuild(facts)],
+    });
+    for (const message of result.logs) console.error(String(message));
+    if (!result.success) throw new Error(`Cannot build ${name}`);
+    if (target !== undefined && TARGETS[target].os === "darwin") signMac(outfile);
+    console.log(outfile.slice(root.length + 1));
+  }
+}
+
+async function build(): Promise<void> {
+  const { values } = parseArgs({ options: { target: { type: "string", multiple: true }, release: { type: "boolean" } } });
+  const targets = parseTargets(values.target ?? (values.release ? ["all"] : []));
+  const facts = readFacts();
+  if (values.release && !/^[0-9a-f]{40,}$/.test(facts.commit)) {
+    throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo what has changed`);
+  }
+  if (targets.length === 0) await compile(join(root, "dist"), buildNative(), facts);
+  for (const target of targets) {
+    const addon = buildNative(target);
+    const folder = join(root, "dist", target);
+    rmSync(folder, { recursive: true, force: true });
+    await compile(folder, addon, facts, target);
+    copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/embedded.ts
+  }
+}
+
+try {
+  await build();
+} catch (error) {
+  console.error(error instanceof Error ? error.message : error);
+  process.exit(1);
 }

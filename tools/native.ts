@@ -1,58 +1,147 @@
-// Builds the native engine where its sources have changed: native/reverse-http.node.
+// Builds the native engine where its sources have changed: native/reverse-http.node for this machine, or, with --target, the one that is
+// released for a platform. Runs under Deno and Bun.
 import { createHash } from "node:crypto";
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, globSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { homedir } from "node:os";
+import { dirname, join } from "node:path";
 import process from "node:process";
+import { parseArgs } from "node:util";
+import { parseTargets, type TargetName, TARGETS } from "./targets.ts";
 
 const root = join(import.meta.dirname!, "..");
 const crate = join(root, "native");
-const addon = join(crate, "reverse-http.node");
-const stamp = join(crate, "target", "sources.sha256");
+const cache = join(crate, "target");
 
 /** What cargo is called with is part of what is built. */
-const COMMAND = ["build", "--release", "--locked"];
+interface Recipe {
+  readonly command: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  /** What cargo leaves. */
+  readonly library: string;
+  /** Where it is put. */
+  readonly addon: string;
+  /** Of the sources that `addon` is made of. */
+  readonly stamp: string;
+}
 
-function hashSources(): string {
-  const hash = createHash("sha256").update(COMMAND.join(" ")).update(process.platform + process.arch);
+/** For this machine, with its own compiler and linker. */
+function hostRecipe(): Recipe {
+  const library = process.platform === "darwin" ? "libreverse_http_native.dylib" : "libreverse_http_native.so";
+  return {
+    command: ["build", "--release", "--locked"],
+    env: {},
+    library: join(cache, "release", library),
+    addon: join(crate, "reverse-http.node"),
+    stamp: join(cache, "sources.sha256"),
+  };
+}
+
+/** For a platform, on any: linked by zig against its oldest libraries, or on a Mac for Macs by Apple's own linker. */
+function targetRecipe(name: TargetName): Recipe {
+  const { rust, os, oldest } = TARGETS[name];
+  const onMacs = os === "darwin" && process.platform === "darwin";
+  const sysroot = output("rustc", ["--print", "sysroot"]);
+  const std = join(sysroot, "lib", "rustlib", rust, "lib");
+  const sources = join(sysroot, "lib", "rustlib", "src", "rust");
+  const command = [onMacs ? "build" : "zigbuild", "--release", "--locked", "--target", os === "linux" ? `${rust}.${oldest}` : rust];
+  const env: Record<string, string> = {
+    // no path of this machine in what is built, and the same addon in every folder
+    CARGO_ENCODED_RUSTFLAGS: [[root, "/reverse-http"], [cargoHome(), "/cargo"], [sources, "/rust"]]
+      .map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join("\x1f"),
+    CFLAGS: `-ffile-prefix-map=${cargoHome()}=/cargo -ffile-prefix-map=${cache}=/target`,
+    SOURCE_DATE_EPOCH: "0",
+  };
+  if (os === "darwin") env.MACOSX_DEPLOYMENT_TARGET = oldest;
+  // rustc's own libraries, for the tool that strips
+  else env.LD_LIBRARY_PATH = [join(sysroot, "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
+  if (!existsSync(std)) {
+    if (!existsSync(join(sources, "library", "std"))) {
+      throw new Error(
+        `Cannot build the native engine for ${name}: Rust's standard library for ${rust} is not there (${std}). ` +
+          `Run rustup target add ${rust}, or rustup component add rust-src to build it from its sources`,
+      );
+    }
+    command.push("-Z", "build-std=std,panic_unwind");
+    env.RUSTC_BOOTSTRAP = "1"; // for -Z with a stable compiler
+  }
+  const folder = join(cache, "addons", name);
+  return {
+    command,
+    env,
+    library: join(cache, rust, "release", os === "darwin" ? "libreverse_http_native.dylib" : "libreverse_http_native.so"),
+    addon: join(folder, "reverse-http.node"),
+    stamp: join(folder, "sources.sha256"),
+  };
+}
+
+const cargoHome = () => process.env.CARGO_HOME ?? join(homedir(), ".cargo");
+
+function output(command: string, args: readonly string[]): string {
+  return spawnSync(command, args, { encoding: "utf8" }).stdout?.trim() ?? "";
+}
+
+function hashSources({ command, env }: Recipe): string {
+  const hash = createHash("sha256").update([...command, ...Object.keys(env)].join(" ")).update(process.platform + process.arch);
   for (const file of [...globSync("src/**/*.rs", { cwd: crate }), "Cargo.toml", "Cargo.lock", "build.rs"].sort()) {
     hash.update(file).update("\0").update(readFileSync(join(crate, file)));
   }
   return hash.digest("hex");
 }
 
-function fail(message: string): never {
-  console.error(message);
-  process.exit(1);
+function requireTool(command: string, args: readonly string[], sentence: string): void {
+  if (spawnSync(command, args, { stdio: "ignore" }).status !== 0) throw new Error(`Cannot build the native engine: ${sentence}`);
 }
 
-function requireTool(command: string, sentence: string): void {
-  if (spawnSync(command, ["--version"], { stdio: "ignore" }).status !== 0) fail(sentence);
+/**
+ * Builds the addon where its sources have changed, and tells its file.
+ * @param target the platform that it is released for; without it, for this machine alone
+ * @throws {Error} where something that it takes is missing, or the compiler fails
+ */
+export function buildNative(target?: TargetName): string {
+  requireTool(
+    "cargo",
+    ["--version"],
+    "there is no Rust compiler. Install one from https://rustup.rs, or your system's rustc and cargo, 1.88 or later",
+  );
+  const recipe = target === undefined ? hostRecipe() : targetRecipe(target);
+  const { command, env, library, addon, stamp } = recipe;
+  const sources = hashSources(recipe);
+  const shown = addon.slice(root.length + 1);
+  if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, "utf8") === sources) {
+    console.log(`${shown} is up to date`);
+    return addon;
+  }
+  requireTool(
+    "cc",
+    ["--version"],
+    "there is no C compiler. Install one, for example with apt install build-essential, or xcode-select --install",
+  );
+  if (command[0] === "zigbuild") {
+    requireTool("cargo-zigbuild", ["--version"], "there is no cargo-zigbuild. Run pip install ziglang cargo-zigbuild");
+  }
+  console.log(`Building the native engine${target === undefined ? "" : ` for ${target}`}; the first time takes a few minutes`);
+  const built = spawnSync("cargo", command, {
+    cwd: crate,
+    stdio: "inherit",
+    env: { ...process.env, ...env, CARGO_TARGET_DIR: cache },
+  });
+  if (built.status !== 0) throw new Error("Cannot build the native engine: see what the compiler says above");
+  mkdirSync(dirname(addon), { recursive: true });
+  // renamed into place: a program that has the old one loaded keeps it
+  copyFileSync(library, `${addon}.new`);
+  renameSync(`${addon}.new`, addon);
+  writeFileSync(stamp, sources);
+  return addon;
 }
 
-const sources = hashSources();
-if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, "utf8") === sources) {
-  console.log("native/reverse-http.node is up to date");
-  process.exit(0);
+if (import.meta.main) {
+  try {
+    const { values } = parseArgs({ options: { target: { type: "string", multiple: true } } });
+    if (values.target === undefined) buildNative();
+    else parseTargets(values.target).forEach(buildNative);
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    process.exit(1);
+  }
 }
-requireTool(
-  "cargo",
-  "Cannot build the native engine: there is no Rust compiler. Install one from https://rustup.rs, or your system's rustc and cargo, 1.88 or later",
-);
-requireTool(
-  "cc",
-  "Cannot build the native engine: there is no C compiler. Install one, for example with apt install build-essential, or xcode-select --install",
-);
-console.log("Building the native engine; the first time takes a few minutes");
-const library = process.platform === "darwin" ? "libreverse_http_native.dylib" : "libreverse_http_native.so";
-const built = spawnSync("cargo", COMMAND, {
-  cwd: crate,
-  stdio: "inherit",
-  env: { ...process.env, CARGO_TARGET_DIR: join(crate, "target") },
-});
-if (built.status !== 0) fail("Cannot build the native engine: see what the compiler says above");
-// renamed into place: a program that has the old one loaded keeps it
-copyFileSync(join(crate, "target", "release", library), `${addon}.new`);
-renameSync(`${addon}.new`, addon);
-mkdirSync(join(crate, "target"), { recursive: true });
-writeFileSync(stamp, sources);
