@@ -44,7 +44,7 @@ read_options() {
       --version) version=${1#v} && shift ;;
       --dir) dir=$1 && shift ;;
       --base-url) base=${1%/} && shift ;;
-      --only) names="$names $(full_name "$1")" && shift ;;
+      --only) names="$names $(full_name "$1")" || exit 2; shift ;;
       --all) names=$KNOWN ;;
       --uninstall) uninstall=yes ;;
       --help | -h) usage && exit 0 ;;

@@ -57,6 +57,7 @@ const CHECKS: Check[] = [
     count: nodeCount,
   },
   ...both("system"),
+  ...both("release"),
 ];
 
 function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {
