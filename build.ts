@@ -5,18 +5,10 @@ import { copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
 import { signMac } from "./tools/sign.ts";
 import { parseTargets, type TargetName, TARGETS } from "./tools/targets.ts";
-
-const root = import.meta.dirname!;
-
-const EXECUTABLES = {
-  "reverse-http": "main.ts",
-  "reverse-http-proxy": "proxy/main.ts",
-  "reverse-http-agent": "agent/main.ts",
-  "reverse-http-lb": "lb/main.ts",
-};
 
 /** Where the sources load the addon's file, executables carry it. */
 const embedAddon = (addon: string): Bun.BunPlugin => ({
@@ -42,7 +34,7 @@ interface Facts {
 /** What is built of what: without git, or outside of it, nobody knows. */
 function readFacts(): Facts {
   const git = (...args: string[]) => {
-    const { status, stdout } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
+    const { status, stdout } = spawnSync("git", args, { cwd: ROOT, encoding: "utf8" });
     return status === 0 ? stdout.trim() : undefined;
   };
   const [commit, date] = git("log", "-1", "--format=%H %cI", "--", ".")?.split(" ") ?? [];
@@ -63,7 +55,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
   for (const [name, entry] of Object.entries(EXECUTABLES)) {
     const outfile = join(folder, name);
     const result = await Bun.build({
-      entrypoints: [join(root, entry)],
+      entrypoints: [join(ROOT, entry)],
       compile: target === undefined ? { outfile } : { outfile, target: TARGETS[target].bun },
       format: "esm",
       bytecode: true,
@@ -73,7 +65,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
     for (const message of result.logs) console.error(String(message));
     if (!result.success) throw new Error(`Cannot build ${name}`);
     if (target !== undefined && TARGETS[target].os === "darwin") signMac(outfile);
-    console.log(outfile.slice(root.length + 1));
+    console.log(outfile.slice(ROOT.length + 1));
   }
 }
 
@@ -84,10 +76,10 @@ async function build(): Promise<void> {
   if (values.release && !/^[0-9a-f]{40,}$/.test(facts.commit)) {
     throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo what has changed`);
   }
-  if (targets.length === 0) await compile(join(root, "dist"), buildNative(), facts);
+  if (targets.length === 0) await compile(join(ROOT, "dist"), buildNative(), facts);
   for (const target of targets) {
     const addon = buildNative(target);
-    const folder = join(root, "dist", target);
+    const folder = join(ROOT, "dist", target);
     rmSync(folder, { recursive: true, force: true });
     await compile(folder, addon, facts, target);
     copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/embedded.ts

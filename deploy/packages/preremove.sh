@@ -1,0 +1,10 @@
+#!/bin/sh
+# Stops the services where the package goes for good: deb says remove, rpm 0.
+set -e
+case ${1:-} in
+  remove | 0)
+    if [ -d /run/systemd/system ]; then
+      for part in proxy agent lb; do systemctl disable --now "reverse-http-$part.service" || true; done
+    fi
+    ;;
+esac
