@@ -36,6 +36,8 @@ export interface Terminal {
 
 /** Does one thing and ends. Its options come from the command line alone. */
 export interface Action<Values = object> extends Described {
+  /** Its options are those of a running service: they come from the environment and the configuration file too. */
+  readonly asService?: boolean;
   act(values: Values, terminal: Terminal): Promise<void>;
 }
 
@@ -105,15 +107,32 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     throw new ConfigError(describeMistake(error, found.command, executable, args));
   }
   const { command, flags } = found;
-  if ("act" in command) return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
+  if ("act" in command && !command.asService) {
+    return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
+  }
+  if ("act" in command) {
+    const options = command.options ?? {};
+    return {
+      do: "act",
+      action: command,
+      resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home), executable) }),
+    };
+  }
   if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser asks for one of its commands
   checkEnvironment(command.options, env, executable.family);
   const own = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
-  const file = own.config ?? findConfig(home);
-  const settings = file === undefined ? undefined : readConfig(command.options, { name: file, text: readText(file) }, executable.family);
-  const resolved = resolve(command.options, { flags, env, file: settings });
+  const resolved = resolve(command.options, {
+    flags,
+    env,
+    file: readSettings(command.options, own.config ?? findConfig(home), executable),
+  });
   if (own.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
   return { do: own.checkConfig ? "check" : "run", service: command, resolved };
+}
+
+/** What a configuration file says of `options`; `undefined` where there is none. */
+function readSettings(options: Options, file: string | undefined, { family }: Executable): ReturnType<typeof readConfig> | undefined {
+  return file === undefined ? undefined : readConfig(options, { name: file, text: readText(file) }, family);
 }
 
 /** The parser of a command and of those in it; tells `found` what it meets. */
@@ -144,7 +163,7 @@ export function* walkCommands(command: Command, path: readonly string[] = []): G
 
 /** The variable that sets an option of `command`; `undefined` where none does. */
 export function envIn(command: Command, name: string): string | undefined {
-  const option = "start" in command ? command.options[name] : undefined;
+  const option = "start" in command || ("act" in command && command.asService) ? command.options?.[name] : undefined;
   return option && envOf(name, option);
 }
 

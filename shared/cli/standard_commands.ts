@@ -3,6 +3,7 @@ import { BUILD } from "../build.ts";
 import type { Action, Command, Executable } from "./command.ts";
 import { configSchema } from "./config_schema.ts";
 import { completionScript, howToLoad, SHELLS } from "./completion.ts";
+import { healthcheckCommand } from "./healthcheck.ts";
 import { manualPage } from "./manual.ts";
 import { defineOptions, type ValuesOf } from "./option.ts";
 
@@ -22,6 +23,7 @@ function standardCommands(executable: Executable): Command[] {
   });
   return [
     versionCommand(executable.version),
+    healthcheckCommand,
     {
       name: "completion",
       description: "Print a script that completes commands and flags in a shell.",

@@ -1,0 +1,66 @@
+// healthcheck against a service's answers, and where it finds the address to ask.
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { describe, it } from "node:test";
+import { FAMILY } from "../../family.ts";
+import { readCommandLine } from "../../shared/cli/command.ts";
+import { withStandardCommands } from "../../shared/cli/standard_commands.ts";
+
+const executable = withStandardCommands({
+  root: { name: "thing", description: "A thing.", commands: [] },
+  version: "1.2.3",
+  family: FAMILY,
+});
+
+/** What the command says with these arguments and this environment. */
+async function healthcheck(args: string[], env: Record<string, string> = {}): Promise<string> {
+  const task = readCommandLine(executable, { args: ["healthcheck", ...args], env, home: "/nonexistent" });
+  assert.equal(task.do, "act");
+  if (task.do !== "act") return "";
+  let said = "";
+  await task.action.act(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
+  return said;
+}
+
+/** Runs `use` beside a service that answers so. */
+async function withService(answers: Record<string, [status: number, text: string]>, use: (port: number) => Promise<void>): Promise<void> {
+  const server = createServer((request, response) => {
+    const [status, text] = answers[request.url!] ?? [404, ""];
+    response.writeHead(status, { Connection: "close" }).end(text);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    await use((server.address() as AddressInfo).port);
+  } finally {
+    server.close();
+  }
+}
+
+describe("healthcheck", () => {
+  it("says what a service that is well says, and fails with what another says", async () => {
+    await withService({ "/healthz": [200, "ok\n"], "/readyz": [503, "draining"] }, async (port) => {
+      assert.equal(await healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), "ok\n");
+      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`, "--ready"]), /readyz says 503: draining/);
+    });
+  });
+
+  it("asks this machine where the service listens on all its addresses, or on none that is named", async () => {
+    await withService({ "/healthz": [200, "ok"] }, async (port) => {
+      for (const host of ["", "0.0.0.0"]) assert.equal(await healthcheck([`--admin.listen-address=${host}:${port}`]), "ok\n");
+    });
+  });
+
+  it("finds the address where the service finds it, in the environment", async () => {
+    await withService({ "/healthz": [200, "ok"] }, async (port) => {
+      assert.equal(await healthcheck([], { REVERSE_HTTP_ADMIN_LISTEN_ADDRESS: `127.0.0.1:${port}` }), "ok\n");
+    });
+  });
+
+  it("fails where nobody answers, or nobody said whom to ask", async () => {
+    let free = 0;
+    await withService({}, (port) => Promise.resolve(void (free = port)));
+    await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${free}`]), /Cannot ask http:\/\/127\.0\.0\.1:\d+\/healthz/);
+    await assert.rejects(healthcheck([]), /--admin\.listen-address is not set/);
+  });
+});
