@@ -15,7 +15,7 @@ export interface Target {
 }
 
 export const TARGETS = {
-  "linux-x64": { rust: "x86_64-unknown-linux-gnu", bun: "bun-linux-x64", os: "linux", arch: "amd64", oldest: "2.17" },
+  "linux-x64": { rust: "x86_64-unknown-linux-gnu", bun: "bun-linux-x64-baseline", os: "linux", arch: "amd64", oldest: "2.17" },
   "linux-arm64": { rust: "aarch64-unknown-linux-gnu", bun: "bun-linux-arm64", os: "linux", arch: "arm64", oldest: "2.17" },
   "darwin-x64": { rust: "x86_64-apple-darwin", bun: "bun-darwin-x64", os: "darwin", arch: "amd64", oldest: "13.0" },
   "darwin-arm64": { rust: "aarch64-apple-darwin", bun: "bun-darwin-arm64", os: "darwin", arch: "arm64", oldest: "13.0" },
