@@ -1,0 +1,63 @@
+// The units of systemd and the scripts of the packages, as far as they can be held to something without installing them.
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { chmodSync, existsSync, globSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import { describe, it } from "node:test";
+import { FAMILY } from "../../family.ts";
+import { Folder, ROOT } from "../support/processes.ts";
+
+const UNITS = globSync("deploy/systemd/*.service", { cwd: ROOT }).map((file) => join(ROOT, file)).sort();
+
+/** For a test that needs a program which not every machine has: why it is skipped, where it is. */
+const without = (command: string) =>
+  spawnSync(command, ["--version"], { stdio: "ignore" }).error === undefined ? false : `there is no ${command}`;
+
+describe("units", () => {
+  it("are there for every service, and start it", () => {
+    assert.deepEqual(UNITS.map((file) => basename(file)), Object.keys(FAMILY).map((part) => `reverse-http-${part}.service`).sort());
+    for (const part of Object.keys(FAMILY)) {
+      const text = readFileSync(join(ROOT, "deploy", "systemd", `reverse-http-${part}.service`), "utf8");
+      assert.match(text, new RegExp(`^ExecStart=/usr/bin/reverse-http ${part}$`, "m"));
+      assert.match(text, new RegExp(`^EnvironmentFile=-/etc/default/reverse-http-${part}$`, "m"));
+    }
+  });
+
+  it("give tunnels the time that they are promised before they are killed", () => {
+    for (const unit of UNITS) {
+      const [, seconds] = /^TimeoutStopSec=(\d+)$/m.exec(readFileSync(unit, "utf8"))!;
+      assert.ok(Number(seconds) > Number.parseInt(FAMILY.proxy["drain.timeout"].default), unit);
+    }
+  });
+
+  it("are what systemd accepts", { skip: without("systemd-analyze") }, () => {
+    using folder = new Folder();
+    // it looks for the executable
+    mkdirSync(join(folder.path, "usr", "bin"), { recursive: true });
+    mkdirSync(join(folder.path, "etc", "systemd", "system"), { recursive: true });
+    writeFileSync(join(folder.path, "usr", "bin", "reverse-http"), "#!/bin/sh\n");
+    chmodSync(join(folder.path, "usr", "bin", "reverse-http"), 0o755);
+    for (const unit of UNITS) {
+      const text = readFileSync(unit, "utf8").replace("/usr/bin/reverse-http", join(folder.path, "usr", "bin", "reverse-http"));
+      writeFileSync(join(folder.path, basename(unit)), text);
+    }
+    const files = UNITS.map((unit) => join(folder.path, basename(unit)));
+    const { status, stderr } = spawnSync("systemd-analyze", ["verify", "--man=no", ...files], { encoding: "utf8" });
+    const own = stderr.split("\n").filter((line) => /reverse-http/.test(line));
+    assert.deepEqual([status, own], [0, []]);
+  });
+});
+
+describe("shell scripts", () => {
+  const scripts = ["install.sh", ...globSync("deploy/packages/*.sh", { cwd: ROOT })].map((file) => join(ROOT, file));
+
+  it("are read by sh", () => {
+    assert.ok(scripts.length > 3 && scripts.every((file) => existsSync(file)));
+    for (const script of scripts) assert.equal(spawnSync("sh", ["-n", script]).status, 0, script);
+  });
+
+  it("are clean for shellcheck", { skip: without("shellcheck") }, () => {
+    const { status, stdout } = spawnSync("shellcheck", ["-s", "sh", ...scripts], { encoding: "utf8" });
+    assert.equal(status, 0, stdout);
+  });
+});
