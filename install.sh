@@ -19,7 +19,7 @@ usage: install.sh [options]        curl -fsSL …/install.sh | sh -s -- [options
   --only NAME        install proxy, agent or lb alone, as reverse-http-NAME; may be repeated
   --all              install reverse-http, and proxy, agent and lb each as an executable of its own
   --uninstall        remove the executables from DIR; configuration and certificates stay
-  --base-url URL     download from a mirror that has the layout of the releases (env REVERSE_HTTP_BASE_URL)
+  --base-url URL     download from a mirror that has the layout of the releases (env INSTALL_BASE_URL)
   --help             print this
 
 An installed release is replaced in one step; what runs meanwhile goes on until it is started anew.
@@ -33,7 +33,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # Sets the options.
 read_options() {
-  version="" dir="" names="" uninstall="" base="${REVERSE_HTTP_BASE_URL:-$REPOSITORY/releases}"
+  version="" dir="" names="" uninstall="" base="${INSTALL_BASE_URL:-$REPOSITORY/releases}"
   while [ $# -gt 0 ]; do
     option=$1 && shift
     case $option in

@@ -78,7 +78,7 @@ class Machine implements Disposable {
   /** Runs the script, or `text` in its place, as curl | sh does. */
   async install(args: string[], { base = "", text = readFileSync(SCRIPT, "utf8"), env = {} as Record<string, string> } = {}) {
     const child = spawn("/bin/sh", ["-s", "--", ...args], {
-      env: { PATH: this.#tools, HOME: this.home, REVERSE_HTTP_BASE_URL: base, ...env },
+      env: { PATH: this.#tools, HOME: this.home, INSTALL_BASE_URL: base, ...env },
     });
     let said = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => said += data);
