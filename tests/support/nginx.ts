@@ -4,8 +4,8 @@ import { existsSync } from "node:fs";
 import { createServer } from "node:net";
 import { Folder, Program } from "./processes.ts";
 
-const NGINX = "/usr/sbin/nginx";
-const MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
+export const NGINX = "/usr/sbin/nginx";
+export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /** One address that leads to several. */
 export interface Balanced {
@@ -27,7 +27,7 @@ export class Nginx implements AsyncDisposable {
       server { listen ${addresses[i]}${transport === "udp" ? " udp" : ""}; proxy_pass servers${i}; proxy_timeout 1h; }`);
     const configuration = folder.write(
       "nginx.conf",
-      `${existsSync(MODULE) ? `load_module ${MODULE};` : ""}
+      `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : ""}
       daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
       events { worker_connections 4096; }
       stream { ${blocks.join("\n")} }`,
