@@ -86,6 +86,15 @@ export class Composition implements AsyncDisposable {
     await program.waitFor(service.command![0] === "agent" ? "connected" : "listening");
   }
 
+  /** One more agent like 4711, with another id. */
+  async startAgent(id: string): Promise<void> {
+    const { command, ...rest } = this.compose.services["agent-4711"]!;
+    const args = command!.map((text) => this.#localize(text.replace("4711", id), "", rest));
+    const program = new Program(REVERSE_HTTP, [...args, "--log.format=json"]);
+    this.#programs.set(`agent-${id}`, program);
+    await program.waitFor("connected");
+  }
+
   /** nginx with the configuration that the service mounts. */
   async #startNginx(name: string, { volumes = [] }: Service, address: string): Promise<void> {
     const source = volumes.find((volume) => volume.includes(":/etc/nginx/nginx.conf"))!.split(":")[0]!;
@@ -114,7 +123,7 @@ export class Composition implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const [name, program] of [...this.#programs].reverse()) {
       // killed, nginx would leave its workers behind
-      if (this.compose.services[name]!.image.startsWith("nginx:")) await program.stop("SIGTERM");
+      if (this.compose.services[name]?.image.startsWith("nginx:")) await program.stop("SIGTERM");
       else await program[Symbol.asyncDispose]();
     }
     this.#folder[Symbol.dispose]();

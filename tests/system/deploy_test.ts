@@ -96,7 +96,11 @@ describe("nginx before proxies and load balancers", () => {
     await using origin = await Origin.start(echo);
     await using composition = await Composition.start("ha", { files: files.path, network });
     const clients = composition.published("3128");
-    const tunnels = await Promise.all(["4711", "4712", "4711", "4712"].map((id) => openSoon(clients, origin.authority, { id })));
+    // of so many, some would come to the other proxy by chance
+    const others = ["a", "b", "c", "d", "e", "f"];
+    for (const id of others) await composition.startAgent(id);
+    const ids = ["4711", "4712", ...others];
+    const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
     for (const balancer of ["proxy-lb", "http-proxy"]) {
       const nginx = composition.program(balancer);
       nginx.signal("SIGHUP");
@@ -105,7 +109,7 @@ describe("nginx before proxies and load balancers", () => {
       await Promise.all(tunnels.map(check));
     }
     // the agents' connections are those of the beginning
-    for (const agent of ["agent-4711", "agent-4712"]) assert.equal(composition.program(agent).logged("connected").length, 1);
+    for (const id of ids) assert.equal(composition.program(`agent-${id}`).logged("connected").length, 1, id);
     for (const tunnel of tunnels) tunnel[Symbol.dispose]();
   });
 
