@@ -1,0 +1,183 @@
+// What deploy/ says must be what the program takes: command lines, times, ports, files. Whether it runs is for the system tests.
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { parseAllDocuments } from "yaml";
+import { FAMILY } from "../../family.ts";
+import { readCommandLine, type Service as ServiceCommand } from "../../shared/cli/command.ts";
+import { parseValue } from "../../shared/cli/option.ts";
+import { COMPOSE_FILES, readCompose } from "../support/compose.ts";
+import { ROOT } from "../support/processes.ts";
+
+const KUBERNETES = join(ROOT, "deploy", "kubernetes");
+
+/** Services of the family that are never started. */
+const commands = Object.entries(FAMILY).map(([name, options]): ServiceCommand => ({
+  name,
+  description: "A service.",
+  options,
+  check: () => Promise.reject(new Error("not to be called")),
+  start: () => Promise.reject(new Error("not to be started")),
+}));
+
+/** The values of a command line: `proxy`, `--…`. */
+function valuesOf(args: readonly string[]): Record<string, Record<string, unknown>> {
+  const executable = { root: { name: "reverse-http", description: "All.", commands }, version: "1.2.3", family: FAMILY };
+  const task = readCommandLine(executable, { args, env: {}, home: undefined });
+  assert.equal(task.do, "run");
+  return (task as Extract<typeof task, { do: "run" | "check" }>).resolved.values as ReturnType<typeof valuesOf>;
+}
+
+/** Milliseconds from the signal to the end of the last tunnel. */
+function drainMs(args: readonly string[]): number {
+  const { delay = 0, timeout } = valuesOf(args).drain as { delay?: number; timeout: number };
+  return delay + timeout;
+}
+
+/** Services of the Go original's compose files, with the ports that they publish; memcached's is not for everybody here. */
+const ORIGINAL: Record<(typeof COMPOSE_FILES)[number], string[]> = {
+  "noauth": ["proxy", "agent-4711", "agent-4712"],
+  "jwt": ["proxy", "agent-4711", "agent-4712"],
+  "ha": ["memcached-server", "proxy-lb", "proxy-1", "proxy-2", "agent-4711", "agent-4712", "lb-1", "lb-2", "http-proxy"],
+  "ha-tls": ["memcached-server", "proxy-lb", "proxy-1", "proxy-2", "agent-4711", "agent-4712", "lb-1", "lb-2", "http-proxy"],
+};
+
+describe("compose files", () => {
+  for (const name of COMPOSE_FILES) {
+    const { services } = readCompose(name);
+    const ours = Object.entries(services).filter(([, { image }]) => image.includes("/reverse-http:"));
+
+    it(`of ${name} have the services and the port of the Go original's`, () => {
+      assert.deepEqual(Object.keys(services).sort(), ORIGINAL[name].sort());
+      assert.deepEqual(Object.values(services).flatMap(({ ports = [] }) => ports).sort(), ["3128:3128/tcp", "4242:4242/udp"]);
+    });
+
+    it(`of ${name} have command lines that the program takes, and mounts for all files in them`, () => {
+      assert.equal(ours.length, ORIGINAL[name].filter((service) => /^(proxy(-\d)?|agent-.*|lb-\d)$/.test(service)).length);
+      for (const [service, { command, volumes = [] }] of ours) {
+        valuesOf(command!);
+        for (const [, file] of command!.join("\n").matchAll(/[=:](\/\S+)$/gm)) {
+          assert.ok(volumes.some((volume) => file!.startsWith(`${volume.split(":")[1]}/`)), `${service}: ${file} is not mounted`);
+        }
+      }
+    });
+
+    it(`of ${name} give everything more time to end than it takes`, () => {
+      for (const [service, { command, stop_grace_period: grace }] of ours) {
+        assert.ok(Number(parseValue({ kind: "duration", description: "" }, grace!)) > drainMs(command!), service);
+      }
+    });
+  }
+});
+
+/** As much of a Kubernetes object as these tests look at. */
+interface KubernetesObject {
+  kind: string;
+  metadata: { name: string; labels?: Record<string, string> };
+  // deno-lint-ignore no-explicit-any -- any kind there is; what is missing makes the test fail
+  spec: any;
+}
+
+const manifests = readdirSync(KUBERNETES).filter((name) => name.endsWith(".yaml"));
+const objects = manifests.flatMap((name) =>
+  parseAllDocuments(readFileSync(join(KUBERNETES, name), "utf8"), { merge: true }).map((document) => {
+    assert.deepEqual(document.errors, [], name);
+    return document.toJS() as KubernetesObject;
+  })
+);
+const ofKind = (kind: string) => objects.filter((object) => object.kind === kind);
+const deployments = ofKind("Deployment");
+const template = (deployment: KubernetesObject) => deployment.spec.template;
+const container = (deployment: KubernetesObject) => template(deployment).spec.containers[0];
+const own = deployments.filter((deployment) => /\/reverse-http$/.test(container(deployment).image));
+
+const selects = (selector: Record<string, string>, labels: Record<string, string> | undefined) =>
+  Object.entries(selector).every(([name, value]) => labels?.[name] === value);
+const podsOf = (selector: Record<string, string>) => deployments.filter((deployment) => selects(selector, template(deployment).metadata.labels));
+
+describe("Kubernetes manifests", () => {
+  it("are all in the kustomization, or named there", () => {
+    const text = readFileSync(join(KUBERNETES, "kustomization.yaml"), "utf8");
+    for (const name of manifests) if (name !== "kustomization.yaml") assert.match(text, new RegExp(`^ +(# )?- ${name}$`, "m"));
+  });
+
+  it("have command lines that the program takes", () => {
+    assert.deepEqual(own.map((deployment) => valuesOf(container(deployment).args) && container(deployment).args[0]).sort(), ["lb", "proxy"]);
+  });
+
+  it("give pods more time to end than it takes", () => {
+    for (const deployment of own) {
+      assert.ok(template(deployment).spec.terminationGracePeriodSeconds * 1000 > drainMs(container(deployment).args));
+    }
+  });
+
+  it("mount what command lines name, read-only, and from where there is something", () => {
+    const { configMapGenerator } = objects.find(({ kind }) => kind === "Kustomization") as unknown as { configMapGenerator: { name: string }[] };
+    for (const deployment of own) {
+      const { args, volumeMounts } = container(deployment);
+      const { volumes } = template(deployment).spec;
+      for (const [, file] of (args as string[]).join("\n").matchAll(/=(\/\S+)$/gm)) {
+        const mount = volumeMounts.find(({ mountPath }: { mountPath: string }) => file!.startsWith(`${mountPath}/`));
+        assert.equal(mount?.readOnly, true, file);
+        const { configMap, secret } = volumes.find(({ name }: { name: string }) => name === mount.name);
+        assert.ok(secret?.secretName ?? configMapGenerator.some(({ name }) => name === configMap.name), file);
+      }
+    }
+  });
+
+  it("let every service, budget and policy find its pods, and every port its container's", () => {
+    for (const { metadata, spec } of ofKind("Service")) {
+      const pods = podsOf(spec.selector);
+      assert.equal(pods.length, 1, metadata.name);
+      for (const { port, protocol = "TCP", targetPort = port } of spec.ports) {
+        const found = container(pods[0]!).ports.find((has: { name: string; containerPort: number }) =>
+          has.name === targetPort || has.containerPort === targetPort
+        );
+        assert.equal(found?.protocol ?? "TCP", protocol, metadata.name);
+        assert.equal(found.containerPort, port, metadata.name);
+      }
+    }
+    for (const { metadata, spec } of ofKind("PodDisruptionBudget")) assert.equal(podsOf(spec.selector.matchLabels).length, 1, metadata.name);
+    for (const { metadata, spec } of ofKind("NetworkPolicy")) {
+      const [pods] = podsOf(spec.podSelector.matchLabels);
+      for (const { port, protocol = "TCP" } of spec.ingress.flatMap(({ ports }: { ports: unknown[] }) => ports)) {
+        const found = container(pods!).ports.find(({ containerPort }: { containerPort: number }) => containerPort === port);
+        assert.equal(found?.protocol ?? (found && "TCP"), protocol, metadata.name);
+      }
+    }
+    const [monitor] = ofKind("ServiceMonitor");
+    const watched = ofKind("Service").filter(({ metadata }) => selects(monitor!.spec.selector.matchLabels, metadata.labels));
+    assert.equal(watched.length, own.length);
+    for (const { spec } of watched) assert.ok(spec.ports.some(({ name }: { name: string }) => name === monitor!.spec.endpoints[0].port));
+  });
+
+  it("listen where their ports say, and are probed where the figures are", () => {
+    for (const deployment of own) {
+      const { args, ports, startupProbe, livenessProbe, readinessProbe } = container(deployment);
+      const { agentServer, httpProxy, admin } = valuesOf(args);
+      for (const { name, containerPort } of ports) {
+        const address = { agents: agentServer, clients: httpProxy, admin }[name as string]!.listenAddress as string;
+        assert.equal(Number(address.split(":").at(-1)), containerPort, name);
+      }
+      // from other pods and the node
+      assert.match(admin!.listenAddress as string, /^0\.0\.0\.0:/);
+      for (const probe of [startupProbe, livenessProbe, readinessProbe]) {
+        assert.equal(probe.httpGet.port, "admin");
+        assert.match(probe.httpGet.path, /^\/(healthz|readyz\?.*)$/);
+      }
+    }
+  });
+
+  it("let nobody be root, or write", () => {
+    for (const deployment of deployments) {
+      const { runAsNonRoot, runAsUser, seccompProfile } = template(deployment).spec.securityContext;
+      assert.deepEqual([runAsNonRoot, runAsUser > 0, seccompProfile.type], [true, true, "RuntimeDefault"]);
+      assert.deepEqual(container(deployment).securityContext, {
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ["ALL"] },
+      });
+    }
+  });
+});
