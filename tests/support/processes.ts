@@ -93,6 +93,11 @@ export class Program implements AsyncDisposable {
     for (const wake of this.#waiting) wake();
   }
 
+  /** All that it has written to standard error so far. */
+  get said(): string {
+    return this.#lines;
+  }
+
   /** Entries so far with this message, and these values in their fields. */
   logged(message: string, fields: Partial<LogEntry> = {}): LogEntry[] {
     return this.entries.filter((entry) =>
@@ -132,7 +137,7 @@ export class Program implements AsyncDisposable {
   }
 
   /** Sends a signal, to this process alone. */
-  signal(name: "SIGTERM" | "SIGINT" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
+  signal(name: "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
     if (!this.#over && this.pid > 0) process.kill(this.pid, name);
   }
 

@@ -13,7 +13,9 @@ import { ask, connectHead, openTunnel, Origin, type Wire } from "../support/sock
 
 const missing = ["/usr/sbin/nginx", "/usr/bin/memcached", "/usr/bin/openssl"].find((file) => spawnSync(file, ["-h"]).error !== undefined);
 // elsewhere loopback is one address, or has other names
-const skip = process.platform !== "linux" || !networkInterfaces().lo ? "loopback is one address here" : missing && `there is no ${missing} here`;
+const skip = process.platform !== "linux" || !networkInterfaces().lo
+  ? "loopback is one address here"
+  : missing && `there is no ${missing} here`;
 
 async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);

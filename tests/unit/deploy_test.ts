@@ -94,7 +94,8 @@ const own = deployments.filter((deployment) => /\/reverse-http$/.test(container(
 
 const selects = (selector: Record<string, string>, labels: Record<string, string> | undefined) =>
   Object.entries(selector).every(([name, value]) => labels?.[name] === value);
-const podsOf = (selector: Record<string, string>) => deployments.filter((deployment) => selects(selector, template(deployment).metadata.labels));
+const podsOf = (selector: Record<string, string>) =>
+  deployments.filter((deployment) => selects(selector, template(deployment).metadata.labels));
 
 describe("Kubernetes manifests", () => {
   it("are all in the kustomization, or named there", () => {
@@ -103,7 +104,10 @@ describe("Kubernetes manifests", () => {
   });
 
   it("have command lines that the program takes", () => {
-    assert.deepEqual(own.map((deployment) => valuesOf(container(deployment).args) && container(deployment).args[0]).sort(), ["lb", "proxy"]);
+    assert.deepEqual(own.map((deployment) => valuesOf(container(deployment).args) && container(deployment).args[0]).sort(), [
+      "lb",
+      "proxy",
+    ]);
   });
 
   it("give pods more time to end than it takes", () => {
@@ -113,15 +117,17 @@ describe("Kubernetes manifests", () => {
   });
 
   it("mount what command lines name, read-only, and from where there is something", () => {
-    const { configMapGenerator } = objects.find(({ kind }) => kind === "Kustomization") as unknown as { configMapGenerator: { name: string }[] };
+    const { configMapGenerator } = objects.find(({ kind }) => kind === "Kustomization") as unknown as {
+      configMapGenerator: { name: string }[];
+    };
     for (const deployment of own) {
       const { args, volumeMounts } = container(deployment);
       const { volumes } = template(deployment).spec;
       for (const [, file] of (args as string[]).join("\n").matchAll(/=(\/\S+)$/gm)) {
         const mount = volumeMounts.find(({ mountPath }: { mountPath: string }) => file!.startsWith(`${mountPath}/`));
-        assert.equal(mount?.readOnly, true, file);
+        assert.equal(mount?.readOnly, true, `${file} is not mounted read-only`);
         const { configMap, secret } = volumes.find(({ name }: { name: string }) => name === mount.name);
-        assert.ok(secret?.secretName ?? configMapGenerator.some(({ name }) => name === configMap.name), file);
+        assert.ok(secret?.secretName ?? configMapGenerator.some(({ name }) => name === configMap.name), `${file} comes from nowhere`);
       }
     }
   });
@@ -138,7 +144,9 @@ describe("Kubernetes manifests", () => {
         assert.equal(found.containerPort, port, metadata.name);
       }
     }
-    for (const { metadata, spec } of ofKind("PodDisruptionBudget")) assert.equal(podsOf(spec.selector.matchLabels).length, 1, metadata.name);
+    for (const { metadata, spec } of ofKind("PodDisruptionBudget")) {
+      assert.equal(podsOf(spec.selector.matchLabels).length, 1, metadata.name);
+    }
     for (const { metadata, spec } of ofKind("NetworkPolicy")) {
       const [pods] = podsOf(spec.podSelector.matchLabels);
       for (const { port, protocol = "TCP" } of spec.ingress.flatMap(({ ports }: { ports: unknown[] }) => ports)) {
