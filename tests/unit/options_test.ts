@@ -1,4 +1,4 @@
-// The options of the executables: all that the Go original has, with its names and defaults, and the README's tables of them.
+// The options of the executables: all that the Go original has, with its names and defaults, and the tables of them.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -126,9 +126,9 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
       for (const [option, { description }] of Object.entries(options)) assert.match(description, /^[A-Z].*\.$/, option);
     });
 
-    it("are in the README as they are defined", () => {
-      const readme = readFileSync(join(ROOT, "README.md"), "utf8");
-      assert.ok(readme.includes(optionTable(options)), "The tables of README.md are stale: run deno task docs");
+    it("are in docs/options.md as they are defined", () => {
+      const document = readFileSync(join(ROOT, "docs", "options.md"), "utf8");
+      assert.ok(document.includes(optionTable(options)), "The tables of docs/options.md are stale: run deno task docs");
     });
 
     it("hide what is secret", () => {
