@@ -38,6 +38,7 @@ const CHECKS: Check[] = [
   { name: "format", command: [deno, "fmt", "--check", "--quiet"] },
   { name: "lint", command: [deno, "lint", "--quiet"] },
   { name: "types", command: [deno, "check", "--quiet", "."] },
+  { name: "types in documents", command: [deno, "check", "--quiet", "--doc-only", "README.md", join("docs", "library.md")] },
   { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: crate },
   {
     name: "rust lint",

@@ -1,0 +1,54 @@
+// The documents as data: their code blocks, headings and links.
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { ROOT } from "./processes.ts";
+
+/** A fenced block of code. */
+export interface Block {
+  readonly line: number;
+  /** `sh`, `ts` … */
+  readonly language: string;
+  /** What follows the language: `no-test`, `background`. */
+  readonly flags: readonly string[];
+  readonly code: string;
+}
+
+export interface Document {
+  /** Relative to the sources' folder. */
+  readonly name: string;
+  readonly text: string;
+  readonly blocks: readonly Block[];
+}
+
+export function readDocument(name: string): Document {
+  const text = readFileSync(join(ROOT, name), "utf8");
+  const blocks = Array.from(text.matchAll(/^```([^\n]*)\n([^]*?)^```$/gm), ({ index, 1: info, 2: code }): Block => {
+    const [language = "", ...flags] = info!.trim().split(/\s+/);
+    return { line: text.slice(0, index).split("\n").length, language, flags, code: code! };
+  });
+  return { name, text, blocks };
+}
+
+/** All that are for readers. */
+export function readDocuments(): Document[] {
+  const markdown = (folder: string) =>
+    readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(".md")).map((name) => join(folder, name));
+  return [...markdown("."), ...markdown("docs"), ...markdown("deploy")].sort().map(readDocument);
+}
+
+/** What a `#` after a file's name may name: headings, as GitHub makes anchors of them. */
+export function anchorsOf({ text }: Document): Set<string> {
+  const prose = text.replace(/^```[^]*?^```$/gm, "");
+  return new Set(
+    Array.from(prose.matchAll(/^#+ +(.*)$/gm), ([, title]) => title!.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")),
+  );
+}
+
+/** Targets of links, images among them. */
+export function linksOf({ text }: Document): string[] {
+  const prose = text.replace(/^```[^]*?^```$/gm, "").replace(/`[^`\n]*`/g, "");
+  return [
+    ...Array.from(prose.matchAll(/\]\(([^)\s]+)\)/g), ([, target]) => target!),
+    ...Array.from(prose.matchAll(/\bsrc="([^"]+)"/g), ([, target]) => target!),
+  ];
+}

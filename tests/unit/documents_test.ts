@@ -1,0 +1,85 @@
+// What documents say must be there: links, options, variables, metrics. Whether commands work is for the system tests.
+import assert from "node:assert/strict";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { dirname, join, normalize } from "node:path";
+import { describe, it } from "node:test";
+import { FAMILY } from "../../family.ts";
+import { readConfig } from "../../shared/cli/config_file.ts";
+import { envOf, type Option } from "../../shared/cli/option.ts";
+import { anchorsOf, linksOf, readDocument, readDocuments } from "../support/documents.ts";
+import { ROOT } from "../support/processes.ts";
+
+const options = Object.values(FAMILY).flatMap((all) => Object.entries(all)) as [string, Option][];
+const names = new Set(options.map(([name]) => name));
+const variables = new Set(options.map(([name, option]) => envOf(name, option)));
+
+/** Of the compose files and their script, not of the program. */
+const OTHERS = new Set(["REVERSE_HTTP_IMAGE", "REVERSE_HTTP_USER"]);
+
+/** Text files for readers and machines that speak of options. */
+function texts(): [name: string, text: string][] {
+  const deploy = readdirSync(join(ROOT, "deploy"), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map(({ parentPath, name }) => join(parentPath, name))
+    .filter((file) => /\.(ya?ml|conf|sh|service|socket|env|md)$/.test(file));
+  return [
+    ...readDocuments().map(({ name, text }): [string, string] => [name, text]),
+    ...deploy.map((file): [string, string] => [
+      file.slice(ROOT.length + 1),
+      readFileSync(file, "utf8"),
+    ]),
+  ];
+}
+
+describe("documents", () => {
+  it("name options that there are", () => {
+    for (const [name, text] of texts()) {
+      for (const [, option] of text.matchAll(/(?<![\w-])--([a-z][a-z0-9-]*(?:\.[a-z0-9-]+)+)/g)) {
+        const group = option!.endsWith(".") || [...names].some((known) => known.startsWith(`${option}.`));
+        assert.ok(names.has(option!) || group, `${name}: there is no --${option}`);
+      }
+    }
+  });
+
+  it("name variables that there are", () => {
+    for (const [name, text] of texts()) {
+      for (const [variable] of text.matchAll(/\bREVERSE_HTTP_[A-Z0-9_]*[A-Z0-9]\b/g)) {
+        assert.ok(variables.has(variable) || OTHERS.has(variable), `${name}: there is no ${variable}`);
+      }
+    }
+  });
+
+  it("name figures that there are, and no others", () => {
+    const sources = ["shared", "proxy", "agent", "lb"].flatMap((folder) =>
+      readdirSync(join(ROOT, folder), { recursive: true, withFileTypes: true })
+        .filter(({ name }) => name.endsWith(".ts"))
+        .map(({ parentPath, name }) => readFileSync(join(parentPath, name), "utf8"))
+    ).join("\n");
+    const there = new Set(Array.from(sources.matchAll(/"(reverse_http_[a-z_]+)"/g), ([, name]) => name!));
+    const told = new Set(Array.from(readDocument("docs/operating.md").text.matchAll(/`(reverse_http_[a-z_]+)/g), ([, name]) => name!));
+    assert.deepEqual([...told].sort(), [...there].sort());
+  });
+
+  it("show configuration files that can be read", () => {
+    const blocks = readDocuments().flatMap((document) => document.blocks).filter(({ language }) => language === "yaml");
+    assert.ok(blocks.length > 0);
+    for (const { code } of blocks) readConfig(FAMILY.proxy, { name: "config.yaml", text: code }, FAMILY);
+  });
+
+  it("link to files and headings that there are", () => {
+    for (const document of readDocuments()) {
+      for (const target of linksOf(document)) {
+        if (/^(https?|mailto):/.test(target)) continue;
+        const [path, anchor] = target.split("#") as [string, string?];
+        const file = path === "" ? document.name : normalize(join(dirname(document.name), path));
+        assert.ok(existsSync(join(ROOT, file)), `${document.name}: there is no ${target}`);
+        if (anchor !== undefined) assert.ok(anchorsOf(readDocument(file)).has(anchor), `${document.name}: ${file} has no ${anchor}`);
+      }
+    }
+  });
+
+  it("in docs are all to be found from the README", () => {
+    const links = linksOf(readDocument("README.md"));
+    for (const { name } of readDocuments()) if (name.startsWith("docs/")) assert.ok(links.includes(name), name);
+  });
+});
