@@ -1,6 +1,7 @@
 // What deploy/ says must be what the program takes: command lines, times, ports, files. Whether it runs is for the system tests.
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { cpSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { parseAllDocuments } from "yaml";
@@ -8,7 +9,7 @@ import { FAMILY } from "../../family.ts";
 import { readCommandLine, type Service as ServiceCommand } from "../../shared/cli/command.ts";
 import { parseValue } from "../../shared/cli/option.ts";
 import { COMPOSE_FILES, readCompose } from "../support/compose.ts";
-import { ROOT } from "../support/processes.ts";
+import { Folder, ROOT } from "../support/processes.ts";
 
 const KUBERNETES = join(ROOT, "deploy", "kubernetes");
 
@@ -97,10 +98,23 @@ const selects = (selector: Record<string, string>, labels: Record<string, string
 const podsOf = (selector: Record<string, string>) =>
   deployments.filter((deployment) => selects(selector, template(deployment).metadata.labels));
 
+const withoutKubectl = spawnSync("kubectl", ["version", "--client"]).error ? "there is no kubectl here" : false;
+
 describe("Kubernetes manifests", () => {
   it("are all in the kustomization, or named there", () => {
     const text = readFileSync(join(KUBERNETES, "kustomization.yaml"), "utf8");
     for (const name of manifests) if (name !== "kustomization.yaml") assert.match(text, new RegExp(`^ +(# )?- ${name}$`, "m"));
+  });
+
+  it("are what kustomize puts together", { skip: withoutKubectl }, () => {
+    using folder = new Folder();
+    cpSync(KUBERNETES, folder.path, { recursive: true });
+    folder.write("auth-key-public.pem", "a key\n");
+    const { status, stdout, stderr } = spawnSync("kubectl", ["kustomize", folder.path], { encoding: "utf8" });
+    assert.equal(status, 0, stderr);
+    const made = parseAllDocuments(stdout).map((document) => document.toJS() as KubernetesObject);
+    assert.equal(made.length, objects.length - 2 + 1); // without the kustomization and the monitor, with the keys
+    for (const image of own.map(container).map(({ image }) => `${image}:latest`)) assert.ok(stdout.includes(image), image);
   });
 
   it("have command lines that the program takes", () => {

@@ -31,6 +31,15 @@ function texts(): [name: string, text: string][] {
   ];
 }
 
+/** All sources in these folders, as one text. */
+function sources(...folders: string[]): string {
+  return folders.flatMap((folder) =>
+    readdirSync(join(ROOT, folder), { recursive: true, withFileTypes: true })
+      .filter(({ name }) => /\.(ts|rs)$/.test(name))
+      .map(({ parentPath, name }) => readFileSync(join(parentPath, name), "utf8"))
+  ).join("\n");
+}
+
 describe("documents", () => {
   it("name options that there are", () => {
     for (const [name, text] of texts()) {
@@ -49,13 +58,21 @@ describe("documents", () => {
     }
   });
 
+  it("quote what the program says", () => {
+    const [, rows = ""] = readDocument("docs/operating.md").text.split("## Trouble, by symptom");
+    const quotes = Array.from(
+      rows.matchAll(/^\| ([^|]*) \|/gm),
+      ([, symptom]) => Array.from(symptom!.matchAll(/`([^`]+)`/g), ([, q]) => q!),
+    ).flat();
+    assert.ok(quotes.length > 5);
+    const said = sources("shared", "proxy", "agent", "lb", "native/src", "tests/system");
+    for (const quote of quotes) {
+      for (const part of quote.split("…").map((part) => part.trim())) assert.ok(said.includes(part), `nobody says ${JSON.stringify(part)}`);
+    }
+  });
+
   it("name figures that there are, and no others", () => {
-    const sources = ["shared", "proxy", "agent", "lb"].flatMap((folder) =>
-      readdirSync(join(ROOT, folder), { recursive: true, withFileTypes: true })
-        .filter(({ name }) => name.endsWith(".ts"))
-        .map(({ parentPath, name }) => readFileSync(join(parentPath, name), "utf8"))
-    ).join("\n");
-    const there = new Set(Array.from(sources.matchAll(/"(reverse_http_[a-z_]+)"/g), ([, name]) => name!));
+    const there = new Set(Array.from(sources("shared", "proxy", "agent", "lb").matchAll(/"(reverse_http_[a-z_]+)"/g), ([, name]) => name!));
     const told = new Set(Array.from(readDocument("docs/operating.md").text.matchAll(/`(reverse_http_[a-z_]+)/g), ([, name]) => name!));
     assert.deepEqual([...told].sort(), [...there].sort());
   });
