@@ -86,6 +86,12 @@ export class Composition implements AsyncDisposable {
     await program.waitFor(service.command![0] === "agent" ? "connected" : "listening");
   }
 
+  /** Starts a service again that has ended. */
+  async restart(service: string): Promise<void> {
+    await this.program(service).ended;
+    await this.#start(service);
+  }
+
   /** One more agent like 4711, with another id. */
   async startAgent(id: string): Promise<void> {
     const { command, ...rest } = this.compose.services["agent-4711"]!;

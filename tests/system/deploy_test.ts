@@ -115,6 +115,47 @@ describe("nginx before proxies and load balancers", () => {
     for (const tunnel of tunnels) tunnel[Symbol.dispose]();
   });
 
+  it("lets both proxies be restarted, one after the other, without a tunnel that is cut or a request that fails", { skip }, async () => {
+    const network = Composition.newNetwork();
+    using files = await makeFiles(addressesOf(network));
+    await using origin = await Origin.start(echo);
+    await using composition = await Composition.start("ha", { files: files.path, network });
+    const clients = composition.published("3128");
+    const others = ["a", "b", "c", "d", "e", "f"];
+    for (const id of others) await composition.startAgent(id);
+    const ids = ["4711", "4712", ...others];
+    for (const service of ["proxy-1", "proxy-2"]) {
+      const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
+      const proxy = composition.program(service);
+      proxy.signal("SIGTERM");
+      await proxy.waitFor("draining");
+      let over = false;
+      void proxy.ended.then(() => over = true);
+      const agents = ids.map((id) => composition.program(`agent-${id}`));
+      const settled = () =>
+        agents.every(({ entries }) => entries.findLast(({ message }) => /^(re)?connect(ed|ing)$/.test(message))?.message === "connected");
+      // until all agents are where they go, and beyond
+      for (let round = 0; round < 10 || !settled(); round++) {
+        for (const id of ids) {
+          using tunnel = await openTunnel(clients, origin.authority, { id });
+          await check(tunnel);
+          tunnel.finish();
+          await tunnel.readAll();
+        }
+        await Promise.all(tunnels.map(check));
+      }
+      assert.equal(over, false, "it has not waited for its tunnels");
+      for (const tunnel of tunnels) {
+        tunnel.finish();
+        assert.equal((await tunnel.readAll()).length, 0);
+        tunnel[Symbol.dispose]();
+      }
+      assert.equal((await proxy.ended).exitCode, 0);
+      await composition.restart(service);
+    }
+    assert.ok(ids.some((id) => composition.program(`agent-${id}`).logged("reconnecting").length > 0), "no agent had to move");
+  });
+
   it("has configurations that nginx itself accepts as they are", { skip }, async () => {
     using folder = new Folder();
     // names of services are known to nobody here
