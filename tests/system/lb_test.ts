@@ -88,9 +88,9 @@ describe("load balancer", () => {
       assert.equal((await server.readAll()).toString(), "last words");
       server.finish("answer after the client has finished");
       assert.equal((await client.readAll()).toString(), "answer after the client has finished");
-      const { status, agent } = await fleet.lb.waitFor("request", { status: 200 });
-      assert.deepEqual([status, agent], [200, AGENT_ID]);
-      await proxy.waitFor("request", { status: 200, agent: AGENT_ID });
+      const { id, agent } = await fleet.lb.waitFor("request", { status: 200, sent: 15 });
+      assert.equal(agent, AGENT_ID);
+      await proxy.waitFor("request", { id, status: 200, agent: AGENT_ID }); // one id tells both ends of it
     });
   }
 
