@@ -1,0 +1,51 @@
+// A program's own authentication: what it is asked, and what its answers come to.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { AuthenticationError, identifyAgent, identifyClient } from "../../shared/auth/authenticator.ts";
+import { type Applicant, createHookAuthenticator } from "../../shared/auth/hook.ts";
+
+const bytes = (text: string) => new TextEncoder().encode(text);
+
+describe("authenticate hook", () => {
+  it("is asked with the agent's text and certificate, and the client's credentials", async () => {
+    const asked: Applicant[] = [];
+    const authenticator = createHookAuthenticator((who) => {
+      asked.push(who);
+      return "4711";
+    });
+    const certificate = new Uint8Array([1]);
+    assert.equal((await identifyAgent(authenticator, bytes("ticket é"), { certificate })).agentId, "4711");
+    await identifyClient(authenticator, { scheme: "basic", username: "u", password: "p" });
+    await identifyClient(authenticator, { scheme: "bearer", token: "t" });
+    assert.deepEqual(asked, [
+      { role: "agent", credentials: "ticket é", certificate },
+      { role: "client", scheme: "basic", username: "u", password: "p" },
+      { role: "client", scheme: "bearer", token: "t" },
+    ]);
+  });
+
+  it("may answer later, and with all that an identity has", async () => {
+    const ends = new AbortController().signal;
+    const authenticator = createHookAuthenticator(() => Promise.resolve({ agentId: "4711", ends }));
+    assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }), { agentId: "4711", ends });
+  });
+
+  it("refuses with undefined, and without a secret in the log", async () => {
+    const authenticator = createHookAuthenticator(() => undefined);
+    const denied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !/hunter2/.test(error.message);
+    await assert.rejects(identifyAgent(authenticator, bytes("hunter2"), {}), denied);
+    await assert.rejects(identifyClient(authenticator, { scheme: "basic", username: "u", password: "hunter2" }), denied);
+  });
+
+  it("is not asked about bytes that are no text", async () => {
+    let asked = false;
+    const authenticator = createHookAuthenticator(() => (asked = true, "4711"));
+    await assert.rejects(identifyAgent(authenticator, new Uint8Array([0xff]), {}), AuthenticationError);
+    assert.ok(!asked);
+  });
+
+  it("cannot give an id that is none", async () => {
+    const authenticator = createHookAuthenticator(() => "a b");
+    await assert.rejects(identifyAgent(authenticator, bytes("x"), {}), (error) => error instanceof AuthenticationError);
+  });
+});
