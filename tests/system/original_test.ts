@@ -4,9 +4,11 @@ import { spawnSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:https";
+import { join } from "node:path";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { makeAuthority } from "../support/certificates.ts";
-import { AGENT, Folder, PROXY, REVERSE_HTTP, runToEnd, Site, writeCertificates } from "../support/processes.ts";
+import { AGENT, Folder, PROXY, REVERSE_HTTP, ROOT, runToEnd, Site, writeCertificates } from "../support/processes.ts";
 
 /** The services as commands of one executable, and each as an executable of its own. */
 const CALLS: Record<string, Record<"proxy" | "agent", readonly [file: string, ...args: string[]]>> = {
@@ -47,6 +49,42 @@ for (const [name, call] of Object.entries(CALLS)) {
       assert.equal((await proxy.stop("SIGINT")).exitCode, 0);
     });
 
+    it("bring curl through with tokens that the auth commands made", withCurl, async () => {
+      await using site = await Site.create();
+      const web = await startWebServer(site.files);
+      const file = (name: string) => join(site.folder.path, name);
+      const auth = call.proxy[0]; // both have it
+      const make = async (...args: string[]) => {
+        const { exitCode, stderr } = await runToEnd(auth, ["auth", ...args], { cwd: site.folder.path });
+        assert.equal(exitCode, 0, stderr);
+      };
+      await make("key", "private");
+      await make("key", "public");
+      for (const role of ["agent", "client"]) {
+        await make("jwt", "token", "--agent-id", "4711", "--role", role, "--audience", "test", "--duration", "1h", "--out", `${role}.b64`);
+      }
+      const [proxyFile, ...proxyArgs] = call.proxy;
+      const jwt = ["--auth.type=jwt", `--auth.jwt.public-key=${file("auth-key-public.pem")}`, "--auth.jwt.audience=test"];
+      const proxy = site.start(proxyFile, [...proxyArgs, ...site.proxyArgs(), ...jwt]);
+      const { agents, clients } = await proxy.waitFor("listening");
+      const [agentFile, ...agentArgs] = call.agent;
+      const agent = site.start(agentFile, [
+        ...agentArgs,
+        ...[`--agent-client.server-address=${agents}`, `--agent-client.tls.file.root-ca=${site.files.ca}`, "--log.format=json"],
+        ...["--auth.type=jwt", `--auth.jwt.token=file:${file("agent.b64")}`],
+      ]);
+      await agent.waitFor("connected");
+      const ask = (password: string) =>
+        runToEnd("/usr/bin/env", [
+          ...["curl", "-sS", "--cacert", site.files.ca, "-x", `http://4711:${password}@${clients}`],
+          `https://127.0.0.1:${web.port}/ip`,
+        ]);
+      const curl = await ask(readFileSync(file("client.b64"), "utf8").trim());
+      assert.equal(curl.stdout, '{"origin": "127.0.0.1"}', curl.stderr);
+      assert.match((await ask("noauth")).stderr, /407/);
+      await web.close();
+    });
+
     it("explain themselves", async () => {
       for (const [file, ...args] of Object.values(call)) {
         const { exitCode, stdout } = await runToEnd(file, [...args, "--help"]);
@@ -68,9 +106,13 @@ async function writeFiles(
   return {
     ...await writeCertificates(folder, authority),
     publicKey: folder.write("auth-key-public.pem", pem),
-    token: folder.write("agent-jwt.b64", "e30.e30.e30\n"),
+    token: folder.write("agent-jwt.b64", `${base64url({ alg: "ES256" })}.${base64url({ agent_id: "4711", role: "agent" })}.c2ln\n`),
     crl: folder.write("crl.pem", await authority.revocationList([])),
   };
+}
+
+function base64url(value: object): string {
+  return Buffer.from(JSON.stringify(value)).toString("base64url");
 }
 
 type Files = Awaited<ReturnType<typeof writeFiles>>;
@@ -160,6 +202,17 @@ describe("the original's flags", () => {
     ) {
       assert.ok(stdout.split("\n").includes(line), stdout);
     }
+  });
+});
+
+describe("mod.ts run directly", () => {
+  it("is the executable", async () => {
+    const args = process.versions.bun ? ["run"] : ["run", "-A", "--quiet", "--no-check", `--config=${join(ROOT, "deno.json")}`];
+    const ask = (...words: string[]) =>
+      runToEnd(process.execPath, [...args, join(ROOT, "mod.ts"), ...words], { env: process.env as Record<string, string> });
+    assert.match((await ask("version")).stdout, /^\d+\.\d+\.\d+$/);
+    const { exitCode, stderr } = await ask("agent", "--log.levl=info");
+    assert.deepEqual([exitCode, stderr], [2, "reverse-http: unknown option '--log.levl'; did you mean --log.level?\n"]);
   });
 });
 
