@@ -1,5 +1,6 @@
 // Which destinations may be reached: patterns of hosts, zones and networks, each with an optional port or range.
 import ipaddr from "ipaddr.js";
+import { isIPv6 } from "node:net";
 import type { Authority } from "./http/head.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
@@ -78,7 +79,8 @@ function parseAddress(host: string): Address | undefined {
 /** Without its zone. By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
 function parseIPv6(host: string): ipaddr.IPv6 | undefined {
   const [, address] = /^([0-9a-f:.]+)(?:%[0-9A-Za-z._~-]+)?$/i.exec(host) ?? [];
-  if (!address?.includes(":") || !URL.canParse(`http://[${address}]`)) return undefined;
+  // asked first: the URLs of one runtime take more
+  if (address === undefined || !isIPv6(address)) return undefined;
   return ipaddr.IPv6.parse(new URL(`http://[${address}]`).hostname.slice(1, -1));
 }
 

@@ -1,4 +1,5 @@
 // Request and response heads (RFC 9112): strict parsing and writing. No sockets, and no policy on what a request may ask for.
+import { isIPv6 } from "node:net";
 
 /** A head that is not what RFC 9112 allows, or more than is taken. `status` is what to answer a client. */
 export class HeadError extends Error {
@@ -150,7 +151,7 @@ export function parseAuthority(text: string, defaultPort?: number): Authority {
   const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
   if (!match) throw new HeadError(400, "The target is not host:port");
   const host = match[1]?.replace(/%25(?=.)/, "%") ?? match[2]!; // a zone may be the number 25
-  if (match[1] !== undefined && !match[1].includes(":")) throw new HeadError(400, "The target is not host:port");
+  if (match[1] !== undefined && !isIPv6(host.replace(/%.*/, ""))) throw new HeadError(400, "The target is not host:port");
   if (match[2] !== undefined && !isRegisteredName(host)) throw new HeadError(400, "The target's host is malformed");
   const port = match[3] === undefined ? defaultPort : Number(match[3]);
   if (port === undefined) throw new HeadError(400, "The target has no port");

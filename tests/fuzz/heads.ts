@@ -267,7 +267,7 @@ function destinationOf(target: string): [host: string, port: number] {
   const colon = authority.endsWith("]") ? -1 : authority.lastIndexOf(":");
   const host = colon < 0 ? authority : authority.slice(0, colon);
   const port = colon < 0 ? "" : authority.slice(colon + 1);
-  return [host.replace(/^\[(.*)\]$/, "$1").replace("%25", "%"), isAbsolute && port === "" ? 80 : Number(port)];
+  return [host.replace(/^\[(.*)\]$/, "$1").replace(/%25(?=.)/, "%"), isAbsolute && port === "" ? 80 : Number(port)];
 }
 
 const REFUSALS = new Set([400, 403, 405, 407, 431, 502, 505]);
