@@ -97,6 +97,16 @@ impl<T> Inbox<T> {
         }
     }
 
+    /// Nothing more comes: answers everybody with null once what is there was asked for.
+    pub fn finish(&self) {
+        let waiting = {
+            let mut state = lock(&self.state);
+            state.closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(|w| w.promise.settle(Ok(Js::Null)));
+    }
+
     /// Answers everybody who waits with null, and drops what was not asked for.
     pub fn close(&self) {
         let (items, waiting) = {

@@ -390,6 +390,14 @@ impl Engine {
     }
 
     #[napi]
+    pub fn tcp_stop_accepting(&self, listener: f64) {
+        let listener = lock(&self.core.tcp_listeners).get(&(listener as u64)).cloned();
+        if let Some(listener) = listener {
+            listener.stop_accepting();
+        }
+    }
+
+    #[napi]
     pub fn tcp_close(&self, listener: f64) {
         let listener = lock(&self.core.tcp_listeners).remove(&(listener as u64));
         if let Some(listener) = listener {

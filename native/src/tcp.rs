@@ -8,7 +8,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::address::{canonical, to_bind};
@@ -27,6 +29,8 @@ const BACKLOG: i32 = 4096;
 const READY: usize = 1024;
 /// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long clients that have connected may take for their heads when nobody else may connect.
+const LAST_HEADS: Duration = Duration::from_secs(2);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -52,6 +56,7 @@ pub struct Listener {
     pub inbox: Arc<Inbox<Incoming>>,
     tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
     socket: Slot,
+    stop: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -71,14 +76,16 @@ impl Listener {
         let socket = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
         let socket = Arc::new(Mutex::new(Some(socket)));
         let inbox = Arc::new(Inbox::new(READY));
+        let stop = Arc::new(Notify::new());
         let task = runtime
-            .spawn(accept(socket.clone(), inbox.clone(), tls.clone(), limits))
+            .spawn(accept(socket.clone(), inbox.clone(), tls.clone(), limits, stop.clone()))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
             inbox,
             tls,
             socket,
+            stop,
             task,
         })
     }
@@ -92,6 +99,11 @@ impl Listener {
         };
         *lock(current) = Arc::new(tls::server(tls, TCP_VERSIONS, &[])?);
         Ok(())
+    }
+
+    /// Frees the address soon; those who have connected until then are still handed over.
+    pub fn stop_accepting(&self) {
+        self.stop.notify_one();
     }
 
     /// The address is free with this call; heads being read are given up with the task.
@@ -136,10 +148,17 @@ fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
 
-async fn accept(socket: Slot, inbox: Arc<Inbox<Incoming>>, tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>, limits: HeadLimits) {
+async fn accept(
+    socket: Slot,
+    inbox: Arc<Inbox<Incoming>>,
+    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    limits: HeadLimits,
+    stop: Arc<Notify>,
+) {
     let gate = Gate::new(limits.pending);
     // dropping it with this task gives up the heads being read
     let mut heads = tokio::task::JoinSet::new();
+    let mut stopping = false;
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
@@ -147,7 +166,16 @@ async fn accept(socket: Slot, inbox: Arc<Inbox<Incoming>>, tls: Option<Arc<Mutex
             Some(listener) => listener.poll_accept(cx).map(Some),
             None => Poll::Ready(None),
         });
-        match accepted.await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = accepted => accepted,
+            () = std::future::ready(()), if stopping => break, // the kernel's queue is empty
+            () = stop.notified() => {
+                stopping = true;
+                continue;
+            }
+        };
+        match accepted {
             None => return,
             Some(Ok((stream, remote))) => {
                 let tls = tls.as_ref().map(|tls| TlsAcceptor::from(lock(tls).clone()));
@@ -163,6 +191,9 @@ async fn accept(socket: Slot, inbox: Arc<Inbox<Incoming>>, tls: Option<Arc<Mutex
             Some(Err(_)) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
+    drop(lock(&socket).take());
+    let _ = timeout(LAST_HEADS, async { while heads.join_next().await.is_some() {} }).await;
+    inbox.finish();
 }
 
 /// Handshake and head of one connection, within the limits.

@@ -151,10 +151,11 @@ export function startFront(options: FrontOptions): Front {
       return clients.size;
     },
     async drain(timeoutMs) {
-      listener.close();
+      listener.stopAccepting();
       const timer = setTimeout(close, timeoutMs);
       await done;
       clearTimeout(timer);
+      listener.close();
     },
     close,
     done,

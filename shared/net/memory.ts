@@ -28,6 +28,8 @@ import type {
 /** Bytes that one direction of a TCP connection has under way, unread. */
 const TCP_WINDOW = 64 * 1024;
 const FIRST_EPHEMERAL_PORT = 49_152;
+/** How long clients that have connected may take for their heads when nobody else may connect. */
+const LAST_HEADS_MS = 2_000;
 
 /**
  * A world of its own: whoever is to meet must use the same one. A name is known once somebody listens on it; `localhost` is 127.0.0.1
@@ -60,6 +62,12 @@ class Inbox<T> {
     return this.#items.splice(0, most);
   }
 
+  /** Nothing more comes. */
+  finish(): void {
+    this.#closed = true;
+    this.#waiting.splice(0).forEach((wake) => wake());
+  }
+
   close(): void {
     this.#closed = true;
     this.#items.splice(0).forEach(this.drop);
@@ -73,6 +81,7 @@ class HeadReader {
   readonly #options: HeadOptions;
   /** How to give up those being read, the oldest first. */
   readonly #pending = new Set<(error: NetError) => void>();
+  #lastHeads?: ReturnType<typeof setTimeout>;
 
   constructor(options: HeadOptions) {
     this.#options = options;
@@ -98,10 +107,24 @@ class HeadReader {
     } finally {
       clearTimeout(timer);
       this.#pending.delete(giveUp);
+      if (this.#lastHeads !== undefined) this.#finishAfterLast();
     }
   }
 
+  /** No stream more: ends the inbox when those being read are done, or given up. */
+  finish(): void {
+    this.#lastHeads ??= setTimeout(() => this.close(), LAST_HEADS_MS);
+    this.#finishAfterLast();
+  }
+
+  #finishAfterLast(): void {
+    if (this.#pending.size > 0) return;
+    clearTimeout(this.#lastHeads);
+    this.inbox.finish();
+  }
+
   close(): void {
+    clearTimeout(this.#lastHeads);
     this.inbox.close();
     for (const giveUp of this.#pending) giveUp(closed());
   }
@@ -267,6 +290,11 @@ class MemoryTcpListener implements TcpListener {
 
   setTls(): void {
     if (!this.options.tls) throw new NetError("invalid", `Cannot set certificates: ${this.address} listens without TLS`);
+  }
+
+  stopAccepting(): void {
+    this.net.tcp.free(this);
+    this.#heads.finish();
   }
 
   close(): void {

@@ -55,6 +55,7 @@ interface Engine {
   listenTcp(op: number, address: string, tls: ServerTls | undefined, heads: Heads): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: ServerTls): Verdict;
+  tcpStopAccepting(listener: number): void;
   tcpClose(listener: number): void;
   connectTcp(op: number, host: string, port: number, timeoutMs: number, tls: ClientTls | undefined): void;
   listenQuic(
@@ -331,6 +332,10 @@ class NativeTcpListener implements TcpListener {
 
   setTls(tls: ServerTls): void {
     check(this.#calls.engine.tcpSetTls(this.#id, tls));
+  }
+
+  stopAccepting(): void {
+    this.#calls.engine.tcpStopAccepting(this.#id);
   }
 
   close(): void {

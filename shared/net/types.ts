@@ -82,7 +82,12 @@ export interface TcpListener {
    * @throws {NetError} `tls`, and the old ones stay; `invalid` where it listens without TLS
    */
   setTls(tls: ServerTls): void;
-  /** Stops accepting, drops unfinished heads, frees the address. Connections handed over go on. */
+  /**
+   * Takes no new connections and soon frees the address. Those that have connected are still handed over when their heads are read, for
+   * which they have 2 s more at most; after the last one `accept` gives `null`. `close` is still to be called.
+   */
+  stopAccepting(): void;
+  /** Stops accepting, drops unfinished heads, frees the address with this call. Connections handed over go on. */
   close(): void;
 }
 

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { lookup } from "node:dns/promises";
 import { once } from "node:events";
 import { describe } from "node:test";
-import type { NetErrorCode } from "../../shared/net/errors.ts";
+import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
@@ -155,6 +155,41 @@ function acceptTests({ test, adapter }: Suite): void {
       assert.equal(error.remote, true);
     }
     for (let i = 0; i < 10; i++) (await net.listenTcp({ address })).close();
+  });
+
+  test("takes no more connections when it is told so, and hands over those it has before null", async (net) => {
+    const { listener, port, next } = await listenTcp(net);
+    const late = await dialTcp(net, port);
+    const silent = await dialTcp(net, port);
+    await within(late.write(bytes(HEAD.slice(0, 9))));
+    const ready = await dialTcp(net, port);
+    await within(ready.write(bytes(HEAD)));
+    listener.stopAccepting();
+    const dial = async () => {
+      const connection = await net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 1_000 }).catch((error) => error as NetError);
+      if (connection instanceof NetError) return connection.code;
+      connection.close();
+    };
+    let refused;
+    for (let i = 0; i < 1_000 && refused === undefined; i++) refused = await dial();
+    assert.equal(refused, "refused");
+    assert.equal((await next())?.head, HEAD);
+    await within(late.write(bytes(HEAD.slice(9))));
+    const incoming = await next();
+    assert.equal(incoming?.head, HEAD);
+    silent.close();
+    assert.equal(await next(), null);
+    await within(incoming!.stream.write(bytes("goes on")));
+    assert.equal(await readTextExactly(late, 7), "goes on");
+    listener.close();
+  });
+
+  test("waits 2 s at most for those who have connected when it takes no more", async (net) => {
+    const { listener, port, next } = await listenTcp(net);
+    const silent = await dialTcp(net, port);
+    listener.stopAccepting();
+    assert.equal(await next(), null);
+    silent.close();
   });
 
   if (!adapter.has.sockets) return;
