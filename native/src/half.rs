@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
@@ -28,10 +28,15 @@ const LARGE_READ: usize = 256 << 10;
 /// connection, and it could lose the answer it has not read yet (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
+/// Directions of a TCP connection.
+const READ: u8 = 1;
+const WRITTEN: u8 = 2;
 
 /// A TCP connection that both halves share.
 pub struct Tcp {
     pub stream: TcpStream,
+    /// Directions that have ended in good order.
+    ended: AtomicU8,
     /// A write failed. The kernel reports an error once, and then an end: that end is none.
     broken: AtomicBool,
 }
@@ -40,13 +45,19 @@ impl Tcp {
     pub fn new(stream: TcpStream) -> Arc<Self> {
         Arc::new(Self {
             stream,
+            ended: AtomicU8::new(0),
             broken: AtomicBool::new(false),
         })
     }
 
-    /// The connection will be reset (RST) as soon as its last half is gone.
-    fn abort(&self) {
+    /// From now on the connection is reset (RST) when it is closed before both directions have ended, also by the system when this process
+    /// is killed: what was cut off must not look complete.
+    fn guard(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)); // fails on a connection that is gone already
+    }
+
+    fn end(&self, direction: u8) {
+        self.ended.fetch_or(direction, Ordering::AcqRel);
     }
 
     fn failed(&self, error: std::io::Error) -> Fault {
@@ -118,6 +129,14 @@ impl Tcp {
     }
 }
 
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        if *self.ended.get_mut() == READ | WRITTEN {
+            let _ = SockRef::from(&self.stream).set_linger(None); // fails on a connection that is gone already
+        }
+    }
+}
+
 /// What tokio-rustls runs on, so that the socket below stays in reach.
 pub struct TlsTransport(pub Arc<Tcp>);
 
@@ -174,7 +193,7 @@ pub enum Sink {
 pub struct OnDrop {
     /// Plus one; zero stands for none given, which is [`RESET`].
     code: AtomicU32,
-    /// TCP: leave the connection to the other half instead of resetting it.
+    /// TCP: the connection's end is the other half's business.
     quiet: AtomicBool,
 }
 
@@ -223,8 +242,8 @@ impl Drop for Reader {
                 }
             }
             Source::Tcp(tcp) | Source::Tls(_, tcp) => {
-                if !self.ended && !self.on_drop.quiet.load(Ordering::Relaxed) {
-                    tcp.abort();
+                if self.ended || self.on_drop.quiet.load(Ordering::Relaxed) {
+                    tcp.end(READ);
                 }
             }
         }
@@ -233,18 +252,19 @@ impl Drop for Reader {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
         match &mut self.sink {
-            Sink::Quic(stream) => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => tcp.abort(),
+            Sink::Quic(stream) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) if self.ended => tcp.end(WRITTEN),
+            _ => {}
         }
     }
 }
 
 impl Reader {
     pub fn new(source: Source, on_drop: Arc<OnDrop>) -> Self {
+        if let Source::Tcp(tcp) | Source::Tls(_, tcp) = &source {
+            tcp.guard();
+        }
         Self {
             prefix: Bytes::new(),
             source,
