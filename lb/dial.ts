@@ -33,52 +33,76 @@ export interface DialerOptions {
 
 /** Longest answer head in bytes. */
 const MAX_HEAD = 16_384;
+/** Proxies that one request is tried at, and how many of them because the store names them. */
+const MAX_ATTEMPTS = 4;
+const MAX_NAMED = 2;
 
 /** What came of asking one proxy. */
 type Outcome = { readonly upstream: Upstream } | { readonly refusal: Refusal; /** The agent may be elsewhere. */ readonly stale: boolean };
 
 /** Dials for the front. */
 export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<Upstream> {
-  const { locator, pseudonym } = options;
+  const { locator, pseudonym, connectTimeoutMs, answerTimeoutMs } = options;
   return async (request) => {
+    const { agentId } = request;
     if (values(request.fields, "via").some((via) => via.includes(pseudonym))) {
       throw new Refusal(502, "proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
     }
-    let failed: { address: string; refusal: Refusal } | undefined;
-    for (;;) {
-      const address = await locate(locator, request.agentId, failed?.refusal);
-      if (address === undefined || address === failed?.address) {
-        throw failed?.refusal ?? new Refusal(502, "destination_unavailable", "The agent is not connected to any proxy");
-      }
-      const outcome = await ask(options, address, request);
+    const deadline = performance.now() + connectTimeoutMs + answerTimeoutMs;
+    const tried = new Set<string>();
+    const tryAt = async (address: string): Promise<Upstream | Refusal> => {
+      const outcome = await ask(options, address, request, deadline);
       if ("upstream" in outcome) return outcome.upstream;
-      if (outcome.stale) locator.forget(request.agentId, address);
-      // one other proxy is asked: the agent has moved there since it was looked up
-      if (!outcome.stale || failed) throw outcome.refusal;
-      failed = { address, refusal: outcome.refusal };
+      if (!outcome.stale) throw outcome.refusal;
+      tried.add(address);
+      locator.forget(agentId, address);
+      return outcome.refusal;
+    };
+    let refusal: Refusal | undefined;
+    // where the agent has moved since it was looked up, the store says so when it is asked once more
+    while (tried.size < MAX_NAMED) {
+      const address = await locate(locator, agentId, refusal === undefined);
+      if (address === undefined || tried.has(address)) break;
+      const result = await tryAt(address);
+      if (!(result instanceof Refusal)) return result;
+      refusal = result;
     }
+    if (!refusal) throw new Refusal(502, "destination_unavailable", "The agent is not connected to any proxy");
+    for (const address of locator.elsewhere(agentId, tried, MAX_ATTEMPTS - tried.size)) {
+      if (performance.now() >= deadline) break;
+      const wrong = new Set(tried);
+      const result = await tryAt(address);
+      if (result instanceof Refusal) continue;
+      locator.found(agentId, address, wrong);
+      return result;
+    }
+    locator.missing(agentId);
+    throw refusal;
   };
 }
 
-async function locate(locator: Locator, agentId: string, earlier: Refusal | undefined): Promise<string | undefined> {
+/** What the store says now; nothing where it fails, as long as there is something else to go by. */
+async function locate(locator: Locator, agentId: string, isNeeded: boolean): Promise<string | undefined> {
   try {
     return await locator.locate(agentId);
   } catch (cause) {
     if (!(cause instanceof StoreError)) throw cause;
-    throw earlier ?? new Refusal(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
+    if (!isNeeded) return undefined;
+    throw new Refusal(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
   }
 }
 
-async function ask(options: DialerOptions, address: string, request: DialRequest): Promise<Outcome> {
+async function ask(options: DialerOptions, address: string, request: DialRequest, deadline: number): Promise<Outcome> {
+  const within = (ms: number) => Math.max(1, Math.min(ms, deadline - performance.now()));
   let stream: Duplex | undefined;
   try {
     stream = await options.net.connectTcp({
       ...parseAddress(address),
-      timeoutMs: options.connectTimeoutMs,
+      timeoutMs: within(options.connectTimeoutMs),
       tls: options.tls(),
     });
     await stream.write(encodeRequest(request, options.pseudonym));
-    const { response, early } = await readAnswer(stream, options.answerTimeoutMs);
+    const { response, early } = await readAnswer(stream, within(options.answerTimeoutMs));
     if (response.status >= 200 && response.status < 300) return { upstream: { stream, early } };
     stream.close();
     return passOn(response);
@@ -136,7 +160,7 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
       for (const byte of data) text += String.fromCharCode(byte);
     }
   } catch (cause) {
-    throw late ? new NetError("timed-out", `The proxy did not answer in ${timeoutMs} ms`, { remote: true, cause }) : cause;
+    throw late ? new NetError("timed-out", `The proxy did not answer in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
   } finally {
     clearTimeout(timer);
   }
@@ -146,6 +170,9 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
 const PASSED_ON = new Set([400, 403, 407, 408, 429, 431, 502, 503, 504]);
 /** Fields of a refusal that tell the client what to do. */
 const ADVICE = ["Proxy-Authenticate", "Retry-After"];
+
+/** What a proxy says of an agent that it does not hold, or has just lost. */
+const ELSEWHERE: readonly ProxyErrorType[] = ["destination_unavailable", "connection_terminated"];
 
 /** The proxy's refusal becomes this one's: status, cause and words. */
 function passOn({ status, reason, fields }: ResponseHead): Outcome {
@@ -158,7 +185,7 @@ function passOn({ status, reason, fields }: ResponseHead): Outcome {
     advice,
   );
   // a proxy of the Go project answers 503 to everything it cannot do, and names no cause
-  return { refusal, stale: (status === 502 || status === 503) && refusal.error === "destination_unavailable" };
+  return { refusal, stale: (status === 502 || status === 503) && ELSEWHERE.includes(refusal.error) };
 }
 
 const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {

@@ -1,5 +1,5 @@
-// Where is this agent, as lb knows it: the store's answers, each good for a second, and the last of them where the store has none. It does
-// not connect to anything: whoever does says when an address has proved wrong.
+// Where is this agent, as lb knows it: the store's answers, each good for a second, the last of them where the store has none, and which
+// proxies there are where it errs. It does not connect to anything: whoever does says which addresses have proved right or wrong.
 import type { Store } from "../shared/store/store.ts";
 
 export interface LocatorOptions {
@@ -14,8 +14,14 @@ export interface LocatorOptions {
 
 interface Known {
   readonly address: string;
-  checkedAt: number;
+  readonly checkedAt: number;
+  /** Where the agent was not, whatever the store says, when it was found at `address`. */
+  readonly wrong?: ReadonlySet<string>;
 }
+
+/** Proxies remembered, and for how many milliseconds since the store named them last. */
+const MAX_PROXIES = 64;
+const PROXY_LIFE_MS = 600_000;
 
 export class Locator {
   readonly #store: Store;
@@ -25,6 +31,10 @@ export class Locator {
   /** The one asked for least recently first. */
   readonly #known = new Map<string, Known>();
   readonly #asking = new Map<string, Promise<string | undefined>>();
+  /** When the store named them last; the one that was suggested least recently first. */
+  readonly #proxies = new Map<string, number>();
+  /** Agents that were sought in vain, and when. */
+  readonly #missing = new Map<string, number>();
 
   constructor({ store, maxAgeMs = 1_000, limit = 10_000, now = () => performance.now() }: LocatorOptions) {
     this.#store = store;
@@ -59,15 +69,19 @@ export class Locator {
     } catch (error) {
       if (!this.#known.has(agentId)) throw error;
     }
-    address ??= this.#known.get(agentId)?.address;
-    if (address !== undefined) this.#remember(agentId, { address, checkedAt: this.#now() });
+    const now = this.#now();
+    if (address !== undefined) put(this.#proxies, address, now, MAX_PROXIES);
+    const known = this.#known.get(agentId);
+    if (known && (address === undefined || known.wrong?.has(address))) address = known.address;
+    if (address !== undefined) {
+      this.#remember(agentId, { address, checkedAt: now, wrong: known?.address === address ? known.wrong : undefined });
+    }
     return address;
   }
 
   #remember(agentId: string, known: Known): void {
     this.#known.delete(agentId);
-    this.#known.set(agentId, known);
-    if (this.#known.size > this.#limit) this.#known.delete(this.#known.keys().next().value!);
+    put(this.#known, agentId, known, this.#limit);
   }
 
   /** The agent is not at `address`: whoever asks next gets what the store says then. */
@@ -75,8 +89,43 @@ export class Locator {
     if (this.#known.get(agentId)?.address === address) this.#known.delete(agentId);
   }
 
+  /**
+   * Proxies that may hold the agent though the store does not say so, `count` at most and none of `tried`: an entry goes on naming a proxy
+   * that is gone until it ends, even where another one holds the agent. None within a second after {@link missing}.
+   */
+  elsewhere(agentId: string, tried: ReadonlySet<string>, count: number): string[] {
+    const now = this.#now();
+    if (now - (this.#missing.get(agentId) ?? -Infinity) < this.#maxAgeMs) return [];
+    for (const [address, namedAt] of this.#proxies) if (now - namedAt >= PROXY_LIFE_MS) this.#proxies.delete(address);
+    const others = [...this.#proxies].filter(([address]) => !tried.has(address)).slice(0, Math.max(0, count));
+    // the next ones to be asked are others
+    for (const [address, namedAt] of others) {
+      this.#proxies.delete(address);
+      this.#proxies.set(address, namedAt);
+    }
+    return others.map(([address]) => address);
+  }
+
+  /** The agent was found at `address`, and not where it was sought before that: until then the store's word holds. */
+  found(agentId: string, address: string, wrong: ReadonlySet<string>): void {
+    this.#missing.delete(agentId);
+    this.#remember(agentId, { address, checkedAt: this.#now(), wrong });
+  }
+
+  /** The agent is nowhere. */
+  missing(agentId: string): void {
+    this.#missing.delete(agentId);
+    put(this.#missing, agentId, this.#now(), this.#limit);
+  }
+
   /** What is remembered, agent ids with addresses. */
   *[Symbol.iterator](): Iterator<readonly [agentId: string, address: string]> {
     for (const [agentId, { address }] of this.#known) yield [agentId, address];
   }
+}
+
+/** Of more than `limit` the first goes. */
+function put<V>(map: Map<string, V>, key: string, value: V, limit: number): void {
+  map.set(key, value);
+  if (map.size > limit) map.delete(map.keys().next().value!);
 }

@@ -8,7 +8,7 @@ import { encodeRefusal, type ProxyErrorType, Refusal } from "../../shared/http/s
 import { createMemoryNet } from "../../shared/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
-import type { Store } from "../../shared/store/store.ts";
+import { type Store, StoreError } from "../../shared/store/store.ts";
 
 const REQUEST: DialRequest = {
   id: "r-1",
@@ -24,16 +24,20 @@ const GO_REFUSAL = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\
 const refusal = (status: number, error: ProxyErrorType, message = "no") =>
   new TextDecoder("latin1").decode(encodeRefusal(new Refusal(status, error, message)));
 
-/** A proxy that answers every request alike, and keeps what it was asked. */
-async function fakeProxy(net: Net, address: string, answer: string): Promise<string[]> {
+type Answer = string | undefined;
+
+/** A proxy that answers every request alike, or not at all, and keeps what it was asked. */
+async function fakeProxy(net: Net, address: string, answer: Answer | (() => Answer)): Promise<string[]> {
   const listener = await net.listenTcp({ address });
   const heads: string[] = [];
   void (async () => {
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const { stream, head } of batch) {
         heads.push(head ?? "");
-        await stream.write(new TextEncoder().encode(answer));
-        if (!answer.startsWith("HTTP/1.1 200")) stream.close(); // a tunnel has no end of its own
+        const text = typeof answer === "function" ? answer() : answer;
+        if (text === undefined) continue;
+        await stream.write(new TextEncoder().encode(text));
+        if (!text.startsWith("HTTP/1.1 200")) stream.close(); // a tunnel has no end of its own
       }
     }
   })();
@@ -51,11 +55,12 @@ function setUp() {
       return store.lookup(agentId);
     },
   };
+  const clock = { now: 0 };
   const dial = createDialer({
     net,
-    locator: new Locator({ store: counting }),
+    locator: new Locator({ store: counting, now: () => clock.now }),
     tls: () => undefined,
-    connectTimeoutMs: 1_000,
+    connectTimeoutMs: 100,
     answerTimeoutMs: 100,
     pseudonym: "lb-1",
   });
@@ -64,7 +69,7 @@ function setUp() {
     assert.ok(error instanceof Refusal, String(error));
     return error;
   };
-  return { net, store, counted, dial, refused };
+  return { net, store, counted, clock, dial, refused };
 }
 
 describe("dialing through proxies", () => {
@@ -93,6 +98,7 @@ describe("dialing through proxies", () => {
     "does not hold the agent": refusal(502, "destination_unavailable"),
     "is of the Go project and does not hold the agent": GO_REFUSAL,
     "shuts down": refusal(503, "destination_unavailable"),
+    "loses the agent": refusal(502, "connection_terminated"),
     "answers nothing that is HTTP": "220 smtp ready\r\n\r\n",
     "ends without an answer": "",
   };
@@ -118,7 +124,7 @@ describe("dialing through proxies", () => {
     });
   }
 
-  it("asks two proxies at most, and tells the client what the last one said", async () => {
+  it("asks two proxies at most that the store names, and tells the client what the last one said", async () => {
     const { net, store, refused } = setUp();
     await fakeProxy(net, "127.0.0.1:1", refusal(502, "destination_unavailable", "not here"));
     await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable", "not here either"));
@@ -127,6 +133,92 @@ describe("dialing through proxies", () => {
     store.lookup = () => Promise.resolve(addresses.shift());
     const { status, message } = await refused();
     assert.deepEqual([status, message, third.length], [502, "not here either", 0]);
+  });
+
+  /** Proxies that the store names for other agents, so that the dialer knows them. */
+  async function know({ store, dial }: ReturnType<typeof setUp>, addresses: readonly string[]): Promise<void> {
+    for (const address of addresses) {
+      await store.set(`at ${address}`, address);
+      await dial({ ...REQUEST, agentId: `at ${address}` }).then(({ stream }) => stream.close(), () => {});
+    }
+  }
+
+  it("asks other proxies when the store goes on naming one that is gone, and remembers the one that holds the agent", async () => {
+    const parts = setUp();
+    const { net, store, dial, clock, counted } = parts;
+    const other = await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable"));
+    const holder = await fakeProxy(net, "127.0.0.1:3", ESTABLISHED);
+    await know(parts, ["127.0.0.1:2", "127.0.0.1:3"]);
+    await store.set("7", "127.0.0.1:1"); // nobody is there
+    [other.length, holder.length] = [0, 0];
+    for (const expected of [1, 2, 3]) {
+      (await dial(REQUEST)).stream.close();
+      assert.deepEqual([other.length, holder.length], [1, expected]);
+      clock.now += 1_000; // the store is asked again, and says the same
+    }
+    assert.ok(counted.lookups >= 5);
+    const gone = await fakeProxy(net, "127.0.0.1:4", ESTABLISHED);
+    await store.set("7", "127.0.0.1:4");
+    (await dial(REQUEST)).stream.close();
+    assert.deepEqual([gone.length, holder.length], [1, 3], "what the store says newly holds");
+  });
+
+  it("asks other proxies while the store is down, too", async () => {
+    const parts = setUp();
+    const { net, store, dial, clock } = parts;
+    const holder = await fakeProxy(net, "127.0.0.1:3", ESTABLISHED);
+    let answer = ESTABLISHED;
+    await fakeProxy(net, "127.0.0.1:1", () => answer);
+    await know(parts, ["127.0.0.1:1", "127.0.0.1:3"]);
+    await store.set("7", "127.0.0.1:1");
+    (await dial(REQUEST)).stream.close();
+    answer = refusal(502, "destination_unavailable");
+    [holder.length, clock.now] = [0, 2_000];
+    store.lookup = () => Promise.reject(new StoreError("down"));
+    (await dial(REQUEST)).stream.close();
+    assert.equal(holder.length, 1);
+  });
+
+  it("asks four proxies at most, others each time, and none but those that the store names for a second after that", async () => {
+    const parts = setUp();
+    const { net, store, refused, clock } = parts;
+    const named = await fakeProxy(net, "127.0.0.1:1", refusal(502, "destination_unavailable", "the named one"));
+    const ports = [2, 3, 4, 5, 6, 7];
+    let answer = ESTABLISHED;
+    const others = await Promise.all(ports.map((port) => fakeProxy(net, `127.0.0.1:${port}`, () => answer)));
+    await know(parts, ports.map((port) => `127.0.0.1:${port}`));
+    answer = refusal(502, "destination_unavailable", "another");
+    for (const heads of others) heads.length = 0;
+    await store.set("7", "127.0.0.1:1");
+    const asked = () => others.map(({ length }) => length);
+    assert.equal((await refused()).message, "the named one");
+    assert.deepEqual(asked(), [1, 1, 1, 0, 0, 0]);
+    await refused();
+    assert.deepEqual([asked(), named.length], [[1, 1, 1, 0, 0, 0], 2]);
+    clock.now += 1_000;
+    await refused();
+    assert.deepEqual([asked(), named.length], [[1, 1, 1, 1, 1, 1], 3]);
+  });
+
+  it("asks nobody about an agent that the store does not know", async () => {
+    const parts = setUp();
+    const other = await fakeProxy(parts.net, "127.0.0.1:2", ESTABLISHED);
+    await know(parts, ["127.0.0.1:2"]);
+    other.length = 0;
+    await parts.refused();
+    assert.equal(other.length, 0);
+  });
+
+  it("takes no longer for all proxies together than one may take", async () => {
+    const parts = setUp();
+    const { net, store, refused } = parts;
+    const silent = await Promise.all([1, 2, 3, 4].map((port) => fakeProxy(net, `127.0.0.1:${port}`, undefined)));
+    await know(parts, [2, 3, 4].map((port) => `127.0.0.1:${port}`));
+    for (const heads of silent) heads.length = 0;
+    await store.set("7", "127.0.0.1:1");
+    // 100 ms for a connection and 100 ms for an answer: time for two
+    assert.equal((await refused()).status, 504);
+    assert.ok(silent.flat().length <= 3, `${silent.flat().length} were asked`);
   });
 
   const final: [status: number, error: ProxyErrorType][] = [
