@@ -7,6 +7,10 @@ import { Folder, Program } from "./processes.ts";
 export const NGINX = "/usr/sbin/nginx";
 export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
+/** As deploy/nginx has it, where it says why. */
+const METHOD = { udp: "hash $remote_addr:$remote_port consistent;", tcp: "least_conn;" };
+const LISTEN = { udp: "udp reuseport; proxy_timeout 30s", tcp: "so_keepalive=60s:10s:6; proxy_timeout 24h; proxy_half_close on" };
+
 /** One address that leads to several. */
 export interface Balanced {
   readonly transport: "udp" | "tcp";
@@ -23,8 +27,8 @@ export class Nginx implements AsyncDisposable {
     const folder = new Folder();
     const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
     const blocks = balanced.map(({ transport, servers }, i) => `
-      upstream servers${i} { ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
-      server { listen ${addresses[i]}${transport === "udp" ? " udp" : ""}; proxy_pass servers${i}; proxy_timeout 1h; }`);
+      upstream servers${i} { ${METHOD[transport]} ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
+      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; }`);
     const configuration = folder.write(
       "nginx.conf",
       `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : ""}
@@ -37,6 +41,11 @@ export class Nginx implements AsyncDisposable {
     return new Nginx(program, folder, addresses);
   }
 
+  /** Reads its configuration anew: a new worker takes over, and the old one ends with its last connection. */
+  reload(): void {
+    this.program.signal("SIGHUP");
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.program.stop(); // SIGKILL would leave its worker behind
     this.folder[Symbol.dispose]();
@@ -44,7 +53,7 @@ export class Nginx implements AsyncDisposable {
 }
 
 /** Nobody had this address just now. */
-async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
+export async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
   if (transport === "tcp") {
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
