@@ -306,8 +306,8 @@ export function residentMiB(pid: number): number {
 }
 
 /** Looks again and again until `check` holds; fails with what `describe` says. For what no log line and no socket tells of. */
-export async function eventually(check: () => boolean, describe: () => string): Promise<void> {
-  const deadline = performance.now() + PATIENCE_MS;
+export async function eventually(check: () => boolean, describe: () => string, patienceMs = PATIENCE_MS): Promise<void> {
+  const deadline = performance.now() + patienceMs;
   while (!check()) {
     if (performance.now() > deadline) throw new Error(describe());
     await new Promise((resolve) => setTimeout(resolve, 20));
