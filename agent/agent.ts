@@ -2,9 +2,11 @@
 import { lookup } from "node:dns/promises";
 import { hostname } from "node:os";
 import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
-import { createAllowList } from "../shared/allow_list.ts";
 import { Backoff } from "../shared/backoff.ts";
 import type { Hello } from "../shared/link/message.ts";
+import { LimitReports, orNone } from "../shared/limits/limit.ts";
+import { withinDescriptors } from "../shared/limits/resources.ts";
+import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
@@ -15,6 +17,7 @@ import { describeEnd, describeFailure } from "./failure.ts";
 import { Keeper } from "./keeper.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
 import { Session } from "./session.ts";
+import { createDestinations } from "./destinations.ts";
 import { type Resolve, type Target, Targets } from "./targets.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
@@ -63,7 +66,7 @@ const MAX_LEAVING = 8;
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, log, random = Math.random } = deps;
-  const { serverAddress, connections, hostWhitelist, labels } = options.agentClient;
+  const { serverAddress, connections, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
   const sessions = new Set<Session>();
@@ -72,10 +75,16 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const listener = await listenAdmin(net, options.admin.listenAddress);
   const admin = listener && startAdmin({ ...operated, listener });
   if (admin) log.info("listening", { admin: admin.address });
+  const limits = new TunnelLimits({
+    ...options.limits,
+    tunnels: withinDescriptors({ connections: orNone(options.limits.tunnels), heads: 0 }, 1).connections,
+    reports: new LimitReports({ log, count: (limit) => operated.metrics.limitHit(limit) }),
+  });
   const tunnels: TunnelOptions = {
     net,
     log,
-    allowList: createAllowList(hostWhitelist),
+    limits,
+    destinations: createDestinations({ net, allow: hostWhitelist, deny, resolve: deps.resolve ?? resolveName }),
     connectTimeoutMs: CONNECT_TIMEOUT_MS,
     onEnd: (end) => operated.tunnels.ended(end),
   };
@@ -130,6 +139,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     await refreshing.close();
     await Promise.all(keepers);
     await Promise.all([...sessions].map(({ closed }) => closed));
+    limits.close();
     await admin?.close();
     log.info("stopped");
   };

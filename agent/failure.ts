@@ -48,6 +48,8 @@ function describeCode(code: number, reason: string): string {
       return `${text}; does it use the same --auth.type, and does it accept these credentials?`;
     case CloseCode.malformed:
       return `${text}; is it another version?`;
+    case CloseCode.limit:
+      return `${text}; it will be tried again, and the proxy's log says which of its limits`;
     case CloseCode.replaced:
       return `${text}; another agent has connected with the same id`;
     default:

@@ -1,6 +1,7 @@
 // The agent's options, each once.
 import { adminOptions, checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
+import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
 /** The definitions of the agent's options, by name. */
@@ -25,6 +26,12 @@ export const agentOptions = defineOptions({
   "agent-client.host-whitelist": {
     kind: "list",
     description: "Destinations that the agent connects to; empty allows all.",
+    check: checkPatterns,
+  },
+  "agent-client.deny": {
+    kind: "list",
+    description:
+      "Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count.",
     check: checkPatterns,
   },
   "agent-client.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of the proxy." },
@@ -55,6 +62,7 @@ export const agentOptions = defineOptions({
     secret: true,
     description: "The agent's token, or file:NAME, which is read at every connect.",
   },
+  ...agentTunnelLimitOptions,
   ...drainOptions,
   ...adminOptions,
   ...logOptions,

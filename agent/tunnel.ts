@@ -1,15 +1,20 @@
 // Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
-import type { AllowList } from "../shared/allow_list.ts";
+import { endReason } from "../shared/auth/authenticator.ts";
 import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { LimitReached } from "../shared/limits/limit.ts";
+import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log.ts";
 import type { TunnelEnd } from "../shared/metrics.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { Incoming, Net } from "../shared/net/types.ts";
+import type { Destinations } from "./destinations.ts";
 
 export interface TunnelOptions {
   net: Net;
-  allowList: AllowList;
+  destinations: Destinations;
+  /** What the proxy may take. Default: as much as it likes. It is not closed. */
+  limits?: TunnelLimits;
   log: Logger;
   /** Longest wait in milliseconds for the connection to the destination. */
   connectTimeoutMs: number;
@@ -21,7 +26,8 @@ const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** Never rejects: what goes wrong is answered and logged. */
 export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {
-  const { net, log } = options;
+  const { net, log, limits } = options;
+  let tunnel: OpenTunnel | undefined;
   let id: string | undefined;
   let destination: string | undefined;
   const startedAt = performance.now();
@@ -32,16 +38,21 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     if (request.method !== "CONNECT") throw new Refusal(405, "http_request_denied", "Only CONNECT is served", [["Allow", "CONNECT"]]);
     const authority = parseAuthority(request.target);
     destination = formatAuthority(authority);
-    if (!options.allowList.allows(authority)) {
-      throw new Refusal(403, "http_request_denied", `${destination} is not on the allow-list of the agent`);
-    }
-    const target = await net.connectTcp({ ...authority, timeoutMs: options.connectTimeoutMs }).catch((cause) => {
+    tunnel = limits?.open({});
+    const target = await options.destinations.connect(authority, options.connectTimeoutMs).catch((cause) => {
       throw toRefusal(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
     log.debug("opened", { id, destination, address: target.remote, setupMs });
-    const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, { prologueToA: ESTABLISHED });
-    const reason = broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
+    const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, {
+      prologueToA: ESTABLISHED,
+      idleTimeoutMs: limits?.idleMs,
+      signal: tunnel?.ends,
+    });
+    if (broken?.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
+    const reason = broken && tunnel?.ends?.aborted
+      ? endReason(tunnel.ends)
+      : broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
     const totalMs = round(performance.now() - startedAt);
     log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
     options.onEnd?.({ status: 200, error: broken && "connection_terminated", setupMs, sent: aToB, received: bToA });
@@ -50,10 +61,12 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
     if (refusal.status === 500) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log.info("tunnel refused", { id, destination, status: refusal.status, reason });
+    } else log[refusal instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: refusal.status, reason });
     await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone, and with it whoever asked
     stream.close();
     options.onEnd?.({ status: refusal.status, error: refusal.error, sent: 0, received: 0 });
+  } finally {
+    tunnel?.close();
   }
 }
 

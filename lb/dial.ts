@@ -199,7 +199,7 @@ const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
 
 function toOutcome(cause: unknown, address: string): Outcome {
   const refusal = (status: number, error: ProxyErrorType, what: string) =>
-    new Refusal(status, error, `The proxy that holds the agent ${what}`, [], {
+    new Refusal(status, error, `The proxy that holds the agent ${what}`, status === 503 ? [["Retry-After", "1"]] : [], {
       cause: new Error(`${address}: ${cause instanceof Error ? cause.message : cause}`, { cause }),
     });
   if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "cannot be understood"), stale: true };

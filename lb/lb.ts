@@ -6,6 +6,7 @@ import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/cli/option.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
+import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types.ts";
@@ -43,6 +44,8 @@ export interface LoadBalancer {
 
 /** Entries that lb writes nothing into: their life is the proxies' business. */
 const ANY_TTL_MS = 30_000;
+/** Of a tunnel: the client's connection, and that to the proxy. */
+const DESCRIPTORS = 2;
 
 /**
  * Starts a load balancer; it listens when the promise resolves.
@@ -57,12 +60,14 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const [metrics, health] = [new Metrics("lb"), new Health()];
   const store = deps.store ?? await openStore(options.store, ANY_TTL_MS, watchServers(log, health, metrics));
   if (!store) throw new ConfigError("Cannot start: there is no store");
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, count: (limit) => metrics.limitHit(limit) });
   const closeOwn = () => {
+    limits.close();
     if (authenticator !== deps.authenticator) authenticator.close?.();
     if (store !== deps.store) store.close();
   };
   const locator = new Locator({ store });
-  const { listener, adminListener } = await listen(net, options, tls).catch((error) => {
+  const { listener, adminListener } = await listen(net, options, tls, limits.heads).catch((error) => {
     closeOwn();
     throw error;
   });
@@ -77,6 +82,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     authenticator,
     allowList,
     log,
+    limits,
     upstreamName: "proxy",
     onEnd: (end) => tunnels.ended(end),
     dial: createDialer({
@@ -125,10 +131,12 @@ async function listen(
   net: Net,
   { admin, httpProxy }: LoadBalancerOptions,
   tls: LoadBalancerTls,
+  maxPendingHeads: number,
 ): Promise<{ listener: TcpListener; adminListener?: TcpListener }> {
   const adminListener = await listenAdmin(net, admin.listenAddress);
   try {
-    return { adminListener, listener: await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current }) };
+    const address = httpProxy.listenAddress;
+    return { adminListener, listener: await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads }) };
   } catch (error) {
     adminListener?.close();
     throw error;

@@ -9,6 +9,7 @@ import {
   logOptions,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
@@ -52,6 +53,8 @@ export const lbOptions = defineOptions({
     description: "Where proxies tell which agents they hold.",
   },
   ...storeServerOptions,
+  ...clientLimitOptions,
+  ...addressLimitOptions,
   ...drainDelayOptions,
   ...drainOptions,
   ...adminOptions,

@@ -1,5 +1,7 @@
 // The agents' side of the proxy: takes their connections, finds out who they are, holds them, and sends them elsewhere when it stops.
 import { AuthenticationError, type Authenticator, endReason, identifyAgent } from "../shared/auth/authenticator.ts";
+import type { Door, Visit } from "../shared/limits/door.ts";
+import { LimitReached } from "../shared/limits/limit.ts";
 import { Control } from "../shared/link/control.ts";
 import { FrameError } from "../shared/link/frame.ts";
 import { CloseCode, hasControl, receiveCredentials, receiveHello } from "../shared/link/link.ts";
@@ -20,6 +22,8 @@ export interface AgentEvents {
 
 export interface AgentServerOptions extends AgentEvents {
   listener: QuicListener;
+  /** Lets agents in, as far as there is room. Default: all. */
+  door?: Door;
   authenticator: Authenticator;
   /** Whether several agents may have one id. */
   multiple: boolean;
@@ -81,36 +85,55 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     }
   };
 
-  const serve = async (connection: QuicConnection): Promise<void> => {
-    const { remote } = connection;
+  const events: AdmissionEvents = {
+    onGoaway: (agent) => {
+      const { identity, connection: { remote } } = agent;
+      if (agent.goneAway) return;
+      log.info("agent takes no more tunnels", { agent: identity.agentId, remote });
+      agent.goneAway = true;
+      withdraw(agent);
+      settle(agent);
+    },
+    onMoved: settle,
+    onViolation: ({ identity, connection: { remote } }, reason) =>
+      log.warn("agent breaks the protocol", { agent: identity.agentId, remote, reason }),
+  };
+
+  const hold = async ({ agent, serveControl }: Admitted): Promise<void> => {
+    const { agentId: id, tokenId: jti } = agent.identity;
+    const { version, host } = agent.hello ?? {};
+    const { remote } = agent.connection;
+    log.info("agent connected", { agent: id, jti, remote, version, host });
+    let why = "";
+    // neither rejects; begun before a program's hook may fail, for the end of the connection releases what it holds
+    const ended = Promise.all([endOf(agent), serveControl()]);
     try {
-      const { agent, serveControl } = await admit(connection, options.authenticator, register, {
-        onGoaway: (agent) => {
-          if (agent.goneAway) return;
-          log.info("agent takes no more tunnels", { agent: agent.identity.agentId, remote });
-          agent.goneAway = true;
-          withdraw(agent);
-          settle(agent);
-        },
-        onMoved: settle,
-        onViolation: (agent, reason) => log.warn("agent breaks the protocol", { agent: agent.identity.agentId, remote, reason }),
-      });
-      const { agentId: id, tokenId: jti } = agent.identity;
-      const { version, host } = agent.hello ?? {};
-      log.info("agent connected", { agent: id, jti, remote, version, host });
-      options.onOutcome?.("accepted");
       options.onAgentConnected?.({ id, remote });
       if (isSendingAway) void sendAway(agent);
-      const [why] = await Promise.all([endOf(agent), serveControl()]);
+      [why] = await ended;
+    } finally {
       agents.remove(agent);
       withdraw(agent);
       settle(agent);
       leaving.delete(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
-      options.onAgentDisconnected?.({ id, remote, reason: why });
+    }
+    options.onAgentDisconnected?.({ id, remote, reason: why });
+  };
+
+  const serve = async (connection: QuicConnection): Promise<void> => {
+    let [visit, accepted]: [Visit | undefined, boolean] = [undefined, false];
+    try {
+      visit = options.door?.enter(connection.remote);
+      const admitted = await admit(connection, options.authenticator, visit, register, events);
+      accepted = true;
+      options.onOutcome?.("accepted");
+      await hold(admitted);
     } catch (error) {
-      options.onOutcome?.("refused");
+      if (!accepted) options.onOutcome?.("refused");
       refuse(connection, error, log);
+    } finally {
+      visit?.leave();
     }
   };
 
@@ -143,15 +166,28 @@ interface AdmissionEvents {
   onViolation: (agent: HeldAgent, reason: string) => void;
 }
 
+/** An agent that is registered, and the work of its control stream. */
+interface Admitted {
+  readonly agent: HeldAgent;
+  readonly serveControl: () => Promise<void>;
+}
+
 /** Finds out who it is, registers it, and tells it so. */
 async function admit(
   connection: QuicConnection,
   authenticator: Authenticator,
+  visit: Visit | undefined,
   register: (agent: HeldAgent) => void,
   events: AdmissionEvents,
-): Promise<{ agent: HeldAgent; serveControl: () => Promise<void> }> {
+): Promise<Admitted> {
+  visit?.checkLockOut();
   const { credentials, welcome } = await receiveCredentials(connection);
-  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate });
+  visit?.checkLockOut(); // others of the address may have failed meanwhile
+  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }).catch((error) => {
+    if (error instanceof AuthenticationError) visit?.failed();
+    throw error;
+  });
+  visit?.succeeded();
   let said;
   try {
     said = hasControl(connection) ? await receiveHello(connection) : undefined;
@@ -210,7 +246,10 @@ async function endOf({ connection, identity: { ends, release } }: HeldAgent): Pr
 function refuse(connection: QuicConnection, error: unknown, log: Logger): void {
   const { remote } = connection;
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof AuthenticationError) {
+  if (error instanceof LimitReached) {
+    // version 1 has no code of its own for it
+    connection.close(hasControl(connection) ? CloseCode.limit : CloseCode.internal, message);
+  } else if (error instanceof AuthenticationError) {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");
     else connection.close(CloseCode.unauthorized, "authentication failed");

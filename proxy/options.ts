@@ -9,6 +9,7 @@ import {
   logOptions,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 
 /** The definitions of the proxy's options, by name. */
@@ -70,6 +71,9 @@ export const proxyOptions = defineOptions({
     description:
       "Directory for what must outlive the proxy, its self-signed certificate; by default the system's or the user's place for that.",
   },
+  ...clientLimitOptions,
+  ...agentLimitOptions,
+  ...addressLimitOptions,
   ...drainDelayOptions,
   ...drainOptions,
   ...adminOptions,

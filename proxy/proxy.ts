@@ -9,6 +9,9 @@ import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts"
 import { type DialRequest, type Front, startFront } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus, Refusal } from "../shared/http/status.ts";
+import { ClientLimits } from "../shared/limits/client_limits.ts";
+import { Door } from "../shared/limits/door.ts";
+import { type LimitName, LimitReports, orNone } from "../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
@@ -59,6 +62,10 @@ export interface Proxy {
 
 /** So many milliseconds an agent may take to answer before it is asked whether it is there, where another one could answer. */
 const PATIENCE_MS = 500;
+/** Of a tunnel: the client's connection. */
+const DESCRIPTORS = 1;
+/** What the network can count to. */
+const MOST_HANDSHAKES = 1_000_000;
 
 /**
  * Starts a proxy; it listens when the promise resolves.
@@ -80,17 +87,23 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     if (store !== deps.store) store?.close();
   };
 
+  const reported = { log, count: (limit: LimitName) => metrics.limitHit(limit) };
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, reported);
+  const reports = new LimitReports(reported);
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error }) => {
-    log.warn("agent handshake failed", { remote, reason: error.message });
     countAgents("failed");
-    if (error.code === "limit") metrics.limitHit("handshakes");
+    if (error.code === "limit") reports.hit("handshakes", { remote });
+    else log.warn("agent handshake failed", { remote, reason: error.message });
   };
-  const { agentListener, clientListener, adminListener } = await listen(net, options, tls, onHandshakeError).catch((error) => {
-    closeAuthenticator();
-    closeStore();
-    throw error;
-  });
+  const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits.heads, onHandshakeError).catch(
+    (error) => {
+      limits.close();
+      closeAuthenticator();
+      closeStore();
+      throw error;
+    },
+  );
   const announcer = store && announce(store, options, clientListener.address, log);
   const server = startAgentServer({
     ...deps,
@@ -98,6 +111,12 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),
     multiple: options.agentServer.agent.multiple,
+    door: new Door({
+      all: { limit: "agents", most: options.limits.agents },
+      perAddress: { limit: "agents-per-address", most: options.limits.agentsPerAddress },
+      addresses: options.limits,
+      reports,
+    }),
     onOutcome: countAgents,
   });
   const stopping = new AbortController();
@@ -109,6 +128,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     listener: clientListener,
     authenticator,
     allowList,
+    limits,
     log,
     onEnd: (end) => tunnels.ended(end),
     dial: async (request) => ({
@@ -128,6 +148,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     front.close();
     await server.close();
     await front.done;
+    limits.close();
     closeAuthenticator();
     announcer?.close();
     closeStore();
@@ -169,8 +190,9 @@ interface Listeners {
 /** All addresses, or none. */
 async function listen(
   net: Net,
-  { admin, agentServer, httpProxy }: ProxyOptions,
+  { admin, agentServer, httpProxy, limits: { handshakes, handshakesRetry } }: ProxyOptions,
   tls: ProxyTls,
+  maxPendingHeads: number,
   onHandshakeError: ListenQuicOptions["onHandshakeError"],
 ): Promise<Listeners> {
   const agentListener = await net.listenQuic({
@@ -178,11 +200,13 @@ async function listen(
     tls: tls.agents.current,
     alpn: ALPN,
     transport: PROXY_TRANSPORT,
+    maxPendingHandshakes: Math.min(orNone(handshakes), MOST_HANDSHAKES),
+    retryThreshold: handshakesRetry,
     onHandshakeError,
   });
   let clientListener: TcpListener | undefined;
   try {
-    clientListener = await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current });
+    clientListener = await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current, maxPendingHeads });
     return { agentListener, clientListener, adminListener: await listenAdmin(net, admin.listenAddress) };
   } catch (error) {
     clientListener?.close();

@@ -20,7 +20,7 @@ export class Metrics {
       .set({ part, version: VERSION }, 1);
     this.#limits = new Counter({
       name: "reverse_http_limits_hit_total",
-      help: "Times that a limit was reached: connections, head-size, head-time, handshakes, …",
+      help: "Times that a limit was reached: those of the options limits.*, head-size and head-time.",
       labelNames: ["limit"],
       registers,
     });
@@ -167,8 +167,7 @@ export class TunnelMetrics {
     if (setupMs === undefined) {
       this.#ended.inc({ outcome: "refused" });
       this.#refused.inc({ status: String(status), error: error ?? "none" });
-      if (error === "connection_limit_reached") this.#limitHit("connections");
-      else if (status === 431) this.#limitHit("head-size");
+      if (status === 431) this.#limitHit("head-size");
       else if (status === 408) this.#limitHit("head-time");
       return;
     }

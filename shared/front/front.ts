@@ -23,6 +23,9 @@ import {
   values,
 } from "../http/head.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../http/status.ts";
+import type { ClientLimits, ClientVisit } from "../limits/client_limits.ts";
+import { LimitReached } from "../limits/limit.ts";
+import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { Logger } from "../log.ts";
 import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
@@ -58,6 +61,8 @@ export interface FrontOptions {
   dial: (request: DialRequest) => Promise<Upstream>;
   /** Who `dial` leads to, for the log. Default `agent`. */
   upstreamName?: string;
+  /** What clients may take. Default: as much as they like. It is not closed. */
+  limits?: ClientLimits;
   log: Logger;
   /** A request is over that was answered. */
   onEnd?: (end: TunnelEnd) => void;
@@ -101,6 +106,8 @@ export interface Exchange {
   received: number;
   /** See {@link DialRequest.done}. */
   readonly done: Promise<void>;
+  /** Refused for a limit, which is logged for itself. */
+  isLimited?: boolean;
 }
 
 export function startFront(options: FrontOptions): Front {
@@ -115,12 +122,15 @@ export function startFront(options: FrontOptions): Front {
     const over = Promise.withResolvers<void>();
     const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0, done: over.promise };
     clients.add(stream);
+    let visit: ClientVisit | undefined;
     try {
-      await handle(options, incoming, exchange, now);
+      visit = options.limits?.enter(exchange.client);
+      await handle(options, incoming, exchange, visit, now);
     } catch (error) {
       await refuse(stream, exchange, toRefusal(error), log);
     } finally {
       clients.delete(stream);
+      visit?.leave();
       over.resolve();
       if (exchange.status !== undefined) {
         logAccess(log, exchange, startedAt, now());
@@ -134,7 +144,10 @@ export function startFront(options: FrontOptions): Front {
     const serving = new Set<Promise<void>>();
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const incoming of batch) {
-        const served: Promise<void> = serve(incoming).finally(() => serving.delete(served));
+        // what goes wrong even there is one client's, and nobody else's
+        const served: Promise<void> = serve(incoming).catch((error) => logFault(log, undefined, error)).finally(() =>
+          serving.delete(served)
+        );
         serving.add(served);
       }
     }
@@ -162,8 +175,14 @@ export function startFront(options: FrontOptions): Front {
   };
 }
 
-async function handle(options: FrontOptions, { stream, head, error }: Incoming, exchange: Exchange, now: () => number): Promise<void> {
-  if (head === undefined) return refuseHead(stream, error, exchange, options.log);
+async function handle(
+  options: FrontOptions,
+  { stream, head, error }: Incoming,
+  exchange: Exchange,
+  visit: ClientVisit | undefined,
+  now: () => number,
+): Promise<void> {
+  if (head === undefined) return refuseHead(stream, error, exchange, options);
   const request = parseRequestHead(head);
   exchange.method = request.method;
   exchange.id = requestIdOf(request.fields) ?? exchange.id;
@@ -179,10 +198,14 @@ async function handle(options: FrontOptions, { stream, head, error }: Incoming, 
   const destination = absolute?.destination ?? parseAuthority(request.target);
   exchange.destination = destination;
   logRequest(options.log, request, exchange);
+  visit?.knock();
   const credentials = readCredentials(request);
-  const identity = await identify(options.authenticator, credentials);
+  const identity = await identify(options.authenticator, credentials, visit);
+  exchange.agent = identity.agentId;
+  exchange.token = identity.tokenId;
   try {
-    await reach(options, { stream, request, absolute, destination, credentials, identity }, exchange, now);
+    const tunnel = visit?.open(identity);
+    await reach(options, { stream, request, absolute, destination, credentials, identity, tunnel }, exchange, now);
   } finally {
     identity.release?.();
   }
@@ -196,20 +219,19 @@ interface Admitted {
   readonly destination: Authority;
   readonly credentials: ClientCredentials;
   readonly identity: Identity;
+  readonly tunnel?: OpenTunnel;
 }
 
 async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchange, now: () => number): Promise<void> {
-  const { stream, request, absolute, destination, credentials, identity } = admitted;
-  const { agentId, ends } = identity;
-  exchange.agent = agentId;
-  exchange.token = identity.tokenId;
+  const { request, destination, credentials, identity, tunnel } = admitted;
+  const { agentId } = identity;
   if (!options.allowList.allows(destination)) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
   }
   if (identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
-  const { stream: upstream, early } = await options.dial({
+  const upstream = await options.dial({
     id: exchange.id,
     agentId,
     destination,
@@ -217,46 +239,61 @@ async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchan
     fields: request.fields,
     done: exchange.done,
   });
-  if (ends?.aborted) {
-    abandon(upstream);
-    throw endOf(ends);
+  try {
+    const ends = tunnel ? tunnel.ends : identity.ends;
+    if (ends?.aborted) throw endOf(ends);
+    exchange.connectedAt = now();
+    if (admitted.absolute && upstream.early) {
+      throw new Refusal(502, "http_response_incomplete", "The destination answers before it is asked");
+    }
+    options.log.debug("opened", { id: exchange.id, client: exchange.client, agent: agentId, destination: formatAuthority(destination) });
+    if (!admitted.absolute) await copy(options, admitted, upstream, exchange, ends);
+    else await forwardUntil(admitted, upstream.stream, admitted.absolute, exchange);
+  } catch (error) {
+    abandon(upstream.stream);
+    throw error;
   }
-  exchange.connectedAt = now();
-  if (absolute && early) {
-    abandon(upstream);
-    throw new Refusal(502, "http_response_incomplete", "The destination answers before it is asked");
-  }
-  options.log.debug("opened", { id: exchange.id, client: exchange.client, agent: agentId, destination: formatAuthority(destination) });
-  if (absolute) return await forwardUntil(ends, stream, upstream, exchange, () => forward(stream, upstream, request, absolute, exchange));
+}
+
+async function copy(
+  options: FrontOptions,
+  { stream, tunnel }: Admitted,
+  { stream: upstream, early }: Upstream,
+  exchange: Exchange,
+  ends: AbortSignal | undefined,
+): Promise<void> {
   exchange.status = 200;
   const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
     prologueToA: early ? new Uint8Array([...ESTABLISHED, ...early]) : ESTABLISHED,
+    idleTimeoutMs: options.limits?.idleMs,
     signal: ends,
   });
   exchange.sent = aToB;
   exchange.received = bToA + (early?.length ?? 0);
   if (!broken) return;
   exchange.proxyError = "connection_terminated";
+  if (broken.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
   exchange.reason = broken.code === "cancelled" && ends?.aborted
     ? endReason(ends)
     : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${options.upstreamName ?? "agent"}: `}${broken.message}`;
 }
 
-/** Runs `work`, and cuts it off when the client's credentials end. */
+/** Forwards, and cuts it off when the client's credentials end, or its time. */
 async function forwardUntil(
-  ends: AbortSignal | undefined,
-  client: Duplex,
+  { stream, request, identity, tunnel }: Admitted,
   upstream: Duplex,
+  target: AbsoluteTarget,
   exchange: Exchange,
-  work: () => Promise<void>,
 ): Promise<void> {
+  tunnel?.watch(() => exchange.sent + exchange.received);
+  const ends = tunnel ? tunnel.ends : identity.ends;
   const cut = () => {
     abandon(upstream);
-    if (exchange.status !== undefined) client.reset(1); // without an answer begun, it is still to get one
+    if (exchange.status !== undefined) stream.reset(1); // without an answer begun, it is still to get one
   };
   ends?.addEventListener("abort", cut, { once: true });
   try {
-    await work();
+    await forward(stream, upstream, request, target, exchange);
   } catch (error) {
     throw ends?.aborted ? endOf(ends) : error;
   } finally {
@@ -270,18 +307,20 @@ function abandon(stream: Duplex): void {
 }
 
 function endOf({ reason }: AbortSignal): Refusal {
+  if (reason instanceof Refusal) return reason;
   return new Refusal(407, "connection_terminated", "The credentials are no longer accepted", CHALLENGE, { cause: reason });
 }
 
 /** What was not a head is answered where that makes sense, and is nobody's request. */
-function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, log: Logger): void {
+function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, { log, limits }: FrontOptions): void {
   switch (error?.code) {
     case "head-too-large":
       throw new Refusal(431, "http_request_error", "The request head is larger than this proxy takes");
     case "head-timeout":
       throw new Refusal(408, "http_request_error", "The request head was not complete in time");
     case "limit":
-      throw new Refusal(503, "connection_limit_reached", "Too many requests are being received", [["Retry-After", "1"]]);
+      limits?.headRefused(exchange.client);
+      throw new LimitReached("heads", "Too many requests are being received");
     case "head-malformed":
     case "head-truncated":
       throw new Refusal(400, "http_request_error", "The request head is malformed");
@@ -320,10 +359,13 @@ function readCredentials(request: RequestHead): ClientCredentials {
   }
 }
 
-async function identify(authenticator: Authenticator, credentials: ClientCredentials): Promise<Identity> {
+async function identify(authenticator: Authenticator, credentials: ClientCredentials, visit: ClientVisit | undefined): Promise<Identity> {
   try {
-    return await identifyClient(authenticator, credentials);
+    const identity = await identifyClient(authenticator, credentials);
+    visit?.succeeded();
+    return identity;
   } catch (cause) {
+    if (cause instanceof AuthenticationError) visit?.failed();
     throw toDenial(cause);
   }
 }
@@ -349,9 +391,8 @@ async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log:
   exchange.status ??= refusal.status;
   exchange.proxyError = refusal.error;
   exchange.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-  if (refusal.status === 500) {
-    log.error("request failed", { id: exchange.id, error: refusal.cause instanceof Error ? refusal.cause.stack : String(refusal.cause) });
-  }
+  exchange.isLimited = refusal instanceof LimitReached;
+  if (refusal.status === 500) logFault(log, exchange.id, refusal.cause);
   try {
     if (answered) stream.reset(1); // an answer was begun: what it lacks must show
     else await stream.write(encodeRefusal(refusal, exchange.method));
@@ -359,6 +400,10 @@ async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log:
     log.debug("client gone before its answer", { id: exchange.id, error: error instanceof Error ? error.message : String(error) });
   }
   stream.close();
+}
+
+function logFault(log: Logger, id: string | undefined, error: unknown): void {
+  log.error("request failed", { id, error: error instanceof Error ? error.stack : String(error) });
 }
 
 /** Names of fields only: credentials, cookies and tokens are values, and so are paths and queries. */
@@ -370,7 +415,8 @@ function logRequest(log: Logger, request: RequestHead, { id, client, destination
 
 function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
   const { id, client, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
-  log.info("request", {
+  // a flood of what is refused anyway is not to fill the log
+  log[exchange.isLimited ? "debug" : "info"]("request", {
     id,
     client,
     agent,

@@ -21,6 +21,8 @@ export const CloseCode = {
   /** A control frame breaks the rules (version 2). */
   malformed: 422,
   internal: 500,
+  /** There are too many connections, or too many failures of this address: to be tried again later (version 2). */
+  limit: 503,
 } as const;
 
 /** From the end of the handshake to the end of the authentication, in milliseconds. */

@@ -93,6 +93,7 @@ describe("metrics", () => {
     tunnels.ended({ status: 200, setupMs: 7, sent: 10, received: 1_000 });
     tunnels.ended({ status: 200, setupMs: 7, error: "connection_terminated", sent: 1, received: 0 });
     tunnels.ended({ status: 503, error: "connection_limit_reached", sent: 0, received: 0 });
+    metrics.limitHit("connections");
     tunnels.ended({ status: 431, error: "http_request_error", sent: 0, received: 0 });
     const text = await metrics.registry.metrics();
     const expected = {

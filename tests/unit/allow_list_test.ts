@@ -1,6 +1,7 @@
 // Allow-lists: every form of a pattern against what it matches and what it does not, by itself and where clients and agents meet it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { createDestinations } from "../../agent/destinations.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
 import { createAllowList } from "../../shared/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
@@ -132,11 +133,11 @@ const GATES: Record<string, Gate> = {
 
   "an agent": (patterns, body) =>
     withNet(async (net) => {
-      const allowList = createAllowList(patterns);
       const refusing = netWith(net, { connectTcp: () => Promise.reject(new NetError("refused", "Allowed")) });
+      const destinations = createDestinations({ net: refusing, allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
       await body(async (destination) => {
         const { near, far } = streamPair("quic");
-        await serveTunnel({ net: refusing, allowList, log: silentLogger, connectTimeoutMs: 1_000 } as Parameters<typeof serveTunnel>[0], {
+        await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000 }, {
           stream: near,
           head: `CONNECT ${destination} HTTP/1.1\r\nHost: ${destination}\r\n\r\n`,
         });

@@ -1,0 +1,26 @@
+// Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
+import ipaddr from "ipaddr.js";
+import { createAllowList } from "../allow_list.ts";
+
+/** The key of `remote`, `host:port` or `[host]:port`, in tables; `undefined` for one that is not counted by its address. */
+export type AddressKeys = (remote: string) => string | undefined;
+
+/** @param exempt patterns of an allow-list: addresses that stand for many, as load balancers do */
+export function createAddressKeys(exempt: readonly string[]): AddressKeys {
+  const list = exempt.length > 0 ? createAllowList(exempt) : undefined;
+  return (remote) => {
+    const host = hostOf(remote);
+    return list?.allows({ host, port: 1 }) ? undefined : keyOf(host);
+  };
+}
+
+function hostOf(remote: string): string {
+  return remote.slice(0, remote.lastIndexOf(":")).replace(/^\[|\]$/g, "");
+}
+
+function keyOf(host: string): string {
+  if (!host.includes(":") || !ipaddr.IPv6.isValid(host)) return host;
+  const address = ipaddr.IPv6.parse(host);
+  if (address.isIPv4MappedAddress()) return address.toIPv4Address().toString();
+  return `${address.parts.slice(0, 4).map((part) => part.toString(16)).join(":")}::/64`;
+}

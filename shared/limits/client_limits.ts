@@ -1,0 +1,109 @@
+// All limits on clients, in the order in which a request meets them: the door, the rate of its address, lock-outs, the rate of who it is,
+// and the tunnels.
+import type { Identity } from "../auth/authenticator.ts";
+import type { LogFields } from "../log.ts";
+import { Door, type Visit } from "./door.ts";
+import { type LimitName, LimitReached, LimitReports, type LimitReportsOptions, orNone } from "./limit.ts";
+import type { ClientLimitValues } from "./options.ts";
+import { withinDescriptors } from "./resources.ts";
+import { Buckets } from "./tables.ts";
+import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
+
+/** A client that is in. */
+export interface ClientVisit extends Pick<Visit, "failed" | "succeeded"> {
+  /**
+   * It asks for a tunnel. To be called before its credentials are looked at.
+   * @throws {LimitReached}
+   */
+  knock(): void;
+  /**
+   * It may have one.
+   * @throws {LimitReached}
+   */
+  open(identity: Identity): OpenTunnel;
+  /** It is gone, and its tunnel with it. */
+  leave(): void;
+}
+
+/** Holds clients to their limits, until it is closed. */
+export class ClientLimits {
+  /** Heads of clients that may be read at a time. */
+  readonly heads: number;
+  readonly #reports: LimitReports;
+  readonly #door: Door;
+  readonly #tunnels: TunnelLimits;
+  readonly #addressRate: Buckets;
+  readonly #clientRate: Buckets;
+
+  /** @param descriptors that a tunnel takes */
+  constructor(values: ClientLimitValues, descriptors: number, deps: LimitReportsOptions) {
+    const { now } = deps;
+    const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
+    const { connections, heads } = withinDescriptors(wanted, descriptors);
+    if (connections < wanted.connections) deps.log.info("descriptors limit connections", { connections, heads });
+    this.heads = heads;
+    const reports = new LimitReports(deps);
+    this.#reports = reports;
+    this.#door = new Door({
+      all: { limit: "connections", most: connections },
+      perAddress: { limit: "connections-per-address", most: orNone(values.connectionsPerAddress) },
+      addresses: values,
+      reports,
+      now,
+    });
+    this.#tunnels = new TunnelLimits({ ...values, reports, now });
+    const burst = (rate: number) => orNone(rate) * values.tunnelBurst / 1_000;
+    this.#addressRate = new Buckets(orNone(values.tunnelRatePerAddress), burst(values.tunnelRatePerAddress), now);
+    this.#clientRate = new Buckets(orNone(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);
+  }
+
+  /** Milliseconds of silence after which a tunnel is to end; 0 for never. */
+  get idleMs(): number {
+    return this.#tunnels.idleMs;
+  }
+
+  /**
+   * Lets a client in.
+   * @throws {LimitReached}
+   */
+  enter(remote: string): ClientVisit {
+    const visit = this.#door.enter(remote);
+    let tunnel: OpenTunnel | undefined;
+    return {
+      failed: visit.failed,
+      succeeded: visit.succeeded,
+      knock: () => {
+        if (visit.key !== undefined) this.#checkRate(this.#addressRate, visit.key, "tunnel-rate-per-address", { address: visit.key });
+        visit.checkLockOut();
+      },
+      open: ({ agentId, tokenId, ends }) => {
+        const client = tokenId ?? agentId;
+        this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
+        return tunnel = this.#tunnels.open({ agentId, client, ends });
+      },
+      leave: () => {
+        tunnel?.close();
+        visit.leave();
+      },
+    };
+  }
+
+  /** The network has given up a head for others. */
+  headRefused(remote: string): void {
+    this.#reports.hit("heads", { client: remote, most: this.heads });
+  }
+
+  #checkRate(rate: Buckets, key: string, limit: LimitName, fields: LogFields): void {
+    const waitMs = rate.take(key);
+    if (waitMs === 0) return;
+    this.#reports.hit(limit, fields);
+    throw new LimitReached(limit, "Too many tunnels are asked for in too short a time", Math.ceil(waitMs / 1_000));
+  }
+
+  close(): void {
+    this.#tunnels.close();
+  }
+}
+
+/** What the network can count to. */
+const MOST_HEADS = 1_000_000;

@@ -1,0 +1,93 @@
+// The way in, of clients and of agents: how many at a time, how many from one address, and no more of who fails to say who it is.
+import type { LogFields } from "../log.ts";
+import { type AddressKeys, createAddressKeys } from "./addresses.ts";
+import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
+import type { AddressLimitValues } from "./options.ts";
+import { LockOut, Tally } from "./tables.ts";
+
+export interface DoorOptions {
+  /** What comes in, and its limits; 0 for none. */
+  all: { limit: LimitName; most: number };
+  perAddress: { limit: LimitName; most: number };
+  addresses: AddressLimitValues;
+  reports: LimitReports;
+  /** Milliseconds from any fixed point. Default `performance.now`. */
+  now?: () => number;
+}
+
+/** Counts those who are in. */
+export class Door {
+  readonly #options: DoorOptions;
+  readonly #keyOf: AddressKeys;
+  readonly #lockOut: LockOut;
+  readonly #perAddress = new Tally();
+  #inside = 0;
+
+  constructor(options: DoorOptions) {
+    const { authFailures, lockOut, exempt } = options.addresses;
+    this.#options = options;
+    this.#keyOf = createAddressKeys(exempt);
+    this.#lockOut = new LockOut(orNone(authFailures), lockOut, options.now);
+  }
+
+  /**
+   * Lets somebody in, who is to {@link Visit.leave} at the end.
+   * @throws {LimitReached}
+   */
+  enter(remote: string): Visit {
+    const { all, perAddress } = this.#options;
+    const key = this.#keyOf(remote);
+    if (this.#inside >= orNone(all.most)) throw this.refusal(all.limit, "There are too many connections", { most: all.most });
+    if (key !== undefined && this.#perAddress.get(key) >= orNone(perAddress.most)) {
+      throw this.refusal(perAddress.limit, "There are too many connections from this address", { address: key, most: perAddress.most });
+    }
+    this.#inside++;
+    if (key !== undefined) this.#perAddress.add(key);
+    let inside = true;
+    return {
+      key,
+      checkLockOut: () => this.#checkLockOut(key),
+      failed: () => {
+        if (key !== undefined) this.#lockOut.failed(key);
+      },
+      succeeded: () => {
+        if (key !== undefined) this.#lockOut.succeeded(key);
+      },
+      leave: () => {
+        if (!inside) return;
+        inside = false;
+        this.#inside--;
+        if (key !== undefined) this.#perAddress.remove(key);
+      },
+    };
+  }
+
+  #checkLockOut(key: string | undefined): void {
+    const lockedMs = key === undefined ? 0 : this.#lockOut.lockedMs(key);
+    if (lockedMs === 0) return;
+    const seconds = Math.ceil(lockedMs / 1_000);
+    throw this.refusal("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
+  }
+
+  /** Reports it. */
+  refusal(limit: LimitName, message: string, fields: LogFields, retryAfterS?: number): LimitReached {
+    this.#options.reports.hit(limit, fields);
+    return new LimitReached(limit, message, retryAfterS);
+  }
+}
+
+/** Somebody who is in. */
+export interface Visit {
+  /** Of the address, in tables; `undefined` where none of the limits by address applies. */
+  readonly key: string | undefined;
+  /**
+   * To be called before credentials are looked at.
+   * @throws {LimitReached} where the address is locked out
+   */
+  checkLockOut(): void;
+  /** The credentials were not accepted. */
+  failed(): void;
+  /** They were. */
+  succeeded(): void;
+  leave(): void;
+}

@@ -1,0 +1,82 @@
+// What happens when a limit is reached: the peer is told, it is counted, and once a minute it is logged. It does not know what is limited.
+import { Refusal } from "../http/status.ts";
+import type { LogFields, Logger } from "../log.ts";
+
+/** Name of a limit, in the metrics and the log: that of its option. */
+export type LimitName =
+  | "connections"
+  | "connections-per-address"
+  | "heads"
+  | "tunnels"
+  | "tunnels-per-agent"
+  | "tunnels-per-client"
+  | "tunnel-rate-per-address"
+  | "tunnel-rate-per-client"
+  | "tunnel-idle"
+  | "tunnel-life"
+  | "auth-failures"
+  | "memory"
+  | "agents"
+  | "agents-per-address"
+  | "handshakes";
+
+/** A configured limit is reached: 503, and when to come again. */
+export class LimitReached extends Refusal {
+  /** @param retryAfterS seconds, a whole number */
+  constructor(readonly limit: LimitName, message: string, retryAfterS = 1) {
+    super(503, "connection_limit_reached", message, [["Retry-After", String(retryAfterS)]]);
+  }
+}
+
+/** A limit is logged once in so many milliseconds at most. */
+const LOG_INTERVAL_MS = 60_000;
+
+export interface LimitReportsOptions {
+  log: Logger;
+  /** Counts it. */
+  count?: (limit: LimitName) => void;
+  /** Milliseconds from any fixed point. Default `performance.now`. */
+  now?: () => number;
+}
+
+/** Counts and logs limits that were reached. */
+export class LimitReports {
+  readonly #options: LimitReportsOptions;
+  readonly #now: () => number;
+  readonly #logged = new Map<LimitName, { at: number; suppressed: number }>();
+
+  constructor(options: LimitReportsOptions) {
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+  }
+
+  /** `fields` tell of the latest one: who, and what the limit is. */
+  hit(limit: LimitName, fields: LogFields = {}): void {
+    this.#options.count?.(limit);
+    const now = this.#now();
+    const last = this.#logged.get(limit);
+    if (last && now - last.at < LOG_INTERVAL_MS) {
+      last.suppressed++;
+      return;
+    }
+    this.#options.log.warn("limit reached", { limit, ...fields, suppressed: last?.suppressed || undefined });
+    this.#logged.set(limit, { at: now, suppressed: 0 });
+  }
+
+  /** Logs what was not logged and may be now. To be called now and then. */
+  flush(): void {
+    const now = this.#now();
+    for (const [limit, last] of this.#logged) {
+      if (now - last.at < LOG_INTERVAL_MS) continue;
+      this.#logged.delete(limit);
+      if (last.suppressed === 0) continue;
+      this.#options.log.warn("limit reached", { limit, suppressed: last.suppressed });
+      this.#logged.set(limit, { at: now, suppressed: 0 });
+    }
+  }
+}
+
+/** 0 stands for no limit. */
+export function orNone(limit: number): number {
+  return limit === 0 ? Infinity : limit;
+}

@@ -1,0 +1,113 @@
+// What the machine lets the process have: memory and descriptors. On Linux only, where the system tells it in files; elsewhere there is no
+// limit here.
+import { readFileSync } from "node:fs";
+import { totalmem } from "node:os";
+import { orNone } from "./limit.ts";
+
+/** With so few tunnels it is not them that take the memory, and a way in is left. */
+const ALWAYS_ALLOWED = 16;
+
+/** Tells when the process has taken too much memory for new tunnels. */
+export class MemoryWatch {
+  readonly #limit: number;
+  readonly #resident: () => number | undefined;
+  #above = false;
+
+  /**
+   * @param watermark as the option `limits.memory` has it
+   * @param resident the process' memory in bytes
+   */
+  constructor(watermark: string, resident: () => number | undefined = residentBytes) {
+    this.#limit = watermarkBytes(watermark);
+    this.#resident = resident;
+    this.look();
+  }
+
+  /** In bytes; `Infinity` for none. */
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** Looks again. */
+  look(): void {
+    this.#above = this.#limit !== Infinity && (this.#resident() ?? 0) > this.#limit;
+  }
+
+  /** @param open tunnels there are */
+  refuses(open: number): boolean {
+    return this.#above && open >= ALWAYS_ALLOWED;
+  }
+}
+
+const WATERMARK = /^([0-9]{1,6})(%|MiB|GiB)$/;
+
+/** Why the option's value cannot be used. */
+export function checkWatermark(text: string): string | undefined {
+  const match = WATERMARK.exec(text);
+  if (text !== "0" && !match) return `${JSON.stringify(text)} is not like 85%, 512MiB or 2GiB, or 0`;
+  return match?.[2] === "%" && Number(match[1]) > 100 ? `${JSON.stringify(text)} is more than there is` : undefined;
+}
+
+function watermarkBytes(text: string): number {
+  const [, number, unit] = WATERMARK.exec(text) ?? [];
+  const count = orNone(Number(number ?? 0));
+  if (count === Infinity) return Infinity;
+  return unit === "%" ? Math.round(availableBytes() * count / 100) : count * (unit === "MiB" ? 1 << 20 : 1 << 30);
+}
+
+/** What the control groups of the process, those above them, and the machine leave it. */
+function availableBytes(): number {
+  return Math.min(totalmem(), ...groupFiles().map((file) => Number(read(file) ?? NaN)).filter((bytes) => bytes > 0));
+}
+
+/** Where control groups, version 2 or 1, have their limits; not all of them are there. */
+function groupFiles(): string[] {
+  const groups = (read("/proc/self/cgroup") ?? "").split("\n").map((line) => /^[0-9]+:([^:]*):(.*)$/.exec(line));
+  return groups.flatMap((match) => {
+    const [, controllers, path] = match ?? [];
+    if (path === undefined || (controllers !== "" && controllers !== "memory")) return [];
+    const [root, names] = controllers === ""
+      ? ["/sys/fs/cgroup", ["memory.max", "memory.high"]]
+      : ["/sys/fs/cgroup/memory", ["memory.limit_in_bytes"]];
+    const parts = path.split("/").filter((part) => part !== "");
+    const folders = parts.map((_, i) => `${root}/${parts.slice(0, i + 1).join("/")}`);
+    return [root, ...folders].flatMap((folder) => names.map((name) => `${folder}/${name}`));
+  });
+}
+
+function residentBytes(): number | undefined {
+  const kib = /^VmRSS:\s*([0-9]+) kB$/m.exec(read("/proc/self/status") ?? "")?.[1];
+  return kib === undefined ? undefined : Number(kib) * 1_024;
+}
+
+/** Descriptors that the process may have open; `Infinity` where nobody says. */
+export function descriptorLimit(): number {
+  const soft = /^Max open files\s+([0-9]+|unlimited)\s/m.exec(read("/proc/self/limits") ?? "")?.[1];
+  return soft === undefined || soft === "unlimited" ? Infinity : Number(soft);
+}
+
+function read(file: string): string | undefined {
+  try {
+    return readFileSync(file, "utf8").trim();
+  } catch {
+    return undefined;
+  }
+}
+
+/** What the process needs besides connections: files, the runtime's own, the store, those who operate it. */
+const RESERVED = 64;
+
+/**
+ * Connections that descriptors are enough for, and heads that may be read besides: a flood of either leaves the other some.
+ * @param wanted by the options; `Infinity` for no limit
+ * @param each descriptors that a connection takes once it is a tunnel
+ */
+export function withinDescriptors(
+  wanted: { connections: number; heads: number },
+  each: number,
+  most: number = descriptorLimit(),
+): { connections: number; heads: number } {
+  if (most === Infinity) return wanted;
+  const heads = Math.max(1, Math.min(wanted.heads, Math.floor(most / 4)));
+  return { heads, connections: Math.max(1, Math.min(wanted.connections, Math.floor((most - RESERVED - heads) / each))) };
+}

@@ -1,0 +1,122 @@
+// What is remembered of peers by a key of their own making: how many, how fast, how often in vain. Every table has an end, every look-up
+// costs the same however many there are, and nobody has a timer.
+
+/** How many there are of each key. It holds keys only as long as there is something to count. */
+export class Tally {
+  readonly #counts = new Map<string, number>();
+
+  get(key: string): number {
+    return this.#counts.get(key) ?? 0;
+  }
+
+  add(key: string): void {
+    this.#counts.set(key, this.get(key) + 1);
+  }
+
+  remove(key: string): void {
+    const left = this.get(key) - 1;
+    if (left > 0) this.#counts.set(key, left);
+    else this.#counts.delete(key);
+  }
+}
+
+/** Keys of which something is remembered; one more, and the one that was not seen for longest is forgotten. */
+const MAX_KEYS = 16_384;
+
+function remember<T>(entries: Map<string, T>, key: string, entry: T): void {
+  entries.delete(key);
+  entries.set(key, entry);
+  if (entries.size > MAX_KEYS) entries.delete(entries.keys().next().value!);
+}
+
+/** A token bucket for each key: so many a second, and so many at once after a pause. */
+export class Buckets {
+  readonly #buckets = new Map<string, { tokens: number; at: number }>();
+  readonly #rate: number;
+  readonly #burst: number;
+  readonly #now: () => number;
+
+  /**
+   * @param rate a second
+   * @param burst most at once; at least 1
+   * @param now milliseconds from any fixed point
+   */
+  constructor(rate: number, burst: number, now: () => number = () => performance.now()) {
+    this.#rate = rate;
+    this.#burst = Math.max(1, burst);
+    this.#now = now;
+  }
+
+  get size(): number {
+    return this.#buckets.size;
+  }
+
+  /** Takes one, where there is one; otherwise returns in how many milliseconds there will be. */
+  take(key: string): number {
+    if (this.#rate === Infinity) return 0;
+    const now = this.#now();
+    const { tokens, at } = this.#buckets.get(key) ?? { tokens: this.#burst, at: now };
+    const filled = Math.min(this.#burst, tokens + (now - at) * this.#rate / 1_000);
+    remember(this.#buckets, key, { tokens: filled >= 1 ? filled - 1 : filled, at: now });
+    return filled >= 1 ? 0 : (1 - filled) * 1_000 / this.#rate;
+  }
+}
+
+/** One failure is forgiven in so many milliseconds: what tries again every half a minute, wrongly set up, is no attack. */
+const FORGIVEN_MS = 10_000;
+/** The first lock-out in milliseconds; each further one lasts twice as long as the one before. */
+const FIRST_LOCK_MS = 1_000;
+
+interface Offender {
+  /** Failures that are not forgiven yet. */
+  failures: number;
+  at: number;
+  /** Lock-outs in a row. */
+  locks: number;
+  lockedUntil: number;
+}
+
+/** Locks out who fails too often, ever longer. */
+export class LockOut {
+  readonly #offenders = new Map<string, Offender>();
+  readonly #most: number;
+  readonly #longestMs: number;
+  readonly #now: () => number;
+
+  /**
+   * @param most failures that are not punished
+   * @param longestMs longest lock-out in milliseconds
+   * @param now milliseconds from any fixed point
+   */
+  constructor(most: number, longestMs: number, now: () => number = () => performance.now()) {
+    this.#most = most;
+    this.#longestMs = longestMs;
+    this.#now = now;
+  }
+
+  get size(): number {
+    return this.#offenders.size;
+  }
+
+  /** Milliseconds that the key is still locked out for; 0 where it is not. */
+  lockedMs(key: string): number {
+    const offender = this.#offenders.get(key);
+    return offender === undefined ? 0 : Math.max(0, offender.lockedUntil - this.#now());
+  }
+
+  failed(key: string): void {
+    if (this.#most === Infinity) return;
+    const now = this.#now();
+    const before = this.#offenders.get(key) ?? { failures: 0, at: now, locks: 0, lockedUntil: 0 };
+    const kept = Math.max(0, before.failures - (now - before.at) / FORGIVEN_MS);
+    const failures = Math.min(this.#most, kept) + 1;
+    let { locks, lockedUntil } = kept === 0 ? { locks: 0, lockedUntil: 0 } : before;
+    if (failures > this.#most) lockedUntil = now + Math.min(this.#longestMs, FIRST_LOCK_MS * 2 ** locks++);
+    // what is forgiven begins when the lock-out ends
+    remember(this.#offenders, key, { failures, at: Math.max(now, lockedUntil), locks, lockedUntil });
+  }
+
+  succeeded(key: string): void {
+    this.#offenders.delete(key);
+  }
+}
