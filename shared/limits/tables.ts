@@ -20,18 +20,42 @@ export class Tally {
   }
 }
 
-/** Keys of which something is remembered; one more, and the one that was not seen for longest is forgotten. */
-const MAX_KEYS = 16_384;
+/** Keys of which something is remembered, in each of two generations. */
+const MAX_KEYS = 8_192;
 
-function remember<T>(entries: Map<string, T>, key: string, entry: T): void {
-  entries.delete(key);
-  entries.set(key, entry);
-  if (entries.size > MAX_KEYS) entries.delete(entries.keys().next().value!);
+/**
+ * What is remembered of the latest keys. Once the younger generation is full, it becomes the older one, and that is forgotten: taking keys
+ * out one by one, the oldest first, is slow with maps.
+ */
+class Memory<T> {
+  #young = new Map<string, T>();
+  #old = new Map<string, T>();
+
+  get size(): number {
+    return this.#young.size + this.#old.size;
+  }
+
+  get(key: string): T | undefined {
+    return this.#young.get(key) ?? this.#old.get(key);
+  }
+
+  set(key: string, value: T): void {
+    this.#old.delete(key);
+    this.#young.set(key, value);
+    if (this.#young.size < MAX_KEYS) return;
+    this.#old = this.#young;
+    this.#young = new Map();
+  }
+
+  delete(key: string): void {
+    this.#young.delete(key);
+    this.#old.delete(key);
+  }
 }
 
 /** A token bucket for each key: so many a second, and so many at once after a pause. */
 export class Buckets {
-  readonly #buckets = new Map<string, { tokens: number; at: number }>();
+  readonly #buckets = new Memory<{ tokens: number; at: number }>();
   readonly #rate: number;
   readonly #burst: number;
   readonly #now: () => number;
@@ -57,7 +81,7 @@ export class Buckets {
     const now = this.#now();
     const { tokens, at } = this.#buckets.get(key) ?? { tokens: this.#burst, at: now };
     const filled = Math.min(this.#burst, tokens + (now - at) * this.#rate / 1_000);
-    remember(this.#buckets, key, { tokens: filled >= 1 ? filled - 1 : filled, at: now });
+    this.#buckets.set(key, { tokens: filled >= 1 ? filled - 1 : filled, at: now });
     return filled >= 1 ? 0 : (1 - filled) * 1_000 / this.#rate;
   }
 }
@@ -78,7 +102,7 @@ interface Offender {
 
 /** Locks out who fails too often, ever longer. */
 export class LockOut {
-  readonly #offenders = new Map<string, Offender>();
+  readonly #offenders = new Memory<Offender>();
   readonly #most: number;
   readonly #longestMs: number;
   readonly #now: () => number;
@@ -113,7 +137,7 @@ export class LockOut {
     let { locks, lockedUntil } = kept === 0 ? { locks: 0, lockedUntil: 0 } : before;
     if (failures > this.#most) lockedUntil = now + Math.min(this.#longestMs, FIRST_LOCK_MS * 2 ** locks++);
     // what is forgiven begins when the lock-out ends
-    remember(this.#offenders, key, { failures, at: Math.max(now, lockedUntil), locks, lockedUntil });
+    this.#offenders.set(key, { failures, at: Math.max(now, lockedUntil), locks, lockedUntil });
   }
 
   succeeded(key: string): void {

@@ -1,0 +1,339 @@
+// Limits by themselves, on a clock that is set: counts, rates, lock-outs, memory, lives, and what is said of them.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { createAddressKeys } from "../../shared/limits/addresses.ts";
+import { Door, type DoorOptions } from "../../shared/limits/door.ts";
+import { LimitReached, LimitReports } from "../../shared/limits/limit.ts";
+import { checkWatermark, descriptorLimit, MemoryWatch, withinDescriptors } from "../../shared/limits/resources.ts";
+import { Buckets, LockOut, Tally } from "../../shared/limits/tables.ts";
+import { TunnelLimits, type TunnelLimitsOptions } from "../../shared/limits/tunnels.ts";
+import { silentLogger } from "../../shared/log.ts";
+import { LogBook } from "../support/memory.ts";
+
+/** A clock in milliseconds that stands still. */
+function createClock(): { now: () => number; pass: (ms: number) => void } {
+  let ms = 1_000_000;
+  return { now: () => ms, pass: (more) => void (ms += more) };
+}
+
+const SECRETIVE = new LimitReports({ log: silentLogger });
+
+function limitOf(work: () => unknown): string {
+  try {
+    work();
+  } catch (error) {
+    if (error instanceof LimitReached) return error.limit;
+    throw error;
+  }
+  return "none";
+}
+
+describe("address keys", () => {
+  it("are hosts of IPv4 and networks of 64 bits of IPv6, and nothing for those that are exempt", () => {
+    const keyOf = createAddressKeys(["127.0.0.0/8", "2001:db8:ffff::/48"]);
+    const keys: [remote: string, key: string | undefined][] = [
+      ["10.0.0.1:5000", "10.0.0.1"],
+      ["[::ffff:10.0.0.1]:5000", "10.0.0.1"],
+      ["[2001:db8:1:2:3:4:5:6]:5000", "2001:db8:1:2::/64"],
+      ["[2001:db8:1:2::9]:1", "2001:db8:1:2::/64"],
+      ["[2001:db8:1:3::9]:1", "2001:db8:1:3::/64"],
+      ["[fe80::1%2]:1", "fe80:0:0:0::/64"],
+      ["[::1]:1", "0:0:0:0::/64"],
+      ["127.1.2.3:1", undefined],
+      ["[2001:db8:ffff:1::1]:1", undefined],
+    ];
+    for (const [remote, key] of keys) assert.equal(keyOf(remote), key, remote);
+    assert.equal(createAddressKeys([])("127.0.0.1:1"), "127.0.0.1");
+  });
+});
+
+describe("a tally", () => {
+  it("holds nothing of whom there is nothing", () => {
+    const tally = new Tally();
+    tally.add("a");
+    tally.add("a");
+    tally.remove("a");
+    assert.equal(tally.get("a"), 1);
+    tally.remove("a");
+    tally.remove("a");
+    assert.equal(tally.get("a"), 0);
+  });
+});
+
+describe("token buckets", () => {
+  it("give out a burst, then the rate, to each key its own", () => {
+    const { now, pass } = createClock();
+    const buckets = new Buckets(10, 20, now);
+    for (let i = 0; i < 20; i++) assert.equal(buckets.take("a"), 0);
+    assert.equal(buckets.take("a"), 100);
+    assert.equal(buckets.take("b"), 0);
+    pass(100);
+    assert.equal(buckets.take("a"), 0);
+    assert.ok(buckets.take("a") > 0);
+    pass(3_600_000);
+    for (let i = 0; i < 20; i++) assert.equal(buckets.take("a"), 0);
+    assert.ok(buckets.take("a") > 0);
+  });
+
+  it("of a small rate give one at least, and of none any number", () => {
+    const { now } = createClock();
+    const slow = new Buckets(1, 0.1, now);
+    assert.equal(slow.take("a"), 0);
+    assert.equal(slow.take("a"), 1_000);
+    const none = new Buckets(Infinity, Infinity, now);
+    for (let i = 0; i < 1_000; i++) assert.equal(none.take("a"), 0);
+    assert.equal(none.size, 0);
+  });
+
+  it("are kept of so many keys only, of the latest", () => {
+    const { now } = createClock();
+    const buckets = new Buckets(1, 1, now);
+    buckets.take("first");
+    for (let i = 0; i < 100_000; i++) {
+      buckets.take(`key ${i}`);
+      if (i % 1_000 === 0) buckets.take("often");
+    }
+    assert.ok(buckets.size <= 16_384, `${buckets.size} are kept`);
+    assert.ok(buckets.take("often") > 0);
+    assert.equal(buckets.take("first"), 0);
+  });
+});
+
+describe("a lock-out", () => {
+  it("comes after so many failures, lasts twice as long each time up to the longest, and ends with a success", () => {
+    const { now, pass } = createClock();
+    const lockOut = new LockOut(3, 5_000, now);
+    for (let i = 0; i < 3; i++) lockOut.failed("a");
+    assert.equal(lockOut.lockedMs("a"), 0);
+    for (const ms of [1_000, 2_000, 4_000, 5_000, 5_000]) {
+      lockOut.failed("a");
+      assert.equal(lockOut.lockedMs("a"), ms);
+      pass(ms);
+      assert.equal(lockOut.lockedMs("a"), 0);
+    }
+    assert.equal(lockOut.lockedMs("b"), 0);
+    lockOut.succeeded("a");
+    for (let i = 0; i < 3; i++) lockOut.failed("a");
+    assert.equal(lockOut.lockedMs("a"), 0);
+    assert.equal(lockOut.size, 1);
+  });
+
+  it("never meets who fails now and then, as an agent that is set up wrongly does", () => {
+    const { now, pass } = createClock();
+    const lockOut = new LockOut(3, 300_000, now);
+    for (let i = 0; i < 1_000; i++) {
+      lockOut.failed("a");
+      assert.equal(lockOut.lockedMs("a"), 0);
+      pass(30_000);
+    }
+  });
+
+  it("is forgotten by who keeps still", () => {
+    const { now, pass } = createClock();
+    const lockOut = new LockOut(1, 300_000, now);
+    for (let i = 0; i < 5; i++) lockOut.failed("a");
+    assert.equal(lockOut.lockedMs("a"), 8_000);
+    pass(8_000 + 20_000);
+    lockOut.failed("a");
+    assert.equal(lockOut.lockedMs("a"), 0);
+    lockOut.failed("a");
+    assert.equal(lockOut.lockedMs("a"), 1_000);
+  });
+
+  it("is kept of so many keys only, and of none without a limit", () => {
+    const { now } = createClock();
+    const lockOut = new LockOut(1, 1_000, now);
+    for (let i = 0; i < 100_000; i++) lockOut.failed(`key ${i}`);
+    assert.ok(lockOut.size <= 16_384, `${lockOut.size} are kept`);
+    const none = new LockOut(Infinity, 1_000, now);
+    for (let i = 0; i < 1_000; i++) none.failed("a");
+    assert.deepEqual([none.size, none.lockedMs("a")], [0, 0]);
+  });
+});
+
+describe("reports of limits", () => {
+  it("count every hit, and log one a minute with the number of the others", () => {
+    const { now, pass } = createClock();
+    const log = new LogBook();
+    const counted: string[] = [];
+    const reports = new LimitReports({ log, now, count: (limit) => counted.push(limit) });
+    for (let i = 0; i < 5; i++) reports.hit("tunnels", { most: 7 });
+    reports.hit("memory");
+    assert.deepEqual(log.logged("limit reached"), [{ limit: "tunnels", most: 7, suppressed: undefined }, {
+      limit: "memory",
+      suppressed: undefined,
+    }]);
+    reports.flush();
+    assert.equal(log.entries.length, 2);
+    pass(60_000);
+    reports.hit("tunnels", { most: 8 });
+    assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[1], { limit: "tunnels", most: 8, suppressed: 4 });
+    reports.hit("tunnels");
+    pass(60_000);
+    reports.flush();
+    assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[2], { limit: "tunnels", suppressed: 1 });
+    reports.flush();
+    assert.equal(log.entries.length, 4);
+    assert.equal(counted.length, 8);
+  });
+});
+
+describe("the door", () => {
+  const open = (options: Partial<DoorOptions> = {}) =>
+    new Door({
+      all: { limit: "connections", most: 3 },
+      perAddress: { limit: "connections-per-address", most: 2 },
+      addresses: { authFailures: 1, lockOut: 60_000, exempt: ["192.0.2.1"] },
+      reports: SECRETIVE,
+      ...options,
+    });
+
+  it("lets in so many, and so many of one address, and others when they leave", () => {
+    const door = open();
+    const first = door.enter("10.0.0.1:1");
+    door.enter("10.0.0.1:2");
+    assert.equal(limitOf(() => door.enter("10.0.0.1:3")), "connections-per-address");
+    door.enter("10.0.0.2:1");
+    assert.equal(limitOf(() => door.enter("10.0.0.3:1")), "connections");
+    first.leave();
+    first.leave();
+    door.enter("10.0.0.1:3");
+    assert.equal(limitOf(() => door.enter("10.0.0.3:1")), "connections");
+  });
+
+  it("counts exempt addresses in all alone, and locks none of them out", () => {
+    const door = open();
+    const visits = [1, 2, 3].map((port) => door.enter(`192.0.2.1:${port}`));
+    assert.equal(limitOf(() => door.enter("192.0.2.1:4")), "connections");
+    for (let i = 0; i < 10; i++) visits[0]!.failed();
+    visits[0]!.checkLockOut();
+  });
+
+  it("tells who fails too often when to come again", () => {
+    const { now } = createClock();
+    const door = open({ now });
+    const visit = door.enter("10.0.0.1:1");
+    for (let i = 0; i < 3; i++) visit.failed();
+    assert.throws(() => door.enter("10.0.0.1:2").checkLockOut(), (error: LimitReached) => {
+      assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
+      return true;
+    });
+    door.enter("10.0.0.2:1").checkLockOut();
+  });
+
+  it("has no limit where 0 stands for it", () => {
+    const door = open({
+      all: { limit: "agents", most: 0 },
+      perAddress: { limit: "agents-per-address", most: 0 },
+      addresses: { authFailures: 0, lockOut: 1, exempt: [] },
+    });
+    const visits = Array.from({ length: 1_000 }, (_, i) => door.enter(`10.0.0.1:${i + 1}`));
+    for (const visit of visits) visit.failed();
+    visits[0]!.checkLockOut();
+  });
+});
+
+describe("limits of tunnels", () => {
+  const withLimits = (options: Partial<TunnelLimitsOptions>, body: (limits: TunnelLimits) => void) => {
+    const limits = new TunnelLimits({ tunnels: 0, tunnelIdle: 0, tunnelLife: 0, memory: "0", reports: SECRETIVE, ...options });
+    try {
+      body(limits);
+    } finally {
+      limits.close();
+    }
+  };
+
+  it("are in all, of an agent and of a client", () =>
+    withLimits({ tunnels: 4, tunnelsPerAgent: 3, tunnelsPerClient: 2 }, (limits) => {
+      const first = limits.open({ agentId: "a", client: "x" });
+      limits.open({ agentId: "a", client: "x" });
+      assert.equal(limitOf(() => limits.open({ agentId: "b", client: "x" })), "tunnels-per-client");
+      limits.open({ agentId: "a", client: "y" });
+      assert.equal(limitOf(() => limits.open({ agentId: "a", client: "z" })), "tunnels-per-agent");
+      limits.open({ agentId: "b", client: "z" });
+      assert.equal(limitOf(() => limits.open({ agentId: "c", client: "c" })), "tunnels");
+      first.close();
+      first.close();
+      limits.open({ agentId: "c", client: "c" });
+      assert.equal(limitOf(() => limits.open({ agentId: "d", client: "d" })), "tunnels");
+    }));
+
+  it("end what is too old", () => {
+    const { now, pass } = createClock();
+    withLimits({ tunnelLife: 5_000, now }, (limits) => {
+      const [old, over] = [limits.open({}), limits.open({})];
+      pass(3_000);
+      const young = limits.open({});
+      over.close();
+      pass(2_000);
+      limits.look();
+      assert.deepEqual([old, over, young].map(({ ends }) => ends!.aborted), [true, false, false]);
+      assert.match(String(old.ends!.reason), /longest life/);
+    });
+  });
+
+  it("end what is silent for too long, where it is watched", () => {
+    const { now, pass } = createClock();
+    withLimits({ tunnelIdle: 5_000, now }, (limits) => {
+      let count = 0;
+      const [quiet, busy, unwatched] = [limits.open({}), limits.open({}), limits.open({})];
+      quiet.watch(() => 7);
+      busy.watch(() => count++);
+      for (let i = 0; i < 5; i++) {
+        assert.equal(quiet.ends!.aborted, false);
+        pass(1_000);
+        limits.look();
+      }
+      assert.deepEqual([quiet.ends!.aborted, busy.ends!.aborted, unwatched.ends], [true, false, undefined]);
+      assert.match(String(quiet.ends!.reason), /Nothing was sent or received for 5000 ms/);
+    });
+  });
+
+  it("leave it to an identity to end its tunnels", () =>
+    withLimits({ tunnelLife: 5_000 }, (limits) => {
+      const ending = new AbortController();
+      const [open, closed] = [limits.open({ ends: ending.signal }), limits.open({ ends: ending.signal })];
+      closed.close();
+      ending.abort(new Error("expired"));
+      assert.deepEqual([open.ends!.aborted, closed.ends!.aborted], [true, false]);
+      assert.equal(open.ends!.reason.message, "expired");
+      assert.equal(limits.open({ ends: ending.signal }).ends!.aborted, true);
+    }));
+});
+
+describe("memory", () => {
+  it("above the watermark refuses tunnels, but for a few, until it is below again", () => {
+    let resident = 0;
+    const watch = new MemoryWatch("100MiB", () => resident);
+    assert.equal(watch.refuses(1_000), false);
+    resident = 101 * 2 ** 20;
+    watch.look();
+    assert.deepEqual([watch.refuses(1_000), watch.refuses(15)], [true, false]);
+    resident = 99 * 2 ** 20;
+    watch.look();
+    assert.equal(watch.refuses(1_000), false);
+  });
+
+  it("is a share of what there is, a size, or without a limit", () => {
+    const limit = (text: string) => new MemoryWatch(text, () => 0).limit;
+    assert.equal(limit("2GiB"), 2 * 2 ** 30);
+    assert.equal(limit("0"), Infinity);
+    assert.ok(limit("100%") > 0 && limit("100%") < Infinity);
+    assert.ok(Math.abs(limit("50%") * 2 - limit("100%")) < 2);
+    for (const text of ["85", "85MB", "101%", "-1%", "", "1.5GiB"]) assert.notEqual(checkWatermark(text), undefined, text);
+    for (const text of ["0", "85%", "512MiB", "0%"]) assert.equal(checkWatermark(text), undefined, text);
+  });
+});
+
+describe("descriptors", () => {
+  it("bound connections and heads together", () => {
+    const wanted = { connections: 32_768, heads: 4_096 };
+    for (const [most, each] of [[1_024, 1], [1_024, 2], [20_000, 2], [1_000_000, 1]] as const) {
+      const { connections, heads } = withinDescriptors(wanted, each, most);
+      assert.ok(heads >= 1 && connections >= 1 && connections * each + heads < most, `${connections} and ${heads} of ${most}`);
+    }
+    assert.deepEqual(withinDescriptors(wanted, 2, 1_000_000), wanted);
+    assert.deepEqual(withinDescriptors(wanted, 2, Infinity), wanted);
+    assert.ok(descriptorLimit() > 0);
+  });
+});
