@@ -59,6 +59,7 @@ const CHECKS: Check[] = [
   },
   ...both("system"),
   ...both("release"),
+  ...both("fault"),
 ];
 
 function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {

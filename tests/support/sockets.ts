@@ -140,10 +140,10 @@ export class Wire implements Disposable {
   }
 }
 
-/** Connects to `host:port`. */
-export async function dial(address: string, highWater?: number): Promise<Wire> {
+/** Connects to `host:port`, where asked for from a local address, as 127.0.0.2 is one. */
+export async function dial(address: string, highWater?: number, localAddress?: string): Promise<Wire> {
   const { hostname, port } = new URL(`tcp://${address}`);
-  const socket = connect({ host: hostname, port: Number(port), allowHalfOpen: true });
+  const socket = connect({ host: hostname, port: Number(port), allowHalfOpen: true, localAddress });
   const wire = new Wire(socket, highWater);
   await new Promise<void>((resolve, reject) => socket.once("connect", resolve).once("error", reject));
   return wire;
@@ -253,9 +253,9 @@ export interface Answer {
   readonly body: string;
 }
 
-/** Sends `request` as it is, and reads until the other end has finished. */
-export async function ask(address: string, request: string | Uint8Array): Promise<Answer> {
-  using wire = await dial(address);
+/** Sends `request` as it is, and reads until the other end has finished. `localAddress` as for {@link dial}. */
+export async function ask(address: string, request: string | Uint8Array, localAddress?: string): Promise<Answer> {
+  using wire = await dial(address, undefined, localAddress);
   wire.socket.write(request);
   const text = (await wire.readAll()).toString("latin1");
   const end = text.indexOf("\r\n\r\n");

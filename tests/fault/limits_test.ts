@@ -1,0 +1,291 @@
+// Every limit at the compiled executables: what is above it is answered, counted, logged once, and what is below goes on.
+import assert from "node:assert/strict";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { AGENT, AGENT_ID, Pair, type Program, PROXY, Site, storeArgs } from "../support/processes.ts";
+import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+
+const SERVED = "--admin.listen-address=:0";
+const NOBODY_EXEMPT = "--limits.exempt=";
+const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8, and shows what a process takes" };
+
+/** How often a limit was hit. */
+async function hits(program: Program, limit: string): Promise<number> {
+  const { admin } = await program.waitFor("listening");
+  const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  const line = body.split("\n").find((line) => line.startsWith(`reverse_http_limits_hit_total{limit="${limit}"}`));
+  return Number(line?.split(" ")[1] ?? 0);
+}
+
+function assertLimited(answer: Answer): void {
+  assertRefused(answer, 503, "connection_limit_reached");
+  assert.match(answer.fields["retry-after"] ?? "", /^[1-9][0-9]*$/);
+}
+
+/** A tunnel, asked for again and again until it is let in: what was ended before may still be on its way. */
+async function untilTunnel(clients: string, authority: string, id?: string): Promise<Wire> {
+  for (;;) {
+    const wire = await openTunnel(clients, authority, { id }).catch(() => undefined);
+    if (wire) return wire;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+describe("the limit on", () => {
+  for (
+    const [limit, others] of [
+      ["connections", []],
+      ["tunnels", []],
+      ["tunnels-per-agent", ["4712"]],
+      ["tunnels-per-client", ["4712"]],
+    ] as [string, string[]][]
+  ) {
+    it(`${limit} refuses one more, ${others.length > 0 ? "leaves other agents alone, " : ""}and lets the next in when one has ended`, async () => {
+      await using pair = await Pair.start({ proxy: [`--limits.${limit}=2`, SERVED] });
+      await using origin = await Origin.start();
+      const { clients } = pair.addresses;
+      using first = await openTunnel(clients, origin.authority);
+      using _second = await openTunnel(clients, origin.authority);
+      for (let i = 0; i < 5; i++) assertLimited(await ask(clients, connectHead(origin.authority)));
+      const other = others[0];
+      if (other !== undefined) {
+        await pair.site.startAgent(pair.addresses, [], other);
+        using _other = await openTunnel(clients, origin.authority, { id: other });
+      }
+      assert.equal(await hits(pair.proxy, limit), 5);
+      assert.equal(pair.proxy.logged("limit reached", { limit }).length, 1);
+      assert.equal(pair.proxy.logged("request", { status: 503 }).length, 0);
+      first.reset();
+      using _third = await untilTunnel(clients, origin.authority);
+    });
+  }
+
+  it("connections of one address counts that address alone", onLinux, async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.connections-per-address=1", NOBODY_EXEMPT, SERVED] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    using _tunnel = await openTunnel(clients, origin.authority);
+    assertLimited(await ask(clients, connectHead(origin.authority)));
+    assertRefused(await ask(clients, connectHead("127.0.0.1:1"), "127.0.0.2"), 502, "connection_refused");
+    assert.equal(await hits(pair.proxy, "connections-per-address"), 1);
+  });
+
+  it("connections holds at a load balancer too", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { addresses } = await site.startProxy(storeArgs(cache));
+    const { lb, clients } = await site.startLb(cache, ["--limits.connections=1", SERVED]);
+    await site.startAgent(addresses);
+    using _tunnel = await untilTunnel(clients, origin.authority);
+    assertLimited(await ask(clients, connectHead(origin.authority)));
+    assert.equal(await hits(lb, "connections"), 1);
+  });
+
+  for (const [limit, args] of [["tunnel-rate-per-client", []], ["tunnel-rate-per-address", [NOBODY_EXEMPT]]] as [string, string[]][]) {
+    it(`${limit} lets a burst through and tells the rest to come again`, onLinux, async () => {
+      await using pair = await Pair.start({ proxy: [`--limits.${limit}=1`, "--limits.tunnel-burst=60s", ...args, SERVED] });
+      const { clients } = pair.addresses;
+      const answers: Answer[] = [];
+      for (let i = 0; i < 80; i++) answers.push(await ask(clients, connectHead("127.0.0.1:1")));
+      for (const answer of answers.slice(0, 60)) assertRefused(answer, 502, "connection_refused");
+      const limited = answers.filter(({ status }) => status === 503);
+      for (const answer of limited) assertLimited(answer);
+      assert.ok(limited.length > 0);
+      assert.equal(await hits(pair.proxy, limit), limited.length);
+      // others have a bucket of their own
+      assertRefused(await ask(clients, connectHead("127.0.0.1:1", "4712"), "127.0.0.2"), 502, "destination_unavailable");
+    });
+  }
+
+  it("failed authentications locks the address out, right credentials and all, and no other address", onLinux, async () => {
+    await using site = await Site.create();
+    const key = makeTokenKey();
+    const { proxy, addresses: { clients } } = await site.startProxy([
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+      "--limits.auth-failures=3",
+      NOBODY_EXEMPT,
+      SERVED,
+    ]);
+    const password = await key.sign();
+    const head = (with_: string) => connectHead("127.0.0.1:1", AGENT_ID, with_);
+    // who shows none, as many clients first do, has not failed
+    for (let i = 0; i < 10; i++) assertRefused(await ask(clients, "CONNECT a:1 HTTP/1.1\r\n\r\n"), 407, "http_request_denied");
+    const answers = [];
+    for (let i = 0; i < 8; i++) answers.push(await ask(clients, head("wrong")));
+    const locked = answers.findIndex(({ status }) => status === 503);
+    assert.ok(locked >= 4, JSON.stringify(answers.map(({ status }) => status)));
+    assertLimited(answers[locked]!);
+    assertRefused(await ask(clients, head(password), "127.0.0.2"), 502, "destination_unavailable");
+    await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.1" });
+    assert.ok(await hits(proxy, "auth-failures") > 0);
+    // and it ends
+    let answer = await ask(clients, head(password));
+    while (answer.status === 503) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      answer = await ask(clients, head(password));
+    }
+    assertRefused(answer, 502, "destination_unavailable");
+  });
+
+  it("failed authentications of agents locks their address out", onLinux, async () => {
+    await using site = await Site.create();
+    const key = makeTokenKey();
+    const { proxy, addresses } = await site.startProxy([
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+      "--limits.auth-failures=1",
+      NOBODY_EXEMPT,
+    ]);
+    const args = site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth."));
+    const wrong = await makeTokenKey().sign({ role: "agent" });
+    for (let i = 0; i < 4; i++) site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${wrong}`]);
+    await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.1" });
+    const right = site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${await key.sign({ role: "agent" })}`]);
+    await right.waitFor("connected"); // between two lock-outs
+  });
+
+  it("agents refuses one more, which gets in when another is gone", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy(["--limits.agents=1", SERVED]);
+    const first = await site.startAgent(addresses);
+    const second = site.start(AGENT, site.agentArgs(addresses, "4712"));
+    const { reason } = await second.waitFor("not connected");
+    assert.match(String(reason), /503 There are too many connections; it will be tried again/);
+    assert.ok(await hits(proxy, "agents") >= 1);
+    await first.stop();
+    await second.waitFor("connected");
+  });
+
+  it("agents of one address counts that address alone", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy(["--limits.agents-per-address=1", NOBODY_EXEMPT]);
+    await site.startAgent(addresses);
+    await site.start(AGENT, site.agentArgs(addresses, "4712")).waitFor("not connected");
+    await proxy.waitFor("limit reached", { limit: "agents-per-address", address: "127.0.0.1" });
+  });
+
+  it("tunnels of an agent is the client's to hear", async () => {
+    await using pair = await Pair.start({ agent: ["--limits.tunnels=1", SERVED] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    using first = await openTunnel(clients, origin.authority);
+    assertLimited(await ask(clients, connectHead(origin.authority)));
+    assert.equal(await hits(pair.agent, "tunnels"), 1);
+    first.reset();
+    using _second = await untilTunnel(clients, origin.authority);
+  });
+
+  it("memory refuses new tunnels, and leaves those that there are", onLinux, async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.memory=1MiB", SERVED] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    const wires: Wire[] = [];
+    try {
+      for (let i = 0; i < 16; i++) wires.push(await openTunnel(clients, origin.authority));
+      assertLimited(await ask(clients, connectHead(origin.authority)));
+      await pair.proxy.waitFor("limit reached", { limit: "memory", mostBytes: 1 << 20 });
+      const server = await origin.accept();
+      await wires[0]!.write("still");
+      assert.equal((await server.read(5)).toString(), "still");
+    } finally {
+      for (const wire of wires) wire[Symbol.dispose]();
+    }
+  });
+
+  it("heads answers the oldest, which makes room for those that complete theirs", async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.heads=10", SERVED] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    const slow: Wire[] = [];
+    try {
+      for (let i = 0; i < 11; i++) {
+        const wire = await dial(clients);
+        await wire.write("CONNECT ");
+        slow.push(wire);
+      }
+      assert.match((await slow[0]!.readAll()).toString(), /^HTTP\/1\.1 503 /);
+      assert.ok(await hits(pair.proxy, "heads") >= 1);
+      using _tunnel = await openTunnel(clients, origin.authority);
+    } finally {
+      for (const wire of slow) wire[Symbol.dispose]();
+    }
+  });
+});
+
+describe("the life of a tunnel", () => {
+  for (const part of ["proxy", "agent"] as const) {
+    for (const [option, reason] of [["tunnel-life", /longest life/], ["tunnel-idle", /Nothing was copied for 1000 ms/]] as const) {
+      it(`ends with a reset at both ends after --limits.${option} of the ${part}`, async () => {
+        await using pair = await Pair.start({ [part]: [`--limits.${option}=1s`, SERVED] });
+        await using origin = await Origin.start();
+        using client = await openTunnel(pair.addresses.clients, origin.authority);
+        using server = await origin.accept();
+        assert.deepEqual([await client.ending(), await server.ending()], ["ECONNRESET", "ECONNRESET"]);
+        const entry = await pair[part].waitFor(part === "proxy" ? "request" : "tunnel", { status: 200 });
+        assert.match(String(entry.reason), reason);
+        assert.equal(await hits(pair[part], option), 1);
+      });
+    }
+  }
+
+  for (const [option, status] of [["tunnel-life", 503], ["tunnel-idle", 504]] as const) {
+    it(`answers a plain HTTP request that has no response yet with ${status} after --limits.${option}`, async () => {
+      await using pair = await Pair.start({ proxy: [`--limits.${option}=1s`, SERVED] });
+      await using origin = await Origin.start();
+      const answer = await ask(pair.addresses.clients, `GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
+      assert.equal(answer.status, status);
+      assert.equal(await hits(pair.proxy, option), 1);
+    });
+  }
+
+  it("goes on while either side sends", async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.tunnel-idle=1s"] });
+    await using origin = await Origin.start();
+    using client = await openTunnel(pair.addresses.clients, origin.authority);
+    using server = await origin.accept();
+    for (let i = 0; i < 10; i++) {
+      await server.write("x");
+      await client.read(1);
+      await new Promise((resolve) => setTimeout(resolve, 200)); // what is tested is longer than the limit
+    }
+    await client.write("x");
+    assert.equal((await server.read(1)).toString(), "x");
+  });
+});
+
+describe("a process with few descriptors", () => {
+  it("refuses clients before it has none left, and serves again when they are gone", onLinux, async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...site.proxyArgs(), SERVED]);
+    const { agents, clients: listening } = await proxy.waitFor("listening");
+    const clients = String(listening);
+    await proxy.waitFor("descriptors limit connections");
+    await site.startAgent({ agents: String(agents), clients });
+    const wires: Wire[] = [];
+    let refused = 0;
+    try {
+      for (let i = 0; i < 400; i++) {
+        const wire = await dial(clients);
+        await wire.write(connectHead(origin.authority));
+        const head = await wire.readUntil("\r\n\r\n");
+        if (head.startsWith("HTTP/1.1 200 ")) wires.push(wire);
+        else {
+          assert.match(head, /^HTTP\/1\.1 503 .*\r\n/);
+          wire[Symbol.dispose]();
+          refused++;
+        }
+      }
+      assert.ok(wires.length > 50, `${wires.length} tunnels`);
+      assert.ok(refused > 100, `${refused} refused`);
+      assert.equal(await hits(proxy, "connections"), refused);
+    } finally {
+      for (const wire of wires) wire[Symbol.dispose]();
+    }
+    using _tunnel = await untilTunnel(clients, origin.authority);
+  });
+});
