@@ -1,0 +1,132 @@
+// What goes wrong within one request, or one agent, ends that alone: it is logged with its cause, and everybody else is served.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { startAgentServer } from "../../proxy/agent_server.ts";
+import { createAllowList } from "../../shared/allow_list.ts";
+import { createNoAuth } from "../../shared/auth/authenticator.ts";
+import { type FrontOptions, startFront } from "../../shared/front/front.ts";
+import { ALPN, authenticate } from "../../shared/link/link.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { Duplex, Net } from "../../shared/net/types.ts";
+import { bytes, portOf, readText, within } from "../conformance/support.ts";
+import { ask, connectTo, LogBook, netWith, Queue, readUntil, streamPair, withNet } from "../support/memory.ts";
+
+const FAULT = new TypeError("undefined is not a function");
+const fail = (): never => {
+  throw FAULT;
+};
+const REQUEST = `CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("4711:x")}\r\n\r\n`;
+
+/** A front that fails as long as `broken.on`. */
+async function withFront(
+  faulty: (broken: { on: boolean }, net: Net) => Partial<FrontOptions>,
+  body: (bench: { net: Net; address: string; log: LogBook; dialled: Queue<Duplex>; mend: () => void }) => Promise<void>,
+): Promise<void> {
+  await withNet(async (net) => {
+    const broken = { on: true };
+    const [log, dialled, listener] = [new LogBook(), new Queue<Duplex>(), await net.listenTcp({ address: "127.0.0.1:0" })];
+    const front = startFront({
+      net,
+      listener,
+      log,
+      authenticator: createNoAuth(),
+      allowList: createAllowList([]),
+      dial: () => {
+        const { near, far } = streamPair("quic");
+        dialled.push(far);
+        return Promise.resolve({ stream: near });
+      },
+      ...faulty(broken, net),
+    });
+    await body({ net, address: listener.address, log, dialled, mend: () => broken.on = false });
+    front.close();
+    await within(front.done);
+  });
+}
+
+/** That a tunnel works. */
+async function checkTunnel(net: Net, address: string, dialled: Queue<Duplex>): Promise<void> {
+  const client = await connectTo(net, address);
+  await client.write(bytes(REQUEST));
+  await readUntil(client, "\r\n\r\n");
+  const server = await dialled.next();
+  server.closeWrite();
+  assert.equal(await readText(client), "");
+  client.close();
+  server.close();
+}
+
+describe("a fault of the program", () => {
+  const faults: Record<string, (broken: { on: boolean }, net: Net) => Partial<FrontOptions>> = {
+    "in authentication": (broken) => ({
+      authenticator: { authenticateAgent: fail, authenticateClient: () => broken.on ? fail() : "4711" },
+    }),
+    "in an allow-list": (broken) => ({ allowList: { allows: () => broken.on ? fail() : true } }),
+    "in the limits": (broken) => ({
+      limits: { enter: () => broken.on ? fail() : undefined } as unknown as FrontOptions["limits"],
+    }),
+  };
+  for (const [where, faulty] of Object.entries(faults)) {
+    it(`${where} is answered with 500, logged with its cause, and no other client's business`, () =>
+      withFront(faulty, async ({ net, address, log, dialled, mend }) => {
+        const { status, body } = await ask(net, address, REQUEST);
+        assert.deepEqual([status, body], [500, "Internal error\n"]);
+        assert.match(String((await log.waitFor("request failed")).error), /undefined is not a function/);
+        await log.waitFor("request", { status: 500, error: "proxy_internal_error" });
+        mend();
+        await checkTunnel(net, address, dialled);
+      }));
+  }
+
+  it("in the copy resets the client and the destination", () =>
+    withFront((broken, net) => ({
+      net: netWith(net, { splice: (a, b, options) => broken.on ? Promise.reject(FAULT) : net.splice(a, b, options) }),
+    }), async ({ net, address, log, dialled, mend }) => {
+      const client = await connectTo(net, address);
+      await client.write(bytes(REQUEST));
+      const isReset = (error: unknown) => error instanceof NetError && error.code === "reset";
+      await assert.rejects(within((await dialled.next()).read()), isReset);
+      await assert.rejects(within(client.read()), isReset);
+      await log.waitFor("request failed");
+      mend();
+      await checkTunnel(net, address, dialled);
+    }));
+
+  it("after the end of a request is logged, and no other client's business", () =>
+    withFront((broken) => ({ onEnd: () => broken.on && fail() }), async ({ net, address, log, dialled, mend }) => {
+      await checkTunnel(net, address, dialled);
+      await log.waitFor("request failed");
+      mend();
+      await checkTunnel(net, address, dialled);
+    }));
+
+  it("in a hook for agents ends that agent's connection, which is forgotten, and releases what it held", () =>
+    withNet(async (net) => {
+      const [log, listener] = [new LogBook(), await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: ALPN })];
+      let released = 0;
+      const server = startAgentServer({
+        listener,
+        log,
+        multiple: false,
+        authenticator: {
+          authenticateAgent: (id) => ({ agentId: new TextDecoder().decode(id), release: () => void released++ }),
+          authenticateClient: fail,
+        },
+        onAgentConnected: ({ id }) => id === "bad" ? fail() : undefined,
+      });
+      const connect = async (id: string) => {
+        const options = { host: "127.0.0.1", port: portOf(listener.address), tls: {}, alpn: ALPN, timeoutMs: 5_000 };
+        const connection = await net.connectQuic(options);
+        await authenticate(connection, bytes(id), { version: "", instance: id, host: "", labels: {} }).catch(() => {});
+        return connection;
+      };
+      assert.equal((await within((await connect("bad")).closed)).code, 500);
+      await log.waitFor("agent failed");
+      await log.waitFor("agent disconnected", { agent: "bad" });
+      await connect("good");
+      await log.waitFor("agent connected", { agent: "good" });
+      assert.deepEqual([...server.agents].map(({ identity }) => identity.agentId), ["good"]);
+      assert.equal(released, 1);
+      await server.close();
+    }));
+});
