@@ -20,6 +20,9 @@ interface Check {
   count?: (output: string) => [passed: number, failed: number];
 }
 
+/** A check that hangs fails then, in minutes. */
+const CHECK_LIMIT = 20;
+
 const number = (match: RegExpExecArray | null) => Number(match?.[1] ?? 0);
 const denoCount: Check["count"] = (o) => [number(/\b(\d+) passed(?: \(\d+ steps?\))? \|/.exec(o)), number(/\| (\d+) failed/.exec(o))];
 const bunCount: Check["count"] = (o) => [number(/^\s*(\d+) pass$/m.exec(o)), number(/^\s*(\d+) fail$/m.exec(o))];
@@ -64,7 +67,14 @@ const CHECKS: Check[] = [
 
 function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {
   const started = Date.now();
-  const result = spawnSync(file!, args, { cwd, env: { ...process.env, NO_COLOR: "1", ...env }, encoding: "utf8", maxBuffer: 1 << 28 });
+  const result = spawnSync(file!, args, {
+    cwd,
+    env: { ...process.env, NO_COLOR: "1", ...env },
+    encoding: "utf8",
+    maxBuffer: 1 << 28,
+    timeout: CHECK_LIMIT * 60_000,
+    killSignal: "SIGKILL",
+  });
   const output = stripVTControlCharacters(`${result.stdout ?? ""}${result.stderr ?? ""}`);
   let [passed, failed] = count?.(output) ?? (result.status === 0 ? [1, 0] : [0, 1]);
   // a runner that fails without a failed test, or that found no test, has failed too
@@ -72,7 +82,7 @@ function run({ name, command: [file, ...args], cwd = root, env, count }: Check):
   console.log(
     `${failed === 0 ? "ok  " : "FAIL"} ${name}: ${passed} passed, ${failed} failed (${((Date.now() - started) / 1000).toFixed(1)} s)`,
   );
-  if (failed > 0) console.log(output || String(result.error));
+  if (failed > 0) console.log(output, result.error ?? "");
   return [passed, failed];
 }
 
