@@ -51,6 +51,8 @@ export class Program implements AsyncDisposable {
   readonly #name: string;
   #lines = "";
   #over = false;
+  /** Its last line may be cut off. */
+  #killed = false;
   readonly #waiting = new Set<() => void>();
 
   constructor(file: string, args: readonly string[], options: ProgramOptions = {}) {
@@ -85,7 +87,7 @@ export class Program implements AsyncDisposable {
 
   #take(line: string): void {
     this.#lines += `${line}\n`;
-    if (line.startsWith("{")) this.entries.push(JSON.parse(line) as LogEntry);
+    if (line.startsWith("{") && (line.endsWith("}") || !this.#killed)) this.entries.push(JSON.parse(line) as LogEntry);
     this.#wake();
   }
 
@@ -138,7 +140,9 @@ export class Program implements AsyncDisposable {
 
   /** Sends a signal, to this process alone. */
   signal(name: "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
-    if (!this.#over && this.pid > 0) process.kill(this.pid, name);
+    if (this.#over || this.pid <= 0) return;
+    this.#killed ||= name === "SIGKILL";
+    process.kill(this.pid, name);
   }
 
   /** Asks it to stop, and waits for its end. */
