@@ -3,6 +3,7 @@ import { lookup } from "node:dns/promises";
 import { hostname } from "node:os";
 import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
 import { Backoff } from "../shared/backoff.ts";
+import { agentTransport } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { LimitReports, orNone } from "../shared/limits/limit.ts";
 import { withinDescriptors } from "../shared/limits/resources.ts";
@@ -75,9 +76,11 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const listener = await listenAdmin(net, options.admin.listenAddress);
   const admin = listener && startAdmin({ ...operated, listener });
   if (admin) log.info("listening", { admin: admin.address });
+  const { connections: mostTunnels } = withinDescriptors({ connections: orNone(options.limits.tunnels), heads: 0 }, 1);
+  const transport = agentTransport(mostTunnels);
   const limits = new TunnelLimits({
     ...options.limits,
-    tunnels: withinDescriptors({ connections: orNone(options.limits.tunnels), heads: 0 }, 1).connections,
+    tunnels: mostTunnels,
     reports: new LimitReports({ log, count: (limit) => operated.metrics.limitHit(limit) }),
   });
   const tunnels: TunnelOptions = {
@@ -104,7 +107,8 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     if (credentials.expiresAt <= Date.now()) {
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
-    const session = await Session.open(target, { net, log, tls: tls.current, credentials: credentials.bytes, hello, tunnels, signal });
+    const { bytes } = credentials;
+    const session = await Session.open(target, { net, log, tls: tls.current, transport, credentials: bytes, hello, tunnels, signal });
     if (signal.aborted) session.close();
     return session;
   };

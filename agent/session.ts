@@ -1,10 +1,10 @@
 // One connection to a proxy: made, authenticated, served, drained. It knows neither other connections nor when to make one.
 import { Control } from "../shared/link/control.ts";
-import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
+import { ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats } from "../shared/net/types.ts";
+import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
 import type { Target } from "./targets.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
@@ -13,6 +13,7 @@ export interface SessionOptions {
   net: Net;
   log: Logger;
   tls: ClientTls;
+  transport: QuicTransport;
   credentials: Uint8Array;
   hello: Hello;
   tunnels: TunnelOptions;
@@ -61,7 +62,7 @@ export class Session {
       serverName,
       tls: options.tls,
       alpn: ALPN,
-      transport: AGENT_TRANSPORT,
+      transport: options.transport,
       timeoutMs: HANDSHAKE_TIMEOUT_MS,
       signal: options.signal,
     });

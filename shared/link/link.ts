@@ -28,8 +28,13 @@ export const CloseCode = {
 /** From the end of the handshake to the end of the authentication, in milliseconds. */
 export const AUTHENTICATION_TIMEOUT_MS = 3_000;
 
-/** An agent must let the proxy open at least 10,000 streams; each one that it may open costs memory and time before it does. */
-export const AGENT_TRANSPORT: QuicTransport = { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: 10_000 };
+/**
+ * The agent's, which takes `tunnels` at a time: one more is answered by it, and not kept waiting by QUIC. An agent must let the proxy open
+ * at least 10,000 streams. Each one that it may open costs memory and time before it does.
+ */
+export function agentTransport(tunnels: number): QuicTransport {
+  return { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
+}
 /** An agent opens one stream to authenticate, and one for control. */
 export const PROXY_TRANSPORT: QuicTransport = { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: 4 };
 

@@ -9,7 +9,7 @@ import { Backoff } from "../../shared/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
 import { encodeHead } from "../../shared/http/head.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
-import { AGENT_TRANSPORT, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
+import { agentTransport, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../support/memory.ts";
@@ -53,7 +53,7 @@ async function rawAgent(
     port: portOf(address),
     tls: {},
     alpn,
-    transport: AGENT_TRANSPORT,
+    transport: agentTransport(10_000),
     timeoutMs: 5_000,
   });
   const hello = { version: "raw", instance, host: "", labels: {} };
@@ -481,4 +481,12 @@ describe("an agent", () => {
       assert.ok(open.size <= 10, `${open.size} connections are open`);
       await agent.close();
     }));
+});
+
+describe("transport of an agent", () => {
+  it("lets the proxy open more streams than the agent serves, ten thousand at least", () => {
+    assert.equal(agentTransport(1).maxPeerStreams, 10_000);
+    assert.ok(agentTransport(16_384).maxPeerStreams! > 16_384);
+    assert.equal(agentTransport(Infinity).maxPeerStreams, 65_536);
+  });
 });
