@@ -25,8 +25,10 @@ export const CloseCode = {
   limit: 503,
 } as const;
 
-/** From the end of the handshake to the end of the authentication, in milliseconds. */
+/** What the proxy allows from the end of the handshake to the end of the authentication, in milliseconds. */
 export const AUTHENTICATION_TIMEOUT_MS = 3_000;
+/** What an agent allows: where thousands come back at once, an answer that is late costs less than all that was done for it again. */
+const ANSWER_TIMEOUT_MS = 10_000;
 
 /**
  * The agent's, which takes `tunnels` at a time: one more is answered by it, and not kept waiting by QUIC. An agent must let the proxy open
@@ -48,7 +50,7 @@ const AUTHENTICATED = "authenticated";
  */
 export async function authenticate(connection: QuicConnection, credentials: Uint8Array, hello: Hello): Promise<Duplex | undefined> {
   let control: Duplex | undefined;
-  const answer = await withTimeout(connection, async () => {
+  const answer = await withTimeout(connection, ANSWER_TIMEOUT_MS, async () => {
     const stream = await connection.openStream();
     try {
       await stream.write(encodeFrame(credentials));
@@ -75,7 +77,7 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
  * @throws {FrameError} when it sends no frame
  */
 export async function receiveCredentials(connection: QuicConnection): Promise<{ credentials: Uint8Array; welcome: () => Promise<void> }> {
-  return await withTimeout(connection, async () => {
+  return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the authentication");
     try {
@@ -100,7 +102,7 @@ export async function receiveCredentials(connection: QuicConnection): Promise<{ 
  * @throws {MessageError} when the first frame is no hello
  */
 export async function receiveHello(connection: QuicConnection): Promise<{ stream: Duplex; frames: FrameReader; hello: Hello }> {
-  return await withTimeout(connection, async () => {
+  return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the hello");
     const frames = controlFrames(stream);
@@ -121,17 +123,17 @@ export function controlFrames(stream: Duplex): FrameReader {
 }
 
 /** A peer that never ends its part ends with its connection, and `work` with it. */
-async function withTimeout<T>(connection: QuicConnection, work: () => Promise<T>): Promise<T> {
+async function withTimeout<T>(connection: QuicConnection, timeoutMs: number, work: () => Promise<T>): Promise<T> {
   let expired = false;
   const timer = setTimeout(() => {
     expired = true;
     connection.close(CloseCode.unauthorized, "authentication timed out");
-  }, AUTHENTICATION_TIMEOUT_MS);
+  }, timeoutMs);
   try {
     return await work();
   } catch (cause) {
     if (expired) {
-      throw new NetError("timed-out", `The authentication is not complete in ${AUTHENTICATION_TIMEOUT_MS} ms`, { remote: true, cause });
+      throw new NetError("timed-out", `The authentication is not complete in ${timeoutMs} ms`, { remote: true, cause });
     }
     throw cause;
   } finally {
