@@ -48,6 +48,7 @@ export class ClientLimits {
       all: { limit: "connections", most: connections },
       perAddress: { limit: "connections-per-address", most: orNone(values.connectionsPerAddress) },
       addresses: values,
+      forgivenMs: 10_000,
       reports,
       now,
     });

@@ -10,6 +10,8 @@ export interface DoorOptions {
   all: { limit: LimitName; most: number };
   perAddress: { limit: LimitName; most: number };
   addresses: AddressLimitValues;
+  /** One failed authentication of an address is forgiven in so many milliseconds. */
+  forgivenMs: number;
   reports: LimitReports;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
@@ -27,7 +29,7 @@ export class Door {
     const { authFailures, lockOut, exempt } = options.addresses;
     this.#options = options;
     this.#keyOf = createAddressKeys(exempt);
-    this.#lockOut = new LockOut(orNone(authFailures), lockOut, options.now);
+    this.#lockOut = new LockOut(orNone(authFailures), lockOut, options.forgivenMs, options.now);
   }
 
   /**

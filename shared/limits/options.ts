@@ -75,7 +75,7 @@ export const addressLimitOptions = defineOptions({
     kind: "integer",
     default: "10",
     description:
-      "Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s; then it is locked out for 1 s, " +
+      "Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, " +
       "and with every further one for twice as long; 0 no limit.",
   },
   "limits.lock-out": {

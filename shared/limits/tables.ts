@@ -86,8 +86,6 @@ export class Buckets {
   }
 }
 
-/** One failure is forgiven in so many milliseconds: what tries again every half a minute, wrongly set up, is no attack. */
-const FORGIVEN_MS = 10_000;
 /** The first lock-out in milliseconds; each further one lasts twice as long as the one before. */
 const FIRST_LOCK_MS = 1_000;
 
@@ -105,16 +103,19 @@ export class LockOut {
   readonly #offenders = new Memory<Offender>();
   readonly #most: number;
   readonly #longestMs: number;
+  readonly #forgivenMs: number;
   readonly #now: () => number;
 
   /**
    * @param most failures that are not punished
    * @param longestMs longest lock-out in milliseconds
+   * @param forgivenMs one failure is forgiven in so many milliseconds: what tries again now and then, wrongly set up, is no attack
    * @param now milliseconds from any fixed point
    */
-  constructor(most: number, longestMs: number, now: () => number = () => performance.now()) {
+  constructor(most: number, longestMs: number, forgivenMs: number, now: () => number = () => performance.now()) {
     this.#most = most;
     this.#longestMs = longestMs;
+    this.#forgivenMs = forgivenMs;
     this.#now = now;
   }
 
@@ -132,7 +133,7 @@ export class LockOut {
     if (this.#most === Infinity) return;
     const now = this.#now();
     const before = this.#offenders.get(key) ?? { failures: 0, at: now, locks: 0, lockedUntil: 0 };
-    const kept = Math.max(0, before.failures - (now - before.at) / FORGIVEN_MS);
+    const kept = Math.max(0, before.failures - (now - before.at) / this.#forgivenMs);
     const failures = Math.min(this.#most, kept) + 1;
     let { locks, lockedUntil } = kept === 0 ? { locks: 0, lockedUntil: 0 } : before;
     if (failures > this.#most) lockedUntil = now + Math.min(this.#longestMs, FIRST_LOCK_MS * 2 ** locks++);

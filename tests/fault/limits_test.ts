@@ -142,10 +142,11 @@ describe("the limit on", () => {
     ]);
     const args = site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth."));
     const wrong = await makeTokenKey().sign({ role: "agent" });
-    for (let i = 0; i < 4; i++) site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${wrong}`]);
+    const others = [1, 2, 3, 4].map(() => site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${wrong}`]));
     await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.1" });
+    for (const other of others) await other[Symbol.asyncDispose]();
     const right = site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${await key.sign({ role: "agent" })}`]);
-    await right.waitFor("connected"); // between two lock-outs
+    await right.waitFor("connected"); // once it is over
   });
 
   it("agents refuses one more, which gets in when another is gone", async () => {
@@ -284,7 +285,7 @@ describe("a process with few descriptors", () => {
       assert.ok(refused > 100, `${refused} refused`);
       assert.equal(await hits(proxy, "connections"), refused);
     } finally {
-      for (const wire of wires) wire[Symbol.dispose]();
+      for (const wire of wires) wire.reset();
     }
     using _tunnel = await untilTunnel(clients, origin.authority);
   });

@@ -102,7 +102,7 @@ describe("token buckets", () => {
 describe("a lock-out", () => {
   it("comes after so many failures, lasts twice as long each time up to the longest, and ends with a success", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(3, 5_000, now);
+    const lockOut = new LockOut(3, 5_000, 10_000, now);
     for (let i = 0; i < 3; i++) lockOut.failed("a");
     assert.equal(lockOut.lockedMs("a"), 0);
     for (const ms of [1_000, 2_000, 4_000, 5_000, 5_000]) {
@@ -120,7 +120,7 @@ describe("a lock-out", () => {
 
   it("never meets who fails now and then, as an agent that is set up wrongly does", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(3, 300_000, now);
+    const lockOut = new LockOut(3, 300_000, 10_000, now);
     for (let i = 0; i < 1_000; i++) {
       lockOut.failed("a");
       assert.equal(lockOut.lockedMs("a"), 0);
@@ -130,7 +130,7 @@ describe("a lock-out", () => {
 
   it("is forgotten by who keeps still", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(1, 300_000, now);
+    const lockOut = new LockOut(1, 300_000, 10_000, now);
     for (let i = 0; i < 5; i++) lockOut.failed("a");
     assert.equal(lockOut.lockedMs("a"), 8_000);
     pass(8_000 + 20_000);
@@ -142,10 +142,10 @@ describe("a lock-out", () => {
 
   it("is kept of so many keys only, and of none without a limit", () => {
     const { now } = createClock();
-    const lockOut = new LockOut(1, 1_000, now);
+    const lockOut = new LockOut(1, 1_000, 10_000, now);
     for (let i = 0; i < 100_000; i++) lockOut.failed(`key ${i}`);
     assert.ok(lockOut.size <= 16_384, `${lockOut.size} are kept`);
-    const none = new LockOut(Infinity, 1_000, now);
+    const none = new LockOut(Infinity, 1_000, 10_000, now);
     for (let i = 0; i < 1_000; i++) none.failed("a");
     assert.deepEqual([none.size, none.lockedMs("a")], [0, 0]);
   });
@@ -184,6 +184,7 @@ describe("the door", () => {
       all: { limit: "connections", most: 3 },
       perAddress: { limit: "connections-per-address", most: 2 },
       addresses: { authFailures: 1, lockOut: 60_000, exempt: ["192.0.2.1"] },
+      forgivenMs: 10_000,
       reports: SECRETIVE,
       ...options,
     });
