@@ -115,13 +115,14 @@ describe("a client", () => {
   it("that opens tunnels and resets them at once, again and again, leaves nothing behind", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
+    await using attacked = await Origin.start();
     const { clients } = pair.addresses;
     await checkTunnel(clients, origin);
     const open = () => [pair.proxy, pair.agent].map(({ pid }) => openDescriptors(pid));
     const before = open();
     for (let round = 0; round < 40; round++) {
       const wires = await Promise.all(Array.from({ length: 50 }, () => dial(clients)));
-      await Promise.all(wires.map((wire) => wire.write(connectHead(origin.authority))));
+      await Promise.all(wires.map((wire) => wire.write(connectHead(attacked.authority))));
       // some before, some after the answer
       if (round % 2 === 0) await wires[0]!.readUntil("\r\n\r\n");
       for (const wire of wires) wire.reset();
@@ -133,6 +134,7 @@ describe("a client", () => {
   it("that connects to the proxy's own ports finds there what every client finds, and nothing where the agent denies them", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
+    await using inner = await Origin.start();
     const { addresses } = await site.startProxy(["--admin.listen-address=:0"]);
     const agent = await site.startAgent(addresses);
     // a tunnel in a tunnel: the inner one needs credentials like any other
@@ -140,7 +142,7 @@ describe("a client", () => {
     await wire.write("CONNECT a:1 HTTP/1.1\r\n\r\n");
     assert.match(await wire.readUntil("\r\n\r\n"), /^HTTP\/1\.1 407 /);
     using outer = await openTunnel(addresses.clients, addresses.clients);
-    await outer.write(connectHead(origin.authority));
+    await outer.write(connectHead(inner.authority));
     assert.match(await outer.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
     await agent.stop();
     await site.startAgent(addresses, ["--drain.timeout=0s", `--agent-client.deny=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
