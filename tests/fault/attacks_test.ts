@@ -136,7 +136,7 @@ describe("a client", () => {
     await using origin = await Origin.start();
     await using inner = await Origin.start();
     const { addresses } = await site.startProxy(["--admin.listen-address=:0"]);
-    const agent = await site.startAgent(addresses);
+    const agent = await site.startAgent(addresses, ["--drain.timeout=0s"]);
     // a tunnel in a tunnel: the inner one needs credentials like any other
     using wire = await openTunnel(addresses.clients, addresses.clients);
     await wire.write("CONNECT a:1 HTTP/1.1\r\n\r\n");
@@ -145,7 +145,7 @@ describe("a client", () => {
     await outer.write(connectHead(inner.authority));
     assert.match(await outer.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
     await agent.stop();
-    await site.startAgent(addresses, ["--drain.timeout=0s", `--agent-client.deny=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
+    await site.startAgent(addresses, [`--agent-client.deny=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
     for (const host of ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"]) {
       const answer = await ask(addresses.clients, connectHead(`${host}:${addresses.clients.split(":")[1]}`));
       assertRefused(answer, 403, "destination_ip_prohibited");
