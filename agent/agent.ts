@@ -12,6 +12,7 @@ import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
 import { openClientTls, refreshTls } from "../shared/tls/files.ts";
+import { startWatchdog } from "../shared/watchdog.ts";
 import { VERSION } from "../shared/version.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
@@ -97,6 +98,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     host: hostname(),
     labels: parseLabels(labels),
   };
+  const watchdog = startWatchdog({ log, onStall: operated.metrics.stalls() });
   const stopping = new AbortController();
   const { signal } = stopping;
 
@@ -144,6 +146,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     await Promise.all(keepers);
     await Promise.all([...sessions].map(({ closed }) => closed));
     limits.close();
+    watchdog.close();
     await admin?.close();
     log.info("stopped");
   };

@@ -13,6 +13,7 @@ import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsFiles } from "../shared/tls/files.ts";
+import { startWatchdog } from "../shared/watchdog.ts";
 import { createDialer } from "./dial.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
@@ -74,6 +75,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const tunnels = metrics.tunnels(() => front.open);
   metrics.watchCertificate("clients", () => tls.clients?.current.cert);
   metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
+  const watchdog = startWatchdog({ log, onStall: metrics.stalls() });
   const stopping = new AbortController();
   let [draining, closing]: Promise<void>[] = [];
   const front: Front = startFront({
@@ -106,6 +108,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     for (const refreshing of refreshed) await refreshing.close();
     front.close();
     await front.done;
+    watchdog.close();
     closeOwn();
     await admin?.close();
     log.info("stopped");

@@ -25,6 +25,7 @@ import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_reg
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
 import { registerProxy, reportAgents } from "./figures.ts";
 import type { ProxyOptions } from "./options.ts";
+import { startWatchdog } from "../shared/watchdog.ts";
 import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
 
 /** What the proxy is given besides its options. */
@@ -121,6 +122,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     }),
     onOutcome: countAgents,
   });
+  const watchdog = startWatchdog({ log, onStall: metrics.stalls() });
   const stopping = new AbortController();
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
@@ -151,6 +153,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await server.close();
     await front.done;
     limits.close();
+    watchdog.close();
     closeAuthenticator();
     announcer?.close();
     closeStore();

@@ -81,6 +81,16 @@ export class Metrics {
     };
   }
 
+  /** Seconds that the program did not get to run; to be called with milliseconds. */
+  stalls(): (ms: number) => void {
+    const seconds = new Counter({
+      name: "reverse_http_stall_seconds_total",
+      help: "Time in which the program did not get to run for a second or more at a stretch.",
+      registers: [this.registry],
+    });
+    return (ms) => seconds.inc(ms / 1_000);
+  }
+
   /** A number that is looked up when it is asked for. */
   gauge(name: string, help: string, value: () => number): void {
     new Gauge({
