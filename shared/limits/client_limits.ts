@@ -40,7 +40,7 @@ export class ClientLimits {
     const { now } = deps;
     const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
     const { connections, heads } = withinDescriptors(wanted, descriptors);
-    if (connections < wanted.connections) deps.log.info("descriptors limit connections", { connections, heads });
+    if (connections < wanted.connections) deps.log.debug("descriptors limit connections", { connections, heads });
     this.heads = heads;
     const reports = new LimitReports(deps);
     this.#reports = reports;

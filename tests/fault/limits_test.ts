@@ -262,7 +262,7 @@ describe("a process with few descriptors", () => {
   it("refuses clients before it has none left, and serves again when they are gone", onLinux, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
-    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...site.proxyArgs(), SERVED]);
+    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...site.proxyArgs(), SERVED, "--log.level=debug"]);
     const { agents, clients: listening } = await proxy.waitFor("listening");
     const clients = String(listening);
     await proxy.waitFor("descriptors limit connections");

@@ -110,7 +110,7 @@ describe("who makes a mistake is told", () => {
   it("with an option of another part, whose it is", async () => {
     assert.equal(
       await refusal(AGENT, [ID, "--http-proxy.listen-address=:3128"]),
-      "unknown option '--http-proxy.listen-address'; it is an option of proxy",
+      "unknown option '--http-proxy.listen-address'; it is an option of proxy and lb",
     );
   });
 
