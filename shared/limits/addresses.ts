@@ -1,6 +1,7 @@
 // Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
 import ipaddr from "ipaddr.js";
 import { createAllowList } from "../allow_list.ts";
+import { Memory } from "./tables.ts";
 
 /** The key of `remote`, `host:port` or `[host]:port`, in tables; `undefined` for one that is not counted by its address. */
 export type AddressKeys = (remote: string) => string | undefined;
@@ -8,14 +9,19 @@ export type AddressKeys = (remote: string) => string | undefined;
 /** @param exempt patterns of an allow-list: addresses that stand for many, as load balancers do */
 export function createAddressKeys(exempt: readonly string[]): AddressKeys {
   const list = exempt.length > 0 ? createAllowList(exempt) : undefined;
+  // to read an address costs more than all that is done with it
+  const known = new Memory<{ key: string | undefined }>();
   return (remote) => {
     const host = hostOf(remote);
-    return list?.allows({ host, port: 1 }) ? undefined : keyOf(host);
+    let found = known.get(host);
+    if (!found) known.set(host, found = { key: list?.allows({ host, port: 1 }) ? undefined : keyOf(host) });
+    return found.key;
   };
 }
 
 function hostOf(remote: string): string {
-  return remote.slice(0, remote.lastIndexOf(":")).replace(/^\[|\]$/g, "");
+  const end = remote.lastIndexOf(":");
+  return remote.startsWith("[") ? remote.slice(1, end - 1) : remote.slice(0, end);
 }
 
 function keyOf(host: string): string {

@@ -27,7 +27,7 @@ const MAX_KEYS = 8_192;
  * What is remembered of the latest keys. Once the younger generation is full, it becomes the older one, and that is forgotten: taking keys
  * out one by one, the oldest first, is slow with maps.
  */
-class Memory<T> {
+export class Memory<T> {
   #young = new Map<string, T>();
   #old = new Map<string, T>();
 
