@@ -2,6 +2,8 @@
 // everybody else is served.
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
+import { createSocket } from "node:dgram";
+import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { encodeFrame } from "../../shared/link/frame.ts";
@@ -168,6 +170,55 @@ describe("a client", () => {
   });
 });
 
+/** Datagrams that look like QUIC to some extent. */
+function* datagrams(count: number): Iterable<Uint8Array> {
+  for (let i = 0; i < count; i++) {
+    const packet = crypto.getRandomValues(new Uint8Array(i % 5 === 4 ? 60 : 1_200));
+    // of the first bytes: long header, version, length of the connection id (RFC 9000 §17.2)
+    const first = [
+      [0xc3, 0, 0, 0, 1, 8], // an Initial that nobody encrypted
+      [0xc3, 0x1a, 0x2a, 0x3a, 0x4a, 8], // a version that nobody speaks
+      [0xc3, 0, 0, 0, 1, 255], // a connection id that is too long
+      [0xe3, 0, 0, 0, 1, 8], // a Handshake of no connection
+      [0x43], // a short header: of no connection, or the guess of a stateless reset
+    ][i % 5]!;
+    packet.set(first);
+    yield packet;
+  }
+}
+
+describe("somebody", () => {
+  it("who floods the agents' port with what is no handshake gets back less than was sent, and ends no connection", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    const { agents, clients } = pair.addresses;
+    using client = await openTunnel(clients, origin.authority);
+    using server = await origin.accept();
+    const before = residentMiB(pair.proxy.pid);
+    const { hostname, port } = new URL(`udp://${agents}`);
+    let [sent, received] = [0, 0];
+    const sockets = Array.from({ length: 20 }, () => createSocket("udp4").on("message", (data) => received += data.length));
+    try {
+      let next = 0;
+      for (const packet of datagrams(20_000)) {
+        await new Promise<void>((resolve, reject) =>
+          sockets[next++ % sockets.length]!.send(packet, Number(port), hostname, (error) => error ? reject(error) : resolve())
+        );
+        sent += packet.length;
+      }
+      for (let i = 0; i < 5; i++) await checkTunnel(clients, origin);
+    } finally {
+      for (const socket of sockets) socket.close();
+    }
+    assert.ok(received < sent, `${received} bytes came back for ${sent}`);
+    await client.write("still");
+    assert.equal((await server.read(5)).toString(), "still");
+    assert.equal(pair.proxy.logged("agent disconnected").length, 0);
+    assert.ok(residentMiB(pair.proxy.pid) - before < 64, `${before} MiB have become ${residentMiB(pair.proxy.pid)} MiB`);
+    await pair.site.startAgent(pair.addresses, [], "4712");
+  });
+});
+
 describe("an agent", () => {
   it("whose first frame is too long, cut short, empty or no UTF-8 is refused, and others get in", () =>
     withNet(async (net) => {
@@ -328,7 +379,6 @@ describe("a proxy", () => {
     await withNet(async (net) => {
       await using site = await Site.create();
       const { cert, key } = site.files;
-      const { readFileSync } = await import("node:fs");
       const tls = { cert: readFileSync(cert, "utf8"), key: readFileSync(key, "utf8") };
       const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport: PROXY_TRANSPORT });
       const agent = site.start(AGENT, [...site.agentArgs({ agents: listener.address, clients: "" }), ...args]);
