@@ -6,26 +6,23 @@ import { createAllowList } from "../shared/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
-import { type DialRequest, type Front, startFront } from "../shared/front/front.ts";
-import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
-import { parseProxyStatus, Refusal } from "../shared/http/status.ts";
+import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { Door } from "../shared/limits/door.ts";
 import { type LimitName, LimitReports, orNone } from "../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
-import { NetError } from "../shared/net/errors.ts";
-import type { Duplex, ListenQuicOptions, Net, QuicListener, TcpListener } from "../shared/net/types.ts";
+import type { ListenQuicOptions, Net, QuicListener, TcpListener } from "../shared/net/types.ts";
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import { refreshTls } from "../shared/tls/files.ts";
-import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
+import { startWatchdog } from "../shared/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
+import { dialAgent } from "./dial.ts";
 import { registerProxy, reportAgents } from "./figures.ts";
 import type { ProxyOptions } from "./options.ts";
-import { startWatchdog } from "../shared/watchdog.ts";
 import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
 
 /** What the proxy is given besides its options. */
@@ -61,8 +58,6 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
-/** So many milliseconds an agent may take to answer before it is asked whether it is there, where another one could answer. */
-const PATIENCE_MS = 500;
 /** Of a tunnel: the client's connection. */
 const DESCRIPTORS = 1;
 /** What the network can count to. */
@@ -249,109 +244,4 @@ function announce(store: Store, options: ProxyOptions, bound: string, log: Logge
 /** An address that stands for all of this host is of no use to another. */
 function reachable(bound: string): string {
   return bound.replace(/^(0\.0\.0\.0|\[::\])(?=:[0-9]+$)/, hostname());
-}
-
-/** Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. */
-async function dialAgent(agents: AgentRegistry, request: DialRequest, timeoutMs: number, draining: boolean): Promise<Duplex> {
-  const deadline = performance.now() + timeoutMs;
-  const passed = new Set<HeldAgent>();
-  let lost: unknown;
-  for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined;) {
-    passed.add(agent);
-    const isLast = agents.pick(request.agentId, passed) === undefined;
-    try {
-      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), isLast);
-    } catch (cause) {
-      if (!(cause instanceof NetError)) throw cause;
-      lost = cause;
-      // one that is alive and slow may be doing what it was asked for
-      if (!["closed", "reset", "cancelled"].includes(cause.code)) break;
-    }
-  }
-  if (lost !== undefined) throw toRefusal(lost);
-  if (draining) throw new Refusal(503, "destination_unavailable", "The proxy is shutting down", [["Retry-After", "1"]]);
-  throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
-}
-
-/** Aborted where an agent that takes long to answer does not even answer a ping: its network may be gone without a word. */
-function signalOfDeath({ control }: HeldAgent): { signal: AbortSignal; release: () => void } | undefined {
-  if (!control) return undefined;
-  const death = new AbortController();
-  const check = () => {
-    void control.ping(); // never rejects
-    timer = setTimeout(() => control.silentMs < SILENT_AFTER_MS || death.abort(), SILENT_AFTER_MS + 100);
-  };
-  let timer = setTimeout(check, PATIENCE_MS);
-  return { signal: death.signal, release: () => clearTimeout(timer) };
-}
-
-/** @throws {NetError} as `exchange` of a connection */
-async function openTunnel(
-  agent: HeldAgent,
-  { id, destination, done }: DialRequest,
-  timeoutMs: number,
-  isLast: boolean,
-): Promise<Duplex> {
-  const authority = formatAuthority(destination);
-  if (agent.identity.allowList?.allows(destination) === false) {
-    throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
-  }
-  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [
-    ["Host", authority],
-    ["Proxy-Connection", "keep-alive"],
-    ["X-Request-Id", id],
-  ]);
-  const death = isLast ? undefined : signalOfDeath(agent);
-  agent.tunnels++;
-  agent.askedAt = performance.now();
-  let opened = false;
-  try {
-    const answer = await agent.connection.exchange(head, { timeoutMs, signal: death?.signal });
-    const refusal = readAnswer(answer.head);
-    if (refusal) {
-      answer.stream.close();
-      throw refusal;
-    }
-    opened = true;
-    void done.then(() => agent.tunnels--);
-    return answer.stream;
-  } finally {
-    death?.release();
-    if (!opened) agent.tunnels--;
-  }
-}
-
-function toRefusal(cause: unknown): unknown {
-  if (!(cause instanceof NetError)) return cause;
-  if (cause.code === "timed-out") return new Refusal(504, "http_response_timeout", "The agent did not answer in time", [], { cause });
-  return new Refusal(502, "connection_terminated", "The connection to the agent was lost", [], { cause });
-}
-
-/** The agent's own refusal is passed on: status and cause. */
-function readAnswer(head: string): Refusal | undefined {
-  let response;
-  try {
-    response = parseResponseHead(head);
-  } catch (cause) {
-    if (!(cause instanceof HeadError)) throw cause;
-    return new Refusal(502, "http_response_incomplete", "The agent's answer is malformed", [], { cause });
-  }
-  if (response.status >= 200 && response.status < 300) return undefined;
-  const { error, details } = parseProxyStatus(response.fields);
-  switch (response.status) {
-    case 403:
-      return new Refusal(403, error ?? "http_request_denied", details ?? "The agent does not allow this destination");
-    case 504:
-      return new Refusal(504, error ?? "connection_timeout", details ?? "The agent's connection to the destination timed out");
-    case 503: {
-      const [seconds = ""] = values(response.fields, "retry-after");
-      const fields = [["Retry-After", /^[0-9]{1,9}$/.test(seconds) ? seconds : "1"]] as const;
-      return new Refusal(503, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination now", fields);
-    }
-    case 400:
-    case 502:
-      return new Refusal(response.status, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination");
-    default:
-      return new Refusal(502, error ?? "destination_unavailable", details ?? `The agent answered with status ${response.status}`);
-  }
 }
