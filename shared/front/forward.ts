@@ -17,7 +17,7 @@ import {
 } from "../http/head.ts";
 import { Refusal } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
-import type { Exchange } from "./front.ts";
+import type { Exchange } from "./exchange.ts";
 
 /** Where an absolute-form target leads. */
 export interface AbsoluteTarget {

@@ -22,7 +22,7 @@ import {
   requestIdOf,
   values,
 } from "../http/head.ts";
-import { encodeRefusal, type ProxyErrorType, Refusal } from "../http/status.ts";
+import { encodeRefusal, Refusal } from "../http/status.ts";
 import type { ClientLimits, ClientVisit } from "../limits/client_limits.ts";
 import { LimitReached } from "../limits/limit.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
@@ -30,6 +30,7 @@ import type { Logger } from "../log.ts";
 import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
+import { type Exchange, logAccess } from "./exchange.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
 
 /** What `dial` is to reach, and for whom. */
@@ -83,32 +84,6 @@ export interface Front {
 }
 
 const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
-
-/** What one request came to; the access log is made of it. */
-export interface Exchange {
-  /** This side's own, or the one that came with the request: a proxy in front knows it by that. */
-  id: string;
-  readonly client: string;
-  agent?: string;
-  /** See {@link Identity.tokenId}. */
-  token?: string;
-  destination?: Authority;
-  method?: string;
-  status?: number;
-  /** Error type of RFC 9209. */
-  proxyError?: ProxyErrorType;
-  /** In words. */
-  reason?: string;
-  /** When the destination was reached. */
-  connectedAt?: number;
-  /** Bytes from the client to the destination, and back. */
-  sent: number;
-  received: number;
-  /** See {@link DialRequest.done}. */
-  readonly done: Promise<void>;
-  /** Refused for a limit, which is logged for itself. */
-  isLimited?: boolean;
-}
 
 export function startFront(options: FrontOptions): Front {
   const { listener, log } = options;
@@ -411,30 +386,6 @@ function logRequest(log: Logger, request: RequestHead, { id, client, destination
   const { method, version, fields } = request;
   log.debug("received", { id, client, method, version, destination: destination && formatAuthority(destination) });
   log.trace("head", { id, fields: fields.map(([name]) => name).join(", ") });
-}
-
-function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
-  const { id, client, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
-  // a flood of what is refused anyway is not to fill the log
-  log[exchange.isLimited ? "debug" : "info"]("request", {
-    id,
-    client,
-    agent,
-    jti: token,
-    method,
-    destination: destination && formatAuthority(destination),
-    status,
-    error: proxyError,
-    reason,
-    sent,
-    received,
-    setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),
-    totalMs: round(endedAt - startedAt),
-  });
-}
-
-function round(ms: number): number {
-  return Math.round(ms * 100) / 100;
 }
 
 /** Short, and unique among all proxies and restarts for all practical purposes. */

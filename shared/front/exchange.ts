@@ -1,0 +1,54 @@
+// What one request came to, and the line of the access log that is made of it.
+import { type Authority, formatAuthority } from "../http/head.ts";
+import type { ProxyErrorType } from "../http/status.ts";
+import type { Logger } from "../log.ts";
+
+/** Filled in as the request goes on. */
+export interface Exchange {
+  /** This side's own, or the one that came with the request: a proxy in front knows it by that. */
+  id: string;
+  readonly client: string;
+  agent?: string;
+  /** See {@link Identity.tokenId}. */
+  token?: string;
+  destination?: Authority;
+  method?: string;
+  status?: number;
+  /** Error type of RFC 9209. */
+  proxyError?: ProxyErrorType;
+  /** In words. */
+  reason?: string;
+  /** When the destination was reached. */
+  connectedAt?: number;
+  /** Bytes from the client to the destination, and back. */
+  sent: number;
+  received: number;
+  /** See {@link DialRequest.done}. */
+  readonly done: Promise<void>;
+  /** Refused for a limit, which is logged for itself. */
+  isLimited?: boolean;
+}
+
+export function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
+  const { id, client, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
+  // a flood of what is refused anyway is not to fill the log
+  log[exchange.isLimited ? "debug" : "info"]("request", {
+    id,
+    client,
+    agent,
+    jti: token,
+    method,
+    destination: destination && formatAuthority(destination),
+    status,
+    error: proxyError,
+    reason,
+    sent,
+    received,
+    setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),
+    totalMs: round(endedAt - startedAt),
+  });
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
