@@ -149,14 +149,26 @@ describe("tunnel", () => {
     await sending;
   });
 
-  it("is reset when the proxy is killed", async () => {
+  it("is reset at both ends when the proxy is killed", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { client, server } = await openBoth(pair, origin);
     await client.write("before");
     await server.read(6);
     pair.proxy.signal("SIGKILL");
+    assert.equal(await client.ending(), "ECONNRESET");
     assert.equal(await server.ending(), "ECONNRESET");
+  });
+
+  it("is reset at both ends when the agent is killed", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    const { client, server } = await openBoth(pair, origin);
+    await client.write("before");
+    await server.read(6);
+    pair.agent.signal("SIGKILL");
+    assert.equal(await server.ending(), "ECONNRESET");
+    assert.equal(await client.ending(), "ECONNRESET");
   });
 });
 
