@@ -1,20 +1,29 @@
 // Real memcached and Redis servers on loopback, as processes of one test.
+import { createSocket, type Socket } from "node:dgram";
 import { once } from "node:events";
-import { connect, createServer } from "node:net";
+import { connect, createServer, type Server } from "node:net";
 import { type Ended, Program } from "./processes.ts";
 
 /** What no wait may take: reached only by a test that fails. */
 const PATIENCE_MS = 10_000;
 
-/** A port that nobody listens on just now. */
+/** A port that nobody has just now, over TCP and UDP, and that the kernel gives nobody who asks for any. */
 export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  if (address === null || typeof address === "string") throw new Error("There is no port");
-  return address.port;
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    if (await isFree(createServer().listen(port, "127.0.0.1")) && await isFree(createSocket("udp4").bind(port, "127.0.0.1"))) return port;
+  }
+}
+
+async function isFree(socket: Server | Socket): Promise<boolean> {
+  try {
+    await once(socket, "listening");
+  } catch {
+    return false;
+  }
+  socket.close();
+  await once(socket, "close");
+  return true;
 }
 
 async function answers(port: number): Promise<boolean> {

@@ -9,6 +9,7 @@ import { after, before, describe, it } from "node:test";
 import { chromium } from "playwright-core";
 import { AGENT_ID, type Ended, Pair, ROOT, runToEnd } from "../support/processes.ts";
 import { dial } from "../support/sockets.ts";
+import { freePort } from "../support/store_servers.ts";
 import { PAGE, Web } from "../support/web.ts";
 
 const PATH = `${process.env.PATH}:/usr/sbin:/usr/local/go/bin`;
@@ -201,7 +202,6 @@ async function startSshd(): Promise<{ port: number; server: ChildProcess; key: s
   writeFileSync(join(folder, "authorized_keys"), readFileSync(join(folder, "user.pub")));
   chmodSync(join(folder, "authorized_keys"), 0o600);
   if (process.getuid?.() === 0) mkdirSync("/run/sshd", { recursive: true }); // where it parts with its privileges
-  // the system's choice of a port, given up for sshd
   const port = await freePort();
   const config = join(folder, "sshd_config");
   writeFileSync(
@@ -226,12 +226,6 @@ async function startSshd(): Promise<{ port: number; server: ChildProcess; key: s
     server.on("exit", () => reject(new Error(`sshd has ended: ${said}`)));
   });
   return { port, server, key: join(folder, "user") };
-}
-
-async function freePort(): Promise<number> {
-  const taken = await Web.start({ folder });
-  await taken[Symbol.asyncDispose]();
-  return taken.port;
 }
 
 describe("apt-get", () => {
