@@ -64,6 +64,7 @@ describe("many agents", () => {
         const options = withDefaults(agentOptions, {
           agentClient: { serverAddress: [addresses.agents], tls: { file: { rootCa: site.files.ca } } },
           auth: { noauth: { agentId: `a${i}` } },
+          limits: { tunnels: 100 }, // room for many more costs memory
         });
         agents.push(await startAgent(options, { net, log: silentLogger, settledAfterMs: SETTLED_AFTER_MS }));
         // as many handshakes under way as the machine likes
