@@ -177,8 +177,8 @@ export class Load {
   }
 }
 
-/** One round through the tunnel. */
-async function check(tunnel: Wire): Promise<void> {
+/** One more round through the tunnel. */
+export async function check(tunnel: Wire): Promise<void> {
   const word = crypto.randomUUID();
   await tunnel.write(word);
   assert.equal((await tunnel.read(word.length)).toString(), word);

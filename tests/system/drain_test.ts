@@ -1,6 +1,7 @@
 // Proxies and agents that are restarted, killed and doubled while clients go on, with the compiled executables and nginx before the proxies.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { check } from "../support/load.ts";
 import { Nginx } from "../support/nginx.ts";
 import { type Addresses, AGENT_ID, eventually, Pair, type Program, Site } from "../support/processes.ts";
 import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
@@ -9,13 +10,6 @@ import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../suppor
 async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);
   wire.finish();
-}
-
-/** One more round through the tunnel. */
-async function check(tunnel: Wire): Promise<void> {
-  const word = crypto.randomUUID();
-  await tunnel.write(word);
-  assert.equal((await tunnel.read(word.length)).toString(), word);
 }
 
 /** Both directions end in good order. */

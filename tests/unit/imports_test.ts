@@ -52,8 +52,6 @@ function problem(file: string, target: string): string | undefined {
   if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb do not know each other";
   if (/^(tests|tools|build\.ts|native)(\/|$)/.test(target)) return "sources know neither tests nor tools";
   if (target === "shared/net/addon.ts" && file !== "shared/net/native.ts") return "only shared/net/native.ts knows the addon";
-  // the addon's loader inside an executable compares versions
-  if (file === "shared/net/embedded.ts" && target === "shared/version.ts") return undefined;
   const chosen = /^shared\/net\/(native|memory)\.ts$/.test(target);
   if (chosen && levelOf(file) < LEVELS.indexOf("main") && !file.startsWith("shared/net/")) return "a network is an argument";
   if (levelOf(file) < levelOf(target)) return `${LEVELS[levelOf(file)]} is below ${LEVELS[levelOf(target)]}`;
