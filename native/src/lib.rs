@@ -692,7 +692,7 @@ impl Engine {
         let prologue = prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default();
         let idle = (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms));
         let stop = Arc::new(Stop::default());
-        let halves = (a_stream.take(core.runtime, &stop), b_stream.take(core.runtime, &stop));
+        let halves = (a_stream.take(&stop), b_stream.take(&stop));
         if cancellable {
             lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
         }

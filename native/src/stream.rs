@@ -86,15 +86,31 @@ impl Halves {
 
 /// Halves that a copy waits for.
 pub struct Taking {
-    reader: oneshot::Receiver<Reader>,
-    writer: oneshot::Receiver<Writer>,
+    reader: Taken<Reader>,
+    writer: Taken<Writer>,
 }
 
 impl Taking {
     pub async fn halves(self) -> Result<Halves, Fault> {
-        let reader = self.reader.await.map_err(|_| Fault::closed())?;
-        let writer = self.writer.await.map_err(|_| Fault::closed())?;
+        let reader = self.reader.half().await?;
+        let writer = self.writer.half().await?;
         Ok(Halves { reader, writer })
+    }
+}
+
+/// A half that is on its way to a copy.
+enum Taken<H> {
+    Now(H),
+    /// Once the calls made before are done.
+    Later(oneshot::Receiver<H>),
+}
+
+impl<H> Taken<H> {
+    async fn half(self) -> Result<H, Fault> {
+        match self {
+            Self::Now(half) => Ok(half),
+            Self::Later(half) => half.await.map_err(|_| Fault::closed()),
+        }
     }
 }
 
@@ -144,6 +160,25 @@ impl<H, C> Lane<H, C> {
             return None;
         }
         call.map(|call| (half, call))
+    }
+
+    /// Takes the half for a copy: at once where no call is under way, and without a task. `call` makes the call that waits for the others.
+    fn take(&self, stop: &Arc<Stop>, call: impl FnOnce(oneshot::Sender<H>, Arc<Stop>) -> C) -> Taken<H> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut state.phase, Phase::Dead) {
+            Phase::Idle(half) => {
+                state.phase = Phase::Spliced(stop.clone());
+                Taken::Now(half)
+            }
+            phase => {
+                let (to, half) = oneshot::channel();
+                if matches!(phase, Phase::Busy(_)) {
+                    state.queue.push_back(call(to, stop.clone()));
+                }
+                state.phase = phase;
+                Taken::Later(half)
+            }
+        }
     }
 
     /// Hands the half to a copy; calls made after that are dropped.
@@ -213,12 +248,11 @@ impl Stream {
     }
 
     /// Takes both halves once the calls made before are done.
-    pub fn take(self: &Arc<Self>, runtime: &Handle, stop: &Arc<Stop>) -> Taking {
-        let (reader_to, reader) = oneshot::channel();
-        let (writer_to, writer) = oneshot::channel();
-        self.push_read(runtime, Read::Take(reader_to, stop.clone()));
-        self.push_write(runtime, Write::Take(writer_to, stop.clone()));
-        Taking { reader, writer }
+    pub fn take(&self, stop: &Arc<Stop>) -> Taking {
+        Taking {
+            reader: self.reading.take(stop, Read::Take),
+            writer: self.writing.take(stop, Write::Take),
+        }
     }
 
     pub fn reset(&self, code: u32) {
