@@ -43,7 +43,8 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
     if (LOG_LEVELS.indexOf(name) < lowest) return () => {};
     const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
     return (message: string, fields: LogFields = {}) => {
-      const properties = Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
+      const properties: Record<string, unknown> = {};
+      for (const key in fields) if (fields[key] !== undefined) properties[key] = fields[key];
       const record: LogRecord = {
         category: [],
         level: recordLevel,
@@ -67,15 +68,17 @@ function textFormatter(color: boolean): (record: LogRecord) => string {
   return formatter({
     timestamp: "rfc3339",
     format: ({ timestamp, level, message, record }) => {
-      const fields = Object.entries(record.properties).map(([key, value]) => ` ${key}=${quoteIfNeeded(String(value))}`);
-      return `${timestamp} ${level} ${message}${fields.join("")}`;
+      let line = `${timestamp} ${level} ${message}`;
+      for (const key in record.properties) line += ` ${key}=${quoteIfNeeded(record.properties[key])}`;
+      return line;
     },
     level: (name) => (name === "warning" ? "WARN" : name.toUpperCase()).padEnd(5),
   });
 }
 
 /** Nothing that a peer sends can begin a new line, or a field of its own. */
-function quoteIfNeeded(value: string): string {
+function quoteIfNeeded(value: unknown): string {
+  if (typeof value !== "string") return String(value);
   return /^[\x21\x23-\x3c\x3e-\x7e]+$/.test(value)
     ? value
     : JSON.stringify(value).replace(/[\x7f-\x9f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
