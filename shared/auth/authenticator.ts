@@ -87,6 +87,9 @@ export function endReason({ reason }: AbortSignal): string {
   return reason instanceof Error ? reason.message : String(reason);
 }
 
+const encoder = new TextEncoder();
+const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 /** Longest agent id in bytes: the longest key of memcached. */
 const MAX_AGENT_ID = 250;
 
@@ -97,7 +100,7 @@ const MAX_AGENT_ID = 250;
 export function checkAgentId(id: string): string {
   const fail = (why: string) => new AuthenticationError("agent-id", `Cannot use the agent id: it ${why}`);
   if (id === "") throw fail("is empty");
-  const bytes = new TextEncoder().encode(id).length;
+  const bytes = encoder.encode(id).length;
   if (bytes > MAX_AGENT_ID) throw fail(`has ${bytes} bytes, and ${MAX_AGENT_ID} is the limit`);
   // deno-lint-ignore no-control-regex -- these are what must not be in it
   if (/[\s\x00-\x1f\x7f-\x9f]/.test(id)) throw fail("has white space or control characters");
@@ -110,7 +113,7 @@ export function createNoAuth(): Authenticator {
     authenticateAgent(credentials) {
       let id: string;
       try {
-        id = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(credentials);
+        id = strictDecoder.decode(credentials);
       } catch {
         throw new AuthenticationError("agent-id", "Cannot use the agent id: it is not UTF-8");
       }
@@ -147,7 +150,10 @@ export function parseProxyAuthorization(value: string): ClientCredentials {
 
 function decodeBase64(text: string): string {
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
+    const binary = atob(text);
+    const bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+    return strictDecoder.decode(bytes);
   } catch {
     throw new AuthenticationError("denied", "The client's Basic credentials are not base64 of UTF-8");
   }

@@ -76,11 +76,13 @@ export function parseResponseHead(head: string): ResponseHead {
   return { version: checkVersion(match[1]!), status: Number(match[2]), reason: match[3] ?? "", fields };
 }
 
+const BARE_LINE_END = /\r(?!\n)|(?<!\r)\n/;
+
 /** Lines without their CRLF; the blank one left out. */
 function splitLines(head: string): string[] {
   if (!head.endsWith("\r\n\r\n")) throw new HeadError(400, "The head does not end with an empty line");
+  if (BARE_LINE_END.test(head)) throw new HeadError(400, "A line ends with a bare CR or LF");
   const lines = head.slice(0, -4).split("\r\n");
-  if (lines.some((line) => line.includes("\r") || line.includes("\n"))) throw new HeadError(400, "A line ends with a bare CR or LF");
   if (lines.length - 1 > MAX_FIELDS) throw new HeadError(431, `There are more than ${MAX_FIELDS} header lines`);
   return lines;
 }
@@ -97,12 +99,16 @@ function parseFields(lines: string[]): Fields {
   });
 }
 
+function isSpace(code: number): boolean {
+  return code === 0x20 || code === 0x09;
+}
+
 /** Optional white space is space and tab alone (RFC 9110 §5.6.3). */
 function trimSpace(text: string): string {
-  let [start, end] = [0, text.length];
-  const isSpace = (i: number) => text[i] === " " || text[i] === "\t";
-  while (start < end && isSpace(start)) start++;
-  while (end > start && isSpace(end - 1)) end--;
+  let start = 0;
+  let end = text.length;
+  while (start < end && isSpace(text.charCodeAt(start))) start++;
+  while (end > start && isSpace(text.charCodeAt(end - 1))) end--;
   return text.slice(start, end);
 }
 
@@ -139,7 +145,11 @@ export function requestIdOf(fields: Fields): string | undefined {
 
 /** All values of a field; `name` in lower case. */
 export function values(fields: Fields, name: string): string[] {
-  return fields.filter(([n]) => n.toLowerCase() === name).map(([, value]) => value);
+  const found: string[] = [];
+  for (const [written, value] of fields) {
+    if (written.length === name.length && written.toLowerCase() === name) found.push(value);
+  }
+  return found;
 }
 
 /**
