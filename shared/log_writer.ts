@@ -32,16 +32,17 @@ export interface LineWriterOptions {
 export function createLineWriter(fd: number, options: LineWriterOptions = {}): LineWriter {
   const { writeTo = write, onLoss, maxWaiting = MAX_WAITING } = options;
   const encoder = new TextEncoder();
-  let waiting = "";
+  let waiting: string[] = [];
+  let waitingLength = 0;
   let dropped = 0;
   let writing: Promise<void> | undefined;
   let hurry = new AbortController();
 
   const drain = async (): Promise<void> => {
-    while (waiting !== "") {
-      const batch = encoder.encode(waiting);
+    while (waiting.length > 0) {
+      const batch = encoder.encode(waiting.join(""));
       const lost = dropped;
-      [waiting, dropped] = ["", 0];
+      [waiting, waitingLength, dropped] = [[], 0, 0];
       if (lost > 0) onLoss?.(lost);
       await writeAll(fd, batch, writeTo);
       await sleep(PAUSE_MS, undefined, { signal: hurry.signal }).catch(() => {}); // hurried
@@ -52,11 +53,12 @@ export function createLineWriter(fd: number, options: LineWriterOptions = {}): L
 
   return {
     write(line) {
-      if (waiting.length + line.length > maxWaiting) {
+      if (waitingLength + line.length > maxWaiting) {
         dropped++;
         return;
       }
-      waiting += line;
+      waiting.push(line);
+      waitingLength += line.length;
       writing ??= drain();
     },
     async flush(timeoutMs) {
