@@ -6,21 +6,23 @@ import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/auth/command.ts";
 import { run } from "./shared/cli/run.ts";
-import { createNativeNet } from "./shared/net/native.ts";
+import { openNative } from "./shared/net/native.ts";
 import { defaultStateDirectory } from "./shared/tls/self_signed.ts";
 import { VERSION } from "./shared/version.ts";
 
+const native = openNative();
 await run({
   root: {
     name: "reverse-http",
     description: "A reverse HTTP proxy over QUIC.",
     commands: [
-      proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.())),
-      agentCommand(createNativeNet),
-      lbCommand(createNativeNet),
+      proxyCommand(native.createNet, defaultStateDirectory(process.env, process.getuid?.())),
+      agentCommand(native.createNet),
+      lbCommand(native.createNet),
       authCommand,
     ],
   },
   version: VERSION,
   family: FAMILY,
+  notify: native.notifySupervisor,
 }, process);

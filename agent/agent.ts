@@ -11,6 +11,7 @@ import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
+import type { Supervisor } from "../shared/supervisor.ts";
 import { openClientTls, refreshTls } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { VERSION } from "../shared/version.ts";
@@ -38,6 +39,8 @@ export interface AgentDeps {
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
+  /** Hears how it is while it runs. Default: nobody. */
+  supervisor?: Supervisor;
 }
 
 /** A running agent. */
@@ -98,7 +101,18 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     host: hostname(),
     labels: parseLabels(labels),
   };
-  const watchdog = startWatchdog({ log, onStall: operated.metrics.stalls() });
+  const describe = (): string => {
+    if (sessions.size === 0) return draining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
+    const tunnels = [...sessions].reduce((sum, session) => sum + session.tunnels, 0);
+    return `${draining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
+  };
+  const watchdog = startWatchdog({
+    log,
+    networkStalledMs: () => net.stalledMs(),
+    onStall: operated.metrics.stalls(),
+    supervisor: deps.supervisor,
+    status: describe,
+  });
   const stopping = new AbortController();
   const { signal } = stopping;
 
@@ -133,9 +147,9 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   log.info("connecting", { proxy: serverAddress.join(",") }); // where nobody answers, nothing else is said for a while
   const keepers = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
-    const describe = (error: unknown, { address }: Target) => describeFailure(error, address, options);
+    const explain = (error: unknown, { address }: Target) => describeFailure(error, address, options);
     const { settledAfterMs = 30_000 } = deps;
-    return new Keeper({ targets, open, describe, onConnected, settledAfterMs, backoff, random, log, signal }).run();
+    return new Keeper({ targets, open, describe: explain, onConnected, settledAfterMs, backoff, random, log, signal }).run();
   });
   const refreshing = refreshTls(tls, options.agentClient.tls.refresh);
 

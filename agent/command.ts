@@ -4,16 +4,22 @@ import type { Net } from "../shared/net/types.ts";
 import { checkAgentOptions, startAgent } from "./agent.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
+/** What the end takes besides the drain, in milliseconds. */
+const CLOSE_MS = 10_000;
+
 /** `createNet` is called when it starts; the network's warnings go to the log. */
-export function agentCommand(createNet: (options: { warn: (message: string) => void }) => Net): Service<AgentOptions> {
+export function agentCommand(
+  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
+): Service<AgentOptions> {
   return {
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
     check: async (options) => void await checkAgentOptions(options),
-    start: async (options, log) => {
-      const agent = await startAgent(options, { log, net: createNet({ warn: (message) => log.warn(message) }) });
-      return { close: () => agent.drain() };
+    start: async (options, log, supervisor) => {
+      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const agent = await startAgent(options, { log, net, supervisor });
+      return { closesWithinMs: options.drain.timeout + CLOSE_MS, close: () => agent.drain() };
     },
   };
 }

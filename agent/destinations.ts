@@ -27,11 +27,6 @@ export interface Destinations {
   connect(destination: Authority, timeoutMs: number): Promise<Duplex>;
 }
 
-/** As RFC 8305 §5 recommends, in milliseconds. */
-const STAGGER_MS = 250;
-/** More addresses of a name are not tried. */
-const MAX_ADDRESSES = 16;
-
 /** What is looked up is what is connected to: whoever answers for a name cannot answer otherwise in between. */
 export function createDestinations({ net, allow, deny, resolve }: DestinationsOptions): Destinations {
   const allowed = createAllowList(allow);
@@ -44,11 +39,12 @@ export function createDestinations({ net, allow, deny, resolve }: DestinationsOp
       if (denied.allows(destination)) throw prohibited(`${authority} is on the deny-list of the agent`);
       const { host, port } = destination;
       if (isIP(host)) return await net.connectTcp({ host, port, timeoutMs });
-      const deadline = AbortSignal.timeout(timeoutMs);
-      const addresses = (await lookUp(resolve, host, deadline)).slice(0, MAX_ADDRESSES);
+      const startedAt = performance.now();
+      const addresses = await lookUp(resolve, host, timeoutMs);
       const left = addresses.filter((address) => !denied.allows({ host: address, port }));
       if (left.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
-      return await race(net, left, port, timeoutMs, deadline);
+      const leftMs = Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt)));
+      return await net.connectTcp({ host, port, addresses: left, timeoutMs: leftMs });
     },
   };
 }
@@ -57,51 +53,20 @@ function prohibited(message: string): Refusal {
   return new Refusal(403, "destination_ip_prohibited", message);
 }
 
-async function lookUp(resolve: Resolve, host: string, deadline: AbortSignal): Promise<readonly string[]> {
+async function lookUp(resolve: Resolve, host: string, timeoutMs: number): Promise<readonly string[]> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
-    const fail = () => reject(new NetError("timed-out", `Cannot connect to ${host}: its name was not looked up in time`));
-    deadline.addEventListener("abort", fail, { once: true });
+    const error = new NetError("timed-out", `Cannot connect to ${host}: its name was not looked up in ${timeoutMs} ms`);
+    timer = setTimeout(() => reject(error), timeoutMs);
   });
-  late.catch(() => {}); // when nobody waits any more
-  const found = await Promise.race([late, resolve(host)]).catch((cause) => {
+  try {
+    const found = await Promise.race([late, resolve(host)]);
+    if (found.length === 0) throw new NetError("unknown-host", `Cannot connect to ${host}: the name has no address`);
+    return found;
+  } catch (cause) {
     if (cause instanceof NetError) throw cause;
     throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown (${(cause as Error).message})`, { cause });
-  });
-  if (found.length === 0) throw new NetError("unknown-host", `Cannot connect to ${host}: the name has no address`);
-  return found;
-}
-
-/** To the first address that takes a connection, with a staggered start. */
-async function race(net: Net, addresses: readonly string[], port: number, timeoutMs: number, deadline: AbortSignal): Promise<Duplex> {
-  const won = new AbortController();
-  const signal = AbortSignal.any([won.signal, deadline]);
-  let [winner, failure]: [Duplex | undefined, unknown] = [undefined, undefined];
-  let wake = () => {};
-  let running = 0;
-  const attempt = async (host: string): Promise<void> => {
-    running++;
-    try {
-      const stream = await net.connectTcp({ host, port, timeoutMs, signal });
-      if (won.signal.aborted || winner) stream.close(); // too late by a moment
-      else winner = stream;
-    } catch (error) {
-      failure ??= error;
-    }
-    running--;
-    wake();
-  };
-  const waiting = [...addresses];
-  while (!winner && (waiting.length > 0 || running > 0) && !deadline.aborted) {
-    const next = waiting.shift();
-    if (next !== undefined) void attempt(next); // never rejects
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    await new Promise<void>((resolve) => {
-      wake = resolve;
-      if (waiting.length > 0) timer = setTimeout(resolve, STAGGER_MS);
-    });
+  } finally {
     clearTimeout(timer);
   }
-  won.abort();
-  if (winner) return winner;
-  throw deadline.aborted ? new NetError("timed-out", `Cannot connect to port ${port}: no answer in ${timeoutMs} ms`) : failure;
 }

@@ -2,8 +2,14 @@
 import process from "node:process";
 import { FAMILY } from "../family.ts";
 import { run } from "../shared/cli/run.ts";
-import { createNativeNet } from "../shared/net/native.ts";
+import { openNative } from "../shared/net/native.ts";
 import { VERSION } from "../shared/version.ts";
 import { agentCommand } from "./command.ts";
 
-await run({ root: { ...agentCommand(createNativeNet), name: "reverse-http-agent" }, version: VERSION, family: FAMILY }, process);
+const native = openNative();
+await run({
+  root: { ...agentCommand(native.createNet), name: "reverse-http-agent" },
+  version: VERSION,
+  family: FAMILY,
+  notify: native.notifySupervisor,
+}, process);

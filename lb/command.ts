@@ -4,16 +4,22 @@ import type { Net } from "../shared/net/types.ts";
 import { checkLoadBalancerOptions, startLoadBalancer } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
 
+/** What the end takes besides the drain, in milliseconds. */
+const CLOSE_MS = 10_000;
+
 /** `createNet` is called when it starts; the network's warnings go to the log. */
-export function lbCommand(createNet: (options: { warn: (message: string) => void }) => Net): Service<LoadBalancerOptions> {
+export function lbCommand(
+  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
+): Service<LoadBalancerOptions> {
   return {
     name: "lb",
     description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
     options: lbOptions,
     check: checkLoadBalancerOptions,
-    start: async (options, log) => {
-      const lb = await startLoadBalancer(options, { log, net: createNet({ warn: (message) => log.warn(message) }) });
-      return { close: () => lb.drain() };
+    start: async (options, log, supervisor) => {
+      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const lb = await startLoadBalancer(options, { log, net, supervisor });
+      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => lb.drain() };
     },
   };
 }

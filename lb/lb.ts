@@ -12,6 +12,7 @@ import { Metrics } from "../shared/metrics.ts";
 import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types.ts";
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
+import type { Supervisor } from "../shared/supervisor.ts";
 import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsFiles } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { createDialer } from "./dial.ts";
@@ -26,6 +27,8 @@ export interface LoadBalancerDeps {
   authenticator?: Authenticator;
   /** Replaces the store that `store.type` names. It is not closed. */
   store?: Store;
+  /** Hears how it is while it runs. Default: nobody. */
+  supervisor?: Supervisor;
 }
 
 /** A running load balancer. */
@@ -75,7 +78,13 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const tunnels = metrics.tunnels(() => front.open);
   metrics.watchCertificate("clients", () => tls.clients?.current.cert);
   metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
-  const watchdog = startWatchdog({ log, onStall: metrics.stalls() });
+  const watchdog = startWatchdog({
+    log,
+    networkStalledMs: () => net.stalledMs(),
+    onStall: metrics.stalls(),
+    supervisor: deps.supervisor,
+    status: () => `${draining ? "Draining" : "Serving"}: ${front.open} clients`,
+  });
   const stopping = new AbortController();
   let [draining, closing]: Promise<void>[] = [];
   const front: Front = startFront({

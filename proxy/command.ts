@@ -4,12 +4,15 @@ import type { Net } from "../shared/net/types.ts";
 import { checkProxyOptions, startProxy } from "./proxy.ts";
 import { type ProxyOptions, proxyOptions } from "./options.ts";
 
+/** What the end takes besides the drain, in milliseconds. */
+const CLOSE_MS = 10_000;
+
 /**
  * `createNet` is called when it starts; the network's warnings go to the log.
  * @param stateDirectory where a certificate of its own is kept; without it, nowhere
  */
 export function proxyCommand(
-  createNet: (options: { warn: (message: string) => void }) => Net,
+  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
   stateDirectory: string | undefined,
 ): Service<ProxyOptions> {
   return {
@@ -17,9 +20,10 @@ export function proxyCommand(
     description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
     options: proxyOptions,
     check: async (options) => void await checkProxyOptions(options),
-    start: async (options, log) => {
-      const proxy = await startProxy(options, { log, net: createNet({ warn: (message) => log.warn(message) }), stateDirectory });
-      return { close: () => proxy.drain() };
+    start: async (options, log, supervisor) => {
+      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const proxy = await startProxy(options, { log, net, stateDirectory, supervisor });
+      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => proxy.drain() };
     },
   };
 }

@@ -3,10 +3,16 @@ import process from "node:process";
 import { FAMILY } from "../family.ts";
 import { authCommand } from "../shared/auth/command.ts";
 import { run } from "../shared/cli/run.ts";
-import { createNativeNet } from "../shared/net/native.ts";
+import { openNative } from "../shared/net/native.ts";
 import { defaultStateDirectory } from "../shared/tls/self_signed.ts";
 import { VERSION } from "../shared/version.ts";
 import { proxyCommand } from "./command.ts";
 
-const proxy = proxyCommand(createNativeNet, defaultStateDirectory(process.env, process.getuid?.()));
-await run({ root: { ...proxy, name: "reverse-http-proxy", commands: [authCommand] }, version: VERSION, family: FAMILY }, process);
+const native = openNative();
+const proxy = proxyCommand(native.createNet, defaultStateDirectory(process.env, process.getuid?.()));
+await run({
+  root: { ...proxy, name: "reverse-http-proxy", commands: [authCommand] },
+  version: VERSION,
+  family: FAMILY,
+  notify: native.notifySupervisor,
+}, process);

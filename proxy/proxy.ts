@@ -17,6 +17,7 @@ import type { ListenQuicOptions, Net, QuicListener, TcpListener } from "../share
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
+import type { Supervisor } from "../shared/supervisor.ts";
 import { refreshTls } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
@@ -35,6 +36,8 @@ export interface ProxyDeps extends AgentEvents {
   stateDirectory?: string;
   /** Replaces the store that `store.type` names. It is not closed. */
   store?: Store;
+  /** Hears how it is while it runs. Default: nobody. */
+  supervisor?: Supervisor;
 }
 
 /** A running proxy. */
@@ -117,7 +120,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     }),
     onOutcome: countAgents,
   });
-  const watchdog = startWatchdog({ log, onStall: metrics.stalls() });
+  const watchdog = startWatchdog({
+    log,
+    networkStalledMs: () => net.stalledMs(),
+    onStall: metrics.stalls(),
+    supervisor: deps.supervisor,
+    status: () => `${draining ? "Draining" : "Serving"}: ${server.agents.size} agents, ${front.open} clients`,
+  });
   const stopping = new AbortController();
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;

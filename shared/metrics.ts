@@ -7,6 +7,7 @@ import type { ProxyErrorType } from "./http/status.ts";
 import type { QuicStats } from "./net/types.ts";
 import type { StoreEvents } from "./store/guard.ts";
 import { VERSION } from "./version.ts";
+import type { Stalled } from "./watchdog.ts";
 
 /** Figures of one part. */
 export class Metrics {
@@ -81,14 +82,16 @@ export class Metrics {
     };
   }
 
-  /** Seconds that the program did not get to run; to be called with milliseconds. */
-  stalls(): (ms: number) => void {
+  /** Seconds that the program, or the network alone, did not get to run; to be called with milliseconds. */
+  stalls(): (what: Stalled, ms: number) => void {
     const seconds = new Counter({
       name: "reverse_http_stall_seconds_total",
-      help: "Time in which the program did not get to run for a second or more at a stretch.",
+      help: "Time in which the program, or only what moves its bytes (network), did not get to run for a second or more at a stretch.",
+      labelNames: ["what"],
       registers: [this.registry],
     });
-    return (ms) => seconds.inc(ms / 1_000);
+    for (const what of ["program", "network"] as const) seconds.inc({ what }, 0);
+    return (what, ms) => seconds.inc({ what }, ms / 1_000);
   }
 
   /** A number that is looked up when it is asked for. */

@@ -1,6 +1,6 @@
 //! From a name and a port to a connection: resolve, then try every address with a staggered start (RFC 8305).
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -14,8 +14,33 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// More addresses than this are not tried: whoever answers for a name does not decide how long we knock.
 const MAX_ADDRESSES: usize = 16;
 
+/// Where a host is.
+pub enum At {
+    /// At the addresses that its name has now.
+    Name,
+    /// At these, whatever its name says.
+    Addresses(Vec<SocketAddr>),
+}
+
+impl At {
+    /// Addresses as they are written, with a zone (RFC 4007 §11) or without. Nothing here is looked up.
+    pub fn addresses(given: &[String], port: u16) -> Result<Self, Fault> {
+        let parse = |text: &String| {
+            let (ip, zone) = text.split_once('%').map_or((&text[..], None), |(ip, zone)| (ip, Some(zone)));
+            let ip: IpAddr = ip.parse().ok()?;
+            match zone {
+                None => Some((ip, port).into()),
+                Some(_) => (&text[..], port).to_socket_addrs().ok()?.next(), // the system numbers the zones
+            }
+        };
+        let invalid = |text: &String| Fault::new("invalid", format!("Cannot connect to {text:?}: it is not an address"));
+        let all = given.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
+        Ok(Self::Addresses(all.collect::<Result<_, _>>()?))
+    }
+}
+
 /// Makes a connection to the first address of `host` that answers `attempt`, within `limit` for all of it.
-pub async fn connect<T, A, F>(host: &str, port: u16, limit: Duration, attempt: A) -> Result<T, Fault>
+pub async fn connect<T, A, F>(host: &str, port: u16, at: At, limit: Duration, attempt: A) -> Result<T, Fault>
 where
     T: Send + 'static,
     A: Fn(SocketAddr) -> F,
@@ -23,10 +48,14 @@ where
 {
     let what = display(host, port);
     let all = async {
-        let found = tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|e| Fault::new("unknown-host", format!("Cannot connect to {what}: the name is unknown ({e})")))?;
-        let mut addresses: Vec<_> = interleave(found.collect());
+        let found = match at {
+            At::Addresses(given) => given,
+            At::Name => tokio::net::lookup_host((host, port))
+                .await
+                .map_err(|e| Fault::new("unknown-host", format!("Cannot connect to {what}: the name is unknown ({e})")))?
+                .collect(),
+        };
+        let mut addresses = interleave(found);
         addresses.truncate(MAX_ADDRESSES);
         race(addresses, attempt, &what).await
     };
@@ -125,10 +154,37 @@ mod tests {
         assert_eq!(race(addresses(3), attempt, "x").await.unwrap_err().code, "refused");
     }
 
+    #[tokio::test]
+    async fn addresses_that_are_given_are_tried_and_no_others() {
+        let given = ["192.0.2.1".to_owned(), "2001:db8::1".to_owned(), "192.0.2.2".to_owned()];
+        let at = At::addresses(&given, 80).unwrap();
+        let tried = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let attempt = |a: SocketAddr| {
+            let tried = tried.clone();
+            async move {
+                crate::lock(&tried).push(a.ip().to_string());
+                Err::<(), _>(Fault::new("refused", "no"))
+            }
+        };
+        let fault = connect("localhost", 80, at, Duration::from_secs(3), attempt).await.unwrap_err();
+        assert_eq!(fault.code, "refused");
+        assert_eq!(*crate::lock(&tried), ["192.0.2.1", "2001:db8::1", "192.0.2.2"]);
+    }
+
+    #[test]
+    fn a_name_is_no_address() {
+        for bad in ["localhost", "", "1.2.3", "::1%", "x%lo"] {
+            let fault = At::addresses(&[bad.to_owned()], 80).err().map(|fault| fault.code);
+            assert_eq!(fault, Some("invalid"), "{bad}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_limit_ends_everything() {
         let attempt = |_| async { std::future::pending::<Result<(), Fault>>().await };
-        let fault = connect("127.0.0.1", 1, Duration::from_secs(3), attempt).await.unwrap_err();
+        let fault = connect("127.0.0.1", 1, At::Name, Duration::from_secs(3), attempt)
+            .await
+            .unwrap_err();
         assert_eq!(fault.code, "timed-out");
     }
 }

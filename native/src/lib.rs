@@ -7,8 +7,10 @@ mod connect;
 mod error;
 mod half;
 mod head;
+mod heartbeat;
 mod hub;
 mod inbox;
+mod process;
 mod quic;
 mod splice;
 mod stream;
@@ -27,7 +29,9 @@ use napi_derive::napi;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::AbortHandle;
 
+use connect::At;
 use error::Fault;
+use heartbeat::Heartbeat;
 use hub::{Hub, Js, Outcome, Promise};
 use inbox::Inbox;
 use stream::{Halves, Stop, Stream};
@@ -86,6 +90,7 @@ struct Connection {
 struct Core {
     hub: Arc<Hub>,
     runtime: &'static Handle,
+    heartbeat: Arc<Heartbeat>,
     next: AtomicU64,
     streams: Table<Stream>,
     connections: Table<Connection>,
@@ -299,10 +304,16 @@ fn gone(what: &str) -> Fault {
     Fault::new("closed", format!("Cannot use the {what}: it is closed"))
 }
 
-/// The version that was built, for executables that find an addon beside them.
+/// See [`process::notify`]. What went wrong, where something did.
 #[napi]
-pub fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
+pub fn notify_supervisor(socket: String, state: String) -> Option<String> {
+    process::notify(&socket, &state).err().map(|e| e.to_string())
+}
+
+/// See [`process::raise_descriptor_limit`]. A limit that cannot be raised stays as it is.
+#[napi]
+pub fn raise_descriptor_limit() {
+    let _ = process::raise_descriptor_limit();
 }
 
 /// The engine. `op` is the number under which the callback gets a call's result.
@@ -327,6 +338,7 @@ impl Engine {
         let core = Core {
             hub,
             runtime,
+            heartbeat: Heartbeat::new(),
             next: AtomicU64::new(1),
             streams: Mutex::default(),
             connections: Mutex::default(),
@@ -359,6 +371,12 @@ impl Engine {
         [lock(&core.streams).len(), lock(&core.connections).len(), listeners[0], listeners[1]]
             .map(|n| n as u32)
             .to_vec()
+    }
+
+    /// Milliseconds for which the runtime has not got to run; see [`Heartbeat::late`].
+    #[napi]
+    pub fn stalled_ms(&self) -> f64 {
+        self.core.heartbeat.late(self.core.runtime).as_millis() as f64
     }
 
     /// Gives a call up; its result is then `cancelled`, unless it was there already.
@@ -418,10 +436,11 @@ impl Engine {
 
     /// Stream and remote.
     #[napi]
-    pub fn connect_tcp(&self, op: f64, host: String, port: u16, timeout_ms: u32, tls: Option<ClientTls>) {
+    pub fn connect_tcp(&self, op: f64, host: String, port: u16, addresses: Option<Vec<String>>, timeout_ms: u32, tls: Option<ClientTls>) {
         let core = self.core.clone();
         self.core.run(op, true, async move {
-            let (halves, remote) = tcp::dial(host, port, millis(timeout_ms), tls).await?;
+            let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
+            let (halves, remote) = tcp::dial(host, port, at, millis(timeout_ms), tls).await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Text(remote)]))
         });
     }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::address::{canonical, display, lacks_family, to_bind};
-use crate::connect::connect;
+use crate::connect::{connect, At};
 use crate::error::Fault;
 use crate::half::{Sink, Source};
 use crate::head::Gate;
@@ -352,7 +352,7 @@ pub async fn dial(options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
     let crypto = QuicClientConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport.config()?);
-    connect(&options.host, options.port, options.limit, |address| {
+    connect(&options.host, options.port, At::Name, options.limit, |address| {
         let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
         let what = display(&options.host, options.port);
         async move {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::address::{canonical, to_bind};
-use crate::connect::connect;
+use crate::connect::{connect, At};
 use crate::error::Fault;
 use crate::half::{Sink, Source, Tcp, TlsTransport};
 use crate::head::{Gate, HeadScanner, Ticket};
@@ -264,7 +264,7 @@ fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
 }
 
 /// A connection to the first address of `host` that takes one, and its address.
-pub async fn dial(host: String, port: u16, limit: Duration, tls: Option<ClientTls>) -> Result<(Halves, String), Fault> {
+pub async fn dial(host: String, port: u16, at: At, limit: Duration, tls: Option<ClientTls>) -> Result<(Halves, String), Fault> {
     let tls = match tls {
         None => None,
         Some(options) => Some((
@@ -272,7 +272,7 @@ pub async fn dial(host: String, port: u16, limit: Duration, tls: Option<ClientTl
             tls::server_name(&host)?,
         )),
     };
-    connect(&host, port, limit, |address| {
+    connect(&host, port, at, limit, |address| {
         let tls = tls.clone();
         async move {
             let tcp = Tcp::new(open(address).await.map_err(|e| Fault::connect(&e, &address.to_string()))?);

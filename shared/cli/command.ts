@@ -3,6 +3,7 @@ import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { existsSync, readFileSync } from "node:fs";
 import { describeFileError } from "../files.ts";
 import type { Logger } from "../log.ts";
+import type { Notify, Supervisor } from "../supervisor.ts";
 import { readConfig } from "./config_file.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "./config.ts";
 import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "./option.ts";
@@ -22,8 +23,15 @@ export interface Service<Values = object> extends Described {
   readonly options: Options;
   /** Checks what the values name, files above all. */
   check(values: Values): Promise<void>;
-  /** Resolves when it runs. */
-  start(values: Values, log: Logger): Promise<{ close(): Promise<void> }>;
+  /** Resolves when it runs. `supervisor` is there where somebody wants to know how it is; that it is ready is told by the caller. */
+  start(values: Values, log: Logger, supervisor?: Supervisor): Promise<Running>;
+}
+
+/** A service that runs. */
+export interface Running {
+  /** Longest time in milliseconds that {@link close} takes, about. */
+  readonly closesWithinMs: number;
+  close(): Promise<void>;
 }
 
 /** Where an action reads and writes. */
@@ -54,6 +62,8 @@ export interface Executable {
   readonly version: string;
   /** The options of every service there is, by its name: one environment and one configuration file serve them all. */
   readonly family: Readonly<Record<string, Options>>;
+  /** Reaches the service manager that has started the process, where one has. Default: nobody is told. */
+  readonly notify?: Notify;
 }
 
 /** What the process was given. */

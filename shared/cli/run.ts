@@ -6,6 +6,7 @@ import { type Executable, readCommandLine, type Task } from "./command.ts";
 import type { Resolved } from "./config.ts";
 import { ConfigError, flagOf } from "./option.ts";
 import { withStandardCommands } from "./standard_commands.ts";
+import { createSupervisor, type Notify } from "../supervisor.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
 const FAILED = 1;
@@ -26,7 +27,8 @@ interface LogValues {
 export async function run(executable: Executable, process: Process): Promise<void> {
   const complete = withStandardCommands(executable);
   try {
-    await perform(readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME }), process);
+    const task = readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
+    await perform(task, process, executable.notify);
   } catch (error) {
     process.stderr.write(`${executable.root.name}: ${error instanceof Error ? error.message : error}\n`);
     process.exitCode = isMisconfigured(error) ? MISCONFIGURED : FAILED;
@@ -38,7 +40,7 @@ function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
 
-async function perform(task: Task, process: Process): Promise<void> {
+async function perform(task: Task, process: Process, notify: Notify | undefined): Promise<void> {
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
@@ -51,7 +53,7 @@ async function perform(task: Task, process: Process): Promise<void> {
   const log = createLogger({ ...options, write: lines.write, color: process.stderr.isTTY === true && !process.env.NO_COLOR });
   dieOnAccidents(process, log, lines);
   try {
-    await runToTheEnd(task, process, log);
+    await runToTheEnd(task, process, log, notify);
   } finally {
     await lines.flush(FLUSH_MS);
   }
@@ -82,14 +84,22 @@ const ADVICE: Partial<Record<NetErrorCode, string>> = {
   "unknown-host": "choose an address of this machine, or :port for all,",
 };
 
-async function runToTheEnd({ service, resolved: { values, settings } }: Run, process: Process, log: Logger): Promise<void> {
+async function runToTheEnd(
+  { service, resolved: { values, settings } }: Run,
+  process: Process,
+  log: Logger,
+  notify: Notify | undefined,
+): Promise<void> {
   const signal = new Promise<string>((resolve) => {
     for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
   });
-  const running = await service.start(values, log).catch((error) => {
+  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log });
+  const running = await service.start(values, log, supervisor).catch((error) => {
     throw withAdvice(error, settings);
   });
+  supervisor?.ready();
   log.info("stopping", { signal: await signal });
+  supervisor?.stopping(running.closesWithinMs);
   // whoever asks twice is in a hurry
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
   await running.close();

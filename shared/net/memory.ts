@@ -183,6 +183,22 @@ class Ports<L extends Listener> {
     if (hosts.some(isLoopback) || [...this.listeners].some(({ host }) => host === known)) throw fail("refused", "nobody listens there");
     throw isIP(known) ? fail("unreachable", "no route leads there") : fail("unknown-host", "the name is unknown");
   }
+
+  /**
+   * The same for the first of several that leads to one.
+   * @throws {NetError} as {@link find} does for the last, and `unknown-host` where there is none
+   */
+  findFirst(names: readonly string[], port: number): { listener: L; host: string } {
+    let failure: unknown = new NetError("unknown-host", `Cannot connect to port ${port}: no address`);
+    for (const name of names) {
+      try {
+        return this.find(name, port);
+      } catch (error) {
+        failure = error;
+      }
+    }
+    throw failure;
+  }
 }
 
 /** Whether who listens on `listening` can be reached at `host`. */
@@ -220,10 +236,10 @@ class MemoryNet implements Net {
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
 
-  async connectTcp({ host, port, tls, signal }: ConnectTcpOptions): Promise<Duplex> {
+  async connectTcp({ host, port, addresses = [host], tls, signal }: ConnectTcpOptions): Promise<Duplex> {
     this.#checkOpen();
     checkDial(port, signal);
-    const { listener, host: address } = this.tcp.find(host, port);
+    const { listener, host: address } = this.tcp.findFirst(addresses, port);
     listener.checkTls(tls !== undefined);
     const onEnd = () => up.hasEnded && down.hasEnded && this.#connections.delete(near);
     const up: Pipe = new Pipe(TCP_WINDOW, { onEnd });
@@ -251,6 +267,10 @@ class MemoryNet implements Net {
       throw new NetError("invalid", "Cannot copy between streams of another network");
     }
     return await splice(a, b, options);
+  }
+
+  stalledMs(): number {
+    return 0;
   }
 
   close(): void {

@@ -31,6 +31,8 @@ export interface NativeNetOptions {
   warn?: (message: string) => void;
   /** The addon's file. Default: the one built with the sources, or inside the executable. */
   addon?: string;
+  /** Let the process have as many descriptors as its hard limit allows (getrlimit(2)). Default `false`. */
+  raiseDescriptorLimit?: boolean;
 }
 
 /**
@@ -38,8 +40,37 @@ export interface NativeNetOptions {
  * @throws {Error} where the addon cannot be loaded
  */
 export function createNativeNet(options: NativeNetOptions = {}): Net {
-  const addon = loadAddon(options.addon) as { Engine: EngineConstructor };
-  return new NativeNet(addon.Engine, options);
+  return openNative(options.addon).createNet(options);
+}
+
+/** What a program has of the native engine. */
+export interface Native {
+  /** As {@link createNativeNet}. */
+  createNet(options: NativeNetOptions): Net;
+  /**
+   * Sends `message` to the service manager whose socket is `socket`, a path or `@` and a name of the abstract namespace (sd_notify(3)). What
+   * went wrong, where something did.
+   */
+  notifySupervisor(socket: string, message: string): string | undefined;
+}
+
+/** The engine in `file`, or by default as {@link NativeNetOptions.addon}. It is loaded when it is first used. */
+export function openNative(file?: string): Native {
+  let loaded: Addon | undefined;
+  const addon = () => loaded ??= loadAddon(file) as Addon;
+  return {
+    createNet(options) {
+      if (options.raiseDescriptorLimit) addon().raiseDescriptorLimit();
+      return new NativeNet(addon().Engine, options);
+    },
+    notifySupervisor: (socket, message) => addon().notifySupervisor(socket, message) ?? undefined,
+  };
+}
+
+interface Addon {
+  readonly Engine: EngineConstructor;
+  notifySupervisor(socket: string, message: string): string | null | undefined;
+  raiseDescriptorLimit(): void;
 }
 
 /** As the addon hands it over: code, message, application error code, whether the far side caused it. */
@@ -51,13 +82,21 @@ interface Engine {
   hold(on: boolean): void;
   close(): void;
   held(): number[];
+  stalledMs(): number;
   cancel(op: number): void;
   listenTcp(op: number, address: string, tls: ServerTls | undefined, heads: Heads): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: ServerTls): Verdict;
   tcpStopAccepting(listener: number): void;
   tcpClose(listener: number): void;
-  connectTcp(op: number, host: string, port: number, timeoutMs: number, tls: ClientTls | undefined): void;
+  connectTcp(
+    op: number,
+    host: string,
+    port: number,
+    addresses: readonly string[] | undefined,
+    timeoutMs: number,
+    tls: ClientTls | undefined,
+  ): void;
   listenQuic(
     op: number,
     address: string,
@@ -194,10 +233,10 @@ class NativeNet implements Net {
   }
 
   async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {
-    const { host, port, timeoutMs, tls, signal } = options;
+    const { host, port, addresses, timeoutMs, tls, signal } = options;
     checkSignal(signal);
     checkPort(port);
-    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, timeoutMs, tls);
+    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, addresses, timeoutMs, tls);
     const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
     return new NativeDuplex(this.#calls, id, remote);
   }
@@ -232,6 +271,10 @@ class NativeNet implements Net {
     const start = (op: number, engine: Engine) => engine.splice(op, aId, bId, prologueToA, idleTimeoutMs ?? 0, signal !== undefined);
     const [aToB, bToA, fault, side] = await this.#calls.cancellable<[number, number, Fault | undefined, 0 | 1 | undefined]>(signal, start);
     return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+  }
+
+  stalledMs(): number {
+    return this.#calls.engine.stalledMs();
   }
 
   close(): void {

@@ -29,6 +29,11 @@ export interface Net {
    * what the network does: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
+  /**
+   * For how many milliseconds what moves the bytes has not got to run; 0 while it does. Each call finds out what the next one tells: to be
+   * called regularly.
+   */
+  stalledMs(): number;
   /** Closes everything that was made with it: listeners, connections, streams. Every call under way settles. */
   close(): void;
 }
@@ -192,6 +197,11 @@ export interface ConnectTcpOptions {
   host: string;
   /** 1 to 65535. */
   port: number;
+  /**
+   * Addresses of `host`, which is then not looked up: they are tried, and no others. An address that was checked is the one that is
+   * connected to, whatever the name has become meanwhile. Default: those that the name has.
+   */
+  addresses?: readonly string[];
   /** Longest time in milliseconds for everything: name, connection and TLS handshake. */
   timeoutMs: number;
   /** Speak TLS. Default: plain TCP. */

@@ -238,6 +238,17 @@ function connectTests({ test, adapter }: Suite): void {
     assert.ok(error.message.includes("nope.invalid"), error.message);
   });
 
+  test("is made to the addresses that are given, whatever the name has, and to no other", async (net) => {
+    const { port, request } = await listenTcp(net);
+    const client = await dialTcp(net, port, { host: "nope.invalid", addresses: ["::1", "127.0.0.1"] });
+    await within(client.write(bytes(HEAD)));
+    assert.equal((await request()).head, HEAD);
+    assert.ok(client.remote.startsWith("127.0.0.1:"), client.remote);
+    const to = (addresses: string[]) => net.connectTcp({ host: "127.0.0.1", port, addresses, timeoutMs: 4_000 });
+    await netError(to(["::1"]), "refused");
+    await netError(to([]), "unknown-host");
+  });
+
   test("is not made where no route leads", async (net) => {
     await fails(net, "224.0.0.1", 80, "unreachable"); // multicast: TCP never gets there, on whatever machine
   });

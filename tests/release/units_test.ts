@@ -23,6 +23,10 @@ describe("units", () => {
     }
   });
 
+  it("are told when the service is ready, and whether it still runs", () => {
+    for (const unit of UNITS) assert.match(readFileSync(unit, "utf8"), /^Type=notify$[^]*^WatchdogSec=30$/m, unit);
+  });
+
   it("give tunnels the time that they are promised before they are killed", () => {
     for (const unit of UNITS) {
       const [, seconds] = /^TimeoutStopSec=(\d+)$/m.exec(readFileSync(unit, "utf8"))!;

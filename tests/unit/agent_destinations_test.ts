@@ -12,17 +12,18 @@ import { netWith, streamPair, withNet } from "../support/memory.ts";
 const ADVISED = ["169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "100.100.100.200", "metadata.google.internal"];
 
 interface Bench {
-  /** Status, or code of the network, or the address that was connected to. */
+  /** Status, or code of the network, or the addresses that were to be connected to. */
   reach(destination: string): Promise<string | number>;
   connected: string[];
 }
 
 /** Every connection is taken, but to what `connect` refuses. */
 async function withDeny(
-  { deny, names = {}, connect }: {
+  { deny, names = {}, connect, timeoutMs = 5_000 }: {
     deny: string[];
     names?: Record<string, string[] | (() => Promise<string[]>)>;
     connect?: (options: ConnectTcpOptions) => Promise<Duplex>;
+    timeoutMs?: number;
   },
   body: (bench: Bench) => Promise<void>,
 ): Promise<void> {
@@ -31,7 +32,7 @@ async function withDeny(
     const taking = netWith(net, {
       connectTcp: async (options) => {
         const stream = await (connect?.(options) ?? Promise.resolve(streamPair().near));
-        connected.push(options.host);
+        connected.push((options.addresses ?? [options.host]).join());
         return stream;
       },
     });
@@ -43,7 +44,7 @@ async function withDeny(
     const destinations = createDestinations({ net: taking, allow: [], deny, resolve });
     const reach = async (text: string) => {
       try {
-        await destinations.connect(parseAuthority(text), 5_000);
+        await destinations.connect(parseAuthority(text), timeoutMs);
         return connected.at(-1)!;
       } catch (error) {
         if (error instanceof Refusal) return error.status;
@@ -104,18 +105,25 @@ describe("a deny-list of the agent", () => {
       assert.deepEqual([await reach("localhost:9090"), await reach("localhost:9091")], [403, "127.0.0.1"]);
     }));
 
-  it("tries one address after the other, does not wait for one that is silent, and tells the first failure of all", async () => {
-    const connect = ({ host, signal }: ConnectTcpOptions): Promise<Duplex> => {
-      if (host === "192.0.2.3") return Promise.resolve(streamPair().near);
-      if (host === "192.0.2.1") return Promise.reject(new NetError("refused", "refused"));
-      return new Promise((_, reject) => signal!.addEventListener("abort", () => reject(new NetError("cancelled", "cancelled"))));
+  it("holds the network to what is left of an address list, of a name that it keeps, and of the time", async () => {
+    let asked: ConnectTcpOptions | undefined;
+    const connect = (options: ConnectTcpOptions): Promise<Duplex> => {
+      asked = options;
+      return Promise.reject(new NetError("refused", "refused"));
     };
-    const names = { "three.test": ["192.0.2.1", "192.0.2.2", "192.0.2.3"], "one.test": ["192.0.2.1"] };
+    const names = { "three.test": ["169.254.1.1", "192.0.2.1", "::ffff:169.254.1.1", "2001:db8::1"] };
     await withDeny({ deny: ADVISED, names, connect }, async ({ reach }) => {
-      assert.equal(await reach("three.test:80"), "192.0.2.3");
-      assert.equal(await reach("one.test:80"), "refused");
+      assert.equal(await reach("three.test:80"), "refused");
+      const { host, port, addresses, timeoutMs } = asked!;
+      assert.deepEqual({ host, port, addresses }, { host: "three.test", port: 80, addresses: ["192.0.2.1", "2001:db8::1"] });
+      assert.ok(timeoutMs > 0 && timeoutMs <= 5_000, `${timeoutMs}`);
     });
   });
+
+  it("ends a look-up that takes too long", () =>
+    withDeny({ deny: ADVISED, names: { "silent.test": () => new Promise(() => {}) }, timeoutMs: 30 }, async ({ reach }) => {
+      assert.equal(await reach("silent.test:80"), "timed-out");
+    }));
 
   it("says so where a name is not known", () =>
     withDeny({ deny: ADVISED, names: { "empty.test": [] } }, async ({ reach }) => {

@@ -86,7 +86,7 @@ async function startRunning(closing: () => Promise<void> = async () => {}): Prom
   const it = start({
     start: (_, log) => {
       started(log);
-      return Promise.resolve({ close: closing });
+      return Promise.resolve({ closesWithinMs: 5_000, close: closing });
     },
   });
   return { ...it, log: await running };
@@ -132,7 +132,7 @@ describe("program", () => {
       start: async () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
-        return { close: () => Promise.resolve(void (closed = true)) };
+        return { closesWithinMs: 0, close: () => Promise.resolve(void (closed = true)) };
       },
     });
     await starting;

@@ -1,8 +1,8 @@
-// The watchdog: says that the program did not get to run, and how long, and nothing else.
+// The watchdog: says that the program or its network did not get to run, and how long; whoever supervises it hears that they do.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { startWatchdog } from "../../shared/watchdog.ts";
-import { LogBook } from "../support/memory.ts";
+import { LogBook, Queue } from "../support/memory.ts";
 
 describe("the watchdog", () => {
   it("logs and counts a stall when it is over, once", async () => {
@@ -13,7 +13,8 @@ describe("the watchdog", () => {
     const watchdog = startWatchdog({
       log,
       now: () => performance.now() + ahead,
-      onStall: (ms) => {
+      onStall: (what, ms) => {
+        assert.equal(what, "program");
         stalls.push(ms);
         stalled.resolve();
       },
@@ -22,6 +23,34 @@ describe("the watchdog", () => {
     await stalled.promise;
     assert.ok(stalls[0]! > 58_000, `${stalls}`);
     assert.equal(log.logged("stood still").length, 1);
+    watchdog.close();
+  });
+
+  it("says at once that the network stands still, counts all of it, and tells the supervisor nothing meanwhile", async () => {
+    const log = new LogBook();
+    let networkMs = 0;
+    const counted: number[] = [];
+    const told = new Queue<string>();
+    const watchdog = startWatchdog({
+      log,
+      networkStalledMs: () => networkMs,
+      onStall: (what, ms) => void (what === "network" && counted.push(ms)),
+      supervisor: { watchdogMs: 40, ready() {}, stopping() {}, status: (text) => told.push(text), alive: () => told.push("alive") },
+      status: () => `stalled ${networkMs}`,
+    });
+    assert.deepEqual([await told.next(), await told.next()], ["stalled 0", "alive"]);
+    networkMs = 1_500;
+    await log.waitFor("the network stands still", { ms: 1_500 });
+    networkMs = 4_000;
+    let last = "";
+    while (last !== "stalled 4000") last = await told.next();
+    assert.equal(await told.next(), "stalled 4000");
+    assert.deepEqual(counted.slice(0, 2), [1_500, 2_500]);
+    assert.equal(counted.reduce((sum, ms) => sum + ms), 4_000);
+    networkMs = 0;
+    await log.waitFor("the network runs again", { ms: 4_000 });
+    while (last !== "alive") last = await told.next();
+    assert.equal(log.logged("the network stands still").length, 1);
     watchdog.close();
   });
 });

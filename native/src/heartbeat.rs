@@ -1,0 +1,83 @@
+//! Whether the runtime still gets to run tasks and timers. Whoever asks sends it one and looks for it the next time: nothing runs on its own.
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+const NONE: u64 = u64::MAX;
+const BEAT: Duration = Duration::from_millis(1);
+
+pub struct Heartbeat {
+    start: Instant,
+    /// When the beat that is still to come was asked for, in milliseconds from `start`.
+    asked: AtomicU64,
+}
+
+impl Heartbeat {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            asked: AtomicU64::new(NONE),
+        })
+    }
+
+    /// For how long the beat that was asked for has not come; zero where it has, and then the next one is asked for.
+    pub fn late(self: &Arc<Self>, runtime: &Handle) -> Duration {
+        let now = self.start.elapsed().as_millis() as u64;
+        let asked = self.asked.load(Ordering::Acquire);
+        if asked != NONE {
+            return Duration::from_millis(now.saturating_sub(asked));
+        }
+        self.asked.store(now, Ordering::Release);
+        let heart = self.clone();
+        runtime.spawn(async move {
+            tokio::time::sleep(BEAT).await; // the timers are to run as well
+            heart.asked.store(NONE, Ordering::Release);
+        });
+        Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_runtime_that_runs_is_never_late() {
+        let (runtime, heart) = (runtime(), Heartbeat::new());
+        for _ in 0..3 {
+            assert_eq!(heart.late(runtime.handle()), Duration::ZERO);
+            while heart.asked.load(Ordering::Acquire) != NONE {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_runtime_whose_threads_are_all_held_is_late_until_they_are_let_go() {
+        let (runtime, heart) = (runtime(), Heartbeat::new());
+        let (free, held) = std::sync::mpsc::channel::<()>();
+        let (holds, holding) = std::sync::mpsc::channel::<()>();
+        runtime.spawn(async move {
+            holds.send(()).unwrap();
+            let _ = held.recv();
+        });
+        holding.recv().unwrap();
+        assert_eq!(heart.late(runtime.handle()), Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(heart.late(runtime.handle()) >= Duration::from_millis(49));
+        free.send(()).unwrap();
+        while heart.late(runtime.handle()) != Duration::ZERO {
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,91 @@
+// What the compiled executables tell the service manager that started them.
+import assert from "node:assert/strict";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { AGENT, AGENT_ID, LB, PROXY, Site, storeArgs } from "../support/processes.ts";
+import { openTunnel, Origin } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
+import { ServiceManager } from "../support/supervisor.ts";
+
+/** As systemd starts a unit with `Type=notify`. */
+function environment({ socket }: ServiceManager, watchdogMs?: number): Record<string, string> {
+  const env: Record<string, string> = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", NOTIFY_SOCKET: socket };
+  if (watchdogMs !== undefined) env.WATCHDOG_USEC = String(watchdogMs * 1_000);
+  return env;
+}
+
+describe("a service manager", () => {
+  it("hears that the proxy listens, runs, whom it serves, and that it stops", async () => {
+    await using manager = await ServiceManager.start();
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const env = environment(manager, 400);
+    const proxy = site.start(PROXY, [...site.proxyArgs(), "--drain.timeout=30s", "--drain.delay=1s"], { env });
+    const { agents, clients } = await proxy.waitFor("listening");
+    await manager.waitFor("READY=1");
+    const addresses = { agents: String(agents), clients: String(clients) };
+    await site.startAgent(addresses);
+    await manager.waitFor("STATUS=Serving: 1 agents, 0 clients");
+    await manager.waitFor("WATCHDOG=1", 5);
+    using tunnel = await openTunnel(addresses.clients, origin.authority);
+    await manager.waitFor("STATUS=Serving: 1 agents, 1 clients");
+    proxy.signal("SIGTERM");
+    await manager.waitFor("STOPPING=1");
+    assert.deepEqual(manager.messages.find(([first]) => first === "STOPPING=1"), ["STOPPING=1", "EXTEND_TIMEOUT_USEC=41000000"]);
+    await manager.waitFor(/^STATUS=Draining: /);
+    // it is still to be known that it runs
+    await manager.waitFor("WATCHDOG=1", manager.count("WATCHDOG=1") + 3);
+    tunnel.reset();
+    assert.equal((await proxy.ended).exitCode, 0);
+    assert.equal(manager.count("READY=1"), 1);
+  });
+
+  it("takes an agent for started although no proxy is there, and hears when one is", async () => {
+    await using manager = await ServiceManager.start();
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy();
+    proxy.signal("SIGKILL");
+    await proxy.ended;
+    const agent = site.start(AGENT, site.agentArgs(addresses), { env: environment(manager) });
+    await manager.waitFor("READY=1");
+    await manager.waitFor(`STATUS=Connecting to ${addresses.agents}`);
+    await site.startProxy([], addresses);
+    await manager.waitFor(`STATUS=Connected: ${addresses.agents}, 0 tunnels`);
+    await agent.stop();
+    await manager.waitFor("STOPPING=1");
+    assert.equal(manager.count("WATCHDOG=1"), 0); // nobody has asked for it
+  });
+
+  const onLinux = { skip: process.platform === "linux" ? false : "only Linux has an abstract namespace" };
+  it("hears of a load balancer in the abstract namespace", onLinux, async () => {
+    await using manager = await ServiceManager.start("abstract");
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    site.start(LB, ["--http-proxy.listen-address=127.0.0.1:0", ...storeArgs(cache), "--log.format=json"], {
+      env: environment(manager, 400),
+    });
+    await manager.waitFor("READY=1");
+    await manager.waitFor("STATUS=Serving: 0 clients");
+    await manager.waitFor("WATCHDOG=1", 3);
+  });
+
+  it("that is gone is said to be so once, and missed by nobody", async () => {
+    await using site = await Site.create();
+    const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", NOTIFY_SOCKET: "/nonexistent/notify", WATCHDOG_USEC: "400000" };
+    const { addresses } = await site.startProxy();
+    const agent = site.start(AGENT, site.agentArgs(addresses), { env });
+    await agent.waitFor("cannot tell the service manager", { socket: "/nonexistent/notify" });
+    await agent.waitFor("connected", { agent: AGENT_ID });
+    await agent.stop();
+    assert.equal(agent.logged("cannot tell the service manager").length, 1);
+  });
+
+  it("hears nothing of a proxy that cannot start", async () => {
+    await using manager = await ServiceManager.start();
+    await using site = await Site.create();
+    const { addresses } = await site.startProxy();
+    const second = site.start(PROXY, site.proxyArgs(addresses), { env: environment(manager, 400) });
+    assert.equal((await second.ended).exitCode, 1);
+    assert.deepEqual(manager.messages, []);
+  });
+});

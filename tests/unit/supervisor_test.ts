@@ -1,0 +1,72 @@
+// What the service manager that started the program is told, and when.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { createSupervisor, type Supervisor } from "../../shared/supervisor.ts";
+import { LogBook } from "../support/memory.ts";
+
+const SOCKET = "/run/notify";
+
+interface Bench {
+  supervisor: Supervisor | undefined;
+  told: string[];
+  log: LogBook;
+  clock: { now: number };
+}
+
+function bench(env: Record<string, string>, problem: () => string | undefined = () => undefined): Bench {
+  const [told, log, clock]: [string[], LogBook, { now: number }] = [[], new LogBook(), { now: 0 }];
+  const notify = (socket: string, message: string) => {
+    assert.equal(socket, SOCKET);
+    told.push(message);
+    return problem();
+  };
+  return { supervisor: createSupervisor({ env, pid: 7, notify, log, now: () => clock.now }), told, log, clock };
+}
+
+describe("a supervisor", () => {
+  it("is nobody without NOTIFY_SOCKET", () => {
+    assert.equal(bench({}).supervisor, undefined);
+    assert.equal(bench({ NOTIFY_SOCKET: "", WATCHDOG_USEC: "1000000" }).supervisor, undefined);
+  });
+
+  it("hears of the beginning, of the end with the time that it takes, and of a status that has changed", () => {
+    const { supervisor, told } = bench({ NOTIFY_SOCKET: SOCKET });
+    supervisor!.ready();
+    for (const text of ["one", "one", "two\nREADY=1"]) supervisor!.status(text);
+    supervisor!.stopping(1_500);
+    assert.deepEqual(told, ["READY=1", "STATUS=one", "STATUS=two READY=1", "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000"]);
+  });
+
+  it("hears twice in WATCHDOG_USEC that the program runs", () => {
+    const { supervisor, told, clock } = bench({ NOTIFY_SOCKET: SOCKET, WATCHDOG_USEC: "2000000" });
+    assert.equal(supervisor!.watchdogMs, 2_000);
+    for (; clock.now < 10_000; clock.now += 100) supervisor!.alive();
+    assert.deepEqual(told, Array.from({ length: 10 }, () => "WATCHDOG=1"));
+  });
+
+  it("does not hear it where it does not ask, or asks another process", () => {
+    const others: Record<string, string>[] = [{}, { WATCHDOG_USEC: "0" }, { WATCHDOG_USEC: "x" }, {
+      WATCHDOG_USEC: "9",
+      WATCHDOG_PID: "8",
+    }];
+    for (const env of others) {
+      const { supervisor, told } = bench({ NOTIFY_SOCKET: SOCKET, ...env });
+      supervisor!.alive();
+      assert.deepEqual([supervisor!.watchdogMs, told], [Infinity, []]);
+    }
+    assert.equal(bench({ NOTIFY_SOCKET: SOCKET, WATCHDOG_USEC: "1000", WATCHDOG_PID: "7" }).supervisor!.watchdogMs, 1);
+  });
+
+  it("that cannot be reached is logged once, until it can be", () => {
+    let problem: string | undefined = "no such file";
+    const { supervisor, log } = bench({ NOTIFY_SOCKET: SOCKET }, () => problem);
+    supervisor!.ready();
+    supervisor!.status("one");
+    assert.deepEqual(log.logged("cannot tell the service manager"), [{ socket: SOCKET, reason: "no such file" }]);
+    problem = undefined;
+    supervisor!.status("two");
+    problem = "gone";
+    supervisor!.status("three");
+    assert.equal(log.logged("cannot tell the service manager").length, 2);
+  });
+});
