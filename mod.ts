@@ -15,15 +15,16 @@
  * @module
  */
 import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
-import { type AgentOptions, agentOptions } from "./agent/options.ts";
+import { agentOptions } from "./agent/options.ts";
 import { type LoadBalancer, startLoadBalancer as startLoadBalancerWith } from "./lb/lb.ts";
-import { lbOptions, type LoadBalancerOptions } from "./lb/options.ts";
+import { lbOptions } from "./lb/options.ts";
+import type { AgentOptions, LoadBalancerOptions, ProxyOptions } from "./options.ts";
 import type { AgentEvents } from "./proxy/agent_server.ts";
 import { type Proxy, startProxy as startProxyWith } from "./proxy/proxy.ts";
-import { type ProxyOptions, proxyOptions } from "./proxy/options.ts";
+import { proxyOptions } from "./proxy/options.ts";
 import type { Authenticator } from "./shared/auth/authenticator.ts";
 import { type Authenticate, createHookAuthenticator } from "./shared/auth/hook.ts";
-import { type PartialValues, withDefaults } from "./shared/cli/defaults.ts";
+import { withDefaults } from "./shared/cli/defaults.ts";
 import { type Logger, silentLogger } from "./shared/log.ts";
 import { createNativeNet } from "./shared/net/native.ts";
 import type { Net } from "./shared/net/types.ts";
@@ -49,7 +50,7 @@ export { createNativeNet, type NativeNetOptions } from "./shared/net/native.ts";
 export type * from "./shared/net/types.ts";
 export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
 export { type Store, StoreError } from "./shared/store/store.ts";
-export type { Agent, AgentEvents, AgentOptions, LoadBalancer, LoadBalancerOptions, PartialValues, Proxy, ProxyOptions };
+export type { Agent, AgentEvents, AgentOptions, LoadBalancer, LoadBalancerOptions, Proxy, ProxyOptions };
 
 /** What a program may give the proxy besides its options. */
 export interface ProxyHooks extends AgentEvents {
@@ -99,7 +100,7 @@ export interface AgentHooks {
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when an address cannot be listened on
  */
-export async function startProxy(options: PartialValues<ProxyOptions>, hooks: ProxyHooks = {}): Promise<Proxy> {
+export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}): Promise<Proxy> {
   const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
   const chosen = authenticator ?? (authenticate && createHookAuthenticator(authenticate));
   return await startProxyWith(withDefaults(proxyOptions, options), { ...others, authenticator: chosen, net, log });
@@ -109,7 +110,7 @@ export async function startProxy(options: PartialValues<ProxyOptions>, hooks: Pr
  * Starts an agent, which goes on connecting until it is closed. Options left out have the defaults of the command line.
  * @throws {ConfigError} for options that cannot be used
  */
-export async function startAgent(options: PartialValues<AgentOptions>, hooks: AgentHooks = {}): Promise<Agent> {
+export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}): Promise<Agent> {
   const { net = createNativeNet(), log = silentLogger, ...others } = hooks;
   return await startAgentWith(withDefaults(agentOptions, options), { ...others, net, log });
 }
@@ -121,7 +122,7 @@ export async function startAgent(options: PartialValues<AgentOptions>, hooks: Ag
  * @throws {NetError} when an address cannot be listened on
  */
 export async function startLoadBalancer(
-  options: PartialValues<LoadBalancerOptions>,
+  options: LoadBalancerOptions,
   hooks: LoadBalancerHooks = {},
 ): Promise<LoadBalancer> {
   const { authenticate, net = createNativeNet(), log = silentLogger, ...others } = hooks;

@@ -42,6 +42,8 @@ const CHECKS: Check[] = [
   { name: "lint", command: [deno, "lint", "--quiet"] },
   { name: "types", command: [deno, "check", "--quiet", "."] },
   { name: "types in documents", command: [deno, "check", "--quiet", "--doc-only", "README.md", join("docs", "library.md")] },
+  { name: "documentation of the library", command: [deno, "doc", "--lint", "mod.ts"] },
+  { name: "types of the library", command: [deno, "publish", "--dry-run", "--allow-dirty", "--quiet"] },
   { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: crate },
   {
     name: "rust lint",

@@ -2,6 +2,7 @@
 // A store inside one process: for programs that embed proxies and a load balancer together, and for tests.
 import { type Cache, renewIn, type Store } from "./store.ts";
 
+/** How a store in memory keeps its entries. */
 export interface MemoryStoreOptions {
   /** How long an entry lives without renewal, in milliseconds. Default 30000. */
   ttlMs?: number;
@@ -9,6 +10,7 @@ export interface MemoryStoreOptions {
   now?: () => number;
 }
 
+/** A store that the proxies and load balancers of one process share. */
 export function createMemoryStore({ ttlMs = 30_000, now = () => performance.now() }: MemoryStoreOptions = {}): Store {
   const entries = new Map<string, { value: string; endsAt: number }>();
   const alive = (key: string) => {

@@ -27,6 +27,7 @@ export interface Store {
 
 /** The store did not do what it was asked for. The message names the server and what went wrong. */
 export class StoreError extends Error {
+  /** Always that. */
   override readonly name = "StoreError";
 }
 

@@ -5,7 +5,7 @@ import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
-const SOURCES = globSync("{mod.ts,main.ts,family.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
+const SOURCES = globSync("{mod.ts,main.ts,family.ts,options.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
 
 /** Without comments: they may name what code may not. */
 function code(text: string): string {
@@ -28,7 +28,7 @@ function staticImports(text: string): string[] {
 const LEVELS = ["shared/net/types", "shared/net", "shared", "middle", "part", "main"] as const;
 
 function levelOf(file: string): number {
-  const level = /(^|\/)main\.ts$|^(mod|family)\.ts$/.test(file)
+  const level = /(^|\/)main\.ts$|^(mod|family|options)\.ts$/.test(file)
     ? "main"
     : /^(proxy|agent|lb)\//.test(file)
     ? "part"

@@ -9,6 +9,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { resolve } from "../../shared/cli/config.ts";
 import { envOf, type Options, parseValue } from "../../shared/cli/option.ts";
 import { optionTable } from "../../shared/cli/option_table.ts";
+import { optionTypes } from "../../tools/option_types.ts";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
 
@@ -158,5 +159,11 @@ describe("agent's server address", () => {
     const definition = agentOptions["agent-client.server-address"];
     for (const text of [":4242", "localhost:0"]) assert.throws(() => parseValue(definition, text), /lacks a host or a port/);
     assert.deepEqual(parseValue(definition, "[::1]:4242,b:1"), ["[::1]:4242", "b:1"]);
+  });
+});
+
+describe("options of the library", () => {
+  it("are in options.ts as they are defined", () => {
+    assert.equal(readFileSync(join(ROOT, "options.ts"), "utf8"), optionTypes(), "options.ts is stale: run deno task docs");
   });
 });

@@ -1,0 +1,24 @@
+// The library where it is not beside its native engine.
+import assert from "node:assert/strict";
+import { cpSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { pathToFileURL } from "node:url";
+import { Folder, ROOT } from "../support/processes.ts";
+
+describe("library without a native engine", () => {
+  it("says which package has it, and how to get that", async () => {
+    using folder = new Folder();
+    mkdirSync(join(folder.path, "shared", "net"), { recursive: true });
+    const file = join(folder.path, "shared", "net", "addon.ts");
+    cpSync(join(ROOT, "shared", "net", "addon.ts"), file);
+    const { loadAddon } = await import(pathToFileURL(file).href) as { loadAddon(): unknown };
+    const name = `@reverse-http/native-${process.platform}-${process.arch}`;
+    assert.throws(() => loadAddon(), ({ message }: Error) => {
+      assert.ok(message.startsWith(`Cannot load the native engine: it is in the package ${name} of npm`), message);
+      assert.match(message, /npm install @reverse-http\/native-\S+,.* deno add npm:@reverse-http\/native-/);
+      return true;
+    });
+  });
+});

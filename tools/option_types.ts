@@ -1,0 +1,55 @@
+// The options as types of TypeScript, written out, for programs: types that are derived from the definitions tell an editor nothing of an
+// option, and cannot be published with their documentation.
+import { FAMILY } from "../family.ts";
+import { camelCase, flagOf, type Option, type Options, parseValue } from "../shared/cli/option.ts";
+
+type Tree = { [key: string]: Tree | { readonly name: string; readonly option: Option } };
+
+/** The text of options.ts. */
+export function optionTypes(): string {
+  const types = [
+    interfaceOf("ProxyOptions", "What a program may tell a proxy.", FAMILY.proxy),
+    interfaceOf("AgentOptions", "What a program may tell an agent.", FAMILY.agent),
+    interfaceOf("LoadBalancerOptions", "What a program may tell a load balancer.", FAMILY.lb),
+  ];
+  return `// The options of the command line for programs, nested by the dots. Written by \`deno task docs\`: their definitions are elsewhere.\n\n${
+    types.join("\n")
+  }`;
+}
+
+function interfaceOf(name: string, sentence: string, options: Options): string {
+  const tree: Tree = {};
+  for (const [name, option] of Object.entries(options)) {
+    const path = name.split(".").map(camelCase);
+    let group = tree;
+    for (const key of path.slice(0, -1)) group = (group[key] ??= {}) as Tree;
+    group[path.at(-1)!] = { name, option };
+  }
+  return `/** ${sentence} */\nexport interface ${name} {\n${members(tree, "", "  ")}}\n`;
+}
+
+/** @param names what the names of all of these options begin with */
+function members(tree: Tree, names: string, indent: string): string {
+  return Object.entries(tree).map(([key, value]) => {
+    if ("option" in value) {
+      const { name, option } = value as { name: string; option: Option };
+      return `${indent}/** ${describe(name, option)} */\n${indent}${key}?: ${typeOf(option)};\n`;
+    }
+    const group = `${names}${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}.`;
+    const inner = members(value as Tree, group, `${indent}  `);
+    return `${indent}/** \`--${group}*\` */\n${indent}${key}?: {\n${inner}${indent}};\n`;
+  }).join("");
+}
+
+function describe(name: string, option: Option): string {
+  const unit = option.kind === "duration" ? " In milliseconds." : "";
+  const preset = option.default === undefined ? "" : ` Default: \`${JSON.stringify(parseValue(option, option.default))}\`.`;
+  return `\`${flagOf(name)}\`: ${option.description}${unit}${preset}`.replaceAll("*/", "*\\/");
+}
+
+function typeOf({ kind, choices }: Option): string {
+  if (choices !== undefined) return choices.map((choice) => JSON.stringify(choice)).join(" | ");
+  if (kind === "duration" || kind === "integer") return "number";
+  if (kind === "list") return "string[]";
+  return kind === "boolean" ? "boolean" : "string";
+}
