@@ -64,7 +64,7 @@ full_name() {
   esac
 }
 
-# Sets platform, as archives are named.
+# Sets platform, as archives are named, and what an executable needs there.
 find_platform() {
   system=$(uname -s) machine=$(uname -m)
   case $system in
@@ -80,6 +80,21 @@ find_platform() {
   # a shell that is translated says x86_64 on an Apple processor
   if [ "$os$arch" = darwinamd64 ] && [ "$(sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ]; then arch=arm64; fi
   platform="${os}_$arch"
+  needs=""
+  if [ "$os" = linux ]; then
+    needs=" (it needs glibc 2.17 or later)"
+    if is_musl; then platform="${platform}_musl" needs=" (it needs libstdc++: on Alpine, apk add libstdc++)"; fi
+  fi
+}
+
+# Whether programs here are those of musl, as on Alpine; elsewhere it may be there beside glibc.
+is_musl() {
+  case $(ldd --version 2>&1 || true) in
+    *musl*) return 0 ;;
+    *GLIBC* | *GNU*) return 1 ;;
+  esac
+  for loader in /lib/ld-musl-*.so.1; do [ ! -e "$loader" ] || return 0; done
+  return 1
 }
 
 # Sets dir, where it was not given.
@@ -135,7 +150,7 @@ fetch_executable() { # NAME
   tar -xzf "$work/$archive" -C "$work" "$1" || fail "Cannot unpack $archive"
   chmod 755 "$work/$1"
   "$work/$1" --version >/dev/null 2>"$work/start.log" ||
-    fail "Cannot run $1 on this machine: $(tail -n 1 "$work/start.log") (Linux needs glibc 2.17 or later)"
+    fail "Cannot run $1 on this machine: $(tail -n 1 "$work/start.log")$needs"
 }
 
 # In one step: who starts it meanwhile gets the old or the new one.

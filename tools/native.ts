@@ -7,7 +7,7 @@ import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { parseTargets, type TargetName, TARGETS } from "./targets.ts";
+import { parseTargets, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const root = join(import.meta.dirname!, "..");
 const crate = join(root, "native");
@@ -39,16 +39,19 @@ function hostRecipe(): Recipe {
 
 /** For a platform, on any: linked by zig against its oldest libraries, or on a Mac for Macs by Apple's own linker. */
 function targetRecipe(name: TargetName): Recipe {
-  const { rust, os, oldest } = TARGETS[name];
+  const { rust, os, libc, oldest }: Target = TARGETS[name];
   const onMacs = os === "darwin" && process.platform === "darwin";
   const sysroot = output("rustc", ["--print", "sysroot"]);
   const std = join(sysroot, "lib", "rustlib", rust, "lib");
   const sources = join(sysroot, "lib", "rustlib", "src", "rust");
-  const command = [onMacs ? "build" : "zigbuild", "--release", "--locked", "--target", os === "linux" ? `${rust}.${oldest}` : rust];
+  const command = [onMacs ? "build" : "zigbuild", "--release", "--locked", "--target", libc === "glibc" ? `${rust}.${oldest}` : rust];
   const env: Record<string, string> = {
     // no path of this machine in what is built, and the same addon in every folder
-    CARGO_ENCODED_RUSTFLAGS: [[root, "/reverse-http"], [cargoHome(), "/cargo"], [sources, "/rust"]]
-      .map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join("\x1f"),
+    CARGO_ENCODED_RUSTFLAGS: [
+      ...[[root, "/reverse-http"], [cargoHome(), "/cargo"], [sources, "/rust"]].map(([from, to]) => `--remap-path-prefix=${from}=${to}`),
+      // a library that is loaded has the libc of whoever loads it
+      ...libc === "musl" ? ["-Ctarget-feature=-crt-static"] : [],
+    ].join("\x1f"),
     CFLAGS: `-ffile-prefix-map=${cargoHome()}=/cargo -ffile-prefix-map=${cache}=/target`,
     SOURCE_DATE_EPOCH: "0",
   };

@@ -7,7 +7,7 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import { parseTarGzip } from "nanotar";
 import { manifest, ROOT } from "./executables.ts";
-import { parseTargets, type TargetName, TARGETS } from "./targets.ts";
+import { parseTargets, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const folder = join(ROOT, "dist", "npm");
 const { version } = manifest();
@@ -53,7 +53,7 @@ async function makeLibrary(targets: readonly TargetName[]): Promise<void> {
 }
 
 function makeEngine(target: TargetName): void {
-  const { os } = TARGETS[target];
+  const { os, libc }: Target = TARGETS[target];
   const name = `native-${target}`;
   mkdirSync(join(folder, name), { recursive: true });
   copyFileSync(join(ROOT, "dist", target, "reverse-http.node"), join(folder, name, "reverse-http.node"));
@@ -66,7 +66,7 @@ function makeEngine(target: TargetName): void {
     files: ["reverse-http.node"],
     os: [os],
     cpu: [target.split("-")[1]],
-    ...(os === "linux" ? { libc: ["glibc"] } : {}),
+    ...(libc === undefined ? {} : { libc: [libc] }),
   });
 }
 

@@ -11,7 +11,7 @@ import { createTar } from "nanotar";
 import { billOfMaterials, notices } from "./bill_of_materials.ts";
 import { readComponents } from "./components.ts";
 import { EXECUTABLES, manifest, ROOT } from "./executables.ts";
-import { parseTargets, type TargetName, TARGETS } from "./targets.ts";
+import { parseTargets, platformOf, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const SHELLS = ["bash", "zsh", "fish"] as const;
 const bun = join(ROOT, "node_modules", ".bin", "bun");
@@ -45,14 +45,16 @@ function companions(name: keyof typeof EXECUTABLES, { notices }: Release): Recor
 }
 
 function packArchive(name: keyof typeof EXECUTABLES, target: TargetName, texts: Record<string, string>, release: Release): void {
-  const { os, arch } = TARGETS[target];
   const attrs = { uid: 0, gid: 0, user: "root", group: "root", mtime: release.time };
   const tar = createTar([
     { name, data: readFileSync(join(ROOT, "dist", target, name)), attrs: { ...attrs, mode: "755" } },
     ...Object.entries(texts).map(([name, text]) => ({ name, data: new TextEncoder().encode(text), attrs: { ...attrs, mode: "644" } })),
   ]);
-  write(release, `${name}_${release.version}_${os}_${arch}.tar.gz`, gzipSync(tar, { level: 9 }));
+  write(release, `${name}_${release.version}_${platformOf(target)}.tar.gz`, gzipSync(tar, { level: 9 }));
 }
+
+/** Distributions with .deb and .rpm have glibc. */
+const isPackaged = (target: TargetName) => (TARGETS[target] as Target).libc === "glibc";
 
 /** .deb and .rpm of the one executable that is everything. */
 function packSystemPackages(target: TargetName, texts: Record<string, string>, release: Release): void {
@@ -105,7 +107,7 @@ function pack(): void {
     const texts = companions(name, release);
     for (const target of targets) {
       packArchive(name, target, texts, release);
-      if (name === "reverse-http" && TARGETS[target].os === "linux") packSystemPackages(target, texts, release);
+      if (name === "reverse-http" && isPackaged(target)) packSystemPackages(target, texts, release);
     }
   }
   write(release, `reverse-http_${version}_sbom.cdx.json`, billOfMaterials(version, new Date(release.time), components));

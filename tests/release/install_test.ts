@@ -11,9 +11,9 @@ import { Folder, ROOT } from "../support/processes.ts";
 
 const SCRIPT = join(ROOT, "install.sh");
 const NAMES = ["reverse-http", "reverse-http-proxy", "reverse-http-agent", "reverse-http-lb"];
-const PLATFORMS = ["linux_amd64", "linux_arm64", "darwin_amd64", "darwin_arm64"];
+const PLATFORMS = ["linux_amd64", "linux_arm64", "linux_amd64_musl", "linux_arm64_musl", "darwin_amd64", "darwin_arm64"];
 /** All that the script may use, curl and wget aside. */
-const TOOLS = "cat chmod cp cut grep gzip head mkdir mktemp mv rm sed sh sha256sum shasum tail tar uname".split(" ");
+const TOOLS = "cat chmod cp cut grep gzip head ldd mkdir mktemp mv rm sed sh sha256sum shasum tail tar uname".split(" ");
 
 /** What the server answers with: by path, files of releases. */
 type Files = Map<string, Uint8Array | string>;
@@ -238,6 +238,16 @@ describe("install.sh", () => {
       files = RELEASES;
       assert.equal(code, 0, said);
     }
+  });
+
+  it("takes the executable of musl where programs are those of musl", async () => {
+    using machine = new Machine();
+    machine.fake("uname", '[ "$1" = -s ] && echo Linux || echo x86_64');
+    machine.fake("ldd", "echo 'musl libc (x86_64)' >&2; exit 1");
+    files = new Map([...RELEASES].filter(([path]) => path.endsWith("checksums.txt") || path.endsWith("linux_amd64_musl.tar.gz")));
+    const { code, said } = await machine.install(["--dir", machine.bin], { base });
+    files = RELEASES;
+    assert.equal(code, 0, said);
   });
 
   it("says what to do where it may not write", async () => {
