@@ -1,8 +1,9 @@
 // Looks at what `deno task build --target …` has made before it ships. What can run here is started, and a page fetched through it: as it
-// stands, and in an empty root with a read-only file system; arm64 under qemu-user where the machine is another. The rest is inspected.
+// stands, and in an empty root with a read-only file system; arm64 under qemu-user where the machine is another; and with the command lines
+// of the Go project's compose files. The rest is inspected.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { connect } from "node:net";
 import { join } from "node:path";
@@ -13,41 +14,12 @@ import { AGENT_ID, Folder, Program, runToEnd, writeCertificates } from "../tests
 import { EXECUTABLES, ROOT } from "./executables.ts";
 import { readMachO } from "./macho.ts";
 import { hostTarget, parseTargets, type TargetName, TARGETS } from "./targets.ts";
+import { Checks } from "./verify/check.ts";
+import { COMPOSITIONS, verifyComposition } from "./verify/compositions.ts";
+import { inEmptyRoot, inPlace, type Place } from "./verify/place.ts";
 
 const PAGE = "Hello from a server that only the agent can reach!";
-/** What glibc programs load, and the image has. */
-const LIBRARIES = ["libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"];
-const LINUX = {
-  "linux-x64": {
-    loader: "/lib64/ld-linux-x86-64.so.2",
-    from: "/lib/x86_64-linux-gnu",
-    to: "/lib/x86_64-linux-gnu",
-    qemu: "qemu-x86_64-static",
-  },
-  "linux-arm64": { loader: "/lib/ld-linux-aarch64.so.1", from: "/lib/aarch64-linux-gnu", to: "/lib", qemu: "qemu-aarch64-static" },
-} as const;
-const FOREIGN_ROOT: Record<keyof typeof LINUX, string> = { "linux-x64": "/usr/x86_64-linux-gnu", "linux-arm64": "/usr/aarch64-linux-gnu" };
-
-/** A way to start an executable of a target: the words before its arguments. `folder` is where it sees the certificates. */
-interface Place {
-  command(name: string): string[];
-  readonly folder: string;
-}
-
-let failed = 0;
-let passed = 0;
-
-async function check(what: string, run: () => void | Promise<void>): Promise<void> {
-  const started = performance.now();
-  try {
-    await run();
-    passed++;
-    console.log(`ok   ${what} (${((performance.now() - started) / 1000).toFixed(1)} s)`);
-  } catch (error) {
-    failed++;
-    console.log(`FAIL ${what}: ${error instanceof Error ? error.message : error}`);
-  }
-}
+const checks = new Checks();
 
 /** CONNECT and GET at a proxy: all that comes back. */
 function fetchThrough(proxy: string, port: number): Promise<string> {
@@ -96,34 +68,6 @@ async function fetchPage(place: Place, [proxyName, agentName]: [string[], string
   }
 }
 
-/** As it stands; where the machine is another, under qemu with that machine's libraries. */
-function inPlace(target: TargetName, folder: string): Place {
-  const linux = target as keyof typeof LINUX;
-  const emulator = target === hostTarget() ? [] : [LINUX[linux].qemu, "-L", FOREIGN_ROOT[linux]];
-  return { folder, command: (name) => [...emulator, join(ROOT, "dist", target, name)] };
-}
-
-/** In a root that has nothing but glibc and the executable, on a file system that cannot be written to. */
-async function inEmptyRoot(target: keyof typeof LINUX, root: Folder): Promise<Place> {
-  const { loader, from, to, qemu } = LINUX[target];
-  const native = target === hostTarget();
-  const libraries = native ? from : join(FOREIGN_ROOT[target], "lib");
-  for (const folder of ["proc", "dev", to, loader.slice(0, loader.lastIndexOf("/"))]) {
-    mkdirSync(join(root.path, folder), { recursive: true });
-  }
-  for (const library of LIBRARIES) {
-    if (existsSync(join(libraries, library))) copyFileSync(join(libraries, library), join(root.path, to, library));
-  }
-  copyFileSync(realpathSync(native ? loader : join(libraries, loader.split("/").at(-1)!)), join(root.path, loader));
-  cpSync(join(ROOT, "dist", target), root.path, { recursive: true });
-  if (!native) copyFileSync(spawnSync("which", [qemu], { encoding: "utf8" }).stdout.trim(), join(root.path, "qemu"));
-  await writeCertificates(root, await makeAuthority());
-  const script = 'mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount --bind /dev "$0/dev" && ' +
-    'mount -o remount,ro,bind "$0" && ! (: >"$0/writable") 2>/dev/null && exec chroot "$0" "$@"';
-  const emulator = native ? [] : ["/qemu"];
-  return { folder: "", command: (name) => ["unshare", "--mount", "sh", "-c", script, root.path, ...emulator, `/${name}`] };
-}
-
 /** The newest symbols of glibc that a file needs. */
 function newestGlibc(file: string): string {
   const { stdout, error } = spawnSync("readelf", ["--version-info", "--wide", file], { encoding: "utf8", maxBuffer: 1 << 28 });
@@ -132,21 +76,50 @@ function newestGlibc(file: string): string {
   return versions.sort((a, b) => a[0] - b[0] || a[1] - b[1]).at(-1)!.join(".");
 }
 
-async function verifyLinux(target: keyof typeof LINUX): Promise<void> {
+/** What a file asks the loader for. */
+function neededLibraries(file: string): string[] {
+  const { stdout, error } = spawnSync("readelf", ["--dynamic", "--wide", file], { encoding: "utf8", maxBuffer: 1 << 28 });
+  if (error) throw new Error("there is no readelf: install binutils");
+  return [...stdout.matchAll(/\(NEEDED\).*\[(.+)\]/g)].map(([, library]) => library!);
+}
+
+type LinuxName = Extract<TargetName, `linux-${string}`>;
+
+const isLinux = (target: TargetName): target is LinuxName => TARGETS[target].os === "linux";
+
+async function verifyLinux(target: LinuxName, alpine: string | undefined): Promise<void> {
   const built = join(ROOT, "dist", target);
-  using folder = new Folder();
-  await writeCertificates(folder, await makeAuthority());
-  const place = inPlace(target, folder.path);
+  const { libc, arch, oldest } = TARGETS[target];
   for (const name of [...Object.keys(EXECUTABLES), "reverse-http.node"]) {
-    await check(`${target} ${name} runs on glibc ${TARGETS[target].oldest}`, () => {
+    if (libc === "musl") {
+      await checks.run(`${target} ${name} needs musl and libstdc++ alone`, () => {
+        assert.deepEqual(
+          neededLibraries(join(built, name)).filter((library) => !/^libc\.(so|musl-\w+\.so\.1)$|^libstdc\+\+\.so\.6$/.test(library)),
+          [],
+        );
+      });
+      continue;
+    }
+    await checks.run(`${target} ${name} runs on glibc ${oldest}`, () => {
       const newest = newestGlibc(join(built, name));
       const [, minor = "99"] = newest.split(".");
-      assert.ok(Number(minor) <= Number(TARGETS[target].oldest.split(".")[1]), `it needs ${newest}`);
+      assert.ok(Number(minor) <= Number(oldest.split(".")[1]), `it needs ${newest}`);
     });
   }
-  await check(`${target} executables say their version and commit`, async () => {
+  if (libc === "musl" && alpine === undefined) {
+    return console.log(
+      `     ${target} cannot be started without --alpine, a folder with a root file system of Alpine and libstdc++ in ${arch}/`,
+    );
+  }
+  using folder = new Folder();
+  await writeCertificates(folder, await makeAuthority());
+  using root = new Folder();
+  await writeCertificates(root, await makeAuthority());
+  const places: [string, Place][] = [[" from an empty root that is read-only", inEmptyRoot(target, root, alpine && join(alpine, arch))]];
+  if (libc === "glibc") places.unshift(["", inPlace(target, folder.path)]);
+  await checks.run(`${target} executables say their version and commit`, async () => {
     for (const name of Object.keys(EXECUTABLES)) {
-      const [file, ...args] = place.command(name);
+      const [file, ...args] = places[0]![1].command(name);
       const { exitCode, stdout, stderr } = await runToEnd(file!, [...args, "version", "-V"], { env: { PATH: process.env.PATH! } });
       assert.equal(exitCode, 0, stderr);
       assert.match(stdout, /"commit":"[0-9a-f]{40}/, `${name}: ${stdout}`);
@@ -157,12 +130,14 @@ async function verifyLinux(target: keyof typeof LINUX): Promise<void> {
     ["reverse-http proxy and agent", [["reverse-http", "proxy"], ["reverse-http", "agent"]]],
   ];
   for (const [what, pair] of pairs) {
-    await check(`${target} ${what} bring a page`, () => fetchPage(place, pair));
-    await check(`${target} ${what} bring a page from an empty root that is read-only`, async () => {
-      if (process.getuid?.() !== 0) throw new Error("only root can make one: run this with sudo");
-      using root = new Folder();
-      await fetchPage(await inEmptyRoot(target, root), pair);
-    });
+    for (const [where, place] of places) await checks.run(`${target} ${what} bring a page${where}`, () => fetchPage(place, pair));
+  }
+  if (target !== hostTarget()) return;
+  for (const name of Object.keys(COMPOSITIONS)) {
+    await checks.run(
+      `${target} brings pages with the command lines of the Go project's compose file ${name}`,
+      () => verifyComposition(target, name),
+    );
   }
 }
 
@@ -171,35 +146,44 @@ async function verifyDarwin(target: TargetName): Promise<void> {
   const addon = readFileSync(join(built, "reverse-http.node"));
   const { arch, oldest } = TARGETS[target];
   for (const name of [...Object.keys(EXECUTABLES), "reverse-http.node"]) {
-    await check(`${target} ${name} is for ${arch}, macOS ${oldest} and later, needs the system's libraries alone, and is signed`, () => {
-      const file = readFileSync(join(built, name));
-      const found = readMachO(file);
-      assert.equal(found.arch, arch);
-      assert.ok(Number.parseFloat(found.oldest) <= Number.parseFloat(oldest), `it needs macOS ${found.oldest}`);
-      assert.deepEqual(found.libraries.filter((library) => !/^\/(usr\/lib|System\/Library)\//.test(library)), []);
-      if (name !== "reverse-http.node") assert.ok(file.includes(addon), "the native engine is not inside");
-      if (name !== "reverse-http.node" || arch === "arm64") assert.equal(found.signatureProblem, undefined);
-    });
+    await checks.run(
+      `${target} ${name} is for ${arch}, macOS ${oldest} and later, needs the system's libraries alone, and is signed`,
+      () => {
+        const file = readFileSync(join(built, name));
+        const found = readMachO(file);
+        assert.equal(found.arch, arch);
+        assert.ok(Number.parseFloat(found.oldest) <= Number.parseFloat(oldest), `it needs macOS ${found.oldest}`);
+        assert.deepEqual(found.libraries.filter((library) => !/^\/(usr\/lib|System\/Library)\//.test(library)), []);
+        if (name !== "reverse-http.node") assert.ok(file.includes(addon), "the native engine is not inside");
+        if (name !== "reverse-http.node" || arch === "arm64") assert.equal(found.signatureProblem, undefined);
+      },
+    );
   }
   if (target !== hostTarget()) return console.log(`     ${target} cannot be started on this machine: it was inspected only`);
   using folder = new Folder();
   await writeCertificates(folder, await makeAuthority());
-  await check(`${target} codesign accepts all`, () => {
+  await checks.run(`${target} codesign accepts all`, () => {
     for (const name of Object.keys(EXECUTABLES)) {
       const { status, stderr } = spawnSync("codesign", ["--verify", "--strict", join(built, name)], { encoding: "utf8" });
       assert.equal(status, 0, stderr);
     }
   });
   const place = inPlace(target, folder.path);
-  await check(`${target} brings a page`, () => fetchPage(place, [["reverse-http-proxy"], ["reverse-http-agent"]]));
+  await checks.run(`${target} brings a page`, () => fetchPage(place, [["reverse-http-proxy"], ["reverse-http-agent"]]));
 }
 
-const { values } = parseArgs({ options: { target: { type: "string", multiple: true, default: ["all"] } } });
-for (const target of parseTargets(values.target)) {
+const { values } = parseArgs({
+  options: { target: { type: "string", multiple: true, default: ["all"] }, alpine: { type: "string" } },
+});
+const targets = parseTargets(values.target);
+if (targets.some((target) => isLinux(target)) && process.getuid?.() !== 0) {
+  console.error("Cannot make an empty root: only root can. Run this with sudo");
+  process.exit(1);
+}
+for (const target of targets) {
   if (!existsSync(join(ROOT, "dist", target))) {
-    await check(`${target} is built`, () => assert.fail("it is not: run deno task build --target"));
-  } else if (target === "linux-x64" || target === "linux-arm64") await verifyLinux(target);
+    await checks.run(`${target} is built`, () => assert.fail("it is not: run deno task build --target"));
+  } else if (isLinux(target)) await verifyLinux(target, values.alpine);
   else await verifyDarwin(target);
 }
-console.log(`${passed} passed, ${failed} failed`);
-process.exit(failed === 0 && passed > 0 ? 0 : 1);
+checks.exit();

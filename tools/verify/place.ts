@@ -1,0 +1,86 @@
+// Where an executable of a target can be started on this machine, and with what before its own words.
+import { copyFileSync, cpSync, existsSync, mkdirSync, realpathSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { join } from "node:path";
+import process from "node:process";
+import type { Folder } from "../../tests/support/processes.ts";
+import { ROOT } from "../executables.ts";
+import { hostTarget, type Target, type TargetName, TARGETS } from "../targets.ts";
+
+/** A way to start an executable of a target: the words before its arguments. */
+export interface Place {
+  command(name: string): string[];
+  /** Where the executable sees the files that were put beside it. */
+  readonly folder: string;
+}
+
+/** What glibc programs load, and the image has. */
+const LIBRARIES = ["libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"];
+
+/** By processor: its libraries where it is this machine's, its libraries elsewhere, its emulator. */
+const PROCESSORS = {
+  amd64: {
+    loader: "/lib64/ld-linux-x86-64.so.2",
+    own: "/lib/x86_64-linux-gnu",
+    to: "/lib/x86_64-linux-gnu",
+    foreign: "/usr/x86_64-linux-gnu",
+    qemu: "qemu-x86_64-static",
+  },
+  arm64: {
+    loader: "/lib/ld-linux-aarch64.so.1",
+    own: "/lib/aarch64-linux-gnu",
+    to: "/lib",
+    foreign: "/usr/aarch64-linux-gnu",
+    qemu: "qemu-aarch64-static",
+  },
+} as const;
+
+const isNative = (target: TargetName) => TARGETS[target].arch === (process.arch === "x64" ? "amd64" : "arm64");
+
+/** As it stands; where the processor is another, under qemu with that one's libraries. */
+export function inPlace(target: TargetName, folder: string): Place {
+  const { qemu, foreign } = PROCESSORS[TARGETS[target].arch];
+  const emulator = target === hostTarget() ? [] : [qemu, "-L", foreign];
+  return { folder, command: (name) => [...emulator, join(ROOT, "dist", target, name)] };
+}
+
+/**
+ * In a root that has nothing but a C library and the executable, on a file system that cannot be written to. Files that are put into `root`
+ * before a start are there too.
+ * @param alpine for musl: a root file system of Alpine with libstdc++
+ */
+export function inEmptyRoot(target: TargetName, root: Folder, alpine?: string): Place {
+  const { arch, libc }: Target = TARGETS[target];
+  for (const folder of ["proc", "dev"]) mkdirSync(join(root.path, folder), { recursive: true });
+  if (libc === "musl") copyMusl(alpine!, root.path);
+  else copyGlibc(target, root.path);
+  cpSync(join(ROOT, "dist", target), root.path, { recursive: true });
+  const native = isNative(target);
+  if (!native) copyFileSync(spawnSync("which", [PROCESSORS[arch].qemu], { encoding: "utf8" }).stdout.trim(), join(root.path, "qemu"));
+  const script = 'mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount --bind /dev "$0/dev" && ' +
+    'mount -o remount,ro,bind "$0" && ! (: >"$0/writable") 2>/dev/null && exec chroot "$0" "$@"';
+  const emulator = native ? [] : ["/qemu"];
+  return { folder: "", command: (name) => ["unshare", "--mount", "sh", "-c", script, root.path, ...emulator, `/${name}`] };
+}
+
+function copyGlibc(target: TargetName, root: string): void {
+  const { loader, own, to, foreign } = PROCESSORS[TARGETS[target].arch];
+  const native = isNative(target);
+  const libraries = native ? own : join(foreign, "lib");
+  for (const folder of [to, loader.slice(0, loader.lastIndexOf("/"))]) mkdirSync(join(root, folder), { recursive: true });
+  for (const library of LIBRARIES) {
+    if (existsSync(join(libraries, library))) copyFileSync(join(libraries, library), join(root, to, library));
+  }
+  copyFileSync(realpathSync(native ? loader : join(libraries, loader.split("/").at(-1)!)), join(root, loader));
+}
+
+/** The loader, which is the C library, and libstdc++ with what it needs. */
+function copyMusl(alpine: string, root: string): void {
+  for (const folder of ["lib", "usr/lib"]) {
+    cpSync(join(alpine, folder), join(root, folder), {
+      recursive: true,
+      dereference: true,
+      filter: (file) => file === join(alpine, folder) || /\/(ld-musl-|libc\.musl-|libstdc\+\+|libgcc_s)[^/]*$/.test(file),
+    });
+  }
+}
