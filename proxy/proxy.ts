@@ -171,6 +171,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const start = performance.now();
     // clients are still taken, for agents that are on their way
     if (timeout > 0) await server.sendAway(timeout);
+    announcer?.close(); // nobody is to be sent here any more
     await front.drain(Math.max(0, timeout - (performance.now() - start)));
     await (closing ??= close());
   };

@@ -11,6 +11,8 @@ import { encodeHead } from "../../shared/http/head.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { agentTransport, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import { createMemoryStore } from "../../shared/store/memory.ts";
+import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../support/memory.ts";
 
@@ -22,16 +24,26 @@ const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 type ProxyChoices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;
 type AgentChoices = PartialValues<ReturnType<typeof withDefaults<typeof agentOptions>>>;
 
+/** Life of an entry in milliseconds: short, so that renewals come within the test. */
+const ENTRY_MS = 150;
+
+/** Where a proxy tells which agents it holds, and under which address of its own. */
+interface Entries {
+  store: Store;
+  address: string;
+}
+
 interface RunningProxy {
   proxy: Proxy;
   log: LogBook;
 }
 
-async function runProxy(net: Net, given: ProxyChoices = {}, address = "127.0.0.1:0"): Promise<RunningProxy> {
+async function runProxy(net: Net, given: ProxyChoices = {}, address = "127.0.0.1:0", entries?: Entries): Promise<RunningProxy> {
   const log = new LogBook();
   const options = withDefaults(proxyOptions, { ...given, httpProxy: { listenAddress: "127.0.0.1:0" } });
   options.agentServer.listenAddress = address;
-  return { proxy: await startProxy(options, { net, log }), log };
+  if (entries) options.store = { ...options.store, httpProxyAddress: entries.address, ttl: ENTRY_MS };
+  return { proxy: await startProxy(options, { net, log, store: entries?.store }), log };
 }
 
 async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): Promise<{ agent: Agent; log: LogBook }> {
@@ -383,6 +395,78 @@ describe("a proxy that drains", () => {
       await readUntil(control!, "shutting down");
       await assert.rejects(rawAgent(net, proxy.agentAddress), { code: "refused" });
       await proxy.close();
+      await within(draining);
+    }));
+});
+
+/** A proxy that tells `store` which agents it holds. */
+function announcing(net: Net, store: Store, address: string): Promise<RunningProxy> {
+  return runProxy(net, {}, undefined, { store, address });
+}
+
+/** Waits until the agent's entry is so. */
+async function entryIs(store: Store, wanted: string | undefined): Promise<void> {
+  for (const deadline = performance.now() + 10_000; await store.lookup(ID) !== wanted;) {
+    if (performance.now() > deadline) throw new Error(`The entry is ${await store.lookup(ID)}, not ${wanted}`);
+    await pause();
+  }
+}
+
+/** That the entry stays so, however often it is renewed. */
+async function entryStays(store: Store, wanted: string): Promise<void> {
+  for (const end = performance.now() + 4 * ENTRY_MS; performance.now() < end; await pause()) assert.equal(await store.lookup(ID), wanted);
+}
+
+describe("the entry of an agent in the store", () => {
+  it("is renewed by a proxy that drains until the agent has gone to another, which takes it over for good", () =>
+    withNet(async (net) => {
+      const store = createMemoryStore({ ttlMs: ENTRY_MS });
+      const [a, b] = [await announcing(net, store, "a:1"), await announcing(net, store, "b:1")];
+      const { connection, control } = await rawAgent(net, a.proxy.agentAddress, { instance: "one" });
+      await entryIs(store, "a:1");
+      const client = await connectTo(net, a.proxy.clientAddress);
+      await client.write(bytes(connectRequest(await listenTcp(net))));
+      const tunnel = await serveOne(connection);
+      const draining = a.proxy.drain();
+      await readUntil(control!, "shutting down");
+      await entryStays(store, "a:1");
+      await rawAgent(net, b.proxy.agentAddress, { instance: "one" });
+      await control!.write(encodeFrame(Uint8Array.of(4))); // moved
+      await entryIs(store, "b:1");
+      await entryStays(store, "b:1");
+      assert.deepEqual(a.log.logged("agent disconnected"), []);
+      client.close();
+      tunnel.close();
+      await within(draining);
+    }));
+
+  it("ends when the proxy takes no more clients and the agent has nowhere to go, while its tunnels go on", () =>
+    withNet(async (net) => {
+      const store = createMemoryStore({ ttlMs: ENTRY_MS });
+      const { proxy } = await announcing(net, store, "a:1");
+      const origin = await listenTcp(net);
+      await runAgent(net, [proxy.agentAddress]);
+      await entryIs(store, "a:1");
+      const tunnel = await openTunnel(net, proxy, origin);
+      const draining = proxy.drain();
+      await entryIs(store, undefined);
+      await checkTunnel(tunnel);
+      await endTunnel(tunnel);
+      await within(draining);
+    }));
+
+  it("ends when the agent takes no more tunnels, while it finishes those it has", () =>
+    withNet(async (net) => {
+      const store = createMemoryStore({ ttlMs: ENTRY_MS });
+      const { proxy, log } = await announcing(net, store, "a:1");
+      const { agent } = await runAgent(net, [proxy.agentAddress]);
+      await entryIs(store, "a:1");
+      const tunnel = await openTunnel(net, proxy, await listenTcp(net));
+      const draining = agent.drain();
+      await entryIs(store, undefined);
+      await checkTunnel(tunnel);
+      assert.deepEqual(log.logged("agent disconnected"), []);
+      await endTunnel(tunnel);
       await within(draining);
     }));
 });
