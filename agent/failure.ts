@@ -35,6 +35,7 @@ function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: Ag
 /** Why a connection is no more. */
 export function describeEnd({ code, reason, remote, cause }: QuicClosed): string {
   if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";
+  if (cause === "reset") return `${reason}: the proxy does not know the connection any more; was it started anew?`;
   return reason;
 }
 

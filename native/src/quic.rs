@@ -6,10 +6,14 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
+use quinn::{
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt,
+};
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Handle;
@@ -39,6 +43,8 @@ const FAILURES: usize = 64;
 const MAX_MTU: u32 = 6_400;
 const MIN_MTU: u32 = 1_200;
 const DEFAULT_MTU: u32 = 1_452;
+/// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the ends of connections may take to reach the wire.
 const TELL: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_millis(300);
@@ -100,6 +106,20 @@ impl Transport {
         let mut config = EndpointConfig::default();
         let _ = config.max_udp_payload_size(self.mtu().max(1_472)); // fails below 1,200 only
         config
+    }
+
+    /// A server that is started anew with its old key can tell the peers of the connections that it had, which none but the two could make
+    /// up (RFC 9000 §10.3). So can another with the same key, to which a load balancer sends their packets.
+    fn server_endpoint(&self, tls: &ServerTls) -> Result<EndpointConfig, Fault> {
+        let key = tls::derive(&tls.key, b"QUIC stateless reset")?;
+        let mut ids = [0; 8];
+        ids.copy_from_slice(&hmac::sign(&key, b"key of connection ids").as_ref()[..8]);
+        let ids = u64::from_le_bytes(ids);
+        let mut config = self.endpoint();
+        config.reset_key(Arc::new(key));
+        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+        config.min_reset_interval(RESET_INTERVAL);
+        Ok(config)
     }
 }
 
@@ -195,13 +215,14 @@ impl Listener {
         warn: &Warn,
     ) -> Result<Self, Fault> {
         let config = server_config(tls, &alpn, &transport)?;
+        let known = transport.server_endpoint(tls)?;
         let socket = bind(address, warn)?;
         let _guard = runtime.enter();
         let descriptor = socket.as_raw_fd();
         let runs_on = Arc::new(quinn::TokioRuntime);
         let socket = runs_on.wrap_udp_socket(socket).map_err(|e| Fault::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(transport.endpoint(), Some(config), socket, runs_on)
+        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on)
             .map_err(|e| Fault::bind(&e, address))?;
         let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
         let inbox = Arc::new(Inbox::new(READY));

@@ -1,6 +1,7 @@
 //! TLS configurations from PEM texts: what a server shows and asks, what a client believes. Errors name what is wrong, never a key.
 use std::sync::Arc;
 
+use ::aws_lc_rs::{hkdf, hmac};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
@@ -122,6 +123,15 @@ fn chain(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
 
 fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Fault> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Fault::tls("Cannot read the private key", e))
+}
+
+/// A secret that is the same as long as the private key is, and tells nothing of it (RFC 5869). `purpose` makes it another one.
+pub fn derive(key: &str, purpose: &[u8]) -> Result<hmac::Key, Fault> {
+    let key = private_key(key)?;
+    let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http").extract(key.secret_der());
+    let purpose = [purpose];
+    let derived = secret.expand(&purpose, hmac::HMAC_SHA256);
+    Ok(derived.map_err(|e| Fault::tls("Cannot derive a secret", e))?.into())
 }
 
 fn add_authorities(roots: &mut RootCertStore, pem: &str, what: &str) -> Result<(), Fault> {

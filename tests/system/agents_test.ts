@@ -85,13 +85,15 @@ describe("agent", () => {
     using _tunnel = await openTunnel(addresses.clients, origin.authority);
   });
 
-  it("comes back when its proxy was killed and is started anew", async () => {
+  it("comes back when its proxy was killed and is started anew, which tells it that the connection is no more", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     const agent = await site.startAgent(addresses);
     proxy.signal("SIGKILL");
     await proxy.ended;
     const { proxy: anew } = await site.startProxy([], addresses);
+    const { reason } = await agent.waitFor("not connected");
+    assert.match(String(reason), /^reset by peer/, "it has waited for the silence to be long enough");
     await anew.waitFor("agent connected", { agent: AGENT_ID });
     await agent.waitFor("connected", {}, 2);
   });
