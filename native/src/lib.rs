@@ -82,6 +82,8 @@ struct Connection {
     quic: quinn::Connection,
     /// The listener that brought it; 0 where this side dialled.
     listener: u64,
+    /// Streams that its peer may have open.
+    most_streams: u32,
     streams: OnceLock<Arc<Inbox<Halves>>>,
     requests: OnceLock<Arc<Inbox<Incoming>>>,
 }
@@ -175,11 +177,12 @@ impl Core {
         self.insert(&self.streams, Stream::new(halves))
     }
 
-    fn add_connection(&self, quic: quinn::Connection, listener: u64) -> Js {
+    fn add_connection(&self, quic: quinn::Connection, listener: u64, most_streams: u32) -> Js {
         let (remote, alpn, certificate) = (quic::remote(&quic), quic::alpn(&quic), quic::peer_certificate(&quic));
         let connection = Connection {
             quic,
             listener,
+            most_streams,
             streams: OnceLock::new(),
             requests: OnceLock::new(),
         };
@@ -480,8 +483,9 @@ impl Engine {
             return promise.settle(Ok(Js::Null));
         };
         let core = self.core.clone();
+        let most_streams = listener.transport.streams();
         listener.inbox.accept(promise, 1, move |items| match items.into_iter().next() {
-            Some(quic::Arrival::Connection(connection)) => core.add_connection(connection, id),
+            Some(quic::Arrival::Connection(connection)) => core.add_connection(connection, id, most_streams),
             Some(quic::Arrival::Failure { remote, fault }) => Js::Array(vec![Js::Undefined, Js::Text(remote), Js::from(&fault)]),
             None => Js::Null,
         });
@@ -529,11 +533,11 @@ impl Engine {
             transport: options.transport,
             limit: millis(options.timeout_ms),
         };
-        self.core.run(
-            op,
-            true,
-            async move { Ok(core.add_connection(quic::dial(dial, core.warn()).await?, 0)) },
-        );
+        let most_streams = dial.transport.streams();
+        self.core.run(op, true, async move {
+            let connection = quic::dial(dial, core.warn()).await?;
+            Ok(core.add_connection(connection, 0, most_streams))
+        });
     }
 
     /// A stream.
@@ -558,7 +562,7 @@ impl Engine {
             let inbox = Arc::new(Inbox::new(16));
             self.core
                 .runtime
-                .spawn(quic::accept_streams(connection.quic.clone(), inbox.clone()));
+                .spawn(quic::accept_streams(connection.quic.clone(), inbox.clone(), connection.most_streams));
             inbox
         });
         let core = self.core.clone();
@@ -578,7 +582,12 @@ impl Engine {
             let inbox = Arc::new(Inbox::new(1024));
             self.core
                 .runtime
-                .spawn(quic::accept_requests(connection.quic.clone(), inbox.clone(), heads.into()));
+                .spawn(quic::accept_requests(
+                    connection.quic.clone(),
+                    inbox.clone(),
+                    heads.into(),
+                    connection.most_streams,
+                ));
             inbox
         });
         let core = self.core.clone();

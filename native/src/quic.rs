@@ -43,6 +43,9 @@ const FAILURES: usize = 64;
 const MAX_MTU: u32 = 6_400;
 const MIN_MTU: u32 = 1_200;
 const DEFAULT_MTU: u32 = 1_452;
+/// What a peer may open until it has opened one: quinn makes room for all that it may open, which takes a megabyte for ten thousand, and
+/// time for each attempt to connect.
+const FIRST_STREAMS: u32 = 256;
 /// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the ends of connections may take to reach the wire.
@@ -72,7 +75,7 @@ impl Transport {
                 .map_or(Some(10_000), |ms| (ms > 0).then_some(ms))
                 .map(|ms| VarInt::from_u32(ms).into()),
         );
-        config.max_concurrent_bidi_streams(self.max_peer_streams.unwrap_or(16).into());
+        config.max_concurrent_bidi_streams(self.streams().min(FIRST_STREAMS).into());
         config.max_concurrent_uni_streams(0u8.into());
         config.datagram_receive_buffer_size(None);
         config.stream_receive_window(self.stream_window.unwrap_or(8 << 20).into());
@@ -96,6 +99,11 @@ impl Transport {
         discovery.upper_bound(self.mtu());
         config.mtu_discovery_config(Some(discovery));
         Ok(Arc::new(config))
+    }
+
+    /// Streams that the peer may have open.
+    pub fn streams(&self) -> u32 {
+        self.max_peer_streams.unwrap_or(16)
     }
 
     fn mtu(&self) -> u16 {
@@ -199,7 +207,7 @@ pub struct Listener {
     socket: Weak<dyn AsyncUdpSocket>,
     descriptor: RawFd,
     domain: Domain,
-    transport: Transport,
+    pub transport: Transport,
     alpn: Vec<String>,
     open: watch::Sender<bool>,
 }
@@ -437,29 +445,40 @@ pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, byte
     }
 }
 
-/// Brings the streams that the peer opens, until the connection ends.
-pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>) {
+/// From its first stream on, a peer may have `most` of them open.
+fn allow_streams(connection: &Connection, most: u32, allowed: &mut bool) {
+    if !std::mem::replace(allowed, true) && most > FIRST_STREAMS {
+        connection.set_max_concurrent_bi_streams(most.into());
+    }
+}
+
+/// Brings the streams that the peer opens, `most` at a time, until the connection ends.
+pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, most: u32) {
+    let mut allowed = false;
     loop {
         inbox.space().await; // meanwhile the peer's stream limit holds it up
         let Ok((sink, source)) = connection.accept_bi().await else {
             return inbox.close();
         };
+        allow_streams(&connection, most, &mut allowed);
         let _ = inbox.push(Halves::new(Source::Quic(source), Sink::Quic(sink)));
         // closed meanwhile: the stream is reset
     }
 }
 
-/// Brings the requests on the streams that the peer opens, until the connection ends.
-pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>, limits: HeadLimits) {
+/// Brings the requests on the streams that the peer opens, `most` at a time, until the connection ends.
+pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>, limits: HeadLimits, most: u32) {
     let gate = Gate::new(limits.pending);
     let remote = remote(&connection);
     let mut heads = JoinSet::new();
+    let mut allowed = false;
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
         let Ok((sink, source)) = connection.accept_bi().await else {
             return inbox.close();
         };
+        allow_streams(&connection, most, &mut allowed);
         let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter());
         let mut request = Box::pin(async move {
             let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink));
