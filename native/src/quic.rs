@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
@@ -48,6 +48,8 @@ const DEFAULT_MTU: u32 = 1_452;
 const FIRST_STREAMS: u32 = 256;
 /// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
+/// A handshake that has waited longer for its turn is refused: its peer comes back when there is less to do, instead of giving up halfway.
+const TURN: Duration = Duration::from_secs(2);
 /// How long the ends of connections may take to reach the wire.
 const TELL: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_millis(300);
@@ -339,7 +341,11 @@ async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: Handshak
         }
         let remote = canonical(incoming.remote_address()).to_string();
         let inbox = inbox.clone();
+        let arrived = Instant::now();
         handshakes.spawn(async move {
+            if arrived.elapsed() > TURN {
+                return incoming.refuse();
+            }
             let fault = match timeout(limits.time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
                     let _ = inbox.push(Arrival::Connection(connection)); // closed meanwhile: the connection goes with it
