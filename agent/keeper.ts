@@ -29,7 +29,7 @@ export interface KeeperOptions {
 const RETURN_WITHIN_MS = 2_000;
 /** Attempts to get away from a proxy that come in quick succession: behind a load balancer some of them meet the same one again. */
 const ESCAPES = 10;
-const ESCAPE_WAIT_MS = 200;
+const ESCAPE_WAIT_MS = 60;
 
 /** What came of one connection, and when to try the next. */
 interface Outcome {
