@@ -560,9 +560,11 @@ impl Engine {
         };
         let inbox = connection.streams.get_or_init(|| {
             let inbox = Arc::new(Inbox::new(16));
-            self.core
-                .runtime
-                .spawn(quic::accept_streams(connection.quic.clone(), inbox.clone(), connection.most_streams));
+            self.core.runtime.spawn(quic::accept_streams(
+                connection.quic.clone(),
+                inbox.clone(),
+                connection.most_streams,
+            ));
             inbox
         });
         let core = self.core.clone();
@@ -580,14 +582,12 @@ impl Engine {
         };
         let inbox = connection.requests.get_or_init(|| {
             let inbox = Arc::new(Inbox::new(1024));
-            self.core
-                .runtime
-                .spawn(quic::accept_requests(
-                    connection.quic.clone(),
-                    inbox.clone(),
-                    heads.into(),
-                    connection.most_streams,
-                ));
+            self.core.runtime.spawn(quic::accept_requests(
+                connection.quic.clone(),
+                inbox.clone(),
+                heads.into(),
+                connection.most_streams,
+            ));
             inbox
         });
         let core = self.core.clone();

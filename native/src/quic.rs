@@ -10,9 +10,7 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{
-    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt,
-};
+use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -232,8 +230,7 @@ impl Listener {
         let runs_on = Arc::new(quinn::TokioRuntime);
         let socket = runs_on.wrap_udp_socket(socket).map_err(|e| Fault::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on)
-            .map_err(|e| Fault::bind(&e, address))?;
+        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| Fault::bind(&e, address))?;
         let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
         let inbox = Arc::new(Inbox::new(READY));
         let (open, closed) = watch::channel(true);
