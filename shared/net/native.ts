@@ -1,4 +1,5 @@
 // The contract on the native engine. The one place that knows there is an addon: it turns numbers and batches into objects and promises.
+import { availableParallelism } from "node:os";
 import { loadAddon } from "./addon.ts";
 import { NetError, type NetErrorCode } from "./errors.ts";
 import type {
@@ -25,7 +26,10 @@ import type {
 
 /** Settings of the native network. */
 export interface NativeNetOptions {
-  /** Threads that move bytes. Default 2. One set for all networks of a process: the first network's number counts. */
+  /**
+   * Threads that move bytes. Default one for two processors, up to 4: more of them wake each other for nothing. One set for all networks of a
+   * process: the first network's number counts.
+   */
   threads?: number;
   /** Told once where the system allows smaller UDP buffers than are needed. */
   warn?: (message: string) => void;
@@ -139,6 +143,10 @@ function toError([code, message, appCode, remote]: Fault): NetError {
   return new NetError(code, message, { appCode: appCode ?? undefined, remote });
 }
 
+function defaultThreads(): number {
+  return Math.min(Math.max(Math.floor(availableParallelism() / 2), 1), 4);
+}
+
 /** The calls under way, by number. */
 class Calls {
   readonly engine: Engine;
@@ -147,7 +155,7 @@ class Calls {
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
     const warn = options.warn ?? (() => {});
-    this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? 2);
+    this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? defaultThreads());
   }
 
   /** Starts a call that settles with what the engine answers to its number. */

@@ -298,7 +298,7 @@ export interface QuicTransport {
   sendWindow?: number;
   /** Default `cubic` (RFC 9438). */
   congestion?: "cubic" | "bbr" | "newreno";
-  /** Largest UDP payload tried (RFC 8899). Default 1452. */
+  /** Largest UDP payload tried (RFC 8899), 1200 to 6400. Default 6400. */
   maxMtu?: number;
 }
 
