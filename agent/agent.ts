@@ -85,6 +85,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const limits = new TunnelLimits({
     ...options.limits,
     tunnels: mostTunnels,
+    createRate: (rate) => net.createRate(rate),
     reports: new LimitReports({ log, count: (limit) => operated.metrics.limitHit(limit) }),
   });
   const tunnels: TunnelOptions = {

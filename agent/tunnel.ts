@@ -47,6 +47,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, {
       prologueToA: ESTABLISHED,
       idleTimeoutMs: limits?.idleMs,
+      rates: tunnel?.rates,
       signal: tunnel?.ends,
     });
     if (broken?.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();

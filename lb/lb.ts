@@ -64,14 +64,18 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const [metrics, health] = [new Metrics("lb"), new Health()];
   const store = deps.store ?? await openStore(options.store, ANY_TTL_MS, watchServers(log, health, metrics));
   if (!store) throw new ConfigError("Cannot start: there is no store");
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, count: (limit) => metrics.limitHit(limit) });
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, {
+    log,
+    count: (limit) => metrics.limitHit(limit),
+    createRate: (rate) => net.createRate(rate),
+  });
   const closeOwn = () => {
     limits.close();
     if (authenticator !== deps.authenticator) authenticator.close?.();
     if (store !== deps.store) store.close();
   };
   const locator = new Locator({ store });
-  const { listener, adminListener } = await listen(net, options, tls, limits.heads).catch((error) => {
+  const { listener, adminListener } = await listen(net, options, tls, limits).catch((error) => {
     closeOwn();
     throw error;
   });
@@ -143,12 +147,13 @@ async function listen(
   net: Net,
   { admin, httpProxy }: LoadBalancerOptions,
   tls: LoadBalancerTls,
-  maxPendingHeads: number,
+  { heads: maxPendingHeads, headsPerAddress: pendingHeadsPerAddress }: ClientLimits,
 ): Promise<{ listener: TcpListener; adminListener?: TcpListener }> {
   const adminListener = await listenAdmin(net, admin.listenAddress);
   try {
     const address = httpProxy.listenAddress;
-    return { adminListener, listener: await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads }) };
+    const listener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress });
+    return { adminListener, listener };
   } catch (error) {
     adminListener?.close();
     throw error;

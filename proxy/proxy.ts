@@ -2,7 +2,7 @@
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
-import { createAllowList } from "../shared/allow_list.ts";
+import { createAllowList, networksOf } from "../shared/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
@@ -86,16 +86,18 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     if (store !== deps.store) store?.close();
   };
 
-  const reported = { log, count: (limit: LimitName) => metrics.limitHit(limit) };
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, reported);
+  const reported = { log, count: (limit: LimitName, times: number) => metrics.limitHit(limit, times) };
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, { ...reported, createRate: (rate) => net.createRate(rate) });
   const reports = new LimitReports(reported);
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
-  const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error }) => {
+  const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
     countAgents("failed");
-    if (error.code === "limit") reports.hit("handshakes", { remote });
+    const { handshakes, handshakesPerAddress } = options.limits;
+    if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes }, count);
+    else if (error.code === "limit-per-address") reports.hit("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
     else log.warn("agent handshake failed", { remote, reason: error.message });
   };
-  const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits.heads, onHandshakeError).catch(
+  const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
     (error) => {
       limits.close();
       closeAuthenticator();
@@ -200,9 +202,9 @@ interface Listeners {
 /** All addresses, or none. */
 async function listen(
   net: Net,
-  { admin, agentServer, httpProxy, limits: { handshakes, handshakesRetry } }: ProxyOptions,
+  { admin, agentServer, httpProxy, limits: { handshakes, handshakesPerAddress, handshakesRetry, exempt } }: ProxyOptions,
   tls: ProxyTls,
-  maxPendingHeads: number,
+  { heads: maxPendingHeads, headsPerAddress: pendingHeadsPerAddress }: ClientLimits,
   onHandshakeError: ListenQuicOptions["onHandshakeError"],
 ): Promise<Listeners> {
   const agentListener = await net.listenQuic({
@@ -211,12 +213,14 @@ async function listen(
     alpn: ALPN,
     transport: PROXY_TRANSPORT,
     maxPendingHandshakes: Math.min(orNone(handshakes), MOST_HANDSHAKES),
+    pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exempt) },
     retryThreshold: handshakesRetry,
     onHandshakeError,
   });
   let clientListener: TcpListener | undefined;
   try {
-    clientListener = await net.listenTcp({ address: httpProxy.listenAddress, tls: tls.clients?.current, maxPendingHeads });
+    const address = httpProxy.listenAddress;
+    clientListener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress });
     return { agentListener, clientListener, adminListener: await listenAdmin(net, admin.listenAddress) };
   } catch (error) {
     clientListener?.close();

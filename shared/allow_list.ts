@@ -35,6 +35,20 @@ export function createAllowList(patterns: readonly string[]): AllowList {
   };
 }
 
+/**
+ * The networks among the patterns that hold for every port, `address/bits`: for who can compare nothing but addresses.
+ * @throws {RangeError} as {@link createAllowList}
+ */
+export function networksOf(patterns: readonly string[]): string[] {
+  return patterns.flatMap((pattern) => {
+    const { ports: [first, last] } = parsePattern(pattern);
+    const { host = "", bits } = splitPattern(pattern) ?? {};
+    const address = zoneOf(host) === undefined ? parseIPv6(host) ?? parseAddress(host) : undefined;
+    if (!address || first > 1 || last < 65_535) return [];
+    return [`${address.toString()}/${bits ?? (address.kind() === "ipv4" ? 32 : 128)}`];
+  });
+}
+
 function parsePattern(pattern: string): Pattern {
   const fail = (why: string) => new RangeError(`Cannot use the allow-list pattern ${JSON.stringify(pattern)}: ${why}`);
   const parts = splitPattern(pattern);

@@ -43,8 +43,8 @@ export class Metrics {
   }
 
   /** A limit of this program was reached; `limit` is one of a few fixed words. */
-  limitHit(limit: string): void {
-    this.#limits.inc({ limit });
+  limitHit(limit: string, times = 1): void {
+    this.#limits.inc({ limit }, times);
   }
 
   /** Shows the end of the first certificate of a chain; `use` says what it is for. */

@@ -41,6 +41,73 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+/// A network, `address/bits`.
+struct Network {
+    address: u128,
+    bits: u32,
+}
+
+/// Tells sources apart, and leaves out those that stand for many: load balancers.
+#[derive(Default)]
+pub struct Sources {
+    exempt: Vec<Network>,
+}
+
+impl Sources {
+    /// `exempt` are networks as they are written: `10.0.0.0/8`, `::1/128`.
+    pub fn new(exempt: &[String]) -> Result<Self, Fault> {
+        let parse = |text: &String| {
+            let (address, bits) = text.split_once('/')?;
+            let (address, bits): (IpAddr, u32) = (address.parse().ok()?, bits.parse().ok()?);
+            let bits = if address.is_ipv4() { bits.checked_add(96)? } else { bits };
+            (bits <= 128).then_some(Network {
+                address: widened(address),
+                bits,
+            })
+        };
+        let invalid = |text: &String| Fault::new("invalid", format!("Cannot use {text:?} as a network"));
+        let exempt = exempt.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
+        Ok(Self {
+            exempt: exempt.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// `None` for one that is not counted by its address.
+    pub fn of(&self, address: IpAddr) -> Option<Source> {
+        let wide = widened(address);
+        if self.exempt.iter().any(|network| network.contains(wide)) {
+            return None;
+        }
+        Some(match address {
+            IpAddr::V4(ip) => Source::V4(ip.to_bits()),
+            IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+                Some(ip) => Source::V4(ip.to_bits()),
+                None => Source::V6((wide >> 64) as u64),
+            },
+        })
+    }
+}
+
+impl Network {
+    fn contains(&self, address: u128) -> bool {
+        (self.address ^ address).checked_shr(128 - self.bits).unwrap_or(0) == 0
+    }
+}
+
+fn widened(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
 /// The order of RFC 8305 §4: families alternate, the resolver's first choice first.
 pub fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = addresses.first().copied() else {
@@ -96,6 +163,42 @@ mod tests {
     fn mapped_addresses_are_shown_as_ipv4() {
         assert_eq!(canonical("[::ffff:10.0.0.1]:5".parse().unwrap()), "10.0.0.1:5".parse().unwrap());
         assert_eq!(canonical("[::1]:5".parse().unwrap()), "[::1]:5".parse().unwrap());
+    }
+
+    #[test]
+    fn a_source_is_a_host_of_ipv4_or_a_64_of_ipv6() {
+        let sources = Sources::default();
+        let of = |text: &str| sources.of(text.parse().unwrap()).unwrap();
+        assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+    }
+
+    #[test]
+    fn networks_that_are_exempt_are_not_counted() {
+        let exempt = ["10.0.0.0/8", "::1/128", "192.0.2.7/32", "2001:db8::/32"].map(str::to_owned);
+        let sources = Sources::new(&exempt).unwrap();
+        let is_exempt = |text: &str| sources.of(text.parse().unwrap()).is_none();
+        for text in ["10.255.0.1", "::ffff:10.1.2.3", "::1", "192.0.2.7", "2001:db8:ffff::1"] {
+            assert!(is_exempt(text), "{text}");
+        }
+        for text in ["11.0.0.1", "::2", "192.0.2.8", "2001:db9::1", "::a00:1"] {
+            assert!(!is_exempt(text), "{text}");
+        }
+        assert!(Sources::new(&["0.0.0.0/0".to_owned()]).unwrap().of([1, 2, 3, 4].into()).is_none());
+        assert!(Sources::new(&["::/0".to_owned()])
+            .unwrap()
+            .of("2001:db8::1".parse().unwrap())
+            .is_none());
+    }
+
+    #[test]
+    fn what_is_no_network_is_named() {
+        for bad in ["10.0.0.0", "10.0.0.0/33", "::/129", "x/8", "10.0.0.0/", "10.0.0.0/4294967295"] {
+            let fault = Sources::new(&[bad.to_owned()]).err().unwrap();
+            assert!(fault.message.contains(&format!("{bad:?}")), "{}", fault.message);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::error::Fault;
 pub const RESET: u32 = 1;
 
 /// Chunks of QUIC data written to a socket in one system call.
-const VECTORS: usize = 64;
+pub const VECTORS: usize = 64;
 const SMALL_READ: usize = 8 << 10;
 const LARGE_READ: usize = 256 << 10;
 /// After the end of both directions a peer that still sends is read, and ignored, for so long: closing at once would reset the
@@ -308,7 +308,7 @@ impl Reader {
         }
         let data = match &mut self.source {
             Source::Quic(stream) => stream
-                .read_chunk(LARGE_READ, true)
+                .read_chunk(buffer.largest, true)
                 .await
                 .map(|chunk| chunk.map(|c| c.bytes))
                 .map_err(|e| Fault::quic_read(&e)),
@@ -327,15 +327,15 @@ impl Reader {
         }
     }
 
-    /// All QUIC chunks that are ready, into `chunks`; how many, or `None` at the end. For QUIC sources without a prefix.
-    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>) -> Result<Option<usize>, Fault> {
+    /// QUIC chunks that are ready, into `chunks`, `most` of them; how many, or `None` at the end. For QUIC sources without a prefix.
+    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, Fault> {
         let Source::Quic(stream) = &mut self.source else {
             return Err(Fault::new("internal", "Not a QUIC stream"));
         };
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
-        chunks.resize(VECTORS, Bytes::new());
+        chunks.resize(most, Bytes::new());
         let n = stream.read_chunks(chunks).await.map_err(|e| Fault::quic_read(&e))?;
         self.ended = n.is_none();
         Ok(n)
@@ -414,15 +414,30 @@ impl Writer {
 }
 
 /// The buffer of a reading direction: small for a conversation, large for a download, none while it waits.
-#[derive(Default)]
 pub struct ReadBuffer {
     bytes: BytesMut,
     size: usize,
+    largest: usize,
+}
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        Self::new(LARGE_READ)
+    }
 }
 
 impl ReadBuffer {
+    /// Reads no more than `largest` at a time.
+    pub fn new(largest: usize) -> Self {
+        Self {
+            bytes: BytesMut::new(),
+            size: 0,
+            largest: largest.min(LARGE_READ),
+        }
+    }
+
     fn make_room(&mut self) -> usize {
-        self.size = self.size.clamp(SMALL_READ, LARGE_READ);
+        self.size = self.size.max(SMALL_READ).min(self.largest);
         if self.bytes.capacity() < SMALL_READ / 4 {
             self.bytes = BytesMut::with_capacity(self.size);
         }
@@ -431,7 +446,7 @@ impl ReadBuffer {
 
     fn grow_after(&mut self, read: usize, room: usize) {
         if read == room {
-            self.size = (self.size * 4).min(LARGE_READ);
+            self.size = (self.size * 4).min(self.largest);
         } else if read < self.size / 8 {
             self.size = SMALL_READ;
         }

@@ -1,11 +1,13 @@
 //! Finds the end of a request or response head in bytes as they come, and bounds how many heads are being read.
 //! It knows where a head ends, never what it says.
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
+use crate::address::Source;
 use crate::error::Fault;
 use crate::lock;
 
@@ -66,43 +68,62 @@ impl HeadScanner {
     }
 }
 
-/// Counts the heads (or handshakes) under way. One too many, and the oldest is told to give up: whoever is slow on purpose is the oldest.
+/// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the
+/// oldest.
 pub struct Gate {
     max: usize,
+    max_per_source: usize,
     state: Mutex<GateState>,
 }
 
 #[derive(Default)]
 struct GateState {
     next: u64,
-    pending: BTreeMap<u64, oneshot::Sender<()>>,
+    pending: BTreeMap<u64, Pending>,
+    /// Numbers of those that are pending, the oldest first.
+    sources: HashMap<Source, BTreeSet<u64>>,
+}
+
+struct Pending {
+    source: Option<Source>,
+    tell: oneshot::Sender<Fault>,
 }
 
 /// A place in a [`Gate`], held while a head is being read.
 pub struct Ticket {
     gate: Arc<Gate>,
     number: u64,
-    evicted: oneshot::Receiver<()>,
+    evicted: oneshot::Receiver<Fault>,
 }
 
 impl Gate {
-    pub fn new(max: usize) -> Arc<Self> {
+    /// `max_per_source` is 0 for no such limit.
+    pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
         Arc::new(Self {
             max: max.max(1),
+            max_per_source,
             state: Mutex::default(),
         })
     }
 
-    pub fn enter(self: &Arc<Self>) -> Ticket {
+    pub fn enter(self: &Arc<Self>, source: Option<Source>) -> Ticket {
+        let source = source.filter(|_| self.max_per_source > 0);
         let (tell, evicted) = oneshot::channel();
         let mut state = lock(&self.state);
         let number = state.next;
         state.next += 1;
-        state.pending.insert(number, tell);
-        if state.pending.len() > self.max {
-            if let Some((_, oldest)) = state.pending.pop_first() {
-                let _ = oldest.send(()); // gone by itself meanwhile
+        state.pending.insert(number, Pending { source, tell });
+        if let Some(source) = source {
+            let own = state.sources.entry(source).or_default();
+            own.insert(number);
+            if own.len() > self.max_per_source {
+                let oldest = own.first().copied();
+                state.evict(oldest, "limit-per-address", "Too many heads of this address are being read");
             }
+        }
+        if state.pending.len() > self.max {
+            let oldest = state.pending.keys().next().copied();
+            state.evict(oldest, "limit", "Too many heads are being read");
         }
         Ticket {
             gate: self.clone(),
@@ -112,23 +133,44 @@ impl Gate {
     }
 
     #[cfg(test)]
-    fn len(&self) -> usize {
-        lock(&self.state).pending.len()
+    fn len(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.pending.len(), state.sources.len())
+    }
+}
+
+impl GateState {
+    fn remove(&mut self, number: u64) -> Option<Pending> {
+        let pending = self.pending.remove(&number)?;
+        if let Some(Entry::Occupied(mut own)) = pending.source.map(|source| self.sources.entry(source)) {
+            own.get_mut().remove(&number);
+            if own.get().is_empty() {
+                own.remove();
+            }
+        }
+        Some(pending)
+    }
+
+    fn evict(&mut self, number: Option<u64>, code: &'static str, message: &str) {
+        if let Some(pending) = number.and_then(|number| self.remove(number)) {
+            let _ = pending.tell.send(Fault::new(code, message)); // gone by itself meanwhile
+        }
     }
 }
 
 impl Ticket {
-    /// Resolves when this place is taken away.
-    pub async fn evicted(&mut self) {
-        if (&mut self.evicted).await.is_err() {
-            std::future::pending().await
+    /// Resolves when this place is taken away, with the reason.
+    pub async fn evicted(&mut self) -> Fault {
+        match (&mut self.evicted).await {
+            Ok(fault) => fault,
+            Err(_) => std::future::pending().await,
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        lock(&self.gate.state).pending.remove(&self.number);
+        lock(&self.gate.state).remove(self.number);
     }
 }
 
@@ -193,14 +235,34 @@ mod tests {
 
     #[test]
     fn one_too_many_evicts_the_oldest() {
-        let gate = Gate::new(2);
-        let mut first = gate.enter();
-        let mut second = gate.enter();
-        let _third = gate.enter();
-        assert!(first.evicted.try_recv().is_ok());
+        let gate = Gate::new(2, 0);
+        let mut first = gate.enter(None);
+        let mut second = gate.enter(Some(Source::V4(1)));
+        let _third = gate.enter(Some(Source::V4(1)));
+        assert_eq!(first.evicted.try_recv().unwrap().code, "limit");
         assert!(second.evicted.try_recv().is_err());
         drop(first);
         drop(second);
-        assert_eq!(gate.len(), 1);
+        assert_eq!(gate.len(), (1, 0));
+    }
+
+    #[test]
+    fn one_too_many_of_a_source_evicts_its_oldest() {
+        let gate = Gate::new(10, 2);
+        let mut other = gate.enter(Some(Source::V4(2)));
+        let mut exempt = gate.enter(None);
+        let mut own: Vec<_> = (0..5).map(|_| gate.enter(Some(Source::V4(1)))).collect();
+        for evicted in &mut own[..3] {
+            assert_eq!(evicted.evicted.try_recv().unwrap().code, "limit-per-address");
+        }
+        for kept in own[3..].iter_mut().chain([&mut other, &mut exempt]) {
+            assert!(kept.evicted.try_recv().is_err());
+        }
+        assert_eq!(gate.len(), (4, 2));
+        drop(own);
+        assert_eq!(gate.len(), (2, 1));
+        drop(other);
+        drop(exempt);
+        assert_eq!(gate.len(), (0, 0));
     }
 }

@@ -12,6 +12,7 @@ mod hub;
 mod inbox;
 mod process;
 mod quic;
+mod rate;
 mod splice;
 mod stream;
 mod tcp;
@@ -29,11 +30,13 @@ use napi_derive::napi;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::AbortHandle;
 
+use address::Sources;
 use connect::At;
 use error::Fault;
 use heartbeat::Heartbeat;
 use hub::{Hub, Js, Outcome, Promise};
 use inbox::Inbox;
+use rate::{Pace, Rate};
 use stream::{Halves, Stop, Stream};
 use tcp::{HeadLimits, Incoming};
 use tls::{ClientTls, ServerTls};
@@ -98,6 +101,7 @@ struct Core {
     connections: Table<Connection>,
     tcp_listeners: Table<tcp::Listener>,
     quic_listeners: Table<quic::Listener>,
+    rates: Table<Rate>,
     cancels: Mutex<HashMap<u64, Cancel>>,
     warned: AtomicBool,
     closed: AtomicBool,
@@ -156,13 +160,29 @@ impl Core {
         Promise::new(&self.hub, op)
     }
 
-    fn warn(self: &Arc<Self>) -> Arc<quic::Warn> {
+    /// Tells those who operate it.
+    fn tell(self: &Arc<Self>) -> Arc<quic::Warn> {
         let core = self.clone();
+        Arc::new(move |message| core.promise(WARNING).settle(Ok(Js::Text(message))))
+    }
+
+    /// As [`Core::tell`], once.
+    fn warn(self: &Arc<Self>) -> Arc<quic::Warn> {
+        let (core, tell) = (self.clone(), self.tell());
         Arc::new(move |message| {
             if !core.warned.swap(true, Ordering::Relaxed) {
-                core.promise(WARNING).settle(Ok(Js::Text(message)));
+                tell(message);
             }
         })
+    }
+
+    /// Those of them that are there still.
+    fn pace(&self, rates: &[f64]) -> Pace {
+        if rates.is_empty() {
+            return Pace::default();
+        }
+        let known = lock(&self.rates);
+        Pace::new(rates.iter().filter_map(|id| known.get(&(*id as u64)).cloned()).collect())
     }
 
     fn stream(&self, id: f64) -> Option<Arc<Stream>> {
@@ -242,6 +262,7 @@ impl Core {
         end_all(&self.quic_listeners);
         end_all(&self.connections);
         end_all(&self.streams);
+        lock(&self.rates).clear();
     }
 }
 
@@ -264,14 +285,18 @@ pub struct HeadOptions {
     pub limit: u32,
     pub timeout_ms: u32,
     pub max_pending: u32,
+    pub max_pending_per_address: u32,
+    /// Networks whose addresses are not counted one by one.
+    pub exempt: Vec<String>,
 }
 
-impl From<HeadOptions> for HeadLimits {
-    fn from(options: HeadOptions) -> Self {
+impl From<&HeadOptions> for HeadLimits {
+    fn from(options: &HeadOptions) -> Self {
         Self {
             bytes: options.limit as usize,
             time: millis(options.timeout_ms),
             pending: options.max_pending as usize,
+            pending_per_source: options.max_pending_per_address as usize,
         }
     }
 }
@@ -280,6 +305,9 @@ impl From<HeadOptions> for HeadLimits {
 pub struct HandshakeOptions {
     pub timeout_ms: u32,
     pub max_pending: u32,
+    pub max_pending_per_address: u32,
+    /// Networks whose addresses are not counted one by one.
+    pub exempt: Vec<String>,
     pub retry_threshold: u32,
 }
 
@@ -347,6 +375,7 @@ impl Engine {
             connections: Mutex::default(),
             tcp_listeners: Mutex::default(),
             quic_listeners: Mutex::default(),
+            rates: Mutex::default(),
             cancels: Mutex::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -398,7 +427,8 @@ impl Engine {
     pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
         let core = self.core.clone();
         self.core.run(op, false, async move {
-            let listener = tcp::Listener::open(core.runtime, &address, tls.as_ref(), heads.into())?;
+            let sources = Sources::new(&heads.exempt)?;
+            let listener = tcp::Listener::open(core.runtime, &address, tls.as_ref(), HeadLimits::from(&heads), sources, core.tell())?;
             let bound = Js::Text(listener.address.clone());
             Ok(Js::Array(vec![core.insert(&core.tcp_listeners, Arc::new(listener)), bound]))
         });
@@ -466,6 +496,8 @@ impl Engine {
             let limits = quic::HandshakeLimits {
                 time: millis(handshakes.timeout_ms),
                 pending: handshakes.max_pending as usize,
+                pending_per_source: handshakes.max_pending_per_address as usize,
+                sources: Sources::new(&handshakes.exempt)?,
                 retry_from: handshakes.retry_threshold as usize,
             };
             let listener = quic::Listener::open(core.runtime, &address, &tls, alpn, transport, limits, &*core.warn())?;
@@ -474,7 +506,8 @@ impl Engine {
         });
     }
 
-    /// Connection, remote, protocol and certificate; or of a handshake that failed, undefined, remote and fault. Null once it is closed.
+    /// Connection, remote, protocol and certificate; or of a handshake that failed, undefined, remote, fault and how many it stands for. Null
+    /// once it is closed.
     #[napi]
     pub fn quic_accept(&self, op: f64, listener: f64) {
         let promise = self.core.promise(op);
@@ -484,9 +517,13 @@ impl Engine {
         };
         let core = self.core.clone();
         let most_streams = listener.transport.streams();
+        let unreported = listener.unreported.clone();
         listener.inbox.accept(promise, 1, move |items| match items.into_iter().next() {
             Some(quic::Arrival::Connection(connection)) => core.add_connection(connection, id, most_streams),
-            Some(quic::Arrival::Failure { remote, fault }) => Js::Array(vec![Js::Undefined, Js::Text(remote), Js::from(&fault)]),
+            Some(quic::Arrival::Failure { remote, fault }) => {
+                let count = Js::Number(unreported.take(fault.code) as f64);
+                Js::Array(vec![Js::Undefined, Js::Text(remote), Js::from(&fault), count])
+            }
             None => Js::Null,
         });
     }
@@ -585,7 +622,7 @@ impl Engine {
             self.core.runtime.spawn(quic::accept_requests(
                 connection.quic.clone(),
                 inbox.clone(),
-                heads.into(),
+                HeadLimits::from(&heads),
                 connection.most_streams,
             ));
             inbox
@@ -662,6 +699,32 @@ impl Engine {
             .collect()
     }
 
+    // ---- rates
+
+    /// The number of a rate.
+    #[napi]
+    pub fn create_rate(&self, per_second: f64, burst: f64) -> f64 {
+        let id = self.core.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.core.rates).insert(id, Rate::new(per_second, burst));
+        id as f64
+    }
+
+    /// Settles when so many bytes may go.
+    #[napi]
+    pub fn take_from_rate(&self, op: f64, rate: f64, bytes: u32) {
+        let rate = lock(&self.core.rates).get(&(rate as u64)).cloned();
+        self.core.run(op, true, async move {
+            rate.ok_or_else(|| gone("rate"))?.take(bytes as usize).await;
+            Ok(Js::Undefined)
+        });
+    }
+
+    /// Frees its number. Copies go on with it.
+    #[napi]
+    pub fn close_rate(&self, rate: f64) {
+        lock(&self.core.rates).remove(&(rate as u64));
+    }
+
     // ---- streams
 
     #[napi]
@@ -712,13 +775,24 @@ impl Engine {
 
     /// Bytes from a to b and from b to a, fault, and side of the fault (0 for a, 1 for b). Both numbers are free after that.
     #[napi]
-    pub fn splice(&self, op: f64, a: f64, b: f64, prologue_to_a: Option<&[u8]>, idle_timeout_ms: u32, cancellable: bool) {
+    #[allow(clippy::too_many_arguments)] // an object of them would be made and read for every tunnel
+    pub fn splice(
+        &self,
+        op: f64,
+        a: f64,
+        b: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) {
         let core = self.core.clone();
         let (Some(a_stream), Some(b_stream), true) = (core.stream(a), core.stream(b), a != b) else {
             return drop(core.promise(op));
         };
         let prologue = prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default();
         let idle = (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms));
+        let pace = self.core.pace(&rates.unwrap_or_default());
         let stop = Arc::new(Stop::default());
         let halves = (a_stream.take(&stop), b_stream.take(&stop));
         if cancellable {
@@ -726,7 +800,7 @@ impl Engine {
         }
         let promise = core.promise(op);
         self.core.runtime.spawn(async move {
-            let done = splice::run(halves, prologue, idle, &stop).await;
+            let done = splice::run(halves, prologue, idle, &pace, &stop).await;
             {
                 let mut streams = lock(&core.streams);
                 streams.remove(&(a as u64));

@@ -1,8 +1,10 @@
 //! QUIC endpoints, connections and requests over quinn.
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,12 +21,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::address::{canonical, display, lacks_family, to_bind};
+use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
 use crate::connect::{connect, At};
 use crate::error::Fault;
 use crate::half::{Sink, Source};
 use crate::head::Gate;
 use crate::inbox::Inbox;
+use crate::lock;
 use crate::stream::Halves;
 use crate::tcp::{read_head, HeadLimits, Incoming};
 use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
@@ -187,11 +190,93 @@ fn raise_buffers(socket: &Socket) {
     }
 }
 
-#[derive(Clone, Copy)]
 pub struct HandshakeLimits {
     pub time: Duration,
     pub pending: usize,
+    /// 0 for no such limit.
+    pub pending_per_source: usize,
+    pub sources: Sources,
     pub retry_from: usize,
+}
+
+/// Handshakes under way of each source. Those of addresses that are not validated count apart: anybody can send them in another's name.
+#[derive(Default)]
+struct Handshakes {
+    of: Mutex<HashMap<From, Underway>>,
+}
+
+#[derive(Default)]
+struct Underway {
+    validated: usize,
+    claimed: usize,
+}
+
+/// One of them, until it is dropped.
+struct Counted {
+    all: Arc<Handshakes>,
+    from: From,
+    validated: bool,
+}
+
+enum Verdict {
+    Take(Option<Counted>),
+    /// Let it show that it is where it says it is.
+    Retry,
+    Refuse,
+}
+
+impl Handshakes {
+    fn judge(self: &Arc<Self>, from: Option<From>, validated: bool, most: usize) -> Verdict {
+        let Some(from) = from.filter(|_| most > 0) else {
+            return Verdict::Take(None);
+        };
+        let mut of = lock(&self.of);
+        let underway = of.entry(from).or_default();
+        match validated {
+            true if underway.validated >= most => return Verdict::Refuse,
+            true => underway.validated += 1,
+            false if underway.validated + underway.claimed >= most => return Verdict::Retry,
+            false => underway.claimed += 1,
+        }
+        let all = self.clone();
+        Verdict::Take(Some(Counted { all, from, validated }))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut of = lock(&self.all.of);
+        let Some(underway) = of.get_mut(&self.from) else { return };
+        match self.validated {
+            true => underway.validated -= 1,
+            false => underway.claimed -= 1,
+        }
+        if underway.validated + underway.claimed == 0 {
+            of.remove(&self.from);
+        }
+    }
+}
+
+/// Handshakes refused that were not reported, for those who ask were told of too many already.
+#[derive(Default)]
+pub struct Unreported {
+    limit: AtomicU64,
+    per_address: AtomicU64,
+}
+
+impl Unreported {
+    fn of(&self, code: &str) -> Option<&AtomicU64> {
+        match code {
+            "limit" => Some(&self.limit),
+            "limit-per-address" => Some(&self.per_address),
+            _ => None,
+        }
+    }
+
+    /// How many a failure with this code that is reported now stands for: itself, and those before it.
+    pub fn take(&self, code: &str) -> u64 {
+        1 + self.of(code).map_or(0, |count| count.swap(0, Ordering::Relaxed))
+    }
 }
 
 /// What a listener hands over.
@@ -203,6 +288,7 @@ pub enum Arrival {
 pub struct Listener {
     pub address: String,
     pub inbox: Arc<Inbox<Arrival>>,
+    pub unreported: Arc<Unreported>,
     endpoint: Endpoint,
     /// Gone once neither the endpoint nor a connection of it has the socket any more; until then the descriptor is its.
     socket: Weak<dyn AsyncUdpSocket>,
@@ -235,10 +321,17 @@ impl Listener {
         let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
         let inbox = Arc::new(Inbox::new(READY));
         let (open, closed) = watch::channel(true);
-        runtime.spawn(accept(endpoint.clone(), inbox.clone(), limits, closed));
+        let unreported = Arc::new(Unreported::default());
+        let door = Door {
+            inbox: inbox.clone(),
+            unreported: unreported.clone(),
+            limits,
+        };
+        runtime.spawn(accept(endpoint.clone(), door, closed));
         Ok(Self {
             address: bound.to_string(),
             inbox,
+            unreported,
             endpoint,
             socket: held,
             descriptor,
@@ -320,8 +413,11 @@ fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, Fault> {
 }
 
 /// Handshakes run side by side: one that never ends holds up nobody.
-async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: HandshakeLimits, mut closed: watch::Receiver<bool>) {
+async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
+    let underway = Arc::new(Handshakes::default());
+    let Door { inbox, limits, .. } = &door;
+    let time = limits.time;
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -329,22 +425,41 @@ async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: Handshak
         };
         let Some(incoming) = incoming else { return };
         while handshakes.try_join_next().is_some() {}
+        let remote = canonical(incoming.remote_address());
         if handshakes.len() >= limits.pending || inbox.is_full() {
-            incoming.refuse();
+            door.refuse(incoming, remote, "limit", "Too many handshakes are under way");
             continue;
         }
-        if handshakes.len() >= limits.retry_from && !incoming.remote_address_validated() {
+        let validated = incoming.remote_address_validated();
+        if handshakes.len() >= limits.retry_from && !validated {
             let _ = incoming.retry(); // fails where it was validated, which it was not
             continue;
         }
-        let remote = canonical(incoming.remote_address()).to_string();
+        let counted = match underway.judge(limits.sources.of(remote.ip()), validated, limits.pending_per_source) {
+            Verdict::Take(counted) => counted,
+            Verdict::Retry => {
+                let _ = incoming.retry(); // as above
+                continue;
+            }
+            Verdict::Refuse => {
+                door.refuse(
+                    incoming,
+                    remote,
+                    "limit-per-address",
+                    "Too many handshakes of this address are under way",
+                );
+                continue;
+            }
+        };
+        let remote = remote.to_string();
         let inbox = inbox.clone();
         let arrived = Instant::now();
         handshakes.spawn(async move {
+            let _counted = counted;
             if arrived.elapsed() > TURN {
                 return incoming.refuse();
             }
-            let fault = match timeout(limits.time, async { incoming.accept()?.await }).await {
+            let fault = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
                     let _ = inbox.push(Arrival::Connection(connection)); // closed meanwhile: the connection goes with it
                     return;
@@ -352,7 +467,7 @@ async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: Handshak
                 Ok(Err(e)) => Fault::quic_connect(&e, &remote),
                 Err(_) => Fault::new(
                     "timed-out",
-                    format!("The handshake of {remote} is not complete in {} ms", limits.time.as_millis()),
+                    format!("The handshake of {remote} is not complete in {} ms", time.as_millis()),
                 ),
             };
             if inbox.len() < FAILURES {
@@ -363,6 +478,25 @@ async fn accept(endpoint: Endpoint, inbox: Arc<Inbox<Arrival>>, limits: Handshak
     drop(handshakes); // ends them
     while let Some(incoming) = endpoint.accept().await {
         incoming.refuse(); // told so at once, an agent tries another proxy instead of waiting for a time-out
+    }
+}
+
+/// Where handshakes come in.
+struct Door {
+    inbox: Arc<Inbox<Arrival>>,
+    unreported: Arc<Unreported>,
+    limits: HandshakeLimits,
+}
+
+impl Door {
+    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: &'static str, message: &str) {
+        incoming.refuse();
+        if self.inbox.len() < FAILURES {
+            let (remote, fault) = (remote.to_string(), Fault::new(code, message));
+            let _ = self.inbox.push(Arrival::Failure { remote, fault }); // closed meanwhile: nobody asks any more
+        } else if let Some(count) = self.unreported.of(code) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -472,7 +606,7 @@ pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, m
 
 /// Brings the requests on the streams that the peer opens, `most` at a time, until the connection ends.
 pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>, limits: HeadLimits, most: u32) {
-    let gate = Gate::new(limits.pending);
+    let gate = Gate::new(limits.pending, 0); // one peer, and so one source
     let remote = remote(&connection);
     let mut heads = JoinSet::new();
     let mut allowed = false;
@@ -483,13 +617,13 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
             return inbox.close();
         };
         allow_streams(&connection, most, &mut allowed);
-        let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter());
+        let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
         let mut request = Box::pin(async move {
             let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink));
             let head = tokio::select! {
                 head = read_head(&mut halves, limits.bytes) => head,
                 () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
-                () = ticket.evicted() => Err(Fault::new("limit", "Too many heads are being read")),
+                evicted = ticket.evicted() => Err(evicted),
             };
             if let Some(head) = head.transpose() {
                 let _ = inbox.push(Incoming {
@@ -562,6 +696,29 @@ mod tests {
             .mtu()
         };
         assert_eq!((mtu(0), mtu(100_000)), (1200, 6400));
+    }
+
+    #[test]
+    fn handshakes_in_the_name_of_a_source_leave_it_its_own() {
+        let underway = Arc::new(Handshakes::default());
+        let from = Some(From::V4(1));
+        let taken = |verdict| match verdict {
+            Verdict::Take(Some(counted)) => counted,
+            _ => panic!("not taken"),
+        };
+        let claimed: Vec<_> = (0..2).map(|_| taken(underway.judge(from, false, 2))).collect();
+        assert!(matches!(underway.judge(from, false, 2), Verdict::Retry));
+        let shown: Vec<_> = (0..2).map(|_| taken(underway.judge(from, true, 2))).collect();
+        assert!(matches!(underway.judge(from, true, 2), Verdict::Refuse));
+        drop(taken(underway.judge(Some(From::V4(2)), true, 2)));
+        drop(shown);
+        drop(taken(underway.judge(from, true, 2)));
+        assert!(matches!(underway.judge(from, false, 2), Verdict::Retry));
+        drop(claimed);
+        drop(taken(underway.judge(from, false, 2)));
+        assert!(lock(&underway.of).is_empty());
+        assert!(matches!(underway.judge(None, true, 2), Verdict::Take(None)));
+        assert!(matches!(underway.judge(from, true, 0), Verdict::Take(None)));
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! The copy between two streams: both ways at once, each direction with its own end, memory bounded by the windows, and no end that is
 //! not one. After a tunnel is set up, this is all that touches its bytes.
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{sleep, Instant};
 
 use crate::error::Fault;
-use crate::half::{ReadBuffer, Reader, Sink, Source, Writer};
+use crate::half::{ReadBuffer, Reader, Sink, Source, Writer, VECTORS};
+use crate::rate::Pace;
 use crate::stream::{Halves, Stop, Taking};
 
 /// When a sink takes no more, the other direction may still bring what its peer sent before it went: an answer to an upload it refused.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Bytes in a QUIC packet, about.
+const CHUNK: usize = 1_200;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Side {
@@ -26,6 +30,37 @@ pub struct Outcome {
     pub fault: Option<(Fault, Option<Side>)>,
 }
 
+/// What one direction has copied, and what holds it back.
+struct Meter<'a> {
+    copied: AtomicU64,
+    /// There is something to copy, and its turn has not come.
+    waiting: AtomicBool,
+    pace: &'a Pace,
+}
+
+impl<'a> Meter<'a> {
+    fn new(pace: &'a Pace) -> Self {
+        Self {
+            copied: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            pace,
+        }
+    }
+
+    async fn wait(&self, bytes: usize) {
+        if self.pace.is_free() {
+            return;
+        }
+        self.waiting.store(true, Ordering::Relaxed);
+        Box::pin(self.pace.take(bytes)).await; // apart: copies without a pace are to stay small
+        self.waiting.store(false, Ordering::Relaxed);
+    }
+
+    fn count(&self, bytes: usize) {
+        self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 enum Broken {
     /// Nothing more comes: what came so far is not all.
     Source(Fault),
@@ -34,14 +69,14 @@ enum Broken {
 }
 
 /// Waits for the halves, then copies.
-pub async fn run(halves: (Taking, Taking), prologue_to_a: Bytes, idle: Option<Duration>, stop: &Stop) -> Outcome {
+pub async fn run(halves: (Taking, Taking), prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
     let taken = async { Ok((halves.0.halves().await?, halves.1.halves().await?)) };
     let taken = tokio::select! {
         taken = taken => taken,
         () = stop.stopped() => Err(Fault::cancelled()),
     };
     match taken {
-        Ok((a, b)) => splice(a, b, prologue_to_a, idle, stop).await,
+        Ok((a, b)) => splice(a, b, prologue_to_a, idle, pace, stop).await,
         Err(fault) => Outcome {
             a_to_b: 0,
             b_to_a: 0,
@@ -51,7 +86,7 @@ pub async fn run(halves: (Taking, Taking), prologue_to_a: Bytes, idle: Option<Du
 }
 
 /// Copies until both directions have ended, or aborts both: the halves are dropped on return, and those that have not ended reset.
-async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duration>, stop: &Stop) -> Outcome {
+async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
     let Halves {
         reader: mut a_reader,
         writer: mut a_writer,
@@ -61,7 +96,7 @@ async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duratio
         writer: mut b_writer,
     } = b;
     let (a_tcp, b_tcp) = (a_reader.tcp().cloned(), b_reader.tcp().cloned());
-    let (a_to_b, b_to_a) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (a_to_b, b_to_a) = (Meter::new(pace), Meter::new(pace));
     let fault = {
         let up = pump(&mut a_reader, &mut b_writer, Bytes::new(), &a_to_b);
         let down = pump(&mut b_reader, &mut a_writer, prologue_to_a, &b_to_a);
@@ -106,8 +141,8 @@ async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duratio
         }
     }
     Outcome {
-        a_to_b: a_to_b.into_inner(),
-        b_to_a: b_to_a.into_inner(),
+        a_to_b: a_to_b.copied.into_inner(),
+        b_to_a: b_to_a.copied.into_inner(),
         fault,
     }
 }
@@ -120,8 +155,8 @@ async fn reset_of(tcp: &Option<std::sync::Arc<crate::half::Tcp>>) -> Fault {
 }
 
 /// One direction, to its end. The sink is finished when the source is. A sink that fails stops its source at once.
-async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, count: &AtomicU64) -> Result<(), Broken> {
-    let result = copy(reader, writer, prologue, count).await;
+async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
+    let result = copy(reader, writer, prologue, meter).await;
     if let Err(Broken::Sink(_)) = result {
         if let Source::Quic(stream) = &mut reader.source {
             let _ = stream.stop(quinn::VarInt::from_u32(crate::half::RESET)); // fails where it has ended
@@ -130,30 +165,33 @@ async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, count: 
     result
 }
 
-async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, count: &AtomicU64) -> Result<(), Broken> {
+async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
     let prefix = std::mem::take(&mut reader.prefix);
-    let bytes = prefix.len() as u64;
+    let bytes = prefix.len();
+    meter.wait(bytes).await;
     writer.write_chunks(&mut [prologue, prefix]).await.map_err(Broken::Sink)?;
-    count.fetch_add(bytes, Ordering::Relaxed);
+    meter.count(bytes);
     match (&reader.source, &writer.sink) {
-        (Source::Quic(_), Sink::Tcp(_)) => copy_chunks(reader, writer, count).await?,
-        _ => copy_buffers(reader, writer, count).await?,
+        (Source::Quic(_), Sink::Tcp(_)) => copy_chunks(reader, writer, meter).await?,
+        _ => copy_buffers(reader, writer, meter).await?,
     }
     writer.finish().await.map_err(Broken::Sink)
 }
 
-async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, count: &AtomicU64) -> Result<(), Broken> {
+async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
     let mut chunks = Vec::new();
-    while let Some(n) = reader.read_chunks(&mut chunks).await.map_err(Broken::Source)? {
+    let most = meter.pace.quantum().map_or(VECTORS, |bytes| (bytes / CHUNK).clamp(1, VECTORS));
+    while let Some(n) = reader.read_chunks(&mut chunks, most).await.map_err(Broken::Source)? {
         let bytes: usize = chunks[..n].iter().map(Bytes::len).sum();
+        meter.wait(bytes).await;
         writer.write_chunks(&mut chunks[..n]).await.map_err(Broken::Sink)?;
-        count.fetch_add(bytes as u64, Ordering::Relaxed);
+        meter.count(bytes);
     }
     Ok(())
 }
 
-async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, count: &AtomicU64) -> Result<(), Broken> {
-    let mut buffer = ReadBuffer::default();
+async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
+    let mut buffer = meter.pace.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
     let stopped = stopped(writer);
     tokio::pin!(stopped);
     let mut stop: Option<Fault> = None;
@@ -174,9 +212,10 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, count: &AtomicU6
         if let Some(fault) = stop {
             return Err(Broken::Sink(fault));
         }
-        let bytes = data.len() as u64;
+        let bytes = data.len();
+        meter.wait(bytes).await;
         writer.write(data).await.map_err(Broken::Sink)?;
-        count.fetch_add(bytes, Ordering::Relaxed);
+        meter.count(bytes);
     }
 }
 
@@ -200,14 +239,15 @@ fn stopped(writer: &Writer) -> impl std::future::Future<Output = Fault> {
 }
 
 /// Resolves once nothing was copied for `limit`.
-async fn watch_idle(limit: Option<Duration>, a_to_b: &AtomicU64, b_to_a: &AtomicU64) -> Fault {
+async fn watch_idle(limit: Option<Duration>, a_to_b: &Meter<'_>, b_to_a: &Meter<'_>) -> Fault {
     let Some(limit) = limit else { return std::future::pending().await };
-    let copied = || a_to_b.load(Ordering::Relaxed) + b_to_a.load(Ordering::Relaxed);
+    let copied = || a_to_b.copied.load(Ordering::Relaxed) + b_to_a.copied.load(Ordering::Relaxed);
+    let waiting = || a_to_b.waiting.load(Ordering::Relaxed) || b_to_a.waiting.load(Ordering::Relaxed);
     let (mut seen, mut since) = (copied(), Instant::now());
     loop {
         // late by an eighth at most, and no timer is touched for every packet
         sleep((limit / 8).max(Duration::from_millis(1))).await;
-        if copied() != seen {
+        if copied() != seen || waiting() {
             (seen, since) = (copied(), Instant::now());
         } else if since.elapsed() >= limit {
             return Fault::new("timed-out", format!("Nothing was copied for {} ms", limit.as_millis()));

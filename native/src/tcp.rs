@@ -10,16 +10,17 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{timeout, Instant};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use crate::address::{canonical, to_bind};
+use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
 use crate::error::Fault;
 use crate::half::{Sink, Source, Tcp, TlsTransport};
 use crate::head::{Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
+use crate::quic::Warn;
 use crate::stream::Halves;
 use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
 
@@ -33,12 +34,16 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const LAST_HEADS: Duration = Duration::from_secs(2);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// That it failed is told once in so long.
+const TELL: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
 pub struct HeadLimits {
     pub bytes: usize,
     pub time: Duration,
     pub pending: usize,
+    /// 0 for no such limit.
+    pub pending_per_source: usize,
 }
 
 /// A stream that was accepted, and its head or the reason why there is none.
@@ -61,7 +66,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn open(runtime: &Handle, address: &str, tls: Option<&ServerTls>, limits: HeadLimits) -> Result<Self, Fault> {
+    pub fn open(
+        runtime: &Handle,
+        address: &str,
+        tls: Option<&ServerTls>,
+        limits: HeadLimits,
+        sources: Sources,
+        warn: Arc<Warn>,
+    ) -> Result<Self, Fault> {
         let tls = match tls {
             Some(tls) => Some(Arc::new(Mutex::new(Arc::new(tls::server(tls, TCP_VERSIONS, &[])?)))),
             None => None,
@@ -78,7 +90,15 @@ impl Listener {
         let inbox = Arc::new(Inbox::new(READY));
         let stop = Arc::new(Notify::new());
         let task = runtime
-            .spawn(accept(socket.clone(), inbox.clone(), tls.clone(), limits, stop.clone()))
+            .spawn(accept(
+                socket.clone(),
+                inbox.clone(),
+                tls.clone(),
+                limits,
+                sources,
+                stop.clone(),
+                warn,
+            ))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
@@ -153,12 +173,15 @@ async fn accept(
     inbox: Arc<Inbox<Incoming>>,
     tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
     limits: HeadLimits,
+    sources: Sources,
     stop: Arc<Notify>,
+    warn: Arc<Warn>,
 ) {
-    let gate = Gate::new(limits.pending);
+    let gate = Gate::new(limits.pending, limits.pending_per_source);
     // dropping it with this task gives up the heads being read
     let mut heads = tokio::task::JoinSet::new();
     let mut stopping = false;
+    let mut told = None;
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
@@ -184,11 +207,17 @@ async fn accept(
                     canonical(remote).to_string(),
                     tls,
                     limits,
-                    gate.enter(),
+                    gate.enter(sources.of(remote.ip())),
                     inbox.clone(),
                 ));
             }
-            Some(Err(_)) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            Some(Err(e)) => {
+                if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
+                    told = Some(Instant::now());
+                    warn(format!("Connections wait, for they cannot be accepted: {e}"));
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
     drop(lock(&socket).take());
@@ -229,7 +258,7 @@ async fn prepare(
     let head = tokio::select! {
         head = reading => head,
         () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
-        () = ticket.evicted() => Err(Fault::new("limit", "Too many heads are being read")),
+        evicted = ticket.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
         let _ = inbox.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it

@@ -147,15 +147,16 @@ export function rewriteResponse(response: ResponseHead): Uint8Array {
   ]);
 }
 
-/** Sends the request on and its response back; bodies stream both ways at once. */
+/** Sends the request on and its response back; bodies stream both ways at once, each part when `pace` lets its bytes go. */
 export async function forward(
   client: Duplex,
   origin: Duplex,
   request: RequestHead,
   target: AbsoluteTarget,
   exchange: Exchange,
+  pace: (bytes: number) => Promise<void> = async () => {},
 ): Promise<void> {
-  const passage = new Passage(client, origin, request, exchange);
+  const passage = new Passage(client, origin, request, exchange, pace);
   try {
     await origin.write(rewriteRequest(request, target));
     const sent = passage.sendBody();
@@ -182,7 +183,13 @@ class Passage {
   #limit: number;
   isUpgraded = false;
 
-  constructor(readonly client: Duplex, readonly origin: Duplex, readonly request: RequestHead, readonly exchange: Exchange) {
+  constructor(
+    readonly client: Duplex,
+    readonly origin: Duplex,
+    readonly request: RequestHead,
+    readonly exchange: Exchange,
+    readonly pace: (bytes: number) => Promise<void>,
+  ) {
     this.#limit = bodyLimit(request);
   }
 
@@ -200,6 +207,7 @@ class Passage {
             this.#limit = Infinity;
             continue;
           }
+          await this.pace(allowed.length);
           taken = await origin.write(allowed).then(() => true, () => false);
           exchange.sent += allowed.length;
           data = data.subarray(allowed.length);
@@ -223,6 +231,7 @@ class Passage {
     const length = responseLength(request.method, response);
     for (let data: Uint8Array | null = rest; data !== null; data = await this.#read()) {
       const part = data.subarray(0, length - exchange.received);
+      if (part.length > 0) await this.pace(part.length);
       if (part.length > 0) await this.#write(part);
       exchange.received += part.length;
       // an origin that keeps its connection keeps nobody waiting; one that is still sent a body may have use for it

@@ -241,6 +241,7 @@ async function copy(
   const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
     prologueToA: early ? new Uint8Array([...ESTABLISHED, ...early]) : ESTABLISHED,
     idleTimeoutMs: options.limits?.idleMs,
+    rates: tunnel?.rates,
     signal: ends,
   });
   exchange.sent = aToB;
@@ -268,7 +269,7 @@ async function forwardUntil(
   };
   ends?.addEventListener("abort", cut, { once: true });
   try {
-    await forward(stream, upstream, request, target, exchange);
+    await forward(stream, upstream, request, target, exchange, tunnel?.pace);
   } catch (error) {
     throw ends?.aborted ? endOf(ends) : error;
   } finally {
@@ -296,6 +297,9 @@ function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Excha
     case "limit":
       limits?.headRefused(exchange.client);
       throw new LimitReached("heads", "Too many requests are being received");
+    case "limit-per-address":
+      limits?.headOfAddressRefused(exchange.client);
+      throw new LimitReached("heads-per-address", "Too many requests of this address are being received");
     case "head-malformed":
     case "head-truncated":
       throw new Refusal(400, "http_request_error", "The request head is malformed");

@@ -1,7 +1,9 @@
 // All limits on clients, in the order in which a request meets them: the door, the rate of its address, lock-outs, the rate of who it is,
 // and the tunnels.
+import { networksOf } from "../allow_list.ts";
 import type { Identity } from "../auth/authenticator.ts";
 import type { LogFields } from "../log.ts";
+import type { AddressLimit, Net } from "../net/types.ts";
 import { Door, type Visit } from "./door.ts";
 import { type LimitName, LimitReached, LimitReports, type LimitReportsOptions, orNone } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
@@ -29,6 +31,8 @@ export interface ClientVisit extends Pick<Visit, "failed" | "succeeded"> {
 export class ClientLimits {
   /** Heads of clients that may be read at a time. */
   readonly heads: number;
+  /** And of one address. */
+  readonly headsPerAddress: AddressLimit;
   readonly #reports: LimitReports;
   readonly #door: Door;
   readonly #tunnels: TunnelLimits;
@@ -36,12 +40,13 @@ export class ClientLimits {
   readonly #clientRate: Buckets;
 
   /** @param descriptors that a tunnel takes */
-  constructor(values: ClientLimitValues, descriptors: number, deps: LimitReportsOptions) {
-    const { now } = deps;
+  constructor(values: ClientLimitValues, descriptors: number, deps: LimitReportsOptions & { createRate: Net["createRate"] }) {
+    const { now, createRate } = deps;
     const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
     const { connections, heads } = withinDescriptors(wanted, descriptors);
     if (connections < wanted.connections) deps.log.debug("descriptors limit connections", { connections, heads });
     this.heads = heads;
+    this.headsPerAddress = { most: values.headsPerAddress, exempt: networksOf(values.exempt) };
     const reports = new LimitReports(deps);
     this.#reports = reports;
     this.#door = new Door({
@@ -52,7 +57,7 @@ export class ClientLimits {
       reports,
       now,
     });
-    this.#tunnels = new TunnelLimits({ ...values, reports, now });
+    this.#tunnels = new TunnelLimits({ ...values, createRate, reports, now });
     const burst = (rate: number) => orNone(rate) * values.tunnelBurst / 1_000;
     this.#addressRate = new Buckets(orNone(values.tunnelRatePerAddress), burst(values.tunnelRatePerAddress), now);
     this.#clientRate = new Buckets(orNone(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);
@@ -92,6 +97,11 @@ export class ClientLimits {
   /** The network has given up a head for others. */
   headRefused(remote: string): void {
     this.#reports.hit("heads", { client: remote, most: this.heads });
+  }
+
+  /** It has given one up for others of the same address. */
+  headOfAddressRefused(remote: string): void {
+    this.#reports.hit("heads-per-address", { client: remote, most: this.headsPerAddress.most });
   }
 
   #checkRate(rate: Buckets, key: string, limit: LimitName, fields: LogFields): void {

@@ -7,6 +7,7 @@ export type LimitName =
   | "connections"
   | "connections-per-address"
   | "heads"
+  | "heads-per-address"
   | "tunnels"
   | "tunnels-per-agent"
   | "tunnels-per-client"
@@ -18,7 +19,8 @@ export type LimitName =
   | "memory"
   | "agents"
   | "agents-per-address"
-  | "handshakes";
+  | "handshakes"
+  | "handshakes-per-address";
 
 /** A configured limit is reached: 503, and when to come again. */
 export class LimitReached extends Refusal {
@@ -33,8 +35,8 @@ const LOG_INTERVAL_MS = 60_000;
 
 export interface LimitReportsOptions {
   log: Logger;
-  /** Counts it. */
-  count?: (limit: LimitName) => void;
+  /** Counts it, so many times. */
+  count?: (limit: LimitName, times: number) => void;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
@@ -50,16 +52,16 @@ export class LimitReports {
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** `fields` tell of the latest one: who, and what the limit is. */
-  hit(limit: LimitName, fields: LogFields = {}): void {
-    this.#options.count?.(limit);
+  /** `fields` tell of the latest of `times`: who, and what the limit is. */
+  hit(limit: LimitName, fields: LogFields = {}, times = 1): void {
+    this.#options.count?.(limit, times);
     const now = this.#now();
     const last = this.#logged.get(limit);
     if (last && now - last.at < LOG_INTERVAL_MS) {
-      last.suppressed++;
+      last.suppressed += times;
       return;
     }
-    this.#options.log.warn("limit reached", { limit, ...fields, suppressed: last?.suppressed || undefined });
+    this.#options.log.warn("limit reached", { limit, ...fields, suppressed: (last?.suppressed ?? 0) + times - 1 || undefined });
     this.#logged.set(limit, { at: now, suppressed: 0 });
   }
 

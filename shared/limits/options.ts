@@ -1,6 +1,7 @@
 // The options of limits, and their values.
 import { checkPatterns } from "../cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../cli/option.ts";
+import { checkBandwidth } from "./bandwidth.ts";
 import { checkWatermark } from "./resources.ts";
 
 /** Of whoever copies tunnels. */
@@ -11,6 +12,12 @@ export const tunnelLimitOptions = defineOptions({
     description: "A tunnel that has been silent for so long is reset; 0s never.",
   },
   "limits.tunnel-life": { kind: "duration", default: "0s", description: "A tunnel that is so old is reset; 0s never." },
+  "limits.bandwidth-per-tunnel": {
+    kind: "string",
+    default: "0",
+    description: "Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit.",
+    check: checkBandwidth,
+  },
   "limits.memory": {
     kind: "string",
     default: "85%",
@@ -27,6 +34,12 @@ export const agentTunnelLimitOptions = defineOptions({
     kind: "integer",
     default: "16384",
     description: "Tunnels at a time, fewer where there are not descriptors enough; 0 no limit but that.",
+  },
+  "limits.bandwidth": {
+    kind: "string",
+    default: "0",
+    description: "Bytes a second of all tunnels together, both directions, like 512KiB or 10MiB; 0 no limit.",
+    check: checkBandwidth,
   },
   ...tunnelLimitOptions,
 });
@@ -48,6 +61,11 @@ export const clientLimitOptions = defineOptions({
     default: "4096",
     description: "TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit.",
   },
+  "limits.heads-per-address": {
+    kind: "integer",
+    default: "1024",
+    description: "The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit.",
+  },
   "limits.tunnels": { kind: "integer", default: "32768", description: "Tunnels and plain HTTP requests at a time; 0 no limit." },
   "limits.tunnels-per-agent": { kind: "integer", default: "16384", description: "The same through one agent; 0 no limit." },
   "limits.tunnels-per-client": {
@@ -65,6 +83,18 @@ export const clientLimitOptions = defineOptions({
     kind: "duration",
     default: "2s",
     description: "The new tunnels of so long a time may come at once.",
+  },
+  "limits.bandwidth-per-agent": {
+    kind: "string",
+    default: "0",
+    description: "Bytes a second of all tunnels through one agent, both directions together, like 512KiB or 10MiB; 0 no limit.",
+    check: checkBandwidth,
+  },
+  "limits.bandwidth-per-client": {
+    kind: "string",
+    default: "0",
+    description: "The same of one client: of one token, or where there are none, of one agent id; 0 no limit.",
+    check: checkBandwidth,
   },
   ...tunnelLimitOptions,
 });
@@ -104,6 +134,12 @@ export const agentLimitOptions = defineOptions({
     kind: "integer",
     default: "4096",
     description: "Handshakes of agents under way at a time: more are refused; 0 no limit.",
+  },
+  "limits.handshakes-per-address": {
+    kind: "integer",
+    default: "1024",
+    description:
+      "The same of one address, of IPv6 of one /64: from so many on an address must prove that it is one; of those that have, more are refused; 0 no limit.",
   },
   "limits.handshakes-retry": {
     kind: "integer",

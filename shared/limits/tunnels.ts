@@ -1,6 +1,8 @@
 // Tunnels: how many there may be, in all and of one agent and one client, and how long each may live. One timer for all of them.
 import { Refusal } from "../http/status.ts";
 import type { LogFields } from "../log.ts";
+import type { Net, Rate } from "../net/types.ts";
+import { Bandwidth } from "./bandwidth.ts";
 import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
 import type { TunnelLimitValues } from "./options.ts";
 import { MemoryWatch } from "./resources.ts";
@@ -11,6 +13,11 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
   tunnels: number;
   tunnelsPerAgent?: number;
   tunnelsPerClient?: number;
+  /** Bytes a second of all tunnels together, of those through one agent, of one client; missing or 0 for no limit. */
+  bandwidth?: string;
+  bandwidthPerAgent?: string;
+  bandwidthPerClient?: string;
+  createRate: Net["createRate"];
   reports: LimitReports;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
@@ -28,6 +35,10 @@ export interface TunnelRequest {
 export interface OpenTunnel {
   /** Aborted when it is to end, with the `Error` that says why; missing where it may go on for ever. */
   readonly ends?: AbortSignal;
+  /** For the copy. */
+  readonly rates: readonly Rate[];
+  /** For who copies without that: waits until so many bytes may go. */
+  pace(bytes: number): Promise<void>;
   /** Ends it when `progress` stays the same for too long: for who copies without that. */
   watch(progress: () => number): void;
   /** The copy ended it for its silence. */
@@ -53,6 +64,7 @@ export class TunnelLimits {
   readonly #memory: MemoryWatch;
   readonly #perAgent = new Tally();
   readonly #perClient = new Tally();
+  readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
   /** The oldest first. */
   readonly #aging = new Set<Aging>();
   readonly #timer: ReturnType<typeof setInterval>;
@@ -62,6 +74,13 @@ export class TunnelLimits {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#memory = new MemoryWatch(options.memory);
+    const bandwidth = (text = "0") => new Bandwidth(text, options.createRate);
+    this.#bandwidth = {
+      tunnel: bandwidth(options.bandwidthPerTunnel),
+      client: bandwidth(options.bandwidthPerClient),
+      agent: bandwidth(options.bandwidthPerAgent),
+      all: bandwidth(options.bandwidth),
+    };
     this.#timer = setInterval(() => this.look(), LOOK_MS);
   }
 
@@ -88,9 +107,14 @@ export class TunnelLimits {
     this.#perClient.add(client);
     let aging = tunnelLife > 0 ? this.#age(ends) : undefined;
     let isOpen = true;
+    const share = this.#share(agentId, client);
     return {
       get ends() {
         return aging?.ending.signal ?? ends;
+      },
+      rates: share.rates,
+      pace: async (bytes) => {
+        for (const rate of share.rates) await rate.take(bytes);
       },
       watch: (read) => {
         if (this.idleMs === 0) return;
@@ -104,11 +128,26 @@ export class TunnelLimits {
         this.#open--;
         this.#perAgent.remove(agentId);
         this.#perClient.remove(client);
+        share.leave();
         if (!aging) return;
         this.#aging.delete(aging);
         aging.detach();
       },
     };
+  }
+
+  /** What a tunnel has of the bandwidth, the narrowest share first: what waits for that is not taken from the others yet. */
+  #share(agentId: string, client: string): { rates: readonly Rate[]; leave: () => void } {
+    const { tunnel, client: ofClient, agent, all } = this.#bandwidth;
+    const own = tunnel.create();
+    const rates = [own, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
+    const leave = () => {
+      own?.close();
+      ofClient.leave(client);
+      agent.leave(agentId);
+      all.leave("");
+    };
+    return { rates, leave };
   }
 
   #age(ends: AbortSignal | undefined): Aging {
@@ -126,6 +165,7 @@ export class TunnelLimits {
     const { tunnelLife, tunnelIdle, reports } = this.#options;
     const now = this.#now();
     this.#memory.look();
+    for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.look();
     reports.flush();
     for (const aging of this.#aging) {
       const { startedAt, ending, progress } = aging;
@@ -147,6 +187,7 @@ export class TunnelLimits {
 
   close(): void {
     clearInterval(this.#timer);
+    for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.close();
   }
 
   #refusal(limit: LimitName, message: string, fields: LogFields): LimitReached {

@@ -12,6 +12,7 @@
  * - `cancelled`: the `signal` of the call was aborted
  * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head did not reach its blank line
  * - `limit`: a local limit was reached
+ * - `limit-per-address`: a local limit on what one address may take was reached
  * - `invalid`: an argument cannot be used
  * - `internal`: a fault of this program
  */
@@ -33,6 +34,7 @@ export type NetErrorCode =
   | "head-malformed"
   | "head-truncated"
   | "limit"
+  | "limit-per-address"
   | "invalid"
   | "internal";
 

@@ -2,8 +2,10 @@
 // The contract inside one process, without sockets: for tests of what is built on it. Streams, heads, limits and ends behave as they do on
 // the real network, with these exceptions. TLS: both sides must want it and share a protocol name; certificates, names and pins are not
 // looked at. QUIC: packets are never lost, so connections never time out, figures are zero, and a port that nobody listens on refuses.
+// Limits on what one address may take do not hold: all are one machine's.
 import { isIP } from "node:net";
 import { NetError } from "./errors.ts";
+import { MemoryRate } from "./memory_rate.ts";
 import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./memory_stream.ts";
 import type {
   ConnectQuicOptions,
@@ -20,6 +22,8 @@ import type {
   QuicListener,
   QuicStats,
   QuicTransport,
+  Rate,
+  RateOptions,
   SpliceOptions,
   SpliceResult,
   TcpListener,
@@ -266,7 +270,14 @@ class MemoryNet implements Net {
     if (!(a instanceof MemoryDuplex && b instanceof MemoryDuplex)) {
       throw new NetError("invalid", "Cannot copy between streams of another network");
     }
-    return await splice(a, b, options);
+    const { rates = [], ...others } = options;
+    const own = rates.filter((rate) => rate instanceof MemoryRate);
+    if (own.length < rates.length) throw new NetError("invalid", "Cannot copy at the rate of another network");
+    return await splice(a, b, others, own);
+  }
+
+  createRate(options: RateOptions): Rate {
+    return new MemoryRate(options);
   }
 
   stalledMs(): number {

@@ -2,6 +2,7 @@
 // addresses nor connections.
 import { Buffer } from "node:buffer";
 import { NetError } from "./errors.ts";
+import { type MemoryRate, pace } from "./memory_rate.ts";
 import type { Duplex, SpliceOptions, SpliceResult } from "./types.ts";
 
 /** As the native engine resets what nobody gave a code for. */
@@ -308,15 +309,23 @@ interface Failure {
 }
 
 /** See `Net.splice`. */
-export async function splice(a: MemoryDuplex, b: MemoryDuplex, options: SpliceOptions): Promise<SpliceResult> {
+export async function splice(
+  a: MemoryDuplex,
+  b: MemoryDuplex,
+  options: SpliceOptions,
+  rates: readonly MemoryRate[] = [],
+): Promise<SpliceResult> {
   const { prologueToA, idleTimeoutMs = 0, signal } = options;
   const counts = { aToB: 0, bToA: 0 };
   let failure: Failure | undefined;
   let code: number | undefined;
   let graceTimer: ReturnType<typeof setTimeout> | undefined;
   let copiedAt = Date.now();
+  /** Directions whose turn has not come. */
+  let waiting = 0;
+  let isOver = false;
   let abort = () => {};
-  const aborted = new Promise<void>((resolve) => abort = resolve);
+  const aborted = new Promise<void>((resolve) => abort = resolve).then(() => void (isOver = true));
   const fail = (error: NetError, side?: "a" | "b") => {
     failure ??= { error, side };
     abort();
@@ -332,6 +341,12 @@ export async function splice(a: MemoryDuplex, b: MemoryDuplex, options: SpliceOp
     const [source, sink] = count === "aToB" ? ["a", "b"] as const : ["b", "a"] as const;
     to.output.onBreak = (error) => fail(error, sink);
     for (let data: Uint8Array | null = prologue;;) {
+      if (data !== prologue && rates.length > 0) {
+        waiting++;
+        await pace(rates, data.length);
+        waiting--;
+        if (isOver) return;
+      }
       try {
         await to.output.write(data);
       } catch (error) {
@@ -356,7 +371,9 @@ export async function splice(a: MemoryDuplex, b: MemoryDuplex, options: SpliceOp
   if (signal?.aborted) onAbort();
   signal?.addEventListener("abort", onAbort, { once: true });
   const checkIdle = () => {
-    if (Date.now() - copiedAt >= idleTimeoutMs) fail(new NetError("timed-out", `Nothing was copied for ${idleTimeoutMs} ms`));
+    if (waiting === 0 && Date.now() - copiedAt >= idleTimeoutMs) {
+      fail(new NetError("timed-out", `Nothing was copied for ${idleTimeoutMs} ms`));
+    }
   };
   const idleTimer = idleTimeoutMs > 0 ? setInterval(checkIdle, Math.max(1, idleTimeoutMs / 8)) : undefined;
   const copied = Promise.all([pump(a, b, "aToB", new Uint8Array()), pump(b, a, "bToA", prologueToA ?? new Uint8Array())]);

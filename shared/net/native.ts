@@ -3,11 +3,13 @@ import { availableParallelism } from "node:os";
 import { loadAddon } from "./addon.ts";
 import { NetError, type NetErrorCode } from "./errors.ts";
 import type {
+  AddressLimit,
   ClientTls,
   ConnectQuicOptions,
   ConnectTcpOptions,
   Duplex,
   ExchangeOptions,
+  HandshakeFailure,
   HeadOptions,
   Incoming,
   ListenQuicOptions,
@@ -18,6 +20,8 @@ import type {
   QuicListener,
   QuicStats,
   QuicTransport,
+  Rate,
+  RateOptions,
   ServerTls,
   SpliceOptions,
   SpliceResult,
@@ -31,7 +35,10 @@ export interface NativeNetOptions {
    * process: the first network's number counts.
    */
   threads?: number;
-  /** Told once where the system allows smaller UDP buffers than are needed. */
+  /**
+   * Told once where the system allows smaller UDP buffers than are needed, and once a minute where connections cannot be accepted for want of
+   * descriptors or memory.
+   */
   warn?: (message: string) => void;
   /** The addon's file. Default: the one built with the sources, or inside the executable. */
   addon?: string;
@@ -79,7 +86,8 @@ interface Addon {
 
 /** As the addon hands it over: code, message, application error code, whether the far side caused it. */
 type Fault = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
-type Heads = { limit: number; timeoutMs: number; maxPending: number };
+type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
+type Heads = { limit: number; timeoutMs: number; maxPending: number } & PerAddress;
 type Verdict = [code: NetErrorCode, message: string] | null | undefined;
 
 interface Engine {
@@ -107,7 +115,7 @@ interface Engine {
     tls: ServerTls,
     alpn: string[],
     transport: QuicTransport,
-    handshakes: { timeoutMs: number; maxPending: number; retryThreshold: number },
+    handshakes: { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress,
   ): void;
   quicAccept(op: number, listener: number): void;
   quicSetTls(listener: number, tls: ServerTls): Verdict;
@@ -127,7 +135,18 @@ interface Engine {
   reset(stream: number, code: number): void;
   stopRead(stream: number, code: number): void;
   closeStream(stream: number): void;
-  splice(op: number, a: number, b: number, prologue: Uint8Array | undefined, idleTimeoutMs: number, cancellable: boolean): void;
+  createRate(bytesPerSecond: number, burst: number): number;
+  takeFromRate(op: number, rate: number, bytes: number): void;
+  closeRate(rate: number): void;
+  splice(
+    op: number,
+    a: number,
+    b: number,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+    cancellable: boolean,
+  ): void;
 }
 type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number) => Engine;
 
@@ -222,8 +241,17 @@ function check(verdict: Verdict): void {
   if (verdict) throw new NetError(verdict[0], verdict[1]);
 }
 
-function heads(options: HeadOptions): Heads {
-  return { limit: options.headLimit ?? 16_384, timeoutMs: options.headTimeoutMs ?? 10_000, maxPending: options.maxPendingHeads ?? 4_096 };
+function heads(options: HeadOptions, each?: AddressLimit): Heads {
+  return {
+    limit: options.headLimit ?? 16_384,
+    timeoutMs: options.headTimeoutMs ?? 10_000,
+    maxPending: options.maxPendingHeads ?? 4_096,
+    ...perAddress(each),
+  };
+}
+
+function perAddress(limit: AddressLimit | undefined): PerAddress {
+  return { maxPendingPerAddress: limit?.most ?? 0, exempt: limit?.exempt ?? [] };
 }
 
 class NativeNet implements Net {
@@ -235,7 +263,7 @@ class NativeNet implements Net {
 
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, options.tls, heads(options))
+      engine.listenTcp(op, options.address, options.tls, heads(options, options.pendingHeadsPerAddress))
     );
     return new NativeTcpListener(this.#calls, id, address);
   }
@@ -254,6 +282,7 @@ class NativeNet implements Net {
       timeoutMs: options.handshakeTimeoutMs ?? 10_000,
       maxPending: options.maxPendingHandshakes ?? 4_096,
       retryThreshold: options.retryThreshold ?? 256,
+      ...perAddress(options.pendingHandshakesPerAddress),
     };
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
       engine.listenQuic(op, options.address, options.tls, options.alpn, options.transport ?? {}, handshakes)
@@ -274,11 +303,17 @@ class NativeNet implements Net {
     if (!(a instanceof NativeDuplex && b instanceof NativeDuplex)) {
       throw new NetError("invalid", "Cannot copy between streams of another network");
     }
-    const { prologueToA, idleTimeoutMs, signal } = options;
+    const { prologueToA, idleTimeoutMs, rates, signal } = options;
+    const limits = rates && rates.length > 0 ? rates.map((rate) => numberOf(rate)) : undefined;
     const [aId, bId] = [a.give(), b.give()];
-    const start = (op: number, engine: Engine) => engine.splice(op, aId, bId, prologueToA, idleTimeoutMs ?? 0, signal !== undefined);
+    const start = (op: number, engine: Engine) =>
+      engine.splice(op, aId, bId, prologueToA, idleTimeoutMs ?? 0, limits, signal !== undefined);
     const [aToB, bToA, fault, side] = await this.#calls.cancellable<[number, number, Fault | undefined, 0 | 1 | undefined]>(signal, start);
     return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+  }
+
+  createRate({ bytesPerSecond, burst }: RateOptions): Rate {
+    return new NativeRate(this.#calls, this.#calls.engine.createRate(bytesPerSecond, burst));
   }
 
   stalledMs(): number {
@@ -294,6 +329,28 @@ class NativeNet implements Net {
 function checkPort(port: number): void {
   if (!Number.isInteger(port) || port < 1 || port > 65_535) {
     throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
+  }
+}
+
+/** @throws {NetError} `invalid` */
+function numberOf(rate: Rate): number {
+  if (!(rate instanceof NativeRate)) throw new NetError("invalid", "Cannot copy at the rate of another network");
+  return rate.id;
+}
+
+class NativeRate implements Rate {
+  readonly #calls: Calls;
+
+  constructor(calls: Calls, readonly id: number) {
+    this.#calls = calls;
+  }
+
+  async take(bytes: number): Promise<void> {
+    await this.#calls.call((op, engine) => engine.takeFromRate(op, this.id, bytes));
+  }
+
+  close(): void {
+    this.#calls.engine.closeRate(this.id);
   }
 }
 
@@ -402,14 +459,14 @@ interface ListenerEnd {
 class NativeQuicListener implements QuicListener {
   readonly #calls: Calls;
   readonly #id: number;
-  readonly #onHandshakeError: (failure: { remote: string; error: NetError }) => void;
+  readonly #onHandshakeError: (failure: HandshakeFailure) => void;
   readonly #end: ListenerEnd = {};
 
   constructor(
     calls: Calls,
     id: number,
     readonly address: string,
-    onHandshakeError: (failure: { remote: string; error: NetError }) => void,
+    onHandshakeError: (failure: HandshakeFailure) => void,
   ) {
     this.#calls = calls;
     this.#id = id;
@@ -418,12 +475,12 @@ class NativeQuicListener implements QuicListener {
 
   async accept(): Promise<QuicConnection | null> {
     for (;;) {
-      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, Fault] | null>((op, engine) =>
+      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, Fault, number] | null>((op, engine) =>
         engine.quicAccept(op, this.#id)
       );
       if (arrived === null) return null;
       if (arrived[0] !== undefined) return new NativeQuicConnection(this.#calls, arrived, this.#end);
-      this.#onHandshakeError({ remote: arrived[1], error: toError(arrived[2]) });
+      this.#onHandshakeError({ remote: arrived[1], error: toError(arrived[2]), count: arrived[3] });
     }
   }
 

@@ -29,6 +29,8 @@ export interface Net {
    * what the network does: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
+  /** Bytes a second, for all copies that are given it. */
+  createRate(options: RateOptions): Rate;
   /**
    * For how many milliseconds what moves the bytes has not got to run; 0 while it does. Each call finds out what the next one tells: to be
    * called regularly.
@@ -72,7 +74,7 @@ export interface Incoming {
   readonly stream: Duplex;
   /** The head up to and including its blank line, one character a byte (ISO 8859-1). Missing with an `error`. */
   readonly head?: string;
-  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `tls`, `reset` */
+  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `reset` */
   readonly error?: NetError;
 }
 
@@ -183,8 +185,18 @@ export interface HeadOptions {
   maxPendingHeads?: number;
 }
 
+/** How many at a time may come from one address, of IPv6 from one /64. */
+export interface AddressLimit {
+  /** 0 for no limit. */
+  most: number;
+  /** Networks to whose addresses it does not apply: `10.0.0.0/8`, `::1/128`. */
+  exempt: readonly string[];
+}
+
 /** How to listen for TCP connections. */
 export interface ListenTcpOptions extends HeadOptions {
+  /** Most heads of one address being read; one more and its oldest is delivered with `limit-per-address`. Default: no such limit. */
+  pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
   /** Speak TLS. Default: plain TCP. */
@@ -224,10 +236,23 @@ export interface ListenQuicOptions {
   handshakeTimeoutMs?: number;
   /** Most unfinished handshakes; more are refused. Default 4096. */
   maxPendingHandshakes?: number;
+  /**
+   * Most unfinished handshakes of one address that has been validated; more are refused. Where it has so many whose address is not validated,
+   * anybody may have sent them: the next ones are to show theirs by Retry (RFC 9000 §8.1.2). Default: no such limit.
+   */
+  pendingHandshakesPerAddress?: AddressLimit;
   /** From so many unfinished handshakes on, addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0 validates always. */
   retryThreshold?: number;
-  /** Called for handshakes that failed, at most 64 waiting; more are dropped. */
-  onHandshakeError?: (failure: { remote: string; error: NetError }) => void;
+  /** Called for handshakes that failed, or were refused: `limit`, `limit-per-address`. */
+  onHandshakeError?: (failure: HandshakeFailure) => void;
+}
+
+/** A handshake that came to nothing. */
+export interface HandshakeFailure {
+  readonly remote: string;
+  readonly error: NetError;
+  /** How many it stands for. At most 64 wait to be told: further refusals are counted in with a later one, other failures are dropped. */
+  readonly count: number;
 }
 
 /** Where to connect to over QUIC. */
@@ -266,8 +291,29 @@ export interface SpliceOptions {
   prologueToA?: Uint8Array;
   /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
   idleTimeoutMs?: number;
+  /** Bytes a second, of both directions together; the narrowest counts. Default: as fast as it goes. */
+  rates?: readonly Rate[];
   /** Gives up with `cancelled`. */
   signal?: AbortSignal;
+}
+
+/** How fast, and how much at once. */
+export interface RateOptions {
+  /** 1 or more. */
+  bytesPerSecond: number;
+  /** Bytes that may go at once after a pause; at least what goes in 10 ms. */
+  burst: number;
+}
+
+/** Bytes a second, for all who share it. They are served in turn, a little at a time: nobody starves, however much another one wants. */
+export interface Rate {
+  /**
+   * Resolves when so many bytes may go.
+   * @throws {NetError} `closed`, `cancelled`
+   */
+  take(bytes: number): Promise<void>;
+  /** Copies that have it go on with it; nobody else can use it any more. */
+  close(): void;
 }
 
 /** What was copied, and how it ended. */

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";
-import type { QuicConnection } from "../../shared/net/types.ts";
-import { withRaw } from "./raw.ts";
+import type { HandshakeFailure, Net, QuicConnection } from "../../shared/net/types.ts";
+import { type Raw, withRaw } from "./raw.ts";
 import {
   ALPN,
   bytes,
@@ -189,8 +189,8 @@ function handshakeTests({ test, pki }: Suite): void {
       }
       await netError(dialQuic(net, await pki, port), "refused");
       for (const relay of relays) relay.pass.toServer = false;
-      await until(() => failures.length === 3, `${failures.length} of 3 handshakes were told to have failed`);
-      for (const error of failures) assert.equal(error.code, "timed-out");
+      await until(() => failures.length === 4, `${failures.length} of 4 handshakes were told to have failed`);
+      assert.deepEqual(failures.map(({ code }) => code), ["limit", "timed-out", "timed-out", "timed-out"]);
       const client = await dialQuic(net, await pki, port);
       assert.ok(await within(accepted));
       client.close(0, "");
@@ -247,6 +247,52 @@ function connectTests({ test, pki, adapter }: Suite): void {
   });
 
   if (!adapter.has.sockets) return;
+
+  /** Handshakes of 127.0.0.1 that never end, for the network between lets so many of the server's datagrams through: one is a Retry. */
+  const unfinished = async (net: Net, raw: Raw, port: number, replies: number): Promise<void> => {
+    const relay = await raw.relayUdp(port);
+    const dropped = new Promise<void>((resolve) => {
+      let seen = 0;
+      relay.onReply = () => {
+        relay.pass.toClient = seen++ < replies;
+        if (!relay.pass.toClient) resolve();
+      };
+    });
+    ignore(dialQuic(net, await pki, relay.port, { timeoutMs: 15_000 }));
+    await within(dropped);
+  };
+
+  test("is refused beyond what an address may have under way, once it has shown that it is one, and all of it is told", async (net) => {
+    await withRaw(async (raw) => {
+      const failures: HandshakeFailure[] = [];
+      const pendingHandshakesPerAddress = { most: 1, exempt: [] };
+      const onHandshakeError = (failure: HandshakeFailure) => failures.push(failure);
+      const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold: 0, onHandshakeError };
+      const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
+      ignore(listener.accept());
+      const port = portOf(listener.address);
+      await unfinished(net, raw, port, 1);
+      for (let i = 0; i < 3; i++) await netError(dialQuic(net, await pki, port), "refused");
+      const told = () => failures.filter(({ error }) => error.code === "limit-per-address").reduce((sum, { count }) => sum + count, 0);
+      await until(() => told() === 3, "three were refused");
+      assert.ok(failures[0]!.remote.startsWith("127.0.0.1:"));
+    });
+  });
+
+  for (const [what, exempt, retryThreshold] of [["in another's name", [], 256], ["where it is exempt", ["127.0.0.0/8"], 0]] as const) {
+    test(`is not kept out by unfinished ones ${what}`, async (net) => {
+      await withRaw(async (raw) => {
+        const pendingHandshakesPerAddress = { most: 1, exempt };
+        const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold };
+        const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
+        const port = portOf(listener.address);
+        await unfinished(net, raw, port, retryThreshold === 0 ? 1 : 0);
+        const [server, client] = await Promise.all([within(listener.accept()), dialQuic(net, await pki, port)]);
+        assert.ok(server);
+        client.close(0, "");
+      });
+    });
+  }
 
   test("is given up after its time-out, and cancelled at once", async (net) => {
     await withRaw(async (raw) => {

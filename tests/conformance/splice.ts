@@ -66,6 +66,7 @@ export function spliceTests(suite: Suite): void {
     });
   }
   describe("a copy", () => idleTests(suite));
+  describe("a copy at a rate", () => rateTests(suite, kinds));
   if (suite.adapter.has.sockets) describe("a copy, seen from outside", () => wireTests(suite));
 }
 
@@ -334,6 +335,100 @@ function idleTests({ test }: Suite): void {
     left.closeWrite();
     right.closeWrite();
     assert.equal((await within(done)).error, undefined);
+  });
+}
+
+const [KIB, MIB] = [1 << 10, 1 << 20];
+
+function rateTests({ test }: Suite, kinds: Kind[]): void {
+  const tunnel = async (net: Net, options: SpliceOptions, [left, right] = [kinds[0]!, kinds[0]!]): Promise<Running> => {
+    const [first, second] = [await left.open(net), await right.open(net)];
+    return { left: first.a, a: first.b, b: second.b, right: second.a, done: net.splice(first.b, second.b, options) };
+  };
+  /** Sends all of it, and finishes. */
+  const send = async (stream: Duplex, data: Uint8Array) => {
+    for (let i = 0; i < data.length; i += 50_000) await stream.write(data.subarray(i, i + 50_000));
+    stream.closeWrite();
+  };
+
+  for (const [left, right] of kinds.flatMap((left) => kinds.map((right) => [left, right] as [Kind, Kind]))) {
+    test(`brings bytes unchanged, both ways together no faster than that, between ${left.name} and ${right.name}`, async (net) => {
+      const rate = net.createRate({ bytesPerSecond: 2 * MIB, burst: 64 * KIB });
+      const running = await tunnel(net, { rates: [rate] }, [left, right]);
+      const [up, down] = [pattern(256 * KIB, 1), pattern(256 * KIB, 2)];
+      const start = performance.now();
+      ignore(send(running.left, up), send(running.right, down));
+      const [gotDown, gotUp] = await Promise.all([readAll(running.left), readAll(running.right)]);
+      const ms = performance.now() - start;
+      assertSame(gotUp, up);
+      assertSame(gotDown, down);
+      assert.ok(ms >= (512 - 64) / 2_048 * 1_000, `${ms} ms`);
+      await finish(running);
+      rate.close();
+    });
+  }
+
+  test("shares it evenly with others, and slows nobody else down", async (net) => {
+    const rate = net.createRate({ bytesPerSecond: MIB, burst: 0 });
+    const shared = [await tunnel(net, { rates: [rate] }), await tunnel(net, { rates: [rate] })];
+    const other = await tunnel(net, { rates: [net.createRate({ bytesPerSecond: 1_024 * MIB, burst: 0 })] });
+    const ended: string[] = [];
+    const received = [0, 0];
+    const run = async ({ left, right }: Tunnel, i: number) => {
+      ignore(send(left, pattern(512 * KIB)));
+      for (let data; (data = await right.read()) !== null;) received[i] = received[i]! + data.length;
+      ended.push("shared");
+      // whoever is first has had half of what went through, or little more
+      if (ended.filter((name) => name === "shared").length === 1) {
+        const least = Math.min(...received);
+        assert.ok(least >= 256 * KIB, `${least}`);
+      }
+    };
+    const running = shared.map(run);
+    ignore(send(other.left, pattern(4 * MIB)));
+    assert.equal((await readAll(other.right)).length, 4 * MIB);
+    ended.push("other");
+    await within(Promise.all(running));
+    assert.deepEqual(ended, ["other", "shared", "shared"]);
+  });
+
+  test("is held to the narrowest of several", async (net) => {
+    const rates = [MIB, 1_024 * MIB].map((bytesPerSecond) => net.createRate({ bytesPerSecond, burst: 0 }));
+    const { left, right } = await tunnel(net, { rates });
+    const start = performance.now();
+    ignore(send(left, pattern(256 * KIB)));
+    await readAll(right);
+    const ms = performance.now() - start;
+    assert.ok(ms >= 200, `${ms} ms`);
+  });
+
+  test("takes no more than its windows hold meanwhile, and is cancelled at once", async (net) => {
+    const controller = new AbortController();
+    const rates = [net.createRate({ bytesPerSecond: 1, burst: 0 })];
+    const { left, right, done } = await tunnel(net, { rates, signal: controller.signal });
+    await fill(left, pattern(256 * KIB), MORE_THAN_FITS);
+    controller.abort();
+    assert.equal((await within(done)).error?.code, "cancelled");
+    await Promise.all([readToError(left, "reset"), readToError(right, "reset")]);
+  });
+
+  test("is not silent while it waits for its turn, and is afterwards", async (net) => {
+    const rates = [net.createRate({ bytesPerSecond: 1_024, burst: 0 })];
+    const { left, right, done } = await tunnel(net, { rates, idleTimeoutMs: 100 });
+    await within(left.write(pattern(1_024)));
+    await readExactly(right, 1_024);
+    assert.equal((await within(done)).error?.code, "timed-out");
+  });
+
+  test("lets others take from it in turn", async (net) => {
+    const rate = net.createRate({ bytesPerSecond: 100 * KIB, burst: 0 });
+    const order: string[] = [];
+    const start = performance.now();
+    await within(Promise.all(["a", "b", "c"].map((name) => rate.take(1_000).then(() => order.push(name)))));
+    assert.ok(performance.now() - start >= 15);
+    assert.deepEqual(order, ["a", "b", "c"]);
+    rate.close();
+    await netError(rate.take(1), "closed");
   });
 }
 

@@ -219,6 +219,29 @@ function acceptTests({ test, adapter }: Suite): void {
       assert.equal((await next())?.head, HEAD);
     });
   });
+
+  for (const exempt of [[], ["10.0.0.0/8"], ["127.0.0.0/8"]]) {
+    test(`counts those of one address, but of ${exempt.join() || "none"}`, async (net) => {
+      await withRaw(async (raw) => {
+        const { next, port } = await listenTcp(net, { pendingHeadsPerAddress: { most: 3, exempt } });
+        const sockets = [];
+        for (let i = 0; i < 10; i++) sockets.push(await raw.connect(port));
+        for (let i = 0; i < (exempt[0] === "127.0.0.0/8" ? 0 : 7); i++) {
+          const incoming = await next();
+          assert.equal(incoming?.error?.code, "limit-per-address");
+          incoming.stream.close();
+        }
+        sockets.at(-1)!.write(HEAD);
+        assert.equal((await next())?.head, HEAD);
+      });
+    });
+  }
+
+  test("is refused what is no network", async (net) => {
+    const pendingHeadsPerAddress = { most: 3, exempt: ["localhost/8"] };
+    const { message } = await netError(net.listenTcp({ address: "127.0.0.1:0", pendingHeadsPerAddress }), "invalid");
+    assert.ok(message.includes('"localhost/8"'), message);
+  });
 }
 
 function connectTests({ test, adapter }: Suite): void {

@@ -1,8 +1,10 @@
 // Every limit at the compiled executables: what is above it is answered, counted, logged once, and what is below goes on.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, AGENT_ID, Pair, type Program, PROXY, Site, storeArgs } from "../support/processes.ts";
+import { AGENT, AGENT_ID, openDescriptors, Pair, type Program, PROXY, Site, storeArgs } from "../support/processes.ts";
 import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 import { StoreServer } from "../support/store_servers.ts";
 import { makeTokenKey } from "../support/tokens.ts";
@@ -217,6 +219,88 @@ describe("the limit on", () => {
   });
 });
 
+describe("the limit on heads of one address", () => {
+  it("answers the oldest of that address, and leaves those of others", onLinux, async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.heads-per-address=5", NOBODY_EXEMPT, SERVED] });
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    const slow: Wire[] = [];
+    try {
+      using other = await dial(clients, undefined, "127.0.0.2");
+      await other.write("CONNECT ");
+      for (let i = 0; i < 6; i++) {
+        const wire = await dial(clients);
+        await wire.write("CONNECT ");
+        slow.push(wire);
+      }
+      assert.match((await slow[0]!.readAll()).toString(), /^HTTP\/1\.1 503 /);
+      assert.equal(await hits(pair.proxy, "heads-per-address"), 1);
+      await pair.proxy.waitFor("limit reached", { limit: "heads-per-address", most: 5 });
+      await other.write(connectHead(origin.authority).slice("CONNECT ".length));
+      assert.match(await other.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
+    } finally {
+      for (const wire of slow) wire[Symbol.dispose]();
+    }
+  });
+});
+
+describe("a bandwidth", () => {
+  const [KIB, MIB] = [1 << 10, 1 << 20];
+  /** So much goes at once. */
+  const BURST = 0.25;
+
+  /** Sends through a tunnel from its far end, and tells when all has come. */
+  async function download(clients: string, bytes: number, id?: string): Promise<void> {
+    await using origin = await Origin.start();
+    using client = await openTunnel(clients, origin.authority, { id });
+    using server = await origin.accept();
+    server.finish(new Uint8Array(bytes));
+    assert.equal((await client.readAll()).length, bytes);
+  }
+
+  it("of a client is shared by its tunnels, and another's is its own", async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.bandwidth-per-client=1MiB"] });
+    await pair.site.startAgent(pair.addresses, [], "4712");
+    const { clients } = pair.addresses;
+    const order: string[] = [];
+    const start = performance.now();
+    const shared = [1, 2].map(() => download(clients, MIB).then(() => order.push("shared")));
+    const other = download(clients, MIB / 2, "4712").then(() => order.push("other"));
+    await Promise.all([...shared, other]);
+    const ms = performance.now() - start;
+    assert.deepEqual(order, ["other", "shared", "shared"]);
+    assert.ok(ms >= (2 - BURST) * 1_000, `${ms} ms`);
+  });
+
+  for (const [part, option] of [["proxy", "bandwidth-per-tunnel"], ["proxy", "bandwidth-per-agent"], ["agent", "bandwidth"]] as const) {
+    it(`of the ${part} by --limits.${option} is that of both directions together`, async () => {
+      await using pair = await Pair.start({ [part]: [`--limits.${option}=512KiB`] });
+      await using origin = await Origin.start();
+      using client = await openTunnel(pair.addresses.clients, origin.authority);
+      using server = await origin.accept();
+      const start = performance.now();
+      client.finish(new Uint8Array(256 * KIB));
+      server.finish(new Uint8Array(256 * KIB));
+      assert.deepEqual([(await client.readAll()).length, (await server.readAll()).length], [256 * KIB, 256 * KIB]);
+      const ms = performance.now() - start;
+      assert.ok(ms >= (1 - BURST) * 1_000, `${ms} ms`);
+    });
+  }
+
+  it("holds for plain HTTP requests", async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.bandwidth-per-client=512KiB"] });
+    await using origin = await Origin.start(async (wire) => {
+      await wire.readUntil("\r\n\r\n");
+      wire.finish(`HTTP/1.1 200 OK\r\nContent-Length: ${512 * KIB}\r\n\r\n${"x".repeat(512 * KIB)}`);
+    });
+    const start = performance.now();
+    const answer = await ask(pair.addresses.clients, `GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
+    assert.deepEqual([answer.status, answer.body.length], [200, 512 * KIB]);
+    const ms = performance.now() - start;
+    assert.ok(ms >= (1 - BURST) * 1_000, `${ms} ms`);
+  });
+});
+
 describe("the life of a tunnel", () => {
   for (const part of ["proxy", "agent"] as const) {
     for (const [option, reason] of [["tunnel-life", /longest life/], ["tunnel-idle", /Nothing was copied for 1000 ms/]] as const) {
@@ -289,4 +373,42 @@ describe("a process with few descriptors", () => {
     }
     using _tunnel = await untilTunnel(clients, origin.authority);
   });
+
+  it("takes as many as it is allowed to", onLinux, async () => {
+    await using site = await Site.create();
+    const proxy = site.start("/bin/sh", ["-c", 'ulimit -Sn 128; ulimit -Hn 1000; exec "$0" "$@"', PROXY, ...site.proxyArgs()]);
+    await proxy.waitFor("listening");
+    assert.match(readFileSync(`/proc/${proxy.pid}/limits`, "utf8"), /^Max open files\s+1000\s+1000\s/m);
+  });
+
+  for (const part of ["proxy", "agent"] as const) {
+    it(`goes on as ${part} when it has none left, and serves again when it has`, onLinux, async () => {
+      await using pair = await Pair.start();
+      await using origin = await Origin.start();
+      const { clients } = pair.addresses;
+      const { pid } = pair[part];
+      // taken away while it runs: what it has counted on is not there
+      execFileSync("prlimit", [`--pid=${pid}`, `--nofile=${openDescriptors(pid) + 8}:`], { stdio: "ignore" });
+      const wires: Wire[] = [];
+      try {
+        if (part === "proxy") {
+          for (let i = 0; i < 50; i++) wires.push(await dial(clients));
+          await pair.proxy.waitForText("Connections wait, for they cannot be accepted: Too many open files");
+        } else {
+          let head = "HTTP/1.1 200 ";
+          while (head.startsWith("HTTP/1.1 200 ")) {
+            assert.ok(wires.length < 50, "there are descriptors enough");
+            wires.push(await dial(clients));
+            await wires.at(-1)!.write(connectHead(origin.authority));
+            head = await wires.at(-1)!.readUntil("\r\n\r\n");
+          }
+          assert.match(head, /^HTTP\/1\.1 503 /);
+        }
+      } finally {
+        for (const wire of wires) wire.reset();
+      }
+      using tunnel = await untilTunnel(clients, origin.authority);
+      await tunnel.write("x");
+    });
+  }
 });

@@ -28,6 +28,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     listenQuic: (options) => net.listenQuic(options),
     connectQuic: (options) => net.connectQuic(options),
     splice: (a, b, options) => net.splice(a, b, options),
+    createRate: (options) => net.createRate(options),
     stalledMs: () => net.stalledMs(),
     close: () => net.close(),
     ...replaced,

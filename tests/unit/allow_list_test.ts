@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinations } from "../../agent/destinations.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
-import { createAllowList } from "../../shared/allow_list.ts";
+import { createAllowList, networksOf } from "../../shared/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { startFront } from "../../shared/front/front.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
@@ -223,4 +223,22 @@ describe("an allow-list that cannot be read", () => {
       });
     });
   }
+});
+
+describe("networks of patterns", () => {
+  it("are those of addresses and networks that hold for every port", () => {
+    const patterns = [
+      "127.0.0.0/8",
+      "::1",
+      "10.0.0.1",
+      "[2001:db8::1]/64",
+      "::ffff:10.0.0.0/104",
+      "10.0.0.2:80",
+      "fe80::1%eth0",
+      "*.zone",
+      "host",
+    ];
+    assert.deepEqual(networksOf(patterns), ["127.0.0.0/8", "::1/128", "10.0.0.1/32", "2001:db8::1/64", "::ffff:a00:0/104"]);
+    assert.throws(() => networksOf(["10.0.0.0/33"]), RangeError);
+  });
 });

@@ -234,9 +234,29 @@ describe("the door", () => {
   });
 });
 
+describe("reports of many at once", () => {
+  it("count all, and log the latest with those that it stands for", () => {
+    const [log, counted]: [LogBook, number[]] = [new LogBook(), []];
+    const reports = new LimitReports({ log, count: (_, times) => counted.push(times), now: () => 0 });
+    reports.hit("handshakes", { remote: "a" }, 5);
+    reports.hit("handshakes", { remote: "b" }, 3);
+    assert.deepEqual(counted, [5, 3]);
+    assert.deepEqual(log.logged("limit reached"), [{ limit: "handshakes", remote: "a", suppressed: 4 }]);
+  });
+});
+
 describe("limits of tunnels", () => {
   const withLimits = (options: Partial<TunnelLimitsOptions>, body: (limits: TunnelLimits) => void) => {
-    const limits = new TunnelLimits({ tunnels: 0, tunnelIdle: 0, tunnelLife: 0, memory: "0", reports: SECRETIVE, ...options });
+    const limits = new TunnelLimits({
+      tunnels: 0,
+      tunnelIdle: 0,
+      tunnelLife: 0,
+      bandwidthPerTunnel: "0",
+      memory: "0",
+      reports: SECRETIVE,
+      createRate: () => assert.fail("there is no limit"),
+      ...options,
+    });
     try {
       body(limits);
     } finally {

@@ -1,0 +1,180 @@
+//! Bytes a second, for all who share it: a token bucket. Whoever waits is served in turn and a little at a time, so that nobody starves,
+//! however much another one wants.
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{sleep, Instant};
+
+/// What is taken at a time, at most: of what is copied so much waits for its turn.
+const LARGEST_QUANTUM: usize = 64 << 10;
+const SMALLEST_QUANTUM: usize = 512;
+/// A quantum is what is allowed in this part of a second.
+const QUANTA: f64 = 100.0;
+
+pub struct Rate {
+    per_second: f64,
+    burst: f64,
+    quantum: usize,
+    /// tokio's serves in the order in which it is asked.
+    bucket: Mutex<Bucket>,
+}
+
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Rate {
+    /// `burst` bytes may go at once after a pause: one quantum at least.
+    pub fn new(per_second: f64, burst: f64) -> Arc<Self> {
+        let per_second = per_second.max(1.0);
+        let quantum = (per_second / QUANTA).clamp(SMALLEST_QUANTUM as f64, LARGEST_QUANTUM as f64);
+        let burst = burst.max(quantum);
+        Arc::new(Self {
+            per_second,
+            burst,
+            quantum: quantum as usize,
+            bucket: Mutex::new(Bucket {
+                tokens: burst,
+                at: Instant::now(),
+            }),
+        })
+    }
+
+    /// Resolves when so many bytes may go. What is given up has taken nothing, but the quanta that it was granted before.
+    pub async fn take(&self, mut bytes: usize) {
+        while bytes > 0 {
+            let quantum = bytes.min(self.quantum);
+            self.take_quantum(quantum as f64).await;
+            bytes -= quantum;
+        }
+    }
+
+    async fn take_quantum(&self, bytes: f64) {
+        let mut bucket = self.bucket.lock().await;
+        loop {
+            let now = Instant::now();
+            let filled = bucket.tokens + (now - bucket.at).as_secs_f64() * self.per_second;
+            *bucket = Bucket {
+                tokens: filled.min(self.burst),
+                at: now,
+            };
+            if bucket.tokens >= bytes {
+                bucket.tokens -= bytes;
+                return;
+            }
+            // the others wait for this one, which is their turn's beginning
+            sleep(Duration::from_secs_f64((bytes - bucket.tokens) / self.per_second)).await;
+        }
+    }
+}
+
+/// What holds a copy back: every one of these rates.
+#[derive(Default)]
+pub struct Pace(Vec<Arc<Rate>>);
+
+impl Pace {
+    pub fn new(rates: Vec<Arc<Rate>>) -> Self {
+        Self(rates)
+    }
+
+    pub fn is_free(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How much to read at a time; `None` for as much as there is.
+    pub fn quantum(&self) -> Option<usize> {
+        self.0.iter().map(|rate| rate.quantum).min()
+    }
+
+    /// Resolves when so many bytes may go.
+    pub async fn take(&self, mut bytes: usize) {
+        let Some(quantum) = self.quantum() else { return };
+        while bytes > 0 {
+            let part = bytes.min(quantum);
+            for rate in &self.0 {
+                rate.take(part).await;
+            }
+            bytes -= part;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_burst_goes_at_once_and_the_rest_at_the_rate() {
+        let (rate, start) = (Rate::new(MIB as f64, MIB as f64), Instant::now());
+        rate.take(MIB).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        rate.take(10 * MIB).await;
+        let took = start.elapsed().as_secs_f64();
+        assert!((9.99..10.5).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_pause_no_more_than_the_burst_goes_at_once() {
+        let rate = Rate::new(MIB as f64, MIB as f64);
+        rate.take(MIB).await;
+        sleep(Duration::from_secs(60)).await;
+        let start = Instant::now();
+        rate.take(3 * MIB).await;
+        assert!(start.elapsed() >= Duration::from_millis(1_990), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_wants_much_leaves_as_much_to_whoever_wants_little() {
+        let rate = Rate::new(MIB as f64, 0.0);
+        let greedy = (0..3).map(|_| {
+            tokio::spawn({
+                let rate = rate.clone();
+                async move { rate.take(100 * MIB).await }
+            })
+        });
+        let greedy: Vec<_> = greedy.collect();
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        rate.take(MIB).await;
+        // a quarter of the rate was its
+        let took = start.elapsed().as_secs_f64();
+        assert!((3.5..4.5).contains(&took), "{took}");
+        greedy.iter().for_each(|task| task.abort());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_holds_nobody_up() {
+        let rate = Rate::new(1_024.0, 0.0);
+        rate.take(512).await;
+        let first = tokio::spawn({
+            let rate = rate.clone();
+            async move { rate.take(100 * MIB).await }
+        });
+        tokio::task::yield_now().await;
+        first.abort();
+        let start = Instant::now();
+        rate.take(512).await;
+        assert!(start.elapsed() <= Duration::from_millis(510), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_narrowest_of_several_rates_counts() {
+        let pace = Pace::new(vec![Rate::new(100.0 * MIB as f64, 0.0), Rate::new(MIB as f64, 0.0)]);
+        let start = Instant::now();
+        pace.take(2 * MIB).await;
+        let took = start.elapsed().as_secs_f64();
+        assert!((1.9..2.1).contains(&took), "{took}");
+        assert_eq!(pace.quantum(), Some(10_485));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_rates_nothing_waits() {
+        let start = Instant::now();
+        Pace::default().take(usize::MAX).await;
+        assert_eq!((start.elapsed(), Pace::default().quantum()), (Duration::ZERO, None));
+    }
+}

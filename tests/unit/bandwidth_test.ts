@@ -1,0 +1,56 @@
+// Bytes a second: values of options, and who shares a rate for how long.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Bandwidth, checkBandwidth } from "../../shared/limits/bandwidth.ts";
+import type { RateOptions } from "../../shared/net/types.ts";
+
+class Rates {
+  readonly created: RateOptions[] = [];
+  closed = 0;
+
+  readonly create = (options: RateOptions) => {
+    this.created.push(options);
+    return { take: () => Promise.resolve(), close: () => void this.closed++ };
+  };
+}
+
+describe("a bandwidth", () => {
+  it("is a number of bytes, with a unit or without", () => {
+    const rates = new Rates();
+    for (const text of ["500000", "512KiB", "10MiB", "2GiB"]) new Bandwidth(text, rates.create).create();
+    assert.deepEqual(rates.created.map(({ bytesPerSecond }) => bytesPerSecond), [500_000, 512 * 1_024, 10 * 2 ** 20, 2 * 2 ** 30]);
+    for (const good of ["0", "1", "1KiB"]) assert.equal(checkBandwidth(good), undefined);
+    for (const bad of ["", "KiB", "1KB", "1.5MiB", "-1", "1 MiB", "10MiB/s", "1e6"]) {
+      assert.ok(checkBandwidth(bad)?.startsWith(JSON.stringify(bad)), bad);
+    }
+  });
+
+  it("of 0 is none", () => {
+    const rates = new Rates();
+    const none = new Bandwidth("0", rates.create);
+    assert.deepEqual([none.create(), none.join("a")], [undefined, undefined]);
+    none.leave("a");
+    assert.deepEqual(rates.created, []);
+  });
+
+  it("is shared by key, and given up only when nobody has used it between two looks", () => {
+    const rates = new Rates();
+    const shared = new Bandwidth("1MiB", rates.create);
+    const first = shared.join("a");
+    assert.equal(shared.join("a"), first);
+    assert.notEqual(shared.join("b"), first);
+    for (const _ of [1, 2]) shared.leave("a");
+    shared.look();
+    // who opens one tunnel after the other does not get a full one each time
+    assert.equal(shared.join("a"), first);
+    shared.leave("a");
+    shared.look();
+    assert.deepEqual([shared.size, rates.closed], [2, 0]);
+    shared.look();
+    shared.look();
+    assert.deepEqual([shared.size, rates.closed], [1, 1]);
+    assert.notEqual(shared.join("a"), first);
+    shared.close();
+    assert.deepEqual([shared.size, rates.closed], [0, 3]);
+  });
+});
