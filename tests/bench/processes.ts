@@ -1,15 +1,10 @@
 // Starts and ends the programs that the bench needs, and reads what they cost from /proc. It knows nothing of what is measured with them.
-import { Buffer } from "node:buffer";
 import { type ChildProcess, spawn } from "node:child_process";
-import { createSocket } from "node:dgram";
 import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { type AddressInfo, connect, createServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { makeAuthority } from "../support/certificates.ts";
 
-const AGENT_ID = "bench";
 const READY_TIMEOUT_MS = 15_000;
 const STOP_TIMEOUT_MS = 5_000;
 /** Linux counts CPU time for user space in hundredths of a second, on every architecture. */
@@ -37,34 +32,22 @@ export interface Program {
   readonly stop: () => Promise<string | undefined>;
 }
 
-/** The commands of a proxy and an agent, without options. */
-export interface Subject {
-  readonly name: string;
-  readonly proxy: string;
-  readonly agent: string;
-}
-
-/** A proxy and an agent that is connected to it. */
-export interface Pair {
-  readonly proxy: Program;
-  readonly agent: Program;
-  /** Options that lead the load generator through it. */
-  readonly via: readonly string[];
-  /** From the start of the process until it takes connections. */
-  readonly listeningMs: number;
-  /** From the start of the agent's process until a tunnel can be opened. */
-  readonly connectedMs: number;
-  readonly stop: () => Promise<string[]>;
-}
-
 /** One answer of the load generator: a line of JSON. */
 export type LoadResult = Record<string, unknown>;
 
-/** Tunnels that stay open until `close`. */
+/** A load generator that holds something, tunnels or agents, until `close`. */
 export interface Held {
   readonly opened: LoadResult;
-  /** Sees which still go through, then closes them. */
+  /** Its CPU time and memory meanwhile. */
+  readonly usage: () => Usage;
+  /** Sees which are still there, then closes them. */
   readonly close: () => Promise<LoadResult>;
+}
+
+/** A program of somebody else's that says nothing of how it does. */
+export interface Running extends Program {
+  /** Asks every `pauseMs` until `isReady`. */
+  readonly until: (pauseMs: number, isReady: () => Promise<boolean>) => Promise<void>;
 }
 
 /** Everything that was started with it ends with it. */
@@ -72,53 +55,34 @@ export class Launcher {
   readonly #folder: string;
   readonly #load: string;
   readonly #children = new Set<ChildProcess>();
-  #origin: ChildProcess | undefined;
+  readonly #kept = new Set<ChildProcess>();
   #count = 0;
 
-  /** `folder` takes certificates and logs; `load` is the load generator's executable. */
+  /** `folder` takes files and logs; `load` is the load generator's executable. */
   constructor(folder: string, load: string) {
     this.#folder = folder;
     this.#load = load;
   }
 
-  async makeCertificates(): Promise<void> {
-    const authority = await makeAuthority("Bench CA");
-    const { cert, key } = await authority.issue({ names: ["localhost", "127.0.0.1"] });
-    for (const [name, text] of Object.entries({ ca: authority.cert, cert, key })) {
-      writeFileSync(join(this.#folder, `${name}.pem`), text, { mode: 0o600 });
-    }
+  /** A file for a program; its path. */
+  write(name: string, text: string): string {
+    const path = join(this.#folder, name);
+    writeFileSync(path, text, { mode: 0o600 });
+    return path;
   }
 
-  /** The server behind the agent; its address. */
-  async startOrigin(): Promise<string> {
-    this.#origin = this.#spawn(this.#load, ["origin"], ["ignore", "pipe", "inherit"]);
-    const { next } = answers(this.#origin);
-    return String((await next()).listening);
+  /** A mode of the load generator that serves until it is stopped, and what it says first. It is ended with everything else, and no sooner. */
+  async keep(args: readonly string[]): Promise<LoadResult> {
+    const child = this.#spawn(this.#load, args, ["ignore", "pipe", "inherit"]);
+    this.#kept.add(child);
+    return await answers(child).next();
   }
 
-  async startPair(subject: Subject, origin: string): Promise<Pair> {
-    const agents = `127.0.0.1:${await freeUdpPort()}`;
-    const clients = `127.0.0.1:${await freeTcpPort()}`;
-    const file = (name: string) => join(this.#folder, `${name}.pem`);
-    const proxyStarted = performance.now();
-    const proxy = this.#startProgram("proxy", subject.proxy, [
-      `--agent-server.listen-address=${agents}`,
-      `--http-proxy.listen-address=${clients}`,
-      `--agent-server.tls.file.cert=${file("cert")}`,
-      `--agent-server.tls.file.key=${file("key")}`,
-    ]);
-    await proxy.until(2, () => takesConnections(clients));
-    const listeningMs = performance.now() - proxyStarted;
-    const agentStarted = performance.now();
-    const agent = this.#startProgram("agent", subject.agent, [
-      `--agent-client.server-address=${agents}`,
-      `--agent-client.tls.file.root-ca=${file("ca")}`,
-      `--auth.noauth.agent-id=${AGENT_ID}`,
-    ]);
-    await agent.until(5, () => opensTunnels(clients, origin));
-    const connectedMs = performance.now() - agentStarted;
-    const stop = async () => [await agent.stop(), await proxy.stop()].filter((problem) => problem !== undefined);
-    return { proxy, agent, via: ["--proxy", clients, "--user", `${AGENT_ID}:x`], listeningMs, connectedMs, stop };
+  /** As `keep`, for a program that is measured. */
+  async serve(name: string, args: readonly string[]): Promise<{ program: Program; said: LoadResult }> {
+    const child = this.#spawn(this.#load, args, ["ignore", "pipe", "inherit"]);
+    const said = await answers(child).next();
+    return { program: { name, usage: () => readUsage(child.pid!), stop: () => end(child).then(() => undefined) }, said };
   }
 
   /** Runs the load generator to its end. */
@@ -129,13 +93,14 @@ export class Launcher {
     return result;
   }
 
-  /** Opens tunnels that say nothing. */
+  /** A mode of the load generator that goes on until its input ends. */
   async hold(args: readonly string[]): Promise<Held> {
-    const child = this.#spawn(this.#load, ["idle", ...args], ["pipe", "pipe", "inherit"]);
+    const child = this.#spawn(this.#load, args, ["pipe", "pipe", "inherit"]);
     const { next, ended } = answers(child);
     const opened = await next();
     return {
       opened,
+      usage: () => readUsage(child.pid!),
       close: async () => {
         child.stdin!.end();
         const closed = await next();
@@ -145,9 +110,9 @@ export class Launcher {
     };
   }
 
-  /** Ends everything but the origin. */
+  /** Ends everything but what is kept. */
   async stopPrograms(): Promise<void> {
-    await Promise.all([...this.#children].filter((child) => child !== this.#origin).map(end));
+    await Promise.all([...this.#children].filter((child) => !this.#kept.has(child)).map(end));
   }
 
   async stopAll(): Promise<void> {
@@ -162,12 +127,15 @@ export class Launcher {
   #spawn(file: string, args: readonly string[], stdio: ("ignore" | "pipe" | "inherit" | number)[]): ChildProcess {
     const child = spawn(file, args, { stdio });
     this.#children.add(child);
-    child.once("exit", () => this.#children.delete(child));
+    child.once("exit", () => {
+      this.#children.delete(child);
+      this.#kept.delete(child);
+    });
     return child;
   }
 
   /** `command` is for the shell, which it replaces: the process is the program's own. */
-  #startProgram(name: string, command: string, args: readonly string[]) {
+  start(name: string, command: string, args: readonly string[]): Running {
     const logFile = join(this.#folder, `${name}-${++this.#count}.log`);
     const log = openSync(logFile, "w");
     const child = this.#spawn("sh", ["-c", `exec ${command} "$@"`, "sh", ...args], ["ignore", log, log]);
@@ -181,7 +149,6 @@ export class Launcher {
         await end(child);
         return !early && (child.exitCode === 0 || child.signalCode === "SIGTERM") ? undefined : describe();
       },
-      /** Asks every `pauseMs` until `isReady`. */
       until: async (pauseMs: number, isReady: () => Promise<boolean>) => {
         const deadline = performance.now() + READY_TIMEOUT_MS;
         while (!await isReady()) {
@@ -239,49 +206,4 @@ function readUsage(pid: number): Usage {
     peakMiB: mib(status, "VmHWM"),
     files: readdirSync(`/proc/${pid}/fd`).length,
   };
-}
-
-/** Nobody has it at the moment; the system does not give it out again soon. */
-async function freeTcpPort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-async function freeUdpPort(): Promise<number> {
-  const socket = createSocket("udp4");
-  await new Promise<void>((resolve, reject) => socket.once("error", reject).bind(0, "127.0.0.1", resolve));
-  const { port } = socket.address();
-  await new Promise<void>((resolve) => socket.close(resolve));
-  return port;
-}
-
-function takesConnections(address: string): Promise<boolean> {
-  return converse(address, undefined);
-}
-
-/** Whether the proxy answers a CONNECT with 200: then the agent is there. */
-function opensTunnels(proxy: string, target: string): Promise<boolean> {
-  const credentials = Buffer.from(`${AGENT_ID}:x`).toString("base64");
-  return converse(proxy, `CONNECT ${target} HTTP/1.1\r\nHost: ${target}\r\nProxy-Authorization: Basic ${credentials}\r\n\r\n`);
-}
-
-/** Whether `address` takes a connection, and answers `request` with 200 where there is one. */
-function converse(address: string, request: string | undefined): Promise<boolean> {
-  const [host, port] = address.split(":");
-  return new Promise((resolve) => {
-    const socket = connect(Number(port), host, () => {
-      if (request === undefined) settle(true);
-      else socket.write(request);
-    });
-    const settle = (result: boolean) => {
-      socket.end();
-      resolve(result);
-    };
-    socket.once("data", (data) => settle(data.toString("latin1").startsWith("HTTP/1.1 200")));
-    socket.once("end", () => settle(false));
-    socket.once("error", () => settle(false));
-  });
 }

@@ -1,5 +1,6 @@
 // What was measured, side by side: tables for people, one object for machines. It measures nothing and starts nothing.
-import type { Figures, Outcome, Scenario } from "./scenarios.ts";
+import type { Figures, Outcome, Scenario } from "./scenario.ts";
+import type { Verdict } from "./targets.ts";
 
 /** One run of one scenario on one subject. Runs of one round stand beside each other in time. */
 export interface Run extends Outcome {
@@ -23,9 +24,6 @@ export interface MetricSummary {
   /** The first subject's figure divided by another's. */
   readonly ratios: Record<string, Ratio>;
 }
-
-/** The name that runs without proxy and agent have. */
-export const DIRECT = "direct";
 
 /** `subjects`: the one that is measured first, then those it is compared with. */
 export function summarize(scenario: Scenario, runs: readonly Run[], subjects: readonly string[]): Record<string, MetricSummary> {
@@ -51,14 +49,15 @@ export function summarize(scenario: Scenario, runs: readonly Run[], subjects: re
   );
 }
 
-/** The table of one scenario. */
+/** The table of one scenario, for a terminal or in Markdown. */
 export function formatTable(
   scenario: Scenario,
   summary: Record<string, MetricSummary>,
   runs: readonly Run[],
   subjects: readonly string[],
+  layout: (rows: string[][]) => string = columns,
 ): string {
-  const [own, ...others] = subjects.filter((subject) => subject !== DIRECT || scenario.direct);
+  const [own, ...others] = subjects.filter((subject) => runs.some((run) => run.subject === subject));
   const spread = runs.some(({ round }) => round > 1);
   const header = [
     `${scenario.name}: ${scenario.title}`,
@@ -69,7 +68,7 @@ export function formatTable(
     const digits = scenario.metrics[key]!.digits ?? 0;
     const show = (value: number | undefined) => value === undefined ? "-" : format(value, digits);
     return [
-      `  ${title}${unit && `, ${unit}`}`,
+      `${title}${unit && `, ${unit}`}`,
       show(medians[own!]),
       ...others.flatMap((other) => {
         const ratio = ratios[other];
@@ -81,10 +80,38 @@ export function formatTable(
       }),
     ];
   });
-  const widths = header.map((_, column) => Math.max(...[header, ...rows].map((row) => row[column]!.length)));
+  return [layout([header, ...rows]), ...formatErrors(runs)].join("\n");
+}
+
+/** Targets, what came of them, and by how much one is missed. */
+export function formatVerdicts(verdicts: readonly Verdict[], layout: (rows: string[][]) => string = columns): string {
+  const rows = verdicts.map(({ target: { title, other, least, most }, value, min, max, reached }) => {
+    const wanted = least ?? most!;
+    const share = reached ? "reached" : `missed: ${((least !== undefined ? value / wanted : wanted / value) * 100).toFixed(0)} % of it`;
+    return [
+      title,
+      other ?? "",
+      `${least !== undefined ? "at least" : "at most"} ${wanted.toLocaleString("en-US")}`,
+      quotient(value),
+      min === undefined || min === max ? "" : `${quotient(min)} … ${quotient(max!)}`,
+      share,
+    ];
+  });
+  return layout([["target", "with", "wanted", "median", "min … max", ""], ...rows]);
+}
+
+/** For a terminal. */
+export function columns([header, ...rows]: string[][]): string {
+  const lines = [header!, ...rows.map(([first, ...rest]) => [`  ${first}`, ...rest])];
+  const widths = header!.map((_, column) => Math.max(...lines.map((row) => row[column]!.length)));
   const line = (row: string[]) =>
     row.map((cell, column) => column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!)).join("  ");
-  return [line(header), ...rows.map(line), ...formatErrors(runs)].join("\n");
+  return lines.map(line).join("\n");
+}
+
+export function markdown([header, ...rows]: string[][]): string {
+  const line = (row: string[]) => `| ${row.join(" | ")} |`;
+  return [line(header!), line(header!.map((_, column) => column === 0 ? "---" : "--:")), ...rows.map(line)].join("\n");
 }
 
 function formatErrors(runs: readonly Run[]): string[] {
@@ -105,7 +132,7 @@ function divide(value: number | undefined, by: number | undefined): number | und
 }
 
 function quotient(value: number): string {
-  return value.toFixed(value < 0.1 ? 3 : 2);
+  return Math.abs(value) < 100 ? value.toFixed(Math.abs(value) < 0.1 ? 3 : 2) : value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 }
 
 function format(value: number, digits: number): string {

@@ -127,7 +127,7 @@ fn read_count(stream: &mut TcpStream, bytes: u64) -> Result<u64, String> {
     expect(String::from_utf8_lossy(&line).parse().unwrap_or_default(), bytes, "up")
 }
 
-fn expect(got: u64, wanted: u64, what: &str) -> Result<u64, String> {
+pub fn expect(got: u64, wanted: u64, what: &str) -> Result<u64, String> {
     if got == wanted {
         Ok(got)
     } else {

@@ -1,9 +1,14 @@
-//! Both ends of what the bench measures: `load origin` is the server behind the agent, every other mode is its clients. It prints one JSON
-//! object a line. It knows CONNECT and Basic credentials, and nothing else of what is between the two.
+//! Both ends of what the bench measures: `load origin` is the server behind the agent, and most other modes are its clients, which know
+//! CONNECT and Basic credentials. The rest is what it is compared with, and what stands around it. It prints one JSON object a line.
+mod bare;
 mod bulk;
 mod connect;
+mod flock;
+mod hops;
 mod idle;
+mod link;
 mod origin;
+mod quic;
 mod rate;
 mod rtt;
 mod stats;
@@ -15,6 +20,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
+use bare::Bare;
 use bulk::Direction;
 use connect::Via;
 
@@ -23,8 +29,16 @@ const USAGE: &str = "usage:
   load down|up|both --target HOST:PORT [--tunnels 1] [--bytes 100000000]     bytes for each tunnel and direction
   load rate --target HOST:PORT [--clients 1] [--seconds 5]
   load rtt  --target HOST:PORT [--seconds 5] [--size 64] [--beside]          --beside: a download in another tunnel
+  load flow --target HOST:PORT [--head-start 2] [--seconds 10]               a download as it goes, then cut off
   load idle --target HOST:PORT [--tunnels 100]                               holds them until standard input ends
-clients reach the target through a proxy with: --proxy HOST:PORT --user ID:PASSWORD";
+clients reach the target through a proxy with: --proxy HOST:PORT --user ID:PASSWORD
+  load flock --quic HOST:PORT --ca FILE [--agents 100]                       agents of a proxy, until standard input ends
+  load link --to HOST:PORT [--delay-ms 50] [--loss 0.01]                     UDP relay, until standard input ends
+what bare QUIC can do:
+  load bare --cert FILE --key FILE                                           an origin; down, up, both, rate and rtt reach it with
+                                                                             --quic HOST:PORT --ca FILE in place of --target
+  load ingress --cert FILE --key FILE                                        TCP to QUIC
+  load egress --quic HOST:PORT --ca FILE --target HOST:PORT                  and back to TCP";
 
 fn main() -> ExitCode {
     raise_file_limit();
@@ -54,26 +68,43 @@ fn run() -> Result<(), String> {
                 .block_on(origin::serve(&listen))
         }
         "down" | "up" | "both" => {
-            let (via, tunnels, bytes) = (args.via()?, args.take("tunnels", 1)?, args.take("bytes", 100_000_000)?);
+            let (way, tunnels, bytes) = (args.way()?, args.take("tunnels", 1)?, args.take("bytes", 100_000_000)?);
             args.finish()?;
             let direction = match mode.as_str() {
                 "down" => Direction::Down,
                 "up" => Direction::Up,
                 _ => Direction::Both,
             };
-            print(mode, bulk::run(single()?, via, direction, tunnels, bytes));
+            let result = match way {
+                Way::Tcp(via) => bulk::run(single()?, via, direction, tunnels, bytes),
+                Way::Quic(bare) => quic::runtime()?.block_on(bare::bulk(bare, direction, tunnels, bytes))?,
+            };
+            print(mode, result);
             Ok(())
         }
         "rate" => {
-            let (via, clients, seconds) = (args.via()?, args.take("clients", 1)?, args.take("seconds", 5.0)?);
+            let (way, clients, time) = (args.way()?, args.take("clients", 1)?, args.seconds("seconds", 5.0)?);
             args.finish()?;
-            print(mode, single()?.block_on(rate::run(via, clients, Duration::from_secs_f64(seconds))));
+            let result = match way {
+                Way::Tcp(via) => single()?.block_on(rate::run(via, clients, time)),
+                Way::Quic(bare) => quic::runtime()?.block_on(bare::rates(bare, clients, time))?,
+            };
+            print(mode, result);
             Ok(())
         }
         "rtt" => {
-            let (via, seconds, size, beside) = (args.via()?, args.take("seconds", 5.0)?, args.take("size", 64)?, args.flag("beside"));
+            let (way, time, size, beside) = (
+                args.way()?,
+                args.seconds("seconds", 5.0)?,
+                args.take("size", 64)?,
+                args.flag("beside"),
+            );
             args.finish()?;
-            print(mode, rtt::run(via, Duration::from_secs_f64(seconds), size, beside)?);
+            let result = match way {
+                Way::Tcp(via) => rtt::run(via, time, size, beside)?,
+                Way::Quic(bare) => quic::runtime()?.block_on(bare::round_trips(bare, time, size, beside))?,
+            };
+            print(mode, result);
             Ok(())
         }
         "idle" => {
@@ -82,10 +113,55 @@ fn run() -> Result<(), String> {
             let runtime = single()?;
             let (held, opened) = runtime.block_on(idle::open(via, tunnels));
             print(mode.clone(), opened);
-            let mut line = String::new();
-            while std::io::stdin().read_line(&mut line).map_err(text)? > 0 {}
+            wait()?;
             print(mode, runtime.block_on(idle::check(held)));
             Ok(())
+        }
+        _ => run_beside(mode, args),
+    }
+}
+
+/// What is neither the origin nor its clients.
+fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
+    match mode.as_str() {
+        "flow" => {
+            let (via, head_start, time) = (args.via()?, args.seconds("head-start", 2.0)?, args.seconds("seconds", 10.0)?);
+            args.finish()?;
+            print(mode, rtt::flow(&via, head_start, time)?);
+            Ok(())
+        }
+        "flock" => {
+            let (proxy, ca, agents) = (args.need("quic")?, args.need("ca")?, args.take("agents", 100)?);
+            args.finish()?;
+            // one thread, in the background: keep-alives are what they are there for
+            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(text)?;
+            let (connections, gathered) = runtime.block_on(flock::gather(proxy, &ca, agents))?;
+            print(mode.clone(), gathered);
+            wait()?;
+            let dispersed = flock::disperse(&connections);
+            std::thread::sleep(Duration::from_millis(200)); // the ends reach the wire
+            print(mode, dispersed);
+            Ok(())
+        }
+        "link" => {
+            let (to, delay, loss) = (args.need("to")?, args.take("delay-ms", 50)?, args.take("loss", 0.01)?);
+            args.finish()?;
+            link::run(&to, Duration::from_millis(delay), loss)
+        }
+        "bare" | "ingress" => {
+            let (cert, key) = (args.need("cert")?, args.need("key")?);
+            args.finish()?;
+            let runtime = quic::runtime()?;
+            if mode == "bare" {
+                runtime.block_on(bare::serve(&cert, &key))
+            } else {
+                runtime.block_on(hops::ingress(&cert, &key))
+            }
+        }
+        "egress" => {
+            let (ingress, ca, target) = (args.need("quic")?, args.need("ca")?, args.need("target")?);
+            args.finish()?;
+            quic::runtime()?.block_on(hops::egress(&ingress, &ca, &target))
         }
         _ => Err(USAGE.into()),
     }
@@ -100,11 +176,24 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Until standard input ends.
+fn wait() -> Result<(), String> {
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).map_err(text)? > 0 {}
+    Ok(())
+}
+
 /// The result, with what this process itself cost.
 fn print(mode: String, mut result: Value) {
     result["mode"] = mode.into();
     result["cpuSeconds"] = stats::cpu_seconds().into();
     println!("{result}");
+}
+
+/// How clients reach their origin.
+enum Way {
+    Tcp(Via),
+    Quic(Bare),
 }
 
 /// `--name value` pairs and `--name` flags.
@@ -135,8 +224,28 @@ impl Args {
         self.0.remove(name).is_some()
     }
 
+    fn seconds(&mut self, name: &str, default: f64) -> Result<Duration, String> {
+        Duration::try_from_secs_f64(self.take(name, default)?).map_err(|error| format!("Cannot use --{name}: {error}"))
+    }
+
+    fn need(&mut self, name: &str) -> Result<String, String> {
+        self.0
+            .remove(name)
+            .ok_or_else(|| format!("Cannot start: --{name} is needed\n{USAGE}"))
+    }
+
+    fn way(&mut self) -> Result<Way, String> {
+        match self.0.remove("quic") {
+            None => Ok(Way::Tcp(self.via()?)),
+            Some(address) => Ok(Way::Quic(Bare {
+                address,
+                ca: self.need("ca")?,
+            })),
+        }
+    }
+
     fn via(&mut self) -> Result<Via, String> {
-        let target = self.0.remove("target").ok_or("Cannot start: --target is needed")?;
+        let target = self.need("target")?;
         Ok(Via::new(target, self.0.remove("proxy"), self.0.remove("user")))
     }
 

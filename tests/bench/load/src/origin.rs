@@ -122,7 +122,7 @@ fn transfer(mut stream: TcpStream, verb: &str, count: u64, already: u64) -> std:
             sending.join().expect("sending does not panic")?;
             writeln!(stream, "{sunk}")?;
         }
-        _ => send_until_told(&mut stream)?,
+        _ => return send_until_told(&mut stream),
     }
     stream.shutdown(std::net::Shutdown::Write)?;
     match sink(&mut stream, u64::MAX)? {
@@ -156,13 +156,16 @@ pub fn sink(stream: &mut TcpStream, count: u64) -> std::io::Result<u64> {
     Ok(got)
 }
 
+/// Nobody is told how it ended: some clients cut it off when they have seen enough.
 fn send_until_told(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(None)?;
     let mut other = stream.try_clone()?;
     let told = std::thread::spawn(move || other.read(&mut [0]));
     let chunk = vec![b'.'; CHUNK];
-    while !told.is_finished() {
-        stream.write_all(&chunk)?;
+    while !told.is_finished() && stream.write_all(&chunk).is_ok() {}
+    let finished = stream.shutdown(std::net::Shutdown::Write);
+    if told.join().expect("reading does not panic").is_ok() && finished.is_ok() {
+        let _ = sink(stream, u64::MAX);
     }
-    told.join().expect("reading does not panic").map(drop)
+    Ok(())
 }

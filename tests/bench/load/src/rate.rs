@@ -9,18 +9,27 @@ use tokio::time::timeout;
 use crate::connect::Via;
 use crate::stats::{percentiles, Errors};
 
-const ANSWER: usize = 100;
+pub const ANSWER: usize = 100;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 /// So that a proxy that refuses at once is not asked a hundred thousand times.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
-struct Samples {
+pub struct Samples {
     setup: Vec<Duration>,
     total: Vec<Duration>,
     /// Complete before the time was up: what counts for the rate.
     in_time: u64,
-    errors: Errors,
+    pub errors: Errors,
+}
+
+impl Samples {
+    /// One tunnel; `setup` where there is such a thing, `end` is when the time is up.
+    pub fn add(&mut self, setup: Option<Duration>, total: Duration, end: Instant) {
+        self.setup.extend(setup);
+        self.total.push(total);
+        self.in_time += u64::from(Instant::now() < end);
+    }
 }
 
 /// `setup` is from the TCP connection to the proxy's answer, `total` to the origin's; tunnels under way at the end count for both.
@@ -30,6 +39,10 @@ pub async fn run(via: Via, clients: usize, time: Duration) -> Value {
     for _ in 0..clients {
         tasks.spawn(client(via.clone(), end));
     }
+    collect(tasks, clients, time).await
+}
+
+pub async fn collect(mut tasks: JoinSet<Samples>, clients: usize, time: Duration) -> Value {
     let mut all = Samples::default();
     let mut errors = Errors::default();
     while let Some(samples) = tasks.join_next().await {
@@ -53,11 +66,7 @@ async fn client(via: Via, end: Instant) -> Samples {
     let mut samples = Samples::default();
     while Instant::now() < end {
         match one(&via).await {
-            Ok((setup, total)) => {
-                samples.setup.push(setup);
-                samples.total.push(total);
-                samples.in_time += u64::from(Instant::now() < end);
-            }
+            Ok((setup, total)) => samples.add(Some(setup), total, end),
             Err(error) => {
                 samples.errors.add(error);
                 tokio::time::sleep(PAUSE_AFTER_ERROR).await;

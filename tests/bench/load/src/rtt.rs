@@ -1,5 +1,7 @@
 //! Round trips in a tunnel that is open, alone or beside a download in another tunnel of the same agent.
-use std::io::Write;
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
@@ -9,13 +11,13 @@ use tokio::time::timeout;
 
 use crate::bulk::to_blocking;
 use crate::connect::Via;
-use crate::origin::sink;
+use crate::origin::{sink, CHUNK};
 use crate::stats::{percentiles, Errors};
 use crate::{single, text};
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The download gets up to speed before anything is timed.
-const HEAD_START: Duration = Duration::from_millis(500);
+pub const HEAD_START: Duration = Duration::from_millis(500);
 
 pub fn run(via: Via, time: Duration, size: usize, beside: bool) -> Result<Value, String> {
     let runtime = single()?;
@@ -79,6 +81,34 @@ pub async fn exchange(stream: &mut TcpStream, data: &mut [u8]) -> Result<(), Str
         Err(_) => Err("echo: timed out".into()),
         Ok(result) => result.map(drop).map_err(|error| format!("echo: {}", error.kind())),
     }
+}
+
+/// How fast a download goes once it has had `head_start`, over `time`; it is cut off then.
+pub fn flow(via: &Via, head_start: Duration, time: Duration) -> Result<Value, String> {
+    let stream = to_blocking(single()?.block_on(via.open())?).map_err(text)?;
+    let got = Arc::new(AtomicU64::new(0));
+    let (mut reading, counting) = (stream.try_clone().map_err(text)?, got.clone());
+    (&stream).write_all(b"stream\n").map_err(text)?;
+    let sinking = std::thread::spawn(move || -> Result<(), std::io::Error> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match reading.read(&mut buffer)? {
+                0 => return Ok(()),
+                n => counting.fetch_add(n as u64, Ordering::Relaxed),
+            };
+        }
+    });
+    std::thread::sleep(head_start);
+    let (before, began) = (got.load(Ordering::Relaxed), Instant::now());
+    std::thread::sleep(time);
+    let bytes = got.load(Ordering::Relaxed) - before;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut errors = Errors::default();
+    if sinking.is_finished() {
+        let ended = sinking.join().expect("sinking does not panic");
+        errors.add(ended.map_or_else(|error| format!("flow: {}", error.kind()), |()| "flow: it has ended".into()));
+    }
+    Ok(json!({ "bytes": bytes, "seconds": seconds, "mbPerSecond": bytes as f64 / seconds / 1e6, "errors": errors.json() }))
 }
 
 /// A download on a thread of its own, which goes on until it is stopped.

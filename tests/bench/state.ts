@@ -1,0 +1,123 @@
+// Scenarios of what is there and does nothing: programs, tunnels, agents, and memory after a load.
+import { setTimeout as sleep } from "node:timers/promises";
+import { type Bed, cpuPercent, errorsOf, figure, type Figures, needPair, type Outcome, type Usages, usages } from "./scenario.ts";
+import { median } from "./report.ts";
+
+export async function idle({ sizes, pair }: Bed): Promise<Outcome> {
+  const programs = needPair(pair);
+  await sleep(sizes.settleMs); // what the start needed is gone
+  const [proxyCpuPercent, agentCpuPercent] = await cpuPercent([programs.proxy, programs.agent], sizes.idleMs, () => sleep(sizes.idleMs));
+  const { proxy, agent } = usages(programs);
+  return {
+    figures: {
+      listeningMs: programs.listeningMs,
+      connectedMs: programs.connectedMs,
+      proxyRssMiB: proxy.rssMiB,
+      agentRssMiB: agent.rssMiB,
+      proxyPssMiB: proxy.pssMiB,
+      agentPssMiB: agent.pssMiB,
+      proxyCpuPercent,
+      agentCpuPercent,
+    },
+    errors: {},
+  };
+}
+
+export async function tunnels({ sizes, pair, hold }: Bed): Promise<Outcome> {
+  const programs = needPair(pair);
+  await sleep(sizes.settleMs); // what the start needed is gone
+  const before = usages(programs);
+  const held = await hold(sizes.idleTunnels);
+  const open = figure(held.opened.open) ?? 0;
+  await sleep(sizes.settleMs); // and what opening them needed
+  const during = usages(programs);
+  const closed = await held.close();
+  await sleep(sizes.settleMs);
+  const after = usages(programs);
+  const each = (of: "proxy" | "agent") => open > 0 ? (during[of].rssMiB - before[of].rssMiB) * 1024 / open : undefined;
+  return {
+    figures: {
+      open,
+      alive: figure(closed.alive),
+      openSeconds: figure(held.opened.seconds),
+      proxyKiBEach: each("proxy"),
+      agentKiBEach: each("agent"),
+      proxyFilesKept: after.proxy.files - before.proxy.files,
+      agentFilesKept: after.agent.files - before.agent.files,
+      ...beforeAndAfter(before, after),
+    },
+    errors: errorsOf(held.opened, closed),
+  };
+}
+
+/** The working agent's downloads are measured without the others, beside them, and without them again: what changes meanwhile is halved. */
+export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome> {
+  const { proxy } = needPair(pair);
+  const results: Awaited<ReturnType<typeof load>>[] = [];
+  const speed = async () => {
+    const speeds = [];
+    for (let i = 0; i < sizes.repeats; i++) {
+      const result = await load("down", "--bytes", sizes.bulkBytes / 2);
+      results.push(result);
+      speeds.push(figure(result.mbPerSecond));
+    }
+    return median(speeds);
+  };
+  await load("down", "--bytes", sizes.warmUpBytes);
+  const alone = [await speed()];
+  await sleep(sizes.settleMs);
+  const before = proxy.usage();
+  const held = await flock(sizes.idleAgents);
+  const connected = figure(held.opened.connected) ?? 0;
+  await sleep(sizes.settleMs);
+  const [proxyCpuPercent, flockCpuPercent] = await cpuPercent([proxy, held], sizes.idleMs, () => sleep(sizes.idleMs));
+  const during = proxy.usage();
+  const beside = await speed();
+  const closed = await held.close();
+  await sleep(sizes.settleMs);
+  alone.push(await speed());
+  const without = alone[0] !== undefined && alone[1] !== undefined ? (alone[0] + alone[1]) / 2 : undefined;
+  return {
+    figures: {
+      connected,
+      alive: figure(closed.alive),
+      connectSeconds: figure(held.opened.seconds),
+      proxyKiBEach: connected > 0 ? (during.rssMiB - before.rssMiB) * 1024 / connected : undefined,
+      proxyCpuPercent,
+      flockCpuPercent,
+      aloneMbPerSecond: without,
+      besideMbPerSecond: beside,
+      slowdownPercent: without !== undefined && beside !== undefined ? (1 - beside / without) * 100 : undefined,
+    },
+    errors: errorsOf(held.opened, closed, ...results),
+  };
+}
+
+export async function memory({ sizes, pair, load }: Bed): Promise<Outcome> {
+  const programs = needPair(pair);
+  await sleep(sizes.settleMs); // what the start needed is gone
+  const before = usages(programs);
+  const loads = [
+    await load("down", "--bytes", sizes.bulkBytes),
+    await load("up", "--bytes", sizes.bulkBytes),
+    await load("down", "--bytes", sizes.sharedBytes, "--tunnels", 8),
+    await load("rate", "--clients", 90, "--seconds", sizes.rateSeconds),
+  ];
+  await sleep(sizes.restMs);
+  const after = usages(programs);
+  return {
+    figures: { ...beforeAndAfter(before, after), proxyPeakMiB: after.proxy.peakMiB, agentPeakMiB: after.agent.peakMiB },
+    errors: errorsOf(...loads),
+  };
+}
+
+function beforeAndAfter(before: Usages, after: Usages): Figures {
+  return {
+    proxyBeforeMiB: before.proxy.rssMiB,
+    proxyAfterMiB: after.proxy.rssMiB,
+    agentBeforeMiB: before.agent.rssMiB,
+    agentAfterMiB: after.agent.rssMiB,
+    proxyAfterToBefore: after.proxy.rssMiB / before.proxy.rssMiB,
+    agentAfterToBefore: after.agent.rssMiB / before.agent.rssMiB,
+  };
+}

@@ -1,0 +1,160 @@
+// Scenarios of bytes and tunnels on their way: how fast, how soon, and at what cost.
+import type { Surroundings } from "./places.ts";
+import { costOf, errorsOf, figure, percentiles, type Scenario } from "./scenario.ts";
+
+const LIMITS = ["tcp", "hops", "bare"] as const;
+
+const PEAKS = {
+  proxyPeakMiB: { title: "proxy memory, peak", unit: "MiB", digits: 1 },
+  agentPeakMiB: { title: "agent memory, peak", unit: "MiB", digits: 1 },
+};
+
+/** `count` tunnels, one after the other started and all at once timed. */
+export function bulk(name: string, title: string, mode: string, count: number, surroundings: Surroundings = {}): Scenario {
+  const gb = { unit: "s/GB", digits: 2 };
+  return {
+    name,
+    title,
+    surroundings,
+    limits: surroundings.lb ? [] : LIMITS,
+    metrics: {
+      mbPerSecond: { title: "speed", unit: "MB/s" },
+      cpuPerGB: { title: "CPU, proxy + agent", ...gb },
+      proxyCpuPerGB: { title: "CPU, proxy", ...gb },
+      agentCpuPerGB: { title: "CPU, agent", ...gb },
+      ...(surroundings.lb ? { lbCpuPerGB: { title: "CPU, lb", ...gb } } : {}),
+      loadCpuPerGB: { title: "CPU, load generator without origin", ...gb },
+      ...PEAKS,
+    },
+    run: async ({ sizes, pair, load }) => {
+      const bytes = count > 1 ? sizes.sharedBytes : mode === "both" ? sizes.bulkBytes / 2 : sizes.bulkBytes;
+      await load(mode, "--bytes", sizes.warmUpBytes, "--tunnels", count);
+      const { result, cpu, after } = await costOf(pair, () => load(mode, "--bytes", bytes, "--tunnels", count));
+      const gigabytes = figure(result.bytes)! / 1e9;
+      const each = (seconds: number | undefined) => gigabytes > 0 && seconds !== undefined ? seconds / gigabytes : undefined;
+      return {
+        figures: {
+          mbPerSecond: figure(result.mbPerSecond),
+          cpuPerGB: each(cpu && cpu.proxy + cpu.agent),
+          proxyCpuPerGB: each(cpu?.proxy),
+          agentCpuPerGB: each(cpu?.agent),
+          lbCpuPerGB: each(cpu?.lb),
+          loadCpuPerGB: each(figure(result.cpuSeconds)),
+          proxyPeakMiB: after?.proxy.peakMiB,
+          agentPeakMiB: after?.agent.peakMiB,
+        },
+        errors: errorsOf(result),
+      };
+    },
+  };
+}
+
+export function rate(clients: number, surroundings: Surroundings = {}): Scenario {
+  const ms = { unit: "ms", digits: 2 };
+  const cpu = { unit: "s", digits: 3 };
+  const who = clients === 1 ? "client" : "clients at once";
+  return {
+    name: `${surroundings.lb ? "lb-" : ""}rate${clients}`,
+    title: `${surroundings.lb ? "through lb: " : ""}short tunnels, ${clients} ${who}`,
+    surroundings,
+    limits: surroundings.lb ? [] : LIMITS,
+    metrics: {
+      perSecond: { title: "tunnels", unit: "/s" },
+      setupP50: { title: "set-up p50", ...ms },
+      setupP90: { title: "set-up p90", ...ms },
+      setupP99: { title: "set-up p99", ...ms },
+      setupP999: { title: "set-up p99.9", ...ms },
+      totalP50: { title: "to the answer p50", ...ms },
+      totalP90: { title: "to the answer p90", ...ms },
+      totalP99: { title: "to the answer p99", ...ms },
+      totalP999: { title: "to the answer p99.9", ...ms },
+      proxyCpuPer1000: { title: "CPU for 1,000 tunnels, proxy", ...cpu },
+      agentCpuPer1000: { title: "CPU for 1,000 tunnels, agent", ...cpu },
+      ...(surroundings.lb ? { lbCpuPer1000: { title: "CPU for 1,000 tunnels, lb", ...cpu } } : {}),
+      loadCpuPer1000: { title: "CPU for 1,000 tunnels, load generator", ...cpu },
+      ...PEAKS,
+    },
+    run: async ({ sizes, pair, load }) => {
+      await load("rate", "--clients", clients, "--seconds", sizes.warmUpSeconds);
+      const { result, cpu, after } = await costOf(pair, () => load("rate", "--clients", clients, "--seconds", sizes.rateSeconds));
+      const thousands = figure(result.tunnels)! / 1000;
+      const each = (seconds: number | undefined) => thousands > 0 && seconds !== undefined ? seconds / thousands : undefined;
+      const [setup, total] = [percentiles(result.setupMs), percentiles(result.totalMs)];
+      return {
+        figures: {
+          perSecond: figure(result.perSecond),
+          setupP50: setup.p50,
+          setupP90: setup.p90,
+          setupP99: setup.p99,
+          setupP999: setup.p999,
+          totalP50: total.p50,
+          totalP90: total.p90,
+          totalP99: total.p99,
+          totalP999: total.p999,
+          proxyCpuPer1000: each(cpu?.proxy),
+          agentCpuPer1000: each(cpu?.agent),
+          lbCpuPer1000: each(cpu?.lb),
+          loadCpuPer1000: each(figure(result.cpuSeconds)),
+          proxyPeakMiB: after?.proxy.peakMiB,
+          agentPeakMiB: after?.agent.peakMiB,
+        },
+        errors: errorsOf(result),
+      };
+    },
+  };
+}
+
+export function rtt(name: string, title: string, { beside = false, lb }: Surroundings & { beside?: boolean } = {}): Scenario {
+  const micros = { unit: "µs" };
+  const options = beside ? ["--beside"] : [];
+  return {
+    name,
+    title,
+    surroundings: { lb },
+    limits: lb ? [] : LIMITS,
+    metrics: {
+      p50: { title: "p50", ...micros },
+      p90: { title: "p90", ...micros },
+      p99: { title: "p99", ...micros },
+      p999: { title: "p99.9", ...micros },
+      ...(beside ? { besideMbPerSecond: { title: "the download meanwhile", unit: "MB/s" } } : {}),
+    },
+    run: async ({ sizes, load }) => {
+      await load("rtt", "--seconds", sizes.warmUpSeconds, ...options);
+      const result = await load("rtt", "--seconds", sizes.rttSeconds, ...options);
+      const ms = percentiles(result.rttMs);
+      const inMicros = (value: number | undefined) => value === undefined ? undefined : value * 1000;
+      return {
+        figures: {
+          p50: inMicros(ms.p50),
+          p90: inMicros(ms.p90),
+          p99: inMicros(ms.p99),
+          p999: inMicros(ms.p999),
+          besideMbPerSecond: figure(result.besideMbPerSecond),
+        },
+        errors: errorsOf(result),
+      };
+    },
+  };
+}
+
+export function lossy(name: string, title: string, link: NonNullable<Surroundings["link"]>): Scenario {
+  return {
+    name,
+    title,
+    surroundings: { link },
+    limits: ["hops"],
+    metrics: {
+      mbPerSecond: { title: "speed of one download", unit: "MB/s", digits: 2 },
+      totalP50: { title: "a short tunnel to the answer p50", unit: "ms" },
+    },
+    run: async ({ sizes, load }) => {
+      const flow = await load("flow", "--head-start", sizes.headStartSeconds, "--seconds", sizes.lossySeconds);
+      const short = await load("rate", "--clients", 10, "--seconds", sizes.rateSeconds);
+      return {
+        figures: { mbPerSecond: figure(flow.mbPerSecond), totalP50: percentiles(short.totalMs).p50 },
+        errors: errorsOf(flow, short),
+      };
+    },
+  };
+}
