@@ -45,6 +45,7 @@ const CHECKS: Check[] = [
   { name: "documentation of the library", command: [deno, "doc", "--lint", "mod.ts"] },
   { name: "types of the library", command: [deno, "publish", "--dry-run", "--allow-dirty", "--quiet"] },
   { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: crate },
+  { name: "rust format of the bench", command: ["cargo", "fmt", "--check"], cwd: join(root, "tests", "bench", "load") },
   {
     name: "rust lint",
     command: ["cargo", "clippy", "--release", "--locked", "--all-targets", "--quiet", "--", "-D", "warnings"],
@@ -65,6 +66,11 @@ const CHECKS: Check[] = [
   ...both("system"),
   ...both("release"),
   ...both("fault"),
+  // builds the load generator too, out of what the engine is built of
+  {
+    name: "bench",
+    command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--limit", `--json=${join(bundles, "bench.json")}`],
+  },
 ];
 
 function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {
