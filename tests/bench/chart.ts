@@ -1,5 +1,5 @@
 // Draws what was reached, beside what was to be reached, as an SVG: bars of ratios on a logarithmic scale, longer where it is better.
-import type { Verdict } from "./targets.ts";
+import { AGAINST, type Verdict } from "./targets.ts";
 
 const WIDTH = 860;
 const LABELS = 270;
@@ -17,7 +17,7 @@ export function drawChart(verdicts: readonly Verdict[], caption: string): string
   let y = 30;
   const parts: string[] = [];
   for (const [other, group] of groups) {
-    parts.push(...drawGroup(`times as good as ${other}`, group, y));
+    parts.push(...drawGroup(`times as good as ${other === AGAINST ? "the program that it is compared with" : other}`, group, y));
     y += TITLE + group.length * ROW + AXIS;
   }
   return [
