@@ -446,7 +446,7 @@ function lifeTests({ test, pki }: Suite): void {
     await readExactly(b, 100_000);
     const stats = client.stats();
     assert.ok(stats.sentBytes > 100_000, `${stats.sentBytes} bytes sent`);
-    assert.ok(stats.sentPackets > 60, `${stats.sentPackets} packets sent`);
+    assert.ok(stats.sentPackets > 15, `${stats.sentPackets} packets sent`);
     assert.ok(stats.rttMs > 0 && stats.receivedBytes > 0 && stats.congestionWindow > 0 && stats.mtu >= 1_200);
   });
 
