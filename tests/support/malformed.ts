@@ -6,6 +6,8 @@ export interface Malformed {
   /** One character a byte, its blank line included where it has one. */
   readonly head: string;
   readonly status: number;
+  /** Whatever it asks for: no parser may take it. */
+  readonly isSyntax: boolean;
 }
 
 const AUTH = credentials();
@@ -32,8 +34,14 @@ function head(line: string, ...fields: string[]): string {
   return `${line}\r\n${HOST}${AUTH}${fields.map((field) => `${field}\r\n`).join("")}\r\n`;
 }
 
+/** Refused by the parser. */
+function syntax(status: number, heads: Iterable<string>): Malformed[] {
+  return [...heads].map((head) => ({ head, status, isSyntax: true }));
+}
+
+/** Refused for what they ask for. */
 function each(status: number, heads: Iterable<string>): Malformed[] {
-  return [...heads].map((head) => ({ head, status }));
+  return [...heads].map((head) => ({ head, status, isSyntax: false }));
 }
 
 /** What is in no token (RFC 9110 §5.6.2), no control characters. */
@@ -89,11 +97,16 @@ function requestLines(): Malformed[] {
     `${good} ${version}`,
     `${method} ${good}`,
     `${method} ${target} ${target} ${version}`,
+    "",
+    " ",
     ":",
     "HTTP/1.1 200 OK",
+    `C\xd6NNECT ${target} ${version}`,
+    `${method} local\xe9host:1 ${version}`,
+    `${method} local\x7fhost:1 ${version}`,
   ];
   const unknown = ["0.0", "0.9", "1.2", "1.9", "2.0", "3.0", "9.9"].map((v) => head(`${method} ${target} HTTP/${v}`));
-  return [...each(400, bad.map((line) => head(line))), ...each(505, unknown)];
+  return [...syntax(400, bad.map((line) => head(line))), ...syntax(505, unknown)];
 }
 
 /** For the proxy itself: well-formed, and not served. */
@@ -110,71 +123,84 @@ const OWN_TARGETS = [
   "?",
 ];
 
+/** In front of `:80` no host. */
+export const BAD_HOSTS = [
+  "",
+  "a b",
+  "a..b",
+  ".a",
+  "-a",
+  "a-",
+  "a/b",
+  "a\\b",
+  "a@b",
+  "u:p@a",
+  "a?b",
+  "a#b",
+  "a%41",
+  "a,b",
+  "a*b",
+  "*",
+  "a\x00",
+  "caf\xe9",
+  "[",
+  "]",
+  "[]",
+  "[::1",
+  "::1]",
+  "::1",
+  "[127.0.0.1]",
+  "[a]",
+  "[::g]",
+  "[::1:]",
+  "[1::2::3]",
+  "[[::1]]",
+  "[::1]]",
+  "[::1%]",
+  "x[::1]",
+  "[::1]x",
+  "[v1.a]",
+  " ",
+  "[:1]",
+  "[1:2:3:4:5:6:7:8:9]",
+  "[::12345]",
+  "[::1.2.3]",
+  "user@a",
+  "a".repeat(254),
+];
+/** Behind a host no port. */
+export const BAD_PORTS = [
+  "",
+  "0",
+  "00",
+  "00000",
+  "65536",
+  "70000",
+  "99999",
+  "100000",
+  "-1",
+  "+1",
+  "1x",
+  "x",
+  "0x50",
+  "1.5",
+  "1:1",
+  "\xb2",
+  "1/",
+  "1?",
+  "1#",
+  "http",
+  "80x",
+  " 80",
+  "80 ",
+  "8 0",
+  "80:80",
+];
+
 function targets(): Malformed[] {
-  const badHosts = [
-    "",
-    "a b",
-    "a..b",
-    ".a",
-    "-a",
-    "a-",
-    "a/b",
-    "a\\b",
-    "a@b",
-    "u:p@a",
-    "a?b",
-    "a#b",
-    "a%41",
-    "a,b",
-    "a*b",
-    "*",
-    "a\x00",
-    "caf\xe9",
-  ];
-  const badLiterals = [
-    "[",
-    "]",
-    "[]",
-    "[::1",
-    "::1]",
-    "::1",
-    "[127.0.0.1]",
-    "[a]",
-    "[::g]",
-    "[::1:]",
-    "[1::2::3]",
-    "[[::1]]",
-    "[::1]]",
-    "[::1%]",
-    "x[::1]",
-    "[::1]x",
-    "[v1.a]",
-  ];
-  const badPorts = [
-    "",
-    "0",
-    "00",
-    "00000",
-    "65536",
-    "70000",
-    "99999",
-    "100000",
-    "-1",
-    "+1",
-    "1x",
-    "x",
-    "0x50",
-    "1.5",
-    "1:1",
-    "\xb2",
-    "1/",
-    "1?",
-    "1#",
-    "http",
-  ];
   const bad = [
-    ...[...badHosts, ...badLiterals, "a".repeat(254)].map((host) => `${host}:1`),
-    ...badPorts.flatMap((port) => [`localhost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`]),
+    ...BAD_HOSTS.map((host) => `${host}:1`),
+    ...BAD_PORTS.flatMap((port) => [`localhost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`]),
     ...[
       "localhost",
       "127.0.0.1",
@@ -224,7 +250,7 @@ function fieldLines(): Malformed[] {
     ],
   ];
   const line = "CONNECT localhost:1 HTTP/1.1";
-  return each(400, [
+  return syntax(400, [
     ...bad.map((field) => head(line, field)),
     ...bad.slice(0, 60).map((field) => `${line}\r\n${field}\r\n${HOST}${AUTH}\r\n`), // as the first of all
   ]);
@@ -235,7 +261,7 @@ function lineEnds(): Malformed[] {
   const breaks = [...good.matchAll(/\r\n/g)].map((match) => match.index);
   const at = (i: number, end: string) => good.slice(0, i) + end + good.slice(i + 2);
   const last = breaks.at(-1)!;
-  return each(400, [
+  return syntax(400, [
     ...breaks.flatMap((i) => ["\n", "\n\r\n", "\r\r\n"].filter(() => i !== last).map((end) => at(i, end))),
     ...breaks.filter((i) => i < breaks.at(-2)!).flatMap((i) => ["\r", "\r ", " \r", "\x00\r\n", "\x0b\r\n"].map((end) => at(i, end))),
     at(last, "\n"),
@@ -311,7 +337,7 @@ function lengths(): Malformed[] {
     ...pairs,
   ];
   const lines = ["POST http://localhost:1/ HTTP/1.1", "GET http://localhost:1/ HTTP/1.1", "CONNECT localhost:1 HTTP/1.1"];
-  return each(400, [
+  return syntax(400, [
     ...lines.flatMap((line) => forms.map((fields) => head(line, ...fields))),
     head("POST http://localhost:1/ HTTP/1.0", "Transfer-Encoding: chunked"),
   ]);
@@ -337,7 +363,7 @@ function hosts(): Malformed[] {
     "<a>",
   ];
   const line = "CONNECT localhost:1 HTTP/1.1";
-  return each(400, [
+  return syntax(400, [
     ...bad.map((host) => `${line}\r\nHost: ${host}\r\n${AUTH}\r\n`),
     ...["localhost:1", "LOCALHOST:1", "other.example", ""].map((second) => head(line, `hOsT: ${second}`)),
   ]);

@@ -12,6 +12,7 @@ import {
   parseResponseHead,
   values,
 } from "../../shared/http/head.ts";
+import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../support/malformed.ts";
 
 /** The status that a head is refused with; anything thrown but a {@link HeadError} fails. */
 function refused(parse: () => unknown): number | "taken" {
@@ -72,76 +73,10 @@ describe("request head", () => {
     for (const head of heads) assert.equal(refused(() => parseRequestHead(head)), "taken", JSON.stringify(head));
   });
 
-  it("is refused with 400 where its request line is malformed", () => {
-    const lines = [
-      "",
-      " ",
-      "CONNECT",
-      "CONNECT a:1",
-      "CONNECT a:1 ",
-      "CONNECT a:1 HTTP/1.1 ",
-      " CONNECT a:1 HTTP/1.1",
-      "CONNECT  a:1 HTTP/1.1",
-      "CONNECT a:1  HTTP/1.1",
-      "CONNECT\ta:1\tHTTP/1.1",
-      "CONNECT\x0ba:1 HTTP/1.1",
-      "CONNECT a:1 b HTTP/1.1",
-      "CON:NECT a:1 HTTP/1.1",
-      "CON(NECT a:1 HTTP/1.1",
-      "C\xd6NNECT a:1 HTTP/1.1",
-      "CONNECT\0 a:1 HTTP/1.1",
-      "CONNECT a\x7f:1 HTTP/1.1",
-      "CONNECT a\xe9:1 HTTP/1.1",
-      "CONNECT a\0:1 HTTP/1.1",
-      "CONNECT a:1 http/1.1",
-      "CONNECT a:1 HTTP/1",
-      "CONNECT a:1 HTTP/1.",
-      "CONNECT a:1 HTTP/.1",
-      "CONNECT a:1 HTTP/1,1",
-      "CONNECT a:1 HTTP/11.1",
-      "CONNECT a:1 HTTP/1.10",
-      "CONNECT a:1 HTTP/1.1\x0b",
-      "CONNECT a:1 HTTPS/1.1",
-      "CONNECT a:1 ICY/1.1",
-    ];
-    for (const line of lines) assert.equal(refused(() => parseRequestHead(`${line}\r\n${HOST}\r\n`)), 400, JSON.stringify(line));
-  });
-
-  it("is refused with 505 for a version that is well-formed and not spoken", () => {
-    for (const version of ["0.9", "1.2", "2.0", "3.0", "9.9"]) {
-      assert.equal(refused(() => parseRequestHead(`CONNECT a:1 HTTP/${version}\r\n\r\n`)), 505, version);
-    }
-  });
-
-  it("is refused with 400 where a line is folded, or its name or value malformed", () => {
-    const lines = [
-      " A: b",
-      "\tA: b",
-      "A: b\r\n c",
-      "A: b\r\n\tc",
-      "A: b\r\n ",
-      "A : b",
-      "A\t: b",
-      "A",
-      ":",
-      ": b",
-      "A b: c",
-      "A\0: b",
-      "A(: b",
-      "\xc0: b",
-      "A\x7f: b",
-      "A: b\0c",
-      "A: b\x01",
-      "A: b\x0b",
-      "A: b\x0c",
-      "A: b\x1f",
-      "A: b\x7f",
-    ];
-    for (const line of lines) {
-      for (const head of [`${LINE}${line}\r\n\r\n`, `${LINE}${HOST}${line}\r\nLast: 1\r\n\r\n`]) {
-        assert.equal(refused(() => parseRequestHead(head)), 400, JSON.stringify(head));
-      }
-    }
+  it("is refused with its status where its syntax is wrong", () => {
+    const heads = malformedHeads().filter(({ isSyntax }) => isSyntax);
+    assert.ok(heads.length > 500, `There are only ${heads.length} heads`);
+    for (const { head, status } of heads) assert.equal(refused(() => parseRequestHead(head)), status, JSON.stringify(head));
   });
 
   it("is refused with 400 for a CR or LF alone, wherever it stands", () => {
@@ -164,37 +99,6 @@ describe("request head", () => {
     const head = `${LINE}${HOST}A: b\r\n\r\n`;
     for (let length = 0; length < head.length; length++) {
       assert.equal(refused(() => parseRequestHead(head.slice(0, length))), 400, JSON.stringify(head.slice(0, length)));
-    }
-  });
-
-  it("is refused with 400 where two implementations could read its length differently", () => {
-    const forms = [
-      ["Content-Length: 1", "Transfer-Encoding: chunked"],
-      ["Transfer-Encoding: chunked", "content-length: 1"],
-      ["Content-Length: 0", "TRANSFER-ENCODING: chunked"],
-      ["Content-Length: 1", "Transfer-Encoding: identity"],
-      ["Content-Length: 1", "Transfer-Encoding:"],
-      ["Content-Length:", "Transfer-Encoding: chunked"],
-      ["Content-Length: 1", "Content-Length: 2"],
-      ["Content-Length: 1", "Content-Length: 1"],
-      ["Content-Length: 1", "content-length:"],
-      ...["", "+1", "-1", "1.0", "0x1", "1e1", "1, 1", "1,2", "1 1", "1;", "one", "\xb2", "1".repeat(16)].map((
-        n,
-      ) => [`Content-Length: ${n}`]),
-      ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
-      ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"],
-      ...["", "identity", "gzip", "gzip, chunked", "chunked, gzip", "chunked, chunked", "chunked,", "chunked;a=b", '"chunked"', "xchunked"]
-        .map((coding) => [`Transfer-Encoding: ${coding}`]),
-    ];
-    for (const fields of forms) {
-      const head = `POST http://a/ HTTP/1.1\r\nHost: a\r\n${fields.join("\r\n")}\r\n\r\n`;
-      assert.equal(refused(() => parseRequestHead(head)), 400, JSON.stringify(fields));
-    }
-  });
-
-  it("is refused with 400 for two Host fields, alike or not", () => {
-    for (const second of ["Host: example.com:443", "host: other.example"]) {
-      assert.equal(refused(() => parseRequestHead(`${LINE}${HOST}${second}\r\n\r\n`)), 400);
     }
   });
 
@@ -320,70 +224,8 @@ describe("authority", () => {
   });
 
   it("is refused with 400 where host or port is missing or malformed", () => {
-    const hosts = [
-      "",
-      " ",
-      "a b",
-      "a..b",
-      ".a",
-      "-a",
-      "a-",
-      "a/b",
-      "a\\b",
-      "a@b",
-      "a?b",
-      "a#b",
-      "a%41",
-      "a,b",
-      "a*b",
-      "*",
-      "a\0",
-      "caf\xe9",
-      "::1",
-      "[]",
-    ];
-    const more = [
-      "[::1",
-      "::1]",
-      "[127.0.0.1]",
-      "[a]",
-      "[::g]",
-      "[::1:]",
-      "[:1]",
-      "[1::2::3]",
-      "[1:2:3:4:5:6:7:8:9]",
-      "[::12345]",
-      "[::1.2.3]",
-      "[[::1]]",
-      "[::1]]",
-      "[::1%]",
-      "x[::1]",
-      "[::1]x",
-      "user@a",
-      "a".repeat(254),
-    ];
-    for (const host of [...hosts, ...more]) assert.equal(refused(() => parseAuthority(`${host}:80`)), 400, JSON.stringify(host));
-    for (
-      const port of [
-        "",
-        "0",
-        "00000",
-        "65536",
-        "99999",
-        "100000",
-        "-1",
-        "+1",
-        "80x",
-        "x",
-        " 80",
-        "80 ",
-        "8 0",
-        "0x50",
-        "1.5",
-        "80:80",
-        "\xb2",
-      ]
-    ) {
+    for (const host of BAD_HOSTS) assert.equal(refused(() => parseAuthority(`${host}:80`)), 400, JSON.stringify(host));
+    for (const port of BAD_PORTS) {
       for (const host of ["a", "[::1]"]) assert.equal(refused(() => parseAuthority(`${host}:${port}`)), 400, `${host}:${port}`);
     }
     for (const text of ["", "a", "[::1]", "http://a:80", "a:80/", "80"]) assert.equal(refused(() => parseAuthority(text)), 400, text);
