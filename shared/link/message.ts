@@ -93,7 +93,7 @@ export function checkLabels(labels: Readonly<Record<string, string>>): string | 
   const entries = Object.entries(labels);
   if (entries.length > MAX_LABELS) return `there are ${entries.length} labels, and ${MAX_LABELS} is the limit`;
   for (const [name, value] of entries) {
-    if (!LABEL_NAME.test(name)) return `${JSON.stringify(name)} is not a label's name: up to 63 letters, digits, dots, slashes, dashes`;
+    if (!LABEL_NAME.test(name)) return `${quote(name)} is not a label's name: up to 63 letters, digits, dots, slashes, dashes`;
     if (!isText(value, MAX_LABEL)) return `the label ${name} has a value of more than ${MAX_LABEL} characters, or with control characters`;
   }
   return undefined;
@@ -114,6 +114,11 @@ function readGoaway({ reason = "", withinMs = 0 }: Record<string, unknown>): Mes
   if (!isText(reason, MAX_REASON)) throw new MessageError("A goaway has a reason that is no short text");
   if (typeof withinMs !== "number" || !(withinMs >= 0)) throw new MessageError("A goaway has a withinMs that is no number from 0 on");
   return { type: "goaway", reason, withinMs: Math.min(withinMs, MAX_SPREAD_MS) };
+}
+
+/** What a stranger says, short enough for a line of the log. */
+function quote(text: string): string {
+  return JSON.stringify(text.length <= 100 ? text : `${text.slice(0, 100)}…`);
 }
 
 /** Text that can stand in a log line. */

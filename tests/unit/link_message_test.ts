@@ -81,6 +81,11 @@ describe("control messages", () => {
     }));
   });
 
+  it("are refused in a sentence that is short, however long the name of a label is", () => {
+    const hello = typed(0, JSON.stringify({ instance: "a", labels: { ["k".repeat(10_000)]: "v" } }));
+    assert.throws(() => decodeMessage(hello), ({ message }: Error) => message.length < 300 && message.includes('"kkk'));
+  });
+
   it("are decoded or refused, whatever they hold", () => {
     const json = fc.json().map((text) => new TextEncoder().encode(text));
     fc.assert(
