@@ -1,6 +1,6 @@
 // Request heads made by mutating good ones, the front that decides on them, and a second opinion on what it did. Shared by the short run
 // among the tests and the long one.
-import fc from "fast-check";
+import type fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
@@ -8,6 +8,7 @@ import { type DialRequest, type Front, startFront, type Upstream } from "../../s
 import { Refusal } from "../../shared/http/status.ts";
 import type { LogFields } from "../../shared/log.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../../shared/net/types.ts";
+import { mutations } from "./mutations.ts";
 
 const AGENT_ID = "4711";
 const AUTH = `Proxy-Authorization: Basic ${btoa(`${AGENT_ID}:secret`)}\r\n`;
@@ -82,40 +83,8 @@ const PIECES = [
   ],
 ];
 
-type Edit = [kind: number, at: number, length: number, piece: number];
-
-function apply(head: string, [kind, at, length, piece]: Edit): string {
-  const start = at % (head.length + 1);
-  switch (kind) {
-    case 0: // insert
-      return head.slice(0, start) + PIECES[piece]! + head.slice(start);
-    case 1: // replace
-      return head.slice(0, start) + PIECES[piece]! + head.slice(start + length);
-    case 2: // remove
-      return head.slice(0, start) + head.slice(start + length);
-    case 3: // repeat
-      return head.slice(0, start + length * 8) + head.slice(start);
-    case 4: { // a piece as a line of its own
-      const lines = head.split("\r\n");
-      lines.splice(1 + at % lines.length, 0, PIECES[piece]!.replace(/\r\n$/, ""));
-      return lines.join("\r\n");
-    }
-    case 5: { // two lines change places
-      const lines = head.split("\r\n");
-      const [i, j] = [at % lines.length, (at + length) % lines.length];
-      [lines[i], lines[j]] = [lines[j]!, lines[i]!];
-      return lines.join("\r\n");
-    }
-    default: // another byte
-      return head.slice(0, start) + String.fromCharCode((length * 64 + piece) % 256) + head.slice(start + 1);
-  }
-}
-
 /** A good head, mutated some times or never. */
-export const heads: fc.Arbitrary<string> = fc.tuple(
-  fc.nat(GOOD.length - 1),
-  fc.array(fc.tuple(fc.nat(6), fc.nat(400), fc.nat(3), fc.nat(PIECES.length - 1)) as fc.Arbitrary<Edit>, { maxLength: 4, size: "max" }),
-).map(([good, edits]) => edits.reduce(apply, GOOD[good]!));
+export const heads: fc.Arbitrary<string> = mutations(GOOD, PIECES);
 
 /** What came of one head. */
 interface Outcome {
@@ -271,7 +240,7 @@ function destinationOf(target: string): [host: string, port: number] {
 }
 
 const REFUSALS = new Set([400, 403, 405, 407, 431, 502, 505]);
-const ANSWER =
+export const ANSWER =
   /^HTTP\/1\.1 ([0-9]{3}) [A-Za-z ]+\r\nProxy-Status: reverse-http; error=[a-z_]+; details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"\r\n(?:[A-Za-z-]+: [^\r\n]*\r\n)*Content-Length: ([0-9]+)\r\nConnection: close\r\n\r\n([^\r\n]+\n)?$/;
 // RFC 9112 as one expression
 const TOKEN = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";

@@ -1,0 +1,29 @@
+// Short runs of hostile agents at a running proxy, and of hostile proxies at a running agent, from fixed seeds.
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { describe, it } from "node:test";
+import { AttackedProxy } from "./hostile_agents.ts";
+import { AttackingProxies } from "./hostile_proxies.ts";
+import { agentScript, proxyScript } from "./scripts.ts";
+
+describe("proxy", () => {
+  it("lives through hostile agents, serves the others, and lets go of everything", async () => {
+    await using proxy = await AttackedProxy.start();
+    const batches = fc.array(agentScript, { minLength: 12, maxLength: 12 });
+    await fc.assert(fc.asyncProperty(batches, (batch) => proxy.check(batch)), { seed: 9000, numRuns: 15, endOnFailure: true });
+    await proxy.settle();
+    const { connections, tunnels, refusals } = proxy.counts;
+    assert.ok(connections === 180 && tunnels > 0 && refusals > 0, JSON.stringify(proxy.counts));
+  });
+});
+
+describe("agent", () => {
+  it("lives through hostile proxies, serves the others, and stops in good order", async () => {
+    await using proxies = await AttackingProxies.start();
+    const batches = fc.array(proxyScript(proxies.authority), { minLength: 36, maxLength: 36 });
+    await fc.assert(fc.asyncProperty(batches, (batch) => proxies.check(batch)), { seed: 9000, numRuns: 1, endOnFailure: true });
+    const { connections, ...others } = proxies.counts;
+    assert.equal(connections, 36);
+    for (const count of Object.values(others)) assert.ok(count > 0, JSON.stringify(proxies.counts));
+  });
+});

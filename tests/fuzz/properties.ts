@@ -1,0 +1,410 @@
+// What holds for whatever comes: frames, messages, addresses, allow-lists, configuration, tokens and durations. Shared by the short run
+// among the tests and the long one.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import fc from "fast-check";
+import { decodeJwt, decodeProtectedHeader, SignJWT } from "jose";
+import { createAllowList } from "../../shared/allow_list.ts";
+import { AuthenticationError } from "../../shared/auth/authenticator.ts";
+import { parsePrivateKey, parsePublicKeys } from "../../shared/auth/keys.ts";
+import { verifyToken } from "../../shared/auth/token.ts";
+import { resolve } from "../../shared/cli/config.ts";
+import { readConfig } from "../../shared/cli/config_file.ts";
+import { ConfigError, defineOptions, type Option, parseAddress, parseValue, ValueError } from "../../shared/cli/option.ts";
+import { formatAuthority, HeadError, parseAuthority } from "../../shared/http/head.ts";
+import { createAddressKeys } from "../../shared/limits/addresses.ts";
+import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
+import { decodeMessage, encodeMessage, MessageError } from "../../shared/link/message.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+import { mutations, parts } from "./mutations.ts";
+import { payload } from "./scripts.ts";
+
+/** In what is said of a stranger's bytes, for they must not fill logs and close frames. */
+const LONGEST_SENTENCE = 600;
+
+/** The result, or the error, which is one of `kinds`; about a stranger's bytes it is short. */
+function outcome<T>(run: () => T, ...kinds: (new (...args: never[]) => Error)[]): T | Error {
+  try {
+    return run();
+  } catch (error) {
+    return expected(error, kinds);
+  }
+}
+
+function expected(error: unknown, kinds: readonly (new (...args: never[]) => Error)[]): Error {
+  const kind = kinds.find((kind) => error instanceof kind);
+  if (!kind) throw error;
+  const { message } = error as Error;
+  const isOwn = [ConfigError, ValueError, RangeError].some((own) => error instanceof own);
+  assert.ok(message.length > 0 && (isOwn || message.length <= LONGEST_SENTENCE), `an error of ${message.length} characters`);
+  return error as Error;
+}
+
+const cuts = fc.array(fc.nat(300), { maxLength: 8 });
+const bytes = fc.uint8Array({ maxLength: 120 });
+
+/** Hands out `all` piece by piece. */
+function streamOf(all: Uint8Array, cuts: readonly number[]) {
+  const left = parts(all, cuts);
+  return { read: () => Promise.resolve(left.shift() ?? null) };
+}
+
+async function framesOf(all: Uint8Array, cuts: readonly number[], limit: number): Promise<string[] | Error> {
+  const [reader, found] = [new FrameReader(streamOf(all, cuts), limit), [] as string[]];
+  try {
+    for (let frame; (frame = await reader.next()) !== null;) found.push(Buffer.from(frame).toString("hex"));
+    return found;
+  } catch (error) {
+    return expected(error, [FrameError]);
+  }
+}
+
+// ---- addresses, as they are understood here: by their bits
+
+interface Ip {
+  readonly bits: bigint;
+  readonly length: 32 | 128;
+}
+
+const ipv4 = fc.nat(2 ** 32 - 1).map((n): Ip => ({ bits: BigInt(n), length: 32 }));
+const ipv6 = fc.bigInt({ min: 0n, max: 2n ** 128n - 1n }).map((bits): Ip => ({ bits, length: 128 }));
+/** Few enough to meet each other. */
+const near = fc.constantFrom(0x7f000001n, 0x7f000002n, 0x7f800001n, 0x0a000001n).map((bits): Ip => ({ bits, length: 32 }));
+const mapped = near.map(({ bits }): Ip => ({ bits: 0xffff_0000_0000n | bits, length: 128 }));
+const near6 = fc.constantFrom(1n, 2n, 1n << 64n, 0xfe80n << 112n | 1n, 0xffff_ffff_ffffn).map((bits): Ip => ({ bits, length: 128 }));
+const ip = fc.oneof(ipv4, ipv6, near, near, mapped, near6);
+
+function written({ bits, length }: Ip): string {
+  if (length === 32) return [24n, 16n, 8n, 0n].map((shift) => bits >> shift & 255n).join(".");
+  return Array.from({ length: 8 }, (_, i) => (bits >> BigInt(112 - 16 * i) & 0xffffn).toString(16)).join(":");
+}
+
+/** One host, however it is written: IPv4-mapped is IPv4. */
+function canonical(ip: Ip): Ip {
+  return ip.length === 128 && ip.bits >> 32n === 0xffffn ? { bits: ip.bits & 0xffff_ffffn, length: 32 } : ip;
+}
+
+type PatternModel = { readonly text: string; readonly matches: (host: Ip | string, port: number) => boolean };
+
+const ports = fc.option(fc.tuple(fc.integer({ min: 1, max: 200 }), fc.nat(100)), { nil: undefined });
+const LABELS = ["a", "b", "example", "com", "x-y", "_s"];
+const name = fc.array(fc.constantFrom(...LABELS), { minLength: 1, maxLength: 4 }).map((labels) => labels.join("."));
+
+function inPorts(range: [number, number] | undefined): [suffix: string, test: (port: number) => boolean] {
+  if (!range) return ["", () => true];
+  const [first, more] = range;
+  return [more === 0 ? `:${first}` : `:${first}-${first + more}`, (port) => port >= first && port <= first + more];
+}
+
+const patternModel: fc.Arbitrary<PatternModel> = fc.oneof(
+  fc.tuple(name, ports, fc.boolean()).map(([name, range, isZone]): PatternModel => {
+    const [suffix, fits] = inPorts(range);
+    return {
+      text: `${isZone ? "*." : ""}${name}${suffix}`,
+      matches: (host, port) => fits(port) && typeof host === "string" && (host === name || isZone && host.endsWith(`.${name}`)),
+    };
+  }),
+  fc.tuple(ip, fc.option(fc.nat(128), { nil: undefined }), ports).map(([ip, prefix, range]): PatternModel => {
+    const [suffix, fits] = inPorts(range);
+    const bits = prefix === undefined ? undefined : Math.min(prefix, ip.length);
+    const text = `${ip.length === 128 ? `[${written(ip)}]` : written(ip)}${bits === undefined ? "" : `/${bits}`}${suffix}`;
+    // a prefix shorter than that of all mapped addresses is one of IPv6
+    const isWide = ip.length === 128 && bits !== undefined && bits < 96;
+    const base = isWide ? ip : canonical(ip);
+    const length = bits === undefined ? base.length : bits - (ip.length - base.length);
+    const shift = BigInt(base.length - length);
+    return {
+      text,
+      matches: (host, port) => {
+        if (!fits(port) || typeof host === "string") return false;
+        const other = canonical(host);
+        return other.length === base.length && other.bits >> shift === base.bits >> shift;
+      },
+    };
+  }),
+);
+const host: fc.Arbitrary<Ip | string> = fc.oneof(ip, name);
+const GOOD_PATTERNS = ["localhost", "*.example.com:80-90", "10.0.0.0/8:443", "[2001:db8::]/32", "[fe80::1%eth0]:22", "::1", "127.0.0.1:1"];
+const PATTERN_PIECES = [
+  ..."*.:/[]%-_, \t\0\xff09ag",
+  "::",
+  "..",
+  "/0",
+  "/33",
+  "/129",
+  ":0",
+  ":65536",
+  "1-",
+  "0x7f",
+  "127.1",
+  "256",
+  "*.",
+  "%eth0",
+];
+
+// ---- configuration
+
+const OPTIONS = defineOptions({
+  "a.text": { kind: "string", description: "" },
+  "a.time": { kind: "duration", default: "1s", description: "" },
+  "a.count": { kind: "integer", default: "1", description: "" },
+  "b.on": { kind: "boolean", description: "" },
+  "b.list": { kind: "list", description: "" },
+  "b.address": { kind: "address", default: ":1", description: "" },
+  "secret": { kind: "string", secret: true, choices: ["right"], description: "" },
+});
+const GOOD_FILES = [
+  "a:\n  text: x\n  time: 1m30s\n  count: 7\nb:\n  on: true\n  list: [x, y]\n  address: '[::1]:80'\n",
+  "a.text: &t hello\nb.list:\n  - *t\n  - 007\n",
+  '{"a": {"text": "\\u0041", "count": 3}, "b": {"on": false, "list": ["p", "q"]}}',
+  "# nothing\n---\na: {time: 0}\n...\n",
+];
+const FILE_PIECES = [
+  ..."\n\t :,-[]{}&*!|>'\"%@`#?~\0\x7f\x85\xa0\xff\r",
+  ...[
+    "\n  ",
+    "- ",
+    ": ",
+    "? ",
+    "&a ",
+    "*a",
+    "*t",
+    "!!binary ",
+    "!!str ",
+    "<<: *t",
+    "---\n",
+    "...",
+    "|\n",
+    ">-\n",
+    "null",
+    "~",
+    "0x1f",
+    "1e3",
+    ".inf",
+  ],
+  ...[
+    "a:\n",
+    "b:\n",
+    "a.text: ",
+    "text: ",
+    "secret: hidden-thing\n",
+    "constructor: 1\n",
+    "__proto__: 1\n",
+    "toString:\n",
+    "{a: ".repeat(50),
+  ],
+];
+/** What may stand in an environment and on a command line. */
+const value = fc.oneof(
+  fc.string({ maxLength: 12, unit: fc.constantFrom(..."abz09.:,-/ '\"#&*[]{}\\%é") }),
+  fc.constantFrom(
+    "",
+    "true",
+    "0",
+    "007",
+    "1m",
+    "1.5h",
+    "null",
+    "~",
+    "yes",
+    "0x10",
+    ":80",
+    "[::1]:1",
+    "a, b",
+    " x",
+    "x ",
+    "- a",
+    "a: b",
+    "#x",
+    "1e3",
+  ),
+);
+
+/** The values, or what is said. */
+function resolved(name: keyof typeof OPTIONS, sources: Partial<Parameters<typeof resolve>[1]>): string {
+  const result = outcome(() => resolve(OPTIONS, { flags: new Map(), env: {}, ...sources }).values, ConfigError);
+  // it says where the value stood, and that is another place
+  return result instanceof Error ? result.message.replace(/ \([^()]*\)(?=:)/, "") : JSON.stringify([name, result]);
+}
+
+// ---- durations
+
+const UNITS = { h: 3_600_000, m: 60_000, s: 1_000, ms: 1 } as const;
+const spans = fc.array(fc.tuple(fc.nat(500), fc.constantFrom(...Object.keys(UNITS) as (keyof typeof UNITS)[])), {
+  minLength: 1,
+  maxLength: 4,
+});
+const DURATION: Option = { kind: "duration", description: "" };
+const GOOD_DURATIONS = ["300ms", "1m30s", "24h", "0", "1.5h", "100us", "7µs", "+3s"];
+const DURATION_PIECES = [..."0123456789.+-smhnuµμe \0\xff", "ms", "ns", "576h", "1e3s", "Infinity", "NaN", "0x1s", "-1s", "9".repeat(400)];
+
+// ---- tokens
+
+const KEY = makeTokenKey();
+const SIGNING = parsePrivateKey(KEY.privatePem);
+const VERIFYING = parsePublicKeys(KEY.publicPem);
+const NOW = 1_700_000_000_000;
+const EXPECTED = { role: "client", now: NOW } as const;
+
+async function verdict(token: string) {
+  try {
+    return await verifyToken(token, await VERIFYING, EXPECTED);
+  } catch (error) {
+    return expected(error, [AuthenticationError]);
+  }
+}
+
+const CLAIMS = { agent_id: "4711", role: "client", exp: NOW / 1000 + 60, nbf: NOW / 1000 - 60, jti: "1" };
+const claim = fc.oneof(
+  fc.jsonValue({ maxDepth: 2 }),
+  fc.constantFrom(-1, 0, 1e21, 1e308, NOW, "client", "agent", ["*.a"], [], [""], [1], "a b", "\0"),
+);
+const claims = fc.dictionary(
+  fc.constantFrom("agent_id", "role", "exp", "nbf", "iat", "iss", "sub", "aud", "jti", "allow", "__proto__"),
+  claim,
+);
+const TOKEN_PIECES = [
+  ..."._-=+/ \0\xffAZaz09",
+  "..",
+  "eyJhbGciOiJub25lIn0",
+  "eyJhbGciOiJIUzI1NiJ9",
+  "e30",
+  "bnVsbA",
+  "W10",
+  "A".repeat(20_000),
+];
+
+/** What a text says, without the ways in which it can be written. */
+function meaning(token: string): string {
+  const [header, body, signature] = token.split(".").map((part) => Buffer.from(part, "base64url").toString("hex"));
+  return `${header}.${body}.${signature}`;
+}
+
+/** Each by what it says. */
+export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawProperty<unknown>>>> {
+  const token = await new SignJWT(CLAIMS).setProtectedHeader({ alg: SIGNING.algorithm }).sign(SIGNING.key);
+  return {
+    "frames are the same however they come": fc.asyncProperty(fc.array(bytes, { maxLength: 6 }), cuts, async (payloads, cuts) => {
+      const all = new Uint8Array(Buffer.concat(payloads.map((each) => encodeFrame(each))));
+      assert.deepEqual(await framesOf(all, cuts, 120), payloads.map((each) => Buffer.from(each).toString("hex")));
+    }),
+    "whatever comes as frames is read or refused, the same at every cut": fc.asyncProperty(
+      fc.array(fc.oneof(bytes, fc.constant(new Uint8Array(4)), bytes.map((each) => encodeFrame(each))), { maxLength: 6 }),
+      cuts,
+      async (pieces, cuts) => {
+        const all = new Uint8Array(Buffer.concat(pieces));
+        const [whole, cut] = [await framesOf(all, [], 100), await framesOf(all, cuts, 100)];
+        assert.equal(whole instanceof Error ? whole.message : whole.join(), cut instanceof Error ? cut.message : cut.join());
+      },
+    ),
+    "a control message is read, ignored or refused, and what is read is what was sent": fc.property(payload, (payload) => {
+      const message = outcome(() => decodeMessage(payload), MessageError);
+      if (message === undefined || message instanceof Error) return;
+      assert.deepEqual(decodeMessage(encodeMessage(message)), message);
+      const { data: _, ...texts } = message as { data?: Uint8Array };
+      // deno-lint-ignore no-control-regex -- these are what must not be in it
+      assert.doesNotMatch(JSON.stringify(texts), /\\u00[01]|[\x00-\x1f\x7f-\x9f]/);
+    }),
+    "an authority is read as what it is written as, or refused": fc.property(
+      fc.oneof(
+        fc.tuple(host, fc.integer({ min: 1, max: 65_535 })).map(([host, port]) =>
+          formatAuthority({ host: typeof host === "string" ? host : written(host), port })
+        ),
+        mutations(["localhost:80", "[fe80::1%25eth0]:8080", "127.0.0.1:1"], [...PATTERN_PIECES, "%25", "@", "/", "\\"]),
+      ),
+      (text) => {
+        const authority = outcome(() => parseAuthority(text), HeadError);
+        if (authority instanceof Error) return;
+        assert.deepEqual(parseAuthority(formatAuthority(authority)), authority);
+      },
+    ),
+    "an address to listen on is taken as it is, or refused": fc.property(
+      mutations(["localhost:80", "[::1]:8080", ":0", "0.0.0.0:65535"], PATTERN_PIECES),
+      (text) => {
+        if (outcome(() => parseAddress(text), ValueError) instanceof Error) return;
+        const [, port] = /:([0-9]+)$/.exec(text)!;
+        assert.ok(Number(port) <= 65_535);
+      },
+    ),
+    "addresses count as one where they are one host, or one network of IPv6": fc.property(ip, ip, (a, b) => {
+      const keyOf = createAddressKeys([]);
+      const [one, other] = [a, b].map((ip) => keyOf(ip.length === 32 ? `${written(ip)}:1` : `[${written(ip)}]:65535`));
+      const [x, y] = [canonical(a), canonical(b)];
+      const isSame = x.length === y.length && (x.length === 32 ? x.bits === y.bits : x.bits >> 64n === y.bits >> 64n);
+      assert.equal(one === other, isSame, `${one} ${other}`);
+    }),
+    "an allow-list allows what its patterns say": fc.property(
+      fc.array(patternModel, { minLength: 1, maxLength: 4 }),
+      host,
+      fc.integer({ min: 1, max: 300 }),
+      (patterns, host, port) => {
+        const list = createAllowList(patterns.map(({ text }) => text));
+        const wanted = patterns.some(({ matches }) => matches(host, port));
+        assert.equal(list.allows({ host: typeof host === "string" ? host : written(host), port }), wanted);
+      },
+    ),
+    "a pattern is used or refused, and no host upsets it": fc.property(
+      mutations(GOOD_PATTERNS, PATTERN_PIECES),
+      mutations(["localhost", "a.example.com", "10.1.2.3", "fe80::1%eth0"], PATTERN_PIECES),
+      (pattern, host) => {
+        const list = outcome(() => createAllowList([pattern]), RangeError);
+        if (list instanceof Error) return assert.match(list.message, /^Cannot use the allow-list pattern "/);
+        assert.equal(typeof list.allows({ host, port: 80 }), "boolean");
+      },
+    ),
+    "a value means the same on the command line, in the environment, in YAML and in JSON": fc.property(
+      fc.constantFrom(...Object.keys(OPTIONS) as (keyof typeof OPTIONS)[]),
+      value,
+      (name, text) => {
+        const flag = resolved(name, { flags: new Map([[name, text]]) });
+        const variable = `REVERSE_HTTP_${name.toUpperCase().replaceAll(".", "_")}`;
+        assert.equal(resolved(name, { env: { [variable]: text } }), flag);
+        const nested = name.split(".").reduceRight<unknown>((inner, key) => ({ [key]: inner }), text);
+        for (const file of [JSON.stringify({ [name]: text }), JSON.stringify(nested), `${name}: ${JSON.stringify(text)}\n`]) {
+          assert.equal(resolved(name, { file: readConfig(OPTIONS, { name: "c", text: file }) }), flag, file);
+        }
+      },
+    ),
+    "a configuration file is read or refused, and shows no secret": fc.property(mutations(GOOD_FILES, FILE_PIECES), (text) => {
+      const result = outcome(
+        () => resolve(OPTIONS, { flags: new Map(), env: {}, file: readConfig(OPTIONS, { name: "c.yaml", text }) }),
+        ConfigError,
+      );
+      if (!(result instanceof Error)) return assert.equal(Object.getPrototypeOf(result.values), Object.prototype);
+      assert.match(result.message, /^(Cannot|Unknown) /);
+      assert.doesNotMatch(result.message.replace(/^Unknown key .*/, ""), /hidden-thing/);
+    }),
+    "a duration is the sum of what it is written with": fc.property(spans, (spans) => {
+      const text = spans.map(([count, unit]) => `${count}${unit}`).join("");
+      const sum = spans.reduce((ms, [count, unit]) => ms + count * UNITS[unit], 0);
+      const result = outcome(() => parseValue(DURATION, text), ValueError);
+      if (sum <= 576 * UNITS.h) assert.equal(result, sum);
+      else assert.ok(result instanceof Error);
+    }),
+    "whatever is written as a duration is a number of milliseconds, or refused": fc.property(
+      mutations(GOOD_DURATIONS, DURATION_PIECES),
+      (text) => {
+        const result = outcome(() => parseValue(DURATION, text), ValueError);
+        if (result instanceof Error) return;
+        assert.ok(Number.isSafeInteger(result) && Number(result) >= 0 && Number(result) <= 576 * UNITS.h, `${result}`);
+      },
+    ),
+    "a token that was changed is not believed": fc.asyncProperty(mutations([token], TOKEN_PIECES), async (changed) => {
+      const result = await verdict(changed);
+      if (result instanceof Error) assert.notEqual(changed, token);
+      else assert.equal(meaning(changed), meaning(token));
+    }),
+    "a token of our own signature is believed or refused, whatever it says": fc.asyncProperty(
+      claims,
+      fc.boolean(),
+      async (claims, whole) => {
+        const text = await new SignJWT({ ...whole && CLAIMS, ...claims }).setProtectedHeader({ alg: SIGNING.algorithm }).sign(SIGNING.key);
+        const result = await verdict(text);
+        if (result instanceof Error) return;
+        const said = decodeJwt(text);
+        assert.deepEqual([said.role, said.agent_id, decodeProtectedHeader(text).alg], ["client", result.agentId, SIGNING.algorithm]);
+        assert.ok(result.expiresAt > NOW - 5_000);
+      },
+    ),
+  };
+}
