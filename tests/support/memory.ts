@@ -110,6 +110,9 @@ export interface LogEntry {
   readonly fields: LogFields;
 }
 
+/** A program that logs more runs away. */
+const MAX_ENTRIES = 100_000;
+
 /** Keeps what is logged. */
 export class LogBook implements Logger {
   readonly entries: LogEntry[] = [];
@@ -123,6 +126,7 @@ export class LogBook implements Logger {
 
   #method(level: LogLevel): (message: string, fields?: LogFields) => void {
     return (message, fields = {}) => {
+      if (this.entries.length >= MAX_ENTRIES) throw new Error(`${MAX_ENTRIES} entries were logged, the last of them: ${message}`);
       this.entries.push({ level, message, fields });
       this.#waiting.splice(0).forEach((wake) => wake());
     };

@@ -17,6 +17,8 @@ const KEY = makeTokenKey();
 const HOUR_MS = 3_600_000;
 /** A token's, where nothing else is said. */
 const DAY_MS = 24 * HOUR_MS;
+/** More than any test here needs. */
+const MAX_LOOKS = 1_000;
 
 /** An authenticator with its files, a clock that can be set, and its log. */
 class Bench implements AsyncDisposable {
@@ -24,11 +26,16 @@ class Bench implements AsyncDisposable {
   readonly log = new LogBook();
   /** Milliseconds that the clock is ahead. */
   ahead = 0;
+  #looks = 0;
   #auth: Authenticator | undefined;
 
   async start(options: Partial<JwtOptions> = {}): Promise<Authenticator> {
     const publicKey = options.publicKey ?? [this.folder.write("key.pem", KEY.publicPem)];
-    const now = () => Date.now() + this.ahead;
+    const now = () => {
+      // what wakes itself without end reads the clock each time
+      if (++this.#looks > MAX_LOOKS) throw new Error(`The clock was read ${MAX_LOOKS} times`);
+      return Date.now() + this.ahead;
+    };
     return this.#auth = await createJwtAuth({ onExpiry: "close-agents", ...options, publicKey }, { log: this.log, now });
   }
 
