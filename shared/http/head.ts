@@ -174,9 +174,9 @@ function isRegisteredName(host: string): boolean {
   return host.length <= 253 && /^[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_.])?$/.test(host) && !host.includes("..");
 }
 
-/** `host:port`, an IPv6 address in brackets. */
+/** `host:port`, an IPv6 address in brackets; a zone that begins with 25 is escaped, for it would be read as one that is. */
 export function formatAuthority({ host, port }: Authority): string {
-  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+  return host.includes(":") ? `[${host.replace("%25", "%2525")}]:${port}` : `${host}:${port}`;
 }
 
 const encoder = new TextEncoder();

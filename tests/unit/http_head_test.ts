@@ -240,6 +240,10 @@ describe("authority", () => {
 
   it("is written with brackets around IPv6, and read back the same", () => {
     assert.equal(formatAuthority({ host: "::1", port: 80 }), "[::1]:80");
+    for (const zone of ["eth0", "1", "25", "251", "2525", "25eth0"]) {
+      const authority = { host: `fe80::1%${zone}`, port: 80 };
+      assert.deepEqual(parseAuthority(formatAuthority(authority)), authority);
+    }
     const label = fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?$/);
     const name = fc.array(label, { minLength: 1, maxLength: 4 }).map((labels) => labels.join("."));
     fc.assert(fc.property(fc.oneof(name, fc.ipV4(), fc.ipV6()), fc.integer({ min: 1, max: 65_535 }), (host, port) => {
