@@ -118,6 +118,8 @@ export interface ProxyOptions {
     connectionsPerAddress?: number;
     /** `--limits.heads`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
     heads?: number;
+    /** `--limits.heads-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    headsPerAddress?: number;
     /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
@@ -130,10 +132,16 @@ export interface ProxyOptions {
     tunnelRatePerClient?: number;
     /** `--limits.tunnel-burst`: The new tunnels of so long a time may come at once. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
+    /** `--limits.bandwidth-per-agent`: Bytes a second of all tunnels through one agent, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidthPerAgent?: string;
+    /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
+    bandwidthPerClient?: string;
     /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
     tunnelIdle?: number;
     /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
     tunnelLife?: number;
+    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
     /** `--limits.agents`: Connections of agents at a time; 0 no limit. Default: `32768`. */
@@ -142,6 +150,8 @@ export interface ProxyOptions {
     agentsPerAddress?: number;
     /** `--limits.handshakes`: Handshakes of agents under way at a time: more are refused; 0 no limit. Default: `4096`. */
     handshakes?: number;
+    /** `--limits.handshakes-per-address`: The same of one address, of IPv6 of one /64: from so many on an address must prove that it is one; of those that have, more are refused; 0 no limit. Default: `1024`. */
+    handshakesPerAddress?: number;
     /** `--limits.handshakes-retry`: Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always. Default: `256`. */
     handshakesRetry?: number;
     /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long; 0 no limit. Default: `10`. */
@@ -226,10 +236,14 @@ export interface AgentOptions {
   limits?: {
     /** `--limits.tunnels`: Tunnels at a time, fewer where there are not descriptors enough; 0 no limit but that. Default: `16384`. */
     tunnels?: number;
+    /** `--limits.bandwidth`: Bytes a second of all tunnels together, both directions, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidth?: string;
     /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
     tunnelIdle?: number;
     /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
     tunnelLife?: number;
+    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
   };
@@ -359,6 +373,8 @@ export interface LoadBalancerOptions {
     connectionsPerAddress?: number;
     /** `--limits.heads`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
     heads?: number;
+    /** `--limits.heads-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    headsPerAddress?: number;
     /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
@@ -371,10 +387,16 @@ export interface LoadBalancerOptions {
     tunnelRatePerClient?: number;
     /** `--limits.tunnel-burst`: The new tunnels of so long a time may come at once. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
+    /** `--limits.bandwidth-per-agent`: Bytes a second of all tunnels through one agent, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidthPerAgent?: string;
+    /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
+    bandwidthPerClient?: string;
     /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
     tunnelIdle?: number;
     /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
     tunnelLife?: number;
+    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
     /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long; 0 no limit. Default: `10`. */
