@@ -11,6 +11,7 @@ export interface Sizes {
   warmUpBytes: number;
   rateSeconds: number;
   rttSeconds: number;
+  /** The runtime compiles what has run some thousand times: a service has done so long since. */
   warmUpSeconds: number;
   idleTunnels: number;
   idleAgents: number;
@@ -33,7 +34,7 @@ export const FULL: Sizes = {
   warmUpBytes: 1e8,
   rateSeconds: 5,
   rttSeconds: 4,
-  warmUpSeconds: 1,
+  warmUpSeconds: 5,
   idleTunnels: 10_000,
   idleAgents: 5_000,
   repeats: 3,

@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::text;
 
 const UDP_BUFFER: usize = 8 << 20;
-const MTU: u16 = 1_452;
+const MTU: u16 = 6_400;
 const WORKERS: usize = 2;
 
 pub fn runtime() -> Result<Runtime, String> {
@@ -82,7 +82,7 @@ pub fn raise_buffers(socket: &impl std::os::fd::AsFd) {
 
 fn endpoint_config() -> EndpointConfig {
     let mut config = EndpointConfig::default();
-    let _ = config.max_udp_payload_size(1_472); // fails below 1,200 only
+    let _ = config.max_udp_payload_size(MTU); // fails below 1,200 only
     config
 }
 
