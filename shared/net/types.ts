@@ -249,7 +249,9 @@ export interface ListenQuicOptions {
 
 /** A handshake that came to nothing. */
 export interface HandshakeFailure {
+  /** Its address, as it came. */
   readonly remote: string;
+  /** What was wrong with it. */
   readonly error: NetError;
   /** How many it stands for. At most 64 wait to be told: further refusals are counted in with a later one, other failures are dropped. */
   readonly count: number;
