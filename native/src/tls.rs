@@ -6,7 +6,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
@@ -62,7 +62,7 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
                 None => Vec::new(),
                 Some(crl) => CertificateRevocationListDer::pem_slice_iter(crl.as_bytes())
                     .collect::<Result<Vec<_>, _>>()
-                    .map_err(|e| Fault::tls("Cannot use the client CRL", e))?,
+                    .map_err(|e| Fault::tls("Cannot use the client CRL", without_content(&e)))?,
             };
             if tls.client_crl.is_some() && lists.is_empty() {
                 return Err(Fault::tls("Cannot use the client CRL", "it has no revocation list in PEM"));
@@ -114,7 +114,7 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, Fault> {
 fn chain(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| Fault::tls(&format!("Cannot read the {what}"), e))?;
+        .map_err(|e| Fault::tls(&format!("Cannot read the {what}"), without_content(&e)))?;
     if chain.is_empty() {
         return Err(Fault::tls(&format!("Cannot read the {what}"), "it has no certificate in PEM"));
     }
@@ -122,7 +122,18 @@ fn chain(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
 }
 
 fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Fault> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Fault::tls("Cannot read the private key", e))
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Fault::tls("Cannot read the private key", without_content(&e)))
+}
+
+/// The parser's own sentences show the line that is wrong: all of a key whose line breaks were lost.
+fn without_content(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line of PEM is not a line of its own, or is cut short",
+        pem::Error::MissingSectionEnd { .. } => "a section of PEM has no END line",
+        pem::Error::Base64Decode(_) => "a section of PEM is not in base64",
+        pem::Error::NoItemsFound => "there is none in PEM",
+        _ => "it is not PEM that can be read",
+    }
 }
 
 /// A secret that is the same as long as the private key is, and tells nothing of it (RFC 5869). `purpose` makes it another one.
@@ -316,6 +327,27 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, "tls");
+    }
+
+    #[test]
+    fn a_key_that_lost_its_line_breaks_is_in_no_error() {
+        let key = "-----BEGIN PRIVATE KEY----- c2VjcmV0 -----END PRIVATE KEY-----\n";
+        let decimals = |text: &str| text.bytes().map(|b| b.to_string()).collect::<Vec<_>>().join(", ");
+        for (cert, key) in [(key, ""), ("", key)] {
+            let tls = ServerTls {
+                cert: cert.into(),
+                key: key.into(),
+                client_ca: None,
+                client_crl: None,
+            };
+            let message = [chain(&tls.cert, "certificate").err(), private_key(&tls.key).err()]
+                .map(|fault| fault.unwrap().message)
+                .concat();
+            assert!(
+                !message.contains("c2VjcmV0") && !message.contains(&decimals("c2VjcmV0")),
+                "{message}"
+            );
+        }
     }
 
     #[test]
