@@ -106,7 +106,8 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     log.info("agent connected", { agent: id, jti, remote, version, host });
     let why = "";
     // neither rejects; begun before a program's hook may fail, for the end of the connection releases what it holds
-    const ended = Promise.all([endOf(agent), serveControl()]);
+    const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
+    const ended = Promise.all([endOf(agent), serveControl(), refused]);
     try {
       options.onAgentConnected?.({ id, remote });
       if (isSendingAway) void sendAway(agent);
@@ -206,10 +207,19 @@ async function admit(
     askedAt: 0,
     goneAway: false,
   };
+  connection.setConnectionWindow(0); // its tunnels have windows of their own
   // before the agent knows: once it does, clients may ask for it
   register(agent);
   await welcome().catch(() => {}); // gone again: the end of its connection says so
   return { agent, serveControl: async () => void (said && control && await runControl(agent, control, said.frames, events)) };
+}
+
+/** An agent has opened the streams that it opens: what came on one more would be kept, and read by nobody. Ends with the connection. */
+async function refuseStreams({ connection }: HeldAgent, onViolation: (reason: string) => void): Promise<void> {
+  if (await connection.acceptStream() === null) return;
+  const reason = "An agent opens no more streams";
+  onViolation(reason);
+  connection.close(CloseCode.malformed, reason);
 }
 
 async function runControl(

@@ -18,6 +18,15 @@ mod stream;
 mod tcp;
 mod tls;
 
+/// What `native/fuzz` gets hold of.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::address::{canonical, display, interleave, to_bind};
+    pub use crate::error::Fault;
+    pub use crate::head::HeadScanner;
+    pub use crate::tls::{client, server, server_name, ClientTls, ServerTls, TCP_VERSIONS};
+}
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -648,6 +657,14 @@ impl Engine {
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.core.connection(connection) {
             connection.quic.close(code.into(), reason.as_bytes());
+        }
+    }
+
+    /// Bytes that all its streams may have under way, unread, from now on; 0 for no limit.
+    #[napi]
+    pub fn set_connection_window(&self, connection: f64, bytes: u32) {
+        if let Some(connection) = self.core.connection(connection) {
+            connection.quic.set_receive_window(quic::window(bytes));
         }
     }
 

@@ -83,10 +83,7 @@ impl Transport {
         config.max_concurrent_uni_streams(0u8.into());
         config.datagram_receive_buffer_size(None);
         config.stream_receive_window(self.stream_window.unwrap_or(8 << 20).into());
-        config.receive_window(match self.connection_window.unwrap_or(0) {
-            0 => VarInt::MAX, // a slow reader of one stream must not use up what the others may have
-            bytes => bytes.into(),
-        });
+        config.receive_window(window(self.connection_window.unwrap_or(0)));
         config.send_window(self.send_window.unwrap_or(32 << 20).into());
         match self.congestion.as_deref() {
             None | Some("cubic") => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
@@ -132,6 +129,14 @@ impl Transport {
         config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
         config.min_reset_interval(RESET_INTERVAL);
         Ok(config)
+    }
+}
+
+/// Of a connection; for 0 there is none, since a slow reader of one stream must not use up what the others may have.
+pub fn window(bytes: u32) -> VarInt {
+    match bytes {
+        0 => VarInt::MAX,
+        bytes => bytes.into(),
     }
 }
 

@@ -1,7 +1,7 @@
 // What proxy and agent agree on: the protocol's name, close codes, timings, and the exchange in which an agent says who it is.
 import { NetError } from "../net/errors.ts";
 import type { Duplex, QuicConnection, QuicTransport } from "../net/types.ts";
-import { encodeFrame, FrameError, FrameReader, readFrame } from "./frame.ts";
+import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 
 /** Protocol names in the TLS handshake (RFC 7301), the preferred one first: version 2 has a control stream, version 1 has none. */
@@ -37,8 +37,16 @@ const ANSWER_TIMEOUT_MS = 10_000;
 export function agentTransport(tunnels: number): QuicTransport {
   return { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
 }
-/** An agent opens one stream to authenticate, and one for control. */
-export const PROXY_TRANSPORT: QuicTransport = { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: 4 };
+/**
+ * An agent opens one stream to authenticate, and one for control. Until it has said who it is, it may send so much that nobody reads; the
+ * proxy lifts that with `setConnectionWindow`.
+ */
+export const PROXY_TRANSPORT: QuicTransport = {
+  keepAliveMs: 3_000,
+  idleTimeoutMs: 10_000,
+  maxPeerStreams: 4,
+  connectionWindow: 4 * MAX_FRAME,
+};
 
 const AUTHENTICATED = "authenticated";
 

@@ -502,6 +502,8 @@ class MemoryQuicConnection implements QuicConnection {
     this.#end(end);
   }
 
+  setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
+
   stats(): QuicStats {
     return { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
   }

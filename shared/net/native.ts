@@ -127,6 +127,7 @@ interface Engine {
   acceptRequests(op: number, connection: number, heads: Heads): void;
   exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number, cancellable: boolean): void;
   closeConnection(connection: number, code: number, reason: string): void;
+  setConnectionWindow(connection: number, bytes: number): void;
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
   read(op: number, stream: number): void;
@@ -552,6 +553,10 @@ class NativeQuicConnection implements QuicConnection {
   close(code: number, reason: string): void {
     this.#closedWith ??= { code, reason };
     this.#calls.engine.closeConnection(this.#id, code, reason);
+  }
+
+  setConnectionWindow(bytes: number): void {
+    this.#calls.engine.setConnectionWindow(this.#id, bytes);
   }
 
   stats(): QuicStats {

@@ -139,6 +139,8 @@ export interface QuicConnection {
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
   /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
   close(code: number, reason: string): void;
+  /** As {@link QuicTransport.connectionWindow}, from now on: little for a stranger, more for who said who it is. */
+  setConnectionWindow(bytes: number): void;
   /** Never rejects. */
   readonly closed: Promise<QuicClosed>;
   /** Figures of now; zeros once it is closed. */

@@ -251,6 +251,37 @@ describe("an agent", () => {
       await checkTunnel(clients, origin);
     }));
 
+  it("that fills its streams before it has said who it is finds that little of it is kept", onLinux, () =>
+    withNet(async (net) => {
+      await using pair = await Pair.start();
+      await using origin = await Origin.start();
+      const { agents, clients } = pair.addresses;
+      const before = residentMiB(pair.proxy.pid);
+      const connections = await Promise.all(Array.from({ length: 40 }, () => connect(net, agents)));
+      for (const connection of connections) {
+        const credentials = await connection.openStream();
+        await credentials.write(Uint8Array.of(0, 1, 0, 0)); // a frame of 64 KiB that never comes
+        for (let i = 0; i < 3; i++) (await connection.openStream()).write(new Uint8Array(8 << 20)).catch(() => {});
+      }
+      await checkTunnel(clients, origin);
+      for (const { closed } of connections) assert.equal((await closed).remote, true);
+      const grown = residentMiB(pair.proxy.pid) - before;
+      assert.ok(grown < 100, `The proxy has grown by ${grown} MiB`);
+      await checkTunnel(clients, origin);
+    }));
+
+  it("that opens a stream which agents do not open is closed with 422", () =>
+    withNet(async (net) => {
+      await using pair = await Pair.start();
+      for (const alpn of ALPN) {
+        const connection = await connect(net, pair.addresses.agents, [alpn]);
+        await authenticate(connection, encoder.encode("other"), { version: "raw", instance: "raw", host: "raw", labels: {} });
+        await (await connection.openStream()).write(encoder.encode("x"));
+        const { code, reason } = await connection.closed;
+        assert.deepEqual([code, reason], [422, "An agent opens no more streams"]);
+      }
+    }));
+
   it("with a token of 64 KiB, or one that is forged, of another role, or of no algorithm, is refused", () =>
     withNet(async (net) => {
       await using site = await Site.create();
