@@ -53,6 +53,13 @@ const CHECKS: Check[] = [
     env: cargoEnv,
   },
   { name: "rust tests", command: ["cargo", "test", "--locked", "--quiet"], cwd: crate, env: cargoEnv, count: cargoCount },
+  {
+    name: "rust fuzzers",
+    command: ["cargo", "test", "--locked", "--quiet"],
+    cwd: join(crate, "fuzz"),
+    env: cargoEnv,
+    count: cargoCount,
+  },
   ...both("unit"),
   ...both("fuzz"),
   ...both("conformance"),

@@ -1,0 +1,507 @@
+//! What is fuzzed: each takes an input and panics where something does not hold. libFuzzer gives them millions (`fuzz_targets/`), the tests
+//! a few thousand (`tests/`). Keys and certificates are made anew for each process: inputs say what is done to them.
+#![allow(dead_code)] // each of those who include this runs some of it
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber,
+};
+use reverse_http_native::fuzzing::{
+    canonical, client, display, interleave, server, server_name, to_bind, ClientTls, Fault, HeadScanner, ServerTls, TCP_VERSIONS,
+};
+use rustls::client::ResolvesClientCert;
+use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection, SignatureScheme};
+
+/// Takes an input apart; zeros behind its end.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or(0)
+    }
+
+    fn number(&mut self) -> usize {
+        usize::from(self.byte()) << 8 | usize::from(self.byte())
+    }
+
+    fn take(&mut self, n: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(n.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Changes `bytes` in one place, or leaves them.
+    fn edit(&mut self, bytes: &mut Vec<u8>) {
+        let (kind, at, n) = (self.byte(), self.number() % (bytes.len() + 1), usize::from(self.byte()));
+        let end = (at + n).min(bytes.len());
+        match kind % 8 {
+            0 if at < bytes.len() => bytes[at] = n as u8,
+            1 if at < bytes.len() => bytes[at] ^= 1 << (n % 8),
+            2 => drop(bytes.drain(at..end)),
+            3 => drop(bytes.splice(at..at, self.take(n).to_vec())),
+            4 => drop(bytes.splice(at..end, self.take(n).to_vec())),
+            5 => bytes.truncate(at),
+            6 => bytes.extend_from_within(at..end),
+            _ => {}
+        }
+    }
+}
+
+// ---- heads
+
+/// A limit, how the bytes come, and the bytes.
+pub fn heads(data: &[u8]) {
+    let mut input = Input(data);
+    let (limit, pattern) = (input.number() % 2_048, usize::from(input.byte()));
+    let text = input.0;
+    let whole = scan(text, limit, |_| text.len().max(1));
+    let single = scan(text, limit, |_| 1);
+    let split = scan(text, limit, |i| 1 + (i * 31 + pattern) % (pattern + 1));
+    for other in [&single, &split] {
+        match (&whole, other) {
+            // which of two faults is found first may differ
+            (Err(_), Err(code)) => assert!(matches!(*code, "head-too-large" | "head-malformed"), "{code}"),
+            _ => assert_eq!(&whole, other, "it matters how the bytes come"),
+        }
+    }
+    assert_eq!(whole.as_ref().ok(), by_definition(text, limit).as_ref());
+}
+
+type Found = Option<(Vec<u8>, Vec<u8>)>;
+
+fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Found, &'static str> {
+    let mut scanner = HeadScanner::new(limit);
+    let mut left = text;
+    for i in 0.. {
+        if left.is_empty() {
+            return Ok(None);
+        }
+        let (part, rest) = left.split_at(size(i).min(left.len()));
+        left = rest;
+        match scanner.push(Bytes::copy_from_slice(part)) {
+            Ok(None) => {}
+            Ok(Some((head, behind))) => return Ok(Some((head.to_vec(), [&behind[..], left].concat()))),
+            Err(fault) => return Err(fault.code),
+        }
+    }
+    unreachable!()
+}
+
+/// What [`HeadScanner`] says it does, said in another way; `None` for a fault.
+fn by_definition(text: &[u8], limit: usize) -> Option<Found> {
+    let start = text.iter().position(|b| !b"\r\n".contains(b)).unwrap_or(text.len());
+    let bytes = &text[start..];
+    let limit = limit.saturating_sub(start);
+    let is_end = |i: &usize| {
+        let line = bytes[..*i].strip_suffix(b"\n").map(|line| {
+            let carriages = line.iter().rev().take_while(|b| **b == b'\r').count();
+            &line[..line.len() - carriages]
+        });
+        line.is_some_and(|line| line.ends_with(b"\n"))
+    };
+    let end = (1..=bytes.len()).find(is_end);
+    let read = &bytes[..end.unwrap_or(bytes.len())];
+    if read.iter().any(|b| (*b < 0x20 && !b"\r\n\t".contains(b)) || *b == 0x7f) || read.len() > limit || (limit == 0 && !text.is_empty()) {
+        return None;
+    }
+    Some(end.map(|end| (bytes[..end].to_vec(), bytes[end..].to_vec())))
+}
+
+// ---- certificates and keys
+
+struct Pki {
+    ca: String,
+    other_ca: String,
+    crl: String,
+    server: Identity,
+    agent: Identity,
+    revoked: Identity,
+    /// Of another authority with the same name.
+    stranger: Identity,
+}
+
+struct Identity {
+    cert: String,
+    key: String,
+    der: Vec<u8>,
+}
+
+fn pki() -> &'static Pki {
+    static PKI: OnceLock<Pki> = OnceLock::new();
+    PKI.get_or_init(|| {
+        let (ca, issuer) = authority();
+        let (other_ca, other) = authority();
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(666),
+            revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let crl = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2024, 1, 1),
+            next_update: rcgen::date_time_ymd(2999, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Pki {
+            ca,
+            other_ca,
+            crl: crl.signed_by(&issuer).unwrap().pem().unwrap(),
+            server: issue(&issuer, "localhost", 1),
+            agent: issue(&issuer, "4711", 2),
+            revoked: issue(&issuer, "4711", 666),
+            stranger: issue(&other, "localhost", 1),
+        }
+    })
+}
+
+fn authority() -> (String, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Fuzz CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap().pem();
+    (cert, Issuer::new(params, key))
+}
+
+fn issue(issuer: &Issuer<'_, KeyPair>, name: &str, serial: u64) -> Identity {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.serial_number = Some(SerialNumber::from(serial));
+    let key = KeyPair::generate().unwrap();
+    let cert = params.signed_by(&key, issuer).unwrap();
+    Identity {
+        cert: cert.pem(),
+        key: key.serialize_pem(),
+        der: cert.der().to_vec(),
+    }
+}
+
+/// Texts between zero bytes: certificate, key, CA, revocation list, pin. Bytes 1 to 7 stand for the genuine ones, 8 for one that is edited.
+pub fn pem(data: &[u8]) {
+    let mut texts = [const { Vec::new() }; 5];
+    let mut at = 0;
+    let mut input = Input(data);
+    while !input.is_empty() && at < texts.len() {
+        match input.byte() {
+            0 => at += 1,
+            8 => {
+                let genuine = genuine(input.byte() % 7 + 1);
+                let mut bytes = genuine.as_bytes().to_vec();
+                input.edit(&mut bytes);
+                texts[at].extend(bytes);
+            }
+            byte @ 1..=7 => texts[at].extend_from_slice(genuine(byte).as_bytes()),
+            byte => texts[at].push(byte),
+        }
+        if texts[at.min(4)].len() > 1 << 16 {
+            return;
+        }
+    }
+    let [cert, key, ca, crl, pin] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let alpn = ["reverse-http-proto/2".to_owned()];
+    let tls = ServerTls {
+        cert: cert.clone(),
+        key: key.clone(),
+        client_ca: given(&ca),
+        client_crl: given(&crl),
+    };
+    check_fault(server(&tls, TCP_VERSIONS, &alpn).err());
+    let pin = if pin.contains("-----") { String::new() } else { pin }; // the error shows it: it is no secret
+    let tls = ClientTls {
+        ca: given(&ca).or(Some(pki().ca.clone())), // without, the system's file is read each time
+        cert: given(&cert),
+        key: given(&key),
+        pin_sha256: given(&pin).map(|pin| vec![pin]),
+        ..Default::default()
+    };
+    check_fault(client(&tls, TCP_VERSIONS, &alpn).err());
+}
+
+fn genuine(number: u8) -> &'static str {
+    let pki = pki();
+    match number {
+        1 => &pki.server.cert,
+        2 => &pki.server.key,
+        3 => &pki.ca,
+        4 => &pki.crl,
+        5 => &pki.agent.key,
+        6 => &pki.other_ca,
+        _ => &pki.agent.cert,
+    }
+}
+
+/// An error says what is wrong in a sentence, and nothing of a key.
+fn check_fault(fault: Option<Fault>) {
+    let Some(fault) = fault else { return };
+    assert!(matches!(fault.code, "tls" | "invalid"), "{fault:?}");
+    assert!(fault.message.starts_with("Cannot "), "{fault:?}");
+    for key in [&pki().server.key, &pki().agent.key] {
+        let secret = key.lines().nth(1).unwrap();
+        let decimals: Vec<_> = secret.bytes().take(16).map(|b| b.to_string()).collect();
+        assert!(
+            !fault.message.contains(&secret[..16]) && !fault.message.contains(&decimals.join(", ")),
+            "a key in an error"
+        );
+    }
+}
+
+// ---- names
+
+/// Text as a pin, as the name of a server, and as an address to listen on.
+pub fn names(data: &[u8]) {
+    let text = String::from_utf8_lossy(data).into_owned();
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let is_pin = digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let tls = ClientTls {
+        pin_sha256: Some(vec![text.clone()]),
+        ..Default::default()
+    };
+    assert_eq!(client(&tls, TCP_VERSIONS, &[]).is_ok(), is_pin, "{text:?}");
+    if let Ok(name) = server_name(&text) {
+        assert!(!text.is_empty() && !name.to_str().contains('%'), "{text:?}");
+    }
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    // no name is looked up
+    if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
+        match to_bind(&text) {
+            Ok(addresses) => check_addresses(bare, addresses),
+            Err(fault) => assert_eq!(fault.code, "invalid"),
+        }
+    }
+}
+
+fn check_addresses(host: &str, addresses: Vec<SocketAddr>) {
+    assert!(!addresses.is_empty());
+    for address in &addresses {
+        let shown = canonical(*address);
+        assert_eq!((canonical(shown), shown.port()), (shown, address.port()));
+        if !host.is_empty() {
+            assert_eq!(address.ip(), host.parse::<IpAddr>().unwrap());
+            let displayed = display(&address.ip().to_string(), address.port());
+            assert_eq!(displayed.parse::<SocketAddr>().unwrap(), *address);
+        }
+    }
+    let mut sorted = interleave(addresses.clone());
+    assert_eq!(sorted[0], addresses[0]);
+    sorted.sort();
+    let mut all = addresses;
+    all.sort();
+    assert_eq!(sorted, all);
+}
+
+// ---- peers
+
+/// Shows a chain, whatever it is, with a key.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Shows {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn shows(chain: Vec<Vec<u8>>, key: &str) -> Arc<Shows> {
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    Arc::new(Shows(Arc::new(CertifiedKey::new(chain, key))))
+}
+
+fn server_config(crl: bool) -> ServerConfig {
+    let tls = ServerTls {
+        cert: pki().server.cert.clone(),
+        key: pki().server.key.clone(),
+        client_ca: Some(pki().ca.clone()),
+        client_crl: crl.then(|| pki().crl.clone()),
+    };
+    server(&tls, TCP_VERSIONS, &[]).unwrap()
+}
+
+fn client_config(pin: bool) -> ClientConfig {
+    let hex: String = sha256(&pki().server.der).iter().map(|b| format!("{b:02x}")).collect();
+    let tls = ClientTls {
+        ca: (!pin).then(|| pki().ca.clone()),
+        cert: Some(pki().agent.cert.clone()),
+        key: Some(pki().agent.key.clone()),
+        pin_sha256: pin.then(|| vec![hex]),
+        ..Default::default()
+    };
+    client(&tls, TCP_VERSIONS, &[]).unwrap()
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).into()
+}
+
+const FROM_CLIENT: &[u8] = b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n";
+const FROM_SERVER: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\nSSH-2.0-x\r\n";
+
+struct Ends {
+    client: Connection,
+    server: Connection,
+}
+
+impl Ends {
+    fn new(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Self {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut ends = Self {
+            client: ClientConnection::new(client, name).unwrap().into(),
+            server: ServerConnection::new(server).unwrap().into(),
+        };
+        ends.client.writer().write_all(FROM_CLIENT).unwrap();
+        ends.server.writer().write_all(FROM_SERVER).unwrap();
+        ends
+    }
+
+    /// Carries what either says to the other until both are silent, through `change`; tells what each has read.
+    fn talk(&mut self, mut change: impl FnMut(&mut Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
+        let mut read = (Vec::new(), Vec::new());
+        for round in 0.. {
+            assert!(round < 50, "they never come to an end");
+            let mut there = take(&mut self.client);
+            change(&mut there);
+            give(&mut self.server, &there, &mut read.1);
+            let mut back = take(&mut self.server);
+            change(&mut back);
+            give(&mut self.client, &back, &mut read.0);
+            if there.is_empty() && back.is_empty() {
+                break;
+            }
+        }
+        assert!(FROM_SERVER.starts_with(&read.0), "the client read what the server did not write");
+        assert!(FROM_CLIENT.starts_with(&read.1), "the server read what the client did not write");
+        read
+    }
+}
+
+fn take(from: &mut Connection) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+fn give(to: &mut Connection, mut bytes: &[u8], read: &mut Vec<u8>) {
+    while !bytes.is_empty() {
+        // an end that has failed takes no more
+        if !to.wants_read() || to.read_tls(&mut bytes).is_err() {
+            return;
+        }
+        if to.process_new_packets().is_err() {
+            return;
+        }
+        let _ = to.reader().read_to_end(read); // would block
+        assert!(read.len() <= 1 << 20, "more was read than there was");
+    }
+}
+
+/// A peer that shows certificates of its own making: nobody gets in with them.
+pub fn certificates(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let [of_server, with_pin, with_crl, with_ca] = [1, 2, 4, 8].map(|bit| flags & bit != 0);
+    let identity = match (of_server, flags >> 4) {
+        (_, 1) => &pki().stranger,
+        (false, 2) => &pki().revoked,
+        (true, _) => &pki().server,
+        (false, _) => &pki().agent,
+    };
+    let mut chain = vec![identity.der.clone()];
+    if with_ca {
+        chain.push(CertificateDer::from_pem_slice(pki().ca.as_bytes()).unwrap().to_vec());
+    }
+    while !input.is_empty() && chain.len() < 16 {
+        match input.byte() {
+            255 => chain.push(identity.der.clone()),
+            n => {
+                let at = usize::from(n) % chain.len();
+                input.edit(&mut chain[at]);
+            }
+        }
+    }
+    let good = if of_server { &pki().server } else { &pki().agent };
+    let is_good = chain[0] == good.der && (identity.der == good.der);
+    let is_untouched = is_good && chain.len() <= 2 && !(with_ca && chain.len() == 2 && sha256(&chain[1]) != ca_hash());
+    let shown = shows(chain.clone(), &identity.key);
+    let (mut client, mut server) = (client_config(with_pin), server_config(with_crl));
+    match of_server {
+        true => server.cert_resolver = shown,
+        false => client.client_auth_cert_resolver = shown,
+    }
+    let mut ends = Ends::new(Arc::new(client), Arc::new(server));
+    let (by_client, by_server) = ends.talk(|_| {});
+    let got_in = if of_server { !by_client.is_empty() } else { !by_server.is_empty() };
+    let is_revoked = !of_server && identity.der == pki().revoked.der && chain[0] == identity.der;
+    if got_in {
+        // without the list, what is on it is as good as any other
+        assert!(is_good || (is_revoked && !with_crl), "got in with {chain:?}");
+    }
+    if is_untouched {
+        assert!(got_in, "kept out with what is its own");
+    }
+}
+
+fn ca_hash() -> [u8; 32] {
+    sha256(&CertificateDer::from_pem_slice(pki().ca.as_bytes()).unwrap())
+}
+
+/// Somebody on the way changes what is said in a handshake and behind it: nobody reads anything but what the other wrote. Or a client says
+/// whatever it likes.
+pub fn handshakes(data: &[u8]) {
+    static CONFIGS: OnceLock<(Arc<ClientConfig>, Arc<ServerConfig>)> = OnceLock::new();
+    let (client, server) = CONFIGS.get_or_init(|| (Arc::new(client_config(false)), Arc::new(server_config(true))));
+    let mut input = Input(data);
+    let mut ends = Ends::new(client.clone(), server.clone());
+    match input.byte() {
+        0 => {
+            let (mut read, size) = (Vec::new(), usize::from(input.byte()) + 1);
+            while !input.is_empty() {
+                give(&mut ends.server, input.take(size), &mut read);
+            }
+            assert!(read.is_empty(), "read from a client that was never let in");
+        }
+        _ => {
+            let mut is_changed = false;
+            let read = ends.talk(|bytes| {
+                let before = bytes.clone();
+                for _ in 0..input.byte() % 4 {
+                    input.edit(bytes);
+                }
+                is_changed |= before != *bytes;
+            });
+            if !is_changed {
+                assert_eq!(read, (FROM_SERVER.to_vec(), FROM_CLIENT.to_vec()));
+            }
+        }
+    }
+}

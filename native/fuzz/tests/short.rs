@@ -1,0 +1,73 @@
+//! A short run of every target, from a fixed seed, without libFuzzer: inputs that once broke something, seeds, and mutations of these.
+#[path = "../targets.rs"]
+mod targets;
+
+use std::path::Path;
+
+/// xorshift64* of Vigna: the same numbers everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit.max(1)
+    }
+
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..self.below(6) {
+            let at = self.below(bytes.len() + 1);
+            let end = (at + self.below(8)).min(bytes.len());
+            match self.below(5) {
+                0 => bytes.insert(at, self.below(256) as u8),
+                1 if at < bytes.len() => bytes[at] = self.below(256) as u8,
+                2 => drop(bytes.drain(at..end)),
+                3 => bytes.extend_from_within(at..end),
+                _ => bytes.insert(at, b"\r\n\t :\0\x01[]%"[self.below(10)]),
+            }
+        }
+    }
+}
+
+fn run(name: &str, target: fn(&[u8]), runs: usize) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(name);
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let seeds: Vec<_> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    assert!(!seeds.is_empty());
+    seeds.iter().for_each(|seed| target(seed));
+    let mut random = Random(9112);
+    for _ in 0..runs {
+        let mut input = seeds[random.below(seeds.len())].clone();
+        random.mutate(&mut input);
+        // a panic names the place; this names the input
+        let outcome = std::panic::catch_unwind(|| target(&input));
+        assert!(outcome.is_ok(), "{name} fails with {input:?}");
+    }
+}
+
+#[test]
+fn a_head_ends_where_it_should_however_it_comes() {
+    run("heads", targets::heads, 20_000);
+}
+
+#[test]
+fn pem_is_used_or_refused_with_a_sentence() {
+    run("pem", targets::pem, 1_000);
+}
+
+#[test]
+fn pins_names_and_addresses_are_read_or_refused() {
+    run("names", targets::names, 10_000);
+}
+
+#[test]
+fn nobody_gets_in_with_a_certificate_that_was_changed() {
+    run("certificates", targets::certificates, 300);
+}
+
+#[test]
+fn nobody_reads_what_the_other_did_not_write() {
+    run("handshakes", targets::handshakes, 300);
+}
