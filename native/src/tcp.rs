@@ -256,6 +256,7 @@ async fn prepare(
         read_head(stream, limits.bytes).await
     };
     let head = tokio::select! {
+        biased; // who is told to give up before this has begun is answered nevertheless
         head = reading => head,
         () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
         evicted = ticket.evicted() => Err(evicted),
