@@ -3,6 +3,7 @@
 //! JavaScript holds everything by number and says which number a call's result is to come under. Nothing here decides who may connect
 //! where, or what is answered: that is TypeScript's part.
 mod address;
+mod congestion;
 mod connect;
 mod error;
 mod half;
@@ -135,7 +136,7 @@ impl Held for Stream {
 
 impl Held for Connection {
     fn end(&self) {
-        self.quic.close(0u8.into(), b"");
+        congestion::close(&self.quic, 0, b"");
     }
 }
 
@@ -656,7 +657,7 @@ impl Engine {
     #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.core.connection(connection) {
-            connection.quic.close(code.into(), reason.as_bytes());
+            congestion::close(&connection.quic, code, reason.as_bytes());
         }
     }
 

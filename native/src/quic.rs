@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
-use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
@@ -22,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
+use crate::congestion;
 use crate::connect::{connect, At};
 use crate::error::Fault;
 use crate::half::{Sink, Source};
@@ -85,17 +85,12 @@ impl Transport {
         config.stream_receive_window(self.stream_window.unwrap_or(8 << 20).into());
         config.receive_window(window(self.connection_window.unwrap_or(0)));
         config.send_window(self.send_window.unwrap_or(32 << 20).into());
-        match self.congestion.as_deref() {
-            None | Some("cubic") => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
-            Some("bbr") => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
-            Some("newreno") => config.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
-            Some(other) => {
-                return Err(Fault::new(
-                    "invalid",
-                    format!("Cannot use {other:?} for congestion control: it is cubic, bbr or newreno"),
-                ))
-            }
-        };
+        let name = self.congestion.as_deref().unwrap_or("cubic");
+        let factory = congestion::named(name).ok_or_else(|| {
+            let message = format!("Cannot use {name:?} for congestion control: it is cubic, bbr or newreno");
+            Fault::new("invalid", message)
+        })?;
+        config.congestion_controller_factory(factory);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.mtu());
         config.mtu_discovery_config(Some(discovery));
@@ -362,6 +357,7 @@ impl Listener {
     /// Closes every connection; resolves when the peers of `connections` were told.
     pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
         self.stop_accepting();
+        connections.iter().for_each(congestion::open_window);
         self.endpoint.close(code.into(), reason.as_bytes());
         let told = async {
             for connection in &connections {

@@ -397,6 +397,16 @@ function closeTests({ test, pki }: Suite): void {
     });
   }
 
+  test("brings code and reason at once also while much is under way", async (net) => {
+    for (let round = 0; round < 10; round++) {
+      const { client, server } = await quicPair(net, await pki);
+      const { a } = await openPair(client, server);
+      ignore(a.write(new Uint8Array(4 << 20)));
+      client.close(409, "closing old connection");
+      assert.deepEqual(await within(server.closed), { code: 409, reason: "closing old connection", remote: true, cause: "application" });
+    }
+  });
+
   test("ends as the first close says", async (net) => {
     const { client, server } = await quicPair(net, await pki);
     client.close(1, "first");

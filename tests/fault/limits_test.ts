@@ -57,6 +57,7 @@ describe("the limit on", () => {
         using _other = await openTunnel(clients, origin.authority, { id: other });
       }
       assert.equal(await hits(pair.proxy, limit), 5);
+      await pair.proxy.waitFor("limit reached", { limit });
       assert.equal(pair.proxy.logged("limit reached", { limit }).length, 1);
       assert.equal(pair.proxy.logged("request", { status: 503 }).length, 0);
       first.reset();
