@@ -11,15 +11,15 @@ import { type AgentScript, HOSTILE_IDS } from "./scripts.ts";
 
 /** How long a hostile agent goes on after its last word, in milliseconds. */
 const LINGER_MS = 60;
+/** How long it waits for the proxy's word. */
+const WELCOME_MS = 500;
 /** The proxy's patience with who does not say who it is is 3 s, and as much again with a hello. */
 const PATIENCE_MS = 15_000;
-/** Clients that ask for hostile agents while these are there. */
-const CLIENTS = 6;
 const STATUSES = new Set([400, 403, 502, 503, 504]);
 
 /** `await using` ends it. */
 export class AttackedProxy implements AsyncDisposable {
-  readonly counts = { connections: 0, tunnels: 0, refusals: 0, unanswered: 0 };
+  readonly counts = { connections: 0, tunnels: 0, refusals: 0 };
   readonly #net: Net = createNativeNet();
   readonly #watch: Watch;
   readonly #descriptors: number;
@@ -40,8 +40,7 @@ export class AttackedProxy implements AsyncDisposable {
 
   /** Plays the scripts side by side, and throws for the first thing that should not be. */
   async check(scripts: readonly AgentScript[]): Promise<void> {
-    const clients = Array.from({ length: CLIENTS }, (_, i) => this.#ask(HOSTILE_IDS[i % HOSTILE_IDS.length]!));
-    await Promise.all([...scripts.map((script) => this.#play(script)), ...clients]);
+    await Promise.all([...scripts.map((script) => this.#play(script)), ...HOSTILE_IDS.map((id) => this.#ask(id))]);
     await this.#checkNeighbour();
     this.#watch.check();
   }
@@ -52,17 +51,21 @@ export class AttackedProxy implements AsyncDisposable {
     const connection = await this.#net.connectQuic(options);
     this.counts.connections++;
     const serving = this.#serve(connection, script);
+    let welcome: Promise<string> | undefined;
     for (const what of script.order) {
       const stream = await tolerant(connection.openStream());
       if (!stream) break;
       await play(stream, script[what]);
-      if (what === "credentials" && script.patient) await drain(stream, LINGER_MS);
+      if (what !== "credentials") continue;
+      welcome = drain(stream, WELCOME_MS);
+      if (script.patient) await welcome;
     }
+    if ((await welcome)?.includes("authenticated")) await Promise.all(HOSTILE_IDS.map((id) => this.#ask(id)));
     await endsWithin(connection, LINGER_MS);
     if (script.close) connection.close(script.close.code, script.close.reason);
     else this.#left.push(connection);
     if (this.#left.length > 64) this.#left.shift()!.close(0, "");
-    void serving; // ends with its connection; what it throws is in `#play` of the next
+    await Promise.race([serving, endsWithin(connection, 0)]); // what it has thrown
   }
 
   /** Answers requests as the script has it. */

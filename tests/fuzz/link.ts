@@ -75,7 +75,7 @@ export class Watch {
 
   check(): void {
     if (this.#ended) throw new Error(`${this.name} has ended:\n${this.program.said.slice(-4_000)}`);
-    const error = this.program.entries.find(({ level }) => level === "error");
+    const error = this.program.entries.find(({ level }) => level.toLowerCase() === "error");
     if (error) throw new Error(`${this.name} has met an error: ${JSON.stringify(error)}`);
     const now = memoryOf(this.program);
     if (now !== undefined && now - this.#before! > MAX_GROWTH_MIB) {

@@ -372,7 +372,8 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
       );
       if (!(result instanceof Error)) return assert.equal(Object.getPrototypeOf(result.values), Object.prototype);
       assert.match(result.message, /^(Cannot|Unknown) /);
-      assert.doesNotMatch(result.message.replace(/^Unknown key .*/, ""), /hidden-thing/);
+      // a text that became another option's value is shown
+      if (/--secret|^Cannot read/.test(result.message)) assert.doesNotMatch(result.message, /hidden-thing/);
     }),
     "a duration is the sum of what it is written with": fc.property(spans, (spans) => {
       const text = spans.map(([count, unit]) => `${count}${unit}`).join("");

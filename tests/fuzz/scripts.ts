@@ -139,7 +139,9 @@ export const payload: fc.Arbitrary<Uint8Array> = fc.oneof(
   { weight: 1, arbitrary: junk },
 );
 const hello = fc.constant(frame(encodeMessage({ type: "hello", hello: { instance: INSTANCE, version: "fuzz", host: "", labels: {} } })));
-const frames = fc.array(framed(payload), { maxLength: 12 });
+const goodFrames = fc.array(eight.map((data) => frame(encodeMessage({ type: "ping", data }))), { maxLength: 6 });
+/** Half of them such that the connection goes on. */
+const frames = fc.oneof(goodFrames, fc.array(framed(payload), { maxLength: 12 }));
 /** Begun as it should be, or not. */
 const agentFrames = fc.tuple(fc.option(hello, { freq: 5, nil: new Uint8Array(0) }), frames).map(([first, rest]) => join([first, ...rest]));
 /** More than may come in a second. */
@@ -248,6 +250,18 @@ export const agentScript: fc.Arbitrary<AgentScript> = fc.record({
   patient: fc.boolean(),
   close: closing,
 });
+
+const whole = (text: string): Writing => ({ bytes: encoder.encode(text), cuts: [], end: "finish", code: 0 });
+/** A connection that is not hostile at all. */
+export const FRIENDLY: AgentScript = {
+  alpn: [ALPN[1]!],
+  order: ["credentials"],
+  credentials: { ...whole(""), bytes: frame(encoder.encode(HOSTILE_IDS[0])) },
+  control: whole(""),
+  other: whole(""),
+  answers: [whole(ANSWERS[0]!)],
+  patient: true,
+};
 
 export function proxyScript(authority: string): fc.Arbitrary<ProxyScript> {
   const welcome = frame(encoder.encode("authenticated"));
