@@ -131,6 +131,12 @@ async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duratio
             }
         }
     };
+    if fault.is_none() {
+        tokio::select! {
+            _ = async { tokio::join!(received(&a_writer), received(&b_writer)) } => {}
+            () = stop.stopped() => {}
+        }
+    }
     if let Some(code) = fault
         .as_ref()
         .and_then(|(fault, _)| fault.app_code)
@@ -235,6 +241,13 @@ fn stopped(writer: &Writer) -> impl std::future::Future<Output = Fault> {
                 Err(_) => Fault::closed(),
             },
         }
+    }
+}
+
+/// Resolves when a QUIC peer has all, or never will: until then, closing the connection would cut off what is still under way.
+async fn received(writer: &Writer) {
+    if let Sink::Quic(stream) = &writer.sink {
+        let _ = stream.stopped().await; // a connection that is lost says so itself
     }
 }
 

@@ -67,7 +67,9 @@ export function spliceTests(suite: Suite): void {
   }
   describe("a copy", () => idleTests(suite));
   describe("a copy at a rate", () => rateTests(suite, kinds));
-  if (suite.adapter.has.sockets) describe("a copy, seen from outside", () => wireTests(suite));
+  if (!suite.adapter.has.sockets) return;
+  describe("a copy", () => deliveryTests(suite));
+  describe("a copy, seen from outside", () => wireTests(suite));
 }
 
 type Dig = (net: Net) => Promise<Tunnel>;
@@ -316,6 +318,27 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
     fresh.b.close();
     await netError(net.splice(fresh.a, fresh.b), "closed");
     ignore(b.read());
+  });
+}
+
+function deliveryTests({ test, pki }: Suite): void {
+  test("is over when the far side of QUIC has all of it, so that closing the connection then cuts nothing off", async (net) => {
+    for (let round = 0; round < 10; round++) {
+      const { client, server } = await quicPair(net, await pki);
+      const { a, b: right } = await openPair(client, server);
+      const { port, request } = await listenTcp(net);
+      const left = await dialTcp(net, port);
+      await within(left.write(bytes(HEAD)));
+      const done = net.splice((await request()).stream, a);
+      const data = pattern(1 << 20, round);
+      const got = readAll(right);
+      right.closeWrite();
+      ignore(left.write(data));
+      left.closeWrite();
+      assert.equal((await within(done)).error, undefined);
+      client.close(0, "");
+      assertSame(await within(got), data);
+    }
   });
 }
 

@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { EXECUTABLES } from "../../tools/executables.ts";
-import { TARGETS } from "../../tools/targets.ts";
+import { type Target, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../support/processes.ts";
 
 const dockerfile = readFileSync(join(ROOT, "Dockerfile"), "utf8");
@@ -18,7 +18,7 @@ describe("Dockerfile", () => {
   });
 
   it("has the executable and its engine for every platform that Linux containers run on", () => {
-    const linux = Object.entries(TARGETS).filter(([, { os }]) => os === "linux");
+    const linux = Object.entries(TARGETS).filter(([, { os, libc }]: [string, Target]) => os === "linux" && libc === "glibc");
     for (const [target, { arch }] of linux) {
       const stage = `FROM scratch AS ${arch}\nCOPY dist/${target}/reverse-http dist/${target}/reverse-http.node /\n`;
       assert.ok(dockerfile.includes(stage), stage);

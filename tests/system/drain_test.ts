@@ -36,9 +36,9 @@ async function openBalanced(id: string, proxies: readonly Running[], authority: 
   try {
     return await openTunnel(first.addresses.clients, authority, { id });
   } catch (error) {
-    const second = holderOf(id, proxies);
-    if (second === first) throw error;
-    return await openTunnel(second.addresses.clients, authority, { id });
+    // what is logged comes a moment later
+    await eventually(() => holderOf(id, proxies) !== first, () => `nobody else has ${id}: ${error}`);
+    return await openTunnel(holderOf(id, proxies).addresses.clients, authority, { id });
   }
 }
 
