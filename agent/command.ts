@@ -9,7 +9,7 @@ const CLOSE_MS = 10_000;
 
 /** `createNet` is called when it starts; the network's warnings go to the log. */
 export function agentCommand(
-  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
+  createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
 ): Service<AgentOptions> {
   return {
     name: "agent",
@@ -17,7 +17,7 @@ export function agentCommand(
     options: agentOptions,
     check: async (options) => void await checkAgentOptions(options),
     start: async (options, log, supervisor) => {
-      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const agent = await startAgent(options, { log, net, supervisor });
       return { closesWithinMs: options.drain.timeout + CLOSE_MS, close: () => agent.drain() };
     },

@@ -9,7 +9,7 @@ const CLOSE_MS = 10_000;
 
 /** `createNet` is called when it starts; the network's warnings go to the log. */
 export function lbCommand(
-  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
+  createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
 ): Service<LoadBalancerOptions> {
   return {
     name: "lb",
@@ -17,7 +17,7 @@ export function lbCommand(
     options: lbOptions,
     check: checkLoadBalancerOptions,
     start: async (options, log, supervisor) => {
-      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const lb = await startLoadBalancer(options, { log, net, supervisor });
       return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => lb.drain() };
     },

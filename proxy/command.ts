@@ -12,7 +12,7 @@ const CLOSE_MS = 10_000;
  * @param stateDirectory where a certificate of its own is kept; without it, nowhere
  */
 export function proxyCommand(
-  createNet: (options: { warn: (message: string) => void; raiseDescriptorLimit: boolean }) => Net,
+  createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
   stateDirectory: string | undefined,
 ): Service<ProxyOptions> {
   return {
@@ -21,7 +21,7 @@ export function proxyCommand(
     options: proxyOptions,
     check: async (options) => void await checkProxyOptions(options),
     start: async (options, log, supervisor) => {
-      const net = createNet({ warn: (message) => log.warn(message), raiseDescriptorLimit: true });
+      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const proxy = await startProxy(options, { log, net, stateDirectory, supervisor });
       return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => proxy.drain() };
     },

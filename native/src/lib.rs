@@ -115,6 +115,22 @@ struct Core {
     cancels: Mutex<HashMap<u64, Cancel>>,
     warned: AtomicBool,
     closed: AtomicBool,
+    /// Where the process is the program's own.
+    releasing: Option<AbortHandle>,
+}
+
+/// How often code that is not in use is let go of.
+const RELEASE: Duration = Duration::from_secs(60);
+/// The start is over then.
+const STARTED: Duration = Duration::from_secs(5);
+
+async fn release_code_again_and_again() {
+    tokio::time::sleep(STARTED).await;
+    loop {
+        // a system that does not let it: the code stays
+        let _ = tokio::task::spawn_blocking(process::release_code).await;
+        tokio::time::sleep(RELEASE).await;
+    }
 }
 
 /// Calls with this number are none: warnings come under it.
@@ -266,6 +282,7 @@ impl Core {
 
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.releasing.iter().for_each(AbortHandle::abort);
         let cancels = std::mem::take(&mut *lock(&self.cancels));
         cancels.into_values().for_each(Cancel::cancel);
         end_all(&self.tcp_listeners);
@@ -351,12 +368,6 @@ pub fn notify_supervisor(socket: String, state: String) -> Option<String> {
     process::notify(&socket, &state).err().map(|e| e.to_string())
 }
 
-/// See [`process::raise_descriptor_limit`]. A limit that cannot be raised stays as it is.
-#[napi]
-pub fn raise_descriptor_limit() {
-    let _ = process::raise_descriptor_limit();
-}
-
 /// The engine. `op` is the number under which the callback gets a call's result.
 #[napi]
 pub struct Engine {
@@ -371,11 +382,15 @@ impl Drop for Engine {
 
 #[napi]
 impl Engine {
-    /// `callback` gets an array of three values a result: number of the call, error or undefined, value.
+    /// `callback` gets an array of three values a result: number of the call, error or undefined, value. Who owns the process gets as many
+    /// descriptors for it as there may be, and keeps no code in memory that only the start needs.
     #[napi(constructor)]
-    pub fn new(env: Env, callback: Function<'_, Unknown<'_>, ()>, threads: u32) -> Result<Self> {
+    pub fn new(env: Env, callback: Function<'_, Unknown<'_>, ()>, threads: u32, owns_process: bool) -> Result<Self> {
         let runtime = runtime(threads).map_err(|e| Error::from_reason(format!("Cannot start the native engine: {e}")))?;
         let hub = Hub::new(&env, &callback)?;
+        if owns_process {
+            let _ = process::raise_descriptor_limit(); // one that cannot be raised stays as it is
+        }
         let core = Core {
             hub,
             runtime,
@@ -389,6 +404,7 @@ impl Engine {
             cancels: Mutex::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            releasing: owns_process.then(|| runtime.spawn(release_code_again_and_again()).abort_handle()),
         };
         Ok(Self { core: Arc::new(core) })
     }

@@ -42,8 +42,11 @@ export interface NativeNetOptions {
   warn?: (message: string) => void;
   /** The addon's file. Default: the one built with the sources, or inside the executable. */
   addon?: string;
-  /** Let the process have as many descriptors as its hard limit allows (getrlimit(2)). Default `false`. */
-  raiseDescriptorLimit?: boolean;
+  /**
+   * The process is there for this network alone: it may have as many descriptors as its hard limit allows (getrlimit(2)), and once a minute lets
+   * go of code that is not in use (madvise(2), on Linux). Default `false`.
+   */
+  ownsProcess?: boolean;
 }
 
 /**
@@ -70,10 +73,7 @@ export function openNative(file?: string): Native {
   let loaded: Addon | undefined;
   const addon = () => loaded ??= loadAddon(file) as Addon;
   return {
-    createNet(options) {
-      if (options.raiseDescriptorLimit) addon().raiseDescriptorLimit();
-      return new NativeNet(addon().Engine, options);
-    },
+    createNet: (options) => new NativeNet(addon().Engine, options),
     notifySupervisor: (socket, message) => addon().notifySupervisor(socket, message) ?? undefined,
   };
 }
@@ -81,7 +81,6 @@ export function openNative(file?: string): Native {
 interface Addon {
   readonly Engine: EngineConstructor;
   notifySupervisor(socket: string, message: string): string | null | undefined;
-  raiseDescriptorLimit(): void;
 }
 
 /** As the addon hands it over: code, message, application error code, whether the far side caused it. */
@@ -149,7 +148,7 @@ interface Engine {
     cancellable: boolean,
   ): void;
 }
-type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number) => Engine;
+type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number, ownsProcess: boolean) => Engine;
 
 interface Pending {
   resolve(value: unknown): void;
@@ -175,7 +174,7 @@ class Calls {
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
     const warn = options.warn ?? (() => {});
-    this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? defaultThreads());
+    this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? defaultThreads(), options.ownsProcess ?? false);
   }
 
   /** Starts a call that settles with what the engine answers to its number. */
