@@ -60,6 +60,9 @@ export interface Agent {
 
 /** Below the proxy's default dial-timeout of 10 s, so that the client hears of the agent's time-out rather than of the proxy's. */
 const CONNECT_TIMEOUT_MS = 9_000;
+/** A proxy that does not answer is knocked at again after so many milliseconds, or one of so many parts of an outage that lasts. */
+const KNOCK_INTERVAL_MS = 2_000;
+const OUTAGE_PARTS = 30;
 const NOT_CONNECTED = "there is no connection to a proxy";
 /** Connections whose proxy wants to be left; one more, and the oldest is closed. */
 const MAX_LEAVING = 8;
@@ -117,7 +120,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const stopping = new AbortController();
   const { signal } = stopping;
 
-  const open = async (target: Target): Promise<Session> => {
+  const open = async (target: Target, outageMs: number): Promise<Session> => {
     await tls.reload();
     const credentials = await readCredentials(options.auth);
     ({ agentId } = credentials);
@@ -125,7 +128,18 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
     const { bytes } = credentials;
-    const session = await Session.open(target, { net, log, tls: tls.current, transport, credentials: bytes, hello, tunnels, signal });
+    const knockIntervalMs = Math.max(KNOCK_INTERVAL_MS, outageMs / OUTAGE_PARTS);
+    const session = await Session.open(target, {
+      net,
+      log,
+      tls: tls.current,
+      transport,
+      credentials: bytes,
+      hello,
+      tunnels,
+      knockIntervalMs,
+      signal,
+    });
     if (signal.aborted) session.close();
     return session;
   };

@@ -1,4 +1,4 @@
-// What went wrong between agent and proxy, in words: for the log.
+// What went wrong between agent and proxy: in words for the log, and whether anybody answered.
 import { CloseCode } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { QuicClosed } from "../shared/net/types.ts";
@@ -30,6 +30,11 @@ function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: Ag
   }
   return "; unless the certificate is of an authority that this system trusts, the agent needs --agent-client.tls.pin-sha256, which the " +
     "proxy logs at its start where it has made its own, or the authority as --agent-client.tls.file.root-ca";
+}
+
+/** Nobody answered, or there was no way there: the network is gone, or the proxy does not run. */
+export function isSilence(error: unknown): boolean {
+  return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host"].includes(error.code);
 }
 
 /** Why a connection is no more. */

@@ -4,14 +4,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Backoff } from "../shared/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
-import { describeEnd } from "./failure.ts";
+import { describeEnd, isSilence } from "./failure.ts";
 import type { Goaway, Session } from "./session.ts";
 import type { Target, Targets } from "./targets.ts";
 
 export interface KeeperOptions {
   targets: Targets;
-  /** Makes a connection that the proxy has accepted. */
-  open: (target: Target) => Promise<Session>;
+  /** Makes a connection that the proxy has accepted, when there has been none for so many milliseconds. */
+  open: (target: Target, outageMs: number) => Promise<Session>;
   /** What to tell people of a connection that was not made. */
   describe: (error: unknown, target: Target) => string;
   onConnected: (session: Session) => void;
@@ -42,6 +42,8 @@ export class Keeper {
   readonly #options: KeeperOptions;
   /** The connection that is to be replaced, and goes on meanwhile. */
   #old?: { readonly session: Session; readonly goaway: Goaway; attempts: number };
+  /** Since when it has been looking for a proxy. */
+  #since = performance.now();
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -61,13 +63,13 @@ export class Keeper {
     const { open, describe, targets, backoff } = this.#options;
     let session;
     try {
-      session = await open(target);
+      session = await open(target, performance.now() - this.#since);
     } catch (error) {
       targets.release(target, "active");
       const reason = describe(error, target);
       if (this.#old && ++this.#old.attempts < ESCAPES) return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
       void this.#old?.session.moved(); // never rejects. There is nowhere to go: the proxy need not wait
-      return { reason, waitMs: backoff.next() };
+      return { reason, waitMs: isSilence(error) ? backoff.afterSilence(performance.now() - this.#since) : backoff.next() };
     }
     void this.#old?.session.moved(); // never rejects
     this.#old = undefined;
@@ -84,6 +86,7 @@ export class Keeper {
     });
     onConnected(session);
     const end = await Promise.race([over, session.goaway]);
+    this.#since = performance.now();
     const hasSettled = performance.now() - start >= settledAfterMs;
     if (!("cause" in end)) {
       session.isLeaving = true;
@@ -96,7 +99,9 @@ export class Keeper {
     const reason = describeEnd(end);
     // two agents with one id must not take each other's place for ever: who was replaced waits longer each time
     const replaced = end.remote && end.code === CloseCode.replaced;
-    if (!hasSettled || replaced) return { reason, waitMs: backoff.next() };
+    // a proxy has no part in a silence, which takes a while to be noticed, too
+    const silent = end.cause === "timed-out";
+    if (!silent && (!hasSettled || replaced)) return { reason, waitMs: backoff.next() };
     backoff.reset();
     return { reason, waitMs: this.#jitter(RETURN_WITHIN_MS) };
   }

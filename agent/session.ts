@@ -5,6 +5,7 @@ import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
+import { knock } from "./knock.ts";
 import type { Target } from "./targets.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
@@ -17,6 +18,8 @@ export interface SessionOptions {
   credentials: Uint8Array;
   hello: Hello;
   tunnels: TunnelOptions;
+  /** See {@link knock}. */
+  knockIntervalMs: number;
   signal: AbortSignal;
 }
 
@@ -56,7 +59,7 @@ export class Session {
    */
   static async open(target: Target, options: SessionOptions): Promise<Session> {
     const { host, port, serverName } = target;
-    const connection = await options.net.connectQuic({
+    const connection = await knock(options.net, {
       host,
       port,
       serverName,
@@ -64,6 +67,7 @@ export class Session {
       alpn: ALPN,
       transport: options.transport,
       timeoutMs: HANDSHAKE_TIMEOUT_MS,
+      intervalMs: options.knockIntervalMs,
       signal: options.signal,
     });
     try {

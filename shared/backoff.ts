@@ -10,6 +10,9 @@ export interface BackoffOptions {
   random?: () => number;
 }
 
+/** A wait that follows silence makes it longer by one of so many parts. */
+const SILENCE_PARTS = 100;
+
 /** Each wait is between half of and the whole of a bound that doubles. */
 export class Backoff {
   #attempts = 0;
@@ -25,8 +28,19 @@ export class Backoff {
 
   /** The next wait in milliseconds; longer each time. */
   next(): number {
-    const bound = Math.min(this.#maxMs, this.#initialMs * 2 ** Math.min(this.#attempts++, 30));
+    return this.#jitter(Math.min(this.#maxMs, this.#initialMs * 2 ** Math.min(this.#attempts++, 30)));
+  }
+
+  #jitter(bound: number): number {
     return bound / 2 + this.#random() * bound / 2;
+  }
+
+  /**
+   * The next wait in milliseconds where nobody was there to be bothered for `outageMs`: a small part of that, so that who was gone is found
+   * again soon.
+   */
+  afterSilence(outageMs: number): number {
+    return this.#jitter(Math.min(this.#maxMs, Math.max(this.#initialMs, outageMs / SILENCE_PARTS)));
   }
 
   /** Back to the first wait. */
