@@ -4,7 +4,7 @@ import type { Door, Visit } from "../shared/limits/door.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import { Control } from "../shared/link/control.ts";
 import { FrameError } from "../shared/link/frame.ts";
-import { CloseCode, hasControl, receiveCredentials, receiveHello } from "../shared/link/link.ts";
+import { CloseCode, endWith, hasControl, receiveCredentials, receiveHello } from "../shared/link/link.ts";
 import { MAX_SPREAD_MS, MessageError } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
@@ -216,7 +216,9 @@ async function admit(
 
 /** An agent has opened the streams that it opens: what came on one more would be kept, and read by nobody. Ends with the connection. */
 async function refuseStreams({ connection }: HeldAgent, onViolation: (reason: string) => void): Promise<void> {
-  if (await connection.acceptStream() === null) return;
+  const stream = await connection.acceptStream();
+  if (stream === null) return;
+  endWith(connection, stream);
   const reason = "An agent opens no more streams";
   onViolation(reason);
   connection.close(CloseCode.malformed, reason);

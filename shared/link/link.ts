@@ -64,7 +64,7 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
       await stream.write(encodeFrame(credentials));
       stream.closeWrite();
       if (hasControl(connection)) {
-        control = await connection.openStream();
+        control = endWith(connection, await connection.openStream());
         await control.write(encodeFrame(encodeMessage({ type: "hello", hello })));
       }
       return await readFrame(stream);
@@ -88,19 +88,15 @@ export async function receiveCredentials(connection: QuicConnection): Promise<{ 
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the authentication");
-    try {
-      const credentials = await readFrame(stream);
-      return {
-        credentials,
-        welcome: async () => {
-          await stream.write(encodeFrame(new TextEncoder().encode(AUTHENTICATED)));
-          stream.close();
-        },
-      };
-    } catch (error) {
-      stream.close();
-      throw error;
-    }
+    endWith(connection, stream);
+    const credentials = await readFrame(stream);
+    return {
+      credentials,
+      welcome: async () => {
+        await stream.write(encodeFrame(new TextEncoder().encode(AUTHENTICATED)));
+        stream.close();
+      },
+    };
   });
 }
 
@@ -113,6 +109,7 @@ export async function receiveHello(connection: QuicConnection): Promise<{ stream
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the hello");
+    endWith(connection, stream);
     const frames = controlFrames(stream);
     try {
       const frame = await frames.next();
@@ -123,6 +120,12 @@ export async function receiveHello(connection: QuicConnection): Promise<{ stream
       throw error instanceof FrameError ? new MessageError(error.message) : error;
     }
   });
+}
+
+/** A stream that is open keeps all that belongs to its connection, a socket among it: it is let go when the connection is no more. */
+export function endWith(connection: QuicConnection, stream: Duplex): Duplex {
+  void connection.closed.then(() => stream.close()); // never rejects
+  return stream;
 }
 
 /** Reads the frames of a control stream. */

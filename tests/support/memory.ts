@@ -4,7 +4,7 @@ import { type Fields, parseResponseHead, values } from "../../shared/http/head.t
 import type { LogFields, Logger, LogLevel } from "../../shared/log.ts";
 import { createMemoryNet } from "../../shared/net/memory.ts";
 import { MemoryDuplex, Pipe } from "../../shared/net/memory_stream.ts";
-import type { Duplex, Net } from "../../shared/net/types.ts";
+import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
 import { bytes, portOf, readText, within } from "../conformance/support.ts";
 
 /** What no test may take: reached only by one that fails. */
@@ -33,6 +33,53 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     close: () => net.close(),
     ...replaced,
   };
+}
+
+/** The network, and the streams of its QUIC connections that were opened or accepted one by one and not closed. */
+export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
+  const open = new Set<Duplex>();
+  const stream = (inner: Duplex): Duplex => {
+    const outer: Duplex = instead(inner, {
+      close: () => {
+        open.delete(outer);
+        inner.close();
+      },
+    });
+    open.add(outer);
+    return outer;
+  };
+  const connection = (inner: QuicConnection): QuicConnection =>
+    instead(inner, {
+      openStream: async () => stream(await inner.openStream()),
+      acceptStream: async () => {
+        const accepted = await inner.acceptStream();
+        return accepted && stream(accepted);
+      },
+    });
+  const counting = netWith(net, {
+    connectQuic: async (options) => connection(await net.connectQuic(options)),
+    listenQuic: async (options) => {
+      const inner = await net.listenQuic(options);
+      return instead(inner, {
+        accept: async () => {
+          const accepted = await inner.accept();
+          return accepted && connection(accepted);
+        },
+      });
+    },
+  });
+  return { counting, open };
+}
+
+/** An object with some of its methods replaced. */
+function instead<T extends object>(object: T, replaced: Partial<T>): T {
+  return new Proxy(object, {
+    get(_, name) {
+      if (name in replaced) return replaced[name as keyof T];
+      const value = object[name as keyof T];
+      return typeof value === "function" ? value.bind(object) : value;
+    },
+  });
 }
 
 /** A stream that nobody reads a head from: both its ends. */

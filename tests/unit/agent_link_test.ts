@@ -10,15 +10,18 @@ import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
 import { encodeHead } from "../../shared/http/head.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { agentTransport, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
+import { encodeMessage } from "../../shared/link/message.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
-import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../support/memory.ts";
+import { eventually } from "../support/processes.ts";
+import { ask, connectTo, LogBook, netThatCounts, Queue, readUntil, withNet } from "../support/memory.ts";
 
 const [V2, V1] = ALPN as [string, string];
 const ID = "4711";
 const CREDENTIALS = `Proxy-Authorization: Basic ${btoa(`${ID}:x`)}\r\n`;
+const HELLO = { version: "raw", instance: "raw", host: "", labels: {} };
 const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 type ProxyChoices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;
@@ -159,6 +162,35 @@ describe("agent and proxy", () => {
     }));
 });
 
+describe("an agent", () => {
+  it("keeps no stream of a connection that is gone", () =>
+    withNet(async (net) => {
+      const { counting, open } = netThatCounts(net);
+      const { proxy, log } = await runProxy(net);
+      const { agent } = await runAgent(counting, [proxy.agentAddress]);
+      await log.waitFor("agent connected");
+      await agent.close();
+      assert.equal(open.size, 0);
+    }));
+
+  it("keeps no stream of a connection that was refused", () =>
+    withNet(async (net) => {
+      const listener = await net.listenQuic({
+        address: "127.0.0.1:0",
+        tls: { cert: "", key: "" },
+        alpn: [V2],
+        transport: PROXY_TRANSPORT,
+      });
+      const { counting, open } = netThatCounts(net);
+      const { log } = await runAgent(counting, [listener.address]);
+      const connection = (await within(listener.accept()))!;
+      await within(receiveCredentials(connection));
+      connection.close(CloseCode.unauthorized, "authentication failed");
+      await log.waitFor("not connected");
+      await eventually(() => open.size === 0, () => `${open.size} streams are kept`, 5_000);
+    }));
+});
+
 describe("a proxy", () => {
   for (
     const [what, frame] of Object.entries({
@@ -197,6 +229,45 @@ describe("a proxy", () => {
       await log.waitFor("agent disconnected", { agent: ID });
       assert.equal(proxy.agents, 0);
     }));
+
+  for (
+    const [what, frames] of Object.entries({
+      "one that it refuses": [encodeFrame(new Uint8Array())],
+      "one that ends its first frame early": [Uint8Array.of(0, 0, 0, 9)],
+      "one that says no hello": [encodeFrame(bytes(ID)), Uint8Array.of(0, 0, 0, 1, 4)],
+      "one that breaks the rules later": [
+        encodeFrame(bytes(ID)),
+        encodeFrame(encodeMessage({ type: "hello", hello: HELLO })),
+        new Uint8Array(9),
+      ],
+      "one that opens one more stream": [
+        encodeFrame(bytes(ID)),
+        encodeFrame(encodeMessage({ type: "hello", hello: HELLO })),
+        Uint8Array.of(1),
+        Uint8Array.of(1),
+      ],
+    })
+  ) {
+    it(`keeps no stream of an agent that is gone: ${what}`, () =>
+      withNet(async (net) => {
+        const { counting, open } = netThatCounts(net);
+        const { proxy } = await runProxy(counting);
+        const connection = await net.connectQuic({
+          host: "127.0.0.1",
+          port: portOf(proxy.agentAddress),
+          tls: {},
+          alpn: [V2],
+          timeoutMs: 5_000,
+        });
+        for (const frame of frames) {
+          const stream = await connection.openStream();
+          await stream.write(frame).catch(() => {}); // it may have been refused already
+          stream.closeWrite();
+        }
+        await within(connection.closed);
+        await eventually(() => open.size === 0, () => `${open.size} streams are kept`, 5_000);
+      }));
+  }
 
   it("lets the tunnels of an older connection of the same process finish, and closes that of another process", () =>
     withNet(async (net) => {
