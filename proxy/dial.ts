@@ -6,7 +6,7 @@ import { NetError } from "../shared/net/errors.ts";
 import type { Duplex } from "../shared/net/types.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 
-/** So many milliseconds an agent may take to answer before it is asked whether it is there, where another one could answer. */
+/** Every so many milliseconds in which an agent does not answer it is asked whether it is there, where another one could answer. */
 const PATIENCE_MS = 500;
 
 /** Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. */
@@ -16,9 +16,9 @@ export async function dialAgent(agents: AgentRegistry, request: DialRequest, tim
   let lost: unknown;
   for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined;) {
     passed.add(agent);
-    const isLast = agents.pick(request.agentId, passed) === undefined;
+    const hasOther = () => agents.pick(request.agentId, passed) !== undefined;
     try {
-      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), isLast);
+      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), hasOther);
     } catch (cause) {
       if (!(cause instanceof NetError)) throw cause;
       lost = cause;
@@ -31,16 +31,19 @@ export async function dialAgent(agents: AgentRegistry, request: DialRequest, tim
   throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
 }
 
-/** Aborted where an agent that takes long to answer does not even answer a ping: its network may be gone without a word. */
-function signalOfDeath({ control }: HeldAgent): { signal: AbortSignal; release: () => void } | undefined {
+/**
+ * Aborted where an agent that takes long to answer does not even answer a ping, for its network may be gone without a word, and there is
+ * another one by now, as one that has come back meanwhile.
+ */
+function signalOfDeath({ control }: HeldAgent, hasOther: () => boolean): { signal: AbortSignal; release: () => void } | undefined {
   if (!control) return undefined;
   const death = new AbortController();
-  const check = () => {
-    void control.ping(); // never rejects
-    timer = setTimeout(() => control.silentMs < SILENT_AFTER_MS || death.abort(), SILENT_AFTER_MS + 100);
-  };
-  let timer = setTimeout(check, PATIENCE_MS);
-  return { signal: death.signal, release: () => clearTimeout(timer) };
+  const timer = setInterval(() => {
+    if (!hasOther()) return;
+    if (control.silentMs >= SILENT_AFTER_MS) death.abort();
+    else control.probe();
+  }, PATIENCE_MS);
+  return { signal: death.signal, release: () => clearInterval(timer) };
 }
 
 /** @throws {NetError} as `exchange` of a connection */
@@ -48,7 +51,7 @@ async function openTunnel(
   agent: HeldAgent,
   { id, destination, done }: DialRequest,
   timeoutMs: number,
-  isLast: boolean,
+  hasOther: () => boolean,
 ): Promise<Duplex> {
   const authority = formatAuthority(destination);
   if (agent.identity.allowList?.allows(destination) === false) {
@@ -59,7 +62,7 @@ async function openTunnel(
     ["Proxy-Connection", "keep-alive"],
     ["X-Request-Id", id],
   ]);
-  const death = isLast ? undefined : signalOfDeath(agent);
+  const death = signalOfDeath(agent, hasOther);
   agent.tunnels++;
   agent.askedAt = performance.now();
   let opened = false;

@@ -8,6 +8,9 @@ import { decodeMessage, encodeMessage, type Message, MessageError } from "./mess
 /** Frames that a peer may send in one second; one more and its connection is closed. */
 const MAX_FRAMES_A_SECOND = 100;
 
+/** A peer that has answered a ping is believed to be there for so many milliseconds. */
+const BELIEVED_MS = 250;
+
 /** A connection whose streams fail is known to be closed within so many milliseconds. */
 const CLOSED_WITHIN_MS = 1_000;
 
@@ -28,6 +31,8 @@ export class Control {
   readonly #now: () => number;
   #over = false;
   #pings = 0;
+  /** When the latest answer came. */
+  #answeredAt = -Infinity;
   /** The ping that is not answered yet. */
   #pending?: { readonly number: number; readonly sentAt: number; readonly answered: PromiseWithResolvers<void> };
 
@@ -89,7 +94,8 @@ export class Control {
   #takePong(data: Uint8Array): void {
     const pending = this.#pending;
     if (!pending || pending.number !== Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0))) return;
-    this.rttMs = this.#now() - pending.sentAt;
+    this.#answeredAt = this.#now();
+    this.rttMs = this.#answeredAt - pending.sentAt;
     this.#pending = undefined;
     pending.answered.resolve();
   }
@@ -104,6 +110,11 @@ export class Control {
       void this.#send({ type: "ping", data }); // never rejects
     }
     await this.#pending.answered.promise;
+  }
+
+  /** Sends a ping for {@link silentMs}, unless one was answered just now: however often it is called, the peer is not flooded. */
+  probe(): void {
+    if (this.#now() - this.#answeredAt >= BELIEVED_MS) void this.ping(); // never rejects
   }
 
   /** Milliseconds that a ping has been unanswered for; 0 where none is. */

@@ -316,6 +316,21 @@ describe("a proxy", () => {
       assert.ok(await isPending(connection.acceptRequests()), "it was asked again");
     }));
 
+  it("asks an agent that comes back meanwhile, where its old connection is silent", () =>
+    withNet(async (net) => {
+      const { proxy } = await runProxy(net);
+      const origin = await listenTcp(net);
+      const old = await rawAgent(net, proxy.agentAddress);
+      const client = await connectTo(net, proxy.clientAddress);
+      await client.write(bytes(connectRequest(origin)));
+      await within(old.connection.acceptRequests());
+      const { connection } = await rawAgent(net, proxy.agentAddress);
+      const server = await serveOne(connection);
+      assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
+      await checkTunnel({ client, server });
+      assert.ok(await isPending(old.connection.closed), "the tunnels of the old connection were cut off");
+    }));
+
   it("answers 502 when the last agent goes instead of answering", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);

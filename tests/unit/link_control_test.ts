@@ -6,7 +6,7 @@ import { encodeFrame, FrameReader } from "../../shared/link/frame.ts";
 import { CloseCode, controlFrames } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage, type Message } from "../../shared/link/message.ts";
 import type { Duplex, QuicConnection } from "../../shared/net/types.ts";
-import { within } from "../conformance/support.ts";
+import { isPending, within } from "../conformance/support.ts";
 import { streamPair } from "../support/memory.ts";
 
 interface Side {
@@ -58,6 +58,27 @@ describe("a control stream", () => {
     const next = decodeMessage((await within(frames.next()))!);
     assert.ok(next?.type === "ping");
     assert.notDeepEqual(next.data, ping.data);
+  });
+
+  it("probes a peer that has answered just now no more, and a little later again", async () => {
+    const { near, far } = streamPair("quic");
+    let time = 0;
+    const a = side(near, {}, () => time);
+    const frames = new FrameReader(far);
+    a.control.probe();
+    const first = decodeMessage((await within(frames.next()))!);
+    assert.ok(first?.type === "ping");
+    const answered = a.control.ping();
+    await send(far, { type: "pong", data: first.data });
+    await within(answered);
+    time = 249;
+    a.control.probe();
+    const next = frames.next();
+    assert.ok(await isPending(next));
+    time = 250;
+    a.control.probe();
+    const second = decodeMessage((await within(next))!);
+    assert.ok(second?.type === "ping");
   });
 
   it("answers pings with what was in them", async () => {
