@@ -1,5 +1,5 @@
-// A bad network between agents and a proxy: a relay of UDP that loses, delays, duplicates, reorders and corrupts datagrams, changes the port
-// that the proxy sees, takes no large ones, and is cut, one way or both. What it does is decided by a seed. It knows nothing of QUIC.
+// A bad network between agents and a proxy: a relay of UDP that loses, delays, duplicates, reorders, corrupts and truncates datagrams, changes
+// the port that the proxy sees, takes no large ones, and is cut, one way or both. What it does is decided by a seed. It knows nothing of QUIC.
 //
 // As a process of its own, off the event loop of whoever measures, it prints the address on which it listens, and relays until it is ended:
 //
@@ -16,6 +16,8 @@ export interface Weather {
   duplicate: number;
   /** One bit is another. */
   corrupt: number;
+  /** Ends early. */
+  truncate: number;
   /** Comes later than the others, by up to {@link reorderMs}. */
   reorder: number;
   reorderMs: number;
@@ -33,6 +35,7 @@ export const FAIR: Readonly<Weather> = {
   loss: 0,
   duplicate: 0,
   corrupt: 0,
+  truncate: 0,
   reorder: 0,
   reorderMs: 20,
   delay: 0,
@@ -48,6 +51,7 @@ export interface Counts {
   lost: number;
   duplicated: number;
   corrupted: number;
+  truncated: number;
   reordered: number;
   tooLarge: number;
   blocked: number;
@@ -173,7 +177,17 @@ export class UdpRelay implements AsyncDisposable {
 /** What is on its way in one direction. */
 export class Direction {
   readonly weather: Weather = { ...FAIR };
-  readonly counts: Counts = { received: 0, sent: 0, lost: 0, duplicated: 0, corrupted: 0, reordered: 0, tooLarge: 0, blocked: 0 };
+  readonly counts: Counts = {
+    received: 0,
+    sent: 0,
+    lost: 0,
+    duplicated: 0,
+    corrupted: 0,
+    truncated: 0,
+    reordered: 0,
+    tooLarge: 0,
+    blocked: 0,
+  };
   /** By the time at which they are due. */
   readonly #waiting: { at: number; send: () => void }[] = [];
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -192,6 +206,10 @@ export class Direction {
       data = Uint8Array.from(data);
       data[Math.floor(random() * data.length)]! ^= 1 << Math.floor(random() * 8);
       counts.corrupted++;
+    }
+    if (random() < weather.truncate) {
+      data = data.subarray(0, Math.floor(random() * data.length));
+      counts.truncated++;
     }
     const copies = random() < weather.duplicate ? 2 : 1;
     counts.duplicated += copies - 1;
@@ -259,7 +277,7 @@ export function generate(seed: number): () => number {
 }
 
 async function main(): Promise<void> {
-  const numbers = ["loss", "duplicate", "corrupt", "reorder", "reorderMs", "delay", "jitter", "mtu"] as const;
+  const numbers = ["loss", "duplicate", "corrupt", "truncate", "reorder", "reorderMs", "delay", "jitter", "mtu"] as const;
   const { values } = parseArgs({
     options: {
       server: { type: "string" },

@@ -42,6 +42,15 @@ describe("a bad network", () => {
     assert.ok(came.filter((number) => number === -1 || number >= COUNT).length > 0);
   });
 
+  it("truncates as many as it is told", () => {
+    let short = 0;
+    const direction = new Direction(generate(1));
+    Object.assign(direction.weather, { truncate: 0.1 });
+    for (let i = 0; i < COUNT; i++) direction.pass(new Uint8Array(100), (passed) => void (short += passed.length < 100 ? 1 : 0));
+    assert.equal(short, direction.counts.truncated);
+    assert.ok(Math.abs(short - COUNT / 10) < COUNT / 25, `${short}`);
+  });
+
   it("lets others pass those that it reorders, and loses none", async () => {
     const { came } = await relay({ reorder: 0.1, delay: 1 });
     assert.notDeepEqual(came, ALL);
