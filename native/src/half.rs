@@ -121,7 +121,9 @@ impl Tcp {
                         chunks[at].advance(n);
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.stream.writable().await.map_err(|e| self.failed(e))?,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    poll_fn(|cx| self.stream.poll_write_ready(cx)).await.map_err(|e| self.failed(e))?;
+                }
                 Err(e) => return Err(self.failed(e)),
             }
         }
@@ -373,10 +375,16 @@ impl Writer {
         match &mut self.sink {
             Sink::Quic(stream) => stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e)),
             Sink::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
-            Sink::Tls(stream, tcp) => match stream.write_all(&data).await {
-                Ok(()) => stream.flush().await.map_err(|e| tcp.failed(e)),
-                Err(e) => Err(tcp.failed(e)),
-            },
+            // apart, as few tunnels need it
+            Sink::Tls(stream, tcp) => {
+                Box::pin(async move {
+                    match stream.write_all(&data).await {
+                        Ok(()) => stream.flush().await.map_err(|e| tcp.failed(e)),
+                        Err(e) => Err(tcp.failed(e)),
+                    }
+                })
+                .await
+            }
         }
     }
 

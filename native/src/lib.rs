@@ -828,7 +828,7 @@ impl Engine {
         let idle = (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms));
         let pace = self.core.pace(&rates.unwrap_or_default());
         let stop = Arc::new(Stop::default());
-        let halves = (a_stream.take(&stop), b_stream.take(&stop));
+        let halves = Box::new((a_stream.take(&stop), b_stream.take(&stop)));
         if cancellable {
             lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
         }

@@ -14,6 +14,9 @@ use crate::stream::{Halves, Stop, Taking};
 /// When a sink takes no more, the other direction may still bring what its peer sent before it went: an answer to an upload it refused.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Chunks taken at a time in a conversation; a download soon has more.
+const FEW: usize = 4;
+
 /// Bytes in a QUIC packet, about.
 const CHUNK: usize = 1_200;
 
@@ -69,37 +72,33 @@ enum Broken {
 }
 
 /// Waits for the halves, then copies.
-pub async fn run(halves: (Taking, Taking), prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
-    let taken = async { Ok((halves.0.halves().await?, halves.1.halves().await?)) };
-    let taken = tokio::select! {
+pub async fn run(halves: Box<(Taking, Taking)>, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
+    // apart: what waits here is not to be as large as what copies
+    let taken = Box::pin(async {
+        let (a, b) = *halves;
+        Ok((a.halves().await?, b.halves().await?))
+    });
+    let mut taken = tokio::select! {
         taken = taken => taken,
         () = stop.stopped() => Err(Fault::cancelled()),
     };
-    match taken {
+    match &mut taken {
         Ok((a, b)) => splice(a, b, prologue_to_a, idle, pace, stop).await,
         Err(fault) => Outcome {
             a_to_b: 0,
             b_to_a: 0,
-            fault: Some((fault, None)),
+            fault: Some((fault.clone(), None)),
         },
     }
 }
 
-/// Copies until both directions have ended, or aborts both: the halves are dropped on return, and those that have not ended reset.
-async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
-    let Halves {
-        reader: mut a_reader,
-        writer: mut a_writer,
-    } = a;
-    let Halves {
-        reader: mut b_reader,
-        writer: mut b_writer,
-    } = b;
-    let (a_tcp, b_tcp) = (a_reader.tcp().cloned(), b_reader.tcp().cloned());
+/// Copies until both directions have ended, or has a fault: dropped, the halves that have not ended are reset.
+async fn splice(a: &mut Halves, b: &mut Halves, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
+    let (a_tcp, b_tcp) = (a.reader.tcp().cloned(), b.reader.tcp().cloned());
     let (a_to_b, b_to_a) = (Meter::new(pace), Meter::new(pace));
     let fault = {
-        let up = pump(&mut a_reader, &mut b_writer, Bytes::new(), &a_to_b);
-        let down = pump(&mut b_reader, &mut a_writer, prologue_to_a, &b_to_a);
+        let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), &a_to_b);
+        let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, &b_to_a);
         tokio::pin!(up, down);
         let idle_watch = watch_idle(idle, &a_to_b, &b_to_a);
         tokio::pin!(idle_watch);
@@ -133,7 +132,7 @@ async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duratio
     };
     if fault.is_none() {
         tokio::select! {
-            _ = async { tokio::join!(received(&a_writer), received(&b_writer)) } => {}
+            _ = async { tokio::join!(received(&a.writer), received(&b.writer)) } => {}
             () = stop.stopped() => {}
         }
     }
@@ -142,7 +141,7 @@ async fn splice(a: Halves, b: Halves, prologue_to_a: Bytes, idle: Option<Duratio
         .and_then(|(fault, _)| fault.app_code)
         .and_then(|code| u32::try_from(code).ok())
     {
-        for half in [a_reader.on_drop(), b_reader.on_drop(), a_writer.on_drop(), b_writer.on_drop()] {
+        for half in [a.reader.on_drop(), b.reader.on_drop(), a.writer.on_drop(), b.writer.on_drop()] {
             half.set_code(code);
         }
     }
@@ -186,20 +185,26 @@ async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: 
 
 async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
     let mut chunks = Vec::new();
-    let most = meter.pace.quantum().map_or(VECTORS, |bytes| (bytes / CHUNK).clamp(1, VECTORS));
+    let limit = meter.pace.quantum().map_or(VECTORS, |bytes| (bytes / CHUNK).clamp(1, VECTORS));
+    let few = FEW.min(limit);
+    let mut most = few;
     while let Some(n) = reader.read_chunks(&mut chunks, most).await.map_err(Broken::Source)? {
         let bytes: usize = chunks[..n].iter().map(Bytes::len).sum();
         meter.wait(bytes).await;
         writer.write_chunks(&mut chunks[..n]).await.map_err(Broken::Sink)?;
         meter.count(bytes);
+        if n == most {
+            most = (2 * most).min(limit);
+        } else if n == 1 && most > few {
+            (most, chunks) = (few, Vec::new());
+        }
     }
     Ok(())
 }
 
 async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
     let mut buffer = meter.pace.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
-    let stopped = stopped(writer);
-    tokio::pin!(stopped);
+    let mut stopped = Box::pin(stopped(writer));
     let mut stop: Option<Fault> = None;
     loop {
         let data = tokio::select! {
