@@ -97,6 +97,27 @@ describe("line writer", () => {
     assert.equal(fake.text, "back\n");
   });
 
+  it("tells how many lines a disk that was full took away, and begins a new line after one that was cut short", async () => {
+    const fake = new FakeDescriptor();
+    const lost: number[] = [];
+    const lines = createLineWriter(2, { writeTo: fake.writeTo, onLoss: (count) => lost.push(count) });
+    lines.write("whole\n");
+    await fake.answer();
+    for (const line of ["a\n", "cut short\n", "c\n"]) lines.write(line);
+    await fake.answer({ take: 5 });
+    await fake.answer({ code: "ENOSPC" });
+    await lines.flush(30_000);
+    lines.write("d\n");
+    await fake.answer({ code: "ENOSPC" });
+    await lines.flush(30_000);
+    assert.deepEqual(lost, []);
+    lines.write("e\n");
+    await fake.answer();
+    await lines.flush(30_000);
+    assert.deepEqual(lost, [3]);
+    assert.equal(fake.text, "whole\na\ncut\ne\n");
+  });
+
   it("waits for a reader that never reads only as long as it is told", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });
