@@ -76,7 +76,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   const admit = async (text: string, role: Role): Promise<Identity> => {
     const token = await verify(text, role);
     // the files may have changed since it was verified
-    const expired = token.over || token.expiresAt + LEEWAY_S * 1000 <= now() ? "The token has expired" : undefined;
+    const expired = token.expiresAt + (token.over ? 0 : LEEWAY_S * 1000) <= now() ? "The token has expired" : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
       throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`);

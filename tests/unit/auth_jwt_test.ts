@@ -162,6 +162,18 @@ describe("an expired token", () => {
     await assert.rejects(asAgent(auth, token), denied(/The token has expired/));
   });
 
+  it("is taken again when the clock, which was wrong, is set back", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign({ role: "agent", durationMs: HOUR_MS / 2 });
+    const identity = await asAgent(auth, token);
+    bench.ahead = HOUR_MS;
+    assert.equal(await endOf(identity), "The token has expired");
+    await assert.rejects(asAgent(auth, token), denied(/The token has expired/));
+    bench.ahead = 0;
+    (await asAgent(auth, token)).release?.();
+  });
+
   it("that was shown within the leeway ends what it opened after it", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
