@@ -1,0 +1,13 @@
+// A short soak from a fixed seed; `deno task soak` is a long one.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { soak, summarize } from "../soak/soak.ts";
+
+describe("an installation under mixed load", () => {
+  it("loses nothing but what each fault may cost, not one byte is wrong, and nothing is left of it", { timeout: 180_000 }, async () => {
+    const report = await soak({ ms: 16_000, seed: 9, log: () => {} });
+    console.log(summarize(report));
+    assert.deepEqual(report.violations, []);
+    assert.ok(report.suffered.length > 1 && report.conversations.filter(({ failure }) => !failure).length > 100);
+  });
+});
