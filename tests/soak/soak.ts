@@ -11,6 +11,8 @@ import { type Conversation, Traffic } from "./traffic.ts";
 export interface SoakOptions {
   /** How long things go wrong, in milliseconds. */
   ms: number;
+  /** Faults that there are at least, if it takes longer. Default 1. */
+  least?: number;
   seed: number;
   /** Is told how it goes. */
   log: (line: string) => void;
@@ -46,7 +48,7 @@ const QUIET_AT_MOST_MS = 40_000;
 const ALLOWED = [502, 503, 504];
 
 /** Runs one. What is wrong is in the report; rejects where the installation does not start at all. */
-export async function soak({ ms, seed, log }: SoakOptions): Promise<SoakReport> {
+export async function soak({ ms, least = 1, seed, log }: SoakOptions): Promise<SoakReport> {
   await using installation = await Installation.start(seed);
   await withTraffic(installation, seed + 1, () => sleep(Math.min(WARM_UP_MS, ms / 4)));
   const before = await quiet(installation);
@@ -54,7 +56,7 @@ export async function soak({ ms, seed, log }: SoakOptions): Promise<SoakReport> 
   const violations: string[] = [];
   const traffic = await withTraffic(installation, seed + 2, async () => {
     const random = generate(seed);
-    for (const end = performance.now() + ms; performance.now() < end;) {
+    for (const end = performance.now() + ms; performance.now() < end || suffered.length < least;) {
       await sleep(random() * CALM_MS);
       const fault = drawFault(random, Math.max(4_000, end - performance.now()));
       try {
