@@ -1,5 +1,6 @@
 // The store in memcached, on one server or several. The client library keeps half a reply, or a request that nobody answers, for ever:
 // here each of its connections is thrown away at the first sign of trouble, and every wait has an end.
+import type { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import memjs from "memjs";
 import { parseAuthority } from "../http/head.ts";
@@ -39,6 +40,16 @@ export function placeOf(key: string, addresses: readonly string[]): number {
   return weights.reduce((best, weight, index) => weight > weights[best]! ? index : best, 0);
 }
 
+/** Most bytes of one reply: that to a lookup has an address in it. The library would copy all of a longer one again with each packet. */
+const MAX_REPLY = 64 * 1024;
+
+class BoundedServer extends memjs.Server {
+  override responseHandler(data: Buffer): void {
+    super.responseHandler(data);
+    if (this.responseBuffer.length > MAX_REPLY) this.error(new StoreError(`A reply has more than ${MAX_REPLY} bytes`));
+  }
+}
+
 class MemcachedServer implements Cache {
   readonly #guard: Guard;
   readonly #connect: () => { client: memjs.Client; server: memjs.Server };
@@ -59,7 +70,7 @@ class MemcachedServer implements Cache {
     this.#connect = () => {
       // the guard's own time-out comes first
       const seconds = timeoutMs / 1_000 + 1;
-      const server = new memjs.Server(host, port, undefined, undefined, { timeout: seconds, conntimeout: seconds, keepAlive: true });
+      const server = new BoundedServer(host, port, undefined, undefined, { timeout: seconds, conntimeout: seconds, keepAlive: true });
       return { server, client: new memjs.Client([server], { retries: 1, logger: { log() {} } }) };
     };
   }

@@ -271,6 +271,27 @@ describe("memcached store on several servers", () => {
     }
   });
 
+  it("gives up a server whose reply does not end, without waiting for the rest", async () => {
+    const sockets = new Set<Socket>();
+    const fake = createServer((socket) => {
+      sockets.add(socket);
+      // the head of a reply of 4 GiB, and more than an entry may have
+      socket.on("error", () => {}).once("data", () => {
+        socket.write(Uint8Array.from([0x81, 0, 0, 0, 4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, ...new Uint8Array(12)]));
+        socket.write(new Uint8Array(100_000));
+      });
+    }).listen(0, "127.0.0.1");
+    await once(fake, "listening");
+    const store = openStore("memcached", [`127.0.0.1:${(fake.address() as { port: number }).port}`]);
+    try {
+      await assert.rejects(store.lookup("7"), /A reply has more than 65536 bytes/);
+    } finally {
+      store.close();
+      for (const socket of sockets) socket.destroy();
+      fake.close();
+    }
+  });
+
   it("moves only the entries of a server that is taken away", () => {
     const [all, fewer] = [["a:1", "b:1", "c:1"], ["a:1", "c:1"]];
     for (let i = 0; i < 300; i++) {
