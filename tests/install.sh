@@ -19,6 +19,7 @@ need chromium chromium
 python3 -c 'import requests' 2> /dev/null || /usr/bin/python3 -c 'import requests' 2> /dev/null || missing+=(python3-requests)
 need memcached memcached
 need redis-server redis-server
+need "$(echo /usr/lib/*/faketime/libfaketime.so.1)" libfaketime
 
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
