@@ -2,7 +2,7 @@
 // none of them.
 import { setTimeout as sleep } from "node:timers/promises";
 import { credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation } from "../support/streams.ts";
+import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation, write } from "../support/streams.ts";
 import { generate } from "../support/udp_relay.ts";
 import { type AgentName, type Installation, NAMES } from "./installation.ts";
 
@@ -71,8 +71,7 @@ const HANGS_AFTER_MS = 120_000;
 export class Traffic implements AsyncDisposable {
   readonly ended: Conversation[] = [];
   #next = 2;
-  #over = false;
-  readonly #over_ = new AbortController();
+  readonly #stopping = new AbortController();
   readonly #running: Promise<void>[];
 
   private constructor(
@@ -94,10 +93,14 @@ export class Traffic implements AsyncDisposable {
   }
 
   async #work(agent: AgentName): Promise<void> {
-    while (!this.#over) {
+    while (!this.#stopping.signal.aborted) {
       await this.#converse(agent);
-      await sleep(this.random() * PAUSE_MS, undefined, { signal: this.#over_.signal }).catch(() => {}); // that it is over
+      await this.#pause(this.random() * PAUSE_MS);
     }
+  }
+
+  async #pause(ms: number): Promise<void> {
+    await sleep(ms, undefined, { signal: this.#stopping.signal }).catch(() => {}); // that it is over
   }
 
   #draw(): Script {
@@ -136,7 +139,7 @@ export class Traffic implements AsyncDisposable {
     const highWater = script.slowClient ? 16 * KIB : undefined; // the rest waits on the way
     using wire = await openTunnel(entrance, this.speaking.authority, { id: agent, highWater });
     state.begun = true;
-    if (script.idleMs) await sleep(script.idleMs, undefined, { signal: this.#over_.signal }).catch(() => {}); // that it is over
+    if (script.idleMs) await this.#pause(script.idleMs);
     const { up, down, reset, slowClient, slowOrigin } = script;
     await speakAsClient(wire, { seed, up, down, reset, slowClient, slowOrigin });
   }
@@ -166,8 +169,7 @@ export class Traffic implements AsyncDisposable {
 
   /** Lets those that are under way come to their end, and begins no others. */
   async stop(): Promise<void> {
-    this.#over = true;
-    this.#over_.abort();
+    this.#stopping.abort();
     await Promise.all(this.#running);
   }
 
@@ -187,14 +189,6 @@ async function inTime(promise: Promise<void>): Promise<void> {
     await Promise.race([promise, late]);
   } finally {
     clearTimeout(timer);
-  }
-}
-
-async function write(wire: Wire, seed: number, length: number): Promise<void> {
-  for (let sent = 0; sent < length;) {
-    const chunk = content(seed, sent, length - sent);
-    await wire.write(chunk);
-    sent += chunk.length;
   }
 }
 

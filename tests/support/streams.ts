@@ -112,7 +112,8 @@ async function speak(wire: Wire, { plan, send, receive, pauseMs, self }: Part): 
   } else if (failure === undefined) throw new Violation(`stream ${receive[0]} finished, and was to be reset`);
 }
 
-async function write(wire: Wire, seed: number, length: number): Promise<void> {
+/** Sends what follows from a seed. */
+export async function write(wire: Wire, seed: number, length: number): Promise<void> {
   for (let sent = 0; sent < length;) {
     const chunk = content(seed, sent, length - sent);
     await wire.write(chunk);
