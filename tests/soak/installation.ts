@@ -153,12 +153,6 @@ export class Installation implements AsyncDisposable {
     );
   }
 
-  /** Errors that any process has logged. */
-  errors(): string[] {
-    return this.programs.flatMap(({ entries }) => entries.filter(({ level }) => level.toLowerCase() === "error"))
-      .map((entry) => JSON.stringify(entry));
-  }
-
   async [Symbol.asyncDispose](): Promise<void> {
     await this.site[Symbol.asyncDispose]();
     for (const relay of Object.values(this.relays).flat()) await relay[Symbol.asyncDispose]();

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { Taken } from "../soak/installation.ts";
-import { grown, judge, judgeOrigin, type Suffered } from "../soak/soak.ts";
+import { errorsOf, grown, judge, judgeOrigin, type Suffered } from "../soak/soak.ts";
 import type { Conversation, Failure } from "../soak/traffic.ts";
 
 const KILLED: Suffered = {
@@ -56,6 +56,16 @@ describe("judge", () => {
     assert.ok(judgeOrigin(WRONG.message, [ended(undefined)], [KILLED]));
     assert.ok(judgeOrigin(SHORT.message, [], [KILLED]));
     assert.ok(judgeOrigin("a request head was changed", [ended(undefined)], [KILLED]));
+  });
+});
+
+describe("errorsOf", () => {
+  it("names every error, but not that the network stood still for a moment", () => {
+    const still = { level: "ERROR", message: "the network stands still" };
+    const runs = { level: "WARN", message: "the network runs again" };
+    assert.deepEqual(errorsOf([runs, { level: "INFO", message: "listening" }, still, runs]), []);
+    assert.deepEqual(errorsOf([still, runs, still]), [`an error was logged: ${JSON.stringify(still)}`]);
+    assert.equal(errorsOf([{ level: "ERROR", message: "request failed" }, runs]).length, 1);
   });
 });
 
