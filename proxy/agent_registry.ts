@@ -74,6 +74,11 @@ export class AgentRegistry {
     else this.#agents.delete(agentId);
   }
 
+  /** The other connections of the same process. */
+  others(agent: HeldAgent): HeldAgent[] {
+    return (this.#agents.get(agent.identity.agentId) ?? []).filter((other) => other !== agent && isSameProcess(other, agent));
+  }
+
   /**
    * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, of equals
    * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to be: they come last.

@@ -49,6 +49,8 @@ export interface AgentServer {
 
 /** How often an agent is asked for its round-trip time, in milliseconds. */
 const PING_INTERVAL_MS = 15_000;
+/** A connection is dead that does not answer for so many milliseconds though its process is there, and has made another one. */
+const DEAD_AFTER_MS = 5_000;
 /** Agents that are sent away in one second. */
 const LEAVING_A_SECOND = 1_000;
 /** Longest wait in milliseconds for an agent to find another proxy, once it has begun to look for it. */
@@ -83,6 +85,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       agents.remove(old);
       old.connection.close(CloseCode.replaced, "closing old connection");
     }
+    for (const other of agents.others(agent)) void endIfDead(other); // never rejects
   };
 
   const events: AdmissionEvents = {
@@ -238,6 +241,18 @@ async function runControl(
     onViolation: (reason) => events.onViolation(agent, reason),
   });
   clearInterval(timer);
+}
+
+/**
+ * QUIC gives up a silent peer after three probe timeouts (RFC 9000 §10.1), and where a machine stood still these have become minutes: so
+ * long its tunnels would hang.
+ */
+async function endIfDead({ connection, control }: HeldAgent): Promise<void> {
+  if (!control) return;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), DEAD_AFTER_MS));
+  if (await Promise.race([control.ping(), late]) === true) connection.close(CloseCode.replaced, "it does not answer");
+  clearTimeout(timer);
 }
 
 /** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */

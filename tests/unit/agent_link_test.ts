@@ -9,8 +9,16 @@ import { Backoff } from "../../shared/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
 import { encodeHead } from "../../shared/http/head.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
-import { agentTransport, ALPN, authenticate, CloseCode, PROXY_TRANSPORT, receiveCredentials } from "../../shared/link/link.ts";
-import { encodeMessage } from "../../shared/link/message.ts";
+import {
+  agentTransport,
+  ALPN,
+  authenticate,
+  CloseCode,
+  controlFrames,
+  PROXY_TRANSPORT,
+  receiveCredentials,
+} from "../../shared/link/link.ts";
+import { decodeMessage, encodeMessage } from "../../shared/link/message.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
@@ -284,6 +292,26 @@ describe("a proxy", () => {
       assert.equal(await readTextExactly(tunnel, 2), "on");
       await rawAgent(net, proxy.agentAddress, { instance: "two" });
       assert.equal((await within(first.connection.closed)).code, CloseCode.replaced);
+    }));
+
+  it("ends an older connection of the same process that does not answer, though QUIC has not given it up, and no other", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const dead = await rawAgent(net, proxy.agentAddress, { instance: "one" });
+      const alive = await rawAgent(net, proxy.agentAddress, { instance: "one" });
+      const answering = (async () => {
+        const frames = controlFrames(alive.control!);
+        for (let frame; (frame = await frames.next()) !== null;) {
+          const message = decodeMessage(frame);
+          if (message?.type === "ping") await alive.control!.write(encodeFrame(encodeMessage({ type: "pong", data: message.data })));
+        }
+      })().catch(() => {}); // its connection ends with the test
+      await rawAgent(net, proxy.agentAddress, { instance: "one" });
+      assert.equal((await within(dead.connection.closed, "it was not ended", 15_000)).code, CloseCode.replaced);
+      await log.waitFor("agent disconnected", { reason: `closed by the proxy: ${CloseCode.replaced} it does not answer` });
+      assert.ok(await isPending(alive.connection.closed));
+      alive.connection.close(CloseCode.shutdown, "");
+      await answering;
     }));
 
   it("passes over an agent that is gone, within one request", () =>
