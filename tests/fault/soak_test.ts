@@ -5,9 +5,9 @@ import { soak, summarize } from "../soak/soak.ts";
 
 describe("an installation under mixed load", () => {
   it("loses nothing but what each fault may cost, not one byte is wrong, and nothing is left of it", { timeout: 180_000 }, async () => {
-    const report = await soak({ ms: 16_000, least: 3, seed: 9, log: () => {} });
+    const report = await soak({ ms: 16_000, least: 3, share: 0.25, seed: 9, log: () => {} });
     console.log(summarize(report));
     assert.deepEqual(report.violations, []);
-    assert.ok(report.conversations.filter(({ failure }) => !failure).length > 50);
+    assert.ok(report.conversations.filter(({ failure }) => !failure).length > 20);
   });
 });

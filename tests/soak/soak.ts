@@ -7,13 +7,15 @@ import type { LogEntry } from "../support/processes.ts";
 import { generate } from "../support/udp_relay.ts";
 import { drawFault, type Fault } from "./faults.ts";
 import { Installation, type Taken } from "./installation.ts";
-import { type Conversation, Traffic } from "./traffic.ts";
+import { type Conversation, Traffic, type TrafficOptions } from "./traffic.ts";
 
 export interface SoakOptions {
   /** How long things go wrong, in milliseconds. */
   ms: number;
   /** Faults that there are at least, if it takes longer. Default 1. */
   least?: number;
+  /** The part of the full load, in conversations at a time and in their sizes, up to 1, the default. */
+  share?: number;
   seed: number;
   /** Is told how it goes. */
   log: (line: string) => void;
@@ -49,13 +51,13 @@ const QUIET_AT_MOST_MS = 40_000;
 const ALLOWED = [502, 503, 504];
 
 /** Runs one. What is wrong is in the report; rejects where the installation does not start at all. */
-export async function soak({ ms, least = 1, seed, log }: SoakOptions): Promise<SoakReport> {
+export async function soak({ ms, least = 1, share = 1, seed, log }: SoakOptions): Promise<SoakReport> {
   await using installation = await Installation.start(seed);
-  await withTraffic(installation, seed + 1, () => sleep(Math.min(WARM_UP_MS, ms / 4)));
+  await withTraffic(installation, { seed: seed + 1, share }, () => sleep(Math.min(WARM_UP_MS, ms / 4)));
   const before = await quiet(installation);
   const suffered: Suffered[] = [];
   const violations: string[] = [];
-  const traffic = await withTraffic(installation, seed + 2, async () => {
+  const traffic = await withTraffic(installation, { seed: seed + 2, share }, async () => {
     const random = generate(seed);
     for (const end = performance.now() + ms; performance.now() < end || suffered.length < least;) {
       await sleep(random() * CALM_MS);
@@ -77,8 +79,8 @@ export async function soak({ ms, least = 1, seed, log }: SoakOptions): Promise<S
 }
 
 /** Returns what the traffic was, when all of it is over. */
-async function withTraffic(installation: Installation, seed: number, body: () => Promise<void>): Promise<Traffic> {
-  await using traffic = await Traffic.start(installation, seed);
+async function withTraffic(installation: Installation, options: TrafficOptions, body: () => Promise<void>): Promise<Traffic> {
+  await using traffic = await Traffic.start(installation, options);
   await body();
   await traffic.stop();
   return traffic;

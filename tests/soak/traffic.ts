@@ -67,6 +67,12 @@ const PAUSE_MS = 500;
 /** A conversation that is not over then hangs. */
 const HANGS_AFTER_MS = 120_000;
 
+export interface TrafficOptions {
+  seed: number;
+  /** The part of the full load, up to 1. */
+  share: number;
+}
+
 /** Goes on until it is stopped. */
 export class Traffic implements AsyncDisposable {
   readonly ended: Conversation[] = [];
@@ -77,14 +83,15 @@ export class Traffic implements AsyncDisposable {
   private constructor(
     private readonly installation: Installation,
     private readonly random: () => number,
+    private readonly share: number,
     private readonly speaking: SpeakingOrigin,
     private readonly web: HttpOrigin,
   ) {
-    this.#running = NAMES.flatMap((name) => Array.from({ length: WORKERS }, () => this.#work(name)));
+    this.#running = NAMES.flatMap((name) => Array.from({ length: Math.ceil(WORKERS * share) }, () => this.#work(name)));
   }
 
-  static async start(installation: Installation, seed: number): Promise<Traffic> {
-    return new Traffic(installation, generate(seed), await SpeakingOrigin.start(), await HttpOrigin.start());
+  static async start(installation: Installation, { seed, share }: TrafficOptions): Promise<Traffic> {
+    return new Traffic(installation, generate(seed), share, await SpeakingOrigin.start(), await HttpOrigin.start());
   }
 
   /** What origins found to be wrong; each names a seed. */
@@ -106,7 +113,7 @@ export class Traffic implements AsyncDisposable {
   #draw(): Script {
     let left = this.random() * OFTEN;
     const script = SCRIPTS.find(({ often }) => (left -= often) < 0)!;
-    const part = () => Math.floor(this.random() ** 2 * 1_000) / 1_000;
+    const part = () => this.share * Math.floor(this.random() ** 2 * 1_000) / 1_000;
     return { ...script, up: Math.ceil(script.up * part()), down: Math.ceil(script.down * part()), idleMs: (script.idleMs ?? 0) * part() };
   }
 
