@@ -13,8 +13,15 @@ export function notices(components: readonly Component[]): string {
   return `reverse-http is made with the following, each under its own licence.\n\n${parts.join("\n")}`;
 }
 
+/** What the components are in. */
+interface Product {
+  readonly version: string;
+  /** The URL of its repository. */
+  readonly home: string;
+}
+
 /** CycloneDX 1.6, https://cyclonedx.org/docs/1.6/json/, in JSON. The same components give the same document. */
-export function billOfMaterials(version: string, date: Date, components: readonly Component[]): string {
+export function billOfMaterials({ version, home }: Product, date: Date, components: readonly Component[]): string {
   const digest = createHash("sha256").update(JSON.stringify([version, date, components.map(({ purl }) => purl)])).digest("hex");
   const serial = `${digest.slice(0, 8)}-${digest.slice(8, 12)}-4${digest.slice(13, 16)}-8${digest.slice(17, 20)}-${digest.slice(20, 32)}`;
   const itself = `pkg:generic/reverse-http@${version}`;
@@ -32,6 +39,7 @@ export function billOfMaterials(version: string, date: Date, components: readonl
         version,
         purl: itself,
         licenses: [{ license: { id: "Apache-2.0" } }],
+        externalReferences: [{ type: "website", url: home }, { type: "vcs", url: `${home}.git` }],
       },
     },
     components: components.map(({ name, version, license, purl, hash }) => ({

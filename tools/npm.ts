@@ -6,26 +6,26 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { parseTarGzip } from "nanotar";
-import { manifest, ROOT } from "./executables.ts";
+import { home, manifest, ROOT } from "./executables.ts";
 import { parseTargets, type Target, type TargetName, TARGETS } from "./targets.ts";
 
-const folder = join(ROOT, "dist", "npm");
 const { version } = manifest();
+const { url } = home();
 const common = {
   version,
   license: "Apache-2.0",
-  repository: { type: "git", url: "git+https://github.com/reverse-http/reverse-http.git" },
-  homepage: "https://github.com/reverse-http/reverse-http#readme",
+  repository: { type: "git", url: `git+${url}.git` },
+  homepage: `${url}#readme`,
 };
 
-function writePackage(name: string, values: object): void {
-  writeFileSync(join(folder, name, "package.json"), `${JSON.stringify(values, null, 2)}\n`);
-  console.log(`dist/npm/${name}`);
+function writePackage(folder: string, values: object): void {
+  writeFileSync(join(folder, "package.json"), `${JSON.stringify(values, null, 2)}\n`);
 }
 
 /** The sources as JavaScript, with the engines as what npm may leave out. */
-async function makeLibrary(targets: readonly TargetName[]): Promise<void> {
-  const archive = join(folder, "reverse-http.tgz");
+async function makeLibrary(folder: string, targets: readonly TargetName[]): Promise<void> {
+  mkdirSync(folder, { recursive: true });
+  const archive = join(folder, "packed.tgz");
   const { status, stderr } = spawnSync(process.execPath, ["pack", "--allow-dirty", "--quiet", "--output", archive], {
     cwd: ROOT,
     encoding: "utf8",
@@ -34,15 +34,15 @@ async function makeLibrary(targets: readonly TargetName[]): Promise<void> {
   for (const { name, data } of await parseTarGzip(readFileSync(archive))) {
     const path = name.replace(/^package\//, "");
     if (!/^((agent|lb|proxy|shared)\/|[a-z]+\.(js|d\.ts)$|package\.json$|README\.md$|LICENSE$)/.test(path)) continue;
-    mkdirSync(join(folder, "reverse-http", path, ".."), { recursive: true });
+    mkdirSync(join(folder, path, ".."), { recursive: true });
     writeFileSync(
-      join(folder, "reverse-http", path),
+      join(folder, path),
       path === "main.js" ? `#!/usr/bin/env node\n${new TextDecoder().decode(data)}` : data!,
     );
   }
   rmSync(archive);
-  const packed = JSON.parse(readFileSync(join(folder, "reverse-http", "package.json"), "utf8")) as object;
-  writePackage("reverse-http", {
+  const packed = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as object;
+  writePackage(folder, {
     ...packed,
     ...common,
     description: "A reverse HTTP proxy over QUIC, as a library",
@@ -52,14 +52,13 @@ async function makeLibrary(targets: readonly TargetName[]): Promise<void> {
   });
 }
 
-function makeEngine(target: TargetName): void {
+function makeEngine(folder: string, target: TargetName, addon: string): void {
   const { os, libc }: Target = TARGETS[target];
-  const name = `native-${target}`;
-  mkdirSync(join(folder, name), { recursive: true });
-  copyFileSync(join(ROOT, "dist", target, "reverse-http.node"), join(folder, name, "reverse-http.node"));
-  copyFileSync(join(ROOT, "LICENSE"), join(folder, name, "LICENSE"));
-  writePackage(name, {
-    name: `@reverse-http/${name}`,
+  mkdirSync(folder, { recursive: true });
+  copyFileSync(addon, join(folder, "reverse-http.node"));
+  copyFileSync(join(ROOT, "LICENSE"), join(folder, "LICENSE"));
+  writePackage(folder, {
+    name: `@reverse-http/native-${target}`,
     ...common,
     description: `The native engine of @reverse-http/reverse-http for ${target}`,
     main: "reverse-http.node",
@@ -70,16 +69,32 @@ function makeEngine(target: TargetName): void {
   });
 }
 
-try {
+/**
+ * Makes the packages, each in a folder of its own in `folder`, and tells their names.
+ * @param addons the native engine of each platform that there is to be a package for
+ */
+export async function makePackages(folder: string, addons: Readonly<Partial<Record<TargetName, string>>>): Promise<string[]> {
+  for (const [target, addon] of Object.entries(addons)) makeEngine(join(folder, `native-${target}`), target as TargetName, addon);
+  await makeLibrary(join(folder, "reverse-http"), Object.keys(addons) as TargetName[]);
+  return [...Object.keys(addons).map((target) => `native-${target}`), "reverse-http"];
+}
+
+async function main(): Promise<void> {
   const { values } = parseArgs({ options: { target: { type: "string", multiple: true, default: ["all"] } } });
   const targets = parseTargets(values.target);
   const missing = targets.filter((target) => !existsSync(join(ROOT, "dist", target)));
   if (missing.length > 0) throw new Error(`Cannot pack what is not built: run deno task build --target ${missing.join(",")}`);
+  const folder = join(ROOT, "dist", "npm");
   rmSync(folder, { recursive: true, force: true });
-  mkdirSync(folder, { recursive: true });
-  targets.forEach((target) => makeEngine(target));
-  await makeLibrary(targets);
-} catch (error) {
-  console.error(error instanceof Error ? error.message : error);
-  process.exit(1);
+  const addons = Object.fromEntries(targets.map((target) => [target, join(ROOT, "dist", target, "reverse-http.node")]));
+  for (const name of await makePackages(folder, addons)) console.log(`dist/npm/${name}`);
+}
+
+if (import.meta.main) {
+  try {
+    await main();
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    process.exit(1);
+  }
 }

@@ -10,7 +10,7 @@ import { gzipSync } from "node:zlib";
 import { createTar } from "nanotar";
 import { billOfMaterials, notices } from "./bill_of_materials.ts";
 import { readComponents } from "./components.ts";
-import { EXECUTABLES, manifest, ROOT } from "./executables.ts";
+import { EXECUTABLES, home, manifest, ROOT } from "./executables.ts";
 import { parseTargets, platformOf, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const SHELLS = ["bash", "zsh", "fish"] as const;
@@ -64,7 +64,10 @@ function packSystemPackages(target: TargetName, texts: Record<string, string>, r
   mkdirSync(files, { recursive: true });
   for (const file of [name, `${name}.node`]) copyFileSync(join(ROOT, "dist", target, file), join(files, file));
   for (const [path, text] of Object.entries(texts)) writeFileSync(join(files, path.split("/").at(-1)!), text);
+  const { url, maintainer } = home();
   const values: Record<string, string> = {
+    HOMEPAGE: url,
+    MAINTAINER: maintainer,
     ARCH: arch,
     VERSION: release.version,
     DATE: new Date(release.time).toISOString(),
@@ -110,7 +113,11 @@ function pack(): void {
       if (name === "reverse-http" && isPackaged(target)) packSystemPackages(target, texts, release);
     }
   }
-  write(release, `reverse-http_${version}_sbom.cdx.json`, billOfMaterials(version, new Date(release.time), components));
+  write(
+    release,
+    `reverse-http_${version}_sbom.cdx.json`,
+    billOfMaterials({ version, home: home().url }, new Date(release.time), components),
+  );
   write(release, "install.sh", readFileSync(join(ROOT, "install.sh")));
   const sums = readdirSync(release.folder).sort().map((name) =>
     `${createHash("sha256").update(readFileSync(join(release.folder, name))).digest("hex")}  ${name}\n`
