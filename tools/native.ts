@@ -56,8 +56,8 @@ function targetRecipe(name: TargetName): Recipe {
     SOURCE_DATE_EPOCH: "0",
   };
   if (os === "darwin") env.MACOSX_DEPLOYMENT_TARGET = oldest;
-  // rustc's own libraries, for the tool that strips
-  else env.LD_LIBRARY_PATH = [join(sysroot, "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
+  // rustc's own libraries, for its tool that strips what is for a Mac: elsewhere than on one, that tool does not find them
+  if (process.platform === "linux") env.LD_LIBRARY_PATH = [join(sysroot, "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
   if (!existsSync(std)) {
     if (!existsSync(join(sources, "library", "std"))) {
       throw new Error(
