@@ -4,7 +4,8 @@
 
 # glibc and certificate authorities, without a shell
 ARG BASE=gcr.io/distroless/base-nossl-debian12:nonroot
-ARG TARGETARCH=amd64
+# of the platform that is built for; a default here would win over it
+ARG TARGETARCH
 
 FROM scratch AS amd64
 COPY dist/linux-x64/reverse-http dist/linux-x64/reverse-http.node /

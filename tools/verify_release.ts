@@ -4,69 +4,20 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
-import { createServer } from "node:http";
-import { connect } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { makeAuthority } from "../tests/support/certificates.ts";
-import { AGENT_ID, Folder, Program, runToEnd, writeCertificates } from "../tests/support/processes.ts";
+import { Folder, runToEnd, writeCertificates } from "../tests/support/processes.ts";
 import { EXECUTABLES, ROOT } from "./executables.ts";
 import { readMachO } from "./macho.ts";
 import { hostTarget, parseTargets, type TargetName, TARGETS } from "./targets.ts";
 import { Checks } from "./verify/check.ts";
 import { COMPOSITIONS, verifyComposition } from "./verify/compositions.ts";
+import { fetchPage } from "./verify/page.ts";
 import { inEmptyRoot, inPlace, type Place } from "./verify/place.ts";
 
-const PAGE = "Hello from a server that only the agent can reach!";
 const checks = new Checks();
-
-/** CONNECT and GET at a proxy: all that comes back. */
-function fetchThrough(proxy: string, port: number): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const socket = connect(Number(proxy.split(":").at(-1)), "127.0.0.1");
-    const credentials = Buffer.from(`${AGENT_ID}:x`).toString("base64");
-    socket.write(`CONNECT 127.0.0.1:${port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic ${credentials}\r\n\r\n`);
-    socket.write(`GET / HTTP/1.0\r\n\r\n`);
-    let text = "";
-    socket.on("data", (data) => text += data).on("end", () => resolve(text)).on("error", reject);
-  });
-}
-
-/** Proxy and agent, each a process in `place`, and a page through them. */
-async function fetchPage(place: Place, [proxyName, agentName]: [string[], string[]]): Promise<void> {
-  const origin = createServer((_, response) => void response.end(PAGE));
-  await new Promise<void>((resolve) => origin.listen(0, "127.0.0.1", resolve));
-  try {
-    const start = ([name, ...command]: string[], args: string[]) => {
-      const [file, ...words] = [...place.command(name!), ...command, ...args, "--log.format=json"];
-      return new Program(file!, words, { env: { PATH: process.env.PATH!, HOME: "/nonexistent" } });
-    };
-    await using proxy = start(proxyName, [
-      "--agent-server.listen-address=127.0.0.1:0",
-      "--http-proxy.listen-address=127.0.0.1:0",
-      `--agent-server.tls.file.cert=${place.folder}/cert.pem`,
-      `--agent-server.tls.file.key=${place.folder}/key.pem`,
-    ]);
-    const { agents, clients } = await proxy.waitFor("listening");
-    await using agent = start(agentName, [
-      `--agent-client.server-address=${agents}`,
-      `--agent-client.tls.file.root-ca=${place.folder}/ca.pem`,
-      `--auth.noauth.agent-id=${AGENT_ID}`,
-    ]);
-    await agent.waitFor("connected");
-    const { port } = origin.address() as { port: number };
-    const text = await fetchThrough(String(clients), port);
-    assert.match(text, /^HTTP\/1\.1 200 /);
-    assert.ok(text.endsWith(PAGE), text);
-    for (const program of [agent, proxy]) {
-      const { exitCode, signal, stderr } = await program.stop();
-      assert.equal(exitCode, 0, `stopped with ${exitCode ?? signal}: ${stderr}`);
-    }
-  } finally {
-    origin.close();
-  }
-}
 
 /** The newest symbols of glibc that a file needs. */
 function newestGlibc(file: string): string {

@@ -24,6 +24,7 @@ describe("Dockerfile", () => {
       assert.ok(dockerfile.includes(stage), stage);
     }
     assert.ok("reverse-http" in EXECUTABLES);
+    assert.match(dockerfile, /^ARG TARGETARCH$/m, "a default wins over the platform that is built for");
   });
 
   it("starts the executable itself, as a user without privileges, as the Go project's image does", () => {

@@ -50,20 +50,32 @@ export function inPlace(target: TargetName, folder: string): Place {
  * @param alpine for musl: a root file system of Alpine with libstdc++
  */
 export function inEmptyRoot(target: TargetName, root: Folder, alpine?: string): Place {
-  const { arch, libc }: Target = TARGETS[target];
+  const { libc }: Target = TARGETS[target];
   for (const folder of ["proc", "dev"]) mkdirSync(join(root.path, folder), { recursive: true });
   if (libc === "musl") copyMusl(alpine!, root.path);
   else copyGlibc(target, root.path);
   cpSync(join(ROOT, "dist", target), root.path, { recursive: true });
-  const native = isNative(target);
-  if (!native) copyFileSync(spawnSync("which", [PROCESSORS[arch].qemu], { encoding: "utf8" }).stdout.trim(), join(root.path, "qemu"));
-  const script = 'mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount --bind /dev "$0/dev" && ' +
-    'mount -o remount,ro,bind "$0" && ! (: >"$0/writable") 2>/dev/null && exec chroot "$0" "$@"';
-  const emulator = native ? [] : ["/qemu"];
-  return { folder: "", command: (name) => ["unshare", "--mount", "sh", "-c", script, root.path, ...emulator, `/${name}`] };
+  return { folder: "", command: readOnly(target, root.path, []) };
 }
 
-function copyGlibc(target: TargetName, root: string): void {
+/** In the root file system of a container as an engine starts it with a read-only root: as the user of the image. */
+export function inContainer(target: TargetName, root: string, user: string): Place {
+  return { folder: "/certs", command: readOnly(target, root, [`--userspec=${user}`]) };
+}
+
+/** The words that start an executable in a root that nothing can be written to. */
+function readOnly(target: TargetName, root: string, options: readonly string[]): Place["command"] {
+  const native = isNative(target);
+  const { qemu } = PROCESSORS[TARGETS[target].arch];
+  if (!native) copyFileSync(spawnSync("which", [qemu], { encoding: "utf8" }).stdout.trim(), join(root, "qemu"));
+  const script = 'mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount --bind /dev "$0/dev" && ' +
+    `mount -o remount,ro,bind "$0" && ! (: >"$0/writable") 2>/dev/null && exec chroot ${options.join(" ")} "$0" "$@"`;
+  const emulator = native ? [] : ["/qemu"];
+  return (name) => ["unshare", "--mount", "sh", "-c", script, root, ...emulator, `/${name}`];
+}
+
+/** The libraries of {@link LIBRARIES}, and their loader. */
+export function copyGlibc(target: TargetName, root: string): void {
   const { loader, own, to, foreign } = PROCESSORS[TARGETS[target].arch];
   const native = isNative(target);
   const libraries = native ? own : join(foreign, "lib");
