@@ -8,6 +8,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { Folder, Program, runToEnd } from "../tests/support/processes.ts";
+import { ServiceManager } from "../tests/support/supervisor.ts";
 import { manifest, ROOT } from "./executables.ts";
 import { hostTarget, TARGETS } from "./targets.ts";
 import { Checks } from "./verify/check.ts";
@@ -74,15 +75,21 @@ async function fetchPage(machine: Machine, proxyLine: string, agentLine: string)
   for (const program of [agent, proxy]) assert.equal((await program.stop()).exitCode, 0);
 }
 
-/** The command of a unit, as its user, with what systemd gives it. */
-function unitLine(machine: Machine, part: string): string {
+/** The command of a unit, as its user, with what systemd gives it: `socket` is where it listens for what a service says. */
+function unitLine(machine: Machine, part: string, socket: string): string {
   const unit = readFileSync(join(machine.root, "usr/lib/systemd/system", `reverse-http-${part}.service`), "utf8");
   const value = (key: string) => new RegExp(`^${key}=(.*)$`, "m").exec(unit)![1]!;
   const user = value("User");
+  assert.equal(value("Type"), "notify");
   assert.match(value("ExecStart"), /^\/usr\/bin\/reverse-http /);
-  return `setpriv --reuid=${user} --regid=${value("Group")} --init-groups --bounding-set=-all env STATE_DIRECTORY=/var/lib/reverse-http ${
-    value("ExecStart")
-  }`;
+  const env = {
+    STATE_DIRECTORY: `/var/lib/${value("StateDirectory")}`,
+    NOTIFY_SOCKET: socket,
+    WATCHDOG_USEC: String(Number(value("WatchdogSec")) * 1_000_000),
+  };
+  return `setpriv --reuid=${user} --regid=${value("Group")} --init-groups --bounding-set=-all env ${
+    Object.entries(env).map(([name, text]) => `${name}=${text}`).join(" ")
+  } ${value("ExecStart")}`;
 }
 
 async function verifySystemPackage(machine: Machine, install: string, remove: string): Promise<void> {
@@ -90,8 +97,19 @@ async function verifySystemPackage(machine: Machine, install: string, remove: st
   await machine.run("test -x /usr/bin/reverse-http && getent passwd reverse-http && reverse-http --help >/dev/null");
   await machine.run("systemd-analyze verify --man=no /usr/lib/systemd/system/reverse-http-*.service");
   await machine.run("install -d -m 700 -o reverse-http -g reverse-http /var/lib/reverse-http");
+  // what another root sees as well
+  await using proxyManager = await ServiceManager.start("abstract");
+  await using agentManager = await ServiceManager.start("abstract");
   const agent = COMMANDS.agent.replace("reverse-http agent", "");
-  await fetchPage(machine, unitLine(machine, "proxy"), `${unitLine(machine, "agent")}${agent}`);
+  await fetchPage(
+    machine,
+    unitLine(machine, "proxy", proxyManager.socket),
+    `${unitLine(machine, "agent", agentManager.socket)}${agent}`,
+  );
+  for (const manager of [proxyManager, agentManager]) {
+    for (const line of ["READY=1", "WATCHDOG=1", "STOPPING=1"]) await manager.waitFor(line);
+    await manager.waitFor(/^STATUS=(Serving|Connected): /);
+  }
   sh(remove);
   await machine.run("! command -v reverse-http && ! ls /usr/lib/systemd/system/reverse-http-*");
 }
