@@ -15,7 +15,8 @@ need sshd openssh-server
 need socat socat
 need python3 python3
 need go golang-go
-need chromium chromium
+# Ubuntu has it as a snap alone
+grep -q '^ID=ubuntu' /etc/os-release || need chromium chromium
 python3 -c 'import requests' 2> /dev/null || /usr/bin/python3 -c 'import requests' 2> /dev/null || missing+=(python3-requests)
 need memcached memcached
 need redis-server redis-server

@@ -83,6 +83,14 @@ describe("workflows", () => {
     }
   });
 
+  it("put no text of others into a script", () => {
+    for (const { name, job } of jobs) {
+      for (const { run = "" } of job.steps) {
+        for (const [, expression] of run.matchAll(/\$\{\{ *(.*?) *\}\}/g)) assert.match(expression!, /^matrix\./, `${name}: ${run}`);
+      }
+    }
+  });
+
   const without = spawnSync("actionlint", ["--version"], { stdio: "ignore" }).error === undefined ? false : "there is no actionlint";
   it("are clean for actionlint", { skip: without }, () => {
     const { status, stdout } = spawnSync("actionlint", files, { cwd: ROOT, encoding: "utf8" });
