@@ -1,9 +1,10 @@
-// Asks whether what others have made is safe to ship: licences, which are known here, and advisories, which only the registries know.
-// Exit code 1 where something was found, 2 where something could not be asked and nothing was found.
+// Asks whether what others have made is safe to ship: licences and origins, which are known here, and advisories, which only the registries
+// know. Exit code 1 where something was found, 2 where something could not be asked and nothing was found.
 import { spawnSync } from "node:child_process";
+import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { type Component, readComponents } from "./components.ts";
+import { readComponents } from "./components.ts";
 import { ROOT } from "./executables.ts";
 
 /** Licences that ask for no more than their text, which the notices carry. */
@@ -53,11 +54,57 @@ export function isAllowed(expression: string): boolean {
   return any() && at === tokens.length;
 }
 
-function auditLicenses(components: readonly Component[]): Verdict {
+function auditLicenses(): Verdict {
+  let components;
+  try {
+    components = readComponents();
+  } catch (error) {
+    return { outcome: "unknown", text: `cannot be read: ${firstLine(String(error instanceof Error ? error.message : error))}` };
+  }
   const bad = components.filter(({ license }) => !isAllowed(license));
   if (bad.length === 0) return { outcome: "good", text: `all ${components.length} are allowed` };
   return { outcome: "bad", text: bad.map(({ purl, license }) => `${purl} has ${license || "none"}`).join("\n") };
 }
+
+/** Crates of a Cargo.lock that are neither ours nor of crates.io with a checksum. */
+export function strangeCrates(lock: string): string[] {
+  return lock.split("[[package]]").slice(1).flatMap((entry) => {
+    const value = (key: string) => new RegExp(`^${key} = "(.*)"$`, "m").exec(entry)?.[1];
+    const source = value("source");
+    if (source === undefined ? OURS.has(value("name")!) : source === CRATES_IO && /^[0-9a-f]{64}$/.test(value("checksum") ?? "")) return [];
+    return [`${value("name")} ${value("version")} of ${source ?? "a folder"}`];
+  });
+}
+
+/** What a deno.lock has that is not of npm's registry with a checksum. */
+export function strangePackages(lock: string): string[] {
+  const { npm, version: _, specifiers, workspace: __, ...others } = JSON.parse(lock) as {
+    npm: Record<string, { integrity?: string; tarball?: string }>;
+    specifiers: Record<string, string>;
+  } & Record<string, unknown>;
+  return [
+    ...Object.entries(npm).filter(([, { integrity = "", tarball }]) => tarball !== undefined || !integrity.startsWith("sha512-"))
+      .map(([name, { tarball }]) => `${name} of ${tarball ?? "npm, without a checksum"}`),
+    ...Object.keys(specifiers).filter((specifier) => !specifier.startsWith("npm:")),
+    ...Object.keys(others),
+  ];
+}
+
+const CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index";
+const OURS = new Set(["reverse_http_native", "reverse_http_fuzz", "load"]);
+
+function auditOrigins(): Verdict {
+  const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
+  const locks = globSync(["native/Cargo.lock", "native/fuzz/Cargo.lock", "tests/bench/load/Cargo.lock"], { cwd: ROOT });
+  const bad = [
+    ...strangePackages(read("deno.lock")),
+    ...locks.flatMap((file) => strangeCrates(read(file)).map((text) => `${text} in ${file}`)),
+  ];
+  if (bad.length > 0) return { outcome: "bad", text: bad.join("\n") };
+  return { outcome: "good", text: `deno.lock and ${locks.length} Cargo.lock name npm and crates.io alone, with checksums` };
+}
+
+const firstLine = (text: string) => text.split("\n")[0]!;
 
 /** What could not be reached, as the tools say it. */
 const OFFLINE =
@@ -74,16 +121,17 @@ function audit(command: string, args: readonly string[], missing: string): Verdi
   if (error !== undefined || /no such command/.test(text)) return { outcome: "unknown", text: missing };
   if (status === 0) return { outcome: "good", text: "none" };
   if (!OFFLINE.test(text)) return { outcome: "bad", text };
-  return { outcome: "unknown", text: `cannot be asked, this machine does not reach them: ${text.split("\n")[0]}` };
+  return { outcome: "unknown", text: `cannot be asked, this machine does not reach them: ${firstLine(text)}` };
 }
 
 function main(): number {
   const manifest = join(ROOT, "native", "Cargo.toml");
   const verdicts: [string, Verdict][] = [
-    ["licences", auditLicenses(readComponents())],
+    ["licences", auditLicenses()],
+    ["origins", auditOrigins()],
     ["advisories of npm packages", audit(process.execPath, ["audit"], "there is no Deno: run deno task audit")],
     [
-      "advisories and sources of crates",
+      "advisories of crates",
       audit(
         "cargo",
         ["deny", "--manifest-path", manifest, "--log-level", "error", "check", "advisories", "bans", "sources"],
@@ -92,8 +140,10 @@ function main(): number {
     ],
   ];
   for (const [what, { outcome, text }] of verdicts) console.log(`${outcome.padEnd(7)} ${what}: ${text}`);
-  const outcomes = verdicts.map(([, { outcome }]) => outcome);
-  return outcomes.includes("bad") ? 1 : outcomes.includes("unknown") ? 2 : 0;
+  const count = (wanted: Verdict["outcome"]) => verdicts.filter(([, { outcome }]) => outcome === wanted).length;
+  const [bad, unknown] = [count("bad"), count("unknown")];
+  console.log(`${count("good")} good, ${bad} bad, ${unknown} could not be asked`);
+  return bad > 0 ? 1 : unknown > 0 ? 2 : 0;
 }
 
 if (import.meta.main) process.exit(main());
