@@ -35,6 +35,9 @@ async function answers(port: number): Promise<boolean> {
   }
 }
 
+/** Where Debian and Homebrew put them. */
+const ENV = { PATH: "/usr/bin:/bin:/opt/homebrew/bin:/usr/local/bin", HOME: "/nonexistent" };
+
 /** One server that can be killed, and started anew and empty on the same port; `await using` ends it. */
 export class StoreServer implements AsyncDisposable {
   #program: Program;
@@ -58,8 +61,10 @@ export class StoreServer implements AsyncDisposable {
   #launch(): Program {
     const port = String(this.port);
     return this.kind === "memcached"
-      ? new Program("/usr/bin/memcached", ["-u", "root", "-l", "127.0.0.1", "-p", port, "-U", "0", "-m", "64", ...this.args])
-      : new Program("/usr/bin/redis-server", ["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", ...this.args]);
+      ? new Program("memcached", ["-u", "root", "-l", "127.0.0.1", "-p", port, "-U", "0", "-m", "64", ...this.args], { env: ENV })
+      : new Program("redis-server", ["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", ...this.args], {
+        env: ENV,
+      });
   }
 
   async #ready(): Promise<void> {
