@@ -60,6 +60,8 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
       format: "esm",
       bytecode: true,
       minify: true,
+      // no path of this machine in what is built, and the same executable in every folder
+      define: { __dirname: '"/nowhere"', __filename: '"/nowhere"' },
       plugins: [embedAddon(addon), stampBuild(facts)],
     });
     for (const message of result.logs) console.error(String(message));

@@ -87,6 +87,12 @@ describe("executables", () => {
     }
   });
 
+  it("tell nothing of the folder in which they were built, and so are the same whatever it is", () => {
+    const folder = Buffer.from(join(ROOT, "node_modules"));
+    const built = ["reverse-http", "reverse-http-proxy", "reverse-http-agent", "reverse-http-lb"];
+    for (const name of built) assert.equal(readFileSync(join(ROOT, "dist", name)).indexOf(folder), -1, name);
+  });
+
   it("leave no file behind, be they stopped or killed", async () => {
     await using installed = await Installed.create();
     const { proxy, agent } = await installed.run({ TMPDIR: installed.tmp });
