@@ -7,6 +7,7 @@ import { FAMILY } from "../../family.ts";
 import { readConfig } from "../../shared/cli/config_file.ts";
 import { envOf, type Option } from "../../shared/cli/option.ts";
 import { anchorsOf, linksOf, readDocument, readDocuments } from "../support/documents.ts";
+import { parseTargets, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../support/processes.ts";
 
 const options = Object.values(FAMILY).flatMap((all) => Object.entries(all)) as [string, Option][];
@@ -56,6 +57,29 @@ describe("documents", () => {
         assert.ok(variables.has(variable) || OTHERS.has(variable), `${name}: there is no ${variable}`);
       }
     }
+  });
+
+  it("name tasks and targets that there are", () => {
+    const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { tasks: Record<string, unknown> };
+    const rust = new Set<string>(Object.values(TARGETS).map((target) => target.rust));
+    for (const [name, text] of texts()) {
+      for (const [, task] of text.matchAll(/\bdeno(?:@[\d.]+)? task ([\w-]+)/g)) {
+        assert.ok(task! in tasks, `${name}: there is no task ${task}`);
+      }
+      for (const [, targets] of text.matchAll(/--target[= ]([a-z][\w,-]*)/g)) assert.doesNotThrow(() => parseTargets([targets!]), name);
+      for (const [, triples] of text.matchAll(/rustup target add ([\w -]+)/g)) {
+        for (const triple of triples!.split(" ")) assert.ok(rust.has(triple), `${name}: ${triple} is no target`);
+      }
+    }
+  });
+
+  it("run one Deno, the one that workflows run", () => {
+    const workflows = readdirSync(join(ROOT, ".github", "workflows")).map((file) =>
+      readFileSync(join(ROOT, ".github", "workflows", file), "utf8")
+    );
+    const versions = [...texts().map(([, text]) => text), ...workflows].flatMap((text) => text.match(/\bdeno@[\d.]+\d/g) ?? []);
+    assert.ok(versions.length > 5);
+    assert.equal(new Set(versions).size, 1, String(versions));
   });
 
   it("quote what the program says", () => {
