@@ -1,9 +1,10 @@
-// Where the project lives is said once, by the homepage in deno.json: whoever moves it changes that line, and is told here what else to.
+// Where the project lives is said once, by the homepage in deno.json: whoever moves it changes that line and runs `deno task home`.
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { home, ROOT } from "../../tools/executables.ts";
+import { rehome, texts } from "../../tools/home.ts";
 
 const { url, image } = home();
 
@@ -15,26 +16,15 @@ const OTHERS = [
   "package-url/purl-spec",
   "quinn-rs/quinn",
   "rhysd/actionlint",
+  "rust-lang/crates.io-index",
   "rustls/rustls",
 ].map((name) => `https://github.com/${name}`);
-
-/** Made here, or by others. */
-const SKIPPED = /^(\.git|node_modules|dist|target|deno\.lock|Cargo\.lock|home_test\.ts)$/;
-
-function* files(folder = "."): Generator<string> {
-  for (const entry of readdirSync(join(ROOT, folder), { withFileTypes: true })) {
-    const name = join(folder, entry.name);
-    if (SKIPPED.test(entry.name)) continue;
-    if (entry.isDirectory()) yield* files(name);
-    else if (entry.isFile() && !/\.(node|png|pem)$/.test(name)) yield name;
-  }
-}
 
 describe("home of the project", () => {
   it("is the one of deno.json wherever a repository or an image is named", () => {
     const wrong: string[] = [];
     const right = new Set<string>();
-    for (const file of files()) {
+    for (const file of texts()) {
       for (const [number, line] of readFileSync(join(ROOT, file), "utf8").split("\n").entries()) {
         for (const [found] of line.matchAll(/\b(?:github\.com|ghcr\.io)\/[\w-]+\/[\w-]+(?:\.(?!git\b)[\w-]+)*/g)) {
           const full = found.startsWith("ghcr") ? found : `https://${found}`;
@@ -49,6 +39,17 @@ describe("home of the project", () => {
     for (const file of ["README.md", "Dockerfile", "install.sh", "deploy/README.md", "docs/getting-started.md"]) {
       assert.ok(right.has(file), file);
     }
+  });
+
+  it("moves as a whole, and back", () => {
+    const [here, fork] = [home(), home("https://github.com/Nobody/its.fork")];
+    for (const file of texts()) {
+      const text = readFileSync(join(ROOT, file), "utf8");
+      const moved = rehome(text, here, fork);
+      assert.ok(!moved.includes(here.url) && !moved.includes(here.image), file);
+      assert.equal(rehome(moved, fork, here), text, file);
+    }
+    assert.equal(rehome(`${here.url}-other ${here.url}/x ${here.image}:1`, here, fork), `${here.url}-other ${fork.url}/x ${fork.image}:1`);
   });
 
   it("gives what packages and images say of it", () => {

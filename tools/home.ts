@@ -1,0 +1,39 @@
+// Writes where the project lives, which the homepage of deno.json says, wherever else it must stand: install.sh, documents, deploy/, the image.
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Home, home, ROOT } from "./executables.ts";
+
+/** Made here, or by others; deno.json, which says it, and its test, which speaks of forks. */
+const SKIPPED = /^(\.git|node_modules|dist|target|deno\.json|deno\.lock|Cargo\.lock|home_test\.ts)$/;
+
+/** All texts of the repository that may name the project's home, relative to the sources' folder. */
+export function* texts(folder = "."): Generator<string> {
+  for (const entry of readdirSync(join(ROOT, folder), { withFileTypes: true })) {
+    const name = join(folder, entry.name);
+    if (SKIPPED.test(entry.name)) continue;
+    if (entry.isDirectory()) yield* texts(name);
+    else if (entry.isFile() && !/\.(node|png|pem)$/.test(name)) yield name;
+  }
+}
+
+/** A text with one home in the place of another. */
+export function rehome(text: string, from: Home, to: Home): string {
+  const replace = (text: string, from: string, to: string) => text.replace(new RegExp(`${RegExp.escape(from)}(?![\\w-])`, "g"), () => to);
+  return replace(replace(text, from.url, to.url), from.image, to.image);
+}
+
+/** Where it was when this was last run: the installer downloads from there. */
+function formerHome(): Home {
+  return home(/^REPOSITORY="(.*)"$/m.exec(readFileSync(join(ROOT, "install.sh"), "utf8"))?.[1]);
+}
+
+if (import.meta.main) {
+  const [from, to] = [formerHome(), home()];
+  for (const name of texts()) {
+    const before = readFileSync(join(ROOT, name), "utf8");
+    const after = rehome(before, from, to);
+    if (after === before) continue;
+    writeFileSync(join(ROOT, name), after);
+    console.log(name);
+  }
+}
