@@ -10,6 +10,7 @@ const { url, image } = home();
 
 /** What others have there, and what is linked to or used. */
 const OTHERS = [
+  "anchore/quill",
   "apple-oss-distributions/xnu",
   "goreleaser/nfpm",
   "grepplabs/reverse-http",
