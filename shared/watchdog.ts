@@ -36,7 +36,8 @@ export function startWatchdog(options: WatchdogOptions): { close(): void } {
     const ms = networkStalledMs();
     if (ms >= STALL_MS) {
       if (networkMs === 0) log.error("the network stands still", { ms: Math.round(ms) });
-      onStall?.("network", ms - networkMs);
+      // less than it was: it ran meanwhile, which another watchdog of the same network has seen
+      onStall?.("network", ms < networkMs ? ms : ms - networkMs);
       networkMs = ms;
     } else if (networkMs > 0) {
       log.warn("the network runs again", { ms: Math.round(networkMs) });

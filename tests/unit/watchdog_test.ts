@@ -53,4 +53,21 @@ describe("the watchdog", () => {
     assert.equal(log.logged("the network stands still").length, 1);
     watchdog.close();
   });
+
+  it("counts from zero again a network that ran while it did not look, and stands still anew", async () => {
+    let networkMs = 5_000;
+    const counted = new Queue<number>();
+    const watchdog = startWatchdog({
+      log: new LogBook(),
+      networkStalledMs: () => networkMs,
+      onStall: (_, ms) => counted.push(ms),
+      supervisor: { watchdogMs: 40, ready() {}, stopping() {}, status() {}, alive() {} },
+    });
+    assert.equal(await counted.next(), 5_000);
+    networkMs = 1_200;
+    let counts;
+    while ((counts = await counted.next()) === 0);
+    assert.equal(counts, 1_200);
+    watchdog.close();
+  });
 });
