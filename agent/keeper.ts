@@ -41,7 +41,7 @@ interface Outcome {
 export class Keeper {
   readonly #options: KeeperOptions;
   /** The connection that is to be replaced, and goes on meanwhile. */
-  #old?: { readonly session: Session; readonly goaway: Goaway; attempts: number };
+  #old?: { readonly session: Session; readonly goaway: Goaway; readonly hasSettled: boolean; attempts: number };
   /** Since when it has been looking for a proxy. */
   #since = performance.now();
 
@@ -67,7 +67,9 @@ export class Keeper {
     } catch (error) {
       targets.release(target, "active");
       const reason = describe(error, target);
-      if (this.#old && ++this.#old.attempts < ESCAPES) return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
+      if (this.#old?.session.isOpen && ++this.#old.attempts < ESCAPES) {
+        return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
+      }
       void this.#old?.session.moved(); // never rejects. There is nowhere to go: the proxy need not wait
       return { reason, waitMs: isSilence(error) ? backoff.afterSilence(performance.now() - this.#since) : backoff.next() };
     }
@@ -91,10 +93,8 @@ export class Keeper {
     if (!("cause" in end)) {
       session.isLeaving = true;
       targets.leave(target);
-      this.#old = { session, goaway: end, attempts: 0 };
-      if (hasSettled) backoff.reset();
-      // a proxy that sends everybody away at once must not be met again and again
-      return { reason: `the proxy goes away: ${end.reason}`, waitMs: (hasSettled ? 0 : backoff.next()) + this.#jitter(end.withinMs) };
+      this.#old = { session, goaway: end, hasSettled, attempts: 0 };
+      return { reason: `the proxy goes away: ${end.reason}`, waitMs: this.#waitToReturn(this.#old) };
     }
     const reason = describeEnd(end);
     // two agents with one id must not take each other's place for ever: who was replaced waits longer each time
@@ -107,18 +107,25 @@ export class Keeper {
   }
 
   async #wait(target: Target, { reason, waitMs }: Outcome): Promise<void> {
-    const { log, signal, backoff } = this.#options;
-    if (this.#old?.session.isOpen === false) this.#old = undefined;
+    const { log, signal } = this.#options;
     const old = this.#old;
-    const retryInMs = Math.round(waitMs);
-    if (old) log.info("reconnecting", { proxy: target.address, reason, retryInMs });
-    else log.warn("not connected", { proxy: target.address, reason, retryInMs });
-    await pause(waitMs, signal, old?.session.closed);
-    if (!old || old.session.isOpen || signal.aborted) return;
+    if (!old || old.session.isOpen) {
+      const retryInMs = Math.round(waitMs);
+      if (old) log.info("reconnecting", { proxy: target.address, reason, retryInMs });
+      else log.warn("not connected", { proxy: target.address, reason, retryInMs });
+      await pause(waitMs, signal, old?.session.closed);
+      if (!old || old.session.isOpen || signal.aborted) return;
+    }
     // the proxy is gone at last, and may soon be there anew
     this.#old = undefined;
-    backoff.reset();
-    await this.#wait(target, { reason: describeEnd(await old.session.closed), waitMs: this.#jitter(old.goaway.withinMs) });
+    await this.#wait(target, { reason: describeEnd(await old.session.closed), waitMs: this.#waitToReturn(old) });
+  }
+
+  /** In milliseconds. A proxy that sends everybody away at once must not be met again and again. */
+  #waitToReturn({ hasSettled, goaway }: { readonly hasSettled: boolean; readonly goaway: Goaway }): number {
+    const { backoff } = this.#options;
+    if (hasSettled) backoff.reset();
+    return (hasSettled ? 0 : backoff.next()) + this.#jitter(goaway.withinMs);
   }
 
   #jitter(ms: number): number {

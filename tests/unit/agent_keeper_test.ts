@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Keeper } from "../../agent/keeper.ts";
+import { Keeper, type KeeperOptions } from "../../agent/keeper.ts";
 import type { Session } from "../../agent/session.ts";
 import { Targets } from "../../agent/targets.ts";
 import { Backoff } from "../../shared/backoff.ts";
@@ -18,12 +18,47 @@ const REPLACED: QuicClosed = { code: CloseCode.replaced, reason: "closing old co
 /** What an attempt comes to: a connection and its end, or an error. */
 type Course = QuicClosed | NetError;
 
+/** What a keeper logs until the signal is aborted. */
+async function keep(
+  open: KeeperOptions["open"],
+  signal: AbortSignal,
+  { settledAfterMs = 0, random = () => 0.003, log = new LogBook() } = {},
+): Promise<LogBook> {
+  await new Keeper({
+    targets: new Targets(["127.0.0.1:1"]),
+    open,
+    describe: String,
+    onConnected: () => {},
+    settledAfterMs,
+    backoff: new Backoff({ initialMs: 4, maxMs: 1_000, random: () => 0 }),
+    random,
+    log,
+    signal,
+  }).run();
+  return log;
+}
+
+/** A connection to a proxy that sends everybody away within two seconds; `end` is that of the proxy. */
+function sentAway(): { session: Session; end: () => void } {
+  const { promise, resolve } = Promise.withResolvers<QuicClosed>();
+  const session = {
+    closed: promise,
+    goaway: Promise.resolve({ reason: "shutting down", withinMs: 2_000 }),
+    isOpen: true,
+    moved: () => Promise.resolve(),
+  };
+  const end = (): void => {
+    session.isOpen = false;
+    resolve(SHUT_DOWN);
+  };
+  return { session: session as unknown as Session, end };
+}
+
 /** Waits of a keeper whose attempts take these courses, in milliseconds: 2, 4, 8 … by its backoff; 6 when it returns to one that it had. */
 async function waits(
   courses: readonly Course[],
   { settledAfterMs = 60_000, attemptMs = 0 } = {},
 ): Promise<{ waits: number[]; outages: number[] }> {
-  const log = new LogBook();
   const stopping = new AbortController();
   const outages: number[] = [];
   const open = async (_target: unknown, outageMs: number): Promise<Session> => {
@@ -33,17 +68,7 @@ async function waits(
     if (course === undefined || course instanceof NetError) throw course ?? new NetError("cancelled", "over");
     return { closed: Promise.resolve(course), goaway: new Promise(() => {}), isOpen: false } as unknown as Session;
   };
-  await new Keeper({
-    targets: new Targets(["127.0.0.1:1"]),
-    open,
-    describe: String,
-    onConnected: () => {},
-    settledAfterMs,
-    backoff: new Backoff({ initialMs: 4, maxMs: 1_000, random: () => 0 }),
-    random: () => 0.003,
-    log,
-    signal: stopping.signal,
-  }).run();
+  const log = await keep(open, stopping.signal, { settledAfterMs });
   return { waits: log.logged("not connected").map(({ retryInMs }) => Number(retryInMs)), outages };
 }
 
@@ -74,6 +99,51 @@ describe("a keeper", () => {
 
   it("returns soon to a proxy that ends a connection that has settled", async () => {
     assert.deepEqual((await waits([...failures("closed", true), SHUT_DOWN, SHUT_DOWN], { settledAfterMs: 0 })).waits.slice(4), [6, 6]);
+  });
+
+  it("comes back at any time within two seconds of a proxy's end", async () => {
+    const waits = await Promise.all([0, 0.25, 0.5, 0.999].map(async (share) => {
+      const [log, stopping] = [new LogBook(), new AbortController()];
+      const session = { closed: Promise.resolve(SHUT_DOWN), goaway: new Promise(() => {}), isOpen: false } as unknown as Session;
+      const kept = keep(() => Promise.resolve(session), stopping.signal, { random: () => share, log });
+      const { retryInMs } = await log.waitFor("not connected");
+      stopping.abort();
+      await kept;
+      return retryInMs;
+    }));
+    assert.deepEqual(waits, [0, 500, 1_000, 1_998]);
+  });
+
+  it("comes back within the time that the proxy gave once that is gone, also where it goes during an attempt", async () => {
+    const stopping = new AbortController();
+    const { session, end } = sentAway();
+    let attempts = 0;
+    const log = await keep(
+      async () => {
+        if (++attempts === 1) return session;
+        if (attempts === 10) end();
+        if (attempts === 11) stopping.abort();
+        throw new NetError("refused", "no connection", { remote: true });
+      },
+      stopping.signal,
+    );
+    assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [6]);
+  });
+
+  it("waits longer each time where a proxy sends it away and ends the connection", async () => {
+    const stopping = new AbortController();
+    let attempts = 0;
+    const log = await keep(
+      () => {
+        if (++attempts === 5) stopping.abort();
+        const { session, end } = sentAway();
+        setTimeout(end, 1);
+        return Promise.resolve(session);
+      },
+      stopping.signal,
+      { settledAfterMs: 60_000 },
+    );
+    assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [10, 22, 70, 262]);
   });
 
   it("waits longer each time where another agent takes its place", async () => {
