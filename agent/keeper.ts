@@ -70,10 +70,10 @@ export class Keeper {
       if (this.#old?.session.isOpen && ++this.#old.attempts < ESCAPES) {
         return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
       }
-      void this.#old?.session.moved(); // never rejects. There is nowhere to go: the proxy need not wait
+      void this.#old?.session.moved(false); // never rejects. There is nowhere to go: the proxy need not wait
       return { reason, waitMs: isSilence(error) ? backoff.afterSilence(performance.now() - this.#since) : backoff.next() };
     }
-    void this.#old?.session.moved(); // never rejects
+    void this.#old?.session.moved(true); // never rejects
     this.#old = undefined;
     return await this.#keep(session, target);
   }

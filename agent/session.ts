@@ -126,11 +126,11 @@ export class Session {
     return closed;
   }
 
-  /** Tells the proxy, once, that it need not wait for this agent. */
-  async moved(): Promise<void> {
+  /** Tells the proxy, once, that it need not wait for this agent, and whether it has found another proxy. Never rejects. */
+  async moved(found: boolean): Promise<void> {
     if (this.#hasMoved) return;
     this.#hasMoved = true;
-    await this.#control?.moved();
+    await this.#control?.moved(found);
   }
 
   /** Takes no more tunnels, and resolves when those there are have ended. */

@@ -55,22 +55,30 @@ const DEAD_AFTER_MS = 5_000;
 const LEAVING_A_SECOND = 1_000;
 /** Longest wait in milliseconds for an agent to find another proxy, once it has begun to look for it. */
 const LOOKING_MS = 10_000;
+/** Longest wait in milliseconds for agents to have heard that they are sent away. */
+const HEARD_MS = 1_000;
+/** Of more agents than these, so many at most look for another proxy before the others do: where there is none, thousands need not try. */
+const SCOUTS = 128;
+/** When so large a part of them has found none, there is none. Some may never answer. */
+const CERTAIN = 0.75;
+
+/** What became of an agent that was told to connect elsewhere. */
+type Departure = "moved" | "found nothing" | "gone";
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
   const agents = new AgentRegistry(options.multiple);
   /** Those that were told to connect elsewhere and have not done so yet. */
-  const leaving = new Map<HeldAgent, () => void>();
+  const leaving = new Map<HeldAgent, (departure: Departure) => void>();
   let isSendingAway = false;
 
-  /** Milliseconds over which agents are spread that are sent away. */
-  let withinMs = 0;
-  const sendAway = (agent: HeldAgent): Promise<void> | undefined => {
-    if (!agent.control || leaving.has(agent)) return undefined;
-    void agent.control.goaway("shutting down", withinMs); // never rejects
-    return new Promise((resolve) => leaving.set(agent, resolve));
-  };
-  const settle = (agent: HeldAgent): void => leaving.get(agent)?.();
+  const canBeTold = (agent: HeldAgent): boolean => agent.control !== undefined && !leaving.has(agent);
+  const sendAway = (some: readonly HeldAgent[]): Promise<Departure>[] =>
+    some.filter(canBeTold).map((agent) => {
+      void agent.control!.goaway("shutting down", spreadMs(some.length)); // never rejects
+      return new Promise((resolve) => leaving.set(agent, resolve));
+    });
+  const settle = (agent: HeldAgent, departure: Departure): void => leaving.get(agent)?.(departure);
 
   /** A connection of the agent takes no more tunnels: where it was the last, others need not come for it. */
   const withdraw = ({ identity: { agentId } }: HeldAgent): void => {
@@ -95,9 +103,9 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       log.info("agent takes no more tunnels", { agent: identity.agentId, remote });
       agent.goneAway = true;
       withdraw(agent);
-      settle(agent);
+      settle(agent, "gone");
     },
-    onMoved: settle,
+    onMoved: (agent, found) => settle(agent, found ? "moved" : "found nothing"),
     onViolation: ({ identity, connection: { remote } }, reason) =>
       log.warn("agent breaks the protocol", { agent: identity.agentId, remote, reason }),
   };
@@ -113,12 +121,12 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const ended = Promise.all([endOf(agent), serveControl(), refused]);
     try {
       options.onAgentConnected?.({ id, remote });
-      if (isSendingAway) void sendAway(agent);
+      if (isSendingAway) void sendAway([agent]);
       [why] = await ended;
     } finally {
       agents.remove(agent);
       withdraw(agent);
-      settle(agent);
+      settle(agent, "gone");
       leaving.delete(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
     }
@@ -151,11 +159,17 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     async sendAway(timeoutMs) {
       isSendingAway = true;
       listener.stopAccepting();
-      withinMs = Math.min(MAX_SPREAD_MS, Math.round(agents.size * 1_000 / LEAVING_A_SECOND));
-      const moved = Promise.all([...agents].map(sendAway));
-      let timer: ReturnType<typeof setTimeout> | undefined;
-      await Promise.race([moved, new Promise((resolve) => timer = setTimeout(resolve, Math.min(timeoutMs, withinMs + LOOKING_MS)))]);
-      clearTimeout(timer);
+      const since = performance.now();
+      const all = [...agents].filter(canBeTold);
+      const step = Math.ceil(all.length / SCOUTS);
+      const scouts = sendAway(all.filter((_, index) => index % step === 0));
+      const isAlone = step > 1 && await within(Math.min(timeoutMs, LOOKING_MS), findNothing(scouts));
+      const others = [...agents].filter(canBeTold);
+      const departures = Promise.all([...scouts, ...sendAway(others)]);
+      const leftMs = timeoutMs - (performance.now() - since);
+      if (!isAlone) return void await within(Math.min(leftMs, spreadMs(others.length) + LOOKING_MS), departures);
+      // once a ping is answered, what came before it was read: when to come back
+      await within(Math.min(leftMs, HEARD_MS), Promise.all(others.map(({ control }) => control?.ping())));
     },
     async close() {
       await listener.close(CloseCode.shutdown, "shutting down");
@@ -164,9 +178,37 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 }
 
+/** Milliseconds over which so many agents are spread that are sent away. */
+function spreadMs(count: number): number {
+  return Math.min(MAX_SPREAD_MS, Math.round(count * 1_000 / LEAVING_A_SECOND));
+}
+
+/** Resolves with `true` when nearly all have found no other proxy, with `false` when one has. */
+function findNothing(scouts: readonly Promise<Departure>[]): Promise<boolean> {
+  let without = 0;
+  return new Promise((resolve) => {
+    for (const scout of scouts) {
+      void scout.then((departure) => {
+        if (departure === "moved") resolve(false);
+        else if (++without >= scouts.length * CERTAIN) resolve(true);
+      });
+    }
+  });
+}
+
+/** What it resolves with, `undefined` where that takes longer than so many milliseconds. */
+async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  try {
+    return await Promise.race([promise, new Promise<undefined>((resolve) => timer = setTimeout(() => resolve(undefined), ms))]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 interface AdmissionEvents {
   onGoaway: (agent: HeldAgent) => void;
-  onMoved: (agent: HeldAgent) => void;
+  onMoved: (agent: HeldAgent, found: boolean) => void;
   onViolation: (agent: HeldAgent, reason: string) => void;
 }
 
@@ -237,7 +279,7 @@ async function runControl(
   const timer = setInterval(() => void control.ping(), PING_INTERVAL_MS);
   await control.run(frames, {
     onGoaway: () => events.onGoaway(agent),
-    onMoved: () => events.onMoved(agent),
+    onMoved: (found) => events.onMoved(agent, found),
     onViolation: (reason) => events.onViolation(agent, reason),
   });
   clearInterval(timer);

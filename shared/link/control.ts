@@ -17,7 +17,7 @@ const CLOSED_WITHIN_MS = 1_000;
 /** What the far side said. */
 export interface ControlEvents {
   onGoaway?: (goaway: { reason: string; withinMs: number }) => void;
-  onMoved?: () => void;
+  onMoved?: (found: boolean) => void;
   /** The far side broke the rules, and its connection was closed. */
   onViolation?: (reason: string) => void;
 }
@@ -80,7 +80,7 @@ export class Control {
       case "goaway":
         return events.onGoaway?.(message);
       case "moved":
-        return events.onMoved?.();
+        return events.onMoved?.(message.found);
       case "ping":
         // waited for: who does not read its answers is not read any more
         return await this.#send({ type: "pong", data: message.data });
@@ -126,8 +126,8 @@ export class Control {
     await this.#send({ type: "goaway", reason, withinMs });
   }
 
-  async moved(): Promise<void> {
-    await this.#send({ type: "moved" });
+  async moved(found: boolean): Promise<void> {
+    await this.#send({ type: "moved", found });
   }
 
   /** Never rejects: a connection that is gone says so itself. */

@@ -17,14 +17,16 @@ export type Message =
   /** The proxy: connect elsewhere, within so many milliseconds. The agent: open no more tunnels here. */
   | { readonly type: "goaway"; readonly reason: string; readonly withinMs: number }
   | { readonly type: "ping" | "pong"; readonly data: Uint8Array }
-  /** The agent, after a goaway of the proxy: it need not be waited for. */
-  | { readonly type: "moved" };
+  /** The agent, after a goaway of the proxy: it need not be waited for, for it has found another one, or none. */
+  | { readonly type: "moved"; readonly found: boolean };
 
 /** Longest message in bytes, its type included. */
 export const MAX_MESSAGE = 16 * 1024;
 /** Longest wait in milliseconds that a goaway may ask for. */
 export const MAX_SPREAD_MS = 30_000;
 const PING_BYTES = 8;
+/** The body of a moved that has found no other proxy. */
+const NOWHERE = 1;
 const MAX_REASON = 256;
 const MAX_VERSION = 128;
 const MAX_HOST = 253;
@@ -58,7 +60,7 @@ function encodeBody(message: Message): Uint8Array {
     case "pong":
       return message.data;
     case "moved":
-      return new Uint8Array(0);
+      return message.found ? new Uint8Array(0) : Uint8Array.of(NOWHERE);
   }
 }
 
@@ -82,7 +84,7 @@ export function decodeMessage(payload: Uint8Array): Message | undefined {
       return { type, data: body.slice() };
     }
     case TYPES.moved:
-      return { type: "moved" };
+      return { type: "moved", found: body.length !== 1 || body[0] !== NOWHERE };
     default:
       return undefined;
   }

@@ -130,7 +130,7 @@ export const payload: fc.Arbitrary<Uint8Array> = fc.oneof(
   { weight: 3, arbitrary: json(1, GOAWAY) },
   { weight: 3, arbitrary: eight.map((data) => encodeMessage({ type: "ping", data })) },
   { weight: 2, arbitrary: eight.map((data) => encodeMessage({ type: "pong", data })) },
-  { weight: 2, arbitrary: message({ type: "moved" }) },
+  { weight: 2, arbitrary: message({ type: "moved", found: true }) },
   {
     weight: 1,
     arbitrary: fc.tuple(fc.nat(255), fc.uint8Array({ maxLength: 20 })).map(([type, body]) => join([Uint8Array.of(type), body])),

@@ -69,7 +69,7 @@ async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): 
 async function rawAgent(
   net: Net,
   address: string,
-  { alpn = [V2], instance = "raw" } = {},
+  { alpn = [V2], instance = "raw", id = ID } = {},
 ): Promise<{ connection: QuicConnection; control?: Duplex }> {
   const connection = await net.connectQuic({
     host: "127.0.0.1",
@@ -80,7 +80,7 @@ async function rawAgent(
     timeoutMs: 5_000,
   });
   const hello = { version: "raw", instance, host: "", labels: {} };
-  return { connection, control: await within(authenticate(connection, bytes(ID), hello)) };
+  return { connection, control: await within(authenticate(connection, bytes(id), hello)) };
 }
 
 /** Answers one request with 200: the stream is the tunnel. */
@@ -447,6 +447,35 @@ describe("a proxy that drains", () => {
       tunnel.close();
       await within(draining);
     }));
+
+  for (const [body, waits] of [[[1], false], [[], true]] as const) {
+    const answer = waits ? "one of the first has found another proxy" : "the first have nowhere to go";
+    it(`${waits ? "waits" : "does not wait"} for thousands of agents when ${answer}`, () =>
+      withNet(async (net) => {
+        const { proxy } = await runProxy(net);
+        const agents = [];
+        for (let i = 0; i < 200; i++) agents.push(await rawAgent(net, proxy.agentAddress, { id: `a${i}` }));
+        let draining = true;
+        const drained = proxy.drain().then(() => draining = false);
+        // some are told first: most of these answer, and none of the others
+        const told: Duplex[] = [];
+        const some = Promise.withResolvers<void>();
+        const all = Promise.withResolvers<void>();
+        for (const { control } of agents) {
+          void readUntil(control!, "shutting down").then(() => {
+            if (told.push(control!) === 80) some.resolve();
+            if (told.length === agents.length) all.resolve();
+          }, () => {}); // closed without being told
+        }
+        await within(some.promise);
+        for (const control of told) void control.write(encodeFrame(Uint8Array.of(4, ...body))).catch(() => {}); // moved, and it may be over
+        if (!waits) return void await within(drained);
+        await within(all.promise);
+        assert.ok(draining);
+        for (const { connection } of agents) connection.close(0, "");
+        await within(drained);
+      }));
+  }
 
   it("does not wait for agents that have nowhere to go", () =>
     withNet(async (net) => {

@@ -31,13 +31,16 @@ describe("a control stream", () => {
   it("tells the far side of a goaway, and of a move", async () => {
     const { near, far } = streamPair("quic");
     const heard = Promise.withResolvers<unknown>();
+    const moves: boolean[] = [];
     const moved = Promise.withResolvers<void>();
-    const a = side(near, { onMoved: moved.resolve });
+    const a = side(near, { onMoved: (found) => moves.push(found) === 2 && moved.resolve() });
     const b = side(far, { onGoaway: ({ reason, withinMs }) => heard.resolve([reason, withinMs]) });
     await a.control.goaway("bye", 40);
     assert.deepEqual(await within(heard.promise), ["bye", 40]);
-    await b.control.moved();
+    await b.control.moved(false);
+    await b.control.moved(true);
     await within(moved.promise);
+    assert.deepEqual(moves, [false, true]);
   });
 
   it("measures the time from a ping to its answer, and sends no second one meanwhile", async () => {
@@ -92,9 +95,9 @@ describe("a control stream", () => {
   it("goes on after a frame of an unknown type", async () => {
     const { near, far } = streamPair("quic");
     const moved = Promise.withResolvers<void>();
-    side(near, { onMoved: moved.resolve });
+    side(near, { onMoved: () => moved.resolve() });
     await far.write(encodeFrame(Uint8Array.of(200, 1, 2)));
-    await send(far, { type: "moved" });
+    await send(far, { type: "moved", found: true });
     await within(moved.promise);
   });
 
@@ -108,7 +111,7 @@ describe("a control stream", () => {
     },
     "resets it": (far) => far.reset(0),
     "sends more frames than there may be in a second": async (far) => {
-      for (let i = 0; i <= 100; i++) await send(far, { type: "moved" });
+      for (let i = 0; i <= 100; i++) await send(far, { type: "moved", found: true });
     },
   };
   for (const [what, violate] of Object.entries(violations)) {
@@ -131,7 +134,7 @@ describe("a control stream", () => {
         if (count === 300) done.resolve();
       },
     }, () => time);
-    for (let i = 0; i < 300; i++) await send(far, { type: "moved" });
+    for (let i = 0; i < 300; i++) await send(far, { type: "moved", found: true });
     await within(done.promise);
   });
 

@@ -37,7 +37,8 @@ const MESSAGES: Message[] = [
   { type: "goaway", reason: "shutting down", withinMs: 250 },
   { type: "ping", data: new Uint8Array(8).fill(7) },
   { type: "pong", data: new Uint8Array(8) },
-  { type: "moved" },
+  { type: "moved", found: true },
+  { type: "moved", found: false },
 ];
 
 describe("frames", () => {
