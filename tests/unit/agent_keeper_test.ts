@@ -22,7 +22,7 @@ type Course = QuicClosed | NetError;
 async function keep(
   open: KeeperOptions["open"],
   signal: AbortSignal,
-  { settledAfterMs = 0, random = () => 0.003, log = new LogBook() } = {},
+  { settledAfterMs = 0, random = (): number => 0.003, log = new LogBook() } = {},
 ): Promise<LogBook> {
   await new Keeper({
     targets: new Targets(["127.0.0.1:1"]),
@@ -119,11 +119,11 @@ describe("a keeper", () => {
     const { session, end } = sentAway();
     let attempts = 0;
     const log = await keep(
-      async () => {
-        if (++attempts === 1) return session;
+      () => {
+        if (++attempts === 1) return Promise.resolve(session);
         if (attempts === 10) end();
         if (attempts === 11) stopping.abort();
-        throw new NetError("refused", "no connection", { remote: true });
+        return Promise.reject(new NetError("refused", "no connection", { remote: true }));
       },
       stopping.signal,
     );
