@@ -1,6 +1,6 @@
 //! Congestion control: quinn's, but for the end of a connection.
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +10,9 @@ use quinn_proto::RttEstimator;
 /// What may be under way before anything is known of the path: 32 packets of the smallest size, as quic-go and Chromium do. quinn's
 /// window is two of the largest packets here, and one is an attempt at a larger size.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
+
+/// Of a connection that is not about to be closed.
+const OPEN: u64 = u64::MAX;
 
 /// None when nothing of that name is known.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
@@ -38,9 +41,22 @@ pub fn close(connection: &quinn::Connection, code: u32, reason: &[u8]) {
 
 /// Before quinn itself closes the connection: with its end point, or with its last handle.
 pub fn open_window(connection: &quinn::Connection) {
-    if let Ok(controller) = connection.congestion_state().into_any().downcast::<EndingController>() {
-        controller.ending.store(true, Ordering::Relaxed);
+    if let Some(sent_before) = sent_before_end(connection) {
+        let sent = connection.stats().udp_tx.datagrams;
+        let _ = sent_before.compare_exchange(OPEN, sent, Ordering::Relaxed, Ordering::Relaxed);
+        // fails where it was closed before
     }
+}
+
+/// Whether the peer of a connection that this side has closed was sent that: nothing else is sent after the end. quinn-proto (0.11.19) does
+/// not count the frame.
+pub fn has_told(connection: &quinn::Connection) -> bool {
+    sent_before_end(connection).is_some_and(|before| connection.stats().udp_tx.datagrams > before.load(Ordering::Relaxed))
+}
+
+fn sent_before_end(connection: &quinn::Connection) -> Option<Arc<AtomicU64>> {
+    let controller = connection.congestion_state().into_any().downcast::<EndingController>().ok()?;
+    Some(controller.sent_before_end)
 }
 
 struct Ending<F>(Arc<F>);
@@ -48,15 +64,15 @@ struct Ending<F>(Arc<F>);
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Ending<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.0.clone().build(now, current_mtu);
-        let ending = Arc::new(AtomicBool::new(false));
-        Box::new(EndingController { inner, ending })
+        let sent_before_end = Arc::new(AtomicU64::new(OPEN));
+        Box::new(EndingController { inner, sent_before_end })
     }
 }
 
 struct EndingController {
     inner: Box<dyn Controller>,
-    /// Shared by its copies: quinn shows one of those only.
-    ending: Arc<AtomicBool>,
+    /// Datagrams that were sent before it was closed, or `OPEN`. Shared by its copies: quinn shows one of those only.
+    sent_before_end: Arc<AtomicU64>,
 }
 
 impl Controller for EndingController {
@@ -81,7 +97,7 @@ impl Controller for EndingController {
     }
 
     fn window(&self) -> u64 {
-        if self.ending.load(Ordering::Relaxed) {
+        if self.sent_before_end.load(Ordering::Relaxed) != OPEN {
             return u64::MAX; // not even paced
         }
         self.inner.window()
@@ -94,7 +110,7 @@ impl Controller for EndingController {
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(Self {
             inner: self.inner.clone_box(),
-            ending: self.ending.clone(),
+            sent_before_end: self.sent_before_end.clone(),
         })
     }
 

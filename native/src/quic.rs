@@ -652,7 +652,7 @@ pub async fn closed(connection: &Connection) -> ConnectionError {
 
 /// Resolves when CONNECTION_CLOSE was sent, or there is nobody left to send it to.
 async fn told(connection: &Connection) {
-    while connection.stats().frame_tx.connection_close == 0 {
+    while !congestion::has_told(connection) {
         match connection.close_reason() {
             None | Some(ConnectionError::LocallyClosed) => tokio::time::sleep(Duration::from_millis(1)).await,
             Some(_) => return,
