@@ -52,7 +52,7 @@ export class Program implements AsyncDisposable {
   #lines = "";
   #over = false;
   /** Its last line may be cut off. */
-  #killed = false;
+  #mayBeCutOff = false;
   readonly #waiting = new Set<() => void>();
 
   constructor(file: string, args: readonly string[], options: ProgramOptions = {}) {
@@ -87,7 +87,7 @@ export class Program implements AsyncDisposable {
 
   #take(line: string): void {
     this.#lines += `${line}\n`;
-    if (line.startsWith("{") && (line.endsWith("}") || !this.#killed)) this.entries.push(JSON.parse(line) as LogEntry);
+    if (line.startsWith("{") && (line.endsWith("}") || !this.#mayBeCutOff)) this.entries.push(JSON.parse(line) as LogEntry);
     this.#wake();
   }
 
@@ -141,8 +141,13 @@ export class Program implements AsyncDisposable {
   /** Sends a signal, to this process alone. */
   signal(name: "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
     if (this.#over || this.pid <= 0) return;
-    this.#killed ||= name === "SIGKILL";
+    if (name === "SIGKILL") this.expectCutOff();
     process.kill(this.pid, name);
+  }
+
+  /** It is killed, or logs more at its end than is read here in the second that it waits for that: its last line may be cut off. */
+  expectCutOff(): void {
+    this.#mayBeCutOff = true;
   }
 
   /** Asks it to stop, and waits for its end. */

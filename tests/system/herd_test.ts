@@ -77,6 +77,7 @@ describe("many agents", () => {
       for (const signal of ["SIGKILL", "SIGTERM"] as const) {
         await sleep(SETTLED_AFTER_MS);
         const start = Date.now();
+        proxy.expectCutOff();
         proxy.signal(signal);
         await proxy.ended;
         ({ proxy } = await site.startProxy([], addresses));
