@@ -8,6 +8,7 @@ import { type Agent, startAgent } from "../../agent/agent.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { withDefaults } from "../../shared/cli/defaults.ts";
 import { silentLogger } from "../../shared/log.ts";
+import { NetError } from "../../shared/net/errors.ts";
 import { createNativeNet } from "../../shared/net/native.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { netWith } from "../support/memory.ts";
@@ -39,6 +40,7 @@ function byTurns(net: Net, onAttempt: () => void): Net {
       if (inside >= TURNS) await new Promise<void>((resolve) => waiting.push(resolve));
       else inside++;
       try {
+        if (options.signal?.aborted) throw new NetError("cancelled", "given up before its turn"); // costs nobody anything
         return await net.connectQuic(options);
       } finally {
         const next = waiting.shift();
