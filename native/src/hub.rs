@@ -156,6 +156,14 @@ impl Hub {
         }
     }
 
+    /// JavaScript is called no more: what the callback would use is gone. Deno frees it, when a thread of JavaScript ends, before it makes the
+    /// last calls.
+    pub fn detach(&self) {
+        let mut state = lock(&self.state);
+        state.wake = None;
+        state.done.clear();
+    }
+
     fn push(&self, op: f64, outcome: Outcome) {
         let mut state = lock(&self.state);
         #[cfg(test)]
@@ -206,6 +214,9 @@ unsafe extern "C" fn call_js(env: sys::napi_env, callback: sys::napi_value, cont
     let done = {
         let mut state = lock(&hub.state);
         state.woken = false;
+        if state.wake.is_none() {
+            return;
+        }
         std::mem::take(&mut state.done)
     };
     if env.is_null() || callback.is_null() || done.is_empty() {

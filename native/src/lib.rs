@@ -376,6 +376,7 @@ pub struct Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.core.hub.detach();
         self.core.close();
     }
 }
