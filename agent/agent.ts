@@ -15,6 +15,7 @@ import type { Supervisor } from "../shared/supervisor.ts";
 import { openClientTls, refreshTls } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { VERSION } from "../shared/version.ts";
+import { within } from "../shared/within.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
 import { Keeper } from "./keeper.ts";
@@ -185,10 +186,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     log.info("draining", { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs });
     health.notReady("draining");
     stopping.abort();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const late = new Promise((resolve) => timer = setTimeout(resolve, timeoutMs));
-    if (timeoutMs > 0) await Promise.race([late, Promise.all(open.map((session) => session.drain()))]);
-    clearTimeout(timer);
+    if (timeoutMs > 0) await within(timeoutMs, Promise.all(open.map((session) => session.drain())));
     await (closing ??= close());
   };
   return {

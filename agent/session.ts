@@ -5,6 +5,7 @@ import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
+import { within } from "../shared/within.ts";
 import { knock } from "./knock.ts";
 import type { Target } from "./targets.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
@@ -139,9 +140,7 @@ export class Session {
     if (this.#control) {
       await this.#control.goaway("shutting down", 0);
       // once this is answered, the proxy has read the goaway before it
-      let timer: ReturnType<typeof setTimeout> | undefined;
-      await Promise.race([this.#control.ping(), new Promise((resolve) => timer = setTimeout(resolve, HEARD_TIMEOUT_MS))]);
-      clearTimeout(timer);
+      await within(HEARD_TIMEOUT_MS, this.#control.ping());
     }
     while (this.#open.size > 0) await Promise.all(this.#open);
   }

@@ -10,6 +10,7 @@ import type { Logger } from "../shared/log.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Announcer } from "../shared/store/announcer.ts";
 import type { QuicConnection, QuicListener } from "../shared/net/types.ts";
+import { within } from "../shared/within.ts";
 import { AgentRegistry, type HeldAgent } from "./agent_registry.ts";
 
 /** Told of agents that come and go. */
@@ -74,7 +75,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
 
   const canBeTold = (agent: HeldAgent): boolean => agent.control !== undefined && !leaving.has(agent);
   const sendAway = (some: readonly HeldAgent[]): Promise<Departure>[] =>
-    some.filter(canBeTold).map((agent) => {
+    some.map((agent) => {
       void agent.control!.goaway("shutting down", spreadMs(some.length)); // never rejects
       return new Promise((resolve) => leaving.set(agent, resolve));
     });
@@ -121,7 +122,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const ended = Promise.all([endOf(agent), serveControl(), refused]);
     try {
       options.onAgentConnected?.({ id, remote });
-      if (isSendingAway) void sendAway([agent]);
+      if (isSendingAway && canBeTold(agent)) void sendAway([agent]);
       [why] = await ended;
     } finally {
       agents.remove(agent);
@@ -194,16 +195,6 @@ function findNothing(scouts: readonly Promise<Departure>[]): Promise<boolean> {
       });
     }
   });
-}
-
-/** What it resolves with, `undefined` where that takes longer than so many milliseconds. */
-async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  try {
-    return await Promise.race([promise, new Promise<undefined>((resolve) => timer = setTimeout(() => resolve(undefined), ms))]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 interface AdmissionEvents {
@@ -291,10 +282,8 @@ async function runControl(
  */
 async function endIfDead({ connection, control }: HeldAgent): Promise<void> {
   if (!control) return;
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), DEAD_AFTER_MS));
-  if (await Promise.race([control.ping(), late]) === true) connection.close(CloseCode.replaced, "it does not answer");
-  clearTimeout(timer);
+  const answered = control.ping().then(() => true);
+  if (!await within(DEAD_AFTER_MS, answered)) connection.close(CloseCode.replaced, "it does not answer");
 }
 
 /** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */

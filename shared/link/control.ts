@@ -1,6 +1,7 @@
 // The control stream of one connection (version 2 of the agent link): who sends what when, and what a peer may not do. It knows neither
 // agents nor proxies: what a message means is decided by those who listen.
 import type { Duplex, QuicConnection } from "../net/types.ts";
+import { within } from "../within.ts";
 import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
 import { CloseCode } from "./link.ts";
 import { decodeMessage, encodeMessage, type Message, MessageError } from "./message.ts";
@@ -67,12 +68,8 @@ export class Control {
 
   /** A control stream that fails has its connection's end before it. One that was reset alone breaks the rules. */
   async #checkAlive(): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const alive = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), CLOSED_WITHIN_MS));
-    if (await Promise.race([alive, this.#connection.closed]) === true) {
-      this.#connection.close(CloseCode.malformed, "the control stream was reset");
-    }
-    clearTimeout(timer);
+    const closed = await within(CLOSED_WITHIN_MS, this.#connection.closed);
+    if (!closed) this.#connection.close(CloseCode.malformed, "the control stream was reset");
   }
 
   async #take(message: Message, events: ControlEvents): Promise<void> {
