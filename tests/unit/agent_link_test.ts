@@ -19,7 +19,7 @@ import {
   receiveCredentials,
 } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage } from "../../shared/link/message.ts";
-import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { Duplex, Net, QuicConnection, QuicListener, QuicTransport } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
@@ -63,6 +63,12 @@ async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): 
   options.agentClient.serverAddress = servers;
   const backoff = () => new Backoff({ initialMs: 10, maxMs: 50 });
   return { agent: await startAgent(options, { net, log, backoff, random: () => 0 }), log };
+}
+
+/** Where a proxy made of its connections listens. */
+async function listenAsProxy(net: Net, version: string, transport: QuicTransport = {}): Promise<QuicListener> {
+  const tls = { cert: "", key: "" };
+  return await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: [version], transport: { ...PROXY_TRANSPORT, ...transport } });
 }
 
 /** An agent made of a connection; its connection and, with version 2, its control stream. */
@@ -152,12 +158,7 @@ describe("agent and proxy", () => {
 
   it("serve a proxy of version 1", () =>
     withNet(async (net) => {
-      const listener = await net.listenQuic({
-        address: "127.0.0.1:0",
-        tls: { cert: "", key: "" },
-        alpn: [V1],
-        transport: { ...PROXY_TRANSPORT, maxPeerStreams: 1 },
-      });
+      const listener = await listenAsProxy(net, V1, { maxPeerStreams: 1 });
       const { log } = await runAgent(net, [listener.address]);
       const connection = (await within(listener.accept()))!;
       const { credentials, welcome } = await within(receiveCredentials(connection));
@@ -183,12 +184,7 @@ describe("an agent", () => {
 
   it("keeps no stream of a connection that was refused", () =>
     withNet(async (net) => {
-      const listener = await net.listenQuic({
-        address: "127.0.0.1:0",
-        tls: { cert: "", key: "" },
-        alpn: [V2],
-        transport: PROXY_TRANSPORT,
-      });
+      const listener = await listenAsProxy(net, V2);
       const { counting, open } = netThatCounts(net);
       const { log } = await runAgent(counting, [listener.address]);
       const connection = (await within(listener.accept()))!;
@@ -672,7 +668,7 @@ describe("an agent", () => {
 
   it("answers 503 to a proxy of version 1 when it drains, and lets its tunnels finish", () =>
     withNet(async (net) => {
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: [V1], transport: PROXY_TRANSPORT });
+      const listener = await listenAsProxy(net, V1);
       const { agent, log } = await runAgent(net, [listener.address]);
       const connection = (await within(listener.accept()))!;
       await (await within(receiveCredentials(connection))).welcome();
@@ -692,7 +688,7 @@ describe("an agent", () => {
 
   it("is not kept busy by a proxy that sends it away again and again", () =>
     withNet(async (net) => {
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: [V2], transport: PROXY_TRANSPORT });
+      const listener = await listenAsProxy(net, V2);
       const open = new Set<QuicConnection>();
       const { agent } = await runAgent(net, [listener.address]);
       for (let i = 0; i < 20; i++) {
