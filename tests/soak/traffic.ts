@@ -1,7 +1,7 @@
 // Conversations of every kind through an installation, all the time: what they say follows from a seed, and how each ended is kept. It judges
 // none of them.
 import { setTimeout as sleep } from "node:timers/promises";
-import { credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { credentials, dial, openTunnel, type Wire } from "../support/sockets.ts";
 import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation, write } from "../support/streams.ts";
 import { generate } from "../support/udp_relay.ts";
 import { type AgentName, type Installation, NAMES } from "./installation.ts";
@@ -85,13 +85,13 @@ export class Traffic implements AsyncDisposable {
     private readonly random: () => number,
     private readonly share: number,
     private readonly speaking: SpeakingOrigin,
-    private readonly web: HttpOrigin,
+    private readonly web: SpeakingOrigin,
   ) {
     this.#running = NAMES.flatMap((name) => Array.from({ length: Math.ceil(WORKERS * share) }, () => this.#work(name)));
   }
 
   static async start(installation: Installation, { seed, share }: TrafficOptions): Promise<Traffic> {
-    return new Traffic(installation, generate(seed), share, await SpeakingOrigin.start(), await HttpOrigin.start());
+    return new Traffic(installation, generate(seed), share, await SpeakingOrigin.start(), await SpeakingOrigin.start(answerRequest));
   }
 
   /** What origins found to be wrong; each names a seed. */
@@ -210,54 +210,28 @@ async function readChunks(wire: Wire, checker: Checker): Promise<void> {
 }
 
 /** Answers a request for `/seed/up/down/framing` with what follows from the seed, once it has checked the request's body. */
-class HttpOrigin implements AsyncDisposable {
-  readonly violations: string[] = [];
-  #origin!: Origin;
-
-  static async start(): Promise<HttpOrigin> {
-    const http = new HttpOrigin();
-    http.#origin = await Origin.start(async (wire) => {
-      try {
-        await http.#answer(wire);
-      } catch (error) {
-        if (error instanceof Violation) http.violations.push(error.message);
-        throw error;
-      }
-    });
-    return http;
+async function answerRequest(wire: Wire): Promise<void> {
+  const head = await wire.readUntil("\r\n\r\n");
+  const match = /^(?:GET|POST) \/([0-9]+)\/([0-9]+)\/([0-9]+)\/(chunked|length) /.exec(head);
+  if (!match) throw new Violation(`a request head was changed: ${JSON.stringify(head)}`);
+  const [seed, up, down] = match.slice(1, 4).map(Number) as [number, number, number];
+  const chunked = match[4] === "chunked";
+  const body = new Checker(seed, up);
+  while (body.received < up) {
+    const data = await wire.next();
+    if (data === null) break;
+    body.take(data);
   }
-
-  async #answer(wire: Wire): Promise<void> {
-    const head = await wire.readUntil("\r\n\r\n");
-    const match = /^(?:GET|POST) \/([0-9]+)\/([0-9]+)\/([0-9]+)\/(chunked|length) /.exec(head);
-    if (!match) throw new Violation(`a request head was changed: ${JSON.stringify(head)}`);
-    const [seed, up, down] = match.slice(1, 4).map(Number) as [number, number, number];
-    const chunked = match[4] === "chunked";
-    const body = new Checker(seed, up);
-    while (body.received < up) {
-      const data = await wire.next();
-      if (data === null) break;
-      body.take(data);
-    }
-    body.finish();
-    await wire.write(
-      `HTTP/1.1 200 OK\r\n${chunked ? "Transfer-Encoding: chunked" : `Content-Length: ${down}`}\r\nConnection: close\r\n\r\n`,
-    );
-    for (let sent = 0; sent < down;) {
-      const chunk = content(seed + 1, sent, down - sent);
-      if (chunked) await wire.write(`${chunk.length.toString(16)}\r\n`);
-      await wire.write(chunk);
-      if (chunked) await wire.write("\r\n");
-      sent += chunk.length;
-    }
-    wire.finish(chunked ? "0\r\n\r\n" : undefined);
+  body.finish();
+  await wire.write(
+    `HTTP/1.1 200 OK\r\n${chunked ? "Transfer-Encoding: chunked" : `Content-Length: ${down}`}\r\nConnection: close\r\n\r\n`,
+  );
+  for (let sent = 0; sent < down;) {
+    const chunk = content(seed + 1, sent, down - sent);
+    if (chunked) await wire.write(`${chunk.length.toString(16)}\r\n`);
+    await wire.write(chunk);
+    if (chunked) await wire.write("\r\n");
+    sent += chunk.length;
   }
-
-  get authority(): string {
-    return this.#origin.authority;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#origin[Symbol.asyncDispose]();
-  }
+  wire.finish(chunked ? "0\r\n\r\n" : undefined);
 }

@@ -129,16 +129,16 @@ async function read(wire: Wire, checker: Checker, pauseMs: number, isOver: () =>
   if (!isOver()) checker.finish();
 }
 
-/** An origin that does what clients tell it, keeps what was wrong, and resets what was. */
+/** An origin that serves clients, by default as they tell it, keeps what was wrong, and resets what was. */
 export class SpeakingOrigin implements AsyncDisposable {
   readonly violations: string[] = [];
   #origin!: Origin;
 
-  static async start(): Promise<SpeakingOrigin> {
+  static async start(serve: (wire: Wire) => Promise<void> = speakAsOrigin): Promise<SpeakingOrigin> {
     const speaking = new SpeakingOrigin();
     speaking.#origin = await Origin.start(async (wire) => {
       try {
-        await speakAsOrigin(wire);
+        await serve(wire);
       } catch (error) {
         if (error instanceof Violation) speaking.violations.push(error.message);
         throw error;
