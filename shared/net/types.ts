@@ -25,9 +25,8 @@ export interface Net {
   connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
   /**
    * Copies both ways until both directions have ended, each on its own, and QUIC peers have received all of theirs (what closes the
-   * connection then cuts nothing off); then releases both streams. Takes the streams over: later calls on
-   * them reject with `closed`, but `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for
-   * what the network does: see {@link SpliceResult.error}.
+   * connection then cuts nothing off); then releases both streams. Takes the streams over: later calls on them reject with `closed`, but
+   * `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for what the network does: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
   /** Bytes a second, for all copies that are given it. */
