@@ -11,6 +11,12 @@ use quinn_proto::RttEstimator;
 /// window is two of the largest packets here, and one is an attempt at a larger size.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
 
+/// What may be under way on a path without any delay. More would only stand in the receiver's buffer, in front of what other tunnels say.
+const WINDOW_AT_HAND: u64 = 256 * 1024;
+
+/// No connection is faster than this, in bytes a second: encryption alone takes longer. So a path of a given delay needs no larger window.
+const FASTEST: f64 = 1.25e9;
+
 /// Of a connection that is not about to be closed.
 const OPEN: u64 = u64::MAX;
 
@@ -65,12 +71,19 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Ending<
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.0.clone().build(now, current_mtu);
         let sent_before_end = Arc::new(AtomicU64::new(OPEN));
-        Box::new(EndingController { inner, sent_before_end })
+        Box::new(EndingController {
+            inner,
+            most: u64::MAX,
+            sent_before_end,
+        })
     }
 }
 
 struct EndingController {
     inner: Box<dyn Controller>,
+    /// The largest window that the delay of the path makes useful. Controllers that wait for loss find none where the receiver's buffer is
+    /// large and near.
+    most: u64,
     /// Datagrams that were sent before it was closed, or `OPEN`. Shared by its copies: quinn shows one of those only.
     sent_before_end: Arc<AtomicU64>,
 }
@@ -82,6 +95,7 @@ impl Controller for EndingController {
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        self.most = WINDOW_AT_HAND + (rtt.min().as_secs_f64() * FASTEST) as u64;
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
@@ -100,7 +114,7 @@ impl Controller for EndingController {
         if self.sent_before_end.load(Ordering::Relaxed) != OPEN {
             return u64::MAX; // not even paced
         }
-        self.inner.window()
+        self.inner.window().min(self.most)
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -110,6 +124,7 @@ impl Controller for EndingController {
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(Self {
             inner: self.inner.clone_box(),
+            most: self.most,
             sent_before_end: self.sent_before_end.clone(),
         })
     }
