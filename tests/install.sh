@@ -14,6 +14,7 @@ need ssh openssh-client
 need sshd openssh-server
 need socat socat
 need python3 python3
+need strace strace
 need go golang-go
 # Ubuntu has it as a snap alone
 grep -q '^ID=ubuntu' /etc/os-release || need chromium chromium

@@ -1,0 +1,57 @@
+// The kernel has nothing left for what a running program asks of it, which strace makes up. With the compiled executables.
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { eventually, Pair, Program } from "../support/processes.ts";
+import { openTunnel, Origin } from "../support/sockets.ts";
+
+/** So often a call fails, at least, until all is well again. */
+const FAILURES = 5;
+
+/** Whether strace may attach to what it has not started. */
+async function canTrace(): Promise<boolean> {
+  await using other = new Program("sleep", ["60"]);
+  await using strace = new Program("strace", [`-p${other.pid}`]);
+  return await strace.waitForText("attached").then(() => true, () => false);
+}
+
+const hasStrace = process.platform === "linux" && spawnSync("strace", ["-V"]).status === 0;
+const withStrace = {
+  skip: hasStrace && await canTrace() ? false : "there is no strace (tests/install.sh), or it may not attach (kernel.yama.ptrace_scope)",
+};
+
+describe("a kernel that has nothing left", () => {
+  for (
+    const [part, call, error, said] of [
+      ["proxy", "accept4", "ENOBUFS", "No buffer space available"],
+      ["proxy", "accept4", "ENOMEM", "Cannot allocate memory"],
+      ["proxy", "accept4", "ECONNABORTED", "Software caused connection abort"],
+      ["proxy", "sendmsg", "ENOBUFS"],
+      ["agent", "sendmsg", "ENOBUFS"],
+      ["proxy", "recvmmsg", "ENOMEM"],
+      ["agent", "recvmmsg", "ENOMEM"],
+    ] as const
+  ) {
+    const telling = said === undefined ? "" : ", which is told once";
+    it(`answers ${call} of the ${part} with ${error}${telling}: clients wait, and tunnels go on`, withStrace, async () => {
+      await using pair = await Pair.start();
+      await using origin = await Origin.start();
+      const { clients } = pair.addresses;
+      using open = await openTunnel(clients, origin.authority);
+      using server = await origin.accept();
+      const strace = pair.site.start("strace", ["-f", `-p${pair[part].pid}`, `--trace=${call}`, `--inject=${call}:error=${error}`]);
+      await strace.waitForText("attached");
+      const waiting = openTunnel(clients, origin.authority);
+      await open.write("still");
+      await eventually(() => strace.said.split("(INJECTED)").length > FAILURES, () => strace.said);
+      await strace.stop("SIGINT");
+      using _next = await waiting;
+      assert.equal((await server.read(5)).toString(), "still");
+      await server.write("there");
+      assert.equal((await open.read(5)).toString(), "there");
+      const told = [...pair[part].said.matchAll(/they cannot be accepted: (.+) \(os error/g)].map(([, why]) => why);
+      assert.deepEqual(told, said === undefined ? [] : [said]);
+    });
+  }
+});
