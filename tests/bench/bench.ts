@@ -135,7 +135,7 @@ function describeMachine() {
 
 /** Whether the scenario can be measured with this subject. */
 function applies({ sizes }: Plan, { name, limits = [], surroundings }: Scenario, subject: Subject): boolean {
-  if (subject.kind === "pair") return !surroundings?.lb || subject.lb !== undefined;
+  if (subject.kind === "pair") return (!surroundings?.lb || subject.lb !== undefined) && (!surroundings?.neighbour || subject.name === OWN);
   return limits.includes(subject.kind) && (sizes !== SMOKE || SMOKE_LIMITS.includes(name));
 }
 

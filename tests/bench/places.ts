@@ -7,6 +7,7 @@ import { makeAuthority } from "../support/certificates.ts";
 import type { Held, Launcher, LoadResult, Program } from "./processes.ts";
 
 const AGENT_ID = "bench";
+const NEIGHBOUR_ID = "neighbour";
 
 /** What is measured. */
 export type Subject =
@@ -32,6 +33,8 @@ export interface Surroundings {
   readonly lb?: boolean;
   /** Each datagram takes so long, each way, and a share of them is lost. */
   readonly link?: { readonly delayMs: number; readonly loss: number };
+  /** A second agent of the same proxy, which has these options: none but this program knows them. */
+  readonly neighbour?: readonly string[];
 }
 
 /** The processes that are between client and origin; of the limit's hops, the two ends. */
@@ -45,11 +48,15 @@ export interface Pair {
   readonly connectedMs?: number;
 }
 
+type Load = (mode: string, ...options: (string | number)[]) => Promise<LoadResult>;
+
 /** What a scenario works on. */
 export interface Place {
   /** Missing where there is nothing between. */
   readonly pair?: Pair;
-  readonly load: (mode: string, ...options: (string | number)[]) => Promise<LoadResult>;
+  readonly load: Load;
+  /** The same through the neighbour, where there is one. */
+  readonly loadNeighbour?: Load;
   readonly hold: (tunnels: number) => Promise<Held>;
   /** Agents that do nothing. */
   readonly flock: (agents: number) => Promise<Held>;
@@ -88,11 +95,17 @@ export class Places {
     }
   }
 
-  #place(way: readonly string[], programs: readonly Program[], more: { pair?: Pair; agents?: string; link?: Held } = {}): Place {
+  #place(
+    way: readonly string[],
+    programs: readonly Program[],
+    more: { pair?: Pair; agents?: string; link?: Held; neighbour?: readonly string[] } = {},
+  ): Place {
     const { launcher } = this;
+    const loadBy = (way: readonly string[]): Load => (mode, ...options) => launcher.load([mode, ...way, ...options.map(String)]);
     return {
       pair: more.pair,
-      load: (mode, ...options) => launcher.load([mode, ...way, ...options.map(String)]),
+      load: loadBy(way),
+      loadNeighbour: more.neighbour && loadBy(more.neighbour),
       hold: (tunnels) => launcher.hold(["idle", ...way, "--tunnels", String(tunnels)]),
       flock: (agents) => launcher.hold(["flock", "--quic", more.agents!, "--ca", this.files.ca, "--agents", String(agents)]),
       stop: async () => {
@@ -131,6 +144,7 @@ export class Places {
       `--agent-server.tls.file.cert=${files.cert}`,
       `--agent-server.tls.file.key=${files.key}`,
       ...(front?.proxyOptions ?? []),
+      ...(surroundings.neighbour ?? []),
     ]);
     await proxy.until(2, () => takesConnections(clients));
     const listeningMs = performance.now() - proxyStarted;
@@ -138,19 +152,26 @@ export class Places {
     await lb?.until(5, () => takesConnections(front!.clients));
     const way = await this.#linkTo(agents, surroundings.link);
     const agentStarted = performance.now();
-    const agent = launcher.start("agent", subject.agent, [
-      `--agent-client.server-address=${way.address}`,
-      `--agent-client.tls.file.root-ca=${files.ca}`,
-      `--auth.noauth.agent-id=${AGENT_ID}`,
-    ]);
     const entrance = front?.clients ?? clients;
-    await agent.until(5, () => opensTunnels(entrance, origin));
+    const startAgent = async (id: string) => {
+      const agent = launcher.start("agent", subject.agent, [
+        `--agent-client.server-address=${way.address}`,
+        `--agent-client.tls.file.root-ca=${files.ca}`,
+        `--auth.noauth.agent-id=${id}`,
+      ]);
+      await agent.until(5, () => opensTunnels(entrance, origin, id));
+      return agent;
+    };
+    const agent = await startAgent(AGENT_ID);
     const connectedMs = performance.now() - agentStarted;
-    const programs = [lb, agent, proxy, front?.store].filter((program) => program !== undefined);
-    return this.#place(["--target", origin, "--proxy", entrance, "--user", `${AGENT_ID}:x`], programs, {
+    const neighbour = surroundings.neighbour && await startAgent(NEIGHBOUR_ID);
+    const programs = [lb, neighbour, agent, proxy, front?.store].filter((program) => program !== undefined);
+    const wayOf = (id: string) => ["--target", origin, "--proxy", entrance, "--user", `${id}:x`];
+    return this.#place(wayOf(AGENT_ID), programs, {
       pair: { proxy, agent, lb, listeningMs, connectedMs },
       agents,
       link: way.held,
+      neighbour: neighbour && wayOf(NEIGHBOUR_ID),
     });
   }
 
@@ -192,8 +213,8 @@ function takesConnections(address: string): Promise<boolean> {
 }
 
 /** Whether the proxy answers a CONNECT with 200: then the agent is there. */
-function opensTunnels(proxy: string, target: string): Promise<boolean> {
-  const credentials = Buffer.from(`${AGENT_ID}:x`).toString("base64");
+function opensTunnels(proxy: string, target: string, id: string): Promise<boolean> {
+  const credentials = Buffer.from(`${id}:x`).toString("base64");
   return converse(proxy, `CONNECT ${target} HTTP/1.1\r\nHost: ${target}\r\nProxy-Authorization: Basic ${credentials}\r\n\r\n`);
 }
 

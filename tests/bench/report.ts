@@ -127,7 +127,7 @@ export function median(values: readonly (number | undefined)[]): number | undefi
   return sorted.length % 2 === 1 ? sorted[half] : (sorted[half - 1]! + sorted[half]!) / 2;
 }
 
-function divide(value: number | undefined, by: number | undefined): number | undefined {
+export function divide(value: number | undefined, by: number | undefined): number | undefined {
   return value === undefined || by === undefined || by === 0 ? undefined : value / by;
 }
 

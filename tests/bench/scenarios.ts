@@ -1,7 +1,7 @@
 // What is measured, by name: sizes, metrics, and which limits say something beside it.
 import type { Scenario } from "./scenario.ts";
 import { agents, idle, memory, tunnels } from "./state.ts";
-import { bulk, lossy, rate, rtt } from "./traffic.ts";
+import { bulk, isolation, lossy, rate, rtt } from "./traffic.ts";
 
 const MEMORY = { unit: "MiB", digits: 1 };
 
@@ -70,6 +70,11 @@ export const SCENARIOS: readonly Scenario[] = [
     run: agents,
   },
   lossy("lossy", "a link with 50 ms delay each way and 1 % loss", { delayMs: 50, loss: 0.01 }),
+  isolation("isolation", "one client beside what others do through another agent, with limits", [
+    "--limits.tunnel-rate-per-client=200",
+    "--limits.bandwidth-per-agent=50MiB",
+    "--limits.exempt=",
+  ]),
   bulk("lb-down", "through lb: one tunnel, origin to client", "down", 1, { lb: true }),
   bulk("lb-up", "through lb: one tunnel, client to origin", "up", 1, { lb: true }),
   rate(50, { lb: true }),

@@ -1,5 +1,8 @@
 // Scenarios of bytes and tunnels on their way: how fast, how soon, and at what cost.
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Surroundings } from "./places.ts";
+import type { LoadResult } from "./processes.ts";
+import { divide } from "./report.ts";
 import { costOf, errorsOf, figure, percentiles, type Scenario } from "./scenario.ts";
 
 const LIMITS = ["tcp", "hops", "bare"] as const;
@@ -154,6 +157,64 @@ export function lossy(name: string, title: string, link: NonNullable<Surrounding
       return {
         figures: { mbPerSecond: figure(flow.mbPerSecond), totalP50: percentiles(short.totalMs).p50 },
         errors: errorsOf(flow, short),
+      };
+    },
+  };
+}
+
+/** One client and its agent, beside what is done through another agent; both have the proxy's `limits`. */
+export function isolation(name: string, title: string, limits: readonly string[]): Scenario {
+  const ms = { unit: "ms", digits: 2 };
+  const ratio = { unit: "", digits: 2 };
+  return {
+    name,
+    title,
+    surroundings: { neighbour: limits },
+    metrics: {
+      aloneP50: { title: "set-up p50 alone", ...ms },
+      aloneP99: { title: "set-up p99 alone", ...ms },
+      downloadsP50: { title: "set-up p50 beside 4 downloads", ...ms },
+      downloadsP99: { title: "set-up p99 beside 4 downloads", ...ms },
+      floodP50: { title: "set-up p50 beside 50 clients", ...ms },
+      floodP99: { title: "set-up p99 beside 50 clients", ...ms },
+      downloadsToAloneP50: { title: "set-up p50, beside downloads to alone", ...ratio },
+      downloadsToAloneP99: { title: "set-up p99, beside downloads to alone", ...ratio },
+      floodToAloneP50: { title: "set-up p50, beside clients to alone", ...ratio },
+      floodToAloneP99: { title: "set-up p99, beside clients to alone", ...ratio },
+      downloadsMbPerSecond: { title: "the downloads meanwhile", unit: "MB/s" },
+      floodPerSecond: { title: "tunnels of the clients meanwhile", unit: "/s" },
+    },
+    run: async ({ sizes: { warmUpSeconds, headStartSeconds, rateSeconds }, load, loadNeighbour }) => {
+      const client = (seconds: number) => load("rate", "--clients", 1, "--seconds", seconds);
+      const beside = async (others: Promise<LoadResult>[]) => {
+        const [one, ...rest] = await Promise.all([sleep(headStartSeconds * 1_000).then(() => client(rateSeconds)), ...others]);
+        return { one, rest };
+      };
+      const four = () => [1, 2, 3, 4].map(() => loadNeighbour!("flow", "--head-start", headStartSeconds, "--seconds", rateSeconds));
+      const fifty = () => [loadNeighbour!("rate", "--clients", 50, "--seconds", headStartSeconds + rateSeconds)];
+      await client(warmUpSeconds);
+      const alone = await client(rateSeconds);
+      const downloads = await beside(four());
+      const flood = await beside(fifty()); // the last: nothing else is let in after it for a while
+      const [a, d, f] = [alone, downloads.one, flood.one].map(({ setupMs }) => percentiles(setupMs));
+      // what a limit refuses is what it is for
+      const { "status 503": _refused, ...errors } = errorsOf(alone, downloads.one, ...downloads.rest, flood.one, ...flood.rest);
+      return {
+        figures: {
+          aloneP50: a!.p50,
+          aloneP99: a!.p99,
+          downloadsP50: d!.p50,
+          downloadsP99: d!.p99,
+          floodP50: f!.p50,
+          floodP99: f!.p99,
+          downloadsToAloneP50: divide(d!.p50, a!.p50),
+          downloadsToAloneP99: divide(d!.p99, a!.p99),
+          floodToAloneP50: divide(f!.p50, a!.p50),
+          floodToAloneP99: divide(f!.p99, a!.p99),
+          downloadsMbPerSecond: downloads.rest.reduce((sum, { mbPerSecond }) => sum + (figure(mbPerSecond) ?? 0), 0),
+          floodPerSecond: figure(flood.rest[0]!.perSecond),
+        },
+        errors,
       };
     },
   };
