@@ -1,5 +1,6 @@
 //! TCP listeners and connections, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -211,6 +212,7 @@ async fn accept(
                     inbox.clone(),
                 ));
             }
+            Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // gone before it was taken
             Some(Err(e)) => {
                 if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
                     told = Some(Instant::now());

@@ -26,7 +26,7 @@ describe("a kernel that has nothing left", () => {
     const [part, call, error, said] of [
       ["proxy", "accept4", "ENOBUFS", "No buffer space available"],
       ["proxy", "accept4", "ENOMEM", "Cannot allocate memory"],
-      ["proxy", "accept4", "ECONNABORTED", "Software caused connection abort"],
+      ["proxy", "accept4", "ECONNABORTED"],
       ["proxy", "sendmsg", "ENOBUFS"],
       ["agent", "sendmsg", "ENOBUFS"],
       ["proxy", "recvmmsg", "ENOMEM"],
