@@ -49,7 +49,7 @@ export interface AgentServer {
 }
 
 /** How often an agent is asked for its round-trip time, in milliseconds. */
-const PING_INTERVAL_MS = 15_000;
+const PING_INTERVAL_MS = 60_000;
 /** A connection is dead that does not answer for so many milliseconds though its process is there, and has made another one. */
 const DEAD_AFTER_MS = 5_000;
 /** Agents that are sent away in one second. */
