@@ -70,7 +70,7 @@ export class Program implements AsyncDisposable {
     this.pid = child.pid ?? -1;
     const lines = createInterface({ input: child.stderr });
     lines.on("line", (line) => this.#take(line));
-    const read = new Promise<void>((resolve) => lines.once("close", resolve));
+    const read = new Promise<void>((resolve) => child.pid === undefined ? resolve() : lines.once("close", resolve));
     this.ended = this.#whenEnded(child, read);
   }
 
@@ -142,7 +142,11 @@ export class Program implements AsyncDisposable {
   signal(name: "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
     if (this.#over || this.pid <= 0) return;
     if (name === "SIGKILL") this.expectCutOff();
-    process.kill(this.pid, name);
+    try {
+      process.kill(this.pid, name);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has just ended
+    }
   }
 
   /** It is killed, or logs more at its end than is read here in the second that it waits for that: its last line may be cut off. */
