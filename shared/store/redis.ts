@@ -17,6 +17,8 @@ export interface RedisOptions extends StoreEvents {
 }
 
 const KEY_PREFIX = "reverse-http:agent:";
+/** Most bytes without a whole reply: that to a lookup has an address in it. The library would keep all of a longer one. */
+const MAX_REPLY = 64 * 1024;
 
 export function createRedisStore(options: RedisOptions): Store {
   const { url, ca, timeoutMs, ttlMs, onServer, onCall, maxPauseMs } = options;
@@ -24,13 +26,14 @@ export function createRedisStore(options: RedisOptions): Store {
   let connection: Redis | undefined;
   // a call's own error says only that the connection is closed
   let lastError: string | undefined;
+  let received = 0;
   const discard = () => {
     connection?.disconnect();
     connection = undefined;
   };
   const guard = new Guard({ name: `redis at ${host}`, timeoutMs, maxPauseMs, onServer, onCall, discard });
   const connect = () => {
-    lastError = undefined;
+    [lastError, received] = [undefined, 0];
     const redis = new Redis(url, {
       keyPrefix: KEY_PREFIX,
       connectTimeout: timeoutMs,
@@ -40,6 +43,14 @@ export function createRedisStore(options: RedisOptions): Store {
     });
     // what waits for it is told; without a listener it would be printed
     redis.on("error", (error: Error) => lastError = error.message);
+    redis.on("connect", () =>
+      redis.stream.on("data", (bytes: Uint8Array) => {
+        if (received > MAX_REPLY) {
+          lastError = `A reply has more than ${MAX_REPLY} bytes`;
+          redis.disconnect();
+        }
+        received += bytes.length; // what came at once may be many replies
+      }));
     redis.on("end", () => {
       if (connection === redis) connection = undefined;
     });
@@ -48,7 +59,9 @@ export function createRedisStore(options: RedisOptions): Store {
   const run = <T>(operation: string, call: (redis: Redis) => Promise<T>) =>
     guard.run(operation, async () => {
       try {
-        return await call(connection ??= connect());
+        const result = await call(connection ??= connect());
+        received = 0;
+        return result;
       } catch (cause) {
         throw lastError === undefined ? cause : new Error(lastError, { cause });
       }
