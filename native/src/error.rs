@@ -1,7 +1,10 @@
-//! The one error of the engine: a literal code that `shared/net/errors.ts` lists, and what made it.
+//! The one error of the engine: a literal code that `shared/net/errors.ts` lists, and what made it. And what is no error, but to be told.
 use std::io;
 
 use quinn::{ConnectionError, ReadError, TransportErrorCode, WriteError};
+
+/// Tells the program's log what its operator should know, in words.
+pub type Warn = dyn Fn(String) + Send + Sync;
 
 /// Why a call failed, as TypeScript will see it.
 #[derive(Clone, Debug)]

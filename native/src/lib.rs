@@ -42,7 +42,7 @@ use tokio::task::AbortHandle;
 
 use address::Sources;
 use connect::At;
-use error::Fault;
+use error::{Fault, Warn};
 use heartbeat::Heartbeat;
 use hub::{Hub, Js, Outcome, Promise};
 use inbox::Inbox;
@@ -187,13 +187,13 @@ impl Core {
     }
 
     /// Tells those who operate it.
-    fn tell(self: &Arc<Self>) -> Arc<quic::Warn> {
+    fn tell(self: &Arc<Self>) -> Arc<Warn> {
         let core = self.clone();
         Arc::new(move |message| core.promise(WARNING).settle(Ok(Js::Text(message))))
     }
 
     /// As [`Core::tell`], once.
-    fn warn(self: &Arc<Self>) -> Arc<quic::Warn> {
+    fn warn(self: &Arc<Self>) -> Arc<Warn> {
         let (core, tell) = (self.clone(), self.tell());
         Arc::new(move |message| {
             if !core.warned.swap(true, Ordering::Relaxed) {

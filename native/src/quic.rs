@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
 use crate::congestion;
 use crate::connect::{connect, At};
-use crate::error::Fault;
+use crate::error::{Fault, Warn};
 use crate::half::{Sink, Source};
 use crate::head::Gate;
 use crate::inbox::Inbox;
@@ -135,9 +135,7 @@ pub fn window(bytes: u32) -> VarInt {
     }
 }
 
-/// Called once where the kernel gives less than [`UDP_BUFFER_ENOUGH`].
-pub type Warn = dyn Fn(String) + Send + Sync;
-
+/// Warns where the kernel gives less than [`UDP_BUFFER_ENOUGH`].
 fn udp(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {

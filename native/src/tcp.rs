@@ -16,12 +16,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
-use crate::error::Fault;
+use crate::error::{Fault, Warn};
 use crate::half::{Sink, Source, Tcp, TlsTransport};
 use crate::head::{Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
-use crate::quic::Warn;
 use crate::stream::Halves;
 use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
 
