@@ -17,6 +17,7 @@ describe("proxy", () => {
     assert.match(String(reason), /409 closing old connection/);
     using _tunnel = await openTunnel(clients, origin.authority);
     await pair.proxy.waitFor("agent disconnected", { agent: AGENT_ID, reason: "closed by the proxy: 409 closing old connection" });
+    await pair.proxy.waitFor("agent connected", { agent: AGENT_ID }, 2);
     assert.equal(pair.proxy.logged("agent connected", { agent: AGENT_ID }).length, 2);
   });
 
