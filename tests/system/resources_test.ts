@@ -49,7 +49,7 @@ describe("tunnels", () => {
     await using origin = await Origin.start(echo);
     const descriptors = descriptorsOf(pair);
     await converse(await openMany(pair, origin, 100)); // what is allocated once
-    await settled(pair, descriptors);
+    await settled(pair, descriptorsOf, descriptors);
     const memory = memoryOf(pair);
 
     const wires = await openMany(pair, origin, 2_000);
@@ -60,7 +60,7 @@ describe("tunnels", () => {
       assert.ok(open[part] - memory[part] < 2_000 * 64 / 1024, `${part} had ${memory[part]} MiB, and ${open[part]} MiB with 2,000 tunnels`);
     }
     await converse(wires);
-    await settled(pair, descriptors);
+    await settled(pair, descriptorsOf, descriptors);
   });
 
   it("opened and closed 200 at a time, 100 times over, leave no descriptor and no memory behind", onLinux, async () => {
@@ -68,14 +68,9 @@ describe("tunnels", () => {
     await using origin = await Origin.start(echo);
     const [descriptors, memory] = [descriptorsOf(pair), memoryOf(pair)];
     for (let round = 0; round < 100; round++) await converse(await openMany(pair, origin, 200));
-    await settled(pair, descriptors);
+    await settled(pair, descriptorsOf, descriptors);
     // a process without work collects its garbage and gives it back within seconds
-    const givenBack = () => memoryOf(pair).proxy <= memory.proxy + 8 && memoryOf(pair).agent <= memory.agent + 8;
-    await eventually(
-      givenBack,
-      () => `${JSON.stringify(memoryOf(pair))} MiB are held, and at first it was ${JSON.stringify(memory)}`,
-      60_000,
-    );
+    await settled(pair, memoryOf, { proxy: memory.proxy + 8, agent: memory.agent + 8 }, 60_000);
   });
 
   it("that are reset, or never reach their destination, leave no descriptor behind", onLinux, async () => {
@@ -90,7 +85,7 @@ describe("tunnels", () => {
       assert.ok((await Promise.allSettled(refused)).every(({ status }) => status === "rejected"));
       for (const wire of round % 2 === 0 ? servers : wires) assert.equal(await wire.ending(), "ECONNRESET");
     }
-    await settled(pair, descriptors);
+    await settled(pair, descriptorsOf, descriptors);
   });
 });
 
@@ -108,13 +103,13 @@ function memoryOf({ proxy, agent }: Pair): Figures {
   return { proxy: Math.round(residentMiB(proxy.pid)), agent: Math.round(residentMiB(agent.pid)) };
 }
 
-/** Waits until no more descriptors are open than these. */
-async function settled(pair: Pair, { proxy, agent }: Figures): Promise<void> {
+/** Waits until no more is held than this. */
+async function settled(pair: Pair, measure: (pair: Pair) => Figures, most: Figures, patienceMs?: number): Promise<void> {
   const reached = () => {
-    const now = descriptorsOf(pair);
-    return now.proxy <= proxy && now.agent <= agent;
+    const { proxy, agent } = measure(pair);
+    return proxy <= most.proxy && agent <= most.agent;
   };
-  await eventually(reached, () => `${JSON.stringify(descriptorsOf(pair))} descriptors are open, not ${JSON.stringify({ proxy, agent })}`);
+  await eventually(reached, () => `${measure.name}: ${JSON.stringify(measure(pair))}, not ${JSON.stringify(most)}`, patienceMs);
 }
 
 /** Bytes as fast as they are taken, until there is nobody or `bytes` are sent. */
