@@ -1,4 +1,4 @@
-//! Congestion control: quinn's, but for the end of a connection.
+//! Congestion control: quinn's, but for the end of a connection, and with no larger window than its path is good for.
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -23,13 +23,13 @@ const OPEN: u64 = u64::MAX;
 /// None when nothing of that name is known.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
     Some(match name {
-        "cubic" => Arc::new(Ending(Arc::new({
+        "cubic" => Arc::new(Guided(Arc::new({
             let mut config = CubicConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
         }))),
-        "bbr" => Arc::new(Ending(Arc::new(BbrConfig::default()))),
-        "newreno" => Arc::new(Ending(Arc::new({
+        "bbr" => Arc::new(Guided(Arc::new(BbrConfig::default()))),
+        "newreno" => Arc::new(Guided(Arc::new({
             let mut config = NewRenoConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
@@ -61,17 +61,17 @@ pub fn has_told(connection: &quinn::Connection) -> bool {
 }
 
 fn sent_before_end(connection: &quinn::Connection) -> Option<Arc<AtomicU64>> {
-    let controller = connection.congestion_state().into_any().downcast::<EndingController>().ok()?;
+    let controller = connection.congestion_state().into_any().downcast::<GuidedController>().ok()?;
     Some(controller.sent_before_end)
 }
 
-struct Ending<F>(Arc<F>);
+struct Guided<F>(Arc<F>);
 
-impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Ending<F> {
+impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.0.clone().build(now, current_mtu);
         let sent_before_end = Arc::new(AtomicU64::new(OPEN));
-        Box::new(EndingController {
+        Box::new(GuidedController {
             inner,
             most: u64::MAX,
             sent_before_end,
@@ -79,7 +79,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Ending<
     }
 }
 
-struct EndingController {
+struct GuidedController {
     inner: Box<dyn Controller>,
     /// The largest window that the delay of the path makes useful. Controllers that wait for loss find none where the receiver's buffer is
     /// large and near.
@@ -88,7 +88,7 @@ struct EndingController {
     sent_before_end: Arc<AtomicU64>,
 }
 
-impl Controller for EndingController {
+impl Controller for GuidedController {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.inner.on_sent(now, bytes, last_packet_number);
     }
