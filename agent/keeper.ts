@@ -27,8 +27,8 @@ export interface KeeperOptions {
 
 /** After a lost connection that had settled, the first attempt comes within so many milliseconds: thousands of agents lose theirs at once. */
 const RETURN_WITHIN_MS = 2_000;
-/** Attempts to get away from a proxy that come in quick succession: behind a load balancer some of them meet the same one again. */
-const ESCAPES = 10;
+/** Attempts to get away from a proxy that come in quick succession: behind a load balancer of two proxies half of them meet the same one. */
+const ESCAPES = 20;
 const ESCAPE_WAIT_MS = 60;
 
 /** What came of one connection, and when to try the next. */
