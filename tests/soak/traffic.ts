@@ -178,6 +178,7 @@ export class Traffic implements AsyncDisposable {
   async stop(): Promise<void> {
     this.#stopping.abort();
     await Promise.all(this.#running);
+    await inTime(Promise.all([this.speaking.idle(), this.web.idle()]));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -187,7 +188,7 @@ export class Traffic implements AsyncDisposable {
   }
 }
 
-async function inTime(promise: Promise<void>): Promise<void> {
+async function inTime(promise: Promise<unknown>): Promise<void> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Violation(`not over after ${HANGS_AFTER_MS} ms`)), HANGS_AFTER_MS);

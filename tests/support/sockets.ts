@@ -28,6 +28,7 @@ export class Wire implements Disposable {
   #buffered = 0;
   #ending: Ending | undefined;
   #wake: () => void = () => {};
+  #isDisposed = false;
   readonly #ended: Promise<Ending>;
   /** Bytes that were read so far. */
   received = 0;
@@ -48,7 +49,7 @@ export class Wire implements Disposable {
       if (this.#buffered > this.highWater) socket.pause();
       this.#wake();
     });
-    socket.on("end", () => end("finished"));
+    socket.on("end", () => end(this.#isDisposed ? "closed" : "finished")); // Bun says so of what this side has destroyed, too
     socket.on("error", (error: NodeJS.ErrnoException) => end(error.code ?? error.message));
     socket.on("close", () => end("closed")); // by this side, or else one of the others came first
   }
@@ -136,6 +137,7 @@ export class Wire implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#isDisposed = true;
     this.socket.destroy();
   }
 }
@@ -201,7 +203,7 @@ export class Origin implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     const closed = new Promise((resolve) => this.server.close(resolve));
-    for (const wire of this.#all) wire.socket.destroy();
+    for (const wire of this.#all) wire[Symbol.dispose]();
     await closed;
   }
 }

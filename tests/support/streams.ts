@@ -132,19 +132,25 @@ async function read(wire: Wire, checker: Checker, pauseMs: number, isOver: () =>
 /** An origin that serves clients, by default as they tell it, keeps what was wrong, and resets what was. */
 export class SpeakingOrigin implements AsyncDisposable {
   readonly violations: string[] = [];
+  readonly #serving = new Set<Promise<void>>();
   #origin!: Origin;
 
   static async start(serve: (wire: Wire) => Promise<void> = speakAsOrigin): Promise<SpeakingOrigin> {
     const speaking = new SpeakingOrigin();
-    speaking.#origin = await Origin.start(async (wire) => {
-      try {
-        await serve(wire);
-      } catch (error) {
+    speaking.#origin = await Origin.start((wire) => {
+      const served = serve(wire);
+      const over = served.catch((error) => {
         if (error instanceof Violation) speaking.violations.push(error.message);
-        throw error;
-      }
+      }).finally(() => speaking.#serving.delete(over));
+      speaking.#serving.add(over);
+      return served;
     });
     return speaking;
+  }
+
+  /** Resolves when nobody is served any more: what a client has sent may arrive after it has gone. */
+  async idle(): Promise<void> {
+    await Promise.all(this.#serving);
   }
 
   get authority(): string {
