@@ -2,7 +2,7 @@
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
@@ -11,11 +11,35 @@ use quinn_proto::RttEstimator;
 /// window is two of the largest packets here, and one is an attempt at a larger size.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
 
-/// What may be under way on a path without any delay. More would only stand in the receiver's buffer, in front of what other tunnels say.
-const WINDOW_AT_HAND: u64 = 256 * 1024;
+/// The largest window that a path is good for. More would only stand in the receiver's buffer, in front of what other tunnels say.
+struct Most {
+    /// Without any delay, in bytes.
+    at_hand: u64,
+    /// For each second of delay, in bytes.
+    per_second: f64,
+}
 
-/// No connection is faster than this, in bytes a second: encryption alone takes longer. So a path of a given delay needs no larger window.
-const FASTEST: f64 = 1.25e9;
+/// No connection is faster: encryption alone takes longer.
+const IN_BULK: Most = Most {
+    at_hand: 256 * 1024,
+    per_second: 1.25e9,
+};
+
+/// Beside a conversation, which waits for whatever is under way: a quarter slower, and a quarter of the wait.
+const BESIDE_TALK: Most = Most {
+    at_hand: 48 * 1024,
+    per_second: 0.5e9,
+};
+
+/// After so much silence a conversation is over.
+const TALK: Duration = Duration::from_secs(2);
+
+/// What is said in a conversation, and what is not, in bytes.
+const SHORT: usize = 1_200;
+const LONG: usize = 16_384;
+
+/// There is no conversation.
+const NEVER: u64 = u64::MAX;
 
 /// Of a connection that is not about to be closed.
 const OPEN: u64 = u64::MAX;
@@ -47,9 +71,11 @@ pub fn close(connection: &quinn::Connection, code: u32, reason: &[u8]) {
 
 /// Before quinn itself closes the connection: with its end point, or with its last handle.
 pub fn open_window(connection: &quinn::Connection) {
-    if let Some(sent_before) = sent_before_end(connection) {
+    if let Some(notes) = Notes::of(connection) {
         let sent = connection.stats().udp_tx.datagrams;
-        let _ = sent_before.compare_exchange(OPEN, sent, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = notes
+            .sent_before_end
+            .compare_exchange(OPEN, sent, Ordering::Relaxed, Ordering::Relaxed);
         // fails where it was closed before
     }
 }
@@ -57,12 +83,45 @@ pub fn open_window(connection: &quinn::Connection) {
 /// Whether the peer of a connection that this side has closed was sent that: nothing else is sent after the end. quinn-proto (0.11.19) does
 /// not count the frame.
 pub fn has_told(connection: &quinn::Connection) -> bool {
-    sent_before_end(connection).is_some_and(|before| connection.stats().udp_tx.datagrams > before.load(Ordering::Relaxed))
+    Notes::of(connection).is_some_and(|notes| connection.stats().udp_tx.datagrams > notes.sent_before_end.load(Ordering::Relaxed))
 }
 
-fn sent_before_end(connection: &quinn::Connection) -> Option<Arc<AtomicU64>> {
-    let controller = connection.congestion_state().into_any().downcast::<GuidedController>().ok()?;
-    Some(controller.sent_before_end)
+/// What the controller of a connection is told by others. Shared by its copies, of which quinn shows one.
+pub struct Notes {
+    /// Datagrams that were sent before it was closed, or `OPEN`.
+    sent_before_end: AtomicU64,
+    since: Instant,
+    /// When something short was said last, in milliseconds from `since`, or `NEVER`.
+    spoken_at: AtomicU64,
+    /// The stream on which that was.
+    speaker: AtomicU64,
+}
+
+impl Notes {
+    /// None once a connection is of another kind, which it never is.
+    pub fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
+        let controller = connection.congestion_state().into_any().downcast::<GuidedController>().ok()?;
+        Some(controller.notes)
+    }
+
+    /// So many bytes were written to a stream. Something short is part of a conversation, unless a lot follows it.
+    pub fn wrote(&self, stream: quinn::StreamId, bytes: usize) {
+        let stream = quinn::VarInt::from(stream).into_inner();
+        if bytes <= SHORT {
+            self.speaker.store(stream, Ordering::Relaxed);
+            self.spoken_at.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        } else if bytes >= LONG && self.speaker.load(Ordering::Relaxed) == stream {
+            self.spoken_at.store(NEVER, Ordering::Relaxed);
+        }
+    }
+
+    fn most(&self, now: Instant) -> &'static Most {
+        match self.spoken_at.load(Ordering::Relaxed) {
+            NEVER => &IN_BULK,
+            at if now.saturating_duration_since(self.since) > Duration::from_millis(at) + TALK => &IN_BULK,
+            _ => &BESIDE_TALK,
+        }
+    }
 }
 
 struct Guided<F>(Arc<F>);
@@ -70,22 +129,25 @@ struct Guided<F>(Arc<F>);
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.0.clone().build(now, current_mtu);
-        let sent_before_end = Arc::new(AtomicU64::new(OPEN));
+        let notes = Arc::new(Notes {
+            sent_before_end: AtomicU64::new(OPEN),
+            since: now,
+            spoken_at: AtomicU64::new(NEVER),
+            speaker: AtomicU64::new(0),
+        });
         Box::new(GuidedController {
             inner,
             most: u64::MAX,
-            sent_before_end,
+            notes,
         })
     }
 }
 
 struct GuidedController {
     inner: Box<dyn Controller>,
-    /// The largest window that the delay of the path makes useful. Controllers that wait for loss find none where the receiver's buffer is
-    /// large and near.
+    /// See [`Most`]. Controllers that wait for loss find none where the receiver's buffer is large and near.
     most: u64,
-    /// Datagrams that were sent before it was closed, or `OPEN`. Shared by its copies: quinn shows one of those only.
-    sent_before_end: Arc<AtomicU64>,
+    notes: Arc<Notes>,
 }
 
 impl Controller for GuidedController {
@@ -95,7 +157,8 @@ impl Controller for GuidedController {
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
-        self.most = WINDOW_AT_HAND + (rtt.min().as_secs_f64() * FASTEST) as u64;
+        let Most { at_hand, per_second } = self.notes.most(now);
+        self.most = at_hand + (rtt.min().as_secs_f64() * per_second) as u64;
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
@@ -111,7 +174,7 @@ impl Controller for GuidedController {
     }
 
     fn window(&self) -> u64 {
-        if self.sent_before_end.load(Ordering::Relaxed) != OPEN {
+        if self.notes.sent_before_end.load(Ordering::Relaxed) != OPEN {
             return u64::MAX; // not even paced
         }
         self.inner.window().min(self.most)
@@ -125,7 +188,7 @@ impl Controller for GuidedController {
         Box::new(Self {
             inner: self.inner.clone_box(),
             most: self.most,
-            sent_before_end: self.sent_before_end.clone(),
+            notes: self.notes.clone(),
         })
     }
 
@@ -135,5 +198,51 @@ impl Controller for GuidedController {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quinn_proto::{Dir, Side, StreamId};
+
+    fn notes(now: Instant) -> Arc<Notes> {
+        let controller = named("cubic").unwrap().build(now, 1_200);
+        controller.into_any().downcast::<GuidedController>().unwrap().notes
+    }
+
+    fn stream(index: u64) -> StreamId {
+        StreamId::new(Side::Client, Dir::Bi, index)
+    }
+
+    #[test]
+    fn beside_a_conversation_less_is_under_way_until_it_is_over() {
+        let start = Instant::now();
+        let notes = notes(start);
+        assert_eq!(notes.most(start).at_hand, IN_BULK.at_hand);
+        notes.wrote(stream(1), SHORT);
+        assert_eq!(notes.most(Instant::now()).at_hand, BESIDE_TALK.at_hand);
+        notes.wrote(stream(2), LONG);
+        assert_eq!(notes.most(Instant::now()).at_hand, BESIDE_TALK.at_hand);
+        let later = Instant::now() + TALK + Duration::from_millis(1);
+        assert_eq!(notes.most(later).at_hand, IN_BULK.at_hand);
+    }
+
+    #[test]
+    fn a_download_is_no_conversation_though_it_begins_like_one() {
+        let start = Instant::now();
+        let notes = notes(start);
+        notes.wrote(stream(1), SHORT);
+        notes.wrote(stream(1), LONG);
+        assert_eq!(notes.most(start).at_hand, IN_BULK.at_hand);
+    }
+
+    #[test]
+    fn a_connection_and_what_quinn_shows_of_it_have_the_same_notes() {
+        let controller = named("bbr").unwrap().build(Instant::now(), 1_200);
+        let shown = controller.clone_box().into_any().downcast::<GuidedController>().unwrap();
+        shown.notes.wrote(stream(1), SHORT);
+        let controller = controller.into_any().downcast::<GuidedController>().unwrap();
+        assert_ne!(controller.notes.spoken_at.load(Ordering::Relaxed), NEVER);
     }
 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::congestion::Notes;
 use crate::error::Fault;
 
 /// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
@@ -187,7 +188,7 @@ pub enum Source {
 pub enum Sink {
     Tcp(Arc<Tcp>),
     Tls(WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
-    Quic(SendStream),
+    Quic(SendStream, Option<Arc<Notes>>),
 }
 
 /// What a half does when it is dropped before its end; shared with whoever may drop it.
@@ -255,7 +256,7 @@ impl Drop for Reader {
 impl Drop for Writer {
     fn drop(&mut self) {
         match &mut self.sink {
-            Sink::Quic(stream) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
+            Sink::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
             Sink::Tcp(tcp) | Sink::Tls(_, tcp) if self.ended => tcp.end(WRITTEN),
             _ => {}
         }
@@ -360,7 +361,7 @@ impl Writer {
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
         match &self.sink {
             Sink::Tcp(tcp) | Sink::Tls(_, tcp) => Some(tcp),
-            Sink::Quic(_) => None,
+            Sink::Quic(..) => None,
         }
     }
 
@@ -373,7 +374,10 @@ impl Writer {
             return Ok(());
         }
         match &mut self.sink {
-            Sink::Quic(stream) => stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e)),
+            Sink::Quic(stream, notes) => {
+                notes.iter().for_each(|notes| notes.wrote(stream.id(), data.len()));
+                stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e))
+            }
             Sink::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // apart, as few tunnels need it
             Sink::Tls(stream, tcp) => {
@@ -406,7 +410,7 @@ impl Writer {
             return Ok(());
         }
         match &mut self.sink {
-            Sink::Quic(stream) => {
+            Sink::Quic(stream, _) => {
                 if stream.finish().is_err() {
                     return Err(Fault::closed());
                 }

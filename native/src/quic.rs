@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
-use crate::congestion;
+use crate::congestion::{self, Notes};
 use crate::connect::{connect, At};
 use crate::error::{Fault, Warn};
 use crate::half::{Sink, Source};
@@ -557,7 +557,7 @@ pub fn remote(connection: &Connection) -> String {
 
 pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
     let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
-    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink)))
+    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection))))
 }
 
 /// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
@@ -598,7 +598,8 @@ pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, m
             return inbox.close();
         };
         allow_streams(&connection, most, &mut allowed);
-        let _ = inbox.push(Halves::new(Source::Quic(source), Sink::Quic(sink)));
+        let notes = Notes::of(&connection);
+        let _ = inbox.push(Halves::new(Source::Quic(source), Sink::Quic(sink, notes)));
         // closed meanwhile: the stream is reset
     }
 }
@@ -616,9 +617,10 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
             return inbox.close();
         };
         allow_streams(&connection, most, &mut allowed);
+        let notes = Notes::of(&connection);
         let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
         let mut request = Box::pin(async move {
-            let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink));
+            let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink, notes));
             let head = tokio::select! {
                 head = read_head(&mut halves, limits.bytes) => head,
                 () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),

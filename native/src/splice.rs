@@ -233,7 +233,7 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_
 /// Resolves when a QUIC peer sends STOP_SENDING, or its connection is lost, also while there is nothing to write.
 fn stopped(writer: &Writer) -> impl std::future::Future<Output = Fault> {
     let stopped = match &writer.sink {
-        Sink::Quic(stream) => Some(stream.stopped()),
+        Sink::Quic(stream, _) => Some(stream.stopped()),
         _ => None,
     };
     async move {
@@ -251,7 +251,7 @@ fn stopped(writer: &Writer) -> impl std::future::Future<Output = Fault> {
 
 /// Resolves when a QUIC peer has all, or never will: until then, closing the connection would cut off what is still under way.
 async fn received(writer: &Writer) {
-    if let Sink::Quic(stream) = &writer.sink {
+    if let Sink::Quic(stream, _) = &writer.sink {
         let _ = stream.stopped().await; // a connection that is lost says so itself
     }
 }

@@ -34,7 +34,7 @@ export const FULL: Sizes = {
   warmUpBytes: 1e8,
   rateSeconds: 5,
   rttSeconds: 4,
-  warmUpSeconds: 5,
+  warmUpSeconds: 15,
   idleTunnels: 10_000,
   idleAgents: 5_000,
   repeats: 3,
