@@ -84,7 +84,10 @@ export class AgentRegistry {
    * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to be: they come last.
    */
   pick(agentId: string, passed: ReadonlySet<HeldAgent>): HeldAgent | undefined {
-    const usable = (this.#agents.get(agentId) ?? []).filter((agent) => !agent.goneAway);
+    const held = this.#agents.get(agentId) ?? [];
+    // nearly always, and for every tunnel
+    if (held.length === 1) return held.find((agent) => !agent.goneAway && !passed.has(agent));
+    const usable = held.filter((agent) => !agent.goneAway);
     const current = usable.filter((agent, i) => !usable.slice(i + 1).some((newer) => isSameProcess(newer, agent)));
     const left = current.filter((agent) => !passed.has(agent));
     const lively = left.filter(({ control }) => !control || control.silentMs < SILENT_AFTER_MS);

@@ -1,24 +1,45 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
-import type { DialRequest } from "../shared/front/front.ts";
+import type { DialRequest, Upstream } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus, Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Duplex } from "../shared/net/types.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 
-/** Every so many milliseconds in which an agent does not answer it is asked whether it is there, where another one could answer. */
+/** Agents that do not answer are asked whether they are there once in so many milliseconds. */
 const PATIENCE_MS = 500;
 
-/** Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. */
-export async function dialAgent(agents: AgentRegistry, request: DialRequest, timeoutMs: number, draining: boolean): Promise<Duplex> {
+/** Asks agents for tunnels, until it is closed. */
+export interface Dialer {
+  /**
+   * By one connection after the other as long as they turn out to be dead.
+   * @throws {Refusal}
+   */
+  dial(request: DialRequest, timeoutMs: number, draining: boolean): Promise<Upstream>;
+  close(): void;
+}
+
+export function createDialer(agents: AgentRegistry): Dialer {
+  const patience = new Patience(agents);
+  return {
+    dial: (request, timeoutMs, draining) => dialAgent(agents, patience, request, timeoutMs, draining),
+    close: () => patience.close(),
+  };
+}
+
+async function dialAgent(
+  agents: AgentRegistry,
+  patience: Patience,
+  request: DialRequest,
+  timeoutMs: number,
+  draining: boolean,
+): Promise<Upstream> {
   const deadline = performance.now() + timeoutMs;
   const passed = new Set<HeldAgent>();
   let lost: unknown;
   for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined;) {
     passed.add(agent);
-    const hasOther = () => agents.pick(request.agentId, passed) !== undefined;
     try {
-      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), hasOther);
+      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), patience);
     } catch (cause) {
       if (!(cause instanceof NetError)) throw cause;
       lost = cause;
@@ -31,28 +52,63 @@ export async function dialAgent(agents: AgentRegistry, request: DialRequest, tim
   throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
 }
 
+/** A connection of an agent that was asked for tunnels. */
+interface Asked {
+  /** Requests that it has not answered. */
+  count: number;
+  /** Aborted where it does not even answer a ping. */
+  readonly death: AbortController;
+}
+
 /**
- * Aborted where an agent that takes long to answer does not even answer a ping, for its network may be gone without a word, and there is
- * another one by now, as one that has come back meanwhile.
+ * Gives up connections whose agent takes long to answer and does not even answer a ping, for its network may be gone without a word, where
+ * there is another one by now, as one that has come back meanwhile. One timer for all of them, which runs as long as somebody waits.
  */
-function signalOfDeath({ control }: HeldAgent, hasOther: () => boolean): { signal: AbortSignal; release: () => void } | undefined {
-  if (!control) return undefined;
-  const death = new AbortController();
-  const timer = setInterval(() => {
-    if (!hasOther()) return;
-    if (control.silentMs >= SILENT_AFTER_MS) death.abort();
-    else control.probe();
-  }, PATIENCE_MS);
-  return { signal: death.signal, release: () => clearInterval(timer) };
+class Patience {
+  readonly #agents: AgentRegistry;
+  readonly #asked = new Map<HeldAgent, Asked>();
+  #timer?: ReturnType<typeof setInterval>;
+
+  constructor(agents: AgentRegistry) {
+    this.#agents = agents;
+  }
+
+  /** Somebody waits for its answer, until `count` is less by one again. */
+  wait(agent: HeldAgent): Asked {
+    let asked = this.#asked.get(agent);
+    if (!asked) {
+      asked = { count: 0, death: new AbortController() };
+      this.#asked.set(agent, asked);
+      this.#timer ??= setInterval(() => this.#look(), PATIENCE_MS);
+    }
+    asked.count++;
+    return asked;
+  }
+
+  #look(): void {
+    for (const [agent, { count, death }] of this.#asked) {
+      if (count === 0) {
+        this.#asked.delete(agent);
+        continue;
+      }
+      const { control, identity: { agentId } } = agent;
+      if (!control || this.#agents.pick(agentId, new Set([agent])) === undefined) continue;
+      if (control.silentMs >= SILENT_AFTER_MS) {
+        this.#asked.delete(agent);
+        death.abort();
+      } else control.probe();
+    }
+    if (this.#asked.size === 0) this.close();
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
 }
 
 /** @throws {NetError} as `exchange` of a connection */
-async function openTunnel(
-  agent: HeldAgent,
-  { id, destination, done }: DialRequest,
-  timeoutMs: number,
-  hasOther: () => boolean,
-): Promise<Duplex> {
+async function openTunnel(agent: HeldAgent, { id, destination }: DialRequest, timeoutMs: number, patience: Patience): Promise<Upstream> {
   const authority = formatAuthority(destination);
   if (agent.identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
@@ -62,23 +118,23 @@ async function openTunnel(
     ["Proxy-Connection", "keep-alive"],
     ["X-Request-Id", id],
   ]);
-  const death = signalOfDeath(agent, hasOther);
+  const asked = patience.wait(agent);
+  const release = () => void agent.tunnels--;
   agent.tunnels++;
   agent.askedAt = performance.now();
   let opened = false;
   try {
-    const answer = await agent.connection.exchange(head, { timeoutMs, signal: death?.signal });
+    const answer = await agent.connection.exchange(head, { timeoutMs, signal: asked.death.signal });
     const refusal = readAnswer(answer.head);
     if (refusal) {
       answer.stream.close();
       throw refusal;
     }
     opened = true;
-    void done.then(() => agent.tunnels--);
-    return answer.stream;
+    return { stream: answer.stream, release };
   } finally {
-    death?.release();
-    if (!opened) agent.tunnels--;
+    asked.count--;
+    if (!opened) release();
   }
 }
 

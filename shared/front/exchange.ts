@@ -23,8 +23,6 @@ export interface Exchange {
   /** Bytes from the client to the destination, and back. */
   sent: number;
   received: number;
-  /** See {@link DialRequest.done}. */
-  readonly done: Promise<void>;
   /** Refused for a limit, which is logged for itself. */
   isLimited?: boolean;
 }

@@ -40,8 +40,6 @@ export interface DialRequest {
   readonly agentId: string;
   readonly destination: Authority;
   readonly credentials: ClientCredentials;
-  /** Resolves when the request is over, and all that it opened closed. */
-  readonly done: Promise<void>;
   /** Fields of the request, as they came. */
   readonly fields: Fields;
 }
@@ -51,6 +49,8 @@ export interface Upstream {
   readonly stream: Duplex;
   /** What the destination has said already; the stream goes on after it. */
   readonly early?: Uint8Array;
+  /** Called once, when the request is over. */
+  readonly release?: () => void;
 }
 
 export interface FrontOptions {
@@ -90,43 +90,40 @@ export function startFront(options: FrontOptions): Front {
   const now = options.now ?? (() => performance.now());
   const nextId = createIds();
   const clients = new Set<Duplex>();
+  let whenEmpty = () => {};
 
   const serve = async (incoming: Incoming): Promise<void> => {
     const { stream } = incoming;
     const startedAt = now();
-    const over = Promise.withResolvers<void>();
-    const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0, done: over.promise };
-    clients.add(stream);
+    const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0 };
     let visit: ClientVisit | undefined;
+    clients.add(stream);
     try {
-      visit = options.limits?.enter(exchange.client);
-      await handle(options, incoming, exchange, visit, now);
-    } catch (error) {
-      await refuse(stream, exchange, toRefusal(error), log);
-    } finally {
-      clients.delete(stream);
-      visit?.leave();
-      over.resolve();
-      if (exchange.status !== undefined) {
-        logAccess(log, exchange, startedAt, now());
-        const { status, proxyError: error, connectedAt, sent, received } = exchange;
-        options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
+      try {
+        visit = options.limits?.enter(exchange.client);
+        await handle(options, incoming, exchange, visit, now);
+      } catch (error) {
+        await refuse(stream, exchange, toRefusal(error), log);
+      } finally {
+        visit?.leave();
+        if (exchange.status !== undefined) {
+          logAccess(log, exchange, startedAt, now());
+          const { status, proxyError: error, connectedAt, sent, received } = exchange;
+          options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
+        }
       }
+    } catch (error) {
+      logFault(log, undefined, error); // what goes wrong even there is one client's, and nobody else's
     }
+    clients.delete(stream);
+    if (clients.size === 0) whenEmpty();
   };
 
   const run = async (): Promise<void> => {
-    const serving = new Set<Promise<void>>();
     for (let batch; (batch = await listener.accept()) !== null;) {
-      for (const incoming of batch) {
-        // what goes wrong even there is one client's, and nobody else's
-        const served: Promise<void> = serve(incoming).catch((error) => logFault(log, undefined, error)).finally(() =>
-          serving.delete(served)
-        );
-        serving.add(served);
-      }
+      for (const incoming of batch) void serve(incoming); // never rejects
     }
-    await Promise.all(serving);
+    if (clients.size > 0) await new Promise<void>((resolve) => whenEmpty = resolve);
   };
 
   const done = run();
@@ -180,61 +177,45 @@ async function handle(
   exchange.token = identity.tokenId;
   try {
     const tunnel = visit?.open(identity);
-    await reach(options, { stream, request, absolute, destination, credentials, identity, tunnel }, exchange, now);
+    const upstream = await reach(options, { id: exchange.id, destination, credentials, fields: request.fields }, identity);
+    try {
+      const ends = tunnel ? tunnel.ends : identity.ends;
+      if (ends?.aborted) throw endOf(ends);
+      exchange.connectedAt = now();
+      const { id, client, agent } = exchange;
+      options.log.debug("opened", { id, client, agent, destination: formatAuthority(destination) });
+      // it may last for days: what is held meanwhile counts
+      if (!absolute) await copy(options, stream, upstream, exchange, tunnel, ends);
+      else await forwardUntil({ stream, request, identity, tunnel }, upstream, absolute, exchange);
+    } catch (error) {
+      abandon(upstream.stream);
+      throw error;
+    } finally {
+      upstream.release?.();
+    }
   } finally {
     identity.release?.();
   }
 }
 
-/** A request whose client is known. */
-interface Admitted {
-  readonly stream: Duplex;
-  readonly request: RequestHead;
-  readonly absolute: AbsoluteTarget | undefined;
-  readonly destination: Authority;
-  readonly credentials: ClientCredentials;
-  readonly identity: Identity;
-  readonly tunnel?: OpenTunnel;
-}
-
-async function reach(options: FrontOptions, admitted: Admitted, exchange: Exchange, now: () => number): Promise<void> {
-  const { request, destination, credentials, identity, tunnel } = admitted;
-  const { agentId } = identity;
+/** @throws {Refusal} where it may not be reached, or cannot */
+async function reach(options: FrontOptions, request: Omit<DialRequest, "agentId">, identity: Identity): Promise<Upstream> {
+  const { destination } = request;
   if (!options.allowList.allows(destination)) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
   }
   if (identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
-  const upstream = await options.dial({
-    id: exchange.id,
-    agentId,
-    destination,
-    credentials,
-    fields: request.fields,
-    done: exchange.done,
-  });
-  try {
-    const ends = tunnel ? tunnel.ends : identity.ends;
-    if (ends?.aborted) throw endOf(ends);
-    exchange.connectedAt = now();
-    if (admitted.absolute && upstream.early) {
-      throw new Refusal(502, "http_response_incomplete", "The destination answers before it is asked");
-    }
-    options.log.debug("opened", { id: exchange.id, client: exchange.client, agent: agentId, destination: formatAuthority(destination) });
-    if (!admitted.absolute) await copy(options, admitted, upstream, exchange, ends);
-    else await forwardUntil(admitted, upstream.stream, admitted.absolute, exchange);
-  } catch (error) {
-    abandon(upstream.stream);
-    throw error;
-  }
+  return await options.dial({ ...request, agentId: identity.agentId });
 }
 
 async function copy(
   options: FrontOptions,
-  { stream, tunnel }: Admitted,
+  stream: Duplex,
   { stream: upstream, early }: Upstream,
   exchange: Exchange,
+  tunnel: OpenTunnel | undefined,
   ends: AbortSignal | undefined,
 ): Promise<void> {
   exchange.status = 200;
@@ -256,11 +237,17 @@ async function copy(
 
 /** Forwards, and cuts it off when the client's credentials end, or its time. */
 async function forwardUntil(
-  { stream, request, identity, tunnel }: Admitted,
-  upstream: Duplex,
+  { stream, request, identity, tunnel }: {
+    readonly stream: Duplex;
+    readonly request: RequestHead;
+    readonly identity: Identity;
+    readonly tunnel?: OpenTunnel;
+  },
+  { stream: upstream, early }: Upstream,
   target: AbsoluteTarget,
   exchange: Exchange,
 ): Promise<void> {
+  if (early) throw new Refusal(502, "http_response_incomplete", "The destination answers before it is asked");
   tunnel?.watch(() => exchange.sent + exchange.received);
   const ends = tunnel ? tunnel.ends : identity.ends;
   const cut = () => {
@@ -269,7 +256,7 @@ async function forwardUntil(
   };
   ends?.addEventListener("abort", cut, { once: true });
   try {
-    await forward(stream, upstream, request, target, exchange, tunnel?.pace);
+    await forward(stream, upstream, request, target, exchange, tunnel && ((bytes) => tunnel.pace(bytes)));
   } catch (error) {
     throw ends?.aborted ? endOf(ends) : error;
   } finally {

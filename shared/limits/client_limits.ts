@@ -12,19 +12,48 @@ import { Buckets } from "./tables.ts";
 import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 
 /** A client that is in. */
-export interface ClientVisit extends Pick<Visit, "failed" | "succeeded"> {
+export class ClientVisit {
+  readonly #limits: ClientLimits;
+  readonly #visit: Visit;
+  #tunnel?: OpenTunnel;
+
+  constructor(limits: ClientLimits, visit: Visit) {
+    this.#limits = limits;
+    this.#visit = visit;
+  }
+
   /**
    * It asks for a tunnel. To be called before its credentials are looked at.
    * @throws {LimitReached}
    */
-  knock(): void;
+  knock(): void {
+    if (this.#visit.key !== undefined) this.#limits.checkAddressRate(this.#visit.key);
+    this.#visit.checkLockOut();
+  }
+
+  /** Its credentials were not accepted. */
+  failed(): void {
+    this.#visit.failed();
+  }
+
+  /** They were. */
+  succeeded(): void {
+    this.#visit.succeeded();
+  }
+
   /**
    * It may have one.
    * @throws {LimitReached}
    */
-  open(identity: Identity): OpenTunnel;
+  open(identity: Identity): OpenTunnel {
+    return this.#tunnel = this.#limits.open(identity);
+  }
+
   /** It is gone, and its tunnel with it. */
-  leave(): void;
+  leave(): void {
+    this.#tunnel?.close();
+    this.#visit.leave();
+  }
 }
 
 /** Holds clients to their limits, until it is closed. */
@@ -73,25 +102,22 @@ export class ClientLimits {
    * @throws {LimitReached}
    */
   enter(remote: string): ClientVisit {
-    const visit = this.#door.enter(remote);
-    let tunnel: OpenTunnel | undefined;
-    return {
-      failed: visit.failed,
-      succeeded: visit.succeeded,
-      knock: () => {
-        if (visit.key !== undefined) this.#checkRate(this.#addressRate, visit.key, "tunnel-rate-per-address", { address: visit.key });
-        visit.checkLockOut();
-      },
-      open: ({ agentId, tokenId, ends }) => {
-        const client = tokenId ?? agentId;
-        this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
-        return tunnel = this.#tunnels.open({ agentId, client, ends });
-      },
-      leave: () => {
-        tunnel?.close();
-        visit.leave();
-      },
-    };
+    return new ClientVisit(this, this.#door.enter(remote));
+  }
+
+  /** @throws {LimitReached} */
+  checkAddressRate(address: string): void {
+    this.#checkRate(this.#addressRate, address, "tunnel-rate-per-address", { address });
+  }
+
+  /**
+   * A tunnel of this client.
+   * @throws {LimitReached}
+   */
+  open({ agentId, tokenId, ends }: Identity): OpenTunnel {
+    const client = tokenId ?? agentId;
+    this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
+    return this.#tunnels.open({ agentId, client, ends });
   }
 
   /** The network has given up a head for others. */

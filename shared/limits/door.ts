@@ -45,30 +45,28 @@ export class Door {
     }
     this.#inside++;
     if (key !== undefined) this.#perAddress.add(key);
-    let inside = true;
-    return {
-      key,
-      checkLockOut: () => this.#checkLockOut(key),
-      failed: () => {
-        if (key !== undefined) this.#lockOut.failed(key);
-      },
-      succeeded: () => {
-        if (key !== undefined) this.#lockOut.succeeded(key);
-      },
-      leave: () => {
-        if (!inside) return;
-        inside = false;
-        this.#inside--;
-        if (key !== undefined) this.#perAddress.remove(key);
-      },
-    };
+    return new Visit(this, key);
   }
 
-  #checkLockOut(key: string | undefined): void {
-    const lockedMs = key === undefined ? 0 : this.#lockOut.lockedMs(key);
+  /** @throws {LimitReached} where the address is locked out */
+  checkLockOut(key: string): void {
+    const lockedMs = this.#lockOut.lockedMs(key);
     if (lockedMs === 0) return;
     const seconds = Math.ceil(lockedMs / 1_000);
     throw this.refusal("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
+  }
+
+  failed(key: string): void {
+    this.#lockOut.failed(key);
+  }
+
+  succeeded(key: string): void {
+    this.#lockOut.succeeded(key);
+  }
+
+  left(key: string | undefined): void {
+    this.#inside--;
+    if (key !== undefined) this.#perAddress.remove(key);
   }
 
   /** Reports it. */
@@ -79,17 +77,36 @@ export class Door {
 }
 
 /** Somebody who is in. */
-export interface Visit {
-  /** Of the address, in tables; `undefined` where none of the limits by address applies. */
-  readonly key: string | undefined;
+export class Visit {
+  readonly #door: Door;
+  #isInside = true;
+
+  /** @param key of the address, in tables; `undefined` where none of the limits by address applies */
+  constructor(door: Door, readonly key: string | undefined) {
+    this.#door = door;
+  }
+
   /**
    * To be called before credentials are looked at.
    * @throws {LimitReached} where the address is locked out
    */
-  checkLockOut(): void;
+  checkLockOut(): void {
+    if (this.key !== undefined) this.#door.checkLockOut(this.key);
+  }
+
   /** The credentials were not accepted. */
-  failed(): void;
+  failed(): void {
+    if (this.key !== undefined) this.#door.failed(this.key);
+  }
+
   /** They were. */
-  succeeded(): void;
-  leave(): void;
+  succeeded(): void {
+    if (this.key !== undefined) this.#door.succeeded(this.key);
+  }
+
+  leave(): void {
+    if (!this.#isInside) return;
+    this.#isInside = false;
+    this.#door.left(this.key);
+  }
 }

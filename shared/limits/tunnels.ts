@@ -46,12 +46,64 @@ export interface OpenTunnel {
   close(): void;
 }
 
-interface Aging {
-  readonly startedAt: number;
-  readonly ending: AbortController;
-  /** Listens no more to what else may end it. */
-  readonly detach: () => void;
-  progress?: { read: () => number; last: number; since: number };
+/** One of them, as {@link TunnelLimits} looks at it. */
+class CountedTunnel implements OpenTunnel {
+  readonly rates: readonly Rate[];
+  /** Of those rates, the one that is its own. */
+  readonly ownRate: Rate | undefined;
+  readonly agentId: string;
+  readonly client: string;
+  startedAt = 0;
+  /** Where it may not go on for ever. */
+  ending?: AbortController;
+  progress?: { readonly read: () => number; last: number; since: number };
+  readonly #limits: TunnelLimits;
+  readonly #ends: AbortSignal | undefined;
+  #onEnd?: () => void;
+  #isOpen = true;
+
+  constructor(limits: TunnelLimits, agentId: string, client: string, ends: AbortSignal | undefined, own: Rate | undefined, rates: Rate[]) {
+    this.#limits = limits;
+    this.agentId = agentId;
+    this.client = client;
+    this.#ends = ends;
+    this.ownRate = own;
+    this.rates = rates;
+  }
+
+  get ends(): AbortSignal | undefined {
+    return this.ending?.signal ?? this.#ends;
+  }
+
+  /** From `now` on it has an age, and ends when it is to end for other reasons, too. */
+  age(now: number): void {
+    this.startedAt = now;
+    const [ending, ends] = [new AbortController(), this.#ends];
+    this.ending = ending;
+    if (!ends) return;
+    const onEnd = this.#onEnd = () => ending.abort(ends.reason);
+    if (ends.aborted) onEnd();
+    ends.addEventListener("abort", onEnd, { once: true });
+  }
+
+  async pace(bytes: number): Promise<void> {
+    for (const rate of this.rates) await rate.take(bytes);
+  }
+
+  watch(read: () => number): void {
+    this.#limits.watch(this, read);
+  }
+
+  wasIdle(): void {
+    this.#limits.wasIdle();
+  }
+
+  close(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#limits.release(this);
+    if (this.#onEnd) this.#ends?.removeEventListener("abort", this.#onEnd);
+  }
 }
 
 /** How often they are looked at, in milliseconds. */
@@ -66,7 +118,7 @@ export class TunnelLimits {
   readonly #perClient = new Tally();
   readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
   /** The oldest first. */
-  readonly #aging = new Set<Aging>();
+  readonly #aging = new Set<CountedTunnel>();
   readonly #timer: ReturnType<typeof setInterval>;
   #open = 0;
 
@@ -105,59 +157,42 @@ export class TunnelLimits {
     this.#open++;
     this.#perAgent.add(agentId);
     this.#perClient.add(client);
-    let aging = tunnelLife > 0 ? this.#age(ends) : undefined;
-    let isOpen = true;
-    const share = this.#share(agentId, client);
-    return {
-      get ends() {
-        return aging?.ending.signal ?? ends;
-      },
-      rates: share.rates,
-      pace: async (bytes) => {
-        for (const rate of share.rates) await rate.take(bytes);
-      },
-      watch: (read) => {
-        if (this.idleMs === 0) return;
-        aging ??= this.#age(ends);
-        aging.progress = { read, last: read(), since: this.#now() };
-      },
-      wasIdle: () => this.#options.reports.hit("tunnel-idle"),
-      close: () => {
-        if (!isOpen) return;
-        isOpen = false;
-        this.#open--;
-        this.#perAgent.remove(agentId);
-        this.#perClient.remove(client);
-        share.leave();
-        if (!aging) return;
-        this.#aging.delete(aging);
-        aging.detach();
-      },
-    };
-  }
-
-  /** What a tunnel has of the bandwidth, the narrowest share first: what waits for that is not taken from the others yet. */
-  #share(agentId: string, client: string): { rates: readonly Rate[]; leave: () => void } {
-    const { tunnel, client: ofClient, agent, all } = this.#bandwidth;
-    const own = tunnel.create();
+    const { tunnel: each, client: ofClient, agent, all } = this.#bandwidth;
+    const own = each.create();
+    // the narrowest share first: what waits for that is not taken from the others yet
     const rates = [own, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
-    const leave = () => {
-      own?.close();
-      ofClient.leave(client);
-      agent.leave(agentId);
-      all.leave("");
-    };
-    return { rates, leave };
+    const tunnel = new CountedTunnel(this, agentId, client, ends, own, rates);
+    if (tunnelLife > 0) this.#age(tunnel);
+    return tunnel;
   }
 
-  #age(ends: AbortSignal | undefined): Aging {
-    const ending = new AbortController();
-    const end = () => ending.abort(ends?.reason);
-    const aging: Aging = { startedAt: this.#now(), ending, detach: () => ends?.removeEventListener("abort", end) };
-    this.#aging.add(aging);
-    if (ends?.aborted) end();
-    ends?.addEventListener("abort", end, { once: true });
-    return aging;
+  #age(tunnel: CountedTunnel): void {
+    tunnel.age(this.#now());
+    this.#aging.add(tunnel);
+  }
+
+  /** Ends it when `read` stays the same for too long. */
+  watch(tunnel: CountedTunnel, read: () => number): void {
+    if (this.idleMs === 0) return;
+    if (!tunnel.ending) this.#age(tunnel);
+    tunnel.progress = { read, last: read(), since: this.#now() };
+  }
+
+  wasIdle(): void {
+    this.#options.reports.hit("tunnel-idle");
+  }
+
+  /** It counts no longer. */
+  release(tunnel: CountedTunnel): void {
+    const { agentId, client, ownRate } = tunnel;
+    this.#open--;
+    this.#perAgent.remove(agentId);
+    this.#perClient.remove(client);
+    ownRate?.close();
+    this.#bandwidth.client.leave(client);
+    this.#bandwidth.agent.leave(agentId);
+    this.#bandwidth.all.leave("");
+    this.#aging.delete(tunnel);
   }
 
   /** What it does once a second: ends what is too old or too silent, and looks at the memory. */
@@ -167,19 +202,19 @@ export class TunnelLimits {
     this.#memory.look();
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.look();
     reports.flush();
-    for (const aging of this.#aging) {
-      const { startedAt, ending, progress } = aging;
+    for (const tunnel of this.#aging) {
+      const { startedAt, ending, progress } = tunnel;
       if (tunnelLife > 0 && now - startedAt >= tunnelLife) {
         reports.hit("tunnel-life");
-        this.#aging.delete(aging);
-        ending.abort(new LimitReached("tunnel-life", "The tunnel has reached its longest life"));
+        this.#aging.delete(tunnel);
+        ending?.abort(new LimitReached("tunnel-life", "The tunnel has reached its longest life"));
       } else if (progress && tunnelIdle > 0) {
         const read = progress.read();
         if (read !== progress.last) Object.assign(progress, { last: read, since: now });
         else if (now - progress.since >= tunnelIdle) {
           reports.hit("tunnel-idle");
-          this.#aging.delete(aging);
-          ending.abort(new Refusal(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdle} ms`));
+          this.#aging.delete(tunnel);
+          ending?.abort(new Refusal(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdle} ms`));
         }
       }
     }

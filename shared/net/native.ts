@@ -186,8 +186,11 @@ class Calls {
    * As {@link call}, given up when `signal` is aborted.
    * @throws {NetError} `cancelled`
    */
-  async cancellable<T>(signal: AbortSignal | undefined, start: (op: number, engine: Engine) => void): Promise<T> {
-    if (signal === undefined) return await this.call(start);
+  cancellable<T>(signal: AbortSignal | undefined, start: (op: number, engine: Engine) => void): Promise<T> {
+    return signal === undefined ? this.call(start) : this.#callUntil(signal, start);
+  }
+
+  async #callUntil<T>(signal: AbortSignal, start: (op: number, engine: Engine) => void): Promise<T> {
     const { op, promise } = this.#call(start);
     const cancel = () => this.engine.cancel(op);
     if (signal.aborted) cancel();

@@ -16,7 +16,6 @@ const REQUEST: DialRequest = {
   destination: { host: "db", port: 5432 },
   credentials: { scheme: "basic", username: "7", password: "" },
   fields: [["proxy-authorization", "Basic Nzp4"], ["User-Agent", "test"], ["Via", "1.1 somebody"]],
-  done: new Promise(() => {}),
 };
 const ESTABLISHED = "HTTP/1.1 200 Connection established\r\nContent-Length: 0\r\n\r\n";
 const GO_REFUSAL = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
