@@ -260,11 +260,17 @@ export class Site implements AsyncDisposable {
     return program;
   }
 
-  /** A proxy that listens. */
+  /** A proxy that listens. Where it is to listen at `addresses` again, somebody may have been lent its port meanwhile, for a while. */
   async startProxy(args: readonly string[] = [], addresses?: Addresses): Promise<{ proxy: Program; addresses: Addresses }> {
-    const proxy = this.start(PROXY, [...this.proxyArgs(addresses), ...args]);
-    const { agents, clients } = await proxy.waitFor("listening");
-    return { proxy, addresses: { agents: String(agents), clients: String(clients) } };
+    for (const deadline = performance.now() + PATIENCE_MS;;) {
+      const proxy = this.start(PROXY, [...this.proxyArgs(addresses), ...args]);
+      try {
+        const { agents, clients } = await proxy.waitFor("listening");
+        return { proxy, addresses: { agents: String(agents), clients: String(clients) } };
+      } catch (error) {
+        if (!addresses || performance.now() > deadline || !String(error).includes("Address already in use")) throw error;
+      }
+    }
   }
 
   /** A load balancer that listens. `store` as for {@link storeArgs}. */
