@@ -8,25 +8,11 @@ import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_reg
 /** Agents that do not answer are asked whether they are there once in so many milliseconds. */
 const PATIENCE_MS = 500;
 
-/** Asks agents for tunnels, until it is closed. */
-export interface Dialer {
-  /**
-   * By one connection after the other as long as they turn out to be dead.
-   * @throws {Refusal}
-   */
-  dial(request: DialRequest, timeoutMs: number, draining: boolean): Promise<Upstream>;
-  close(): void;
-}
-
-export function createDialer(agents: AgentRegistry): Dialer {
-  const patience = new Patience(agents);
-  return {
-    dial: (request, timeoutMs, draining) => dialAgent(agents, patience, request, timeoutMs, draining),
-    close: () => patience.close(),
-  };
-}
-
-async function dialAgent(
+/**
+ * Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead.
+ * @throws {Refusal}
+ */
+export async function dialAgent(
   agents: AgentRegistry,
   patience: Patience,
   request: DialRequest,
@@ -62,9 +48,10 @@ interface Asked {
 
 /**
  * Gives up connections whose agent takes long to answer and does not even answer a ping, for its network may be gone without a word, where
- * there is another one by now, as one that has come back meanwhile. One timer for all of them, which runs as long as somebody waits.
+ * there is another one by now, as one that has come back meanwhile. One timer for all of them, which runs as long as somebody waits, or until
+ * it is closed.
  */
-class Patience {
+export class Patience {
   readonly #agents: AgentRegistry;
   readonly #asked = new Map<HeldAgent, Asked>();
   #timer?: ReturnType<typeof setInterval>;

@@ -21,7 +21,7 @@ import type { Supervisor } from "../shared/supervisor.ts";
 import { refreshTls } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
-import { createDialer } from "./dial.ts";
+import { dialAgent, Patience } from "./dial.ts";
 import { registerProxy, reportAgents } from "./figures.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
@@ -132,7 +132,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const stopping = new AbortController();
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
-  const dialer = createDialer(server.agents);
+  const patience = new Patience(server.agents);
   const tunnels = registerProxy(metrics, { agents: server.agents, tls, clients: () => front.open });
   const front: Front = startFront({
     net,
@@ -142,7 +142,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     limits,
     log,
     onEnd: (end) => tunnels.ended(end),
-    dial: (request) => dialer.dial(request, options.agentServer.agent.dialTimeout, draining !== undefined),
+    dial: (request) => dialAgent(server.agents, patience, request, options.agentServer.agent.dialTimeout, draining !== undefined),
   });
   const refreshed = [
     refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => agentListener.setTls(renewed)),
@@ -157,7 +157,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     front.close();
     await server.close();
     await front.done;
-    dialer.close();
+    patience.close();
     limits.close();
     watchdog.close();
     closeAuthenticator();

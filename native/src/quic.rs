@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
+use quinn::{
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, Runtime, SendStream,
+    TransportConfig, VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -556,8 +559,12 @@ pub fn remote(connection: &Connection) -> String {
 }
 
 pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
-    let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
-    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection))))
+    let stream = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
+    Ok(halves(connection, stream))
+}
+
+fn halves(connection: &Connection, (sink, source): (SendStream, RecvStream)) -> Halves {
+    Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection)))
 }
 
 /// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
@@ -594,12 +601,11 @@ pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, m
     let mut allowed = false;
     loop {
         inbox.space().await; // meanwhile the peer's stream limit holds it up
-        let Ok((sink, source)) = connection.accept_bi().await else {
+        let Ok(stream) = connection.accept_bi().await else {
             return inbox.close();
         };
         allow_streams(&connection, most, &mut allowed);
-        let notes = Notes::of(&connection);
-        let _ = inbox.push(Halves::new(Source::Quic(source), Sink::Quic(sink, notes)));
+        let _ = inbox.push(halves(&connection, stream));
         // closed meanwhile: the stream is reset
     }
 }
@@ -613,14 +619,13 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
-        let Ok((sink, source)) = connection.accept_bi().await else {
+        let Ok(stream) = connection.accept_bi().await else {
             return inbox.close();
         };
         allow_streams(&connection, most, &mut allowed);
-        let notes = Notes::of(&connection);
+        let mut halves = halves(&connection, stream);
         let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
         let mut request = Box::pin(async move {
-            let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink, notes));
             let head = tokio::select! {
                 head = read_head(&mut halves, limits.bytes) => head,
                 () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),

@@ -184,7 +184,6 @@ async function handle(
       exchange.connectedAt = now();
       const { id, client, agent } = exchange;
       options.log.debug("opened", { id, client, agent, destination: formatAuthority(destination) });
-      // it may last for days: what is held meanwhile counts
       if (!absolute) await copy(options, stream, upstream, exchange, tunnel, ends);
       else await forwardUntil({ stream, request, identity, tunnel }, upstream, absolute, exchange);
     } catch (error) {
