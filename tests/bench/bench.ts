@@ -7,7 +7,7 @@ import { cpus, loadavg, release, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { drawChart } from "./chart.ts";
-import { type LimitKind, Places, type Subject } from "./places.ts";
+import { type LimitKind, Places, type Subject, type Surroundings } from "./places.ts";
 import { Launcher } from "./processes.ts";
 import { columns, formatTable, formatVerdicts, markdown, type MetricSummary, type Run, summarize } from "./report.ts";
 import { FULL, type Outcome, type Scenario, type Sizes, SMOKE } from "./scenario.ts";
@@ -133,9 +133,13 @@ function describeMachine() {
   };
 }
 
+function hasAll(subject: Subject & { kind: "pair" }, { lb, neighbour }: Surroundings = {}): boolean {
+  return (!lb || subject.lb !== undefined) && (!neighbour?.proxyOptions || subject.name === OWN);
+}
+
 /** Whether the scenario can be measured with this subject. */
 function applies({ sizes }: Plan, { name, limits = [], surroundings }: Scenario, subject: Subject): boolean {
-  if (subject.kind === "pair") return (!surroundings?.lb || subject.lb !== undefined) && (!surroundings?.neighbour || subject.name === OWN);
+  if (subject.kind === "pair") return hasAll(subject, surroundings);
   return limits.includes(subject.kind) && (sizes !== SMOKE || SMOKE_LIMITS.includes(name));
 }
 

@@ -8,6 +8,8 @@ import type { Held, Launcher, LoadResult, Program } from "./processes.ts";
 
 const AGENT_ID = "bench";
 const NEIGHBOUR_ID = "neighbour";
+/** What has it gets a processor where nobody else wants one, nearly. */
+const LEAST_PRIORITY = ["nice", "-n", "19"];
 
 /** What is measured. */
 export type Subject =
@@ -33,8 +35,13 @@ export interface Surroundings {
   readonly lb?: boolean;
   /** Each datagram takes so long, each way, and a share of them is lost. */
   readonly link?: { readonly delayMs: number; readonly loss: number };
-  /** A second agent of the same proxy, which has these options: none but this program knows them. */
-  readonly neighbour?: readonly string[];
+  /** A second agent of the same proxy. */
+  readonly neighbour?: {
+    /** Of the proxy. None but this program knows them. */
+    readonly proxyOptions?: readonly string[];
+    /** Its clients, agent and origin take only what processors others leave, as if they had machines of their own. */
+    readonly yields?: boolean;
+  };
 }
 
 /** The processes that are between client and origin; of the limit's hops, the two ends. */
@@ -98,14 +105,13 @@ export class Places {
   #place(
     way: readonly string[],
     programs: readonly Program[],
-    more: { pair?: Pair; agents?: string; link?: Held; neighbour?: readonly string[] } = {},
+    more: { pair?: Pair; agents?: string; link?: Held; loadNeighbour?: Load } = {},
   ): Place {
     const { launcher } = this;
-    const loadBy = (way: readonly string[]): Load => (mode, ...options) => launcher.load([mode, ...way, ...options.map(String)]);
     return {
       pair: more.pair,
-      load: loadBy(way),
-      loadNeighbour: more.neighbour && loadBy(more.neighbour),
+      load: this.#loadBy(way),
+      loadNeighbour: more.loadNeighbour,
       hold: (tunnels) => launcher.hold(["idle", ...way, "--tunnels", String(tunnels)]),
       flock: (agents) => launcher.hold(["flock", "--quic", more.agents!, "--ca", this.files.ca, "--agents", String(agents)]),
       stop: async () => {
@@ -115,6 +121,10 @@ export class Places {
         return problems.filter((problem) => problem !== undefined);
       },
     };
+  }
+
+  #loadBy(way: readonly string[], priority: readonly string[] = []): Load {
+    return (mode, ...options) => this.launcher.load([mode, ...way, ...options.map(String)], priority);
   }
 
   async #makeHops({ link }: Surroundings): Promise<Place> {
@@ -134,6 +144,7 @@ export class Places {
 
   async #makePair(subject: Subject & { kind: "pair" }, surroundings: Surroundings): Promise<Place> {
     const { launcher, files, origin } = this;
+    const { neighbour } = surroundings;
     const agents = `127.0.0.1:${await freeUdpPort()}`;
     const clients = `127.0.0.1:${await freeTcpPort()}`;
     const front = surroundings.lb ? await this.#startStore(clients) : undefined;
@@ -144,7 +155,7 @@ export class Places {
       `--agent-server.tls.file.cert=${files.cert}`,
       `--agent-server.tls.file.key=${files.key}`,
       ...(front?.proxyOptions ?? []),
-      ...(surroundings.neighbour ?? []),
+      ...(neighbour?.proxyOptions ?? []),
     ]);
     await proxy.until(2, () => takesConnections(clients));
     const listeningMs = performance.now() - proxyStarted;
@@ -153,8 +164,8 @@ export class Places {
     const way = await this.#linkTo(agents, surroundings.link);
     const agentStarted = performance.now();
     const entrance = front?.clients ?? clients;
-    const startAgent = async (id: string) => {
-      const agent = launcher.start("agent", subject.agent, [
+    const startAgent = async (id: string, priority: readonly string[] = []) => {
+      const agent = launcher.start("agent", [...priority, subject.agent].join(" "), [
         `--agent-client.server-address=${way.address}`,
         `--agent-client.tls.file.root-ca=${files.ca}`,
         `--auth.noauth.agent-id=${id}`,
@@ -164,15 +175,15 @@ export class Places {
     };
     const agent = await startAgent(AGENT_ID);
     const connectedMs = performance.now() - agentStarted;
-    const neighbour = surroundings.neighbour && await startAgent(NEIGHBOUR_ID);
-    const programs = [lb, neighbour, agent, proxy, front?.store].filter((program) => program !== undefined);
-    const wayOf = (id: string) => ["--target", origin, "--proxy", entrance, "--user", `${id}:x`];
-    return this.#place(wayOf(AGENT_ID), programs, {
-      pair: { proxy, agent, lb, listeningMs, connectedMs },
-      agents,
-      link: way.held,
-      neighbour: neighbour && wayOf(NEIGHBOUR_ID),
-    });
+    const programs = [lb, agent, proxy, front?.store].filter((program) => program !== undefined);
+    const wayOf = (id: string, target: string) => ["--target", target, "--proxy", entrance, "--user", `${id}:x`];
+    const more = { pair: { proxy, agent, lb, listeningMs, connectedMs }, agents, link: way.held };
+    if (neighbour === undefined) return this.#place(wayOf(AGENT_ID, origin), programs, more);
+    const priority = neighbour.yields ? LEAST_PRIORITY : [];
+    const other = await startAgent(NEIGHBOUR_ID, priority);
+    const { listening } = await launcher.keep(["origin"], priority);
+    const loadNeighbour = this.#loadBy(wayOf(NEIGHBOUR_ID, String(listening)), priority);
+    return this.#place(wayOf(AGENT_ID, origin), [other, ...programs], { ...more, loadNeighbour });
   }
 
   /** A store, and what proxy and lb are told of it. */

@@ -71,23 +71,26 @@ export class Launcher {
     return path;
   }
 
-  /** A mode of the load generator that serves until it is stopped, and what it says first. It is ended with everything else, and no sooner. */
-  async keep(args: readonly string[]): Promise<LoadResult> {
-    const child = this.#spawn(this.#load, args, ["ignore", "pipe", "inherit"]);
+  /**
+   * A mode of the load generator that serves until it is stopped, and what it says first. It is ended with everything else, and no sooner.
+   * `priority` comes before its command.
+   */
+  async keep(args: readonly string[], priority: readonly string[] = []): Promise<LoadResult> {
+    const child = this.#spawnLoad(args, "ignore", priority);
     this.#kept.add(child);
     return await answers(child).next();
   }
 
   /** As `keep`, for a program that is measured. */
   async serve(name: string, args: readonly string[]): Promise<{ program: Program; said: LoadResult }> {
-    const child = this.#spawn(this.#load, args, ["ignore", "pipe", "inherit"]);
+    const child = this.#spawnLoad(args, "ignore");
     const said = await answers(child).next();
     return { program: { name, usage: () => readUsage(child.pid!), stop: () => end(child).then(() => undefined) }, said };
   }
 
-  /** Runs the load generator to its end. */
-  async load(args: readonly string[]): Promise<LoadResult> {
-    const { next, ended } = answers(this.#spawn(this.#load, args, ["ignore", "pipe", "inherit"]));
+  /** Runs the load generator to its end. `priority` comes before its command. */
+  async load(args: readonly string[], priority: readonly string[] = []): Promise<LoadResult> {
+    const { next, ended } = answers(this.#spawnLoad(args, "ignore", priority));
     const result = await next();
     await ended;
     return result;
@@ -95,7 +98,7 @@ export class Launcher {
 
   /** A mode of the load generator that goes on until its input ends. */
   async hold(args: readonly string[]): Promise<Held> {
-    const child = this.#spawn(this.#load, args, ["pipe", "pipe", "inherit"]);
+    const child = this.#spawnLoad(args, "pipe");
     const { next, ended } = answers(child);
     const opened = await next();
     return {
@@ -122,6 +125,11 @@ export class Launcher {
   /** Does not wait for them. */
   killAll(): void {
     for (const child of this.#children) child.kill("SIGKILL");
+  }
+
+  #spawnLoad(args: readonly string[], input: "ignore" | "pipe", priority: readonly string[] = []): ChildProcess {
+    const [file, ...rest] = [...priority, this.#load, ...args];
+    return this.#spawn(file!, rest, [input, "pipe", "inherit"]);
   }
 
   #spawn(file: string, args: readonly string[], stdio: ("ignore" | "pipe" | "inherit" | number)[]): ChildProcess {

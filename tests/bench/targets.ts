@@ -52,6 +52,8 @@ export const TARGETS: readonly Target[] = [
   { title: "CPU of the proxy for nothing, % of a core", scenario: "agents", metric: "proxyCpuPercent", most: 5 },
   { title: "set-up p50 beside another agent's flood, to alone", scenario: "isolation", metric: "floodToAloneP50", most: 2 },
   { title: "set-up p50 beside another agent's downloads, to alone", scenario: "isolation", metric: "downloadsToAloneP50", most: 2 },
+  { title: "the same, with limits: flood", scenario: "isolation-limits", metric: "floodToAloneP50", most: 2 },
+  { title: "the same, with limits: downloads", scenario: "isolation-limits", metric: "downloadsToAloneP50", most: 2 },
   { title: "proxy, MiB idle", scenario: "idle", metric: "proxyRssMiB", most: 45 },
   { title: "agent, MiB idle", scenario: "idle", metric: "agentRssMiB", most: 45 },
   { title: "proxy, a minute after the load to before", scenario: "memory", metric: "proxyAfterToBefore", most: 1.3 },

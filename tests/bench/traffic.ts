@@ -162,14 +162,14 @@ export function lossy(name: string, title: string, link: NonNullable<Surrounding
   };
 }
 
-/** One client and its agent, beside what is done through another agent; both have the proxy's `limits`. */
-export function isolation(name: string, title: string, limits: readonly string[]): Scenario {
+/** One client and its agent, beside what is done through another agent. */
+export function isolation(name: string, title: string, neighbour: NonNullable<Surroundings["neighbour"]>): Scenario {
   const ms = { unit: "ms", digits: 2 };
   const ratio = { unit: "", digits: 2 };
   return {
     name,
     title,
-    surroundings: { neighbour: limits },
+    surroundings: { neighbour },
     metrics: {
       aloneP50: { title: "set-up p50 alone", ...ms },
       aloneP99: { title: "set-up p99 alone", ...ms },
