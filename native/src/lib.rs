@@ -119,16 +119,16 @@ struct Core {
     releasing: Option<AbortHandle>,
 }
 
-/// How often code that is not in use is let go of.
+/// How often what the executable does not use is let go of.
 const RELEASE: Duration = Duration::from_secs(60);
 /// The start is over then.
 const STARTED: Duration = Duration::from_secs(5);
 
-async fn release_code_again_and_again() {
+async fn release_again_and_again() {
     tokio::time::sleep(STARTED).await;
     loop {
-        // a system that does not let it: the code stays
-        let _ = tokio::task::spawn_blocking(process::release_code).await;
+        // a system that does not let it: it stays
+        let _ = tokio::task::spawn_blocking(process::release_executable).await;
         tokio::time::sleep(RELEASE).await;
     }
 }
@@ -405,7 +405,7 @@ impl Engine {
             cancels: Mutex::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            releasing: owns_process.then(|| runtime.spawn(release_code_again_and_again()).abort_handle()),
+            releasing: owns_process.then(|| runtime.spawn(release_again_and_again()).abort_handle()),
         };
         Ok(Self { core: Arc::new(core) })
     }

@@ -52,36 +52,90 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Lets go of the executable's code that is not in use: most of it ran at the start only, and would stay resident. What is used again
-/// comes back from the page cache. How many bytes were mapped.
+/// Lets go of what the executable has in memory as its file has it, and does not use now: code, constants, and what it carries, most of which
+/// was needed at the start only. What is used again comes back from the page cache. How many bytes that were.
 #[cfg(target_os = "linux")]
-pub fn release_code() -> io::Result<usize> {
-    let executable = std::fs::read_link("/proc/self/exe")?;
+pub fn release_executable() -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    const PAGE: usize = 4096;
+    /// Present, and the file's: what a process has written to is its own (proc_pid_pagemap(5))
+    const UNTOUCHED: u64 = 1 << 63 | 1 << 61;
+    // SAFETY: asks for a number
+    if unsafe { libc::sysconf(libc::_SC_PAGESIZE) } != PAGE as libc::c_long {
+        return Ok(0); // few have others: not worth a way of their own
+    }
+    let pagemap = std::fs::File::open("/proc/self/pagemap")?;
     let mut released = 0;
-    // address, permissions, offset, device, inode, path (proc_pid_maps(5))
-    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
-        let mut fields = line.splitn(6, ' ').map(str::trim);
-        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3)) else {
-            continue;
-        };
-        let bounds = range
-            .split_once('-')
-            .map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
-        let Some((Ok(from), Ok(to))) = bounds else { continue };
-        if std::path::Path::new(path) != executable {
-            continue;
-        }
-        // SAFETY: the mapping is the running executable's, never unmapped; its pages are read-only, so they are still what the file has, which
-        // cannot be written while it runs (ETXTBSY)
-        if unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) } == 0 {
-            released += to - from;
+    for (from, to) in executable_memory()? {
+        let mut entries = vec![0; (to - from) / PAGE * 8];
+        pagemap.read_exact_at(&mut entries, (from / PAGE * 8) as u64)?;
+        let is_untouched = |entry: &&[u8]| u64::from_ne_bytes((**entry).try_into().unwrap_or_default()) & UNTOUCHED == UNTOUCHED;
+        let pages: Vec<bool> = entries.chunks_exact(8).map(|entry| is_untouched(&entry)).collect();
+        let mut at = from;
+        for run in pages.chunk_by(|a, b| a == b) {
+            let bytes = run.len() * PAGE;
+            // SAFETY: the mapping is the running executable's, never unmapped; nobody writes to these pages, so they are still what the file
+            // has, which cannot be written while it runs (ETXTBSY)
+            if run[0] && unsafe { libc::madvise(at as *mut libc::c_void, bytes, libc::MADV_DONTNEED) } == 0 {
+                released += bytes;
+            }
+            at += bytes;
         }
     }
     Ok(released)
 }
 
+/// Where the executable is in memory, but for what it writes to. What Bun's executables carry is in a section of its own, which nobody writes to
+/// though it could be.
+#[cfg(target_os = "linux")]
+fn executable_memory() -> io::Result<Vec<(usize, usize)>> {
+    use object::read::elf::ElfFile64;
+    use object::{Endianness, Object, ObjectSection, ReadCache};
+    const PAGE: u64 = 4096;
+    let path = std::fs::read_link("/proc/self/exe")?;
+    let file = ReadCache::new(std::fs::File::open("/proc/self/exe")?);
+    let elf = ElfFile64::<Endianness, _>::parse(&file).map_err(io::Error::other)?;
+    let carried = elf
+        .section_by_name(".bun")
+        .and_then(|section| section.file_range())
+        .unwrap_or_default();
+    let mut found = Vec::new();
+    // address, permissions, offset, device, inode, path (proc_pid_maps(5))
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        let mut fields = line.splitn(6, ' ').map(str::trim);
+        let (Some(range), Some(permissions), Some(offset), Some(name)) = (fields.next(), fields.next(), fields.next(), fields.nth(2))
+        else {
+            continue;
+        };
+        let (Some((from, to)), Some(offset)) = (range.split_once('-').map(|(from, to)| (hex(from), hex(to))), hex(offset)) else {
+            continue;
+        };
+        let (Some(from), Some(to), true) = (from, to, path == std::path::Path::new(name)) else {
+            continue;
+        };
+        match permissions {
+            "r-xp" | "r--p" => found.push((from as usize, to as usize)),
+            "rw-p" => {
+                // whole pages of it alone
+                let (start, end) = (carried.0.next_multiple_of(PAGE).max(offset), (carried.0 + carried.1) / PAGE * PAGE);
+                let end = end.min(offset + (to - from));
+                if start < end {
+                    found.push(((from + start - offset) as usize, (from + end - offset) as usize));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(target_os = "linux")]
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
 #[cfg(not(target_os = "linux"))]
-pub fn release_code() -> io::Result<usize> {
+pub fn release_executable() -> io::Result<usize> {
     Ok(0)
 }
 
@@ -91,9 +145,16 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn code_that_was_released_comes_back() {
+    fn what_was_released_comes_back_as_it_was() {
+        static CONSTANT: [u8; 1 << 16] = [7; 1 << 16];
+        static mut WRITTEN: [u8; 1 << 16] = [1; 1 << 16];
+        // SAFETY: this test alone uses it
+        unsafe { (&raw mut WRITTEN).cast::<u8>().write_volatile(2) };
         for _ in 0..3 {
-            assert!(release_code().unwrap() > 100_000);
+            assert!(release_executable().unwrap() > 100_000);
+            assert!(std::hint::black_box(&CONSTANT).iter().all(|byte| *byte == 7));
+            // SAFETY: as above
+            assert_eq!(unsafe { (&raw const WRITTEN).cast::<u8>().read_volatile() }, 2);
         }
     }
 

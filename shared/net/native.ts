@@ -44,7 +44,7 @@ export interface NativeNetOptions {
   addon?: string;
   /**
    * The process is there for this network alone: it may have as many descriptors as its hard limit allows (getrlimit(2)), and once a minute lets
-   * go of code that is not in use (madvise(2), on Linux). Default `false`.
+   * go of what its executable does not use (madvise(2), on Linux). Default `false`.
    */
   ownsProcess?: boolean;
 }
