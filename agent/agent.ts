@@ -96,7 +96,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     net,
     log,
     limits,
-    destinations: createDestinations({ net, allow: hostWhitelist, deny, resolve: deps.resolve ?? resolveName }),
+    destinations: createDestinations({ allow: hostWhitelist, deny, resolve: deps.resolve ?? resolveName }),
     connectTimeoutMs: CONNECT_TIMEOUT_MS,
     onEnd: (end) => operated.tunnels.ended(end),
   };

@@ -4,11 +4,10 @@ import { createAllowList } from "../shared/allow_list.ts";
 import { type Authority, formatAuthority } from "../shared/http/head.ts";
 import { Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Duplex, Net } from "../shared/net/types.ts";
+import type { ConnectTcpOptions } from "../shared/net/types.ts";
 import type { Resolve } from "./targets.ts";
 
 export interface DestinationsOptions {
-  net: Net;
   /** Patterns; none allow all. */
   allow: readonly string[];
   /** Patterns of what is refused all the same. */
@@ -20,31 +19,33 @@ export interface DestinationsOptions {
 /** What the agent may reach. */
 export interface Destinations {
   /**
-   * Connects in `timeoutMs` at most.
+   * Where to connect to, within `timeoutMs` for all of it.
    * @throws {Refusal} 403
    * @throws {NetError} as `connectTcp` of the network
    */
-  connect(destination: Authority, timeoutMs: number): Promise<Duplex>;
+  find(destination: Authority, timeoutMs: number): Promise<Address>;
 }
 
+/** An address to connect to, and how long that may take. */
+export type Address = Pick<ConnectTcpOptions, "host" | "port" | "addresses" | "timeoutMs">;
+
 /** What is looked up is what is connected to: whoever answers for a name cannot answer otherwise in between. */
-export function createDestinations({ net, allow, deny, resolve }: DestinationsOptions): Destinations {
+export function createDestinations({ allow, deny, resolve }: DestinationsOptions): Destinations {
   const allowed = createAllowList(allow);
   const denied = deny.length > 0 ? createAllowList(deny) : undefined;
   return {
-    async connect(destination, timeoutMs) {
+    async find(destination, timeoutMs) {
       const authority = formatAuthority(destination);
       if (!allowed.allows(destination)) throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent`);
-      if (!denied) return await net.connectTcp({ ...destination, timeoutMs });
-      if (denied.allows(destination)) throw prohibited(`${authority} is on the deny-list of the agent`);
       const { host, port } = destination;
-      if (isIP(host)) return await net.connectTcp({ host, port, timeoutMs });
+      if (!denied) return { host, port, timeoutMs };
+      if (denied.allows(destination)) throw prohibited(`${authority} is on the deny-list of the agent`);
+      if (isIP(host)) return { host, port, timeoutMs };
       const startedAt = performance.now();
       const addresses = await lookUp(resolve, host, timeoutMs);
       const left = addresses.filter((address) => !denied.allows({ host: address, port }));
       if (left.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
-      const leftMs = Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt)));
-      return await net.connectTcp({ host, port, addresses: left, timeoutMs: leftMs });
+      return { host, port, addresses: left, timeoutMs: Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt))) };
     },
   };
 }

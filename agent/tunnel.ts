@@ -1,13 +1,21 @@
 // Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
 import { endReason } from "../shared/auth/authenticator.ts";
-import { encodeHead, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import {
+  type Authority,
+  encodeHead,
+  formatAuthority,
+  HeadError,
+  parseAuthority,
+  parseRequestHead,
+  requestIdOf,
+} from "../shared/http/head.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log.ts";
 import type { TunnelEnd } from "../shared/metrics.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
-import type { Incoming, Net } from "../shared/net/types.ts";
+import type { ConnectedSplice, Duplex, Incoming, Net } from "../shared/net/types.ts";
 import type { Destinations } from "./destinations.ts";
 
 export interface TunnelOptions {
@@ -26,7 +34,7 @@ const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** Never rejects: what goes wrong is answered and logged. */
 export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {
-  const { net, log, limits } = options;
+  const { log, limits } = options;
   let tunnel: OpenTunnel | undefined;
   let id: string | undefined;
   let destination: string | undefined;
@@ -39,17 +47,12 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const authority = parseAuthority(request.target);
     destination = formatAuthority(authority);
     tunnel = limits?.open({});
-    const target = await options.destinations.connect(authority, options.connectTimeoutMs).catch((cause) => {
+    const { remote, ended } = await connect(options, stream, authority, tunnel).catch((cause) => {
       throw toRefusal(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
-    log.debug("opened", { id, destination, address: target.remote, setupMs });
-    const { aToB, bToA, error: broken, errorSide } = await net.splice(stream, target, {
-      prologueToA: ESTABLISHED,
-      idleTimeoutMs: limits?.idleMs,
-      rates: tunnel?.rates,
-      signal: tunnel?.ends,
-    });
+    log.debug("opened", { id, destination, address: remote, setupMs });
+    const { aToB, bToA, error: broken, errorSide } = await ended;
     if (broken?.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
     const reason = broken && tunnel?.ends?.aborted
       ? endReason(tunnel.ends)
@@ -69,6 +72,20 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
   } finally {
     tunnel?.close();
   }
+}
+
+async function connect(
+  { net, destinations, limits, connectTimeoutMs }: TunnelOptions,
+  stream: Duplex,
+  authority: Authority,
+  tunnel: OpenTunnel | undefined,
+): Promise<ConnectedSplice> {
+  return await net.connectAndSplice(stream, await destinations.find(authority, connectTimeoutMs), {
+    prologueToA: ESTABLISHED,
+    idleTimeoutMs: limits?.idleMs,
+    rates: tunnel?.rates,
+    signal: tunnel?.ends,
+  });
 }
 
 /** Answers that the agent is about to stop. Never rejects. */
@@ -94,6 +111,7 @@ const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
   "unknown-host": [502, "dns_error", "has a name that the agent does not know"],
   "timed-out": [504, "connection_timeout", "did not answer in time"],
+  "cancelled": [504, "connection_timeout", "did not answer as long as the tunnel may live"],
   "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no descriptors or memory left"],
 };
 

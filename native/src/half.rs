@@ -392,6 +392,19 @@ impl Writer {
         }
     }
 
+    /// Writes what a TCP socket takes at once, and leaves the rest in `data`. What goes wrong is for the next write to tell.
+    pub fn write_now(&mut self, data: &mut Bytes) {
+        let Sink::Tcp(tcp) = &self.sink else { return };
+        if self.ended || data.is_empty() {
+            return;
+        }
+        match tcp.stream.try_write(data) {
+            Ok(n) => data.advance(n),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) => drop(tcp.failed(e)),
+        }
+    }
+
     pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), Fault> {
         match &mut self.sink {
             Sink::Tcp(tcp) => tcp.write_vectored(chunks).await,

@@ -47,7 +47,7 @@ use heartbeat::Heartbeat;
 use hub::{Hub, Js, Outcome, Promise};
 use inbox::Inbox;
 use rate::{Pace, Rate};
-use stream::{Halves, Stop, Stream};
+use stream::{Halves, Stop, Stream, Taking};
 use tcp::{HeadLimits, Incoming};
 use tls::{ClientTls, ServerTls};
 
@@ -821,39 +821,129 @@ impl Engine {
         rates: Option<Vec<f64>>,
         cancellable: bool,
     ) {
-        let core = self.core.clone();
+        let core = &self.core;
         let (Some(a_stream), Some(b_stream), true) = (core.stream(a), core.stream(b), a != b) else {
             return drop(core.promise(op));
         };
-        let prologue = prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default();
-        let idle = (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms));
-        let pace = self.core.pace(&rates.unwrap_or_default());
-        let stop = Arc::new(Stop::default());
-        let halves = Box::new((a_stream.take(&stop), b_stream.take(&stop)));
-        if cancellable {
-            lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
-        }
-        let promise = core.promise(op);
-        self.core.runtime.spawn(async move {
-            let done = splice::run(halves, prologue, idle, &pace, &stop).await;
-            {
-                let mut streams = lock(&core.streams);
-                streams.remove(&(a as u64));
-                streams.remove(&(b as u64));
-            }
-            if cancellable {
-                lock(&core.cancels).remove(&(op as u64));
-            }
-            let (fault, side) = match &done.fault {
-                None => (Js::Undefined, Js::Undefined),
-                Some((fault, side)) => (Js::from(fault), side.map_or(Js::Undefined, |side| Js::Number(side as u8 as f64))),
+        let mut copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        let mut halves = Box::new((a_stream.take(&copy.stop), b_stream.take(&copy.stop)));
+        // here and now: a client that waits for its 200 is not to wait for another thread's turn as well
+        halves.0.write_now(&mut copy.prologue_to_a);
+        core.runtime.spawn(copy.run(halves, [Some(a), Some(b)]));
+    }
+
+    /// The remote that it connected to, and under `op` as with `splice`, or nothing where no connection came about: then `a` is as it was.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // as with `splice`
+    pub fn connect_and_splice(
+        &self,
+        connected_op: f64,
+        op: f64,
+        a: f64,
+        host: String,
+        port: u16,
+        addresses: Option<Vec<String>>,
+        timeout_ms: u32,
+        tls: Option<ClientTls>,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+    ) {
+        let core = &self.core;
+        let connected = core.promise(connected_op);
+        let (Some(a_stream), false) = (core.stream(a), core.closed.load(Ordering::SeqCst)) else {
+            return drop(core.promise(op));
+        };
+        let copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, true);
+        core.runtime.spawn(async move {
+            // apart: what connects is not to be as large as what copies
+            let dial = Box::pin(async {
+                let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
+                tcp::dial(host, port, at, millis(timeout_ms), tls).await
+            });
+            let dialled = tokio::select! {
+                dialled = dial => dialled,
+                () = copy.stop.stopped() => Err(Fault::cancelled()),
             };
-            promise.settle(Ok(Js::Array(vec![
-                Js::Number(done.a_to_b as f64),
-                Js::Number(done.b_to_a as f64),
-                fault,
-                side,
-            ])));
+            match dialled {
+                Ok((b, remote)) => {
+                    let halves = Box::new((a_stream.take(&copy.stop), b.into()));
+                    drop(a_stream);
+                    connected.settle(Ok(Js::Text(remote)));
+                    copy.run(halves, [Some(a), None]).await;
+                }
+                Err(fault) => {
+                    connected.settle(Err(fault));
+                    copy.settle(Js::Undefined);
+                }
+            }
         });
+    }
+}
+
+/// A copy that JavaScript has asked for.
+struct Copy {
+    core: Arc<Core>,
+    promise: Promise,
+    prologue_to_a: Bytes,
+    idle: Option<Duration>,
+    pace: Pace,
+    stop: Arc<Stop>,
+    /// Its number, where it can be cancelled under it.
+    cancel: Option<u64>,
+}
+
+impl Copy {
+    fn new(
+        core: &Arc<Core>,
+        op: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) -> Self {
+        let stop = Arc::new(Stop::default());
+        let cancel = cancellable.then_some(op as u64);
+        if let Some(number) = cancel {
+            lock(&core.cancels).insert(number, Cancel::Splice(stop.clone()));
+        }
+        Self {
+            core: core.clone(),
+            promise: core.promise(op),
+            prologue_to_a: prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
+            idle: (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms)),
+            pace: core.pace(&rates.unwrap_or_default()),
+            stop,
+            cancel,
+        }
+    }
+
+    /// Copies to the end, and frees the numbers of the streams that have one.
+    async fn run(mut self, halves: Box<(Taking, Taking)>, numbers: [Option<f64>; 2]) {
+        let prologue = std::mem::take(&mut self.prologue_to_a);
+        let done = splice::run(halves, prologue, self.idle, &self.pace, &self.stop).await;
+        {
+            let mut streams = lock(&self.core.streams);
+            for number in numbers.into_iter().flatten() {
+                streams.remove(&(number as u64));
+            }
+        }
+        let (fault, side) = match &done.fault {
+            None => (Js::Undefined, Js::Undefined),
+            Some((fault, side)) => (Js::from(fault), side.map_or(Js::Undefined, |side| Js::Number(side as u8 as f64))),
+        };
+        self.settle(Js::Array(vec![
+            Js::Number(done.a_to_b as f64),
+            Js::Number(done.b_to_a as f64),
+            fault,
+            side,
+        ]));
+    }
+
+    fn settle(self, value: Js) {
+        if let Some(number) = self.cancel {
+            lock(&self.core.cancels).remove(&number);
+        }
+        self.promise.settle(Ok(value));
     }
 }

@@ -91,10 +91,26 @@ pub struct Taking {
 }
 
 impl Taking {
+    /// As [`Writer::write_now`], where nothing is to be waited for.
+    pub fn write_now(&mut self, data: &mut Bytes) {
+        if let Taken::Now(writer) = &mut self.writer {
+            writer.write_now(data);
+        }
+    }
+
     pub async fn halves(self) -> Result<Halves, Fault> {
         let reader = self.reader.half().await?;
         let writer = self.writer.half().await?;
         Ok(Halves { reader, writer })
+    }
+}
+
+impl From<Halves> for Taking {
+    fn from(halves: Halves) -> Self {
+        Self {
+            reader: Taken::Now(halves.reader),
+            writer: Taken::Now(halves.writer),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ import { NetError } from "./errors.ts";
 import { MemoryRate } from "./memory_rate.ts";
 import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./memory_stream.ts";
 import type {
+  ConnectedSplice,
   ConnectQuicOptions,
   ConnectTcpOptions,
   Duplex,
@@ -274,6 +275,13 @@ class MemoryNet implements Net {
     const own = rates.filter((rate) => rate instanceof MemoryRate);
     if (own.length < rates.length) throw new NetError("invalid", "Cannot copy at the rate of another network");
     return await splice(a, b, others, own);
+  }
+
+  async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedSplice> {
+    if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    a.checkOpen();
+    const b = await this.connectTcp({ ...connect, signal: options.signal });
+    return { remote: b.remote, ended: this.splice(a, b, options) };
   }
 
   createRate(options: RateOptions): Rate {

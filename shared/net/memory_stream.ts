@@ -247,12 +247,17 @@ export class MemoryDuplex implements Duplex {
     this.input.cancelReads();
   }
 
+  /** @throws {NetError} `closed` */
+  checkOpen(): void {
+    if (this.#state !== "open") throw closed();
+  }
+
   /**
    * Hands it to a copy, which `stop` ends.
    * @throws {NetError} `closed`
    */
   give(stop: (code: number) => void): void {
-    if (this.#state !== "open") throw closed();
+    this.checkOpen();
     this.#state = "given";
     this.#stopCopy = stop;
   }

@@ -5,6 +5,7 @@ import { NetError, type NetErrorCode } from "./errors.ts";
 import type {
   AddressLimit,
   ClientTls,
+  ConnectedSplice,
   ConnectQuicOptions,
   ConnectTcpOptions,
   Duplex,
@@ -87,6 +88,8 @@ interface Addon {
 type Fault = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
 type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
 type Heads = { limit: number; timeoutMs: number; maxPending: number } & PerAddress;
+/** Bytes each way, what went wrong, and where. */
+type Copied = [aToB: number, bToA: number, fault: Fault | undefined, side: 0 | 1 | undefined];
 type Verdict = [code: NetErrorCode, message: string] | null | undefined;
 
 interface Engine {
@@ -147,6 +150,19 @@ interface Engine {
     rates: number[] | undefined,
     cancellable: boolean,
   ): void;
+  connectAndSplice(
+    connectedOp: number,
+    op: number,
+    a: number,
+    host: string,
+    port: number,
+    addresses: readonly string[] | undefined,
+    timeoutMs: number,
+    tls: ClientTls | undefined,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+  ): void;
 }
 type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number, ownsProcess: boolean) => Engine;
 
@@ -190,8 +206,28 @@ class Calls {
     return signal === undefined ? this.call(start) : this.#callUntil(signal, start);
   }
 
-  async #callUntil<T>(signal: AbortSignal, start: (op: number, engine: Engine) => void): Promise<T> {
-    const { op, promise } = this.#call(start);
+  /** Starts a call that settles twice, with something in between. It is given up by the second number. */
+  callTwice<T, U>(
+    signal: AbortSignal | undefined,
+    start: (first: number, second: number, engine: Engine) => void,
+  ): [Promise<T>, Promise<U>] {
+    const second = this.#call(() => {});
+    const first = this.#call((op, engine) => {
+      try {
+        start(op, second.op, engine);
+      } catch (cause) {
+        this.#settle([second.op, undefined, undefined], () => {});
+        throw cause;
+      }
+    });
+    return [first.promise as Promise<T>, (signal === undefined ? second.promise : this.#until<U>(signal, second)) as Promise<U>];
+  }
+
+  #callUntil<T>(signal: AbortSignal, start: (op: number, engine: Engine) => void): Promise<T> {
+    return this.#until(signal, this.#call(start));
+  }
+
+  async #until<T>(signal: AbortSignal, { op, promise }: { op: number; promise: Promise<unknown> }): Promise<T> {
     const cancel = () => this.engine.cancel(op);
     if (signal.aborted) cancel();
     signal.addEventListener("abort", cancel, { once: true });
@@ -307,12 +343,33 @@ class NativeNet implements Net {
       throw new NetError("invalid", "Cannot copy between streams of another network");
     }
     const { prologueToA, idleTimeoutMs, rates, signal } = options;
-    const limits = rates && rates.length > 0 ? rates.map((rate) => numberOf(rate)) : undefined;
+    const limits = numbersOf(rates);
     const [aId, bId] = [a.give(), b.give()];
     const start = (op: number, engine: Engine) =>
       engine.splice(op, aId, bId, prologueToA, idleTimeoutMs ?? 0, limits, signal !== undefined);
-    const [aToB, bToA, fault, side] = await this.#calls.cancellable<[number, number, Fault | undefined, 0 | 1 | undefined]>(signal, start);
-    return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+    return toSpliceResult(await this.#calls.cancellable<Copied>(signal, start));
+  }
+
+  async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedSplice> {
+    if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    const { host, port, addresses, timeoutMs, tls } = connect;
+    const { prologueToA, idleTimeoutMs, rates, signal } = options;
+    checkSignal(signal);
+    checkPort(port);
+    const limits = numbersOf(rates);
+    const id = a.give();
+    const [connected, ended] = this.#calls.callTwice<string, Copied | undefined>(
+      signal,
+      (first, second, engine) =>
+        engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, tls, prologueToA, idleTimeoutMs ?? 0, limits),
+    );
+    try {
+      return { remote: await connected, ended: ended.then((copied) => toSpliceResult(copied!)) };
+    } catch (cause) {
+      a.takeBack();
+      ended.catch(() => {}); // for the same reason, if it does
+      throw cause;
+    }
   }
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {
@@ -333,6 +390,15 @@ function checkPort(port: number): void {
   if (!Number.isInteger(port) || port < 1 || port > 65_535) {
     throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
   }
+}
+
+function toSpliceResult([aToB, bToA, fault, side]: Copied): SpliceResult {
+  return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+}
+
+/** @throws {NetError} `invalid` */
+function numbersOf(rates: readonly Rate[] | undefined): number[] | undefined {
+  return rates && rates.length > 0 ? rates.map(numberOf) : undefined;
 }
 
 /** @throws {NetError} `invalid` */
@@ -404,6 +470,11 @@ class NativeDuplex implements Duplex {
     this.#checkOpen();
     this.#state = "given";
     return this.#id;
+  }
+
+  /** The copy has not begun. */
+  takeBack(): void {
+    if (this.#state === "given") this.#state = "open";
   }
 
   #checkOpen(): void {

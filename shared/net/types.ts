@@ -29,6 +29,13 @@ export interface Net {
    * `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for what the network does: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
+  /**
+   * Connects as {@link Net.connectTcp}, then copies between `a` and the connection as {@link Net.splice}, with nothing to wait for in between.
+   * `a` is taken over when it is called; where no connection comes about it is given back as it was.
+   * The signal in `options` gives up either.
+   * @throws {NetError} as {@link Net.connectTcp}
+   */
+  connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedSplice>;
   /** Bytes a second, for all copies that are given it. */
   createRate(options: RateOptions): Rate;
   /**
@@ -330,6 +337,14 @@ export interface SpliceResult {
   readonly error?: NetError;
   /** The stream that the error came from; missing for `cancelled` and `timed-out`. */
   readonly errorSide?: "a" | "b";
+}
+
+/** A copy that has begun. */
+export interface ConnectedSplice {
+  /** The address that was connected to, `host:port` or `[host]:port`. */
+  readonly remote: string;
+  /** As what {@link Net.splice} gives. */
+  readonly ended: Promise<SpliceResult>;
 }
 
 /** Transport parameters of QUIC (RFC 9000 §18.2) and what the sender does. */

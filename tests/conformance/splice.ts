@@ -65,6 +65,7 @@ export function spliceTests(suite: Suite): void {
       controlTests(suite, dig, start);
     });
   }
+  for (const kind of kinds) describe(`a connection and a copy from ${kind.name}`, () => connectTests(suite, kind));
   describe("a copy", () => idleTests(suite));
   describe("a copy at a rate", () => rateTests(suite, kinds));
   if (!suite.adapter.has.sockets) return;
@@ -318,6 +319,126 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
     fresh.b.close();
     await netError(net.splice(fresh.a, fresh.b), "closed");
     ignore(b.read());
+  });
+}
+
+function connectTests({ test, adapter }: Suite, kind: Kind): void {
+  const begin = async (net: Net, options: SpliceOptions = {}) => {
+    const { port, request } = await listenTcp(net);
+    const { a: left, b: a } = await kind.open(net);
+    const { remote, ended } = await within(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, options));
+    assert.equal(remote, `127.0.0.1:${port}`);
+    await within(left.write(bytes(HEAD)));
+    return { left, a, right: (await request()).stream, done: ended };
+  };
+  /** Both directions are there still. */
+  const assertUsable = async (left: Duplex, a: Duplex) => {
+    await within(Promise.all([a.write(bytes("answer")), left.write(bytes("asked"))]));
+    assert.equal(await readTextExactly(left, 6), "answer");
+    assert.equal(await readTextExactly(a, 5), "asked");
+  };
+
+  test("brings the prologue, bytes both ways and their ends", async (net) => {
+    const { left, right, done } = await begin(net, { prologueToA: bytes("200\r\n\r\n") });
+    await within(Promise.all([left.write(bytes("up")), right.write(bytes("down"))]));
+    right.closeWrite();
+    assert.equal(await readText(left), "200\r\n\r\ndown");
+    left.closeWrite();
+    assert.equal(await readText(right), "up");
+    const { aToB, bToA, error } = await within(done);
+    assert.deepEqual([aToB, bToA, error], [HEAD.length + 2, 4, undefined]);
+  });
+
+  test("brings what was there before, after the calls that were made before", async (net) => {
+    const { port, request } = await listenTcp(net);
+    const { a: left, b: a } = await kind.open(net);
+    await within(left.write(bytes(HEAD)));
+    ignore(a.write(bytes("one ")));
+    const { ended } = await within(
+      net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, { prologueToA: bytes("two") }),
+    );
+    assert.equal(await readTextExactly(left, 7), "one two");
+    const { stream, head } = await request();
+    assert.equal(head, HEAD);
+    for (const end of [left, stream]) end.closeWrite();
+    assert.equal((await within(ended)).error, undefined);
+  });
+
+  test("gives the stream back as it was where no connection comes about", async (net) => {
+    const { listener, port } = await listenTcp(net);
+    listener.close();
+    const { a: left, b: a } = await kind.open(net);
+    const options = { prologueToA: bytes("never"), signal: new AbortController().signal };
+    await netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, options), "refused");
+    await assertUsable(left, a);
+  });
+
+  test("is not begun by a signal that is aborted already, or for a port that is none", async (net) => {
+    const { listener, port } = await listenTcp(net);
+    const { a: left, b: a } = await kind.open(net);
+    const to = { host: "127.0.0.1", port, timeoutMs: 5_000 };
+    await netError(net.connectAndSplice(a, to, { signal: AbortSignal.abort() }), "cancelled");
+    await netError(net.connectAndSplice(a, { ...to, port: 65_536 }), "invalid");
+    assert.ok(await isPending(listener.accept()));
+    await assertUsable(left, a);
+  });
+
+  test("is refused for a stream that was closed", async (net) => {
+    const { port } = await listenTcp(net);
+    const { b: a } = await kind.open(net);
+    a.close();
+    await netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }), "closed");
+  });
+
+  test("is cancelled at once by its signal, and both ends see a reset", async (net) => {
+    const controller = new AbortController();
+    const { left, right, done } = await begin(net, { signal: controller.signal });
+    controller.abort();
+    assert.equal((await within(done)).error?.code, "cancelled");
+    await Promise.all([readToError(left, "reset"), readToError(right, "reset")]);
+  });
+
+  for (const end of ["close", "reset"] as const) {
+    test(`is ended by ${end} on the stream, and both ends see a reset`, async (net) => {
+      const { left, a, right, done } = await begin(net);
+      await netError(a.read(), "closed");
+      if (end === "close") a.close();
+      else a.reset(5);
+      assert.match((await within(done)).error?.code ?? "", /^(cancelled|closed)$/);
+      await Promise.all([readToError(left, "reset"), readToError(right, "reset")]);
+    });
+  }
+
+  if (!adapter.has.sockets) return;
+
+  const tls = { insecureSkipVerify: true };
+
+  test("is cancelled at once while the connection is being made, and gives the stream back", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve(); // accepts, and never answers the TLS handshake
+      const { a: left, b: a } = await kind.open(net);
+      const controller = new AbortController();
+      const { signal } = controller;
+      const begun = netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }, { signal }), "cancelled");
+      const ended = watch(await next()).ended;
+      await netError(a.read(), "closed");
+      controller.abort();
+      await begun;
+      assert.match(await ended, /^(end|close|ECONNRESET)$/);
+      await assertUsable(left, a);
+    });
+  });
+
+  test("settles when the network is closed while the connection is being made", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const { b: a } = await kind.open(net);
+      const begun = netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }), "closed", "cancelled");
+      const ended = watch(await next()).ended;
+      net.close();
+      await begun;
+      assert.match(await ended, /^(end|close|ECONNRESET)$/);
+    });
   });
 }
 

@@ -28,6 +28,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     listenQuic: (options) => net.listenQuic(options),
     connectQuic: (options) => net.connectQuic(options),
     splice: (a, b, options) => net.splice(a, b, options),
+    connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
     createRate: (options) => net.createRate(options),
     stalledMs: () => net.stalledMs(),
     close: () => net.close(),

@@ -133,8 +133,8 @@ const GATES: Record<string, Gate> = {
 
   "an agent": (patterns, body) =>
     withNet(async (net) => {
-      const refusing = netWith(net, { connectTcp: () => Promise.reject(new NetError("refused", "Allowed")) });
-      const destinations = createDestinations({ net: refusing, allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
+      const refusing = netWith(net, { connectAndSplice: () => Promise.reject(new NetError("refused", "Allowed")) });
+      const destinations = createDestinations({ allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
       await body(async (destination) => {
         const { near, far } = streamPair("quic");
         await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000 }, {
