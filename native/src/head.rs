@@ -3,9 +3,12 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 
 use crate::address::Source;
 use crate::error::Fault;
@@ -66,6 +69,14 @@ impl HeadScanner {
         }
         Ok(None)
     }
+}
+
+/// Resolves after `limit`, with what is wrong then. What has come by then is to be looked at first: a process that was stopped meanwhile finds
+/// its timers run out before it hears of what came.
+pub async fn too_late(limit: Duration) -> Fault {
+    sleep(limit).await;
+    yield_now().await; // to the sockets
+    Fault::remote("head-timeout", "The head is not complete in time")
 }
 
 /// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the

@@ -28,7 +28,7 @@ use crate::congestion::{self, Notes};
 use crate::connect::{connect, At};
 use crate::error::{Fault, Warn};
 use crate::half::{Sink, Source};
-use crate::head::Gate;
+use crate::head::{too_late, Gate};
 use crate::inbox::Inbox;
 use crate::lock;
 use crate::stream::Halves;
@@ -627,8 +627,9 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
         let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
         let mut request = Box::pin(async move {
             let head = tokio::select! {
+                biased; // see `too_late`
                 head = read_head(&mut halves, limits.bytes) => head,
-                () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
+                late = too_late(limits.time) => Err(late),
                 evicted = ticket.evicted() => Err(evicted),
             };
             if let Some(head) = head.transpose() {

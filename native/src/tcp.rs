@@ -18,7 +18,7 @@ use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
 use crate::error::{Fault, Warn};
 use crate::half::{Sink, Source, Tcp, TlsTransport};
-use crate::head::{Gate, HeadScanner, Ticket};
+use crate::head::{too_late, Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
 use crate::stream::Halves;
@@ -259,7 +259,7 @@ async fn prepare(
     let head = tokio::select! {
         biased; // who is told to give up before this has begun is answered nevertheless
         head = reading => head,
-        () = tokio::time::sleep(limits.time) => Err(Fault::remote("head-timeout", "The head is not complete in time")),
+        late = too_late(limits.time) => Err(late),
         evicted = ticket.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {

@@ -25,7 +25,7 @@ import {
   residentMiB,
   Site,
 } from "../support/processes.ts";
-import { ask, assertRefused, connectHead, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { ask, assertRefused, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 import { speakAsClient, SpeakingOrigin } from "../support/streams.ts";
 import { StoreServer } from "../support/store_servers.ts";
 import { makeTokenKey } from "../support/tokens.ts";
@@ -454,14 +454,21 @@ async function freeze({ what, ms }: Frozen): Promise<string> {
     using tunnel = wire;
     await speakAsClient(tunnel, { seed: 2, up: 16 * MIB, down: 16 * MIB, slowClient: 50, slowOrigin: 50 });
   }).then(() => "whole", (error) => `cut off: ${(error as Error).message}`);
+  using asking = await dial(clients);
+  const head = connectHead(origin.authority);
+  await asking.write(head.slice(0, 9));
   await sleep(500);
   pair[what].signal("SIGSTOP");
+  await asking.write(head.slice(9));
   await sleep(ms);
   pair[what].signal("SIGCONT");
+  const asked = (await asking.readUntil("\r\n\r\n")).slice(0, 12);
   const tookMs = await untilTunnel(clients, origin.authority);
   const carried = await carrying;
   const idleLives = await check(idle).then(() => true, () => false);
   assert.deepEqual(speaking.violations, []);
+  // what came in time is not late, whoever was
+  assert.match(asked, ms < 10_000 ? /^HTTP\/1\.1 200$/ : /^HTTP\/1\.1 (200|50[234])$/);
   if (ms < 10_000) {
     assert.deepEqual([carried, idleLives, pair.agent.logged("not connected")], ["whole", true, []]);
   } else {
