@@ -100,7 +100,7 @@ impl Tcp {
     }
 
     async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), Fault> {
-        let mut at = 0;
+        let mut at = chunks.iter().take_while(|chunk| chunk.is_empty()).count();
         while at < chunks.len() {
             let written = {
                 let mut slices = [IoSlice::new(&[]); VECTORS];

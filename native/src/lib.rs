@@ -18,6 +18,7 @@ mod splice;
 mod stream;
 mod tcp;
 mod tls;
+mod turn;
 
 /// What `native/fuzz` gets hold of.
 #[cfg(feature = "fuzzing")]

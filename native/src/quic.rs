@@ -34,6 +34,7 @@ use crate::lock;
 use crate::stream::Halves;
 use crate::tcp::{read_head, HeadLimits, Incoming};
 use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
+use crate::turn::Polite;
 
 /// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
 const UDP_BUFFER: usize = 8 << 20;
@@ -315,7 +316,7 @@ impl Listener {
         let socket = bind(address, warn)?;
         let _guard = runtime.enter();
         let descriptor = socket.as_raw_fd();
-        let runs_on = Arc::new(quinn::TokioRuntime);
+        let runs_on = Arc::new(Polite);
         let socket = runs_on.wrap_udp_socket(socket).map_err(|e| Fault::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
         let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| Fault::bind(&e, address))?;
@@ -531,7 +532,7 @@ pub async fn dial(options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
                 ([0u16; 8], 0).into()
             };
             let endpoint = udp(local, &*warn)
-                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(quinn::TokioRuntime)))
+                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(Polite)))
                 .map_err(|e| Fault::connect(&e, &what))?;
             let connecting = endpoint
                 .connect_with(config, address, &name)
