@@ -17,6 +17,7 @@ use tokio_rustls::TlsStream;
 
 use crate::congestion::Notes;
 use crate::error::Fault;
+use crate::turn;
 
 /// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
 pub const RESET: u32 = 1;
@@ -376,6 +377,7 @@ impl Writer {
         match &mut self.sink {
             Sink::Quic(stream, notes) => {
                 notes.iter().for_each(|notes| notes.wrote(stream.id(), data.len()));
+                turn::wrote();
                 stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e))
             }
             Sink::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
