@@ -52,17 +52,20 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Bytes. Few machines have others: not worth a way of their own.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
+
 /// Lets go of what the executable has in memory as its file has it, and does not use now: code, constants, and what it carries, most of which
 /// was needed at the start only. What is used again comes back from the page cache. How many bytes that were.
 #[cfg(target_os = "linux")]
 pub fn release_executable() -> io::Result<usize> {
     use std::os::unix::fs::FileExt;
-    const PAGE: usize = 4096;
     /// Present, and the file's: what a process has written to is its own (proc_pid_pagemap(5))
     const UNTOUCHED: u64 = 1 << 63 | 1 << 61;
     // SAFETY: asks for a number
     if unsafe { libc::sysconf(libc::_SC_PAGESIZE) } != PAGE as libc::c_long {
-        return Ok(0); // few have others: not worth a way of their own
+        return Ok(0);
     }
     let pagemap = std::fs::File::open("/proc/self/pagemap")?;
     let mut released = 0;
@@ -91,7 +94,7 @@ pub fn release_executable() -> io::Result<usize> {
 fn executable_memory() -> io::Result<Vec<(usize, usize)>> {
     use object::read::elf::ElfFile64;
     use object::{Endianness, Object, ObjectSection, ReadCache};
-    const PAGE: u64 = 4096;
+    const PAGE: u64 = self::PAGE as u64;
     let path = std::fs::read_link("/proc/self/exe")?;
     let file = ReadCache::new(std::fs::File::open("/proc/self/exe")?);
     let elf = ElfFile64::<Endianness, _>::parse(&file).map_err(io::Error::other)?;
