@@ -1,15 +1,7 @@
 // Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
 import { endReason } from "../shared/auth/authenticator.ts";
-import {
-  type Authority,
-  encodeHead,
-  formatAuthority,
-  HeadError,
-  parseAuthority,
-  parseRequestHead,
-  requestIdOf,
-} from "../shared/http/head.ts";
-import { encodeRefusal, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { type Authority, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import { encodeRefusal, ESTABLISHED, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log.ts";
@@ -29,8 +21,6 @@ export interface TunnelOptions {
   /** A request is over. */
   onEnd?: (end: TunnelEnd) => void;
 }
-
-const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** Never rejects: what goes wrong is answered and logged. */
 export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {

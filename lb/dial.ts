@@ -1,6 +1,6 @@
 // From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
 // credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
-import type { DialRequest, Upstream } from "../shared/front/front.ts";
+import type { DialRequest, UpstreamStream } from "../shared/front/front.ts";
 import {
   type Authority,
   encodeHead,
@@ -38,10 +38,13 @@ const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
 
 /** What came of asking one proxy. */
-type Outcome = { readonly upstream: Upstream } | { readonly refusal: Refusal; /** The agent may be elsewhere. */ readonly stale: boolean };
+type Outcome = { readonly upstream: UpstreamStream } | {
+  readonly refusal: Refusal; /** The agent may be elsewhere. */
+  readonly stale: boolean;
+};
 
 /** Dials for the front. */
-export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<Upstream> {
+export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<UpstreamStream> {
   const { locator, pseudonym, connectTimeoutMs, answerTimeoutMs } = options;
   return async (request) => {
     const { agentId } = request;
@@ -50,7 +53,7 @@ export function createDialer(options: DialerOptions): (request: DialRequest) => 
     }
     const deadline = performance.now() + connectTimeoutMs + answerTimeoutMs;
     const tried = new Set<string>();
-    const tryAt = async (address: string): Promise<Upstream | Refusal> => {
+    const tryAt = async (address: string): Promise<UpstreamStream | Refusal> => {
       const outcome = await ask(options, address, request, deadline);
       if ("upstream" in outcome) return outcome.upstream;
       if (!outcome.stale) throw outcome.refusal;

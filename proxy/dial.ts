@@ -1,7 +1,7 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
 import type { DialRequest, Upstream } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
-import { parseProxyStatus, Refusal } from "../shared/http/status.ts";
+import { ESTABLISHED, parseProxyStatus, Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 
@@ -42,8 +42,6 @@ export async function dialAgent(
 interface Asked {
   /** Requests that it has not answered. */
   count: number;
-  /** Aborted where it does not even answer a ping. */
-  readonly death: AbortController;
 }
 
 /**
@@ -64,7 +62,7 @@ export class Patience {
   wait(agent: HeldAgent): Asked {
     let asked = this.#asked.get(agent);
     if (!asked) {
-      asked = { count: 0, death: new AbortController() };
+      asked = { count: 0 };
       this.#asked.set(agent, asked);
       this.#timer ??= setInterval(() => this.#look(), PATIENCE_MS);
     }
@@ -73,16 +71,16 @@ export class Patience {
   }
 
   #look(): void {
-    for (const [agent, { count, death }] of this.#asked) {
+    for (const [agent, { count }] of this.#asked) {
       if (count === 0) {
         this.#asked.delete(agent);
         continue;
       }
-      const { control, identity: { agentId } } = agent;
+      const { connection, control, identity: { agentId } } = agent;
       if (!control || this.#agents.pick(agentId, new Set([agent])) === undefined) continue;
       if (control.silentMs >= SILENT_AFTER_MS) {
         this.#asked.delete(agent);
-        death.abort();
+        connection.giveUpExchanges();
       } else control.probe();
     }
     if (this.#asked.size === 0) this.close();
@@ -95,7 +93,12 @@ export class Patience {
 }
 
 /** @throws {NetError} as `exchange` of a connection */
-async function openTunnel(agent: HeldAgent, { id, destination }: DialRequest, timeoutMs: number, patience: Patience): Promise<Upstream> {
+async function openTunnel(
+  agent: HeldAgent,
+  { id, destination, client }: DialRequest,
+  timeoutMs: number,
+  patience: Patience,
+): Promise<Upstream> {
   const authority = formatAuthority(destination);
   if (agent.identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
@@ -111,7 +114,13 @@ async function openTunnel(agent: HeldAgent, { id, destination }: DialRequest, ti
   agent.askedAt = performance.now();
   let opened = false;
   try {
-    const answer = await agent.connection.exchange(head, { timeoutMs, signal: asked.death.signal });
+    const answer = client
+      ? await agent.connection.exchangeAndSplice(client.stream, head, { timeoutMs, established: ESTABLISHED }, client.copy)
+      : await agent.connection.exchange(head, { timeoutMs });
+    if ("ended" in answer) {
+      opened = true;
+      return { ended: answer.ended, release };
+    }
     const refusal = readAnswer(answer.head);
     if (refusal) {
       answer.stream.close();

@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use napi::bindgen_prelude::*;
@@ -53,8 +54,33 @@ struct State {
     done: Vec<(f64, Outcome)>,
     /// JavaScript was woken and has not looked yet.
     woken: bool,
+    /// It is woken [`AT_LAST`] where it was not before.
+    timed: bool,
     wake: Option<Wake>,
 }
+
+impl State {
+    /// Whether somebody is to hear of it.
+    fn add(&mut self, op: f64, outcome: Outcome) -> bool {
+        // without an environment, whoever waited is gone with it
+        let heard = self.wake.is_some() || cfg!(test);
+        if heard {
+            self.done.push((op, outcome));
+        }
+        heard
+    }
+
+    fn wake(&mut self) {
+        let Some(Wake(wake)) = self.wake else { return };
+        if !std::mem::replace(&mut self.woken, true) {
+            // SAFETY: alive while it is in the state, whose lock is held; does not block
+            unsafe { sys::napi_call_threadsafe_function(wake, ptr::null_mut(), sys::ThreadsafeFunctionCallMode::nonblocking) };
+        }
+    }
+}
+
+/// How long a result that can wait waits for one that cannot.
+const AT_LAST: Duration = Duration::from_millis(2);
 
 struct Wake(sys::napi_threadsafe_function);
 // SAFETY: a thread-safe function is made to be called from any thread. It is used under the mutex only, and taken out under it by the
@@ -87,6 +113,12 @@ impl Promise {
         self.on_drop = None;
         self.hub.push(self.op, outcome);
     }
+
+    /// As [`Promise::settle`], but JavaScript hears of it with the next result that it is woken for, or after [`AT_LAST`]. On the runtime.
+    pub fn settle_later(mut self, value: Js) {
+        self.on_drop = None;
+        self.hub.push_later(self.op, Ok(value));
+    }
 }
 
 impl Drop for Promise {
@@ -108,6 +140,7 @@ impl Hub {
             state: Mutex::new(State {
                 done: Vec::new(),
                 woken: false,
+                timed: false,
                 wake: None,
             }),
         });
@@ -166,16 +199,25 @@ impl Hub {
 
     fn push(&self, op: f64, outcome: Outcome) {
         let mut state = lock(&self.state);
-        #[cfg(test)]
-        if state.wake.is_none() {
-            return state.done.push((op, outcome));
+        if state.add(op, outcome) {
+            state.wake();
         }
-        let Some(Wake(wake)) = state.wake else { return }; // the environment is gone, and with it whoever waited
-        state.done.push((op, outcome));
-        if !std::mem::replace(&mut state.woken, true) {
-            // SAFETY: alive while it is in the state, whose lock is held; does not block
-            unsafe { sys::napi_call_threadsafe_function(wake, ptr::null_mut(), sys::ThreadsafeFunctionCallMode::nonblocking) };
+    }
+
+    fn push_later(self: &Arc<Self>, op: f64, outcome: Outcome) {
+        let mut state = lock(&self.state);
+        if !state.add(op, outcome) || state.woken || std::mem::replace(&mut state.timed, true) {
+            return;
         }
+        let hub = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(AT_LAST).await;
+            let mut state = lock(&hub.state);
+            state.timed = false;
+            if !state.done.is_empty() {
+                state.wake();
+            }
+        });
     }
 }
 
@@ -187,6 +229,7 @@ impl Hub {
             state: Mutex::new(State {
                 done: Vec::new(),
                 woken: false,
+                timed: false,
                 wake: None,
             }),
         })

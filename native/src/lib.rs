@@ -39,6 +39,7 @@ use bytes::Bytes;
 use napi::bindgen_prelude::*;
 use napi_derive::napi;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use address::Sources;
@@ -100,6 +101,27 @@ struct Connection {
     most_streams: u32,
     streams: OnceLock<Arc<Inbox<Halves>>>,
     requests: OnceLock<Arc<Inbox<Incoming>>>,
+    /// Changes when the exchanges under way are given up.
+    given_up: watch::Sender<()>,
+}
+
+impl Connection {
+    /// As [`quic::exchange`], until it is given up.
+    fn exchange(
+        self: Arc<Self>,
+        head: &[u8],
+        limit: Duration,
+        bytes: usize,
+    ) -> impl Future<Output = std::result::Result<(Halves, Bytes), Fault>> {
+        let head = Bytes::copy_from_slice(head);
+        let mut given_up = self.given_up.subscribe(); // here and now: what is given up from now on is given up for this one
+        async move {
+            tokio::select! {
+                exchanged = quic::exchange(self.quic.clone(), head, limit, bytes) => exchanged,
+                _ = given_up.changed() => Err(Fault::cancelled()),
+            }
+        }
+    }
 }
 
 /// Everything that JavaScript holds, by number.
@@ -114,6 +136,8 @@ struct Core {
     quic_listeners: Table<quic::Listener>,
     rates: Table<Rate>,
     cancels: Mutex<HashMap<u64, Cancel>>,
+    /// One more than there are copies.
+    copies: Arc<()>,
     warned: AtomicBool,
     closed: AtomicBool,
     /// Where the process is the program's own.
@@ -133,6 +157,9 @@ async fn release_again_and_again() {
         tokio::time::sleep(RELEASE).await;
     }
 }
+
+/// With so many, JavaScript is woken all the time, and waking it once more for each costs more than it is worth.
+const MANY_COPIES: usize = 8;
 
 /// Calls with this number are none: warnings come under it.
 const WARNING: f64 = 0.0;
@@ -181,6 +208,15 @@ impl Core {
             table.insert(id, item);
         }
         Js::Number(id as f64)
+    }
+
+    /// Settles with what figures and logs alone wait for.
+    fn mention(&self, promise: Promise, value: Js) {
+        if Arc::strong_count(&self.copies) > MANY_COPIES {
+            promise.settle_later(value);
+        } else {
+            promise.settle(Ok(value));
+        }
     }
 
     fn promise(&self, op: f64) -> Promise {
@@ -232,6 +268,7 @@ impl Core {
             most_streams,
             streams: OnceLock::new(),
             requests: OnceLock::new(),
+            given_up: watch::Sender::new(()),
         };
         let id = self.insert(&self.connections, Arc::new(connection));
         Js::Array(vec![
@@ -404,6 +441,7 @@ impl Engine {
             quic_listeners: Mutex::default(),
             rates: Mutex::default(),
             cancels: Mutex::default(),
+            copies: Arc::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             releasing: owns_process.then(|| runtime.spawn(release_again_and_again()).abort_handle()),
@@ -661,14 +699,78 @@ impl Engine {
 
     /// A stream and the answer's head.
     #[napi]
-    pub fn exchange(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32, cancellable: bool) {
+    pub fn exchange(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32) {
         let core = self.core.clone();
-        let connection = self.core.connection(connection);
-        let head = Bytes::copy_from_slice(head);
-        self.core.run(op, cancellable, async move {
-            let quic = connection.ok_or_else(|| gone("connection"))?.quic.clone();
-            let (halves, head) = quic::exchange(quic, head, millis(timeout_ms), head_limit as usize).await?;
+        let exchange = self
+            .core
+            .connection(connection)
+            .map(|connection| connection.exchange(head, millis(timeout_ms), head_limit as usize));
+        self.core.run(op, false, async move {
+            let (halves, head) = exchange.ok_or_else(|| gone("connection"))?.await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Latin1(head)]))
+        });
+    }
+
+    /// Ends those under way.
+    #[napi]
+    pub fn give_up_exchanges(&self, connection: f64) {
+        if let Some(connection) = self.core.connection(connection) {
+            connection.given_up.send_replace(());
+        }
+    }
+
+    /// Null, and under `op` as with `splice`, where the answer's head is `established`; as with `exchange`, and nothing under `op`, where it is
+    /// another one: then `a` is as it was.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // as with `splice`
+    pub fn exchange_and_splice(
+        &self,
+        answered_op: f64,
+        op: f64,
+        connection: f64,
+        head: &[u8],
+        timeout_ms: u32,
+        head_limit: u32,
+        established: &[u8],
+        a: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) {
+        let core = &self.core;
+        let answered = core.promise(answered_op);
+        let (Some(a_stream), false) = (core.stream(a), core.closed.load(Ordering::SeqCst)) else {
+            return drop(core.promise(op));
+        };
+        let Some(connection) = core.connection(connection) else {
+            drop(core.promise(op));
+            return answered.settle(Err(gone("connection")));
+        };
+        // apart: what waits for an answer is not to be as large as what copies
+        let exchange = Box::pin(connection.exchange(head, millis(timeout_ms), head_limit as usize));
+        let established = Bytes::copy_from_slice(established);
+        let mut copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        core.runtime.spawn(async move {
+            let exchanged = tokio::select! {
+                exchanged = exchange => exchanged,
+                () = copy.stop.stopped() => Err(Fault::cancelled()),
+            };
+            match exchanged {
+                Ok((b, answer)) if answer == established => {
+                    let mut halves = Box::new((a_stream.take(&copy.stop), b.into()));
+                    drop(a_stream);
+                    // before JavaScript is woken: the client waits for it
+                    halves.0.write_now(&mut copy.prologue_to_a);
+                    copy.core.mention(answered, Js::Null);
+                    copy.run(halves, [Some(a), None]).await;
+                }
+                exchanged => {
+                    let answer = exchanged.map(|(b, answer)| Js::Array(vec![copy.core.add_stream(b), Js::Latin1(answer)]));
+                    answered.settle(answer);
+                    copy.settle(Js::Undefined);
+                }
+            }
         });
     }
 
@@ -870,7 +972,7 @@ impl Engine {
                 Ok((b, remote)) => {
                     let halves = Box::new((a_stream.take(&copy.stop), b.into()));
                     drop(a_stream);
-                    connected.settle(Ok(Js::Text(remote)));
+                    copy.core.mention(connected, Js::Text(remote));
                     copy.run(halves, [Some(a), None]).await;
                 }
                 Err(fault) => {
@@ -890,8 +992,19 @@ struct Copy {
     idle: Option<Duration>,
     pace: Pace,
     stop: Arc<Stop>,
-    /// Its number, where it can be cancelled under it.
-    cancel: Option<u64>,
+    /// Where it can be cancelled.
+    known: Option<Known>,
+    /// There is one more of them.
+    _counted: Arc<()>,
+}
+
+/// What can be cancelled under a number, as long as it is there.
+struct Known(Arc<Core>, u64);
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        lock(&self.0.cancels).remove(&self.1);
+    }
 }
 
 impl Copy {
@@ -904,10 +1017,10 @@ impl Copy {
         cancellable: bool,
     ) -> Self {
         let stop = Arc::new(Stop::default());
-        let cancel = cancellable.then_some(op as u64);
-        if let Some(number) = cancel {
-            lock(&core.cancels).insert(number, Cancel::Splice(stop.clone()));
-        }
+        let known = cancellable.then(|| {
+            lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
+            Known(core.clone(), op as u64)
+        });
         Self {
             core: core.clone(),
             promise: core.promise(op),
@@ -915,7 +1028,8 @@ impl Copy {
             idle: (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms)),
             pace: core.pace(&rates.unwrap_or_default()),
             stop,
-            cancel,
+            known,
+            _counted: core.copies.clone(),
         }
     }
 
@@ -942,9 +1056,8 @@ impl Copy {
     }
 
     fn settle(self, value: Js) {
-        if let Some(number) = self.cancel {
-            lock(&self.core.cancels).remove(&number);
-        }
-        self.promise.settle(Ok(value));
+        let Self { core, promise, known, .. } = self;
+        drop(known); // before JavaScript hears of it
+        core.mention(promise, value);
     }
 }

@@ -1,5 +1,4 @@
 // What one request came to, and the line of the access log that is made of it.
-import { type Authority, formatAuthority } from "../http/head.ts";
 import type { ProxyErrorType } from "../http/status.ts";
 import type { Logger } from "../log.ts";
 
@@ -11,7 +10,8 @@ export interface Exchange {
   agent?: string;
   /** See {@link Identity.tokenId}. */
   token?: string;
-  destination?: Authority;
+  /** `host:port` or `[host]:port`. */
+  destination?: string;
   method?: string;
   status?: number;
   /** Error type of RFC 9209. */
@@ -36,7 +36,7 @@ export function logAccess(log: Logger, exchange: Exchange, startedAt: number, en
     agent,
     jti: token,
     method,
-    destination: destination && formatAuthority(destination),
+    destination,
     status,
     error: proxyError,
     reason,

@@ -12,7 +12,6 @@ import {
 } from "../auth/authenticator.ts";
 import {
   type Authority,
-  encodeHead,
   type Fields,
   formatAuthority,
   HeadError,
@@ -22,14 +21,14 @@ import {
   requestIdOf,
   values,
 } from "../http/head.ts";
-import { encodeRefusal, Refusal } from "../http/status.ts";
+import { encodeRefusal, ESTABLISHED, Refusal } from "../http/status.ts";
 import type { ClientLimits, ClientVisit } from "../limits/client_limits.ts";
 import { LimitReached } from "../limits/limit.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { Logger } from "../log.ts";
 import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
-import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
+import type { Duplex, Incoming, Net, Spliced, SpliceOptions, TcpListener } from "../net/types.ts";
 import { type Exchange, logAccess } from "./exchange.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
 
@@ -42,15 +41,21 @@ export interface DialRequest {
   readonly credentials: ClientCredentials;
   /** Fields of the request, as they came. */
   readonly fields: Fields;
+  /** The client and how it is to be copied to the destination, where nothing else is to be done with it: `dial` may begin with that. */
+  readonly client?: { readonly stream: Duplex; readonly copy: SpliceOptions };
 }
 
+/** A way to the destination. */
+export type Upstream = (UpstreamStream | Spliced) & {
+  /** Called once, when the request is over. */
+  readonly release?: () => void;
+};
+
 /** A stream whose other end is the destination. */
-export interface Upstream {
+export interface UpstreamStream {
   readonly stream: Duplex;
   /** What the destination has said already; the stream goes on after it. */
   readonly early?: Uint8Array;
-  /** Called once, when the request is over. */
-  readonly release?: () => void;
 }
 
 export interface FrontOptions {
@@ -82,8 +87,6 @@ export interface Front {
   /** Resolves when the last client is gone after {@link close}. */
   readonly done: Promise<void>;
 }
-
-const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
 export function startFront(options: FrontOptions): Front {
   const { listener, log } = options;
@@ -168,7 +171,7 @@ async function handle(
   if (absolute) checkMaxForwards(request);
   else checkNoContent(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);
-  exchange.destination = destination;
+  exchange.destination = formatAuthority(destination);
   logRequest(options.log, request, exchange);
   visit?.knock();
   const credentials = readCredentials(request);
@@ -177,17 +180,20 @@ async function handle(
   exchange.token = identity.tokenId;
   try {
     const tunnel = visit?.open(identity);
-    const upstream = await reach(options, { id: exchange.id, destination, credentials, fields: request.fields }, identity);
+    const ends = tunnel ? tunnel.ends : identity.ends;
+    const copy = { prologueToA: ESTABLISHED, idleTimeoutMs: options.limits?.idleMs, rates: tunnel?.rates, signal: ends };
+    const client = absolute ? undefined : { stream, copy };
+    const asked = { id: exchange.id, destination, credentials, fields: request.fields, client };
+    const upstream = await reach(options, asked, identity, ends);
+    exchange.connectedAt = now();
     try {
-      const ends = tunnel ? tunnel.ends : identity.ends;
-      if (ends?.aborted) throw endOf(ends);
-      exchange.connectedAt = now();
+      if ("stream" in upstream && ends?.aborted) throw endOf(ends);
       const { id, client, agent } = exchange;
-      options.log.debug("opened", { id, client, agent, destination: formatAuthority(destination) });
-      if (!absolute) await copy(options, stream, upstream, exchange, tunnel, ends);
-      else await forwardUntil({ stream, request, identity, tunnel }, upstream, absolute, exchange);
+      options.log.debug("opened", { id, client, agent, destination: exchange.destination });
+      if (absolute && "stream" in upstream) await forwardUntil({ stream, request, identity, tunnel }, upstream, absolute, exchange);
+      else await join(options, stream, upstream, copy, exchange, tunnel);
     } catch (error) {
-      abandon(upstream.stream);
+      if ("stream" in upstream) abandon(upstream.stream);
       throw error;
     } finally {
       upstream.release?.();
@@ -198,7 +204,12 @@ async function handle(
 }
 
 /** @throws {Refusal} where it may not be reached, or cannot */
-async function reach(options: FrontOptions, request: Omit<DialRequest, "agentId">, identity: Identity): Promise<Upstream> {
+async function reach(
+  options: FrontOptions,
+  request: Omit<DialRequest, "agentId">,
+  identity: Identity,
+  ends: AbortSignal | undefined,
+): Promise<Upstream> {
   const { destination } = request;
   if (!options.allowList.allows(destination)) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
@@ -206,31 +217,36 @@ async function reach(options: FrontOptions, request: Omit<DialRequest, "agentId"
   if (identity.allowList?.allows(destination) === false) {
     throw new Refusal(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
-  return await options.dial({ ...request, agentId: identity.agentId });
+  try {
+    return await options.dial({ ...request, agentId: identity.agentId });
+  } catch (cause) {
+    throw ends?.aborted ? endOf(ends) : cause;
+  }
 }
 
-async function copy(
+/** Copies to the end, where that has not begun. */
+async function join(
   options: FrontOptions,
   stream: Duplex,
-  { stream: upstream, early }: Upstream,
+  upstream: Upstream,
+  copy: SpliceOptions,
   exchange: Exchange,
   tunnel: OpenTunnel | undefined,
-  ends: AbortSignal | undefined,
 ): Promise<void> {
   exchange.status = 200;
-  const { aToB, bToA, error: broken, errorSide } = await options.net.splice(stream, upstream, {
-    prologueToA: early ? new Uint8Array([...ESTABLISHED, ...early]) : ESTABLISHED,
-    idleTimeoutMs: options.limits?.idleMs,
-    rates: tunnel?.rates,
-    signal: ends,
-  });
+  const early = "stream" in upstream ? upstream.early : undefined;
+  const { aToB, bToA, error: broken, errorSide } = "ended" in upstream ? await upstream.ended : await options.net.splice(
+    stream,
+    upstream.stream,
+    early ? { ...copy, prologueToA: new Uint8Array([...ESTABLISHED, ...early]) } : copy,
+  );
   exchange.sent = aToB;
   exchange.received = bToA + (early?.length ?? 0);
   if (!broken) return;
   exchange.proxyError = "connection_terminated";
   if (broken.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
-  exchange.reason = broken.code === "cancelled" && ends?.aborted
-    ? endReason(ends)
+  exchange.reason = broken.code === "cancelled" && copy.signal?.aborted
+    ? endReason(copy.signal)
     : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${options.upstreamName ?? "agent"}: `}${broken.message}`;
 }
 
@@ -242,7 +258,7 @@ async function forwardUntil(
     readonly identity: Identity;
     readonly tunnel?: OpenTunnel;
   },
-  { stream: upstream, early }: Upstream,
+  { stream: upstream, early }: UpstreamStream,
   target: AbsoluteTarget,
   exchange: Exchange,
 ): Promise<void> {
@@ -374,7 +390,7 @@ function logFault(log: Logger, id: string | undefined, error: unknown): void {
 /** Names of fields only: credentials, cookies and tokens are values, and so are paths and queries. */
 function logRequest(log: Logger, request: RequestHead, { id, client, destination }: Exchange): void {
   const { method, version, fields } = request;
-  log.debug("received", { id, client, method, version, destination: destination && formatAuthority(destination) });
+  log.debug("received", { id, client, method, version, destination });
   log.trace("head", { id, fields: fields.map(([name]) => name).join(", ") });
 }
 

@@ -38,6 +38,9 @@ const PROXY_ERROR_TYPES = [
 ] as const;
 export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
 
+/** The head that says yes to a CONNECT, of proxy and agent alike. */
+export const ESTABLISHED: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
+
 /** Why a request is not done. */
 export class Refusal extends Error {
   override readonly name = "Refusal";

@@ -12,6 +12,7 @@ import type {
   ConnectQuicOptions,
   ConnectTcpOptions,
   Duplex,
+  Exchanged,
   ExchangeOptions,
   HeadOptions,
   Incoming,
@@ -25,6 +26,7 @@ import type {
   QuicTransport,
   Rate,
   RateOptions,
+  Spliced,
   SpliceOptions,
   SpliceResult,
   TcpListener,
@@ -230,6 +232,16 @@ function checkSignal(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled");
 }
 
+async function copy(a: Duplex, b: Duplex, options: SpliceOptions): Promise<SpliceResult> {
+  if (!(a instanceof MemoryDuplex && b instanceof MemoryDuplex)) {
+    throw new NetError("invalid", "Cannot copy between streams of another network");
+  }
+  const { rates = [], ...others } = options;
+  const own = rates.filter((rate) => rate instanceof MemoryRate);
+  if (own.length < rates.length) throw new NetError("invalid", "Cannot copy at the rate of another network");
+  return await splice(a, b, others, own);
+}
+
 class MemoryNet implements Net {
   readonly tcp = new Ports<MemoryTcpListener>();
   readonly udp = new Ports<MemoryQuicListener>();
@@ -268,13 +280,7 @@ class MemoryNet implements Net {
   }
 
   async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {
-    if (!(a instanceof MemoryDuplex && b instanceof MemoryDuplex)) {
-      throw new NetError("invalid", "Cannot copy between streams of another network");
-    }
-    const { rates = [], ...others } = options;
-    const own = rates.filter((rate) => rate instanceof MemoryRate);
-    if (own.length < rates.length) throw new NetError("invalid", "Cannot copy at the rate of another network");
-    return await splice(a, b, others, own);
+    return await copy(a, b, options);
   }
 
   async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedSplice> {
@@ -397,6 +403,8 @@ class MemoryQuicConnection implements QuicConnection {
   /** Streams that the peer may still open. */
   #credit: number;
   #waiting: (() => void)[] = [];
+  /** How to give up those under way. */
+  readonly #exchanges = new Set<(error: NetError) => void>();
   #heads?: HeadReader;
   #fault?: NetError;
   #end: (end: QuicClosed) => void = () => {};
@@ -459,7 +467,28 @@ class MemoryQuicConnection implements QuicConnection {
     heads.close();
   }
 
-  async exchange(head: Uint8Array, { timeoutMs, headLimit = 16_384, signal }: ExchangeOptions): Promise<{ stream: Duplex; head: string }> {
+  async exchange(head: Uint8Array, options: ExchangeOptions): Promise<Exchanged> {
+    return await this.#exchange(head, options);
+  }
+
+  async exchangeAndSplice(
+    a: Duplex,
+    head: Uint8Array,
+    { established, ...options }: ExchangeOptions & { established: Uint8Array },
+    splice: SpliceOptions = {},
+  ): Promise<Exchanged | Spliced> {
+    if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    a.checkOpen();
+    const answer = await this.#exchange(head, options, splice.signal);
+    if (answer.head !== String.fromCharCode(...established)) return answer;
+    return { ended: copy(a, answer.stream, splice) };
+  }
+
+  giveUpExchanges(): void {
+    for (const giveUp of this.#exchanges) giveUp(new NetError("cancelled", "The call was cancelled"));
+  }
+
+  async #exchange(head: Uint8Array, { timeoutMs, headLimit = 16_384 }: ExchangeOptions, signal?: AbortSignal): Promise<Exchanged> {
     checkSignal(signal);
     let giveUp: (error: NetError) => void = () => {};
     const givenUp = new Promise<never>((_, reject) => giveUp = reject);
@@ -479,6 +508,7 @@ class MemoryQuicConnection implements QuicConnection {
     const timer = setTimeout(() => giveUp(new NetError("timed-out", `No answer in ${timeoutMs} ms`)), timeoutMs);
     const onAbort = () => giveUp(new NetError("cancelled", "The call was cancelled"));
     signal?.addEventListener("abort", onAbort, { once: true });
+    this.#exchanges.add(giveUp);
     try {
       return await Promise.race([work(), givenUp]);
     } catch (error) {
@@ -487,6 +517,7 @@ class MemoryQuicConnection implements QuicConnection {
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#exchanges.delete(giveUp);
       signal?.removeEventListener("abort", onAbort);
     }
   }

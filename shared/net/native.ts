@@ -9,6 +9,7 @@ import type {
   ConnectQuicOptions,
   ConnectTcpOptions,
   Duplex,
+  Exchanged,
   ExchangeOptions,
   HandshakeFailure,
   HeadOptions,
@@ -24,6 +25,7 @@ import type {
   Rate,
   RateOptions,
   ServerTls,
+  Spliced,
   SpliceOptions,
   SpliceResult,
   TcpListener,
@@ -90,6 +92,8 @@ type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
 type Heads = { limit: number; timeoutMs: number; maxPending: number } & PerAddress;
 /** Bytes each way, what went wrong, and where. */
 type Copied = [aToB: number, bToA: number, fault: Fault | undefined, side: 0 | 1 | undefined];
+/** A stream, and the head that came on it. */
+type Answer = [stream: number, head: string];
 type Verdict = [code: NetErrorCode, message: string] | null | undefined;
 
 interface Engine {
@@ -127,7 +131,22 @@ interface Engine {
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
   acceptRequests(op: number, connection: number, heads: Heads): void;
-  exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number, cancellable: boolean): void;
+  exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number): void;
+  giveUpExchanges(connection: number): void;
+  exchangeAndSplice(
+    answeredOp: number,
+    op: number,
+    connection: number,
+    head: Uint8Array,
+    timeoutMs: number,
+    headLimit: number,
+    established: Uint8Array,
+    a: number,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+    cancellable: boolean,
+  ): void;
   closeConnection(connection: number, code: number, reason: string): void;
   setConnectionWindow(connection: number, bytes: number): void;
   connectionClosed(op: number, connection: number): void;
@@ -171,6 +190,8 @@ interface Pending {
   reject(error: NetError): void;
 }
 
+/** Longest head in bytes, where no other limit is given. */
+const HEAD_LIMIT = 16_384;
 /** Number of calls that are none: warnings come under it. */
 const WARNING = 0;
 
@@ -282,7 +303,7 @@ function check(verdict: Verdict): void {
 
 function heads(options: HeadOptions, each?: AddressLimit): Heads {
   return {
-    limit: options.headLimit ?? 16_384,
+    limit: options.headLimit ?? HEAD_LIMIT,
     timeoutMs: options.headTimeoutMs ?? 10_000,
     maxPending: options.maxPendingHeads ?? 4_096,
     ...perAddress(each),
@@ -609,14 +630,59 @@ class NativeQuicConnection implements QuicConnection {
     return id === null ? null : new NativeDuplex(this.#calls, id, this.remote);
   }
 
-  async exchange(head: Uint8Array, options: ExchangeOptions): Promise<{ stream: Duplex; head: string }> {
-    const { timeoutMs, headLimit, signal } = options;
+  async exchange(head: Uint8Array, { timeoutMs, headLimit }: ExchangeOptions): Promise<Exchanged> {
+    const answer = await this.#calls.call<Answer>((op, engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT));
+    return this.#exchanged(answer);
+  }
+
+  #exchanged([stream, head]: Answer): Exchanged {
+    return { stream: new NativeDuplex(this.#calls, stream, this.remote), head };
+  }
+
+  async exchangeAndSplice(
+    a: Duplex,
+    head: Uint8Array,
+    { timeoutMs, headLimit, established }: ExchangeOptions & { established: Uint8Array },
+    options: SpliceOptions = {},
+  ): Promise<Exchanged | Spliced> {
+    if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    const { prologueToA, idleTimeoutMs, rates, signal } = options;
     checkSignal(signal);
-    const [id, answer] = await this.#calls.cancellable<[number, string]>(
+    const limits = numbersOf(rates);
+    const id = a.give();
+    const [answered, ended] = this.#calls.callTwice<Answer | null, Copied | undefined>(
       signal,
-      (op, engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? 16_384, signal !== undefined),
+      (first, second, engine) =>
+        engine.exchangeAndSplice(
+          first,
+          second,
+          this.#id,
+          head,
+          timeoutMs,
+          headLimit ?? HEAD_LIMIT,
+          established,
+          id,
+          prologueToA,
+          idleTimeoutMs ?? 0,
+          limits,
+          signal !== undefined,
+        ),
     );
-    return { stream: new NativeDuplex(this.#calls, id, this.remote), head: answer };
+    let answer;
+    try {
+      answer = await answered;
+    } catch (cause) {
+      a.takeBack();
+      ended.catch(() => {}); // for the same reason, if it does
+      throw cause;
+    }
+    if (answer === null) return { ended: ended.then((copied) => toSpliceResult(copied!)) };
+    a.takeBack();
+    return this.#exchanged(answer);
+  }
+
+  giveUpExchanges(): void {
+    this.#calls.engine.giveUpExchanges(this.#id);
   }
 
   async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {

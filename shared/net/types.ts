@@ -141,7 +141,21 @@ export interface QuicConnection {
    * Opens a stream, writes `head` and reads the answer's head. Abandons the stream (RESET_STREAM, STOP_SENDING) where that fails.
    * @throws {NetError} `timed-out`, `cancelled`, `closed`, `reset`, `head-too-large`, `head-truncated`, `head-malformed`
    */
-  exchange(head: Uint8Array, options: ExchangeOptions): Promise<{ stream: Duplex; head: string }>;
+  exchange(head: Uint8Array, options: ExchangeOptions): Promise<Exchanged>;
+  /**
+   * As {@link exchange}, and where the answer's head is `established`, byte for byte, copies between `a` and the stream as {@link Net.splice},
+   * with nothing to wait for in between. `a` is taken over when it is called; where the answer is another one, or none comes, it is given back
+   * as it was. The signal in `splice` gives up either.
+   * @throws {NetError} as {@link exchange}
+   */
+  exchangeAndSplice(
+    a: Duplex,
+    head: Uint8Array,
+    options: ExchangeOptions & { established: Uint8Array },
+    splice?: SpliceOptions,
+  ): Promise<Exchanged | Spliced>;
+  /** Ends the exchanges under way, which reject with `cancelled`. */
+  giveUpExchanges(): void;
   /** All requests that are ready on streams the peer opened, at least one; `null` once the connection is closed. The first call's options count. */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
   /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
@@ -292,8 +306,14 @@ export interface ExchangeOptions {
   timeoutMs: number;
   /** Longest answer head in bytes. Default 16384. */
   headLimit?: number;
-  /** Gives up with `cancelled`. */
-  signal?: AbortSignal;
+}
+
+/** What an exchange brings. */
+export interface Exchanged {
+  /** As it goes on after the answer's head. */
+  readonly stream: Duplex;
+  /** The answer's head, blank line included, one character a byte. */
+  readonly head: string;
 }
 
 /** How two streams are joined. */
@@ -340,11 +360,15 @@ export interface SpliceResult {
 }
 
 /** A copy that has begun. */
-export interface ConnectedSplice {
-  /** The address that was connected to, `host:port` or `[host]:port`. */
-  readonly remote: string;
+export interface Spliced {
   /** As what {@link Net.splice} gives. */
   readonly ended: Promise<SpliceResult>;
+}
+
+/** A copy that has begun, with a connection. */
+export interface ConnectedSplice extends Spliced {
+  /** The address that was connected to, `host:port` or `[host]:port`. */
+  readonly remote: string;
 }
 
 /** Transport parameters of QUIC (RFC 9000 §18.2) and what the sender does. */

@@ -38,7 +38,6 @@ export function quicTests(suite: Suite): void {
     closeTests(suite);
     if (suite.adapter.has.sockets) lifeTests(suite);
   });
-  describe("an exchange", () => exchangeTests(suite));
 }
 
 function listenTests({ test, pki }: Suite): void {
@@ -511,78 +510,5 @@ function lifeTests({ test, pki }: Suite): void {
       await Promise.all(calls);
       await netError(a.write(bytes("x")), "reset");
     });
-  });
-}
-
-function exchangeTests({ test, pki }: Suite): void {
-  test("is a request on a stream of its own, and the stream that remains", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
-    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
-    const incoming = await oneByOne(() => server.acceptRequests())();
-    assert.equal(incoming?.head, HEAD);
-    await within(incoming.stream.write(bytes("HTTP/1.1 200 OK\r\n\r\n")));
-    const { stream, head } = await within(asked);
-    assert.equal(head, "HTTP/1.1 200 OK\r\n\r\n");
-    assert.equal(stream.remote, client.remote);
-    ignore(stream.write(bytes("up")), incoming.stream.write(bytes("down")));
-    assert.equal(await readTextExactly(incoming.stream, 2), "up");
-    assert.equal(await readTextExactly(stream, 4), "down");
-  });
-
-  test("may be made 200 times at once", async (net) => {
-    const { client, server } = await quicPair(net, await pki); // with 16 streams at a time
-    const next = oneByOne(() => server.acceptRequests());
-    const serve = async () => {
-      for (let incoming; (incoming = await next().catch(() => null)) !== null;) {
-        const { stream, head } = incoming;
-        ignore(stream.write(bytes(`HTTP/1.1 200 ${head!.slice(4, 8)}\r\n\r\n`)));
-        stream.close();
-      }
-    };
-    void serve();
-    const ask = async (i: number) => {
-      const name = String(i).padStart(4, "0");
-      const { stream, head } = await within(client.exchange(bytes(`GET ${name} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 }));
-      stream.close();
-      assert.equal(head, `HTTP/1.1 200 ${name}\r\n\r\n`);
-    };
-    await Promise.all(Array.from({ length: 200 }, (_, i) => ask(i)));
-  });
-
-  test("waits for a free stream no longer than its time-out", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
-    const { a, b } = await openPair(client, server);
-    await netError(client.exchange(bytes(HEAD), { timeoutMs: 60 }), "timed-out");
-    a.close();
-    b.close();
-    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
-    const stream = await within(server.acceptStream());
-    await within(stream!.write(bytes("HTTP/1.1 200 OK\r\n\r\n")));
-    await within(asked);
-  });
-
-  test("is cancelled at once, and its stream is abandoned both ways", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
-    const controller = new AbortController();
-    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
-    const incoming = await oneByOne(() => server.acceptRequests())();
-    controller.abort();
-    await asked;
-    await readToError(incoming!.stream, "reset");
-    await writeToError(incoming!.stream, "stopped");
-  });
-
-  test("is cancelled by a signal that is aborted already", async (net) => {
-    const { client } = await quicPair(net, await pki);
-    await netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: AbortSignal.abort() }), "cancelled");
-  });
-
-  test("is cancelled while it waits for a free stream", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
-    await openPair(client, server);
-    const controller = new AbortController();
-    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
-    controller.abort();
-    await asked;
   });
 }

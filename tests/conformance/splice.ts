@@ -463,7 +463,19 @@ function deliveryTests({ test, pki }: Suite): void {
   });
 }
 
-function idleTests({ test }: Suite): void {
+function idleTests({ test, pki }: Suite): void {
+  test("is heard of at its end, also while many others go on and nothing else happens", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 100 } });
+    const start = async () => {
+      const [first, second] = [await openPair(client, server), await openPair(client, server)];
+      return { left: first.a, right: second.a, done: net.splice(first.b, second.b) };
+    };
+    const [one, ...others] = await Promise.all(Array.from({ length: 20 }, start));
+    for (const end of [one!.left, one!.right]) end.closeWrite();
+    assert.equal((await within(one!.done)).error, undefined);
+    for (const { done } of others) assert.ok(await isPending(done));
+  });
+
   test("is not aborted while one direction speaks", async (net) => {
     const { port, request } = await listenTcp(net);
     const [left, right] = [await dialTcp(net, port), await dialTcp(net, port)];

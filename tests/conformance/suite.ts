@@ -4,6 +4,7 @@ import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
+import { exchangeTests } from "./exchange.ts";
 import { quicTests } from "./quic.ts";
 import { spliceTests } from "./splice.ts";
 import { type Adapter, makeSuite } from "./support.ts";
@@ -13,6 +14,6 @@ import { tlsTests } from "./tls.ts";
 export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
-    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, quicTests, spliceTests, lifetimeTests]) tests(suite);
+    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, quicTests, exchangeTests, spliceTests, lifetimeTests]) tests(suite);
   });
 }
