@@ -11,6 +11,7 @@ mod head;
 mod heartbeat;
 mod hub;
 mod inbox;
+mod memory;
 mod process;
 mod quic;
 mod rate;
@@ -62,7 +63,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if RUNTIME.get().is_none() {
-        keep_large_allocations_apart();
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.clamp(1, 64) as usize)
             // name look-ups; a resolver that hangs must not take every thread there is
@@ -76,16 +76,6 @@ fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
         .get()
         .map(Runtime::handle)
         .ok_or_else(|| std::io::Error::other("no runtime"))
-}
-
-/// glibc's malloc, left to itself, takes larger and larger buffers from its heap once some were freed, which then cannot shrink: every QUIC
-/// socket's receive buffer of 3 MiB would be resident as a whole, and none would come back.
-fn keep_large_allocations_apart() {
-    // SAFETY: sets a number of the allocator, at any time and from any thread
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
-    }
 }
 
 enum Cancel {
@@ -154,6 +144,7 @@ async fn release_again_and_again() {
     loop {
         // a system that does not let it: it stays
         let _ = tokio::task::spawn_blocking(process::release_executable).await;
+        memory::release();
         tokio::time::sleep(RELEASE).await;
     }
 }
