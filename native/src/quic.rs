@@ -11,10 +11,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{
-    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, Runtime, SendStream,
-    TransportConfig, VarInt,
-};
+use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -49,8 +46,8 @@ const MAX_MTU: u32 = 6_400;
 const MIN_MTU: u32 = 1_200;
 /// Searched for from 1,200 up (RFC 8899): paths of 1,500 bytes end at about 1,450, those within a host or a data centre go higher.
 const DEFAULT_MTU: u32 = MAX_MTU;
-/// What a peer may open until it has opened one: quinn makes room for all that it may open, which takes a megabyte for ten thousand, and
-/// time for each attempt to connect.
+/// What a peer may have open at first: quinn makes room for all that it may open, time for each attempt to connect included, and keeps what
+/// streams have needed for as many of them: six megabytes for ten thousand.
 const FIRST_STREAMS: u32 = 256;
 /// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
@@ -560,12 +557,8 @@ pub fn remote(connection: &Connection) -> String {
 }
 
 pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
-    let stream = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
-    Ok(halves(connection, stream))
-}
-
-fn halves(connection: &Connection, (sink, source): (SendStream, RecvStream)) -> Halves {
-    Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection)))
+    let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
+    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection))))
 }
 
 /// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
@@ -590,24 +583,47 @@ pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, byte
     }
 }
 
-/// From its first stream on, a peer may have `most` of them open.
-fn allow_streams(connection: &Connection, most: u32, allowed: &mut bool) {
-    if !std::mem::replace(allowed, true) && most > FIRST_STREAMS {
-        connection.set_max_concurrent_bi_streams(most.into());
+/// The streams that the peer opens, as they come; it may have `most` of them open.
+struct Streams {
+    connection: Connection,
+    notes: Option<Arc<Notes>>,
+    allowed: u32,
+    most: u32,
+}
+
+impl Streams {
+    fn new(connection: Connection, most: u32) -> Self {
+        Self {
+            notes: Notes::of(&connection),
+            connection,
+            allowed: most.min(FIRST_STREAMS),
+            most,
+        }
+    }
+
+    /// The next one; none when the connection has ended.
+    async fn accept(&mut self) -> Option<Halves> {
+        let (sink, source) = self.connection.accept_bi().await.ok()?;
+        let halves = Halves::new(Source::Quic(source), Sink::Quic(sink, self.notes.clone()));
+        // each of them has the notes, and the controller, and this
+        let open = self.notes.as_ref().map_or(usize::MAX, Arc::strong_count);
+        if self.allowed < self.most && open > self.allowed as usize / 2 {
+            self.allowed = self.allowed.saturating_mul(2).min(self.most);
+            self.connection.set_max_concurrent_bi_streams(self.allowed.into());
+        }
+        Some(halves)
     }
 }
 
 /// Brings the streams that the peer opens, `most` at a time, until the connection ends.
 pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, most: u32) {
-    let mut allowed = false;
+    let mut streams = Streams::new(connection, most);
     loop {
         inbox.space().await; // meanwhile the peer's stream limit holds it up
-        let Ok(stream) = connection.accept_bi().await else {
+        let Some(halves) = streams.accept().await else {
             return inbox.close();
         };
-        allow_streams(&connection, most, &mut allowed);
-        let _ = inbox.push(halves(&connection, stream));
-        // closed meanwhile: the stream is reset
+        let _ = inbox.push(halves); // closed meanwhile: the stream is reset
     }
 }
 
@@ -616,15 +632,13 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
     let gate = Gate::new(limits.pending, 0); // one peer, and so one source
     let remote = remote(&connection);
     let mut heads = JoinSet::new();
-    let mut allowed = false;
+    let mut streams = Streams::new(connection, most);
     loop {
         inbox.space().await;
         while heads.try_join_next().is_some() {}
-        let Ok(stream) = connection.accept_bi().await else {
+        let Some(mut halves) = streams.accept().await else {
             return inbox.close();
         };
-        allow_streams(&connection, most, &mut allowed);
-        let mut halves = halves(&connection, stream);
         let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
         let mut request = Box::pin(async move {
             let head = tokio::select! {

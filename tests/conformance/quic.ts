@@ -340,6 +340,20 @@ function streamTests({ test, pki }: Suite): void {
     await within(third);
   });
 
+  test("lets a side that wants many have as many as are allowed, and not one more", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1_000 } });
+    const opened = Array.from({ length: 1_001 }, async () => {
+      const stream = await client.openStream();
+      await stream.write(bytes("x"));
+    });
+    for (let i = 0; i < 1_000; i++) assert.ok(await within(server.acceptStream()));
+    const last = server.acceptStream();
+    assert.ok(await isPending(last));
+    client.close(0, "");
+    assert.equal((await Promise.allSettled(opened)).filter(({ status }) => status === "fulfilled").length, 1_000);
+    assert.equal(await within(last), null);
+  });
+
   test("lets the next stream in whichever way one ended", async (net) => {
     const transport = { maxPeerStreams: 1 };
     const { client, server } = await quicPair(net, await pki, { transport });
