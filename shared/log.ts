@@ -62,6 +62,15 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
 /** Says nothing. */
 export const silentLogger: Logger = createLogger({ format: "text", level: "error", write: () => {} });
 
+const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
+  trace: "TRACE",
+  debug: "DEBUG",
+  info: "INFO ",
+  warning: "WARN ",
+  error: "ERROR",
+  fatal: "FATAL",
+};
+
 /** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, one line whatever the values hold. */
 function textFormatter(color: boolean): (record: LogRecord) => string {
   const formatter = color ? getAnsiColorFormatter : getTextFormatter;
@@ -72,7 +81,7 @@ function textFormatter(color: boolean): (record: LogRecord) => string {
       for (const key in record.properties) line += ` ${key}=${quoteIfNeeded(record.properties[key])}`;
       return line;
     },
-    level: (name) => (name === "warning" ? "WARN" : name.toUpperCase()).padEnd(5),
+    level: (name) => LEVEL_NAMES[name],
   });
 }
 
