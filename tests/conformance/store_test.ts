@@ -194,7 +194,7 @@ for (const kind of ["memcached", "redis"] as const) {
       const calls: { ok: boolean }[] = [];
       const store = open([own.address], { onCall: (call) => calls.push(call) });
       await store.set("7", ONE);
-      own.signal("SIGSTOP");
+      await own.freeze();
       await assert.rejects(Promise.all([store.lookup("7"), store.lookup("8")]), StoreError);
       const failed = calls.length;
       await Promise.allSettled(Array.from({ length: 100 }, () => store.lookup("7"))); // one of them may have tried it
@@ -246,7 +246,7 @@ for (const kind of ["memcached", "redis"] as const) {
       await using own = await StoreServer.start(kind);
       const store = openStore(kind, [own.address]);
       await store.set("7", ONE);
-      own.signal("SIGSTOP");
+      await own.freeze();
       const pending = assert.rejects(store.lookup("7"), StoreError);
       store.close();
       await pending;

@@ -1,6 +1,7 @@
 // Real memcached and Redis servers on loopback, as processes of one test.
 import { createSocket, type Socket } from "node:dgram";
 import { once } from "node:events";
+import { readdirSync, readFileSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { type Ended, Program } from "./processes.ts";
 
@@ -84,6 +85,14 @@ export class StoreServer implements AsyncDisposable {
 
   signal(name: "SIGSTOP" | "SIGCONT"): void {
     this.#program.signal(name);
+  }
+
+  /** It hangs from now on, until SIGCONT: its threads stop one after the other, a while after the signal was sent. */
+  async freeze(): Promise<void> {
+    this.signal("SIGSTOP");
+    const threads = `/proc/${this.#program.pid}/task`;
+    const isStopped = (thread: string) => /\) T /.test(readFileSync(`${threads}/${thread}/stat`, "utf8"));
+    while (!readdirSync(threads).every(isStopped)) await new Promise((resolve) => setTimeout(resolve, 1));
   }
 
   async kill(): Promise<void> {
