@@ -38,10 +38,10 @@ const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
 
 /** What came of asking one proxy. */
-type Outcome = { readonly upstream: UpstreamStream } | {
-  readonly refusal: Refusal; /** The agent may be elsewhere. */
-  readonly stale: boolean;
-};
+type Outcome =
+  | { readonly upstream: UpstreamStream }
+  /** `stale`: the agent may be elsewhere. */
+  | { readonly refusal: Refusal; readonly stale: boolean };
 
 /** Dials for the front. */
 export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<UpstreamStream> {

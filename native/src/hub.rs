@@ -54,7 +54,7 @@ struct State {
     done: Vec<(f64, Outcome)>,
     /// JavaScript was woken and has not looked yet.
     woken: bool,
-    /// It is woken [`AT_LAST`] where it was not before.
+    /// It will be woken after [`AT_LAST`], where it was not before.
     timed: bool,
     wake: Option<Wake>,
 }

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { Duplex, Exchanged, ExchangeOptions, Net, QuicConnection, Spliced, SpliceOptions } from "../../shared/net/types.ts";
 import {
+  assertUsable,
   bytes,
   HEAD,
   ignore,
@@ -123,12 +124,6 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   const open = async (net: Net) => ({ ...await kind.open(net), quic: await quicPair(net, await pki) });
   const ask = (client: QuicConnection, a: Duplex, options: Partial<ExchangeOptions> = {}, splice?: SpliceOptions) =>
     client.exchangeAndSplice(a, bytes(HEAD), { timeoutMs: 5_000, established: bytes(YES), ...options }, splice);
-  /** Both directions are there still. */
-  const assertUsable = async (left: Duplex, a: Duplex) => {
-    await within(Promise.all([a.write(bytes("answer")), left.write(bytes("asked"))]));
-    assert.equal(await readTextExactly(left, 6), "answer");
-    assert.equal(await readTextExactly(a, 5), "asked");
-  };
   const copied = (answer: Exchanged | Spliced) => {
     assert.ok("ended" in answer, "the answer was not taken for a yes");
     return answer.ended;

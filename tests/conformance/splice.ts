@@ -5,6 +5,7 @@ import type { Duplex, Net, SpliceOptions, SpliceResult } from "../../shared/net/
 import { watch, withRaw } from "./raw.ts";
 import {
   assertSame,
+  assertUsable,
   bytes,
   dialTcp,
   fill,
@@ -330,12 +331,6 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     assert.equal(remote, `127.0.0.1:${port}`);
     await within(left.write(bytes(HEAD)));
     return { left, a, right: (await request()).stream, done: ended };
-  };
-  /** Both directions are there still. */
-  const assertUsable = async (left: Duplex, a: Duplex) => {
-    await within(Promise.all([a.write(bytes("answer")), left.write(bytes("asked"))]));
-    assert.equal(await readTextExactly(left, 6), "answer");
-    assert.equal(await readTextExactly(a, 5), "asked");
   };
 
   test("brings the prologue, bytes both ways and their ends", async (net) => {

@@ -101,6 +101,13 @@ export async function until(condition: () => boolean, otherwise: string, ms = 5_
   }
 }
 
+/** Both directions between the two ends of a stream are there still. */
+export async function assertUsable(one: Duplex, other: Duplex): Promise<void> {
+  await within(Promise.all([other.write(bytes("answer")), one.write(bytes("asked"))]));
+  assert.equal(await readTextExactly(one, 6), "answer");
+  assert.equal(await readTextExactly(other, 5), "asked");
+}
+
 /** The rejection of `promise`, which has to be a {@link NetError} with one of these codes. */
 export async function netError(promise: Promise<unknown>, ...codes: NetErrorCode[]): Promise<NetError> {
   const error = await within(promise.then((value) => assert.fail(`resolved with ${show(value)} instead of ${codes}`), (error) => error));
