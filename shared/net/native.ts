@@ -372,25 +372,18 @@ class NativeNet implements Net {
   }
 
   async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedSplice> {
-    if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
     const { host, port, addresses, timeoutMs, tls } = connect;
-    const { prologueToA, idleTimeoutMs, rates, signal } = options;
+    const { prologueToA, idleTimeoutMs, signal } = options;
     checkSignal(signal);
     checkPort(port);
-    const limits = numbersOf(rates);
-    const id = a.give();
-    const [connected, ended] = this.#calls.callTwice<string, Copied | undefined>(
-      signal,
-      (first, second, engine) =>
-        engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, tls, prologueToA, idleTimeoutMs ?? 0, limits),
+    const [remote, ended] = await beginCopy<string>(
+      this.#calls,
+      a,
+      options,
+      (first, second, id, rates, engine) =>
+        engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, tls, prologueToA, idleTimeoutMs ?? 0, rates),
     );
-    try {
-      return { remote: await connected, ended: ended.then((copied) => toSpliceResult(copied!)) };
-    } catch (cause) {
-      a.takeBack();
-      ended.catch(() => {}); // for the same reason, if it does
-      throw cause;
-    }
+    return { remote, ended: ended.then((copied) => toSpliceResult(copied!)) };
   }
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {
@@ -403,6 +396,29 @@ class NativeNet implements Net {
 
   close(): void {
     this.#calls.engine.close();
+  }
+}
+
+/**
+ * Gives `a` to a copy that comes after something else: what that brings, the copy's end, and `a`, which is given back where it fails.
+ * @throws {NetError} `invalid`, `closed`, and as what comes first
+ */
+async function beginCopy<T>(
+  calls: Calls,
+  a: Duplex,
+  { rates, signal }: SpliceOptions,
+  start: (first: number, second: number, id: number, rates: number[] | undefined, engine: Engine) => void,
+): Promise<[first: T, ended: Promise<Copied | undefined>, a: NativeDuplex]> {
+  if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+  const limits = numbersOf(rates);
+  const id = a.give();
+  const [first, ended] = calls.callTwice<T, Copied | undefined>(signal, (op, second, engine) => start(op, second, id, limits, engine));
+  try {
+    return [await first, ended, a];
+  } catch (cause) {
+    a.takeBack();
+    ended.catch(() => {}); // for the same reason, if it does
+    throw cause;
   }
 }
 
@@ -645,14 +661,13 @@ class NativeQuicConnection implements QuicConnection {
     { timeoutMs, headLimit, established }: ExchangeOptions & { established: Uint8Array },
     options: SpliceOptions = {},
   ): Promise<Exchanged | Spliced> {
-    if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
-    const { prologueToA, idleTimeoutMs, rates, signal } = options;
+    const { prologueToA, idleTimeoutMs, signal } = options;
     checkSignal(signal);
-    const limits = numbersOf(rates);
-    const id = a.give();
-    const [answered, ended] = this.#calls.callTwice<Answer | null, Copied | undefined>(
-      signal,
-      (first, second, engine) =>
+    const [answer, ended, given] = await beginCopy<Answer | null>(
+      this.#calls,
+      a,
+      options,
+      (first, second, id, rates, engine) =>
         engine.exchangeAndSplice(
           first,
           second,
@@ -664,20 +679,12 @@ class NativeQuicConnection implements QuicConnection {
           id,
           prologueToA,
           idleTimeoutMs ?? 0,
-          limits,
+          rates,
           signal !== undefined,
         ),
     );
-    let answer;
-    try {
-      answer = await answered;
-    } catch (cause) {
-      a.takeBack();
-      ended.catch(() => {}); // for the same reason, if it does
-      throw cause;
-    }
     if (answer === null) return { ended: ended.then((copied) => toSpliceResult(copied!)) };
-    a.takeBack();
+    given.takeBack();
     return this.#exchanged(answer);
   }
 
