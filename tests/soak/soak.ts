@@ -135,11 +135,16 @@ export function judge(conversation: Conversation, suffered: readonly Suffered[])
   let isAllowed;
   if (violation) isAllowed = isCutShort(message) && meanwhile.some(({ killed, cut }) => killed && cut.includes(agent));
   else if (message.startsWith("There were no ")) isAllowed = false; // it would have hung
-  else if (begun) isAllowed = meanwhile.some(({ cut }) => cut.includes(agent));
+  else if (begun || isLost(message)) isAllowed = meanwhile.some(({ cut }) => cut.includes(agent));
   else isAllowed = (status === undefined || ALLOWED.includes(status)) && meanwhile.some(({ refused }) => refused.includes(agent));
   if (isAllowed) return undefined;
   const when = `${Math.round(startedAt)} to ${Math.round(endedAt)} ms, during ${meanwhile.map(({ name }) => name).join(", ") || "nothing"}`;
   return `${kind} through agent ${agent}, stream ${seed}, ${begun ? "under way" : "not begun"}, ${when}: ${message}`;
+}
+
+/** A request had been sent when its way was cut off: nobody may send it once more in the client's name (RFC 9110 §9.2.2). */
+function isLost(message: string): boolean {
+  return /details=\\?"The (connection to the destination was lost|destination's response head is missing)\\?"/.test(message);
 }
 
 /** It ended in good order before it was over, as connections of killed processes do. */

@@ -15,6 +15,10 @@ const CUT: Suffered = { ...KILLED, fault: { name: "cut", cut: ["one"], refused: 
 
 const RESET: Failure = { begun: true, message: "ECONNRESET", violation: false };
 const REFUSED: Failure = { begun: false, status: 502, message: "HTTP/1.1 502", violation: false };
+const LOST: Failure = {
+  ...REFUSED,
+  message: `No answer: ${JSON.stringify('HTTP/1.1 502\r\nProxy-Status: p; details="The connection to the destination was lost"\r\n\r\n')}`,
+};
 const SHORT: Failure = { begun: true, message: "stream 5 finished after 10 of 20 bytes", violation: true };
 const WRONG: Failure = { begun: true, message: "stream 5 differs within 10 bytes after 0 of 20", violation: true };
 
@@ -39,6 +43,12 @@ describe("judge", () => {
     for (const failure of [RESET, REFUSED]) assert.ok(judge(ended(failure, { agent: "two" }), [CUT, KILLED]));
     assert.equal(judge(ended(RESET, { agent: "both" }), [KILLED]), undefined);
     assert.ok(judge(ended(REFUSED, { agent: "both" }), [KILLED]));
+  });
+
+  it("takes a request that had been sent for one under way", () => {
+    assert.equal(judge(ended(LOST, { agent: "both" }), [KILLED]), undefined);
+    assert.ok(judge(ended(LOST, { agent: "both" }), [CUT]));
+    assert.ok(judge(ended(LOST, { agent: "both" }), []));
   });
 
   it("lets a tunnel finish too soon only where a process was killed, and never lets pass wrong bytes, silence or another status", () => {
