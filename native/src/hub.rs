@@ -46,10 +46,12 @@ impl From<&Fault> for Js {
 pub type Outcome = std::result::Result<Js, Fault>;
 
 /// The queue of results of one JavaScript environment.
+#[derive(Default)]
 pub struct Hub {
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     done: Vec<(f64, Outcome)>,
     /// JavaScript was woken and has not looked yet.
@@ -136,14 +138,7 @@ impl Drop for Promise {
 impl Hub {
     /// `callback` is called on the JavaScript thread with a flat array: number of the call, error or undefined, value, and so on.
     pub fn new(env: &Env, callback: &Function<'_, Unknown<'_>, ()>) -> Result<Arc<Self>> {
-        let hub = Arc::new(Self {
-            state: Mutex::new(State {
-                done: Vec::new(),
-                woken: false,
-                timed: false,
-                wake: None,
-            }),
-        });
+        let hub = Arc::<Self>::default();
         let context = Arc::into_raw(hub.clone()) as *mut c_void;
         let mut wake = ptr::null_mut();
         // SAFETY: `env` and `callback` are of the call we are in; `context` is one count of the Arc, given back by `finalize`, which
@@ -225,14 +220,7 @@ impl Hub {
 impl Hub {
     /// A hub without JavaScript, which keeps its results.
     pub fn detached() -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::new(State {
-                done: Vec::new(),
-                woken: false,
-                timed: false,
-                wake: None,
-            }),
-        })
+        Arc::default()
     }
 
     /// The codes of the calls settled so far; `ok` where they went well.

@@ -5,10 +5,12 @@
 mod address;
 mod congestion;
 mod connect;
+mod copy;
 mod error;
 mod half;
 mod head;
 mod heartbeat;
+mod held;
 mod hub;
 mod inbox;
 mod memory;
@@ -30,310 +32,28 @@ pub mod fuzzing {
     pub use crate::tls::{client, server, server_name, ClientTls, ServerTls, TCP_VERSIONS};
 }
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use napi::bindgen_prelude::*;
 use napi_derive::napi;
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
 
 use address::Sources;
 use connect::At;
-use error::{Fault, Warn};
-use heartbeat::Heartbeat;
-use hub::{Hub, Js, Outcome, Promise};
+use copy::Copy;
+use error::Fault;
+use held::Core;
+use hub::{Hub, Js};
 use inbox::Inbox;
-use rate::{Pace, Rate};
-use stream::{Halves, Stop, Stream, Taking};
-use tcp::{HeadLimits, Incoming};
+use rate::Rate;
+use tcp::HeadLimits;
 use tls::{ClientTls, ServerTls};
 
 /// A panic elsewhere must not make every later call panic too.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
-fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    if RUNTIME.get().is_none() {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(threads.clamp(1, 64) as usize)
-            // name look-ups; a resolver that hangs must not take every thread there is
-            .max_blocking_threads(64)
-            .thread_name("reverse-http")
-            .enable_all()
-            .build()?;
-        let _ = RUNTIME.set(runtime); // another environment was faster
-    }
-    RUNTIME
-        .get()
-        .map(Runtime::handle)
-        .ok_or_else(|| std::io::Error::other("no runtime"))
-}
-
-enum Cancel {
-    Task(AbortHandle),
-    Splice(Arc<Stop>),
-}
-
-struct Connection {
-    quic: quinn::Connection,
-    /// The listener that brought it; 0 where this side dialled.
-    listener: u64,
-    /// Streams that its peer may have open.
-    most_streams: u32,
-    streams: OnceLock<Arc<Inbox<Halves>>>,
-    requests: OnceLock<Arc<Inbox<Incoming>>>,
-    /// Changes when the exchanges under way are given up.
-    given_up: watch::Sender<()>,
-}
-
-impl Connection {
-    /// As [`quic::exchange`], until it is given up.
-    fn exchange(
-        self: Arc<Self>,
-        head: &[u8],
-        limit: Duration,
-        bytes: usize,
-    ) -> impl Future<Output = std::result::Result<(Halves, Bytes), Fault>> {
-        let head = Bytes::copy_from_slice(head);
-        let mut given_up = self.given_up.subscribe(); // here and now: what is given up from now on is given up for this one
-        async move {
-            tokio::select! {
-                exchanged = quic::exchange(self.quic.clone(), head, limit, bytes) => exchanged,
-                _ = given_up.changed() => Err(Fault::cancelled()),
-            }
-        }
-    }
-}
-
-/// Everything that JavaScript holds, by number.
-struct Core {
-    hub: Arc<Hub>,
-    runtime: &'static Handle,
-    heartbeat: Arc<Heartbeat>,
-    next: AtomicU64,
-    streams: Table<Stream>,
-    connections: Table<Connection>,
-    tcp_listeners: Table<tcp::Listener>,
-    quic_listeners: Table<quic::Listener>,
-    rates: Table<Rate>,
-    cancels: Mutex<HashMap<u64, Cancel>>,
-    /// One more than there are copies.
-    copies: Arc<()>,
-    warned: AtomicBool,
-    closed: AtomicBool,
-    /// Where the process is the program's own.
-    releasing: Option<AbortHandle>,
-}
-
-/// How often what the executable does not use is let go of.
-const RELEASE: Duration = Duration::from_secs(60);
-/// The start is over then.
-const STARTED: Duration = Duration::from_secs(5);
-
-async fn release_again_and_again() {
-    tokio::time::sleep(STARTED).await;
-    loop {
-        // a system that does not let it: it stays
-        let _ = tokio::task::spawn_blocking(process::release_executable).await;
-        memory::release();
-        tokio::time::sleep(RELEASE).await;
-    }
-}
-
-/// With so many, JavaScript is woken all the time, and waking it once more for each costs more than it is worth.
-const MANY_COPIES: usize = 8;
-
-/// Calls with this number are none: warnings come under it.
-const WARNING: f64 = 0.0;
-
-/// Things that JavaScript holds, by number.
-type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
-
-/// What can be ended from outside when the engine is closed.
-trait Held {
-    fn end(&self);
-}
-
-impl Held for Stream {
-    fn end(&self) {
-        self.abort();
-    }
-}
-
-impl Held for Connection {
-    fn end(&self) {
-        congestion::close(&self.quic, 0, b"");
-    }
-}
-
-impl Held for tcp::Listener {
-    fn end(&self) {
-        self.close();
-    }
-}
-
-impl Held for quic::Listener {
-    fn end(&self) {
-        self.abort();
-    }
-}
-
-impl Core {
-    fn insert<T: Held>(&self, table: &Table<T>, item: Arc<T>) -> Js {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut table = lock(table);
-        // `close` says so before it empties the table: what comes later is not seen by it
-        if self.closed.load(Ordering::SeqCst) {
-            drop(table);
-            item.end();
-        } else {
-            table.insert(id, item);
-        }
-        Js::Number(id as f64)
-    }
-
-    /// Settles with what figures and logs alone wait for.
-    fn mention(&self, promise: Promise, value: Js) {
-        if Arc::strong_count(&self.copies) > MANY_COPIES {
-            promise.settle_later(value);
-        } else {
-            promise.settle(Ok(value));
-        }
-    }
-
-    fn promise(&self, op: f64) -> Promise {
-        Promise::new(&self.hub, op)
-    }
-
-    /// Tells those who operate it.
-    fn tell(self: &Arc<Self>) -> Arc<Warn> {
-        let core = self.clone();
-        Arc::new(move |message| core.promise(WARNING).settle(Ok(Js::Text(message))))
-    }
-
-    /// As [`Core::tell`], once.
-    fn warn(self: &Arc<Self>) -> Arc<Warn> {
-        let (core, tell) = (self.clone(), self.tell());
-        Arc::new(move |message| {
-            if !core.warned.swap(true, Ordering::Relaxed) {
-                tell(message);
-            }
-        })
-    }
-
-    /// Those of them that are there still.
-    fn pace(&self, rates: &[f64]) -> Pace {
-        if rates.is_empty() {
-            return Pace::default();
-        }
-        let known = lock(&self.rates);
-        Pace::new(rates.iter().filter_map(|id| known.get(&(*id as u64)).cloned()).collect())
-    }
-
-    fn stream(&self, id: f64) -> Option<Arc<Stream>> {
-        lock(&self.streams).get(&(id as u64)).cloned()
-    }
-
-    fn connection(&self, id: f64) -> Option<Arc<Connection>> {
-        lock(&self.connections).get(&(id as u64)).cloned()
-    }
-
-    fn add_stream(&self, halves: Halves) -> Js {
-        self.insert(&self.streams, Stream::new(halves))
-    }
-
-    fn add_connection(&self, quic: quinn::Connection, listener: u64, most_streams: u32) -> Js {
-        let (remote, alpn, certificate) = (quic::remote(&quic), quic::alpn(&quic), quic::peer_certificate(&quic));
-        let connection = Connection {
-            quic,
-            listener,
-            most_streams,
-            streams: OnceLock::new(),
-            requests: OnceLock::new(),
-            given_up: watch::Sender::new(()),
-        };
-        let id = self.insert(&self.connections, Arc::new(connection));
-        Js::Array(vec![
-            id,
-            Js::Text(remote),
-            Js::Text(alpn),
-            certificate.map_or(Js::Undefined, Js::Bytes),
-        ])
-    }
-
-    /// Flat, four values each: stream, remote, head, fault.
-    fn add_incoming(&self, items: Vec<Incoming>) -> Js {
-        let mut out = Vec::with_capacity(items.len() * 4);
-        for Incoming { halves, remote, head } in items {
-            let stream = match halves {
-                Some(halves) => Stream::new(halves),
-                None => Stream::dead(),
-            };
-            out.push(self.insert(&self.streams, stream));
-            out.push(Js::Text(remote));
-            match head {
-                Ok(head) => out.extend([Js::Latin1(head), Js::Undefined]),
-                Err(fault) => out.extend([Js::Undefined, Js::from(&fault)]),
-            }
-        }
-        Js::Array(out)
-    }
-
-    /// Runs `work` as a task whose result settles `op`.
-    fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = Outcome> + Send + 'static) {
-        if self.closed.load(Ordering::SeqCst) {
-            return drop(self.promise(op));
-        }
-        let promise = self.promise(op).or(Fault::cancelled());
-        let core = self.clone();
-        if !cancellable {
-            self.runtime.spawn(async move { promise.settle(work.await) });
-            return;
-        }
-        // held while the task is made, so that it cannot forget itself before it is known
-        let mut cancels = lock(&self.cancels);
-        let task = self.runtime.spawn(async move {
-            let outcome = work.await;
-            lock(&core.cancels).remove(&(op as u64));
-            promise.settle(outcome);
-        });
-        cancels.insert(op as u64, Cancel::Task(task.abort_handle()));
-    }
-
-    fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-        self.releasing.iter().for_each(AbortHandle::abort);
-        let cancels = std::mem::take(&mut *lock(&self.cancels));
-        cancels.into_values().for_each(Cancel::cancel);
-        end_all(&self.tcp_listeners);
-        end_all(&self.quic_listeners);
-        end_all(&self.connections);
-        end_all(&self.streams);
-        lock(&self.rates).clear();
-    }
-}
-
-fn end_all<T: Held>(table: &Table<T>) {
-    let all = std::mem::take(&mut *lock(table));
-    all.values().for_each(|item| item.end());
-}
-
-impl Cancel {
-    fn cancel(self) {
-        match self {
-            Self::Task(task) => task.abort(),
-            Self::Splice(stop) => stop.stop(),
-        }
-    }
 }
 
 #[napi(object)]
@@ -416,28 +136,14 @@ impl Engine {
     /// descriptors for it as there may be, and keeps no code in memory that only the start needs.
     #[napi(constructor)]
     pub fn new(env: Env, callback: Function<'_, Unknown<'_>, ()>, threads: u32, owns_process: bool) -> Result<Self> {
-        let runtime = runtime(threads).map_err(|e| Error::from_reason(format!("Cannot start the native engine: {e}")))?;
+        let runtime = held::runtime(threads).map_err(|e| Error::from_reason(format!("Cannot start the native engine: {e}")))?;
         let hub = Hub::new(&env, &callback)?;
         if owns_process {
             let _ = process::raise_descriptor_limit(); // one that cannot be raised stays as it is
         }
-        let core = Core {
-            hub,
-            runtime,
-            heartbeat: Heartbeat::new(),
-            next: AtomicU64::new(1),
-            streams: Mutex::default(),
-            connections: Mutex::default(),
-            tcp_listeners: Mutex::default(),
-            quic_listeners: Mutex::default(),
-            rates: Mutex::default(),
-            cancels: Mutex::default(),
-            copies: Arc::default(),
-            warned: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            releasing: owns_process.then(|| runtime.spawn(release_again_and_again()).abort_handle()),
-        };
-        Ok(Self { core: Arc::new(core) })
+        Ok(Self {
+            core: Arc::new(Core::new(hub, runtime, owns_process)),
+        })
     }
 
     /// Whether results to come keep the program alive.
@@ -972,83 +678,5 @@ impl Engine {
                 }
             }
         });
-    }
-}
-
-/// A copy that JavaScript has asked for.
-struct Copy {
-    core: Arc<Core>,
-    promise: Promise,
-    prologue_to_a: Bytes,
-    idle: Option<Duration>,
-    pace: Pace,
-    stop: Arc<Stop>,
-    /// Where it can be cancelled.
-    known: Option<Known>,
-    /// There is one more of them.
-    _counted: Arc<()>,
-}
-
-/// What can be cancelled under a number, as long as it is there.
-struct Known(Arc<Core>, u64);
-
-impl Drop for Known {
-    fn drop(&mut self) {
-        lock(&self.0.cancels).remove(&self.1);
-    }
-}
-
-impl Copy {
-    fn new(
-        core: &Arc<Core>,
-        op: f64,
-        prologue_to_a: Option<&[u8]>,
-        idle_timeout_ms: u32,
-        rates: Option<Vec<f64>>,
-        cancellable: bool,
-    ) -> Self {
-        let stop = Arc::new(Stop::default());
-        let known = cancellable.then(|| {
-            lock(&core.cancels).insert(op as u64, Cancel::Splice(stop.clone()));
-            Known(core.clone(), op as u64)
-        });
-        Self {
-            core: core.clone(),
-            promise: core.promise(op),
-            prologue_to_a: prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
-            idle: (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms)),
-            pace: core.pace(&rates.unwrap_or_default()),
-            stop,
-            known,
-            _counted: core.copies.clone(),
-        }
-    }
-
-    /// Copies to the end, and frees the numbers of the streams that have one.
-    async fn run(mut self, halves: Box<(Taking, Taking)>, numbers: [Option<f64>; 2]) {
-        let prologue = std::mem::take(&mut self.prologue_to_a);
-        let done = splice::run(halves, prologue, self.idle, &self.pace, &self.stop).await;
-        {
-            let mut streams = lock(&self.core.streams);
-            for number in numbers.into_iter().flatten() {
-                streams.remove(&(number as u64));
-            }
-        }
-        let (fault, side) = match &done.fault {
-            None => (Js::Undefined, Js::Undefined),
-            Some((fault, side)) => (Js::from(fault), side.map_or(Js::Undefined, |side| Js::Number(side as u8 as f64))),
-        };
-        self.settle(Js::Array(vec![
-            Js::Number(done.a_to_b as f64),
-            Js::Number(done.b_to_a as f64),
-            fault,
-            side,
-        ]));
-    }
-
-    fn settle(self, value: Js) {
-        let Self { core, promise, known, .. } = self;
-        drop(known); // before JavaScript hears of it
-        core.mention(promise, value);
     }
 }
