@@ -75,7 +75,7 @@ const MAX_LEAVING = 8;
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, log, random = Math.random } = deps;
-  const { serverAddress, connections, hostWhitelist, deny, labels } = options.agentClient;
+  const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
   const sessions = new Set<Session>();
@@ -85,7 +85,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const admin = listener && startAdmin({ ...operated, listener });
   if (admin) log.info("listening", { admin: admin.address });
   const { connections: mostTunnels } = withinDescriptors({ connections: orNone(options.limits.tunnels), heads: 0 }, 1);
-  const transport = agentTransport(mostTunnels);
+  const transport = { ...agentTransport(mostTunnels), congestion: congestionControl };
   const limits = new TunnelLimits({
     ...options.limits,
     tunnels: mostTunnels,

@@ -1,5 +1,5 @@
 // The agent's options, each once.
-import { adminOptions, checkPatterns, checkPins, drainOptions, logOptions } from "../shared/cli/common_options.ts";
+import { adminOptions, checkPatterns, checkPins, CONGESTION_CONTROL, drainOptions, logOptions } from "../shared/cli/common_options.ts";
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
@@ -18,6 +18,7 @@ export const agentOptions = defineOptions({
     description: "Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy.",
     check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
   },
+  "agent-client.congestion-control": CONGESTION_CONTROL,
   "agent-client.labels": {
     kind: "list",
     description: "Shown by the proxy with the agent: name=value, repeatable or comma-separated.",

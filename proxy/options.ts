@@ -3,6 +3,7 @@ import {
   adminOptions,
   authOptions,
   checkPatterns,
+  CONGESTION_CONTROL,
   drainDelayOptions,
   drainOptions,
   frontTlsOptions,
@@ -34,6 +35,7 @@ export const proxyOptions = defineOptions({
     description:
       "Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none.",
   },
+  "agent-server.congestion-control": CONGESTION_CONTROL,
   "agent-server.agent.dial-timeout": {
     kind: "duration",
     default: "10s",

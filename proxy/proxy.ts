@@ -211,7 +211,7 @@ async function listen(
     address: agentServer.listenAddress,
     tls: tls.agents.current,
     alpn: ALPN,
-    transport: PROXY_TRANSPORT,
+    transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
     maxPendingHandshakes: Math.min(orNone(handshakes), MOST_HANDSHAKES),
     pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exempt) },
     retryThreshold: handshakesRetry,

@@ -1,4 +1,5 @@
-//! Congestion control: quinn's, but for the end of a connection, and with no larger window than its path is good for.
+//! Congestion control: quinn's, but for the end of a connection, with no larger window than its path is good for, and undisturbed by what is
+//! lost by chance.
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -38,6 +39,12 @@ const TALK: Duration = Duration::from_secs(2);
 const SHORT: usize = 1_200;
 const LONG: usize = 16_384;
 
+/// Losses that say nothing of how much there is room for: radio and worn cables lose so many without any queue before them. BBR goes on
+/// below the same share (draft-ietf-ccwg-bbr §2.8, `LossThresh`).
+const BY_CHANCE_PERCENT: u64 = 2;
+/// Packets of which the share is known.
+const REMEMBERED: u64 = 2_048;
+
 /// There is no conversation.
 const NEVER: u64 = u64::MAX;
 
@@ -47,17 +54,21 @@ const OPEN: u64 = u64::MAX;
 /// None when nothing of that name is known.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
     Some(match name {
-        "cubic" => Arc::new(Guided(Arc::new({
+        "cubic" => Arc::new(Guided::lenient({
             let mut config = CubicConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
-        }))),
-        "bbr" => Arc::new(Guided(Arc::new(BbrConfig::default()))),
-        "newreno" => Arc::new(Guided(Arc::new({
+        })),
+        "bbr" => Arc::new(Guided::strict({
+            let mut config = BbrConfig::default();
+            config.initial_window(INITIAL_WINDOW);
+            config
+        })),
+        "newreno" => Arc::new(Guided::strict({
             let mut config = NewRenoConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
-        }))),
+        })),
         _ => return None,
     })
 }
@@ -124,11 +135,27 @@ impl Notes {
     }
 }
 
-struct Guided<F>(Arc<F>);
+struct Guided<F> {
+    factory: Arc<F>,
+    lenient: bool,
+}
+
+impl<F> Guided<F> {
+    /// Its controllers hear of no losses that are by chance.
+    fn lenient(factory: F) -> Self {
+        let factory = Arc::new(factory);
+        Self { factory, lenient: true }
+    }
+
+    fn strict(factory: F) -> Self {
+        let factory = Arc::new(factory);
+        Self { factory, lenient: false }
+    }
+}
 
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let inner = self.0.clone().build(now, current_mtu);
+        let inner = self.factory.clone().build(now, current_mtu);
         let notes = Arc::new(Notes {
             sent_before_end: AtomicU64::new(OPEN),
             since: now,
@@ -138,8 +165,52 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<
         Box::new(GuidedController {
             inner,
             most: u64::MAX,
+            losses: self.lenient.then(|| Losses::new(current_mtu)),
             notes,
         })
+    }
+}
+
+/// Whether what is lost is lost by chance: there are few, and nothing has to wait on the way, as it would before a router that has too much.
+#[derive(Clone, Default)]
+struct Losses {
+    mtu: u64,
+    /// Bytes, of the last [`REMEMBERED`] packets or so.
+    arrived: u64,
+    lost: u64,
+    queued: bool,
+}
+
+impl Losses {
+    fn new(mtu: u16) -> Self {
+        Self {
+            mtu: mtu.into(),
+            ..Self::default()
+        }
+    }
+
+    /// `rtt`: of late, and the least.
+    fn arrived(&mut self, bytes: u64, rtt: [Duration; 2]) {
+        let [late, least] = rtt;
+        self.arrived += bytes;
+        self.forget();
+        self.queued = late > least + least / 8 + Duration::from_millis(1);
+    }
+
+    fn lost(&mut self, bytes: u64) {
+        self.lost += bytes;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        if self.arrived + self.lost > REMEMBERED * self.mtu {
+            self.arrived /= 2;
+            self.lost /= 2;
+        }
+    }
+
+    fn are_by_chance(&self) -> bool {
+        !self.queued && self.lost * 100 <= (self.arrived + self.lost) * BY_CHANCE_PERCENT
     }
 }
 
@@ -147,6 +218,8 @@ struct GuidedController {
     inner: Box<dyn Controller>,
     /// See [`Most`]. Controllers that wait for loss find none where the receiver's buffer is large and near.
     most: u64,
+    /// Where it is lenient.
+    losses: Option<Losses>,
     notes: Arc<Notes>,
 }
 
@@ -156,7 +229,12 @@ impl Controller for GuidedController {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        // a window that is larger than what it lets be under way must not grow (RFC 9002 §7.8): it would take long to shrink
+        let limited = app_limited || self.inner.window() >= self.most;
+        self.inner.on_ack(now, sent, bytes, limited, rtt);
+        if let Some(losses) = &mut self.losses {
+            losses.arrived(bytes, [rtt.get(), rtt.min()]);
+        }
         let Most { at_hand, per_second } = self.notes.most(now);
         self.most = at_hand + (rtt.min().as_secs_f64() * per_second) as u64;
     }
@@ -166,10 +244,21 @@ impl Controller for GuidedController {
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        // none are lost where a router has marked packets instead (ECN)
+        if let Some(losses) = self.losses.as_mut().filter(|_| lost_bytes > 0) {
+            losses.lost(lost_bytes);
+            if losses.are_by_chance() && !is_persistent_congestion {
+                return;
+            }
+            losses.lost = 0; // they are answered
+        }
         self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
+        if let Some(losses) = &mut self.losses {
+            losses.mtu = new_mtu.into();
+        }
         self.inner.on_mtu_update(new_mtu);
     }
 
@@ -188,6 +277,7 @@ impl Controller for GuidedController {
         Box::new(Self {
             inner: self.inner.clone_box(),
             most: self.most,
+            losses: self.losses.clone(),
             notes: self.notes.clone(),
         })
     }
@@ -235,6 +325,61 @@ mod tests {
         notes.wrote(stream(1), SHORT);
         notes.wrote(stream(1), LONG);
         assert_eq!(notes.most(start).at_hand, IN_BULK.at_hand);
+    }
+
+    const MTU: u64 = 1_200;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// One whose peer has acknowledged so many packets.
+    fn controller(name: &str, acknowledged: u64) -> GuidedController {
+        let controller = named(name).unwrap().build(Instant::now(), MTU as u16);
+        let mut controller = *controller.into_any().downcast::<GuidedController>().unwrap();
+        if let Some(losses) = &mut controller.losses {
+            losses.arrived(acknowledged * MTU, [MS, MS]);
+        }
+        controller
+    }
+
+    /// What is left of its window when so many packets are lost at once.
+    fn left(controller: &mut GuidedController, lost: u64, is_persistent: bool) -> f64 {
+        let before = controller.window();
+        let now = Instant::now() + MS;
+        controller.on_congestion_event(now, now, is_persistent, lost * MTU);
+        controller.window() as f64 / before as f64
+    }
+
+    #[test]
+    fn a_window_stays_where_few_are_lost_and_no_queue_is_before_them() {
+        let mut cubic = controller("cubic", 1_000);
+        for _ in 0..20 {
+            assert_eq!(left(&mut cubic, 1, false), 1.0);
+        }
+        assert_eq!(left(&mut cubic, 1, false), 0.7);
+        assert_eq!(left(&mut cubic, 20, false), 1.0, "those before are answered");
+        assert!(left(&mut controller("newreno", 1_000), 1, false) < 1.0);
+    }
+
+    #[test]
+    fn a_window_shrinks_where_many_are_lost_or_marked_or_for_long_or_there_is_a_queue() {
+        assert_eq!(left(&mut controller("cubic", 1_000), 21, false), 0.7);
+        assert_eq!(left(&mut controller("cubic", 20), 1, false), 0.7);
+        assert_eq!(left(&mut controller("cubic", 1_000), 0, false), 0.7, "marked");
+        assert!(left(&mut controller("cubic", 1_000), 1, true) < 0.1, "for long");
+        let mut queued = controller("cubic", 1_000);
+        queued.losses.as_mut().unwrap().arrived(MTU, [112 * MS, 100 * MS]);
+        assert_eq!(left(&mut queued, 1, false), 1.0);
+        queued.losses.as_mut().unwrap().arrived(MTU, [114 * MS, 100 * MS]);
+        assert_eq!(left(&mut queued, 1, false), 0.7);
+    }
+
+    #[test]
+    fn losses_of_long_ago_do_not_count() {
+        let mut cubic = controller("cubic", 1_000);
+        assert_eq!(left(&mut cubic, 20, false), 1.0);
+        for _ in 0..REMEMBERED {
+            cubic.losses.as_mut().unwrap().arrived(MTU, [MS, MS]);
+        }
+        assert_eq!(left(&mut cubic, 20, false), 1.0);
     }
 
     #[test]

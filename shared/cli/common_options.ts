@@ -20,6 +20,15 @@ export const logOptions = defineOptions({
   },
 });
 
+/** How much the sender of what goes through the agent link lets be under way. */
+export const CONGESTION_CONTROL = {
+  kind: "string",
+  default: "cubic",
+  choices: ["cubic", "newreno", "bbr"],
+  description:
+    "How fast to send: cubic takes rare losses without a queue for chance; newreno slows down for every one; bbr goes by what has arrived, and fills small buffers.",
+} as const;
+
 /** TLS for the clients of proxy and lb. */
 export const frontTlsOptions = defineOptions({
   "http-proxy.tls.enable": { kind: "boolean", default: "false", description: "Speak TLS to clients; needs key and certificate." },

@@ -24,7 +24,7 @@ import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 import { eventually } from "../support/processes.ts";
-import { ask, connectTo, LogBook, netThatCounts, Queue, readUntil, withNet } from "../support/memory.ts";
+import { ask, connectTo, LogBook, netThatCounts, netWith, Queue, readUntil, withNet } from "../support/memory.ts";
 
 const [V2, V1] = ALPN as [string, string];
 const ID = "4711";
@@ -143,6 +143,25 @@ describe("agent and proxy", () => {
       const { version, host } = await log.waitFor("agent connected", { agent: ID });
       assert.match(String(version), /^reverse-http\/[0-9]/);
       assert.notEqual(host, "");
+    }));
+
+  it("send as fast as each of them is told", () =>
+    withNet(async (net) => {
+      const told: (string | undefined)[] = [];
+      const listening = netWith(net, {
+        listenQuic: async (options) => {
+          told.push(options.transport?.congestion);
+          return await net.listenQuic(options);
+        },
+        connectQuic: async (options) => {
+          told.push(options.transport?.congestion);
+          return await net.connectQuic(options);
+        },
+      });
+      const { proxy, log } = await runProxy(listening, { agentServer: { congestionControl: "newreno" } });
+      await runAgent(listening, [proxy.agentAddress], { agentClient: { congestionControl: "bbr" } });
+      await log.waitFor("agent connected");
+      assert.deepEqual(told, ["newreno", "bbr"]);
     }));
 
   it("serve an agent of version 1", () =>
