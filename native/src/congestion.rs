@@ -44,6 +44,8 @@ const LONG: usize = 16_384;
 const BY_CHANCE_PERCENT: u64 = 2;
 /// Packets of which the share is known.
 const REMEMBERED: u64 = 2_048;
+/// So many lost packets are no share yet: at the start one may be of thirty.
+const FEW: u64 = 2;
 
 /// There is no conversation.
 const NEVER: u64 = u64::MAX;
@@ -210,7 +212,8 @@ impl Losses {
     }
 
     fn are_by_chance(&self) -> bool {
-        !self.queued && self.lost * 100 <= (self.arrived + self.lost) * BY_CHANCE_PERCENT
+        let share = (self.arrived + self.lost) * BY_CHANCE_PERCENT / 100;
+        !self.queued && self.lost <= share.max(FEW * self.mtu)
     }
 }
 
@@ -356,13 +359,14 @@ mod tests {
         }
         assert_eq!(left(&mut cubic, 1, false), 0.7);
         assert_eq!(left(&mut cubic, 20, false), 1.0, "those before are answered");
+        assert_eq!(left(&mut controller("cubic", 20), FEW, false), 1.0);
         assert!(left(&mut controller("newreno", 1_000), 1, false) < 1.0);
     }
 
     #[test]
     fn a_window_shrinks_where_many_are_lost_or_marked_or_for_long_or_there_is_a_queue() {
         assert_eq!(left(&mut controller("cubic", 1_000), 21, false), 0.7);
-        assert_eq!(left(&mut controller("cubic", 20), 1, false), 0.7);
+        assert_eq!(left(&mut controller("cubic", 20), FEW + 1, false), 0.7);
         assert_eq!(left(&mut controller("cubic", 1_000), 0, false), 0.7, "marked");
         assert!(left(&mut controller("cubic", 1_000), 1, true) < 0.1, "for long");
         let mut queued = controller("cubic", 1_000);
