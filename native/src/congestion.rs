@@ -40,7 +40,7 @@ const SHORT: usize = 1_200;
 const LONG: usize = 16_384;
 
 /// Losses that say nothing of how much there is room for: radio and worn cables lose so many without any queue before them. BBR goes on
-/// below the same share (draft-ietf-ccwg-bbr §2.8, `LossThresh`).
+/// below the same share (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
 const BY_CHANCE_PERCENT: u64 = 2;
 /// Packets of which the share is known.
 const REMEMBERED: u64 = 2_048;
