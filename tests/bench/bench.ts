@@ -143,9 +143,14 @@ function applies({ sizes }: Plan, { name, limits = [], surroundings }: Scenario,
   return limits.includes(subject.kind) && (sizes !== SMOKE || SMOKE_LIMITS.includes(name));
 }
 
+function failed(error: unknown): Outcome {
+  return { figures: {}, errors: { [`failed: ${error instanceof Error ? error.message : error}`]: 1 } };
+}
+
 async function runOnce(places: Places, scenario: Scenario, subject: Subject, sizes: Sizes): Promise<Outcome> {
   const place = await places.make(subject, scenario.surroundings);
-  const { figures, errors } = await scenario.run({ ...place, sizes });
+  // where it fails, a program that has ended says why
+  const { figures, errors } = await scenario.run({ ...place, sizes }).catch(failed);
   const problems = await place.stop();
   return { figures, errors: { ...errors, ...Object.fromEntries(problems.map((problem) => [problem, 1])) } };
 }
@@ -159,7 +164,7 @@ async function runScenario(places: Places, plan: Plan, scenario: Scenario, say: 
       try {
         outcome = await runOnce(places, scenario, subject, plan.sizes);
       } catch (error) {
-        outcome = { figures: {}, errors: { [`failed: ${error instanceof Error ? error.message : error}`]: 1 } };
+        outcome = failed(error);
         await places.launcher.stopPrograms();
       }
       runs.push({ scenario: scenario.name, round, subject: subject.name, ...outcome });

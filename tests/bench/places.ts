@@ -146,8 +146,8 @@ export class Places {
     const { launcher, files, origin } = this;
     const { neighbour } = surroundings;
     const agents = `127.0.0.1:${await freeUdpPort()}`;
-    const clients = `127.0.0.1:${await freeTcpPort()}`;
-    const front = surroundings.lb ? await this.#startStore(clients) : undefined;
+    const [clients, lbClients, store] = await freeTcpAddresses();
+    const front = surroundings.lb ? await this.#startStore(store, clients, lbClients) : undefined;
     const proxyStarted = performance.now();
     const proxy = launcher.start("proxy", subject.proxy, [
       `--agent-server.listen-address=${agents}`,
@@ -187,12 +187,11 @@ export class Places {
   }
 
   /** A store, and what proxy and lb are told of it. */
-  async #startStore(proxyClients: string) {
-    const port = await freeTcpPort();
-    const store = this.launcher.start("memcached", "memcached", ["-u", "nobody", "-l", "127.0.0.1", "-p", String(port), "-U", "0"]);
-    await store.until(5, () => takesConnections(`127.0.0.1:${port}`));
-    const clients = `127.0.0.1:${await freeTcpPort()}`;
-    const options = ["--store.type=memcached", `--store.memcached.address=127.0.0.1:${port}`];
+  async #startStore(address: string, proxyClients: string, clients: string) {
+    const [host, port] = address.split(":") as [string, string];
+    const store = this.launcher.start("memcached", "memcached", ["-u", "nobody", "-l", host, "-p", port, "-U", "0"]);
+    await store.until(5, () => takesConnections(address));
+    const options = ["--store.type=memcached", `--store.memcached.address=${address}`];
     return {
       store,
       clients,
@@ -202,13 +201,17 @@ export class Places {
   }
 }
 
-/** Nobody has it at the moment; the system does not give it out again soon. */
-async function freeTcpPort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+/** Three that nobody has at the moment. They are taken together: one that was given back could be given out again. */
+async function freeTcpAddresses(): Promise<[string, string, string]> {
+  const take = async () => {
+    const server = createServer();
+    await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
+    return server;
+  };
+  const servers = [await take(), await take(), await take()] as const;
+  const [first, second, third] = servers.map((server) => `127.0.0.1:${(server.address() as AddressInfo).port}`);
+  for (const server of servers) await new Promise((resolve) => server.close(resolve));
+  return [first!, second!, third!];
 }
 
 async function freeUdpPort(): Promise<number> {
@@ -234,7 +237,9 @@ function converse(address: string, request: string | undefined): Promise<boolean
   const [host, port] = address.split(":");
   return new Promise((resolve) => {
     const socket = connect(Number(port), host, () => {
-      if (request === undefined) settle(true);
+      // where nobody listens, the system may connect a socket with itself
+      if (socket.localPort === Number(port)) settle(false);
+      else if (request === undefined) settle(true);
       else socket.write(request);
     });
     const settle = (result: boolean) => {
