@@ -47,7 +47,7 @@ function drawGroup(title: string, verdicts: readonly Verdict[], top: number): st
   const x = (value: number) => LABELS + Math.log(value / least) / Math.log(most / least) * space;
   const first = top + TITLE;
   const bottom = first + rows.length * ROW;
-  const marks = [0.25, 0.5, 1, 2, 4, 8, 16].filter((mark) => mark >= least && mark <= most);
+  const marks = [0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128].filter((mark) => mark >= least && mark <= most);
   return [
     text(12, top + 22, title, `font-weight="600"`),
     ...marks.flatMap((mark) => [
@@ -64,7 +64,7 @@ function drawGroup(title: string, verdicts: readonly Verdict[], top: number): st
         `fill="${verdict.reached ? REACHED : MISSED}" fill-opacity="0.8"/>`,
         `<line x1="${n(x(low))}" x2="${n(x(high))}" y1="${middle}" y2="${middle}" stroke="#222"/>`,
         `<line x1="${n(x(wanted))}" x2="${n(x(wanted))}" y1="${y - 1}" y2="${y + ROW - 3}" stroke="#222" stroke-width="2.5"/>`,
-        text(WIDTH - VALUES + 12, middle + 4, `${value.toFixed(2)}× of ${wanted.toFixed(2)}×`),
+        text(WIDTH - VALUES + 12, middle + 4, `${value.toFixed(value < 10 ? 2 : 0)}× of ${wanted.toFixed(2)}×`),
       ];
     }),
   ];
