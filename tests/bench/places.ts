@@ -1,9 +1,9 @@
 // Puts together what a scenario loads: a proxy and an agent, with lb or a long way between them where it wants that, or one of the limits
 // they are compared with. It measures nothing.
 import { Buffer } from "node:buffer";
-import { createSocket } from "node:dgram";
-import { type AddressInfo, connect, createServer } from "node:net";
+import { connect } from "node:net";
 import { makeAuthority } from "../support/certificates.ts";
+import { freePort } from "../support/store_servers.ts";
 import type { Held, Launcher, LoadResult, Program } from "./processes.ts";
 
 const AGENT_ID = "bench";
@@ -145,8 +145,7 @@ export class Places {
   async #makePair(subject: Subject & { kind: "pair" }, surroundings: Surroundings): Promise<Place> {
     const { launcher, files, origin } = this;
     const { neighbour } = surroundings;
-    const agents = `127.0.0.1:${await freeUdpPort()}`;
-    const [clients, lbClients, store] = await freeTcpAddresses();
+    const [agents, clients, lbClients, store] = await freeAddresses(4) as [string, string, string, string];
     const front = surroundings.lb ? await this.#startStore(store, clients, lbClients) : undefined;
     const proxyStarted = performance.now();
     const proxy = launcher.start("proxy", subject.proxy, [
@@ -201,25 +200,11 @@ export class Places {
   }
 }
 
-/** Three that nobody has at the moment. They are taken together: one that was given back could be given out again. */
-async function freeTcpAddresses(): Promise<[string, string, string]> {
-  const take = async () => {
-    const server = createServer();
-    await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-    return server;
-  };
-  const servers = [await take(), await take(), await take()] as const;
-  const [first, second, third] = servers.map((server) => `127.0.0.1:${(server.address() as AddressInfo).port}`);
-  for (const server of servers) await new Promise((resolve) => server.close(resolve));
-  return [first!, second!, third!];
-}
-
-async function freeUdpPort(): Promise<number> {
-  const socket = createSocket("udp4");
-  await new Promise<void>((resolve, reject) => socket.once("error", reject).bind(0, "127.0.0.1", resolve));
-  const { port } = socket.address();
-  await new Promise<void>((resolve) => socket.close(resolve));
-  return port;
+/** That nobody has just now, all different. */
+async function freeAddresses(count: number): Promise<string[]> {
+  const ports = new Set<number>();
+  while (ports.size < count) ports.add(await freePort());
+  return [...ports].map((port) => `127.0.0.1:${port}`);
 }
 
 function takesConnections(address: string): Promise<boolean> {
@@ -237,9 +222,7 @@ function converse(address: string, request: string | undefined): Promise<boolean
   const [host, port] = address.split(":");
   return new Promise((resolve) => {
     const socket = connect(Number(port), host, () => {
-      // where nobody listens, the system may connect a socket with itself
-      if (socket.localPort === Number(port)) settle(false);
-      else if (request === undefined) settle(true);
+      if (request === undefined) settle(true);
       else socket.write(request);
     });
     const settle = (result: boolean) => {
