@@ -25,13 +25,14 @@ interface Recipe {
   readonly stamp: string;
 }
 
-/** For this machine, with its own compiler and linker. */
+/** For this machine, with its own compiler and linker. `NATIVE_PROFILE` names another profile than `release`: `dev-fast`. */
 function hostRecipe(): Recipe {
+  const profile = process.env.NATIVE_PROFILE || "release";
   const library = process.platform === "darwin" ? "libreverse_http_native.dylib" : "libreverse_http_native.so";
   return {
-    command: ["build", "--release", "--locked"],
+    command: ["build", "--profile", profile, "--locked"],
     env: {},
-    library: join(cache, "release", library),
+    library: join(cache, profile, library),
     addon: join(crate, "reverse-http.node"),
     stamp: join(cache, "sources.sha256"),
   };
