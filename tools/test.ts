@@ -1,15 +1,17 @@
-// Runs every check there is and sums up: `N passed, N failed`. `--only unit,system` runs some of them.
+// Installs what the tests need, builds, runs every check and sums up: `N passed, N failed`. `--only=unit,system` runs some of them.
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { stripVTControlCharacters } from "node:util";
+import { requireAll } from "./requirements.ts";
 
 const root = join(import.meta.dirname!, "..");
 const deno = process.execPath;
 const bun = join(root, "node_modules", ".bin", "bun");
 const bundles = mkdtempSync(join(tmpdir(), "reverse-http-tests-"));
+process.on("exit", () => rmSync(bundles, { recursive: true, force: true }));
 
 interface Check {
   name: string;
@@ -101,17 +103,31 @@ function run({ name, command: [file, ...args], cwd = root, env, count }: Check):
   return [passed, failed];
 }
 
+/** With `--only` what is missing may not be needed: the tests that need it say so. */
+function prepare(isPartial: boolean): void {
+  try {
+    requireAll();
+  } catch (error) {
+    if (!isPartial) throw error;
+    console.error(error instanceof Error ? error.message : error);
+  }
+  const built = spawnSync(deno, ["task", "build"], { cwd: root, stdio: "inherit" });
+  if (built.status !== 0) throw new Error("Cannot run the tests: the build failed, see above");
+}
+
 const wanted = /^--only=(.+)$/.exec(process.argv[2] ?? "")?.[1]?.split(",");
 const checks = CHECKS.filter(({ name }) => wanted === undefined || wanted.some((part) => name.includes(part)));
-let [passed, failed] = [0, 0];
 try {
-  for (const check of checks) {
-    const [p, f] = run(check);
-    passed += p;
-    failed += f;
-  }
-} finally {
-  rmSync(bundles, { recursive: true, force: true });
+  prepare(wanted !== undefined);
+} catch (error) {
+  console.error(error instanceof Error ? error.message : error);
+  process.exit(1);
+}
+let [passed, failed] = [0, 0];
+for (const check of checks) {
+  const [p, f] = run(check);
+  passed += p;
+  failed += f;
 }
 console.log(`${passed} passed, ${failed} failed`);
 process.exit(failed === 0 && passed > 0 ? 0 : 1);

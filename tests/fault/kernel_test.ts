@@ -18,7 +18,7 @@ async function canTrace(): Promise<boolean> {
 
 const hasStrace = process.platform === "linux" && spawnSync("strace", ["-V"]).status === 0;
 const withStrace = {
-  skip: hasStrace && await canTrace() ? false : "there is no strace (tests/install.sh), or it may not attach (kernel.yama.ptrace_scope)",
+  skip: hasStrace && await canTrace() ? false : "there is no strace, or it may not attach (kernel.yama.ptrace_scope)",
 };
 
 describe("a kernel that has nothing left", () => {

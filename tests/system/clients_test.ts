@@ -1,4 +1,4 @@
-// Real clients, each as its users call it, through the compiled proxy and agent. tests/install.sh installs what is missing.
+// Real clients, each as its users call it, through the compiled proxy and agent. tools/requirements.ts installs what is missing.
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -38,7 +38,7 @@ const TOOLS = {
 function itWith(tools: (keyof typeof TOOLS)[], name: string, test: () => Promise<void>): void {
   const missing = tools.filter((tool) => !TOOLS[tool]);
   if (missing.length === 0) return void it(name, test);
-  const sentence = `${missing.join(" and ")} is not installed: tests/install.sh does it`;
+  const sentence = `${missing.join(" and ")} is not installed: tools/requirements.ts installs it`;
   if (process.env.CI && process.platform === "linux") it(name, () => assert.fail(sentence));
   else it(`${name} (skipped: ${sentence})`, { skip: sentence }, () => {});
 }

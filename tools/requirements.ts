@@ -1,0 +1,106 @@
+// The servers and clients that the tests run, and how to install them. Run by `deno task test` before anything is built.
+import { spawnSync } from "node:child_process";
+import { existsSync, globSync, readFileSync } from "node:fs";
+import process from "node:process";
+
+interface Requirement {
+  /** Name of the program, as a user knows it. */
+  readonly name: string;
+  /** Package of Debian and Ubuntu. */
+  readonly debian: string;
+  /** Formula of Homebrew. Missing for what the tests skip on macOS. */
+  readonly brew?: string;
+  /** Command that succeeds where it is installed. Default: `name --version`. */
+  readonly probe?: readonly [string, ...string[]];
+  /** Files, as a glob, one of which exists where it is installed. Replaces `probe`. */
+  readonly file?: string;
+}
+
+const REQUIREMENTS: readonly Requirement[] = [
+  { name: "memcached", debian: "memcached", brew: "memcached" },
+  { name: "redis-server", debian: "redis-server", brew: "redis" },
+  { name: "curl", debian: "curl" },
+  { name: "git", debian: "git" },
+  { name: "nginx", debian: "nginx", probe: ["nginx", "-v"] },
+  { name: "nginx's stream module", debian: "libnginx-mod-stream", file: "/usr/lib/nginx/modules/ngx_stream_module.so" },
+  { name: "ssh", debian: "openssh-client", probe: ["ssh", "-V"] },
+  { name: "sshd", debian: "openssh-server", file: "/usr/sbin/sshd" },
+  { name: "openssl", debian: "openssl", probe: ["openssl", "version"] },
+  { name: "ps", debian: "procps" },
+  { name: "socat", debian: "socat", probe: ["socat", "-V"] },
+  { name: "strace", debian: "strace" },
+  { name: "libfaketime", debian: "libfaketime", file: "/usr/lib/*/faketime/libfaketime.so.1" },
+  { name: "go", debian: "golang-go", probe: ["go", "version"] },
+  { name: "python3", debian: "python3" },
+  { name: "python3 with requests", debian: "python3-requests", probe: ["/usr/bin/python3", "-c", "import requests"] },
+  { name: "shellcheck", debian: "shellcheck" },
+  { name: "zsh", debian: "zsh" },
+  { name: "fish", debian: "fish" },
+  { name: "mandoc", debian: "mandoc", probe: ["mandoc", "-l", "/dev/null"] },
+  { name: "chromium", debian: "chromium" },
+];
+
+const PATH = `${process.env.PATH}:/usr/sbin:/usr/local/go/bin`;
+const isLinux = process.platform === "linux";
+
+function isInstalled({ name, probe = [name, "--version"], file }: Requirement): boolean {
+  if (file !== undefined) return globSync(file).length > 0;
+  const [command, ...args] = probe;
+  return spawnSync(command, args, { stdio: "ignore", env: { ...process.env, PATH } }).status === 0;
+}
+
+/** Ubuntu has Chromium as a snap only, which root cannot run headless. */
+const isUbuntu = () => existsSync("/etc/os-release") && /^ID=ubuntu$/m.test(readFileSync("/etc/os-release", "utf8"));
+
+function missingRequirements(): Requirement[] {
+  return REQUIREMENTS
+    .filter(({ brew }) => isLinux || brew !== undefined)
+    .filter(({ debian }) => debian !== "chromium" || !isUbuntu())
+    .filter((each) => !isInstalled(each));
+}
+
+/** One sentence that names what is missing and the command that installs it. */
+function describe(missing: readonly Requirement[]): string {
+  const names = missing.map(({ name }) => name).join(", ");
+  const command = isLinux
+    ? `sudo apt-get install ${missing.map(({ debian }) => debian).join(" ")} (or your system's packages of the same programs)`
+    : `brew install ${missing.map(({ brew }) => brew).join(" ")}`;
+  return `The tests need ${names}, which ${missing.length === 1 ? "is" : "are"} not installed: run ${command}`;
+}
+
+function install(missing: readonly Requirement[]): void {
+  const env = {
+    ...process.env,
+    DEBIAN_FRONTEND: "noninteractive",
+    RUNLEVEL: "1", // the tests start the servers themselves
+  };
+  const packages = missing.map(({ debian }) => debian);
+  console.log(`Installing what the tests need: ${packages.join(" ")}`);
+  for (const args of [["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", ...packages]]) {
+    const { status, stdout, stderr } = spawnSync("apt-get", args, { env, encoding: "utf8" });
+    if (status !== 0) throw new Error(`Cannot install what the tests need: apt-get ${args[0]} failed\n${stdout}${stderr}`);
+  }
+}
+
+/**
+ * Installs what is missing, as root on Debian and Ubuntu.
+ * @throws {Error} which names what is missing, and the command that installs it
+ */
+export function requireAll(): void {
+  let missing = missingRequirements();
+  const canInstall = isLinux && process.getuid?.() === 0 && existsSync("/usr/bin/apt-get");
+  if (missing.length > 0 && canInstall) {
+    install(missing);
+    missing = missingRequirements();
+  }
+  if (missing.length > 0) throw new Error(describe(missing));
+}
+
+if (import.meta.main) {
+  try {
+    requireAll();
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    process.exit(1);
+  }
+}
