@@ -156,7 +156,7 @@ export interface ProxyOptions {
     handshakesPerAddress?: number;
     /** `--limits.handshakes-retry`: Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always. Default: `256`. */
     handshakesRetry?: number;
-    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long; 0 no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;
@@ -403,7 +403,7 @@ export interface LoadBalancerOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
-    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long; 0 no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;

@@ -6,7 +6,7 @@ import { Backoff } from "../shared/backoff.ts";
 import { agentTransport } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { LimitReports, orNone } from "../shared/limits/limit.ts";
-import { withinDescriptors } from "../shared/limits/resources.ts";
+import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
@@ -84,7 +84,9 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const listener = await listenAdmin(net, options.admin.listenAddress);
   const admin = listener && startAdmin({ ...operated, listener });
   if (admin) log.info("listening", { admin: admin.address });
-  const { connections: mostTunnels } = withinDescriptors({ connections: orNone(options.limits.tunnels), heads: 0 }, 1);
+  const wantedTunnels = orNone(options.limits.tunnels);
+  const { connections: mostTunnels } = withinDescriptors({ connections: wantedTunnels, heads: 0 }, 1);
+  if (mostTunnels < wantedTunnels) reportDescriptors(log, "tunnels", mostTunnels);
   const transport = { ...agentTransport(mostTunnels), congestion: congestionControl };
   const limits = new TunnelLimits({
     ...options.limits,

@@ -38,6 +38,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     destination = formatAuthority(authority);
     tunnel = limits?.open({});
     const { remote, ended } = await connect(options, stream, authority, tunnel).catch((cause) => {
+      if (cause instanceof NetError && cause.code === "address-not-available") limits?.noPort(destination!);
       throw toRefusal(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
@@ -103,6 +104,7 @@ const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
   "timed-out": [504, "connection_timeout", "did not answer in time"],
   "cancelled": [504, "connection_timeout", "did not answer as long as the tunnel may live"],
   "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no descriptors or memory left"],
+  "address-not-available": [503, "connection_limit_reached", "cannot be reached: the agent has no local port left for it"],
 };
 
 function toRefusal(cause: unknown, destination: string): unknown {

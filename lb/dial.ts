@@ -27,6 +27,8 @@ export interface DialerOptions {
   connectTimeoutMs: number;
   /** Longest wait in milliseconds for a proxy's answer after that. */
   answerTimeoutMs: number;
+  /** The system has no local port left for a connection to the proxy at `address`. */
+  onNoPort?: (address: string) => void;
   /** This process in `Via`: a request that comes with it has been here. */
   pseudonym: string;
 }
@@ -107,11 +109,13 @@ async function ask(options: DialerOptions, address: string, request: DialRequest
     await stream.write(encodeRequest(request, options.pseudonym));
     const { response, early } = await readAnswer(stream, within(options.answerTimeoutMs));
     if (response.status >= 200 && response.status < 300) return { upstream: { stream, early } };
+    stream.reset(1); // what is not read is of no use, and who closes first keeps the port in TIME_WAIT
     stream.close();
     return passOn(response);
   } catch (cause) {
     stream?.reset(1);
     stream?.close();
+    if (cause instanceof NetError && cause.code === "address-not-available") options.onNoPort?.(address);
     return toOutcome(cause, address);
   }
 }
@@ -198,6 +202,7 @@ const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
   "timed-out": [504, "connection_timeout", "did not answer in time"],
   "tls": [502, "tls_protocol_error", "cannot be spoken to over TLS"],
   "limit": [503, "connection_limit_reached", "cannot be reached: there are no descriptors or memory left"],
+  "address-not-available": [503, "connection_limit_reached", "cannot be reached: lb has no local port left for it"],
 };
 
 function toOutcome(cause: unknown, address: string): Outcome {
@@ -208,5 +213,5 @@ function toOutcome(cause: unknown, address: string): Outcome {
   if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "cannot be understood"), stale: true };
   if (!(cause instanceof NetError)) throw cause;
   const [status, error, what] = FAILURES[cause.code] ?? [502, "connection_terminated", "ended the connection without an answer"];
-  return { refusal: refusal(status, error, what), stale: cause.code !== "limit" };
+  return { refusal: refusal(status, error, what), stale: status !== 503 };
 }

@@ -106,6 +106,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       tls: () => tls.proxies?.current,
       connectTimeoutMs: options.httpConnector.connectTimeout,
       answerTimeoutMs: options.httpConnector.answerTimeout,
+      onNoPort: (address) => limits.noPort(address),
       pseudonym: createPseudonym(),
     }),
   });

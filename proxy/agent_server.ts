@@ -221,10 +221,9 @@ async function admit(
   const { credentials, welcome } = await receiveCredentials(connection);
   visit?.checkLockOut(); // others of the address may have failed meanwhile
   const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }).catch((error) => {
-    if (error instanceof AuthenticationError) visit?.failed();
+    if (error instanceof AuthenticationError) visit?.failed(credentials);
     throw error;
   });
-  visit?.succeeded();
   let said;
   try {
     said = hasControl(connection) ? await receiveHello(connection) : undefined;

@@ -104,6 +104,7 @@ fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
         "tls" => 4,
         "closed" | "refused" | "reset" => 3,
         "timed-out" => 2,
+        "limit" | "address-not-available" => 2,
         "unreachable" => 1,
         _ => 0,
     };

@@ -1,7 +1,7 @@
 //! TCP listeners and connections, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -306,7 +306,7 @@ pub async fn dial(host: String, port: u16, at: At, limit: Duration, tls: Option<
     connect(&host, port, at, limit, |address| {
         let tls = tls.clone();
         async move {
-            let tcp = Tcp::new(open(address).await.map_err(|e| Fault::connect(&e, &address.to_string()))?);
+            let tcp = Tcp::new(open(address).await.map_err(|e| connect_fault(&e, address))?);
             let remote = address.to_string();
             let halves = match tls {
                 None => plain(tcp),
@@ -322,6 +322,21 @@ pub async fn dial(host: String, port: u16, at: At, limit: Duration, tls: Option<
         }
     })
     .await
+}
+
+/// EADDRNOTAVAIL says that no local port is free, and over IPv6 also that there is no source address: only the first passes by itself.
+fn connect_fault(error: &std::io::Error, to: SocketAddr) -> Fault {
+    let mut fault = Fault::connect(error, &to.to_string());
+    if error.kind() == ErrorKind::AddrNotAvailable && has_source_address(to) {
+        fault.code = "address-not-available";
+    }
+    fault
+}
+
+/// Whether packets to this address could be sent from here. Connecting a UDP socket sends none.
+fn has_source_address(to: SocketAddr) -> bool {
+    let connect = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.connect(to);
+    to.is_ipv4() || connect().is_ok()
 }
 
 async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {

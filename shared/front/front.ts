@@ -342,11 +342,9 @@ function readCredentials(request: RequestHead): ClientCredentials {
 
 async function identify(authenticator: Authenticator, credentials: ClientCredentials, visit: ClientVisit | undefined): Promise<Identity> {
   try {
-    const identity = await identifyClient(authenticator, credentials);
-    visit?.succeeded();
-    return identity;
+    return await identifyClient(authenticator, credentials);
   } catch (cause) {
-    if (cause instanceof AuthenticationError) visit?.failed();
+    if (cause instanceof AuthenticationError) visit?.failed(credentials);
     throw toDenial(cause);
   }
 }

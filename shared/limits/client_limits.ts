@@ -1,13 +1,13 @@
 // All limits on clients, in the order in which a request meets them: the door, the rate of its address, lock-outs, the rate of who it is,
 // and the tunnels.
 import { networksOf } from "../allow_list.ts";
-import type { Identity } from "../auth/authenticator.ts";
+import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
 import type { LogFields } from "../log.ts";
 import type { AddressLimit, Net } from "../net/types.ts";
 import { Door, type Visit } from "./door.ts";
 import { type LimitName, LimitReached, LimitReports, type LimitReportsOptions, orNone } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
-import { withinDescriptors } from "./resources.ts";
+import { reportDescriptors, shareOf, withinDescriptors } from "./resources.ts";
 import { Buckets } from "./tables.ts";
 import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 
@@ -32,13 +32,8 @@ export class ClientVisit {
   }
 
   /** Its credentials were not accepted. */
-  failed(): void {
-    this.#visit.failed();
-  }
-
-  /** They were. */
-  succeeded(): void {
-    this.#visit.succeeded();
+  failed(credentials: ClientCredentials): void {
+    this.#visit.failed(JSON.stringify(credentials));
   }
 
   /**
@@ -73,20 +68,27 @@ export class ClientLimits {
     const { now, createRate } = deps;
     const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
     const { connections, heads } = withinDescriptors(wanted, descriptors);
-    if (connections < wanted.connections) deps.log.debug("descriptors limit connections", { connections, heads });
+    const ofConnections = (limit: number, share: number) => shareOf(limit, share, wanted.connections, connections);
+    const connectionsPerAddress = ofConnections(values.connectionsPerAddress, OF_ADDRESS);
+    const tunnelsPerAgent = ofConnections(values.tunnelsPerAgent, OF_CLIENT);
+    const tunnelsPerClient = ofConnections(values.tunnelsPerClient, OF_CLIENT);
+    const headsPerAddress = shareOf(values.headsPerAddress, OF_ADDRESS, wanted.heads, heads);
+    if (connections < wanted.connections) {
+      reportDescriptors(deps.log, "connections", connections, { heads, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient });
+    }
     this.heads = heads;
-    this.headsPerAddress = { most: values.headsPerAddress, exempt: networksOf(values.exempt) };
+    this.headsPerAddress = { most: headsPerAddress, exempt: networksOf(values.exempt) };
     const reports = new LimitReports(deps);
     this.#reports = reports;
     this.#door = new Door({
       all: { limit: "connections", most: connections },
-      perAddress: { limit: "connections-per-address", most: orNone(values.connectionsPerAddress) },
+      perAddress: { limit: "connections-per-address", most: orNone(connectionsPerAddress) },
       addresses: values,
       forgivenMs: 10_000,
       reports,
       now,
     });
-    this.#tunnels = new TunnelLimits({ ...values, createRate, reports, now });
+    this.#tunnels = new TunnelLimits({ ...values, tunnelsPerAgent, tunnelsPerClient, createRate, reports, now });
     const burst = (rate: number) => orNone(rate) * values.tunnelBurst / 1_000;
     this.#addressRate = new Buckets(orNone(values.tunnelRatePerAddress), burst(values.tunnelRatePerAddress), now);
     this.#clientRate = new Buckets(orNone(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);
@@ -130,6 +132,11 @@ export class ClientLimits {
     this.#reports.hit("heads-per-address", { client: remote, most: this.headsPerAddress.most });
   }
 
+  /** The system has no local port left for a connection to the proxy at `address`. */
+  noPort(address: string): void {
+    this.#reports.noPort(address);
+  }
+
   #checkRate(rate: Buckets, key: string, limit: LimitName, fields: LogFields): void {
     const waitMs = rate.take(key);
     if (waitMs === 0) return;
@@ -144,3 +151,6 @@ export class ClientLimits {
 
 /** What the network can count to. */
 const MOST_HEADS = 1_000_000;
+/** Where descriptors are few: what one address, and one client or agent, may have of all there may be. */
+const OF_ADDRESS = 1 / 4;
+const OF_CLIENT = 1 / 2;

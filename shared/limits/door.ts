@@ -1,6 +1,7 @@
 // The way in, of clients and of agents: how many at a time, how many from one address, and no more of who fails to say who it is.
 import type { LogFields } from "../log.ts";
 import { type AddressKeys, createAddressKeys } from "./addresses.ts";
+import { FailedCredentials } from "./failed_credentials.ts";
 import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
 import type { AddressLimitValues } from "./options.ts";
 import { LockOut, Tally } from "./tables.ts";
@@ -22,6 +23,7 @@ export class Door {
   readonly #options: DoorOptions;
   readonly #keyOf: AddressKeys;
   readonly #lockOut: LockOut;
+  readonly #wrong: FailedCredentials;
   readonly #perAddress = new Tally();
   #inside = 0;
 
@@ -30,6 +32,7 @@ export class Door {
     this.#options = options;
     this.#keyOf = createAddressKeys(exempt);
     this.#lockOut = new LockOut(orNone(authFailures), lockOut, options.forgivenMs, options.now);
+    this.#wrong = new FailedCredentials(options.now);
   }
 
   /**
@@ -56,12 +59,8 @@ export class Door {
     throw this.refusal("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
   }
 
-  failed(key: string): void {
-    this.#lockOut.failed(key);
-  }
-
-  succeeded(key: string): void {
-    this.#lockOut.succeeded(key);
+  failed(key: string, credential: string | Uint8Array): void {
+    if (this.#wrong.counts(key, credential)) this.#lockOut.failed(key);
   }
 
   left(key: string | undefined): void {
@@ -94,14 +93,9 @@ export class Visit {
     if (this.key !== undefined) this.#door.checkLockOut(this.key);
   }
 
-  /** The credentials were not accepted. */
-  failed(): void {
-    if (this.key !== undefined) this.#door.failed(this.key);
-  }
-
-  /** They were. */
-  succeeded(): void {
-    if (this.key !== undefined) this.#door.succeeded(this.key);
+  /** The credential was not accepted. */
+  failed(credential: string | Uint8Array): void {
+    if (this.key !== undefined) this.#door.failed(this.key, credential);
   }
 
   leave(): void {

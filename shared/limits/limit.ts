@@ -2,7 +2,7 @@
 import { Refusal } from "../http/status.ts";
 import type { LogFields, Logger } from "../log.ts";
 
-/** Name of a limit, in the metrics and the log: that of its option. */
+/** Name of a limit, in the metrics and the log: that of its option, and `ports`, the local ports that the system has for connections. */
 export type LimitName =
   | "connections"
   | "connections-per-address"
@@ -17,6 +17,7 @@ export type LimitName =
   | "tunnel-life"
   | "auth-failures"
   | "memory"
+  | "ports"
   | "agents"
   | "agents-per-address"
   | "handshakes"
@@ -63,6 +64,11 @@ export class LimitReports {
     }
     this.#options.log.warn("limit reached", { limit, ...fields, suppressed: (last?.suppressed ?? 0) + times - 1 || undefined });
     this.#logged.set(limit, { at: now, suppressed: 0 });
+  }
+
+  /** The system has no local port left for one more connection to `destination`. */
+  noPort(destination: string): void {
+    this.hit("ports", { destination, remedy: "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1" });
   }
 
   /** Logs what was not logged and may be now. To be called now and then. */

@@ -106,7 +106,7 @@ export const addressLimitOptions = defineOptions({
     default: "10",
     description:
       "Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, " +
-      "and with every further one for twice as long; 0 no limit.",
+      "and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit.",
   },
   "limits.lock-out": {
     kind: "duration",

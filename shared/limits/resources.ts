@@ -2,6 +2,7 @@
 // limit here.
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
+import type { LogFields, Logger } from "../log.ts";
 import { orNone } from "./limit.ts";
 
 /** With so few tunnels it is not them that take the memory, and a way in is left. */
@@ -94,8 +95,10 @@ function read(file: string): string | undefined {
   }
 }
 
-/** What the process needs besides connections: files, the runtime's own, the store, those who operate it. */
+/** What the process needs besides connections: files, the runtime's own, the store, those who operate it. At most half of what there is. */
 const RESERVED = 64;
+/** With fewer connections than these the operator is warned. */
+const FEW = 256;
 
 /**
  * Connections that descriptors are enough for, and heads that may be read besides: a flood of either leaves the other some.
@@ -109,5 +112,20 @@ export function withinDescriptors(
 ): { connections: number; heads: number } {
   if (most === Infinity) return wanted;
   const heads = Math.max(1, Math.min(wanted.heads, Math.floor(most / 4)));
-  return { heads, connections: Math.max(1, Math.min(wanted.connections, Math.floor((most - RESERVED - heads) / each))) };
+  const left = most - Math.min(RESERVED, Math.floor(most / 2)) - heads;
+  return { heads, connections: Math.max(1, Math.min(wanted.connections, Math.floor(left / each))) };
+}
+
+/**
+ * A limit of one peer, where descriptors are too few for `wanted` of all peers: at most this share of what they are enough for, so that
+ * others find room. 0 stays no limit.
+ */
+export function shareOf(limit: number, share: number, wanted: number, enough: number): number {
+  return limit === 0 || enough >= wanted ? limit : Math.min(limit, Math.max(1, Math.floor(enough * share)));
+}
+
+/** Tells the operator that descriptors are fewer than the limits would take, and how many `what` they are enough for. */
+export function reportDescriptors(log: Logger, what: "connections" | "tunnels", enough: number, others: LogFields = {}): void {
+  const fields = { [what]: enough, ...others, descriptors: descriptorLimit(), remedy: "raise LimitNOFILE (systemd) or ulimit -n" };
+  log[enough < FEW ? "warn" : "info"](`descriptors limit ${what}`, fields);
 }

@@ -98,7 +98,7 @@ interface Offender {
   lockedUntil: number;
 }
 
-/** Locks out who fails too often, ever longer. */
+/** Locks out who fails too often, ever longer. Only time forgives: one right credential says nothing about the wrong ones beside it. */
 export class LockOut {
   readonly #offenders = new Memory<Offender>();
   readonly #most: number;
@@ -139,9 +139,5 @@ export class LockOut {
     if (failures > this.#most) lockedUntil = now + Math.min(this.#longestMs, FIRST_LOCK_MS * 2 ** locks++);
     // what is forgiven begins when the lock-out ends
     this.#offenders.set(key, { failures, at: Math.max(now, lockedUntil), locks, lockedUntil });
-  }
-
-  succeeded(key: string): void {
-    this.#offenders.delete(key);
   }
 }

@@ -182,6 +182,11 @@ export class TunnelLimits {
     this.#options.reports.hit("tunnel-idle");
   }
 
+  /** The system has no local port left for a connection to `destination`. */
+  noPort(destination: string): void {
+    this.#options.reports.noPort(destination);
+  }
+
   /** It counts no longer. */
   release(tunnel: CountedTunnel): void {
     const { agentId, client, ownRate } = tunnel;

@@ -3,7 +3,8 @@
 /**
  * What went wrong, as a stable literal.
  *
- * - `address-in-use`, `address-not-available`, `permission-denied`: the local address cannot be used
+ * - `address-in-use`, `address-not-available`, `permission-denied`: the local address cannot be used; for a connection,
+ *   `address-not-available` says that no local port is free
  * - `refused`, `unreachable`, `unknown-host`, `timed-out`: nobody answered, as the network or the resolver said
  * - `tls`: the handshake failed or a certificate, key or revocation list is unusable
  * - `reset`: the stream or connection was aborted (TCP RST, RESET_STREAM), or ended without saying so

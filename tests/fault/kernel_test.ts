@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { eventually, Pair, Program } from "../support/processes.ts";
-import { openTunnel, Origin } from "../support/sockets.ts";
+import { eventually, Pair, Program, Site, storeArgs } from "../support/processes.ts";
+import { ask, assertRefused, connectHead, openTunnel, Origin } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
 
 /** So often a call fails, at least, until all is well again. */
 const FAILURES = 5;
@@ -53,6 +54,31 @@ describe("a kernel that has nothing left", () => {
       const told = [...pair[part].said.matchAll(/they cannot be accepted: (.+) \(os error/g)].map(([, why]) => why);
       // a call in which strace is detached was never made
       assert.deepEqual(told.filter((why) => why !== "Function not implemented"), said === undefined ? [] : [said]);
+    });
+  }
+
+  for (const part of ["lb", "agent"] as const) {
+    it(`has no local port left for ${part}: 503 until it has one, and no agent is taken for gone`, withStrace, async () => {
+      await using cache = await StoreServer.start("memcached");
+      await using site = await Site.create();
+      await using origin = await Origin.start();
+      const { addresses } = await site.startProxy(storeArgs(cache));
+      const agent = await site.startAgent(addresses);
+      const { lb, clients } = await site.startLb(cache);
+      let tunnel;
+      while (!tunnel) tunnel = await openTunnel(clients, origin.authority).catch(() => undefined);
+      tunnel.reset();
+      const program = part === "lb" ? lb : agent;
+      const strace = site.start("strace", ["-f", `-p${program.pid}`, "--trace=connect", "--inject=connect:error=EADDRNOTAVAIL"]);
+      await strace.waitForText("attached");
+      for (let i = 0; i < 3; i++) {
+        const answer = await ask(clients, connectHead(origin.authority));
+        assertRefused(answer, 503, "connection_limit_reached");
+        assert.equal(answer.fields["retry-after"], "1");
+      }
+      await strace.stop("SIGINT");
+      await program.waitFor("limit reached", { limit: "ports" });
+      using _next = await openTunnel(clients, origin.authority);
     });
   }
 });

@@ -118,7 +118,7 @@ describe("the limit on", () => {
     // who shows none, as many clients first do, has not failed
     for (let i = 0; i < 10; i++) assertRefused(await ask(clients, "CONNECT a:1 HTTP/1.1\r\n\r\n"), 407, "http_request_denied");
     const answers = [];
-    for (let i = 0; i < 8; i++) answers.push(await ask(clients, head("wrong")));
+    for (let i = 0; i < 8; i++) answers.push(await ask(clients, head(`wrong ${i}`)));
     const locked = answers.findIndex(({ status }) => status === 503);
     assert.ok(locked >= 4, JSON.stringify(answers.map(({ status }) => status)));
     assertLimited(answers[locked]!);
@@ -134,6 +134,27 @@ describe("the limit on", () => {
     assertRefused(answer, 502, "destination_unavailable");
   });
 
+  it("failed authentications locks out who guesses beside a right password, and not who repeats one wrong", onLinux, async () => {
+    await using site = await Site.create();
+    const key = makeTokenKey();
+    const { addresses: { clients } } = await site.startProxy([
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+      NOBODY_EXEMPT,
+    ]);
+    const password = await key.sign();
+    const head = (with_: string) => connectHead("127.0.0.1:1", AGENT_ID, with_);
+    for (let i = 0; i < 100; i++) assertRefused(await ask(clients, head("the same")), 407, "http_request_denied");
+    assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
+    const statuses: number[] = [];
+    for (let i = 0; i < 50; i++) {
+      statuses.push((await ask(clients, head(`guess ${i}`), "127.0.0.2")).status);
+      await ask(clients, head(password), "127.0.0.2");
+    }
+    assert.ok(statuses.filter((status) => status === 407).length <= 13, statuses.join());
+    assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
+  });
+
   it("failed authentications of agents locks their address out", onLinux, async () => {
     await using site = await Site.create();
     const key = makeTokenKey();
@@ -144,8 +165,12 @@ describe("the limit on", () => {
       NOBODY_EXEMPT,
     ]);
     const args = site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth."));
-    const wrong = await makeTokenKey().sign({ role: "agent" });
-    const others = [1, 2, 3, 4].map(() => site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${wrong}`]));
+    const stranger = makeTokenKey();
+    const others = [];
+    for (const agentId of ["1", "2", "3", "4"]) {
+      const wrong = await stranger.sign({ role: "agent", agentId });
+      others.push(site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${wrong}`]));
+    }
     await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.1" });
     for (const other of others) await other[Symbol.asyncDispose]();
     const right = site.start(AGENT, [...args, "--auth.type=jwt", `--auth.jwt.token=${await key.sign({ role: "agent" })}`]);
@@ -347,7 +372,8 @@ describe("a process with few descriptors", () => {
   it("refuses clients before it has none left, and serves again when they are gone", onLinux, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
-    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...site.proxyArgs(), SERVED, "--log.level=debug"]);
+    const args = [...site.proxyArgs(), SERVED, "--limits.tunnels-per-agent=0", "--limits.tunnels-per-client=0"];
+    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...args]);
     const { agents, clients: listening } = await proxy.waitFor("listening");
     const clients = String(listening);
     await proxy.waitFor("descriptors limit connections");
@@ -373,6 +399,27 @@ describe("a process with few descriptors", () => {
       for (const wire of wires) wire.reset();
     }
     using _tunnel = await untilTunnel(clients, origin.authority);
+  });
+
+  it("leaves room for other addresses, other clients and other heads, and says at the start how many there are", onLinux, async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const args = [...site.proxyArgs(), SERVED, NOBODY_EXEMPT];
+    const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...args]);
+    const { agents, clients: listening } = await proxy.waitFor("listening");
+    const clients = String(listening);
+    const told = await proxy.waitFor("descriptors limit connections");
+    assert.deepEqual([told.level, told.connections, told.connectionsPerAddress, told.descriptors], ["WARN", 128, 32, 256]);
+    await site.startAgent({ agents: String(agents), clients });
+    const wires: Wire[] = [];
+    try {
+      for (let i = 0; i < 32; i++) wires.push(await openTunnel(clients, origin.authority));
+      assertLimited(await ask(clients, connectHead(origin.authority)));
+      assert.equal(await hits(proxy, "connections-per-address"), 1);
+      assertRefused(await ask(clients, connectHead("127.0.0.1:1"), "127.0.0.2"), 502, "connection_refused");
+    } finally {
+      for (const wire of wires) wire.reset();
+    }
   });
 
   it("takes as many as it is allowed to", onLinux, async () => {

@@ -5,6 +5,7 @@ import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
 import type { DialRequest } from "../../shared/front/front.ts";
 import { encodeRefusal, type ProxyErrorType, Refusal } from "../../shared/http/status.ts";
+import { NetError } from "../../shared/net/errors.ts";
 import { createMemoryNet } from "../../shared/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
@@ -241,6 +242,29 @@ describe("dialing through proxies", () => {
       assert.deepEqual([heads.length, counted.lookups], [1, 1]);
     });
   }
+
+  it("takes a machine without a free port for full, and not the agent for gone", async () => {
+    const { net, store, counted } = setUp();
+    await store.set("7", "127.0.0.1:1");
+    const exhausted: string[] = [];
+    const locator = new Locator({ store: { ...store, lookup: (id) => (counted.lookups++, store.lookup(id)) } });
+    const dial = createDialer({
+      net: { ...net, connectTcp: () => Promise.reject(new NetError("address-not-available", "no port")) },
+      locator,
+      tls: () => undefined,
+      connectTimeoutMs: 100,
+      answerTimeoutMs: 100,
+      pseudonym: "lb-1",
+      onNoPort: (address) => exhausted.push(address),
+    });
+    for (let i = 0; i < 2; i++) {
+      const error = await dial(REQUEST).then(() => undefined, (error) => error);
+      assert.ok(error instanceof Refusal, String(error));
+      assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "1"]]]);
+    }
+    assert.deepEqual([[...locator], counted.lookups], [[["7", "127.0.0.1:1"]], 1]);
+    assert.deepEqual(exhausted, ["127.0.0.1:1", "127.0.0.1:1"]);
+  });
 
   it("makes 502 of a status that a proxy has no reason to answer", async () => {
     const { net, store, refused } = setUp();

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { Door, type DoorOptions } from "../../shared/limits/door.ts";
+import { FailedCredentials } from "../../shared/limits/failed_credentials.ts";
 import { LimitReached, LimitReports } from "../../shared/limits/limit.ts";
-import { checkWatermark, descriptorLimit, MemoryWatch, withinDescriptors } from "../../shared/limits/resources.ts";
+import { checkWatermark, descriptorLimit, MemoryWatch, shareOf, withinDescriptors } from "../../shared/limits/resources.ts";
 import { Buckets, LockOut, Tally } from "../../shared/limits/tables.ts";
 import { TunnelLimits, type TunnelLimitsOptions } from "../../shared/limits/tunnels.ts";
 import { silentLogger } from "../../shared/log.ts";
@@ -100,7 +101,7 @@ describe("token buckets", () => {
 });
 
 describe("a lock-out", () => {
-  it("comes after so many failures, lasts twice as long each time up to the longest, and ends with a success", () => {
+  it("comes after so many failures, and lasts twice as long each time up to the longest", () => {
     const { now, pass } = createClock();
     const lockOut = new LockOut(3, 5_000, 10_000, now);
     for (let i = 0; i < 3; i++) lockOut.failed("a");
@@ -112,9 +113,6 @@ describe("a lock-out", () => {
       assert.equal(lockOut.lockedMs("a"), 0);
     }
     assert.equal(lockOut.lockedMs("b"), 0);
-    lockOut.succeeded("a");
-    for (let i = 0; i < 3; i++) lockOut.failed("a");
-    assert.equal(lockOut.lockedMs("a"), 0);
     assert.equal(lockOut.size, 1);
   });
 
@@ -148,6 +146,18 @@ describe("a lock-out", () => {
     const none = new LockOut(Infinity, 1_000, 10_000, now);
     for (let i = 0; i < 1_000; i++) none.failed("a");
     assert.deepEqual([none.size, none.lockedMs("a")], [0, 0]);
+  });
+});
+
+describe("wrong credentials", () => {
+  it("are remembered by their hashes, of so many only", () => {
+    const { now } = createClock();
+    const wrong = new FailedCredentials(now);
+    for (let i = 0; i < 50_000; i++) assert.ok(wrong.counts("a", `secret ${i}`));
+    assert.ok(wrong.size <= 16_384, `${wrong.size} are kept`);
+    assert.ok(!wrong.counts("a", "secret 49999"));
+    assert.ok(wrong.counts("b", "secret 49999"));
+    assert.ok(!JSON.stringify(wrong).includes("secret"));
   });
 });
 
@@ -206,7 +216,7 @@ describe("the door", () => {
     const door = open();
     const visits = [1, 2, 3].map((port) => door.enter(`192.0.2.1:${port}`));
     assert.equal(limitOf(() => door.enter("192.0.2.1:4")), "connections");
-    for (let i = 0; i < 10; i++) visits[0]!.failed();
+    for (let i = 0; i < 10; i++) visits[0]!.failed(`wrong ${i}`);
     visits[0]!.checkLockOut();
   });
 
@@ -214,12 +224,29 @@ describe("the door", () => {
     const { now } = createClock();
     const door = open({ now });
     const visit = door.enter("10.0.0.1:1");
-    for (let i = 0; i < 3; i++) visit.failed();
+    for (let i = 0; i < 3; i++) visit.failed(`wrong ${i}`);
     assert.throws(() => door.enter("10.0.0.1:2").checkLockOut(), (error: LimitReached) => {
       assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
       return true;
     });
     door.enter("10.0.0.2:1").checkLockOut();
+  });
+
+  it("counts one wrong credential of an address once a minute, however often it is repeated", () => {
+    const { now, pass } = createClock();
+    const door = open({ now, addresses: { authFailures: 1, lockOut: 60_000, exempt: [] } });
+    const visit = door.enter("10.0.0.1:1");
+    for (let minute = 0; minute < 10; minute++) {
+      for (let i = 0; i < 1_000; i++) visit.failed("the same");
+      visit.checkLockOut();
+      pass(60_000);
+    }
+    visit.failed("one");
+    visit.failed(new TextEncoder().encode("another"));
+    assert.equal(limitOf(() => visit.checkLockOut()), "auth-failures");
+    const other = door.enter("10.0.0.2:1");
+    for (const wrong of ["one", "another"]) other.failed(wrong);
+    assert.equal(limitOf(() => other.checkLockOut()), "auth-failures");
   });
 
   it("has no limit where 0 stands for it", () => {
@@ -229,7 +256,7 @@ describe("the door", () => {
       addresses: { authFailures: 0, lockOut: 1, exempt: [] },
     });
     const visits = Array.from({ length: 1_000 }, (_, i) => door.enter(`10.0.0.1:${i + 1}`));
-    for (const visit of visits) visit.failed();
+    for (const [i, visit] of visits.entries()) visit.failed(`wrong ${i}`);
     visits[0]!.checkLockOut();
   });
 });
@@ -356,5 +383,19 @@ describe("descriptors", () => {
     assert.deepEqual(withinDescriptors(wanted, 2, 1_000_000), wanted);
     assert.deepEqual(withinDescriptors(wanted, 2, Infinity), wanted);
     assert.ok(descriptorLimit() > 0);
+  });
+
+  it("leave some connections where there are hardly any", () => {
+    const { connections, heads } = withinDescriptors({ connections: 32_768, heads: 4_096 }, 1, 64);
+    assert.ok(connections >= 16 && heads >= 1 && connections + heads <= 32, `${connections} and ${heads} of 64`);
+  });
+
+  it("bound the share of one peer where they are too few for all, and nothing where they are enough", () => {
+    assert.equal(shareOf(4_096, 1 / 4, 32_768, 704), 176);
+    assert.equal(shareOf(100, 1 / 4, 32_768, 704), 100);
+    assert.equal(shareOf(4_096, 1 / 4, 32_768, 1), 1);
+    assert.equal(shareOf(4_096, 1 / 4, 32_768, 32_768), 4_096);
+    assert.equal(shareOf(4_096, 1 / 4, 1_000, 1_000), 4_096);
+    assert.equal(shareOf(0, 1 / 4, 32_768, 704), 0);
   });
 });
