@@ -1,6 +1,7 @@
 // Where the agent connects to: what the allow-list has and the deny-list has not, by name and by address. It knows no tunnels.
-import { isIP } from "node:net";
-import { createAllowList } from "../shared/allow_list.ts";
+import { networkInterfaces } from "node:os";
+import { createAllowList, createDenyList } from "../shared/allow_list.ts";
+import { canonicalHost, isAddress } from "../shared/host_address.ts";
 import { type Authority, formatAuthority } from "../shared/http/head.ts";
 import { Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
@@ -14,6 +15,8 @@ export interface DestinationsOptions {
   deny: readonly string[];
   /** Every address of a name. */
   resolve: Resolve;
+  /** Names of this machine's network interfaces by their numbers. Default: as the system has them. */
+  zones?: () => ReadonlyMap<string, string>;
 }
 
 /** What the agent may reach. */
@@ -29,25 +32,46 @@ export interface Destinations {
 /** An address to connect to, and how long that may take. */
 export type Address = Pick<ConnectTcpOptions, "host" | "port" | "addresses" | "timeoutMs">;
 
-/** What is looked up is what is connected to: whoever answers for a name cannot answer otherwise in between. */
-export function createDestinations({ allow, deny, resolve }: DestinationsOptions): Destinations {
+/** An address that was checked is the one that is connected to: a name server cannot give another one in between (DNS rebinding). */
+export function createDestinations({ allow, deny, resolve, zones = interfaceNames }: DestinationsOptions): Destinations {
   const allowed = createAllowList(allow);
-  const denied = deny.length > 0 ? createAllowList(deny) : undefined;
+  const denied = deny.length > 0 ? createDenyList(deny) : undefined;
   return {
     async find(destination, timeoutMs) {
       const authority = formatAuthority(destination);
-      if (!allowed.allows(destination)) throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent`);
-      const { host, port } = destination;
+      const { port } = destination;
+      const host = canonicalHost(destination.host);
+      const spellings = withZoneSpellings(host, zones);
+      if (!spellings.some((each) => allowed.allows({ host: each, port }))) {
+        throw new Refusal(403, "http_request_denied", `${authority} is not on the allow-list of the agent`);
+      }
       if (!denied) return { host, port, timeoutMs };
-      if (denied.allows(destination)) throw prohibited(`${authority} is on the deny-list of the agent`);
-      if (isIP(host)) return { host, port, timeoutMs };
+      const isDenied = (address: string) => withZoneSpellings(address, zones).some((each) => denied.denies({ host: each, port }));
+      // the form in which it was written may be denied too
+      if (isDenied(destination.host) || isDenied(host)) throw prohibited(`${authority} is on the deny-list of the agent`);
+      if (isAddress(host)) return { host, port, timeoutMs };
       const startedAt = performance.now();
       const addresses = await lookUp(resolve, host, timeoutMs);
-      const left = addresses.filter((address) => !denied.allows({ host: address, port }));
+      const left = addresses.filter((address) => !isDenied(address)).map(canonicalHost);
       if (left.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
       return { host, port, addresses: left, timeoutMs: Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt))) };
     },
   };
+}
+
+/** An address in a zone, by the name and by the number of its interface. */
+function withZoneSpellings(host: string, zones: () => ReadonlyMap<string, string>): string[] {
+  const [address, zone] = host.split("%") as [string, string?];
+  if (zone === undefined) return [host];
+  const others = [...zones()].flatMap(([number, name]) => number === zone ? [name] : name === zone ? [number] : []);
+  return [host, ...others.map((other) => `${address}%${other}`)];
+}
+
+function interfaceNames(): ReadonlyMap<string, string> {
+  const numbered = Object.entries(networkInterfaces()).flatMap(([name, addresses = []]) =>
+    addresses.flatMap(({ scopeid }) => scopeid ? [[String(scopeid), name] as const] : [])
+  );
+  return new Map(numbered);
 }
 
 function prohibited(message: string): Refusal {

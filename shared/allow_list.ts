@@ -1,6 +1,7 @@
 // Which destinations may be reached: patterns of hosts, zones and networks, each with an optional port or range.
 import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
+import { aliasesOf, canonicalHost, isAddress } from "./host_address.ts";
 import type { Authority } from "./http/head.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
@@ -18,21 +19,41 @@ export interface AllowList {
 
 /**
  * An allow-list of `patterns`; an empty one allows everything. A destination is allowed if any pattern matches its host and port together.
- * Names compare without case and without a trailing dot and match host and zone patterns only; addresses match address and network
- * patterns only, an IPv4-mapped IPv6 address as the IPv4 address it is. A pattern with an IPv6 zone (RFC 4007 §11) matches in that zone only.
+ * Names compare without case and without a trailing dot and match host and zone patterns only. Addresses match address and network patterns
+ * only; they compare as the address that is connected to, in whatever form they are written ({@link canonicalHost}). A pattern with an IPv6
+ * zone (RFC 4007 §11) matches in that zone only.
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
   const parsed = patterns.map(parsePattern);
   return {
-    allows({ host, port }) {
-      if (parsed.length === 0) return true;
-      const address = parseAddress(host);
-      const name = normalizeName(host);
-      const zone = zoneOf(host);
-      return parsed.some(({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
-    },
+    allows: ({ host, port }) => parsed.length === 0 || matchesAny(parsed, canonicalHost(host), port),
   };
+}
+
+/** Tells whether a destination must not be reached. */
+export interface DenyList {
+  /** Whether any pattern matches host and port together; an empty list denies nothing. */
+  denies(destination: Authority): boolean;
+}
+
+/**
+ * A deny-list of `patterns`, which match as those of an allow-list, and every alias of an address as well: an address is also denied where
+ * only the form it is written in, or the IPv4 address inside it, is on the list.
+ * @throws {RangeError} naming the first pattern that cannot be read
+ */
+export function createDenyList(patterns: readonly string[]): DenyList {
+  const parsed = patterns.map(parsePattern);
+  return {
+    denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(parsed, alias, port)),
+  };
+}
+
+function matchesAny(patterns: readonly Pattern[], host: string, port: number): boolean {
+  const address = parseAddress(host);
+  const name = normalizeName(host);
+  const zone = zoneOf(host);
+  return patterns.some(({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
 }
 
 /**
@@ -60,7 +81,10 @@ function parsePattern(pattern: string): Pattern {
   const address = parseAddress(host);
   if (networkBits !== undefined) return { ports: range, matches: matchNetwork(host, Number(networkBits), fail) };
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
-  if (address) return { ports: range, matches: matchAddress(address, zoneOf(host)) };
+  if (address) {
+    const canonical = canonicalHost(host);
+    return { ports: range, matches: matchAddress(parseAddress(canonical)!, zoneOf(canonical)) };
+  }
   return { ports: range, matches: matchName(host, fail) };
 }
 
@@ -129,7 +153,7 @@ const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
 
 function checkName(name: string, fail: (why: string) => RangeError): string {
   const normalized = normalizeName(name);
-  if (!NAME.test(normalized) || normalized.includes("..") || /^[0-9.]+$/.test(normalized)) {
+  if (!NAME.test(normalized) || normalized.includes("..") || /^[0-9.]+$/.test(normalized) || isAddress(normalized)) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
   return normalized;

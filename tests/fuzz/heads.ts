@@ -308,8 +308,11 @@ function judgeForwarded(method: string, forwarded: string, answer: string, lengt
 function isAllowed(host: string, port: number): boolean {
   const name = host.toLowerCase().replace(/\.$/, "");
   if (name === "localhost" || name === "example.com" || name.endsWith(".example.com")) return true;
-  if (name === "127.0.0.1") return port >= 1 && port <= 1_000;
+  // every form of the address; the unspecified one leads there too
+  const ipv4 = URL.parse(`http://${name}`)?.hostname;
+  if (ipv4 === "127.0.0.1" || ipv4 === "0.0.0.0") return port >= 1 && port <= 1_000;
   // a zone says by which interface, not whom
   const address = name.replace(/%.*$/, "");
+  if (/^[0:]+$/.test(address)) return true;
   return /^[0:]*:0*1$/.test(address) && address.includes("::") || /^(0{1,4}:){7}0{0,3}1$/.test(address);
 }

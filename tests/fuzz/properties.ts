@@ -84,6 +84,12 @@ function canonical(ip: Ip): Ip {
   return ip.length === 128 && ip.bits >> 32n === 0xffffn ? { bits: ip.bits & 0xffff_ffffn, length: 32 } : ip;
 }
 
+/** What a connection to it goes to. */
+function connected(ip: Ip): Ip {
+  const { bits, length } = canonical(ip);
+  return bits > 0n ? { bits, length } : { bits: length === 32 ? 0x7f00_0001n : 1n, length };
+}
+
 type PatternModel = { readonly text: string; readonly matches: (host: Ip | string, port: number) => boolean };
 
 const ports = fc.option(fc.tuple(fc.integer({ min: 1, max: 200 }), fc.nat(100)), { nil: undefined });
@@ -110,14 +116,14 @@ const patternModel: fc.Arbitrary<PatternModel> = fc.oneof(
     const text = `${ip.length === 128 ? `[${written(ip)}]` : written(ip)}${bits === undefined ? "" : `/${bits}`}${suffix}`;
     // a prefix shorter than that of all mapped addresses is one of IPv6
     const isWide = ip.length === 128 && bits !== undefined && bits < 96;
-    const base = isWide ? ip : canonical(ip);
+    const base = isWide ? ip : bits === undefined ? connected(ip) : canonical(ip);
     const length = bits === undefined ? base.length : bits - (ip.length - base.length);
     const shift = BigInt(base.length - length);
     return {
       text,
       matches: (host, port) => {
         if (!fits(port) || typeof host === "string") return false;
-        const other = canonical(host);
+        const other = connected(host);
         return other.length === base.length && other.bits >> shift === base.bits >> shift;
       },
     };

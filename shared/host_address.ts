@@ -1,0 +1,97 @@
+// Which address a host stands for. Rules about destinations compare that address, and not the way it was written.
+import ipaddr from "ipaddr.js";
+import { isIPv6 } from "node:net";
+
+type Address = ipaddr.IPv4 | ipaddr.IPv6;
+
+/**
+ * The address that a connection to `host` goes to, in its usual form; names come back as they are. It reads every form of an address that
+ * inet_aton(3) takes, and knows that the unspecified address leads to the loopback address. A zone (RFC 4007 §11) is kept where it has a
+ * meaning, which is with link-local addresses.
+ */
+export function canonicalHost(host: string): string {
+  const literal = parseLiteral(host);
+  return literal ? format(connected(literal.address), literal.zone) : host;
+}
+
+/**
+ * Every form in which a rule that denies an address may name the host: as it was written, as it is connected to, and as the IPv4 address that
+ * an IPv6 address carries to a gateway (NAT64, 6to4, IPv4-compatible and IPv4-translated addresses).
+ */
+export function aliasesOf(host: string): string[] {
+  const literal = parseLiteral(host);
+  if (!literal) return [host];
+  const { address, zone } = literal;
+  const all = [address, connected(address), ...embedded(address).flatMap((inner) => [inner, connected(inner)])];
+  return [...new Set(all.map((each) => format(each, zone)))];
+}
+
+/** Whether `host` is an address in some form, and thus never looked up. */
+export function isAddress(host: string): boolean {
+  return parseLiteral(host) !== undefined;
+}
+
+function parseLiteral(host: string): { address: Address; zone: string | undefined } | undefined {
+  const [, text, zone] = /^([^%]*)(?:%([0-9A-Za-z._~-]+))?$/.exec(host) ?? [];
+  if (text === undefined) return undefined;
+  if (text.includes(":")) {
+    const address = parseIPv6(text);
+    return address && { address: address.isIPv4MappedAddress() ? address.toIPv4Address() : address, zone };
+  }
+  const address = zone === undefined ? parseIPv4(text) : undefined;
+  return address && { address, zone: undefined };
+}
+
+/** By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
+function parseIPv6(text: string): ipaddr.IPv6 | undefined {
+  // asked first: the URLs of one runtime take more
+  return isIPv6(text) ? ipaddr.IPv6.parse(new URL(`http://[${text}]`).hostname.slice(1, -1)) : undefined;
+}
+
+/** Up to four numbers, each decimal, octal or hexadecimal; the last one fills the bytes that are left. A trailing dot changes nothing. */
+function parseIPv4(text: string): ipaddr.IPv4 | undefined {
+  const parts = text.replace(/\.$/, "").split(".");
+  if (parts.length > 4 || !parts.every((part) => /^(?:0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*)$/i.test(part))) return undefined;
+  const numbers = parts.map((part) =>
+    /^0x/i.test(part) ? Number(`0x0${part.slice(2)}`) : part.startsWith("0") ? parseInt(part, 8) : Number(part)
+  );
+  const last = numbers.pop()!;
+  const bytesLeft = 4 - numbers.length;
+  if (last >= 256 ** bytesLeft || numbers.some((number) => number > 255)) return undefined;
+  const rest = Array.from({ length: bytesLeft }, (_, i) => Math.floor(last / 256 ** (bytesLeft - 1 - i)) % 256);
+  return new ipaddr.IPv4([...numbers, ...rest]);
+}
+
+/** The system takes the unspecified address for its own. */
+function connected(address: Address): Address {
+  if (address.range() !== "unspecified" || address.toByteArray().some((byte) => byte !== 0)) return address;
+  return address.kind() === "ipv4" ? new ipaddr.IPv4([127, 0, 0, 1]) : ipaddr.IPv6.parse("::1");
+}
+
+/** Where the IPv4 address begins in addresses of each network, in bytes; byte 8 is left out (RFC 6052 §2.2). */
+const CARRIERS: readonly (readonly [network: ipaddr.IPv6, bits: number, at: readonly number[]])[] = [
+  [ipaddr.IPv6.parse("::"), 96, [12, 13, 14, 15]], // IPv4-compatible, RFC 4291 §2.5.5.1
+  [ipaddr.IPv6.parse("::ffff:0:0:0"), 96, [12, 13, 14, 15]], // IPv4-translated, RFC 2765 §2.1
+  [ipaddr.IPv6.parse("64:ff9b::"), 96, [12, 13, 14, 15]], // NAT64, RFC 6052 §2.1
+  [ipaddr.IPv6.parse("64:ff9b:1::"), 48, [12, 13, 14, 15]], // NAT64 of a network's own, RFC 8215
+  [ipaddr.IPv6.parse("64:ff9b:1::"), 48, [6, 7, 9, 10]],
+  [ipaddr.IPv6.parse("2002::"), 16, [2, 3, 4, 5]], // 6to4, RFC 3056 §2
+];
+
+function embedded(address: Address): ipaddr.IPv4[] {
+  if (address.kind() === "ipv4" || ["unspecified", "loopback"].includes(address.range())) return [];
+  const bytes = address.toByteArray();
+  const carriers = CARRIERS.filter(([network, bits]) => (address as ipaddr.IPv6).match(network, bits));
+  return carriers.map(([, , at]) => new ipaddr.IPv4(at.map((i) => bytes[i]!)));
+}
+
+function format(address: Address, zone: string | undefined): string {
+  const hasZones = zone !== undefined && address.kind() === "ipv6" && isScoped(address as ipaddr.IPv6);
+  return hasZones ? `${address.toString()}%${zone}` : address.toString();
+}
+
+/** Link-local, as one host or as many. */
+function isScoped(address: ipaddr.IPv6): boolean {
+  const [first] = address.parts as [number];
+  return (first & 0xffc0) === 0xfe80 || ((first & 0xff00) === 0xff00 && [1, 2].includes(first & 0xf));
+}
