@@ -49,6 +49,9 @@ const stampBuild = (facts: Facts): Bun.BunPlugin => ({
   },
 });
 
+/** No file of the working directory may set options, or run code. */
+const ALONE = { autoloadDotenv: false, autoloadBunfig: false, autoloadTsconfig: false, autoloadPackageJson: false };
+
 /** All executables, into `folder`; for this machine where there is no `target`. */
 async function compile(folder: string, addon: string, facts: Facts, target?: TargetName): Promise<void> {
   mkdirSync(folder, { recursive: true });
@@ -56,7 +59,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
     const outfile = join(folder, name);
     const result = await Bun.build({
       entrypoints: [join(ROOT, entry)],
-      compile: target === undefined ? { outfile } : { outfile, target: TARGETS[target].bun },
+      compile: { ...ALONE, ...target === undefined ? { outfile } : { outfile, target: TARGETS[target].bun } },
       format: "esm",
       bytecode: true,
       minify: true,
