@@ -55,6 +55,8 @@ export interface Agent {
    * {@link close} ends it at once.
    */
   drain(): Promise<void>;
+  /** Reads certificates and keys again. The token is read at every connect anyway. */
+  reload(): Promise<void>;
   /** Tells the proxies and ends every tunnel. */
   close(): Promise<void>;
 }
@@ -197,6 +199,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
       return [...sessions].map(({ remote }) => remote);
     },
     drain: () => draining ??= drain(options.drain.timeout),
+    reload: () => tls.reload(),
     close: () => closing ??= close(),
   };
 }

@@ -19,7 +19,7 @@ export function agentCommand(
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const agent = await startAgent(options, { log, net, supervisor });
-      return { closesWithinMs: options.drain.timeout + CLOSE_MS, close: () => agent.drain() };
+      return { closesWithinMs: options.drain.timeout + CLOSE_MS, reload: () => agent.reload(), close: () => agent.drain() };
     },
   };
 }

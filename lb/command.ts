@@ -19,7 +19,7 @@ export function lbCommand(
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const lb = await startLoadBalancer(options, { log, net, supervisor });
-      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => lb.drain() };
+      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, reload: () => lb.reload(), close: () => lb.drain() };
     },
   };
 }

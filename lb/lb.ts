@@ -42,6 +42,8 @@ export interface LoadBalancer {
    * those it has, then closes. {@link close} ends it at once.
    */
   drain(): Promise<void>;
+  /** Reads certificates, keys, and files of tokens again. */
+  reload(): Promise<void>;
   /** Resets the clients and frees the address. */
   close(): Promise<void>;
 }
@@ -110,10 +112,14 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       pseudonym: createPseudonym(),
     }),
   });
+  const useForClients = (renewed: ServerTls) => listener.setTls(renewed);
   const refreshed = [
-    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, (renewed) => listener.setTls(renewed))] : [],
+    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
     ...tls.proxies ? [refreshTls(tls.proxies, options.httpConnector.tls.refresh)] : [],
   ];
+  const reload = async (): Promise<void> => {
+    await Promise.all([tls.clients?.reload(useForClients), tls.proxies?.reload(), authenticator.reload?.()]);
+  };
   // where agents are held it does not know, only where they were found
   const agents = () => [...locator].map(([id, address]) => ({ id, address }));
   const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
@@ -139,6 +145,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     adminAddress: admin?.address,
     clientAddress: listener.address,
     drain: () => draining ??= drain(options.drain),
+    reload,
     close: () => closing ??= close(),
   };
 }

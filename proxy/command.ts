@@ -23,7 +23,11 @@ export function proxyCommand(
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const proxy = await startProxy(options, { log, net, stateDirectory, supervisor });
-      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, close: () => proxy.drain() };
+      return {
+        closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS,
+        reload: () => proxy.reload(),
+        close: () => proxy.drain(),
+      };
     },
   };
 }

@@ -13,7 +13,7 @@ import { type LimitName, LimitReports, orNone } from "../shared/limits/limit.ts"
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
-import type { ListenQuicOptions, Net, QuicListener, TcpListener } from "../shared/net/types.ts";
+import type { ListenQuicOptions, Net, QuicListener, ServerTls, TcpListener } from "../shared/net/types.ts";
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
@@ -57,6 +57,8 @@ export interface Proxy {
    * more clients, waits for those it has, then closes. {@link close} ends it at once.
    */
   drain(): Promise<void>;
+  /** Reads certificates, keys, and files of tokens again. */
+  reload(): Promise<void>;
   /** Resets the clients, tells the agents, frees the addresses. */
   close(): Promise<void>;
 }
@@ -144,10 +146,15 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     onEnd: (end) => tunnels.ended(end),
     dial: (request) => dialAgent(server.agents, patience, request, options.agentServer.agent.dialTimeout, draining !== undefined),
   });
+  const useForAgents = (renewed: ServerTls) => agentListener.setTls(renewed);
+  const useForClients = (renewed: ServerTls) => clientListener.setTls(renewed);
   const refreshed = [
-    refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => agentListener.setTls(renewed)),
-    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, (renewed) => clientListener.setTls(renewed))] : [],
+    refreshTls(tls.agents, options.agentServer.tls.refresh, useForAgents),
+    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
   ];
+  const reload = async (): Promise<void> => {
+    await Promise.all([tls.agents.reload(useForAgents), tls.clients?.reload(useForClients), authenticator.reload?.()]);
+  };
   if (tls.own) showPin(tls.own, agentListener.address, log);
   const agents = () => reportAgents(server.agents);
   const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
@@ -189,6 +196,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       return draining !== undefined;
     },
     drain: () => draining ??= drain(options.drain),
+    reload,
     close: () => closing ??= close(),
   };
 }

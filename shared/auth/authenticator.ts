@@ -51,6 +51,8 @@ export interface Authenticator {
    * @throws {AuthenticationError}
    */
   authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
+  /** Reads its files again now. Never rejects. */
+  reload?(): Promise<void>;
   /** Called by whoever made it, when nobody will ask it any more. */
   close?(): void;
 }

@@ -122,10 +122,11 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   let timer: ReturnType<typeof setTimeout>;
   // tokens expire at whole seconds of the wall clock, and so this wakes at each: however the clock is set, nothing waits longer
   const wait = () => timer = setTimeout(tick, 1000 - now() % 1000);
+  const reload = () => looking ??= lookAtFiles().finally(() => looking = undefined);
   const tick = () => {
     wait();
     endExpired();
-    looking ??= lookAtFiles().finally(() => looking = undefined);
+    void reload();
   };
   wait();
 
@@ -140,6 +141,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
       }
       return identity;
     },
+    reload,
     close: () => clearTimeout(timer),
   };
 }

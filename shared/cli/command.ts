@@ -31,6 +31,8 @@ export interface Service<Values = object> extends Described {
 export interface Running {
   /** Longest time in milliseconds that {@link close} takes, about. */
   readonly closesWithinMs: number;
+  /** Reads certificates, keys, and files of tokens again, without ending anything that they still allow. */
+  reload(): Promise<void>;
   close(): Promise<void>;
 }
 

@@ -1,10 +1,12 @@
 // From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
+import { writeSync } from "node:fs";
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log.ts";
 import { createLineWriter, type LineWriter } from "../log_writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
 import { type Executable, readCommandLine, type Task } from "./command.ts";
 import type { Resolved } from "./config.ts";
-import { ConfigError, flagOf } from "./option.ts";
+import { ConfigError, envOf, flagOf } from "./option.ts";
+import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { createSupervisor, type Notify } from "../supervisor.ts";
 
@@ -45,19 +47,69 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
   if (task.do === "act") return await task.action.act(values, { write, read: () => readAll(process.stdin) });
-  await task.service.check(values);
-  if (task.do === "check") return write("The configuration can be used\n");
+  if (task.do === "check") {
+    await task.service.check(values);
+    return write("The configuration can be used\n");
+  }
   const { log: options } = values as unknown as LogValues;
-  const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
   // https://no-color.org
-  const log = createLogger({ ...options, write: lines.write, color: process.stderr.isTTY === true && !process.env.NO_COLOR });
+  const color = process.stderr.isTTY === true && !process.env.NO_COLOR;
+  restartWhereSafer(task, process, createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) }));
+  const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
+  const log = createLogger({ ...options, color, write: lines.write });
   dieOnAccidents(process, log, lines);
+  const signals = heedSignals(process, log);
   try {
-    await runToTheEnd(task, process, log, notify);
+    await task.service.check(values);
+    await runToTheEnd(task, process, log, signals, notify);
   } finally {
     await lines.flush(FLUSH_MS);
   }
   process.exit(0);
+}
+
+/** See {@link saferStart}. Where the process cannot start itself again, it goes on as it is. */
+function restartWhereSafer({ service: { options }, resolved }: Run, process: Process, log: Logger): void {
+  if (!canRestart()) return;
+  const start = saferStart(options, resolved, { args: process.argv.slice(2), env: process.env });
+  if (start === undefined) return;
+  for (const name of secretsOnCommandLine(options, resolved)) {
+    if (mayBePublic(resolved.settings.get(name)!.text)) continue;
+    const remedy = `use ${envOf(name, options[name]!)}, the configuration file${name === "auth.jwt.token" ? ", or file:NAME" : ""}`;
+    log.warn("secret on the command line, where other users can see it while the program starts", { option: flagOf(name), remedy });
+  }
+  const error = restart(process, start);
+  log.warn("cannot start again without secrets on the command line", { reason: error instanceof Error ? error.message : String(error) });
+}
+
+/** A URL without a user is no secret. */
+function mayBePublic(text: string): boolean {
+  return URL.canParse(text) && !text.includes("@");
+}
+
+/** The signals of a service besides those that end it. */
+interface Signals {
+  /** The first of those that end it. */
+  readonly stop: Promise<string>;
+  /** Called at SIGHUP from now on. */
+  onReload(reload: () => Promise<void>): void;
+}
+
+/** Without a handler, each of these signals would end the process at once, with all its tunnels. */
+function heedSignals(process: Process, log: Logger): Signals {
+  let reload: (() => Promise<void>) | undefined;
+  process.on("SIGHUP", () => {
+    if (reload === undefined) return log.info("signal ignored, for the service does not run", { signal: "SIGHUP" });
+    log.info("reading files again", { signal: "SIGHUP" });
+    reload().catch((error) => log.error("cannot read files again", { reason: error instanceof Error ? error.message : String(error) }));
+  });
+  for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
+  return {
+    stop: new Promise<string>((resolve) => {
+      for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
+    }),
+    onReload: (next) => reload = next,
+  };
 }
 
 async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
@@ -88,17 +140,16 @@ async function runToTheEnd(
   { service, resolved: { values, settings } }: Run,
   process: Process,
   log: Logger,
+  signals: Signals,
   notify: Notify | undefined,
 ): Promise<void> {
-  const signal = new Promise<string>((resolve) => {
-    for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
-  });
   const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log });
   const running = await service.start(values, log, supervisor).catch((error) => {
     throw withAdvice(error, settings);
   });
   supervisor?.ready();
-  log.info("stopping", { signal: await signal });
+  signals.onReload(() => running.reload());
+  log.info("stopping", { signal: await signals.stop });
   supervisor?.stopping(running.closesWithinMs);
   // whoever asks twice is in a hurry
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));

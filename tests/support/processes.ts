@@ -139,7 +139,7 @@ export class Program implements AsyncDisposable {
   }
 
   /** Sends a signal, to this process alone. */
-  signal(name: "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
+  signal(name: NodeJS.Signals): void {
     if (this.#over || this.pid <= 0) return;
     if (name === "SIGKILL") this.expectCutOff();
     try {

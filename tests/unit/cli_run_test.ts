@@ -80,13 +80,16 @@ function logged(process: FakeProcess): Record<string, unknown>[] {
 }
 
 /** Starts a program that runs until it is told to stop; `closing` decides how long that takes. */
-async function startRunning(closing: () => Promise<void> = async () => {}): Promise<Started & { log: Logger }> {
+async function startRunning(
+  closing: () => Promise<void> = async () => {},
+  reloading: () => Promise<void> = async () => {},
+): Promise<Started & { log: Logger }> {
   let started!: (log: Logger) => void;
   const running = new Promise<Logger>((resolve) => started = resolve);
   const it = start({
     start: (_, log) => {
       started(log);
-      return Promise.resolve({ closesWithinMs: 5_000, close: closing });
+      return Promise.resolve({ closesWithinMs: 5_000, reload: reloading, close: closing });
     },
   });
   return { ...it, log: await running };
@@ -132,7 +135,7 @@ describe("program", () => {
       start: async () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
-        return { closesWithinMs: 0, close: () => Promise.resolve(void (closed = true)) };
+        return { closesWithinMs: 0, reload: async () => {}, close: () => Promise.resolve(void (closed = true)) };
       },
     });
     await starting;
@@ -141,6 +144,41 @@ describe("program", () => {
     await done;
     assert.ok(closed);
     assert.equal(process.code, 0);
+  });
+
+  it("reads files again on SIGHUP, as often as it is asked, and runs on when that fails", async () => {
+    let reloads = 0;
+    const { process, done } = await startRunning(undefined, () => Promise.reject(new Error(`no luck ${++reloads}`)));
+    await new Promise((resolve) => setImmediate(resolve)); // started
+    for (let i = 0; i < 2; i++) process.emit("SIGHUP");
+    process.emit("SIGTERM");
+    await done;
+    assert.equal(reloads, 2);
+    assert.deepEqual(
+      logged(process).slice(0, 4).map(({ message, reason }) => reason ?? message),
+      ["reading files again", "reading files again", "no luck 1", "no luck 2"],
+    );
+    assert.deepEqual(process.exits, [0]);
+  });
+
+  it("ignores SIGHUP before it runs, and SIGUSR1 and SIGUSR2 always", async () => {
+    let begun!: () => void;
+    let finish!: () => void;
+    const starting = new Promise<void>((resolve) => begun = resolve);
+    const { process, done } = start({
+      start: async () => {
+        begun();
+        await new Promise<void>((resolve) => finish = resolve);
+        return { closesWithinMs: 0, reload: () => Promise.reject(new Error("not to be called")), close: async () => {} };
+      },
+    });
+    await starting;
+    for (const signal of ["SIGHUP", "SIGUSR1", "SIGUSR2"]) assert.ok(process.emit(signal), `${signal} has a handler`);
+    finish();
+    process.emit("SIGTERM");
+    await done;
+    assert.equal(process.code, 0);
+    assert.equal(process.err.includes("not to be called"), false);
   });
 
   it("exits 2 for options that cannot be used, and does not start", async () => {

@@ -1,0 +1,186 @@
+// The executables as processes: what acts on them that is neither command line, environment nor configuration file, what they show to others,
+// and which signals they survive.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdirSync, readFileSync, renameSync } from "node:fs";
+import { createConnection } from "node:net";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { AGENT, Folder, LB, Pair, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../support/processes.ts";
+import { openTunnel, Origin } from "../support/sockets.ts";
+import { freePort } from "../support/store_servers.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+
+const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows a process' command line and environment as files" };
+const PRELOADED = "this was preloaded";
+
+describe("the working directory and the home", () => {
+  const files: Record<string, [name: string, text: string][]> = {
+    "a .env that sets options": [".env", ".env.local", ".env.production", ".env.development", ".env.test"].map((name) => [
+      name,
+      "REVERSE_HTTP_AUTH_TYPE=nonsense\nREVERSE_HTTP_NO_SUCH_OPTION=1\nLOG_LEVEL=nonsense\n",
+    ]),
+    "a bunfig.toml that preloads code": [["bunfig.toml", 'preload = ["./preload.ts"]\n'], [".bunfig.toml", 'preload = ["./preload.ts"]\n']],
+    "a bunfig.toml that is broken": [["bunfig.toml", "[[["], [".bunfig.toml", "[[["]],
+    "a package.json and a tsconfig.json that are broken": [["package.json", "{"], ["tsconfig.json", "{"]],
+  };
+  for (const [what, written] of Object.entries(files)) {
+    it(`have no effect on any executable with ${what}`, async () => {
+      using folder = new Folder();
+      folder.write("preload.ts", `console.log(${JSON.stringify(PRELOADED)});\nprocess.exit(7);\n`);
+      for (const [name, text] of written) folder.write(name, text);
+      const options = { cwd: folder.path, env: { HOME: folder.path, XDG_CONFIG_HOME: folder.path } };
+      for (const file of [REVERSE_HTTP, PROXY, AGENT, LB]) {
+        const { exitCode, stdout, stderr } = await runToEnd(file, ["--version"], options);
+        assert.deepEqual([exitCode, stderr], [0, ""], file);
+        assert.match(stdout, /^[0-9.]+$/);
+      }
+      const checked = await runToEnd(AGENT, ["--auth.noauth.agent-id=x", "--check-config"], options);
+      assert.deepEqual([checked.exitCode, checked.stderr], [0, ""]);
+    });
+  }
+});
+
+describe("variables of the runtime", () => {
+  it("open no debugger in a service", onLinux, async () => {
+    for (const [variable, value] of [["BUN_INSPECT", "127.0.0.1:"], ["BUN_OPTIONS", "--inspect=127.0.0.1:"]] as const) {
+      await using site = await Site.create();
+      const port = await freePort();
+      const agent = site.start(AGENT, site.agentArgs({ agents: "127.0.0.1:1", clients: "" }), { env: { [variable]: `${value}${port}` } });
+      await agent.waitFor("connecting");
+      const error = await new Promise((resolve) => createConnection(port, "127.0.0.1", () => resolve("connected")).on("error", resolve));
+      assert.equal((error as NodeJS.ErrnoException).code, "ECONNREFUSED", variable);
+      assert.equal(readFileSync(`/proc/${agent.pid}/environ`, "utf8").includes(variable), false);
+    }
+  });
+});
+
+describe("a secret on the command line", () => {
+  /** Starts an agent that never connects, with a token. */
+  async function startWithToken(site: Site, file = AGENT, before: string[] = []): Promise<{ agent: Program; token: string }> {
+    const token = await makeTokenKey().sign({ role: "agent" });
+    const args = ["--agent-client.server-address=127.0.0.1:1", "--log.format=json", "--auth.type=jwt", "--auth.jwt.token", token];
+    const agent = site.start(file, [...before, ...args, "--limits.tunnels=7"]);
+    await agent.waitFor("connecting");
+    return { agent, token };
+  }
+
+  it("is not in the process' command line while it runs, and its other options are", onLinux, async () => {
+    await using site = await Site.create();
+    for (const [file, before] of [[AGENT, []], [REVERSE_HTTP, ["agent"]]] as [string, string[]][]) {
+      const { agent, token } = await startWithToken(site, file, before);
+      const line = readFileSync(`/proc/${agent.pid}/cmdline`, "utf8");
+      assert.equal(line.includes(token.slice(0, 20)), false, line);
+      assert.ok(line.includes("--limits.tunnels=7"));
+      const { option, remedy } = await agent.waitFor("secret on the command line, where other users can see it while the program starts");
+      assert.equal(option, "--auth.jwt.token");
+      assert.match(String(remedy), /REVERSE_HTTP_AUTH_JWT_TOKEN.*file:NAME/);
+      assert.equal((await agent.stop()).exitCode, 0);
+    }
+  });
+
+  // the runtime's report comes with most of them
+  for (const signal of ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"] as const) {
+    it(`is in nothing that is written when the program crashes with ${signal}`, async () => {
+      await using site = await Site.create();
+      const { agent, token } = await startWithToken(site);
+      agent.signal(signal);
+      const { signal: ended, stdout, stderr } = await agent.ended;
+      assert.equal(ended, signal);
+      // nor a part of it
+      for (let at = 0; at + 12 <= token.length; at += 12) assert.equal((stdout + stderr).includes(token.slice(at, at + 12)), false, stderr);
+    });
+  }
+
+  it("of a key is in nothing that is written when the program crashes", async () => {
+    await using site = await Site.create();
+    const password = "correct horse battery staple";
+    const proxy = site.start(PROXY, [...site.proxyArgs(), `--agent-server.tls.key-password=${password}`]);
+    await proxy.waitFor("listening");
+    proxy.signal("SIGTRAP");
+    const { stdout, stderr } = await proxy.ended;
+    assert.equal((stdout + stderr).includes(password), false, stderr);
+  });
+
+  it("works as it did: the agent connects with it", async () => {
+    await using site = await Site.create();
+    const key = makeTokenKey();
+    const { addresses } = await site.startProxy([
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${site.folder.write("tokens.pem", key.publicPem)}`,
+    ]);
+    await site.startAgent(addresses, ["--auth.type=jwt", `--auth.jwt.token=${await key.sign({ role: "agent" })}`]);
+  });
+});
+
+describe("signals", () => {
+  it("besides SIGINT and SIGTERM end no service, and tunnels stay", async () => {
+    await using pair = await Pair.start();
+    await using origin = await Origin.start();
+    using client = await openTunnel(pair.addresses.clients, origin.authority);
+    using server = await origin.accept();
+    for (const signal of ["SIGUSR1", "SIGUSR2", "SIGPIPE"] as const) {
+      for (const program of [pair.proxy, pair.agent]) {
+        program.signal(signal);
+        if (signal !== "SIGPIPE") await program.waitFor("signal ignored", { signal });
+      }
+    }
+    for (const program of [pair.proxy, pair.agent]) {
+      program.signal("SIGHUP");
+      await program.waitFor("reading files again");
+    }
+    await client.write("ping");
+    assert.equal((await server.read(4)).toString(), "ping");
+  });
+
+  it("SIGHUP takes a renewed certificate at once, without any refresh", async () => {
+    await using site = await Site.create();
+    const folder = site.folder;
+    const { proxy, addresses } = await site.startProxy();
+    const { cert, key: privateKey } = await site.authority.issue({ names: ["localhost", "127.0.0.1"] });
+    folder.write("new-cert.pem", cert);
+    folder.write("new-key.pem", privateKey);
+    renameSync(join(folder.path, "new-cert.pem"), site.files.cert);
+    renameSync(join(folder.path, "new-key.pem"), site.files.key);
+    proxy.signal("SIGHUP");
+    await proxy.waitFor("certificates renewed", { options: "--agent-server.tls" });
+    await site.startAgent(addresses);
+  });
+
+  it("a reader of the log that goes away ends no service", async () => {
+    await using site = await Site.create();
+    const port = await freePort();
+    mkdirSync(join(site.folder.path, "home"));
+    const child = spawn(PROXY, [...site.proxyArgs({ agents: "127.0.0.1:0", clients: `127.0.0.1:${port}` }), "--log.level=trace"], {
+      env: { HOME: join(site.folder.path, "home") },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const exited = new Promise<number | null>((resolve) => child.once("exit", resolve));
+    try {
+      let said = "";
+      await new Promise<void>((resolve) => child.stderr.on("data", (bytes) => (said += bytes).includes('"listening"') && resolve()));
+      child.stdout.destroy();
+      child.stderr.destroy();
+      for (let i = 0; i < 20; i++) {
+        const answer = await new Promise<string>((resolve, reject) => {
+          const socket = createConnection(port, "127.0.0.1", () => socket.end("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+          socket.once("data", (bytes) => resolve(String(bytes))).once("error", reject);
+        });
+        assert.match(answer, /^HTTP\/1\.1 4/);
+      }
+      assert.equal(child.exitCode, null);
+    } finally {
+      child.kill("SIGTERM");
+      assert.equal(await exited, 0);
+    }
+  });
+
+  it("a reader of standard output that goes away ends a command without a word of the runtime", async () => {
+    const child = spawn("/bin/sh", ["-c", `"$0" man | head -c 1; exit 0`, REVERSE_HTTP], { stdio: ["ignore", "pipe", "pipe"] });
+    let said = "";
+    child.stderr.on("data", (bytes) => said += bytes);
+    await new Promise((resolve) => child.once("close", resolve));
+    assert.equal(said, "");
+  });
+});
