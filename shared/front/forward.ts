@@ -3,9 +3,11 @@
 //
 // The bytes are copied here rather than handed to `splice`: that would let the client's direction carry a second request behind the first.
 import { Buffer } from "node:buffer";
+import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
 import {
   type Authority,
   encodeHead,
+  endOfHead,
   type Fields,
   formatAuthority,
   HeadError,
@@ -18,6 +20,7 @@ import {
 import { Refusal } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
 import type { Exchange } from "./exchange.ts";
+import { linger } from "./linger.ts";
 
 /** Where an absolute-form target leads. */
 export interface AbsoluteTarget {
@@ -32,9 +35,15 @@ export interface AbsoluteTarget {
 const MAX_RESPONSE_HEAD = 64 * 1024;
 /** Interim responses (1xx) before the final one. */
 const MAX_INTERIM = 16;
+/** Bytes that are read behind a request, and dropped: a client that sends more is read no further. */
+const MAX_BEHIND = 16 * 1024;
+
+/** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
+const USER_INFORMATION = /^[A-Za-z0-9._~!$&'()*+,;=:%-]*@/;
 
 /**
- * Parses `http://authority/path?query`. `undefined` for a target in another form.
+ * Parses `http://authority/path?query`; `ws` is the same, as WebSocket clients write it. User information is left out (RFC 9110 §4.2.4): wget
+ * and others write it there, and in Authorization too. `undefined` for a target in another form.
  * @throws {HeadError} 400
  */
 export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined {
@@ -44,10 +53,12 @@ export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined 
     return undefined;
   }
   const [, scheme, authority, rest] = match;
-  if (scheme!.toLowerCase() !== "http") throw new HeadError(400, "Only http URIs are forwarded: use CONNECT for the others");
-  if (authority!.includes("@")) throw new HeadError(400, "The request target has user information");
+  const name = scheme!.toLowerCase();
+  if (name !== "http" && name !== "ws") {
+    throw new HeadError(400, `Only http and ws URIs are forwarded: a URI of another scheme, as https or wss, needs a tunnel by CONNECT`);
+  }
   // an empty port is the default one (RFC 3986 §3.2.3)
-  const destination = parseAuthority(authority!.replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
+  const destination = parseAuthority(authority!.replace(USER_INFORMATION, "").replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
   return {
     destination,
     authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination),
@@ -93,20 +104,25 @@ const HOP_BY_HOP = new Set([
 
 /** Without those, and without what Connection names. */
 function endToEnd(fields: Fields): Fields {
-  const named = new Set(values(fields, "connection").flatMap((value) => value.split(",")).map((option) => option.trim().toLowerCase()));
+  const named = new Set(listed(fields, "connection"));
   // nobody may have the message's framing taken away
   for (const kept of ["transfer-encoding", "content-length", "host"]) named.delete(kept);
   return fields.filter(([name]) => !HOP_BY_HOP.has(name.toLowerCase()) && !named.has(name.toLowerCase()));
 }
 
 /**
- * The protocols that an upgrade (RFC 9110 §7.8) asks for, or was agreed on. HTTP/1.0 has none; and behind a body of chunks nothing is
- * taken for another protocol, for where that body ends is not looked at here.
+ * The protocol that an upgrade (RFC 9110 §7.8) asks for, or was agreed on, where it is one that is passed on: WebSocket alone. Others, as the
+ * `TLS/1.2` and `h2c` that HTTP clients offer, are about the connection to the proxy. HTTP/1.0 has none, and a request with a body of chunks
+ * opens no WebSocket.
  */
 function upgradeOf({ version, fields }: RequestHead | ResponseHead): string | undefined {
   if (version === "1.0" || values(fields, "transfer-encoding").length > 0) return undefined;
-  const options = values(fields, "connection").join(",").toLowerCase().split(",").map((option) => option.trim());
-  return options.includes("upgrade") ? values(fields, "upgrade").join(", ") || undefined : undefined;
+  return listed(fields, "connection").includes("upgrade") ? listed(fields, "upgrade").find((name) => name === "websocket") : undefined;
+}
+
+/** The members of a list in lower case. */
+function listed(fields: Fields, name: string): string[] {
+  return values(fields, name).join(",").toLowerCase().split(",").map((member) => member.trim());
 }
 
 function connectionFields(upgrade: string | undefined): Fields {
@@ -133,19 +149,49 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
   ]);
 }
 
-/** The head as the client gets it. */
-export function rewriteResponse(response: ResponseHead): Uint8Array {
-  const upgrade = response.status === 101 ? upgradeOf(response) : undefined;
-  const interim = response.status < 200 && upgrade === undefined;
-  const isChunked = values(response.fields, "transfer-encoding").length > 0;
-  // RFC 9112 §6.3: of two lengths the client gets the one that counts
-  const fields = endToEnd(response.fields).filter(([name]) => !isChunked || name.toLowerCase() !== "content-length");
-  return encodeHead(`HTTP/1.1 ${response.status} ${response.reason}`, [
-    ...fields,
+/** Fields that say how long the body is. */
+const FRAMING = ["content-length", "transfer-encoding"];
+
+/** The head as the client gets it. `framing` tells how it is to find the body's end. */
+export function rewriteResponse(response: ResponseHead, framing: Framing): Uint8Array {
+  const { status, reason } = response;
+  const upgrade = status === 101 ? upgradeOf(response) : undefined;
+  const interim = status < 200 && upgrade === undefined;
+  const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
+  // RFC 9112 §6.1, §6.3: an interim response and a 204 have none, and of two lengths the client gets the one that counts
+  const dropped = status < 200 || status === 204 ? FRAMING : framing === "chunks" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
+  return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
+    ...endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase())),
+    ...framing === "chunks" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
     via(response),
     ...interim ? [] : connectionFields(upgrade),
   ]);
 }
+
+/**
+ * How the client finds the end of a response: as the origin has put it, or by chunks that are made here. Without them, clients take a body
+ * that is cut off for one that has ended; those of HTTP/1.0 know no chunks.
+ */
+export type Framing = "own" | "chunks";
+
+function framingOf({ method, version }: RequestHead, response: ResponseHead): Framing {
+  return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunks" : "own";
+}
+
+const encoder = new TextEncoder();
+
+/** One chunk (RFC 9112 §7.1). */
+function chunkOf(data: Uint8Array): Uint8Array {
+  const size = encoder.encode(`${data.length.toString(16)}\r\n`);
+  const chunk = new Uint8Array(size.length + data.length + 2);
+  chunk.set(size);
+  chunk.set(data, size.length);
+  chunk.set(CRLF, size.length + data.length);
+  return chunk;
+}
+
+const CRLF = encoder.encode("\r\n");
+const LAST_CHUNK = encoder.encode("0\r\n\r\n");
 
 /** Sends the request on and its response back; bodies stream both ways at once, each part when `pace` lets its bytes go. */
 export async function forward(
@@ -162,7 +208,7 @@ export async function forward(
     const sent = passage.sendBody();
     await passage.sendResponse();
     if (passage.isUpgraded) await sent; // each direction of the other protocol ends on its own
-    passage.finish();
+    await passage.finish();
     await sent;
   } catch (error) {
     // what sends the body ends with the client's connection, and that once the client is told of this: not to be waited for here
@@ -179,8 +225,7 @@ class Passage {
   readonly #upgraded = new Promise<boolean>((resolve) => this.#agree = resolve);
   /** Why the client's direction broke. */
   #clientError: unknown;
-  /** Bytes that the client may send. */
-  #limit: number;
+  readonly #body: BodyEnd;
   isUpgraded = false;
 
   constructor(
@@ -190,31 +235,31 @@ class Passage {
     readonly exchange: Exchange,
     readonly pace: (bytes: number) => Promise<void>,
   ) {
-    this.#limit = bodyLimit(request);
+    this.#body = endOfRequest(request);
   }
 
-  /** Never rejects: an origin that answers without reading is heard out, and a client that is gone ends the response too. */
+  /**
+   * Never rejects: an origin that answers without reading is heard out, and a client that is gone ends the response too. Behind the body a
+   * little is read on and dropped, to learn when the client goes: no second request rides along.
+   */
   async sendBody(): Promise<void> {
     const { client, origin, exchange } = this;
-    let taken = true;
+    let [taken, behind, other] = [true, 0, false];
     try {
-      for (let data; (data = await client.read()) !== null;) {
-        while (taken && data.length > 0) {
-          const allowed = data.subarray(0, Math.max(0, this.#limit - exchange.sent));
-          if (allowed.length === 0) {
-            // what follows the request belongs to the other protocol, if it comes to that
-            if (upgradeOf(this.request) === undefined || !await this.#upgraded) break;
-            this.#limit = Infinity;
-            continue;
-          }
-          await this.pace(allowed.length);
-          taken = await origin.write(allowed).then(() => true, () => false);
-          exchange.sent += allowed.length;
-          data = data.subarray(allowed.length);
-        }
-        // what is left is read on and dropped, to learn when the client goes
+      for (let data; behind <= MAX_BEHIND && (data = await client.read()) !== null;) {
+        if (this.#finished) return;
+        await this.pace(data.length);
+        exchange.sent += data.length;
+        const own = other ? data.length : this.#body.take(data);
+        if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
+        const rest = data.subarray(own);
+        if (rest.length === 0) continue;
+        // what follows the request belongs to the other protocol, if it comes to that
+        other = upgradeOf(this.request) !== undefined && await this.#upgraded;
+        if (!other) behind += rest.length;
+        else if (taken) taken = await origin.write(rest).then(() => true, () => false);
       }
-      origin.closeWrite();
+      if (behind <= MAX_BEHIND) origin.closeWrite();
     } catch (error) {
       if (this.#finished) return;
       this.#clientError = error;
@@ -228,40 +273,61 @@ class Passage {
     const { response, rest } = await this.#sendHeads();
     this.isUpgraded = response.status === 101;
     this.#agree(this.isUpgraded);
-    const length = responseLength(request.method, response);
-    for (let data: Uint8Array | null = rest; data !== null; data = await this.#read()) {
-      const part = data.subarray(0, length - exchange.received);
-      if (part.length > 0) await this.pace(part.length);
-      if (part.length > 0) await this.#write(part);
-      exchange.received += part.length;
+    const framing = framingOf(request, response);
+    const body = this.isUpgraded ? new LengthEnd(Infinity) : endOfResponse(request.method, response) ?? new LengthEnd(Infinity);
+    for (let data: Uint8Array | null = rest; data !== null; data = await this.#readOn(body)) {
+      const part = data.subarray(0, takeResponse(body, data));
+      if (part.length > 0) {
+        await this.pace(part.length);
+        await this.#write(framing === "chunks" ? chunkOf(part) : part);
+        exchange.received += part.length;
+      }
       // an origin that keeps its connection keeps nobody waiting; one that is still sent a body may have use for it
-      if (exchange.received >= length && exchange.sent >= this.#limit) break;
+      if (body.done && this.#body.done) break;
     }
-    if (length !== Infinity && exchange.received < length) throw incomplete("The destination's response ends before it is complete");
+    if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
+    if (framing === "chunks") await this.#write(LAST_CHUNK);
     client.closeWrite();
+  }
+
+  /** A response that is complete stays so, whatever becomes of the connection. */
+  async #readOn(body: BodyEnd): Promise<Uint8Array | null> {
+    try {
+      return await this.#read();
+    } catch (cause) {
+      if (body.done && this.#clientError === undefined) return null;
+      throw cause;
+    }
   }
 
   /** Up to and including the final one, and what followed it. */
   async #sendHeads(): Promise<{ response: ResponseHead; rest: Uint8Array }> {
     let buffer = Buffer.alloc(0);
+    let [seen, skipped] = [0, 0];
     for (let interim = 0; interim <= MAX_INTERIM;) {
-      const end = buffer.indexOf("\r\n\r\n");
-      if (end < 0) {
-        if (buffer.length > MAX_RESPONSE_HEAD) throw tooLarge();
+      // empty lines before the status line are skipped, as before a request line
+      const blank = seen > 0 ? 0 : buffer.findIndex((byte) => byte !== 0x0d && byte !== 0x0a);
+      skipped += blank < 0 ? buffer.length : blank;
+      if (seen === 0) buffer = blank < 0 ? Buffer.alloc(0) : buffer.subarray(blank);
+      const end = endOfHead(buffer, seen);
+      if (end < 0 || end > MAX_RESPONSE_HEAD) {
+        if (skipped + buffer.length > MAX_RESPONSE_HEAD) throw tooLarge();
+        seen = buffer.length;
         const data = await this.#read();
         if (data === null) throw incomplete("The destination's response head is missing");
         buffer = Buffer.concat([buffer, data]);
         continue;
       }
-      const response = parseResponse(buffer.toString("latin1", 0, end + 4));
-      buffer = buffer.subarray(end + 4);
+      seen = 0;
+      const response = parseResponse(buffer.toString("latin1", 0, end));
+      buffer = buffer.subarray(end);
       const final = response.status >= 200 || response.status === 101;
       if (response.status === 101 && (upgradeOf(this.request) === undefined || upgradeOf(response) === undefined)) {
         throw new Refusal(502, "http_upgrade_failed", "The destination switches to a protocol that was not asked for");
       }
       if (final) this.exchange.status = response.status;
       // HTTP/1.0 knows no interim responses (RFC 9110 §15.2)
-      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response));
+      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response)));
       if (final) return { response, rest: buffer };
       interim++;
     }
@@ -272,7 +338,8 @@ class Passage {
     try {
       return await this.origin.read();
     } catch (cause) {
-      throw this.#clientError === undefined ? cause : clientGone(this.#clientError);
+      if (this.#clientError === undefined || this.#clientError instanceof HeadError) throw this.#clientError ?? cause;
+      throw clientGone(this.#clientError);
     }
   }
 
@@ -282,10 +349,17 @@ class Passage {
     });
   }
 
-  finish(): void {
+  /** The client may still be sending what the origin has answered without reading. */
+  async finish(): Promise<void> {
     this.#finished = true;
-    this.client.close();
     this.origin.close();
+    if (!this.#body.done && !this.isUpgraded) {
+      await linger(this.client, async (bytes) => {
+        this.exchange.sent += bytes;
+        await this.pace(bytes);
+      });
+    }
+    this.client.close();
   }
 
   abandon(): void {
@@ -297,27 +371,31 @@ class Passage {
 }
 
 /**
- * Bytes the client may send before the response: no second request rides along.
- *
- * Chunks say their end themselves, and what follows the last one is sent on unread: a parser of chunks here would be one more opinion on
- * where a body ends, and such differences are what smuggling lives on. It can do no harm: the origin's connection is this client's alone,
- * the origin was told `Connection: close`, so it takes nothing behind the body for a request (RFC 9112 §9.6), and the client may reach
- * this very destination by CONNECT with any bytes it likes.
+ * Where the request's body ends, of which chunks tell themselves. It is looked for to stop reading there, not to find a second request: the
+ * origin's connection is this client's alone, and the origin was told `Connection: close`, so it takes nothing behind the body for a request
+ * (RFC 9112 §9.6).
  */
-function bodyLimit({ fields }: RequestHead): number {
-  return values(fields, "transfer-encoding").length > 0 ? Infinity : Number(values(fields, "content-length")[0] ?? 0);
+function endOfRequest({ fields }: RequestHead): BodyEnd {
+  if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });
+  return new LengthEnd(Number(values(fields, "content-length")[0] ?? 0));
 }
 
-/**
- * Bytes that the response's body has (RFC 9112 §6.3); `Infinity` where its end is not told in advance.
- * @throws {Refusal} 502
- */
-function responseLength(method: string, { status, fields }: ResponseHead): number {
-  if (status === 101) return Infinity;
-  if (method === "HEAD" || status === 204 || status === 304) return 0;
-  if (values(fields, "transfer-encoding").length > 0) return Infinity;
-  const lengths = values(fields, "content-length");
-  return lengths.length === 0 ? Infinity : Number(lengths[0]);
+/** Where the response's body ends (RFC 9112 §6.3); `undefined` where its end is that of the connection. */
+function endOfResponse(method: string, { status, fields }: ResponseHead): BodyEnd | undefined {
+  if (method === "HEAD" || status < 200 || status === 204 || status === 304) return new LengthEnd(0);
+  const codings = listed(fields, "transfer-encoding");
+  if (codings.at(-1) === "chunked") return new ChunkedEnd({ lenient: true });
+  const lengths = codings[0] ? [] : values(fields, "content-length");
+  return lengths.length === 0 ? undefined : new LengthEnd(Number(lengths[0]));
+}
+
+/** @throws {Refusal} 502 */
+function takeResponse(body: BodyEnd, data: Uint8Array): number {
+  try {
+    return body.take(data);
+  } catch (cause) {
+    throw new Refusal(502, "http_response_transfer_coding", "The chunks of the destination's response are malformed", [], { cause });
+  }
 }
 
 function parseResponse(head: string): ResponseHead {
@@ -334,8 +412,11 @@ function parseResponse(head: string): ResponseHead {
     throw new Refusal(502, "http_protocol_error", "The destination's response has no valid Content-Length");
   }
   const [length] = lengths;
-  const others = response.fields.filter(([name]) => name.toLowerCase() !== "content-length");
-  return length === undefined ? response : { ...response, fields: [...others, ["Content-Length", length]] };
+  // `identity` stood for no coding (RFC 2616 §3.6)
+  const others = response.fields.filter(([name, value]) =>
+    name.toLowerCase() !== "content-length" && !(name.toLowerCase() === "transfer-encoding" && /^(identity)?$/i.test(value))
+  );
+  return { ...response, fields: length === undefined ? others : [...others, ["Content-Length", length]] };
 }
 
 function incomplete(message: string): Refusal {

@@ -1,4 +1,6 @@
-// Request and response heads (RFC 9112): strict parsing and writing. No sockets, and no policy on what a request may ask for.
+// Request and response heads (RFC 9112): requests are parsed strictly, responses leniently; and writing. No sockets, and no policy on what a
+// request may ask for.
+import type { Buffer } from "node:buffer";
 import { isIPv6 } from "node:net";
 
 /** A head that is not what RFC 9112 allows, or more than is taken. `status` is what to answer a client. */
@@ -34,8 +36,10 @@ export interface Authority {
   readonly port: number;
 }
 
-/** Most header lines of a head. */
+/** Most header lines of a request's head. */
 const MAX_FIELDS = 100;
+/** Most header lines of a response's head. */
+const MAX_RESPONSE_FIELDS = 1_000;
 
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 // visible characters, space, tab and obs-text (RFC 9110 §5.5)
@@ -60,20 +64,61 @@ export function parseRequestHead(head: string): RequestHead {
   const hosts = values(fields, "host");
   // RFC 9112 §3.2: none in HTTP/1.1 is refused too, but clients of CONNECT leave it out, and the target names the host anyway
   if (hosts.length > 1) throw new HeadError(400, "There is more than one Host field");
-  if (hosts[0] !== undefined && !HOST_VALUE.test(hosts[0])) throw new HeadError(400, "The Host field is malformed");
+  if (hosts[0] !== undefined && !HOST_VALUE.test(hosts[0]) && !isBareIpv6(hosts[0])) {
+    throw new HeadError(400, "The Host field is malformed");
+  }
   return { method, target, version: checked, fields };
 }
 
+/** An IPv6 address without its brackets, and perhaps a port behind it: wget, Ruby and others write that in a CONNECT. */
+function isBareIpv6(host: string): boolean {
+  return [host, host.slice(0, Math.max(host.lastIndexOf(":"), 0))].some((address) => isIPv6(address.replace(/%.*/, "")));
+}
+
 /**
- * Parses a response head that ends with its blank line.
+ * Parses a response head that ends with its blank line. Lenient, as every client is with servers: lines may end with LF alone (RFC 9112
+ * §2.2), blanks before a colon are stripped (§5.1), folded lines are joined (§5.2), control characters become spaces (RFC 9110 §5.5), and
+ * lines that have no valid name are left out. What is returned is strict again, so that all who read it after this agree on it.
  * @throws {HeadError} 400 malformed, 431 too many fields, 505 version
  */
 export function parseResponseHead(head: string): ResponseHead {
-  const [line, ...rest] = splitLines(head);
-  const match = /^(HTTP\/\S+) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?$/.exec(line!);
+  if (!/\n\r?\n$/.test(head)) throw new HeadError(400, "The head does not end with an empty line");
+  const [line, ...rest] = head.replace(/\r?\n\r?\n$/, "").replace(/\r?\n[\t ]+/g, " ").split(/\r?\n/);
+  if (rest.length > MAX_RESPONSE_FIELDS) throw new HeadError(431, `There are more than ${MAX_RESPONSE_FIELDS} header lines`);
+  const match = /^(HTTP\/\S+)[\t ]+([1-9][0-9][0-9])(?:[\t ]+(.*))?$/is.exec(line!);
   if (!match) throw new HeadError(400, "The status line is malformed");
-  const fields = parseFields(rest);
-  return { version: checkVersion(match[1]!), status: Number(match[2]), reason: match[3] ?? "", fields };
+  const version = checkResponseVersion(match[1]!);
+  return { version, status: Number(match[2]), reason: withoutControls(match[3] ?? ""), fields: rest.flatMap(parseResponseField) };
+}
+
+/** Nothing where it is no field. */
+function parseResponseField(line: string): Fields {
+  const colon = line.indexOf(":");
+  const name = trimSpace(line.slice(0, Math.max(colon, 0)));
+  return TOKEN.test(name) ? [[name, withoutControls(line.slice(colon + 1))]] : [];
+}
+
+function withoutControls(text: string): string {
+  // deno-lint-ignore no-control-regex -- these are what must not be in it
+  return trimSpace(text.replace(/[\x00-\x08\x0a-\x1f\x7f]/g, " "));
+}
+
+/** A later minor version is understood as the one that is known (RFC 9110 §2.5). */
+function checkResponseVersion(version: string): "1.0" | "1.1" {
+  const written = version.toUpperCase();
+  return /^HTTP\/1\.[2-9]$/.test(written) ? "1.1" : checkVersion(written);
+}
+
+/**
+ * Where the first empty line in `bytes` ends, whether its lines end with CRLF or LF; -1 where there is none. Looks no further back than the
+ * three bytes before `from`.
+ */
+export function endOfHead(bytes: Buffer, from = 0): number {
+  for (let at = Math.max(0, from - 3); (at = bytes.indexOf("\n", at)) >= 0; at++) {
+    if (bytes[at + 1] === 0x0a) return at + 2;
+    if (bytes[at + 1] === 0x0d && bytes[at + 2] === 0x0a) return at + 3;
+  }
+  return -1;
 }
 
 const BARE_LINE_END = /\r(?!\n)|(?<!\r)\n/;
@@ -153,10 +198,14 @@ export function values(fields: Fields, name: string): string[] {
 }
 
 /**
- * Parses `host:port` or `[v6]:port`; the port must be there unless `defaultPort` is.
+ * Parses `host:port` or `[v6]:port`; the port must be there unless `defaultPort` is. Where it must, an IPv6 address may come without its
+ * brackets, as many clients write it in a CONNECT: what follows the last colon is the port.
  * @throws {HeadError} 400
  */
 export function parseAuthority(text: string, defaultPort?: number): Authority {
+  const colon = text.lastIndexOf(":");
+  const bare = text.slice(0, Math.max(colon, 0));
+  if (defaultPort === undefined && isIPv6(bare.replace(/%.*/, ""))) return parseAuthority(`[${bare}]${text.slice(colon)}`);
   // an IPv6 address may carry a zone (RFC 6874 or, as most write it, without the escape)
   const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
   if (!match) throw new HeadError(400, "The target is not host:port");

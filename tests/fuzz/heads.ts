@@ -24,6 +24,9 @@ export const GOOD = [
   `POST http://www.example.com:8080/a?b=c HTTP/1.1\r\nHost: www.example.com:8080\r\nContent-Length: 3\r\n${AUTH}\r\n`,
   `PUT http://127.0.0.1:80 HTTP/1.1\r\n${AUTH}Transfer-Encoding: chunked\r\nHost:\r\n\r\n`,
   `OPTIONS http://[::1] HTTP/1.1\r\nHost: [::1]\r\nMax-Forwards: 3\r\n${AUTH}\r\n`,
+  `CONNECT ::1:22 HTTP/1.1\r\nHost: ::1:22\r\n${AUTH}\r\n`,
+  `GET http://user:secret@localhost/ HTTP/1.1\r\nHost: localhost\r\n${AUTH}\r\n`,
+  `GET ws://localhost/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n${AUTH}Host: localhost\r\n\r\n`,
   `GET HTTP://LOCALHOST:80/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n${AUTH}Host: LOCALHOST\r\n\r\n`,
 ];
 
@@ -42,6 +45,9 @@ const PIECES = [
     "://",
     "http://",
     "https://",
+    "ws://",
+    "u:p@",
+    "::",
     "%25",
     "%00",
   ],
@@ -231,8 +237,9 @@ export class FuzzedFront {
 
 /** The second opinion on where a target leads; it takes the target for well-formed. */
 function destinationOf(target: string): [host: string, port: number] {
-  const isAbsolute = /^http:\/\//i.test(target);
-  const authority = isAbsolute ? target.slice(7).split(/[/?#]/)[0]! : target;
+  const [scheme] = /^(http|ws):\/\//i.exec(target) ?? [];
+  const isAbsolute = scheme !== undefined;
+  const authority = isAbsolute ? target.slice(scheme.length).split(/[/?#]/)[0]!.replace(/^[^@]*@/, "") : target;
   const colon = authority.endsWith("]") ? -1 : authority.lastIndexOf(":");
   const host = colon < 0 ? authority : authority.slice(0, colon);
   const port = colon < 0 ? "" : authority.slice(colon + 1);
@@ -299,7 +306,8 @@ function judgeForwarded(method: string, forwarded: string, answer: string, lengt
     return "forwarded without one Host and one Connection";
   }
   const body = forwarded.slice(end);
-  if (body !== BEHIND.slice(0, length)) return "forwarded another body";
+  // what is no chunk is not sent on
+  if (body !== (length === Infinity ? "" : BEHIND.slice(0, length))) return "forwarded another body";
   return answer.startsWith("HTTP/1.1 204 No Content\r\nX: y\r\nVia: 1.1 reverse-http\r\nConnection: close\r\n\r\n")
     ? undefined
     : "another response";

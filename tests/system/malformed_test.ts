@@ -74,6 +74,7 @@ describe("proxy", () => {
       `CONNECT ${target} HTTP/1.1\r\nX-Empty:\r\nX-Tabs:\t\t\r\n!#$%&'*+-.^_\`|~: "\\\xff,;"\r\n${credentials()}\r\n`,
       `CONNECT ${target} HTTP/1.1\r\n${"A: b\r\n".repeat(99)}${credentials()}\r\n`,
       `CONNECT [::ffff:127.0.0.1]:${origin.port} HTTP/1.1\r\n${credentials()}\r\n`,
+      `CONNECT ::ffff:127.0.0.1:${origin.port} HTTP/1.1\r\nHost: ::ffff:127.0.0.1:${origin.port}\r\n${credentials()}\r\n`,
       `CONNECT LOCALHOST:${origin.port} HTTP/1.1\r\n${credentials()}\r\n`,
     ];
     for (const head of heads) {
