@@ -87,6 +87,8 @@ export interface ProxyOptions {
     httpProxyAddress?: string;
     /** `--store.ttl`: How long an entry lives after its proxy is gone; it is renewed every third of that time. In milliseconds. Default: `30000`. */
     ttl?: number;
+    /** `--store.key-prefix`: Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
+    keyPrefix?: string;
     /** `--store.memcached.*` */
     memcached?: {
       /** `--store.memcached.address`: Address of memcached; several share the entries among them. Default: `["localhost:11211"]`. */
@@ -346,6 +348,8 @@ export interface LoadBalancerOptions {
   store?: {
     /** `--store.type`: Where proxies tell which agents they hold. Default: `"memcached"`. */
     type?: "memcached" | "redis";
+    /** `--store.key-prefix`: Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
+    keyPrefix?: string;
     /** `--store.memcached.*` */
     memcached?: {
       /** `--store.memcached.address`: Address of memcached; several share the entries among them. Default: `["localhost:11211"]`. */

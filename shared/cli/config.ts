@@ -53,7 +53,9 @@ function parse(options: Options, name: string, { text, origin }: Setting): unkno
     if (!(error instanceof ValueError)) throw error;
     const where = origin === flagOf(name) ? "" : ` (${origin})`;
     // a secret may have been typed in the wrong place
-    throw new ConfigError(`Cannot use ${flagOf(name)}${where}: ${options[name]!.secret ? "its value cannot be read" : error.message}`);
+    throw new ConfigError(
+      `Cannot use ${flagOf(name)}${where}: ${options[name]!.secret && error.quotes ? "its value cannot be read" : error.message}`,
+    );
   }
 }
 

@@ -33,7 +33,7 @@ function checked(name: string, option: Options[string], value: unknown): unknown
     return checkValue(option, value);
   } catch (error) {
     throw error instanceof ValueError
-      ? new ConfigError(`Cannot use ${flagOf(name)}: ${option.secret ? "its value cannot be used" : error.message}`)
+      ? new ConfigError(`Cannot use ${flagOf(name)}: ${option.secret && error.quotes ? "its value cannot be used" : error.message}`)
       : error;
   }
 }

@@ -36,7 +36,7 @@ interface OptionOf<K extends Kind> {
   readonly notBuilt?: string;
   /** The longest duration in milliseconds. Default 576h: timers take no more. */
   readonly maxMs?: number;
-  /** Why a value cannot be used; `undefined` where it can. */
+  /** Why a value cannot be used; `undefined` where it can. Of a secret it never quotes the value. */
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
 
@@ -86,6 +86,10 @@ export class ConfigError extends Error {
 /** Why a value cannot be used. The message does not name the option: whoever knows where the value stood does. */
 export class ValueError extends Error {
   override readonly name = "ValueError";
+  /** @param quotes whether the message may have the value in it, which a secret's must not */
+  constructor(message: string, readonly quotes = true) {
+    super(message);
+  }
 }
 
 /**
@@ -107,7 +111,7 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   const known = value as Kinds[Kind];
   if (choices && !choices.includes(known as string)) throw new ValueError(`${JSON.stringify(value)} is not one of ${choices.join(", ")}`);
   const problem = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
-  if (problem !== undefined) throw new ValueError(problem);
+  if (problem !== undefined) throw new ValueError(problem, !option.secret);
   if (notBuilt !== undefined && String(known) !== String(parseKind(option, option.default ?? (kind === "boolean" ? "false" : "")))) {
     throw new ValueError(`${notBuilt} is not built yet`);
   }

@@ -1,6 +1,7 @@
 // Stands before one server of a store: no call waits longer than it may, and while the server is down calls fail at once instead of
 // waiting for it one by one. It does not know what the calls say.
 import { Backoff } from "../backoff.ts";
+import { within } from "../within.ts";
 import { StoreError } from "./store.ts";
 
 /** Told what becomes of calls to a store's servers. */
@@ -11,35 +12,47 @@ export interface StoreEvents {
   onCall?: (call: { operation: string; ok: boolean; ms: number }) => void;
 }
 
-export interface GuardOptions extends StoreEvents {
+export interface GuardOptions<C> extends StoreEvents {
   /** For messages: `memcached at localhost:11211`. */
   name: string;
   /** Longest wait in milliseconds for one call. */
   timeoutMs: number;
   /** The longest pause, in milliseconds, between two attempts to reach a server that is down. Default 5000. */
   maxPauseMs?: number;
-  /** Called after each call that failed: whatever state the connection is in, the next call gets a new one. */
-  discard: (error: StoreError) => void;
+  /** Begins a connection; calls wait in it until it is there. `onEnd` is called when it has ended by itself. */
+  connect: (onEnd: () => void) => C;
+  /** Ends a connection, whatever its state. Calls that wait for it reject. */
+  disconnect: (connection: C) => void;
 }
 
-export class Guard {
-  readonly #options: GuardOptions;
+/** A connection, and whether it has ever answered. */
+interface Held<C> {
+  readonly connection: C;
+  hasAnswered: boolean;
+}
+
+/** After this part of a call's time a connection that has answered before is silent: a new one is tried beside it. */
+const SILENT_AFTER = 1 / 4;
+
+export class Guard<C> {
+  readonly #options: GuardOptions<C>;
   readonly #backoff: Backoff;
+  #held: Held<C> | undefined;
   /** Why it is down, and when it is tried again. */
   #down: { reason: string; retryAt: number } | undefined;
   readonly #waiting = new Set<(error: StoreError) => void>();
   #closed = false;
 
-  constructor(options: GuardOptions) {
+  constructor(options: GuardOptions<C>) {
     this.#options = options;
     this.#backoff = new Backoff({ initialMs: 250, maxMs: options.maxPauseMs ?? 5_000 });
   }
 
   /**
-   * Runs `call`, at most for so long.
+   * Runs `call`, twice at most, within the longest wait.
    * @throws {StoreError}
    */
-  async run<T>(operation: string, call: () => Promise<T>): Promise<T> {
+  async run<T>(operation: string, call: (connection: C) => Promise<T>): Promise<T> {
     const { name, timeoutMs, onCall } = this.#options;
     const startedAt = performance.now();
     if (this.#closed) throw new StoreError(`Cannot ${operation}: ${name} is no longer used`);
@@ -48,8 +61,9 @@ export class Guard {
       if (startedAt < this.#down.retryAt) throw new StoreError(`Cannot ${operation}: ${name} is down: ${this.#down.reason}`);
       this.#down.retryAt = startedAt + timeoutMs; // this call tries it; the others need not wait with it
     }
+    const used: Held<C>[] = [];
     try {
-      const result = await this.#inTime(operation, call);
+      const result = await this.#inTime(this.#attempt(call, used));
       this.#rise();
       onCall?.({ operation, ok: true, ms: performance.now() - startedAt });
       return result;
@@ -59,23 +73,63 @@ export class Guard {
       if (this.#closed) throw error;
       // calls that were under way when it went down say nothing new
       if (probing || !this.#down) this.#fall(reason);
-      this.#options.discard(error);
+      for (const held of used) this.#discard(held);
       onCall?.({ operation, ok: false, ms: performance.now() - startedAt });
       throw error;
     }
   }
 
-  async #inTime<T>(operation: string, call: () => Promise<T>): Promise<T> {
-    const { name, timeoutMs } = this.#options;
+  /**
+   * Calls on the connection that there is. Where that has answered before and now fails or is silent, which is what a firewall makes of one
+   * that was idle, it is the connection that is bad, perhaps, and not the server: a new one is tried at once.
+   */
+  async #attempt<T>(call: (connection: C) => Promise<T>, used: Held<C>[]): Promise<T> {
+    const first = this.#use(used);
+    if (!first.hasAnswered) return await callOn(first, call);
+    const original = callOn(first, call);
+    const hasAnswered = await within(this.#options.timeoutMs * SILENT_AFTER, original.then(() => true, () => false));
+    if (hasAnswered) return await original;
+    if (this.#closed) throw new StoreError(`${this.#options.name} is no longer used`);
+    if (this.#held === first) this.#held = undefined;
+    const again = callOn(this.#use(used), call);
+    try {
+      return await Promise.any([original, again]);
+    } catch (error) {
+      throw (error as AggregateError).errors.at(-1);
+    } finally {
+      this.#discard(first);
+    }
+  }
+
+  #use(used: Held<C>[]): Held<C> {
+    if (!this.#held) {
+      const held: Held<C> = { hasAnswered: false, connection: this.#options.connect(() => this.#forget(held)) };
+      this.#held = held;
+    }
+    used.push(this.#held);
+    return this.#held;
+  }
+
+  #forget(held: Held<C>): void {
+    if (this.#held === held) this.#held = undefined;
+  }
+
+  #discard(held: Held<C>): void {
+    this.#forget(held);
+    this.#options.disconnect(held.connection);
+  }
+
+  async #inTime<T>(call: Promise<T>): Promise<T> {
+    const { timeoutMs } = this.#options;
     let timer: ReturnType<typeof setTimeout> | undefined;
     let giveUp!: (error: StoreError) => void;
     const givenUp = new Promise<never>((_, reject) => {
       giveUp = reject;
-      timer = setTimeout(() => reject(new StoreError(`Cannot ${operation}: ${name} did not answer in ${timeoutMs} ms`)), timeoutMs);
+      timer = setTimeout(() => reject(new Error(`no answer in ${timeoutMs} ms`)), timeoutMs);
     });
     this.#waiting.add(giveUp);
     try {
-      return await Promise.race([call(), givenUp]);
+      return await Promise.race([call, givenUp]);
     } finally {
       clearTimeout(timer);
       this.#waiting.delete(giveUp);
@@ -100,5 +154,12 @@ export class Guard {
   close(): void {
     this.#closed = true;
     for (const giveUp of this.#waiting) giveUp(new StoreError(`${this.#options.name} is no longer used`));
+    if (this.#held) this.#discard(this.#held);
   }
+}
+
+async function callOn<C, T>(held: Held<C>, call: (connection: C) => Promise<T>): Promise<T> {
+  const result = await call(held.connection);
+  held.hasAnswered = true;
+  return result;
 }

@@ -5,11 +5,13 @@ import { createHash } from "node:crypto";
 import memjs from "memjs";
 import { parseAuthority } from "../http/head.ts";
 import { Guard, type StoreEvents } from "./guard.ts";
-import { type Cache, renewIn, type Store, StoreError } from "./store.ts";
+import { type Cache, PROBE_KEY, renewIn, type ServedStore, StoreError } from "./store.ts";
 
 export interface MemcachedOptions extends StoreEvents {
   /** `host:port` of every server, the same list in every process that shares the store; the port is 11211 where it is left out. */
   addresses: readonly string[];
+  /** Before every agent id in the keys, so that no agent's entry is another program's. Default none. */
+  keyPrefix?: string;
   /** Longest wait in milliseconds for one call. */
   timeoutMs: number;
   /** How long an entry lives without renewal, in milliseconds. memcached counts whole seconds: it is rounded up. */
@@ -19,16 +21,31 @@ export interface MemcachedOptions extends StoreEvents {
 }
 
 /** @throws {HeadError} for an address that is none */
-export function createMemcachedStore(options: MemcachedOptions): Store {
-  const servers = options.addresses.map((address) => new MemcachedServer(address, options));
-  const serverOf = (key: string) => servers[placeOf(key, options.addresses)]!;
+export function createMemcachedStore(options: MemcachedOptions): ServedStore {
+  const { addresses, keyPrefix = "" } = options;
+  const servers = addresses.map((address) => new MemcachedServer(address, options));
+  const serverOf = (key: string) => servers[placeOf(key, addresses)]!;
+  const keyOf = (agentId: string) => prefixed(keyPrefix, agentId);
   return {
-    set: (agentId, address) => serverOf(agentId).set(agentId, address),
-    renew: (agentId, address) => renewIn(serverOf(agentId), agentId, address),
-    lookup: (agentId) => serverOf(agentId).get(agentId),
+    set: (agentId, address) => serverOf(agentId).set(keyOf(agentId), address),
+    renew: (agentId, address) => renewIn(serverOf(agentId), keyOf(agentId), address),
+    lookup: (agentId) => serverOf(agentId).get(keyOf(agentId)),
+    probe: async () => void await Promise.allSettled(servers.map((server) => server.probe())),
     close: () => servers.forEach((server) => server.close()),
   };
 }
+
+/** Longest key in bytes. */
+const MAX_KEY = 250;
+
+/** An id that is too long behind the prefix stands there as its hash. */
+function prefixed(prefix: string, agentId: string): string {
+  const key = `${prefix}${agentId}`;
+  return new TextEncoder().encode(key).length <= MAX_KEY ? key : `${prefix}sha256:${createHash("sha256").update(agentId).digest("hex")}`;
+}
+
+/** Seconds of silence after which the connection is probed, which also keeps firewalls from forgetting it. */
+const KEEPALIVE_S = 15;
 
 /**
  * The index of the server that has `key`: the one of the highest weight (rendezvous hashing). Where a server is added or taken away, only
@@ -50,14 +67,20 @@ class BoundedServer extends memjs.Server {
   }
 }
 
+/** A server of the library has one connection, and a client one server. */
+interface Connection {
+  readonly client: memjs.Client;
+  readonly server: memjs.Server;
+}
+
 class MemcachedServer implements Cache {
-  readonly #guard: Guard;
-  readonly #connect: () => { client: memjs.Client; server: memjs.Server };
+  readonly #guard: Guard<Connection>;
   readonly #expires: number;
-  #connection: { client: memjs.Client; server: memjs.Server } | undefined;
 
   constructor(address: string, { timeoutMs, ttlMs, maxPauseMs, onServer, onCall }: MemcachedOptions) {
     const { host, port } = parseAuthority(address, 11_211);
+    // the guard's own time-out comes first
+    const seconds = timeoutMs / 1_000 + 1;
     this.#expires = Math.ceil(ttlMs / 1_000);
     this.#guard = new Guard({
       name: `memcached at ${address}`,
@@ -65,45 +88,37 @@ class MemcachedServer implements Cache {
       maxPauseMs,
       onServer,
       onCall,
-      discard: () => this.#discard(),
+      connect: () => {
+        const keepAlive = { keepAlive: true, keepAliveDelay: KEEPALIVE_S };
+        const server = new BoundedServer(host, port, undefined, undefined, { timeout: seconds, conntimeout: seconds, ...keepAlive });
+        return { server, client: new memjs.Client([server], { retries: 1, logger: { log() {} } }) };
+      },
+      // closes the socket at once, and rejects what waits for it
+      disconnect: ({ server }) => (server as unknown as { error(error: Error): void }).error(new StoreError("The connection was given up")),
     });
-    this.#connect = () => {
-      // the guard's own time-out comes first
-      const seconds = timeoutMs / 1_000 + 1;
-      const server = new BoundedServer(host, port, undefined, undefined, { timeout: seconds, conntimeout: seconds, keepAlive: true });
-      return { server, client: new memjs.Client([server], { retries: 1, logger: { log() {} } }) };
-    };
   }
 
   get(key: string): Promise<string | undefined> {
-    return this.#run("look an agent up", async (client) => (await client.get(key)).value?.toString("utf8"));
+    return this.#guard.run("look an agent up", async ({ client }) => (await client.get(key)).value?.toString("utf8"));
   }
 
   set(key: string, value: string): Promise<void> {
-    return this.#run("write an agent's entry", async (client) => void await client.set(key, value, { expires: this.#expires }));
+    return this.#guard.run("write an agent's entry", async ({ client }) => void await client.set(key, value, { expires: this.#expires }));
   }
 
   add(key: string, value: string): Promise<void> {
-    return this.#run("add an agent's entry", async (client) => void await client.add(key, value, { expires: this.#expires }));
+    return this.#guard.run("add an agent's entry", async ({ client }) => void await client.add(key, value, { expires: this.#expires }));
   }
 
   touch(key: string): Promise<void> {
-    return this.#run("renew an agent's entry", async (client) => void await client.touch(key, this.#expires));
+    return this.#guard.run("renew an agent's entry", async ({ client }) => void await client.touch(key, this.#expires));
+  }
+
+  async probe(): Promise<void> {
+    await this.#guard.run("ask the store", ({ client }) => client.get(PROBE_KEY));
   }
 
   close(): void {
     this.#guard.close();
-    this.#discard();
-  }
-
-  #run<T>(operation: string, call: (client: memjs.Client) => Promise<T>): Promise<T> {
-    return this.#guard.run(operation, () => call((this.#connection ??= this.#connect()).client));
-  }
-
-  #discard(): void {
-    const connection = this.#connection;
-    this.#connection = undefined;
-    // closes the socket at once, and rejects what waits for it
-    (connection?.server as { error(error: Error): void } | undefined)?.error(new StoreError("The connection was given up"));
   }
 }

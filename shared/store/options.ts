@@ -8,11 +8,20 @@ import type { Metrics } from "../metrics.ts";
 import type { StoreEvents } from "./guard.ts";
 import { createMemcachedStore } from "./memcached.ts";
 import { createRedisStore } from "./redis.ts";
-import type { Store } from "./store.ts";
+import { within } from "../within.ts";
+import type { ServedStore, Store } from "./store.ts";
 
 const atLeast = (least: number, text: string) => (ms: number) => ms >= least ? undefined : `it must be ${text} or more`;
 
 export const storeServerOptions = defineOptions({
+  "store.key-prefix": {
+    kind: "string",
+    default: "",
+    description:
+      "Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids.",
+    check: (prefix) =>
+      /^[!-~]{0,64}$/.test(prefix) ? undefined : `${JSON.stringify(prefix)} has other than visible ASCII characters, or more than 64`,
+  },
   "store.memcached.address": {
     kind: "list",
     default: "localhost:11211",
@@ -30,7 +39,7 @@ export const storeServerOptions = defineOptions({
     default: "redis://localhost:6379",
     secret: true,
     description: "Redis or Valkey: `redis://user:password@host:port/database`, or `rediss:` with TLS.",
-    check: (url) => /^rediss?:$/.test(URL.parse(url)?.protocol ?? "") ? undefined : "it is not a redis: or rediss: URL",
+    check: checkRedisUrl,
   },
   "store.redis.timeout": {
     kind: "duration",
@@ -62,9 +71,34 @@ export function checkAddress(address: string): string | undefined {
   }
 }
 
+/** Why Redis cannot be reached by it. It never quotes the URL: there may be a password in it. */
+function checkRedisUrl(text: string): string | undefined {
+  const url = URL.parse(text);
+  if (!/^rediss?:/i.test(text)) return "it is not a redis: or rediss: URL";
+  if (!url || url.host === "") {
+    return "it is not a URL; in its user and password, percent-encode what is neither a letter nor a digit: / is %2F, # %23, ? %3F, @ %40, % %25";
+  }
+  if (!isDecodable(url.username) || !isDecodable(url.password)) {
+    return "its user or password has a % that is not followed by two hexadecimal digits; % itself is %25";
+  }
+  // ioredis takes what it cannot read for database 0
+  if (!/^\/?$|^\/[0-9]{1,9}$/.test(url.pathname)) return "its database, after the last /, is not a number; in a password, / is %2F";
+  return undefined;
+}
+
+function isDecodable(text: string): boolean {
+  try {
+    decodeURIComponent(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The part of the options that describes a store. */
 export interface StoreOptions {
   type: "none" | "memcached" | "redis";
+  keyPrefix: string;
   memcached: { address: string[]; timeout: number };
   redis: { url: string; timeout: number; tls: { file: { rootCa: string | undefined } } };
 }
@@ -89,32 +123,65 @@ export async function checkStoreOptions({ type, redis }: StoreOptions): Promise<
 /** Whoever operates it sees whether the store's servers answer: in the log once, in readiness, in the figures. */
 export function watchServers(log: Logger, health: Health, metrics: Metrics): StoreEvents {
   const figures = metrics.store();
-  const down = new Set<string>();
+  const down = new Map<string, string>();
   return {
     onCall: figures.onCall,
     onServer(server) {
       figures.onServer?.(server);
-      const { name, up, reason } = server;
+      const { name, up } = server;
+      const reason = explain(server.reason ?? "");
       if (up) log.info("store answers again", { store: name });
       else log.warn("store does not answer", { store: name, reason });
-      down[up ? "delete" : "add"](name);
+      if (up) down.delete(name);
+      else down.set(name, reason);
       if (down.size === 0) health.readyAgain("store");
-      else health.notReady("store", `no answer of ${[...down].join(", ")}`);
+      else health.notReady("store", [...down].map(([name, reason]) => `${name}: ${reason}`).join("; "));
     },
   };
 }
 
-/** The store that the options describe, `undefined` for none. It connects when it is first used. */
+/** Most characters of what a server says. */
+const MAX_REASON = 200;
+
+function explain(reason: string): string {
+  const short = reason.slice(0, MAX_REASON);
+  return /^(WRONGPASS|NOAUTH|NOPERM)|invalid.*password/i.test(reason) ? `authentication failed: ${short}` : short;
+}
+
+/** How often the store is asked whether it answers, in milliseconds, and how long the start waits for that. */
+const PROBE_MS = 5_000;
+const FIRST_PROBE_MS = 1_000;
+
+/** Has it asked until it is closed, so that its state is known before the first client comes. */
+async function probed(store: ServedStore): Promise<Store> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let closed = false;
+  const probe = async (): Promise<void> => {
+    await store.probe();
+    if (!closed) timer = setTimeout(probe, PROBE_MS);
+  };
+  await within(FIRST_PROBE_MS, probe());
+  return {
+    ...store,
+    close() {
+      closed = true;
+      clearTimeout(timer);
+      store.close();
+    },
+  };
+}
+
+/** The store that the options describe, `undefined` for none. It is known whether its servers answer, unless they take long for it. */
 export async function openStore(options: StoreOptions, ttlMs: number, events: StoreEvents): Promise<Store | undefined> {
   const { redisCa } = await checkStoreOptions(options);
   // a cache that is empty again is to be full within a third of an entry's life
-  const common = { ...events, ttlMs, maxPauseMs: Math.min(5_000, ttlMs / 6) };
+  const common = { ...events, ttlMs, keyPrefix: options.keyPrefix, maxPauseMs: Math.min(5_000, ttlMs / 6) };
   switch (options.type) {
     case "none":
       return undefined;
     case "memcached":
-      return createMemcachedStore({ ...common, addresses: options.memcached.address, timeoutMs: options.memcached.timeout });
+      return await probed(createMemcachedStore({ ...common, addresses: options.memcached.address, timeoutMs: options.memcached.timeout }));
     case "redis":
-      return createRedisStore({ ...common, url: options.redis.url, ca: redisCa, timeoutMs: options.redis.timeout });
+      return await probed(createRedisStore({ ...common, url: options.redis.url, ca: redisCa, timeoutMs: options.redis.timeout }));
   }
 }

@@ -25,6 +25,15 @@ export interface Store {
   close(): void;
 }
 
+/** A store on servers, which can be asked whether they answer. */
+export interface ServedStore extends Store {
+  /** Asks every server something; what comes of it, the store's events tell. Never rejects. */
+  probe(): Promise<void>;
+}
+
+/** A key to ask for, of no agent: its id would have white space. */
+export const PROBE_KEY = "reverse-http probe";
+
 /** The store did not do what it was asked for. The message names the server and what went wrong. */
 export class StoreError extends Error {
   /** Always that. */

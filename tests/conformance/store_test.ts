@@ -10,6 +10,7 @@ import { createMemoryStore } from "../../shared/store/memory.ts";
 import { createRedisStore } from "../../shared/store/redis.ts";
 import type { StoreEvents } from "../../shared/store/guard.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
+import { BadStore, NarrowRedis } from "../support/bad_store.ts";
 import { makeAuthority } from "../support/certificates.ts";
 import { Folder, writeCertificates } from "../support/processes.ts";
 import { freePort, StoreServer } from "../support/store_servers.ts";
@@ -242,6 +243,45 @@ for (const kind of ["memcached", "redis"] as const) {
       });
     }
 
+    it("asks on a new connection, and in time, when its idle one was dropped without a word", async () => {
+      await using own = await StoreServer.start(kind);
+      await using firewall = await BadStore.start(own.address);
+      const changes: unknown[] = [];
+      const store = open([firewall.address], { onServer: (change) => changes.push(change) });
+      for (const id of ["7", "8", "9"]) {
+        await store.set(id, ONE);
+        firewall.forget();
+        assert.deepEqual(await Promise.all(Array.from({ length: 50 }, () => store.lookup(id))), Array(50).fill(ONE));
+      }
+      firewall.forget();
+      await store.renew("7", ONE);
+      assert.deepEqual(changes, []);
+    });
+
+    it("asks on a new connection when the server has closed its idle one", async () => {
+      await using own = await StoreServer.start(kind);
+      const store = open([own.address]);
+      await store.set("7", ONE);
+      await own.restart();
+      assert.equal(await store.lookup("7"), undefined);
+    });
+
+    it("keeps its entries apart by the prefix of keys, and takes every id with one", async () => {
+      const options = { timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS };
+      const withPrefix = (keyPrefix?: string) =>
+        kind === "memcached"
+          ? createMemcachedStore({ ...options, keyPrefix, addresses: [server.address] })
+          : createRedisStore({ ...options, keyPrefix, url: `redis://${server.address}` });
+      const [bare, one, two] = [withPrefix(), withPrefix("one:"), withPrefix("two:")];
+      stores.push(bare, one, two);
+      for (const id of [freshId(), "x".repeat(250), "ä".repeat(125)]) {
+        await bare.set(id, "foreign");
+        await one.set(id, ONE);
+        await two.renew(id, TWO);
+        assert.deepEqual(await Promise.all([bare, one, two].map((store) => store.lookup(id))), ["foreign", ONE, TWO]);
+      }
+    });
+
     it("rejects what is under way and what comes later once it is closed", async () => {
       await using own = await StoreServer.start(kind);
       const store = openStore(kind, [own.address]);
@@ -326,6 +366,45 @@ describe("redis store", () => {
     } finally {
       store.close();
       stranger.close();
+    }
+  });
+
+  it("takes a database that the server does not have for an error, and never another one", async () => {
+    await using server = await StoreServer.start("redis", ["--databases", "4"]);
+    const open = (path: string) =>
+      createRedisStore({ url: `redis://${server.address}${path}`, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS });
+    const [third, missing, query, first] = [open("/3"), open("/99"), open("?db=99"), open("")];
+    try {
+      await third.set("7", ONE);
+      for (const store of [missing, query]) {
+        await assert.rejects(store.set("7", TWO), (error) => error instanceof StoreError && /DB index is out of range/.test(error.message));
+      }
+      assert.deepEqual([await third.lookup("7"), await first.lookup("7")], [ONE, undefined]);
+      await server.restart();
+      await works(third);
+      assert.equal(await first.lookup("probe"), undefined);
+      await assert.rejects(missing.lookup("probe"), StoreError);
+    } finally {
+      for (const store of [third, missing, query, first]) store.close();
+    }
+  });
+
+  it("needs no more of a server than the commands that a proxy of Redis knows", async () => {
+    await using server = await StoreServer.start("redis", ["--requirepass", "secret"]);
+    await using narrow = await NarrowRedis.start(server.address, ["auth", "get", "set", "pexpire"]);
+    const store = createRedisStore({
+      url: `redis://:secret@${narrow.address}`,
+      timeoutMs: TIMEOUT_MS,
+      ttlMs: 30_000,
+      maxPauseMs: PAUSE_MS,
+    });
+    try {
+      await store.set("7", ONE);
+      await store.renew("7", ONE);
+      assert.equal(await store.lookup("7"), ONE);
+      assert.deepEqual(narrow.refused, []);
+    } finally {
+      store.close();
     }
   });
 

@@ -17,6 +17,8 @@ export class BadStore implements AsyncDisposable {
   /** Of connections that are there, too. */
   manner: Manner = "good";
   readonly #sockets = new Set<Socket>();
+  /** Connections that a firewall has forgotten. */
+  readonly #forgotten = new WeakSet<Socket>();
 
   private constructor(private readonly server: Server, private readonly behind: string) {
     server.on("connection", (socket) => this.#serve(socket));
@@ -34,6 +36,11 @@ export class BadStore implements AsyncDisposable {
     return `127.0.0.1:${(this.server.address() as { port: number }).port}`;
   }
 
+  /** Of what is sent on the connections that are there now, nothing arrives any more, and no end is told. New ones are as good as any. */
+  forget(): void {
+    for (const socket of this.#sockets) this.#forgotten.add(socket);
+  }
+
   #serve(socket: Socket): void {
     const { hostname, port } = new URL(`tcp://${this.behind}`);
     const real = connect(Number(port), hostname);
@@ -46,11 +53,13 @@ export class BadStore implements AsyncDisposable {
       });
     }
     socket.on("data", (data) => {
+      if (this.#forgotten.has(socket)) return;
       if (this.manner === "garbage") socket.write(randomBytes(4_096));
       else if (this.manner === "endless") this.#pour(socket);
       else if (this.manner !== "silent") real.write(data);
     });
     real.on("data", (data: Uint8Array) => {
+      if (this.#forgotten.has(real)) return;
       if (this.manner === "half") socket.end(data.subarray(0, HALF));
       else if (this.manner === "good") socket.write(data);
     });
@@ -63,6 +72,50 @@ export class BadStore implements AsyncDisposable {
     };
     socket.on("drain", more);
     more();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closed = new Promise((resolve) => this.server.close(resolve));
+    for (const socket of this.#sockets) socket.destroy();
+    await closed;
+  }
+}
+
+/** A proxy of Redis as there are several: it knows few commands, and closes the connection of who asks for another. */
+export class NarrowRedis implements AsyncDisposable {
+  /** Commands that it did not know. */
+  readonly refused: string[] = [];
+  readonly #sockets = new Set<Socket>();
+
+  private constructor(private readonly server: Server, behind: string, known: ReadonlySet<string>) {
+    server.on("connection", (socket) => {
+      const { hostname, port } = new URL(`tcp://${behind}`);
+      const real = connect(Number(port), hostname);
+      for (const [one, other] of [[socket, real], [real, socket]] as const) {
+        this.#sockets.add(one);
+        one.on("error", () => {}).on("close", () => other.destroy()); // "close" follows an error
+      }
+      real.pipe(socket);
+      socket.on("data", (data: Uint8Array) => {
+        const commands = [...new TextDecoder("latin1").decode(data).matchAll(/\*[0-9]+\r\n\$[0-9]+\r\n([^\r]+)\r\n/g)];
+        const unknown = commands.map(([, command]) => command!.toLowerCase()).filter((command) => !known.has(command));
+        if (unknown.length === 0) return void real.write(data);
+        this.refused.push(...unknown);
+        socket.destroy();
+      });
+    });
+  }
+
+  /** @param behind `host:port` of the real one */
+  static async start(behind: string, known: readonly string[]): Promise<NarrowRedis> {
+    const server = createServer();
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    return new NarrowRedis(server, behind, new Set(known));
+  }
+
+  get address(): string {
+    return `127.0.0.1:${(this.server.address() as { port: number }).port}`;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -102,7 +102,9 @@ describe("figures, health and agents", () => {
     await proxy.waitFor("store does not answer");
     const { status, body } = await get(admin, "/readyz");
     assert.equal(status, 503);
-    assert.deepEqual(JSON.parse(body), { ready: false, problems: { store: `no answer of memcached at ${cache.address}` } });
+    const { ready, problems } = JSON.parse(body);
+    assert.deepEqual([ready, Object.keys(problems)], [false, ["store"]]);
+    assert.ok(problems.store.startsWith(`memcached at ${cache.address}: `), problems.store);
     assert.equal((await get(admin, "/readyz?exclude=store")).status, 200);
     const all = await figures(admin);
     assert.equal(all[`reverse_http_store_up{server="memcached at ${cache.address}"}`], 0);
@@ -110,6 +112,40 @@ describe("figures, health and agents", () => {
     await cache.restart();
     await proxy.waitFor("store answers again");
     assert.equal((await get(admin, "/readyz")).status, 200);
+  });
+
+  for (const kind of ["memcached", "redis"] as const) {
+    for (const part of ["proxy", "lb"] as const) {
+      it(`of ${part} say from the start that ${kind} is down, and that it is back, without a client`, async () => {
+        await using cache = await StoreServer.start(kind);
+        await cache.kill();
+        await using site = await Site.create();
+        const program = part === "proxy"
+          ? (await site.startProxy([SERVED, ...storeArgs(cache)])).proxy
+          : (await site.startLb(cache, [SERVED])).lb;
+        const admin = String((await program.waitFor("listening")).admin);
+        const { status, body } = await get(admin, "/readyz");
+        assert.equal(status, 503);
+        assert.ok(JSON.parse(body).problems.store.startsWith(`${kind} at ${cache.address}: `), body);
+        await cache.restart();
+        await program.waitFor("store answers again");
+        assert.equal((await get(admin, "/readyz")).status, 200);
+      });
+    }
+  }
+
+  it("say that Redis does not take the password, and not which", async () => {
+    await using cache = await StoreServer.start("redis", ["--requirepass", "right"]);
+    await using site = await Site.create();
+    for (const user of [":hush-hush", "default:hush-hush", ""]) {
+      const { lb } = await site.startLb({ kind: "redis", address: `${user === "" ? "" : `${user}@`}${cache.address}` }, [SERVED]);
+      const { status, body } = await get(String((await lb.waitFor("listening")).admin), "/readyz");
+      assert.equal(status, 503);
+      assert.match(JSON.parse(body).problems.store, /^redis at [0-9.:]+: authentication failed: (WRONGPASS|NOAUTH)/);
+      const { reason } = await lb.waitFor("store does not answer");
+      assert.match(String(reason), /^authentication failed: /);
+      assert.ok(!lb.said.includes("hush-hush"), lb.said);
+    }
   });
 
   it("of an agent say that it is not ready while it has no proxy", async () => {
