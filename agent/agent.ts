@@ -12,7 +12,7 @@ import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
-import { openClientTls, refreshTls } from "../shared/tls/files.ts";
+import { openClientTls, refreshTls, type TlsCheck } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { VERSION } from "../shared/version.ts";
 import { within } from "../shared/within.ts";
@@ -78,8 +78,8 @@ const MAX_LEAVING = 8;
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, log, random = Math.random } = deps;
   const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
-  let { agentId } = await checkAgentOptions(options);
-  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, log);
+  let { agentId } = await checkAgentOptions(options, net);
+  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, deps);
   const sessions = new Set<Session>();
   const operated = observe(agentId, sessions, () => tls.current.cert);
   const { health } = operated;
@@ -209,8 +209,8 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
  * accident later.
  * @throws {ConfigError}
  */
-export async function checkAgentOptions(options: AgentOptions): Promise<Credentials> {
-  await openClientTls("agent-client.tls", options.agentClient.tls, silentLogger);
+export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): Promise<Credentials> {
+  await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   return await readCredentials(options.auth);
 }
 

@@ -15,7 +15,14 @@ export function agentCommand(
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
-    check: async (options) => void await checkAgentOptions(options),
+    check: async (options) => {
+      const net = createNet({ warn: () => {}, ownsProcess: false });
+      try {
+        await checkAgentOptions(options, net);
+      } finally {
+        net.close();
+      }
+    },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const agent = await startAgent(options, { log, net, supervisor });

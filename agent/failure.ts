@@ -22,14 +22,22 @@ export function describeFailure(error: unknown, address: string, options: AgentO
 function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
   if (!message.includes("certificate")) return "";
   if (remote) return "; the proxy asks for a certificate that it accepts, --agent-client.tls.file.cert with its key";
-  if (message.includes("WrongPin")) {
+  if (message.includes("is not the pinned one")) {
     return "; the proxy shows another certificate than that of --agent-client.tls.pin-sha256: it logs the pin of its own at its start";
   }
-  if (tls.file.rootCa || tls.pinSha256.length > 0) {
-    return "; the certificate must be valid for this name and issued by an authority of --agent-client.tls.file.root-ca";
+  if (/certificate (?:not valid yet|expired)/.test(message)) {
+    return "; if the certificate should be valid now, the clock of this machine is wrong: set it";
   }
+  if (message.includes("CA:TRUE")) {
+    return "; --agent-client.tls.file.root-ca must have this very certificate, or the proxy one that is not an authority's";
+  }
+  const authority = "--agent-client.tls.file.root-ca";
+  if (message.includes("not valid for name")) {
+    return "; --agent-client.server-address must be a name of the certificate, or the certificate pinned with --agent-client.tls.pin-sha256";
+  }
+  if (tls.file.rootCa) return `; the certificate must be issued by an authority of ${authority}`;
   return "; unless the certificate is of an authority that this system trusts, the agent needs --agent-client.tls.pin-sha256, which the " +
-    "proxy logs at its start where it has made its own, or the authority as --agent-client.tls.file.root-ca";
+    `proxy logs at its start where it has made its own, or the authority as ${authority}`;
 }
 
 /** Nobody answered, or there was no way there: the network is gone, or the proxy does not run. */

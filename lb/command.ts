@@ -15,7 +15,14 @@ export function lbCommand(
     name: "lb",
     description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
     options: lbOptions,
-    check: checkLoadBalancerOptions,
+    check: async (options) => {
+      const net = createNet({ warn: () => {}, ownsProcess: false });
+      try {
+        await checkLoadBalancerOptions(options, net);
+      } finally {
+        net.close();
+      }
+    },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const lb = await startLoadBalancer(options, { log, net, supervisor });

@@ -13,7 +13,7 @@ import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
-import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsFiles } from "../shared/tls/files.ts";
+import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsCheck, type TlsFiles } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { createDialer } from "./dial.ts";
 import { Locator } from "./locator.ts";
@@ -60,7 +60,7 @@ const DESCRIPTORS = 2;
  */
 export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<LoadBalancer> {
   const { net, log } = deps;
-  const tls = await openTls(options, log);
+  const tls = await openTls(options, deps);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
   const [metrics, health] = [new Metrics("lb"), new Health()];
@@ -172,9 +172,9 @@ async function listen(
  * Checks the files that the options name, and the options that need each other.
  * @throws {ConfigError}
  */
-export async function checkLoadBalancerOptions(options: LoadBalancerOptions): Promise<void> {
+export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
-  await openTls(options, silentLogger);
+  await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
 }
 
@@ -185,12 +185,15 @@ interface LoadBalancerTls {
   readonly proxies?: TlsFiles<ClientTls>;
 }
 
-async function openTls({ httpProxy, httpConnector }: LoadBalancerOptions, log: Logger): Promise<LoadBalancerTls> {
+async function openTls(
+  { httpProxy, httpConnector }: LoadBalancerOptions,
+  deps: { log: Logger; net: TlsCheck },
+): Promise<LoadBalancerTls> {
   if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
   if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
   return {
-    clients: httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, log) : undefined,
-    proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, log) : undefined,
+    clients: httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, deps) : undefined,
+    proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, deps) : undefined,
   };
 }
 

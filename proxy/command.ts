@@ -19,7 +19,14 @@ export function proxyCommand(
     name: "proxy",
     description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
     options: proxyOptions,
-    check: async (options) => void await checkProxyOptions(options),
+    check: async (options) => {
+      const net = createNet({ warn: () => {}, ownsProcess: false });
+      try {
+        await checkProxyOptions(options, { net, stateDirectory });
+      } finally {
+        net.close();
+      }
+    },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const proxy = await startProxy(options, { log, net, stateDirectory, supervisor });

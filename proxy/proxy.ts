@@ -18,7 +18,7 @@ import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
 import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
-import { refreshTls } from "../shared/tls/files.ts";
+import { refreshTls, type TlsCheck } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
 import { dialAgent, Patience } from "./dial.ts";
@@ -75,7 +75,7 @@ const MOST_HANDSHAKES = 1_000_000;
  */
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
   const { net, log } = deps;
-  const tls = await openProxyTls(options, log, deps.stateDirectory);
+  const tls = await openProxyTls(options, deps);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
   const closeAuthenticator = () => {
@@ -241,9 +241,9 @@ async function listen(
  * Checks the files that the options name, and the options that need each other.
  * @throws {ConfigError}
  */
-export async function checkProxyOptions(options: ProxyOptions): Promise<void> {
+export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
-  await checkProxyTls(options);
+  await checkProxyTls(options, deps);
   await checkStoreOptions(options.store);
 }
 

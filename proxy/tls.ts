@@ -3,8 +3,8 @@ import { hostname } from "node:os";
 import { ConfigError } from "../shared/cli/option.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import type { ServerTls } from "../shared/net/types.ts";
-import { type CertifiedKey, openServerTls, refuseWithoutTls, type TlsFiles } from "../shared/tls/files.ts";
-import { openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
+import { type CertifiedKey, openServerTls, refuseWithoutTls, type TlsCheck, type TlsFiles } from "../shared/tls/files.ts";
+import { checkSelfSigned, openSelfSigned, type SelfSigned, type StateDirectory } from "../shared/tls/self_signed.ts";
 import type { ProxyOptions } from "./options.ts";
 
 export interface ProxyTls {
@@ -15,24 +15,37 @@ export interface ProxyTls {
   readonly own?: SelfSigned;
 }
 
+/** What is needed besides the options. */
+export interface ProxyTlsDeps {
+  readonly log: Logger;
+  /** Says whether it takes what the files hold. */
+  readonly net: TlsCheck;
+  /** For the proxy's own certificate, where the options name no directory. */
+  readonly stateDirectory?: string;
+}
+
 /**
- * Reads the files. `stateDirectory` is for the proxy's own certificate, where the options name no directory.
+ * Reads the files.
  * @throws {ConfigError}
  */
-export async function openProxyTls(options: ProxyOptions, log: Logger, stateDirectory: string | undefined): Promise<ProxyTls> {
-  const clients = await openClientSide(options, log);
-  const directory = { path: options.stateDir || stateDirectory, required: Boolean(options.stateDir) };
-  const own = needsOwn(options) ? await openSelfSigned("agent-server", directory, log) : undefined;
-  return { agents: await openAgentSide(options, log, own), clients, own };
+export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
+  const clients = await openClientSide(options, deps);
+  const own = needsOwn(options) ? await openSelfSigned("agent-server", placeOf(options, deps), deps.log) : undefined;
+  return { agents: await openAgentSide(options, { ...deps, own }), clients, own };
 }
 
 /**
  * Checks the files, and makes none.
  * @throws {ConfigError}
  */
-export async function checkProxyTls(options: ProxyOptions): Promise<void> {
-  await openClientSide(options, silentLogger);
-  await openAgentSide(options, silentLogger, needsOwn(options) ? { cert: "", key: "" } : undefined);
+export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
+  await openClientSide(options, { ...deps, log: silentLogger });
+  const own = needsOwn(options) ? await checkSelfSigned("agent-server", placeOf(options, deps)) : undefined;
+  await openAgentSide(options, { ...deps, log: silentLogger, own });
+}
+
+function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDeps, "log">): StateDirectory {
+  return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
 }
 
 /** Somebody who tries it out needs no authority: these options are all that an agent needs to trust the proxy. */
@@ -49,16 +62,19 @@ function needsOwn({ agentServer: { tls } }: ProxyOptions): boolean {
   return !tls.file.key && !tls.file.cert;
 }
 
-async function openAgentSide({ agentServer: { tls } }: ProxyOptions, log: Logger, own?: CertifiedKey): Promise<TlsFiles<ServerTls>> {
+async function openAgentSide(
+  { agentServer: { tls } }: ProxyOptions,
+  deps: ProxyTlsDeps & { own?: CertifiedKey },
+): Promise<TlsFiles<ServerTls>> {
   if (tls.agentIdFrom !== "none" && !tls.file.clientCa) {
     throw new ConfigError(
       `Cannot use --agent-server.tls.agent-id-from ${tls.agentIdFrom}: --agent-server.tls.file.client-ca is needed too`,
     );
   }
-  return await openServerTls("agent-server.tls", tls, log, own);
+  return await openServerTls("agent-server.tls", tls, deps);
 }
 
-async function openClientSide({ httpProxy: { tls } }: ProxyOptions, log: Logger): Promise<TlsFiles<ServerTls> | undefined> {
-  if (tls.enable) return await openServerTls("http-proxy.tls", tls, log);
+async function openClientSide({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<TlsFiles<ServerTls> | undefined> {
+  if (tls.enable) return await openServerTls("http-proxy.tls", tls, deps);
   refuseWithoutTls("http-proxy.tls", tls);
 }

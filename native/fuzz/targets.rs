@@ -11,10 +11,10 @@ use rcgen::{
     RevokedCertParams, SerialNumber,
 };
 use reverse_http_native::fuzzing::{
-    canonical, client, display, interleave, server, server_name, to_bind, ClientTls, Fault, HeadScanner, ServerTls, TCP_VERSIONS,
+    canonical, client, display, interleave, server, server_name, to_bind, ClientTls, Der, Fault, HeadScanner, ServerTls, TCP_VERSIONS,
 };
 use rustls::client::ResolvesClientCert;
-use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{pem::PemObject, CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection, SignatureScheme};
@@ -191,51 +191,67 @@ fn issue(issuer: &Issuer<'_, KeyPair>, name: &str, serial: u64) -> Identity {
     }
 }
 
-/// Texts between zero bytes: certificate, key, CA, revocation list, pin. Bytes 1 to 7 stand for the genuine ones, 8 for one that is edited.
-pub fn pem(data: &[u8]) {
-    let mut texts = [const { Vec::new() }; 5];
+/// Lists of DER between zero bytes: certificates, key, CA, revocation lists, and the text of a pin. Bytes 1 to 7 stand for the genuine ones, 8
+/// for one that is edited.
+pub fn der(data: &[u8]) {
+    let mut lists = [const { Vec::<Vec<u8>>::new() }; 5];
     let mut at = 0;
     let mut input = Input(data);
-    while !input.is_empty() && at < texts.len() {
+    while !input.is_empty() && at < lists.len() {
         match input.byte() {
             0 => at += 1,
             8 => {
-                let genuine = genuine(input.byte() % 7 + 1);
-                let mut bytes = genuine.as_bytes().to_vec();
+                let mut bytes = genuine(input.byte() % 7 + 1);
                 input.edit(&mut bytes);
-                texts[at].extend(bytes);
+                lists[at].push(bytes);
             }
-            byte @ 1..=7 => texts[at].extend_from_slice(genuine(byte).as_bytes()),
-            byte => texts[at].push(byte),
+            byte @ 1..=7 => lists[at].push(genuine(byte)),
+            byte => match lists[at].last_mut() {
+                Some(last) => last.push(byte),
+                None => lists[at].push(vec![byte]),
+            },
         }
-        if texts[at.min(4)].len() > 1 << 16 {
+        if lists[at.min(4)].iter().map(Vec::len).sum::<usize>() > 1 << 16 {
             return;
         }
     }
-    let [cert, key, ca, crl, pin] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
-    let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let [cert, key, ca, crl, pin] = lists;
+    let all = |list: &[Vec<u8>]| list.iter().cloned().map(Der).collect::<Vec<_>>();
+    let given = |list: &[Vec<u8>]| (!list.is_empty()).then(|| all(list));
+    let key = Der(key.concat());
     let alpn = ["reverse-http-proto/2".to_owned()];
     let tls = ServerTls {
-        cert: cert.clone(),
+        cert: all(&cert),
         key: key.clone(),
         client_ca: given(&ca),
         client_crl: given(&crl),
     };
     check_fault(server(&tls, TCP_VERSIONS, &alpn).err());
-    let pin = if pin.contains("-----") { String::new() } else { pin }; // the error shows it: it is no secret
+    let pin = String::from_utf8(pin.concat()).unwrap_or_default();
+    let pin = if pin.is_ascii() { pin } else { String::new() }; // the error shows it: it is no secret
     let tls = ClientTls {
-        ca: given(&ca).or(Some(pki().ca.clone())), // without, the system's file is read each time
+        ca: given(&ca).or(Some(vec![der_of(&pki().ca)])), // without, the system's file is read each time
         cert: given(&cert),
-        key: given(&key),
-        pin_sha256: given(&pin).map(|pin| vec![pin]),
+        key: Some(key),
+        pin_sha256: (!pin.is_empty()).then(|| vec![pin]),
         ..Default::default()
     };
     check_fault(client(&tls, TCP_VERSIONS, &alpn).err());
 }
 
-fn genuine(number: u8) -> &'static str {
+/// What a text of `pki` holds.
+fn der_of(pem: &str) -> Der {
+    let der = match pem.lines().next() {
+        Some(begin) if begin.contains("PRIVATE KEY") => PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap().secret_der().to_vec(),
+        Some(begin) if begin.contains("CRL") => CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec(),
+        _ => CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec(),
+    };
+    Der(der)
+}
+
+fn genuine(number: u8) -> Vec<u8> {
     let pki = pki();
-    match number {
+    let pem = match number {
         1 => &pki.server.cert,
         2 => &pki.server.key,
         3 => &pki.ca,
@@ -243,7 +259,8 @@ fn genuine(number: u8) -> &'static str {
         5 => &pki.agent.key,
         6 => &pki.other_ca,
         _ => &pki.agent.cert,
-    }
+    };
+    der_of(pem).0
 }
 
 /// An error says what is wrong in a sentence, and nothing of a key.
@@ -337,10 +354,10 @@ fn shows(chain: Vec<Vec<u8>>, key: &str) -> Arc<Shows> {
 
 fn server_config(crl: bool) -> ServerConfig {
     let tls = ServerTls {
-        cert: pki().server.cert.clone(),
-        key: pki().server.key.clone(),
-        client_ca: Some(pki().ca.clone()),
-        client_crl: crl.then(|| pki().crl.clone()),
+        cert: vec![der_of(&pki().server.cert)],
+        key: der_of(&pki().server.key),
+        client_ca: Some(vec![der_of(&pki().ca)]),
+        client_crl: crl.then(|| vec![der_of(&pki().crl)]),
     };
     server(&tls, TCP_VERSIONS, &[]).unwrap()
 }
@@ -348,9 +365,9 @@ fn server_config(crl: bool) -> ServerConfig {
 fn client_config(pin: bool) -> ClientConfig {
     let hex: String = sha256(&pki().server.der).iter().map(|b| format!("{b:02x}")).collect();
     let tls = ClientTls {
-        ca: (!pin).then(|| pki().ca.clone()),
-        cert: Some(pki().agent.cert.clone()),
-        key: Some(pki().agent.key.clone()),
+        ca: (!pin).then(|| vec![der_of(&pki().ca)]),
+        cert: Some(vec![der_of(&pki().agent.cert)]),
+        key: Some(der_of(&pki().agent.key)),
         pin_sha256: pin.then(|| vec![hex]),
         ..Default::default()
     };

@@ -29,7 +29,7 @@ pub mod fuzzing {
     pub use crate::address::{canonical, display, interleave, to_bind};
     pub use crate::error::Fault;
     pub use crate::head::HeadScanner;
-    pub use crate::tls::{client, server, server_name, ClientTls, ServerTls, TCP_VERSIONS};
+    pub use crate::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
 }
 
 use std::sync::atomic::Ordering;
@@ -87,7 +87,7 @@ pub struct HandshakeOptions {
     pub retry_threshold: u32,
 }
 
-#[napi(object)]
+#[napi(object, object_to_js = false)]
 pub struct ConnectQuic {
     pub host: String,
     pub port: u16,
@@ -181,6 +181,20 @@ impl Engine {
         if let Some(cancel) = cancel {
             cancel.cancel();
         }
+    }
+
+    // ---- TLS
+
+    /// Why a server cannot use these settings, where it cannot.
+    #[napi]
+    pub fn check_server_tls(&self, tls: ServerTls) -> Option<Vec<String>> {
+        verdict(tls::server(&tls, tls::TCP_VERSIONS, &[]).map(drop))
+    }
+
+    /// Why a client cannot use these settings, where it cannot.
+    #[napi]
+    pub fn check_client_tls(&self, tls: ClientTls) -> Option<Vec<String>> {
+        verdict(tls::client(&tls, tls::TCP_VERSIONS, &[]).map(drop))
     }
 
     // ---- TCP

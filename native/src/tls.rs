@@ -1,14 +1,18 @@
-//! TLS configurations from PEM texts: what a server shows and asks, what a client believes. Errors name what is wrong, never a key.
+//! TLS configurations from DER: what a server shows and asks, what a client believes. Errors name what is wrong, never a key. PEM is read by
+//! `shared/net/pem.ts`, and by nothing here but for the system's own authorities.
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ::aws_lc_rs::{hkdf, hmac};
+use napi::bindgen_prelude::{FromNapiValue, TypeName, Uint8Array, ValidateNapiValue};
+use napi::{sys, ValueType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::WebPkiServerVerifier;
+use rustls::client::{verify_server_name, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
     SupportedProtocolVersion,
@@ -17,22 +21,59 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Fault;
 
-#[napi_derive::napi(object)]
+/// DER of a certificate, a key or a revocation list.
 #[derive(Clone)]
-pub struct ServerTls {
-    pub cert: String,
-    pub key: String,
-    pub client_ca: Option<String>,
-    pub client_crl: Option<String>,
+pub struct Der(pub Vec<u8>);
+
+impl Deref for Der {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
-#[napi_derive::napi(object)]
+impl TypeName for Der {
+    fn type_name() -> &'static str {
+        Uint8Array::type_name()
+    }
+
+    fn value_type() -> ValueType {
+        Uint8Array::value_type()
+    }
+}
+
+impl ValidateNapiValue for Der {
+    unsafe fn validate(env: sys::napi_env, value: sys::napi_value) -> napi::Result<sys::napi_value> {
+        // SAFETY: both come from the caller, who has the same duties
+        unsafe { Uint8Array::validate(env, value) }
+    }
+}
+
+impl FromNapiValue for Der {
+    unsafe fn from_napi_value(env: sys::napi_env, value: sys::napi_value) -> napi::Result<Self> {
+        // SAFETY: both come from the caller, who has the same duties; the bytes are copied here and now
+        let bytes = unsafe { Uint8Array::from_napi_value(env, value) }?;
+        Ok(Self(bytes.to_vec()))
+    }
+}
+
+#[napi_derive::napi(object, object_to_js = false)]
+#[derive(Clone)]
+pub struct ServerTls {
+    pub cert: Vec<Der>,
+    pub key: Der,
+    pub client_ca: Option<Vec<Der>>,
+    pub client_crl: Option<Vec<Der>>,
+}
+
+#[napi_derive::napi(object, object_to_js = false)]
 #[derive(Clone, Default)]
 pub struct ClientTls {
-    pub ca: Option<String>,
+    pub ca: Option<Vec<Der>>,
     pub system_roots: Option<bool>,
-    pub cert: Option<String>,
-    pub key: Option<String>,
+    pub cert: Option<Vec<Der>>,
+    pub key: Option<Der>,
     pub insecure_skip_verify: Option<bool>,
     pub pin_sha256: Option<Vec<String>>,
 }
@@ -58,15 +99,8 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
         Some(ca) => {
             let mut roots = RootCertStore::empty();
             add_authorities(&mut roots, ca, "client CA")?;
-            let lists = match &tls.client_crl {
-                None => Vec::new(),
-                Some(crl) => CertificateRevocationListDer::pem_slice_iter(crl.as_bytes())
-                    .collect::<Result<Vec<_>, _>>()
-                    .map_err(|e| Fault::tls("Cannot use the client CRL", without_content(&e)))?,
-            };
-            if tls.client_crl.is_some() && lists.is_empty() {
-                return Err(Fault::tls("Cannot use the client CRL", "it has no revocation list in PEM"));
-            }
+            let lists = tls.client_crl.iter().flatten();
+            let lists = lists.map(|list| CertificateRevocationListDer::from(list.to_vec()));
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .with_crls(lists)
                 .allow_unknown_revocation_status() // an authority without a list of its own revokes nothing
@@ -76,7 +110,7 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
         }
     };
     let mut config = builder
-        .with_single_cert(chain(&tls.cert, "certificate")?, private_key(&tls.key)?)
+        .with_single_cert(chain(&tls.cert), private_key(&tls.key)?)
         .map_err(|e| Fault::tls("Cannot use the certificate and key", e))?;
     config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
     Ok(config)
@@ -91,7 +125,7 @@ pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], a
         .with_custom_certificate_verifier(verifier(tls, provider)?);
     let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => builder
-            .with_client_auth_cert(chain(cert, "client certificate")?, private_key(key)?)
+            .with_client_auth_cert(chain(cert), private_key(key)?)
             .map_err(|e| Fault::tls("Cannot use the client certificate and key", e))?,
         (None, None) => builder.with_no_client_auth(),
         _ => {
@@ -111,33 +145,17 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, Fault> {
     ServerName::try_from(name.to_owned()).map_err(|_| Fault::new("invalid", format!("Cannot use {name:?} as a server name")))
 }
 
-fn chain(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| Fault::tls(&format!("Cannot read the {what}"), without_content(&e)))?;
-    if chain.is_empty() {
-        return Err(Fault::tls(&format!("Cannot read the {what}"), "it has no certificate in PEM"));
-    }
-    Ok(chain)
+fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
+    certificates.iter().map(|der| CertificateDer::from(der.to_vec())).collect()
 }
 
-fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Fault> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Fault::tls("Cannot read the private key", without_content(&e)))
-}
-
-/// The parser's own sentences show the line that is wrong: all of a key whose line breaks were lost.
-fn without_content(error: &pem::Error) -> &'static str {
-    match error {
-        pem::Error::IllegalSectionStart { .. } => "a BEGIN line of PEM is not a line of its own, or is cut short",
-        pem::Error::MissingSectionEnd { .. } => "a section of PEM has no END line",
-        pem::Error::Base64Decode(_) => "a section of PEM is not in base64",
-        pem::Error::NoItemsFound => "there is none in PEM",
-        _ => "it is not PEM that can be read",
-    }
+/// Which of PKCS #8, PKCS #1 and SEC 1 it is, is seen in it.
+fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
+    PrivateKeyDer::try_from(der.to_vec()).map_err(|e| Fault::tls("Cannot read the private key", e))
 }
 
 /// A secret that is the same as long as the private key is, and tells nothing of it (RFC 5869). `purpose` makes it another one.
-pub fn derive(key: &str, purpose: &[u8]) -> Result<hmac::Key, Fault> {
+pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, Fault> {
     let key = private_key(key)?;
     let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http").extract(key.secret_der());
     let purpose = [purpose];
@@ -145,8 +163,8 @@ pub fn derive(key: &str, purpose: &[u8]) -> Result<hmac::Key, Fault> {
     Ok(derived.map_err(|e| Fault::tls("Cannot derive a secret", e))?.into())
 }
 
-fn add_authorities(roots: &mut RootCertStore, pem: &str, what: &str) -> Result<(), Fault> {
-    for certificate in chain(pem, what)? {
+fn add_authorities(roots: &mut RootCertStore, authorities: &[Der], what: &str) -> Result<(), Fault> {
+    for certificate in chain(authorities) {
         roots
             .add(certificate)
             .map_err(|e| Fault::tls(&format!("Cannot use the {what}"), e))?;
@@ -170,7 +188,12 @@ fn verifier(tls: &ClientTls, provider: Arc<CryptoProvider>) -> Result<Arc<Verifi
             Some(inner.build().map_err(|e| Fault::tls("Cannot use the CA", e))?)
         }
     };
-    Ok(Arc::new(Verifier { pins, chain, provider }))
+    Ok(Arc::new(Verifier {
+        pins,
+        chain,
+        trusted: self::chain(tls.ca.as_deref().unwrap_or_default()),
+        provider,
+    }))
 }
 
 fn roots(tls: &ClientTls) -> Result<RootCertStore, Fault> {
@@ -227,12 +250,19 @@ fn parse_pin(pin: &str) -> Result<[u8; 32], Fault> {
     bytes.try_into().map_err(|_| bad())
 }
 
-#[derive(Debug)]
-struct WrongPin;
+/// What was shown instead of a pinned certificate. rustls shows such errors with `Debug`: it is the sentence, then.
+struct WrongPin([u8; 32]);
+
+impl std::fmt::Debug for WrongPin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        write!(f, "its SHA-256 is {shown}, and that is not the pinned one")
+    }
+}
 
 impl std::fmt::Display for WrongPin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("its SHA-256 is not the pinned one")
+        std::fmt::Debug::fmt(self, f)
     }
 }
 
@@ -243,7 +273,48 @@ impl std::error::Error for WrongPin {}
 struct Verifier {
     pins: Vec<[u8; 32]>,
     chain: Option<Arc<WebPkiServerVerifier>>,
+    /// The certificates that are trusted by the user's own word, not the system's.
+    trusted: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
+}
+
+/// webpki's refusal of a certificate with CA:TRUE as a server's or client's own.
+fn is_ca(error: &CertificateError) -> bool {
+    let CertificateError::Other(OtherError(error)) = error else {
+        return false;
+    };
+    matches!(error.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+impl Verifier {
+    /// A server's certificate that is one of those trusted, byte for byte, needs no issuer, even where it is that of an authority: this is what
+    /// `openssl req -x509` makes. Its dates, its name and its purpose are checked as those of any other.
+    fn verify_trusted(&self, end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<ServerCertVerified, rustls::Error> {
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        if !is_for_servers(end_entity) {
+            return Err(CertificateError::InvalidPurpose.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+}
+
+/// Whether its extended key usage, where it has one, has `id-kp-serverAuth` (RFC 5280 §4.2.1.12). webpki does not show it, and so it is found by
+/// its bytes: this is a certificate that the user has chosen to trust.
+fn is_for_servers(certificate: &[u8]) -> bool {
+    const EXTENDED_KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x25];
+    const SERVER_AUTH: [u8; 10] = [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+    let Some(at) = certificate.windows(5).position(|bytes| bytes == EXTENDED_KEY_USAGE) else {
+        return true;
+    };
+    let mut value = &certificate[at + 5..];
+    value = value.strip_prefix(&[0x01, 0x01, 0xff]).unwrap_or(value); // critical
+    let length = match value {
+        [0x04, length, ..] if *length < 0x80 => usize::from(*length) + 2,
+        [0x04, 0x81, length, ..] => usize::from(*length) + 3,
+        _ => return false,
+    };
+    let value = value.get(..length).unwrap_or_default();
+    value.windows(SERVER_AUTH.len()).any(|bytes| bytes == SERVER_AUTH)
 }
 
 impl ServerCertVerifier for Verifier {
@@ -255,12 +326,19 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if !self.pins.is_empty() && !self.pins.contains(&Sha256::digest(end_entity).into()) {
-            return Err(CertificateError::Other(OtherError(Arc::new(WrongPin))).into());
+        let shown: [u8; 32] = Sha256::digest(end_entity).into();
+        if !self.pins.is_empty() && !self.pins.contains(&shown) {
+            return Err(CertificateError::Other(OtherError(Arc::new(WrongPin(shown)))).into());
         }
-        match &self.chain {
-            Some(chain) => chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
-            None => Ok(ServerCertVerified::assertion()),
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // said only where the dates are right: webpki looks at them first
+            Err(rustls::Error::InvalidCertificate(error)) if is_ca(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
+                self.verify_trusted(end_entity, server_name)
+            }
+            verdict => verdict,
         }
     }
 
@@ -315,39 +393,32 @@ mod tests {
 
     #[test]
     fn junk_is_an_error_of_tls() {
+        let junk = || Der(b"junk".to_vec());
         let tls = ServerTls {
-            cert: "junk".into(),
-            key: "junk".into(),
+            cert: vec![junk()],
+            key: junk(),
             client_ca: None,
             client_crl: None,
         };
         assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, "tls");
         let tls = ClientTls {
-            ca: Some("junk".into()),
+            ca: Some(vec![junk()]),
             ..Default::default()
         };
         assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, "tls");
     }
 
     #[test]
-    fn a_key_that_lost_its_line_breaks_is_in_no_error() {
-        let key = "-----BEGIN PRIVATE KEY----- c2VjcmV0 -----END PRIVATE KEY-----\n";
-        let decimals = |text: &str| text.bytes().map(|b| b.to_string()).collect::<Vec<_>>().join(", ");
-        for (cert, key) in [(key, ""), ("", key)] {
-            let tls = ServerTls {
-                cert: cert.into(),
-                key: key.into(),
-                client_ca: None,
-                client_crl: None,
-            };
-            let message = [chain(&tls.cert, "certificate").err(), private_key(&tls.key).err()]
-                .map(|fault| fault.unwrap().message)
-                .concat();
-            assert!(
-                !message.contains("c2VjcmV0") && !message.contains(&decimals("c2VjcmV0")),
-                "{message}"
-            );
-        }
+    fn a_purpose_other_than_that_of_servers_is_seen() {
+        let usage = |purpose: u8| {
+            let mut der = vec![0x30, 0x13, 0x06, 0x03, 0x55, 0x1d, 0x25, 0x04, 0x0c, 0x30, 0x0a];
+            der.extend([0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, purpose]);
+            der
+        };
+        assert!(is_for_servers(&usage(1)));
+        assert!(!is_for_servers(&usage(2)));
+        assert!(is_for_servers(b"none"));
+        assert!(!is_for_servers(&usage(1)[..12]));
     }
 
     #[test]

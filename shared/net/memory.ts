@@ -248,6 +248,10 @@ class MemoryNet implements Net {
   readonly #connections = new Set<MemoryDuplex>();
   #closed = false;
 
+  checkServerTls(): void {}
+
+  checkClientTls(): void {}
+
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     this.#checkOpen();
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));

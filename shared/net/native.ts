@@ -2,6 +2,7 @@
 import { availableParallelism } from "node:os";
 import { loadAddon } from "./addon.ts";
 import { NetError, type NetErrorCode } from "./errors.ts";
+import { PemError, type PemKind, readPem } from "./pem.ts";
 import type {
   AddressLimit,
   ClientTls,
@@ -96,15 +97,31 @@ type Copied = [aToB: number, bToA: number, fault: Fault | undefined, side: 0 | 1
 type Answer = [stream: number, head: string];
 type Verdict = [code: NetErrorCode, message: string] | null | undefined;
 
+/** TLS settings as the engine takes them: DER. */
+interface EngineServerTls {
+  cert: Uint8Array[];
+  key: Uint8Array;
+  clientCa?: Uint8Array[];
+  clientCrl?: Uint8Array[];
+}
+
+interface EngineClientTls extends Omit<ClientTls, "ca" | "cert" | "key"> {
+  ca?: Uint8Array[];
+  cert?: Uint8Array[];
+  key?: Uint8Array;
+}
+
 interface Engine {
   hold(on: boolean): void;
   close(): void;
   held(): number[];
   stalledMs(): number;
   cancel(op: number): void;
-  listenTcp(op: number, address: string, tls: ServerTls | undefined, heads: Heads): void;
+  checkServerTls(tls: EngineServerTls): Verdict;
+  checkClientTls(tls: EngineClientTls): Verdict;
+  listenTcp(op: number, address: string, tls: EngineServerTls | undefined, heads: Heads): void;
   tcpAccept(op: number, listener: number): void;
-  tcpSetTls(listener: number, tls: ServerTls): Verdict;
+  tcpSetTls(listener: number, tls: EngineServerTls): Verdict;
   tcpStopAccepting(listener: number): void;
   tcpClose(listener: number): void;
   connectTcp(
@@ -113,18 +130,18 @@ interface Engine {
     port: number,
     addresses: readonly string[] | undefined,
     timeoutMs: number,
-    tls: ClientTls | undefined,
+    tls: EngineClientTls | undefined,
   ): void;
   listenQuic(
     op: number,
     address: string,
-    tls: ServerTls,
+    tls: EngineServerTls,
     alpn: string[],
     transport: QuicTransport,
     handshakes: { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress,
   ): void;
   quicAccept(op: number, listener: number): void;
-  quicSetTls(listener: number, tls: ServerTls): Verdict;
+  quicSetTls(listener: number, tls: EngineServerTls): Verdict;
   quicStopAccepting(listener: number): void;
   quicClose(op: number, listener: number, code: number, reason: string): void;
   connectQuic(op: number, options: object): void;
@@ -177,7 +194,7 @@ interface Engine {
     port: number,
     addresses: readonly string[] | undefined,
     timeoutMs: number,
-    tls: ClientTls | undefined,
+    tls: EngineClientTls | undefined,
     prologue: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,
@@ -196,7 +213,30 @@ const HEAD_LIMIT = 16_384;
 const WARNING = 0;
 
 function toError([code, message, appCode, remote]: Fault): NetError {
-  return new NetError(code, message, { appCode: appCode ?? undefined, remote });
+  return new NetError(code, inWords(message), { appCode: appCode ?? undefined, remote });
+}
+
+/** What rustls shows for programmers: errors of others as `Other(OtherError(…))`, and times as seconds since 1970. */
+const TLS_WORDS: Readonly<Record<string, string>> = {
+  CaUsedAsEndEntity: "it is the certificate of an authority (CA:TRUE)",
+  UnsupportedCertVersion: "it is not X.509 version 3",
+};
+const TLS_TIMES =
+  /verification time (\d+) \(UNIX\), but (certificate|CRL) is not valid (before|after) (\d+) \(\d+ seconds (?:in future|ago)\)/;
+
+function inWords(message: string): string {
+  return message
+    .replace(/Other\(OtherError\((.*?)\)\)/, (_, inner: string) => TLS_WORDS[inner] ?? inner)
+    .replace(
+      TLS_TIMES,
+      (_, now: string, what: string, when: string, then: string) =>
+        `the clock here says ${isoOf(now)}, and the ${what} is not valid ${when} ${isoOf(then)}`,
+    );
+}
+
+function isoOf(seconds: string): string {
+  const date = new Date(Number(seconds) * 1000);
+  return Number.isNaN(date.getTime()) ? seconds : date.toISOString();
 }
 
 function defaultThreads(): number {
@@ -292,13 +332,50 @@ class Calls {
   }
 }
 
+/** @throws {NetError} `tls` */
+function toEngineServerTls({ cert, key, clientCa, clientCrl }: ServerTls): EngineServerTls {
+  return {
+    cert: derOf("certificate", cert, "chain"),
+    key: derOf("private key", key, "private key")[0]!,
+    clientCa: clientCa === undefined ? undefined : derOf("client CA", clientCa, "authorities"),
+    clientCrl: clientCrl === undefined ? undefined : derOf("client CRL", clientCrl, "revocation lists"),
+  };
+}
+
+/** Settings of clients as the engine takes them, each read once: one is used for many connections. */
+class ClientSettings {
+  readonly #known = new WeakMap<ClientTls, EngineClientTls>();
+
+  /** @throws {NetError} `tls` */
+  get(tls: ClientTls): EngineClientTls {
+    const { ca, cert, key, ...others } = tls;
+    const read = this.#known.get(tls) ?? {
+      ...others,
+      ca: ca === undefined ? undefined : derOf("CA", ca, "authorities"),
+      cert: cert === undefined ? undefined : derOf("client certificate", cert, "chain"),
+      key: key === undefined ? undefined : derOf("private key", key, "private key")[0],
+    };
+    this.#known.set(tls, read);
+    return read;
+  }
+}
+
+function derOf(what: string, pem: string, kind: PemKind): Uint8Array[] {
+  try {
+    return readPem(pem, kind).map(({ der }) => der);
+  } catch (cause) {
+    if (!(cause instanceof PemError)) throw cause;
+    throw new NetError("tls", `Cannot read the ${what}: ${cause.message}`, { cause });
+  }
+}
+
 /** Nothing may be begun: cancelled later, it could be done already. */
 function checkSignal(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled before it was begun");
 }
 
 function check(verdict: Verdict): void {
-  if (verdict) throw new NetError(verdict[0], verdict[1]);
+  if (verdict) throw new NetError(verdict[0], inWords(verdict[1]));
 }
 
 function heads(options: HeadOptions, each?: AddressLimit): Heads {
@@ -316,14 +393,24 @@ function perAddress(limit: AddressLimit | undefined): PerAddress {
 
 class NativeNet implements Net {
   readonly #calls: Calls;
+  readonly #clientTls = new ClientSettings();
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
     this.#calls = new Calls(engine, options);
   }
 
+  checkServerTls(tls: ServerTls): void {
+    check(this.#calls.engine.checkServerTls(toEngineServerTls(tls)));
+  }
+
+  checkClientTls(tls: ClientTls): void {
+    check(this.#calls.engine.checkClientTls(this.#clientTls.get(tls)));
+  }
+
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
+    const tls = options.tls && toEngineServerTls(options.tls);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, options.tls, heads(options, options.pendingHeadsPerAddress))
+      engine.listenTcp(op, options.address, tls, heads(options, options.pendingHeadsPerAddress))
     );
     return new NativeTcpListener(this.#calls, id, address);
   }
@@ -332,7 +419,8 @@ class NativeNet implements Net {
     const { host, port, addresses, timeoutMs, tls, signal } = options;
     checkSignal(signal);
     checkPort(port);
-    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, addresses, timeoutMs, tls);
+    const wanted = tls && this.#clientTls.get(tls);
+    const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, addresses, timeoutMs, wanted);
     const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
     return new NativeDuplex(this.#calls, id, remote);
   }
@@ -344,8 +432,9 @@ class NativeNet implements Net {
       retryThreshold: options.retryThreshold ?? 256,
       ...perAddress(options.pendingHandshakesPerAddress),
     };
+    const tls = toEngineServerTls(options.tls);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenQuic(op, options.address, options.tls, options.alpn, options.transport ?? {}, handshakes)
+      engine.listenQuic(op, options.address, tls, options.alpn, options.transport ?? {}, handshakes)
     );
     return new NativeQuicListener(this.#calls, id, address, options.onHandshakeError ?? (() => {}));
   }
@@ -354,7 +443,7 @@ class NativeNet implements Net {
     const { signal, host, port, serverName, tls, alpn, timeoutMs } = options;
     checkSignal(signal);
     checkPort(port);
-    const wanted = { host, port, serverName, tls, alpn, timeoutMs, transport: options.transport ?? {} };
+    const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport: options.transport ?? {} };
     const opened = await this.#calls.cancellable<OpenedConnection>(signal, (op, engine) => engine.connectQuic(op, wanted));
     return new NativeQuicConnection(this.#calls, opened);
   }
@@ -376,12 +465,13 @@ class NativeNet implements Net {
     const { prologueToA, idleTimeoutMs, signal } = options;
     checkSignal(signal);
     checkPort(port);
+    const wanted = tls && this.#clientTls.get(tls);
     const [remote, ended] = await beginCopy<string>(
       this.#calls,
       a,
       options,
       (first, second, id, rates, engine) =>
-        engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, tls, prologueToA, idleTimeoutMs ?? 0, rates),
+        engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, wanted, prologueToA, idleTimeoutMs ?? 0, rates),
     );
     return { remote, ended: ended.then((copied) => toSpliceResult(copied!)) };
   }
@@ -550,7 +640,7 @@ class NativeTcpListener implements TcpListener {
   }
 
   setTls(tls: ServerTls): void {
-    check(this.#calls.engine.tcpSetTls(this.#id, tls));
+    check(this.#calls.engine.tcpSetTls(this.#id, toEngineServerTls(tls)));
   }
 
   stopAccepting(): void {
@@ -596,7 +686,7 @@ class NativeQuicListener implements QuicListener {
   }
 
   setTls(tls: ServerTls): void {
-    check(this.#calls.engine.quicSetTls(this.#id, tls));
+    check(this.#calls.engine.quicSetTls(this.#id, toEngineServerTls(tls)));
   }
 
   stopAccepting(): void {

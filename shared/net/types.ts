@@ -4,6 +4,16 @@ import type { NetError } from "./errors.ts";
 /** The network as the rest of the program sees it: listeners, connections, and the copy between two streams. */
 export interface Net {
   /**
+   * Checks the settings as {@link Net.listenTcp} and {@link Net.listenQuic} do, and opens nothing.
+   * @throws {NetError} `tls`
+   */
+  checkServerTls(tls: ServerTls): void;
+  /**
+   * Checks the settings as {@link Net.connectTcp} and {@link Net.connectQuic} do, and opens nothing.
+   * @throws {NetError} `tls`, `invalid`
+   */
+  checkClientTls(tls: ClientTls): void;
+  /**
    * Listens for TCP connections and reads each one's request head.
    * @throws {NetError} `address-in-use`, `address-not-available`, `permission-denied`, `unknown-host`, `tls`, `invalid`
    */
@@ -394,7 +404,7 @@ export interface QuicTransport {
   maxMtu?: number;
 }
 
-/** What a TLS server shows and asks. PEM texts, not file names. */
+/** What a TLS server shows and asks. PEM texts, not file names; what is no PEM of the kind that is needed is an error, with its line. */
 export interface ServerTls {
   /** The certificate chain, the server's own first. */
   cert: string;
@@ -406,9 +416,12 @@ export interface ServerTls {
   clientCrl?: string;
 }
 
-/** What a TLS client believes and shows. PEM texts, not file names. */
+/** What a TLS client believes and shows. PEM texts as in {@link ServerTls}. It must not change once it has been used. */
 export interface ClientTls {
-  /** Trust these authorities alone. Default: the system's, or Mozilla's where the system has none. */
+  /**
+   * Trust these certificates alone: authorities, and servers' own, byte for byte, even where they have CA:TRUE. Default: the system's
+   * authorities, or Mozilla's where the system has none.
+   */
   ca?: string;
   /** Trust the system's authorities as well as `ca`. Default `false`. */
   systemRoots?: boolean;

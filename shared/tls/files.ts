@@ -1,12 +1,14 @@
 // TLS settings in files: what a server or a client is told to show and believe, checked when it starts and read again when they change. Bad
 // new files keep the old settings. Sockets are not known here.
-import { readFile } from "node:fs/promises";
+import { Buffer } from "node:buffer";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, flagOf } from "../cli/option.ts";
-import { describeFileError } from "../files.ts";
+import { describeFileError, readBytes } from "../files.ts";
 import type { Logger } from "../log.ts";
-import type { ClientTls, ServerTls } from "../net/types.ts";
-import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists } from "./pem.ts";
+import { NetError } from "../net/errors.ts";
+import type { ClientTls, Net, ServerTls } from "../net/types.ts";
+import { SecretFiles } from "../secret_files.ts";
+import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists, type Side, unusable } from "./pem.ts";
 import { checkRevocationLists } from "./revocation.ts";
 
 /** The values of `--*.tls.*` of a server. */
@@ -30,6 +32,12 @@ export interface CertifiedKey {
   readonly key: string;
 }
 
+/** Whether the network takes settings: what is checked is what it will be given. */
+export type TlsCheck = Pick<Net, "checkServerTls" | "checkClientTls">;
+
+/** Most bytes of a file. Lists of large authorities have some tens of megabytes. */
+const MAX_FILE = 64 * 1024 * 1024;
+
 /** Settings, and what is wrong with them but may be meant so. */
 interface Checked<T> {
   readonly tls: T;
@@ -47,22 +55,29 @@ type Pems = Readonly<Record<string, PemFile | undefined>>;
 export async function openServerTls(
   group: string,
   options: ServerTlsOptions,
-  log: Logger,
-  own?: CertifiedKey,
+  { log, net, own }: { log: Logger; net: TlsCheck; own?: CertifiedKey },
 ): Promise<TlsFiles<ServerTls>> {
   const { key, cert, clientCa, clientCrl } = options.file;
   const check = async (pems: Pems): Promise<Checked<ServerTls>> => {
-    const identity = readIdentity(group, pems, options.keyPassword);
-    const tls = identity?.tls ?? own;
+    const identity = readIdentity(group, pems, options, "server");
+    let tls: ServerTls | undefined = identity?.tls ?? own;
     if (tls === undefined) throw new ConfigError(`Cannot start: ${flagOf(group)}.file.key and ${flagOf(group)}.file.cert are needed`);
-    if (pems["client-crl"] && !pems["client-ca"]) throw needs(group, "client-crl", "client-ca");
-    const authorities = pems["client-ca"] && readCertificates(pems["client-ca"]);
-    const lists = pems["client-crl"] && readRevocationLists(pems["client-crl"]);
-    const stale = lists ? await checkRevocationLists(pems["client-crl"]!, lists, authorities!) : [];
-    return {
-      tls: { ...tls, clientCa: pems["client-ca"]?.text, clientCrl: pems["client-crl"]?.text },
-      warnings: [...identity?.warnings ?? [], ...stale],
-    };
+    const { "client-ca": caFile, "client-crl": listFile } = pems;
+    if (listFile && !caFile) throw needs(group, "client-crl", "client-ca");
+    const warnings = [...identity?.warnings ?? []];
+    if (pems.cert) tryOut(pems.cert, () => net.checkServerTls(tls!));
+    if (caFile) {
+      const authorities = readCertificates(caFile, "authorities");
+      tls = { ...tls, clientCa: authorities.text };
+      tryOut(caFile, () => net.checkServerTls(tls!));
+      if (listFile) {
+        const lists = readRevocationLists(listFile);
+        warnings.push(...await checkRevocationLists(listFile, lists.all, authorities.all));
+        tls = { ...tls, clientCrl: lists.text };
+        tryOut(listFile, () => net.checkServerTls(tls!));
+      }
+    }
+    return { tls, warnings };
   };
   return await TlsFiles.open(group, { key, cert, "client-ca": clientCa, "client-crl": clientCrl }, check, log);
 }
@@ -71,21 +86,39 @@ export async function openServerTls(
  * The settings of the client whose options begin with `group`: `agent-client.tls`.
  * @throws {ConfigError}
  */
-export async function openClientTls(group: string, options: ClientTlsOptions, log: Logger): Promise<TlsFiles<ClientTls>> {
+export async function openClientTls(
+  group: string,
+  options: ClientTlsOptions,
+  { log, net }: { log: Logger; net: TlsCheck },
+): Promise<TlsFiles<ClientTls>> {
   const { rootCa, key, cert } = options.file;
   const check = (pems: Pems): Promise<Checked<ClientTls>> => {
-    const identity = readIdentity(group, pems, options.keyPassword);
-    if (pems["root-ca"]) readCertificates(pems["root-ca"]);
-    const tls: ClientTls = {
-      ...identity?.tls,
-      ca: pems["root-ca"]?.text,
+    const identity = readIdentity(group, pems, options, "client");
+    const { "root-ca": rootFile } = pems;
+    const believes = {
+      ca: rootFile && readCertificates(rootFile, "authorities").text,
       systemRoots: options.useSystemPool,
       insecureSkipVerify: options.insecureSkipVerify,
       pinSha256: options.pinSha256 && [...options.pinSha256],
     };
+    // one after the other: whose fault it is, is clear
+    if (rootFile) tryOut(rootFile, () => net.checkClientTls({ ca: believes.ca }));
+    const tls: ClientTls = { ...identity?.tls, ...believes };
+    if (pems.cert) tryOut(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
   return await TlsFiles.open(group, { "root-ca": rootCa, key, cert }, check, log);
+}
+
+/** What the network says of a file's content, as a mistake in that file. */
+function tryOut(pem: PemFile, check: () => void): void {
+  try {
+    check();
+  } catch (cause) {
+    if (!(cause instanceof NetError)) throw cause;
+    const why = cause.message.replace(/^Cannot [^:]*: /, "").replace(/^(?:unexpected error|invalid peer certificate): /, "");
+    throw unusable(pem, why, cause);
+  }
 }
 
 /**
@@ -107,6 +140,7 @@ export class TlsFiles<T> {
   #state: string;
   #current: T;
   #turn = Promise.resolve();
+  readonly #secrets: SecretFiles;
 
   private constructor(
     private readonly group: string,
@@ -118,6 +152,7 @@ export class TlsFiles<T> {
   ) {
     this.#state = state;
     this.#current = current;
+    this.#secrets = new SecretFiles(log);
   }
 
   /** @throws {ConfigError} where a file cannot be read or used */
@@ -125,7 +160,13 @@ export class TlsFiles<T> {
     const pems = await readPems(group, files);
     const { tls, warnings } = await check(pems);
     warn(log, warnings);
-    return new TlsFiles(group, files, check, log, JSON.stringify(pems), tls);
+    const opened = new TlsFiles(group, files, check, log, JSON.stringify(pems), tls);
+    await opened.#checkModes();
+    return opened;
+  }
+
+  async #checkModes(): Promise<void> {
+    if (this.files.key) await this.#secrets.check(`${flagOf(this.group)}.file.key`, this.files.key);
   }
 
   /** The newest that can be used. */
@@ -147,6 +188,7 @@ export class TlsFiles<T> {
     try {
       const pems = await readPems(this.group, this.files);
       this.#state = JSON.stringify(pems);
+      await this.#checkModes();
       if (this.#state === before) return;
       const { tls, warnings } = await this.check(pems);
       use(tls);
@@ -180,14 +222,20 @@ export function refreshTls<T>(files: TlsFiles<T>, intervalMs: number, use?: (tls
   };
 }
 
-function readIdentity(group: string, { key, cert }: Pems, password: string | undefined): Checked<CertifiedKey> | undefined {
+function readIdentity(
+  group: string,
+  { key, cert }: Pems,
+  options: { keyPassword?: string },
+  side: Side,
+): Checked<CertifiedKey> | undefined {
   if (key === undefined && cert === undefined) return undefined;
   if (cert === undefined) throw needs(group, "key", "cert");
   if (key === undefined) throw needs(group, "cert", "key");
-  const chain = readCertificates(cert);
-  const privateKey = readPrivateKey(key, password, `${group}.key-password`);
-  const warnings = checkIdentity(cert, chain, key, privateKey);
-  return { tls: { cert: cert.text, key: privateKey.export({ type: "pkcs8", format: "pem" }).toString() }, warnings };
+  const chain = readCertificates(cert, "chain");
+  const passwordOption = "keyPassword" in options ? `${group}.key-password` : undefined;
+  const privateKey = readPrivateKey(key, options.keyPassword, passwordOption);
+  const warnings = checkIdentity(cert, chain.all, key, privateKey, side);
+  return { tls: { cert: chain.text, key: privateKey.export({ type: "pkcs8", format: "pem" }).toString() }, warnings };
 }
 
 function needs(group: string, given: string, missing: string): ConfigError {
@@ -209,7 +257,7 @@ async function readPems(group: string, files: Files): Promise<Pems> {
 
 async function readPem(option: string, file: string): Promise<string> {
   try {
-    return await readFile(file, "utf8");
+    return Buffer.from(await readBytes(file, MAX_FILE)).toString("latin1");
   } catch (cause) {
     throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${describeFileError(cause)}`, { cause });
   }

@@ -1,10 +1,12 @@
 // A certificate that a server makes for itself where it was given none, and keeps: whoever has pinned it must find it again after a restart.
 import { randomBytes, webcrypto, X509Certificate } from "node:crypto";
-import { link, mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
+import { link, mkdir, open, readFile, rename, rm } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { ConfigError } from "../cli/option.ts";
+import { describeFileError } from "../files.ts";
 import type { Logger } from "../log.ts";
+import { SecretFiles } from "../secret_files.ts";
 import type { CertifiedKey } from "./files.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
 import { loadX509 } from "./revocation.ts";
@@ -49,17 +51,38 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
   let text;
   try {
     text = await readOrCreate(path, file);
-    if (((await stat(file)).mode & 0o077) !== 0) log.warn("the private key may be read by others", { file });
+    await new SecretFiles(log).check("the private key of the self-signed certificate", file);
   } catch (cause) {
     const why = (cause as Error).message;
     if (directory.required) throw new ConfigError(`Cannot use --state-dir ${path}: ${why}`, { cause });
     return await makeFleeting(why, log);
   }
+  return parse(file, text);
+}
+
+/**
+ * What {@link openSelfSigned} would use; where it is not made yet, one that is for checks alone. Makes no file.
+ * @throws {ConfigError}
+ */
+export async function checkSelfSigned(name: string, { path, required }: StateDirectory): Promise<CertifiedKey> {
+  if (path === undefined) return await makeSelfSigned();
+  const file = join(path, `${name}.pem`);
+  try {
+    return parse(file, await readFile(file, "latin1"));
+  } catch (cause) {
+    if (cause instanceof ConfigError) throw cause;
+    const { code } = cause as NodeJS.ErrnoException;
+    if (required && code !== "ENOENT") throw new ConfigError(`Cannot use --state-dir ${path}: ${describeFileError(cause)}`, { cause });
+    return await makeSelfSigned();
+  }
+}
+
+function parse(file: string, text: string): SelfSigned {
   const pem: PemFile = { option: "state-dir", file, text };
-  const [cert] = readCertificates(pem);
-  const key = readPrivateKey(pem, undefined, "state-dir");
+  const { all: [cert], text: certText } = readCertificates(pem, "chain");
+  const key = readPrivateKey(pem);
   if (!cert!.checkPrivateKey(key)) throw unusable(pem, "key and certificate do not belong together; without the file a new one is made");
-  return { cert: text, key: key.export({ type: "pkcs8", format: "pem" }).toString(), pin: pinOf(cert!), file };
+  return { cert: certText, key: key.export({ type: "pkcs8", format: "pem" }).toString(), pin: pinOf(cert!), file };
 }
 
 async function makeFleeting(why: string, log: Logger): Promise<SelfSigned> {
@@ -70,14 +93,14 @@ async function makeFleeting(why: string, log: Logger): Promise<SelfSigned> {
 
 async function readOrCreate(directory: string, file: string): Promise<string> {
   try {
-    return await readFile(file, "utf8");
+    return await readFile(file, "latin1");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
   }
   await mkdir(directory, { recursive: true, mode: 0o700 });
   const { cert, key } = await makeSelfSigned();
   await create(file, `${cert.trim()}\n${key.trim()}\n`);
-  return await readFile(file, "utf8"); // another process may have been first
+  return await readFile(file, "latin1"); // another process may have been first
 }
 
 /** All of the file or nothing, even after a power failure. One that is there already stays. */

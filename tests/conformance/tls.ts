@@ -7,7 +7,7 @@ import { describe } from "node:test";
 import { connect, type ConnectionOptions, createServer } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicConnection, ServerTls } from "../../shared/net/types.ts";
-import { makeAuthority, pinOf } from "../support/certificates.ts";
+import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../support/certificates.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   ALPN,
@@ -204,6 +204,54 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     const { tls } = await pki;
     for (const ca of ["", "junk"]) await refused(net, tls, { ca });
   });
+
+  test("believes a server whose certificate is that of an authority, where it is byte for byte the one given", async (net) => {
+    const server = await makeSelfSignedAuthority({ names: ["localhost", "127.0.0.1"] });
+    const { authority } = await pki;
+    await accepted(net, server, { ca: server.cert }, "localhost");
+    await accepted(net, server, { ca: authority.cert + server.cert }, "127.0.0.1");
+    const forServers = await makeSelfSignedAuthority({ names: ["localhost"], purpose: "server" });
+    await accepted(net, forServers, { ca: forServers.cert }, "localhost");
+  });
+
+  test("refuses such a server under another name, at another time, for another purpose, and as any other certificate", async (net) => {
+    const names = ["localhost"];
+    const own = (server: Issued, host = "localhost") => refused(net, server, { ca: server.cert }, host);
+    const server = await makeSelfSignedAuthority({ names });
+    await own(server, "127.0.0.1");
+    await own(await makeSelfSignedAuthority({ names, days: -1 }));
+    await own(await makeSelfSignedAuthority({ names, days: 3, startsIn: 2 }));
+    await own(await makeSelfSignedAuthority({ names, purpose: "client" }));
+    // the same names, another key
+    await refused(net, server, { ca: (await makeSelfSignedAuthority({ names })).cert }, "localhost");
+    const { authority } = await pki;
+    await refused(net, server, { ca: authority.cert }, "localhost");
+    await refused(net, server, {}, "localhost");
+    await refused(net, server, { ca: server.cert, pinSha256: ["0".repeat(64)] }, "localhost");
+  });
+
+  test("reads authorities as PEM can be written, and refuses what it does not understand", async (net) => {
+    const { tls, authority } = await pki;
+    const first = (await makeAuthority("other")).cert;
+    const spellings = [`\ufeff${authority.cert}`, authority.cert.replaceAll("\n", "\r\n"), authority.cert.replace(/^/, " ")];
+    for (const ca of spellings) await accepted(net, tls, { ca });
+    for (const ca of spellings) await accepted(net, tls, { ca: ca + first });
+    for (const ca of [`x ${authority.cert}${first}`, authority.cert + first.replace("-----END", "----END")]) {
+      await refused(net, tls, { ca });
+    }
+  });
+
+  test("says whether settings can be used, and opens nothing", async (net) => {
+    const { tls, authority, client: other } = await pki;
+    net.checkServerTls({ ...tls, clientCa: authority.cert, clientCrl: await authority.revocationList([]) });
+    net.checkClientTls({ ca: authority.cert, ...tls });
+    const wrong = (check: () => void) => netError(Promise.resolve().then(check), "tls");
+    await wrong(() => net.checkServerTls({ ...tls, key: other.key }));
+    await wrong(() => net.checkServerTls({ ...tls, clientCa: "junk" }));
+    await wrong(() => net.checkServerTls({ ...tls, clientCa: authority.cert, clientCrl: "junk" }));
+    await wrong(() => net.checkClientTls({ ca: "junk" }));
+    await wrong(() => net.checkClientTls({ cert: tls.cert, key: other.key }));
+  });
 }
 
 function clientCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): void {
@@ -256,8 +304,10 @@ function clientCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     const all = await pki;
     const revoked = await all.authority.issue({ names: ["client"] });
     const list = await all.authority.revocationList([revoked.serialNumber]);
-    await refused(net, await revoking(all, list), { ca: all.authority.cert, ...revoked });
-    await accepted(net, await revoking(all, list), { ca: all.authority.cert, ...all.client });
+    for (const written of [list, `\ufeff${list}`, list.replace(/^/, " "), list.replaceAll("\n", "\r\n"), `text\n${list}`]) {
+      await refused(net, await revoking(all, written), { ca: all.authority.cert, ...revoked });
+      await accepted(net, await revoking(all, written), { ca: all.authority.cert, ...all.client });
+    }
   });
 
   test("refuses an authority or a revocation list that is none, before it listens", async (net) => {

@@ -1,4 +1,4 @@
-// What holds for whatever comes: frames, messages, addresses, allow-lists, configuration, tokens and durations. Shared by the short run
+// What holds for whatever comes: frames, messages, addresses, allow-lists, configuration, PEM, tokens and durations. Shared by the short run
 // among the tests and the long one.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
@@ -13,8 +13,10 @@ import { readConfig } from "../../shared/cli/config_file.ts";
 import { ConfigError, defineOptions, type Option, parseAddress, parseValue, ValueError } from "../../shared/cli/option.ts";
 import { formatAuthority, HeadError, parseAuthority } from "../../shared/http/head.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
+import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
 import { decodeMessage, encodeMessage, MessageError } from "../../shared/link/message.ts";
+import { makeAuthority } from "../support/certificates.ts";
 import { makeTokenKey } from "../support/tokens.ts";
 import { mutations, parts } from "./mutations.ts";
 import { payload } from "./scripts.ts";
@@ -280,6 +282,25 @@ const TOKEN_PIECES = [
   "A".repeat(20_000),
 ];
 
+// ---- PEM
+
+const AUTHORITY = makeAuthority();
+const PEM_PIECES = [
+  ..."-=#:\n\r\t \0\ufeff\xef—AZ+/",
+  "\r\n",
+  "-----",
+  "-----BEGIN CERTIFICATE-----\n",
+  "-----END CERTIFICATE-----\n",
+  "-----BEGIN PRIVATE KEY-----\n",
+  "-----BEGIN X509 CRL-----\n",
+  "-----END X509 CRL-----\n",
+  "BEGIN",
+  "END",
+  "Proc-Type: 4,ENCRYPTED\n\n",
+  "MII".padEnd(64, "A"),
+];
+const PEM_KINDS: PemKind[] = ["chain", "authorities", "private key", "revocation lists", "public keys"];
+
 /** What a text says, without the ways in which it can be written. */
 function meaning(token: string): string {
   const [header, body, signature] = token.split(".").map((part) => Buffer.from(part, "base64url").toString("hex"));
@@ -288,6 +309,9 @@ function meaning(token: string): string {
 
 /** Each by what it says. */
 export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawProperty<unknown>>>> {
+  const { cert, key, revocationList } = await AUTHORITY;
+  const pems = [cert, key, await revocationList([]), cert + cert, key + cert];
+  const secret = key.split("\n")[1]!.slice(16, 32);
   const token = await new SignJWT(CLAIMS).setProtectedHeader({ alg: SIGNING.algorithm }).sign(SIGNING.key);
   return {
     "frames are the same however they come": fc.asyncProperty(fc.array(bytes, { maxLength: 6 }), cuts, async (payloads, cuts) => {
@@ -394,6 +418,21 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
         const result = outcome(() => parseValue(DURATION, text), ValueError);
         if (result instanceof Error) return;
         assert.ok(Number.isSafeInteger(result) && Number(result) >= 0 && Number(result) <= 576 * UNITS.h, `${result}`);
+      },
+    ),
+    "PEM is read as the same in its plain form, or refused without showing it": fc.property(
+      mutations(pems, PEM_PIECES),
+      fc.constantFrom(...PEM_KINDS),
+      (text, kind) => {
+        const blocks = outcome(() => readPem(text, kind), PemError);
+        if (blocks instanceof Error) return assert.ok(!blocks.message.includes(secret), blocks.message);
+        assert.ok(blocks.length > 0);
+        assert.deepEqual(readPem(blocks.map(({ text }) => text).join(""), kind).map(({ der }) => der), blocks.map(({ der }) => der));
+        // every BEGIN line that is no comment is a block that was read, or one that may stand beside it: none is skipped in silence
+        const begun = text.split(/\r\n|\n|\r/).filter((line) =>
+          !/^[\s\ufeff]*(?:\xef\xbb\xbf)?\s*#/.test(line) && /BEGIN (?:CERTIFICATE|X509 CRL)-/.test(line)
+        );
+        if (kind === "authorities" || kind === "revocation lists") assert.equal(blocks.length, begun.length);
       },
     ),
     "a token that was changed is not believed": fc.asyncProperty(mutations([token], TOKEN_PIECES), async (changed) => {

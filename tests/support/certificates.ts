@@ -49,7 +49,7 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
     ],
   });
   return {
-    cert: cert.toString("pem"),
+    cert: `${cert.toString("pem")}\n`,
     key: await exportKey(keys.privateKey),
     serialNumber: cert.serialNumber,
     async issue({ names, commonName = names[0], days = 1, startsIn }) {
@@ -69,7 +69,7 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
           await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey),
         ],
       });
-      return { cert: issued.toString("pem"), key: await exportKey(own.privateKey), serialNumber: issued.serialNumber };
+      return { cert: `${issued.toString("pem")}\n`, key: await exportKey(own.privateKey), serialNumber: issued.serialNumber };
     },
     async revocationList(serialNumbers, days = 1) {
       const list = await x509.X509CrlGenerator.create({
@@ -81,9 +81,36 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
         signingAlgorithm: ALGORITHM,
         extensions: [await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey)],
       });
-      return x509.PemConverter.encode(list.rawData, "X509 CRL"); // its own toString writes "CRL", which nobody reads
+      return `${x509.PemConverter.encode(list.rawData, "X509 CRL")}\n`; // its own toString writes "CRL", which nobody reads
     },
   };
+}
+
+export interface SelfSignedOptions extends Pick<IssueOptions, "names" | "days" | "startsIn"> {
+  /** Extended key usage. Default: none, as OpenSSL makes it. */
+  purpose?: "server" | "client";
+}
+
+/** A server's own certificate as `openssl req -x509` makes it: that of an authority (CA:TRUE). */
+export async function makeSelfSignedAuthority({ names, days = 1, startsIn, purpose }: SelfSignedOptions): Promise<Issued> {
+  const crypto = webcrypto as unknown as Crypto;
+  x509.cryptoProvider.set(crypto);
+  const keys = await crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
+  const cert = await x509.X509CertificateGenerator.createSelfSigned({
+    name: "CN=Self-signed",
+    keys,
+    signingAlgorithm: ALGORITHM,
+    ...validity(days),
+    ...startsIn === undefined ? {} : { notBefore: new Date(Date.now() + startsIn * DAY_MS) },
+    extensions: [
+      new x509.BasicConstraintsExtension(true, undefined, true),
+      new x509.SubjectAlternativeNameExtension(names.map((value) => ({ type: typeOf(value), value }))),
+      ...purpose === undefined
+        ? []
+        : [new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage[purpose === "server" ? "serverAuth" : "clientAuth"]])],
+    ],
+  });
+  return { cert: `${cert.toString("pem")}\n`, key: await exportKey(keys.privateKey), serialNumber: cert.serialNumber };
 }
 
 /** SHA-256 of a certificate, hexadecimal. */
@@ -103,5 +130,5 @@ function validity(days: number): { notBefore: Date; notAfter: Date } {
 }
 
 async function exportKey(key: CryptoKey): Promise<string> {
-  return x509.PemConverter.encode(await webcrypto.subtle.exportKey("pkcs8", key), "PRIVATE KEY");
+  return `${x509.PemConverter.encode(await webcrypto.subtle.exportKey("pkcs8", key), "PRIVATE KEY")}\n`;
 }

@@ -23,6 +23,8 @@ export async function withNet(body: (net: Net) => Promise<void>): Promise<void> 
 /** The network, with some of it replaced. */
 export function netWith(net: Net, replaced: Partial<Net>): Net {
   return {
+    checkServerTls: (tls) => net.checkServerTls(tls),
+    checkClientTls: (tls) => net.checkClientTls(tls),
     listenTcp: (options) => net.listenTcp(options),
     connectTcp: (options) => net.connectTcp(options),
     listenQuic: (options) => net.listenQuic(options),

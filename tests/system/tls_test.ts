@@ -224,6 +224,118 @@ describe("an agent of a proxy that asks for certificates", () => {
   }
 });
 
+describe("a certificate as openssl req -x509 makes it, for a server and as its own authority", () => {
+  /** With CA:TRUE. */
+  const make = async (site: Site): Promise<{ cert: string; key: string }> => {
+    const file = (name: string) => join(site.folder.path, name);
+    const names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+    const made = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", names];
+    await promisify(execFile)("openssl", ["req", "-x509", ...made, "-keyout", file("own-key.pem"), "-out", file("own.pem")]);
+    return { cert: file("own.pem"), key: file("own-key.pem") };
+  };
+
+  it("brings a tunnel from the client over the proxy to the agent, and the proxy says who takes it", async () => {
+    await using secured = await Secured.create();
+    const { site, origin } = secured;
+    const { cert, key } = await make(site);
+    const files = ["agent-server", "http-proxy"].flatMap((group) => [`--${group}.tls.file.cert=${cert}`, `--${group}.tls.file.key=${key}`]);
+    const { proxy, addresses } = await site.startProxy(["--http-proxy.tls.enable", ...files]);
+    assert.match(
+      String(proxy.logged("certificate of doubtful use")[0]!.reason),
+      /is that of an authority \(CA:TRUE\): agents and lb take it only/,
+    );
+    await site.startAgent(addresses, [`--agent-client.tls.file.root-ca=${cert}`]);
+    using client = await openTunnel(addresses.clients, origin.authority, { tls: { ca: readFileSync(cert, "utf8") } });
+    await echo(client, await origin.accept());
+  });
+
+  it("is refused where it is another one of the same name", async () => {
+    await using secured = await Secured.create();
+    const { site } = secured;
+    const shown = await make(site);
+    const args = [`--agent-server.tls.file.cert=${shown.cert}`, `--agent-server.tls.file.key=${shown.key}`];
+    const { addresses } = await site.startProxy(args);
+    const own = readFileSync(shown.cert, "utf8");
+    await make(site); // in its place: the proxy has read the one before
+    assert.notEqual(readFileSync(shown.cert, "utf8"), own);
+    const agent = site.start(AGENT, [...site.agentArgs(addresses), `--agent-client.tls.file.root-ca=${shown.cert}`]);
+    assert.match(String((await agent.waitFor("not connected")).reason), /certificate/);
+  });
+});
+
+describe("an agent that does not believe the proxy's certificate", () => {
+  const cases: [what: string, issued: Parameters<Authority["issue"]>[0], reason: RegExp][] = [
+    [
+      "that is not valid yet",
+      { names: ["127.0.0.1"], days: 3, startsIn: 2 },
+      /not valid yet: the clock here says 2[\d-]+T[\d:.]+Z, and the certificate is not valid before 2[\d-]+T.*the clock of this machine is wrong: set it$/,
+    ],
+    [
+      "for another name",
+      { names: ["proxy.example"] },
+      /only valid for DnsName\("proxy\.example"\); --agent-client\.server-address must be a name of/,
+    ],
+  ];
+  for (const [what, issued, reason] of cases) {
+    it(`${what} says so, and what to do`, async () => {
+      await using secured = await Secured.create();
+      const { site } = secured;
+      const { cert, key } = await site.authority.issue(issued);
+      const { addresses } = await site.startProxy([
+        `--agent-server.tls.file.cert=${secured.write("early.pem", cert)}`,
+        `--agent-server.tls.file.key=${secured.write("early-key.pem", key)}`,
+      ]);
+      assert.match(String((await site.start(AGENT, site.agentArgs(addresses)).waitFor("not connected")).reason), reason);
+    });
+  }
+});
+
+describe("files that cannot be used", () => {
+  it("are refused by --check-config in the words of the start, by option, file and line", async () => {
+    await using secured = await Secured.create();
+    const { site } = secured;
+    const { cert, key } = site.files;
+    const text = readFileSync(cert, "utf8");
+    const weak = join(site.folder.path, "weak.pem");
+    await promisify(execFile)("openssl", [
+      "req",
+      "-x509",
+      "-newkey",
+      "rsa:1024",
+      "-nodes",
+      "-subj",
+      "/CN=a",
+      "-keyout",
+      weak,
+      "-out",
+      `${weak}.cert`,
+    ]);
+    const mistakes: [args: Record<string, string>, message: RegExp][] = [
+      [
+        { cert: secured.write("cut.pem", text + text.slice(0, 200)) },
+        /file\.cert \S+cut\.pem: line \d+: the block of CERTIFICATE has no END line$/,
+      ],
+      [{ cert: `${weak}.cert`, key: weak }, /file\.key \S+weak\.pem: its RSA key has 1024 bits, and 2048 is the least$/],
+      [{ "client-ca": key }, /file\.client-ca \S+key\.pem: it has no CERTIFICATE in PEM, but PRIVATE KEY$/],
+      [
+        { "client-ca": secured.write("bundle.pem", `x ${text}${text}`) },
+        /file\.client-ca \S+bundle\.pem: line 1: a BEGIN or END line must be/,
+      ],
+    ];
+    for (const [files, message] of mistakes) {
+      const args = [...site.proxyArgs(), ...Object.entries(files).map(([name, file]) => `--agent-server.tls.file.${name}=${file}`)];
+      const [checked, started] = [await runToEnd(PROXY, [...args, "--check-config"]), await runToEnd(PROXY, args)];
+      assert.match(checked.stderr.trim(), message);
+      assert.deepEqual([checked.exitCode, checked.stderr], [2, started.stderr]);
+      assert.equal(started.exitCode, 2);
+    }
+    const mark = secured.write("mark.pem", `\ufeff${text}`);
+    const { exitCode } = await runToEnd(PROXY, [...site.proxyArgs(), `--agent-server.tls.file.cert=${mark}`, "--check-config"]);
+    assert.equal(exitCode, 0);
+    await site.startAgent((await site.startProxy([`--agent-server.tls.file.cert=${mark}`])).addresses);
+  });
+});
+
 describe("a revoked certificate", () => {
   it("is refused after a refresh, of clients and of agents, while what is open goes on", async () => {
     await using secured = await Secured.create();
@@ -420,7 +532,9 @@ describe("a proxy without a certificate", () => {
       [[address], /the agent needs --agent-client\.tls\.pin-sha256, which the proxy logs at its start/],
       [
         [address, `--agent-client.tls.pin-sha256=${"0".repeat(64)}`],
-        /shows another certificate than that of --agent-client\.tls\.pin-sha256/,
+        new RegExp(
+          `certificate: its SHA-256 is ${pinOf(proxy)}, and .* shows another certificate than that of --agent-client\\.tls\\.pin-sha256`,
+        ),
       ],
       [[address, `--agent-client.tls.file.root-ca=${site.files.ca}`], /issued by an authority of --agent-client\.tls\.file\.root-ca/],
     ];

@@ -54,10 +54,11 @@ describe("a self-signed certificate", () => {
   it("that others may read is used with a warning", async () => {
     using folder = new Folder();
     const { file } = await openSelfSigned("agent-server", required(folder.path), new LogBook());
-    chmodSync(file!, 0o640);
+    chmodSync(file!, 0o644);
     const log = new LogBook();
     await openSelfSigned("agent-server", required(folder.path), log);
-    assert.deepEqual(log.logged("the private key may be read by others"), [{ file }]);
+    const [warning] = log.logged("a secret may be read by others");
+    assert.deepEqual([warning?.file, warning?.mode], [file, "0644"]);
   });
 
   it("is made for this process alone, with a warning, where there is no place for it", async () => {
@@ -84,7 +85,7 @@ describe("a self-signed certificate", () => {
     using folder = new Folder();
     for (
       const [text, why] of [["", /it has no CERTIFICATE in PEM/], [
-        "-----BEGIN PRIVATE KEY-----\n\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----",
         /but PRIVATE KEY/,
       ]] as const
     ) {
@@ -101,7 +102,7 @@ describe("a self-signed certificate", () => {
     using other = new Folder();
     const { cert } = await openSelfSigned("agent-server", required(one.path), new LogBook());
     const { key } = await openSelfSigned("agent-server", required(other.path), new LogBook());
-    one.write("agent-server.pem", cert.slice(0, cert.indexOf("-----BEGIN PRIVATE")) + key);
+    one.write("agent-server.pem", cert + key);
     await assert.rejects(openSelfSigned("agent-server", required(one.path), new LogBook()), /key and certificate do not belong together/);
   });
 });

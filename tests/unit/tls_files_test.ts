@@ -1,9 +1,12 @@
 // TLS settings in files: what is read, what is refused and in which words, and how changes are followed.
 import assert from "node:assert/strict";
-import { createPrivateKey, generateKeyPairSync } from "node:crypto";
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
-import { describe, it } from "node:test";
+import { execFileSync } from "node:child_process";
+import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:crypto";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, describe, it } from "node:test";
 import { ConfigError } from "../../shared/cli/option.ts";
+import { createNativeNet } from "../../shared/net/native.ts";
 import { openClientTls, openServerTls, refreshTls, refuseWithoutTls } from "../../shared/tls/files.ts";
 import type { Authority, Issued } from "../support/certificates.ts";
 import { makeAuthority } from "../support/certificates.ts";
@@ -11,6 +14,19 @@ import { LogBook } from "../support/memory.ts";
 import { Folder } from "../support/processes.ts";
 
 const GROUP = "agent-server.tls";
+/** The engine that would use what the files hold. */
+const net = createNativeNet({ threads: 1 });
+after(() => net.close());
+
+/** Its first bytes stay, and its length; what they mean does not. */
+function damage(pem: string): string {
+  return pem.replace(/\n([^-\n]{10})[^-\n]{20}/, "\n$1AAAAAAAAAAAAAAAAAAAA");
+}
+
+/** Without the ways in which PEM can be written. */
+function plain(pem: string): string {
+  return pem.trim().replace(/\r/g, "");
+}
 
 interface Pki {
   authority: Authority;
@@ -22,6 +38,23 @@ const pki: Promise<Pki> = (async () => {
   const authority = await makeAuthority();
   return { authority, other: await makeAuthority("Other CA"), server: await authority.issue({ names: ["localhost"] }) };
 })();
+
+/** A self-signed certificate of OpenSSL, of version 1 where it is asked for. */
+function openssl(algorithm: string, version: 1 | 3 = 3): Contents {
+  using folder = new Folder();
+  const [key, cert, request] = ["key", "cert", "request"].map((name) => join(folder.path, name)) as [string, string, string];
+  const run = (...args: string[]) => execFileSync("openssl", args, { stdio: "pipe" });
+  const [kind, curve] = algorithm.split(":");
+  const newKey = kind === "ec" ? ["-newkey", "ec", "-pkeyopt", `ec_paramgen_curve:${curve}`] : ["-newkey", algorithm];
+  const subject = [...newKey, "-nodes", "-keyout", key, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
+  if (version === 3) {
+    run("req", "-x509", ...subject, "-out", cert, "-days", "2");
+  } else {
+    run("req", "-new", ...subject, "-out", request);
+    run("x509", "-req", "-in", request, "-signkey", key, "-out", cert, "-days", "2");
+  }
+  return { key: readFileSync(key, "utf8"), cert: readFileSync(cert, "utf8") };
+}
 
 /** Contents of a server's files; what is not given here is missing. */
 interface Contents {
@@ -36,7 +69,9 @@ class Server {
   readonly file: Contents = {};
 
   constructor(readonly folder: Folder, contents: Contents) {
-    for (const [name, text] of Object.entries(contents)) this.file[name as keyof Contents] = folder.write(`${name}.pem`, text);
+    for (const [name, text] of Object.entries(contents)) {
+      this.file[name as keyof Contents] = folder.write(`${name}.pem`, Buffer.from(text, "latin1"));
+    }
   }
 
   write(contents: Contents): void {
@@ -44,7 +79,7 @@ class Server {
   }
 
   open(keyPassword?: string) {
-    return openServerTls(GROUP, { file: this.file, keyPassword }, this.log);
+    return openServerTls(GROUP, { file: this.file, keyPassword }, { log: this.log, net });
   }
 
   /** The message of its refusal. */
@@ -67,7 +102,7 @@ describe("files of a server", () => {
     const list = await authority.revocationList([]);
     const files = await new Server(folder, { ...server, clientCa: authority.cert, clientCrl: list } as Contents).open();
     const { cert, key, clientCa, clientCrl } = files.current;
-    assert.deepEqual([cert, clientCa, clientCrl], [server.cert, authority.cert, list]);
+    assert.deepEqual([cert, clientCa, clientCrl].map((pem) => plain(pem!)), [server.cert, authority.cert, list].map(plain));
     assert.deepEqual(
       createPrivateKey(key).export({ type: "pkcs8", format: "der" }),
       createPrivateKey(server.key).export({ type: "pkcs8", format: "der" }),
@@ -86,7 +121,10 @@ describe("files of a server", () => {
     using folder = new Folder();
     const { server } = await pki;
     const { file } = new Server(folder, { cert: server.cert, key: server.key });
-    const files = await openServerTls(GROUP, { file: { ...file, clientCa: "", clientCrl: "" }, keyPassword: "" }, new LogBook());
+    const files = await openServerTls(GROUP, { file: { ...file, clientCa: "", clientCrl: "" }, keyPassword: "" }, {
+      log: new LogBook(),
+      net,
+    });
     assert.equal(files.current.clientCa, undefined);
   });
 
@@ -94,8 +132,8 @@ describe("files of a server", () => {
     using folder = new Folder();
     const { server, authority } = await pki;
     const { file } = new Server(folder, { clientCa: authority.cert });
-    const { current } = await openServerTls(GROUP, { file }, new LogBook(), server);
-    assert.deepEqual([current.cert, current.clientCa], [server.cert, authority.cert]);
+    const { current } = await openServerTls(GROUP, { file }, { log: new LogBook(), net, own: server });
+    assert.deepEqual([current.cert, plain(current.clientCa!)], [server.cert, plain(authority.cert)]);
   });
 
   /** What is wrong, what is in the files, and what the message names. */
@@ -135,16 +173,16 @@ describe("files of a server", () => {
     [
       "with a certificate that is damaged",
       ({ server: { cert, key } }) => ({ key, cert: cert.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
-      /file\.cert \S+cert\.pem: its certificate 1 cannot be read: /,
+      /file\.cert \S+cert\.pem: line 1: the block of CERTIFICATE is damaged: it does not begin as one$/,
     ],
     [
       "with a certificate in the chain that is damaged",
-      ({ server: { cert, key }, authority }) => ({ key, cert: cert + authority.cert.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
-      /file\.cert \S+cert\.pem: its certificate 2 cannot be read: /,
+      ({ server: { cert, key }, authority }) => ({ key, cert: cert + damage(authority.cert) }),
+      /file\.cert \S+cert\.pem: line \d\d: the certificate cannot be read: /,
     ],
     [
       "with a key that is damaged",
-      ({ server: { cert, key } }) => ({ cert, key: key.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
+      ({ server: { cert, key } }) => ({ cert, key: damage(key) }),
       /file\.key \S+key\.pem: the private key is damaged, or of a kind that cannot be used$/,
     ],
     [
@@ -163,7 +201,7 @@ describe("files of a server", () => {
         const { cert, key } = await authority.issue({ names: ["old"], days: -1 });
         return { cert, key };
       },
-      /file\.cert \S+cert\.pem: the certificate "CN=old" has expired on 2\d{3}-\d\d-\d\dT[\d:.]+Z$/,
+      /file\.cert \S+cert\.pem: the certificate "CN=old" has expired on 2\d{3}-\d\d-\d\dT[\d:.]+Z; if it has not, /,
     ],
     [
       "with an authority that is none",
@@ -183,10 +221,67 @@ describe("files of a server", () => {
         clientCa: authority.cert,
         clientCrl: authority.cert.replaceAll("CERTIFICATE", "X509 CRL"),
       }),
-      /file\.client-crl \S+clientCrl\.pem: its revocation list 1 cannot be read: /,
+      /file\.client-crl \S+clientCrl\.pem: line \d+: the revocation list cannot be read: /,
     ],
   ];
-  for (const [what, contents, message] of wrong) {
+  const more: typeof wrong = [
+    [
+      "in UTF-16",
+      ({ server: { cert, key } }) => ({ key, cert: `\xff\xfe${cert.replaceAll(/./gs, "$&\0")}` }),
+      /cert\.pem: it is text in UTF-16/,
+    ],
+    [
+      "in DER",
+      ({ server: { cert, key } }) => ({ key, cert: new X509Certificate(cert).raw.toString("latin1") }),
+      /cert\.pem: it is DER, and PEM is needed; openssl x509 -inform der -in FILE -out NEW converts it$/,
+    ],
+    [
+      "whose END line is missing",
+      ({ server: { cert, key } }) => ({ cert, key: key.replace(/-----END.*/, "") }),
+      /key\.pem: line 1: the block of PRIVATE KEY has no END line$/,
+    ],
+    [
+      "with two keys",
+      ({ server: { cert, key }, other }) => ({ cert, key: key + other.key }),
+      /key\.pem: line 6: it is a second PRIVATE KEY, after the one in line 1$/,
+    ],
+    [
+      "with a key among the authorities",
+      ({ server: { cert, key }, authority }) => ({ cert, key, clientCa: authority.cert + key }),
+      /clientCa\.pem: line \d+: it is a block of PRIVATE KEY, where only CERTIFICATE can be used$/,
+    ],
+    [
+      "with a revocation list that is signed by another of the same name",
+      async ({ server: { cert, key }, authority }) => ({
+        cert,
+        key,
+        clientCa: authority.cert,
+        clientCrl: await (await makeAuthority()).revocationList([]),
+      }),
+      /clientCrl\.pem: line 1: the revocation list of "CN=Test CA" is not signed by the authority of that name/,
+    ],
+    [
+      "with two revocation lists of one authority",
+      async ({ server: { cert, key }, authority }) => ({
+        cert,
+        key,
+        clientCa: authority.cert,
+        clientCrl: await authority.revocationList([]) + await authority.revocationList([]),
+      }),
+      /clientCrl\.pem: line \d+: the revocation list of "CN=Test CA" is there already, in line 1, and one list of an authority counts/,
+    ],
+    [
+      "with an RSA key of 1024 bits",
+      () => openssl("rsa:1024"),
+      /file\.key \S+key\.pem: its RSA key has 1024 bits, and 2048 is the least$/,
+    ],
+    [
+      "with a certificate of X.509 version 1",
+      () => openssl("rsa:2048", 1),
+      /file\.cert \S+cert\.pem: it is not X\.509 version 3$/,
+    ],
+  ];
+  for (const [what, contents, message] of [...wrong, ...more]) {
     it(`${what} are refused`, async () => {
       using folder = new Folder();
       const refusal = await new Server(folder, await contents(await pki)).refusal();
@@ -210,6 +305,11 @@ describe("files of a server", () => {
     const early = await authority.issue({ names: ["early"], days: 3, startsIn: 2 });
     const old = await authority.issue({ names: ["old"], days: -1 });
     const doubtful: [contents: Contents, warning: RegExp][] = [
+      [
+        openssl("rsa:2048"),
+        /file\.cert: the certificate "CN=localhost" of \S+ is that of an authority \(CA:TRUE\): agents and lb take it only where their root-ca has this very certificate/,
+      ],
+      [await authority.issue({ names: [], commonName: "x" }), /has no subject alternative name: agents and lb can take it only by its pin/],
       [{ cert: early.cert, key: early.key }, /file\.cert: the certificate "CN=early" of \S+ is not valid before 2/],
       [{ cert: cert + old.cert, key }, /file\.cert: the certificate "CN=old" in the chain of \S+ has expired on 2/],
       [
@@ -270,9 +370,13 @@ describe("an encrypted key", () => {
 });
 
 describe("files of a client", () => {
+  const PIN = "aa".repeat(32);
   const open = (folder: Folder, contents: { rootCa?: string; cert?: string; key?: string }) => {
     const file = Object.fromEntries(Object.entries(contents).map(([name, text]) => [name, folder.write(`${name}.pem`, text)]));
-    return openClientTls("agent-client.tls", { insecureSkipVerify: false, useSystemPool: true, pinSha256: ["aa"], file }, new LogBook());
+    return openClientTls("agent-client.tls", { insecureSkipVerify: false, useSystemPool: true, pinSha256: [PIN], file }, {
+      log: new LogBook(),
+      net,
+    });
   };
 
   it("are read as they are, beside what the options say", async () => {
@@ -280,13 +384,14 @@ describe("files of a client", () => {
     const { server: { cert, key }, authority } = await pki;
     const { current } = await open(folder, { rootCa: authority.cert, cert, key });
     assert.deepEqual({ ...current, key: undefined }, {
-      ca: authority.cert,
-      cert,
+      ca: current.ca,
+      cert: current.cert,
       key: undefined,
       systemRoots: true,
       insecureSkipVerify: false,
-      pinSha256: ["aa"],
+      pinSha256: [PIN],
     });
+    assert.deepEqual([current.ca, current.cert].map((pem) => plain(pem!)), [authority.cert, cert].map(plain));
     assert.equal((await open(folder, {})).current.ca, undefined);
   });
 
@@ -336,8 +441,8 @@ describe("files that change", () => {
     server.write(renewed);
     await files.reload(({ cert }) => used.push(cert));
     await files.reload(({ cert }) => used.push(cert));
-    assert.deepEqual(used, [renewed.cert]);
-    assert.equal(files.current.cert, renewed.cert);
+    assert.deepEqual(used.map(plain), [plain(renewed.cert)]);
+    assert.equal(plain(files.current.cert), plain(renewed.cert));
     assert.equal(server.log.logged(RENEWED, { options: "--agent-server.tls" }).length, 1);
   });
 
@@ -355,10 +460,10 @@ describe("files that change", () => {
     for (let i = 0; i < 3; i++) await reload();
     assert.deepEqual(server.log.logged(KEPT).length, 3);
     assert.match(String(server.log.logged(KEPT)[2]!.reason), /there is no such file/);
-    assert.equal(files.current.cert, old.cert);
+    assert.equal(plain(files.current.cert), plain(old.cert));
     server.write(renewed);
     await files.reload();
-    assert.equal(files.current.cert, renewed.cert);
+    assert.equal(plain(files.current.cert), plain(renewed.cert));
   });
 
   it("are one change, however many look at once", async () => {
@@ -382,7 +487,7 @@ describe("files that change", () => {
       });
     }
     assert.equal(server.log.logged(KEPT, { reason: "of a kind that the network does not know" }).length, 1);
-    assert.equal(files.current.cert, old.cert);
+    assert.equal(plain(files.current.cert), plain(old.cert));
   });
 
   it("are read again at the interval, until that is closed", async () => {
@@ -391,7 +496,7 @@ describe("files that change", () => {
     const used = Promise.withResolvers<string>();
     const refreshing = refreshTls(files, 5, ({ cert }) => used.resolve(cert));
     server.write(renewed);
-    assert.equal(await used.promise, renewed.cert);
+    assert.equal(plain(await used.promise), plain(renewed.cert));
     await refreshing.close();
   });
 
@@ -401,6 +506,6 @@ describe("files that change", () => {
     const refreshing = refreshTls(files, 0, () => assert.fail("it was used"));
     server.write(renewed);
     await refreshing.close();
-    assert.equal(files.current.cert, old.cert);
+    assert.equal(plain(files.current.cert), plain(old.cert));
   });
 });

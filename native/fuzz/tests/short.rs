@@ -53,8 +53,8 @@ fn a_head_ends_where_it_should_however_it_comes() {
 }
 
 #[test]
-fn pem_is_used_or_refused_with_a_sentence() {
-    run("pem", targets::pem, 1_000);
+fn der_is_used_or_refused_with_a_sentence() {
+    run("der", targets::der, 1_000);
 }
 
 #[test]

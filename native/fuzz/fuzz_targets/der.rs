@@ -4,11 +4,11 @@
 mod targets;
 
 #[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::pem(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::der(data));
 
 /// One input, a file's: for a debugger.
 #[cfg(not(fuzzing))]
 fn main() {
     let file = std::env::args().nth(1).expect("a file");
-    targets::pem(&std::fs::read(file).expect("a file that can be read"));
+    targets::der(&std::fs::read(file).expect("a file that can be read"));
 }
