@@ -19,6 +19,9 @@ interface Known {
   readonly wrong?: ReadonlySet<string>;
 }
 
+/** How long the store's word holds that an agent is nowhere, in milliseconds: an agent that connects then is found by this much later. */
+const NOWHERE_MS = 500;
+
 /** Proxies remembered, and for how many milliseconds since the store named them last. */
 const MAX_PROXIES = 64;
 const PROXY_LIFE_MS = 600_000;
@@ -33,6 +36,8 @@ export class Locator {
   readonly #asking = new Map<string, Promise<string | undefined>>();
   /** When the store named them last; the one that was suggested least recently first. */
   readonly #proxies = new Map<string, number>();
+  /** Agents that the store does not know, and when it said so. */
+  readonly #nowhere = new Map<string, number>();
   /** Agents that were sought in vain, and when. */
   readonly #missing = new Map<string, number>();
 
@@ -54,6 +59,7 @@ export class Locator {
       this.#remember(agentId, known);
       return known.address;
     }
+    if (!known && this.#now() - (this.#nowhere.get(agentId) ?? -Infinity) < NOWHERE_MS) return undefined;
     let asking = this.#asking.get(agentId);
     if (!asking) {
       asking = this.#ask(agentId).finally(() => this.#asking.delete(agentId));
@@ -75,11 +81,12 @@ export class Locator {
     if (known && (address === undefined || known.wrong?.has(address))) address = known.address;
     if (address !== undefined) {
       this.#remember(agentId, { address, checkedAt: now, wrong: known?.address === address ? known.wrong : undefined });
-    }
+    } else put(this.#nowhere, agentId, now, this.#limit);
     return address;
   }
 
   #remember(agentId: string, known: Known): void {
+    this.#nowhere.delete(agentId);
     this.#known.delete(agentId);
     put(this.#known, agentId, known, this.#limit);
   }

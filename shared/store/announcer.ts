@@ -22,24 +22,28 @@ export interface Announcer {
   close(): void;
 }
 
-/** What is to be written for one agent, and when; while that is under way, never. */
+/** What is to be written for one agent, and when; while that waits or is under way, never. */
 interface Entry {
+  readonly agentId: string;
   task: "set" | "renew";
   dueAt: number;
 }
 
-/** Renewals under way at a time. */
-const BATCH = 64;
+/** Writes under way at a time: many agents that come at once do not become as many requests. */
+const MAX_WRITES = 64;
 
 export function startAnnouncer({ store, address, ttlMs, onFailure }: AnnouncerOptions): Announcer {
   const intervalMs = ttlMs / 3;
+  const tickMs = Math.min(500, intervalMs / 4);
   const entries = new Map<string, Entry>();
+  /** What waits to be written. An agent that nobody finds yet comes before those that are found already. */
+  const waiting = { set: new Set<Entry>(), renew: new Set<Entry>() };
+  let underWay = 0;
   let closed = false;
 
-  const write = async (agentId: string, entry: Entry): Promise<void> => {
-    const { task } = entry;
+  const write = async (entry: Entry): Promise<void> => {
+    const { agentId, task } = entry;
     const startedAt = performance.now();
-    entry.dueAt = Infinity;
     try {
       await store[task](agentId, address);
       entry.task = "renew";
@@ -50,37 +54,52 @@ export function startAnnouncer({ store, address, ttlMs, onFailure }: AnnouncerOp
     }
   };
 
-  /** Some at a time, so that many agents do not become as many requests at once. */
-  const writeDue = async (): Promise<void> => {
-    const now = performance.now();
-    const due = [...entries].filter(([, { dueAt }]) => dueAt <= now);
-    for (let start = 0; start < due.length && !closed; start += BATCH) {
-      const batch = due.slice(start, start + BATCH).filter(([agentId, entry]) => entries.get(agentId) === entry);
-      await Promise.all(batch.map(([agentId, entry]) => write(agentId, entry)));
+  const pump = (): void => {
+    for (const queue of [waiting.set, waiting.renew]) {
+      for (const entry of queue) {
+        if (underWay >= MAX_WRITES) return;
+        queue.delete(entry);
+        underWay++;
+        void write(entry).then(() => { // never rejects
+          underWay--;
+          pump();
+        });
+      }
     }
   };
 
-  const tickMs = Math.min(500, intervalMs / 4);
-  let writing = false;
-  const timer = setInterval(async () => {
-    if (writing) return;
-    writing = true;
-    await writeDue();
-    writing = false;
+  const enqueue = (entry: Entry): void => {
+    entry.dueAt = Infinity;
+    waiting[entry.task].add(entry);
+  };
+
+  const drop = (agentId: string): void => {
+    const entry = entries.get(agentId);
+    if (!entry) return;
+    entries.delete(agentId);
+    waiting[entry.task].delete(entry);
+  };
+
+  const timer = setInterval(() => {
+    const now = performance.now();
+    for (const entry of entries.values()) if (entry.dueAt <= now) enqueue(entry);
+    pump();
   }, tickMs);
 
   return {
     add(agentId) {
       if (closed) return;
-      const entry: Entry = { task: "set", dueAt: 0 };
+      drop(agentId);
+      const entry: Entry = { agentId, task: "set", dueAt: 0 };
       entries.set(agentId, entry);
-      void write(agentId, entry); // never rejects
+      enqueue(entry);
+      pump();
     },
-    remove: (agentId) => void entries.delete(agentId),
+    remove: drop,
     close() {
       closed = true;
       clearInterval(timer);
-      entries.clear();
+      for (const all of [entries, waiting.set, waiting.renew]) all.clear();
     },
   };
 }

@@ -62,12 +62,18 @@ describe("locator", () => {
     assert.equal(store.asked.length, 2);
   });
 
-  it("asks at once for an agent that was in no proxy's hands", async () => {
-    const { store, locator, known } = setUp();
-    const missing = locator.locate("7");
+  it("asks again for an agent that was in no proxy's hands half a second later, and not before", async () => {
+    const { store, clock, locator, known } = setUp();
+    const nowhere = locator.locate("7");
     store.answer(undefined);
-    assert.equal(await missing, undefined);
+    assert.equal(await nowhere, undefined);
+    clock.now = 499;
+    assert.equal(await locator.locate("7"), undefined);
+    assert.equal(store.asked.length, 1);
+    clock.now = 500;
     await known("7", "a:1");
+    locator.forget("7", "a:1");
+    await known("7", "b:1");
   });
 
   it("uses the last address while the store fails or is empty, until it proves wrong", async () => {

@@ -87,6 +87,27 @@ describe("announcer", () => {
     announcer.close();
   });
 
+  it("writes 64 entries at a time, however many agents come at once, and in the end all", async () => {
+    const store = createMemoryStore();
+    let [underWay, most] = [0, 0];
+    const slow: Store = {
+      ...store,
+      async set(agentId, address) {
+        most = Math.max(most, ++underWay);
+        await new Promise((resolve) => setTimeout(resolve, 1));
+        await store.set(agentId, address);
+        underWay--;
+      },
+    };
+    const announcer = startAnnouncer({ store: slow, address: HERE, ttlMs: 30_000 });
+    for (let i = 0; i < 10_000; i++) announcer.add(String(i));
+    await until(async () => await store.lookup("9999") === HERE);
+    await until(() => underWay === 0);
+    for (let i = 0; i < 10_000; i++) assert.equal(await store.lookup(String(i)), HERE);
+    assert.equal(most, 64);
+    announcer.close();
+  });
+
   it("writes nothing after it is closed", async () => {
     const { store, calls } = observed();
     const announcer = startAnnouncer({ store, address: HERE, ttlMs: TTL_MS });
