@@ -2,15 +2,17 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
 import { createAllowList } from "../shared/allow_list.ts";
+import { openBacking } from "../shared/backing.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
-import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
+import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/cli/option.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
+import { LimitReports } from "../shared/limits/limit.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types.ts";
-import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
+import { checkStoreOptions, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
 import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsCheck, type TlsFiles } from "../shared/tls/files.ts";
@@ -62,19 +64,21 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const { net, log } = deps;
   const tls = await openTls(options, deps);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
-  const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
   const [metrics, health] = [new Metrics("lb"), new Health()];
-  const store = deps.store ?? await openStore(options.store, ANY_TTL_MS, watchServers(log, health, metrics));
-  if (!store) throw new ConfigError("Cannot start: there is no store");
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, {
-    log,
-    count: (limit) => metrics.limitHit(limit),
-    createRate: (rate) => net.createRate(rate),
-  });
+  const backing = await openBacking(
+    { auth: options.auth, store: options.store, ttlMs: ANY_TTL_MS, storeEvents: watchServers(log, health, metrics), log },
+    deps,
+  );
+  const { authenticator, store } = backing;
+  if (!store) {
+    backing.close();
+    throw new ConfigError("Cannot start: there is no store");
+  }
+  const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, reports, createRate: (rate) => net.createRate(rate) });
   const closeOwn = () => {
     limits.close();
-    if (authenticator !== deps.authenticator) authenticator.close?.();
-    if (store !== deps.store) store.close();
+    backing.close();
   };
   const locator = new Locator({ store });
   const { listener, adminListener } = await listen(net, options, tls, limits).catch((error) => {

@@ -3,19 +3,20 @@ import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
 import { createAllowList, networksOf } from "../shared/allow_list.ts";
+import { openBacking } from "../shared/backing.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
-import { checkAuthOptions, createAuthenticator } from "../shared/auth/scheme.ts";
+import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { Door } from "../shared/limits/door.ts";
-import { type LimitName, LimitReports, orNone } from "../shared/limits/limit.ts";
+import { LimitReports, orNone } from "../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { ListenQuicOptions, Net, QuicListener, ServerTls, TcpListener } from "../shared/net/types.ts";
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
-import { checkStoreOptions, openStore, watchServers } from "../shared/store/options.ts";
+import { checkStoreOptions, watchServers } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
 import { refreshTls, type TlsCheck } from "../shared/tls/files.ts";
@@ -77,33 +78,28 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const { net, log } = deps;
   const tls = await openProxyTls(options, deps);
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
-  const authenticator = deps.authenticator ?? await createAuthenticator(options.auth, log);
-  const closeAuthenticator = () => {
-    if (authenticator !== deps.authenticator) authenticator.close?.();
-  };
   const { agentIdFrom } = options.agentServer.tls;
   const [metrics, health] = [new Metrics("proxy"), new Health()];
-  const store = deps.store ?? await openStore(options.store, options.store.ttl, watchServers(log, health, metrics));
-  const closeStore = () => {
-    if (store !== deps.store) store?.close();
-  };
-
-  const reported = { log, count: (limit: LimitName, times: number) => metrics.limitHit(limit, times) };
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, { ...reported, createRate: (rate) => net.createRate(rate) });
-  const reports = new LimitReports(reported);
+  const backing = await openBacking(
+    { auth: options.auth, store: options.store, ttlMs: options.store.ttl, storeEvents: watchServers(log, health, metrics), log },
+    deps,
+  );
+  const { authenticator, store } = backing;
+  const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, reports, createRate: (rate) => net.createRate(rate) });
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
-    countAgents("failed");
+    const isLimited = error.code === "limit" || error.code === "limit-per-address";
+    countAgents(isLimited ? "refused" : "failed", count);
     const { handshakes, handshakesPerAddress } = options.limits;
-    if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes }, count);
+    if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes, reason: error.message }, count);
     else if (error.code === "limit-per-address") reports.hit("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
     else log.warn("agent handshake failed", { remote, reason: error.message });
   };
   const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
     (error) => {
       limits.close();
-      closeAuthenticator();
-      closeStore();
+      backing.close();
       throw error;
     },
   );
@@ -167,9 +163,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     patience.close();
     limits.close();
     watchdog.close();
-    closeAuthenticator();
     announcer?.close();
-    closeStore();
+    backing.close();
     await admin?.close();
     log.info("stopped");
   };

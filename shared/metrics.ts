@@ -107,9 +107,9 @@ export class Metrics {
   }
 
   /** Counts by outcome, one of a few fixed words. */
-  outcomes(name: string, help: string): (outcome: string) => void {
+  outcomes(name: string, help: string): (outcome: string, times?: number) => void {
     const counter = new Counter({ name, help, labelNames: ["outcome"], registers: [this.registry] });
-    return (outcome) => counter.inc({ outcome });
+    return (outcome, times = 1) => counter.inc({ outcome }, times);
   }
 }
 

@@ -426,7 +426,11 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
         let Some(incoming) = incoming else { return };
         while handshakes.try_join_next().is_some() {}
         let remote = canonical(incoming.remote_address());
-        if handshakes.len() >= limits.pending || inbox.is_full() {
+        if inbox.is_full() {
+            door.refuse(incoming, remote, "limit", "Too many connections wait to be accepted");
+            continue;
+        }
+        if handshakes.len() >= limits.pending {
             door.refuse(incoming, remote, "limit", "Too many handshakes are under way");
             continue;
         }

@@ -2,10 +2,10 @@
 // and the tunnels.
 import { networksOf } from "../allow_list.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
-import type { LogFields } from "../log.ts";
+import type { LogFields, Logger } from "../log.ts";
 import type { AddressLimit, Net } from "../net/types.ts";
 import { Door, type Visit } from "./door.ts";
-import { type LimitName, LimitReached, LimitReports, type LimitReportsOptions, orNone } from "./limit.ts";
+import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
 import { reportDescriptors, shareOf, withinDescriptors } from "./resources.ts";
 import { Buckets } from "./tables.ts";
@@ -51,6 +51,15 @@ export class ClientVisit {
   }
 }
 
+export interface ClientLimitsDeps {
+  log: Logger;
+  /** Flushed while it is open, and when it is closed. */
+  reports: LimitReports;
+  createRate: Net["createRate"];
+  /** Milliseconds from any fixed point. Default `performance.now`. */
+  now?: () => number;
+}
+
 /** Holds clients to their limits, until it is closed. */
 export class ClientLimits {
   /** Heads of clients that may be read at a time. */
@@ -64,8 +73,8 @@ export class ClientLimits {
   readonly #clientRate: Buckets;
 
   /** @param descriptors that a tunnel takes */
-  constructor(values: ClientLimitValues, descriptors: number, deps: LimitReportsOptions & { createRate: Net["createRate"] }) {
-    const { now, createRate } = deps;
+  constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
+    const { now, createRate, reports } = deps;
     const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
     const { connections, heads } = withinDescriptors(wanted, descriptors);
     const ofConnections = (limit: number, share: number) => shareOf(limit, share, wanted.connections, connections);
@@ -78,7 +87,6 @@ export class ClientLimits {
     }
     this.heads = heads;
     this.headsPerAddress = { most: headsPerAddress, exempt: networksOf(values.exempt) };
-    const reports = new LimitReports(deps);
     this.#reports = reports;
     this.#door = new Door({
       all: { limit: "connections", most: connections },

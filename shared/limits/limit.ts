@@ -71,11 +71,11 @@ export class LimitReports {
     this.hit("ports", { destination, remedy: "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1" });
   }
 
-  /** Logs what was not logged and may be now. To be called now and then. */
-  flush(): void {
+  /** Logs what was not logged and may be now, at the end all of it. To be called now and then. */
+  flush(isEnd = false): void {
     const now = this.#now();
     for (const [limit, last] of this.#logged) {
-      if (now - last.at < LOG_INTERVAL_MS) continue;
+      if (!isEnd && now - last.at < LOG_INTERVAL_MS) continue;
       this.#logged.delete(limit);
       if (last.suppressed === 0) continue;
       this.#options.log.warn("limit reached", { limit, suppressed: last.suppressed });

@@ -227,6 +227,7 @@ export class TunnelLimits {
 
   close(): void {
     clearInterval(this.#timer);
+    this.#options.reports.flush(true);
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.close();
   }
 

@@ -1,0 +1,35 @@
+// What a proxy decides by is opened as a whole or not at all.
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { Folder, Program } from "../support/processes.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+
+const BACKING = join(import.meta.dirname!, "..", "..", "shared", "backing.ts");
+
+describe("the backing of a proxy", () => {
+  it("leaves nothing open that keeps a program alive when its store cannot be opened", async () => {
+    using folder = new Folder();
+    const options = {
+      auth: { type: "jwt", jwt: { publicKey: [folder.write("key.pem", makeTokenKey().publicPem)] } },
+      store: {
+        type: "redis",
+        keyPrefix: "",
+        redis: { url: "rediss://localhost", timeout: 1_000, tls: { file: { rootCa: "/nonexistent" } } },
+      },
+      ttlMs: 30_000,
+      storeEvents: {},
+    };
+    const script = folder.write(
+      "script.ts",
+      `import { openBacking } from ${JSON.stringify(BACKING)};
+      const log = { trace() {}, debug() {}, info() {}, warn() {}, error() {} };
+      await openBacking({ ...${JSON.stringify(options)}, log }, {}).catch((error) => console.log(error.name + ": " + error.message));`,
+    );
+    await using program = new Program(process.execPath, ["run", script]);
+    const { exitCode, stdout, stderr } = await program.ended;
+    assert.equal(exitCode, 0, stderr);
+    assert.match(stdout, /^ConfigError: Cannot read --store\.redis\.tls\.file\.root-ca: /);
+  });
+});
