@@ -60,6 +60,8 @@ export interface ProxyOptions {
         clientCrl?: string;
       };
     };
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
+    trustedProxies?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; empty allows all. */
     hostWhitelist?: string[];
   };
@@ -162,7 +164,7 @@ export interface ProxyOptions {
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: load balancers, lb among them, and other addresses of many. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT. Default: `["127.0.0.0/8","::1"]`. */
     exempt?: string[];
   };
   /** `--drain.*` */
@@ -298,6 +300,8 @@ export interface LoadBalancerOptions {
         clientCrl?: string;
       };
     };
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
+    trustedProxies?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; empty allows all. */
     hostWhitelist?: string[];
   };
@@ -411,7 +415,7 @@ export interface LoadBalancerOptions {
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: load balancers, lb among them, and other addresses of many. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT. Default: `["127.0.0.0/8","::1"]`. */
     exempt?: string[];
   };
   /** `--drain.*` */

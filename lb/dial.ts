@@ -1,6 +1,7 @@
 // From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
 // credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
 import type { DialRequest, UpstreamStream } from "../shared/front/front.ts";
+import { formatForwarded } from "../shared/http/forwarded.ts";
 import {
   type Authority,
   encodeHead,
@@ -128,7 +129,7 @@ function parseAddress(address: string): Authority {
   return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
 }
 
-function encodeRequest({ id, destination, fields }: DialRequest, pseudonym: string): Uint8Array {
+function encodeRequest({ id, clientAddress, destination, fields }: DialRequest, pseudonym: string): Uint8Array {
   const authority = formatAuthority(destination);
   const kept = (name: string): Fields => values(fields, name.toLowerCase()).map((value) => [name, value] as const);
   return encodeHead(`CONNECT ${authority} HTTP/1.1`, [
@@ -137,6 +138,7 @@ function encodeRequest({ id, destination, fields }: DialRequest, pseudonym: stri
     ["Proxy-Connection", "keep-alive"],
     ...kept("Via"),
     ["Via", `1.1 ${pseudonym}`],
+    ["Forwarded", formatForwarded(clientAddress)],
     ["X-Request-Id", id],
   ]);
 }

@@ -6,6 +6,7 @@ import { openBacking } from "../shared/backing.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/cli/option.ts";
+import { TrustedProxies } from "../shared/front/client_address.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { LimitReports } from "../shared/limits/limit.ts";
@@ -74,8 +75,14 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     backing.close();
     throw new ConfigError("Cannot start: there is no store");
   }
+  const { trustedProxies } = options.httpProxy;
   const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, reports, createRate: (rate) => net.createRate(rate) });
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, {
+    log,
+    reports,
+    trustedProxies,
+    createRate: (rate) => net.createRate(rate),
+  });
   const closeOwn = () => {
     limits.close();
     backing.close();
@@ -102,6 +109,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     listener,
     authenticator,
     allowList,
+    trusted: new TrustedProxies(trustedProxies),
     log,
     limits,
     upstreamName: "proxy",

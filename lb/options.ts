@@ -9,6 +9,7 @@ import {
   logOptions,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { trustedProxyOptions } from "../shared/front/client_address.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 
@@ -17,6 +18,7 @@ const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero
 export const lbOptions = defineOptions({
   "http-proxy.listen-address": { kind: "address", default: ":3129", description: "TCP address that clients dial." },
   ...frontTlsOptions,
+  ...trustedProxyOptions,
   "http-proxy.host-whitelist": {
     kind: "list",
     description: "Destinations that clients may reach; empty allows all.",

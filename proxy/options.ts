@@ -10,6 +10,7 @@ import {
   logOptions,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { trustedProxyOptions } from "../shared/front/client_address.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 
@@ -49,6 +50,7 @@ export const proxyOptions = defineOptions({
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
   ...frontTlsOptions,
+  ...trustedProxyOptions,
   "http-proxy.host-whitelist": {
     kind: "list",
     description: "Destinations that clients may reach; empty allows all.",

@@ -7,6 +7,7 @@ import { openBacking } from "../shared/backing.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
+import { TrustedProxies } from "../shared/front/client_address.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { Door } from "../shared/limits/door.ts";
@@ -85,8 +86,14 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     deps,
   );
   const { authenticator, store } = backing;
+  const { trustedProxies } = options.httpProxy;
   const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
-  const limits = new ClientLimits(options.limits, DESCRIPTORS, { log, reports, createRate: (rate) => net.createRate(rate) });
+  const limits = new ClientLimits(options.limits, DESCRIPTORS, {
+    log,
+    reports,
+    trustedProxies,
+    createRate: (rate) => net.createRate(rate),
+  });
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
     const isLimited = error.code === "limit" || error.code === "limit-per-address";
@@ -137,6 +144,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     listener: clientListener,
     authenticator,
     allowList,
+    trusted: new TrustedProxies(trustedProxies),
     limits,
     log,
     onEnd: (end) => tunnels.ended(end),

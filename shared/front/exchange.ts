@@ -6,7 +6,10 @@ import type { Logger } from "../log.ts";
 export interface Exchange {
   /** This side's own, or the one that came with the request: a proxy in front knows it by that. */
   id: string;
-  readonly client: string;
+  /** The client's own address. */
+  client: string;
+  /** The address of the connection, where that is a trusted proxy's. */
+  peer?: string;
   agent?: string;
   /** See {@link Identity.tokenId}. */
   token?: string;
@@ -28,11 +31,12 @@ export interface Exchange {
 }
 
 export function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
-  const { id, client, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
+  const { id, client, peer, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
   // a flood of what is refused anyway is not to fill the log
   log[exchange.isLimited ? "debug" : "info"]("request", {
     id,
     client,
+    peer,
     agent,
     jti: token,
     method,

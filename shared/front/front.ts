@@ -29,6 +29,7 @@ import type { Logger } from "../log.ts";
 import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, Spliced, SpliceOptions, TcpListener } from "../net/types.ts";
+import type { TrustedProxies } from "./client_address.ts";
 import { type Exchange, logAccess } from "./exchange.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
 
@@ -37,6 +38,8 @@ export interface DialRequest {
   /** Appears in the logs of everybody who takes part. */
   readonly id: string;
   readonly agentId: string;
+  /** The client's own address, `host:port` or `[host]:port`; the port may be missing. */
+  readonly clientAddress: string;
   readonly destination: Authority;
   readonly credentials: ClientCredentials;
   /** Fields of the request, as they came. */
@@ -67,6 +70,8 @@ export interface FrontOptions {
   dial: (request: DialRequest) => Promise<Upstream>;
   /** Who `dial` leads to, for the log. Default `agent`. */
   upstreamName?: string;
+  /** Proxies in front that tell their clients' addresses. Default none. */
+  trusted?: TrustedProxies;
   /** What clients may take. Default: as much as they like. It is not closed. */
   limits?: ClientLimits;
   log: Logger;
@@ -103,7 +108,7 @@ export function startFront(options: FrontOptions): Front {
     clients.add(stream);
     try {
       try {
-        visit = options.limits?.enter(exchange.client);
+        visit = options.limits?.enter(options.trusted?.trusts(stream.remote) ? undefined : stream.remote);
         await handle(options, incoming, exchange, visit, now);
       } catch (error) {
         await refuse(stream, exchange, toRefusal(error), log);
@@ -161,6 +166,11 @@ async function handle(
   const request = parseRequestHead(head);
   exchange.method = request.method;
   exchange.id = requestIdOf(request.fields) ?? exchange.id;
+  if (options.trusted?.trusts(stream.remote)) {
+    exchange.peer = stream.remote;
+    exchange.client = options.trusted.clientOf(stream.remote, request.fields);
+    visit?.comesFrom(exchange.client);
+  }
   const absolute = request.method === "CONNECT" ? undefined : parseAbsoluteTarget(request.target);
   if (request.method !== "CONNECT" && absolute === undefined) {
     throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
@@ -183,7 +193,7 @@ async function handle(
     const ends = tunnel ? tunnel.ends : identity.ends;
     const copy = { prologueToA: ESTABLISHED, idleTimeoutMs: options.limits?.idleMs, rates: tunnel?.rates, signal: ends };
     const client = absolute ? undefined : { stream, copy };
-    const asked = { id: exchange.id, destination, credentials, fields: request.fields, client };
+    const asked = { id: exchange.id, clientAddress: exchange.client, destination, credentials, fields: request.fields, client };
     const upstream = await reach(options, asked, identity, ends);
     exchange.connectedAt = now();
     try {

@@ -19,9 +19,11 @@ export function createAddressKeys(exempt: readonly string[]): AddressKeys {
   };
 }
 
-function hostOf(remote: string): string {
+/** The host of `host:port` or `[host]:port`, also where the port is missing. */
+export function hostOf(remote: string): string {
+  if (remote.startsWith("[")) return remote.slice(1, remote.indexOf("]"));
   const end = remote.lastIndexOf(":");
-  return remote.startsWith("[") ? remote.slice(1, end - 1) : remote.slice(0, end);
+  return end < 0 ? remote : remote.slice(0, end);
 }
 
 function keyOf(host: string): string {

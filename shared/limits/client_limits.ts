@@ -23,6 +23,14 @@ export class ClientVisit {
   }
 
   /**
+   * Its address has become known.
+   * @throws {LimitReached}
+   */
+  comesFrom(remote: string): void {
+    this.#visit.comesFrom(remote);
+  }
+
+  /**
    * It asks for a tunnel. To be called before its credentials are looked at.
    * @throws {LimitReached}
    */
@@ -56,6 +64,8 @@ export interface ClientLimitsDeps {
   /** Flushed while it is open, and when it is closed. */
   reports: LimitReports;
   createRate: Net["createRate"];
+  /** Addresses and networks of proxies that stand for their clients: their own count for nothing. Default none. */
+  trustedProxies?: readonly string[];
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
@@ -86,7 +96,7 @@ export class ClientLimits {
       reportDescriptors(deps.log, "connections", connections, { heads, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient });
     }
     this.heads = heads;
-    this.headsPerAddress = { most: headsPerAddress, exempt: networksOf(values.exempt) };
+    this.headsPerAddress = { most: headsPerAddress, exempt: networksOf([...values.exempt, ...deps.trustedProxies ?? []]) };
     this.#reports = reports;
     this.#door = new Door({
       all: { limit: "connections", most: connections },
@@ -109,9 +119,10 @@ export class ClientLimits {
 
   /**
    * Lets a client in.
+   * @param remote missing where the address is not known yet: it is told by {@link ClientVisit.comesFrom}
    * @throws {LimitReached}
    */
-  enter(remote: string): ClientVisit {
+  enter(remote?: string): ClientVisit {
     return new ClientVisit(this, this.#door.enter(remote));
   }
 

@@ -37,18 +37,30 @@ export class Door {
 
   /**
    * Lets somebody in, who is to {@link Visit.leave} at the end.
+   * @param remote missing where the address is not known yet: it is told by {@link Visit.comesFrom}
    * @throws {LimitReached}
    */
-  enter(remote: string): Visit {
-    const { all, perAddress } = this.#options;
-    const key = this.#keyOf(remote);
+  enter(remote?: string): Visit {
+    const { all } = this.#options;
     if (this.#inside >= orNone(all.most)) throw this.refusal(all.limit, "There are too many connections", { most: all.most });
-    if (key !== undefined && this.#perAddress.get(key) >= orNone(perAddress.most)) {
+    const key = remote === undefined ? undefined : this.count(remote);
+    this.#inside++;
+    return new Visit(this, key);
+  }
+
+  /**
+   * Counts one more of its address, and returns that one's key.
+   * @throws {LimitReached}
+   */
+  count(remote: string): string | undefined {
+    const { perAddress } = this.#options;
+    const key = this.#keyOf(remote);
+    if (key === undefined) return undefined;
+    if (this.#perAddress.get(key) >= orNone(perAddress.most)) {
       throw this.refusal(perAddress.limit, "There are too many connections from this address", { address: key, most: perAddress.most });
     }
-    this.#inside++;
-    if (key !== undefined) this.#perAddress.add(key);
-    return new Visit(this, key);
+    this.#perAddress.add(key);
+    return key;
   }
 
   /** @throws {LimitReached} where the address is locked out */
@@ -78,11 +90,25 @@ export class Door {
 /** Somebody who is in. */
 export class Visit {
   readonly #door: Door;
+  #key: string | undefined;
   #isInside = true;
 
-  /** @param key of the address, in tables; `undefined` where none of the limits by address applies */
-  constructor(door: Door, readonly key: string | undefined) {
+  constructor(door: Door, key: string | undefined) {
     this.#door = door;
+    this.#key = key;
+  }
+
+  /** Of the address, in tables; `undefined` where none of the limits by address applies. */
+  get key(): string | undefined {
+    return this.#key;
+  }
+
+  /**
+   * The address has become known.
+   * @throws {LimitReached}
+   */
+  comesFrom(remote: string): void {
+    this.#key ??= this.#door.count(remote);
   }
 
   /**

@@ -117,7 +117,8 @@ export const addressLimitOptions = defineOptions({
   "limits.exempt": {
     kind: "list",
     default: "127.0.0.0/8,::1",
-    description: "Addresses and networks to which no limit by address applies: load balancers, lb among them, and other addresses of many.",
+    description:
+      "Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT.",
     check: checkPatterns,
   },
 });

@@ -1,11 +1,15 @@
 // Clients, a load balancer, proxies, a store and agents, with the compiled executables and real store servers.
 import assert from "node:assert/strict";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { createMemcachedStore } from "../../shared/store/memcached.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { type Addresses, AGENT_ID, type Program, Site, storeArgs } from "../support/processes.ts";
 import { ask, connectHead, credentials, dial, openTunnel, Origin } from "../support/sockets.ts";
 import { StoreServer } from "../support/store_servers.ts";
+import { makeTokenKey } from "../support/tokens.ts";
+
+const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8" };
 
 /** The shortest there is: entries are renewed every second. */
 const SHORT_LIFE = "--store.ttl=3s";
@@ -148,6 +152,35 @@ describe("load balancer", () => {
     assert.equal(refused.status, 502);
     assert.match(refused.fields["proxy-status"]!, /error=connection_refused/);
   });
+
+  it(
+    "tells the proxy whose request it is: log, limits and lock-out are the client's own, and nobody else is believed",
+    onLinux,
+    async () => {
+      const key = makeTokenKey();
+      await using fleet = await Fleet.start();
+      const jwt = ["--auth.type=jwt", `--auth.jwt.public-key=${fleet.site.folder.write("public.pem", key.publicPem)}`];
+      const limits = ["--limits.exempt=", "--limits.auth-failures=2"];
+      const trusting = ["--http-proxy.trusted-proxies=127.0.0.1"];
+      const { proxy, addresses } = await fleet.startProxy([...jwt, ...limits, ...trusting]);
+      const store = fleet.openStore();
+      await store.set(AGENT_ID, addresses.clients);
+      store.close();
+      const password = await key.sign();
+      const head = (with_: string, fields = "") => connectHead("127.0.0.1:1", AGENT_ID, with_).replace("\r\n\r\n", `\r\n${fields}\r\n`);
+      const lie = 'Forwarded: for="192.0.2.99"\r\n';
+      for (let i = 0; i < 3; i++) assert.equal((await ask(fleet.clients, head(`wrong ${i}`, lie), "127.0.0.2")).status, 407);
+      assert.equal((await ask(fleet.clients, head(password, lie), "127.0.0.2")).status, 503);
+      assert.equal((await ask(fleet.clients, head(password), "127.0.0.3")).status, 502);
+      await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.2" });
+      const { client, peer } = await proxy.waitFor("request", { status: 502 });
+      assert.match(`${client} ${peer}`, /^127\.0\.0\.3:[0-9]+ 127\.0\.0\.1:[0-9]+$/);
+      // who comes to the proxy itself is not believed
+      assert.equal((await ask(addresses.clients, head(password, lie), "127.0.0.2")).status, 503);
+      // a trusted proxy whose client has broken the field is told so
+      assert.equal((await ask(addresses.clients, head(password, 'Forwarded: for="1\r\n'))).status, 400);
+    },
+  );
 
   it("follows an agent that has moved, though its old place was looked up just before", async () => {
     await using fleet = await Fleet.start();

@@ -14,6 +14,7 @@ import { type Store, StoreError } from "../../shared/store/store.ts";
 const REQUEST: DialRequest = {
   id: "r-1",
   agentId: "7",
+  clientAddress: "192.0.2.1:5000",
   destination: { host: "db", port: 5432 },
   credentials: { scheme: "basic", username: "7", password: "" },
   fields: [["proxy-authorization", "Basic Nzp4"], ["User-Agent", "test"], ["Via", "1.1 somebody"]],
@@ -81,7 +82,9 @@ describe("dialing through proxies", () => {
     assert.equal(new TextDecoder().decode(early), "220 ready");
     assert.deepEqual(heads, [
       "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\nProxy-Authorization: Basic Nzp4\r\nProxy-Connection: keep-alive\r\n" +
-      "Via: 1.1 somebody\r\nVia: 1.1 lb-1\r\nX-Request-Id: r-1\r\n\r\n",
+      "Via: 1.1 somebody\r\nVia: 1.1 lb-1\r\n" +
+      'Forwarded: for="192.0.2.1:5000"\r\n' +
+      "X-Request-Id: r-1\r\n\r\n",
     ]);
     stream.close();
   });

@@ -212,6 +212,18 @@ describe("the door", () => {
     assert.equal(limitOf(() => door.enter("10.0.0.3:1")), "connections");
   });
 
+  it("counts one whose address becomes known later, of that address", () => {
+    const door = open();
+    door.enter("10.0.0.1:1");
+    const [second, third] = [door.enter(), door.enter()];
+    assert.equal(limitOf(() => door.enter()), "connections");
+    second.comesFrom("10.0.0.1");
+    assert.equal(limitOf(() => third.comesFrom("10.0.0.1:3")), "connections-per-address");
+    third.leave();
+    second.leave();
+    assert.equal(limitOf(() => door.enter("10.0.0.1:4")), "none");
+  });
+
   it("counts exempt addresses in all alone, and locks none of them out", () => {
     const door = open();
     const visits = [1, 2, 3].map((port) => door.enter(`192.0.2.1:${port}`));

@@ -1,0 +1,84 @@
+// Whose request is it: what Forwarded says, who is believed, and what nobody can make of it.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { TrustedProxies, trustedProxyOptions } from "../../shared/front/client_address.ts";
+import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
+import { HeadError } from "../../shared/http/head.ts";
+
+describe("the Forwarded field", () => {
+  const good: [lines: string[], nodes: (string | undefined)[]][] = [
+    [['for="_gazonk"'], ["_gazonk"]],
+    [['For="[2001:db8:cafe::17]:4711"'], ["[2001:db8:cafe::17]:4711"]],
+    [["for=192.0.2.60;proto=http;by=203.0.113.43"], ["192.0.2.60"]],
+    [["for=192.0.2.43, for=198.51.100.17"], ["192.0.2.43", "198.51.100.17"]],
+    [["for=192.0.2.43", "proto=https; for=198.51.100.17:80"], ["192.0.2.43", "198.51.100.17:80"]],
+    [["by=1.2.3.4, for=unknown"], [undefined, "unknown"]],
+    [[', for="a\\"b,;c" ,,'], ['a"b,;c']],
+    [["", " \t"], []],
+  ];
+  for (const [lines, nodes] of good) {
+    it(`${JSON.stringify(lines)} names ${nodes.length} proxies`, () => assert.deepEqual(parseForwarded(lines), nodes));
+  }
+
+  const bad = [['for="1.1.1.1'], ["for=1.1.1.1;for=2.2.2.2"], ["for"], ["for = 1.1.1.1"], ["for=a b"], ["x".repeat(4_097)], [
+    Array(33).fill("for=1.1.1.1").join(),
+  ]];
+  for (const lines of bad) {
+    it(`${JSON.stringify(lines).slice(0, 40)} is malformed`, () => assert.throws(() => parseForwarded(lines), HeadError));
+  }
+
+  it("is written with what is read again", () => {
+    for (const client of ["192.0.2.1:5000", "192.0.2.1", "[2001:db8::1]:5000", "[2001:db8::1]"]) {
+      assert.deepEqual(parseForwarded([formatForwarded(client)]), [client]);
+    }
+    assert.equal(formatForwarded("[fe80::1%2]:5000"), 'for="[fe80::1]:5000"');
+  });
+
+  it("has addresses in several forms, and nodes that are none", () => {
+    assert.deepEqual(parseNode("192.0.2.1:80"), { host: "192.0.2.1", port: 80 });
+    assert.deepEqual(parseNode("[2001:db8::1]:_port"), { host: "2001:db8::1" });
+    assert.deepEqual(parseNode("2001:db8::1"), { host: "2001:db8::1" });
+    assert.deepEqual(parseNode("192.0.2.1:99999"), { host: "192.0.2.1" });
+    for (const none of ["unknown", "_hidden", "", "localhost", "192.0.2", "999.1.1.1", "[::1", "[192.0.2.1]", "fe80::1%eth0"]) {
+      assert.equal(parseNode(none), undefined, none);
+    }
+  });
+});
+
+describe("trusted proxies", () => {
+  const trusted = new TrustedProxies(["10.0.0.0/8", "2001:db8:ffff::/48"]);
+  const forwarded = (...lines: string[]) => lines.map((line) => ["Forwarded", line] as const);
+
+  it("are those of the networks that are named, and none of no network", () => {
+    for (const remote of ["10.1.2.3:1", "[::ffff:10.1.2.3]:1", "[2001:db8:ffff::1]:1"]) assert.ok(trusted.trusts(remote), remote);
+    for (const remote of ["11.1.2.3:1", "[2001:db8::1]:1"]) assert.ok(!trusted.trusts(remote), remote);
+    assert.ok(!new TrustedProxies([]).trusts("10.1.2.3:1"));
+  });
+
+  const cases: [what: string, lines: string[], client: string][] = [
+    ["the client that it names", ['for="192.0.2.1:5000"'], "192.0.2.1:5000"],
+    [
+      "the nearest that is not trusted, whatever a client has written before it",
+      ["for=1.1.1.1", "for=192.0.2.1, for=10.0.0.2"],
+      "192.0.2.1",
+    ],
+    ["an address of IPv6", ['for="[2001:db8::1]:5000"'], "[2001:db8::1]:5000"],
+    ["the farthest, where all are trusted", ["for=10.0.0.3, for=10.0.0.2"], "10.0.0.3"],
+    ["its own, where it says nothing", [], "10.0.0.1:7"],
+    ["its own, where it does not know", ["for=1.1.1.1, for=unknown"], "10.0.0.1:7"],
+    ["that of the last one known, where that hides its client", ["for=_secret, for=10.0.0.2"], "10.0.0.2"],
+  ];
+  for (const [what, lines, client] of cases) {
+    it(`tell ${what}`, () => assert.equal(trusted.clientOf("10.0.0.1:7", forwarded(...lines)), client));
+  }
+
+  it("pass nothing on as an address that a client has broken on purpose", () => {
+    assert.throws(() => trusted.clientOf("10.0.0.1:7", forwarded('for="1.1.1.1, for=192.0.2.1')), HeadError);
+  });
+
+  it("are addresses and networks, and nothing else", () => {
+    const { check } = trustedProxyOptions["http-proxy.trusted-proxies"];
+    assert.equal(check(["10.0.0.1", "10.0.0.0/8", "::1", "[2001:db8::]/32"]), undefined);
+    for (const bad of ["lb.example", "10.0.0.1:80", "*.example", "10.0.0.1-10.0.0.9", ""]) assert.ok(check([bad]), bad);
+  });
+});
