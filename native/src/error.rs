@@ -79,7 +79,6 @@ impl Fault {
 
     /// A TCP or TLS stream that failed while it was open.
     pub fn stream(error: &io::Error) -> Self {
-        // tokio-rustls reports a missing close_notify as UnexpectedEof: a truncation, so a reset
         Self::remote("reset", format!("The connection was reset: {error}"))
     }
 
@@ -133,6 +132,11 @@ impl Fault {
             WriteError::ConnectionLost(e) => Self::quic_lost(e),
             _ => Self::closed(),
         }
+    }
+
+    /// STOP_SENDING of a peer that closed the stream, and did not abort it.
+    pub fn is_close(&self) -> bool {
+        self.code == "stopped" && self.app_code == Some(0)
     }
 
     pub fn stopped(code: quinn::VarInt) -> Self {

@@ -2,6 +2,8 @@
 //! it, so that no path through the code, not even a panic, can make a truncated stream look finished.
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use std::sync::Arc;
@@ -62,6 +64,10 @@ impl Tcp {
         self.ended.fetch_or(direction, Ordering::AcqRel);
     }
 
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
     fn failed(&self, error: std::io::Error) -> Fault {
         self.broken.store(true, Ordering::Relaxed);
         Fault::stream(&error)
@@ -75,11 +81,34 @@ impl Tcp {
             }
             match self.stream.take_error() {
                 Ok(Some(e)) | Err(e) => return self.failed(e),
-                Ok(None) if self.broken.load(Ordering::Relaxed) => return self.failed(ErrorKind::ConnectionReset.into()),
+                Ok(None) if self.is_broken() => return self.failed(ErrorKind::ConnectionReset.into()),
                 // readiness without an error: wait for the next
                 Ok(None) => drop(self.stream.try_io(Interest::ERROR, || Err::<(), _>(ErrorKind::WouldBlock.into()))),
             }
         }
+    }
+
+    /// Resolves when the peer's system has acknowledged all that was written, or none of it will be sent any more.
+    async fn acknowledged(&self) {
+        let mut wait = Duration::from_millis(1);
+        while !self.is_broken() && self.unacknowledged() > 0 {
+            tokio::time::sleep(wait).await;
+            wait = (2 * wait).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Bytes in the send queue (tcp(7), SIOCOUTQ); 0 where the system is not asked.
+    fn unacknowledged(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        {
+            let mut bytes: libc::c_int = 0;
+            // SAFETY: the request writes one int to the address given, which is valid for the call; `stream` keeps the descriptor open
+            let result = unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+            if result == 0 {
+                return usize::try_from(bytes).unwrap_or(0);
+            }
+        }
+        0
     }
 
     /// Reads and ignores what the peer still sends, up to its end.
@@ -182,8 +211,17 @@ impl AsyncWrite for TlsTransport {
 
 pub enum Source {
     Tcp(Arc<Tcp>),
-    Tls(ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
+    Tls(ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>, Truncation),
     Quic(RecvStream),
+}
+
+/// What a FIN without a close_notify before it is taken for. It may be forged (RFC 8446 §6.1).
+#[derive(Clone, Copy)]
+pub enum Truncation {
+    /// An end: of clients, most programs send none when they exit.
+    End,
+    /// A reset: of servers, which are proxies here and always send one.
+    Reset,
 }
 
 pub enum Sink {
@@ -245,7 +283,7 @@ impl Drop for Reader {
                     let _ = stream.stop(self.on_drop.code()); // fails on a stream that is gone already
                 }
             }
-            Source::Tcp(tcp) | Source::Tls(_, tcp) => {
+            Source::Tcp(tcp) | Source::Tls(_, tcp, _) => {
                 if self.ended || self.on_drop.quiet.load(Ordering::Relaxed) {
                     tcp.end(READ);
                 }
@@ -266,7 +304,7 @@ impl Drop for Writer {
 
 impl Reader {
     pub fn new(source: Source, on_drop: Arc<OnDrop>) -> Self {
-        if let Source::Tcp(tcp) | Source::Tls(_, tcp) = &source {
+        if let Source::Tcp(tcp) | Source::Tls(_, tcp, _) = &source {
             tcp.guard();
         }
         Self {
@@ -284,14 +322,6 @@ impl Reader {
 
     pub fn has_ended(&self) -> bool {
         self.ended
-    }
-
-    /// The socket below, where there is one.
-    pub fn tcp(&self) -> Option<&Arc<Tcp>> {
-        match &self.source {
-            Source::Tcp(tcp) | Source::Tls(_, tcp) => Some(tcp),
-            Source::Quic(_) => None,
-        }
     }
 
     /// The next bytes; `None` at the end of the direction.
@@ -317,7 +347,7 @@ impl Reader {
                 .map(|chunk| chunk.map(|c| c.bytes))
                 .map_err(|e| Fault::quic_read(&e)),
             Source::Tcp(tcp) => buffer.read_tcp(tcp).await,
-            Source::Tls(stream, tcp) => buffer.read_tls(stream, tcp).await,
+            Source::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
         match data {
             Ok(data) => {
@@ -329,6 +359,23 @@ impl Reader {
                 Err(fault)
             }
         }
+    }
+
+    /// Resolves when the peer resets the stream, or its connection is lost, also while nothing is read. An end is none.
+    pub async fn reset(&mut self) -> Fault {
+        let stream = match &mut self.source {
+            Source::Tcp(tcp) | Source::Tls(_, tcp, _) => return tcp.reset().await,
+            Source::Quic(stream) => stream,
+        };
+        let fault = match stream.received_reset().await {
+            Ok(Some(code)) => Fault::quic_read(&quinn::ReadError::Reset(code)),
+            Ok(None) => return std::future::pending().await, // all of it has arrived
+            // what came before is still to be read
+            Err(quinn::ResetError::ConnectionLost(e)) => return Fault::quic_lost(&e),
+            Err(_) => Fault::closed(),
+        };
+        self.fault = Some(fault.clone()); // quinn tells of it once
+        fault
     }
 
     /// QUIC chunks that are ready, into `chunks`, `most` of them; how many, or `None` at the end. For QUIC sources without a prefix.
@@ -363,6 +410,15 @@ impl Writer {
         match &self.sink {
             Sink::Tcp(tcp) | Sink::Tls(_, tcp) => Some(tcp),
             Sink::Quic(..) => None,
+        }
+    }
+
+    /// Resolves when what was written has been sent, as far as that is known: TCP tells, QUIC is given `settle`.
+    pub async fn sent(&self, settle: Duration) {
+        match &self.sink {
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => tcp.acknowledged().await,
+            Sink::Quic(..) if self.ended => {}
+            Sink::Quic(..) => tokio::time::sleep(settle).await,
         }
     }
 
@@ -492,7 +548,7 @@ impl ReadBuffer {
             .map_err(|e| tcp.failed(e))?;
             let room = self.make_room();
             match tcp.stream.try_read_buf(&mut self.bytes) {
-                Ok(0) if tcp.broken.load(Ordering::Relaxed) => return Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+                Ok(0) if tcp.is_broken() => return Err(tcp.failed(ErrorKind::ConnectionReset.into())),
                 Ok(0) => return Ok(None),
                 Ok(n) => {
                     self.grow_after(n, room);
@@ -504,15 +560,22 @@ impl ReadBuffer {
         }
     }
 
-    async fn read_tls(&mut self, stream: &mut ReadHalf<TlsStream<TlsTransport>>, tcp: &Tcp) -> Result<Option<Bytes>, Fault> {
+    async fn read_tls(
+        &mut self,
+        stream: &mut ReadHalf<TlsStream<TlsTransport>>,
+        tcp: &Tcp,
+        truncation: Truncation,
+    ) -> Result<Option<Bytes>, Fault> {
         let room = self.make_room();
         match stream.read_buf(&mut self.bytes).await {
-            Ok(0) if tcp.broken.load(Ordering::Relaxed) => Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+            Ok(0) if tcp.is_broken() => Err(tcp.failed(ErrorKind::ConnectionReset.into())),
             Ok(0) => Ok(None),
             Ok(n) => {
                 self.grow_after(n, room);
                 Ok(Some(self.bytes.split().freeze()))
             }
+            // rustls tells of it once all that came before is read
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof && matches!(truncation, Truncation::End) && !tcp.is_broken() => Ok(None),
             Err(e) => Err(tcp.failed(e)),
         }
     }

@@ -1,18 +1,29 @@
 //! The copy between two streams: both ways at once, each direction with its own end, memory bounded by the windows, and no end that is
 //! not one. After a tunnel is set up, this is all that touches its bytes.
+use std::future::Future;
+use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{sleep, Instant};
+use tokio::time::{sleep, timeout_at, Instant};
 
 use crate::error::Fault;
-use crate::half::{ReadBuffer, Reader, Sink, Source, Writer, VECTORS};
+use crate::half::{ReadBuffer, Reader, Sink, Source, Writer, RESET, VECTORS};
 use crate::rate::Pace;
 use crate::stream::{Halves, Stop, Taking};
 
-/// When a sink takes no more, the other direction may still bring what its peer sent before it went: an answer to an upload it refused.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long a copy goes on after one end was reset, or takes no more. What was received before can still be delivered meanwhile: the last
+/// bytes of an upload, or the answer to an upload that was refused. At most three copies carry a tunnel (lb, proxy, agent): after 2 s none is
+/// left.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How long RESET_STREAM waits for what was written before it. QUIC drops what was not sent by then, and quinn does not tell when all is
+/// sent.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// After so long in one write, the source is watched for a reset. Shorter writes cost nothing.
+const BLOCKED: Duration = Duration::from_millis(100);
 
 /// Chunks taken at a time in a conversation; a download soon has more.
 const FEW: usize = 4;
@@ -24,6 +35,15 @@ const CHUNK: usize = 1_200;
 pub enum Side {
     A,
     B,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -92,106 +112,258 @@ pub async fn run(halves: Box<(Taking, Taking)>, prologue_to_a: Bytes, idle: Opti
     }
 }
 
-/// Copies until both directions have ended, or has a fault: dropped, the halves that have not ended are reset.
+/// How a copy ended.
+enum End {
+    /// Both directions have ended in good order.
+    Complete,
+    /// This side has ended its direction, and takes no more: its peer closed the stream, which is no fault.
+    Closed(Side),
+    Broken(Fault, Option<Side>),
+}
+
+/// When the grace of a copy is over, once it has begun.
+type Grace = Option<Instant>;
+
+/// Copies until both directions have ended, or one end is gone. Halves that have not ended are reset when they are dropped.
 async fn splice(a: &mut Halves, b: &mut Halves, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
-    let (a_tcp, b_tcp) = (a.reader.tcp().cloned(), b.reader.tcp().cloned());
     let (a_to_b, b_to_a) = (Meter::new(pace), Meter::new(pace));
-    let fault = {
-        let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), &a_to_b);
-        let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, &b_to_a);
-        tokio::pin!(up, down);
-        let idle_watch = watch_idle(idle, &a_to_b, &b_to_a);
-        tokio::pin!(idle_watch);
-        let grace = sleep(Duration::MAX);
-        tokio::pin!(grace);
-        let (mut up_done, mut down_done) = (false, false);
-        let mut first: Option<(Fault, Option<Side>)> = None;
-        loop {
-            let (result, source, sink) = tokio::select! {
-                result = &mut up, if !up_done => { up_done = true; (result, Side::A, Side::B) }
-                result = &mut down, if !down_done => { down_done = true; (result, Side::B, Side::A) }
-                // a direction that has ended reads no more, and so would not notice the reset of what it read from
-                fault = reset_of(&a_tcp), if up_done && !down_done => (Err(Broken::Source(fault)), Side::A, Side::B),
-                fault = reset_of(&b_tcp), if down_done && !up_done => (Err(Broken::Source(fault)), Side::B, Side::A),
-                fault = &mut idle_watch => break Some((fault, None)),
-                () = stop.stopped() => break Some((Fault::cancelled(), None)),
-                () = &mut grace, if first.is_some() => break first,
+    let mut grace = None;
+    let end = copy_both(a, b, prologue_to_a, idle, (&a_to_b, &b_to_a), stop, &mut grace).await;
+    tokio::select! {
+        () = Box::pin(deliver_rest(&end, a, b, grace)) => {}
+        () = stop.stopped() => {}
+    }
+    match &end {
+        End::Complete => {}
+        End::Closed(side) => {
+            let (from, to) = match side {
+                Side::A => (&*a, &*b),
+                Side::B => (&*b, &*a),
             };
-            match result {
-                Ok(()) => {}
-                Err(Broken::Source(fault)) => break Some(first.unwrap_or((fault, Some(source)))),
-                Err(Broken::Sink(fault)) => {
-                    first.get_or_insert((fault, Some(sink)));
-                    grace.as_mut().reset(Instant::now() + GRACE);
+            from.writer.on_drop().set_code(0);
+            to.reader.on_drop().set_code(0);
+            to.reader.on_drop().set_quiet(); // closed, not reset: the system still delivers what was written
+        }
+        End::Broken(fault, _) => {
+            if let Some(code) = fault.app_code.and_then(|code| u32::try_from(code).ok()) {
+                for half in [a.reader.on_drop(), b.reader.on_drop(), a.writer.on_drop(), b.writer.on_drop()] {
+                    half.set_code(code);
                 }
             }
-            if up_done && down_done {
-                break first;
-            }
-        }
-    };
-    if fault.is_none() {
-        tokio::select! {
-            _ = async { tokio::join!(received(&a.writer), received(&b.writer)) } => {}
-            () = stop.stopped() => {}
-        }
-    }
-    if let Some(code) = fault
-        .as_ref()
-        .and_then(|(fault, _)| fault.app_code)
-        .and_then(|code| u32::try_from(code).ok())
-    {
-        for half in [a.reader.on_drop(), b.reader.on_drop(), a.writer.on_drop(), b.writer.on_drop()] {
-            half.set_code(code);
         }
     }
     Outcome {
         a_to_b: a_to_b.copied.into_inner(),
         b_to_a: b_to_a.copied.into_inner(),
-        fault,
+        fault: match end {
+            End::Broken(fault, side) => Some((fault, side)),
+            _ => None,
+        },
     }
 }
 
-async fn reset_of(tcp: &Option<std::sync::Arc<crate::half::Tcp>>) -> Fault {
-    match tcp {
-        Some(tcp) => tcp.reset().await,
-        None => std::future::pending().await,
+/// Waits until what was written has arrived: to the end where the sinks have ended, within the grace before a reset.
+async fn deliver_rest(end: &End, a: &Halves, b: &Halves, grace: Grace) {
+    match end {
+        End::Complete => drop(tokio::join!(received(&a.writer), received(&b.writer))),
+        End::Closed(Side::A) => received(&b.writer).await,
+        End::Closed(Side::B) => received(&a.writer).await,
+        End::Broken(_, None) => {} // cancelled, or idle for too long
+        End::Broken(_, Some(side)) => {
+            let to = match side {
+                Side::A => &b.writer,
+                Side::B => &a.writer,
+            };
+            let until = grace.unwrap_or_else(|| Instant::now() + GRACE);
+            let _ = timeout_at(until, to.sent(SETTLE)).await; // what a sink has not taken by then is lost
+        }
+    }
+}
+
+/// Runs both directions. Each notices a reset of its source; sinks that wait for something to write are watched here.
+async fn copy_both(
+    a: &mut Halves,
+    b: &mut Halves,
+    prologue_to_a: Bytes,
+    idle: Option<Duration>,
+    (a_to_b, b_to_a): (&Meter<'_>, &Meter<'_>),
+    stop: &Stop,
+    until: &mut Grace,
+) -> End {
+    let (a_leaves, b_leaves) = (leaves(&a.writer), leaves(&b.writer));
+    // TCP has no STOP_SENDING, and the direction that reads from it tells of a reset until it has ended
+    let (a_stops, b_stops) = (a.writer.tcp().is_none(), b.writer.tcp().is_none());
+    let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b);
+    let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, b_to_a);
+    let idle_watch = watch_idle(idle, a_to_b, b_to_a);
+    let grace = sleep(Duration::MAX);
+    tokio::pin!(up, down, a_leaves, b_leaves, idle_watch, grace);
+    let mut ends = Ends::default();
+    loop {
+        let (up_done, down_done) = (ends.done[0], ends.done[1]);
+        let over = tokio::select! {
+            biased;
+            result = &mut up, if !up_done => ends.ended(Side::A, result),
+            result = &mut down, if !down_done => ends.ended(Side::B, result),
+            fault = &mut a_leaves, if ends.left[0].is_none() && !down_done && (up_done || a_stops) => ends.leaves(Side::A, fault),
+            fault = &mut b_leaves, if ends.left[1].is_none() && !up_done && (down_done || b_stops) => ends.leaves(Side::B, fault),
+            fault = &mut idle_watch => Some(End::Broken(fault, None)),
+            () = stop.stopped() => Some(End::Broken(Fault::cancelled(), None)),
+            () = &mut grace, if until.is_some() => Some(ends.after_grace()),
+        };
+        if let Some(end) = over {
+            return end;
+        }
+        if until.is_none() && ends.has_grace() {
+            let at = Instant::now() + GRACE;
+            *until = Some(at);
+            grace.as_mut().reset(at);
+        }
+    }
+}
+
+/// What is known of the ends of a copy while it goes on.
+#[derive(Default)]
+struct Ends {
+    /// Directions that are over, by the side that they come from.
+    done: [bool; 2],
+    /// Why a side takes no more, although nothing is being written to it.
+    left: [Option<Fault>; 2],
+    /// The first sink that failed.
+    failed: Option<(Fault, Side)>,
+}
+
+impl Ends {
+    /// A direction is over. `Some` where the copy is.
+    fn ended(&mut self, from: Side, result: Result<(), Broken>) -> Option<End> {
+        self.done[from as usize] = true;
+        let to = from.other();
+        match result {
+            Ok(()) => {}
+            Err(Broken::Source(fault)) => return Some(self.broken(fault, from)),
+            // what still came for a peer that had closed its stream is nothing that it misses
+            Err(Broken::Sink(fault)) if fault.is_close() && self.done[to as usize] && self.failed.is_none() => {
+                return Some(End::Closed(to))
+            }
+            Err(Broken::Sink(fault)) => self.failed = self.failed.take().or(Some((fault, to))),
+        }
+        if self.done != [true, true] {
+            return self.gone(from);
+        }
+        Some(match self.failed.take() {
+            None => End::Complete,
+            Some((fault, side)) => End::Broken(fault, Some(side)),
+        })
+    }
+
+    /// A side takes no more. `Some` where that ends the copy.
+    fn leaves(&mut self, side: Side, fault: Fault) -> Option<End> {
+        self.left[side as usize] = Some(fault);
+        self.gone(side)
+    }
+
+    /// A side that was reset, and whose direction is over, has neither something to say nor to hear.
+    fn gone(&mut self, side: Side) -> Option<End> {
+        let fault = self.left[side as usize].as_ref()?;
+        if !self.done[side as usize] || fault.is_close() {
+            return None;
+        }
+        let fault = fault.clone();
+        Some(self.broken(fault, side))
+    }
+
+    /// Whether the copy is to end soon.
+    fn has_grace(&self) -> bool {
+        let leaves = |side: Side| {
+            let done = self.done[side as usize];
+            self.left[side as usize].as_ref().is_some_and(|fault| done || !fault.is_close())
+        };
+        self.failed.is_some() || leaves(Side::A) || leaves(Side::B)
+    }
+
+    fn after_grace(&mut self) -> End {
+        let [a, b] = std::mem::take(&mut self.left).map(|left| left.filter(|fault| !fault.is_close()));
+        let first = self
+            .failed
+            .take()
+            .or(a.map(|fault| (fault, Side::A)))
+            .or(b.map(|fault| (fault, Side::B)));
+        match first {
+            Some((fault, side)) => End::Broken(fault, Some(side)),
+            None if self.done[Side::A as usize] => End::Closed(Side::A),
+            None => End::Closed(Side::B),
+        }
+    }
+
+    /// What failed first is the reason.
+    fn broken(&mut self, fault: Fault, side: Side) -> End {
+        let (fault, side) = self.failed.take().unwrap_or((fault, side));
+        End::Broken(fault, Some(side))
     }
 }
 
 /// One direction, to its end. The sink is finished when the source is. A sink that fails stops its source at once.
 async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
     let result = copy(reader, writer, prologue, meter).await;
-    if let Err(Broken::Sink(_)) = result {
-        if let Source::Quic(stream) = &mut reader.source {
-            let _ = stream.stop(quinn::VarInt::from_u32(crate::half::RESET)); // fails where it has ended
-        }
+    if let (Err(Broken::Sink(fault)), Source::Quic(stream)) = (&result, &mut reader.source) {
+        let code = if fault.is_close() { 0 } else { RESET };
+        let _ = stream.stop(quinn::VarInt::from_u32(code)); // fails where it has ended
     }
     result
 }
 
 async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
+    let mut reset = None;
     let prefix = std::mem::take(&mut reader.prefix);
     let bytes = prefix.len();
-    meter.wait(bytes).await;
-    writer.write_chunks(&mut [prologue, prefix]).await.map_err(Broken::Sink)?;
+    let write = async {
+        meter.wait(bytes).await;
+        writer.write_chunks(&mut [prologue, prefix]).await
+    };
+    deliver(reader, pin!(write), &mut reset).await?;
     meter.count(bytes);
     match (&reader.source, &writer.sink) {
-        (Source::Quic(_), Sink::Tcp(_)) => copy_chunks(reader, writer, meter).await?,
-        _ => copy_buffers(reader, writer, meter).await?,
+        (Source::Quic(_), Sink::Tcp(_)) => copy_chunks(reader, writer, meter, &mut reset).await?,
+        _ => copy_buffers(reader, writer, meter, &mut reset).await?,
     }
-    writer.finish().await.map_err(Broken::Sink)
+    deliver(reader, pin!(writer.finish()), &mut reset).await
 }
 
-async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
+/// Why the source was reset, and how long what came before can still be delivered.
+type SourceReset = Option<(Fault, Instant)>;
+
+/// Completes `write`, and notices meanwhile when the source is reset: then the sink has a moment for what was read before.
+async fn deliver(
+    reader: &mut Reader,
+    mut write: Pin<&mut impl Future<Output = Result<(), Fault>>>,
+    reset: &mut SourceReset,
+) -> Result<(), Broken> {
+    if reset.is_none() {
+        tokio::select! {
+            biased;
+            written = &mut write => return written.map_err(Broken::Sink),
+            fault = async { sleep(BLOCKED).await; reader.reset().await } => *reset = Some((fault, Instant::now() + GRACE)),
+        }
+    }
+    let Some((fault, until)) = reset else { return Ok(()) };
+    match Box::pin(timeout_at(*until, write)).await {
+        Ok(written) => written.map_err(Broken::Sink),
+        Err(_) => Err(Broken::Source(fault.clone())),
+    }
+}
+
+async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>, reset: &mut SourceReset) -> Result<(), Broken> {
     let mut chunks = Vec::new();
     let limit = meter.pace.quantum().map_or(VECTORS, |bytes| (bytes / CHUNK).clamp(1, VECTORS));
     let few = FEW.min(limit);
     let mut most = few;
     while let Some(n) = reader.read_chunks(&mut chunks, most).await.map_err(Broken::Source)? {
         let bytes: usize = chunks[..n].iter().map(Bytes::len).sum();
-        meter.wait(bytes).await;
-        writer.write_chunks(&mut chunks[..n]).await.map_err(Broken::Sink)?;
+        let write = async {
+            meter.wait(bytes).await;
+            writer.write_chunks(&mut chunks[..n]).await
+        };
+        deliver(reader, pin!(write), reset).await?;
         meter.count(bytes);
         if n == most {
             most = (2 * most).min(limit);
@@ -202,49 +374,39 @@ async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>
     Ok(())
 }
 
-async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>) -> Result<(), Broken> {
+async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>, reset: &mut SourceReset) -> Result<(), Broken> {
     let mut buffer = meter.pace.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
-    let mut stopped = Box::pin(stopped(writer));
-    let mut stop: Option<Fault> = None;
-    loop {
-        let data = tokio::select! {
-            biased;
-            data = reader.read_with(&mut buffer) => data.map_err(Broken::Source)?,
-            fault = &mut stopped, if stop.is_none() => match fault.code {
-                // as with a TCP peer that has closed: fine if nothing more was to be said, a reset if there was
-                "stopped" => {
-                    stop = Some(fault);
-                    continue;
-                }
-                _ => return Err(Broken::Sink(fault)),
-            },
-        };
-        let Some(data) = data else { return Ok(()) };
-        if let Some(fault) = stop {
-            return Err(Broken::Sink(fault));
-        }
+    while let Some(data) = reader.read_with(&mut buffer).await.map_err(Broken::Source)? {
         let bytes = data.len();
-        meter.wait(bytes).await;
-        writer.write(data).await.map_err(Broken::Sink)?;
+        let write = async {
+            meter.wait(bytes).await;
+            writer.write(data).await
+        };
+        deliver(reader, pin!(write), reset).await?;
         meter.count(bytes);
     }
+    Ok(())
 }
 
-/// Resolves when a QUIC peer sends STOP_SENDING, or its connection is lost, also while there is nothing to write.
-fn stopped(writer: &Writer) -> impl std::future::Future<Output = Fault> {
-    let stopped = match &writer.sink {
-        Sink::Quic(stream, _) => Some(stream.stopped()),
-        _ => None,
+/// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a TCP
+/// connection was reset.
+fn leaves(writer: &Writer) -> impl Future<Output = Fault> {
+    let (stopped, tcp) = match &writer.sink {
+        Sink::Quic(stream, _) => (Some(stream.stopped()), None),
+        Sink::Tcp(tcp) | Sink::Tls(_, tcp) => (None, Some(tcp.clone())),
     };
     async move {
-        match stopped {
-            None => std::future::pending().await,
-            Some(stopped) => match stopped.await {
-                Ok(Some(code)) => Fault::stopped(code),
-                Ok(None) => std::future::pending().await,
-                Err(quinn::StoppedError::ConnectionLost(e)) => Fault::quic_lost(&e),
-                Err(_) => Fault::closed(),
-            },
+        if let Some(tcp) = tcp {
+            return tcp.reset().await;
+        }
+        let Some(stopped) = stopped else {
+            return std::future::pending().await;
+        };
+        match stopped.await {
+            Ok(Some(code)) => Fault::stopped(code),
+            Ok(None) => std::future::pending().await, // it has all of it
+            Err(quinn::StoppedError::ConnectionLost(e)) => Fault::quic_lost(&e),
+            Err(_) => Fault::closed(),
         }
     }
 }

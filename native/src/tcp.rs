@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
 use crate::error::{Fault, Warn};
-use crate::half::{Sink, Source, Tcp, TlsTransport};
+use crate::half::{Sink, Source, Tcp, TlsTransport, Truncation};
 use crate::head::{too_late, Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
@@ -290,8 +290,12 @@ fn plain(tcp: Arc<Tcp>) -> Halves {
 }
 
 fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
+    let truncation = match stream {
+        TlsStream::Server(_) => Truncation::End,
+        TlsStream::Client(_) => Truncation::Reset,
+    };
     let (reader, writer) = tokio::io::split(stream);
-    Halves::new(Source::Tls(reader, tcp.clone()), Sink::Tls(writer, tcp))
+    Halves::new(Source::Tls(reader, tcp.clone(), truncation), Sink::Tls(writer, tcp))
 }
 
 /// A connection to the first address of `host` that takes one, and its address.

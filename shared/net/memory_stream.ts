@@ -11,7 +11,8 @@ const LARGEST_READ = 64 * 1024;
 const FLUSH_MS = 10_000;
 const LINGER_MS = 2_000;
 const LINGER_BYTES = 1024 * 1024;
-const GRACE_MS = 1_000;
+/** As the native engine: how long a copy goes on after one end was reset, or takes no more. */
+const GRACE_MS = 500;
 
 export function closed(what = "stream"): NetError {
   return new NetError("closed", `Cannot use the ${what}: it is closed`);
@@ -30,6 +31,17 @@ interface Waiting<T> {
   reject(error: NetError): void;
 }
 
+/** A peer that closed its stream, and did not abort it. */
+function isClose({ code, appCode }: NetError): boolean {
+  return code === "stopped" && appCode === 0;
+}
+
+/** Why a pipe broke, as each side is told. */
+interface PipeFault {
+  readonly read: NetError;
+  readonly write: NetError;
+}
+
 /** What a pipe tells its connection. */
 export interface PipeEvents {
   /** Something was written to it, or it ended: a QUIC peer hears of a stream only then. */
@@ -40,8 +52,7 @@ export interface PipeEvents {
 
 /** One direction. Calls on each side act in the order they were made; no more than `window` bytes are taken before they are read. */
 export class Pipe {
-  /** Called when it breaks, unless the reader just takes no more. */
-  onBreak?: (error: NetError) => void;
+  #onFault?: (fault: PipeFault) => void;
   readonly #window: number;
   readonly #events: PipeEvents;
   #chunks: Uint8Array[] = [];
@@ -52,7 +63,7 @@ export class Pipe {
   /** Bytes that are still to be thrown away before a write breaks it. */
   #toDiscard?: number;
   /** What each side is told from now on. */
-  #fault?: { read: NetError; write: NetError };
+  #fault?: PipeFault;
   #started = false;
   #ended = false;
 
@@ -115,8 +126,14 @@ export class Pipe {
     for (const waiting of this.#reads.splice(0)) waiting.reject(read);
     for (const waiting of this.#writes.splice(0)) waiting.reject(write);
     this.#start();
-    if (write.code !== "stopped") this.onBreak?.(write);
+    this.#onFault?.(this.#fault);
     this.#end();
+  }
+
+  /** `tell` is called when it breaks, or now where it is broken; until it is called without one. */
+  watch(tell?: (fault: PipeFault) => void): void {
+    this.#onFault = tell;
+    if (this.#fault) tell?.(this.#fault);
   }
 
   get isFlushed(): boolean {
@@ -308,9 +325,11 @@ export async function readHead(stream: MemoryDuplex, limit: number): Promise<str
 
 const [TAB, LF, CR] = [0x09, 0x0a, 0x0d];
 
+type Side = "a" | "b";
+
 interface Failure {
   error: NetError;
-  side?: "a" | "b";
+  side?: Side;
 }
 
 /** See `Net.splice`. */
@@ -321,8 +340,15 @@ export async function splice(
   rates: readonly MemoryRate[] = [],
 ): Promise<SpliceResult> {
   const { prologueToA, idleTimeoutMs = 0, signal } = options;
+  const streams = { a, b };
   const counts = { aToB: 0, bToA: 0 };
+  /** Directions that have ended, by the side that they come from. */
+  const done = { a: false, b: false };
   let failure: Failure | undefined;
+  /** A side that was reset, or takes no more: the copy ends soon. */
+  let left: Failure | undefined;
+  /** A side that has closed its stream. */
+  let closing: Side | undefined;
   let code: number | undefined;
   let graceTimer: ReturnType<typeof setTimeout> | undefined;
   let copiedAt = Date.now();
@@ -331,7 +357,7 @@ export async function splice(
   let isOver = false;
   let abort = () => {};
   const aborted = new Promise<void>((resolve) => abort = resolve).then(() => void (isOver = true));
-  const fail = (error: NetError, side?: "a" | "b") => {
+  const fail = (error: NetError, side?: Side) => {
     failure ??= { error, side };
     abort();
   };
@@ -342,9 +368,35 @@ export async function splice(
   a.give(cancel);
   b.give(cancel);
 
-  const pump = async (from: MemoryDuplex, to: MemoryDuplex, count: "aToB" | "bToA", prologue: Uint8Array): Promise<void> => {
-    const [source, sink] = count === "aToB" ? ["a", "b"] as const : ["b", "a"] as const;
-    to.output.onBreak = (error) => fail(error, sink);
+  const beginGrace = () =>
+    graceTimer ??= setTimeout(() => {
+      failure ??= left;
+      abort();
+    }, GRACE_MS);
+  /** A side that was reset, and whose direction is over, has neither something to say nor to hear. */
+  const checkGone = (side: Side) => {
+    if (done[side] && left?.side === side) fail(left.error, side);
+    else if (left || (done[side] && closing === side)) beginGrace();
+  };
+  for (const side of ["a", "b"] as const) {
+    const { input, output } = streams[side];
+    const other = side === "a" ? "b" : "a";
+    output.watch(({ write }) => {
+      if (done[other]) return;
+      if (isClose(write)) closing ??= side;
+      else left ??= { error: write, side };
+      checkGone(side);
+    });
+    input.watch(({ read }) => {
+      left ??= { error: read, side };
+      beginGrace();
+    });
+  }
+
+  const pump = async (from: Side, count: "aToB" | "bToA", prologue: Uint8Array): Promise<void> => {
+    const to = from === "a" ? "b" : "a";
+    const { input } = streams[from];
+    const { output } = streams[to];
     for (let data: Uint8Array | null = prologue;;) {
       if (data !== prologue && rates.length > 0) {
         waiting++;
@@ -353,22 +405,29 @@ export async function splice(
         if (isOver) return;
       }
       try {
-        await to.output.write(data);
-      } catch (error) {
-        failure ??= { error: error as NetError, side: sink };
-        from.input.fail(closed(), stoppedBy(RESET));
-        // the other direction may still bring what the peer sent before it went: an answer to an upload it refused
-        graceTimer ??= setTimeout(abort, GRACE_MS);
+        await output.write(data);
+      } catch (cause) {
+        const error = cause as NetError;
+        done[from] = true;
+        input.watch();
+        input.fail(closed(), stoppedBy(isClose(error) ? 0 : RESET));
+        // what still came for a peer that had closed its stream is nothing that it misses
+        if (isClose(error) && done[to] && !failure) return abort();
+        failure ??= { error, side: to };
+        beginGrace();
         return;
       }
       if (data !== prologue) counts[count] += data.length;
       copiedAt = Date.now();
       try {
-        data = await from.input.read();
+        data = await input.read();
       } catch (error) {
-        return fail(error as NetError, source);
+        return fail(error as NetError, from);
       }
-      if (data === null) return to.output.finish();
+      if (data !== null) continue;
+      output.finish();
+      done[from] = true;
+      return checkGone(from);
     }
   };
 
@@ -381,14 +440,19 @@ export async function splice(
     }
   };
   const idleTimer = idleTimeoutMs > 0 ? setInterval(checkIdle, Math.max(1, idleTimeoutMs / 8)) : undefined;
-  const copied = Promise.all([pump(a, b, "aToB", new Uint8Array()), pump(b, a, "bToA", prologueToA ?? new Uint8Array())]);
+  const copied = Promise.all([pump("a", "aToB", new Uint8Array()), pump("b", "bToA", prologueToA ?? new Uint8Array())]);
   await Promise.race([copied, aborted]);
   clearTimeout(graceTimer);
   clearInterval(idleTimer);
   signal?.removeEventListener("abort", onAbort);
-  for (const stream of [a, b]) {
-    stream.output.onBreak = undefined;
-    if (failure) stream.abort(code ?? failure.error.appCode ?? RESET);
+  for (const { input, output } of [a, b]) {
+    input.watch();
+    output.watch();
+  }
+  for (const stream of failure ? [a, b] : []) stream.abort(code ?? failure?.error.appCode ?? RESET);
+  // closed by its peer: what it was sent is still its own
+  for (const side of ["a", "b"] as const) {
+    if (!failure && !done[side]) streams[side].input.fail(closed(), streams[side].kind === "tcp" ? resetBy() : stoppedBy(0));
   }
   return { ...counts, error: failure?.error, errorSide: failure?.side };
 }

@@ -35,7 +35,8 @@ export interface Net {
   connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
   /**
    * Copies both ways until both directions have ended, each on its own, and QUIC peers have received all of theirs (what closes the
-   * connection then cuts nothing off); then releases both streams. Takes the streams over: later calls on them reject with `closed`, but
+   * connection then cuts nothing off); then releases both streams. A reset at one end, or an end that takes no more, ends it within 2 s,
+   * whatever both directions are doing. Takes the streams over: later calls on them reject with `closed`, but
    * `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for what the network does: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
@@ -62,7 +63,8 @@ export interface Duplex {
   /** The far side's address, `host:port` or `[host]:port`; for a QUIC stream its connection's. */
   readonly remote: string;
   /**
-   * The next bytes, or `null` when the peer has finished its direction.
+   * The next bytes, or `null` when the peer has finished its direction. Over TLS a FIN without a close_notify is an end where the peer is a
+   * client, and a reset where it is a server.
    * @throws {NetError} `reset`, `closed`
    */
   read(): Promise<Uint8Array | null>;

@@ -20,6 +20,8 @@ export interface TcpRelay {
   port: number;
   /** Ends what the client gets, without a word from the server. */
   endClient(): void;
+  /** Ends what the server gets, without a word from the client. */
+  endServer(): void;
   resetClient(): void;
 }
 
@@ -69,13 +71,19 @@ export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> 
   const relayTcp: Raw["relayTcp"] = async (port) => {
     const front = await serve();
     let client: Socket | undefined;
+    let upstream: Socket | undefined;
     void front.next().then(async (socket) => {
       client = socket;
-      const server = await connectTo(port);
+      const server = upstream = await connectTo(port);
       socket.pipe(server);
       server.on("data", (data) => socket.write(data));
     });
-    return { port: front.port, endClient: () => client?.end(), resetClient: () => client?.resetAndDestroy() };
+    return {
+      port: front.port,
+      endClient: () => client?.end(),
+      endServer: () => upstream?.end(),
+      resetClient: () => client?.resetAndDestroy(),
+    };
   };
   const relayUdp: Raw["relayUdp"] = async (port) => {
     const socket = await udp();

@@ -17,6 +17,7 @@ import {
   listenTcp,
   netError,
   openPair,
+  type Pair,
   pattern,
   pause,
   quicPair,
@@ -66,6 +67,7 @@ export function spliceTests(suite: Suite): void {
       controlTests(suite, dig, start);
     });
   }
+  for (const [left, right] of pairs) describe(`a copy between ${left.name} and ${right.name}`, () => goneTests(suite, left, right));
   for (const kind of kinds) describe(`a connection and a copy from ${kind.name}`, () => connectTests(suite, kind));
   describe("a copy", () => idleTests(suite));
   describe("a copy at a rate", () => rateTests(suite, kinds));
@@ -251,6 +253,73 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
       assert.equal(await readTextExactly(second, 13), "413 too large");
     });
   }
+}
+
+const SIDES = ["left", "right"] as const;
+/** What a direction may be doing when an end goes: nothing comes, nobody takes what comes, or it is over. */
+const ACTIVITIES = ["idle", "blocked", "ended"] as const;
+
+/** How an end can go. Those of QUIC alone are for one direction, or for all streams of a connection. */
+const DEPARTURES: Record<string, { quicOnly: boolean; go: (end: Pair) => void; ends: (sends: string, receives: string) => boolean }> = {
+  "is reset": {
+    quicOnly: false,
+    go: ({ a }) => {
+      a.reset(77);
+      a.stopRead(77);
+    },
+    ends: () => true,
+  },
+  "sends RESET_STREAM alone": { quicOnly: true, go: ({ a }) => a.reset(77), ends: (sends) => sends !== "ended" },
+  "sends STOP_SENDING alone": { quicOnly: true, go: ({ a }) => a.stopRead(77), ends: (_, receives) => receives !== "ended" },
+  "loses its connection": { quicOnly: true, go: ({ lose }) => lose?.(), ends: () => true },
+};
+
+/** No end that goes leaves a copy behind, whatever its directions are doing. */
+function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
+  const kinds = { left: leftKind, right: rightKind };
+  for (const side of SIDES) {
+    const other = side === "left" ? "right" : "left";
+    for (const [what, { quicOnly, go, ends }] of Object.entries(DEPARTURES)) {
+      if (quicOnly && !kinds[side].isQuic) continue;
+      const states = ACTIVITIES.flatMap((sends) => ACTIVITIES.map((receives) => [sends, receives] as const))
+        .filter(([sends, receives]) => !(sends === "ended" && receives === "ended") && ends(sends, receives));
+
+      test(`ends when the ${side} end ${what}, whatever both directions are doing`, async (net) => {
+        const cases = states.map(async ([sends, receives]) => {
+          const state = `it sends: ${sends}, it receives: ${receives}`;
+          const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
+          const done = net.splice(pairs.left.b, pairs.right.b);
+          const [first, second] = [pairs[side].a, pairs[other].a];
+          for (const [from, to, activity] of [[first, second, sends], [second, first, receives]] as const) {
+            if (activity === "blocked") await fill(from, pattern(256 * 1024), MORE_THAN_FITS);
+            if (activity !== "ended") continue;
+            from.closeWrite();
+            assert.equal(await within(to.read()), null);
+          }
+          go(pairs[side]);
+          const { error, errorSide } = await within(done, `the copy goes on; ${state}`);
+          assert.ok(error !== undefined, `the copy ended in good order; ${state}`);
+          assert.equal(errorSide, side === "left" ? "a" : "b", `${error}; ${state}`);
+          if (sends !== "ended") await readToError(second, "reset");
+          if (receives !== "ended") await writeToError(second, "stopped", "reset", "closed");
+        });
+        await Promise.all(cases);
+      });
+    }
+  }
+
+  if (!leftKind.isQuic) return;
+
+  test("closes the other end where its peer has closed the stream, and that is no fault", async (net) => {
+    const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
+    const done = net.splice(pairs.left.b, pairs.right.b);
+    await within(pairs.left.a.write(bytes("last words")));
+    pairs.left.a.close();
+    assert.equal(await readText(pairs.right.a), "last words");
+    const { aToB, bToA, error } = await within(done);
+    assert.deepEqual([aToB, bToA, error], [10, 0, undefined]);
+    await writeToError(pairs.right.a, "stopped", "reset", "closed");
+  });
 }
 
 function controlTests({ test }: Suite, dig: Dig, start: Start): void {

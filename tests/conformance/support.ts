@@ -280,6 +280,8 @@ export interface Pair {
   /** The end that dialled or opened it. */
   a: Duplex;
   b: Duplex;
+  /** Closes the connection below, at the end that dialled: a stream is lost without a word of its own. */
+  lose?: () => void;
 }
 
 /** A stream from one connection to the other. Its first byte is gone: a peer hears of a stream by its first bytes. */
@@ -310,7 +312,7 @@ export function kindsOf({ adapter, pki }: Suite): Kind[] {
   };
   const overQuic = async (net: Net): Promise<Pair> => {
     const { client, server } = await quicPair(net, await pki, SMALL_WINDOW, SMALL_WINDOW);
-    return await openPair(client, server);
+    return { ...await openPair(client, server), lose: () => client.close(7, "gone") };
   };
   const kinds: Kind[] = [
     { name: "TCP", isQuic: false, open: (net) => overTcp(net, undefined) },

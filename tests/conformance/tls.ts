@@ -495,10 +495,22 @@ function wireTests({ test, pki }: Suite): void {
     const { stream } = await request();
     await within(stream.write(bytes("half of it")));
     assert.equal(await readTextExactly(client, 10), "half of it");
-    return { client, relay };
+    return { client, stream, relay };
   };
 
-  test("shows a connection that ends without close_notify as reset, for it may be cut", async (net) => {
+  test("takes a client's end without close_notify for an end", async (net) => {
+    await withRaw(async (raw) => {
+      const { client, stream, relay } = await cuttable(net, raw);
+      await within(client.write(bytes("all of it")));
+      assert.equal(await readTextExactly(stream, 9), "all of it");
+      relay.endServer();
+      assert.equal(await within(stream.read()), null);
+      await within(stream.write(bytes("answer")));
+      assert.equal(await readTextExactly(client, 6), "answer");
+    });
+  });
+
+  test("shows a server's end without close_notify as reset, for it may be cut", async (net) => {
     await withRaw(async (raw) => {
       const { client, relay } = await cuttable(net, raw);
       relay.endClient();
