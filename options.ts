@@ -26,8 +26,8 @@ export interface ProxyOptions {
       /** `--agent-server.tls.agent-id-from`: Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none. Default: `"none"`. */
       agentIdFrom?: "none" | "san" | "cn";
     };
-    /** `--agent-server.congestion-control`: How fast to send: cubic takes rare losses without a queue for chance; newreno slows down for every one; bbr goes by what has arrived, and fills small buffers. Default: `"cubic"`. */
-    congestionControl?: "cubic" | "newreno" | "bbr";
+    /** `--agent-server.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers. Default: `"cubic"`. */
+    congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-server.agent.*` */
     agent?: {
       /** `--agent-server.agent.dial-timeout`: Longest wait for a stream to an agent and its answer. In milliseconds. Default: `10000`. */
@@ -196,8 +196,8 @@ export interface AgentOptions {
     serverAddress?: string[];
     /** `--agent-client.connections`: Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy. Default: `1`. */
     connections?: number;
-    /** `--agent-client.congestion-control`: How fast to send: cubic takes rare losses without a queue for chance; newreno slows down for every one; bbr goes by what has arrived, and fills small buffers. Default: `"cubic"`. */
-    congestionControl?: "cubic" | "newreno" | "bbr";
+    /** `--agent-client.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers. Default: `"cubic"`. */
+    congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-client.labels`: Shown by the proxy with the agent: name=value, repeatable or comma-separated. */
     labels?: string[];
     /** `--agent-client.host-whitelist`: Destinations that the agent connects to; empty allows all. */

@@ -1,5 +1,6 @@
-//! Congestion control: quinn's, but for the end of a connection, with no larger window than its path is good for, and undisturbed by what is
-//! lost by chance.
+//! Congestion control: quinn's, but for the end of a connection, and with no larger window than its path is good for. A sender may
+//! always send less than its controller allows, so the name of an algorithm still says how it answers loss. The one that does not answer every
+//! loss has a name of its own.
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use quinn_proto::RttEstimator;
 /// window is two of the largest packets here, and one is an attempt at a larger size.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
 
-/// The largest window that a path is good for. More would only stand in the receiver's buffer, in front of what other tunnels say.
+/// The largest window that a path is good for: a cap on the bytes in flight. More would only stand in the receiver's buffer, in front of what
+/// other tunnels say. A cap never makes a connection send more than its controller allows.
 struct Most {
     /// Without any delay, in bytes.
     at_hand: u64,
@@ -56,11 +58,10 @@ const OPEN: u64 = u64::MAX;
 /// None when nothing of that name is known.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
     Some(match name {
-        "cubic" => Arc::new(Guided::lenient({
-            let mut config = CubicConfig::default();
-            config.initial_window(INITIAL_WINDOW);
-            config
-        })),
+        // RFC 9438
+        "cubic" => Arc::new(Guided::strict(cubic())),
+        // not RFC 9438: see `Losses`
+        "cubic-loss-tolerant" => Arc::new(Guided::lenient(cubic())),
         "bbr" => Arc::new(Guided::strict({
             let mut config = BbrConfig::default();
             config.initial_window(INITIAL_WINDOW);
@@ -73,6 +74,12 @@ pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
         })),
         _ => return None,
     })
+}
+
+fn cubic() -> CubicConfig {
+    let mut config = CubicConfig::default();
+    config.initial_window(INITIAL_WINDOW);
+    config
 }
 
 /// Closes a connection. quinn (up to 0.11.19, its issue 2785) would hold the news back while the congestion window is full, and so for
@@ -352,24 +359,29 @@ mod tests {
     }
 
     #[test]
+    fn algorithms_of_an_rfc_answer_every_loss() {
+        assert_eq!(left(&mut controller("cubic", 1_000), 1, false), 0.7); // RFC 9438 §4.6
+        assert_eq!(left(&mut controller("newreno", 1_000), 1, false), 0.5); // RFC 9002 §7.3.2
+    }
+
+    #[test]
     fn a_window_stays_where_few_are_lost_and_no_queue_is_before_them() {
-        let mut cubic = controller("cubic", 1_000);
+        let mut cubic = controller("cubic-loss-tolerant", 1_000);
         for _ in 0..20 {
             assert_eq!(left(&mut cubic, 1, false), 1.0);
         }
         assert_eq!(left(&mut cubic, 1, false), 0.7);
         assert_eq!(left(&mut cubic, 20, false), 1.0, "those before are answered");
-        assert_eq!(left(&mut controller("cubic", 20), FEW, false), 1.0);
-        assert!(left(&mut controller("newreno", 1_000), 1, false) < 1.0);
+        assert_eq!(left(&mut controller("cubic-loss-tolerant", 20), FEW, false), 1.0);
     }
 
     #[test]
     fn a_window_shrinks_where_many_are_lost_or_marked_or_for_long_or_there_is_a_queue() {
-        assert_eq!(left(&mut controller("cubic", 1_000), 21, false), 0.7);
-        assert_eq!(left(&mut controller("cubic", 20), FEW + 1, false), 0.7);
-        assert_eq!(left(&mut controller("cubic", 1_000), 0, false), 0.7, "marked");
-        assert!(left(&mut controller("cubic", 1_000), 1, true) < 0.1, "for long");
-        let mut queued = controller("cubic", 1_000);
+        assert_eq!(left(&mut controller("cubic-loss-tolerant", 1_000), 21, false), 0.7);
+        assert_eq!(left(&mut controller("cubic-loss-tolerant", 20), FEW + 1, false), 0.7);
+        assert_eq!(left(&mut controller("cubic-loss-tolerant", 1_000), 0, false), 0.7, "marked");
+        assert!(left(&mut controller("cubic-loss-tolerant", 1_000), 1, true) < 0.1, "for long");
+        let mut queued = controller("cubic-loss-tolerant", 1_000);
         queued.losses.as_mut().unwrap().arrived(MTU, [112 * MS, 100 * MS]);
         assert_eq!(left(&mut queued, 1, false), 1.0);
         queued.losses.as_mut().unwrap().arrived(MTU, [114 * MS, 100 * MS]);
@@ -378,7 +390,7 @@ mod tests {
 
     #[test]
     fn losses_of_long_ago_do_not_count() {
-        let mut cubic = controller("cubic", 1_000);
+        let mut cubic = controller("cubic-loss-tolerant", 1_000);
         assert_eq!(left(&mut cubic, 20, false), 1.0);
         for _ in 0..REMEMBERED {
             cubic.losses.as_mut().unwrap().arrived(MTU, [MS, MS]);

@@ -24,9 +24,9 @@ export const logOptions = defineOptions({
 export const CONGESTION_CONTROL = {
   kind: "string",
   default: "cubic",
-  choices: ["cubic", "newreno", "bbr"],
+  choices: ["cubic", "cubic-loss-tolerant", "newreno", "bbr"],
   description:
-    "How fast to send: cubic takes rare losses without a queue for chance; newreno slows down for every one; bbr goes by what has arrived, and fills small buffers.",
+    "Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers.",
 } as const;
 
 /** TLS for the clients of proxy and lb. */

@@ -398,10 +398,10 @@ export interface QuicTransport {
   /** Bytes sent and not yet acknowledged on all streams of a connection. Default 32 MiB. */
   sendWindow?: number;
   /**
-   * Default `cubic` (RFC 9438), which here takes losses of at most 2 % with no queue before them for chance. `newreno` (RFC 9002 §7) slows
-   * down for every loss. `bbr` goes by what has arrived, and fills small buffers.
+   * Default `cubic` (RFC 9438), which like `newreno` (RFC 9002 §7) slows down for every loss. `cubic-loss-tolerant` does not for losses of at
+   * most 2 % with no queue before them. `bbr` goes by the rate that arrives, and fills small buffers.
    */
-  congestion?: "cubic" | "bbr" | "newreno";
+  congestion?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
   /** Largest UDP payload tried (RFC 8899), 1200 to 6400. Default 6400. */
   maxMtu?: number;
 }

@@ -164,7 +164,9 @@ export class Places {
     const agentStarted = performance.now();
     const entrance = front?.clients ?? clients;
     const startAgent = async (id: string, priority: readonly string[] = []) => {
-      const agent = launcher.start("agent", [...priority, subject.agent].join(" "), [
+      // in the environment, where an agent that does not know the option ignores it
+      const tolerant = surroundings.link ? ["env", "REVERSE_HTTP_AGENT_CLIENT_CONGESTION_CONTROL=cubic-loss-tolerant"] : [];
+      const agent = launcher.start("agent", [...priority, ...tolerant, subject.agent].join(" "), [
         `--agent-client.server-address=${way.address}`,
         `--agent-client.tls.file.root-ca=${files.ca}`,
         `--auth.noauth.agent-id=${id}`,

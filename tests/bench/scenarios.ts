@@ -69,7 +69,7 @@ export const SCENARIOS: readonly Scenario[] = [
     },
     run: agents,
   },
-  lossy("lossy", "a link with 50 ms delay each way and 1 % loss", { delayMs: 50, loss: 0.01 }),
+  lossy("lossy", "a link with 50 ms delay each way and 1 % loss, `cubic-loss-tolerant`", { delayMs: 50, loss: 0.01 }),
   isolation("isolation", "one client beside what others do through another agent, on machines of their own", { yields: true }),
   isolation("isolation-limits", "one client beside what others do through another agent, on the same processors, with limits", {
     proxyOptions: ["--limits.tunnel-rate-per-client=200", "--limits.bandwidth-per-agent=50MiB", "--limits.exempt="],
