@@ -1,5 +1,4 @@
 // Puts the agent together: connections to proxies, each kept by a keeper, and what is served through them.
-import { lookup } from "node:dns/promises";
 import { hostname } from "node:os";
 import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
 import { Backoff } from "../shared/backoff.ts";
@@ -35,7 +34,7 @@ export interface AgentDeps {
   settledAfterMs?: number;
   /** From 0 up to, not including, 1. Default `Math.random`. */
   random?: () => number;
-  /** Every address of a name. Default: as the system knows them. */
+  /** Every address of a name. Default: as `resolve` of the network. */
   resolve?: Resolve;
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
@@ -80,6 +79,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, deps);
+  const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const sessions = new Set<Session>();
   const operated = observe(agentId, sessions, () => tls.current.cert);
   const { health } = operated;
@@ -100,7 +100,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     net,
     log,
     limits,
-    destinations: createDestinations({ allow: hostWhitelist, deny, resolve: deps.resolve ?? resolveName }),
+    destinations: createDestinations({ allow: hostWhitelist, deny, resolve }),
     connectTimeoutMs: CONNECT_TIMEOUT_MS,
     onEnd: (end) => operated.tunnels.ended(end),
   };
@@ -163,7 +163,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     if (leaving.length > MAX_LEAVING) leaving[0]!.close();
   };
   // one connection goes to whichever address of a name answers first; several go to one each
-  const targets = new Targets(shuffle(serverAddress, random), connections > 1 ? deps.resolve ?? resolveName : undefined);
+  const targets = new Targets(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
   log.info("connecting", { proxy: serverAddress.join(",") }); // where nobody answers, nothing else is said for a while
   const keepers = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
@@ -230,10 +230,6 @@ function observe(agentId: string, sessions: ReadonlySet<Session>, certificate: (
       ...reportOf(session.since, session.tunnels, session.stats()),
     }));
   return { metrics, health, agents, tunnels: metrics.tunnels(open) };
-}
-
-async function resolveName(host: string): Promise<string[]> {
-  return (await lookup(host, { all: true })).map(({ address }) => address);
 }
 
 /** In random order, so that many agents with the same list do not all begin with the same proxy. */

@@ -22,11 +22,11 @@ export interface DestinationsOptions {
 /** What the agent may reach. */
 export interface Destinations {
   /**
-   * Where to connect to, within `timeoutMs` for all of it.
+   * Where to connect to, within `timeoutMs` for all of it. `signal` gives up.
    * @throws {Refusal} 403
    * @throws {NetError} as `connectTcp` of the network
    */
-  find(destination: Authority, timeoutMs: number): Promise<Address>;
+  find(destination: Authority, timeoutMs: number, signal?: AbortSignal): Promise<Address>;
 }
 
 /** An address to connect to, and how long that may take. */
@@ -37,7 +37,7 @@ export function createDestinations({ allow, deny, resolve, zones = interfaceName
   const allowed = createAllowList(allow);
   const denied = deny.length > 0 ? createDenyList(deny) : undefined;
   return {
-    async find(destination, timeoutMs) {
+    async find(destination, timeoutMs, signal) {
       const authority = formatAuthority(destination);
       const { port } = destination;
       const host = canonicalHost(destination.host);
@@ -51,7 +51,7 @@ export function createDestinations({ allow, deny, resolve, zones = interfaceName
       if (isDenied(destination.host) || isDenied(host)) throw prohibited(`${authority} is on the deny-list of the agent`);
       if (isAddress(host)) return { host, port, timeoutMs };
       const startedAt = performance.now();
-      const addresses = await lookUp(resolve, host, timeoutMs);
+      const addresses = await lookUp(resolve, host, timeoutMs, signal);
       const left = addresses.filter((address) => !isDenied(address)).map(canonicalHost);
       if (left.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
       return { host, port, addresses: left, timeoutMs: Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt))) };
@@ -78,14 +78,14 @@ function prohibited(message: string): Refusal {
   return new Refusal(403, "destination_ip_prohibited", message);
 }
 
-async function lookUp(resolve: Resolve, host: string, timeoutMs: number): Promise<readonly string[]> {
+async function lookUp(resolve: Resolve, host: string, timeoutMs: number, signal: AbortSignal | undefined): Promise<readonly string[]> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
-    const error = new NetError("timed-out", `Cannot connect to ${host}: its name was not looked up in ${timeoutMs} ms`);
+    const error = new NetError("name-timed-out", `Cannot connect to ${host}: its name was not looked up in ${timeoutMs} ms`);
     timer = setTimeout(() => reject(error), timeoutMs);
   });
   try {
-    const found = await Promise.race([late, resolve(host)]);
+    const found = await Promise.race([late, resolve(host, { timeoutMs, signal })]);
     if (found.length === 0) throw new NetError("unknown-host", `Cannot connect to ${host}: the name has no address`);
     return found;
   } catch (cause) {

@@ -12,6 +12,8 @@ export function describeFailure(error: unknown, address: string, options: AgentO
       return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message);
     case "timed-out":
       return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
+    case "name-timed-out":
+      return `${error.message}; do the name servers of this machine answer?`;
     case "tls":
       return error.message + adviseOnTls(error, options);
     default:
@@ -42,7 +44,7 @@ function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: Ag
 
 /** Nobody answered, or there was no way there: the network is gone, or the proxy does not run. */
 export function isSilence(error: unknown): boolean {
-  return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host"].includes(error.code);
+  return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host", "name-timed-out"].includes(error.code);
 }
 
 /** Why a connection is no more. */

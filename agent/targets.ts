@@ -1,4 +1,5 @@
 // Where to connect next: the addresses of proxies, who uses which, and which has not been tried for the longest time.
+import type { ResolveOptions } from "../shared/net/types.ts";
 
 /** One proxy, as far as an address tells. */
 export interface Target {
@@ -12,7 +13,10 @@ export interface Target {
 }
 
 /** Every address of a name. */
-export type Resolve = (host: string) => Promise<readonly string[]>;
+export type Resolve = (host: string, options: ResolveOptions) => Promise<readonly string[]>;
+
+/** Longest look-up in milliseconds of a proxy's name. */
+const RESOLVE_TIMEOUT_MS = 5_000;
 
 interface Use {
   /** Connections there, or under way to it. */
@@ -81,7 +85,7 @@ export class Targets {
     const [host, port] = [hostname.replace(/^\[|\]$/g, ""), Number(text)];
     const named = { address, host, port, serverName: host };
     // a name that is not known now is left to the network: it says what is wrong
-    const found = await this.#resolve?.(host).catch(() => []) ?? [];
+    const found = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isOwn: true }).catch(() => []) ?? [];
     if (found.length === 0) return [named];
     return [...new Set(found)].map((ip) => ({
       address: ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`,

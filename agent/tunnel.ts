@@ -71,7 +71,7 @@ async function connect(
   authority: Authority,
   tunnel: OpenTunnel | undefined,
 ): Promise<ConnectedSplice> {
-  return await net.connectAndSplice(stream, await destinations.find(authority, connectTimeoutMs), {
+  return await net.connectAndSplice(stream, await destinations.find(authority, connectTimeoutMs, tunnel?.ends), {
     prologueToA: ESTABLISHED,
     idleTimeoutMs: limits?.idleMs,
     rates: tunnel?.rates,
@@ -101,6 +101,7 @@ const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
   "refused": [502, "connection_refused", "refused the connection"],
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
   "unknown-host": [502, "dns_error", "has a name that the agent does not know"],
+  "name-timed-out": [504, "dns_timeout", "has a name that no name server answers for"],
   "timed-out": [504, "connection_timeout", "did not answer in time"],
   "cancelled": [504, "connection_timeout", "did not answer as long as the tunnel may live"],
   "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no descriptors or memory left"],

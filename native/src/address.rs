@@ -124,6 +124,14 @@ pub fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     out
 }
 
+/// An address without its port, with its zone by number.
+pub fn host(address: &SocketAddr) -> String {
+    match canonical(*address) {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        other => other.ip().to_string(),
+    }
+}
+
 /// `host:port`, with brackets where the host has colons.
 pub fn display(host: &str, port: u16) -> String {
     if host.contains(':') {

@@ -1,13 +1,16 @@
 //! From a name and a port to a connection: resolve, then try every address with a staggered start (RFC 8305).
+use std::collections::VecDeque;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use crate::address::{display, interleave};
 use crate::error::Fault;
+use crate::names::{address, LookUp, Names, Purpose};
 
 /// RFC 8305 §5, the Connection Attempt Delay it recommends.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -26,12 +29,9 @@ impl At {
     /// Addresses as they are written, with a zone (RFC 4007 §11) or without. Nothing here is looked up.
     pub fn addresses(given: &[String], port: u16) -> Result<Self, Fault> {
         let parse = |text: &String| {
-            let (ip, zone) = text.split_once('%').map_or((&text[..], None), |(ip, zone)| (ip, Some(zone)));
-            let ip: IpAddr = ip.parse().ok()?;
-            match zone {
-                None => Some((ip, port).into()),
-                Some(_) => (&text[..], port).to_socket_addrs().ok()?.next(), // the system numbers the zones
-            }
+            let mut address = address(text)?;
+            address.set_port(port);
+            Some(address)
         };
         let invalid = |text: &String| Fault::new("invalid", format!("Cannot connect to {text:?}: it is not an address"));
         let all = given.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
@@ -40,61 +40,123 @@ impl At {
 }
 
 /// Makes a connection to the first address of `host` that answers `attempt`, within `limit` for all of it.
-pub async fn connect<T, A, F>(host: &str, port: u16, at: At, limit: Duration, attempt: A) -> Result<T, Fault>
+pub async fn connect<T, A, F>(
+    (names, purpose): (&Arc<Names>, Purpose),
+    host: &str,
+    port: u16,
+    at: At,
+    limit: Duration,
+    attempt: A,
+) -> Result<T, Fault>
 where
     T: Send + 'static,
     A: Fn(SocketAddr) -> F,
     F: Future<Output = Result<T, Fault>> + Send + 'static,
 {
     let what = display(host, port);
-    let all = async {
-        let found = match at {
-            At::Addresses(given) => given,
-            At::Name => tokio::net::lookup_host((host, port))
-                .await
-                .map_err(|e| Fault::new("unknown-host", format!("Cannot connect to {what}: the name is unknown ({e})")))?
-                .collect(),
-        };
-        let mut addresses = interleave(found);
-        addresses.truncate(MAX_ADDRESSES);
-        race(addresses, attempt, &what).await
+    let until = Instant::now() + limit;
+    let (first, look_up) = match at {
+        At::Addresses(given) => (given, None),
+        At::Name => {
+            let mut look_up = names.look_up(host, port, purpose);
+            let first = timeout_at(until, look_up.first()).await.map_err(|_| late_name(&what, limit))?;
+            (first.map_err(|fault| cannot_look_up(&what, fault))?, Some(look_up))
+        }
     };
-    match timeout(limit, all).await {
-        Ok(result) => result,
-        Err(_) => Err(Fault::new(
+    let is_named = look_up.is_some();
+    let result = timeout_at(until, race(first, look_up, attempt, &what)).await.unwrap_or_else(|_| {
+        Err(Fault::new(
             "timed-out",
             format!("Cannot connect to {what}: no answer in {} ms", limit.as_millis()),
-        )),
+        ))
+    });
+    if is_named && result.is_err() {
+        names.forget(host);
+    }
+    result
+}
+
+/// Every address of `host` that is known in time.
+pub async fn resolve((names, purpose): (&Arc<Names>, Purpose), host: &str, limit: Duration) -> Result<Vec<SocketAddr>, Fault> {
+    match timeout(limit, names.look_up(host, 0, purpose).all()).await {
+        Ok(result) => result.map_err(|fault| cannot_look_up(host, fault)),
+        Err(_) => Err(late_name(host, limit)),
     }
 }
 
-async fn race<T, A, F>(addresses: Vec<SocketAddr>, attempt: A, what: &str) -> Result<T, Fault>
+fn cannot_look_up(what: &str, fault: Fault) -> Fault {
+    Fault {
+        message: format!("Cannot connect to {what}: {}", fault.message),
+        ..fault
+    }
+}
+
+fn late_name(what: &str, limit: Duration) -> Fault {
+    Fault::new(
+        "name-timed-out",
+        format!(
+            "Cannot connect to {what}: no name server has answered for its name in {} ms",
+            limit.as_millis()
+        ),
+    )
+}
+
+/// Tries the addresses one after the other, and those that become known later.
+async fn race<T, A, F>(first: Vec<SocketAddr>, mut look_up: Option<LookUp>, attempt: A, what: &str) -> Result<T, Fault>
 where
     T: Send + 'static,
     A: Fn(SocketAddr) -> F,
     F: Future<Output = Result<T, Fault>> + Send + 'static,
 {
-    if let [only] = addresses[..] {
-        return attempt(only).await; // no task of its own
+    let is_complete = |look_up: &Option<LookUp>| look_up.as_ref().is_none_or(LookUp::is_complete);
+    let mut waiting = VecDeque::from(interleave(first));
+    waiting.truncate(MAX_ADDRESSES);
+    if waiting.len() == 1 && is_complete(&look_up) {
+        return attempt(waiting[0]).await; // no task of its own
     }
+    let mut left = MAX_ADDRESSES - waiting.len();
     let mut running = JoinSet::new(); // dropping it ends the losers
-    let mut waiting = addresses.into_iter();
     let mut worst: Option<Fault> = None;
+    let mut next = Instant::now();
     loop {
-        if let Some(address) = waiting.next() {
-            running.spawn(attempt(address));
+        if Instant::now() >= next {
+            if let Some(address) = waiting.pop_front() {
+                running.spawn(attempt(address));
+                next = Instant::now() + STAGGER;
+            }
         }
-        let more = waiting.len() > 0;
+        let is_over = running.is_empty() && waiting.is_empty();
+        if is_over && is_complete(&look_up) {
+            return Err(worst.unwrap_or_else(|| Fault::new("unknown-host", format!("Cannot connect to {what}: no address"))));
+        }
         tokio::select! {
-            ended = running.join_next() => match ended {
-                Some(Ok(Ok(connection))) => return Ok(connection),
-                Some(Ok(Err(fault))) => worst = Some(more_telling(worst, fault)),
-                Some(Err(e)) => worst = Some(more_telling(worst, Fault::new("internal", format!("Cannot connect to {what}: {e}")))),
-                None if !more => return Err(worst.unwrap_or_else(|| Fault::new("unknown-host", format!("Cannot connect to {what}: no address")))),
-                None => {}
-            },
-            _ = sleep(STAGGER), if more => {}
+            Some(ended) = running.join_next() => {
+                let fault = match ended {
+                    Ok(Ok(connection)) => return Ok(connection),
+                    Ok(Err(fault)) => fault,
+                    Err(e) => Fault::new("internal", format!("Cannot connect to {what}: {e}")),
+                };
+                worst = Some(more_telling(worst, fault));
+                // the next one at once; where there is none, addresses that are late have a moment still
+                next = Instant::now() + if waiting.is_empty() { STAGGER } else { Duration::ZERO };
+            }
+            () = sleep_until(next), if !waiting.is_empty() => {}
+            () = sleep_until(next), if is_over => look_up = None,
+            late = more(&mut look_up), if !is_complete(&look_up) => {
+                if is_over {
+                    next = Instant::now();
+                }
+                waiting.extend(late.into_iter().take(left));
+                left = MAX_ADDRESSES.saturating_sub(running.len() + waiting.len());
+            }
         }
+    }
+}
+
+async fn more(look_up: &mut Option<LookUp>) -> Vec<SocketAddr> {
+    match look_up {
+        Some(look_up) => look_up.more().await,
+        None => Vec::new(),
     }
 }
 
@@ -118,6 +180,10 @@ fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
 mod tests {
     use super::*;
 
+    fn names() -> Arc<Names> {
+        Names::new(tokio::runtime::Handle::current(), Default::default())
+    }
+
     fn addresses(n: u16) -> Vec<SocketAddr> {
         (1..=n).map(|port| ([127, 0, 0, 1], port).into()).collect()
     }
@@ -131,7 +197,7 @@ mod tests {
                 port => Ok(port),
             }
         };
-        assert_eq!(race(addresses(3), attempt, "x").await.unwrap(), 2);
+        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap(), 2);
         assert_eq!(start.elapsed(), STAGGER);
     }
 
@@ -144,7 +210,7 @@ mod tests {
                 _ => Err(Fault::new("refused", "no")),
             }
         };
-        assert_eq!(race(addresses(3), attempt, "x").await.unwrap(), 3);
+        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap(), 3);
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
@@ -152,7 +218,7 @@ mod tests {
     async fn the_most_telling_error_is_reported() {
         let attempt =
             |a: SocketAddr| async move { Err::<(), _>(Fault::new(if a.port() == 2 { "refused" } else { "unreachable" }, a.to_string())) };
-        assert_eq!(race(addresses(3), attempt, "x").await.unwrap_err().code, "refused");
+        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap_err().code, "refused");
     }
 
     #[tokio::test]
@@ -167,14 +233,16 @@ mod tests {
                 Err::<(), _>(Fault::new("refused", "no"))
             }
         };
-        let fault = connect("localhost", 80, at, Duration::from_secs(3), attempt).await.unwrap_err();
+        let fault = connect((&names(), Purpose::Tunnel), "localhost", 80, at, Duration::from_secs(3), attempt)
+            .await
+            .unwrap_err();
         assert_eq!(fault.code, "refused");
         assert_eq!(*crate::lock(&tried), ["192.0.2.1", "2001:db8::1", "192.0.2.2"]);
     }
 
     #[test]
     fn a_name_is_no_address() {
-        for bad in ["localhost", "", "1.2.3", "::1%", "x%lo"] {
+        for bad in ["localhost", "", "1.2.3.256", "::1%", "x%lo"] {
             let fault = At::addresses(&[bad.to_owned()], 80).err().map(|fault| fault.code);
             assert_eq!(fault, Some("invalid"), "{bad}");
         }
@@ -183,9 +251,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_limit_ends_everything() {
         let attempt = |_| async { std::future::pending::<Result<(), Fault>>().await };
-        let fault = connect("127.0.0.1", 1, At::Name, Duration::from_secs(3), attempt)
-            .await
-            .unwrap_err();
+        let fault = connect(
+            (&names(), Purpose::Tunnel),
+            "127.0.0.1",
+            1,
+            At::Name,
+            Duration::from_secs(3),
+            attempt,
+        )
+        .await
+        .unwrap_err();
         assert_eq!(fault.code, "timed-out");
     }
 }

@@ -15,7 +15,9 @@ use crate::error::{Fault, Warn};
 use crate::heartbeat::Heartbeat;
 use crate::hub::{Hub, Js, Outcome, Promise};
 use crate::inbox::Inbox;
+use crate::names::Names;
 use crate::rate::{Pace, Rate};
+use crate::sources::Paths;
 use crate::stream::{Halves, Stop, Stream};
 use crate::tcp::{self, Incoming};
 use crate::{lock, memory, process, quic};
@@ -26,8 +28,8 @@ pub fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
     if RUNTIME.get().is_none() {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.clamp(1, 64) as usize)
-            // name look-ups; a resolver that hangs must not take every thread there is
-            .max_blocking_threads(64)
+            // only to let go of memory
+            .max_blocking_threads(2)
             .thread_name("reverse-http")
             .enable_all()
             .build()?;
@@ -75,6 +77,7 @@ pub struct Core {
     pub hub: Arc<Hub>,
     pub runtime: &'static Handle,
     pub heartbeat: Arc<Heartbeat>,
+    pub names: Arc<Names>,
     pub next: AtomicU64,
     pub streams: Table<Stream>,
     pub connections: Table<Connection>,
@@ -149,6 +152,7 @@ impl Core {
             hub,
             runtime,
             heartbeat: Heartbeat::new(),
+            names: Names::new(runtime.clone(), Paths::default()),
             next: AtomicU64::new(1),
             streams: Mutex::default(),
             connections: Mutex::default(),

@@ -6,6 +6,7 @@ mod address;
 mod congestion;
 mod connect;
 mod copy;
+mod dns;
 mod error;
 mod half;
 mod head;
@@ -14,9 +15,11 @@ mod held;
 mod hub;
 mod inbox;
 mod memory;
+mod names;
 mod process;
 mod quic;
 mod rate;
+mod sources;
 mod splice;
 mod stream;
 mod tcp;
@@ -47,6 +50,7 @@ use error::Fault;
 use held::Core;
 use hub::{Hub, Js};
 use inbox::Inbox;
+use names::Purpose;
 use rate::Rate;
 use tcp::HeadLimits;
 use tls::{ClientTls, ServerTls};
@@ -250,8 +254,21 @@ impl Engine {
         let core = self.core.clone();
         self.core.run(op, true, async move {
             let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
-            let (halves, remote) = tcp::dial(host, port, at, millis(timeout_ms), tls).await?;
+            let (halves, remote) = tcp::dial(&core.names, host, port, at, millis(timeout_ms), tls).await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Text(remote)]))
+        });
+    }
+
+    /// Every address of a name.
+    #[napi]
+    pub fn resolve(&self, op: f64, host: String, timeout_ms: u32, is_own: bool) {
+        let names = self.core.names.clone();
+        let purpose = if is_own { Purpose::Link } else { Purpose::Tunnel };
+        self.core.run(op, true, async move {
+            let addresses = connect::resolve((&names, purpose), &host, millis(timeout_ms)).await?;
+            Ok(Js::Array(
+                addresses.iter().map(|address| Js::Text(address::host(address))).collect(),
+            ))
         });
     }
 
@@ -349,7 +366,7 @@ impl Engine {
         };
         let most_streams = dial.transport.streams();
         self.core.run(op, true, async move {
-            let connection = quic::dial(dial, core.warn()).await?;
+            let connection = quic::dial(&core.names, dial, core.warn()).await?;
             Ok(core.add_connection(connection, 0, most_streams))
         });
     }
@@ -671,9 +688,10 @@ impl Engine {
         let copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, true);
         core.runtime.spawn(async move {
             // apart: what connects is not to be as large as what copies
+            let names = copy.core.names.clone();
             let dial = Box::pin(async {
                 let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
-                tcp::dial(host, port, at, millis(timeout_ms), tls).await
+                tcp::dial(&names, host, port, at, millis(timeout_ms), tls).await
             });
             let dialled = tokio::select! {
                 dialled = dial => dialled,

@@ -28,6 +28,7 @@ use crate::half::{Sink, Source};
 use crate::head::{too_late, Gate};
 use crate::inbox::Inbox;
 use crate::lock;
+use crate::names::{Names, Purpose};
 use crate::stream::Halves;
 use crate::tcp::{read_head, HeadLimits, Incoming};
 use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
@@ -515,7 +516,7 @@ pub struct Dial {
 }
 
 /// A connection to the first address of the host that takes one. Its endpoint, with a socket of its own, ends with it.
-pub async fn dial(options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
+pub async fn dial(names: &Arc<Names>, options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
     let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
     tls::server_name(&name)?;
     let name = name.split('%').next().unwrap_or(&name).to_owned();
@@ -523,7 +524,8 @@ pub async fn dial(options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
     let crypto = QuicClientConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport.config()?);
-    connect(&options.host, options.port, At::Name, options.limit, |address| {
+    let who = (names, Purpose::Link);
+    connect(who, &options.host, options.port, At::Name, options.limit, |address| {
         let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
         let what = display(&options.host, options.port);
         async move {

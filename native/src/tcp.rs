@@ -21,6 +21,7 @@ use crate::half::{Sink, Source, Tcp, TlsTransport, Truncation};
 use crate::head::{too_late, Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
+use crate::names::{Names, Purpose};
 use crate::stream::Halves;
 use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
 
@@ -299,7 +300,14 @@ fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
 }
 
 /// A connection to the first address of `host` that takes one, and its address.
-pub async fn dial(host: String, port: u16, at: At, limit: Duration, tls: Option<ClientTls>) -> Result<(Halves, String), Fault> {
+pub async fn dial(
+    names: &Arc<Names>,
+    host: String,
+    port: u16,
+    at: At,
+    limit: Duration,
+    tls: Option<ClientTls>,
+) -> Result<(Halves, String), Fault> {
     let tls = match tls {
         None => None,
         Some(options) => Some((
@@ -307,7 +315,7 @@ pub async fn dial(host: String, port: u16, at: At, limit: Duration, tls: Option<
             tls::server_name(&host)?,
         )),
     };
-    connect(&host, port, at, limit, |address| {
+    connect((names, Purpose::Tunnel), &host, port, at, limit, |address| {
         let tls = tls.clone();
         async move {
             let tcp = Tcp::new(open(address).await.map_err(|e| connect_fault(&e, address))?);

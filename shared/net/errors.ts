@@ -6,6 +6,7 @@
  * - `address-in-use`, `address-not-available`, `permission-denied`: the local address cannot be used; for a connection,
  *   `address-not-available` says that no local port is free
  * - `refused`, `unreachable`, `unknown-host`, `timed-out`: nobody answered, as the network or the resolver said
+ * - `name-timed-out`: no name server answered for the name of the far side
  * - `tls`: the handshake failed or a certificate, key or revocation list is unusable
  * - `reset`: the stream or connection was aborted (TCP RST, RESET_STREAM), or ended without saying so
  * - `stopped`: the peer takes no more of this direction (STOP_SENDING, or a TCP write after its end)
@@ -25,6 +26,7 @@ export type NetErrorCode =
   | "unreachable"
   | "unknown-host"
   | "timed-out"
+  | "name-timed-out"
   | "tls"
   | "reset"
   | "stopped"

@@ -26,6 +26,7 @@ import type {
   QuicTransport,
   Rate,
   RateOptions,
+  ResolveOptions,
   Spliced,
   SpliceOptions,
   SpliceResult,
@@ -191,6 +192,11 @@ class Ports<L extends Listener> {
     throw isIP(known) ? fail("unreachable", "no route leads there") : fail("unknown-host", "the name is unknown");
   }
 
+  /** Whether somebody listens on the name. */
+  knows(name: string): boolean {
+    return [...this.listeners].some(({ host }) => host === name.toLowerCase());
+  }
+
   /**
    * The same for the first of several that leads to one.
    * @throws {NetError} as {@link find} does for the last, and `unknown-host` where there is none
@@ -269,6 +275,15 @@ class MemoryNet implements Net {
     this.#connections.add(near);
     listener.arrive(new MemoryDuplex("tcp", formatAddress(address, this.tcp.ephemeral()), up, down), tls !== undefined);
     return near;
+  }
+
+  async resolve(host: string, { signal }: ResolveOptions): Promise<string[]> {
+    this.#checkOpen();
+    checkSignal(signal);
+    if (host.toLowerCase() === "localhost") return ["127.0.0.1", "::1"];
+    // a name is its own address: whoever listens on it has no other
+    if (isIP(host) || this.tcp.knows(host) || this.udp.knows(host)) return [host];
+    throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown`);
   }
 
   async listenQuic(options: ListenQuicOptions): Promise<QuicListener> {

@@ -25,6 +25,7 @@ import type {
   QuicTransport,
   Rate,
   RateOptions,
+  ResolveOptions,
   ServerTls,
   Spliced,
   SpliceOptions,
@@ -132,6 +133,7 @@ interface Engine {
     timeoutMs: number,
     tls: EngineClientTls | undefined,
   ): void;
+  resolve(op: number, host: string, timeoutMs: number, isOwn: boolean): void;
   listenQuic(
     op: number,
     address: string,
@@ -423,6 +425,11 @@ class NativeNet implements Net {
     const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, addresses, timeoutMs, wanted);
     const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
     return new NativeDuplex(this.#calls, id, remote);
+  }
+
+  async resolve(host: string, { timeoutMs, isOwn = false, signal }: ResolveOptions): Promise<string[]> {
+    checkSignal(signal);
+    return await this.#calls.cancellable<string[]>(signal, (op, engine) => engine.resolve(op, host, timeoutMs, isOwn));
   }
 
   async listenQuic(options: ListenQuicOptions): Promise<QuicListener> {

@@ -20,9 +20,15 @@ export interface Net {
   listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
   /**
    * Connects to `host`, trying every address of the name with a staggered start (RFC 8305).
-   * @throws {NetError} `refused`, `unreachable`, `unknown-host`, `timed-out`, `tls`, `cancelled`, `invalid`
+   * @throws {NetError} `refused`, `unreachable`, `unknown-host`, `name-timed-out`, `timed-out`, `tls`, `cancelled`, `invalid`
    */
   connectTcp(options: ConnectTcpOptions): Promise<Duplex>;
+  /**
+   * Every address of `host`, as the connections made here would use them: at least one, IPv6 with a zone where it needs one. An address is its
+   * own. The same resolver, and the same cache, as for connections; where a family is late, the other one does not wait for it (RFC 8305 §3).
+   * @throws {NetError} `unknown-host`, `name-timed-out`, `cancelled`
+   */
+  resolve(host: string, options: ResolveOptions): Promise<string[]>;
   /**
    * Listens for QUIC connections.
    * @throws {NetError} as {@link Net.listenTcp}
@@ -253,6 +259,16 @@ export interface ConnectTcpOptions {
   timeoutMs: number;
   /** Speak TLS. Default: plain TCP. */
   tls?: ClientTls;
+  /** Gives up with `cancelled`. */
+  signal?: AbortSignal;
+}
+
+/** How long to look for an address. */
+export interface ResolveOptions {
+  /** Longest time in milliseconds. */
+  timeoutMs: number;
+  /** The operator chose the name: it is never given up for the many names of clients. Default `false`. */
+  isOwn?: boolean;
   /** Gives up with `cancelled`. */
   signal?: AbortSignal;
 }

@@ -262,6 +262,16 @@ function connectTests({ test, adapter }: Suite): void {
     assert.ok(error.message.includes("nope.invalid"), error.message);
   });
 
+  test("is preceded by a look-up that gives the addresses of a name, and the address of an address", async (net) => {
+    const options = { timeoutMs: 4_000 };
+    assert.deepEqual((await net.resolve("localhost", options)).toSorted(), ["127.0.0.1", "::1"]);
+    assert.deepEqual(await net.resolve("192.0.2.1", options), ["192.0.2.1"]);
+    assert.deepEqual(await net.resolve("2001:db8::1", options), ["2001:db8::1"]);
+    const error = await netError(net.resolve("nope.invalid", options), "unknown-host");
+    assert.ok(error.message.includes("nope.invalid"), error.message);
+    await netError(net.resolve("localhost", { ...options, signal: AbortSignal.abort() }), "cancelled");
+  });
+
   test("is made to the addresses that are given, whatever the name has, and to no other", async (net) => {
     const { port, request } = await listenTcp(net);
     const client = await dialTcp(net, port, { host: "nope.invalid", addresses: ["::1", "127.0.0.1"] });

@@ -149,7 +149,7 @@ describe("a client", () => {
     await agent.stop();
     await site.startAgent(addresses, [`--agent-client.deny=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
     const forms = ["0.0.0.0", "127.0.0.1.", "127.1", "0x7f.1", "2130706433", "017700000001", "[::ffff:7f00:1]", "[::ffff:0:0]"];
-    for (const host of ["127.0.0.1", "localhost", "LOCALHOST", "[::ffff:127.0.0.1]", ...forms]) {
+    for (const host of ["127.0.0.1", "localhost", "LOCALHOST", "LOCALHOST.", "[::ffff:127.0.0.1]", ...forms]) {
       const answer = await ask(addresses.clients, connectHead(`${host}:${addresses.clients.split(":")[1]}`));
       assertRefused(answer, 403, "destination_ip_prohibited");
     }

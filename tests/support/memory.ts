@@ -27,6 +27,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     checkClientTls: (tls) => net.checkClientTls(tls),
     listenTcp: (options) => net.listenTcp(options),
     connectTcp: (options) => net.connectTcp(options),
+    resolve: (host, options) => net.resolve(host, options),
     listenQuic: (options) => net.listenQuic(options),
     connectQuic: (options) => net.connectQuic(options),
     splice: (a, b, options) => net.splice(a, b, options),

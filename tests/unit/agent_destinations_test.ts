@@ -171,7 +171,7 @@ describe("a deny-list of the agent", () => {
 
   it("ends a look-up that takes too long", async () => {
     const destinations = withDeny(ADVISED, { "silent.test": () => new Promise(() => {}) });
-    assert.equal(await reach(destinations, "silent.test:80", 30), "timed-out");
+    assert.equal(await reach(destinations, "silent.test:80", 30), "name-timed-out");
   });
 
   it("says so where a name is not known", async () => {
