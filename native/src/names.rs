@@ -186,9 +186,6 @@ impl Names {
 
     fn start(self: &Arc<Self>, host: &str, purpose: Purpose) -> Start {
         let name = normalized(host);
-        if name == "localhost" || name.ends_with(".localhost") {
-            return Start::Known(Found::known(loopback())); // RFC 6761 §6.3
-        }
         if name == "invalid" || name.ends_with(".invalid") {
             return Start::Known(Found::unknown()); // RFC 6761 §6.4
         }
@@ -196,6 +193,9 @@ impl Names {
         let (sources, changed) = state.files.current();
         if changed {
             state.cache.clear();
+        }
+        if name == "localhost" || name.ends_with(".localhost") {
+            return Start::Known(Found::known(loopback(&sources))); // RFC 6761 §6.3
         }
         if let Some(addresses) = sources.hosts(&name) {
             return Start::Known(Found::known(addresses.iter().map(|ip| (*ip, 0).into()).collect()));
@@ -399,8 +399,19 @@ fn is_own_name(name: &str) -> bool {
     got == 0 && end.is_some_and(|end| end > 0 && buffer[..end].eq_ignore_ascii_case(name.as_bytes()))
 }
 
-fn loopback() -> Vec<SocketAddr> {
-    vec![(Ipv6Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()]
+/// Those of /etc/hosts, which may leave a family out, but never another address.
+fn loopback(sources: &Sources) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = sources
+        .hosts("localhost")
+        .unwrap_or_default()
+        .iter()
+        .filter(|ip| ip.is_loopback())
+        .map(|ip| (*ip, 0).into())
+        .collect();
+    if all.is_empty() {
+        all = vec![(Ipv6Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()];
+    }
+    all
 }
 
 /// What is an address in any form that the system takes for one, with a zone (RFC 4007 §11) or without. Nothing is looked up.
@@ -842,6 +853,8 @@ mod tests {
             all.sort();
             assert_eq!(all, ["127.0.0.1:80", "[::1]:80"], "{host}");
         }
+        write(&world.folder, "hosts", "127.0.0.1 localhost\n");
+        assert_eq!(world.all("localhost").await.unwrap(), ["127.0.0.1:80"]);
         assert_eq!(world.all("a.invalid").await.unwrap_err().code, "unknown-host");
         assert!(world.server.asked().is_empty());
     }

@@ -264,7 +264,8 @@ function connectTests({ test, adapter }: Suite): void {
 
   test("is preceded by a look-up that gives the addresses of a name, and the address of an address", async (net) => {
     const options = { timeoutMs: 4_000 };
-    assert.deepEqual((await net.resolve("localhost", options)).toSorted(), ["127.0.0.1", "::1"]);
+    const loopback = await net.resolve("localhost", options);
+    assert.ok(loopback.length > 0 && loopback.every((address) => ["127.0.0.1", "::1"].includes(address)), loopback.join());
     assert.deepEqual(await net.resolve("192.0.2.1", options), ["192.0.2.1"]);
     assert.deepEqual(await net.resolve("2001:db8::1", options), ["2001:db8::1"]);
     const error = await netError(net.resolve("nope.invalid", options), "unknown-host");

@@ -18,6 +18,7 @@ import {
   Folder,
   LB,
   type LogEntry,
+  openDescriptors,
   Pair,
   type Program,
   type ProgramOptions,
@@ -289,6 +290,51 @@ describe("names that cannot be looked up", () => {
       await useTunnel(clients, `server.example:${port}`);
       await check(open);
       assert.equal(agent.logged("connected").length, 1);
+    },
+  );
+
+  it(
+    "delay neither other names nor the agent's own, though a thousand wait for an answer that never comes",
+    asRoot,
+    async () => {
+      await using site = await Site.create();
+      await using names = await NameServer.start();
+      await using origin = await startEcho();
+      const { proxy, addresses } = await site.startProxy();
+      const { agents, clients } = addresses;
+      // nor does an agent wait for the AAAA records of its proxy
+      const agent = site.start(...names.command(site.folder, AGENT, [
+        ...site.agentArgs({ agents: `proxy.ipv4.example:${agents.split(":")[1]}`, clients }),
+        "--agent-client.tls.insecure-skip-verify",
+        "--agent-client.deny=192.0.2.0/24", // the path that looks names up before it connects
+      ]));
+      await agent.waitFor("connected");
+      const port = origin.authority.split(":")[1];
+      const asked = names.asked;
+      const giveUp = new AbortController();
+      const waiting = Array.from({ length: 1_000 }, async (_, i) => {
+        using wire = await dial(clients);
+        await wire.write(connectHead(`name-${i}.silent.example:${port}`));
+        await Promise.race([wire.next().catch(() => {}), new Promise((resolve) => giveUp.signal.addEventListener("abort", resolve))]);
+      });
+      while (names.asked < asked + 2_000) await sleep(10);
+      const descriptors = openDescriptors(agent.pid);
+      const times = [];
+      for (const name of ["a.example", "b.ipv4.example", "localhost"]) {
+        const start = performance.now();
+        await useTunnel(clients, `${name}:${port}`);
+        times.push(`${name} ${Math.round(performance.now() - start)} ms`);
+      }
+      console.log(`a thousand names wait, ${descriptors} descriptors are open: ${times.join(", ")}`);
+      assert.ok(descriptors < 5_000);
+      proxy.signal("SIGKILL");
+      await proxy.ended;
+      await site.startProxy([], addresses);
+      const restarted = performance.now();
+      await agent.waitFor("connected", {}, 2);
+      console.log(`a thousand names waited: the agent is back ${Math.round(performance.now() - restarted)} ms after the proxy's start`);
+      giveUp.abort();
+      await Promise.all(waiting);
     },
   );
 });

@@ -8,7 +8,10 @@ const LOOPBACK = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1];
 const HEADER = 12;
 const A = 1;
 
-/** `answers` knows every name but those under `missing.example`; `silent` never says a word. */
+/**
+ * `answers` knows every name but those under `missing.example`, says nothing of those under `silent.example`, and no AAAA of those under
+ * `ipv4.example`; `silent` never says a word.
+ */
 export type Mode = "answers" | "silent";
 
 export class NameServer implements AsyncDisposable {
@@ -17,6 +20,7 @@ export class NameServer implements AsyncDisposable {
   asked = 0;
 
   private constructor(private readonly socket: Socket, private readonly address: string) {
+    socket.on("error", () => {}); // whoever asked does not wait for the answer any more
     socket.on("message", (query, from) => this.#take(query, from));
   }
 
@@ -34,7 +38,9 @@ export class NameServer implements AsyncDisposable {
     if (this.mode === "silent") return;
     const reply = Uint8Array.from(query.subarray(0, this.#endOfQuestion(query)));
     const type = (reply.at(-4)! << 8) + reply.at(-3)!;
-    const isMissing = new TextDecoder("latin1").decode(reply).includes("\x07missing\x07example");
+    const text = new TextDecoder("latin1").decode(reply);
+    if (text.includes("\x06silent\x07example") || (type !== A && text.includes("\x04ipv4\x07example"))) return;
+    const isMissing = text.includes("\x07missing\x07example");
     const found = !isMissing && type === A;
     reply.set([0x81, isMissing ? 0x83 : 0x80, 0, 1, 0, found ? 1 : 0, 0, 0, 0, 0], 2);
     this.socket.send(Uint8Array.from([...reply, ...found ? LOOPBACK : []]), port, address);
