@@ -7,6 +7,7 @@ import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/cli/option.ts";
 import { TrustedProxies } from "../shared/front/client_address.ts";
+import { warnOfExposure } from "../shared/front/exposure.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { LimitReports } from "../shared/limits/limit.ts";
@@ -114,6 +115,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     limits,
     upstreamName: "proxy",
     onEnd: (end) => tunnels.ended(end),
+    onFailure: metrics.clientFailures(),
     dial: createDialer({
       net,
       locator,
@@ -132,6 +134,11 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const reload = async (): Promise<void> => {
     await Promise.all([tls.clients?.reload(useForClients), tls.proxies?.reload(), authenticator.reload?.()]);
   };
+  warnOfExposure(log, {
+    address: listener.address,
+    asksForSecret: authenticator === deps.authenticator || options.auth.type !== "noauth" || !!tls.clients?.current.clientCa,
+    allowList: options.httpProxy.hostWhitelist,
+  });
   // where agents are held it does not know, only where they were found
   const agents = () => [...locator].map(([id, address]) => ({ id, address }));
   const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });

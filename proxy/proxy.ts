@@ -8,12 +8,14 @@ import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { TrustedProxies } from "../shared/front/client_address.ts";
+import { warnOfExposure } from "../shared/front/exposure.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { Door } from "../shared/limits/door.ts";
 import { LimitReports, orNone } from "../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
+import { LogLimit } from "../shared/log_limit.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { ListenQuicOptions, Net, QuicListener, ServerTls, TcpListener } from "../shared/net/types.ts";
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
@@ -94,6 +96,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     trustedProxies,
     createRate: (rate) => net.createRate(rate),
   });
+  const logLimit = new LogLimit({ log });
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
     const isLimited = error.code === "limit" || error.code === "limit-per-address";
@@ -101,11 +104,12 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { handshakes, handshakesPerAddress } = options.limits;
     if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes, reason: error.message }, count);
     else if (error.code === "limit-per-address") reports.hit("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
-    else log.warn("agent handshake failed", { remote, reason: error.message });
+    else logLimit.warn("agent handshake failed", { remote, reason: error.message });
   };
   const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
     (error) => {
       limits.close();
+      logLimit.close();
       backing.close();
       throw error;
     },
@@ -148,6 +152,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     limits,
     log,
     onEnd: (end) => tunnels.ended(end),
+    onFailure: metrics.clientFailures(),
     dial: (request) => dialAgent(server.agents, patience, request, options.agentServer.agent.dialTimeout, draining !== undefined),
   });
   const useForAgents = (renewed: ServerTls) => agentListener.setTls(renewed);
@@ -159,6 +164,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const reload = async (): Promise<void> => {
     await Promise.all([tls.agents.reload(useForAgents), tls.clients?.reload(useForClients), authenticator.reload?.()]);
   };
+  warnOfExposure(log, {
+    address: clientListener.address,
+    asksForSecret: authenticator === deps.authenticator || options.auth.type !== "noauth" || !!tls.clients?.current.clientCa,
+    allowList: options.httpProxy.hostWhitelist,
+  });
   if (tls.own) showPin(tls.own, agentListener.address, log);
   const agents = () => reportAgents(server.agents);
   const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
@@ -170,6 +180,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await front.done;
     patience.close();
     limits.close();
+    logLimit.close();
     watchdog.close();
     announcer?.close();
     backing.close();

@@ -51,10 +51,12 @@ function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDe
 /** Somebody who tries it out needs no authority: these options are all that an agent needs to trust the proxy. */
 export function showPin({ pin, file }: SelfSigned, agentAddress: string, log: Logger): void {
   const [, host, port] = /^(.*):([0-9]+)$/.exec(agentAddress)!;
-  const reached = ["0.0.0.0", "[::]"].includes(host!) ? hostname() : host;
+  const isEvery = ["0.0.0.0", "[::]"].includes(host!);
+  const reached = isEvery ? hostname() : host;
   log.info("using a self-signed certificate, which agents trust with these options", {
     file,
     options: `--agent-client.server-address=${reached}:${port} --agent-client.tls.pin-sha256=${pin}`,
+    note: isEvery ? `${reached} is this machine's own name: where agents do not resolve it, write an address that they reach` : undefined,
   });
 }
 

@@ -106,6 +106,17 @@ export class Metrics {
     });
   }
 
+  /** Counts clients' connections that brought no request. */
+  clientFailures(): (what: "handshake" | "head") => void {
+    const counter = new Counter({
+      name: "reverse_http_client_failures_total",
+      help: "Connections of clients that brought no request: the TLS handshake failed, or the head was malformed.",
+      labelNames: ["what"],
+      registers: [this.registry],
+    });
+    return (what) => counter.inc({ what });
+  }
+
   /** Counts by outcome, one of a few fixed words. */
   outcomes(name: string, help: string): (outcome: string, times?: number) => void {
     const counter = new Counter({ name, help, labelNames: ["outcome"], registers: [this.registry] });

@@ -61,13 +61,27 @@ impl HeadScanner {
                 b'\n' => self.after_newline = true,
                 b'\r' => {} // does not end the line by itself: the parser refuses it in the wrong place
                 b'\t' | 0x20..=0x7e | 0x80.. => self.after_newline = false,
-                _ => return Err(Fault::remote("head-malformed", format!("Control character {byte:#04x} in a head"))),
+                _ => {
+                    let other = other_protocol(byte).filter(|_| self.scanned == 1);
+                    let message = other.map_or_else(|| format!("Control character {byte:#04x} in a head"), str::to_owned);
+                    return Err(Fault::remote("head-malformed", message));
+                }
             }
         }
         if self.scanned > self.limit || self.limit == 0 {
             return Err(Fault::remote("head-too-large", "The head is too large"));
         }
         Ok(None)
+    }
+}
+
+/// What the first byte tells that comes from a client with another protocol.
+fn other_protocol(first: u8) -> Option<&'static str> {
+    match first {
+        0x04 => Some("It is SOCKS 4, and this port takes HTTP alone"),
+        0x05 => Some("It is SOCKS 5, and this port takes HTTP alone"),
+        0x16 => Some("It is TLS, and this port takes plain HTTP: the proxy's URL begins with http://"),
+        _ => None,
     }
 }
 
@@ -242,6 +256,15 @@ mod tests {
         assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err("head-malformed"));
         assert_eq!(scan(&[b"A\0"], 100), Err("head-malformed"));
         assert_eq!(scan(&[b"A\x7f"], 100), Err("head-malformed"));
+    }
+
+    #[test]
+    fn other_protocols_are_named_by_their_first_byte_alone() {
+        let message = |data: &[u8]| HeadScanner::new(100).push(Bytes::copy_from_slice(data)).unwrap_err().message;
+        assert!(message(&[0x16, 3, 1]).contains("TLS"));
+        assert!(message(&[0x05, 1, 0]).contains("SOCKS 5"));
+        assert!(message(&[0x04, 1, 0]).contains("SOCKS 4"));
+        assert_eq!(message(b"A\x16"), "Control character 0x16 in a head");
     }
 
     #[test]

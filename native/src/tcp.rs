@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
@@ -60,10 +60,39 @@ type Slot = Arc<Mutex<Option<TcpListener>>>;
 pub struct Listener {
     pub address: String,
     pub inbox: Arc<Inbox<Incoming>>,
-    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    tls: Option<Arc<Mutex<ServerConfigs>>>,
     socket: Slot,
     stop: Arc<Notify>,
     task: AbortHandle,
+}
+
+/// What a TLS server is, to a client that offers HTTP/1.1 by ALPN (RFC 7301), and to all others. Without a protocol that both have, rustls
+/// would refuse the client: one that offers HTTP/2 alone is told nothing, and speaks HTTP/1.1 all the same, or is answered in it.
+#[derive(Clone)]
+struct ServerConfigs {
+    http: Arc<rustls::ServerConfig>,
+    other: Arc<rustls::ServerConfig>,
+}
+
+const HTTP: &[u8] = b"http/1.1";
+
+impl ServerConfigs {
+    fn new(tls: &ServerTls) -> Result<Self, Fault> {
+        let other = tls::server(tls, TCP_VERSIONS, &[])?;
+        let mut http = other.clone();
+        http.alpn_protocols = vec![HTTP.to_vec()];
+        Ok(Self {
+            http: Arc::new(http),
+            other: Arc::new(other),
+        })
+    }
+
+    async fn accept(self, tcp: Arc<Tcp>) -> std::io::Result<TlsStream<TlsTransport>> {
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), TlsTransport(tcp)).await?;
+        let offers_http = hello.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == HTTP));
+        let config = if offers_http { self.http } else { self.other };
+        Ok(TlsStream::Server(hello.into_stream(config).await?))
+    }
 }
 
 impl Listener {
@@ -76,7 +105,7 @@ impl Listener {
         warn: Arc<Warn>,
     ) -> Result<Self, Fault> {
         let tls = match tls {
-            Some(tls) => Some(Arc::new(Mutex::new(Arc::new(tls::server(tls, TCP_VERSIONS, &[])?)))),
+            Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
             None => None,
         };
         let socket = bind(address)?;
@@ -118,7 +147,7 @@ impl Listener {
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
         };
-        *lock(current) = Arc::new(tls::server(tls, TCP_VERSIONS, &[])?);
+        *lock(current) = ServerConfigs::new(tls)?;
         Ok(())
     }
 
@@ -172,7 +201,7 @@ fn keepalive() -> TcpKeepalive {
 async fn accept(
     socket: Slot,
     inbox: Arc<Inbox<Incoming>>,
-    tls: Option<Arc<Mutex<Arc<rustls::ServerConfig>>>>,
+    tls: Option<Arc<Mutex<ServerConfigs>>>,
     limits: HeadLimits,
     sources: Sources,
     stop: Arc<Notify>,
@@ -202,7 +231,7 @@ async fn accept(
         match accepted {
             None => return,
             Some(Ok((stream, remote))) => {
-                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(lock(tls).clone()));
+                let tls = tls.as_ref().map(|tls| lock(tls).clone());
                 heads.spawn(prepare(
                     Tcp::new(stream),
                     canonical(remote).to_string(),
@@ -231,7 +260,7 @@ async fn accept(
 async fn prepare(
     tcp: Arc<Tcp>,
     remote: String,
-    tls: Option<TlsAcceptor>,
+    tls: Option<ServerConfigs>,
     limits: HeadLimits,
     mut ticket: Ticket,
     inbox: Arc<Inbox<Incoming>>,
@@ -240,12 +269,17 @@ async fn prepare(
     let reading = async {
         let stream = halves.insert(match tls {
             None => plain(tcp),
-            Some(acceptor) => {
-                if matches!(tcp.stream.peek(&mut [0]).await, Ok(0) | Err(_)) {
+            Some(configs) => {
+                let mut first = [0];
+                if matches!(tcp.stream.peek(&mut first).await, Ok(0) | Err(_)) {
                     return Ok(None); // a health check
                 }
-                match acceptor.accept(TlsTransport(tcp.clone())).await {
-                    Ok(stream) => secure(TlsStream::Server(stream), tcp),
+                if first[0].is_ascii_alphabetic() {
+                    halves = Some(plain(tcp));
+                    return Err(Fault::remote("not-tls", "It is plain HTTP, and this port takes TLS"));
+                }
+                match configs.accept(tcp.clone()).await {
+                    Ok(stream) => secure(stream, tcp),
                     Err(e) => {
                         return Err(Fault {
                             remote: true,

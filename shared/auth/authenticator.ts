@@ -6,6 +6,12 @@ export type ClientCredentials =
   | { readonly scheme: "basic"; readonly username: string; readonly password: string }
   | { readonly scheme: "bearer"; readonly token: string };
 
+/** Who a token names, and its `jti`. */
+export interface Claims {
+  readonly agentId?: string;
+  readonly tokenId?: string;
+}
+
 /** Says no. The message is for the log of this side; the peer is told only that it was refused. */
 export class AuthenticationError extends Error {
   /** Always that. */
@@ -13,8 +19,9 @@ export class AuthenticationError extends Error {
   /**
    * What it says goes to the log.
    * @param kind `agent-id`: empty, or nothing that can be kept; `denied`: everything else
+   * @param claims what was shown says of itself, where its signature is good
    */
-  constructor(readonly kind: "agent-id" | "denied", message: string) {
+  constructor(readonly kind: "agent-id" | "denied", message: string, readonly claims: Claims = {}) {
     super(message);
   }
 }

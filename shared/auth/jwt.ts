@@ -79,7 +79,10 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     const expired = token.expiresAt + (token.over ? 0 : LEEWAY_S * 1000) <= now() ? "The token has expired" : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
-      throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`);
+      throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`, {
+        agentId: token.agentId,
+        tokenId: token.id,
+      });
     }
     const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
     const expiresAt = token.expiresAt > now() ? token.expiresAt : token.expiresAt + LEEWAY_S * 1000;
@@ -137,7 +140,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
       if (credentials.scheme === "basic" && credentials.username !== identity.agentId) {
         identity.release?.();
         const [claim, name] = [identity.agentId, credentials.username].map((id) => JSON.stringify(id));
-        throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`);
+        throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`, identity);
       }
       return identity;
     },

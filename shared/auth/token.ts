@@ -2,7 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
 import { type AllowList, createAllowList } from "../allow_list.ts";
-import { AuthenticationError, checkAgentId } from "./authenticator.ts";
+import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
 import { type Algorithm, ALGORITHMS, type SigningKey, type VerificationKey } from "./keys.ts";
 
 /** Who may show a token: an agent to a proxy, a client to a proxy or lb. */
@@ -76,7 +76,7 @@ export interface Expectation {
  */
 export async function verifyToken(text: string, keys: readonly VerificationKey[], expected: Expectation): Promise<Token> {
   const { payload, keyId } = await verify(text, keys, expected);
-  const deny = (why: string) => new AuthenticationError("denied", describe(why, payload));
+  const deny = (why: string) => new AuthenticationError("denied", describe(why, payload), claimsOf(payload));
   const { agent_id: agentId, role, exp, jti } = payload;
   if (role !== expected.role) {
     throw deny(
@@ -145,9 +145,13 @@ function readAlgorithm(text: string): Algorithm {
 /** In words of our own: those of a library may change. */
 function toDenial(error: unknown, audience: string | undefined): unknown {
   if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
-    return new AuthenticationError("denied", describe(problemOf(error, audience), error.payload));
+    return new AuthenticationError("denied", describe(problemOf(error, audience), error.payload), claimsOf(error.payload));
   }
   return error instanceof errors.JOSEError ? new AuthenticationError("denied", `The token cannot be read: ${error.message}`) : error;
+}
+
+function claimsOf({ agent_id: agentId, jti }: JWTPayload): Claims {
+  return { agentId: typeof agentId === "string" ? agentId : undefined, tokenId: typeof jti === "string" ? jti : undefined };
 }
 
 function problemOf({ claim, reason, payload }: errors.JWTExpired | errors.JWTClaimValidationFailed, audience: string | undefined): string {

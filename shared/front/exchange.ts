@@ -1,6 +1,7 @@
 // What one request came to, and the line of the access log that is made of it.
 import type { ProxyErrorType } from "../http/status.ts";
 import type { Logger } from "../log.ts";
+import { printable } from "../net/printable.ts";
 
 /** Filled in as the request goes on. */
 export interface Exchange {
@@ -11,6 +12,8 @@ export interface Exchange {
   /** The address of the connection, where that is a trusted proxy's. */
   peer?: string;
   agent?: string;
+  /** The user name of credentials that were not accepted, or not looked at. */
+  agentClaimed?: string;
   /** See {@link Identity.tokenId}. */
   token?: string;
   /** `host:port` or `[host]:port`. */
@@ -26,24 +29,29 @@ export interface Exchange {
   /** Bytes from the client to the destination, and back. */
   sent: number;
   received: number;
-  /** Refused for a limit, which is logged for itself. */
-  isLimited?: boolean;
+  /** Refused for a limit, which is logged for itself, or one of many that are logged no more. */
+  isQuiet?: boolean;
 }
 
+/** Longest reason in a line, in characters. */
+const MAX_REASON = 1_000;
+
 export function logAccess(log: Logger, exchange: Exchange, startedAt: number, endedAt: number): void {
-  const { id, client, peer, agent, token, destination, method, status, proxyError, reason, connectedAt, sent, received } = exchange;
+  const { id, client, peer, agent, agentClaimed, token, destination, method, status, proxyError, reason, connectedAt, sent, received } =
+    exchange;
   // a flood of what is refused anyway is not to fill the log
-  log[exchange.isLimited ? "debug" : "info"]("request", {
+  log[exchange.isQuiet ? "debug" : "info"]("request", {
     id,
     client,
     peer,
     agent,
+    agentClaimed: agent === undefined ? agentClaimed : undefined,
     jti: token,
     method,
     destination,
     status,
     error: proxyError,
-    reason,
+    reason: reason === undefined ? undefined : printable(reason, MAX_REASON),
     sent,
     received,
     setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),

@@ -30,8 +30,11 @@ import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, Spliced, SpliceOptions, TcpListener } from "../net/types.ts";
 import type { TrustedProxies } from "./client_address.ts";
+import { LogLimit } from "../log_limit.ts";
+import { printable } from "../net/printable.ts";
 import { type Exchange, logAccess } from "./exchange.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
+import { linger } from "./linger.ts";
 
 /** What `dial` is to reach, and for whom. */
 export interface DialRequest {
@@ -77,8 +80,21 @@ export interface FrontOptions {
   log: Logger;
   /** A request is over that was answered. */
   onEnd?: (end: TunnelEnd) => void;
+  /** A client's connection brought no request: its TLS handshake failed, or its head was malformed. */
+  onFailure?: (what: "handshake" | "head") => void;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
+}
+
+/** Bytes a second, of all clients together, that are read only to be dropped. */
+const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
+
+/** What the front has besides its options. */
+interface Desk {
+  readonly options: FrontOptions;
+  readonly now: () => number;
+  /** Of lines that strangers provoke. */
+  readonly logLimit: LogLimit;
 }
 
 /** Serves clients until it is closed. */
@@ -98,22 +114,36 @@ export function startFront(options: FrontOptions): Front {
   const now = options.now ?? (() => performance.now());
   const nextId = createIds();
   const clients = new Set<Duplex>();
+  const lingering = new Set<Duplex>();
+  const desk: Desk = { options, now, logLimit: new LogLimit({ log }) };
+  const dropped = options.net.createRate(DROPPED_RATE);
   let whenEmpty = () => {};
+  let isStopping = false;
+
+  /** A client that was refused may still be sending, and would not get to read its answer. */
+  const letRead = async (stream: Duplex): Promise<void> => {
+    if (isStopping) return stream.close();
+    lingering.add(stream);
+    await linger(stream, (bytes) => dropped.take(bytes));
+    lingering.delete(stream);
+  };
 
   const serve = async (incoming: Incoming): Promise<void> => {
     const { stream } = incoming;
     const startedAt = now();
     const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0 };
     let visit: ClientVisit | undefined;
+    let end: Ending = "over";
     clients.add(stream);
     try {
       try {
         visit = options.limits?.enter(options.trusted?.trusts(stream.remote) ? undefined : stream.remote);
-        await handle(options, incoming, exchange, visit, now);
+        await handle(desk, incoming, exchange, visit);
       } catch (error) {
-        await refuse(stream, exchange, toRefusal(error), log);
+        // without a visit there is no place for it to stay in, and without a head it cannot be read
+        const mayLinger = incoming.head !== undefined && (visit !== undefined || options.limits === undefined);
+        end = await refuse(desk, stream, exchange, error, mayLinger);
       } finally {
-        visit?.leave();
         if (exchange.status !== undefined) {
           logAccess(log, exchange, startedAt, now());
           const { status, proxyError: error, connectedAt, sent, received } = exchange;
@@ -123,6 +153,8 @@ export function startFront(options: FrontOptions): Front {
     } catch (error) {
       logFault(log, undefined, error); // what goes wrong even there is one client's, and nobody else's
     }
+    if (end === "may linger") await letRead(stream);
+    visit?.leave();
     clients.delete(stream);
     if (clients.size === 0) whenEmpty();
   };
@@ -132,10 +164,17 @@ export function startFront(options: FrontOptions): Front {
       for (const incoming of batch) void serve(incoming); // never rejects
     }
     if (clients.size > 0) await new Promise<void>((resolve) => whenEmpty = resolve);
+    dropped.close();
+    desk.logLimit.close();
   };
 
   const done = run();
+  const hurry = () => {
+    isStopping = true;
+    for (const stream of lingering) stream.close();
+  };
   const close = () => {
+    hurry();
     listener.close();
     for (const client of clients) client.reset(1);
   };
@@ -145,6 +184,7 @@ export function startFront(options: FrontOptions): Front {
     },
     async drain(timeoutMs) {
       listener.stopAccepting();
+      hurry();
       const timer = setTimeout(close, timeoutMs);
       await done;
       clearTimeout(timer);
@@ -156,13 +196,13 @@ export function startFront(options: FrontOptions): Front {
 }
 
 async function handle(
-  options: FrontOptions,
+  desk: Desk,
   { stream, head, error }: Incoming,
   exchange: Exchange,
   visit: ClientVisit | undefined,
-  now: () => number,
 ): Promise<void> {
-  if (head === undefined) return refuseHead(stream, error, exchange, options);
+  const { options, now } = desk;
+  if (head === undefined) return refuseHead(desk, stream, error, exchange);
   const request = parseRequestHead(head);
   exchange.method = request.method;
   exchange.id = requestIdOf(request.fields) ?? exchange.id;
@@ -182,10 +222,11 @@ async function handle(
   else checkNoContent(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);
   exchange.destination = formatAuthority(destination);
+  exchange.agentClaimed = claimedAgent(request);
   logRequest(options.log, request, exchange);
   visit?.knock();
   const credentials = readCredentials(request);
-  const identity = await identify(options.authenticator, credentials, visit);
+  const identity = await identify(options.authenticator, credentials, visit, exchange);
   exchange.agent = identity.agentId;
   exchange.token = identity.tokenId;
   try {
@@ -300,7 +341,8 @@ function endOf({ reason }: AbortSignal): Refusal {
 }
 
 /** What was not a head is answered where that makes sense, and is nobody's request. */
-function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Exchange, { log, limits }: FrontOptions): void {
+function refuseHead({ options, logLimit }: Desk, stream: Duplex, error: NetError | undefined, exchange: Exchange): void {
+  const { log, limits } = options;
   switch (error?.code) {
     case "head-too-large":
       throw new Refusal(431, "http_request_error", "The request head is larger than this proxy takes");
@@ -314,9 +356,12 @@ function refuseHead(stream: Duplex, error: NetError | undefined, exchange: Excha
       throw new LimitReached("heads-per-address", "Too many requests of this address are being received");
     case "head-malformed":
     case "head-truncated":
-      throw new Refusal(400, "http_request_error", "The request head is malformed");
+      throw new HeadError(400, `The request head is malformed: ${error.message}`);
+    case "not-tls":
+      throw new HeadError(400, "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://");
     case "tls":
-      log.warn("client handshake failed", { id: exchange.id, remote: exchange.client, reason: error.message });
+      options.onFailure?.("handshake");
+      logLimit.warn("client handshake failed", { id: exchange.id, remote: exchange.client, reason: error.message });
       return stream.close();
     default:
       log.debug("client gone before its request", { id: exchange.id, client: exchange.client, error: error?.message });
@@ -350,11 +395,37 @@ function readCredentials(request: RequestHead): ClientCredentials {
   }
 }
 
-async function identify(authenticator: Authenticator, credentials: ClientCredentials, visit: ClientVisit | undefined): Promise<Identity> {
+/** The user name of Basic credentials, for the log alone. Not where it is as long as a token, which some write there. */
+function claimedAgent({ fields }: RequestHead): string | undefined {
+  const [given] = values(fields, "proxy-authorization");
+  if (given === undefined) return undefined;
+  try {
+    const credentials = parseProxyAuthorization(given);
+    const name = credentials.scheme === "basic" ? credentials.username : "";
+    return name === "" || name.length > MAX_CLAIMED ? undefined : printable(name);
+  } catch {
+    return undefined; // that they cannot be read is found out, and said, later
+  }
+}
+
+/** Longest user name in the log, in characters. */
+const MAX_CLAIMED = 64;
+
+async function identify(
+  authenticator: Authenticator,
+  credentials: ClientCredentials,
+  visit: ClientVisit | undefined,
+  exchange: Exchange,
+): Promise<Identity> {
   try {
     return await identifyClient(authenticator, credentials);
   } catch (cause) {
-    if (cause instanceof AuthenticationError) visit?.failed(credentials);
+    if (cause instanceof AuthenticationError) {
+      visit?.failed(credentials);
+      const { agentId, tokenId } = cause.claims;
+      exchange.agent = agentId && printable(agentId);
+      exchange.token = tokenId && printable(tokenId);
+    }
     throw toDenial(cause);
   }
 }
@@ -375,20 +446,36 @@ function toRefusal(error: unknown): Refusal {
   return new Refusal(500, "proxy_internal_error", "Internal error", [], { cause: error });
 }
 
-async function refuse(stream: Duplex, exchange: Exchange, refusal: Refusal, log: Logger): Promise<void> {
+/** What is left to do for a client that was refused. */
+type Ending = "over" | "may linger";
+
+async function refuse(
+  { options: { log, onFailure }, logLimit }: Desk,
+  stream: Duplex,
+  exchange: Exchange,
+  error: unknown,
+  mayLinger: boolean,
+): Promise<Ending> {
+  const refusal = toRefusal(error);
   const answered = exchange.status !== undefined;
   exchange.status ??= refusal.status;
   exchange.proxyError = refusal.error;
   exchange.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-  exchange.isLimited = refusal instanceof LimitReached;
+  exchange.isQuiet = refusal instanceof LimitReached;
+  if (error instanceof HeadError && exchange.agent === undefined) {
+    onFailure?.("head");
+    exchange.isQuiet = !logLimit.admits("malformed request");
+  }
   if (refusal.status === 500) logFault(log, exchange.id, refusal.cause);
   try {
     if (answered) stream.reset(1); // an answer was begun: what it lacks must show
-    else await stream.write(encodeRefusal(refusal, exchange.method));
+    else await stream.write(encodeRefusal(refusal, exchange));
+    if (!answered && mayLinger) return "may linger";
   } catch (error) {
     log.debug("client gone before its answer", { id: exchange.id, error: error instanceof Error ? error.message : String(error) });
   }
   stream.close();
+  return "over";
 }
 
 function logFault(log: Logger, id: string | undefined, error: unknown): void {

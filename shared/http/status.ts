@@ -1,4 +1,5 @@
 // What a client is told when it gets no tunnel: a status, the cause in Proxy-Status (RFC 9209), one line of text.
+import { printable } from "../net/printable.ts";
 import { encodeHead, type Fields, values } from "./head.ts";
 
 /** The error types of RFC 9209 §2.3. */
@@ -81,11 +82,28 @@ export function reasonOf(status: number): string {
   return REASONS[status] ?? "";
 }
 
-/** The whole answer to a request that is refused. Its body is left out for the method `HEAD` (RFC 9110 §9.3.2). */
-export function encodeRefusal({ status, error, message, fields }: Refusal, method?: string): Uint8Array {
-  const body = `${message}\n`;
-  const head = encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, [
-    ["Proxy-Status", `reverse-http; error=${error}; details=${quote(message)}`],
+/** Longest message in an answer, in characters. */
+const MAX_MESSAGE = 512;
+
+/** Whose request is refused. */
+export interface Refused {
+  /** Its body is left out for `HEAD` (RFC 9110 §9.3.2). */
+  readonly method?: string;
+  /** Under which it is in the log: one token. */
+  readonly id?: string;
+}
+
+/**
+ * The whole answer to a request that is refused. Where the request has an id, that is in a field, in the text, and with the cause in the
+ * reason phrase: of a refused CONNECT many programs show nothing but that.
+ */
+export function encodeRefusal({ status, error, message, fields }: Refusal, { method, id }: Refused = {}): Uint8Array {
+  const words = printable(message, MAX_MESSAGE);
+  const body = id === undefined ? `${words}\n` : `${words} (request ${id})\n`;
+  const reason = id === undefined ? reasonOf(status) : `${reasonOf(status)} (${error}, request ${id})`;
+  const head = encodeHead(`HTTP/1.1 ${status} ${reason}`, [
+    ["Proxy-Status", `reverse-http; error=${error}; details=${quote(words)}`],
+    ...id === undefined ? [] : [["X-Request-Id", id] as const],
     ...fields,
     ["Content-Type", "text/plain; charset=utf-8"],
     ["Content-Length", String(new TextEncoder().encode(body).length)],
@@ -104,12 +122,16 @@ function quote(text: string): string {
   return `"${text.replace(/[^\x20-\x7e]/g, "?").replace(/["\\]/g, "\\$&")}"`;
 }
 
+/** Longest `details` that are taken from a peer, in characters. */
+const MAX_DETAILS = 256;
+
 /** What Proxy-Status tells of a refusal: cause and words, where they are there and known. */
 export function parseProxyStatus(fields: Fields): { error?: ProxyErrorType; details?: string } {
   const [text = ""] = values(fields, "proxy-status");
   const error = /;\s*error=([a-z_]{1,64})(?![^\s;,])/.exec(text)?.[1];
+  const details = /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(text)?.[1]?.replace(/\\(.)/g, "$1");
   return {
     error: PROXY_ERROR_TYPES.find((type) => type === error),
-    details: /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(text)?.[1]?.replace(/\\(.)/g, "$1"),
+    details: details === undefined ? undefined : printable(details, MAX_DETAILS),
   };
 }

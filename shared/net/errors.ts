@@ -12,6 +12,7 @@
  * - `stopped`: the peer takes no more of this direction (STOP_SENDING, or a TCP write after its end)
  * - `closed`: this handle, or the connection it belongs to, was closed in good order
  * - `cancelled`: the `signal` of the call was aborted
+ * - `not-tls`: where TLS is spoken, a client speaks plain HTTP; it can be answered in it
  * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head did not reach its blank line
  * - `limit`: a local limit was reached
  * - `limit-per-address`: a local limit on what one address may take was reached
@@ -32,6 +33,7 @@ export type NetErrorCode =
   | "stopped"
   | "closed"
   | "cancelled"
+  | "not-tls"
   | "head-too-large"
   | "head-timeout"
   | "head-malformed"

@@ -3,6 +3,7 @@
 // the real network, with these exceptions. TLS: both sides must want it and share a protocol name; certificates, names and pins are not
 // looked at. QUIC: packets are never lost, so connections never time out, figures are zero, and a port that nobody listens on refuses.
 // Limits on what one address may take do not hold: all are one machine's.
+import { printable } from "./printable.ts";
 import { isIP } from "node:net";
 import { NetError } from "./errors.ts";
 import { MemoryRate } from "./memory_rate.ts";
@@ -543,14 +544,15 @@ class MemoryQuicConnection implements QuicConnection {
 
   close(code: number, reason: string): void {
     if (this.#fault) return;
-    const there = new NetError("reset", `The connection was closed: ${reason}`, { appCode: code, remote: true });
+    const said = printable(reason);
+    const there = new NetError("reset", `The connection was closed: ${said}`, { appCode: code, remote: true });
     this.#fault = closed("connection");
     this.peer.#fault = there;
     // those that the peer opened, and those that this side did
     for (const stream of [...this.#streams]) stream.lose(this.#fault, there);
     for (const stream of [...this.peer.#streams]) stream.lose(there, this.#fault);
     this.#settle({ code, reason, remote: false, cause: "application" });
-    this.peer.#settle({ code, reason, remote: true, cause: "application" });
+    this.peer.#settle({ code, reason: said, remote: true, cause: "application" });
   }
 
   #settle(end: QuicClosed): void {

@@ -311,7 +311,8 @@ export async function readHead(stream: MemoryDuplex, limit: number): Promise<str
     for (; scanned < head.length; scanned++) {
       const byte = head[scanned]!;
       if ((byte < 0x20 && byte !== CR && byte !== LF && byte !== TAB) || byte === 0x7f) {
-        throw new NetError("head-malformed", `Control character 0x${byte.toString(16).padStart(2, "0")} in a head`, { remote: true });
+        const character = `Control character 0x${byte.toString(16).padStart(2, "0")} in a head`;
+        throw new NetError("head-malformed", scanned === 0 ? OTHER_PROTOCOLS[byte] ?? character : character, { remote: true });
       }
       if (byte === LF && afterNewline && skipped + scanned < limit) {
         stream.input.unread(new Uint8Array(head.subarray(scanned + 1)));
@@ -322,6 +323,13 @@ export async function readHead(stream: MemoryDuplex, limit: number): Promise<str
     if (skipped + head.length > limit || skipped >= limit) throw new NetError("head-too-large", "The head is too large", { remote: true });
   }
 }
+
+/** What the first byte tells that comes from a client with another protocol. */
+const OTHER_PROTOCOLS: Readonly<Record<number, string>> = {
+  0x04: "It is SOCKS 4, and this port takes HTTP alone",
+  0x05: "It is SOCKS 5, and this port takes HTTP alone",
+  0x16: "It is TLS, and this port takes plain HTTP: the proxy's URL begins with http://",
+};
 
 const [TAB, LF, CR] = [0x09, 0x0a, 0x0d];
 

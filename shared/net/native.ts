@@ -1,5 +1,6 @@
 // The contract on the native engine. The one place that knows there is an addon: it turns numbers and batches into objects and promises.
 import { availableParallelism } from "node:os";
+import { printable } from "./printable.ts";
 import { loadAddon } from "./addon.ts";
 import { NetError, type NetErrorCode } from "./errors.ts";
 import { PemError, type PemKind, readPem } from "./pem.ts";
@@ -211,11 +212,13 @@ interface Pending {
 
 /** Longest head in bytes, where no other limit is given. */
 const HEAD_LIMIT = 16_384;
+/** Longest message of an error, in characters: much in it may be a peer's words. */
+const MAX_MESSAGE = 1_000;
 /** Number of calls that are none: warnings come under it. */
 const WARNING = 0;
 
 function toError([code, message, appCode, remote]: Fault): NetError {
-  return new NetError(code, inWords(message), { appCode: appCode ?? undefined, remote });
+  return new NetError(code, printable(inWords(message), MAX_MESSAGE), { appCode: appCode ?? undefined, remote });
 }
 
 /** What rustls shows for programmers: errors of others as `Other(OtherError(…))`, and times as seconds since 1970. */
@@ -730,7 +733,7 @@ class NativeQuicConnection implements QuicConnection {
     const call = this.#calls.call<[number, string, boolean, QuicClosed["cause"]]>((op, engine) => engine.connectionClosed(op, this.#id));
     const [code, reason, remote, cause] = await call;
     const own = cause === "application" && !remote ? this.#closedWith ?? listener.closedWith : undefined;
-    return { code, reason, remote, cause, ...own };
+    return { code, reason: printable(reason), remote, cause, ...own };
   }
 
   async openStream(): Promise<Duplex> {

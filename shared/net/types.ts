@@ -99,7 +99,7 @@ export interface Incoming {
   readonly stream: Duplex;
   /** The head up to and including its blank line, one character a byte (ISO 8859-1). Missing with an `error`. */
   readonly head?: string;
-  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `reset` */
+  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `reset` */
   readonly error?: NetError;
 }
 
@@ -190,7 +190,7 @@ export interface QuicConnection {
 export interface QuicClosed {
   /** Application error code (RFC 9000 §20.2), 0 where the cause is not `application`. */
   readonly code: number;
-  /** What the side that closed it says; in words of this side where the cause is not `application`. */
+  /** What the side that closed it says, 256 characters at most and all of them printable; in words of this side where the cause is not `application`. */
   readonly reason: string;
   /** Whether the far side closed it. */
   readonly remote: boolean;
@@ -240,7 +240,7 @@ export interface ListenTcpOptions extends HeadOptions {
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Speak TLS. Default: plain TCP. */
+  /** Speak TLS, and pick `http/1.1` where a client offers it by ALPN (RFC 7301), or no protocol. Default: plain TCP. */
   tls?: ServerTls;
 }
 

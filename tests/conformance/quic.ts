@@ -410,6 +410,13 @@ function closeTests({ test, pki }: Suite): void {
     });
   }
 
+  test("brings 256 printable characters of a reason", async (net) => {
+    const { client, server } = await quicPair(net, await pki);
+    client.close(409, `a\r\nb\x1b[31m\u202ec${"x".repeat(500)}`);
+    const { code, reason } = await within(server.closed);
+    assert.deepEqual({ code, reason }, { code: 409, reason: `a??b?[31m?c${"x".repeat(242)}...` });
+  });
+
   test("brings code and reason at once also while much is under way", async (net) => {
     for (let round = 0; round < 10; round++) {
       const { client, server } = await quicPair(net, await pki);

@@ -531,11 +531,49 @@ function wireTests({ test, pki }: Suite): void {
     const { tls } = await pki;
     const { port, next } = await listenTcp(net, { tls });
     const client = await dialTcp(net, port);
-    await within(client.write(bytes(HEAD)));
+    await within(client.write(bytes("\x05\x01\x00 is no handshake")));
     const incoming = await next();
     assert.equal(incoming?.error?.code, "tls");
     assert.equal(incoming.error.remote, true);
     incoming.stream.close();
+  });
+
+  test("tells of a client that speaks plain HTTP, which can be answered", async (net) => {
+    const { tls } = await pki;
+    const { port, next } = await listenTcp(net, { tls });
+    const client = await dialTcp(net, port);
+    await within(client.write(bytes(HEAD)));
+    const incoming = await next();
+    assert.equal(incoming?.error?.code, "not-tls");
+    await within(incoming.stream.write(bytes("HTTP/1.1 400 Bad Request\r\n\r\n")));
+    incoming.stream.close();
+    assert.match(await readText(client), /^HTTP\/1\.1 400 /);
+  });
+
+  test("picks http/1.1 of the protocols that a client offers, and none where that is not among them", async (net) => {
+    const { tls, authority } = await pki;
+    const { port, next, listener } = await listenTcp(net, { tls });
+    const offers: [offered: string[] | undefined, picked: string | false][] = [
+      [["h2", "http/1.1"], "http/1.1"],
+      [["http/1.1", "h2"], "http/1.1"],
+      [["http/1.1"], "http/1.1"],
+      [["h2"], false],
+      [["http/1.0"], false],
+      [undefined, false],
+    ];
+    for (const again of [false, true]) {
+      for (const [offered, picked] of offers) {
+        const socket = connect({ host: "127.0.0.1", port, servername: "localhost", ca: authority.cert, ALPNProtocols: offered });
+        await within(once(socket, "secureConnect"));
+        assert.equal(socket.alpnProtocol || false, picked, `${offered}`);
+        socket.write(HEAD);
+        const incoming = await next();
+        assert.equal(incoming?.head, HEAD);
+        incoming.stream.close();
+        socket.destroy();
+      }
+      if (!again) listener.setTls(tls);
+    }
   });
 
   test("is not made to a server that speaks no TLS", async (net) => {

@@ -1,10 +1,111 @@
 // What a client is told by the compiled proxy when it gets no tunnel.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Pair, Site } from "../support/processes.ts";
+import process from "node:process";
+import { AGENT_ID, Folder, Pair, runToEnd, Site } from "../support/processes.ts";
 import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 
 describe("proxy", () => {
+  it("says in field, text and status line under which id a refusal is in its log, and who it claims to be", async () => {
+    await using pair = await Pair.start();
+    const { clients } = pair.addresses;
+    const heads = [
+      connectHead("127.0.0.1:1"),
+      `GET http://127.0.0.1:1/ HTTP/1.1\r\n${credentials()}\r\n`,
+      connectHead("127.0.0.1:1", "4712"),
+    ];
+    for (const head of heads) {
+      using wire = await dial(clients);
+      await wire.write(head);
+      const text = (await wire.readAll()).toString();
+      const id = /\r\nX-Request-Id: ([^\r]+)\r\n/.exec(text)?.[1];
+      assert.match(text, new RegExp(`^HTTP/1\\.1 502 Bad Gateway \\([a-z_]+, request ${id}\\)\r\n`));
+      assert.match(text, new RegExp(`\\(request ${id}\\)\\n$`));
+      const { status, reason } = await pair.proxy.waitFor("request", { id });
+      assert.equal(status, 502);
+      assert.ok(reason);
+    }
+    const own = await ask(clients, connectHead("127.0.0.1:1", "4712").replace("\r\n\r\n", "\r\nX-Request-Id: mine-1\r\n\r\n"));
+    assert.equal(own.fields["x-request-id"], "mine-1");
+    const bearer = `Proxy-Authorization: Bearer ${"a".repeat(20)}\r\n`;
+    assertRefused(await ask(clients, `CONNECT 127.0.0.1:1 HTTP/1.1\r\n${bearer}\r\n`), 407, "http_request_denied");
+    assertRefused(await ask(clients, connectHead("127.0.0.1:1", "a b")), 407, "http_request_denied");
+    await pair.proxy.waitFor("request", { status: 407, agentClaimed: "a b" });
+    assert.doesNotMatch(pair.proxy.said, /aaaaaaaaaa/);
+  });
+
+  it("is read by wget and Python where it refuses a body of 30 MB that they send first", async () => {
+    await using pair = await Pair.start({ proxy: ["--http-proxy.host-whitelist=127.0.0.1"] });
+    using folder = new Folder();
+    const file = folder.write("body", Buffer.alloc(30 << 20, "x"));
+    const env = { PATH: process.env.PATH ?? "/usr/bin:/bin", HOME: folder.path };
+    const { clients } = pair.addresses;
+    const python = `
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], timeout=30)
+headers = {"Proxy-Authorization": "Basic NDcxMTphbnk="} if sys.argv[3] != "407" else {}
+connection.request("POST", sys.argv[2], open(sys.argv[4], "rb").read(), headers)
+response = connection.getresponse()
+print(response.status, response.read().decode(), end="")
+`;
+    const cases: [url: string, status: number][] = [["http://10.0.0.1/", 403], ["http://127.0.0.1:1/", 502], ["http://127.0.0.1:1/", 407]];
+    for (const [url, status] of cases) {
+      const posted = await runToEnd("python3", ["-c", python, clients, url, String(status), file], { env });
+      assert.match(posted.stdout, new RegExp(`^${status} .*\\(request `), posted.stderr);
+      const user = status === 407 ? "" : `${AGENT_ID}:any@`;
+      const args = ["-nv", "-t1", "-O-", `--post-file=${file}`, "-e", `http_proxy=http://${user}${clients}/`, url];
+      const { stderr } = await runToEnd("wget", args, { env });
+      assert.match(stderr, new RegExp(`ERROR ${status}`));
+    }
+    // a client that begins with the tunnel's bytes before it has the answer
+    using wire = await dial(clients);
+    wire.socket.pause();
+    await wire.write(connectHead("10.0.0.1:1"));
+    const chunk = new Uint8Array(1 << 20);
+    for (let sent = 0; sent < 30; sent++) await wire.write(chunk);
+    wire.socket.resume();
+    assert.match((await wire.readAll()).toString(), /^HTTP\/1\.1 403 /);
+  });
+
+  it("reads on from a refused client for a while, and no more than 64 MiB", async () => {
+    await using site = await Site.create();
+    const { addresses: { clients } } = await site.startProxy();
+    using wire = await dial(clients);
+    await wire.write(`POST http://localhost/ HTTP/1.1\r\nContent-Length: ${1 << 30}\r\n\r\n`);
+    const chunk = new Uint8Array(1 << 20);
+    let sent = 0;
+    await assert.rejects(async () => {
+      for (; sent < 1_024; sent++) await wire.write(chunk);
+    });
+    assert.ok(sent >= 60 && sent < 100, `${sent} MiB were taken`);
+  });
+
+  it("says what it is that speaks another protocol to it", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses: { clients } } = await site.startProxy();
+    const spoken: [first: string, status: number, hint: RegExp][] = [
+      ["\x16\x03\x01\x02\x00\x01", 400, /TLS.*http:\/\//],
+      ["\x05\x01\x00", 400, /SOCKS 5/],
+      ["\x04\x01\x00\x50\x7f\x00\x00\x01\x00", 400, /SOCKS 4/],
+      ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, /HTTP\/2\.0 is not supported: HTTP\/1\.1 is/],
+    ];
+    for (const [first, status, hint] of spoken) {
+      const answer = await ask(clients, Buffer.from(first, "latin1"));
+      assertRefused(answer, status, "http_request_error");
+      assert.match(answer.body, hint);
+      assert.match(String((await proxy.waitFor("request", { id: answer.fields["x-request-id"] })).reason), hint);
+    }
+  });
+
+  it("logs ten malformed requests a minute at most, and counts the others", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses: { clients } } = await site.startProxy();
+    for (let i = 0; i < 50; i++) assertRefused(await ask(clients, "junk\r\n\r\n"), 400, "http_request_error");
+    await proxy.stop();
+    assert.equal(proxy.logged("request", { status: 400 }).length, 10);
+    assert.equal(proxy.logged("log lines left out", { of: "malformed request", suppressed: 40 }).length, 1);
+  });
+
   it("answers 407 with a challenge to no, unreadable and doubled credentials", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();

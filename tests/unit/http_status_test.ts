@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { encodeRefusal, reasonOf, Refusal } from "../../shared/http/status.ts";
+import { encodeRefusal, parseProxyStatus, reasonOf, Refusal } from "../../shared/http/status.ts";
 import { parseAnswer } from "../support/memory.ts";
 
 function encode(refusal: Refusal): string {
@@ -30,6 +30,26 @@ describe("refusal", () => {
         "\r\n" +
         "a:80 refused the connection\n",
     );
+  });
+
+  it("says under which id the request is in the log, in a field, the text and the reason phrase", () => {
+    const text = Buffer.from(encodeRefusal(new Refusal(502, "dns_error", "No such name"), { id: "1a-2" })).toString("latin1");
+    assert.match(text, /^HTTP\/1\.1 502 Bad Gateway \(dns_error, request 1a-2\)\r\n/);
+    assert.match(text, /\r\nX-Request-Id: 1a-2\r\n/);
+    assert.match(text, /\r\n\r\nNo such name \(request 1a-2\)\n$/);
+  });
+
+  it("holds no control character and not more than 512 characters of its message, whoever chose it", () => {
+    const text = encode(new Refusal(502, "dns_error", `a\r\nb\x1b[31m\u202ec\0${"x".repeat(15_000)}`));
+    assert.ok(text.length < 2_000);
+    // deno-lint-ignore no-control-regex -- these are what must not be in it
+    assert.doesNotMatch(text.replaceAll("\r\n", ""), /[\x00-\x09\x0b-\x1f\x7f]/);
+    assert.match(text, /\r\n\r\na\?\?b\?\[31m\?c\?x+\.\.\.\n$/);
+  });
+
+  it("takes 256 printable characters of a peer's details", () => {
+    const details = parseProxyStatus([["Proxy-Status", `agent; error=dns_error; details="a\x80\t${"x".repeat(15_000)}"`]]).details ?? "";
+    assert.equal(details, `a??${"x".repeat(250)}...`);
   });
 
   it("has further fields once", () => {
