@@ -5,6 +5,7 @@ import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { readComponents } from "./components.ts";
+import { patchCrates } from "./crates.ts";
 import { ROOT } from "./executables.ts";
 
 /** Licences that ask for no more than their text, which the notices carry. */
@@ -91,11 +92,12 @@ export function strangePackages(lock: string): string[] {
 }
 
 const CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index";
-const OURS = new Set(["reverse_http_native", "reverse_http_fuzz", "load"]);
+/** In this repository, or made of crates.io's by a patch here: native/patches/Cargo.lock, which is audited as well, has their checksums. */
+const OURS = new Set(["reverse_http_native", "reverse_http_fuzz", "reverse_http_patches", "load", "quinn", "quinn-proto"]);
 
 function auditOrigins(): Verdict {
   const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
-  const locks = globSync(["native/Cargo.lock", "native/fuzz/Cargo.lock", "tests/bench/load/Cargo.lock"], { cwd: ROOT });
+  const locks = globSync(["native/Cargo.lock", "native/fuzz/Cargo.lock", "native/patches/Cargo.lock", "tests/bench/load/Cargo.lock"], { cwd: ROOT });
   const bad = [
     ...strangePackages(read("deno.lock")),
     ...locks.flatMap((file) => strangeCrates(read(file)).map((text) => `${text} in ${file}`)),
@@ -125,6 +127,7 @@ function audit(command: string, args: readonly string[], missing: string): Verdi
 }
 
 function main(): number {
+  patchCrates();
   const manifest = join(ROOT, "native", "Cargo.toml");
   const verdicts: [string, Verdict][] = [
     ["licences", auditLicenses()],

@@ -92,7 +92,7 @@ function importedNames(): Set<string> {
 }
 
 interface Metadata {
-  packages: { id: string; name: string; version: string; license?: string; manifest_path: string; source: string | null }[];
+  packages: { id: string; name: string; version: string; license?: string; manifest_path: string }[];
   resolve: { root: string; nodes: { id: string; deps: { pkg: string; dep_kinds: { kind: string | null }[] }[] }[] };
 }
 
@@ -114,8 +114,8 @@ function crates(): Component[] {
         if (dep_kinds.some(({ kind }) => kind === null)) wanted.add(pkg);
       }
     }
-    for (const { id, name, version, license, manifest_path, source } of packages) {
-      if (!wanted.has(id) || source === null) continue;
+    for (const { id, name, version, license, manifest_path } of packages) {
+      if (!wanted.has(id) || id === resolve.root) continue;
       const content = checksums.get(`${name} ${version}`);
       found.set(id, {
         name,
@@ -131,8 +131,9 @@ function crates(): Component[] {
 }
 
 function cargoChecksums(): Map<string, string> {
-  const file = join(ROOT, "native", "Cargo.lock");
-  const text = existsSync(file) ? readFileSync(file, "utf8") : "";
+  // crates that are patched have theirs in the second
+  const files = ["native/Cargo.lock", "native/patches/Cargo.lock"].map((file) => join(ROOT, file));
+  const text = files.map((file) => existsSync(file) ? readFileSync(file, "utf8") : "").join("\n");
   const entries = text.matchAll(/name = "([^"]+)"\nversion = "([^"]+)"\nsource = "[^"]+"\nchecksum = "([0-9a-f]{64})"/g);
   return new Map([...entries].map(([, name, version, checksum]) => [`${name} ${version}`, checksum!]));
 }

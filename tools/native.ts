@@ -7,6 +7,7 @@ import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { PATCHES, patchCrates } from "./crates.ts";
 import { parseTargets, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const root = join(import.meta.dirname!, "..");
@@ -87,7 +88,8 @@ function output(command: string, args: readonly string[]): string {
 
 function hashSources({ command, env }: Recipe): string {
   const hash = createHash("sha256").update([...command, ...Object.keys(env)].join(" ")).update(process.platform + process.arch);
-  for (const file of [...globSync("src/**/*.rs", { cwd: crate }), "Cargo.toml", "Cargo.lock", "build.rs"].sort()) {
+  const patches = PATCHES.map((file) => join("patches", file));
+  for (const file of [...globSync("src/**/*.rs", { cwd: crate }), ...patches, "Cargo.toml", "Cargo.lock", "build.rs"].sort()) {
     hash.update(file).update("\0").update(readFileSync(join(crate, file)));
   }
   return hash.digest("hex");
@@ -108,6 +110,7 @@ export function buildNative(target?: TargetName): string {
     ["--version"],
     "there is no Rust compiler. Install one from https://rustup.rs, or your system's rustc and cargo, 1.88 or later",
   );
+  patchCrates();
   const recipe = target === undefined ? hostRecipe() : targetRecipe(target);
   const { command, env, library, addon, stamp } = recipe;
   const sources = hashSources(recipe);

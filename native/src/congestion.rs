@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
 
+use crate::window::Session;
+
 /// What may be under way before anything is known of the path: 32 packets of the smallest size, as quic-go and Chromium do. quinn's
 /// window is two of the largest packets here, and one is an attempt at a larger size.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
@@ -115,6 +117,11 @@ pub struct Notes {
     spoken_at: AtomicU64,
     /// The stream on which that was.
     speaker: AtomicU64,
+    /// The receive windows of its streams.
+    pub session: Session,
+    /// Smoothed, in microseconds.
+    round_trip: AtomicU64,
+    congestion_window: AtomicU64,
 }
 
 impl Notes {
@@ -133,6 +140,16 @@ impl Notes {
         } else if bytes >= LONG && self.speaker.load(Ordering::Relaxed) == stream {
             self.spoken_at.store(NEVER, Ordering::Relaxed);
         }
+    }
+
+    /// The path's round trip time, smoothed.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
+    }
+
+    /// What may be under way, in bytes.
+    pub fn congestion_window(&self) -> u64 {
+        self.congestion_window.load(Ordering::Relaxed)
     }
 
     fn most(&self, now: Instant) -> &'static Most {
@@ -170,6 +187,9 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<
             since: now,
             spoken_at: AtomicU64::new(NEVER),
             speaker: AtomicU64::new(0),
+            session: Session::default(),
+            round_trip: AtomicU64::new(0),
+            congestion_window: AtomicU64::new(INITIAL_WINDOW),
         });
         Box::new(GuidedController {
             inner,
@@ -247,6 +267,9 @@ impl Controller for GuidedController {
         }
         let Most { at_hand, per_second } = self.notes.most(now);
         self.most = at_hand + (rtt.min().as_secs_f64() * per_second) as u64;
+        self.notes.round_trip.store(rtt.get().as_micros() as u64, Ordering::Relaxed);
+        let window = self.inner.window().min(self.most);
+        self.notes.congestion_window.store(window, Ordering::Relaxed);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {

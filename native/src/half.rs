@@ -20,6 +20,7 @@ use tokio_rustls::TlsStream;
 use crate::congestion::Notes;
 use crate::error::Fault;
 use crate::turn;
+use crate::window::{send_window, Flow};
 
 /// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
 pub const RESET: u32 = 1;
@@ -263,6 +264,8 @@ pub struct Reader {
     /// What came with a head and is still to be read.
     pub prefix: Bytes,
     pub source: Source,
+    /// Of QUIC.
+    pub flow: Option<Box<Flow>>,
     ended: bool,
     /// Why nothing more comes, for whoever asks again.
     fault: Option<Fault>,
@@ -271,6 +274,8 @@ pub struct Reader {
 
 pub struct Writer {
     pub sink: Sink,
+    /// Of QUIC, where it has one of its own.
+    window: u64,
     ended: bool,
     on_drop: Arc<OnDrop>,
 }
@@ -310,6 +315,7 @@ impl Reader {
         Self {
             prefix: Bytes::new(),
             source,
+            flow: None,
             ended: false,
             fault: None,
             on_drop,
@@ -391,12 +397,25 @@ impl Reader {
         self.ended = n.is_none();
         Ok(n)
     }
+
+    /// So many bytes that were read were passed on: who drains fast gets a larger window.
+    pub fn drained(&mut self, bytes: usize) {
+        if let (Source::Quic(stream), Some(flow)) = (&mut self.source, &mut self.flow) {
+            flow.drained(stream, bytes);
+        }
+    }
+
+    /// Bytes to be read at a time, at most.
+    pub fn batch(&self) -> usize {
+        self.flow.as_ref().map_or(LARGE_READ, |flow| flow.batch())
+    }
 }
 
 impl Writer {
     pub fn new(sink: Sink, on_drop: Arc<OnDrop>) -> Self {
         Self {
             sink,
+            window: 0,
             ended: false,
             on_drop,
         }
@@ -430,6 +449,9 @@ impl Writer {
         if data.is_empty() {
             return Ok(());
         }
+        if self.window == 0 {
+            self.fit_window();
+        }
         match &mut self.sink {
             Sink::Quic(stream, notes) => {
                 notes.iter().for_each(|notes| notes.wrote(stream.id(), data.len()));
@@ -448,6 +470,30 @@ impl Writer {
                 .await
             }
         }
+    }
+
+    /// Gives a QUIC stream a send window for its path.
+    fn fit_window(&mut self) {
+        let Sink::Quic(stream, Some(notes)) = &self.sink else { return };
+        let window = send_window(notes.congestion_window());
+        if window > self.window + self.window / 4 || window < self.window / 2 {
+            self.window = window;
+            let _ = stream.set_window(window); // fails on a stream that has ended
+        }
+    }
+
+    /// Waits until something is taken at once, and tells how many bytes. What is wrong is for the next write to tell.
+    pub async fn room(&mut self) -> usize {
+        self.fit_window();
+        let Sink::Quic(stream, _) = &mut self.sink else {
+            return LARGE_READ;
+        };
+        // a quarter at a time: the next part is read while this one is under way
+        let most = (self.window / 4) as usize;
+        stream
+            .room()
+            .await
+            .map_or(LARGE_READ, |room| (room as usize).clamp(SMALL_READ, most))
     }
 
     /// Writes what a TCP socket takes at once, and leaves the rest in `data`. What goes wrong is for the next write to tell.
@@ -501,6 +547,7 @@ pub struct ReadBuffer {
     bytes: BytesMut,
     size: usize,
     largest: usize,
+    next: usize,
 }
 
 impl Default for ReadBuffer {
@@ -516,11 +563,17 @@ impl ReadBuffer {
             bytes: BytesMut::new(),
             size: 0,
             largest: largest.min(LARGE_READ),
+            next: LARGE_READ,
         }
     }
 
+    /// Reads no more than `bytes` the next time.
+    pub fn limit(&mut self, bytes: usize) {
+        self.next = bytes;
+    }
+
     fn make_room(&mut self) -> usize {
-        self.size = self.size.max(SMALL_READ).min(self.largest);
+        self.size = self.size.max(SMALL_READ).min(self.largest).min(self.next);
         if self.bytes.capacity() < SMALL_READ / 4 {
             self.bytes = BytesMut::with_capacity(self.size);
         }

@@ -25,6 +25,7 @@ mod stream;
 mod tcp;
 mod tls;
 mod turn;
+mod window;
 
 /// What `native/fuzz` gets hold of.
 #[cfg(feature = "fuzzing")]
@@ -513,7 +514,7 @@ impl Engine {
     #[napi]
     pub fn set_connection_window(&self, connection: f64, bytes: u32) {
         if let Some(connection) = self.core.connection(connection) {
-            connection.quic.set_receive_window(quic::window(bytes));
+            quic::set_connection_window(&connection.quic, bytes);
         }
     }
 

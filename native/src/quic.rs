@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TransportConfig, VarInt};
+use quinn::{
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, Runtime, SendStream,
+    TransportConfig, VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,6 +36,7 @@ use crate::stream::Halves;
 use crate::tcp::{read_head, HeadLimits, Incoming};
 use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
 use crate::turn::Polite;
+use crate::window::{self, Flow};
 
 /// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
 const UDP_BUFFER: usize = 8 << 20;
@@ -66,7 +70,6 @@ pub struct Transport {
     pub max_peer_streams: Option<u32>,
     pub stream_window: Option<u32>,
     pub connection_window: Option<u32>,
-    pub send_window: Option<u32>,
     pub congestion: Option<String>,
     pub max_mtu: Option<u32>,
 }
@@ -84,9 +87,10 @@ impl Transport {
         config.max_concurrent_bidi_streams(self.streams().min(FIRST_STREAMS).into());
         config.max_concurrent_uni_streams(0u8.into());
         config.datagram_receive_buffer_size(None);
-        config.stream_receive_window(self.stream_window.unwrap_or(8 << 20).into());
-        config.receive_window(window(self.connection_window.unwrap_or(0)));
-        config.send_window(self.send_window.unwrap_or(32 << 20).into());
+        config.stream_receive_window(self.stream_window().into());
+        config.receive_window(window::at_first(self.connection_window.unwrap_or(0)));
+        // each stream has one of its own: a sum for all of them would let those in bulk starve the others
+        config.send_window(u64::MAX);
         let name = self.congestion.as_deref().unwrap_or("cubic");
         let factory = congestion::named(name).ok_or_else(|| {
             let message = format!("Cannot use {name:?} for congestion control: it is cubic, bbr or newreno");
@@ -97,6 +101,19 @@ impl Transport {
         discovery.upper_bound(self.mtu());
         config.mtu_discovery_config(Some(discovery));
         Ok(Arc::new(config))
+    }
+
+    fn stream_window(&self) -> u32 {
+        self.stream_window.unwrap_or(window::START as u32)
+    }
+
+    /// A connection whose handshake is complete.
+    fn begin(&self, connection: &Connection) {
+        if let Some(notes) = Notes::of(connection) {
+            notes
+                .session
+                .begin(self.stream_window().into(), self.connection_window.unwrap_or(0));
+        }
     }
 
     /// Streams that the peer may have open.
@@ -129,12 +146,18 @@ impl Transport {
     }
 }
 
-/// Of a connection; for 0 there is none, since a slow reader of one stream must not use up what the others may have.
-pub fn window(bytes: u32) -> VarInt {
-    match bytes {
-        0 => VarInt::MAX,
-        bytes => bytes.into(),
+/// As `connection_window` of [`Transport`], from now on.
+pub fn set_connection_window(connection: &Connection, bytes: u32) {
+    if let Some(notes) = Notes::of(connection) {
+        notes.session.set_base(connection, bytes);
     }
+}
+
+/// Both halves of a stream, with windows of their own.
+fn halves(connection: &Connection, notes: &Option<Arc<Notes>>, sink: SendStream, source: RecvStream) -> Halves {
+    let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink, notes.clone()));
+    halves.reader.flow = Flow::new(connection, notes);
+    halves
 }
 
 /// Warns where the kernel gives less than [`UDP_BUFFER_ENOUGH`].
@@ -326,6 +349,7 @@ impl Listener {
             inbox: inbox.clone(),
             unreported: unreported.clone(),
             limits,
+            transport: transport.clone(),
         };
         runtime.spawn(accept(endpoint.clone(), door, closed));
         Ok(Self {
@@ -457,7 +481,7 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
             }
         };
         let remote = remote.to_string();
-        let inbox = inbox.clone();
+        let (inbox, transport) = (inbox.clone(), door.transport.clone());
         let arrived = Instant::now();
         handshakes.spawn(async move {
             let _counted = counted;
@@ -466,6 +490,7 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
             }
             let fault = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
+                    transport.begin(&connection);
                     let _ = inbox.push(Arrival::Connection(connection)); // closed meanwhile: the connection goes with it
                     return;
                 }
@@ -491,6 +516,7 @@ struct Door {
     inbox: Arc<Inbox<Arrival>>,
     unreported: Arc<Unreported>,
     limits: HandshakeLimits,
+    transport: Transport,
 }
 
 impl Door {
@@ -540,7 +566,9 @@ pub async fn dial(names: &Arc<Names>, options: Dial, warn: Arc<Warn>) -> Result<
             let connecting = endpoint
                 .connect_with(config, address, &name)
                 .map_err(|e| Fault::new("invalid", format!("Cannot connect to {what}: {e}")))?;
-            connecting.await.map_err(|e| Fault::quic_connect(&e, &what))
+            let connection = connecting.await.map_err(|e| Fault::quic_connect(&e, &what))?;
+            transport.begin(&connection);
+            Ok(connection)
         }
     })
     .await
@@ -564,7 +592,7 @@ pub fn remote(connection: &Connection) -> String {
 
 pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
     let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
-    Ok(Halves::new(Source::Quic(source), Sink::Quic(sink, Notes::of(connection))))
+    Ok(halves(connection, &Notes::of(connection), sink, source))
 }
 
 /// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
@@ -610,9 +638,8 @@ impl Streams {
     /// The next one; none when the connection has ended.
     async fn accept(&mut self) -> Option<Halves> {
         let (sink, source) = self.connection.accept_bi().await.ok()?;
-        let halves = Halves::new(Source::Quic(source), Sink::Quic(sink, self.notes.clone()));
-        // each of them has the notes, and the controller, and this
-        let open = self.notes.as_ref().map_or(usize::MAX, Arc::strong_count);
+        let halves = halves(&self.connection, &self.notes, sink, source);
+        let open = self.notes.as_ref().map_or(usize::MAX, |notes| notes.session.streams());
         if self.allowed < self.most && open > self.allowed as usize / 2 {
             self.allowed = self.allowed.saturating_mul(2).min(self.most);
             self.connection.set_max_concurrent_bi_streams(self.allowed.into());

@@ -365,6 +365,8 @@ async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>
         };
         deliver(reader, pin!(write), reset).await?;
         meter.count(bytes);
+        reader.drained(bytes);
+        let limit = limit.min(reader.batch() * n / bytes.max(1)).max(few);
         if n == most {
             most = (2 * most).min(limit);
         } else if n == 1 && most > few {
@@ -376,7 +378,15 @@ async fn copy_chunks(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>
 
 async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_>, reset: &mut SourceReset) -> Result<(), Broken> {
     let mut buffer = meter.pace.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
-    while let Some(data) = reader.read_with(&mut buffer).await.map_err(Broken::Source)? {
+    loop {
+        let room = async {
+            buffer.limit(writer.room().await);
+            Ok(())
+        };
+        deliver(reader, pin!(room), reset).await?;
+        let Some(data) = reader.read_with(&mut buffer).await.map_err(Broken::Source)? else {
+            return Ok(());
+        };
         let bytes = data.len();
         let write = async {
             meter.wait(bytes).await;
@@ -384,8 +394,8 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_
         };
         deliver(reader, pin!(write), reset).await?;
         meter.count(bytes);
+        reader.drained(bytes);
     }
-    Ok(())
 }
 
 /// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a TCP

@@ -178,7 +178,7 @@ export interface QuicConnection {
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
   /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
   close(code: number, reason: string): void;
-  /** As {@link QuicTransport.connectionWindow}, from now on: little for a stranger, more for who said who it is. */
+  /** As {@link QuicTransport.connectionWindow}, from now on; 0 is the default. */
   setConnectionWindow(bytes: number): void;
   /** Never rejects. */
   readonly closed: Promise<QuicClosed>;
@@ -407,12 +407,13 @@ export interface QuicTransport {
   idleTimeoutMs?: number;
   /** Bidirectional streams the peer may have open at once. Default 16. */
   maxPeerStreams?: number;
-  /** Bytes one stream may have under way, unread. Default 8 MiB. */
+  /**
+   * Bytes one stream may have under way, unread, at first. Where it is copied, that grows to what its reader drains in two round trips, to
+   * 16 MiB at most, and shrinks again. Default 128 KiB.
+   */
   streamWindow?: number;
-  /** Bytes all streams of a connection may have under way, unread; 0 for no limit but the streams' own. Default 0. */
+  /** Bytes all streams of a connection may have under way, unread, besides the windows of those that were accepted. Default 1 MiB. */
   connectionWindow?: number;
-  /** Bytes sent and not yet acknowledged on all streams of a connection. Default 32 MiB. */
-  sendWindow?: number;
   /**
    * Default `cubic` (RFC 9438), which like `newreno` (RFC 9002 §7) slows down for every loss. `cubic-loss-tolerant` does not for losses of at
    * most 2 % with no queue before them. `bbr` goes by the rate that arrives, and fills small buffers.

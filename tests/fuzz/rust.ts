@@ -3,6 +3,7 @@ import { spawnSync } from "node:child_process";
 import { globSync, mkdirSync } from "node:fs";
 import { basename, join } from "node:path";
 import process from "node:process";
+import { patchCrates } from "../../tools/crates.ts";
 import { ROOT } from "../support/processes.ts";
 
 const CRATE = join(ROOT, "native", "fuzz");
@@ -25,6 +26,7 @@ const FLAGS = [
 export function fuzzRust(seconds: number, seed: number): boolean {
   const host = /^host: (.*)$/m.exec(spawnSync("rustc", ["-vV"], { encoding: "utf8" }).stdout ?? "")?.[1];
   if (host === undefined) throw new Error("Cannot fuzz the native engine: there is no Rust compiler. Install one from https://rustup.rs");
+  patchCrates();
   const env = { ...process.env, CARGO_TARGET_DIR: FOLDER, RUSTFLAGS: FLAGS.join(" ") };
   // a target is named so that build scripts do without the flags
   const built = spawnSync("cargo", ["build", "--release", "--locked", "--bins", "--target", host], { cwd: CRATE, env, stdio: "inherit" });

@@ -1,0 +1,331 @@
+//! How much QUIC may have under way and unread: of a stream as much as its reader drains in two round trips, of a connection what its streams
+//! may have. What a peer sends and nobody reads, and what is written and nobody acknowledges, is bounded by these.
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use quinn::VarInt;
+
+use crate::congestion::Notes;
+use crate::lock;
+
+/// Of a stream that nobody has read from yet, and of one whose reader is slow, in bytes.
+pub const START: u64 = 128 << 10;
+/// Of one stream: enough for 300 MB/s at a round trip of 50 ms.
+pub const MOST: u64 = 16 << 20;
+/// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
+const BASE: u64 = 1 << 20;
+/// A connection's window changes by so much at least: each change is a frame.
+const STEP: u64 = 1 << 20;
+/// The engine itself takes as long, on however short a path.
+const SHORTEST_ROUND_TRIP: Duration = Duration::from_micros(500);
+
+/// Bytes of one stream that are written and not acknowledged: twice what may be under way, so that the path stays full, and no more, so that
+/// what is read ahead is sent before it has left the processor's caches.
+pub fn send_window(congestion_window: u64) -> u64 {
+    (2 * congestion_window).clamp(SMALLEST_SEND_WINDOW, MOST)
+}
+
+const SMALLEST_SEND_WINDOW: u64 = 512 << 10;
+
+/// The receive window of a stream, as its reader drains it.
+struct Receive {
+    start: u64,
+    window: u64,
+    drained: u64,
+    since: Instant,
+    /// When a round trip has gone by.
+    due: Instant,
+}
+
+impl Receive {
+    fn new(start: u64, now: Instant) -> Self {
+        Self {
+            start,
+            window: start,
+            drained: 0,
+            since: now,
+            due: now,
+        }
+    }
+
+    /// So many bytes were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
+    fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, most: u64) -> Option<u64> {
+        self.drained += bytes;
+        if now < self.due {
+            return None;
+        }
+        let round_trip = round_trip.max(SHORTEST_ROUND_TRIP);
+        let took = now.saturating_duration_since(self.since).max(round_trip);
+        let in_round_trip = self.drained as f64 * round_trip.as_secs_f64() / took.as_secs_f64();
+        let wanted = ((2.0 * in_round_trip) as u64).clamp(self.start, most.max(self.start));
+        (self.drained, self.since, self.due) = (0, now, now + round_trip);
+        let window = match wanted {
+            wanted if wanted > self.window => wanted.min(2 * self.window),
+            wanted if wanted < self.window / 2 || most < self.window => wanted.max(self.window / 2),
+            _ => self.window,
+        };
+        let changed = window != self.window;
+        self.window = window;
+        changed.then_some(window)
+    }
+}
+
+/// The receive window of a connection: finite, and never less than what its streams may have, so that one that is not read holds up no other.
+pub struct Session(Mutex<Windows>);
+
+#[derive(Clone, Copy)]
+struct Windows {
+    /// Of a new stream.
+    start: u64,
+    base: u64,
+    /// The sum of the largest that each open stream has had.
+    streams: u64,
+    open: usize,
+    /// What the connection has now.
+    now: u64,
+}
+
+impl Windows {
+    /// quinn renews it once an eighth was read: so much more than what may be under way.
+    fn wanted(self) -> u64 {
+        let wanted = (self.base + self.streams) * 5 / 4;
+        // of a stranger not a byte more
+        wanted.next_multiple_of(if self.base < BASE { 1 } else { STEP })
+    }
+
+    /// The new one, where it changes.
+    fn settle(&mut self) -> Option<u64> {
+        let wanted = self.wanted();
+        if wanted <= self.now && wanted > self.now / 2 {
+            return None;
+        }
+        self.now = wanted;
+        Some(wanted)
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self(Mutex::new(Windows {
+            start: START,
+            base: BASE,
+            streams: 0,
+            open: 0,
+            now: 0,
+        }))
+    }
+}
+
+impl Session {
+    /// Bytes besides the windows of the streams; 0 for as many as those usually have who said who they are.
+    pub fn set_base(&self, connection: &quinn::Connection, bytes: u32) {
+        self.change(connection, |windows| windows.base = base(bytes));
+    }
+
+    /// Streams that are open.
+    pub fn streams(&self) -> usize {
+        lock(&self.0).open
+    }
+
+    /// With what the handshake was made.
+    pub fn begin(&self, start: u64, base_bytes: u32) {
+        let mut windows = lock(&self.0);
+        (windows.start, windows.base) = (start, base(base_bytes));
+        windows.now = windows.wanted();
+    }
+
+    /// One more; the window that it has at first.
+    fn add_stream(&self, connection: &quinn::Connection) -> u64 {
+        let mut start = 0;
+        self.change(connection, |windows| {
+            start = windows.start;
+            windows.streams += start;
+            windows.open += 1;
+        });
+        start
+    }
+
+    fn change(&self, connection: &quinn::Connection, change: impl FnOnce(&mut Windows)) {
+        let mut windows = lock(&self.0);
+        change(&mut windows);
+        if let Some(window) = windows.settle() {
+            connection.set_receive_window(var_int(window));
+        }
+    }
+}
+
+fn base(bytes: u32) -> u64 {
+    match bytes {
+        0 => BASE,
+        bytes => bytes.into(),
+    }
+}
+
+/// What a connection has before there is a stream; `bytes` as with [`Session::set_base`].
+pub fn at_first(bytes: u32) -> VarInt {
+    let windows = Windows {
+        start: START,
+        base: base(bytes),
+        streams: 0,
+        open: 0,
+        now: 0,
+    };
+    var_int(windows.wanted())
+}
+
+fn var_int(bytes: u64) -> VarInt {
+    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
+}
+
+/// What the reader of a QUIC stream has to do with windows.
+pub struct Flow {
+    connection: quinn::Connection,
+    notes: Arc<Notes>,
+    receive: Receive,
+    /// Of the connection's window, this is for this stream.
+    share: u64,
+}
+
+impl Flow {
+    pub fn new(connection: &quinn::Connection, notes: &Option<Arc<Notes>>) -> Option<Box<Self>> {
+        let notes = notes.clone()?;
+        let start = notes.session.add_stream(connection);
+        Some(Box::new(Self {
+            connection: connection.clone(),
+            notes,
+            receive: Receive::new(start, Instant::now()),
+            share: start,
+        }))
+    }
+
+    /// Bytes that are read at a time: what is read and not passed on yet comes on top of the window.
+    pub fn batch(&self) -> usize {
+        (self.receive.window / 2) as usize
+    }
+
+    /// So many bytes were read and passed on.
+    pub fn drained(&mut self, stream: &mut quinn::RecvStream, bytes: usize) {
+        let window = self.receive.drained(bytes as u64, Instant::now(), self.notes.round_trip(), MOST);
+        let Some(window) = window else { return };
+        if window > self.share {
+            let more = window - self.share;
+            self.share = window;
+            self.notes.session.change(&self.connection, |windows| windows.streams += more);
+        }
+        let _ = stream.set_receive_window(window); // fails on a stream that has ended
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.notes.session.change(&self.connection, |windows| {
+            windows.streams -= self.share;
+            windows.open -= 1;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// The windows of a stream whose reader drains all that it may, or `rate` bytes a millisecond, round trip by round trip.
+    fn windows(round_trip: Duration, rate: u64, round_trips: usize) -> Vec<u64> {
+        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
+        (0..round_trips)
+            .map(|_| {
+                now += round_trip;
+                let drained = receive.window.min(rate.saturating_mul(round_trip.as_millis() as u64));
+                receive.drained(drained, now, round_trip, MOST);
+                receive.window
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_window_doubles_with_each_round_trip_while_it_is_what_holds_up() {
+        assert_eq!(windows(50 * MS, u64::MAX, 3), [2 * START, 4 * START, 8 * START]);
+        assert_eq!(windows(50 * MS, u64::MAX, 20).last(), Some(&MOST));
+    }
+
+    #[test]
+    fn a_window_is_twice_what_is_drained_in_a_round_trip() {
+        // 20 MB/s
+        assert_eq!(windows(50 * MS, 20_000, 20).last(), Some(&2_000_000));
+        assert_eq!(windows(MS, 20_000, 20).last(), Some(&START), "on a short path it stays small");
+    }
+
+    #[test]
+    fn a_window_shrinks_when_its_reader_slows_down() {
+        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
+        receive.window = MOST;
+        let mut last = MOST;
+        while last > START {
+            now += Duration::from_secs(1);
+            assert_eq!(receive.drained(1_000, now, 50 * MS, MOST), Some((last / 2).max(START)));
+            last = receive.window;
+        }
+    }
+
+    #[test]
+    fn a_window_does_not_change_twice_in_a_round_trip() {
+        let now = Instant::now();
+        let mut receive = Receive::new(START, now);
+        assert_eq!(receive.drained(START, now + 50 * MS, 50 * MS, MOST), Some(2 * START));
+        assert_eq!(receive.drained(MOST, now + 99 * MS, 50 * MS, MOST), None);
+        assert_eq!(receive.drained(0, now + 100 * MS, 50 * MS, MOST), Some(4 * START));
+    }
+
+    #[test]
+    fn a_window_gives_way_to_what_there_may_be() {
+        let now = Instant::now();
+        let mut receive = Receive::new(START, now);
+        receive.window = 8 * START;
+        assert_eq!(receive.drained(8 * START, now + 50 * MS, 50 * MS, 2 * START), Some(4 * START));
+        assert_eq!(receive.drained(8 * START, now + 100 * MS, 50 * MS, 0), Some(2 * START));
+    }
+
+    #[test]
+    fn a_connection_has_room_for_all_that_its_streams_may_have_though_quinn_renews_late() {
+        let mut windows = Windows {
+            start: START,
+            base: BASE,
+            streams: 0,
+            open: 0,
+            now: 0,
+        };
+        windows.settle();
+        for streams in [0, START, 10 * START, 1_000 * START, 1_000 * MOST] {
+            windows.streams = streams;
+            windows.settle();
+            assert!(windows.now - windows.now / 8 >= BASE + streams);
+            assert!(windows.now <= 2 * (BASE + streams) + STEP);
+        }
+    }
+
+    #[test]
+    fn a_connection_gives_back_what_its_streams_no_longer_have() {
+        let mut windows = Windows {
+            start: START,
+            base: BASE,
+            streams: 100 * MOST,
+            open: 100,
+            now: 0,
+        };
+        windows.settle();
+        windows.streams = 99 * MOST;
+        assert_eq!(windows.settle(), None, "not each change is a frame");
+        windows.streams = 0;
+        assert_eq!(windows.settle(), Some(windows.wanted()));
+        assert!(windows.now < 2 * BASE + STEP);
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_twice_what_may_be_under_way() {
+        assert_eq!(send_window(0), SMALLEST_SEND_WINDOW);
+        assert_eq!(send_window(1 << 20), 2 << 20);
+        assert_eq!(send_window(u64::MAX / 2), MOST);
+    }
+}
