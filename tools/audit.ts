@@ -97,7 +97,9 @@ const OURS = new Set(["reverse_http_native", "reverse_http_fuzz", "reverse_http_
 
 function auditOrigins(): Verdict {
   const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
-  const locks = globSync(["native/Cargo.lock", "native/fuzz/Cargo.lock", "native/patches/Cargo.lock", "tests/bench/load/Cargo.lock"], { cwd: ROOT });
+  const locks = globSync(["native/Cargo.lock", "native/fuzz/Cargo.lock", "native/patches/Cargo.lock", "tests/bench/load/Cargo.lock"], {
+    cwd: ROOT,
+  });
   const bad = [
     ...strangePackages(read("deno.lock")),
     ...locks.flatMap((file) => strangeCrates(read(file)).map((text) => `${text} in ${file}`)),

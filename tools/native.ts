@@ -7,7 +7,7 @@ import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { PATCHES, patchCrates } from "./crates.ts";
+import { patchCrates, PATCHES } from "./crates.ts";
 import { parseTargets, type Target, type TargetName, TARGETS } from "./targets.ts";
 
 const root = join(import.meta.dirname!, "..");
