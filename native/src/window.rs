@@ -1,5 +1,6 @@
 //! How much QUIC may have under way and unread: of a stream as much as its reader drains in two round trips, of a connection what its streams
 //! may have. What a peer sends and nobody reads, and what is written and nobody acknowledges, is bounded by these.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,13 @@ use crate::congestion::Notes;
 use crate::lock;
 
 /// Of a stream that nobody has read from yet, and of one whose reader is slow, in bytes.
-pub const START: u64 = 128 << 10;
+pub const START: u64 = 96 << 10;
 /// Of one stream: enough for 300 MB/s at a round trip of 50 ms.
 pub const MOST: u64 = 16 << 20;
+/// Of all streams of the process together, beyond those with which they start: where many want more, each gets less.
+const GROWTH: u64 = 64 << 20;
+/// Of what is left of that, one stream takes a quarter at most.
+const SHARE: u64 = 4;
 /// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
 const BASE: u64 = 1 << 20;
 /// A connection's window changes by so much at least: each change is a frame.
@@ -26,6 +31,14 @@ pub fn send_window(congestion_window: u64) -> u64 {
 }
 
 const SMALLEST_SEND_WINDOW: u64 = 512 << 10;
+
+/// What the windows of all streams have grown. There is one set of threads for all engines of a process, and so one of these.
+static GROWN: AtomicU64 = AtomicU64::new(0);
+
+/// What a window that starts with so many bytes may be now.
+fn most(start: u64, grown: u64) -> u64 {
+    (start + GROWTH.saturating_sub(grown) / SHARE).min(MOST)
+}
 
 /// The receive window of a stream, as its reader drains it.
 struct Receive {
@@ -200,13 +213,16 @@ impl Flow {
 
     /// Bytes that are read at a time: what is read and not passed on yet comes on top of the window.
     pub fn batch(&self) -> usize {
-        (self.receive.window / 2) as usize
+        (self.receive.window / 4) as usize
     }
 
     /// So many bytes were read and passed on.
     pub fn drained(&mut self, stream: &mut quinn::RecvStream, bytes: usize) {
-        let window = self.receive.drained(bytes as u64, Instant::now(), self.notes.round_trip(), MOST);
+        let before = self.grown();
+        let most = most(self.receive.start, GROWN.load(Ordering::Relaxed));
+        let window = self.receive.drained(bytes as u64, Instant::now(), self.notes.round_trip(), most);
         let Some(window) = window else { return };
+        GROWN.fetch_add(self.grown().wrapping_sub(before), Ordering::Relaxed); // wraps where it has shrunk
         if window > self.share {
             let more = window - self.share;
             self.share = window;
@@ -214,10 +230,15 @@ impl Flow {
         }
         let _ = stream.set_receive_window(window); // fails on a stream that has ended
     }
+
+    fn grown(&self) -> u64 {
+        self.receive.window - self.receive.start
+    }
 }
 
 impl Drop for Flow {
     fn drop(&mut self) {
+        GROWN.fetch_sub(self.grown(), Ordering::Relaxed);
         self.notes.session.change(&self.connection, |windows| {
             windows.streams -= self.share;
             windows.open -= 1;
@@ -285,6 +306,14 @@ mod tests {
         receive.window = 8 * START;
         assert_eq!(receive.drained(8 * START, now + 50 * MS, 50 * MS, 2 * START), Some(4 * START));
         assert_eq!(receive.drained(8 * START, now + 100 * MS, 50 * MS, 0), Some(2 * START));
+    }
+
+    #[test]
+    fn where_many_windows_have_grown_another_grows_less() {
+        assert_eq!(most(START, 0), MOST);
+        assert_eq!(most(START, GROWTH - (4 << 20)), START + (1 << 20));
+        assert_eq!(most(START, GROWTH), START);
+        assert_eq!(most(START, u64::MAX), START);
     }
 
     #[test]

@@ -429,7 +429,7 @@ class MemoryQuicConnection implements QuicConnection {
   #fault?: NetError;
   #end: (end: QuicClosed) => void = () => {};
 
-  constructor(readonly remote: string, readonly alpn: string, { streamWindow = 128 << 10, maxPeerStreams = 16 }: QuicTransport) {
+  constructor(readonly remote: string, readonly alpn: string, { streamWindow = 96 << 10, maxPeerStreams = 16 }: QuicTransport) {
     this.#window = streamWindow;
     this.#credit = maxPeerStreams;
     this.closed = new Promise((resolve) => this.#end = resolve);

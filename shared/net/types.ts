@@ -409,7 +409,7 @@ export interface QuicTransport {
   maxPeerStreams?: number;
   /**
    * Bytes one stream may have under way, unread, at first. Where it is copied, that grows to what its reader drains in two round trips, to
-   * 16 MiB at most, and shrinks again. Default 128 KiB.
+   * 16 MiB at most and less where many want more, and shrinks again. Default 96 KiB.
    */
   streamWindow?: number;
   /** Bytes all streams of a connection may have under way, unread, besides the windows of those that were accepted. Default 1 MiB. */

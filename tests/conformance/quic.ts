@@ -480,7 +480,7 @@ function lifeTests({ test, pki }: Suite): void {
   });
 
   test("takes what its window allows on all streams that were not accepted, and more when that is raised", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { connectionWindow: 128 * 1024 } });
+    const { client, server } = await quicPair(net, await pki, { transport: { streamWindow: 128 * 1024, connectionWindow: 128 * 1024 } });
     const streams = [await client.openStream(), await client.openStream()];
     const writes = streams.map((stream) => stream.write(new Uint8Array(100_000)));
     ignore(...writes);
