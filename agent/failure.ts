@@ -11,6 +11,7 @@ export function describeFailure(error: unknown, address: string, options: AgentO
     case "closed":
       return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message);
     case "timed-out":
+      if (error.cause instanceof NetError) return `${error.message}: ${error.cause.message}`;
       return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
     case "name-timed-out":
       return `${error.message}; do the name servers of this machine answer?`;

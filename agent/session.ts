@@ -7,6 +7,7 @@ import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
 import { within } from "../shared/within.ts";
 import { knock } from "./knock.ts";
+import { explainSilence } from "./silence.ts";
 import type { Target } from "./targets.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
@@ -60,7 +61,7 @@ export class Session {
    */
   static async open(target: Target, options: SessionOptions): Promise<Session> {
     const { host, port, serverName } = target;
-    const connection = await knock(options.net, {
+    const attempt = knock(options.net, {
       host,
       port,
       serverName,
@@ -71,6 +72,7 @@ export class Session {
       intervalMs: options.knockIntervalMs,
       signal: options.signal,
     });
+    const connection = await explainSilence(options.net, options.log, target, attempt);
     try {
       return new Session(connection, await authenticate(connection, options.credentials, options.hello), options);
     } catch (error) {

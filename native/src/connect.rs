@@ -161,7 +161,7 @@ async fn more(look_up: &mut Option<LookUp>) -> Vec<SocketAddr> {
 }
 
 /// Of two addresses' errors the one that says more: somebody answered, nobody answered, there is no way there.
-fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
+pub fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
     let rank = |fault: &Fault| match fault.code {
         "tls" => 4,
         "closed" | "refused" | "reset" => 3,

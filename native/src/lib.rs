@@ -16,6 +16,7 @@ mod hub;
 mod inbox;
 mod memory;
 mod names;
+mod probe;
 mod process;
 mod quic;
 mod rate;
@@ -369,6 +370,16 @@ impl Engine {
         self.core.run(op, true, async move {
             let connection = quic::dial(&core.names, dial, core.warn()).await?;
             Ok(core.add_connection(connection, 0, most_streams))
+        });
+    }
+
+    /// What the system says against datagrams to a host: code and message, or null.
+    #[napi]
+    pub fn probe_udp(&self, op: f64, host: String, port: u16, timeout_ms: u32) {
+        let names = self.core.names.clone();
+        self.core.run(op, true, async move {
+            let fault = probe::probe(&names, &host, port, millis(timeout_ms)).await;
+            Ok(fault.map_or(Js::Null, |fault| Js::from(&fault)))
         });
     }
 

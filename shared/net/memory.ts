@@ -20,6 +20,7 @@ import type {
   ListenQuicOptions,
   ListenTcpOptions,
   Net,
+  ProbeUdpOptions,
   QuicClosed,
   QuicConnection,
   QuicListener,
@@ -297,6 +298,17 @@ class MemoryNet implements Net {
     checkDial(port, signal);
     const { listener, host: address } = this.udp.find(host, port);
     return listener.arrive(formatAddress(address, port), formatAddress(address, this.udp.ephemeral()), alpn, transport);
+  }
+
+  async probeUdp({ host, port, signal }: ProbeUdpOptions): Promise<NetError | undefined> {
+    this.#checkOpen();
+    checkDial(port, signal);
+    try {
+      this.udp.find(host, port);
+    } catch (error) {
+      if (error instanceof NetError && error.code !== "unknown-host") return error;
+    }
+    return undefined;
   }
 
   async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {

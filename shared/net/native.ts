@@ -19,6 +19,7 @@ import type {
   ListenQuicOptions,
   ListenTcpOptions,
   Net,
+  ProbeUdpOptions,
   QuicClosed,
   QuicConnection,
   QuicListener,
@@ -148,6 +149,7 @@ interface Engine {
   quicStopAccepting(listener: number): void;
   quicClose(op: number, listener: number, code: number, reason: string): void;
   connectQuic(op: number, options: object): void;
+  probeUdp(op: number, host: string, port: number, timeoutMs: number): void;
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
   acceptRequests(op: number, connection: number, heads: Heads): void;
@@ -456,6 +458,13 @@ class NativeNet implements Net {
     const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport: options.transport ?? {} };
     const opened = await this.#calls.cancellable<OpenedConnection>(signal, (op, engine) => engine.connectQuic(op, wanted));
     return new NativeQuicConnection(this.#calls, opened);
+  }
+
+  async probeUdp({ host, port, timeoutMs, signal }: ProbeUdpOptions): Promise<NetError | undefined> {
+    checkSignal(signal);
+    checkPort(port);
+    const fault = await this.#calls.cancellable<Fault | null>(signal, (op, engine) => engine.probeUdp(op, host, port, timeoutMs));
+    return fault ? toError(fault) : undefined;
   }
 
   async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {

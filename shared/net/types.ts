@@ -40,6 +40,12 @@ export interface Net {
    */
   connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
   /**
+   * Asks the system, with datagrams that no server answers, why those to a QUIC server do not arrive: `refused` or `unreachable`, with a message
+   * that says what to do. `undefined` where it says nothing for `timeoutMs`. It is for people to read: what routers say can be forged.
+   * @throws {NetError} `cancelled`, `invalid`
+   */
+  probeUdp(options: ProbeUdpOptions): Promise<NetError | undefined>;
+  /**
    * Copies both ways until both directions have ended, each on its own, and QUIC peers have received all of theirs (what closes the
    * connection then cuts nothing off); then releases both streams. A reset at one end, or an end that takes no more, ends it within 2 s,
    * whatever both directions are doing. Takes the streams over: later calls on them reject with `closed`, but
@@ -323,6 +329,18 @@ export interface ConnectQuicOptions {
   /** Limits and timers. Default: those of {@link QuicTransport}. */
   transport?: QuicTransport;
   /** Longest time in milliseconds for everything: name and handshake. */
+  timeoutMs: number;
+  /** Gives up with `cancelled`. */
+  signal?: AbortSignal;
+}
+
+/** Whom to ask about. */
+export interface ProbeUdpOptions {
+  /** A name or an address; IPv6 without brackets. */
+  host: string;
+  /** 1 to 65535. */
+  port: number;
+  /** How long to listen, in milliseconds. */
   timeoutMs: number;
   /** Gives up with `cancelled`. */
   signal?: AbortSignal;

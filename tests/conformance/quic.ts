@@ -52,6 +52,18 @@ function listenTests({ test, pki }: Suite): void {
     }
   });
 
+  test("is asked about where it does not answer: the system says why, or nothing", async (net) => {
+    const { tls } = await pki;
+    const ask = (port: number, timeoutMs: number) => within(net.probeUdp({ host: "127.0.0.1", port, timeoutMs }));
+    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const port = portOf(listener.address);
+    assert.equal(await ask(port, 100), undefined);
+    await listener.close(0, "");
+    const trouble = await ask(port, 4_000);
+    assert.equal(trouble?.code, "refused");
+    await netError(net.probeUdp({ host: "127.0.0.1", port, timeoutMs: 100, signal: AbortSignal.abort() }), "cancelled");
+  });
+
   test("is refused an address in use, at once", async (net) => {
     const { tls } = await pki;
     const first = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });

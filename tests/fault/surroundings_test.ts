@@ -236,6 +236,33 @@ describe("files that vanish, or turn to garbage, while the programs run", () => 
   });
 });
 
+describe("a proxy that datagrams do not reach", () => {
+  const IP = "/usr/sbin/ip";
+  const LOOPBACK_UP = `${IP} link set lo up`;
+  const causes: Record<string, readonly [setup: string, address: string, reason: RegExp]> = {
+    "there is no route": ["true", "192.0.2.1:4242", /no route to 192\.0\.2\.1:4242/],
+    "a route rejects them": [`${LOOPBACK_UP}; ${IP} route add prohibit 192.0.2.1`, "192.0.2.1:4242", /rejects UDP datagrams/],
+    "the network calls it unreachable": [`${LOOPBACK_UP}; ${IP} route add unreachable 192.0.2.1`, "192.0.2.1:4242", /cannot be reached/],
+    "the MTU is too small": [
+      `${IP} link add name v0 type veth peer name v1; ${IP} link set v0 mtu 1000; ${IP} link set v0 up; ${IP} link set v1 up; ` +
+      `${IP} addr add 192.0.2.2/24 dev v0; ${IP} neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev v0`,
+      "192.0.2.1:4242",
+      /raise the MTU/,
+    ],
+    "it does not run": [LOOPBACK_UP, "127.0.0.1:4242", /is the proxy running/],
+  };
+  for (const [cause, [setup, address, reason]] of Object.entries(causes)) {
+    it(`because ${cause} is explained while the agent goes on trying`, asRoot, async () => {
+      await using site = await Site.create();
+      const args = site.agentArgs({ agents: address, clients: "" });
+      const agent = site.start("/usr/bin/unshare", ["-n", "sh", "-c", `set -e; ${setup}; exec "$@"`, "sh", AGENT, ...args]);
+      const told = await agent.waitFor("the proxy does not answer yet");
+      assert.match(String(told.reason), reason);
+      assert.equal(agent.logged("not connected").length, 0, "it goes on trying");
+    });
+  }
+});
+
 describe("names that cannot be looked up", () => {
   it(
     "are refused in time, while tunnels and other destinations go on, and are found again when the name server answers",

@@ -30,6 +30,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     resolve: (host, options) => net.resolve(host, options),
     listenQuic: (options) => net.listenQuic(options),
     connectQuic: (options) => net.connectQuic(options),
+    probeUdp: (options) => net.probeUdp(options),
     splice: (a, b, options) => net.splice(a, b, options),
     connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
     createRate: (options) => net.createRate(options),
