@@ -119,7 +119,7 @@ export function encodeRefusal({ status, error, message, fields }: Refusal, { met
 
 /** A structured-field string (RFC 8941 §3.3.3): ASCII, quotes and backslashes escaped. */
 function quote(text: string): string {
-  return `"${text.replace(/[^\x20-\x7e]/g, "?").replace(/["\\]/g, "\\$&")}"`;
+  return `"${text.replace(/[^\x20-\x7e]/gu, "?").replace(/["\\]/g, "\\$&")}"`;
 }
 
 /** Longest `details` that are taken from a peer, in characters. */

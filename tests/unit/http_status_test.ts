@@ -82,7 +82,7 @@ describe("refusal", () => {
         assert.equal(answer.status, 400);
         assert.equal(answer.fields.length, 4);
         assert.equal(answer.body.length, Number(answer.field("content-length")));
-        assert.equal(detailsOf(answer.field("proxy-status")), message.replace(/[^\x20-\x7e]/g, "?"));
+        assert.equal(detailsOf(answer.field("proxy-status")), message.replace(/[^\x20-\x7e]/gu, "?"));
       }),
       { numRuns: 1_000 },
     );
