@@ -150,6 +150,8 @@ export interface ProxyOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
+    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    bufferMemory?: string;
     /** `--limits.agents`: Connections of agents at a time; 0 no limit. Default: `32768`. */
     agents?: number;
     /** `--limits.agents-per-address`: Connections of agents at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
@@ -254,6 +256,8 @@ export interface AgentOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
+    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    bufferMemory?: string;
   };
   /** `--drain.*` */
   drain?: {
@@ -411,6 +415,8 @@ export interface LoadBalancerOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
     memory?: string;
+    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    bufferMemory?: string;
     /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */

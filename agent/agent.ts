@@ -94,6 +94,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     ...options.limits,
     tunnels: mostTunnels,
     createRate: (rate) => net.createRate(rate),
+    buffers: net,
     reports: new LimitReports({ log, count: (limit, times) => operated.metrics.limitHit(limit, times) }),
   });
   const tunnels: TunnelOptions = {

@@ -45,6 +45,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     log.debug("opened", { id, destination, address: remote, setupMs });
     const { aToB, bToA, error: broken, errorSide } = await ended;
     if (broken?.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
+    if (broken?.code === "limit" && errorSide === undefined) tunnel?.wasCut();
     const reason = broken && tunnel?.ends?.aborted
       ? endReason(tunnel.ends)
       : broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;

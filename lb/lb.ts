@@ -83,6 +83,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     reports,
     trustedProxies,
     createRate: (rate) => net.createRate(rate),
+    buffers: net,
   });
   const closeOwn = () => {
     limits.close();

@@ -95,6 +95,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     reports,
     trustedProxies,
     createRate: (rate) => net.createRate(rate),
+    buffers: net,
   });
   const logLimit = new LogLimit({ log });
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");

@@ -1,10 +1,10 @@
 //! The two halves of a stream, whatever carries it: TCP, TLS over TCP, or QUIC. A half that is dropped before its direction ended aborts
 //! it, so that no path through the code, not even a panic, can make a truncated stream look finished.
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::io::{ErrorKind, IoSlice};
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
-use std::pin::Pin;
+use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::task::{ready, Context, Poll};
@@ -405,6 +405,14 @@ impl Reader {
         }
     }
 
+    /// Of QUIC, what it is a part of.
+    pub fn stream(&self) -> Option<(quinn::Connection, quinn::StreamId)> {
+        match (&self.source, &self.flow) {
+            (Source::Quic(stream), Some(flow)) => Some((flow.connection().clone(), stream.id())),
+            _ => None,
+        }
+    }
+
     /// Bytes to be read at a time, at most.
     pub fn batch(&self) -> usize {
         self.flow.as_ref().map_or(LARGE_READ, |flow| flow.batch())
@@ -619,8 +627,16 @@ impl ReadBuffer {
         tcp: &Tcp,
         truncation: Truncation,
     ) -> Result<Option<Bytes>, Fault> {
-        let room = self.make_room();
-        match stream.read_buf(&mut self.bytes).await {
+        let mut room = 0;
+        let read = poll_fn(|cx| {
+            room = self.make_room();
+            let read = pin!(stream.read_buf(&mut self.bytes)).poll(cx);
+            if read.is_pending() {
+                self.bytes = BytesMut::new();
+            }
+            read
+        });
+        match read.await {
             Ok(0) if tcp.is_broken() => Err(tcp.failed(ErrorKind::ConnectionReset.into())),
             Ok(0) => Ok(None),
             Ok(n) => {

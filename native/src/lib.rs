@@ -3,6 +3,7 @@
 //! JavaScript holds everything by number and says which number a call's result is to come under. Nothing here decides who may connect
 //! where, or what is answered: that is TypeScript's part.
 mod address;
+mod budget;
 mod congestion;
 mod connect;
 mod copy;
@@ -178,6 +179,18 @@ impl Engine {
     #[napi]
     pub fn stalled_ms(&self) -> f64 {
         self.core.heartbeat.late(self.core.runtime).as_millis() as f64
+    }
+
+    /// Bytes that all tunnels of the process may buffer; 0 for no limit. See [`budget`].
+    #[napi]
+    pub fn limit_buffers(&self, bytes: f64) {
+        budget::set_limit(self.core.runtime, bytes as u64);
+    }
+
+    /// Bytes that tunnels that wait for their peers buffer.
+    #[napi]
+    pub fn buffered_bytes(&self) -> f64 {
+        budget::used() as f64
     }
 
     /// Gives a call up; its result is then `cancelled`, unless it was there already.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{sleep, timeout_at, Instant};
 
+use crate::budget::Holder;
 use crate::error::Fault;
 use crate::half::{ReadBuffer, Reader, Sink, Source, Writer, RESET, VECTORS};
 use crate::rate::Pace;
@@ -59,18 +60,23 @@ struct Meter<'a> {
     /// There is something to copy, and its turn has not come.
     waiting: AtomicBool,
     pace: &'a Pace,
+    holder: &'a Holder,
+    direction: Side,
 }
 
 impl<'a> Meter<'a> {
-    fn new(pace: &'a Pace) -> Self {
+    fn new(pace: &'a Pace, holder: &'a Holder, direction: Side) -> Self {
         Self {
             copied: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             pace,
+            holder,
+            direction,
         }
     }
 
     async fn wait(&self, bytes: usize) {
+        self.holds(bytes);
         if self.pace.is_free() {
             return;
         }
@@ -79,7 +85,18 @@ impl<'a> Meter<'a> {
         self.waiting.store(false, Ordering::Relaxed);
     }
 
+    /// So many bytes were read, and wait for the sink.
+    fn holds(&self, bytes: usize) {
+        self.holder.waits_with(self.direction as usize, bytes);
+    }
+
+    fn passed_on(&self) {
+        self.holder.passed_on(self.direction as usize);
+    }
+
+    /// So many were written.
     fn count(&self, bytes: usize) {
+        self.passed_on();
         self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
@@ -126,7 +143,8 @@ type Grace = Option<Instant>;
 
 /// Copies until both directions have ended, or one end is gone. Halves that have not ended are reset when they are dropped.
 async fn splice(a: &mut Halves, b: &mut Halves, prologue_to_a: Bytes, idle: Option<Duration>, pace: &Pace, stop: &Stop) -> Outcome {
-    let (a_to_b, b_to_a) = (Meter::new(pace), Meter::new(pace));
+    let holder = Holder::new([a.reader.stream(), b.reader.stream()].into_iter().flatten().collect());
+    let (a_to_b, b_to_a) = (Meter::new(pace, &holder, Side::A), Meter::new(pace, &holder, Side::B));
     let mut grace = None;
     let end = copy_both(a, b, prologue_to_a, idle, (&a_to_b, &b_to_a), stop, &mut grace).await;
     tokio::select! {
@@ -196,8 +214,9 @@ async fn copy_both(
     let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b);
     let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, b_to_a);
     let idle_watch = watch_idle(idle, a_to_b, b_to_a);
+    let cut = a_to_b.holder.is_cut();
     let grace = sleep(Duration::MAX);
-    tokio::pin!(up, down, a_leaves, b_leaves, idle_watch, grace);
+    tokio::pin!(up, down, a_leaves, b_leaves, idle_watch, cut, grace);
     let mut ends = Ends::default();
     loop {
         let (up_done, down_done) = (ends.done[0], ends.done[1]);
@@ -209,6 +228,7 @@ async fn copy_both(
             fault = &mut b_leaves, if ends.left[1].is_none() && !up_done && (down_done || b_stops) => ends.leaves(Side::B, fault),
             fault = &mut idle_watch => Some(End::Broken(fault, None)),
             () = stop.stopped() => Some(End::Broken(Fault::cancelled(), None)),
+            fault = &mut cut => Some(End::Broken(fault, None)),
             () = &mut grace, if until.is_some() => Some(ends.after_grace()),
         };
         if let Some(end) = over {
@@ -380,7 +400,9 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_
     let mut buffer = meter.pace.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
     loop {
         let room = async {
+            meter.holds(0);
             buffer.limit(writer.room().await);
+            meter.passed_on();
             Ok(())
         };
         deliver(reader, pin!(room), reset).await?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use quinn::VarInt;
 
+use crate::budget;
 use crate::congestion::Notes;
 use crate::lock;
 
@@ -219,7 +220,10 @@ impl Flow {
     /// So many bytes were read and passed on.
     pub fn drained(&mut self, stream: &mut quinn::RecvStream, bytes: usize) {
         let before = self.grown();
-        let most = most(self.receive.start, GROWN.load(Ordering::Relaxed));
+        let most = match budget::has_room() {
+            true => most(self.receive.start, GROWN.load(Ordering::Relaxed)),
+            false => self.receive.start,
+        };
         let window = self.receive.drained(bytes as u64, Instant::now(), self.notes.round_trip(), most);
         let Some(window) = window else { return };
         GROWN.fetch_add(self.grown().wrapping_sub(before), Ordering::Relaxed); // wraps where it has shrunk
@@ -229,6 +233,11 @@ impl Flow {
             self.notes.session.change(&self.connection, |windows| windows.streams += more);
         }
         let _ = stream.set_receive_window(window); // fails on a stream that has ended
+    }
+
+    /// The connection of the stream.
+    pub fn connection(&self) -> &quinn::Connection {
+        &self.connection
     }
 
     fn grown(&self) -> u64 {

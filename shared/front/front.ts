@@ -296,6 +296,7 @@ async function join(
   if (!broken) return;
   exchange.proxyError = "connection_terminated";
   if (broken.code === "timed-out" && errorSide === undefined) tunnel?.wasIdle();
+  if (broken.code === "limit" && errorSide === undefined) tunnel?.wasCut();
   exchange.reason = broken.code === "cancelled" && copy.signal?.aborted
     ? endReason(copy.signal)
     : `${errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${options.upstreamName ?? "agent"}: `}${broken.message}`;

@@ -7,7 +7,7 @@ import type { AddressLimit, Net } from "../net/types.ts";
 import { Door, type Visit } from "./door.ts";
 import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
-import { reportDescriptors, shareOf, withinDescriptors } from "./resources.ts";
+import { type Buffers, reportDescriptors, shareOf, withinDescriptors } from "./resources.ts";
 import { Buckets } from "./tables.ts";
 import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 
@@ -64,6 +64,8 @@ export interface ClientLimitsDeps {
   /** Flushed while it is open, and when it is closed. */
   reports: LimitReports;
   createRate: Net["createRate"];
+  /** As of {@link TunnelLimitsOptions}. */
+  buffers?: Buffers;
   /** Addresses and networks of proxies that stand for their clients: their own count for nothing. Default none. */
   trustedProxies?: readonly string[];
   /** Milliseconds from any fixed point. Default `performance.now`. */
@@ -84,7 +86,7 @@ export class ClientLimits {
 
   /** @param descriptors that a tunnel takes */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
-    const { now, createRate, reports } = deps;
+    const { now, createRate, buffers, reports } = deps;
     const wanted = { connections: orNone(values.connections), heads: Math.min(orNone(values.heads), MOST_HEADS) };
     const { connections, heads } = withinDescriptors(wanted, descriptors);
     const ofConnections = (limit: number, share: number) => shareOf(limit, share, wanted.connections, connections);
@@ -106,7 +108,7 @@ export class ClientLimits {
       reports,
       now,
     });
-    this.#tunnels = new TunnelLimits({ ...values, tunnelsPerAgent, tunnelsPerClient, createRate, reports, now });
+    this.#tunnels = new TunnelLimits({ ...values, tunnelsPerAgent, tunnelsPerClient, createRate, buffers, reports, now });
     const burst = (rate: number) => orNone(rate) * values.tunnelBurst / 1_000;
     this.#addressRate = new Buckets(orNone(values.tunnelRatePerAddress), burst(values.tunnelRatePerAddress), now);
     this.#clientRate = new Buckets(orNone(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);

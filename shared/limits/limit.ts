@@ -17,6 +17,7 @@ export type LimitName =
   | "tunnel-life"
   | "auth-failures"
   | "memory"
+  | "buffer-memory"
   | "ports"
   | "agents"
   | "agents-per-address"

@@ -26,6 +26,15 @@ export const tunnelLimitOptions = defineOptions({
       "control group has; 0 no limit. On Linux only.",
     check: checkWatermark,
   },
+  "limits.buffer-memory": {
+    kind: "string",
+    default: "25%",
+    description:
+      "Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new " +
+      "tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the " +
+      "process' control group has; 0 no limit.",
+    check: checkWatermark,
+  },
 });
 
 /** Of the agent. */

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import type { LogFields, Logger } from "../log.ts";
+import type { Net } from "../net/types.ts";
 import { orNone } from "./limit.ts";
 
 /** With so few tunnels it is not them that take the memory, and a way in is left. */
@@ -39,6 +40,38 @@ export class MemoryWatch {
     return this.#above && open >= ALWAYS_ALLOWED;
   }
 }
+
+/** From this part of the budget for buffers on there are no new tunnels. */
+const BUFFERS_FULL = 0.75;
+
+/** One budget for what all tunnels of the process buffer. Who copies keeps to it; this tells when there is no room for more tunnels. */
+export class BufferBudget {
+  readonly #limit: number;
+  readonly #net: Buffers;
+
+  /** @param budget as the option `limits.buffer-memory` has it */
+  constructor(budget: string, net: Buffers) {
+    this.#limit = watermarkBytes(budget);
+    this.#net = net;
+    net.limitBuffers(this.#limit === Infinity ? 0 : this.#limit);
+  }
+
+  /** In bytes; `Infinity` for none. */
+  get limit(): number {
+    return this.#limit;
+  }
+
+  get usedBytes(): number {
+    return this.#net.bufferedBytes();
+  }
+
+  refuses(): boolean {
+    return this.usedBytes > this.#limit * BUFFERS_FULL;
+  }
+}
+
+/** Who copies. */
+export type Buffers = Pick<Net, "limitBuffers" | "bufferedBytes">;
 
 const WATERMARK = /^([0-9]{1,6})(%|MiB|GiB)$/;
 

@@ -5,7 +5,7 @@ import type { Net, Rate } from "../net/types.ts";
 import { Bandwidth } from "./bandwidth.ts";
 import { type LimitName, LimitReached, type LimitReports, orNone } from "./limit.ts";
 import type { TunnelLimitValues } from "./options.ts";
-import { MemoryWatch } from "./resources.ts";
+import { BufferBudget, type Buffers, MemoryWatch } from "./resources.ts";
 import { Tally } from "./tables.ts";
 
 export interface TunnelLimitsOptions extends TunnelLimitValues {
@@ -18,6 +18,8 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
   bandwidthPerAgent?: string;
   bandwidthPerClient?: string;
   createRate: Net["createRate"];
+  /** Who copies them. Default: what they buffer is not limited. */
+  buffers?: Buffers;
   reports: LimitReports;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
@@ -43,6 +45,8 @@ export interface OpenTunnel {
   watch(progress: () => number): void;
   /** The copy ended it for its silence. */
   wasIdle(): void;
+  /** The copy ended it for what it buffered. */
+  wasCut(): void;
   close(): void;
 }
 
@@ -98,6 +102,10 @@ class CountedTunnel implements OpenTunnel {
     this.#limits.wasIdle();
   }
 
+  wasCut(): void {
+    this.#limits.wasCut(this);
+  }
+
   close(): void {
     if (!this.#isOpen) return;
     this.#isOpen = false;
@@ -114,6 +122,7 @@ export class TunnelLimits {
   readonly #options: TunnelLimitsOptions;
   readonly #now: () => number;
   readonly #memory: MemoryWatch;
+  readonly #buffers?: BufferBudget;
   readonly #perAgent = new Tally();
   readonly #perClient = new Tally();
   readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
@@ -126,6 +135,7 @@ export class TunnelLimits {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#memory = new MemoryWatch(options.memory);
+    if (options.buffers) this.#buffers = new BufferBudget(options.bufferMemory, options.buffers);
     const bandwidth = (text = "0") => new Bandwidth(text, options.createRate);
     this.#bandwidth = {
       tunnel: bandwidth(options.bandwidthPerTunnel),
@@ -146,6 +156,11 @@ export class TunnelLimits {
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelLife } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#refusal("memory", "There is no memory for more tunnels", { mostBytes: this.#memory.limit });
+    }
+    if (this.#buffers?.refuses()) {
+      const { limit, usedBytes } = this.#buffers;
+      const message = "Open tunnels buffer nearly all that they may: their clients or destinations do not read";
+      throw this.#refusal("buffer-memory", message, { usedBytes, mostBytes: limit });
     }
     if (this.#open >= orNone(tunnels)) throw this.#refusal("tunnels", "There are too many tunnels", { most: tunnels });
     if (this.#perAgent.get(agentId) >= orNone(tunnelsPerAgent)) {
@@ -185,6 +200,11 @@ export class TunnelLimits {
   /** The system has no local port left for a connection to `destination`. */
   noPort(destination: string): void {
     this.#options.reports.noPort(destination);
+  }
+
+  wasCut({ agentId, client }: CountedTunnel): void {
+    const mostBytes = this.#buffers?.limit;
+    this.#options.reports.hit("buffer-memory", { agent: agentId || undefined, jti: client || undefined, mostBytes, action: "cut" });
   }
 
   /** It counts no longer. */

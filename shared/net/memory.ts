@@ -326,6 +326,12 @@ class MemoryNet implements Net {
     return new MemoryRate(options);
   }
 
+  limitBuffers(): void {} // its pipes are small
+
+  bufferedBytes(): number {
+    return 0;
+  }
+
   stalledMs(): number {
     return 0;
   }

@@ -119,6 +119,8 @@ interface Engine {
   close(): void;
   held(): number[];
   stalledMs(): number;
+  limitBuffers(bytes: number): void;
+  bufferedBytes(): number;
   cancel(op: number): void;
   checkServerTls(tls: EngineServerTls): Verdict;
   checkClientTls(tls: EngineClientTls): Verdict;
@@ -497,6 +499,14 @@ class NativeNet implements Net {
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {
     return new NativeRate(this.#calls, this.#calls.engine.createRate(bytesPerSecond, burst));
+  }
+
+  limitBuffers(bytes: number): void {
+    this.#calls.engine.limitBuffers(bytes);
+  }
+
+  bufferedBytes(): number {
+    return this.#calls.engine.bufferedBytes();
   }
 
   stalledMs(): number {

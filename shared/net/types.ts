@@ -62,6 +62,13 @@ export interface Net {
   /** Bytes a second, for all copies that are given it. */
   createRate(options: RateOptions): Rate;
   /**
+   * What all copies of the process may buffer, in bytes: received and not passed on, sent and not acknowledged; 0 for no limit. From half of it
+   * on windows no longer grow; from nine tenths on the copies that hold most end with `limit`, until three quarters are used.
+   */
+  limitBuffers(bytes: number): void;
+  /** What copies buffer that wait for a peer, in bytes; 0 where there is no limit. */
+  bufferedBytes(): number;
+  /**
    * For how many milliseconds what moves the bytes has not got to run; 0 while it does. Each call finds out what the next one tells: to be
    * called regularly.
    */

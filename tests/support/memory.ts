@@ -34,6 +34,8 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     splice: (a, b, options) => net.splice(a, b, options),
     connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
     createRate: (options) => net.createRate(options),
+    limitBuffers: (bytes) => net.limitBuffers(bytes),
+    bufferedBytes: () => net.bufferedBytes(),
     stalledMs: () => net.stalledMs(),
     close: () => net.close(),
     ...replaced,

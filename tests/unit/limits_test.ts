@@ -292,6 +292,7 @@ describe("limits of tunnels", () => {
       tunnelLife: 0,
       bandwidthPerTunnel: "0",
       memory: "0",
+      bufferMemory: "0",
       reports: SECRETIVE,
       createRate: () => assert.fail("there is no limit"),
       ...options,
@@ -302,6 +303,26 @@ describe("limits of tunnels", () => {
       limits.close();
     }
   };
+
+  it("are refused while three quarters of the budget for buffers are used", () => {
+    const told: number[] = [];
+    let used = 0;
+    const buffers = { limitBuffers: (bytes: number) => void told.push(bytes), bufferedBytes: () => used };
+    withLimits({ bufferMemory: "100MiB", buffers }, (limits) => {
+      assert.deepEqual(told, [100 << 20]);
+      used = 75 << 20;
+      limits.open({});
+      used += 1;
+      assert.equal(limitOf(() => limits.open({})), "buffer-memory");
+      used = 0;
+      limits.open({});
+    });
+    withLimits({ buffers }, (limits) => {
+      assert.deepEqual(told, [100 << 20, 0], "0 is no limit");
+      used = 1e15;
+      limits.open({});
+    });
+  });
 
   it("are in all, of an agent and of a client", () =>
     withLimits({ tunnels: 4, tunnelsPerAgent: 3, tunnelsPerClient: 2 }, (limits) => {

@@ -1,0 +1,197 @@
+//! One budget for what all tunnels of the process buffer: received and not passed on, written and not acknowledged. Half used up, windows no
+//! longer grow; at three quarters JavaScript refuses new tunnels; at nine tenths the tunnels that hold most are cut.
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use quinn::StreamId;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::error::Fault;
+use crate::lock;
+
+/// How often tunnels are looked at while one of them waits for its peer.
+const SELDOM: Duration = Duration::from_millis(100);
+/// The same while a good part of the budget is used.
+const OFTEN: Duration = Duration::from_millis(20);
+
+// There is one set of threads for all engines of a process, and so one of each of these.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+static USED: AtomicU64 = AtomicU64::new(0);
+static TUNNELS: Mutex<Vec<Weak<Holder>>> = Mutex::new(Vec::new());
+static WAKE: Notify = Notify::const_new();
+static ASLEEP: AtomicBool = AtomicBool::new(false);
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Bytes that tunnels may buffer; 0 for no limit.
+pub fn set_limit(runtime: &Handle, bytes: u64) {
+    LIMIT.store(if bytes == 0 { u64::MAX } else { bytes }, Ordering::Relaxed);
+    if bytes > 0 && !STARTED.swap(true, Ordering::AcqRel) {
+        runtime.spawn(watch());
+    }
+}
+
+/// Bytes that tunnels buffered when they were looked at last.
+pub fn used() -> u64 {
+    USED.load(Ordering::Relaxed)
+}
+
+/// Whether windows may grow.
+pub fn has_room() -> bool {
+    used() < LIMIT.load(Ordering::Relaxed) / 2
+}
+
+async fn watch() {
+    loop {
+        let limit = LIMIT.load(Ordering::Relaxed);
+        if limit == u64::MAX || !look(limit) {
+            ASLEEP.store(true, Ordering::SeqCst);
+            WAKE.notified().await;
+            ASLEEP.store(false, Ordering::SeqCst);
+        }
+        tokio::time::sleep(if used() > limit / 4 { OFTEN } else { SELDOM }).await;
+    }
+}
+
+/// Adds up, and cuts. Whether a tunnel waits.
+fn look(limit: u64) -> bool {
+    let mut waiting = Vec::new();
+    lock(&TUNNELS).retain(|tunnel| {
+        let Some(tunnel) = tunnel.upgrade() else { return false };
+        if tunnel.waits() {
+            waiting.push(tunnel);
+        }
+        true
+    });
+    let mut held: Vec<(u64, Arc<Holder>)> = waiting.into_iter().map(|tunnel| (tunnel.held(), tunnel)).collect();
+    let used = held.iter().map(|(bytes, _)| bytes).sum();
+    let any = !held.is_empty();
+    let cut = excess(limit, used, &mut held);
+    for (bytes, tunnel) in &held[..cut] {
+        tunnel.cut(*bytes);
+    }
+    let freed: u64 = held[..cut].iter().map(|(bytes, _)| bytes).sum();
+    USED.store(used - freed, Ordering::Relaxed);
+    any
+}
+
+/// Sorts those that hold most to the front, and tells how many of them have to go.
+fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
+    if used <= limit / 10 * 9 {
+        return 0;
+    }
+    held.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let mut left = used;
+    held.iter()
+        .take_while(|(bytes, _)| {
+            let goes = left > limit / 4 * 3;
+            left = left.saturating_sub(*bytes);
+            goes
+        })
+        .count()
+}
+
+/// What one tunnel holds.
+#[derive(Default)]
+pub struct Holder {
+    streams: Vec<(quinn::Connection, StreamId)>,
+    /// Of each direction, one more than the bytes that were read and are not written yet; 0 where it waits for nothing but its source.
+    waiting: [AtomicU64; 2],
+    /// What it held when it was cut.
+    cut: AtomicU64,
+    told: Notify,
+}
+
+impl Holder {
+    pub fn new(streams: Vec<(quinn::Connection, StreamId)>) -> Arc<Self> {
+        let holder = Arc::new(Self {
+            streams,
+            ..Self::default()
+        });
+        if STARTED.load(Ordering::Relaxed) {
+            lock(&TUNNELS).push(Arc::downgrade(&holder));
+        }
+        holder
+    }
+
+    /// A direction (0 or 1) has read so many bytes, or none, and waits until its sink takes them.
+    pub fn waits_with(&self, direction: usize, bytes: usize) {
+        self.waiting[direction].store(bytes as u64 + 1, Ordering::Relaxed);
+        if ASLEEP.load(Ordering::Relaxed) {
+            WAKE.notify_one();
+        }
+    }
+
+    pub fn passed_on(&self, direction: usize) {
+        self.waiting[direction].store(0, Ordering::Relaxed);
+    }
+
+    /// Resolves when this tunnel has to go.
+    pub async fn is_cut(&self) -> Fault {
+        self.told.notified().await;
+        let held = self.cut.load(Ordering::Relaxed) >> 10;
+        let limit = LIMIT.load(Ordering::Relaxed) >> 20;
+        let message = format!("It held {held} KiB, most of all tunnels, while nearly all of the {limit} MiB for buffers were used");
+        Fault::new("limit", message)
+    }
+
+    fn waits(&self) -> bool {
+        self.waiting.iter().any(|bytes| bytes.load(Ordering::Relaxed) > 0)
+    }
+
+    fn held(&self) -> u64 {
+        let copied: u64 = self
+            .waiting
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(1))
+            .sum();
+        let streams: u64 = self.streams.iter().map(|(connection, id)| connection.held(*id)).sum();
+        EACH + copied + streams
+    }
+
+    fn cut(&self, held: u64) {
+        self.cut.store(held, Ordering::Relaxed);
+        self.told.notify_one(); // kept for a copy that does not wait for it right now
+    }
+}
+
+/// What a tunnel takes besides what it buffers.
+const EACH: u64 = 32 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(limit: u64, held: &[u64]) -> Vec<u64> {
+        let mut held: Vec<(u64, ())> = held.iter().map(|bytes| (*bytes, ())).collect();
+        let used = held.iter().map(|(bytes, ())| bytes).sum();
+        let count = excess(limit, used, &mut held);
+        held[..count].iter().map(|(bytes, ())| *bytes).collect()
+    }
+
+    #[test]
+    fn nothing_is_cut_below_nine_tenths() {
+        assert_eq!(cut(1_000, &[450, 450]), []);
+        assert_eq!(cut(u64::MAX, &[1 << 60]), []);
+    }
+
+    #[test]
+    fn those_that_hold_most_are_cut_until_three_quarters_are_used() {
+        assert_eq!(cut(1_000, &[10, 500, 300, 100, 50]), [500]);
+        assert_eq!(cut(1_000, &[100; 10]), [100, 100, 100]);
+        assert_eq!(cut(1_000, &[1, 2_000]), [2_000]);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_that_is_cut_hears_why_though_it_did_not_wait_for_that() {
+        let holder = Holder::new(Vec::new());
+        holder.waits_with(0, 5_000);
+        assert_eq!(holder.held(), EACH + 5_000);
+        holder.cut(holder.held());
+        let fault = holder.is_cut().await;
+        assert!(fault.code == "limit" && fault.message.contains("36 KiB"), "{}", fault.message);
+        holder.passed_on(0);
+        assert!(!holder.waits());
+    }
+}
