@@ -43,6 +43,41 @@ describe("slow client", () => {
   });
 });
 
+describe("clients that read nothing", () => {
+  it("take less than 1 MiB of the proxy each, and a download beside them arrives", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using endless = await Origin.start((wire) => pour(wire, Infinity));
+    await using fast = await Origin.start((wire) => pour(wire, 64 * MIB));
+    await timeDownload(pair, fast, 64 * MIB);
+    const before = memoryOf(pair).proxy;
+    const clients = 60;
+    const held = await Promise.all(
+      Array.from({ length: clients }, () => openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 })),
+    );
+    for (let round = 0; round < 3; round++) await timeDownload(pair, fast, 64 * MIB);
+    const { proxy } = memoryOf(pair);
+    assert.ok(proxy - before < clients, `the proxy had ${before} MiB, and ${proxy} MiB with ${clients} clients that read nothing`);
+    held.forEach((wire) => wire[Symbol.dispose]());
+  });
+
+  it("use up the budget for buffers, and others are told why there is no tunnel for them", onLinux, async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.buffer-memory=4MiB"] });
+    await using endless = await Origin.start((wire) => pour(wire, Infinity));
+    const held = await Promise.all(
+      Array.from({ length: 30 }, () => openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 })),
+    );
+    const refusal = pair.proxy.waitFor("limit reached");
+    let isRefused = false;
+    void refusal.finally(() => isRefused = true).catch(() => {});
+    while (!isRefused) {
+      const wire = await openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 }).catch(() => undefined);
+      wire?.[Symbol.dispose]();
+    }
+    assert.equal((await refusal).limit, "buffer-memory");
+    held.forEach((wire) => wire[Symbol.dispose]());
+  });
+});
+
 describe("tunnels", () => {
   it("are open 2,000 at once on one agent, and give back their descriptors", onLinux, async () => {
     await using pair = await Pair.start();
