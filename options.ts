@@ -62,7 +62,7 @@ export interface ProxyOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
     trustedProxies?: string[];
-    /** `--http-proxy.host-whitelist`: Destinations that clients may reach; empty allows all. */
+    /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
   /** `--auth.*` */
@@ -166,7 +166,7 @@ export interface ProxyOptions {
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
     exempt?: string[];
   };
   /** `--drain.*` */
@@ -202,7 +202,7 @@ export interface AgentOptions {
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-client.labels`: Shown by the proxy with the agent: name=value, repeatable or comma-separated. */
     labels?: string[];
-    /** `--agent-client.host-whitelist`: Destinations that the agent connects to; empty allows all. */
+    /** `--agent-client.host-whitelist`: Destinations that the agent connects to; by default all; none allows nothing. */
     hostWhitelist?: string[];
     /** `--agent-client.deny`: Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count. */
     deny?: string[];
@@ -306,7 +306,7 @@ export interface LoadBalancerOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
     trustedProxies?: string[];
-    /** `--http-proxy.host-whitelist`: Destinations that clients may reach; empty allows all. */
+    /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
   /** `--http-connector.*` */
@@ -421,7 +421,7 @@ export interface LoadBalancerOptions {
     authFailures?: number;
     /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
     lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
     exempt?: string[];
   };
   /** `--drain.*` */

@@ -1,5 +1,14 @@
 // The agent's options, each once.
-import { adminOptions, checkPatterns, checkPins, CONGESTION_CONTROL, drainOptions, logOptions } from "../shared/cli/common_options.ts";
+import {
+  adminOptions,
+  checkPatterns,
+  checkPins,
+  CONGESTION_CONTROL,
+  drainOptions,
+  LIST_WORDS,
+  logOptions,
+  NOT_GIVEN,
+} from "../shared/cli/common_options.ts";
 import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
@@ -25,11 +34,13 @@ export const agentOptions = defineOptions({
     check: checkLabelTexts,
   },
   "agent-client.host-whitelist": {
+    guards: LIST_WORDS,
     kind: "list",
-    description: "Destinations that the agent connects to; empty allows all.",
+    description: "Destinations that the agent connects to; by default all; none allows nothing.",
     check: checkPatterns,
   },
   "agent-client.deny": {
+    guards: LIST_WORDS,
     kind: "list",
     description:
       "Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count.",
@@ -37,6 +48,7 @@ export const agentOptions = defineOptions({
   },
   "agent-client.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of the proxy." },
   "agent-client.tls.pin-sha256": {
+    guards: NOT_GIVEN,
     kind: "list",
     description:
       "SHA-256 of the proxy's certificate, 64 hexadecimal digits, any of these; without root-ca it replaces all other checks of the certificate.",
@@ -47,11 +59,12 @@ export const agentOptions = defineOptions({
     default: "0s",
     description: "Check these files for changes at this interval, 0s never; they are read at every connect anyway.",
   },
-  "agent-client.tls.file.root-ca": { kind: "file", description: "Authorities to trust, PEM; by default the system's." },
+  "agent-client.tls.file.root-ca": { guards: NOT_GIVEN, kind: "file", description: "Authorities to trust, PEM; by default the system's." },
   "agent-client.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
   "agent-client.tls.file.key": { kind: "file", description: "Private key of the agent's certificate, PEM." },
   "agent-client.tls.file.cert": { kind: "file", description: "The agent's certificate chain, PEM, where the proxy asks for one." },
   "auth.type": {
+    guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],

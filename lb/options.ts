@@ -6,7 +6,9 @@ import {
   drainDelayOptions,
   drainOptions,
   frontTlsOptions,
+  LIST_WORDS,
   logOptions,
+  NOT_GIVEN,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 import { trustedProxyOptions } from "../shared/front/client_address.ts";
@@ -20,8 +22,9 @@ export const lbOptions = defineOptions({
   ...frontTlsOptions,
   ...trustedProxyOptions,
   "http-proxy.host-whitelist": {
+    guards: LIST_WORDS,
     kind: "list",
-    description: "Destinations that clients may reach; empty allows all.",
+    description: "Destinations that clients may reach; by default all; none allows nothing.",
     check: checkPatterns,
   },
   "http-connector.connect-timeout": {
@@ -36,7 +39,7 @@ export const lbOptions = defineOptions({
     description: "Longest wait for a proxy's answer after that; longer than the proxy waits for its agents.",
     check: positive,
   },
-  "http-connector.tls.enable": { kind: "boolean", default: "false", description: "Speak TLS to proxies." },
+  "http-connector.tls.enable": { guards: NOT_GIVEN, kind: "boolean", default: "false", description: "Speak TLS to proxies." },
   "http-connector.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of a proxy." },
   "http-connector.tls.use-system-pool": {
     kind: "boolean",
@@ -44,7 +47,11 @@ export const lbOptions = defineOptions({
     description: "Trust the system's authorities as well as those of root-ca.",
   },
   "http-connector.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
-  "http-connector.tls.file.root-ca": { kind: "file", description: "Authorities to trust, PEM; by default the system's." },
+  "http-connector.tls.file.root-ca": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "Authorities to trust, PEM; by default the system's.",
+  },
   "http-connector.tls.file.key": { kind: "file", description: "Private key of lb's certificate for proxies, PEM." },
   "http-connector.tls.file.cert": { kind: "file", description: "The certificate chain that lb shows to proxies, PEM." },
   ...authOptions,

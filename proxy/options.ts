@@ -7,7 +7,9 @@ import {
   drainDelayOptions,
   drainOptions,
   frontTlsOptions,
+  LIST_WORDS,
   logOptions,
+  NOT_GIVEN,
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 import { trustedProxyOptions } from "../shared/front/client_address.ts";
@@ -22,14 +24,20 @@ export const proxyOptions = defineOptions({
     description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",
   },
   "agent-server.tls.file.cert": { kind: "file", description: "The server's certificate chain, PEM." },
-  "agent-server.tls.file.client-ca": { kind: "file", description: "Require certificates of these authorities from agents, PEM." },
+  "agent-server.tls.file.client-ca": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "Require certificates of these authorities from agents, PEM.",
+  },
   "agent-server.tls.file.client-crl": {
+    guards: NOT_GIVEN,
     kind: "file",
     description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
   },
   "agent-server.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
   "agent-server.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
   "agent-server.tls.agent-id-from": {
+    guards: NOT_GIVEN,
     kind: "string",
     default: "none",
     choices: ["none", "san", "cn"],
@@ -52,8 +60,9 @@ export const proxyOptions = defineOptions({
   ...frontTlsOptions,
   ...trustedProxyOptions,
   "http-proxy.host-whitelist": {
+    guards: LIST_WORDS,
     kind: "list",
-    description: "Destinations that clients may reach; empty allows all.",
+    description: "Destinations that clients may reach; by default all; none allows nothing.",
     check: checkPatterns,
   },
   ...authOptions,

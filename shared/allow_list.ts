@@ -1,6 +1,7 @@
 // Which destinations may be reached: patterns of hosts, zones and networks, each with an optional port or range.
 import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
+import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./host_address.ts";
 import type { Authority } from "./http/head.ts";
 
@@ -18,16 +19,16 @@ export interface AllowList {
 }
 
 /**
- * An allow-list of `patterns`; an empty one allows everything. A destination is allowed if any pattern matches its host and port together.
+ * An allow-list of `patterns`; an empty one allows everything, as `all` alone does, and `none` alone allows nothing. A destination is allowed if any pattern matches its host and port together.
  * Names compare without case and without a trailing dot and match host and zone patterns only. Addresses match address and network patterns
  * only; they compare as the address that is connected to, in whatever form they are written ({@link canonicalHost}). A pattern with an IPv6
  * zone (RFC 4007 §11) matches in that zone only.
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
-  const parsed = patterns.map(parsePattern);
+  const parsed = parsePatterns(patterns);
   return {
-    allows: ({ host, port }) => parsed.length === 0 || matchesAny(parsed, canonicalHost(host), port),
+    allows: ({ host, port }) => patterns.length === 0 || matchesAny(parsed, canonicalHost(host), port),
   };
 }
 
@@ -43,7 +44,7 @@ export interface DenyList {
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createDenyList(patterns: readonly string[]): DenyList {
-  const parsed = patterns.map(parsePattern);
+  const parsed = parsePatterns(patterns);
   return {
     denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(parsed, alias, port)),
   };
@@ -57,26 +58,43 @@ function matchesAny(patterns: readonly Pattern[], host: string, port: number): b
 }
 
 /**
- * The networks among the patterns that hold for every port, `address/bits`: for who can compare nothing but addresses.
- * @throws {RangeError} as {@link createAllowList}
+ * The networks of patterns that are compared with nothing but addresses, `address/bits`; `all` and `none` alone as in an allow-list.
+ * @throws {RangeError} as {@link createAllowList}, and for a name, a zone or a port, which no address is compared with
  */
 export function networksOf(patterns: readonly string[]): string[] {
-  return patterns.flatMap((pattern) => {
-    const { ports: [first, last] } = parsePattern(pattern);
-    const { host = "", bits } = splitPattern(pattern) ?? {};
+  const parsed = parsePatterns(patterns);
+  if (parsed[0] === EVERYTHING) return ["0.0.0.0/0", "::/0"];
+  if (parsed.length === 0) return [];
+  return patterns.map((pattern) => {
+    const { host = "", bits, ports } = splitPattern(pattern) ?? {};
     const address = zoneOf(host) === undefined ? parseIPv6(host) ?? parseAddress(host) : undefined;
-    if (!address || first > 1 || last < 65_535) return [];
-    return [`${address.toString()}/${bits ?? (address.kind() === "ipv4" ? 32 : 128)}`];
+    if (!address || ports !== undefined) throw failure(pattern, "only addresses and networks can stand here, without a port or a zone");
+    return `${address.toString()}/${bits ?? (address.kind() === "ipv4" ? 32 : 128)}`;
   });
 }
 
+const EVERYTHING: Pattern = { matches: () => true, ports: [1, 65_535] };
+
+/** `none` is no pattern at all, and `all` is one that matches everything. */
+function parsePatterns(patterns: readonly string[]): Pattern[] {
+  const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
+  if (word === undefined) return patterns.map(parsePattern);
+  if (patterns.length > 1) throw failure(word, `it cannot stand beside other patterns; a host of that name is written "${word}."`);
+  return word.toLowerCase() === "all" ? [EVERYTHING] : [];
+}
+
+function failure(pattern: string, why: string): RangeError {
+  return new RangeError(`Cannot use the allow-list pattern ${JSON.stringify(pattern)}: ${why}`);
+}
+
 function parsePattern(pattern: string): Pattern {
-  const fail = (why: string) => new RangeError(`Cannot use the allow-list pattern ${JSON.stringify(pattern)}: ${why}`);
+  const hint = advise(pattern);
+  const fail = (why: string) => failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
   const parts = splitPattern(pattern);
   if (!parts?.host) throw fail("it is not a host, zone or network");
   const { host, bits: networkBits, ports, bracketed } = parts;
   const range = parsePorts(ports);
-  if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports`);
+  if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports from 1 to 65535`);
   if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, matches: matchZone(host.slice(2), fail) };
   const address = parseAddress(host);
   if (networkBits !== undefined) return { ports: range, matches: matchNetwork(host, Number(networkBits), fail) };
@@ -86,6 +104,36 @@ function parsePattern(pattern: string): Pattern {
     return { ports: range, matches: matchAddress(parseAddress(canonical)!, zoneOf(canonical)) };
   }
   return { ports: range, matches: matchName(host, fail) };
+}
+
+/** What was probably meant by a pattern that cannot be read. */
+function advise(pattern: string): string | undefined {
+  const [, authority] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
+  if (authority !== undefined) return `write ${authority} alone`;
+  if (/\s/.test(pattern.trim())) return "patterns are separated by commas";
+  if (/^[*.]+(?::.*)?$/.test(pattern) && pattern.includes("*")) return "write all for every destination";
+  if (/^(?:[0-9]{1,3}\.){1,3}(?:\*\.?)+(?::.*)?$/.test(pattern)) {
+    const numbers = pattern.replace(/:.*/, "").split(".").filter((part) => part !== "*" && part !== "");
+    return `write ${[...numbers, 0, 0, 0].slice(0, 4).join(".")}/${numbers.length * 8}`;
+  }
+  if (/^\[?(?:[0-9]+(?:\.[0-9]+)+|[0-9a-f]*:[0-9a-f:.]*)\]?-\[?[0-9a-f:.]+\]?$/i.test(pattern)) {
+    return "a range of addresses is written as networks, like 10.0.0.0/29";
+  }
+  const [, network, mask] = /^([0-9.]+)\/([0-9]+(?:\.[0-9]+){3})$/.exec(pattern) ?? [];
+  const bits = mask === undefined ? undefined : prefixOf(mask);
+  if (bits !== undefined) return `write ${network}/${bits}`;
+  if (/^[^:/[\]]+(?::[0-9]+)?\/(?![0-9]+$)/.test(pattern)) return "a pattern has no path";
+  if (pattern.includes("*")) return "* stands only at the beginning, as in *.example.com";
+  const [, host = "", port = ""] = /^([^:/]*)(.*)$/.exec(pattern) ?? [];
+  // deno-lint-ignore no-control-regex -- ASCII
+  const ascii = /[^\x00-\x7f]/.test(host) ? domainToASCII(host) : "";
+  return ascii === "" ? undefined : `write ${ascii}${port}`;
+}
+
+/** The length of the prefix that a network mask of IPv4 stands for. */
+function prefixOf(mask: string): number | undefined {
+  if (!ipaddr.IPv4.isValidFourPartDecimal(mask)) return undefined;
+  return ipaddr.IPv4.parse(mask).prefixLengthFromSubnetMask() ?? undefined;
 }
 
 function splitPattern(pattern: string): { host?: string; bits?: string; ports?: string; bracketed: boolean } | null {
@@ -153,8 +201,18 @@ const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
 
 function checkName(name: string, fail: (why: string) => RangeError): string {
   const normalized = normalizeName(name);
-  if (!NAME.test(normalized) || normalized.includes("..") || /^[0-9.]+$/.test(normalized) || isAddress(normalized)) {
+  if (!NAME.test(normalized) || normalized.includes("..") || isAddress(normalized)) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  }
+  // digits, dots and a hyphen are an address that is cut short, or a range of addresses
+  if (/^[0-9.]+$/.test(normalized) || /^[0-9]+(?:\.[0-9]+)+-[0-9.]+$/.test(normalized)) {
+    throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  }
+  if (/^(?:all|none)$/i.test(name)) {
+    throw fail(`${name} stands for a whole list and takes no port; a host of that name is written "${name}."`);
+  }
+  if (normalized.length > 253 || normalized.split(".").some((label) => label.length > 63)) {
+    throw fail("a name has 253 characters at most, and 63 between two dots");
   }
   return normalized;
 }

@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { open, readFile, rename, rm } from "node:fs/promises";
 import { decodeJwt } from "jose";
 import type { Action, Group, Terminal } from "../cli/command.ts";
-import { checkPatterns } from "../cli/common_options.ts";
+import { checkPatterns, LIST_WORDS } from "../cli/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../cli/option.ts";
 import { AuthenticationError } from "./authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "./keys.ts";
@@ -67,8 +67,9 @@ const tokenOptions = defineOptions({
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "allow": {
+    guards: LIST_WORDS,
     kind: "list",
-    description: "Allow-list patterns of what can be reached with the token, on top of all other lists; empty allows all.",
+    description: "Allow-list patterns of what can be reached with the token, on top of all other lists; by default all.",
     check: checkPatterns,
   },
   "in": input,

@@ -1,6 +1,6 @@
 // A command line: commands, flags, help and version made of the definitions, and from there to values.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { describeFileError } from "../files.ts";
 import type { Logger } from "../log.ts";
 import type { Notify, Supervisor } from "../supervisor.ts";
@@ -79,7 +79,7 @@ export interface Invocation {
 
 /** What is to be done. */
 export type Task =
-  | { do: "run" | "check"; service: Service; resolved: Resolved }
+  | { do: "run" | "check"; service: Service; resolved: Resolved; files: FoundFiles }
   | { do: "act"; action: Action; resolved: Resolved }
   | { do: "print"; text: string };
 
@@ -127,19 +127,16 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     return {
       do: "act",
       action: command,
-      resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home), executable) }),
+      resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home).file, executable) }),
     };
   }
   if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser asks for one of its commands
   checkEnvironment(command.options, env, executable.family);
   const own = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
-  const resolved = resolve(command.options, {
-    flags,
-    env,
-    file: readSettings(command.options, own.config ?? findConfig(home), executable),
-  });
+  const files: FoundFiles = own.config === undefined ? findConfig(home) : { file: own.config, ignored: [] };
+  const resolved = resolve(command.options, { flags, env, file: readSettings(command.options, files.file, executable) });
   if (own.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
-  return { do: own.checkConfig ? "check" : "run", service: command, resolved };
+  return { do: own.checkConfig ? "check" : "run", service: command, resolved, files };
 }
 
 /** What a configuration file says of `options`; `undefined` where there is none. */
@@ -227,27 +224,56 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
   return message.replace(/^error: /, "").replace(/\n/g, " ");
 }
 
-/** The user's own file beats the machine's. */
-function findConfig(home: string | undefined): string | undefined {
-  const files = [
-    ...home === undefined ? [] : [`${home}/.reverse-http.yaml`, `${home}/.reverse-http.json`],
-    "/etc/reverse-http/config.yaml",
-    "/etc/reverse-http/config.json",
-  ];
-  return files.find((file) => existsSync(file));
+/** The configuration file that is read where none is named, and those that are there besides. */
+interface FoundFiles {
+  readonly file?: string;
+  /** They are not read. */
+  readonly ignored: readonly string[];
+}
+
+const ENDINGS = ["yaml", "yml", "json"];
+
+/**
+ * The user's own file beats the machine's.
+ * @throws {ConfigError} where it cannot be known whether the machine has one
+ */
+function findConfig(home: string | undefined): FoundFiles {
+  const own = home ? ENDINGS.map((ending) => `${home}/.reverse-http.${ending}`).filter(isThere) : [];
+  const shared = ENDINGS.map((ending) => `/etc/reverse-http/config.${ending}`).filter((file) => {
+    try {
+      return statSync(file, { throwIfNoEntry: false }) !== undefined;
+    } catch (cause) {
+      if (own.length > 0) return false;
+      throw new ConfigError(`Cannot read the configuration file ${file}: ${describeFileError(cause)}`, { cause });
+    }
+  });
+  const [file, ...ignored] = [...own, ...shared];
+  return { file, ignored };
+}
+
+/** A home that this user may not look into is somebody else's: sudo(8) keeps the name. */
+function isThere(file: string): boolean {
+  try {
+    return statSync(file, { throwIfNoEntry: false }) !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 function readText(file: string): string {
   try {
-    return readFileSync(file, "utf8");
+    return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(file));
   } catch (cause) {
-    throw new ConfigError(`Cannot read the configuration file ${file}: ${describeFileError(cause)}`, { cause });
+    const reason = cause instanceof TypeError ? "it is not UTF-8" : describeFileError(cause);
+    throw new ConfigError(`Cannot read the configuration file ${file}: ${reason}`, { cause });
   }
 }
 
 /** One line an option, as it could stand in a shell, with its origin. */
 function printSettings(options: Options, { settings }: Resolved): string {
-  const lines = [...settings].map(([name, { text, origin }]) => `${flagOf(name)}=${shown(text, options[name]!)}  # ${origin}`);
+  const lines = [...settings].map(([name, { text, origin }]) =>
+    `${text === "" ? "# " : ""}${flagOf(name)}=${shown(text, options[name]!)}  # ${origin}` // what is not given is no option of a shell
+  );
   return `${lines.join("\n")}\n`;
 }
 

@@ -1,7 +1,12 @@
 // Options that more than one executable has.
 import { LOG_FORMATS, LOG_LEVELS } from "../log.ts";
-import { createAllowList } from "../allow_list.ts";
+import { createAllowList, networksOf } from "../allow_list.ts";
 import { defineOptions } from "./option.ts";
+
+/** For `guards` of lists of patterns. */
+export const LIST_WORDS = "write all for every destination, or none";
+/** For `guards` of all else. */
+export const NOT_GIVEN = "leave it out where it is not wanted";
 
 export const logOptions = defineOptions({
   "log.format": {
@@ -31,13 +36,23 @@ export const CONGESTION_CONTROL = {
 
 /** TLS for the clients of proxy and lb. */
 export const frontTlsOptions = defineOptions({
-  "http-proxy.tls.enable": { kind: "boolean", default: "false", description: "Speak TLS to clients; needs key and certificate." },
+  "http-proxy.tls.enable": {
+    guards: NOT_GIVEN,
+    kind: "boolean",
+    default: "false",
+    description: "Speak TLS to clients; needs key and certificate.",
+  },
   "http-proxy.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
   "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
   "http-proxy.tls.file.key": { kind: "file", description: "Private key, PEM." },
   "http-proxy.tls.file.cert": { kind: "file", description: "Certificate chain, PEM." },
-  "http-proxy.tls.file.client-ca": { kind: "file", description: "Require certificates of these authorities from clients, PEM." },
+  "http-proxy.tls.file.client-ca": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "Require certificates of these authorities from clients, PEM.",
+  },
   "http-proxy.tls.file.client-crl": {
+    guards: NOT_GIVEN,
     kind: "file",
     description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
   },
@@ -71,6 +86,7 @@ export const drainOptions = defineOptions({
 /** How agents and clients say who they are, to whoever verifies it. */
 export const authOptions = defineOptions({
   "auth.type": {
+    guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],
@@ -82,7 +98,7 @@ export const authOptions = defineOptions({
     description: "Files of the keys that verify tokens, PEM or JWKS; several while keys are exchanged. Read again when they change.",
     check: (files) => files.length === 0 || files.includes("") ? "it lacks the name of a file" : undefined,
   },
-  "auth.jwt.audience": { kind: "string", description: "Audience that tokens must have." },
+  "auth.jwt.audience": { guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must have." },
   "auth.jwt.on-expiry": {
     kind: "string",
     default: "close-agents",
@@ -90,6 +106,7 @@ export const authOptions = defineOptions({
     description: "What ends with an expired token: the agent's connection, the client's tunnels too, or nothing that is open.",
   },
   "auth.jwt.revocation-file": {
+    guards: NOT_GIVEN,
     kind: "file",
     description: "File with the jti of a revoked token on each line; what was opened with one ends at once. Read again when it changes.",
   },
@@ -105,11 +122,23 @@ export const adminOptions = defineOptions({
 
 /** For `check` of a list of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
+  return patternProblem(
+    () => createAllowList(patterns),
+    "there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without, and all or none alone",
+  );
+}
+
+/** For `check` of a list of patterns that are compared with nothing but addresses. */
+export function checkNetworks(patterns: string[]): string | undefined {
+  return patternProblem(() => networksOf(patterns), "there are 10.0.0.1, 10.0.0.0/8, 2001:db8::1 and 2001:db8::/32, and all or none alone");
+}
+
+function patternProblem(read: () => unknown, forms: string): string | undefined {
   try {
-    createAllowList(patterns);
+    read();
     return undefined;
   } catch (error) {
-    const why = (error as RangeError).message.replace(/^Cannot use the allow-list pattern/, "the pattern");
-    return `${why}; there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without`;
+    if (!(error instanceof RangeError)) throw error;
+    return `${error.message.replace(/^Cannot use the allow-list pattern/, "the pattern")}; ${forms}`;
   }
 }

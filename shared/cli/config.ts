@@ -1,5 +1,16 @@
 // From command line, environment and file to values: the first that has one wins, and every mistake says where it stood.
-import { camelCase, ConfigError, ENV_PREFIX, envOf, flagOf, type Options, parseValue, ValueError } from "./option.ts";
+import {
+  camelCase,
+  ConfigError,
+  ENV_PREFIX,
+  envOf,
+  flagOf,
+  type Option,
+  type Options,
+  parseValue,
+  refuseEmpty,
+  ValueError,
+} from "./option.ts";
 
 /** Where a value was set. */
 export interface Setting {
@@ -30,7 +41,7 @@ export function resolve(options: Options, sources: Sources): Resolved {
   const settings = new Map<string, Setting>();
   const values: Record<string, unknown> = {};
   for (const [name, option] of Object.entries(options)) {
-    const setting = find(name, sources, envOf(name, option)) ?? sources.file?.get(name) ??
+    const setting = find(name, sources, option) ?? sources.file?.get(name) ??
       { text: option.default ?? (option.kind === "boolean" ? "false" : ""), origin: "default" };
     settings.set(name, setting);
     const missing = setting.origin === "default" && option.default === undefined && option.kind !== "list" && option.kind !== "boolean";
@@ -39,15 +50,18 @@ export function resolve(options: Options, sources: Sources): Resolved {
   return { values, settings };
 }
 
-function find(name: string, { flags, env }: Sources, variable: string): Setting | undefined {
+/** An empty variable is not set, as most who compose environments mean it; but where that would let more in, {@link parse} refuses it. */
+function find(name: string, { flags, env }: Sources, option: Option): Setting | undefined {
   const flag = flags.get(name);
   if (flag !== undefined) return { text: flag, origin: flagOf(name) };
+  const variable = envOf(name, option);
   const value = env[variable];
-  return value === undefined ? undefined : { text: value, origin: variable };
+  return value === undefined || (value === "" && option.guards === undefined) ? undefined : { text: value, origin: variable };
 }
 
 function parse(options: Options, name: string, { text, origin }: Setting): unknown {
   try {
+    if (origin !== "default") refuseEmpty(options[name]!, text);
     return parseValue(options[name]!, text);
   } catch (error) {
     if (!(error instanceof ValueError)) throw error;
@@ -74,7 +88,9 @@ export function checkEnvironment(options: Options, env: Sources["env"], family: 
   const known = [options, ...Object.values(family)].flatMap((all) => Object.entries(all).map(([name, option]) => envOf(name, option)));
   for (const variable of Object.keys(env)) {
     if (variable.startsWith(ENV_PREFIX) && !known.includes(variable) && !isOfOrchestrator(variable, env)) {
-      throw new ConfigError(`Unknown environment variable ${variable}${didYouMean(variable, known)}`);
+      const plain = variable.slice(ENV_PREFIX.length);
+      const hint = known.includes(plain) ? `; did you mean ${plain}?` : didYouMean(variable, known);
+      throw new ConfigError(`Unknown environment variable ${variable}${hint}`);
     }
   }
 }

@@ -1,6 +1,6 @@
 // Options given by a program instead of a command line: the same defaults, the same checks.
 import { resolve } from "./config.ts";
-import { camelCase, checkValue, ConfigError, flagOf, type Options, ValueError, type ValuesOf } from "./option.ts";
+import { camelCase, checkValue, ConfigError, flagOf, type Options, refuseEmpty, ValueError, type ValuesOf } from "./option.ts";
 
 /** Any part of the values. */
 export type PartialValues<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: PartialValues<T[K]> } : T;
@@ -30,6 +30,7 @@ export function withDefaults<O extends Options>(options: O, given: PartialValues
 
 function checked(name: string, option: Options[string], value: unknown): unknown {
   try {
+    refuseEmpty(option, value);
     return checkValue(option, value);
   } catch (error) {
     throw error instanceof ValueError

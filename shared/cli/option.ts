@@ -32,6 +32,8 @@ interface OptionOf<K extends Kind> {
   readonly env?: string;
   /** Never shown. */
   readonly secret?: boolean;
+  /** It limits who or what gets in. So an empty variable is an error instead of not given, and this is what to write. */
+  readonly guards?: string;
   /** What is missing until it can be used: anything but the default is refused. */
   readonly notBuilt?: string;
   /** The longest duration in milliseconds. Default 576h: timers take no more. */
@@ -126,11 +128,23 @@ function hasType(value: unknown, type: string): boolean {
 }
 
 function parseInteger(text: string): number {
-  if (!/^[0-9]{1,9}$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a whole number from 0 on`);
+  if (!/^[0-9]{1,9}$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a whole number from 0 to ${MAX_INTEGER}`);
+  if (/^0[0-9]/.test(text)) throw new ValueError(`${JSON.stringify(text)} begins with 0: write ${Number(text)}`); // elsewhere it is octal
   return Number(text);
 }
 
-function parseKind({ kind, maxMs }: Option, text: string): Kinds[Kind] {
+const MAX_INTEGER = 999_999_999;
+
+/**
+ * Refuses what was given and holds nothing: what was meant is not known.
+ * @throws {ValueError}
+ */
+export function refuseEmpty({ guards, default: usual }: Option, value: unknown): void {
+  if (usual === "" || (value !== "" && !(Array.isArray(value) && value.length === 0))) return;
+  throw new ValueError(`it is empty; ${guards ?? "leave it out for the default"}`, false);
+}
+
+function parseKind({ kind, choices, maxMs }: Option, text: string): Kinds[Kind] {
   switch (kind) {
     case "boolean":
       if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
@@ -146,7 +160,7 @@ function parseKind({ kind, maxMs }: Option, text: string): Kinds[Kind] {
       return text === "" ? [] : text.split(",").map((item) => item.trim());
     case "string":
     case "file":
-      return text;
+      return choices?.find((choice) => choice.toLowerCase() === text.toLowerCase()) ?? text;
   }
 }
 

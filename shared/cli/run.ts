@@ -59,6 +59,9 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   const log = createLogger({ ...options, color, write: lines.write });
   dieOnAccidents(process, log, lines);
   const signals = heedSignals(process, log);
+  const { file, ignored } = task.files;
+  if (file !== undefined) log.debug("configuration file", { file });
+  if (ignored.length > 0) log.warn("configuration files that are not read", { files: ignored.join(","), read: file });
   try {
     await task.service.check(values);
     await runToTheEnd(task, process, log, signals, notify);

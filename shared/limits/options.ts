@@ -1,5 +1,5 @@
 // The options of limits, and their values.
-import { checkPatterns } from "../cli/common_options.ts";
+import { checkNetworks } from "../cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../cli/option.ts";
 import { checkBandwidth } from "./bandwidth.ts";
 import { checkWatermark } from "./resources.ts";
@@ -124,11 +124,12 @@ export const addressLimitOptions = defineOptions({
     check: (ms) => ms > 0 ? undefined : "it must be more than zero; --limits.auth-failures 0 locks nobody out",
   },
   "limits.exempt": {
+    guards: "write none, or addresses and networks",
     kind: "list",
     default: "127.0.0.0/8,::1",
     description:
-      "Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT.",
-    check: checkPatterns,
+      "Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all.",
+    check: checkNetworks,
   },
 });
 

@@ -1,5 +1,6 @@
 // The store's options, for the proxy and lb alike, and the store that they describe.
 import { readFile } from "node:fs/promises";
+import { NOT_GIVEN } from "../cli/common_options.ts";
 import { ConfigError, defineOptions } from "../cli/option.ts";
 import { HeadError, parseAuthority } from "../http/head.ts";
 import type { Health } from "../admin.ts";
@@ -48,6 +49,7 @@ export const storeServerOptions = defineOptions({
     check: atLeast(1, "1ms"),
   },
   "store.redis.tls.file.root-ca": {
+    guards: NOT_GIVEN,
     kind: "file",
     description: "Authorities to trust with `rediss:`, PEM; by default the runtime's.",
   },

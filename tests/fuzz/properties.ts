@@ -132,7 +132,17 @@ const patternModel: fc.Arbitrary<PatternModel> = fc.oneof(
   }),
 );
 const host: fc.Arbitrary<Ip | string> = fc.oneof(ip, name);
-const GOOD_PATTERNS = ["localhost", "*.example.com:80-90", "10.0.0.0/8:443", "[2001:db8::]/32", "[fe80::1%eth0]:22", "::1", "127.0.0.1:1"];
+const GOOD_PATTERNS = [
+  "localhost",
+  "*.example.com:80-90",
+  "10.0.0.0/8:443",
+  "[2001:db8::]/32",
+  "[fe80::1%eth0]:22",
+  "::1",
+  "127.0.0.1:1",
+  "all",
+  "none",
+];
 const PATTERN_PIECES = [
   ..."*.:/[]%-_, \t\0\xff09ag",
   "::",
@@ -148,6 +158,8 @@ const PATTERN_PIECES = [
   "256",
   "*.",
   "%eth0",
+  "all",
+  "none",
 ];
 
 // ---- configuration
@@ -180,6 +192,11 @@ const FILE_PIECES = [
     "!!binary ",
     "!!str ",
     "<<: *t",
+    "<<: [*t, *t]",
+    "a: &g {text: x}\n",
+    "b: *g\n",
+    "<<: *g",
+    "*.zone",
     "---\n",
     "...",
     "|\n",
@@ -388,7 +405,8 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
       (name, text) => {
         const flag = resolved(name, { flags: new Map([[name, text]]) });
         const variable = `REVERSE_HTTP_${name.toUpperCase().replaceAll(".", "_")}`;
-        assert.equal(resolved(name, { env: { [variable]: text } }), flag);
+        // an empty variable is not given
+        assert.equal(resolved(name, { env: { [variable]: text } }), text === "" ? resolved(name, {}) : flag);
         const nested = name.split(".").reduceRight<unknown>((inner, key) => ({ [key]: inner }), text);
         for (const file of [JSON.stringify({ [name]: text }), JSON.stringify(nested), `${name}: ${JSON.stringify(text)}\n`]) {
           assert.equal(resolved(name, { file: readConfig(OPTIONS, { name: "c", text: file }) }), flag, file);

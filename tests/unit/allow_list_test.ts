@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinations } from "../../agent/destinations.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
-import { createAllowList, networksOf } from "../../shared/allow_list.ts";
+import { createAllowList, createDenyList, networksOf } from "../../shared/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { startFront } from "../../shared/front/front.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
@@ -122,6 +122,9 @@ const TABLE: Row[] = [
   row(["a.example:80", "b.example:443"], ["a.example:80", "b.example:443"], ["a.example:443", "b.example:80"]),
   row(["a.example:80", "a.example:443", "10.0.0.0/8:22", "10.1.0.0/16"], ["a.example:443", "10.1.2.3:80", "10.2.0.1:22"], ["10.2.0.1:80"]),
   row([], ["anything:1", "10.0.0.1:80", "[::1]:65535"], []), // an empty list allows all
+  row("all", ["anything:1", "10.0.0.1:80", "[::1]:65535", "all:80"], []),
+  row("None", [], ["anything:1", "10.0.0.1:80", "[::1]:65535", "none:80"]),
+  row(["all.", "none.:80"], ["all:1", "none:80"], ["anything:80", "none:81"]), // hosts of these names
 ];
 
 /** One way to ask whether a destination is allowed. */
@@ -233,6 +236,28 @@ describe("an allow-list that cannot be read", () => {
     ["[*.zone]", "is not an IPv6 address"],
     ["fe80::1%", "is not a name or an address"],
     ["fe80::1%eth0/64", "a network has no zone"],
+    ["127.0.0.1-127.0.0.9", "a range of addresses is written as networks"],
+    ["127.0.0.1-9", "a range of addresses is written as networks"],
+    ["10.0.0.1-10.0.0.9:80", "a range of addresses is written as networks"],
+    ["fe80::1-fe80::9", "a range of addresses is written as networks"],
+    ["[fe80::1]-[fe80::9]", "a range of addresses is written as networks"],
+    ["10.0.0.*", "write 10.0.0.0/24"],
+    ["10.0.*.*:80", "write 10.0.0.0/16"],
+    ["10.*", "write 10.0.0.0/8"],
+    ["10.0.0.0/255.255.255.0", "write 10.0.0.0/24"],
+    ["10.0.0.0/255.0.255.0", "it is not"],
+    ["*.*", "write all for every destination"],
+    ["*:80", "write all for every destination"],
+    ["*a.example", "* stands only at the beginning"],
+    ["web*", "* stands only at the beginning"],
+    ["https://u:p@a.example:8080/x", "write a.example:8080 alone"],
+    ["a.example/path", "a pattern has no path"],
+    ["a.example:80/path", "a pattern has no path"],
+    ["a b", "separated by commas"],
+    ["b\u00fccher.example:80", "write xn--bcher-kva.example:80"],
+    ["all:80", "all stands for a whole list"],
+    ["a".repeat(64), "63 between two dots"],
+    ["a.".repeat(127) + "a", "253 characters at most"],
   ] as const;
   for (const [pattern, why] of bad) {
     it(`names ${JSON.stringify(pattern)} and says why`, () => {
@@ -246,20 +271,34 @@ describe("an allow-list that cannot be read", () => {
   }
 });
 
-describe("networks of patterns", () => {
-  it("are those of addresses and networks that hold for every port", () => {
-    const patterns = [
-      "127.0.0.0/8",
-      "::1",
-      "10.0.0.1",
-      "[2001:db8::1]/64",
-      "::ffff:10.0.0.0/104",
-      "10.0.0.2:80",
-      "fe80::1%eth0",
-      "*.zone",
-      "host",
-    ];
-    assert.deepEqual(networksOf(patterns), ["127.0.0.0/8", "::1/128", "10.0.0.1/32", "2001:db8::1/64", "::ffff:a00:0/104"]);
-    assert.throws(() => networksOf(["10.0.0.0/33"]), RangeError);
+describe("words that stand for a whole list", () => {
+  it("cannot stand beside patterns", () => {
+    for (const patterns of [["all", "a.example"], ["a.example", "NONE"], ["all", "none"], ["none", "none"]]) {
+      assert.throws(() => createAllowList(patterns), /cannot stand beside other patterns/, patterns.join());
+      assert.throws(() => createDenyList(patterns), RangeError);
+      assert.throws(() => networksOf(patterns), RangeError);
+    }
   });
+
+  it("deny all, and nothing", () => {
+    for (const host of ["a.example", "10.0.0.1", "::1"]) {
+      assert.deepEqual([["all"], ["none"], []].map((list) => createDenyList(list).denies({ host, port: 80 })), [true, false, false]);
+    }
+  });
+});
+
+describe("networks of patterns", () => {
+  it("are those of addresses and networks", () => {
+    const patterns = ["127.0.0.0/8", "::1", "10.0.0.1", "[2001:db8::1]/64", "::ffff:10.0.0.0/104"];
+    assert.deepEqual(networksOf(patterns), ["127.0.0.0/8", "::1/128", "10.0.0.1/32", "2001:db8::1/64", "::ffff:a00:0/104"]);
+    assert.deepEqual([networksOf(["all"]), networksOf(["none"]), networksOf([])], [["0.0.0.0/0", "::/0"], [], []]);
+  });
+
+  for (
+    const pattern of ["10.0.0.2:80", "10.0.0.0/8:1-65535", "[::1]:80", "fe80::1%eth0", "*.zone", "host", "10.0.0.0/33", "1.1.1.1-1.1.1.9"]
+  ) {
+    it(`are not those of ${pattern}, which is refused`, () => {
+      assert.throws(() => networksOf(["127.0.0.1", pattern]), (error) => error instanceof RangeError && error.message.includes(pattern));
+    });
+  }
 });

@@ -142,7 +142,7 @@ describe("command line", () => {
   });
 
   it("shows no mask where there is no secret", () => {
-    assert.match(printed(read(["--print-config"])), /^--password= {2}# default$/m);
+    assert.match(printed(read(["--print-config"])), /^# --password= {2}# default$/m);
   });
 
   it("checks with --check-config, and refuses what it would refuse anyway", () => {

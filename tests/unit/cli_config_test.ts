@@ -12,6 +12,8 @@ const options = defineOptions({
   "server.dial-timeout": { kind: "duration", default: "10s", description: "" },
   "server.allow": { kind: "list", description: "" },
   "agent-id": { kind: "string", description: "" },
+  "guarded.list": { kind: "list", guards: "write all, or none", description: "" },
+  "guarded.word": { kind: "string", guards: "leave it out", description: "" },
   "password": { kind: "string", secret: true, choices: ["the-only-one"], description: "" },
   "log.level": { kind: "string", default: "info", choices: ["info", "warn"], env: "LOG_LEVEL", description: "" },
 });
@@ -51,6 +53,7 @@ describe("resolve", () => {
     assert.deepEqual(read({}).values, {
       server: { listenAddress: ":1", tls: { file: { key: undefined }, enable: false }, dialTimeout: 10_000, allow: [] },
       agentId: undefined,
+      guarded: { list: [], word: undefined },
       password: undefined,
       log: { level: "info" },
     });
@@ -190,7 +193,7 @@ server:
       "Unknown key server.listen-adress (c.yaml:4); did you mean server.listen-address?",
     );
     assert.match(refusal({ file: "sever:\n  listen-address: :1\n" }), /^Unknown key sever \(c\.yaml:1\)/);
-    assert.match(refusal({ file: "log:\n  level:\n    deep: 1\n" }), /^Cannot use log\.level \(c\.yaml:2\): it is not a plain value$/);
+    assert.match(refusal({ file: "log:\n  level:\n    deep: 1\n" }), /^Cannot use log\.level \(c\.yaml:2\): it is not a plain value; /);
   });
 
   it("refuses a value where a group of keys belongs", () => {
@@ -200,8 +203,8 @@ server:
   });
 
   it("refuses a list where one value belongs, and a nested list", () => {
-    assert.match(refusal({ file: "agent-id: [a, b]" }), /^Cannot use agent-id \(c\.yaml:1\): it is not a plain value$/);
-    assert.match(refusal({ file: "server: {allow: [[a], b]}" }), /it is not a plain value$/);
+    assert.match(refusal({ file: "agent-id: [a, b]" }), /^Cannot use agent-id \(c\.yaml:1\): it is not a plain value; /);
+    assert.match(refusal({ file: "server: {allow: [[a], b]}" }), /it is not a plain value; /);
   });
 
   it("gives numbers as they are written", () => {
@@ -213,7 +216,118 @@ server:
 
   it("may have anchors and aliases, and refuses an alias without an anchor", () => {
     assert.equal((read({ file: "agent-id: &level warn\nlog:\n  level: *level" }).values.log as { level: string }).level, "warn");
-    assert.equal(refusal({ file: "log:\n  level: *level" }), "Cannot use log.level (c.yaml:2): it is not a plain value");
+    assert.equal(
+      refusal({ file: "log:\n  level: *level" }),
+      "Cannot use log.level (c.yaml:2): *level is an alias in YAML, and there is no anchor &level before it; " +
+        'a pattern that begins with * needs quotes: "*level"',
+    );
+  });
+
+  const sameGroup: Record<string, string> = {
+    "by an alias": "server: &s {allow: [x], tls: {enable: true}}\nother: *s",
+    "by a merge key": "server: &s {allow: [x], tls: {enable: true}}\nother: {<<: *s}",
+    "by a merge key that comes last": "server: &s {allow: [x]}\nother:\n  tls: {enable: true}\n  <<: *s",
+    "by a list of what is merged": "server: &s {allow: [x]}\nother:\n  <<: [*s, {tls: {enable: true}}]",
+    "by an alias of an alias": "server: {allow: &l [x], tls: &t {enable: true}}\nother: {allow: *l, tls: *t}",
+    "by a merge in what is merged": "server: &s {allow: [x], tls: &t {enable: true}}\nother: {<<: *s, tls: {<<: *t}}",
+  };
+  for (const [how, file] of Object.entries(sameGroup)) {
+    it(`sets the options of a group that is given ${how}`, () => {
+      const both = defineOptions({
+        ...options,
+        "other.allow": { kind: "list", description: "" },
+        "other.tls.enable": { kind: "boolean", description: "" },
+      });
+      const { values } = resolve(both, { flags: new Map(), env: {}, file: readConfig(both, { name: "c.yaml", text: file }) });
+      assert.deepEqual(values.other, { allow: ["x"], tls: { enable: true } });
+    });
+  }
+
+  it("counts what stands in a group before what it merges, and what is merged first before the rest", () => {
+    const file = "server: &s {allow: [x], dial-timeout: 1s}\nlog: &l {level: warn}\n";
+    const merged = read({
+      file: `${file}agent-id: x`.replace("allow: [x]", "<<: [{allow: [a]}, {allow: [b], listen-address: ':2'}], allow: [x]"),
+    });
+    assert.deepEqual((merged.values.server as { allow: string[] }).allow, ["x"]);
+    assert.equal((merged.values.server as { listenAddress: string }).listenAddress, ":2");
+    assert.equal(refusal({ file: "log:\n  <<: {levl: warn}" }), "Unknown key log.levl (c.yaml:2); did you mean log.level?");
+    assert.equal(refusal({ file: "log:\n  <<: warn" }), "Cannot use << (c.yaml:2): only groups of keys can be merged");
+    assert.match(refusal({ file: "log:\n  <<: *none" }), /^Cannot use << \(c\.yaml:2\): \*none is an alias/);
+  });
+
+  it("bounds what aliases repeat", () => {
+    let file = "server:\n  allow: &l0 [" + "x,".repeat(20) + "]\n";
+    assert.match(refusal({ file: `agent-id: x\nserver: &s\n  tls: *s\n` }), /^(Cannot|Unknown) /);
+    const levels = Array.from({ length: 12 }, (_, i) => `  - &m${i + 1} {<<: [${Array(10).fill(`*m${i}`).join(", ")}]}`);
+    file = `server:\n  <<:\n  - &m0 {allow: [x]}\n${levels.join("\n")}\n`;
+    assert.match(refusal({ file }), /^Cannot read c\.yaml:\d+: there are more than 10000 keys and items$/);
+  });
+
+  const misread: [what: string, file: string, said: RegExp][] = [
+    [
+      "a group without keys",
+      "server:\nlog: {level: warn}",
+      /^Cannot use server \(c\.yaml:1\): it is a group of keys, and there is none in it/,
+    ],
+    ["a group that is null", '{"server": null}', /^Cannot use server \(c\.yaml:1\): it is a group of keys/],
+    ["a group without keys in a group", "server:\n  tls: ~\n", /^Cannot use server\.tls \(c\.yaml:2\): it is a group of keys/],
+    ["a list with nothing in it", "guarded:\n  list:\n", /^Cannot use --guarded\.list \(c\.yaml:2\): it is empty; write all, or none$/],
+    ["a list of no items", "guarded: {list: []}", /^Cannot use --guarded\.list \(c\.yaml:1\): it is empty; write all, or none$/],
+    ["a list with an empty text", 'guarded: {list: [""]}', /--guarded\.list \(c\.yaml:1\): it is empty/],
+    ["an item with nothing in it", "guarded:\n  list:\n  - a\n  -\n", /^Cannot use guarded\.list \(c\.yaml:2\): /],
+    ["an empty item", 'guarded: {list: [a, ""]}', /^Cannot use guarded\.list \(c\.yaml:1\): an item is empty/],
+    ["a value of nothing", "log:\n  level:\n", /^Cannot use --log\.level \(c\.yaml:2\): it is empty; leave it out for the default$/],
+    ["the same key twice", "log: {level: info}\nlog: {level: warn}", /^Cannot read c\.yaml:2: this key is there twice$/],
+    ["a second document", "log: {level: info}\n---\nlog: {level: warn}", /^Cannot read c\.yaml:2: a second document begins here/],
+    [
+      "a zone without quotes",
+      "server:\n  allow: [*.zone, a]",
+      /^Cannot use server\.allow \(c\.yaml:2\): \*\.zone is an alias .* needs quotes: "\*\.zone"$/,
+    ],
+    ["a zone with a port without quotes", "server:\n  allow:\n  - *.zone:80", /needs quotes/],
+    ["a * alone", "server: {allow: [*]}", /^Cannot read c\.yaml:1: a value that begins with \* needs quotes$/],
+    ["an address in brackets without quotes", "server:\n  listen-address: [::1]:80", /needs quotes/],
+    ["a tag that is unknown", "agent-id: !id x", /^Cannot read c\.yaml:1: a value that begins with ! needs quotes$/],
+    ["yes for true", "server: {tls: {enable: yes}}", /"yes" is not true or false$/],
+    ["off for false", "server: {tls: {enable: off}}", /"off" is not true or false$/],
+    ["a number for true", "server: {tls: {enable: 0x1}}", /"0x1" is not true or false$/],
+    ["a number without a unit", "server: {dial-timeout: 10}", /"10" has no unit/],
+    ["a list of keys", "- log\n", /^Cannot read c\.yaml: it has no keys$/],
+    ["a key of a list", "? [a]\n: b\n", /^Unknown key /],
+    ["a key of nothing", ": b\n", /^Unknown key /],
+    ["a key that is an alias", "agent-id: &a log\n*a : {level: warn}\n", /^Unknown key \*a /],
+    ["a key of another case", "Log: {level: warn}", /^Unknown key Log \(c\.yaml:1\); did you mean/],
+  ];
+  for (const [what, file, said] of misread) {
+    it(`refuses ${what}`, () => assert.match(refusal({ file }), said));
+  }
+
+  it("shows no part of a secret that YAML reads as something else", () => {
+    for (
+      const written of [
+        "*hunter2",
+        "!hunter2",
+        "&hunter2 x",
+        "[hunter2",
+        "{hunter2: x}",
+        "%hunter2",
+        "@hunter2",
+        "`hunter2`",
+        "|hunter2",
+        "- hunter2",
+      ]
+    ) {
+      const said = refusal({ file: `password: ${written}\n` });
+      assert.equal(said.includes("hunter2"), false, said);
+    }
+    assert.equal(
+      refusal({ file: "password: &hunter2 the-only-one" }),
+      "Cannot use password (c.yaml:1): a value that begins with & needs quotes",
+    );
+  });
+
+  it("leaves out the newline that ends a block", () => {
+    for (const mark of ["|", ">", "|+"]) assert.equal(read({ file: `agent-id: ${mark}\n  4711\n` }).values.agentId, "4711");
   });
 
   it("refuses a key that is there with dots and without", () => {
@@ -264,5 +378,52 @@ describe("didYouMean", () => {
   it("names nothing where nothing is near", () => {
     assert.equal(didYouMean("xyz", ["agent-server.listen-address"]), "");
     assert.equal(didYouMean("xyz", []), "");
+  });
+});
+
+describe("what is empty", () => {
+  it("is refused on the command line and in the file, for every kind of option", () => {
+    for (const name of Object.keys(options)) {
+      assert.match(refusal({ flags: { [name]: "" } }), new RegExp(`^Cannot use --${name.replaceAll(".", "\\.")}: it is empty; `));
+      assert.match(refusal({ file: `${name}: ""` }), /^Cannot use --.* \(c\.yaml:1\): it is empty; /);
+    }
+  });
+
+  it("is not given as a variable", () => {
+    const env = Object.fromEntries(
+      ["SERVER_ALLOW", "SERVER_TLS_ENABLE", "SERVER_LISTEN_ADDRESS", "AGENT_ID", "PASSWORD"].map((name) => [`REVERSE_HTTP_${name}`, ""]),
+    );
+    const given = read({ env: { ...env, LOG_LEVEL: "" }, file: "agent-id: x" });
+    for (const name of ["server.allow", "server.tls.enable", "server.listen-address", "password", "log.level"]) {
+      assert.equal(origin(given, name), "default");
+    }
+    assert.equal(given.values.agentId, "x");
+  });
+
+  it("is refused as a variable where that would let more in", () => {
+    assert.equal(
+      refusal({ env: { REVERSE_HTTP_GUARDED_LIST: "" } }),
+      "Cannot use --guarded.list (REVERSE_HTTP_GUARDED_LIST): it is empty; write all, or none",
+    );
+    assert.equal(
+      refusal({ env: { REVERSE_HTTP_GUARDED_WORD: "" } }),
+      "Cannot use --guarded.word (REVERSE_HTTP_GUARDED_WORD): it is empty; leave it out",
+    );
+  });
+});
+
+describe("words and names", () => {
+  it("of choices are taken in upper case", () => {
+    for (const level of ["WARN", "Warn", "warn"]) {
+      assert.equal((read({ env: { LOG_LEVEL: level } }).values.log as { level: string }).level, "warn");
+    }
+    assert.match(refusal({ env: { LOG_LEVEL: "WARNING" } }), /"WARNING" is not one of info, warn$/);
+  });
+
+  it("of variables that have no prefix are named to who writes one", () => {
+    assert.equal(
+      refusal({ env: { REVERSE_HTTP_LOG_LEVEL: "warn" } }),
+      "Unknown environment variable REVERSE_HTTP_LOG_LEVEL; did you mean LOG_LEVEL?",
+    );
   });
 });

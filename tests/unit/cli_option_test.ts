@@ -37,7 +37,7 @@ describe("integer", () => {
 
   it("refuses everything else", () => {
     for (const text of ["", "-1", "+1", "1.5", "1e3", " 1", "0x1", "ten", "1234567890"]) {
-      assert.match(refusal(integer, text), /is not a whole number from 0 on$/, text);
+      assert.match(refusal(integer, text), /is not a whole number from 0 to 999999999$/, text);
     }
   });
 });
