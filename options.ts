@@ -60,7 +60,7 @@ export interface ProxyOptions {
         clientCrl?: string;
       };
     };
-    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
     trustedProxies?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
@@ -304,7 +304,7 @@ export interface LoadBalancerOptions {
         clientCrl?: string;
       };
     };
-    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. Empty trusts none. */
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
     trustedProxies?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];

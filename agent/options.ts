@@ -9,7 +9,8 @@ import {
   logOptions,
   NOT_GIVEN,
 } from "../shared/cli/common_options.ts";
-import { defineOptions, parseAddress, type ValuesOf } from "../shared/cli/option.ts";
+import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
+import { checkRemote } from "../shared/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
@@ -97,13 +98,5 @@ function checkLabelTexts(texts: readonly string[]): string | undefined {
 
 function checkServers(addresses: readonly string[]): string | undefined {
   if (addresses.length === 0) return "there is no address";
-  for (const address of addresses) {
-    try {
-      parseAddress(address);
-    } catch (error) {
-      return (error as Error).message;
-    }
-    if (address.startsWith(":") || /:0+$/.test(address)) return `${JSON.stringify(address)} lacks a host or a port to connect to`;
-  }
-  return undefined;
+  return addresses.map((address) => checkRemote(address)).find((problem) => problem !== undefined);
 }

@@ -1,6 +1,8 @@
 // Where to connect next: the addresses of proxies, who uses which, and which has not been tried for the longest time.
 import type { ResolveOptions } from "../shared/net/types.ts";
 
+import { splitHostPort } from "../shared/host_port.ts";
+
 /** One proxy, as far as an address tells. */
 export interface Target {
   /** For people, and to tell one from another: `host:port`. */
@@ -81,9 +83,8 @@ export class Targets {
   }
 
   async #expand(address: string): Promise<Target[]> {
-    const { hostname, port: text } = new URL(`quic://${address}`);
-    const [host, port] = [hostname.replace(/^\[|\]$/g, ""), Number(text)];
-    const named = { address, host, port, serverName: host };
+    const { host, port } = splitHostPort(address);
+    const named = { address, host, port, serverName: withoutZone(host) };
     // a name that is not known now is left to the network: it says what is wrong
     const found = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isOwn: true }).catch(() => []) ?? [];
     if (found.length === 0) return [named];
@@ -91,7 +92,12 @@ export class Targets {
       address: ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`,
       host: ip,
       port,
-      serverName: host,
+      serverName: withoutZone(host),
     }));
   }
+}
+
+/** A zone (RFC 4007 §11) tells this machine which link to take; no certificate has it. */
+function withoutZone(host: string): string {
+  return host.includes(":") ? host.replace(/%.*/, "") : host;
 }

@@ -13,6 +13,7 @@ import {
 } from "../shared/cli/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
 import { trustedProxyOptions } from "../shared/front/client_address.ts";
+import { checkRemote } from "../shared/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 
@@ -75,7 +76,7 @@ export const proxyOptions = defineOptions({
   "store.http-proxy-address": {
     kind: "address",
     description: "Where lb reaches this proxy; by default the listen address, with this host's name where that has none.",
-    check: (address) => /^:|:0$/.test(address) ? `${JSON.stringify(address)} lacks a host or a port to connect to` : undefined,
+    check: (address) => checkRemote(address),
   },
   "store.ttl": STORE_TTL,
   ...storeServerOptions,

@@ -32,4 +32,23 @@ const REASONS: Readonly<Record<string, string>> = {
   ENOENT: "there is no such file",
   EISDIR: "it is a directory",
   EACCES: "this user may not read it",
+  EPERM: "this user may not read it",
+  ENOTDIR: "a part of its path is no directory",
+  ELOOP: "its links lead nowhere",
+  EMFILE: "the process has no descriptor left",
+};
+
+/** The same of what cannot be written. */
+export function describeWriteError(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return WRITE_REASONS[code ?? ""] ?? describeFileError({ code, message });
+}
+
+const WRITE_REASONS: Readonly<Record<string, string>> = {
+  ENOENT: "there is no such directory",
+  EACCES: "this user may not write there",
+  EPERM: "this user may not write there",
+  EROFS: "the file system is read-only",
+  ENOSPC: "the disk is full",
+  EDQUOT: "the user's share of the disk is full",
 };

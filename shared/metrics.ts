@@ -2,6 +2,7 @@
 // Each part has a registry of its own, so that several can run in one process.
 import { X509Certificate } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
+import { uptime } from "node:os";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { ProxyErrorType } from "./http/status.ts";
 import type { QuicStats } from "./net/types.ts";
@@ -244,9 +245,12 @@ function registerProcess(registers: Registry[]): void {
         this.set(value());
       },
     });
-  const startedAt = readProcess()?.startedAt;
-  if (startedAt === undefined) return;
-  gauge("process_start_time_seconds", "When the process was started, in seconds since 1970.", () => startedAt);
+  if (readProcess() === undefined) return;
+  const bootedAt = readBootTime();
+  if (bootedAt !== undefined) {
+    const startedAt = bootedAt + readProcess()!.startedAfterBoot;
+    gauge("process_start_time_seconds", "When the process was started, in seconds since 1970.", () => startedAt);
+  }
   gauge("process_resident_memory_bytes", "Memory in use.", () => readProcess()?.residentBytes ?? 0);
   gauge("process_open_fds", "Descriptors open.", () => readdirSync("/proc/self/fd").length);
   let before = 0;
@@ -265,15 +269,24 @@ function registerProcess(registers: Registry[]): void {
 /** Linux counts in hundredths of a second towards programs, whatever it does inside. */
 const TICKS = 100;
 
+/** Seconds since 1970. A service manager may hide all of /proc but the processes (ProcSubset=pid of systemd): then the clocks tell. */
+function readBootTime(): number | undefined {
+  try {
+    return Number(/^btime ([0-9]+)$/m.exec(readFileSync("/proc/stat", "utf8"))![1]);
+  } catch {
+    const sinceBoot = uptime();
+    return sinceBoot > 0 ? Date.now() / 1_000 - sinceBoot : undefined;
+  }
+}
+
 /** See proc(5). */
-function readProcess(): { startedAt: number; cpuSeconds: number; residentBytes: number } | undefined {
+function readProcess(): { startedAfterBoot: number; cpuSeconds: number; residentBytes: number } | undefined {
   try {
     const text = readFileSync("/proc/self/stat", "utf8");
     // the program's name, in parentheses, may have anything in it
     const fields = text.slice(text.lastIndexOf(")") + 2).split(" ").map(Number);
-    const bootedAt = Number(/^btime ([0-9]+)$/m.exec(readFileSync("/proc/stat", "utf8"))![1]);
     return {
-      startedAt: bootedAt + fields[19]! / TICKS,
+      startedAfterBoot: fields[19]! / TICKS,
       cpuSeconds: (fields[11]! + fields[12]!) / TICKS,
       residentBytes: Number(/^VmRSS:\s*([0-9]+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))![1]) * 1_024,
     };

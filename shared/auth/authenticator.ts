@@ -116,6 +116,14 @@ export function checkAgentId(id: string): string {
   return id;
 }
 
+/**
+ * The agent id that a client's user name stands for. No user name of Basic can have a colon (RFC 7617 §2), and an id can: `%3A` stands for one.
+ * An id that has `%3A` itself is written with `%253A`.
+ */
+export function agentIdOf(username: string): string {
+  return username.replace(/%((?:25)*)3A/gi, (all, escapes: string) => escapes === "" ? ":" : `%${escapes.slice(2)}${all.slice(-2)}`);
+}
+
 /** Everybody is who they say they are; a client's password is ignored. */
 export function createNoAuth(): Authenticator {
   return {
@@ -132,7 +140,7 @@ export function createNoAuth(): Authenticator {
       if (credentials.scheme !== "basic") {
         throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
       }
-      return credentials.username;
+      return agentIdOf(credentials.username);
     },
   };
 }

@@ -5,6 +5,7 @@ import { decodeJwt } from "jose";
 import type { Action, Group, Terminal } from "../cli/command.ts";
 import { checkPatterns, LIST_WORDS } from "../cli/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../cli/option.ts";
+import { describeFileError, describeWriteError } from "../files.ts";
 import { AuthenticationError } from "./authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "./keys.ts";
 import { ROLES, signToken } from "./token.ts";
@@ -36,6 +37,7 @@ const privateCommand: Action<ValuesOf<typeof privateOptions>> = {
   options: privateOptions,
   async act({ algo, out, force }, terminal) {
     await put(generatePrivateKey(algo), { file: out, mode: SECRET, force }, terminal);
+    if (out !== "-") terminal.write(`private key ${out}, ${algo}, for its owner alone to read\n`);
   },
 };
 
@@ -51,6 +53,7 @@ const publicCommand: Action<ValuesOf<typeof publicOptions>> = {
   options: publicOptions,
   async act({ in: file, out, force }, terminal) {
     await put(publicKeyOf(await readKey(file, terminal)), { file: out, mode: PUBLIC, force }, terminal);
+    if (out !== "-") terminal.write(`public key ${out}, for --auth.jwt.public-key\n`);
   },
 };
 
@@ -120,7 +123,7 @@ async function readKey(file: string, terminal: Terminal): Promise<SigningKey> {
     return parsePrivateKey(file === "-" ? await terminal.read() : await readFile(file, "utf8"));
   } catch (cause) {
     if (cause instanceof KeyError) throw new ConfigError(`Cannot use --in ${JSON.stringify(file)}: ${cause.message}`, { cause });
-    throw new ConfigError(`Cannot read --in: ${(cause as Error).message}`, { cause });
+    throw new ConfigError(`Cannot read --in ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
   }
 }
 
@@ -131,7 +134,9 @@ async function put(text: string, { file, mode, force }: { file: string; mode: nu
     if (force) await replace(file, text, mode);
     else await create(file, text, mode);
   } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code !== "EEXIST") throw new Error(`Cannot write --out: ${(cause as Error).message}`, { cause });
+    if ((cause as NodeJS.ErrnoException).code !== "EEXIST") {
+      throw new Error(`Cannot write --out ${JSON.stringify(file)}: ${describeWriteError(cause)}`, { cause });
+    }
     throw new ConfigError(`Cannot write --out ${JSON.stringify(file)}: there is such a file; --force replaces it`, { cause });
   }
 }

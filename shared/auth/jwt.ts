@@ -1,7 +1,7 @@
 // Agents and clients show tokens: whom they name, until when, and what ends with a token that expires, is revoked or whose key is removed.
 import { ConfigError, flagOf } from "../cli/option.ts";
 import type { Logger } from "../log.ts";
-import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
+import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
 import { WatchedFile } from "./watched_file.ts";
@@ -137,7 +137,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     authenticateAgent: (credentials) => admit(decode(credentials), "agent"),
     async authenticateClient(credentials) {
       const identity = await admit(tokenOf(credentials), "client");
-      if (credentials.scheme === "basic" && credentials.username !== identity.agentId) {
+      if (credentials.scheme === "basic" && ![credentials.username, agentIdOf(credentials.username)].includes(identity.agentId)) {
         identity.release?.();
         const [claim, name] = [identity.agentId, credentials.username].map((id) => JSON.stringify(id));
         throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`, identity);

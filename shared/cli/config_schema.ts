@@ -38,7 +38,7 @@ const TYPES: Readonly<Record<Option["kind"], Leaf>> = {
   string: SCALAR,
   file: { type: "string" },
   address: { type: "string" },
-  duration: { type: "string", pattern: "^\\+?(0|((\\d+\\.?\\d*|\\.\\d+)(ns|us|µs|μs|ms|s|m|h))+)$" },
+  duration: { type: "string", pattern: "^\\+?(0|((\\d+\\.?\\d*|\\.\\d+)(ns|us|µs|μs|ms|s|m|h|d))+)$" },
   boolean: { type: "boolean" },
   integer: { type: "integer", minimum: 0 },
   list: { anyOf: [{ type: "string" }, { type: "array", items: SCALAR }] },

@@ -1,4 +1,5 @@
 // What an option is. One definition gives its flag, environment variable, configuration key, default, validation, help and type.
+import { splitHostPort } from "../host_port.ts";
 
 /** Values by kind of option. */
 interface Kinds {
@@ -111,13 +112,26 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   const fits = kind === "list" ? Array.isArray(value) && value.every((item) => typeof item === "string") : hasType(value, TYPES[kind]);
   if (!fits) throw new ValueError(`${JSON.stringify(value)} is not a ${kind}`);
   const known = value as Kinds[Kind];
+  const problem = kindProblem(option, known);
+  if (problem !== undefined) throw new ValueError(problem);
   if (choices && !choices.includes(known as string)) throw new ValueError(`${JSON.stringify(value)} is not one of ${choices.join(", ")}`);
-  const problem = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
-  if (problem !== undefined) throw new ValueError(problem, !option.secret);
+  const refused = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
+  if (refused !== undefined) throw new ValueError(refused, !option.secret);
   if (notBuilt !== undefined && String(known) !== String(parseKind(option, option.default ?? (kind === "boolean" ? "false" : "")))) {
     throw new ValueError(`${notBuilt} is not built yet`);
   }
   return known;
+}
+
+/** What the parser of texts refuses, of a value that a program gives. */
+function kindProblem({ kind, maxMs = MAX_DURATION_MS }: Option, value: Kinds[Kind]): string | undefined {
+  if (typeof value === "number") {
+    if (!Number.isInteger(value) || value < 0) return `${value} is not a whole number from 0 on`;
+    if (kind === "duration" && value > maxMs) return `${value} is more than ${maxMs} milliseconds`;
+    if (kind === "integer" && value > MAX_INTEGER) return `${value} is more than ${MAX_INTEGER}`;
+  }
+  if (kind === "address" && typeof value === "string") parseAddress(value);
+  return undefined;
 }
 
 const TYPES = { string: "string", file: "string", address: "string", duration: "number", integer: "number", boolean: "boolean" } as const;
@@ -164,13 +178,13 @@ function parseKind({ kind, choices, maxMs }: Option, text: string): Kinds[Kind] 
   }
 }
 
-/** As Go's time.ParseDuration reads it, but for negative ones; whole milliseconds, and what is more than nothing never becomes nothing. */
+/** As Go's time.ParseDuration reads it, and days of 24 hours, but for negative ones; whole milliseconds, and what is more than nothing never becomes nothing. */
 function parseGoDuration(text: string, maxMs = MAX_DURATION_MS): number {
   const quoted = JSON.stringify(text);
   if (/^\+?0$/.test(text)) return 0;
   if (/^\+?(?:\d+\.?\d*|\.\d+)$/.test(text)) throw new ValueError(`${quoted} has no unit: write for example ${text}s or ${text}ms`);
-  if (!/^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$/.test(text)) {
-    throw new ValueError(`${quoted} is not a duration like 300ms, 10s, 1m30s or 24h`);
+  if (!/^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h|d))+$/.test(text)) {
+    throw new ValueError(`${quoted} is not a duration like 300ms, 10s, 1m30s, 24h or 7d`);
   }
   if (text.startsWith("-")) throw new ValueError(`${quoted} is negative`);
   let ms = 0;
@@ -180,7 +194,17 @@ function parseGoDuration(text: string, maxMs = MAX_DURATION_MS): number {
 }
 
 /** Both letters that look like a mu: micro sign and Greek. */
-const UNITS_MS: Readonly<Record<string, number>> = { ns: 1e-6, us: 1e-3, "µs": 1e-3, "μs": 1e-3, ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
+const UNITS_MS: Readonly<Record<string, number>> = {
+  ns: 1e-6,
+  us: 1e-3,
+  "µs": 1e-3,
+  "μs": 1e-3,
+  ms: 1,
+  s: 1_000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+};
 
 /** Timers take no more: some 24 days. */
 const MAX_DURATION_MS = 576 * 3_600_000;
@@ -190,16 +214,10 @@ const MAX_DURATION_MS = 576 * 3_600_000;
  * @throws {ValueError}
  */
 export function parseAddress(text: string): string {
-  const match = /^(?:\[[^\]]+\]|[^:[\]\s]*):([0-9]{1,5})$/.exec(text);
-  if (!match) throw new ValueError(`${JSON.stringify(text)} is not host:port, [host]:port or :port${adviseAddress(text)}`);
-  if (Number(match[1]) > 65_535) throw new ValueError(`${JSON.stringify(text)} has a port above 65535`);
-  return text;
-}
-
-function adviseAddress(text: string): string {
-  if (/^[0-9]{1,5}$/.test(text)) return `; write :${text}`;
-  const [, rest] = /^[a-z]+:\/\/([^/]*)/i.exec(text) ?? [];
-  if (rest !== undefined) return `; write ${rest} alone`;
-  if (/^[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*$/i.test(text)) return "; an IPv6 address stands in brackets before its port";
-  return text !== "" && !text.includes(":") ? "; its port is missing" : "";
+  try {
+    splitHostPort(text);
+    return text;
+  } catch (error) {
+    throw error instanceof RangeError ? new ValueError(error.message) : error;
+  }
 }

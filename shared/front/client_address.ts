@@ -10,7 +10,7 @@ export const trustedProxyOptions = defineOptions({
     kind: "list",
     description:
       "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others " +
-      "it is ignored. Empty trusts none.",
+      "it is ignored. By default none.",
     check: (patterns) => {
       const wrong = patterns.find((pattern) => !isNetwork(pattern));
       return wrong === undefined

@@ -98,7 +98,7 @@ export class ClientLimits {
       reportDescriptors(deps.log, "connections", connections, { heads, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient });
     }
     this.heads = heads;
-    this.headsPerAddress = { most: headsPerAddress, exempt: networksOf([...values.exempt, ...deps.trustedProxies ?? []]) };
+    this.headsPerAddress = { most: headsPerAddress, exempt: [...networksOf(values.exempt), ...networksOf(deps.trustedProxies ?? [])] };
     this.#reports = reports;
     this.#door = new Door({
       all: { limit: "connections", most: connections },

@@ -3,7 +3,7 @@
 import type { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import memjs from "memjs";
-import { parseAuthority } from "../http/head.ts";
+import { splitHostPort } from "../host_port.ts";
 import { Guard, type StoreEvents } from "./guard.ts";
 import { type Cache, PROBE_KEY, renewIn, type ServedStore, StoreError } from "./store.ts";
 
@@ -20,7 +20,7 @@ export interface MemcachedOptions extends StoreEvents {
   maxPauseMs?: number;
 }
 
-/** @throws {HeadError} for an address that is none */
+/** @throws {RangeError} for an address that is none */
 export function createMemcachedStore(options: MemcachedOptions): ServedStore {
   const { addresses, keyPrefix = "" } = options;
   const servers = addresses.map((address) => new MemcachedServer(address, options));
@@ -78,7 +78,7 @@ class MemcachedServer implements Cache {
   readonly #expires: number;
 
   constructor(address: string, { timeoutMs, ttlMs, maxPauseMs, onServer, onCall }: MemcachedOptions) {
-    const { host, port } = parseAuthority(address, 11_211);
+    const { host, port } = splitHostPort(address, 11_211);
     // the guard's own time-out comes first
     const seconds = timeoutMs / 1_000 + 1;
     this.#expires = Math.ceil(ttlMs / 1_000);

@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { NOT_GIVEN } from "../cli/common_options.ts";
 import { ConfigError, defineOptions } from "../cli/option.ts";
-import { HeadError, parseAuthority } from "../http/head.ts";
+import { checkRemote } from "../host_port.ts";
 import type { Health } from "../admin.ts";
 import type { Logger } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
@@ -64,13 +64,7 @@ export const STORE_TTL = {
 
 /** Why `address` is not a server's; `undefined` where it is. */
 export function checkAddress(address: string): string | undefined {
-  try {
-    parseAuthority(address, 11_211);
-    return undefined;
-  } catch (error) {
-    if (!(error instanceof HeadError)) throw error;
-    return `${JSON.stringify(address)} is not host:port`;
-  }
+  return checkRemote(address, 11_211);
 }
 
 /** Why Redis cannot be reached by it. It never quotes the URL: there may be a password in it. */

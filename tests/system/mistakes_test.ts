@@ -79,7 +79,7 @@ describe("who makes a mistake is told", () => {
   });
 
   it("with a bad pattern, which one and what there is", async () => {
-    const forms = "there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without";
+    const forms = "there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without, and all or none alone";
     assert.equal(
       await refusal(PROXY, ["--http-proxy.host-whitelist=localhost:80,10.0.0.1/99"]),
       `Cannot use --http-proxy.host-whitelist: the pattern "10.0.0.1/99": /99 is longer than 32 bits; ${forms}`,
@@ -88,6 +88,24 @@ describe("who makes a mistake is told", () => {
       await refusal(AGENT, [ID, "--agent-client.host-whitelist=*.example.com:http"]),
       `Cannot use --agent-client.host-whitelist: the pattern "*.example.com:http": "http" is not a port or a range of ports; ${forms}`,
     );
+  });
+
+  it("with a list that is empty or matches nothing, before anything starts", async () => {
+    const nothing = "it is empty; write all for every destination, or none";
+    assert.equal(await refusal(PROXY, ["--http-proxy.host-whitelist="]), `Cannot use --http-proxy.host-whitelist: ${nothing}`);
+    assert.equal(
+      await refusal(AGENT, [ID], { REVERSE_HTTP_AGENT_CLIENT_DENY: "" }),
+      `Cannot use --agent-client.deny (REVERSE_HTTP_AGENT_CLIENT_DENY): ${nothing}`,
+    );
+    assert.match(
+      await refusal(PROXY, [], { REVERSE_HTTP_AUTH_TYPE: "" }),
+      /^Cannot use --auth\.type \(REVERSE_HTTP_AUTH_TYPE\): it is empty/,
+    );
+    assert.match(await refusal(AGENT, [ID, "--agent-client.deny=127.0.0.1-127.0.0.9"]), /a range of addresses is written as networks/);
+    assert.match(await refusal(PROXY, ["--limits.exempt=lb.example"]), /only addresses and networks can stand here/);
+    using folder = new Folder();
+    const config = folder.write("config.yaml", "http-proxy:\n  host-whitelist:\n");
+    assert.equal(await refusal(PROXY, [`--config=${config}`]), `Cannot use --http-proxy.host-whitelist (${config}:2): ${nothing}`);
   });
 
   it("with a misspelt option, variable or key, which is nearest", async () => {
@@ -119,7 +137,7 @@ describe("who makes a mistake is told", () => {
     const { addresses } = await site.startProxy();
     const { exitCode, stderr } = await runToEnd(PROXY, site.proxyArgs({ ...addresses, agents: "127.0.0.1:0" }));
     assert.equal(exitCode, 1);
-    assert.match(stderr, new RegExp(`^reverse-http-proxy: Cannot listen on ${addresses.clients}: [^\n]*in use[^\n]*\n$`));
+    assert.match(stderr, new RegExp(`^reverse-http-proxy: Cannot listen on ${addresses.clients}: [^\n]*in use[^\n]*\n$`, "m"));
     assert.ok(
       stderr.endsWith("; another program has it: stop that one, or choose another address with --http-proxy.listen-address\n"),
       stderr,

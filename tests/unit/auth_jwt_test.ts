@@ -94,6 +94,9 @@ describe("JWT authentication", () => {
     const token = await KEY.sign();
     assert.equal((await asClient(auth, token)).agentId, "4711");
     assert.equal((await identifyClient(auth, { scheme: "bearer", token })).agentId, "4711");
+    const urn = await KEY.sign({ agentId: "urn:dev:1" });
+    for (const name of ["urn:dev:1", "urn%3Adev%3a1"]) assert.equal((await asClient(auth, urn, name)).agentId, "urn:dev:1");
+    await assert.rejects(asClient(auth, urn, "urn%253Adev%3A1"), denied(/the user name is/));
     await assert.rejects(asClient(auth, token, "4712"), denied(/is for the agent id "4711", and the user name is "4712"/));
     await assert.rejects(asClient(auth, token, ""), denied(/the user name is ""/));
   });

@@ -3,9 +3,10 @@ import process from "node:process";
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
+import { FAMILY } from "../../family.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/cli/defaults.ts";
-import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
+import { camelCase, ConfigError, defineOptions, type Options } from "../../shared/cli/option.ts";
 
 function refusal(act: () => unknown): string {
   try {
@@ -60,6 +61,40 @@ describe("withDefaults", () => {
     const missing = defineOptions({ "wings": { kind: "boolean", notBuilt: "Flying", description: "Fly." } });
     assert.equal(refusal(() => withDefaults(missing, { wings: true })), "Cannot use --wings: Flying is not built yet");
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
+  });
+
+  const numbers: [value: number, said: RegExp][] = [
+    [-1, /is not a whole number/],
+    [1.5, /is not a whole number/],
+    [NaN, /is not a whole number/],
+    [Infinity, /is not a whole number/],
+    [2 ** 31, /is more than/],
+    [Number.MAX_SAFE_INTEGER, /is more than/],
+  ];
+  for (const [value, said] of numbers) {
+    it(`refuses ${value} for every number that there is`, () => {
+      for (const all of Object.values(FAMILY) as Options[]) {
+        for (const [name, { kind, maxMs }] of Object.entries(all)) {
+          if (kind !== "integer" && kind !== "duration") continue;
+          assert.equal(maxMs, undefined, `${name} may be longer than a timer can`);
+          const given = name.split(".").map(camelCase).reduceRight<unknown>((inner, key) => ({ [key]: inner }), value);
+          const message = refusal(() => withDefaults(all, given as Record<string, never>));
+          assert.ok(message.startsWith(`Cannot use --${name}: `), message);
+          assert.match(message, said);
+        }
+      }
+    });
+  }
+
+  it("refuses an address that cannot be read, and what is given and empty", () => {
+    assert.match(refusal(() => withDefaults(proxyOptions, { agentServer: { listenAddress: "junk" } })), /its port is missing/);
+    assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { listenAddress: "" } })), /it is empty/);
+    assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { hostWhitelist: [] } })), /it is empty; write all/);
+    assert.match(
+      refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: ["[fe80::1%lo]:4242", "[zz]:4242"] } })),
+      /brackets/,
+    );
+    assert.deepEqual(withDefaults(proxyOptions, { httpProxy: { hostWhitelist: ["all"] } }).httpProxy.hostWhitelist, ["all"]);
   });
 
   it("refuses a key that no option has, and a value in place of a group", () => {

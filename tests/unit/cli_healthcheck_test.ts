@@ -1,7 +1,8 @@
 // healthcheck against a service's answers, and where it finds the address to ask.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { FAMILY } from "../../family.ts";
 import { readCommandLine } from "../../shared/cli/command.ts";
@@ -55,6 +56,42 @@ describe("healthcheck", () => {
     await withService({ "/healthz": [200, "ok"] }, async (port) => {
       assert.equal(await healthcheck([], { REVERSE_HTTP_ADMIN_LISTEN_ADDRESS: `127.0.0.1:${port}` }), "ok\n");
     });
+  });
+
+  it("asks no proxy, whatever the environment says of one", async () => {
+    const variables = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "NODE_USE_ENV_PROXY"];
+    const before = variables.map((name) => [name, process.env[name]] as const);
+    const asked: string[] = [];
+    const proxy = createServer((request, response) => {
+      asked.push(request.url!);
+      response.end("ok of the proxy");
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    try {
+      const url = `http://user:secret@127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+      for (const name of variables) process.env[name] = name === "NODE_USE_ENV_PROXY" ? "1" : url;
+      await withService({ "/healthz": [200, "ok"] }, async (port) => {
+        for (const host of ["127.0.0.1", "localhost", ""]) {
+          assert.equal(await healthcheck([`--admin.listen-address=${host}:${port}`]), "ok\n");
+        }
+      });
+    } finally {
+      for (const [name, value] of before) {
+        if (value === undefined) delete process.env[name];
+        else process.env[name] = value;
+      }
+      proxy.close();
+    }
+    assert.deepEqual(asked, []);
+  });
+
+  it("fails where something else answers, or without end", async () => {
+    for (const answer of ["SSH-2.0-OpenSSH_9\r\n", "x".repeat(20_000), "HTTP/1.1 200 OK\r\n"]) {
+      const server = createTcpServer((socket) => void socket.on("error", () => {}).end(answer));
+      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+      const { port } = server.address() as AddressInfo;
+      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), /Cannot ask http:/).finally(() => server.close());
+    }
   });
 
   it("fails where nobody answers, or nobody said whom to ask", async () => {

@@ -1,0 +1,36 @@
+// Agent ids in user names, which cannot have every character that an id can.
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { describe, it } from "node:test";
+import { agentIdOf, createNoAuth, parseProxyAuthorization } from "../../shared/auth/authenticator.ts";
+
+const basic = (text: string) => parseProxyAuthorization(`Basic ${btoa(text)}`);
+/** How a client writes an id. */
+const written = (id: string) => id.replace(/%((?:25)*3A)/gi, "%25$1").replaceAll(":", "%3A");
+
+describe("the agent id in a user name", () => {
+  const rows: [username: string, id: string][] = [
+    ["4711", "4711"],
+    ["00%3A1a%3a2B", "00:1a:2B"],
+    ["spiffe%3A//example.org/agent", "spiffe://example.org/agent"],
+    ["a%253Ab", "a%3Ab"],
+    ["a%25253ab", "a%253ab"],
+    ["100%", "100%"],
+    ["a%2Fb", "a%2Fb"],
+    ["a%3", "a%3"],
+    ["%25", "%25"],
+  ];
+  for (const [username, id] of rows) {
+    it(`is ${id} for ${username}`, async () => {
+      assert.equal(agentIdOf(username), id);
+      assert.equal(await createNoAuth().authenticateClient(basic(`${username}:pass:word`)), id);
+    });
+  }
+
+  it("can be every id", () => {
+    fc.assert(fc.property(fc.string({ unit: fc.constantFrom(..."%253Aa:x/") }), (id) => {
+      assert.equal(agentIdOf(written(id)), id);
+      assert.equal(written(id).includes(":"), false);
+    }));
+  });
+});
