@@ -254,7 +254,7 @@ function resolved(name: keyof typeof OPTIONS, sources: Partial<Parameters<typeof
 
 // ---- durations
 
-const UNITS = { h: 3_600_000, m: 60_000, s: 1_000, ms: 1 } as const;
+const UNITS = { d: 86_400_000, h: 3_600_000, m: 60_000, s: 1_000, ms: 1 } as const;
 const spans = fc.array(fc.tuple(fc.nat(500), fc.constantFrom(...Object.keys(UNITS) as (keyof typeof UNITS)[])), {
   minLength: 1,
   maxLength: 4,

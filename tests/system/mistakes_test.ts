@@ -189,6 +189,27 @@ describe("who makes a mistake is told", () => {
     );
   });
 
+  it("with an address that nothing can start with, by the start and by --check-config in the same words", async () => {
+    const wrong: [file: string, option: string, said: RegExp][] = [
+      [AGENT, "--agent-client.server-address=[zz]:4242", /something else than an IPv6 address/],
+      [AGENT, "--agent-client.server-address=a/b:4242", /an address has no path/],
+      [AGENT, "--agent-client.server-address=user@host:1", /write host:1 without a user/],
+      [AGENT, "--agent-client.server-address=::1:4242", /stands in brackets/],
+      [PROXY, "--store.http-proxy-address=host:0", /lacks a host or a port/],
+      [PROXY, "--http-proxy.listen-address=junk", /its port is missing/],
+    ];
+    for (const [file, option, said] of wrong) {
+      const id = file === AGENT ? [ID] : [];
+      const [started, checked] = [await refusal(file, [...id, option]), await refusal(file, [...id, option, "--check-config"])];
+      assert.match(started, said);
+      assert.equal(checked, started);
+    }
+    await using site = await Site.create();
+    const agent = site.start(AGENT, site.agentArgs({ agents: "[fe80::1%lo]:4242", clients: "" }));
+    assert.equal((await agent.waitFor("connecting")).proxy, "[fe80::1%lo]:4242");
+    assert.equal((await agent.stop()).exitCode, 0);
+  });
+
   it("of all that is wrong with files by --check-config, without a socket", async () => {
     await using site = await Site.create();
     const other = await makeAuthority();

@@ -184,3 +184,35 @@ describe("signals", () => {
     assert.equal(said, "");
   });
 });
+
+describe("figures of the process", () => {
+  const canMount = process.platform === "linux" && process.getuid?.() === 0;
+  it("are all there where a service manager hides the rest of /proc", {
+    skip: canMount ? false : "only root on Linux can mount another /proc",
+  }, async () => {
+    await using site = await Site.create();
+    const hidden = ["-m", "sh", "-c", 'mount -t proc -o subset=pid proc /proc && ! test -e /proc/stat && exec "$0" "$@"'];
+    const args = [...site.proxyArgs(), "--admin.listen-address=127.0.0.1:0"];
+    const proxy = site.start("/usr/bin/unshare", [...hidden, PROXY, ...args]);
+    const { admin } = await proxy.waitFor("listening");
+    const figures = await (await fetch(`http://${admin}/metrics`)).text();
+    const valueOf = (name: string) => Number(new RegExp(`^${name} (.*)$`, "m").exec(figures)?.[1]);
+    for (const name of ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"]) {
+      assert.ok(valueOf(name) > 0, `${name} ${valueOf(name)}`);
+    }
+    assert.ok(Math.abs(valueOf("process_start_time_seconds") - Date.now() / 1_000) < 60);
+  });
+});
+
+describe("an agent with a colon in its id", () => {
+  it("is reached by a user name with %3A for it", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { addresses } = await site.startProxy();
+    await site.startAgent(addresses, [], "spiffe://example.org/agent");
+    using client = await openTunnel(addresses.clients, origin.authority, { id: "spiffe%3A//example.org/agent" });
+    using server = await origin.accept();
+    await client.write("ping");
+    assert.equal((await server.read(4)).toString(), "ping");
+  });
+});
