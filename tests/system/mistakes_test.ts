@@ -86,7 +86,7 @@ describe("who makes a mistake is told", () => {
     );
     assert.equal(
       await refusal(AGENT, [ID, "--agent-client.host-whitelist=*.example.com:http"]),
-      `Cannot use --agent-client.host-whitelist: the pattern "*.example.com:http": "http" is not a port or a range of ports; ${forms}`,
+      `Cannot use --agent-client.host-whitelist: the pattern "*.example.com:http": "http" is not a port or a range of ports from 1 to 65535; ${forms}`,
     );
   });
 

@@ -22,10 +22,10 @@ const commands = Object.entries(FAMILY).map(([name, options]): ServiceCommand =>
   start: () => Promise.reject(new Error("not to be started")),
 }));
 
-/** The values of a command line: `proxy`, `--…`. */
+/** The values of a command line: `proxy`, `--…`. Kubernetes has put the pod's address into it. */
 function valuesOf(args: readonly string[]): Record<string, Record<string, unknown>> {
   const executable = { root: { name: "reverse-http", description: "All.", commands }, version: "1.2.3", family: FAMILY };
-  const task = readCommandLine(executable, { args, env: {}, home: undefined });
+  const task = readCommandLine(executable, { args: args.map((arg) => arg.replace("$(POD_IP)", "192.0.2.1")), env: {}, home: undefined });
   assert.equal(task.do, "run");
   return (task as Extract<typeof task, { do: "run" | "check" }>).resolved.values as ReturnType<typeof valuesOf>;
 }
