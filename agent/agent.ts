@@ -10,6 +10,7 @@ import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
 import { Metrics } from "../shared/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
+import { SecretFiles } from "../shared/secret_files.ts";
 import type { Supervisor } from "../shared/supervisor.ts";
 import { openClientTls, refreshTls, type TlsCheck } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
@@ -80,6 +81,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, deps);
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
+  const secrets = new SecretFiles(log);
   const sessions = new Set<Session>();
   const operated = observe(agentId, sessions, () => tls.current.cert);
   const { health } = operated;
@@ -130,6 +132,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     await tls.reload();
     const credentials = await readCredentials(options.auth);
     ({ agentId } = credentials);
+    if (credentials.file !== undefined) await secrets.check("--auth.jwt.token", credentials.file);
     if (credentials.expiresAt <= Date.now()) {
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }

@@ -9,7 +9,7 @@ export function describeFailure(error: unknown, address: string, options: AgentO
   if (!(error instanceof NetError)) return error instanceof Error ? error.message : String(error);
   switch (error.code) {
     case "closed":
-      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message);
+      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message, options);
     case "timed-out":
       if (error.cause instanceof NetError) return `${error.message}: ${error.cause.message}`;
       return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
@@ -55,11 +55,13 @@ export function describeEnd({ code, reason, remote, cause }: QuicClosed): string
   return reason;
 }
 
-function describeCode(code: number, reason: string): string {
+function describeCode(code: number, reason: string, options?: AgentOptions): string {
   const text = `the proxy closed the connection: ${code} ${reason}`;
   switch (code) {
     case CloseCode.badAgentId:
-      return `${text}; it does not take this agent id`;
+      return options?.auth.type === "jwt"
+        ? `${text}; it takes no tokens: it needs --auth.type=jwt, or this agent --auth.type=noauth`
+        : `${text}; it does not take this agent id`;
     case CloseCode.unauthorized:
     case CloseCode.internal:
       return `${text}; does it use the same --auth.type, and does it accept these credentials?`;

@@ -124,6 +124,9 @@ export function agentIdOf(username: string): string {
   return username.replace(/%((?:25)*)3A/gi, (all, escapes: string) => escapes === "" ? ":" : `%${escapes.slice(2)}${all.slice(-2)}`);
 }
 
+/** A JWT, whose header is JSON in base64url. */
+const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
+
 /** Everybody is who they say they are; a client's password is ignored. */
 export function createNoAuth(): Authenticator {
   return {
@@ -133,6 +136,12 @@ export function createNoAuth(): Authenticator {
         id = strictDecoder.decode(credentials);
       } catch {
         throw new AuthenticationError("agent-id", "Cannot use the agent id: it is not UTF-8");
+      }
+      if (TOKEN.test(id)) {
+        throw new AuthenticationError(
+          "agent-id",
+          "The agent showed a token, and there is no authentication by tokens here: it needs --auth.type=noauth, or this side --auth.type=jwt",
+        );
       }
       return id;
     },

@@ -1,8 +1,11 @@
 // Agents and clients show tokens: whom they name, until when, and what ends with a token that expires, is revoked or whose key is removed.
+import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../cli/option.ts";
+import { readBytes } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
+import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
 import { WatchedFile } from "./watched_file.ts";
 
@@ -52,6 +55,7 @@ interface Known extends Token {
  */
 export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }: JwtDeps): Promise<Authenticator> {
   const files = await openFiles(options);
+  warnOfForeign(files, log);
   const known = new Map<string, Known>();
   const live = new Set<Live>();
   let keys = currentKeys(files.keys);
@@ -76,7 +80,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   const admit = async (text: string, role: Role): Promise<Identity> => {
     const token = await verify(text, role);
     // the files may have changed since it was verified
-    const expired = token.expiresAt + (token.over ? 0 : LEEWAY_S * 1000) <= now() ? "The token has expired" : undefined;
+    const expired = token.expiresAt + (token.over ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
       throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`, {
@@ -151,13 +155,13 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
 
 interface Files {
   readonly keys: readonly WatchedFile<VerificationKey[]>[];
-  readonly revocations?: WatchedFile<Set<string>>;
+  readonly revocations?: WatchedFile<Revocations>;
 }
 
 async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Files> {
   if (publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
-  const open = async <T>(option: string, name: string, parse: (text: string) => T | Promise<T>): Promise<WatchedFile<T>> => {
-    const file = new WatchedFile(name, parse);
+  const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<WatchedFile<T>> => {
+    const file = new WatchedFile(name, read);
     try {
       await file.look();
       return file;
@@ -166,8 +170,8 @@ async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Fil
     }
   };
   return {
-    keys: await Promise.all(publicKey.map((name) => open("auth.jwt.public-key", name, parsePublicKeys))),
-    revocations: revocationFile === undefined ? undefined : await open("auth.jwt.revocation-file", revocationFile, parseRevocations),
+    keys: await Promise.all(publicKey.map((name) => open("auth.jwt.public-key", name, readKeys))),
+    revocations: revocationFile === undefined ? undefined : await open("auth.jwt.revocation-file", revocationFile, readRevocations),
   };
 }
 
@@ -185,7 +189,9 @@ async function look(files: Files, log: Logger): Promise<boolean> {
     try {
       if (!await file.look()) continue;
       changed = true;
-      if (file === files.revocations) log.info("revocation file read", { file: file.name, revoked: files.revocations.value.size });
+      if (file !== files.revocations) continue;
+      log.info("revocation file read", { file: file.name, revoked: files.revocations.value.size });
+      warnOfForeign(files, log);
     } catch (error) {
       const message = file.missing > 0 ? "file of tokens is missing" : "file of tokens cannot be used: what it said before still counts";
       log.error(message, { file: file.name, reason: (error as Error).message });
@@ -194,10 +200,23 @@ async function look(files: Files, log: Logger): Promise<boolean> {
   return changed;
 }
 
-/** One `jti` a line; `#` begins a comment. */
-function parseRevocations(text: string): Set<string> {
-  const lines = text.split(/\r?\n/).map((line) => line.replace(/(^|\s)#.*$/, "").trim());
-  return new Set(lines.filter((line) => line !== ""));
+/** Entries that revoke no token of this program may be of another issuer's tokens, or misspelt. */
+function warnOfForeign({ revocations }: Files, log: Logger): void {
+  const { foreign } = revocations?.value ?? {};
+  if (revocations === undefined || foreign === undefined) return;
+  const { count, firstLine: line } = foreign;
+  log.warn("revocation file has ids that are no UUID: no token of auth jwt token has such a jti", { file: revocations.name, count, line });
+}
+
+/** Keys are small; what is larger is something else. */
+const MAX_KEY_FILE = 1024 * 1024;
+
+async function readKeys(file: string): Promise<VerificationKey[]> {
+  return await parsePublicKeys(Buffer.from(await readBytes(file, MAX_KEY_FILE)).toString("utf8"));
+}
+
+function describeExpiry({ expiresAt }: Token): string {
+  return `The token expired at ${new Date(expiresAt).toISOString()}`;
 }
 
 /** The token in an agent's frame; its file may have ended with a newline. */

@@ -1,10 +1,23 @@
 // Keys of tokens: those that sign and those that verify, in the PEM forms that tools write, and JWKS. It knows no file and no token.
+import { Buffer } from "node:buffer";
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
 import { calculateJwkThumbprint, importJWK, type JWK } from "jose";
+import { type PemBlock, PemError, type PemKind, readPem } from "../net/pem.ts";
 
-/** Algorithms of tokens (RFC 7518 §3.1, RFC 8037): ECDSA with P-256, RSA of at least 2048 bits, Ed25519. */
-export const ALGORITHMS = ["ES256", "RS256", "EdDSA"] as const;
-export type Algorithm = (typeof ALGORITHMS)[number];
+/**
+ * Algorithms of tokens (RFC 7518 §3.1, RFC 8037, RFC 9864): ECDSA with P-256, RSA of at least 2048 bits, Ed25519. `Ed25519` is the new name of
+ * what `EdDSA` is here; tokens are signed under the old one, which everybody knows.
+ */
+export const ALGORITHMS = ["ES256", "RS256", "EdDSA", "Ed25519"] as const;
+/** What a key is for. */
+export type Algorithm = Exclude<TokenAlgorithm, "Ed25519">;
+/** What a token or a JWK says. */
+export type TokenAlgorithm = (typeof ALGORITHMS)[number];
+
+/** The keys that can have made a signature of this name. */
+export function keyAlgorithm(algorithm: TokenAlgorithm): Algorithm {
+  return algorithm === "Ed25519" ? "EdDSA" : algorithm;
+}
 
 /** Why a text holds no key that can be used. */
 export class KeyError extends Error {
@@ -15,6 +28,8 @@ export class KeyError extends Error {
 export interface VerificationKey {
   /** Thumbprint (RFC 7638): the same for the same key, wherever it was read. */
   readonly id: string;
+  /** The name that a JWKS gives it, and a token names it by: a hint, which key to try first (RFC 7515 §4.1.4). */
+  readonly kid?: string;
   readonly algorithm: Algorithm;
   readonly key: CryptoKey;
 }
@@ -28,13 +43,10 @@ const MIN_RSA_BITS = 2048;
 /** As the Go original makes them. */
 const NEW_RSA_BITS = 4096;
 
-const PEM = /-----BEGIN ([A-Z0-9 ]+)-----[^]*?-----END \1-----/g;
-const PRIVATE = ["EC PRIVATE KEY", "RSA PRIVATE KEY", "PRIVATE KEY"];
-
 /** SEC 1 for ES256, PKCS #1 for RS256, PKCS #8 for EdDSA; PEM. */
-export function generatePrivateKey(algorithm: Algorithm): string {
+export function generatePrivateKey(algorithm: TokenAlgorithm): string {
   const pem = (key: KeyObject, type: "sec1" | "pkcs1" | "pkcs8") => String(key.export({ type, format: "pem" }));
-  switch (algorithm) {
+  switch (keyAlgorithm(algorithm)) {
     case "ES256":
       return pem(generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey, "sec1");
     case "RS256":
@@ -50,15 +62,15 @@ export function publicKeyOf({ key }: SigningKey): string {
 }
 
 /**
- * The first private key of `text`: `EC PRIVATE KEY` (SEC 1), `RSA PRIVATE KEY` (PKCS #1) or `PRIVATE KEY` (PKCS #8), not encrypted.
+ * The private key of `text`: `EC PRIVATE KEY` (SEC 1), `RSA PRIVATE KEY` (PKCS #1) or `PRIVATE KEY` (PKCS #8), not encrypted.
  * @throws {KeyError}
  */
 export function parsePrivateKey(text: string): SigningKey {
-  const blocks = readPem(text);
-  const block = blocks.find(({ label }) => PRIVATE.includes(label));
-  if (block === undefined) throw new KeyError(`it has no private key, but ${listOf(blocks)}`);
-  if (/^Proc-Type:.*ENCRYPTED/m.test(block.pem)) throw new KeyError("its private key is encrypted");
-  const key = readKey(() => createPrivateKey(block.pem), block.label);
+  const [block] = readBlocks(text, "private key") as [PemBlock];
+  if (block.label === "ENCRYPTED PRIVATE KEY" || block.hasHeaders) {
+    throw new KeyError("its private key is encrypted; openssl pkey -in FILE -out NEW decrypts it");
+  }
+  const key = readKey(() => createPrivateKey(block.text), block.label);
   return { algorithm: algorithmOf(key), key };
 }
 
@@ -68,19 +80,14 @@ export function parsePrivateKey(text: string): SigningKey {
  * @throws {KeyError} where there is none, one that cannot be used, or a private one
  */
 export async function parsePublicKeys(text: string): Promise<VerificationKey[]> {
-  return text.trimStart().startsWith("{") ? await parseJwks(text) : await parsePublicPem(text);
+  const trimmed = text.trim(); // of a byte-order mark too
+  return trimmed.startsWith("{") ? await parseJwks(trimmed) : await parsePublicPem(text);
 }
 
 async function parsePublicPem(text: string): Promise<VerificationKey[]> {
-  const blocks = readPem(text);
-  const isPublic = ({ label }: Block) => label === "PUBLIC KEY" || label === "EC PUBLIC KEY";
-  if (blocks.some(({ label }) => label.endsWith("PRIVATE KEY"))) {
-    throw new KeyError("it has a private key, where public ones alone are to be");
-  }
-  if (!blocks.some(isPublic)) throw new KeyError(`it has no public key, but ${listOf(blocks)}`);
   return await Promise.all(
-    blocks.filter(isPublic).map(async ({ label, pem }) => {
-      const key = readKey(() => createPublicKey(pem.replaceAll(label, "PUBLIC KEY")), label);
+    readBlocks(text, "public keys").map(async ({ label, der }) => {
+      const key = readKey(() => createPublicKey({ key: Buffer.from(der), format: "der", type: "spki" }), label);
       return await toVerificationKey(key.export({ format: "jwk" }) as JWK, algorithmOf(key));
     }),
   );
@@ -100,7 +107,7 @@ async function parseJwks(text: string): Promise<VerificationKey[]> {
     const algorithm = algorithmOfJwk(jwk);
     if (algorithm === undefined) return [];
     const key = readKey(() => createPublicKey({ key: jwk, format: "jwk" }), `key ${index}`);
-    return [await toVerificationKey(jwk, algorithmOf(key))];
+    return [await toVerificationKey(jwk, algorithmOf(key), jwk.kid)];
   }));
   if (keys.flat().length === 0) throw new KeyError(`its keys are none for ${ALGORITHMS.join(", ")}`);
   return keys.flat();
@@ -110,24 +117,22 @@ async function parseJwks(text: string): Promise<VerificationKey[]> {
 function algorithmOfJwk({ kty, crv, alg, use }: JWK): Algorithm | undefined {
   if (use !== undefined && use !== "sig") return undefined;
   const algorithm = kty === "RSA" ? "RS256" : crv === "P-256" ? "ES256" : crv === "Ed25519" ? "EdDSA" : undefined;
-  return alg === undefined || alg === algorithm ? algorithm : undefined;
+  const isFor = alg === undefined || ALGORITHMS.some((known) => known === alg && keyAlgorithm(known) === algorithm);
+  return isFor ? algorithm : undefined;
 }
 
-async function toVerificationKey(jwk: JWK, algorithm: Algorithm): Promise<VerificationKey> {
-  return { id: await calculateJwkThumbprint(jwk), algorithm, key: await importJWK(jwk, algorithm) as CryptoKey };
+async function toVerificationKey(jwk: JWK, algorithm: Algorithm, kid?: unknown): Promise<VerificationKey> {
+  const key = await importJWK({ ...jwk, alg: undefined }, algorithm) as CryptoKey;
+  return { id: await calculateJwkThumbprint(jwk), kid: typeof kid === "string" ? kid : undefined, algorithm, key };
 }
 
-interface Block {
-  readonly label: string;
-  readonly pem: string;
-}
-
-function readPem(text: string): Block[] {
-  return Array.from(text.matchAll(PEM), ([pem, label]) => ({ label: label!, pem }));
-}
-
-function listOf(blocks: Block[]): string {
-  return blocks.length === 0 ? "nothing in PEM" : blocks.map(({ label }) => label).join(", ");
+function readBlocks(text: string, kind: PemKind): PemBlock[] {
+  try {
+    return readPem(text, kind);
+  } catch (cause) {
+    if (cause instanceof PemError) throw new KeyError(cause.message, { cause });
+    throw cause;
+  }
 }
 
 function readKey(read: () => KeyObject, what: string): KeyObject {

@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
 import { type AllowList, createAllowList } from "../allow_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
-import { type Algorithm, ALGORITHMS, type SigningKey, type VerificationKey } from "./keys.ts";
+import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 
 /** Who may show a token: an agent to a proxy, a client to a proxy or lb. */
 export const ROLES = ["agent", "client"] as const;
@@ -79,10 +79,10 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
   const deny = (why: string) => new AuthenticationError("denied", describe(why, payload), claimsOf(payload));
   const { agent_id: agentId, role, exp, jti } = payload;
   if (role !== expected.role) {
+    const shownBy = expected.role === "agent" ? "an agent" : "a client";
     throw deny(
-      `has ${role === undefined ? "no role" : `the role ${show(role)}`}, and was shown by ${
-        expected.role === "agent" ? "an agent" : "a client"
-      }`,
+      `has ${role === undefined ? "no role" : `the role ${show(role)}`}, and was shown by ${shownBy}, ` +
+        `whose token needs the role ${show(expected.role)} (auth jwt token --role=${expected.role})`,
     );
   }
   if (typeof agentId !== "string") throw deny("has no agent_id");
@@ -99,10 +99,14 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
 async function verify(
   text: string,
   keys: readonly VerificationKey[],
-  { audience, now }: Expectation,
+  { role, audience, now }: Expectation,
 ): Promise<{ payload: JWTPayload; keyId: string }> {
-  const algorithm = readAlgorithm(text);
-  const candidates = keys.filter((key) => key.algorithm === algorithm);
+  const { algorithm, kid } = readHeader(text, role);
+  const isNamed = (key: VerificationKey) => kid !== undefined && (key.kid === kid || key.id === kid);
+  // the one that the token names first: each that is tried costs a verification
+  const candidates = keys.filter((key) => key.algorithm === keyAlgorithm(algorithm)).sort((a, b) =>
+    Number(isNamed(b)) - Number(isNamed(a))
+  );
   for (const { id, key } of candidates) {
     try {
       const { payload } = await jwtVerify(text, key, {
@@ -114,7 +118,7 @@ async function verify(
       });
       return { payload, keyId: id };
     } catch (error) {
-      if (!(error instanceof errors.JWSSignatureVerificationFailed)) throw toDenial(error, audience);
+      if (!(error instanceof errors.JWSSignatureVerificationFailed)) throw toDenial(error, audience, now);
     }
   }
   throw new AuthenticationError(
@@ -126,26 +130,31 @@ async function verify(
 }
 
 /** Before a signature is looked at, a token is nothing but bytes of a stranger's. */
-function readAlgorithm(text: string): Algorithm {
+function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?: string } {
   const deny = (what: string) => new AuthenticationError("denied", what);
   if (text === "") throw deny("There is no token");
   if (text.length > MAX_TOKEN) throw deny(`The token has ${text.length} bytes, and ${MAX_TOKEN} is the limit`);
-  if (!/^[\w-]+\.[\w-]+\.[\w-]*$/.test(text)) throw deny("What was shown is not a JWT");
-  let alg: unknown;
+  if (!/^[\w-]+\.[\w-]+\.[\w-]*$/.test(text)) throw deny(NO_TOKEN[role]);
+  let [alg, kid]: unknown[] = [];
   try {
-    ({ alg } = decodeProtectedHeader(text));
+    ({ alg, kid } = decodeProtectedHeader(text));
   } catch {
     throw deny("The token's header cannot be read");
   }
   const algorithm = ALGORITHMS.find((known) => known === alg);
   if (algorithm === undefined) throw deny(`The token's alg is ${show(alg)}, and one of ${ALGORITHMS.join(", ")} is needed`);
-  return algorithm;
+  return { algorithm, kid: typeof kid === "string" ? kid : undefined };
 }
 
+const NO_TOKEN: Readonly<Record<Role, string>> = {
+  agent: "What the agent showed is not a JWT: it needs --auth.type=jwt and --auth.jwt.token",
+  client: "What the client showed is not a JWT: its token is the password",
+};
+
 /** In words of our own: those of a library may change. */
-function toDenial(error: unknown, audience: string | undefined): unknown {
+function toDenial(error: unknown, audience: string | undefined, now: number): unknown {
   if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
-    return new AuthenticationError("denied", describe(problemOf(error, audience), error.payload), claimsOf(error.payload));
+    return new AuthenticationError("denied", describe(problemOf(error, audience, now), error.payload), claimsOf(error.payload));
   }
   return error instanceof errors.JOSEError ? new AuthenticationError("denied", `The token cannot be read: ${error.message}`) : error;
 }
@@ -154,7 +163,11 @@ function claimsOf({ agent_id: agentId, jti }: JWTPayload): Claims {
   return { agentId: typeof agentId === "string" ? agentId : undefined, tokenId: typeof jti === "string" ? jti : undefined };
 }
 
-function problemOf({ claim, reason, payload }: errors.JWTExpired | errors.JWTClaimValidationFailed, audience: string | undefined): string {
+function problemOf(
+  { claim, reason, payload }: errors.JWTExpired | errors.JWTClaimValidationFailed,
+  audience: string | undefined,
+  now: number,
+): string {
   if (claim === "aud") {
     return `is ${payload.aud === undefined ? "for no audience" : `for the audience ${show(payload.aud)}`}, and this one is ${
       show(audience)
@@ -162,8 +175,10 @@ function problemOf({ claim, reason, payload }: errors.JWTExpired | errors.JWTCla
   }
   if (reason === "missing") return `has no ${claim}`;
   if (reason === "invalid") return `has an unusable ${claim}`;
-  if (claim === "exp") return `expired at ${showTime(payload.exp)}`;
-  if (claim === "nbf") return `is not valid before ${showTime(payload.nbf)}`;
+  // whose clock is wrong shows in the two
+  const clock = `, and the clock here says ${showTime(Math.floor(now / 1000))}`;
+  if (claim === "exp") return `expired at ${showTime(payload.exp)}${clock}`;
+  if (claim === "nbf") return `is not valid before ${showTime(payload.nbf)}${clock}`;
   return `has an unusable ${claim}`;
 }
 

@@ -1,5 +1,5 @@
 // A file whose content counts as long as it can be read: looked at again and again, and kept as it was while it is missing or spoilt.
-import { readFile, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 
 export class WatchedFile<T> {
   #version: string | undefined;
@@ -7,9 +7,9 @@ export class WatchedFile<T> {
   #missing = 0;
 
   /**
-   * @param parse what the text stands for; what it throws says why the text cannot be used
+   * @param read what the file stands for; what it throws says why it cannot be used
    */
-  constructor(readonly name: string, private readonly parse: (text: string) => T | Promise<T>) {}
+  constructor(readonly name: string, private readonly read: (name: string) => Promise<T>) {}
 
   /** As it was last read without a fault. */
   get value(): T {
@@ -33,7 +33,7 @@ export class WatchedFile<T> {
     // before it is read: what is written meanwhile is another version at the next look
     this.#version = version;
     if (error !== undefined) throw error;
-    this.#value = await this.parse(await readFile(this.name, "utf8"));
+    this.#value = await this.read(this.name);
     return true;
   }
 

@@ -8,6 +8,7 @@ import type { Resolved } from "./config.ts";
 import { ConfigError, envOf, flagOf } from "./option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
 import { withStandardCommands } from "./standard_commands.ts";
+import { SecretFiles } from "../secret_files.ts";
 import { createSupervisor, type Notify } from "../supervisor.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
@@ -63,12 +64,23 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   if (file !== undefined) log.debug("configuration file", { file });
   if (ignored.length > 0) log.warn("configuration files that are not read", { files: ignored.join(","), read: file });
   try {
+    await warnOfReadableFile(task, log);
     await task.service.check(values);
     await runToTheEnd(task, process, log, signals, notify);
   } finally {
     await lines.flush(FLUSH_MS);
   }
   process.exit(0);
+}
+
+/** A configuration file with a secret in it is for its owner alone. */
+async function warnOfReadableFile({ service: { options }, resolved: { settings } }: Run, log: Logger): Promise<void> {
+  const files = new SecretFiles(log);
+  for (const [name, { text, origin }] of settings) {
+    const [, file] = /^(.+):\d+$/.exec(origin) ?? [];
+    if (file === undefined || !options[name]!.secret || text === "" || text.startsWith("file:") || mayBePublic(text)) continue;
+    await files.check(flagOf(name), file);
+  }
 }
 
 /** See {@link saferStart}. Where the process cannot start itself again, it goes on as it is. */

@@ -63,10 +63,10 @@ export function readPem(text: string | Uint8Array, kind: PemKind): PemBlock[] {
   const other = all.find(({ label }) => !labels.includes(label) && !beside.includes(label));
   if (found.length === 0) {
     const others = [...new Set(all.map(({ label }) => label))];
-    throw new PemError(`it has no ${labels[0]} in PEM${others.length === 0 ? "" : `, but ${others.join(", ")}`}${hintFor(others)}`);
+    throw new PemError(`it has no ${labels[0]} in PEM${others.length === 0 ? "" : `, but ${others.join(", ")}`}${hintFor(others, kind)}`);
   }
   if (other) {
-    throw new PemError(`it is a block of ${other.label}, where only ${labels[0]} can be used${hintFor([other.label])}`, other.line);
+    throw new PemError(`it is a block of ${other.label}, where only ${labels[0]} can be used${hintFor([other.label], kind)}`, other.line);
   }
   const [first, second] = found;
   if (onlyOne && second) throw new PemError(`it is a second ${second.label}, after the one in line ${first!.line}`, second.line);
@@ -84,8 +84,16 @@ const HINTS: Readonly<Record<string, string>> = {
   "RSA PUBLIC KEY": "openssl rsa -RSAPublicKey_in -in FILE -pubout -out NEW converts it",
 };
 
-function hintFor(labels: readonly string[]): string {
-  const hint = labels.map((label) => HINTS[label]).find(Boolean);
+/** Where public keys are needed. */
+const PUBLIC_HINTS: Readonly<Record<string, string>> = {
+  "CERTIFICATE": "openssl x509 -pubkey -noout -in FILE writes its public key",
+  ...Object.fromEntries(
+    PRIVATE_KEYS.map((label) => [label, "a private key belongs where tokens are made: auth key public writes its public key"]),
+  ),
+};
+
+function hintFor(labels: readonly string[], kind: PemKind): string {
+  const hint = labels.map((label) => HINTS[label] ?? (kind === "public keys" ? PUBLIC_HINTS[label] : undefined)).find(Boolean);
   return hint === undefined ? "" : `; ${hint}`;
 }
 

@@ -176,10 +176,10 @@ export async function runToEnd(file: string, args: readonly string[], options?: 
 export class Folder implements Disposable {
   readonly path = mkdtempSync(join(tmpdir(), "reverse-http-test-"));
 
-  /** The name of a file in it, with this content. */
+  /** The name of a file in it, with this content, for this user alone. */
   write(name: string, content: string | Uint8Array): string {
     const file = join(this.path, name);
-    writeFileSync(file, content);
+    writeFileSync(file, content, { mode: 0o600 });
     return file;
   }
 

@@ -79,7 +79,7 @@ describe("auth", () => {
     const wrong: [args: string[], named: RegExp][] = [
       [["key", "private", "--algo=HS256"], /--algo: "HS256" is not one of ES256, RS256, EdDSA/],
       [["key", "public", "--in=missing.pem"], /Cannot read --in: .*missing\.pem/],
-      [["key", "public", "--in=none.pem"], /Cannot use --in "none\.pem": it has no private key/],
+      [["key", "public", "--in=none.pem"], /Cannot use --in "none\.pem": it has no PRIVATE KEY in PEM/],
       [["key", "public", "--in=."], /Cannot read --in: .*directory/],
       [["jwt", "token"], /--agent-id is needed/],
       [["jwt", "token", "--agent-id=a b"], /--agent-id "a b"/],

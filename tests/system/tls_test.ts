@@ -24,7 +24,7 @@ class Secured implements AsyncDisposable {
   /** Writes a file whose change nobody sees half done. */
   write(name: string, text: string): string {
     const file = join(this.site.folder.path, name);
-    writeFileSync(`${file}.new`, text);
+    writeFileSync(`${file}.new`, text, { mode: 0o600 });
     renameSync(`${file}.new`, file);
     return file;
   }

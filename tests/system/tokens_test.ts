@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createHmac } from "node:crypto";
-import { readFileSync, renameSync, rmSync } from "node:fs";
+import { chmodSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { decodeJwt } from "jose";
@@ -61,7 +61,7 @@ class TokenSite implements AsyncDisposable {
   }
 }
 
-for (const algorithm of ["ES256", "RS256", "EdDSA"]) {
+for (const algorithm of ["ES256", "RS256", "EdDSA", "Ed25519"]) {
   it(`agent and client meet with keys and tokens for ${algorithm} that auth has made`, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
@@ -140,7 +140,6 @@ describe("proxy with tokens", () => {
     const { key, site, proxy } = tokens;
     const wrong: [token: string, reason: RegExp][] = [
       [await makeTokenKey().sign({ role: "agent" }), /signature is by none/],
-      [await key.sign(), /has the role "client", and was shown by an agent/],
       [await key.sign({ role: "agent", durationMs: -60_000 }), /expired at/],
     ];
     for (const [index, [token, reason]] of wrong.entries()) {
@@ -173,8 +172,11 @@ describe("proxy with tokens", () => {
     const wrong: [file: string, named: RegExp][] = [
       ["/nonexistent/key.pem", /--auth\.jwt\.public-key "\/nonexistent\/key\.pem"/],
       [site.folder.path, /--auth\.jwt\.public-key ".*": it is a directory/],
-      [site.folder.write("none.pem", ""), /--auth\.jwt\.public-key ".*none\.pem": it has no public key/],
-      [site.folder.write("private.pem", makeTokenKey().privatePem), /--auth\.jwt\.public-key ".*private\.pem": it has a private key/],
+      [site.folder.write("none.pem", ""), /--auth\.jwt\.public-key ".*none\.pem": it has no PUBLIC KEY in PEM/],
+      [
+        site.folder.write("private.pem", makeTokenKey().privatePem),
+        /--auth\.jwt\.public-key ".*private\.pem": it has no PUBLIC KEY in PEM, but EC PRIVATE KEY; a private key belongs where tokens are made/,
+      ],
     ];
     for (const [file, named] of wrong) {
       for (const check of [[], ["--check-config"]]) {
@@ -277,11 +279,21 @@ describe("agent with a token", () => {
   it("is not started without one, or with a file that is missing or holds none: exit code 2, without any of it", async () => {
     await using site = await Site.create();
     const token = await makeTokenKey().sign();
+    const inFile = (content: string | Uint8Array) => `--auth.jwt.token=file:${site.folder.write(`jwt-${++files}`, content)}`;
+    let files = 0;
     const wrong: [args: string[], named: RegExp][] = [
       [[], /--auth\.jwt\.token is needed/],
       [["--auth.jwt.token=hunter2"], /--auth\.jwt\.token: it is no JWT/],
-      [["--auth.jwt.token=file:/nonexistent/jwt"], /--auth\.jwt\.token: .*\/nonexistent\/jwt/],
-      [[`--auth.jwt.token=file:${site.folder.path}`], /--auth\.jwt\.token: .*directory/],
+      [["--auth.jwt.token=file:/nonexistent/jwt"], /--auth\.jwt\.token file:\/nonexistent\/jwt: there is no such file$/m],
+      [[`--auth.jwt.token=file:${site.folder.path}`], /--auth\.jwt\.token file:\S+: it is a directory$/m],
+      [[inFile(`"${token}"`)], /it has quotation marks around it/],
+      [[inFile(`Bearer ${token}`)], /it begins with Bearer/],
+      [[inFile(`# of 4711\n${token}\n`)], /it has a comment/],
+      [[inFile(`${token}\n${token}\n`)], /it has 2 lines/],
+      [[inFile(token.replace(".", ".\n"))], /it has 2 lines/],
+      [[inFile(Buffer.from(token, "utf16le"))], /it is not text in UTF-8/],
+      [[inFile(`token=${token}`)], /it holds no JWT/],
+      [[inFile(token)], /it has the role "client", and an agent needs its own: auth jwt token --role=agent makes one/],
       [[`--auth.jwt.token=file:${site.folder.write("empty", "\n")}`], /--auth\.jwt\.token file:.*empty: it is empty/],
       [[`--auth.jwt.token=file:${site.folder.write("half", token.slice(0, 40))}`], /--auth\.jwt\.token file:.*half: it holds no JWT/],
       [[`--auth.jwt.token=${"a".repeat(64 * 1024)}`], /65536 bytes/],
@@ -291,7 +303,30 @@ describe("agent with a token", () => {
       assert.match(stderr, named);
       assert.equal(exitCode, 2, stderr);
       assert.ok(!/hunter2|aaaa/.test(stderr) && !stderr.includes(token.slice(0, 20)), stderr);
+      assert.ok(stderr.endsWith((await runToEnd(AGENT, ["--auth.type=jwt", ...args, "--check-config"])).stderr));
     }
+  });
+
+  it("takes its file with a byte-order mark, CRLF and blanks, and warns where others can read it", async () => {
+    await using tokens = await TokenSite.start();
+    const token = await tokens.key.sign({ role: "agent" });
+    const file = tokens.site.folder.write("marked.jwt", `\ufeff ${token} \r\n\r\n`);
+    chmodSync(file, 0o644);
+    const agent = await tokens.startAgent(`file:${file}`);
+    await agent.waitFor("a secret may be read by others", { file, mode: "0644", what: "--auth.jwt.token" });
+  });
+
+  it("is told by the log of a proxy without tokens what it showed, and itself what to do", async () => {
+    await using site = await Site.create();
+    const { proxy, addresses } = await site.startProxy();
+    const token = await makeTokenKey().sign({ role: "agent" });
+    const file = site.folder.write("agent.jwt", token);
+    const agent = site.start(AGENT, [...site.agentArgs(addresses), "--auth.type=jwt", `--auth.jwt.token=file:${file}`]);
+    assert.match(String((await agent.waitFor("not connected")).reason), /it takes no tokens: it needs --auth\.type=jwt/);
+    assert.match(
+      String((await proxy.waitFor("agent refused")).reason),
+      /^The agent showed a token, and there is no authentication by tokens here/,
+    );
   });
 
   it("goes on trying while its file is missing, and never logs what was in it", async () => {

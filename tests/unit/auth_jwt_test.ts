@@ -4,9 +4,12 @@ import { Buffer } from "node:buffer";
 import { mkdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { decodeJwt } from "jose";
+import { createPrivateKey, createPublicKey } from "node:crypto";
+import { decodeJwt, SignJWT } from "jose";
 import { AuthenticationError, type Authenticator, identifyAgent, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
 import { createJwtAuth, type JwtOptions } from "../../shared/auth/jwt.ts";
+import { generatePrivateKey, parsePrivateKey, publicKeyOf } from "../../shared/auth/keys.ts";
+import { readRevocations } from "../../shared/auth/revocations.ts";
 import { ConfigError } from "../../shared/cli/option.ts";
 import { within } from "../conformance/support.ts";
 import { LogBook } from "../support/memory.ts";
@@ -162,7 +165,7 @@ describe("an expired token", () => {
     await endOf(identity);
     const lateMs = Date.now() - decodeJwt(token).exp! * 1000;
     assert.ok(lateMs >= 0, `It ended ${-lateMs} ms too early`);
-    await assert.rejects(asAgent(auth, token), denied(/The token has expired/));
+    await assert.rejects(asAgent(auth, token), denied(/The token expired at/));
   });
 
   it("is taken again when the clock, which was wrong, is set back", async () => {
@@ -172,7 +175,7 @@ describe("an expired token", () => {
     const identity = await asAgent(auth, token);
     bench.ahead = HOUR_MS;
     assert.equal(await endOf(identity), "The token has expired");
-    await assert.rejects(asAgent(auth, token), denied(/The token has expired/));
+    await assert.rejects(asAgent(auth, token), denied(/The token expired at/));
     bench.ahead = 0;
     (await asAgent(auth, token)).release?.();
   });
@@ -194,7 +197,7 @@ describe("an expired token", () => {
     const token = await KEY.sign();
     await asClient(auth, token);
     bench.ahead = DAY_MS + 6000;
-    await assert.rejects(asClient(auth, token), denied(/The token has expired/));
+    await assert.rejects(asClient(auth, token), denied(/The token expired at/));
   });
 
   it("of thirty years ends nothing now", async () => {
@@ -235,6 +238,108 @@ describe("a revocation file", () => {
     bench.replace("revoked", String(client.tokenId));
     await endOf(client);
     await asClient(auth, gone);
+  });
+});
+
+describe("a revocation file that is not understood", () => {
+  const id = "02e6f8d3-9e2c-44e0-80ee-300d9c7bd920";
+  const wrong: [what: string, line: string, message: RegExp][] = [
+    ["a comment without a blank before it", `${id}#left`, /line 3: a comment needs a blank before its #$/],
+    ["two ids in a line", `${id} ${id}`, /line 3: it has a blank inside/],
+    ["a name before the id", `jti ${id}`, /line 3: it has a blank inside/],
+    ["another sign for comments", `${id} // left`, /line 3: it has a blank inside/],
+    ["quotation marks", `"${id}"`, /line 3: it has quotation marks/],
+    ["a comma", `${id},`, /line 3: it has a comma/],
+    ["a token", "eyJhbGciOiJFUzI1NiJ9.eyJqdGkiOiIxIn0.c2VjcmV0", /line 3: it is a token, and its jti is needed$/],
+    ["an id with control characters", `${id}\x07`, /line 3: it has characters that no jti has$/],
+    ["a line without end", "a".repeat(2000), /line 3: it has more than 1024 characters$/],
+    ["another encoding", "\0\xff", /(?:line 3: it has characters|not text in UTF-8)/],
+  ];
+  for (const [what, line, message] of wrong) {
+    it(`for ${what} is refused by its line, and none of it is shown`, async () => {
+      await using bench = new Bench();
+      const revocationFile = bench.folder.write("revoked", Buffer.from(`# of today\n${id}\n${line}\n`, "latin1"));
+      await assert.rejects(bench.start({ revocationFile }), (error) => {
+        assert.ok(error instanceof ConfigError && error.message.startsWith("Cannot use --auth.jwt.revocation-file"), String(error));
+        assert.match(error.message, message);
+        assert.ok(!error.message.includes("c2VjcmV0"));
+        return true;
+      });
+    });
+  }
+
+  it("keeps what it said before when it changes to that, which is logged", async () => {
+    await using bench = new Bench();
+    const gone = await KEY.sign();
+    const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
+    const auth = await bench.start({ revocationFile });
+    bench.replace("revoked", `${id},${id}`);
+    const { reason } = await bench.log.waitFor("file of tokens cannot be used: what it said before still counts", { file: revocationFile });
+    assert.match(String(reason), /^line 1: it has a comma/);
+    await assert.rejects(asClient(auth, gone), denied(/revoked/));
+  });
+});
+
+describe("a revocation file", () => {
+  it("may have a byte-order mark, any line ends, comments, upper case and ids that are no UUID, which are warned of", async () => {
+    await using bench = new Bench();
+    const tokens = [await KEY.sign(), await KEY.sign(), await KEY.sign()];
+    const [a, b, c] = tokens.map((token) => String(decodeJwt(token).jti)) as [string, string, string];
+    const text = `\ufeff${a}\r\n\t# ${c}\r ${b.toUpperCase()} # why\n${a}\nof-another-issuer\n`;
+    const revocationFile = bench.folder.write("revoked", "");
+    const auth = await bench.start({ revocationFile });
+    bench.replace("revoked", text);
+    await bench.log.waitFor("revocation file read", { revoked: 3 });
+    for (const token of tokens.slice(0, 2)) await assert.rejects(asClient(auth, token), denied(/revoked/));
+    await asClient(auth, tokens[2]!);
+    const [warning] = bench.log.logged("revocation file has ids that are no UUID: no token of auth jwt token has such a jti");
+    assert.deepEqual([warning?.count, warning?.line], [1, 5]);
+  });
+
+  it("of as many lines as there may be is read piece by piece, with time for other things in between, and one more is refused", async () => {
+    using folder = new Folder();
+    const uuid = (n: number) => `${n.toString(16).padStart(8, "0")}-0000-4000-8000-000000000000\n`;
+    const lines = Array.from({ length: 1_000_000 }, (_, n) => uuid(n)).join("");
+    const file = folder.write("revoked", lines);
+    let turns = 0;
+    const timer = setInterval(() => turns++, 1);
+    const revocations = await readRevocations(file);
+    clearInterval(timer);
+    assert.deepEqual([revocations.size, revocations.has(uuid(999_999).trim())], [1_000_000, true]);
+    // there are 283 pieces
+    assert.ok(turns > 20, `other things had ${turns} turns`);
+    const over = folder.write("revoked", `${lines}${uuid(1_000_000)}`);
+    await assert.rejects(readRevocations(over), /^Error: line 1000001: there are more than 1000000 tokens/);
+  });
+});
+
+describe("tokens by several keys", () => {
+  it("are verified by the key that they name, whatever the order, and by any other where that is none", async () => {
+    await using bench = new Bench();
+    const keys = Array.from({ length: 3 }, () => makeTokenKey());
+    const jwks = keys.map(({ publicPem }, index) => ({ ...createPublicKey(publicPem).export({ format: "jwk" }), kid: `key-${index}` }));
+    const auth = await bench.start({ publicKey: [bench.folder.write("jwks.json", `\ufeff${JSON.stringify({ keys: jwks })}`)] });
+    for (const [index, { privatePem }] of keys.entries()) {
+      for (const kid of [`key-${index}`, "unknown", `key-${(index + 1) % 3}`, undefined]) {
+        const token = await new SignJWT({ agent_id: "4711", role: "client" }).setProtectedHeader({ alg: "ES256", kid }).setExpirationTime(
+          "1h",
+        )
+          .sign(createPrivateKey(privatePem));
+        assert.equal((await asClient(auth, token)).agentId, "4711");
+      }
+    }
+  });
+
+  it("of Ed25519 are taken under the new name of their algorithm and the old one", async () => {
+    await using bench = new Bench();
+    const pem = generatePrivateKey("Ed25519");
+    const publicKey = bench.folder.write("ed.pem", publicKeyOf(parsePrivateKey(pem)));
+    const auth = await bench.start({ publicKey: [publicKey] });
+    for (const alg of ["EdDSA", "Ed25519"]) {
+      const token = await new SignJWT({ agent_id: "4711", role: "client" }).setProtectedHeader({ alg }).setExpirationTime("1h")
+        .sign(createPrivateKey(pem));
+      assert.equal((await asClient(auth, token)).agentId, "4711");
+    }
   });
 });
 
@@ -318,11 +423,11 @@ describe("createJwtAuth()", () => {
     [
       "a private key",
       ({ folder }) => ({ publicKey: [folder.write("a", KEY.privatePem)] }),
-      /--auth\.jwt\.public-key ".*": it has a private key/,
+      /--auth\.jwt\.public-key ".*": it has no PUBLIC KEY in PEM, but EC PRIVATE KEY/,
     ],
     ["one good file and one that is empty", ({ folder }) => ({
       publicKey: [folder.write("a", KEY.publicPem), folder.write("b", "")],
-    }), /--auth\.jwt\.public-key ".*\/b": it has no public key/],
+    }), /--auth\.jwt\.public-key ".*\/b": it has no PUBLIC KEY in PEM/],
     [
       "a revocation file that is missing",
       () => ({ revocationFile: "/nonexistent/revoked" }),

@@ -2,7 +2,15 @@
 import assert from "node:assert/strict";
 import { createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
 import { describe, it } from "node:test";
-import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, parsePublicKeys, publicKeyOf } from "../../shared/auth/keys.ts";
+import {
+  ALGORITHMS,
+  generatePrivateKey,
+  keyAlgorithm,
+  KeyError,
+  parsePrivateKey,
+  parsePublicKeys,
+  publicKeyOf,
+} from "../../shared/auth/keys.ts";
 
 const EC = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
 const RSA = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey;
@@ -53,16 +61,16 @@ describe("parsePrivateKey()", () => {
   }
 
   const wrong: [what: string, text: string, named: RegExp][] = [
-    ["an empty text", "", /no private key, but nothing in PEM/],
-    ["a public key", spki(EC), /no private key, but PUBLIC KEY/],
+    ["an empty text", "", /no PRIVATE KEY in PEM$/],
+    ["a public key", spki(EC), /no PRIVATE KEY in PEM, but PUBLIC KEY/],
     [
       "an encrypted key",
       String(EC.export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: "x" })),
-      /ENCRYPTED PRIVATE KEY/,
+      /is encrypted; openssl pkey/,
     ],
     ["another curve", pem(generateKeyPairSync("ec", { namedCurve: "P-384" }).privateKey, "sec1"), /secp384r1.*P-256/],
     ["a short RSA key", pem(generateKeyPairSync("rsa", { modulusLength: 1024 }).privateKey, "pkcs1"), /1024 bits.*2048/],
-    ["a spoilt key", pem(EC, "pkcs8").replace(/\nM.{20}/, "\nMAAAAAAAAAAAAAAAAAAAA"), /PRIVATE KEY cannot be read/],
+    ["a spoilt key", pem(EC, "pkcs8").replace(/\n(M.{10}).{20}/, "\n$1AAAAAAAAAAAAAAAAAAAA"), /PRIVATE KEY cannot be read/],
   ];
   for (const [what, text, named] of wrong) {
     it(`refuses ${what}, and says so`, () =>
@@ -83,23 +91,32 @@ describe("parsePublicKeys()", () => {
       jwk(EC, { kid: "a", alg: "ES256", use: "sig" }),
       jwk(RSA),
       jwk(ED, { alg: "EdDSA" }),
+      jwk(generateKeyPairSync("ed25519").privateKey, { alg: "Ed25519" }),
       jwk(RSA, { alg: "RS512" }),
       jwk(RSA, { use: "enc" }),
       jwk(generateKeyPairSync("ec", { namedCurve: "P-384" }).privateKey),
     ];
     const found = await parsePublicKeys(JSON.stringify({ keys }));
-    assert.deepEqual(found.map(({ algorithm }) => algorithm), ["ES256", "RS256", "EdDSA"]);
-    assert.deepEqual(found.map(({ id }) => id), (await parsePublicKeys(spki(EC) + spki(RSA) + spki(ED))).map(({ id }) => id));
+    assert.deepEqual(found.map(({ algorithm }) => algorithm), ["ES256", "RS256", "EdDSA", "EdDSA"]);
+    assert.deepEqual(found.slice(0, 3).map(({ id }) => id), (await parsePublicKeys(spki(EC) + spki(RSA) + spki(ED))).map(({ id }) => id));
   });
 
   const wrong: [what: string, text: string, named: RegExp][] = [
-    ["an empty text", "", /no public key, but nothing in PEM/],
-    ["a private key beside a public one", spki(EC) + pem(EC, "pkcs8"), /private key/],
-    ["a certificate", "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n", /no public key, but CERTIFICATE/],
+    ["an empty text", "", /no PUBLIC KEY in PEM$/],
+    [
+      "a private key beside a public one",
+      spki(EC) + pem(EC, "pkcs8"),
+      /^line 5: it is a block of PRIVATE KEY, where only PUBLIC KEY can be used; a private key belongs where tokens are made/,
+    ],
+    [
+      "a certificate",
+      "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
+      /no PUBLIC KEY in PEM, but CERTIFICATE; openssl x509 -pubkey/,
+    ],
     ["another curve", spki(generateKeyPairSync("ec", { namedCurve: "P-384" }).privateKey), /P-256/],
     ["a short RSA key", spki(generateKeyPairSync("rsa", { modulusLength: 1024 }).privateKey), /1024 bits/],
-    ["a spoilt key", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", /PUBLIC KEY cannot be read/],
-    ["a key cut short", spki(EC).slice(0, 60), /nothing in PEM/],
+    ["a spoilt key", "-----BEGIN PUBLIC KEY-----\nMAEA\n-----END PUBLIC KEY-----\n", /PUBLIC KEY cannot be read/],
+    ["a key cut short", spki(EC).slice(0, 60), /^line 1: the block of PUBLIC KEY has no END line$/],
     ["half a JSON text", '{"keys": [', /neither PEM nor JSON/],
     ["JSON without keys", "{}", /no JWKS/],
     ["a JWKS that is empty", '{"keys": []}', /none for ES256/],
@@ -116,16 +133,16 @@ describe("parsePublicKeys()", () => {
 });
 
 describe("generatePrivateKey()", () => {
-  const labels = { ES256: "EC PRIVATE KEY", RS256: "RSA PRIVATE KEY", EdDSA: "PRIVATE KEY" }; // as of the Go original
+  const labels = { ES256: "EC PRIVATE KEY", RS256: "RSA PRIVATE KEY", EdDSA: "PRIVATE KEY", Ed25519: "PRIVATE KEY" }; // as of the Go original
   for (const algorithm of ALGORITHMS) {
     it(`makes a ${labels[algorithm]} for ${algorithm}, with a public key for the same`, async () => {
       const text = generatePrivateKey(algorithm);
       assert.ok(text.startsWith(`-----BEGIN ${labels[algorithm]}-----\n`));
       const key = parsePrivateKey(text);
-      assert.equal(key.algorithm, algorithm);
+      assert.equal(key.algorithm, keyAlgorithm(algorithm));
       if (algorithm === "RS256") assert.equal(key.key.asymmetricKeyDetails?.modulusLength, 4096);
       const verifiers = await parsePublicKeys(publicKeyOf(key));
-      assert.deepEqual(verifiers.map((verifier) => verifier.algorithm), [algorithm]);
+      assert.deepEqual(verifiers.map((verifier) => verifier.algorithm), [keyAlgorithm(algorithm)]);
     });
   }
 

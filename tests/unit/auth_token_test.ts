@@ -124,7 +124,7 @@ describe("verifyToken()", () => {
   const hmac = (secret: string) => (input: string) => createHmac("sha256", secret).update(input).digest("base64url");
   const wrong: [what: string, token: () => string | Promise<string>, message: RegExp][] = [
     ["an empty text", () => "", /^There is no token$/],
-    ["a password", () => "hunter2", /^What was shown is not a JWT$/],
+    ["a password", () => "hunter2", /^What the client showed is not a JWT: its token is the password$/],
     ["two parts", async () => (await sign()).split(".").slice(0, 2).join("."), /not a JWT/],
     ["white space within", async () => (await sign()).replace(".", " ."), /not a JWT/],
     ["a header that is no JSON", async () => `AAAA${(await sign()).slice(4)}`, /header cannot be read/],
@@ -134,7 +134,7 @@ describe("verifyToken()", () => {
       return `${header}.${claims}.${signature}`;
     }, /signature is by none/],
     ["no signature", async () => (await sign()).replace(/[^.]*$/, ""), /signature is by none/],
-    ["the algorithm none", () => forge({ alg: "none" }, () => ""), /alg is "none", and one of ES256, RS256, EdDSA is needed/],
+    ["the algorithm none", () => forge({ alg: "none" }, () => ""), /alg is "none", and one of ES256, RS256, EdDSA, Ed25519 is needed/],
     ["the algorithm None", () => forge({ alg: "None" }, () => ""), /alg is "None"/],
     ["no algorithm", () => forge({}, () => "AAAA"), /alg is missing/],
     ["HMAC with the public key as secret", () => forge({ alg: "HS256" }, hmac(PAIRS.ES256.publicPem)), /alg is "HS256"/],
@@ -149,7 +149,7 @@ describe("verifyToken()", () => {
     [
       "the role of an agent",
       () => sign({ role: "agent" }),
-      /has the role "agent", and was shown by a client \(agent_id "4711", jti "id-1"\)$/,
+      /has the role "agent", and was shown by a client, whose token needs the role "client" \(auth jwt token --role=client\) \(agent_id "4711", jti "id-1"\)$/,
     ],
     ["no role", () => sign({ role: undefined }), /has no role/],
     ["another audience", () => sign({ aud: ["there"] }), /is for the audience \["there"\], and this one is "here"/],
@@ -157,7 +157,7 @@ describe("verifyToken()", () => {
     [
       "an expiry in the past",
       () => sign({ exp: SECONDS - 60 }),
-      /expired at 2027-01-15T07:59:00\.000Z \(agent_id "4711", jti "id-1"\)$/,
+      /expired at 2027-01-15T07:59:00\.000Z, and the clock here says 2027-01-15T08:00:00\.000Z \(agent_id "4711", jti "id-1"\)$/,
     ],
     ["a beginning in the future", () => sign({ nbf: SECONDS + 60 }), /not valid before 2027-01-15T08:01:00\.000Z/],
     ["no expiry", () => sign({ exp: undefined }), /has no exp/],
