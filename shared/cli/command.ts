@@ -217,8 +217,10 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
   if (code === "commander.help") return `a command is needed: ${commands.join(", ")}; --help says more`;
   const [, word] = /unknown command '([^']*)'/.exec(message) ?? /too many arguments.*?: (.*?)(?:, .*)?\.$/.exec(message) ?? [];
   if (word !== undefined) {
-    const before = args[args.indexOf(word) - 1]?.split("=")[0] ?? "";
-    if (command.options?.[before.slice(2)]?.secret) return `unknown argument after ${before}`; // it may be what belongs there
+    // it may be what belongs there: the value itself, or the rest of one with blanks and without quotes
+    const flags = args.slice(0, args.indexOf(word)).map((arg) => arg.split("=")[0]!);
+    const before = flags.findLast((flag) => flag.startsWith("--"));
+    if (before !== undefined && command.options?.[before.slice(2)]?.secret) return `unknown argument after ${before}`;
     return `unknown argument '${word}'${didYouMean(word, commands)}`;
   }
   return message.replace(/^error: /, "").replace(/\n/g, " ");

@@ -3,6 +3,7 @@ import "reflect-metadata";
 import * as x509 from "@peculiar/x509";
 import { createHash, webcrypto } from "node:crypto";
 import { isIP } from "node:net";
+import { secrets } from "./secrets.ts";
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
 const DAY_MS = 86_400_000;
@@ -130,5 +131,7 @@ function validity(days: number): { notBefore: Date; notAfter: Date } {
 }
 
 async function exportKey(key: CryptoKey): Promise<string> {
-  return `${x509.PemConverter.encode(await webcrypto.subtle.exportKey("pkcs8", key), "PRIVATE KEY")}\n`;
+  const pem = `${x509.PemConverter.encode(await webcrypto.subtle.exportKey("pkcs8", key), "PRIVATE KEY")}\n`;
+  secrets.addKeys("a private key of TLS", pem);
+  return pem;
 }

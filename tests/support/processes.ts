@@ -6,6 +6,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { type Authority, makeAuthority } from "./certificates.ts";
+import { secrets } from "./secrets.ts";
 
 /** The folder of the sources. */
 export const ROOT = join(import.meta.dirname!, "..", "..");
@@ -53,11 +54,16 @@ export class Program implements AsyncDisposable {
   #over = false;
   /** Its last line may be cut off. */
   #mayBeCutOff = false;
+  /** Whether it is ours: what others say of secrets is not our affair. */
+  readonly #isOurs: boolean;
+  #shown: string[] = [];
   readonly #waiting = new Set<() => void>();
 
   constructor(file: string, args: readonly string[], options: ProgramOptions = {}) {
     const { cwd, env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" }, input } = options;
     this.#name = file.split("/").at(-1)!;
+    this.#isOurs = this.#name.startsWith("reverse-http");
+    if (this.#isOurs) secrets.addOf(args, env);
     const child = execa(file, args, {
       cwd,
       env,
@@ -81,6 +87,7 @@ export class Program implements AsyncDisposable {
     const { exitCode, signal, stdout, shortMessage } = await child;
     await read;
     this.#over = true;
+    if (this.#isOurs) this.#shown = secrets.in(`${String(stdout ?? "")}\n${this.#lines}`);
     this.#wake();
     return { exitCode, signal, stdout: String(stdout ?? ""), stderr: this.#lines || (shortMessage ?? "") };
   }
@@ -157,12 +164,20 @@ export class Program implements AsyncDisposable {
   /** Asks it to stop, and waits for its end. */
   async stop(signal: "SIGTERM" | "SIGINT" = "SIGTERM"): Promise<Ended> {
     this.signal(signal);
-    return await this.ended;
+    const ended = await this.ended;
+    this.#checkSecrets();
+    return ended;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.signal("SIGKILL");
     await this.ended;
+    this.#checkSecrets();
+  }
+
+  /** Fails the test where it has shown any of the secrets that were used so far. */
+  #checkSecrets(): void {
+    if (this.#shown.length > 0) throw new Error(`${this.#name} has shown ${this.#shown.join(" and ")}:\n${this.#lines}`);
   }
 }
 
@@ -288,8 +303,9 @@ export class Site implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const program of this.#programs.reverse()) await program[Symbol.asyncDispose]();
+    const ended = await Promise.allSettled(this.#programs.reverse().map((program) => program[Symbol.asyncDispose]()));
     this.folder[Symbol.dispose]();
+    for (const end of ended) if (end.status === "rejected") throw end.reason;
   }
 }
 

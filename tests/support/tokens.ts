@@ -2,6 +2,7 @@
 import { createPublicKey, generateKeyPairSync } from "node:crypto";
 import { parsePrivateKey } from "../../shared/auth/keys.ts";
 import { signToken, type TokenRequest } from "../../shared/auth/token.ts";
+import { secrets } from "./secrets.ts";
 
 /** A key pair for ES256, PEM. */
 export interface TokenKey {
@@ -14,6 +15,7 @@ export interface TokenKey {
 export function makeTokenKey(): TokenKey {
   const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
   const privatePem = String(privateKey.export({ type: "sec1", format: "pem" }));
+  secrets.addKeys("a private key of tokens", privatePem);
   return {
     privatePem,
     publicPem: String(createPublicKey(privateKey).export({ type: "spki", format: "pem" })),
