@@ -66,6 +66,8 @@ const CONNECT_TIMEOUT_MS = 9_000;
 /** A proxy that does not answer is knocked at again after so many milliseconds, or one of so many parts of an outage that lasts. */
 const KNOCK_INTERVAL_MS = 2_000;
 const OUTAGE_PARTS = 30;
+/** Waits in milliseconds after short connections that a proxy has ended in good order: it is being restarted. */
+const RETURNS = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "there is no connection to a proxy";
 /** Connections whose proxy wants to be left; one more, and the oldest is closed. */
 const MAX_LEAVING = 8;
@@ -173,7 +175,19 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     const backoff = deps.backoff?.() ?? new Backoff({ random });
     const explain = (error: unknown, { address }: Target) => describeFailure(error, address, options);
     const { settledAfterMs = 30_000 } = deps;
-    return new Keeper({ targets, open, describe: explain, onConnected, settledAfterMs, backoff, random, log, signal }).run();
+    return new Keeper({
+      targets,
+      open,
+      describe: explain,
+      onConnected,
+      settledAfterMs,
+      backoff,
+      returns: new Backoff({ ...RETURNS, random }),
+      isElsewhere: () => [...sessions].some(({ isOpen, isLeaving }) => isOpen && !isLeaving),
+      random,
+      log,
+      signal,
+    }).run();
   });
   const refreshing = refreshTls(tls, options.agentClient.tls.refresh);
 

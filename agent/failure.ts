@@ -48,6 +48,12 @@ export function isSilence(error: unknown): boolean {
   return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host", "name-timed-out"].includes(error.code);
 }
 
+/** A proxy that shuts down, or has too much to do, or no program at its port: it is there, or will be there again. */
+export function isAway(error: unknown): boolean {
+  if (!(error instanceof NetError)) return false;
+  return error.code === "refused" || (error.code === "closed" && error.appCode === CloseCode.shutdown);
+}
+
 /** Why a connection is no more. */
 export function describeEnd({ code, reason, remote, cause }: QuicClosed): string {
   if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";

@@ -1,11 +1,12 @@
 // Keeps one connection to a proxy: makes it, waits for its end or for the proxy's wish to be left, and makes the next one. It knows neither
 // how a connection is made nor the other connections of the agent.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Backoff } from "../shared/backoff.ts";
+import { Backoff } from "../shared/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
-import { describeEnd, isSilence } from "./failure.ts";
-import type { Goaway, Session } from "./session.ts";
+import type { QuicClosed } from "../shared/net/types.ts";
+import { describeEnd, isAway, isSilence } from "./failure.ts";
+import type { Session } from "./session.ts";
 import type { Target, Targets } from "./targets.ts";
 
 export interface KeeperOptions {
@@ -17,7 +18,12 @@ export interface KeeperOptions {
   onConnected: (session: Session) => void;
   /** Milliseconds that a connection must have lived for the next wait to be the shortest again. */
   settledAfterMs: number;
+  /** For the waits after attempts that fail. */
   backoff: Backoff;
+  /** For the waits after connections that a proxy has ended in good order, before they had settled. */
+  returns: Backoff;
+  /** Whether clients reach the agent through another connection of it, whose proxy stays. */
+  isElsewhere: () => boolean;
   /** From 0 up to, not including, 1. */
   random: () => number;
   log: Logger;
@@ -28,8 +34,17 @@ export interface KeeperOptions {
 /** After a lost connection that had settled, the first attempt comes within so many milliseconds: thousands of agents lose theirs at once. */
 const RETURN_WITHIN_MS = 2_000;
 /** Attempts to get away from a proxy that come in quick succession: behind a load balancer of two proxies half of them meet the same one. */
-const ESCAPES = 20;
-const ESCAPE_WAIT_MS = 60;
+const ESCAPES = 16;
+const ESCAPE_WAIT_MS = 20;
+/** Then an attempt comes after 1 s, and after longer and longer times up to 30 s: the connection goes on meanwhile. */
+const STAY_MS = { initialMs: 1_000, maxMs: 30_000 };
+
+/**
+ * The longest wait for a proxy that refuses connections, in milliseconds, and by which part of the outage it grows. A proxy that has said that
+ * it shuts down is likely to be back within seconds.
+ */
+const REFUSED = { atLeastMs: 2_000, part: 10 };
+const RESTARTING = { atLeastMs: 1_000, part: 30 };
 
 /** What came of one connection, and when to try the next. */
 interface Outcome {
@@ -37,13 +52,25 @@ interface Outcome {
   readonly waitMs: number;
 }
 
+/** A connection whose proxy goes away. It goes on until the proxy ends it. */
+interface Leaving {
+  readonly session: Session;
+  /** When to try elsewhere, and to come back once the proxy has ended it. */
+  readonly waitMs: number;
+  /** For the waits once there seems to be no other proxy. */
+  readonly backoff: Backoff;
+  attempts: number;
+}
+
 /** Keeps a connection until `signal` is aborted. */
 export class Keeper {
   readonly #options: KeeperOptions;
   /** The connection that is to be replaced, and goes on meanwhile. */
-  #old?: { readonly session: Session; readonly goaway: Goaway; readonly hasSettled: boolean; attempts: number };
+  #leaving?: Leaving;
   /** Since when it has been looking for a proxy. */
   #since = performance.now();
+  /** Whether the proxy has said that it shuts down. */
+  #isRestarting = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -60,27 +87,43 @@ export class Keeper {
   }
 
   async #connect(target: Target): Promise<Outcome> {
-    const { open, describe, targets, backoff } = this.#options;
+    const { open, describe, targets } = this.#options;
     let session;
     try {
       session = await open(target, performance.now() - this.#since);
     } catch (error) {
       targets.release(target, "active");
       const reason = describe(error, target);
-      if (this.#old?.session.isOpen && ++this.#old.attempts < ESCAPES) {
-        return { reason, waitMs: this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2 };
-      }
-      void this.#old?.session.moved(false); // never rejects. There is nowhere to go: the proxy need not wait
-      return { reason, waitMs: isSilence(error) ? backoff.afterSilence(performance.now() - this.#since) : backoff.next() };
+      return { reason, waitMs: this.#leaving?.session.isOpen ? this.#waitToLeave(this.#leaving) : this.#waitAfter(error) };
     }
-    void this.#old?.session.moved(true); // never rejects
-    this.#old = undefined;
+    void this.#leaving?.session.moved(true); // never rejects
+    this.#leaving = undefined;
+    this.#isRestarting = false;
     return await this.#keep(session, target);
+  }
+
+  /** In milliseconds, after an attempt to get away that has failed. The attempts that come late are for a proxy that was not there before. */
+  #waitToLeave(leaving: Leaving): number {
+    if (++leaving.attempts < ESCAPES) return this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2;
+    void leaving.session.moved(this.#options.isElsewhere()); // never rejects. There is nowhere to go: the proxy need not wait
+    return leaving.backoff.next();
+  }
+
+  /** In milliseconds, after an attempt that has failed while there is no connection. */
+  #waitAfter(error: unknown): number {
+    const { backoff } = this.#options;
+    const outageMs = performance.now() - this.#since;
+    if (isSilence(error)) return backoff.afterSilence(outageMs);
+    const waitMs = backoff.next();
+    if (!isAway(error)) return waitMs;
+    const { atLeastMs, part } = this.#isRestarting ? RESTARTING : REFUSED;
+    const longestMs = Math.max(atLeastMs, outageMs / part);
+    return Math.min(waitMs, longestMs / 2 + this.#jitter(longestMs / 2));
   }
 
   /** Until the connection ends, or is to be replaced. */
   async #keep(session: Session, target: Target): Promise<Outcome> {
-    const { onConnected, targets, backoff, settledAfterMs } = this.#options;
+    const { onConnected, targets, backoff, returns, settledAfterMs, random } = this.#options;
     const start = performance.now();
     const over = session.closed.then((closed) => {
       targets.release(target, session.isLeaving ? "leaving" : "active");
@@ -90,47 +133,55 @@ export class Keeper {
     const end = await Promise.race([over, session.goaway]);
     this.#since = performance.now();
     const hasSettled = performance.now() - start >= settledAfterMs;
+    if (hasSettled) returns.reset();
     if (!("cause" in end)) {
       session.isLeaving = true;
       targets.leave(target);
-      this.#old = { session, goaway: end, hasSettled, attempts: 0 };
-      return { reason: `the proxy goes away: ${end.reason}`, waitMs: this.#waitToReturn(this.#old) };
+      if (hasSettled) backoff.reset();
+      // a proxy that sends everybody away at once must not be met again and again
+      const waitMs = (hasSettled ? 0 : returns.next()) + this.#jitter(end.withinMs);
+      this.#leaving = { session, waitMs, backoff: new Backoff({ ...STAY_MS, random }), attempts: 0 };
+      return { reason: `the proxy goes away: ${end.reason}`, waitMs };
     }
     const reason = describeEnd(end);
+    this.#isRestarting = isShutDown(end);
     // two agents with one id must not take each other's place for ever: who was replaced waits longer each time
     const replaced = end.remote && end.code === CloseCode.replaced;
     // a proxy has no part in a silence, which takes a while to be noticed, too
     const silent = end.cause === "timed-out";
-    if (!silent && (!hasSettled || replaced)) return { reason, waitMs: backoff.next() };
+    if (!silent && (!hasSettled || replaced)) return { reason, waitMs: this.#isRestarting ? returns.next() : backoff.next() };
     backoff.reset();
     return { reason, waitMs: this.#jitter(RETURN_WITHIN_MS) };
   }
 
   async #wait(target: Target, { reason, waitMs }: Outcome): Promise<void> {
-    const { log, signal } = this.#options;
-    const old = this.#old;
-    if (!old || old.session.isOpen) {
-      const retryInMs = Math.round(waitMs);
-      if (old) log.info("reconnecting", { proxy: target.address, reason, retryInMs });
-      else log.warn("not connected", { proxy: target.address, reason, retryInMs });
-      await pause(waitMs, signal, old?.session.closed);
-      if (!old || old.session.isOpen || signal.aborted) return;
+    const { backoff, log, signal } = this.#options;
+    const leaving = this.#leaving;
+    if (!leaving || leaving.session.isOpen) {
+      const fields = { proxy: target.address, reason, retryInMs: Math.round(waitMs) };
+      if (!leaving) log.warn("not connected", fields);
+      else if (leaving.attempts === 0) log.info("reconnecting", fields);
+      else log.debug("reconnecting", fields); // many attempts, and nothing is lost yet
+      await pause(waitMs, signal, leaving?.session.closed);
+      if (!leaving || leaving.session.isOpen || signal.aborted) return;
     }
-    // the proxy is gone at last, and may soon be there anew
-    this.#old = undefined;
-    await this.#wait(target, { reason: describeEnd(await old.session.closed), waitMs: this.#waitToReturn(old) });
-  }
-
-  /** In milliseconds. A proxy that sends everybody away at once must not be met again and again. */
-  #waitToReturn({ hasSettled, goaway }: { readonly hasSettled: boolean; readonly goaway: Goaway }): number {
-    const { backoff } = this.#options;
-    if (hasSettled) backoff.reset();
-    return (hasSettled ? 0 : backoff.next()) + this.#jitter(goaway.withinMs);
+    // the proxy is gone at last, and may soon be there again
+    const end = await leaving.session.closed;
+    this.#leaving = undefined;
+    this.#since = performance.now();
+    this.#isRestarting = isShutDown(end);
+    backoff.reset();
+    await this.#wait(target, { reason: describeEnd(end), waitMs: leaving.waitMs });
   }
 
   #jitter(ms: number): number {
     return this.#options.random() * ms;
   }
+}
+
+/** The proxy has ended the connection, and not because of this agent. */
+function isShutDown({ code, remote, cause }: QuicClosed): boolean {
+  return remote && cause === "application" && code === CloseCode.shutdown;
 }
 
 /** Waits, until `signal` is aborted or `end` comes at the latest. */

@@ -53,7 +53,8 @@ export class Session {
   readonly #open = new Set<Promise<void>>();
   #isOpen = true;
   #draining = false;
-  #hasMoved = false;
+  /** What the proxy was told last of the way to another one. */
+  #hasFound?: boolean;
 
   /**
    * Connects to `target` and authenticates.
@@ -129,10 +130,10 @@ export class Session {
     return closed;
   }
 
-  /** Tells the proxy, once, that it need not wait for this agent, and whether it has found another proxy. Never rejects. */
+  /** Tells the proxy that it need not wait for this agent, and whether it has found another proxy. It may find one later. Never rejects. */
   async moved(found: boolean): Promise<void> {
-    if (this.#hasMoved) return;
-    this.#hasMoved = true;
+    if (this.#hasFound === true || this.#hasFound === found) return;
+    this.#hasFound = found;
     await this.#control?.moved(found);
   }
 

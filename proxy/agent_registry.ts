@@ -19,6 +19,8 @@ export interface HeldAgent {
   askedAt: number;
   /** It asked for no more tunnels. */
   goneAway: boolean;
+  /** It has connected to another proxy, for this one shuts down. */
+  moved: boolean;
 }
 
 /** Connections of one agent id; one more, and the oldest is closed. */
@@ -48,9 +50,15 @@ export class AgentRegistry {
     for (const held of this.#agents.values()) yield* held;
   }
 
-  /** Whether the agent can be reached through here. */
+  /** Whether clients of the agent should come here: a connection of it stays. */
   holds(agentId: string): boolean {
-    return this.pick(agentId, new Set()) !== undefined;
+    return (this.#agents.get(agentId) ?? []).some(stays);
+  }
+
+  /** Whether a connection of any agent stays. */
+  get holdsAny(): boolean {
+    for (const agent of this) if (stays(agent)) return true;
+    return false;
   }
 
   /**
@@ -81,20 +89,28 @@ export class AgentRegistry {
 
   /**
    * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, of equals
-   * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to be: they come last.
+   * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to
+   * be: they come late. One that asked for no more tunnels comes last: it stops, and serves as long as no other has taken its place.
    */
   pick(agentId: string, passed: ReadonlySet<HeldAgent>): HeldAgent | undefined {
     const held = this.#agents.get(agentId) ?? [];
     // nearly always, and for every tunnel
-    if (held.length === 1) return held.find((agent) => !agent.goneAway && !passed.has(agent));
+    if (held.length === 1) return held.find((agent) => !passed.has(agent));
     const usable = held.filter((agent) => !agent.goneAway);
     const current = usable.filter((agent, i) => !usable.slice(i + 1).some((newer) => isSameProcess(newer, agent)));
     const left = current.filter((agent) => !passed.has(agent));
     const lively = left.filter(({ control }) => !control || control.silentMs < SILENT_AFTER_MS);
-    if (left.length === 0) return usable.findLast((agent) => !passed.has(agent));
+    if (left.length === 0) {
+      return usable.findLast((agent) => !passed.has(agent)) ?? held.findLast((agent) => agent.goneAway && !passed.has(agent));
+    }
     const isBetter = (a: HeldAgent, b: HeldAgent) => a.tunnels < b.tunnels || (a.tunnels === b.tunnels && a.askedAt <= b.askedAt);
     return (lively.length > 0 ? lively : left).reduce((best, agent) => isBetter(agent, best) ? agent : best);
   }
+}
+
+/** It has neither asked for no more tunnels nor connected to another proxy. */
+function stays({ goneAway, moved }: HeldAgent): boolean {
+  return !goneAway && !moved;
 }
 
 function isSameProcess(a: HeldAgent, b: HeldAgent): boolean {

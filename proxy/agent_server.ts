@@ -44,6 +44,8 @@ export interface AgentServer {
    * that they may need for it, `timeoutMs` at most. All goes on being served.
    */
   sendAway(timeoutMs: number): Promise<void>;
+  /** Resolves when no agent stays: each has connected to another proxy, has asked for no more tunnels, or is gone. */
+  abandoned(): Promise<void>;
   /** Tells all agents that the proxy shuts down. */
   close(): Promise<void>;
 }
@@ -72,6 +74,11 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   /** Those that were told to connect elsewhere and have not done so yet. */
   const leaving = new Map<HeldAgent, (departure: Departure) => void>();
   let isSendingAway = false;
+  const abandoned = Promise.withResolvers<void>();
+  let isWatched = false;
+  const checkAbandoned = (): void => {
+    if (isWatched && !agents.holdsAny) abandoned.resolve();
+  };
 
   const canBeTold = (agent: HeldAgent): boolean => agent.control !== undefined && !leaving.has(agent);
   const sendAway = (some: readonly HeldAgent[]): Promise<Departure>[] =>
@@ -81,9 +88,10 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     });
   const settle = (agent: HeldAgent, departure: Departure): void => leaving.get(agent)?.(departure);
 
-  /** A connection of the agent takes no more tunnels: where it was the last, others need not come for it. */
+  /** A connection of the agent does not stay: where it was the last, clients need not come here for it. */
   const withdraw = ({ identity: { agentId } }: HeldAgent): void => {
     if (!agents.holds(agentId)) options.announcer?.remove(agentId);
+    checkAbandoned();
   };
 
   const register = (agent: HeldAgent): void => {
@@ -106,7 +114,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       withdraw(agent);
       settle(agent, "gone");
     },
-    onMoved: (agent, found) => settle(agent, found ? "moved" : "found nothing"),
+    onMoved: (agent, found) => {
+      if (found) {
+        agent.moved = true;
+        withdraw(agent);
+      }
+      settle(agent, found ? "moved" : "found nothing");
+    },
     onViolation: ({ identity, connection: { remote } }, reason) =>
       log.warn("agent breaks the protocol", { agent: identity.agentId, remote, reason }),
   };
@@ -171,6 +185,11 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       if (!isAlone) return void await within(Math.min(leftMs, spreadMs(others.length) + LOOKING_MS), departures);
       // once a ping is answered, what came before it was read: when to come back
       await within(Math.min(leftMs, HEARD_MS), Promise.all(others.map(({ control }) => control?.ping())));
+    },
+    abandoned() {
+      isWatched = true;
+      checkAbandoned();
+      return abandoned.promise;
     },
     async close() {
       await listener.close(CloseCode.shutdown, "shutting down");
@@ -241,6 +260,7 @@ async function admit(
     tunnels: 0,
     askedAt: 0,
     goneAway: false,
+    moved: false,
   };
   connection.setConnectionWindow(0); // its tunnels have windows of their own
   // before the agent knows: once it does, clients may ask for it

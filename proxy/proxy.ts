@@ -57,8 +57,9 @@ export interface Proxy {
   /** Whether it is about to stop: whoever sends clients here should stop that. */
   readonly draining: boolean;
   /**
-   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, sends agents elsewhere, takes no
-   * more clients, waits for those it has, then closes. {@link close} ends it at once.
+   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, sends agents elsewhere, waits for
+   * the clients it has, then closes. It goes on taking clients as long as an agent stays that finds no other proxy. {@link close} ends it at
+   * once.
    */
   drain(): Promise<void>;
   /** Reads certificates, keys, and files of tokens again. */
@@ -193,10 +194,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     log.info("draining", { agents: server.agents.size, clients: front.open, delayMs: delay, timeoutMs: timeout });
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
     const start = performance.now();
-    // clients are still taken, for agents that are on their way
+    // clients are still taken: for agents that are on their way, and for those that find no other proxy
     if (timeout > 0) await server.sendAway(timeout);
-    announcer?.close(); // nobody is to be sent here any more
-    await front.drain(Math.max(0, timeout - (performance.now() - start)));
+    if (server.agents.holdsAny) log.info("no other proxy for the agents", { advice: "clients are served to the end" });
+    await front.drain(Math.max(0, timeout - (performance.now() - start)), server.abandoned());
     await (closing ??= close());
   };
   log.info("listening", { agents: agentListener.address, clients: clientListener.address, admin: admin?.address });

@@ -32,7 +32,7 @@ const READY: usize = 1024;
 /// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How long clients that have connected may take for their heads when nobody else may connect.
-const LAST_HEADS: Duration = Duration::from_secs(2);
+const LAST_HEADS: Duration = Duration::from_millis(500);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// That it failed is told once in so long.

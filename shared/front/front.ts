@@ -32,6 +32,7 @@ import type { Duplex, Incoming, Net, Spliced, SpliceOptions, TcpListener } from 
 import type { TrustedProxies } from "./client_address.ts";
 import { LogLimit } from "../log_limit.ts";
 import { printable } from "../net/printable.ts";
+import { within } from "../within.ts";
 import { type Exchange, logAccess } from "./exchange.ts";
 import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
 import { linger } from "./linger.ts";
@@ -101,29 +102,52 @@ interface Desk {
 export interface Front {
   /** Clients being served. */
   readonly open: number;
-  /** Takes no more clients, and waits until the last is gone, or resets those that are left after `timeoutMs`. */
-  drain(timeoutMs: number): Promise<void>;
+  /**
+   * Waits until the last client is gone, or resets those that are left after `timeoutMs`. It takes no more clients from `until` on, which has
+   * come where it is left out, or once there is none.
+   */
+  drain(timeoutMs: number, until?: Promise<void>): Promise<void>;
   /** Takes no more clients and resets those it has. */
   close(): void;
   /** Resolves when the last client is gone after {@link close}. */
   readonly done: Promise<void>;
 }
 
+/** Time in milliseconds for clients that came no longer ago than that when a drain ends. */
+const LAST_CLIENTS_MS = 500;
+
 export function startFront(options: FrontOptions): Front {
   const { listener, log } = options;
   const now = options.now ?? (() => performance.now());
   const nextId = createIds();
-  const clients = new Set<Duplex>();
+  /** With the time at which each came. */
+  const clients = new Map<Duplex, number>();
   const lingering = new Set<Duplex>();
   const desk: Desk = { options, now, logLimit: new LogLimit({ log }) };
   const dropped = options.net.createRate(DROPPED_RATE);
-  let whenEmpty = () => {};
+  const waiting = new Set<() => void>();
   let isStopping = false;
+
+  /** Resolves when there are none of those that `count` counts. */
+  const none = (count: () => number): Promise<void> =>
+    new Promise((resolve) => {
+      const look = () => {
+        if (count() > 0) return;
+        waiting.delete(look);
+        resolve();
+      };
+      waiting.add(look);
+      look();
+    });
+  const lookAgain = () => {
+    for (const look of waiting) look();
+  };
 
   /** A client that was refused may still be sending, and would not get to read its answer. */
   const letRead = async (stream: Duplex): Promise<void> => {
     if (isStopping) return stream.close();
     lingering.add(stream);
+    lookAgain();
     await linger(stream, (bytes) => dropped.take(bytes));
     lingering.delete(stream);
   };
@@ -134,7 +158,7 @@ export function startFront(options: FrontOptions): Front {
     const exchange: Exchange = { id: nextId(), client: stream.remote, sent: 0, received: 0 };
     let visit: ClientVisit | undefined;
     let end: Ending = "over";
-    clients.add(stream);
+    clients.set(stream, startedAt);
     try {
       try {
         visit = options.limits?.enter(options.trusted?.trusts(stream.remote) ? undefined : stream.remote);
@@ -156,14 +180,14 @@ export function startFront(options: FrontOptions): Front {
     if (end === "may linger") await letRead(stream);
     visit?.leave();
     clients.delete(stream);
-    if (clients.size === 0) whenEmpty();
+    lookAgain();
   };
 
   const run = async (): Promise<void> => {
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const incoming of batch) void serve(incoming); // never rejects
     }
-    if (clients.size > 0) await new Promise<void>((resolve) => whenEmpty = resolve);
+    await none(() => clients.size);
     dropped.close();
     desk.logLimit.close();
   };
@@ -176,16 +200,23 @@ export function startFront(options: FrontOptions): Front {
   const close = () => {
     hurry();
     listener.close();
-    for (const client of clients) client.reset(1);
+    for (const client of clients.keys()) client.reset(1);
   };
   return {
     get open() {
       return clients.size;
     },
-    async drain(timeoutMs) {
+    async drain(timeoutMs, until = Promise.resolve()) {
+      const startedAt = performance.now();
+      await within(timeoutMs, Promise.race([until, none(() => clients.size - lingering.size)]));
       listener.stopAccepting();
       hurry();
-      const timer = setTimeout(close, timeoutMs);
+      let timer = setTimeout(() => {
+        if (timeoutMs === 0) return close();
+        const end = now();
+        for (const [client, cameAt] of clients) if (end - cameAt > LAST_CLIENTS_MS) client.reset(1);
+        timer = setTimeout(close, LAST_CLIENTS_MS); // what came a moment ago is not cut off
+      }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
       await done;
       clearTimeout(timer);
       listener.close();

@@ -39,7 +39,7 @@ import type {
 const TCP_WINDOW = 64 * 1024;
 const FIRST_EPHEMERAL_PORT = 49_152;
 /** How long clients that have connected may take for their heads when nobody else may connect. */
-const LAST_HEADS_MS = 2_000;
+const LAST_HEADS_MS = 500;
 
 /**
  * A world of its own: whoever is to meet must use the same one. A name is known once somebody listens on it; `localhost` is 127.0.0.1

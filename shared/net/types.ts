@@ -129,7 +129,7 @@ export interface TcpListener {
   setTls(tls: ServerTls): void;
   /**
    * Takes no new connections and soon frees the address. Those that have connected are still handed over when their heads are read, for
-   * which they have 2 s more at most; after the last one `accept` gives `null`. `close` is still to be called.
+   * which they have 500 ms more at most; after the last one `accept` gives `null`. `close` is still to be called.
    */
   stopAccepting(): void;
   /** Stops accepting, drops unfinished heads, frees the address with this call. Connections handed over go on. */

@@ -185,7 +185,7 @@ function acceptTests({ test, adapter }: Suite): void {
     listener.close();
   });
 
-  test("waits 2 s at most for those who have connected when it takes no more", async (net) => {
+  test("waits no longer than 500 ms for those who have connected when it takes no more", async (net) => {
     const { listener, port, next } = await listenTcp(net);
     const silent = await dialTcp(net, port);
     listener.stopAccepting();

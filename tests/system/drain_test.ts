@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { check } from "../support/load.ts";
 import { Nginx } from "../support/nginx.ts";
-import { type Addresses, AGENT_ID, eventually, Pair, type Program, Site } from "../support/processes.ts";
-import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program, Site } from "../support/processes.ts";
+import { ask, connectHead, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 
 /** Sends back what comes, and ends when it ends. */
 async function echo(wire: Wire): Promise<void> {
@@ -95,11 +95,7 @@ describe("SIGTERM", () => {
     await using origin = await Origin.start(echo);
     const tunnel = await openTunnel(pair.addresses.clients, origin.authority);
     pair.proxy.signal("SIGTERM");
-    await pair.proxy.waitFor("draining");
-    // nobody gets in any more once the agent has found that there is no other proxy
-    const isRefused = () => dial(pair.addresses.clients).then((wire) => wire[Symbol.dispose](), (error) => error.code === "ECONNREFUSED");
-    let refused: unknown;
-    while (refused !== true) refused = await isRefused();
+    await pair.proxy.waitFor("no other proxy for the agents");
     await check(tunnel);
     await finish(tunnel);
     assert.equal((await pair.proxy.ended).exitCode, 0);
@@ -121,13 +117,118 @@ describe("SIGTERM", () => {
     const tunnel = await openTunnel(clients, origin.authority);
     pair.agent.signal("SIGTERM");
     await pair.proxy.waitFor("agent takes no more tunnels");
-    assert.equal((await ask(clients, connectHead(origin.authority))).status, 502);
-    await pair.site.startAgent(pair.addresses);
+    // until another one is there, it serves
     await finish(await openTunnel(clients, origin.authority));
+    const other = await pair.site.startAgent(pair.addresses, ["--agent-client.host-whitelist=127.0.0.9"]);
+    assert.equal((await ask(clients, connectHead(origin.authority))).status, 403, "the one that stops was asked");
     await check(tunnel);
+    assert.deepEqual(other.logged("not connected"), []);
     await finish(tunnel);
     assert.equal((await pair.agent.ended).exitCode, 0);
     await pair.proxy.waitFor("agent disconnected", { agent: AGENT_ID, reason: "closed by the agent: 0 shutting down" });
+  });
+});
+
+/** New tunnels all the time, each used once; what failed. */
+class Requests {
+  readonly failures: { at: number; error: string }[] = [];
+  count = 0;
+  #isOver = false;
+  readonly #running: Promise<void>;
+
+  constructor(private readonly clients: string, private readonly authority: string) {
+    this.#running = this.#run();
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#isOver) {
+      const at = Date.now();
+      try {
+        const tunnel = await openTunnel(this.clients, this.authority);
+        await check(tunnel);
+        await finish(tunnel);
+        this.count++;
+      } catch (error) {
+        this.failures.push({ at, error: String(error) });
+      }
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+
+  async more(count: number): Promise<void> {
+    const before = this.count;
+    await eventually(() => this.count >= before + count, () => `there were no more requests: ${JSON.stringify(this.failures.slice(-3))}`);
+  }
+
+  async stop(): Promise<void> {
+    this.#isOver = true;
+    await this.#running;
+  }
+}
+
+const timeOf = (entry: LogEntry) => Date.parse(String(entry["@timestamp"]));
+
+describe("a single proxy that is restarted", () => {
+  it("serves new clients beside a long tunnel until --drain.timeout is over, and its agent is back soon", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const args = ["--drain.timeout=3s"];
+    const first = await site.startProxy(args);
+    const agent = await site.startAgent(first.addresses);
+    using tunnel = await openTunnel(first.addresses.clients, origin.authority);
+    const requests = new Requests(first.addresses.clients, origin.authority);
+    await requests.more(3);
+    first.proxy.signal("SIGTERM");
+    await first.proxy.waitFor("no other proxy for the agents");
+    await requests.more(20);
+    await check(tunnel);
+    const ended = tunnel.ending().then(() => Date.now());
+    await first.proxy.ended;
+    const { proxy } = await site.startProxy(args, first.addresses);
+    await proxy.waitFor("agent connected");
+    await requests.more(3);
+    await requests.stop();
+
+    const draining = timeOf(first.proxy.logged("draining")[0]!);
+    const cut = await ended;
+    assert.ok(cut - draining >= 2_900, `the tunnel was cut after ${cut - draining} ms`);
+    assert.deepEqual(requests.failures.filter(({ at }) => at < cut - 100), [], "while it drains it serves");
+    // one line about the proxy that goes away, however often the agent has looked for another one
+    const between = agent.entries.filter((entry) => timeOf(entry) >= draining && timeOf(entry) < cut && entry.message !== "tunnel");
+    assert.deepEqual(between.map(({ message }) => message), ["reconnecting"]);
+  });
+
+  it("ends when its agent is gone, and with it the tunnels", async () => {
+    await using pair = await Pair.start({ agent: ["--drain.timeout=0s"] });
+    await using origin = await Origin.start(echo);
+    using tunnel = await openTunnel(pair.addresses.clients, origin.authority);
+    pair.proxy.signal("SIGTERM");
+    await pair.proxy.waitFor("no other proxy for the agents");
+    await finish(await openTunnel(pair.addresses.clients, origin.authority));
+    await check(tunnel);
+    pair.agent.signal("SIGTERM");
+    assert.equal(await tunnel.ending(), "ECONNRESET");
+    assert.equal((await pair.proxy.ended).exitCode, 0);
+  });
+});
+
+describe("an agent that is restarted", () => {
+  it("serves beside a long tunnel until --drain.timeout is over", async () => {
+    await using pair = await Pair.start({ agent: ["--drain.timeout=3s"] });
+    await using origin = await Origin.start(echo);
+    using tunnel = await openTunnel(pair.addresses.clients, origin.authority);
+    const requests = new Requests(pair.addresses.clients, origin.authority);
+    await requests.more(3);
+    pair.agent.signal("SIGTERM");
+    await pair.proxy.waitFor("agent takes no more tunnels");
+    await requests.more(20);
+    await check(tunnel);
+    await pair.agent.ended;
+    await pair.site.startAgent(pair.addresses);
+    await requests.more(3);
+    await requests.stop();
+    const gone = timeOf(pair.proxy.logged("agent disconnected")[0]!);
+    assert.deepEqual(requests.failures.filter(({ at }) => at < gone - 100), [], "while it drains it serves");
   });
 });
 

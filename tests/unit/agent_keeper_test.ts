@@ -22,7 +22,7 @@ type Course = QuicClosed | NetError;
 async function keep(
   open: KeeperOptions["open"],
   signal: AbortSignal,
-  { settledAfterMs = 0, random = (): number => 0.003, log = new LogBook() } = {},
+  { settledAfterMs = 0, random = (): number => 0.003, log = new LogBook(), isElsewhere = (): boolean => false } = {},
 ): Promise<LogBook> {
   await new Keeper({
     targets: new Targets(["127.0.0.1:1"]),
@@ -30,7 +30,9 @@ async function keep(
     describe: String,
     onConnected: () => {},
     settledAfterMs,
-    backoff: new Backoff({ initialMs: 4, maxMs: 1_000, random: () => 0 }),
+    backoff: new Backoff({ initialMs: 4, maxMs: 30_000, random: () => 0 }),
+    returns: new Backoff({ initialMs: 4, maxMs: 1_000, random: () => 0 }),
+    isElsewhere,
     random,
     log,
     signal,
@@ -143,7 +145,53 @@ describe("a keeper", () => {
       stopping.signal,
       { settledAfterMs: 60_000 },
     );
-    assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [10, 22, 70, 262]);
+    assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [8, 10, 14, 22]);
+  });
+
+  it("does not hold it against a proxy that it refuses connections while it goes away, and says so once", async () => {
+    const stopping = new AbortController();
+    const { session, end } = sentAway();
+    let attempts = 0;
+    const log = await keep(
+      () => {
+        if (++attempts === 1) return Promise.resolve(session);
+        if (attempts === 17) end(); // the last of those in quick succession
+        if (attempts === 20) stopping.abort();
+        return Promise.reject(new NetError("refused", "no connection", { remote: true }));
+      },
+      stopping.signal,
+      { settledAfterMs: 60_000 },
+    );
+    assert.equal(log.entries.filter(({ level, message }) => level === "info" && message === "reconnecting").length, 1);
+    // as after a short connection, and then as if nothing had been refused before
+    assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [8, 2, 4]);
+  });
+
+  for (const isElsewhere of [false, true]) {
+    it(`tells its proxy ${isElsewhere ? "that it is connected elsewhere" : "that there is no other"} when it finds none, and once`, async () => {
+      const stopping = new AbortController();
+      const { session } = sentAway();
+      const said: boolean[] = [];
+      session.moved = (found) => {
+        said.push(found);
+        stopping.abort();
+        return Promise.resolve();
+      };
+      let attempts = 0;
+      await keep(
+        () => ++attempts === 1 ? Promise.resolve(session) : Promise.reject(new NetError("refused", "no connection", { remote: true })),
+        stopping.signal,
+        { isElsewhere: () => isElsewhere },
+      );
+      assert.deepEqual(said, [isElsewhere]);
+      assert.equal(attempts, 17);
+    });
+  }
+
+  it("comes back to a proxy that has shut down at least once a second, as long as that is not long ago", async () => {
+    const shutDown = [SHUT_DOWN, ...Array.from({ length: 12 }, () => new NetError("refused", "no connection", { remote: true }))];
+    const log = (await waits(shutDown)).waits;
+    assert.deepEqual(log.slice(-3), [502, 502, 502]);
   });
 
   it("waits longer each time where another agent takes its place", async () => {

@@ -15,6 +15,7 @@ function held(instance?: string, more: Partial<HeldAgent> = {}): HeldAgent {
     tunnels: 0,
     askedAt: 0,
     goneAway: false,
+    moved: false,
     ...more,
   };
 }
@@ -57,15 +58,29 @@ describe("the registry", () => {
     assert.deepEqual(registry.add(held()), [first]);
   });
 
-  it("never picks one that takes no more tunnels, and leaves it what it has", () => {
+  it("picks one that stops only where no other has taken its place, and leaves it what it has", () => {
     const registry = new AgentRegistry(false);
     const leaving = held("1");
     registry.add(leaving);
     leaving.goneAway = true;
     assert.equal(registry.holds("a"), false);
-    assert.deepEqual(registry.add(held("2")), []);
-    assert.equal(order(registry).length, 1);
-    assert.deepEqual([...registry].length, 2);
+    assert.deepEqual(order(registry), [leaving]);
+    const next = held("2");
+    assert.deepEqual(registry.add(next), []);
+    assert.deepEqual(order(registry), [next, leaving]);
+    assert.equal(registry.holds("a"), true);
+  });
+
+  it("picks one that has connected to another proxy, and sends no clients for it here", () => {
+    const registry = new AgentRegistry(false);
+    const [gone, there] = [held("1"), held("1")];
+    registry.add(gone);
+    assert.equal(registry.holdsAny, true);
+    gone.moved = true;
+    assert.deepEqual([registry.holds("a"), registry.holdsAny], [false, false]);
+    assert.deepEqual(order(registry), [gone]);
+    registry.add(there);
+    assert.deepEqual([registry.holds("a"), registry.holdsAny], [true, true]);
   });
 
   it("asks several agents with equally many tunnels in turn", () => {
