@@ -2,6 +2,7 @@
 import { hostname } from "node:os";
 import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
 import { Backoff } from "../shared/backoff.ts";
+import { isolateHook, isolateLogger } from "../shared/hooks.ts";
 import { agentTransport } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { LimitReports, orNone } from "../shared/limits/limit.ts";
@@ -78,7 +79,12 @@ const MAX_LEAVING = 8;
  * @throws {NetError} when the address for those who operate it cannot be listened on
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
-  const { net, log, random = Math.random } = deps;
+  const { net, random = Math.random } = deps;
+  const log = isolateLogger(deps.log);
+  const hooks = {
+    onConnected: isolateHook("onConnected", deps.onConnected, log),
+    onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
+  };
   const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, deps);
@@ -159,11 +165,11 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     sessions.add(session);
     health.readyAgain("proxy");
     log.info("connected", { proxy: remote, agent: agentId });
-    deps.onConnected?.({ remote });
+    hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);
       if (sessions.size === 0) health.notReady("proxy", NOT_CONNECTED);
-      deps.onDisconnected?.({ remote, reason: describeEnd(closed) });
+      hooks.onDisconnected?.({ remote, reason: describeEnd(closed) });
     });
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
     if (leaving.length > MAX_LEAVING) leaving[0]!.close();

@@ -78,12 +78,23 @@ export class Keeper {
 
   /** Never rejects. */
   async run(): Promise<void> {
-    const { targets, signal } = this.#options;
+    const { backoff, log, signal } = this.#options;
     while (!signal.aborted) {
-      const target = await targets.take();
-      const outcome = await this.#connect(target);
-      if (!signal.aborted) await this.#wait(target, outcome);
+      try {
+        await this.#round();
+      } catch (error) {
+        // whatever it was, the agent goes on looking for its proxy
+        log.error("attempt failed", { error: error instanceof Error ? error.stack ?? error.message : String(error) });
+        await pause(backoff.next(), signal);
+      }
     }
+  }
+
+  async #round(): Promise<void> {
+    const { targets, signal } = this.#options;
+    const target = await targets.take();
+    const outcome = await this.#connect(target);
+    if (!signal.aborted) await this.#wait(target, outcome);
   }
 
   async #connect(target: Target): Promise<Outcome> {

@@ -9,6 +9,7 @@ import { ConfigError } from "../shared/cli/option.ts";
 import { TrustedProxies } from "../shared/front/client_address.ts";
 import { warnOfExposure } from "../shared/front/exposure.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
+import { isolateLogger } from "../shared/hooks.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { LimitReports } from "../shared/limits/limit.ts";
 import { type Logger, silentLogger } from "../shared/log.ts";
@@ -63,8 +64,9 @@ const DESCRIPTORS = 2;
  * @throws {NetError} when the address cannot be listened on
  */
 export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<LoadBalancer> {
-  const { net, log } = deps;
-  const tls = await openTls(options, deps);
+  const { net } = deps;
+  const log = isolateLogger(deps.log);
+  const tls = await openTls(options, { ...deps, log });
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const [metrics, health] = [new Metrics("lb"), new Health()];
   const backing = await openBacking(

@@ -1,5 +1,6 @@
 // The agents' side of the proxy: takes their connections, finds out who they are, holds them, and sends them elsewhere when it stops.
 import { AuthenticationError, type Authenticator, endReason, identifyAgent } from "../shared/auth/authenticator.ts";
+import { isolateHook } from "../shared/hooks.ts";
 import type { Door, Visit } from "../shared/limits/door.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import { Control } from "../shared/link/control.ts";
@@ -70,6 +71,8 @@ type Departure = "moved" | "found nothing" | "gone";
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
+  const onAgentConnected = isolateHook("onAgentConnected", options.onAgentConnected, log);
+  const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
   /** Those that were told to connect elsewhere and have not done so yet. */
   const leaving = new Map<HeldAgent, (departure: Departure) => void>();
@@ -131,11 +134,11 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const { remote } = agent.connection;
     log.info("agent connected", { agent: id, jti, remote, version, host });
     let why = "";
-    // neither rejects; begun before a program's hook may fail, for the end of the connection releases what it holds
+    // none rejects
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
-    const ended = Promise.all([endOf(agent), serveControl(), refused]);
+    const ended = Promise.all([endOf(agent, log), serveControl(), refused]);
     try {
-      options.onAgentConnected?.({ id, remote });
+      onAgentConnected?.({ id, remote });
       if (isSendingAway && canBeTold(agent)) void sendAway([agent]);
       [why] = await ended;
     } finally {
@@ -145,7 +148,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       leaving.delete(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
     }
-    options.onAgentDisconnected?.({ id, remote, reason: why });
+    onAgentDisconnected?.({ id, remote, reason: why });
   };
 
   const serve = async (connection: QuicConnection): Promise<void> => {
@@ -306,14 +309,14 @@ async function endIfDead({ connection, control }: HeldAgent): Promise<void> {
 }
 
 /** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */
-async function endOf({ connection, identity: { ends, release } }: HeldAgent): Promise<string> {
+async function endOf({ connection, identity: { ends, release } }: HeldAgent, log: Logger): Promise<string> {
   // the agent need not know why; the log does
   const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
   if (ends?.aborted) close();
   ends?.addEventListener("abort", close, { once: true });
   const { code, reason, cause, remote: byAgent } = await connection.closed;
   ends?.removeEventListener("abort", close);
-  release?.();
+  isolateHook("release", release, log)?.();
   if (cause !== "application") return reason;
   if (byAgent) return `closed by the agent: ${code} ${reason}`;
   return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && ends?.aborted ? endReason(ends) : reason}`;

@@ -10,6 +10,7 @@ import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { TrustedProxies } from "../shared/front/client_address.ts";
 import { warnOfExposure } from "../shared/front/exposure.ts";
 import { type Front, startFront } from "../shared/front/front.ts";
+import { isolateLogger } from "../shared/hooks.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
 import { Door } from "../shared/limits/door.ts";
 import { LimitReports, orNone } from "../shared/limits/limit.ts";
@@ -79,8 +80,9 @@ const MOST_HANDSHAKES = 1_000_000;
  * @throws {NetError} when an address cannot be listened on
  */
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
-  const { net, log } = deps;
-  const tls = await openProxyTls(options, deps);
+  const { net, onAgentConnected, onAgentDisconnected } = deps;
+  const log = isolateLogger(deps.log);
+  const tls = await openProxyTls(options, { ...deps, log });
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const { agentIdFrom } = options.agentServer.tls;
   const [metrics, health] = [new Metrics("proxy"), new Health()];
@@ -118,7 +120,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   );
   const announcer = store && announce(store, options, clientListener.address, log);
   const server = startAgentServer({
-    ...deps,
+    onAgentConnected,
+    onAgentDisconnected,
+    log,
     announcer,
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),

@@ -248,6 +248,15 @@ function isoOf(seconds: string): string {
   return Number.isNaN(date.getTime()) ? seconds : date.toISOString();
 }
 
+/** The program's function, which never throws here: the other calls of a batch must get their answers. */
+function isolated<T>(callback: (value: T) => void): (value: T) => void {
+  return (value) => {
+    try {
+      callback(value);
+    } catch { /* it has its own ways to say so */ }
+  };
+}
+
 function defaultThreads(): number {
   return Math.min(Math.max(Math.floor(availableParallelism() / 2), 1), 4);
 }
@@ -259,7 +268,7 @@ class Calls {
   #last = WARNING;
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
-    const warn = options.warn ?? (() => {});
+    const warn = isolated(options.warn ?? (() => {}));
     this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? defaultThreads(), options.ownsProcess ?? false);
   }
 
@@ -700,7 +709,7 @@ class NativeQuicListener implements QuicListener {
   ) {
     this.#calls = calls;
     this.#id = id;
-    this.#onHandshakeError = onHandshakeError;
+    this.#onHandshakeError = isolated(onHandshakeError);
   }
 
   async accept(): Promise<QuicConnection | null> {

@@ -22,12 +22,18 @@ type Course = QuicClosed | NetError;
 async function keep(
   open: KeeperOptions["open"],
   signal: AbortSignal,
-  { settledAfterMs = 0, random = (): number => 0.003, log = new LogBook(), isElsewhere = (): boolean => false } = {},
+  {
+    settledAfterMs = 0,
+    random = (): number => 0.003,
+    log = new LogBook(),
+    isElsewhere = (): boolean => false,
+    describe: explain = (error: unknown): string => String(error),
+  } = {},
 ): Promise<LogBook> {
   await new Keeper({
     targets: new Targets(["127.0.0.1:1"]),
     open,
-    describe: String,
+    describe: explain,
     onConnected: () => {},
     settledAfterMs,
     backoff: new Backoff({ initialMs: 4, maxMs: 30_000, random: () => 0 }),
@@ -196,6 +202,19 @@ describe("a keeper", () => {
 
   it("waits longer each time where another agent takes its place", async () => {
     assert.deepEqual((await waits([REPLACED, REPLACED, REPLACED], { settledAfterMs: 0 })).waits, [2, 4, 8]);
+  });
+
+  it("goes on where what it was given fails", async () => {
+    const stopping = new AbortController();
+    let attempts = 0;
+    const log = new LogBook();
+    const fail = (): never => {
+      if (++attempts === 3) stopping.abort();
+      throw new Error("broken");
+    };
+    await keep(() => Promise.reject(new Error("no connection")), stopping.signal, { log, describe: fail });
+    assert.equal(attempts, 3);
+    assert.match(String(log.logged("attempt failed")[0]!.error), /broken/);
   });
 
   it("counts an outage from the end of a connection", async () => {
