@@ -598,16 +598,19 @@ describe("the entry of an agent in the store", () => {
       await within(draining);
     }));
 
-  it("ends when the proxy takes no more clients and the agent has nowhere to go, while its tunnels go on", () =>
+  it("is kept while the proxy stops, as long as the agent has nowhere to go", () =>
     withNet(async (net) => {
       const store = createMemoryStore({ ttlMs: ENTRY_MS });
-      const { proxy } = await announcing(net, store, "a:1");
+      const { proxy, log } = await announcing(net, store, "a:1");
       const origin = await listenTcp(net);
       await runAgent(net, [proxy.agentAddress]);
       await entryIs(store, "a:1");
       const tunnel = await openTunnel(net, proxy, origin);
       const draining = proxy.drain();
-      await entryIs(store, undefined);
+      await log.waitFor("no other proxy for the agents");
+      await pause(3 * ENTRY_MS);
+      await entryIs(store, "a:1");
+      await endTunnel(await openTunnel(net, proxy, origin));
       await checkTunnel(tunnel);
       await endTunnel(tunnel);
       await within(draining);
@@ -653,7 +656,7 @@ describe("an agent", () => {
       await agent.close();
     }));
 
-  it("lets its tunnels finish when it drains, and gets no more", () =>
+  it("lets its tunnels finish when it drains, and gets new ones until another agent with its id is there", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const origin = await listenTcp(net);
@@ -662,13 +665,13 @@ describe("an agent", () => {
       const tunnel = await openTunnel(net, proxy, origin);
       const draining = agent.drain();
       await log.waitFor("agent takes no more tunnels");
-      assert.equal(await statusOf(net, proxy, origin), 502);
+      await endTunnel(await openTunnel(net, proxy, origin));
       await checkTunnel(tunnel);
-      // its successor does not take its place
-      await runAgent(net, [proxy.agentAddress]);
+      // its successor does not cut what it has
+      await runAgent(net, [proxy.agentAddress], { agentClient: { hostWhitelist: ["127.0.0.9"] } });
       await log.waitFor("agent connected", {}, 2);
       await checkTunnel(tunnel);
-      await endTunnel(await openTunnel(net, proxy, origin));
+      assert.equal(await statusOf(net, proxy, origin), 403);
       await endTunnel(tunnel);
       await within(draining);
       await log.waitFor("agent disconnected", { reason: "closed by the agent: 0 shutting down" });
