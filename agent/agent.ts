@@ -87,7 +87,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   };
   const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
-  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, deps);
+  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const sessions = new Set<Session>();
