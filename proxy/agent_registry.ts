@@ -88,11 +88,11 @@ export class AgentRegistry {
   }
 
   /**
-   * The connection for the next tunnel, none of `passed`: of each process the newest, of these the one with the fewest tunnels, of equals
-   * the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to
+   * The connection for the next tunnel, none of `passed`: of each process the newest, of these one that is not to be avoided, if there is a
+   * choice, and the one with the fewest tunnels, of equals the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to
    * be: they come late. One that asked for no more tunnels comes last: it stops, and serves as long as no other has taken its place.
    */
-  pick(agentId: string, passed: ReadonlySet<HeldAgent>): HeldAgent | undefined {
+  pick(agentId: string, passed: ReadonlySet<HeldAgent>, isAvoided: (agent: HeldAgent) => boolean = () => false): HeldAgent | undefined {
     const held = this.#agents.get(agentId) ?? [];
     // nearly always, and for every tunnel
     if (held.length === 1) return held.find((agent) => !passed.has(agent));
@@ -104,7 +104,9 @@ export class AgentRegistry {
       return usable.findLast((agent) => !passed.has(agent)) ?? held.findLast((agent) => agent.goneAway && !passed.has(agent));
     }
     const isBetter = (a: HeldAgent, b: HeldAgent) => a.tunnels < b.tunnels || (a.tunnels === b.tunnels && a.askedAt <= b.askedAt);
-    return (lively.length > 0 ? lively : left).reduce((best, agent) => isBetter(agent, best) ? agent : best);
+    const candidates = lively.length > 0 ? lively : left;
+    const well = candidates.filter((agent) => !isAvoided(agent));
+    return (well.length > 0 ? well : candidates).reduce((best, agent) => isBetter(agent, best) ? agent : best);
   }
 }
 

@@ -1,38 +1,76 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
 import type { DialRequest, Upstream } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
-import { ESTABLISHED, parseProxyStatus, Refusal } from "../shared/http/status.ts";
+import { ESTABLISHED, parseProxyStatus, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
+import type { Failures } from "./failures.ts";
 
 /** Agents that do not answer are asked whether they are there once in so many milliseconds. */
 const PATIENCE_MS = 500;
 
+/** Agents that one request is tried at, where they say that they cannot reach the destination. */
+const MAX_TRIES = 5;
+/** What an agent says of a destination that nothing has reached: another agent with the same id may reach it. */
+const UNREACHED: readonly ProxyErrorType[] = [
+  "connection_refused",
+  "connection_timeout",
+  "connection_limit_reached",
+  "destination_ip_unroutable",
+  "destination_unavailable",
+  "dns_error",
+];
+
+/** What `dialAgent` works with. */
+export interface Dialing {
+  readonly agents: AgentRegistry;
+  readonly patience: Patience;
+  readonly failures: Failures;
+  /** Longest wait in milliseconds for all agents that are asked. */
+  readonly timeoutMs: number;
+}
+
 /**
- * Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead.
+ * Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. Where several agents have the id, the
+ * next one is asked when one cannot reach the destination, and first for some time after that.
  * @throws {Refusal}
  */
 export async function dialAgent(
-  agents: AgentRegistry,
-  patience: Patience,
+  { agents, patience, failures, timeoutMs }: Dialing,
   request: DialRequest,
-  timeoutMs: number,
   draining: boolean,
 ): Promise<Upstream> {
   const deadline = performance.now() + timeoutMs;
+  const destination = formatAuthority(request.destination);
   const passed = new Set<HeldAgent>();
-  let lost: unknown;
-  for (let agent; (agent = agents.pick(request.agentId, passed)) !== undefined;) {
+  const isAvoided = (agent: HeldAgent) => failures.avoids(agent, destination);
+  let [tries, lost, refusal]: [number, unknown, Refusal | undefined] = [0, undefined, undefined];
+  for (let agent; (agent = agents.pick(request.agentId, passed, isAvoided)) !== undefined;) {
     passed.add(agent);
+    failures.asked(agent, destination);
     try {
-      return await openTunnel(agent, request, Math.max(1, deadline - performance.now()), patience);
+      const upstream = await openTunnel(agent, request, Math.max(1, deadline - performance.now()), patience);
+      failures.succeeded(agent, destination);
+      return upstream;
     } catch (cause) {
+      if (cause instanceof Refusal && isUnreached(cause)) {
+        refusal = cause;
+        for (const other of agents.others(agent)) passed.add(other); // the same process would fail again
+        if (agents.pick(request.agentId, passed) === undefined && tries === 0) break; // it is the only one
+        failures.failed(agent, destination);
+        if (++tries >= MAX_TRIES || performance.now() >= deadline) break;
+        continue;
+      }
       if (!(cause instanceof NetError)) throw cause;
       lost = cause;
       // one that is alive and slow may be doing what it was asked for
-      if (!["closed", "reset", "cancelled"].includes(cause.code)) break;
+      if (!["closed", "reset", "cancelled"].includes(cause.code)) {
+        if (agents.pick(request.agentId, passed) !== undefined) failures.failed(agent, destination);
+        break;
+      }
     }
   }
+  if (refusal !== undefined) throw refusal;
   if (lost !== undefined) throw toRefusal(lost);
   if (draining) throw new Refusal(503, "destination_unavailable", "The proxy is shutting down", [["Retry-After", "1"]]);
   throw new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy");
@@ -132,6 +170,11 @@ async function openTunnel(
     asked.count--;
     if (!opened) release();
   }
+}
+
+/** Nothing has reached the destination. */
+function isUnreached({ status, error }: Refusal): boolean {
+  return status >= 502 && status <= 504 && UNREACHED.includes(error);
 }
 
 function toRefusal(cause: unknown): unknown {

@@ -27,6 +27,7 @@ import { refreshTls, type TlsCheck } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agent_server.ts";
 import { dialAgent, Patience } from "./dial.ts";
+import { Failures } from "./failures.ts";
 import { registerProxy, reportAgents } from "./figures.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
@@ -148,6 +149,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
   const patience = new Patience(server.agents);
+  const dialing = { agents: server.agents, patience, failures: new Failures(), timeoutMs: options.agentServer.agent.dialTimeout };
   const tunnels = registerProxy(metrics, { agents: server.agents, tls, clients: () => front.open });
   const front: Front = startFront({
     net,
@@ -159,7 +161,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     log,
     onEnd: (end) => tunnels.ended(end),
     onFailure: metrics.clientFailures(),
-    dial: (request) => dialAgent(server.agents, patience, request, options.agentServer.agent.dialTimeout, draining !== undefined),
+    dial: (request) => dialAgent(dialing, request, draining !== undefined),
   });
   const useForAgents = (renewed: ServerTls) => agentListener.setTls(renewed);
   const useForClients = (renewed: ServerTls) => clientListener.setTls(renewed);

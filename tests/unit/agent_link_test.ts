@@ -8,6 +8,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { Backoff } from "../../shared/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
 import { encodeHead } from "../../shared/http/head.ts";
+import { encodeRefusal, Refusal } from "../../shared/http/status.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import {
   agentTransport,
@@ -94,6 +95,23 @@ async function serveOne(connection: QuicConnection): Promise<Duplex> {
   const [incoming] = (await within(connection.acceptRequests()))!;
   await incoming!.stream.write(ESTABLISHED);
   return incoming!.stream;
+}
+
+/** An agent that refuses all tunnels; returns how many it was asked for. */
+async function refuseAll(net: Net, { agentAddress }: Proxy, refusal: Refusal, instance = "raw"): Promise<() => number> {
+  const { connection } = await rawAgent(net, agentAddress, { instance });
+  let asked = 0;
+  const run = async (): Promise<void> => {
+    for (let batch; (batch = await connection.acceptRequests()) !== null;) {
+      for (const { stream } of batch) {
+        asked++;
+        await stream.write(encodeRefusal(refusal));
+        stream.close();
+      }
+    }
+  };
+  void run().catch(() => {}); // the network is closed
+  return () => asked;
 }
 
 function connectRequest(origin: TcpServer): string {
@@ -357,6 +375,55 @@ describe("a proxy", () => {
       await asked;
       await checkTunnel(await openTunnel(net, proxy, origin));
       assert.ok(await isPending(connection.acceptRequests()), "it was asked again");
+    }));
+
+  const broken = {
+    "refused": new Refusal(502, "connection_refused", "refused the connection"),
+    "unroutable": new Refusal(502, "destination_ip_unroutable", "cannot be reached"),
+    "an unknown name": new Refusal(502, "dns_error", "has a name that is not known"),
+    "a time-out": new Refusal(504, "connection_timeout", "did not answer in time"),
+    "a limit": new Refusal(503, "connection_limit_reached", "has no descriptors left"),
+  };
+  for (const [what, refusal] of Object.entries(broken)) {
+    it(`asks the other agent where one cannot reach the destination, and that one only now and then: ${what}`, () =>
+      withNet(async (net) => {
+        const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+        const origin = await listenTcp(net);
+        await runAgent(net, [proxy.agentAddress]);
+        await log.waitFor("agent connected");
+        const asked = await refuseAll(net, proxy, refusal);
+        await log.waitFor("agent connected", {}, 2);
+        for (let i = 0; i < 100; i++) await endTunnel(await openTunnel(net, proxy, origin));
+        assert.ok(asked() >= 1 && asked() <= 3, `it was asked ${asked()} times`);
+      }));
+  }
+
+  const final = {
+    "what is not allowed": new Refusal(403, "http_request_denied", "is not on the allow-list"),
+    "what it may have begun": new Refusal(502, "proxy_internal_error", "Internal error"),
+  };
+  for (const [what, refusal] of Object.entries(final)) {
+    it(`does not ask another agent for ${what}`, () =>
+      withNet(async (net) => {
+        const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+        const origin = await listenTcp(net);
+        await runAgent(net, [proxy.agentAddress]);
+        await log.waitFor("agent connected");
+        await refuseAll(net, proxy, refusal);
+        await log.waitFor("agent connected", {}, 2);
+        assert.equal(await statusOf(net, proxy, origin), refusal.status);
+      }));
+  }
+
+  it("asks five agents at most for one request, and answers as the last of them", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+      const origin = await listenTcp(net);
+      const counts = [];
+      for (let i = 0; i < 8; i++) counts.push(await refuseAll(net, proxy, new Refusal(502, "connection_refused", "no"), `raw-${i}`));
+      await log.waitFor("agent connected", {}, 8);
+      assert.equal(await statusOf(net, proxy, origin), 502);
+      assert.equal(counts.reduce((sum, count) => sum + count(), 0), 5);
     }));
 
   it("asks an agent that comes back meanwhile, where its old connection is silent", () =>

@@ -97,6 +97,15 @@ describe("the registry", () => {
     assert.deepEqual(order(registry), [agents[2], agents[1], agents[0]]);
   });
 
+  it("asks those that could not reach the destination after the others, and all the same where there are no others", () => {
+    const registry = new AgentRegistry(true);
+    const [failing, busy] = [held("1"), held("2", { tunnels: 5 })];
+    for (const agent of [busy, failing]) registry.add(agent);
+    const isAvoided = (agent: HeldAgent) => agent === failing;
+    assert.equal(registry.pick("a", new Set(), isAvoided), busy);
+    assert.equal(registry.pick("a", new Set([busy]), isAvoided), failing);
+  });
+
   it("asks those that do not answer pings last", () => {
     const registry = new AgentRegistry(true);
     const silent = held("1", { control: { silentMs: 1_000 } as Control });
