@@ -37,15 +37,10 @@ const MAX_KNOWN = 1000;
 
 /** Something that was opened with a token. */
 interface Live {
-  readonly token: Known;
+  readonly token: Token;
   /** When it ends, in milliseconds since 1970; `Infinity` where it outlives its token. */
   readonly endsAt: number;
   readonly ending: AbortController;
-}
-
-interface Known extends Token {
-  /** Its expiry has ended something: the leeway is not for coming back. */
-  over?: boolean;
 }
 
 /**
@@ -56,11 +51,11 @@ interface Known extends Token {
 export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }: JwtDeps): Promise<Authenticator> {
   const files = await openFiles(options);
   warnOfForeign(files, log);
-  const known = new Map<string, Known>();
+  const known = new Map<string, Token>();
   const live = new Set<Live>();
   let keys = currentKeys(files.keys);
 
-  const verify = async (text: string, role: Role): Promise<Known> => {
+  const verify = async (text: string, role: Role): Promise<Token> => {
     // a token is for one role: nobody else knows it
     const name = `${role} ${text}`;
     let token = known.get(name);
@@ -71,7 +66,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     return token;
   };
 
-  const problemOf = ({ id, keyId }: Known): string | undefined => {
+  const problemOf = ({ id, keyId }: Token): string | undefined => {
     if (!keys.has(keyId)) return "The public key of the token was removed";
     if (id !== undefined && files.revocations?.value.has(id)) return "The token is revoked";
     return undefined;
@@ -80,7 +75,9 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   const admit = async (text: string, role: Role): Promise<Identity> => {
     const token = await verify(text, role);
     // the files may have changed since it was verified
-    const expired = token.expiresAt + (token.over ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
+    const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
+    // what ends with its token is not taken again within the leeway, by no proxy
+    const expired = token.expiresAt + (closes ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
       throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`, {
@@ -88,9 +85,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
         tokenId: token.id,
       });
     }
-    const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
-    const expiresAt = token.expiresAt > now() ? token.expiresAt : token.expiresAt + LEEWAY_S * 1000;
-    const entry: Live = { token, endsAt: closes ? expiresAt : Infinity, ending: new AbortController() };
+    const entry: Live = { token, endsAt: closes ? token.expiresAt : Infinity, ending: new AbortController() };
     live.add(entry);
     const { agentId, id: tokenId, allowList } = token;
     return { agentId, tokenId, allowList, ends: entry.ending.signal, release: () => void live.delete(entry) };
@@ -105,7 +100,6 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     const time = now();
     for (const entry of live) {
       if (entry.endsAt > time) continue;
-      entry.token.over = true;
       end(entry, "The token has expired");
     }
   };
