@@ -9,7 +9,10 @@ export function describeFailure(error: unknown, address: string, options: AgentO
   if (!(error instanceof NetError)) return error instanceof Error ? error.message : String(error);
   switch (error.code) {
     case "closed":
-      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message, options);
+      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message, options.auth.type);
+    case "refused":
+      if (!error.remote) return `${error.message}; is the proxy running there?`;
+      return `${address} takes no connections now: the proxy shuts down, or has too many handshakes; it will be tried again`;
     case "timed-out":
       if (error.cause instanceof NetError) return `${error.message}: ${error.cause.message}`;
       return `${error.message}; is the proxy running there, and may UDP pass to ${address}?`;
@@ -61,11 +64,11 @@ export function describeEnd({ code, reason, remote, cause }: QuicClosed): string
   return reason;
 }
 
-function describeCode(code: number, reason: string, options?: AgentOptions): string {
+function describeCode(code: number, reason: string, authType?: AgentOptions["auth"]["type"]): string {
   const text = `the proxy closed the connection: ${code} ${reason}`;
   switch (code) {
     case CloseCode.badAgentId:
-      return options?.auth.type === "jwt"
+      return authType === "jwt"
         ? `${text}; it takes no tokens: it needs --auth.type=jwt, or this agent --auth.type=noauth`
         : `${text}; it does not take this agent id`;
     case CloseCode.unauthorized:

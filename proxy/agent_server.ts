@@ -13,6 +13,7 @@ import type { Announcer } from "../shared/store/announcer.ts";
 import type { QuicConnection, QuicListener } from "../shared/net/types.ts";
 import { within } from "../shared/within.ts";
 import { AgentRegistry, type HeldAgent } from "./agent_registry.ts";
+import { Replacements } from "./replacements.ts";
 
 /** Told of agents that come and go. */
 export interface AgentEvents {
@@ -33,6 +34,8 @@ export interface AgentServerOptions extends AgentEvents {
   announcer?: Announcer;
   /** What became of a connection that had completed its handshake. */
   onOutcome?: (outcome: "accepted" | "refused") => void;
+  /** An agent has taken the place of another with its id. */
+  onReplaced?: () => void;
   log: Logger;
 }
 
@@ -66,6 +69,9 @@ const SCOUTS = 128;
 /** When so large a part of them has found none, there is none. Some may never answer. */
 const CERTAIN = 0.75;
 
+/** Longest text of labels in a line of the log: /agents has all of them. */
+const MAX_SHOWN = 512;
+
 /** What became of an agent that was told to connect elsewhere. */
 type Departure = "moved" | "found nothing" | "gone";
 
@@ -74,6 +80,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const onAgentConnected = isolateHook("onAgentConnected", options.onAgentConnected, log);
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
+  const replacements = new Replacements(log, options.onReplaced);
   /** Those that were told to connect elsewhere and have not done so yet. */
   const leaving = new Map<HeldAgent, (departure: Departure) => void>();
   let isSendingAway = false;
@@ -103,6 +110,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     // after that: whoever asks for the agent in between gets the new one
     for (const old of replaced) {
       agents.remove(old);
+      replacements.replaced(old, agent);
       old.connection.close(CloseCode.replaced, "closing old connection");
     }
     for (const other of agents.others(agent)) void endIfDead(other); // never rejects
@@ -130,9 +138,9 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
 
   const hold = async ({ agent, serveControl }: Admitted): Promise<void> => {
     const { agentId: id, tokenId: jti } = agent.identity;
-    const { version, host } = agent.hello ?? {};
+    const { version, host, labels } = agent.hello ?? {};
     const { remote } = agent.connection;
-    log.info("agent connected", { agent: id, jti, remote, version, host });
+    log.info("agent connected", { agent: id, jti, remote, version, host, labels: labels && showLabels(labels) });
     let why = "";
     // none rejects
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
@@ -199,6 +207,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       await running;
     },
   };
+}
+
+/** For the log: one text of bounded length, `undefined` for none. */
+function showLabels(labels: Readonly<Record<string, string>>): string | undefined {
+  const text = Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(",");
+  if (text === "") return undefined;
+  return text.length <= MAX_SHOWN ? text : `${text.slice(0, MAX_SHOWN)}…`;
 }
 
 /** Milliseconds over which so many agents are spread that are sent away. */

@@ -28,6 +28,8 @@ export function reportAgents(agents: AgentRegistry): AgentReport[] {
     id: identity.agentId,
     address: connection.remote,
     version: hello?.version,
+    host: hello?.host,
+    labels: hello?.labels,
     ...reportOf(since, tunnels, connection.stats()),
   }));
 }

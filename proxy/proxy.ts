@@ -18,6 +18,7 @@ import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log.ts";
 import { LogLimit } from "../shared/log_limit.ts";
 import { Metrics } from "../shared/metrics.ts";
+import type { NetError } from "../shared/net/errors.ts";
 import type { ListenQuicOptions, Net, QuicListener, ServerTls, TcpListener } from "../shared/net/types.ts";
 import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
 import { checkStoreOptions, watchServers } from "../shared/store/options.ts";
@@ -109,7 +110,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { handshakes, handshakesPerAddress } = options.limits;
     if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes, reason: error.message }, count);
     else if (error.code === "limit-per-address") reports.hit("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
-    else logLimit.warn("agent handshake failed", { remote, reason: error.message });
+    else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
   };
   const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
     (error) => {
@@ -137,6 +138,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       reports,
     }),
     onOutcome: countAgents,
+    onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents whose place another one with the same id took."),
   });
   const watchdog = startWatchdog({
     log,
@@ -221,6 +223,15 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     reload,
     close: () => closing ??= close(),
   };
+}
+
+/** Why an agent's handshake failed. The network speaks of any connection, and not of who dialled. */
+function describeHandshake({ message, code, remote }: NetError): string {
+  const reason = message.replace(/^Cannot connect to \S+: (?:aborted by peer: )?/, "");
+  if (!remote) return reason;
+  return code === "tls"
+    ? `the agent does not accept this proxy, and its log says why: ${reason}`
+    : `the agent gave up during the handshake: ${reason}`;
 }
 
 interface Listeners {

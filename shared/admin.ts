@@ -32,6 +32,9 @@ export interface AgentReport {
   readonly address: string;
   /** What the far side said it is; missing where it said nothing. */
   readonly version?: string;
+  /** The name of the agent's machine, and its labels; missing where it said nothing. */
+  readonly host?: string;
+  readonly labels?: Readonly<Record<string, string>>;
   /** When it was accepted; ISO 8601. */
   readonly since?: string;
   /** Tunnels open. */

@@ -118,6 +118,12 @@ export class Metrics {
     return (what) => counter.inc({ what });
   }
 
+  /** Counts. */
+  count(name: string, help: string): () => void {
+    const counter = new Counter({ name, help, registers: [this.registry] });
+    return () => counter.inc();
+  }
+
   /** Counts by outcome, one of a few fixed words. */
   outcomes(name: string, help: string): (outcome: string, times?: number) => void {
     const counter = new Counter({ name, help, labelNames: ["outcome"], registers: [this.registry] });

@@ -1,5 +1,6 @@
 // What the compiled executables tell those who operate them, while it happens.
 import assert from "node:assert/strict";
+import { hostname } from "node:os";
 import { describe, it } from "node:test";
 import { AGENT_ID, eventually, Site, storeArgs } from "../support/processes.ts";
 import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
@@ -40,7 +41,7 @@ describe("figures, health and agents", () => {
     const of = async (program: typeof proxy) => String((await program.waitFor("listening")).admin);
     const [proxyAdmin, lbAdmin] = [await of(proxy), await of(lb)];
     assert.match(proxyAdmin, /^127\.0\.0\.1:/);
-    const agent = await site.startAgent(addresses, [SERVED]);
+    const agent = await site.startAgent(addresses, [SERVED, "--agent-client.labels=site=berlin,rack=4"]);
     const agentAdmin = await of(agent);
     await until(async () =>
       (await ask(clients, connectHead("127.0.0.1:1"))).fields["proxy-status"]?.includes("connection_refused") === true
@@ -52,6 +53,8 @@ describe("figures, health and agents", () => {
       await server.read(8);
       const [held] = JSON.parse((await get(proxyAdmin, "/agents")).body);
       assert.deepEqual([held.id, held.tunnels], [AGENT_ID, 1]);
+      assert.deepEqual([held.labels, held.host], [{ site: "berlin", rack: "4" }, hostname()]);
+      assert.equal(proxy.logged("agent connected", { agent: AGENT_ID, labels: "site=berlin,rack=4" }).length, 1);
       assert.match(held.version, /^reverse-http\/[0-9]/);
       assert.ok(
         held.receivedBytes > 0 && held.sentBytes > 0 && held.rttMs >= 0 && Date.parse(held.since) <= Date.now(),

@@ -47,7 +47,8 @@ describe("proxy", () => {
     const stranger = pair.site.start(AGENT, other.agentArgs(pair.addresses, "4712"));
     const { reason } = await stranger.waitFor("not connected");
     assert.match(String(reason), /--agent-client\.tls\.file\.root-ca/);
-    await pair.proxy.waitFor("agent handshake failed");
+    const failed = await pair.proxy.waitFor("agent handshake failed");
+    assert.match(String(failed.reason), /^the agent does not accept this proxy, and its log says why: /);
     assert.deepEqual(pair.proxy.logged("agent connected", { agent: "4712" }), []);
   });
 });

@@ -1,0 +1,30 @@
+// What an agent says of a proxy that it could not connect to.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { describeFailure } from "../../agent/failure.ts";
+import { agentOptions } from "../../agent/options.ts";
+import { withDefaults } from "../../shared/cli/defaults.ts";
+import { CloseCode } from "../../shared/link/link.ts";
+import { NetError } from "../../shared/net/errors.ts";
+
+const options = (type: "noauth" | "jwt") =>
+  withDefaults(agentOptions, { auth: type === "jwt" ? { type, jwt: { token: "a.b.c" } } : { type, noauth: { agentId: "4711" } } });
+
+describe("an agent's words for a failure", () => {
+  it("say that a proxy which refuses connections shuts down or is busy", () => {
+    const error = new NetError("refused", "Cannot connect to a:1: aborted by peer: the server refused", { remote: true });
+    assert.match(describeFailure(error, "a:1", options("noauth")), /^a:1 takes no connections now: the proxy shuts down, or has too many/);
+  });
+
+  it("ask whether the proxy runs where nothing has its port", () => {
+    const error = new NetError("refused", "Cannot connect to a:1: connection refused");
+    assert.match(describeFailure(error, "a:1", options("noauth")), /is the proxy running there\?$/);
+  });
+
+  for (const [type, words] of [["jwt", /does it use --auth\.type=jwt\?$/], ["noauth", /it does not take this agent id$/]] as const) {
+    it(`name what was shown where an agent id is refused: ${type}`, () => {
+      const error = new NetError("closed", "bad agent id", { appCode: CloseCode.badAgentId, remote: true });
+      assert.match(describeFailure(error, "a:1", options(type)), words);
+    });
+  }
+});

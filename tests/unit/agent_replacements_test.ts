@@ -1,0 +1,39 @@
+// What the log says of agents that take each other's place.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type { HeldAgent } from "../../proxy/agent_registry.ts";
+import { Replacements } from "../../proxy/replacements.ts";
+import { LogBook } from "../support/memory.ts";
+
+function held(agentId: string, remote: string, host?: string): HeldAgent {
+  const hello = host === undefined ? undefined : { version: "", instance: remote, host, labels: {} };
+  return { identity: { agentId }, connection: { remote }, hello } as unknown as HeldAgent;
+}
+
+const [A, B] = [held("4711", "192.0.2.1:1", "one"), held("4711", "192.0.2.2:2", "two")];
+const WARNING = "agents with the same id replace each other";
+
+describe("replacements", () => {
+  it("are told at info once, and warned of once a minute where they are repeated, with both addresses and hosts", () => {
+    let [now, count] = [0, 0];
+    const log = new LogBook();
+    const replacements = new Replacements(log, () => count++, () => now);
+    for (; now < 120_000; now += 5_000) replacements.replaced(...(now % 10_000 === 0 ? [A, B] as const : [B, A] as const));
+    assert.equal(count, 24);
+    assert.equal(log.logged("agent replaced").length, 1);
+    const warnings = log.entries.filter(({ level, message }) => level === "warn" && message === WARNING).map(({ fields }) => fields);
+    assert.deepEqual(warnings.map(({ times }) => times), [1, 12]);
+    const { agent, remote, host, by, byHost, advice } = warnings[0]!;
+    assert.deepEqual([agent, remote, host, by, byHost], ["4711", "192.0.2.2:2", "two", "192.0.2.1:1", "one"]);
+    assert.match(String(advice), /--agent-server\.agent\.multiple/);
+  });
+
+  it("that are rare are no warning", () => {
+    let now = 0;
+    const log = new LogBook();
+    const replacements = new Replacements(log, undefined, () => now);
+    for (; now < 600_000; now += 61_000) replacements.replaced(A, B);
+    assert.equal(log.logged("agent replaced").length, 10);
+    assert.deepEqual(log.logged(WARNING), []);
+  });
+});
