@@ -26,6 +26,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// After so long in one write, the source is watched for a reset. Shorter writes cost nothing.
 const BLOCKED: Duration = Duration::from_millis(100);
 
+/// For a client to read its answer before the first bytes of a server that speaks first.
+const HEAD_START: Duration = Duration::from_millis(1);
+
 /// Chunks taken at a time in a conversation; a download soon has more.
 const FEW: usize = 4;
 
@@ -211,8 +214,9 @@ async fn copy_both(
     let (a_leaves, b_leaves) = (leaves(&a.writer), leaves(&b.writer));
     // TCP has no STOP_SENDING, and the direction that reads from it tells of a reset until it has ended
     let (a_stops, b_stops) = (a.writer.tcp().is_none(), b.writer.tcp().is_none());
-    let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b);
-    let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, b_to_a);
+    let greeted = (!a_stops).then_some(a_to_b);
+    let up = pump(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b, None);
+    let down = pump(&mut b.reader, &mut a.writer, prologue_to_a, b_to_a, greeted);
     let idle_watch = watch_idle(idle, a_to_b, b_to_a);
     let cut = a_to_b.holder.is_cut();
     let grace = sleep(Duration::MAX);
@@ -323,8 +327,14 @@ impl Ends {
 }
 
 /// One direction, to its end. The sink is finished when the source is. A sink that fails stops its source at once.
-async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
-    let result = copy(reader, writer, prologue, meter).await;
+async fn pump(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    prologue: Bytes,
+    meter: &Meter<'_>,
+    greeted: Option<&Meter<'_>>,
+) -> Result<(), Broken> {
+    let result = copy(reader, writer, prologue, meter, greeted).await;
     if let (Err(Broken::Sink(fault)), Source::Quic(stream)) = (&result, &mut reader.source) {
         let code = if fault.is_close() { 0 } else { RESET };
         let _ = stream.stop(quinn::VarInt::from_u32(code)); // fails where it has ended
@@ -332,8 +342,22 @@ async fn pump(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: 
     result
 }
 
-async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: &Meter<'_>) -> Result<(), Broken> {
+async fn copy(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    mut prologue: Bytes,
+    meter: &Meter<'_>,
+    greeted: Option<&Meter<'_>>,
+) -> Result<(), Broken> {
     let mut reset = None;
+    if let Some(up) = greeted {
+        let greeting = std::mem::take(&mut prologue);
+        deliver(reader, pin!(writer.write(greeting)), &mut reset).await?;
+        Box::pin(give_head_start(reader, up)).await?; // apart: copies are to stay small
+        if reader.prefix.is_empty() {
+            return deliver(reader, pin!(writer.finish()), &mut reset).await;
+        }
+    }
     let prefix = std::mem::take(&mut reader.prefix);
     let bytes = prefix.len();
     let write = async {
@@ -347,6 +371,19 @@ async fn copy(reader: &mut Reader, writer: &mut Writer, prologue: Bytes, meter: 
         _ => copy_buffers(reader, writer, meter, &mut reset).await?,
     }
     deliver(reader, pin!(writer.finish()), &mut reset).await
+}
+
+/// Reads what the source says first, and holds it back where the client may not have read its answer yet: many clients lose what they read
+/// in one go with it. One that has sent something since has read it, and so only what a server says unasked waits.
+async fn give_head_start(reader: &mut Reader, up: &Meter<'_>) -> Result<(), Broken> {
+    let greeted_at = Instant::now();
+    if reader.prefix.is_empty() {
+        reader.prefix = reader.read().await.map_err(Broken::Source)?.unwrap_or_default();
+    }
+    if up.copied.load(Ordering::Relaxed) == 0 && greeted_at.elapsed() < HEAD_START {
+        sleep(HEAD_START).await;
+    }
+    Ok(())
 }
 
 /// Why the source was reset, and how long what came before can still be delivered.

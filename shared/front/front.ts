@@ -1,5 +1,6 @@
 // The client side that proxy and lb have in common: head, credentials, allow-list, a way to the destination, answer, copy, one line in
 // the log. It does not know where a way to the destination comes from: that is `dial`.
+import { setTimeout as sleep } from "node:timers/promises";
 import type { AllowList } from "../allow_list.ts";
 import {
   AuthenticationError,
@@ -86,6 +87,9 @@ export interface FrontOptions {
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
+
+/** For a client to read its answer, in milliseconds, before the first bytes of a server that speaks first. */
+const HEAD_START_MS = 1;
 
 /** Bytes a second, of all clients together, that are read only to be dropped. */
 const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
@@ -317,10 +321,15 @@ async function join(
 ): Promise<void> {
   exchange.status = 200;
   const early = "stream" in upstream ? upstream.early : undefined;
+  if (early) {
+    // apart from what follows: many clients lose what they read together with it
+    await stream.write(ESTABLISHED);
+    await sleep(HEAD_START_MS);
+  }
   const { aToB, bToA, error: broken, errorSide } = "ended" in upstream ? await upstream.ended : await options.net.splice(
     stream,
     upstream.stream,
-    early ? { ...copy, prologueToA: new Uint8Array([...ESTABLISHED, ...early]) } : copy,
+    early ? { ...copy, prologueToA: early } : copy,
   );
   exchange.sent = aToB;
   exchange.received = bToA + (early?.length ?? 0);

@@ -371,7 +371,10 @@ export interface Exchanged {
 
 /** How two streams are joined. */
 export interface SpliceOptions {
-  /** Written to `a` before anything that comes from `b`, in the same packet where it fits. Not counted. */
+  /**
+   * Written to `a` before anything that comes from `b`. Not counted. Where `a` is TCP it is a write of its own, and what `b` says unasked
+   * follows a millisecond later: many clients lose what they read together with the answer to their CONNECT.
+   */
   prologueToA?: Uint8Array;
   /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
   idleTimeoutMs?: number;
