@@ -100,11 +100,15 @@ async function locate(locator: Locator, agentId: string, isNeeded: boolean): Pro
 
 async function ask(options: DialerOptions, address: string, request: DialRequest, deadline: number): Promise<Outcome> {
   const within = (ms: number) => Math.max(1, Math.min(ms, deadline - performance.now()));
+  const signal = request.gone?.();
   let stream: Duplex | undefined;
+  const giveUp = () => stream?.reset(1);
+  signal?.addEventListener("abort", giveUp, { once: true });
   try {
     stream = await options.net.connectTcp({
       ...parseAddress(address),
       timeoutMs: within(options.connectTimeoutMs),
+      signal,
       tls: options.tls(),
     });
     await stream.write(encodeRequest(request, options.pseudonym));
@@ -116,8 +120,11 @@ async function ask(options: DialerOptions, address: string, request: DialRequest
   } catch (cause) {
     stream?.reset(1);
     stream?.close();
+    if (signal?.aborted) throw cause; // the client is gone, and that says nothing about the proxy
     if (cause instanceof NetError && cause.code === "address-not-available") options.onNoPort?.(address);
     return toOutcome(cause, address);
+  } finally {
+    signal?.removeEventListener("abort", giveUp);
   }
 }
 

@@ -1,4 +1,5 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
+import { clientGone } from "../shared/front/forward.ts";
 import type { DialRequest, Upstream } from "../shared/front/front.ts";
 import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { ESTABLISHED, parseProxyStatus, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
@@ -133,7 +134,7 @@ export class Patience {
 /** @throws {NetError} as `exchange` of a connection */
 async function openTunnel(
   agent: HeldAgent,
-  { id, destination, client }: DialRequest,
+  { id, destination, client, gone }: DialRequest,
   timeoutMs: number,
   patience: Patience,
 ): Promise<Upstream> {
@@ -154,7 +155,7 @@ async function openTunnel(
   try {
     const answer = client
       ? await agent.connection.exchangeAndSplice(client.stream, head, { timeoutMs, established: ESTABLISHED }, client.copy)
-      : await agent.connection.exchange(head, { timeoutMs });
+      : await agent.connection.exchange(head, { timeoutMs, signal: gone?.() });
     if ("ended" in answer) {
       opened = true;
       return { ended: answer.ended, release };
@@ -179,6 +180,7 @@ function isUnreached({ status, error }: Refusal): boolean {
 
 function toRefusal(cause: unknown): unknown {
   if (!(cause instanceof NetError)) return cause;
+  if (cause.code === "abandoned") return clientGone(cause);
   if (cause.code === "timed-out") return new Refusal(504, "http_response_timeout", "The agent did not answer in time", [], { cause });
   return new Refusal(502, "connection_terminated", "The connection to the agent was lost", [], { cause });
 }

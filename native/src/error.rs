@@ -43,6 +43,11 @@ impl Fault {
         Self::new("closed", "Cannot use the stream: it is closed")
     }
 
+    /// The peer went away while the other end of its tunnel was not there yet.
+    pub fn abandoned(why: &str) -> Self {
+        Self::remote("abandoned", format!("The peer has gone: {why}"))
+    }
+
     pub fn cancelled() -> Self {
         Self::new("cancelled", "The call was cancelled")
     }

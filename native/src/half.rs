@@ -33,6 +33,10 @@ const LARGE_READ: usize = 256 << 10;
 /// connection, and it could lose the answer it has not read yet (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
+/// What is read ahead of a peer whose tunnel is still being opened, to notice when it goes.
+const AHEAD: usize = 16 << 10;
+/// A TCP client that has finished before its tunnel is open, and sent nothing for it, is waited for so long: it may only want to listen.
+const FINISHED_EARLY: Duration = Duration::from_secs(1);
 /// Directions of a TCP connection.
 const READ: u8 = 1;
 const WRITTEN: u8 = 2;
@@ -340,6 +344,11 @@ impl Reader {
         if !self.prefix.is_empty() {
             return Ok(Some(std::mem::take(&mut self.prefix)));
         }
+        self.read_behind(buffer).await
+    }
+
+    /// As [`Reader::read_with`], what comes after the prefix.
+    async fn read_behind(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
         if self.ended {
             return Ok(None);
         }
@@ -364,6 +373,25 @@ impl Reader {
                 self.fault = Some(fault.clone());
                 Err(fault)
             }
+        }
+    }
+
+    /// Resolves when the peer is gone, and why, while its tunnel is being opened. What it sends meanwhile is kept for whoever reads next.
+    pub async fn abandoned(&mut self) -> Fault {
+        let mut buffer = ReadBuffer::new(SMALL_READ / 2);
+        while self.prefix.len() < AHEAD {
+            match self.read_behind(&mut buffer).await {
+                Ok(Some(data)) if self.prefix.is_empty() => self.prefix = data,
+                Ok(Some(data)) => self.prefix = [&self.prefix[..], &data].concat().into(),
+                Ok(None) => break,
+                Err(fault) => return Fault::abandoned(&fault.message),
+            }
+        }
+        // it may be waiting for the answer to a request that it has sent already
+        let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.source, Source::Quic(_));
+        tokio::select! {
+            fault = self.reset() => Fault::abandoned(&fault.message),
+            () = tokio::time::sleep(FINISHED_EARLY), if is_silent => Fault::abandoned("it has finished without a byte for the tunnel"),
         }
     }
 
@@ -437,6 +465,29 @@ impl Writer {
         match &self.sink {
             Sink::Tcp(tcp) | Sink::Tls(_, tcp) => Some(tcp),
             Sink::Quic(..) => None,
+        }
+    }
+
+    /// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a
+    /// TCP connection was reset.
+    pub fn leaves(&self) -> impl Future<Output = Fault> + Send + 'static {
+        let (stopped, tcp) = match &self.sink {
+            Sink::Quic(stream, _) => (Some(stream.stopped()), None),
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => (None, Some(tcp.clone())),
+        };
+        async move {
+            if let Some(tcp) = tcp {
+                return tcp.reset().await;
+            }
+            let Some(stopped) = stopped else {
+                return std::future::pending().await;
+            };
+            match stopped.await {
+                Ok(Some(code)) => Fault::stopped(code),
+                Ok(None) => std::future::pending().await, // it has all of it
+                Err(quinn::StoppedError::ConnectionLost(e)) => Fault::quic_lost(&e),
+                Err(_) => Fault::closed(),
+            }
         }
     }
 

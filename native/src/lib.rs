@@ -458,7 +458,7 @@ impl Engine {
             .core
             .connection(connection)
             .map(|connection| connection.exchange(head, millis(timeout_ms), head_limit as usize));
-        self.core.run(op, false, async move {
+        self.core.run(op, true, async move {
             let (halves, head) = exchange.ok_or_else(|| gone("connection"))?.await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Latin1(head)]))
         });
@@ -506,7 +506,7 @@ impl Engine {
         let mut copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
         core.runtime.spawn(async move {
             let exchanged = tokio::select! {
-                exchanged = exchange => exchanged,
+                exchanged = Box::pin(a_stream.while_there(&copy.stop, exchange)) => exchanged,
                 () = copy.stop.stopped() => Err(Fault::cancelled()),
             };
             match exchanged {
@@ -634,6 +634,16 @@ impl Engine {
         }
     }
 
+    /// Settles when the peer resets the stream, also while nobody reads.
+    #[napi]
+    pub fn when_reset(&self, op: f64, stream: f64) {
+        let reset = self.core.stream(stream).and_then(|stream| stream.reset_by_peer());
+        self.core.run(op, true, async move {
+            let fault = reset.ok_or_else(|| gone("stream"))?.await;
+            Ok(Js::from(&fault))
+        });
+    }
+
     #[napi]
     pub fn close_write(&self, stream: f64) {
         if let Some(stream) = self.core.stream(stream) {
@@ -719,7 +729,7 @@ impl Engine {
                 tcp::dial(&names, host, port, at, millis(timeout_ms), tls).await
             });
             let dialled = tokio::select! {
-                dialled = dial => dialled,
+                dialled = Box::pin(a_stream.while_there(&copy.stop, dial)) => dialled,
                 () = copy.stop.stopped() => Err(Fault::cancelled()),
             };
             match dialled {

@@ -211,7 +211,7 @@ async fn copy_both(
     stop: &Stop,
     until: &mut Grace,
 ) -> End {
-    let (a_leaves, b_leaves) = (leaves(&a.writer), leaves(&b.writer));
+    let (a_leaves, b_leaves) = (a.writer.leaves(), b.writer.leaves());
     // TCP has no STOP_SENDING, and the direction that reads from it tells of a reset until it has ended
     let (a_stops, b_stops) = (a.writer.tcp().is_none(), b.writer.tcp().is_none());
     let greeted = (!a_stops).then_some(a_to_b);
@@ -454,29 +454,6 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_
         deliver(reader, pin!(write), reset).await?;
         meter.count(bytes);
         reader.drained(bytes);
-    }
-}
-
-/// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a TCP
-/// connection was reset.
-fn leaves(writer: &Writer) -> impl Future<Output = Fault> {
-    let (stopped, tcp) = match &writer.sink {
-        Sink::Quic(stream, _) => (Some(stream.stopped()), None),
-        Sink::Tcp(tcp) | Sink::Tls(_, tcp) => (None, Some(tcp.clone())),
-    };
-    async move {
-        if let Some(tcp) = tcp {
-            return tcp.reset().await;
-        }
-        let Some(stopped) = stopped else {
-            return std::future::pending().await;
-        };
-        match stopped.await {
-            Ok(Some(code)) => Fault::stopped(code),
-            Ok(None) => std::future::pending().await, // it has all of it
-            Err(quinn::StoppedError::ConnectionLost(e)) => Fault::quic_lost(&e),
-            Err(_) => Fault::closed(),
-        }
     }
 }
 

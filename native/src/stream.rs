@@ -1,5 +1,6 @@
 //! A stream as JavaScript holds it: two lanes, each an ordered queue of calls on one half. A lane runs a task only while it has calls.
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -225,8 +226,49 @@ impl<H, C> Lane<H, C> {
         }
     }
 
+    /// The half, where no call is under way. It goes back to its lane when it is dropped, unless that was ended meanwhile.
+    fn lend(&self, stop: &Arc<Stop>) -> Option<Lent<'_, H, C>> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut state.phase, Phase::Dead) {
+            Phase::Idle(half) => {
+                state.phase = Phase::Spliced(stop.clone());
+                Some(Lent {
+                    lane: self,
+                    half: Some(half),
+                })
+            }
+            phase => {
+                state.phase = phase;
+                None
+            }
+        }
+    }
+
+    /// Looks at the half, where no call is under way.
+    fn peek<T>(&self, look: impl FnOnce(&H) -> T) -> Option<T> {
+        match &lock(&self.state).phase {
+            Phase::Idle(half) => Some(look(half)),
+            _ => None,
+        }
+    }
+
     fn is_spliced(&self) -> bool {
         matches!(lock(&self.state).phase, Phase::Spliced(_))
+    }
+}
+
+/// A half that is lent from its lane.
+struct Lent<'a, H, C> {
+    lane: &'a Lane<H, C>,
+    half: Option<H>,
+}
+
+impl<H, C> Drop for Lent<'_, H, C> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.lane.state);
+        if let (Phase::Spliced(_), Some(half)) = (&state.phase, self.half.take()) {
+            state.phase = Phase::Idle(half);
+        }
     }
 }
 
@@ -269,6 +311,38 @@ impl Stream {
             reader: self.reading.take(stop, Read::Take),
             writer: self.writing.take(stop, Write::Take),
         }
+    }
+
+    /// Does `work` for the peer, and gives it up where the peer goes away meanwhile. `stop` is told where the stream is ended from here.
+    pub async fn while_there<T>(&self, stop: &Arc<Stop>, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let leaves = match self.is_tcp {
+            true => None, // the reader tells of it
+            false => self.writing.peek(Writer::leaves),
+        };
+        let mut lent = self.reading.lend(stop);
+        let gone = async {
+            match lent.as_mut().and_then(|lent| lent.half.as_mut()) {
+                Some(reader) => reader.abandoned().await,
+                None => std::future::pending().await,
+            }
+        };
+        let left = async {
+            match leaves {
+                Some(leaves) => Fault::abandoned(&leaves.await.message),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            fault = gone => Err(fault),
+            fault = left => Err(fault),
+        }
+    }
+
+    /// Resolves when the peer resets the stream, also while nobody reads; `None` where the stream is in use, or has ended.
+    pub fn reset_by_peer(&self) -> Option<impl Future<Output = Fault> + Send + 'static> {
+        self.writing.peek(Writer::leaves)
     }
 
     pub fn reset(&self, code: u32) {

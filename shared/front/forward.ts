@@ -33,6 +33,8 @@ export interface AbsoluteTarget {
 
 /** Longest response head in bytes. */
 const MAX_RESPONSE_HEAD = 64 * 1024;
+/** Longest silence of the origin once the client has finished its direction. */
+const HALF_CLOSED_MS = 30_000;
 /** Interim responses (1xx) before the final one. */
 const MAX_INTERIM = 16;
 /** Bytes that are read behind a request, and dropped: a client that sends more is read no further. */
@@ -200,10 +202,14 @@ export async function forward(
   request: RequestHead,
   target: AbsoluteTarget,
   exchange: Exchange,
+  gone: AbortSignal,
   pace: (bytes: number) => Promise<void> = async () => {},
 ): Promise<void> {
   const passage = new Passage(client, origin, request, exchange, pace);
+  const giveUp = () => passage.giveUp(gone.reason);
+  gone.addEventListener("abort", giveUp, { once: true });
   try {
+    if (gone.aborted) throw clientGone(gone.reason);
     await origin.write(rewriteRequest(request, target));
     const sent = passage.sendBody();
     await passage.sendResponse();
@@ -214,6 +220,8 @@ export async function forward(
     // what sends the body ends with the client's connection, and that once the client is told of this: not to be waited for here
     passage.abandon();
     throw error;
+  } finally {
+    gone.removeEventListener("abort", giveUp);
   }
 }
 
@@ -225,6 +233,8 @@ class Passage {
   readonly #upgraded = new Promise<boolean>((resolve) => this.#agree = resolve);
   /** Why the client's direction broke. */
   #clientError: unknown;
+  /** Runs once the client has finished. */
+  #silence?: ReturnType<typeof setTimeout>;
   readonly #body: BodyEnd;
   isUpgraded = false;
 
@@ -259,13 +269,28 @@ class Passage {
         if (!other) behind += rest.length;
         else if (taken) taken = await origin.write(rest).then(() => true, () => false);
       }
-      if (behind <= MAX_BEHIND) origin.closeWrite();
+      if (behind > MAX_BEHIND) return;
+      origin.closeWrite();
+      if (!this.isUpgraded) this.#awaitOrigin();
     } catch (error) {
-      if (this.#finished) return;
-      this.#clientError = error;
-      origin.reset(1);
-      origin.stopRead(1);
+      this.giveUp(error);
     }
+  }
+
+  /** The client's direction broke: nobody is left to send for, or to. */
+  giveUp(error: unknown): void {
+    if (this.#finished) return;
+    this.#clientError ??= error;
+    this.origin.reset(1);
+    this.origin.stopRead(1);
+  }
+
+  /** A client that has finished may wait for its response, or have gone: nothing tells which as long as the origin is silent. */
+  #awaitOrigin(): void {
+    clearTimeout(this.#silence);
+    if (this.#finished) return;
+    const why = new Error(`It has finished, and the destination has been silent for ${HALF_CLOSED_MS / 1_000} s`);
+    this.#silence = setTimeout(() => this.giveUp(why), HALF_CLOSED_MS);
   }
 
   async sendResponse(): Promise<void> {
@@ -336,7 +361,9 @@ class Passage {
 
   async #read(): Promise<Uint8Array | null> {
     try {
-      return await this.origin.read();
+      const data = await this.origin.read();
+      if (this.#silence !== undefined) this.#awaitOrigin();
+      return data;
     } catch (cause) {
       if (this.#clientError === undefined || this.#clientError instanceof HeadError) throw this.#clientError ?? cause;
       throw clientGone(this.#clientError);
@@ -352,6 +379,7 @@ class Passage {
   /** The client may still be sending what the origin has answered without reading. */
   async finish(): Promise<void> {
     this.#finished = true;
+    clearTimeout(this.#silence);
     this.origin.close();
     if (!this.#body.done && !this.isUpgraded) {
       await linger(this.client, async (bytes) => {
@@ -364,6 +392,7 @@ class Passage {
 
   abandon(): void {
     this.#finished = true;
+    clearTimeout(this.#silence);
     this.#agree(false);
     this.origin.reset(1);
     this.origin.close();
@@ -427,6 +456,6 @@ function tooLarge(): Refusal {
   return new Refusal(502, "http_response_header_section_size", "The destination's response head is too large");
 }
 
-function clientGone(cause: unknown): Refusal {
+export function clientGone(cause: unknown): Refusal {
   return new Refusal(502, "connection_terminated", "The client is gone", [], { cause });
 }

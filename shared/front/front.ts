@@ -35,7 +35,7 @@ import { LogLimit } from "../log_limit.ts";
 import { printable } from "../net/printable.ts";
 import { within } from "../within.ts";
 import { type Exchange, logAccess } from "./exchange.ts";
-import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./forward.ts";
+import { type AbsoluteTarget, checkMaxForwards, clientGone, forward, parseAbsoluteTarget } from "./forward.ts";
 import { linger } from "./linger.ts";
 
 /** What `dial` is to reach, and for whom. */
@@ -51,6 +51,8 @@ export interface DialRequest {
   readonly fields: Fields;
   /** The client and how it is to be copied to the destination, where nothing else is to be done with it: `dial` may begin with that. */
   readonly client?: { readonly stream: Duplex; readonly copy: SpliceOptions };
+  /** Aborted when the client's connection is reset, with the error. For a `dial` that does not begin with `client`, which tells of it too. */
+  readonly gone?: () => AbortSignal;
 }
 
 /** A way to the destination. */
@@ -269,15 +271,19 @@ async function handle(
     const ends = tunnel ? tunnel.ends : identity.ends;
     const copy = { prologueToA: ESTABLISHED, idleTimeoutMs: options.limits?.idleMs, rates: tunnel?.rates, signal: ends };
     const client = absolute ? undefined : { stream, copy };
-    const asked = { id: exchange.id, clientAddress: exchange.client, destination, credentials, fields: request.fields, client };
-    const upstream = await reach(options, asked, identity, ends);
+    using watch = new ResetWatch(stream);
+    const gone = () => watch.signal;
+    const asked = { id: exchange.id, clientAddress: exchange.client, destination, credentials, fields: request.fields, client, gone };
+    const upstream = await reach(options, asked, identity, ends, watch);
     exchange.connectedAt = now();
     try {
+      if (!absolute) watch[Symbol.dispose](); // the copy tells of it
       if ("stream" in upstream && ends?.aborted) throw endOf(ends);
       const { id, client, agent } = exchange;
       options.log.debug("opened", { id, client, agent, destination: exchange.destination });
-      if (absolute && "stream" in upstream) await forwardUntil({ stream, request, identity, tunnel }, upstream, absolute, exchange);
-      else await join(options, stream, upstream, copy, exchange, tunnel);
+      if (absolute && "stream" in upstream) {
+        await forwardUntil({ stream, request, identity, tunnel, gone: watch.signal }, upstream, absolute, exchange);
+      } else await join(options, stream, upstream, copy, exchange, tunnel);
     } catch (error) {
       if ("stream" in upstream) abandon(upstream.stream);
       throw error;
@@ -295,6 +301,7 @@ async function reach(
   request: Omit<DialRequest, "agentId">,
   identity: Identity,
   ends: AbortSignal | undefined,
+  watch: ResetWatch,
 ): Promise<Upstream> {
   const { destination } = request;
   if (!options.allowList.allows(destination)) {
@@ -306,7 +313,41 @@ async function reach(
   try {
     return await options.dial({ ...request, agentId: identity.agentId });
   } catch (cause) {
-    throw ends?.aborted ? endOf(ends) : cause;
+    if (ends?.aborted) throw endOf(ends);
+    throw watch.reset === undefined ? cause : clientGone(watch.reset);
+  }
+}
+
+/** Tells when a client's connection is reset, once that is asked for. */
+class ResetWatch implements Disposable {
+  readonly #stream: Duplex;
+  readonly #stop = new AbortController();
+  readonly #gone = new AbortController();
+  #watching = false;
+  /** What its reads get. */
+  reset?: NetError;
+
+  constructor(stream: Duplex) {
+    this.#stream = stream;
+  }
+
+  get signal(): AbortSignal {
+    if (!this.#watching) void this.#watch(); // never rejects
+    return this.#gone.signal;
+  }
+
+  async #watch(): Promise<void> {
+    this.#watching = true;
+    try {
+      this.reset = await this.#stream.whenReset(this.#stop.signal);
+      this.#gone.abort(this.reset);
+    } catch {
+      // it was stopped, or the stream is closed: whoever uses it knows
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#stop.abort();
   }
 }
 
@@ -344,11 +385,12 @@ async function join(
 
 /** Forwards, and cuts it off when the client's credentials end, or its time. */
 async function forwardUntil(
-  { stream, request, identity, tunnel }: {
+  { stream, request, identity, tunnel, gone }: {
     readonly stream: Duplex;
     readonly request: RequestHead;
     readonly identity: Identity;
     readonly tunnel?: OpenTunnel;
+    readonly gone: AbortSignal;
   },
   { stream: upstream, early }: UpstreamStream,
   target: AbsoluteTarget,
@@ -363,7 +405,7 @@ async function forwardUntil(
   };
   ends?.addEventListener("abort", cut, { once: true });
   try {
-    await forward(stream, upstream, request, target, exchange, tunnel && ((bytes) => tunnel.pace(bytes)));
+    await forward(stream, upstream, request, target, exchange, gone, tunnel && ((bytes) => tunnel.pace(bytes)));
   } catch (error) {
     throw ends?.aborted ? endOf(ends) : error;
   } finally {

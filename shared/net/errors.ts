@@ -11,6 +11,7 @@
  * - `reset`: the stream or connection was aborted (TCP RST, RESET_STREAM), or ended without saying so
  * - `stopped`: the peer takes no more of this direction (STOP_SENDING, or a TCP write after its end)
  * - `closed`: this handle, or the connection it belongs to, was closed in good order
+ * - `abandoned`: the peer of the stream to be copied went away while the other end was not there yet
  * - `cancelled`: the `signal` of the call was aborted
  * - `not-tls`: where TLS is spoken, a client speaks plain HTTP; it can be answered in it
  * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head did not reach its blank line
@@ -32,6 +33,7 @@ export type NetErrorCode =
   | "reset"
   | "stopped"
   | "closed"
+  | "abandoned"
   | "cancelled"
   | "not-tls"
   | "head-too-large"

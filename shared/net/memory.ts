@@ -506,7 +506,7 @@ class MemoryQuicConnection implements QuicConnection {
   }
 
   async exchange(head: Uint8Array, options: ExchangeOptions): Promise<Exchanged> {
-    return await this.#exchange(head, options);
+    return await this.#exchange(head, options, options.signal);
   }
 
   async exchangeAndSplice(
@@ -517,7 +517,7 @@ class MemoryQuicConnection implements QuicConnection {
   ): Promise<Exchanged | Spliced> {
     if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
     a.checkOpen();
-    const answer = await this.#exchange(head, options, splice.signal);
+    const answer = await this.#exchange(head, options, splice.signal, a);
     if (answer.head !== String.fromCharCode(...established)) return answer;
     return { ended: copy(a, answer.stream, splice) };
   }
@@ -526,7 +526,12 @@ class MemoryQuicConnection implements QuicConnection {
     for (const giveUp of this.#exchanges) giveUp(new NetError("cancelled", "The call was cancelled"));
   }
 
-  async #exchange(head: Uint8Array, { timeoutMs, headLimit = 16_384 }: ExchangeOptions, signal?: AbortSignal): Promise<Exchanged> {
+  async #exchange(
+    head: Uint8Array,
+    { timeoutMs, headLimit = 16_384 }: ExchangeOptions,
+    signal?: AbortSignal,
+    client?: MemoryDuplex,
+  ): Promise<Exchanged> {
     checkSignal(signal);
     let giveUp: (error: NetError) => void = () => {};
     const givenUp = new Promise<never>((_, reject) => giveUp = reject);
@@ -547,6 +552,9 @@ class MemoryQuicConnection implements QuicConnection {
     const onAbort = () => giveUp(new NetError("cancelled", "The call was cancelled"));
     signal?.addEventListener("abort", onAbort, { once: true });
     this.#exchanges.add(giveUp);
+    client?.input.watch(({ read }) =>
+      giveUp(read.remote ? new NetError("abandoned", `The peer has gone: ${read.message}`, { remote: true }) : read)
+    );
     try {
       return await Promise.race([work(), givenUp]);
     } catch (error) {
@@ -555,6 +563,7 @@ class MemoryQuicConnection implements QuicConnection {
       throw error;
     } finally {
       clearTimeout(timer);
+      client?.input.watch();
       this.#exchanges.delete(giveUp);
       signal?.removeEventListener("abort", onAbort);
     }

@@ -215,6 +215,21 @@ export class MemoryDuplex implements Duplex {
     await this.output.write(data);
   }
 
+  async whenReset(signal: AbortSignal): Promise<NetError> {
+    this.checkOpen();
+    const reset = Promise.withResolvers<NetError>();
+    const stop = () => reset.reject(new NetError("cancelled", "The call was cancelled"));
+    if (signal.aborted) stop();
+    signal.addEventListener("abort", stop, { once: true });
+    this.input.watch(({ read }) => reset.resolve(read));
+    try {
+      return await reset.promise;
+    } finally {
+      signal.removeEventListener("abort", stop);
+      if (this.#state !== "given") this.input.watch();
+    }
+  }
+
   closeWrite(): void {
     if (this.#state === "open") this.output.finish();
   }

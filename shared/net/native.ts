@@ -177,6 +177,7 @@ interface Engine {
   connectionStats(connection: number): number[];
   read(op: number, stream: number): void;
   write(op: number, stream: number, data: Uint8Array): void;
+  whenReset(op: number, stream: number): void;
   closeWrite(stream: number): void;
   reset(stream: number, code: number): void;
   stopRead(stream: number, code: number): void;
@@ -609,6 +610,12 @@ class NativeDuplex implements Duplex {
     await this.#calls.call((op, engine) => engine.write(op, this.#id, data));
   }
 
+  async whenReset(signal: AbortSignal): Promise<NetError> {
+    checkSignal(signal);
+    this.#checkOpen();
+    return toError(await this.#calls.cancellable<Fault>(signal, (op, engine) => engine.whenReset(op, this.#id)));
+  }
+
   closeWrite(): void {
     if (this.#state === "open") this.#calls.engine.closeWrite(this.#id);
   }
@@ -774,8 +781,10 @@ class NativeQuicConnection implements QuicConnection {
     return id === null ? null : new NativeDuplex(this.#calls, id, this.remote);
   }
 
-  async exchange(head: Uint8Array, { timeoutMs, headLimit }: ExchangeOptions): Promise<Exchanged> {
-    const answer = await this.#calls.call<Answer>((op, engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT));
+  async exchange(head: Uint8Array, { timeoutMs, headLimit, signal }: ExchangeOptions): Promise<Exchanged> {
+    checkSignal(signal);
+    const start = (op: number, engine: Engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT);
+    const answer = await this.#calls.cancellable<Answer>(signal, start);
     return this.#exchanged(answer);
   }
 

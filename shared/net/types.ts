@@ -55,8 +55,9 @@ export interface Net {
   /**
    * Connects as {@link Net.connectTcp}, then copies between `a` and the connection as {@link Net.splice}, with nothing to wait for in between.
    * `a` is taken over when it is called; where no connection comes about it is given back as it was.
-   * The signal in `options` gives up either.
-   * @throws {NetError} as {@link Net.connectTcp}
+   * The signal in `options` gives up either, and so does the peer of `a` when it goes away: it resets `a`, or, over TCP, has finished for 1 s
+   * and sent no byte.
+   * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
    */
   connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedSplice>;
   /** Bytes a second, for all copies that are given it. */
@@ -98,6 +99,12 @@ export interface Duplex {
   reset(code: number): void;
   /** Takes no more at once: STOP_SENDING with `code` on QUIC; on TCP reading ends. A pending `read` rejects with `closed`. */
   stopRead(code: number): void;
+  /**
+   * Resolves when the peer resets the stream, also while nobody reads, with the error that reads then get. The signal ends the wait, and is
+   * aborted before the stream is closed or given to a copy.
+   * @throws {NetError} `cancelled`, `closed`
+   */
+  whenReset(signal: AbortSignal): Promise<NetError>;
   /**
    * Ends both directions in good order and releases the handle: what was written is still sent (for 10 s at most), then the writing
    * direction is finished; a pending `read` rejects with `closed`. A TCP peer that is still sending gets up to 2 s to read what was
@@ -176,8 +183,8 @@ export interface QuicConnection {
   /**
    * As {@link exchange}, and where the answer's head is `established`, byte for byte, copies between `a` and the stream as {@link Net.splice},
    * with nothing to wait for in between. `a` is taken over when it is called; where the answer is another one, or none comes, it is given back
-   * as it was. The signal in `splice` gives up either.
-   * @throws {NetError} as {@link exchange}
+   * as it was. The signal in `splice` gives up either, and so does the peer of `a`, as with {@link Net.connectAndSplice}.
+   * @throws {NetError} as {@link exchange}, and `abandoned`
    */
   exchangeAndSplice(
     a: Duplex,
@@ -359,6 +366,8 @@ export interface ExchangeOptions {
   timeoutMs: number;
   /** Longest answer head in bytes. Default 16384. */
   headLimit?: number;
+  /** Gives up {@link QuicConnection.exchange} with `cancelled`. */
+  signal?: AbortSignal;
 }
 
 /** What an exchange brings. */

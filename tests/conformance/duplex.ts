@@ -189,6 +189,20 @@ function backpressureTests({ test }: Suite, kind: Kind): void {
 }
 
 function resetTests({ test }: Suite, kind: Kind): void {
+  test("tells of a reset while nobody reads, and no more once that is not asked for", async (net) => {
+    const { a, b } = await kind.open(net);
+    const controller = new AbortController();
+    const cancelled = netError(b.whenReset(controller.signal), "cancelled");
+    controller.abort();
+    await cancelled;
+    const reset = b.whenReset(new AbortController().signal);
+    await within(a.write(bytes("unread")));
+    assert.ok(await isPending(reset));
+    a.reset(77);
+    a.stopRead(77);
+    assert.ok(["reset", "stopped"].includes((await within(reset)).code));
+  });
+
   test("shows a reset as a reset, never as an end, also when read again", async (net) => {
     const { a, b } = await kind.open(net);
     await within(a.write(bytes("half of ")));

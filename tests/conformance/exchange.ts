@@ -214,6 +214,27 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
     });
   }
 
+  test("is given up when the peer of the stream is reset, at both ends, and tells so", async (net) => {
+    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "abandoned");
+    const right = (await oneByOne(() => server.acceptRequests())())!.stream;
+    left.reset(77);
+    left.stopRead(77);
+    await asked;
+    await readToError(right, "reset");
+    await netError(a.read(), "reset");
+  });
+
+  test("is given up by its own signal without a copy, at both ends", async (net) => {
+    const { quic: { client, server } } = await open(net);
+    const controller = new AbortController();
+    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+    const right = (await oneByOne(() => server.acceptRequests())())!.stream;
+    controller.abort();
+    await asked;
+    await readToError(right, "reset");
+  });
+
   test("is refused for a stream that was closed", async (net) => {
     const { b: a, quic: { client } } = await open(net);
     a.close();
@@ -222,7 +243,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
 
   test("settles when the network is closed while it waits for an answer", async (net) => {
     const { b: a, quic: { client, server } } = await open(net);
-    const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "closed", "cancelled", "reset");
+    const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "closed", "cancelled", "reset", "abandoned");
     await oneByOne(() => server.acceptRequests())();
     net.close();
     await asked;

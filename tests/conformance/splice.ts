@@ -493,11 +493,61 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     });
   });
 
+  test("is given up when the peer of the stream is reset while the connection is being made", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const { a: left, b: a } = await kind.open(net);
+      const begun = netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }), "abandoned");
+      const ended = watch(await next()).ended;
+      await within(left.write(bytes("early")));
+      left.reset(77);
+      left.stopRead(77);
+      await begun;
+      assert.match(await ended, /^(end|close|ECONNRESET)$/);
+    });
+  });
+
+  test("goes on while the peer of the stream sends, and finishes, before there is a connection", async (net) => {
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const { a: left, b: a } = await kind.open(net);
+      await within(left.write(bytes("early")));
+      left.closeWrite();
+      const controller = new AbortController();
+      const begun = net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }, { signal: controller.signal });
+      const failed = netError(begun, "cancelled");
+      await next();
+      assert.ok(await isPending(begun));
+      controller.abort();
+      await failed;
+      assert.equal(await readText(a), "early");
+    });
+  });
+
+  test("is given up when a TCP peer has finished without a byte for the tunnel", async (net) => {
+    if (kind.isQuic) return;
+    await withRaw(async (raw) => {
+      const { port, next } = await raw.serve();
+      const { a: left, b: a } = await kind.open(net);
+      left.closeWrite();
+      const begun = netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }), "abandoned");
+      await next();
+      await begun;
+      await within(a.write(bytes("refused")));
+      assert.equal(await readTextExactly(left, 7), "refused");
+    });
+  });
+
   test("settles when the network is closed while the connection is being made", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const { b: a } = await kind.open(net);
-      const begun = netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }), "closed", "cancelled");
+      const begun = netError(
+        net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 60_000, tls }),
+        "closed",
+        "cancelled",
+        "abandoned",
+      );
       const ended = watch(await next()).ended;
       net.close();
       await begun;

@@ -124,6 +124,9 @@ class FakeClient implements Duplex {
     this.outcome.answer += text(data);
     return Promise.resolve();
   }
+  whenReset(): Promise<never> {
+    return new Promise(() => {});
+  }
   closeWrite(): void {}
   reset(): void {
     this.outcome.reset = true;
@@ -148,6 +151,9 @@ class FakeOrigin implements Duplex {
     this.#outcome.dialled = this.request;
     this.#outcome.forwarded += text(data);
     return Promise.resolve();
+  }
+  whenReset(): Promise<never> {
+    return new Promise(() => {});
   }
   closeWrite(): void {}
   reset(): void {}
