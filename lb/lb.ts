@@ -1,7 +1,7 @@
 // Puts the load balancer together: clients on one side, the store and the proxies on the other.
 import { setTimeout as sleep } from "node:timers/promises";
 import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
-import { createAllowList } from "../shared/allow_list.ts";
+import { createAllowList, networksOf } from "../shared/allow_list.ts";
 import { openBacking } from "../shared/backing.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
@@ -78,12 +78,12 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     backing.close();
     throw new ConfigError("Cannot start: there is no store");
   }
-  const { trustedProxies } = options.httpProxy;
+  const { trustedProxies, proxyProtocol } = options.httpProxy;
   const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
   const limits = new ClientLimits(options.limits, DESCRIPTORS, {
     log,
     reports,
-    trustedProxies,
+    intermediaries: [...trustedProxies, ...proxyProtocol],
     createRate: (rate) => net.createRate(rate),
     buffers: net,
   });
@@ -182,7 +182,8 @@ async function listen(
   const adminListener = await listenAdmin(net, admin.listenAddress);
   try {
     const address = httpProxy.listenAddress;
-    const listener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress });
+    const proxyProtocol = networksOf(httpProxy.proxyProtocol);
+    const listener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress, proxyProtocol });
     return { adminListener, listener };
   } catch (error) {
     adminListener?.close();

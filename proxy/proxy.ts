@@ -93,12 +93,12 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     deps,
   );
   const { authenticator, store } = backing;
-  const { trustedProxies } = options.httpProxy;
+  const { trustedProxies, proxyProtocol } = options.httpProxy;
   const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
   const limits = new ClientLimits(options.limits, DESCRIPTORS, {
     log,
     reports,
-    trustedProxies,
+    intermediaries: [...trustedProxies, ...proxyProtocol],
     createRate: (rate) => net.createRate(rate),
     buffers: net,
   });
@@ -261,7 +261,8 @@ async function listen(
   let clientListener: TcpListener | undefined;
   try {
     const address = httpProxy.listenAddress;
-    clientListener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress });
+    const proxyProtocol = networksOf(httpProxy.proxyProtocol);
+    clientListener = await net.listenTcp({ address, tls: tls.clients?.current, maxPendingHeads, pendingHeadsPerAddress, proxyProtocol });
     return { agentListener, clientListener, adminListener: await listenAdmin(net, admin.listenAddress) };
   } catch (error) {
     clientListener?.close();

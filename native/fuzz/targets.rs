@@ -11,7 +11,8 @@ use rcgen::{
     RevokedCertParams, SerialNumber,
 };
 use reverse_http_native::fuzzing::{
-    canonical, client, display, interleave, server, server_name, to_bind, ClientTls, Der, Fault, HeadScanner, ServerTls, TCP_VERSIONS,
+    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, Fault, HeadScanner,
+    ProxyHeader, ServerTls, TCP_VERSIONS,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{pem::PemObject, CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
@@ -76,6 +77,27 @@ pub fn heads(data: &[u8]) {
         }
     }
     assert_eq!(whole.as_ref().ok(), by_definition(text, limit).as_ref());
+}
+
+/// A header of the PROXY protocol is asked for to its end, and no further, however it comes; only an address becomes one.
+pub fn proxy_headers(data: &[u8]) {
+    let take = |step: usize| {
+        let mut taken = 0;
+        loop {
+            match parse_proxy_header(&data[..taken]) {
+                ProxyHeader::Needs(0) => panic!("it needs nothing, and goes on"),
+                ProxyHeader::Needs(_) if taken == data.len() => return (taken, None),
+                ProxyHeader::Needs(n) => taken += n.min(step).min(data.len() - taken),
+                header => return (taken, Some(header)),
+            }
+        }
+    };
+    let (whole, single) = (take(usize::MAX), take(1));
+    assert!(whole.0 <= 4_096, "a header has an end");
+    match (&whole.1, &single.1) {
+        (Some(ProxyHeader::Whole(_)), _) | (_, Some(ProxyHeader::Whole(_))) => assert_eq!(whole, single, "it matters how the bytes come"),
+        (one, other) => assert_eq!(one, other),
+    }
 }
 
 type Found = Option<(Vec<u8>, Vec<u8>)>;

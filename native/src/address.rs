@@ -79,10 +79,16 @@ impl Sources {
         })
     }
 
+    /// Whether the address is in one of the networks.
+    pub fn exempts(&self, address: IpAddr) -> bool {
+        let wide = widened(address);
+        self.exempt.iter().any(|network| network.contains(wide))
+    }
+
     /// `None` for one that is not counted by its address.
     pub fn of(&self, address: IpAddr) -> Option<Source> {
         let wide = widened(address);
-        if self.exempt.iter().any(|network| network.contains(wide)) {
+        if self.exempts(address) {
             return None;
         }
         Some(match address {

@@ -19,6 +19,7 @@ mod memory;
 mod names;
 mod probe;
 mod process;
+mod proxy_protocol;
 mod quic;
 mod rate;
 mod sources;
@@ -35,6 +36,7 @@ pub mod fuzzing {
     pub use crate::address::{canonical, display, interleave, to_bind};
     pub use crate::error::Fault;
     pub use crate::head::HeadScanner;
+    pub use crate::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
     pub use crate::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
 }
 
@@ -55,7 +57,7 @@ use hub::{Hub, Js};
 use inbox::Inbox;
 use names::Purpose;
 use rate::Rate;
-use tcp::HeadLimits;
+use tcp::{HeadLimits, Peers};
 use tls::{ClientTls, ServerTls};
 
 /// A panic elsewhere must not make every later call panic too.
@@ -71,6 +73,8 @@ pub struct HeadOptions {
     pub max_pending_per_address: u32,
     /// Networks whose addresses are not counted one by one.
     pub exempt: Vec<String>,
+    /// Networks whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<String>,
 }
 
 impl From<&HeadOptions> for HeadLimits {
@@ -223,8 +227,11 @@ impl Engine {
     pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
         let core = self.core.clone();
         self.core.run(op, false, async move {
-            let sources = Sources::new(&heads.exempt)?;
-            let listener = tcp::Listener::open(core.runtime, &address, tls.as_ref(), HeadLimits::from(&heads), sources, core.tell())?;
+            let peers = Peers {
+                sources: Sources::new(&heads.exempt)?,
+                balancers: Sources::new(&heads.proxy_protocol)?,
+            };
+            let listener = tcp::Listener::open(core.runtime, &address, tls.as_ref(), HeadLimits::from(&heads), peers, core.tell())?;
             let bound = Js::Text(listener.address.clone());
             Ok(Js::Array(vec![core.insert(&core.tcp_listeners, Arc::new(listener)), bound]))
         });

@@ -22,6 +22,7 @@ use crate::head::{too_late, Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
 use crate::lock;
 use crate::names::{Names, Purpose};
+use crate::proxy_protocol;
 use crate::stream::Halves;
 use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
 
@@ -45,6 +46,13 @@ pub struct HeadLimits {
     pub pending: usize,
     /// 0 for no such limit.
     pub pending_per_source: usize,
+}
+
+/// What addresses stand for.
+pub struct Peers {
+    pub sources: Sources,
+    /// Those whose connections begin with a header of the PROXY protocol.
+    pub balancers: Sources,
 }
 
 /// A stream that was accepted, and its head or the reason why there is none.
@@ -101,7 +109,7 @@ impl Listener {
         address: &str,
         tls: Option<&ServerTls>,
         limits: HeadLimits,
-        sources: Sources,
+        peers: Peers,
         warn: Arc<Warn>,
     ) -> Result<Self, Fault> {
         let tls = match tls {
@@ -125,7 +133,7 @@ impl Listener {
                 inbox.clone(),
                 tls.clone(),
                 limits,
-                sources,
+                peers,
                 stop.clone(),
                 warn,
             ))
@@ -203,11 +211,12 @@ async fn accept(
     inbox: Arc<Inbox<Incoming>>,
     tls: Option<Arc<Mutex<ServerConfigs>>>,
     limits: HeadLimits,
-    sources: Sources,
+    peers: Peers,
     stop: Arc<Notify>,
     warn: Arc<Warn>,
 ) {
     let gate = Gate::new(limits.pending, limits.pending_per_source);
+    let peers = Arc::new(peers);
     // dropping it with this task gives up the heads being read
     let mut heads = tokio::task::JoinSet::new();
     let mut stopping = false;
@@ -232,14 +241,22 @@ async fn accept(
             None => return,
             Some(Ok((stream, remote))) => {
                 let tls = tls.as_ref().map(|tls| lock(tls).clone());
-                heads.spawn(prepare(
-                    Tcp::new(stream),
-                    canonical(remote).to_string(),
-                    tls,
-                    limits,
-                    gate.enter(sources.of(remote.ip())),
-                    inbox.clone(),
-                ));
+                let ticket = gate.enter(peers.sources.of(remote.ip()));
+                if peers.balancers.exempts(remote.ip()) {
+                    heads.spawn(introduce(
+                        stream,
+                        canonical(remote),
+                        tls,
+                        limits,
+                        ticket,
+                        gate.clone(),
+                        peers.clone(),
+                        inbox.clone(),
+                    ));
+                } else {
+                    let remote = canonical(remote).to_string();
+                    heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, ticket, inbox.clone()));
+                }
             }
             Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // gone before it was taken
             Some(Err(e)) => {
@@ -254,6 +271,47 @@ async fn accept(
     drop(lock(&socket).take());
     let _ = timeout(LAST_HEADS, async { while heads.join_next().await.is_some() {} }).await;
     inbox.finish();
+}
+
+/// A load balancer's connection: once its header has told for whom it is, it is that client's.
+#[allow(clippy::too_many_arguments)]
+async fn introduce(
+    stream: TcpStream,
+    balancer: SocketAddr,
+    tls: Option<ServerConfigs>,
+    limits: HeadLimits,
+    mut ticket: Ticket,
+    gate: Arc<Gate>,
+    peers: Arc<Peers>,
+    inbox: Arc<Inbox<Incoming>>,
+) {
+    let start = Instant::now();
+    let header = tokio::select! {
+        biased;
+        header = proxy_protocol::read(&stream) => header,
+        late = too_late(limits.time) => Err(late),
+        evicted = ticket.evicted() => Err(evicted),
+    };
+    let tcp = Tcp::new(stream);
+    match header {
+        Ok(None) => {} // a health check
+        Ok(Some(client)) => {
+            let remote = client.map_or(balancer, canonical);
+            if client.is_some() {
+                ticket = gate.enter(peers.sources.of(remote.ip()));
+            }
+            let time = limits.time.saturating_sub(start.elapsed());
+            prepare(tcp, remote.to_string(), tls, HeadLimits { time, ..limits }, ticket, inbox).await;
+        }
+        Err(fault) => {
+            let halves = tls.is_none().then(|| plain(tcp));
+            let _ = inbox.push(Incoming {
+                halves,
+                remote: balancer.to_string(),
+                head: Err(fault),
+            }); // closed meanwhile: the connection goes with it
+        }
+    }
 }
 
 /// Handshake and head of one connection, within the limits.

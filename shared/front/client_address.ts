@@ -11,14 +11,23 @@ export const trustedProxyOptions = defineOptions({
     description:
       "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others " +
       "it is ignored. By default none.",
-    check: (patterns) => {
-      const wrong = patterns.find((pattern) => !isNetwork(pattern));
-      return wrong === undefined
-        ? undefined
-        : `${JSON.stringify(wrong)} is not an address or a network as 10.0.0.7, 10.0.0.0/8 or 2001:db8::/32`;
-    },
+    check: checkNetworks,
+  },
+  "http-proxy.proxy-protocol": {
+    kind: "list",
+    description:
+      "Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells " +
+      "the client's address; one without it is refused, and one from elsewhere with it. By default none.",
+    check: checkNetworks,
   },
 });
+
+function checkNetworks(patterns: readonly string[]): string | undefined {
+  const wrong = patterns.find((pattern) => !isNetwork(pattern));
+  return wrong === undefined
+    ? undefined
+    : `${JSON.stringify(wrong)} is not an address or a network as 10.0.0.7, 10.0.0.0/8 or 2001:db8::/32`;
+}
 
 function isNetwork(pattern: string): boolean {
   try {

@@ -66,8 +66,8 @@ export interface ClientLimitsDeps {
   createRate: Net["createRate"];
   /** As of {@link TunnelLimitsOptions}. */
   buffers?: Buffers;
-  /** Addresses and networks of proxies that stand for their clients: their own count for nothing. Default none. */
-  trustedProxies?: readonly string[];
+  /** Addresses and networks of proxies and load balancers that tell their clients' addresses: their own count for nothing. Default none. */
+  intermediaries?: readonly string[];
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
@@ -98,7 +98,7 @@ export class ClientLimits {
       reportDescriptors(deps.log, "connections", connections, { heads, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient });
     }
     this.heads = heads;
-    this.headsPerAddress = { most: headsPerAddress, exempt: [...networksOf(values.exempt), ...networksOf(deps.trustedProxies ?? [])] };
+    this.headsPerAddress = { most: headsPerAddress, exempt: [...networksOf(values.exempt), ...networksOf(deps.intermediaries ?? [])] };
     this.#reports = reports;
     this.#door = new Door({
       all: { limit: "connections", most: connections },

@@ -262,6 +262,7 @@ class MemoryNet implements Net {
 
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     this.#checkOpen();
+    if (options.proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
 

@@ -93,7 +93,7 @@ interface Addon {
 /** As the addon hands it over: code, message, application error code, whether the far side caused it. */
 type Fault = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
 type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
-type Heads = { limit: number; timeoutMs: number; maxPending: number } & PerAddress;
+type Heads = { limit: number; timeoutMs: number; maxPending: number; proxyProtocol: readonly string[] } & PerAddress;
 /** Bytes each way, what went wrong, and where. */
 type Copied = [aToB: number, bToA: number, fault: Fault | undefined, side: 0 | 1 | undefined];
 /** A stream, and the head that came on it. */
@@ -397,11 +397,12 @@ function check(verdict: Verdict): void {
   if (verdict) throw new NetError(verdict[0], inWords(verdict[1]));
 }
 
-function heads(options: HeadOptions, each?: AddressLimit): Heads {
+function heads(options: HeadOptions, each?: AddressLimit, proxyProtocol: readonly string[] = []): Heads {
   return {
     limit: options.headLimit ?? HEAD_LIMIT,
     timeoutMs: options.headTimeoutMs ?? 10_000,
     maxPending: options.maxPendingHeads ?? 4_096,
+    proxyProtocol,
     ...perAddress(each),
   };
 }
@@ -429,7 +430,7 @@ class NativeNet implements Net {
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     const tls = options.tls && toEngineServerTls(options.tls);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, tls, heads(options, options.pendingHeadsPerAddress))
+      engine.listenTcp(op, options.address, tls, heads(options, options.pendingHeadsPerAddress, options.proxyProtocol))
     );
     return new NativeTcpListener(this.#calls, id, address);
   }

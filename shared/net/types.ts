@@ -262,6 +262,11 @@ export interface ListenTcpOptions extends HeadOptions {
   address: string;
   /** Speak TLS, and pick `http/1.1` where a client offers it by ALPN (RFC 7301), or no protocol. Default: plain TCP. */
   tls?: ServerTls;
+  /**
+   * Networks, `address/bits`, from which every connection begins with a header of the PROXY protocol, version 1 or 2, before TLS. The address
+   * that it tells is the stream's `remote`; one without a header is delivered with `head-malformed`. Default none.
+   */
+  proxyProtocol?: readonly string[];
 }
 
 /** Where to connect to over TCP. */

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { lookup } from "node:dns/promises";
 import { once } from "node:events";
+import { connect as connectRaw } from "node:net";
 import { describe } from "node:test";
+import { connect as connectTls } from "node:tls";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { watch, withRaw } from "./raw.ts";
@@ -24,14 +26,117 @@ import {
   within,
 } from "./support.ts";
 
+/** A header of version 2 for 192.0.2.1:5000, with one of the things that balancers add. */
+const V2_HEADER = Uint8Array.from([
+  ...[0x0d, 0x0a, 0x0d, 0x0a, 0, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, 0x21, 0x11, 0, 16],
+  ...[192, 0, 2, 1, 127, 0, 0, 1, 0x13, 0x88, 0x0c, 0x38, 0x04, 0, 1, 7],
+]);
+const V1_HEADER = bytes("PROXY TCP4 192.0.2.1 127.0.0.1 5000 3128\r\n");
+
 export function tcpTests(suite: Suite): void {
   describe("a TCP listener", () => {
     listenTests(suite);
     acceptTests(suite);
+    if (suite.adapter.has.sockets) proxyProtocolTests(suite);
   });
   describe("a TCP connection", () => {
     connectTests(suite);
     if (suite.adapter.has.sockets) wireTests(suite);
+  });
+}
+
+function proxyProtocolTests({ test, pki }: Suite): void {
+  const proxyProtocol = ["127.0.0.0/8"];
+
+  for (const [version, header] of [[1, V1_HEADER], [2, V2_HEADER]] as const) {
+    test(`takes the client's address from a header of the PROXY protocol, version ${version}, and nothing behind it`, async (net) => {
+      const { port, request } = await listenTcp(net, { proxyProtocol });
+      for (const step of [1, header.length + HEAD.length + 4]) {
+        const all = Uint8Array.from([...header, ...bytes(HEAD), ...bytes("body")]);
+        const stream = await dialTcp(net, port);
+        for (let at = 0; at < all.length; at += step) await within(stream.write(all.slice(at, at + step)));
+        const { stream: accepted, head } = await request();
+        assert.deepEqual([head, accepted.remote], [HEAD, "192.0.2.1:5000"]);
+        assert.equal(await readTextExactly(accepted, 4), "body");
+      }
+    });
+  }
+
+  test("takes a header of the PROXY protocol before TLS", async (net) => {
+    const { tls, authority } = await pki;
+    const { port, request } = await listenTcp(net, { proxyProtocol, tls });
+    const socket = connectRaw(port, "127.0.0.1");
+    socket.write(V2_HEADER);
+    const secure = connectTls({ socket, servername: "localhost", ca: authority.cert });
+    secure.write(HEAD);
+    const { stream, head } = await request();
+    assert.deepEqual([head, stream.remote], [HEAD, "192.0.2.1:5000"]);
+    secure.destroy();
+  });
+
+  test("keeps the load balancer's address where that connects for itself", async (net) => {
+    const { port, request } = await listenTcp(net, { proxyProtocol });
+    for (const header of ["PROXY UNKNOWN\r\n", "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"]) {
+      const stream = await dialTcp(net, port);
+      await within(stream.write(bytes(header + HEAD)));
+      assert.match((await request()).stream.remote, /^127\.0\.0\.1:[0-9]+$/);
+    }
+  });
+
+  test("delivers what has no header of the PROXY protocol as malformed, and leaves out who says nothing", async (net) => {
+    const { port, next } = await listenTcp(net, { proxyProtocol });
+    (await dialTcp(net, port)).close();
+    for (const text of [HEAD, "PROXY TCP4 192.0.2.1 127.0.0.1 5000\r\n"]) {
+      const stream = await dialTcp(net, port);
+      await within(stream.write(bytes(text)));
+      const { error } = (await within(next()))!;
+      assert.deepEqual([error?.code, error?.message], [
+        "head-malformed",
+        "The load balancer's connection does not begin with a PROXY protocol header",
+      ]);
+    }
+    const half = await dialTcp(net, port);
+    await within(half.write(V1_HEADER.slice(0, 20)));
+    half.closeWrite();
+    assert.equal((await within(next()))!.error?.code, "head-truncated");
+  });
+
+  test("delivers half a header of the PROXY protocol when its time is over", async (net) => {
+    const { port, next } = await listenTcp(net, { proxyProtocol, headTimeoutMs: 100 });
+    const stream = await dialTcp(net, port);
+    await within(stream.write(V2_HEADER.slice(0, 20)));
+    assert.equal((await within(next()))!.error?.code, "head-timeout");
+  });
+
+  test("takes a header of the PROXY protocol from elsewhere for a head", async (net) => {
+    const { port, next } = await listenTcp(net, { proxyProtocol: ["192.0.2.0/24"] });
+    const [first, second] = [await dialTcp(net, port), await dialTcp(net, port)];
+    await within(first.write(Uint8Array.from([...V1_HEADER, ...bytes(HEAD)])));
+    const { head, stream } = (await within(next()))!;
+    assert.ok(head?.startsWith("PROXY TCP4 ") && stream.remote.startsWith("127.0.0.1:"), `${head} of ${stream.remote}`);
+    await within(second.write(V2_HEADER));
+    assert.equal((await within(next()))!.error?.code, "head-malformed");
+  });
+
+  test("counts heads of a load balancer's clients by their own addresses", async (net) => {
+    const pendingHeadsPerAddress = { most: 1, exempt: proxyProtocol };
+    const { port, next, request } = await listenTcp(net, { proxyProtocol, pendingHeadsPerAddress });
+    const begin = async (client: string) => {
+      const stream = await dialTcp(net, port);
+      await within(stream.write(bytes(`PROXY TCP4 ${client} 127.0.0.1 5000 3128\r\n${HEAD.slice(0, 5)}`)));
+      return stream;
+    };
+    const other = await begin("192.0.2.2");
+    await begin("192.0.2.1");
+    await begin("192.0.2.1");
+    const { error, stream } = (await within(next()))!;
+    assert.deepEqual([error?.code, stream.remote], ["limit-per-address", "192.0.2.1:5000"]);
+    await within(other.write(bytes(HEAD.slice(5))));
+    assert.equal((await request()).stream.remote, "192.0.2.2:5000");
+  });
+
+  test("takes no text that is not a network for load balancers", async (net) => {
+    await netError(net.listenTcp({ address: "127.0.0.1:0", proxyProtocol: ["x"] }), "invalid");
   });
 }
 

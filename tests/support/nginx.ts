@@ -16,6 +16,8 @@ export interface Balanced {
   readonly transport: "udp" | "tcp";
   /** `host:port` of each server. */
   readonly servers: readonly string[];
+  /** More of what the server does, as nginx has it: `proxy_protocol on;`. */
+  readonly directives?: string;
 }
 
 /** Spreads connections over servers in turn; `await using` ends it. */
@@ -26,9 +28,9 @@ export class Nginx implements AsyncDisposable {
   static async start(balanced: readonly Balanced[]): Promise<Nginx> {
     const folder = new Folder();
     const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
-    const blocks = balanced.map(({ transport, servers }, i) => `
+    const blocks = balanced.map(({ transport, servers, directives = "" }, i) => `
       upstream servers${i} { ${METHOD[transport]} ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
-      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; }`);
+      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; ${directives} }`);
     const configuration = folder.write(
       "nginx.conf",
       `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : ""}

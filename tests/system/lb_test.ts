@@ -1,14 +1,19 @@
 // Clients, a load balancer, proxies, a store and agents, with the compiled executables and real store servers.
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { createMemcachedStore } from "../../shared/store/memcached.ts";
 import type { Store } from "../../shared/store/store.ts";
+import { NGINX, Nginx } from "../support/nginx.ts";
 import { type Addresses, AGENT_ID, type Program, Site, storeArgs } from "../support/processes.ts";
 import { ask, connectHead, credentials, dial, openTunnel, Origin } from "../support/sockets.ts";
 import { StoreServer } from "../support/store_servers.ts";
 import { makeTokenKey } from "../support/tokens.ts";
 
+const withNginx = {
+  skip: process.platform === "linux" && existsSync(NGINX) ? false : "there is no nginx (tests/install.sh), or not all of 127.0.0.0/8",
+};
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8" };
 
 /** The shortest there is: entries are renewed every second. */
@@ -182,6 +187,32 @@ describe("load balancer", () => {
     },
   );
 
+  it("behind nginx with the PROXY protocol has the client's own address, and so has the proxy behind it", withNginx, async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { proxy, addresses } = await site.startProxy([...storeArgs(cache), "--http-proxy.trusted-proxies=127.0.0.1", "--limits.exempt="]);
+    await site.startAgent(addresses);
+    const { lb, clients } = await site.startLb(cache, ["--http-proxy.proxy-protocol=127.0.0.1", "--limits.exempt="]);
+    await using nginx = await Nginx.start([{ transport: "tcp", servers: [clients], directives: "proxy_protocol on;" }]);
+    const [balanced] = nginx.addresses;
+    for (let status = 0; status !== 200;) ({ status } = await askHead(balanced!, connectHead(origin.authority), "127.0.0.7"));
+    (await origin.accept()).finish(); // nginx ends a tunnel when both its ends have
+    for (const program of [lb, proxy]) {
+      const { client } = await program.waitFor("request", { status: 200 });
+      assert.match(String(client), /^127\.0\.0\.7:[0-9]+$/);
+    }
+    // who comes without nginx cannot claim to be another
+    const claim = "PROXY TCP4 192.0.2.1 127.0.0.1 5000 3128\r\n";
+    const direct = await ask(clients, `${claim}${connectHead(origin.authority)}`, "127.0.0.2");
+    assert.equal(direct.status, 400);
+    const without = await ask(clients, connectHead(origin.authority));
+    assert.equal(without.status, 400);
+    await lb.waitFor("request", {
+      reason: "The request head is malformed: The load balancer's connection does not begin with a PROXY protocol header",
+    });
+  });
+
   it("follows an agent that has moved, though its old place was looked up just before", async () => {
     await using fleet = await Fleet.start();
     const { agent } = await fleet.startPair();
@@ -321,8 +352,8 @@ describe("load balancer", () => {
 });
 
 /** Asks, and leaves with the head of the answer: a tunnel has no end of its own. */
-async function askHead(address: string, request: string): Promise<{ status: number }> {
-  using wire = await dial(address);
+async function askHead(address: string, request: string, from?: string): Promise<{ status: number }> {
+  using wire = await dial(address, undefined, from);
   await wire.write(request);
   return { status: Number((await wire.readUntil("\r\n\r\n")).split(" ")[1]) };
 }

@@ -53,6 +53,11 @@ fn a_head_ends_where_it_should_however_it_comes() {
 }
 
 #[test]
+fn a_header_of_the_proxy_protocol_is_read_to_its_end() {
+    run("proxy_headers", targets::proxy_headers, 20_000);
+}
+
+#[test]
 fn der_is_used_or_refused_with_a_sentence() {
     run("der", targets::der, 1_000);
 }

@@ -1,0 +1,14 @@
+//! See `targets.rs`.
+#![cfg_attr(fuzzing, no_main)]
+#[path = "../targets.rs"]
+mod targets;
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::proxy_headers(data));
+
+/// One input, a file's: for a debugger.
+#[cfg(not(fuzzing))]
+fn main() {
+    let file = std::env::args().nth(1).expect("a file");
+    targets::proxy_headers(&std::fs::read(file).expect("a file that can be read"));
+}
