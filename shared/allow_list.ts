@@ -4,13 +4,18 @@ import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./host_address.ts";
 import type { Authority } from "./http/head.ts";
+import { PatternIndex, type Place } from "./pattern_index.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 interface Pattern {
+  /** Under what it is found: see {@link PatternIndex}. */
+  readonly place: Place;
   matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
   readonly ports: readonly [first: number, last: number];
 }
+
+type Matching = Pick<Pattern, "place" | "matches">;
 
 /** Tells whether a destination may be reached. */
 export interface AllowList {
@@ -26,9 +31,9 @@ export interface AllowList {
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
-  const parsed = parsePatterns(patterns);
+  const index = indexOf(parsePatterns(patterns));
   return {
-    allows: ({ host, port }) => patterns.length === 0 || matchesAny(parsed, canonicalHost(host), port),
+    allows: ({ host, port }) => patterns.length === 0 || matchesAny(index, canonicalHost(host), port),
   };
 }
 
@@ -44,17 +49,23 @@ export interface DenyList {
  * @throws {RangeError} naming the first pattern that cannot be read
  */
 export function createDenyList(patterns: readonly string[]): DenyList {
-  const parsed = parsePatterns(patterns);
+  const index = indexOf(parsePatterns(patterns));
   return {
-    denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(parsed, alias, port)),
+    denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(index, alias, port)),
   };
 }
 
-function matchesAny(patterns: readonly Pattern[], host: string, port: number): boolean {
+function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
+  const index = new PatternIndex<Pattern>();
+  for (const pattern of patterns) index.add(pattern.place, pattern);
+  return index;
+}
+
+function matchesAny(index: PatternIndex<Pattern>, host: string, port: number): boolean {
   const address = parseAddress(host);
   const name = normalizeName(host);
   const zone = zoneOf(host);
-  return patterns.some(({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
+  return index.some(name, address, ({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
 }
 
 /**
@@ -73,7 +84,7 @@ export function networksOf(patterns: readonly string[]): string[] {
   });
 }
 
-const EVERYTHING: Pattern = { matches: () => true, ports: [1, 65_535] };
+const EVERYTHING: Pattern = { place: { of: "everything" }, matches: () => true, ports: [1, 65_535] };
 
 /** `none` is no pattern at all, and `all` is one that matches everything. */
 function parsePatterns(patterns: readonly string[]): Pattern[] {
@@ -95,15 +106,15 @@ function parsePattern(pattern: string): Pattern {
   const { host, bits: networkBits, ports, bracketed } = parts;
   const range = parsePorts(ports);
   if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports from 1 to 65535`);
-  if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, matches: matchZone(host.slice(2), fail) };
+  if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, ...matchZone(host.slice(2), fail) };
   const address = parseAddress(host);
-  if (networkBits !== undefined) return { ports: range, matches: matchNetwork(host, Number(networkBits), fail) };
+  if (networkBits !== undefined) return { ports: range, ...matchNetwork(host, Number(networkBits), fail) };
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
   if (address) {
     const canonical = canonicalHost(host);
-    return { ports: range, matches: matchAddress(parseAddress(canonical)!, zoneOf(canonical)) };
+    return { ports: range, ...matchAddress(parseAddress(canonical)!, zoneOf(canonical)) };
   }
-  return { ports: range, matches: matchName(host, fail) };
+  return { ports: range, ...matchName(host, fail) };
 }
 
 /** What was probably meant by a pattern that cannot be read. */
@@ -123,7 +134,7 @@ function advise(pattern: string): string | undefined {
   const bits = mask === undefined ? undefined : prefixOf(mask);
   if (bits !== undefined) return `write ${network}/${bits}`;
   if (/^[^:/[\]]+(?::[0-9]+)?\/(?![0-9]+$)/.test(pattern)) return "a pattern has no path";
-  if (/.\*|^\*[^.]/.test(pattern)) return "* stands only at the beginning, as in *.example.com";
+  if (pattern.includes("*")) return "* stands only at the beginning, as in *.example.com";
   const [, host = "", port = ""] = /^([^:/]*)(.*)$/.exec(pattern) ?? [];
   // deno-lint-ignore no-control-regex -- ASCII
   const ascii = /[^\x00-\x7f]/.test(host) ? domainToASCII(host) : "";
@@ -174,12 +185,15 @@ function zoneOf(host: string): string | undefined {
   return host.includes(":") ? host.split("%")[1] : undefined;
 }
 
-function matchAddress(address: Address, zone: string | undefined): Pattern["matches"] {
+function matchAddress(address: Address, zone: string | undefined): Matching {
   const normalized = address.toNormalizedString();
-  return (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone);
+  return {
+    place: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 },
+    matches: (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone),
+  };
 }
 
-function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): Pattern["matches"] {
+function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): Matching {
   if (zoneOf(host) !== undefined) throw fail("a network has no zone");
   let address = parseAddress(host);
   if (!address) throw fail(`${JSON.stringify(host)} is not an address`);
@@ -190,7 +204,10 @@ function matchNetwork(host: string, bits: number, fail: (why: string) => RangeEr
     if (bits >= 96) bits -= 96;
     else address = parseIPv6(host)!;
   }
-  return (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits);
+  return {
+    place: { of: "network", address, bits },
+    matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits),
+  };
 }
 
 function normalizeName(name: string): string {
@@ -217,13 +234,16 @@ function checkName(name: string, fail: (why: string) => RangeError): string {
   return normalized;
 }
 
-function matchName(name: string, fail: (why: string) => RangeError): Pattern["matches"] {
+function matchName(name: string, fail: (why: string) => RangeError): Matching {
   const normalized = checkName(name, fail);
-  return (host, address) => address === undefined && host === normalized;
+  return { place: { of: "name", name: normalized }, matches: (host, address) => address === undefined && host === normalized };
 }
 
 /** The zone itself too. */
-function matchZone(zone: string, fail: (why: string) => RangeError): Pattern["matches"] {
+function matchZone(zone: string, fail: (why: string) => RangeError): Matching {
   const normalized = checkName(zone, fail);
-  return (host, address) => address === undefined && (host === normalized || host.endsWith(`.${normalized}`));
+  return {
+    place: { of: "zone", name: normalized },
+    matches: (host, address) => address === undefined && (host === normalized || host.endsWith(`.${normalized}`)),
+  };
 }
