@@ -62,6 +62,8 @@ export interface ProxyOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
     trustedProxies?: string[];
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells the client's address; one without it is refused, and one from elsewhere with it. By default none. */
+    proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
@@ -306,6 +308,8 @@ export interface LoadBalancerOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
     trustedProxies?: string[];
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells the client's address; one without it is refused, and one from elsewhere with it. By default none. */
+    proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
