@@ -30,7 +30,14 @@ import { createNativeNet } from "./shared/net/native.ts";
 import type { Net } from "./shared/net/types.ts";
 import type { Store } from "./shared/store/store.ts";
 
-export { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, type Peer } from "./shared/auth/authenticator.ts";
+export {
+  AuthenticationError,
+  type Authenticator,
+  type Claims,
+  type ClientCredentials,
+  type Identity,
+  type Peer,
+} from "./shared/auth/authenticator.ts";
 export type { Applicant, Authenticate } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/allow_list.ts";
 export { ConfigError } from "./shared/cli/option.ts";

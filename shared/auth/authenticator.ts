@@ -8,7 +8,9 @@ export type ClientCredentials =
 
 /** Who a token names, and its `jti`. */
 export interface Claims {
+  /** Its `agent_id`. */
   readonly agentId?: string;
+  /** Its `jti`. */
   readonly tokenId?: string;
 }
 
