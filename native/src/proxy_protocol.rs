@@ -42,12 +42,10 @@ fn parse_v1(bytes: &[u8]) -> Header {
     if bytes[..start] != NAME[..start] || bytes.len() > V1_MOST {
         return Header::Malformed;
     }
-    if bytes.last() != Some(&b'\n') {
-        return if bytes.len() < V1_MOST {
-            Header::Needs(1)
-        } else {
-            Header::Malformed
-        };
+    match bytes.iter().position(|&b| b == b'\n') {
+        Some(end) if end + 1 == bytes.len() => {}
+        None if bytes.len() < V1_MOST => return Header::Needs(1),
+        _ => return Header::Malformed,
     }
     let line = bytes.strip_suffix(b"\r\n").and_then(|line| std::str::from_utf8(line).ok());
     line.and_then(client_v1).map_or(Header::Malformed, Header::Whole)
@@ -212,6 +210,7 @@ mod tests {
             b"PROXY UDP4 192.0.2.1 10.0.0.1 5000 80\r\n",
             b"PROXY TCP4 192.0.2.1 10.0.0.1 5000 80\n",
             b"PROXY \xff\xff\xff\xff\xff\r\n",
+            b"PROXY TCP\r\n and what follows",
             long.as_bytes(),
             &v2(0x11, 0x11, &[0; 12]),
             &v2(0x22, 0x11, &[0; 12]),

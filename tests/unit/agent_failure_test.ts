@@ -21,7 +21,12 @@ describe("an agent's words for a failure", () => {
     assert.match(describeFailure(error, "a:1", options("noauth")), /is the proxy running there\?$/);
   });
 
-  for (const [type, words] of [["jwt", /it takes no tokens: it needs --auth\.type=jwt/], ["noauth", /it does not take this agent id$/]] as const) {
+  for (
+    const [type, words] of [["jwt", /it takes no tokens: it needs --auth\.type=jwt/], [
+      "noauth",
+      /it does not take this agent id$/,
+    ]] as const
+  ) {
     it(`name what was shown where an agent id is refused: ${type}`, () => {
       const error = new NetError("closed", "bad agent id", { appCode: CloseCode.badAgentId, remote: true });
       assert.match(describeFailure(error, "a:1", options(type)), words);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { Folder, Program } from "../support/processes.ts";
+import { Folder, Program, ROOT } from "../support/processes.ts";
 import { makeTokenKey } from "../support/tokens.ts";
 
 const BACKING = join(import.meta.dirname!, "..", "..", "shared", "backing.ts");
@@ -27,7 +27,8 @@ describe("the backing of a proxy", () => {
       const log = { trace() {}, debug() {}, info() {}, warn() {}, error() {} };
       await openBacking({ ...${JSON.stringify(options)}, log }, {}).catch((error) => console.log(error.name + ": " + error.message));`,
     );
-    await using program = new Program(process.execPath, ["run", script]);
+    const flags = process.versions.bun === undefined ? ["-A", "--no-check", "--config", join(ROOT, "deno.json")] : [];
+    await using program = new Program(process.execPath, ["run", ...flags, script]);
     const { exitCode, stdout, stderr } = await program.ended;
     assert.equal(exitCode, 0, stderr);
     assert.match(stdout, /^ConfigError: Cannot read --store\.redis\.tls\.file\.root-ca: /);
