@@ -20,6 +20,7 @@ use crate::rate::{Pace, Rate};
 use crate::sources::Paths;
 use crate::stream::{Halves, Stop, Stream};
 use crate::tcp::{self, Incoming};
+use crate::tls::LastConnector;
 use crate::{lock, memory, process, quic};
 
 /// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
@@ -78,6 +79,7 @@ pub struct Core {
     pub runtime: &'static Handle,
     pub heartbeat: Arc<Heartbeat>,
     pub names: Arc<Names>,
+    pub connector: LastConnector,
     pub next: AtomicU64,
     pub streams: Table<Stream>,
     pub connections: Table<Connection>,
@@ -153,6 +155,7 @@ impl Core {
             runtime,
             heartbeat: Heartbeat::new(),
             names: Names::new(runtime.clone(), Paths::default()),
+            connector: LastConnector::default(),
             next: AtomicU64::new(1),
             streams: Mutex::default(),
             connections: Mutex::default(),

@@ -276,6 +276,7 @@ impl Engine {
         let core = self.core.clone();
         self.core.run(op, true, async move {
             let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
+            let tls = tls.map(|tls| core.connector.get(tls)).transpose()?;
             let (halves, remote) = tcp::dial(&core.names, host, port, at, millis(timeout_ms), tls).await?;
             Ok(Js::Array(vec![core.add_stream(halves), Js::Text(remote)]))
         });
@@ -730,10 +731,11 @@ impl Engine {
         let copy = Copy::new(core, op, prologue_to_a, idle_timeout_ms, rates, true);
         core.runtime.spawn(async move {
             // apart: what connects is not to be as large as what copies
-            let names = copy.core.names.clone();
+            let core = copy.core.clone();
             let dial = Box::pin(async {
                 let at = addresses.map_or(Ok(At::Name), |given| At::addresses(&given, port))?;
-                tcp::dial(&names, host, port, at, millis(timeout_ms), tls).await
+                let tls = tls.map(|tls| core.connector.get(tls)).transpose()?;
+                tcp::dial(&core.names, host, port, at, millis(timeout_ms), tls).await
             });
             let dialled = tokio::select! {
                 dialled = Box::pin(a_stream.while_there(&copy.stop, dial)) => dialled,

@@ -24,7 +24,7 @@ use crate::lock;
 use crate::names::{Names, Purpose};
 use crate::proxy_protocol;
 use crate::stream::Halves;
-use crate::tls::{self, ClientTls, ServerTls, TCP_VERSIONS};
+use crate::tls::{self, ServerTls, TCP_VERSIONS};
 
 /// Connections the kernel may hold until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -398,14 +398,11 @@ pub async fn dial(
     port: u16,
     at: At,
     limit: Duration,
-    tls: Option<ClientTls>,
+    tls: Option<TlsConnector>,
 ) -> Result<(Halves, String), Fault> {
     let tls = match tls {
         None => None,
-        Some(options) => Some((
-            TlsConnector::from(Arc::new(tls::client(&options, TCP_VERSIONS, &[])?)),
-            tls::server_name(&host)?,
-        )),
+        Some(connector) => Some((connector, tls::server_name(&host)?)),
     };
     connect((names, Purpose::Tunnel), &host, port, at, limit, |address| {
         let tls = tls.clone();

@@ -1,7 +1,8 @@
 //! TLS configurations from DER: what a server shows and asks, what a client believes. Errors name what is wrong, never a key. PEM is read by
 //! `shared/net/pem.ts`, and by nothing here but for the system's own authorities.
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ::aws_lc_rs::{hkdf, hmac};
 use napi::bindgen_prelude::{FromNapiValue, TypeName, Uint8Array, ValidateNapiValue};
@@ -18,11 +19,13 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use sha2::{Digest, Sha256};
+use tokio_rustls::TlsConnector;
 
 use crate::error::Fault;
+use crate::lock;
 
 /// DER of a certificate, a key or a revocation list.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Der(pub Vec<u8>);
 
 impl Deref for Der {
@@ -68,7 +71,7 @@ pub struct ServerTls {
 }
 
 #[napi_derive::napi(object, object_to_js = false)]
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub struct ClientTls {
     pub ca: Option<Vec<Der>>,
     pub system_roots: Option<bool>,
@@ -137,6 +140,28 @@ pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], a
     };
     config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
     Ok(config)
+}
+
+/// A connector is made from its options again after this time: the system's authorities may have changed.
+const CONNECTOR_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The connector that was used last. Making one parses certificates and reads the system's authorities; one that is used again resumes
+/// sessions (RFC 8446 §2.2).
+#[derive(Default)]
+pub struct LastConnector(Mutex<Option<(Instant, ClientTls, TlsConnector)>>);
+
+impl LastConnector {
+    pub fn get(&self, tls: ClientTls) -> Result<TlsConnector, Fault> {
+        let mut last = lock(&self.0);
+        if let Some((made, of, connector)) = &*last {
+            if made.elapsed() < CONNECTOR_LIFETIME && *of == tls {
+                return Ok(connector.clone());
+            }
+        }
+        let connector = TlsConnector::from(Arc::new(client(&tls, TCP_VERSIONS, &[])?));
+        *last = Some((Instant::now(), tls, connector.clone()));
+        Ok(connector)
+    }
 }
 
 pub fn server_name(name: &str) -> Result<ServerName<'static>, Fault> {
