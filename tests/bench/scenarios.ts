@@ -1,7 +1,7 @@
 // What is measured, by name: sizes, metrics, and which limits say something beside it.
 import type { Scenario } from "./scenario.ts";
 import { agents, idle, memory, tunnels } from "./state.ts";
-import { bulk, isolation, lossy, rate, rtt } from "./traffic.ts";
+import { bulk, isolation, lossy, rate, rateBeside, rtt } from "./traffic.ts";
 
 const MEMORY = { unit: "MiB", digits: 1 };
 
@@ -36,6 +36,7 @@ export const SCENARIOS: readonly Scenario[] = [
   bulk("down8", "8 tunnels, origin to client", "down", 8),
   bulk("up8", "8 tunnels, client to origin", "up", 8),
   ...[1, 50, 90, 500].map((clients) => rate(clients)),
+  ...[4, 8, 16, 64].map((downloads) => rateBeside(downloads)),
   rtt("rtt", "round trip in an open tunnel"),
   rtt("rtt-beside", "round trip beside a download in another tunnel", { beside: true }),
   {
@@ -77,6 +78,7 @@ export const SCENARIOS: readonly Scenario[] = [
   bulk("lb-down", "through lb: one tunnel, origin to client", "down", 1, { lb: true }),
   bulk("lb-up", "through lb: one tunnel, client to origin", "up", 1, { lb: true }),
   rate(50, { lb: true }),
+  rateBeside(8, { lb: true }),
   rtt("lb-rtt", "through lb: round trip in an open tunnel", { lb: true }),
   {
     name: "memory",

@@ -107,6 +107,44 @@ export function rate(clients: number, surroundings: Surroundings = {}): Scenario
   };
 }
 
+/** Short tunnels of 10 clients beside downloads through the same agent. */
+export function rateBeside(downloads: number, surroundings: Surroundings = {}): Scenario {
+  const ms = { unit: "ms", digits: 2 };
+  const clients = 10;
+  return {
+    name: `${surroundings.lb ? "lb-" : ""}rate${clients}-beside${downloads}`,
+    title: `${
+      surroundings.lb ? "through lb: " : ""
+    }short tunnels, ${clients} clients, beside ${downloads} downloads through the same agent`,
+    surroundings,
+    metrics: {
+      perSecond: { title: "tunnels", unit: "/s" },
+      totalP50: { title: "to the answer p50", ...ms },
+      totalP99: { title: "to the answer p99", ...ms },
+      downloadsMbPerSecond: { title: "the downloads meanwhile", unit: "MB/s" },
+    },
+    run: async ({ sizes: { warmUpSeconds, headStartSeconds, rateSeconds }, load }) => {
+      await load("rate", "--clients", clients, "--seconds", warmUpSeconds);
+      const flows = Array.from(
+        { length: downloads },
+        () => load("flow", "--head-start", headStartSeconds, "--seconds", rateSeconds),
+      );
+      const short = sleep(headStartSeconds * 1_000).then(() => load("rate", "--clients", clients, "--seconds", rateSeconds));
+      const [result, ...rest] = await Promise.all([short, ...flows]);
+      const { p50, p99 } = percentiles(result.totalMs);
+      return {
+        figures: {
+          perSecond: figure(result.perSecond),
+          totalP50: p50,
+          totalP99: p99,
+          downloadsMbPerSecond: rest.reduce((sum, { mbPerSecond }) => sum + (figure(mbPerSecond) ?? 0), 0),
+        },
+        errors: errorsOf(result, ...rest),
+      };
+    },
+  };
+}
+
 export function rtt(name: string, title: string, { beside = false, lb }: Surroundings & { beside?: boolean } = {}): Scenario {
   const micros = { unit: "µs" };
   const options = beside ? ["--beside"] : [];
