@@ -78,9 +78,9 @@ describe("auth", () => {
     await succeed(folder, ["key", "private"]);
     const wrong: [args: string[], named: RegExp][] = [
       [["key", "private", "--algo=HS256"], /--algo: "HS256" is not one of ES256, RS256, EdDSA/],
-      [["key", "public", "--in=missing.pem"], /Cannot read --in: .*missing\.pem/],
+      [["key", "public", "--in=missing.pem"], /Cannot read --in "missing\.pem": there is no such file/],
       [["key", "public", "--in=none.pem"], /Cannot use --in "none\.pem": it has no PRIVATE KEY in PEM/],
-      [["key", "public", "--in=."], /Cannot read --in: .*directory/],
+      [["key", "public", "--in=."], /Cannot read --in "\.": it is a directory/],
       [["jwt", "token"], /--agent-id is needed/],
       [["jwt", "token", "--agent-id=a b"], /--agent-id "a b"/],
       [["jwt", "token", "--agent-id=4711", "--role=boss"], /--role: "boss" is not one of agent, client/],
@@ -89,7 +89,7 @@ describe("auth", () => {
       [["jwt", "token", "--agent-id=4711", "--in=none.pem"], /Cannot use --in "none\.pem"/],
     ];
     for (const [args, named] of wrong) await fail(folder, 2, args, named);
-    await fail(folder, 1, ["key", "private", "--out=missing/key.pem"], /Cannot write --out: .*missing\/key\.pem/);
+    await fail(folder, 1, ["key", "private", "--out=missing/key.pem"], /Cannot write --out .*missing\/key\.pem/);
     assert.deepEqual(readdirSync(folder.path).sort(), ["auth-key-private.pem", "none.pem"]);
   });
 
