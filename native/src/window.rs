@@ -1,10 +1,10 @@
 //! How much QUIC may have under way and unread: of a stream as much as its reader drains in two round trips, of a connection what its streams
 //! may have. What a peer sends and nobody reads, and what is written and nobody acknowledges, is bounded by these.
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use quinn::VarInt;
+use quinn::{StreamId, VarInt};
 
 use crate::budget;
 use crate::congestion::Notes;
@@ -20,7 +20,7 @@ const GROWTH: u64 = 64 << 20;
 const SHARE: u64 = 4;
 /// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
 const BASE: u64 = 1 << 20;
-/// A connection's window changes by so much at least: each change is a frame.
+/// A connection's window changes by at least this: each change is a frame.
 const STEP: u64 = 1 << 20;
 /// The engine itself takes as long, on however short a path.
 const SHORTEST_ROUND_TRIP: Duration = Duration::from_micros(500);
@@ -33,10 +33,10 @@ pub fn send_window(congestion_window: u64) -> u64 {
 
 const SMALLEST_SEND_WINDOW: u64 = 512 << 10;
 
-/// What the windows of all streams have grown. There is one set of threads for all engines of a process, and so one of these.
-static GROWN: AtomicU64 = AtomicU64::new(0);
+/// There is one set of threads for all engines of a process, and so one of these.
+static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
 
-/// What a window that starts with so many bytes may be now.
+/// The largest that a window may be now that started with `start` bytes.
 fn most(start: u64, grown: u64) -> u64 {
     (start + GROWTH.saturating_sub(grown) / SHARE).min(MOST)
 }
@@ -62,7 +62,7 @@ impl Receive {
         }
     }
 
-    /// So many bytes were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
+    /// `bytes` were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
     fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, most: u64) -> Option<u64> {
         self.drained += bytes;
         if now < self.due {
@@ -81,6 +81,97 @@ impl Receive {
         let changed = window != self.window;
         self.window = window;
         changed.then_some(window)
+    }
+}
+
+/// What the windows of all streams have grown. A stream that grows and is then idle would keep its part of [`GROWTH`] for as long as it is
+/// open, so streams that want more look at the others first.
+struct Growths<S> {
+    sum: AtomicU64,
+    grown: Mutex<Grown<S>>,
+}
+
+struct Grown<S> {
+    streams: Vec<Weak<Growth<S>>>,
+    swept: Option<Instant>,
+}
+
+/// What the window of one stream counts in the sum.
+struct Growth<S> {
+    stream: S,
+    counted: AtomicU64,
+    /// It was drained since the last sweep.
+    is_used: AtomicBool,
+}
+
+/// Streams are looked at this often, at most. One that was not drained between two sweeps is idle, or its reader is stuck.
+const SWEEP: Duration = Duration::from_secs(1);
+
+impl<S> Growths<S> {
+    const fn new() -> Self {
+        let grown = Grown {
+            streams: Vec::new(),
+            swept: None,
+        };
+        Self {
+            sum: AtomicU64::new(0),
+            grown: Mutex::new(grown),
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, stream: S) -> Arc<Growth<S>> {
+        let growth = Arc::new(Growth {
+            stream,
+            counted: AtomicU64::new(0),
+            is_used: AtomicBool::new(true),
+        });
+        lock(&self.grown).streams.push(Arc::downgrade(&growth));
+        growth
+    }
+
+    fn count(&self, growth: &Growth<S>, bytes: u64) {
+        let before = growth.counted.swap(bytes, Ordering::Relaxed);
+        self.sum.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed); // wraps where it has shrunk
+    }
+
+    /// Of streams that are not being drained, counts no more than they hold, as `held` tells.
+    fn sweep(&self, now: Instant, held: impl Fn(&S) -> u64) {
+        let mut quiet = Vec::new();
+        {
+            let mut grown = lock(&self.grown);
+            if grown.swept.is_some_and(|at| now < at + SWEEP) {
+                return;
+            }
+            grown.swept = Some(now);
+            grown.streams.retain(|growth| {
+                let Some(growth) = growth.upgrade() else { return false };
+                if !growth.is_used.swap(false, Ordering::Relaxed) {
+                    quiet.push(growth);
+                }
+                true
+            });
+        }
+        // asked without the lock: each connection has one of its own
+        for growth in quiet {
+            let counted = growth.counted.load(Ordering::Relaxed);
+            if counted == 0 {
+                continue;
+            }
+            let held = held(&growth.stream);
+            // a stream that is drained meanwhile counts for itself
+            let changes = held < counted
+                && growth
+                    .counted
+                    .compare_exchange(counted, held, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+            if changes {
+                self.sum.fetch_sub(counted - held, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -198,6 +289,8 @@ pub struct Flow {
     receive: Receive,
     /// Of the connection's window, this is for this stream.
     share: u64,
+    /// Where the window has grown.
+    growth: Option<Arc<Growth<(quinn::Connection, StreamId)>>>,
 }
 
 impl Flow {
@@ -209,6 +302,7 @@ impl Flow {
             notes,
             receive: Receive::new(start, Instant::now()),
             share: start,
+            growth: None,
         }))
     }
 
@@ -217,16 +311,30 @@ impl Flow {
         (self.receive.window / 4) as usize
     }
 
-    /// So many bytes were read and passed on.
+    /// `bytes` were read and passed on.
     pub fn drained(&mut self, stream: &mut quinn::RecvStream, bytes: usize) {
-        let before = self.grown();
+        let (now, before) = (Instant::now(), self.receive.window);
+        if let Some(growth) = &self.growth {
+            growth.is_used.store(true, Ordering::Relaxed);
+            // it was idle, and others have its part: it grows again, while the peer still has the credit that it was given
+            self.receive.window = before.min(self.receive.start + growth.counted.load(Ordering::Relaxed));
+        }
+        if now >= self.receive.due && GROWTHS.sum() > 0 {
+            GROWTHS.sweep(now, |(connection, id)| connection.held(*id));
+        }
         let most = match budget::has_room() {
-            true => most(self.receive.start, GROWN.load(Ordering::Relaxed)),
+            true => most(self.receive.start, GROWTHS.sum()),
             false => self.receive.start,
         };
-        let window = self.receive.drained(bytes as u64, Instant::now(), self.notes.round_trip(), most);
-        let Some(window) = window else { return };
-        GROWN.fetch_add(self.grown().wrapping_sub(before), Ordering::Relaxed); // wraps where it has shrunk
+        self.receive.drained(bytes as u64, now, self.notes.round_trip(), most);
+        let window = self.receive.window;
+        if window == before {
+            return;
+        }
+        let growth = self
+            .growth
+            .get_or_insert_with(|| GROWTHS.add((self.connection.clone(), stream.id())));
+        GROWTHS.count(growth, window - self.receive.start);
         if window > self.share {
             let more = window - self.share;
             self.share = window;
@@ -239,15 +347,11 @@ impl Flow {
     pub fn connection(&self) -> &quinn::Connection {
         &self.connection
     }
-
-    fn grown(&self) -> u64 {
-        self.receive.window - self.receive.start
-    }
 }
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        GROWN.fetch_sub(self.grown(), Ordering::Relaxed);
+        self.growth.iter().for_each(|growth| GROWTHS.count(growth, 0));
         self.notes.session.change(&self.connection, |windows| {
             windows.streams -= self.share;
             windows.open -= 1;
@@ -322,6 +426,56 @@ mod tests {
         assert_eq!(most(START, GROWTH - (4 << 20)), START + (1 << 20));
         assert_eq!(most(START, GROWTH), START);
         assert_eq!(most(START, u64::MAX), START);
+    }
+
+    #[test]
+    fn windows_that_have_grown_and_are_idle_leave_their_growth_to_others() {
+        let growths = Growths::<u64>::new();
+        let quiet: Vec<_> = (0..15)
+            .map(|_| {
+                let growth = growths.add(0); // it holds nothing
+                growths.count(&growth, GROWTH / 15);
+                growth
+            })
+            .collect();
+        assert!(most(START, growths.sum()) < START + (1 << 10));
+        let start = Instant::now();
+        for after in [0, 1_000] {
+            growths.sweep(start + after * MS, |held| *held);
+        }
+        assert_eq!(growths.sum(), 0);
+        assert_eq!(most(START, growths.sum()), MOST);
+        quiet.iter().for_each(|growth| growths.count(growth, 0));
+        assert_eq!(growths.sum(), 0, "nothing is given back twice");
+        drop(quiet);
+        growths.sweep(start + 2_000 * MS, |held| *held);
+        assert!(lock(&growths.grown).streams.is_empty());
+    }
+
+    #[test]
+    fn a_window_that_is_drained_or_is_full_still_counts() {
+        let growths = Growths::<u64>::new();
+        let (busy, stuck) = (growths.add(0), growths.add(3 << 20));
+        for growth in [&busy, &stuck] {
+            growths.count(growth, 4 << 20);
+        }
+        let start = Instant::now();
+        for seconds in 0..5 {
+            busy.is_used.store(true, Ordering::Relaxed);
+            growths.sweep(start + seconds * SWEEP, |held| *held);
+        }
+        assert_eq!(growths.sum(), 7 << 20);
+    }
+
+    #[test]
+    fn a_stream_between_two_reads_is_not_idle() {
+        let growths = Growths::<u64>::new();
+        let growth = growths.add(0);
+        growths.count(&growth, 1 << 20);
+        let start = Instant::now();
+        growths.sweep(start, |held| *held);
+        growths.sweep(start + SWEEP / 2, |held| *held);
+        assert_eq!(growths.sum(), 1 << 20);
     }
 
     #[test]
