@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout, Instant};
 
 use crate::sources::{Dns, MAX_ADDRESSES};
 
-/// The next server is asked as well when one has said nothing for so long. Later answers count nevertheless.
+/// The next server is asked as well when one has said nothing for this long. Later answers count nevertheless.
 const NEXT_SERVER: Duration = Duration::from_secs(1);
 /// Longest answer over UDP. Without EDNS it is 512 bytes, but not every server keeps to that.
 const DATAGRAM: usize = 4_096;
@@ -68,14 +68,15 @@ impl fmt::Display for Failure {
 struct Query {
     family: Family,
     message: Message<Vec<u8>>,
-    /// It was answered, or is asked over TCP.
     is_settled: bool,
-    uses_tcp: bool,
-    has_failed: bool,
+    /// By server: it was asked over UDP, and has neither answered nor failed.
+    asked: Vec<bool>,
+    /// The server that is being asked over TCP.
+    tcp: Option<usize>,
 }
 
 impl Query {
-    fn new(name: &Name<Vec<u8>>, family: Family) -> Self {
+    fn new(name: &Name<Vec<u8>>, family: Family, servers: usize) -> Self {
         let mut builder = MessageBuilder::new_vec();
         let mut id = [0; 2];
         // where there is no randomness, there is no TLS either
@@ -89,9 +90,18 @@ impl Query {
             family,
             message: builder.into_message(),
             is_settled: false,
-            uses_tcp: false,
-            has_failed: false,
+            asked: vec![false; servers],
+            tcp: None,
         }
+    }
+
+    /// Whether an answer may still come: of one server, or of any.
+    fn waits_for(&self, server: Option<usize>) -> bool {
+        !self.is_settled
+            && match server {
+                Some(server) => self.asked[server] || self.tcp == Some(server),
+                None => self.tcp.is_some() || self.asked.contains(&true),
+            }
     }
 }
 
@@ -104,141 +114,210 @@ enum Reply {
 /// Something was heard of a server.
 struct Heard {
     server: usize,
-    over_tcp: bool,
+    /// Over TCP, to the question for these addresses.
+    over_tcp: Option<Family>,
     data: io::Result<Vec<u8>>,
 }
 
 /// Asks for the addresses of `name`, a full domain name. `told` hears every answer, and says whether to go on. `preferred` is the index of the
 /// server that answered last.
-pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, mut told: impl FnMut(Family, Answer) -> bool) -> Result<(), Failure> {
+pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, told: impl FnMut(Family, Answer) -> bool) -> Result<(), Failure> {
     let name = Name::<Vec<u8>>::from_str(name).map_err(|_| Failure::BadName)?;
     let families: &[Family] = if dns.no_aaaa { &[Family::V4] } else { &[Family::V6, Family::V4] };
-    let mut queries: Vec<_> = families.iter().map(|family| Query::new(&name, *family)).collect();
     let count = dns.servers.len();
     let first = if dns.rotate {
         preferred.fetch_add(1, Ordering::Relaxed)
     } else {
         preferred.load(Ordering::Relaxed)
     };
+    let (tell, heard) = mpsc::channel(4);
+    let mut asking = Asking {
+        dns,
+        preferred,
+        told,
+        queries: families.iter().map(|family| Query::new(&name, *family, count)).collect(),
+        sockets: vec![None; count],
+        tasks: JoinSet::new(),
+        tell,
+        heard,
+        failure: Failure::Silent,
+    };
+    // TCP ends by itself
+    let wait = if dns.tcp_only {
+        2 * dns.timeout
+    } else {
+        dns.timeout.min(NEXT_SERVER)
+    };
     let tries = count * dns.attempts;
-    let (tell, mut heard) = mpsc::channel(4);
-    let mut sockets: Vec<Option<Arc<UdpSocket>>> = vec![None; count];
-    let mut listeners = JoinSet::new(); // ends them when this is dropped
-    let mut failure = Failure::Silent;
+    let mut last = None;
     for number in 0..tries {
         let server = (first + number) % count;
-        let address = dns.servers[server];
-        queries.iter_mut().for_each(|query| query.has_failed = false);
-        let sent = if dns.tcp_only {
-            for query in queries.iter_mut().filter(|query| !query.is_settled && !query.uses_tcp) {
-                ask_over_tcp(&mut listeners, server, address, query, dns.timeout, &tell);
-            }
-            Ok(())
-        } else {
-            send(&mut sockets[server], &mut listeners, server, address, &queries, &tell).await
-        };
-        if let Err(e) = sent {
-            failure = Failure::Io(e);
+        if let Err(e) = asking.send(server).await {
+            asking.failed(server, None, e);
             continue;
         }
-        let wait = if number + 1 == tries {
-            dns.timeout
-        } else {
-            dns.timeout.min(NEXT_SERVER)
+        let now = Instant::now();
+        last = Some(now);
+        if number + 1 < tries && asking.hear(Some(server), now + wait).await {
+            return Ok(());
+        }
+    }
+    if let Some(last) = last {
+        if asking.hear(None, last + dns.timeout).await {
+            return Ok(());
+        }
+    }
+    Err(asking.failure())
+}
+
+/// One name that is asked for.
+struct Asking<'a, F> {
+    dns: &'a Dns,
+    preferred: &'a AtomicUsize,
+    told: F,
+    queries: Vec<Query>,
+    /// By server.
+    sockets: Vec<Option<Arc<UdpSocket>>>,
+    /// They end when this is dropped.
+    tasks: JoinSet<()>,
+    tell: mpsc::Sender<Heard>,
+    heard: mpsc::Receiver<Heard>,
+    failure: Failure,
+}
+
+impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
+    /// Sends what is not answered yet, from a port of its own.
+    async fn send(&mut self, server: usize) -> io::Result<()> {
+        if self.dns.tcp_only {
+            for number in 0..self.queries.len() {
+                self.ask_over_tcp(number, server);
+            }
+            return Ok(());
+        }
+        let socket = match &self.sockets[server] {
+            Some(socket) => socket.clone(),
+            None => {
+                let address = self.dns.servers[server];
+                let any: SocketAddr = if address.is_ipv4() {
+                    (Ipv4Addr::UNSPECIFIED, 0).into()
+                } else {
+                    (Ipv6Addr::UNSPECIFIED, 0).into()
+                };
+                let opened = Arc::new(UdpSocket::bind(any).await?);
+                // connected: answers of others are not for it, and the kernel says when nothing listens there
+                opened.connect(address).await?;
+                self.tasks.spawn(listen(opened.clone(), server, self.tell.clone()));
+                self.sockets[server].insert(opened).clone()
+            }
         };
-        let until = Instant::now() + wait;
-        loop {
+        for query in self
+            .queries
+            .iter_mut()
+            .filter(|query| !query.is_settled && query.tcp != Some(server))
+        {
+            socket.send(query.message.as_slice()).await?;
+            query.asked[server] = true;
+        }
+        Ok(())
+    }
+
+    /// Over one connection at a time.
+    fn ask_over_tcp(&mut self, query: usize, server: usize) {
+        let query = &mut self.queries[query];
+        if query.is_settled || query.tcp.is_some() {
+            return;
+        }
+        query.tcp = Some(server);
+        let (tell, message, family) = (self.tell.clone(), query.message.as_slice().to_vec(), query.family);
+        let (address, limit) = (self.dns.servers[server], self.dns.timeout);
+        self.tasks.spawn(async move {
+            let exchanged = timeout(limit, exchange_over_tcp(address, &message)).await;
+            let data = exchanged.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let over_tcp = Some(family);
+            let _ = tell.send(Heard { server, over_tcp, data }).await; // the look-up is over
+        });
+    }
+
+    /// Listens while the server that was asked last may still answer, or without one while any may. Whether all is answered.
+    async fn hear(&mut self, server: Option<usize>, until: Instant) -> bool {
+        while self.queries.iter().any(|query| query.waits_for(server)) {
             let news = tokio::select! {
-                news = heard.recv() => news,
-                () = sleep_until(until) => break,
+                news = self.heard.recv() => news,
+                () = sleep_until(until) => return false,
             };
-            let Some(Heard {
-                server: from,
-                over_tcp,
-                data,
-            }) = news
-            else {
-                break;
-            };
-            match data {
-                Err(e) => {
-                    failure = Failure::Io(e);
-                    if over_tcp {
-                        queries.iter_mut().for_each(|query| query.uses_tcp = false);
-                    }
-                    if from == server {
-                        break; // nothing listens there
-                    }
-                }
+            let Some(news) = news else { return false };
+            match news.data {
+                Err(e) => self.failed(news.server, news.over_tcp, e),
                 Ok(data) => {
-                    let Some((query, reply)) = queries
-                        .iter_mut()
-                        .filter(|query| !query.is_settled)
-                        .find_map(|query| read(&data, query).map(|reply| (query, reply)))
-                    else {
-                        continue; // not an answer to what was asked
-                    };
-                    match reply {
-                        Reply::Truncated if !query.uses_tcp => {
-                            ask_over_tcp(&mut listeners, from, dns.servers[from], query, dns.timeout, &tell);
-                        }
-                        Reply::Truncated => {}
-                        Reply::Failed(code) => {
-                            failure = Failure::Server(code);
-                            query.uses_tcp = false;
-                            query.has_failed = from == server;
-                        }
-                        Reply::Answer(answer) => {
-                            query.is_settled = true;
-                            if !dns.rotate {
-                                preferred.store(from, Ordering::Relaxed);
-                            }
-                            if !told(query.family, answer) {
-                                return Ok(());
-                            }
-                        }
-                    }
-                    if queries.iter().all(|query| query.is_settled) {
-                        return Ok(());
-                    }
-                    if queries.iter().all(|query| query.is_settled || query.has_failed) {
-                        break;
+                    if self.read(news.server, news.over_tcp, &data) {
+                        return true;
                     }
                 }
             }
         }
+        false
     }
-    Err(failure)
-}
 
-/// Sends what is not answered yet, from a port of its own.
-async fn send(
-    socket: &mut Option<Arc<UdpSocket>>,
-    listeners: &mut JoinSet<()>,
-    server: usize,
-    address: SocketAddr,
-    queries: &[Query],
-    tell: &mpsc::Sender<Heard>,
-) -> io::Result<()> {
-    let socket = match socket {
-        Some(socket) => socket.clone(),
-        None => {
-            let any: SocketAddr = if address.is_ipv4() {
-                (Ipv4Addr::UNSPECIFIED, 0).into()
-            } else {
-                (Ipv6Addr::UNSPECIFIED, 0).into()
-            };
-            let opened = Arc::new(UdpSocket::bind(any).await?);
-            // connected: answers of others are not for it, and the kernel says when nothing listens there
-            opened.connect(address).await?;
-            listeners.spawn(listen(opened.clone(), server, tell.clone()));
-            socket.insert(opened).clone()
+    /// Nothing listens there, or it cannot be asked.
+    fn failed(&mut self, server: usize, over_tcp: Option<Family>, error: io::Error) {
+        if error.kind() != io::ErrorKind::TimedOut {
+            self.failure = Failure::Io(error);
         }
-    };
-    for query in queries.iter().filter(|query| !query.is_settled && !query.uses_tcp) {
-        socket.send(query.message.as_slice()).await?;
+        for query in &mut self.queries {
+            match over_tcp {
+                None => query.asked[server] = false,
+                Some(family) if family == query.family => query.tcp = None,
+                Some(_) => {}
+            }
+        }
     }
-    Ok(())
+
+    /// Whether all is answered.
+    fn read(&mut self, server: usize, over_tcp: Option<Family>, data: &[u8]) -> bool {
+        let found = self
+            .queries
+            .iter()
+            .enumerate()
+            .filter(|(_, query)| !query.is_settled)
+            .find_map(|(number, query)| read(data, query).map(|reply| (number, reply)));
+        // over TCP there is one message
+        for query in self.queries.iter_mut().filter(|query| Some(query.family) == over_tcp) {
+            query.tcp = None;
+        }
+        let Some((number, reply)) = found else {
+            if over_tcp.is_some() {
+                self.failure = Failure::Server(Rcode::FORMERR);
+            }
+            return false; // not an answer to what was asked
+        };
+        let query = &mut self.queries[number];
+        if over_tcp.is_none() {
+            query.asked[server] = false;
+        }
+        match reply {
+            Reply::Truncated if over_tcp.is_none() => self.ask_over_tcp(number, server),
+            Reply::Truncated => self.failure = Failure::Server(Rcode::FORMERR),
+            Reply::Failed(code) => self.failure = Failure::Server(code),
+            Reply::Answer(answer) => {
+                query.is_settled = true;
+                if !self.dns.rotate {
+                    self.preferred.store(server, Ordering::Relaxed);
+                }
+                if !(self.told)(query.family, answer) {
+                    return true;
+                }
+            }
+        }
+        self.queries.iter().all(|query| query.is_settled)
+    }
+
+    /// Why there is no answer. That one server cannot be reached says nothing of another that is silent.
+    fn failure(self) -> Failure {
+        match self.failure {
+            Failure::Io(_) if self.queries.iter().any(|query| query.waits_for(None)) => Failure::Silent,
+            failure => failure,
+        }
+    }
 }
 
 async fn listen(socket: Arc<UdpSocket>, server: usize, tell: mpsc::Sender<Heard>) {
@@ -255,7 +334,7 @@ async fn listen(socket: Arc<UdpSocket>, server: usize, tell: mpsc::Sender<Heard>
         if tell
             .send(Heard {
                 server,
-                over_tcp: false,
+                over_tcp: None,
                 data,
             })
             .await
@@ -264,29 +343,6 @@ async fn listen(socket: Arc<UdpSocket>, server: usize, tell: mpsc::Sender<Heard>
             return;
         }
     }
-}
-
-fn ask_over_tcp(
-    tasks: &mut JoinSet<()>,
-    server: usize,
-    address: SocketAddr,
-    query: &mut Query,
-    limit: Duration,
-    tell: &mpsc::Sender<Heard>,
-) {
-    query.uses_tcp = true;
-    let (tell, message) = (tell.clone(), query.message.as_slice().to_vec());
-    tasks.spawn(async move {
-        let exchanged = timeout(limit, exchange_over_tcp(address, &message)).await;
-        let data = exchanged.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let _ = tell
-            .send(Heard {
-                server,
-                over_tcp: true,
-                data,
-            })
-            .await; // the look-up is over
-    });
 }
 
 /// RFC 1035 §4.2.2
@@ -368,6 +424,7 @@ pub mod tests {
         pub after: Duration,
         pub code: Option<Rcode>,
         pub truncated: bool,
+        pub truncated_over_tcp: bool,
         /// Aliases, each of the one before.
         pub aliases: Vec<String>,
         pub addresses: Vec<IpAddr>,
@@ -473,7 +530,7 @@ pub mod tests {
         let say = script(&name, family, over_tcp);
         let builder = MessageBuilder::new_vec();
         let mut reply: AnswerBuilder<_> = builder.start_answer(&message, say.code.unwrap_or(Rcode::NOERROR)).unwrap();
-        reply.header_mut().set_tc(say.truncated && !over_tcp);
+        reply.header_mut().set_tc(say.truncated && !over_tcp || say.truncated_over_tcp);
         let mut owner = Name::<Vec<u8>>::from_str(&name).unwrap();
         for alias in &say.aliases {
             let alias = Name::<Vec<u8>>::from_str(alias).unwrap();
@@ -635,6 +692,63 @@ pub mod tests {
         .await;
         // the second query is under way by then
         let (heard, ended) = look_up(&server.dns()).await;
+        assert_eq!((heard.len(), ended), (2, None));
+    }
+
+    #[tokio::test]
+    async fn a_slow_server_is_waited_for_though_the_last_one_is_not_there() {
+        let slow = Server::start(|_, _, _| Say {
+            after: Duration::from_millis(1_500),
+            ..has(&[])
+        })
+        .await;
+        let gone = Server::start(|_, _, _| silent()).await.stop();
+        let dns = Dns {
+            timeout: Duration::from_secs(5),
+            attempts: 1,
+            ..dns(&[slow.address, gone])
+        };
+        let (heard, ended) = look_up(&dns).await;
+        assert_eq!((heard.len(), ended), (2, None));
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_told_of_before_one_that_is_not_there() {
+        let mute = Server::start(|_, _, _| silent()).await;
+        let gone = Server::start(|_, _, _| silent()).await.stop();
+        for servers in [[mute.address, gone], [gone, mute.address]] {
+            let (_, ended) = look_up(&dns(&servers)).await;
+            assert_eq!(ended.as_deref(), Some("no answer"));
+        }
+        let (_, ended) = look_up(&dns(&[gone])).await;
+        assert!(ended.is_some_and(|why| why.contains("refused")));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_truncates_over_tcp_too_is_followed_by_the_next() {
+        let bad = Server::start(|_, _, _| Say {
+            truncated: true,
+            truncated_over_tcp: true,
+            ..Say::default()
+        })
+        .await;
+        let good = Server::start(|_, _, _| has(&[])).await;
+        let (heard, ended) = look_up(&dns(&[bad.address, good.address])).await;
+        assert_eq!((heard.len(), ended), (2, None));
+        let (_, ended) = look_up(&bad.dns()).await;
+        assert_eq!(ended.as_deref(), Some("FORMERR"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_silent_over_tcp_is_followed_by_the_next() {
+        // it accepts, as the kernel does, and never answers
+        let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = Server::start(|_, _, _| has(&[])).await;
+        let dns = Dns {
+            tcp_only: true,
+            ..dns(&[mute.local_addr().unwrap(), good.address])
+        };
+        let (heard, ended) = look_up(&dns).await;
         assert_eq!((heard.len(), ended), (2, None));
     }
 
