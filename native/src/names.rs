@@ -332,9 +332,9 @@ impl Names {
 
     /// On a thread of its own, for nothing can interrupt getaddrinfo(3).
     async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, String> {
-        let Ok(permit) = self.system_threads[purpose as usize].clone().try_acquire_owned() else {
-            return Err("the system's resolver is busy with other names".to_owned());
-        };
+        // other names may be in its way for as long as the deadline of those that wait; that says nothing of this one
+        let threads = self.system_threads[purpose as usize].clone();
+        let permit = threads.acquire_owned().await.map_err(|e| e.to_string())?;
         let (tell, heard) = oneshot::channel();
         let name = name.to_owned();
         let ask = move || {
@@ -750,6 +750,19 @@ mod tests {
         world.names.forget("host.TEST");
         world.all("host.test").await.unwrap();
         assert_eq!(asked("host.test"), 4);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_waits_for_the_systems_resolver_is_not_unknown() {
+        let world = World::new("", |_, _, _| code(Rcode::NXDOMAIN)).await;
+        write(&world.folder, "nsswitch.conf", "hosts: files dns other\n");
+        let threads = world.names.system_threads[Purpose::Tunnel as usize].clone();
+        let all = threads.acquire_many(SYSTEM_THREADS[0] as u32).await.unwrap();
+        let look_up = world.names.look_up("host.test", 80, Purpose::Tunnel).all();
+        let busy = tokio::time::timeout(LIMIT / 40, look_up).await;
+        assert!(busy.is_err(), "{busy:?}");
+        assert!(lock(&world.names.state).cache.is_empty());
+        drop(all);
     }
 
     #[tokio::test]
