@@ -27,9 +27,13 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 /// Bytes that tunnels may buffer; 0 for no limit.
 pub fn set_limit(runtime: &Handle, bytes: u64) {
     LIMIT.store(if bytes == 0 { u64::MAX } else { bytes }, Ordering::Relaxed);
-    if bytes > 0 && !STARTED.swap(true, Ordering::AcqRel) {
+    if bytes == 0 {
+        USED.store(0, Ordering::Relaxed);
+    } else if !STARTED.swap(true, Ordering::AcqRel) {
         runtime.spawn(watch());
     }
+    lock(&TUNNELS).retain(|tunnel| tunnel.strong_count() > 0);
+    WAKE.notify_one();
 }
 
 /// Bytes that tunnels buffered when they were looked at last.
@@ -45,9 +49,17 @@ pub fn has_room() -> bool {
 async fn watch() {
     loop {
         let limit = LIMIT.load(Ordering::Relaxed);
-        if limit == u64::MAX || !look(limit) {
+        if limit == u64::MAX {
+            USED.store(0, Ordering::Relaxed);
+            WAKE.notified().await; // by a new limit
+            continue;
+        }
+        if !look(limit) {
             ASLEEP.store(true, Ordering::SeqCst);
-            WAKE.notified().await;
+            // a tunnel that began to wait since it was looked at may have seen no one asleep
+            if !look(limit) {
+                WAKE.notified().await;
+            }
             ASLEEP.store(false, Ordering::SeqCst);
         }
         tokio::time::sleep(if used() > limit / 4 { OFTEN } else { SELDOM }).await;
@@ -109,16 +121,17 @@ impl Holder {
             streams,
             ..Self::default()
         });
-        if STARTED.load(Ordering::Relaxed) {
+        if LIMIT.load(Ordering::Relaxed) != u64::MAX {
             lock(&TUNNELS).push(Arc::downgrade(&holder));
         }
         holder
     }
 
-    /// A direction (0 or 1) has read so many bytes, or none, and waits until its sink takes them.
+    /// A direction (0 or 1) has read `bytes`, or none, and waits until its sink takes them.
     pub fn waits_with(&self, direction: usize, bytes: usize) {
-        self.waiting[direction].store(bytes as u64 + 1, Ordering::Relaxed);
-        if ASLEEP.load(Ordering::Relaxed) {
+        // both in one order with those of the watcher: either it sees this tunnel, or this tunnel wakes it
+        self.waiting[direction].store(bytes as u64 + 1, Ordering::SeqCst);
+        if ASLEEP.load(Ordering::SeqCst) {
             WAKE.notify_one();
         }
     }
@@ -137,7 +150,7 @@ impl Holder {
     }
 
     fn waits(&self) -> bool {
-        self.waiting.iter().any(|bytes| bytes.load(Ordering::Relaxed) > 0)
+        self.waiting.iter().any(|bytes| bytes.load(Ordering::SeqCst) > 0)
     }
 
     fn held(&self) -> u64 {
@@ -183,6 +196,22 @@ mod tests {
         assert_eq!(cut(1_000, &[10, 500, 300, 100, 50]), [500]);
         assert_eq!(cut(1_000, &[100; 10]), [100, 100, 100]);
         assert_eq!(cut(1_000, &[1, 2_000]), [2_000]);
+    }
+
+    #[tokio::test]
+    async fn no_tunnel_is_listed_while_there_is_no_limit() {
+        set_limit(&Handle::current(), 1 << 40);
+        let holder = Holder::new(Vec::new());
+        assert_eq!(lock(&TUNNELS).len(), 1);
+        USED.store(5, Ordering::Relaxed);
+        set_limit(&Handle::current(), 0);
+        for _ in 0..100 {
+            drop(Holder::new(Vec::new()));
+        }
+        assert_eq!((lock(&TUNNELS).len(), used()), (1, 0));
+        drop(holder);
+        set_limit(&Handle::current(), 0);
+        assert_eq!(lock(&TUNNELS).len(), 0);
     }
 
     #[tokio::test]
