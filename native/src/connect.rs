@@ -110,7 +110,13 @@ where
 {
     let is_complete = |look_up: &Option<LookUp>| look_up.as_ref().is_none_or(LookUp::is_complete);
     let mut waiting = VecDeque::from(interleave(first));
-    waiting.truncate(MAX_ADDRESSES);
+    let is_one_family = waiting.iter().all(|address| address.is_ipv4()) || waiting.iter().all(|address| address.is_ipv6());
+    // half is for the other family, while that may still come
+    waiting.truncate(if is_one_family && !is_complete(&look_up) {
+        MAX_ADDRESSES / 2
+    } else {
+        MAX_ADDRESSES
+    });
     if waiting.len() == 1 && is_complete(&look_up) {
         return attempt(waiting[0]).await; // no task of its own
     }
@@ -146,8 +152,9 @@ where
                 if is_over {
                     next = Instant::now();
                 }
-                waiting.extend(late.into_iter().take(left));
-                left = MAX_ADDRESSES.saturating_sub(running.len() + waiting.len());
+                let late = &late[..late.len().min(left)];
+                left -= late.len();
+                waiting = interleave(waiting.into_iter().chain(late.iter().copied()).collect()).into();
             }
         }
     }
@@ -179,6 +186,9 @@ pub fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dns::tests::{has, Say, Server};
+    use crate::dns::Family;
+    use crate::sources::Paths;
 
     fn names() -> Arc<Names> {
         Names::new(tokio::runtime::Handle::current(), Default::default())
@@ -238,6 +248,39 @@ mod tests {
             .unwrap_err();
         assert_eq!(fault.code, "refused");
         assert_eq!(*crate::lock(&tried), ["192.0.2.1", "2001:db8::1", "192.0.2.2"]);
+    }
+
+    #[tokio::test]
+    async fn one_family_leaves_room_for_the_other_which_comes_late() {
+        let many: Vec<_> = (1..=16).map(|n| format!("::ffff:127.0.0.{n}")).collect();
+        let server = Server::start(move |_, family, _| match family {
+            Family::V6 => has(&many.iter().map(String::as_str).collect::<Vec<_>>()),
+            Family::V4 => Say {
+                after: STAGGER / 5,
+                ..has(&["127.0.0.1"])
+            },
+        })
+        .await;
+        let folder = std::env::temp_dir().join(format!("connect-{}-{}", std::process::id(), server.address.port()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+        let paths = Paths {
+            hosts: folder.join("hosts"),
+            resolv_conf: folder.join("resolv.conf"),
+            nsswitch: folder.join("nsswitch.conf"),
+            port: server.address.port(),
+        };
+        let names = Names::new(tokio::runtime::Handle::current(), paths);
+        let attempt = |a: SocketAddr| async move {
+            match a {
+                SocketAddr::V4(_) => Ok(a),
+                SocketAddr::V6(_) => Err(Fault::new("refused", "no")),
+            }
+        };
+        let limit = Duration::from_secs(20);
+        let connected = connect((&names, Purpose::Tunnel), "host.test", 80, At::Name, limit, attempt).await;
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(connected.unwrap(), "127.0.0.1:80".parse().unwrap());
     }
 
     #[test]
