@@ -320,7 +320,10 @@ impl Names {
         if sources.has_others && !matches!(failure, Some(Failure::Silent)) {
             match (self.ask_system(&plain, purpose).await, &failure) {
                 (Ok(addresses), _) => return Ok(Some(addresses)),
-                (Err(why), None) => return Err((unknown(&why), SILENCE_TTL)),
+                (Err(fault), None) => {
+                    let ttl = if fault.code == "limit" { Duration::ZERO } else { SILENCE_TTL };
+                    return Err((fault, ttl));
+                }
                 (Err(_), Some(_)) => {} // what the name servers said tells more
             }
         }
@@ -331,10 +334,11 @@ impl Names {
     }
 
     /// On a thread of its own, for nothing can interrupt getaddrinfo(3).
-    async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, String> {
+    async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, Fault> {
+        let unknown = |why: String| Fault::new("unknown-host", format!("the name is unknown ({why})"));
         // other names may be in its way for as long as the deadline of those that wait; that says nothing of this one
         let threads = self.system_threads[purpose as usize].clone();
-        let permit = threads.acquire_owned().await.map_err(|e| e.to_string())?;
+        let permit = threads.acquire_owned().await.map_err(|e| unknown(e.to_string()))?;
         let (tell, heard) = oneshot::channel();
         let name = name.to_owned();
         let ask = move || {
@@ -345,8 +349,13 @@ impl Names {
             drop(permit);
         };
         let thread = std::thread::Builder::new().name("names".into()).stack_size(SYSTEM_STACK);
-        thread.spawn(ask).map_err(|e| e.to_string())?;
-        heard.await.map_err(|e| e.to_string())?
+        thread.spawn(ask).map_err(|e| {
+            Fault::new(
+                "limit",
+                format!("its name cannot be looked up: no thread for the system's resolver: {e}"),
+            )
+        })?;
+        heard.await.map_err(|e| unknown(e.to_string()))?.map_err(unknown)
     }
 }
 
