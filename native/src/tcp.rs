@@ -298,6 +298,7 @@ async fn introduce(
         Ok(Some(client)) => {
             let remote = client.map_or(balancer, canonical);
             if client.is_some() {
+                drop(ticket); // first: one connection must not count twice, and evict another's head
                 ticket = gate.enter(peers.sources.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
@@ -448,4 +449,40 @@ async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
     socket.connect(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_client_whose_balancer_names_it_takes_no_second_place_among_heads() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, balancer) = listener.accept().await.unwrap();
+        let gate = Gate::new(2, 0);
+        let mut other = gate.enter(None);
+        let own = gate.enter(None);
+        let limits = HeadLimits {
+            bytes: 1 << 10,
+            time: Duration::from_secs(20),
+            pending: 2,
+            pending_per_source: 0,
+        };
+        let peers = Arc::new(Peers {
+            sources: Sources::default(),
+            balancers: Sources::default(),
+        });
+        let inbox = Arc::new(Inbox::new(1));
+        let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        introduce(stream, balancer, None, limits, own, gate, peers, inbox.clone()).await;
+        assert_eq!(inbox.len(), 1);
+        tokio::select! {
+            biased;
+            fault = other.evicted() => panic!("{}", fault.message),
+            () = std::future::ready(()) => {}
+        }
+    }
 }
