@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{sleep, timeout_at, Instant};
+use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use crate::budget::Holder;
 use crate::error::Fault;
@@ -22,6 +22,9 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long RESET_STREAM waits for what was written before it. QUIC drops what was not sent by then, and quinn does not tell when all is
 /// sent.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// How long a TCP peer that still sends is read, and ignored, before its socket is closed. With the grace before, less than 2 s.
+const LAST_READS: Duration = Duration::from_secs(1);
 
 /// After so long in one write, the source is watched for a reset. Shorter writes cost nothing.
 const BLOCKED: Duration = Duration::from_millis(100);
@@ -88,7 +91,7 @@ impl<'a> Meter<'a> {
         self.waiting.store(false, Ordering::Relaxed);
     }
 
-    /// So many bytes were read, and wait for the sink.
+    /// `bytes` were read, and wait for the sink.
     fn holds(&self, bytes: usize) {
         self.holder.waits_with(self.direction as usize, bytes);
     }
@@ -97,7 +100,7 @@ impl<'a> Meter<'a> {
         self.holder.passed_on(self.direction as usize);
     }
 
-    /// So many were written.
+    /// `bytes` were written.
     fn count(&self, bytes: usize) {
         self.passed_on();
         self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -163,7 +166,7 @@ async fn splice(a: &mut Halves, b: &mut Halves, prologue_to_a: Bytes, idle: Opti
             };
             from.writer.on_drop().set_code(0);
             to.reader.on_drop().set_code(0);
-            to.reader.on_drop().set_quiet(); // closed, not reset: the system still delivers what was written
+            to.reader.on_drop().set_quiet(); // all that was written has arrived, or had its time
         }
         End::Broken(fault, _) => {
             if let Some(code) = fault.app_code.and_then(|code| u32::try_from(code).ok()) {
@@ -187,8 +190,8 @@ async fn splice(a: &mut Halves, b: &mut Halves, prologue_to_a: Bytes, idle: Opti
 async fn deliver_rest(end: &End, a: &Halves, b: &Halves, grace: Grace) {
     match end {
         End::Complete => drop(tokio::join!(received(&a.writer), received(&b.writer))),
-        End::Closed(Side::A) => received(&b.writer).await,
-        End::Closed(Side::B) => received(&a.writer).await,
+        End::Closed(Side::A) => closed(&b.writer).await,
+        End::Closed(Side::B) => closed(&a.writer).await,
         End::Broken(_, None) => {} // cancelled, or idle for too long
         End::Broken(_, Some(side)) => {
             let to = match side {
@@ -352,7 +355,9 @@ async fn copy(
     let mut reset = None;
     if let Some(up) = greeted {
         let greeting = std::mem::take(&mut prologue);
+        meter.holds(greeting.len());
         deliver(reader, pin!(writer.write(greeting)), &mut reset).await?;
+        meter.passed_on();
         Box::pin(give_head_start(reader, up)).await?; // apart: copies are to stay small
         if reader.prefix.is_empty() {
             return deliver(reader, pin!(writer.finish()), &mut reset).await;
@@ -374,7 +379,8 @@ async fn copy(
 }
 
 /// Reads what the source says first, and holds it back where the client may not have read its answer yet: many clients lose what they read
-/// in one go with it. One that has sent something since has read it, and so only what a server says unasked waits.
+/// in one go with it. A client that has sent bytes of its own, with its head or since, gets the server's answer at once: only what a server
+/// says unasked waits.
 async fn give_head_start(reader: &mut Reader, up: &Meter<'_>) -> Result<(), Broken> {
     let greeted_at = Instant::now();
     if reader.prefix.is_empty() {
@@ -455,6 +461,14 @@ async fn copy_buffers(reader: &mut Reader, writer: &mut Writer, meter: &Meter<'_
         meter.count(bytes);
         reader.drained(bytes);
     }
+}
+
+/// Resolves when a peer whose direction is cut short has what was written: a socket that is closed while there is something to read is reset, and
+/// its peer may lose the rest of an answer (RFC 9112 §9.6).
+async fn closed(writer: &Writer) {
+    let Some(tcp) = writer.tcp() else { return received(writer).await };
+    let both = async { tokio::join!(writer.sent(SETTLE), tcp.linger()) };
+    let _ = timeout(LAST_READS, both).await; // what it has not taken by then is lost
 }
 
 /// Resolves when a QUIC peer has all, or never will: until then, closing the connection would cut off what is still under way.

@@ -320,6 +320,16 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
     assert.deepEqual([aToB, bToA, error], [10, 0, undefined]);
     await writeToError(pairs.right.a, "stopped", "reset", "closed");
   });
+
+  test("delivers the whole answer to an end that still sends when its peer closes the stream", async (net) => {
+    const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
+    const done = net.splice(pairs.left.b, pairs.right.b);
+    ignore(pairs.right.a.write(pattern(300 * 1024)));
+    await within(pairs.left.a.write(bytes("413 too large")));
+    pairs.left.a.close();
+    assert.equal((await within(done)).error, undefined);
+    assert.equal(await readText(pairs.right.a), "413 too large");
+  });
 }
 
 function controlTests({ test }: Suite, dig: Dig, start: Start): void {
