@@ -376,7 +376,7 @@ impl Reader {
         }
     }
 
-    /// Resolves when the peer is gone, and why, while its tunnel is being opened. What it sends meanwhile is kept for whoever reads next.
+    /// Resolves when the peer is gone, and why, while its tunnel is being opened. What it sends meanwhile is kept for the next read.
     pub async fn abandoned(&mut self) -> Fault {
         let mut buffer = ReadBuffer::new(SMALL_READ / 2);
         while self.prefix.len() < AHEAD {
@@ -426,7 +426,7 @@ impl Reader {
         Ok(n)
     }
 
-    /// So many bytes that were read were passed on: who drains fast gets a larger window.
+    /// `bytes` that were read were passed on: a stream that is drained fast gets a larger window.
     pub fn drained(&mut self, bytes: usize) {
         if let (Source::Quic(stream), Some(flow)) = (&mut self.source, &mut self.flow) {
             flow.drained(stream, bytes);
@@ -552,7 +552,7 @@ impl Writer {
         stream
             .room()
             .await
-            .map_or(LARGE_READ, |room| (room as usize).clamp(SMALL_READ, most))
+            .map_or(LARGE_READ, |room| (room as usize).min(most).max(SMALL_READ))
     }
 
     /// Writes what a TCP socket takes at once, and leaves the rest in `data`. What goes wrong is for the next write to tell.

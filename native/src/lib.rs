@@ -542,7 +542,7 @@ impl Engine {
         }
     }
 
-    /// Bytes that all its streams may have under way, unread, from now on; 0 for no limit.
+    /// Bytes that its streams may have under way, unread, from now on, besides their own windows; 0 for the default.
     #[napi]
     pub fn set_connection_window(&self, connection: f64, bytes: u32) {
         if let Some(connection) = self.core.connection(connection) {

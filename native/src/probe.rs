@@ -61,7 +61,7 @@ async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
         for _ in 0..PROBES {
             socket.send(&datagram()).await?;
             tokio::select! {
-                // an answer of whatever kind: somebody is there
+                // any answer tells that something listens there
                 heard = socket.recv(&mut answer) => return heard.map(|_| ()),
                 () = sleep(pause) => {}
             }

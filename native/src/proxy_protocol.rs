@@ -17,7 +17,7 @@ const V1_MOST: usize = 107;
 /// What bytes are, as far as they have come.
 #[derive(Debug, PartialEq)]
 pub enum Header {
-    /// So many bytes more are of the header for certain.
+    /// At least this number of further bytes belongs to the header.
     Needs(usize),
     /// All of it is there: the client's address, `None` where the balancer connects for itself or does not know.
     Whole(Option<SocketAddr>),

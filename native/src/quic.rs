@@ -93,7 +93,7 @@ impl Transport {
         config.send_window(u64::MAX);
         let name = self.congestion.as_deref().unwrap_or("cubic");
         let factory = congestion::named(name).ok_or_else(|| {
-            let message = format!("Cannot use {name:?} for congestion control: it is cubic, bbr or newreno");
+            let message = format!("Cannot use {name:?} for congestion control: it is cubic, cubic-loss-tolerant, bbr or newreno");
             Fault::new("invalid", message)
         })?;
         config.congestion_controller_factory(factory);
