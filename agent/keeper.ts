@@ -149,7 +149,7 @@ export class Keeper {
       session.isLeaving = true;
       targets.leave(target);
       if (hasSettled) backoff.reset();
-      // a proxy that sends everybody away at once must not be met again and again
+      // A proxy that sends all agents away at once must not be tried again immediately.
       const waitMs = (hasSettled ? 0 : returns.next()) + this.#jitter(end.withinMs);
       this.#leaving = { session, waitMs, backoff: new Backoff({ ...STAY_MS, random }), attempts: 0 };
       return { reason: `the proxy goes away: ${end.reason}`, waitMs };

@@ -5,7 +5,7 @@ import type { Net } from "../shared/net/types.ts";
 import { within } from "../shared/within.ts";
 import type { Target } from "./targets.ts";
 
-/** A proxy that has not answered for so many milliseconds is asked about, and the system has as long to say something. */
+/** Time in milliseconds without an answer after which the system is asked why; it gets PROBE_TIMEOUT_MS to reply. */
 const SILENT_MS = 250;
 const PROBE_TIMEOUT_MS = 600;
 

@@ -1,4 +1,4 @@
-// Warnings that strangers can provoke: so many are logged, the others are counted. It does not know what they are about.
+// Limits warnings that strangers can provoke: a fixed number is logged, the rest are counted.
 import type { LogFields, Logger } from "./log.ts";
 
 /** Lines of one message in each interval. */
@@ -13,7 +13,7 @@ export interface LogLimitOptions {
   intervalMs?: number;
 }
 
-/** Logs at most so many lines of each message in an interval, and at its end how many were left out. */
+/** Logs at most `most` lines of each message per interval, and at its end how many were left out. */
 export class LogLimit {
   readonly #log: Logger;
   readonly #most: number;

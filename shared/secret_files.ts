@@ -18,7 +18,7 @@ export interface Exposure {
   readonly remedy: string;
 }
 
-/** `undefined` where the file is for its owner alone, is none, or is looked after by somebody else. */
+/** `undefined` where only the owner can read the file, it is not a regular file, or the platform manages its mode. */
 export async function findExposure(file: string): Promise<Exposure | undefined> {
   try {
     const [stats, place] = await Promise.all([stat(file), realpath(file)]);
@@ -29,7 +29,7 @@ export async function findExposure(file: string): Promise<Exposure | undefined> 
     const remedy = KUBERNETES.test(place) ? "defaultMode: 0440 for the volume" : `chmod ${stats.uid === 0 ? "640" : "600"} ${file}`;
     return { file, mode: `0${mode.toString(8)}`, remedy };
   } catch {
-    return undefined; // whoever reads it says so
+    return undefined; // the code that reads the file reports this
   }
 }
 

@@ -6,7 +6,7 @@ import { type PemBlock, PemError, type PemKind, readPem } from "../net/pem.ts";
 
 /**
  * Algorithms of tokens (RFC 7518 §3.1, RFC 8037, RFC 9864): ECDSA with P-256, RSA of at least 2048 bits, Ed25519. `Ed25519` is the new name of
- * what `EdDSA` is here; tokens are signed under the old one, which everybody knows.
+ * what `EdDSA` is here. Tokens are signed under the old name, which all implementations know.
  */
 export const ALGORITHMS = ["ES256", "RS256", "EdDSA", "Ed25519"] as const;
 /** What a key is for. */

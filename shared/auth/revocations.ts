@@ -1,5 +1,5 @@
-// The file of revoked tokens: one `jti` a line. It is read in pieces, so that a long one stops nothing else, and strictly: a line that revokes
-// nothing would let somebody in.
+// The file of revoked tokens: one `jti` a line. It is read in pieces, so that a long one stops nothing else. It is read strictly:
+// skipping a bad line would accept a token that was meant to be revoked.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
 

@@ -253,7 +253,7 @@ function findConfig(home: string | undefined): FoundFiles {
   return { file, ignored };
 }
 
-/** A home that this user may not look into is somebody else's: sudo(8) keeps the name. */
+/** A home directory that this user may not read belongs to another user; sudo(8) keeps the variable. */
 function isThere(file: string): boolean {
   try {
     return statSync(file, { throwIfNoEntry: false }) !== undefined;

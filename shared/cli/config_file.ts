@@ -22,8 +22,8 @@ import { ConfigError, type Option, type Options } from "./option.ts";
 const MAX_NODES = 10_000;
 
 /**
- * Settings of a YAML or JSON file, which is YAML too: those of `options`, and of whoever in `family` reads the same file. Nothing in it is
- * passed over: what is not understood is an error.
+ * Settings of a YAML or JSON file, which is YAML too: those of `options`, and of the other programs in `family` that read the same
+ * file. Nothing in it is passed over: what is not understood is an error.
  * @throws {ConfigError} naming what is wrong, its line, and the nearest known name
  */
 export function readConfig(

@@ -277,7 +277,7 @@ class Passage {
     }
   }
 
-  /** The client's direction broke: nobody is left to send for, or to. */
+  /** The client's direction broke: the client can neither send more nor receive the response. */
   giveUp(error: unknown): void {
     if (this.#finished) return;
     this.#clientError ??= error;

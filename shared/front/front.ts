@@ -342,7 +342,7 @@ class ResetWatch implements Disposable {
       this.reset = await this.#stream.whenReset(this.#stop.signal);
       this.#gone.abort(this.reset);
     } catch {
-      // it was stopped, or the stream is closed: whoever uses it knows
+      // Stopped, or the stream was closed: the code that uses the stream handles that.
     }
   }
 

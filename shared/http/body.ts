@@ -14,7 +14,7 @@ export interface BodyEnd {
   take(data: Uint8Array): number;
 }
 
-/** A body of so many bytes; of `Infinity` it ends with the connection. */
+/** A body of `length` bytes; with `Infinity` it ends with the connection. */
 export class LengthEnd implements BodyEnd {
   #left: number;
 

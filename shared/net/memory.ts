@@ -194,7 +194,7 @@ class Ports<L extends Listener> {
     throw isIP(known) ? fail("unreachable", "no route leads there") : fail("unknown-host", "the name is unknown");
   }
 
-  /** Whether somebody listens on the name. */
+  /** Whether there is a listener on the name. */
   knows(name: string): boolean {
     return [...this.listeners].some(({ host }) => host === name.toLowerCase());
   }
@@ -284,7 +284,7 @@ class MemoryNet implements Net {
     this.#checkOpen();
     checkSignal(signal);
     if (host.toLowerCase() === "localhost") return ["127.0.0.1", "::1"];
-    // a name is its own address: whoever listens on it has no other
+    // A name is its own address: a listener on it has no other.
     if (isIP(host) || this.tcp.knows(host) || this.udp.knows(host)) return [host];
     throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown`);
   }

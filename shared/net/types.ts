@@ -100,8 +100,8 @@ export interface Duplex {
   /** Takes no more at once: STOP_SENDING with `code` on QUIC; on TCP reading ends. A pending `read` rejects with `closed`. */
   stopRead(code: number): void;
   /**
-   * Resolves when the peer resets the stream, also while nobody reads, with the error that reads then get. The signal ends the wait, and is
-   * aborted before the stream is closed or given to a copy.
+   * Resolves when the peer resets the stream, even with no read pending, with the error that reads will get. The signal ends the wait, and
+   * is aborted before the stream is closed or given to a copy.
    * @throws {NetError} `cancelled`, `closed`
    */
   whenReset(signal: AbortSignal): Promise<NetError>;

@@ -36,7 +36,7 @@ export function startAnnouncer({ store, address, ttlMs, onFailure }: AnnouncerOp
   const intervalMs = ttlMs / 3;
   const tickMs = Math.min(500, intervalMs / 4);
   const entries = new Map<string, Entry>();
-  /** What waits to be written. An agent that nobody finds yet comes before those that are found already. */
+  /** Pending writes. Agents without an entry come before renewals. */
   const waiting = { set: new Set<Entry>(), renew: new Set<Entry>() };
   let underWay = 0;
   let closed = false;
