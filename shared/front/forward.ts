@@ -33,7 +33,7 @@ export interface AbsoluteTarget {
 
 /** Longest response head in bytes. */
 const MAX_RESPONSE_HEAD = 64 * 1024;
-/** Longest silence of the origin once the client has finished its direction. */
+/** Longest wait in milliseconds for the origin to send something once the client sends no more. */
 const HALF_CLOSED_MS = 30_000;
 /** Interim responses (1xx) before the final one. */
 const MAX_INTERIM = 16;
@@ -233,7 +233,11 @@ class Passage {
   readonly #upgraded = new Promise<boolean>((resolve) => this.#agree = resolve);
   /** Why the client's direction broke. */
   #clientError: unknown;
-  /** Runs once the client has finished. */
+  /** Why nothing more is read from the client, for the log; `undefined` while it is read. */
+  #sendsNoMore?: string;
+  /** Whether the origin is being read: while the client takes the response slowly, the origin is not silent. */
+  #isReading = false;
+  /** Runs while the origin is read and the client is not. */
   #silence?: ReturnType<typeof setTimeout>;
   readonly #body: BodyEnd;
   isUpgraded = false;
@@ -271,7 +275,7 @@ class Passage {
       }
       if (behind > MAX_BEHIND) return;
       origin.closeWrite();
-      if (!this.isUpgraded) this.#awaitOrigin();
+      if (!this.isUpgraded) this.#limitSilence("It has finished");
     } catch (error) {
       this.giveUp(error);
     }
@@ -285,11 +289,15 @@ class Passage {
     this.origin.stopRead(1);
   }
 
-  /** A client that has finished may wait for its response, or have gone: nothing tells which as long as the origin is silent. */
-  #awaitOrigin(): void {
-    clearTimeout(this.#silence);
-    if (this.#finished) return;
-    const why = new Error(`It has finished, and the destination has been silent for ${HALF_CLOSED_MS / 1_000} s`);
+  /** A client that sends no more may wait for its response, or have gone: nothing tells which as long as the origin is silent. */
+  #limitSilence(why: string): void {
+    this.#sendsNoMore = why;
+    this.#startSilence();
+  }
+
+  #startSilence(): void {
+    if (this.#sendsNoMore === undefined || !this.#isReading || this.#finished) return;
+    const why = new Error(`${this.#sendsNoMore}, and the destination has been silent for ${HALF_CLOSED_MS / 1_000} s`);
     this.#silence = setTimeout(() => this.giveUp(why), HALF_CLOSED_MS);
   }
 
@@ -360,13 +368,16 @@ class Passage {
   }
 
   async #read(): Promise<Uint8Array | null> {
+    this.#isReading = true;
+    this.#startSilence();
     try {
-      const data = await this.origin.read();
-      if (this.#silence !== undefined) this.#awaitOrigin();
-      return data;
+      return await this.origin.read();
     } catch (cause) {
       if (this.#clientError === undefined || this.#clientError instanceof HeadError) throw this.#clientError ?? cause;
       throw clientGone(this.#clientError);
+    } finally {
+      this.#isReading = false;
+      clearTimeout(this.#silence);
     }
   }
 
