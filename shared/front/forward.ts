@@ -273,7 +273,8 @@ class Passage {
         if (!other) behind += rest.length;
         else if (taken) taken = await origin.write(rest).then(() => true, () => false);
       }
-      if (behind > MAX_BEHIND) return;
+      // whether it goes is not seen any more
+      if (behind > MAX_BEHIND) return this.#limitSilence("It has sent too much behind its request");
       origin.closeWrite();
       if (!this.isUpgraded) this.#limitSilence("It has finished");
     } catch (error) {

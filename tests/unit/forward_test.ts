@@ -69,6 +69,16 @@ describe("a client that sends no more", () => {
       await assert.rejects(within(done), isClientGone);
     }));
 
+  it("is given up, too, where it has sent so much behind its request that it is read no further", () =>
+    withSilences(async ({ running, elapse }) => {
+      const { client, origin, done } = passage();
+      await client.write(new Uint8Array(16 * 1024 + 1));
+      assert.match(await readUntil(origin, "\r\n\r\n"), /^GET \/ /);
+      await until(() => running.size === 1, "the silence is not limited");
+      elapse();
+      await assert.rejects(within(done), isClientGone);
+    }));
+
   it("gets all of its response, however slowly it takes it", () =>
     withSilences(async ({ running, elapse }) => {
       const { promise: taken, resolve: take } = Promise.withResolvers<void>();
