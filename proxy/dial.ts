@@ -63,6 +63,7 @@ export async function dialAgent(
         continue;
       }
       if (!(cause instanceof NetError)) throw cause;
+      if (cause.code === "abandoned") throw toRefusal(cause); // the client is gone, and that says nothing about the agent
       lost = cause;
       // one that is alive and slow may be doing what it was asked for
       if (!["closed", "reset", "cancelled"].includes(cause.code)) {
