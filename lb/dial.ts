@@ -66,7 +66,7 @@ export function createDialer(options: DialerOptions): (request: DialRequest) => 
     };
     let refusal: Refusal | undefined;
     // where the agent has moved since it was looked up, the store says so when it is asked once more
-    while (tried.size < MAX_NAMED) {
+    while (tried.size < MAX_NAMED && performance.now() < deadline) {
       const address = await locate(locator, agentId, refusal === undefined);
       if (address === undefined || tried.has(address)) break;
       const result = await tryAt(address);

@@ -127,6 +127,20 @@ describe("dialing through proxies", () => {
     });
   }
 
+  it("asks no further proxy once the time is over", async () => {
+    const { net, store, refused } = setUp();
+    await fakeProxy(net, "127.0.0.1:1", () => {
+      const start = performance.now();
+      while (performance.now() - start < 250); // the clock goes on, past the two limits of 100 ms
+      return undefined;
+    });
+    const second = await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable"));
+    const addresses = ["127.0.0.1:1", "127.0.0.1:2"];
+    store.lookup = () => Promise.resolve(addresses.shift());
+    assert.equal((await refused()).status, 504);
+    assert.deepEqual([second, addresses], [[], ["127.0.0.1:2"]]);
+  });
+
   it("asks two proxies at most that the store names, and tells the client what the last one said", async () => {
     const { net, store, refused } = setUp();
     await fakeProxy(net, "127.0.0.1:1", refusal(502, "destination_unavailable", "not here"));
