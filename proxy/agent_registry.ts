@@ -68,11 +68,16 @@ export class AgentRegistry {
   add(agent: HeldAgent): HeldAgent[] {
     const { agentId } = agent.identity;
     const before = this.#agents.get(agentId) ?? [];
-    const replaced = this.#multiple ? [] : before.filter((old) => !old.goneAway && !isSameProcess(old, agent));
+    const replaced = before.filter((old) => this.replaces(agent, old));
     const kept = [...before.filter((old) => !replaced.includes(old)), agent];
     replaced.push(...kept.splice(0, Math.max(0, kept.length - MAX_CONNECTIONS)));
     this.#agents.set(agentId, kept);
     return replaced;
+  }
+
+  /** Whether `agent` takes the place of another process. What {@link add} returns besides was only one connection too many. */
+  replaces(agent: HeldAgent, old: HeldAgent): boolean {
+    return !this.#multiple && !old.goneAway && !isSameProcess(old, agent);
   }
 
   remove(agent: HeldAgent): void {

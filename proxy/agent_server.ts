@@ -110,7 +110,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     // after that: whoever asks for the agent in between gets the new one
     for (const old of replaced) {
       agents.remove(old);
-      replacements.replaced(old, agent);
+      if (agents.replaces(agent, old)) replacements.replaced(old, agent);
       old.connection.close(CloseCode.replaced, "closing old connection");
     }
     for (const other of agents.others(agent)) void endIfDead(other); // never rejects

@@ -347,6 +347,14 @@ describe("a proxy", () => {
       await answering;
     }));
 
+  it("takes a connection too many of one id for no replacement, where several agents may have it", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
+      for (let i = 0; i < 66; i++) await rawAgent(net, proxy.agentAddress, { instance: `raw-${i}` });
+      await log.waitFor("agent disconnected", {}, 2);
+      assert.deepEqual([log.logged("agent replaced"), log.logged("agents with the same id replace each other")], [[], []]);
+    }));
+
   it("passes over an agent that is gone, within one request", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });

@@ -123,6 +123,13 @@ describe("the registry", () => {
     assert.equal([...registry].length, 64);
   });
 
+  it("takes none for replaced that is of the same process, takes no more tunnels, or may have the same id", () => {
+    const [single, multiple] = [new AgentRegistry(false), new AgentRegistry(true)];
+    const [young, other, same, leaving] = [held("1"), held("2"), held("1"), held("2", { goneAway: true })];
+    assert.deepEqual([other, same, leaving].map((old) => single.replaces(young, old)), [true, false, false]);
+    assert.equal(multiple.replaces(young, other), false);
+  });
+
   it("knows nobody that it does not hold", () => {
     const registry = new AgentRegistry(false);
     const agent = held();
