@@ -204,7 +204,8 @@ export class TunnelLimits {
 
   wasCut({ agentId, client }: CountedTunnel): void {
     const mostBytes = this.#buffers?.limit;
-    this.#options.reports.hit("buffer-memory", { agent: agentId || undefined, jti: client || undefined, mostBytes, action: "cut" });
+    const jti = client === agentId ? undefined : client || undefined; // without a token, the client is known by the agent's id
+    this.#options.reports.hit("buffer-memory", { agent: agentId || undefined, jti, mostBytes, action: "cut" });
   }
 
   /** It counts no longer. */

@@ -324,6 +324,14 @@ describe("limits of tunnels", () => {
     });
   });
 
+  it("that are cut for what they buffer are logged with the token of the client, where it has shown one", () => {
+    for (const [client, jti] of [["a", undefined], ["id-1", "id-1"]] as const) {
+      const log = new LogBook();
+      withLimits({ reports: new LimitReports({ log }) }, (limits) => limits.open({ agentId: "a", client }).wasCut());
+      assert.deepEqual(log.logged("limit reached").map((fields) => [fields.agent, fields.jti]), [["a", jti]]);
+    }
+  });
+
   it("are in all, of an agent and of a client", () =>
     withLimits({ tunnels: 4, tunnelsPerAgent: 3, tunnelsPerClient: 2 }, (limits) => {
       const first = limits.open({ agentId: "a", client: "x" });
