@@ -144,7 +144,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     let why = "";
     // none rejects
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
-    const ended = Promise.all([endOf(agent, log), serveControl(), refused]);
+    const ended = Promise.all([endOf(agent), serveControl(), refused]);
     try {
       onAgentConnected?.({ id, remote });
       if (isSendingAway && canBeTold(agent)) void sendAway([agent]);
@@ -163,7 +163,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     let [visit, accepted]: [Visit | undefined, boolean] = [undefined, false];
     try {
       visit = options.door?.enter(connection.remote);
-      const admitted = await admit(connection, options.authenticator, visit, register, events);
+      const admitted = await admit(connection, options.authenticator, visit, register, events, log);
       accepted = true;
       options.onOutcome?.("accepted");
       await hold(admitted);
@@ -253,11 +253,12 @@ async function admit(
   visit: Visit | undefined,
   register: (agent: HeldAgent) => void,
   events: AdmissionEvents,
+  log: Logger,
 ): Promise<Admitted> {
   visit?.checkLockOut();
   const { credentials, welcome } = await receiveCredentials(connection);
   visit?.checkLockOut(); // others of the address may have failed meanwhile
-  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }).catch((error) => {
+  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
     if (error instanceof AuthenticationError) visit?.failed(credentials);
     throw error;
   });
@@ -324,14 +325,14 @@ async function endIfDead({ connection, control }: HeldAgent): Promise<void> {
 }
 
 /** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */
-async function endOf({ connection, identity: { ends, release } }: HeldAgent, log: Logger): Promise<string> {
+async function endOf({ connection, identity: { ends, release } }: HeldAgent): Promise<string> {
   // the agent need not know why; the log does
   const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
   if (ends?.aborted) close();
   ends?.addEventListener("abort", close, { once: true });
   const { code, reason, cause, remote: byAgent } = await connection.closed;
   ends?.removeEventListener("abort", close);
-  isolateHook("release", release, log)?.();
+  release?.();
   if (cause !== "application") return reason;
   if (byAgent) return `closed by the agent: ${code} ${reason}`;
   return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && ends?.aborted ? endReason(ends) : reason}`;

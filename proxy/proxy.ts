@@ -127,7 +127,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     log,
     announcer,
     listener: agentListener,
-    authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom),
+    authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
     multiple: options.agentServer.agent.multiple,
     door: new Door({
       all: { limit: "agents", most: options.limits.agents },

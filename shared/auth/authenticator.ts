@@ -1,5 +1,7 @@
 // Who is it? Authenticators turn what an agent or a client shows into an identity, or say no.
 import type { AllowList } from "../allow_list.ts";
+import { isolateHook } from "../hooks.ts";
+import type { Logger } from "../log.ts";
 
 /** Proxy-Authorization as a client sent it (RFC 9110 §11.7.2). */
 export type ClientCredentials =
@@ -38,7 +40,7 @@ export interface Identity {
   readonly tokenId?: string;
   /** Aborted when what was shown no longer counts: everything opened with it then ends. The reason, an `Error`, goes to the log. */
   readonly ends?: AbortSignal;
-  /** Called once, when nothing is left that was opened with it. */
+  /** Called once, when nothing is left that was opened with it. Where it fails, that is logged and changes nothing. */
   readonly release?: () => void;
 }
 
@@ -67,23 +69,23 @@ export interface Authenticator {
 }
 
 /**
- * Asks `authenticator`, and sees to it that the id can be one.
+ * Asks `authenticator`, and sees to it that the id can be one. The identity's `release` never throws.
  * @throws {AuthenticationError}
  */
-export async function identifyAgent(authenticator: Authenticator, credentials: Uint8Array, peer: Peer): Promise<Identity> {
-  return checkIdentity(await authenticator.authenticateAgent(credentials, peer));
+export async function identifyAgent(authenticator: Authenticator, credentials: Uint8Array, peer: Peer, log: Logger): Promise<Identity> {
+  return checkIdentity(await authenticator.authenticateAgent(credentials, peer), log);
 }
 
 /**
- * Asks `authenticator`, and sees to it that the id can be one.
+ * Asks `authenticator`, and sees to it that the id can be one. The identity's `release` never throws.
  * @throws {AuthenticationError}
  */
-export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials): Promise<Identity> {
-  return checkIdentity(await authenticator.authenticateClient(credentials));
+export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials, log: Logger): Promise<Identity> {
+  return checkIdentity(await authenticator.authenticateClient(credentials), log);
 }
 
-function checkIdentity(given: string | Identity): Identity {
-  const identity = typeof given === "string" ? { agentId: given } : given;
+function checkIdentity(given: string | Identity, log: Logger): Identity {
+  const identity = typeof given === "string" ? { agentId: given } : isolateRelease(given, log);
   try {
     checkAgentId(identity.agentId);
   } catch (error) {
@@ -91,6 +93,13 @@ function checkIdentity(given: string | Identity): Identity {
     throw error;
   }
   return identity;
+}
+
+/** An embedding program's authenticator has a function of its own as `release`. */
+function isolateRelease(identity: Identity, log: Logger): Identity {
+  if (identity.release === undefined) return identity;
+  const { agentId, allowList, tokenId, ends } = identity;
+  return { agentId, allowList, tokenId, ends, release: isolateHook("release", () => identity.release?.(), log) };
 }
 
 /** Why `signal` was aborted, in words for the log. */

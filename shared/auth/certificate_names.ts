@@ -1,4 +1,5 @@
 // Which agent is a client certificate for? With mutual TLS, an agent's id may have to be a name in the certificate that it shows.
+import type { Logger } from "../log.ts";
 import { loadX509 } from "../tls/revocation.ts";
 import { AuthenticationError, type Authenticator, identifyAgent, type Peer } from "./authenticator.ts";
 
@@ -9,10 +10,10 @@ export type NameSource = "san" | "cn";
  * Lets `authenticator` decide who the agent is, and refuses it where its certificate is not for that id. Of alternative names, DNS names, URIs
  * and e-mail addresses count; they are compared byte by byte, as ids are.
  */
-export function bindToCertificate(authenticator: Authenticator, source: NameSource): Authenticator {
+export function bindToCertificate(authenticator: Authenticator, source: NameSource, log: Logger): Authenticator {
   return {
     async authenticateAgent(credentials, peer) {
-      const identity = await identifyAgent(authenticator, credentials, peer);
+      const identity = await identifyAgent(authenticator, credentials, peer, log);
       try {
         await checkNames(peer, source, identity.agentId);
         return identity;

@@ -263,7 +263,7 @@ async function handle(
   logRequest(options.log, request, exchange);
   visit?.knock();
   const credentials = readCredentials(request);
-  const identity = await identify(options.authenticator, credentials, visit, exchange);
+  const identity = await identify(options, credentials, visit, exchange);
   exchange.agent = identity.agentId;
   exchange.token = identity.tokenId;
   try {
@@ -495,13 +495,13 @@ function claimedAgent({ fields }: RequestHead): string | undefined {
 const MAX_CLAIMED = 64;
 
 async function identify(
-  authenticator: Authenticator,
+  { authenticator, log }: FrontOptions,
   credentials: ClientCredentials,
   visit: ClientVisit | undefined,
   exchange: Exchange,
 ): Promise<Identity> {
   try {
-    return await identifyClient(authenticator, credentials);
+    return await identifyClient(authenticator, credentials, log);
   } catch (cause) {
     if (cause instanceof AuthenticationError) {
       visit?.failed(credentials);

@@ -3,6 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AuthenticationError, identifyAgent, identifyClient } from "../../shared/auth/authenticator.ts";
 import { type Applicant, createHookAuthenticator } from "../../shared/auth/hook.ts";
+import { silentLogger } from "../../shared/log.ts";
+import { LogBook } from "../support/memory.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
@@ -14,9 +16,9 @@ describe("authenticate hook", () => {
       return "4711";
     });
     const certificate = new Uint8Array([1]);
-    assert.equal((await identifyAgent(authenticator, bytes("ticket é"), { certificate })).agentId, "4711");
-    await identifyClient(authenticator, { scheme: "basic", username: "u", password: "p" });
-    await identifyClient(authenticator, { scheme: "bearer", token: "t" });
+    assert.equal((await identifyAgent(authenticator, bytes("ticket é"), { certificate }, silentLogger)).agentId, "4711");
+    await identifyClient(authenticator, { scheme: "basic", username: "u", password: "p" }, silentLogger);
+    await identifyClient(authenticator, { scheme: "bearer", token: "t" }, silentLogger);
     assert.deepEqual(asked, [
       { role: "agent", credentials: "ticket é", certificate },
       { role: "client", scheme: "basic", username: "u", password: "p" },
@@ -27,25 +29,42 @@ describe("authenticate hook", () => {
   it("may answer later, and with all that an identity has", async () => {
     const ends = new AbortController().signal;
     const authenticator = createHookAuthenticator(() => Promise.resolve({ agentId: "4711", ends }));
-    assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }), { agentId: "4711", ends });
+    assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }, silentLogger), { agentId: "4711", ends });
   });
 
   it("refuses with undefined, and without a secret in the log", async () => {
     const authenticator = createHookAuthenticator(() => undefined);
     const denied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !/hunter2/.test(error.message);
-    await assert.rejects(identifyAgent(authenticator, bytes("hunter2"), {}), denied);
-    await assert.rejects(identifyClient(authenticator, { scheme: "basic", username: "u", password: "hunter2" }), denied);
+    await assert.rejects(identifyAgent(authenticator, bytes("hunter2"), {}, silentLogger), denied);
+    await assert.rejects(identifyClient(authenticator, { scheme: "basic", username: "u", password: "hunter2" }, silentLogger), denied);
   });
+
+  for (
+    const [how, release] of Object.entries({
+      throws: () => assert.fail("broken"),
+      rejects: () => Promise.reject(new Error("broken")),
+    })
+  ) {
+    it(`may give an identity whose release ${how}: that is logged, and nothing else comes of it`, async () => {
+      const authenticator = createHookAuthenticator((who) => ({ agentId: who.role === "agent" ? "a b" : "4711", release }));
+      const log = new LogBook();
+      await assert.rejects(identifyAgent(authenticator, bytes("x"), {}, log), AuthenticationError);
+      await log.waitFor("hook failed", { hook: "release" });
+      const identity = await identifyClient(authenticator, { scheme: "bearer", token: "t" }, log);
+      identity.release!();
+      await log.waitFor("hook failed", { hook: "release" }, 2);
+    });
+  }
 
   it("is not asked about bytes that are no text", async () => {
     let asked = false;
     const authenticator = createHookAuthenticator(() => (asked = true, "4711"));
-    await assert.rejects(identifyAgent(authenticator, new Uint8Array([0xff]), {}), AuthenticationError);
+    await assert.rejects(identifyAgent(authenticator, new Uint8Array([0xff]), {}, silentLogger), AuthenticationError);
     assert.ok(!asked);
   });
 
   it("cannot give an id that is none", async () => {
     const authenticator = createHookAuthenticator(() => "a b");
-    await assert.rejects(identifyAgent(authenticator, bytes("x"), {}), (error) => error instanceof AuthenticationError);
+    await assert.rejects(identifyAgent(authenticator, bytes("x"), {}, silentLogger), (error) => error instanceof AuthenticationError);
   });
 });

@@ -12,6 +12,7 @@ import { generatePrivateKey, parsePrivateKey, publicKeyOf } from "../../shared/a
 import { readRevocations } from "../../shared/auth/revocations.ts";
 import { ConfigError } from "../../shared/cli/option.ts";
 import { within } from "../conformance/support.ts";
+import { silentLogger } from "../../shared/log.ts";
 import { LogBook } from "../support/memory.ts";
 import { Folder } from "../support/processes.ts";
 import { makeTokenKey } from "../support/tokens.ts";
@@ -55,11 +56,11 @@ class Bench implements AsyncDisposable {
 }
 
 function asAgent(auth: Authenticator, token: string): Promise<Identity> {
-  return identifyAgent(auth, Buffer.from(token), {});
+  return identifyAgent(auth, Buffer.from(token), {}, silentLogger);
 }
 
 function asClient(auth: Authenticator, token: string, username = "4711"): Promise<Identity> {
-  return identifyClient(auth, { scheme: "basic", username, password: token });
+  return identifyClient(auth, { scheme: "basic", username, password: token }, silentLogger);
 }
 
 /** The reason in the log of what was opened with it. */
@@ -96,7 +97,7 @@ describe("JWT authentication", () => {
     const auth = await bench.start();
     const token = await KEY.sign();
     assert.equal((await asClient(auth, token)).agentId, "4711");
-    assert.equal((await identifyClient(auth, { scheme: "bearer", token })).agentId, "4711");
+    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, silentLogger)).agentId, "4711");
     const urn = await KEY.sign({ agentId: "urn:dev:1" });
     for (const name of ["urn:dev:1", "urn%3Adev%3a1"]) assert.equal((await asClient(auth, urn, name)).agentId, "urn:dev:1");
     await assert.rejects(asClient(auth, urn, "urn%253Adev%3A1"), denied(/the user name is/));
@@ -119,9 +120,9 @@ describe("JWT authentication", () => {
   it("refuses bytes that are no text, and a token of 64 KiB", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
-    await assert.rejects(identifyAgent(auth, Uint8Array.of(0, 255, 254), {}), denied(/not a JWT/));
-    await assert.rejects(identifyAgent(auth, new Uint8Array(0), {}), denied(/no token/));
-    await assert.rejects(identifyAgent(auth, new Uint8Array(64 * 1024).fill(65), {}), denied(/65536 bytes/));
+    await assert.rejects(identifyAgent(auth, Uint8Array.of(0, 255, 254), {}, silentLogger), denied(/not a JWT/));
+    await assert.rejects(identifyAgent(auth, new Uint8Array(0), {}, silentLogger), denied(/no token/));
+    await assert.rejects(identifyAgent(auth, new Uint8Array(64 * 1024).fill(65), {}, silentLogger), denied(/65536 bytes/));
   });
 
   it("hands on what the token allows", async () => {

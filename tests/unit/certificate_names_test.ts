@@ -4,6 +4,7 @@ import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { bindToCertificate, type NameSource } from "../../shared/auth/certificate_names.ts";
+import { silentLogger } from "../../shared/log.ts";
 import { type Authority, type IssueOptions, makeAuthority } from "../support/certificates.ts";
 
 const authority: Promise<Authority> = makeAuthority();
@@ -15,7 +16,9 @@ async function certificateOf(options: IssueOptions): Promise<Uint8Array> {
 /** The id it is taken for, or why it is refused. */
 async function claim(source: NameSource, id: string, certificate: Uint8Array | undefined): Promise<string> {
   try {
-    const identity = await bindToCertificate(createNoAuth(), source).authenticateAgent(new TextEncoder().encode(id), { certificate });
+    const identity = await bindToCertificate(createNoAuth(), source, silentLogger).authenticateAgent(new TextEncoder().encode(id), {
+      certificate,
+    });
     return typeof identity === "string" ? identity : identity.agentId;
   } catch (error) {
     if (!(error instanceof AuthenticationError)) throw error;
@@ -66,7 +69,7 @@ describe("an agent's certificate", () => {
       authenticateAgent: () => ({ agentId: "4711", release: () => released++ }),
       authenticateClient: () => "4711",
     };
-    const bound = bindToCertificate(inner, "san");
+    const bound = bindToCertificate(inner, "san", silentLogger);
     const credentials = new Uint8Array();
     await assert.rejects(async () => await bound.authenticateAgent(credentials, { certificate: await certificateOf({ names: ["4712"] }) }));
     assert.equal(released, 1);

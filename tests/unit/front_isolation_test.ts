@@ -79,6 +79,18 @@ describe("a fault of the program", () => {
       }));
   }
 
+  for (const [how, release] of Object.entries({ throws: fail, rejects: () => Promise.reject(FAULT) })) {
+    it(`in what releases a client's credentials, which ${how}, is logged, and changes nothing for the client`, () =>
+      withFront(() => ({
+        authenticator: { authenticateAgent: fail, authenticateClient: () => ({ agentId: "4711", release }) },
+      }), async ({ net, address, log, dialled }) => {
+        await checkTunnel(net, address, dialled);
+        await log.waitFor("hook failed", { hook: "release" });
+        await log.waitFor("request", { status: 200, error: undefined });
+        assert.deepEqual(log.logged("request failed"), []);
+      }));
+  }
+
   it("in the copy resets the client and the destination", () =>
     withFront((broken, net) => ({
       net: netWith(net, { splice: (a, b, options) => broken.on ? Promise.reject(FAULT) : net.splice(a, b, options) }),
