@@ -266,8 +266,9 @@ async function handle(
   const identity = await identify(options, credentials, visit, exchange);
   exchange.agent = identity.agentId;
   exchange.token = identity.tokenId;
+  let tunnel: OpenTunnel | undefined;
   try {
-    const tunnel = visit?.open(identity);
+    tunnel = visit?.open(identity);
     const ends = tunnel ? tunnel.ends : identity.ends;
     const copy = { prologueToA: ESTABLISHED, idleTimeoutMs: options.limits?.idleMs, rates: tunnel?.rates, signal: ends };
     const client = absolute ? undefined : { stream, copy };
@@ -291,6 +292,7 @@ async function handle(
       upstream.release?.();
     }
   } finally {
+    tunnel?.close(); // a client that lingers after a refusal takes up its connection alone
     identity.release?.();
   }
 }

@@ -15,7 +15,6 @@ import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 export class ClientVisit {
   readonly #limits: ClientLimits;
   readonly #visit: Visit;
-  #tunnel?: OpenTunnel;
 
   constructor(limits: ClientLimits, visit: Visit) {
     this.#limits = limits;
@@ -45,16 +44,15 @@ export class ClientVisit {
   }
 
   /**
-   * It may have one.
+   * It may have one, which the caller closes.
    * @throws {LimitReached}
    */
   open(identity: Identity): OpenTunnel {
-    return this.#tunnel = this.#limits.open(identity);
+    return this.#limits.open(identity);
   }
 
-  /** It is gone, and its tunnel with it. */
+  /** Its connection is gone. */
   leave(): void {
-    this.#tunnel?.close();
     this.#visit.leave();
   }
 }
