@@ -134,17 +134,19 @@ export function startFront(options: FrontOptions): Front {
   const waiting = new Set<() => void>();
   let isStopping = false;
 
-  /** Resolves when there are none of those that `count` counts. */
-  const none = (count: () => number): Promise<void> =>
-    new Promise((resolve) => {
-      const look = () => {
-        if (count() > 0) return;
-        waiting.delete(look);
-        resolve();
-      };
-      waiting.add(look);
-      look();
-    });
+  /** `reached` resolves when there are none of those that `count` counts, unless it is disposed before. */
+  const none = (count: () => number): Disposable & { readonly reached: Promise<void> } => {
+    const { promise: reached, resolve } = Promise.withResolvers<void>();
+    const stop = () => void waiting.delete(look);
+    const look = () => {
+      if (count() > 0) return;
+      stop();
+      resolve();
+    };
+    waiting.add(look);
+    look();
+    return { reached, [Symbol.dispose]: stop };
+  };
   const lookAgain = () => {
     for (const look of waiting) look();
   };
@@ -193,7 +195,7 @@ export function startFront(options: FrontOptions): Front {
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const incoming of batch) void serve(incoming); // never rejects
     }
-    await none(() => clients.size);
+    await none(() => clients.size).reached;
     dropped.close();
     desk.logLimit.close();
   };
@@ -214,7 +216,10 @@ export function startFront(options: FrontOptions): Front {
     },
     async drain(timeoutMs, until = Promise.resolve()) {
       const startedAt = performance.now();
-      await within(timeoutMs, Promise.race([until, none(() => clients.size - lingering.size)]));
+      {
+        using idle = none(() => clients.size - lingering.size);
+        await within(timeoutMs, Promise.race([until, idle.reached]));
+      }
       listener.stopAccepting();
       hurry();
       let timer = setTimeout(() => {
