@@ -137,6 +137,13 @@ export function agentIdOf(username: string): string {
 
 /** A JWT, whose header is JSON in base64url. */
 const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
+/** Longest user name in the log, in characters. */
+const MAX_LOGGED = 64;
+
+/** Whether the user name may be in the log: some clients send a token there, as `curl -U "$TOKEN:$TOKEN"` does. */
+export function isLoggable(username: string): boolean {
+  return username.length <= MAX_LOGGED && !TOKEN.test(username);
+}
 
 /** Everybody is who they say they are; a client's password is ignored. */
 export function createNoAuth(): Authenticator {

@@ -3,7 +3,7 @@ import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../cli/option.ts";
 import { readBytes } from "../files.ts";
 import type { Logger } from "../log.ts";
-import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
+import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isLoggable } from "./authenticator.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
@@ -137,7 +137,8 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
       const identity = await admit(tokenOf(credentials), "client");
       if (credentials.scheme === "basic" && ![credentials.username, agentIdOf(credentials.username)].includes(identity.agentId)) {
         identity.release?.();
-        const [claim, name] = [identity.agentId, credentials.username].map((id) => JSON.stringify(id));
+        const name = isLoggable(credentials.username) ? JSON.stringify(credentials.username) : "too long, or a token";
+        const claim = JSON.stringify(identity.agentId);
         throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`, identity);
       }
       return identity;

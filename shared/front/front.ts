@@ -9,6 +9,7 @@ import {
   endReason,
   identifyClient,
   type Identity,
+  isLoggable,
   parseProxyAuthorization,
 } from "../auth/authenticator.ts";
 import {
@@ -485,21 +486,18 @@ function readCredentials(request: RequestHead): ClientCredentials {
   }
 }
 
-/** The user name of Basic credentials, for the log alone. Not where it is as long as a token, which some write there. */
+/** The user name of Basic credentials, for the log alone. */
 function claimedAgent({ fields }: RequestHead): string | undefined {
   const [given] = values(fields, "proxy-authorization");
   if (given === undefined) return undefined;
   try {
     const credentials = parseProxyAuthorization(given);
     const name = credentials.scheme === "basic" ? credentials.username : "";
-    return name === "" || name.length > MAX_CLAIMED ? undefined : printable(name);
+    return name !== "" && isLoggable(name) ? printable(name) : undefined;
   } catch {
     return undefined; // that they cannot be read is found out, and said, later
   }
 }
-
-/** Longest user name in the log, in characters. */
-const MAX_CLAIMED = 64;
 
 async function identify(
   { authenticator, log }: FrontOptions,

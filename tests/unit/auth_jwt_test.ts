@@ -103,6 +103,9 @@ describe("JWT authentication", () => {
     await assert.rejects(asClient(auth, urn, "urn%253Adev%3A1"), denied(/the user name is/));
     await assert.rejects(asClient(auth, token, "4712"), denied(/is for the agent id "4711", and the user name is "4712"/));
     await assert.rejects(asClient(auth, token, ""), denied(/the user name is ""/));
+    for (const name of [token, "eyJhbGciOiJFUzI1NiJ9.e30.c2ln", "x".repeat(65)]) {
+      await assert.rejects(asClient(auth, token, name), denied(/the user name is too long, or a token$/));
+    }
   });
 
   it("does not take the token of one role for the other, however often it is shown", async () => {
