@@ -128,9 +128,18 @@ export function checkPatterns(patterns: string[]): string | undefined {
   );
 }
 
-/** For `check` of a list of patterns that are compared with nothing but addresses. */
-export function checkNetworks(patterns: string[]): string | undefined {
-  return patternProblem(() => networksOf(patterns), "there are 10.0.0.1, 10.0.0.0/8, 2001:db8::1 and 2001:db8::/32, and all or none alone");
+const NETWORK_FORMS = "there are 10.0.0.1, 10.0.0.0/8, 2001:db8::1 and 2001:db8::/32";
+
+/**
+ * A `check` of a list of patterns that are compared with nothing but addresses.
+ * @param words whether `all` and `none` can stand there, each alone
+ */
+export function checkNetworks({ words }: { words: boolean }): (patterns: string[]) => string | undefined {
+  return (patterns) => {
+    const word = words ? undefined : patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
+    if (word !== undefined) return `the pattern ${JSON.stringify(word)}: it is not an address or a network; ${NETWORK_FORMS}`;
+    return patternProblem(() => networksOf(patterns), words ? `${NETWORK_FORMS}, and all or none alone` : NETWORK_FORMS);
+  };
 }
 
 function patternProblem(read: () => unknown, forms: string): string | undefined {

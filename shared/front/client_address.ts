@@ -1,5 +1,6 @@
 // Whose request is it? The address of the connection, or where that is a proxy's which is trusted, what it says in Forwarded.
-import { createAllowList, networksOf } from "../allow_list.ts";
+import { createAllowList } from "../allow_list.ts";
+import { checkNetworks } from "../cli/common_options.ts";
 import { defineOptions } from "../cli/option.ts";
 import { parseForwarded, parseNode } from "../http/forwarded.ts";
 import { type Fields, values } from "../http/head.ts";
@@ -11,31 +12,16 @@ export const trustedProxyOptions = defineOptions({
     description:
       "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others " +
       "it is ignored. By default none.",
-    check: checkNetworks,
+    check: checkNetworks({ words: false }),
   },
   "http-proxy.proxy-protocol": {
     kind: "list",
     description:
       "Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells " +
       "the client's address; one without it is refused, and one from elsewhere with it. By default none.",
-    check: checkNetworks,
+    check: checkNetworks({ words: false }),
   },
 });
-
-function checkNetworks(patterns: readonly string[]): string | undefined {
-  const wrong = patterns.find((pattern) => !isNetwork(pattern));
-  return wrong === undefined
-    ? undefined
-    : `${JSON.stringify(wrong)} is not an address or a network as 10.0.0.7, 10.0.0.0/8 or 2001:db8::/32`;
-}
-
-function isNetwork(pattern: string): boolean {
-  try {
-    return networksOf([pattern]).length === 1;
-  } catch {
-    return false;
-  }
-}
 
 /** Knows which proxies are believed. */
 export class TrustedProxies {

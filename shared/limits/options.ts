@@ -129,7 +129,7 @@ export const addressLimitOptions = defineOptions({
     default: "127.0.0.0/8,::1",
     description:
       "Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all.",
-    check: checkNetworks,
+    check: checkNetworks({ words: true }),
   },
 });
 

@@ -4,6 +4,7 @@ import { describe, it } from "node:test";
 import { TrustedProxies, trustedProxyOptions } from "../../shared/front/client_address.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
+import { addressLimitOptions } from "../../shared/limits/options.ts";
 
 describe("the Forwarded field", () => {
   const good: [lines: string[], nodes: (string | undefined)[]][] = [
@@ -79,7 +80,8 @@ describe("trusted proxies", () => {
   it("are addresses and networks, and nothing else", () => {
     for (const { check } of Object.values(trustedProxyOptions)) {
       assert.equal(check(["10.0.0.1", "10.0.0.0/8", "::1", "[2001:db8::]/32"]), undefined);
-      for (const bad of ["lb.example", "10.0.0.1:80", "*.example", "10.0.0.1-10.0.0.9", ""]) assert.ok(check([bad]), bad);
+      for (const bad of ["lb.example", "10.0.0.1:80", "*.example", "10.0.0.1-10.0.0.9", "", "all", "None"]) assert.ok(check([bad]), bad);
     }
+    for (const word of ["all", "None"]) assert.equal(addressLimitOptions["limits.exempt"].check([word]), undefined);
   });
 });
