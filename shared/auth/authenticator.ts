@@ -167,6 +167,10 @@ export function createNoAuth(): Authenticator {
       if (credentials.scheme !== "basic") {
         throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
       }
+      // no agent can have such an id, and it would be in the log
+      if (TOKEN.test(credentials.username)) {
+        throw new AuthenticationError("denied", "The client showed a token as user name, and there is no authentication by tokens");
+      }
       return agentIdOf(credentials.username);
     },
   };

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { agentIdOf, createNoAuth, parseProxyAuthorization } from "../../shared/auth/authenticator.ts";
+import { agentIdOf, AuthenticationError, createNoAuth, parseProxyAuthorization } from "../../shared/auth/authenticator.ts";
 
 const basic = (text: string) => parseProxyAuthorization(`Basic ${btoa(text)}`);
 /** How a client writes an id. */
@@ -26,6 +26,12 @@ describe("the agent id in a user name", () => {
       assert.equal(await createNoAuth().authenticateClient(basic(`${username}:pass:word`)), id);
     });
   }
+
+  it("is no token, which stays out of the log", async () => {
+    const token = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln";
+    const isDenied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !error.message.includes(token);
+    await assert.rejects(async () => await createNoAuth().authenticateClient(basic(`${token}:${token}`)), isDenied);
+  });
 
   it("can be every id", () => {
     fc.assert(fc.property(fc.string({ unit: fc.constantFrom(..."%253Aa:x/") }), (id) => {
