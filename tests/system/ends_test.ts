@@ -81,11 +81,11 @@ async function fill(wire: Wire): Promise<void> {
   }
 }
 
-const inBun = process.versions.bun !== undefined
+const underDeno = process.versions.bun !== undefined
   ? false
   : "Deno's sockets fail large writes, and lose resets, after an end: Bun runs these";
 
-describe("an end that goes away", { skip: inBun }, () => {
+describe("an end that goes away", { skip: underDeno }, () => {
   let chain: Chain;
   before(async () => chain = await Chain.start());
   after(async () => await chain[Symbol.asyncDispose]());
