@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type Home, home, ROOT } from "./executables.ts";
 
 /** Made here, or by others; deno.json, which says it, and its test, which speaks of forks. */
-const SKIPPED = /^(\.git|node_modules|dist|target|deno\.json|deno\.lock|Cargo\.lock|home_test\.ts)$/;
+const SKIPPED = /^(\.git|node_modules|dist|target|crates|deno\.json|deno\.lock|Cargo\.lock|home_test\.ts)$/;
 
 /** All texts of the repository that may name the project's home, relative to the sources' folder. */
 export function* texts(folder = "."): Generator<string> {
