@@ -134,7 +134,7 @@ function advise(pattern: string): string | undefined {
   const bits = mask === undefined ? undefined : prefixOf(mask);
   if (bits !== undefined) return `write ${network}/${bits}`;
   if (/^[^:/[\]]+(?::[0-9]+)?\/(?![0-9]+$)/.test(pattern)) return "a pattern has no path";
-  if (pattern.includes("*")) return "* stands only at the beginning, as in *.example.com";
+  if (/.\*|^\*[^.]/.test(pattern)) return "* stands only at the beginning, as in *.example.com";
   const [, host = "", port = ""] = /^([^:/]*)(.*)$/.exec(pattern) ?? [];
   // deno-lint-ignore no-control-regex -- ASCII
   const ascii = /[^\x00-\x7f]/.test(host) ? domainToASCII(host) : "";

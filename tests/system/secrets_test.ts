@@ -60,7 +60,7 @@ describe("secrets", () => {
       yaml(`agent-server:\n  tls: ${quoted}\n`),
       yaml(`{"agent-server": {"tls": {"key-password": ${quoted}, "x"}}`),
       yaml(`agent-server.tls.key-password: ${quoted}\nagent-server.tls.key-password: ${quoted}\n`),
-      yaml(`auth.jwt.token: ${token}\n  x\n`),
+      yaml(`auth.jwt.token: ${token}: x\n`),
       withKey(lines.join(" ")),
       withKey(lines.slice(0, -1).join("\n")),
       withKey(lines.slice(1).join("\n")),
