@@ -369,7 +369,7 @@ describe("an agent", () => {
       for (const { status, fields } of received) {
         assert.ok([403, 502, 503].includes(status), String(status));
         const names = Object.keys(fields).filter((name) => name !== "retry-after").sort();
-        assert.deepEqual(names, ["connection", "content-length", "content-type", "proxy-status"]);
+        assert.deepEqual(names, ["connection", "content-length", "content-type", "proxy-status", "x-request-id"]);
         // an RFC 8941 item: a token, then parameters whose strings are closed
         assert.match(fields["proxy-status"]!, /^reverse-http; error=[a-z_]+; details="(?:[^"\\]|\\["\\])*"$/);
       }
