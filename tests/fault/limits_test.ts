@@ -144,7 +144,7 @@ describe("the limit on", () => {
     ]);
     const password = await key.sign();
     const head = (with_: string) => connectHead("127.0.0.1:1", AGENT_ID, with_);
-    for (let i = 0; i < 100; i++) assertRefused(await ask(clients, head("the same")), 407, "http_request_denied");
+    for (let i = 0; i < 100; i++) assertRefused(await ask(clients, head("wrong-0000")), 407, "http_request_denied");
     assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
     const statuses: number[] = [];
     for (let i = 0; i < 50; i++) {
