@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A 1xx response before the 200 to a CONNECT ends the tunnel in four of six clients.
 #
-# Seen with: https-proxy-agent 7.0.6, @grpc/grpc-js 1.14.4 (Node.js 20), httpx 0.28.1, requests 2.34.2, websocket-client 1.9.2,
+# Versions: https-proxy-agent 7.0.6, @grpc/grpc-js 1.14.4 (Node.js 20), httpx 0.28.1, requests 2.34.2, websocket-client 1.9.2,
 #   aiohttp 3.14.5 (Python 3.11).
 # Behaviour: RFC 9110 section 15.2 requires clients to parse any number of 1xx responses before the final one. A proxy that sends
 #   `103 Early Hints` (or 102, to show that it is still dialling) and then `200` loses https-proxy-agent, grpc-js, requests (urllib3 over

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # https-proxy-agent hands a proxy's refusal to the program as the response of the https:// server.
 #
-# Seen with: https-proxy-agent 7.0.6, hpagent 1.2.0, tunnel 0.0.6 (Node.js 20).
+# Versions: https-proxy-agent 7.0.6, hpagent 1.2.0, tunnel 0.0.6 (Node.js 20).
 # Behaviour: the proxy refuses a CONNECT with 503. `https.get` with hpagent or tunnel fails with an error that names the status. With
 #   https-proxy-agent it succeeds: the program gets a response with status 503, the proxy's header fields and its body, as though the
 #   server had sent them, although no TLS connection was made at all.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Four forward proxies end a tunnel cleanly when the destination has reset it.
 #
-# Seen with: pproxy 2.7.9, proxy.py 2.4.10 (Python 3.11), proxy-chain 3.0.1, proxy 4.1.0 (Node.js 20).
+# Versions: pproxy 2.7.9, proxy.py 2.4.10 (Python 3.11), proxy-chain 3.0.1, proxy 4.1.0 (Node.js 20).
 # Behaviour: a destination sends 1,000 bytes and then resets its connection (RST), as a crashed or killed server does. RFC 9110 section
 #   9.3.6 says that a proxy closes both connections when one side closes; none of the four passes on how it was closed: the client reads
 #   1,000 bytes and an ordinary end of the stream. Without the proxy the same read fails with ECONNRESET.

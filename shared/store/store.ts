@@ -27,7 +27,7 @@ export interface Store {
 
 /** A store on servers, which can be asked whether they answer. */
 export interface ServedStore extends Store {
-  /** Asks every server something; what comes of it, the store's events tell. Never rejects. */
+  /** Asks every server something; the store's events tell the result. Never rejects. */
   probe(): Promise<void>;
 }
 

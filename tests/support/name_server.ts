@@ -20,7 +20,7 @@ export class NameServer implements AsyncDisposable {
   asked = 0;
 
   private constructor(private readonly socket: Socket, private readonly address: string) {
-    socket.on("error", () => {}); // whoever asked does not wait for the answer any more
+    socket.on("error", () => {}); // the caller does not wait for the answer any more
     socket.on("message", (query, from) => this.#take(query, from));
   }
 
