@@ -113,7 +113,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     listener,
     authenticator,
     allowList,
-    trusted: new TrustedProxies(trustedProxies),
+    trusted: new TrustedProxies(trustedProxies, proxyProtocol),
     log,
     limits,
     upstreamName: "proxy",

@@ -158,7 +158,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     listener: clientListener,
     authenticator,
     allowList,
-    trusted: new TrustedProxies(trustedProxies),
+    trusted: new TrustedProxies(trustedProxies, proxyProtocol),
     limits,
     log,
     onEnd: (end) => tunnels.ended(end),

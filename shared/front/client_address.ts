@@ -5,6 +5,8 @@ import { defineOptions } from "../cli/option.ts";
 import { parseForwarded, parseNode } from "../http/forwarded.ts";
 import { type Fields, values } from "../http/head.ts";
 import { hostOf } from "../limits/addresses.ts";
+import { Memory } from "../limits/tables.ts";
+import type { LogLimit } from "../log_limit.ts";
 
 export const trustedProxyOptions = defineOptions({
   "http-proxy.trusted-proxies": {
@@ -23,19 +25,31 @@ export const trustedProxyOptions = defineOptions({
   },
 });
 
-/** Knows which proxies are believed. */
+/** The proxies in front that are listed. Each speaks for many clients: its own address is never a client's. */
 export class TrustedProxies {
-  readonly #trusts: (host: string) => boolean;
+  readonly #trusts: Contains;
+  readonly #speaksForMany: Contains;
 
-  /** @param patterns addresses and networks; none where it is empty */
-  constructor(patterns: readonly string[]) {
-    const list = createAllowList(patterns);
-    this.#trusts = patterns.length === 0 ? () => false : (host) => list.allows({ host, port: 1 });
+  /**
+   * @param patterns addresses and networks whose Forwarded field is believed
+   * @param proxyProtocol and those whose connections begin with a header of the PROXY protocol
+   */
+  constructor(patterns: readonly string[], proxyProtocol: readonly string[] = []) {
+    this.#trusts = containedIn(patterns);
+    this.#speaksForMany = containedIn([...patterns, ...proxyProtocol]);
   }
 
   /** @param remote `host:port` or `[host]:port` */
   trusts(remote: string): boolean {
     return this.#trusts(hostOf(remote));
+  }
+
+  /**
+   * Whether `remote` is a listed proxy's own address: it names no client, or another proxy that names none.
+   * @param remote `host:port` or `[host]:port`; the port may be missing
+   */
+  speaksForMany(remote: string): boolean {
+    return this.#speaksForMany(hostOf(remote));
   }
 
   /**
@@ -53,5 +67,42 @@ export class TrustedProxies {
       if (!this.#trusts(node.host)) break;
     }
     return client;
+  }
+}
+
+type Contains = (host: string) => boolean;
+
+/** None where there are no patterns. */
+function containedIn(patterns: readonly string[]): Contains {
+  const list = createAllowList(patterns);
+  return patterns.length === 0 ? () => false : (host) => list.allows({ host, port: 1 });
+}
+
+/** A proxy that names no client is warned of once in this time, in milliseconds. */
+const WARNING_INTERVAL_MS = 3_600_000;
+
+/** Warns of listed proxies that name no client, each once in a while. */
+export class UnnamedClients {
+  readonly #warnedAt = new Memory<number>();
+  readonly #logLimit: LogLimit;
+  readonly #now: () => number;
+
+  /** @param now milliseconds from any fixed point */
+  constructor(logLimit: LogLimit, now: () => number) {
+    this.#logLimit = logLimit;
+    this.#now = now;
+  }
+
+  /** @param proxy its address, `host:port` or `[host]:port`; the port may be missing */
+  seen(proxy: string): void {
+    const [host, now] = [hostOf(proxy), this.#now()];
+    const warnedAt = this.#warnedAt.get(host);
+    if (warnedAt !== undefined && now - warnedAt < WARNING_INTERVAL_MS) return;
+    this.#warnedAt.set(host, now);
+    this.#logLimit.warn("listed proxy names no client: limits by address do not apply to its clients", {
+      proxy: host,
+      remedy: "let it send the client's address, as Forwarded: for=ADDRESS or in a header of the PROXY protocol, or take it from " +
+        "--http-proxy.trusted-proxies and --http-proxy.proxy-protocol",
+    });
   }
 }

@@ -31,7 +31,7 @@ import type { Logger } from "../log.ts";
 import type { TunnelEnd } from "../metrics.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, Spliced, SpliceOptions, TcpListener } from "../net/types.ts";
-import type { TrustedProxies } from "./client_address.ts";
+import { type TrustedProxies, UnnamedClients } from "./client_address.ts";
 import { LogLimit } from "../log_limit.ts";
 import { printable } from "../net/printable.ts";
 import { within } from "../within.ts";
@@ -78,7 +78,7 @@ export interface FrontOptions {
   dial: (request: DialRequest) => Promise<Upstream>;
   /** Who `dial` leads to, for the log. Default `agent`. */
   upstreamName?: string;
-  /** Proxies in front that tell their clients' addresses. Default none. */
+  /** Proxies in front that tell their clients' addresses; limits by address never apply to their own. Default none. */
   trusted?: TrustedProxies;
   /** What clients may take. Default: as much as they like. It is not closed. */
   limits?: ClientLimits;
@@ -103,6 +103,7 @@ interface Desk {
   readonly now: () => number;
   /** Of lines that strangers provoke. */
   readonly logLimit: LogLimit;
+  readonly unnamed: UnnamedClients;
 }
 
 /** Serves clients until it is closed. */
@@ -130,7 +131,8 @@ export function startFront(options: FrontOptions): Front {
   /** With the time at which each came. */
   const clients = new Map<Duplex, number>();
   const lingering = new Set<Duplex>();
-  const desk: Desk = { options, now, logLimit: new LogLimit({ log }) };
+  const logLimit = new LogLimit({ log });
+  const desk: Desk = { options, now, logLimit, unnamed: new UnnamedClients(logLimit, now) };
   const dropped = options.net.createRate(DROPPED_RATE);
   const waiting = new Set<() => void>();
   let isStopping = false;
@@ -170,7 +172,7 @@ export function startFront(options: FrontOptions): Front {
     clients.set(stream, startedAt);
     try {
       try {
-        visit = options.limits?.enter(options.trusted?.trusts(stream.remote) ? undefined : stream.remote);
+        visit = options.limits?.enter(options.trusted?.speaksForMany(stream.remote) ? undefined : stream.remote);
         await handle(desk, incoming, exchange, visit);
       } catch (error) {
         // without a visit there is no place for it to stay in, and without a head it cannot be read
@@ -198,7 +200,7 @@ export function startFront(options: FrontOptions): Front {
     }
     await none(() => clients.size).reached;
     dropped.close();
-    desk.logLimit.close();
+    logLimit.close();
   };
 
   const done = run();
@@ -252,8 +254,9 @@ async function handle(
   if (options.trusted?.trusts(stream.remote)) {
     exchange.peer = stream.remote;
     exchange.client = options.trusted.clientOf(stream.remote, request.fields);
-    visit?.comesFrom(exchange.client);
   }
+  const isUnnamed = options.trusted?.speaksForMany(exchange.client) ?? false;
+  if (!isUnnamed) visit?.comesFrom(exchange.client);
   const absolute = request.method === "CONNECT" ? undefined : parseAbsoluteTarget(request.target);
   if (request.method !== "CONNECT" && absolute === undefined) {
     throw new Refusal(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
@@ -267,6 +270,7 @@ async function handle(
   exchange.destination = formatAuthority(destination);
   exchange.agentClaimed = claimedAgent(request);
   logRequest(options.log, request, exchange);
+  if (isUnnamed) desk.unnamed.seen(exchange.client);
   visit?.knock();
   const credentials = readCredentials(request);
   const identity = await identify(options, credentials, visit, exchange);

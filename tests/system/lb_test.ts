@@ -187,6 +187,53 @@ describe("load balancer", () => {
     },
   );
 
+  it(
+    "applies no limit by address to a listed proxy that names no client, and warns of it once; limits by agent hold",
+    onLinux,
+    async () => {
+      const key = makeTokenKey();
+      await using site = await Site.create();
+      const { proxy, addresses } = await site.startProxy([
+        "--auth.type=jwt",
+        `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+        "--limits.exempt=none",
+        "--limits.auth-failures=2",
+        "--limits.connections-per-address=5",
+        "--limits.tunnel-rate-per-client=1",
+        "--limits.tunnel-burst=2s",
+        "--http-proxy.trusted-proxies=127.0.0.2,127.0.0.3",
+        "--http-proxy.proxy-protocol=127.0.0.4",
+      ]);
+      const password = await key.sign();
+      const request = (password: string, forwarded = "") =>
+        connectHead("127.0.0.1:1", AGENT_ID, password).replace("\r\n\r\n", `\r\n${forwarded}\r\n`);
+      const hidden = 'Forwarded: for="_hidden"\r\n';
+      const proxied = 'Forwarded: for="127.0.0.2"\r\n';
+      const local = Buffer.from("0d0a0d0a000d0a515549540a20000000", "hex").toString("latin1");
+      const cases = [["127.0.0.2", "", ""], ["127.0.0.3", "", hidden], ["127.0.0.3", "", proxied], ["127.0.0.4", local, ""]] as const;
+      for (const [from, header, forwarded] of cases) {
+        using held = new DisposableStack();
+        for (let i = 0; i < 6; i++) held.use(await dial(addresses.clients, undefined, from));
+        for (let i = 0; i < 4; i++) {
+          const { status } = await ask(addresses.clients, Buffer.from(header + request(`wrong ${i}`, forwarded), "latin1"), from);
+          assert.equal(status, 407, `${from} ${forwarded}`);
+        }
+      }
+      const statuses: number[] = [];
+      for (let i = 0; i < 3; i++) statuses.push((await ask(addresses.clients, request(password), "127.0.0.2")).status);
+      assert.deepEqual(statuses, [502, 502, 503]);
+      await proxy.waitFor("limit reached", { limit: "tunnel-rate-per-client" });
+      const warned = proxy.logged("listed proxy names no client: limits by address do not apply to its clients");
+      assert.deepEqual(warned.map(({ proxy }) => proxy), ["127.0.0.2", "127.0.0.3", "127.0.0.4"]);
+      assert.match(String(warned[0]!.remedy), /Forwarded.*--http-proxy\.trusted-proxies/);
+      // a client that is named, and one that comes itself, are held to them
+      for (const [from, forwarded] of [["127.0.0.2", "Forwarded: for=192.0.2.7\r\n"], ["127.0.0.9", ""]] as const) {
+        for (let i = 0; i < 2; i++) assert.equal((await ask(addresses.clients, request(`wrong ${i}`, forwarded), from)).status, 407);
+        assert.equal((await ask(addresses.clients, request(password, forwarded), from)).status, 503);
+      }
+    },
+  );
+
   it("behind nginx with the PROXY protocol has the client's own address, and so has the proxy behind it", withNginx, async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();

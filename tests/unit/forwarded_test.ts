@@ -1,10 +1,12 @@
 // Whose request is it: what Forwarded says, who is believed, and what nobody can make of it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { TrustedProxies, trustedProxyOptions } from "../../shared/front/client_address.ts";
+import { TrustedProxies, trustedProxyOptions, UnnamedClients } from "../../shared/front/client_address.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
 import { addressLimitOptions } from "../../shared/limits/options.ts";
+import { LogLimit } from "../../shared/log_limit.ts";
+import { LogBook } from "../support/memory.ts";
 
 describe("the Forwarded field", () => {
   const good: [lines: string[], nodes: (string | undefined)[]][] = [
@@ -72,6 +74,30 @@ describe("trusted proxies", () => {
   for (const [what, lines, client] of cases) {
     it(`tell ${what}`, () => assert.equal(trusted.clientOf("10.0.0.1:7", forwarded(...lines)), client));
   }
+
+  it("speak for many under their own addresses, those that send a PROXY header too", () => {
+    const listed = new TrustedProxies(["10.0.0.0/8"], ["192.0.2.1"]);
+    for (const proxy of ["10.1.2.3:1", "10.1.2.3", "192.0.2.1:7", "[::ffff:192.0.2.1]:7"]) assert.ok(listed.speaksForMany(proxy), proxy);
+    for (const client of ["11.1.2.3:1", "192.0.2.2:7", "[2001:db8::1]"]) assert.ok(!listed.speaksForMany(client), client);
+    assert.ok(!listed.trusts("192.0.2.1:7"), "a header of the PROXY protocol is no Forwarded field");
+    assert.ok(!new TrustedProxies([]).speaksForMany("10.1.2.3:1"));
+  });
+
+  it("are warned of once an hour each where they name no client, and ten of them a minute", () => {
+    let now = 0;
+    const log = new LogBook();
+    const logLimit = new LogLimit({ log });
+    const unnamed = new UnnamedClients(logLimit, () => now);
+    const proxies = () => log.entries.filter(({ level }) => level === "warn").map(({ fields }) => fields.proxy);
+    for (let i = 0; i < 100; i++) for (const proxy of ["10.0.0.1:7", `10.0.0.1:${i + 8}`, "[2001:db8::1]:7"]) unnamed.seen(proxy);
+    assert.deepEqual(proxies(), ["10.0.0.1", "2001:db8::1"]);
+    now = 3_600_000;
+    unnamed.seen("10.0.0.1:7");
+    assert.deepEqual(proxies(), ["10.0.0.1", "2001:db8::1", "10.0.0.1"]);
+    for (let i = 0; i < 1_000; i++) unnamed.seen(`10.1.${i >> 8}.${i & 255}:7`);
+    assert.equal(proxies().length, 10);
+    logLimit.close();
+  });
 
   it("pass nothing on as an address that a client has broken on purpose", () => {
     assert.throws(() => trusted.clientOf("10.0.0.1:7", forwarded('for="1.1.1.1, for=192.0.2.1')), HeadError);
