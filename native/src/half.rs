@@ -240,9 +240,14 @@ pub enum Sink {
 pub struct OnDrop {
     /// Plus one; zero stands for none given, which is [`RESET`].
     code: AtomicU32,
-    /// TCP: the connection's end is the other half's business.
-    quiet: AtomicBool,
+    /// How a TCP connection ends: [`QUIET`] or [`ABORTED`], or neither.
+    ending: AtomicU8,
 }
+
+/// The connection's end is the other half's business.
+const QUIET: u8 = 1;
+/// The connection is reset, also where this half has ended in good order.
+const ABORTED: u8 = 2;
 
 impl OnDrop {
     /// The first that says why is right.
@@ -252,8 +257,22 @@ impl OnDrop {
             .compare_exchange(0, code.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// A half that was aborted stays so.
     pub fn set_quiet(&self) {
-        self.quiet.store(true, Ordering::Relaxed);
+        let _ = self.ending.compare_exchange(0, QUIET, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub fn set_aborted(&self) {
+        self.ending.store(ABORTED, Ordering::Relaxed);
+    }
+
+    /// Whether a TCP half that is dropped leaves the connection's end in good order. `ended`: the half has come to its end.
+    fn is_in_good_order(&self, ended: bool) -> bool {
+        match self.ending.load(Ordering::Relaxed) {
+            ABORTED => false,
+            QUIET => true,
+            _ => ended,
+        }
     }
 
     fn code(&self) -> VarInt {
@@ -293,7 +312,7 @@ impl Drop for Reader {
                 }
             }
             Source::Tcp(tcp) | Source::Tls(_, tcp, _) => {
-                if self.ended || self.on_drop.quiet.load(Ordering::Relaxed) {
+                if self.on_drop.is_in_good_order(self.ended) {
                     tcp.end(READ);
                 }
             }
@@ -305,7 +324,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         match &mut self.sink {
             Sink::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) if self.ended => tcp.end(WRITTEN),
+            Sink::Tcp(tcp) | Sink::Tls(_, tcp) if self.on_drop.is_in_good_order(self.ended) => tcp.end(WRITTEN),
             _ => {}
         }
     }

@@ -350,10 +350,13 @@ impl Stream {
         if self.writing.is_spliced() {
             self.reading.on_drop.set_code(code);
         }
-        drop(self.writing.kill());
         if self.is_tcp {
+            // before either half is dropped, which may be in a task that is ended later
+            self.reading.on_drop.set_aborted();
+            self.writing.on_drop.set_aborted();
             drop(self.reading.kill());
         }
+        drop(self.writing.kill());
     }
 
     pub fn stop_read(&self, code: u32) {

@@ -222,11 +222,12 @@ export class MemoryDuplex implements Duplex {
     if (signal.aborted) stop();
     signal.addEventListener("abort", stop, { once: true });
     this.input.watch(({ read }) => reset.resolve(read));
+    this.output.watch(({ write }) => reset.resolve(write)); // where the peer had finished its direction before
     try {
       return await reset.promise;
     } finally {
       signal.removeEventListener("abort", stop);
-      if (this.#state !== "given") this.input.watch();
+      if (this.#state !== "given") { for (const pipe of [this.input, this.output]) pipe.watch(); }
     }
   }
 

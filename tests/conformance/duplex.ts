@@ -203,6 +203,24 @@ function resetTests({ test }: Suite, kind: Kind): void {
     assert.ok(["reset", "stopped"].includes((await within(reset)).code));
   });
 
+  for (const end of ["stopRead", "close", "reset"] as const) {
+    test(`tells of a reset after its peer has finished, where a read waited and ${end} follows`, async (net) => {
+      for (let round = 0; round < 20; round++) { // the read ends on a thread of its own: which comes first is chance
+        const { a, b } = await kind.open(net);
+        const read = netError(a.read(), "closed");
+        a.closeWrite();
+        assert.equal(await within(b.read()), null);
+        const reset = b.whenReset(new AbortController().signal);
+        a.reset(77);
+        if (end === "stopRead" || kind.isQuic) a.stopRead(77);
+        if (end === "close") a.close();
+        if (end === "reset") a.reset(77);
+        assert.ok(["reset", "stopped"].includes((await within(reset)).code));
+        await read;
+      }
+    });
+  }
+
   test("shows a reset as a reset, never as an end, also when read again", async (net) => {
     const { a, b } = await kind.open(net);
     await within(a.write(bytes("half of ")));
