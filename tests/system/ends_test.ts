@@ -81,9 +81,7 @@ async function fill(wire: Wire): Promise<void> {
   }
 }
 
-const underDeno = process.versions.bun !== undefined ? false : "Deno's sockets fail large writes after an end: Bun runs these";
-
-describe("an end that goes away", { skip: underDeno }, () => {
+describe("an end that goes away", () => {
   let chain: Chain;
   before(async () => chain = await Chain.start());
   after(async () => await chain[Symbol.asyncDispose]());
