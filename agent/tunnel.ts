@@ -1,7 +1,8 @@
 // Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
 import { endReason } from "../shared/auth/authenticator.ts";
 import { type Authority, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
-import { encodeRefusal, ESTABLISHED, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import type { ProxyErrorType } from "../shared/http/proxy_status.ts";
+import { encodeRefusal, ESTABLISHED, Refusal } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log.ts";
@@ -58,7 +59,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     if (refusal.status === 500) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
     } else log[refusal instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: refusal.status, reason });
-    await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone, and with it whoever asked
+    await stream.write(encodeRefusal(refusal, "reverse-http-agent")).catch(() => {}); // the proxy is gone, and with it whoever asked
     stream.close();
     options.onEnd?.({ status: refusal.status, error: refusal.error, sent: 0, received: 0 });
   } finally {
@@ -84,7 +85,7 @@ async function connect(
 export async function refuseTunnel({ log }: TunnelOptions, { stream }: Incoming): Promise<void> {
   log.debug("tunnel refused", { status: 503, reason: "shutting down" });
   const refusal = new Refusal(503, "destination_unavailable", "The agent is shutting down", [["Retry-After", "1"]]);
-  await stream.write(encodeRefusal(refusal)).catch(() => {}); // the proxy is gone
+  await stream.write(encodeRefusal(refusal, "reverse-http-agent")).catch(() => {}); // the proxy is gone
   stream.close();
 }
 

@@ -13,7 +13,8 @@ import {
   type ResponseHead,
   values,
 } from "../shared/http/head.ts";
-import { parseProxyStatus, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
+import { Refusal } from "../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
@@ -192,13 +193,15 @@ const ELSEWHERE: readonly ProxyErrorType[] = ["destination_unavailable", "connec
 
 /** The proxy's refusal becomes this one's: status, cause and words. */
 function passOn({ status, reason, fields }: ResponseHead): Outcome {
-  const { error, details } = parseProxyStatus(fields);
+  const received = parseProxyStatus(fields);
+  const { error, details } = received;
   const advice = ADVICE.flatMap((name) => values(fields, name.toLowerCase()).map((value) => [name, value] as const));
   const refusal = new Refusal(
     PASSED_ON.has(status) ? status : 502,
     error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable"),
     details ?? `The proxy answered ${status} ${reason}`.trim(),
     advice,
+    { received },
   );
   // a proxy of the Go project answers 503 to everything it cannot do, and names no cause
   return { refusal, stale: (status === 502 || status === 503) && ELSEWHERE.includes(refusal.error) };

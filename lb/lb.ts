@@ -116,6 +116,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     trusted: new TrustedProxies(trustedProxies, proxyProtocol),
     log,
     limits,
+    name: "reverse-http-lb",
     upstreamName: "proxy",
     onEnd: (end) => tunnels.ended(end),
     onFailure: metrics.clientFailures(),

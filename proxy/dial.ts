@@ -1,8 +1,9 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
 import { clientGone } from "../shared/front/forward.ts";
 import type { DialRequest, Upstream } from "../shared/front/front.ts";
-import { encodeHead, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
-import { ESTABLISHED, parseProxyStatus, type ProxyErrorType, Refusal } from "../shared/http/status.ts";
+import { encodeHead, type Fields, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
+import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
+import { ESTABLISHED, Refusal } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { type AgentRegistry, type HeldAgent, SILENT_AFTER_MS } from "./agent_registry.ts";
 import type { Failures } from "./failures.ts";
@@ -196,21 +197,23 @@ function readAnswer(head: string): Refusal | undefined {
     return new Refusal(502, "http_response_incomplete", "The agent's answer is malformed", [], { cause });
   }
   if (response.status >= 200 && response.status < 300) return undefined;
-  const { error, details } = parseProxyStatus(response.fields);
+  const received = parseProxyStatus(response.fields);
+  const refuse = (status: number, error: ProxyErrorType, message: string, fields: Fields = []) =>
+    new Refusal(status, received.error ?? error, received.details ?? message, fields, { received });
   switch (response.status) {
     case 403:
-      return new Refusal(403, error ?? "http_request_denied", details ?? "The agent does not allow this destination");
+      return refuse(403, "http_request_denied", "The agent does not allow this destination");
     case 504:
-      return new Refusal(504, error ?? "connection_timeout", details ?? "The agent's connection to the destination timed out");
+      return refuse(504, "connection_timeout", "The agent's connection to the destination timed out");
     case 503: {
       const [seconds = ""] = values(response.fields, "retry-after");
       const fields = [["Retry-After", /^[0-9]{1,9}$/.test(seconds) ? seconds : "1"]] as const;
-      return new Refusal(503, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination now", fields);
+      return refuse(503, "destination_unavailable", "The agent cannot reach the destination now", fields);
     }
     case 400:
     case 502:
-      return new Refusal(response.status, error ?? "destination_unavailable", details ?? "The agent cannot reach the destination");
+      return refuse(response.status, "destination_unavailable", "The agent cannot reach the destination");
     default:
-      return new Refusal(502, error ?? "destination_unavailable", details ?? `The agent answered with status ${response.status}`);
+      return refuse(502, "destination_unavailable", `The agent answered with status ${response.status}`);
   }
 }

@@ -156,6 +156,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const front: Front = startFront({
     net,
     listener: clientListener,
+    name: "reverse-http-proxy",
     authenticator,
     allowList,
     trusted: new TrustedProxies(trustedProxies, proxyProtocol),

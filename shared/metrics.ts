@@ -4,7 +4,7 @@ import { X509Certificate } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { ProxyErrorType } from "./http/status.ts";
+import type { ProxyErrorType } from "./http/proxy_status.ts";
 import type { QuicStats } from "./net/types.ts";
 import type { StoreEvents } from "./store/guard.ts";
 import { VERSION } from "./version.ts";

@@ -1,5 +1,5 @@
 // What one request came to, and the line of the access log that is made of it.
-import type { ProxyErrorType } from "../http/status.ts";
+import type { ProxyErrorType } from "../http/proxy_status.ts";
 import type { Logger } from "../log.ts";
 import { printable } from "../net/printable.ts";
 

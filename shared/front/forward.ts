@@ -17,6 +17,7 @@ import {
   type ResponseHead,
   values,
 } from "../http/head.ts";
+import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
 import { Refusal } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
 import type { Exchange } from "./exchange.ts";
@@ -154,20 +155,28 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
 /** Fields that say how long the body is. */
 const FRAMING = ["content-length", "transfer-encoding"];
 
-/** The head as the client gets it. `framing` tells how it is to find the body's end. */
-export function rewriteResponse(response: ResponseHead, framing: Framing): Uint8Array {
+/** The head as the client of `by` gets it. `framing` tells how it is to find the body's end. */
+export function rewriteResponse(response: ResponseHead, framing: Framing, by: Intermediary): Uint8Array {
   const { status, reason } = response;
   const upgrade = status === 101 ? upgradeOf(response) : undefined;
   const interim = status < 200 && upgrade === undefined;
   const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
   // RFC 9112 §6.1, §6.3: an interim response and a 204 have none, and of two lengths the client gets the one that counts
   const dropped = status < 200 || status === 204 ? FRAMING : framing === "chunks" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
+  const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
   return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
-    ...endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase())),
+    ...kept.filter(([name]) => name.toLowerCase() !== "proxy-status"),
+    ...proxyStatusOf(kept, by),
     ...framing === "chunks" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
     via(response),
     ...interim ? [] : connectionFields(upgrade),
   ]);
+}
+
+/** What intermediaries before the origin say of the response, and behind it this one. */
+function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
+  const { members } = parseProxyStatus(fields);
+  return members.length === 0 ? [] : [["Proxy-Status", formatProxyStatus(members, by)]];
 }
 
 /**
@@ -202,10 +211,11 @@ export async function forward(
   request: RequestHead,
   target: AbsoluteTarget,
   exchange: Exchange,
+  by: Intermediary,
   gone: AbortSignal,
   pace: (bytes: number) => Promise<void> = async () => {},
 ): Promise<void> {
-  const passage = new Passage(client, origin, request, exchange, pace);
+  const passage = new Passage(client, origin, request, exchange, by, pace);
   const giveUp = () => passage.giveUp(gone.reason);
   gone.addEventListener("abort", giveUp, { once: true });
   try {
@@ -247,6 +257,7 @@ class Passage {
     readonly origin: Duplex,
     readonly request: RequestHead,
     readonly exchange: Exchange,
+    readonly by: Intermediary,
     readonly pace: (bytes: number) => Promise<void>,
   ) {
     this.#body = endOfRequest(request);
@@ -361,7 +372,7 @@ class Passage {
       }
       if (final) this.exchange.status = response.status;
       // HTTP/1.0 knows no interim responses (RFC 9110 §15.2)
-      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response)));
+      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by));
       if (final) return { response, rest: buffer };
       interim++;
     }

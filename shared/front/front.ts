@@ -23,6 +23,7 @@ import {
   requestIdOf,
   values,
 } from "../http/head.ts";
+import type { Intermediary } from "../http/proxy_status.ts";
 import { encodeRefusal, ESTABLISHED, Refusal } from "../http/status.ts";
 import type { ClientLimits, ClientVisit } from "../limits/client_limits.ts";
 import { LimitReached } from "../limits/limit.ts";
@@ -76,6 +77,8 @@ export interface FrontOptions {
   allowList: AllowList;
   /** @throws {Refusal} what to answer when there is none */
   dial: (request: DialRequest) => Promise<Upstream>;
+  /** Its name in Proxy-Status. */
+  name: Intermediary;
   /** Who `dial` leads to, for the log. Default `agent`. */
   upstreamName?: string;
   /** Proxies in front that tell their clients' addresses; limits by address never apply to their own. Default none. */
@@ -293,7 +296,7 @@ async function handle(
       const { id, client, agent } = exchange;
       options.log.debug("opened", { id, client, agent, destination: exchange.destination });
       if (absolute && "stream" in upstream) {
-        await forwardUntil({ stream, request, identity, tunnel, gone: watch.signal }, upstream, absolute, exchange);
+        await forwardUntil({ by: options.name, stream, request, identity, tunnel, gone: watch.signal }, upstream, absolute, exchange);
       } else await join(options, stream, upstream, copy, exchange, tunnel);
     } catch (error) {
       if ("stream" in upstream) abandon(upstream.stream);
@@ -397,7 +400,8 @@ async function join(
 
 /** Forwards, and cuts it off when the client's credentials end, or its time. */
 async function forwardUntil(
-  { stream, request, identity, tunnel, gone }: {
+  { by, stream, request, identity, tunnel, gone }: {
+    readonly by: Intermediary;
     readonly stream: Duplex;
     readonly request: RequestHead;
     readonly identity: Identity;
@@ -417,7 +421,7 @@ async function forwardUntil(
   };
   ends?.addEventListener("abort", cut, { once: true });
   try {
-    await forward(stream, upstream, request, target, exchange, gone, tunnel && ((bytes) => tunnel.pace(bytes)));
+    await forward(stream, upstream, request, target, exchange, by, gone, tunnel && ((bytes) => tunnel.pace(bytes)));
   } catch (error) {
     throw ends?.aborted ? endOf(ends) : error;
   } finally {
@@ -542,7 +546,7 @@ function toRefusal(error: unknown): Refusal {
 type Ending = "over" | "may linger";
 
 async function refuse(
-  { options: { log, onFailure }, logLimit }: Desk,
+  { options: { name, log, onFailure }, logLimit }: Desk,
   stream: Duplex,
   exchange: Exchange,
   error: unknown,
@@ -561,7 +565,7 @@ async function refuse(
   if (refusal.status === 500) logFault(log, exchange.id, refusal.cause);
   try {
     if (answered) stream.reset(1); // an answer was begun: what it lacks must show
-    else await stream.write(encodeRefusal(refusal, exchange));
+    else await stream.write(encodeRefusal(refusal, name, exchange));
     if (!answered && mayLinger) return "may linger";
   } catch (error) {
     log.debug("client gone before its answer", { id: exchange.id, error: error instanceof Error ? error.message : String(error) });

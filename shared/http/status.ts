@@ -1,50 +1,21 @@
 // What a client is told when it gets no tunnel: a status, the cause in Proxy-Status (RFC 9209), one line of text.
 import { printable } from "../net/printable.ts";
-import { encodeHead, type Fields, values } from "./head.ts";
-
-/** The error types of RFC 9209 §2.3. */
-const PROXY_ERROR_TYPES = [
-  "dns_timeout",
-  "dns_error",
-  "destination_not_found",
-  "destination_unavailable",
-  "destination_ip_prohibited",
-  "destination_ip_unroutable",
-  "connection_refused",
-  "connection_terminated",
-  "connection_timeout",
-  "connection_read_timeout",
-  "connection_write_timeout",
-  "connection_limit_reached",
-  "tls_protocol_error",
-  "tls_certificate_error",
-  "tls_alert_received",
-  "http_request_error",
-  "http_request_denied",
-  "http_response_incomplete",
-  "http_response_header_section_size",
-  "http_response_header_size",
-  "http_response_body_size",
-  "http_response_trailer_section_size",
-  "http_response_trailer_size",
-  "http_response_transfer_coding",
-  "http_response_content_coding",
-  "http_response_timeout",
-  "http_upgrade_failed",
-  "http_protocol_error",
-  "proxy_internal_response",
-  "proxy_internal_error",
-  "proxy_configuration_error",
-  "proxy_loop_detected",
-] as const;
-export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
+import { encodeHead, type Fields } from "./head.ts";
+import { formatProxyStatus, type Intermediary, type ProxyErrorType, type ProxyStatus } from "./proxy_status.ts";
 
 /** The head that says yes to a CONNECT, of proxy and agent alike. */
 export const ESTABLISHED: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
 
+/** Of a refusal, where there is more to tell. */
+export interface RefusalOptions extends ErrorOptions {
+  /** What the refusal of the peer that this one passes on says. */
+  readonly received?: ProxyStatus;
+}
+
 /** Why a request is not done. */
 export class Refusal extends Error {
   override readonly name = "Refusal";
+  readonly received?: ProxyStatus;
   /**
    * @param error the cause for Proxy-Status
    * @param message one line for people, sent to the client: it must hold nothing secret
@@ -55,9 +26,10 @@ export class Refusal extends Error {
     readonly error: ProxyErrorType,
     message: string,
     readonly fields: Fields = [],
-    options?: ErrorOptions,
+    options?: RefusalOptions,
   ) {
     super(message, options);
+    this.received = options?.received;
   }
 }
 
@@ -94,15 +66,16 @@ export interface Refused {
 }
 
 /**
- * The whole answer to a request that is refused. Where the request has an id, that is in a field, in the text, and with the cause in the
+ * The whole answer to a request that `by` refuses. A cause that came from a peer stays the peer's. Where the request has an id, that is in a field, in the text, and with the cause in the
  * reason phrase: of a refused CONNECT many programs show nothing but that.
  */
-export function encodeRefusal({ status, error, message, fields }: Refusal, { method, id }: Refused = {}): Uint8Array {
+export function encodeRefusal(refusal: Refusal, by: Intermediary, { method, id }: Refused = {}): Uint8Array {
+  const { status, error, message, fields, received } = refusal;
   const words = printable(message, MAX_MESSAGE);
   const body = id === undefined ? `${words}\n` : `${words} (request ${id})\n`;
   const reason = id === undefined ? reasonOf(status) : `${reasonOf(status)} (${error}, request ${id})`;
   const head = encodeHead(`HTTP/1.1 ${status} ${reason}`, [
-    ["Proxy-Status", `reverse-http; error=${error}; details=${quote(words)}`],
+    ["Proxy-Status", formatProxyStatus(received?.members ?? [], by, received?.error === error ? {} : { error, details: words })],
     ...id === undefined ? [] : [["X-Request-Id", id] as const],
     ...fields,
     ["Content-Type", "text/plain; charset=utf-8"],
@@ -115,23 +88,4 @@ export function encodeRefusal({ status, error, message, fields }: Refusal, { met
   answer.set(head);
   answer.set(text, head.length);
   return answer;
-}
-
-/** A structured-field string (RFC 8941 §3.3.3): ASCII, quotes and backslashes escaped. */
-function quote(text: string): string {
-  return `"${text.replace(/[^\x20-\x7e]/gu, "?").replace(/["\\]/g, "\\$&")}"`;
-}
-
-/** Longest `details` that are taken from a peer, in characters. */
-const MAX_DETAILS = 256;
-
-/** What Proxy-Status tells of a refusal: cause and words, where they are there and known. */
-export function parseProxyStatus(fields: Fields): { error?: ProxyErrorType; details?: string } {
-  const [text = ""] = values(fields, "proxy-status");
-  const error = /;\s*error=([a-z_]{1,64})(?![^\s;,])/.exec(text)?.[1];
-  const details = /;\s*details="((?:[^"\\]|\\["\\])*)"/.exec(text)?.[1]?.replace(/\\(.)/g, "$1");
-  return {
-    error: PROXY_ERROR_TYPES.find((type) => type === error),
-    details: details === undefined ? undefined : printable(details, MAX_DETAILS),
-  };
 }

@@ -275,7 +275,7 @@ export async function ask(address: string, request: string | Uint8Array, localAd
 /** Status, cause, and what every refusal has. */
 export function assertRefused(answer: Answer, status: number, error: string): void {
   assert.equal(answer.status, status);
-  assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http; error=${error}(;|$)`));
+  assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http-[a-z]+;error=${error}(;|$)`));
   assert.equal(answer.fields["connection"], "close");
   assert.equal(answer.fields["content-length"], String(answer.body.length));
   assert.match(answer.body, /^[^\n]+\n$/);

@@ -141,7 +141,7 @@ describe("load balancer", () => {
     assert.equal((await ask(fleet.clients, connectHead("127.0.0.9:1"))).status, 403);
     const nowhere = await ask(fleet.clients, connectHead("127.0.0.1:1"));
     assert.equal(nowhere.status, 502);
-    assert.match(nowhere.fields["proxy-status"]!, /error=destination_unavailable; details="The agent is not connected to any proxy"/);
+    assert.match(nowhere.fields["proxy-status"]!, /error=destination_unavailable;details="The agent is not connected to any proxy"/);
   });
 
   it("passes on how a proxy and an agent refuse, with the cause", async () => {
@@ -149,13 +149,33 @@ describe("load balancer", () => {
     await fleet.startPair(["--http-proxy.host-whitelist=127.0.0.0/8"], ["--agent-client.host-whitelist=127.0.0.1"]);
     const byProxy = await ask(fleet.clients, connectHead("10.0.0.1:80"));
     assert.equal(byProxy.status, 403);
-    assert.match(byProxy.fields["proxy-status"]!, /error=http_request_denied; details=".*allow-list of this proxy"/);
+    assert.match(byProxy.fields["proxy-status"]!, /error=http_request_denied;details=".*allow-list of this proxy"/);
     const byAgent = await ask(fleet.clients, connectHead("127.0.0.9:80"));
     assert.equal(byAgent.status, 403);
     assert.match(byAgent.fields["proxy-status"]!, /allow-list of the agent"/);
     const refused = await ask(fleet.clients, connectHead("127.0.0.1:1"));
     assert.equal(refused.status, 502);
     assert.match(refused.fields["proxy-status"]!, /error=connection_refused/);
+  });
+
+  it("tells in Proxy-Status which hop refuses, and which have passed that on", async () => {
+    await using fleet = await Fleet.start("memcached", ["--http-proxy.host-whitelist=127.0.0.0/8,10.0.0.1"]);
+    const { addresses } = await fleet.startPair(["--http-proxy.host-whitelist=127.0.0.0/8"], ["--agent-client.host-whitelist=127.0.0.1"]);
+    const [agent, proxy, lb] = ["agent", "proxy", "lb"].map((part) => `reverse-http-${part}`);
+    const denied = (by: string) => new RegExp(`^${by};error=http_request_denied;details="[^"]+"`).source;
+    const chains: [destination: string, status: number, RegExp][] = [
+      ["192.0.2.1:80", 403, new RegExp(`${denied(lb!)}$`)],
+      ["10.0.0.1:80", 403, new RegExp(`${denied(proxy!)}, ${lb}$`)],
+      ["127.0.0.9:80", 403, new RegExp(`${denied(agent!)}, ${proxy}, ${lb}$`)],
+      ["127.0.0.1:1", 502, new RegExp(`^${agent};error=connection_refused;details="127.0.0.1:1 refused the connection", ${proxy}, ${lb}$`)],
+    ];
+    for (const [destination, status, chain] of chains) {
+      const answer = await ask(fleet.clients, connectHead(destination));
+      assert.equal(answer.status, status, destination);
+      assert.match(answer.fields["proxy-status"]!, chain);
+    }
+    const direct = await ask(addresses.clients, connectHead("127.0.0.9:80"));
+    assert.match(direct.fields["proxy-status"]!, new RegExp(`${denied(agent!)}, ${proxy}$`));
   });
 
   it(
@@ -285,7 +305,7 @@ describe("load balancer", () => {
     await using origin = await Origin.start();
     const gone = await ask(fleet.clients, connectHead(origin.authority));
     assert.equal(gone.status, 502);
-    assert.match(gone.fields["proxy-status"]!, /error=connection_refused; details="The proxy that holds the agent refuses connections"/);
+    assert.match(gone.fields["proxy-status"]!, /error=connection_refused;details="The proxy that holds the agent refuses connections"/);
     assert.ok(!gone.body.includes(addresses.clients), "The client learns the address of a proxy");
     const other = await fleet.startProxy();
     await fleet.site.startAgent(other.addresses);
@@ -330,7 +350,7 @@ describe("load balancer", () => {
     const unknown = await ask(fleet.clients, connectHead(origin.authority, "4799"));
     assert.equal(unknown.status, 503);
     assert.equal(unknown.fields["retry-after"], "1");
-    assert.match(unknown.fields["proxy-status"]!, /error=proxy_internal_error; details="The store of agents cannot be reached"/);
+    assert.match(unknown.fields["proxy-status"]!, /error=proxy_internal_error;details="The store of agents cannot be reached"/);
     await echo(fleet.clients);
     await proxy.waitFor("store does not answer");
     await fleet.site.startAgent(addresses, [], "4712"); // it need not wait for the store

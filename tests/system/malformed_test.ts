@@ -8,7 +8,7 @@ import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin } 
 /** Connections at a time. */
 const AT_ONCE = 50;
 
-const PROXY_STATUS = /^reverse-http; error=[a-z_]+; details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"$/;
+const PROXY_STATUS = /^reverse-http-proxy;error=[a-z_]+;details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"$/;
 
 /** Whether an answer is the one that this head deserves, and is made as every refusal is; else what is wrong with it. */
 function judge(answer: Answer, status: number, isHead: boolean): string | undefined {

@@ -46,7 +46,7 @@ describe("who makes a mistake is told", () => {
     await site.startAgent(addresses);
     const { status, fields, body } = await ask(addresses.clients, connectHead("127.0.0.1:1", "4712"));
     assert.equal(status, 502);
-    assert.match(fields["proxy-status"]!, /error=destination_unavailable; details="The agent is not connected to this proxy"/);
+    assert.match(fields["proxy-status"]!, /error=destination_unavailable;details="The agent is not connected to this proxy"/);
     assert.match(body, /^The agent is not connected to this proxy \(request [\w-]+\)\n$/);
     const entry = await proxy.waitFor("request", { agent: "4712" });
     assert.equal(entry.reason, "The agent is not connected to this proxy");

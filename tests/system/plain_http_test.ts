@@ -159,6 +159,23 @@ describe("plain HTTP", () => {
     }
   });
 
+  it("keeps the Proxy-Status of hops before the server, names itself behind them, and drops one that is malformed", async () => {
+    const fields: [said: string, got: string[]][] = [
+      ["", []],
+      ['Proxy-Status: cdn; error=dns_error; details="a, b"\r\n', ['cdn;error=dns_error;details="a, b", reverse-http-proxy']],
+      ["Proxy-Status: a\r\nproxy-status: b;received-status=502\r\n", ["a, b;received-status=502, reverse-http-proxy"]],
+      ["Proxy-Status: a; error=\r\n", []],
+      [`Proxy-Status: ${"x".repeat(5_000)}\r\n`, []],
+    ];
+    for (const [said, got] of fields) {
+      await using request = await Request.send("GET /");
+      await request.server.write(`HTTP/1.1 502 Bad Gateway\r\n${said}Content-Length: 2\r\n\r\nok`);
+      const answer = (await request.client.readAll()).toString();
+      assert.deepEqual([...answer.matchAll(/^proxy-status: (.*)\r$/gim)].map(([, value]) => value), got);
+      assert.match(answer, /\r\n\r\nok$/);
+    }
+  });
+
   it("passes no length of a body on with what has none", async () => {
     for (const framing of ["Content-Length: 5", "Transfer-Encoding: chunked"]) {
       await using request = await Request.send("GET /");

@@ -126,7 +126,7 @@ describe("proxy with tokens", () => {
       const { status, body, fields } = await ask(addresses.clients, connectHead(origin.authority, "4711", token));
       assert.equal(status, 407);
       assert.match(body, /^The credentials are not accepted \(request [\w-]+\)\n$/);
-      assert.equal(fields["proxy-status"], 'reverse-http; error=http_request_denied; details="The credentials are not accepted"');
+      assert.equal(fields["proxy-status"], 'reverse-http-proxy;error=http_request_denied;details="The credentials are not accepted"');
       const entry = await proxy.waitFor("request", { status: 407 }, index + 1);
       assert.match(String(entry.reason), reason);
       assert.ok(!JSON.stringify(entry).includes(token) || token === "any", "the token is in the log");

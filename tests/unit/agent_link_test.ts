@@ -105,7 +105,7 @@ async function refuseAll(net: Net, { agentAddress }: Proxy, refusal: Refusal, in
     for (let batch; (batch = await connection.acceptRequests()) !== null;) {
       for (const { stream } of batch) {
         asked++;
-        await stream.write(encodeRefusal(refusal));
+        await stream.write(encodeRefusal(refusal, "reverse-http-agent"));
         stream.close();
       }
     }

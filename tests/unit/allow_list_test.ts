@@ -142,6 +142,7 @@ const GATES: Record<string, Gate> = {
       const front = startFront(
         {
           net,
+          name: "reverse-http-proxy",
           listener,
           authenticator: createNoAuth(),
           allowList: createAllowList(patterns),

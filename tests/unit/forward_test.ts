@@ -50,7 +50,16 @@ function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; ori
   const request = parseRequestHead(`GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`);
   const exchange: Exchange = { id: "1", client: "", sent: 0, received: 0 };
   const { near: client } = clients;
-  const done = forward(client, origins.near, request, parseAbsoluteTarget(TARGET)!, exchange, new AbortController().signal, pace);
+  const done = forward(
+    client,
+    origins.near,
+    request,
+    parseAbsoluteTarget(TARGET)!,
+    exchange,
+    "reverse-http-proxy",
+    new AbortController().signal,
+    pace,
+  );
   done.catch(() => {}); // looked at by the test
   return { client: clients.far, origin: origins.far, done };
 }

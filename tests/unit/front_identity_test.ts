@@ -40,6 +40,7 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
     };
     const front = startFront({
       net,
+      name: "reverse-http-proxy",
       listener,
       log,
       allowList: createAllowList(["*.zone", "origin"]),

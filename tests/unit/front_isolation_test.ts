@@ -27,6 +27,7 @@ async function withFront(
     const [log, dialled, listener] = [new LogBook(), new Queue<Duplex>(), await net.listenTcp({ address: "127.0.0.1:0" })];
     const front = startFront({
       net,
+      name: "reverse-http-proxy",
       listener,
       log,
       authenticator: createNoAuth(),

@@ -29,6 +29,7 @@ describe("a client that was refused", () => {
       });
       const front = startFront({
         net,
+        name: "reverse-http-proxy",
         listener,
         log,
         limits,

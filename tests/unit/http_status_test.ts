@@ -3,16 +3,17 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { encodeRefusal, parseProxyStatus, reasonOf, Refusal } from "../../shared/http/status.ts";
+import { encodeRefusal, reasonOf, Refusal } from "../../shared/http/status.ts";
+import { parseProxyStatus, type ProxyErrorType } from "../../shared/http/proxy_status.ts";
 import { parseAnswer } from "../support/memory.ts";
 
 function encode(refusal: Refusal): string {
-  return Buffer.from(encodeRefusal(refusal)).toString("latin1");
+  return Buffer.from(encodeRefusal(refusal, "reverse-http-proxy")).toString("latin1");
 }
 
 /** The string in `details` (RFC 8941 §3.3.3), unescaped. */
 function detailsOf(proxyStatus: string | undefined): string {
-  const match = /^reverse-http; error=[a-z_]+; details="((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(proxyStatus ?? "");
+  const match = /^reverse-http-proxy;error=[a-z_]+;details="((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(proxyStatus ?? "");
   assert.ok(match, `${proxyStatus} is not a structured field`);
   return match[1]!.replace(/\\(.)/g, "$1");
 }
@@ -23,7 +24,7 @@ describe("refusal", () => {
     assert.equal(
       text,
       "HTTP/1.1 502 Bad Gateway\r\n" +
-        'Proxy-Status: reverse-http; error=connection_refused; details="a:80 refused the connection"\r\n' +
+        'Proxy-Status: reverse-http-proxy;error=connection_refused;details="a:80 refused the connection"\r\n' +
         "Content-Type: text/plain; charset=utf-8\r\n" +
         "Content-Length: 28\r\n" +
         "Connection: close\r\n" +
@@ -33,7 +34,9 @@ describe("refusal", () => {
   });
 
   it("says under which id the request is in the log, in a field, the text and the reason phrase", () => {
-    const text = Buffer.from(encodeRefusal(new Refusal(502, "dns_error", "No such name"), { id: "1a-2" })).toString("latin1");
+    const text = Buffer.from(encodeRefusal(new Refusal(502, "dns_error", "No such name"), "reverse-http-proxy", { id: "1a-2" })).toString(
+      "latin1",
+    );
     assert.match(text, /^HTTP\/1\.1 502 Bad Gateway \(dns_error, request 1a-2\)\r\n/);
     assert.match(text, /\r\nX-Request-Id: 1a-2\r\n/);
     assert.match(text, /\r\n\r\nNo such name \(request 1a-2\)\n$/);
@@ -47,9 +50,15 @@ describe("refusal", () => {
     assert.match(text, /\r\n\r\na\?\?b\?\[31m\?c\?x+\.\.\.\n$/);
   });
 
-  it("takes 256 printable characters of a peer's details", () => {
-    const details = parseProxyStatus([["Proxy-Status", `agent; error=dns_error; details="a\x80\t${"x".repeat(15_000)}"`]]).details ?? "";
-    assert.equal(details, `a??${"x".repeat(250)}...`);
+  it("that passes a peer's on names itself behind the peer, and leaves the cause to it", () => {
+    const received = parseProxyStatus([["Proxy-Status", 'reverse-http-agent;error=dns_error;details="no such name"']]);
+    const proxyStatusOf = (error: ProxyErrorType) =>
+      parseAnswer(encode(new Refusal(502, error, "Words", [], { received }))).field("proxy-status");
+    assert.equal(proxyStatusOf("dns_error"), 'reverse-http-agent;error=dns_error;details="no such name", reverse-http-proxy');
+    assert.equal(
+      proxyStatusOf("tls_protocol_error"),
+      'reverse-http-agent;error=dns_error;details="no such name", reverse-http-proxy;error=tls_protocol_error;details="Words"',
+    );
   });
 
   it("has further fields once", () => {
@@ -67,7 +76,7 @@ describe("refusal", () => {
 
   it("escapes quotes and backslashes, and replaces what a structured field cannot hold", () => {
     const answer = parseAnswer(encode(new Refusal(502, "dns_error", 'say "a\\b" caf\xe9 \u20ac')));
-    assert.equal(answer.field("proxy-status"), 'reverse-http; error=dns_error; details="say \\"a\\\\b\\" caf? ?"');
+    assert.equal(answer.field("proxy-status"), 'reverse-http-proxy;error=dns_error;details="say \\"a\\\\b\\" caf? ?"');
   });
 
   it("does not say what caused it", () => {

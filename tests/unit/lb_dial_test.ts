@@ -4,7 +4,8 @@ import { describe, it } from "node:test";
 import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
 import type { DialRequest } from "../../shared/front/front.ts";
-import { encodeRefusal, type ProxyErrorType, Refusal } from "../../shared/http/status.ts";
+import type { ProxyErrorType } from "../../shared/http/proxy_status.ts";
+import { encodeRefusal, Refusal } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { createMemoryNet } from "../../shared/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
@@ -23,7 +24,7 @@ const ESTABLISHED = "HTTP/1.1 200 Connection established\r\nContent-Length: 0\r\
 const GO_REFUSAL = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
 const refusal = (status: number, error: ProxyErrorType, message = "no") =>
-  new TextDecoder("latin1").decode(encodeRefusal(new Refusal(status, error, message)));
+  new TextDecoder("latin1").decode(encodeRefusal(new Refusal(status, error, message), "reverse-http-proxy"));
 
 type Answer = string | undefined;
 

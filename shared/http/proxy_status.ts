@@ -1,0 +1,107 @@
+// The Proxy-Status field (RFC 9209): what each intermediary on the way back says of a response, the closest to the origin first. It does not
+// know what a response is refused for.
+import { isInnerList, type Item, type List, parseList, serializeList, Token } from "structured-headers";
+import { printable } from "../net/printable.ts";
+import { type Fields, values } from "./head.ts";
+
+/** The error types of RFC 9209 §2.3. */
+const PROXY_ERROR_TYPES = [
+  "dns_timeout",
+  "dns_error",
+  "destination_not_found",
+  "destination_unavailable",
+  "destination_ip_prohibited",
+  "destination_ip_unroutable",
+  "connection_refused",
+  "connection_terminated",
+  "connection_timeout",
+  "connection_read_timeout",
+  "connection_write_timeout",
+  "connection_limit_reached",
+  "tls_protocol_error",
+  "tls_certificate_error",
+  "tls_alert_received",
+  "http_request_error",
+  "http_request_denied",
+  "http_response_incomplete",
+  "http_response_header_section_size",
+  "http_response_header_size",
+  "http_response_body_size",
+  "http_response_trailer_section_size",
+  "http_response_trailer_size",
+  "http_response_transfer_coding",
+  "http_response_content_coding",
+  "http_response_timeout",
+  "http_upgrade_failed",
+  "http_protocol_error",
+  "proxy_internal_response",
+  "proxy_internal_error",
+  "proxy_configuration_error",
+  "proxy_loop_detected",
+] as const;
+export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
+
+/** This program as it names itself in the field. */
+export type Intermediary = "reverse-http-agent" | "reverse-http-proxy" | "reverse-http-lb";
+
+/** What a peer's field says. */
+export interface ProxyStatus {
+  /** The peers' own members, to be passed on. */
+  readonly members: readonly Item[];
+  /** The cause of the member closest to the origin that tells one. */
+  readonly error?: ProxyErrorType;
+  /** The words of the same member. */
+  readonly details?: string;
+}
+
+/** Most characters of the field that are taken from a peer, members, and characters of the details of one member. */
+const MAX_LENGTH = 4_096;
+const MAX_MEMBERS = 32;
+const MAX_DETAILS = 256;
+const NOTHING: ProxyStatus = { members: [] };
+
+/** Nothing where the field is missing, malformed or too long: then it is not passed on. */
+export function parseProxyStatus(fields: Fields): ProxyStatus {
+  const lines = values(fields, "proxy-status");
+  const text = lines.join(", "); // RFC 9110 §5.3
+  if (text === "" || text.length > MAX_LENGTH) return NOTHING;
+  const members = parseMembers(text);
+  for (const [, parameters] of members) {
+    const [error, details] = [parameters.get("error"), parameters.get("details")];
+    const known = PROXY_ERROR_TYPES.find((type) => error instanceof Token && error.toString() === type);
+    if (known) return { members, error: known, details: typeof details === "string" ? details : undefined };
+  }
+  return { members };
+}
+
+/** None where the text is malformed. */
+function parseMembers(text: string): Item[] {
+  let list: List;
+  try {
+    list = parseList(text);
+    serializeList(list); // what cannot be written again is malformed too
+  } catch {
+    return [];
+  }
+  if (list.length > MAX_MEMBERS) return [];
+  const members: Item[] = [];
+  for (const member of list) {
+    if (isInnerList(member) || !(member[0] instanceof Token || typeof member[0] === "string")) return [];
+    const [name, parameters] = member as Item;
+    const details = parameters.get("details");
+    members.push([name, typeof details === "string" ? new Map(parameters).set("details", printable(details, MAX_DETAILS)) : parameters]);
+  }
+  return members;
+}
+
+/** The field's value: `members`, and behind them the one of `by`, with a cause where it tells one. */
+export function formatProxyStatus(
+  members: readonly Item[],
+  by: Intermediary,
+  { error, details = "" }: { readonly error?: ProxyErrorType; readonly details?: string } = {},
+): string {
+  const parameters = new Map<string, Token | string>();
+  // a string of a structured field is printable ASCII (RFC 9651 §3.3.3)
+  if (error) parameters.set("error", new Token(error)).set("details", details.replace(/[^\x20-\x7e]/gu, "?"));
+  return serializeList([...members, [new Token(by), parameters]]);
+}
