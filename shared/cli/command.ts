@@ -192,10 +192,9 @@ function createFlag(name: string, definition: Option, flags: Map<string, string>
 }
 
 /** What an option is, for whoever asks for help. */
-export function helpText({ description, choices, notBuilt, default: value }: Option, env: string | undefined): string {
+export function helpText({ description, choices, default: value }: Option, env: string | undefined): string {
   const parts = [description];
   if (choices) parts.push(`One of ${choices.join(", ")}.`);
-  if (notBuilt) parts.push("Not built yet.");
   const notes: string[] = [];
   if (value !== undefined) notes.push(`default ${value}`);
   if (env !== undefined) notes.push(`env ${env}`);

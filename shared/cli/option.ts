@@ -35,8 +35,6 @@ interface OptionOf<K extends Kind> {
   readonly secret?: boolean;
   /** It limits who or what gets in. So an empty variable is an error instead of not given, and this is what to write. */
   readonly guards?: string;
-  /** What is missing until it can be used: anything but the default is refused. */
-  readonly notBuilt?: string;
   /** The longest duration in milliseconds. Default 576h: timers take no more. */
   readonly maxMs?: number;
   /** Why a value cannot be used; `undefined` where it can. Of a secret it never quotes the value. */
@@ -108,7 +106,7 @@ export function parseValue(option: Option, text: string): Kinds[Kind] {
  * @throws {ValueError}
  */
 export function checkValue(option: Option, value: unknown): Kinds[Kind] {
-  const { kind, choices, check, notBuilt } = option;
+  const { kind, choices, check } = option;
   const fits = kind === "list" ? Array.isArray(value) && value.every((item) => typeof item === "string") : hasType(value, TYPES[kind]);
   if (!fits) throw new ValueError(`${JSON.stringify(value)} is not a ${kind}`);
   const known = value as Kinds[Kind];
@@ -117,9 +115,6 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   if (choices && !choices.includes(known as string)) throw new ValueError(`${JSON.stringify(value)} is not one of ${choices.join(", ")}`);
   const refused = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
   if (refused !== undefined) throw new ValueError(refused, !option.secret);
-  if (notBuilt !== undefined && String(known) !== String(parseKind(option, option.default ?? (kind === "boolean" ? "false" : "")))) {
-    throw new ValueError(`${notBuilt} is not built yet`);
-  }
   return known;
 }
 

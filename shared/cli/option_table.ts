@@ -3,10 +3,8 @@ import { flagOf, type Options } from "./option.ts";
 
 /** A Markdown table. Environment variables and keys follow from the flags, and are not in it. */
 export function optionTable(options: Options): string {
-  const rows = Object.entries(options).map(([name, { default: value, description, choices, notBuilt }]) => {
-    const text = [description, choices && `One of ${choices.map((c) => `\`${c}\``).join(", ")}.`, notBuilt && "*Not built yet.*"].filter(
-      Boolean,
-    ).join(" ");
+  const rows = Object.entries(options).map(([name, { default: value, description, choices }]) => {
+    const text = choices ? `${description} One of ${choices.map((c) => `\`${c}\``).join(", ")}.` : description;
     return `| \`${flagOf(name)}\` | ${value === undefined ? "" : `\`${value}\``} | ${text.replace(/\|/g, "\\|")} |`;
   });
   return `| option | default | meaning |\n| --- | --- | --- |\n${rows.join("\n")}\n`;

@@ -16,7 +16,6 @@ const definition: Service = {
     "server.listen-address": { kind: "address", default: ":1", description: "Where it listens." },
     "server.tls.enable": { kind: "boolean", description: "Speak TLS." },
     "server.allow": { kind: "list", description: "Who may." },
-    "server.jwt": { kind: "string", notBuilt: "JWT", description: "A token." },
     "password": { kind: "string", secret: true, description: "A secret." },
     "log.level": { kind: "string", default: "info", choices: ["info", "warn"], env: "LOG_LEVEL", description: "How much." },
   }),
@@ -91,19 +90,14 @@ describe("command line", () => {
     assert.match(refusal(["extra"]), /extra/);
   });
 
-  it("refuses what is not built yet", () => {
-    assert.equal(refusal(["--server.jwt=x"]), "Cannot use --server.jwt: JWT is not built yet");
-  });
-
   it("prints its version", () => assert.equal(printed(read(["--version"])), "1.2.3\n"));
 
-  it("explains every option with its default, its variable, its choices and what is missing", () => {
+  it("explains every option with its default, its variable and its choices", () => {
     const help = printed(read(["--help"])).replace(/\s+/g, " ");
     assert.match(help, /^Usage: thing /);
     assert.match(help, /--server\.listen-address <address> Where it listens\. \(default :1, env REVERSE_HTTP_SERVER_LISTEN_ADDRESS\)/);
     assert.match(help, /--server\.tls\.enable \[boolean\] Speak TLS\. \(env REVERSE_HTTP_SERVER_TLS_ENABLE\)/);
     assert.match(help, /--log\.level <string> How much\. One of info, warn\. \(default info, env LOG_LEVEL\)/);
-    assert.match(help, /--server\.jwt <string> A token\. Not built yet\./);
     for (const flag of ["--config <file>", "--check-config", "--print-config", "--version", "--help"]) assert.ok(help.includes(flag), flag);
   });
 
@@ -126,8 +120,8 @@ describe("command line", () => {
     assert.equal(lines[0], "--server.listen-address=:1  # default");
     assert.match(lines[1]!, /^--server\.tls\.enable=true {2}# .*\/\.reverse-http\.yaml:4$/);
     assert.equal(lines[2], "--server.allow=a  # --server.allow");
-    assert.equal(lines[4], "--password=******  # --password");
-    assert.equal(lines[5], "--log.level=warn  # LOG_LEVEL");
+    assert.equal(lines[3], "--password=******  # --password");
+    assert.equal(lines[4], "--log.level=warn  # LOG_LEVEL");
   });
 
   it("prints options as a shell takes them", () => {

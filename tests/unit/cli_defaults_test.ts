@@ -6,7 +6,7 @@ import { agentOptions } from "../../agent/options.ts";
 import { FAMILY } from "../../family.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/cli/defaults.ts";
-import { camelCase, ConfigError, defineOptions, type Options } from "../../shared/cli/option.ts";
+import { camelCase, ConfigError, type Options } from "../../shared/cli/option.ts";
 
 function refusal(act: () => unknown): string {
   try {
@@ -58,8 +58,6 @@ describe("withDefaults", () => {
       /^Cannot use --agent-server\.agent\.dial-timeout/,
     );
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { tls: { pinSha256: ["abc"] } } })), /"abc" is not the SHA-256/);
-    const missing = defineOptions({ "wings": { kind: "boolean", notBuilt: "Flying", description: "Fly." } });
-    assert.equal(refusal(() => withDefaults(missing, { wings: true })), "Cannot use --wings: Flying is not built yet");
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
   });
 

@@ -173,17 +173,6 @@ describe("option", () => {
     assert.equal(parseValue(option, "1ms"), 1);
   });
 
-  it("that is not built yet takes nothing but its default, however that is written", () => {
-    const refresh: Option = { kind: "duration", default: "0s", notBuilt: "Refreshing", description: "" };
-    assert.equal(parseValue(refresh, "0"), 0);
-    assert.equal(refusal(refresh, "10s"), "Refreshing is not built yet");
-    const enable: Option = { kind: "boolean", notBuilt: "TLS", description: "" };
-    assert.equal(parseValue(enable, "false"), false);
-    assert.equal(refusal(enable, "true"), "TLS is not built yet");
-    assert.equal(refusal({ kind: "file", notBuilt: "TLS", description: "" }, "key.pem"), "TLS is not built yet");
-    assert.equal(refusal({ kind: "list", notBuilt: "Lists", description: "" }, "a"), "Lists is not built yet");
-  });
-
   it("refuses a value of another type, when a program gives it", () => {
     const values: [Option, unknown][] = [[duration, "10s"], [duration, undefined], [boolean, "true"], [list, "a"], [list, ["a", 1]], [
       address,
