@@ -54,7 +54,7 @@ export interface AgentServer {
   close(): Promise<void>;
 }
 
-/** How often an agent is asked for its round-trip time, in milliseconds. */
+/** Interval between pings of an agent, in milliseconds. */
 const PING_INTERVAL_MS = 60_000;
 /** A connection is dead that does not answer for so many milliseconds though its process is there, and has made another one. */
 const DEAD_AFTER_MS = 5_000;

@@ -25,8 +25,6 @@ export interface ControlEvents {
 
 /** One side's end of the control stream. */
 export class Control {
-  /** Round-trip time in milliseconds from program to program, of the latest {@link ping} that was answered. */
-  rttMs?: number;
   readonly #connection: QuicConnection;
   readonly #stream: Duplex;
   readonly #now: () => number;
@@ -92,7 +90,6 @@ export class Control {
     const pending = this.#pending;
     if (!pending || pending.number !== Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0))) return;
     this.#answeredAt = this.#now();
-    this.rttMs = this.#answeredAt - pending.sentAt;
     this.#pending = undefined;
     pending.answered.resolve();
   }

@@ -43,7 +43,7 @@ describe("a control stream", () => {
     assert.deepEqual(moves, [false, true]);
   });
 
-  it("measures the time from a ping to its answer, and sends no second one meanwhile", async () => {
+  it("tells how long a ping has been unanswered, and sends no second one meanwhile", async () => {
     const { near, far } = streamPair("quic");
     let time = 0;
     const a = side(near, {}, () => time);
@@ -56,7 +56,7 @@ describe("a control stream", () => {
     await send(far, { type: "pong", data: new Uint8Array(8).fill(9) }); // of no ping
     await send(far, { type: "pong", data: ping.data });
     await within(answered);
-    assert.deepEqual([a.control.rttMs, a.control.silentMs], [12, 0]);
+    assert.equal(a.control.silentMs, 0);
     void a.control.ping();
     const next = decodeMessage((await within(frames.next()))!);
     assert.ok(next?.type === "ping");
