@@ -25,6 +25,7 @@ import { proxyOptions } from "./proxy/options.ts";
 import type { Authenticator } from "./shared/auth/authenticator.ts";
 import { type Authenticate, createHookAuthenticator } from "./shared/auth/hook.ts";
 import { withDefaults } from "./shared/cli/defaults.ts";
+import { ConfigError } from "./shared/cli/option.ts";
 import { type Logger, silentLogger } from "./shared/log.ts";
 import { createNativeNet } from "./shared/net/native.ts";
 import type { Net } from "./shared/net/types.ts";
@@ -40,7 +41,7 @@ export {
 } from "./shared/auth/authenticator.ts";
 export type { Applicant, Authenticate } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/allow_list.ts";
-export { ConfigError } from "./shared/cli/option.ts";
+export { ConfigError };
 export type { Authority } from "./shared/http/head.ts";
 export {
   createLogger,
@@ -109,7 +110,7 @@ export interface AgentHooks {
  */
 export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}): Promise<Proxy> {
   const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
-  const chosen = authenticator ?? (authenticate && createHookAuthenticator(authenticate));
+  const chosen = chooseAuthenticator(authenticate, authenticator);
   return await startProxyWith(withDefaults(proxyOptions, options), { ...others, authenticator: chosen, net, log });
 }
 
@@ -132,9 +133,15 @@ export async function startLoadBalancer(
   options: LoadBalancerOptions,
   hooks: LoadBalancerHooks = {},
 ): Promise<LoadBalancer> {
-  const { authenticate, net = createNativeNet(), log = silentLogger, ...others } = hooks;
-  const authenticator = authenticate ? createHookAuthenticator(authenticate) : hooks.authenticator;
-  return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator, net, log });
+  const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  const chosen = chooseAuthenticator(authenticate, authenticator);
+  return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator: chosen, net, log });
+}
+
+/** @throws {ConfigError} for both: neither takes precedence */
+function chooseAuthenticator(authenticate?: Authenticate, authenticator?: Authenticator): Authenticator | undefined {
+  if (authenticate && authenticator) throw new ConfigError("Cannot use both authenticate and authenticator: give one of them");
+  return authenticator ?? (authenticate && createHookAuthenticator(authenticate));
 }
 
 // run directly, it is the executable; a program that imports it does not load the command line
