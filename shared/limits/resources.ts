@@ -17,7 +17,7 @@ export class MemoryWatch {
 
   /**
    * @param watermark as the option `limits.memory` has it
-   * @param resident the process' memory in bytes
+   * @param resident memory of the process that the kernel cannot reclaim, in bytes
    */
   constructor(watermark: string, resident: () => number | undefined = residentBytes) {
     this.#limit = watermarkBytes(watermark);
@@ -110,8 +110,18 @@ function groupFiles(): string[] {
 }
 
 function residentBytes(): number | undefined {
-  const kib = /^VmRSS:\s*([0-9]+) kB$/m.exec(read("/proc/self/status") ?? "")?.[1];
-  return kib === undefined ? undefined : Number(kib) * 1_024;
+  return unreclaimableBytes(read("/proc/self/status") ?? "");
+}
+
+/**
+ * Resident memory that the kernel cannot drop when it needs memory. Pages that only map a file, such as those of the executable, can be
+ * dropped at any time and are not counted.
+ * @param status `/proc/<pid>/status` (proc_pid_status(5))
+ */
+export function unreclaimableBytes(status: string): number | undefined {
+  const bytes = (name: string) => Number(new RegExp(`^${name}:\\s*([0-9]+) kB$`, "m").exec(status)?.[1] ?? NaN) * 1_024;
+  const [resident, mapped] = [bytes("VmRSS"), bytes("RssFile")];
+  return Number.isNaN(resident) ? undefined : resident - (Number.isNaN(mapped) ? 0 : mapped);
 }
 
 /** Descriptors that the process may have open; `Infinity` where nobody says. */

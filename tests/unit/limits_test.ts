@@ -5,7 +5,14 @@ import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { Door, type DoorOptions } from "../../shared/limits/door.ts";
 import { FailedCredentials } from "../../shared/limits/failed_credentials.ts";
 import { LimitReached, LimitReports } from "../../shared/limits/limit.ts";
-import { checkWatermark, descriptorLimit, MemoryWatch, shareOf, withinDescriptors } from "../../shared/limits/resources.ts";
+import {
+  checkWatermark,
+  descriptorLimit,
+  MemoryWatch,
+  shareOf,
+  unreclaimableBytes,
+  withinDescriptors,
+} from "../../shared/limits/resources.ts";
 import { Buckets, LockOut, Tally } from "../../shared/limits/tables.ts";
 import { TunnelLimits, type TunnelLimitsOptions } from "../../shared/limits/tunnels.ts";
 import { silentLogger } from "../../shared/log.ts";
@@ -391,6 +398,13 @@ describe("limits of tunnels", () => {
 });
 
 describe("memory", () => {
+  it("is what the kernel cannot reclaim: pages of mapped files do not count", () => {
+    const status = "VmRSS:\t  116080 kB\nRssAnon:\t   14308 kB\nRssFile:\t  101772 kB\nRssShmem:\t       0 kB\n";
+    assert.equal(unreclaimableBytes(status), 14_308 * 1_024);
+    assert.equal(unreclaimableBytes("VmRSS:\t  116080 kB\n"), 116_080 * 1_024);
+    assert.equal(unreclaimableBytes(""), undefined);
+  });
+
   it("above the watermark refuses tunnels, but for a few, until it is below again", () => {
     let resident = 0;
     const watch = new MemoryWatch("100MiB", () => resident);
