@@ -278,6 +278,7 @@ unsafe extern "C" fn call_js(env: sys::napi_env, callback: sys::napi_value, cont
 
 /// SAFETY: on the JavaScript thread, within a handle scope.
 unsafe fn set(env: sys::napi_env, array: sys::napi_value, index: u32, value: Js) {
+    // SAFETY: the caller's promise is what Node-API asks for
     unsafe {
         let value = to_js(env, value);
         sys::napi_set_element(env, array, index, value);
@@ -287,6 +288,7 @@ unsafe fn set(env: sys::napi_env, array: sys::napi_value, index: u32, value: Js)
 /// SAFETY: on the JavaScript thread, within a handle scope.
 unsafe fn text(env: sys::napi_env, value: &str) -> sys::napi_value {
     let mut out = ptr::null_mut();
+    // SAFETY: the caller's promise; the pointer and the length are those of one `str`
     unsafe { sys::napi_create_string_utf8(env, value.as_ptr() as *const c_char, value.len() as isize, &mut out) };
     out
 }
@@ -295,6 +297,7 @@ unsafe fn text(env: sys::napi_env, value: &str) -> sys::napi_value {
 /// Node-API refuses wherever it is used next.
 unsafe fn to_js(env: sys::napi_env, value: Js) -> sys::napi_value {
     let mut out = ptr::null_mut();
+    // SAFETY: the caller's promise; each pointer and length are those of one slice
     unsafe {
         match value {
             Js::Undefined => sys::napi_get_undefined(env, &mut out),
@@ -321,6 +324,7 @@ unsafe fn to_js(env: sys::napi_env, value: Js) -> sys::napi_value {
 /// SAFETY: on the JavaScript thread, within a handle scope.
 unsafe fn bytes(env: sys::napi_env, value: &[u8]) -> sys::napi_value {
     let (mut data, mut buffer, mut out) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the caller's promise; the new buffer has room for `value`, and nothing else knows it yet
     unsafe {
         if sys::napi_create_arraybuffer(env, value.len(), &mut data, &mut buffer) == sys::Status::napi_ok && !data.is_null() {
             ptr::copy_nonoverlapping(value.as_ptr(), data as *mut u8, value.len());
