@@ -21,7 +21,7 @@ use crate::sources::Paths;
 use crate::stream::{Halves, Stop, Stream};
 use crate::tcp::{self, Incoming};
 use crate::tls::LastConnector;
-use crate::{lock, memory, process, quic};
+use crate::{lock, memory, quic};
 
 /// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
 pub fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
@@ -95,18 +95,16 @@ pub struct Core {
     pub releasing: Option<AbortHandle>,
 }
 
-/// How often what the executable does not use is let go of.
-const RELEASE: Duration = Duration::from_secs(60);
-/// The start is over then.
+/// How often free memory is returned to the system.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(60);
+/// By then the program has started, and what only its start needed is free.
 const STARTED: Duration = Duration::from_secs(5);
 
-async fn release_again_and_again() {
+async fn release_memory_periodically() {
     tokio::time::sleep(STARTED).await;
     loop {
-        // a system that does not let it: it stays
-        let _ = tokio::task::spawn_blocking(process::release_executable).await;
         memory::release();
-        tokio::time::sleep(RELEASE).await;
+        tokio::time::sleep(RELEASE_INTERVAL).await;
     }
 }
 
@@ -166,7 +164,7 @@ impl Core {
             copies: Arc::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            releasing: owns_process.then(|| runtime.spawn(release_again_and_again()).abort_handle()),
+            releasing: owns_process.then(|| runtime.spawn(release_memory_periodically()).abort_handle()),
         }
     }
 

@@ -334,10 +334,11 @@ export function openDescriptors(pid: number): number {
   return readdirSync(`/proc/${pid}/fd`).length;
 }
 
-/** Memory of a process that is resident, in MiB; Linux only. */
+/** Resident memory of a process in MiB, without pages of mapped files: the kernel reads and drops those as it likes. Linux only. */
 export function residentMiB(pid: number): number {
   const status = readFileSync(`/proc/${pid}/status`, "utf8");
-  return Number(/^VmRSS:\s*([0-9]+) kB$/m.exec(status)![1]) / 1024;
+  const kib = (name: string) => Number(new RegExp(`^${name}:\\s*([0-9]+) kB$`, "m").exec(status)![1]);
+  return (kib("RssAnon") + kib("RssShmem")) / 1024;
 }
 
 /** Looks again and again until `check` holds; fails with what `describe` says. For what no log line and no socket tells of. */
