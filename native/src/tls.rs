@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ::aws_lc_rs::{hkdf, hmac};
+use ::aws_lc_rs::{digest, hkdf, hmac};
 use napi::bindgen_prelude::{FromNapiValue, TypeName, Uint8Array, ValidateNapiValue};
 use napi::{sys, ValueType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,7 +18,6 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
     SupportedProtocolVersion,
 };
-use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
 use crate::error::Fault;
@@ -255,6 +254,12 @@ fn system_authorities() -> Vec<CertificateDer<'static>> {
     Vec::new()
 }
 
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
+}
+
 fn parse_pin(pin: &str) -> Result<[u8; 32], Fault> {
     let bad = || {
         Fault::new(
@@ -351,7 +356,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let shown: [u8; 32] = Sha256::digest(end_entity).into();
+        let shown = sha256(end_entity);
         if !self.pins.is_empty() && !self.pins.contains(&shown) {
             return Err(CertificateError::Other(OtherError(Arc::new(WrongPin(shown)))).into());
         }
