@@ -432,6 +432,8 @@ export interface LoadBalancerOptions {
   drain?: {
     /** `--drain.delay`: On SIGTERM: go on as before for so long while readiness fails, so that load balancers notice; 0s not at all. In milliseconds. Default: `0`. */
     delay?: number;
+    /** `--drain.refuse-clients`: On SIGTERM, after that: refuse new clients at once, so that a balancer which watches no readiness takes another lb; otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
+    refuseClients?: boolean;
     /** `--drain.timeout`: On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };

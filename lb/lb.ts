@@ -43,8 +43,8 @@ export interface LoadBalancer {
   /** TCP address bound for those who operate it, where `admin.listenAddress` asks for one. */
   readonly adminAddress?: string;
   /**
-   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, takes no more clients, waits for
-   * those it has, then closes. {@link close} ends it at once.
+   * Stops without cutting anything off, as far as `drain.delay` and `drain.timeout` allow: fails readiness, waits for the clients it has, then
+   * closes. Until then it takes further clients, unless `drain.refuseClients` is set. {@link close} ends it at once.
    */
   drain(): Promise<void>;
   /** Reads certificates, keys, and files of tokens again. */
@@ -156,11 +156,11 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     await admin?.close();
     log.info("stopped");
   };
-  const drain = async ({ delay, timeout }: LoadBalancerOptions["drain"]): Promise<void> => {
+  const drain = async ({ delay, timeout, refuseClients }: LoadBalancerOptions["drain"]): Promise<void> => {
     health.notReady("draining");
     log.info("draining", { clients: front.open, delayMs: delay, timeoutMs: timeout });
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
-    await front.drain(timeout);
+    await front.drain(timeout, refuseClients ? Promise.resolve() : undefined);
     await (closing ??= close());
   };
   log.info("listening", { clients: listener.address, admin: admin?.address });

@@ -65,6 +65,13 @@ export const lbOptions = defineOptions({
   ...clientLimitOptions,
   ...addressLimitOptions,
   ...drainDelayOptions,
+  "drain.refuse-clients": {
+    kind: "boolean",
+    default: "false",
+    description:
+      "On SIGTERM, after that: refuse new clients at once, so that a balancer which watches no readiness takes another lb; otherwise they are " +
+      "served until no client is left or drain.timeout is over.",
+  },
   ...drainOptions,
   ...adminOptions,
   ...logOptions,

@@ -114,8 +114,8 @@ export interface Front {
   /** Clients being served. */
   readonly open: number;
   /**
-   * Waits until the last client is gone, or resets those that are left after `timeoutMs`. It takes no more clients from `until` on, which has
-   * come where it is left out, or once there is none.
+   * Waits until the last client is gone, or resets those that are left after `timeoutMs`. It goes on taking clients as long as it serves
+   * any, up to then, or up to `until`.
    */
   drain(timeoutMs: number, until?: Promise<void>): Promise<void>;
   /** Takes no more clients and resets those it has. */
@@ -220,11 +220,11 @@ export function startFront(options: FrontOptions): Front {
     get open() {
       return clients.size;
     },
-    async drain(timeoutMs, until = Promise.resolve()) {
+    async drain(timeoutMs, until) {
       const startedAt = performance.now();
       {
         using idle = none(() => clients.size - lingering.size);
-        await within(timeoutMs, Promise.race([until, idle.reached]));
+        await within(timeoutMs, until ? Promise.race([until, idle.reached]) : idle.reached);
       }
       listener.stopAccepting();
       hurry();

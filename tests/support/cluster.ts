@@ -73,7 +73,9 @@ export class Cluster implements AsyncDisposable {
     const proxies = addresses.map((bound) => Object.assign(startProxy(bound), { clients: bound.clients }));
     const clients = [await freeAddress("tcp"), await freeAddress("tcp")];
     const lbArgs = [...store, "--log.format=json"];
-    const lbs = clients.map((address) => new Part(() => site.start(LB, [`--http-proxy.listen-address=${address}`, ...lbArgs])));
+    const lbs = clients.map((address) =>
+      new Part(() => site.start(LB, [`--http-proxy.listen-address=${address}`, "--drain.refuse-clients", ...lbArgs]))
+    );
     await Promise.all([...proxies, ...lbs].map(({ program }) => program.waitFor("listening")));
     const nginx = await Nginx.start([
       { transport: "udp", servers: addresses.map(({ agents }) => agents) },

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { check } from "../support/load.ts";
 import { Nginx } from "../support/nginx.ts";
-import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program, Site } from "../support/processes.ts";
-import { ask, connectHead, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program, Site, storeArgs } from "../support/processes.ts";
+import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { StoreServer } from "../support/store_servers.ts";
 
 /** Sends back what comes, and ends when it ends. */
 async function echo(wire: Wire): Promise<void> {
@@ -209,6 +210,66 @@ describe("a single proxy that is restarted", () => {
     pair.agent.signal("SIGTERM");
     assert.equal(await tunnel.ending(), "ECONNRESET");
     assert.equal((await pair.proxy.ended).exitCode, 0);
+  });
+});
+
+describe("a single load balancer that is restarted", () => {
+  it("serves new clients beside a long tunnel until --drain.timeout is over", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const { addresses } = await site.startProxy(storeArgs(cache));
+    await site.startAgent(addresses);
+    const first = await site.startLb(cache, ["--drain.timeout=3s"]);
+    using tunnel = await openTunnel(first.clients, origin.authority);
+    const requests = new Requests(first.clients, origin.authority);
+    await requests.more(3);
+    first.lb.signal("SIGTERM");
+    await first.lb.waitFor("draining");
+    await requests.more(20);
+    await check(tunnel);
+    const ended = tunnel.ending().then(() => Date.now());
+    await first.lb.ended;
+    await site.startLb(cache, [`--http-proxy.listen-address=${first.clients}`]);
+    await requests.more(3);
+    await requests.stop();
+
+    const cut = await ended;
+    const draining = timeOf(first.lb.logged("draining")[0]!);
+    assert.ok(cut - draining >= 2_900, `the tunnel was cut after ${cut - draining} ms`);
+    assert.deepEqual(requests.failures.filter(({ at }) => at < cut - 100), [], "while it drains it serves");
+  });
+
+  it("stops once its last client is gone", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const { addresses } = await site.startProxy(storeArgs(cache));
+    await site.startAgent(addresses);
+    const { lb, clients } = await site.startLb(cache, ["--drain.timeout=10m"]);
+    const tunnel = await openTunnel(clients, origin.authority);
+    lb.signal("SIGTERM");
+    await lb.waitFor("draining");
+    await finish(await openTunnel(clients, origin.authority));
+    await check(tunnel);
+    await finish(tunnel);
+    assert.equal((await lb.ended).exitCode, 0);
+  });
+
+  it("refuses new clients at once with --drain.refuse-clients, and lets those it has finish", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const { addresses } = await site.startProxy(storeArgs(cache));
+    await site.startAgent(addresses);
+    const { lb, clients } = await site.startLb(cache, ["--drain.timeout=10m", "--drain.refuse-clients"]);
+    const tunnel = await openTunnel(clients, origin.authority);
+    lb.signal("SIGTERM");
+    await lb.waitFor("draining");
+    for (let wire; (wire = await dial(clients).catch(() => undefined)) !== undefined;) wire[Symbol.dispose]();
+    await check(tunnel);
+    await finish(tunnel);
+    assert.equal((await lb.ended).exitCode, 0);
   });
 });
 
