@@ -14,7 +14,7 @@ import {
   values,
 } from "../shared/http/head.ts";
 import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
-import { Refusal } from "../shared/http/status.ts";
+import { Refusal, TLS_NEEDED } from "../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
@@ -117,7 +117,7 @@ async function ask(options: DialerOptions, address: string, request: DialRequest
     if (response.status >= 200 && response.status < 300) return { upstream: { stream, early } };
     stream.reset(1); // what is not read is of no use, and who closes first keeps the port in TIME_WAIT
     stream.close();
-    return passOn(response);
+    return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : passOn(response);
   } catch (cause) {
     stream?.reset(1);
     stream?.close();
@@ -151,8 +151,11 @@ function encodeRequest({ id, clientAddress, destination, fields }: DialRequest, 
   ]);
 }
 
+/** A TLS alert (RFC 8446 §6): record type and major version. */
+const TLS_ALERT = "\x15\x03";
+
 /**
- * @throws {NetError} `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
+ * @throws {NetError} `tls` where the proxy takes TLS and none is spoken; `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
  * @throws {HeadError}
  */
 async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response: ResponseHead; early?: Uint8Array }> {
@@ -172,6 +175,9 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
         return { response: parseResponseHead(text.slice(0, end + 4)), early };
       }
       if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's answer is too long", { remote: true });
+      if (text.startsWith(TLS_ALERT)) {
+        throw new NetError("tls", "it answered with a TLS alert; set --http-connector.tls.enable", { remote: true });
+      }
       const data = await stream.read();
       if (data === null) throw new NetError("head-truncated", "The proxy ended the connection without an answer", { remote: true });
       for (const byte of data) text += String.fromCharCode(byte);
@@ -184,7 +190,7 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
 }
 
 /** Statuses with which a proxy refuses, and which a client understands. */
-const PASSED_ON = new Set([400, 403, 407, 408, 429, 431, 502, 503, 504]);
+const PASSED_ON = new Set([403, 407, 429, 431, 502, 503, 504]);
 /** Fields of a refusal that tell the client what to do. */
 const ADVICE = ["Proxy-Authenticate", "Retry-After"];
 
@@ -207,13 +213,28 @@ function passOn({ status, reason, fields }: ResponseHead): Outcome {
   return { refusal, stale: (status === 502 || status === 503) && ELSEWHERE.includes(refusal.error) };
 }
 
+/** The client's request was good, for lb has parsed it: what the proxy does not understand is how lb speaks to it. */
+function notUnderstood({ status, reason, fields }: ResponseHead, address: string, withTls: boolean): Outcome {
+  const received = parseProxyStatus(fields);
+  const needsTls = !withTls && received.details === TLS_NEEDED;
+  const advice = withTls ? "" : needsTls ? "; set --http-connector.tls.enable" : "; if it takes TLS, set --http-connector.tls.enable";
+  const cause = new Error(`${address}: it answered ${received.details ?? `${status} ${reason}`.trim()}${advice}`);
+  const refusal = needsTls
+    ? new Refusal(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it", [], {
+      cause,
+      received,
+    })
+    : new Refusal(502, "http_protocol_error", "The proxy that holds the agent does not understand lb", [], { cause, received });
+  return { refusal, stale: false };
+}
+
 const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
   "refused": [502, "connection_refused", "refuses connections"],
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
   "unknown-host": [502, "dns_error", "has a name that is not known here"],
   "name-timed-out": [504, "dns_timeout", "has a name that no name server answers for"],
   "timed-out": [504, "connection_timeout", "did not answer in time"],
-  "tls": [502, "tls_protocol_error", "cannot be spoken to over TLS"],
+  "tls": [502, "tls_protocol_error", "does not agree with lb on TLS"],
   "limit": [503, "connection_limit_reached", "cannot be reached: there are no descriptors or memory left"],
   "address-not-available": [503, "connection_limit_reached", "cannot be reached: lb has no local port left for it"],
 };

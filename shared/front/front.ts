@@ -24,7 +24,7 @@ import {
   values,
 } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
-import { encodeRefusal, ESTABLISHED, Refusal } from "../http/status.ts";
+import { encodeRefusal, ESTABLISHED, Refusal, TLS_NEEDED } from "../http/status.ts";
 import type { ClientLimits, ClientVisit } from "../limits/client_limits.ts";
 import { LimitReached } from "../limits/limit.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
@@ -457,7 +457,7 @@ function refuseHead({ options, logLimit }: Desk, stream: Duplex, error: NetError
     case "head-truncated":
       throw new HeadError(400, `The request head is malformed: ${error.message}`);
     case "not-tls":
-      throw new HeadError(400, "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://");
+      throw new HeadError(400, TLS_NEEDED);
     case "tls":
       options.onFailure?.("handshake");
       logLimit.warn("client handshake failed", { id: exchange.id, remote: exchange.client, reason: error.message });

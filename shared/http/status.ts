@@ -6,6 +6,9 @@ import { formatProxyStatus, type Intermediary, type ProxyErrorType, type ProxySt
 /** The head that says yes to a CONNECT, of proxy and agent alike. */
 export const ESTABLISHED: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
 
+/** What a port that takes TLS answers to plain HTTP: lb knows by this that its proxy takes TLS. */
+export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://";
+
 /** Of a refusal, where there is more to tell. */
 export interface RefusalOptions extends ErrorOptions {
   /** What the refusal of the peer that this one passes on says. */

@@ -391,8 +391,15 @@ describe("load balancer", () => {
       strangers.push((await fleet.site.startLb(fleet.cache, args)).clients);
     }
     const answers = await Promise.all(strangers.map((clients) => ask(clients, connectHead("127.0.0.1:80"))));
-    // a proxy that is spoken to without TLS says so itself
-    assert.deepEqual(answers.map(({ status }) => status), [400, 502, 502]);
+    assert.deepEqual(answers.map(({ status }) => status), [502, 502, 502]);
+    const [plain] = answers;
+    assert.match(plain!.body, /^The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it /);
+    assert.match(
+      plain!.fields["proxy-status"]!,
+      /^reverse-http-proxy;error=http_request_error;.*, reverse-http-lb;error=tls_protocol_error;/,
+    );
+    const { reason } = await fleet.lb.waitFor("request", { status: 502, error: "tls_protocol_error" });
+    assert.match(String(reason), /; set --http-connector\.tls\.enable$/);
   });
 
   it("lets tunnels finish on SIGTERM, takes clients until there are none, and stops with exit code 0", async () => {

@@ -5,7 +5,7 @@ import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
 import type { DialRequest } from "../../shared/front/front.ts";
 import type { ProxyErrorType } from "../../shared/http/proxy_status.ts";
-import { encodeRefusal, Refusal } from "../../shared/http/status.ts";
+import { encodeRefusal, Refusal, TLS_NEEDED } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { createMemoryNet } from "../../shared/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
@@ -291,6 +291,39 @@ describe("dialing through proxies", () => {
     const { status, fields } = await refused();
     assert.deepEqual([status, fields], [502, []]);
   });
+
+  const misunderstood: [what: string, answer: string, error: ProxyErrorType, reason: RegExp][] = [
+    [
+      "asks for TLS",
+      refusal(400, "http_request_error", TLS_NEEDED),
+      "tls_protocol_error",
+      /^127\.0\.0\.1:1: it answered This port takes TLS.*; set --http-connector\.tls\.enable$/,
+    ],
+    ["answers with a TLS alert", "\x15\x03\x03\x00\x02\x02\x46", "tls_protocol_error", /; set --http-connector\.tls\.enable$/],
+    [
+      "asks for TLS as others do",
+      "HTTP/1.1 400 Bad Request\r\n\r\nThe plain HTTP request was sent to HTTPS port",
+      "http_protocol_error",
+      /^127\.0\.0\.1:1: it answered 400 Bad Request; if it takes TLS, set --http-connector\.tls\.enable$/,
+    ],
+    [
+      "expects a PROXY header",
+      refusal(400, "http_request_error", "no PROXY header"),
+      "http_protocol_error",
+      /^127\.0\.0\.1:1: it answered no PROXY header; if it takes TLS/,
+    ],
+  ];
+  for (const [what, answer, expected, reason] of misunderstood) {
+    it(`makes 502 of a proxy that ${what}, and says in the log what to do`, async () => {
+      const { net, store, refused } = setUp();
+      await fakeProxy(net, "127.0.0.1:1", answer);
+      await store.set("7", "127.0.0.1:1");
+      const { status, error, message, cause } = await refused();
+      assert.deepEqual([status, error], [502, expected]);
+      assert.doesNotMatch(message, /127\.0\.0\.1|--/, "that is the operator's business");
+      assert.match((cause as Error).message, reason);
+    });
+  }
 
   it("refuses a request that has come from itself", async () => {
     const { store, dial } = setUp();
