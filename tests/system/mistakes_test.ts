@@ -1,9 +1,10 @@
 // The likeliest mistakes of somebody who sets it up for the first time: what they see says what is wrong and what to do.
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
+import { hostname } from "node:os";
 import { describe, it } from "node:test";
 import { makeAuthority } from "../support/certificates.ts";
-import { AGENT, AGENT_ID, Folder, PROXY, runToEnd, Site } from "../support/processes.ts";
+import { AGENT, AGENT_ID, Folder, LB, PROXY, runToEnd, Site } from "../support/processes.ts";
 import { ask, connectHead } from "../support/sockets.ts";
 
 /** What a program writes that ends with code 2 at once: one line, without its name. */
@@ -50,6 +51,31 @@ describe("who makes a mistake is told", () => {
     assert.match(body, /^The agent is not connected to this proxy \(request [\w-]+\)\n$/);
     const entry = await proxy.waitFor("request", { agent: "4712" });
     assert.equal(entry.reason, "The agent is not connected to this proxy");
+  });
+
+  it("without credentials and allow-list at every address, by proxy and lb, that everyone can use every agent", async () => {
+    const warning = "everyone who can reach this address can use every agent, for any destination";
+    await using site = await Site.create();
+    const every = "--http-proxy.listen-address=[::]:0";
+    const memcached = ["--store.type=memcached", "--store.memcached.address=127.0.0.1:1", "--log.format=json"];
+    const agents = ["--agent-server.listen-address=[::]:0", `--state-dir=${site.folder.path}`, "--log.format=json"];
+    for (const [file, args] of [[PROXY, agents], [LB, memcached]] as const) {
+      const program = site.start(file, [every, ...args]);
+      const { address, remedy, level } = await program.waitFor(warning);
+      assert.match(String(address), /^\[::\]:[0-9]+$/);
+      assert.equal(level, "WARN");
+      assert.match(String(remedy), /--auth\.type=jwt, --http-proxy\.host-whitelist/);
+      const listed = site.start(file, [every, "--http-proxy.host-whitelist=127.0.0.1", ...args]);
+      await listed.waitFor("listening");
+      assert.deepEqual(listed.logged(warning), []);
+      if (file === LB) continue;
+      const { options, note } = await program.waitFor("using a self-signed certificate, which agents trust with these options");
+      assert.match(
+        String(options),
+        new RegExp(`^--agent-client\\.server-address=${hostname()}:[0-9]+ --agent-client\\.tls\\.pin-sha256=[0-9a-f]{64}$`),
+      );
+      assert.match(String(note), /where agents do not resolve it, write an address that they reach$/);
+    }
   });
 
   it("with a certificate for another name, which names it is for and which it should be", async () => {

@@ -1,0 +1,71 @@
+// What a proxy says at its start of who can use it, and of how agents reach it.
+import assert from "node:assert/strict";
+import { hostname } from "node:os";
+import { describe, it } from "node:test";
+import { showPin } from "../../proxy/tls.ts";
+import { type Exposure, warnOfExposure } from "../../shared/front/exposure.ts";
+import { LogBook } from "../support/memory.ts";
+
+describe("a client listener", () => {
+  const open: Exposure = { address: "[::]:3128", asksForSecret: false, allowList: [] };
+  const warnings = (exposure: Partial<Exposure>) => {
+    const log = new LogBook();
+    warnOfExposure(log, { ...open, ...exposure });
+    return log.entries;
+  };
+
+  for (
+    const address of ["[::]:3128", "0.0.0.0:3128", "192.0.2.1:3128", "[2001:db8::1]:3128", "[::ffff:192.0.2.1]:3128", "[fe80::1%eth0]:3128"]
+  ) {
+    it(`at ${address} without credentials and allow-list is warned of, with what to do`, () => {
+      const [warning, ...more] = warnings({ address });
+      assert.deepEqual(more, []);
+      assert.equal(warning!.level, "warn");
+      assert.equal(warning!.message, "everyone who can reach this address can use every agent, for any destination");
+      assert.equal(warning!.fields.address, address);
+      for (const option of ["--auth.type=jwt", "--http-proxy.host-whitelist", "--http-proxy.listen-address=127.0.0.1:3128"]) {
+        assert.ok(String(warning!.fields.remedy).includes(option), option);
+      }
+    });
+  }
+
+  for (const address of ["127.0.0.1:3128", "127.8.9.10:3128", "[::1]:3128", "[::ffff:127.0.0.1]:3128"]) {
+    it(`at ${address} is not`, () => assert.deepEqual(warnings({ address }), []));
+  }
+
+  it("whose allow-list has all destinations in it is warned of too", () => {
+    for (const word of ["all", "ALL"]) assert.equal(warnings({ allowList: [word] }).length, 1, word);
+    assert.deepEqual(warnings({ allowList: ["none"] }), []);
+  });
+
+  it("that asks for a secret, or has an allow-list, is not", () => {
+    assert.deepEqual(warnings({ asksForSecret: true }), []);
+    assert.deepEqual(warnings({ allowList: ["10.0.0.0/8"] }), []);
+  });
+});
+
+describe("the options for agents that a proxy logs with its pin", () => {
+  const shown = (address: string) => {
+    const log = new LogBook();
+    showPin({ pin: "ab".repeat(32), file: "/state/agent-server.pem" } as Parameters<typeof showPin>[0], address, log);
+    return log.entries.map(({ fields }) => fields);
+  };
+
+  for (const address of ["192.0.2.1:4242", "127.0.0.1:4242", "[2001:db8::1]:4242"]) {
+    it(`have the address that it listens on, ${address}`, () => {
+      const [{ options, note }] = shown(address) as [{ options?: unknown; note?: unknown }];
+      assert.equal(options, `--agent-client.server-address=${address} --agent-client.tls.pin-sha256=${"ab".repeat(32)}`);
+      assert.equal(note, undefined);
+    });
+  }
+
+  for (const every of ["[::]:4242", "0.0.0.0:4242"]) {
+    it(`have this machine's name where it listens on ${every}, and a note of what to write where agents do not resolve it`, () => {
+      const [{ options, note }] = shown(every) as [{ options?: unknown; note?: unknown }];
+      assert.match(String(options), /^--agent-client\.server-address=[^:[]+:4242 /);
+      assert.ok(String(options).includes(`=${hostname()}:4242 `));
+      assert.match(String(note), /agents do not resolve it, write an address that they reach/);
+      assert.ok(String(note).startsWith(hostname()));
+    });
+  }
+});
