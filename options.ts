@@ -200,6 +200,8 @@ export interface AgentOptions {
     serverAddress?: string[];
     /** `--agent-client.connections`: Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy. Default: `1`. */
     connections?: number;
+    /** `--agent-client.connect-timeout`: Longest wait for a connection to a destination; the proxy waits no longer than its --agent-server.agent.dial-timeout. In milliseconds. Default: `9000`. */
+    connectTimeout?: number;
     /** `--agent-client.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers. Default: `"cubic"`. */
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-client.labels`: Shown by the proxy with the agent: name=value, repeatable or comma-separated. */

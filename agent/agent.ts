@@ -62,8 +62,6 @@ export interface Agent {
   close(): Promise<void>;
 }
 
-/** Below the proxy's default dial-timeout of 10 s, so that the client hears of the agent's time-out rather than of the proxy's. */
-const CONNECT_TIMEOUT_MS = 9_000;
 /** A proxy that does not answer is knocked at again after so many milliseconds, or one of so many parts of an outage that lasts. */
 const KNOCK_INTERVAL_MS = 2_000;
 const OUTAGE_PARTS = 30;
@@ -85,7 +83,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
-  const { serverAddress, connections, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
+  const { serverAddress, connections, connectTimeout, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
@@ -112,7 +110,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     log,
     limits,
     destinations: createDestinations({ allow: hostWhitelist, deny, resolve }),
-    connectTimeoutMs: CONNECT_TIMEOUT_MS,
+    connectTimeoutMs: connectTimeout,
     onEnd: (end) => operated.tunnels.ended(end),
   };
   const hello: Hello = {

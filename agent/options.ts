@@ -28,6 +28,12 @@ export const agentOptions = defineOptions({
     description: "Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy.",
     check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
   },
+  "agent-client.connect-timeout": {
+    kind: "duration",
+    default: "9s",
+    description: "Longest wait for a connection to a destination; the proxy waits no longer than its --agent-server.agent.dial-timeout.",
+    check: (ms) => ms > 0 ? undefined : "it must be more than zero",
+  },
   "agent-client.congestion-control": CONGESTION_CONTROL,
   "agent-client.labels": {
     kind: "list",

@@ -1,12 +1,11 @@
 // How tunnels and plain requests end where one of their ends goes away: with the compiled executables, directly and through lb.
 import { execa } from "execa";
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
 import { eventually, openDescriptors, type Program, ROOT, Site, storeArgs } from "../support/processes.ts";
+import { SilentPort } from "../support/silent_port.ts";
 import { connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 import { StoreServer } from "../support/store_servers.ts";
 
@@ -192,44 +191,6 @@ describe("an end that goes away", () => {
 
 function plainHead(authority: string): string {
   return `GET http://${authority}/ HTTP/1.1\r\n${credentials()}\r\n`;
-}
-
-/** A port on loopback that answers no connection. */
-class SilentPort implements AsyncDisposable {
-  /** Connections to it that waited when it began. */
-  readonly #own: number;
-
-  private constructor(readonly port: number, private readonly end: () => Promise<unknown>) {
-    this.#own = this.#waiting;
-  }
-
-  static async start(): Promise<SilentPort> {
-    const child = execa("python3", [join(ROOT, "tests", "clients", "silent_port.py")], { stdin: "pipe" });
-    const [line] = await once(child.stdout, "data") as [Uint8Array];
-    return new SilentPort(Number(String(line)), async () => {
-      child.stdin.end();
-      await child;
-    });
-  }
-
-  get authority(): string {
-    return `127.0.0.1:${this.port}`;
-  }
-
-  /** Connections to it that wait, but for its own. */
-  get attempts(): number {
-    return this.#waiting - this.#own;
-  }
-
-  /** In the state SYN_SENT (proc(5)). */
-  get #waiting(): number {
-    const remote = `:${this.port.toString(16).toUpperCase().padStart(4, "0")} 02 `;
-    return readFileSync("/proc/net/tcp", "utf8").split("\n").filter((line) => line.includes(remote)).length;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.end();
-  }
 }
 
 describe("a TLS client that closes its connection without a close_notify", () => {

@@ -4,6 +4,7 @@ import { describe, it } from "node:test";
 import process from "node:process";
 import { AGENT_ID, Folder, Pair, runToEnd, Site } from "../support/processes.ts";
 import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { SilentPort } from "../support/silent_port.ts";
 
 describe("proxy", () => {
   it("says in field, text and status line under which id a refusal is in its log, and who it claims to be", async () => {
@@ -238,6 +239,18 @@ print(response.status, response.read().decode(), end="")
     let answer = await tryTunnel(clients, origin.authority);
     for (let attempt = 0; answer.startsWith("HTTP/1.1 504") && attempt < 20; attempt++) answer = await tryTunnel(clients, origin.authority);
     assert.match(answer, /^HTTP\/1\.1 200 /);
+  });
+
+  const onLinux = { skip: process.platform === "linux" ? false : "only Linux lets connections wait for a full queue" };
+
+  it("answers 504 for a destination that does not answer in the shorter of connect-timeout and dial-timeout", onLinux, async () => {
+    await using silent = await SilentPort.start();
+    const [atAgent, atProxy] = ["--agent-client.connect-timeout=", "--agent-server.agent.dial-timeout="];
+    const cases = [["200ms", "30s", "connection_timeout"], ["30s", "200ms", "http_response_timeout"]] as const;
+    for (const [connect, dial, error] of cases) {
+      await using pair = await Pair.start({ agent: [atAgent + connect], proxy: [atProxy + dial] });
+      assertRefused(await ask(pair.addresses.clients, connectHead(silent.authority)), 504, error);
+    }
   });
 
   it("serves other clients while some never complete their heads", async () => {
