@@ -1,6 +1,8 @@
 // The documents as data: their code blocks, headings and links.
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
+import { pathToFileURL } from "node:url";
 import { ROOT } from "./processes.ts";
 
 /** A fenced block of code. */
@@ -33,7 +35,7 @@ export function readDocument(name: string): Document {
 export function readDocuments(): Document[] {
   const markdown = (folder: string) =>
     readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(".md")).map((name) => join(folder, name));
-  return [...markdown("."), ...markdown("docs"), ...markdown("deploy")].sort().map(readDocument);
+  return [".", "docs", "docs/adr", "deploy", "examples", "findings", ".github"].flatMap(markdown).sort().map(readDocument);
 }
 
 /** What a `#` after a file's name may name: headings, as GitHub makes anchors of them. */
@@ -51,4 +53,30 @@ export function linksOf({ text }: Document): string[] {
     ...Array.from(prose.matchAll(/\]\(([^)\s]+)\)/g), ([, target]) => target!),
     ...Array.from(prose.matchAll(/\bsrc="([^"]+)"/g), ([, target]) => target!),
   ];
+}
+
+/** An `@example` of a function of the library. */
+export interface Example {
+  readonly name: string;
+  readonly code: string;
+}
+
+/** The examples of the functions that `file` exports. */
+export function readExamples(file: string): Example[] {
+  const text = readFileSync(join(ROOT, file), "utf8");
+  const documented = text.matchAll(/^\/\*\*((?:(?!\*\/)[^])*)\*\/\nexport (?:async )?function (\w+)/gm);
+  return Array.from(documented).flatMap(([, comment, name]) => {
+    const prose = comment!.replace(/^ \* ?/gm, "");
+    return Array.from(prose.matchAll(/@example[^\n]*\n+```ts\n([^]*?)^```$/gm), ([, code]) => ({ name: name!, code: code! }));
+  });
+}
+
+/** What runs a program of the library's: the runtime of the tests. */
+export const RUNTIME: readonly string[] = process.versions.bun
+  ? [process.execPath, "run"]
+  : [process.execPath, "run", "-A", "--quiet", "--no-check", `--config=${join(ROOT, "deno.json")}`];
+
+/** A program that imports the library by its package's name, with the one of these sources. */
+export function importLibrary(code: string): string {
+  return code.replaceAll('"@reverse-http/reverse-http"', JSON.stringify(pathToFileURL(join(ROOT, "mod.ts")).href));
 }

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
+import { parse } from "yaml";
 import { FAMILY } from "../../family.ts";
 import { readConfig } from "../../shared/cli/config_file.ts";
 import { envOf, type Option } from "../../shared/cli/option.ts";
@@ -40,6 +41,33 @@ function sources(...folders: string[]): string {
       .map(({ parentPath, name }) => readFileSync(join(parentPath, name), "utf8"))
   ).join("\n");
 }
+
+describe("forms of issues", () => {
+  const folder = join(ROOT, ".github", "ISSUE_TEMPLATE");
+  const forms = readdirSync(folder).filter((file) => file !== "config.yml");
+  for (const file of forms) {
+    it(`have what GitHub asks for, in ${file}`, () => {
+      const form = parse(readFileSync(join(folder, file), "utf8")) as Record<string, unknown> & { body: Record<string, unknown>[] };
+      assert.ok(form.name && form.description);
+      const fields = form.body.filter(({ type }) => type !== "markdown");
+      for (const { type, id, attributes } of fields) {
+        assert.match(String(type), /^(textarea|input|dropdown|checkboxes)$/);
+        assert.ok(id && (attributes as { label?: string }).label, `${file}: ${JSON.stringify(attributes)}`);
+      }
+      assert.equal(new Set(fields.map(({ id }) => id)).size, fields.length);
+    });
+  }
+
+  it("are there, and send vulnerabilities elsewhere", () => {
+    assert.ok(forms.length > 1);
+    const { contact_links: links } = parse(readFileSync(join(folder, "config.yml"), "utf8")) as { contact_links: { url: string }[] };
+    assert.ok(links.some(({ url }) => url.endsWith("/security/advisories/new")));
+    for (const { url } of links) {
+      const [, path, anchor] = /\/blob\/main\/([^#]+)#(.+)$/.exec(url) ?? [];
+      if (path !== undefined) assert.ok(anchorsOf(readDocument(path)).has(anchor!), url);
+    }
+  });
+});
 
 describe("documents", () => {
   it("name options that there are", () => {
@@ -119,8 +147,33 @@ describe("documents", () => {
     }
   });
 
-  it("in docs are all to be found from the README", () => {
+  it("are all to be found from the README, or from the index of decisions", () => {
     const links = linksOf(readDocument("README.md"));
-    for (const { name } of readDocuments()) if (name.startsWith("docs/")) assert.ok(links.includes(name), name);
+    const decisions = linksOf(readDocument("docs/adr/README.md")).map((link) => join("docs/adr", link));
+    const names = readDocuments().map(({ name }) => name).filter((name) => /^docs\/|^[A-Z_]+\.md$/.test(name) && name !== "README.md");
+    assert.ok(names.includes("ARCHITECTURE.md") && names.includes("CONTRIBUTING.md"));
+    for (const name of names) assert.ok(links.includes(name) || decisions.includes(name), name);
+  });
+
+  it("for contributors name files and folders that there are", () => {
+    for (const name of ["ARCHITECTURE.md", "CONTRIBUTING.md", ...readdirSync(join(ROOT, "docs/adr")).map((file) => `docs/adr/${file}`)]) {
+      const paths = Array.from(readDocument(name).text.matchAll(/`([a-z][\w.-]*\/[\w./-]*)`/g), ([, path]) => path!);
+      // neither what a build makes, nor folders of other machines
+      for (const path of paths.filter((path) => existsSync(join(ROOT, path.split("/")[0]!)) && !/^(dist|native\/crates)\//.test(path))) {
+        assert.ok(existsSync(join(ROOT, path)), `${name}: there is no ${path}`);
+      }
+    }
+  });
+
+  it("of decisions are numbered, dated, and say what else was considered", () => {
+    const files = readdirSync(join(ROOT, "docs/adr")).filter((file) => file !== "README.md").sort();
+    assert.ok(files.length > 5);
+    for (const [i, file] of files.entries()) {
+      const { text } = readDocument(join("docs/adr", file));
+      assert.ok(file.startsWith(`${String(i + 1).padStart(4, "0")}-`), file);
+      assert.match(text, new RegExp(`^# ${i + 1}\\. .+\n\nStatus: (accepted|replaced by \\[.+), [A-Z][a-z]+ 20\\d\\d\n`), file);
+      const headings = Array.from(text.matchAll(/^## (.*)$/gm), ([, heading]) => heading!);
+      assert.deepEqual(headings.slice(0, 3), ["Context", "Decision", "Alternatives"], file);
+    }
   });
 });
