@@ -107,6 +107,20 @@ export interface AgentHooks {
  * agents it makes one, which lasts where `stateDir` is given.
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when an address cannot be listened on
+ * @example
+ * ```ts
+ * import { startProxy } from "@reverse-http/reverse-http";
+ *
+ * const proxy = await startProxy(
+ *   {
+ *     agentServer: { listenAddress: "127.0.0.1:0", tls: { file: { key: "key.pem", cert: "cert.pem" } } },
+ *     httpProxy: { listenAddress: "127.0.0.1:0", hostWhitelist: ["*.internal:443"] },
+ *   },
+ *   { onAgentConnected: ({ id, remote }) => console.log(`agent ${id} connected from ${remote}`) },
+ * );
+ * console.log(`agents connect to ${proxy.agentAddress}, clients to ${proxy.clientAddress}`);
+ * await proxy.drain(); // lets running tunnels end
+ * ```
  */
 export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}): Promise<Proxy> {
   const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
@@ -117,6 +131,22 @@ export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}):
 /**
  * Starts an agent, which goes on connecting until it is closed. Options left out have the defaults of the command line.
  * @throws {ConfigError} for options that cannot be used
+ * @example
+ * ```ts
+ * import { startAgent } from "@reverse-http/reverse-http";
+ *
+ * const agent = await startAgent(
+ *   {
+ *     agentClient: { serverAddress: ["localhost:4242"], hostWhitelist: ["10.0.0.0/8"], tls: { file: { rootCa: "cert.pem" } } },
+ *     auth: { noauth: { agentId: "4711" } },
+ *   },
+ *   {
+ *     onConnected: ({ remote }) => console.log(`connected to ${remote}`),
+ *     onDisconnected: ({ remote, reason }) => console.log(`disconnected from ${remote}: ${reason}`),
+ *   },
+ * );
+ * await agent.close();
+ * ```
  */
 export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}): Promise<Agent> {
   const { net = createNativeNet(), log = silentLogger, ...others } = hooks;
@@ -128,6 +158,16 @@ export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}):
  * command line. In one process, proxies and a load balancer can share {@link createMemoryStore}.
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when an address cannot be listened on
+ * @example
+ * ```ts
+ * import { createMemoryStore, startLoadBalancer } from "@reverse-http/reverse-http";
+ *
+ * const store = createMemoryStore(); // the one that the proxies have
+ * const lb = await startLoadBalancer({ httpProxy: { listenAddress: "127.0.0.1:0" } }, { store });
+ * console.log(`clients connect to ${lb.clientAddress}`);
+ * await lb.close();
+ * store.close();
+ * ```
  */
 export async function startLoadBalancer(
   options: LoadBalancerOptions,

@@ -29,6 +29,16 @@ export interface AllowList {
  * only; they compare as the address that is connected to, in whatever form they are written ({@link canonicalHost}). A pattern with an IPv6
  * zone (RFC 4007 §11) matches in that zone only.
  * @throws {RangeError} naming the first pattern that cannot be read
+ * @example
+ * ```ts
+ * import { createAllowList } from "@reverse-http/reverse-http";
+ *
+ * const list = createAllowList(["*.internal:443", "10.0.0.0/8"]);
+ * console.log(list.allows({ host: "git.internal", port: 443 }), list.allows({ host: "10.1.2.3", port: 22 }));
+ * // prints: true true
+ * console.log(list.allows({ host: "git.internal", port: 22 }));
+ * // prints: false
+ * ```
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
   const index = indexOf(parsePatterns(patterns));

@@ -35,7 +35,18 @@ export interface LoggerOptions {
   color?: boolean;
 }
 
-/** A logger that writes lines. */
+/**
+ * A logger that writes lines.
+ * @example
+ * ```ts
+ * import { createLogger } from "@reverse-http/reverse-http";
+ *
+ * const log = createLogger({ format: "json", level: "info", write: (line) => console.log(line.trimEnd()) });
+ * log.info("order received", { id: 42 });
+ * log.debug("below the level");
+ * // prints: .*"message":"order received".*"id":42.*
+ * ```
+ */
 export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger {
   const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : textFormatter(color);
   const lowest = LOG_LEVELS.indexOf(level);

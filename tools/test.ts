@@ -42,11 +42,17 @@ const underBoth = (suite: string): Check[] => [
 ];
 const conformance = join("tests", "conformance", "native_test.ts");
 
+/** Where the functions of the library are, with their examples. */
+const LIBRARY = [
+  "mod.ts",
+  ...["allow_list", "log", join("net", "native"), join("store", "memory")].map((name) => join("shared", `${name}.ts`)),
+];
+
 const CHECKS: Check[] = [
   { name: "format", command: [deno, "fmt", "--check", "--quiet"] },
   { name: "lint", command: [deno, "lint", "--quiet"] },
   { name: "types", command: [deno, "check", "--quiet", "."] },
-  { name: "types in documents", command: [deno, "check", "--quiet", "--doc-only", "README.md", join("docs", "library.md")] },
+  { name: "types in documents", command: [deno, "check", "--quiet", "--doc-only", "README.md", join("docs", "library.md"), ...LIBRARY] },
   { name: "documentation of the library", command: [deno, "doc", "--lint", "mod.ts"] },
   { name: "types of the library", command: [deno, "publish", "--dry-run", "--allow-dirty", "--quiet"] },
   { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: crate },

@@ -50,8 +50,8 @@ export interface NativeNetOptions {
   /** The addon's file. Default: the one built with the sources, or inside the executable. */
   addon?: string;
   /**
-   * The process is there for this network alone: it may have as many descriptors as its hard limit allows (getrlimit(2)), and once a minute lets
-   * go of what its executable does not use (madvise(2), on Linux). Default `false`.
+   * The process is there for this network alone: raise its limit of descriptors to the hard limit (getrlimit(2)), and return free memory to the
+   * system once a minute. Default `false`.
    */
   ownsProcess?: boolean;
 }
@@ -59,6 +59,17 @@ export interface NativeNetOptions {
 /**
  * The network on sockets of the system, with QUIC and TLS of its own.
  * @throws {Error} where the addon cannot be loaded
+ * @example
+ * ```ts
+ * import { createNativeNet, startProxy } from "@reverse-http/reverse-http";
+ *
+ * const net = createNativeNet({ warn: (message) => console.warn(message) });
+ * const httpProxy = { listenAddress: "127.0.0.1:0" };
+ * const agentServer = { listenAddress: "127.0.0.1:0" };
+ * const proxy = await startProxy({ agentServer, httpProxy }, { net });
+ * await proxy.close();
+ * net.close(); // a network that was given is not closed with the proxy
+ * ```
  */
 export function createNativeNet(options: NativeNetOptions = {}): Net {
   return openNative(options.addon).createNet(options);

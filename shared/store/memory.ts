@@ -10,7 +10,19 @@ export interface MemoryStoreOptions {
   now?: () => number;
 }
 
-/** A store that the proxies and load balancers of one process share. */
+/**
+ * A store that the proxies and load balancers of one process share.
+ * @example
+ * ```ts
+ * import { createMemoryStore } from "@reverse-http/reverse-http";
+ *
+ * const store = createMemoryStore();
+ * await store.set("4711", "127.0.0.1:3128");
+ * console.log(await store.lookup("4711"), await store.lookup("4712"));
+ * // prints: 127.0.0.1:3128 undefined
+ * store.close();
+ * ```
+ */
 export function createMemoryStore({ ttlMs = 30_000, now = () => performance.now() }: MemoryStoreOptions = {}): Store {
   const entries = new Map<string, { value: string; endsAt: number }>();
   const alive = (key: string) => {

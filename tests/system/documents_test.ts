@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import process from "node:process";
-import { pathToFileURL } from "node:url";
 import { describe, it } from "node:test";
+import * as library from "../../mod.ts";
 import { makeAuthority } from "../support/certificates.ts";
-import { type Block, type Document, readDocuments } from "../support/documents.ts";
+import { type Block, type Document, importLibrary, readDocuments, readExamples, RUNTIME } from "../support/documents.ts";
 import { Folder, Program, ROOT, runToEnd, writeCertificates } from "../support/processes.ts";
 import { freePort, StoreServer } from "../support/store_servers.ts";
 import { Web } from "../support/web.ts";
@@ -15,8 +15,10 @@ import { Web } from "../support/web.ts";
 const UNTESTED: Readonly<Record<string, number>> = {
   "README.md": 2,
   "deploy/README.md": 2,
-  "docs/contributing.md": 2,
+  "CONTRIBUTING.md": 2,
   "docs/getting-started.md": 3,
+  "examples/README.md": 1,
+  "findings/README.md": 1,
   "docs/operating.md": 2,
   "docs/performance.md": 1,
 };
@@ -116,34 +118,41 @@ describe("commands of the documents", () => {
   });
 });
 
-/** What runs a program of the library's: the runtime of this test. */
-const [runtime, ...runtimeArgs] = process.versions.bun
-  ? [process.execPath, "run"]
-  : [process.execPath, "run", "-A", "--quiet", "--no-check", `--config=${join(ROOT, "deno.json")}`];
+/** Where the functions of the library are, and their examples. */
+const LIBRARY = ["mod.ts", "shared/allow_list.ts", "shared/log.ts", "shared/net/native.ts", "shared/store/memory.ts"];
 
-const programs = documents.flatMap(({ name, blocks }: Document) =>
-  blocks.filter(({ language }) => language === "ts").map((block) => ({ name, ...block }))
-);
+const programs = [
+  ...documents.flatMap(({ name, blocks }: Document) =>
+    blocks.filter(({ language, flags }) => language === "ts" && !flags.includes("no-run"))
+      .map(({ line, code }) => ({ where: `${name}, line ${line}`, code }))
+  ),
+  ...LIBRARY.flatMap(readExamples).map(({ name, code }) => ({ where: `the documentation of ${name}()`, code })),
+];
 
 describe("programs of the documents", () => {
-  for (const { name, line, code, flags } of programs.filter(({ flags }) => !flags.includes("no-run"))) {
-    it(`run as they stand in ${name}, line ${line}`, async () => {
+  for (const { where, code } of programs) {
+    it(`run as they stand in ${where}`, async () => {
       using folder = new Folder();
       const authority = await makeAuthority();
       const server = await authority.issue({ names: ["127.0.0.1"] });
       folder.write("key.pem", server.key);
       folder.write("cert.pem", `${server.cert}\n${authority.cert}\n`); // the agent trusts what is in it
-      const library = JSON.stringify(pathToFileURL(join(ROOT, "mod.ts")).href);
-      const program = folder.write("program.ts", code.replaceAll('"@reverse-http/reverse-http"', library));
-      const { exitCode, stdout, stderr } = await runToEnd(runtime!, [...runtimeArgs, program], {
+      const program = folder.write("program.ts", importLibrary(code));
+      const [runtime, ...args] = RUNTIME;
+      const { exitCode, stdout, stderr } = await runToEnd(runtime!, [...args, program], {
         cwd: folder.path,
         env: process.env as Record<string, string>,
       });
       assert.equal(exitCode, 0, stderr);
       // `// prints: …` is what a line of it says
-      for (const [, wanted] of code.matchAll(/\/\/ prints: (.*)$/gm)) assert.match(stdout, new RegExp(`^${wanted}$`, "m"), flags.join(" "));
+      for (const [, wanted] of code.matchAll(/\/\/ prints: (.*)$/gm)) assert.match(stdout, new RegExp(`^${wanted}$`, "m"));
     });
   }
 
-  it("are there", () => assert.ok(programs.length > 0));
+  it("are there for every function of the library", () => {
+    const functions = Object.entries(library).filter(([, value]) => typeof value === "function" && !String(value).startsWith("class"));
+    assert.ok(functions.length > 5);
+    const shown = new Set(LIBRARY.flatMap(readExamples).map(({ name }) => name));
+    for (const [name] of functions) assert.ok(shown.has(name), `${name}() has no @example`);
+  });
 });
