@@ -20,6 +20,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { name: "memcached", debian: "memcached", brew: "memcached" },
   { name: "redis-server", debian: "redis-server", brew: "redis" },
   { name: "curl", debian: "curl" },
+  { name: "wget", debian: "wget" },
   { name: "git", debian: "git" },
   { name: "nginx", debian: "nginx", probe: ["nginx", "-v"] },
   { name: "nginx's stream module", debian: "libnginx-mod-stream", file: "/usr/lib/nginx/modules/ngx_stream_module.so" },

@@ -23,6 +23,7 @@ const python = ["python3", "/usr/bin/python3"].find((each) => has(each, "-c", "i
 /** What the tests need, and whether it is there. */
 const TOOLS = {
   curl: has("curl", "--version"),
+  wget: has("wget", "--version"),
   git: has("git", "--version"),
   ssh: has("ssh", "-V"),
   sshd: existsSync("/usr/sbin/sshd"),
@@ -297,6 +298,15 @@ with zipfile.ZipFile(sys.argv[1], "w") as wheel:
     const env = { http_proxy: proxyUrl, PIP_CONFIG_FILE: "/dev/null", PIP_DISABLE_PIP_VERSION_CHECK: "1" };
     await through("GET", web.authority, 2, () => run(python!, args, env));
     assert.ok(existsSync(join(folder, "wheels", "behind-1.0-py3-none-any.whl")));
+  });
+});
+
+describe("wget", () => {
+  itWith(["wget"], "gets http and https, as http_proxy and https_proxy make it", async () => {
+    const page = () => run("wget", ["-qO-", `http://${web.authority}/`], { http_proxy: proxyUrl });
+    assert.equal(await through("GET", web.authority, 1, page), PAGE);
+    const args = ["-qO-", `--ca-certificate=${pair.site.files.ca}`, `https://${secure.authority}/`];
+    assert.equal(await through("CONNECT", secure.authority, 1, () => run("wget", args, { https_proxy: proxyUrl })), PAGE);
   });
 });
 

@@ -24,7 +24,7 @@ const UNTESTED: Readonly<Record<string, number>> = {
 };
 
 /** Hosts that the documents speak of are this machine. */
-const HOSTS = /\b(proxy|lb)\.example\b/g;
+const HOSTS = /\b(proxy|lb|server)\.example\b/g;
 /** The first digits of a pin that the proxy logs, for the whole of it. */
 const PIN = "1c8ef73f…";
 
