@@ -57,6 +57,25 @@ describe("workflows", () => {
     }
   });
 
+  it("check the native engine with the oldest compiler that it promises, which documents name too", () => {
+    const steps = workflow(".github/workflows/ci.yml").jobs["oldest-compiler"]!.steps.map(({ run = "" }) => run).join("\n");
+    const [, read] = /version="\$\((sed .*)\)"/.exec(steps) ?? [];
+    const version = spawnSync("sh", ["-c", read!], { cwd: ROOT, encoding: "utf8" }).stdout.trim();
+    assert.match(version, /^1\.\d+(\.\d+)?$/);
+    assert.match(steps, /cargo "\+\$version" check --locked/);
+    for (const file of ["README.md", "CONTRIBUTING.md", "tools/native.ts"]) {
+      assert.ok(readFileSync(join(ROOT, file), "utf8").includes(`${version} or later`), file);
+    }
+  });
+
+  it("fuzz by schedule all that can be fuzzed", () => {
+    const { jobs } = workflow(".github/workflows/fuzz.yml");
+    const parts = jobs.fuzz!.strategy!.matrix.include!.map(({ part }) => part).sort();
+    const [, known] = /^const all = \{ (.*) \};$/m.exec(readFileSync(join(ROOT, "tests/fuzz/long.ts"), "utf8")) ?? [];
+    assert.deepEqual(parts, known!.split(", ").map((entry) => entry.split(":")[0]!).sort());
+    assert.ok(Object.hasOwn((parse(readFileSync(join(ROOT, ".github/workflows/fuzz.yml"), "utf8")) as { on: object }).on, "schedule"));
+  });
+
   it("release every target, built with its own standard library, and start or inspect it first", () => {
     const { strategy, steps } = release.jobs.build!;
     const built = strategy!.matrix.include!.map(({ target, rust }) => [target, rust]);
