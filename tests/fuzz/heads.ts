@@ -256,7 +256,7 @@ function destinationOf(target: string): [host: string, port: number] {
 
 const REFUSALS = new Set([400, 403, 405, 407, 431, 502, 505]);
 export const ANSWER =
-  /^HTTP\/1\.1 ([0-9]{3}) [A-Za-z ]+ \([a-z_]+, request [!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\)\r\nProxy-Status: reverse-http-proxy;error=[a-z_]+;details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"\r\n(?:[A-Za-z-]+: [^\r\n]*\r\n)*Content-Length: ([0-9]+)\r\nConnection: close\r\n\r\n([^\r\n]+\n)?$/;
+  /^HTTP\/1\.1 ([0-9]{3}) [A-Za-z ]+ \([a-z_]+, request [!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\)\r\nProxy-Status: (?:[\x20-\x7e]{1,4200}, )?reverse-http-proxy(?:;error=[a-z_]+;details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*")?\r\n(?:[A-Za-z-]+: [^\r\n]*\r\n)*Content-Length: ([0-9]+)\r\nConnection: close\r\n\r\n([^\r\n]+\n)?$/;
 // RFC 9112 as one expression
 const TOKEN = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
 const HEAD = new RegExp(
