@@ -41,6 +41,17 @@ const FINISHED_EARLY: Duration = Duration::from_secs(1);
 const READ: u8 = 1;
 const WRITTEN: u8 = 2;
 
+/// What the system holds of a TCP connection and cannot send yet. Left alone, it takes megabytes for each peer that reads nothing, and where
+/// that makes all of the system's memory for TCP (`net.ipv4.tcp_mem`), every other connection slows to a crawl.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+
+/// Only speed and memory depend on it: where it fails, the connection goes on as the system has it.
+fn bound_unsent(_stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(_stream).set_tcp_notsent_lowat(UNSENT);
+}
+
 /// A TCP connection that both halves share.
 pub struct Tcp {
     pub stream: TcpStream,
@@ -52,6 +63,7 @@ pub struct Tcp {
 
 impl Tcp {
     pub fn new(stream: TcpStream) -> Arc<Self> {
+        bound_unsent(&stream);
         Arc::new(Self {
             stream,
             ended: AtomicU8::new(0),
@@ -717,5 +729,27 @@ impl ReadBuffer {
             Err(e) if e.kind() == ErrorKind::UnexpectedEof && matches!(truncation, Truncation::End) && !tcp.is_broken() => Ok(None),
             Err(e) => Err(tcp.failed(e)),
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_system_holds_little_for_a_peer_that_reads_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stream, peer) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let tcp = Tcp::new(stream.unwrap());
+        let mut written = 0;
+        tcp.stream.writable().await.unwrap();
+        while let Ok(n) = tcp.stream.try_write(&[0; 64 << 10]) {
+            written += n;
+        }
+        assert!(written > 0);
+        let held = tcp.unacknowledged();
+        assert!(held < 2 * UNSENT as usize, "{held} of {written} bytes"); // what is sent is in the peer's buffer
+        drop(peer);
     }
 }
