@@ -14,10 +14,14 @@ use crate::lock;
 pub const START: u64 = 96 << 10;
 /// Of one stream: enough for 300 MB/s at a round trip of 50 ms.
 pub const MOST: u64 = 16 << 20;
-/// Of all streams of the process together, beyond those with which they start: where many want more, each gets less.
-const GROWTH: u64 = 64 << 20;
+/// Of all streams of the process together, beyond those with which they start: where many want more, each gets less. Streams that are not read
+/// may hold all of it, as credit cannot be taken back.
+const GROWTH: u64 = 32 << 20;
 /// Of what is left of that, one stream takes a quarter at most.
 const SHARE: u64 = 4;
+/// The systems' socket buffers take as much from a stream whose reader reads nothing. What is drained beyond that has been read: a stream may
+/// grow by so much whatever the others hold.
+const UNPROVEN: u64 = 512 << 10;
 /// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
 const BASE: u64 = 1 << 20;
 /// A connection's window changes by at least this: each change is a frame.
@@ -36,15 +40,20 @@ const SMALLEST_SEND_WINDOW: u64 = 512 << 10;
 /// There is one set of threads for all engines of a process, and so one of these.
 static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
 
-/// The largest that a window may be now that started with `start` bytes.
-fn most(start: u64, grown: u64) -> u64 {
-    (start + GROWTH.saturating_sub(grown) / SHARE).min(MOST)
+/// The largest that a window may be now that started with `start` bytes, and has passed on `total`; all others have grown by `grown`.
+fn most(start: u64, grown: u64, total: u64) -> u64 {
+    let shared = GROWTH.saturating_sub(grown) / SHARE;
+    let proven = total.saturating_sub(UNPROVEN);
+    start.saturating_add(shared.max(proven)).min(MOST)
 }
 
 /// The receive window of a stream, as its reader drains it.
 struct Receive {
     start: u64,
     window: u64,
+    /// In all.
+    total: u64,
+    /// Since `since`.
     drained: u64,
     since: Instant,
     /// When a round trip has gone by.
@@ -56,6 +65,7 @@ impl Receive {
         Self {
             start,
             window: start,
+            total: 0,
             drained: 0,
             since: now,
             due: now,
@@ -64,6 +74,7 @@ impl Receive {
 
     /// `bytes` were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
     fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, most: u64) -> Option<u64> {
+        self.total += bytes;
         self.drained += bytes;
         if now < self.due {
             return None;
@@ -323,7 +334,7 @@ impl Flow {
             GROWTHS.sweep(now, |(connection, id)| connection.held(*id));
         }
         let most = match budget::has_room() {
-            true => most(self.receive.start, GROWTHS.sum()),
+            true => most(self.receive.start, GROWTHS.sum(), self.receive.total + bytes as u64),
             false => self.receive.start,
         };
         self.receive.drained(bytes as u64, now, self.notes.round_trip(), most);
@@ -422,10 +433,27 @@ mod tests {
 
     #[test]
     fn where_many_windows_have_grown_another_grows_less() {
-        assert_eq!(most(START, 0), MOST);
-        assert_eq!(most(START, GROWTH - (4 << 20)), START + (1 << 20));
-        assert_eq!(most(START, GROWTH), START);
-        assert_eq!(most(START, u64::MAX), START);
+        assert_eq!(most(START, 0, 0), START + GROWTH / SHARE);
+        assert_eq!(most(START, GROWTH - (4 << 20), 0), START + (1 << 20));
+        assert_eq!(most(START, GROWTH, UNPROVEN), START);
+        assert_eq!(most(START, u64::MAX, UNPROVEN), START);
+    }
+
+    #[test]
+    fn a_stream_that_drains_grows_though_others_that_do_not_hold_all_growth() {
+        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
+        let mut round_trips = 0;
+        while receive.window < MOST {
+            now += 50 * MS;
+            let most = most(START, u64::MAX, receive.total + receive.window);
+            receive.drained(receive.window, now, 50 * MS, most);
+            round_trips += 1;
+            assert!(
+                receive.window - START <= receive.total.saturating_sub(UNPROVEN),
+                "by what it drained"
+            );
+            assert!(round_trips < 20);
+        }
     }
 
     #[test]
@@ -438,13 +466,13 @@ mod tests {
                 growth
             })
             .collect();
-        assert!(most(START, growths.sum()) < START + (1 << 10));
+        assert!(most(START, growths.sum(), 0) < START + (1 << 10));
         let start = Instant::now();
         for after in [0, 1_000] {
             growths.sweep(start + after * MS, |held| *held);
         }
         assert_eq!(growths.sum(), 0);
-        assert_eq!(most(START, growths.sum()), MOST);
+        assert_eq!(most(START, growths.sum(), 0), START + GROWTH / SHARE);
         quiet.iter().for_each(|growth| growths.count(growth, 0));
         assert_eq!(growths.sum(), 0, "nothing is given back twice");
         drop(quiet);
