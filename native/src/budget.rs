@@ -76,7 +76,7 @@ fn look(limit: u64) -> bool {
         }
         true
     });
-    let mut held: Vec<(u64, Arc<Holder>)> = waiting.into_iter().map(|tunnel| (tunnel.held(), tunnel)).collect();
+    let mut held: Vec<(u64, Arc<Holder>)> = waiting.into_iter().map(|tunnel| (tunnel.look(), tunnel)).collect();
     let used = held.iter().map(|(bytes, _)| bytes).sum();
     let any = !held.is_empty();
     let cut = excess(limit, used, &mut held);
@@ -110,6 +110,10 @@ pub struct Holder {
     streams: Vec<(quinn::Connection, StreamId)>,
     /// Of each direction, one more than the bytes that were read and are not written yet; 0 where it waits for nothing but its source.
     waiting: [AtomicU64; 2],
+    /// What it held when it was looked at last.
+    seen: AtomicU64,
+    /// What its streams hold was copied out of its packets, and is the same since.
+    is_compact: AtomicBool,
     /// What it held when it was cut.
     cut: AtomicU64,
     told: Notify,
@@ -153,6 +157,22 @@ impl Holder {
         self.waiting.iter().any(|bytes| bytes.load(Ordering::SeqCst) > 0)
     }
 
+    /// What it holds. Where that is what it held before, its peer is stuck: what it waits with is copied out of packets, which take more memory.
+    fn look(&self) -> u64 {
+        let held = self.held();
+        if self.seen.swap(held, Ordering::Relaxed) != held {
+            self.is_compact.store(false, Ordering::Relaxed);
+            return held;
+        }
+        if self.is_compact.swap(true, Ordering::Relaxed) {
+            return held;
+        }
+        self.streams.iter().for_each(|(connection, id)| connection.compact(*id));
+        let compact = self.held();
+        self.seen.store(compact, Ordering::Relaxed);
+        compact
+    }
+
     fn held(&self) -> u64 {
         let copied: u64 = self
             .waiting
@@ -160,7 +180,8 @@ impl Holder {
             .map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(1))
             .sum();
         let streams: u64 = self.streams.iter().map(|(connection, id)| connection.held(*id)).sum();
-        EACH + copied + FOR_EACH_BYTE * streams
+        let for_each_byte = if self.is_compact.load(Ordering::Relaxed) { 1 } else { IN_PACKETS };
+        EACH + copied + for_each_byte * streams
     }
 
     fn cut(&self, held: u64) {
@@ -171,8 +192,8 @@ impl Holder {
 
 /// What a tunnel takes besides what it buffers.
 const EACH: u64 = 32 << 10;
-/// A packet keeps the memory of all that the kernel handed over with it: measured, it takes twice its size.
-const FOR_EACH_BYTE: u64 = 2;
+/// A packet keeps the memory of all that the kernel handed over with it: measured, each byte takes two.
+const IN_PACKETS: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -212,6 +233,17 @@ mod tests {
         drop(holder);
         set_limit(&Handle::current(), 0);
         assert_eq!(lock(&TUNNELS).len(), 0);
+    }
+
+    #[test]
+    fn what_a_tunnel_waits_with_is_copied_out_of_its_packets_once_it_is_stuck() {
+        let holder = Holder::new(Vec::new());
+        let mut is_compact = |bytes| {
+            holder.waits_with(0, bytes);
+            assert_eq!(holder.look(), EACH + bytes as u64);
+            holder.is_compact.load(Ordering::Relaxed)
+        };
+        assert_eq!([5, 6, 6, 6, 7, 7].map(&mut is_compact), [false, false, true, true, false, true]);
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 // What the compiled proxy and agent take of memory and descriptors, and that they give it back.
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { eventually, openDescriptors, Pair, residentMiB } from "../support/processes.ts";
@@ -44,20 +46,43 @@ describe("slow client", () => {
 });
 
 describe("clients that read nothing", () => {
-  it("take less than 1 MiB of the proxy each, and a download beside them arrives", onLinux, async () => {
-    await using pair = await Pair.start();
-    await using endless = await Origin.start((wire) => pour(wire, Infinity));
-    await using fast = await Origin.start((wire) => pour(wire, 64 * MIB));
-    await timeDownload(pair, fast, 64 * MIB);
-    const before = memoryOf(pair).proxy;
-    const clients = 60;
-    const held = await Promise.all(
-      Array.from({ length: clients }, () => openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 })),
+  for (const { clients, mostKiB } of [{ clients: 60, mostKiB: 1_024 }, { clients: 300, mostKiB: 320 }]) {
+    it(
+      `take at most ${mostKiB} KiB of the proxy each, ${clients} of them, and little of the system, and a download beside them arrives`,
+      onLinux,
+      async () => {
+        await using pair = await Pair.start();
+        await using endless = await Origin.start((wire) => pour(wire, Infinity));
+        await using fast = await Origin.start((wire) => pour(wire, 64 * MIB));
+        await timeDownload(pair, fast, 64 * MIB);
+        const before = memoryOf(pair).proxy;
+        const held = await Promise.all(
+          Array.from({ length: clients }, () => openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 })),
+        );
+        for (let round = 0; round < 3; round++) await timeDownload(pair, fast, 64 * MIB);
+        const { proxy } = memoryOf(pair);
+        assert.ok(proxy - before < clients * mostKiB / 1024, `the proxy had ${before} MiB, and ${proxy} MiB with ${clients} clients`);
+        const queued = queuedBehind(pair.addresses.clients) / clients;
+        assert.ok(queued > 0 && queued < 256 << 10, `the system holds ${queued} bytes for each client`);
+        held.forEach((wire) => wire[Symbol.dispose]());
+      },
     );
+  }
+
+  it("get every byte in its place once they read", onLinux, async () => {
+    await using pair = await Pair.start();
+    const bytes = randomBytes(2 * MIB);
+    await using origin = await Origin.start(async (wire) => {
+      await wire.write(bytes);
+      wire.finish();
+    });
+    await using fast = await Origin.start((wire) => pour(wire, 64 * MIB));
+    const held = await Promise.all(
+      Array.from({ length: 20 }, () => openTunnel(pair.addresses.clients, origin.authority, { highWater: 0 })),
+    );
+    // meanwhile the proxy copies what it holds for them
     for (let round = 0; round < 3; round++) await timeDownload(pair, fast, 64 * MIB);
-    const { proxy } = memoryOf(pair);
-    assert.ok(proxy - before < clients, `the proxy had ${before} MiB, and ${proxy} MiB with ${clients} clients that read nothing`);
-    held.forEach((wire) => wire[Symbol.dispose]());
+    for (const wire of held) assert.ok(bytes.equals(await wire.readAll()), "other bytes than were sent");
   });
 
   it("use up the budget for buffers, and others are told why there is no tunnel for them", onLinux, async () => {
@@ -136,6 +161,14 @@ function descriptorsOf({ proxy, agent }: Pair): Figures {
 /** In MiB. */
 function memoryOf({ proxy, agent }: Pair): Figures {
   return { proxy: Math.round(residentMiB(proxy.pid)), agent: Math.round(residentMiB(agent.pid)) };
+}
+
+/** Bytes that the system has taken from the connections of a listener, and their peers have not taken from it (proc(5), /proc/net/tcp). */
+function queuedBehind(address: string): number {
+  const port = Number(address.split(":").at(-1)).toString(16).toUpperCase().padStart(4, "0");
+  const sockets = readFileSync("/proc/net/tcp", "utf8").split("\n").slice(1, -1).map((line) => line.trim().split(/\s+/));
+  const queues = sockets.filter(([, local, , state]) => local!.endsWith(`:${port}`) && state === "01").map(([, , , , queues]) => queues!);
+  return queues.reduce((sum, queues) => sum + parseInt(queues.split(":")[0]!, 16), 0);
 }
 
 /** Waits until no more is held than this. */
