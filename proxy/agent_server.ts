@@ -264,6 +264,7 @@ async function admit(
   });
   let said;
   try {
+    checkCredit(connection);
     said = hasControl(connection) ? await receiveHello(connection) : undefined;
   } catch (error) {
     identity.release?.();
@@ -286,6 +287,25 @@ async function admit(
   register(agent);
   await welcome().catch(() => {}); // gone again: the end of its connection says so
   return { agent, serveControl: async () => void (said && control && await runControl(agent, control, said.frames, events)) };
+}
+
+/** An agent's QUIC stack lets the proxy open no streams, or send nothing on them. */
+class CreditError extends Error {
+  override readonly name = "CreditError";
+}
+
+/**
+ * Each tunnel is a stream that the proxy opens. Where the agent gives no credit for those, none of them would be answered.
+ * @throws {CreditError}
+ */
+function checkCredit(connection: QuicConnection): void {
+  const credit = connection.peerCredit();
+  if (!credit) return; // closed: what comes next says why
+  const refuse = (parameter: string, what: string, least: number): never => {
+    throw new CreditError(`Cannot ${what}: the agent's QUIC transport parameter ${parameter} is 0. Set it to ${least} or more`);
+  };
+  if (credit.streams === 0) refuse("initial_max_streams_bidi", "open streams for tunnels", 100);
+  if (credit.streamBytes === 0) refuse("initial_max_stream_data_bidi_remote", "send on streams for tunnels", 65_536);
 }
 
 /** An agent has opened the streams that it opens: what came on one more would be kept, and read by nobody. Ends with the connection. */
@@ -349,7 +369,7 @@ function refuse(connection: QuicConnection, error: unknown, log: Logger): void {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");
     else connection.close(CloseCode.unauthorized, "authentication failed");
-  } else if (error instanceof MessageError) {
+  } else if (error instanceof MessageError || error instanceof CreditError) {
     log.warn("agent refused", { remote, reason: message });
     connection.close(CloseCode.malformed, message);
   } else if (error instanceof FrameError || error instanceof NetError) {

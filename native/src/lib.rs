@@ -550,6 +550,16 @@ impl Engine {
         }
     }
 
+    /// How many streams the peer lets this side open now, and with how many bytes on each; nothing once it is closed.
+    #[napi]
+    pub fn peer_credit(&self, connection: f64) -> Vec<f64> {
+        let Some(connection) = self.core.connection(connection) else {
+            return Vec::new();
+        };
+        let (streams, bytes) = connection.quic.peer_bidi_credit();
+        vec![streams as f64, bytes as f64]
+    }
+
     /// Code, reason, whether the far side closed it, and the cause. The connection's number is free after that.
     #[napi]
     pub fn connection_closed(&self, op: f64, connection: f64) {

@@ -20,6 +20,7 @@ import type {
   ListenQuicOptions,
   ListenTcpOptions,
   Net,
+  PeerCredit,
   ProbeUdpOptions,
   QuicClosed,
   QuicConnection,
@@ -591,6 +592,10 @@ class MemoryQuicConnection implements QuicConnection {
   }
 
   setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
+
+  peerCredit(): PeerCredit | undefined {
+    return this.#fault ? undefined : { streams: this.peer.#credit, streamBytes: this.peer.#window };
+  }
 
   stats(): QuicStats {
     return { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };

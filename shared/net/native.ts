@@ -19,6 +19,7 @@ import type {
   ListenQuicOptions,
   ListenTcpOptions,
   Net,
+  PeerCredit,
   ProbeUdpOptions,
   QuicClosed,
   QuicConnection,
@@ -184,6 +185,7 @@ interface Engine {
   ): void;
   closeConnection(connection: number, code: number, reason: string): void;
   setConnectionWindow(connection: number, bytes: number): void;
+  peerCredit(connection: number): number[];
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
   read(op: number, stream: number): void;
@@ -852,6 +854,11 @@ class NativeQuicConnection implements QuicConnection {
 
   setConnectionWindow(bytes: number): void {
     this.#calls.engine.setConnectionWindow(this.#id, bytes);
+  }
+
+  peerCredit(): PeerCredit | undefined {
+    const [streams, streamBytes] = this.#calls.engine.peerCredit(this.#id);
+    return streams === undefined || streamBytes === undefined ? undefined : { streams, streamBytes };
   }
 
   stats(): QuicStats {

@@ -200,10 +200,20 @@ export interface QuicConnection {
   close(code: number, reason: string): void;
   /** As {@link QuicTransport.connectionWindow}, from now on; 0 is the default. */
   setConnectionWindow(bytes: number): void;
+  /** What the peer lets this side do now; `undefined` once it is closed. */
+  peerCredit(): PeerCredit | undefined;
   /** Never rejects. */
   readonly closed: Promise<QuicClosed>;
   /** Figures of now; zeros once it is closed. */
   stats(): QuicStats;
+}
+
+/** What a peer gives for streams that the other side opens (RFC 9000 §4). */
+export interface PeerCredit {
+  /** How many more may be opened now (MAX_STREAMS). */
+  readonly streams: number;
+  /** Bytes that may be sent on each before the peer gives more: the transport parameter `initial_max_stream_data_bidi_remote`. */
+  readonly streamBytes: number;
 }
 
 /** Why a connection is no more. */

@@ -352,6 +352,23 @@ function streamTests({ test, pki }: Suite): void {
     await within(third);
   });
 
+  test("tells what the other side allows for streams that are opened here", async (net) => {
+    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 2, streamWindow: 100_000 } });
+    assert.deepEqual(client.peerCredit(), { streams: 2, streamBytes: 100_000 });
+    await openPair(client, server);
+    assert.equal(client.peerCredit()?.streams, 1);
+    client.close(0, "");
+    await within(client.closed);
+    assert.equal(client.peerCredit(), undefined);
+  });
+
+  test("tells of a side that allows nothing", async (net) => {
+    const none = await quicPair(net, await pki, { transport: { maxPeerStreams: 0 } });
+    assert.equal(none.client.peerCredit()?.streams, 0);
+    const empty = await quicPair(net, await pki, { transport: { streamWindow: 0 } });
+    assert.equal(empty.client.peerCredit()?.streamBytes, 0);
+  });
+
   test("lets a side that wants many have as many as are allowed, and not one more", async (net) => {
     const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1_000 } });
     const opened = Array.from({ length: 1_001 }, async () => {

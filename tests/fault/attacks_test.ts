@@ -9,7 +9,7 @@ import { describe, it } from "node:test";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { ALPN, authenticate, PROXY_TRANSPORT, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
 import { createNativeNet } from "../../shared/net/native.ts";
-import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { Duplex, Net, QuicConnection, QuicTransport } from "../../shared/net/types.ts";
 import { AGENT, AGENT_ID, eventually, openDescriptors, Pair, residentMiB, Site } from "../support/processes.ts";
 import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
 import { makeTokenKey } from "../support/tokens.ts";
@@ -28,9 +28,9 @@ async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
 }
 
 /** A connection to the proxy that listens on `agents`, which trusts it blindly. */
-async function connect(net: Net, agents: string, alpn: readonly string[] = ALPN): Promise<QuicConnection> {
+async function connect(net: Net, agents: string, alpn: readonly string[] = ALPN, transport?: QuicTransport): Promise<QuicConnection> {
   const { hostname: host, port } = new URL(`quic://${agents}`);
-  const options = { host, port: Number(port), tls: { insecureSkipVerify: true }, alpn: [...alpn], timeoutMs: 10_000 };
+  const options = { host, port: Number(port), tls: { insecureSkipVerify: true }, alpn: [...alpn], transport, timeoutMs: 10_000 };
   return await net.connectQuic(options);
 }
 
@@ -282,6 +282,32 @@ describe("an agent", () => {
         assert.deepEqual([code, reason], [422, "An agent opens no more streams"]);
       }
     }));
+
+  const withoutCredit = [
+    { parameter: "initial_max_streams_bidi", transport: { maxPeerStreams: 0 } },
+    { parameter: "initial_max_stream_data_bidi_remote", transport: { streamWindow: 0 } },
+  ];
+  for (const { parameter, transport } of withoutCredit) {
+    it(`whose QUIC stack has an ${parameter} of 0 is refused, and both sides are told why`, () =>
+      withNet(async (net) => {
+        await using pair = await Pair.start();
+        await using origin = await Origin.start();
+        const { agents, clients } = pair.addresses;
+        for (const alpn of ALPN) {
+          const connection = await connect(net, agents, [alpn], transport);
+          const hello = { version: "raw", instance: "raw", host: "raw", labels: {} };
+          await assert.rejects(authenticate(connection, encoder.encode("other"), hello), { appCode: 422 });
+          const { code, reason } = await connection.closed;
+          assert.equal(code, 422);
+          assert.match(
+            reason,
+            new RegExp(`^Cannot [a-z ]+ for tunnels: the agent's QUIC transport parameter ${parameter} is 0. Set it to \\d+ or more$`),
+          );
+          await pair.proxy.waitFor("agent refused", { reason }, ALPN.indexOf(alpn) + 1);
+        }
+        await checkTunnel(clients, origin);
+      }));
+  }
 
   it("with a token of 64 KiB, or one that is forged, of another role, or of no algorithm, is refused", () =>
     withNet(async (net) => {
