@@ -12,8 +12,8 @@ use rcgen::{
     RevokedCertParams, SerialNumber,
 };
 use reverse_http_native::fuzzing::{
-    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, Fault, HeadScanner,
-    ProxyHeader, ServerTls, TCP_VERSIONS,
+    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, Fault, FaultCode,
+    HeadScanner, ProxyHeader, ServerTls, TCP_VERSIONS,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{pem::PemObject, CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
@@ -73,7 +73,7 @@ pub fn heads(data: &[u8]) {
     for other in [&single, &split] {
         match (&whole, other) {
             // which of two faults is found first may differ
-            (Err(_), Err(code)) => assert!(matches!(*code, "head-too-large" | "head-malformed"), "{code}"),
+            (Err(_), Err(code)) => assert!(matches!(*code, FaultCode::HeadTooLarge | FaultCode::HeadMalformed), "{code:?}"),
             _ => assert_eq!(&whole, other, "it matters how the bytes come"),
         }
     }
@@ -103,7 +103,7 @@ pub fn proxy_headers(data: &[u8]) {
 
 type Found = Option<(Vec<u8>, Vec<u8>)>;
 
-fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Found, &'static str> {
+fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Found, FaultCode> {
     let mut scanner = HeadScanner::new(limit);
     let mut left = text;
     for i in 0.. {
@@ -289,7 +289,7 @@ fn genuine(number: u8) -> Vec<u8> {
 /// An error says what is wrong in a sentence, and nothing of a key.
 fn check_fault(fault: Option<Fault>) {
     let Some(fault) = fault else { return };
-    assert!(matches!(fault.code, "tls" | "invalid"), "{fault:?}");
+    assert!(matches!(fault.code, FaultCode::Tls | FaultCode::Invalid), "{fault:?}");
     assert!(fault.message.starts_with("Cannot "), "{fault:?}");
     for key in [&pki().server.key, &pki().agent.key] {
         let secret = key.lines().nth(1).unwrap();
@@ -322,7 +322,7 @@ pub fn names(data: &[u8]) {
     if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
         match to_bind(&text) {
             Ok(addresses) => check_addresses(bare, addresses),
-            Err(fault) => assert_eq!(fault.code, "invalid"),
+            Err(fault) => assert_eq!(fault.code, FaultCode::Invalid),
         }
     }
 }

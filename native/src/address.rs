@@ -1,12 +1,12 @@
 //! Addresses as they are written and shown: what to listen on, who is there.
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 
 /// What to bind for `host:port`, `[host]:port` or `:port`, the first that works. `:port` is every IPv6 and IPv4 address on one socket,
 /// or IPv4 alone where the machine has no IPv6.
 pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, Fault> {
-    let bad = |why: String| Fault::new("invalid", format!("Cannot listen on {address:?}: {why}"));
+    let bad = |why: String| Fault::new(FaultCode::Invalid, format!("Cannot listen on {address:?}: {why}"));
     let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("it has no port".into()))?;
     let port: u16 = port.parse().map_err(|_| bad(format!("{port:?} is not a port")))?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -16,7 +16,7 @@ pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, Fault> {
     let mut found: Vec<_> = (host, port)
         .to_socket_addrs()
         .map_err(|e| Fault {
-            code: "unknown-host",
+            code: FaultCode::UnknownHost,
             ..bad(e.to_string())
         })?
         .collect();
@@ -72,7 +72,7 @@ impl Sources {
                 bits,
             })
         };
-        let invalid = |text: &String| Fault::new("invalid", format!("Cannot use {text:?} as a network"));
+        let invalid = |text: &String| Fault::new(FaultCode::Invalid, format!("Cannot use {text:?} as a network"));
         let exempt = exempt.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
         Ok(Self {
             exempt: exempt.collect::<Result<_, _>>()?,
@@ -168,7 +168,7 @@ mod tests {
     fn bad_addresses_are_named() {
         for bad in ["", "localhost", "localhost:x", "localhost:65536", "localhost:-1"] {
             let fault = to_bind(bad).unwrap_err();
-            assert_eq!(fault.code, "invalid", "{bad}");
+            assert_eq!(fault.code, FaultCode::Invalid, "{bad}");
             assert!(fault.message.contains(&format!("{bad:?}")), "{}", fault.message);
         }
     }

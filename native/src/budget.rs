@@ -8,7 +8,7 @@ use quinn::StreamId;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::lock;
 
 /// How often tunnels are looked at while one of them waits for its peer.
@@ -150,7 +150,7 @@ impl Holder {
         let held = self.cut.load(Ordering::Relaxed) >> 10;
         let limit = LIMIT.load(Ordering::Relaxed) >> 20;
         let message = format!("It held {held} KiB, most of all tunnels, while nearly all of the {limit} MiB for buffers were used");
-        Fault::new("limit", message)
+        Fault::new(FaultCode::Limit, message)
     }
 
     fn waits(&self) -> bool {
@@ -253,7 +253,11 @@ mod tests {
         assert_eq!(holder.held(), EACH + 5_000);
         holder.cut(holder.held());
         let fault = holder.is_cut().await;
-        assert!(fault.code == "limit" && fault.message.contains("36 KiB"), "{}", fault.message);
+        assert!(
+            fault.code == FaultCode::Limit && fault.message.contains("36 KiB"),
+            "{}",
+            fault.message
+        );
         holder.passed_on(0);
         assert!(!holder.waits());
     }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use crate::address::{display, interleave};
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::names::{address, LookUp, Names, Purpose};
 
 /// RFC 8305 §5, the Connection Attempt Delay it recommends.
@@ -33,7 +33,7 @@ impl At {
             address.set_port(port);
             Some(address)
         };
-        let invalid = |text: &String| Fault::new("invalid", format!("Cannot connect to {text:?}: it is not an address"));
+        let invalid = |text: &String| Fault::new(FaultCode::Invalid, format!("Cannot connect to {text:?}: it is not an address"));
         let all = given.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
         Ok(Self::Addresses(all.collect::<Result<_, _>>()?))
     }
@@ -66,7 +66,7 @@ where
     let is_named = look_up.is_some();
     let result = timeout_at(until, race(first, look_up, attempt, &what)).await.unwrap_or_else(|_| {
         Err(Fault::new(
-            "timed-out",
+            FaultCode::TimedOut,
             format!("Cannot connect to {what}: no answer in {} ms", limit.as_millis()),
         ))
     });
@@ -93,7 +93,7 @@ fn cannot_look_up(what: &str, fault: Fault) -> Fault {
 
 fn late_name(what: &str, limit: Duration) -> Fault {
     Fault::new(
-        "name-timed-out",
+        FaultCode::NameTimedOut,
         format!(
             "Cannot connect to {what}: no name server has answered for its name in {} ms",
             limit.as_millis()
@@ -133,14 +133,14 @@ where
         }
         let is_over = running.is_empty() && waiting.is_empty();
         if is_over && is_complete(&look_up) {
-            return Err(worst.unwrap_or_else(|| Fault::new("unknown-host", format!("Cannot connect to {what}: no address"))));
+            return Err(worst.unwrap_or_else(|| Fault::new(FaultCode::UnknownHost, format!("Cannot connect to {what}: no address"))));
         }
         tokio::select! {
             Some(ended) = running.join_next() => {
                 let fault = match ended {
                     Ok(Ok(connection)) => return Ok(connection),
                     Ok(Err(fault)) => fault,
-                    Err(e) => Fault::new("internal", format!("Cannot connect to {what}: {e}")),
+                    Err(e) => Fault::new(FaultCode::Internal, format!("Cannot connect to {what}: {e}")),
                 };
                 worst = Some(more_telling(worst, fault));
                 // the next one at once; where there is none, addresses that are late have a moment still
@@ -170,11 +170,11 @@ async fn more(look_up: &mut Option<LookUp>) -> Vec<SocketAddr> {
 /// Of two addresses' errors the one that says more: somebody answered, nobody answered, there is no way there.
 pub fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
     let rank = |fault: &Fault| match fault.code {
-        "tls" => 4,
-        "closed" | "refused" | "reset" => 3,
-        "timed-out" => 2,
-        "limit" | "address-not-available" => 2,
-        "unreachable" => 1,
+        FaultCode::Tls => 4,
+        FaultCode::Closed | FaultCode::Refused | FaultCode::Reset => 3,
+        FaultCode::TimedOut => 2,
+        FaultCode::Limit | FaultCode::AddressNotAvailable => 2,
+        FaultCode::Unreachable => 1,
         _ => 0,
     };
     match a {
@@ -217,7 +217,7 @@ mod tests {
         let attempt = |a: SocketAddr| async move {
             match a.port() {
                 3 => Ok(3),
-                _ => Err(Fault::new("refused", "no")),
+                _ => Err(Fault::new(FaultCode::Refused, "no")),
             }
         };
         assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap(), 3);
@@ -226,9 +226,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_most_telling_error_is_reported() {
-        let attempt =
-            |a: SocketAddr| async move { Err::<(), _>(Fault::new(if a.port() == 2 { "refused" } else { "unreachable" }, a.to_string())) };
-        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap_err().code, "refused");
+        let attempt = |a: SocketAddr| async move {
+            Err::<(), _>(Fault::new(
+                if a.port() == 2 {
+                    FaultCode::Refused
+                } else {
+                    FaultCode::Unreachable
+                },
+                a.to_string(),
+            ))
+        };
+        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap_err().code, FaultCode::Refused);
     }
 
     #[tokio::test]
@@ -240,13 +248,13 @@ mod tests {
             let tried = tried.clone();
             async move {
                 crate::lock(&tried).push(a.ip().to_string());
-                Err::<(), _>(Fault::new("refused", "no"))
+                Err::<(), _>(Fault::new(FaultCode::Refused, "no"))
             }
         };
         let fault = connect((&names(), Purpose::Tunnel), "localhost", 80, at, Duration::from_secs(3), attempt)
             .await
             .unwrap_err();
-        assert_eq!(fault.code, "refused");
+        assert_eq!(fault.code, FaultCode::Refused);
         assert_eq!(*crate::lock(&tried), ["192.0.2.1", "2001:db8::1", "192.0.2.2"]);
     }
 
@@ -274,7 +282,7 @@ mod tests {
         let attempt = |a: SocketAddr| async move {
             match a {
                 SocketAddr::V4(_) => Ok(a),
-                SocketAddr::V6(_) => Err(Fault::new("refused", "no")),
+                SocketAddr::V6(_) => Err(Fault::new(FaultCode::Refused, "no")),
             }
         };
         let limit = Duration::from_secs(20);
@@ -287,7 +295,7 @@ mod tests {
     fn a_name_is_no_address() {
         for bad in ["localhost", "", "1.2.3.256", "::1%", "x%lo"] {
             let fault = At::addresses(&[bad.to_owned()], 80).err().map(|fault| fault.code);
-            assert_eq!(fault, Some("invalid"), "{bad}");
+            assert_eq!(fault, Some(FaultCode::Invalid), "{bad}");
         }
     }
 
@@ -304,6 +312,6 @@ mod tests {
         )
         .await
         .unwrap_err();
-        assert_eq!(fault.code, "timed-out");
+        assert_eq!(fault.code, FaultCode::TimedOut);
     }
 }

@@ -1,4 +1,4 @@
-//! The one error of the engine: a literal code that `shared/net/errors.ts` lists, and what made it. And what is no error, but to be told.
+//! The one error of the engine: its code, and what made it. And what is no error, but to be told.
 use std::io;
 
 use quinn::{ConnectionError, ReadError, TransportErrorCode, WriteError};
@@ -6,10 +6,69 @@ use quinn::{ConnectionError, ReadError, TransportErrorCode, WriteError};
 /// Tells the program's log what its operator should know, in words.
 pub type Warn = dyn Fn(String) + Send + Sync;
 
+/// What went wrong, as `NetErrorCode` of `shared/net/errors.ts` lists and explains it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultCode {
+    AddressInUse,
+    AddressNotAvailable,
+    PermissionDenied,
+    Refused,
+    Unreachable,
+    UnknownHost,
+    TimedOut,
+    NameTimedOut,
+    Tls,
+    Reset,
+    Stopped,
+    Closed,
+    Abandoned,
+    Cancelled,
+    NotTls,
+    HeadTooLarge,
+    HeadTimeout,
+    HeadMalformed,
+    HeadTruncated,
+    Limit,
+    LimitPerAddress,
+    Invalid,
+    Internal,
+}
+
+impl FaultCode {
+    /// As TypeScript knows it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AddressInUse => "address-in-use",
+            Self::AddressNotAvailable => "address-not-available",
+            Self::PermissionDenied => "permission-denied",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::UnknownHost => "unknown-host",
+            Self::TimedOut => "timed-out",
+            Self::NameTimedOut => "name-timed-out",
+            Self::Tls => "tls",
+            Self::Reset => "reset",
+            Self::Stopped => "stopped",
+            Self::Closed => "closed",
+            Self::Abandoned => "abandoned",
+            Self::Cancelled => "cancelled",
+            Self::NotTls => "not-tls",
+            Self::HeadTooLarge => "head-too-large",
+            Self::HeadTimeout => "head-timeout",
+            Self::HeadMalformed => "head-malformed",
+            Self::HeadTruncated => "head-truncated",
+            Self::Limit => "limit",
+            Self::LimitPerAddress => "limit-per-address",
+            Self::Invalid => "invalid",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Why a call failed, as TypeScript will see it.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub code: &'static str,
+    pub code: FaultCode,
     pub message: String,
     /// Application error code of QUIC, where one was given.
     pub app_code: Option<u64>,
@@ -18,7 +77,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(code: FaultCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -27,7 +86,7 @@ impl Fault {
         }
     }
 
-    pub fn remote(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn remote(code: FaultCode, message: impl Into<String>) -> Self {
         Self {
             remote: true,
             ..Self::new(code, message)
@@ -40,32 +99,32 @@ impl Fault {
     }
 
     pub fn closed() -> Self {
-        Self::new("closed", "Cannot use the stream: it is closed")
+        Self::new(FaultCode::Closed, "Cannot use the stream: it is closed")
     }
 
     /// The peer went away while the other end of its tunnel was not there yet.
     pub fn abandoned(why: &str) -> Self {
-        Self::remote("abandoned", format!("The peer has gone: {why}"))
+        Self::remote(FaultCode::Abandoned, format!("The peer has gone: {why}"))
     }
 
     pub fn cancelled() -> Self {
-        Self::new("cancelled", "The call was cancelled")
+        Self::new(FaultCode::Cancelled, "The call was cancelled")
     }
 
     /// A connection that could not be made, or listener that could not be opened.
     pub fn connect(error: &io::Error, what: &str) -> Self {
         use io::ErrorKind::*;
         let code = match error.kind() {
-            ConnectionRefused => "refused",
+            ConnectionRefused => FaultCode::Refused,
             // a firewall's local verdict is EPERM or EACCES
-            HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied | AddrNotAvailable => "unreachable",
-            TimedOut => "timed-out",
-            ConnectionReset | ConnectionAborted | BrokenPipe => "reset",
-            InvalidInput => "invalid",
-            _ => exhausted(error).unwrap_or("unreachable"),
+            HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied | AddrNotAvailable => FaultCode::Unreachable,
+            TimedOut => FaultCode::TimedOut,
+            ConnectionReset | ConnectionAborted | BrokenPipe => FaultCode::Reset,
+            InvalidInput => FaultCode::Invalid,
+            _ => exhausted(error).unwrap_or(FaultCode::Unreachable),
         };
         Self {
-            remote: matches!(code, "refused" | "reset"),
+            remote: matches!(code, FaultCode::Refused | FaultCode::Reset),
             ..Self::new(code, format!("Cannot connect to {what}: {error}"))
         }
     }
@@ -74,58 +133,58 @@ impl Fault {
     pub fn bind(error: &io::Error, address: &str) -> Self {
         use io::ErrorKind::*;
         let code = match error.kind() {
-            AddrInUse => "address-in-use",
-            AddrNotAvailable => "address-not-available",
-            PermissionDenied => "permission-denied",
-            _ => exhausted(error).unwrap_or("invalid"),
+            AddrInUse => FaultCode::AddressInUse,
+            AddrNotAvailable => FaultCode::AddressNotAvailable,
+            PermissionDenied => FaultCode::PermissionDenied,
+            _ => exhausted(error).unwrap_or(FaultCode::Invalid),
         };
         Self::new(code, format!("Cannot listen on {address}: {error}"))
     }
 
     /// A TCP or TLS stream that failed while it was open.
     pub fn stream(error: &io::Error) -> Self {
-        Self::remote("reset", format!("The connection was reset: {error}"))
+        Self::remote(FaultCode::Reset, format!("The connection was reset: {error}"))
     }
 
     pub fn tls(what: &str, error: impl std::fmt::Display) -> Self {
-        Self::new("tls", format!("{what}: {error}"))
+        Self::new(FaultCode::Tls, format!("{what}: {error}"))
     }
 
     /// A QUIC connection that could not be made.
     pub fn quic_connect(error: &ConnectionError, what: &str) -> Self {
         let message = format!("Cannot connect to {what}: {error}");
         match error {
-            ConnectionError::TimedOut => Self::new("timed-out", message),
-            ConnectionError::LocallyClosed => Self::new("closed", message),
-            ConnectionError::ApplicationClosed(close) => Self::remote("closed", message).with_app_code(close.error_code),
+            ConnectionError::TimedOut => Self::new(FaultCode::TimedOut, message),
+            ConnectionError::LocallyClosed => Self::new(FaultCode::Closed, message),
+            ConnectionError::ApplicationClosed(close) => Self::remote(FaultCode::Closed, message).with_app_code(close.error_code),
             ConnectionError::ConnectionClosed(close) => match close.error_code {
-                TransportErrorCode::CONNECTION_REFUSED => Self::remote("refused", message),
-                code if is_tls(code) => Self::remote("tls", message),
-                _ => Self::remote("reset", message),
+                TransportErrorCode::CONNECTION_REFUSED => Self::remote(FaultCode::Refused, message),
+                code if is_tls(code) => Self::remote(FaultCode::Tls, message),
+                _ => Self::remote(FaultCode::Reset, message),
             },
-            ConnectionError::TransportError(e) if is_tls(e.code) => Self::new("tls", message),
-            ConnectionError::VersionMismatch => Self::remote("refused", message),
-            _ => Self::remote("reset", message),
+            ConnectionError::TransportError(e) if is_tls(e.code) => Self::new(FaultCode::Tls, message),
+            ConnectionError::VersionMismatch => Self::remote(FaultCode::Refused, message),
+            _ => Self::remote(FaultCode::Reset, message),
         }
     }
 
     /// A call on a QUIC connection, or a stream of it, that is no more.
     pub fn quic_lost(error: &ConnectionError) -> Self {
         match error {
-            ConnectionError::LocallyClosed => Self::new("closed", "The connection was closed"),
+            ConnectionError::LocallyClosed => Self::new(FaultCode::Closed, "The connection was closed"),
             ConnectionError::ApplicationClosed(close) => {
-                Self::remote("reset", format!("The connection was closed: {error}")).with_app_code(close.error_code)
+                Self::remote(FaultCode::Reset, format!("The connection was closed: {error}")).with_app_code(close.error_code)
             }
             _ => Self {
                 remote: true,
-                ..Self::new("reset", format!("The connection was lost: {error}"))
+                ..Self::new(FaultCode::Reset, format!("The connection was lost: {error}"))
             },
         }
     }
 
     pub fn quic_read(error: &ReadError) -> Self {
         match error {
-            ReadError::Reset(code) => Self::remote("reset", format!("The stream was reset with code {code}")).with_app_code(*code),
+            ReadError::Reset(code) => Self::remote(FaultCode::Reset, format!("The stream was reset with code {code}")).with_app_code(*code),
             ReadError::ConnectionLost(e) => Self::quic_lost(e),
             _ => Self::closed(),
         }
@@ -141,11 +200,11 @@ impl Fault {
 
     /// STOP_SENDING of a peer that closed the stream, and did not abort it.
     pub fn is_close(&self) -> bool {
-        self.code == "stopped" && self.app_code == Some(0)
+        self.code == FaultCode::Stopped && self.app_code == Some(0)
     }
 
     pub fn stopped(code: quinn::VarInt) -> Self {
-        Self::remote("stopped", format!("The peer takes no more of this stream, code {code}")).with_app_code(code)
+        Self::remote(FaultCode::Stopped, format!("The peer takes no more of this stream, code {code}")).with_app_code(code)
     }
 }
 
@@ -155,12 +214,12 @@ fn is_tls(code: TransportErrorCode) -> bool {
 }
 
 /// Descriptors or memory have run out.
-fn exhausted(error: &io::Error) -> Option<&'static str> {
+fn exhausted(error: &io::Error) -> Option<FaultCode> {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
     )
-    .then_some("limit")
+    .then_some(FaultCode::Limit)
 }
 
 #[cfg(test)]
@@ -168,17 +227,62 @@ mod tests {
     use super::*;
 
     #[test]
+    fn codes_are_those_of_typescript() {
+        use FaultCode::*;
+        let ours = [
+            AddressInUse,
+            AddressNotAvailable,
+            PermissionDenied,
+            Refused,
+            Unreachable,
+            UnknownHost,
+            TimedOut,
+            NameTimedOut,
+            Tls,
+            Reset,
+            Stopped,
+            Closed,
+            Abandoned,
+            Cancelled,
+            NotTls,
+            HeadTooLarge,
+            HeadTimeout,
+            HeadMalformed,
+            HeadTruncated,
+            Limit,
+            LimitPerAddress,
+            Invalid,
+            Internal,
+        ];
+        let union = include_str!("../../shared/net/errors.ts")
+            .split_once("type NetErrorCode =")
+            .unwrap()
+            .1
+            .split_once(';')
+            .unwrap()
+            .0;
+        let theirs: Vec<&str> = union.split('"').skip(1).step_by(2).collect();
+        assert_eq!(ours.map(FaultCode::as_str).to_vec(), theirs);
+    }
+
+    #[test]
     fn connect_errors_are_told_apart() {
         let code = |kind: io::ErrorKind| Fault::connect(&kind.into(), "x").code;
-        assert_eq!(code(io::ErrorKind::ConnectionRefused), "refused");
-        assert_eq!(code(io::ErrorKind::HostUnreachable), "unreachable");
-        assert_eq!(code(io::ErrorKind::TimedOut), "timed-out");
-        assert_eq!(Fault::connect(&io::Error::from_raw_os_error(libc::EMFILE), "x").code, "limit");
+        assert_eq!(code(io::ErrorKind::ConnectionRefused), FaultCode::Refused);
+        assert_eq!(code(io::ErrorKind::HostUnreachable), FaultCode::Unreachable);
+        assert_eq!(code(io::ErrorKind::TimedOut), FaultCode::TimedOut);
+        assert_eq!(
+            Fault::connect(&io::Error::from_raw_os_error(libc::EMFILE), "x").code,
+            FaultCode::Limit
+        );
     }
 
     #[test]
     fn bind_errors_are_told_apart() {
-        assert_eq!(Fault::bind(&io::ErrorKind::AddrInUse.into(), "x").code, "address-in-use");
-        assert_eq!(Fault::bind(&io::ErrorKind::PermissionDenied.into(), "x").code, "permission-denied");
+        assert_eq!(Fault::bind(&io::ErrorKind::AddrInUse.into(), "x").code, FaultCode::AddressInUse);
+        assert_eq!(
+            Fault::bind(&io::ErrorKind::PermissionDenied.into(), "x").code,
+            FaultCode::PermissionDenied
+        );
     }
 }

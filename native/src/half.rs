@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::congestion::Notes;
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::turn;
 use crate::window::{send_window, Flow};
 
@@ -446,7 +446,7 @@ impl Reader {
     /// QUIC chunks that are ready, into `chunks`, `most` of them; how many, or `None` at the end. For QUIC sources without a prefix.
     pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, Fault> {
         let Source::Quic(stream) = &mut self.source else {
-            return Err(Fault::new("internal", "Not a QUIC stream"));
+            return Err(Fault::new(FaultCode::Internal, "Not a QUIC stream"));
         };
         if let Some(fault) = &self.fault {
             return Err(fault.clone());

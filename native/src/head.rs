@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::address::Source;
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::lock;
 
 /// Collects a head. Its end is LF followed by LF or CRLF: a head with bare LFs is for the parser to refuse, not to wait for.
@@ -64,12 +64,12 @@ impl HeadScanner {
                 _ => {
                     let other = other_protocol(byte).filter(|_| self.scanned == 1);
                     let message = other.map_or_else(|| format!("Control character {byte:#04x} in a head"), str::to_owned);
-                    return Err(Fault::remote("head-malformed", message));
+                    return Err(Fault::remote(FaultCode::HeadMalformed, message));
                 }
             }
         }
         if self.scanned > self.limit || self.limit == 0 {
-            return Err(Fault::remote("head-too-large", "The head is too large"));
+            return Err(Fault::remote(FaultCode::HeadTooLarge, "The head is too large"));
         }
         Ok(None)
     }
@@ -90,7 +90,7 @@ fn other_protocol(first: u8) -> Option<&'static str> {
 pub async fn too_late(limit: Duration) -> Fault {
     sleep(limit).await;
     yield_now().await; // to the sockets
-    Fault::remote("head-timeout", "The head is not complete in time")
+    Fault::remote(FaultCode::HeadTimeout, "The head is not complete in time")
 }
 
 /// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the
@@ -143,12 +143,12 @@ impl Gate {
             own.insert(number);
             if own.len() > self.max_per_source {
                 let oldest = own.first().copied();
-                state.evict(oldest, "limit-per-address", "Too many heads of this address are being read");
+                state.evict(oldest, FaultCode::LimitPerAddress, "Too many heads of this address are being read");
             }
         }
         if state.pending.len() > self.max {
             let oldest = state.pending.keys().next().copied();
-            state.evict(oldest, "limit", "Too many heads are being read");
+            state.evict(oldest, FaultCode::Limit, "Too many heads are being read");
         }
         Ticket {
             gate: self.clone(),
@@ -176,7 +176,7 @@ impl GateState {
         Some(pending)
     }
 
-    fn evict(&mut self, number: Option<u64>, code: &'static str, message: &str) {
+    fn evict(&mut self, number: Option<u64>, code: FaultCode, message: &str) {
         if let Some(pending) = number.and_then(|number| self.remove(number)) {
             let _ = pending.tell.send(Fault::new(code, message)); // gone by itself meanwhile
         }
@@ -205,7 +205,7 @@ mod tests {
 
     type Found = Option<(Vec<u8>, Vec<u8>)>;
 
-    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, &'static str> {
+    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, FaultCode> {
         let mut scanner = HeadScanner::new(limit);
         for (i, part) in parts.iter().enumerate() {
             match scanner.push(Bytes::copy_from_slice(part)) {
@@ -240,22 +240,22 @@ mod tests {
     #[test]
     fn leading_empty_lines_are_skipped_and_counted() {
         assert_eq!(scan(&[b"\r\n\r\nA\r\n\r\n"], 100), Ok(Some((b"A\r\n\r\n".to_vec(), vec![]))));
-        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err("head-too-large"));
+        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err(FaultCode::HeadTooLarge));
     }
 
     #[test]
     fn limits_are_kept_to_the_byte() {
         assert!(matches!(scan(&[b"AAAA\r\n\r\n"], 8), Ok(Some(_))));
-        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err("head-too-large"));
-        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err("head-too-large"));
+        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err(FaultCode::HeadTooLarge));
+        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err(FaultCode::HeadTooLarge));
         assert_eq!(scan(&[b"AAAAAAAA"], 8), Ok(None));
     }
 
     #[test]
     fn control_characters_are_refused_at_once() {
-        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err("head-malformed"));
-        assert_eq!(scan(&[b"A\0"], 100), Err("head-malformed"));
-        assert_eq!(scan(&[b"A\x7f"], 100), Err("head-malformed"));
+        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err(FaultCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\0"], 100), Err(FaultCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\x7f"], 100), Err(FaultCode::HeadMalformed));
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         let mut first = gate.enter(None);
         let mut second = gate.enter(Some(Source::V4(1)));
         let _third = gate.enter(Some(Source::V4(1)));
-        assert_eq!(first.evicted.try_recv().unwrap().code, "limit");
+        assert_eq!(first.evicted.try_recv().unwrap().code, FaultCode::Limit);
         assert!(second.evicted.try_recv().is_err());
         drop(first);
         drop(second);
@@ -287,7 +287,7 @@ mod tests {
         let mut exempt = gate.enter(None);
         let mut own: Vec<_> = (0..5).map(|_| gate.enter(Some(Source::V4(1)))).collect();
         for evicted in &mut own[..3] {
-            assert_eq!(evicted.evicted.try_recv().unwrap().code, "limit-per-address");
+            assert_eq!(evicted.evicted.try_recv().unwrap().code, FaultCode::LimitPerAddress);
         }
         for kept in own[3..].iter_mut().chain([&mut other, &mut exempt]) {
             assert!(kept.evicted.try_recv().is_err());

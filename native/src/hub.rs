@@ -9,7 +9,7 @@ use bytes::Bytes;
 use napi::bindgen_prelude::*;
 use napi::sys;
 
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::lock;
 
 /// A value on its way to JavaScript.
@@ -35,7 +35,7 @@ impl<T: Into<Js>> From<Option<T>> for Js {
 impl From<&Fault> for Js {
     fn from(fault: &Fault) -> Self {
         Js::Array(vec![
-            Js::Text(fault.code.into()),
+            Js::Text(fault.code.as_str().into()),
             Js::Text(fault.message.clone()),
             fault.app_code.map_or(Js::Undefined, |c| Js::Number(c as f64)),
             Js::Bool(fault.remote),
@@ -127,7 +127,7 @@ impl Drop for Promise {
     fn drop(&mut self) {
         let Some(fault) = self.on_drop.take() else { return };
         let fault = if std::thread::panicking() {
-            Fault::new("internal", "A task of the native engine panicked")
+            Fault::new(FaultCode::Internal, "A task of the native engine panicked")
         } else {
             fault
         };
@@ -228,7 +228,7 @@ impl Hub {
         lock(&self.state)
             .done
             .iter()
-            .map(|(op, outcome)| (*op as u64, outcome.as_ref().map_or_else(|fault| fault.code, |_| "ok")))
+            .map(|(op, outcome)| (*op as u64, outcome.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok")))
             .collect()
     }
 }

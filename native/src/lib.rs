@@ -34,7 +34,7 @@ mod window;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     pub use crate::address::{canonical, display, interleave, to_bind};
-    pub use crate::error::Fault;
+    pub use crate::error::{Fault, FaultCode};
     pub use crate::head::HeadScanner;
     pub use crate::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
     pub use crate::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
@@ -51,7 +51,7 @@ use napi_derive::napi;
 use address::Sources;
 use connect::At;
 use copy::Copy;
-use error::Fault;
+use error::{Fault, FaultCode};
 use held::Core;
 use hub::{Hub, Js};
 use inbox::Inbox;
@@ -115,11 +115,11 @@ fn millis(ms: u32) -> Duration {
 
 /// Code and message, for calls that answer at once.
 fn verdict(result: std::result::Result<(), Fault>) -> Option<Vec<String>> {
-    result.err().map(|fault| vec![fault.code.to_owned(), fault.message])
+    result.err().map(|fault| vec![fault.code.as_str().to_owned(), fault.message])
 }
 
 fn gone(what: &str) -> Fault {
-    Fault::new("closed", format!("Cannot use the {what}: it is closed"))
+    Fault::new(FaultCode::Closed, format!("Cannot use the {what}: it is closed"))
 }
 
 /// See [`process::notify`]. What went wrong, where something did.

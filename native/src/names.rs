@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, Instant};
 
 use crate::dns::{self, Answer, Failure, Family};
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::lock;
 use crate::sources::{normalized, Dns, Paths, SourceFiles, Sources, MAX_ADDRESSES};
 
@@ -268,7 +268,7 @@ impl Names {
         purpose: Purpose,
         tell: &watch::Sender<Found>,
     ) -> Result<Option<Vec<SocketAddr>>, (Fault, Duration)> {
-        let unknown = |why: &str| Fault::new("unknown-host", format!("the name is unknown ({why})"));
+        let unknown = |why: &str| Fault::new(FaultCode::UnknownHost, format!("the name is unknown ({why})"));
         let plain = normalized(name);
         let is_the_systems = sources.has_mdns && plain.ends_with(".local") || sources.has_others && is_own_name(&plain);
         let mut failure = None;
@@ -321,7 +321,11 @@ impl Names {
             match (self.ask_system(&plain, purpose).await, &failure) {
                 (Ok(addresses), _) => return Ok(Some(addresses)),
                 (Err(fault), None) => {
-                    let ttl = if fault.code == "limit" { Duration::ZERO } else { SILENCE_TTL };
+                    let ttl = if fault.code == FaultCode::Limit {
+                        Duration::ZERO
+                    } else {
+                        SILENCE_TTL
+                    };
                     return Err((fault, ttl));
                 }
                 (Err(_), Some(_)) => {} // what the name servers said tells more
@@ -335,7 +339,7 @@ impl Names {
 
     /// On a thread of its own, for nothing can interrupt getaddrinfo(3).
     async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, Fault> {
-        let unknown = |why: String| Fault::new("unknown-host", format!("the name is unknown ({why})"));
+        let unknown = |why: String| Fault::new(FaultCode::UnknownHost, format!("the name is unknown ({why})"));
         // other names may be in its way for as long as the deadline of those that wait; that says nothing of this one
         let threads = self.system_threads[purpose as usize].clone();
         let permit = threads.acquire_owned().await.map_err(|e| unknown(e.to_string()))?;
@@ -351,7 +355,7 @@ impl Names {
         let thread = std::thread::Builder::new().name("names".into()).stack_size(SYSTEM_STACK);
         thread.spawn(ask).map_err(|e| {
             Fault::new(
-                "limit",
+                FaultCode::Limit,
                 format!("its name cannot be looked up: no thread for the system's resolver: {e}"),
             )
         })?;
@@ -368,9 +372,9 @@ fn dns_fault(failure: &Failure, dns: &Dns) -> Fault {
         .join(", ");
     let what = format!("its name cannot be looked up: name server {servers}: {failure}");
     match failure {
-        Failure::Silent => Fault::new("name-timed-out", what),
-        Failure::Io(e) if Fault::connect(e, "").code == "limit" => Fault::new("limit", what),
-        _ => Fault::new("unknown-host", what),
+        Failure::Silent => Fault::new(FaultCode::NameTimedOut, what),
+        Failure::Io(e) if Fault::connect(e, "").code == FaultCode::Limit => Fault::new(FaultCode::Limit, what),
+        _ => Fault::new(FaultCode::UnknownHost, what),
     }
 }
 
@@ -539,7 +543,7 @@ impl LookUp {
         let addresses = self.new_ones();
         match self.found.fault.take() {
             Some(fault) if addresses.is_empty() => Err(fault),
-            _ if addresses.is_empty() => Err(Fault::new("unknown-host", "the name is unknown (it has no address)")),
+            _ if addresses.is_empty() => Err(Fault::new(FaultCode::UnknownHost, "the name is unknown (it has no address)")),
             _ => Ok(addresses),
         }
     }
@@ -578,7 +582,7 @@ impl LookUp {
                 return Ok(());
             }
             return Err(Fault::new(
-                "name-timed-out",
+                FaultCode::NameTimedOut,
                 "its name was not looked up: too many names wait for an answer",
             ));
         }
@@ -751,7 +755,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(world.all("Host.test").await.unwrap(), ["192.0.2.1:80"]);
             assert_eq!(world.all("short.test").await.unwrap(), ["192.0.2.2:80"]);
-            assert_eq!(world.all("missing.test").await.unwrap_err().code, "unknown-host");
+            assert_eq!(world.all("missing.test").await.unwrap_err().code, FaultCode::UnknownHost);
         }
         let asked = |name: &str| world.server.asked().iter().filter(|question| question.starts_with(name)).count();
         assert_eq!((asked("host.test"), asked("short.test")), (2, 6));
@@ -795,7 +799,7 @@ mod tests {
         let mut waiting: Vec<_> = (0..most + 2).map(begin).collect();
         assert_eq!(lock(&world.names.state).look_ups.len(), most + 3);
         for given_up in waiting.drain(..2) {
-            assert_eq!(given_up.all().await.unwrap_err().code, "name-timed-out");
+            assert_eq!(given_up.all().await.unwrap_err().code, FaultCode::NameTimedOut);
         }
         assert_eq!(lock(&world.names.state).look_ups.len(), most + 1);
         drop(own);
@@ -827,7 +831,7 @@ mod tests {
         assert_eq!(world.all("db").await.unwrap(), ["192.0.2.1:80"]);
         assert_eq!(world.all("x.y").await.unwrap(), ["192.0.2.2:80"]);
         assert_eq!(world.all("full.").await.unwrap(), ["192.0.2.2:80"]);
-        assert_eq!(world.all("db.").await.unwrap_err().code, "unknown-host");
+        assert_eq!(world.all("db.").await.unwrap_err().code, FaultCode::UnknownHost);
         let mut names: Vec<_> = world
             .server
             .asked()
@@ -877,7 +881,7 @@ mod tests {
         }
         write(&world.folder, "hosts", "127.0.0.1 localhost\n");
         assert_eq!(world.all("localhost").await.unwrap(), ["127.0.0.1:80"]);
-        assert_eq!(world.all("a.invalid").await.unwrap_err().code, "unknown-host");
+        assert_eq!(world.all("a.invalid").await.unwrap_err().code, FaultCode::UnknownHost);
         assert!(world.server.asked().is_empty());
     }
 
@@ -890,14 +894,14 @@ mod tests {
         })
         .await;
         let fault = world.all("silent.test").await.unwrap_err();
-        assert_eq!(fault.code, "name-timed-out");
+        assert_eq!(fault.code, FaultCode::NameTimedOut);
         assert!(fault.message.contains("name server 127.0.0.1: no answer"), "{}", fault.message);
         let fault = world.all("failing.test").await.unwrap_err();
         assert!(
-            fault.code == "unknown-host" && fault.message.contains("SERVFAIL"),
+            fault.code == FaultCode::UnknownHost && fault.message.contains("SERVFAIL"),
             "{}",
             fault.message
         );
-        assert_eq!(world.all("missing.test").await.unwrap_err().code, "unknown-host");
+        assert_eq!(world.all("missing.test").await.unwrap_err().code, FaultCode::UnknownHost);
     }
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::connect::more_telling;
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::names::{Names, Purpose};
 
 /// Addresses that are asked about.
@@ -103,29 +103,29 @@ fn explain(error: &io::Error, address: SocketAddr) -> Fault {
     use io::ErrorKind::*;
     let (code, why) = match (error.raw_os_error(), error.kind()) {
         (Some(libc::EMSGSIZE), _) => (
-            "unreachable",
+            FaultCode::Unreachable,
             format!("the path to {address} carries no packets of 1,200 bytes, which QUIC needs: raise the MTU of the interface or VPN"),
         ),
         (_, ConnectionRefused) => (
-            "refused",
+            FaultCode::Refused,
             format!("nothing takes UDP datagrams at {address}: is the proxy running, and is this its --agent-server.listen-address?"),
         ),
         (_, NetworkUnreachable | NetworkDown | AddrNotAvailable) => (
-            "unreachable",
+            FaultCode::Unreachable,
             format!("this machine has no route to {address}: check its network, and whether the address is right"),
         ),
         (_, HostUnreachable) => (
-            "unreachable",
+            FaultCode::Unreachable,
             format!("the network says that {address} cannot be reached: check the address, and firewalls on the way"),
         ),
         (_, PermissionDenied) => (
-            "unreachable",
+            FaultCode::Unreachable,
             format!("a firewall or a route rejects UDP datagrams to {address}: allow UDP to that port"),
         ),
-        _ => ("unreachable", format!("datagrams to {address} cannot be sent")),
+        _ => (FaultCode::Unreachable, format!("datagrams to {address} cannot be sent")),
     };
     Fault {
-        remote: code == "refused",
+        remote: code == FaultCode::Refused,
         ..Fault::new(code, format!("{why} ({error})"))
     }
 }
@@ -149,7 +149,7 @@ mod tests {
             let address = socket.local_addr().unwrap();
             drop(socket);
             let fault = probe_at(&address.to_string(), LONG).await.unwrap();
-            assert_eq!(fault.code, "refused");
+            assert_eq!(fault.code, FaultCode::Refused);
             assert!(fault.message.contains(&address.to_string()), "{}", fault.message);
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpStream;
 
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;
@@ -118,7 +118,7 @@ pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, Faul
             Header::Needs(needs) => needs,
             Header::Malformed => {
                 return Err(Fault::remote(
-                    "head-malformed",
+                    FaultCode::HeadMalformed,
                     "The load balancer's connection does not begin with a PROXY protocol header",
                 ))
             }
@@ -134,7 +134,12 @@ pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, Faul
         };
         match read {
             Ok(0) | Err(_) if had == 0 => return Ok(None),
-            Ok(0) => return Err(Fault::remote("head-truncated", "The stream ended within the PROXY protocol header")),
+            Ok(0) => {
+                return Err(Fault::remote(
+                    FaultCode::HeadTruncated,
+                    "The stream ended within the PROXY protocol header",
+                ))
+            }
             Ok(n) => bytes.truncate(had + n),
             Err(e) => return Err(Fault::stream(&e)),
         }

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
 use crate::congestion::{self, Notes};
 use crate::connect::{connect, At};
-use crate::error::{Fault, Warn};
+use crate::error::{Fault, FaultCode, Warn};
 use crate::half::{Sink, Source};
 use crate::head::{too_late, Gate};
 use crate::inbox::Inbox;
@@ -94,7 +94,7 @@ impl Transport {
         let name = self.congestion.as_deref().unwrap_or("cubic");
         let factory = congestion::named(name).ok_or_else(|| {
             let message = format!("Cannot use {name:?} for congestion control: it is cubic, cubic-loss-tolerant, bbr or newreno");
-            Fault::new("invalid", message)
+            Fault::new(FaultCode::Invalid, message)
         })?;
         config.congestion_controller_factory(factory);
         let mut discovery = MtuDiscoveryConfig::default();
@@ -288,16 +288,16 @@ pub struct Unreported {
 }
 
 impl Unreported {
-    fn of(&self, code: &str) -> Option<&AtomicU64> {
+    fn of(&self, code: FaultCode) -> Option<&AtomicU64> {
         match code {
-            "limit" => Some(&self.limit),
-            "limit-per-address" => Some(&self.per_address),
+            FaultCode::Limit => Some(&self.limit),
+            FaultCode::LimitPerAddress => Some(&self.per_address),
             _ => None,
         }
     }
 
     /// How many a failure with this code that is reported now stands for: itself, and those before it.
-    pub fn take(&self, code: &str) -> u64 {
+    pub fn take(&self, code: FaultCode) -> u64 {
         1 + self.of(code).map_or(0, |count| count.swap(0, Ordering::Relaxed))
     }
 }
@@ -422,7 +422,7 @@ fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Res
 }
 
 fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, Fault> {
-    let mut last = Fault::new("invalid", format!("Cannot listen on {address}: no address"));
+    let mut last = Fault::new(FaultCode::Invalid, format!("Cannot listen on {address}: no address"));
     for candidate in to_bind(address)? {
         match udp(candidate, warn) {
             Ok(socket) => return Ok(socket),
@@ -452,11 +452,11 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
         while handshakes.try_join_next().is_some() {}
         let remote = canonical(incoming.remote_address());
         if inbox.is_full() {
-            door.refuse(incoming, remote, "limit", "Too many connections wait to be accepted");
+            door.refuse(incoming, remote, FaultCode::Limit, "Too many connections wait to be accepted");
             continue;
         }
         if handshakes.len() >= limits.pending {
-            door.refuse(incoming, remote, "limit", "Too many handshakes are under way");
+            door.refuse(incoming, remote, FaultCode::Limit, "Too many handshakes are under way");
             continue;
         }
         let validated = incoming.remote_address_validated();
@@ -474,7 +474,7 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
                 door.refuse(
                     incoming,
                     remote,
-                    "limit-per-address",
+                    FaultCode::LimitPerAddress,
                     "Too many handshakes of this address are under way",
                 );
                 continue;
@@ -496,7 +496,7 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
                 }
                 Ok(Err(e)) => Fault::quic_connect(&e, &remote),
                 Err(_) => Fault::new(
-                    "timed-out",
+                    FaultCode::TimedOut,
                     format!("The handshake of {remote} is not complete in {} ms", time.as_millis()),
                 ),
             };
@@ -520,7 +520,7 @@ struct Door {
 }
 
 impl Door {
-    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: &'static str, message: &str) {
+    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: FaultCode, message: &str) {
         incoming.refuse();
         if self.inbox.len() < FAILURES {
             let (remote, fault) = (remote.to_string(), Fault::new(code, message));
@@ -565,7 +565,7 @@ pub async fn dial(names: &Arc<Names>, options: Dial, warn: Arc<Warn>) -> Result<
                 .map_err(|e| Fault::connect(&e, &what))?;
             let connecting = endpoint
                 .connect_with(config, address, &name)
-                .map_err(|e| Fault::new("invalid", format!("Cannot connect to {what}: {e}")))?;
+                .map_err(|e| Fault::new(FaultCode::Invalid, format!("Cannot connect to {what}: {e}")))?;
             let connection = connecting.await.map_err(|e| Fault::quic_connect(&e, &what))?;
             transport.begin(&connection);
             Ok(connection)
@@ -608,12 +608,12 @@ pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, byte
                 .read()
                 .await
                 .err()
-                .unwrap_or_else(|| Fault::remote("head-truncated", "The stream ended without an answer"))),
+                .unwrap_or_else(|| Fault::remote(FaultCode::HeadTruncated, "The stream ended without an answer"))),
         }
     };
     match timeout(limit, all).await {
         Ok(result) => result,
-        Err(_) => Err(Fault::new("timed-out", format!("No answer in {} ms", limit.as_millis()))),
+        Err(_) => Err(Fault::new(FaultCode::TimedOut, format!("No answer in {} ms", limit.as_millis()))),
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use crate::budget::Holder;
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::half::{ReadBuffer, Reader, Sink, Source, Writer, RESET, VECTORS};
 use crate::rate::Pace;
 use crate::stream::{Halves, Stop, Taking};
@@ -490,7 +490,7 @@ async fn watch_idle(limit: Option<Duration>, a_to_b: &Meter<'_>, b_to_a: &Meter<
         if copied() != seen || waiting() {
             (seen, since) = (copied(), Instant::now());
         } else if since.elapsed() >= limit {
-            return Fault::new("timed-out", format!("Nothing was copied for {} ms", limit.as_millis()));
+            return Fault::new(FaultCode::TimedOut, format!("Nothing was copied for {} ms", limit.as_millis()));
         }
     }
 }

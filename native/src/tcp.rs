@@ -16,7 +16,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use crate::address::{canonical, to_bind, Sources};
 use crate::connect::{connect, At};
-use crate::error::{Fault, Warn};
+use crate::error::{Fault, FaultCode, Warn};
 use crate::half::{Sink, Source, Tcp, TlsTransport, Truncation};
 use crate::head::{too_late, Gate, HeadScanner, Ticket};
 use crate::inbox::Inbox;
@@ -121,7 +121,7 @@ impl Listener {
             .local_addr()
             .ok()
             .and_then(|a| a.as_socket())
-            .ok_or_else(|| Fault::new("internal", "A socket without an address"))?;
+            .ok_or_else(|| Fault::new(FaultCode::Internal, "A socket without an address"))?;
         let _guard = runtime.enter();
         let socket = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
         let socket = Arc::new(Mutex::new(Some(socket)));
@@ -151,7 +151,7 @@ impl Listener {
     pub fn set_tls(&self, tls: &ServerTls) -> Result<(), Fault> {
         let Some(current) = &self.tls else {
             return Err(Fault::new(
-                "invalid",
+                FaultCode::Invalid,
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
         };
@@ -173,7 +173,7 @@ impl Listener {
 }
 
 fn bind(address: &str) -> Result<Socket, Fault> {
-    let mut last = Fault::new("invalid", format!("Cannot listen on {address}: no address"));
+    let mut last = Fault::new(FaultCode::Invalid, format!("Cannot listen on {address}: no address"));
     for candidate in to_bind(address)? {
         let open = || {
             let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
@@ -335,7 +335,7 @@ async fn prepare(
                 }
                 if first[0].is_ascii_alphabetic() {
                     halves = Some(plain(tcp));
-                    return Err(Fault::remote("not-tls", "It is plain HTTP, and this port takes TLS"));
+                    return Err(Fault::remote(FaultCode::NotTls, "It is plain HTTP, and this port takes TLS"));
                 }
                 match configs.accept(tcp.clone()).await {
                     Ok(stream) => secure(stream, tcp),
@@ -373,7 +373,7 @@ pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<bytes
                 }
             }
             Ok(None) | Err(_) if scanner.is_empty() => return Ok(None),
-            Ok(None) => return Err(Fault::remote("head-truncated", "The stream ended within the head")),
+            Ok(None) => return Err(Fault::remote(FaultCode::HeadTruncated, "The stream ended within the head")),
             Err(fault) => return Err(fault),
         }
     }
@@ -430,7 +430,7 @@ pub async fn dial(
 fn connect_fault(error: &std::io::Error, to: SocketAddr) -> Fault {
     let mut fault = Fault::connect(error, &to.to_string());
     if error.kind() == ErrorKind::AddrNotAvailable && has_source_address(to) {
-        fault.code = "address-not-available";
+        fault.code = FaultCode::AddressNotAvailable;
     }
     fault
 }

@@ -20,7 +20,7 @@ use rustls::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::error::Fault;
+use crate::error::{Fault, FaultCode};
 use crate::lock;
 
 /// DER of a certificate, a key or a revocation list.
@@ -166,7 +166,7 @@ impl LastConnector {
 pub fn server_name(name: &str) -> Result<ServerName<'static>, Fault> {
     // a zone (RFC 6874) says where an address is reached, not whose it is
     let name = name.split('%').next().unwrap_or(name);
-    ServerName::try_from(name.to_owned()).map_err(|_| Fault::new("invalid", format!("Cannot use {name:?} as a server name")))
+    ServerName::try_from(name.to_owned()).map_err(|_| Fault::new(FaultCode::Invalid, format!("Cannot use {name:?} as a server name")))
 }
 
 fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
@@ -263,7 +263,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 fn parse_pin(pin: &str) -> Result<[u8; 32], Fault> {
     let bad = || {
         Fault::new(
-            "invalid",
+            FaultCode::Invalid,
             format!("Cannot use the pin {pin:?}: it is not the SHA-256 of a certificate in 64 hexadecimal digits"),
         )
     };
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn bad_pins_are_named() {
         for bad in ["", "00", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64)] {
-            assert_eq!(parse_pin(bad).unwrap_err().code, "invalid", "{bad}");
+            assert_eq!(parse_pin(bad).unwrap_err().code, FaultCode::Invalid, "{bad}");
         }
     }
 
@@ -430,12 +430,12 @@ mod tests {
             client_ca: None,
             client_crl: None,
         };
-        assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, "tls");
+        assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, FaultCode::Tls);
         let tls = ClientTls {
             ca: Some(vec![junk()]),
             ..Default::default()
         };
-        assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, "tls");
+        assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, FaultCode::Tls);
     }
 
     #[test]
