@@ -14,7 +14,7 @@ import { parseTargets, type TargetName, TARGETS } from "./tools/targets.ts";
 const embedAddon = (addon: string): Bun.BunPlugin => ({
   name: "embed-addon",
   setup(build) {
-    build.onLoad({ filter: /shared\/net\/addon\.ts$/ }, () => ({
+    build.onLoad({ filter: /shared\/net\/native\/addon\.ts$/ }, () => ({
       loader: "ts",
       contents: `
         import asset from ${JSON.stringify(addon)} with { type: "file" };
@@ -87,7 +87,7 @@ async function build(): Promise<void> {
     const folder = join(ROOT, "dist", target);
     rmSync(folder, { recursive: true, force: true });
     await compile(folder, addon, facts, target);
-    copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/embedded.ts
+    copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/native/embedded.ts
   }
 }
 

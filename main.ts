@@ -1,12 +1,12 @@
 // The executable reverse-http: all services as commands, as the Go reverse-http is called.
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
-import { FAMILY } from "./family.ts";
+import { SERVICES } from "./services.ts";
 import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
-import { authCommand } from "./shared/auth/command.ts";
+import { authCommand } from "./shared/cli/auth_command.ts";
 import { run } from "./shared/cli/run.ts";
-import { openNative } from "./shared/net/native.ts";
+import { openNative } from "./shared/net/native/binding.ts";
 import { defaultStateDirectory } from "./shared/tls/self_signed.ts";
 import { VERSION } from "./shared/version.ts";
 
@@ -23,6 +23,6 @@ await run({
     ],
   },
   version: VERSION,
-  family: FAMILY,
+  family: SERVICES,
   notify: native.notifySupervisor,
 }, process);

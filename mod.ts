@@ -19,15 +19,15 @@ import { agentOptions } from "./agent/options.ts";
 import { type LoadBalancer, startLoadBalancer as startLoadBalancerWith } from "./lb/lb.ts";
 import { lbOptions } from "./lb/options.ts";
 import type { AgentOptions, LoadBalancerOptions, ProxyOptions } from "./options.ts";
-import type { AgentEvents } from "./proxy/agent_server.ts";
+import type { AgentEvents } from "./proxy/agents/server.ts";
 import { type Proxy, startProxy as startProxyWith } from "./proxy/proxy.ts";
 import { proxyOptions } from "./proxy/options.ts";
 import type { Authenticator } from "./shared/auth/authenticator.ts";
 import { type Authenticate, createHookAuthenticator } from "./shared/auth/hook.ts";
-import { withDefaults } from "./shared/cli/defaults.ts";
-import { ConfigError } from "./shared/cli/option.ts";
-import { type Logger, silentLogger } from "./shared/log.ts";
-import { createNativeNet } from "./shared/net/native.ts";
+import { withDefaults } from "./shared/config/defaults.ts";
+import { ConfigError } from "./shared/config/option.ts";
+import { type Logger, silentLogger } from "./shared/log/logger.ts";
+import { createNativeNet } from "./shared/net/native/binding.ts";
 import type { Net } from "./shared/net/types.ts";
 import type { Store } from "./shared/store/store.ts";
 
@@ -39,8 +39,8 @@ export {
   type Identity,
   type Peer,
 } from "./shared/auth/authenticator.ts";
-export type { Applicant, Authenticate } from "./shared/auth/hook.ts";
-export { type AllowList, createAllowList } from "./shared/allow_list.ts";
+export type { Authenticate, AuthenticationRequest } from "./shared/auth/hook.ts";
+export { type AllowList, createAllowList } from "./shared/address/allow_list.ts";
 export { ConfigError };
 export type { Authority } from "./shared/http/head.ts";
 export {
@@ -52,9 +52,9 @@ export {
   type Logger,
   type LoggerOptions,
   type LogLevel,
-} from "./shared/log.ts";
+} from "./shared/log/logger.ts";
 export { NetError, type NetErrorCode, type NetErrorDetails } from "./shared/net/errors.ts";
-export { createNativeNet, type NativeNetOptions } from "./shared/net/native.ts";
+export { createNativeNet, type NativeNetOptions } from "./shared/net/native/binding.ts";
 export type * from "./shared/net/types.ts";
 export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
 export { type Store, StoreError } from "./shared/store/store.ts";

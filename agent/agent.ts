@@ -1,29 +1,29 @@
 // Puts the agent together: connections to proxies, each kept by a keeper, and what is served through them.
 import { hostname } from "node:os";
-import { Health, listenAdmin, reportOf, startAdmin } from "../shared/admin.ts";
-import { Backoff } from "../shared/backoff.ts";
-import { isolateHook, isolateLogger } from "../shared/hooks.ts";
+import { Health, listenAdmin, reportOf, startAdminServer } from "../shared/service/admin.ts";
+import { Backoff } from "../shared/async/backoff.ts";
+import { isolateHook, isolateLogger } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
-import { LimitReports, orNone } from "../shared/limits/limit.ts";
+import { LimitReporter, unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
-import { type Logger, silentLogger } from "../shared/log.ts";
-import { Metrics } from "../shared/metrics.ts";
+import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { Metrics } from "../shared/service/metrics.ts";
 import type { Net } from "../shared/net/types.ts";
-import { SecretFiles } from "../shared/secret_files.ts";
-import type { Supervisor } from "../shared/supervisor.ts";
-import { openClientTls, refreshTls, type TlsCheck } from "../shared/tls/files.ts";
-import { startWatchdog } from "../shared/watchdog.ts";
+import { SecretFiles } from "../shared/files/secret_files.ts";
+import type { Supervisor } from "../shared/service/supervisor.ts";
+import { openClientTls, startTlsRefresh, type TlsCheck } from "../shared/tls/files.ts";
+import { startWatchdog } from "../shared/service/watchdog.ts";
 import { VERSION } from "../shared/version.ts";
-import { within } from "../shared/within.ts";
+import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
-import { Keeper } from "./keeper.ts";
+import { Reconnector } from "./reconnector.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
 import { Session } from "./session.ts";
-import { createDestinations } from "./destinations.ts";
-import { type Resolve, type Target, Targets } from "./targets.ts";
+import { createDestinationPolicy } from "./destination_policy.ts";
+import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
 /** What the agent is given besides its options. */
@@ -63,10 +63,10 @@ export interface Agent {
 }
 
 /** A proxy that does not answer is knocked at again after so many milliseconds, or one of so many parts of an outage that lasts. */
-const KNOCK_INTERVAL_MS = 2_000;
-const OUTAGE_PARTS = 30;
+const CONNECTION_ATTEMPT_DELAY_MS = 2_000;
+const OUTAGE_BACKOFF_DIVISOR = 30;
 /** Waits in milliseconds after short connections that a proxy has ended in good order: it is being restarted. */
-const RETURNS = { initialMs: 100, maxMs: 1_000 };
+const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "there is no connection to a proxy";
 /** Connections whose proxy wants to be left; one more, and the oldest is closed. */
 const MAX_LEAVING = 8;
@@ -89,29 +89,29 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const sessions = new Set<Session>();
-  const operated = observe(agentId, sessions, () => tls.current.cert);
-  const { health } = operated;
+  const instruments = instrument(agentId, sessions, () => tls.current.cert);
+  const { health } = instruments;
   const listener = await listenAdmin(net, options.admin.listenAddress);
-  const admin = listener && startAdmin({ ...operated, listener });
+  const admin = listener && startAdminServer({ ...instruments, listener });
   if (admin) log.info("listening", { admin: admin.address });
-  const wantedTunnels = orNone(options.limits.tunnels);
-  const { connections: mostTunnels } = withinDescriptors({ connections: wantedTunnels, heads: 0 }, 1);
-  if (mostTunnels < wantedTunnels) reportDescriptors(log, "tunnels", mostTunnels);
-  const transport = { ...agentTransport(mostTunnels), congestion: congestionControl };
+  const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
+  const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, heads: 0 }, 1);
+  if (maxTunnels < requestedTunnels) reportDescriptors(log, "tunnels", maxTunnels);
+  const transport = { ...agentTransport(maxTunnels), congestion: congestionControl };
   const limits = new TunnelLimits({
     ...options.limits,
-    tunnels: mostTunnels,
+    tunnels: maxTunnels,
     createRate: (rate) => net.createRate(rate),
     buffers: net,
-    reports: new LimitReports({ log, count: (limit, times) => operated.metrics.limitHit(limit, times) }),
+    reports: new LimitReporter({ log, count: (limit, times) => instruments.metrics.limitHit(limit, times) }),
   });
   const tunnels: TunnelOptions = {
     net,
     log,
     limits,
-    destinations: createDestinations({ allow: hostWhitelist, deny, resolve }),
+    destinations: createDestinationPolicy({ allow: hostWhitelist, deny, resolve }),
     connectTimeoutMs: connectTimeout,
-    onEnd: (end) => operated.tunnels.ended(end),
+    onEnd: (end) => instruments.tunnels.ended(end),
   };
   const hello: Hello = {
     version: `reverse-http/${VERSION}`,
@@ -127,14 +127,14 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const watchdog = startWatchdog({
     log,
     networkStalledMs: () => net.stalledMs(),
-    onStall: operated.metrics.stalls(),
+    onStall: instruments.metrics.stalls(),
     supervisor: deps.supervisor,
     status: describe,
   });
   const stopping = new AbortController();
   const { signal } = stopping;
 
-  const open = async (target: Target, outageMs: number): Promise<Session> => {
+  const open = async (target: ProxyEndpoint, outageMs: number): Promise<Session> => {
     await tls.reload();
     const credentials = await readCredentials(options.auth);
     ({ agentId } = credentials);
@@ -143,7 +143,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
     const { bytes } = credentials;
-    const knockIntervalMs = Math.max(KNOCK_INTERVAL_MS, outageMs / OUTAGE_PARTS);
+    const connectionAttemptDelayMs = Math.max(CONNECTION_ATTEMPT_DELAY_MS, outageMs / OUTAGE_BACKOFF_DIVISOR);
     const session = await Session.open(target, {
       net,
       log,
@@ -152,7 +152,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
       credentials: bytes,
       hello,
       tunnels,
-      knockIntervalMs,
+      connectionAttemptDelayMs,
       signal,
     });
     if (signal.aborted) session.close();
@@ -161,45 +161,45 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const onConnected = (session: Session): void => {
     const { remote } = session;
     sessions.add(session);
-    health.readyAgain("proxy");
+    health.setReady("proxy");
     log.info("connected", { proxy: remote, agent: agentId });
     hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);
-      if (sessions.size === 0) health.notReady("proxy", NOT_CONNECTED);
+      if (sessions.size === 0) health.setUnready("proxy", NOT_CONNECTED);
       hooks.onDisconnected?.({ remote, reason: describeEnd(closed) });
     });
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
     if (leaving.length > MAX_LEAVING) leaving[0]!.close();
   };
   // one connection goes to whichever address of a name answers first; several go to one each
-  const targets = new Targets(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
+  const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
   log.info("connecting", { proxy: serverAddress.join(",") }); // where nobody answers, nothing else is said for a while
-  const keepers = Array.from({ length: connections }, () => {
+  const reconnectors = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
-    const explain = (error: unknown, { address }: Target) => describeFailure(error, address, options);
+    const explain = (error: unknown, { address }: ProxyEndpoint) => describeFailure(error, address, options);
     const { settledAfterMs = 30_000 } = deps;
-    return new Keeper({
+    return new Reconnector({
       targets,
       open,
       describe: explain,
       onConnected,
       settledAfterMs,
       backoff,
-      returns: new Backoff({ ...RETURNS, random }),
-      isElsewhere: () => [...sessions].some(({ isOpen, isLeaving }) => isOpen && !isLeaving),
+      reconnectBackoff: new Backoff({ ...RECONNECT_BACKOFF, random }),
+      hasOtherConnection: () => [...sessions].some(({ isOpen, isLeaving }) => isOpen && !isLeaving),
       random,
       log,
       signal,
     }).run();
   });
-  const refreshing = refreshTls(tls, options.agentClient.tls.refresh);
+  const refreshing = startTlsRefresh(tls, options.agentClient.tls.refresh);
 
   const close = async (): Promise<void> => {
     stopping.abort();
     for (const session of sessions) session.close();
     await refreshing.close();
-    await Promise.all(keepers);
+    await Promise.all(reconnectors);
     await Promise.all([...sessions].map(({ closed }) => closed));
     limits.close();
     watchdog.close();
@@ -210,9 +210,9 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const drain = async (timeoutMs: number): Promise<void> => {
     const open = [...sessions];
     log.info("draining", { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs });
-    health.notReady("draining");
+    health.setUnready("draining");
     stopping.abort();
-    if (timeoutMs > 0) await within(timeoutMs, Promise.all(open.map((session) => session.drain())));
+    if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
     await (closing ??= close());
   };
   return {
@@ -237,14 +237,14 @@ export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): P
 }
 
 /** What those who operate it can see. */
-function observe(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
+function instrument(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
   const metrics = new Metrics("agent");
   metrics.gauge("reverse_http_proxies", "Connections to proxies.", () => sessions.size);
   metrics.quic(() => sessions);
   metrics.watchCertificate("proxies", certificate);
   const open = () => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0);
   const health = new Health();
-  health.notReady("proxy", NOT_CONNECTED);
+  health.setUnready("proxy", NOT_CONNECTED);
   const agents = () =>
     [...sessions].map((session) => ({
       id: agentId,

@@ -3,8 +3,8 @@ import { Buffer } from "node:buffer";
 import { decodeJwt, decodeProtectedHeader } from "jose";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
-import { ConfigError } from "../shared/cli/option.ts";
-import { describeFileError, readBytes } from "../shared/files.ts";
+import { ConfigError } from "../shared/config/option.ts";
+import { describeFileError, readBytes } from "../shared/files/read.ts";
 import type { AgentOptions } from "./options.ts";
 
 /** The bytes of the first frame, and the id in them. */

@@ -47,12 +47,12 @@ function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: Ag
 }
 
 /** Nobody answered, or there was no way there: the network is gone, or the proxy does not run. */
-export function isSilence(error: unknown): boolean {
+export function isTimeout(error: unknown): boolean {
   return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host", "name-timed-out"].includes(error.code);
 }
 
 /** A proxy that shuts down, or has too much to do, or no program at its port: it is there, or will be there again. */
-export function isAway(error: unknown): boolean {
+export function isUnavailable(error: unknown): boolean {
   if (!(error instanceof NetError)) return false;
   return error.code === "refused" || (error.code === "closed" && error.appCode === CloseCode.shutdown);
 }

@@ -1,8 +1,8 @@
 // The executable reverse-http-agent.
 import process from "node:process";
-import { FAMILY } from "../family.ts";
+import { SERVICES } from "../services.ts";
 import { run } from "../shared/cli/run.ts";
-import { openNative } from "../shared/net/native.ts";
+import { openNative } from "../shared/net/native/binding.ts";
 import { VERSION } from "../shared/version.ts";
 import { agentCommand } from "./command.ts";
 
@@ -10,6 +10,6 @@ const native = openNative();
 await run({
   root: { ...agentCommand(native.createNet), name: "reverse-http-agent" },
   version: VERSION,
-  family: FAMILY,
+  family: SERVICES,
   notify: native.notifySupervisor,
 }, process);

@@ -8,9 +8,9 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
-} from "../shared/cli/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
-import { checkRemote } from "../shared/host_port.ts";
+} from "../shared/config/common_options.ts";
+import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { checkRemote } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
 

@@ -2,13 +2,13 @@
 import { Control } from "../shared/link/control.ts";
 import { ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
-import type { Logger } from "../shared/log.ts";
+import type { Logger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
-import { within } from "../shared/within.ts";
-import { knock } from "./knock.ts";
-import { explainSilence } from "./silence.ts";
-import type { Target } from "./targets.ts";
+import { withTimeout } from "../shared/async/with_timeout.ts";
+import { connectHedged } from "./connect.ts";
+import { explainTimeout } from "./unreachable.ts";
+import type { ProxyEndpoint } from "./proxy_endpoints.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
 /** What a session is made with. */
@@ -20,8 +20,8 @@ export interface SessionOptions {
   credentials: Uint8Array;
   hello: Hello;
   tunnels: TunnelOptions;
-  /** See {@link knock}. */
-  knockIntervalMs: number;
+  /** See {@link connectHedged}. */
+  connectionAttemptDelayMs: number;
   signal: AbortSignal;
 }
 
@@ -35,7 +35,7 @@ export interface Goaway {
 /** Longest handshake in milliseconds. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** Longest wait in milliseconds for the proxy to have heard that it is to open no more tunnels. */
-const HEARD_TIMEOUT_MS = 1_000;
+const GOAWAY_TIMEOUT_MS = 1_000;
 
 /** A connection that the proxy has accepted. */
 export class Session {
@@ -54,15 +54,15 @@ export class Session {
   #isOpen = true;
   #draining = false;
   /** What the proxy was told last of the way to another one. */
-  #hasFound?: boolean;
+  #reportedMigration?: boolean;
 
   /**
    * Connects to `target` and authenticates.
    * @throws {NetError} as `connectQuic` of the network; `closed` with the proxy's code as `appCode` where it refuses
    */
-  static async open(target: Target, options: SessionOptions): Promise<Session> {
+  static async open(target: ProxyEndpoint, options: SessionOptions): Promise<Session> {
     const { host, port, serverName } = target;
-    const attempt = knock(options.net, {
+    const attempt = connectHedged(options.net, {
       host,
       port,
       serverName,
@@ -70,10 +70,10 @@ export class Session {
       alpn: ALPN,
       transport: options.transport,
       timeoutMs: HANDSHAKE_TIMEOUT_MS,
-      intervalMs: options.knockIntervalMs,
+      attemptDelayMs: options.connectionAttemptDelayMs,
       signal: options.signal,
     });
-    const connection = await explainSilence(options.net, options.log, target, attempt);
+    const connection = await explainTimeout(options.net, options.log, target, attempt);
     try {
       return new Session(connection, await authenticate(connection, options.credentials, options.hello), options);
     } catch (error) {
@@ -97,7 +97,7 @@ export class Session {
     this.goaway = goaway.promise;
     if (control) {
       this.#control = new Control(connection, control);
-      const onViolation = (reason: string) => options.log.warn("the proxy breaks the protocol", { proxy: this.remote, reason });
+      const onViolation = (reason: string) => options.log.warn("proxy violated the protocol", { proxy: this.remote, reason });
       void this.#control.run(controlFrames(control), { onGoaway: goaway.resolve, onViolation }); // never rejects
     }
     this.closed = this.#serve();
@@ -131,9 +131,9 @@ export class Session {
   }
 
   /** Tells the proxy that it need not wait for this agent, and whether it has found another proxy. It may find one later. Never rejects. */
-  async moved(found: boolean): Promise<void> {
-    if (this.#hasFound === true || this.#hasFound === found) return;
-    this.#hasFound = found;
+  async reportMigration(found: boolean): Promise<void> {
+    if (this.#reportedMigration === true || this.#reportedMigration === found) return;
+    this.#reportedMigration = found;
     await this.#control?.moved(found);
   }
 
@@ -143,7 +143,7 @@ export class Session {
     if (this.#control) {
       await this.#control.goaway("shutting down", 0);
       // once this is answered, the proxy has read the goaway before it
-      await within(HEARD_TIMEOUT_MS, this.#control.ping());
+      await withTimeout(GOAWAY_TIMEOUT_MS, this.#control.ping());
     }
     while (this.#open.size > 0) await Promise.all(this.#open);
   }

@@ -1,6 +1,6 @@
 // From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
 // credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
-import type { DialRequest, UpstreamStream } from "../shared/front/front.ts";
+import type { DialRequest, UpstreamStream } from "../shared/frontend/server.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
 import {
   type Authority,
@@ -14,7 +14,7 @@ import {
   values,
 } from "../shared/http/head.ts";
 import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
-import { Refusal, TLS_NEEDED } from "../shared/http/status.ts";
+import { ProxyError, TLS_NEEDED } from "../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
@@ -28,9 +28,9 @@ export interface DialerOptions {
   /** Longest wait in milliseconds for a connection to a proxy. */
   connectTimeoutMs: number;
   /** Longest wait in milliseconds for a proxy's answer after that. */
-  answerTimeoutMs: number;
+  responseTimeoutMs: number;
   /** The system has no local port left for a connection to the proxy at `address`. */
-  onNoPort?: (address: string) => void;
+  onNoLocalPort?: (address: string) => void;
   /** This process in `Via`: a request that comes with it has been here. */
   pseudonym: string;
 }
@@ -45,45 +45,45 @@ const MAX_NAMED = 2;
 type Outcome =
   | { readonly upstream: UpstreamStream }
   /** `stale`: the agent may be elsewhere. */
-  | { readonly refusal: Refusal; readonly stale: boolean };
+  | { readonly refusal: ProxyError; readonly stale: boolean };
 
 /** Dials for the front. */
 export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<UpstreamStream> {
-  const { locator, pseudonym, connectTimeoutMs, answerTimeoutMs } = options;
+  const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
   return async (request) => {
     const { agentId } = request;
     if (values(request.fields, "via").some((via) => via.includes(pseudonym))) {
-      throw new Refusal(502, "proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
+      throw new ProxyError(502, "proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
     }
-    const deadline = performance.now() + connectTimeoutMs + answerTimeoutMs;
-    const tried = new Set<string>();
-    const tryAt = async (address: string): Promise<UpstreamStream | Refusal> => {
-      const outcome = await ask(options, address, request, deadline);
+    const deadline = performance.now() + connectTimeoutMs + responseTimeoutMs;
+    const attempted = new Set<string>();
+    const attempt = async (address: string): Promise<UpstreamStream | ProxyError> => {
+      const outcome = await requestTunnel(options, address, request, deadline);
       if ("upstream" in outcome) return outcome.upstream;
       if (!outcome.stale) throw outcome.refusal;
-      tried.add(address);
-      locator.forget(agentId, address);
+      attempted.add(address);
+      locator.invalidate(agentId, address);
       return outcome.refusal;
     };
-    let refusal: Refusal | undefined;
+    let refusal: ProxyError | undefined;
     // where the agent has moved since it was looked up, the store says so when it is asked once more
-    while (tried.size < MAX_NAMED && performance.now() < deadline) {
+    while (attempted.size < MAX_NAMED && performance.now() < deadline) {
       const address = await locate(locator, agentId, refusal === undefined);
-      if (address === undefined || tried.has(address)) break;
-      const result = await tryAt(address);
-      if (!(result instanceof Refusal)) return result;
+      if (address === undefined || attempted.has(address)) break;
+      const result = await attempt(address);
+      if (!(result instanceof ProxyError)) return result;
       refusal = result;
     }
-    if (!refusal) throw new Refusal(502, "destination_unavailable", "The agent is not connected to any proxy");
-    for (const address of locator.elsewhere(agentId, tried, MAX_ATTEMPTS - tried.size)) {
+    if (!refusal) throw new ProxyError(502, "destination_unavailable", "The agent is not connected to any proxy");
+    for (const address of locator.alternatives(agentId, attempted, MAX_ATTEMPTS - attempted.size)) {
       if (performance.now() >= deadline) break;
-      const wrong = new Set(tried);
-      const result = await tryAt(address);
-      if (result instanceof Refusal) continue;
-      locator.found(agentId, address, wrong);
+      const wrong = new Set(attempted);
+      const result = await attempt(address);
+      if (result instanceof ProxyError) continue;
+      locator.record(agentId, address, wrong);
       return result;
     }
-    locator.missing(agentId);
+    locator.recordMiss(agentId);
     throw refusal;
   };
 }
@@ -95,37 +95,37 @@ async function locate(locator: Locator, agentId: string, isNeeded: boolean): Pro
   } catch (cause) {
     if (!(cause instanceof StoreError)) throw cause;
     if (!isNeeded) return undefined;
-    throw new Refusal(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
+    throw new ProxyError(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
   }
 }
 
-async function ask(options: DialerOptions, address: string, request: DialRequest, deadline: number): Promise<Outcome> {
+async function requestTunnel(options: DialerOptions, address: string, request: DialRequest, deadline: number): Promise<Outcome> {
   const within = (ms: number) => Math.max(1, Math.min(ms, deadline - performance.now()));
-  const signal = request.gone?.();
+  const signal = request.clientSignal?.();
   let stream: Duplex | undefined;
-  const giveUp = () => stream?.reset(1);
-  signal?.addEventListener("abort", giveUp, { once: true });
+  const abort = () => stream?.reset(1);
+  signal?.addEventListener("abort", abort, { once: true });
   try {
     stream = await options.net.connectTcp({
-      ...parseAddress(address),
+      ...parseProxyAddress(address),
       timeoutMs: within(options.connectTimeoutMs),
       signal,
       tls: options.tls(),
     });
     await stream.write(encodeRequest(request, options.pseudonym));
-    const { response, early } = await readAnswer(stream, within(options.answerTimeoutMs));
-    if (response.status >= 200 && response.status < 300) return { upstream: { stream, early } };
+    const { response, leftover } = await readResponse(stream, within(options.responseTimeoutMs));
+    if (response.status >= 200 && response.status < 300) return { upstream: { stream, leftover } };
     stream.reset(1); // what is not read is of no use, and who closes first keeps the port in TIME_WAIT
     stream.close();
-    return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : passOn(response);
+    return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : forwardResponse(response);
   } catch (cause) {
     stream?.reset(1);
     stream?.close();
     if (signal?.aborted) throw cause; // the client is gone, and that says nothing about the proxy
-    if (cause instanceof NetError && cause.code === "address-not-available") options.onNoPort?.(address);
+    if (cause instanceof NetError && cause.code === "address-not-available") options.onNoLocalPort?.(address);
     return toOutcome(cause, address);
   } finally {
-    signal?.removeEventListener("abort", giveUp);
+    signal?.removeEventListener("abort", abort);
   }
 }
 
@@ -133,7 +133,7 @@ async function ask(options: DialerOptions, address: string, request: DialRequest
  * The Go proxy writes its listen address where it is told no other: without a host it is on this machine.
  * @throws {HeadError}
  */
-function parseAddress(address: string): Authority {
+function parseProxyAddress(address: string): Authority {
   return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
 }
 
@@ -158,10 +158,10 @@ const TLS_ALERT = "\x15\x03";
  * @throws {NetError} `tls` where the proxy takes TLS and none is spoken; `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
  * @throws {HeadError}
  */
-async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response: ResponseHead; early?: Uint8Array }> {
-  let late = false;
+async function readResponse(stream: Duplex, timeoutMs: number): Promise<{ response: ResponseHead; leftover?: Uint8Array }> {
+  let timedOut = false;
   const timer = setTimeout(() => {
-    late = true;
+    timedOut = true;
     stream.reset(1);
     stream.close();
   }, timeoutMs);
@@ -171,8 +171,8 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
       const end = text.indexOf("\r\n\r\n");
       if (end >= 0) {
         const rest = text.slice(end + 4);
-        const early = rest === "" ? undefined : Uint8Array.from(rest, (c) => c.charCodeAt(0));
-        return { response: parseResponseHead(text.slice(0, end + 4)), early };
+        const leftover = rest === "" ? undefined : Uint8Array.from(rest, (c) => c.charCodeAt(0));
+        return { response: parseResponseHead(text.slice(0, end + 4)), leftover };
       }
       if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's answer is too long", { remote: true });
       if (text.startsWith(TLS_ALERT)) {
@@ -183,34 +183,34 @@ async function readAnswer(stream: Duplex, timeoutMs: number): Promise<{ response
       for (const byte of data) text += String.fromCharCode(byte);
     }
   } catch (cause) {
-    throw late ? new NetError("timed-out", `The proxy did not answer in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
+    throw timedOut ? new NetError("timed-out", `The proxy did not answer in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
   } finally {
     clearTimeout(timer);
   }
 }
 
 /** Statuses with which a proxy refuses, and which a client understands. */
-const PASSED_ON = new Set([403, 407, 429, 431, 502, 503, 504]);
+const FORWARDED_STATUS = new Set([403, 407, 429, 431, 502, 503, 504]);
 /** Fields of a refusal that tell the client what to do. */
 const ADVICE = ["Proxy-Authenticate", "Retry-After"];
 
 /** What a proxy says of an agent that it does not hold, or has just lost. */
-const ELSEWHERE: readonly ProxyErrorType[] = ["destination_unavailable", "connection_terminated"];
+const STALE_ERRORS: readonly ProxyErrorType[] = ["destination_unavailable", "connection_terminated"];
 
 /** The proxy's refusal becomes this one's: status, cause and words. */
-function passOn({ status, reason, fields }: ResponseHead): Outcome {
+function forwardResponse({ status, reason, fields }: ResponseHead): Outcome {
   const received = parseProxyStatus(fields);
   const { error, details } = received;
   const advice = ADVICE.flatMap((name) => values(fields, name.toLowerCase()).map((value) => [name, value] as const));
-  const refusal = new Refusal(
-    PASSED_ON.has(status) ? status : 502,
+  const refusal = new ProxyError(
+    FORWARDED_STATUS.has(status) ? status : 502,
     error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable"),
     details ?? `The proxy answered ${status} ${reason}`.trim(),
     advice,
     { received },
   );
   // a proxy of the Go project answers 503 to everything it cannot do, and names no cause
-  return { refusal, stale: (status === 502 || status === 503) && ELSEWHERE.includes(refusal.error) };
+  return { refusal, stale: (status === 502 || status === 503) && STALE_ERRORS.includes(refusal.error) };
 }
 
 /** The client's request was good, for lb has parsed it: what the proxy does not understand is how lb speaks to it. */
@@ -220,15 +220,15 @@ function notUnderstood({ status, reason, fields }: ResponseHead, address: string
   const advice = withTls ? "" : needsTls ? "; set --http-connector.tls.enable" : "; if it takes TLS, set --http-connector.tls.enable";
   const cause = new Error(`${address}: it answered ${received.details ?? `${status} ${reason}`.trim()}${advice}`);
   const refusal = needsTls
-    ? new Refusal(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it", [], {
+    ? new ProxyError(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it", [], {
       cause,
       received,
     })
-    : new Refusal(502, "http_protocol_error", "The proxy that holds the agent does not understand lb", [], { cause, received });
+    : new ProxyError(502, "http_protocol_error", "The proxy that holds the agent does not understand lb", [], { cause, received });
   return { refusal, stale: false };
 }
 
-const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
+const CONNECT_ERRORS: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
   "refused": [502, "connection_refused", "refuses connections"],
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
   "unknown-host": [502, "dns_error", "has a name that is not known here"],
@@ -241,11 +241,11 @@ const FAILURES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, 
 
 function toOutcome(cause: unknown, address: string): Outcome {
   const refusal = (status: number, error: ProxyErrorType, what: string) =>
-    new Refusal(status, error, `The proxy that holds the agent ${what}`, status === 503 ? [["Retry-After", "1"]] : [], {
+    new ProxyError(status, error, `The proxy that holds the agent ${what}`, status === 503 ? [["Retry-After", "1"]] : [], {
       cause: new Error(`${address}: ${cause instanceof Error ? cause.message : cause}`, { cause }),
     });
   if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "cannot be understood"), stale: true };
   if (!(cause instanceof NetError)) throw cause;
-  const [status, error, what] = FAILURES[cause.code] ?? [502, "connection_terminated", "ended the connection without an answer"];
+  const [status, error, what] = CONNECT_ERRORS[cause.code] ?? [502, "connection_terminated", "ended the connection without an answer"];
   return { refusal: refusal(status, error, what), stale: status !== 503 };
 }

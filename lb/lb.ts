@@ -1,25 +1,25 @@
 // Puts the load balancer together: clients on one side, the store and the proxies on the other.
 import { setTimeout as sleep } from "node:timers/promises";
-import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
-import { createAllowList, networksOf } from "../shared/allow_list.ts";
-import { openBacking } from "../shared/backing.ts";
+import { Health, listenAdmin, startAdminServer } from "../shared/service/admin.ts";
+import { createAllowList, networksOf } from "../shared/address/allow_list.ts";
+import { openBackends } from "../shared/service/backends.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
-import { ConfigError } from "../shared/cli/option.ts";
-import { TrustedProxies } from "../shared/front/client_address.ts";
-import { warnOfExposure } from "../shared/front/exposure.ts";
-import { type Front, startFront } from "../shared/front/front.ts";
-import { isolateLogger } from "../shared/hooks.ts";
+import { ConfigError } from "../shared/config/option.ts";
+import { TrustedProxies } from "../shared/frontend/client_address.ts";
+import { warnOfExposure } from "../shared/frontend/exposure.ts";
+import { type HttpFrontend, startHttpFrontend } from "../shared/frontend/server.ts";
+import { isolateLogger } from "../shared/log/isolate.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
-import { LimitReports } from "../shared/limits/limit.ts";
-import { type Logger, silentLogger } from "../shared/log.ts";
-import { Metrics } from "../shared/metrics.ts";
+import { LimitReporter } from "../shared/limits/limit.ts";
+import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { Metrics } from "../shared/service/metrics.ts";
 import type { ClientTls, Net, ServerTls, TcpListener } from "../shared/net/types.ts";
-import { checkStoreOptions, watchServers } from "../shared/store/options.ts";
+import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
-import type { Supervisor } from "../shared/supervisor.ts";
-import { openClientTls, openServerTls, refreshTls, refuseWithoutTls, type TlsCheck, type TlsFiles } from "../shared/tls/files.ts";
-import { startWatchdog } from "../shared/watchdog.ts";
+import type { Supervisor } from "../shared/service/supervisor.ts";
+import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, startTlsRefresh, type TlsCheck } from "../shared/tls/files.ts";
+import { startWatchdog } from "../shared/service/watchdog.ts";
 import { createDialer } from "./dial.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
@@ -69,27 +69,27 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   const tls = await openTls(options, { ...deps, log });
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const [metrics, health] = [new Metrics("lb"), new Health()];
-  const backing = await openBacking(
-    { auth: options.auth, store: options.store, ttlMs: ANY_TTL_MS, storeEvents: watchServers(log, health, metrics), log },
+  const backends = await openBackends(
+    { auth: options.auth, store: options.store, ttlMs: ANY_TTL_MS, log, health, metrics },
     deps,
   );
-  const { authenticator, store } = backing;
+  const { authenticator, store } = backends;
   if (!store) {
-    backing.close();
+    backends.close();
     throw new ConfigError("Cannot start: there is no store");
   }
   const { trustedProxies, proxyProtocol } = options.httpProxy;
-  const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
+  const limitReporter = new LimitReporter({ log, count: (limit, times) => metrics.limitHit(limit, times) });
   const limits = new ClientLimits(options.limits, DESCRIPTORS, {
     log,
-    reports,
+    reports: limitReporter,
     intermediaries: [...trustedProxies, ...proxyProtocol],
     createRate: (rate) => net.createRate(rate),
     buffers: net,
   });
   const closeOwn = () => {
     limits.close();
-    backing.close();
+    backends.close();
   };
   const locator = new Locator({ store });
   const { listener, adminListener } = await listen(net, options, tls, limits).catch((error) => {
@@ -108,7 +108,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   });
   const stopping = new AbortController();
   let [draining, closing]: Promise<void>[] = [];
-  const front: Front = startFront({
+  const front: HttpFrontend = startHttpFrontend({
     net,
     listener,
     authenticator,
@@ -117,23 +117,23 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     log,
     limits,
     name: "reverse-http-lb",
-    upstreamName: "proxy",
+    upstreamRole: "proxy",
     onEnd: (end) => tunnels.ended(end),
-    onFailure: metrics.clientFailures(),
+    onBadClient: metrics.clientFailures(),
     dial: createDialer({
       net,
       locator,
       tls: () => tls.proxies?.current,
       connectTimeoutMs: options.httpConnector.connectTimeout,
-      answerTimeoutMs: options.httpConnector.answerTimeout,
-      onNoPort: (address) => limits.noPort(address),
+      responseTimeoutMs: options.httpConnector.answerTimeout,
+      onNoLocalPort: (address) => limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     }),
   });
   const useForClients = (renewed: ServerTls) => listener.setTls(renewed);
   const refreshed = [
-    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
-    ...tls.proxies ? [refreshTls(tls.proxies, options.httpConnector.tls.refresh)] : [],
+    ...tls.clients ? [startTlsRefresh(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
+    ...tls.proxies ? [startTlsRefresh(tls.proxies, options.httpConnector.tls.refresh)] : [],
   ];
   const reload = async (): Promise<void> => {
     await Promise.all([tls.clients?.reload(useForClients), tls.proxies?.reload(), authenticator.reload?.()]);
@@ -145,7 +145,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   });
   // where agents are held it does not know, only where they were found
   const agents = () => [...locator].map(([id, address]) => ({ id, address }));
-  const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
+  const admin = adminListener && startAdminServer({ listener: adminListener, health, metrics, agents });
   const close = async (): Promise<void> => {
     stopping.abort();
     for (const refreshing of refreshed) await refreshing.close();
@@ -157,7 +157,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     log.info("stopped");
   };
   const drain = async ({ delay, timeout, refuseClients }: LoadBalancerOptions["drain"]): Promise<void> => {
-    health.notReady("draining");
+    health.setUnready("draining");
     log.info("draining", { clients: front.open, delayMs: delay, timeoutMs: timeout });
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
     await front.drain(timeout, refuseClients ? Promise.resolve() : undefined);
@@ -204,9 +204,9 @@ export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net
 
 interface LoadBalancerTls {
   /** Missing where clients come without TLS. */
-  readonly clients?: TlsFiles<ServerTls>;
+  readonly clients?: ReloadableTls<ServerTls>;
   /** Missing where proxies are spoken to without TLS. */
-  readonly proxies?: TlsFiles<ClientTls>;
+  readonly proxies?: ReloadableTls<ClientTls>;
 }
 
 async function openTls(

@@ -12,7 +12,7 @@ export interface LocatorOptions {
   now?: () => number;
 }
 
-interface Known {
+interface CacheEntry {
   readonly address: string;
   readonly checkedAt: number;
   /** Where the agent was not, whatever the store says, when it was found at `address`. */
@@ -32,7 +32,7 @@ export class Locator {
   readonly #limit: number;
   readonly #now: () => number;
   /** The one asked for least recently first. */
-  readonly #known = new Map<string, Known>();
+  readonly #known = new Map<string, CacheEntry>();
   readonly #asking = new Map<string, Promise<string | undefined>>();
   /** When the store named them last; the one that was suggested least recently first. */
   readonly #proxies = new Map<string, number>();
@@ -85,22 +85,22 @@ export class Locator {
     return address;
   }
 
-  #remember(agentId: string, known: Known): void {
+  #remember(agentId: string, known: CacheEntry): void {
     this.#nowhere.delete(agentId);
     this.#known.delete(agentId);
     put(this.#known, agentId, known, this.#limit);
   }
 
   /** The agent is not at `address`: whoever asks next gets what the store says then. */
-  forget(agentId: string, address: string): void {
+  invalidate(agentId: string, address: string): void {
     if (this.#known.get(agentId)?.address === address) this.#known.delete(agentId);
   }
 
   /**
    * Proxies that may hold the agent though the store does not say so, `count` at most and none of `tried`: an entry goes on naming a proxy
-   * that is gone until it ends, even where another one holds the agent. None within a second after {@link missing}.
+   * that is gone until it ends, even where another one holds the agent. None within a second after {@link recordMiss}.
    */
-  elsewhere(agentId: string, tried: ReadonlySet<string>, count: number): string[] {
+  alternatives(agentId: string, tried: ReadonlySet<string>, count: number): string[] {
     const now = this.#now();
     if (now - (this.#missing.get(agentId) ?? -Infinity) < this.#maxAgeMs) return [];
     for (const [address, namedAt] of this.#proxies) if (now - namedAt >= PROXY_LIFE_MS) this.#proxies.delete(address);
@@ -114,13 +114,13 @@ export class Locator {
   }
 
   /** The agent was found at `address`, and not where it was sought before that: until then the store's word holds. */
-  found(agentId: string, address: string, wrong: ReadonlySet<string>): void {
+  record(agentId: string, address: string, wrong: ReadonlySet<string>): void {
     this.#missing.delete(agentId);
     this.#remember(agentId, { address, checkedAt: this.#now(), wrong });
   }
 
   /** The agent is nowhere. */
-  missing(agentId: string): void {
+  recordMiss(agentId: string): void {
     this.#missing.delete(agentId);
     put(this.#missing, agentId, this.#now(), this.#limit);
   }

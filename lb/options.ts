@@ -9,9 +9,9 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
-} from "../shared/cli/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
-import { trustedProxyOptions } from "../shared/front/client_address.ts";
+} from "../shared/config/common_options.ts";
+import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 

@@ -1,9 +1,9 @@
 // The executable reverse-http-proxy.
 import process from "node:process";
-import { FAMILY } from "../family.ts";
-import { authCommand } from "../shared/auth/command.ts";
+import { SERVICES } from "../services.ts";
+import { authCommand } from "../shared/cli/auth_command.ts";
 import { run } from "../shared/cli/run.ts";
-import { openNative } from "../shared/net/native.ts";
+import { openNative } from "../shared/net/native/binding.ts";
 import { defaultStateDirectory } from "../shared/tls/self_signed.ts";
 import { VERSION } from "../shared/version.ts";
 import { proxyCommand } from "./command.ts";
@@ -13,6 +13,6 @@ const proxy = proxyCommand(native.createNet, defaultStateDirectory(process.env, 
 await run({
   root: { ...proxy, name: "reverse-http-proxy", commands: [authCommand] },
   version: VERSION,
-  family: FAMILY,
+  family: SERVICES,
   notify: native.notifySupervisor,
 }, process);

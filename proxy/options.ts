@@ -10,10 +10,10 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
-} from "../shared/cli/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/cli/option.ts";
-import { trustedProxyOptions } from "../shared/front/client_address.ts";
-import { checkRemote } from "../shared/host_port.ts";
+} from "../shared/config/common_options.ts";
+import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
+import { checkRemote } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 

@@ -1,37 +1,37 @@
 // Puts the proxy together: agents on one side, clients on the other, and the way from one to the other.
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Health, listenAdmin, startAdmin } from "../shared/admin.ts";
-import { createAllowList, networksOf } from "../shared/allow_list.ts";
-import { openBacking } from "../shared/backing.ts";
+import { Health, listenAdmin, startAdminServer } from "../shared/service/admin.ts";
+import { createAllowList, networksOf } from "../shared/address/allow_list.ts";
+import { openBackends } from "../shared/service/backends.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
-import { TrustedProxies } from "../shared/front/client_address.ts";
-import { warnOfExposure } from "../shared/front/exposure.ts";
-import { type Front, startFront } from "../shared/front/front.ts";
-import { isolateLogger } from "../shared/hooks.ts";
+import { TrustedProxies } from "../shared/frontend/client_address.ts";
+import { warnOfExposure } from "../shared/frontend/exposure.ts";
+import { type HttpFrontend, startHttpFrontend } from "../shared/frontend/server.ts";
+import { isolateLogger } from "../shared/log/isolate.ts";
 import { ClientLimits } from "../shared/limits/client_limits.ts";
-import { Door } from "../shared/limits/door.ts";
-import { LimitReports, orNone } from "../shared/limits/limit.ts";
+import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
+import { LimitReporter, unlimitedIfZero } from "../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../shared/link/link.ts";
-import type { Logger } from "../shared/log.ts";
-import { LogLimit } from "../shared/log_limit.ts";
-import { Metrics } from "../shared/metrics.ts";
+import type { Logger } from "../shared/log/logger.ts";
+import { LogLimit } from "../shared/log/limit.ts";
+import { Metrics } from "../shared/service/metrics.ts";
 import type { NetError } from "../shared/net/errors.ts";
 import type { ListenQuicOptions, Net, QuicListener, ServerTls, TcpListener } from "../shared/net/types.ts";
-import { type Announcer, startAnnouncer } from "../shared/store/announcer.ts";
-import { checkStoreOptions, watchServers } from "../shared/store/options.ts";
+import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
+import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
-import type { Supervisor } from "../shared/supervisor.ts";
-import { refreshTls, type TlsCheck } from "../shared/tls/files.ts";
-import { startWatchdog } from "../shared/watchdog.ts";
-import { type AgentEvents, startAgentServer } from "./agent_server.ts";
-import { dialAgent, Patience } from "./dial.ts";
-import { Failures } from "./failures.ts";
-import { registerProxy, reportAgents } from "./figures.ts";
+import type { Supervisor } from "../shared/service/supervisor.ts";
+import { startTlsRefresh, type TlsCheck } from "../shared/tls/files.ts";
+import { startWatchdog } from "../shared/service/watchdog.ts";
+import { type AgentEvents, startAgentServer } from "./agents/server.ts";
+import { dialAgent, StalledAgentMonitor } from "./dial.ts";
+import { DestinationFailures } from "./agents/failures.ts";
+import { registerProxyMetrics, reportAgents } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
-import { checkProxyTls, openProxyTls, type ProxyTls, showPin } from "./tls.ts";
+import { checkProxyTls, logPin, openProxyTls, type ProxyTls } from "./tls.ts";
 
 /** What the proxy is given besides its options. */
 export interface ProxyDeps extends AgentEvents {
@@ -74,7 +74,7 @@ export interface Proxy {
 /** Of a tunnel: the client's connection. */
 const DESCRIPTORS = 1;
 /** What the network can count to. */
-const MOST_HANDSHAKES = 1_000_000;
+const MAX_HANDSHAKES = 1_000_000;
 
 /**
  * Starts a proxy; it listens when the promise resolves.
@@ -88,16 +88,16 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const allowList = createAllowList(options.httpProxy.hostWhitelist);
   const { agentIdFrom } = options.agentServer.tls;
   const [metrics, health] = [new Metrics("proxy"), new Health()];
-  const backing = await openBacking(
-    { auth: options.auth, store: options.store, ttlMs: options.store.ttl, storeEvents: watchServers(log, health, metrics), log },
+  const backends = await openBackends(
+    { auth: options.auth, store: options.store, ttlMs: options.store.ttl, log, health, metrics },
     deps,
   );
-  const { authenticator, store } = backing;
+  const { authenticator, store } = backends;
   const { trustedProxies, proxyProtocol } = options.httpProxy;
-  const reports = new LimitReports({ log, count: (limit, times) => metrics.limitHit(limit, times) });
+  const limitReporter = new LimitReporter({ log, count: (limit, times) => metrics.limitHit(limit, times) });
   const limits = new ClientLimits(options.limits, DESCRIPTORS, {
     log,
-    reports,
+    reports: limitReporter,
     intermediaries: [...trustedProxies, ...proxyProtocol],
     createRate: (rate) => net.createRate(rate),
     buffers: net,
@@ -105,18 +105,19 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const logLimit = new LogLimit({ log });
   const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
-    const isLimited = error.code === "limit" || error.code === "limit-per-address";
-    countAgents(isLimited ? "refused" : "failed", count);
+    const isLimit = error.code === "limit" || error.code === "limit-per-address";
+    countAgents(isLimit ? "refused" : "failed", count);
     const { handshakes, handshakesPerAddress } = options.limits;
-    if (error.code === "limit") reports.hit("handshakes", { remote, most: handshakes, reason: error.message }, count);
-    else if (error.code === "limit-per-address") reports.hit("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
-    else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
+    if (error.code === "limit") limitReporter.record("handshakes", { remote, most: handshakes, reason: error.message }, count);
+    else if (error.code === "limit-per-address") {
+      limitReporter.record("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
+    } else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
   };
   const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
     (error) => {
       limits.close();
       logLimit.close();
-      backing.close();
+      backends.close();
       throw error;
     },
   );
@@ -129,15 +130,15 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
     multiple: options.agentServer.agent.multiple,
-    door: new Door({
-      all: { limit: "agents", most: options.limits.agents },
-      perAddress: { limit: "agents-per-address", most: options.limits.agentsPerAddress },
+    limiter: new ConnectionLimiter({
+      all: { limit: "agents", max: options.limits.agents },
+      perAddress: { limit: "agents-per-address", max: options.limits.agentsPerAddress },
       addresses: options.limits,
       // a site may have many agents, all of them set up wrongly in the same way
-      forgivenMs: 1_000,
-      reports,
+      failureRefillMs: 1_000,
+      reports: limitReporter,
     }),
-    onOutcome: countAgents,
+    onResult: countAgents,
     onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents whose place another one with the same id took."),
   });
   const watchdog = startWatchdog({
@@ -150,10 +151,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   const stopping = new AbortController();
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
-  const patience = new Patience(server.agents);
-  const dialing = { agents: server.agents, patience, failures: new Failures(), timeoutMs: options.agentServer.agent.dialTimeout };
-  const tunnels = registerProxy(metrics, { agents: server.agents, tls, clients: () => front.open });
-  const front: Front = startFront({
+  const monitor = new StalledAgentMonitor(server.agents);
+  const dialing = { agents: server.agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
+  const tunnels = registerProxyMetrics(metrics, { agents: server.agents, tls, clients: () => front.open });
+  const front: HttpFrontend = startHttpFrontend({
     net,
     listener: clientListener,
     name: "reverse-http-proxy",
@@ -163,14 +164,14 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     limits,
     log,
     onEnd: (end) => tunnels.ended(end),
-    onFailure: metrics.clientFailures(),
+    onBadClient: metrics.clientFailures(),
     dial: (request) => dialAgent(dialing, request, draining !== undefined),
   });
   const useForAgents = (renewed: ServerTls) => agentListener.setTls(renewed);
   const useForClients = (renewed: ServerTls) => clientListener.setTls(renewed);
   const refreshed = [
-    refreshTls(tls.agents, options.agentServer.tls.refresh, useForAgents),
-    ...tls.clients ? [refreshTls(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
+    startTlsRefresh(tls.agents, options.agentServer.tls.refresh, useForAgents),
+    ...tls.clients ? [startTlsRefresh(tls.clients, options.httpProxy.tls.refresh, useForClients)] : [],
   ];
   const reload = async (): Promise<void> => {
     await Promise.all([tls.agents.reload(useForAgents), tls.clients?.reload(useForClients), authenticator.reload?.()]);
@@ -180,32 +181,32 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     asksForSecret: authenticator === deps.authenticator || options.auth.type !== "noauth" || !!tls.clients?.current.clientCa,
     allowList: options.httpProxy.hostWhitelist,
   });
-  if (tls.own) showPin(tls.own, agentListener.address, log);
+  if (tls.own) logPin(tls.own, agentListener.address, log);
   const agents = () => reportAgents(server.agents);
-  const admin = adminListener && startAdmin({ listener: adminListener, health, metrics, agents });
+  const admin = adminListener && startAdminServer({ listener: adminListener, health, metrics, agents });
   const close = async (): Promise<void> => {
     stopping.abort();
     for (const refreshing of refreshed) await refreshing.close();
     front.close();
     await server.close();
     await front.done;
-    patience.close();
+    monitor.close();
     limits.close();
     logLimit.close();
     watchdog.close();
     announcer?.close();
-    backing.close();
+    backends.close();
     await admin?.close();
     log.info("stopped");
   };
   const drain = async ({ delay, timeout }: ProxyOptions["drain"]): Promise<void> => {
-    health.notReady("draining");
+    health.setUnready("draining");
     log.info("draining", { agents: server.agents.size, clients: front.open, delayMs: delay, timeoutMs: timeout });
     await sleep(delay, undefined, { signal: stopping.signal }).catch(() => {}); // closed
     const start = performance.now();
     // clients are still taken: for agents that are on their way, and for those that find no other proxy
-    if (timeout > 0) await server.sendAway(timeout);
-    if (server.agents.holdsAny) log.info("no other proxy for the agents", { advice: "clients are served to the end" });
+    if (timeout > 0) await server.migrate(timeout);
+    if (server.agents.hasAvailable) log.info("no other proxy for the agents", { advice: "clients are served to the end" });
     await front.drain(Math.max(0, timeout - (performance.now() - start)), server.abandoned());
     await (closing ??= close());
   };
@@ -254,7 +255,7 @@ async function listen(
     tls: tls.agents.current,
     alpn: ALPN,
     transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
-    maxPendingHandshakes: Math.min(orNone(handshakes), MOST_HANDSHAKES),
+    maxPendingHandshakes: Math.min(unlimitedIfZero(handshakes), MAX_HANDSHAKES),
     pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exempt) },
     retryThreshold: handshakesRetry,
     onHandshakeError,
@@ -283,18 +284,21 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
 }
 
 /** Entries with the address that lb is to use. */
-function announce(store: Store, options: ProxyOptions, bound: string, log: Logger): Announcer {
+function announce(store: Store, options: ProxyOptions, bound: string, log: Logger): PresencePublisher {
   const address = options.store.httpProxyAddress ?? reachable(bound);
-  log.info("announcing agents", { address });
+  log.info("publishing agents to the store", { address });
   if (options.store.httpProxyAddress === undefined) {
     log.warn("lb may not reach this proxy under that address: say which one with --store.http-proxy-address", { address });
   }
-  return startAnnouncer({
+  return startPresencePublisher({
     store,
     address,
     ttlMs: options.store.ttl,
     onFailure: ({ agentId, error }) =>
-      log.debug("agent not announced", { agent: agentId, reason: error instanceof Error ? error.message : String(error) }),
+      log.debug("presence of the agent could not be stored", {
+        agent: agentId,
+        reason: error instanceof Error ? error.message : String(error),
+      }),
   });
 }
 

@@ -1,16 +1,16 @@
 // The proxy's TLS: towards agents always, with a certificate of its own making where it is given none, and towards clients where it is asked for.
 import { hostname } from "node:os";
-import { ConfigError } from "../shared/cli/option.ts";
-import { type Logger, silentLogger } from "../shared/log.ts";
+import { ConfigError } from "../shared/config/option.ts";
+import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/types.ts";
-import { type CertifiedKey, openServerTls, refuseWithoutTls, type TlsCheck, type TlsFiles } from "../shared/tls/files.ts";
+import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/files.ts";
 import { checkSelfSigned, openSelfSigned, type SelfSigned, type StateDirectory } from "../shared/tls/self_signed.ts";
 import type { ProxyOptions } from "./options.ts";
 
 export interface ProxyTls {
-  readonly agents: TlsFiles<ServerTls>;
+  readonly agents: ReloadableTls<ServerTls>;
   /** Missing where clients come without TLS. */
-  readonly clients?: TlsFiles<ServerTls>;
+  readonly clients?: ReloadableTls<ServerTls>;
   /** The certificate for agents, where the proxy has made it. */
   readonly own?: SelfSigned;
 }
@@ -49,7 +49,7 @@ function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDe
 }
 
 /** Somebody who tries it out needs no authority: these options are all that an agent needs to trust the proxy. */
-export function showPin({ pin, file }: SelfSigned, agentAddress: string, log: Logger): void {
+export function logPin({ pin, file }: SelfSigned, agentAddress: string, log: Logger): void {
   const [, host, port] = /^(.*):([0-9]+)$/.exec(agentAddress)!;
   const isEvery = ["0.0.0.0", "[::]"].includes(host!);
   const reached = isEvery ? hostname() : host;
@@ -67,7 +67,7 @@ function needsOwn({ agentServer: { tls } }: ProxyOptions): boolean {
 async function openAgentSide(
   { agentServer: { tls } }: ProxyOptions,
   deps: ProxyTlsDeps & { own?: CertifiedKey },
-): Promise<TlsFiles<ServerTls>> {
+): Promise<ReloadableTls<ServerTls>> {
   if (tls.agentIdFrom !== "none" && !tls.file.clientCa) {
     throw new ConfigError(
       `Cannot use --agent-server.tls.agent-id-from ${tls.agentIdFrom}: --agent-server.tls.file.client-ca is needed too`,
@@ -76,7 +76,7 @@ async function openAgentSide(
   return await openServerTls("agent-server.tls", tls, deps);
 }
 
-async function openClientSide({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<TlsFiles<ServerTls> | undefined> {
+async function openClientSide({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
   if (tls.enable) return await openServerTls("http-proxy.tls", tls, deps);
   refuseWithoutTls("http-proxy.tls", tls);
 }

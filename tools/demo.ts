@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { makeAuthority } from "../tests/support/certificates.ts";
+import { makeAuthority } from "../testing/certificates.ts";
 
 const root = join(import.meta.dirname!, "..");
 const keep = process.argv.includes("--keep");

@@ -1,8 +1,8 @@
 // Writes what is made of the definitions of options: the tables of docs/options.md, and options.ts.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { FAMILY } from "../family.ts";
-import { optionTable } from "../shared/cli/option_table.ts";
+import { SERVICES } from "../services.ts";
+import { optionTable } from "../shared/config/table.ts";
 import { ROOT } from "./executables.ts";
 import { optionTypes } from "./option_types.ts";
 
@@ -12,6 +12,6 @@ const [begin, end] = ["<!-- options:begin -->", "<!-- options:end -->"];
 const [before, rest] = readFileSync(file, "utf8").split(begin);
 const after = rest?.split(end)[1];
 if (before === undefined || after === undefined) throw new Error(`${file} has no place for the options`);
-const tables = Object.entries(FAMILY).map(([name, options]) => `## reverse-http-${name}\n\n${optionTable(options)}`);
+const tables = Object.entries(SERVICES).map(([name, options]) => `## reverse-http-${name}\n\n${optionTable(options)}`);
 writeFileSync(file, `${before}${begin}\n\n${tables.join("\n")}\n${end}${after}`);
 writeFileSync(join(ROOT, "options.ts"), optionTypes());

@@ -1,16 +1,16 @@
 // The options as types of TypeScript, written out, for programs: types that are derived from the definitions tell an editor nothing of an
 // option, and cannot be published with their documentation.
-import { FAMILY } from "../family.ts";
-import { camelCase, flagOf, type Option, type Options, parseValue } from "../shared/cli/option.ts";
+import { SERVICES } from "../services.ts";
+import { camelCase, flagOf, type Option, type Options, parseValue } from "../shared/config/option.ts";
 
 type Tree = { [key: string]: Tree | { readonly name: string; readonly option: Option } };
 
 /** The text of options.ts. */
 export function optionTypes(): string {
   const types = [
-    interfaceOf("ProxyOptions", "What a program may tell a proxy.", FAMILY.proxy),
-    interfaceOf("AgentOptions", "What a program may tell an agent.", FAMILY.agent),
-    interfaceOf("LoadBalancerOptions", "What a program may tell a load balancer.", FAMILY.lb),
+    interfaceOf("ProxyOptions", "What a program may tell a proxy.", SERVICES.proxy),
+    interfaceOf("AgentOptions", "What a program may tell an agent.", SERVICES.agent),
+    interfaceOf("LoadBalancerOptions", "What a program may tell a load balancer.", SERVICES.lb),
   ];
   return `// The options of the command line for programs, nested by the dots. Written by \`deno task docs\`: their definitions are elsewhere.\n\n${
     types.join("\n")

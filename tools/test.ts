@@ -45,7 +45,9 @@ const conformance = join("tests", "conformance", "native_test.ts");
 /** Where the functions of the library are, with their examples. */
 const LIBRARY = [
   "mod.ts",
-  ...["allow_list", "log", join("net", "native"), join("store", "memory")].map((name) => join("shared", `${name}.ts`)),
+  ...[join("address", "allow_list"), join("log", "logger"), join("net", "native", "binding"), join("store", "memory")].map((name) =>
+    join("shared", `${name}.ts`)
+  ),
 ];
 
 const CHECKS: Check[] = [

@@ -7,9 +7,9 @@ import { chownSync, copyFileSync, existsSync, mkdirSync, statSync } from "node:f
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { makeAuthority } from "../tests/support/certificates.ts";
-import { Folder, runToEnd, writeCertificates } from "../tests/support/processes.ts";
-import { freePort } from "../tests/support/store_servers.ts";
+import { makeAuthority } from "../testing/certificates.ts";
+import { Folder, runToEnd, writeCertificates } from "../testing/programs.ts";
+import { freePort } from "../testing/store_servers.ts";
 import { home, manifest, ROOT } from "./executables.ts";
 import { hostTarget, type TargetName, TARGETS } from "./targets.ts";
 import { Checks } from "./verify/check.ts";

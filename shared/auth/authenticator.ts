@@ -1,7 +1,7 @@
 // Who is it? Authenticators turn what an agent or a client shows into an identity, or say no.
-import type { AllowList } from "../allow_list.ts";
-import { isolateHook } from "../hooks.ts";
-import type { Logger } from "../log.ts";
+import type { AllowList } from "../address/allow_list.ts";
+import { isolateHook } from "../log/isolate.ts";
+import type { Logger } from "../log/logger.ts";
 
 /** Proxy-Authorization as a client sent it (RFC 9110 §11.7.2). */
 export type ClientCredentials =
@@ -39,7 +39,7 @@ export interface Identity {
   /** Names what was shown, in the logs: the `jti` of a token. */
   readonly tokenId?: string;
   /** Aborted when what was shown no longer counts: everything opened with it then ends. The reason, an `Error`, goes to the log. */
-  readonly ends?: AbortSignal;
+  readonly signal?: AbortSignal;
   /** Called once, when nothing is left that was opened with it. Where it fails, that is logged and changes nothing. */
   readonly release?: () => void;
 }
@@ -98,8 +98,8 @@ function checkIdentity(given: string | Identity, log: Logger): Identity {
 /** An embedding program's authenticator has a function of its own as `release`. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, allowList, tokenId, ends } = identity;
-  return { agentId, allowList, tokenId, ends, release: isolateHook("release", () => identity.release?.(), log) };
+  const { agentId, allowList, tokenId, signal } = identity;
+  return { agentId, allowList, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
 }
 
 /** Why `signal` was aborted, in words for the log. */

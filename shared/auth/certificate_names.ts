@@ -1,5 +1,5 @@
 // Which agent is a client certificate for? With mutual TLS, an agent's id may have to be a name in the certificate that it shows.
-import type { Logger } from "../log.ts";
+import type { Logger } from "../log/logger.ts";
 import { loadX509 } from "../tls/revocation.ts";
 import { AuthenticationError, type Authenticator, identifyAgent, type Peer } from "./authenticator.ts";
 

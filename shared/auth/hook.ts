@@ -2,7 +2,7 @@
 import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
 
 /** Somebody who wants in: an agent with the text of its first frame, or a client with its Proxy-Authorization. */
-export type Applicant =
+export type AuthenticationRequest =
   | { readonly role: "agent"; readonly credentials: string; readonly certificate?: Uint8Array }
   | { readonly role: "client" } & ClientCredentials;
 
@@ -11,11 +11,11 @@ export type Applicant =
  * an {@link Identity} it may also limit what is reached, and end it later. To have the log say why it refused, it throws an
  * {@link AuthenticationError}; any other error is logged as a fault of this side, and refuses too.
  */
-export type Authenticate = (applicant: Applicant) => string | Identity | undefined | Promise<string | Identity | undefined>;
+export type Authenticate = (applicant: AuthenticationRequest) => string | Identity | undefined | Promise<string | Identity | undefined>;
 
 /** The hook as an authenticator. */
 export function createHookAuthenticator(authenticate: Authenticate): Authenticator {
-  const ask = async (applicant: Applicant): Promise<string | Identity> => {
+  const ask = async (applicant: AuthenticationRequest): Promise<string | Identity> => {
     const answer = await authenticate(applicant);
     if (answer === undefined) throw new AuthenticationError("denied", `The ${applicant.role}'s credentials are not accepted`);
     return answer;

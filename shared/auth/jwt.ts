@@ -1,13 +1,13 @@
 // Agents and clients show tokens: whom they name, until when, and what ends with a token that expires, is revoked or whose key is removed.
 import { Buffer } from "node:buffer";
-import { ConfigError, flagOf } from "../cli/option.ts";
-import { readBytes } from "../files.ts";
-import type { Logger } from "../log.ts";
+import { ConfigError, flagOf } from "../config/option.ts";
+import { readBytes } from "../files/read.ts";
+import type { Logger } from "../log/logger.ts";
 import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isLoggable } from "./authenticator.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
-import { WatchedFile } from "./watched_file.ts";
+import { WatchedFile } from "../files/watched_file.ts";
 
 /** What ends when a token expires. */
 export const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
@@ -31,12 +31,12 @@ export interface JwtDeps {
 }
 
 /** Looks, a second apart, that a key file must be missing for its keys to be: a file that is replaced may be gone for a moment. */
-const MISSING_LOOKS = 2;
+const MAX_MISSING_POLLS = 2;
 /** Verified tokens that are kept: who comes again and again with the same token costs no signature. */
 const MAX_KNOWN = 1000;
 
 /** Something that was opened with a token. */
-interface Live {
+interface CurrentToken {
   readonly token: Token;
   /** When it ends, in milliseconds since 1970; `Infinity` where it outlives its token. */
   readonly endsAt: number;
@@ -52,7 +52,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   const files = await openFiles(options);
   warnOfForeign(files, log);
   const known = new Map<string, Token>();
-  const live = new Set<Live>();
+  const live = new Set<CurrentToken>();
   let keys = currentKeys(files.keys);
 
   const verify = async (text: string, role: Role): Promise<Token> => {
@@ -85,13 +85,13 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
         tokenId: token.id,
       });
     }
-    const entry: Live = { token, endsAt: closes ? token.expiresAt : Infinity, ending: new AbortController() };
+    const entry: CurrentToken = { token, endsAt: closes ? token.expiresAt : Infinity, ending: new AbortController() };
     live.add(entry);
     const { agentId, id: tokenId, allowList } = token;
-    return { agentId, tokenId, allowList, ends: entry.ending.signal, release: () => void live.delete(entry) };
+    return { agentId, tokenId, allowList, signal: entry.ending.signal, release: () => void live.delete(entry) };
   };
 
-  const end = (entry: Live, why: string) => {
+  const end = (entry: CurrentToken, why: string) => {
     live.delete(entry);
     entry.ending.abort(new Error(why));
   };
@@ -110,7 +110,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     keys = currentKeys(files.keys);
     const removed = [...before.keys()].filter((id) => !keys.has(id)).length;
     const added = [...keys.keys()].filter((id) => !before.has(id)).length;
-    if (removed + added > 0) log.info("token keys changed", { keys: keys.size, added, removed });
+    if (removed + added > 0) log.info("public keys reloaded", { keys: keys.size, added, removed });
     if (!changed && removed === 0) return;
     if (removed > 0) known.clear();
     for (const entry of live) {
@@ -158,7 +158,7 @@ async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Fil
   const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<WatchedFile<T>> => {
     const file = new WatchedFile(name, read);
     try {
-      await file.look();
+      await file.poll();
       return file;
     } catch (cause) {
       throw new ConfigError(`Cannot use ${flagOf(option)} ${JSON.stringify(name)}: ${(cause as Error).message}`, { cause });
@@ -172,7 +172,7 @@ async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Fil
 
 /** The keys of all files that are there; those of a missing one are kept for a moment, or where nothing else is left. */
 function currentKeys(files: Files["keys"]): Map<string, VerificationKey> {
-  const present = files.filter((file) => file.missing < MISSING_LOOKS);
+  const present = files.filter((file) => file.missing < MAX_MISSING_POLLS);
   const counting = present.length > 0 ? present : files;
   return new Map(counting.flatMap((file) => file.value).map((key) => [key.id, key]));
 }
@@ -182,13 +182,13 @@ async function look(files: Files, log: Logger): Promise<boolean> {
   let changed = false;
   for (const file of [...files.keys, ...files.revocations ? [files.revocations] : []]) {
     try {
-      if (!await file.look()) continue;
+      if (!await file.poll()) continue;
       changed = true;
       if (file !== files.revocations) continue;
-      log.info("revocation file read", { file: file.name, revoked: files.revocations.value.size });
+      log.info("revocation list reloaded", { file: file.name, revoked: files.revocations.value.size });
       warnOfForeign(files, log);
     } catch (error) {
-      const message = file.missing > 0 ? "file of tokens is missing" : "file of tokens cannot be used: what it said before still counts";
+      const message = file.missing > 0 ? "file of tokens is missing" : "token file is invalid; keeping the previous tokens";
       log.error(message, { file: file.name, reason: (error as Error).message });
     }
   }

@@ -1,5 +1,5 @@
 // Which authenticator the options name.
-import { type Logger, silentLogger } from "../log.ts";
+import { type Logger, silentLogger } from "../log/logger.ts";
 import { type Authenticator, createNoAuth } from "./authenticator.ts";
 import { createJwtAuth, type JwtOptions } from "./jwt.ts";
 

@@ -1,7 +1,7 @@
 // One token (JWT, RFC 7519): how it is signed, and what it must say to be believed. It knows no file and no connection.
 import { randomUUID } from "node:crypto";
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
-import { type AllowList, createAllowList } from "../allow_list.ts";
+import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
 import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 

@@ -1,12 +1,12 @@
 // A command line: commands, flags, help and version made of the definitions, and from there to values.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { readFileSync, statSync } from "node:fs";
-import { describeFileError } from "../files.ts";
-import type { Logger } from "../log.ts";
-import type { Notify, Supervisor } from "../supervisor.ts";
-import { readConfig } from "./config_file.ts";
-import { checkEnvironment, didYouMean, resolve, type Resolved } from "./config.ts";
-import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "./option.ts";
+import { describeFileError } from "../files/read.ts";
+import type { Logger } from "../log/logger.ts";
+import type { Notify, Supervisor } from "../service/supervisor.ts";
+import { readConfig } from "../config/file.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
+import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "../config/option.ts";
 
 /** What every command has. */
 interface Described {
@@ -45,10 +45,10 @@ export interface Terminal {
 }
 
 /** Does one thing and ends. Its options come from the command line alone. */
-export interface Action<Values = object> extends Described {
+export interface Subcommand<Values = object> extends Described {
   /** Its options are those of a running service: they come from the environment and the configuration file too. */
   readonly asService?: boolean;
-  act(values: Values, terminal: Terminal): Promise<void>;
+  run(values: Values, terminal: Terminal): Promise<void>;
 }
 
 /** Does nothing but hold others. */
@@ -56,7 +56,7 @@ export interface Group extends Described {
   readonly commands: readonly Command[];
 }
 
-export type Command = Service | Action | Group;
+export type Command = Service | Subcommand | Group;
 
 /** An executable. */
 export interface Executable {
@@ -80,7 +80,7 @@ export interface Invocation {
 /** What is to be done. */
 export type Task =
   | { do: "run" | "check"; service: Service; resolved: Resolved; files: FoundFiles }
-  | { do: "act"; action: Action; resolved: Resolved }
+  | { do: "act"; action: Subcommand; resolved: Resolved }
   | { do: "print"; text: string };
 
 /** What the parser found. */
@@ -119,10 +119,10 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     throw new ConfigError(describeMistake(error, found.command, executable, args));
   }
   const { command, flags } = found;
-  if ("act" in command && !command.asService) {
+  if ("run" in command && !command.asService) {
     return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
   }
-  if ("act" in command) {
+  if ("run" in command) {
     const options = command.options ?? {};
     return {
       do: "act",
@@ -159,7 +159,7 @@ function createParser(command: Command, found: Found, writeOut: (text: string) =
   for (const [name, option] of Object.entries(flagsOf(command))) {
     parser.addOption(createFlag(name, option, found.flags, envIn(command, name)));
   }
-  if ("start" in command || "act" in command) parser.action(() => {});
+  if ("start" in command || "run" in command) parser.action(() => {});
   for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, found, writeOut));
   return parser;
 }
@@ -172,7 +172,7 @@ export function* walkCommands(command: Command, path: readonly string[] = []): G
 
 /** The variable that sets an option of `command`; `undefined` where none does. */
 export function envIn(command: Command, name: string): string | undefined {
-  const option = "start" in command || ("act" in command && command.asService) ? command.options?.[name] : undefined;
+  const option = "start" in command || ("run" in command && command.asService) ? command.options?.[name] : undefined;
   return option && envOf(name, option);
 }
 

@@ -1,6 +1,6 @@
 // Shell scripts that complete commands, flags, choices and files, made of the definitions. They ask no process, and so are as quick as the shell.
 import { type Command, flagsOf, walkCommands } from "./command.ts";
-import { flagOf, type Option } from "./option.ts";
+import { flagOf, type Option } from "../config/option.ts";
 
 export const SHELLS = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof SHELLS)[number];

@@ -2,10 +2,10 @@
 import { Buffer } from "node:buffer";
 import { connect } from "node:net";
 import { parseResponseHead } from "../http/head.ts";
-import { formatHostPort, type HostPort, splitHostPort } from "../host_port.ts";
-import type { Action } from "./command.ts";
-import { adminOptions } from "./common_options.ts";
-import { ConfigError, defineOptions, type ValuesOf } from "./option.ts";
+import { formatHostPort, type HostPort, splitHostPort } from "../address/host_port.ts";
+import type { Subcommand } from "./command.ts";
+import { adminOptions } from "../config/common_options.ts";
+import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 
 /** A service that is well answers within milliseconds. */
 const PATIENCE_MS = 5_000;
@@ -17,12 +17,12 @@ const options = defineOptions({
   "ready": { kind: "boolean", description: "Ask for readiness instead: may it get traffic?" },
 });
 
-export const healthcheckCommand: Action<ValuesOf<typeof options>> = {
+export const healthcheckCommand: Subcommand<ValuesOf<typeof options>> = {
   name: "healthcheck",
   description: "Ask the service at --admin.listen-address whether it is well: exit code 0, or 1 where it is not.",
   options,
   asService: true,
-  async act({ admin: { listenAddress }, ready }, { write }) {
+  async run({ admin: { listenAddress }, ready }, { write }) {
     if (!listenAddress) throw new ConfigError("Cannot ask: --admin.listen-address is not set, neither for the service nor here");
     const address = dialable(listenAddress);
     const path = ready ? "/readyz" : "/healthz";

@@ -4,7 +4,7 @@ import { howToLoad, SHELLS } from "./completion.ts";
 
 /** `date` as in ISO 8601: the day counts; `undefined` where nobody knows it. */
 export function manualPage({ root, version }: Executable, date: string | undefined): string {
-  const commands = [...walkCommands(root)].filter(([, command]) => "start" in command || "act" in command);
+  const commands = [...walkCommands(root)].filter(([, command]) => "start" in command || "run" in command);
   const sections = [
     `.TH ${text(root.name.toUpperCase())} 1 "${date?.slice(0, 10) ?? ""}" "reverse\\-http ${text(version)}" "User Commands"`,
     ".ad l", // ragged and unbroken: names of variables are there to be copied

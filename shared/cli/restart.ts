@@ -1,7 +1,7 @@
 // A process that starts itself again, in its own place, without what should not stay in its command line or environment: secrets, which every
 // user sees in ps(1) and which the runtime's crash report prints, and variables that make the runtime do something else than this program.
-import type { Resolved } from "./config.ts";
-import { envOf, flagOf, type Options } from "./option.ts";
+import type { Resolved } from "../config/sources.ts";
+import { envOf, flagOf, type Options } from "../config/option.ts";
 
 /** What a process is started with. */
 export interface Start {

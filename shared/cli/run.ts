@@ -1,15 +1,15 @@
 // From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
 import { writeSync } from "node:fs";
-import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log.ts";
-import { createLineWriter, type LineWriter } from "../log_writer.ts";
+import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
+import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
 import { type Executable, readCommandLine, type Task } from "./command.ts";
-import type { Resolved } from "./config.ts";
-import { ConfigError, envOf, flagOf } from "./option.ts";
+import type { Resolved } from "../config/sources.ts";
+import { ConfigError, envOf, flagOf } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
 import { withStandardCommands } from "./standard_commands.ts";
-import { SecretFiles } from "../secret_files.ts";
-import { createSupervisor, type Notify } from "../supervisor.ts";
+import { SecretFiles } from "../files/secret_files.ts";
+import { createSupervisor, type Notify } from "../service/supervisor.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
 const FAILED = 1;
@@ -47,7 +47,7 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
-  if (task.do === "act") return await task.action.act(values, { write, read: () => readAll(process.stdin) });
+  if (task.do === "act") return await task.action.run(values, { write, read: () => readAll(process.stdin) });
   if (task.do === "check") {
     await task.service.check(values);
     return write("The configuration can be used\n");
@@ -58,7 +58,7 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   restartWhereSafer(task, process, createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) }));
   const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
   const log = createLogger({ ...options, color, write: lines.write });
-  dieOnAccidents(process, log, lines);
+  exitOnUncaughtErrors(process, log, lines);
   const signals = heedSignals(process, log);
   const { file, ignored } = task.files;
   if (file !== undefined) log.debug("configuration file", { file });
@@ -66,7 +66,7 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   try {
     await warnOfReadableFile(task, log);
     await task.service.check(values);
-    await runToTheEnd(task, process, log, signals, notify);
+    await runUntilSignalled(task, process, log, signals, notify);
   } finally {
     await lines.flush(FLUSH_MS);
   }
@@ -151,7 +151,7 @@ const ADVICE: Partial<Record<NetErrorCode, string>> = {
   "unknown-host": "choose an address of this machine, or :port for all,",
 };
 
-async function runToTheEnd(
+async function runUntilSignalled(
   { service, resolved: { values, settings } }: Run,
   process: Process,
   log: Logger,
@@ -172,7 +172,7 @@ async function runToTheEnd(
 }
 
 /** What nobody caught leaves a state that nobody knows: better to be started anew. */
-function dieOnAccidents(process: Process, log: Logger, lines: LineWriter): void {
+function exitOnUncaughtErrors(process: Process, log: Logger, lines: LineWriter): void {
   const die = (error: unknown) => {
     log.error("fatal", { error: error instanceof Error ? error.stack ?? error.message : String(error) });
     void lines.flush(FLUSH_MS).then(() => process.exit(FAILED));

@@ -1,11 +1,11 @@
 // Commands that every executable has.
 import { BUILD } from "../build.ts";
-import type { Action, Command, Executable } from "./command.ts";
-import { configSchema } from "./config_schema.ts";
+import type { Command, Executable, Subcommand } from "./command.ts";
+import { configSchema } from "../config/schema.ts";
 import { completionScript, howToLoad, SHELLS } from "./completion.ts";
 import { healthcheckCommand } from "./healthcheck.ts";
 import { manualPage } from "./manual.ts";
-import { defineOptions, type ValuesOf } from "./option.ts";
+import { defineOptions, type ValuesOf } from "../config/option.ts";
 
 /** `executable` with the commands that all have. */
 export function withStandardCommands(executable: Executable): Executable {
@@ -16,10 +16,10 @@ export function withStandardCommands(executable: Executable): Executable {
 function standardCommands(executable: Executable): Command[] {
   // they tell of themselves too
   const complete = () => withStandardCommands(executable);
-  const print = (name: string, description: string, text: () => string): Action => ({
+  const print = (name: string, description: string, text: () => string): Subcommand => ({
     name,
     description,
-    act: (_, { write }) => Promise.resolve(write(text())),
+    run: (_, { write }) => Promise.resolve(write(text())),
   });
   return [
     versionCommand(executable.version),
@@ -44,12 +44,12 @@ const versionOptions = defineOptions({
   "verbose": { kind: "boolean", short: "V", description: "Print JSON with version, commit and date." },
 });
 
-function versionCommand(version: string): Action<ValuesOf<typeof versionOptions>> {
+function versionCommand(version: string): Subcommand<ValuesOf<typeof versionOptions>> {
   return {
     name: "version",
     description: "Print the version.",
     options: versionOptions,
-    act({ verbose }, { write }) {
+    run({ verbose }, { write }) {
       write(`${verbose ? JSON.stringify({ version, ...BUILD }) : version}\n`);
       return Promise.resolve();
     },

@@ -4,19 +4,19 @@ import { encodeHead, type Fields } from "./head.ts";
 import { formatProxyStatus, type Intermediary, type ProxyErrorType, type ProxyStatus } from "./proxy_status.ts";
 
 /** The head that says yes to a CONNECT, of proxy and agent alike. */
-export const ESTABLISHED: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
+export const CONNECTION_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** What a port that takes TLS answers to plain HTTP: lb knows by this that its proxy takes TLS. */
 export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://";
 
 /** Of a refusal, where there is more to tell. */
-export interface RefusalOptions extends ErrorOptions {
+export interface ProxyErrorOptions extends ErrorOptions {
   /** What the refusal of the peer that this one passes on says. */
   readonly received?: ProxyStatus;
 }
 
 /** Why a request is not done. */
-export class Refusal extends Error {
+export class ProxyError extends Error {
   override readonly name = "Refusal";
   readonly received?: ProxyStatus;
   /**
@@ -29,7 +29,7 @@ export class Refusal extends Error {
     readonly error: ProxyErrorType,
     message: string,
     readonly fields: Fields = [],
-    options?: RefusalOptions,
+    options?: ProxyErrorOptions,
   ) {
     super(message, options);
     this.received = options?.received;
@@ -61,7 +61,7 @@ export function reasonOf(status: number): string {
 const MAX_MESSAGE = 512;
 
 /** Whose request is refused. */
-export interface Refused {
+export interface ErrorContext {
   /** Its body is left out for `HEAD` (RFC 9110 §9.3.2). */
   readonly method?: string;
   /** Under which it is in the log: one token. */
@@ -72,7 +72,7 @@ export interface Refused {
  * The whole answer to a request that `by` refuses. A cause that came from a peer stays the peer's. Where the request has an id, that is in a field, in the text, and with the cause in the
  * reason phrase: of a refused CONNECT many programs show nothing but that.
  */
-export function encodeRefusal(refusal: Refusal, by: Intermediary, { method, id }: Refused = {}): Uint8Array {
+export function encodeErrorResponse(refusal: ProxyError, by: Intermediary, { method, id }: ErrorContext = {}): Uint8Array {
   const { status, error, message, fields, received } = refusal;
   const words = printable(message, MAX_MESSAGE);
   const body = id === undefined ? `${words}\n` : `${words} (request ${id})\n`;

@@ -1,7 +1,7 @@
 // Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
 import ipaddr from "ipaddr.js";
-import { createAllowList } from "../allow_list.ts";
-import { Memory } from "./tables.ts";
+import { createAllowList } from "../address/allow_list.ts";
+import { RecentKeys } from "./counters.ts";
 
 /** The key of `remote`, `host:port` or `[host]:port`, in tables; `undefined` for one that is not counted by its address. */
 export type AddressKeys = (remote: string) => string | undefined;
@@ -10,7 +10,7 @@ export type AddressKeys = (remote: string) => string | undefined;
 export function createAddressKeys(exempt: readonly string[]): AddressKeys {
   const list = exempt.length > 0 ? createAllowList(exempt) : undefined;
   // to read an address costs more than all that is done with it
-  const known = new Memory<{ key: string | undefined }>();
+  const known = new RecentKeys<{ key: string | undefined }>();
   return (remote) => {
     const host = hostOf(remote);
     let found = known.get(host);

@@ -35,7 +35,7 @@ export class Bandwidth {
     return bytesPerSecond > 0 ? this.#createRate({ bytesPerSecond, burst: bytesPerSecond * BURST_S }) : undefined;
   }
 
-  /** The rate of the key, for one more user, who is to {@link leave} it. */
+  /** The rate of the key, for one more user, who is to {@link release} it. */
   join(key: string): Rate | undefined {
     const shared = this.#rates.get(key);
     if (shared) {
@@ -47,7 +47,7 @@ export class Bandwidth {
     return rate;
   }
 
-  leave(key: string): void {
+  release(key: string): void {
     const shared = this.#rates.get(key);
     if (!shared) return;
     shared.users--;
@@ -55,7 +55,7 @@ export class Bandwidth {
   }
 
   /** Forgets those that had no user between two calls. To be called once a second: in a shorter time a rate has filled again. */
-  look(): void {
+  tick(): void {
     for (const [key, shared] of this.#rates) {
       if (shared.users > 0) continue;
       if (shared.isOld) {

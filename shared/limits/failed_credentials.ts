@@ -1,7 +1,7 @@
 // Tells a wrong credential that is repeated from one that is new: a program that is set up wrongly repeats one, who guesses tries others.
 // It keeps keyed hashes, never credentials.
 import { createHmac, randomBytes } from "node:crypto";
-import { Memory } from "./tables.ts";
+import { RecentKeys } from "./counters.ts";
 
 /** A wrong credential counts once in this time, in milliseconds, however often it is repeated. */
 const COUNTED_ONCE_MS = 60_000;
@@ -9,7 +9,7 @@ const COUNTED_ONCE_MS = 60_000;
 /** Remembers the latest wrong credentials of each address. */
 export class FailedCredentials {
   readonly #key = randomBytes(32);
-  readonly #countedAt = new Memory<number>();
+  readonly #countedAt = new RecentKeys<number>();
   readonly #now: () => number;
 
   /** @param now milliseconds from any fixed point */
@@ -22,7 +22,7 @@ export class FailedCredentials {
   }
 
   /** Whether this failure of `address` counts: not where the same credential has counted a short while ago. */
-  counts(address: string, credential: string | Uint8Array): boolean {
+  isNew(address: string, credential: string | Uint8Array): boolean {
     const hash = createHmac("sha256", this.#key).update(`${address}\n`).update(credential).digest("base64url");
     const [now, countedAt] = [this.#now(), this.#countedAt.get(hash)];
     if (countedAt !== undefined && now - countedAt < COUNTED_ONCE_MS) return false;

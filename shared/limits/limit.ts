@@ -1,6 +1,6 @@
 // What happens when a limit is reached: the peer is told, it is counted, and once a minute it is logged. It does not know what is limited.
-import { Refusal } from "../http/status.ts";
-import type { LogFields, Logger } from "../log.ts";
+import { ProxyError } from "../http/status.ts";
+import type { LogFields, Logger } from "../log/logger.ts";
 
 /** Name of a limit, in the metrics and the log: that of its option, and `ports`, the local ports that the system has for connections. */
 export type LimitName =
@@ -25,7 +25,7 @@ export type LimitName =
   | "handshakes-per-address";
 
 /** A configured limit is reached: 503, and when to come again. */
-export class LimitReached extends Refusal {
+export class LimitReached extends ProxyError {
   /** @param retryAfterS seconds, a whole number */
   constructor(readonly limit: LimitName, message: string, retryAfterS = 1) {
     super(503, "connection_limit_reached", message, [["Retry-After", String(retryAfterS)]]);
@@ -35,7 +35,7 @@ export class LimitReached extends Refusal {
 /** A limit is logged once in so many milliseconds at most. */
 const LOG_INTERVAL_MS = 60_000;
 
-export interface LimitReportsOptions {
+export interface LimitReporterOptions {
   log: Logger;
   /** Counts it, so many times. */
   count?: (limit: LimitName, times: number) => void;
@@ -44,18 +44,18 @@ export interface LimitReportsOptions {
 }
 
 /** Counts and logs limits that were reached. */
-export class LimitReports {
-  readonly #options: LimitReportsOptions;
+export class LimitReporter {
+  readonly #options: LimitReporterOptions;
   readonly #now: () => number;
   readonly #logged = new Map<LimitName, { at: number; suppressed: number }>();
 
-  constructor(options: LimitReportsOptions) {
+  constructor(options: LimitReporterOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
   }
 
   /** `fields` tell of the latest of `times`: who, and what the limit is. */
-  hit(limit: LimitName, fields: LogFields = {}, times = 1): void {
+  record(limit: LimitName, fields: LogFields = {}, times = 1): void {
     this.#options.count?.(limit, times);
     const now = this.#now();
     const last = this.#logged.get(limit);
@@ -69,7 +69,7 @@ export class LimitReports {
 
   /** The system has no local port left for one more connection to `destination`. */
   noPort(destination: string): void {
-    this.hit("ports", { destination, remedy: "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1" });
+    this.record("ports", { destination, remedy: "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1" });
   }
 
   /** Logs what was not logged and may be now, at the end all of it. To be called now and then. */
@@ -86,6 +86,6 @@ export class LimitReports {
 }
 
 /** 0 stands for no limit. */
-export function orNone(limit: number): number {
+export function unlimitedIfZero(limit: number): number {
   return limit === 0 ? Infinity : limit;
 }

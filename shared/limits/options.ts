@@ -1,6 +1,6 @@
 // The options of limits, and their values.
-import { checkNetworks } from "../cli/common_options.ts";
-import { defineOptions, type ValuesOf } from "../cli/option.ts";
+import { checkNetworks } from "../config/common_options.ts";
+import { defineOptions, type ValuesOf } from "../config/option.ts";
 import { checkBandwidth } from "./bandwidth.ts";
 import { checkWatermark } from "./resources.ts";
 

@@ -2,15 +2,15 @@
 // limit here.
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
-import type { LogFields, Logger } from "../log.ts";
+import type { LogFields, Logger } from "../log/logger.ts";
 import type { Net } from "../net/types.ts";
-import { orNone } from "./limit.ts";
+import { unlimitedIfZero } from "./limit.ts";
 
 /** With so few tunnels it is not them that take the memory, and a way in is left. */
-const ALWAYS_ALLOWED = 16;
+const MIN_TUNNELS = 16;
 
 /** Tells when the process has taken too much memory for new tunnels. */
-export class MemoryWatch {
+export class MemoryWatermark {
   readonly #limit: number;
   readonly #resident: () => number | undefined;
   #above = false;
@@ -22,7 +22,7 @@ export class MemoryWatch {
   constructor(watermark: string, resident: () => number | undefined = residentBytes) {
     this.#limit = watermarkBytes(watermark);
     this.#resident = resident;
-    this.look();
+    this.refresh();
   }
 
   /** In bytes; `Infinity` for none. */
@@ -31,18 +31,18 @@ export class MemoryWatch {
   }
 
   /** Looks again. */
-  look(): void {
+  refresh(): void {
     this.#above = this.#limit !== Infinity && (this.#resident() ?? 0) > this.#limit;
   }
 
   /** @param open tunnels there are */
   refuses(open: number): boolean {
-    return this.#above && open >= ALWAYS_ALLOWED;
+    return this.#above && open >= MIN_TUNNELS;
   }
 }
 
 /** From this part of the budget for buffers on there are no new tunnels. */
-const BUFFERS_FULL = 0.75;
+const REFUSAL_FRACTION = 0.75;
 
 /** One budget for what all tunnels of the process buffer. Who copies keeps to it; this tells when there is no room for more tunnels. */
 export class BufferBudget {
@@ -66,7 +66,7 @@ export class BufferBudget {
   }
 
   refuses(): boolean {
-    return this.usedBytes > this.#limit * BUFFERS_FULL;
+    return this.usedBytes > this.#limit * REFUSAL_FRACTION;
   }
 }
 
@@ -84,7 +84,7 @@ export function checkWatermark(text: string): string | undefined {
 
 function watermarkBytes(text: string): number {
   const [, number, unit] = WATERMARK.exec(text) ?? [];
-  const count = orNone(Number(number ?? 0));
+  const count = unlimitedIfZero(Number(number ?? 0));
   if (count === Infinity) return Infinity;
   return unit === "%" ? Math.round(availableBytes() * count / 100) : count * (unit === "MiB" ? 1 << 20 : 1 << 30);
 }
@@ -139,9 +139,9 @@ function read(file: string): string | undefined {
 }
 
 /** What the process needs besides connections: files, the runtime's own, the store, those who operate it. At most half of what there is. */
-const RESERVED = 64;
+const RESERVED_DESCRIPTORS = 64;
 /** With fewer connections than these the operator is warned. */
-const FEW = 256;
+const FEW_CONNECTIONS = 256;
 
 /**
  * Connections that descriptors are enough for, and heads that may be read besides: a flood of either leaves the other some.
@@ -155,7 +155,7 @@ export function withinDescriptors(
 ): { connections: number; heads: number } {
   if (most === Infinity) return wanted;
   const heads = Math.max(1, Math.min(wanted.heads, Math.floor(most / 4)));
-  const left = most - Math.min(RESERVED, Math.floor(most / 2)) - heads;
+  const left = most - Math.min(RESERVED_DESCRIPTORS, Math.floor(most / 2)) - heads;
   return { heads, connections: Math.max(1, Math.min(wanted.connections, Math.floor(left / each))) };
 }
 
@@ -170,5 +170,5 @@ export function shareOf(limit: number, share: number, wanted: number, enough: nu
 /** Tells the operator that descriptors are fewer than the limits would take, and how many `what` they are enough for. */
 export function reportDescriptors(log: Logger, what: "connections" | "tunnels", enough: number, others: LogFields = {}): void {
   const fields = { [what]: enough, ...others, descriptors: descriptorLimit(), remedy: "raise LimitNOFILE (systemd) or ulimit -n" };
-  log[enough < FEW ? "warn" : "info"](`descriptors limit ${what}`, fields);
+  log[enough < FEW_CONNECTIONS ? "warn" : "info"](`descriptors limit ${what}`, fields);
 }

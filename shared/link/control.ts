@@ -1,7 +1,7 @@
 // The control stream of one connection (version 2 of the agent link): who sends what when, and what a peer may not do. It knows neither
 // agents nor proxies: what a message means is decided by those who listen.
 import type { Duplex, QuicConnection } from "../net/types.ts";
-import { within } from "../within.ts";
+import { withTimeout } from "../async/with_timeout.ts";
 import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
 import { CloseCode } from "./link.ts";
 import { decodeMessage, encodeMessage, type Message, MessageError } from "./message.ts";
@@ -66,7 +66,7 @@ export class Control {
 
   /** A control stream that fails has its connection's end before it. One that was reset alone breaks the rules. */
   async #checkAlive(): Promise<void> {
-    const closed = await within(CLOSED_WITHIN_MS, this.#connection.closed);
+    const closed = await withTimeout(CLOSED_WITHIN_MS, this.#connection.closed);
     if (!closed) this.#connection.close(CloseCode.malformed, "the control stream was reset");
   }
 

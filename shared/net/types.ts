@@ -59,7 +59,7 @@ export interface Net {
    * and sent no byte.
    * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
    */
-  connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedSplice>;
+  connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedTunnel>;
   /** Bytes a second, for all copies that are given it. */
   createRate(options: RateOptions): Rate;
   /**
@@ -179,21 +179,21 @@ export interface QuicConnection {
    * Opens a stream, writes `head` and reads the answer's head. Abandons the stream (RESET_STREAM, STOP_SENDING) where that fails.
    * @throws {NetError} `timed-out`, `cancelled`, `closed`, `reset`, `head-too-large`, `head-truncated`, `head-malformed`
    */
-  exchange(head: Uint8Array, options: ExchangeOptions): Promise<Exchanged>;
+  request(head: Uint8Array, options: RequestOptions): Promise<AgentResponse>;
   /**
-   * As {@link exchange}, and where the answer's head is `established`, byte for byte, copies between `a` and the stream as {@link Net.splice},
+   * As {@link request}, and where the answer's head is `established`, byte for byte, copies between `a` and the stream as {@link Net.splice},
    * with nothing to wait for in between. `a` is taken over when it is called; where the answer is another one, or none comes, it is given back
    * as it was. The signal in `splice` gives up either, and so does the peer of `a`, as with {@link Net.connectAndSplice}.
-   * @throws {NetError} as {@link exchange}, and `abandoned`
+   * @throws {NetError} as {@link request}, and `abandoned`
    */
-  exchangeAndSplice(
+  openTunnel(
     a: Duplex,
     head: Uint8Array,
-    options: ExchangeOptions & { established: Uint8Array },
+    options: RequestOptions & { established: Uint8Array },
     splice?: SpliceOptions,
-  ): Promise<Exchanged | Spliced>;
+  ): Promise<AgentResponse | Spliced>;
   /** Ends the exchanges under way, which reject with `cancelled`. */
-  giveUpExchanges(): void;
+  cancelRequests(): void;
   /** All requests that are ready on streams the peer opened, at least one; `null` once the connection is closed. The first call's options count. */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
   /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
@@ -376,17 +376,17 @@ export interface ProbeUdpOptions {
 }
 
 /** How long to wait for an answer, and how long that may be. */
-export interface ExchangeOptions {
+export interface RequestOptions {
   /** Longest time in milliseconds, the wait for a free stream included. */
   timeoutMs: number;
   /** Longest answer head in bytes. Default 16384. */
   headLimit?: number;
-  /** Gives up {@link QuicConnection.exchange} with `cancelled`. */
+  /** Gives up {@link QuicConnection.request} with `cancelled`. */
   signal?: AbortSignal;
 }
 
 /** What an exchange brings. */
-export interface Exchanged {
+export interface AgentResponse {
   /** As it goes on after the answer's head. */
   readonly stream: Duplex;
   /** The answer's head, blank line included, one character a byte. */
@@ -399,7 +399,7 @@ export interface SpliceOptions {
    * Written to `a` before anything that comes from `b`. Not counted. Where `a` is TCP it is a write of its own, and what `b` says unasked
    * follows a millisecond later: many clients lose what they read together with the answer to their CONNECT.
    */
-  prologueToA?: Uint8Array;
+  initialDataToA?: Uint8Array;
   /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
   idleTimeoutMs?: number;
   /** Bytes a second, of both directions together; the narrowest counts. Default: as fast as it goes. */
@@ -446,7 +446,7 @@ export interface Spliced {
 }
 
 /** A copy that has begun, with a connection. */
-export interface ConnectedSplice extends Spliced {
+export interface ConnectedTunnel extends Spliced {
   /** The address that was connected to, `host:port` or `[host]:port`. */
   readonly remote: string;
 }

@@ -3,8 +3,8 @@
 import type { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import memjs from "memjs";
-import { splitHostPort } from "../host_port.ts";
-import { Guard, type StoreEvents } from "./guard.ts";
+import { splitHostPort } from "../address/host_port.ts";
+import { CircuitBreaker, type StoreEvents } from "./circuit_breaker.ts";
 import { type Cache, PROBE_KEY, renewIn, type ServedStore, StoreError } from "./store.ts";
 
 export interface MemcachedOptions extends StoreEvents {
@@ -74,7 +74,7 @@ interface Connection {
 }
 
 class MemcachedServer implements Cache {
-  readonly #guard: Guard<Connection>;
+  readonly #guard: CircuitBreaker<Connection>;
   readonly #expires: number;
 
   constructor(address: string, { timeoutMs, ttlMs, maxPauseMs, onServer, onCall }: MemcachedOptions) {
@@ -82,7 +82,7 @@ class MemcachedServer implements Cache {
     // the guard's own time-out comes first
     const seconds = timeoutMs / 1_000 + 1;
     this.#expires = Math.ceil(ttlMs / 1_000);
-    this.#guard = new Guard({
+    this.#guard = new CircuitBreaker({
       name: `memcached at ${address}`,
       timeoutMs,
       maxPauseMs,

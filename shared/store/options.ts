@@ -1,15 +1,12 @@
 // The store's options, for the proxy and lb alike, and the store that they describe.
 import { readFile } from "node:fs/promises";
-import { NOT_GIVEN } from "../cli/common_options.ts";
-import { ConfigError, defineOptions } from "../cli/option.ts";
-import { checkRemote } from "../host_port.ts";
-import type { Health } from "../admin.ts";
-import type { Logger } from "../log.ts";
-import type { Metrics } from "../metrics.ts";
-import type { StoreEvents } from "./guard.ts";
+import { NOT_GIVEN } from "../config/common_options.ts";
+import { ConfigError, defineOptions } from "../config/option.ts";
+import { checkRemote } from "../address/host_port.ts";
+import type { StoreEvents } from "./circuit_breaker.ts";
 import { createMemcachedStore } from "./memcached.ts";
 import { createRedisStore } from "./redis.ts";
-import { within } from "../within.ts";
+import { withTimeout } from "../async/with_timeout.ts";
 import type { ServedStore, Store } from "./store.ts";
 
 const atLeast = (least: number, text: string) => (ms: number) => ms >= least ? undefined : `it must be ${text} or more`;
@@ -116,34 +113,6 @@ export async function checkStoreOptions({ type, redis }: StoreOptions): Promise<
   }
 }
 
-/** Whoever operates it sees whether the store's servers answer: in the log once, in readiness, in the figures. */
-export function watchServers(log: Logger, health: Health, metrics: Metrics): StoreEvents {
-  const figures = metrics.store();
-  const down = new Map<string, string>();
-  return {
-    onCall: figures.onCall,
-    onServer(server) {
-      figures.onServer?.(server);
-      const { name, up } = server;
-      const reason = explain(server.reason ?? "");
-      if (up) log.info("store answers again", { store: name });
-      else log.warn("store does not answer", { store: name, reason });
-      if (up) down.delete(name);
-      else down.set(name, reason);
-      if (down.size === 0) health.readyAgain("store");
-      else health.notReady("store", [...down].map(([name, reason]) => `${name}: ${reason}`).join("; "));
-    },
-  };
-}
-
-/** Most characters of what a server says. */
-const MAX_REASON = 200;
-
-function explain(reason: string): string {
-  const short = reason.slice(0, MAX_REASON);
-  return /^(WRONGPASS|NOAUTH|NOPERM)|invalid.*password/i.test(reason) ? `authentication failed: ${short}` : short;
-}
-
 /** How often the store is asked whether it answers, in milliseconds, and how long the start waits for that. */
 const PROBE_MS = 5_000;
 const FIRST_PROBE_MS = 1_000;
@@ -156,7 +125,7 @@ async function probed(store: ServedStore): Promise<Store> {
     await store.probe();
     if (!closed) timer = setTimeout(probe, PROBE_MS);
   };
-  await within(FIRST_PROBE_MS, probe());
+  await withTimeout(FIRST_PROBE_MS, probe());
   return {
     ...store,
     close() {

@@ -1,6 +1,6 @@
 // The store in Redis or Valkey. The same contract as in memcached, under keys of its own: a Redis server is often shared with others.
 import { Redis } from "ioredis";
-import { Guard, type StoreEvents } from "./guard.ts";
+import { CircuitBreaker, type StoreEvents } from "./circuit_breaker.ts";
 import { type Cache, PROBE_KEY, renewIn, type ServedStore } from "./store.ts";
 
 export interface RedisOptions extends StoreEvents {
@@ -64,7 +64,7 @@ export function createRedisStore(options: RedisOptions): ServedStore {
     redis.on("end", onEnd);
     return connection;
   };
-  const guard = new Guard({
+  const guard = new CircuitBreaker({
     name: `redis at ${host}`,
     timeoutMs,
     maxPauseMs,

@@ -2,12 +2,12 @@
 // new files keep the old settings. Sockets are not known here.
 import { Buffer } from "node:buffer";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ConfigError, flagOf } from "../cli/option.ts";
-import { describeFileError, readBytes } from "../files.ts";
-import type { Logger } from "../log.ts";
+import { ConfigError, flagOf } from "../config/option.ts";
+import { describeFileError, readBytes } from "../files/read.ts";
+import type { Logger } from "../log/logger.ts";
 import { NetError } from "../net/errors.ts";
 import type { ClientTls, Net, ServerTls } from "../net/types.ts";
-import { SecretFiles } from "../secret_files.ts";
+import { SecretFiles } from "../files/secret_files.ts";
 import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists, type Side, unusable } from "./pem.ts";
 import { checkRevocationLists } from "./revocation.ts";
 
@@ -56,7 +56,7 @@ export async function openServerTls(
   group: string,
   options: ServerTlsOptions,
   { log, net, own }: { log: Logger; net: TlsCheck; own?: CertifiedKey },
-): Promise<TlsFiles<ServerTls>> {
+): Promise<ReloadableTls<ServerTls>> {
   const { key, cert, clientCa, clientCrl } = options.file;
   const check = async (pems: Pems): Promise<Checked<ServerTls>> => {
     const identity = readIdentity(group, pems, options, "server");
@@ -79,7 +79,7 @@ export async function openServerTls(
     }
     return { tls, warnings };
   };
-  return await TlsFiles.open(group, { key, cert, "client-ca": clientCa, "client-crl": clientCrl }, check, log);
+  return await ReloadableTls.open(group, { key, cert, "client-ca": clientCa, "client-crl": clientCrl }, check, log);
 }
 
 /**
@@ -90,7 +90,7 @@ export async function openClientTls(
   group: string,
   options: ClientTlsOptions,
   { log, net }: { log: Logger; net: TlsCheck },
-): Promise<TlsFiles<ClientTls>> {
+): Promise<ReloadableTls<ClientTls>> {
   const { rootCa, key, cert } = options.file;
   const check = (pems: Pems): Promise<Checked<ClientTls>> => {
     const identity = readIdentity(group, pems, options, "client");
@@ -107,7 +107,7 @@ export async function openClientTls(
     if (pems.cert) tryOut(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
-  return await TlsFiles.open(group, { "root-ca": rootCa, key, cert }, check, log);
+  return await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
 }
 
 /** What the network says of a file's content, as a mistake in that file. */
@@ -136,7 +136,7 @@ export function refuseWithoutTls(group: string, options: { keyPassword?: string;
 }
 
 /** Settings that follow their files. */
-export class TlsFiles<T> {
+export class ReloadableTls<T> {
   #state: string;
   #current: T;
   #turn = Promise.resolve();
@@ -156,11 +156,11 @@ export class TlsFiles<T> {
   }
 
   /** @throws {ConfigError} where a file cannot be read or used */
-  static async open<T>(group: string, files: Files, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<TlsFiles<T>> {
+  static async open<T>(group: string, files: Files, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<ReloadableTls<T>> {
     const pems = await readPems(group, files);
     const { tls, warnings } = await check(pems);
     warn(log, warnings);
-    const opened = new TlsFiles(group, files, check, log, JSON.stringify(pems), tls);
+    const opened = new ReloadableTls(group, files, check, log, JSON.stringify(pems), tls);
     await opened.#checkModes();
     return opened;
   }
@@ -198,13 +198,15 @@ export class TlsFiles<T> {
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       if (this.#state === before) this.#state = reason; // it could not be read
-      if (this.#state !== before) this.log.warn("certificates not renewed, the old ones stay", { options: flagOf(this.group), reason });
+      if (this.#state !== before) {
+        this.log.warn("certificate reload failed; keeping the previous certificates", { options: flagOf(this.group), reason });
+      }
     }
   }
 }
 
-/** Reads files again every `intervalMs` milliseconds until it is closed; 0 never. `use` as in {@link TlsFiles.reload}. */
-export function refreshTls<T>(files: TlsFiles<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
+/** Reads files again every `intervalMs` milliseconds until it is closed; 0 never. `use` as in {@link ReloadableTls.reload}. */
+export function startTlsRefresh<T>(files: ReloadableTls<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
   const stopping = new AbortController();
   const { signal } = stopping;
   const run = async (): Promise<void> => {
@@ -264,5 +266,5 @@ async function readPem(option: string, file: string): Promise<string> {
 }
 
 function warn(log: Logger, warnings: readonly string[]): void {
-  for (const warning of warnings) log.warn("certificate of doubtful use", { reason: warning });
+  for (const warning of warnings) log.warn("certificate may be unusable", { reason: warning });
 }

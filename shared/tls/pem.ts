@@ -1,7 +1,7 @@
 // Files in PEM as certificates, keys and revocation lists that fit together. Every fault is an error that names option, file and line, and never
 // shows a key. Where the texts come from, and who they are shown to, is not known here.
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
-import { ConfigError, flagOf } from "../cli/option.ts";
+import { ConfigError, flagOf } from "../config/option.ts";
 import { type PemBlock, PemError, type PemKind, readPem } from "../net/pem.ts";
 
 /** What an option's file holds. */

@@ -2,7 +2,7 @@
 // said. What is said here follows the rules by which webpki looks for a certificate's list.
 import { Buffer } from "node:buffer";
 import type { X509Certificate } from "node:crypto";
-import { flagOf } from "../cli/option.ts";
+import { flagOf } from "../config/option.ts";
 import type { PemBlock } from "../net/pem.ts";
 import { type PemFile, unusable } from "./pem.ts";
 

@@ -3,10 +3,10 @@ import { randomBytes, webcrypto, X509Certificate } from "node:crypto";
 import { link, mkdir, open, readFile, rename, rm } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
-import { ConfigError } from "../cli/option.ts";
-import { describeFileError } from "../files.ts";
-import type { Logger } from "../log.ts";
-import { SecretFiles } from "../secret_files.ts";
+import { ConfigError } from "../config/option.ts";
+import { describeFileError } from "../files/read.ts";
+import type { Logger } from "../log/logger.ts";
+import { SecretFiles } from "../files/secret_files.ts";
 import type { CertifiedKey } from "./files.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
 import { loadX509 } from "./revocation.ts";
@@ -46,7 +46,7 @@ export function defaultStateDirectory(env: Readonly<Record<string, string | unde
  */
 export async function openSelfSigned(name: string, directory: StateDirectory, log: Logger): Promise<SelfSigned> {
   const { path } = directory;
-  if (path === undefined) return await makeFleeting("there is no state directory", log);
+  if (path === undefined) return await createEphemeral("there is no state directory", log);
   const file = join(path, `${name}.pem`);
   let text;
   try {
@@ -55,7 +55,7 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
   } catch (cause) {
     const why = (cause as Error).message;
     if (directory.required) throw new ConfigError(`Cannot use --state-dir ${path}: ${why}`, { cause });
-    return await makeFleeting(why, log);
+    return await createEphemeral(why, log);
   }
   return parse(file, text);
 }
@@ -85,7 +85,7 @@ function parse(file: string, text: string): SelfSigned {
   return { cert: certText, key: key.export({ type: "pkcs8", format: "pem" }).toString(), pin: pinOf(cert!), file };
 }
 
-async function makeFleeting(why: string, log: Logger): Promise<SelfSigned> {
+async function createEphemeral(why: string, log: Logger): Promise<SelfSigned> {
   log.warn("the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place", { reason: why });
   const { cert, key } = await makeSelfSigned();
   return { cert, key, pin: pinOf(new X509Certificate(cert)) };

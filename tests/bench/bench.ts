@@ -7,7 +7,7 @@ import { cpus, loadavg, release, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { drawChart } from "./chart.ts";
-import { type LimitKind, Places, type Subject, type Surroundings } from "./places.ts";
+import { type LimitKind, Places, type Subject, type Surroundings } from "./workdirs.ts";
 import { Launcher } from "./processes.ts";
 import { columns, formatTable, formatVerdicts, markdown, type MetricSummary, type Run, summarize } from "./report.ts";
 import { FULL, type Outcome, type Scenario, type Sizes, SMOKE } from "./scenario.ts";

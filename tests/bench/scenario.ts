@@ -1,6 +1,6 @@
 // What a scenario is, and how much of everything it takes. No scenario is here.
 import type { LoadResult, Program, Usage } from "./processes.ts";
-import type { LimitKind, Pair, Place, Surroundings } from "./places.ts";
+import type { LimitKind, Pair, Place, Surroundings } from "./workdirs.ts";
 
 /** How much of everything. */
 export interface Sizes {

@@ -1,6 +1,6 @@
 // Scenarios of bytes and tunnels on their way: how fast, how soon, and at what cost.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Surroundings } from "./places.ts";
+import type { Surroundings } from "./workdirs.ts";
 import type { LoadResult } from "./processes.ts";
 import { divide } from "./report.ts";
 import { costOf, errorsOf, figure, percentiles, type Scenario } from "./scenario.ts";

@@ -1,7 +1,7 @@
 // A request on a stream of its own and its answer, and what goes on from there: the stream, or a copy.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { Duplex, Exchanged, ExchangeOptions, Net, QuicConnection, Spliced, SpliceOptions } from "../../shared/net/types.ts";
+import type { AgentResponse, Duplex, Net, QuicConnection, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";
 import {
   assertUsable,
   bytes,
@@ -32,7 +32,7 @@ export function exchangeTests(suite: Suite): void {
 function plainTests({ test, pki }: Suite): void {
   test("is a request on a stream of its own, and the stream that remains", async (net) => {
     const { client, server } = await quicPair(net, await pki);
-    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
+    const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
     const incoming = await oneByOne(() => server.acceptRequests())();
     assert.equal(incoming?.head, HEAD);
     await within(incoming.stream.write(bytes(YES)));
@@ -57,7 +57,7 @@ function plainTests({ test, pki }: Suite): void {
     void serve();
     const ask = async (i: number) => {
       const name = String(i).padStart(4, "0");
-      const { stream, head } = await within(client.exchange(bytes(`GET ${name} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 }));
+      const { stream, head } = await within(client.request(bytes(`GET ${name} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 }));
       stream.close();
       assert.equal(head, `HTTP/1.1 200 ${name}\r\n\r\n`);
     };
@@ -67,10 +67,10 @@ function plainTests({ test, pki }: Suite): void {
   test("waits for a free stream no longer than its time-out", async (net) => {
     const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
     const { a, b } = await openPair(client, server);
-    await netError(client.exchange(bytes(HEAD), { timeoutMs: 60 }), "timed-out");
+    await netError(client.request(bytes(HEAD), { timeoutMs: 60 }), "timed-out");
     a.close();
     b.close();
-    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
+    const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
     const stream = await within(server.acceptStream());
     await within(stream!.write(bytes(YES)));
     await within(asked);
@@ -78,9 +78,9 @@ function plainTests({ test, pki }: Suite): void {
 
   test("is given up at once, and its stream is abandoned both ways", async (net) => {
     const { client, server } = await quicPair(net, await pki);
-    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
+    const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     const incoming = await oneByOne(() => server.acceptRequests())();
-    client.giveUpExchanges();
+    client.cancelRequests();
     await asked;
     await readToError(incoming!.stream, "reset");
     await writeToError(incoming!.stream, "stopped");
@@ -88,9 +88,9 @@ function plainTests({ test, pki }: Suite): void {
 
   test("is given up as soon as it was begun, and the next one is not", async (net) => {
     const { client, server } = await quicPair(net, await pki);
-    const given = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
-    client.giveUpExchanges();
-    const asked = client.exchange(bytes(HEAD), { timeoutMs: 5_000 });
+    const given = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
+    client.cancelRequests();
+    const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
     await given;
     await within(serveOne(server, YES, ({ head }) => head === HEAD));
     assert.equal((await within(asked)).head, YES);
@@ -99,8 +99,8 @@ function plainTests({ test, pki }: Suite): void {
   test("is given up while it waits for a free stream", async (net) => {
     const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
     await openPair(client, server);
-    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
-    client.giveUpExchanges();
+    const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
+    client.cancelRequests();
     await asked;
   });
 }
@@ -122,9 +122,9 @@ async function serveOne(
 
 function copyTests({ test, pki }: Suite, kind: Kind): void {
   const open = async (net: Net) => ({ ...await kind.open(net), quic: await quicPair(net, await pki) });
-  const ask = (client: QuicConnection, a: Duplex, options: Partial<ExchangeOptions> = {}, splice?: SpliceOptions) =>
-    client.exchangeAndSplice(a, bytes(HEAD), { timeoutMs: 5_000, established: bytes(YES), ...options }, splice);
-  const copied = (answer: Exchanged | Spliced) => {
+  const ask = (client: QuicConnection, a: Duplex, options: Partial<RequestOptions> = {}, splice?: SpliceOptions) =>
+    client.openTunnel(a, bytes(HEAD), { timeoutMs: 5_000, established: bytes(YES), ...options }, splice);
+  const copied = (answer: AgentResponse | Spliced) => {
     assert.ok("ended" in answer, "the answer was not taken for a yes");
     return answer.ended;
   };
@@ -132,7 +132,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   test("brings the prologue, what came with the answer, bytes both ways and their ends", async (net) => {
     const { a: left, b: a, quic: { client, server } } = await open(net);
     await within(left.write(bytes("early ")));
-    const asked = ask(client, a, {}, { prologueToA: bytes("200\r\n\r\n") });
+    const asked = ask(client, a, {}, { initialDataToA: bytes("200\r\n\r\n") });
     const right = await within(serveOne(server, `${YES}banner `));
     const ended = copied(await within(asked));
     await within(Promise.all([left.write(bytes("up")), right.write(bytes("down"))]));
@@ -147,7 +147,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   test("comes after the calls that were made before", async (net) => {
     const { a: left, b: a, quic: { client, server } } = await open(net);
     ignore(a.write(bytes("one ")));
-    const asked = ask(client, a, {}, { prologueToA: bytes("two") });
+    const asked = ask(client, a, {}, { initialDataToA: bytes("two") });
     const right = await within(serveOne(server, YES));
     assert.equal(await readTextExactly(left, 7), "one two");
     for (const end of [left, right]) end.closeWrite();
@@ -157,7 +157,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   test("gives the stream back as it was, with another answer and its stream", async (net) => {
     const { a: left, b: a, quic: { client, server } } = await open(net);
     for (const answer of [NO, "HTTP/1.1 200 Yes\r\nVia: a\r\n\r\n"]) {
-      const asked = ask(client, a, {}, { prologueToA: bytes("never"), signal: new AbortController().signal });
+      const asked = ask(client, a, {}, { initialDataToA: bytes("never"), signal: new AbortController().signal });
       const right = await within(serveOne(server, `${answer}more`));
       const exchanged = await within(asked);
       assert.ok("stream" in exchanged, "the answer was taken for a yes");
@@ -174,7 +174,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
     const { a: left, b: a, quic: { client, server } } = await open(net);
     await netError(ask(client, a, { timeoutMs: 60 }), "timed-out");
     const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "cancelled");
-    client.giveUpExchanges();
+    client.cancelRequests();
     await asked;
     const controller = new AbortController();
     const cancelled = netError(ask(client, a, { timeoutMs: 60_000 }, { signal: controller.signal }), "cancelled");
@@ -193,7 +193,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
     const asked = ask(client, a, {}, { signal: controller.signal });
     const right = await within(serveOne(server, YES));
     const ended = copied(await within(asked));
-    client.giveUpExchanges();
+    client.cancelRequests();
     await assertUsable(left, right);
     controller.abort();
     assert.equal((await within(ended)).error?.code, "cancelled");
@@ -228,7 +228,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   test("is given up by its own signal without a copy, at both ends", async (net) => {
     const { quic: { client, server } } = await open(net);
     const controller = new AbortController();
-    const asked = netError(client.exchange(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+    const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
     const right = (await oneByOne(() => server.acceptRequests())())!.stream;
     controller.abort();
     await asked;

@@ -339,7 +339,7 @@ function exchangeHeadTests({ test, pki }: Suite): void {
       }
     };
     void serve();
-    return (options: { headLimit?: number; timeoutMs?: number } = {}) => client.exchange(bytes(HEAD), { timeoutMs: 5_000, ...options });
+    return (options: { headLimit?: number; timeoutMs?: number } = {}) => client.request(bytes(HEAD), { timeoutMs: 5_000, ...options });
   };
 
   describe("the answer's head of an exchange", () => {

@@ -40,7 +40,7 @@ async function callsOf(net: Net, here: QuicConnection, there: QuicConnection): P
   const writing = await openPair(here, there);
   const copied = await openPair(here, there);
   const other = await openPair(here, there);
-  const asking = here.exchange(bytes(HEAD), { timeoutMs: 60_000 });
+  const asking = here.request(bytes(HEAD), { timeoutMs: 60_000 });
   ignore(asking);
   const incoming = await within(there.acceptStream());
   assert.ok(incoming);
@@ -50,7 +50,7 @@ async function callsOf(net: Net, here: QuicConnection, there: QuicConnection): P
     ["write", waiting],
     ["openStream", here.openStream()],
     ["exchange", asking],
-    ["exchange that waits for a stream", here.exchange(bytes(HEAD), { timeoutMs: 60_000 })],
+    ["exchange that waits for a stream", here.request(bytes(HEAD), { timeoutMs: 60_000 })],
     ["acceptStream", here.acceptStream()],
     ["splice", net.splice(copied.a, other.a)],
     ["closed", here.closed],

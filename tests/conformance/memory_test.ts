@@ -1,5 +1,5 @@
 // The network in memory, held to the contract. What needs sockets or certificates does not apply to it.
-import { createMemoryNet } from "../../shared/net/memory.ts";
+import { createMemoryNet } from "../../testing/net/memory.ts";
 import { conformance } from "./suite.ts";
 
 conformance({ name: "memory", create: createMemoryNet, has: { sockets: false, tls: false } });

@@ -1,6 +1,6 @@
 // The native engine, held to the whole contract.
 import process from "node:process";
-import { createNativeNet } from "../../shared/net/native.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
 import { conformance } from "./suite.ts";
 
 // a bundle, as Node needs it, does not lie where the sources do

@@ -479,7 +479,7 @@ function closeTests({ test, pki }: Suite): void {
     const { client, server } = await quicPair(net, await pki);
     client.close(0, "");
     await netError(client.openStream(), "closed");
-    await netError(client.exchange(bytes(HEAD), { timeoutMs: 1_000 }), "closed");
+    await netError(client.request(bytes(HEAD), { timeoutMs: 1_000 }), "closed");
     await within(server.closed);
     await netError(server.openStream(), "closed", "reset");
   });
@@ -550,7 +550,7 @@ function lifeTests({ test, pki }: Suite): void {
         netError(a.read(), "reset"),
         netError(b.read(), "reset"),
         netError(client.openStream(), "reset"),
-        netError(client.exchange(bytes(HEAD), { timeoutMs: 20_000 }), "reset"),
+        netError(client.request(bytes(HEAD), { timeoutMs: 20_000 }), "reset"),
         within(server!.acceptStream()).then((stream) => assert.equal(stream, null)),
       ];
       for (const connection of [client, server!] as QuicConnection[]) {

@@ -105,7 +105,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     const { left, a, b, right } = await dig(net);
     await within(right.write(bytes("banner")));
     right.closeWrite();
-    const done = net.splice(a, b, { prologueToA: bytes("200\r\n\r\n") });
+    const done = net.splice(a, b, { initialDataToA: bytes("200\r\n\r\n") });
     assert.equal(await readText(left), "200\r\n\r\nbanner");
     left.closeWrite();
     assert.equal(await readText(right), "");
@@ -113,7 +113,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
   });
 
   test("writes the prologue at once, also when nothing else comes", async (net) => {
-    const { left } = await start(net, { prologueToA: bytes("200\r\n\r\n") });
+    const { left } = await start(net, { initialDataToA: bytes("200\r\n\r\n") });
     assert.equal(await readTextExactly(left, 7), "200\r\n\r\n");
   });
 
@@ -132,7 +132,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     const { left, a, b, right } = await dig(net);
     const read = a.read();
     ignore(a.write(bytes("one ")), a.write(bytes("two ")), b.write(bytes("to b ")));
-    const done = net.splice(a, b, { prologueToA: bytes("three") });
+    const done = net.splice(a, b, { initialDataToA: bytes("three") });
     await within(left.write(bytes("read")));
     assert.deepEqual(await within(read), bytes("read"));
     assert.equal(await readTextExactly(left, 13), "one two three");
@@ -413,7 +413,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
   };
 
   test("brings the prologue, bytes both ways and their ends", async (net) => {
-    const { left, right, done } = await begin(net, { prologueToA: bytes("200\r\n\r\n") });
+    const { left, right, done } = await begin(net, { initialDataToA: bytes("200\r\n\r\n") });
     await within(Promise.all([left.write(bytes("up")), right.write(bytes("down"))]));
     right.closeWrite();
     assert.equal(await readText(left), "200\r\n\r\ndown");
@@ -429,7 +429,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     await within(left.write(bytes(HEAD)));
     ignore(a.write(bytes("one ")));
     const { ended } = await within(
-      net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, { prologueToA: bytes("two") }),
+      net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, { initialDataToA: bytes("two") }),
     );
     assert.equal(await readTextExactly(left, 7), "one two");
     const { stream, head } = await request();
@@ -740,7 +740,7 @@ function wireTests({ test, adapter, pki }: Suite): void {
     const { stream } = await request();
     const { a, b } = await openPair(proxy, agent);
     const target = await dialTcp(net, origin.port);
-    const done = [net.splice(stream, a, { prologueToA: bytes("200\r\n\r\n") }), net.splice(b, target)];
+    const done = [net.splice(stream, a, { initialDataToA: bytes("200\r\n\r\n") }), net.splice(b, target)];
     return { agent, proxy, client: { socket: client, ...watch(client) }, origin: await origin.next(), done };
   };
 

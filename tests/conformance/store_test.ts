@@ -8,12 +8,12 @@ import { after, before, describe, it } from "node:test";
 import { createMemcachedStore, placeOf } from "../../shared/store/memcached.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { createRedisStore } from "../../shared/store/redis.ts";
-import type { StoreEvents } from "../../shared/store/guard.ts";
+import type { StoreEvents } from "../../shared/store/circuit_breaker.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
-import { BadStore, NarrowRedis } from "../support/bad_store.ts";
-import { makeAuthority } from "../support/certificates.ts";
-import { Folder, writeCertificates } from "../support/processes.ts";
-import { freePort, StoreServer } from "../support/store_servers.ts";
+import { BadStore, NarrowRedis } from "../../testing/bad_store.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { Folder, writeCertificates } from "../../testing/programs.ts";
+import { freePort, StoreServer } from "../../testing/store_servers.ts";
 
 const [ONE, TWO] = ["proxy-1:3128", "proxy-2:3128"] as const;
 const TIMEOUT_MS = 500;

@@ -16,7 +16,7 @@ import type {
   ServerTls,
   TcpListener,
 } from "../../shared/net/types.ts";
-import { type Authority, type Issued, makeAuthority } from "../support/certificates.ts";
+import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
 
 /** An implementation of the contract. */
 export interface Adapter {

@@ -7,7 +7,7 @@ import { describe } from "node:test";
 import { connect, type ConnectionOptions, createServer } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net, QuicConnection, ServerTls } from "../../shared/net/types.ts";
-import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../support/certificates.ts";
+import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   ALPN,

@@ -8,11 +8,11 @@ import process from "node:process";
 import { describe, it } from "node:test";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { ALPN, authenticate, PROXY_TRANSPORT, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
-import { createNativeNet } from "../../shared/net/native.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
 import type { Duplex, Net, QuicConnection, QuicTransport } from "../../shared/net/types.ts";
-import { AGENT, AGENT_ID, eventually, openDescriptors, Pair, residentMiB, Site } from "../support/processes.ts";
-import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { AGENT, AGENT_ID, eventually, openDescriptors, Pair, residentMiB, Site } from "../../testing/programs.ts";
+import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };
 const encoder = new TextEncoder();
@@ -456,7 +456,7 @@ describe("a proxy", () => {
 
   /** A whole tunnel, asked for over the agent's connection. */
   async function checkAgent(connection: QuicConnection, origin: Origin): Promise<void> {
-    const { stream, head: answer } = await connection.exchange(head(origin.authority), { timeoutMs: 20_000 });
+    const { stream, head: answer } = await connection.request(head(origin.authority), { timeoutMs: 20_000 });
     assert.match(answer, /^HTTP\/1\.1 200 /);
     using server = await origin.accept();
     await server.write("x");
@@ -506,7 +506,7 @@ describe("a proxy", () => {
         [`CONNECT 127.0.0.1:1 HTTP/1.1\r\n${"A: b\r\n".repeat(101)}\r\n`, 431],
       ];
       for (const [text, status] of heads) {
-        const { stream, head: answer } = await connection.exchange(encoder.encode(text), { timeoutMs: 20_000 });
+        const { stream, head: answer } = await connection.request(encoder.encode(text), { timeoutMs: 20_000 });
         assert.match(answer, new RegExp(`^HTTP/1\\.1 ${status} `), text);
         stream.close();
       }

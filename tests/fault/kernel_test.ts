@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { eventually, Pair, Program, Site, storeArgs } from "../support/processes.ts";
-import { ask, assertRefused, connectHead, openTunnel, Origin } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
+import { eventually, Pair, Program, Site, storeArgs } from "../../testing/programs.ts";
+import { ask, assertRefused, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
 
 /** So often a call fails, at least, until all is well again. */
 const FAILURES = 5;

@@ -4,10 +4,10 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, AGENT_ID, openDescriptors, Pair, type Program, PROXY, Site, storeArgs } from "../support/processes.ts";
-import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { AGENT, AGENT_ID, openDescriptors, Pair, type Program, PROXY, Site, storeArgs } from "../../testing/programs.ts";
+import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const SERVED = "--admin.listen-address=:0";
 const NOBODY_EXEMPT = "--limits.exempt=none";

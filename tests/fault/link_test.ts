@@ -4,11 +4,11 @@ import assert from "node:assert/strict";
 import process from "node:process";
 import { before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { check } from "../support/load.ts";
-import { eventually, openDescriptors, type Program, residentMiB, Site } from "../support/processes.ts";
-import { ask, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { type Plan, speakAsClient, SpeakingOrigin } from "../support/streams.ts";
-import { UdpRelay, type Weather } from "../support/udp_relay.ts";
+import { check } from "../../testing/load.ts";
+import { eventually, openDescriptors, type Program, residentMiB, Site } from "../../testing/programs.ts";
+import { ask, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { type Plan, speakAsClient, SpeakingOrigin } from "../../testing/streams.ts";
+import { UdpRelay, type Weather } from "../../testing/udp_relay.ts";
 
 const MIB = 1 << 20;
 /** An agent is to be back two seconds after the network at the latest; this allows for a machine that is busy. */

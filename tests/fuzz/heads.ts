@@ -2,11 +2,11 @@
 // among the tests and the long one.
 import type fc from "fast-check";
 import { Buffer } from "node:buffer";
-import { createAllowList } from "../../shared/allow_list.ts";
+import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { type DialRequest, type Front, startFront, type Upstream } from "../../shared/front/front.ts";
-import { Refusal } from "../../shared/http/status.ts";
-import type { LogFields } from "../../shared/log.ts";
+import { type DialRequest, type HttpFrontend, startHttpFrontend, type Upstream } from "../../shared/frontend/server.ts";
+import { ProxyError } from "../../shared/http/status.ts";
+import type { LogFields } from "../../shared/log/logger.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../../shared/net/types.ts";
 import { mutations } from "./mutations.ts";
 
@@ -163,7 +163,7 @@ class FakeOrigin implements Duplex {
 
 /** The real front, with nothing but this around it. */
 export class FuzzedFront {
-  readonly #front: Front;
+  readonly #front: HttpFrontend;
   #deliver: (batch: Incoming[] | null) => void = () => {};
   #pending = 0;
   #settled: () => void = () => {};
@@ -189,7 +189,7 @@ export class FuzzedFront {
     } as unknown as Net;
     const take = (message: string, fields?: LogFields) => this.#log(message, fields);
     const log = { trace() {}, warn() {}, error() {}, info: take, debug: take };
-    this.#front = startFront({
+    this.#front = startHttpFrontend({
       net,
       name: "reverse-http-proxy",
       listener,
@@ -210,7 +210,7 @@ export class FuzzedFront {
 
   #dial(request: DialRequest): Promise<Upstream> {
     if (request.agentId === AGENT_ID) return Promise.resolve({ stream: new FakeOrigin(request, () => this.#opened) });
-    return Promise.reject(new Refusal(502, "destination_unavailable", "The agent is not connected to this proxy"));
+    return Promise.reject(new ProxyError(502, "destination_unavailable", "The agent is not connected to this proxy"));
   }
 
   /** Puts the heads to the front, and throws for the first whose outcome should not be. */

@@ -1,10 +1,10 @@
 // A running proxy with a well-behaved agent, and hostile agents that speak real QUIC to it. Whatever these say, the proxy lives, stays
 // small, answers clients as it should, serves the other agent, and lets go of everything in the end.
 import process from "node:process";
-import { createNativeNet } from "../../shared/net/native.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
 import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
-import { eventually, openDescriptors, Pair } from "../support/processes.ts";
-import { connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { eventually, openDescriptors, Pair } from "../../testing/programs.ts";
+import { connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { ANSWER } from "./heads.ts";
 import { drain, endsWithin, play, tolerant, Watch, within } from "./link.ts";
 import { type AgentScript, HOSTILE_IDS } from "./scripts.ts";

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { encodeHead, parseResponseHead } from "../../shared/http/head.ts";
 import { agentTransport, ALPN } from "../../shared/link/link.ts";
-import { createNativeNet } from "../../shared/net/native.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
 import type { Net, QuicConnection, QuicListener } from "../../shared/net/types.ts";
-import { Pair } from "../support/processes.ts";
-import { openTunnel, Origin } from "../support/sockets.ts";
+import { Pair } from "../../testing/programs.ts";
+import { openTunnel, Origin } from "../../testing/sockets.ts";
 import { echo } from "./hostile_agents.ts";
 import { drain, endsWithin, play, tolerant, Watch, within } from "./link.ts";
 import type { ProxyScript } from "./scripts.ts";
@@ -116,7 +116,7 @@ export class AttackingProxies implements AsyncDisposable {
   /** A request as it should be, on the connection that was abused: it is served, or the connection has an end. */
   async #behave(connection: QuicConnection): Promise<void> {
     const head = encodeHead(`CONNECT ${this.authority} HTTP/1.1`, [["Host", this.authority]]);
-    const answer = await tolerant(connection.exchange(head, { timeoutMs: 2_000 }));
+    const answer = await tolerant(connection.request(head, { timeoutMs: 2_000 }));
     if (!answer) return;
     assert.equal(parseResponseHead(answer.head).status, 200);
     await tolerant(answer.stream.write(new TextEncoder().encode("x")));

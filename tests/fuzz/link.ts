@@ -2,8 +2,8 @@
 import { within } from "../conformance/support.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Duplex, QuicConnection } from "../../shared/net/types.ts";
-import type { Program } from "../support/processes.ts";
-import { residentMiB } from "../support/processes.ts";
+import type { Program } from "../../testing/programs.ts";
+import { residentMiB } from "../../testing/programs.ts";
 import { parts } from "./mutations.ts";
 import type { Writing } from "./scripts.ts";
 

@@ -4,20 +4,20 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { decodeJwt, decodeProtectedHeader, SignJWT } from "jose";
-import { createAllowList } from "../../shared/allow_list.ts";
+import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
 import { parsePrivateKey, parsePublicKeys } from "../../shared/auth/keys.ts";
 import { verifyToken } from "../../shared/auth/token.ts";
-import { resolve } from "../../shared/cli/config.ts";
-import { readConfig } from "../../shared/cli/config_file.ts";
-import { ConfigError, defineOptions, type Option, parseAddress, parseValue, ValueError } from "../../shared/cli/option.ts";
+import { resolve } from "../../shared/config/sources.ts";
+import { readConfig } from "../../shared/config/file.ts";
+import { checkListenAddress, ConfigError, defineOptions, type Option, parseValue, ValueError } from "../../shared/config/option.ts";
 import { formatAuthority, HeadError, parseAuthority } from "../../shared/http/head.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
 import { decodeMessage, encodeMessage, MessageError } from "../../shared/link/message.ts";
-import { makeAuthority } from "../support/certificates.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 import { mutations, parts } from "./mutations.ts";
 import { payload } from "./scripts.ts";
 
@@ -368,7 +368,7 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
     "an address to listen on is taken as it is, or refused": fc.property(
       mutations(["localhost:80", "[::1]:8080", ":0", "0.0.0.0:65535"], PATTERN_PIECES),
       (text) => {
-        if (outcome(() => parseAddress(text), ValueError) instanceof Error) return;
+        if (outcome(() => checkListenAddress(text), ValueError) instanceof Error) return;
         const [, port] = /:([0-9]+)$/.exec(text)!;
         assert.ok(Number(port) <= 65_535);
       },

@@ -4,7 +4,7 @@ import { globSync, mkdirSync } from "node:fs";
 import { basename, join } from "node:path";
 import process from "node:process";
 import { patchCrates } from "../../tools/crates.ts";
-import { ROOT } from "../support/processes.ts";
+import { ROOT } from "../../testing/programs.ts";
 
 const CRATE = join(ROOT, "native", "fuzz");
 /** Builds, and what was found: inputs that reach something new, and those that broke something. */

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { isAllowed, strangeCrates, strangePackages } from "../../tools/audit.ts";
-import { Folder, ROOT, runToEnd } from "../support/processes.ts";
+import { Folder, ROOT, runToEnd } from "../../testing/programs.ts";
 
 describe("licences", () => {
   it("are allowed where one side of each OR and every side of each AND is", () => {

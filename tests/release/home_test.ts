@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { home, ROOT } from "../../tools/executables.ts";
-import { rehome, texts } from "../../tools/home.ts";
+import { rehome, texts } from "../../tools/repository_url.ts";
 
 const { url, image } = home();
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import { EXECUTABLES } from "../../tools/executables.ts";
 import { type Target, TARGETS } from "../../tools/targets.ts";
-import { ROOT } from "../support/processes.ts";
+import { ROOT } from "../../testing/programs.ts";
 
 const dockerfile = readFileSync(join(ROOT, "Dockerfile"), "utf8");
 const ignored = readFileSync(join(ROOT, ".dockerignore"), "utf8").trim().split("\n");

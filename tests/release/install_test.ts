@@ -7,7 +7,7 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { Folder, ROOT } from "../support/processes.ts";
+import { Folder, ROOT } from "../../testing/programs.ts";
 
 const SCRIPT = join(ROOT, "install.sh");
 const NAMES = ["reverse-http", "reverse-http-proxy", "reverse-http-agent", "reverse-http-lb"];

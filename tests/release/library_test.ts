@@ -5,14 +5,14 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { pathToFileURL } from "node:url";
-import { Folder, ROOT } from "../support/processes.ts";
+import { Folder, ROOT } from "../../testing/programs.ts";
 
 describe("library without a native engine", () => {
   it("says which package has it, and how to get that", async () => {
     using folder = new Folder();
-    mkdirSync(join(folder.path, "shared", "net"), { recursive: true });
-    const file = join(folder.path, "shared", "net", "addon.ts");
-    cpSync(join(ROOT, "shared", "net", "addon.ts"), file);
+    mkdirSync(join(folder.path, "shared", "net", "native"), { recursive: true });
+    const file = join(folder.path, "shared", "net", "native", "addon.ts");
+    cpSync(join(ROOT, "shared", "net", "native", "addon.ts"), file);
     const { loadAddon } = await import(pathToFileURL(file).href) as { loadAddon(): unknown };
     const name = `@reverse-http/native-${process.platform}-${process.arch}`;
     assert.throws(() => loadAddon(), ({ message }: Error) => {

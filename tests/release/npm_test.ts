@@ -7,8 +7,8 @@ import process from "node:process";
 import { describe, it } from "node:test";
 import { hostTarget } from "../../tools/targets.ts";
 import { makePackages } from "../../tools/npm.ts";
-import { makeAuthority } from "../support/certificates.ts";
-import { Folder, ROOT, runToEnd, writeCertificates } from "../support/processes.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { Folder, ROOT, runToEnd, writeCertificates } from "../../testing/programs.ts";
 
 /** Brings a line through a tunnel, prints it and ends. */
 const PROGRAM = `

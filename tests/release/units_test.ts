@@ -4,8 +4,8 @@ import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, globSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { describe, it } from "node:test";
-import { FAMILY } from "../../family.ts";
-import { Folder, ROOT } from "../support/processes.ts";
+import { SERVICES } from "../../services.ts";
+import { Folder, ROOT } from "../../testing/programs.ts";
 
 const UNITS = globSync("deploy/systemd/*.service", { cwd: ROOT }).map((file) => join(ROOT, file)).sort();
 
@@ -15,8 +15,8 @@ const without = (command: string) =>
 
 describe("units", () => {
   it("are there for every service, and start it", () => {
-    assert.deepEqual(UNITS.map((file) => basename(file)), Object.keys(FAMILY).map((part) => `reverse-http-${part}.service`).sort());
-    for (const part of Object.keys(FAMILY)) {
+    assert.deepEqual(UNITS.map((file) => basename(file)), Object.keys(SERVICES).map((part) => `reverse-http-${part}.service`).sort());
+    for (const part of Object.keys(SERVICES)) {
       const text = readFileSync(join(ROOT, "deploy", "systemd", `reverse-http-${part}.service`), "utf8");
       assert.match(text, new RegExp(`^ExecStart=/usr/bin/reverse-http ${part}$`, "m"));
       assert.match(text, new RegExp(`^EnvironmentFile=-/etc/default/reverse-http-${part}$`, "m"));
@@ -30,7 +30,7 @@ describe("units", () => {
   it("give tunnels the time that they are promised before they are killed", () => {
     for (const unit of UNITS) {
       const [, seconds] = /^TimeoutStopSec=(\d+)$/m.exec(readFileSync(unit, "utf8"))!;
-      assert.ok(Number(seconds) > Number.parseInt(FAMILY.proxy["drain.timeout"].default), unit);
+      assert.ok(Number(seconds) > Number.parseInt(SERVICES.proxy["drain.timeout"].default), unit);
     }
   });
 

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
 import { TARGETS } from "../../tools/targets.ts";
-import { ROOT } from "../support/processes.ts";
+import { ROOT } from "../../testing/programs.ts";
 
 interface Step {
   readonly uses?: string;

@@ -1,6 +1,6 @@
 // What can happen to an installation: each fault says what it may cost, and everything else that is lost meanwhile is a violation.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Weather } from "../support/udp_relay.ts";
+import type { Weather } from "../../testing/udp_relay.ts";
 import { type AgentName, AGENTS, heldBy, type Installation, NAMES } from "./installation.ts";
 
 export interface Fault {

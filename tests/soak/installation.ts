@@ -1,11 +1,11 @@
 // What a soak is run on: two proxies, a load balancer, two servers of the store, and three agents with a bad network before each. It knows what
 // there is, what can be done to it, and how much it takes; nothing of what goes through it.
 import { readdirSync } from "node:fs";
-import { Part } from "../support/cluster.ts";
-import { AGENT, LB, openDescriptors, type Program, PROXY, residentMiB, Site } from "../support/processes.ts";
-import { ask, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { freePort, StoreServer } from "../support/store_servers.ts";
-import { UdpRelay } from "../support/udp_relay.ts";
+import { Part } from "../../testing/cluster.ts";
+import { AGENT, LB, openDescriptors, type Program, PROXY, residentMiB, Site } from "../../testing/programs.ts";
+import { ask, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { freePort, StoreServer } from "../../testing/store_servers.ts";
+import { UdpRelay } from "../../testing/udp_relay.ts";
 
 /** Agents, and the numbers of the proxies that they are connected to. */
 export const AGENTS = { one: [0], two: [1], both: [0, 1] } as const;

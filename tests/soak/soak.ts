@@ -3,8 +3,8 @@
 // a run. Exit code 1 where anything is wrong.
 import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { LogEntry } from "../support/processes.ts";
-import { generate } from "../support/udp_relay.ts";
+import type { LogEntry } from "../../testing/programs.ts";
+import { generate } from "../../testing/udp_relay.ts";
 import { drawFault, type Fault } from "./faults.ts";
 import { Installation, type Taken } from "./installation.ts";
 import { type Conversation, Traffic, type TrafficOptions } from "./traffic.ts";

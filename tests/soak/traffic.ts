@@ -1,9 +1,9 @@
 // Conversations of every kind through an installation, all the time: what they say follows from a seed, and how each ended is kept. It judges
 // none of them.
 import { setTimeout as sleep } from "node:timers/promises";
-import { credentials, dial, openTunnel, type Wire } from "../support/sockets.ts";
-import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation, write } from "../support/streams.ts";
-import { generate } from "../support/udp_relay.ts";
+import { credentials, dial, openTunnel, type Wire } from "../../testing/sockets.ts";
+import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation, write } from "../../testing/streams.ts";
+import { generate } from "../../testing/udp_relay.ts";
 import { type AgentName, type Installation, NAMES } from "./installation.ts";
 
 const KIB = 1 << 10;

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
-import { ROOT } from "./processes.ts";
+import { ROOT } from "../../testing/programs.ts";
 
 /** A port on loopback that answers no connection. */
 export class SilentPort implements AsyncDisposable {

@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { hostname } from "node:os";
 import { describe, it } from "node:test";
-import { AGENT_ID, eventually, Site, storeArgs } from "../support/processes.ts";
-import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
+import { AGENT_ID, eventually, Site, storeArgs } from "../../testing/programs.ts";
+import { ask, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
 
 const SERVED = "--admin.listen-address=:0";
 const get = (address: string, path: string) => ask(address, `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
@@ -102,7 +102,7 @@ describe("figures, health and agents", () => {
     const admin = String((await proxy.waitFor("listening")).admin);
     assert.equal((await get(admin, "/readyz")).status, 200);
     await cache.kill();
-    await proxy.waitFor("store does not answer");
+    await proxy.waitFor("store unavailable");
     const { status, body } = await get(admin, "/readyz");
     assert.equal(status, 503);
     const { ready, problems } = JSON.parse(body);
@@ -113,7 +113,7 @@ describe("figures, health and agents", () => {
     assert.equal(all[`reverse_http_store_up{server="memcached at ${cache.address}"}`], 0);
     assert.ok(all["reverse_http_store_errors_total"]! >= 1);
     await cache.restart();
-    await proxy.waitFor("store answers again");
+    await proxy.waitFor("store recovered");
     assert.equal((await get(admin, "/readyz")).status, 200);
   });
 
@@ -131,7 +131,7 @@ describe("figures, health and agents", () => {
         assert.equal(status, 503);
         assert.ok(JSON.parse(body).problems.store.startsWith(`${kind} at ${cache.address}: `), body);
         await cache.restart();
-        await program.waitFor("store answers again");
+        await program.waitFor("store recovered");
         assert.equal((await get(admin, "/readyz")).status, 200);
       });
     }
@@ -145,7 +145,7 @@ describe("figures, health and agents", () => {
       const { status, body } = await get(String((await lb.waitFor("listening")).admin), "/readyz");
       assert.equal(status, 503);
       assert.match(JSON.parse(body).problems.store, /^redis at [0-9.:]+: authentication failed: (WRONGPASS|NOAUTH)/);
-      const { reason } = await lb.waitFor("store does not answer");
+      const { reason } = await lb.waitFor("store unavailable");
       assert.match(String(reason), /^authentication failed: /);
       assert.ok(!lb.said.includes("hush-hush"), lb.said);
     }

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { describe, it } from "node:test";
-import { AGENT, AGENT_ID, Pair, Site } from "../support/processes.ts";
-import { ask, connectHead, dial, openTunnel, Origin } from "../support/sockets.ts";
+import { AGENT, AGENT_ID, Pair, Site } from "../../testing/programs.ts";
+import { ask, connectHead, dial, openTunnel, Origin } from "../../testing/sockets.ts";
 
 describe("proxy", () => {
   it("closes the old connection when an agent with the same id connects, and sends clients to the new one", async () => {

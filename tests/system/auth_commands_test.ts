@@ -4,7 +4,7 @@ import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { decodeJwt } from "jose";
-import { type Ended, Folder, PROXY, REVERSE_HTTP, runToEnd } from "../support/processes.ts";
+import { type Ended, Folder, PROXY, REVERSE_HTTP, runToEnd } from "../../testing/programs.ts";
 
 /** Runs `auth …` in a folder. */
 async function auth(folder: Folder, args: string[], input?: string): Promise<Ended> {

@@ -7,10 +7,10 @@ import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
 import { chromium } from "playwright-core";
-import { AGENT_ID, type Ended, Pair, ROOT, runToEnd } from "../support/processes.ts";
-import { dial } from "../support/sockets.ts";
-import { freePort } from "../support/store_servers.ts";
-import { PAGE, Web } from "../support/web.ts";
+import { AGENT_ID, type Ended, Pair, ROOT, runToEnd } from "../../testing/programs.ts";
+import { dial } from "../../testing/sockets.ts";
+import { freePort } from "../../testing/store_servers.ts";
+import { PAGE, Web } from "../../testing/web.ts";
 
 const PATH = `${process.env.PATH}:/usr/sbin:/usr/local/go/bin`;
 

@@ -6,10 +6,10 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { COMPOSE_FILES, COMPOSE_FOLDER, Composition, nginxArgs } from "../support/compose.ts";
-import { NGINX } from "../support/nginx.ts";
-import { Folder, ROOT, runToEnd } from "../support/processes.ts";
-import { ask, connectHead, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { COMPOSE_FILES, COMPOSE_FOLDER, Composition, nginxArgs } from "../../testing/compose.ts";
+import { NGINX } from "../../testing/nginx.ts";
+import { Folder, ROOT, runToEnd } from "../../testing/programs.ts";
+import { ask, connectHead, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const missing = ["/usr/sbin/nginx", "/usr/bin/memcached", "/usr/bin/openssl"].find((file) => spawnSync(file, ["-h"]).error !== undefined);
 // elsewhere loopback is one address, or has other names

@@ -5,11 +5,11 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
 import * as library from "../../mod.ts";
-import { makeAuthority } from "../support/certificates.ts";
-import { type Block, type Document, importLibrary, readDocuments, readExamples, RUNTIME } from "../support/documents.ts";
-import { Folder, Program, ROOT, runToEnd, writeCertificates } from "../support/processes.ts";
-import { freePort, StoreServer } from "../support/store_servers.ts";
-import { Web } from "../support/web.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { type Block, type Document, importLibrary, readDocuments, readExamples, RUNTIME } from "../../testing/documents.ts";
+import { Folder, Program, ROOT, runToEnd, writeCertificates } from "../../testing/programs.ts";
+import { freePort, StoreServer } from "../../testing/store_servers.ts";
+import { Web } from "../../testing/web.ts";
 
 /** Blocks that need a service manager, a container engine, another machine or this test itself. None may be added without a thought. */
 const UNTESTED: Readonly<Record<string, number>> = {
@@ -119,7 +119,13 @@ describe("commands of the documents", () => {
 });
 
 /** Where the functions of the library are, and their examples. */
-const LIBRARY = ["mod.ts", "shared/allow_list.ts", "shared/log.ts", "shared/net/native.ts", "shared/store/memory.ts"];
+const LIBRARY = [
+  "mod.ts",
+  "shared/address/allow_list.ts",
+  "shared/log/logger.ts",
+  "shared/net/native/binding.ts",
+  "shared/store/memory.ts",
+];
 
 const programs = [
   ...documents.flatMap(({ name, blocks }: Document) =>

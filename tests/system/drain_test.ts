@@ -1,11 +1,11 @@
 // Proxies and agents that are restarted, killed and doubled while clients go on, with the compiled executables and nginx before the proxies.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { check } from "../support/load.ts";
-import { Nginx } from "../support/nginx.ts";
-import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program, Site, storeArgs } from "../support/processes.ts";
-import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
+import { check } from "../../testing/load.ts";
+import { Nginx } from "../../testing/nginx.ts";
+import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program, Site, storeArgs } from "../../testing/programs.ts";
+import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
 
 /** Sends back what comes, and ends when it ends. */
 async function echo(wire: Wire): Promise<void> {
@@ -117,7 +117,7 @@ describe("SIGTERM", () => {
     const { clients } = pair.addresses;
     const tunnel = await openTunnel(clients, origin.authority);
     pair.agent.signal("SIGTERM");
-    await pair.proxy.waitFor("agent takes no more tunnels");
+    await pair.proxy.waitFor("agent is draining");
     // until another one is there, it serves
     await finish(await openTunnel(clients, origin.authority));
     const other = await pair.site.startAgent(pair.addresses, ["--agent-client.host-whitelist=127.0.0.9"]);
@@ -281,7 +281,7 @@ describe("an agent that is restarted", () => {
     const requests = new Requests(pair.addresses.clients, origin.authority);
     await requests.more(3);
     pair.agent.signal("SIGTERM");
-    await pair.proxy.waitFor("agent takes no more tunnels");
+    await pair.proxy.waitFor("agent is draining");
     await requests.more(20);
     await check(tunnel);
     await pair.agent.ended;

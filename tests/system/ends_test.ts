@@ -4,10 +4,10 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
-import { eventually, openDescriptors, type Program, ROOT, Site, storeArgs } from "../support/processes.ts";
+import { eventually, openDescriptors, type Program, ROOT, Site, storeArgs } from "../../testing/programs.ts";
 import { SilentPort } from "../support/silent_port.ts";
-import { connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
+import { connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
 
 /** What a direction may be doing when an end goes. */
 const ACTIVITIES = ["idle", "blocked", "ended"] as const;

@@ -4,10 +4,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
-import { makeAuthority } from "../support/certificates.ts";
-import { importLibrary, RUNTIME } from "../support/documents.ts";
-import { type Ended, Folder, Program, ROOT, runToEnd } from "../support/processes.ts";
-import { freePort } from "../support/store_servers.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { importLibrary, RUNTIME } from "../../testing/documents.ts";
+import { type Ended, Folder, Program, ROOT, runToEnd } from "../../testing/programs.ts";
+import { freePort } from "../../testing/store_servers.ts";
 
 const EXAMPLES = join(ROOT, "examples");
 

@@ -15,8 +15,8 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, Folder, type Program, PROXY, ROOT, runToEnd, Site } from "../support/processes.ts";
-import { openTunnel, Origin } from "../support/sockets.ts";
+import { AGENT, Folder, type Program, PROXY, ROOT, runToEnd, Site } from "../../testing/programs.ts";
+import { openTunnel, Origin } from "../../testing/sockets.ts";
 
 const ADDON = join(ROOT, "native", "reverse-http.node");
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };

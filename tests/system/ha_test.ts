@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Cluster } from "../support/cluster.ts";
-import { Load, type Report, type Result } from "../support/load.ts";
-import { openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { Cluster } from "../../testing/cluster.ts";
+import { Load, type Report, type Result } from "../../testing/load.ts";
+import { openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const FULL = process.env["REVERSE_HTTP_TEST_LOAD"] === "full";
 const LOAD = FULL ? { tunnels: 200, perSecond: 50 } : { tunnels: 40, perSecond: 20 };

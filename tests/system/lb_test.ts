@@ -5,11 +5,11 @@ import process from "node:process";
 import { describe, it } from "node:test";
 import { createMemcachedStore } from "../../shared/store/memcached.ts";
 import type { Store } from "../../shared/store/store.ts";
-import { NGINX, Nginx } from "../support/nginx.ts";
-import { type Addresses, AGENT_ID, type Program, Site, storeArgs } from "../support/processes.ts";
-import { ask, connectHead, credentials, dial, openTunnel, Origin } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { NGINX, Nginx } from "../../testing/nginx.ts";
+import { type Addresses, AGENT_ID, type Program, Site, storeArgs } from "../../testing/programs.ts";
+import { ask, connectHead, credentials, dial, openTunnel, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const withNginx = {
   skip: process.platform === "linux" && existsSync(NGINX) ? false : "there is no nginx (tests/install.sh), or not all of 127.0.0.0/8",
@@ -352,14 +352,14 @@ describe("load balancer", () => {
     assert.equal(unknown.fields["retry-after"], "1");
     assert.match(unknown.fields["proxy-status"]!, /error=proxy_internal_error;details="The store of agents cannot be reached"/);
     await echo(fleet.clients);
-    await proxy.waitFor("store does not answer");
+    await proxy.waitFor("store unavailable");
     await fleet.site.startAgent(addresses, [], "4712"); // it need not wait for the store
     await open.write("still there");
     assert.equal((await server.read(11)).toString(), "still there");
     await fleet.cache.restart();
-    await proxy.waitFor("store answers again");
+    await proxy.waitFor("store recovered");
     for (let status = 0; status !== 200;) ({ status } = await askHead(fleet.clients, connectHead(origin.authority, "4712")));
-    assert.equal(proxy.logged("store does not answer").length, 1);
+    assert.equal(proxy.logged("store unavailable").length, 1);
     assert.equal(agent.logged("not connected").length, 0);
   });
 

@@ -6,8 +6,8 @@ import { closeSync, constants, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT_ID, Pair, PROXY, Site } from "../support/processes.ts";
-import { ask, connectHead, credentials, dial, Origin } from "../support/sockets.ts";
+import { AGENT_ID, Pair, PROXY, Site } from "../../testing/programs.ts";
+import { ask, connectHead, credentials, dial, Origin } from "../../testing/sockets.ts";
 
 /** A line for people: time, level, message, then fields whose values are words or JSON strings. */
 const TEXT_LINE =

@@ -1,9 +1,9 @@
 // Malformed request heads at the compiled proxy, whose agent is connected and could reach what they seem to ask for.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { malformedHeads } from "../support/malformed.ts";
-import { Pair } from "../support/processes.ts";
-import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin } from "../support/sockets.ts";
+import { malformedHeads } from "../../testing/malformed.ts";
+import { Pair } from "../../testing/programs.ts";
+import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin } from "../../testing/sockets.ts";
 
 /** Connections at a time. */
 const AT_ONCE = 50;

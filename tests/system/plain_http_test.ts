@@ -1,8 +1,8 @@
 // Plain HTTP through the compiled proxy and agent: what the server is sent, what the client gets back, and how either learns of an accident.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Pair } from "../support/processes.ts";
-import { ask, assertRefused, credentials, dial, Origin, type Wire } from "../support/sockets.ts";
+import { Pair } from "../../testing/programs.ts";
+import { ask, assertRefused, credentials, dial, Origin, type Wire } from "../../testing/sockets.ts";
 
 /** A request in absolute form, and both its ends when the server has its head. */
 class Request implements AsyncDisposable {

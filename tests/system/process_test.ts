@@ -7,10 +7,10 @@ import { createConnection } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, Folder, LB, Pair, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../support/processes.ts";
-import { openTunnel, Origin } from "../support/sockets.ts";
-import { freePort } from "../support/store_servers.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { AGENT, Folder, LB, Pair, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../../testing/programs.ts";
+import { openTunnel, Origin } from "../../testing/sockets.ts";
+import { freePort } from "../../testing/store_servers.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows a process' command line and environment as files" };
 const PRELOADED = "this was preloaded";

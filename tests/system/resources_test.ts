@@ -4,8 +4,8 @@ import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { eventually, openDescriptors, Pair, residentMiB } from "../support/processes.ts";
-import { openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { eventually, openDescriptors, Pair, residentMiB } from "../../testing/programs.ts";
+import { openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const MIB = 1 << 20;
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };

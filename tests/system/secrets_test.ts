@@ -6,11 +6,11 @@ import { createPrivateKey, randomBytes } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { makeAuthority } from "../support/certificates.ts";
-import { AGENT, Folder, LB, Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../support/processes.ts";
-import { secrets } from "../support/secrets.ts";
-import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { AGENT, Folder, LB, Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../../testing/programs.ts";
+import { secrets } from "../../testing/secrets.ts";
+import { ask, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const HOME = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" };
 

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import process from "node:process";
-import { AGENT_ID, Folder, Pair, runToEnd, Site } from "../support/processes.ts";
-import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { AGENT_ID, Folder, Pair, runToEnd, Site } from "../../testing/programs.ts";
+import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { SilentPort } from "../support/silent_port.ts";
 
 describe("proxy", () => {

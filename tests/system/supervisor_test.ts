@@ -2,10 +2,10 @@
 import assert from "node:assert/strict";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, AGENT_ID, LB, PROXY, Site, storeArgs } from "../support/processes.ts";
-import { openTunnel, Origin } from "../support/sockets.ts";
-import { StoreServer } from "../support/store_servers.ts";
-import { ServiceManager } from "../support/supervisor.ts";
+import { AGENT, AGENT_ID, LB, PROXY, Site, storeArgs } from "../../testing/programs.ts";
+import { openTunnel, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
+import { ServiceManager } from "../../testing/supervisor.ts";
 
 /** As systemd starts a unit with `Type=notify`. */
 function environment({ socket }: ServiceManager, watchdogMs?: number): Record<string, string> {

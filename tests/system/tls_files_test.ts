@@ -5,13 +5,13 @@ import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:cry
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { ConfigError } from "../../shared/cli/option.ts";
-import { createNativeNet } from "../../shared/net/native.ts";
-import { openClientTls, openServerTls, refreshTls, refuseWithoutTls } from "../../shared/tls/files.ts";
-import type { Authority, Issued } from "../support/certificates.ts";
-import { makeAuthority } from "../support/certificates.ts";
-import { LogBook } from "../support/memory.ts";
-import { Folder } from "../support/processes.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
+import { openClientTls, openServerTls, refuseWithoutTls, startTlsRefresh } from "../../shared/tls/files.ts";
+import type { Authority, Issued } from "../../testing/certificates.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { LogBook } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
 
 const GROUP = "agent-server.tls";
 /** The engine that would use what the files hold. */
@@ -91,7 +91,7 @@ class Server {
   }
 
   warnings(): string[] {
-    return this.log.logged("certificate of doubtful use").map(({ reason }) => String(reason));
+    return this.log.logged("certificate may be unusable").map(({ reason }) => String(reason));
   }
 }
 
@@ -423,7 +423,7 @@ describe("options of TLS that is off", () => {
 
 describe("files that change", () => {
   const RENEWED = "certificates renewed";
-  const KEPT = "certificates not renewed, the old ones stay";
+  const KEPT = "certificate reload failed; keeping the previous certificates";
 
   const start = async (folder: Folder) => {
     const { server: { cert, key }, authority } = await pki;
@@ -494,7 +494,7 @@ describe("files that change", () => {
     using folder = new Folder();
     const { server, files, renewed } = await start(folder);
     const used = Promise.withResolvers<string>();
-    const refreshing = refreshTls(files, 5, ({ cert }) => used.resolve(cert));
+    const refreshing = startTlsRefresh(files, 5, ({ cert }) => used.resolve(cert));
     server.write(renewed);
     assert.equal(plain(await used.promise), plain(renewed.cert));
     await refreshing.close();
@@ -503,7 +503,7 @@ describe("files that change", () => {
   it("are left alone with an interval of 0", async () => {
     using folder = new Folder();
     const { server, files, renewed, old } = await start(folder);
-    const refreshing = refreshTls(files, 0, () => assert.fail("it was used"));
+    const refreshing = startTlsRefresh(files, 0, () => assert.fail("it was used"));
     server.write(renewed);
     await refreshing.close();
     assert.equal(plain(files.current.cert), plain(old.cert));

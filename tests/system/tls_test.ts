@@ -6,9 +6,9 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSy
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { promisify } from "node:util";
-import { type Authority, type Issued, makeAuthority } from "../support/certificates.ts";
-import { type Addresses, AGENT, AGENT_ID, Folder, type Program, PROXY, runToEnd, Site } from "../support/processes.ts";
-import { type ClientTls, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
+import { type Addresses, AGENT, AGENT_ID, Folder, type Program, PROXY, runToEnd, Site } from "../../testing/programs.ts";
+import { type ClientTls, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const RENEWED = "certificates renewed";
 const withCurl = { skip: spawnSync("curl", ["--version"]).status === 0 ? false : "there is no curl" };
@@ -241,7 +241,7 @@ describe("a certificate as openssl req -x509 makes it, for a server and as its o
     const files = ["agent-server", "http-proxy"].flatMap((group) => [`--${group}.tls.file.cert=${cert}`, `--${group}.tls.file.key=${key}`]);
     const { proxy, addresses } = await site.startProxy(["--http-proxy.tls.enable", ...files]);
     assert.match(
-      String(proxy.logged("certificate of doubtful use")[0]!.reason),
+      String(proxy.logged("certificate may be unusable")[0]!.reason),
       /is that of an authority \(CA:TRUE\): agents and lb take it only/,
     );
     await site.startAgent(addresses, [`--agent-client.tls.file.root-ca=${cert}`]);
@@ -425,7 +425,7 @@ describe("certificates that are replaced", () => {
     assert.equal(agent.logged("not connected").length, 0);
     assert.equal(proxy.logged("agent disconnected").length, 0);
     assert.equal(proxy.logged("client handshake failed").length, 0);
-    assert.equal(proxy.logged("certificates not renewed, the old ones stay").length, 0);
+    assert.equal(proxy.logged("certificate reload failed; keeping the previous certificates").length, 0);
   });
 
   it("by bad ones stay as they were, which is said once", async () => {
@@ -433,7 +433,7 @@ describe("certificates that are replaced", () => {
     const { site, origin } = secured;
     const { proxy, addresses } = await startReplaceable(secured);
     await site.startAgent(addresses);
-    const kept = "certificates not renewed, the old ones stay";
+    const kept = "certificate reload failed; keeping the previous certificates";
     secured.write("both.pem", "half of a certi");
     for (const group of ["agent-server", "http-proxy"]) {
       const { reason } = await proxy.waitFor(kept, { options: `--${group}.tls` });
@@ -457,7 +457,9 @@ describe("certificates that are replaced", () => {
     await first.proxy.stop();
     await site.startProxy(secured.mutual("agent-server"), first.addresses);
     await agent.waitFor("connected", {}, 2);
-    const { reason } = await agent.waitFor("certificates not renewed, the old ones stay", { options: "--agent-client.tls" });
+    const { reason } = await agent.waitFor("certificate reload failed; keeping the previous certificates", {
+      options: "--agent-client.tls",
+    });
     assert.match(String(reason), /file\.key \S+agent-key\.pem: it has no PRIVATE KEY in PEM/);
   });
 

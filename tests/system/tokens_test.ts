@@ -6,9 +6,9 @@ import { chmodSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { decodeJwt } from "jose";
-import { type Addresses, AGENT, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../support/processes.ts";
-import { ask, connectHead, openTunnel, Origin } from "../support/sockets.ts";
-import { makeTokenKey, type TokenKey } from "../support/tokens.ts";
+import { type Addresses, AGENT, type Program, PROXY, REVERSE_HTTP, runToEnd, Site } from "../../testing/programs.ts";
+import { ask, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
+import { makeTokenKey, type TokenKey } from "../../testing/tokens.ts";
 
 /** A proxy that takes tokens by one key. */
 class TokenSite implements AsyncDisposable {
@@ -263,7 +263,7 @@ describe("a token that", () => {
     const file = tokens.site.folder.write("agent.jwt", await key.sign({ role: "agent" }));
     const agent = await tokens.startAgent(`file:${file}`);
     tokens.replace("public.pem", key.publicPem + fresh.publicPem);
-    await proxy.waitFor("token keys changed", { keys: 2 });
+    await proxy.waitFor("public keys reloaded", { keys: 2 });
     using old = await openTunnel(addresses.clients, origin.authority, { password: await key.sign() });
     tokens.replace("agent.jwt", await fresh.sign({ role: "agent" }));
     tokens.replace("public.pem", fresh.publicPem);

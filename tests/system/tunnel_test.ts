@@ -4,8 +4,8 @@ import { spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { createServer } from "node:http";
 import { describe, it } from "node:test";
-import { Pair, runToEnd } from "../support/processes.ts";
-import { connectHead, dial, openTunnel, Origin, type Wire } from "../support/sockets.ts";
+import { Pair, runToEnd } from "../../testing/programs.ts";
+import { connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const hasCurl = spawnSync("curl", ["--version"], { stdio: "ignore" }).status === 0;
 const withCurl = { skip: hasCurl ? false : "there is no curl" };

@@ -1,9 +1,9 @@
 // What those who operate a part are told over HTTP: alive, ready or why not, figures, agents.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Health, listenAdmin, startAdmin } from "../../shared/admin.ts";
-import { Metrics } from "../../shared/metrics.ts";
-import { createMemoryNet } from "../../shared/net/memory.ts";
+import { Health, listenAdmin, startAdminServer } from "../../shared/service/admin.ts";
+import { Metrics } from "../../shared/service/metrics.ts";
+import { createMemoryNet } from "../../testing/net/memory.ts";
 import type { QuicStats } from "../../shared/net/types.ts";
 
 const STATS: QuicStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
@@ -13,7 +13,7 @@ async function setUp() {
   const [health, metrics] = [new Health(), new Metrics("proxy")];
   const agents = () => [{ id: "7", address: "192.0.2.1:5", tunnels: 2 }];
   const listener = await listenAdmin(net, ":9090");
-  const admin = startAdmin({ listener: listener!, health, metrics, agents });
+  const admin = startAdminServer({ listener: listener!, health, metrics, agents });
   const ask = async (line: string) => {
     const stream = await net.connectTcp({ host: "127.0.0.1", port: 9090, timeoutMs: 1_000 });
     await stream.write(new TextEncoder().encode(`${line} HTTP/1.1\r\nHost: localhost\r\n\r\n`));
@@ -44,19 +44,19 @@ describe("admin", () => {
   it("says that it is alive, and whether it is ready or every reason why not", async () => {
     const { health, admin, ask } = await setUp();
     assert.deepEqual([(await ask("GET /healthz")).status, (await ask("GET /readyz")).status], [200, 200]);
-    health.notReady("draining");
-    health.notReady("store", "no answer of memcached at a:1");
+    health.setUnready("draining");
+    health.setUnready("store", "no answer of memcached at a:1");
     const { status, body } = await ask("GET /readyz");
     assert.equal(status, 503);
     assert.deepEqual(JSON.parse(body), { ready: false, problems: { draining: "draining", store: "no answer of memcached at a:1" } });
     assert.equal((await ask("GET /healthz")).status, 200);
     assert.equal((await ask("GET /readyz?exclude=store")).status, 503);
     assert.equal((await ask("GET /readyz?exclude=store&exclude=draining")).status, 200);
-    health.readyAgain("draining");
+    health.setReady("draining");
     const { status: excluded, body: told } = await ask("GET /readyz?exclude=store");
     assert.equal(excluded, 200);
     assert.deepEqual(Object.keys(JSON.parse(told).problems), ["store"], "What is excluded is no longer told");
-    health.readyAgain("store");
+    health.setReady("store");
     assert.equal((await ask("GET /readyz")).status, 200);
     await admin.close();
   });

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { describeFailure } from "../../agent/failure.ts";
 import { agentOptions } from "../../agent/options.ts";
-import { withDefaults } from "../../shared/cli/defaults.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
 

@@ -5,10 +5,10 @@ import { type Agent, startAgent } from "../../agent/agent.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
-import { Backoff } from "../../shared/backoff.ts";
-import { type PartialValues, withDefaults } from "../../shared/cli/defaults.ts";
+import { Backoff } from "../../shared/async/backoff.ts";
+import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
 import { encodeHead } from "../../shared/http/head.ts";
-import { encodeRefusal, Refusal } from "../../shared/http/status.ts";
+import { encodeErrorResponse, ProxyError } from "../../shared/http/status.ts";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import {
   agentTransport,
@@ -24,8 +24,8 @@ import type { Duplex, Net, QuicConnection, QuicListener, QuicTransport } from ".
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
-import { eventually } from "../support/processes.ts";
-import { ask, connectTo, LogBook, netThatCounts, netWith, Queue, readUntil, withNet } from "../support/memory.ts";
+import { eventually } from "../../testing/programs.ts";
+import { ask, connectTo, LogBook, netThatCounts, netWith, Queue, readUntil, withNet } from "../../testing/network.ts";
 
 const [V2, V1] = ALPN as [string, string];
 const ID = "4711";
@@ -98,14 +98,14 @@ async function serveOne(connection: QuicConnection): Promise<Duplex> {
 }
 
 /** An agent that refuses all tunnels; returns how many it was asked for. */
-async function refuseAll(net: Net, { agentAddress }: Proxy, refusal: Refusal, instance = "raw"): Promise<() => number> {
+async function refuseAll(net: Net, { agentAddress }: Proxy, refusal: ProxyError, instance = "raw"): Promise<() => number> {
   const { connection } = await rawAgent(net, agentAddress, { instance });
   let asked = 0;
   const run = async (): Promise<void> => {
     for (let batch; (batch = await connection.acceptRequests()) !== null;) {
       for (const { stream } of batch) {
         asked++;
-        await stream.write(encodeRefusal(refusal, "reverse-http-agent"));
+        await stream.write(encodeErrorResponse(refusal, "reverse-http-agent"));
         stream.close();
       }
     }
@@ -203,7 +203,7 @@ describe("agent and proxy", () => {
       await welcome();
       await log.waitFor("connected");
       const origin = await listenTcp(net);
-      const answer = await connection.exchange(bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 });
+      const answer = await connection.request(bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 });
       assert.match(answer.head, /^HTTP\/1\.1 200 /);
     }));
 });
@@ -266,7 +266,7 @@ describe("a proxy", () => {
       const { connection, control } = await rawAgent(net, proxy.agentAddress);
       await control!.write(Uint8Array.of(0, 0, 0, 0));
       assert.equal((await within(connection.closed)).code, CloseCode.malformed);
-      await log.waitFor("agent breaks the protocol", { agent: ID });
+      await log.waitFor("agent violated the protocol", { agent: ID });
       await log.waitFor("agent disconnected", { agent: ID });
       assert.equal(proxy.agents, 0);
     }));
@@ -386,11 +386,11 @@ describe("a proxy", () => {
     }));
 
   const broken = {
-    "refused": new Refusal(502, "connection_refused", "refused the connection"),
-    "unroutable": new Refusal(502, "destination_ip_unroutable", "cannot be reached"),
-    "an unknown name": new Refusal(502, "dns_error", "has a name that is not known"),
-    "a time-out": new Refusal(504, "connection_timeout", "did not answer in time"),
-    "a limit": new Refusal(503, "connection_limit_reached", "has no descriptors left"),
+    "refused": new ProxyError(502, "connection_refused", "refused the connection"),
+    "unroutable": new ProxyError(502, "destination_ip_unroutable", "cannot be reached"),
+    "an unknown name": new ProxyError(502, "dns_error", "has a name that is not known"),
+    "a time-out": new ProxyError(504, "connection_timeout", "did not answer in time"),
+    "a limit": new ProxyError(503, "connection_limit_reached", "has no descriptors left"),
   };
   for (const [what, refusal] of Object.entries(broken)) {
     it(`asks the other agent where one cannot reach the destination, and that one only now and then: ${what}`, () =>
@@ -407,8 +407,8 @@ describe("a proxy", () => {
   }
 
   const final = {
-    "what is not allowed": new Refusal(403, "http_request_denied", "is not on the allow-list"),
-    "what it may have begun": new Refusal(502, "proxy_internal_error", "Internal error"),
+    "what is not allowed": new ProxyError(403, "http_request_denied", "is not on the allow-list"),
+    "what it may have begun": new ProxyError(502, "proxy_internal_error", "Internal error"),
   };
   for (const [what, refusal] of Object.entries(final)) {
     it(`does not ask another agent for ${what}`, () =>
@@ -428,7 +428,7 @@ describe("a proxy", () => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       const origin = await listenTcp(net);
       const counts = [];
-      for (let i = 0; i < 8; i++) counts.push(await refuseAll(net, proxy, new Refusal(502, "connection_refused", "no"), `raw-${i}`));
+      for (let i = 0; i < 8; i++) counts.push(await refuseAll(net, proxy, new ProxyError(502, "connection_refused", "no"), `raw-${i}`));
       await log.waitFor("agent connected", {}, 8);
       assert.equal(await statusOf(net, proxy, origin), 502);
       assert.equal(counts.reduce((sum, count) => sum + count(), 0), 5);
@@ -691,7 +691,7 @@ describe("the entry of an agent in the store", () => {
       await within(draining);
     }));
 
-  it("ends when the agent takes no more tunnels, while it finishes those it has", () =>
+  it("ends when the agent is draining, while it finishes those it has", () =>
     withNet(async (net) => {
       const store = createMemoryStore({ ttlMs: ENTRY_MS });
       const { proxy, log } = await announcing(net, store, "a:1");
@@ -739,7 +739,7 @@ describe("an agent", () => {
       await log.waitFor("agent connected");
       const tunnel = await openTunnel(net, proxy, origin);
       const draining = agent.drain();
-      await log.waitFor("agent takes no more tunnels");
+      await log.waitFor("agent is draining");
       await endTunnel(await openTunnel(net, proxy, origin));
       await checkTunnel(tunnel);
       // its successor does not cut what it has
@@ -772,9 +772,9 @@ describe("an agent", () => {
       await log.waitFor("connected");
       const origin = await listenTcp(net);
       const request = bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`);
-      const { stream } = await connection.exchange(request, { timeoutMs: 5_000 });
+      const { stream } = await connection.request(request, { timeoutMs: 5_000 });
       const draining = agent.drain();
-      const refused = await connection.exchange(request, { timeoutMs: 5_000 });
+      const refused = await connection.request(request, { timeoutMs: 5_000 });
       assert.match(refused.head, /^HTTP\/1\.1 503 [^]*\r\nRetry-After: 1\r\n/);
       await stream.write(bytes("GET / HTTP/1.1\r\n\r\n"));
       const { stream: server } = await within(origin.request());

@@ -1,28 +1,28 @@
 // Which connection of an agent gets the next tunnel, and whose place a new one takes.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { AgentRegistry, type HeldAgent } from "../../proxy/agent_registry.ts";
+import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { QuicConnection } from "../../shared/net/types.ts";
 
 /** Without an instance it is one of version 1. */
-function held(instance?: string, more: Partial<HeldAgent> = {}): HeldAgent {
+function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedAgent {
   return {
     connection: {} as QuicConnection,
     identity: { agentId: "a" },
     since: new Date(0),
     hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },
     tunnels: 0,
-    askedAt: 0,
-    goneAway: false,
-    moved: false,
+    lastRequestAt: 0,
+    isDraining: false,
+    hasMigrated: false,
     ...more,
   };
 }
 
 /** All that are picked, one after the other is passed over. */
-function order(registry: AgentRegistry): HeldAgent[] {
-  const passed = new Set<HeldAgent>();
+function order(registry: AgentRegistry): ConnectedAgent[] {
+  const passed = new Set<ConnectedAgent>();
   for (let agent; (agent = registry.pick("a", passed));) passed.add(agent);
   return [...passed];
 }
@@ -62,30 +62,30 @@ describe("the registry", () => {
     const registry = new AgentRegistry(false);
     const leaving = held("1");
     registry.add(leaving);
-    leaving.goneAway = true;
-    assert.equal(registry.holds("a"), false);
+    leaving.isDraining = true;
+    assert.equal(registry.isAvailable("a"), false);
     assert.deepEqual(order(registry), [leaving]);
     const next = held("2");
     assert.deepEqual(registry.add(next), []);
     assert.deepEqual(order(registry), [next, leaving]);
-    assert.equal(registry.holds("a"), true);
+    assert.equal(registry.isAvailable("a"), true);
   });
 
   it("picks one that has connected to another proxy, and sends no clients for it here", () => {
     const registry = new AgentRegistry(false);
     const [gone, there] = [held("1"), held("1")];
     registry.add(gone);
-    assert.equal(registry.holdsAny, true);
-    gone.moved = true;
-    assert.deepEqual([registry.holds("a"), registry.holdsAny], [false, false]);
+    assert.equal(registry.hasAvailable, true);
+    gone.hasMigrated = true;
+    assert.deepEqual([registry.isAvailable("a"), registry.hasAvailable], [false, false]);
     assert.deepEqual(order(registry), [gone]);
     registry.add(there);
-    assert.deepEqual([registry.holds("a"), registry.holdsAny], [true, true]);
+    assert.deepEqual([registry.isAvailable("a"), registry.hasAvailable], [true, true]);
   });
 
   it("asks several agents with equally many tunnels in turn", () => {
     const registry = new AgentRegistry(true);
-    const agents = [held("1", { askedAt: 1 }), held("2", { askedAt: 3 }), held("3", { askedAt: 2 })];
+    const agents = [held("1", { lastRequestAt: 1 }), held("2", { lastRequestAt: 3 }), held("3", { lastRequestAt: 2 })];
     for (const agent of agents) registry.add(agent);
     assert.deepEqual(order(registry), [agents[0], agents[2], agents[1]]);
   });
@@ -101,7 +101,7 @@ describe("the registry", () => {
     const registry = new AgentRegistry(true);
     const [failing, busy] = [held("1"), held("2", { tunnels: 5 })];
     for (const agent of [busy, failing]) registry.add(agent);
-    const isAvoided = (agent: HeldAgent) => agent === failing;
+    const isAvoided = (agent: ConnectedAgent) => agent === failing;
     assert.equal(registry.pick("a", new Set(), isAvoided), busy);
     assert.equal(registry.pick("a", new Set([busy]), isAvoided), failing);
   });
@@ -125,7 +125,7 @@ describe("the registry", () => {
 
   it("takes none for replaced that is of the same process, takes no more tunnels, or may have the same id", () => {
     const [single, multiple] = [new AgentRegistry(false), new AgentRegistry(true)];
-    const [young, other, same, leaving] = [held("1"), held("2"), held("1"), held("2", { goneAway: true })];
+    const [young, other, same, leaving] = [held("1"), held("2"), held("1"), held("2", { isDraining: true })];
     assert.deepEqual([other, same, leaving].map((old) => single.replaces(young, old)), [true, false, false]);
     assert.equal(multiple.replaces(young, other), false);
   });
@@ -136,6 +136,6 @@ describe("the registry", () => {
     registry.add(agent);
     registry.remove(agent);
     registry.remove(agent);
-    assert.deepEqual([registry.size, registry.holds("a"), registry.holds("b")], [0, false, false]);
+    assert.deepEqual([registry.size, registry.isAvailable("a"), registry.isAvailable("b")], [0, false, false]);
   });
 });

@@ -1,13 +1,13 @@
 // What the log says of agents that take each other's place.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { HeldAgent } from "../../proxy/agent_registry.ts";
-import { Replacements } from "../../proxy/replacements.ts";
-import { LogBook } from "../support/memory.ts";
+import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
+import { Replacements } from "../../proxy/agents/replacements.ts";
+import { LogBook } from "../../testing/network.ts";
 
-function held(agentId: string, remote: string, host?: string): HeldAgent {
+function held(agentId: string, remote: string, host?: string): ConnectedAgent {
   const hello = host === undefined ? undefined : { version: "", instance: remote, host, labels: {} };
-  return { identity: { agentId }, connection: { remote }, hello } as unknown as HeldAgent;
+  return { identity: { agentId }, connection: { remote }, hello } as unknown as ConnectedAgent;
 }
 
 const [A, B] = [held("4711", "192.0.2.1:1", "one"), held("4711", "192.0.2.2:2", "two")];

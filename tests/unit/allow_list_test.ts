@@ -1,18 +1,18 @@
 // Allow-lists: every form of a pattern against what it matches and what it does not, by itself and where clients and agents meet it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { createDestinations } from "../../agent/destinations.ts";
+import { createDestinationPolicy } from "../../agent/destination_policy.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
-import { createAllowList, createDenyList, networksOf } from "../../shared/allow_list.ts";
+import { createAllowList, createDenyList, networksOf } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { startFront } from "../../shared/front/front.ts";
+import { startHttpFrontend } from "../../shared/frontend/server.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
-import { Refusal } from "../../shared/http/status.ts";
-import { silentLogger } from "../../shared/log.ts";
+import { ProxyError } from "../../shared/http/status.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { readText } from "../conformance/support.ts";
-import { connectHead } from "../support/sockets.ts";
-import { ask, netWith, parseAnswer, streamPair, withNet } from "../support/memory.ts";
+import { connectHead } from "../../testing/sockets.ts";
+import { ask, netWith, parseAnswer, streamPair, withNet } from "../../testing/network.ts";
 
 interface Row {
   patterns: string[];
@@ -139,16 +139,16 @@ const GATES: Record<string, Gate> = {
   "the clients' side of proxy and lb": (patterns, body) =>
     withNet(async (net) => {
       const listener = await net.listenTcp({ address: "127.0.0.1:0" });
-      const front = startFront(
+      const front = startHttpFrontend(
         {
           net,
           name: "reverse-http-proxy",
           listener,
           authenticator: createNoAuth(),
           allowList: createAllowList(patterns),
-          dial: () => Promise.reject(new Refusal(502, "destination_unavailable", "Allowed")),
+          dial: () => Promise.reject(new ProxyError(502, "destination_unavailable", "Allowed")),
           log: silentLogger,
-        } as Parameters<typeof startFront>[0],
+        } as Parameters<typeof startHttpFrontend>[0],
       );
       await body(async (destination) => isAllowed((await ask(net, listener.address, connectHead(destination))).status));
       front.close();
@@ -158,7 +158,7 @@ const GATES: Record<string, Gate> = {
   "an agent": (patterns, body) =>
     withNet(async (net) => {
       const refusing = netWith(net, { connectAndSplice: () => Promise.reject(new NetError("refused", "Allowed")) });
-      const destinations = createDestinations({ allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
+      const destinations = createDestinationPolicy({ allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
       await body(async (destination) => {
         const { near, far } = streamPair("quic");
         await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000 }, {

@@ -2,15 +2,15 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AuthenticationError, identifyAgent, identifyClient } from "../../shared/auth/authenticator.ts";
-import { type Applicant, createHookAuthenticator } from "../../shared/auth/hook.ts";
-import { silentLogger } from "../../shared/log.ts";
-import { LogBook } from "../support/memory.ts";
+import { type AuthenticationRequest, createHookAuthenticator } from "../../shared/auth/hook.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { LogBook } from "../../testing/network.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
 describe("authenticate hook", () => {
   it("is asked with the agent's text and certificate, and the client's credentials", async () => {
-    const asked: Applicant[] = [];
+    const asked: AuthenticationRequest[] = [];
     const authenticator = createHookAuthenticator((who) => {
       asked.push(who);
       return "4711";

@@ -10,12 +10,12 @@ import { AuthenticationError, type Authenticator, identifyAgent, identifyClient,
 import { createJwtAuth, type JwtOptions } from "../../shared/auth/jwt.ts";
 import { generatePrivateKey, parsePrivateKey, publicKeyOf } from "../../shared/auth/keys.ts";
 import { readRevocations } from "../../shared/auth/revocations.ts";
-import { ConfigError } from "../../shared/cli/option.ts";
+import { ConfigError } from "../../shared/config/option.ts";
 import { within } from "../conformance/support.ts";
-import { silentLogger } from "../../shared/log.ts";
-import { LogBook } from "../support/memory.ts";
-import { Folder } from "../support/processes.ts";
-import { makeTokenKey } from "../support/tokens.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { LogBook } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 
 const KEY = makeTokenKey();
 const HOUR_MS = 3_600_000;
@@ -64,10 +64,10 @@ function asClient(auth: Authenticator, token: string, username = "4711"): Promis
 }
 
 /** The reason in the log of what was opened with it. */
-async function endOf({ ends }: Identity): Promise<string> {
-  const aborted = new Promise((resolve) => ends!.addEventListener("abort", resolve));
-  if (!ends!.aborted) await within(aborted, "the identity did not end");
-  return (ends!.reason as Error).message;
+async function endOf({ signal }: Identity): Promise<string> {
+  const aborted = new Promise((resolve) => signal!.addEventListener("abort", resolve));
+  if (!signal!.aborted) await within(aborted, "the identity did not end");
+  return (signal!.reason as Error).message;
 }
 
 /** Resolves when what is to end by now has ended, and files are looked at; the clock is an hour further on then. */
@@ -156,7 +156,7 @@ describe("an expired token", () => {
       // what does not end by the time that something else does, does not end
       bench.replace("revoked", String(witness.tokenId));
       await endOf(witness);
-      assert.deepEqual([agent.ends!.aborted, client.ends!.aborted], [agentEnds, clientEnds]);
+      assert.deepEqual([agent.signal!.aborted, client.signal!.aborted], [agentEnds, clientEnds]);
       await assert.rejects(asClient(auth, await KEY.sign({ durationMs: 1000 })), denied(/expired/));
     });
   }
@@ -207,7 +207,7 @@ describe("an expired token", () => {
     const auth = await bench.start({ onExpiry: "close" });
     const identity = await asClient(auth, await KEY.sign({ durationMs: 30 * 365 * 86_400_000 }));
     await tick(auth, bench);
-    assert.equal(identity.ends!.aborted, false);
+    assert.equal(identity.signal!.aborted, false);
   });
 });
 
@@ -221,11 +221,11 @@ describe("a revocation file", () => {
     bench.replace("revoked", `# gone\r\n${agent.tokenId}   # left\r\n\r\n  ${client.tokenId}`);
     assert.equal(await endOf(agent), "The token is revoked");
     assert.equal(await endOf(client), "The token is revoked");
-    assert.equal(other.ends!.aborted, false);
+    assert.equal(other.signal!.aborted, false);
     await assert.rejects(asAgent(auth, tokens[0]!), denied(new RegExp(`revoked.*"4711".*${agent.tokenId}`)));
     await assert.rejects(asClient(auth, tokens[1]!), denied(/revoked/));
     await asClient(auth, tokens[2]!);
-    assert.deepEqual(bench.log.logged("revocation file read"), [{ file: revocationFile, revoked: 2 }]);
+    assert.deepEqual(bench.log.logged("revocation list reloaded"), [{ file: revocationFile, revoked: 2 }]);
   });
 
   it("that goes missing counts as it was, and is read when it is back", async () => {
@@ -276,7 +276,7 @@ describe("a revocation file that is not understood", () => {
     const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
     const auth = await bench.start({ revocationFile });
     bench.replace("revoked", `${id},${id}`);
-    const { reason } = await bench.log.waitFor("file of tokens cannot be used: what it said before still counts", { file: revocationFile });
+    const { reason } = await bench.log.waitFor("token file is invalid; keeping the previous tokens", { file: revocationFile });
     assert.match(String(reason), /^line 1: it has a comma/);
     await assert.rejects(asClient(auth, gone), denied(/revoked/));
   });
@@ -291,7 +291,7 @@ describe("a revocation file", () => {
     const revocationFile = bench.folder.write("revoked", "");
     const auth = await bench.start({ revocationFile });
     bench.replace("revoked", text);
-    await bench.log.waitFor("revocation file read", { revoked: 3 });
+    await bench.log.waitFor("revocation list reloaded", { revoked: 3 });
     for (const token of tokens.slice(0, 2)) await assert.rejects(asClient(auth, token), denied(/revoked/));
     await asClient(auth, tokens[2]!);
     const [warning] = bench.log.logged("revocation file has ids that are no UUID: no token of auth jwt token has such a jti");
@@ -355,13 +355,13 @@ describe("key files", () => {
     const client = await asClient(auth, token);
     await assert.rejects(asClient(auth, await fresh.sign()), denied(/by none/));
     bench.replace("keys.pem", old.publicPem + fresh.publicPem);
-    await bench.log.waitFor("token keys changed", { keys: 2, added: 1, removed: 0 });
+    await bench.log.waitFor("public keys reloaded", { keys: 2, added: 1, removed: 0 });
     const renewed = await asClient(auth, await fresh.sign());
     await asClient(auth, token);
     bench.replace("keys.pem", fresh.publicPem);
     assert.equal(await endOf(client), "The public key of the token was removed");
     await assert.rejects(asClient(auth, token), denied(/by none/));
-    assert.equal(renewed.ends!.aborted, false);
+    assert.equal(renewed.signal!.aborted, false);
   });
 
   for (
@@ -379,11 +379,11 @@ describe("key files", () => {
       const auth = await bench.start();
       const client = await asClient(auth, await KEY.sign());
       spoil(bench);
-      await bench.log.waitFor("file of tokens cannot be used: what it said before still counts");
+      await bench.log.waitFor("token file is invalid; keeping the previous tokens");
       await asClient(auth, await KEY.sign());
       for (let looks = 0; looks < 2; looks++) await tick(auth, bench);
-      assert.equal(bench.log.logged("file of tokens cannot be used: what it said before still counts").length, 1);
-      assert.equal(client.ends!.aborted, false);
+      assert.equal(bench.log.logged("token file is invalid; keeping the previous tokens").length, 1);
+      assert.equal(client.signal!.aborted, false);
     });
   }
 
@@ -395,9 +395,9 @@ describe("key files", () => {
     const [client, other] = [await asClient(auth, await old.sign()), await asClient(auth, await fresh.sign())];
     rmSync(files[0]!);
     assert.equal(await endOf(client), "The public key of the token was removed");
-    assert.equal(other.ends!.aborted, false);
+    assert.equal(other.signal!.aborted, false);
     bench.replace("old.pem", old.publicPem);
-    await bench.log.waitFor("token keys changed", { keys: 2, added: 1, removed: 0 });
+    await bench.log.waitFor("public keys reloaded", { keys: 2, added: 1, removed: 0 });
     await asClient(auth, await old.sign());
   });
 
@@ -408,7 +408,7 @@ describe("key files", () => {
     rmSync(join(bench.folder.path, "key.pem"));
     await bench.log.waitFor("file of tokens is missing");
     for (let looks = 0; looks < 3; looks++) await tick(auth, bench);
-    assert.equal(client.ends!.aborted, false);
+    assert.equal(client.signal!.aborted, false);
     await asClient(auth, await KEY.sign());
   });
 });

@@ -1,7 +1,7 @@
 // How long waits are.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Backoff } from "../../shared/backoff.ts";
+import { Backoff } from "../../shared/async/backoff.ts";
 
 /** The bounds of four waits. */
 function bounds(wait: (backoff: Backoff) => number, options: { initialMs?: number; maxMs?: number } = {}): [number, number][] {

@@ -29,7 +29,7 @@ describe("a bandwidth", () => {
     const rates = new Rates();
     const none = new Bandwidth("0", rates.create);
     assert.deepEqual([none.create(), none.join("a")], [undefined, undefined]);
-    none.leave("a");
+    none.release("a");
     assert.deepEqual(rates.created, []);
   });
 
@@ -39,15 +39,15 @@ describe("a bandwidth", () => {
     const first = shared.join("a");
     assert.equal(shared.join("a"), first);
     assert.notEqual(shared.join("b"), first);
-    for (const _ of [1, 2]) shared.leave("a");
-    shared.look();
+    for (const _ of [1, 2]) shared.release("a");
+    shared.tick();
     // who opens one tunnel after the other does not get a full one each time
     assert.equal(shared.join("a"), first);
-    shared.leave("a");
-    shared.look();
+    shared.release("a");
+    shared.tick();
     assert.deepEqual([shared.size, rates.closed], [2, 0]);
-    shared.look();
-    shared.look();
+    shared.tick();
+    shared.tick();
     assert.deepEqual([shared.size, rates.closed], [1, 1]);
     assert.notEqual(shared.join("a"), first);
     shared.close();

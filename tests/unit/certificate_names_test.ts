@@ -4,8 +4,8 @@ import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { bindToCertificate, type NameSource } from "../../shared/auth/certificate_names.ts";
-import { silentLogger } from "../../shared/log.ts";
-import { type Authority, type IssueOptions, makeAuthority } from "../support/certificates.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { type Authority, type IssueOptions, makeAuthority } from "../../testing/certificates.ts";
 
 const authority: Promise<Authority> = makeAuthority();
 

@@ -4,8 +4,8 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { type Executable, readCommandLine, type Service, type Task } from "../../shared/cli/command.ts";
-import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
-import { Folder } from "../support/processes.ts";
+import { ConfigError, defineOptions } from "../../shared/config/option.ts";
+import { Folder } from "../../testing/programs.ts";
 
 const definition: Service = {
   name: "thing",
@@ -191,7 +191,11 @@ describe("commands", () => {
     root: {
       name: "things",
       description: "Many things.",
-      commands: [definition, { name: "auth", description: "Keys.", commands: [{ name: "key", description: "A key.", options: key, act }] }],
+      commands: [definition, {
+        name: "auth",
+        description: "Keys.",
+        commands: [{ name: "key", description: "A key.", options: key, run: act }],
+      }],
     },
   };
   const withInner: Executable = { ...tree, root: { ...definition, commands: tree.root.commands!.slice(1) } };

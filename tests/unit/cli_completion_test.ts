@@ -4,8 +4,8 @@ import { spawnSync } from "node:child_process";
 import { describe, it } from "node:test";
 import type { Command } from "../../shared/cli/command.ts";
 import { completionScript, type Shell, SHELLS } from "../../shared/cli/completion.ts";
-import { defineOptions } from "../../shared/cli/option.ts";
-import { Folder } from "../support/processes.ts";
+import { defineOptions } from "../../shared/config/option.ts";
+import { Folder } from "../../testing/programs.ts";
 
 const act = async () => {};
 const options = defineOptions({
@@ -20,9 +20,9 @@ const root: Command = {
   name: "a-thing",
   description: "Does things.",
   commands: [
-    { name: "serve", description: "Serve.", options, act },
-    { name: "show", description: "Show.", act },
-    { name: "key", description: "Keys.", commands: [{ name: "make", description: "Make: one.", options, act }] },
+    { name: "serve", description: "Serve.", options, run: act },
+    { name: "show", description: "Show.", run: act },
+    { name: "key", description: "Keys.", commands: [{ name: "make", description: "Make: one.", options, run: act }] },
   ],
 };
 

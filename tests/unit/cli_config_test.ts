@@ -1,9 +1,9 @@
 // Where values come from: precedence, origins, and what is said of names and values that cannot be used.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { readConfig } from "../../shared/cli/config_file.ts";
-import { checkEnvironment, didYouMean, resolve, type Resolved, type Sources } from "../../shared/cli/config.ts";
-import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
+import { readConfig } from "../../shared/config/file.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved, type Sources } from "../../shared/config/sources.ts";
+import { ConfigError, defineOptions } from "../../shared/config/option.ts";
 
 const options = defineOptions({
   "server.listen-address": { kind: "address", default: ":1", description: "" },

@@ -3,10 +3,10 @@ import process from "node:process";
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
-import { FAMILY } from "../../family.ts";
+import { SERVICES } from "../../services.ts";
 import { proxyOptions } from "../../proxy/options.ts";
-import { withDefaults } from "../../shared/cli/defaults.ts";
-import { camelCase, ConfigError, type Options } from "../../shared/cli/option.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import { camelCase, ConfigError, type Options } from "../../shared/config/option.ts";
 
 function refusal(act: () => unknown): string {
   try {
@@ -71,7 +71,7 @@ describe("withDefaults", () => {
   ];
   for (const [value, said] of numbers) {
     it(`refuses ${value} for every number that there is`, () => {
-      for (const all of Object.values(FAMILY) as Options[]) {
+      for (const all of Object.values(SERVICES) as Options[]) {
         for (const [name, { kind, maxMs }] of Object.entries(all)) {
           if (kind !== "integer" && kind !== "duration") continue;
           assert.equal(maxMs, undefined, `${name} may be longer than a timer can`);

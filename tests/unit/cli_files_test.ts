@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { readCommandLine, type Service } from "../../shared/cli/command.ts";
-import { logOptions } from "../../shared/cli/common_options.ts";
-import { ConfigError } from "../../shared/cli/option.ts";
-import { Folder } from "../support/processes.ts";
+import { logOptions } from "../../shared/config/common_options.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { Folder } from "../../testing/programs.ts";
 
 const service: Service = {
   name: "thing",

@@ -4,14 +4,14 @@ import { createServer } from "node:http";
 import { type AddressInfo, createServer as createTcpServer } from "node:net";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { FAMILY } from "../../family.ts";
+import { SERVICES } from "../../services.ts";
 import { readCommandLine } from "../../shared/cli/command.ts";
 import { withStandardCommands } from "../../shared/cli/standard_commands.ts";
 
 const executable = withStandardCommands({
   root: { name: "thing", description: "A thing.", commands: [] },
   version: "1.2.3",
-  family: FAMILY,
+  family: SERVICES,
 });
 
 /** What the command says with these arguments and this environment. */
@@ -20,7 +20,7 @@ async function healthcheck(args: string[], env: Record<string, string> = {}): Pr
   assert.equal(task.do, "act");
   if (task.do !== "act") return "";
   let said = "";
-  await task.action.act(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
+  await task.action.run(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
   return said;
 }
 

@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { FAMILY } from "../../family.ts";
+import { SERVICES } from "../../services.ts";
 import type { Executable } from "../../shared/cli/command.ts";
-import { readConfig } from "../../shared/cli/config_file.ts";
-import { configSchema } from "../../shared/cli/config_schema.ts";
+import { readConfig } from "../../shared/config/file.ts";
+import { configSchema } from "../../shared/config/schema.ts";
 import { manualPage } from "../../shared/cli/manual.ts";
-import { defineOptions } from "../../shared/cli/option.ts";
+import { defineOptions } from "../../shared/config/option.ts";
 
 const executable: Executable = {
   version: "1.2.3",
@@ -26,7 +26,7 @@ const executable: Executable = {
       name: "show",
       description: "Show.",
       options: defineOptions({ "long": { kind: "boolean", short: "l", description: "All." } }),
-      act: async () => {},
+      run: async () => {},
     }],
   },
 };
@@ -75,7 +75,7 @@ describe("schema of the configuration file", () => {
     description?: string;
     enum?: string[];
   }
-  const schema = configSchema(FAMILY) as Schema;
+  const schema = configSchema(SERVICES) as Schema;
 
   /** All keys of leaves, with their dots. */
   function leaves({ properties = {} }: Schema, path = ""): [string, Schema][] {
@@ -85,7 +85,7 @@ describe("schema of the configuration file", () => {
   }
 
   it("has the options of all services, and takes no others", () => {
-    const names = new Set(Object.values(FAMILY).flatMap((options) => Object.keys(options)));
+    const names = new Set(Object.values(SERVICES).flatMap((options) => Object.keys(options)));
     assert.deepEqual(leaves(schema).map(([name]) => name).sort(), [...names].sort());
     assert.equal(schema.additionalProperties, false);
   });
@@ -105,6 +105,6 @@ describe("schema of the configuration file", () => {
 
   it("names keys as the configuration file has them", () => {
     const all = Object.fromEntries(leaves(schema).map(([name]) => [name, "1"]));
-    assert.equal(readConfig({}, { name: "c.json", text: JSON.stringify(all) }, FAMILY).size, leaves(schema).length);
+    assert.equal(readConfig({}, { name: "c.json", text: JSON.stringify(all) }, SERVICES).size, leaves(schema).length);
   });
 });

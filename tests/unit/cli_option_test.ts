@@ -10,7 +10,7 @@ import {
   parseValue,
   ValueError,
   type ValuesOf,
-} from "../../shared/cli/option.ts";
+} from "../../shared/config/option.ts";
 
 const duration: Option = { kind: "duration", description: "" };
 const address: Option = { kind: "address", description: "" };

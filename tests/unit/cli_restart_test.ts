@@ -1,8 +1,8 @@
 // What a process that starts itself again keeps of its command line and environment.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { resolve } from "../../shared/cli/config.ts";
-import { defineOptions } from "../../shared/cli/option.ts";
+import { resolve } from "../../shared/config/sources.ts";
+import { defineOptions } from "../../shared/config/option.ts";
 import { saferStart } from "../../shared/cli/restart.ts";
 
 const options = defineOptions({

@@ -3,13 +3,13 @@ import assert from "node:assert/strict";
 import { EventEmitter, once } from "node:events";
 import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
 import { after, describe, it } from "node:test";
-import { logOptions } from "../../shared/cli/common_options.ts";
-import { ConfigError, defineOptions } from "../../shared/cli/option.ts";
-import type { Action, Service } from "../../shared/cli/command.ts";
+import { logOptions } from "../../shared/config/common_options.ts";
+import { ConfigError, defineOptions } from "../../shared/config/option.ts";
+import type { Service, Subcommand } from "../../shared/cli/command.ts";
 import { run } from "../../shared/cli/run.ts";
-import type { Logger } from "../../shared/log.ts";
+import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import { Folder } from "../support/processes.ts";
+import { Folder } from "../../testing/programs.ts";
 
 /** For what the processes write to their standard error. */
 const outputs = new Folder();
@@ -282,11 +282,11 @@ describe("action", () => {
     const process = new FakeProcess([name, ...args], "/nonexistent");
     process.stdin = input;
     const options = defineOptions({ "in": { kind: "file", default: "-", description: "From." } });
-    const copy: Action<{ in: string }> = {
+    const copy: Subcommand<{ in: string }> = {
       name: "copy",
       description: "Copies.",
       options,
-      act: async (values, { read, write }) => {
+      run: async (values, { read, write }) => {
         if (error) throw error;
         write(`${values.in}: ${await read()}`);
       },

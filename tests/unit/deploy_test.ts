@@ -5,16 +5,16 @@ import { cpSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { parseAllDocuments } from "yaml";
-import { FAMILY } from "../../family.ts";
+import { SERVICES } from "../../services.ts";
 import { readCommandLine, type Service as ServiceCommand } from "../../shared/cli/command.ts";
-import { parseValue } from "../../shared/cli/option.ts";
-import { COMPOSE_FILES, readCompose } from "../support/compose.ts";
-import { Folder, ROOT } from "../support/processes.ts";
+import { parseValue } from "../../shared/config/option.ts";
+import { COMPOSE_FILES, readCompose } from "../../testing/compose.ts";
+import { Folder, ROOT } from "../../testing/programs.ts";
 
 const KUBERNETES = join(ROOT, "deploy", "kubernetes");
 
 /** Services of the family that are never started. */
-const commands = Object.entries(FAMILY).map(([name, options]): ServiceCommand => ({
+const commands = Object.entries(SERVICES).map(([name, options]): ServiceCommand => ({
   name,
   description: "A service.",
   options,
@@ -24,7 +24,7 @@ const commands = Object.entries(FAMILY).map(([name, options]): ServiceCommand =>
 
 /** The values of a command line: `proxy`, `--…`. Kubernetes has put the pod's address into it. */
 function valuesOf(args: readonly string[]): Record<string, Record<string, unknown>> {
-  const executable = { root: { name: "reverse-http", description: "All.", commands }, version: "1.2.3", family: FAMILY };
+  const executable = { root: { name: "reverse-http", description: "All.", commands }, version: "1.2.3", family: SERVICES };
   const task = readCommandLine(executable, { args: args.map((arg) => arg.replace("$(POD_IP)", "192.0.2.1")), env: {}, home: undefined });
   assert.equal(task.do, "run");
   return (task as Extract<typeof task, { do: "run" | "check" }>).resolved.values as ReturnType<typeof valuesOf>;

@@ -4,14 +4,14 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
-import { FAMILY } from "../../family.ts";
-import { readConfig } from "../../shared/cli/config_file.ts";
-import { envOf, type Option } from "../../shared/cli/option.ts";
-import { anchorsOf, linksOf, readDocument, readDocuments } from "../support/documents.ts";
+import { SERVICES } from "../../services.ts";
+import { readConfig } from "../../shared/config/file.ts";
+import { envOf, type Option } from "../../shared/config/option.ts";
+import { anchorsOf, linksOf, readDocument, readDocuments } from "../../testing/documents.ts";
 import { parseTargets, TARGETS } from "../../tools/targets.ts";
-import { ROOT } from "../support/processes.ts";
+import { ROOT } from "../../testing/programs.ts";
 
-const options = Object.values(FAMILY).flatMap((all) => Object.entries(all)) as [string, Option][];
+const options = Object.values(SERVICES).flatMap((all) => Object.entries(all)) as [string, Option][];
 const names = new Set(options.map(([name]) => name));
 const variables = new Set(options.map(([name, option]) => envOf(name, option)));
 
@@ -164,7 +164,7 @@ describe("documents", () => {
   it("show configuration files that can be read", () => {
     const blocks = readDocuments().flatMap((document) => document.blocks).filter(({ language }) => language === "yaml");
     assert.ok(blocks.length > 0);
-    for (const { code } of blocks) readConfig(FAMILY.proxy, { name: "config.yaml", text: code }, FAMILY);
+    for (const { code } of blocks) readConfig(SERVICES.proxy, { name: "config.yaml", text: code }, SERVICES);
   });
 
   it("link to files and headings that there are", () => {

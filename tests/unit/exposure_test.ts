@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { hostname } from "node:os";
 import { describe, it } from "node:test";
-import { showPin } from "../../proxy/tls.ts";
-import { type Exposure, warnOfExposure } from "../../shared/front/exposure.ts";
-import { LogBook } from "../support/memory.ts";
+import { logPin } from "../../proxy/tls.ts";
+import { type Exposure, warnOfExposure } from "../../shared/frontend/exposure.ts";
+import { LogBook } from "../../testing/network.ts";
 
 describe("a client listener", () => {
   const open: Exposure = { address: "[::]:3128", asksForSecret: false, allowList: [] };
@@ -47,7 +47,7 @@ describe("a client listener", () => {
 describe("the options for agents that a proxy logs with its pin", () => {
   const shown = (address: string) => {
     const log = new LogBook();
-    showPin({ pin: "ab".repeat(32), file: "/state/agent-server.pem" } as Parameters<typeof showPin>[0], address, log);
+    logPin({ pin: "ab".repeat(32), file: "/state/agent-server.pem" } as Parameters<typeof logPin>[0], address, log);
     return log.entries.map(({ fields }) => fields);
   };
 

@@ -1,12 +1,12 @@
 // Whose request is it: what Forwarded says, who is believed, and what nobody can make of it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { TrustedProxies, trustedProxyOptions, UnnamedClients } from "../../shared/front/client_address.ts";
+import { TrustedProxies, trustedProxyOptions, UnnamedClients } from "../../shared/frontend/client_address.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
 import { addressLimitOptions } from "../../shared/limits/options.ts";
-import { LogLimit } from "../../shared/log_limit.ts";
-import { LogBook } from "../support/memory.ts";
+import { LogLimit } from "../../shared/log/limit.ts";
+import { LogBook } from "../../testing/network.ts";
 
 describe("the Forwarded field", () => {
   const good: [lines: string[], nodes: (string | undefined)[]][] = [

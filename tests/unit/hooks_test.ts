@@ -6,15 +6,15 @@ import { startAgent } from "../../agent/agent.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
-import { Backoff } from "../../shared/backoff.ts";
-import { withDefaults } from "../../shared/cli/defaults.ts";
-import { isolateHook, isolateLogger } from "../../shared/hooks.ts";
-import type { Logger } from "../../shared/log.ts";
-import { createNativeNet } from "../../shared/net/native.ts";
+import { Backoff } from "../../shared/async/backoff.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import { isolateHook, isolateLogger } from "../../shared/log/isolate.ts";
+import type { Logger } from "../../shared/log/logger.ts";
+import { createNativeNet } from "../../shared/net/native/binding.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { bytes, listenTcp, within } from "../conformance/support.ts";
-import { connectTo, LogBook, readUntil, withNet } from "../support/memory.ts";
-import { eventually, Folder } from "../support/processes.ts";
+import { connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
+import { eventually, Folder } from "../../testing/programs.ts";
 
 const FAULT = new Error("the hook is broken");
 const fail = (): never => {

@@ -1,8 +1,8 @@
 // host:port, in every form that there is, and what is said of others.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Targets } from "../../agent/targets.ts";
-import { checkRemote, formatHostPort, splitHostPort } from "../../shared/host_port.ts";
+import { ProxyEndpoints } from "../../agent/proxy_endpoints.ts";
+import { checkRemote, formatHostPort, splitHostPort } from "../../shared/address/host_port.ts";
 
 describe("host:port", () => {
   const good: [text: string, host: string, port: number][] = [
@@ -21,7 +21,7 @@ describe("host:port", () => {
       assert.deepEqual(splitHostPort(text), { host, port });
       assert.deepEqual(splitHostPort(formatHostPort({ host, port })), { host, port });
       if (host === "" || port === 0) return;
-      const target = await new Targets([text]).take();
+      const target = await new ProxyEndpoints([text]).acquire();
       assert.deepEqual([target.host, target.port, target.serverName], [host, port, host.replace(/%.*/, "")]);
     });
   }

@@ -13,7 +13,7 @@ import {
   parseResponseHead,
   values,
 } from "../../shared/http/head.ts";
-import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../support/malformed.ts";
+import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../../testing/malformed.ts";
 
 /** The status that a head is refused with; anything thrown but a {@link HeadError} fails. */
 function refused(parse: () => unknown): number | "taken" {

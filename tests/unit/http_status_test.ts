@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { encodeRefusal, reasonOf, Refusal } from "../../shared/http/status.ts";
+import { encodeErrorResponse, ProxyError, reasonOf } from "../../shared/http/status.ts";
 import { parseProxyStatus, type ProxyErrorType } from "../../shared/http/proxy_status.ts";
-import { parseAnswer } from "../support/memory.ts";
+import { parseAnswer } from "../../testing/network.ts";
 
-function encode(refusal: Refusal): string {
-  return Buffer.from(encodeRefusal(refusal, "reverse-http-proxy")).toString("latin1");
+function encode(refusal: ProxyError): string {
+  return Buffer.from(encodeErrorResponse(refusal, "reverse-http-proxy")).toString("latin1");
 }
 
 /** The string in `details` (RFC 8941 §3.3.3), unescaped. */
@@ -20,7 +20,7 @@ function detailsOf(proxyStatus: string | undefined): string {
 
 describe("refusal", () => {
   it("is a status, its cause, one line of text, and the end of the connection", () => {
-    const text = encode(new Refusal(502, "connection_refused", "a:80 refused the connection"));
+    const text = encode(new ProxyError(502, "connection_refused", "a:80 refused the connection"));
     assert.equal(
       text,
       "HTTP/1.1 502 Bad Gateway\r\n" +
@@ -34,16 +34,17 @@ describe("refusal", () => {
   });
 
   it("says under which id the request is in the log, in a field, the text and the reason phrase", () => {
-    const text = Buffer.from(encodeRefusal(new Refusal(502, "dns_error", "No such name"), "reverse-http-proxy", { id: "1a-2" })).toString(
-      "latin1",
-    );
+    const text = Buffer.from(encodeErrorResponse(new ProxyError(502, "dns_error", "No such name"), "reverse-http-proxy", { id: "1a-2" }))
+      .toString(
+        "latin1",
+      );
     assert.match(text, /^HTTP\/1\.1 502 Bad Gateway \(dns_error, request 1a-2\)\r\n/);
     assert.match(text, /\r\nX-Request-Id: 1a-2\r\n/);
     assert.match(text, /\r\n\r\nNo such name \(request 1a-2\)\n$/);
   });
 
   it("holds no control character and not more than 512 characters of its message, whoever chose it", () => {
-    const text = encode(new Refusal(502, "dns_error", `a\r\nb\x1b[31m\u202ec\0${"x".repeat(15_000)}`));
+    const text = encode(new ProxyError(502, "dns_error", `a\r\nb\x1b[31m\u202ec\0${"x".repeat(15_000)}`));
     assert.ok(text.length < 2_000);
     // deno-lint-ignore no-control-regex -- these are what must not be in it
     assert.doesNotMatch(text.replaceAll("\r\n", ""), /[\x00-\x09\x0b-\x1f\x7f]/);
@@ -53,7 +54,7 @@ describe("refusal", () => {
   it("that passes a peer's on names itself behind the peer, and leaves the cause to it", () => {
     const received = parseProxyStatus([["Proxy-Status", 'reverse-http-agent;error=dns_error;details="no such name"']]);
     const proxyStatusOf = (error: ProxyErrorType) =>
-      parseAnswer(encode(new Refusal(502, error, "Words", [], { received }))).field("proxy-status");
+      parseAnswer(encode(new ProxyError(502, error, "Words", [], { received }))).field("proxy-status");
     assert.equal(proxyStatusOf("dns_error"), 'reverse-http-agent;error=dns_error;details="no such name", reverse-http-proxy');
     assert.equal(
       proxyStatusOf("tls_protocol_error"),
@@ -62,7 +63,7 @@ describe("refusal", () => {
   });
 
   it("has further fields once", () => {
-    const answer = parseAnswer(encode(new Refusal(405, "http_request_denied", "No", [["Allow", "CONNECT"], ["Retry-After", "1"]])));
+    const answer = parseAnswer(encode(new ProxyError(405, "http_request_denied", "No", [["Allow", "CONNECT"], ["Retry-After", "1"]])));
     assert.equal(answer.field("allow"), "CONNECT");
     assert.equal(answer.field("retry-after"), "1");
   });
@@ -75,19 +76,19 @@ describe("refusal", () => {
   });
 
   it("escapes quotes and backslashes, and replaces what a structured field cannot hold", () => {
-    const answer = parseAnswer(encode(new Refusal(502, "dns_error", 'say "a\\b" caf\xe9 \u20ac')));
+    const answer = parseAnswer(encode(new ProxyError(502, "dns_error", 'say "a\\b" caf\xe9 \u20ac')));
     assert.equal(answer.field("proxy-status"), 'reverse-http-proxy;error=dns_error;details="say \\"a\\\\b\\" caf? ?"');
   });
 
   it("does not say what caused it", () => {
-    const text = encode(new Refusal(407, "http_request_denied", "No", [], { cause: new Error("the password is hunter2") }));
+    const text = encode(new ProxyError(407, "http_request_denied", "No", [], { cause: new Error("the password is hunter2") }));
     assert.doesNotMatch(text, /hunter2/);
   });
 
   it("is one answer of the length it says, whatever the message is", () => {
     fc.assert(
       fc.property(fc.string({ unit: "binary" }), (message) => {
-        const answer = parseAnswer(encode(new Refusal(400, "http_request_error", message)));
+        const answer = parseAnswer(encode(new ProxyError(400, "http_request_error", message)));
         assert.equal(answer.status, 400);
         assert.equal(answer.fields.length, 4);
         assert.equal(answer.body.length, Number(answer.field("content-length")));

@@ -5,7 +5,7 @@ import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
-const SOURCES = globSync("{mod.ts,main.ts,family.ts,options.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
+const SOURCES = globSync("{mod.ts,main.ts,services.ts,options.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
 
 /** Without comments: they may name what code may not. */
 function code(text: string): string {
@@ -24,22 +24,25 @@ function staticImports(text: string): string[] {
   return [...found].map((match) => match[2]!);
 }
 
-/** Which part of the house a file belongs to; a higher one may import a lower one. */
-const LEVELS = ["shared/net/types", "shared/net", "shared", "middle", "part", "main"] as const;
+/** The rooms of the house, the lowest first. A file may import its own level and those below. */
+const LEVELS: readonly (readonly string[])[] = [
+  ["shared/net/types.ts", "shared/net/errors.ts", "shared/net/pem.ts", "shared/net/printable.ts"],
+  ["shared/net"],
+  ["shared/log", "shared/async", "shared/version.ts", "shared/build.ts"],
+  ["shared/http", "shared/address", "shared/files", "shared/config"],
+  ["shared/tls", "shared/auth", "shared/store", "shared/link"],
+  ["shared/limits"],
+  ["shared/service"],
+  ["shared/frontend", "shared/cli"],
+  ["proxy", "agent", "lb"],
+  ["main.ts", "mod.ts", "services.ts", "options.ts"],
+];
 
 function levelOf(file: string): number {
-  const level = /(^|\/)main\.ts$|^(mod|family|options)\.ts$/.test(file)
-    ? "main"
-    : /^(proxy|agent|lb)\//.test(file)
-    ? "part"
-    : /^shared\/(front|link)\//.test(file)
-    ? "middle"
-    : /^shared\/net\/(types|errors)\.ts$/.test(file)
-    ? "shared/net/types"
-    : /^shared\/net\//.test(file)
-    ? "shared/net"
-    : "shared";
-  return LEVELS.indexOf(level);
+  if (/(^|\/)main\.ts$/.test(file)) return LEVELS.length - 1;
+  const level = LEVELS.findIndex((rooms) => rooms.some((room) => file === room || file.startsWith(`${room}/`)));
+  assert.ok(level >= 0, `${file} is in no room of this test`);
+  return level;
 }
 
 /** Why `file` may not import `target`; `undefined` where it may. */
@@ -50,10 +53,12 @@ function problem(file: string, target: string): string | undefined {
   if (/(^|\/)main\.ts$/.test(target)) return "a main.ts is imported by nobody";
   if (target === "mod.ts") return "mod.ts is for programs outside";
   if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb do not know each other";
-  if (/^(tests|tools|build\.ts|native)(\/|$)/.test(target)) return "sources know neither tests nor tools";
-  if (target === "shared/net/addon.ts" && file !== "shared/net/native.ts") return "only shared/net/native.ts knows the addon";
-  const chosen = /^shared\/net\/(native|memory)\.ts$/.test(target);
-  if (chosen && levelOf(file) < LEVELS.indexOf("main") && !file.startsWith("shared/net/")) return "a network is an argument";
+  if (/^(tests|testing|tools|build\.ts|native)(\/|$)/.test(target)) return "sources know neither tests nor tools";
+  if (target === "shared/net/native/addon.ts" && file !== "shared/net/native/binding.ts") {
+    return "only shared/net/native/binding.ts knows the addon";
+  }
+  const isNative = target.startsWith("shared/net/native/") && !file.startsWith("shared/net/native/");
+  if (isNative && levelOf(file) < LEVELS.length - 1) return "a network is an argument";
   if (levelOf(file) < levelOf(target)) return `${LEVELS[levelOf(file)]} is below ${LEVELS[levelOf(target)]}`;
   return undefined;
 }
@@ -79,25 +84,25 @@ describe("imports", () => {
     const wrong: [string, string][] = [
       ["proxy/proxy.ts", "agent/options.ts"],
       ["lb/lb.ts", "proxy/options.ts"],
-      ["shared/front/front.ts", "proxy/proxy.ts"],
-      ["shared/http/head.ts", "shared/front/front.ts"],
-      ["shared/log.ts", "shared/link/link.ts"],
-      ["shared/net/types.ts", "shared/net/native.ts"],
-      ["shared/net/native.ts", "shared/log.ts"],
-      ["proxy/proxy.ts", "shared/net/native.ts"],
-      ["proxy/proxy.ts", "shared/net/addon.ts"],
+      ["shared/frontend/server.ts", "proxy/proxy.ts"],
+      ["shared/http/head.ts", "shared/frontend/server.ts"],
+      ["shared/log/logger.ts", "shared/link/link.ts"],
+      ["shared/net/types.ts", "shared/net/native/binding.ts"],
+      ["shared/net/native/binding.ts", "shared/log/logger.ts"],
+      ["proxy/proxy.ts", "shared/net/native/binding.ts"],
+      ["proxy/proxy.ts", "shared/net/native/addon.ts"],
       ["agent/agent.ts", "agent/main.ts"],
-      ["shared/cli/run.ts", "tests/support/sockets.ts"],
+      ["shared/cli/run.ts", "testing/sockets.ts"],
       ["proxy/proxy.ts", "mod.ts"],
     ];
     for (const [file, target] of wrong) assert.ok(problem(file, target), `${file} may import ${target}`);
     const right: [string, string][] = [
-      ["proxy/main.ts", "shared/net/native.ts"],
+      ["proxy/main.ts", "shared/net/native/binding.ts"],
       ["mod.ts", "agent/agent.ts"],
       ["agent/agent.ts", "shared/link/link.ts"],
-      ["shared/front/front.ts", "shared/http/head.ts"],
-      ["shared/front/front.ts", "shared/net/types.ts"],
-      ["shared/net/native.ts", "shared/net/addon.ts"],
+      ["shared/frontend/server.ts", "shared/http/head.ts"],
+      ["shared/frontend/server.ts", "shared/net/types.ts"],
+      ["shared/net/native/binding.ts", "shared/net/native/addon.ts"],
     ];
     for (const [file, target] of right) assert.equal(problem(file, target), undefined, `${file} may not import ${target}`);
   });
@@ -126,7 +131,7 @@ describe("imports", () => {
         else packages.add(specifier);
       }
     }
-    assert.ok(loaded.has("proxy/proxy.ts") && loaded.has("shared/cli/defaults.ts"));
+    assert.ok(loaded.has("proxy/proxy.ts") && loaded.has("shared/config/defaults.ts"));
     assert.deepEqual([...loaded].filter((file) => /(^|\/)(main|command|run)\.ts$/.test(file)), []);
     assert.deepEqual([...packages].filter((name) => /^(commander|yaml|node:process)$/.test(name)), []);
     assert.match(readFileSync(join(ROOT, "mod.ts"), "utf8"), /^if \(import\.meta\.main\) await import\("\.\/main\.ts"\);$/m);
@@ -152,7 +157,7 @@ describe("sources", () => {
       if (/(^|\/)main\.ts$/.test(file)) continue;
       // the loader in executables asks where the executable is, and loads; it is held to that below
       const imports = specifiers(text).some((specifier) => /^(node:)?process$/.test(specifier));
-      if (imports && file !== "shared/net/embedded.ts") problems.push(`${file} imports node:process`);
+      if (imports && file !== "shared/net/native/embedded.ts") problems.push(`${file} imports node:process`);
       // run.ts is given the process by a main.ts
       const given = file === "shared/cli/run.ts";
       const use = /\bprocess\.(argv|exit|exitCode|stdin|stdout|stderr|on|once|kill|abort)\b/.exec(code(text));

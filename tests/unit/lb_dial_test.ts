@@ -3,11 +3,11 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
-import type { DialRequest } from "../../shared/front/front.ts";
+import type { DialRequest } from "../../shared/frontend/server.ts";
 import type { ProxyErrorType } from "../../shared/http/proxy_status.ts";
-import { encodeRefusal, Refusal, TLS_NEEDED } from "../../shared/http/status.ts";
+import { encodeErrorResponse, ProxyError, TLS_NEEDED } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import { createMemoryNet } from "../../shared/net/memory.ts";
+import { createMemoryNet } from "../../testing/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
@@ -24,7 +24,7 @@ const ESTABLISHED = "HTTP/1.1 200 Connection established\r\nContent-Length: 0\r\
 const GO_REFUSAL = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
 const refusal = (status: number, error: ProxyErrorType, message = "no") =>
-  new TextDecoder("latin1").decode(encodeRefusal(new Refusal(status, error, message), "reverse-http-proxy"));
+  new TextDecoder("latin1").decode(encodeErrorResponse(new ProxyError(status, error, message), "reverse-http-proxy"));
 
 type Answer = string | undefined;
 
@@ -63,12 +63,12 @@ function setUp() {
     locator: new Locator({ store: counting, now: () => clock.now }),
     tls: () => undefined,
     connectTimeoutMs: 100,
-    answerTimeoutMs: 100,
+    responseTimeoutMs: 100,
     pseudonym: "lb-1",
   });
-  const refused = async (): Promise<Refusal> => {
+  const refused = async (): Promise<ProxyError> => {
     const error = await dial(REQUEST).then(() => undefined, (error) => error);
-    assert.ok(error instanceof Refusal, String(error));
+    assert.ok(error instanceof ProxyError, String(error));
     return error;
   };
   return { net, store, counted, clock, dial, refused };
@@ -79,8 +79,8 @@ describe("dialing through proxies", () => {
     const { net, store, dial } = setUp();
     const heads = await fakeProxy(net, "127.0.0.1:1", `${ESTABLISHED}220 ready`);
     await store.set("7", "127.0.0.1:1");
-    const { stream, early } = await dial(REQUEST);
-    assert.equal(new TextDecoder().decode(early), "220 ready");
+    const { stream, leftover } = await dial(REQUEST);
+    assert.equal(new TextDecoder().decode(leftover), "220 ready");
     assert.deepEqual(heads, [
       "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\nProxy-Authorization: Basic Nzp4\r\nProxy-Connection: keep-alive\r\n" +
       "Via: 1.1 somebody\r\nVia: 1.1 lb-1\r\n" +
@@ -271,13 +271,13 @@ describe("dialing through proxies", () => {
       locator,
       tls: () => undefined,
       connectTimeoutMs: 100,
-      answerTimeoutMs: 100,
+      responseTimeoutMs: 100,
       pseudonym: "lb-1",
-      onNoPort: (address) => exhausted.push(address),
+      onNoLocalPort: (address) => exhausted.push(address),
     });
     for (let i = 0; i < 2; i++) {
       const error = await dial(REQUEST).then(() => undefined, (error) => error);
-      assert.ok(error instanceof Refusal, String(error));
+      assert.ok(error instanceof ProxyError, String(error));
       assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "1"]]]);
     }
     assert.deepEqual([[...locator], counted.lookups], [[["7", "127.0.0.1:1"]], 1]);
@@ -329,6 +329,6 @@ describe("dialing through proxies", () => {
     const { store, dial } = setUp();
     await store.set("7", "127.0.0.1:1");
     const own: DialRequest = { ...REQUEST, fields: [...REQUEST.fields, ["via", "1.1 lb-1"]] };
-    await assert.rejects(dial(own), (error) => error instanceof Refusal && error.error === "proxy_loop_detected");
+    await assert.rejects(dial(own), (error) => error instanceof ProxyError && error.error === "proxy_loop_detected");
   });
 });

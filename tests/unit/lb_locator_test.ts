@@ -72,7 +72,7 @@ describe("locator", () => {
     assert.equal(store.asked.length, 1);
     clock.now = 500;
     await known("7", "a:1");
-    locator.forget("7", "a:1");
+    locator.invalidate("7", "a:1");
     await known("7", "b:1");
   });
 
@@ -86,7 +86,7 @@ describe("locator", () => {
       assert.equal(await located, "a:1");
       assert.equal(await locator.locate("7"), "a:1", "an answer like that is good for a second too");
     }
-    locator.forget("7", "a:1");
+    locator.invalidate("7", "a:1");
     const failing = locator.locate("7");
     store.fail();
     await assert.rejects(failing, StoreError);
@@ -98,7 +98,7 @@ describe("locator", () => {
   it("keeps an address that is newer than the one that proved wrong", async () => {
     const { store, locator, known } = setUp();
     await known("7", "b:1");
-    locator.forget("7", "a:1");
+    locator.invalidate("7", "a:1");
     assert.equal(await locator.locate("7"), "b:1");
     assert.equal(store.asked.length, 1);
   });
@@ -106,7 +106,7 @@ describe("locator", () => {
   it("holds to where an agent was found until the store says something new, or that proves wrong too", async () => {
     const { store, clock, locator, known } = setUp();
     await known("7", "a:1");
-    locator.found("7", "b:1", new Set(["a:1"]));
+    locator.record("7", "b:1", new Set(["a:1"]));
     const after = async (said: string) => {
       clock.now += 1_000;
       const located = locator.locate("7");
@@ -117,25 +117,25 @@ describe("locator", () => {
     assert.equal(await after("a:1"), "b:1");
     assert.equal(await after("c:1"), "c:1");
     assert.equal(await after("a:1"), "a:1", "it may have come back since");
-    locator.found("7", "b:1", new Set(["a:1"]));
-    locator.forget("7", "b:1");
+    locator.record("7", "b:1", new Set(["a:1"]));
+    locator.invalidate("7", "b:1");
     await known("7", "a:1");
   });
 
   it("suggests so many proxies as the store has named lately, none for ever, each in its turn", async () => {
     const { clock, locator, known } = setUp();
     for (let i = 0; i < 70; i++) await known(String(i), `p${i}:1`);
-    assert.deepEqual(locator.elsewhere("7", new Set(["p6:1"]), 2), ["p7:1", "p8:1"], "64 are known: the first six are forgotten");
-    assert.equal(locator.elsewhere("7", new Set(), 100).length, 64);
+    assert.deepEqual(locator.alternatives("7", new Set(["p6:1"]), 2), ["p7:1", "p8:1"], "64 are known: the first six are forgotten");
+    assert.equal(locator.alternatives("7", new Set(), 100).length, 64);
     clock.now = 599_000;
     await known("new", "p9:1");
     clock.now = 600_000;
-    assert.deepEqual(locator.elsewhere("7", new Set(), 100), ["p9:1"]);
-    locator.missing("7");
-    assert.deepEqual(locator.elsewhere("7", new Set(), 100), []);
-    assert.deepEqual(locator.elsewhere("8", new Set(), 100), ["p9:1"]);
+    assert.deepEqual(locator.alternatives("7", new Set(), 100), ["p9:1"]);
+    locator.recordMiss("7");
+    assert.deepEqual(locator.alternatives("7", new Set(), 100), []);
+    assert.deepEqual(locator.alternatives("8", new Set(), 100), ["p9:1"]);
     clock.now += 1_000;
-    assert.deepEqual(locator.elsewhere("7", new Set(), 100), ["p9:1"]);
+    assert.deepEqual(locator.alternatives("7", new Set(), 100), ["p9:1"]);
   });
 
   it("remembers so many agents, and forgets the one that nobody asked for the longest", async () => {

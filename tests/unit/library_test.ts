@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { ConfigError, startLoadBalancer, startProxy } from "../../mod.ts";
-import { createMemoryNet } from "../../shared/net/memory.ts";
+import { createMemoryNet } from "../../testing/net/memory.ts";
 
 describe("library", () => {
   for (const [name, start] of Object.entries({ startProxy, startLoadBalancer })) {

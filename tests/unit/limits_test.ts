@@ -2,21 +2,21 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
-import { Door, type DoorOptions } from "../../shared/limits/door.ts";
+import { ConnectionLimiter, type ConnectionLimiterOptions } from "../../shared/limits/connection_limiter.ts";
 import { FailedCredentials } from "../../shared/limits/failed_credentials.ts";
-import { LimitReached, LimitReports } from "../../shared/limits/limit.ts";
+import { LimitReached, LimitReporter } from "../../shared/limits/limit.ts";
 import {
   checkWatermark,
   descriptorLimit,
-  MemoryWatch,
+  MemoryWatermark,
   shareOf,
   unreclaimableBytes,
   withinDescriptors,
 } from "../../shared/limits/resources.ts";
-import { Buckets, LockOut, Tally } from "../../shared/limits/tables.ts";
+import { AuthLockout, InflightCounts, TokenBuckets } from "../../shared/limits/counters.ts";
 import { TunnelLimits, type TunnelLimitsOptions } from "../../shared/limits/tunnels.ts";
-import { silentLogger } from "../../shared/log.ts";
-import { LogBook } from "../support/memory.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { LogBook } from "../../testing/network.ts";
 
 /** A clock in milliseconds that stands still. */
 function createClock(): { now: () => number; pass: (ms: number) => void } {
@@ -24,7 +24,7 @@ function createClock(): { now: () => number; pass: (ms: number) => void } {
   return { now: () => ms, pass: (more) => void (ms += more) };
 }
 
-const SECRETIVE = new LimitReports({ log: silentLogger });
+const SECRETIVE = new LimitReporter({ log: silentLogger });
 
 function limitOf(work: () => unknown): string {
   try {
@@ -57,7 +57,7 @@ describe("address keys", () => {
 
 describe("a tally", () => {
   it("holds nothing of whom there is nothing", () => {
-    const tally = new Tally();
+    const tally = new InflightCounts();
     tally.add("a");
     tally.add("a");
     tally.remove("a");
@@ -71,7 +71,7 @@ describe("a tally", () => {
 describe("token buckets", () => {
   it("give out a burst, then the rate, to each key its own", () => {
     const { now, pass } = createClock();
-    const buckets = new Buckets(10, 20, now);
+    const buckets = new TokenBuckets(10, 20, now);
     for (let i = 0; i < 20; i++) assert.equal(buckets.take("a"), 0);
     assert.equal(buckets.take("a"), 100);
     assert.equal(buckets.take("b"), 0);
@@ -85,17 +85,17 @@ describe("token buckets", () => {
 
   it("of a small rate give one at least, and of none any number", () => {
     const { now } = createClock();
-    const slow = new Buckets(1, 0.1, now);
+    const slow = new TokenBuckets(1, 0.1, now);
     assert.equal(slow.take("a"), 0);
     assert.equal(slow.take("a"), 1_000);
-    const none = new Buckets(Infinity, Infinity, now);
+    const none = new TokenBuckets(Infinity, Infinity, now);
     for (let i = 0; i < 1_000; i++) assert.equal(none.take("a"), 0);
     assert.equal(none.size, 0);
   });
 
   it("are kept of so many keys only, of the latest", () => {
     const { now } = createClock();
-    const buckets = new Buckets(1, 1, now);
+    const buckets = new TokenBuckets(1, 1, now);
     buckets.take("first");
     for (let i = 0; i < 100_000; i++) {
       buckets.take(`key ${i}`);
@@ -110,11 +110,11 @@ describe("token buckets", () => {
 describe("a lock-out", () => {
   it("comes after so many failures, and lasts twice as long each time up to the longest", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(3, 5_000, 10_000, now);
-    for (let i = 0; i < 3; i++) lockOut.failed("a");
+    const lockOut = new AuthLockout(3, 5_000, 10_000, now);
+    for (let i = 0; i < 3; i++) lockOut.recordFailure("a");
     assert.equal(lockOut.lockedMs("a"), 0);
     for (const ms of [1_000, 2_000, 4_000, 5_000, 5_000]) {
-      lockOut.failed("a");
+      lockOut.recordFailure("a");
       assert.equal(lockOut.lockedMs("a"), ms);
       pass(ms);
       assert.equal(lockOut.lockedMs("a"), 0);
@@ -125,9 +125,9 @@ describe("a lock-out", () => {
 
   it("never meets who fails now and then, as an agent that is set up wrongly does", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(3, 300_000, 10_000, now);
+    const lockOut = new AuthLockout(3, 300_000, 10_000, now);
     for (let i = 0; i < 1_000; i++) {
-      lockOut.failed("a");
+      lockOut.recordFailure("a");
       assert.equal(lockOut.lockedMs("a"), 0);
       pass(30_000);
     }
@@ -135,23 +135,23 @@ describe("a lock-out", () => {
 
   it("is forgotten by who keeps still", () => {
     const { now, pass } = createClock();
-    const lockOut = new LockOut(1, 300_000, 10_000, now);
-    for (let i = 0; i < 5; i++) lockOut.failed("a");
+    const lockOut = new AuthLockout(1, 300_000, 10_000, now);
+    for (let i = 0; i < 5; i++) lockOut.recordFailure("a");
     assert.equal(lockOut.lockedMs("a"), 8_000);
     pass(8_000 + 20_000);
-    lockOut.failed("a");
+    lockOut.recordFailure("a");
     assert.equal(lockOut.lockedMs("a"), 0);
-    lockOut.failed("a");
+    lockOut.recordFailure("a");
     assert.equal(lockOut.lockedMs("a"), 1_000);
   });
 
   it("is kept of so many keys only, and of none without a limit", () => {
     const { now } = createClock();
-    const lockOut = new LockOut(1, 1_000, 10_000, now);
-    for (let i = 0; i < 100_000; i++) lockOut.failed(`key ${i}`);
+    const lockOut = new AuthLockout(1, 1_000, 10_000, now);
+    for (let i = 0; i < 100_000; i++) lockOut.recordFailure(`key ${i}`);
     assert.ok(lockOut.size <= 16_384, `${lockOut.size} are kept`);
-    const none = new LockOut(Infinity, 1_000, 10_000, now);
-    for (let i = 0; i < 1_000; i++) none.failed("a");
+    const none = new AuthLockout(Infinity, 1_000, 10_000, now);
+    for (let i = 0; i < 1_000; i++) none.recordFailure("a");
     assert.deepEqual([none.size, none.lockedMs("a")], [0, 0]);
   });
 });
@@ -160,10 +160,10 @@ describe("wrong credentials", () => {
   it("are remembered by their hashes, of so many only", () => {
     const { now } = createClock();
     const wrong = new FailedCredentials(now);
-    for (let i = 0; i < 50_000; i++) assert.ok(wrong.counts("a", `secret ${i}`));
+    for (let i = 0; i < 50_000; i++) assert.ok(wrong.isNew("a", `secret ${i}`));
     assert.ok(wrong.size <= 16_384, `${wrong.size} are kept`);
-    assert.ok(!wrong.counts("a", "secret 49999"));
-    assert.ok(wrong.counts("b", "secret 49999"));
+    assert.ok(!wrong.isNew("a", "secret 49999"));
+    assert.ok(wrong.isNew("b", "secret 49999"));
     assert.ok(!JSON.stringify(wrong).includes("secret"));
   });
 });
@@ -173,9 +173,9 @@ describe("reports of limits", () => {
     const { now, pass } = createClock();
     const log = new LogBook();
     const counted: string[] = [];
-    const reports = new LimitReports({ log, now, count: (limit) => counted.push(limit) });
-    for (let i = 0; i < 5; i++) reports.hit("tunnels", { most: 7 });
-    reports.hit("memory");
+    const reports = new LimitReporter({ log, now, count: (limit) => counted.push(limit) });
+    for (let i = 0; i < 5; i++) reports.record("tunnels", { most: 7 });
+    reports.record("memory");
     assert.deepEqual(log.logged("limit reached"), [{ limit: "tunnels", most: 7, suppressed: undefined }, {
       limit: "memory",
       suppressed: undefined,
@@ -183,9 +183,9 @@ describe("reports of limits", () => {
     reports.flush();
     assert.equal(log.entries.length, 2);
     pass(60_000);
-    reports.hit("tunnels", { most: 8 });
+    reports.record("tunnels", { most: 8 });
     assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[1], { limit: "tunnels", most: 8, suppressed: 4 });
-    reports.hit("tunnels");
+    reports.record("tunnels");
     pass(60_000);
     reports.flush();
     assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[2], { limit: "tunnels", suppressed: 1 });
@@ -196,96 +196,96 @@ describe("reports of limits", () => {
 });
 
 describe("the door", () => {
-  const open = (options: Partial<DoorOptions> = {}) =>
-    new Door({
-      all: { limit: "connections", most: 3 },
-      perAddress: { limit: "connections-per-address", most: 2 },
+  const open = (options: Partial<ConnectionLimiterOptions> = {}) =>
+    new ConnectionLimiter({
+      all: { limit: "connections", max: 3 },
+      perAddress: { limit: "connections-per-address", max: 2 },
       addresses: { authFailures: 1, lockOut: 60_000, exempt: ["192.0.2.1"] },
-      forgivenMs: 10_000,
+      failureRefillMs: 10_000,
       reports: SECRETIVE,
       ...options,
     });
 
   it("lets in so many, and so many of one address, and others when they leave", () => {
     const door = open();
-    const first = door.enter("10.0.0.1:1");
-    door.enter("10.0.0.1:2");
-    assert.equal(limitOf(() => door.enter("10.0.0.1:3")), "connections-per-address");
-    door.enter("10.0.0.2:1");
-    assert.equal(limitOf(() => door.enter("10.0.0.3:1")), "connections");
-    first.leave();
-    first.leave();
-    door.enter("10.0.0.1:3");
-    assert.equal(limitOf(() => door.enter("10.0.0.3:1")), "connections");
+    const first = door.acquire("10.0.0.1:1");
+    door.acquire("10.0.0.1:2");
+    assert.equal(limitOf(() => door.acquire("10.0.0.1:3")), "connections-per-address");
+    door.acquire("10.0.0.2:1");
+    assert.equal(limitOf(() => door.acquire("10.0.0.3:1")), "connections");
+    first.release();
+    first.release();
+    door.acquire("10.0.0.1:3");
+    assert.equal(limitOf(() => door.acquire("10.0.0.3:1")), "connections");
   });
 
   it("counts one whose address becomes known later, of that address", () => {
     const door = open();
-    door.enter("10.0.0.1:1");
-    const [second, third] = [door.enter(), door.enter()];
-    assert.equal(limitOf(() => door.enter()), "connections");
-    second.comesFrom("10.0.0.1");
-    assert.equal(limitOf(() => third.comesFrom("10.0.0.1:3")), "connections-per-address");
-    third.leave();
-    second.leave();
-    assert.equal(limitOf(() => door.enter("10.0.0.1:4")), "none");
+    door.acquire("10.0.0.1:1");
+    const [second, third] = [door.acquire(), door.acquire()];
+    assert.equal(limitOf(() => door.acquire()), "connections");
+    second.setRemote("10.0.0.1");
+    assert.equal(limitOf(() => third.setRemote("10.0.0.1:3")), "connections-per-address");
+    third.release();
+    second.release();
+    assert.equal(limitOf(() => door.acquire("10.0.0.1:4")), "none");
   });
 
   it("counts exempt addresses in all alone, and locks none of them out", () => {
     const door = open();
-    const visits = [1, 2, 3].map((port) => door.enter(`192.0.2.1:${port}`));
-    assert.equal(limitOf(() => door.enter("192.0.2.1:4")), "connections");
-    for (let i = 0; i < 10; i++) visits[0]!.failed(`wrong ${i}`);
-    visits[0]!.checkLockOut();
+    const visits = [1, 2, 3].map((port) => door.acquire(`192.0.2.1:${port}`));
+    assert.equal(limitOf(() => door.acquire("192.0.2.1:4")), "connections");
+    for (let i = 0; i < 10; i++) visits[0]!.recordFailure(`wrong ${i}`);
+    visits[0]!.checkLockout();
   });
 
   it("tells who fails too often when to come again", () => {
     const { now } = createClock();
     const door = open({ now });
-    const visit = door.enter("10.0.0.1:1");
-    for (let i = 0; i < 3; i++) visit.failed(`wrong ${i}`);
-    assert.throws(() => door.enter("10.0.0.1:2").checkLockOut(), (error: LimitReached) => {
+    const visit = door.acquire("10.0.0.1:1");
+    for (let i = 0; i < 3; i++) visit.recordFailure(`wrong ${i}`);
+    assert.throws(() => door.acquire("10.0.0.1:2").checkLockout(), (error: LimitReached) => {
       assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
       return true;
     });
-    door.enter("10.0.0.2:1").checkLockOut();
+    door.acquire("10.0.0.2:1").checkLockout();
   });
 
   it("counts one wrong credential of an address once a minute, however often it is repeated", () => {
     const { now, pass } = createClock();
     const door = open({ now, addresses: { authFailures: 1, lockOut: 60_000, exempt: [] } });
-    const visit = door.enter("10.0.0.1:1");
+    const visit = door.acquire("10.0.0.1:1");
     for (let minute = 0; minute < 10; minute++) {
-      for (let i = 0; i < 1_000; i++) visit.failed("the same");
-      visit.checkLockOut();
+      for (let i = 0; i < 1_000; i++) visit.recordFailure("the same");
+      visit.checkLockout();
       pass(60_000);
     }
-    visit.failed("one");
-    visit.failed(new TextEncoder().encode("another"));
-    assert.equal(limitOf(() => visit.checkLockOut()), "auth-failures");
-    const other = door.enter("10.0.0.2:1");
-    for (const wrong of ["one", "another"]) other.failed(wrong);
-    assert.equal(limitOf(() => other.checkLockOut()), "auth-failures");
+    visit.recordFailure("one");
+    visit.recordFailure(new TextEncoder().encode("another"));
+    assert.equal(limitOf(() => visit.checkLockout()), "auth-failures");
+    const other = door.acquire("10.0.0.2:1");
+    for (const wrong of ["one", "another"]) other.recordFailure(wrong);
+    assert.equal(limitOf(() => other.checkLockout()), "auth-failures");
   });
 
   it("has no limit where 0 stands for it", () => {
     const door = open({
-      all: { limit: "agents", most: 0 },
-      perAddress: { limit: "agents-per-address", most: 0 },
+      all: { limit: "agents", max: 0 },
+      perAddress: { limit: "agents-per-address", max: 0 },
       addresses: { authFailures: 0, lockOut: 1, exempt: [] },
     });
-    const visits = Array.from({ length: 1_000 }, (_, i) => door.enter(`10.0.0.1:${i + 1}`));
-    for (const [i, visit] of visits.entries()) visit.failed(`wrong ${i}`);
-    visits[0]!.checkLockOut();
+    const visits = Array.from({ length: 1_000 }, (_, i) => door.acquire(`10.0.0.1:${i + 1}`));
+    for (const [i, visit] of visits.entries()) visit.recordFailure(`wrong ${i}`);
+    visits[0]!.checkLockout();
   });
 });
 
 describe("reports of many at once", () => {
   it("count all, and log the latest with those that it stands for", () => {
     const [log, counted]: [LogBook, number[]] = [new LogBook(), []];
-    const reports = new LimitReports({ log, count: (_, times) => counted.push(times), now: () => 0 });
-    reports.hit("handshakes", { remote: "a" }, 5);
-    reports.hit("handshakes", { remote: "b" }, 3);
+    const reports = new LimitReporter({ log, count: (_, times) => counted.push(times), now: () => 0 });
+    reports.record("handshakes", { remote: "a" }, 5);
+    reports.record("handshakes", { remote: "b" }, 3);
     assert.deepEqual(counted, [5, 3]);
     assert.deepEqual(log.logged("limit reached"), [{ limit: "handshakes", remote: "a", suppressed: 4 }]);
   });
@@ -334,7 +334,7 @@ describe("limits of tunnels", () => {
   it("that are cut for what they buffer are logged with the token of the client, where it has shown one", () => {
     for (const [client, jti] of [["a", undefined], ["id-1", "id-1"]] as const) {
       const log = new LogBook();
-      withLimits({ reports: new LimitReports({ log }) }, (limits) => limits.open({ agentId: "a", client }).wasCut());
+      withLimits({ reports: new LimitReporter({ log }) }, (limits) => limits.open({ agentId: "a", client }).recordCut());
       assert.deepEqual(log.logged("limit reached").map((fields) => [fields.agent, fields.jti]), [["a", jti]]);
     }
   });
@@ -362,9 +362,9 @@ describe("limits of tunnels", () => {
       const young = limits.open({});
       over.close();
       pass(2_000);
-      limits.look();
-      assert.deepEqual([old, over, young].map(({ ends }) => ends!.aborted), [true, false, false]);
-      assert.match(String(old.ends!.reason), /longest life/);
+      limits.tick();
+      assert.deepEqual([old, over, young].map(({ signal }) => signal!.aborted), [true, false, false]);
+      assert.match(String(old.signal!.reason), /longest life/);
     });
   });
 
@@ -373,27 +373,27 @@ describe("limits of tunnels", () => {
     withLimits({ tunnelIdle: 5_000, now }, (limits) => {
       let count = 0;
       const [quiet, busy, unwatched] = [limits.open({}), limits.open({}), limits.open({})];
-      quiet.watch(() => 7);
-      busy.watch(() => count++);
+      quiet.watchProgress(() => 7);
+      busy.watchProgress(() => count++);
       for (let i = 0; i < 5; i++) {
-        assert.equal(quiet.ends!.aborted, false);
+        assert.equal(quiet.signal!.aborted, false);
         pass(1_000);
-        limits.look();
+        limits.tick();
       }
-      assert.deepEqual([quiet.ends!.aborted, busy.ends!.aborted, unwatched.ends], [true, false, undefined]);
-      assert.match(String(quiet.ends!.reason), /Nothing was sent or received for 5000 ms/);
+      assert.deepEqual([quiet.signal!.aborted, busy.signal!.aborted, unwatched.signal], [true, false, undefined]);
+      assert.match(String(quiet.signal!.reason), /Nothing was sent or received for 5000 ms/);
     });
   });
 
   it("leave it to an identity to end its tunnels", () =>
     withLimits({ tunnelLife: 5_000 }, (limits) => {
       const ending = new AbortController();
-      const [open, closed] = [limits.open({ ends: ending.signal }), limits.open({ ends: ending.signal })];
+      const [open, closed] = [limits.open({ signal: ending.signal }), limits.open({ signal: ending.signal })];
       closed.close();
       ending.abort(new Error("expired"));
-      assert.deepEqual([open.ends!.aborted, closed.ends!.aborted], [true, false]);
-      assert.equal(open.ends!.reason.message, "expired");
-      assert.equal(limits.open({ ends: ending.signal }).ends!.aborted, true);
+      assert.deepEqual([open.signal!.aborted, closed.signal!.aborted], [true, false]);
+      assert.equal(open.signal!.reason.message, "expired");
+      assert.equal(limits.open({ signal: ending.signal }).signal!.aborted, true);
     }));
 });
 
@@ -407,18 +407,18 @@ describe("memory", () => {
 
   it("above the watermark refuses tunnels, but for a few, until it is below again", () => {
     let resident = 0;
-    const watch = new MemoryWatch("100MiB", () => resident);
+    const watch = new MemoryWatermark("100MiB", () => resident);
     assert.equal(watch.refuses(1_000), false);
     resident = 101 * 2 ** 20;
-    watch.look();
+    watch.refresh();
     assert.deepEqual([watch.refuses(1_000), watch.refuses(15)], [true, false]);
     resident = 99 * 2 ** 20;
-    watch.look();
+    watch.refresh();
     assert.equal(watch.refuses(1_000), false);
   });
 
   it("is a share of what there is, a size, or without a limit", () => {
-    const limit = (text: string) => new MemoryWatch(text, () => 0).limit;
+    const limit = (text: string) => new MemoryWatermark(text, () => 0).limit;
     assert.equal(limit("2GiB"), 2 * 2 ** 30);
     assert.equal(limit("0"), Infinity);
     assert.ok(limit("100%") > 0 && limit("100%") < Infinity);

@@ -7,7 +7,7 @@ import { CloseCode, controlFrames } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage, type Message } from "../../shared/link/message.ts";
 import type { Duplex, QuicConnection } from "../../shared/net/types.ts";
 import { isPending, within } from "../conformance/support.ts";
-import { streamPair } from "../support/memory.ts";
+import { streamPair } from "../../testing/network.ts";
 
 interface Side {
   control: Control;

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { stripVTControlCharacters } from "node:util";
-import { createLogger, LOG_LEVELS, type LogFields, type LogFormat, type LogLevel, silentLogger } from "../../shared/log.ts";
+import { createLogger, LOG_LEVELS, type LogFields, type LogFormat, type LogLevel, silentLogger } from "../../shared/log/logger.ts";
 
 /** What a logger writes for one message. */
 function write(format: LogFormat, fields?: LogFields, { color = false, level = "info" as LogLevel, message = "connected" } = {}): string[] {

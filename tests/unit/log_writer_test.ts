@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { closeSync, openSync, readFileSync, type write } from "node:fs";
 import { describe, it } from "node:test";
-import { createLineWriter } from "../../shared/log_writer.ts";
-import { Folder } from "../support/processes.ts";
+import { createLineWriter } from "../../shared/log/writer.ts";
+import { Folder } from "../../testing/programs.ts";
 
 type Callback = (error: NodeJS.ErrnoException | null, count: number) => void;
 

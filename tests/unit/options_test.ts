@@ -6,9 +6,9 @@ import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
 import { lbOptions } from "../../lb/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
-import { resolve } from "../../shared/cli/config.ts";
-import { envOf, type Options, parseValue } from "../../shared/cli/option.ts";
-import { optionTable } from "../../shared/cli/option_table.ts";
+import { resolve } from "../../shared/config/sources.ts";
+import { envOf, type Options, parseValue } from "../../shared/config/option.ts";
+import { optionTable } from "../../shared/config/table.ts";
 import { optionTypes } from "../../tools/option_types.ts";
 
 const ROOT = join(import.meta.dirname!, "..", "..");

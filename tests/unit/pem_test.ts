@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
-import { makeAuthority } from "../support/certificates.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
 
 const authority = await makeAuthority();
 const other = await makeAuthority("Other CA");

@@ -1,32 +1,32 @@
 // What a proxy learns about its agents when they are asked for tunnels.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { AgentRegistry, type HeldAgent } from "../../proxy/agent_registry.ts";
-import { dialAgent, Patience } from "../../proxy/dial.ts";
-import { Failures } from "../../proxy/failures.ts";
-import type { DialRequest } from "../../shared/front/front.ts";
-import { Refusal } from "../../shared/http/status.ts";
+import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
+import { dialAgent, StalledAgentMonitor } from "../../proxy/dial.ts";
+import { DestinationFailures } from "../../proxy/agents/failures.ts";
+import type { DialRequest } from "../../shared/frontend/server.ts";
+import { ProxyError } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { QuicConnection } from "../../shared/net/types.ts";
-import { streamPair } from "../support/memory.ts";
+import { streamPair } from "../../testing/network.ts";
 
-/** Two agents with one id, whose exchanges all fail; which of them were asked, and which are avoided afterwards. */
+/** Two agents with one id, whose requests all fail; which of them were asked, and which are avoided afterwards. */
 async function dialAndFail(code: NetErrorCode): Promise<{ error: unknown; asked: number; avoided: number }> {
-  const [agents, failures] = [new AgentRegistry(true), new Failures()];
+  const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
   let asked = 0;
-  const exchangeAndSplice = () => {
+  const openTunnel = () => {
     asked++;
     return Promise.reject(new NetError(code, "it failed"));
   };
-  const held = (instance: string): HeldAgent => ({
-    connection: { exchangeAndSplice } as unknown as QuicConnection,
+  const held = (instance: string): ConnectedAgent => ({
+    connection: { openTunnel } as unknown as QuicConnection,
     identity: { agentId: "a" },
     since: new Date(0),
     hello: { version: "", instance, host: "", labels: {} },
     tunnels: 0,
-    askedAt: 0,
-    goneAway: false,
-    moved: false,
+    lastRequestAt: 0,
+    isDraining: false,
+    hasMigrated: false,
   });
   const both = [held("1"), held("2")];
   for (const agent of both) agents.add(agent);
@@ -39,25 +39,25 @@ async function dialAndFail(code: NetErrorCode): Promise<{ error: unknown; asked:
     fields: [],
     client: { stream: streamPair().near, copy: {} },
   };
-  const patience = new Patience(agents);
+  const monitor = new StalledAgentMonitor(agents);
   try {
-    const error = await dialAgent({ agents, patience, failures, timeoutMs: 1_000 }, request, false).catch((error) => error);
-    return { error, asked, avoided: both.filter((agent) => failures.avoids(agent, "db:5432")).length };
+    const error = await dialAgent({ agents, monitor, failures, timeoutMs: 1_000 }, request, false).catch((error) => error);
+    return { error, asked, avoided: both.filter((agent) => failures.isAvoided(agent, "db:5432")).length };
   } finally {
-    patience.close();
+    monitor.close();
   }
 }
 
 describe("dialing an agent", () => {
   it("does not avoid one whose client went away meanwhile", async () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
-    assert.ok(error instanceof Refusal && error.message === "The client is gone", String(error));
+    assert.ok(error instanceof ProxyError && error.message === "The client is gone", String(error));
     assert.deepEqual([asked, avoided], [1, 0]);
   });
 
   it("avoids one that did not answer in time", async () => {
     const { error, asked, avoided } = await dialAndFail("timed-out");
-    assert.ok(error instanceof Refusal && error.status === 504, String(error));
+    assert.ok(error instanceof ProxyError && error.status === 504, String(error));
     assert.deepEqual([asked, avoided], [1, 1]);
   });
 });

@@ -6,8 +6,8 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { defaultStateDirectory, openSelfSigned } from "../../shared/tls/self_signed.ts";
-import { LogBook } from "../support/memory.ts";
-import { Folder } from "../support/processes.ts";
+import { LogBook } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
 
 const FLEETING = "the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place";
 

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { lbOptions } from "../../lb/options.ts";
-import { resolve } from "../../shared/cli/config.ts";
-import { ConfigError } from "../../shared/cli/option.ts";
+import { resolve } from "../../shared/config/sources.ts";
+import { ConfigError } from "../../shared/config/option.ts";
 
 function problemOf(option: string, value: string): string | undefined {
   try {

@@ -1,8 +1,8 @@
 // What the service manager that started the program is told, and when.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { createSupervisor, type Supervisor } from "../../shared/supervisor.ts";
-import { LogBook } from "../support/memory.ts";
+import { createSupervisor, type Supervisor } from "../../shared/service/supervisor.ts";
+import { LogBook } from "../../testing/network.ts";
 
 const SOCKET = "/run/notify";
 

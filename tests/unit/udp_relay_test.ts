@@ -1,7 +1,7 @@
 // The bad network of the tests does what it says, and the same for the same seed.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Direction, FAIR, generate, type Weather } from "../support/udp_relay.ts";
+import { Direction, FAIR, generate, type Weather } from "../../testing/udp_relay.ts";
 
 const COUNT = 2_000;
 

@@ -1,8 +1,8 @@
 // The watchdog: says that the program or its network did not get to run, and how long; whoever supervises it hears that they do.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { startWatchdog } from "../../shared/watchdog.ts";
-import { LogBook, Queue } from "../support/memory.ts";
+import { startWatchdog } from "../../shared/service/watchdog.ts";
+import { LogBook, Queue } from "../../testing/network.ts";
 
 describe("the watchdog", () => {
   it("logs and counts a stall when it is over, once", async () => {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { connect } from "node:net";
 import process from "node:process";
-import { AGENT_ID, Program } from "../../tests/support/processes.ts";
+import { AGENT_ID, Program } from "../../testing/programs.ts";
 import type { Place } from "./place.ts";
 
 const PAGE = "Hello from a server that only the agent can reach!";

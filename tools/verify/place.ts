@@ -3,7 +3,7 @@ import { copyFileSync, cpSync, existsSync, mkdirSync, realpathSync } from "node:
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import process from "node:process";
-import type { Folder } from "../../tests/support/processes.ts";
+import type { Folder } from "../../testing/programs.ts";
 import { ROOT } from "../executables.ts";
 import { hostTarget, type Target, type TargetName, TARGETS } from "../targets.ts";
 

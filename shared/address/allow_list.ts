@@ -1,0 +1,259 @@
+// Which destinations may be reached: patterns of hosts, zones and networks, each with an optional port or range.
+import ipaddr from "ipaddr.js";
+import { isIPv6 } from "node:net";
+import { domainToASCII } from "node:url";
+import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
+import type { Authority } from "../http/head.ts";
+import { PatternIndex, type PatternKey } from "./pattern_index.ts";
+
+type Address = ipaddr.IPv4 | ipaddr.IPv6;
+
+interface Pattern {
+  /** Under what it is found: see {@link PatternIndex}. */
+  readonly place: PatternKey;
+  matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
+  readonly ports: readonly [first: number, last: number];
+}
+
+type Matching = Pick<Pattern, "place" | "matches">;
+
+/** Tells whether a destination may be reached. */
+export interface AllowList {
+  /** Whether any pattern matches host and port together; an empty list allows all. */
+  allows(destination: Authority): boolean;
+}
+
+/**
+ * An allow-list of `patterns`; an empty one allows everything, as `all` alone does, and `none` alone allows nothing. A destination is allowed if any pattern matches its host and port together.
+ * Names compare without case and without a trailing dot and match host and zone patterns only. Addresses match address and network patterns
+ * only; they compare as the address that is connected to, in whatever form they are written ({@link canonicalHost}). A pattern with an IPv6
+ * zone (RFC 4007 §11) matches in that zone only.
+ * @throws {RangeError} naming the first pattern that cannot be read
+ * @example
+ * ```ts
+ * import { createAllowList } from "@reverse-http/reverse-http";
+ *
+ * const list = createAllowList(["*.internal:443", "10.0.0.0/8"]);
+ * console.log(list.allows({ host: "git.internal", port: 443 }), list.allows({ host: "10.1.2.3", port: 22 }));
+ * // prints: true true
+ * console.log(list.allows({ host: "git.internal", port: 22 }));
+ * // prints: false
+ * ```
+ */
+export function createAllowList(patterns: readonly string[]): AllowList {
+  const index = indexOf(parsePatterns(patterns));
+  return {
+    allows: ({ host, port }) => patterns.length === 0 || matchesAny(index, canonicalHost(host), port),
+  };
+}
+
+/** Tells whether a destination must not be reached. */
+export interface DenyList {
+  /** Whether any pattern matches host and port together; an empty list denies nothing. */
+  denies(destination: Authority): boolean;
+}
+
+/**
+ * A deny-list of `patterns`, which match as those of an allow-list, and every alias of an address as well: an address is also denied where
+ * only the form it is written in, or the IPv4 address inside it, is on the list.
+ * @throws {RangeError} naming the first pattern that cannot be read
+ */
+export function createDenyList(patterns: readonly string[]): DenyList {
+  const index = indexOf(parsePatterns(patterns));
+  return {
+    denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(index, alias, port)),
+  };
+}
+
+function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
+  const index = new PatternIndex<Pattern>();
+  for (const pattern of patterns) index.add(pattern.place, pattern);
+  return index;
+}
+
+function matchesAny(index: PatternIndex<Pattern>, host: string, port: number): boolean {
+  const address = parseIp(host);
+  const name = normalizeName(host);
+  const zone = zoneOf(host);
+  return index.some(name, address, ({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
+}
+
+/**
+ * The networks of patterns that are compared with nothing but addresses, `address/bits`; `all` and `none` alone as in an allow-list.
+ * @throws {RangeError} as {@link createAllowList}, and for a name, a zone or a port, which no address is compared with
+ */
+export function networksOf(patterns: readonly string[]): string[] {
+  const parsed = parsePatterns(patterns);
+  if (parsed[0] === EVERYTHING) return ["0.0.0.0/0", "::/0"];
+  if (parsed.length === 0) return [];
+  return patterns.map((pattern) => {
+    const { host = "", bits, ports } = splitPattern(pattern) ?? {};
+    const address = zoneOf(host) === undefined ? parseIPv6(host) ?? parseIp(host) : undefined;
+    if (!address || ports !== undefined) throw failure(pattern, "only addresses and networks can stand here, without a port or a zone");
+    return `${address.toString()}/${bits ?? (address.kind() === "ipv4" ? 32 : 128)}`;
+  });
+}
+
+const EVERYTHING: Pattern = { place: { of: "everything" }, matches: () => true, ports: [1, 65_535] };
+
+/** `none` is no pattern at all, and `all` is one that matches everything. */
+function parsePatterns(patterns: readonly string[]): Pattern[] {
+  const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
+  if (word === undefined) return patterns.map(parsePattern);
+  if (patterns.length > 1) throw failure(word, `it cannot stand beside other patterns; a host of that name is written "${word}."`);
+  return word.toLowerCase() === "all" ? [EVERYTHING] : [];
+}
+
+function failure(pattern: string, why: string): RangeError {
+  return new RangeError(`Cannot use the allow-list pattern ${JSON.stringify(pattern)}: ${why}`);
+}
+
+function parsePattern(pattern: string): Pattern {
+  const hint = advise(pattern);
+  const fail = (why: string) => failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
+  const parts = splitPattern(pattern);
+  if (!parts?.host) throw fail("it is not a host, zone or network");
+  const { host, bits: networkBits, ports, bracketed } = parts;
+  const range = parsePorts(ports);
+  if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports from 1 to 65535`);
+  if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, ...matchZone(host.slice(2), fail) };
+  const address = parseIp(host);
+  if (networkBits !== undefined) return { ports: range, ...matchNetwork(host, Number(networkBits), fail) };
+  if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
+  if (address) {
+    const canonical = canonicalHost(host);
+    return { ports: range, ...matchAddress(parseIp(canonical)!, zoneOf(canonical)) };
+  }
+  return { ports: range, ...matchName(host, fail) };
+}
+
+/** What was probably meant by a pattern that cannot be read. */
+function advise(pattern: string): string | undefined {
+  const [, authority] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
+  if (authority !== undefined) return `write ${authority} alone`;
+  if (/\s/.test(pattern.trim())) return "patterns are separated by commas";
+  if (/^[*.]+(?::.*)?$/.test(pattern) && pattern.includes("*")) return "write all for every destination";
+  if (/^(?:[0-9]{1,3}\.){1,3}(?:\*\.?)+(?::.*)?$/.test(pattern)) {
+    const numbers = pattern.replace(/:.*/, "").split(".").filter((part) => part !== "*" && part !== "");
+    return `write ${[...numbers, 0, 0, 0].slice(0, 4).join(".")}/${numbers.length * 8}`;
+  }
+  if (/^\[?(?:[0-9]+(?:\.[0-9]+)+|[0-9a-f]*:[0-9a-f:.]*)\]?-\[?[0-9a-f:.]+\]?$/i.test(pattern)) {
+    return "a range of addresses is written as networks, like 10.0.0.0/29";
+  }
+  const [, network, mask] = /^([0-9.]+)\/([0-9]+(?:\.[0-9]+){3})$/.exec(pattern) ?? [];
+  const bits = mask === undefined ? undefined : prefixOf(mask);
+  if (bits !== undefined) return `write ${network}/${bits}`;
+  if (/^[^:/[\]]+(?::[0-9]+)?\/(?![0-9]+$)/.test(pattern)) return "a pattern has no path";
+  if (/.\*|^\*[^.]/.test(pattern)) return "* stands only at the beginning, as in *.example.com";
+  const [, host = "", port = ""] = /^([^:/]*)(.*)$/.exec(pattern) ?? [];
+  // deno-lint-ignore no-control-regex -- ASCII
+  const ascii = /[^\x00-\x7f]/.test(host) ? domainToASCII(host) : "";
+  return ascii === "" ? undefined : `write ${ascii}${port}`;
+}
+
+/** The length of the prefix that a network mask of IPv4 stands for. */
+function prefixOf(mask: string): number | undefined {
+  if (!ipaddr.IPv4.isValidFourPartDecimal(mask)) return undefined;
+  return ipaddr.IPv4.parse(mask).prefixLengthFromSubnetMask() ?? undefined;
+}
+
+function splitPattern(pattern: string): { host?: string; bits?: string; ports?: string; bracketed: boolean } | null {
+  const bracketed = /^\[([^\]]*)\](?:\/([0-9]{1,3}))?(?::(.*))?$/.exec(pattern);
+  if (bracketed) return { host: bracketed[1], bits: bracketed[2], ports: bracketed[3], bracketed: true };
+  const network = /^([^/[\]]+)\/([0-9]{1,3})(?::(.*))?$/.exec(pattern);
+  if (network) return { host: network[1], bits: network[2], ports: network[3], bracketed: false };
+  if (pattern.split(":").length > 2) return { host: pattern, bracketed: false }; // IPv6 without brackets has no port
+  const name = /^([^/[\]:]+)(?::(.*))?$/.exec(pattern);
+  return name && { host: name[1], ports: name[2], bracketed: false };
+}
+
+function parsePorts(text: string | undefined): [number, number] | null {
+  if (text === undefined) return [1, 65_535];
+  const match = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(text);
+  if (!match) return null;
+  const first = Number(match[1]);
+  const last = Number(match[2] ?? match[1]);
+  return first >= 1 && first <= last && last <= 65_535 ? [first, last] : null;
+}
+
+/** `undefined` for what is no address in its usual form: `127.1` and `0x7f000001` are names here. */
+function parseIp(host: string): Address | undefined {
+  if (ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
+  const address = parseIPv6(host);
+  return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+}
+
+/** Without its zone. By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
+function parseIPv6(host: string): ipaddr.IPv6 | undefined {
+  const [, address] = /^([0-9a-f:.]+)(?:%[0-9A-Za-z._~-]+)?$/i.exec(host) ?? [];
+  // asked first: the URLs of one runtime take more
+  if (address === undefined || !isIPv6(address)) return undefined;
+  return ipaddr.IPv6.parse(new URL(`http://[${address}]`).hostname.slice(1, -1));
+}
+
+function zoneOf(host: string): string | undefined {
+  return host.includes(":") ? host.split("%")[1] : undefined;
+}
+
+function matchAddress(address: Address, zone: string | undefined): Matching {
+  const normalized = address.toNormalizedString();
+  return {
+    place: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 },
+    matches: (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone),
+  };
+}
+
+function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): Matching {
+  if (zoneOf(host) !== undefined) throw fail("a network has no zone");
+  let address = parseIp(host);
+  if (!address) throw fail(`${JSON.stringify(host)} is not an address`);
+  const most = host.includes(":") ? 128 : 32;
+  if (bits > most) throw fail(`/${bits} is longer than ${most} bits`);
+  if (address.kind() === "ipv4" && most === 128) {
+    // IPv4-mapped: a network of IPv4 where all 96 bits of the prefix are in it
+    if (bits >= 96) bits -= 96;
+    else address = parseIPv6(host)!;
+  }
+  return {
+    place: { of: "network", address, bits },
+    matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits),
+  };
+}
+
+function normalizeName(name: string): string {
+  return name.toLowerCase().replace(/\.$/, "");
+}
+
+const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
+
+function checkName(name: string, fail: (why: string) => RangeError): string {
+  const normalized = normalizeName(name);
+  if (!NAME.test(normalized) || normalized.includes("..") || isAddress(normalized)) {
+    throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  }
+  // digits, dots and a hyphen are an address that is cut short, or a range of addresses
+  if (/^[0-9.]+$/.test(normalized) || /^[0-9]+(?:\.[0-9]+)+-[0-9.]+$/.test(normalized)) {
+    throw fail(`${JSON.stringify(name)} is not a name or an address`);
+  }
+  if (/^(?:all|none)$/i.test(name)) {
+    throw fail(`${name} stands for a whole list and takes no port; a host of that name is written "${name}."`);
+  }
+  if (normalized.length > 253 || normalized.split(".").some((label) => label.length > 63)) {
+    throw fail("a name has 253 characters at most, and 63 between two dots");
+  }
+  return normalized;
+}
+
+function matchName(name: string, fail: (why: string) => RangeError): Matching {
+  const normalized = checkName(name, fail);
+  return { place: { of: "name", name: normalized }, matches: (host, address) => address === undefined && host === normalized };
+}
+
+/** The zone itself too. */
+function matchZone(zone: string, fail: (why: string) => RangeError): Matching {
+  const normalized = checkName(zone, fail);
+  return {
+    place: { of: "zone", name: normalized },
+    matches: (host, address) => address === undefined && (host === normalized || host.endsWith(`.${normalized}`)),
+  };
+}

@@ -1,0 +1,40 @@
+// Options given by a program instead of a command line: the same defaults, the same checks.
+import { resolve } from "./sources.ts";
+import { camelCase, checkValue, ConfigError, flagOf, type Options, refuseEmpty, ValueError, type ValuesOf } from "./option.ts";
+
+/** Any part of the values. */
+export type PartialValues<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: PartialValues<T[K]> } : T;
+
+/**
+ * `given`, with the defaults for what it leaves out.
+ * @throws {ConfigError} for a value that the command line would refuse, or a key that no option has
+ */
+export function withDefaults<O extends Options>(options: O, given: PartialValues<ValuesOf<O>>): ValuesOf<O> {
+  const { values } = resolve(options, { flags: new Map(), env: {} });
+  const known = new Map(Object.entries(options).map(([name, option]) => [name.split(".").map(camelCase).join("."), { name, option }]));
+  const merge = (into: Record<string, unknown>, from: Record<string, unknown>, path: string) => {
+    for (const [key, value] of Object.entries(from)) {
+      if (value === undefined) continue;
+      const at = `${path}${key}`;
+      const found = known.get(at);
+      const group = into[key];
+      if (found) into[key] = checked(found.name, found.option, value);
+      else if (group && value && typeof group === "object" && typeof value === "object") {
+        merge(group as Record<string, unknown>, value as Record<string, unknown>, `${at}.`);
+      } else throw new ConfigError(`Unknown option ${at}`);
+    }
+  };
+  merge(values, given as Record<string, unknown>, "");
+  return values as ValuesOf<O>;
+}
+
+function checked(name: string, option: Options[string], value: unknown): unknown {
+  try {
+    refuseEmpty(option, value);
+    return checkValue(option, value);
+  } catch (error) {
+    throw error instanceof ValueError
+      ? new ConfigError(`Cannot use ${flagOf(name)}: ${option.secret && error.quotes ? "its value cannot be used" : error.message}`)
+      : error;
+  }
+}

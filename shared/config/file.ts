@@ -1,0 +1,197 @@
+// The configuration file, YAML or JSON: its keys to settings with their lines. What the values mean, it does not know.
+import {
+  type Alias,
+  type Document,
+  isAlias,
+  isMap,
+  isNode,
+  isScalar,
+  isSeq,
+  LineCounter,
+  type Pair,
+  parseDocument,
+  type Scalar,
+  type YAMLMap,
+  type YAMLParseError,
+  type YAMLWarning,
+} from "yaml";
+import { didYouMean, type Setting } from "./sources.ts";
+import { ConfigError, type Option, type Options } from "./option.ts";
+
+/** Most keys and items, those that aliases repeat included. */
+const MAX_NODES = 10_000;
+
+/**
+ * Settings of a YAML or JSON file, which is YAML too: those of `options`, and of the other programs in `family` that read the same
+ * file. Nothing in it is passed over: what is not understood is an error.
+ * @throws {ConfigError} naming what is wrong, its line, and the nearest known name
+ */
+export function readConfig(
+  options: Options,
+  { name: file, text }: { name: string; text: string },
+  family: Readonly<Record<string, Options>> = {},
+): ReadonlyMap<string, Setting> {
+  const lines = new LineCounter();
+  // aliases are followed here, and merge keys too: both with a limit
+  const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true, merge: false });
+  const [problem] = [...document.errors, ...document.warnings];
+  if (problem) throw new ConfigError(`Cannot read ${file}:${lines.linePos(problem.pos[0]).line}: ${describeProblem(problem)}`);
+  if (document.contents !== null && !isMap(document.contents)) throw new ConfigError(`Cannot read ${file}: it has no keys`);
+  const all: Options = Object.assign({}, ...Object.values(family), options);
+  const lineOf = (node: unknown) => isNode(node) && node.range ? lines.linePos(node.range[0]).line : 1;
+  return new Reader(document, all, (node) => `${file}:${lineOf(node)}`).read();
+}
+
+class Reader {
+  readonly #known: readonly string[];
+  readonly #groups: ReadonlySet<string>;
+  readonly #settings = new Map<string, Setting>();
+  #nodes = 0;
+
+  constructor(
+    private readonly document: Document,
+    private readonly all: Options,
+    private readonly originOf: (node: unknown) => string,
+  ) {
+    this.#known = Object.keys(all);
+    this.#groups = new Set(this.#known.flatMap((name) => [...name.matchAll(/\./g)].map(({ index }) => name.slice(0, index))));
+  }
+
+  read(): ReadonlyMap<string, Setting> {
+    const { contents } = this.document;
+    if (isMap(contents)) this.#readGroup(contents, []);
+    return this.#settings;
+  }
+
+  #readGroup(group: YAMLMap, path: readonly string[]): void {
+    for (const pair of this.#pairsOf(group)) {
+      this.#count(pair.key);
+      const key = keyOf(pair);
+      const name = [...path, key].join(".");
+      const origin = this.originOf(pair.key);
+      if (Object.hasOwn(this.all, name)) this.#readOption(name, pair.value, origin);
+      else {
+        if (!this.#groups.has(name)) {
+          throw new ConfigError(`Unknown key ${name} (${origin})${didYouMean(name, [...this.#known, ...this.#groups])}`);
+        }
+        const fail = (why: string) => new ConfigError(`Cannot use ${name} (${origin}): ${why}`);
+        const value = this.#follow(pair.value, fail, false);
+        if (isNothing(value)) throw fail("it is a group of keys, and there is none in it; leave it out");
+        if (!isMap(value)) throw fail("it is a group of keys, not a value");
+        this.#readGroup(value, [...path, key]);
+      }
+    }
+  }
+
+  #readOption(name: string, node: unknown, origin: string): void {
+    const option = this.all[name]!;
+    const fail = (why: string) => new ConfigError(`Cannot use ${name} (${origin}): ${why}`);
+    const before = this.#settings.get(name);
+    if (before) throw fail(`it is there twice, first in line ${before.origin.split(":").at(-1)}`);
+    this.#settings.set(name, { text: this.#toText(option, node, fail), origin });
+  }
+
+  /** The pairs of a group, and those that it merges (<<) and does not have itself. */
+  *#pairsOf(group: YAMLMap): Generator<Pair> {
+    const own = new Set(group.items.map(keyOf));
+    const merged: YAMLMap[] = [];
+    for (const pair of group.items) {
+      if (!isMerge(pair)) {
+        yield pair;
+        continue;
+      }
+      const fail = (why: string) => new ConfigError(`Cannot use << (${this.originOf(pair.key)}): ${why}`);
+      const value = this.#follow(pair.value, fail, false);
+      for (const node of isSeq(value) ? value.items : [value]) {
+        this.#count(pair.key);
+        const map = this.#follow(node, fail, false);
+        if (!isMap(map)) throw fail("only groups of keys can be merged");
+        merged.push(map);
+      }
+    }
+    for (const map of merged) {
+      for (const pair of this.#pairsOf(map)) {
+        this.#count(pair.key);
+        const key = keyOf(pair);
+        if (own.has(key)) continue; // what stands in the group itself counts, and then what is merged first
+        own.add(key);
+        yield pair;
+      }
+    }
+  }
+
+  /** Each node once for each time that it is reached: an alias of aliases may repeat a few lines without end. */
+  #count(node: unknown): void {
+    if (++this.#nodes > MAX_NODES) {
+      throw new ConfigError(`Cannot read ${this.originOf(node)}: there are more than ${MAX_NODES} keys and items`);
+    }
+  }
+
+  /** What an alias stands for. */
+  #follow(node: unknown, fail: (why: string) => ConfigError, secret: boolean): unknown {
+    if (!isAlias(node)) return node;
+    const found = node.resolve(this.document);
+    if (found === undefined) throw fail(secret ? "a value that begins with * needs quotes" : describeAlias(node));
+    return found;
+  }
+
+  /** As it could stand on the command line. */
+  #toText({ kind, secret = false }: Option, node: unknown, fail: (why: string) => ConfigError): string {
+    if (secret && isScalar(node) && node.anchor !== undefined) throw fail("a value that begins with & needs quotes");
+    const value = this.#follow(node, fail, secret);
+    if (isNothing(value)) return "";
+    const items = kind === "list" && isSeq(value) ? value.items : [value];
+    const texts = items.map((item) => {
+      this.#count(item);
+      const scalar = this.#follow(item, fail, secret);
+      if (!isPlain(scalar)) {
+        throw fail("it is not a plain value; one that begins with [ or {, or has a colon and a blank in it, needs quotes");
+      }
+      const text = textOf(scalar);
+      if (items.length > 1 && text === "") throw fail("an item is empty");
+      return text;
+    });
+    return texts.join(",");
+  }
+}
+
+function keyOf({ key }: Pair): string {
+  return isScalar(key) ? String(key.value) : String(key);
+}
+
+function isMerge({ key }: Pair): boolean {
+  return isScalar(key) && key.value === "<<" && key.type === "PLAIN";
+}
+
+/** As it was written: 007 is an agent's id too. The newline that ends a block is not meant. */
+function textOf({ value, source, type }: Scalar<string | number | boolean>): string {
+  if (typeof value !== "string") return source ?? String(value);
+  return type?.startsWith("BLOCK_") ? value.replace(/\n$/, "") : value;
+}
+
+function describeAlias({ source }: Alias): string {
+  return `*${source} is an alias in YAML, and there is no anchor &${source} before it; a pattern that begins with * needs quotes: "*${source}"`;
+}
+
+/** Without the place, which stands before it, and the lines around it, which may hold a secret. */
+function describeProblem({ code, message }: YAMLParseError | YAMLWarning): string {
+  const known = PROBLEMS[code];
+  return known ?? message.split("\n")[0]!.replace(/ at line \d+, column \d+:?$/, "");
+}
+
+const PROBLEMS: Readonly<Record<string, string>> = {
+  TAB_AS_INDENT: "it is indented by a tab, and YAML takes only spaces",
+  DUPLICATE_KEY: "this key is there twice",
+  MULTIPLE_DOCS: "a second document begins here, and only one is read",
+  BAD_ALIAS: "a value that begins with * needs quotes",
+  TAG_RESOLVE_FAILED: "a value that begins with ! needs quotes",
+  UNEXPECTED_TOKEN: "it is no YAML; a value that begins with [, {, &, * or ! needs quotes",
+};
+
+function isNothing(node: unknown): boolean {
+  return node === null || (isScalar(node) && node.value === null);
+}
+
+function isPlain(node: unknown): node is Scalar<string | number | boolean> {
+  return isScalar(node) && ["string", "number", "boolean"].includes(typeof node.value);
+}

@@ -1,0 +1,108 @@
+// Whose request is it? The address of the connection, or where that is a proxy's which is trusted, what it says in Forwarded.
+import { createAllowList } from "../address/allow_list.ts";
+import { checkNetworks } from "../config/common_options.ts";
+import { defineOptions } from "../config/option.ts";
+import { parseForwarded, parseNode } from "../http/forwarded.ts";
+import { type Fields, values } from "../http/head.ts";
+import { hostOf } from "../limits/addresses.ts";
+import { RecentKeys } from "../limits/counters.ts";
+import type { LogLimit } from "../log/limit.ts";
+
+export const trustedProxyOptions = defineOptions({
+  "http-proxy.trusted-proxies": {
+    kind: "list",
+    description:
+      "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others " +
+      "it is ignored. By default none.",
+    check: checkNetworks({ words: false }),
+  },
+  "http-proxy.proxy-protocol": {
+    kind: "list",
+    description:
+      "Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells " +
+      "the client's address; one without it is refused, and one from elsewhere with it. By default none.",
+    check: checkNetworks({ words: false }),
+  },
+});
+
+/** The proxies in front that are listed. Each speaks for many clients: its own address is never a client's. */
+export class TrustedProxies {
+  readonly #trusts: Contains;
+  readonly #speaksForMany: Contains;
+
+  /**
+   * @param patterns addresses and networks whose Forwarded field is believed
+   * @param proxyProtocol and those whose connections begin with a header of the PROXY protocol
+   */
+  constructor(patterns: readonly string[], proxyProtocol: readonly string[] = []) {
+    this.#trusts = containedIn(patterns);
+    this.#speaksForMany = containedIn([...patterns, ...proxyProtocol]);
+  }
+
+  /** @param remote `host:port` or `[host]:port` */
+  trusts(remote: string): boolean {
+    return this.#trusts(hostOf(remote));
+  }
+
+  /**
+   * Whether `remote` is a listed proxy's own address: it names no client, or another proxy that names none.
+   * @param remote `host:port` or `[host]:port`; the port may be missing
+   */
+  speaksForMany(remote: string): boolean {
+    return this.#speaksForMany(hostOf(remote));
+  }
+
+  /**
+   * The client's address as a trusted proxy at `remote` tells it: the nearest that is not itself a trusted proxy. The port may be missing.
+   * Where the nearest is not told, it is the proxy before that.
+   * @throws {HeadError}
+   */
+  clientOf(remote: string, fields: Fields): string {
+    let client = remote;
+    for (const text of parseForwarded(values(fields, "forwarded")).reverse()) {
+      const node = text === undefined ? undefined : parseNode(text);
+      if (!node) break;
+      const host = node.host.includes(":") ? `[${node.host}]` : node.host;
+      client = node.port === undefined ? host : `${host}:${node.port}`;
+      if (!this.#trusts(node.host)) break;
+    }
+    return client;
+  }
+}
+
+type Contains = (host: string) => boolean;
+
+/** None where there are no patterns. */
+function containedIn(patterns: readonly string[]): Contains {
+  const list = createAllowList(patterns);
+  return patterns.length === 0 ? () => false : (host) => list.allows({ host, port: 1 });
+}
+
+/** A proxy that names no client is warned of once in this time, in milliseconds. */
+const WARNING_INTERVAL_MS = 3_600_000;
+
+/** Warns of listed proxies that name no client, each once in a while. */
+export class UnnamedClients {
+  readonly #warnedAt = new RecentKeys<number>();
+  readonly #logLimit: LogLimit;
+  readonly #now: () => number;
+
+  /** @param now milliseconds from any fixed point */
+  constructor(logLimit: LogLimit, now: () => number) {
+    this.#logLimit = logLimit;
+    this.#now = now;
+  }
+
+  /** @param proxy its address, `host:port` or `[host]:port`; the port may be missing */
+  seen(proxy: string): void {
+    const [host, now] = [hostOf(proxy), this.#now()];
+    const warnedAt = this.#warnedAt.get(host);
+    if (warnedAt !== undefined && now - warnedAt < WARNING_INTERVAL_MS) return;
+    this.#warnedAt.set(host, now);
+    this.#logLimit.warn("listed proxy names no client: limits by address do not apply to its clients", {
+      proxy: host,
+      remedy: "let it send the client's address, as Forwarded: for=ADDRESS or in a header of the PROXY protocol, or take it from " +
+        "--http-proxy.trusted-proxies and --http-proxy.proxy-protocol",
+    });
+  }
+}

@@ -1,0 +1,25 @@
+// Who can use a client listener that asks for no credentials.
+import type { Logger } from "../log/logger.ts";
+
+export interface Exposure {
+  /** The address bound. */
+  readonly address: string;
+  /** Whether clients are asked for something that they cannot make up: a token, or a certificate. */
+  readonly asksForSecret: boolean;
+  /** Patterns of destinations; empty, or the word `all`, for all. */
+  readonly allowList: readonly string[];
+}
+
+/** Warns where everyone who reaches the address may reach every destination of every agent. */
+export function warnOfExposure(log: Logger, { address, asksForSecret, allowList }: Exposure): void {
+  const allowsAll = allowList.every((pattern) => /^all$/i.test(pattern));
+  if (asksForSecret || !allowsAll || isLoopback(address)) return;
+  log.warn("everyone who can reach this address can use every agent, for any destination", {
+    address,
+    remedy: "--auth.type=jwt, --http-proxy.host-whitelist, or --http-proxy.listen-address=127.0.0.1:3128",
+  });
+}
+
+function isLoopback(address: string): boolean {
+  return /^(127\.[0-9.]+|\[::1\]|\[::ffff:127\.[0-9.]+\]):[0-9]+$/.test(address);
+}

@@ -1,0 +1,484 @@
+// Plain HTTP through the proxy: a request with an absolute URI (RFC 9112 §3.2.2) becomes one in origin-form, with `Connection: close` both
+// ways. One request a connection: framing stays the business of the end points.
+//
+// The bytes are copied here rather than handed to `splice`: that would let the client's direction carry a second request behind the first.
+import { Buffer } from "node:buffer";
+import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
+import {
+  type Authority,
+  encodeHead,
+  endOfHead,
+  type Fields,
+  formatAuthority,
+  HeadError,
+  parseAuthority,
+  parseResponseHead,
+  type RequestHead,
+  type ResponseHead,
+  values,
+} from "../http/head.ts";
+import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
+import { ProxyError } from "../http/status.ts";
+import type { Duplex } from "../net/types.ts";
+import type { RequestRecord } from "./access_log.ts";
+import { linger } from "./linger.ts";
+
+/** Where an absolute-form target leads. */
+export interface AbsoluteTarget {
+  readonly destination: Authority;
+  /** The `Host` of the request that goes there. */
+  readonly authority: string;
+  /** Path and query as they were written; may be empty. */
+  readonly path: string;
+}
+
+/** Longest response head in bytes. */
+const MAX_RESPONSE_HEAD = 64 * 1024;
+/** Longest wait in milliseconds for the origin to send something once the client sends no more. */
+const HALF_CLOSED_TIMEOUT_MS = 30_000;
+/** Interim responses (1xx) before the final one. */
+const MAX_INTERIM = 16;
+/** Bytes that are read behind a request, and dropped: a client that sends more is read no further. */
+const MAX_TRAILING_BYTES = 16 * 1024;
+
+/** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
+const USER_INFORMATION = /^[A-Za-z0-9._~!$&'()*+,;=:%-]*@/;
+
+/**
+ * Parses `http://authority/path?query`; `ws` is the same, as WebSocket clients write it. User information is left out (RFC 9110 §4.2.4): wget
+ * and others write it there, and in Authorization too. `undefined` for a target in another form.
+ * @throws {HeadError} 400
+ */
+export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined {
+  const match = /^([A-Za-z][A-Za-z0-9+.-]*):\/\/([^/?#]*)([^#]*)$/.exec(target);
+  if (!match) {
+    if (/^[^/?#]*:\/\//.test(target)) throw new HeadError(400, "The request target is malformed");
+    return undefined;
+  }
+  const [, scheme, authority, rest] = match;
+  const name = scheme!.toLowerCase();
+  if (name !== "http" && name !== "ws") {
+    throw new HeadError(400, `Only http and ws URIs are forwarded: a URI of another scheme, as https or wss, needs a tunnel by CONNECT`);
+  }
+  // an empty port is the default one (RFC 3986 §3.2.3)
+  const destination = parseAuthority(authority!.replace(USER_INFORMATION, "").replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
+  return {
+    destination,
+    authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination),
+    path: rest!,
+  };
+}
+
+/** `*` where OPTIONS asks about the server as a whole (RFC 9112 §3.2.4). */
+function originForm(method: string, path: string): string {
+  if (path === "") return method === "OPTIONS" ? "*" : "/";
+  return path.startsWith("?") ? `/${path}` : path;
+}
+
+/**
+ * Checks what only the last on the way may answer: OPTIONS and TRACE that go no further than this (RFC 9110 §7.6.2).
+ * @throws {ProxyError} 405
+ * @throws {HeadError} 400
+ */
+export function checkMaxForwards({ method, fields }: RequestHead): void {
+  if (!isCounted(method)) return;
+  const given = values(fields, "max-forwards");
+  if (given.length > 1 || (given[0] !== undefined && !/^[0-9]{1,9}$/.test(given[0]))) throw new HeadError(400, "Max-Forwards is malformed");
+  if (given.length > 0 && Number(given[0]) === 0) {
+    throw new ProxyError(405, "http_request_denied", `${method} is not answered by this proxy`, [["Allow", "CONNECT"]]);
+  }
+}
+
+function isCounted(method: string): boolean {
+  return method === "OPTIONS" || method === "TRACE";
+}
+
+/** Fields that say something about one connection, not about the message (RFC 9110 §7.6.1). Transfer-Encoding stays: the body is not touched. */
+const HOP_BY_HOP = new Set([
+  "connection",
+  "proxy-connection",
+  "keep-alive",
+  "te",
+  "upgrade",
+  "proxy-authorization",
+  "proxy-authenticate",
+  "proxy-authentication-info",
+]);
+
+/** Without those, and without what Connection names. */
+function endToEnd(fields: Fields): Fields {
+  const named = new Set(listed(fields, "connection"));
+  // nobody may have the message's framing taken away
+  for (const kept of ["transfer-encoding", "content-length", "host"]) named.delete(kept);
+  return fields.filter(([name]) => !HOP_BY_HOP.has(name.toLowerCase()) && !named.has(name.toLowerCase()));
+}
+
+/**
+ * The protocol that an upgrade (RFC 9110 §7.8) asks for, or was agreed on, where it is one that is passed on: WebSocket alone. Others, as the
+ * `TLS/1.2` and `h2c` that HTTP clients offer, are about the connection to the proxy. HTTP/1.0 has none, and a request with a body of chunks
+ * opens no WebSocket.
+ */
+function upgradeOf({ version, fields }: RequestHead | ResponseHead): string | undefined {
+  if (version === "1.0" || values(fields, "transfer-encoding").length > 0) return undefined;
+  return listed(fields, "connection").includes("upgrade") ? listed(fields, "upgrade").find((name) => name === "websocket") : undefined;
+}
+
+/** The members of a list in lower case. */
+function listed(fields: Fields, name: string): string[] {
+  return values(fields, name).join(",").toLowerCase().split(",").map((member) => member.trim());
+}
+
+function connectionFields(upgrade: string | undefined): Fields {
+  return upgrade === undefined ? [["Connection", "close"]] : [["Connection", "Upgrade"], ["Upgrade", upgrade]];
+}
+
+function via({ version }: RequestHead | ResponseHead): Fields[number] {
+  return ["Via", `${version} reverse-http`];
+}
+
+/** The head as the origin gets it. An HTTP/1.0 request stays one: the answer must be one that its client understands. */
+export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Uint8Array {
+  const { method, version } = request;
+  const fields = endToEnd(request.fields)
+    .filter(([name]) => name.toLowerCase() !== "host")
+    .map(([name, value]) =>
+      isCounted(method) && name.toLowerCase() === "max-forwards" ? [name, String(Number(value) - 1)] as const : [name, value] as const
+    );
+  return encodeHead(`${method} ${originForm(method, target.path)} HTTP/${version}`, [
+    ["Host", target.authority],
+    ...fields,
+    via(request),
+    ...connectionFields(upgradeOf(request)),
+  ]);
+}
+
+/** Fields that say how long the body is. */
+const FRAMING = ["content-length", "transfer-encoding"];
+
+/** The head as the client of `by` gets it. `framing` tells how it is to find the body's end. */
+export function rewriteResponse(response: ResponseHead, framing: Framing, by: Intermediary): Uint8Array {
+  const { status, reason } = response;
+  const upgrade = status === 101 ? upgradeOf(response) : undefined;
+  const interim = status < 200 && upgrade === undefined;
+  const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
+  // RFC 9112 §6.1, §6.3: an interim response and a 204 have none, and of two lengths the client gets the one that counts
+  const dropped = status < 200 || status === 204 ? FRAMING : framing === "chunks" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
+  const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
+  return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
+    ...kept.filter(([name]) => name.toLowerCase() !== "proxy-status"),
+    ...proxyStatusOf(kept, by),
+    ...framing === "chunks" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
+    via(response),
+    ...interim ? [] : connectionFields(upgrade),
+  ]);
+}
+
+/** What intermediaries before the origin say of the response, and behind it this one. */
+function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
+  const { members } = parseProxyStatus(fields);
+  return members.length === 0 ? [] : [["Proxy-Status", formatProxyStatus(members, by)]];
+}
+
+/**
+ * How the client finds the end of a response: as the origin has put it, or by chunks that are made here. Without them, clients take a body
+ * that is cut off for one that has ended; those of HTTP/1.0 know no chunks.
+ */
+export type Framing = "own" | "chunks";
+
+function framingOf({ method, version }: RequestHead, response: ResponseHead): Framing {
+  return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunks" : "own";
+}
+
+const encoder = new TextEncoder();
+
+/** One chunk (RFC 9112 §7.1). */
+function chunkOf(data: Uint8Array): Uint8Array {
+  const size = encoder.encode(`${data.length.toString(16)}\r\n`);
+  const chunk = new Uint8Array(size.length + data.length + 2);
+  chunk.set(size);
+  chunk.set(data, size.length);
+  chunk.set(CRLF, size.length + data.length);
+  return chunk;
+}
+
+const CRLF = encoder.encode("\r\n");
+const LAST_CHUNK = encoder.encode("0\r\n\r\n");
+
+/** Sends the request on and its response back; bodies stream both ways at once, each part when `pace` lets its bytes go. */
+export async function forward(
+  client: Duplex,
+  origin: Duplex,
+  request: RequestHead,
+  target: AbsoluteTarget,
+  record: RequestRecord,
+  by: Intermediary,
+  clientSignal: AbortSignal,
+  pace: (bytes: number) => Promise<void> = async () => {},
+): Promise<void> {
+  const forwarded = new ForwardedRequest(client, origin, request, record, by, pace);
+  const abortForClient = () => forwarded.abortForClient(clientSignal.reason);
+  clientSignal.addEventListener("abort", abortForClient, { once: true });
+  try {
+    if (clientSignal.aborted) throw clientDisconnected(clientSignal.reason);
+    await origin.write(rewriteRequest(request, target));
+    const sent = forwarded.sendBody();
+    await forwarded.sendResponse();
+    if (forwarded.isUpgraded) await sent; // each direction of the other protocol ends on its own
+    await forwarded.finish();
+    await sent;
+  } catch (error) {
+    // what sends the body ends with the client's connection, and that once the client is told of this: not to be waited for here
+    forwarded.abort();
+    throw error;
+  } finally {
+    clientSignal.removeEventListener("abort", abortForClient);
+  }
+}
+
+/** One request and its response on their way. */
+class ForwardedRequest {
+  #finished = false;
+  /** Settled by the final response: whether the origin has switched to the protocol asked for. */
+  #resolveUpgrade: (upgraded: boolean) => void = () => {};
+  readonly #upgraded = new Promise<boolean>((resolve) => this.#resolveUpgrade = resolve);
+  /** Why the client's direction broke. */
+  #clientError: unknown;
+  /** Why nothing more is read from the client, for the log; `undefined` while it is read. */
+  #clientEndReason?: string;
+  /** Whether the origin is being read: while the client takes the response slowly, the origin is not silent. */
+  #isReading = false;
+  /** Runs while the origin is read and the client is not. */
+  #idleTimer?: ReturnType<typeof setTimeout>;
+  readonly #body: BodyEnd;
+  isUpgraded = false;
+
+  constructor(
+    readonly client: Duplex,
+    readonly origin: Duplex,
+    readonly request: RequestHead,
+    readonly record: RequestRecord,
+    readonly by: Intermediary,
+    readonly pace: (bytes: number) => Promise<void>,
+  ) {
+    this.#body = endOfRequest(request);
+  }
+
+  /**
+   * Never rejects: an origin that answers without reading is heard out, and a client that is gone ends the response too. Behind the body a
+   * little is read on and dropped, to learn when the client goes: no second request rides along.
+   */
+  async sendBody(): Promise<void> {
+    const { client, origin, record } = this;
+    let [taken, trailing, other] = [true, 0, false];
+    try {
+      for (let data; trailing <= MAX_TRAILING_BYTES && (data = await client.read()) !== null;) {
+        if (this.#finished) return;
+        await this.pace(data.length);
+        record.sent += data.length;
+        const own = other ? data.length : this.#body.take(data);
+        if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
+        const rest = data.subarray(own);
+        if (rest.length === 0) continue;
+        // what follows the request belongs to the other protocol, if it comes to that
+        other = upgradeOf(this.request) !== undefined && await this.#upgraded;
+        if (!other) trailing += rest.length;
+        else if (taken) taken = await origin.write(rest).then(() => true, () => false);
+      }
+      // whether it goes is not seen any more
+      if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too much behind its request");
+      origin.closeWrite();
+      if (!this.isUpgraded) this.#startIdleTimeout("It has finished");
+    } catch (error) {
+      this.abortForClient(error);
+    }
+  }
+
+  /** The client's direction broke: the client can neither send more nor receive the response. */
+  abortForClient(error: unknown): void {
+    if (this.#finished) return;
+    this.#clientError ??= error;
+    this.origin.reset(1);
+    this.origin.stopRead(1);
+  }
+
+  /** A client that sends no more may wait for its response, or have gone: nothing tells which as long as the origin is silent. */
+  #startIdleTimeout(why: string): void {
+    this.#clientEndReason = why;
+    this.#armIdleTimeout();
+  }
+
+  #armIdleTimeout(): void {
+    if (this.#clientEndReason === undefined || !this.#isReading || this.#finished) return;
+    const why = new Error(`${this.#clientEndReason}, and the destination has been silent for ${HALF_CLOSED_TIMEOUT_MS / 1_000} s`);
+    this.#idleTimer = setTimeout(() => this.abortForClient(why), HALF_CLOSED_TIMEOUT_MS);
+  }
+
+  async sendResponse(): Promise<void> {
+    const { client, request, record } = this;
+    const { response, rest } = await this.#sendHeads();
+    this.isUpgraded = response.status === 101;
+    this.#resolveUpgrade(this.isUpgraded);
+    const framing = framingOf(request, response);
+    const body = this.isUpgraded ? new LengthEnd(Infinity) : endOfResponse(request.method, response) ?? new LengthEnd(Infinity);
+    for (let data: Uint8Array | null = rest; data !== null; data = await this.#readBody(body)) {
+      const part = data.subarray(0, takeResponse(body, data));
+      if (part.length > 0) {
+        await this.pace(part.length);
+        await this.#write(framing === "chunks" ? chunkOf(part) : part);
+        record.received += part.length;
+      }
+      // an origin that keeps its connection keeps nobody waiting; one that is still sent a body may have use for it
+      if (body.done && this.#body.done) break;
+    }
+    if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
+    if (framing === "chunks") await this.#write(LAST_CHUNK);
+    client.closeWrite();
+  }
+
+  /** A response that is complete stays so, whatever becomes of the connection. */
+  async #readBody(body: BodyEnd): Promise<Uint8Array | null> {
+    try {
+      return await this.#read();
+    } catch (cause) {
+      if (body.done && this.#clientError === undefined) return null;
+      throw cause;
+    }
+  }
+
+  /** Up to and including the final one, and what followed it. */
+  async #sendHeads(): Promise<{ response: ResponseHead; rest: Uint8Array }> {
+    let buffer = Buffer.alloc(0);
+    let [seen, skipped] = [0, 0];
+    for (let interim = 0; interim <= MAX_INTERIM;) {
+      // empty lines before the status line are skipped, as before a request line
+      const blank = seen > 0 ? 0 : buffer.findIndex((byte) => byte !== 0x0d && byte !== 0x0a);
+      skipped += blank < 0 ? buffer.length : blank;
+      if (seen === 0) buffer = blank < 0 ? Buffer.alloc(0) : buffer.subarray(blank);
+      const end = endOfHead(buffer, seen);
+      if (end < 0 || end > MAX_RESPONSE_HEAD) {
+        if (skipped + buffer.length > MAX_RESPONSE_HEAD) throw tooLarge();
+        seen = buffer.length;
+        const data = await this.#read();
+        if (data === null) throw incomplete("The destination's response head is missing");
+        buffer = Buffer.concat([buffer, data]);
+        continue;
+      }
+      seen = 0;
+      const response = parseResponse(buffer.toString("latin1", 0, end));
+      buffer = buffer.subarray(end);
+      const final = response.status >= 200 || response.status === 101;
+      if (response.status === 101 && (upgradeOf(this.request) === undefined || upgradeOf(response) === undefined)) {
+        throw new ProxyError(502, "http_upgrade_failed", "The destination switches to a protocol that was not asked for");
+      }
+      if (final) this.record.status = response.status;
+      // HTTP/1.0 knows no interim responses (RFC 9110 §15.2)
+      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by));
+      if (final) return { response, rest: buffer };
+      interim++;
+    }
+    throw new ProxyError(502, "http_protocol_error", "The destination's response never becomes final");
+  }
+
+  async #read(): Promise<Uint8Array | null> {
+    this.#isReading = true;
+    this.#armIdleTimeout();
+    try {
+      return await this.origin.read();
+    } catch (cause) {
+      if (this.#clientError === undefined || this.#clientError instanceof HeadError) throw this.#clientError ?? cause;
+      throw clientDisconnected(this.#clientError);
+    } finally {
+      this.#isReading = false;
+      clearTimeout(this.#idleTimer);
+    }
+  }
+
+  async #write(data: Uint8Array): Promise<void> {
+    await this.client.write(data).catch((cause) => {
+      throw clientDisconnected(cause);
+    });
+  }
+
+  /** The client may still be sending what the origin has answered without reading. */
+  async finish(): Promise<void> {
+    this.#finished = true;
+    clearTimeout(this.#idleTimer);
+    this.origin.close();
+    if (!this.#body.done && !this.isUpgraded) {
+      await linger(this.client, async (bytes) => {
+        this.record.sent += bytes;
+        await this.pace(bytes);
+      });
+    }
+    this.client.close();
+  }
+
+  abort(): void {
+    this.#finished = true;
+    clearTimeout(this.#idleTimer);
+    this.#resolveUpgrade(false);
+    this.origin.reset(1);
+    this.origin.close();
+  }
+}
+
+/**
+ * Where the request's body ends, of which chunks tell themselves. It is looked for to stop reading there, not to find a second request: the
+ * origin's connection is this client's alone, and the origin was told `Connection: close`, so it takes nothing behind the body for a request
+ * (RFC 9112 §9.6).
+ */
+function endOfRequest({ fields }: RequestHead): BodyEnd {
+  if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });
+  return new LengthEnd(Number(values(fields, "content-length")[0] ?? 0));
+}
+
+/** Where the response's body ends (RFC 9112 §6.3); `undefined` where its end is that of the connection. */
+function endOfResponse(method: string, { status, fields }: ResponseHead): BodyEnd | undefined {
+  if (method === "HEAD" || status < 200 || status === 204 || status === 304) return new LengthEnd(0);
+  const codings = listed(fields, "transfer-encoding");
+  if (codings.at(-1) === "chunked") return new ChunkedEnd({ lenient: true });
+  const lengths = codings[0] ? [] : values(fields, "content-length");
+  return lengths.length === 0 ? undefined : new LengthEnd(Number(lengths[0]));
+}
+
+/** @throws {ProxyError} 502 */
+function takeResponse(body: BodyEnd, data: Uint8Array): number {
+  try {
+    return body.take(data);
+  } catch (cause) {
+    throw new ProxyError(502, "http_response_transfer_coding", "The chunks of the destination's response are malformed", [], { cause });
+  }
+}
+
+function parseResponse(head: string): ResponseHead {
+  let response;
+  try {
+    response = parseResponseHead(head);
+  } catch (cause) {
+    if (cause instanceof HeadError && cause.status === 431) throw tooLarge();
+    throw new ProxyError(502, "http_protocol_error", "The destination's response is malformed", [], { cause });
+  }
+  // one length said twice is taken as one; two different ones are nobody's
+  const lengths = new Set(values(response.fields, "content-length").flatMap((value) => value.split(",")).map((value) => value.trim()));
+  if (lengths.size > 1 || [...lengths].some((length) => !/^[0-9]{1,15}$/.test(length))) {
+    throw new ProxyError(502, "http_protocol_error", "The destination's response has no valid Content-Length");
+  }
+  const [length] = lengths;
+  // `identity` stood for no coding (RFC 2616 §3.6)
+  const others = response.fields.filter(([name, value]) =>
+    name.toLowerCase() !== "content-length" && !(name.toLowerCase() === "transfer-encoding" && /^(identity)?$/i.test(value))
+  );
+  return { ...response, fields: length === undefined ? others : [...others, ["Content-Length", length]] };
+}
+
+function incomplete(message: string): ProxyError {
+  return new ProxyError(502, "http_response_incomplete", message);
+}
+
+function tooLarge(): ProxyError {
+  return new ProxyError(502, "http_response_header_section_size", "The destination's response head is too large");
+}
+
+export function clientDisconnected(cause: unknown): ProxyError {
+  return new ProxyError(502, "connection_terminated", "The client is gone", [], { cause });
+}

@@ -1,0 +1,148 @@
+// For those who operate it: is it alive, may it get traffic, what does it count, which agents are there. It serves answers that others
+// give, on an address that is not the clients'.
+import { encodeHead, HeadError, parseRequestHead } from "../http/head.ts";
+import { reasonOf } from "../http/status.ts";
+import type { Metrics } from "./metrics.ts";
+import type { Incoming, Net, QuicStats, TcpListener } from "../net/types.ts";
+
+/** Whether traffic should come here, and why not. Ready to begin with. */
+export class Health {
+  readonly #problems = new Map<string, string>();
+
+  /** `cause` is one of a few fixed words, `reason` says it to people. */
+  setUnready(cause: string, reason: string = cause): void {
+    this.#problems.set(cause, reason);
+  }
+
+  /** The cause is no more. */
+  setReady(cause: string): void {
+    this.#problems.delete(cause);
+  }
+
+  /** Reasons by cause; none where it is ready. */
+  get problems(): ReadonlyMap<string, string> {
+    return this.#problems;
+  }
+}
+
+/** One connection of an agent, or of one with a proxy. */
+export interface AgentReport {
+  readonly id: string;
+  /** The far side's address. */
+  readonly address: string;
+  /** What the far side said it is; missing where it said nothing. */
+  readonly version?: string;
+  /** The name of the agent's machine, and its labels; missing where it said nothing. */
+  readonly host?: string;
+  readonly labels?: Readonly<Record<string, string>>;
+  /** When it was accepted; ISO 8601. */
+  readonly since?: string;
+  /** Tunnels open. */
+  readonly tunnels?: number;
+  /** Bytes in UDP payloads. */
+  readonly sentBytes?: number;
+  readonly receivedBytes?: number;
+  /** Round-trip time in milliseconds. */
+  readonly rttMs?: number;
+}
+
+/** What a report says of a QUIC connection. */
+export function reportOf(
+  since: Date,
+  tunnels: number,
+  { sentBytes, receivedBytes, rttMs }: QuicStats,
+): Omit<AgentReport, "id" | "address"> {
+  return { since: since.toISOString(), tunnels, sentBytes, receivedBytes, rttMs: Math.round(rttMs * 1_000) / 1_000 };
+}
+
+export interface AdminServerOptions {
+  listener: TcpListener;
+  health: Health;
+  metrics: Metrics;
+  agents: () => Iterable<AgentReport>;
+}
+
+/** Answers until it is closed. */
+export interface AdminServer {
+  /** The address bound. */
+  readonly address: string;
+  close(): Promise<void>;
+}
+
+interface Response {
+  readonly status: number;
+  readonly type: string;
+  readonly body: string;
+}
+
+/**
+ * Listens on `address`, `host:port`: without a host, this machine alone can reach it. `undefined` for none.
+ * @throws {NetError} as `listenTcp` of the network
+ */
+export async function listenAdmin(net: Net, address: string | undefined): Promise<TcpListener | undefined> {
+  if (!address) return undefined;
+  // whoever wants it to be seen from elsewhere says so: 0.0.0.0:9090
+  return await net.listenTcp({ address: address.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 });
+}
+
+export function startAdminServer(options: AdminServerOptions): AdminServer {
+  const { listener } = options;
+  const serve = async ({ stream, head }: Incoming): Promise<void> => {
+    const { status, type, body } = await respond(options, head).catch(() => json(500, { error: "internal error" }));
+    const content = new TextEncoder().encode(body);
+    const fields = [["Content-Type", type], ["Content-Length", String(content.length)], ["Cache-Control", "no-store"], [
+      "Connection",
+      "close",
+    ]] as const;
+    const failed = () => {}; // whoever asked is gone
+    stream.write(encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, fields)).catch(failed);
+    if (!head?.startsWith("HEAD ")) stream.write(content).catch(failed);
+    stream.close(); // what was written is sent before
+  };
+  const run = async (): Promise<void> => {
+    for (let batch; (batch = await listener.accept()) !== null;) {
+      for (const incoming of batch) void serve(incoming); // never rejects
+    }
+  };
+  const running = run();
+  return {
+    address: listener.address,
+    async close() {
+      listener.close();
+      await running;
+    },
+  };
+}
+
+async function respond({ health, metrics, agents }: AdminServerOptions, head: string | undefined): Promise<Response> {
+  let request;
+  try {
+    request = parseRequestHead(head ?? "");
+  } catch (error) {
+    return json(error instanceof HeadError ? error.status : 400, { error: "the request head is malformed" });
+  }
+  if (request.method !== "GET" && request.method !== "HEAD") return json(405, { error: "only GET and HEAD are served" });
+  const [path, query] = request.target.split("?", 2);
+  switch (path) {
+    case "/healthz":
+      return json(200, { status: "ok" });
+    case "/readyz":
+      return readiness(health, new URLSearchParams(query).getAll("exclude"));
+    case "/metrics":
+      return { status: 200, type: "text/plain; version=0.0.4; charset=utf-8", body: await metrics.registry.metrics() };
+    case "/agents":
+      return json(200, [...agents()]);
+    default:
+      return json(404, { error: "there are /healthz, /readyz, /metrics and /agents" });
+  }
+}
+
+/** `?exclude=store` overlooks a cause, as Kubernetes' own servers let one do: where all share the store, all would be taken out at once. */
+function readiness({ problems }: Health, excluded: readonly string[]): Response {
+  const left = [...problems].filter(([cause]) => !excluded.includes(cause));
+  return json(left.length === 0 ? 200 : 503, { ready: left.length === 0, problems: Object.fromEntries(problems) });
+}
+
+function json(status: number, value: unknown): Response {
+  return { status, type: "application/json", body: `${JSON.stringify(value)}\n` };
+}

@@ -1,0 +1,311 @@
+// What the parts count, in the terms of Prometheus. Labels have few values, known beforehand: no ids, no hosts, nothing a peer has chosen.
+// Each part has a registry of its own, so that several can run in one process.
+import { X509Certificate } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
+import { uptime } from "node:os";
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { ProxyErrorType } from "../http/proxy_status.ts";
+import type { QuicStats } from "../net/types.ts";
+import type { StoreEvents } from "../store/circuit_breaker.ts";
+import { VERSION } from "../version.ts";
+import type { StallReport } from "./watchdog.ts";
+
+/** Figures of one part. */
+export class Metrics {
+  readonly registry = new Registry();
+  readonly #limits: Counter<"limit">;
+  readonly #certificates: { use: string; pem: () => string | undefined }[] = [];
+
+  constructor(part: "proxy" | "agent" | "lb") {
+    const registers = [this.registry];
+    new Gauge({ name: "reverse_http_build_info", help: "Always 1.", labelNames: ["part", "version"], registers })
+      .set({ part, version: VERSION }, 1);
+    this.#limits = new Counter({
+      name: "reverse_http_limits_hit_total",
+      help: "Times that a limit was reached: those of the options limits.*, head-size and head-time.",
+      labelNames: ["limit"],
+      registers,
+    });
+    const certificates = this.#certificates;
+    new Gauge({
+      name: "reverse_http_certificate_expiry_timestamp_seconds",
+      help: "When the certificate in use ends, in seconds since 1970.",
+      labelNames: ["use"],
+      registers,
+      collect() {
+        for (const { use, pem } of certificates) {
+          const ends = endOfCertificate(pem());
+          if (ends === undefined) this.remove(use);
+          else this.set({ use }, ends);
+        }
+      },
+    });
+    registerProcess(registers);
+  }
+
+  /** A limit of this program was reached; `limit` is one of a few fixed words. */
+  limitHit(limit: string, times = 1): void {
+    this.#limits.inc({ limit }, times);
+  }
+
+  /** Shows the end of the first certificate of a chain; `use` says what it is for. */
+  watchCertificate(use: string, pem: () => string | undefined): void {
+    this.#certificates.push({ use, pem });
+  }
+
+  /** Counts tunnels, plain HTTP requests among them. */
+  tunnels(open: () => number): TunnelMetrics {
+    return new TunnelMetrics(this.registry, open, (limit) => this.limitHit(limit));
+  }
+
+  /** Figures of QUIC connections; `connections` yields those that are open. */
+  quic(connections: () => Iterable<MeasuredConnection>): void {
+    registerQuic([this.registry], connections);
+  }
+
+  /** Figures of the store. */
+  store(): StoreEvents {
+    const registers = [this.registry];
+    const up = new Gauge({ name: "reverse_http_store_up", help: "1 while the store's server answers.", labelNames: ["server"], registers });
+    const errors = new Counter({ name: "reverse_http_store_errors_total", help: "Calls to the store that failed.", registers });
+    const seconds = new Histogram({
+      name: "reverse_http_store_call_seconds",
+      help: "How long calls to the store took.",
+      buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5],
+      registers,
+    });
+    return {
+      onServer: (server) => up.set({ server: server.name }, server.up ? 1 : 0),
+      onCall({ ok, ms }) {
+        seconds.observe(ms / 1_000);
+        if (!ok) errors.inc();
+      },
+    };
+  }
+
+  /** Seconds that the program, or the network alone, did not get to run; to be called with milliseconds. */
+  stalls(): (what: StallReport, ms: number) => void {
+    const seconds = new Counter({
+      name: "reverse_http_stall_seconds_total",
+      help: "Time in which the program, or only what moves its bytes (network), did not get to run for a second or more at a stretch.",
+      labelNames: ["what"],
+      registers: [this.registry],
+    });
+    for (const what of ["program", "network"] as const) seconds.inc({ what }, 0);
+    return (what, ms) => seconds.inc({ what }, ms / 1_000);
+  }
+
+  /** A number that is looked up when it is asked for. */
+  gauge(name: string, help: string, value: () => number): void {
+    new Gauge({
+      name,
+      help,
+      registers: [this.registry],
+      collect() {
+        this.set(value());
+      },
+    });
+  }
+
+  /** Counts clients' connections that brought no request. */
+  clientFailures(): (what: "handshake" | "head") => void {
+    const counter = new Counter({
+      name: "reverse_http_client_failures_total",
+      help: "Connections of clients that brought no request: the TLS handshake failed, or the head was malformed.",
+      labelNames: ["what"],
+      registers: [this.registry],
+    });
+    return (what) => counter.inc({ what });
+  }
+
+  /** Counts. */
+  count(name: string, help: string): () => void {
+    const counter = new Counter({ name, help, registers: [this.registry] });
+    return () => counter.inc();
+  }
+
+  /** Counts by outcome, one of a few fixed words. */
+  outcomes(name: string, help: string): (outcome: string, times?: number) => void {
+    const counter = new Counter({ name, help, labelNames: ["outcome"], registers: [this.registry] });
+    return (outcome, times = 1) => counter.inc({ outcome }, times);
+  }
+}
+
+/** A QUIC connection, as far as its figures go. */
+export interface MeasuredConnection {
+  stats(): QuicStats;
+}
+
+/** What a tunnel, or a request that got none, came to. */
+export interface TunnelEnd {
+  /** What was answered. */
+  readonly status: number;
+  /** Error type of RFC 9209, where something went wrong. */
+  readonly error?: ProxyErrorType;
+  /** From the request's head to the connection to the destination, in milliseconds; missing where there was none. */
+  readonly setupMs?: number;
+  /** Bytes to the destination, and back. */
+  readonly sent: number;
+  readonly received: number;
+}
+
+export class TunnelMetrics {
+  readonly #ended: Counter<"outcome">;
+  readonly #refused: Counter<"status" | "error">;
+  readonly #bytes: Counter<"direction">;
+  readonly #setup: Histogram;
+  readonly #limitHit: (limit: string) => void;
+
+  constructor(registry: Registry, open: () => number, limitHit: (limit: string) => void) {
+    const registers = [registry];
+    this.#limitHit = limitHit;
+    new Gauge({
+      name: "reverse_http_tunnels_open",
+      help: "Tunnels and requests under way.",
+      registers,
+      collect() {
+        this.set(open());
+      },
+    });
+    this.#ended = new Counter({
+      name: "reverse_http_tunnels_total",
+      help: "Tunnels and requests that are over: completed, broken (cut off after they had begun) or refused.",
+      labelNames: ["outcome"],
+      registers,
+    });
+    for (const outcome of ["completed", "broken", "refused"]) this.#ended.inc({ outcome }, 0);
+    this.#refused = new Counter({
+      name: "reverse_http_refusals_total",
+      help: "Requests that were refused, by status and cause (RFC 9209).",
+      labelNames: ["status", "error"],
+      registers,
+    });
+    this.#bytes = new Counter({
+      name: "reverse_http_tunnel_bytes_total",
+      help: "Bytes of tunnels that are over: sent to destinations and received from them.",
+      labelNames: ["direction"],
+      registers,
+    });
+    this.#setup = new Histogram({
+      name: "reverse_http_tunnel_setup_seconds",
+      help: "From a request's head to the connection to its destination.",
+      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    });
+  }
+
+  ended({ status, error, setupMs, sent, received }: TunnelEnd): void {
+    if (setupMs === undefined) {
+      this.#ended.inc({ outcome: "refused" });
+      this.#refused.inc({ status: String(status), error: error ?? "none" });
+      if (status === 431) this.#limitHit("head-size");
+      else if (status === 408) this.#limitHit("head-time");
+      return;
+    }
+    this.#ended.inc({ outcome: error === undefined ? "completed" : "broken" });
+    this.#setup.observe(setupMs / 1_000);
+    this.#bytes.inc({ direction: "sent" }, sent);
+    this.#bytes.inc({ direction: "received" }, received);
+  }
+}
+
+/** Round-trip times are of now; packets are counted whenever they are looked at, those between the last look and a connection's end not. */
+function registerQuic(registers: Registry[], connections: () => Iterable<MeasuredConnection>): void {
+  const seen = new WeakMap<MeasuredConnection, { sent: number; lost: number }>();
+  const packets = (name: string, help: string) => new Counter({ name, help, registers });
+  const sent = packets("reverse_http_quic_packets_sent_total", "QUIC packets sent.");
+  const lost = packets("reverse_http_quic_packets_lost_total", "QUIC packets sent that were lost.");
+  new Gauge({
+    name: "reverse_http_quic_rtt_seconds",
+    help: "Round-trip time over all QUIC connections.",
+    labelNames: ["quantile"],
+    registers,
+    collect() {
+      const times: number[] = [];
+      for (const connection of connections()) {
+        const { rttMs, sentPackets, lostPackets } = connection.stats();
+        const before = seen.get(connection) ?? { sent: 0, lost: 0 };
+        // zeros once it is closed
+        sent.inc(Math.max(0, sentPackets - before.sent));
+        lost.inc(Math.max(0, lostPackets - before.lost));
+        seen.set(connection, { sent: sentPackets, lost: lostPackets });
+        if (sentPackets > 0) times.push(rttMs);
+      }
+      times.sort((a, b) => a - b);
+      this.reset();
+      for (const quantile of times.length === 0 ? [] : [0.5, 0.9, 0.99, 1]) {
+        this.set({ quantile: String(quantile) }, times[Math.ceil(quantile * times.length) - 1]! / 1_000);
+      }
+    },
+  });
+}
+
+/** Under the names that Prometheus' client libraries agree on. On Linux only, where the system tells them in files. */
+function registerProcess(registers: Registry[]): void {
+  const gauge = (name: string, help: string, value: () => number) =>
+    new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        this.set(value());
+      },
+    });
+  if (readProcess() === undefined) return;
+  const bootedAt = readBootTime();
+  if (bootedAt !== undefined) {
+    const startedAt = bootedAt + readProcess()!.startedAfterBoot;
+    gauge("process_start_time_seconds", "When the process was started, in seconds since 1970.", () => startedAt);
+  }
+  gauge("process_resident_memory_bytes", "Memory in use.", () => readProcess()?.residentBytes ?? 0);
+  gauge("process_open_fds", "Descriptors open.", () => readdirSync("/proc/self/fd").length);
+  let before = 0;
+  new Counter({
+    name: "process_cpu_seconds_total",
+    help: "Processor time used.",
+    registers,
+    collect() {
+      const now = readProcess()?.cpuSeconds ?? before;
+      this.inc(Math.max(0, now - before));
+      before = now;
+    },
+  });
+}
+
+/** Linux counts in hundredths of a second towards programs, whatever it does inside. */
+const TICKS = 100;
+
+/** Seconds since 1970. A service manager may hide all of /proc but the processes (ProcSubset=pid of systemd): then the clocks tell. */
+function readBootTime(): number | undefined {
+  try {
+    return Number(/^btime ([0-9]+)$/m.exec(readFileSync("/proc/stat", "utf8"))![1]);
+  } catch {
+    const sinceBoot = uptime();
+    return sinceBoot > 0 ? Date.now() / 1_000 - sinceBoot : undefined;
+  }
+}
+
+/** See proc(5). */
+function readProcess(): { startedAfterBoot: number; cpuSeconds: number; residentBytes: number } | undefined {
+  try {
+    const text = readFileSync("/proc/self/stat", "utf8");
+    // the program's name, in parentheses, may have anything in it
+    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ").map(Number);
+    return {
+      startedAfterBoot: fields[19]! / TICKS,
+      cpuSeconds: (fields[11]! + fields[12]!) / TICKS,
+      residentBytes: Number(/^VmRSS:\s*([0-9]+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))![1]) * 1_024,
+    };
+  } catch {
+    return undefined;
+  }
+}
+
+function endOfCertificate(pem: string | undefined): number | undefined {
+  if (pem === undefined) return undefined;
+  try {
+    return Date.parse(new X509Certificate(pem).validTo) / 1_000;
+  } catch {
+    return undefined;
+  }
+}

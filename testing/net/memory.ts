@@ -1,0 +1,603 @@
+// deno-lint-ignore-file require-await -- networks answer with promises, this one at once
+// The contract inside one process, without sockets: for tests of what is built on it. Streams, heads, limits and ends behave as they do on
+// the real network, with these exceptions. TLS: both sides must want it and share a protocol name; certificates, names and pins are not
+// looked at. QUIC: packets are never lost, so connections never time out, figures are zero, and a port that nobody listens on refuses.
+// Limits on what one address may take do not hold: all are one machine's.
+import { printable } from "../../shared/net/printable.ts";
+import { isIP } from "node:net";
+import { NetError } from "../../shared/net/errors.ts";
+import { MemoryRate } from "./rate.ts";
+import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./stream.ts";
+import type {
+  AgentResponse,
+  ConnectedTunnel,
+  ConnectQuicOptions,
+  ConnectTcpOptions,
+  Duplex,
+  HeadOptions,
+  Incoming,
+  ListenQuicOptions,
+  ListenTcpOptions,
+  Net,
+  PeerCredit,
+  ProbeUdpOptions,
+  QuicClosed,
+  QuicConnection,
+  QuicListener,
+  QuicStats,
+  QuicTransport,
+  Rate,
+  RateOptions,
+  RequestOptions,
+  ResolveOptions,
+  Spliced,
+  SpliceOptions,
+  SpliceResult,
+  TcpListener,
+} from "../../shared/net/types.ts";
+
+/** Bytes that one direction of a TCP connection has under way, unread. */
+const TCP_WINDOW = 64 * 1024;
+const FIRST_EPHEMERAL_PORT = 49_152;
+/** How long clients that have connected may take for their heads when nobody else may connect. */
+const LAST_HEADS_MS = 500;
+
+/**
+ * A world of its own: whoever is to meet must use the same one. A name is known once somebody listens on it; `localhost` is 127.0.0.1
+ * and ::1.
+ */
+export function createMemoryNet(): Net {
+  return new MemoryNet();
+}
+
+/** What arrived and waits to be accepted. */
+class Inbox<T> {
+  #items: T[] = [];
+  #waiting: (() => void)[] = [];
+  #closed = false;
+
+  constructor(readonly drop: (item: T) => void) {}
+
+  push(item: T): void {
+    if (this.#closed) return this.drop(item);
+    this.#items.push(item);
+    this.#waiting.shift()?.();
+  }
+
+  /** `most` items or fewer, at least one; `null` once it is closed. */
+  async take(most: number): Promise<T[] | null> {
+    while (this.#items.length === 0) {
+      if (this.#closed) return null;
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
+    return this.#items.splice(0, most);
+  }
+
+  /** Nothing more comes. */
+  finish(): void {
+    this.#closed = true;
+    this.#waiting.splice(0).forEach((wake) => wake());
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#items.splice(0).forEach(this.drop);
+    this.#waiting.splice(0).forEach((wake) => wake());
+  }
+}
+
+/** Reads the heads of streams side by side. */
+class HeadReader {
+  readonly inbox = new Inbox<Incoming>(({ stream }) => stream.reset(RESET));
+  readonly #options: HeadOptions;
+  /** How to give up those being read, the oldest first. */
+  readonly #pending = new Set<(error: NetError) => void>();
+  #lastHeads?: ReturnType<typeof setTimeout>;
+
+  constructor(options: HeadOptions) {
+    this.#options = options;
+  }
+
+  /** Never rejects. */
+  async receive(stream: MemoryDuplex): Promise<void> {
+    const { headLimit = 16_384, headTimeoutMs = 10_000, maxPendingHeads = 4_096 } = this.#options;
+    let giveUp: (error: NetError) => void = () => {};
+    const givenUp = new Promise<never>((_, reject) => giveUp = reject);
+    const late = new NetError("head-timeout", "The head is not complete in time", { remote: true });
+    const timer = setTimeout(() => giveUp(late), headTimeoutMs);
+    this.#pending.add(giveUp);
+    const [oldest] = this.#pending;
+    if (this.#pending.size > maxPendingHeads) oldest?.(new NetError("limit", "Too many heads are being read"));
+    try {
+      const head = await Promise.race([readHead(stream, headLimit), givenUp]);
+      if (head === null) stream.abort(RESET);
+      else this.inbox.push({ stream, head });
+    } catch (error) {
+      stream.stopReading();
+      this.inbox.push({ stream, error: error as NetError });
+    } finally {
+      clearTimeout(timer);
+      this.#pending.delete(giveUp);
+      if (this.#lastHeads !== undefined) this.#finishAfterLast();
+    }
+  }
+
+  /** No stream more: ends the inbox when those being read are done, or given up. */
+  finish(): void {
+    this.#lastHeads ??= setTimeout(() => this.close(), LAST_HEADS_MS);
+    this.#finishAfterLast();
+  }
+
+  #finishAfterLast(): void {
+    if (this.#pending.size > 0) return;
+    clearTimeout(this.#lastHeads);
+    this.inbox.finish();
+  }
+
+  close(): void {
+    clearTimeout(this.#lastHeads);
+    this.inbox.close();
+    for (const giveUp of this.#pending) giveUp(closed());
+  }
+}
+
+interface Listener {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** Who listens where, for one transport. */
+class Ports<L extends Listener> {
+  readonly listeners = new Set<L>();
+  #next = FIRST_EPHEMERAL_PORT;
+
+  /**
+   * Adds what `make` makes of the host and port in `address`.
+   * @throws {NetError} `invalid`, `address-in-use`
+   */
+  bind(address: string, make: (host: string, port: number) => L): L {
+    const match = /^(?:\[([^\]]*)\]|([^:]*)):([0-9]{1,5})$/.exec(address);
+    if (!match || Number(match[3]) > 65_535) throw new NetError("invalid", `Cannot listen on ${address}: it is not host:port`);
+    const host = (match[1] ?? match[2]!).toLowerCase().replace(/^localhost$/, "127.0.0.1") || "::";
+    const isTaken = (port: number) => [...this.listeners].some((l) => l.port === port && (covers(l.host, host) || covers(host, l.host)));
+    let port = Number(match[3]);
+    while (port === 0 || (match[3] === "0" && isTaken(port))) port = this.ephemeral();
+    if (isTaken(port)) throw new NetError("address-in-use", `Cannot listen on ${address}: the address is in use`);
+    const listener = make(host, port);
+    this.listeners.add(listener);
+    return listener;
+  }
+
+  free(listener: L): void {
+    this.listeners.delete(listener);
+  }
+
+  ephemeral(): number {
+    this.#next = this.#next < 65_535 ? this.#next + 1 : FIRST_EPHEMERAL_PORT;
+    return this.#next;
+  }
+
+  /**
+   * The listener that a connection to the name or address reaches, and at which of its addresses.
+   * @throws {NetError} `refused`, `unreachable`, `unknown-host`
+   */
+  find(name: string, port: number): { listener: L; host: string } {
+    const known = name.toLowerCase();
+    const hosts = known === "localhost" ? ["127.0.0.1", "::1"] : [known];
+    for (const host of hosts) {
+      for (const listener of this.listeners) {
+        if (listener.port === port && covers(listener.host, host)) return { listener, host };
+      }
+    }
+    const fail = (code: "refused" | "unreachable" | "unknown-host", why: string) =>
+      new NetError(code, `Cannot connect to ${formatAddress(name, port)}: ${why}`, { remote: code === "refused" });
+    if (hosts.some(isLoopback) || [...this.listeners].some(({ host }) => host === known)) throw fail("refused", "nobody listens there");
+    throw isIP(known) ? fail("unreachable", "no route leads there") : fail("unknown-host", "the name is unknown");
+  }
+
+  /** Whether there is a listener on the name. */
+  knows(name: string): boolean {
+    return [...this.listeners].some(({ host }) => host === name.toLowerCase());
+  }
+
+  /**
+   * The same for the first of several that leads to one.
+   * @throws {NetError} as {@link find} does for the last, and `unknown-host` where there is none
+   */
+  findFirst(names: readonly string[], port: number): { listener: L; host: string } {
+    let failure: unknown = new NetError("unknown-host", `Cannot connect to port ${port}: no address`);
+    for (const name of names) {
+      try {
+        return this.find(name, port);
+      } catch (error) {
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+}
+
+/** Whether who listens on `listening` can be reached at `host`. */
+function covers(listening: string, host: string): boolean {
+  return listening === host || (isIP(host) > 0 && listening === "::") || (isIP(host) === 4 && listening === "0.0.0.0");
+}
+
+function isLoopback(host: string): boolean {
+  return host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+function formatAddress(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+function checkDial(port: number, signal: AbortSignal | undefined): void {
+  if (!Number.isInteger(port) || port < 1 || port > 65_535) {
+    throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
+  }
+  checkSignal(signal);
+}
+
+function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled");
+}
+
+async function copy(a: Duplex, b: Duplex, options: SpliceOptions): Promise<SpliceResult> {
+  if (!(a instanceof MemoryDuplex && b instanceof MemoryDuplex)) {
+    throw new NetError("invalid", "Cannot copy between streams of another network");
+  }
+  const { rates = [], ...others } = options;
+  const own = rates.filter((rate) => rate instanceof MemoryRate);
+  if (own.length < rates.length) throw new NetError("invalid", "Cannot copy at the rate of another network");
+  return await splice(a, b, others, own);
+}
+
+class MemoryNet implements Net {
+  readonly tcp = new Ports<MemoryTcpListener>();
+  readonly udp = new Ports<MemoryQuicListener>();
+  readonly #connections = new Set<MemoryDuplex>();
+  #closed = false;
+
+  checkServerTls(): void {}
+
+  checkClientTls(): void {}
+
+  async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
+    this.#checkOpen();
+    if (options.proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
+    return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
+  }
+
+  async connectTcp({ host, port, addresses = [host], tls, signal }: ConnectTcpOptions): Promise<Duplex> {
+    this.#checkOpen();
+    checkDial(port, signal);
+    const { listener, host: address } = this.tcp.findFirst(addresses, port);
+    listener.checkTls(tls !== undefined);
+    const onEnd = () => up.hasEnded && down.hasEnded && this.#connections.delete(near);
+    const up: Pipe = new Pipe(TCP_WINDOW, { onEnd });
+    const down: Pipe = new Pipe(TCP_WINDOW, { onEnd });
+    const near = new MemoryDuplex("tcp", formatAddress(address, port), down, up);
+    this.#connections.add(near);
+    listener.arrive(new MemoryDuplex("tcp", formatAddress(address, this.tcp.ephemeral()), up, down), tls !== undefined);
+    return near;
+  }
+
+  async resolve(host: string, { signal }: ResolveOptions): Promise<string[]> {
+    this.#checkOpen();
+    checkSignal(signal);
+    if (host.toLowerCase() === "localhost") return ["127.0.0.1", "::1"];
+    // A name is its own address: a listener on it has no other.
+    if (isIP(host) || this.tcp.knows(host) || this.udp.knows(host)) return [host];
+    throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown`);
+  }
+
+  async listenQuic(options: ListenQuicOptions): Promise<QuicListener> {
+    this.#checkOpen();
+    return this.udp.bind(options.address, (host, port) => new MemoryQuicListener(this, host, port, options));
+  }
+
+  async connectQuic({ host, port, alpn, transport = {}, signal }: ConnectQuicOptions): Promise<QuicConnection> {
+    this.#checkOpen();
+    checkDial(port, signal);
+    const { listener, host: address } = this.udp.find(host, port);
+    return listener.arrive(formatAddress(address, port), formatAddress(address, this.udp.ephemeral()), alpn, transport);
+  }
+
+  async probeUdp({ host, port, signal }: ProbeUdpOptions): Promise<NetError | undefined> {
+    this.#checkOpen();
+    checkDial(port, signal);
+    try {
+      this.udp.find(host, port);
+    } catch (error) {
+      if (error instanceof NetError && error.code !== "unknown-host") return error;
+    }
+    return undefined;
+  }
+
+  async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {
+    return await copy(a, b, options);
+  }
+
+  async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedTunnel> {
+    if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    a.checkOpen();
+    const b = await this.connectTcp({ ...connect, signal: options.signal });
+    return { remote: b.remote, ended: this.splice(a, b, options) };
+  }
+
+  createRate(options: RateOptions): Rate {
+    return new MemoryRate(options);
+  }
+
+  limitBuffers(): void {} // its pipes are small
+
+  bufferedBytes(): number {
+    return 0;
+  }
+
+  stalledMs(): number {
+    return 0;
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const listener of this.tcp.listeners) listener.close();
+    for (const listener of this.udp.listeners) void listener.close(0, ""); // never rejects
+    for (const connection of this.#connections) connection.lose(closed(), closed());
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw closed("network");
+  }
+}
+
+class MemoryTcpListener implements TcpListener {
+  readonly address: string;
+  readonly #heads: HeadReader;
+
+  constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, readonly options: ListenTcpOptions) {
+    this.address = formatAddress(host, port);
+    this.#heads = new HeadReader(options);
+  }
+
+  /** @throws {NetError} `tls` */
+  checkTls(wanted: boolean): void {
+    if (wanted && !this.options.tls) throw new NetError("tls", `Cannot connect to ${this.address} over TLS: it speaks none`);
+  }
+
+  arrive(stream: MemoryDuplex, tls: boolean): void {
+    if (tls || !this.options.tls) return void this.#heads.receive(stream);
+    this.#heads.inbox.push({ stream, error: new NetError("tls", "The TLS handshake failed: the client speaks none", { remote: true }) });
+  }
+
+  async accept(): Promise<Incoming[] | null> {
+    return await this.#heads.inbox.take(Infinity);
+  }
+
+  setTls(): void {
+    if (!this.options.tls) throw new NetError("invalid", `Cannot set certificates: ${this.address} listens without TLS`);
+  }
+
+  stopAccepting(): void {
+    this.net.tcp.free(this);
+    this.#heads.finish();
+  }
+
+  close(): void {
+    this.net.tcp.free(this);
+    this.#heads.close();
+  }
+}
+
+class MemoryQuicListener implements QuicListener {
+  readonly address: string;
+  readonly #inbox = new Inbox<MemoryQuicConnection>((connection) => connection.close(0, ""));
+  readonly #connections = new Set<MemoryQuicConnection>();
+  #accepting = true;
+
+  constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, readonly options: ListenQuicOptions) {
+    this.address = formatAddress(host, port);
+  }
+
+  /** @throws {NetError} `refused`, `tls` */
+  arrive(there: string, here: string, alpn: string[], transport: QuicTransport): QuicConnection {
+    const what = `Cannot connect to ${there}`;
+    if (!this.#accepting) throw new NetError("refused", `${what}: it takes no connections`, { remote: true });
+    const protocol = this.options.alpn.find((name) => alpn.includes(name));
+    if (protocol === undefined) throw new NetError("tls", `${what}: it speaks none of ${alpn.join(", ")}`, { remote: true });
+    const near = new MemoryQuicConnection(there, protocol, transport);
+    const far = new MemoryQuicConnection(here, protocol, this.options.transport ?? {});
+    [near.peer, far.peer] = [far, near];
+    this.#connections.add(far);
+    void far.closed.then(() => this.#connections.delete(far));
+    this.#inbox.push(far);
+    return near;
+  }
+
+  async accept(): Promise<QuicConnection | null> {
+    return (await this.#inbox.take(1))?.[0] ?? null;
+  }
+
+  setTls(): void {}
+
+  stopAccepting(): void {
+    this.#accepting = false;
+    this.#inbox.close();
+  }
+
+  async close(code: number, reason: string): Promise<void> {
+    for (const connection of this.#connections) connection.close(code, reason);
+    this.stopAccepting();
+    this.net.udp.free(this);
+    await Promise.all([...this.#connections].map(({ closed }) => closed));
+  }
+}
+
+/** One end of a QUIC connection. */
+class MemoryQuicConnection implements QuicConnection {
+  readonly closed: Promise<QuicClosed>;
+  peer!: MemoryQuicConnection;
+  readonly #arrived = new Inbox<MemoryDuplex>((stream) => stream.abort(RESET));
+  /** Those that the peer opened. */
+  readonly #streams = new Set<MemoryDuplex>();
+  readonly #window: number;
+  /** Streams that the peer may still open. */
+  #credit: number;
+  #waiting: (() => void)[] = [];
+  /** How to give up those under way. */
+  readonly #exchanges = new Set<(error: NetError) => void>();
+  #heads?: HeadReader;
+  #fault?: NetError;
+  #end: (end: QuicClosed) => void = () => {};
+
+  constructor(readonly remote: string, readonly alpn: string, { streamWindow = 96 << 10, maxPeerStreams = 16 }: QuicTransport) {
+    this.#window = streamWindow;
+    this.#credit = maxPeerStreams;
+    this.closed = new Promise((resolve) => this.#end = resolve);
+  }
+
+  async openStream(): Promise<Duplex> {
+    return await this.#open(() => false);
+  }
+
+  async #open(isGivenUp: () => boolean): Promise<MemoryDuplex> {
+    while (!this.#fault && this.peer.#credit === 0) {
+      await new Promise<void>((resolve) => this.peer.#waiting.push(resolve));
+      if (isGivenUp()) this.peer.#wake();
+      if (isGivenUp()) throw closed();
+    }
+    if (this.#fault) throw this.#fault;
+    return this.peer.#receive(this);
+  }
+
+  #wake(): void {
+    if (this.#credit > 0) this.#waiting.shift()?.();
+  }
+
+  /** A stream that `opener` opens: its end of it. */
+  #receive(opener: MemoryQuicConnection): MemoryDuplex {
+    this.#credit--;
+    const onEnd = () => {
+      if (!up.hasEnded || !down.hasEnded) return;
+      this.#streams.delete(far);
+      this.#credit++;
+      this.#wake();
+    };
+    const onStart = () => this.#fault || this.#arrived.push(far);
+    const up: Pipe = new Pipe(this.#window, { onStart, onEnd });
+    const down: Pipe = new Pipe(opener.#window, { onEnd });
+    const far = new MemoryDuplex("quic", this.remote, up, down);
+    this.#streams.add(far);
+    return new MemoryDuplex("quic", opener.remote, down, up);
+  }
+
+  async acceptStream(): Promise<Duplex | null> {
+    return (await this.#arrived.take(1))?.[0] ?? null;
+  }
+
+  async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {
+    if (!this.#heads) {
+      this.#heads = new HeadReader(options);
+      void this.#readHeads(this.#heads);
+    }
+    return await this.#heads.inbox.take(Infinity);
+  }
+
+  async #readHeads(heads: HeadReader): Promise<void> {
+    for (let stream; (stream = (await this.#arrived.take(1))?.[0]);) void heads.receive(stream);
+    heads.close();
+  }
+
+  async request(head: Uint8Array, options: RequestOptions): Promise<AgentResponse> {
+    return await this.#exchange(head, options, options.signal);
+  }
+
+  async openTunnel(
+    a: Duplex,
+    head: Uint8Array,
+    { established, ...options }: RequestOptions & { established: Uint8Array },
+    splice: SpliceOptions = {},
+  ): Promise<AgentResponse | Spliced> {
+    if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+    a.checkOpen();
+    const answer = await this.#exchange(head, options, splice.signal, a);
+    if (answer.head !== String.fromCharCode(...established)) return answer;
+    return { ended: copy(a, answer.stream, splice) };
+  }
+
+  cancelRequests(): void {
+    for (const giveUp of this.#exchanges) giveUp(new NetError("cancelled", "The call was cancelled"));
+  }
+
+  async #exchange(
+    head: Uint8Array,
+    { timeoutMs, headLimit = 16_384 }: RequestOptions,
+    signal?: AbortSignal,
+    client?: MemoryDuplex,
+  ): Promise<AgentResponse> {
+    checkSignal(signal);
+    let giveUp: (error: NetError) => void = () => {};
+    const givenUp = new Promise<never>((_, reject) => giveUp = reject);
+    let over = false;
+    let abandon = () => {};
+    const work = async () => {
+      const stream = await this.#open(() => over);
+      abandon = () => stream.abort(RESET);
+      if (over) abandon();
+      await stream.write(head);
+      const answer = await readHead(stream, headLimit);
+      // no answer at all: the reader knows whether it was an end or a reset
+      if (answer !== null) return { stream, head: answer };
+      await stream.read();
+      throw new NetError("head-truncated", "The stream ended without an answer", { remote: true });
+    };
+    const timer = setTimeout(() => giveUp(new NetError("timed-out", `No answer in ${timeoutMs} ms`)), timeoutMs);
+    const onAbort = () => giveUp(new NetError("cancelled", "The call was cancelled"));
+    signal?.addEventListener("abort", onAbort, { once: true });
+    this.#exchanges.add(giveUp);
+    client?.input.watch(({ read }) =>
+      giveUp(read.remote ? new NetError("abandoned", `The peer has gone: ${read.message}`, { remote: true }) : read)
+    );
+    try {
+      return await Promise.race([work(), givenUp]);
+    } catch (error) {
+      over = true;
+      abandon();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      client?.input.watch();
+      this.#exchanges.delete(giveUp);
+      signal?.removeEventListener("abort", onAbort);
+    }
+  }
+
+  close(code: number, reason: string): void {
+    if (this.#fault) return;
+    const said = printable(reason);
+    const there = new NetError("reset", `The connection was closed: ${said}`, { appCode: code, remote: true });
+    this.#fault = closed("connection");
+    this.peer.#fault = there;
+    // those that the peer opened, and those that this side did
+    for (const stream of [...this.#streams]) stream.lose(this.#fault, there);
+    for (const stream of [...this.peer.#streams]) stream.lose(there, this.#fault);
+    this.#settle({ code, reason, remote: false, cause: "application" });
+    this.peer.#settle({ code, reason: said, remote: true, cause: "application" });
+  }
+
+  #settle(end: QuicClosed): void {
+    this.#arrived.close();
+    this.#heads?.close();
+    this.#waiting.splice(0).forEach((wake) => wake());
+    this.#end(end);
+  }
+
+  setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
+
+  peerCredit(): PeerCredit | undefined {
+    return this.#fault ? undefined : { streams: this.peer.#credit, streamBytes: this.peer.#window };
+  }
+
+  stats(): QuicStats {
+    return { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
+  }
+}

@@ -1,0 +1,204 @@
+// The program's parts in one process, over the network in memory: clients, streams held at both ends, and what was logged.
+import { Buffer } from "node:buffer";
+import { type Fields, parseResponseHead, values } from "../shared/http/head.ts";
+import type { LogFields, Logger, LogLevel } from "../shared/log/logger.ts";
+import { createMemoryNet } from "./net/memory.ts";
+import { MemoryDuplex, Pipe } from "./net/stream.ts";
+import type { Duplex, Net, QuicConnection } from "../shared/net/types.ts";
+import { bytes, portOf, readText, within } from "../tests/conformance/support.ts";
+
+/** What no test may take: reached only by one that fails. */
+const TEST_LIMIT_MS = 20_000;
+
+/** Runs a test with a network of its own, closed after it. */
+export async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
+  const net = createMemoryNet();
+  try {
+    await within(body(net), "the test did not end", TEST_LIMIT_MS);
+  } finally {
+    net.close();
+  }
+}
+
+/** The network, with some of it replaced. */
+export function netWith(net: Net, replaced: Partial<Net>): Net {
+  return {
+    checkServerTls: (tls) => net.checkServerTls(tls),
+    checkClientTls: (tls) => net.checkClientTls(tls),
+    listenTcp: (options) => net.listenTcp(options),
+    connectTcp: (options) => net.connectTcp(options),
+    resolve: (host, options) => net.resolve(host, options),
+    listenQuic: (options) => net.listenQuic(options),
+    connectQuic: (options) => net.connectQuic(options),
+    probeUdp: (options) => net.probeUdp(options),
+    splice: (a, b, options) => net.splice(a, b, options),
+    connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
+    createRate: (options) => net.createRate(options),
+    limitBuffers: (bytes) => net.limitBuffers(bytes),
+    bufferedBytes: () => net.bufferedBytes(),
+    stalledMs: () => net.stalledMs(),
+    close: () => net.close(),
+    ...replaced,
+  };
+}
+
+/** The network, and the streams of its QUIC connections that were opened or accepted one by one and not closed. */
+export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
+  const open = new Set<Duplex>();
+  const stream = (inner: Duplex): Duplex => {
+    const outer: Duplex = instead(inner, {
+      close: () => {
+        open.delete(outer);
+        inner.close();
+      },
+    });
+    open.add(outer);
+    return outer;
+  };
+  const connection = (inner: QuicConnection): QuicConnection =>
+    instead(inner, {
+      openStream: async () => stream(await inner.openStream()),
+      acceptStream: async () => {
+        const accepted = await inner.acceptStream();
+        return accepted && stream(accepted);
+      },
+    });
+  const counting = netWith(net, {
+    connectQuic: async (options) => connection(await net.connectQuic(options)),
+    listenQuic: async (options) => {
+      const inner = await net.listenQuic(options);
+      return instead(inner, {
+        accept: async () => {
+          const accepted = await inner.accept();
+          return accepted && connection(accepted);
+        },
+      });
+    },
+  });
+  return { counting, open };
+}
+
+/** An object with some of its methods replaced. */
+function instead<T extends object>(object: T, replaced: Partial<T>): T {
+  return new Proxy(object, {
+    get(_, name) {
+      if (name in replaced) return replaced[name as keyof T];
+      const value = object[name as keyof T];
+      return typeof value === "function" ? value.bind(object) : value;
+    },
+  });
+}
+
+/** A stream that nobody reads a head from: both its ends. */
+export function streamPair(kind: "tcp" | "quic" = "tcp"): { near: Duplex; far: Duplex } {
+  const [up, down] = [new Pipe(64 * 1024), new Pipe(64 * 1024)];
+  return { near: new MemoryDuplex(kind, "127.0.0.1:1", down, up), far: new MemoryDuplex(kind, "127.0.0.1:2", up, down) };
+}
+
+/** Hands out things in the order they come, and waits for those that have not. */
+export class Queue<T> {
+  readonly #ready: T[] = [];
+  readonly #waiting: ((item: T) => void)[] = [];
+
+  push(item: T): void {
+    const taker = this.#waiting.shift();
+    if (taker) taker(item);
+    else this.#ready.push(item);
+  }
+
+  async next(): Promise<T> {
+    return this.#ready.shift() ?? await within(new Promise<T>((resolve) => this.#waiting.push(resolve)), "nothing came");
+  }
+}
+
+/** A client's connection to `address`, `host:port`. */
+export function connectTo(net: Net, address: string): Promise<Duplex> {
+  return within(net.connectTcp({ host: "127.0.0.1", port: portOf(address), timeoutMs: 5_000 }));
+}
+
+/** A whole answer. */
+export interface Answer {
+  readonly status: number;
+  readonly fields: Fields;
+  readonly body: string;
+  /** All values of a field, joined; `undefined` without one. */
+  field(name: string): string | undefined;
+}
+
+/** Sends `request` as it is, and reads until the other end has finished. */
+export async function ask(net: Net, address: string, request: string): Promise<Answer> {
+  const client = await connectTo(net, address);
+  // an answer may come before everything was taken
+  client.write(bytes(request)).catch(() => {});
+  try {
+    return parseAnswer(await readText(client));
+  } finally {
+    client.close();
+  }
+}
+
+export function parseAnswer(text: string): Answer {
+  const end = text.indexOf("\r\n\r\n") + 4;
+  const { status, fields } = parseResponseHead(text.slice(0, end));
+  const field = (name: string) => {
+    const found = values(fields, name.toLowerCase());
+    return found.length === 0 ? undefined : found.join(", ");
+  };
+  return { status, fields, body: text.slice(end), field };
+}
+
+/** Reads up to and including `mark`, byte for byte; what follows stays unread only where it was written later. */
+export async function readUntil(stream: Duplex, mark: string): Promise<string> {
+  let text = "";
+  while (!text.includes(mark)) {
+    const data = await within(stream.read(), `${JSON.stringify(mark)} did not come after ${JSON.stringify(text)}`);
+    if (data === null) throw new Error(`The stream ended after ${JSON.stringify(text)}`);
+    text += Buffer.from(data).toString("latin1");
+  }
+  return text;
+}
+
+export interface LogEntry {
+  readonly level: LogLevel;
+  readonly message: string;
+  readonly fields: LogFields;
+}
+
+/** A program that logs more runs away. */
+const MAX_ENTRIES = 100_000;
+
+/** Keeps what is logged. */
+export class LogBook implements Logger {
+  readonly entries: LogEntry[] = [];
+  #waiting: (() => void)[] = [];
+
+  readonly trace = this.#method("trace");
+  readonly debug = this.#method("debug");
+  readonly info = this.#method("info");
+  readonly warn = this.#method("warn");
+  readonly error = this.#method("error");
+
+  #method(level: LogLevel): (message: string, fields?: LogFields) => void {
+    return (message, fields = {}) => {
+      if (this.entries.length >= MAX_ENTRIES) throw new Error(`${MAX_ENTRIES} entries were logged, the last of them: ${message}`);
+      this.entries.push({ level, message, fields });
+      this.#waiting.splice(0).forEach((wake) => wake());
+    };
+  }
+
+  /** The fields of entries with this message, and these values in them. */
+  logged(message: string, wanted: LogFields = {}): LogFields[] {
+    const fits = (fields: LogFields) => Object.entries(wanted).every(([name, value]) => fields[name] === value);
+    return this.entries.filter((entry) => entry.message === message && fits(entry.fields)).map(({ fields }) => fields);
+  }
+
+  /** The fields of the `count`th such entry since the start. */
+  async waitFor(message: string, wanted: LogFields = {}, count = 1): Promise<LogFields> {
+    for (;;) {
+      const found = this.logged(message, wanted)[count - 1];
+      if (found) return found;
+      const more = new Promise<void>((resolve) => this.#waiting.push(resolve));
+      await within(more, `${JSON.stringify(message)} was not logged, but ${JSON.stringify(this.entries)}`);
+    }
+  }
+}

@@ -1,0 +1,71 @@
+// nginx as a load balancer of UDP and TCP before several servers, as it stands before proxies. Debian's: nginx with libnginx-mod-stream.
+import { createSocket } from "node:dgram";
+import { existsSync } from "node:fs";
+import { createServer } from "node:net";
+import { Folder, Program } from "./programs.ts";
+
+export const NGINX = "/usr/sbin/nginx";
+export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/** As deploy/nginx has it, where it says why. */
+const METHOD = { udp: "hash $remote_addr:$remote_port consistent;", tcp: "least_conn;" };
+const LISTEN = { udp: "udp reuseport; proxy_timeout 30s", tcp: "so_keepalive=60s:10s:6; proxy_timeout 24h; proxy_half_close on" };
+
+/** One address that leads to several. */
+export interface Balanced {
+  readonly transport: "udp" | "tcp";
+  /** `host:port` of each server. */
+  readonly servers: readonly string[];
+  /** More of what the server does, as nginx has it: `proxy_protocol on;`. */
+  readonly directives?: string;
+}
+
+/** Spreads connections over servers in turn; `await using` ends it. */
+export class Nginx implements AsyncDisposable {
+  private constructor(readonly program: Program, readonly folder: Folder, readonly addresses: readonly string[]) {}
+
+  /** Listens on a free port of loopback for each; see {@link addresses}. */
+  static async start(balanced: readonly Balanced[]): Promise<Nginx> {
+    const folder = new Folder();
+    const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
+    const blocks = balanced.map(({ transport, servers, directives = "" }, i) => `
+      upstream servers${i} { ${METHOD[transport]} ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
+      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; ${directives} }`);
+    const configuration = folder.write(
+      "nginx.conf",
+      `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : ""}
+      daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
+      events { worker_connections 4096; }
+      stream { ${blocks.join("\n")} }`,
+    );
+    const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
+    await program.waitForText("start worker process ");
+    return new Nginx(program, folder, addresses);
+  }
+
+  /** Reads its configuration anew: a new worker takes over, and the old one ends with its last connection. */
+  reload(): void {
+    this.program.signal("SIGHUP");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.program.stop(); // SIGKILL would leave its worker behind
+    this.folder[Symbol.dispose]();
+  }
+}
+
+/** Nobody had this address just now. */
+export async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
+  if (transport === "tcp") {
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    await new Promise((resolve) => server.close(resolve));
+    return `127.0.0.1:${port}`;
+  }
+  const socket = createSocket("udp4");
+  await new Promise<void>((resolve) => socket.bind(0, "127.0.0.1", resolve));
+  const { port } = socket.address();
+  await new Promise<void>((resolve) => socket.close(() => resolve()));
+  return `127.0.0.1:${port}`;
+}

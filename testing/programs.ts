@@ -1,0 +1,351 @@
+// Starts the compiled executables as a user would, reads what they log, and ends them whatever happens. It knows nothing of the code inside.
+import { execa } from "execa";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { type Authority, makeAuthority } from "./certificates.ts";
+import { secrets } from "./secrets.ts";
+
+/** The folder of the sources. */
+export const ROOT = join(import.meta.dirname!, "..");
+export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
+export const AGENT = join(ROOT, "dist", "reverse-http-agent");
+export const LB = join(ROOT, "dist", "reverse-http-lb");
+/** All of them in one. */
+export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
+export const AGENT_ID = "4711";
+
+/** What no wait may take: reached only by a test that fails. */
+const PATIENCE_MS = 30_000;
+
+/** One JSON line of a log. */
+export interface LogEntry {
+  readonly level: string;
+  readonly message: string;
+  readonly [field: string]: string | number | boolean | undefined;
+}
+
+/** How a process ended. */
+export interface Ended {
+  readonly exitCode?: number;
+  readonly signal?: string;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface ProgramOptions {
+  cwd?: string;
+  /** The whole environment. Default: a PATH, and a home without configuration. */
+  env?: Record<string, string>;
+  /** Standard input. Default: none. */
+  input?: string;
+}
+
+/** A process of ours; `await using` ends it. */
+export class Program implements AsyncDisposable {
+  /** What it has logged so far, oldest first. */
+  readonly entries: LogEntry[] = [];
+  readonly pid: number;
+  readonly ended: Promise<Ended>;
+  readonly #name: string;
+  #lines = "";
+  #over = false;
+  /** Its last line may be cut off. */
+  #mayBeCutOff = false;
+  /** Whether it is ours: what others say of secrets is not our affair. */
+  readonly #isOurs: boolean;
+  #shown: string[] = [];
+  readonly #waiting = new Set<() => void>();
+
+  constructor(file: string, args: readonly string[], options: ProgramOptions = {}) {
+    const { cwd, env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" }, input } = options;
+    this.#name = file.split("/").at(-1)!;
+    this.#isOurs = this.#name.startsWith("reverse-http");
+    if (this.#isOurs) secrets.addOf(args, env);
+    const child = execa(file, args, {
+      cwd,
+      env,
+      extendEnv: false,
+      reject: false,
+      ...input === undefined ? { stdin: "ignore" as const } : { input },
+      buffer: { stdout: true, stderr: false },
+    });
+    // a process that could not be started has no id: `ended` says why
+    this.pid = child.pid ?? -1;
+    const lines = createInterface({ input: child.stderr });
+    lines.on("line", (line) => this.#take(line));
+    const read = new Promise<void>((resolve) => child.pid === undefined ? resolve() : lines.once("close", resolve));
+    this.ended = this.#whenEnded(child, read);
+  }
+
+  async #whenEnded(
+    child: PromiseLike<{ exitCode?: number; signal?: string; stdout?: unknown; failed: boolean; shortMessage?: string }>,
+    read: Promise<void>,
+  ): Promise<Ended> {
+    const { exitCode, signal, stdout, shortMessage } = await child;
+    await read;
+    this.#over = true;
+    if (this.#isOurs) this.#shown = secrets.in(`${String(stdout ?? "")}\n${this.#lines}`);
+    this.#wake();
+    return { exitCode, signal, stdout: String(stdout ?? ""), stderr: this.#lines || (shortMessage ?? "") };
+  }
+
+  #take(line: string): void {
+    this.#lines += `${line}\n`;
+    if (line.startsWith("{") && (line.endsWith("}") || !this.#mayBeCutOff)) this.entries.push(JSON.parse(line) as LogEntry);
+    this.#wake();
+  }
+
+  #wake(): void {
+    for (const wake of this.#waiting) wake();
+  }
+
+  /** All that it has written to standard error so far. */
+  get said(): string {
+    return this.#lines;
+  }
+
+  /** Entries so far with this message, and these values in their fields. */
+  logged(message: string, fields: Partial<LogEntry> = {}): LogEntry[] {
+    return this.entries.filter((entry) =>
+      entry.message === message && Object.entries(fields).every(([name, value]) => entry[name] === value)
+    );
+  }
+
+  /** The `count`th such entry since the start: resolves at once where it has been logged already. */
+  async waitFor(message: string, fields: Partial<LogEntry> = {}, count = 1): Promise<LogEntry> {
+    const found = () => this.logged(message, fields)[count - 1];
+    await this.#until(() => found() !== undefined || this.#over, `${JSON.stringify(message)} ${JSON.stringify(fields)} (${count})`);
+    const entry = found();
+    if (entry === undefined) throw new Error(`${this.#name} has ended without ${JSON.stringify(message)}:\n${this.#lines}`);
+    return entry;
+  }
+
+  /** Until this text was written to standard error. */
+  async waitForText(text: string): Promise<void> {
+    await this.#until(() => this.#lines.includes(text) || this.#over, JSON.stringify(text));
+    if (!this.#lines.includes(text)) throw new Error(`${this.#name} has ended without ${JSON.stringify(text)}:\n${this.#lines}`);
+  }
+
+  async #until(reached: () => boolean, what: string): Promise<void> {
+    if (reached()) return;
+    let wake!: () => void;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        wake = () => reached() && resolve();
+        this.#waiting.add(wake);
+        timer = setTimeout(() => reject(new Error(`${this.#name} has not logged ${what}, but:\n${this.#lines}`)), PATIENCE_MS);
+      });
+    } finally {
+      clearTimeout(timer);
+      this.#waiting.delete(wake);
+    }
+  }
+
+  /** Sends a signal, to this process alone. */
+  signal(name: NodeJS.Signals): void {
+    if (this.#over || this.pid <= 0) return;
+    if (name === "SIGKILL") this.expectCutOff();
+    try {
+      process.kill(this.pid, name);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has just ended
+    }
+  }
+
+  /** It is killed, or logs more at its end than is read here in the second that it waits for that: its last line may be cut off. */
+  expectCutOff(): void {
+    this.#mayBeCutOff = true;
+  }
+
+  /** Asks it to stop, and waits for its end. */
+  async stop(signal: "SIGTERM" | "SIGINT" = "SIGTERM"): Promise<Ended> {
+    this.signal(signal);
+    const ended = await this.ended;
+    this.#checkSecrets();
+    return ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.signal("SIGKILL");
+    await this.ended;
+    this.#checkSecrets();
+  }
+
+  /** Fails the test where it has shown any of the secrets that were used so far. */
+  #checkSecrets(): void {
+    if (this.#shown.length > 0) throw new Error(`${this.#name} has shown ${this.#shown.join(" and ")}:\n${this.#lines}`);
+  }
+}
+
+/** Runs a program to its own end. */
+export async function runToEnd(file: string, args: readonly string[], options?: ProgramOptions): Promise<Ended> {
+  await using program = new Program(file, args, options);
+  return await program.ended;
+}
+
+/** A folder for one test. */
+export class Folder implements Disposable {
+  readonly path = mkdtempSync(join(tmpdir(), "reverse-http-test-"));
+
+  /** The name of a file in it, with this content, for this user alone. */
+  write(name: string, content: string | Uint8Array): string {
+    const file = join(this.path, name);
+    writeFileSync(file, content, { mode: 0o600 });
+    return file;
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}
+
+/** Files of certificates for a proxy on loopback and its agents. */
+export async function writeCertificates(folder: Folder, authority: Authority): Promise<{ ca: string; cert: string; key: string }> {
+  const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1"] });
+  return {
+    ca: folder.write("ca.pem", authority.cert),
+    cert: folder.write("cert.pem", server.cert),
+    key: folder.write("key.pem", server.key),
+  };
+}
+
+/** Where a proxy listens. */
+export interface Addresses {
+  /** For agents, over UDP. */
+  readonly agents: string;
+  /** For clients, over TCP. */
+  readonly clients: string;
+}
+
+const ANY_PORT: Addresses = { agents: "127.0.0.1:0", clients: "127.0.0.1:0" };
+
+/** A server of the store. */
+export interface StoreAddress {
+  readonly kind: "memcached" | "redis";
+  readonly address: string;
+}
+
+export function storeArgs({ kind, address }: StoreAddress): string[] {
+  return [`--store.type=${kind}`, kind === "memcached" ? `--store.memcached.address=${address}` : `--store.redis.url=redis://${address}`];
+}
+
+/** Proxies and agents of one test, with the certificates that they need; `await using` ends them all. */
+export class Site implements AsyncDisposable {
+  readonly #programs: Program[] = [];
+  private constructor(
+    readonly folder: Folder,
+    readonly files: { ca: string; cert: string; key: string },
+    /** Its agents trust what this one issues. */
+    readonly authority: Authority,
+  ) {}
+
+  static async create(): Promise<Site> {
+    const folder = new Folder();
+    const authority = await makeAuthority();
+    return new Site(folder, await writeCertificates(folder, authority), authority);
+  }
+
+  proxyArgs({ agents, clients }: Addresses = ANY_PORT): string[] {
+    return [
+      `--agent-server.listen-address=${agents}`,
+      `--http-proxy.listen-address=${clients}`,
+      `--agent-server.tls.file.cert=${this.files.cert}`,
+      `--agent-server.tls.file.key=${this.files.key}`,
+      "--log.format=json",
+    ];
+  }
+
+  agentArgs(proxy: Addresses, id = AGENT_ID): string[] {
+    return [
+      `--agent-client.server-address=${proxy.agents}`,
+      `--agent-client.tls.file.root-ca=${this.files.ca}`,
+      `--auth.noauth.agent-id=${id}`,
+      "--log.format=json",
+    ];
+  }
+
+  /** Starts something that ends with the site. */
+  start(file: string, args: readonly string[], options?: ProgramOptions): Program {
+    const program = new Program(file, args, options);
+    this.#programs.push(program);
+    return program;
+  }
+
+  /** A proxy that listens. Where it is to listen at `addresses` again, somebody may have been lent its port meanwhile, for a while. */
+  async startProxy(args: readonly string[] = [], addresses?: Addresses): Promise<{ proxy: Program; addresses: Addresses }> {
+    for (const deadline = performance.now() + PATIENCE_MS;;) {
+      const proxy = this.start(PROXY, [...this.proxyArgs(addresses), ...args]);
+      try {
+        const { agents, clients } = await proxy.waitFor("listening");
+        return { proxy, addresses: { agents: String(agents), clients: String(clients) } };
+      } catch (error) {
+        if (!addresses || performance.now() > deadline || !String(error).includes("Address already in use")) throw error;
+      }
+    }
+  }
+
+  /** A load balancer that listens. `store` as for {@link storeArgs}. */
+  async startLb(store: StoreAddress, args: readonly string[] = []): Promise<{ lb: Program; clients: string }> {
+    const lb = this.start(LB, ["--http-proxy.listen-address=127.0.0.1:0", ...storeArgs(store), "--log.format=json", ...args]);
+    const { clients } = await lb.waitFor("listening");
+    return { lb, clients: String(clients) };
+  }
+
+  /** An agent that is connected. */
+  async startAgent(addresses: Addresses, args: readonly string[] = [], id = AGENT_ID): Promise<Program> {
+    const agent = this.start(AGENT, [...this.agentArgs(addresses, id), ...args]);
+    await agent.waitFor("connected");
+    return agent;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const ended = await Promise.allSettled(this.#programs.reverse().map((program) => program[Symbol.asyncDispose]()));
+    this.folder[Symbol.dispose]();
+    for (const end of ended) if (end.status === "rejected") throw end.reason;
+  }
+}
+
+/** One proxy and one agent that is connected to it. */
+export class Pair implements AsyncDisposable {
+  private constructor(readonly site: Site, readonly proxy: Program, readonly agent: Program, readonly addresses: Addresses) {}
+
+  static async start(options: { proxy?: readonly string[]; agent?: readonly string[] } = {}): Promise<Pair> {
+    const site = await Site.create();
+    try {
+      const { proxy, addresses } = await site.startProxy(options.proxy);
+      return new Pair(site, proxy, await site.startAgent(addresses, options.agent), addresses);
+    } catch (error) {
+      await site[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.site[Symbol.asyncDispose]();
+  }
+}
+
+/** Descriptors that a process has open; Linux only. */
+export function openDescriptors(pid: number): number {
+  return readdirSync(`/proc/${pid}/fd`).length;
+}
+
+/** Resident memory of a process in MiB, without pages of mapped files: the kernel reads and drops those as it likes. Linux only. */
+export function residentMiB(pid: number): number {
+  const status = readFileSync(`/proc/${pid}/status`, "utf8");
+  const kib = (name: string) => Number(new RegExp(`^${name}:\\s*([0-9]+) kB$`, "m").exec(status)![1]);
+  return (kib("RssAnon") + kib("RssShmem")) / 1024;
+}
+
+/** Looks again and again until `check` holds; fails with what `describe` says. For what no log line and no socket tells of. */
+export async function eventually(check: () => boolean, describe: () => string, patienceMs = PATIENCE_MS): Promise<void> {
+  const deadline = performance.now() + patienceMs;
+  while (!check()) {
+    if (performance.now() > deadline) throw new Error(describe());
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}

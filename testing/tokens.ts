@@ -1,0 +1,24 @@
+// Keys and tokens for tests: made on the spot, and quick to make.
+import { createPublicKey, generateKeyPairSync } from "node:crypto";
+import { parsePrivateKey } from "../shared/auth/keys.ts";
+import { signToken, type TokenRequest } from "../shared/auth/token.ts";
+import { secrets } from "./secrets.ts";
+
+/** A key pair for ES256, PEM. */
+export interface TokenKey {
+  readonly privatePem: string;
+  readonly publicPem: string;
+  /** A token of the agent 4711, by default a client's that is valid for a day. */
+  sign(request?: Partial<TokenRequest>): Promise<string>;
+}
+
+export function makeTokenKey(): TokenKey {
+  const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const privatePem = String(privateKey.export({ type: "sec1", format: "pem" }));
+  secrets.addKeys("a private key of tokens", privatePem);
+  return {
+    privatePem,
+    publicPem: String(createPublicKey(privateKey).export({ type: "spki", format: "pem" })),
+    sign: (request = {}) => signToken(parsePrivateKey(privatePem), { agentId: "4711", role: "client", durationMs: 86_400_000, ...request }),
+  };
+}

@@ -1,0 +1,106 @@
+// Attempts of an agent to connect that go beside each other: which one counts, and that nothing is left of the other.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { connectHedged } from "../../agent/connect.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { ConnectQuicOptions, Net, QuicConnection } from "../../shared/net/types.ts";
+import { within } from "../conformance/support.ts";
+import { netWith, Queue, withNet } from "../../testing/network.ts";
+
+interface Attempt {
+  signal: AbortSignal;
+  succeed(): QuicConnection;
+  fail(error: Error): void;
+}
+
+/** A network in which nothing comes of an attempt until the test says what. */
+function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<QuicConnection> } {
+  const attempts = new Queue<Attempt>();
+  const closed = new Set<QuicConnection>();
+  const connectQuic = ({ signal }: ConnectQuicOptions): Promise<QuicConnection> => {
+    const { promise, resolve, reject } = Promise.withResolvers<QuicConnection>();
+    const succeed = () => {
+      const connection = { close: () => void closed.add(connection) } as unknown as QuicConnection;
+      resolve(connection);
+      return connection;
+    };
+    signal!.addEventListener("abort", () => reject(new NetError("cancelled", "It was cancelled")));
+    attempts.push({ signal: signal!, succeed, fail: reject });
+    return promise;
+  };
+  return { slow: netWith(net, { connectQuic }), attempts, closed };
+}
+
+/** With a second attempt every `attemptDelayMs`. */
+function start(net: Net, attemptDelayMs: number, signal = new AbortController().signal) {
+  const { slow, attempts, closed } = slowNet(net);
+  const options = { host: "127.0.0.1", port: 1, tls: {}, alpn: [], transport: {}, timeoutMs: 60_000, attemptDelayMs, signal };
+  const connected = connectHedged(slow, options);
+  connected.catch(() => {}); // a test looks when it is ready
+  return { connected, attempts, closed };
+}
+
+describe("knock", () => {
+  it("makes one attempt where that is answered in time", () =>
+    withNet(async (net) => {
+      const { connected, attempts, closed } = start(net, 60_000);
+      const connection = (await attempts.next()).succeed();
+      assert.equal(await within(connected), connection);
+      assert.equal(closed.size, 0);
+    }));
+
+  it("begins the second attempt anew, and leaves the first one alone", () =>
+    withNet(async (net) => {
+      const { connected, attempts } = start(net, 5);
+      const first = await attempts.next();
+      const second = await attempts.next();
+      const third = await attempts.next();
+      assert.deepEqual([first, second, third].map(({ signal }) => signal.aborted), [false, true, false]);
+      first.succeed();
+      await within(connected);
+    }));
+
+  it("takes the second attempt where that is answered first, and gives up the first one", () =>
+    withNet(async (net) => {
+      const { connected, attempts, closed } = start(net, 200);
+      const first = await attempts.next();
+      const second = await attempts.next();
+      const connection = second.succeed();
+      assert.equal(await within(connected), connection);
+      assert.ok(first.signal.aborted);
+      assert.equal(closed.size, 0);
+    }));
+
+  for (const [name, order] of [["first", [0, 1]], ["second", [1, 0]]] as const) {
+    it(`takes the ${name} attempt where both are answered at once after it, and closes the other's connection`, () =>
+      withNet(async (net) => {
+        const { connected, attempts, closed } = start(net, 200);
+        const both = [await attempts.next(), await attempts.next()];
+        const [taken, left] = order.map((index) => both[index]!.succeed());
+        assert.equal(await within(connected), taken);
+        await new Promise((resolve) => setTimeout(resolve));
+        assert.deepEqual([...closed], [left]);
+      }));
+  }
+
+  it("goes on when the second attempt fails, and fails with the first one", () =>
+    withNet(async (net) => {
+      const { connected, attempts } = start(net, 5);
+      const first = await attempts.next();
+      (await attempts.next()).fail(new NetError("refused", "the second"));
+      const third = await attempts.next();
+      first.fail(new NetError("timed-out", "the first"));
+      await assert.rejects(within(connected), { code: "timed-out", message: "the first" });
+      assert.ok(third.signal.aborted);
+    }));
+
+  it("gives up both when it is told to", () =>
+    withNet(async (net) => {
+      const stopping = new AbortController();
+      const { connected, attempts } = start(net, 200, stopping.signal);
+      const both = [await attempts.next(), await attempts.next()];
+      stopping.abort();
+      await assert.rejects(within(connected), { code: "cancelled" });
+      assert.deepEqual(both.map(({ signal }) => signal.aborted), [true, true]);
+    }));
+});

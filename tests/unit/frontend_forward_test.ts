@@ -1,0 +1,135 @@
+// How long a client that sends no more waits for the response to a plain HTTP request.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type { RequestRecord } from "../../shared/frontend/access_log.ts";
+import { forward, parseAbsoluteTarget } from "../../shared/frontend/http_forward.ts";
+import { parseRequestHead } from "../../shared/http/head.ts";
+import { ProxyError } from "../../shared/http/status.ts";
+import type { Duplex } from "../../shared/net/types.ts";
+import { bytes, readText, until, within } from "../conformance/support.ts";
+import { readUntil, streamPair } from "../../testing/network.ts";
+
+const HALF_CLOSED_MS = 30_000;
+const TARGET = "http://origin/";
+
+/** Timers of the silence of an origin that run, as functions that let them elapse. */
+interface Silences {
+  readonly running: ReadonlyMap<unknown, () => void>;
+  elapse(): void;
+}
+
+/** Runs `body` while timers of {@link HALF_CLOSED_MS} elapse only when they are told to. */
+async function withSilences(body: (silences: Silences) => Promise<void>): Promise<void> {
+  const { setTimeout: start, clearTimeout: stop } = globalThis;
+  const running = new Map<unknown, () => void>();
+  const fakeStart = (callback: () => void, ms?: number, ...rest: unknown[]) => {
+    const timer = (start as (...args: unknown[]) => unknown)(callback, ms, ...rest);
+    if (ms === HALF_CLOSED_MS) running.set(timer, callback);
+    return timer;
+  };
+  const fakeStop = (timer: Parameters<typeof stop>[0]) => {
+    running.delete(timer);
+    stop(timer);
+  };
+  Object.assign(globalThis, { setTimeout: fakeStart, clearTimeout: fakeStop });
+  try {
+    const elapse = () => {
+      for (const [timer, callback] of [...running]) {
+        fakeStop(timer as Parameters<typeof stop>[0]);
+        callback();
+      }
+    };
+    await body({ running, elapse });
+  } finally {
+    Object.assign(globalThis, { setTimeout: start, clearTimeout: stop });
+  }
+}
+
+function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; origin: Duplex; done: Promise<void> } {
+  const [clients, origins] = [streamPair(), streamPair("quic")];
+  const request = parseRequestHead(`GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`);
+  const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
+  const { near: client } = clients;
+  const done = forward(
+    client,
+    origins.near,
+    request,
+    parseAbsoluteTarget(TARGET)!,
+    exchange,
+    "reverse-http-proxy",
+    new AbortController().signal,
+    pace,
+  );
+  done.catch(() => {}); // looked at by the test
+  return { client: clients.far, origin: origins.far, done };
+}
+
+const isClientGone = (error: unknown) =>
+  error instanceof ProxyError && error.error === "connection_terminated" && /client is gone/.test(error.message);
+
+describe("a client that sends no more", () => {
+  it("is given up once the destination has been silent for too long", () =>
+    withSilences(async ({ running, elapse }) => {
+      const { client, origin, done } = passage();
+      client.closeWrite();
+      assert.match(await readUntil(origin, "\r\n\r\n"), /^GET \/ /);
+      await until(() => running.size === 1, "the silence is not limited");
+      elapse();
+      await assert.rejects(within(done), isClientGone);
+    }));
+
+  it("is given up, too, where it has sent so much behind its request that it is read no further", () =>
+    withSilences(async ({ running, elapse }) => {
+      const { client, origin, done } = passage();
+      await client.write(new Uint8Array(16 * 1024 + 1));
+      assert.match(await readUntil(origin, "\r\n\r\n"), /^GET \/ /);
+      await until(() => running.size === 1, "the silence is not limited");
+      elapse();
+      await assert.rejects(within(done), isClientGone);
+    }));
+
+  it("gets all of its response, however slowly it takes it", () =>
+    withSilences(async ({ running, elapse }) => {
+      const { promise: taken, resolve: take } = Promise.withResolvers<void>();
+      let paced = 0;
+      const { client, origin, done } = passage(async () => {
+        paced++;
+        await taken;
+      });
+      client.closeWrite();
+      await readUntil(origin, "\r\n\r\n");
+      await until(() => running.size === 1, "the silence is not limited");
+      await origin.write(bytes("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234"));
+      await until(() => paced === 1, "the response did not come");
+      assert.equal(running.size, 0);
+      elapse();
+      await origin.write(bytes("56789"));
+      origin.closeWrite();
+      take();
+      assert.match(await readText(client), /\r\n\r\n0123456789$/);
+      await within(done);
+      assert.equal(running.size, 0);
+    }));
+
+  it("that is slow from the first byte of the response on is not given up when it finishes meanwhile", () =>
+    withSilences(async ({ running }) => {
+      const { promise: taken, resolve: take } = Promise.withResolvers<void>();
+      let paced = 0;
+      const { client, origin, done } = passage(async () => {
+        paced++;
+        await taken;
+      });
+      await readUntil(origin, "\r\n\r\n");
+      await origin.write(bytes("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234"));
+      await until(() => paced === 1, "the response did not come");
+      client.closeWrite();
+      assert.equal(await within(origin.read()), null); // the end was passed on
+      assert.equal(running.size, 0);
+      take();
+      await until(() => running.size === 1, "the silence is not limited"); // the rest is waited for
+      await origin.write(bytes("56789"));
+      origin.closeWrite();
+      assert.match(await readText(client), /\r\n\r\n0123456789$/);
+      await within(done);
+    }));
+});

@@ -1,0 +1,139 @@
+// What goes wrong within one request, or one agent, ends that alone: it is logged with its cause, and everybody else is served.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { startAgentServer } from "../../proxy/agents/server.ts";
+import { createAllowList } from "../../shared/address/allow_list.ts";
+import { createNoAuth } from "../../shared/auth/authenticator.ts";
+import { type HttpFrontendOptions, startHttpFrontend } from "../../shared/frontend/server.ts";
+import { ALPN, authenticate } from "../../shared/link/link.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { Duplex, Net } from "../../shared/net/types.ts";
+import { bytes, portOf, readText, within } from "../conformance/support.ts";
+import { ask, connectTo, LogBook, netWith, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
+
+const FAULT = new TypeError("undefined is not a function");
+const fail = (): never => {
+  throw FAULT;
+};
+const REQUEST = `CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("4711:x")}\r\n\r\n`;
+
+/** A front that fails as long as `broken.on`. */
+async function withFront(
+  faulty: (broken: { on: boolean }, net: Net) => Partial<HttpFrontendOptions>,
+  body: (bench: { net: Net; address: string; log: LogBook; dialled: Queue<Duplex>; mend: () => void }) => Promise<void>,
+): Promise<void> {
+  await withNet(async (net) => {
+    const broken = { on: true };
+    const [log, dialled, listener] = [new LogBook(), new Queue<Duplex>(), await net.listenTcp({ address: "127.0.0.1:0" })];
+    const front = startHttpFrontend({
+      net,
+      name: "reverse-http-proxy",
+      listener,
+      log,
+      authenticator: createNoAuth(),
+      allowList: createAllowList([]),
+      dial: () => {
+        const { near, far } = streamPair("quic");
+        dialled.push(far);
+        return Promise.resolve({ stream: near });
+      },
+      ...faulty(broken, net),
+    });
+    await body({ net, address: listener.address, log, dialled, mend: () => broken.on = false });
+    front.close();
+    await within(front.done);
+  });
+}
+
+/** That a tunnel works. */
+async function checkTunnel(net: Net, address: string, dialled: Queue<Duplex>): Promise<void> {
+  const client = await connectTo(net, address);
+  await client.write(bytes(REQUEST));
+  await readUntil(client, "\r\n\r\n");
+  const server = await dialled.next();
+  server.closeWrite();
+  assert.equal(await readText(client), "");
+  client.close();
+  server.close();
+}
+
+describe("a fault of the program", () => {
+  const faults: Record<string, (broken: { on: boolean }, net: Net) => Partial<HttpFrontendOptions>> = {
+    "in authentication": (broken) => ({
+      authenticator: { authenticateAgent: fail, authenticateClient: () => broken.on ? fail() : "4711" },
+    }),
+    "in an allow-list": (broken) => ({ allowList: { allows: () => broken.on ? fail() : true } }),
+    "in the limits": (broken) => ({
+      limits: { acquire: () => broken.on ? fail() : undefined } as unknown as HttpFrontendOptions["limits"],
+    }),
+  };
+  for (const [where, faulty] of Object.entries(faults)) {
+    it(`${where} is answered with 500, logged with its cause, and no other client's business`, () =>
+      withFront(faulty, async ({ net, address, log, dialled, mend }) => {
+        const { status, body } = await ask(net, address, REQUEST);
+        assert.equal(status, 500);
+        assert.match(body, /^Internal error \(request [^ ]+\)\n$/);
+        assert.match(String((await log.waitFor("request failed")).error), /undefined is not a function/);
+        await log.waitFor("request", { status: 500, error: "proxy_internal_error" });
+        mend();
+        await checkTunnel(net, address, dialled);
+      }));
+  }
+
+  for (const [how, release] of Object.entries({ throws: fail, rejects: () => Promise.reject(FAULT) })) {
+    it(`in what releases a client's credentials, which ${how}, is logged, and changes nothing for the client`, () =>
+      withFront(() => ({
+        authenticator: { authenticateAgent: fail, authenticateClient: () => ({ agentId: "4711", release }) },
+      }), async ({ net, address, log, dialled }) => {
+        await checkTunnel(net, address, dialled);
+        await log.waitFor("hook failed", { hook: "release" });
+        await log.waitFor("request", { status: 200, error: undefined });
+        assert.deepEqual(log.logged("request failed"), []);
+      }));
+  }
+
+  it("in the copy resets the client and the destination", () =>
+    withFront((broken, net) => ({
+      net: netWith(net, { splice: (a, b, options) => broken.on ? Promise.reject(FAULT) : net.splice(a, b, options) }),
+    }), async ({ net, address, log, dialled, mend }) => {
+      const client = await connectTo(net, address);
+      await client.write(bytes(REQUEST));
+      const isReset = (error: unknown) => error instanceof NetError && error.code === "reset";
+      await assert.rejects(within((await dialled.next()).read()), isReset);
+      await assert.rejects(within(client.read()), isReset);
+      await log.waitFor("request failed");
+      mend();
+      await checkTunnel(net, address, dialled);
+    }));
+
+  it("after the end of a request is logged, and no other client's business", () =>
+    withFront((broken) => ({ onEnd: () => broken.on && fail() }), async ({ net, address, log, dialled, mend }) => {
+      await checkTunnel(net, address, dialled);
+      await log.waitFor("request failed");
+      mend();
+      await checkTunnel(net, address, dialled);
+    }));
+
+  it("in what releases an agent's credentials is logged, and the agent is forgotten", () =>
+    withNet(async (net) => {
+      const [log, listener] = [new LogBook(), await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: ALPN })];
+      const server = startAgentServer({
+        listener,
+        log,
+        multiple: false,
+        authenticator: {
+          authenticateAgent: (id) => ({ agentId: new TextDecoder().decode(id), release: fail }),
+          authenticateClient: fail,
+        },
+      });
+      const options = { host: "127.0.0.1", port: portOf(listener.address), tls: {}, alpn: ALPN, timeoutMs: 5_000 };
+      const connection = await net.connectQuic(options);
+      await authenticate(connection, bytes("4711"), { version: "", instance: "a", host: "", labels: {} });
+      await log.waitFor("agent connected");
+      connection.close(0, "over");
+      await log.waitFor("hook failed", { hook: "release" });
+      await log.waitFor("agent disconnected", { agent: "4711" });
+      assert.deepEqual([...server.agents], []);
+      await server.close();
+    }));
+});
