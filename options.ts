@@ -124,10 +124,10 @@ export interface ProxyOptions {
     connections?: number;
     /** `--limits.connections-per-address`: Client connections served at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
     connectionsPerAddress?: number;
-    /** `--limits.heads`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
-    heads?: number;
-    /** `--limits.heads-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
-    headsPerAddress?: number;
+    /** `--limits.pending-requests`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
+    pendingRequests?: number;
+    /** `--limits.pending-requests-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    pendingRequestsPerAddress?: number;
     /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
@@ -144,14 +144,14 @@ export interface ProxyOptions {
     bandwidthPerAgent?: string;
     /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
-    /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
-    tunnelIdle?: number;
-    /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
-    tunnelLife?: number;
+    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    tunnelIdleTimeout?: number;
+    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    tunnelMaxDuration?: number;
     /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
-    memory?: string;
+    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    memoryWatermark?: string;
     /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
     bufferMemory?: string;
     /** `--limits.agents`: Connections of agents at a time; 0 no limit. Default: `32768`. */
@@ -162,14 +162,14 @@ export interface ProxyOptions {
     handshakes?: number;
     /** `--limits.handshakes-per-address`: The same of one address, of IPv6 of one /64: from so many on an address must prove that it is one; of those that have, more are refused; 0 no limit. Default: `1024`. */
     handshakesPerAddress?: number;
-    /** `--limits.handshakes-retry`: Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always. Default: `256`. */
-    handshakesRetry?: number;
+    /** `--limits.retry-threshold`: Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always. Default: `256`. */
+    retryThreshold?: number;
     /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
     authFailures?: number;
-    /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
-    lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
-    exempt?: string[];
+    /** `--limits.auth-lockout-max`: The longest lock-out. In milliseconds. Default: `300000`. */
+    authLockoutMax?: number;
+    /** `--limits.exempt-addresses`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
+    exemptAddresses?: string[];
   };
   /** `--drain.*` */
   drain?: {
@@ -208,8 +208,8 @@ export interface AgentOptions {
     labels?: string[];
     /** `--agent-client.host-whitelist`: Destinations that the agent connects to; by default all; none allows nothing. */
     hostWhitelist?: string[];
-    /** `--agent-client.deny`: Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count. */
-    deny?: string[];
+    /** `--agent-client.host-denylist`: Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count. */
+    hostDenylist?: string[];
     /** `--agent-client.tls.*` */
     tls?: {
       /** `--agent-client.tls.insecure-skip-verify`: Accept any certificate of the proxy. Default: `false`. */
@@ -252,14 +252,14 @@ export interface AgentOptions {
     tunnels?: number;
     /** `--limits.bandwidth`: Bytes a second of all tunnels together, both directions, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
     bandwidth?: string;
-    /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
-    tunnelIdle?: number;
-    /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
-    tunnelLife?: number;
+    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    tunnelIdleTimeout?: number;
+    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    tunnelMaxDuration?: number;
     /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
-    memory?: string;
+    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    memoryWatermark?: string;
     /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
     bufferMemory?: string;
   };
@@ -319,8 +319,8 @@ export interface LoadBalancerOptions {
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Longest wait for a connection to a proxy. In milliseconds. Default: `5000`. */
     connectTimeout?: number;
-    /** `--http-connector.answer-timeout`: Longest wait for a proxy's answer after that; longer than the proxy waits for its agents. In milliseconds. Default: `15000`. */
-    answerTimeout?: number;
+    /** `--http-connector.response-timeout`: Longest wait for a proxy's answer after that; longer than the proxy waits for its agents. In milliseconds. Default: `15000`. */
+    responseTimeout?: number;
     /** `--http-connector.tls.*` */
     tls?: {
       /** `--http-connector.tls.enable`: Speak TLS to proxies. Default: `false`. */
@@ -393,10 +393,10 @@ export interface LoadBalancerOptions {
     connections?: number;
     /** `--limits.connections-per-address`: Client connections served at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
     connectionsPerAddress?: number;
-    /** `--limits.heads`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
-    heads?: number;
-    /** `--limits.heads-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
-    headsPerAddress?: number;
+    /** `--limits.pending-requests`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
+    pendingRequests?: number;
+    /** `--limits.pending-requests-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    pendingRequestsPerAddress?: number;
     /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
@@ -413,22 +413,22 @@ export interface LoadBalancerOptions {
     bandwidthPerAgent?: string;
     /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
-    /** `--limits.tunnel-idle`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
-    tunnelIdle?: number;
-    /** `--limits.tunnel-life`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
-    tunnelLife?: number;
+    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    tunnelIdleTimeout?: number;
+    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    tunnelMaxDuration?: number;
     /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
-    memory?: string;
+    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    memoryWatermark?: string;
     /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
     bufferMemory?: string;
     /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
     authFailures?: number;
-    /** `--limits.lock-out`: The longest lock-out. In milliseconds. Default: `300000`. */
-    lockOut?: number;
-    /** `--limits.exempt`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
-    exempt?: string[];
+    /** `--limits.auth-lockout-max`: The longest lock-out. In milliseconds. Default: `300000`. */
+    authLockoutMax?: number;
+    /** `--limits.exempt-addresses`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
+    exemptAddresses?: string[];
   };
   /** `--drain.*` */
   drain?: {

@@ -83,7 +83,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
-  const { serverAddress, connections, connectTimeout, congestionControl, hostWhitelist, deny, labels } = options.agentClient;
+  const { serverAddress, connections, connectTimeout, congestionControl, hostWhitelist, hostDenylist, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
@@ -95,7 +95,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const admin = listener && startAdminServer({ ...instruments, listener });
   if (admin) log.info("listening", { admin: admin.address });
   const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
-  const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, heads: 0 }, 1);
+  const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, pendingRequests: 0 }, 1);
   if (maxTunnels < requestedTunnels) reportDescriptors(log, "tunnels", maxTunnels);
   const transport = { ...agentTransport(maxTunnels), congestion: congestionControl };
   const limits = new TunnelLimits({
@@ -109,7 +109,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     net,
     log,
     limits,
-    destinations: createDestinationPolicy({ allow: hostWhitelist, deny, resolve }),
+    destinations: createDestinationPolicy({ allow: hostWhitelist, deny: hostDenylist, resolve }),
     connectTimeoutMs: connectTimeout,
     onEnd: (end) => instruments.tunnels.ended(end),
   };
@@ -239,7 +239,7 @@ export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): P
 /** What those who operate it can see. */
 function instrument(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
   const metrics = new Metrics("agent");
-  metrics.gauge("reverse_http_proxies", "Connections to proxies.", () => sessions.size);
+  metrics.gauge("reverse_http_proxy_connections", "Connections to proxies.", () => sessions.size);
   metrics.quic(() => sessions);
   metrics.watchCertificate("proxies", certificate);
   const open = () => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0);

@@ -46,7 +46,7 @@ export const agentOptions = defineOptions({
     description: "Destinations that the agent connects to; by default all; none allows nothing.",
     check: checkPatterns,
   },
-  "agent-client.deny": {
+  "agent-client.host-denylist": {
     guards: LIST_WORDS,
     kind: "list",
     description:

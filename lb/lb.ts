@@ -125,7 +125,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       locator,
       tls: () => tls.proxies?.current,
       connectTimeoutMs: options.httpConnector.connectTimeout,
-      responseTimeoutMs: options.httpConnector.answerTimeout,
+      responseTimeoutMs: options.httpConnector.responseTimeout,
       onNoLocalPort: (address) => limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     }),
@@ -178,7 +178,7 @@ async function listen(
   net: Net,
   { admin, httpProxy }: LoadBalancerOptions,
   tls: LoadBalancerTls,
-  { heads: maxPendingHeads, headsPerAddress: pendingHeadsPerAddress }: ClientLimits,
+  { pendingRequests: maxPendingHeads, pendingRequestsPerAddress: pendingHeadsPerAddress }: ClientLimits,
 ): Promise<{ listener: TcpListener; adminListener?: TcpListener }> {
   const adminListener = await listenAdmin(net, admin.listenAddress);
   try {

@@ -33,7 +33,7 @@ export const lbOptions = defineOptions({
     description: "Longest wait for a connection to a proxy.",
     check: positive,
   },
-  "http-connector.answer-timeout": {
+  "http-connector.response-timeout": {
     kind: "duration",
     default: "15s",
     description: "Longest wait for a proxy's answer after that; longer than the proxy waits for its agents.",

@@ -103,7 +103,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     buffers: net,
   });
   const logLimit = new LogLimit({ log });
-  const countAgents = metrics.outcomes("reverse_http_agent_handshakes_total", "Connections of agents: accepted, refused or failed.");
+  const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
     const isLimit = error.code === "limit" || error.code === "limit-per-address";
     countAgents(isLimit ? "refused" : "failed", count);
@@ -245,9 +245,9 @@ interface Listeners {
 /** All addresses, or none. */
 async function listen(
   net: Net,
-  { admin, agentServer, httpProxy, limits: { handshakes, handshakesPerAddress, handshakesRetry, exempt } }: ProxyOptions,
+  { admin, agentServer, httpProxy, limits: { handshakes, handshakesPerAddress, retryThreshold, exemptAddresses } }: ProxyOptions,
   tls: ProxyTls,
-  { heads: maxPendingHeads, headsPerAddress: pendingHeadsPerAddress }: ClientLimits,
+  { pendingRequests: maxPendingHeads, pendingRequestsPerAddress: pendingHeadsPerAddress }: ClientLimits,
   onHandshakeError: ListenQuicOptions["onHandshakeError"],
 ): Promise<Listeners> {
   const agentListener = await net.listenQuic({
@@ -256,8 +256,8 @@ async function listen(
     alpn: ALPN,
     transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
     maxPendingHandshakes: Math.min(unlimitedIfZero(handshakes), MAX_HANDSHAKES),
-    pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exempt) },
-    retryThreshold: handshakesRetry,
+    pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
+    retryThreshold: retryThreshold,
     onHandshakeError,
   });
   let clientListener: TcpListener | undefined;

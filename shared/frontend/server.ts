@@ -457,10 +457,10 @@ function refuseHead({ options, logLimit }: Context, stream: Duplex, error: NetEr
       throw new ProxyError(408, "http_request_error", "The request head was not complete in time");
     case "limit":
       limits?.recordPendingHead(record.client);
-      throw new LimitReached("heads", "Too many requests are being received");
+      throw new LimitReached("pending-requests", "Too many requests are being received");
     case "limit-per-address":
       limits?.recordPendingHeadOfAddress(record.client);
-      throw new LimitReached("heads-per-address", "Too many requests of this address are being received");
+      throw new LimitReached("pending-requests-per-address", "Too many requests of this address are being received");
     case "head-malformed":
     case "head-truncated":
       throw new HeadError(400, `The request head is malformed: ${error.message}`);

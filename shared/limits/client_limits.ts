@@ -73,9 +73,9 @@ export interface ClientLimitsDeps {
 /** Holds clients to their limits, until it is closed. */
 export class ClientLimits {
   /** Heads of clients that may be read at a time. */
-  readonly heads: number;
+  readonly pendingRequests: number;
   /** And of one address. */
-  readonly headsPerAddress: AddressLimit;
+  readonly pendingRequestsPerAddress: AddressLimit;
   readonly #reports: LimitReporter;
   readonly #connections: ConnectionLimiter;
   readonly #tunnels: TunnelLimits;
@@ -85,18 +85,29 @@ export class ClientLimits {
   /** @param descriptors that a tunnel takes */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
     const { now, createRate, buffers, reports } = deps;
-    const wanted = { connections: unlimitedIfZero(values.connections), heads: Math.min(unlimitedIfZero(values.heads), MAX_HEADS) };
-    const { connections, heads } = withinDescriptors(wanted, descriptors);
+    const wanted = {
+      connections: unlimitedIfZero(values.connections),
+      pendingRequests: Math.min(unlimitedIfZero(values.pendingRequests), MAX_PENDING_REQUESTS),
+    };
+    const { connections, pendingRequests } = withinDescriptors(wanted, descriptors);
     const ofConnections = (limit: number, share: number) => shareOf(limit, share, wanted.connections, connections);
     const connectionsPerAddress = ofConnections(values.connectionsPerAddress, ADDRESS_SHARE);
     const tunnelsPerAgent = ofConnections(values.tunnelsPerAgent, CLIENT_SHARE);
     const tunnelsPerClient = ofConnections(values.tunnelsPerClient, CLIENT_SHARE);
-    const headsPerAddress = shareOf(values.headsPerAddress, ADDRESS_SHARE, wanted.heads, heads);
+    const pendingRequestsPerAddress = shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, wanted.pendingRequests, pendingRequests);
     if (connections < wanted.connections) {
-      reportDescriptors(deps.log, "connections", connections, { heads, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient });
+      reportDescriptors(deps.log, "connections", connections, {
+        pendingRequests,
+        connectionsPerAddress,
+        tunnelsPerAgent,
+        tunnelsPerClient,
+      });
     }
-    this.heads = heads;
-    this.headsPerAddress = { most: headsPerAddress, exempt: [...networksOf(values.exempt), ...networksOf(deps.intermediaries ?? [])] };
+    this.pendingRequests = pendingRequests;
+    this.pendingRequestsPerAddress = {
+      most: pendingRequestsPerAddress,
+      exempt: [...networksOf(values.exemptAddresses), ...networksOf(deps.intermediaries ?? [])],
+    };
     this.#reports = reports;
     this.#connections = new ConnectionLimiter({
       all: { limit: "connections", max: connections },
@@ -143,12 +154,12 @@ export class ClientLimits {
 
   /** The network has given up a head for others. */
   recordPendingHead(remote: string): void {
-    this.#reports.record("heads", { client: remote, most: this.heads });
+    this.#reports.record("pending-requests", { client: remote, most: this.pendingRequests });
   }
 
   /** It has given one up for others of the same address. */
   recordPendingHeadOfAddress(remote: string): void {
-    this.#reports.record("heads-per-address", { client: remote, most: this.headsPerAddress.most });
+    this.#reports.record("pending-requests-per-address", { client: remote, most: this.pendingRequestsPerAddress.most });
   }
 
   /** The system has no local port left for a connection to the proxy at `address`. */
@@ -169,7 +180,7 @@ export class ClientLimits {
 }
 
 /** What the network can count to. */
-const MAX_HEADS = 1_000_000;
+const MAX_PENDING_REQUESTS = 1_000_000;
 /** Where descriptors are few: what one address, and one client or agent, may have of all there may be. */
 const ADDRESS_SHARE = 1 / 4;
 const CLIENT_SHARE = 1 / 2;

@@ -28,10 +28,10 @@ export class ConnectionLimiter {
   #open = 0;
 
   constructor(options: ConnectionLimiterOptions) {
-    const { authFailures, lockOut: authLockout, exempt } = options.addresses;
+    const { authFailures, authLockoutMax, exemptAddresses } = options.addresses;
     this.#options = options;
-    this.#keyOf = createAddressKeys(exempt);
-    this.#lockout = new AuthLockout(unlimitedIfZero(authFailures), authLockout, options.failureRefillMs, options.now);
+    this.#keyOf = createAddressKeys(exemptAddresses);
+    this.#lockout = new AuthLockout(unlimitedIfZero(authFailures), authLockoutMax, options.failureRefillMs, options.now);
     this.#failedCredentials = new FailedCredentials(options.now);
   }
 

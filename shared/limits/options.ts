@@ -6,19 +6,19 @@ import { checkWatermark } from "./resources.ts";
 
 /** Of whoever copies tunnels. */
 export const tunnelLimitOptions = defineOptions({
-  "limits.tunnel-idle": {
+  "limits.tunnel-idle-timeout": {
     kind: "duration",
     default: "24h",
     description: "A tunnel that has been silent for so long is reset; 0s never.",
   },
-  "limits.tunnel-life": { kind: "duration", default: "0s", description: "A tunnel that is so old is reset; 0s never." },
+  "limits.tunnel-max-duration": { kind: "duration", default: "0s", description: "A tunnel that is so old is reset; 0s never." },
   "limits.bandwidth-per-tunnel": {
     kind: "string",
     default: "0",
     description: "Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit.",
     check: checkBandwidth,
   },
-  "limits.memory": {
+  "limits.memory-watermark": {
     kind: "string",
     default: "85%",
     description:
@@ -65,12 +65,12 @@ export const clientLimitOptions = defineOptions({
     default: "4096",
     description: "Client connections served at a time from one address, of IPv6 from one /64; 0 no limit.",
   },
-  "limits.heads": {
+  "limits.pending-requests": {
     kind: "integer",
     default: "4096",
     description: "TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit.",
   },
-  "limits.heads-per-address": {
+  "limits.pending-requests-per-address": {
     kind: "integer",
     default: "1024",
     description: "The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit.",
@@ -117,13 +117,13 @@ export const addressLimitOptions = defineOptions({
       "Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, " +
       "and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit.",
   },
-  "limits.lock-out": {
+  "limits.auth-lockout-max": {
     kind: "duration",
     default: "5m",
     description: "The longest lock-out.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero; --limits.auth-failures 0 locks nobody out",
   },
-  "limits.exempt": {
+  "limits.exempt-addresses": {
     guards: "write none, or addresses and networks",
     kind: "list",
     default: "127.0.0.0/8,::1",
@@ -152,7 +152,7 @@ export const agentLimitOptions = defineOptions({
     description:
       "The same of one address, of IPv6 of one /64: from so many on an address must prove that it is one; of those that have, more are refused; 0 no limit.",
   },
-  "limits.handshakes-retry": {
+  "limits.retry-threshold": {
     kind: "integer",
     default: "256",
     description: "Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always.",

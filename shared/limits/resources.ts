@@ -16,7 +16,7 @@ export class MemoryWatermark {
   #above = false;
 
   /**
-   * @param watermark as the option `limits.memory` has it
+   * @param watermark as the option `limits.memory-watermark` has it
    * @param resident memory of the process that the kernel cannot reclaim, in bytes
    */
   constructor(watermark: string, resident: () => number | undefined = residentBytes) {
@@ -149,14 +149,14 @@ const FEW_CONNECTIONS = 256;
  * @param each descriptors that a connection takes once it is a tunnel
  */
 export function withinDescriptors(
-  wanted: { connections: number; heads: number },
+  wanted: { connections: number; pendingRequests: number },
   each: number,
   most: number = descriptorLimit(),
-): { connections: number; heads: number } {
+): { connections: number; pendingRequests: number } {
   if (most === Infinity) return wanted;
-  const heads = Math.max(1, Math.min(wanted.heads, Math.floor(most / 4)));
-  const left = most - Math.min(RESERVED_DESCRIPTORS, Math.floor(most / 2)) - heads;
-  return { heads, connections: Math.max(1, Math.min(wanted.connections, Math.floor(left / each))) };
+  const pendingRequests = Math.max(1, Math.min(wanted.pendingRequests, Math.floor(most / 4)));
+  const left = most - Math.min(RESERVED_DESCRIPTORS, Math.floor(most / 2)) - pendingRequests;
+  return { pendingRequests, connections: Math.max(1, Math.min(wanted.connections, Math.floor(left / each))) };
 }
 
 /**

@@ -141,7 +141,7 @@ export class TunnelLimits {
   constructor(options: TunnelLimitsOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#memory = new MemoryWatermark(options.memory);
+    this.#memory = new MemoryWatermark(options.memoryWatermark);
     if (options.buffers) this.#buffers = new BufferBudget(options.bufferMemory, options.buffers);
     const bandwidth = (text = "0") => new Bandwidth(text, options.createRate);
     this.#bandwidth = {
@@ -155,12 +155,12 @@ export class TunnelLimits {
 
   /** Milliseconds of silence after which a tunnel is to end; 0 for never. */
   get idleMs(): number {
-    return this.#options.tunnelIdle;
+    return this.#options.tunnelIdleTimeout;
   }
 
   /** @throws {LimitReached} */
   open({ agentId = "", client = "", signal }: TunnelRequest): OpenTunnel {
-    const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelLife } = this.#options;
+    const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#refusal("memory", "There is no memory for more tunnels", { mostBytes: this.#memory.limit });
     }
@@ -184,7 +184,7 @@ export class TunnelLimits {
     // the narrowest share first: what waits for that is not taken from the others yet
     const rates = [own, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
     const tunnel = new TrackedTunnel(this, agentId, client, signal, own, rates);
-    if (tunnelLife > 0) this.#age(tunnel);
+    if (tunnelMaxDuration > 0) this.#age(tunnel);
     return tunnel;
   }
 
@@ -201,7 +201,7 @@ export class TunnelLimits {
   }
 
   recordIdle(): void {
-    this.#options.reports.record("tunnel-idle");
+    this.#options.reports.record("tunnel-idle-timeout");
   }
 
   /** The system has no local port left for a connection to `destination`. */
@@ -230,24 +230,24 @@ export class TunnelLimits {
 
   /** What it does once a second: ends what is too old or too silent, and looks at the memory. */
   tick(): void {
-    const { tunnelLife, tunnelIdle, reports } = this.#options;
+    const { tunnelMaxDuration, tunnelIdleTimeout, reports } = this.#options;
     const now = this.#now();
     this.#memory.refresh();
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.tick();
     reports.flush();
     for (const tunnel of this.#aging) {
       const { startedAt, ending, progress } = tunnel;
-      if (tunnelLife > 0 && now - startedAt >= tunnelLife) {
-        reports.record("tunnel-life");
+      if (tunnelMaxDuration > 0 && now - startedAt >= tunnelMaxDuration) {
+        reports.record("tunnel-max-duration");
         this.#aging.delete(tunnel);
-        ending?.abort(new LimitReached("tunnel-life", "The tunnel has reached its longest life"));
-      } else if (progress && tunnelIdle > 0) {
+        ending?.abort(new LimitReached("tunnel-max-duration", "The tunnel has reached its longest life"));
+      } else if (progress && tunnelIdleTimeout > 0) {
         const read = progress.read();
         if (read !== progress.last) Object.assign(progress, { last: read, since: now });
-        else if (now - progress.since >= tunnelIdle) {
-          reports.record("tunnel-idle");
+        else if (now - progress.since >= tunnelIdleTimeout) {
+          reports.record("tunnel-idle-timeout");
           this.#aging.delete(tunnel);
-          ending?.abort(new ProxyError(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdle} ms`));
+          ending?.abort(new ProxyError(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdleTimeout} ms`));
         }
       }
     }

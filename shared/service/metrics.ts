@@ -16,12 +16,12 @@ export class Metrics {
   readonly #limits: Counter<"limit">;
   readonly #certificates: { use: string; pem: () => string | undefined }[] = [];
 
-  constructor(part: "proxy" | "agent" | "lb") {
+  constructor(service: "proxy" | "agent" | "lb") {
     const registers = [this.registry];
-    new Gauge({ name: "reverse_http_build_info", help: "Always 1.", labelNames: ["part", "version"], registers })
-      .set({ part, version: VERSION }, 1);
+    new Gauge({ name: "reverse_http_build_info", help: "Always 1.", labelNames: ["service", "version"], registers })
+      .set({ service, version: VERSION }, 1);
     this.#limits = new Counter({
-      name: "reverse_http_limits_hit_total",
+      name: "reverse_http_limit_rejections_total",
       help: "Times that a limit was reached: those of the options limits.*, head-size and head-time.",
       labelNames: ["limit"],
       registers,
@@ -69,7 +69,7 @@ export class Metrics {
     const up = new Gauge({ name: "reverse_http_store_up", help: "1 while the store's server answers.", labelNames: ["server"], registers });
     const errors = new Counter({ name: "reverse_http_store_errors_total", help: "Calls to the store that failed.", registers });
     const seconds = new Histogram({
-      name: "reverse_http_store_call_seconds",
+      name: "reverse_http_store_request_duration_seconds",
       help: "How long calls to the store took.",
       buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5],
       registers,
@@ -88,11 +88,11 @@ export class Metrics {
     const seconds = new Counter({
       name: "reverse_http_stall_seconds_total",
       help: "Time in which the program, or only what moves its bytes (network), did not get to run for a second or more at a stretch.",
-      labelNames: ["what"],
+      labelNames: ["component"],
       registers: [this.registry],
     });
-    for (const what of ["program", "network"] as const) seconds.inc({ what }, 0);
-    return (what, ms) => seconds.inc({ what }, ms / 1_000);
+    for (const component of ["program", "network"] as const) seconds.inc({ component }, 0);
+    return (component, ms) => seconds.inc({ component }, ms / 1_000);
   }
 
   /** A number that is looked up when it is asked for. */
@@ -112,10 +112,10 @@ export class Metrics {
     const counter = new Counter({
       name: "reverse_http_client_failures_total",
       help: "Connections of clients that brought no request: the TLS handshake failed, or the head was malformed.",
-      labelNames: ["what"],
+      labelNames: ["stage"],
       registers: [this.registry],
     });
-    return (what) => counter.inc({ what });
+    return (stage) => counter.inc({ stage });
   }
 
   /** Counts. */
@@ -151,7 +151,7 @@ export interface TunnelEnd {
 
 export class TunnelMetrics {
   readonly #ended: Counter<"outcome">;
-  readonly #refused: Counter<"status" | "error">;
+  readonly #refused: Counter<"status" | "error_type">;
   readonly #bytes: Counter<"direction">;
   readonly #setup: Histogram;
   readonly #limitHit: (limit: string) => void;
@@ -175,9 +175,9 @@ export class TunnelMetrics {
     });
     for (const outcome of ["completed", "broken", "refused"]) this.#ended.inc({ outcome }, 0);
     this.#refused = new Counter({
-      name: "reverse_http_refusals_total",
+      name: "reverse_http_requests_rejected_total",
       help: "Requests that were refused, by status and cause (RFC 9209).",
-      labelNames: ["status", "error"],
+      labelNames: ["status", "error_type"],
       registers,
     });
     this.#bytes = new Counter({
@@ -187,7 +187,7 @@ export class TunnelMetrics {
       registers,
     });
     this.#setup = new Histogram({
-      name: "reverse_http_tunnel_setup_seconds",
+      name: "reverse_http_tunnel_setup_duration_seconds",
       help: "From a request's head to the connection to its destination.",
       buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
       registers,
@@ -197,7 +197,7 @@ export class TunnelMetrics {
   ended({ status, error, setupMs, sent, received }: TunnelEnd): void {
     if (setupMs === undefined) {
       this.#ended.inc({ outcome: "refused" });
-      this.#refused.inc({ status: String(status), error: error ?? "none" });
+      this.#refused.inc({ status: String(status), error_type: error ?? "none" });
       if (status === 431) this.#limitHit("head-size");
       else if (status === 408) this.#limitHit("head-time");
       return;

@@ -73,7 +73,7 @@ export const SCENARIOS: readonly Scenario[] = [
   lossy("lossy", "a link with 50 ms delay each way and 1 % loss, `cubic-loss-tolerant`", { delayMs: 50, loss: 0.01 }),
   isolation("isolation", "one client beside what others do through another agent, on machines of their own", { yields: true }),
   isolation("isolation-limits", "one client beside what others do through another agent, on the same processors, with limits", {
-    proxyOptions: ["--limits.tunnel-rate-per-client=200", "--limits.bandwidth-per-agent=50MiB", "--limits.exempt=none"],
+    proxyOptions: ["--limits.tunnel-rate-per-client=200", "--limits.bandwidth-per-agent=50MiB", "--limits.exempt-addresses=none"],
   }),
   bulk("lb-down", "through lb: one tunnel, origin to client", "down", 1, { lb: true }),
   bulk("lb-up", "through lb: one tunnel, client to origin", "up", 1, { lb: true }),

@@ -86,7 +86,7 @@ describe("a client", () => {
   });
 
   it("that sends its body byte by byte is cut off at the longest life of a tunnel", async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.tunnel-life=2s"] });
+    await using pair = await Pair.start({ proxy: ["--limits.tunnel-max-duration=2s"] });
     await using origin = await Origin.start();
     using wire = await dial(pair.addresses.clients);
     await wire.write(`POST http://${origin.authority}/ HTTP/1.1\r\n${credentials()}Content-Length: 1000000\r\n\r\n`);
@@ -101,7 +101,7 @@ describe("a client", () => {
   });
 
   it("that floods with connections and never says a word is bounded, and the others are served", onLinux, async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.heads=200"] });
+    await using pair = await Pair.start({ proxy: ["--limits.pending-requests=200"] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
     await checkTunnel(clients, origin);
@@ -147,7 +147,7 @@ describe("a client", () => {
     await outer.write(connectHead(inner.authority));
     assert.match(await outer.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
     await agent.stop();
-    await site.startAgent(addresses, [`--agent-client.deny=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
+    await site.startAgent(addresses, [`--agent-client.host-denylist=127.0.0.0/8:${addresses.clients.split(":")[1]}`]);
     const forms = ["0.0.0.0", "127.0.0.1.", "127.1", "0x7f.1", "2130706433", "017700000001", "[::ffff:7f00:1]", "[::ffff:0:0]"];
     for (const host of ["127.0.0.1", "localhost", "LOCALHOST", "LOCALHOST.", "[::ffff:127.0.0.1]", ...forms]) {
       const answer = await ask(addresses.clients, connectHead(`${host}:${addresses.clients.split(":")[1]}`));
@@ -158,7 +158,7 @@ describe("a client", () => {
 
   it("reaches no link-local and no metadata address through an agent that denies them", async () => {
     const deny = "169.254.0.0/16,fe80::/10,fd00:ec2::254,100.100.100.200,metadata.google.internal";
-    await using pair = await Pair.start({ agent: [`--agent-client.deny=${deny}`] });
+    await using pair = await Pair.start({ agent: [`--agent-client.host-denylist=${deny}`] });
     await using origin = await Origin.start();
     for (const host of ["169.254.169.254", "[::ffff:169.254.169.254]", "[fe80::1]", "Metadata.Google.Internal.", "0xa9fea9fe"]) {
       const answer = await ask(pair.addresses.clients, connectHead(`${host}:80`));

@@ -333,7 +333,7 @@ describe("names that cannot be looked up", () => {
       const agent = site.start(...names.command(site.folder, AGENT, [
         ...site.agentArgs({ agents: `proxy.ipv4.example:${agents.split(":")[1]}`, clients }),
         "--agent-client.tls.insecure-skip-verify",
-        "--agent-client.deny=192.0.2.0/24", // the path that looks names up before it connects
+        "--agent-client.host-denylist=192.0.2.0/24", // the path that looks names up before it connects
       ]));
       await agent.waitFor("connected");
       const port = origin.authority.split(":")[1];

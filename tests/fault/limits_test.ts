@@ -10,14 +10,14 @@ import { StoreServer } from "../../testing/store_servers.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 
 const SERVED = "--admin.listen-address=:0";
-const NOBODY_EXEMPT = "--limits.exempt=none";
+const NOBODY_EXEMPT = "--limits.exempt-addresses=none";
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8, and shows what a process takes" };
 
 /** How often a limit was hit. */
 async function hits(program: Program, limit: string): Promise<number> {
   const { admin } = await program.waitFor("listening");
   const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
-  const line = body.split("\n").find((line) => line.startsWith(`reverse_http_limits_hit_total{limit="${limit}"}`));
+  const line = body.split("\n").find((line) => line.startsWith(`reverse_http_limit_rejections_total{limit="${limit}"}`));
   return Number(line?.split(" ")[1] ?? 0);
 }
 
@@ -209,7 +209,7 @@ describe("the limit on", () => {
   });
 
   it("memory refuses new tunnels, and leaves those that there are", onLinux, async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.memory=1MiB", SERVED] });
+    await using pair = await Pair.start({ proxy: ["--limits.memory-watermark=1MiB", SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
     const wires: Wire[] = [];
@@ -226,7 +226,7 @@ describe("the limit on", () => {
   });
 
   it("heads answers the oldest, which makes room for those that complete theirs", async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.heads=10", SERVED] });
+    await using pair = await Pair.start({ proxy: ["--limits.pending-requests=10", SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
     const slow: Wire[] = [];
@@ -237,7 +237,7 @@ describe("the limit on", () => {
         slow.push(wire);
       }
       assert.match((await slow[0]!.readAll()).toString(), /^HTTP\/1\.1 503 /);
-      assert.ok(await hits(pair.proxy, "heads") >= 1);
+      assert.ok(await hits(pair.proxy, "pending-requests") >= 1);
       using _tunnel = await openTunnel(clients, origin.authority);
     } finally {
       for (const wire of slow) wire[Symbol.dispose]();
@@ -247,7 +247,7 @@ describe("the limit on", () => {
 
 describe("the limit on heads of one address", () => {
   it("answers the oldest of that address, and leaves those of others", onLinux, async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.heads-per-address=5", NOBODY_EXEMPT, SERVED] });
+    await using pair = await Pair.start({ proxy: ["--limits.pending-requests-per-address=5", NOBODY_EXEMPT, SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
     const slow: Wire[] = [];
@@ -260,8 +260,8 @@ describe("the limit on heads of one address", () => {
         slow.push(wire);
       }
       assert.match((await slow[0]!.readAll()).toString(), /^HTTP\/1\.1 503 /);
-      assert.equal(await hits(pair.proxy, "heads-per-address"), 1);
-      await pair.proxy.waitFor("limit reached", { limit: "heads-per-address", most: 5 });
+      assert.equal(await hits(pair.proxy, "pending-requests-per-address"), 1);
+      await pair.proxy.waitFor("limit reached", { limit: "pending-requests-per-address", most: 5 });
       await other.write(connectHead(origin.authority).slice("CONNECT ".length));
       assert.match(await other.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
     } finally {
@@ -329,7 +329,12 @@ describe("a bandwidth", () => {
 
 describe("the life of a tunnel", () => {
   for (const part of ["proxy", "agent"] as const) {
-    for (const [option, reason] of [["tunnel-life", /longest life/], ["tunnel-idle", /Nothing was copied for 1000 ms/]] as const) {
+    for (
+      const [option, reason] of [["tunnel-max-duration", /longest life/], [
+        "tunnel-idle-timeout",
+        /Nothing was copied for 1000 ms/,
+      ]] as const
+    ) {
       it(`ends with a reset at both ends after --limits.${option} of the ${part}`, async () => {
         await using pair = await Pair.start({ [part]: [`--limits.${option}=1s`, SERVED] });
         await using origin = await Origin.start();
@@ -343,7 +348,7 @@ describe("the life of a tunnel", () => {
     }
   }
 
-  for (const [option, status] of [["tunnel-life", 503], ["tunnel-idle", 504]] as const) {
+  for (const [option, status] of [["tunnel-max-duration", 503], ["tunnel-idle-timeout", 504]] as const) {
     it(`answers a plain HTTP request that has no response yet with ${status} after --limits.${option}`, async () => {
       await using pair = await Pair.start({ proxy: [`--limits.${option}=1s`, SERVED] });
       await using origin = await Origin.start();
@@ -354,7 +359,7 @@ describe("the life of a tunnel", () => {
   }
 
   it("goes on while either side sends", async () => {
-    await using pair = await Pair.start({ proxy: ["--limits.tunnel-idle=1s"] });
+    await using pair = await Pair.start({ proxy: ["--limits.tunnel-idle-timeout=1s"] });
     await using origin = await Origin.start();
     using client = await openTunnel(pair.addresses.clients, origin.authority);
     using server = await origin.accept();

@@ -32,7 +32,7 @@ export class AttackedProxy implements AsyncDisposable {
   }
 
   static async start(): Promise<AttackedProxy> {
-    const pair = await Pair.start({ proxy: ["--agent-server.agent.dial-timeout=1s", "--limits.tunnel-life=3s"] });
+    const pair = await Pair.start({ proxy: ["--agent-server.agent.dial-timeout=1s", "--limits.tunnel-max-duration=3s"] });
     const attacked = new AttackedProxy(pair, await Origin.start(echo));
     await attacked.#checkNeighbour();
     return attacked;

@@ -136,7 +136,7 @@ export class Installation implements AsyncDisposable {
     return [
       ...this.proxies.map((part, i): [string, Part, string] => [`proxy ${i + 1}`, part, "reverse_http_agent_connections"]),
       ["lb", this.lb, ""],
-      ...NAMES.map((name): [string, Part, string] => [`agent ${name}`, this.agents[name], "reverse_http_proxies"]),
+      ...NAMES.map((name): [string, Part, string] => [`agent ${name}`, this.agents[name], "reverse_http_proxy_connections"]),
     ];
   }
 

@@ -76,22 +76,22 @@ describe("figures, health and agents", () => {
       await until(async () => (await figures(admin))['reverse_http_tunnels_total{outcome="completed"}'] === 1);
       const all = await figures(admin);
       assert.equal(all["reverse_http_tunnels_open"], 0);
-      assert.ok(all['reverse_http_refusals_total{status="502",error="connection_refused"}']! >= 1);
+      assert.ok(all['reverse_http_requests_rejected_total{status="502",error_type="connection_refused"}']! >= 1);
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="sent"}'], 8);
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="received"}'], 6);
-      assert.equal(all["reverse_http_tunnel_setup_seconds_count"], 1);
+      assert.equal(all["reverse_http_tunnel_setup_duration_seconds_count"], 1);
       assert.ok(all["process_open_fds"]! > 3);
       const names = Object.keys(all).join("\n");
       for (const secret of [AGENT_ID, origin.authority]) assert.ok(!names.includes(secret), `${secret} is a label`);
     }
     const all = await figures(proxyAdmin);
     assert.equal(all["reverse_http_agents"], 1);
-    assert.equal(all['reverse_http_agent_handshakes_total{outcome="accepted"}'], 1);
+    assert.equal(all['reverse_http_agent_connections_total{outcome="accepted"}'], 1);
     assert.ok(all['reverse_http_quic_rtt_seconds{quantile="0.5"}']! > 0);
     assert.ok(all["reverse_http_quic_packets_sent_total"]! > 0);
     const days = (all['reverse_http_certificate_expiry_timestamp_seconds{use="agents"}']! * 1_000 - Date.now()) / 86_400_000;
     assert.ok(days > 0.9 && days < 1.1, `${days} days`);
-    assert.equal((await figures(agentAdmin))["reverse_http_proxies"], 1);
+    assert.equal((await figures(agentAdmin))["reverse_http_proxy_connections"], 1);
   });
 
   it("tell of a store that is down, and of its return", async () => {

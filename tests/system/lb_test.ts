@@ -185,7 +185,7 @@ describe("load balancer", () => {
       const key = makeTokenKey();
       await using fleet = await Fleet.start();
       const jwt = ["--auth.type=jwt", `--auth.jwt.public-key=${fleet.site.folder.write("public.pem", key.publicPem)}`];
-      const limits = ["--limits.exempt=none", "--limits.auth-failures=2"];
+      const limits = ["--limits.exempt-addresses=none", "--limits.auth-failures=2"];
       const trusting = ["--http-proxy.trusted-proxies=127.0.0.1"];
       const { proxy, addresses } = await fleet.startProxy([...jwt, ...limits, ...trusting]);
       const store = fleet.openStore();
@@ -216,7 +216,7 @@ describe("load balancer", () => {
       const { proxy, addresses } = await site.startProxy([
         "--auth.type=jwt",
         `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
-        "--limits.exempt=none",
+        "--limits.exempt-addresses=none",
         "--limits.auth-failures=2",
         "--limits.connections-per-address=5",
         "--limits.tunnel-rate-per-client=1",
@@ -261,10 +261,10 @@ describe("load balancer", () => {
     const { proxy, addresses } = await site.startProxy([
       ...storeArgs(cache),
       "--http-proxy.trusted-proxies=127.0.0.1",
-      "--limits.exempt=none",
+      "--limits.exempt-addresses=none",
     ]);
     await site.startAgent(addresses);
-    const { lb, clients } = await site.startLb(cache, ["--http-proxy.proxy-protocol=127.0.0.1", "--limits.exempt=none"]);
+    const { lb, clients } = await site.startLb(cache, ["--http-proxy.proxy-protocol=127.0.0.1", "--limits.exempt-addresses=none"]);
     await using nginx = await Nginx.start([{ transport: "tcp", servers: [clients], directives: "proxy_protocol on;" }]);
     const [balanced] = nginx.addresses;
     for (let status = 0; status !== 200;) ({ status } = await askHead(balanced!, connectHead(origin.authority), "127.0.0.7"));
@@ -314,7 +314,7 @@ describe("load balancer", () => {
   });
 
   it("gives up on a proxy that does not answer", async () => {
-    await using fleet = await Fleet.start("memcached", ["--http-connector.answer-timeout=300ms"]);
+    await using fleet = await Fleet.start("memcached", ["--http-connector.response-timeout=300ms"]);
     await using silent = await Origin.start();
     const store = fleet.openStore();
     await store.set(AGENT_ID, silent.authority);

@@ -120,15 +120,18 @@ describe("who makes a mistake is told", () => {
     const nothing = "it is empty; write all for every destination, or none";
     assert.equal(await refusal(PROXY, ["--http-proxy.host-whitelist="]), `Cannot use --http-proxy.host-whitelist: ${nothing}`);
     assert.equal(
-      await refusal(AGENT, [ID], { REVERSE_HTTP_AGENT_CLIENT_DENY: "" }),
-      `Cannot use --agent-client.deny (REVERSE_HTTP_AGENT_CLIENT_DENY): ${nothing}`,
+      await refusal(AGENT, [ID], { REVERSE_HTTP_AGENT_CLIENT_HOST_DENYLIST: "" }),
+      `Cannot use --agent-client.host-denylist (REVERSE_HTTP_AGENT_CLIENT_HOST_DENYLIST): ${nothing}`,
     );
     assert.match(
       await refusal(PROXY, [], { REVERSE_HTTP_AUTH_TYPE: "" }),
       /^Cannot use --auth\.type \(REVERSE_HTTP_AUTH_TYPE\): it is empty/,
     );
-    assert.match(await refusal(AGENT, [ID, "--agent-client.deny=127.0.0.1-127.0.0.9"]), /a range of addresses is written as networks/);
-    assert.match(await refusal(PROXY, ["--limits.exempt=lb.example"]), /only addresses and networks can stand here/);
+    assert.match(
+      await refusal(AGENT, [ID, "--agent-client.host-denylist=127.0.0.1-127.0.0.9"]),
+      /a range of addresses is written as networks/,
+    );
+    assert.match(await refusal(PROXY, ["--limits.exempt-addresses=lb.example"]), /only addresses and networks can stand here/);
     using folder = new Folder();
     const config = folder.write("config.yaml", "http-proxy:\n  host-whitelist:\n");
     assert.equal(await refusal(PROXY, [`--config=${config}`]), `Cannot use --http-proxy.host-whitelist (${config}:2): ${nothing}`);

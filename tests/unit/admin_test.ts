@@ -101,13 +101,13 @@ describe("metrics", () => {
       'reverse_http_tunnels_total{outcome="completed"}': 1,
       'reverse_http_tunnels_total{outcome="broken"}': 1,
       'reverse_http_tunnels_total{outcome="refused"}': 2,
-      'reverse_http_refusals_total{status="503",error="connection_limit_reached"}': 1,
+      'reverse_http_requests_rejected_total{status="503",error_type="connection_limit_reached"}': 1,
       'reverse_http_tunnel_bytes_total{direction="sent"}': 11,
       'reverse_http_tunnel_bytes_total{direction="received"}': 1_000,
-      'reverse_http_tunnel_setup_seconds_bucket{le="0.005"}': 0,
-      'reverse_http_tunnel_setup_seconds_bucket{le="0.01"}': 2,
-      'reverse_http_limits_hit_total{limit="connections"}': 1,
-      'reverse_http_limits_hit_total{limit="head-size"}': 1,
+      'reverse_http_tunnel_setup_duration_seconds_bucket{le="0.005"}': 0,
+      'reverse_http_tunnel_setup_duration_seconds_bucket{le="0.01"}': 2,
+      'reverse_http_limit_rejections_total{limit="connections"}': 1,
+      'reverse_http_limit_rejections_total{limit="head-size"}': 1,
     };
     for (const [series, value] of Object.entries(expected)) assert.equal(valueOf(text, series), value, series);
   });

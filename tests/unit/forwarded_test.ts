@@ -108,6 +108,6 @@ describe("trusted proxies", () => {
       assert.equal(check(["10.0.0.1", "10.0.0.0/8", "::1", "[2001:db8::]/32"]), undefined);
       for (const bad of ["lb.example", "10.0.0.1:80", "*.example", "10.0.0.1-10.0.0.9", "", "all", "None"]) assert.ok(check([bad]), bad);
     }
-    for (const word of ["all", "None"]) assert.equal(addressLimitOptions["limits.exempt"].check([word]), undefined);
+    for (const word of ["all", "None"]) assert.equal(addressLimitOptions["limits.exempt-addresses"].check([word]), undefined);
   });
 });

@@ -200,7 +200,7 @@ describe("the door", () => {
     new ConnectionLimiter({
       all: { limit: "connections", max: 3 },
       perAddress: { limit: "connections-per-address", max: 2 },
-      addresses: { authFailures: 1, lockOut: 60_000, exempt: ["192.0.2.1"] },
+      addresses: { authFailures: 1, authLockoutMax: 60_000, exemptAddresses: ["192.0.2.1"] },
       failureRefillMs: 10_000,
       reports: SECRETIVE,
       ...options,
@@ -253,7 +253,7 @@ describe("the door", () => {
 
   it("counts one wrong credential of an address once a minute, however often it is repeated", () => {
     const { now, pass } = createClock();
-    const door = open({ now, addresses: { authFailures: 1, lockOut: 60_000, exempt: [] } });
+    const door = open({ now, addresses: { authFailures: 1, authLockoutMax: 60_000, exemptAddresses: [] } });
     const visit = door.acquire("10.0.0.1:1");
     for (let minute = 0; minute < 10; minute++) {
       for (let i = 0; i < 1_000; i++) visit.recordFailure("the same");
@@ -272,7 +272,7 @@ describe("the door", () => {
     const door = open({
       all: { limit: "agents", max: 0 },
       perAddress: { limit: "agents-per-address", max: 0 },
-      addresses: { authFailures: 0, lockOut: 1, exempt: [] },
+      addresses: { authFailures: 0, authLockoutMax: 1, exemptAddresses: [] },
     });
     const visits = Array.from({ length: 1_000 }, (_, i) => door.acquire(`10.0.0.1:${i + 1}`));
     for (const [i, visit] of visits.entries()) visit.recordFailure(`wrong ${i}`);
@@ -295,10 +295,10 @@ describe("limits of tunnels", () => {
   const withLimits = (options: Partial<TunnelLimitsOptions>, body: (limits: TunnelLimits) => void) => {
     const limits = new TunnelLimits({
       tunnels: 0,
-      tunnelIdle: 0,
-      tunnelLife: 0,
+      tunnelIdleTimeout: 0,
+      tunnelMaxDuration: 0,
       bandwidthPerTunnel: "0",
-      memory: "0",
+      memoryWatermark: "0",
       bufferMemory: "0",
       reports: SECRETIVE,
       createRate: () => assert.fail("there is no limit"),
@@ -356,7 +356,7 @@ describe("limits of tunnels", () => {
 
   it("end what is too old", () => {
     const { now, pass } = createClock();
-    withLimits({ tunnelLife: 5_000, now }, (limits) => {
+    withLimits({ tunnelMaxDuration: 5_000, now }, (limits) => {
       const [old, over] = [limits.open({}), limits.open({})];
       pass(3_000);
       const young = limits.open({});
@@ -370,7 +370,7 @@ describe("limits of tunnels", () => {
 
   it("end what is silent for too long, where it is watched", () => {
     const { now, pass } = createClock();
-    withLimits({ tunnelIdle: 5_000, now }, (limits) => {
+    withLimits({ tunnelIdleTimeout: 5_000, now }, (limits) => {
       let count = 0;
       const [quiet, busy, unwatched] = [limits.open({}), limits.open({}), limits.open({})];
       quiet.watchProgress(() => 7);
@@ -386,7 +386,7 @@ describe("limits of tunnels", () => {
   });
 
   it("leave it to an identity to end its tunnels", () =>
-    withLimits({ tunnelLife: 5_000 }, (limits) => {
+    withLimits({ tunnelMaxDuration: 5_000 }, (limits) => {
       const ending = new AbortController();
       const [open, closed] = [limits.open({ signal: ending.signal }), limits.open({ signal: ending.signal })];
       closed.close();
@@ -430,10 +430,13 @@ describe("memory", () => {
 
 describe("descriptors", () => {
   it("bound connections and heads together", () => {
-    const wanted = { connections: 32_768, heads: 4_096 };
+    const wanted = { connections: 32_768, pendingRequests: 4_096 };
     for (const [most, each] of [[1_024, 1], [1_024, 2], [20_000, 2], [1_000_000, 1]] as const) {
-      const { connections, heads } = withinDescriptors(wanted, each, most);
-      assert.ok(heads >= 1 && connections >= 1 && connections * each + heads < most, `${connections} and ${heads} of ${most}`);
+      const { connections, pendingRequests } = withinDescriptors(wanted, each, most);
+      assert.ok(
+        pendingRequests >= 1 && connections >= 1 && connections * each + pendingRequests < most,
+        `${connections} and ${pendingRequests} of ${most}`,
+      );
     }
     assert.deepEqual(withinDescriptors(wanted, 2, 1_000_000), wanted);
     assert.deepEqual(withinDescriptors(wanted, 2, Infinity), wanted);
@@ -441,8 +444,11 @@ describe("descriptors", () => {
   });
 
   it("leave some connections where there are hardly any", () => {
-    const { connections, heads } = withinDescriptors({ connections: 32_768, heads: 4_096 }, 1, 64);
-    assert.ok(connections >= 16 && heads >= 1 && connections + heads <= 32, `${connections} and ${heads} of 64`);
+    const { connections, pendingRequests } = withinDescriptors({ connections: 32_768, pendingRequests: 4_096 }, 1, 64);
+    assert.ok(
+      connections >= 16 && pendingRequests >= 1 && connections + pendingRequests <= 32,
+      `${connections} and ${pendingRequests} of 64`,
+    );
   });
 
   it("bound the share of one peer where they are too few for all, and nothing where they are enough", () => {
