@@ -442,7 +442,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     const { listener, port } = await listenTcp(net);
     listener.close();
     const { a: left, b: a } = await kind.open(net);
-    const options = { prologueToA: bytes("never"), signal: new AbortController().signal };
+    const options = { initialDataToA: bytes("never"), signal: new AbortController().signal };
     await netError(net.connectAndSplice(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, options), "refused");
     await assertUsable(left, a);
   });

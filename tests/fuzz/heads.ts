@@ -180,8 +180,8 @@ export class FuzzedFront {
     } as unknown as TcpListener;
     const net = {
       createRate: () => ({ take: () => Promise.resolve(), close() {} }),
-      splice: (client: FakeClient, origin: FakeOrigin, { prologueToA }: { prologueToA: Uint8Array }) => {
-        client.outcome.answer += text(prologueToA);
+      splice: (client: FakeClient, origin: FakeOrigin, { initialDataToA }: { initialDataToA: Uint8Array }) => {
+        client.outcome.answer += text(initialDataToA);
         client.outcome.tunnel = true;
         client.outcome.dialled = origin.request;
         return Promise.resolve({ aToB: 0, bToA: 0 });
