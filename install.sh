@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs reverse-http, or takes it away: curl -fsSL https://github.com/reverse-http/reverse-http/releases/latest/download/install.sh | sh
-# Everything is in functions and called in the last line: a script that was cut short on its way does nothing.
+# Installs or uninstalls reverse-http: curl -fsSL https://github.com/reverse-http/reverse-http/releases/latest/download/install.sh | sh
+# Everything is in functions, called by the last line: a truncated download does nothing.
 set -eu
 
 REPOSITORY="https://github.com/reverse-http/reverse-http"
@@ -15,20 +15,20 @@ Installs reverse-http: one executable that is proxy, agent and load balancer.
 usage: install.sh [options]        curl -fsSL …/install.sh | sh -s -- [options]
 
   --version VERSION  install this release, such as 1.2.3; default: the latest
-  --dir DIR          install into DIR; default: /usr/local/bin, or ~/.local/bin where that cannot be written to
-  --only NAME        install proxy, agent or lb alone, as reverse-http-NAME; may be repeated
-  --all              install reverse-http, and proxy, agent and lb each as an executable of its own
+  --dir DIR          install into DIR; default: /usr/local/bin, or ~/.local/bin if that is not writable
+  --only NAME        install only proxy, agent or lb, as reverse-http-NAME; may be repeated
+  --all              install reverse-http, and proxy, agent and lb as separate executables
   --uninstall        remove the executables from DIR; configuration and certificates stay
-  --base-url URL     download from a mirror that has the layout of the releases (env INSTALL_BASE_URL)
+  --base-url URL     download from a mirror with the layout of the releases (env INSTALL_BASE_URL)
   --help             print this
 
-An installed release is replaced in one step; what runs meanwhile goes on until it is started anew.
+An installed release is replaced atomically; running services use the new one after a restart.
 USAGE
 }
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
-misused() { printf 'install.sh: %s; --help tells more\n' "$*" >&2; exit 2; }
+misused() { printf 'install.sh: %s; see --help\n' "$*" >&2; exit 2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
 # Sets the options.
@@ -48,10 +48,10 @@ read_options() {
       --all) names=$KNOWN ;;
       --uninstall) uninstall=yes ;;
       --help | -h) usage && exit 0 ;;
-      *) misused "Cannot use $option: there is no such option" ;;
+      *) misused "Cannot use $option: unknown option" ;;
     esac
   done
-  case $version in *[!0-9A-Za-z.+-]*) misused "Cannot use --version $version: it is no version" ;; esac
+  case $version in *[!0-9A-Za-z.+-]*) misused "Cannot use --version $version: invalid version" ;; esac
   [ -n "$uninstall" ] && [ -z "$names" ] && names=$KNOWN
   names=${names:-reverse-http}
 }
@@ -60,24 +60,24 @@ full_name() {
   case " $KNOWN " in
     *" reverse-http-$1 "*) echo "reverse-http-$1" ;;
     *" $1 "*) echo "$1" ;;
-    *) misused "Cannot use --only $1: it is none of proxy, agent, lb" ;;
+    *) misused "Cannot use --only $1: must be proxy, agent or lb" ;;
   esac
 }
 
-# Sets platform, as archives are named, and what an executable needs there.
+# Sets platform, as in the names of archives, and what an executable needs there.
 find_platform() {
   system=$(uname -s) machine=$(uname -m)
   case $system in
     Linux) os=linux ;;
     Darwin) os=darwin ;;
-    *) fail "Cannot install on $system: there are executables for Linux and macOS only" ;;
+    *) fail "Cannot install on $system: only Linux and macOS are supported" ;;
   esac
   case $machine in
     x86_64 | amd64) arch=amd64 ;;
     aarch64 | arm64) arch=arm64 ;;
-    *) fail "Cannot install on $machine: there are executables for x86_64 and arm64 only" ;;
+    *) fail "Cannot install on $machine: only x86_64 and arm64 are supported" ;;
   esac
-  # a shell that is translated says x86_64 on an Apple processor
+  # a shell under Rosetta reports x86_64 on an Apple processor
   if [ "$os$arch" = darwinamd64 ] && [ "$(sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ]; then arch=arm64; fi
   platform="${os}_$arch"
   needs=""
@@ -87,7 +87,7 @@ find_platform() {
   fi
 }
 
-# Whether programs here are those of musl, as on Alpine; elsewhere it may be there beside glibc.
+# Whether this system uses musl, as Alpine does; other systems may have musl beside glibc.
 is_musl() {
   case $(ldd --version 2>&1 || true) in
     *musl*) return 0 ;;
@@ -97,7 +97,7 @@ is_musl() {
   return 1
 }
 
-# Sets dir, where it was not given.
+# Sets dir if it was not given.
 choose_dir() {
   if [ -z "$dir" ]; then
     if [ -w /usr/local/bin ]; then dir=/usr/local/bin; else dir=${HOME:?is not set, so use --dir}/.local/bin; fi
@@ -106,23 +106,23 @@ choose_dir() {
 
 download() { # URL FILE
   case $1 in https://*) secure="--proto =https --tlsv1.2" ;; *) secure="" ;; esac
-  # shellcheck disable=SC2086 # words of their own
+  # shellcheck disable=SC2086 # separate words
   if has curl; then
     curl -fsSL --retry 2 --connect-timeout 30 $secure -o "$2" "$1" || fail "Cannot download $1"
   elif has wget; then
     wget -q -O "$2" "$1" || fail "Cannot download $1"
   else
-    fail "Cannot download: there is neither curl nor wget"
+    fail "Cannot download: found neither curl nor wget"
   fi
 }
 
 sha256_of() { # FILE
   if has sha256sum; then sha256sum "$1"; elif has shasum; then shasum -a 256 "$1"; elif has openssl; then openssl dgst -sha256 -r "$1"; else
-    fail "Cannot check what was downloaded: there is none of sha256sum, shasum and openssl"
+    fail "Cannot verify the download: found none of sha256sum, shasum and openssl"
   fi | cut -d ' ' -f 1
 }
 
-# Sets version, where it was not given: the checksums are named after the release.
+# Sets version if it was not given, from the names in the checksums.
 fetch_checksums() {
   if [ -n "$version" ]; then from="$base/download/v$version"; else from="$base/latest/download"; fi
   download "$from/checksums.txt" "$work/checksums.txt"
@@ -135,11 +135,11 @@ fetch_checksums() {
   fi
   found=$(sed -n 's/^[0-9a-f]\{64\}  *reverse-http_\(.*\)_linux_amd64\.tar\.gz$/\1/p' "$work/checksums.txt" | head -n 1)
   [ -n "$found" ] || fail "Cannot use $from/checksums.txt: it names no release"
-  [ -z "$version" ] || [ "$version" = "$found" ] || fail "Cannot install $version: $from/checksums.txt is that of $found"
+  [ -z "$version" ] || [ "$version" = "$found" ] || fail "Cannot install $version: $from/checksums.txt belongs to $found"
   version=$found
 }
 
-# Leaves the executable in the working folder.
+# Downloads and verifies the executable into the working folder.
 fetch_executable() { # NAME
   archive="$1_${version}_$platform.tar.gz"
   expected=$(sed -n "s/^\([0-9a-f]\{64\}\)  *$archive\$/\1/p" "$work/checksums.txt")
@@ -153,7 +153,7 @@ fetch_executable() { # NAME
     fail "Cannot run $1 on this machine: $(tail -n 1 "$work/start.log")$needs"
 }
 
-# In one step: who starts it meanwhile gets the old or the new one.
+# Atomically: a start meanwhile runs either the old or the new one.
 put_in_place() { # NAME
   fresh="$dir/.$1.new.$$"
   if ! { cp "$work/$1" "$fresh" && chmod 755 "$fresh" && mv -f "$fresh" "$dir/$1"; } 2>"$work/copy.log"; then
@@ -165,16 +165,16 @@ put_in_place() { # NAME
 
 install_all() {
   find_platform
-  mkdir -p "$dir" 2>/dev/null || fail "Cannot make $dir: run with sudo, or choose another with --dir"
+  mkdir -p "$dir" 2>/dev/null || fail "Cannot create $dir: run with sudo, or choose another with --dir"
   [ -w "$dir" ] || fail "Cannot write to $dir: run with sudo, or choose another with --dir"
-  # beside the destination: the temporary folder may be small, or forbid to run what is in it
+  # in the destination folder: the temporary folder may be small or mounted noexec
   work=$(mktemp -d "$dir/.reverse-http-install.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   trap 'exit 1' HUP INT TERM
   fetch_checksums
   for name in $names; do fetch_executable "$name"; done
   for name in $names; do put_in_place "$name"; done
-  case ":$PATH:" in *":$dir:"*) ;; *) say "$dir is not in PATH: add it, or call the executables with it" ;; esac
+  case ":$PATH:" in *":$dir:"*) ;; *) say "$dir is not in PATH: add it, or use the full path of the executables" ;; esac
 }
 
 uninstall_all() {
