@@ -1,10 +1,10 @@
-# The image: the one executable that is proxy, agent and load balancer, as `deno task build --target linux-x64,linux-arm64` has made it, and
-# what it needs of a system. Nothing is compiled here: the image holds what was verified.
+# The image: one executable for proxy, agent and load balancer, built by `deno task build --target linux-x64,linux-arm64`, and the system
+# files that it needs. Nothing is compiled here: the image contains the verified executable.
 #   docker buildx build --platform linux/amd64,linux/arm64 --tag reverse-http .
 
 # glibc and certificate authorities, without a shell
 ARG BASE=gcr.io/distroless/base-nossl-debian12:nonroot
-# of the platform that is built for; a default here would win over it
+# set by the builder for the target platform; a default here would override it
 ARG TARGETARCH
 
 FROM scratch AS amd64
@@ -28,14 +28,14 @@ LABEL org.opencontainers.image.title="reverse-http" \
   org.opencontainers.image.version="${VERSION}" \
   org.opencontainers.image.revision="${COMMIT}" \
   org.opencontainers.image.created="${DATE}"
-# the native engine beside the executable is loaded from there: no folder need be writable
+# the native engine is loaded from beside the executable, so no folder must be writable
 COPY --from=executable /reverse-http /reverse-http.node /
 COPY LICENSE /usr/share/doc/reverse-http/
-# for a certificate of its own; mount a volume here to keep it
+# for the self-signed certificate; mount a volume here to keep it
 COPY --chown=65532:65532 deploy/image/state /var/lib/reverse-http
 ENV STATE_DIRECTORY=/var/lib/reverse-http
 USER 65532:65532
 EXPOSE 4242/udp 3128/tcp 3129/tcp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/reverse-http"]
-# with REVERSE_HTTP_ADMIN_LISTEN_ADDRESS=:9090 set, this tells an engine whether it is well: ["/reverse-http", "healthcheck"]
+# with REVERSE_HTTP_ADMIN_LISTEN_ADDRESS=:9090 set, container engines can check the health: ["/reverse-http", "healthcheck"]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes what the compose files mount, beside them: certs/ with an authority and a certificate for the proxies, jwt/ with keys and tokens for
-# the agents 4711 and 4712 and their clients, and .env with the user who may read them; and private/ with the two keys that no container
-# needs. Files that are there already are kept.
-# Arguments: more names and addresses at which agents and clients reach the proxies. Needs openssl 3; for jwt/ also reverse-http, or docker.
+# Creates the files that the compose files mount: certs/ with an authority and a certificate for the proxies, jwt/ with keys and tokens for the
+# agents 4711 and 4712 and their clients, .env with the user who may read them, and private/ with the two keys that no container needs.
+# Existing files are kept.
+# Arguments: additional names and addresses at which agents and clients reach the proxies. Needs openssl 3; for jwt/ also reverse-http, or docker.
 set -eu
 umask 077
 cd "$(dirname "$0")"
@@ -46,7 +46,7 @@ if [ ! -e jwt/auth-key-public.pem ]; then
   done
 fi
 
-# containers are nobody special: they run as the owner of the files, or, where that is root, as the image's own user
+# containers run as the owner of the files or, if that is root, as the image's user
 if [ "$(id -u)" = 0 ]; then
   chown -R 65532:65532 certs jwt
   echo "REVERSE_HTTP_USER=65532:65532" >.env

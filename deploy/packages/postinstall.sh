@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the user of the services, and tells systemd of them. Nothing is started that was not running: there is no configuration yet.
+# Creates the user of the services, and reloads systemd. Starts no service that was not running: there is no configuration yet.
 set -e
 if command -v systemd-sysusers >/dev/null 2>&1; then
   systemd-sysusers reverse-http.conf
@@ -8,6 +8,6 @@ elif ! getent passwd reverse-http >/dev/null; then
 fi
 if [ -d /run/systemd/system ]; then
   systemctl daemon-reload
-  # what runs goes on as the new release; its tunnels may finish first
+  # running services restart with the new release, after their tunnels have drained
   for part in proxy agent lb; do systemctl try-restart --no-block "reverse-http-$part.service" || true; done
 fi

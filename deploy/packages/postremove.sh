@@ -1,5 +1,5 @@
 #!/bin/sh
-# Certificates that the services have made are theirs until the package is purged; the user stays, so that its files keep an owner.
+# Certificates created by the services are deleted on purge; the user stays, so that its files keep an owner.
 set -e
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 if [ "${1:-}" = purge ]; then rm -rf /var/lib/reverse-http; fi

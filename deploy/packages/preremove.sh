@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stops the services where the package goes for good: deb says remove, rpm 0.
+# Stops the services if the package is removed and not upgraded: deb passes remove, rpm 0.
 set -e
 case ${1:-} in
   remove | 0)
