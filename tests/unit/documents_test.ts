@@ -111,7 +111,7 @@ describe("documents", () => {
   });
 
   it("quote what the program says", () => {
-    const [, rows = ""] = readDocument("docs/operating.md").text.split("## Trouble, by symptom");
+    const [, rows = ""] = readDocument("docs/operating.md").text.split("## Troubleshooting");
     const quotes = Array.from(
       rows.matchAll(/^\| ([^|]*) \|/gm),
       ([, symptom]) => Array.from(symptom!.matchAll(/`([^`]+)`/g), ([, q]) => q!),
@@ -127,10 +127,13 @@ describe("documents", () => {
     }
   });
 
-  it("name figures that there are, and no others", () => {
+  it("name metrics that there are, and no others", () => {
     const there = new Set(Array.from(sources("shared", "proxy", "agent", "lb").matchAll(/"(reverse_http_[a-z_]+)"/g), ([, name]) => name!));
-    const told = new Set(Array.from(readDocument("docs/operating.md").text.matchAll(/`(reverse_http_[a-z_]+)/g), ([, name]) => name!));
+    const told = new Set(Array.from(readDocument("docs/metrics.md").text.matchAll(/`(reverse_http_[a-z_]+)/g), ([, name]) => name!));
     assert.deepEqual([...told].sort(), [...there].sort());
+    for (const [name, text] of texts()) {
+      for (const [, metric] of text.matchAll(/`(reverse_http_[a-z_]+)/g)) assert.ok(there.has(metric!), `${name}: there is no ${metric}`);
+    }
   });
 
   it("quote figures as they stand in the tables of performance.md", () => {
@@ -141,7 +144,8 @@ describe("documents", () => {
       const line = table.split("\n").find((line) => line.startsWith(`| ${row} `)) ?? "";
       return Number(line.split("|")[2]?.replaceAll(",", "").trim() || NaN);
     };
-    const scaling = readDocument("docs/scaling.md").text;
+    const prose = (name: string) => readDocument(name).text.replace(/\s+/g, " ");
+    const scaling = prose("docs/scaling.md");
     const quotes: [text: string, pattern: RegExp, figure: number][] = [
       [scaling, /([\d.]+) KiB of its memory each/, measured("agents", "proxy memory each, KiB")],
       [scaling, /([\d.]+) % of a core to keep them alive/, measured("agents", "proxy CPU for nothing, of a core, %")],
@@ -154,7 +158,7 @@ describe("documents", () => {
       [scaling, /takes ([\d.]+) s of CPU time for 1,000/, measured("rate50", "CPU for 1,000 tunnels, proxy, s")],
       [scaling, /lb takes ([\d.]+) s/, measured("lb-rate50", "CPU for 1,000 tunnels, lb, s")],
       [scaling, /([\d.]+) s of CPU time a GB in the proxy/, measured("down", "CPU, proxy, s/GB")],
-      [readDocument("README.md").text, /1 % loss, ([\d.]+) MB\/s/, Math.round(measured("lossy", "speed of one download, MB/s"))],
+      [prose("README.md"), /1 % loss, ([\d.]+) MB\/s/, Math.round(measured("lossy", "speed of one download, MB/s"))],
     ];
     for (const [text, pattern, figure] of quotes) {
       assert.equal(Number(pattern.exec(text)?.[1]?.replaceAll(",", "")), figure, String(pattern));
@@ -188,7 +192,14 @@ describe("documents", () => {
   });
 
   it("for contributors name files and folders that there are", () => {
-    for (const name of ["ARCHITECTURE.md", "CONTRIBUTING.md", ...readdirSync(join(ROOT, "docs/adr")).map((file) => `docs/adr/${file}`)]) {
+    for (
+      const name of [
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "docs/reliability.md",
+        ...readdirSync(join(ROOT, "docs/adr")).map((file) => `docs/adr/${file}`),
+      ]
+    ) {
       const paths = Array.from(readDocument(name).text.matchAll(/`([a-z][\w.-]*\/[\w./-]*)`/g), ([, path]) => path!);
       // neither what a build makes, nor folders of other machines
       for (const path of paths.filter((path) => existsSync(join(ROOT, path.split("/")[0]!)) && !/^(dist|native\/crates)\//.test(path))) {
