@@ -12,7 +12,7 @@ use rcgen::{
     RevokedCertParams, SerialNumber,
 };
 use reverse_http_native::fuzzing::{
-    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, Fault, FaultCode,
+    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, NetError, NetErrorCode,
     HeadScanner, ProxyHeader, ServerTls, TCP_VERSIONS,
 };
 use rustls::client::ResolvesClientCert;
@@ -73,7 +73,7 @@ pub fn heads(data: &[u8]) {
     for other in [&single, &split] {
         match (&whole, other) {
             // which of two faults is found first may differ
-            (Err(_), Err(code)) => assert!(matches!(*code, FaultCode::HeadTooLarge | FaultCode::HeadMalformed), "{code:?}"),
+            (Err(_), Err(code)) => assert!(matches!(*code, NetErrorCode::HeadTooLarge | NetErrorCode::HeadMalformed), "{code:?}"),
             _ => assert_eq!(&whole, other, "it matters how the bytes come"),
         }
     }
@@ -96,14 +96,14 @@ pub fn proxy_headers(data: &[u8]) {
     let (whole, single) = (take(usize::MAX), take(1));
     assert!(whole.0 <= 4_096, "a header has an end");
     match (&whole.1, &single.1) {
-        (Some(ProxyHeader::Whole(_)), _) | (_, Some(ProxyHeader::Whole(_))) => assert_eq!(whole, single, "it matters how the bytes come"),
+        (Some(ProxyHeader::Complete(_)), _) | (_, Some(ProxyHeader::Complete(_))) => assert_eq!(whole, single, "it matters how the bytes come"),
         (one, other) => assert_eq!(one, other),
     }
 }
 
 type Found = Option<(Vec<u8>, Vec<u8>)>;
 
-fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Found, FaultCode> {
+fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Found, NetErrorCode> {
     let mut scanner = HeadScanner::new(limit);
     let mut left = text;
     for i in 0.. {
@@ -115,7 +115,7 @@ fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Foun
         match scanner.push(Bytes::copy_from_slice(part)) {
             Ok(None) => {}
             Ok(Some((head, behind))) => return Ok(Some((head.to_vec(), [&behind[..], left].concat()))),
-            Err(fault) => return Err(fault.code),
+            Err(error) => return Err(error.code),
         }
     }
     unreachable!()
@@ -249,7 +249,7 @@ pub fn der(data: &[u8]) {
         client_ca: given(&ca),
         client_crl: given(&crl),
     };
-    check_fault(server(&tls, TCP_VERSIONS, &alpn).err());
+    check_error(server(&tls, TCP_VERSIONS, &alpn).err());
     let pin = String::from_utf8(pin.concat()).unwrap_or_default();
     let pin = if pin.is_ascii() { pin } else { String::new() }; // the error shows it: it is no secret
     let tls = ClientTls {
@@ -259,7 +259,7 @@ pub fn der(data: &[u8]) {
         pin_sha256: (!pin.is_empty()).then(|| vec![pin]),
         ..Default::default()
     };
-    check_fault(client(&tls, TCP_VERSIONS, &alpn).err());
+    check_error(client(&tls, TCP_VERSIONS, &alpn).err());
 }
 
 /// What a text of `pki` holds.
@@ -287,15 +287,15 @@ fn genuine(number: u8) -> Vec<u8> {
 }
 
 /// An error says what is wrong in a sentence, and nothing of a key.
-fn check_fault(fault: Option<Fault>) {
-    let Some(fault) = fault else { return };
-    assert!(matches!(fault.code, FaultCode::Tls | FaultCode::Invalid), "{fault:?}");
-    assert!(fault.message.starts_with("Cannot "), "{fault:?}");
+fn check_error(error: Option<NetError>) {
+    let Some(error) = error else { return };
+    assert!(matches!(error.code, NetErrorCode::Tls | NetErrorCode::Invalid), "{error:?}");
+    assert!(error.message.starts_with("Cannot "), "{error:?}");
     for key in [&pki().server.key, &pki().agent.key] {
         let secret = key.lines().nth(1).unwrap();
         let decimals: Vec<_> = secret.bytes().take(16).map(|b| b.to_string()).collect();
         assert!(
-            !fault.message.contains(&secret[..16]) && !fault.message.contains(&decimals.join(", ")),
+            !error.message.contains(&secret[..16]) && !error.message.contains(&decimals.join(", ")),
             "a key in an error"
         );
     }
@@ -322,7 +322,7 @@ pub fn names(data: &[u8]) {
     if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
         match to_bind(&text) {
             Ok(addresses) => check_addresses(bare, addresses),
-            Err(fault) => assert_eq!(fault.code, FaultCode::Invalid),
+            Err(error) => assert_eq!(error.code, NetErrorCode::Invalid),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Addresses as they are written and shown: what to listen on, who is there.
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 
 /// What to bind for `host:port`, `[host]:port` or `:port`, the first that works. `:port` is every IPv6 and IPv4 address on one socket,
 /// or IPv4 alone where the machine has no IPv6.
-pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, Fault> {
-    let bad = |why: String| Fault::new(FaultCode::Invalid, format!("Cannot listen on {address:?}: {why}"));
+pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, NetError> {
+    let bad = |why: String| NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address:?}: {why}"));
     let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("it has no port".into()))?;
     let port: u16 = port.parse().map_err(|_| bad(format!("{port:?} is not a port")))?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -15,8 +15,8 @@ pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, Fault> {
     }
     let mut found: Vec<_> = (host, port)
         .to_socket_addrs()
-        .map_err(|e| Fault {
-            code: FaultCode::UnknownHost,
+        .map_err(|e| NetError {
+            code: NetErrorCode::UnknownHost,
             ..bad(e.to_string())
         })?
         .collect();
@@ -43,7 +43,7 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum AddressKey {
     V4(u32),
     V6(u64),
 }
@@ -56,13 +56,13 @@ struct Network {
 
 /// Tells sources apart, and leaves out those that stand for many: load balancers.
 #[derive(Default)]
-pub struct Sources {
+pub struct AddressKeys {
     exempt: Vec<Network>,
 }
 
-impl Sources {
+impl AddressKeys {
     /// `exempt` are networks as they are written: `10.0.0.0/8`, `::1/128`.
-    pub fn new(exempt: &[String]) -> Result<Self, Fault> {
+    pub fn new(exempt: &[String]) -> Result<Self, NetError> {
         let parse = |text: &String| {
             let (address, bits) = text.split_once('/')?;
             let (address, bits): (IpAddr, u32) = (address.parse().ok()?, bits.parse().ok()?);
@@ -72,7 +72,7 @@ impl Sources {
                 bits,
             })
         };
-        let invalid = |text: &String| Fault::new(FaultCode::Invalid, format!("Cannot use {text:?} as a network"));
+        let invalid = |text: &String| NetError::new(NetErrorCode::Invalid, format!("Cannot use {text:?} as a network"));
         let exempt = exempt.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
         Ok(Self {
             exempt: exempt.collect::<Result<_, _>>()?,
@@ -86,16 +86,16 @@ impl Sources {
     }
 
     /// `None` for one that is not counted by its address.
-    pub fn of(&self, address: IpAddr) -> Option<Source> {
+    pub fn of(&self, address: IpAddr) -> Option<AddressKey> {
         let wide = widened(address);
         if self.exempts(address) {
             return None;
         }
         Some(match address {
-            IpAddr::V4(ip) => Source::V4(ip.to_bits()),
+            IpAddr::V4(ip) => AddressKey::V4(ip.to_bits()),
             IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-                Some(ip) => Source::V4(ip.to_bits()),
-                None => Source::V6((wide >> 64) as u64),
+                Some(ip) => AddressKey::V4(ip.to_bits()),
+                None => AddressKey::V6((wide >> 64) as u64),
             },
         })
     }
@@ -167,9 +167,9 @@ mod tests {
     #[test]
     fn bad_addresses_are_named() {
         for bad in ["", "localhost", "localhost:x", "localhost:65536", "localhost:-1"] {
-            let fault = to_bind(bad).unwrap_err();
-            assert_eq!(fault.code, FaultCode::Invalid, "{bad}");
-            assert!(fault.message.contains(&format!("{bad:?}")), "{}", fault.message);
+            let error = to_bind(bad).unwrap_err();
+            assert_eq!(error.code, NetErrorCode::Invalid, "{bad}");
+            assert!(error.message.contains(&format!("{bad:?}")), "{}", error.message);
         }
     }
 
@@ -181,8 +181,8 @@ mod tests {
 
     #[test]
     fn a_source_is_a_host_of_ipv4_or_a_64_of_ipv6() {
-        let sources = Sources::default();
-        let of = |text: &str| sources.of(text.parse().unwrap()).unwrap();
+        let keys = AddressKeys::default();
+        let of = |text: &str| keys.of(text.parse().unwrap()).unwrap();
         assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
@@ -192,16 +192,19 @@ mod tests {
     #[test]
     fn networks_that_are_exempt_are_not_counted() {
         let exempt = ["10.0.0.0/8", "::1/128", "192.0.2.7/32", "2001:db8::/32"].map(str::to_owned);
-        let sources = Sources::new(&exempt).unwrap();
-        let is_exempt = |text: &str| sources.of(text.parse().unwrap()).is_none();
+        let keys = AddressKeys::new(&exempt).unwrap();
+        let is_exempt = |text: &str| keys.of(text.parse().unwrap()).is_none();
         for text in ["10.255.0.1", "::ffff:10.1.2.3", "::1", "192.0.2.7", "2001:db8:ffff::1"] {
             assert!(is_exempt(text), "{text}");
         }
         for text in ["11.0.0.1", "::2", "192.0.2.8", "2001:db9::1", "::a00:1"] {
             assert!(!is_exempt(text), "{text}");
         }
-        assert!(Sources::new(&["0.0.0.0/0".to_owned()]).unwrap().of([1, 2, 3, 4].into()).is_none());
-        assert!(Sources::new(&["::/0".to_owned()])
+        assert!(AddressKeys::new(&["0.0.0.0/0".to_owned()])
+            .unwrap()
+            .of([1, 2, 3, 4].into())
+            .is_none());
+        assert!(AddressKeys::new(&["::/0".to_owned()])
             .unwrap()
             .of("2001:db8::1".parse().unwrap())
             .is_none());
@@ -210,8 +213,8 @@ mod tests {
     #[test]
     fn what_is_no_network_is_named() {
         for bad in ["10.0.0.0", "10.0.0.0/33", "::/129", "x/8", "10.0.0.0/", "10.0.0.0/4294967295"] {
-            let fault = Sources::new(&[bad.to_owned()]).err().unwrap();
-            assert!(fault.message.contains(&format!("{bad:?}")), "{}", fault.message);
+            let error = AddressKeys::new(&[bad.to_owned()]).err().unwrap();
+            assert!(error.message.contains(&format!("{bad:?}")), "{}", error.message);
         }
     }
 

@@ -8,18 +8,18 @@ use quinn::StreamId;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 use crate::lock;
 
 /// How often tunnels are looked at while one of them waits for its peer.
-const SELDOM: Duration = Duration::from_millis(100);
+const SLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// The same while a good part of the budget is used.
-const OFTEN: Duration = Duration::from_millis(20);
+const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
 // There is one set of threads for all engines of a process, and so one of each of these.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 static USED: AtomicU64 = AtomicU64::new(0);
-static TUNNELS: Mutex<Vec<Weak<Holder>>> = Mutex::new(Vec::new());
+static TUNNELS: Mutex<Vec<Weak<TunnelUsage>>> = Mutex::new(Vec::new());
 static WAKE: Notify = Notify::const_new();
 static ASLEEP: AtomicBool = AtomicBool::new(false);
 static STARTED: AtomicBool = AtomicBool::new(false);
@@ -54,20 +54,20 @@ async fn watch() {
             WAKE.notified().await; // by a new limit
             continue;
         }
-        if !look(limit) {
+        if !measure(limit) {
             ASLEEP.store(true, Ordering::SeqCst);
             // a tunnel that began to wait since it was looked at may have seen no one asleep
-            if !look(limit) {
+            if !measure(limit) {
                 WAKE.notified().await;
             }
             ASLEEP.store(false, Ordering::SeqCst);
         }
-        tokio::time::sleep(if used() > limit / 4 { OFTEN } else { SELDOM }).await;
+        tokio::time::sleep(if used() > limit / 4 { FAST_INTERVAL } else { SLOW_INTERVAL }).await;
     }
 }
 
 /// Adds up, and cuts. Whether a tunnel waits.
-fn look(limit: u64) -> bool {
+fn measure(limit: u64) -> bool {
     let mut waiting = Vec::new();
     lock(&TUNNELS).retain(|tunnel| {
         let Some(tunnel) = tunnel.upgrade() else { return false };
@@ -76,7 +76,7 @@ fn look(limit: u64) -> bool {
         }
         true
     });
-    let mut held: Vec<(u64, Arc<Holder>)> = waiting.into_iter().map(|tunnel| (tunnel.look(), tunnel)).collect();
+    let mut held: Vec<(u64, Arc<TunnelUsage>)> = waiting.into_iter().map(|tunnel| (tunnel.measure(), tunnel)).collect();
     let used = held.iter().map(|(bytes, _)| bytes).sum();
     let any = !held.is_empty();
     let cut = excess(limit, used, &mut held);
@@ -106,33 +106,33 @@ fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
 
 /// What one tunnel holds.
 #[derive(Default)]
-pub struct Holder {
+pub struct TunnelUsage {
     streams: Vec<(quinn::Connection, StreamId)>,
     /// Of each direction, one more than the bytes that were read and are not written yet; 0 where it waits for nothing but its source.
     waiting: [AtomicU64; 2],
     /// What it held when it was looked at last.
-    seen: AtomicU64,
+    measured: AtomicU64,
     /// What its streams hold was copied out of its packets, and is the same since.
     is_compact: AtomicBool,
     /// What it held when it was cut.
     cut: AtomicU64,
-    told: Notify,
+    cut_notice: Notify,
 }
 
-impl Holder {
+impl TunnelUsage {
     pub fn new(streams: Vec<(quinn::Connection, StreamId)>) -> Arc<Self> {
-        let holder = Arc::new(Self {
+        let usage = Arc::new(Self {
             streams,
             ..Self::default()
         });
         if LIMIT.load(Ordering::Relaxed) != u64::MAX {
-            lock(&TUNNELS).push(Arc::downgrade(&holder));
+            lock(&TUNNELS).push(Arc::downgrade(&usage));
         }
-        holder
+        usage
     }
 
     /// A direction (0 or 1) has read `bytes`, or none, and waits until its sink takes them.
-    pub fn waits_with(&self, direction: usize, bytes: usize) {
+    pub fn set_waiting(&self, direction: usize, bytes: usize) {
         // both in one order with those of the watcher: either it sees this tunnel, or this tunnel wakes it
         self.waiting[direction].store(bytes as u64 + 1, Ordering::SeqCst);
         if ASLEEP.load(Ordering::SeqCst) {
@@ -140,17 +140,17 @@ impl Holder {
         }
     }
 
-    pub fn passed_on(&self, direction: usize) {
+    pub fn clear_waiting(&self, direction: usize) {
         self.waiting[direction].store(0, Ordering::Relaxed);
     }
 
     /// Resolves when this tunnel has to go.
-    pub async fn is_cut(&self) -> Fault {
-        self.told.notified().await;
+    pub async fn is_cut(&self) -> NetError {
+        self.cut_notice.notified().await;
         let held = self.cut.load(Ordering::Relaxed) >> 10;
         let limit = LIMIT.load(Ordering::Relaxed) >> 20;
         let message = format!("It held {held} KiB, most of all tunnels, while nearly all of the {limit} MiB for buffers were used");
-        Fault::new(FaultCode::Limit, message)
+        NetError::new(NetErrorCode::Limit, message)
     }
 
     fn waits(&self) -> bool {
@@ -158,9 +158,9 @@ impl Holder {
     }
 
     /// What it holds. Where that is what it held before, its peer is stuck: what it waits with is copied out of packets, which take more memory.
-    fn look(&self) -> u64 {
+    fn measure(&self) -> u64 {
         let held = self.held();
-        if self.seen.swap(held, Ordering::Relaxed) != held {
+        if self.measured.swap(held, Ordering::Relaxed) != held {
             self.is_compact.store(false, Ordering::Relaxed);
             return held;
         }
@@ -169,7 +169,7 @@ impl Holder {
         }
         self.streams.iter().for_each(|(connection, id)| connection.compact(*id));
         let compact = self.held();
-        self.seen.store(compact, Ordering::Relaxed);
+        self.measured.store(compact, Ordering::Relaxed);
         compact
     }
 
@@ -180,20 +180,24 @@ impl Holder {
             .map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(1))
             .sum();
         let streams: u64 = self.streams.iter().map(|(connection, id)| connection.held(*id)).sum();
-        let for_each_byte = if self.is_compact.load(Ordering::Relaxed) { 1 } else { IN_PACKETS };
-        EACH + copied + for_each_byte * streams
+        let for_each_byte = if self.is_compact.load(Ordering::Relaxed) {
+            1
+        } else {
+            PACKET_OVERHEAD
+        };
+        TUNNEL_OVERHEAD + copied + for_each_byte * streams
     }
 
     fn cut(&self, held: u64) {
         self.cut.store(held, Ordering::Relaxed);
-        self.told.notify_one(); // kept for a copy that does not wait for it right now
+        self.cut_notice.notify_one(); // kept for a copy that does not wait for it right now
     }
 }
 
 /// What a tunnel takes besides what it buffers.
-const EACH: u64 = 32 << 10;
+const TUNNEL_OVERHEAD: u64 = 32 << 10;
 /// A packet keeps the memory of all that the kernel handed over with it: measured, each byte takes two.
-const IN_PACKETS: u64 = 2;
+const PACKET_OVERHEAD: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -222,43 +226,43 @@ mod tests {
     #[tokio::test]
     async fn no_tunnel_is_listed_while_there_is_no_limit() {
         set_limit(&Handle::current(), 1 << 40);
-        let holder = Holder::new(Vec::new());
+        let usage = TunnelUsage::new(Vec::new());
         assert_eq!(lock(&TUNNELS).len(), 1);
         USED.store(5, Ordering::Relaxed);
         set_limit(&Handle::current(), 0);
         for _ in 0..100 {
-            drop(Holder::new(Vec::new()));
+            drop(TunnelUsage::new(Vec::new()));
         }
         assert_eq!((lock(&TUNNELS).len(), used()), (1, 0));
-        drop(holder);
+        drop(usage);
         set_limit(&Handle::current(), 0);
         assert_eq!(lock(&TUNNELS).len(), 0);
     }
 
     #[test]
     fn what_a_tunnel_waits_with_is_copied_out_of_its_packets_once_it_is_stuck() {
-        let holder = Holder::new(Vec::new());
+        let usage = TunnelUsage::new(Vec::new());
         let mut is_compact = |bytes| {
-            holder.waits_with(0, bytes);
-            assert_eq!(holder.look(), EACH + bytes as u64);
-            holder.is_compact.load(Ordering::Relaxed)
+            usage.set_waiting(0, bytes);
+            assert_eq!(usage.measure(), TUNNEL_OVERHEAD + bytes as u64);
+            usage.is_compact.load(Ordering::Relaxed)
         };
         assert_eq!([5, 6, 6, 6, 7, 7].map(&mut is_compact), [false, false, true, true, false, true]);
     }
 
     #[tokio::test]
     async fn a_tunnel_that_is_cut_hears_why_though_it_did_not_wait_for_that() {
-        let holder = Holder::new(Vec::new());
-        holder.waits_with(0, 5_000);
-        assert_eq!(holder.held(), EACH + 5_000);
-        holder.cut(holder.held());
-        let fault = holder.is_cut().await;
+        let usage = TunnelUsage::new(Vec::new());
+        usage.set_waiting(0, 5_000);
+        assert_eq!(usage.held(), TUNNEL_OVERHEAD + 5_000);
+        usage.cut(usage.held());
+        let error = usage.is_cut().await;
         assert!(
-            fault.code == FaultCode::Limit && fault.message.contains("36 KiB"),
+            error.code == NetErrorCode::Limit && error.message.contains("36 KiB"),
             "{}",
-            fault.message
+            error.message
         );
-        holder.passed_on(0);
-        assert!(!holder.waits());
+        usage.clear_waiting(0);
+        assert!(!usage.waits());
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
 
-use crate::window::Session;
+use crate::window::ConnectionWindow;
 
 /// What may be under way before anything is known of the path: 32 packets of the smallest size, as quic-go and Chromium do. quinn's
 /// window is two of the largest packets here, and one is an attempt at a larger size.
@@ -17,59 +17,59 @@ const INITIAL_WINDOW: u64 = 32 * 1_200;
 
 /// The largest window that a path is good for: a cap on the bytes in flight. More would only stand in the receiver's buffer, in front of what
 /// other tunnels say. A cap never makes a connection send more than its controller allows.
-struct Most {
+struct WindowCap {
     /// Without any delay, in bytes.
-    at_hand: u64,
+    base: u64,
     /// For each second of delay, in bytes.
-    per_second: f64,
+    bytes_per_second: f64,
 }
 
 /// No connection is faster: encryption alone takes longer.
-const IN_BULK: Most = Most {
-    at_hand: 256 * 1024,
-    per_second: 1.25e9,
+const BULK_CAP: WindowCap = WindowCap {
+    base: 256 * 1024,
+    bytes_per_second: 1.25e9,
 };
 
 /// Beside a conversation, which waits for whatever is under way: a quarter slower, and a quarter of the wait.
-const BESIDE_TALK: Most = Most {
-    at_hand: 48 * 1024,
-    per_second: 0.5e9,
+const INTERACTIVE_CAP: WindowCap = WindowCap {
+    base: 48 * 1024,
+    bytes_per_second: 0.5e9,
 };
 
 /// After so much silence a conversation is over.
-const TALK: Duration = Duration::from_secs(2);
+const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is said in a conversation, and what is not, in bytes.
-const SHORT: usize = 1_200;
-const LONG: usize = 16_384;
+const INTERACTIVE_WRITE: usize = 1_200;
+const BULK_WRITE: usize = 16_384;
 
 /// Losses that say nothing of how much there is room for: radio and worn cables lose so many without any queue before them. BBR goes on
 /// below the same share (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
-const BY_CHANCE_PERCENT: u64 = 2;
+const TOLERATED_LOSS_PERCENT: u64 = 2;
 /// Packets of which the share is known.
-const REMEMBERED: u64 = 2_048;
+const LOSS_SAMPLE_PACKETS: u64 = 2_048;
 /// So many lost packets are no share yet: at the start one may be of thirty.
-const FEW: u64 = 2;
+const MIN_TOLERATED_PACKETS: u64 = 2;
 
 /// There is no conversation.
 const NEVER: u64 = u64::MAX;
 
 /// Of a connection that is not about to be closed.
-const OPEN: u64 = u64::MAX;
+const NOT_CLOSING: u64 = u64::MAX;
 
 /// None when nothing of that name is known.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
     Some(match name {
         // RFC 9438
-        "cubic" => Arc::new(Guided::strict(cubic())),
+        "cubic" => Arc::new(CappedFactory::standard(cubic())),
         // not RFC 9438: see `Losses`
-        "cubic-loss-tolerant" => Arc::new(Guided::lenient(cubic())),
-        "bbr" => Arc::new(Guided::strict({
+        "cubic-loss-tolerant" => Arc::new(CappedFactory::loss_tolerant(cubic())),
+        "bbr" => Arc::new(CappedFactory::standard({
             let mut config = BbrConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
         })),
-        "newreno" => Arc::new(Guided::strict({
+        "newreno" => Arc::new(CappedFactory::standard({
             let mut config = NewRenoConfig::default();
             config.initial_window(INITIAL_WINDOW);
             config
@@ -87,58 +87,60 @@ fn cubic() -> CubicConfig {
 /// Closes a connection. quinn (up to 0.11.19, its issue 2785) would hold the news back while the congestion window is full, and so for
 /// ever, because nobody counts acknowledgements any more: the peer would find out by the silence.
 pub fn close(connection: &quinn::Connection, code: u32, reason: &[u8]) {
-    open_window(connection);
+    lift_cap(connection);
     connection.close(code.into(), reason);
 }
 
 /// Before quinn itself closes the connection: with its end point, or with its last handle.
-pub fn open_window(connection: &quinn::Connection) {
-    if let Some(notes) = Notes::of(connection) {
+pub fn lift_cap(connection: &quinn::Connection) {
+    if let Some(signals) = ConnectionSignals::of(connection) {
         let sent = connection.stats().udp_tx.datagrams;
-        let _ = notes
-            .sent_before_end
-            .compare_exchange(OPEN, sent, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = signals
+            .datagrams_before_close
+            .compare_exchange(NOT_CLOSING, sent, Ordering::Relaxed, Ordering::Relaxed);
         // fails where it was closed before
     }
 }
 
 /// Whether the peer of a connection that this side has closed was sent that: nothing else is sent after the end. quinn-proto (0.11.19) does
 /// not count the frame.
-pub fn has_told(connection: &quinn::Connection) -> bool {
-    Notes::of(connection).is_some_and(|notes| connection.stats().udp_tx.datagrams > notes.sent_before_end.load(Ordering::Relaxed))
+pub fn close_sent(connection: &quinn::Connection) -> bool {
+    ConnectionSignals::of(connection)
+        .is_some_and(|signals| connection.stats().udp_tx.datagrams > signals.datagrams_before_close.load(Ordering::Relaxed))
 }
 
 /// What the controller of a connection is told by others. Shared by its copies, of which quinn shows one.
-pub struct Notes {
-    /// Datagrams that were sent before it was closed, or `OPEN`.
-    sent_before_end: AtomicU64,
+pub struct ConnectionSignals {
+    /// Datagrams that were sent before it was closed, or `NOT_CLOSING`.
+    datagrams_before_close: AtomicU64,
     since: Instant,
     /// When something short was said last, in milliseconds from `since`, or `NEVER`.
-    spoken_at: AtomicU64,
+    last_interactive_at: AtomicU64,
     /// The stream on which that was.
-    speaker: AtomicU64,
+    interactive_stream: AtomicU64,
     /// The receive windows of its streams.
-    pub session: Session,
+    pub window: ConnectionWindow,
     /// Smoothed, in microseconds.
     round_trip: AtomicU64,
     congestion_window: AtomicU64,
 }
 
-impl Notes {
+impl ConnectionSignals {
     /// None once a connection is of another kind, which it never is.
     pub fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
-        let controller = connection.congestion_state().into_any().downcast::<GuidedController>().ok()?;
-        Some(controller.notes)
+        let controller = connection.congestion_state().into_any().downcast::<CappedController>().ok()?;
+        Some(controller.signals)
     }
 
     /// So many bytes were written to a stream. Something short is part of a conversation, unless a lot follows it.
-    pub fn wrote(&self, stream: quinn::StreamId, bytes: usize) {
+    pub fn record_write(&self, stream: quinn::StreamId, bytes: usize) {
         let stream = quinn::VarInt::from(stream).into_inner();
-        if bytes <= SHORT {
-            self.speaker.store(stream, Ordering::Relaxed);
-            self.spoken_at.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
-        } else if bytes >= LONG && self.speaker.load(Ordering::Relaxed) == stream {
-            self.spoken_at.store(NEVER, Ordering::Relaxed);
+        if bytes <= INTERACTIVE_WRITE {
+            self.interactive_stream.store(stream, Ordering::Relaxed);
+            self.last_interactive_at
+                .store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        } else if bytes >= BULK_WRITE && self.interactive_stream.load(Ordering::Relaxed) == stream {
+            self.last_interactive_at.store(NEVER, Ordering::Relaxed);
         }
     }
 
@@ -152,50 +154,56 @@ impl Notes {
         self.congestion_window.load(Ordering::Relaxed)
     }
 
-    fn most(&self, now: Instant) -> &'static Most {
-        match self.spoken_at.load(Ordering::Relaxed) {
-            NEVER => &IN_BULK,
-            at if now.saturating_duration_since(self.since) > Duration::from_millis(at) + TALK => &IN_BULK,
-            _ => &BESIDE_TALK,
+    fn cap(&self, now: Instant) -> &'static WindowCap {
+        match self.last_interactive_at.load(Ordering::Relaxed) {
+            NEVER => &BULK_CAP,
+            at if now.saturating_duration_since(self.since) > Duration::from_millis(at) + INTERACTIVE_TIMEOUT => &BULK_CAP,
+            _ => &INTERACTIVE_CAP,
         }
     }
 }
 
-struct Guided<F> {
+struct CappedFactory<F> {
     factory: Arc<F>,
-    lenient: bool,
+    loss_tolerant: bool,
 }
 
-impl<F> Guided<F> {
+impl<F> CappedFactory<F> {
     /// Its controllers hear of no losses that are by chance.
-    fn lenient(factory: F) -> Self {
+    fn loss_tolerant(factory: F) -> Self {
         let factory = Arc::new(factory);
-        Self { factory, lenient: true }
+        Self {
+            factory,
+            loss_tolerant: true,
+        }
     }
 
-    fn strict(factory: F) -> Self {
+    fn standard(factory: F) -> Self {
         let factory = Arc::new(factory);
-        Self { factory, lenient: false }
+        Self {
+            factory,
+            loss_tolerant: false,
+        }
     }
 }
 
-impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<F> {
+impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for CappedFactory<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.factory.clone().build(now, current_mtu);
-        let notes = Arc::new(Notes {
-            sent_before_end: AtomicU64::new(OPEN),
+        let signals = Arc::new(ConnectionSignals {
+            datagrams_before_close: AtomicU64::new(NOT_CLOSING),
             since: now,
-            spoken_at: AtomicU64::new(NEVER),
-            speaker: AtomicU64::new(0),
-            session: Session::default(),
+            last_interactive_at: AtomicU64::new(NEVER),
+            interactive_stream: AtomicU64::new(0),
+            window: ConnectionWindow::default(),
             round_trip: AtomicU64::new(0),
             congestion_window: AtomicU64::new(INITIAL_WINDOW),
         });
-        Box::new(GuidedController {
+        Box::new(CappedController {
             inner,
-            most: u64::MAX,
-            losses: self.lenient.then(|| Losses::new(current_mtu)),
-            notes,
+            cap: u64::MAX,
+            losses: self.loss_tolerant.then(|| Losses::new(current_mtu)),
+            signals,
         })
     }
 }
@@ -204,7 +212,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Guided<
 #[derive(Clone, Default)]
 struct Losses {
     mtu: u64,
-    /// Bytes, of the last [`REMEMBERED`] packets or so.
+    /// Bytes, of the last [`LOSS_SAMPLE_PACKETS`] packets or so.
     arrived: u64,
     lost: u64,
     queued: bool,
@@ -232,44 +240,44 @@ impl Losses {
     }
 
     fn forget(&mut self) {
-        if self.arrived + self.lost > REMEMBERED * self.mtu {
+        if self.arrived + self.lost > LOSS_SAMPLE_PACKETS * self.mtu {
             self.arrived /= 2;
             self.lost /= 2;
         }
     }
 
-    fn are_by_chance(&self) -> bool {
-        let share = (self.arrived + self.lost) * BY_CHANCE_PERCENT / 100;
-        !self.queued && self.lost <= share.max(FEW * self.mtu)
+    fn are_tolerable(&self) -> bool {
+        let share = (self.arrived + self.lost) * TOLERATED_LOSS_PERCENT / 100;
+        !self.queued && self.lost <= share.max(MIN_TOLERATED_PACKETS * self.mtu)
     }
 }
 
-struct GuidedController {
+struct CappedController {
     inner: Box<dyn Controller>,
-    /// See [`Most`]. Controllers that wait for loss find none where the receiver's buffer is large and near.
-    most: u64,
+    /// See [`WindowCap`]. Controllers that wait for loss find none where the receiver's buffer is large and near.
+    cap: u64,
     /// Where it is lenient.
     losses: Option<Losses>,
-    notes: Arc<Notes>,
+    signals: Arc<ConnectionSignals>,
 }
 
-impl Controller for GuidedController {
+impl Controller for CappedController {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         // a window that is larger than what it lets be under way must not grow (RFC 9002 §7.8): it would take long to shrink
-        let limited = app_limited || self.inner.window() >= self.most;
+        let limited = app_limited || self.inner.window() >= self.cap;
         self.inner.on_ack(now, sent, bytes, limited, rtt);
         if let Some(losses) = &mut self.losses {
             losses.arrived(bytes, [rtt.get(), rtt.min()]);
         }
-        let Most { at_hand, per_second } = self.notes.most(now);
-        self.most = at_hand + (rtt.min().as_secs_f64() * per_second) as u64;
-        self.notes.round_trip.store(rtt.get().as_micros() as u64, Ordering::Relaxed);
-        let window = self.inner.window().min(self.most);
-        self.notes.congestion_window.store(window, Ordering::Relaxed);
+        let WindowCap { base, bytes_per_second } = self.signals.cap(now);
+        self.cap = base + (rtt.min().as_secs_f64() * bytes_per_second) as u64;
+        self.signals.round_trip.store(rtt.get().as_micros() as u64, Ordering::Relaxed);
+        let window = self.inner.window().min(self.cap);
+        self.signals.congestion_window.store(window, Ordering::Relaxed);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
@@ -280,7 +288,7 @@ impl Controller for GuidedController {
         // none are lost where a router has marked packets instead (ECN)
         if let Some(losses) = self.losses.as_mut().filter(|_| lost_bytes > 0) {
             losses.lost(lost_bytes);
-            if losses.are_by_chance() && !is_persistent_congestion {
+            if losses.are_tolerable() && !is_persistent_congestion {
                 return;
             }
             losses.lost = 0; // they are answered
@@ -296,10 +304,10 @@ impl Controller for GuidedController {
     }
 
     fn window(&self) -> u64 {
-        if self.notes.sent_before_end.load(Ordering::Relaxed) != OPEN {
+        if self.signals.datagrams_before_close.load(Ordering::Relaxed) != NOT_CLOSING {
             return u64::MAX; // not even paced
         }
-        self.inner.window().min(self.most)
+        self.inner.window().min(self.cap)
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -309,9 +317,9 @@ impl Controller for GuidedController {
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(Self {
             inner: self.inner.clone_box(),
-            most: self.most,
+            cap: self.cap,
             losses: self.losses.clone(),
-            notes: self.notes.clone(),
+            signals: self.signals.clone(),
         })
     }
 
@@ -329,9 +337,9 @@ mod tests {
     use super::*;
     use quinn_proto::{Dir, Side, StreamId};
 
-    fn notes(now: Instant) -> Arc<Notes> {
+    fn signals(now: Instant) -> Arc<ConnectionSignals> {
         let controller = named("cubic").unwrap().build(now, 1_200);
-        controller.into_any().downcast::<GuidedController>().unwrap().notes
+        controller.into_any().downcast::<CappedController>().unwrap().signals
     }
 
     fn stream(index: u64) -> StreamId {
@@ -341,32 +349,32 @@ mod tests {
     #[test]
     fn beside_a_conversation_less_is_under_way_until_it_is_over() {
         let start = Instant::now();
-        let notes = notes(start);
-        assert_eq!(notes.most(start).at_hand, IN_BULK.at_hand);
-        notes.wrote(stream(1), SHORT);
-        assert_eq!(notes.most(Instant::now()).at_hand, BESIDE_TALK.at_hand);
-        notes.wrote(stream(2), LONG);
-        assert_eq!(notes.most(Instant::now()).at_hand, BESIDE_TALK.at_hand);
-        let later = Instant::now() + TALK + Duration::from_millis(1);
-        assert_eq!(notes.most(later).at_hand, IN_BULK.at_hand);
+        let signals = signals(start);
+        assert_eq!(signals.cap(start).base, BULK_CAP.base);
+        signals.record_write(stream(1), INTERACTIVE_WRITE);
+        assert_eq!(signals.cap(Instant::now()).base, INTERACTIVE_CAP.base);
+        signals.record_write(stream(2), BULK_WRITE);
+        assert_eq!(signals.cap(Instant::now()).base, INTERACTIVE_CAP.base);
+        let later = Instant::now() + INTERACTIVE_TIMEOUT + Duration::from_millis(1);
+        assert_eq!(signals.cap(later).base, BULK_CAP.base);
     }
 
     #[test]
     fn a_download_is_no_conversation_though_it_begins_like_one() {
         let start = Instant::now();
-        let notes = notes(start);
-        notes.wrote(stream(1), SHORT);
-        notes.wrote(stream(1), LONG);
-        assert_eq!(notes.most(start).at_hand, IN_BULK.at_hand);
+        let signals = signals(start);
+        signals.record_write(stream(1), INTERACTIVE_WRITE);
+        signals.record_write(stream(1), BULK_WRITE);
+        assert_eq!(signals.cap(start).base, BULK_CAP.base);
     }
 
     const MTU: u64 = 1_200;
     const MS: Duration = Duration::from_millis(1);
 
     /// One whose peer has acknowledged so many packets.
-    fn controller(name: &str, acknowledged: u64) -> GuidedController {
+    fn controller(name: &str, acknowledged: u64) -> CappedController {
         let controller = named(name).unwrap().build(Instant::now(), MTU as u16);
-        let mut controller = *controller.into_any().downcast::<GuidedController>().unwrap();
+        let mut controller = *controller.into_any().downcast::<CappedController>().unwrap();
         if let Some(losses) = &mut controller.losses {
             losses.arrived(acknowledged * MTU, [MS, MS]);
         }
@@ -374,7 +382,7 @@ mod tests {
     }
 
     /// What is left of its window when so many packets are lost at once.
-    fn left(controller: &mut GuidedController, lost: u64, is_persistent: bool) -> f64 {
+    fn left(controller: &mut CappedController, lost: u64, is_persistent: bool) -> f64 {
         let before = controller.window();
         let now = Instant::now() + MS;
         controller.on_congestion_event(now, now, is_persistent, lost * MTU);
@@ -395,13 +403,16 @@ mod tests {
         }
         assert_eq!(left(&mut cubic, 1, false), 0.7);
         assert_eq!(left(&mut cubic, 20, false), 1.0, "those before are answered");
-        assert_eq!(left(&mut controller("cubic-loss-tolerant", 20), FEW, false), 1.0);
+        assert_eq!(left(&mut controller("cubic-loss-tolerant", 20), MIN_TOLERATED_PACKETS, false), 1.0);
     }
 
     #[test]
     fn a_window_shrinks_where_many_are_lost_or_marked_or_for_long_or_there_is_a_queue() {
         assert_eq!(left(&mut controller("cubic-loss-tolerant", 1_000), 21, false), 0.7);
-        assert_eq!(left(&mut controller("cubic-loss-tolerant", 20), FEW + 1, false), 0.7);
+        assert_eq!(
+            left(&mut controller("cubic-loss-tolerant", 20), MIN_TOLERATED_PACKETS + 1, false),
+            0.7
+        );
         assert_eq!(left(&mut controller("cubic-loss-tolerant", 1_000), 0, false), 0.7, "marked");
         assert!(left(&mut controller("cubic-loss-tolerant", 1_000), 1, true) < 0.1, "for long");
         let mut queued = controller("cubic-loss-tolerant", 1_000);
@@ -415,7 +426,7 @@ mod tests {
     fn losses_of_long_ago_do_not_count() {
         let mut cubic = controller("cubic-loss-tolerant", 1_000);
         assert_eq!(left(&mut cubic, 20, false), 1.0);
-        for _ in 0..REMEMBERED {
+        for _ in 0..LOSS_SAMPLE_PACKETS {
             cubic.losses.as_mut().unwrap().arrived(MTU, [MS, MS]);
         }
         assert_eq!(left(&mut cubic, 20, false), 1.0);
@@ -424,9 +435,9 @@ mod tests {
     #[test]
     fn a_connection_and_what_quinn_shows_of_it_have_the_same_notes() {
         let controller = named("bbr").unwrap().build(Instant::now(), 1_200);
-        let shown = controller.clone_box().into_any().downcast::<GuidedController>().unwrap();
-        shown.notes.wrote(stream(1), SHORT);
-        let controller = controller.into_any().downcast::<GuidedController>().unwrap();
-        assert_ne!(controller.notes.spoken_at.load(Ordering::Relaxed), NEVER);
+        let shown = controller.clone_box().into_any().downcast::<CappedController>().unwrap();
+        shown.signals.record_write(stream(1), INTERACTIVE_WRITE);
+        let controller = controller.into_any().downcast::<CappedController>().unwrap();
+        assert_ne!(controller.signals.last_interactive_at.load(Ordering::Relaxed), NEVER);
     }
 }

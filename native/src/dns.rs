@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, Instant};
 
-use crate::sources::{Dns, MAX_ADDRESSES};
+use crate::resolver_config::{Dns, MAX_ADDRESSES};
 
 /// The next server is asked as well when one has said nothing for this long. Later answers count nevertheless.
 const NEXT_SERVER: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub enum Answer {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Failure {
-    Silent,
+    TimedOut,
     /// What the last server said instead.
     Server(Rcode),
     Io(io::Error),
@@ -57,7 +57,7 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Silent => write!(f, "no answer"),
+            Self::TimedOut => write!(f, "no answer"),
             Self::Server(code) => write!(f, "{code}"),
             Self::Io(e) => write!(f, "{e}"),
             Self::BadName => write!(f, "it is not a name"),
@@ -112,16 +112,16 @@ enum Reply {
 }
 
 /// Something was heard of a server.
-struct Heard {
+struct Received {
     server: usize,
     /// Over TCP, to the question for these addresses.
     over_tcp: Option<Family>,
     data: io::Result<Vec<u8>>,
 }
 
-/// Asks for the addresses of `name`, a full domain name. `told` hears every answer, and says whether to go on. `preferred` is the index of the
+/// Asks for the addresses of `name`, a full domain name. `on_answer` hears every answer, and says whether to go on. `preferred` is the index of the
 /// server that answered last.
-pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, told: impl FnMut(Family, Answer) -> bool) -> Result<(), Failure> {
+pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, on_answer: impl FnMut(Family, Answer) -> bool) -> Result<(), Failure> {
     let name = Name::<Vec<u8>>::from_str(name).map_err(|_| Failure::BadName)?;
     let families: &[Family] = if dns.no_aaaa { &[Family::V4] } else { &[Family::V6, Family::V4] };
     let count = dns.servers.len();
@@ -130,17 +130,17 @@ pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, told: impl FnMu
     } else {
         preferred.load(Ordering::Relaxed)
     };
-    let (tell, heard) = mpsc::channel(4);
-    let mut asking = Asking {
+    let (sender, receiver) = mpsc::channel(4);
+    let mut lookup = ActiveLookup {
         dns,
         preferred,
-        told,
+        on_answer,
         queries: families.iter().map(|family| Query::new(&name, *family, count)).collect(),
         sockets: vec![None; count],
         tasks: JoinSet::new(),
-        tell,
-        heard,
-        failure: Failure::Silent,
+        sender,
+        receiver,
+        failure: Failure::TimedOut,
     };
     // TCP ends by itself
     let wait = if dns.tcp_only {
@@ -152,40 +152,40 @@ pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, told: impl FnMu
     let mut last = None;
     for number in 0..tries {
         let server = (first + number) % count;
-        if let Err(e) = asking.send(server).await {
-            asking.failed(server, None, e);
+        if let Err(e) = lookup.send(server).await {
+            lookup.failed(server, None, e);
             continue;
         }
         let now = Instant::now();
         last = Some(now);
-        if number + 1 < tries && asking.hear(Some(server), now + wait).await {
+        if number + 1 < tries && lookup.receive(Some(server), now + wait).await {
             return Ok(());
         }
     }
     if let Some(last) = last {
-        if asking.hear(None, last + dns.timeout).await {
+        if lookup.receive(None, last + dns.timeout).await {
             return Ok(());
         }
     }
-    Err(asking.failure())
+    Err(lookup.failure())
 }
 
 /// One name that is asked for.
-struct Asking<'a, F> {
+struct ActiveLookup<'a, F> {
     dns: &'a Dns,
     preferred: &'a AtomicUsize,
-    told: F,
+    on_answer: F,
     queries: Vec<Query>,
     /// By server.
     sockets: Vec<Option<Arc<UdpSocket>>>,
     /// They end when this is dropped.
     tasks: JoinSet<()>,
-    tell: mpsc::Sender<Heard>,
-    heard: mpsc::Receiver<Heard>,
+    sender: mpsc::Sender<Received>,
+    receiver: mpsc::Receiver<Received>,
     failure: Failure,
 }
 
-impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
+impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
     /// Sends what is not answered yet, from a port of its own.
     async fn send(&mut self, server: usize) -> io::Result<()> {
         if self.dns.tcp_only {
@@ -206,7 +206,7 @@ impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
                 let opened = Arc::new(UdpSocket::bind(any).await?);
                 // connected: answers of others are not for it, and the kernel says when nothing listens there
                 opened.connect(address).await?;
-                self.tasks.spawn(listen(opened.clone(), server, self.tell.clone()));
+                self.tasks.spawn(listen(opened.clone(), server, self.sender.clone()));
                 self.sockets[server].insert(opened).clone()
             }
         };
@@ -228,28 +228,28 @@ impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
             return;
         }
         query.tcp = Some(server);
-        let (tell, message, family) = (self.tell.clone(), query.message.as_slice().to_vec(), query.family);
+        let (sender, message, family) = (self.sender.clone(), query.message.as_slice().to_vec(), query.family);
         let (address, limit) = (self.dns.servers[server], self.dns.timeout);
         self.tasks.spawn(async move {
             let exchanged = timeout(limit, exchange_over_tcp(address, &message)).await;
             let data = exchanged.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let over_tcp = Some(family);
-            let _ = tell.send(Heard { server, over_tcp, data }).await; // the look-up is over
+            let _ = sender.send(Received { server, over_tcp, data }).await; // the look-up is over
         });
     }
 
     /// Listens while the server that was asked last may still answer, or without one while any may. Whether all is answered.
-    async fn hear(&mut self, server: Option<usize>, until: Instant) -> bool {
+    async fn receive(&mut self, server: Option<usize>, until: Instant) -> bool {
         while self.queries.iter().any(|query| query.waits_for(server)) {
-            let news = tokio::select! {
-                news = self.heard.recv() => news,
+            let received = tokio::select! {
+                received = self.receiver.recv() => received,
                 () = sleep_until(until) => return false,
             };
-            let Some(news) = news else { return false };
-            match news.data {
-                Err(e) => self.failed(news.server, news.over_tcp, e),
+            let Some(received) = received else { return false };
+            match received.data {
+                Err(e) => self.failed(received.server, received.over_tcp, e),
                 Ok(data) => {
-                    if self.read(news.server, news.over_tcp, &data) {
+                    if self.read(received.server, received.over_tcp, &data) {
                         return true;
                     }
                 }
@@ -303,7 +303,7 @@ impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
                 if !self.dns.rotate {
                     self.preferred.store(server, Ordering::Relaxed);
                 }
-                if !(self.told)(query.family, answer) {
+                if !(self.on_answer)(query.family, answer) {
                     return true;
                 }
             }
@@ -314,13 +314,13 @@ impl<F: FnMut(Family, Answer) -> bool> Asking<'_, F> {
     /// Why there is no answer. That one server cannot be reached says nothing of another that is silent.
     fn failure(self) -> Failure {
         match self.failure {
-            Failure::Io(_) if self.queries.iter().any(|query| query.waits_for(None)) => Failure::Silent,
+            Failure::Io(_) if self.queries.iter().any(|query| query.waits_for(None)) => Failure::TimedOut,
             failure => failure,
         }
     }
 }
 
-async fn listen(socket: Arc<UdpSocket>, server: usize, tell: mpsc::Sender<Heard>) {
+async fn listen(socket: Arc<UdpSocket>, server: usize, sender: mpsc::Sender<Received>) {
     loop {
         if socket.readable().await.is_err() {
             return;
@@ -331,8 +331,8 @@ async fn listen(socket: Arc<UdpSocket>, server: usize, tell: mpsc::Sender<Heard>
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
             Err(e) => Err(e),
         };
-        if tell
-            .send(Heard {
+        if sender
+            .send(Received {
                 server,
                 over_tcp: None,
                 data,

@@ -8,7 +8,7 @@ pub type Warn = dyn Fn(String) + Send + Sync;
 
 /// What went wrong, as `NetErrorCode` of `shared/net/errors.ts` lists and explains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultCode {
+pub enum NetErrorCode {
     AddressInUse,
     AddressNotAvailable,
     PermissionDenied,
@@ -34,7 +34,7 @@ pub enum FaultCode {
     Internal,
 }
 
-impl FaultCode {
+impl NetErrorCode {
     /// As TypeScript knows it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,8 +67,8 @@ impl FaultCode {
 
 /// Why a call failed, as TypeScript will see it.
 #[derive(Clone, Debug)]
-pub struct Fault {
-    pub code: FaultCode,
+pub struct NetError {
+    pub code: NetErrorCode,
     pub message: String,
     /// Application error code of QUIC, where one was given.
     pub app_code: Option<u64>,
@@ -76,8 +76,8 @@ pub struct Fault {
     pub remote: bool,
 }
 
-impl Fault {
-    pub fn new(code: FaultCode, message: impl Into<String>) -> Self {
+impl NetError {
+    pub fn new(code: NetErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -86,7 +86,7 @@ impl Fault {
         }
     }
 
-    pub fn remote(code: FaultCode, message: impl Into<String>) -> Self {
+    pub fn remote(code: NetErrorCode, message: impl Into<String>) -> Self {
         Self {
             remote: true,
             ..Self::new(code, message)
@@ -99,32 +99,32 @@ impl Fault {
     }
 
     pub fn closed() -> Self {
-        Self::new(FaultCode::Closed, "Cannot use the stream: it is closed")
+        Self::new(NetErrorCode::Closed, "Cannot use the stream: it is closed")
     }
 
     /// The peer went away while the other end of its tunnel was not there yet.
     pub fn abandoned(why: &str) -> Self {
-        Self::remote(FaultCode::Abandoned, format!("The peer has gone: {why}"))
+        Self::remote(NetErrorCode::Abandoned, format!("The peer has gone: {why}"))
     }
 
     pub fn cancelled() -> Self {
-        Self::new(FaultCode::Cancelled, "The call was cancelled")
+        Self::new(NetErrorCode::Cancelled, "The call was cancelled")
     }
 
     /// A connection that could not be made, or listener that could not be opened.
     pub fn connect(error: &io::Error, what: &str) -> Self {
         use io::ErrorKind::*;
         let code = match error.kind() {
-            ConnectionRefused => FaultCode::Refused,
+            ConnectionRefused => NetErrorCode::Refused,
             // a firewall's local verdict is EPERM or EACCES
-            HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied | AddrNotAvailable => FaultCode::Unreachable,
-            TimedOut => FaultCode::TimedOut,
-            ConnectionReset | ConnectionAborted | BrokenPipe => FaultCode::Reset,
-            InvalidInput => FaultCode::Invalid,
-            _ => exhausted(error).unwrap_or(FaultCode::Unreachable),
+            HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied | AddrNotAvailable => NetErrorCode::Unreachable,
+            TimedOut => NetErrorCode::TimedOut,
+            ConnectionReset | ConnectionAborted | BrokenPipe => NetErrorCode::Reset,
+            InvalidInput => NetErrorCode::Invalid,
+            _ => exhausted(error).unwrap_or(NetErrorCode::Unreachable),
         };
         Self {
-            remote: matches!(code, FaultCode::Refused | FaultCode::Reset),
+            remote: matches!(code, NetErrorCode::Refused | NetErrorCode::Reset),
             ..Self::new(code, format!("Cannot connect to {what}: {error}"))
         }
     }
@@ -133,58 +133,60 @@ impl Fault {
     pub fn bind(error: &io::Error, address: &str) -> Self {
         use io::ErrorKind::*;
         let code = match error.kind() {
-            AddrInUse => FaultCode::AddressInUse,
-            AddrNotAvailable => FaultCode::AddressNotAvailable,
-            PermissionDenied => FaultCode::PermissionDenied,
-            _ => exhausted(error).unwrap_or(FaultCode::Invalid),
+            AddrInUse => NetErrorCode::AddressInUse,
+            AddrNotAvailable => NetErrorCode::AddressNotAvailable,
+            PermissionDenied => NetErrorCode::PermissionDenied,
+            _ => exhausted(error).unwrap_or(NetErrorCode::Invalid),
         };
         Self::new(code, format!("Cannot listen on {address}: {error}"))
     }
 
     /// A TCP or TLS stream that failed while it was open.
     pub fn stream(error: &io::Error) -> Self {
-        Self::remote(FaultCode::Reset, format!("The connection was reset: {error}"))
+        Self::remote(NetErrorCode::Reset, format!("The connection was reset: {error}"))
     }
 
     pub fn tls(what: &str, error: impl std::fmt::Display) -> Self {
-        Self::new(FaultCode::Tls, format!("{what}: {error}"))
+        Self::new(NetErrorCode::Tls, format!("{what}: {error}"))
     }
 
     /// A QUIC connection that could not be made.
     pub fn quic_connect(error: &ConnectionError, what: &str) -> Self {
         let message = format!("Cannot connect to {what}: {error}");
         match error {
-            ConnectionError::TimedOut => Self::new(FaultCode::TimedOut, message),
-            ConnectionError::LocallyClosed => Self::new(FaultCode::Closed, message),
-            ConnectionError::ApplicationClosed(close) => Self::remote(FaultCode::Closed, message).with_app_code(close.error_code),
+            ConnectionError::TimedOut => Self::new(NetErrorCode::TimedOut, message),
+            ConnectionError::LocallyClosed => Self::new(NetErrorCode::Closed, message),
+            ConnectionError::ApplicationClosed(close) => Self::remote(NetErrorCode::Closed, message).with_app_code(close.error_code),
             ConnectionError::ConnectionClosed(close) => match close.error_code {
-                TransportErrorCode::CONNECTION_REFUSED => Self::remote(FaultCode::Refused, message),
-                code if is_tls(code) => Self::remote(FaultCode::Tls, message),
-                _ => Self::remote(FaultCode::Reset, message),
+                TransportErrorCode::CONNECTION_REFUSED => Self::remote(NetErrorCode::Refused, message),
+                code if is_tls(code) => Self::remote(NetErrorCode::Tls, message),
+                _ => Self::remote(NetErrorCode::Reset, message),
             },
-            ConnectionError::TransportError(e) if is_tls(e.code) => Self::new(FaultCode::Tls, message),
-            ConnectionError::VersionMismatch => Self::remote(FaultCode::Refused, message),
-            _ => Self::remote(FaultCode::Reset, message),
+            ConnectionError::TransportError(e) if is_tls(e.code) => Self::new(NetErrorCode::Tls, message),
+            ConnectionError::VersionMismatch => Self::remote(NetErrorCode::Refused, message),
+            _ => Self::remote(NetErrorCode::Reset, message),
         }
     }
 
     /// A call on a QUIC connection, or a stream of it, that is no more.
     pub fn quic_lost(error: &ConnectionError) -> Self {
         match error {
-            ConnectionError::LocallyClosed => Self::new(FaultCode::Closed, "The connection was closed"),
+            ConnectionError::LocallyClosed => Self::new(NetErrorCode::Closed, "The connection was closed"),
             ConnectionError::ApplicationClosed(close) => {
-                Self::remote(FaultCode::Reset, format!("The connection was closed: {error}")).with_app_code(close.error_code)
+                Self::remote(NetErrorCode::Reset, format!("The connection was closed: {error}")).with_app_code(close.error_code)
             }
             _ => Self {
                 remote: true,
-                ..Self::new(FaultCode::Reset, format!("The connection was lost: {error}"))
+                ..Self::new(NetErrorCode::Reset, format!("The connection was lost: {error}"))
             },
         }
     }
 
     pub fn quic_read(error: &ReadError) -> Self {
         match error {
-            ReadError::Reset(code) => Self::remote(FaultCode::Reset, format!("The stream was reset with code {code}")).with_app_code(*code),
+            ReadError::Reset(code) => {
+                Self::remote(NetErrorCode::Reset, format!("The stream was reset with code {code}")).with_app_code(*code)
+            }
             ReadError::ConnectionLost(e) => Self::quic_lost(e),
             _ => Self::closed(),
         }
@@ -200,11 +202,11 @@ impl Fault {
 
     /// STOP_SENDING of a peer that closed the stream, and did not abort it.
     pub fn is_close(&self) -> bool {
-        self.code == FaultCode::Stopped && self.app_code == Some(0)
+        self.code == NetErrorCode::Stopped && self.app_code == Some(0)
     }
 
     pub fn stopped(code: quinn::VarInt) -> Self {
-        Self::remote(FaultCode::Stopped, format!("The peer takes no more of this stream, code {code}")).with_app_code(code)
+        Self::remote(NetErrorCode::Stopped, format!("The peer takes no more of this stream, code {code}")).with_app_code(code)
     }
 }
 
@@ -214,12 +216,12 @@ fn is_tls(code: TransportErrorCode) -> bool {
 }
 
 /// Descriptors or memory have run out.
-fn exhausted(error: &io::Error) -> Option<FaultCode> {
+fn exhausted(error: &io::Error) -> Option<NetErrorCode> {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
     )
-    .then_some(FaultCode::Limit)
+    .then_some(NetErrorCode::Limit)
 }
 
 #[cfg(test)]
@@ -228,7 +230,7 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_typescript() {
-        use FaultCode::*;
+        use NetErrorCode::*;
         let ours = [
             AddressInUse,
             AddressNotAvailable,
@@ -262,27 +264,30 @@ mod tests {
             .unwrap()
             .0;
         let theirs: Vec<&str> = union.split('"').skip(1).step_by(2).collect();
-        assert_eq!(ours.map(FaultCode::as_str).to_vec(), theirs);
+        assert_eq!(ours.map(NetErrorCode::as_str).to_vec(), theirs);
     }
 
     #[test]
     fn connect_errors_are_told_apart() {
-        let code = |kind: io::ErrorKind| Fault::connect(&kind.into(), "x").code;
-        assert_eq!(code(io::ErrorKind::ConnectionRefused), FaultCode::Refused);
-        assert_eq!(code(io::ErrorKind::HostUnreachable), FaultCode::Unreachable);
-        assert_eq!(code(io::ErrorKind::TimedOut), FaultCode::TimedOut);
+        let code = |kind: io::ErrorKind| NetError::connect(&kind.into(), "x").code;
+        assert_eq!(code(io::ErrorKind::ConnectionRefused), NetErrorCode::Refused);
+        assert_eq!(code(io::ErrorKind::HostUnreachable), NetErrorCode::Unreachable);
+        assert_eq!(code(io::ErrorKind::TimedOut), NetErrorCode::TimedOut);
         assert_eq!(
-            Fault::connect(&io::Error::from_raw_os_error(libc::EMFILE), "x").code,
-            FaultCode::Limit
+            NetError::connect(&io::Error::from_raw_os_error(libc::EMFILE), "x").code,
+            NetErrorCode::Limit
         );
     }
 
     #[test]
     fn bind_errors_are_told_apart() {
-        assert_eq!(Fault::bind(&io::ErrorKind::AddrInUse.into(), "x").code, FaultCode::AddressInUse);
         assert_eq!(
-            Fault::bind(&io::ErrorKind::PermissionDenied.into(), "x").code,
-            FaultCode::PermissionDenied
+            NetError::bind(&io::ErrorKind::AddrInUse.into(), "x").code,
+            NetErrorCode::AddressInUse
+        );
+        assert_eq!(
+            NetError::bind(&io::ErrorKind::PermissionDenied.into(), "x").code,
+            NetErrorCode::PermissionDenied
         );
     }
 }

@@ -13,20 +13,20 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream, VarInt};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-use crate::congestion::Notes;
-use crate::error::{Fault, FaultCode};
-use crate::turn;
+use crate::congestion::ConnectionSignals;
+use crate::error::{NetError, NetErrorCode};
 use crate::window::{send_window, Flow};
+use crate::write_coalescing;
 
 /// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
-pub const RESET: u32 = 1;
+pub const RESET_CODE: u32 = 1;
 
 /// Chunks of QUIC data written to a socket in one system call.
-pub const VECTORS: usize = 64;
+pub const MAX_IO_SLICES: usize = 64;
 const SMALL_READ: usize = 8 << 10;
 const LARGE_READ: usize = 256 << 10;
 /// After the end of both directions a peer that still sends is read, and ignored, for so long: closing at once would reset the
@@ -34,22 +34,22 @@ const LARGE_READ: usize = 256 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 /// What is read ahead of a peer whose tunnel is still being opened, to notice when it goes.
-const AHEAD: usize = 16 << 10;
+const READ_AHEAD: usize = 16 << 10;
 /// A TCP client that has finished before its tunnel is open, and sent nothing for it, is waited for so long: it may only want to listen.
-const FINISHED_EARLY: Duration = Duration::from_secs(1);
+const EARLY_FIN_WAIT: Duration = Duration::from_secs(1);
 /// Directions of a TCP connection.
-const READ: u8 = 1;
-const WRITTEN: u8 = 2;
+const READ_ENDED: u8 = 1;
+const WRITE_ENDED: u8 = 2;
 
 /// What the system holds of a TCP connection and cannot send yet. Left alone, it takes megabytes for each peer that reads nothing, and where
 /// that makes all of the system's memory for TCP (`net.ipv4.tcp_mem`), every other connection slows to a crawl.
 #[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 << 10;
+const MAX_UNSENT: u32 = 128 << 10;
 
 /// Only speed and memory depend on it: where it fails, the connection goes on as the system has it.
-fn bound_unsent(_stream: &TcpStream) {
+fn limit_unsent(_stream: &TcpStream) {
     #[cfg(target_os = "linux")]
-    let _ = SockRef::from(_stream).set_tcp_notsent_lowat(UNSENT);
+    let _ = SockRef::from(_stream).set_tcp_notsent_lowat(MAX_UNSENT);
 }
 
 /// A TCP connection that both halves share.
@@ -63,7 +63,7 @@ pub struct Tcp {
 
 impl Tcp {
     pub fn new(stream: TcpStream) -> Arc<Self> {
-        bound_unsent(&stream);
+        limit_unsent(&stream);
         Arc::new(Self {
             stream,
             ended: AtomicU8::new(0),
@@ -85,13 +85,13 @@ impl Tcp {
         self.broken.load(Ordering::Relaxed)
     }
 
-    fn failed(&self, error: std::io::Error) -> Fault {
+    fn failed(&self, error: std::io::Error) -> NetError {
         self.broken.store(true, Ordering::Relaxed);
-        Fault::stream(&error)
+        NetError::stream(&error)
     }
 
     /// Resolves when the connection is reset, also when nobody reads or writes.
-    pub async fn reset(&self) -> Fault {
+    pub async fn reset(&self) -> NetError {
         loop {
             if let Err(e) = self.stream.ready(Interest::ERROR).await {
                 return self.failed(e);
@@ -146,11 +146,11 @@ impl Tcp {
         let _ = tokio::time::timeout(LINGER, drain).await; // what comes later is answered with RST
     }
 
-    async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), Fault> {
+    async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), NetError> {
         let mut at = chunks.iter().take_while(|chunk| chunk.is_empty()).count();
         while at < chunks.len() {
             let written = {
-                let mut slices = [IoSlice::new(&[]); VECTORS];
+                let mut slices = [IoSlice::new(&[]); MAX_IO_SLICES];
                 let mut n = 0;
                 for (slice, chunk) in slices.iter_mut().zip(&chunks[at..]) {
                     *slice = IoSlice::new(chunk);
@@ -181,7 +181,7 @@ impl Tcp {
 
 impl Drop for Tcp {
     fn drop(&mut self) {
-        if *self.ended.get_mut() == READ | WRITTEN {
+        if *self.ended.get_mut() == READ_ENDED | WRITE_ENDED {
             let _ = SockRef::from(&self.stream).set_linger(None); // fails on a connection that is gone already
         }
     }
@@ -226,9 +226,9 @@ impl AsyncWrite for TlsTransport {
     }
 }
 
-pub enum Source {
+pub enum ReadHalf {
     Tcp(Arc<Tcp>),
-    Tls(ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>, Truncation),
+    Tls(tokio::io::ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>, Truncation),
     Quic(RecvStream),
 }
 
@@ -241,27 +241,27 @@ pub enum Truncation {
     Reset,
 }
 
-pub enum Sink {
+pub enum WriteHalf {
     Tcp(Arc<Tcp>),
-    Tls(WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
-    Quic(SendStream, Option<Arc<Notes>>),
+    Tls(tokio::io::WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
+    Quic(SendStream, Option<Arc<ConnectionSignals>>),
 }
 
 /// What a half does when it is dropped before its end; shared with whoever may drop it.
 #[derive(Default)]
-pub struct OnDrop {
-    /// Plus one; zero stands for none given, which is [`RESET`].
+pub struct ResetOnDrop {
+    /// Plus one; zero stands for none given, which is [`RESET_CODE`].
     code: AtomicU32,
-    /// How a TCP connection ends: [`QUIET`] or [`ABORTED`], or neither.
+    /// How a TCP connection ends: [`FINISHED`] or [`ABORTED`], or neither.
     ending: AtomicU8,
 }
 
 /// The connection's end is the other half's business.
-const QUIET: u8 = 1;
+const FINISHED: u8 = 1;
 /// The connection is reset, also where this half has ended in good order.
 const ABORTED: u8 = 2;
 
-impl OnDrop {
+impl ResetOnDrop {
     /// The first that says why is right.
     pub fn set_code(&self, code: u32) {
         let _ = self
@@ -270,8 +270,8 @@ impl OnDrop {
     }
 
     /// A half that was aborted stays so.
-    pub fn set_quiet(&self) {
-        let _ = self.ending.compare_exchange(0, QUIET, Ordering::Relaxed, Ordering::Relaxed);
+    pub fn set_finish_on_drop(&self) {
+        let _ = self.ending.compare_exchange(0, FINISHED, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     pub fn set_aborted(&self) {
@@ -279,17 +279,17 @@ impl OnDrop {
     }
 
     /// Whether a TCP half that is dropped leaves the connection's end in good order. `ended`: the half has come to its end.
-    fn is_in_good_order(&self, ended: bool) -> bool {
+    fn is_orderly(&self, ended: bool) -> bool {
         match self.ending.load(Ordering::Relaxed) {
             ABORTED => false,
-            QUIET => true,
+            FINISHED => true,
             _ => ended,
         }
     }
 
     fn code(&self) -> VarInt {
         VarInt::from_u32(match self.code.load(Ordering::Relaxed) {
-            0 => RESET,
+            0 => RESET_CODE,
             n => n - 1,
         })
     }
@@ -298,34 +298,34 @@ impl OnDrop {
 pub struct Reader {
     /// What came with a head and is still to be read.
     pub prefix: Bytes,
-    pub source: Source,
+    pub half: ReadHalf,
     /// Of QUIC.
     pub flow: Option<Box<Flow>>,
     ended: bool,
     /// Why nothing more comes, for whoever asks again.
-    fault: Option<Fault>,
-    on_drop: Arc<OnDrop>,
+    error: Option<NetError>,
+    on_drop: Arc<ResetOnDrop>,
 }
 
 pub struct Writer {
-    pub sink: Sink,
+    pub half: WriteHalf,
     /// Of QUIC, where it has one of its own.
     window: u64,
     ended: bool,
-    on_drop: Arc<OnDrop>,
+    on_drop: Arc<ResetOnDrop>,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        match &mut self.source {
-            Source::Quic(stream) => {
+        match &mut self.half {
+            ReadHalf::Quic(stream) => {
                 if !self.ended {
                     let _ = stream.stop(self.on_drop.code()); // fails on a stream that is gone already
                 }
             }
-            Source::Tcp(tcp) | Source::Tls(_, tcp, _) => {
-                if self.on_drop.is_in_good_order(self.ended) {
-                    tcp.end(READ);
+            ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => {
+                if self.on_drop.is_orderly(self.ended) {
+                    tcp.end(READ_ENDED);
                 }
             }
         }
@@ -334,30 +334,30 @@ impl Drop for Reader {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        match &mut self.sink {
-            Sink::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) if self.on_drop.is_in_good_order(self.ended) => tcp.end(WRITTEN),
+        match &mut self.half {
+            WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) if self.on_drop.is_orderly(self.ended) => tcp.end(WRITE_ENDED),
             _ => {}
         }
     }
 }
 
 impl Reader {
-    pub fn new(source: Source, on_drop: Arc<OnDrop>) -> Self {
-        if let Source::Tcp(tcp) | Source::Tls(_, tcp, _) = &source {
+    pub fn new(half: ReadHalf, on_drop: Arc<ResetOnDrop>) -> Self {
+        if let ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) = &half {
             tcp.guard();
         }
         Self {
             prefix: Bytes::new(),
-            source,
+            half,
             flow: None,
             ended: false,
-            fault: None,
+            error: None,
             on_drop,
         }
     }
 
-    pub fn on_drop(&self) -> &Arc<OnDrop> {
+    pub fn on_drop(&self) -> &Arc<ResetOnDrop> {
         &self.on_drop
     }
 
@@ -366,108 +366,108 @@ impl Reader {
     }
 
     /// The next bytes; `None` at the end of the direction.
-    pub async fn read(&mut self) -> Result<Option<Bytes>, Fault> {
+    pub async fn read(&mut self) -> Result<Option<Bytes>, NetError> {
         self.read_with(&mut ReadBuffer::default()).await
     }
 
     /// As [`Reader::read`], with a buffer that grows with the traffic and holds nothing while it waits.
-    pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
+    pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, NetError> {
         if !self.prefix.is_empty() {
             return Ok(Some(std::mem::take(&mut self.prefix)));
         }
-        self.read_behind(buffer).await
+        self.read_past_prefix(buffer).await
     }
 
     /// As [`Reader::read_with`], what comes after the prefix.
-    async fn read_behind(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, Fault> {
+    async fn read_past_prefix(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, NetError> {
         if self.ended {
             return Ok(None);
         }
-        if let Some(fault) = &self.fault {
-            return Err(fault.clone()); // quinn and the kernel tell of a reset once, and then of an end
+        if let Some(error) = &self.error {
+            return Err(error.clone()); // quinn and the kernel tell of a reset once, and then of an end
         }
-        let data = match &mut self.source {
-            Source::Quic(stream) => stream
+        let data = match &mut self.half {
+            ReadHalf::Quic(stream) => stream
                 .read_chunk(buffer.largest, true)
                 .await
                 .map(|chunk| chunk.map(|c| c.bytes))
-                .map_err(|e| Fault::quic_read(&e)),
-            Source::Tcp(tcp) => buffer.read_tcp(tcp).await,
-            Source::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
+                .map_err(|e| NetError::quic_read(&e)),
+            ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
+            ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
         match data {
             Ok(data) => {
                 self.ended = data.is_none();
                 Ok(data)
             }
-            Err(fault) => {
-                self.fault = Some(fault.clone());
-                Err(fault)
+            Err(error) => {
+                self.error = Some(error.clone());
+                Err(error)
             }
         }
     }
 
     /// Resolves when the peer is gone, and why, while its tunnel is being opened. What it sends meanwhile is kept for the next read.
-    pub async fn abandoned(&mut self) -> Fault {
+    pub async fn peer_gone(&mut self) -> NetError {
         let mut buffer = ReadBuffer::new(SMALL_READ / 2);
-        while self.prefix.len() < AHEAD {
-            match self.read_behind(&mut buffer).await {
+        while self.prefix.len() < READ_AHEAD {
+            match self.read_past_prefix(&mut buffer).await {
                 Ok(Some(data)) if self.prefix.is_empty() => self.prefix = data,
                 Ok(Some(data)) => self.prefix = [&self.prefix[..], &data].concat().into(),
                 Ok(None) => break,
-                Err(fault) => return Fault::abandoned(&fault.message),
+                Err(error) => return NetError::abandoned(&error.message),
             }
         }
         // it may be waiting for the answer to a request that it has sent already
-        let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.source, Source::Quic(_));
+        let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.half, ReadHalf::Quic(_));
         tokio::select! {
-            fault = self.reset() => Fault::abandoned(&fault.message),
-            () = tokio::time::sleep(FINISHED_EARLY), if is_silent => Fault::abandoned("it has finished without a byte for the tunnel"),
+            error = self.reset() => NetError::abandoned(&error.message),
+            () = tokio::time::sleep(EARLY_FIN_WAIT), if is_silent => NetError::abandoned("it has finished without a byte for the tunnel"),
         }
     }
 
     /// Resolves when the peer resets the stream, or its connection is lost, also while nothing is read. An end is none.
-    pub async fn reset(&mut self) -> Fault {
-        let stream = match &mut self.source {
-            Source::Tcp(tcp) | Source::Tls(_, tcp, _) => return tcp.reset().await,
-            Source::Quic(stream) => stream,
+    pub async fn reset(&mut self) -> NetError {
+        let stream = match &mut self.half {
+            ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
+            ReadHalf::Quic(stream) => stream,
         };
-        let fault = match stream.received_reset().await {
-            Ok(Some(code)) => Fault::quic_read(&quinn::ReadError::Reset(code)),
+        let error = match stream.received_reset().await {
+            Ok(Some(code)) => NetError::quic_read(&quinn::ReadError::Reset(code)),
             Ok(None) => return std::future::pending().await, // all of it has arrived
             // what came before is still to be read
-            Err(quinn::ResetError::ConnectionLost(e)) => return Fault::quic_lost(&e),
-            Err(_) => Fault::closed(),
+            Err(quinn::ResetError::ConnectionLost(e)) => return NetError::quic_lost(&e),
+            Err(_) => NetError::closed(),
         };
-        self.fault = Some(fault.clone()); // quinn tells of it once
-        fault
+        self.error = Some(error.clone()); // quinn tells of it once
+        error
     }
 
     /// QUIC chunks that are ready, into `chunks`, `most` of them; how many, or `None` at the end. For QUIC sources without a prefix.
-    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, Fault> {
-        let Source::Quic(stream) = &mut self.source else {
-            return Err(Fault::new(FaultCode::Internal, "Not a QUIC stream"));
+    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, NetError> {
+        let ReadHalf::Quic(stream) = &mut self.half else {
+            return Err(NetError::new(NetErrorCode::Internal, "Not a QUIC stream"));
         };
-        if let Some(fault) = &self.fault {
-            return Err(fault.clone());
+        if let Some(error) = &self.error {
+            return Err(error.clone());
         }
         chunks.resize(most, Bytes::new());
-        let n = stream.read_chunks(chunks).await.map_err(|e| Fault::quic_read(&e))?;
+        let n = stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?;
         self.ended = n.is_none();
         Ok(n)
     }
 
     /// `bytes` that were read were passed on: a stream that is drained fast gets a larger window.
     pub fn drained(&mut self, bytes: usize) {
-        if let (Source::Quic(stream), Some(flow)) = (&mut self.source, &mut self.flow) {
+        if let (ReadHalf::Quic(stream), Some(flow)) = (&mut self.half, &mut self.flow) {
             flow.drained(stream, bytes);
         }
     }
 
     /// Of QUIC, what it is a part of.
     pub fn stream(&self) -> Option<(quinn::Connection, quinn::StreamId)> {
-        match (&self.source, &self.flow) {
-            (Source::Quic(stream), Some(flow)) => Some((flow.connection().clone(), stream.id())),
+        match (&self.half, &self.flow) {
+            (ReadHalf::Quic(stream), Some(flow)) => Some((flow.connection().clone(), stream.id())),
             _ => None,
         }
     }
@@ -479,32 +479,32 @@ impl Reader {
 }
 
 impl Writer {
-    pub fn new(sink: Sink, on_drop: Arc<OnDrop>) -> Self {
+    pub fn new(half: WriteHalf, on_drop: Arc<ResetOnDrop>) -> Self {
         Self {
-            sink,
+            half,
             window: 0,
             ended: false,
             on_drop,
         }
     }
 
-    pub fn on_drop(&self) -> &Arc<OnDrop> {
+    pub fn on_drop(&self) -> &Arc<ResetOnDrop> {
         &self.on_drop
     }
 
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
-        match &self.sink {
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => Some(tcp),
-            Sink::Quic(..) => None,
+        match &self.half {
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => Some(tcp),
+            WriteHalf::Quic(..) => None,
         }
     }
 
     /// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a
     /// TCP connection was reset.
-    pub fn leaves(&self) -> impl Future<Output = Fault> + Send + 'static {
-        let (stopped, tcp) = match &self.sink {
-            Sink::Quic(stream, _) => (Some(stream.stopped()), None),
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => (None, Some(tcp.clone())),
+    pub fn stopped_by_peer(&self) -> impl Future<Output = NetError> + Send + 'static {
+        let (stopped, tcp) = match &self.half {
+            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None),
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone())),
         };
         async move {
             if let Some(tcp) = tcp {
@@ -514,27 +514,27 @@ impl Writer {
                 return std::future::pending().await;
             };
             match stopped.await {
-                Ok(Some(code)) => Fault::stopped(code),
+                Ok(Some(code)) => NetError::stopped(code),
                 Ok(None) => std::future::pending().await, // it has all of it
-                Err(quinn::StoppedError::ConnectionLost(e)) => Fault::quic_lost(&e),
-                Err(_) => Fault::closed(),
+                Err(quinn::StoppedError::ConnectionLost(e)) => NetError::quic_lost(&e),
+                Err(_) => NetError::closed(),
             }
         }
     }
 
     /// Resolves when what was written has been sent, as far as that is known: TCP tells, QUIC is given `settle`.
     pub async fn sent(&self, settle: Duration) {
-        match &self.sink {
-            Sink::Tcp(tcp) | Sink::Tls(_, tcp) => tcp.acknowledged().await,
-            Sink::Quic(..) if self.ended => {}
-            Sink::Quic(..) => tokio::time::sleep(settle).await,
+        match &self.half {
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
+            WriteHalf::Quic(..) if self.ended => {}
+            WriteHalf::Quic(..) => tokio::time::sleep(settle).await,
         }
     }
 
     /// Resolves when all of it was taken by the socket or the send window.
-    pub async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
+    pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
         if self.ended {
-            return Err(Fault::closed());
+            return Err(NetError::closed());
         }
         if data.is_empty() {
             return Ok(());
@@ -542,15 +542,15 @@ impl Writer {
         if self.window == 0 {
             self.fit_window();
         }
-        match &mut self.sink {
-            Sink::Quic(stream, notes) => {
-                notes.iter().for_each(|notes| notes.wrote(stream.id(), data.len()));
-                turn::wrote();
-                stream.write_chunk(data).await.map_err(|e| Fault::quic_write(&e))
+        match &mut self.half {
+            WriteHalf::Quic(stream, signals) => {
+                signals.iter().for_each(|signals| signals.record_write(stream.id(), data.len()));
+                write_coalescing::record_write();
+                stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e))
             }
-            Sink::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
+            WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // apart, as few tunnels need it
-            Sink::Tls(stream, tcp) => {
+            WriteHalf::Tls(stream, tcp) => {
                 Box::pin(async move {
                     match stream.write_all(&data).await {
                         Ok(()) => stream.flush().await.map_err(|e| tcp.failed(e)),
@@ -564,8 +564,10 @@ impl Writer {
 
     /// Gives a QUIC stream a send window for its path.
     fn fit_window(&mut self) {
-        let Sink::Quic(stream, Some(notes)) = &self.sink else { return };
-        let window = send_window(notes.congestion_window());
+        let WriteHalf::Quic(stream, Some(signals)) = &self.half else {
+            return;
+        };
+        let window = send_window(signals.congestion_window());
         if window > self.window + self.window / 4 || window < self.window / 2 {
             self.window = window;
             let _ = stream.set_window(window); // fails on a stream that has ended
@@ -575,7 +577,7 @@ impl Writer {
     /// Waits until something is taken at once, and tells how many bytes. What is wrong is for the next write to tell.
     pub async fn room(&mut self) -> usize {
         self.fit_window();
-        let Sink::Quic(stream, _) = &mut self.sink else {
+        let WriteHalf::Quic(stream, _) = &mut self.half else {
             return LARGE_READ;
         };
         // a quarter at a time: the next part is read while this one is under way
@@ -588,7 +590,7 @@ impl Writer {
 
     /// Writes what a TCP socket takes at once, and leaves the rest in `data`. What goes wrong is for the next write to tell.
     pub fn write_now(&mut self, data: &mut Bytes) {
-        let Sink::Tcp(tcp) = &self.sink else { return };
+        let WriteHalf::Tcp(tcp) = &self.half else { return };
         if self.ended || data.is_empty() {
             return;
         }
@@ -599,9 +601,9 @@ impl Writer {
         }
     }
 
-    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), Fault> {
-        match &mut self.sink {
-            Sink::Tcp(tcp) => tcp.write_vectored(chunks).await,
+    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), NetError> {
+        match &mut self.half {
+            WriteHalf::Tcp(tcp) => tcp.write_vectored(chunks).await,
             _ => {
                 for chunk in chunks {
                     self.write(std::mem::take(chunk)).await?;
@@ -612,20 +614,20 @@ impl Writer {
     }
 
     /// Ends the direction in good order.
-    pub async fn finish(&mut self) -> Result<(), Fault> {
+    pub async fn finish(&mut self) -> Result<(), NetError> {
         if self.ended {
             return Ok(());
         }
-        match &mut self.sink {
-            Sink::Quic(stream, _) => {
+        match &mut self.half {
+            WriteHalf::Quic(stream, _) => {
                 if stream.finish().is_err() {
-                    return Err(Fault::closed());
+                    return Err(NetError::closed());
                 }
             }
-            Sink::Tcp(tcp) => SockRef::from(&tcp.stream)
+            WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,
-            Sink::Tls(stream, tcp) => stream.shutdown().await.map_err(|e| tcp.failed(e))?,
+            WriteHalf::Tls(stream, tcp) => stream.shutdown().await.map_err(|e| tcp.failed(e))?,
         }
         self.ended = true;
         Ok(())
@@ -678,7 +680,7 @@ impl ReadBuffer {
         }
     }
 
-    async fn read_tcp(&mut self, tcp: &Tcp) -> Result<Option<Bytes>, Fault> {
+    async fn read_tcp(&mut self, tcp: &Tcp) -> Result<Option<Bytes>, NetError> {
         loop {
             poll_fn(|cx| {
                 let ready = tcp.stream.poll_read_ready(cx);
@@ -705,10 +707,10 @@ impl ReadBuffer {
 
     async fn read_tls(
         &mut self,
-        stream: &mut ReadHalf<TlsStream<TlsTransport>>,
+        stream: &mut tokio::io::ReadHalf<TlsStream<TlsTransport>>,
         tcp: &Tcp,
         truncation: Truncation,
-    ) -> Result<Option<Bytes>, Fault> {
+    ) -> Result<Option<Bytes>, NetError> {
         let mut room = 0;
         let read = poll_fn(|cx| {
             room = self.make_room();
@@ -749,7 +751,7 @@ mod tests {
         }
         assert!(written > 0);
         let held = tcp.unacknowledged();
-        assert!(held < 2 * UNSENT as usize, "{held} of {written} bytes"); // what is sent is in the peer's buffer
+        assert!(held < 2 * MAX_UNSENT as usize, "{held} of {written} bytes"); // what is sent is in the peer's buffer
         drop(peer);
     }
 }

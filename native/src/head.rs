@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use crate::address::Source;
-use crate::error::{Fault, FaultCode};
+use crate::address::AddressKey;
+use crate::error::{NetError, NetErrorCode};
 use crate::lock;
 
 /// Collects a head. Its end is LF followed by LF or CRLF: a head with bare LFs is for the parser to refuse, not to wait for.
@@ -38,7 +38,7 @@ impl HeadScanner {
     }
 
     /// Takes more bytes. `Some` once the blank line was seen: the head with it, and what followed.
-    pub fn push(&mut self, data: Bytes) -> Result<Option<(Bytes, Bytes)>, Fault> {
+    pub fn push(&mut self, data: Bytes) -> Result<Option<(Bytes, Bytes)>, NetError> {
         if self.buffer.is_empty() {
             // RFC 9112 §2.2: empty lines before a request line are ignored
             let start = data.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(data.len());
@@ -64,12 +64,12 @@ impl HeadScanner {
                 _ => {
                     let other = other_protocol(byte).filter(|_| self.scanned == 1);
                     let message = other.map_or_else(|| format!("Control character {byte:#04x} in a head"), str::to_owned);
-                    return Err(Fault::remote(FaultCode::HeadMalformed, message));
+                    return Err(NetError::remote(NetErrorCode::HeadMalformed, message));
                 }
             }
         }
         if self.scanned > self.limit || self.limit == 0 {
-            return Err(Fault::remote(FaultCode::HeadTooLarge, "The head is too large"));
+            return Err(NetError::remote(NetErrorCode::HeadTooLarge, "The head is too large"));
         }
         Ok(None)
     }
@@ -87,71 +87,75 @@ fn other_protocol(first: u8) -> Option<&'static str> {
 
 /// Resolves after `limit`, with what is wrong then. What has come by then is to be looked at first: a process that was stopped meanwhile finds
 /// its timers run out before it hears of what came.
-pub async fn too_late(limit: Duration) -> Fault {
+pub async fn head_timeout(limit: Duration) -> NetError {
     sleep(limit).await;
     yield_now().await; // to the sockets
-    Fault::remote(FaultCode::HeadTimeout, "The head is not complete in time")
+    NetError::remote(NetErrorCode::HeadTimeout, "The head is not complete in time")
 }
 
 /// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the
 /// oldest.
-pub struct Gate {
+pub struct PendingHeads {
     max: usize,
-    max_per_source: usize,
-    state: Mutex<GateState>,
+    max_per_address: usize,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct GateState {
+struct State {
     next: u64,
     pending: BTreeMap<u64, Pending>,
     /// Numbers of those that are pending, the oldest first.
-    sources: HashMap<Source, BTreeSet<u64>>,
+    keys: HashMap<AddressKey, BTreeSet<u64>>,
 }
 
 struct Pending {
-    source: Option<Source>,
-    tell: oneshot::Sender<Fault>,
+    key: Option<AddressKey>,
+    evict: oneshot::Sender<NetError>,
 }
 
-/// A place in a [`Gate`], held while a head is being read.
-pub struct Ticket {
-    gate: Arc<Gate>,
+/// A place in a [`PendingHeads`], held while a head is being read.
+pub struct HeadPermit {
+    heads: Arc<PendingHeads>,
     number: u64,
-    evicted: oneshot::Receiver<Fault>,
+    evicted: oneshot::Receiver<NetError>,
 }
 
-impl Gate {
-    /// `max_per_source` is 0 for no such limit.
-    pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
+impl PendingHeads {
+    /// `max_per_address` is 0 for no such limit.
+    pub fn new(max: usize, max_per_address: usize) -> Arc<Self> {
         Arc::new(Self {
             max: max.max(1),
-            max_per_source,
+            max_per_address,
             state: Mutex::default(),
         })
     }
 
-    pub fn enter(self: &Arc<Self>, source: Option<Source>) -> Ticket {
-        let source = source.filter(|_| self.max_per_source > 0);
-        let (tell, evicted) = oneshot::channel();
+    pub fn acquire(self: &Arc<Self>, key: Option<AddressKey>) -> HeadPermit {
+        let key = key.filter(|_| self.max_per_address > 0);
+        let (evict, evicted) = oneshot::channel();
         let mut state = lock(&self.state);
         let number = state.next;
         state.next += 1;
-        state.pending.insert(number, Pending { source, tell });
-        if let Some(source) = source {
-            let own = state.sources.entry(source).or_default();
+        state.pending.insert(number, Pending { key, evict });
+        if let Some(key) = key {
+            let own = state.keys.entry(key).or_default();
             own.insert(number);
-            if own.len() > self.max_per_source {
+            if own.len() > self.max_per_address {
                 let oldest = own.first().copied();
-                state.evict(oldest, FaultCode::LimitPerAddress, "Too many heads of this address are being read");
+                state.evict(
+                    oldest,
+                    NetErrorCode::LimitPerAddress,
+                    "Too many heads of this address are being read",
+                );
             }
         }
         if state.pending.len() > self.max {
             let oldest = state.pending.keys().next().copied();
-            state.evict(oldest, FaultCode::Limit, "Too many heads are being read");
+            state.evict(oldest, NetErrorCode::Limit, "Too many heads are being read");
         }
-        Ticket {
-            gate: self.clone(),
+        HeadPermit {
+            heads: self.clone(),
             number,
             evicted,
         }
@@ -160,14 +164,14 @@ impl Gate {
     #[cfg(test)]
     fn len(&self) -> (usize, usize) {
         let state = lock(&self.state);
-        (state.pending.len(), state.sources.len())
+        (state.pending.len(), state.keys.len())
     }
 }
 
-impl GateState {
+impl State {
     fn remove(&mut self, number: u64) -> Option<Pending> {
         let pending = self.pending.remove(&number)?;
-        if let Some(Entry::Occupied(mut own)) = pending.source.map(|source| self.sources.entry(source)) {
+        if let Some(Entry::Occupied(mut own)) = pending.key.map(|key| self.keys.entry(key)) {
             own.get_mut().remove(&number);
             if own.get().is_empty() {
                 own.remove();
@@ -176,26 +180,26 @@ impl GateState {
         Some(pending)
     }
 
-    fn evict(&mut self, number: Option<u64>, code: FaultCode, message: &str) {
+    fn evict(&mut self, number: Option<u64>, code: NetErrorCode, message: &str) {
         if let Some(pending) = number.and_then(|number| self.remove(number)) {
-            let _ = pending.tell.send(Fault::new(code, message)); // gone by itself meanwhile
+            let _ = pending.evict.send(NetError::new(code, message)); // gone by itself meanwhile
         }
     }
 }
 
-impl Ticket {
+impl HeadPermit {
     /// Resolves when this place is taken away, with the reason.
-    pub async fn evicted(&mut self) -> Fault {
+    pub async fn evicted(&mut self) -> NetError {
         match (&mut self.evicted).await {
-            Ok(fault) => fault,
+            Ok(error) => error,
             Err(_) => std::future::pending().await,
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for HeadPermit {
     fn drop(&mut self) {
-        lock(&self.gate.state).remove(self.number);
+        lock(&self.heads.state).remove(self.number);
     }
 }
 
@@ -205,7 +209,7 @@ mod tests {
 
     type Found = Option<(Vec<u8>, Vec<u8>)>;
 
-    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, FaultCode> {
+    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, NetErrorCode> {
         let mut scanner = HeadScanner::new(limit);
         for (i, part) in parts.iter().enumerate() {
             match scanner.push(Bytes::copy_from_slice(part)) {
@@ -215,7 +219,7 @@ mod tests {
                     parts[i + 1..].iter().for_each(|p| rest.extend_from_slice(p));
                     return Ok(Some((head.to_vec(), rest)));
                 }
-                Err(fault) => return Err(fault.code),
+                Err(error) => return Err(error.code),
             }
         }
         Ok(None)
@@ -240,22 +244,22 @@ mod tests {
     #[test]
     fn leading_empty_lines_are_skipped_and_counted() {
         assert_eq!(scan(&[b"\r\n\r\nA\r\n\r\n"], 100), Ok(Some((b"A\r\n\r\n".to_vec(), vec![]))));
-        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err(FaultCode::HeadTooLarge));
+        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err(NetErrorCode::HeadTooLarge));
     }
 
     #[test]
     fn limits_are_kept_to_the_byte() {
         assert!(matches!(scan(&[b"AAAA\r\n\r\n"], 8), Ok(Some(_))));
-        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err(FaultCode::HeadTooLarge));
-        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err(FaultCode::HeadTooLarge));
+        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err(NetErrorCode::HeadTooLarge));
+        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err(NetErrorCode::HeadTooLarge));
         assert_eq!(scan(&[b"AAAAAAAA"], 8), Ok(None));
     }
 
     #[test]
     fn control_characters_are_refused_at_once() {
-        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err(FaultCode::HeadMalformed));
-        assert_eq!(scan(&[b"A\0"], 100), Err(FaultCode::HeadMalformed));
-        assert_eq!(scan(&[b"A\x7f"], 100), Err(FaultCode::HeadMalformed));
+        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err(NetErrorCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\0"], 100), Err(NetErrorCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\x7f"], 100), Err(NetErrorCode::HeadMalformed));
     }
 
     #[test]
@@ -269,34 +273,34 @@ mod tests {
 
     #[test]
     fn one_too_many_evicts_the_oldest() {
-        let gate = Gate::new(2, 0);
-        let mut first = gate.enter(None);
-        let mut second = gate.enter(Some(Source::V4(1)));
-        let _third = gate.enter(Some(Source::V4(1)));
-        assert_eq!(first.evicted.try_recv().unwrap().code, FaultCode::Limit);
+        let heads = PendingHeads::new(2, 0);
+        let mut first = heads.acquire(None);
+        let mut second = heads.acquire(Some(AddressKey::V4(1)));
+        let _third = heads.acquire(Some(AddressKey::V4(1)));
+        assert_eq!(first.evicted.try_recv().unwrap().code, NetErrorCode::Limit);
         assert!(second.evicted.try_recv().is_err());
         drop(first);
         drop(second);
-        assert_eq!(gate.len(), (1, 0));
+        assert_eq!(heads.len(), (1, 0));
     }
 
     #[test]
     fn one_too_many_of_a_source_evicts_its_oldest() {
-        let gate = Gate::new(10, 2);
-        let mut other = gate.enter(Some(Source::V4(2)));
-        let mut exempt = gate.enter(None);
-        let mut own: Vec<_> = (0..5).map(|_| gate.enter(Some(Source::V4(1)))).collect();
+        let heads = PendingHeads::new(10, 2);
+        let mut other = heads.acquire(Some(AddressKey::V4(2)));
+        let mut exempt = heads.acquire(None);
+        let mut own: Vec<_> = (0..5).map(|_| heads.acquire(Some(AddressKey::V4(1)))).collect();
         for evicted in &mut own[..3] {
-            assert_eq!(evicted.evicted.try_recv().unwrap().code, FaultCode::LimitPerAddress);
+            assert_eq!(evicted.evicted.try_recv().unwrap().code, NetErrorCode::LimitPerAddress);
         }
         for kept in own[3..].iter_mut().chain([&mut other, &mut exempt]) {
             assert!(kept.evicted.try_recv().is_err());
         }
-        assert_eq!(gate.len(), (4, 2));
+        assert_eq!(heads.len(), (4, 2));
         drop(own);
-        assert_eq!(gate.len(), (2, 1));
+        assert_eq!(heads.len(), (2, 1));
         drop(other);
         drop(exempt);
-        assert_eq!(gate.len(), (0, 0));
+        assert_eq!(heads.len(), (0, 0));
     }
 }

@@ -9,12 +9,12 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::connect::more_telling;
-use crate::error::{Fault, FaultCode};
-use crate::names::{Names, Purpose};
+use crate::error::{NetError, NetErrorCode};
+use crate::happy_eyeballs::more_specific;
+use crate::resolver::{Purpose, Resolver};
 
 /// Addresses that are asked about.
-const MOST: usize = 4;
+const MAX_ADDRESSES: usize = 4;
 /// Datagrams to each. The second one hears what the first one has taught the kernel about the path.
 const PROBES: u32 = 3;
 /// The smallest that a path must carry for QUIC (RFC 9000 §14).
@@ -29,16 +29,16 @@ fn datagram() -> [u8; LENGTH] {
 }
 
 /// Why datagrams do not reach `host`; `None` where the system does not say so, for one address at least.
-pub async fn probe(names: &Arc<Names>, host: &str, port: u16, limit: Duration) -> Option<Fault> {
+pub async fn probe(resolver: &Arc<Resolver>, host: &str, port: u16, limit: Duration) -> Option<NetError> {
     timeout(limit, async {
-        let addresses = names.look_up(host, port, Purpose::Link).all().await.ok()?;
+        let addresses = resolver.lookup(host, port, Purpose::Link).all().await.ok()?;
         let mut probes = JoinSet::new();
-        for address in addresses.into_iter().take(MOST) {
+        for address in addresses.into_iter().take(MAX_ADDRESSES) {
             probes.spawn(async move { ask(address, limit / PROBES).await.map(|e| explain(&e, address)) });
         }
         let mut worst = None;
         while let Some(ended) = probes.join_next().await {
-            worst = Some(more_telling(worst, ended.ok()??));
+            worst = Some(more_specific(worst, ended.ok()??));
         }
         worst
     })
@@ -99,34 +99,34 @@ fn hear_errors(socket: &UdpSocket, is_ipv4: bool) {
 fn hear_errors(_: &UdpSocket, _: bool) {}
 
 /// In words, with what to do.
-fn explain(error: &io::Error, address: SocketAddr) -> Fault {
+fn explain(error: &io::Error, address: SocketAddr) -> NetError {
     use io::ErrorKind::*;
     let (code, why) = match (error.raw_os_error(), error.kind()) {
         (Some(libc::EMSGSIZE), _) => (
-            FaultCode::Unreachable,
+            NetErrorCode::Unreachable,
             format!("the path to {address} carries no packets of 1,200 bytes, which QUIC needs: raise the MTU of the interface or VPN"),
         ),
         (_, ConnectionRefused) => (
-            FaultCode::Refused,
+            NetErrorCode::Refused,
             format!("nothing takes UDP datagrams at {address}: is the proxy running, and is this its --agent-server.listen-address?"),
         ),
         (_, NetworkUnreachable | NetworkDown | AddrNotAvailable) => (
-            FaultCode::Unreachable,
+            NetErrorCode::Unreachable,
             format!("this machine has no route to {address}: check its network, and whether the address is right"),
         ),
         (_, HostUnreachable) => (
-            FaultCode::Unreachable,
+            NetErrorCode::Unreachable,
             format!("the network says that {address} cannot be reached: check the address, and firewalls on the way"),
         ),
         (_, PermissionDenied) => (
-            FaultCode::Unreachable,
+            NetErrorCode::Unreachable,
             format!("a firewall or a route rejects UDP datagrams to {address}: allow UDP to that port"),
         ),
-        _ => (FaultCode::Unreachable, format!("datagrams to {address} cannot be sent")),
+        _ => (NetErrorCode::Unreachable, format!("datagrams to {address} cannot be sent")),
     };
-    Fault {
-        remote: code == FaultCode::Refused,
-        ..Fault::new(code, format!("{why} ({error})"))
+    NetError {
+        remote: code == NetErrorCode::Refused,
+        ..NetError::new(code, format!("{why} ({error})"))
     }
 }
 
@@ -134,10 +134,10 @@ fn explain(error: &io::Error, address: SocketAddr) -> Fault {
 mod tests {
     use super::*;
 
-    async fn probe_at(address: &str, limit: Duration) -> Option<Fault> {
+    async fn probe_at(address: &str, limit: Duration) -> Option<NetError> {
         let address: SocketAddr = address.parse().unwrap();
-        let names = Names::new(tokio::runtime::Handle::current(), Default::default());
-        probe(&names, &address.ip().to_string(), address.port(), limit).await
+        let resolver = Resolver::new(tokio::runtime::Handle::current(), Default::default());
+        probe(&resolver, &address.ip().to_string(), address.port(), limit).await
     }
 
     const LONG: Duration = Duration::from_secs(20);
@@ -148,9 +148,9 @@ mod tests {
             let socket = UdpSocket::bind(format!("{ip}:0")).await.unwrap();
             let address = socket.local_addr().unwrap();
             drop(socket);
-            let fault = probe_at(&address.to_string(), LONG).await.unwrap();
-            assert_eq!(fault.code, FaultCode::Refused);
-            assert!(fault.message.contains(&address.to_string()), "{}", fault.message);
+            let error = probe_at(&address.to_string(), LONG).await.unwrap();
+            assert_eq!(error.code, NetErrorCode::Refused);
+            assert!(error.message.contains(&address.to_string()), "{}", error.message);
         }
     }
 

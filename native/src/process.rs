@@ -4,12 +4,12 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 /// A service manager that does not read must not stop the program.
-const PATIENCE: Duration = Duration::from_millis(100);
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Sends `state` as sd_notify(3) does. `socket` is a path, or `@` and a name of the abstract namespace (unix(7)), which Linux alone has.
 pub fn notify(socket: &str, state: &str) -> io::Result<()> {
     let datagram = UnixDatagram::unbound()?;
-    datagram.set_write_timeout(Some(PATIENCE))?;
+    datagram.set_write_timeout(Some(SEND_TIMEOUT))?;
     match socket.strip_prefix('@') {
         None => datagram.send_to(state.as_bytes(), socket)?,
         Some(name) => send_abstract(&datagram, state, name)?,

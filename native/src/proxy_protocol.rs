@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpStream;
 
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;
 /// Longest header of version 2, with all that balancers add.
-const V2_MOST: usize = 4_096;
+const V2_MAX: usize = 4_096;
 /// Longest line of version 1.
-const V1_MOST: usize = 107;
+const V1_MAX: usize = 107;
 
 /// What bytes are, as far as they have come.
 #[derive(Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub enum Header {
     /// At least this number of further bytes belongs to the header.
     Needs(usize),
     /// All of it is there: the client's address, `None` where the balancer connects for itself or does not know.
-    Whole(Option<SocketAddr>),
+    Complete(Option<SocketAddr>),
     Malformed,
 }
 
@@ -39,16 +39,16 @@ pub fn parse(bytes: &[u8]) -> Header {
 fn parse_v1(bytes: &[u8]) -> Header {
     const NAME: &[u8] = b"PROXY ";
     let start = bytes.len().min(NAME.len());
-    if bytes[..start] != NAME[..start] || bytes.len() > V1_MOST {
+    if bytes[..start] != NAME[..start] || bytes.len() > V1_MAX {
         return Header::Malformed;
     }
     match bytes.iter().position(|&b| b == b'\n') {
         Some(end) if end + 1 == bytes.len() => {}
-        None if bytes.len() < V1_MOST => return Header::Needs(1),
+        None if bytes.len() < V1_MAX => return Header::Needs(1),
         _ => return Header::Malformed,
     }
     let line = bytes.strip_suffix(b"\r\n").and_then(|line| std::str::from_utf8(line).ok());
-    line.and_then(client_v1).map_or(Header::Malformed, Header::Whole)
+    line.and_then(client_v1).map_or(Header::Malformed, Header::Complete)
 }
 
 /// `PROXY TCP4 source destination port port`, or `PROXY UNKNOWN` and anything.
@@ -78,7 +78,7 @@ fn parse_v2(bytes: &[u8]) -> Header {
     }
     let length = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
     let (command, family, whole) = (bytes[12], bytes[13], V2_FIXED + length);
-    if !matches!(command, 0x20 | 0x21) || whole > V2_MOST || bytes.len() > whole {
+    if !matches!(command, 0x20 | 0x21) || whole > V2_MAX || bytes.len() > whole {
         return Header::Malformed;
     }
     if bytes.len() < whole {
@@ -88,7 +88,7 @@ fn parse_v2(bytes: &[u8]) -> Header {
     match (command, family) {
         (0x21, 0x11) => client_v2::<4>(addresses),
         (0x21, 0x21) => client_v2::<16>(addresses),
-        _ => Header::Whole(None), // LOCAL, and families in which no client comes
+        _ => Header::Complete(None), // LOCAL, and families in which no client comes
     }
 }
 
@@ -106,19 +106,19 @@ where
     if addresses.len() < 2 * N + 4 {
         return Header::Malformed;
     }
-    Header::Whole(Some((IpAddr::from(*source), u16::from_be_bytes([high, low])).into()))
+    Header::Complete(Some((IpAddr::from(*source), u16::from_be_bytes([high, low])).into()))
 }
 
 /// Reads the header and nothing behind it. `None`: the balancer went without a word, as its health checks do.
-pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, Fault> {
+pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, NetError> {
     let mut bytes = Vec::new();
     loop {
         let needs = match parse(&bytes) {
-            Header::Whole(client) => return Ok(Some(client)),
+            Header::Complete(client) => return Ok(Some(client)),
             Header::Needs(needs) => needs,
             Header::Malformed => {
-                return Err(Fault::remote(
-                    FaultCode::HeadMalformed,
+                return Err(NetError::remote(
+                    NetErrorCode::HeadMalformed,
                     "The load balancer's connection does not begin with a PROXY protocol header",
                 ))
             }
@@ -135,13 +135,13 @@ pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, Faul
         match read {
             Ok(0) | Err(_) if had == 0 => return Ok(None),
             Ok(0) => {
-                return Err(Fault::remote(
-                    FaultCode::HeadTruncated,
+                return Err(NetError::remote(
+                    NetErrorCode::HeadTruncated,
                     "The stream ended within the PROXY protocol header",
                 ))
             }
             Ok(n) => bytes.truncate(had + n),
-            Err(e) => return Err(Fault::stream(&e)),
+            Err(e) => return Err(NetError::stream(&e)),
         }
     }
 }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn client(text: &str) -> Header {
-        Header::Whole(Some(text.parse().unwrap()))
+        Header::Complete(Some(text.parse().unwrap()))
     }
 
     #[test]
@@ -182,14 +182,14 @@ mod tests {
         for (header, expected) in [
             (b"PROXY TCP4 192.0.2.1 10.0.0.1 5000 80\r\n".to_vec(), client("192.0.2.1:5000")),
             (b"PROXY TCP6 2001::9 ::1 5000 80\r\n".to_vec(), client("[2001::9]:5000")),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Header::Whole(None)),
-            (b"PROXY UNKNOWN ffff:: ffff:: 1 2\r\n".to_vec(), Header::Whole(None)),
+            (b"PROXY UNKNOWN\r\n".to_vec(), Header::Complete(None)),
+            (b"PROXY UNKNOWN ffff:: ffff:: 1 2\r\n".to_vec(), Header::Complete(None)),
             (v2(0x21, 0x11, &v4), client("192.0.2.1:5000")),
             (v2(0x21, 0x11, &with_more), client("192.0.2.1:5000")),
             (v2(0x21, 0x21, &v6), client("[2001::9]:5000")),
-            (v2(0x20, 0x00, &[]), Header::Whole(None)),
-            (v2(0x20, 0x11, &v4), Header::Whole(None)),
-            (v2(0x21, 0x31, &[0; 216]), Header::Whole(None)),
+            (v2(0x20, 0x00, &[]), Header::Complete(None)),
+            (v2(0x20, 0x11, &v4), Header::Complete(None)),
+            (v2(0x21, 0x31, &[0; 216]), Header::Complete(None)),
         ] {
             let mut bytes = header.clone();
             bytes.extend(b"GET http://a/ HTTP/1.1\r\n\r\n\0\r\nQUIT\n");
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_is_no_header_is_malformed_at_once() {
-        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_MOST));
+        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_MAX));
         for bad in [
             &b"GET http://a/ HTTP/1.1\r\n\r\n"[..],
             b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\0\0",
@@ -221,7 +221,7 @@ mod tests {
             &v2(0x22, 0x11, &[0; 12]),
             &v2(0x21, 0x11, &[0; 11]),
             &v2(0x21, 0x21, &[0; 35]),
-            &v2(0x21, 0x11, &[0; V2_MOST]),
+            &v2(0x21, 0x11, &[0; V2_MAX]),
         ] {
             assert_eq!(feed(bad).0, Header::Malformed, "{:?}", String::from_utf8_lossy(bad));
         }

@@ -23,29 +23,29 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::address::{canonical, display, lacks_family, to_bind, Source as From, Sources};
-use crate::congestion::{self, Notes};
-use crate::connect::{connect, At};
-use crate::error::{Fault, FaultCode, Warn};
-use crate::half::{Sink, Source};
-use crate::head::{too_late, Gate};
-use crate::inbox::Inbox;
+use crate::accept_queue::AcceptQueue;
+use crate::address::{canonical, display, lacks_family, to_bind, AddressKey, AddressKeys};
+use crate::congestion::{self, ConnectionSignals};
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::half::{ReadHalf, WriteHalf};
+use crate::happy_eyeballs::{connect, DialTarget};
+use crate::head::{head_timeout, PendingHeads};
 use crate::lock;
-use crate::names::{Names, Purpose};
+use crate::resolver::{Purpose, Resolver};
 use crate::stream::Halves;
 use crate::tcp::{read_head, HeadLimits, Incoming};
 use crate::tls::{self, ClientTls, ServerTls, QUIC_VERSIONS};
-use crate::turn::Polite;
 use crate::window::{self, Flow};
+use crate::write_coalescing::CoalescingRuntime;
 
 /// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
 const UDP_BUFFER: usize = 8 << 20;
 /// With less a fast sender overruns it.
-const UDP_BUFFER_ENOUGH: usize = 2_500_000;
+const MIN_UDP_BUFFER: usize = 2_500_000;
 /// Connections ready, requests ready, and not yet asked for.
-const READY: usize = 1024;
+const ACCEPT_QUEUE: usize = 1024;
 /// Failed handshakes reported and not yet asked for.
-const FAILURES: usize = 64;
+const MAX_QUEUED_FAILURES: usize = 64;
 /// quinn with GSO loses larger ones: a send must stay below 64 KiB.
 const MAX_MTU: u32 = 6_400;
 const MIN_MTU: u32 = 1_200;
@@ -53,14 +53,14 @@ const MIN_MTU: u32 = 1_200;
 const DEFAULT_MTU: u32 = MAX_MTU;
 /// What a peer may have open at first: quinn makes room for all that it may open, time for each attempt to connect included, and keeps what
 /// streams have needed for as many of them: six megabytes for ten thousand.
-const FIRST_STREAMS: u32 = 256;
+const INITIAL_STREAMS: u32 = 256;
 /// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// A handshake that has waited longer for its turn is refused: its peer comes back when there is less to do, instead of giving up halfway.
-const TURN: Duration = Duration::from_secs(2);
+const MAX_START_DELAY: Duration = Duration::from_secs(2);
 /// How long the ends of connections may take to reach the wire.
-const TELL: Duration = Duration::from_millis(700);
-const DRAIN: Duration = Duration::from_millis(300);
+const CLOSE_NOTIFY_TIMEOUT: Duration = Duration::from_millis(700);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 #[napi_derive::napi(object)]
 #[derive(Clone, Default)]
@@ -75,7 +75,7 @@ pub struct Transport {
 }
 
 impl Transport {
-    fn config(&self) -> Result<Arc<TransportConfig>, Fault> {
+    fn config(&self) -> Result<Arc<TransportConfig>, NetError> {
         let mut config = TransportConfig::default();
         let millis = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
         config.keep_alive_interval(millis(self.keep_alive_ms.unwrap_or(3_000)));
@@ -84,17 +84,17 @@ impl Transport {
                 .map_or(Some(10_000), |ms| (ms > 0).then_some(ms))
                 .map(|ms| VarInt::from_u32(ms).into()),
         );
-        config.max_concurrent_bidi_streams(self.streams().min(FIRST_STREAMS).into());
+        config.max_concurrent_bidi_streams(self.streams().min(INITIAL_STREAMS).into());
         config.max_concurrent_uni_streams(0u8.into());
         config.datagram_receive_buffer_size(None);
         config.stream_receive_window(self.stream_window().into());
-        config.receive_window(window::at_first(self.connection_window.unwrap_or(0)));
+        config.receive_window(window::initial_connection_window(self.connection_window.unwrap_or(0)));
         // each stream has one of its own: a sum for all of them would let those in bulk starve the others
         config.send_window(u64::MAX);
         let name = self.congestion.as_deref().unwrap_or("cubic");
         let factory = congestion::named(name).ok_or_else(|| {
             let message = format!("Cannot use {name:?} for congestion control: it is cubic, cubic-loss-tolerant, bbr or newreno");
-            Fault::new(FaultCode::Invalid, message)
+            NetError::new(NetErrorCode::Invalid, message)
         })?;
         config.congestion_controller_factory(factory);
         let mut discovery = MtuDiscoveryConfig::default();
@@ -104,14 +104,14 @@ impl Transport {
     }
 
     fn stream_window(&self) -> u32 {
-        self.stream_window.unwrap_or(window::START as u32)
+        self.stream_window.unwrap_or(window::INITIAL_STREAM_WINDOW as u32)
     }
 
     /// A connection whose handshake is complete.
     fn begin(&self, connection: &Connection) {
-        if let Some(notes) = Notes::of(connection) {
-            notes
-                .session
+        if let Some(signals) = ConnectionSignals::of(connection) {
+            signals
+                .window
                 .begin(self.stream_window().into(), self.connection_window.unwrap_or(0));
         }
     }
@@ -133,7 +133,7 @@ impl Transport {
 
     /// A server that is started anew with its old key can tell the peers of the connections that it had, which none but the two could make
     /// up (RFC 9000 §10.3). So can another with the same key, to which a load balancer sends their packets.
-    fn server_endpoint(&self, tls: &ServerTls) -> Result<EndpointConfig, Fault> {
+    fn server_endpoint(&self, tls: &ServerTls) -> Result<EndpointConfig, NetError> {
         let key = tls::derive(&tls.key, b"QUIC stateless reset")?;
         let mut ids = [0; 8];
         ids.copy_from_slice(&hmac::sign(&key, b"key of connection ids").as_ref()[..8]);
@@ -148,19 +148,19 @@ impl Transport {
 
 /// As `connection_window` of [`Transport`], from now on.
 pub fn set_connection_window(connection: &Connection, bytes: u32) {
-    if let Some(notes) = Notes::of(connection) {
-        notes.session.set_base(connection, bytes);
+    if let Some(signals) = ConnectionSignals::of(connection) {
+        signals.window.set_base(connection, bytes);
     }
 }
 
 /// Both halves of a stream, with windows of their own.
-fn halves(connection: &Connection, notes: &Option<Arc<Notes>>, sink: SendStream, source: RecvStream) -> Halves {
-    let mut halves = Halves::new(Source::Quic(source), Sink::Quic(sink, notes.clone()));
-    halves.reader.flow = Flow::new(connection, notes);
+fn halves(connection: &Connection, signals: &Option<Arc<ConnectionSignals>>, send: SendStream, recv: RecvStream) -> Halves {
+    let mut halves = Halves::new(ReadHalf::Quic(recv), WriteHalf::Quic(send, signals.clone()));
+    halves.reader.flow = Flow::new(connection, signals);
     halves
 }
 
-/// Warns where the kernel gives less than [`UDP_BUFFER_ENOUGH`].
+/// Warns where the kernel gives less than [`MIN_UDP_BUFFER`].
 fn udp(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
@@ -171,7 +171,7 @@ fn udp(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket>
     let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
     // Linux counts its own overhead in: it shows twice of what was asked
     let got = if cfg!(target_os = "linux") { got / 2 } else { got };
-    if got < UDP_BUFFER_ENOUGH {
+    if got < MIN_UDP_BUFFER {
         let remedy = if cfg!(target_os = "macos") {
             format!("sysctl -w kern.ipc.maxsockbuf={}", 2 * UDP_BUFFER)
         } else {
@@ -217,101 +217,101 @@ pub struct HandshakeLimits {
     pub time: Duration,
     pub pending: usize,
     /// 0 for no such limit.
-    pub pending_per_source: usize,
-    pub sources: Sources,
-    pub retry_from: usize,
+    pub pending_per_address: usize,
+    pub keys: AddressKeys,
+    pub retry_threshold: usize,
 }
 
 /// Handshakes under way of each source. Those of addresses that are not validated count apart: anybody can send them in another's name.
 #[derive(Default)]
-struct Handshakes {
-    of: Mutex<HashMap<From, Underway>>,
+struct PendingHandshakes {
+    of: Mutex<HashMap<AddressKey, AddressCounts>>,
 }
 
 #[derive(Default)]
-struct Underway {
+struct AddressCounts {
     validated: usize,
-    claimed: usize,
+    unvalidated: usize,
 }
 
 /// One of them, until it is dropped.
-struct Counted {
-    all: Arc<Handshakes>,
-    from: From,
+struct HandshakePermit {
+    all: Arc<PendingHandshakes>,
+    key: AddressKey,
     validated: bool,
 }
 
-enum Verdict {
-    Take(Option<Counted>),
+enum Admission {
+    Accept(Option<HandshakePermit>),
     /// Let it show that it is where it says it is.
     Retry,
     Refuse,
 }
 
-impl Handshakes {
-    fn judge(self: &Arc<Self>, from: Option<From>, validated: bool, most: usize) -> Verdict {
-        let Some(from) = from.filter(|_| most > 0) else {
-            return Verdict::Take(None);
+impl PendingHandshakes {
+    fn admit(self: &Arc<Self>, key: Option<AddressKey>, validated: bool, max: usize) -> Admission {
+        let Some(key) = key.filter(|_| max > 0) else {
+            return Admission::Accept(None);
         };
         let mut of = lock(&self.of);
-        let underway = of.entry(from).or_default();
+        let underway = of.entry(key).or_default();
         match validated {
-            true if underway.validated >= most => return Verdict::Refuse,
+            true if underway.validated >= max => return Admission::Refuse,
             true => underway.validated += 1,
-            false if underway.validated + underway.claimed >= most => return Verdict::Retry,
-            false => underway.claimed += 1,
+            false if underway.validated + underway.unvalidated >= max => return Admission::Retry,
+            false => underway.unvalidated += 1,
         }
         let all = self.clone();
-        Verdict::Take(Some(Counted { all, from, validated }))
+        Admission::Accept(Some(HandshakePermit { all, key, validated }))
     }
 }
 
-impl Drop for Counted {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         let mut of = lock(&self.all.of);
-        let Some(underway) = of.get_mut(&self.from) else { return };
+        let Some(underway) = of.get_mut(&self.key) else { return };
         match self.validated {
             true => underway.validated -= 1,
-            false => underway.claimed -= 1,
+            false => underway.unvalidated -= 1,
         }
-        if underway.validated + underway.claimed == 0 {
-            of.remove(&self.from);
+        if underway.validated + underway.unvalidated == 0 {
+            of.remove(&self.key);
         }
     }
 }
 
 /// Handshakes refused that were not reported, for those who ask were told of too many already.
 #[derive(Default)]
-pub struct Unreported {
+pub struct SuppressedErrors {
     limit: AtomicU64,
     per_address: AtomicU64,
 }
 
-impl Unreported {
-    fn of(&self, code: FaultCode) -> Option<&AtomicU64> {
+impl SuppressedErrors {
+    fn of(&self, code: NetErrorCode) -> Option<&AtomicU64> {
         match code {
-            FaultCode::Limit => Some(&self.limit),
-            FaultCode::LimitPerAddress => Some(&self.per_address),
+            NetErrorCode::Limit => Some(&self.limit),
+            NetErrorCode::LimitPerAddress => Some(&self.per_address),
             _ => None,
         }
     }
 
     /// How many a failure with this code that is reported now stands for: itself, and those before it.
-    pub fn take(&self, code: FaultCode) -> u64 {
+    pub fn take(&self, code: NetErrorCode) -> u64 {
         1 + self.of(code).map_or(0, |count| count.swap(0, Ordering::Relaxed))
     }
 }
 
 /// What a listener hands over.
-pub enum Arrival {
-    Connection(Connection),
-    Failure { remote: String, fault: Fault },
+pub enum HandshakeResult {
+    Connected(Connection),
+    Failed { remote: String, error: NetError },
 }
 
 pub struct Listener {
     pub address: String,
-    pub inbox: Arc<Inbox<Arrival>>,
-    pub unreported: Arc<Unreported>,
+    pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
+    pub suppressed: Arc<SuppressedErrors>,
     endpoint: Endpoint,
     /// Gone once neither the endpoint nor a connection of it has the socket any more; until then the descriptor is its.
     socket: Weak<dyn AsyncUdpSocket>,
@@ -331,31 +331,31 @@ impl Listener {
         transport: Transport,
         limits: HandshakeLimits,
         warn: &Warn,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, NetError> {
         let config = server_config(tls, &alpn, &transport)?;
         let known = transport.server_endpoint(tls)?;
         let socket = bind(address, warn)?;
         let _guard = runtime.enter();
         let descriptor = socket.as_raw_fd();
-        let runs_on = Arc::new(Polite);
-        let socket = runs_on.wrap_udp_socket(socket).map_err(|e| Fault::bind(&e, address))?;
+        let runs_on = Arc::new(CoalescingRuntime);
+        let socket = runs_on.wrap_udp_socket(socket).map_err(|e| NetError::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| Fault::bind(&e, address))?;
-        let bound = endpoint.local_addr().map_err(|e| Fault::bind(&e, address))?;
-        let inbox = Arc::new(Inbox::new(READY));
+        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| NetError::bind(&e, address))?;
+        let bound = endpoint.local_addr().map_err(|e| NetError::bind(&e, address))?;
+        let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let (open, closed) = watch::channel(true);
-        let unreported = Arc::new(Unreported::default());
-        let door = Door {
-            inbox: inbox.clone(),
-            unreported: unreported.clone(),
+        let suppressed = Arc::new(SuppressedErrors::default());
+        let limiter = HandshakeLimiter {
+            accept_queue: accept_queue.clone(),
+            suppressed: suppressed.clone(),
             limits,
             transport: transport.clone(),
         };
-        runtime.spawn(accept(endpoint.clone(), door, closed));
+        runtime.spawn(accept(endpoint.clone(), limiter, closed));
         Ok(Self {
             address: bound.to_string(),
-            inbox,
-            unreported,
+            accept_queue,
+            suppressed,
             endpoint,
             socket: held,
             descriptor,
@@ -366,7 +366,7 @@ impl Listener {
         })
     }
 
-    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), Fault> {
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
         let config = server_config(tls, &self.alpn, &self.transport)?;
         self.endpoint.set_server_config(Some(config));
         Ok(())
@@ -375,21 +375,21 @@ impl Listener {
     /// New connections are refused from now on.
     pub fn stop_accepting(&self) {
         self.open.send_replace(false);
-        self.inbox.close();
+        self.accept_queue.close();
     }
 
     /// Closes every connection; resolves when the peers of `connections` were told.
     pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
         self.stop_accepting();
-        connections.iter().for_each(congestion::open_window);
+        connections.iter().for_each(congestion::lift_cap);
         self.endpoint.close(code.into(), reason.as_bytes());
-        let told = async {
+        let notify_all = async {
             for connection in &connections {
-                told(connection).await;
+                close_notified(connection).await;
             }
         };
-        let _ = timeout(TELL, told).await;
-        let _ = timeout(DRAIN, self.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_NOTIFY_TIMEOUT, notify_all).await;
+        let _ = timeout(DRAIN_TIMEOUT, self.endpoint.wait_idle()).await;
         self.release();
     }
 
@@ -413,21 +413,21 @@ impl Listener {
     }
 }
 
-fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, Fault> {
+fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, NetError> {
     let crypto = tls::server(tls, QUIC_VERSIONS, alpn)?;
-    let crypto = QuicServerConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
+    let crypto = QuicServerConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport.config()?);
     Ok(config)
 }
 
-fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, Fault> {
-    let mut last = Fault::new(FaultCode::Invalid, format!("Cannot listen on {address}: no address"));
+fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {
+    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
     for candidate in to_bind(address)? {
         match udp(candidate, warn) {
             Ok(socket) => return Ok(socket),
             Err(e) => {
-                last = Fault::bind(&e, address);
+                last = NetError::bind(&e, address);
                 if !lacks_family(&e) {
                     break;
                 }
@@ -438,10 +438,10 @@ fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, Fault> {
 }
 
 /// Handshakes run side by side: one that never ends holds up nobody.
-async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool>) {
+async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
-    let underway = Arc::new(Handshakes::default());
-    let Door { inbox, limits, .. } = &door;
+    let underway = Arc::new(PendingHandshakes::default());
+    let HandshakeLimiter { accept_queue, limits, .. } = &limiter;
     let time = limits.time;
     loop {
         let incoming = tokio::select! {
@@ -451,57 +451,57 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
         let Some(incoming) = incoming else { return };
         while handshakes.try_join_next().is_some() {}
         let remote = canonical(incoming.remote_address());
-        if inbox.is_full() {
-            door.refuse(incoming, remote, FaultCode::Limit, "Too many connections wait to be accepted");
+        if accept_queue.is_full() {
+            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
             continue;
         }
         if handshakes.len() >= limits.pending {
-            door.refuse(incoming, remote, FaultCode::Limit, "Too many handshakes are under way");
+            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many handshakes are under way");
             continue;
         }
         let validated = incoming.remote_address_validated();
-        if handshakes.len() >= limits.retry_from && !validated {
+        if handshakes.len() >= limits.retry_threshold && !validated {
             let _ = incoming.retry(); // fails where it was validated, which it was not
             continue;
         }
-        let counted = match underway.judge(limits.sources.of(remote.ip()), validated, limits.pending_per_source) {
-            Verdict::Take(counted) => counted,
-            Verdict::Retry => {
+        let permit = match underway.admit(limits.keys.of(remote.ip()), validated, limits.pending_per_address) {
+            Admission::Accept(permit) => permit,
+            Admission::Retry => {
                 let _ = incoming.retry(); // as above
                 continue;
             }
-            Verdict::Refuse => {
-                door.refuse(
+            Admission::Refuse => {
+                limiter.refuse(
                     incoming,
                     remote,
-                    FaultCode::LimitPerAddress,
+                    NetErrorCode::LimitPerAddress,
                     "Too many handshakes of this address are under way",
                 );
                 continue;
             }
         };
         let remote = remote.to_string();
-        let (inbox, transport) = (inbox.clone(), door.transport.clone());
+        let (accept_queue, transport) = (accept_queue.clone(), limiter.transport.clone());
         let arrived = Instant::now();
         handshakes.spawn(async move {
-            let _counted = counted;
-            if arrived.elapsed() > TURN {
+            let _permit = permit;
+            if arrived.elapsed() > MAX_START_DELAY {
                 return incoming.refuse();
             }
-            let fault = match timeout(time, async { incoming.accept()?.await }).await {
+            let error = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
                     transport.begin(&connection);
-                    let _ = inbox.push(Arrival::Connection(connection)); // closed meanwhile: the connection goes with it
+                    let _ = accept_queue.push(HandshakeResult::Connected(connection)); // closed meanwhile: the connection goes with it
                     return;
                 }
-                Ok(Err(e)) => Fault::quic_connect(&e, &remote),
-                Err(_) => Fault::new(
-                    FaultCode::TimedOut,
+                Ok(Err(e)) => NetError::quic_connect(&e, &remote),
+                Err(_) => NetError::new(
+                    NetErrorCode::TimedOut,
                     format!("The handshake of {remote} is not complete in {} ms", time.as_millis()),
                 ),
             };
-            if inbox.len() < FAILURES {
-                let _ = inbox.push(Arrival::Failure { remote, fault });
+            if accept_queue.len() < MAX_QUEUED_FAILURES {
+                let _ = accept_queue.push(HandshakeResult::Failed { remote, error });
             }
         });
     }
@@ -512,20 +512,21 @@ async fn accept(endpoint: Endpoint, door: Door, mut closed: watch::Receiver<bool
 }
 
 /// Where handshakes come in.
-struct Door {
-    inbox: Arc<Inbox<Arrival>>,
-    unreported: Arc<Unreported>,
+struct HandshakeLimiter {
+    accept_queue: Arc<AcceptQueue<HandshakeResult>>,
+    suppressed: Arc<SuppressedErrors>,
     limits: HandshakeLimits,
     transport: Transport,
 }
 
-impl Door {
-    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: FaultCode, message: &str) {
+impl HandshakeLimiter {
+    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: NetErrorCode, message: &str) {
         incoming.refuse();
-        if self.inbox.len() < FAILURES {
-            let (remote, fault) = (remote.to_string(), Fault::new(code, message));
-            let _ = self.inbox.push(Arrival::Failure { remote, fault }); // closed meanwhile: nobody asks any more
-        } else if let Some(count) = self.unreported.of(code) {
+        if self.accept_queue.len() < MAX_QUEUED_FAILURES {
+            let (remote, error) = (remote.to_string(), NetError::new(code, message));
+            let _ = self.accept_queue.push(HandshakeResult::Failed { remote, error });
+        // closed meanwhile: nobody asks any more
+        } else if let Some(count) = self.suppressed.of(code) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -542,16 +543,16 @@ pub struct Dial {
 }
 
 /// A connection to the first address of the host that takes one. Its endpoint, with a socket of its own, ends with it.
-pub async fn dial(names: &Arc<Names>, options: Dial, warn: Arc<Warn>) -> Result<Connection, Fault> {
+pub async fn dial(resolver: &Arc<Resolver>, options: Dial, warn: Arc<Warn>) -> Result<Connection, NetError> {
     let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
     tls::server_name(&name)?;
     let name = name.split('%').next().unwrap_or(&name).to_owned();
     let crypto = tls::client(&options.tls, QUIC_VERSIONS, &options.alpn)?;
-    let crypto = QuicClientConfig::try_from(crypto).map_err(|e| Fault::tls("Cannot set up QUIC", e))?;
+    let crypto = QuicClientConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport.config()?);
-    let who = (names, Purpose::Link);
-    connect(who, &options.host, options.port, At::Name, options.limit, |address| {
+    let who = (resolver, Purpose::Link);
+    connect(who, &options.host, options.port, DialTarget::Name, options.limit, |address| {
         let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
         let what = display(&options.host, options.port);
         async move {
@@ -561,12 +562,12 @@ pub async fn dial(names: &Arc<Names>, options: Dial, warn: Arc<Warn>) -> Result<
                 ([0u16; 8], 0).into()
             };
             let endpoint = udp(local, &*warn)
-                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(Polite)))
-                .map_err(|e| Fault::connect(&e, &what))?;
+                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(CoalescingRuntime)))
+                .map_err(|e| NetError::connect(&e, &what))?;
             let connecting = endpoint
                 .connect_with(config, address, &name)
-                .map_err(|e| Fault::new(FaultCode::Invalid, format!("Cannot connect to {what}: {e}")))?;
-            let connection = connecting.await.map_err(|e| Fault::quic_connect(&e, &what))?;
+                .map_err(|e| NetError::new(NetErrorCode::Invalid, format!("Cannot connect to {what}: {e}")))?;
+            let connection = connecting.await.map_err(|e| NetError::quic_connect(&e, &what))?;
             transport.begin(&connection);
             Ok(connection)
         }
@@ -590,13 +591,13 @@ pub fn remote(connection: &Connection) -> String {
     canonical(connection.remote_address()).to_string()
 }
 
-pub async fn open_stream(connection: &Connection) -> Result<Halves, Fault> {
-    let (sink, source) = connection.open_bi().await.map_err(|e| Fault::quic_lost(&e))?;
-    Ok(halves(connection, &Notes::of(connection), sink, source))
+pub async fn open_stream(connection: &Connection) -> Result<Halves, NetError> {
+    let (send, recv) = connection.open_bi().await.map_err(|e| NetError::quic_lost(&e))?;
+    Ok(halves(connection, &ConnectionSignals::of(connection), send, recv))
 }
 
 /// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
-pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), Fault> {
+pub async fn request(connection: Connection, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), NetError> {
     let all = async {
         let mut halves = open_stream(&connection).await?;
         halves.writer.write(head).await?;
@@ -608,80 +609,83 @@ pub async fn exchange(connection: Connection, head: Bytes, limit: Duration, byte
                 .read()
                 .await
                 .err()
-                .unwrap_or_else(|| Fault::remote(FaultCode::HeadTruncated, "The stream ended without an answer"))),
+                .unwrap_or_else(|| NetError::remote(NetErrorCode::HeadTruncated, "The stream ended without an answer"))),
         }
     };
     match timeout(limit, all).await {
         Ok(result) => result,
-        Err(_) => Err(Fault::new(FaultCode::TimedOut, format!("No answer in {} ms", limit.as_millis()))),
+        Err(_) => Err(NetError::new(
+            NetErrorCode::TimedOut,
+            format!("No answer in {} ms", limit.as_millis()),
+        )),
     }
 }
 
-/// The streams that the peer opens, as they come; it may have `most` of them open.
+/// The streams that the peer opens, as they come; it may have `max` of them open.
 struct Streams {
     connection: Connection,
-    notes: Option<Arc<Notes>>,
+    signals: Option<Arc<ConnectionSignals>>,
     allowed: u32,
-    most: u32,
+    max: u32,
 }
 
 impl Streams {
-    fn new(connection: Connection, most: u32) -> Self {
+    fn new(connection: Connection, max: u32) -> Self {
         Self {
-            notes: Notes::of(&connection),
+            signals: ConnectionSignals::of(&connection),
             connection,
-            allowed: most.min(FIRST_STREAMS),
-            most,
+            allowed: max.min(INITIAL_STREAMS),
+            max,
         }
     }
 
     /// The next one; none when the connection has ended.
     async fn accept(&mut self) -> Option<Halves> {
-        let (sink, source) = self.connection.accept_bi().await.ok()?;
-        let halves = halves(&self.connection, &self.notes, sink, source);
-        let open = self.notes.as_ref().map_or(usize::MAX, |notes| notes.session.streams());
-        if self.allowed < self.most && open > self.allowed as usize / 2 {
-            self.allowed = self.allowed.saturating_mul(2).min(self.most);
+        let (send, recv) = self.connection.accept_bi().await.ok()?;
+        let halves = halves(&self.connection, &self.signals, send, recv);
+        let open = self.signals.as_ref().map_or(usize::MAX, |signals| signals.window.streams());
+        if self.allowed < self.max && open > self.allowed as usize / 2 {
+            self.allowed = self.allowed.saturating_mul(2).min(self.max);
             self.connection.set_max_concurrent_bi_streams(self.allowed.into());
         }
         Some(halves)
     }
 }
 
-/// Brings the streams that the peer opens, `most` at a time, until the connection ends.
-pub async fn accept_streams(connection: Connection, inbox: Arc<Inbox<Halves>>, most: u32) {
-    let mut streams = Streams::new(connection, most);
+/// Brings the streams that the peer opens, `max` at a time, until the connection ends.
+pub async fn accept_streams(connection: Connection, accept_queue: Arc<AcceptQueue<Halves>>, max: u32) {
+    let mut streams = Streams::new(connection, max);
     loop {
-        inbox.space().await; // meanwhile the peer's stream limit holds it up
+        accept_queue.space().await; // meanwhile the peer's stream limit holds it up
         let Some(halves) = streams.accept().await else {
-            return inbox.close();
+            return accept_queue.close();
         };
-        let _ = inbox.push(halves); // closed meanwhile: the stream is reset
+        let _ = accept_queue.push(halves); // closed meanwhile: the stream is reset
     }
 }
 
-/// Brings the requests on the streams that the peer opens, `most` at a time, until the connection ends.
-pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>, limits: HeadLimits, most: u32) {
-    let gate = Gate::new(limits.pending, 0); // one peer, and so one source
+/// Brings the requests on the streams that the peer opens, `max` at a time, until the connection ends.
+pub async fn accept_requests(connection: Connection, accept_queue: Arc<AcceptQueue<Incoming>>, limits: HeadLimits, max: u32) {
+    let pending_heads = PendingHeads::new(limits.pending, 0); // one peer, and so one source
     let remote = remote(&connection);
     let mut heads = JoinSet::new();
-    let mut streams = Streams::new(connection, most);
+    let mut streams = Streams::new(connection, max);
     loop {
-        inbox.space().await;
+        accept_queue.space().await;
         while heads.try_join_next().is_some() {}
         let Some(mut halves) = streams.accept().await else {
-            return inbox.close();
+            return accept_queue.close();
         };
-        let (inbox, remote, mut ticket) = (inbox.clone(), remote.clone(), gate.enter(None));
+        let (accept_queue, remote, mut permit) = (accept_queue.clone(), remote.clone(), pending_heads.acquire(None));
         let mut request = Box::pin(async move {
             let head = tokio::select! {
-                biased; // see `too_late`
+                biased; // see `head_timeout`
                 head = read_head(&mut halves, limits.bytes) => head,
-                late = too_late(limits.time) => Err(late),
-                evicted = ticket.evicted() => Err(evicted),
+                late = head_timeout(limits.time) => Err(late),
+                evicted = permit.evicted() => Err(evicted),
             };
             if let Some(head) = head.transpose() {
-                let _ = inbox.push(Incoming {
+                let _ = accept_queue.push(Incoming {
                     halves: Some(halves),
                     remote,
                     head,
@@ -699,14 +703,15 @@ pub async fn accept_requests(connection: Connection, inbox: Arc<Inbox<Incoming>>
 pub async fn closed(connection: &Connection) -> ConnectionError {
     let error = connection.closed().await;
     if error == ConnectionError::LocallyClosed {
-        let _ = timeout(TELL, told(connection)).await; // the network may be down
+        let _ = timeout(CLOSE_NOTIFY_TIMEOUT, close_notified(connection)).await;
+        // the network may be down
     }
     error
 }
 
 /// Resolves when CONNECTION_CLOSE was sent, or there is nobody left to send it to.
-async fn told(connection: &Connection) {
-    while !congestion::has_told(connection) {
+async fn close_notified(connection: &Connection) {
+    while !congestion::close_sent(connection) {
         match connection.close_reason() {
             None | Some(ConnectionError::LocallyClosed) => tokio::time::sleep(Duration::from_millis(1)).await,
             Some(_) => return,
@@ -755,35 +760,35 @@ mod tests {
 
     #[test]
     fn handshakes_in_the_name_of_a_source_leave_it_its_own() {
-        let underway = Arc::new(Handshakes::default());
-        let from = Some(From::V4(1));
-        let taken = |verdict| match verdict {
-            Verdict::Take(Some(counted)) => counted,
+        let underway = Arc::new(PendingHandshakes::default());
+        let key = Some(AddressKey::V4(1));
+        let taken = |admission| match admission {
+            Admission::Accept(Some(permit)) => permit,
             _ => panic!("not taken"),
         };
-        let claimed: Vec<_> = (0..2).map(|_| taken(underway.judge(from, false, 2))).collect();
-        assert!(matches!(underway.judge(from, false, 2), Verdict::Retry));
-        let shown: Vec<_> = (0..2).map(|_| taken(underway.judge(from, true, 2))).collect();
-        assert!(matches!(underway.judge(from, true, 2), Verdict::Refuse));
-        drop(taken(underway.judge(Some(From::V4(2)), true, 2)));
+        let unvalidated: Vec<_> = (0..2).map(|_| taken(underway.admit(key, false, 2))).collect();
+        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
+        let shown: Vec<_> = (0..2).map(|_| taken(underway.admit(key, true, 2))).collect();
+        assert!(matches!(underway.admit(key, true, 2), Admission::Refuse));
+        drop(taken(underway.admit(Some(AddressKey::V4(2)), true, 2)));
         drop(shown);
-        drop(taken(underway.judge(from, true, 2)));
-        assert!(matches!(underway.judge(from, false, 2), Verdict::Retry));
-        drop(claimed);
-        drop(taken(underway.judge(from, false, 2)));
+        drop(taken(underway.admit(key, true, 2)));
+        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
+        drop(unvalidated);
+        drop(taken(underway.admit(key, false, 2)));
         assert!(lock(&underway.of).is_empty());
-        assert!(matches!(underway.judge(None, true, 2), Verdict::Take(None)));
-        assert!(matches!(underway.judge(from, true, 0), Verdict::Take(None)));
+        assert!(matches!(underway.admit(None, true, 2), Admission::Accept(None)));
+        assert!(matches!(underway.admit(key, true, 0), Admission::Accept(None)));
     }
 
     #[test]
     fn unknown_congestion_control_is_named() {
-        let fault = Transport {
+        let error = Transport {
             congestion: Some("vegas".into()),
             ..Default::default()
         }
         .config()
         .unwrap_err();
-        assert!(fault.message.contains("\"vegas\""));
+        assert!(error.message.contains("\"vegas\""));
     }
 }

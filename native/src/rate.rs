@@ -7,10 +7,10 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, Instant};
 
 /// What is taken at a time, at most: of what is copied so much waits for its turn.
-const LARGEST_QUANTUM: usize = 64 << 10;
-const SMALLEST_QUANTUM: usize = 512;
+const MAX_QUANTUM: usize = 64 << 10;
+const MIN_QUANTUM: usize = 512;
 /// A quantum is what is allowed in this part of a second.
-const QUANTA: f64 = 100.0;
+const QUANTA_PER_SECOND: f64 = 100.0;
 
 pub struct Rate {
     per_second: f64,
@@ -29,7 +29,7 @@ impl Rate {
     /// `burst` bytes may go at once after a pause: one quantum at least.
     pub fn new(per_second: f64, burst: f64) -> Arc<Self> {
         let per_second = per_second.max(1.0);
-        let quantum = (per_second / QUANTA).clamp(SMALLEST_QUANTUM as f64, LARGEST_QUANTUM as f64);
+        let quantum = (per_second / QUANTA_PER_SECOND).clamp(MIN_QUANTUM as f64, MAX_QUANTUM as f64);
         let burst = burst.max(quantum);
         Arc::new(Self {
             per_second,
@@ -72,9 +72,9 @@ impl Rate {
 
 /// What holds a copy back: every one of these rates.
 #[derive(Default)]
-pub struct Pace(Vec<Arc<Rate>>);
+pub struct RateLimiter(Vec<Arc<Rate>>);
 
-impl Pace {
+impl RateLimiter {
     pub fn new(rates: Vec<Arc<Rate>>) -> Self {
         Self(rates)
     }
@@ -163,18 +163,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_narrowest_of_several_rates_counts() {
-        let pace = Pace::new(vec![Rate::new(100.0 * MIB as f64, 0.0), Rate::new(MIB as f64, 0.0)]);
+        let limiter = RateLimiter::new(vec![Rate::new(100.0 * MIB as f64, 0.0), Rate::new(MIB as f64, 0.0)]);
         let start = Instant::now();
-        pace.take(2 * MIB).await;
+        limiter.take(2 * MIB).await;
         let took = start.elapsed().as_secs_f64();
         assert!((1.9..2.1).contains(&took), "{took}");
-        assert_eq!(pace.quantum(), Some(10_485));
+        assert_eq!(limiter.quantum(), Some(10_485));
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_rates_nothing_waits() {
         let start = Instant::now();
-        Pace::default().take(usize::MAX).await;
-        assert_eq!((start.elapsed(), Pace::default().quantum()), (Duration::ZERO, None));
+        RateLimiter::default().take(usize::MAX).await;
+        assert_eq!((start.elapsed(), RateLimiter::default().quantum()), (Duration::ZERO, None));
     }
 }

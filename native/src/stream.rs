@@ -10,29 +10,29 @@ use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::error::Fault;
-use crate::half::{OnDrop, Reader, Sink, Source, Writer};
-use crate::hub::{Js, Promise};
+use crate::completion_queue::{Promise, Value};
+use crate::error::NetError;
+use crate::half::{ReadHalf, Reader, ResetOnDrop, WriteHalf, Writer};
 use crate::lock;
 
 /// How long `close` goes on sending what was written before it.
-const FLUSH: Duration = Duration::from_secs(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Stream {
     /// TCP knows no reset of one direction.
     is_tcp: bool,
-    reading: Lane<Reader, Read>,
-    writing: Lane<Writer, Write>,
+    reading: OpQueue<Reader, ReadOp>,
+    writing: OpQueue<Writer, WriteOp>,
 }
 
-struct Lane<H, C> {
-    on_drop: Arc<OnDrop>,
+struct OpQueue<H, C> {
+    on_drop: Arc<ResetOnDrop>,
     state: Mutex<State<H, C>>,
 }
 
 struct State<H, C> {
     phase: Phase<H>,
-    queue: VecDeque<C>,
+    pending: VecDeque<C>,
 }
 
 enum Phase<H> {
@@ -40,32 +40,32 @@ enum Phase<H> {
     /// A task has the half and works the queue off.
     Busy(AbortHandle),
     /// A copy has the half.
-    Spliced(Arc<Stop>),
+    Spliced(Arc<CancelSignal>),
     Dead,
 }
 
-enum Read {
+enum ReadOp {
     Next(Promise),
-    Take(oneshot::Sender<Reader>, Arc<Stop>),
+    Take(oneshot::Sender<Reader>, Arc<CancelSignal>),
 }
 
-enum Write {
+enum WriteOp {
     Data(Bytes, Promise),
     Finish,
     Close(Option<Reader>),
-    Take(oneshot::Sender<Writer>, Arc<Stop>),
+    Take(oneshot::Sender<Writer>, Arc<CancelSignal>),
 }
 
 /// Ends a copy from outside.
 #[derive(Default)]
-pub struct Stop(Notify);
+pub struct CancelSignal(Notify);
 
-impl Stop {
-    pub fn stop(&self) {
+impl CancelSignal {
+    pub fn cancel(&self) {
         self.0.notify_one(); // kept for a copy that has not come to wait yet
     }
 
-    pub async fn stopped(&self) {
+    pub async fn cancelled(&self) {
         self.0.notified().await
     }
 }
@@ -77,67 +77,67 @@ pub struct Halves {
 }
 
 impl Halves {
-    pub fn new(source: Source, sink: Sink) -> Self {
+    pub fn new(read_half: ReadHalf, write_half: WriteHalf) -> Self {
         Self {
-            reader: Reader::new(source, Arc::default()),
-            writer: Writer::new(sink, Arc::default()),
+            reader: Reader::new(read_half, Arc::default()),
+            writer: Writer::new(write_half, Arc::default()),
         }
     }
 }
 
 /// Halves that a copy waits for.
-pub struct Taking {
-    reader: Taken<Reader>,
-    writer: Taken<Writer>,
+pub struct Handover {
+    reader: TakenHalf<Reader>,
+    writer: TakenHalf<Writer>,
 }
 
-impl Taking {
+impl Handover {
     /// As [`Writer::write_now`], where nothing is to be waited for.
     pub fn write_now(&mut self, data: &mut Bytes) {
-        if let Taken::Now(writer) = &mut self.writer {
+        if let TakenHalf::Now(writer) = &mut self.writer {
             writer.write_now(data);
         }
     }
 
-    pub async fn halves(self) -> Result<Halves, Fault> {
+    pub async fn halves(self) -> Result<Halves, NetError> {
         let reader = self.reader.half().await?;
         let writer = self.writer.half().await?;
         Ok(Halves { reader, writer })
     }
 }
 
-impl From<Halves> for Taking {
+impl From<Halves> for Handover {
     fn from(halves: Halves) -> Self {
         Self {
-            reader: Taken::Now(halves.reader),
-            writer: Taken::Now(halves.writer),
+            reader: TakenHalf::Now(halves.reader),
+            writer: TakenHalf::Now(halves.writer),
         }
     }
 }
 
 /// A half that is on its way to a copy.
-enum Taken<H> {
+enum TakenHalf<H> {
     Now(H),
     /// Once the calls made before are done.
     Later(oneshot::Receiver<H>),
 }
 
-impl<H> Taken<H> {
-    async fn half(self) -> Result<H, Fault> {
+impl<H> TakenHalf<H> {
+    async fn half(self) -> Result<H, NetError> {
         match self {
             Self::Now(half) => Ok(half),
-            Self::Later(half) => half.await.map_err(|_| Fault::closed()),
+            Self::Later(half) => half.await.map_err(|_| NetError::closed()),
         }
     }
 }
 
-impl<H, C> Lane<H, C> {
-    fn new(half: H, on_drop: Arc<OnDrop>) -> Self {
+impl<H, C> OpQueue<H, C> {
+    fn new(half: H, on_drop: Arc<ResetOnDrop>) -> Self {
         Self {
             on_drop,
             state: Mutex::new(State {
                 phase: Phase::Idle(half),
-                queue: VecDeque::new(),
+                pending: VecDeque::new(),
             }),
         }
     }
@@ -147,19 +147,19 @@ impl<H, C> Lane<H, C> {
             on_drop: Arc::default(),
             state: Mutex::new(State {
                 phase: Phase::Dead,
-                queue: VecDeque::new(),
+                pending: VecDeque::new(),
             }),
         }
     }
 
     /// Adds a call. `start` makes the task where none runs; a lane that is gone drops the call, which settles its promise.
-    fn push(&self, call: C, start: impl FnOnce(H, C) -> AbortHandle) {
+    fn push(&self, op: C, start: impl FnOnce(H, C) -> AbortHandle) {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
-            Phase::Idle(half) => state.phase = Phase::Busy(start(half, call)),
+            Phase::Idle(half) => state.phase = Phase::Busy(start(half, op)),
             Phase::Busy(task) => {
                 state.phase = Phase::Busy(task);
-                state.queue.push_back(call);
+                state.pending.push_back(op);
             }
             gone => state.phase = gone,
         }
@@ -171,55 +171,55 @@ impl<H, C> Lane<H, C> {
         if !matches!(state.phase, Phase::Busy(_)) {
             return None;
         }
-        let call = state.queue.pop_front();
-        if call.is_none() {
+        let op = state.pending.pop_front();
+        if op.is_none() {
             state.phase = Phase::Idle(half);
             return None;
         }
-        call.map(|call| (half, call))
+        op.map(|op| (half, op))
     }
 
-    /// Takes the half for a copy: at once where no call is under way, and without a task. `call` makes the call that waits for the others.
-    fn take(&self, stop: &Arc<Stop>, call: impl FnOnce(oneshot::Sender<H>, Arc<Stop>) -> C) -> Taken<H> {
+    /// Takes the half for a copy: at once where no call is under way, and without a task. `op` makes the call that waits for the others.
+    fn take(&self, cancel: &Arc<CancelSignal>, op: impl FnOnce(oneshot::Sender<H>, Arc<CancelSignal>) -> C) -> TakenHalf<H> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
             Phase::Idle(half) => {
-                state.phase = Phase::Spliced(stop.clone());
-                Taken::Now(half)
+                state.phase = Phase::Spliced(cancel.clone());
+                TakenHalf::Now(half)
             }
             phase => {
                 let (to, half) = oneshot::channel();
                 if matches!(phase, Phase::Busy(_)) {
-                    state.queue.push_back(call(to, stop.clone()));
+                    state.pending.push_back(op(to, cancel.clone()));
                 }
                 state.phase = phase;
-                Taken::Later(half)
+                TakenHalf::Later(half)
             }
         }
     }
 
     /// Hands the half to a copy; calls made after that are dropped.
-    fn give(&self, half: H, to: oneshot::Sender<H>, stop: Arc<Stop>) {
+    fn hand_over(&self, half: H, to: oneshot::Sender<H>, cancel: Arc<CancelSignal>) {
         let mut state = lock(&self.state);
         if matches!(state.phase, Phase::Busy(_)) {
-            state.phase = Phase::Spliced(stop);
-            state.queue.clear();
+            state.phase = Phase::Spliced(cancel);
+            state.pending.clear();
             let _ = to.send(half); // a copy that gave up drops the half, and so aborts it
         }
     }
 
     /// Ends the lane now: the half is dropped wherever it is, calls under way are settled with `closed`.
-    fn kill(&self) -> Option<H> {
+    fn abort(&self) -> Option<H> {
         let mut state = lock(&self.state);
-        state.queue.clear();
+        state.pending.clear();
         match std::mem::replace(&mut state.phase, Phase::Dead) {
             Phase::Idle(half) => Some(half),
             Phase::Busy(task) => {
                 task.abort();
                 None
             }
-            Phase::Spliced(stop) => {
-                stop.stop();
+            Phase::Spliced(cancel) => {
+                cancel.cancel();
                 None
             }
             Phase::Dead => None,
@@ -227,13 +227,13 @@ impl<H, C> Lane<H, C> {
     }
 
     /// The half, where no call is under way. It goes back to its lane when it is dropped, unless that was ended meanwhile.
-    fn lend(&self, stop: &Arc<Stop>) -> Option<Lent<'_, H, C>> {
+    fn borrow(&self, cancel: &Arc<CancelSignal>) -> Option<BorrowedHalf<'_, H, C>> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
             Phase::Idle(half) => {
-                state.phase = Phase::Spliced(stop.clone());
-                Some(Lent {
-                    lane: self,
+                state.phase = Phase::Spliced(cancel.clone());
+                Some(BorrowedHalf {
+                    ops: self,
                     half: Some(half),
                 })
             }
@@ -258,14 +258,14 @@ impl<H, C> Lane<H, C> {
 }
 
 /// A half that is lent from its lane.
-struct Lent<'a, H, C> {
-    lane: &'a Lane<H, C>,
+struct BorrowedHalf<'a, H, C> {
+    ops: &'a OpQueue<H, C>,
     half: Option<H>,
 }
 
-impl<H, C> Drop for Lent<'_, H, C> {
+impl<H, C> Drop for BorrowedHalf<'_, H, C> {
     fn drop(&mut self) {
-        let mut state = lock(&self.lane.state);
+        let mut state = lock(&self.ops.state);
         if let (Phase::Spliced(_), Some(half)) = (&state.phase, self.half.take()) {
             state.phase = Phase::Idle(half);
         }
@@ -279,8 +279,8 @@ impl Stream {
         let is_tcp = writer.tcp().is_some();
         Arc::new(Self {
             is_tcp,
-            reading: Lane::new(reader, reader_drop),
-            writing: Lane::new(writer, writer_drop),
+            reading: OpQueue::new(reader, reader_drop),
+            writing: OpQueue::new(writer, writer_drop),
         })
     }
 
@@ -288,61 +288,65 @@ impl Stream {
     pub fn dead() -> Arc<Self> {
         Arc::new(Self {
             is_tcp: true,
-            reading: Lane::dead(),
-            writing: Lane::dead(),
+            reading: OpQueue::dead(),
+            writing: OpQueue::dead(),
         })
     }
 
     pub fn read(self: &Arc<Self>, runtime: &Handle, promise: Promise) {
-        self.push_read(runtime, Read::Next(promise));
+        self.push_read(runtime, ReadOp::Next(promise));
     }
 
     pub fn write(self: &Arc<Self>, runtime: &Handle, data: Bytes, promise: Promise) {
-        self.push_write(runtime, Write::Data(data, promise));
+        self.push_write(runtime, WriteOp::Data(data, promise));
     }
 
     pub fn close_write(self: &Arc<Self>, runtime: &Handle) {
-        self.push_write(runtime, Write::Finish);
+        self.push_write(runtime, WriteOp::Finish);
     }
 
     /// Takes both halves once the calls made before are done.
-    pub fn take(&self, stop: &Arc<Stop>) -> Taking {
-        Taking {
-            reader: self.reading.take(stop, Read::Take),
-            writer: self.writing.take(stop, Write::Take),
+    pub fn take(&self, cancel: &Arc<CancelSignal>) -> Handover {
+        Handover {
+            reader: self.reading.take(cancel, ReadOp::Take),
+            writer: self.writing.take(cancel, WriteOp::Take),
         }
     }
 
-    /// Does `work` for the peer, and gives it up where the peer goes away meanwhile. `stop` is told where the stream is ended from here.
-    pub async fn while_there<T>(&self, stop: &Arc<Stop>, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        let leaves = match self.is_tcp {
+    /// Does `work` for the peer, and gives it up where the peer goes away meanwhile. `cancel` is told where the stream is ended from here.
+    pub async fn while_connected<T>(
+        &self,
+        cancel: &Arc<CancelSignal>,
+        work: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, NetError> {
+        let stopped_by_peer = match self.is_tcp {
             true => None, // the reader tells of it
-            false => self.writing.peek(Writer::leaves),
+            false => self.writing.peek(Writer::stopped_by_peer),
         };
-        let mut lent = self.reading.lend(stop);
+        let mut borrowed = self.reading.borrow(cancel);
         let gone = async {
-            match lent.as_mut().and_then(|lent| lent.half.as_mut()) {
-                Some(reader) => reader.abandoned().await,
+            match borrowed.as_mut().and_then(|borrowed| borrowed.half.as_mut()) {
+                Some(reader) => reader.peer_gone().await,
                 None => std::future::pending().await,
             }
         };
-        let left = async {
-            match leaves {
-                Some(leaves) => Fault::abandoned(&leaves.await.message),
+        let stopped = async {
+            match stopped_by_peer {
+                Some(stopped_by_peer) => NetError::abandoned(&stopped_by_peer.await.message),
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             done = work => done,
-            fault = gone => Err(fault),
-            fault = left => Err(fault),
+            error = gone => Err(error),
+            error = stopped => Err(error),
         }
     }
 
     /// Resolves when the peer resets the stream, also while nobody reads; `None` where the stream is in use, or has ended.
-    pub fn reset_by_peer(&self) -> Option<impl Future<Output = Fault> + Send + 'static> {
-        self.writing.peek(Writer::leaves)
+    pub fn reset_by_peer(&self) -> Option<impl Future<Output = NetError> + Send + 'static> {
+        self.writing.peek(Writer::stopped_by_peer)
     }
 
     pub fn reset(&self, code: u32) {
@@ -354,17 +358,17 @@ impl Stream {
             // before either half is dropped, which may be in a task that is ended later
             self.reading.on_drop.set_aborted();
             self.writing.on_drop.set_aborted();
-            drop(self.reading.kill());
+            drop(self.reading.abort());
         }
-        drop(self.writing.kill());
+        drop(self.writing.abort());
     }
 
     pub fn stop_read(&self, code: u32) {
         self.reading.on_drop.set_code(code);
         if !self.reading.is_spliced() {
-            self.reading.on_drop.set_quiet();
+            self.reading.on_drop.set_finish_on_drop();
         }
-        drop(self.reading.kill());
+        drop(self.reading.abort());
     }
 
     /// Ends both directions in good order; a copy is aborted.
@@ -373,62 +377,61 @@ impl Stream {
             return self.abort();
         }
         self.reading.on_drop.set_code(0);
-        self.reading.on_drop.set_quiet();
-        let reader = self.reading.kill();
+        self.reading.on_drop.set_finish_on_drop();
+        let reader = self.reading.abort();
         let writing = matches!(lock(&self.writing.state).phase, Phase::Busy(_));
-        self.push_write(runtime, Write::Close(reader));
+        self.push_write(runtime, WriteOp::Close(reader));
         if writing {
             let stream = self.clone();
             // not a timer in the task: a write that hangs is what it is for
             runtime.spawn(async move {
-                tokio::time::sleep(FLUSH).await;
-                drop(stream.writing.kill());
+                tokio::time::sleep(FLUSH_TIMEOUT).await;
+                drop(stream.writing.abort());
             });
         }
     }
 
     /// Ends both directions at once, as a reset.
     pub fn abort(&self) {
-        drop(self.reading.kill());
-        drop(self.writing.kill());
+        drop(self.reading.abort());
+        drop(self.writing.abort());
     }
 
-    fn push_read(self: &Arc<Self>, runtime: &Handle, call: Read) {
+    fn push_read(self: &Arc<Self>, runtime: &Handle, op: ReadOp) {
         self.reading
-            .push(call, |half, call| runtime.spawn(self.clone().work_reads(half, call)).abort_handle());
+            .push(op, |half, op| runtime.spawn(self.clone().run_reads(half, op)).abort_handle());
     }
 
-    fn push_write(self: &Arc<Self>, runtime: &Handle, call: Write) {
-        self.writing.push(call, |half, call| {
-            runtime.spawn(self.clone().work_writes(half, call)).abort_handle()
-        });
+    fn push_write(self: &Arc<Self>, runtime: &Handle, op: WriteOp) {
+        self.writing
+            .push(op, |half, op| runtime.spawn(self.clone().run_writes(half, op)).abort_handle());
     }
 
-    async fn work_reads(self: Arc<Self>, mut reader: Reader, mut call: Read) {
+    async fn run_reads(self: Arc<Self>, mut reader: Reader, mut op: ReadOp) {
         let _guard = OnPanic(&self.reading);
         loop {
-            match call {
-                Read::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Js::Null, Js::Bytes))),
-                Read::Take(to, stop) => return self.reading.give(reader, to, stop),
+            match op {
+                ReadOp::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Value::Null, Value::Bytes))),
+                ReadOp::Take(to, cancel) => return self.reading.hand_over(reader, to, cancel),
             }
             match self.reading.next(reader) {
-                Some((half, next)) => (reader, call) = (half, next),
+                Some((half, next)) => (reader, op) = (half, next),
                 None => return,
             }
         }
     }
 
-    async fn work_writes(self: Arc<Self>, mut writer: Writer, mut call: Write) {
+    async fn run_writes(self: Arc<Self>, mut writer: Writer, mut op: WriteOp) {
         let _guard = OnPanic(&self.writing);
         loop {
-            match call {
-                Write::Data(data, promise) => promise.settle(writer.write(data).await.map(|()| Js::Undefined)),
-                Write::Finish => drop(writer.finish().await), // the next write tells what was wrong
-                Write::Take(to, stop) => return self.writing.give(writer, to, stop),
-                Write::Close(reader) => return close(writer, reader).await,
+            match op {
+                WriteOp::Data(data, promise) => promise.settle(writer.write(data).await.map(|()| Value::Undefined)),
+                WriteOp::Finish => drop(writer.finish().await), // the next write tells what was wrong
+                WriteOp::Take(to, cancel) => return self.writing.hand_over(writer, to, cancel),
+                WriteOp::Close(reader) => return close(writer, reader).await,
             }
             match self.writing.next(writer) {
-                Some((half, next)) => (writer, call) = (half, next),
+                Some((half, next)) => (writer, op) = (half, next),
                 None => return,
             }
         }
@@ -436,19 +439,19 @@ impl Stream {
 }
 
 /// Calls that wait behind one that panicked are settled too.
-struct OnPanic<'a, H, C>(&'a Lane<H, C>);
+struct OnPanic<'a, H, C>(&'a OpQueue<H, C>);
 
 impl<H, C> Drop for OnPanic<'_, H, C> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            drop(self.0.kill());
+            drop(self.0.abort());
         }
     }
 }
 
 /// The good end of a stream: finish, and for TCP let the peer read it.
 async fn close(mut writer: Writer, reader: Option<Reader>) {
-    let finished = timeout(FLUSH, writer.finish()).await;
+    let finished = timeout(FLUSH_TIMEOUT, writer.finish()).await;
     let read_to_end = reader.as_ref().is_some_and(Reader::has_ended);
     if let (Ok(Ok(())), false, Some(tcp)) = (finished, read_to_end, writer.tcp()) {
         tcp.linger().await;

@@ -14,30 +14,30 @@ use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
-use crate::address::{canonical, to_bind, Sources};
-use crate::connect::{connect, At};
-use crate::error::{Fault, FaultCode, Warn};
-use crate::half::{Sink, Source, Tcp, TlsTransport, Truncation};
-use crate::head::{too_late, Gate, HeadScanner, Ticket};
-use crate::inbox::Inbox;
+use crate::accept_queue::AcceptQueue;
+use crate::address::{canonical, to_bind, AddressKeys};
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::half::{ReadHalf, Tcp, TlsTransport, Truncation, WriteHalf};
+use crate::happy_eyeballs::{connect, DialTarget};
+use crate::head::{head_timeout, HeadPermit, HeadScanner, PendingHeads};
 use crate::lock;
-use crate::names::{Names, Purpose};
 use crate::proxy_protocol;
+use crate::resolver::{Purpose, Resolver};
 use crate::stream::Halves;
 use crate::tls::{self, ServerTls, TCP_VERSIONS};
 
 /// Connections the kernel may hold until they are accepted.
 const BACKLOG: i32 = 4096;
 /// Heads read and not yet asked for; at so many, accepting pauses and the kernel's queue fills.
-const READY: usize = 1024;
+const ACCEPT_QUEUE: usize = 1024;
 /// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How long clients that have connected may take for their heads when nobody else may connect.
-const LAST_HEADS: Duration = Duration::from_millis(500);
+const LAST_HEADS_TIMEOUT: Duration = Duration::from_millis(500);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// That it failed is told once in so long.
-const TELL: Duration = Duration::from_secs(60);
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
 pub struct HeadLimits {
@@ -45,21 +45,21 @@ pub struct HeadLimits {
     pub time: Duration,
     pub pending: usize,
     /// 0 for no such limit.
-    pub pending_per_source: usize,
+    pub pending_per_address: usize,
 }
 
 /// What addresses stand for.
 pub struct Peers {
-    pub sources: Sources,
+    pub keys: AddressKeys,
     /// Those whose connections begin with a header of the PROXY protocol.
-    pub balancers: Sources,
+    pub balancers: AddressKeys,
 }
 
 /// A stream that was accepted, and its head or the reason why there is none.
 pub struct Incoming {
     pub halves: Option<Halves>,
     pub remote: String,
-    pub head: Result<bytes::Bytes, Fault>,
+    pub head: Result<bytes::Bytes, NetError>,
 }
 
 /// The listening socket, until somebody takes it out: that frees the address at once, whatever the task is doing.
@@ -67,7 +67,7 @@ type Slot = Arc<Mutex<Option<TcpListener>>>;
 
 pub struct Listener {
     pub address: String,
-    pub inbox: Arc<Inbox<Incoming>>,
+    pub accept_queue: Arc<AcceptQueue<Incoming>>,
     tls: Option<Arc<Mutex<ServerConfigs>>>,
     socket: Slot,
     stop: Arc<Notify>,
@@ -82,13 +82,13 @@ struct ServerConfigs {
     other: Arc<rustls::ServerConfig>,
 }
 
-const HTTP: &[u8] = b"http/1.1";
+const HTTP_1_1: &[u8] = b"http/1.1";
 
 impl ServerConfigs {
-    fn new(tls: &ServerTls) -> Result<Self, Fault> {
+    fn new(tls: &ServerTls) -> Result<Self, NetError> {
         let other = tls::server(tls, TCP_VERSIONS, &[])?;
         let mut http = other.clone();
-        http.alpn_protocols = vec![HTTP.to_vec()];
+        http.alpn_protocols = vec![HTTP_1_1.to_vec()];
         Ok(Self {
             http: Arc::new(http),
             other: Arc::new(other),
@@ -97,7 +97,10 @@ impl ServerConfigs {
 
     async fn accept(self, tcp: Arc<Tcp>) -> std::io::Result<TlsStream<TlsTransport>> {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), TlsTransport(tcp)).await?;
-        let offers_http = hello.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == HTTP));
+        let offers_http = hello
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == HTTP_1_1));
         let config = if offers_http { self.http } else { self.other };
         Ok(TlsStream::Server(hello.into_stream(config).await?))
     }
@@ -111,7 +114,7 @@ impl Listener {
         limits: HeadLimits,
         peers: Peers,
         warn: Arc<Warn>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, NetError> {
         let tls = match tls {
             Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
             None => None,
@@ -121,16 +124,16 @@ impl Listener {
             .local_addr()
             .ok()
             .and_then(|a| a.as_socket())
-            .ok_or_else(|| Fault::new(FaultCode::Internal, "A socket without an address"))?;
+            .ok_or_else(|| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
         let _guard = runtime.enter();
-        let socket = TcpListener::from_std(socket.into()).map_err(|e| Fault::bind(&e, address))?;
+        let socket = TcpListener::from_std(socket.into()).map_err(|e| NetError::bind(&e, address))?;
         let socket = Arc::new(Mutex::new(Some(socket)));
-        let inbox = Arc::new(Inbox::new(READY));
+        let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let stop = Arc::new(Notify::new());
         let task = runtime
             .spawn(accept(
                 socket.clone(),
-                inbox.clone(),
+                accept_queue.clone(),
                 tls.clone(),
                 limits,
                 peers,
@@ -140,7 +143,7 @@ impl Listener {
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
-            inbox,
+            accept_queue,
             tls,
             socket,
             stop,
@@ -148,10 +151,10 @@ impl Listener {
         })
     }
 
-    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), Fault> {
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
         let Some(current) = &self.tls else {
-            return Err(Fault::new(
-                FaultCode::Invalid,
+            return Err(NetError::new(
+                NetErrorCode::Invalid,
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
         };
@@ -168,12 +171,12 @@ impl Listener {
     pub fn close(&self) {
         drop(lock(&self.socket).take());
         self.task.abort();
-        self.inbox.close();
+        self.accept_queue.close();
     }
 }
 
-fn bind(address: &str) -> Result<Socket, Fault> {
-    let mut last = Fault::new(FaultCode::Invalid, format!("Cannot listen on {address}: no address"));
+fn bind(address: &str) -> Result<Socket, NetError> {
+    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
     for candidate in to_bind(address)? {
         let open = || {
             let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
@@ -192,7 +195,7 @@ fn bind(address: &str) -> Result<Socket, Fault> {
         match open() {
             Ok(socket) => return Ok(socket),
             Err(e) => {
-                last = Fault::bind(&e, address);
+                last = NetError::bind(&e, address);
                 if !crate::address::lacks_family(&e) {
                     break;
                 }
@@ -208,21 +211,21 @@ fn keepalive() -> TcpKeepalive {
 
 async fn accept(
     socket: Slot,
-    inbox: Arc<Inbox<Incoming>>,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
     tls: Option<Arc<Mutex<ServerConfigs>>>,
     limits: HeadLimits,
     peers: Peers,
     stop: Arc<Notify>,
     warn: Arc<Warn>,
 ) {
-    let gate = Gate::new(limits.pending, limits.pending_per_source);
+    let pending_heads = PendingHeads::new(limits.pending, limits.pending_per_address);
     let peers = Arc::new(peers);
     // dropping it with this task gives up the heads being read
     let mut heads = tokio::task::JoinSet::new();
     let mut stopping = false;
-    let mut told = None;
+    let mut warned_at = None;
     loop {
-        inbox.space().await;
+        accept_queue.space().await;
         while heads.try_join_next().is_some() {}
         let accepted = poll_fn(|cx| match &*lock(&socket) {
             Some(listener) => listener.poll_accept(cx).map(Some),
@@ -241,27 +244,27 @@ async fn accept(
             None => return,
             Some(Ok((stream, remote))) => {
                 let tls = tls.as_ref().map(|tls| lock(tls).clone());
-                let ticket = gate.enter(peers.sources.of(remote.ip()));
+                let permit = pending_heads.acquire(peers.keys.of(remote.ip()));
                 if peers.balancers.exempts(remote.ip()) {
-                    heads.spawn(introduce(
+                    heads.spawn(read_proxy_header(
                         stream,
                         canonical(remote),
                         tls,
                         limits,
-                        ticket,
-                        gate.clone(),
+                        permit,
+                        pending_heads.clone(),
                         peers.clone(),
-                        inbox.clone(),
+                        accept_queue.clone(),
                     ));
                 } else {
                     let remote = canonical(remote).to_string();
-                    heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, ticket, inbox.clone()));
+                    heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, permit, accept_queue.clone()));
                 }
             }
             Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // gone before it was taken
             Some(Err(e)) => {
-                if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
-                    told = Some(Instant::now());
+                if warned_at.is_none_or(|at: Instant| at.elapsed() >= WARN_INTERVAL) {
+                    warned_at = Some(Instant::now());
                     warn(format!("Connections wait, for they cannot be accepted: {e}"));
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -269,28 +272,28 @@ async fn accept(
         }
     }
     drop(lock(&socket).take());
-    let _ = timeout(LAST_HEADS, async { while heads.join_next().await.is_some() {} }).await;
-    inbox.finish();
+    let _ = timeout(LAST_HEADS_TIMEOUT, async { while heads.join_next().await.is_some() {} }).await;
+    accept_queue.finish();
 }
 
 /// A load balancer's connection: once its header has told for whom it is, it is that client's.
 #[allow(clippy::too_many_arguments)]
-async fn introduce(
+async fn read_proxy_header(
     stream: TcpStream,
     balancer: SocketAddr,
     tls: Option<ServerConfigs>,
     limits: HeadLimits,
-    mut ticket: Ticket,
-    gate: Arc<Gate>,
+    mut permit: HeadPermit,
+    pending_heads: Arc<PendingHeads>,
     peers: Arc<Peers>,
-    inbox: Arc<Inbox<Incoming>>,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
 ) {
     let start = Instant::now();
     let header = tokio::select! {
         biased;
         header = proxy_protocol::read(&stream) => header,
-        late = too_late(limits.time) => Err(late),
-        evicted = ticket.evicted() => Err(evicted),
+        late = head_timeout(limits.time) => Err(late),
+        evicted = permit.evicted() => Err(evicted),
     };
     let tcp = Tcp::new(stream);
     match header {
@@ -298,18 +301,18 @@ async fn introduce(
         Ok(Some(client)) => {
             let remote = client.map_or(balancer, canonical);
             if client.is_some() {
-                drop(ticket); // first: one connection must not count twice, and evict another's head
-                ticket = gate.enter(peers.sources.of(remote.ip()));
+                drop(permit); // first: one connection must not count twice, and evict another's head
+                permit = pending_heads.acquire(peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
-            prepare(tcp, remote.to_string(), tls, HeadLimits { time, ..limits }, ticket, inbox).await;
+            prepare(tcp, remote.to_string(), tls, HeadLimits { time, ..limits }, permit, accept_queue).await;
         }
-        Err(fault) => {
+        Err(error) => {
             let halves = tls.is_none().then(|| plain(tcp));
-            let _ = inbox.push(Incoming {
+            let _ = accept_queue.push(Incoming {
                 halves,
                 remote: balancer.to_string(),
-                head: Err(fault),
+                head: Err(error),
             }); // closed meanwhile: the connection goes with it
         }
     }
@@ -321,8 +324,8 @@ async fn prepare(
     remote: String,
     tls: Option<ServerConfigs>,
     limits: HeadLimits,
-    mut ticket: Ticket,
-    inbox: Arc<Inbox<Incoming>>,
+    mut permit: HeadPermit,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
 ) {
     let mut halves = None; // outlives the reading: after a time-out the client is still to be answered
     let reading = async {
@@ -335,14 +338,14 @@ async fn prepare(
                 }
                 if first[0].is_ascii_alphabetic() {
                     halves = Some(plain(tcp));
-                    return Err(Fault::remote(FaultCode::NotTls, "It is plain HTTP, and this port takes TLS"));
+                    return Err(NetError::remote(NetErrorCode::NotTls, "It is plain HTTP, and this port takes TLS"));
                 }
                 match configs.accept(tcp.clone()).await {
                     Ok(stream) => secure(stream, tcp),
                     Err(e) => {
-                        return Err(Fault {
+                        return Err(NetError {
                             remote: true,
-                            ..Fault::tls("The TLS handshake failed", e)
+                            ..NetError::tls("The TLS handshake failed", e)
                         })
                     }
                 }
@@ -353,16 +356,16 @@ async fn prepare(
     let head = tokio::select! {
         biased; // who is told to give up before this has begun is answered nevertheless
         head = reading => head,
-        late = too_late(limits.time) => Err(late),
-        evicted = ticket.evicted() => Err(evicted),
+        late = head_timeout(limits.time) => Err(late),
+        evicted = permit.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
-        let _ = inbox.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it
+        let _ = accept_queue.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it
     }
 }
 
 /// Reads the head from the stream, leaving in it what follows. `None`: the peer went without a word, as health checks do.
-pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<bytes::Bytes>, Fault> {
+pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<bytes::Bytes>, NetError> {
     let mut scanner = HeadScanner::new(limit);
     loop {
         match halves.reader.read().await {
@@ -373,14 +376,14 @@ pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<bytes
                 }
             }
             Ok(None) | Err(_) if scanner.is_empty() => return Ok(None),
-            Ok(None) => return Err(Fault::remote(FaultCode::HeadTruncated, "The stream ended within the head")),
-            Err(fault) => return Err(fault),
+            Ok(None) => return Err(NetError::remote(NetErrorCode::HeadTruncated, "The stream ended within the head")),
+            Err(error) => return Err(error),
         }
     }
 }
 
 fn plain(tcp: Arc<Tcp>) -> Halves {
-    Halves::new(Source::Tcp(tcp.clone()), Sink::Tcp(tcp))
+    Halves::new(ReadHalf::Tcp(tcp.clone()), WriteHalf::Tcp(tcp))
 }
 
 fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
@@ -389,33 +392,33 @@ fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
         TlsStream::Client(_) => Truncation::Reset,
     };
     let (reader, writer) = tokio::io::split(stream);
-    Halves::new(Source::Tls(reader, tcp.clone(), truncation), Sink::Tls(writer, tcp))
+    Halves::new(ReadHalf::Tls(reader, tcp.clone(), truncation), WriteHalf::Tls(writer, tcp))
 }
 
 /// A connection to the first address of `host` that takes one, and its address.
 pub async fn dial(
-    names: &Arc<Names>,
+    resolver: &Arc<Resolver>,
     host: String,
     port: u16,
-    at: At,
+    target: DialTarget,
     limit: Duration,
     tls: Option<TlsConnector>,
-) -> Result<(Halves, String), Fault> {
+) -> Result<(Halves, String), NetError> {
     let tls = match tls {
         None => None,
         Some(connector) => Some((connector, tls::server_name(&host)?)),
     };
-    connect((names, Purpose::Tunnel), &host, port, at, limit, |address| {
+    connect((resolver, Purpose::Tunnel), &host, port, target, limit, |address| {
         let tls = tls.clone();
         async move {
-            let tcp = Tcp::new(open(address).await.map_err(|e| connect_fault(&e, address))?);
+            let tcp = Tcp::new(open(address).await.map_err(|e| connect_error(&e, address))?);
             let remote = address.to_string();
             let halves = match tls {
                 None => plain(tcp),
                 Some((connector, name)) => {
                     let stream = connector.connect(name, TlsTransport(tcp.clone())).await;
                     secure(
-                        TlsStream::Client(stream.map_err(|e| Fault::tls(&format!("Cannot connect to {address} over TLS"), e))?),
+                        TlsStream::Client(stream.map_err(|e| NetError::tls(&format!("Cannot connect to {address} over TLS"), e))?),
                         tcp,
                     )
                 }
@@ -427,12 +430,12 @@ pub async fn dial(
 }
 
 /// EADDRNOTAVAIL says that no local port is free, and over IPv6 also that there is no source address: only the first passes by itself.
-fn connect_fault(error: &std::io::Error, to: SocketAddr) -> Fault {
-    let mut fault = Fault::connect(error, &to.to_string());
+fn connect_error(error: &std::io::Error, to: SocketAddr) -> NetError {
+    let mut net_error = NetError::connect(error, &to.to_string());
     if error.kind() == ErrorKind::AddrNotAvailable && has_source_address(to) {
-        fault.code = FaultCode::AddressNotAvailable;
+        net_error.code = NetErrorCode::AddressNotAvailable;
     }
-    fault
+    net_error
 }
 
 /// Whether packets to this address could be sent from here. Connecting a UDP socket sends none.
@@ -461,27 +464,27 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, balancer) = listener.accept().await.unwrap();
-        let gate = Gate::new(2, 0);
-        let mut other = gate.enter(None);
-        let own = gate.enter(None);
+        let pending_heads = PendingHeads::new(2, 0);
+        let mut other = pending_heads.acquire(None);
+        let own = pending_heads.acquire(None);
         let limits = HeadLimits {
             bytes: 1 << 10,
             time: Duration::from_secs(20),
             pending: 2,
-            pending_per_source: 0,
+            pending_per_address: 0,
         };
         let peers = Arc::new(Peers {
-            sources: Sources::default(),
-            balancers: Sources::default(),
+            keys: AddressKeys::default(),
+            balancers: AddressKeys::default(),
         });
-        let inbox = Arc::new(Inbox::new(1));
+        let accept_queue = Arc::new(AcceptQueue::new(1));
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
         client.write_all(head.as_bytes()).await.unwrap();
-        introduce(stream, balancer, None, limits, own, gate, peers, inbox.clone()).await;
-        assert_eq!(inbox.len(), 1);
+        read_proxy_header(stream, balancer, None, limits, own, pending_heads, peers, accept_queue.clone()).await;
+        assert_eq!(accept_queue.len(), 1);
         tokio::select! {
             biased;
-            fault = other.evicted() => panic!("{}", fault.message),
+            error = other.evicted() => panic!("{}", error.message),
             () = std::future::ready(()) => {}
         }
     }

@@ -20,7 +20,7 @@ use rustls::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 use crate::lock;
 
 /// DER of a certificate, a key or a revocation list.
@@ -91,11 +91,11 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ServerConfig, Fault> {
+pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ServerConfig, NetError> {
     let provider = provider();
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
-        .map_err(|e| Fault::tls("Cannot set up TLS", e))?;
+        .map_err(|e| NetError::tls("Cannot set up TLS", e))?;
     let builder = match &tls.client_ca {
         None => builder.with_no_client_auth(),
         Some(ca) => {
@@ -107,31 +107,31 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
                 .with_crls(lists)
                 .allow_unknown_revocation_status() // an authority without a list of its own revokes nothing
                 .build()
-                .map_err(|e| Fault::tls("Cannot use the client CA or CRL", e))?;
+                .map_err(|e| NetError::tls("Cannot use the client CA or CRL", e))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
     let mut config = builder
         .with_single_cert(chain(&tls.cert), private_key(&tls.key)?)
-        .map_err(|e| Fault::tls("Cannot use the certificate and key", e))?;
+        .map_err(|e| NetError::tls("Cannot use the certificate and key", e))?;
     config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
     Ok(config)
 }
 
-pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ClientConfig, Fault> {
+pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ClientConfig, NetError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
-        .map_err(|e| Fault::tls("Cannot set up TLS", e))?
+        .map_err(|e| NetError::tls("Cannot set up TLS", e))?
         .dangerous()
         .with_custom_certificate_verifier(verifier(tls, provider)?);
     let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => builder
             .with_client_auth_cert(chain(cert), private_key(key)?)
-            .map_err(|e| Fault::tls("Cannot use the client certificate and key", e))?,
+            .map_err(|e| NetError::tls("Cannot use the client certificate and key", e))?,
         (None, None) => builder.with_no_client_auth(),
         _ => {
-            return Err(Fault::tls(
+            return Err(NetError::tls(
                 "Cannot use the client certificate",
                 "certificate and key must be given together",
             ))
@@ -150,7 +150,7 @@ const CONNECTOR_LIFETIME: Duration = Duration::from_secs(60);
 pub struct LastConnector(Mutex<Option<(Instant, ClientTls, TlsConnector)>>);
 
 impl LastConnector {
-    pub fn get(&self, tls: ClientTls) -> Result<TlsConnector, Fault> {
+    pub fn get(&self, tls: ClientTls) -> Result<TlsConnector, NetError> {
         let mut last = lock(&self.0);
         if let Some((made, of, connector)) = &*last {
             if made.elapsed() < CONNECTOR_LIFETIME && *of == tls {
@@ -163,10 +163,10 @@ impl LastConnector {
     }
 }
 
-pub fn server_name(name: &str) -> Result<ServerName<'static>, Fault> {
+pub fn server_name(name: &str) -> Result<ServerName<'static>, NetError> {
     // a zone (RFC 6874) says where an address is reached, not whose it is
     let name = name.split('%').next().unwrap_or(name);
-    ServerName::try_from(name.to_owned()).map_err(|_| Fault::new(FaultCode::Invalid, format!("Cannot use {name:?} as a server name")))
+    ServerName::try_from(name.to_owned()).map_err(|_| NetError::new(NetErrorCode::Invalid, format!("Cannot use {name:?} as a server name")))
 }
 
 fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
@@ -174,29 +174,29 @@ fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
 }
 
 /// Which of PKCS #8, PKCS #1 and SEC 1 it is, is seen in it.
-fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
-    PrivateKeyDer::try_from(der.to_vec()).map_err(|e| Fault::tls("Cannot read the private key", e))
+fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, NetError> {
+    PrivateKeyDer::try_from(der.to_vec()).map_err(|e| NetError::tls("Cannot read the private key", e))
 }
 
 /// A secret that is the same as long as the private key is, and tells nothing of it (RFC 5869). `purpose` makes it another one.
-pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, Fault> {
+pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, NetError> {
     let key = private_key(key)?;
     let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http").extract(key.secret_der());
     let purpose = [purpose];
     let derived = secret.expand(&purpose, hmac::HMAC_SHA256);
-    Ok(derived.map_err(|e| Fault::tls("Cannot derive a secret", e))?.into())
+    Ok(derived.map_err(|e| NetError::tls("Cannot derive a secret", e))?.into())
 }
 
-fn add_authorities(roots: &mut RootCertStore, authorities: &[Der], what: &str) -> Result<(), Fault> {
+fn add_authorities(roots: &mut RootCertStore, authorities: &[Der], what: &str) -> Result<(), NetError> {
     for certificate in chain(authorities) {
         roots
             .add(certificate)
-            .map_err(|e| Fault::tls(&format!("Cannot use the {what}"), e))?;
+            .map_err(|e| NetError::tls(&format!("Cannot use the {what}"), e))?;
     }
     Ok(())
 }
 
-fn verifier(tls: &ClientTls, provider: Arc<CryptoProvider>) -> Result<Arc<Verifier>, Fault> {
+fn verifier(tls: &ClientTls, provider: Arc<CryptoProvider>) -> Result<Arc<Verifier>, NetError> {
     let pins = tls
         .pin_sha256
         .iter()
@@ -209,7 +209,7 @@ fn verifier(tls: &ClientTls, provider: Arc<CryptoProvider>) -> Result<Arc<Verifi
         false => {
             let roots = roots(tls)?;
             let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-            Some(inner.build().map_err(|e| Fault::tls("Cannot use the CA", e))?)
+            Some(inner.build().map_err(|e| NetError::tls("Cannot use the CA", e))?)
         }
     };
     Ok(Arc::new(Verifier {
@@ -220,7 +220,7 @@ fn verifier(tls: &ClientTls, provider: Arc<CryptoProvider>) -> Result<Arc<Verifi
     }))
 }
 
-fn roots(tls: &ClientTls) -> Result<RootCertStore, Fault> {
+fn roots(tls: &ClientTls) -> Result<RootCertStore, NetError> {
     let mut roots = RootCertStore::empty();
     if let Some(ca) = &tls.ca {
         add_authorities(&mut roots, ca, "CA")?;
@@ -260,10 +260,10 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-fn parse_pin(pin: &str) -> Result<[u8; 32], Fault> {
+fn parse_pin(pin: &str) -> Result<[u8; 32], NetError> {
     let bad = || {
-        Fault::new(
-            FaultCode::Invalid,
+        NetError::new(
+            NetErrorCode::Invalid,
             format!("Cannot use the pin {pin:?}: it is not the SHA-256 of a certificate in 64 hexadecimal digits"),
         )
     };
@@ -368,7 +368,7 @@ impl ServerCertVerifier for Verifier {
             Err(rustls::Error::InvalidCertificate(error)) if is_ca(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
                 self.verify_trusted(end_entity, server_name)
             }
-            verdict => verdict,
+            result => result,
         }
     }
 
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn bad_pins_are_named() {
         for bad in ["", "00", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64)] {
-            assert_eq!(parse_pin(bad).unwrap_err().code, FaultCode::Invalid, "{bad}");
+            assert_eq!(parse_pin(bad).unwrap_err().code, NetErrorCode::Invalid, "{bad}");
         }
     }
 
@@ -430,12 +430,12 @@ mod tests {
             client_ca: None,
             client_crl: None,
         };
-        assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, FaultCode::Tls);
+        assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, NetErrorCode::Tls);
         let tls = ClientTls {
             ca: Some(vec![junk()]),
             ..Default::default()
         };
-        assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, FaultCode::Tls);
+        assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, NetErrorCode::Tls);
     }
 
     #[test]

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use quinn::{StreamId, VarInt};
 
 use crate::budget;
-use crate::congestion::Notes;
+use crate::congestion::ConnectionSignals;
 use crate::lock;
 
 /// Of a stream that nobody has read from yet, and of one whose reader is slow, in bytes.
-pub const START: u64 = 96 << 10;
+pub const INITIAL_STREAM_WINDOW: u64 = 96 << 10;
 /// Of one stream: enough for 300 MB/s at a round trip of 50 ms.
-pub const MOST: u64 = 16 << 20;
+pub const MAX_WINDOW: u64 = 16 << 20;
 /// Of all streams of the process together, beyond those with which they start: where many want more, each gets less. Streams that are not read
 /// may hold all of it, as credit cannot be taken back.
 const GROWTH: u64 = 32 << 20;
@@ -21,30 +21,30 @@ const GROWTH: u64 = 32 << 20;
 const SHARE: u64 = 4;
 /// The systems' socket buffers take as much from a stream whose reader reads nothing. What is drained beyond that has been read: a stream may
 /// grow by so much whatever the others hold.
-const UNPROVEN: u64 = 512 << 10;
+const UNPROVEN_DRAIN: u64 = 512 << 10;
 /// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
 const BASE: u64 = 1 << 20;
 /// A connection's window changes by at least this: each change is a frame.
 const STEP: u64 = 1 << 20;
 /// The engine itself takes as long, on however short a path.
-const SHORTEST_ROUND_TRIP: Duration = Duration::from_micros(500);
+const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// Bytes of one stream that are written and not acknowledged: twice what may be under way, so that the path stays full, and no more, so that
 /// what is read ahead is sent before it has left the processor's caches.
 pub fn send_window(congestion_window: u64) -> u64 {
-    (2 * congestion_window).clamp(SMALLEST_SEND_WINDOW, MOST)
+    (2 * congestion_window).clamp(MIN_SEND_WINDOW, MAX_WINDOW)
 }
 
-const SMALLEST_SEND_WINDOW: u64 = 512 << 10;
+const MIN_SEND_WINDOW: u64 = 512 << 10;
 
 /// There is one set of threads for all engines of a process, and so one of these.
 static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
 
 /// The largest that a window may be now that started with `start` bytes, and has passed on `total`; all others have grown by `grown`.
-fn most(start: u64, grown: u64, total: u64) -> u64 {
+fn max_window(start: u64, grown: u64, total: u64) -> u64 {
     let shared = GROWTH.saturating_sub(grown) / SHARE;
-    let proven = total.saturating_sub(UNPROVEN);
-    start.saturating_add(shared.max(proven)).min(MOST)
+    let proven = total.saturating_sub(UNPROVEN_DRAIN);
+    start.saturating_add(shared.max(proven)).min(MAX_WINDOW)
 }
 
 /// The receive window of a stream, as its reader drains it.
@@ -73,20 +73,20 @@ impl Receive {
     }
 
     /// `bytes` were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
-    fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, most: u64) -> Option<u64> {
+    fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, max_window: u64) -> Option<u64> {
         self.total += bytes;
         self.drained += bytes;
         if now < self.due {
             return None;
         }
-        let round_trip = round_trip.max(SHORTEST_ROUND_TRIP);
+        let round_trip = round_trip.max(MIN_ROUND_TRIP);
         let took = now.saturating_duration_since(self.since).max(round_trip);
         let in_round_trip = self.drained as f64 * round_trip.as_secs_f64() / took.as_secs_f64();
-        let wanted = ((2.0 * in_round_trip) as u64).clamp(self.start, most.max(self.start));
+        let wanted = ((2.0 * in_round_trip) as u64).clamp(self.start, max_window.max(self.start));
         (self.drained, self.since, self.due) = (0, now, now + round_trip);
         let window = match wanted {
             wanted if wanted > self.window => wanted.min(2 * self.window),
-            wanted if wanted < self.window / 2 || most < self.window => wanted.max(self.window / 2),
+            wanted if wanted < self.window / 2 || max_window < self.window => wanted.max(self.window / 2),
             _ => self.window,
         };
         let changed = window != self.window;
@@ -187,7 +187,7 @@ impl<S> Growths<S> {
 }
 
 /// The receive window of a connection: finite, and never less than what its streams may have, so that one that is not read holds up no other.
-pub struct Session(Mutex<Windows>);
+pub struct ConnectionWindow(Mutex<Windows>);
 
 #[derive(Clone, Copy)]
 struct Windows {
@@ -220,10 +220,10 @@ impl Windows {
     }
 }
 
-impl Default for Session {
+impl Default for ConnectionWindow {
     fn default() -> Self {
         Self(Mutex::new(Windows {
-            start: START,
+            start: INITIAL_STREAM_WINDOW,
             base: BASE,
             streams: 0,
             open: 0,
@@ -232,7 +232,7 @@ impl Default for Session {
     }
 }
 
-impl Session {
+impl ConnectionWindow {
     /// Bytes besides the windows of the streams; 0 for as many as those usually have who said who they are.
     pub fn set_base(&self, connection: &quinn::Connection, bytes: u32) {
         self.change(connection, |windows| windows.base = base(bytes));
@@ -277,10 +277,10 @@ fn base(bytes: u32) -> u64 {
     }
 }
 
-/// What a connection has before there is a stream; `bytes` as with [`Session::set_base`].
-pub fn at_first(bytes: u32) -> VarInt {
+/// What a connection has before there is a stream; `bytes` as with [`ConnectionWindow::set_base`].
+pub fn initial_connection_window(bytes: u32) -> VarInt {
     let windows = Windows {
-        start: START,
+        start: INITIAL_STREAM_WINDOW,
         base: base(bytes),
         streams: 0,
         open: 0,
@@ -296,7 +296,7 @@ fn var_int(bytes: u64) -> VarInt {
 /// What the reader of a QUIC stream has to do with windows.
 pub struct Flow {
     connection: quinn::Connection,
-    notes: Arc<Notes>,
+    signals: Arc<ConnectionSignals>,
     receive: Receive,
     /// Of the connection's window, this is for this stream.
     share: u64,
@@ -305,12 +305,12 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn new(connection: &quinn::Connection, notes: &Option<Arc<Notes>>) -> Option<Box<Self>> {
-        let notes = notes.clone()?;
-        let start = notes.session.add_stream(connection);
+    pub fn new(connection: &quinn::Connection, signals: &Option<Arc<ConnectionSignals>>) -> Option<Box<Self>> {
+        let signals = signals.clone()?;
+        let start = signals.window.add_stream(connection);
         Some(Box::new(Self {
             connection: connection.clone(),
-            notes,
+            signals,
             receive: Receive::new(start, Instant::now()),
             share: start,
             growth: None,
@@ -333,11 +333,11 @@ impl Flow {
         if now >= self.receive.due && GROWTHS.sum() > 0 {
             GROWTHS.sweep(now, |(connection, id)| connection.held(*id));
         }
-        let most = match budget::has_room() {
-            true => most(self.receive.start, GROWTHS.sum(), self.receive.total + bytes as u64),
+        let max_window = match budget::has_room() {
+            true => max_window(self.receive.start, GROWTHS.sum(), self.receive.total + bytes as u64),
             false => self.receive.start,
         };
-        self.receive.drained(bytes as u64, now, self.notes.round_trip(), most);
+        self.receive.drained(bytes as u64, now, self.signals.round_trip(), max_window);
         let window = self.receive.window;
         if window == before {
             return;
@@ -349,7 +349,7 @@ impl Flow {
         if window > self.share {
             let more = window - self.share;
             self.share = window;
-            self.notes.session.change(&self.connection, |windows| windows.streams += more);
+            self.signals.window.change(&self.connection, |windows| windows.streams += more);
         }
         let _ = stream.set_receive_window(window); // fails on a stream that has ended
     }
@@ -363,7 +363,7 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         self.growth.iter().for_each(|growth| GROWTHS.count(growth, 0));
-        self.notes.session.change(&self.connection, |windows| {
+        self.signals.window.change(&self.connection, |windows| {
             windows.streams -= self.share;
             windows.open -= 1;
         });
@@ -378,12 +378,12 @@ mod tests {
 
     /// The windows of a stream whose reader drains all that it may, or `rate` bytes a millisecond, round trip by round trip.
     fn windows(round_trip: Duration, rate: u64, round_trips: usize) -> Vec<u64> {
-        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
+        let (mut now, mut receive) = (Instant::now(), Receive::new(INITIAL_STREAM_WINDOW, Instant::now()));
         (0..round_trips)
             .map(|_| {
                 now += round_trip;
                 let drained = receive.window.min(rate.saturating_mul(round_trip.as_millis() as u64));
-                receive.drained(drained, now, round_trip, MOST);
+                receive.drained(drained, now, round_trip, MAX_WINDOW);
                 receive.window
             })
             .collect()
@@ -391,65 +391,87 @@ mod tests {
 
     #[test]
     fn a_window_doubles_with_each_round_trip_while_it_is_what_holds_up() {
-        assert_eq!(windows(50 * MS, u64::MAX, 3), [2 * START, 4 * START, 8 * START]);
-        assert_eq!(windows(50 * MS, u64::MAX, 20).last(), Some(&MOST));
+        assert_eq!(
+            windows(50 * MS, u64::MAX, 3),
+            [2 * INITIAL_STREAM_WINDOW, 4 * INITIAL_STREAM_WINDOW, 8 * INITIAL_STREAM_WINDOW]
+        );
+        assert_eq!(windows(50 * MS, u64::MAX, 20).last(), Some(&MAX_WINDOW));
     }
 
     #[test]
     fn a_window_is_twice_what_is_drained_in_a_round_trip() {
         // 20 MB/s
         assert_eq!(windows(50 * MS, 20_000, 20).last(), Some(&2_000_000));
-        assert_eq!(windows(MS, 20_000, 20).last(), Some(&START), "on a short path it stays small");
+        assert_eq!(
+            windows(MS, 20_000, 20).last(),
+            Some(&INITIAL_STREAM_WINDOW),
+            "on a short path it stays small"
+        );
     }
 
     #[test]
     fn a_window_shrinks_when_its_reader_slows_down() {
-        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
-        receive.window = MOST;
+        let (mut now, mut receive) = (Instant::now(), Receive::new(INITIAL_STREAM_WINDOW, Instant::now()));
+        receive.window = MAX_WINDOW;
         for halved in 1..=7 {
             now += Duration::from_secs(1);
-            assert_eq!(receive.drained(1_000, now, 50 * MS, MOST), Some(MOST >> halved));
+            assert_eq!(receive.drained(1_000, now, 50 * MS, MAX_WINDOW), Some(MAX_WINDOW >> halved));
         }
-        assert!(receive.window < 2 * START);
+        assert!(receive.window < 2 * INITIAL_STREAM_WINDOW);
     }
 
     #[test]
     fn a_window_does_not_change_twice_in_a_round_trip() {
         let now = Instant::now();
-        let mut receive = Receive::new(START, now);
-        assert_eq!(receive.drained(START, now + 50 * MS, 50 * MS, MOST), Some(2 * START));
-        assert_eq!(receive.drained(MOST, now + 99 * MS, 50 * MS, MOST), None);
-        assert_eq!(receive.drained(0, now + 100 * MS, 50 * MS, MOST), Some(4 * START));
+        let mut receive = Receive::new(INITIAL_STREAM_WINDOW, now);
+        assert_eq!(
+            receive.drained(INITIAL_STREAM_WINDOW, now + 50 * MS, 50 * MS, MAX_WINDOW),
+            Some(2 * INITIAL_STREAM_WINDOW)
+        );
+        assert_eq!(receive.drained(MAX_WINDOW, now + 99 * MS, 50 * MS, MAX_WINDOW), None);
+        assert_eq!(
+            receive.drained(0, now + 100 * MS, 50 * MS, MAX_WINDOW),
+            Some(4 * INITIAL_STREAM_WINDOW)
+        );
     }
 
     #[test]
     fn a_window_gives_way_to_what_there_may_be() {
         let now = Instant::now();
-        let mut receive = Receive::new(START, now);
-        receive.window = 8 * START;
-        assert_eq!(receive.drained(8 * START, now + 50 * MS, 50 * MS, 2 * START), Some(4 * START));
-        assert_eq!(receive.drained(8 * START, now + 100 * MS, 50 * MS, 0), Some(2 * START));
+        let mut receive = Receive::new(INITIAL_STREAM_WINDOW, now);
+        receive.window = 8 * INITIAL_STREAM_WINDOW;
+        assert_eq!(
+            receive.drained(8 * INITIAL_STREAM_WINDOW, now + 50 * MS, 50 * MS, 2 * INITIAL_STREAM_WINDOW),
+            Some(4 * INITIAL_STREAM_WINDOW)
+        );
+        assert_eq!(
+            receive.drained(8 * INITIAL_STREAM_WINDOW, now + 100 * MS, 50 * MS, 0),
+            Some(2 * INITIAL_STREAM_WINDOW)
+        );
     }
 
     #[test]
     fn where_many_windows_have_grown_another_grows_less() {
-        assert_eq!(most(START, 0, 0), START + GROWTH / SHARE);
-        assert_eq!(most(START, GROWTH - (4 << 20), 0), START + (1 << 20));
-        assert_eq!(most(START, GROWTH, UNPROVEN), START);
-        assert_eq!(most(START, u64::MAX, UNPROVEN), START);
+        assert_eq!(max_window(INITIAL_STREAM_WINDOW, 0, 0), INITIAL_STREAM_WINDOW + GROWTH / SHARE);
+        assert_eq!(
+            max_window(INITIAL_STREAM_WINDOW, GROWTH - (4 << 20), 0),
+            INITIAL_STREAM_WINDOW + (1 << 20)
+        );
+        assert_eq!(max_window(INITIAL_STREAM_WINDOW, GROWTH, UNPROVEN_DRAIN), INITIAL_STREAM_WINDOW);
+        assert_eq!(max_window(INITIAL_STREAM_WINDOW, u64::MAX, UNPROVEN_DRAIN), INITIAL_STREAM_WINDOW);
     }
 
     #[test]
     fn a_stream_that_drains_grows_though_others_that_do_not_hold_all_growth() {
-        let (mut now, mut receive) = (Instant::now(), Receive::new(START, Instant::now()));
+        let (mut now, mut receive) = (Instant::now(), Receive::new(INITIAL_STREAM_WINDOW, Instant::now()));
         let mut round_trips = 0;
-        while receive.window < MOST {
+        while receive.window < MAX_WINDOW {
             now += 50 * MS;
-            let most = most(START, u64::MAX, receive.total + receive.window);
-            receive.drained(receive.window, now, 50 * MS, most);
+            let max_window = max_window(INITIAL_STREAM_WINDOW, u64::MAX, receive.total + receive.window);
+            receive.drained(receive.window, now, 50 * MS, max_window);
             round_trips += 1;
             assert!(
-                receive.window - START <= receive.total.saturating_sub(UNPROVEN),
+                receive.window - INITIAL_STREAM_WINDOW <= receive.total.saturating_sub(UNPROVEN_DRAIN),
                 "by what it drained"
             );
             assert!(round_trips < 20);
@@ -466,13 +488,16 @@ mod tests {
                 growth
             })
             .collect();
-        assert!(most(START, growths.sum(), 0) < START + (1 << 10));
+        assert!(max_window(INITIAL_STREAM_WINDOW, growths.sum(), 0) < INITIAL_STREAM_WINDOW + (1 << 10));
         let start = Instant::now();
         for after in [0, 1_000] {
             growths.sweep(start + after * MS, |held| *held);
         }
         assert_eq!(growths.sum(), 0);
-        assert_eq!(most(START, growths.sum(), 0), START + GROWTH / SHARE);
+        assert_eq!(
+            max_window(INITIAL_STREAM_WINDOW, growths.sum(), 0),
+            INITIAL_STREAM_WINDOW + GROWTH / SHARE
+        );
         quiet.iter().for_each(|growth| growths.count(growth, 0));
         assert_eq!(growths.sum(), 0, "nothing is given back twice");
         drop(quiet);
@@ -509,14 +534,20 @@ mod tests {
     #[test]
     fn a_connection_has_room_for_all_that_its_streams_may_have_though_quinn_renews_late() {
         let mut windows = Windows {
-            start: START,
+            start: INITIAL_STREAM_WINDOW,
             base: BASE,
             streams: 0,
             open: 0,
             now: 0,
         };
         windows.settle();
-        for streams in [0, START, 10 * START, 1_000 * START, 1_000 * MOST] {
+        for streams in [
+            0,
+            INITIAL_STREAM_WINDOW,
+            10 * INITIAL_STREAM_WINDOW,
+            1_000 * INITIAL_STREAM_WINDOW,
+            1_000 * MAX_WINDOW,
+        ] {
             windows.streams = streams;
             windows.settle();
             assert!(windows.now - windows.now / 8 >= BASE + streams);
@@ -527,14 +558,14 @@ mod tests {
     #[test]
     fn a_connection_gives_back_what_its_streams_no_longer_have() {
         let mut windows = Windows {
-            start: START,
+            start: INITIAL_STREAM_WINDOW,
             base: BASE,
-            streams: 100 * MOST,
+            streams: 100 * MAX_WINDOW,
             open: 100,
             now: 0,
         };
         windows.settle();
-        windows.streams = 99 * MOST;
+        windows.streams = 99 * MAX_WINDOW;
         assert_eq!(windows.settle(), None, "not each change is a frame");
         windows.streams = 0;
         assert_eq!(windows.settle(), Some(windows.wanted()));
@@ -543,8 +574,8 @@ mod tests {
 
     #[test]
     fn what_is_read_ahead_is_twice_what_may_be_under_way() {
-        assert_eq!(send_window(0), SMALLEST_SEND_WINDOW);
+        assert_eq!(send_window(0), MIN_SEND_WINDOW);
         assert_eq!(send_window(1 << 20), 2 << 20);
-        assert_eq!(send_window(u64::MAX / 2), MOST);
+        assert_eq!(send_window(u64::MAX / 2), MAX_WINDOW);
     }
 }

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use napi::bindgen_prelude::*;
 use napi::sys;
 
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 use crate::lock;
 
 /// A value on its way to JavaScript.
 #[derive(Debug)]
-pub enum Js {
+pub enum Value {
     Undefined,
     Null,
     Bool(bool),
@@ -23,53 +23,53 @@ pub enum Js {
     /// Bytes as a string, one character each (ISO 8859-1).
     Latin1(Bytes),
     Bytes(Bytes),
-    Array(Vec<Js>),
+    Array(Vec<Value>),
 }
 
-impl<T: Into<Js>> From<Option<T>> for Js {
+impl<T: Into<Value>> From<Option<T>> for Value {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Js::Undefined, Into::into)
+        value.map_or(Value::Undefined, Into::into)
     }
 }
 
-impl From<&Fault> for Js {
-    fn from(fault: &Fault) -> Self {
-        Js::Array(vec![
-            Js::Text(fault.code.as_str().into()),
-            Js::Text(fault.message.clone()),
-            fault.app_code.map_or(Js::Undefined, |c| Js::Number(c as f64)),
-            Js::Bool(fault.remote),
+impl From<&NetError> for Value {
+    fn from(error: &NetError) -> Self {
+        Value::Array(vec![
+            Value::Text(error.code.as_str().into()),
+            Value::Text(error.message.clone()),
+            error.app_code.map_or(Value::Undefined, |c| Value::Number(c as f64)),
+            Value::Bool(error.remote),
         ])
     }
 }
 
-pub type Outcome = std::result::Result<Js, Fault>;
+pub type CallResult = std::result::Result<Value, NetError>;
 
 /// The queue of results of one JavaScript environment.
 #[derive(Default)]
-pub struct Hub {
+pub struct CompletionQueue {
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    done: Vec<(f64, Outcome)>,
+    results: Vec<(f64, CallResult)>,
     /// JavaScript was woken and has not looked yet.
     woken: bool,
-    /// It will be woken after [`AT_LAST`], where it was not before.
-    timed: bool,
+    /// It will be woken after [`MAX_BATCH_DELAY`], where it was not before.
+    deferred_wake: bool,
     wake: Option<Wake>,
 }
 
 impl State {
     /// Whether somebody is to hear of it.
-    fn add(&mut self, op: f64, outcome: Outcome) -> bool {
+    fn add(&mut self, op: f64, result: CallResult) -> bool {
         // without an environment, whoever waited is gone with it
-        let heard = self.wake.is_some() || cfg!(test);
-        if heard {
-            self.done.push((op, outcome));
+        let has_environment = self.wake.is_some() || cfg!(test);
+        if has_environment {
+            self.results.push((op, result));
         }
-        heard
+        has_environment
     }
 
     fn wake(&mut self) {
@@ -82,7 +82,7 @@ impl State {
 }
 
 /// How long a result that can wait waits for one that cannot.
-const AT_LAST: Duration = Duration::from_millis(2);
+const MAX_BATCH_DELAY: Duration = Duration::from_millis(2);
 
 struct Wake(sys::napi_threadsafe_function);
 // SAFETY: a thread-safe function is made to be called from any thread. It is used under the mutex only, and taken out under it by the
@@ -91,55 +91,55 @@ unsafe impl Send for Wake {}
 
 /// A result that JavaScript waits for. Settled exactly once: dropping it settles it too, so no promise outlives the task that owed it.
 pub struct Promise {
-    hub: Arc<Hub>,
+    completions: Arc<CompletionQueue>,
     op: f64,
-    on_drop: Option<Fault>,
+    on_drop: Option<NetError>,
 }
 
 impl Promise {
-    pub fn new(hub: &Arc<Hub>, op: f64) -> Self {
+    pub fn new(completions: &Arc<CompletionQueue>, op: f64) -> Self {
         Self {
-            hub: hub.clone(),
+            completions: completions.clone(),
             op,
-            on_drop: Some(Fault::closed()),
+            on_drop: Some(NetError::closed()),
         }
     }
 
     /// What it is settled with when it is dropped unsettled; by default, `closed`.
-    pub fn or(mut self, fault: Fault) -> Self {
-        self.on_drop = Some(fault);
+    pub fn or(mut self, error: NetError) -> Self {
+        self.on_drop = Some(error);
         self
     }
 
-    pub fn settle(mut self, outcome: Outcome) {
+    pub fn settle(mut self, result: CallResult) {
         self.on_drop = None;
-        self.hub.push(self.op, outcome);
+        self.completions.push(self.op, result);
     }
 
-    /// As [`Promise::settle`], but JavaScript hears of it with the next result that it is woken for, or after [`AT_LAST`]. On the runtime.
-    pub fn settle_later(mut self, value: Js) {
+    /// As [`Promise::settle`], but JavaScript hears of it with the next result that it is woken for, or after [`MAX_BATCH_DELAY`]. On the runtime.
+    pub fn settle_deferred(mut self, value: Value) {
         self.on_drop = None;
-        self.hub.push_later(self.op, Ok(value));
+        self.completions.push_deferred(self.op, Ok(value));
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        let Some(fault) = self.on_drop.take() else { return };
-        let fault = if std::thread::panicking() {
-            Fault::new(FaultCode::Internal, "A task of the native engine panicked")
+        let Some(error) = self.on_drop.take() else { return };
+        let error = if std::thread::panicking() {
+            NetError::new(NetErrorCode::Internal, "A task of the native engine panicked")
         } else {
-            fault
+            error
         };
-        self.hub.push(self.op, Err(fault));
+        self.completions.push(self.op, Err(error));
     }
 }
 
-impl Hub {
+impl CompletionQueue {
     /// `callback` is called on the JavaScript thread with a flat array: number of the call, error or undefined, value, and so on.
     pub fn new(env: &Env, callback: &Function<'_, Unknown<'_>, ()>) -> Result<Arc<Self>> {
-        let hub = Arc::<Self>::default();
-        let context = Arc::into_raw(hub.clone()) as *mut c_void;
+        let completions = Arc::<Self>::default();
+        let context = Arc::into_raw(completions.clone()) as *mut c_void;
         let mut wake = ptr::null_mut();
         // SAFETY: `env` and `callback` are of the call we are in; `context` is one count of the Arc, given back by `finalize`, which
         // Node-API calls once, after the last `call_js`.
@@ -160,15 +160,15 @@ impl Hub {
         };
         if status != sys::Status::napi_ok {
             // SAFETY: nothing took the count over
-            drop(unsafe { Arc::from_raw(context as *const Hub) });
+            drop(unsafe { Arc::from_raw(context as *const CompletionQueue) });
             return Err(Error::from_reason(format!(
                 "napi_create_threadsafe_function failed with status {status}"
             )));
         }
         // SAFETY: just made, on its own thread. Until a call is under way it does not keep the program alive.
         unsafe { sys::napi_unref_threadsafe_function(env.raw(), wake) };
-        lock(&hub.state).wake = Some(Wake(wake));
-        Ok(hub)
+        lock(&completions.state).wake = Some(Wake(wake));
+        Ok(completions)
     }
 
     /// Whether results still to come keep the program alive.
@@ -189,27 +189,27 @@ impl Hub {
     pub fn detach(&self) {
         let mut state = lock(&self.state);
         state.wake = None;
-        state.done.clear();
+        state.results.clear();
     }
 
-    fn push(&self, op: f64, outcome: Outcome) {
+    fn push(&self, op: f64, result: CallResult) {
         let mut state = lock(&self.state);
-        if state.add(op, outcome) {
+        if state.add(op, result) {
             state.wake();
         }
     }
 
-    fn push_later(self: &Arc<Self>, op: f64, outcome: Outcome) {
+    fn push_deferred(self: &Arc<Self>, op: f64, result: CallResult) {
         let mut state = lock(&self.state);
-        if !state.add(op, outcome) || state.woken || std::mem::replace(&mut state.timed, true) {
+        if !state.add(op, result) || state.woken || std::mem::replace(&mut state.deferred_wake, true) {
             return;
         }
-        let hub = self.clone();
+        let completions = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(AT_LAST).await;
-            let mut state = lock(&hub.state);
-            state.timed = false;
-            if !state.done.is_empty() {
+            tokio::time::sleep(MAX_BATCH_DELAY).await;
+            let mut state = lock(&completions.state);
+            state.deferred_wake = false;
+            if !state.results.is_empty() {
                 state.wake();
             }
         });
@@ -217,7 +217,7 @@ impl Hub {
 }
 
 #[cfg(test)]
-impl Hub {
+impl CompletionQueue {
     /// A hub without JavaScript, which keeps its results.
     pub fn detached() -> Arc<Self> {
         Arc::default()
@@ -226,46 +226,46 @@ impl Hub {
     /// The codes of the calls settled so far; `ok` where they went well.
     pub fn settled(&self) -> Vec<(u64, &'static str)> {
         lock(&self.state)
-            .done
+            .results
             .iter()
-            .map(|(op, outcome)| (*op as u64, outcome.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok")))
+            .map(|(op, result)| (*op as u64, result.as_ref().map_or_else(|error| error.code.as_str(), |_| "ok")))
             .collect()
     }
 }
 
 unsafe extern "C" fn finalize(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: the count that `Hub::new` gave away
-    let hub = unsafe { Arc::from_raw(data as *const Hub) };
-    lock(&hub.state).wake = None;
+    // SAFETY: the count that `CompletionQueue::new` gave away
+    let completions = unsafe { Arc::from_raw(data as *const CompletionQueue) };
+    lock(&completions.state).wake = None;
 }
 
 unsafe extern "C" fn call_js(env: sys::napi_env, callback: sys::napi_value, context: *mut c_void, _data: *mut c_void) {
     // SAFETY: `context` is the count that `finalize` gives back, and that has not run yet
-    let hub = unsafe { &*(context as *const Hub) };
-    let done = {
-        let mut state = lock(&hub.state);
+    let completions = unsafe { &*(context as *const CompletionQueue) };
+    let results = {
+        let mut state = lock(&completions.state);
         state.woken = false;
         if state.wake.is_none() {
             return;
         }
-        std::mem::take(&mut state.done)
+        std::mem::take(&mut state.results)
     };
-    if env.is_null() || callback.is_null() || done.is_empty() {
+    if env.is_null() || callback.is_null() || results.is_empty() {
         return;
     }
     // SAFETY: on the JavaScript thread, inside a handle scope that Node-API opened for this call
     unsafe {
         let mut batch = ptr::null_mut();
-        sys::napi_create_array_with_length(env, done.len() * 3, &mut batch);
-        for (i, (op, outcome)) in done.into_iter().enumerate() {
+        sys::napi_create_array_with_length(env, results.len() * 3, &mut batch);
+        for (i, (op, result)) in results.into_iter().enumerate() {
             // one scope a result: a large batch must not pile up handles
             let mut scope = ptr::null_mut();
             sys::napi_open_handle_scope(env, &mut scope);
             let at = (i * 3) as u32;
-            set(env, batch, at, Js::Number(op));
-            match outcome {
+            set(env, batch, at, Value::Number(op));
+            match result {
                 Ok(value) => set(env, batch, at + 2, value),
-                Err(fault) => set(env, batch, at + 1, Js::from(&fault)),
+                Err(error) => set(env, batch, at + 1, Value::from(&error)),
             }
             sys::napi_close_handle_scope(env, scope);
         }
@@ -277,7 +277,7 @@ unsafe extern "C" fn call_js(env: sys::napi_env, callback: sys::napi_value, cont
 }
 
 /// SAFETY: on the JavaScript thread, within a handle scope.
-unsafe fn set(env: sys::napi_env, array: sys::napi_value, index: u32, value: Js) {
+unsafe fn set(env: sys::napi_env, array: sys::napi_value, index: u32, value: Value) {
     // SAFETY: the caller's promise is what Node-API asks for
     unsafe {
         let value = to_js(env, value);
@@ -295,19 +295,19 @@ unsafe fn text(env: sys::napi_env, value: &str) -> sys::napi_value {
 
 /// SAFETY: on the JavaScript thread, within a handle scope. A value that cannot be made (out of memory) stays a null pointer, which
 /// Node-API refuses wherever it is used next.
-unsafe fn to_js(env: sys::napi_env, value: Js) -> sys::napi_value {
+unsafe fn to_js(env: sys::napi_env, value: Value) -> sys::napi_value {
     let mut out = ptr::null_mut();
     // SAFETY: the caller's promise; each pointer and length are those of one slice
     unsafe {
         match value {
-            Js::Undefined => sys::napi_get_undefined(env, &mut out),
-            Js::Null => sys::napi_get_null(env, &mut out),
-            Js::Bool(v) => sys::napi_get_boolean(env, v, &mut out),
-            Js::Number(v) => sys::napi_create_double(env, v, &mut out),
-            Js::Text(v) => return text(env, &v),
-            Js::Latin1(v) => sys::napi_create_string_latin1(env, v.as_ptr() as *const c_char, v.len() as isize, &mut out),
-            Js::Bytes(v) => return bytes(env, &v),
-            Js::Array(items) => {
+            Value::Undefined => sys::napi_get_undefined(env, &mut out),
+            Value::Null => sys::napi_get_null(env, &mut out),
+            Value::Bool(v) => sys::napi_get_boolean(env, v, &mut out),
+            Value::Number(v) => sys::napi_create_double(env, v, &mut out),
+            Value::Text(v) => return text(env, &v),
+            Value::Latin1(v) => sys::napi_create_string_latin1(env, v.as_ptr() as *const c_char, v.len() as isize, &mut out),
+            Value::Bytes(v) => return bytes(env, &v),
+            Value::Array(items) => {
                 let status = sys::napi_create_array_with_length(env, items.len(), &mut out);
                 for (i, item) in items.into_iter().enumerate() {
                     set(env, out, i as u32, item);
@@ -340,29 +340,29 @@ mod tests {
 
     #[test]
     fn a_promise_is_settled_once_however_it_ends() {
-        let hub = Hub::detached();
-        Promise::new(&hub, 1.0).settle(Ok(Js::Null));
-        drop(Promise::new(&hub, 2.0));
-        drop(Promise::new(&hub, 3.0).or(Fault::cancelled()));
-        assert_eq!(hub.settled(), [(1, "ok"), (2, "closed"), (3, "cancelled")]);
+        let completions = CompletionQueue::detached();
+        Promise::new(&completions, 1.0).settle(Ok(Value::Null));
+        drop(Promise::new(&completions, 2.0));
+        drop(Promise::new(&completions, 3.0).or(NetError::cancelled()));
+        assert_eq!(completions.settled(), [(1, "ok"), (2, "closed"), (3, "cancelled")]);
     }
 
     #[tokio::test]
     async fn a_task_that_panics_settles_its_promise_as_internal() {
-        let hub = Hub::detached();
-        let promise = Promise::new(&hub, 1.0);
+        let completions = CompletionQueue::detached();
+        let promise = Promise::new(&completions, 1.0);
         let task = tokio::spawn(async move {
             let _promise = promise;
             panic!("on purpose");
         });
         assert!(task.await.is_err());
-        assert_eq!(hub.settled(), [(1, "internal")]);
+        assert_eq!(completions.settled(), [(1, "internal")]);
     }
 
     #[tokio::test]
     async fn a_task_that_is_aborted_settles_its_promise() {
-        let hub = Hub::detached();
-        let promise = Promise::new(&hub, 1.0).or(Fault::cancelled());
+        let completions = CompletionQueue::detached();
+        let promise = Promise::new(&completions, 1.0).or(NetError::cancelled());
         let task = tokio::spawn(async move {
             let _promise = promise;
             std::future::pending::<()>().await;
@@ -370,6 +370,6 @@ mod tests {
         tokio::task::yield_now().await;
         task.abort();
         assert!(task.await.is_err());
-        assert_eq!(hub.settled(), [(1, "cancelled")]);
+        assert_eq!(completions.settled(), [(1, "cancelled")]);
     }
 }

@@ -9,31 +9,31 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use crate::address::{display, interleave};
-use crate::error::{Fault, FaultCode};
-use crate::names::{address, LookUp, Names, Purpose};
+use crate::error::{NetError, NetErrorCode};
+use crate::resolver::{address, Lookup, Purpose, Resolver};
 
 /// RFC 8305 §5, the Connection Attempt Delay it recommends.
-const STAGGER: Duration = Duration::from_millis(250);
+const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// More addresses than this are not tried: whoever answers for a name does not decide how long we knock.
 const MAX_ADDRESSES: usize = 16;
 
 /// Where a host is.
-pub enum At {
+pub enum DialTarget {
     /// At the addresses that its name has now.
     Name,
     /// At these, whatever its name says.
     Addresses(Vec<SocketAddr>),
 }
 
-impl At {
+impl DialTarget {
     /// Addresses as they are written, with a zone (RFC 4007 §11) or without. Nothing here is looked up.
-    pub fn addresses(given: &[String], port: u16) -> Result<Self, Fault> {
+    pub fn addresses(given: &[String], port: u16) -> Result<Self, NetError> {
         let parse = |text: &String| {
             let mut address = address(text)?;
             address.set_port(port);
             Some(address)
         };
-        let invalid = |text: &String| Fault::new(FaultCode::Invalid, format!("Cannot connect to {text:?}: it is not an address"));
+        let invalid = |text: &String| NetError::new(NetErrorCode::Invalid, format!("Cannot connect to {text:?}: it is not an address"));
         let all = given.iter().map(|text| parse(text).ok_or_else(|| invalid(text)));
         Ok(Self::Addresses(all.collect::<Result<_, _>>()?))
     }
@@ -41,59 +41,63 @@ impl At {
 
 /// Makes a connection to the first address of `host` that answers `attempt`, within `limit` for all of it.
 pub async fn connect<T, A, F>(
-    (names, purpose): (&Arc<Names>, Purpose),
+    (resolver, purpose): (&Arc<Resolver>, Purpose),
     host: &str,
     port: u16,
-    at: At,
+    target: DialTarget,
     limit: Duration,
     attempt: A,
-) -> Result<T, Fault>
+) -> Result<T, NetError>
 where
     T: Send + 'static,
     A: Fn(SocketAddr) -> F,
-    F: Future<Output = Result<T, Fault>> + Send + 'static,
+    F: Future<Output = Result<T, NetError>> + Send + 'static,
 {
     let what = display(host, port);
     let until = Instant::now() + limit;
-    let (first, look_up) = match at {
-        At::Addresses(given) => (given, None),
-        At::Name => {
-            let mut look_up = names.look_up(host, port, purpose);
-            let first = timeout_at(until, look_up.first()).await.map_err(|_| late_name(&what, limit))?;
-            (first.map_err(|fault| cannot_look_up(&what, fault))?, Some(look_up))
+    let (first, lookup) = match target {
+        DialTarget::Addresses(given) => (given, None),
+        DialTarget::Name => {
+            let mut lookup = resolver.lookup(host, port, purpose);
+            let first = timeout_at(until, lookup.first())
+                .await
+                .map_err(|_| resolution_timed_out(&what, limit))?;
+            (first.map_err(|error| cannot_resolve(&what, error))?, Some(lookup))
         }
     };
-    let is_named = look_up.is_some();
-    let result = timeout_at(until, race(first, look_up, attempt, &what)).await.unwrap_or_else(|_| {
-        Err(Fault::new(
-            FaultCode::TimedOut,
-            format!("Cannot connect to {what}: no answer in {} ms", limit.as_millis()),
-        ))
-    });
+    let is_named = lookup.is_some();
+    let result = timeout_at(until, happy_eyeballs(first, lookup, attempt, &what))
+        .await
+        .unwrap_or_else(|_| {
+            Err(NetError::new(
+                NetErrorCode::TimedOut,
+                format!("Cannot connect to {what}: no answer in {} ms", limit.as_millis()),
+            ))
+        });
     if is_named && result.is_err() {
-        names.forget(host);
+        resolver.invalidate(host);
     }
     result
 }
 
 /// Every address of `host` that is known in time.
-pub async fn resolve((names, purpose): (&Arc<Names>, Purpose), host: &str, limit: Duration) -> Result<Vec<SocketAddr>, Fault> {
-    match timeout(limit, names.look_up(host, 0, purpose).all()).await {
-        Ok(result) => result.map_err(|fault| cannot_look_up(host, fault)),
-        Err(_) => Err(late_name(host, limit)),
+pub async fn resolve((resolver, purpose): (&Arc<Resolver>, Purpose), host: &str, limit: Duration) -> Result<Vec<SocketAddr>, NetError> {
+    match timeout(limit, resolver.lookup(host, 0, purpose).all()).await {
+        Ok(result) => result.map_err(|error| cannot_resolve(host, error)),
+        Err(_) => Err(resolution_timed_out(host, limit)),
     }
 }
 
-fn cannot_look_up(what: &str, fault: Fault) -> Fault {
-    Fault {
-        message: format!("Cannot connect to {what}: {}", fault.message),
-        ..fault
+fn cannot_resolve(what: &str, error: NetError) -> NetError {
+    NetError {
+        message: format!("Cannot connect to {what}: {}", error.message),
+        ..error
     }
 }
 
-fn late_name(what: &str, limit: Duration) -> Fault {
-    Fault::new(
-        FaultCode::NameTimedOut,
+fn resolution_timed_out(what: &str, limit: Duration) -> NetError {
+    NetError::new(
+        NetErrorCode::NameTimedOut,
         format!(
             "Cannot connect to {what}: no name server has answered for its name in {} ms",
             limit.as_millis()
@@ -102,53 +106,55 @@ fn late_name(what: &str, limit: Duration) -> Fault {
 }
 
 /// Tries the addresses one after the other, and those that become known later.
-async fn race<T, A, F>(first: Vec<SocketAddr>, mut look_up: Option<LookUp>, attempt: A, what: &str) -> Result<T, Fault>
+async fn happy_eyeballs<T, A, F>(first: Vec<SocketAddr>, mut lookup: Option<Lookup>, attempt: A, what: &str) -> Result<T, NetError>
 where
     T: Send + 'static,
     A: Fn(SocketAddr) -> F,
-    F: Future<Output = Result<T, Fault>> + Send + 'static,
+    F: Future<Output = Result<T, NetError>> + Send + 'static,
 {
-    let is_complete = |look_up: &Option<LookUp>| look_up.as_ref().is_none_or(LookUp::is_complete);
+    let is_complete = |lookup: &Option<Lookup>| lookup.as_ref().is_none_or(Lookup::is_complete);
     let mut waiting = VecDeque::from(interleave(first));
     let is_one_family = waiting.iter().all(|address| address.is_ipv4()) || waiting.iter().all(|address| address.is_ipv6());
     // half is for the other family, while that may still come
-    waiting.truncate(if is_one_family && !is_complete(&look_up) {
+    waiting.truncate(if is_one_family && !is_complete(&lookup) {
         MAX_ADDRESSES / 2
     } else {
         MAX_ADDRESSES
     });
-    if waiting.len() == 1 && is_complete(&look_up) {
+    if waiting.len() == 1 && is_complete(&lookup) {
         return attempt(waiting[0]).await; // no task of its own
     }
     let mut left = MAX_ADDRESSES - waiting.len();
     let mut running = JoinSet::new(); // dropping it ends the losers
-    let mut worst: Option<Fault> = None;
+    let mut best_error: Option<NetError> = None;
     let mut next = Instant::now();
     loop {
         if Instant::now() >= next {
             if let Some(address) = waiting.pop_front() {
                 running.spawn(attempt(address));
-                next = Instant::now() + STAGGER;
+                next = Instant::now() + CONNECTION_ATTEMPT_DELAY;
             }
         }
         let is_over = running.is_empty() && waiting.is_empty();
-        if is_over && is_complete(&look_up) {
-            return Err(worst.unwrap_or_else(|| Fault::new(FaultCode::UnknownHost, format!("Cannot connect to {what}: no address"))));
+        if is_over && is_complete(&lookup) {
+            return Err(
+                best_error.unwrap_or_else(|| NetError::new(NetErrorCode::UnknownHost, format!("Cannot connect to {what}: no address")))
+            );
         }
         tokio::select! {
             Some(ended) = running.join_next() => {
-                let fault = match ended {
+                let error = match ended {
                     Ok(Ok(connection)) => return Ok(connection),
-                    Ok(Err(fault)) => fault,
-                    Err(e) => Fault::new(FaultCode::Internal, format!("Cannot connect to {what}: {e}")),
+                    Ok(Err(error)) => error,
+                    Err(e) => NetError::new(NetErrorCode::Internal, format!("Cannot connect to {what}: {e}")),
                 };
-                worst = Some(more_telling(worst, fault));
+                best_error = Some(more_specific(best_error, error));
                 // the next one at once; where there is none, addresses that are late have a moment still
-                next = Instant::now() + if waiting.is_empty() { STAGGER } else { Duration::ZERO };
+                next = Instant::now() + if waiting.is_empty() { CONNECTION_ATTEMPT_DELAY } else { Duration::ZERO };
             }
             () = sleep_until(next), if !waiting.is_empty() => {}
-            () = sleep_until(next), if is_over => look_up = None,
-            late = more(&mut look_up), if !is_complete(&look_up) => {
+            () = sleep_until(next), if is_over => lookup = None,
+            late = more(&mut lookup), if !is_complete(&lookup) => {
                 if is_over {
                     next = Instant::now();
                 }
@@ -160,21 +166,21 @@ where
     }
 }
 
-async fn more(look_up: &mut Option<LookUp>) -> Vec<SocketAddr> {
-    match look_up {
-        Some(look_up) => look_up.more().await,
+async fn more(lookup: &mut Option<Lookup>) -> Vec<SocketAddr> {
+    match lookup {
+        Some(lookup) => lookup.more().await,
         None => Vec::new(),
     }
 }
 
 /// Of two addresses' errors the one that says more: somebody answered, nobody answered, there is no way there.
-pub fn more_telling(a: Option<Fault>, b: Fault) -> Fault {
-    let rank = |fault: &Fault| match fault.code {
-        FaultCode::Tls => 4,
-        FaultCode::Closed | FaultCode::Refused | FaultCode::Reset => 3,
-        FaultCode::TimedOut => 2,
-        FaultCode::Limit | FaultCode::AddressNotAvailable => 2,
-        FaultCode::Unreachable => 1,
+pub fn more_specific(a: Option<NetError>, b: NetError) -> NetError {
+    let rank = |error: &NetError| match error.code {
+        NetErrorCode::Tls => 4,
+        NetErrorCode::Closed | NetErrorCode::Refused | NetErrorCode::Reset => 3,
+        NetErrorCode::TimedOut => 2,
+        NetErrorCode::Limit | NetErrorCode::AddressNotAvailable => 2,
+        NetErrorCode::Unreachable => 1,
         _ => 0,
     };
     match a {
@@ -188,10 +194,10 @@ mod tests {
     use super::*;
     use crate::dns::tests::{has, Say, Server};
     use crate::dns::Family;
-    use crate::sources::Paths;
+    use crate::resolver_config::Paths;
 
-    fn names() -> Arc<Names> {
-        Names::new(tokio::runtime::Handle::current(), Default::default())
+    fn resolver() -> Arc<Resolver> {
+        Resolver::new(tokio::runtime::Handle::current(), Default::default())
     }
 
     fn addresses(n: u16) -> Vec<SocketAddr> {
@@ -207,8 +213,8 @@ mod tests {
                 port => Ok(port),
             }
         };
-        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap(), 2);
-        assert_eq!(start.elapsed(), STAGGER);
+        assert_eq!(happy_eyeballs(addresses(3), None, attempt, "x").await.unwrap(), 2);
+        assert_eq!(start.elapsed(), CONNECTION_ATTEMPT_DELAY);
     }
 
     #[tokio::test(start_paused = true)]
@@ -217,44 +223,54 @@ mod tests {
         let attempt = |a: SocketAddr| async move {
             match a.port() {
                 3 => Ok(3),
-                _ => Err(Fault::new(FaultCode::Refused, "no")),
+                _ => Err(NetError::new(NetErrorCode::Refused, "no")),
             }
         };
-        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap(), 3);
+        assert_eq!(happy_eyeballs(addresses(3), None, attempt, "x").await.unwrap(), 3);
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_most_telling_error_is_reported() {
         let attempt = |a: SocketAddr| async move {
-            Err::<(), _>(Fault::new(
+            Err::<(), _>(NetError::new(
                 if a.port() == 2 {
-                    FaultCode::Refused
+                    NetErrorCode::Refused
                 } else {
-                    FaultCode::Unreachable
+                    NetErrorCode::Unreachable
                 },
                 a.to_string(),
             ))
         };
-        assert_eq!(race(addresses(3), None, attempt, "x").await.unwrap_err().code, FaultCode::Refused);
+        assert_eq!(
+            happy_eyeballs(addresses(3), None, attempt, "x").await.unwrap_err().code,
+            NetErrorCode::Refused
+        );
     }
 
     #[tokio::test]
     async fn addresses_that_are_given_are_tried_and_no_others() {
         let given = ["192.0.2.1".to_owned(), "2001:db8::1".to_owned(), "192.0.2.2".to_owned()];
-        let at = At::addresses(&given, 80).unwrap();
+        let target = DialTarget::addresses(&given, 80).unwrap();
         let tried = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let attempt = |a: SocketAddr| {
             let tried = tried.clone();
             async move {
                 crate::lock(&tried).push(a.ip().to_string());
-                Err::<(), _>(Fault::new(FaultCode::Refused, "no"))
+                Err::<(), _>(NetError::new(NetErrorCode::Refused, "no"))
             }
         };
-        let fault = connect((&names(), Purpose::Tunnel), "localhost", 80, at, Duration::from_secs(3), attempt)
-            .await
-            .unwrap_err();
-        assert_eq!(fault.code, FaultCode::Refused);
+        let error = connect(
+            (&resolver(), Purpose::Tunnel),
+            "localhost",
+            80,
+            target,
+            Duration::from_secs(3),
+            attempt,
+        )
+        .await
+        .unwrap_err();
+        assert_eq!(error.code, NetErrorCode::Refused);
         assert_eq!(*crate::lock(&tried), ["192.0.2.1", "2001:db8::1", "192.0.2.2"]);
     }
 
@@ -264,7 +280,7 @@ mod tests {
         let server = Server::start(move |_, family, _| match family {
             Family::V6 => has(&many.iter().map(String::as_str).collect::<Vec<_>>()),
             Family::V4 => Say {
-                after: STAGGER / 5,
+                after: CONNECTION_ATTEMPT_DELAY / 5,
                 ..has(&["127.0.0.1"])
             },
         })
@@ -278,15 +294,15 @@ mod tests {
             nsswitch: folder.join("nsswitch.conf"),
             port: server.address.port(),
         };
-        let names = Names::new(tokio::runtime::Handle::current(), paths);
+        let resolver = Resolver::new(tokio::runtime::Handle::current(), paths);
         let attempt = |a: SocketAddr| async move {
             match a {
                 SocketAddr::V4(_) => Ok(a),
-                SocketAddr::V6(_) => Err(Fault::new(FaultCode::Refused, "no")),
+                SocketAddr::V6(_) => Err(NetError::new(NetErrorCode::Refused, "no")),
             }
         };
         let limit = Duration::from_secs(20);
-        let connected = connect((&names, Purpose::Tunnel), "host.test", 80, At::Name, limit, attempt).await;
+        let connected = connect((&resolver, Purpose::Tunnel), "host.test", 80, DialTarget::Name, limit, attempt).await;
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(connected.unwrap(), "127.0.0.1:80".parse().unwrap());
     }
@@ -294,24 +310,24 @@ mod tests {
     #[test]
     fn a_name_is_no_address() {
         for bad in ["localhost", "", "1.2.3.256", "::1%", "x%lo"] {
-            let fault = At::addresses(&[bad.to_owned()], 80).err().map(|fault| fault.code);
-            assert_eq!(fault, Some(FaultCode::Invalid), "{bad}");
+            let error = DialTarget::addresses(&[bad.to_owned()], 80).err().map(|error| error.code);
+            assert_eq!(error, Some(NetErrorCode::Invalid), "{bad}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_limit_ends_everything() {
-        let attempt = |_| async { std::future::pending::<Result<(), Fault>>().await };
-        let fault = connect(
-            (&names(), Purpose::Tunnel),
+        let attempt = |_| async { std::future::pending::<Result<(), NetError>>().await };
+        let error = connect(
+            (&resolver(), Purpose::Tunnel),
             "127.0.0.1",
             1,
-            At::Name,
+            DialTarget::Name,
             Duration::from_secs(3),
             attempt,
         )
         .await
         .unwrap_err();
-        assert_eq!(fault.code, FaultCode::TimedOut);
+        assert_eq!(error.code, NetErrorCode::TimedOut);
     }
 }

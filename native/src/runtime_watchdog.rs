@@ -6,34 +6,34 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 const NONE: u64 = u64::MAX;
-const BEAT: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(1);
 
-pub struct Heartbeat {
+pub struct RuntimeWatchdog {
     start: Instant,
     /// When the beat that is still to come was asked for, in milliseconds from `start`.
-    asked: AtomicU64,
+    tick_sent_at: AtomicU64,
 }
 
-impl Heartbeat {
+impl RuntimeWatchdog {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
-            asked: AtomicU64::new(NONE),
+            tick_sent_at: AtomicU64::new(NONE),
         })
     }
 
     /// For how long the beat that was asked for has not come; zero where it has, and then the next one is asked for.
-    pub fn late(self: &Arc<Self>, runtime: &Handle) -> Duration {
+    pub fn stalled_for(self: &Arc<Self>, runtime: &Handle) -> Duration {
         let now = self.start.elapsed().as_millis() as u64;
-        let asked = self.asked.load(Ordering::Acquire);
-        if asked != NONE {
-            return Duration::from_millis(now.saturating_sub(asked));
+        let tick_sent_at = self.tick_sent_at.load(Ordering::Acquire);
+        if tick_sent_at != NONE {
+            return Duration::from_millis(now.saturating_sub(tick_sent_at));
         }
-        self.asked.store(now, Ordering::Release);
-        let heart = self.clone();
+        self.tick_sent_at.store(now, Ordering::Release);
+        let watchdog = self.clone();
         runtime.spawn(async move {
-            tokio::time::sleep(BEAT).await; // the timers are to run as well
-            heart.asked.store(NONE, Ordering::Release);
+            tokio::time::sleep(TICK).await; // the timers are to run as well
+            watchdog.tick_sent_at.store(NONE, Ordering::Release);
         });
         Duration::ZERO
     }
@@ -53,10 +53,10 @@ mod tests {
 
     #[test]
     fn a_runtime_that_runs_is_never_late() {
-        let (runtime, heart) = (runtime(), Heartbeat::new());
+        let (runtime, watchdog) = (runtime(), RuntimeWatchdog::new());
         for _ in 0..3 {
-            assert_eq!(heart.late(runtime.handle()), Duration::ZERO);
-            while heart.asked.load(Ordering::Acquire) != NONE {
+            assert_eq!(watchdog.stalled_for(runtime.handle()), Duration::ZERO);
+            while watchdog.tick_sent_at.load(Ordering::Acquire) != NONE {
                 std::thread::yield_now();
             }
         }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_runtime_whose_threads_are_all_held_is_late_until_they_are_let_go() {
-        let (runtime, heart) = (runtime(), Heartbeat::new());
+        let (runtime, watchdog) = (runtime(), RuntimeWatchdog::new());
         let (free, held) = std::sync::mpsc::channel::<()>();
         let (holds, holding) = std::sync::mpsc::channel::<()>();
         runtime.spawn(async move {
@@ -72,11 +72,11 @@ mod tests {
             let _ = held.recv();
         });
         holding.recv().unwrap();
-        assert_eq!(heart.late(runtime.handle()), Duration::ZERO);
+        assert_eq!(watchdog.stalled_for(runtime.handle()), Duration::ZERO);
         std::thread::sleep(Duration::from_millis(50));
-        assert!(heart.late(runtime.handle()) >= Duration::from_millis(49));
+        assert!(watchdog.stalled_for(runtime.handle()) >= Duration::from_millis(49));
         free.send(()).unwrap();
-        while heart.late(runtime.handle()) != Duration::ZERO {
+        while watchdog.stalled_for(runtime.handle()) != Duration::ZERO {
             std::thread::yield_now();
         }
     }

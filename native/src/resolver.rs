@@ -13,9 +13,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, Instant};
 
 use crate::dns::{self, Answer, Failure, Family};
-use crate::error::{Fault, FaultCode};
+use crate::error::{NetError, NetErrorCode};
 use crate::lock;
-use crate::sources::{normalized, Dns, Paths, SourceFiles, Sources, MAX_ADDRESSES};
+use crate::resolver_config::{normalized, Dns, Paths, ResolverConfig, ResolverFiles, MAX_ADDRESSES};
 
 /// RFC 8305 §3, the Resolution Delay it recommends: how long IPv4 addresses wait for IPv6 ones.
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
@@ -26,10 +26,10 @@ const MAX_TTL: Duration = Duration::from_secs(300);
 /// The same for what has no addresses.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// That an answer did not come is remembered for so long, and that none of the servers could answer (RFC 9520 §3.2).
-const SILENCE_TTL: Duration = Duration::from_secs(5);
+const TIMEOUT_TTL: Duration = Duration::from_secs(5);
 const FAILURE_TTL: Duration = Duration::from_secs(1);
 /// Look-ups under way, where there are descriptors for as many.
-const MAX_LOOK_UPS: usize = 1_024;
+const MAX_LOOKUPS: usize = 1_024;
 /// A look-up takes a socket for each server, and perhaps one for TCP; all of them take no more than a half of the process's descriptors.
 const DESCRIPTORS_EACH: usize = 4;
 /// Threads that wait in the system's resolver, which cannot be interrupted: for tunnels, and for the agent's own connections.
@@ -47,17 +47,17 @@ pub enum Purpose {
 
 /// What is known of a name so far.
 #[derive(Clone, Debug, Default)]
-struct Found {
+struct LookupState {
     /// By family. Empty where it has none.
     addresses: [Option<Vec<SocketAddr>>; 2],
     /// How long that holds.
     ttl: Duration,
     is_complete: bool,
     /// Why there are none.
-    fault: Option<Fault>,
+    error: Option<NetError>,
 }
 
-impl Found {
+impl LookupState {
     fn known(addresses: Vec<SocketAddr>) -> Self {
         let (v4, v6) = addresses.into_iter().partition(SocketAddr::is_ipv4);
         Self {
@@ -84,7 +84,7 @@ impl Found {
 }
 
 /// The resolver.
-pub struct Names {
+pub struct Resolver {
     runtime: Handle,
     state: Mutex<State>,
     /// The server that answered last.
@@ -93,46 +93,46 @@ pub struct Names {
 }
 
 struct State {
-    files: SourceFiles,
-    cache: HashMap<String, (Found, Instant)>,
-    look_ups: HashMap<String, Weak<Shared>>,
+    files: ResolverFiles,
+    cache: HashMap<String, (LookupState, Instant)>,
+    lookups: HashMap<String, Weak<SharedLookup>>,
     /// Those that may be given up for newer ones, the oldest first.
-    oldest: BTreeMap<u64, Weak<Shared>>,
+    evictable: BTreeMap<u64, Weak<SharedLookup>>,
     last: u64,
 }
 
 /// A look-up that some wait for. Dropping it ends it.
-struct Shared {
-    names: Weak<Names>,
+struct SharedLookup {
+    resolver: Weak<Resolver>,
     name: String,
     number: u64,
-    found: watch::Receiver<Found>,
+    found: watch::Receiver<LookupState>,
     task: AbortHandle,
 }
 
-impl Drop for Shared {
+impl Drop for SharedLookup {
     fn drop(&mut self) {
         self.task.abort();
-        let Some(names) = self.names.upgrade() else { return };
+        let Some(resolver) = self.resolver.upgrade() else { return };
         let mut found = self.found.borrow().clone();
-        let mut state = lock(&names.state);
-        state.oldest.remove(&self.number);
+        let mut state = lock(&resolver.state);
+        state.evictable.remove(&self.number);
         // another one may have begun meanwhile
-        if state.look_ups.get(&self.name).is_some_and(|other| other.strong_count() == 0) {
-            state.look_ups.remove(&self.name);
+        if state.lookups.get(&self.name).is_some_and(|other| other.strong_count() == 0) {
+            state.lookups.remove(&self.name);
         }
         if !found.is_complete && found.has_any() {
             // the rest did not come in time, and the next tunnel is not to wait for it again
             found.addresses.iter_mut().for_each(|each| _ = each.get_or_insert_default());
             found.is_complete = true;
-            found.ttl = found.ttl.min(SILENCE_TTL);
-            state.remember(&self.name, found);
+            found.ttl = found.ttl.min(TIMEOUT_TTL);
+            state.cache_put(&self.name, found);
         }
     }
 }
 
 impl State {
-    fn remember(&mut self, name: &str, found: Found) {
+    fn cache_put(&mut self, name: &str, found: LookupState) {
         let now = Instant::now();
         if found.ttl.is_zero() {
             return;
@@ -148,21 +148,21 @@ impl State {
         self.cache.insert(name.to_owned(), (found, until));
     }
 
-    fn remembered(&self, name: &str) -> Option<Found> {
+    fn cache_get(&self, name: &str) -> Option<LookupState> {
         let (found, until) = self.cache.get(name)?;
         (*until > Instant::now()).then(|| found.clone())
     }
 }
 
-impl Names {
+impl Resolver {
     pub fn new(runtime: Handle, paths: Paths) -> Arc<Self> {
         Arc::new(Self {
             runtime,
             state: Mutex::new(State {
-                files: SourceFiles::new(paths),
+                files: ResolverFiles::new(paths),
                 cache: HashMap::new(),
-                look_ups: HashMap::new(),
-                oldest: BTreeMap::new(),
+                lookups: HashMap::new(),
+                evictable: BTreeMap::new(),
                 last: 0,
             }),
             preferred: AtomicUsize::new(0),
@@ -171,124 +171,124 @@ impl Names {
     }
 
     /// Begins to look up `host`, unless it is known.
-    pub fn look_up(self: &Arc<Self>, host: &str, port: u16, purpose: Purpose) -> LookUp {
+    pub fn lookup(self: &Arc<Self>, host: &str, port: u16, purpose: Purpose) -> Lookup {
         let start = match address(host) {
-            Some(address) => Start::Known(Found::known(vec![address])),
+            Some(address) => Start::Known(LookupState::known(vec![address])),
             None => self.start(host, purpose),
         };
-        LookUp::new(start, port)
+        Lookup::new(start, port)
     }
 
     /// Its addresses do not answer: they may be of yesterday.
-    pub fn forget(&self, host: &str) {
+    pub fn invalidate(&self, host: &str) {
         lock(&self.state).cache.remove(&key(host));
     }
 
     fn start(self: &Arc<Self>, host: &str, purpose: Purpose) -> Start {
         let name = normalized(host);
         if name == "invalid" || name.ends_with(".invalid") {
-            return Start::Known(Found::unknown()); // RFC 6761 §6.4
+            return Start::Known(LookupState::unknown()); // RFC 6761 §6.4
         }
         let mut state = lock(&self.state);
-        let (sources, changed) = state.files.current();
+        let (config, changed) = state.files.current();
         if changed {
             state.cache.clear();
         }
         if name == "localhost" || name.ends_with(".localhost") {
-            return Start::Known(Found::known(loopback(&sources))); // RFC 6761 §6.3
+            return Start::Known(LookupState::known(loopback(&config))); // RFC 6761 §6.3
         }
-        if let Some(addresses) = sources.hosts(&name) {
-            return Start::Known(Found::known(addresses.iter().map(|ip| (*ip, 0).into()).collect()));
+        if let Some(addresses) = config.hosts(&name) {
+            return Start::Known(LookupState::known(addresses.iter().map(|ip| (*ip, 0).into()).collect()));
         }
         let key = key(host);
-        if let Some(found) = state.remembered(&key) {
+        if let Some(found) = state.cache_get(&key) {
             return Start::Known(found);
         }
-        if let Some(shared) = state.look_ups.get(&key).and_then(Weak::upgrade) {
+        if let Some(shared) = state.lookups.get(&key).and_then(Weak::upgrade) {
             if purpose == Purpose::Link {
-                state.oldest.remove(&shared.number);
+                state.evictable.remove(&shared.number);
             }
             return Start::Shared(shared);
         }
         // what is given up is dropped after the lock is free: its end takes the lock
-        let mut given_up = Vec::new();
-        while state.oldest.len() >= most_look_ups() {
-            match state.oldest.pop_first() {
-                Some((_, oldest)) => given_up.extend(oldest.upgrade()),
+        let mut evicted = Vec::new();
+        while state.evictable.len() >= max_lookups() {
+            match state.evictable.pop_first() {
+                Some((_, evictable)) => evicted.extend(evictable.upgrade()),
                 None => break,
             }
         }
         state.last += 1;
         let number = state.last;
-        let (tell, found) = watch::channel(Found::default());
-        let task = self.runtime.spawn(self.clone().run(key.clone(), sources, purpose, tell));
-        let shared = Arc::new(Shared {
-            names: Arc::downgrade(self),
+        let (sender, found) = watch::channel(LookupState::default());
+        let task = self.runtime.spawn(self.clone().run(key.clone(), config, purpose, sender));
+        let shared = Arc::new(SharedLookup {
+            resolver: Arc::downgrade(self),
             name: key.clone(),
             number,
             found,
             task: task.abort_handle(),
         });
         if purpose == Purpose::Tunnel {
-            state.oldest.insert(number, Arc::downgrade(&shared));
+            state.evictable.insert(number, Arc::downgrade(&shared));
         }
-        state.look_ups.insert(key, Arc::downgrade(&shared));
+        state.lookups.insert(key, Arc::downgrade(&shared));
         drop(state);
-        given_up.iter().for_each(|shared: &Arc<Shared>| shared.task.abort());
+        evicted.iter().for_each(|shared: &Arc<SharedLookup>| shared.task.abort());
         Start::Shared(shared)
     }
 
-    async fn run(self: Arc<Self>, name: String, sources: Arc<Sources>, purpose: Purpose, tell: watch::Sender<Found>) {
-        let result = self.search(&name, &sources, purpose, &tell).await;
-        let mut found = tell.borrow().clone();
+    async fn run(self: Arc<Self>, name: String, config: Arc<ResolverConfig>, purpose: Purpose, sender: watch::Sender<LookupState>) {
+        let result = self.search(&name, &config, purpose, &sender).await;
+        let mut found = sender.borrow().clone();
         match result {
             Ok(Some(addresses)) => {
-                let known = Found::known(addresses);
+                let known = LookupState::known(addresses);
                 found.addresses = known.addresses;
-                found.ttl = if found.has_any() { SILENCE_TTL } else { found.ttl };
+                found.ttl = if found.has_any() { TIMEOUT_TTL } else { found.ttl };
             }
             Ok(None) => {}
-            Err(_) if found.has_any() => found.ttl = found.ttl.min(SILENCE_TTL), // of one family
-            Err((fault, ttl)) => {
-                found.fault = Some(fault);
+            Err(_) if found.has_any() => found.ttl = found.ttl.min(TIMEOUT_TTL), // of one family
+            Err((error, ttl)) => {
+                found.error = Some(error);
                 found.ttl = ttl.min(MAX_NEGATIVE_TTL);
             }
         }
         found.is_complete = true;
         found.ttl = found.ttl.min(MAX_TTL);
-        lock(&self.state).remember(&name, found.clone());
-        tell.send_replace(found);
+        lock(&self.state).cache_put(&name, found.clone());
+        sender.send_replace(found);
     }
 
     /// Tells what the name servers answer, family by family. Returns what the system knows where they know nothing.
     async fn search(
         &self,
         name: &str,
-        sources: &Sources,
+        config: &ResolverConfig,
         purpose: Purpose,
-        tell: &watch::Sender<Found>,
-    ) -> Result<Option<Vec<SocketAddr>>, (Fault, Duration)> {
-        let unknown = |why: &str| Fault::new(FaultCode::UnknownHost, format!("the name is unknown ({why})"));
+        sender: &watch::Sender<LookupState>,
+    ) -> Result<Option<Vec<SocketAddr>>, (NetError, Duration)> {
+        let unknown = |why: &str| NetError::new(NetErrorCode::UnknownHost, format!("the name is unknown ({why})"));
         let plain = normalized(name);
-        let is_the_systems = sources.has_mdns && plain.ends_with(".local") || sources.has_others && is_own_name(&plain);
+        let is_the_systems = config.has_mdns && plain.ends_with(".local") || config.has_others && is_own_name(&plain);
         let mut failure = None;
         let mut ttl = MAX_NEGATIVE_TTL;
         if !is_the_systems {
-            for candidate in candidates(name, &sources.dns) {
+            for candidate in candidates(name, &config.dns) {
                 let mut is_unknown = false;
-                let asked = dns::ask(&sources.dns, &self.preferred, &candidate, |family, answer| match answer {
+                let asked = dns::ask(&config.dns, &self.preferred, &candidate, |family, answer| match answer {
                     Answer::NoName(holds) => {
                         ttl = ttl.min(holds);
                         is_unknown = true;
-                        tell.borrow().has_any()
+                        sender.borrow().has_any()
                     }
                     Answer::NoData(holds) => {
                         ttl = ttl.min(holds);
-                        tell.send_modify(|found| found.addresses[family as usize] = Some(Vec::new()));
+                        sender.send_modify(|found| found.addresses[family as usize] = Some(Vec::new()));
                         true
                     }
                     Answer::Addresses(ips, holds) => {
-                        tell.send_modify(|found| {
+                        sender.send_modify(|found| {
                             found.ttl = if found.has_any() { found.ttl.min(holds) } else { holds };
                             found.addresses[family as usize] = Some(ips.iter().map(|ip| (*ip, 0).into()).collect());
                         });
@@ -296,13 +296,13 @@ impl Names {
                     }
                 })
                 .await;
-                if tell.borrow().has_any() {
+                if sender.borrow().has_any() {
                     return match asked {
                         Ok(()) => Ok(None),
-                        Err(e) => Err((dns_fault(&e, &sources.dns), SILENCE_TTL)),
+                        Err(e) => Err((dns_error(&e, &config.dns), TIMEOUT_TTL)),
                     };
                 }
-                tell.send_modify(|found| found.addresses = [None, None]); // the next candidate may have both
+                sender.send_modify(|found| found.addresses = [None, None]); // the next candidate may have both
                 match asked {
                     Err(Failure::BadName) => {}
                     Err(_) if is_unknown => {}
@@ -317,53 +317,53 @@ impl Names {
             }
         }
         // where the name servers are silent, the system would wait for them once more
-        if sources.has_others && !matches!(failure, Some(Failure::Silent)) {
+        if config.has_others && !matches!(failure, Some(Failure::TimedOut)) {
             match (self.ask_system(&plain, purpose).await, &failure) {
                 (Ok(addresses), _) => return Ok(Some(addresses)),
-                (Err(fault), None) => {
-                    let ttl = if fault.code == FaultCode::Limit {
+                (Err(error), None) => {
+                    let ttl = if error.code == NetErrorCode::Limit {
                         Duration::ZERO
                     } else {
-                        SILENCE_TTL
+                        TIMEOUT_TTL
                     };
-                    return Err((fault, ttl));
+                    return Err((error, ttl));
                 }
                 (Err(_), Some(_)) => {} // what the name servers said tells more
             }
         }
         match failure {
-            Some(e) => Err((dns_fault(&e, &sources.dns), FAILURE_TTL)),
+            Some(e) => Err((dns_error(&e, &config.dns), FAILURE_TTL)),
             None => Err((unknown("it has no address"), ttl)),
         }
     }
 
     /// On a thread of its own, for nothing can interrupt getaddrinfo(3).
-    async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, Fault> {
-        let unknown = |why: String| Fault::new(FaultCode::UnknownHost, format!("the name is unknown ({why})"));
+    async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, NetError> {
+        let unknown = |why: String| NetError::new(NetErrorCode::UnknownHost, format!("the name is unknown ({why})"));
         // other names may be in its way for as long as the deadline of those that wait; that says nothing of this one
         let threads = self.system_threads[purpose as usize].clone();
         let permit = threads.acquire_owned().await.map_err(|e| unknown(e.to_string()))?;
-        let (tell, heard) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let name = name.to_owned();
         let ask = move || {
             let found = (&name[..], 0)
                 .to_socket_addrs()
                 .map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>());
-            let _ = tell.send(found.map_err(|e| e.to_string())); // the look-up is over
+            let _ = sender.send(found.map_err(|e| e.to_string())); // the look-up is over
             drop(permit);
         };
         let thread = std::thread::Builder::new().name("names".into()).stack_size(SYSTEM_STACK);
         thread.spawn(ask).map_err(|e| {
-            Fault::new(
-                FaultCode::Limit,
+            NetError::new(
+                NetErrorCode::Limit,
                 format!("its name cannot be looked up: no thread for the system's resolver: {e}"),
             )
         })?;
-        heard.await.map_err(|e| unknown(e.to_string()))?.map_err(unknown)
+        receiver.await.map_err(|e| unknown(e.to_string()))?.map_err(unknown)
     }
 }
 
-fn dns_fault(failure: &Failure, dns: &Dns) -> Fault {
+fn dns_error(failure: &Failure, dns: &Dns) -> NetError {
     let servers = dns
         .servers
         .iter()
@@ -372,9 +372,9 @@ fn dns_fault(failure: &Failure, dns: &Dns) -> Fault {
         .join(", ");
     let what = format!("its name cannot be looked up: name server {servers}: {failure}");
     match failure {
-        Failure::Silent => Fault::new(FaultCode::NameTimedOut, what),
-        Failure::Io(e) if Fault::connect(e, "").code == FaultCode::Limit => Fault::new(FaultCode::Limit, what),
-        _ => Fault::new(FaultCode::UnknownHost, what),
+        Failure::TimedOut => NetError::new(NetErrorCode::NameTimedOut, what),
+        Failure::Io(e) if NetError::connect(e, "").code == NetErrorCode::Limit => NetError::new(NetErrorCode::Limit, what),
+        _ => NetError::new(NetErrorCode::UnknownHost, what),
     }
 }
 
@@ -396,12 +396,12 @@ fn candidates(name: &str, dns: &Dns) -> Vec<String> {
     }
 }
 
-fn most_look_ups() -> usize {
+fn max_lookups() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: it writes to the struct that it is given, and to nothing else.
     let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     let descriptors = if got == 0 { limit.rlim_cur as usize } else { 256 };
-    (descriptors / 2 / DESCRIPTORS_EACH).clamp(8, MAX_LOOK_UPS)
+    (descriptors / 2 / DESCRIPTORS_EACH).clamp(8, MAX_LOOKUPS)
 }
 
 fn is_own_name(name: &str) -> bool {
@@ -413,8 +413,8 @@ fn is_own_name(name: &str) -> bool {
 }
 
 /// Those of /etc/hosts, which may leave a family out, but never another address.
-fn loopback(sources: &Sources) -> Vec<SocketAddr> {
-    let mut all: Vec<SocketAddr> = sources
+fn loopback(config: &ResolverConfig) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = config
         .hosts("localhost")
         .unwrap_or_default()
         .iter()
@@ -468,25 +468,25 @@ fn short_ipv4(host: &str) -> Option<Ipv4Addr> {
 }
 
 enum Start {
-    Known(Found),
-    Shared(Arc<Shared>),
+    Known(LookupState),
+    Shared(Arc<SharedLookup>),
 }
 
 /// The addresses of one host, as they become known.
-pub struct LookUp {
+pub struct Lookup {
     port: u16,
     /// Families that were handed out.
     given: [bool; 2],
-    found: Found,
+    found: LookupState,
     /// While more may come.
-    shared: Option<(watch::Receiver<Found>, Arc<Shared>)>,
+    shared: Option<(watch::Receiver<LookupState>, Arc<SharedLookup>)>,
 }
 
-impl LookUp {
+impl Lookup {
     fn new(start: Start, port: u16) -> Self {
         let (found, shared) = match start {
             Start::Known(found) => (found, None),
-            Start::Shared(shared) => (Found::default(), Some((shared.found.clone(), shared))),
+            Start::Shared(shared) => (LookupState::default(), Some((shared.found.clone(), shared))),
         };
         Self {
             port,
@@ -502,7 +502,7 @@ impl LookUp {
     }
 
     /// The first addresses to connect to (RFC 8305 §3): IPv6 ones at once, IPv4 ones after a delay in which IPv6 ones may come.
-    pub async fn first(&mut self) -> Result<Vec<SocketAddr>, Fault> {
+    pub async fn first(&mut self) -> Result<Vec<SocketAddr>, NetError> {
         while !self.is_complete() && !self.has_usable_ipv6() {
             if self.found.of(Family::V4).is_empty() {
                 self.changed().await?;
@@ -514,7 +514,7 @@ impl LookUp {
     }
 
     /// All addresses, but for those that are late: where there is one that can be used, the others have as long as RFC 8305 gives them.
-    pub async fn all(mut self) -> Result<Vec<SocketAddr>, Fault> {
+    pub async fn all(mut self) -> Result<Vec<SocketAddr>, NetError> {
         while !self.is_complete() {
             if self.found.of(Family::V4).is_empty() && !self.has_usable_ipv6() {
                 self.changed().await?;
@@ -531,7 +531,7 @@ impl LookUp {
             if self.changed().await.is_err() {
                 break;
             }
-            let new = self.new_ones();
+            let new = self.new_addresses();
             if !new.is_empty() {
                 return new;
             }
@@ -539,17 +539,17 @@ impl LookUp {
         Vec::new()
     }
 
-    fn take(&mut self) -> Result<Vec<SocketAddr>, Fault> {
-        let addresses = self.new_ones();
-        match self.found.fault.take() {
-            Some(fault) if addresses.is_empty() => Err(fault),
-            _ if addresses.is_empty() => Err(Fault::new(FaultCode::UnknownHost, "the name is unknown (it has no address)")),
+    fn take(&mut self) -> Result<Vec<SocketAddr>, NetError> {
+        let addresses = self.new_addresses();
+        match self.found.error.take() {
+            Some(error) if addresses.is_empty() => Err(error),
+            _ if addresses.is_empty() => Err(NetError::new(NetErrorCode::UnknownHost, "the name is unknown (it has no address)")),
             _ => Ok(addresses),
         }
     }
 
     /// In the order of RFC 6724 as far as it matters here: those that there is a way to first, and IPv6 before IPv4.
-    fn new_ones(&mut self) -> Vec<SocketAddr> {
+    fn new_addresses(&mut self) -> Vec<SocketAddr> {
         let mut new = Vec::new();
         for family in [Family::V6, Family::V4] {
             let addresses = self.found.of(family);
@@ -571,7 +571,7 @@ impl LookUp {
         self.found.of(Family::V6).iter().any(has_route)
     }
 
-    async fn changed(&mut self) -> Result<(), Fault> {
+    async fn changed(&mut self) -> Result<(), NetError> {
         let Some((found, _)) = &mut self.shared else { return Ok(()) };
         let is_complete = found.borrow().is_complete;
         if is_complete || found.changed().await.is_ok() {
@@ -581,8 +581,8 @@ impl LookUp {
             if self.found.has_any() {
                 return Ok(());
             }
-            return Err(Fault::new(
-                FaultCode::NameTimedOut,
+            return Err(NetError::new(
+                NetErrorCode::NameTimedOut,
                 "its name was not looked up: too many names wait for an answer",
             ));
         }
@@ -593,7 +593,7 @@ impl LookUp {
     }
 
     /// Whether something did.
-    async fn changed_within(&mut self, delay: Duration) -> Result<bool, Fault> {
+    async fn changed_within(&mut self, delay: Duration) -> Result<bool, NetError> {
         let until = Instant::now() + delay;
         tokio::select! {
             changed = self.changed() => changed.map(|()| true),
@@ -625,7 +625,7 @@ mod tests {
 
     /// Names whose server is a test's.
     struct World {
-        names: Arc<Names>,
+        resolver: Arc<Resolver>,
         server: Server,
         folder: PathBuf,
     }
@@ -643,15 +643,15 @@ mod tests {
                 port: server.address.port(),
             };
             Self {
-                names: Names::new(Handle::current(), paths),
+                resolver: Resolver::new(Handle::current(), paths),
                 server,
                 folder,
             }
         }
 
-        async fn all(&self, host: &str) -> Result<Vec<String>, Fault> {
-            let look_up = self.names.look_up(host, 80, Purpose::Tunnel).all();
-            let found = tokio::time::timeout(LIMIT, look_up).await.unwrap()?;
+        async fn all(&self, host: &str) -> Result<Vec<String>, NetError> {
+            let lookup = self.resolver.lookup(host, 80, Purpose::Tunnel).all();
+            let found = tokio::time::timeout(LIMIT, lookup).await.unwrap()?;
             Ok(found.iter().map(ToString::to_string).collect())
         }
     }
@@ -715,10 +715,10 @@ mod tests {
     #[tokio::test]
     async fn a_name_server_that_never_answers_aaaa_delays_little() {
         let world = World::new("", |_, family, _| if family == Family::V4 { has(&["192.0.2.1"]) } else { silent() }).await;
-        let mut look_up = world.names.look_up("host.test", 80, Purpose::Tunnel);
-        let addresses = tokio::time::timeout(LIMIT / 10, look_up.first()).await.unwrap().unwrap();
+        let mut lookup = world.resolver.lookup("host.test", 80, Purpose::Tunnel);
+        let addresses = tokio::time::timeout(LIMIT / 10, lookup.first()).await.unwrap().unwrap();
         assert_eq!(addresses, ["192.0.2.1:80".parse().unwrap()]);
-        drop(look_up);
+        drop(lookup);
         // nor is it asked for the next tunnel
         assert_eq!(world.all("host.test").await.unwrap(), ["192.0.2.1:80"]);
         assert_eq!(world.server.asked().len(), 2);
@@ -734,11 +734,11 @@ mod tests {
             },
         })
         .await;
-        let mut look_up = world.names.look_up("host.test", 80, Purpose::Tunnel);
-        assert_eq!(look_up.first().await.unwrap(), ["192.0.2.1:80".parse().unwrap()]);
-        assert!(!look_up.is_complete());
-        assert_eq!(look_up.more().await, ["[2001:db8::1]:80".parse().unwrap()]);
-        assert!(look_up.more().await.is_empty());
+        let mut lookup = world.resolver.lookup("host.test", 80, Purpose::Tunnel);
+        assert_eq!(lookup.first().await.unwrap(), ["192.0.2.1:80".parse().unwrap()]);
+        assert!(!lookup.is_complete());
+        assert_eq!(lookup.more().await, ["[2001:db8::1]:80".parse().unwrap()]);
+        assert!(lookup.more().await.is_empty());
     }
 
     #[tokio::test]
@@ -755,12 +755,12 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(world.all("Host.test").await.unwrap(), ["192.0.2.1:80"]);
             assert_eq!(world.all("short.test").await.unwrap(), ["192.0.2.2:80"]);
-            assert_eq!(world.all("missing.test").await.unwrap_err().code, FaultCode::UnknownHost);
+            assert_eq!(world.all("missing.test").await.unwrap_err().code, NetErrorCode::UnknownHost);
         }
         let asked = |name: &str| world.server.asked().iter().filter(|question| question.starts_with(name)).count();
         assert_eq!((asked("host.test"), asked("short.test")), (2, 6));
         assert!(asked("missing.test") <= 2);
-        world.names.forget("host.TEST");
+        world.resolver.invalidate("host.TEST");
         world.all("host.test").await.unwrap();
         assert_eq!(asked("host.test"), 4);
     }
@@ -769,55 +769,55 @@ mod tests {
     async fn a_name_that_waits_for_the_systems_resolver_is_not_unknown() {
         let world = World::new("", |_, _, _| code(Rcode::NXDOMAIN)).await;
         write(&world.folder, "nsswitch.conf", "hosts: files dns other\n");
-        let threads = world.names.system_threads[Purpose::Tunnel as usize].clone();
+        let threads = world.resolver.system_threads[Purpose::Tunnel as usize].clone();
         let all = threads.acquire_many(SYSTEM_THREADS[0] as u32).await.unwrap();
-        let look_up = world.names.look_up("host.test", 80, Purpose::Tunnel).all();
-        let busy = tokio::time::timeout(LIMIT / 40, look_up).await;
+        let lookup = world.resolver.lookup("host.test", 80, Purpose::Tunnel).all();
+        let busy = tokio::time::timeout(LIMIT / 40, lookup).await;
         assert!(busy.is_err(), "{busy:?}");
-        assert!(lock(&world.names.state).cache.is_empty());
+        assert!(lock(&world.resolver.state).cache.is_empty());
         drop(all);
     }
 
     #[tokio::test]
     async fn all_that_wait_for_a_name_share_one_look_up_which_ends_with_the_last() {
         let world = World::new("", |_, _, _| silent()).await;
-        let mut waiting: Vec<_> = (0..100).map(|_| world.names.look_up("host.test", 80, Purpose::Tunnel)).collect();
+        let mut waiting: Vec<_> = (0..100).map(|_| world.resolver.lookup("host.test", 80, Purpose::Tunnel)).collect();
         let last = waiting.pop();
         drop(waiting);
-        assert_eq!(lock(&world.names.state).look_ups.len(), 1);
+        assert_eq!(lock(&world.resolver.state).lookups.len(), 1);
         drop(last);
-        let state = lock(&world.names.state);
-        assert_eq!((state.look_ups.len(), state.oldest.len(), state.cache.len()), (0, 0, 0));
+        let state = lock(&world.resolver.state);
+        assert_eq!((state.lookups.len(), state.evictable.len(), state.cache.len()), (0, 0, 0));
     }
 
     #[tokio::test]
     async fn the_oldest_look_up_is_given_up_for_a_new_one_but_never_the_agents_own() {
         let world = World::new("", |_, _, _| silent()).await;
-        let own = world.names.look_up("proxy.test", 80, Purpose::Link);
-        let most = most_look_ups();
-        let begin = |n: usize| world.names.look_up(&format!("name-{n}.test"), 80, Purpose::Tunnel);
+        let own = world.resolver.lookup("proxy.test", 80, Purpose::Link);
+        let most = max_lookups();
+        let begin = |n: usize| world.resolver.lookup(&format!("name-{n}.test"), 80, Purpose::Tunnel);
         let mut waiting: Vec<_> = (0..most + 2).map(begin).collect();
-        assert_eq!(lock(&world.names.state).look_ups.len(), most + 3);
-        for given_up in waiting.drain(..2) {
-            assert_eq!(given_up.all().await.unwrap_err().code, FaultCode::NameTimedOut);
+        assert_eq!(lock(&world.resolver.state).lookups.len(), most + 3);
+        for evicted in waiting.drain(..2) {
+            assert_eq!(evicted.all().await.unwrap_err().code, NetErrorCode::NameTimedOut);
         }
-        assert_eq!(lock(&world.names.state).look_ups.len(), most + 1);
+        assert_eq!(lock(&world.resolver.state).lookups.len(), most + 1);
         drop(own);
     }
 
     #[tokio::test]
     async fn what_is_remembered_is_bounded() {
         let world = World::new("", |_, _, _| silent()).await;
-        let mut state = lock(&world.names.state);
+        let mut state = lock(&world.resolver.state);
         for n in 0..2 * CACHED {
-            let found = Found {
+            let found = LookupState {
                 ttl: Duration::from_secs(n as u64),
-                ..Found::default()
+                ..LookupState::default()
             };
-            state.remember(&n.to_string(), found);
+            state.cache_put(&n.to_string(), found);
         }
         assert_eq!(state.cache.len(), CACHED);
-        assert!(state.remembered(&(2 * CACHED - 1).to_string()).is_some());
+        assert!(state.cache_get(&(2 * CACHED - 1).to_string()).is_some());
     }
 
     #[tokio::test]
@@ -831,15 +831,18 @@ mod tests {
         assert_eq!(world.all("db").await.unwrap(), ["192.0.2.1:80"]);
         assert_eq!(world.all("x.y").await.unwrap(), ["192.0.2.2:80"]);
         assert_eq!(world.all("full.").await.unwrap(), ["192.0.2.2:80"]);
-        assert_eq!(world.all("db.").await.unwrap_err().code, FaultCode::UnknownHost);
-        let mut names: Vec<_> = world
+        assert_eq!(world.all("db.").await.unwrap_err().code, NetErrorCode::UnknownHost);
+        let mut resolver: Vec<_> = world
             .server
             .asked()
             .iter()
             .map(|asked| asked.split(' ').next().unwrap().to_owned())
             .collect();
-        names.dedup();
-        assert_eq!(names, ["db.a.test", "db.b.test", "x.y.a.test", "x.y.b.test", "x.y", "full", "db"]);
+        resolver.dedup();
+        assert_eq!(
+            resolver,
+            ["db.a.test", "db.b.test", "x.y.a.test", "x.y.b.test", "x.y", "full", "db"]
+        );
     }
 
     #[tokio::test]
@@ -866,8 +869,8 @@ mod tests {
         assert_ne!(gone.port(), world.server.address.port());
         // 127.0.0.2 has no server, and nothing is remembered of 127.0.0.1's
         write(&world.folder, "resolv.conf", "nameserver 127.0.0.2\n");
-        let fault = world.all("host.test").await.unwrap_err();
-        assert!(fault.message.contains("127.0.0.2"), "{}", fault.message);
+        let error = world.all("host.test").await.unwrap_err();
+        assert!(error.message.contains("127.0.0.2"), "{}", error.message);
     }
 
     #[tokio::test]
@@ -881,7 +884,7 @@ mod tests {
         }
         write(&world.folder, "hosts", "127.0.0.1 localhost\n");
         assert_eq!(world.all("localhost").await.unwrap(), ["127.0.0.1:80"]);
-        assert_eq!(world.all("a.invalid").await.unwrap_err().code, FaultCode::UnknownHost);
+        assert_eq!(world.all("a.invalid").await.unwrap_err().code, NetErrorCode::UnknownHost);
         assert!(world.server.asked().is_empty());
     }
 
@@ -893,15 +896,15 @@ mod tests {
             _ => code(Rcode::NXDOMAIN),
         })
         .await;
-        let fault = world.all("silent.test").await.unwrap_err();
-        assert_eq!(fault.code, FaultCode::NameTimedOut);
-        assert!(fault.message.contains("name server 127.0.0.1: no answer"), "{}", fault.message);
-        let fault = world.all("failing.test").await.unwrap_err();
+        let error = world.all("silent.test").await.unwrap_err();
+        assert_eq!(error.code, NetErrorCode::NameTimedOut);
+        assert!(error.message.contains("name server 127.0.0.1: no answer"), "{}", error.message);
+        let error = world.all("failing.test").await.unwrap_err();
         assert!(
-            fault.code == FaultCode::UnknownHost && fault.message.contains("SERVFAIL"),
+            error.code == NetErrorCode::UnknownHost && error.message.contains("SERVFAIL"),
             "{}",
-            fault.message
+            error.message
         );
-        assert_eq!(world.all("missing.test").await.unwrap_err().code, FaultCode::UnknownHost);
+        assert_eq!(world.all("missing.test").await.unwrap_err().code, NetErrorCode::UnknownHost);
     }
 }

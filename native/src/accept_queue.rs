@@ -5,13 +5,13 @@ use std::sync::Mutex;
 
 use tokio::sync::Notify;
 
-use crate::hub::{Js, Promise};
+use crate::completion_queue::{Promise, Value};
 use crate::lock;
 
 /// Items handed to JavaScript in one batch.
-const BATCH: usize = 256;
+const MAX_BATCH: usize = 256;
 
-pub struct Inbox<T> {
+pub struct AcceptQueue<T> {
     state: Mutex<State<T>>,
     space: Notify,
     capacity: usize,
@@ -19,18 +19,18 @@ pub struct Inbox<T> {
 
 struct State<T> {
     items: VecDeque<T>,
-    waiting: VecDeque<Waiting<T>>,
+    waiting: VecDeque<PendingAccept<T>>,
     closed: bool,
 }
 
-struct Waiting<T> {
+struct PendingAccept<T> {
     promise: Promise,
     /// Makes the answer of one item or more.
-    answer: Box<dyn Fn(Vec<T>) -> Js + Send>,
+    to_value: Box<dyn Fn(Vec<T>) -> Value + Send>,
 }
 
-impl<T> Inbox<T> {
-    /// Whoever brings items should wait for [`Inbox::space`] while there are `capacity` of them.
+impl<T> AcceptQueue<T> {
+    /// Whoever brings items should wait for [`AcceptQueue::space`] while there are `capacity` of them.
     pub fn new(capacity: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -58,28 +58,28 @@ impl<T> Inbox<T> {
                 }
             }
         };
-        waiting.promise.settle(Ok((waiting.answer)(vec![item])));
+        waiting.promise.settle(Ok((waiting.to_value)(vec![item])));
         Ok(())
     }
 
     /// Settles `promise` with what is there, now or later; with null once it is closed.
-    pub fn accept(&self, promise: Promise, most: usize, answer: impl Fn(Vec<T>) -> Js + Send + 'static) {
+    pub fn accept(&self, promise: Promise, max: usize, to_value: impl Fn(Vec<T>) -> Value + Send + 'static) {
         let mut state = lock(&self.state);
         if state.items.is_empty() {
             match state.closed {
-                true => promise.settle(Ok(Js::Null)),
-                false => state.waiting.push_back(Waiting {
+                true => promise.settle(Ok(Value::Null)),
+                false => state.waiting.push_back(PendingAccept {
                     promise,
-                    answer: Box::new(answer),
+                    to_value: Box::new(to_value),
                 }),
             }
             return;
         }
-        let n = state.items.len().min(most).min(BATCH);
+        let n = state.items.len().min(max).min(MAX_BATCH);
         let items = state.items.drain(..n).collect();
         drop(state);
         self.space.notify_one();
-        promise.settle(Ok(answer(items)));
+        promise.settle(Ok(to_value(items)));
     }
 
     pub fn len(&self) -> usize {
@@ -104,7 +104,7 @@ impl<T> Inbox<T> {
             state.closed = true;
             std::mem::take(&mut state.waiting)
         };
-        waiting.into_iter().for_each(|w| w.promise.settle(Ok(Js::Null)));
+        waiting.into_iter().for_each(|w| w.promise.settle(Ok(Value::Null)));
     }
 
     /// Answers everybody who waits with null, and drops what was not asked for.
@@ -115,7 +115,7 @@ impl<T> Inbox<T> {
             (std::mem::take(&mut state.items), std::mem::take(&mut state.waiting))
         };
         drop(items);
-        waiting.into_iter().for_each(|w| w.promise.settle(Ok(Js::Null)));
+        waiting.into_iter().for_each(|w| w.promise.settle(Ok(Value::Null)));
         self.space.notify_one();
     }
 }

@@ -41,7 +41,7 @@ pub struct Dns {
     pub no_aaaa: bool,
 }
 
-pub struct Sources {
+pub struct ResolverConfig {
     hosts: HashMap<String, Vec<IpAddr>>,
     pub dns: Dns,
     /// Sources of names that only the system's resolver can ask: LDAP, NIS, mDNS, the host's own name.
@@ -50,7 +50,7 @@ pub struct Sources {
     pub has_mdns: bool,
 }
 
-impl Sources {
+impl ResolverConfig {
     /// Addresses in /etc/hosts of a name in lower case without a trailing dot.
     pub fn hosts(&self, name: &str) -> Option<&[IpAddr]> {
         self.hosts.get(name).map(Vec::as_slice)
@@ -94,13 +94,13 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// The sources, as the files are now.
-pub struct SourceFiles {
+pub struct ResolverFiles {
     paths: Paths,
     seen: [Stamp; 3],
-    current: Option<Arc<Sources>>,
+    current: Option<Arc<ResolverConfig>>,
 }
 
-impl SourceFiles {
+impl ResolverFiles {
     pub fn new(paths: Paths) -> Self {
         Self {
             paths,
@@ -110,7 +110,7 @@ impl SourceFiles {
     }
 
     /// The sources, and whether they have changed since the last call.
-    pub fn current(&mut self) -> (Arc<Sources>, bool) {
+    pub fn current(&mut self) -> (Arc<ResolverConfig>, bool) {
         let Paths {
             hosts,
             resolv_conf,
@@ -122,15 +122,15 @@ impl SourceFiles {
             return (current.clone(), false);
         }
         let (has_others, has_mdns) = other_sources(&read(nsswitch));
-        let sources = Arc::new(Sources {
+        let config = Arc::new(ResolverConfig {
             hosts: parse_hosts(&read(hosts)),
             dns: parse_resolv_conf(&read(resolv_conf), *port),
             has_others,
             has_mdns,
         });
         self.seen = now;
-        self.current = Some(sources.clone());
-        (sources, true)
+        self.current = Some(config.clone());
+        (config, true)
     }
 }
 
@@ -276,11 +276,11 @@ mod tests {
 
     #[test]
     fn files_are_read_again_when_they_change() {
-        let folder = std::env::temp_dir().join(format!("sources-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("resolver-config-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let paths = ["hosts", "resolv.conf", "nsswitch.conf"].map(|name| folder.join(name));
         let [hosts, resolv_conf, nsswitch] = paths.clone();
-        let mut files = SourceFiles::new(Paths {
+        let mut files = ResolverFiles::new(Paths {
             hosts: hosts.clone(),
             resolv_conf,
             nsswitch,
@@ -288,8 +288,8 @@ mod tests {
         });
         assert!(files.current().0.hosts("a").is_none(), "there are no files yet");
         std::fs::write(&hosts, "10.0.0.1 a\n").unwrap();
-        let (sources, changed) = files.current();
-        assert!(changed && sources.hosts("a").is_some());
+        let (config, changed) = files.current();
+        assert!(changed && config.hosts("a").is_some());
         assert!(!files.current().1);
         // as programs replace such files
         std::fs::write(folder.join("new"), "10.0.0.2 b\n").unwrap();

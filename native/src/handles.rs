@@ -10,18 +10,18 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::accept_queue::AcceptQueue;
+use crate::completion_queue::{CallResult, CompletionQueue, Promise, Value};
 use crate::congestion;
-use crate::error::{Fault, Warn};
-use crate::heartbeat::Heartbeat;
-use crate::hub::{Hub, Js, Outcome, Promise};
-use crate::inbox::Inbox;
-use crate::names::Names;
-use crate::rate::{Pace, Rate};
-use crate::sources::Paths;
-use crate::stream::{Halves, Stop, Stream};
+use crate::error::{NetError, Warn};
+use crate::rate::{Rate, RateLimiter};
+use crate::resolver::Resolver;
+use crate::resolver_config::Paths;
+use crate::runtime_watchdog::RuntimeWatchdog;
+use crate::stream::{CancelSignal, Halves, Stream};
 use crate::tcp::{self, Incoming};
 use crate::tls::LastConnector;
-use crate::{lock, memory, quic};
+use crate::{allocator, lock, quic};
 
 /// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
 pub fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
@@ -44,7 +44,7 @@ pub fn runtime(threads: u32) -> std::io::Result<&'static Handle> {
 
 pub enum Cancel {
     Task(AbortHandle),
-    Splice(Arc<Stop>),
+    Splice(Arc<CancelSignal>),
 }
 
 pub struct Connection {
@@ -52,33 +52,33 @@ pub struct Connection {
     /// The listener that brought it; 0 where this side dialled.
     pub listener: u64,
     /// Streams that its peer may have open.
-    pub most_streams: u32,
-    pub streams: OnceLock<Arc<Inbox<Halves>>>,
-    pub requests: OnceLock<Arc<Inbox<Incoming>>>,
+    pub max_streams: u32,
+    pub streams: OnceLock<Arc<AcceptQueue<Halves>>>,
+    pub requests: OnceLock<Arc<AcceptQueue<Incoming>>>,
     /// Changes when the exchanges under way are given up.
-    pub given_up: watch::Sender<()>,
+    pub cancel_requests: watch::Sender<()>,
 }
 
 impl Connection {
-    /// As [`quic::exchange`], until it is given up.
-    pub fn exchange(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), Fault>> {
+    /// As [`quic::request`], until it is given up.
+    pub fn request(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
         let head = Bytes::copy_from_slice(head);
-        let mut given_up = self.given_up.subscribe(); // here and now: what is given up from now on is given up for this one
+        let mut cancel_requests = self.cancel_requests.subscribe(); // here and now: what is given up from now on is given up for this one
         async move {
             tokio::select! {
-                exchanged = quic::exchange(self.quic.clone(), head, limit, bytes) => exchanged,
-                _ = given_up.changed() => Err(Fault::cancelled()),
+                response = quic::request(self.quic.clone(), head, limit, bytes) => response,
+                _ = cancel_requests.changed() => Err(NetError::cancelled()),
             }
         }
     }
 }
 
 /// Everything that JavaScript holds, by number.
-pub struct Core {
-    pub hub: Arc<Hub>,
+pub struct EngineState {
+    pub completions: Arc<CompletionQueue>,
     pub runtime: &'static Handle,
-    pub heartbeat: Arc<Heartbeat>,
-    pub names: Arc<Names>,
+    pub watchdog: Arc<RuntimeWatchdog>,
+    pub resolver: Arc<Resolver>,
     pub connector: LastConnector,
     pub next: AtomicU64,
     pub streams: Table<Stream>,
@@ -88,28 +88,28 @@ pub struct Core {
     pub rates: Table<Rate>,
     pub cancels: Mutex<HashMap<u64, Cancel>>,
     /// One more than there are copies.
-    pub copies: Arc<()>,
+    pub splices: Arc<()>,
     pub warned: AtomicBool,
     pub closed: AtomicBool,
     /// Where the process is the program's own.
-    pub releasing: Option<AbortHandle>,
+    pub memory_release: Option<AbortHandle>,
 }
 
 /// How often free memory is returned to the system.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(60);
 /// By then the program has started, and what only its start needed is free.
-const STARTED: Duration = Duration::from_secs(5);
+const STARTUP_TIME: Duration = Duration::from_secs(5);
 
 async fn release_memory_periodically() {
-    tokio::time::sleep(STARTED).await;
+    tokio::time::sleep(STARTUP_TIME).await;
     loop {
-        memory::release();
+        allocator::release();
         tokio::time::sleep(RELEASE_INTERVAL).await;
     }
 }
 
 /// With so many, JavaScript is woken all the time, and waking it once more for each costs more than it is worth.
-const MANY_COPIES: usize = 8;
+const MANY_SPLICES: usize = 8;
 
 /// Calls with this number are none: warnings come under it.
 const WARNING: f64 = 0.0;
@@ -118,41 +118,41 @@ const WARNING: f64 = 0.0;
 pub type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
 
 /// What can be ended from outside when the engine is closed.
-pub trait Held {
-    fn end(&self);
+pub trait Closable {
+    fn close_now(&self);
 }
 
-impl Held for Stream {
-    fn end(&self) {
+impl Closable for Stream {
+    fn close_now(&self) {
         self.abort();
     }
 }
 
-impl Held for Connection {
-    fn end(&self) {
+impl Closable for Connection {
+    fn close_now(&self) {
         congestion::close(&self.quic, 0, b"");
     }
 }
 
-impl Held for tcp::Listener {
-    fn end(&self) {
+impl Closable for tcp::Listener {
+    fn close_now(&self) {
         self.close();
     }
 }
 
-impl Held for quic::Listener {
-    fn end(&self) {
+impl Closable for quic::Listener {
+    fn close_now(&self) {
         self.abort();
     }
 }
 
-impl Core {
-    pub fn new(hub: Arc<Hub>, runtime: &'static Handle, owns_process: bool) -> Self {
+impl EngineState {
+    pub fn new(completions: Arc<CompletionQueue>, runtime: &'static Handle, owns_process: bool) -> Self {
         Self {
-            hub,
+            completions,
             runtime,
-            heartbeat: Heartbeat::new(),
-            names: Names::new(runtime.clone(), Paths::default()),
+            watchdog: RuntimeWatchdog::new(),
+            resolver: Resolver::new(runtime.clone(), Paths::default()),
             connector: LastConnector::default(),
             next: AtomicU64::new(1),
             streams: Mutex::default(),
@@ -161,62 +161,62 @@ impl Core {
             quic_listeners: Mutex::default(),
             rates: Mutex::default(),
             cancels: Mutex::default(),
-            copies: Arc::default(),
+            splices: Arc::default(),
             warned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            releasing: owns_process.then(|| runtime.spawn(release_memory_periodically()).abort_handle()),
+            memory_release: owns_process.then(|| runtime.spawn(release_memory_periodically()).abort_handle()),
         }
     }
 
-    pub fn insert<T: Held>(&self, table: &Table<T>, item: Arc<T>) -> Js {
+    pub fn insert<T: Closable>(&self, table: &Table<T>, item: Arc<T>) -> Value {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut table = lock(table);
         // `close` says so before it empties the table: what comes later is not seen by it
         if self.closed.load(Ordering::SeqCst) {
             drop(table);
-            item.end();
+            item.close_now();
         } else {
             table.insert(id, item);
         }
-        Js::Number(id as f64)
+        Value::Number(id as f64)
     }
 
     /// Settles with what figures and logs alone wait for.
-    pub fn mention(&self, promise: Promise, value: Js) {
-        if Arc::strong_count(&self.copies) > MANY_COPIES {
-            promise.settle_later(value);
+    pub fn settle_low_priority(&self, promise: Promise, value: Value) {
+        if Arc::strong_count(&self.splices) > MANY_SPLICES {
+            promise.settle_deferred(value);
         } else {
             promise.settle(Ok(value));
         }
     }
 
     pub fn promise(&self, op: f64) -> Promise {
-        Promise::new(&self.hub, op)
+        Promise::new(&self.completions, op)
     }
 
     /// Tells those who operate it.
-    pub fn tell(self: &Arc<Self>) -> Arc<Warn> {
-        let core = self.clone();
-        Arc::new(move |message| core.promise(WARNING).settle(Ok(Js::Text(message))))
+    pub fn warner(self: &Arc<Self>) -> Arc<Warn> {
+        let state = self.clone();
+        Arc::new(move |message| state.promise(WARNING).settle(Ok(Value::Text(message))))
     }
 
-    /// As [`Core::tell`], once.
-    pub fn warn(self: &Arc<Self>) -> Arc<Warn> {
-        let (core, tell) = (self.clone(), self.tell());
+    /// As [`EngineState::warner`], once.
+    pub fn one_time_warner(self: &Arc<Self>) -> Arc<Warn> {
+        let (state, warn) = (self.clone(), self.warner());
         Arc::new(move |message| {
-            if !core.warned.swap(true, Ordering::Relaxed) {
-                tell(message);
+            if !state.warned.swap(true, Ordering::Relaxed) {
+                warn(message);
             }
         })
     }
 
     /// Those of them that are there still.
-    pub fn pace(&self, rates: &[f64]) -> Pace {
+    pub fn rate_limiter(&self, rates: &[f64]) -> RateLimiter {
         if rates.is_empty() {
-            return Pace::default();
+            return RateLimiter::default();
         }
         let known = lock(&self.rates);
-        Pace::new(rates.iter().filter_map(|id| known.get(&(*id as u64)).cloned()).collect())
+        RateLimiter::new(rates.iter().filter_map(|id| known.get(&(*id as u64)).cloned()).collect())
     }
 
     pub fn stream(&self, id: f64) -> Option<Arc<Stream>> {
@@ -227,31 +227,31 @@ impl Core {
         lock(&self.connections).get(&(id as u64)).cloned()
     }
 
-    pub fn add_stream(&self, halves: Halves) -> Js {
+    pub fn add_stream(&self, halves: Halves) -> Value {
         self.insert(&self.streams, Stream::new(halves))
     }
 
-    pub fn add_connection(&self, quic: quinn::Connection, listener: u64, most_streams: u32) -> Js {
+    pub fn add_connection(&self, quic: quinn::Connection, listener: u64, max_streams: u32) -> Value {
         let (remote, alpn, certificate) = (quic::remote(&quic), quic::alpn(&quic), quic::peer_certificate(&quic));
         let connection = Connection {
             quic,
             listener,
-            most_streams,
+            max_streams,
             streams: OnceLock::new(),
             requests: OnceLock::new(),
-            given_up: watch::Sender::new(()),
+            cancel_requests: watch::Sender::new(()),
         };
         let id = self.insert(&self.connections, Arc::new(connection));
-        Js::Array(vec![
+        Value::Array(vec![
             id,
-            Js::Text(remote),
-            Js::Text(alpn),
-            certificate.map_or(Js::Undefined, Js::Bytes),
+            Value::Text(remote),
+            Value::Text(alpn),
+            certificate.map_or(Value::Undefined, Value::Bytes),
         ])
     }
 
     /// Flat, four values each: stream, remote, head, fault.
-    pub fn add_incoming(&self, items: Vec<Incoming>) -> Js {
+    pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
         let mut out = Vec::with_capacity(items.len() * 4);
         for Incoming { halves, remote, head } in items {
             let stream = match halves {
@@ -259,22 +259,22 @@ impl Core {
                 None => Stream::dead(),
             };
             out.push(self.insert(&self.streams, stream));
-            out.push(Js::Text(remote));
+            out.push(Value::Text(remote));
             match head {
-                Ok(head) => out.extend([Js::Latin1(head), Js::Undefined]),
-                Err(fault) => out.extend([Js::Undefined, Js::from(&fault)]),
+                Ok(head) => out.extend([Value::Latin1(head), Value::Undefined]),
+                Err(error) => out.extend([Value::Undefined, Value::from(&error)]),
             }
         }
-        Js::Array(out)
+        Value::Array(out)
     }
 
     /// Runs `work` as a task whose result settles `op`.
-    pub fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = Outcome> + Send + 'static) {
+    pub fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = CallResult> + Send + 'static) {
         if self.closed.load(Ordering::SeqCst) {
             return drop(self.promise(op));
         }
-        let promise = self.promise(op).or(Fault::cancelled());
-        let core = self.clone();
+        let promise = self.promise(op).or(NetError::cancelled());
+        let state = self.clone();
         if !cancellable {
             self.runtime.spawn(async move { promise.settle(work.await) });
             return;
@@ -282,36 +282,36 @@ impl Core {
         // held while the task is made, so that it cannot forget itself before it is known
         let mut cancels = lock(&self.cancels);
         let task = self.runtime.spawn(async move {
-            let outcome = work.await;
-            lock(&core.cancels).remove(&(op as u64));
-            promise.settle(outcome);
+            let result = work.await;
+            lock(&state.cancels).remove(&(op as u64));
+            promise.settle(result);
         });
         cancels.insert(op as u64, Cancel::Task(task.abort_handle()));
     }
 
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.releasing.iter().for_each(AbortHandle::abort);
+        self.memory_release.iter().for_each(AbortHandle::abort);
         let cancels = std::mem::take(&mut *lock(&self.cancels));
         cancels.into_values().for_each(Cancel::cancel);
-        end_all(&self.tcp_listeners);
-        end_all(&self.quic_listeners);
-        end_all(&self.connections);
-        end_all(&self.streams);
+        close_all(&self.tcp_listeners);
+        close_all(&self.quic_listeners);
+        close_all(&self.connections);
+        close_all(&self.streams);
         lock(&self.rates).clear();
     }
 }
 
-fn end_all<T: Held>(table: &Table<T>) {
+fn close_all<T: Closable>(table: &Table<T>) {
     let all = std::mem::take(&mut *lock(table));
-    all.values().for_each(|item| item.end());
+    all.values().for_each(|item| item.close_now());
 }
 
 impl Cancel {
     pub fn cancel(self) {
         match self {
             Self::Task(task) => task.abort(),
-            Self::Splice(stop) => stop.stop(),
+            Self::Splice(cancel) => cancel.cancel(),
         }
     }
 }
