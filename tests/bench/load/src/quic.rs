@@ -1,4 +1,4 @@
-//! QUIC as the native engine sets it up (native/src/quic.rs): the same windows, timings, packet sizes, sockets and cryptography, so that what
+//! QUIC as the native engine sets it up (native/src/quic/transport.rs): the same windows, timings, packet sizes, sockets and cryptography, so that what
 //! bare QUIC reaches is the limit of the engine.
 use std::net::SocketAddr;
 use std::sync::Arc;

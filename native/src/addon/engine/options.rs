@@ -1,0 +1,51 @@
+//! Options of calls, as JavaScript passes them.
+use napi_derive::napi;
+
+use crate::http::head::HeadLimits;
+use crate::net::tls::ClientTls;
+use crate::quic::transport::Transport;
+use crate::time::millis;
+
+#[napi(object)]
+pub struct HeadOptions {
+    pub limit: u32,
+    pub timeout_ms: u32,
+    pub max_pending: u32,
+    pub max_pending_per_address: u32,
+    /// Networks whose addresses are not counted one by one.
+    pub exempt: Vec<String>,
+    /// Networks whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<String>,
+}
+
+impl From<&HeadOptions> for HeadLimits {
+    fn from(options: &HeadOptions) -> Self {
+        Self {
+            bytes: options.limit as usize,
+            time: millis(options.timeout_ms),
+            pending: options.max_pending as usize,
+            pending_per_address: options.max_pending_per_address as usize,
+        }
+    }
+}
+
+#[napi(object)]
+pub struct HandshakeOptions {
+    pub timeout_ms: u32,
+    pub max_pending: u32,
+    pub max_pending_per_address: u32,
+    /// Networks whose addresses are not counted one by one.
+    pub exempt: Vec<String>,
+    pub retry_threshold: u32,
+}
+
+#[napi(object, object_to_js = false)]
+pub struct ConnectQuic {
+    pub host: String,
+    pub port: u16,
+    pub server_name: Option<String>,
+    pub tls: ClientTls,
+    pub alpn: Vec<String>,
+    pub transport: Transport,
+    pub timeout_ms: u32,
+}

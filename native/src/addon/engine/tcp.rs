@@ -1,0 +1,106 @@
+//! TCP listeners and connections, and names.
+use std::sync::Arc;
+
+use napi_derive::napi;
+
+use super::options::HeadOptions;
+use super::{closed, raw_result, Engine};
+use crate::addon::completion_queue::Value;
+use crate::http::head::HeadLimits;
+use crate::net::address::{self, AddressKeys};
+use crate::net::happy_eyeballs::{self, DialTarget};
+use crate::net::resolver::Purpose;
+use crate::net::tcp;
+use crate::net::tcp::listener::Peers;
+use crate::net::tls::{ClientTls, ServerTls};
+use crate::sync::lock;
+use crate::time::millis;
+
+#[napi]
+impl Engine {
+    /// Listener and address.
+    #[napi]
+    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
+        let state = self.state.clone();
+        self.state.run(op, false, async move {
+            let peers = Peers {
+                keys: AddressKeys::new(&heads.exempt)?,
+                balancers: AddressKeys::new(&heads.proxy_protocol)?,
+            };
+            let listener = tcp::listener::Listener::open(
+                state.runtime,
+                &address,
+                tls.as_ref(),
+                HeadLimits::from(&heads),
+                peers,
+                state.warner(),
+            )?;
+            let bound = Value::Text(listener.address.clone());
+            Ok(Value::Array(vec![state.insert(&state.tcp_listeners, Arc::new(listener)), bound]))
+        });
+    }
+
+    /// See `EngineState::add_incoming`; null once it is closed.
+    #[napi]
+    pub fn tcp_accept(&self, op: f64, listener: f64) {
+        let promise = self.state.promise(op);
+        let Some(listener) = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned() else {
+            return promise.settle(Ok(Value::Null));
+        };
+        let state = self.state.clone();
+        listener
+            .accept_queue
+            .accept(promise, usize::MAX, move |items| state.add_incoming(items));
+    }
+
+    #[napi]
+    pub fn tcp_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
+        let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
+        raw_result(
+            listener
+                .ok_or_else(|| closed("listener"))
+                .and_then(|listener| listener.set_tls(&tls)),
+        )
+    }
+
+    #[napi]
+    pub fn tcp_stop_accepting(&self, listener: f64) {
+        let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
+        if let Some(listener) = listener {
+            listener.stop_accepting();
+        }
+    }
+
+    #[napi]
+    pub fn tcp_close(&self, listener: f64) {
+        let listener = lock(&self.state.tcp_listeners).remove(&(listener as u64));
+        if let Some(listener) = listener {
+            listener.close();
+        }
+    }
+
+    /// Stream and remote.
+    #[napi]
+    pub fn connect_tcp(&self, op: f64, host: String, port: u16, addresses: Option<Vec<String>>, timeout_ms: u32, tls: Option<ClientTls>) {
+        let state = self.state.clone();
+        self.state.run(op, true, async move {
+            let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
+            let tls = tls.map(|tls| state.connector.get(tls)).transpose()?;
+            let (halves, remote) = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
+            Ok(Value::Array(vec![state.add_stream(halves), Value::Text(remote)]))
+        });
+    }
+
+    /// Every address of a name.
+    #[napi]
+    pub fn resolve(&self, op: f64, host: String, timeout_ms: u32, is_own: bool) {
+        let resolver = self.state.resolver.clone();
+        let purpose = if is_own { Purpose::Link } else { Purpose::Tunnel };
+        self.state.run(op, true, async move {
+            let addresses = happy_eyeballs::resolve((&resolver, purpose), &host, millis(timeout_ms)).await?;
+            Ok(Value::Array(
+                addresses.iter().map(|address| Value::Text(address::host(address))).collect(),
+            ))
+        });
+    }
+}

@@ -1,0 +1,146 @@
+//! Tunnels: calls that splice two streams, once the second one is there.
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use napi_derive::napi;
+
+use super::{closed, Engine};
+use crate::addon::completion_queue::Value;
+use crate::addon::splice_job::SpliceJob;
+use crate::error::NetError;
+use crate::net::happy_eyeballs::DialTarget;
+use crate::net::tcp;
+use crate::net::tls::ClientTls;
+use crate::time::millis;
+
+#[napi]
+impl Engine {
+    /// Null, and under `op` as with `splice`, where the answer's head is `established`; as with `exchange`, and nothing under `op`, where it is
+    /// another one: then `a` is as it was.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // as with `splice`
+    pub fn exchange_and_splice(
+        &self,
+        answered_op: f64,
+        op: f64,
+        connection: f64,
+        head: &[u8],
+        timeout_ms: u32,
+        head_limit: u32,
+        established: &[u8],
+        a: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) {
+        let state = &self.state;
+        let answered = state.promise(answered_op);
+        let (Some(a_stream), false) = (state.stream(a), state.closed.load(Ordering::SeqCst)) else {
+            return drop(state.promise(op));
+        };
+        let Some(connection) = state.connection(connection) else {
+            drop(state.promise(op));
+            return answered.settle(Err(closed("connection")));
+        };
+        // apart: what waits for an answer is not to be as large as what copies
+        let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize));
+        let established = Bytes::copy_from_slice(established);
+        let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        state.runtime.spawn(async move {
+            let response = tokio::select! {
+                response = Box::pin(a_stream.while_connected(&job.cancel, request)) => response,
+                () = job.cancel.cancelled() => Err(NetError::cancelled()),
+            };
+            match response {
+                Ok((b, answer)) if answer == established => {
+                    let mut halves = Box::new((a_stream.take(&job.cancel), b.into()));
+                    drop(a_stream);
+                    // before JavaScript is woken: the client waits for it
+                    halves.0.write_now(&mut job.prologue_to_a);
+                    job.state.settle_low_priority(answered, Value::Null);
+                    job.run(halves, [Some(a), None]).await;
+                }
+                response => {
+                    let answer = response.map(|(b, answer)| Value::Array(vec![job.state.add_stream(b), Value::Latin1(answer)]));
+                    answered.settle(answer);
+                    job.settle(Value::Undefined);
+                }
+            }
+        });
+    }
+
+    /// Bytes from a to b and from b to a, fault, and side of the fault (0 for a, 1 for b). Both numbers are free after that.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // an object of them would be made and read for every tunnel
+    pub fn splice(
+        &self,
+        op: f64,
+        a: f64,
+        b: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) {
+        let state = &self.state;
+        let (Some(a_stream), Some(b_stream), true) = (state.stream(a), state.stream(b), a != b) else {
+            return drop(state.promise(op));
+        };
+        let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        let mut halves = Box::new((a_stream.take(&job.cancel), b_stream.take(&job.cancel)));
+        // here and now: a client that waits for its 200 is not to wait for another thread's turn as well
+        halves.0.write_now(&mut job.prologue_to_a);
+        state.runtime.spawn(job.run(halves, [Some(a), Some(b)]));
+    }
+
+    /// The remote that it connected to, and under `op` as with `splice`, or nothing where no connection came about: then `a` is as it was.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // as with `splice`
+    pub fn connect_and_splice(
+        &self,
+        connected_op: f64,
+        op: f64,
+        a: f64,
+        host: String,
+        port: u16,
+        addresses: Option<Vec<String>>,
+        timeout_ms: u32,
+        tls: Option<ClientTls>,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+    ) {
+        let state = &self.state;
+        let connected = state.promise(connected_op);
+        let (Some(a_stream), false) = (state.stream(a), state.closed.load(Ordering::SeqCst)) else {
+            return drop(state.promise(op));
+        };
+        let job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, true);
+        state.runtime.spawn(async move {
+            // apart: what connects is not to be as large as what copies
+            let state = job.state.clone();
+            let dial = Box::pin(async {
+                let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
+                let tls = tls.map(|tls| state.connector.get(tls)).transpose()?;
+                tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await
+            });
+            let dialled = tokio::select! {
+                dialled = Box::pin(a_stream.while_connected(&job.cancel, dial)) => dialled,
+                () = job.cancel.cancelled() => Err(NetError::cancelled()),
+            };
+            match dialled {
+                Ok((b, remote)) => {
+                    let halves = Box::new((a_stream.take(&job.cancel), b.into()));
+                    drop(a_stream);
+                    job.state.settle_low_priority(connected, Value::Text(remote));
+                    job.run(halves, [Some(a), None]).await;
+                }
+                Err(error) => {
+                    connected.settle(Err(error));
+                    job.settle(Value::Undefined);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,290 @@
+//! Everything that JavaScript holds, by handle.
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::accept_queue::AcceptQueue;
+use super::completion_queue::{CallResult, CompletionQueue, Promise, Value};
+use crate::error::{NetError, Warn};
+use crate::http::head::Incoming;
+use crate::net::resolver::Resolver;
+use crate::net::resolver_config::Paths;
+use crate::net::tcp;
+use crate::net::tls::LastConnector;
+use crate::quic::{self, congestion, connection};
+use crate::relay::rate::{Rate, RateLimiter};
+use crate::runtime::release_memory_periodically;
+use crate::runtime::watchdog::RuntimeWatchdog;
+use crate::stream::{CancelSignal, Halves, Stream};
+use crate::sync::lock;
+
+pub enum Cancel {
+    Task(AbortHandle),
+    Splice(Arc<CancelSignal>),
+}
+
+pub struct Connection {
+    pub quic: quinn::Connection,
+    /// The listener that brought it; 0 where this side dialled.
+    pub listener: u64,
+    /// Streams that its peer may have open.
+    pub max_streams: u32,
+    pub streams: OnceLock<Arc<AcceptQueue<Halves>>>,
+    pub requests: OnceLock<Arc<AcceptQueue<Incoming>>>,
+    /// Changes when the exchanges under way are given up.
+    pub cancel_requests: watch::Sender<()>,
+}
+
+impl Connection {
+    /// As [`connection::request`], until it is given up.
+    pub fn request(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
+        let head = Bytes::copy_from_slice(head);
+        let mut cancel_requests = self.cancel_requests.subscribe(); // here and now: what is given up from now on is given up for this one
+        async move {
+            tokio::select! {
+                response = connection::request(self.quic.clone(), head, limit, bytes) => response,
+                _ = cancel_requests.changed() => Err(NetError::cancelled()),
+            }
+        }
+    }
+}
+
+/// Everything that JavaScript holds, by number.
+pub struct EngineState {
+    pub completions: Arc<CompletionQueue>,
+    pub runtime: &'static Handle,
+    pub watchdog: Arc<RuntimeWatchdog>,
+    pub resolver: Arc<Resolver>,
+    pub connector: LastConnector,
+    pub next: AtomicU64,
+    pub streams: Table<Stream>,
+    pub connections: Table<Connection>,
+    pub tcp_listeners: Table<tcp::listener::Listener>,
+    pub quic_listeners: Table<quic::listener::Listener>,
+    pub rates: Table<Rate>,
+    pub cancels: Mutex<HashMap<u64, Cancel>>,
+    /// One more than there are copies.
+    pub splices: Arc<()>,
+    pub warned: AtomicBool,
+    pub closed: AtomicBool,
+    /// Where the process is the program's own.
+    pub memory_release: Option<AbortHandle>,
+}
+
+/// With so many, JavaScript is woken all the time, and waking it once more for each costs more than it is worth.
+const MANY_SPLICES: usize = 8;
+/// Calls with this number are none: warnings come under it.
+const WARNING: f64 = 0.0;
+
+/// Things that JavaScript holds, by number.
+pub type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
+
+/// What can be ended from outside when the engine is closed.
+pub trait Closable {
+    fn close_now(&self);
+}
+
+impl Closable for Stream {
+    fn close_now(&self) {
+        self.abort();
+    }
+}
+
+impl Closable for Connection {
+    fn close_now(&self) {
+        congestion::close(&self.quic, 0, b"");
+    }
+}
+
+impl Closable for tcp::listener::Listener {
+    fn close_now(&self) {
+        self.close();
+    }
+}
+
+impl Closable for quic::listener::Listener {
+    fn close_now(&self) {
+        self.abort();
+    }
+}
+
+impl EngineState {
+    pub fn new(completions: Arc<CompletionQueue>, runtime: &'static Handle, owns_process: bool) -> Self {
+        Self {
+            completions,
+            runtime,
+            watchdog: RuntimeWatchdog::new(),
+            resolver: Resolver::new(runtime.clone(), Paths::default()),
+            connector: LastConnector::default(),
+            next: AtomicU64::new(1),
+            streams: Mutex::default(),
+            connections: Mutex::default(),
+            tcp_listeners: Mutex::default(),
+            quic_listeners: Mutex::default(),
+            rates: Mutex::default(),
+            cancels: Mutex::default(),
+            splices: Arc::default(),
+            warned: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            memory_release: owns_process.then(|| runtime.spawn(release_memory_periodically()).abort_handle()),
+        }
+    }
+
+    pub fn insert<T: Closable>(&self, table: &Table<T>, item: Arc<T>) -> Value {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut table = lock(table);
+        // `close` says so before it empties the table: what comes later is not seen by it
+        if self.closed.load(Ordering::SeqCst) {
+            drop(table);
+            item.close_now();
+        } else {
+            table.insert(id, item);
+        }
+        Value::Number(id as f64)
+    }
+
+    /// Settles with what figures and logs alone wait for.
+    pub fn settle_low_priority(&self, promise: Promise, value: Value) {
+        if Arc::strong_count(&self.splices) > MANY_SPLICES {
+            promise.settle_deferred(value);
+        } else {
+            promise.settle(Ok(value));
+        }
+    }
+
+    pub fn promise(&self, op: f64) -> Promise {
+        Promise::new(&self.completions, op)
+    }
+
+    /// Tells those who operate it.
+    pub fn warner(self: &Arc<Self>) -> Arc<Warn> {
+        let state = self.clone();
+        Arc::new(move |message| state.promise(WARNING).settle(Ok(Value::Text(message))))
+    }
+
+    /// As [`EngineState::warner`], once.
+    pub fn one_time_warner(self: &Arc<Self>) -> Arc<Warn> {
+        let (state, warn) = (self.clone(), self.warner());
+        Arc::new(move |message| {
+            if !state.warned.swap(true, Ordering::Relaxed) {
+                warn(message);
+            }
+        })
+    }
+
+    /// Those of them that are there still.
+    pub fn rate_limiter(&self, rates: &[f64]) -> RateLimiter {
+        if rates.is_empty() {
+            return RateLimiter::default();
+        }
+        let known = lock(&self.rates);
+        RateLimiter::new(rates.iter().filter_map(|id| known.get(&(*id as u64)).cloned()).collect())
+    }
+
+    pub fn stream(&self, id: f64) -> Option<Arc<Stream>> {
+        lock(&self.streams).get(&(id as u64)).cloned()
+    }
+
+    pub fn connection(&self, id: f64) -> Option<Arc<Connection>> {
+        lock(&self.connections).get(&(id as u64)).cloned()
+    }
+
+    pub fn add_stream(&self, halves: Halves) -> Value {
+        self.insert(&self.streams, Stream::new(halves))
+    }
+
+    pub fn add_connection(&self, quic: quinn::Connection, listener: u64, max_streams: u32) -> Value {
+        let (remote, alpn, certificate) = (
+            connection::remote(&quic),
+            connection::alpn(&quic),
+            connection::peer_certificate(&quic),
+        );
+        let connection = Connection {
+            quic,
+            listener,
+            max_streams,
+            streams: OnceLock::new(),
+            requests: OnceLock::new(),
+            cancel_requests: watch::Sender::new(()),
+        };
+        let id = self.insert(&self.connections, Arc::new(connection));
+        Value::Array(vec![
+            id,
+            Value::Text(remote),
+            Value::Text(alpn),
+            certificate.map_or(Value::Undefined, Value::Bytes),
+        ])
+    }
+
+    /// Flat, four values each: stream, remote, head, fault.
+    pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
+        let mut out = Vec::with_capacity(items.len() * 4);
+        for Incoming { halves, remote, head } in items {
+            let stream = match halves {
+                Some(halves) => Stream::new(halves),
+                None => Stream::dead(),
+            };
+            out.push(self.insert(&self.streams, stream));
+            out.push(Value::Text(remote));
+            match head {
+                Ok(head) => out.extend([Value::Latin1(head), Value::Undefined]),
+                Err(error) => out.extend([Value::Undefined, Value::from(&error)]),
+            }
+        }
+        Value::Array(out)
+    }
+
+    /// Runs `work` as a task whose result settles `op`.
+    pub fn run(self: &Arc<Self>, op: f64, cancellable: bool, work: impl Future<Output = CallResult> + Send + 'static) {
+        if self.closed.load(Ordering::SeqCst) {
+            return drop(self.promise(op));
+        }
+        let promise = self.promise(op).or(NetError::cancelled());
+        let state = self.clone();
+        if !cancellable {
+            self.runtime.spawn(async move { promise.settle(work.await) });
+            return;
+        }
+        // held while the task is made, so that it cannot forget itself before it is known
+        let mut cancels = lock(&self.cancels);
+        let task = self.runtime.spawn(async move {
+            let result = work.await;
+            lock(&state.cancels).remove(&(op as u64));
+            promise.settle(result);
+        });
+        cancels.insert(op as u64, Cancel::Task(task.abort_handle()));
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.memory_release.iter().for_each(AbortHandle::abort);
+        let cancels = std::mem::take(&mut *lock(&self.cancels));
+        cancels.into_values().for_each(Cancel::cancel);
+        close_all(&self.tcp_listeners);
+        close_all(&self.quic_listeners);
+        close_all(&self.connections);
+        close_all(&self.streams);
+        lock(&self.rates).clear();
+    }
+}
+
+fn close_all<T: Closable>(table: &Table<T>) {
+    let all = std::mem::take(&mut *lock(table));
+    all.values().for_each(|item| item.close_now());
+}
+
+impl Cancel {
+    pub fn cancel(self) {
+        match self {
+            Self::Task(task) => task.abort(),
+            Self::Splice(cancel) => cancel.cancel(),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Copies that JavaScript asks for.
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::addon::completion_queue::{Promise, Value};
+use crate::addon::handles::{Cancel, EngineState};
+use crate::relay::rate::RateLimiter;
+use crate::relay::splice;
+use crate::stream::{CancelSignal, Handover};
+use crate::sync::lock;
+use crate::time::millis;
+
+/// One of them.
+pub struct SpliceJob {
+    pub state: Arc<EngineState>,
+    promise: Promise,
+    pub prologue_to_a: Bytes,
+    idle: Option<Duration>,
+    limiter: RateLimiter,
+    pub cancel: Arc<CancelSignal>,
+    /// Where it can be cancelled.
+    registration: Option<CancelRegistration>,
+    /// There is one more of them.
+    _counted: Arc<()>,
+}
+
+/// What can be cancelled under a number, as long as it is there.
+struct CancelRegistration(Arc<EngineState>, u64);
+
+impl Drop for CancelRegistration {
+    fn drop(&mut self) {
+        lock(&self.0.cancels).remove(&self.1);
+    }
+}
+
+impl SpliceJob {
+    pub fn new(
+        state: &Arc<EngineState>,
+        op: f64,
+        prologue_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+        cancellable: bool,
+    ) -> Self {
+        let cancel = Arc::new(CancelSignal::default());
+        let registration = cancellable.then(|| {
+            lock(&state.cancels).insert(op as u64, Cancel::Splice(cancel.clone()));
+            CancelRegistration(state.clone(), op as u64)
+        });
+        Self {
+            state: state.clone(),
+            promise: state.promise(op),
+            prologue_to_a: prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
+            idle: (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms)),
+            limiter: state.rate_limiter(&rates.unwrap_or_default()),
+            cancel,
+            registration,
+            _counted: state.splices.clone(),
+        }
+    }
+
+    /// Copies to the end, and frees the numbers of the streams that have one.
+    pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
+        let prologue = std::mem::take(&mut self.prologue_to_a);
+        let done = splice::run(halves, prologue, self.idle, &self.limiter, &self.cancel).await;
+        {
+            let mut streams = lock(&self.state.streams);
+            for number in numbers.into_iter().flatten() {
+                streams.remove(&(number as u64));
+            }
+        }
+        let (error, side) = match &done.error {
+            None => (Value::Undefined, Value::Undefined),
+            Some((error, side)) => (
+                Value::from(error),
+                side.map_or(Value::Undefined, |side| Value::Number(side as u8 as f64)),
+            ),
+        };
+        self.settle(Value::Array(vec![
+            Value::Number(done.a_to_b as f64),
+            Value::Number(done.b_to_a as f64),
+            error,
+            side,
+        ]));
+    }
+
+    pub fn settle(self, value: Value) {
+        let Self {
+            state,
+            promise,
+            registration,
+            ..
+        } = self;
+        drop(registration); // before JavaScript hears of it
+        state.settle_low_priority(promise, value);
+    }
+}

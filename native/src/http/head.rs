@@ -1,0 +1,191 @@
+//! Finds the end of a request or response head in the bytes as they arrive. It does not parse what the head says.
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::task::yield_now;
+use tokio::time::sleep;
+
+use crate::error::{NetError, NetErrorCode};
+use crate::stream::Halves;
+
+#[derive(Clone, Copy)]
+pub struct HeadLimits {
+    pub bytes: usize,
+    pub time: Duration,
+    pub pending: usize,
+    /// 0 for no such limit.
+    pub pending_per_address: usize,
+}
+
+/// A stream that was accepted, and its head or the reason why there is none.
+pub struct Incoming {
+    pub halves: Option<Halves>,
+    pub remote: String,
+    pub head: Result<Bytes, NetError>,
+}
+
+/// Collects a head. Its end is LF followed by LF or CRLF: a head with bare LFs is for the parser to refuse, not to wait for.
+pub struct HeadScanner {
+    buffer: BytesMut,
+    scanned: usize,
+    limit: usize,
+    /// The previous byte that counts was LF.
+    after_newline: bool,
+}
+
+impl HeadScanner {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            scanned: 0,
+            limit,
+            after_newline: false,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Takes more bytes. `Some` once the blank line was seen: the head with it, and what followed.
+    pub fn push(&mut self, data: Bytes) -> Result<Option<(Bytes, Bytes)>, NetError> {
+        if self.buffer.is_empty() {
+            // RFC 9112 §2.2: empty lines before a request line are ignored
+            let start = data.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(data.len());
+            self.limit = self.limit.saturating_sub(start);
+            self.buffer.extend_from_slice(&data[start..]);
+        } else {
+            self.buffer.extend_from_slice(&data);
+        }
+        while self.scanned < self.buffer.len() {
+            let byte = self.buffer[self.scanned];
+            self.scanned += 1;
+            match byte {
+                b'\n' if self.after_newline => {
+                    if self.scanned > self.limit {
+                        break;
+                    }
+                    let rest = self.buffer.split_off(self.scanned);
+                    return Ok(Some((std::mem::take(&mut self.buffer).freeze(), rest.freeze())));
+                }
+                b'\n' => self.after_newline = true,
+                b'\r' => {} // does not end the line by itself: the parser refuses it in the wrong place
+                b'\t' | 0x20..=0x7e | 0x80.. => self.after_newline = false,
+                _ => {
+                    let other = other_protocol(byte).filter(|_| self.scanned == 1);
+                    let message = other.map_or_else(|| format!("Control character {byte:#04x} in a head"), str::to_owned);
+                    return Err(NetError::remote(NetErrorCode::HeadMalformed, message));
+                }
+            }
+        }
+        if self.scanned > self.limit || self.limit == 0 {
+            return Err(NetError::remote(NetErrorCode::HeadTooLarge, "The head is too large"));
+        }
+        Ok(None)
+    }
+}
+
+/// What the first byte tells that comes from a client with another protocol.
+fn other_protocol(first: u8) -> Option<&'static str> {
+    match first {
+        0x04 => Some("It is SOCKS 4, and this port takes HTTP alone"),
+        0x05 => Some("It is SOCKS 5, and this port takes HTTP alone"),
+        0x16 => Some("It is TLS, and this port takes plain HTTP: the proxy's URL begins with http://"),
+        _ => None,
+    }
+}
+
+/// Resolves after `limit`, with what is wrong then. What has come by then is to be looked at first: a process that was stopped meanwhile finds
+/// its timers run out before it hears of what came.
+pub async fn head_timeout(limit: Duration) -> NetError {
+    sleep(limit).await;
+    yield_now().await; // to the sockets
+    NetError::remote(NetErrorCode::HeadTimeout, "The head is not complete in time")
+}
+
+/// Reads the head from the stream, leaving in it what follows. `None`: the peer went without a word, as health checks do.
+pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<Bytes>, NetError> {
+    let mut scanner = HeadScanner::new(limit);
+    loop {
+        match halves.reader.read().await {
+            Ok(Some(data)) => {
+                if let Some((head, rest)) = scanner.push(data)? {
+                    halves.reader.prefix = rest;
+                    return Ok(Some(head));
+                }
+            }
+            Ok(None) | Err(_) if scanner.is_empty() => return Ok(None),
+            Ok(None) => return Err(NetError::remote(NetErrorCode::HeadTruncated, "The stream ended within the head")),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Found = Option<(Vec<u8>, Vec<u8>)>;
+
+    fn scan(parts: &[&[u8]], limit: usize) -> Result<Found, NetErrorCode> {
+        let mut scanner = HeadScanner::new(limit);
+        for (i, part) in parts.iter().enumerate() {
+            match scanner.push(Bytes::copy_from_slice(part)) {
+                Ok(None) => {}
+                Ok(Some((head, rest))) => {
+                    let mut rest = rest.to_vec();
+                    parts[i + 1..].iter().for_each(|p| rest.extend_from_slice(p));
+                    return Ok(Some((head.to_vec(), rest)));
+                }
+                Err(error) => return Err(error.code),
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn every_split_finds_the_same_end() {
+        let text = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nSSH-2.0-x\r\n\r\n";
+        let want = Ok(Some((text[..35].to_vec(), text[35..].to_vec())));
+        assert_eq!(scan(&text.iter().map(std::slice::from_ref).collect::<Vec<_>>(), 100), want);
+        for i in 0..text.len() {
+            assert_eq!(scan(&[&text[..i], &text[i..]], 100), want, "split at {i}");
+        }
+    }
+
+    #[test]
+    fn bare_newlines_end_a_head_too() {
+        assert_eq!(scan(&[b"A\n\nB"], 100), Ok(Some((b"A\n\n".to_vec(), b"B".to_vec()))));
+        assert_eq!(scan(&[b"A\n\r\nB"], 100), Ok(Some((b"A\n\r\n".to_vec(), b"B".to_vec()))));
+    }
+
+    #[test]
+    fn leading_empty_lines_are_skipped_and_counted() {
+        assert_eq!(scan(&[b"\r\n\r\nA\r\n\r\n"], 100), Ok(Some((b"A\r\n\r\n".to_vec(), vec![]))));
+        assert_eq!(scan(&[&b"\r\n".repeat(60)], 100), Err(NetErrorCode::HeadTooLarge));
+    }
+
+    #[test]
+    fn limits_are_kept_to_the_byte() {
+        assert!(matches!(scan(&[b"AAAA\r\n\r\n"], 8), Ok(Some(_))));
+        assert_eq!(scan(&[b"AAAAA\r\n\r\n"], 8), Err(NetErrorCode::HeadTooLarge));
+        assert_eq!(scan(&[b"AAAAAAAAA"], 8), Err(NetErrorCode::HeadTooLarge));
+        assert_eq!(scan(&[b"AAAAAAAA"], 8), Ok(None));
+    }
+
+    #[test]
+    fn control_characters_are_refused_at_once() {
+        assert_eq!(scan(&[&[0x16, 3, 1]], 100), Err(NetErrorCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\0"], 100), Err(NetErrorCode::HeadMalformed));
+        assert_eq!(scan(&[b"A\x7f"], 100), Err(NetErrorCode::HeadMalformed));
+    }
+
+    #[test]
+    fn other_protocols_are_named_by_their_first_byte_alone() {
+        let message = |data: &[u8]| HeadScanner::new(100).push(Bytes::copy_from_slice(data)).unwrap_err().message;
+        assert!(message(&[0x16, 3, 1]).contains("TLS"));
+        assert!(message(&[0x05, 1, 0]).contains("SOCKS 5"));
+        assert!(message(&[0x04, 1, 0]).contains("SOCKS 4"));
+        assert_eq!(message(b"A\x16"), "Control character 0x16 in a head");
+    }
+}

@@ -1,0 +1,3 @@
+//! Request and response heads: where they end, and how many may be pending.
+pub mod head;
+pub mod pending_heads;

@@ -1,0 +1,158 @@
+//! Limits on heads that are being read, in total and per client address.
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+
+use crate::error::{NetError, NetErrorCode};
+use crate::net::address::AddressKey;
+use crate::sync::lock;
+
+/// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the
+/// oldest.
+pub struct PendingHeads {
+    max: usize,
+    max_per_address: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    pending: BTreeMap<u64, Pending>,
+    /// Numbers of those that are pending, the oldest first.
+    keys: HashMap<AddressKey, BTreeSet<u64>>,
+}
+
+struct Pending {
+    key: Option<AddressKey>,
+    evict: oneshot::Sender<NetError>,
+}
+
+/// A place in a [`PendingHeads`], held while a head is being read.
+pub struct HeadPermit {
+    heads: Arc<PendingHeads>,
+    number: u64,
+    evicted: oneshot::Receiver<NetError>,
+}
+
+impl PendingHeads {
+    /// `max_per_address` is 0 for no such limit.
+    pub fn new(max: usize, max_per_address: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max: max.max(1),
+            max_per_address,
+            state: Mutex::default(),
+        })
+    }
+
+    pub fn acquire(self: &Arc<Self>, key: Option<AddressKey>) -> HeadPermit {
+        let key = key.filter(|_| self.max_per_address > 0);
+        let (evict, evicted) = oneshot::channel();
+        let mut state = lock(&self.state);
+        let number = state.next;
+        state.next += 1;
+        state.pending.insert(number, Pending { key, evict });
+        if let Some(key) = key {
+            let own = state.keys.entry(key).or_default();
+            own.insert(number);
+            if own.len() > self.max_per_address {
+                let oldest = own.first().copied();
+                state.evict(
+                    oldest,
+                    NetErrorCode::LimitPerAddress,
+                    "Too many heads of this address are being read",
+                );
+            }
+        }
+        if state.pending.len() > self.max {
+            let oldest = state.pending.keys().next().copied();
+            state.evict(oldest, NetErrorCode::Limit, "Too many heads are being read");
+        }
+        HeadPermit {
+            heads: self.clone(),
+            number,
+            evicted,
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.pending.len(), state.keys.len())
+    }
+}
+
+impl State {
+    fn remove(&mut self, number: u64) -> Option<Pending> {
+        let pending = self.pending.remove(&number)?;
+        if let Some(Entry::Occupied(mut own)) = pending.key.map(|key| self.keys.entry(key)) {
+            own.get_mut().remove(&number);
+            if own.get().is_empty() {
+                own.remove();
+            }
+        }
+        Some(pending)
+    }
+
+    fn evict(&mut self, number: Option<u64>, code: NetErrorCode, message: &str) {
+        if let Some(pending) = number.and_then(|number| self.remove(number)) {
+            let _ = pending.evict.send(NetError::new(code, message)); // gone by itself meanwhile
+        }
+    }
+}
+
+impl HeadPermit {
+    /// Resolves when this place is taken away, with the reason.
+    pub async fn evicted(&mut self) -> NetError {
+        match (&mut self.evicted).await {
+            Ok(error) => error,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for HeadPermit {
+    fn drop(&mut self) {
+        lock(&self.heads.state).remove(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_too_many_evicts_the_oldest() {
+        let heads = PendingHeads::new(2, 0);
+        let mut first = heads.acquire(None);
+        let mut second = heads.acquire(Some(AddressKey::V4(1)));
+        let _third = heads.acquire(Some(AddressKey::V4(1)));
+        assert_eq!(first.evicted.try_recv().unwrap().code, NetErrorCode::Limit);
+        assert!(second.evicted.try_recv().is_err());
+        drop(first);
+        drop(second);
+        assert_eq!(heads.len(), (1, 0));
+    }
+
+    #[test]
+    fn one_too_many_of_a_source_evicts_its_oldest() {
+        let heads = PendingHeads::new(10, 2);
+        let mut other = heads.acquire(Some(AddressKey::V4(2)));
+        let mut exempt = heads.acquire(None);
+        let mut own: Vec<_> = (0..5).map(|_| heads.acquire(Some(AddressKey::V4(1)))).collect();
+        for evicted in &mut own[..3] {
+            assert_eq!(evicted.evicted.try_recv().unwrap().code, NetErrorCode::LimitPerAddress);
+        }
+        for kept in own[3..].iter_mut().chain([&mut other, &mut exempt]) {
+            assert!(kept.evicted.try_recv().is_err());
+        }
+        assert_eq!(heads.len(), (4, 2));
+        drop(own);
+        assert_eq!(heads.len(), (2, 1));
+        drop(other);
+        drop(exempt);
+        assert_eq!(heads.len(), (0, 0));
+    }
+}

@@ -1,0 +1,379 @@
+//! TCP listeners, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{timeout, Instant};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+
+use super::{keepalive, plain, secure};
+use crate::addon::accept_queue::AcceptQueue;
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
+use crate::http::pending_heads::{HeadPermit, PendingHeads};
+use crate::net::address::{canonical, lacks_family, to_bind, AddressKeys};
+use crate::net::proxy_protocol;
+use crate::net::tls::{self, ServerTls, TCP_VERSIONS};
+use crate::stream::tcp_socket::Tcp;
+use crate::stream::tls_transport::TlsTransport;
+use crate::sync::lock;
+
+/// Connections the kernel may hold until they are accepted.
+const BACKLOG: i32 = 4096;
+/// Heads read and not yet asked for; at so many, accepting pauses and the kernel's queue fills.
+const ACCEPT_QUEUE: usize = 1024;
+/// How long clients that have connected may take for their heads when nobody else may connect.
+const LAST_HEADS_TIMEOUT: Duration = Duration::from_millis(500);
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// That it failed is told once in so long.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What addresses stand for.
+pub struct Peers {
+    pub keys: AddressKeys,
+    /// Those whose connections begin with a header of the PROXY protocol.
+    pub balancers: AddressKeys,
+}
+
+/// The listening socket, until somebody takes it out: that frees the address at once, whatever the task is doing.
+type Slot = Arc<Mutex<Option<TcpListener>>>;
+
+pub struct Listener {
+    pub address: String,
+    pub accept_queue: Arc<AcceptQueue<Incoming>>,
+    tls: Option<Arc<Mutex<ServerConfigs>>>,
+    socket: Slot,
+    stop: Arc<Notify>,
+    task: AbortHandle,
+}
+
+/// What a TLS server is, to a client that offers HTTP/1.1 by ALPN (RFC 7301), and to all others. Without a protocol that both have, rustls
+/// would refuse the client: one that offers HTTP/2 alone is told nothing, and speaks HTTP/1.1 all the same, or is answered in it.
+#[derive(Clone)]
+struct ServerConfigs {
+    http: Arc<rustls::ServerConfig>,
+    other: Arc<rustls::ServerConfig>,
+}
+
+const HTTP_1_1: &[u8] = b"http/1.1";
+
+impl ServerConfigs {
+    fn new(tls: &ServerTls) -> Result<Self, NetError> {
+        let other = tls::server(tls, TCP_VERSIONS, &[])?;
+        let mut http = other.clone();
+        http.alpn_protocols = vec![HTTP_1_1.to_vec()];
+        Ok(Self {
+            http: Arc::new(http),
+            other: Arc::new(other),
+        })
+    }
+
+    async fn accept(self, tcp: Arc<Tcp>) -> std::io::Result<TlsStream<TlsTransport>> {
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), TlsTransport(tcp)).await?;
+        let offers_http = hello
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == HTTP_1_1));
+        let config = if offers_http { self.http } else { self.other };
+        Ok(TlsStream::Server(hello.into_stream(config).await?))
+    }
+}
+
+impl Listener {
+    pub fn open(
+        runtime: &Handle,
+        address: &str,
+        tls: Option<&ServerTls>,
+        limits: HeadLimits,
+        peers: Peers,
+        warn: Arc<Warn>,
+    ) -> Result<Self, NetError> {
+        let tls = match tls {
+            Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
+            None => None,
+        };
+        let socket = bind(address)?;
+        let bound = socket
+            .local_addr()
+            .ok()
+            .and_then(|a| a.as_socket())
+            .ok_or_else(|| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
+        let _guard = runtime.enter();
+        let socket = TcpListener::from_std(socket.into()).map_err(|e| NetError::bind(&e, address))?;
+        let socket = Arc::new(Mutex::new(Some(socket)));
+        let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
+        let stop = Arc::new(Notify::new());
+        let task = runtime
+            .spawn(accept(
+                socket.clone(),
+                accept_queue.clone(),
+                tls.clone(),
+                limits,
+                peers,
+                stop.clone(),
+                warn,
+            ))
+            .abort_handle();
+        Ok(Self {
+            address: bound.to_string(),
+            accept_queue,
+            tls,
+            socket,
+            stop,
+            task,
+        })
+    }
+
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
+        let Some(current) = &self.tls else {
+            return Err(NetError::new(
+                NetErrorCode::Invalid,
+                format!("Cannot set certificates: {} listens without TLS", self.address),
+            ));
+        };
+        *lock(current) = ServerConfigs::new(tls)?;
+        Ok(())
+    }
+
+    /// Frees the address soon; those who have connected until then are still handed over.
+    pub fn stop_accepting(&self) {
+        self.stop.notify_one();
+    }
+
+    /// The address is free with this call; heads being read are given up with the task.
+    pub fn close(&self) {
+        drop(lock(&self.socket).take());
+        self.task.abort();
+        self.accept_queue.close();
+    }
+}
+
+fn bind(address: &str) -> Result<Socket, NetError> {
+    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
+    for candidate in to_bind(address)? {
+        let open = || {
+            let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
+            if candidate.is_ipv6() {
+                socket.set_only_v6(!candidate.ip().is_unspecified())?;
+            }
+            socket.set_reuse_address(true)?; // a restart need not wait for the old connections' TIME_WAIT
+            socket.set_nonblocking(true)?;
+            // accepted connections inherit these on Linux and macOS
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_keepalive(&keepalive())?;
+            socket.bind(&candidate.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        match open() {
+            Ok(socket) => return Ok(socket),
+            Err(e) => {
+                last = NetError::bind(&e, address);
+                if !lacks_family(&e) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn accept(
+    socket: Slot,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
+    tls: Option<Arc<Mutex<ServerConfigs>>>,
+    limits: HeadLimits,
+    peers: Peers,
+    stop: Arc<Notify>,
+    warn: Arc<Warn>,
+) {
+    let pending_heads = PendingHeads::new(limits.pending, limits.pending_per_address);
+    let peers = Arc::new(peers);
+    // dropping it with this task gives up the heads being read
+    let mut heads = tokio::task::JoinSet::new();
+    let mut stopping = false;
+    let mut warned_at = None;
+    loop {
+        accept_queue.space().await;
+        while heads.try_join_next().is_some() {}
+        let accepted = poll_fn(|cx| match &*lock(&socket) {
+            Some(listener) => listener.poll_accept(cx).map(Some),
+            None => Poll::Ready(None),
+        });
+        let accepted = tokio::select! {
+            biased;
+            accepted = accepted => accepted,
+            () = std::future::ready(()), if stopping => break, // the kernel's queue is empty
+            () = stop.notified() => {
+                stopping = true;
+                continue;
+            }
+        };
+        match accepted {
+            None => return,
+            Some(Ok((stream, remote))) => {
+                let tls = tls.as_ref().map(|tls| lock(tls).clone());
+                let permit = pending_heads.acquire(peers.keys.of(remote.ip()));
+                if peers.balancers.exempts(remote.ip()) {
+                    heads.spawn(read_proxy_header(
+                        stream,
+                        canonical(remote),
+                        tls,
+                        limits,
+                        permit,
+                        pending_heads.clone(),
+                        peers.clone(),
+                        accept_queue.clone(),
+                    ));
+                } else {
+                    let remote = canonical(remote).to_string();
+                    heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, permit, accept_queue.clone()));
+                }
+            }
+            Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // gone before it was taken
+            Some(Err(e)) => {
+                if warned_at.is_none_or(|at: Instant| at.elapsed() >= WARN_INTERVAL) {
+                    warned_at = Some(Instant::now());
+                    warn(format!("Connections wait, for they cannot be accepted: {e}"));
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(lock(&socket).take());
+    let _ = timeout(LAST_HEADS_TIMEOUT, async { while heads.join_next().await.is_some() {} }).await;
+    accept_queue.finish();
+}
+
+/// A load balancer's connection: once its header has told for whom it is, it is that client's.
+#[allow(clippy::too_many_arguments)]
+async fn read_proxy_header(
+    stream: TcpStream,
+    balancer: SocketAddr,
+    tls: Option<ServerConfigs>,
+    limits: HeadLimits,
+    mut permit: HeadPermit,
+    pending_heads: Arc<PendingHeads>,
+    peers: Arc<Peers>,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
+) {
+    let start = Instant::now();
+    let header = tokio::select! {
+        biased;
+        header = proxy_protocol::read(&stream) => header,
+        late = head_timeout(limits.time) => Err(late),
+        evicted = permit.evicted() => Err(evicted),
+    };
+    let tcp = Tcp::new(stream);
+    match header {
+        Ok(None) => {} // a health check
+        Ok(Some(client)) => {
+            let remote = client.map_or(balancer, canonical);
+            if client.is_some() {
+                drop(permit); // first: one connection must not count twice, and evict another's head
+                permit = pending_heads.acquire(peers.keys.of(remote.ip()));
+            }
+            let time = limits.time.saturating_sub(start.elapsed());
+            prepare(tcp, remote.to_string(), tls, HeadLimits { time, ..limits }, permit, accept_queue).await;
+        }
+        Err(error) => {
+            let halves = tls.is_none().then(|| plain(tcp));
+            let _ = accept_queue.push(Incoming {
+                halves,
+                remote: balancer.to_string(),
+                head: Err(error),
+            }); // closed meanwhile: the connection goes with it
+        }
+    }
+}
+
+/// Handshake and head of one connection, within the limits.
+async fn prepare(
+    tcp: Arc<Tcp>,
+    remote: String,
+    tls: Option<ServerConfigs>,
+    limits: HeadLimits,
+    mut permit: HeadPermit,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
+) {
+    let mut halves = None; // outlives the reading: after a time-out the client is still to be answered
+    let reading = async {
+        let stream = halves.insert(match tls {
+            None => plain(tcp),
+            Some(configs) => {
+                let mut first = [0];
+                if matches!(tcp.stream.peek(&mut first).await, Ok(0) | Err(_)) {
+                    return Ok(None); // a health check
+                }
+                if first[0].is_ascii_alphabetic() {
+                    halves = Some(plain(tcp));
+                    return Err(NetError::remote(NetErrorCode::NotTls, "It is plain HTTP, and this port takes TLS"));
+                }
+                match configs.accept(tcp.clone()).await {
+                    Ok(stream) => secure(stream, tcp),
+                    Err(e) => {
+                        return Err(NetError {
+                            remote: true,
+                            ..NetError::tls("The TLS handshake failed", e)
+                        })
+                    }
+                }
+            }
+        });
+        read_head(stream, limits.bytes).await
+    };
+    let head = tokio::select! {
+        biased; // who is told to give up before this has begun is answered nevertheless
+        head = reading => head,
+        late = head_timeout(limits.time) => Err(late),
+        evicted = permit.evicted() => Err(evicted),
+    };
+    if let Some(head) = head.transpose() {
+        let _ = accept_queue.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_client_whose_balancer_names_it_takes_no_second_place_among_heads() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, balancer) = listener.accept().await.unwrap();
+        let pending_heads = PendingHeads::new(2, 0);
+        let mut other = pending_heads.acquire(None);
+        let own = pending_heads.acquire(None);
+        let limits = HeadLimits {
+            bytes: 1 << 10,
+            time: Duration::from_secs(20),
+            pending: 2,
+            pending_per_address: 0,
+        };
+        let peers = Arc::new(Peers {
+            keys: AddressKeys::default(),
+            balancers: AddressKeys::default(),
+        });
+        let accept_queue = Arc::new(AcceptQueue::new(1));
+        let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        read_proxy_header(stream, balancer, None, limits, own, pending_heads, peers, accept_queue.clone()).await;
+        assert_eq!(accept_queue.len(), 1);
+        tokio::select! {
+            biased;
+            error = other.evicted() => panic!("{}", error.message),
+            () = std::future::ready(()) => {}
+        }
+    }
+}

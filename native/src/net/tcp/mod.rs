@@ -1,0 +1,35 @@
+//! TCP connections, with or without TLS.
+pub mod dial;
+pub mod listener;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::TcpKeepalive;
+use tokio_rustls::TlsStream;
+
+use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::read_buffer::Truncation;
+use crate::stream::tcp_socket::Tcp;
+use crate::stream::tls_transport::TlsTransport;
+use crate::stream::Halves;
+
+/// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
+}
+
+fn plain(tcp: Arc<Tcp>) -> Halves {
+    Halves::new(ReadHalf::Tcp(tcp.clone()), WriteHalf::Tcp(tcp))
+}
+
+fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
+    let truncation = match stream {
+        TlsStream::Server(_) => Truncation::End,
+        TlsStream::Client(_) => Truncation::Reset,
+    };
+    let (reader, writer) = tokio::io::split(stream);
+    Halves::new(ReadHalf::Tls(reader, tcp.clone(), truncation), WriteHalf::Tls(writer, tcp))
+}

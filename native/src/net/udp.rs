@@ -1,0 +1,81 @@
+//! UDP sockets for QUIC, with buffers that a fast sender does not overrun.
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::net::address::{lacks_family, to_bind};
+
+/// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
+const UDP_BUFFER: usize = 8 << 20;
+/// With less a fast sender overruns it.
+const MIN_UDP_BUFFER: usize = 2_500_000;
+
+/// Warns where the kernel gives less than [`MIN_UDP_BUFFER`].
+pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    raise_buffers(&socket);
+    let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
+    // Linux counts its own overhead in: it shows twice of what was asked
+    let got = if cfg!(target_os = "linux") { got / 2 } else { got };
+    if got < MIN_UDP_BUFFER {
+        let remedy = if cfg!(target_os = "macos") {
+            format!("sysctl -w kern.ipc.maxsockbuf={}", 2 * UDP_BUFFER)
+        } else {
+            format!("sysctl -w net.core.rmem_max={UDP_BUFFER} net.core.wmem_max={UDP_BUFFER}")
+        };
+        warn(format!(
+            "The system limits UDP buffers to {got} bytes, which makes large transfers slow; raise it with: {remedy}"
+        ));
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn raise_buffers(socket: &Socket) {
+    // macOS refuses what is above its limit instead of giving less
+    let mut size = UDP_BUFFER;
+    while size > UDP_BUFFER / 64 && socket.set_recv_buffer_size(size).is_err() {
+        size /= 2;
+    }
+    size = UDP_BUFFER;
+    while size > UDP_BUFFER / 64 && socket.set_send_buffer_size(size).is_err() {
+        size /= 2;
+    }
+    #[cfg(target_os = "linux")]
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        use std::os::fd::AsRawFd;
+        let size = UDP_BUFFER as libc::c_int;
+        // SAFETY: a plain setsockopt with an int that outlives the call. Without CAP_NET_ADMIN it is refused, which is fine.
+        unsafe {
+            let value = &size as *const libc::c_int as *const libc::c_void;
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                value,
+                size_of::<libc::c_int>() as libc::socklen_t,
+            );
+        }
+    }
+}
+
+pub fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {
+    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
+    for candidate in to_bind(address)? {
+        match open(candidate, warn) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => {
+                last = NetError::bind(&e, address);
+                if !lacks_family(&e) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}

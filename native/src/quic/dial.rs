@@ -1,0 +1,59 @@
+//! Connects to QUIC servers.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, Endpoint};
+
+use super::transport::Transport;
+use super::write_coalescing::CoalescingRuntime;
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::net::address::display;
+use crate::net::happy_eyeballs::{connect, DialTarget};
+use crate::net::resolver::{Purpose, Resolver};
+use crate::net::tls::{self, ClientTls, QUIC_VERSIONS};
+use crate::net::udp;
+
+pub struct Dial {
+    pub host: String,
+    pub port: u16,
+    pub server_name: Option<String>,
+    pub tls: ClientTls,
+    pub alpn: Vec<String>,
+    pub transport: Transport,
+    pub limit: Duration,
+}
+
+/// A connection to the first address of the host that takes one. Its endpoint, with a socket of its own, ends with it.
+pub async fn dial(resolver: &Arc<Resolver>, options: Dial, warn: Arc<Warn>) -> Result<Connection, NetError> {
+    let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
+    tls::server_name(&name)?;
+    let name = name.split('%').next().unwrap_or(&name).to_owned();
+    let crypto = tls::client(&options.tls, QUIC_VERSIONS, &options.alpn)?;
+    let crypto = QuicClientConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(options.transport.config()?);
+    let who = (resolver, Purpose::Link);
+    connect(who, &options.host, options.port, DialTarget::Name, options.limit, |address| {
+        let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
+        let what = display(&options.host, options.port);
+        async move {
+            let local: SocketAddr = if address.is_ipv4() {
+                ([0, 0, 0, 0], 0).into()
+            } else {
+                ([0u16; 8], 0).into()
+            };
+            let endpoint = udp::open(local, &*warn)
+                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(CoalescingRuntime)))
+                .map_err(|e| NetError::connect(&e, &what))?;
+            let connecting = endpoint
+                .connect_with(config, address, &name)
+                .map_err(|e| NetError::new(NetErrorCode::Invalid, format!("Cannot connect to {what}: {e}")))?;
+            let connection = connecting.await.map_err(|e| NetError::quic_connect(&e, &what))?;
+            transport.begin(&connection);
+            Ok(connection)
+        }
+    })
+    .await
+}

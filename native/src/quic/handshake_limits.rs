@@ -1,0 +1,126 @@
+//! Limits on handshakes, in total and per client address (IPv6: per /64).
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::error::NetErrorCode;
+use crate::net::address::{AddressKey, AddressKeys};
+use crate::sync::lock;
+
+pub struct HandshakeLimits {
+    pub time: Duration,
+    pub pending: usize,
+    /// 0 for no such limit.
+    pub pending_per_address: usize,
+    pub keys: AddressKeys,
+    pub retry_threshold: usize,
+}
+
+/// Handshakes under way of each source. Those of addresses that are not validated count apart: anybody can send them in another's name.
+#[derive(Default)]
+pub struct PendingHandshakes {
+    of: Mutex<HashMap<AddressKey, AddressCounts>>,
+}
+
+#[derive(Default)]
+struct AddressCounts {
+    validated: usize,
+    unvalidated: usize,
+}
+
+/// One of them, until it is dropped.
+pub struct HandshakePermit {
+    all: Arc<PendingHandshakes>,
+    key: AddressKey,
+    validated: bool,
+}
+
+pub enum Admission {
+    Accept(Option<HandshakePermit>),
+    /// Let it show that it is where it says it is.
+    Retry,
+    Refuse,
+}
+
+impl PendingHandshakes {
+    pub fn admit(self: &Arc<Self>, key: Option<AddressKey>, validated: bool, max: usize) -> Admission {
+        let Some(key) = key.filter(|_| max > 0) else {
+            return Admission::Accept(None);
+        };
+        let mut of = lock(&self.of);
+        let underway = of.entry(key).or_default();
+        match validated {
+            true if underway.validated >= max => return Admission::Refuse,
+            true => underway.validated += 1,
+            false if underway.validated + underway.unvalidated >= max => return Admission::Retry,
+            false => underway.unvalidated += 1,
+        }
+        let all = self.clone();
+        Admission::Accept(Some(HandshakePermit { all, key, validated }))
+    }
+}
+
+impl Drop for HandshakePermit {
+    fn drop(&mut self) {
+        let mut of = lock(&self.all.of);
+        let Some(underway) = of.get_mut(&self.key) else { return };
+        match self.validated {
+            true => underway.validated -= 1,
+            false => underway.unvalidated -= 1,
+        }
+        if underway.validated + underway.unvalidated == 0 {
+            of.remove(&self.key);
+        }
+    }
+}
+
+/// Handshakes refused that were not reported, for those who ask were told of too many already.
+#[derive(Default)]
+pub struct SuppressedErrors {
+    limit: AtomicU64,
+    per_address: AtomicU64,
+}
+
+impl SuppressedErrors {
+    pub fn of(&self, code: NetErrorCode) -> Option<&AtomicU64> {
+        match code {
+            NetErrorCode::Limit => Some(&self.limit),
+            NetErrorCode::LimitPerAddress => Some(&self.per_address),
+            _ => None,
+        }
+    }
+
+    /// How many a failure with this code that is reported now stands for: itself, and those before it.
+    pub fn take(&self, code: NetErrorCode) -> u64 {
+        1 + self.of(code).map_or(0, |count| count.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_in_the_name_of_a_source_leave_it_its_own() {
+        let underway = Arc::new(PendingHandshakes::default());
+        let key = Some(AddressKey::V4(1));
+        let taken = |admission| match admission {
+            Admission::Accept(Some(permit)) => permit,
+            _ => panic!("not taken"),
+        };
+        let unvalidated: Vec<_> = (0..2).map(|_| taken(underway.admit(key, false, 2))).collect();
+        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
+        let shown: Vec<_> = (0..2).map(|_| taken(underway.admit(key, true, 2))).collect();
+        assert!(matches!(underway.admit(key, true, 2), Admission::Refuse));
+        drop(taken(underway.admit(Some(AddressKey::V4(2)), true, 2)));
+        drop(shown);
+        drop(taken(underway.admit(key, true, 2)));
+        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
+        drop(unvalidated);
+        drop(taken(underway.admit(key, false, 2)));
+        assert!(lock(&underway.of).is_empty());
+        assert!(matches!(underway.admit(None, true, 2), Admission::Accept(None)));
+        assert!(matches!(underway.admit(key, true, 0), Admission::Accept(None)));
+    }
+}

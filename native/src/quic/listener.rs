@@ -1,0 +1,247 @@
+//! QUIC listeners: accept connections, within limits on handshakes, and close them.
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{AsyncUdpSocket, Connection, Endpoint, Runtime};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::congestion;
+use super::connection::{close_notified, CLOSE_NOTIFY_TIMEOUT};
+use super::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
+use super::transport::Transport;
+use super::write_coalescing::CoalescingRuntime;
+use crate::addon::accept_queue::AcceptQueue;
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::net::address::canonical;
+use crate::net::tls::{self, ServerTls, QUIC_VERSIONS};
+use crate::net::udp;
+
+/// Connections ready, requests ready, and not yet asked for.
+const ACCEPT_QUEUE: usize = 1024;
+/// Failed handshakes reported and not yet asked for.
+const MAX_QUEUED_FAILURES: usize = 64;
+/// A handshake that has waited longer for its turn is refused: its peer comes back when there is less to do, instead of giving up halfway.
+const MAX_START_DELAY: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// What a listener hands over.
+pub enum HandshakeResult {
+    Connected(Connection),
+    Failed { remote: String, error: NetError },
+}
+
+pub struct Listener {
+    pub address: String,
+    pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
+    pub suppressed: Arc<SuppressedErrors>,
+    endpoint: Endpoint,
+    /// Gone once neither the endpoint nor a connection of it has the socket any more; until then the descriptor is its.
+    socket: Weak<dyn AsyncUdpSocket>,
+    descriptor: RawFd,
+    domain: Domain,
+    pub transport: Transport,
+    alpn: Vec<String>,
+    open: watch::Sender<bool>,
+}
+
+impl Listener {
+    pub fn open(
+        runtime: &Handle,
+        address: &str,
+        tls: &ServerTls,
+        alpn: Vec<String>,
+        transport: Transport,
+        limits: HandshakeLimits,
+        warn: &Warn,
+    ) -> Result<Self, NetError> {
+        let config = server_config(tls, &alpn, &transport)?;
+        let known = transport.server_endpoint(tls)?;
+        let socket = udp::bind(address, warn)?;
+        let _guard = runtime.enter();
+        let descriptor = socket.as_raw_fd();
+        let runs_on = Arc::new(CoalescingRuntime);
+        let socket = runs_on.wrap_udp_socket(socket).map_err(|e| NetError::bind(&e, address))?;
+        let held = Arc::downgrade(&socket);
+        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| NetError::bind(&e, address))?;
+        let bound = endpoint.local_addr().map_err(|e| NetError::bind(&e, address))?;
+        let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
+        let (open, closed) = watch::channel(true);
+        let suppressed = Arc::new(SuppressedErrors::default());
+        let limiter = HandshakeLimiter {
+            accept_queue: accept_queue.clone(),
+            suppressed: suppressed.clone(),
+            limits,
+            transport: transport.clone(),
+        };
+        runtime.spawn(accept(endpoint.clone(), limiter, closed));
+        Ok(Self {
+            address: bound.to_string(),
+            accept_queue,
+            suppressed,
+            endpoint,
+            socket: held,
+            descriptor,
+            domain: Domain::for_address(bound),
+            transport,
+            alpn,
+            open,
+        })
+    }
+
+    pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
+        let config = server_config(tls, &self.alpn, &self.transport)?;
+        self.endpoint.set_server_config(Some(config));
+        Ok(())
+    }
+
+    /// New connections are refused from now on.
+    pub fn stop_accepting(&self) {
+        self.open.send_replace(false);
+        self.accept_queue.close();
+    }
+
+    /// Closes every connection; resolves when the peers of `connections` were told.
+    pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
+        self.stop_accepting();
+        connections.iter().for_each(congestion::lift_cap);
+        self.endpoint.close(code.into(), reason.as_bytes());
+        let notify_all = async {
+            for connection in &connections {
+                close_notified(connection).await;
+            }
+        };
+        let _ = timeout(CLOSE_NOTIFY_TIMEOUT, notify_all).await;
+        let _ = timeout(DRAIN_TIMEOUT, self.endpoint.wait_idle()).await;
+        self.release();
+    }
+
+    /// Frees the address, which connections that still end (RFC 9000 §10.2), or streams that somebody still holds, would keep: their
+    /// descriptor gets another socket behind it, which nobody knows.
+    fn release(&self) {
+        let Some(held) = self.socket.upgrade() else { return };
+        let Ok(other) = Socket::new(self.domain, Type::DGRAM, Some(Protocol::UDP)) else {
+            return;
+        };
+        let _ = other.set_nonblocking(true);
+        // SAFETY: `held` and `other` own the two descriptors, so both are open. `held` goes on owning its own.
+        unsafe { libc::dup2(other.as_raw_fd(), self.descriptor) };
+        drop(held);
+    }
+
+    /// As [`Listener::close`] without waiting.
+    pub fn abort(&self) {
+        self.stop_accepting();
+        self.endpoint.close(0u8.into(), b"");
+    }
+}
+
+fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, NetError> {
+    let crypto = tls::server(tls, QUIC_VERSIONS, alpn)?;
+    let crypto = QuicServerConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport.config()?);
+    Ok(config)
+}
+
+/// Handshakes run side by side: one that never ends holds up nobody.
+async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch::Receiver<bool>) {
+    let mut handshakes = JoinSet::new();
+    let underway = Arc::new(PendingHandshakes::default());
+    let HandshakeLimiter { accept_queue, limits, .. } = &limiter;
+    let time = limits.time;
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            _ = closed.wait_for(|open| !open) => break,
+        };
+        let Some(incoming) = incoming else { return };
+        while handshakes.try_join_next().is_some() {}
+        let remote = canonical(incoming.remote_address());
+        if accept_queue.is_full() {
+            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
+            continue;
+        }
+        if handshakes.len() >= limits.pending {
+            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many handshakes are under way");
+            continue;
+        }
+        let validated = incoming.remote_address_validated();
+        if handshakes.len() >= limits.retry_threshold && !validated {
+            let _ = incoming.retry(); // fails where it was validated, which it was not
+            continue;
+        }
+        let permit = match underway.admit(limits.keys.of(remote.ip()), validated, limits.pending_per_address) {
+            Admission::Accept(permit) => permit,
+            Admission::Retry => {
+                let _ = incoming.retry(); // as above
+                continue;
+            }
+            Admission::Refuse => {
+                limiter.refuse(
+                    incoming,
+                    remote,
+                    NetErrorCode::LimitPerAddress,
+                    "Too many handshakes of this address are under way",
+                );
+                continue;
+            }
+        };
+        let remote = remote.to_string();
+        let (accept_queue, transport) = (accept_queue.clone(), limiter.transport.clone());
+        let arrived = Instant::now();
+        handshakes.spawn(async move {
+            let _permit = permit;
+            if arrived.elapsed() > MAX_START_DELAY {
+                return incoming.refuse();
+            }
+            let error = match timeout(time, async { incoming.accept()?.await }).await {
+                Ok(Ok(connection)) => {
+                    transport.begin(&connection);
+                    let _ = accept_queue.push(HandshakeResult::Connected(connection)); // closed meanwhile: the connection goes with it
+                    return;
+                }
+                Ok(Err(e)) => NetError::quic_connect(&e, &remote),
+                Err(_) => NetError::new(
+                    NetErrorCode::TimedOut,
+                    format!("The handshake of {remote} is not complete in {} ms", time.as_millis()),
+                ),
+            };
+            if accept_queue.len() < MAX_QUEUED_FAILURES {
+                let _ = accept_queue.push(HandshakeResult::Failed { remote, error });
+            }
+        });
+    }
+    drop(handshakes); // ends them
+    while let Some(incoming) = endpoint.accept().await {
+        incoming.refuse(); // told so at once, an agent tries another proxy instead of waiting for a time-out
+    }
+}
+
+/// Where handshakes come in.
+struct HandshakeLimiter {
+    accept_queue: Arc<AcceptQueue<HandshakeResult>>,
+    suppressed: Arc<SuppressedErrors>,
+    limits: HandshakeLimits,
+    transport: Transport,
+}
+
+impl HandshakeLimiter {
+    fn refuse(&self, incoming: quinn::Incoming, remote: SocketAddr, code: NetErrorCode, message: &str) {
+        incoming.refuse();
+        if self.accept_queue.len() < MAX_QUEUED_FAILURES {
+            let (remote, error) = (remote.to_string(), NetError::new(code, message));
+            let _ = self.accept_queue.push(HandshakeResult::Failed { remote, error });
+        // closed meanwhile: nobody asks any more
+        } else if let Some(count) = self.suppressed.of(code) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

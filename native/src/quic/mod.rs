@@ -1,0 +1,9 @@
+//! QUIC over quinn: endpoints, connections, congestion control and windows.
+pub mod congestion;
+pub mod connection;
+pub mod dial;
+pub mod handshake_limits;
+pub mod listener;
+pub mod transport;
+pub mod window;
+pub mod write_coalescing;

@@ -1,0 +1,147 @@
+//! What QUIC runs on: tokio, and turns in which more comes together.
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
+
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A driver that has waited so often for nobody goes at once.
+const MAX_EMPTY_DEFERRALS: u32 = 8;
+/// But for one of so many turns, to see whether there are others now.
+const RETRY_EVERY: u32 = 64;
+
+/// Writes to streams so far. There is one set of threads for all engines of a process, and so one of these.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// To be told of every write to a QUIC stream.
+pub fn record_write() {
+    WRITES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// As quinn's, but that its drivers let others write first.
+#[derive(Debug)]
+pub struct CoalescingRuntime;
+
+impl Runtime for CoalescingRuntime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, driver: Driver) {
+        TokioRuntime.spawn(Box::pin(DeferredDriver::new(driver)));
+    }
+
+    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        TokioRuntime.now()
+    }
+}
+
+/// Whoever writes to a stream wakes the connection's driver, and tokio would run it before all who are ready to write as well: a datagram for
+/// each of them. It goes to the end of the queue instead, and finds what all of them have written, as long as there are any.
+struct DeferredDriver {
+    driver: Driver,
+    /// While it waits: the writes that it knows of.
+    seen_writes: Option<u64>,
+    /// How often nobody has written meanwhile, since somebody last did.
+    empty_deferrals: u32,
+    polls: u32,
+}
+
+impl DeferredDriver {
+    fn new(driver: Driver) -> Self {
+        Self {
+            driver,
+            seen_writes: None,
+            empty_deferrals: 0,
+            polls: 0,
+        }
+    }
+}
+
+impl Future for DeferredDriver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let writes = WRITES.load(Ordering::Relaxed);
+        match self.seen_writes.take() {
+            Some(seen_writes) if seen_writes == writes => self.empty_deferrals = self.empty_deferrals.saturating_add(1),
+            Some(_) => self.empty_deferrals = 0,
+            None => {
+                self.polls = self.polls.wrapping_add(1);
+                if self.empty_deferrals < MAX_EMPTY_DEFERRALS || self.polls.is_multiple_of(RETRY_EVERY) {
+                    self.seen_writes = Some(writes);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.driver.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// What happens when a driver is woken by one of `writers` who are ready to write: `w` for a write, `D` for the driver's turn.
+    async fn polls(writers: usize) -> String {
+        let events = Arc::new(Mutex::new(String::new()));
+        let woken = Arc::new(tokio::sync::Notify::new());
+        let (record, wait) = (events.clone(), woken.clone());
+        let driver = async move {
+            loop {
+                wait.notified().await;
+                crate::sync::lock(&record).push('D');
+            }
+        };
+        let driver = tokio::spawn(DeferredDriver::new(Box::pin(driver)));
+        for _ in 0..2 * MAX_EMPTY_DEFERRALS {
+            let writers = (0..writers).map(|_| {
+                let (record, wake) = (events.clone(), woken.clone());
+                tokio::spawn(async move {
+                    record_write();
+                    crate::sync::lock(&record).push('w');
+                    wake.notify_one();
+                })
+            });
+            for writer in writers.collect::<Vec<_>>() {
+                writer.await.unwrap();
+            }
+            while !crate::sync::lock(&events).ends_with('D') {
+                tokio::task::yield_now().await;
+            }
+        }
+        driver.abort();
+        let events = crate::sync::lock(&events);
+        events.clone()
+    }
+
+    /// On one thread of tokio's, which runs first what was woken last.
+    fn on_a_worker(writers: usize) -> String {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        runtime.block_on(async { tokio::spawn(polls(writers)).await.unwrap() })
+    }
+
+    #[test]
+    fn a_driver_goes_after_all_who_write() {
+        let events = on_a_worker(3);
+        assert!(events.matches("wwwD").count() > 2 * MAX_EMPTY_DEFERRALS as usize - 3, "{events}");
+    }
+
+    #[test]
+    fn a_driver_goes_once_for_one_who_writes() {
+        let events = on_a_worker(1);
+        assert_eq!(events.matches("wD").count(), 2 * MAX_EMPTY_DEFERRALS as usize, "{events}");
+    }
+}

@@ -1,0 +1,268 @@
+//! One budget for what all tunnels of the process buffer: received and not passed on, written and not acknowledged. Half used up, windows no
+//! longer grow; at three quarters JavaScript refuses new tunnels; at nine tenths the tunnels that hold most are cut.
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use quinn::StreamId;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::error::{NetError, NetErrorCode};
+use crate::sync::lock;
+
+/// How often tunnels are looked at while one of them waits for its peer.
+const SLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// The same while a good part of the budget is used.
+const FAST_INTERVAL: Duration = Duration::from_millis(20);
+
+// There is one set of threads for all engines of a process, and so one of each of these.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+static USED: AtomicU64 = AtomicU64::new(0);
+static TUNNELS: Mutex<Vec<Weak<TunnelUsage>>> = Mutex::new(Vec::new());
+static WAKE: Notify = Notify::const_new();
+static ASLEEP: AtomicBool = AtomicBool::new(false);
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Bytes that tunnels may buffer; 0 for no limit.
+pub fn set_limit(runtime: &Handle, bytes: u64) {
+    LIMIT.store(if bytes == 0 { u64::MAX } else { bytes }, Ordering::Relaxed);
+    if bytes == 0 {
+        USED.store(0, Ordering::Relaxed);
+    } else if !STARTED.swap(true, Ordering::AcqRel) {
+        runtime.spawn(watch());
+    }
+    lock(&TUNNELS).retain(|tunnel| tunnel.strong_count() > 0);
+    WAKE.notify_one();
+}
+
+/// Bytes that tunnels buffered when they were looked at last.
+pub fn used() -> u64 {
+    USED.load(Ordering::Relaxed)
+}
+
+/// Whether windows may grow.
+pub fn has_room() -> bool {
+    used() < LIMIT.load(Ordering::Relaxed) / 2
+}
+
+async fn watch() {
+    loop {
+        let limit = LIMIT.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            USED.store(0, Ordering::Relaxed);
+            WAKE.notified().await; // by a new limit
+            continue;
+        }
+        if !measure(limit) {
+            ASLEEP.store(true, Ordering::SeqCst);
+            // a tunnel that began to wait since it was looked at may have seen no one asleep
+            if !measure(limit) {
+                WAKE.notified().await;
+            }
+            ASLEEP.store(false, Ordering::SeqCst);
+        }
+        tokio::time::sleep(if used() > limit / 4 { FAST_INTERVAL } else { SLOW_INTERVAL }).await;
+    }
+}
+
+/// Adds up, and cuts. Whether a tunnel waits.
+fn measure(limit: u64) -> bool {
+    let mut waiting = Vec::new();
+    lock(&TUNNELS).retain(|tunnel| {
+        let Some(tunnel) = tunnel.upgrade() else { return false };
+        if tunnel.waits() {
+            waiting.push(tunnel);
+        }
+        true
+    });
+    let mut held: Vec<(u64, Arc<TunnelUsage>)> = waiting.into_iter().map(|tunnel| (tunnel.measure(), tunnel)).collect();
+    let used = held.iter().map(|(bytes, _)| bytes).sum();
+    let any = !held.is_empty();
+    let cut = excess(limit, used, &mut held);
+    for (bytes, tunnel) in &held[..cut] {
+        tunnel.cut(*bytes);
+    }
+    let freed: u64 = held[..cut].iter().map(|(bytes, _)| bytes).sum();
+    USED.store(used - freed, Ordering::Relaxed);
+    any
+}
+
+/// Sorts those that hold most to the front, and tells how many of them have to go.
+fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
+    if used <= limit / 10 * 9 {
+        return 0;
+    }
+    held.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let mut left = used;
+    held.iter()
+        .take_while(|(bytes, _)| {
+            let goes = left > limit / 4 * 3;
+            left = left.saturating_sub(*bytes);
+            goes
+        })
+        .count()
+}
+
+/// What one tunnel holds.
+#[derive(Default)]
+pub struct TunnelUsage {
+    streams: Vec<(quinn::Connection, StreamId)>,
+    /// Of each direction, one more than the bytes that were read and are not written yet; 0 where it waits for nothing but its source.
+    waiting: [AtomicU64; 2],
+    /// What it held when it was looked at last.
+    measured: AtomicU64,
+    /// What its streams hold was copied out of its packets, and is the same since.
+    is_compact: AtomicBool,
+    /// What it held when it was cut.
+    cut: AtomicU64,
+    cut_notice: Notify,
+}
+
+impl TunnelUsage {
+    pub fn new(streams: Vec<(quinn::Connection, StreamId)>) -> Arc<Self> {
+        let usage = Arc::new(Self {
+            streams,
+            ..Self::default()
+        });
+        if LIMIT.load(Ordering::Relaxed) != u64::MAX {
+            lock(&TUNNELS).push(Arc::downgrade(&usage));
+        }
+        usage
+    }
+
+    /// A direction (0 or 1) has read `bytes`, or none, and waits until its sink takes them.
+    pub fn set_waiting(&self, direction: usize, bytes: usize) {
+        // both in one order with those of the watcher: either it sees this tunnel, or this tunnel wakes it
+        self.waiting[direction].store(bytes as u64 + 1, Ordering::SeqCst);
+        if ASLEEP.load(Ordering::SeqCst) {
+            WAKE.notify_one();
+        }
+    }
+
+    pub fn clear_waiting(&self, direction: usize) {
+        self.waiting[direction].store(0, Ordering::Relaxed);
+    }
+
+    /// Resolves when this tunnel has to go.
+    pub async fn is_cut(&self) -> NetError {
+        self.cut_notice.notified().await;
+        let held = self.cut.load(Ordering::Relaxed) >> 10;
+        let limit = LIMIT.load(Ordering::Relaxed) >> 20;
+        let message = format!("It held {held} KiB, most of all tunnels, while nearly all of the {limit} MiB for buffers were used");
+        NetError::new(NetErrorCode::Limit, message)
+    }
+
+    fn waits(&self) -> bool {
+        self.waiting.iter().any(|bytes| bytes.load(Ordering::SeqCst) > 0)
+    }
+
+    /// What it holds. Where that is what it held before, its peer is stuck: what it waits with is copied out of packets, which take more memory.
+    fn measure(&self) -> u64 {
+        let held = self.held();
+        if self.measured.swap(held, Ordering::Relaxed) != held {
+            self.is_compact.store(false, Ordering::Relaxed);
+            return held;
+        }
+        if self.is_compact.swap(true, Ordering::Relaxed) {
+            return held;
+        }
+        self.streams.iter().for_each(|(connection, id)| connection.compact(*id));
+        let compact = self.held();
+        self.measured.store(compact, Ordering::Relaxed);
+        compact
+    }
+
+    fn held(&self) -> u64 {
+        let copied: u64 = self
+            .waiting
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(1))
+            .sum();
+        let streams: u64 = self.streams.iter().map(|(connection, id)| connection.held(*id)).sum();
+        let for_each_byte = if self.is_compact.load(Ordering::Relaxed) {
+            1
+        } else {
+            PACKET_OVERHEAD
+        };
+        TUNNEL_OVERHEAD + copied + for_each_byte * streams
+    }
+
+    fn cut(&self, held: u64) {
+        self.cut.store(held, Ordering::Relaxed);
+        self.cut_notice.notify_one(); // kept for a copy that does not wait for it right now
+    }
+}
+
+/// What a tunnel takes besides what it buffers.
+const TUNNEL_OVERHEAD: u64 = 32 << 10;
+/// A packet keeps the memory of all that the kernel handed over with it: measured, each byte takes two.
+const PACKET_OVERHEAD: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(limit: u64, held: &[u64]) -> Vec<u64> {
+        let mut held: Vec<(u64, ())> = held.iter().map(|bytes| (*bytes, ())).collect();
+        let used = held.iter().map(|(bytes, ())| bytes).sum();
+        let count = excess(limit, used, &mut held);
+        held[..count].iter().map(|(bytes, ())| *bytes).collect()
+    }
+
+    #[test]
+    fn nothing_is_cut_below_nine_tenths() {
+        assert_eq!(cut(1_000, &[450, 450]), []);
+        assert_eq!(cut(u64::MAX, &[1 << 60]), []);
+    }
+
+    #[test]
+    fn those_that_hold_most_are_cut_until_three_quarters_are_used() {
+        assert_eq!(cut(1_000, &[10, 500, 300, 100, 50]), [500]);
+        assert_eq!(cut(1_000, &[100; 10]), [100, 100, 100]);
+        assert_eq!(cut(1_000, &[1, 2_000]), [2_000]);
+    }
+
+    #[tokio::test]
+    async fn no_tunnel_is_listed_while_there_is_no_limit() {
+        set_limit(&Handle::current(), 1 << 40);
+        let usage = TunnelUsage::new(Vec::new());
+        assert_eq!(lock(&TUNNELS).len(), 1);
+        USED.store(5, Ordering::Relaxed);
+        set_limit(&Handle::current(), 0);
+        for _ in 0..100 {
+            drop(TunnelUsage::new(Vec::new()));
+        }
+        assert_eq!((lock(&TUNNELS).len(), used()), (1, 0));
+        drop(usage);
+        set_limit(&Handle::current(), 0);
+        assert_eq!(lock(&TUNNELS).len(), 0);
+    }
+
+    #[test]
+    fn what_a_tunnel_waits_with_is_copied_out_of_its_packets_once_it_is_stuck() {
+        let usage = TunnelUsage::new(Vec::new());
+        let mut is_compact = |bytes| {
+            usage.set_waiting(0, bytes);
+            assert_eq!(usage.measure(), TUNNEL_OVERHEAD + bytes as u64);
+            usage.is_compact.load(Ordering::Relaxed)
+        };
+        assert_eq!([5, 6, 6, 6, 7, 7].map(&mut is_compact), [false, false, true, true, false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_that_is_cut_hears_why_though_it_did_not_wait_for_that() {
+        let usage = TunnelUsage::new(Vec::new());
+        usage.set_waiting(0, 5_000);
+        assert_eq!(usage.held(), TUNNEL_OVERHEAD + 5_000);
+        usage.cut(usage.held());
+        let error = usage.is_cut().await;
+        assert!(
+            error.code == NetErrorCode::Limit && error.message.contains("36 KiB"),
+            "{}",
+            error.message
+        );
+        usage.clear_waiting(0);
+        assert!(!usage.waits());
+    }
+}

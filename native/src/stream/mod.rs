@@ -1,0 +1,263 @@
+//! A stream as JavaScript holds it: two queues of calls, one for each half.
+pub mod half;
+mod op_queue;
+pub mod read_buffer;
+pub mod tcp_socket;
+pub mod tls_transport;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::addon::completion_queue::{Promise, Value};
+use crate::error::NetError;
+use half::{ReadHalf, Reader, WriteHalf, Writer};
+pub use op_queue::CancelSignal;
+use op_queue::{OnPanic, OpQueue, TakenHalf};
+
+/// How long `close` goes on sending what was written before it.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub struct Stream {
+    /// TCP knows no reset of one direction.
+    is_tcp: bool,
+    reading: OpQueue<Reader, ReadOp>,
+    writing: OpQueue<Writer, WriteOp>,
+}
+
+enum ReadOp {
+    Next(Promise),
+    Take(oneshot::Sender<Reader>, Arc<CancelSignal>),
+}
+
+enum WriteOp {
+    Data(Bytes, Promise),
+    Finish,
+    Close(Option<Reader>),
+    Take(oneshot::Sender<Writer>, Arc<CancelSignal>),
+}
+
+/// Both halves of one stream.
+pub struct Halves {
+    pub reader: Reader,
+    pub writer: Writer,
+}
+
+impl Halves {
+    pub fn new(read_half: ReadHalf, write_half: WriteHalf) -> Self {
+        Self {
+            reader: Reader::new(read_half, Arc::default()),
+            writer: Writer::new(write_half, Arc::default()),
+        }
+    }
+}
+
+/// Halves that a copy waits for.
+pub struct Handover {
+    reader: TakenHalf<Reader>,
+    writer: TakenHalf<Writer>,
+}
+
+impl Handover {
+    /// As [`Writer::write_now`], where nothing is to be waited for.
+    pub fn write_now(&mut self, data: &mut Bytes) {
+        if let TakenHalf::Now(writer) = &mut self.writer {
+            writer.write_now(data);
+        }
+    }
+
+    pub async fn halves(self) -> Result<Halves, NetError> {
+        let reader = self.reader.half().await?;
+        let writer = self.writer.half().await?;
+        Ok(Halves { reader, writer })
+    }
+}
+
+impl From<Halves> for Handover {
+    fn from(halves: Halves) -> Self {
+        Self {
+            reader: TakenHalf::Now(halves.reader),
+            writer: TakenHalf::Now(halves.writer),
+        }
+    }
+}
+
+impl Stream {
+    pub fn new(halves: Halves) -> Arc<Self> {
+        let Halves { reader, writer } = halves;
+        let (reader_drop, writer_drop) = (reader.on_drop().clone(), writer.on_drop().clone());
+        let is_tcp = writer.tcp().is_some();
+        Arc::new(Self {
+            is_tcp,
+            reading: OpQueue::new(reader, reader_drop),
+            writing: OpQueue::new(writer, writer_drop),
+        })
+    }
+
+    /// A stream that was over before anybody could use it.
+    pub fn dead() -> Arc<Self> {
+        Arc::new(Self {
+            is_tcp: true,
+            reading: OpQueue::dead(),
+            writing: OpQueue::dead(),
+        })
+    }
+
+    pub fn read(self: &Arc<Self>, runtime: &Handle, promise: Promise) {
+        self.push_read(runtime, ReadOp::Next(promise));
+    }
+
+    pub fn write(self: &Arc<Self>, runtime: &Handle, data: Bytes, promise: Promise) {
+        self.push_write(runtime, WriteOp::Data(data, promise));
+    }
+
+    pub fn close_write(self: &Arc<Self>, runtime: &Handle) {
+        self.push_write(runtime, WriteOp::Finish);
+    }
+
+    /// Takes both halves once the calls made before are done.
+    pub fn take(&self, cancel: &Arc<CancelSignal>) -> Handover {
+        Handover {
+            reader: self.reading.take(cancel, ReadOp::Take),
+            writer: self.writing.take(cancel, WriteOp::Take),
+        }
+    }
+
+    /// Does `work` for the peer, and gives it up where the peer goes away meanwhile. `cancel` is told where the stream is ended from here.
+    pub async fn while_connected<T>(
+        &self,
+        cancel: &Arc<CancelSignal>,
+        work: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, NetError> {
+        let stopped_by_peer = match self.is_tcp {
+            true => None, // the reader tells of it
+            false => self.writing.peek(Writer::stopped_by_peer),
+        };
+        let mut borrowed = self.reading.borrow(cancel);
+        let gone = async {
+            match borrowed.as_mut().and_then(|borrowed| borrowed.half.as_mut()) {
+                Some(reader) => reader.peer_gone().await,
+                None => std::future::pending().await,
+            }
+        };
+        let stopped = async {
+            match stopped_by_peer {
+                Some(stopped_by_peer) => NetError::abandoned(&stopped_by_peer.await.message),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            error = gone => Err(error),
+            error = stopped => Err(error),
+        }
+    }
+
+    /// Resolves when the peer resets the stream, also while nobody reads; `None` where the stream is in use, or has ended.
+    pub fn reset_by_peer(&self) -> Option<impl Future<Output = NetError> + Send + 'static> {
+        self.writing.peek(Writer::stopped_by_peer)
+    }
+
+    pub fn reset(&self, code: u32) {
+        self.writing.on_drop.set_code(code);
+        if self.writing.is_spliced() {
+            self.reading.on_drop.set_code(code);
+        }
+        if self.is_tcp {
+            // before either half is dropped, which may be in a task that is ended later
+            self.reading.on_drop.set_aborted();
+            self.writing.on_drop.set_aborted();
+            drop(self.reading.abort());
+        }
+        drop(self.writing.abort());
+    }
+
+    pub fn stop_read(&self, code: u32) {
+        self.reading.on_drop.set_code(code);
+        if !self.reading.is_spliced() {
+            self.reading.on_drop.set_finish_on_drop();
+        }
+        drop(self.reading.abort());
+    }
+
+    /// Ends both directions in good order; a copy is aborted.
+    pub fn close(self: &Arc<Self>, runtime: &Handle) {
+        if self.reading.is_spliced() || self.writing.is_spliced() {
+            return self.abort();
+        }
+        self.reading.on_drop.set_code(0);
+        self.reading.on_drop.set_finish_on_drop();
+        let reader = self.reading.abort();
+        let writing = self.writing.is_busy();
+        self.push_write(runtime, WriteOp::Close(reader));
+        if writing {
+            let stream = self.clone();
+            // not a timer in the task: a write that hangs is what it is for
+            runtime.spawn(async move {
+                tokio::time::sleep(FLUSH_TIMEOUT).await;
+                drop(stream.writing.abort());
+            });
+        }
+    }
+
+    /// Ends both directions at once, as a reset.
+    pub fn abort(&self) {
+        drop(self.reading.abort());
+        drop(self.writing.abort());
+    }
+
+    fn push_read(self: &Arc<Self>, runtime: &Handle, op: ReadOp) {
+        self.reading
+            .push(op, |half, op| runtime.spawn(self.clone().run_reads(half, op)).abort_handle());
+    }
+
+    fn push_write(self: &Arc<Self>, runtime: &Handle, op: WriteOp) {
+        self.writing
+            .push(op, |half, op| runtime.spawn(self.clone().run_writes(half, op)).abort_handle());
+    }
+
+    async fn run_reads(self: Arc<Self>, mut reader: Reader, mut op: ReadOp) {
+        let _guard = OnPanic(&self.reading);
+        loop {
+            match op {
+                ReadOp::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Value::Null, Value::Bytes))),
+                ReadOp::Take(to, cancel) => return self.reading.hand_over(reader, to, cancel),
+            }
+            match self.reading.next(reader) {
+                Some((half, next)) => (reader, op) = (half, next),
+                None => return,
+            }
+        }
+    }
+
+    async fn run_writes(self: Arc<Self>, mut writer: Writer, mut op: WriteOp) {
+        let _guard = OnPanic(&self.writing);
+        loop {
+            match op {
+                WriteOp::Data(data, promise) => promise.settle(writer.write(data).await.map(|()| Value::Undefined)),
+                WriteOp::Finish => drop(writer.finish().await), // the next write tells what was wrong
+                WriteOp::Take(to, cancel) => return self.writing.hand_over(writer, to, cancel),
+                WriteOp::Close(reader) => return close(writer, reader).await,
+            }
+            match self.writing.next(writer) {
+                Some((half, next)) => (writer, op) = (half, next),
+                None => return,
+            }
+        }
+    }
+}
+
+/// The good end of a stream: finish, and for TCP let the peer read it.
+async fn close(mut writer: Writer, reader: Option<Reader>) {
+    let finished = timeout(FLUSH_TIMEOUT, writer.finish()).await;
+    let read_to_end = reader.as_ref().is_some_and(Reader::has_ended);
+    if let (Ok(Ok(())), false, Some(tcp)) = (finished, read_to_end, writer.tcp()) {
+        tcp.linger().await;
+    }
+}

@@ -1,0 +1,123 @@
+use std::future::{poll_fn, Future};
+use std::io::ErrorKind;
+use std::pin::pin;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio_rustls::TlsStream;
+
+use super::tcp_socket::Tcp;
+use super::tls_transport::TlsTransport;
+use crate::error::NetError;
+
+pub const SMALL_READ: usize = 8 << 10;
+pub const LARGE_READ: usize = 256 << 10;
+
+/// What a FIN without a close_notify before it is taken for. It may be forged (RFC 8446 §6.1).
+#[derive(Clone, Copy)]
+pub enum Truncation {
+    /// An end: of clients, most programs send none when they exit.
+    End,
+    /// A reset: of servers, which are proxies here and always send one.
+    Reset,
+}
+
+/// The buffer of a reading direction: small for a conversation, large for a download, none while it waits.
+pub struct ReadBuffer {
+    bytes: BytesMut,
+    size: usize,
+    pub largest: usize,
+    next: usize,
+}
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        Self::new(LARGE_READ)
+    }
+}
+
+impl ReadBuffer {
+    /// Reads no more than `largest` at a time.
+    pub fn new(largest: usize) -> Self {
+        Self {
+            bytes: BytesMut::new(),
+            size: 0,
+            largest: largest.min(LARGE_READ),
+            next: LARGE_READ,
+        }
+    }
+
+    /// Reads no more than `bytes` the next time.
+    pub fn limit(&mut self, bytes: usize) {
+        self.next = bytes;
+    }
+
+    fn make_room(&mut self) -> usize {
+        self.size = self.size.max(SMALL_READ).min(self.largest).min(self.next);
+        if self.bytes.capacity() < SMALL_READ / 4 {
+            self.bytes = BytesMut::with_capacity(self.size);
+        }
+        self.bytes.capacity()
+    }
+
+    fn grow_after(&mut self, read: usize, room: usize) {
+        if read == room {
+            self.size = (self.size * 4).min(self.largest);
+        } else if read < self.size / 8 {
+            self.size = SMALL_READ;
+        }
+    }
+
+    pub async fn read_tcp(&mut self, tcp: &Tcp) -> Result<Option<Bytes>, NetError> {
+        loop {
+            poll_fn(|cx| {
+                let ready = tcp.stream.poll_read_ready(cx);
+                if ready.is_pending() {
+                    self.bytes = BytesMut::new();
+                }
+                ready
+            })
+            .await
+            .map_err(|e| tcp.failed(e))?;
+            let room = self.make_room();
+            match tcp.stream.try_read_buf(&mut self.bytes) {
+                Ok(0) if tcp.is_broken() => return Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+                Ok(0) => return Ok(None),
+                Ok(n) => {
+                    self.grow_after(n, room);
+                    return Ok(Some(self.bytes.split().freeze()));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(tcp.failed(e)),
+            }
+        }
+    }
+
+    pub async fn read_tls(
+        &mut self,
+        stream: &mut tokio::io::ReadHalf<TlsStream<TlsTransport>>,
+        tcp: &Tcp,
+        truncation: Truncation,
+    ) -> Result<Option<Bytes>, NetError> {
+        let mut room = 0;
+        let read = poll_fn(|cx| {
+            room = self.make_room();
+            let read = pin!(stream.read_buf(&mut self.bytes)).poll(cx);
+            if read.is_pending() {
+                self.bytes = BytesMut::new();
+            }
+            read
+        });
+        match read.await {
+            Ok(0) if tcp.is_broken() => Err(tcp.failed(ErrorKind::ConnectionReset.into())),
+            Ok(0) => Ok(None),
+            Ok(n) => {
+                self.grow_after(n, room);
+                Ok(Some(self.bytes.split().freeze()))
+            }
+            // rustls tells of it once all that came before is read
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof && matches!(truncation, Truncation::End) && !tcp.is_broken() => Ok(None),
+            Err(e) => Err(tcp.failed(e)),
+        }
+    }
+}
