@@ -1,12 +1,12 @@
-//! The one error of the engine: its code, and what made it. And what is no error, but to be told.
+//! The error type of the engine, and warnings.
 use std::io;
 
 use quinn::{ConnectionError, ReadError, TransportErrorCode, WriteError};
 
-/// Tells the program's log what its operator should know, in words.
+/// Logs a warning for the operator.
 pub type Warn = dyn Fn(String) + Send + Sync;
 
-/// What went wrong, as `NetErrorCode` of `shared/net/errors.ts` lists and explains it.
+/// The kinds of errors; `NetErrorCode` in `shared/net/errors.ts` describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetErrorCode {
     AddressInUse,
@@ -35,7 +35,7 @@ pub enum NetErrorCode {
 }
 
 impl NetErrorCode {
-    /// As TypeScript knows it.
+    /// The code as TypeScript knows it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AddressInUse => "address-in-use",
@@ -65,14 +65,14 @@ impl NetErrorCode {
     }
 }
 
-/// Why a call failed, as TypeScript will see it.
+/// The error of a call, as TypeScript receives it.
 #[derive(Clone, Debug)]
 pub struct NetError {
     pub code: NetErrorCode,
     pub message: String,
-    /// Application error code of QUIC, where one was given.
+    /// The QUIC application error code, if any.
     pub app_code: Option<u64>,
-    /// Whether the far side caused it.
+    /// Whether the peer caused it.
     pub remote: bool,
 }
 
@@ -102,7 +102,7 @@ impl NetError {
         Self::new(NetErrorCode::Closed, "Cannot use the stream: it is closed")
     }
 
-    /// The peer went away while the other end of its tunnel was not there yet.
+    /// The peer disconnected before the other end of its tunnel was connected.
     pub fn abandoned(why: &str) -> Self {
         Self::remote(NetErrorCode::Abandoned, format!("The peer has gone: {why}"))
     }
@@ -111,12 +111,12 @@ impl NetError {
         Self::new(NetErrorCode::Cancelled, "The call was cancelled")
     }
 
-    /// A connection that could not be made, or listener that could not be opened.
+    /// A connection that failed, or a listener that could not be opened.
     pub fn connect(error: &io::Error, what: &str) -> Self {
         use io::ErrorKind::*;
         let code = match error.kind() {
             ConnectionRefused => NetErrorCode::Refused,
-            // a firewall's local verdict is EPERM or EACCES
+            // a local firewall reports EPERM or EACCES
             HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied | AddrNotAvailable => NetErrorCode::Unreachable,
             TimedOut => NetErrorCode::TimedOut,
             ConnectionReset | ConnectionAborted | BrokenPipe => NetErrorCode::Reset,
@@ -150,7 +150,7 @@ impl NetError {
         Self::new(NetErrorCode::Tls, format!("{what}: {error}"))
     }
 
-    /// A QUIC connection that could not be made.
+    /// A QUIC connection that failed.
     pub fn quic_connect(error: &ConnectionError, what: &str) -> Self {
         let message = format!("Cannot connect to {what}: {error}");
         match error {
@@ -168,7 +168,7 @@ impl NetError {
         }
     }
 
-    /// A call on a QUIC connection, or a stream of it, that is no more.
+    /// A call on a QUIC connection that has ended, or on one of its streams.
     pub fn quic_lost(error: &ConnectionError) -> Self {
         match error {
             ConnectionError::LocallyClosed => Self::new(NetErrorCode::Closed, "The connection was closed"),
@@ -200,7 +200,7 @@ impl NetError {
         }
     }
 
-    /// STOP_SENDING of a peer that closed the stream, and did not abort it.
+    /// Whether it is the STOP_SENDING of a peer that closed the stream instead of aborting it.
     pub fn is_close(&self) -> bool {
         self.code == NetErrorCode::Stopped && self.app_code == Some(0)
     }
@@ -215,7 +215,7 @@ fn is_tls(code: TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
 }
 
-/// Descriptors or memory have run out.
+/// The error if file descriptors or memory are exhausted.
 fn exhausted(error: &io::Error) -> Option<NetErrorCode> {
     matches!(
         error.raw_os_error(),

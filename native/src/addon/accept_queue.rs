@@ -1,5 +1,4 @@
-//! What arrived and waits to be accepted: connections, streams, requests. A waiting `accept` is answered by whoever brings the next item,
-//! without a task in between.
+//! Connections, streams and requests that wait to be accepted. An item settles a pending `accept` directly, without a task in between.
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
@@ -8,7 +7,7 @@ use tokio::sync::Notify;
 use crate::addon::completion_queue::{Promise, Value};
 use crate::sync::lock;
 
-/// Items handed to JavaScript in one batch.
+/// Maximum number of items in one batch.
 const MAX_BATCH: usize = 256;
 
 pub struct AcceptQueue<T> {
@@ -25,12 +24,12 @@ struct State<T> {
 
 struct PendingAccept<T> {
     promise: Promise,
-    /// Makes the answer of one item or more.
+    /// Converts one or more items.
     to_value: Box<dyn Fn(Vec<T>) -> Value + Send>,
 }
 
 impl<T> AcceptQueue<T> {
-    /// Whoever brings items should wait for [`AcceptQueue::space`] while there are `capacity` of them.
+    /// Producers should wait for [`AcceptQueue::space`] when the queue holds `capacity` items.
     pub fn new(capacity: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -43,7 +42,7 @@ impl<T> AcceptQueue<T> {
         }
     }
 
-    /// Gives the item back where nobody will ever ask for it.
+    /// Returns the item if the queue is closed.
     pub fn push(&self, item: T) -> Result<(), T> {
         let waiting = {
             let mut state = lock(&self.state);
@@ -62,7 +61,7 @@ impl<T> AcceptQueue<T> {
         Ok(())
     }
 
-    /// Settles `promise` with what is there, now or later; with null once it is closed.
+    /// Settles `promise` with the queued items, or with the next one; with null once the queue is closed.
     pub fn accept(&self, promise: Promise, max: usize, to_value: impl Fn(Vec<T>) -> Value + Send + 'static) {
         let mut state = lock(&self.state);
         if state.items.is_empty() {
@@ -90,14 +89,14 @@ impl<T> AcceptQueue<T> {
         self.len() >= self.capacity
     }
 
-    /// Resolves when there is room for more.
+    /// Resolves when the queue has space.
     pub async fn space(&self) {
         while self.is_full() {
             self.space.notified().await;
         }
     }
 
-    /// Nothing more comes: answers everybody with null once what is there was asked for.
+    /// Closes the queue to new items. Queued items can still be accepted; after these, `accept` settles with null.
     pub fn finish(&self) {
         let waiting = {
             let mut state = lock(&self.state);
@@ -107,7 +106,7 @@ impl<T> AcceptQueue<T> {
         waiting.into_iter().for_each(|w| w.promise.settle(Ok(Value::Null)));
     }
 
-    /// Answers everybody who waits with null, and drops what was not asked for.
+    /// Closes the queue, drops its items and settles every pending `accept` with null.
     pub fn close(&self) {
         let (items, waiting) = {
             let mut state = lock(&self.state);

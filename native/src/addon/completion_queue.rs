@@ -1,5 +1,5 @@
-//! The way back into JavaScript: every call is a number that JavaScript chose, and every result goes through one queue that wakes the
-//! JavaScript thread once a batch. This is the only file that speaks raw Node-API.
+//! The results of calls, on their way to JavaScript. JavaScript chooses a number for each call; results are queued and wake the JavaScript
+//! thread once per batch. Only this file uses raw Node-API.
 use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use napi::sys;
 use crate::error::{NetError, NetErrorCode};
 use crate::sync::lock;
 
-/// A value on its way to JavaScript.
+/// A value for JavaScript.
 #[derive(Debug)]
 pub enum Value {
     Undefined,
@@ -54,17 +54,17 @@ pub struct CompletionQueue {
 #[derive(Default)]
 struct State {
     results: Vec<(f64, CallResult)>,
-    /// JavaScript was woken and has not looked yet.
+    /// JavaScript was woken and has not taken the results yet.
     woken: bool,
-    /// It will be woken after [`MAX_BATCH_DELAY`], where it was not before.
+    /// A wake-up after [`MAX_BATCH_DELAY`] is scheduled.
     deferred_wake: bool,
     wake: Option<Wake>,
 }
 
 impl State {
-    /// Whether somebody is to hear of it.
+    /// Returns whether JavaScript can receive the result.
     fn add(&mut self, op: f64, result: CallResult) -> bool {
-        // without an environment, whoever waited is gone with it
+        // without an environment nothing waits for the result
         let has_environment = self.wake.is_some() || cfg!(test);
         if has_environment {
             self.results.push((op, result));
@@ -81,7 +81,7 @@ impl State {
     }
 }
 
-/// How long a result that can wait waits for one that cannot.
+/// Maximum time that a deferred result waits for another one.
 const MAX_BATCH_DELAY: Duration = Duration::from_millis(2);
 
 struct Wake(sys::napi_threadsafe_function);
@@ -89,7 +89,7 @@ struct Wake(sys::napi_threadsafe_function);
 // finalizer before Node-API frees it.
 unsafe impl Send for Wake {}
 
-/// A result that JavaScript waits for. Settled exactly once: dropping it settles it too, so no promise outlives the task that owed it.
+/// The pending result of a call. It is settled exactly once; dropping it settles it too, so no promise outlives its task.
 pub struct Promise {
     completions: Arc<CompletionQueue>,
     op: f64,
@@ -105,7 +105,7 @@ impl Promise {
         }
     }
 
-    /// What it is settled with when it is dropped unsettled; by default, `closed`.
+    /// Sets the error to settle with when it is dropped; `closed` by default.
     pub fn or(mut self, error: NetError) -> Self {
         self.on_drop = Some(error);
         self
@@ -116,7 +116,8 @@ impl Promise {
         self.completions.push(self.op, result);
     }
 
-    /// As [`Promise::settle`], but JavaScript hears of it with the next result that it is woken for, or after [`MAX_BATCH_DELAY`]. On the runtime.
+    /// As [`Promise::settle`], but does not wake JavaScript by itself: the result is delivered with the next one, or after
+    /// [`MAX_BATCH_DELAY`]. Requires the runtime.
     pub fn settle_deferred(mut self, value: Value) {
         self.on_drop = None;
         self.completions.push_deferred(self.op, Ok(value));
@@ -171,7 +172,7 @@ impl CompletionQueue {
         Ok(completions)
     }
 
-    /// Whether results still to come keep the program alive.
+    /// Sets whether pending results keep the process alive.
     pub fn hold(&self, env: &Env, on: bool) {
         if let Some(Wake(wake)) = lock(&self.state).wake {
             // SAFETY: called on the JavaScript thread, and the function is alive while it is in the state
@@ -184,8 +185,7 @@ impl CompletionQueue {
         }
     }
 
-    /// JavaScript is called no more: what the callback would use is gone. Deno frees it, when a thread of JavaScript ends, before it makes the
-    /// last calls.
+    /// Stops calling JavaScript. When a thread ends, Deno frees what the callback uses before it makes the last calls.
     pub fn detach(&self) {
         let mut state = lock(&self.state);
         state.wake = None;
@@ -218,12 +218,12 @@ impl CompletionQueue {
 
 #[cfg(test)]
 impl CompletionQueue {
-    /// A hub without JavaScript, which keeps its results.
+    /// A queue without JavaScript, which keeps its results.
     pub fn detached() -> Arc<Self> {
         Arc::default()
     }
 
-    /// The codes of the calls settled so far; `ok` where they went well.
+    /// The calls settled so far: `ok` or the code of the error.
     pub fn settled(&self) -> Vec<(u64, &'static str)> {
         lock(&self.state)
             .results
@@ -258,7 +258,7 @@ unsafe extern "C" fn call_js(env: sys::napi_env, callback: sys::napi_value, cont
         let mut batch = ptr::null_mut();
         sys::napi_create_array_with_length(env, results.len() * 3, &mut batch);
         for (i, (op, result)) in results.into_iter().enumerate() {
-            // one scope a result: a large batch must not pile up handles
+            // one scope per result, so that a large batch does not accumulate handles
             let mut scope = ptr::null_mut();
             sys::napi_open_handle_scope(env, &mut scope);
             let at = (i * 3) as u32;
@@ -319,7 +319,7 @@ unsafe fn to_js(env: sys::napi_env, value: Value) -> sys::napi_value {
     out
 }
 
-/// A Uint8Array with its own copy.
+/// A Uint8Array with its own copy of the bytes.
 ///
 /// SAFETY: on the JavaScript thread, within a handle scope.
 unsafe fn bytes(env: sys::napi_env, value: &[u8]) -> sys::napi_value {

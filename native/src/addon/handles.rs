@@ -32,21 +32,21 @@ pub enum Cancel {
 
 pub struct Connection {
     pub quic: quinn::Connection,
-    /// The listener that brought it; 0 where this side dialled.
+    /// The listener that accepted it; 0 for an outgoing connection.
     pub listener: u64,
-    /// Streams that its peer may have open.
+    /// Maximum number of streams that the peer may have open.
     pub max_streams: u32,
     pub streams: OnceLock<Arc<AcceptQueue<Halves>>>,
     pub requests: OnceLock<Arc<AcceptQueue<Incoming>>>,
-    /// Changes when the exchanges under way are given up.
+    /// Changes when the pending requests are cancelled.
     pub cancel_requests: watch::Sender<()>,
 }
 
 impl Connection {
-    /// As [`connection::request`], until it is given up.
+    /// As [`connection::request`], but cancellable.
     pub fn request(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
         let head = Bytes::copy_from_slice(head);
-        let mut cancel_requests = self.cancel_requests.subscribe(); // here and now: what is given up from now on is given up for this one
+        let mut cancel_requests = self.cancel_requests.subscribe(); // subscribed before returning: a later cancellation must include this request
         async move {
             tokio::select! {
                 response = connection::request(self.quic.clone(), head, limit, bytes) => response,
@@ -56,7 +56,7 @@ impl Connection {
     }
 }
 
-/// Everything that JavaScript holds, by number.
+/// State of one engine: all that JavaScript holds, by handle.
 pub struct EngineState {
     pub completions: Arc<CompletionQueue>,
     pub runtime: &'static Handle,
@@ -70,23 +70,23 @@ pub struct EngineState {
     pub quic_listeners: Table<quic::listener::Listener>,
     pub rates: Table<Rate>,
     pub cancels: Mutex<HashMap<u64, Cancel>>,
-    /// One more than there are copies.
+    /// Its reference count is the number of splices plus one.
     pub splices: Arc<()>,
     pub warned: AtomicBool,
     pub closed: AtomicBool,
-    /// Where the process is the program's own.
+    /// Only if the engine owns the process.
     pub memory_release: Option<AbortHandle>,
 }
 
-/// With so many, JavaScript is woken all the time, and waking it once more for each costs more than it is worth.
+/// Above this number of splices JavaScript is busy, and one more wake-up per splice costs more than it gains.
 const MANY_SPLICES: usize = 8;
-/// Calls with this number are none: warnings come under it.
+/// The number under which warnings are delivered. No call has it.
 const WARNING: f64 = 0.0;
 
-/// Things that JavaScript holds, by number.
+/// Objects by handle.
 pub type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
 
-/// What can be ended from outside when the engine is closed.
+/// What is closed with the engine.
 pub trait Closable {
     fn close_now(&self);
 }
@@ -140,7 +140,7 @@ impl EngineState {
     pub fn insert<T: Closable>(&self, table: &Table<T>, item: Arc<T>) -> Value {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut table = lock(table);
-        // `close` says so before it empties the table: what comes later is not seen by it
+        // `close` sets the flag before it empties the table, so it would miss this item
         if self.closed.load(Ordering::SeqCst) {
             drop(table);
             item.close_now();
@@ -150,7 +150,7 @@ impl EngineState {
         Value::Number(id as f64)
     }
 
-    /// Settles with what figures and logs alone wait for.
+    /// Settles a result that only metrics and logs wait for. It is deferred under load.
     pub fn settle_low_priority(&self, promise: Promise, value: Value) {
         if Arc::strong_count(&self.splices) > MANY_SPLICES {
             promise.settle_deferred(value);
@@ -163,13 +163,13 @@ impl EngineState {
         Promise::new(&self.completions, op)
     }
 
-    /// Tells those who operate it.
+    /// Returns a function that logs a warning.
     pub fn warner(self: &Arc<Self>) -> Arc<Warn> {
         let state = self.clone();
         Arc::new(move |message| state.promise(WARNING).settle(Ok(Value::Text(message))))
     }
 
-    /// As [`EngineState::warner`], once.
+    /// As [`EngineState::warner`], but warns only once.
     pub fn one_time_warner(self: &Arc<Self>) -> Arc<Warn> {
         let (state, warn) = (self.clone(), self.warner());
         Arc::new(move |message| {
@@ -179,7 +179,7 @@ impl EngineState {
         })
     }
 
-    /// Those of them that are there still.
+    /// A limiter over those of the rates that still exist.
     pub fn rate_limiter(&self, rates: &[f64]) -> RateLimiter {
         if rates.is_empty() {
             return RateLimiter::default();
@@ -223,7 +223,7 @@ impl EngineState {
         ])
     }
 
-    /// Flat, four values each: stream, remote, head, fault.
+    /// A flat array with four values per item: stream, remote address, head, error.
     pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
         let mut out = Vec::with_capacity(items.len() * 4);
         for Incoming { halves, remote, head } in items {
@@ -252,7 +252,7 @@ impl EngineState {
             self.runtime.spawn(async move { promise.settle(work.await) });
             return;
         }
-        // held while the task is made, so that it cannot forget itself before it is known
+        // locked until the task is registered: it must not finish before
         let mut cancels = lock(&self.cancels);
         let task = self.runtime.spawn(async move {
             let result = work.await;

@@ -1,4 +1,4 @@
-//! The Node-API addon: calls from JavaScript, handles, and the way back.
+//! The Node-API addon: calls from JavaScript, handles and results.
 pub mod accept_queue;
 pub mod completion_queue;
 pub mod engine;

@@ -1,4 +1,4 @@
-//! Copies that JavaScript asks for.
+//! Splices that JavaScript starts.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::stream::{CancelSignal, Handover};
 use crate::sync::lock;
 use crate::time::millis;
 
-/// One of them.
+/// A splice, its options and its pending result.
 pub struct SpliceJob {
     pub state: Arc<EngineState>,
     promise: Promise,
@@ -20,13 +20,13 @@ pub struct SpliceJob {
     idle: Option<Duration>,
     limiter: RateLimiter,
     pub cancel: Arc<CancelSignal>,
-    /// Where it can be cancelled.
+    /// Present if it can be cancelled.
     registration: Option<CancelRegistration>,
-    /// There is one more of them.
+    /// Counts it among `EngineState::splices`.
     _counted: Arc<()>,
 }
 
-/// What can be cancelled under a number, as long as it is there.
+/// The entry that lets a call be cancelled. Dropping it removes the entry.
 struct CancelRegistration(Arc<EngineState>, u64);
 
 impl Drop for CancelRegistration {
@@ -61,7 +61,7 @@ impl SpliceJob {
         }
     }
 
-    /// Copies to the end, and frees the numbers of the streams that have one.
+    /// Relays until both directions have ended, and frees the handles of the streams that have one.
     pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
         let prologue = std::mem::take(&mut self.prologue_to_a);
         let done = splice::run(halves, prologue, self.idle, &self.limiter, &self.cancel).await;
@@ -93,7 +93,7 @@ impl SpliceJob {
             registration,
             ..
         } = self;
-        drop(registration); // before JavaScript hears of it
+        drop(registration); // before JavaScript gets the result
         state.settle_low_priority(promise, value);
     }
 }

@@ -17,19 +17,19 @@ pub struct HeadLimits {
     pub pending_per_address: usize,
 }
 
-/// A stream that was accepted, and its head or the reason why there is none.
+/// An accepted stream, with its head or the reason why there is none.
 pub struct Incoming {
     pub halves: Option<Halves>,
     pub remote: String,
     pub head: Result<Bytes, NetError>,
 }
 
-/// Collects a head. Its end is LF followed by LF or CRLF: a head with bare LFs is for the parser to refuse, not to wait for.
+/// Collects a head up to the blank line: LF followed by LF or CRLF. Bare LFs end a head too; the parser rejects them.
 pub struct HeadScanner {
     buffer: BytesMut,
     scanned: usize,
     limit: usize,
-    /// The previous byte that counts was LF.
+    /// The previous byte was LF, ignoring CR.
     after_newline: bool,
 }
 
@@ -47,7 +47,7 @@ impl HeadScanner {
         self.buffer.is_empty()
     }
 
-    /// Takes more bytes. `Some` once the blank line was seen: the head with it, and what followed.
+    /// Adds bytes. Returns the head, including the blank line, and the rest of the bytes once it is complete.
     pub fn push(&mut self, data: Bytes) -> Result<Option<(Bytes, Bytes)>, NetError> {
         if self.buffer.is_empty() {
             // RFC 9112 §2.2: empty lines before a request line are ignored
@@ -69,7 +69,7 @@ impl HeadScanner {
                     return Ok(Some((std::mem::take(&mut self.buffer).freeze(), rest.freeze())));
                 }
                 b'\n' => self.after_newline = true,
-                b'\r' => {} // does not end the line by itself: the parser refuses it in the wrong place
+                b'\r' => {} // not a line end by itself: the parser rejects it elsewhere
                 b'\t' | 0x20..=0x7e | 0x80.. => self.after_newline = false,
                 _ => {
                     let other = other_protocol(byte).filter(|_| self.scanned == 1);
@@ -85,7 +85,7 @@ impl HeadScanner {
     }
 }
 
-/// What the first byte tells that comes from a client with another protocol.
+/// Recognises clients that use another protocol by their first byte.
 fn other_protocol(first: u8) -> Option<&'static str> {
     match first {
         0x04 => Some("It is SOCKS 4, and this port takes HTTP alone"),
@@ -95,15 +95,15 @@ fn other_protocol(first: u8) -> Option<&'static str> {
     }
 }
 
-/// Resolves after `limit`, with what is wrong then. What has come by then is to be looked at first: a process that was stopped meanwhile finds
-/// its timers run out before it hears of what came.
+/// Resolves after `limit`. Poll the data first: a process that was suspended finds both its timer expired and data pending.
 pub async fn head_timeout(limit: Duration) -> NetError {
     sleep(limit).await;
-    yield_now().await; // to the sockets
+    yield_now().await; // lets the runtime poll the sockets
     NetError::remote(NetErrorCode::HeadTimeout, "The head is not complete in time")
 }
 
-/// Reads the head from the stream, leaving in it what follows. `None`: the peer went without a word, as health checks do.
+/// Reads the head from the stream and leaves the rest in it. Returns `None` if the peer closed the stream without sending anything, as
+/// health checks do.
 pub async fn read_head(halves: &mut Halves, limit: usize) -> Result<Option<Bytes>, NetError> {
     let mut scanner = HeadScanner::new(limit);
     loop {

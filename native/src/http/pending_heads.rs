@@ -9,8 +9,8 @@ use crate::error::{NetError, NetErrorCode};
 use crate::net::address::AddressKey;
 use crate::sync::lock;
 
-/// Counts the heads under way, in all and of each source. One too many, and the oldest is told to give up: whoever is slow on purpose is the
-/// oldest.
+/// Counts the heads being read, in total and per client address. Above the limit it evicts the oldest, which is most likely deliberately
+/// slow.
 pub struct PendingHeads {
     max: usize,
     max_per_address: usize,
@@ -21,7 +21,7 @@ pub struct PendingHeads {
 struct State {
     next: u64,
     pending: BTreeMap<u64, Pending>,
-    /// Numbers of those that are pending, the oldest first.
+    /// Numbers of the pending heads of each address, the oldest first.
     keys: HashMap<AddressKey, BTreeSet<u64>>,
 }
 
@@ -30,7 +30,7 @@ struct Pending {
     evict: oneshot::Sender<NetError>,
 }
 
-/// A place in a [`PendingHeads`], held while a head is being read.
+/// A permit to read a head, held until it is read.
 pub struct HeadPermit {
     heads: Arc<PendingHeads>,
     number: u64,
@@ -38,7 +38,7 @@ pub struct HeadPermit {
 }
 
 impl PendingHeads {
-    /// `max_per_address` is 0 for no such limit.
+    /// A `max_per_address` of 0 means no limit.
     pub fn new(max: usize, max_per_address: usize) -> Arc<Self> {
         Arc::new(Self {
             max: max.max(1),
@@ -98,13 +98,13 @@ impl State {
 
     fn evict(&mut self, number: Option<u64>, code: NetErrorCode, message: &str) {
         if let Some(pending) = number.and_then(|number| self.remove(number)) {
-            let _ = pending.evict.send(NetError::new(code, message)); // gone by itself meanwhile
+            let _ = pending.evict.send(NetError::new(code, message)); // dropped meanwhile
         }
     }
 }
 
 impl HeadPermit {
-    /// Resolves when this place is taken away, with the reason.
+    /// Resolves with the reason when the permit is evicted.
     pub async fn evicted(&mut self) -> NetError {
         match (&mut self.evicted).await {
             Ok(error) => error,

@@ -1,10 +1,10 @@
-//! Addresses as they are written and shown: what to listen on, who is there.
+//! Parses and formats addresses.
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use crate::error::{NetError, NetErrorCode};
 
-/// What to bind for `host:port`, `[host]:port` or `:port`, the first that works. `:port` is every IPv6 and IPv4 address on one socket,
-/// or IPv4 alone where the machine has no IPv6.
+/// The addresses to bind for `host:port`, `[host]:port` or `:port`, in order of preference. `:port` binds IPv6 and IPv4 on one socket, or
+/// IPv4 alone on a machine without IPv6.
 pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, NetError> {
     let bad = |why: String| NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address:?}: {why}"));
     let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("it has no port".into()))?;
@@ -20,12 +20,12 @@ pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, NetError> {
             ..bad(e.to_string())
         })?
         .collect();
-    found.sort_by_key(SocketAddr::is_ipv6); // localhost is 127.0.0.1 first, as everywhere
+    found.sort_by_key(SocketAddr::is_ipv6); // prefers 127.0.0.1 for localhost
     found.truncate(1);
     Ok(found)
 }
 
-/// The machine has no such addresses at all: another family may do.
+/// Whether the machine lacks the address family.
 pub fn lacks_family(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
@@ -41,7 +41,7 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
+/// The key of a client address in limits: an IPv4 address, or an IPv6 /64, which one customer usually has (RFC 6177).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddressKey {
     V4(u32),
@@ -54,14 +54,14 @@ struct Network {
     bits: u32,
 }
 
-/// Tells sources apart, and leaves out those that stand for many: load balancers.
+/// Maps addresses to keys. Exempt networks, such as load balancers, have none.
 #[derive(Default)]
 pub struct AddressKeys {
     exempt: Vec<Network>,
 }
 
 impl AddressKeys {
-    /// `exempt` are networks as they are written: `10.0.0.0/8`, `::1/128`.
+    /// `exempt` lists networks such as `10.0.0.0/8` or `::1/128`.
     pub fn new(exempt: &[String]) -> Result<Self, NetError> {
         let parse = |text: &String| {
             let (address, bits) = text.split_once('/')?;
@@ -79,13 +79,13 @@ impl AddressKeys {
         })
     }
 
-    /// Whether the address is in one of the networks.
+    /// Whether the address is exempt.
     pub fn exempts(&self, address: IpAddr) -> bool {
         let wide = widened(address);
         self.exempt.iter().any(|network| network.contains(wide))
     }
 
-    /// `None` for one that is not counted by its address.
+    /// The key of an address; `None` if it is exempt.
     pub fn of(&self, address: IpAddr) -> Option<AddressKey> {
         let wide = widened(address);
         if self.exempts(address) {
@@ -114,7 +114,7 @@ fn widened(address: IpAddr) -> u128 {
     }
 }
 
-/// The order of RFC 8305 §4: families alternate, the resolver's first choice first.
+/// Orders addresses as RFC 8305 §4: families alternate, starting with the resolver's first choice.
 pub fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = addresses.first().copied() else {
         return addresses;
@@ -130,7 +130,7 @@ pub fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     out
 }
 
-/// An address without its port, with its zone by number.
+/// An address without its port. Zones are numeric.
 pub fn host(address: &SocketAddr) -> String {
     match canonical(*address) {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
@@ -138,7 +138,7 @@ pub fn host(address: &SocketAddr) -> String {
     }
 }
 
-/// `host:port`, with brackets where the host has colons.
+/// `host:port`, with brackets around IPv6 addresses.
 pub fn display(host: &str, port: u16) -> String {
     if host.contains(':') {
         format!("[{host}]:{port}")

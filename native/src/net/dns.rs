@@ -1,5 +1,5 @@
-//! Asks name servers for the addresses of one name: A and AAAA side by side (RFC 8305 §3), over UDP, or TCP where an answer is too long. It
-//! takes one socket a server, and all that it took is free when it is dropped.
+//! A stub resolver: queries name servers for A and AAAA concurrently (RFC 8305 §3), over UDP, or TCP if a response is truncated. It uses
+//! one socket per server. Dropping it releases everything.
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,38 +19,38 @@ use tokio::time::{sleep_until, timeout, Instant};
 
 use crate::net::resolver_config::{Dns, MAX_ADDRESSES};
 
-/// The next server is asked as well when one has said nothing for this long. Later answers count nevertheless.
+/// Delay before the next server is queried too. Late responses still count.
 const NEXT_SERVER: Duration = Duration::from_secs(1);
-/// Longest answer over UDP. Without EDNS it is 512 bytes, but not every server keeps to that.
+/// Maximum size of a UDP response. Without EDNS it is 512 bytes, but not every server complies.
 const DATAGRAM: usize = 4_096;
-/// How long it is known that there is no such name, where the server does not say.
+/// Seconds for which a negative response without SOA is cached.
 const NO_NAME: u32 = 5;
 
-/// IPv4 or IPv6, and an index.
+/// The address family, also an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     V4 = 0,
     V6 = 1,
 }
 
-/// What a server says, and for how long that holds.
+/// A response and how long it is valid.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Addresses(Vec<IpAddr>, Duration),
     /// The name has no addresses of this family.
     NoData(Duration),
-    /// There is no such name, of any type.
+    /// The name does not exist.
     NoName(Duration),
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub enum Failure {
     TimedOut,
-    /// What the last server said instead.
+    /// The response code of the last server.
     Server(Rcode),
     Io(io::Error),
-    /// DNS has no such names.
+    /// The name is not valid in DNS.
     BadName,
 }
 
@@ -69,9 +69,9 @@ struct Query {
     family: Family,
     message: Message<Vec<u8>>,
     is_settled: bool,
-    /// By server: it was asked over UDP, and has neither answered nor failed.
+    /// By server: a UDP query is pending.
     asked: Vec<bool>,
-    /// The server that is being asked over TCP.
+    /// The server that is queried over TCP.
     tcp: Option<usize>,
 }
 
@@ -79,7 +79,7 @@ impl Query {
     fn new(name: &Name<Vec<u8>>, family: Family, servers: usize) -> Self {
         let mut builder = MessageBuilder::new_vec();
         let mut id = [0; 2];
-        // where there is no randomness, there is no TLS either
+        // without randomness TLS does not work either
         let _ = aws_lc_rs::rand::fill(&mut id);
         builder.header_mut().set_id(u16::from_be_bytes(id));
         builder.header_mut().set_rd(true);
@@ -95,7 +95,7 @@ impl Query {
         }
     }
 
-    /// Whether an answer may still come: of one server, or of any.
+    /// Whether a response is pending: from one server, or from any.
     fn waits_for(&self, server: Option<usize>) -> bool {
         !self.is_settled
             && match server {
@@ -111,16 +111,16 @@ enum Reply {
     Failed(Rcode),
 }
 
-/// Something was heard of a server.
+/// A response or an error of a server.
 struct Received {
     server: usize,
-    /// Over TCP, to the question for these addresses.
+    /// Over TCP: the family that was queried.
     over_tcp: Option<Family>,
     data: io::Result<Vec<u8>>,
 }
 
-/// Asks for the addresses of `name`, a full domain name. `on_answer` hears every answer, and says whether to go on. `preferred` is the index of the
-/// server that answered last.
+/// Queries the addresses of `name`, a fully qualified name. `on_answer` receives every answer and returns whether to continue. `preferred`
+/// is the index of the server that responded last.
 pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, on_answer: impl FnMut(Family, Answer) -> bool) -> Result<(), Failure> {
     let name = Name::<Vec<u8>>::from_str(name).map_err(|_| Failure::BadName)?;
     let families: &[Family] = if dns.no_aaaa { &[Family::V4] } else { &[Family::V6, Family::V4] };
@@ -142,7 +142,7 @@ pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, on_answer: impl
         receiver,
         failure: Failure::TimedOut,
     };
-    // TCP ends by itself
+    // TCP has its own timeout
     let wait = if dns.tcp_only {
         2 * dns.timeout
     } else {
@@ -170,7 +170,7 @@ pub async fn ask(dns: &Dns, preferred: &AtomicUsize, name: &str, on_answer: impl
     Err(lookup.failure())
 }
 
-/// One name that is asked for.
+/// The lookup of one name.
 struct ActiveLookup<'a, F> {
     dns: &'a Dns,
     preferred: &'a AtomicUsize,
@@ -178,7 +178,7 @@ struct ActiveLookup<'a, F> {
     queries: Vec<Query>,
     /// By server.
     sockets: Vec<Option<Arc<UdpSocket>>>,
-    /// They end when this is dropped.
+    /// Aborted on drop.
     tasks: JoinSet<()>,
     sender: mpsc::Sender<Received>,
     receiver: mpsc::Receiver<Received>,
@@ -186,7 +186,7 @@ struct ActiveLookup<'a, F> {
 }
 
 impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
-    /// Sends what is not answered yet, from a port of its own.
+    /// Sends the unanswered queries, from a separate port.
     async fn send(&mut self, server: usize) -> io::Result<()> {
         if self.dns.tcp_only {
             for number in 0..self.queries.len() {
@@ -204,7 +204,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
                     (Ipv6Addr::UNSPECIFIED, 0).into()
                 };
                 let opened = Arc::new(UdpSocket::bind(any).await?);
-                // connected: answers of others are not for it, and the kernel says when nothing listens there
+                // connected: the kernel drops responses of others and reports closed ports
                 opened.connect(address).await?;
                 self.tasks.spawn(listen(opened.clone(), server, self.sender.clone()));
                 self.sockets[server].insert(opened).clone()
@@ -221,7 +221,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         Ok(())
     }
 
-    /// Over one connection at a time.
+    /// One connection at a time per query.
     fn ask_over_tcp(&mut self, query: usize, server: usize) {
         let query = &mut self.queries[query];
         if query.is_settled || query.tcp.is_some() {
@@ -234,11 +234,11 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
             let exchanged = timeout(limit, exchange_over_tcp(address, &message)).await;
             let data = exchanged.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let over_tcp = Some(family);
-            let _ = sender.send(Received { server, over_tcp, data }).await; // the look-up is over
+            let _ = sender.send(Received { server, over_tcp, data }).await; // the lookup has ended
         });
     }
 
-    /// Listens while the server that was asked last may still answer, or without one while any may. Whether all is answered.
+    /// Receives responses while the given server, or any, may still respond. Returns whether all queries are answered.
     async fn receive(&mut self, server: Option<usize>, until: Instant) -> bool {
         while self.queries.iter().any(|query| query.waits_for(server)) {
             let received = tokio::select! {
@@ -258,7 +258,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         false
     }
 
-    /// Nothing listens there, or it cannot be asked.
+    /// Records that a server could not be queried.
     fn failed(&mut self, server: usize, over_tcp: Option<Family>, error: io::Error) {
         if error.kind() != io::ErrorKind::TimedOut {
             self.failure = Failure::Io(error);
@@ -272,7 +272,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         }
     }
 
-    /// Whether all is answered.
+    /// Returns whether all queries are answered.
     fn read(&mut self, server: usize, over_tcp: Option<Family>, data: &[u8]) -> bool {
         let found = self
             .queries
@@ -280,7 +280,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
             .enumerate()
             .filter(|(_, query)| !query.is_settled)
             .find_map(|(number, query)| read(data, query).map(|reply| (number, reply)));
-        // over TCP there is one message
+        // TCP connections carry one message
         for query in self.queries.iter_mut().filter(|query| Some(query.family) == over_tcp) {
             query.tcp = None;
         }
@@ -288,7 +288,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
             if over_tcp.is_some() {
                 self.failure = Failure::Server(Rcode::FORMERR);
             }
-            return false; // not an answer to what was asked
+            return false; // not a response to a query
         };
         let query = &mut self.queries[number];
         if over_tcp.is_none() {
@@ -311,7 +311,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         self.queries.iter().all(|query| query.is_settled)
     }
 
-    /// Why there is no answer. That one server cannot be reached says nothing of another that is silent.
+    /// Why there is no response. One unreachable server says nothing about another that has timed out.
     fn failure(self) -> Failure {
         match self.failure {
             Failure::Io(_) if self.queries.iter().any(|query| query.waits_for(None)) => Failure::TimedOut,
@@ -325,7 +325,7 @@ async fn listen(socket: Arc<UdpSocket>, server: usize, sender: mpsc::Sender<Rece
         if socket.readable().await.is_err() {
             return;
         }
-        let mut buffer = [0; DATAGRAM]; // not across the wait: it would be a part of every look-up
+        let mut buffer = [0; DATAGRAM]; // not across the await: it would be part of every lookup
         let data = match socket.try_recv(&mut buffer) {
             Ok(length) => Ok(buffer[..length].to_vec()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
@@ -355,7 +355,7 @@ async fn exchange_over_tcp(address: SocketAddr, message: &[u8]) -> io::Result<Ve
     Ok(answer)
 }
 
-/// What a message says about the query; `None` where it is not an answer to it.
+/// Parses a response; `None` if it does not belong to the query.
 fn read(data: &[u8], query: &Query) -> Option<Reply> {
     let message = Message::from_octets(data).ok()?;
     if !message.is_answer(&query.message) {
@@ -376,7 +376,7 @@ fn read(data: &[u8], query: &Query) -> Option<Reply> {
     })
 }
 
-/// Those of the name that the aliases (CNAME) lead to; `None` where the answer is malformed.
+/// The addresses of the canonical name (CNAME); `None` if the response is malformed.
 fn addresses(message: &Message<&[u8]>, family: Family) -> Option<(Vec<IpAddr>, Duration)> {
     let name = message.canonical_name()?;
     let (mut found, mut ttl) = (Vec::new(), u32::MAX);

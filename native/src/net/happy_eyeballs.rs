@@ -1,4 +1,4 @@
-//! From a name and a port to a connection: resolve, then try every address with a staggered start (RFC 8305).
+//! Connects to a host: resolves its name, then tries its addresses with a staggered start (RFC 8305).
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -12,21 +12,21 @@ use crate::error::{NetError, NetErrorCode};
 use crate::net::address::{display, interleave};
 use crate::net::resolver::{address, Lookup, Purpose, Resolver};
 
-/// RFC 8305 §5, the Connection Attempt Delay it recommends.
+/// The Connection Attempt Delay that RFC 8305 §5 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// More addresses than this are not tried: whoever answers for a name does not decide how long we knock.
+/// Bounds the attempts that a DNS response can cause.
 const MAX_ADDRESSES: usize = 16;
 
-/// Where a host is.
+/// What to connect to.
 pub enum DialTarget {
-    /// At the addresses that its name has now.
+    /// The addresses of the host, to be resolved.
     Name,
-    /// At these, whatever its name says.
+    /// These addresses, whatever the host resolves to.
     Addresses(Vec<SocketAddr>),
 }
 
 impl DialTarget {
-    /// Addresses as they are written, with a zone (RFC 4007 §11) or without. Nothing here is looked up.
+    /// Parses addresses, with or without a zone (RFC 4007 §11). Does not resolve names.
     pub fn addresses(given: &[String], port: u16) -> Result<Self, NetError> {
         let parse = |text: &String| {
             let mut address = address(text)?;
@@ -39,7 +39,7 @@ impl DialTarget {
     }
 }
 
-/// Makes a connection to the first address of `host` that answers `attempt`, within `limit` for all of it.
+/// Connects to the first address of `host` for which `attempt` succeeds, within `limit` in total.
 pub async fn connect<T, A, F>(
     (resolver, purpose): (&Arc<Resolver>, Purpose),
     host: &str,
@@ -80,7 +80,7 @@ where
     result
 }
 
-/// Every address of `host` that is known in time.
+/// All addresses of `host` known within `limit`.
 pub async fn resolve((resolver, purpose): (&Arc<Resolver>, Purpose), host: &str, limit: Duration) -> Result<Vec<SocketAddr>, NetError> {
     match timeout(limit, resolver.lookup(host, 0, purpose).all()).await {
         Ok(result) => result.map_err(|error| cannot_resolve(host, error)),
@@ -105,7 +105,7 @@ fn resolution_timed_out(what: &str, limit: Duration) -> NetError {
     )
 }
 
-/// Tries the addresses one after the other, and those that become known later.
+/// Tries the addresses in order, and those that are resolved later.
 async fn happy_eyeballs<T, A, F>(first: Vec<SocketAddr>, mut lookup: Option<Lookup>, attempt: A, what: &str) -> Result<T, NetError>
 where
     T: Send + 'static,
@@ -115,17 +115,17 @@ where
     let is_complete = |lookup: &Option<Lookup>| lookup.as_ref().is_none_or(Lookup::is_complete);
     let mut waiting = VecDeque::from(interleave(first));
     let is_one_family = waiting.iter().all(|address| address.is_ipv4()) || waiting.iter().all(|address| address.is_ipv6());
-    // half is for the other family, while that may still come
+    // reserves half for the other family while it may still be resolved
     waiting.truncate(if is_one_family && !is_complete(&lookup) {
         MAX_ADDRESSES / 2
     } else {
         MAX_ADDRESSES
     });
     if waiting.len() == 1 && is_complete(&lookup) {
-        return attempt(waiting[0]).await; // no task of its own
+        return attempt(waiting[0]).await; // needs no task
     }
     let mut left = MAX_ADDRESSES - waiting.len();
-    let mut running = JoinSet::new(); // dropping it ends the losers
+    let mut running = JoinSet::new(); // dropping it aborts the other attempts
     let mut best_error: Option<NetError> = None;
     let mut next = Instant::now();
     loop {
@@ -149,7 +149,7 @@ where
                     Err(e) => NetError::new(NetErrorCode::Internal, format!("Cannot connect to {what}: {e}")),
                 };
                 best_error = Some(more_specific(best_error, error));
-                // the next one at once; where there is none, addresses that are late have a moment still
+                // start the next attempt at once, or wait briefly for addresses still being resolved
                 next = Instant::now() + if waiting.is_empty() { CONNECTION_ATTEMPT_DELAY } else { Duration::ZERO };
             }
             () = sleep_until(next), if !waiting.is_empty() => {}
@@ -173,7 +173,7 @@ async fn more(lookup: &mut Option<Lookup>) -> Vec<SocketAddr> {
     }
 }
 
-/// Of two addresses' errors the one that says more: somebody answered, nobody answered, there is no way there.
+/// Selects the more specific error of two addresses: a response before a timeout before an unreachable address.
 pub fn more_specific(a: Option<NetError>, b: NetError) -> NetError {
     let rank = |error: &NetError| match error.code {
         NetErrorCode::Tls => 4,

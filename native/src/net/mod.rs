@@ -1,4 +1,4 @@
-//! Addresses, names, TLS, and the sockets under it.
+//! Addresses, name resolution, TLS, TCP and UDP sockets.
 pub mod address;
 pub mod dns;
 pub mod happy_eyeballs;

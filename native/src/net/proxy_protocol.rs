@@ -1,5 +1,6 @@
-//! The header of the PROXY protocol (haproxy.org, proxy-protocol.txt), versions 1 and 2: for whom a TCP load balancer connects. It is read
-//! to the byte, for TLS or a request follows, and is never guessed: who is to send one sends it, and from others nothing is read as one.
+//! The PROXY protocol header (haproxy.org, proxy-protocol.txt), versions 1 and 2: the client for whom a TCP load balancer connects. Exactly
+//! the header is read, as TLS or a request follows. It is never guessed: configured balancers must send it, and it is not accepted from
+//! others.
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,22 +10,22 @@ use crate::error::{NetError, NetErrorCode};
 
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;
-/// Longest header of version 2, with all that balancers add.
+/// Maximum length of a version 2 header, including TLVs.
 const V2_MAX: usize = 4_096;
-/// Longest line of version 1.
+/// Maximum length of a version 1 line.
 const V1_MAX: usize = 107;
 
-/// What bytes are, as far as they have come.
+/// The result of parsing the bytes received so far.
 #[derive(Debug, PartialEq)]
 pub enum Header {
-    /// At least this number of further bytes belongs to the header.
+    /// At least this many more bytes are needed.
     Needs(usize),
-    /// All of it is there: the client's address, `None` where the balancer connects for itself or does not know.
+    /// The header is complete: the client's address; `None` if the balancer connects for itself or does not know it.
     Complete(Option<SocketAddr>),
     Malformed,
 }
 
-/// Looks at the first bytes of a connection: at all that there are of the header, and none that follow it.
+/// Parses the first bytes of a connection, which must not extend beyond the header.
 pub fn parse(bytes: &[u8]) -> Header {
     let start = bytes.len().min(V2.len());
     if bytes[..start] == V2[..start] {
@@ -88,11 +89,11 @@ fn parse_v2(bytes: &[u8]) -> Header {
     match (command, family) {
         (0x21, 0x11) => client_v2::<4>(addresses),
         (0x21, 0x21) => client_v2::<16>(addresses),
-        _ => Header::Complete(None), // LOCAL, and families in which no client comes
+        _ => Header::Complete(None), // LOCAL, and families without client addresses
     }
 }
 
-/// Two addresses of `N` bytes and two ports, the source's first.
+/// Two addresses of `N` bytes and two ports, source first.
 fn client_v2<const N: usize>(addresses: &[u8]) -> Header
 where
     IpAddr: From<[u8; N]>,
@@ -109,7 +110,7 @@ where
     Header::Complete(Some((IpAddr::from(*source), u16::from_be_bytes([high, low])).into()))
 }
 
-/// Reads the header and nothing behind it. `None`: the balancer went without a word, as its health checks do.
+/// Reads exactly the header. Returns `None` if the balancer closed the connection without sending anything, as its health checks do.
 pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, NetError> {
     let mut bytes = Vec::new();
     loop {
@@ -126,7 +127,7 @@ pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, NetE
         let had = bytes.len();
         bytes.resize(had + needs, 0);
         let read = loop {
-            let _ = stream.readable().await; // the read says what is wrong
+            let _ = stream.readable().await; // try_read reports the error
             match stream.try_read(&mut bytes[had..]) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 other => break other,

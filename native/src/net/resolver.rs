@@ -1,5 +1,5 @@
-//! From a name to addresses: what is an address already, /etc/hosts, a cache, the name servers, and the system's resolver for what only that
-//! one knows. A look-up is shared by all that wait for it, ends when none of them does any more, and delays no other one.
+//! Resolves names: address literals, /etc/hosts, a cache, name servers, and the system's resolver for sources only it knows. Concurrent
+//! lookups of a name are shared. A lookup ends when nothing waits for it, and never delays another one.
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
@@ -17,43 +17,43 @@ use crate::net::dns::{self, Answer, Failure, Family};
 use crate::net::resolver_config::{normalized, Dns, Paths, ResolverConfig, ResolverFiles, MAX_ADDRESSES};
 use crate::sync::lock;
 
-/// RFC 8305 §3, the Resolution Delay it recommends: how long IPv4 addresses wait for IPv6 ones.
+/// The Resolution Delay that RFC 8305 §3 recommends: how long IPv4 addresses wait for IPv6 ones.
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
-/// Names whose addresses are remembered.
+/// Maximum number of cached names.
 const CACHED: usize = 1_024;
-/// However long a server says that its answer holds.
+/// Maximum time to cache addresses.
 const MAX_TTL: Duration = Duration::from_secs(300);
-/// The same for what has no addresses.
+/// Maximum time to cache a negative response.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
-/// That an answer did not come is remembered for so long, and that none of the servers could answer (RFC 9520 §3.2).
+/// Time to cache a timeout, and a failure of all servers (RFC 9520 §3.2).
 const TIMEOUT_TTL: Duration = Duration::from_secs(5);
 const FAILURE_TTL: Duration = Duration::from_secs(1);
-/// Look-ups under way, where there are descriptors for as many.
+/// Maximum number of concurrent lookups, if there are enough file descriptors.
 const MAX_LOOKUPS: usize = 1_024;
-/// A look-up takes a socket for each server, and perhaps one for TCP; all of them take no more than a half of the process's descriptors.
+/// A lookup takes a socket per server and perhaps one for TCP. All lookups together take at most half of the file descriptors.
 const DESCRIPTORS_EACH: usize = 4;
-/// Threads that wait in the system's resolver, which cannot be interrupted: for tunnels, and for the agent's own connections.
+/// Threads for the system's resolver, which cannot be interrupted: for tunnels, and for the agent's own connections.
 const SYSTEM_THREADS: [usize; 2] = [12, 4];
 const SYSTEM_STACK: usize = 256 * 1024;
 
-/// For whom a name is looked up.
+/// What a name is resolved for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Clients choose the names.
+    /// A tunnel: the client chose the name.
     Tunnel = 0,
-    /// The operator chose it: it is never given up for others.
+    /// The agent's own connection: the operator chose the name. It is never evicted.
     Link = 1,
 }
 
-/// What is known of a name so far.
+/// The result of a lookup so far.
 #[derive(Clone, Debug, Default)]
 struct LookupState {
-    /// By family. Empty where it has none.
+    /// By family; empty if the name has none, `None` if not known yet.
     addresses: [Option<Vec<SocketAddr>>; 2],
-    /// How long that holds.
+    /// How long it is valid.
     ttl: Duration,
     is_complete: bool,
-    /// Why there are none.
+    /// Why there are no addresses.
     error: Option<NetError>,
 }
 
@@ -87,7 +87,7 @@ impl LookupState {
 pub struct Resolver {
     runtime: Handle,
     state: Mutex<State>,
-    /// The server that answered last.
+    /// The server that responded last.
     preferred: AtomicUsize,
     system_threads: [Arc<Semaphore>; 2],
 }
@@ -96,12 +96,12 @@ struct State {
     files: ResolverFiles,
     cache: HashMap<String, (LookupState, Instant)>,
     lookups: HashMap<String, Weak<SharedLookup>>,
-    /// Those that may be given up for newer ones, the oldest first.
+    /// Lookups that may be evicted by newer ones, the oldest first.
     evictable: BTreeMap<u64, Weak<SharedLookup>>,
     last: u64,
 }
 
-/// A look-up that some wait for. Dropping it ends it.
+/// A lookup in progress. Dropping it aborts it.
 struct SharedLookup {
     resolver: Weak<Resolver>,
     name: String,
@@ -117,12 +117,12 @@ impl Drop for SharedLookup {
         let mut found = self.found.borrow().clone();
         let mut state = lock(&resolver.state);
         state.evictable.remove(&self.number);
-        // another one may have begun meanwhile
+        // another lookup may have begun meanwhile
         if state.lookups.get(&self.name).is_some_and(|other| other.strong_count() == 0) {
             state.lookups.remove(&self.name);
         }
         if !found.is_complete && found.has_any() {
-            // the rest did not come in time, and the next tunnel is not to wait for it again
+            // the other family timed out; the next tunnel must not wait for it again
             found.addresses.iter_mut().for_each(|each| _ = each.get_or_insert_default());
             found.is_complete = true;
             found.ttl = found.ttl.min(TIMEOUT_TTL);
@@ -170,7 +170,7 @@ impl Resolver {
         })
     }
 
-    /// Begins to look up `host`, unless it is known.
+    /// Starts to resolve `host`, unless it is known.
     pub fn lookup(self: &Arc<Self>, host: &str, port: u16, purpose: Purpose) -> Lookup {
         let start = match address(host) {
             Some(address) => Start::Known(LookupState::known(vec![address])),
@@ -179,7 +179,7 @@ impl Resolver {
         Lookup::new(start, port)
     }
 
-    /// Its addresses do not answer: they may be of yesterday.
+    /// Removes a host from the cache: its addresses may be outdated.
     pub fn invalidate(&self, host: &str) {
         lock(&self.state).cache.remove(&key(host));
     }
@@ -210,7 +210,7 @@ impl Resolver {
             }
             return Start::Shared(shared);
         }
-        // what is given up is dropped after the lock is free: its end takes the lock
+        // dropped after the lock is released, as dropping takes it
         let mut evicted = Vec::new();
         while state.evictable.len() >= max_lookups() {
             match state.evictable.pop_first() {
@@ -248,7 +248,7 @@ impl Resolver {
                 found.ttl = if found.has_any() { TIMEOUT_TTL } else { found.ttl };
             }
             Ok(None) => {}
-            Err(_) if found.has_any() => found.ttl = found.ttl.min(TIMEOUT_TTL), // of one family
+            Err(_) if found.has_any() => found.ttl = found.ttl.min(TIMEOUT_TTL), // one family failed
             Err((error, ttl)) => {
                 found.error = Some(error);
                 found.ttl = ttl.min(MAX_NEGATIVE_TTL);
@@ -260,7 +260,7 @@ impl Resolver {
         sender.send_replace(found);
     }
 
-    /// Tells what the name servers answer, family by family. Returns what the system knows where they know nothing.
+    /// Queries the name servers and publishes the answers by family. Returns the addresses of the system's resolver if they know none.
     async fn search(
         &self,
         name: &str,
@@ -302,21 +302,21 @@ impl Resolver {
                         Err(e) => Err((dns_error(&e, &config.dns), TIMEOUT_TTL)),
                     };
                 }
-                sender.send_modify(|found| found.addresses = [None, None]); // the next candidate may have both
+                sender.send_modify(|found| found.addresses = [None, None]); // the next candidate may have both families
                 match asked {
                     Err(Failure::BadName) => {}
                     Err(_) if is_unknown => {}
                     Ok(()) => {}
                     Err(e @ Failure::Server(_)) => failure = Some(e),
                     Err(e) => {
-                        // another candidate would be another host
+                        // another candidate would be a different host
                         failure = Some(e);
                         break;
                     }
                 }
             }
         }
-        // where the name servers are silent, the system would wait for them once more
+        // if the name servers time out, the system's resolver would too
         if config.has_others && !matches!(failure, Some(Failure::TimedOut)) {
             match (self.ask_system(&plain, purpose).await, &failure) {
                 (Ok(addresses), _) => return Ok(Some(addresses)),
@@ -328,7 +328,7 @@ impl Resolver {
                     };
                     return Err((error, ttl));
                 }
-                (Err(_), Some(_)) => {} // what the name servers said tells more
+                (Err(_), Some(_)) => {} // the name servers' error is more specific
             }
         }
         match failure {
@@ -337,10 +337,10 @@ impl Resolver {
         }
     }
 
-    /// On a thread of its own, for nothing can interrupt getaddrinfo(3).
+    /// Resolves with getaddrinfo(3), on a separate thread, as it cannot be interrupted.
     async fn ask_system(&self, name: &str, purpose: Purpose) -> Result<Vec<SocketAddr>, NetError> {
         let unknown = |why: String| NetError::new(NetErrorCode::UnknownHost, format!("the name is unknown ({why})"));
-        // other names may be in its way for as long as the deadline of those that wait; that says nothing of this one
+        // waits without a limit: a full pool says nothing about this name
         let threads = self.system_threads[purpose as usize].clone();
         let permit = threads.acquire_owned().await.map_err(|e| unknown(e.to_string()))?;
         let (sender, receiver) = oneshot::channel();
@@ -349,7 +349,7 @@ impl Resolver {
             let found = (&name[..], 0)
                 .to_socket_addrs()
                 .map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>());
-            let _ = sender.send(found.map_err(|e| e.to_string())); // the look-up is over
+            let _ = sender.send(found.map_err(|e| e.to_string())); // the lookup has ended
             drop(permit);
         };
         let thread = std::thread::Builder::new().name("names".into()).stack_size(SYSTEM_STACK);
@@ -378,12 +378,12 @@ fn dns_error(failure: &Failure, dns: &Dns) -> NetError {
     }
 }
 
-/// Search domains do not complete a name that ends with a dot, so it is another one.
+/// The cache key. A trailing dot matters, as it disables search domains.
 fn key(host: &str) -> String {
     host.to_ascii_lowercase()
 }
 
-/// The names to ask for, in order (resolv.conf(5), `search` and `ndots`).
+/// The names to query, in order (resolv.conf(5), `search` and `ndots`).
 fn candidates(name: &str, dns: &Dns) -> Vec<String> {
     if let Some(full) = name.strip_suffix('.') {
         return vec![full.to_owned()];
@@ -412,7 +412,7 @@ fn is_own_name(name: &str) -> bool {
     got == 0 && end.is_some_and(|end| end > 0 && buffer[..end].eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// Those of /etc/hosts, which may leave a family out, but never another address.
+/// The loopback addresses of localhost: those in /etc/hosts, which may omit a family, or both.
 fn loopback(config: &ResolverConfig) -> Vec<SocketAddr> {
     let mut all: Vec<SocketAddr> = config
         .hosts("localhost")
@@ -427,12 +427,12 @@ fn loopback(config: &ResolverConfig) -> Vec<SocketAddr> {
     all
 }
 
-/// What is an address in any form that the system takes for one, with a zone (RFC 4007 §11) or without. Nothing is looked up.
+/// Parses an address in any form that the system accepts, with or without a zone (RFC 4007 §11). Does not resolve names.
 pub fn address(host: &str) -> Option<SocketAddr> {
     match host.split_once('%') {
         Some((ip, _)) => {
             Ipv6Addr::from_str(ip).ok()?;
-            (host, 0).to_socket_addrs().ok()?.next() // the system numbers the zones
+            (host, 0).to_socket_addrs().ok()?.next() // the system maps zones to numbers
         }
         None => match IpAddr::from_str(host) {
             Ok(ip) => Some((ip, 0).into()),
@@ -441,7 +441,7 @@ pub fn address(host: &str) -> Option<SocketAddr> {
     }
 }
 
-/// Up to four numbers, each decimal, octal or hexadecimal; the last one fills the bytes that are left (inet_aton(3)).
+/// Parses IPv4 addresses of one to four numbers, decimal, octal or hexadecimal; the last one fills the remaining bytes (inet_aton(3)).
 fn short_ipv4(host: &str) -> Option<Ipv4Addr> {
     let number = |text: &str| -> Option<u32> {
         let (digits, radix) = match text.as_bytes() {
@@ -472,13 +472,13 @@ enum Start {
     Shared(Arc<SharedLookup>),
 }
 
-/// The addresses of one host, as they become known.
+/// The addresses of one host, as they are resolved.
 pub struct Lookup {
     port: u16,
-    /// Families that were handed out.
+    /// Families that were returned.
     given: [bool; 2],
     found: LookupState,
-    /// While more may come.
+    /// Present while the lookup runs.
     shared: Option<(watch::Receiver<LookupState>, Arc<SharedLookup>)>,
 }
 
@@ -496,12 +496,12 @@ impl Lookup {
         }
     }
 
-    /// Whether nothing more will come.
+    /// Whether the lookup has ended.
     pub fn is_complete(&self) -> bool {
         self.shared.is_none()
     }
 
-    /// The first addresses to connect to (RFC 8305 §3): IPv6 ones at once, IPv4 ones after a delay in which IPv6 ones may come.
+    /// The first addresses to connect to (RFC 8305 §3): IPv6 at once, IPv4 after a delay.
     pub async fn first(&mut self) -> Result<Vec<SocketAddr>, NetError> {
         while !self.is_complete() && !self.has_usable_ipv6() {
             if self.found.of(Family::V4).is_empty() {
@@ -513,7 +513,7 @@ impl Lookup {
         self.take()
     }
 
-    /// All addresses, but for those that are late: where there is one that can be used, the others have as long as RFC 8305 gives them.
+    /// All addresses. Once one is usable, the others get the Resolution Delay.
     pub async fn all(mut self) -> Result<Vec<SocketAddr>, NetError> {
         while !self.is_complete() {
             if self.found.of(Family::V4).is_empty() && !self.has_usable_ipv6() {
@@ -525,7 +525,7 @@ impl Lookup {
         self.take()
     }
 
-    /// The next addresses; none once it is complete.
+    /// The next addresses; empty once the lookup has ended.
     pub async fn more(&mut self) -> Vec<SocketAddr> {
         while !self.is_complete() {
             if self.changed().await.is_err() {
@@ -548,7 +548,7 @@ impl Lookup {
         }
     }
 
-    /// In the order of RFC 6724 as far as it matters here: those that there is a way to first, and IPv6 before IPv4.
+    /// New addresses in a simplified order of RFC 6724: those with a route first, and IPv6 before IPv4.
     fn new_addresses(&mut self) -> Vec<SocketAddr> {
         let mut new = Vec::new();
         for family in [Family::V6, Family::V4] {
@@ -577,7 +577,7 @@ impl Lookup {
         if is_complete || found.changed().await.is_ok() {
             self.found = found.borrow_and_update().clone();
         } else {
-            self.shared = None; // given up for newer ones
+            self.shared = None; // evicted by newer lookups
             if self.found.has_any() {
                 return Ok(());
             }
@@ -592,7 +592,7 @@ impl Lookup {
         Ok(())
     }
 
-    /// Whether something did.
+    /// Returns whether something changed.
     async fn changed_within(&mut self, delay: Duration) -> Result<bool, NetError> {
         let until = Instant::now() + delay;
         tokio::select! {
@@ -602,7 +602,7 @@ impl Lookup {
     }
 }
 
-/// Whether the system would send there. Nothing is sent.
+/// Whether the system has a route to the address. Sends nothing.
 fn has_route(address: &SocketAddr) -> bool {
     let any: SocketAddr = if address.is_ipv4() {
         (Ipv4Addr::UNSPECIFIED, 0).into()
@@ -610,7 +610,7 @@ fn has_route(address: &SocketAddr) -> bool {
         (Ipv6Addr::UNSPECIFIED, 0).into()
     };
     let mut to = *address;
-    to.set_port(9); // discard; port 0 is none
+    to.set_port(9); // discard; port 0 is invalid
     UdpSocket::bind(any).and_then(|socket| socket.connect(to)).is_ok()
 }
 

@@ -1,5 +1,5 @@
-//! What this machine says about names: the addresses of /etc/hosts, the name servers of /etc/resolv.conf, and whether /etc/nsswitch.conf has
-//! other sources. The files are read again when they change, as DHCP and VPNs change them under a running agent.
+//! The resolver configuration of the machine: /etc/hosts, the name servers in /etc/resolv.conf, and whether /etc/nsswitch.conf lists other
+//! sources. Files are read again when they change, as DHCP and VPNs update them.
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -18,24 +18,24 @@ const MAX_NDOTS: u32 = 15;
 const MAX_TIMEOUT: u32 = 30;
 const MAX_ATTEMPTS: u32 = 5;
 const MAX_SEARCH: usize = 16;
-/// Lists that block advertisements have some megabytes.
+/// Ad-blocking hosts files have several megabytes.
 const MAX_FILE: u64 = 32 << 20;
-/// Addresses that one name may have.
+/// Maximum number of addresses per name.
 pub const MAX_ADDRESSES: usize = 16;
 
-/// How to ask the name servers.
+/// How to query the name servers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dns {
     pub servers: Vec<SocketAddr>,
-    /// Domains to complete names with.
+    /// Search domains.
     pub search: Vec<String>,
-    /// Names with as many dots are asked for as they are before they are completed.
+    /// Names with at least this many dots are queried as they are first.
     pub ndots: usize,
-    /// How long to wait for the last answer.
+    /// Timeout of a query.
     pub timeout: Duration,
-    /// Queries to each server.
+    /// Number of queries per server.
     pub attempts: usize,
-    /// Begin with another server each time.
+    /// Rotate the servers.
     pub rotate: bool,
     pub tcp_only: bool,
     pub no_aaaa: bool,
@@ -44,25 +44,25 @@ pub struct Dns {
 pub struct ResolverConfig {
     hosts: HashMap<String, Vec<IpAddr>>,
     pub dns: Dns,
-    /// Sources of names that only the system's resolver can ask: LDAP, NIS, mDNS, the host's own name.
+    /// There are sources that only the system's resolver knows: LDAP, NIS, mDNS, the host name.
     pub has_others: bool,
-    /// Multicast DNS answers for `.local`, and not the name servers (RFC 6762 §3).
+    /// `.local` is resolved by multicast DNS instead of the name servers (RFC 6762 §3).
     pub has_mdns: bool,
 }
 
 impl ResolverConfig {
-    /// Addresses in /etc/hosts of a name in lower case without a trailing dot.
+    /// The addresses in /etc/hosts of a normalized name.
     pub fn hosts(&self, name: &str) -> Option<&[IpAddr]> {
         self.hosts.get(name).map(Vec::as_slice)
     }
 }
 
-/// Where to look.
+/// The paths of the files.
 pub struct Paths {
     pub hosts: PathBuf,
     pub resolv_conf: PathBuf,
     pub nsswitch: PathBuf,
-    /// At which the name servers listen.
+    /// The port of the name servers.
     pub port: u16,
 }
 
@@ -77,7 +77,7 @@ impl Default for Paths {
     }
 }
 
-/// Tells one state of a file from another; `None` where there is no such file.
+/// Identifies the state of a file; `None` if it does not exist.
 type Stamp = Option<(u64, u64, i64, i64, i64, i64, u64)>;
 
 fn stamp(path: &Path) -> Stamp {
@@ -93,7 +93,7 @@ fn stamp(path: &Path) -> Stamp {
     ))
 }
 
-/// The sources, as the files are now.
+/// The configuration, reloaded when the files change.
 pub struct ResolverFiles {
     paths: Paths,
     seen: [Stamp; 3],
@@ -109,7 +109,7 @@ impl ResolverFiles {
         }
     }
 
-    /// The sources, and whether they have changed since the last call.
+    /// The configuration, and whether it has changed since the last call.
     pub fn current(&mut self) -> (Arc<ResolverConfig>, bool) {
         let Paths {
             hosts,
@@ -134,7 +134,7 @@ impl ResolverFiles {
     }
 }
 
-/// Nothing where it cannot be read.
+/// The content of a file; empty if it cannot be read.
 fn read(path: &Path) -> Vec<u8> {
     let mut data = Vec::new();
     if stamp(path).is_some() {
@@ -160,13 +160,13 @@ fn parse_hosts(text: &[u8]) -> HashMap<String, Vec<IpAddr>> {
     hosts
 }
 
-/// In lower case, without a trailing dot.
+/// A name in lower case without a trailing dot.
 pub fn normalized(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
 fn parse_resolv_conf(text: &[u8], port: u16) -> Dns {
-    let (config, _) = resolv_conf::Config::parse_with_errors(text); // a line that cannot be read is left out, as the system does
+    let (config, _) = resolv_conf::Config::parse_with_errors(text); // invalid lines are ignored, as the system does
     let mut search: Vec<String> = config.get_last_search_or_domain().map(String::to_owned).collect();
     if search.is_empty() {
         search.extend(config.get_system_domain());
@@ -205,7 +205,7 @@ fn server(ip: &ScopedIp, port: u16) -> Option<SocketAddr> {
     }
 }
 
-/// The number of the interface `zone`. The system numbers them.
+/// The index of the interface `zone`, from the system.
 fn zone_number(ip: &str, zone: &str) -> Option<u32> {
     match (format!("{ip}%{zone}"), 0).to_socket_addrs().ok()?.next()? {
         SocketAddr::V6(address) => Some(address.scope_id()),
@@ -213,13 +213,13 @@ fn zone_number(ip: &str, zone: &str) -> Option<u32> {
     }
 }
 
-/// Whether nsswitch.conf(5) names sources besides files and name servers, and whether multicast DNS is one of them.
+/// Whether nsswitch.conf(5) lists sources besides files and name servers, and whether multicast DNS is one of them.
 fn other_sources(text: &[u8]) -> (bool, bool) {
     if !cfg!(target_os = "linux") {
-        return (true, false); // the system has a resolver of its own
+        return (true, false); // the system has its own resolver
     }
     if cfg!(target_env = "musl") {
-        return (false, false); // its libc knows no others
+        return (false, false); // musl has no other sources
     }
     let text = String::from_utf8_lossy(text);
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix("hosts:"));

@@ -1,5 +1,5 @@
-//! TLS configurations from DER: what a server shows and asks, what a client believes. Errors name what is wrong, never a key. PEM is read by
-//! `shared/net/pem.ts`, and by nothing here but for the system's own authorities.
+//! TLS configurations from DER. Errors name the cause, but never reveal a key. PEM is read by `shared/net/pem.ts`; here only for the
+//! system's CA bundle.
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -80,13 +80,13 @@ pub struct ClientTls {
     pub pin_sha256: Option<Vec<String>>,
 }
 
-/// QUIC knows TLS 1.3 alone (RFC 9001 §4.2).
+/// QUIC requires TLS 1.3 (RFC 9001 §4.2).
 pub static QUIC_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 pub static TCP_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    // whoever records the traffic today must not read it with tomorrow's computer
+    // protects recorded traffic against future quantum computers
     provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
     Arc::new(provider)
 }
@@ -105,7 +105,7 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
             let lists = lists.map(|list| CertificateRevocationListDer::from(list.to_vec()));
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .with_crls(lists)
-                .allow_unknown_revocation_status() // an authority without a list of its own revokes nothing
+                .allow_unknown_revocation_status() // a CA without a CRL revokes nothing
                 .build()
                 .map_err(|e| NetError::tls("Cannot use the client CA or CRL", e))?;
             builder.with_client_cert_verifier(verifier)
@@ -141,11 +141,10 @@ pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], a
     Ok(config)
 }
 
-/// A connector is made from its options again after this time: the system's authorities may have changed.
+/// Lifetime of the cached connector: the system's CA bundle may change.
 const CONNECTOR_LIFETIME: Duration = Duration::from_secs(60);
 
-/// The connector that was used last. Making one parses certificates and reads the system's authorities; one that is used again resumes
-/// sessions (RFC 8446 §2.2).
+/// The connector used last. Creating one parses certificates and reads the CA bundle; reusing one resumes sessions (RFC 8446 §2.2).
 #[derive(Default)]
 pub struct LastConnector(Mutex<Option<(Instant, ClientTls, TlsConnector)>>);
 
@@ -164,7 +163,7 @@ impl LastConnector {
 }
 
 pub fn server_name(name: &str) -> Result<ServerName<'static>, NetError> {
-    // a zone (RFC 6874) says where an address is reached, not whose it is
+    // a zone (RFC 6874) is not part of the identity
     let name = name.split('%').next().unwrap_or(name);
     ServerName::try_from(name.to_owned()).map_err(|_| NetError::new(NetErrorCode::Invalid, format!("Cannot use {name:?} as a server name")))
 }
@@ -173,12 +172,12 @@ fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
     certificates.iter().map(|der| CertificateDer::from(der.to_vec())).collect()
 }
 
-/// Which of PKCS #8, PKCS #1 and SEC 1 it is, is seen in it.
+/// Detects PKCS #8, PKCS #1 or SEC 1.
 fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, NetError> {
     PrivateKeyDer::try_from(der.to_vec()).map_err(|e| NetError::tls("Cannot read the private key", e))
 }
 
-/// A secret that is the same as long as the private key is, and tells nothing of it (RFC 5869). `purpose` makes it another one.
+/// Derives a secret from the private key with HKDF (RFC 5869), for one purpose.
 pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, NetError> {
     let key = private_key(key)?;
     let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http").extract(key.secret_der());
@@ -234,7 +233,7 @@ fn roots(tls: &ClientTls) -> Result<RootCertStore, NetError> {
     Ok(roots)
 }
 
-/// The usual bundle files, the first that has certificates. Reading files is the one thing here that can be slow; they are some 200 KB.
+/// The system's CA bundle: the first of the usual files that has certificates.
 fn system_authorities() -> Vec<CertificateDer<'static>> {
     const BUNDLES: [&str; 5] = [
         "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Arch, Alpine, distroless
@@ -280,7 +279,7 @@ fn parse_pin(pin: &str) -> Result<[u8; 32], NetError> {
     bytes.try_into().map_err(|_| bad())
 }
 
-/// What was shown instead of a pinned certificate. rustls shows such errors with `Debug`: it is the sentence, then.
+/// The certificate does not match the pin. rustls formats such errors with `Debug`, so that is the message.
 struct WrongPin([u8; 32]);
 
 impl std::fmt::Debug for WrongPin {
@@ -298,17 +297,17 @@ impl std::fmt::Display for WrongPin {
 
 impl std::error::Error for WrongPin {}
 
-/// A pin, a chain of trust, both or neither. The handshake's signature is checked always: nobody shows a certificate without its key.
+/// Verifies a pin, a chain of trust, both or neither. The signature of the handshake is always verified.
 #[derive(Debug)]
 struct Verifier {
     pins: Vec<[u8; 32]>,
     chain: Option<Arc<WebPkiServerVerifier>>,
-    /// The certificates that are trusted by the user's own word, not the system's.
+    /// The certificates that the user trusts, not the system's.
     trusted: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
 }
 
-/// webpki's refusal of a certificate with CA:TRUE as a server's or client's own.
+/// Whether webpki rejected an end-entity certificate because of CA:TRUE.
 fn is_ca(error: &CertificateError) -> bool {
     let CertificateError::Other(OtherError(error)) = error else {
         return false;
@@ -317,8 +316,8 @@ fn is_ca(error: &CertificateError) -> bool {
 }
 
 impl Verifier {
-    /// A server's certificate that is one of those trusted, byte for byte, needs no issuer, even where it is that of an authority: this is what
-    /// `openssl req -x509` makes. Its dates, its name and its purpose are checked as those of any other.
+    /// Accepts a server certificate that is itself one of the trusted certificates, even if it has CA:TRUE, as `openssl req -x509` creates
+    /// them. Validity, name and purpose are still checked.
     fn verify_trusted(&self, end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<ServerCertVerified, rustls::Error> {
         verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
         if !is_for_servers(end_entity) {
@@ -328,8 +327,8 @@ impl Verifier {
     }
 }
 
-/// Whether its extended key usage, where it has one, has `id-kp-serverAuth` (RFC 5280 §4.2.1.12). webpki does not show it, and so it is found by
-/// its bytes: this is a certificate that the user has chosen to trust.
+/// Whether the extended key usage, if present, includes `id-kp-serverAuth` (RFC 5280 §4.2.1.12). webpki does not expose it, so this
+/// searches the bytes, which is safe for a certificate the user has chosen to trust.
 fn is_for_servers(certificate: &[u8]) -> bool {
     const EXTENDED_KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x25];
     const SERVER_AUTH: [u8; 10] = [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
@@ -364,7 +363,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // said only where the dates are right: webpki looks at them first
+            // webpki checks the validity period before this
             Err(rustls::Error::InvalidCertificate(error)) if is_ca(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
                 self.verify_trusted(end_entity, server_name)
             }

@@ -1,4 +1,4 @@
-//! UDP sockets for QUIC, with buffers that a fast sender does not overrun.
+//! UDP sockets for QUIC.
 use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -6,12 +6,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::{lacks_family, to_bind};
 
-/// What a UDP socket should be able to hold; the kernel gives as much of it as it is allowed to.
+/// Requested buffer size; the kernel may grant less.
 const UDP_BUFFER: usize = 8 << 20;
-/// With less a fast sender overruns it.
+/// With smaller buffers fast senders cause loss.
 const MIN_UDP_BUFFER: usize = 2_500_000;
 
-/// Warns where the kernel gives less than [`MIN_UDP_BUFFER`].
+/// Opens a socket. Warns if its buffers are smaller than [`MIN_UDP_BUFFER`].
 pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
@@ -20,7 +20,7 @@ pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSo
     socket.set_nonblocking(true)?;
     raise_buffers(&socket);
     let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
-    // Linux counts its own overhead in: it shows twice of what was asked
+    // Linux doubles the value for its own overhead
     let got = if cfg!(target_os = "linux") { got / 2 } else { got };
     if got < MIN_UDP_BUFFER {
         let remedy = if cfg!(target_os = "macos") {
@@ -37,7 +37,7 @@ pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSo
 }
 
 fn raise_buffers(socket: &Socket) {
-    // macOS refuses what is above its limit instead of giving less
+    // macOS rejects sizes above its limit instead of granting less
     let mut size = UDP_BUFFER;
     while size > UDP_BUFFER / 64 && socket.set_recv_buffer_size(size).is_err() {
         size /= 2;

@@ -1,5 +1,5 @@
-//! Asks the system why a QUIC server does not answer. quinn hears nothing of what the kernel and routers on the way say, and rightly so: an
-//! ICMP message, which anybody may forge, must not end a connection. Here a socket of its own asks, and the answer is for people to read.
+//! Finds out why a QUIC server does not respond. quinn ignores ICMP errors, as anyone can forge them and they must not end a connection. A
+//! separate socket asks for them; the result is only shown to people.
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::error::{NetError, NetErrorCode};
 use crate::net::happy_eyeballs::more_specific;
 use crate::net::resolver::{Purpose, Resolver};
 
-/// Addresses that are asked about.
+/// Maximum number of addresses to probe.
 const MAX_ADDRESSES: usize = 4;
-/// Datagrams to each. The second one hears what the first one has taught the kernel about the path.
+/// Datagrams per address. The second one sees what the kernel learned about the path from the first.
 const PROBES: u32 = 3;
-/// The smallest that a path must carry for QUIC (RFC 9000 §14).
+/// Minimum datagram size of a QUIC path (RFC 9000 §14).
 const LENGTH: usize = 1_200;
 
 /// A Version Negotiation packet (RFC 9000 §17.2.1), which servers ignore.
@@ -28,7 +28,7 @@ fn datagram() -> [u8; LENGTH] {
     data
 }
 
-/// Why datagrams do not reach `host`; `None` where the system does not say so, for one address at least.
+/// Why datagrams do not reach `host`; `None` if there is no error for at least one address.
 pub async fn probe(resolver: &Arc<Resolver>, host: &str, port: u16, limit: Duration) -> Option<NetError> {
     timeout(limit, async {
         let addresses = resolver.lookup(host, port, Purpose::Link).all().await.ok()?;
@@ -46,7 +46,7 @@ pub async fn probe(resolver: &Arc<Resolver>, host: &str, port: u16, limit: Durat
     .ok()?
 }
 
-/// What goes wrong, until the time is up.
+/// The error of an address, if any, until the time is up.
 async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
     let sent = async {
         let any: SocketAddr = if address.is_ipv4() {
@@ -61,7 +61,7 @@ async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
         for _ in 0..PROBES {
             socket.send(&datagram()).await?;
             tokio::select! {
-                // any answer tells that something listens there
+                // any response shows that something listens there
                 heard = socket.recv(&mut answer) => return heard.map(|_| ()),
                 () = sleep(pause) => {}
             }
@@ -71,7 +71,7 @@ async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
     sent.await.err()
 }
 
-/// Where the system can: all ICMP errors are told, and nothing is fragmented.
+/// On Linux: reports all ICMP errors and disables fragmentation.
 #[cfg(target_os = "linux")]
 fn hear_errors(socket: &UdpSocket, is_ipv4: bool) {
     use std::os::fd::AsRawFd;
@@ -98,7 +98,7 @@ fn hear_errors(socket: &UdpSocket, is_ipv4: bool) {
 #[cfg(not(target_os = "linux"))]
 fn hear_errors(_: &UdpSocket, _: bool) {}
 
-/// In words, with what to do.
+/// Describes the error and the remedy.
 fn explain(error: &io::Error, address: SocketAddr) -> NetError {
     use io::ErrorKind::*;
     let (code, why) = match (error.raw_os_error(), error.kind()) {

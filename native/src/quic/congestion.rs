@@ -1,6 +1,6 @@
-//! Congestion control: quinn's, but for the end of a connection, and with no larger window than its path is good for. A sender may
-//! always send less than its controller allows, so the name of an algorithm still says how it answers loss. The one that does not answer every
-//! loss has a name of its own.
+//! Congestion control: quinn's algorithms with a cap on the window, and without a window while a connection closes. A sender may always
+//! send less than its controller permits, so each algorithm still responds to loss as its name says. The variant that tolerates some loss
+//! has a name of its own.
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -11,53 +11,53 @@ use quinn_proto::RttEstimator;
 
 use crate::quic::window::ConnectionWindow;
 
-/// What may be under way before anything is known of the path: 32 packets of the smallest size, as quic-go and Chromium do. quinn's
-/// window is two of the largest packets here, and one is an attempt at a larger size.
+/// Initial congestion window: 32 packets of minimum size, as in quic-go and Chromium. quinn's is two of the largest packets here, one of
+/// which is an MTU probe.
 const INITIAL_WINDOW: u64 = 32 * 1_200;
 
-/// The largest window that a path is good for: a cap on the bytes in flight. More would only stand in the receiver's buffer, in front of what
-/// other tunnels say. A cap never makes a connection send more than its controller allows.
+/// A cap on the bytes in flight. A larger window would only queue at the receiver and delay other tunnels. The cap never makes a connection
+/// send more than its controller permits.
 struct WindowCap {
-    /// Without any delay, in bytes.
+    /// Bytes without any delay.
     base: u64,
-    /// For each second of delay, in bytes.
+    /// Bytes per second of round-trip time: the highest throughput that the cap permits.
     bytes_per_second: f64,
 }
 
-/// No connection is faster: encryption alone takes longer.
+/// For bulk data. The cap permits 10 Gbit/s on long paths and more on short ones, where encryption is the limit.
 const BULK_CAP: WindowCap = WindowCap {
     base: 256 * 1024,
     bytes_per_second: 1.25e9,
 };
 
-/// Beside a conversation, which waits for whatever is under way: a quarter slower, and a quarter of the wait.
+/// While interactive data is sent, which waits for whatever is in flight: a quarter less throughput for a quarter of the wait.
 const INTERACTIVE_CAP: WindowCap = WindowCap {
     base: 48 * 1024,
     bytes_per_second: 0.5e9,
 };
 
-/// After so much silence a conversation is over.
+/// Interactive traffic has ended after this time without a small write.
 const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is said in a conversation, and what is not, in bytes.
+/// Writes up to this size are interactive; from the second size on they are bulk data, in bytes.
 const INTERACTIVE_WRITE: usize = 1_200;
 const BULK_WRITE: usize = 16_384;
 
-/// Losses that say nothing of how much there is room for: radio and worn cables lose so many without any queue before them. BBR goes on
-/// below the same share (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
+/// The loss that `cubic-loss-tolerant` ignores: radio links and bad cables lose this much without a queue. BBR tolerates the same share
+/// (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
 const TOLERATED_LOSS_PERCENT: u64 = 2;
-/// Packets of which the share is known.
+/// Packets over which the loss rate is measured.
 const LOSS_SAMPLE_PACKETS: u64 = 2_048;
-/// So many lost packets are no share yet: at the start one may be of thirty.
+/// Up to this many lost packets are always tolerated: at the start there are too few packets for a rate.
 const MIN_TOLERATED_PACKETS: u64 = 2;
 
-/// There is no conversation.
+/// No interactive write yet.
 const NEVER: u64 = u64::MAX;
 
-/// Of a connection that is not about to be closed.
+/// The connection is not being closed.
 const NOT_CLOSING: u64 = u64::MAX;
 
-/// None when nothing of that name is known.
+/// The algorithm of this name, if it exists.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
     Some(match name {
         // RFC 9438
@@ -84,55 +84,54 @@ fn cubic() -> CubicConfig {
     config
 }
 
-/// Closes a connection. quinn (up to 0.11.19, its issue 2785) would hold the news back while the congestion window is full, and so for
-/// ever, because nobody counts acknowledgements any more: the peer would find out by the silence.
+/// Closes a connection. quinn (up to 0.11.19, issue 2785) does not send CONNECTION_CLOSE while the congestion window is full. As it no
+/// longer counts acknowledgements, it never would, and the peer would only notice by a timeout.
 pub fn close(connection: &quinn::Connection, code: u32, reason: &[u8]) {
     lift_cap(connection);
     connection.close(code.into(), reason);
 }
 
-/// Before quinn itself closes the connection: with its end point, or with its last handle.
+/// Call this before quinn closes the connection itself: with its endpoint or its last handle.
 pub fn lift_cap(connection: &quinn::Connection) {
     if let Some(signals) = ConnectionSignals::of(connection) {
         let sent = connection.stats().udp_tx.datagrams;
         let _ = signals
             .datagrams_before_close
             .compare_exchange(NOT_CLOSING, sent, Ordering::Relaxed, Ordering::Relaxed);
-        // fails where it was closed before
+        // fails if it was closed before
     }
 }
 
-/// Whether the peer of a connection that this side has closed was sent that: nothing else is sent after the end. quinn-proto (0.11.19) does
-/// not count the frame.
+/// Whether CONNECTION_CLOSE was sent: it is the only datagram after the close. quinn-proto (0.11.19) does not count the frame.
 pub fn close_sent(connection: &quinn::Connection) -> bool {
     ConnectionSignals::of(connection)
         .is_some_and(|signals| connection.stats().udp_tx.datagrams > signals.datagrams_before_close.load(Ordering::Relaxed))
 }
 
-/// What the controller of a connection is told by others. Shared by its copies, of which quinn shows one.
+/// Shared state of a connection and its controller. quinn gives access to a clone of the controller, which shares it.
 pub struct ConnectionSignals {
-    /// Datagrams that were sent before it was closed, or `NOT_CLOSING`.
+    /// Datagrams sent before the close, or `NOT_CLOSING`.
     datagrams_before_close: AtomicU64,
     since: Instant,
-    /// When something short was said last, in milliseconds from `since`, or `NEVER`.
+    /// Time of the last interactive write, in milliseconds from `since`, or `NEVER`.
     last_interactive_at: AtomicU64,
-    /// The stream on which that was.
+    /// The stream of that write.
     interactive_stream: AtomicU64,
-    /// The receive windows of its streams.
+    /// The receive windows of the connection.
     pub window: ConnectionWindow,
-    /// Smoothed, in microseconds.
+    /// Smoothed round-trip time, in microseconds.
     round_trip: AtomicU64,
     congestion_window: AtomicU64,
 }
 
 impl ConnectionSignals {
-    /// None once a connection is of another kind, which it never is.
+    /// The signals of a connection; always present, as all controllers are of this type.
     pub fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
         let controller = connection.congestion_state().into_any().downcast::<CappedController>().ok()?;
         Some(controller.signals)
     }
 
-    /// So many bytes were written to a stream. Something short is part of a conversation, unless a lot follows it.
+    /// Records a write to a stream. A small one is interactive, unless bulk data follows on the same stream.
     pub fn record_write(&self, stream: quinn::StreamId, bytes: usize) {
         let stream = quinn::VarInt::from(stream).into_inner();
         if bytes <= INTERACTIVE_WRITE {
@@ -144,12 +143,12 @@ impl ConnectionSignals {
         }
     }
 
-    /// The path's round trip time, smoothed.
+    /// The smoothed round-trip time.
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
-    /// What may be under way, in bytes.
+    /// The congestion window, in bytes.
     pub fn congestion_window(&self) -> u64 {
         self.congestion_window.load(Ordering::Relaxed)
     }
@@ -169,7 +168,7 @@ struct CappedFactory<F> {
 }
 
 impl<F> CappedFactory<F> {
-    /// Its controllers hear of no losses that are by chance.
+    /// Its controllers ignore tolerable losses.
     fn loss_tolerant(factory: F) -> Self {
         let factory = Arc::new(factory);
         Self {
@@ -208,11 +207,11 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for CappedF
     }
 }
 
-/// Whether what is lost is lost by chance: there are few, and nothing has to wait on the way, as it would before a router that has too much.
+/// Decides whether losses are tolerable: they are few, and the round-trip time shows no queue.
 #[derive(Clone, Default)]
 struct Losses {
     mtu: u64,
-    /// Bytes, of the last [`LOSS_SAMPLE_PACKETS`] packets or so.
+    /// Bytes of about the last [`LOSS_SAMPLE_PACKETS`] packets.
     arrived: u64,
     lost: u64,
     queued: bool,
@@ -226,7 +225,7 @@ impl Losses {
         }
     }
 
-    /// `rtt`: of late, and the least.
+    /// `rtt`: the smoothed and the minimum round-trip time.
     fn arrived(&mut self, bytes: u64, rtt: [Duration; 2]) {
         let [late, least] = rtt;
         self.arrived += bytes;
@@ -254,9 +253,9 @@ impl Losses {
 
 struct CappedController {
     inner: Box<dyn Controller>,
-    /// See [`WindowCap`]. Controllers that wait for loss find none where the receiver's buffer is large and near.
+    /// See [`WindowCap`]. A large buffer at a near receiver causes no loss, so loss-based controllers would not stop growing.
     cap: u64,
-    /// Where it is lenient.
+    /// Only if the controller is loss-tolerant.
     losses: Option<Losses>,
     signals: Arc<ConnectionSignals>,
 }
@@ -267,7 +266,7 @@ impl Controller for CappedController {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        // a window that is larger than what it lets be under way must not grow (RFC 9002 §7.8): it would take long to shrink
+        // a window above the cap must not grow (RFC 9002 §7.8): it would take long to shrink
         let limited = app_limited || self.inner.window() >= self.cap;
         self.inner.on_ack(now, sent, bytes, limited, rtt);
         if let Some(losses) = &mut self.losses {
@@ -285,13 +284,13 @@ impl Controller for CappedController {
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
-        // none are lost where a router has marked packets instead (ECN)
+        // zero bytes: packets were marked (ECN), not lost
         if let Some(losses) = self.losses.as_mut().filter(|_| lost_bytes > 0) {
             losses.lost(lost_bytes);
             if losses.are_tolerable() && !is_persistent_congestion {
                 return;
             }
-            losses.lost = 0; // they are answered
+            losses.lost = 0; // the controller has responded to them
         }
         self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
@@ -305,7 +304,7 @@ impl Controller for CappedController {
 
     fn window(&self) -> u64 {
         if self.signals.datagrams_before_close.load(Ordering::Relaxed) != NOT_CLOSING {
-            return u64::MAX; // not even paced
+            return u64::MAX; // disables pacing too
         }
         self.inner.window().min(self.cap)
     }

@@ -22,17 +22,17 @@ use crate::net::address::canonical;
 use crate::stream::half::{ReadHalf, WriteHalf};
 use crate::stream::Halves;
 
-/// How long the ends of connections may take to reach the wire.
+/// Maximum time to wait for CONNECTION_CLOSE to be sent.
 pub const CLOSE_NOTIFY_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// As `connection_window` of [`Transport`], from now on.
+/// Sets `connection_window` of [`Transport`] of an open connection.
 pub fn set_connection_window(connection: &Connection, bytes: u32) {
     if let Some(signals) = ConnectionSignals::of(connection) {
         signals.window.set_base(connection, bytes);
     }
 }
 
-/// Both halves of a stream, with windows of their own.
+/// The halves of a stream, with flow control per stream.
 fn halves(connection: &Connection, signals: &Option<Arc<ConnectionSignals>>, send: SendStream, recv: RecvStream) -> Halves {
     let mut halves = Halves::new(ReadHalf::Quic(recv), WriteHalf::Quic(send, signals.clone()));
     halves.reader.flow = Flow::new(connection, signals);
@@ -60,14 +60,14 @@ pub async fn open_stream(connection: &Connection) -> Result<Halves, NetError> {
     Ok(halves(connection, &ConnectionSignals::of(connection), send, recv))
 }
 
-/// One request: the stream, with what followed the answer's head, and that head. Given up, the halves are dropped and so reset.
+/// Sends a request. Returns the stream, which holds the bytes after the response head, and the head. If cancelled, the stream is reset.
 pub async fn request(connection: Connection, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), NetError> {
     let all = async {
         let mut halves = open_stream(&connection).await?;
         halves.writer.write(head).await?;
         match read_head(&mut halves, bytes).await? {
             Some(answer) => Ok((halves, answer)),
-            // no answer at all: the reader knows whether it was an end or a reset
+            // no response: the reader knows whether it was an end or a reset
             None => Err(halves
                 .reader
                 .read()
@@ -85,7 +85,7 @@ pub async fn request(connection: Connection, head: Bytes, limit: Duration, bytes
     }
 }
 
-/// The streams that the peer opens, as they come; it may have `max` of them open.
+/// The streams that the peer opens. It may have `max` of them open.
 struct Streams {
     connection: Connection,
     signals: Option<Arc<ConnectionSignals>>,
@@ -103,7 +103,7 @@ impl Streams {
         }
     }
 
-    /// The next one; none when the connection has ended.
+    /// The next stream; `None` once the connection has ended.
     async fn accept(&mut self) -> Option<Halves> {
         let (send, recv) = self.connection.accept_bi().await.ok()?;
         let halves = halves(&self.connection, &self.signals, send, recv);
@@ -116,21 +116,21 @@ impl Streams {
     }
 }
 
-/// Brings the streams that the peer opens, `max` at a time, until the connection ends.
+/// Accepts streams until the connection ends. The peer may have `max` of them open.
 pub async fn accept_streams(connection: Connection, accept_queue: Arc<AcceptQueue<Halves>>, max: u32) {
     let mut streams = Streams::new(connection, max);
     loop {
-        accept_queue.space().await; // meanwhile the peer's stream limit holds it up
+        accept_queue.space().await; // meanwhile the stream limit applies backpressure
         let Some(halves) = streams.accept().await else {
             return accept_queue.close();
         };
-        let _ = accept_queue.push(halves); // closed meanwhile: the stream is reset
+        let _ = accept_queue.push(halves); // if the queue is closed, the stream is reset
     }
 }
 
-/// Brings the requests on the streams that the peer opens, `max` at a time, until the connection ends.
+/// Accepts requests on streams of the peer until the connection ends. The peer may have `max` streams open.
 pub async fn accept_requests(connection: Connection, accept_queue: Arc<AcceptQueue<Incoming>>, limits: HeadLimits, max: u32) {
-    let pending_heads = PendingHeads::new(limits.pending, 0); // one peer, and so one source
+    let pending_heads = PendingHeads::new(limits.pending, 0); // one peer: no limit per address
     let remote = remote(&connection);
     let mut heads = JoinSet::new();
     let mut streams = Streams::new(connection, max);
@@ -153,17 +153,17 @@ pub async fn accept_requests(connection: Connection, accept_queue: Arc<AcceptQue
                     halves: Some(halves),
                     remote,
                     head,
-                }); // closed meanwhile: the stream is reset
+                }); // if the queue is closed, the stream is reset
             }
         });
-        // the head is mostly there with the stream: no task for that
+        // the head usually arrives with the stream and needs no task
         if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             heads.spawn(request);
         }
     }
 }
 
-/// Why a connection is no more, once it is; where this side closed it, once that was sent.
+/// Resolves with the reason once the connection has ended; if it was closed locally, once CONNECTION_CLOSE was sent.
 pub async fn closed(connection: &Connection) -> ConnectionError {
     let error = connection.closed().await;
     if error == ConnectionError::LocallyClosed {
@@ -173,7 +173,7 @@ pub async fn closed(connection: &Connection) -> ConnectionError {
     error
 }
 
-/// Resolves when CONNECTION_CLOSE was sent, or there is nobody left to send it to.
+/// Resolves when CONNECTION_CLOSE was sent or cannot be sent any more.
 pub async fn close_notified(connection: &Connection) {
     while !congestion::close_sent(connection) {
         match connection.close_reason() {
@@ -183,7 +183,7 @@ pub async fn close_notified(connection: &Connection) {
     }
 }
 
-/// Application error code, reason, whether the far side closed it, and the cause as the contract names it.
+/// Application error code, reason, whether the peer closed it, and the cause as the contract names it.
 pub fn describe(error: &ConnectionError) -> (u64, String, bool, &'static str) {
     match error {
         ConnectionError::ApplicationClosed(close) => (

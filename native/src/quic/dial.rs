@@ -25,7 +25,7 @@ pub struct Dial {
     pub limit: Duration,
 }
 
-/// A connection to the first address of the host that takes one. Its endpoint, with a socket of its own, ends with it.
+/// Connects to the first address of the host that accepts. The endpoint has its own socket and ends with the connection.
 pub async fn dial(resolver: &Arc<Resolver>, options: Dial, warn: Arc<Warn>) -> Result<Connection, NetError> {
     let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
     tls::server_name(&name)?;

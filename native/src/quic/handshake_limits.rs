@@ -11,13 +11,13 @@ use crate::sync::lock;
 pub struct HandshakeLimits {
     pub time: Duration,
     pub pending: usize,
-    /// 0 for no such limit.
+    /// 0 for no limit.
     pub pending_per_address: usize,
     pub keys: AddressKeys,
     pub retry_threshold: usize,
 }
 
-/// Handshakes under way of each source. Those of addresses that are not validated count apart: anybody can send them in another's name.
+/// Pending handshakes per address. Unvalidated addresses are counted separately, as they can be spoofed.
 #[derive(Default)]
 pub struct PendingHandshakes {
     of: Mutex<HashMap<AddressKey, AddressCounts>>,
@@ -29,7 +29,7 @@ struct AddressCounts {
     unvalidated: usize,
 }
 
-/// One of them, until it is dropped.
+/// A permit for one handshake, until it is dropped.
 pub struct HandshakePermit {
     all: Arc<PendingHandshakes>,
     key: AddressKey,
@@ -38,7 +38,7 @@ pub struct HandshakePermit {
 
 pub enum Admission {
     Accept(Option<HandshakePermit>),
-    /// Let it show that it is where it says it is.
+    /// Require address validation (RFC 9000 §8).
     Retry,
     Refuse,
 }
@@ -75,7 +75,7 @@ impl Drop for HandshakePermit {
     }
 }
 
-/// Handshakes refused that were not reported, for those who ask were told of too many already.
+/// Counts refused handshakes that were not reported because the accept queue was full.
 #[derive(Default)]
 pub struct SuppressedErrors {
     limit: AtomicU64,
@@ -91,7 +91,7 @@ impl SuppressedErrors {
         }
     }
 
-    /// How many a failure with this code that is reported now stands for: itself, and those before it.
+    /// How many failures a reported one stands for: itself and those suppressed before it.
     pub fn take(&self, code: NetErrorCode) -> u64 {
         1 + self.of(code).map_or(0, |count| count.swap(0, Ordering::Relaxed))
     }

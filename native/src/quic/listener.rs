@@ -24,15 +24,15 @@ use crate::net::address::canonical;
 use crate::net::tls::{self, ServerTls, QUIC_VERSIONS};
 use crate::net::udp;
 
-/// Connections ready, requests ready, and not yet asked for.
+/// Maximum number of connections that wait to be accepted.
 const ACCEPT_QUEUE: usize = 1024;
-/// Failed handshakes reported and not yet asked for.
+/// Maximum number of failed handshakes that wait to be reported.
 const MAX_QUEUED_FAILURES: usize = 64;
-/// A handshake that has waited longer for its turn is refused: its peer comes back when there is less to do, instead of giving up halfway.
+/// A handshake that starts later than this is refused, so that its peer retries under less load instead of timing out halfway.
 const MAX_START_DELAY: Duration = Duration::from_secs(2);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What a listener hands over.
+/// A finished handshake.
 pub enum HandshakeResult {
     Connected(Connection),
     Failed { remote: String, error: NetError },
@@ -43,7 +43,7 @@ pub struct Listener {
     pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     pub suppressed: Arc<SuppressedErrors>,
     endpoint: Endpoint,
-    /// Gone once neither the endpoint nor a connection of it has the socket any more; until then the descriptor is its.
+    /// Owned by the endpoint and its connections. While it exists, `descriptor` is valid.
     socket: Weak<dyn AsyncUdpSocket>,
     descriptor: RawFd,
     domain: Domain,
@@ -102,13 +102,13 @@ impl Listener {
         Ok(())
     }
 
-    /// New connections are refused from now on.
+    /// Refuses new connections from now on.
     pub fn stop_accepting(&self) {
         self.open.send_replace(false);
         self.accept_queue.close();
     }
 
-    /// Closes every connection; resolves when the peers of `connections` were told.
+    /// Closes every connection. Resolves when the peers of `connections` were told.
     pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
         self.stop_accepting();
         connections.iter().for_each(congestion::lift_cap);
@@ -123,8 +123,8 @@ impl Listener {
         self.release();
     }
 
-    /// Frees the address, which connections that still end (RFC 9000 §10.2), or streams that somebody still holds, would keep: their
-    /// descriptor gets another socket behind it, which nobody knows.
+    /// Frees the address, which closing connections (RFC 9000 §10.2) and streams still in use would keep: replaces the socket behind their
+    /// descriptor.
     fn release(&self) {
         let Some(held) = self.socket.upgrade() else { return };
         let Ok(other) = Socket::new(self.domain, Type::DGRAM, Some(Protocol::UDP)) else {
@@ -151,7 +151,7 @@ fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Res
     Ok(config)
 }
 
-/// Handshakes run side by side: one that never ends holds up nobody.
+/// Accepts connections. Handshakes run concurrently.
 async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
     let underway = Arc::new(PendingHandshakes::default());
@@ -175,7 +175,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
         }
         let validated = incoming.remote_address_validated();
         if handshakes.len() >= limits.retry_threshold && !validated {
-            let _ = incoming.retry(); // fails where it was validated, which it was not
+            let _ = incoming.retry(); // fails only for validated addresses
             continue;
         }
         let permit = match underway.admit(limits.keys.of(remote.ip()), validated, limits.pending_per_address) {
@@ -205,7 +205,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             let error = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
                     transport.begin(&connection);
-                    let _ = accept_queue.push(HandshakeResult::Connected(connection)); // closed meanwhile: the connection goes with it
+                    let _ = accept_queue.push(HandshakeResult::Connected(connection)); // if the queue is closed, the connection is dropped
                     return;
                 }
                 Ok(Err(e)) => NetError::quic_connect(&e, &remote),
@@ -219,13 +219,13 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             }
         });
     }
-    drop(handshakes); // ends them
+    drop(handshakes); // aborts them
     while let Some(incoming) = endpoint.accept().await {
-        incoming.refuse(); // told so at once, an agent tries another proxy instead of waiting for a time-out
+        incoming.refuse(); // refused immediately, an agent tries another proxy instead of timing out
     }
 }
 
-/// Where handshakes come in.
+/// Refuses handshakes, and reports or counts them.
 struct HandshakeLimiter {
     accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     suppressed: Arc<SuppressedErrors>,
@@ -239,7 +239,7 @@ impl HandshakeLimiter {
         if self.accept_queue.len() < MAX_QUEUED_FAILURES {
             let (remote, error) = (remote.to_string(), NetError::new(code, message));
             let _ = self.accept_queue.push(HandshakeResult::Failed { remote, error });
-        // closed meanwhile: nobody asks any more
+        // if the queue is closed, it is not reported
         } else if let Some(count) = self.suppressed.of(code) {
             count.fetch_add(1, Ordering::Relaxed);
         }

@@ -11,15 +11,16 @@ use super::window;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 
-/// quinn with GSO loses larger ones: a send must stay below 64 KiB.
+/// With GSO quinn loses larger ones: a send must stay below 64 KiB.
 const MAX_MTU: u32 = 6_400;
 const MIN_MTU: u32 = 1_200;
-/// Searched for from 1,200 up (RFC 8899): paths of 1,500 bytes end at about 1,450, those within a host or a data centre go higher.
+/// MTU discovery starts at 1,200 (RFC 8899). Paths with 1,500 bytes end at about 1,450; loopback and data centres go higher.
 const DEFAULT_MTU: u32 = MAX_MTU;
-/// What a peer may have open at first: quinn makes room for all that it may open, time for each attempt to connect included, and keeps what
-/// streams have needed for as many of them: six megabytes for ten thousand.
+/// Initial stream limit. quinn allocates for all streams that a peer may open, even during the handshake, and keeps what they have needed:
+/// 6 MB for 10,000.
 pub const INITIAL_STREAMS: u32 = 256;
-/// One reset costs less than the packet that asked for it; with quinn's 20 ms thousands of peers would sooner find out by the silence.
+/// Minimum interval between stateless resets. A reset costs less than the packet that caused it; at quinn's 20 ms thousands of peers would
+/// time out first.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 #[napi_derive::napi(object)]
@@ -49,7 +50,7 @@ impl Transport {
         config.datagram_receive_buffer_size(None);
         config.stream_receive_window(self.stream_window().into());
         config.receive_window(window::initial_connection_window(self.connection_window.unwrap_or(0)));
-        // each stream has one of its own: a sum for all of them would let those in bulk starve the others
+        // each stream has its own: with a shared one bulk streams would starve the others
         config.send_window(u64::MAX);
         let name = self.congestion.as_deref().unwrap_or("cubic");
         let factory = congestion::named(name).ok_or_else(|| {
@@ -67,7 +68,7 @@ impl Transport {
         self.stream_window.unwrap_or(window::INITIAL_STREAM_WINDOW as u32)
     }
 
-    /// A connection whose handshake is complete.
+    /// Sets up a connection after its handshake.
     pub fn begin(&self, connection: &Connection) {
         if let Some(signals) = ConnectionSignals::of(connection) {
             signals
@@ -76,7 +77,7 @@ impl Transport {
         }
     }
 
-    /// Streams that the peer may have open.
+    /// Maximum number of streams that the peer may have open.
     pub fn streams(&self) -> u32 {
         self.max_peer_streams.unwrap_or(16)
     }
@@ -87,12 +88,12 @@ impl Transport {
 
     pub fn endpoint(&self) -> EndpointConfig {
         let mut config = EndpointConfig::default();
-        let _ = config.max_udp_payload_size(self.mtu().max(1_472)); // fails below 1,200 only
+        let _ = config.max_udp_payload_size(self.mtu().max(1_472)); // fails only below 1,200
         config
     }
 
-    /// A server that is started anew with its old key can tell the peers of the connections that it had, which none but the two could make
-    /// up (RFC 9000 §10.3). So can another with the same key, to which a load balancer sends their packets.
+    /// The configuration of a server's endpoint. Its stateless resets (RFC 9000 §10.3) are derived from the private key, so that a
+    /// restarted server, or another one with the same key behind a load balancer, can end connections it does not know.
     pub fn server_endpoint(&self, tls: &ServerTls) -> Result<EndpointConfig, NetError> {
         let key = tls::derive(&tls.key, b"QUIC stateless reset")?;
         let mut ids = [0; 8];

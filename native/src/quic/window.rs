@@ -1,5 +1,5 @@
-//! How much QUIC may have under way and unread: of a stream as much as its reader drains in two round trips, of a connection what its streams
-//! may have. What a peer sends and nobody reads, and what is written and nobody acknowledges, is bounded by these.
+//! Flow control: receive windows of streams, sized for what their readers drain in two round trips, receive windows of connections, the sum
+//! of these, and send windows. They bound the memory for data that is unread or unacknowledged.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -10,53 +10,53 @@ use crate::quic::congestion::ConnectionSignals;
 use crate::relay::budget;
 use crate::sync::lock;
 
-/// Of a stream that nobody has read from yet, and of one whose reader is slow, in bytes.
+/// Initial receive window of a stream, and the minimum for slow readers, in bytes.
 pub const INITIAL_STREAM_WINDOW: u64 = 96 << 10;
-/// Of one stream: enough for 300 MB/s at a round trip of 50 ms.
+/// Maximum receive window of a stream: enough for 300 MB/s at a round-trip time of 50 ms.
 pub const MAX_WINDOW: u64 = 16 << 20;
-/// Of all streams of the process together, beyond those with which they start: where many want more, each gets less. Streams that are not read
-/// may hold all of it, as credit cannot be taken back.
+/// Total growth of all streams of the process beyond their initial windows, shared among them. Unread streams may keep all of it, as credit
+/// cannot be revoked.
 const GROWTH: u64 = 32 << 20;
-/// Of what is left of that, one stream takes a quarter at most.
+/// One stream may take a quarter of the remaining growth.
 const SHARE: u64 = 4;
-/// The systems' socket buffers take as much from a stream whose reader reads nothing. What is drained beyond that has been read: a stream may
-/// grow by so much whatever the others hold.
+/// Data up to this size may only have moved to the kernel's socket buffers. What is drained beyond was read by the application: the window
+/// may grow by that amount regardless of other streams.
 const UNPROVEN_DRAIN: u64 = 512 << 10;
-/// Of a connection besides the windows of its streams: for those that the peer has opened and that were not accepted yet.
+/// Window of a connection besides those of its streams: for streams that are not accepted yet.
 const BASE: u64 = 1 << 20;
-/// A connection's window changes by at least this: each change is a frame.
+/// Minimum change of a connection's window, as each change is sent in a frame.
 const STEP: u64 = 1 << 20;
-/// The engine itself takes as long, on however short a path.
+/// Lower bound of the round-trip time: the engine takes this long itself.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// Bytes of one stream that are written and not acknowledged: twice what may be under way, so that the path stays full, and no more, so that
-/// what is read ahead is sent before it has left the processor's caches.
+/// Send window of a stream: twice the congestion window keeps the path full. With more, data would leave the CPU caches before it is sent.
 pub fn send_window(congestion_window: u64) -> u64 {
     (2 * congestion_window).clamp(MIN_SEND_WINDOW, MAX_WINDOW)
 }
 
 const MIN_SEND_WINDOW: u64 = 512 << 10;
 
-/// There is one set of threads for all engines of a process, and so one of these.
+/// Process-wide, like the runtime.
 static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
 
-/// The largest that a window may be now that started with `start` bytes, and has passed on `total`; all others have grown by `grown`.
+/// The largest permitted window for a stream with an initial window of `start` that has drained `total` bytes, while all streams have grown
+/// by `grown`.
 fn max_window(start: u64, grown: u64, total: u64) -> u64 {
     let shared = GROWTH.saturating_sub(grown) / SHARE;
     let proven = total.saturating_sub(UNPROVEN_DRAIN);
     start.saturating_add(shared.max(proven)).min(MAX_WINDOW)
 }
 
-/// The receive window of a stream, as its reader drains it.
+/// The receive window of one stream.
 struct Receive {
     start: u64,
     window: u64,
-    /// In all.
+    /// Bytes drained in total.
     total: u64,
-    /// Since `since`.
+    /// Bytes drained since `since`.
     drained: u64,
     since: Instant,
-    /// When a round trip has gone by.
+    /// When the next round trip is over.
     due: Instant,
 }
 
@@ -72,7 +72,7 @@ impl Receive {
         }
     }
 
-    /// `bytes` were read and passed on. The new window, where it changes: at most twice or half the old one, once in a round trip.
+    /// Records drained bytes. Returns the new window if it changes: at most doubled or halved, once per round trip.
     fn drained(&mut self, bytes: u64, now: Instant, round_trip: Duration, max_window: u64) -> Option<u64> {
         self.total += bytes;
         self.drained += bytes;
@@ -95,8 +95,8 @@ impl Receive {
     }
 }
 
-/// What the windows of all streams have grown. A stream that grows and is then idle would keep its part of [`GROWTH`] for as long as it is
-/// open, so streams that want more look at the others first.
+/// The growth of all windows. A stream that has grown and become idle would keep its part of [`GROWTH`] while it is open, so the idle ones
+/// are swept when others want more.
 struct Growths<S> {
     sum: AtomicU64,
     grown: Mutex<Grown<S>>,
@@ -107,15 +107,15 @@ struct Grown<S> {
     swept: Option<Instant>,
 }
 
-/// What the window of one stream counts in the sum.
+/// The growth counted for one stream.
 struct Growth<S> {
     stream: S,
     counted: AtomicU64,
-    /// It was drained since the last sweep.
+    /// Drained since the last sweep.
     is_used: AtomicBool,
 }
 
-/// Streams are looked at this often, at most. One that was not drained between two sweeps is idle, or its reader is stuck.
+/// Minimum interval between sweeps. A stream that was not drained between two of them is idle or stuck.
 const SWEEP: Duration = Duration::from_secs(1);
 
 impl<S> Growths<S> {
@@ -146,10 +146,10 @@ impl<S> Growths<S> {
 
     fn count(&self, growth: &Growth<S>, bytes: u64) {
         let before = growth.counted.swap(bytes, Ordering::Relaxed);
-        self.sum.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed); // wraps where it has shrunk
+        self.sum.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed); // wraps on purpose if it has shrunk
     }
 
-    /// Of streams that are not being drained, counts no more than they hold, as `held` tells.
+    /// Reduces the count of streams that are not drained to what they hold.
     fn sweep(&self, now: Instant, held: impl Fn(&S) -> u64) {
         let mut quiet = Vec::new();
         {
@@ -166,14 +166,14 @@ impl<S> Growths<S> {
                 true
             });
         }
-        // asked without the lock: each connection has one of its own
+        // without the lock: each connection has its own
         for growth in quiet {
             let counted = growth.counted.load(Ordering::Relaxed);
             if counted == 0 {
                 continue;
             }
             let held = held(&growth.stream);
-            // a stream that is drained meanwhile counts for itself
+            // skips a stream that is drained meanwhile
             let changes = held < counted
                 && growth
                     .counted
@@ -186,30 +186,31 @@ impl<S> Growths<S> {
     }
 }
 
-/// The receive window of a connection: finite, and never less than what its streams may have, so that one that is not read holds up no other.
+/// The receive window of a connection: finite, but at least the sum of its streams' windows, so that an unread stream does not block
+/// others.
 pub struct ConnectionWindow(Mutex<Windows>);
 
 #[derive(Clone, Copy)]
 struct Windows {
-    /// Of a new stream.
+    /// Initial window of a stream.
     start: u64,
     base: u64,
-    /// The sum of the largest that each open stream has had.
+    /// Sum of the largest window of each open stream.
     streams: u64,
     open: usize,
-    /// What the connection has now.
+    /// The current window.
     now: u64,
 }
 
 impl Windows {
-    /// quinn renews it once an eighth was read: so much more than what may be under way.
+    /// A quarter more than needed, as quinn sends credit only after an eighth was read
     fn wanted(self) -> u64 {
         let wanted = (self.base + self.streams) * 5 / 4;
-        // of a stranger not a byte more
+        // not rounded up for peers that are not authenticated
         wanted.next_multiple_of(if self.base < BASE { 1 } else { STEP })
     }
 
-    /// The new one, where it changes.
+    /// Returns the new window if it changes.
     fn settle(&mut self) -> Option<u64> {
         let wanted = self.wanted();
         if wanted <= self.now && wanted > self.now / 2 {
@@ -233,24 +234,24 @@ impl Default for ConnectionWindow {
 }
 
 impl ConnectionWindow {
-    /// Bytes besides the windows of the streams; 0 for as many as those usually have who said who they are.
+    /// Sets the bytes besides the windows of the streams; 0 for the default of an authenticated peer.
     pub fn set_base(&self, connection: &quinn::Connection, bytes: u32) {
         self.change(connection, |windows| windows.base = base(bytes));
     }
 
-    /// Streams that are open.
+    /// Number of open streams.
     pub fn streams(&self) -> usize {
         lock(&self.0).open
     }
 
-    /// With what the handshake was made.
+    /// Sets the values used in the handshake.
     pub fn begin(&self, start: u64, base_bytes: u32) {
         let mut windows = lock(&self.0);
         (windows.start, windows.base) = (start, base(base_bytes));
         windows.now = windows.wanted();
     }
 
-    /// One more; the window that it has at first.
+    /// Adds a stream and returns its initial window.
     fn add_stream(&self, connection: &quinn::Connection) -> u64 {
         let mut start = 0;
         self.change(connection, |windows| {
@@ -277,7 +278,7 @@ fn base(bytes: u32) -> u64 {
     }
 }
 
-/// What a connection has before there is a stream; `bytes` as with [`ConnectionWindow::set_base`].
+/// The window of a connection without streams; `bytes` as with [`ConnectionWindow::set_base`].
 pub fn initial_connection_window(bytes: u32) -> VarInt {
     let windows = Windows {
         start: INITIAL_STREAM_WINDOW,
@@ -293,14 +294,14 @@ fn var_int(bytes: u64) -> VarInt {
     VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
-/// What the reader of a QUIC stream has to do with windows.
+/// Flow control of the reader of a QUIC stream.
 pub struct Flow {
     connection: quinn::Connection,
     signals: Arc<ConnectionSignals>,
     receive: Receive,
-    /// Of the connection's window, this is for this stream.
+    /// Part of the connection's window for this stream.
     share: u64,
-    /// Where the window has grown.
+    /// Present once the window has grown.
     growth: Option<Arc<Growth<(quinn::Connection, StreamId)>>>,
 }
 
@@ -317,17 +318,17 @@ impl Flow {
         }))
     }
 
-    /// Bytes that are read at a time: what is read and not passed on yet comes on top of the window.
+    /// Maximum bytes per read: data that is read and not passed on adds to the window.
     pub fn batch(&self) -> usize {
         (self.receive.window / 4) as usize
     }
 
-    /// `bytes` were read and passed on.
+    /// Records bytes that were read and passed on.
     pub fn drained(&mut self, stream: &mut quinn::RecvStream, bytes: usize) {
         let (now, before) = (Instant::now(), self.receive.window);
         if let Some(growth) = &self.growth {
             growth.is_used.store(true, Ordering::Relaxed);
-            // it was idle, and others have its part: it grows again, while the peer still has the credit that it was given
+            // it was idle and lost its growth to others; it grows again while the peer uses the old credit
             self.receive.window = before.min(self.receive.start + growth.counted.load(Ordering::Relaxed));
         }
         if now >= self.receive.due && GROWTHS.sum() > 0 {
@@ -351,7 +352,7 @@ impl Flow {
             self.share = window;
             self.signals.window.change(&self.connection, |windows| windows.streams += more);
         }
-        let _ = stream.set_receive_window(window); // fails on a stream that has ended
+        let _ = stream.set_receive_window(window); // fails if the stream has ended
     }
 
     /// The connection of the stream.

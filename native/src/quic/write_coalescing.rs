@@ -1,4 +1,4 @@
-//! What QUIC runs on: tokio, and turns in which more comes together.
+//! The runtime of QUIC: tokio, with drivers that let pending writers share datagrams.
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -11,20 +11,20 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A driver that has waited so often for nobody goes at once.
+/// After this many deferrals without another write, a driver is no longer deferred.
 const MAX_EMPTY_DEFERRALS: u32 = 8;
-/// But for one of so many turns, to see whether there are others now.
+/// Except every 64th time, to see whether there are other writers now.
 const RETRY_EVERY: u32 = 64;
 
-/// Writes to streams so far. There is one set of threads for all engines of a process, and so one of these.
+/// Number of writes to streams. Process-wide, like the runtime.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
-/// To be told of every write to a QUIC stream.
+/// Records a write to a QUIC stream.
 pub fn record_write() {
     WRITES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// As quinn's, but that its drivers let others write first.
+/// As quinn's runtime, but defers drivers until other writers have written.
 #[derive(Debug)]
 pub struct CoalescingRuntime;
 
@@ -46,13 +46,13 @@ impl Runtime for CoalescingRuntime {
     }
 }
 
-/// Whoever writes to a stream wakes the connection's driver, and tokio would run it before all who are ready to write as well: a datagram for
-/// each of them. It goes to the end of the queue instead, and finds what all of them have written, as long as there are any.
+/// A write wakes the connection's driver task. Without this, tokio polls it before other ready writers, and each write is sent in its own
+/// datagram. It yields once instead, as long as that gains writes.
 struct DeferredDriver {
     driver: Driver,
-    /// While it waits: the writes that it knows of.
+    /// The number of writes when it was deferred.
     seen_writes: Option<u64>,
-    /// How often nobody has written meanwhile, since somebody last did.
+    /// Consecutive deferrals without another write.
     empty_deferrals: u32,
     polls: u32,
 }

@@ -1,5 +1,5 @@
-//! One budget for what all tunnels of the process buffer: received and not passed on, written and not acknowledged. Half used up, windows no
-//! longer grow; at three quarters JavaScript refuses new tunnels; at nine tenths the tunnels that hold most are cut.
+//! The memory budget of all tunnels of the process: data received and not passed on, written and not acknowledged. At half of it, windows
+//! stop growing; at three quarters, JavaScript refuses new tunnels; at nine tenths, the tunnels that hold most are closed.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tokio::sync::Notify;
 use crate::error::{NetError, NetErrorCode};
 use crate::sync::lock;
 
-/// How often tunnels are looked at while one of them waits for its peer.
+/// Interval of measurements while a tunnel waits for its peer.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
-/// The same while a good part of the budget is used.
+/// The same while more than a quarter of the budget is used.
 const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
-// There is one set of threads for all engines of a process, and so one of each of these.
+// Process-wide, like the runtime.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 static USED: AtomicU64 = AtomicU64::new(0);
 static TUNNELS: Mutex<Vec<Weak<TunnelUsage>>> = Mutex::new(Vec::new());
@@ -24,7 +24,7 @@ static WAKE: Notify = Notify::const_new();
 static ASLEEP: AtomicBool = AtomicBool::new(false);
 static STARTED: AtomicBool = AtomicBool::new(false);
 
-/// Bytes that tunnels may buffer; 0 for no limit.
+/// Sets the bytes that tunnels may buffer; 0 for no limit.
 pub fn set_limit(runtime: &Handle, bytes: u64) {
     LIMIT.store(if bytes == 0 { u64::MAX } else { bytes }, Ordering::Relaxed);
     if bytes == 0 {
@@ -36,7 +36,7 @@ pub fn set_limit(runtime: &Handle, bytes: u64) {
     WAKE.notify_one();
 }
 
-/// Bytes that tunnels buffered when they were looked at last.
+/// Bytes that tunnels buffered at the last measurement.
 pub fn used() -> u64 {
     USED.load(Ordering::Relaxed)
 }
@@ -51,12 +51,12 @@ async fn watch() {
         let limit = LIMIT.load(Ordering::Relaxed);
         if limit == u64::MAX {
             USED.store(0, Ordering::Relaxed);
-            WAKE.notified().await; // by a new limit
+            WAKE.notified().await; // set_limit wakes it
             continue;
         }
         if !measure(limit) {
             ASLEEP.store(true, Ordering::SeqCst);
-            // a tunnel that began to wait since it was looked at may have seen no one asleep
+            // a tunnel that began to wait since the measurement may not have woken this task
             if !measure(limit) {
                 WAKE.notified().await;
             }
@@ -66,7 +66,7 @@ async fn watch() {
     }
 }
 
-/// Adds up, and cuts. Whether a tunnel waits.
+/// Measures all waiting tunnels and closes those over budget. Returns whether any tunnel waits.
 fn measure(limit: u64) -> bool {
     let mut waiting = Vec::new();
     lock(&TUNNELS).retain(|tunnel| {
@@ -88,7 +88,7 @@ fn measure(limit: u64) -> bool {
     any
 }
 
-/// Sorts those that hold most to the front, and tells how many of them have to go.
+/// Sorts by size, the largest first, and returns how many must be closed.
 fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
     if used <= limit / 10 * 9 {
         return 0;
@@ -104,17 +104,17 @@ fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
         .count()
 }
 
-/// What one tunnel holds.
+/// The memory usage of one tunnel.
 #[derive(Default)]
 pub struct TunnelUsage {
     streams: Vec<(quinn::Connection, StreamId)>,
-    /// Of each direction, one more than the bytes that were read and are not written yet; 0 where it waits for nothing but its source.
+    /// Per direction: 1 plus the bytes that were read and not written yet; 0 if only the source is waited for.
     waiting: [AtomicU64; 2],
-    /// What it held when it was looked at last.
+    /// Usage at the last measurement.
     measured: AtomicU64,
-    /// What its streams hold was copied out of its packets, and is the same since.
+    /// The data of its streams was copied out of packets and has not changed since.
     is_compact: AtomicBool,
-    /// What it held when it was cut.
+    /// Usage when it was closed.
     cut: AtomicU64,
     cut_notice: Notify,
 }
@@ -131,9 +131,9 @@ impl TunnelUsage {
         usage
     }
 
-    /// A direction (0 or 1) has read `bytes`, or none, and waits until its sink takes them.
+    /// Reports that a direction (0 or 1) waits for its sink, with `bytes` bytes read.
     pub fn set_waiting(&self, direction: usize, bytes: usize) {
-        // both in one order with those of the watcher: either it sees this tunnel, or this tunnel wakes it
+        // ordered with the watcher: either it sees this tunnel, or this tunnel wakes it
         self.waiting[direction].store(bytes as u64 + 1, Ordering::SeqCst);
         if ASLEEP.load(Ordering::SeqCst) {
             WAKE.notify_one();
@@ -144,7 +144,7 @@ impl TunnelUsage {
         self.waiting[direction].store(0, Ordering::Relaxed);
     }
 
-    /// Resolves when this tunnel has to go.
+    /// Resolves with the reason when this tunnel must be closed.
     pub async fn is_cut(&self) -> NetError {
         self.cut_notice.notified().await;
         let held = self.cut.load(Ordering::Relaxed) >> 10;
@@ -157,7 +157,7 @@ impl TunnelUsage {
         self.waiting.iter().any(|bytes| bytes.load(Ordering::SeqCst) > 0)
     }
 
-    /// What it holds. Where that is what it held before, its peer is stuck: what it waits with is copied out of packets, which take more memory.
+    /// Measures the usage. If it has not changed, the peer is stuck, and the data is copied out of the packets, which take more memory.
     fn measure(&self) -> u64 {
         let held = self.held();
         if self.measured.swap(held, Ordering::Relaxed) != held {
@@ -190,13 +190,13 @@ impl TunnelUsage {
 
     fn cut(&self, held: u64) {
         self.cut.store(held, Ordering::Relaxed);
-        self.cut_notice.notify_one(); // kept for a copy that does not wait for it right now
+        self.cut_notice.notify_one(); // stored for a splice that does not wait for it yet
     }
 }
 
-/// What a tunnel takes besides what it buffers.
+/// Memory of a tunnel besides its buffers.
 const TUNNEL_OVERHEAD: u64 = 32 << 10;
-/// A packet keeps the memory of all that the kernel handed over with it: measured, each byte takes two.
+/// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
 const PACKET_OVERHEAD: u64 = 2;
 
 #[cfg(test)]

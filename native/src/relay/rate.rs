@@ -1,22 +1,22 @@
-//! Bytes a second, for all who share it: a token bucket. Whoever waits is served in turn and a little at a time, so that nobody starves,
-//! however much another one wants.
+//! Rate limits in bytes per second: a token bucket that any number of tunnels share. Waiters are served in turn, a quantum at a time, so
+//! that none starves.
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{sleep, Instant};
 
-/// What is taken at a time, at most: of what is copied so much waits for its turn.
+/// Maximum bytes taken at once.
 const MAX_QUANTUM: usize = 64 << 10;
 const MIN_QUANTUM: usize = 512;
-/// A quantum is what is allowed in this part of a second.
+/// Quanta per second.
 const QUANTA_PER_SECOND: f64 = 100.0;
 
 pub struct Rate {
     per_second: f64,
     burst: f64,
     quantum: usize,
-    /// tokio's serves in the order in which it is asked.
+    /// tokio's mutex is fair: it serves waiters in order
     bucket: Mutex<Bucket>,
 }
 
@@ -26,7 +26,7 @@ struct Bucket {
 }
 
 impl Rate {
-    /// `burst` bytes may go at once after a pause: one quantum at least.
+    /// `burst` bytes, at least one quantum, may pass at once after a pause.
     pub fn new(per_second: f64, burst: f64) -> Arc<Self> {
         let per_second = per_second.max(1.0);
         let quantum = (per_second / QUANTA_PER_SECOND).clamp(MIN_QUANTUM as f64, MAX_QUANTUM as f64);
@@ -42,7 +42,7 @@ impl Rate {
         })
     }
 
-    /// Resolves when so many bytes may go. What is given up has taken nothing, but the quanta that it was granted before.
+    /// Resolves when `bytes` bytes may pass. If cancelled, only the quanta granted before are consumed.
     pub async fn take(&self, mut bytes: usize) {
         while bytes > 0 {
             let quantum = bytes.min(self.quantum);
@@ -64,13 +64,13 @@ impl Rate {
                 bucket.tokens -= bytes;
                 return;
             }
-            // the others wait for this one, which is their turn's beginning
+            // the other waiters queue for the mutex
             sleep(Duration::from_secs_f64((bytes - bucket.tokens) / self.per_second)).await;
         }
     }
 }
 
-/// What holds a copy back: every one of these rates.
+/// The rates that limit a tunnel.
 #[derive(Default)]
 pub struct RateLimiter(Vec<Arc<Rate>>);
 
@@ -83,12 +83,12 @@ impl RateLimiter {
         self.0.is_empty()
     }
 
-    /// How much to read at a time; `None` for as much as there is.
+    /// Maximum bytes per read; `None` for no limit.
     pub fn quantum(&self) -> Option<usize> {
         self.0.iter().map(|rate| rate.quantum).min()
     }
 
-    /// Resolves when so many bytes may go.
+    /// Resolves when `bytes` bytes may pass all rates.
     pub async fn take(&self, mut bytes: usize) {
         let Some(quantum) = self.quantum() else { return };
         while bytes > 0 {

@@ -1,5 +1,5 @@
-//! The copy between two streams: both ways at once, each direction with its own end, memory bounded by the windows, and no end that is
-//! not one. After a tunnel is set up, this is all that touches its bytes.
+//! Relays data between two streams, both directions concurrently. Each direction ends on its own, memory is bounded by the windows, and a
+//! truncated stream never looks complete. Once a tunnel is set up, only this code touches its data.
 use std::future::Future;
 use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,28 +16,27 @@ use crate::stream::read_buffer::ReadBuffer;
 use crate::stream::tcp_socket::MAX_IO_SLICES;
 use crate::stream::{CancelSignal, Halves, Handover};
 
-/// How long a copy goes on after one end was reset, or takes no more. What was received before can still be delivered meanwhile: the last
-/// bytes of an upload, or the answer to an upload that was refused. At most three copies carry a tunnel (lb, proxy, agent): after 2 s none is
-/// left.
+/// How long a splice continues after one side was reset or stopped reading, to deliver data received before: the end of an upload, or the
+/// response to a rejected one. A tunnel passes at most three splices (lb, proxy, agent), so it ends within 2 s.
 const GRACE_PERIOD: Duration = Duration::from_millis(500);
 
-/// How long RESET_STREAM waits for what was written before it. QUIC drops what was not sent by then, and quinn does not tell when all is
-/// sent.
+/// How long to delay RESET_STREAM after a write. QUIC discards unsent data on reset, and quinn does not report when all is sent.
 const RESET_DELAY: Duration = Duration::from_millis(100);
 
-/// How long a TCP peer that still sends is read, and ignored, before its socket is closed. With the grace before, less than 2 s.
+/// How long data of a TCP peer that still sends is read and discarded before its socket is closed. Together with the grace period, less
+/// than 2 s.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// After so long in one write, the source is watched for a reset. Shorter writes cost nothing.
+/// If a write takes longer than this, the source is watched for a reset. Shorter writes have no overhead.
 const BLOCKED_AFTER: Duration = Duration::from_millis(100);
 
-/// For a client to read its answer before the first bytes of a server that speaks first.
+/// Delay before the first bytes of a server that speaks first, so that the client can read its response on its own.
 const HEAD_START: Duration = Duration::from_millis(1);
 
-/// Chunks taken at a time in a conversation; a download soon has more.
+/// Chunks per read at first; the number grows for bulk data.
 const INITIAL_CHUNKS: usize = 4;
 
-/// Bytes in a QUIC packet, about.
+/// Approximate bytes per QUIC chunk.
 const CHUNK_BYTES: usize = 1_200;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,10 +61,10 @@ pub struct SpliceOutcome {
     pub error: Option<(NetError, Option<Side>)>,
 }
 
-/// What one direction has copied, and what holds it back.
+/// Counts the bytes of one direction and applies its limits.
 struct ByteCounter<'a> {
     copied: AtomicU64,
-    /// There is something to copy, and its turn has not come.
+    /// Data waits for the rate limiter.
     waiting: AtomicBool,
     limiter: &'a RateLimiter,
     usage: &'a TunnelUsage,
@@ -89,11 +88,11 @@ impl<'a> ByteCounter<'a> {
             return;
         }
         self.waiting.store(true, Ordering::Relaxed);
-        Box::pin(self.limiter.take(bytes)).await; // apart: copies without a pace are to stay small
+        Box::pin(self.limiter.take(bytes)).await; // boxed: splices without a limit stay small
         self.waiting.store(false, Ordering::Relaxed);
     }
 
-    /// `bytes` were read, and wait for the sink.
+    /// Reports that `bytes` bytes were read and wait for the sink.
     fn holds(&self, bytes: usize) {
         self.usage.set_waiting(self.direction as usize, bytes);
     }
@@ -102,7 +101,7 @@ impl<'a> ByteCounter<'a> {
         self.usage.clear_waiting(self.direction as usize);
     }
 
-    /// `bytes` were written.
+    /// Reports that `bytes` bytes were written.
     fn count(&self, bytes: usize) {
         self.clear_waiting();
         self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -110,13 +109,13 @@ impl<'a> ByteCounter<'a> {
 }
 
 enum CopyError {
-    /// Nothing more comes: what came so far is not all.
+    /// The source failed: the data is incomplete.
     Read(NetError),
-    /// Nothing more is taken.
+    /// The sink failed.
     Write(NetError),
 }
 
-/// Waits for the halves, then copies.
+/// Waits for the halves, then relays.
 pub async fn run(
     halves: Box<(Handover, Handover)>,
     prologue_to_a: Bytes,
@@ -124,7 +123,7 @@ pub async fn run(
     limiter: &RateLimiter,
     cancel: &CancelSignal,
 ) -> SpliceOutcome {
-    // apart: what waits here is not to be as large as what copies
+    // boxed: the task should not be larger than the splice needs
     let taken = Box::pin(async {
         let (a, b) = *halves;
         Ok((a.halves().await?, b.halves().await?))
@@ -143,19 +142,19 @@ pub async fn run(
     }
 }
 
-/// How a copy ended.
+/// How a splice ended.
 enum End {
-    /// Both directions have ended in good order.
+    /// Both directions have ended gracefully.
     Complete,
-    /// This side has ended its direction, and takes no more: its peer closed the stream, which is no fault.
+    /// The peer of this side closed the stream: its direction has ended and it stopped reading, which is not an error.
     Closed(Side),
     Broken(NetError, Option<Side>),
 }
 
-/// When the grace of a copy is over, once it has begun.
+/// End of the grace period, once it has begun.
 type Grace = Option<Instant>;
 
-/// Copies until both directions have ended, or one end is gone. Halves that have not ended are reset when they are dropped.
+/// Relays until both directions have ended or one side has failed. Halves that have not ended are reset when they are dropped.
 async fn splice(
     a: &mut Halves,
     b: &mut Halves,
@@ -184,7 +183,7 @@ async fn splice(
             };
             from.writer.on_drop().set_code(0);
             to.reader.on_drop().set_code(0);
-            to.reader.on_drop().set_finish_on_drop(); // all that was written has arrived, or had its time
+            to.reader.on_drop().set_finish_on_drop(); // the data has arrived, or had its time
         }
         End::Broken(error, _) => {
             if let Some(code) = error.app_code.and_then(|code| u32::try_from(code).ok()) {
@@ -204,25 +203,25 @@ async fn splice(
     }
 }
 
-/// Waits until what was written has arrived: to the end where the sinks have ended, within the grace before a reset.
+/// Waits until the data written has arrived: without limit if both directions have ended, within the grace period before a reset.
 async fn deliver_rest(end: &End, a: &Halves, b: &Halves, grace: Grace) {
     match end {
         End::Complete => drop(tokio::join!(received(&a.writer), received(&b.writer))),
         End::Closed(Side::A) => closed(&b.writer).await,
         End::Closed(Side::B) => closed(&a.writer).await,
-        End::Broken(_, None) => {} // cancelled, or idle for too long
+        End::Broken(_, None) => {} // cancelled, closed or idle
         End::Broken(_, Some(side)) => {
             let to = match side {
                 Side::A => &b.writer,
                 Side::B => &a.writer,
             };
             let until = grace.unwrap_or_else(|| Instant::now() + GRACE_PERIOD);
-            let _ = timeout_at(until, to.sent(RESET_DELAY)).await; // what a sink has not taken by then is lost
+            let _ = timeout_at(until, to.sent(RESET_DELAY)).await; // what is not sent by then is lost
         }
     }
 }
 
-/// Runs both directions. Each notices a reset of its source; sinks that wait for something to write are watched here.
+/// Runs both directions. Each notices a reset of its source; a sink that has nothing to write is watched here.
 async fn copy_both(
     a: &mut Halves,
     b: &mut Halves,
@@ -233,7 +232,7 @@ async fn copy_both(
     until: &mut Grace,
 ) -> End {
     let (a_stopped, b_stopped) = (a.writer.stopped_by_peer(), b.writer.stopped_by_peer());
-    // TCP has no STOP_SENDING, and the direction that reads from it tells of a reset until it has ended
+    // TCP has no STOP_SENDING, and the direction that reads from it reports a reset until it has ended
     let (a_sends_stop, b_sends_stop) = (a.writer.tcp().is_none(), b.writer.tcp().is_none());
     let greeted = (!a_sends_stop).then_some(a_to_b);
     let up = copy_direction(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b, None);
@@ -267,26 +266,26 @@ async fn copy_both(
     }
 }
 
-/// What is known of the ends of a copy while it goes on.
+/// The state of both sides while a splice runs.
 #[derive(Default)]
 struct TunnelEnds {
-    /// Directions that are over, by the side that they come from.
+    /// Directions that have ended, by their source.
     done: [bool; 2],
-    /// Why a side takes no more, although nothing is being written to it.
+    /// Why a side stopped reading although nothing was being written to it.
     stopped: [Option<NetError>; 2],
     /// The first sink that failed.
     failed: Option<(NetError, Side)>,
 }
 
 impl TunnelEnds {
-    /// A direction is over. `Some` where the copy is.
+    /// Records the end of a direction. Returns how the splice ended, if it has.
     fn ended(&mut self, from: Side, result: Result<(), CopyError>) -> Option<End> {
         self.done[from as usize] = true;
         let to = from.other();
         match result {
             Ok(()) => {}
             Err(CopyError::Read(error)) => return Some(self.broken(error, from)),
-            // what still came for a peer that had closed its stream is nothing that it misses
+            // a peer that closed its stream does not miss what still arrived
             Err(CopyError::Write(error)) if error.is_close() && self.done[to as usize] && self.failed.is_none() => {
                 return Some(End::Closed(to))
             }
@@ -301,13 +300,13 @@ impl TunnelEnds {
         })
     }
 
-    /// A side takes no more. `Some` where that ends the copy.
+    /// Records that a side stopped reading. Returns how the splice ended, if it has.
     fn stopped(&mut self, side: Side, error: NetError) -> Option<End> {
         self.stopped[side as usize] = Some(error);
         self.gone(side)
     }
 
-    /// A side that was reset, and whose direction is over, has neither something to say nor to hear.
+    /// A side that was reset and whose direction has ended neither sends nor receives.
     fn gone(&mut self, side: Side) -> Option<End> {
         let error = self.stopped[side as usize].as_ref()?;
         if !self.done[side as usize] || error.is_close() {
@@ -317,7 +316,7 @@ impl TunnelEnds {
         Some(self.broken(error, side))
     }
 
-    /// Whether the copy is to end soon.
+    /// Whether the grace period has begun.
     fn has_grace(&self) -> bool {
         let must_end = |side: Side| {
             let done = self.done[side as usize];
@@ -340,14 +339,14 @@ impl TunnelEnds {
         }
     }
 
-    /// What failed first is the reason.
+    /// The first failure is the reason.
     fn broken(&mut self, error: NetError, side: Side) -> End {
         let (error, side) = self.failed.take().unwrap_or((error, side));
         End::Broken(error, Some(side))
     }
 }
 
-/// One direction, to its end. The sink is finished when the source is. A sink that fails stops its source at once.
+/// Relays one direction until its end, then finishes the sink. If the sink fails, its source is stopped at once.
 async fn copy_direction(
     reader: &mut Reader,
     writer: &mut Writer,
@@ -358,7 +357,7 @@ async fn copy_direction(
     let result = copy(reader, writer, prologue, counter, greeted).await;
     if let (Err(CopyError::Write(error)), ReadHalf::Quic(stream)) = (&result, &mut reader.half) {
         let code = if error.is_close() { 0 } else { RESET_CODE };
-        let _ = stream.stop(quinn::VarInt::from_u32(code)); // fails where it has ended
+        let _ = stream.stop(quinn::VarInt::from_u32(code)); // fails if it has ended
     }
     result
 }
@@ -376,7 +375,7 @@ async fn copy(
         counter.holds(greeting.len());
         deliver(reader, pin!(writer.write(greeting)), &mut reset).await?;
         counter.clear_waiting();
-        Box::pin(give_head_start(reader, up)).await?; // apart: copies are to stay small
+        Box::pin(give_head_start(reader, up)).await?; // boxed: splices stay small
         if reader.prefix.is_empty() {
             return deliver(reader, pin!(writer.finish()), &mut reset).await;
         }
@@ -396,9 +395,8 @@ async fn copy(
     deliver(reader, pin!(writer.finish()), &mut reset).await
 }
 
-/// Reads what the source says first, and holds it back where the client may not have read its answer yet: many clients lose what they read
-/// in one go with it. A client that has sent bytes of its own, with its head or since, gets the server's answer at once: only what a server
-/// says unasked waits.
+/// Reads the first bytes of the source and delays them if the client may not have read its response yet: many clients lose data that they
+/// read together with it. Only a server that speaks first is delayed, not the response to bytes of the client.
 async fn give_head_start(reader: &mut Reader, up: &ByteCounter<'_>) -> Result<(), CopyError> {
     let greeted_at = Instant::now();
     if reader.prefix.is_empty() {
@@ -410,10 +408,10 @@ async fn give_head_start(reader: &mut Reader, up: &ByteCounter<'_>) -> Result<()
     Ok(())
 }
 
-/// Why the source was reset, and how long what came before can still be delivered.
+/// Why the source was reset, and until when data received before can be delivered.
 type SourceReset = Option<(NetError, Instant)>;
 
-/// Completes `write`, and notices meanwhile when the source is reset: then the sink has a moment for what was read before.
+/// Completes `write` and watches the source for a reset meanwhile; then the sink gets the grace period for data read before.
 async fn deliver(
     reader: &mut Reader,
     mut write: Pin<&mut impl Future<Output = Result<(), NetError>>>,
@@ -494,29 +492,29 @@ async fn copy_buffers(
     }
 }
 
-/// Resolves when a peer whose direction is cut short has what was written: a socket that is closed while there is something to read is reset, and
-/// its peer may lose the rest of an answer (RFC 9112 §9.6).
+/// Resolves when a peer whose direction was cut short has the data: closing a socket with unread data resets it, and the peer may lose the
+/// end of a response (RFC 9112 §9.6).
 async fn closed(writer: &Writer) {
     let Some(tcp) = writer.tcp() else { return received(writer).await };
     let both = async { tokio::join!(writer.sent(RESET_DELAY), tcp.linger()) };
-    let _ = timeout(LINGER_TIMEOUT, both).await; // what it has not taken by then is lost
+    let _ = timeout(LINGER_TIMEOUT, both).await; // what is not sent by then is lost
 }
 
-/// Resolves when a QUIC peer has all, or never will: until then, closing the connection would cut off what is still under way.
+/// Resolves when a QUIC peer has received all data, or never will. Closing the connection before would discard data in flight.
 async fn received(writer: &Writer) {
     if let WriteHalf::Quic(stream, _) = &writer.half {
-        let _ = stream.stopped().await; // a connection that is lost says so itself
+        let _ = stream.stopped().await; // a lost connection is reported elsewhere
     }
 }
 
-/// Resolves once nothing was copied for `limit`.
+/// Resolves once no data was relayed for `limit`.
 async fn watch_idle(limit: Option<Duration>, a_to_b: &ByteCounter<'_>, b_to_a: &ByteCounter<'_>) -> NetError {
     let Some(limit) = limit else { return std::future::pending().await };
     let copied = || a_to_b.copied.load(Ordering::Relaxed) + b_to_a.copied.load(Ordering::Relaxed);
     let waiting = || a_to_b.waiting.load(Ordering::Relaxed) || b_to_a.waiting.load(Ordering::Relaxed);
     let (mut seen, mut since) = (copied(), Instant::now());
     loop {
-        // late by an eighth at most, and no timer is touched for every packet
+        // at most an eighth late, without touching a timer per packet
         sleep((limit / 8).max(Duration::from_millis(1))).await;
         if copied() != seen || waiting() {
             (seen, since) = (copied(), Instant::now());

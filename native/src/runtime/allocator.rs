@@ -1,10 +1,10 @@
-//! The allocator: memory is taken on one thread and given back on another all the time, which those of the systems pay dearly for.
+//! The global allocator. Memory is often allocated on one thread and freed on another, which the allocators of the systems handle slowly.
 
-#[cfg(not(feature = "fuzzing"))] // whose sanitizer is to see every allocation
+#[cfg(not(feature = "fuzzing"))] // the sanitizer must see every allocation
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Gives back to the system what this thread keeps free. Left alone, it would do so with its next allocations only.
+/// Returns this thread's free memory to the system. Without it, that happens only at its next allocations.
 pub fn release() {
     // SAFETY: may be called at any time, from any thread
     #[cfg(not(feature = "fuzzing"))]

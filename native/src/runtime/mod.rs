@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// One runtime a process, whatever the number of engines: its threads cost memory. The first engine's wish counts.
+/// The runtime, one per process, as its threads cost memory. The first engine chooses the number of threads.
 pub fn handle(threads: u32) -> std::io::Result<&'static Handle> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if RUNTIME.get().is_none() {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.clamp(1, 64) as usize)
-            // only to let go of memory
+            // only used to release memory
             .max_blocking_threads(2)
             .thread_name("reverse-http")
             .enable_all()
             .build()?;
-        let _ = RUNTIME.set(runtime); // another environment was faster
+        let _ = RUNTIME.set(runtime); // another environment may have set it first
     }
     RUNTIME
         .get()
@@ -29,7 +29,7 @@ pub fn handle(threads: u32) -> std::io::Result<&'static Handle> {
 
 /// How often free memory is returned to the system.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(60);
-/// By then the program has started, and what only its start needed is free.
+/// Delay before the first release: memory needed only at startup is free by then.
 const STARTUP_TIME: Duration = Duration::from_secs(5);
 
 pub async fn release_memory_periodically() {

@@ -1,12 +1,12 @@
-//! What concerns the process as a whole: the service manager that started it, and how many descriptors it may have.
+//! Process-wide functions: notifications to the service manager and the limit on file descriptors.
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-/// A service manager that does not read must not stop the program.
+/// A service manager that does not read must not block the program.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Sends `state` as sd_notify(3) does. `socket` is a path, or `@` and a name of the abstract namespace (unix(7)), which Linux alone has.
+/// Sends `state` as sd_notify(3) does. `socket` is a path, or `@` and an abstract name (unix(7), Linux only).
 pub fn notify(socket: &str, state: &str) -> io::Result<()> {
     let datagram = UnixDatagram::unbound()?;
     datagram.set_write_timeout(Some(SEND_TIMEOUT))?;
@@ -28,7 +28,7 @@ fn send_abstract(_: &UnixDatagram, _: &str, _: &str) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Lets the process have as many descriptors as its hard limit allows (getrlimit(2)), and says how many that are.
+/// Raises the limit on file descriptors to the hard limit (getrlimit(2)) and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls get a valid struct, which outlives them
@@ -36,7 +36,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
             return Err(io::Error::last_os_error());
         }
-        // macOS has no hard limit, and refuses more than this
+        // macOS reports no hard limit, but refuses more than this
         let most = if cfg!(target_os = "macos") {
             limit.rlim_max.min(10_240)
         } else {

@@ -1,4 +1,5 @@
-//! Whether the runtime still gets to run tasks and timers. Whoever asks sends it one and looks for it the next time: nothing runs on its own.
+//! Detects a runtime that no longer runs tasks and timers. Each check spawns a task, which the next check expects to have finished; nothing
+//! runs in the background.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ const TICK: Duration = Duration::from_millis(1);
 
 pub struct RuntimeWatchdog {
     start: Instant,
-    /// When the beat that is still to come was asked for, in milliseconds from `start`.
+    /// When the pending tick was spawned, in milliseconds from `start`; `NONE` if there is none.
     tick_sent_at: AtomicU64,
 }
 
@@ -22,7 +23,7 @@ impl RuntimeWatchdog {
         })
     }
 
-    /// For how long the beat that was asked for has not come; zero where it has, and then the next one is asked for.
+    /// How long the pending tick is overdue. If there is none, returns zero and spawns the next tick.
     pub fn stalled_for(self: &Arc<Self>, runtime: &Handle) -> Duration {
         let now = self.start.elapsed().as_millis() as u64;
         let tick_sent_at = self.tick_sent_at.load(Ordering::Acquire);
@@ -32,7 +33,7 @@ impl RuntimeWatchdog {
         self.tick_sent_at.store(now, Ordering::Release);
         let watchdog = self.clone();
         runtime.spawn(async move {
-            tokio::time::sleep(TICK).await; // the timers are to run as well
+            tokio::time::sleep(TICK).await; // checks the timers too
             watchdog.tick_sent_at.store(NONE, Ordering::Release);
         });
         Duration::ZERO

@@ -1,5 +1,5 @@
-//! The two halves of a stream, whatever carries it: TCP, TLS over TCP, or QUIC. A half that is dropped before its direction ended aborts
-//! it, so that no path through the code, not even a panic, can make a truncated stream look finished.
+//! The two halves of a stream over TCP, TLS or QUIC. A half that is dropped before its direction ended resets it, so that no code path, not
+//! even a panic, can make a truncated stream look complete.
 use std::future::Future;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
@@ -20,11 +20,11 @@ use crate::quic::congestion::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
 use crate::quic::write_coalescing;
 
-/// The code of RESET_STREAM and STOP_SENDING where nobody gave another: the tunnel's other end was reset.
+/// The default code of RESET_STREAM and STOP_SENDING: the other end of the tunnel was reset.
 pub const RESET_CODE: u32 = 1;
-/// What is read ahead of a peer whose tunnel is still being opened, to notice when it goes.
+/// Bytes read ahead from a peer while its tunnel is being opened, to notice when it disconnects.
 const READ_AHEAD: usize = 16 << 10;
-/// A TCP client that has finished before its tunnel is open, and sent nothing for it, is waited for so long: it may only want to listen.
+/// How long a TCP client may have sent FIN, and no byte for its tunnel, before the tunnel is open. It may only want to receive.
 const EARLY_FIN_WAIT: Duration = Duration::from_secs(1);
 
 pub enum ReadHalf {
@@ -39,29 +39,29 @@ pub enum WriteHalf {
     Quic(SendStream, Option<Arc<ConnectionSignals>>),
 }
 
-/// What a half does when it is dropped before its end; shared with whoever may drop it.
+/// What happens when a half is dropped before its end. Shared with the owner of the stream.
 #[derive(Default)]
 pub struct ResetOnDrop {
-    /// Plus one; zero stands for none given, which is [`RESET_CODE`].
+    /// The code plus one; zero for the default, [`RESET_CODE`].
     code: AtomicU32,
-    /// How a TCP connection ends: [`FINISHED`] or [`ABORTED`], or neither.
+    /// How the TCP connection ends: [`FINISHED`], [`ABORTED`] or neither.
     ending: AtomicU8,
 }
 
-/// The connection's end is the other half's business.
+/// The other half decides how the connection ends.
 const FINISHED: u8 = 1;
-/// The connection is reset, also where this half has ended in good order.
+/// The connection is reset, even if this half has ended gracefully.
 const ABORTED: u8 = 2;
 
 impl ResetOnDrop {
-    /// The first that says why is right.
+    /// Only the first code counts.
     pub fn set_code(&self, code: u32) {
         let _ = self
             .code
             .compare_exchange(0, code.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// A half that was aborted stays so.
+    /// Has no effect on an aborted half.
     pub fn set_finish_on_drop(&self) {
         let _ = self.ending.compare_exchange(0, FINISHED, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -70,7 +70,7 @@ impl ResetOnDrop {
         self.ending.store(ABORTED, Ordering::Relaxed);
     }
 
-    /// Whether a TCP half that is dropped leaves the connection's end in good order. `ended`: the half has come to its end.
+    /// Whether a TCP half that is dropped lets the connection end gracefully. `ended`: the half has reached its end.
     fn is_orderly(&self, ended: bool) -> bool {
         match self.ending.load(Ordering::Relaxed) {
             ABORTED => false,
@@ -88,20 +88,20 @@ impl ResetOnDrop {
 }
 
 pub struct Reader {
-    /// What came with a head and is still to be read.
+    /// Bytes to return before those of the transport.
     pub prefix: Bytes,
     pub half: ReadHalf,
-    /// Of QUIC.
+    /// QUIC only.
     pub flow: Option<Box<Flow>>,
     ended: bool,
-    /// Why nothing more comes, for whoever asks again.
+    /// The error of all further reads.
     error: Option<NetError>,
     on_drop: Arc<ResetOnDrop>,
 }
 
 pub struct Writer {
     pub half: WriteHalf,
-    /// Of QUIC, where it has one of its own.
+    /// The QUIC send window; 0 until it is set.
     window: u64,
     ended: bool,
     on_drop: Arc<ResetOnDrop>,
@@ -112,7 +112,7 @@ impl Drop for Reader {
         match &mut self.half {
             ReadHalf::Quic(stream) => {
                 if !self.ended {
-                    let _ = stream.stop(self.on_drop.code()); // fails on a stream that is gone already
+                    let _ = stream.stop(self.on_drop.code()); // fails if the stream has ended
                 }
             }
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => {
@@ -127,7 +127,7 @@ impl Drop for Reader {
 impl Drop for Writer {
     fn drop(&mut self) {
         match &mut self.half {
-            WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails on a stream that is gone already
+            WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails if the stream has ended
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) if self.on_drop.is_orderly(self.ended) => tcp.end(WRITE_ENDED),
             _ => {}
         }
@@ -157,12 +157,12 @@ impl Reader {
         self.ended
     }
 
-    /// The next bytes; `None` at the end of the direction.
+    /// Returns the next bytes; `None` at the end of the direction.
     pub async fn read(&mut self) -> Result<Option<Bytes>, NetError> {
         self.read_with(&mut ReadBuffer::default()).await
     }
 
-    /// As [`Reader::read`], with a buffer that grows with the traffic and holds nothing while it waits.
+    /// As [`Reader::read`], with a buffer that grows with the traffic and is released while waiting.
     pub async fn read_with(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, NetError> {
         if !self.prefix.is_empty() {
             return Ok(Some(std::mem::take(&mut self.prefix)));
@@ -170,13 +170,13 @@ impl Reader {
         self.read_past_prefix(buffer).await
     }
 
-    /// As [`Reader::read_with`], what comes after the prefix.
+    /// As [`Reader::read_with`], after the prefix.
     async fn read_past_prefix(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, NetError> {
         if self.ended {
             return Ok(None);
         }
         if let Some(error) = &self.error {
-            return Err(error.clone()); // quinn and the kernel tell of a reset once, and then of an end
+            return Err(error.clone()); // quinn and the kernel report a reset once, and then an end
         }
         let data = match &mut self.half {
             ReadHalf::Quic(stream) => stream
@@ -199,7 +199,8 @@ impl Reader {
         }
     }
 
-    /// Resolves when the peer is gone, and why, while its tunnel is being opened. What it sends meanwhile is kept for the next read.
+    /// Resolves with the reason when the peer disconnects while its tunnel is being opened. What it sends meanwhile is kept for the next
+    /// read.
     pub async fn peer_gone(&mut self) -> NetError {
         let mut buffer = ReadBuffer::new(SMALL_READ / 2);
         while self.prefix.len() < READ_AHEAD {
@@ -210,7 +211,7 @@ impl Reader {
                 Err(error) => return NetError::abandoned(&error.message),
             }
         }
-        // it may be waiting for the answer to a request that it has sent already
+        // it may wait for the response to a request it has already sent
         let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.half, ReadHalf::Quic(_));
         tokio::select! {
             error = self.reset() => NetError::abandoned(&error.message),
@@ -218,7 +219,7 @@ impl Reader {
         }
     }
 
-    /// Resolves when the peer resets the stream, or its connection is lost, also while nothing is read. An end is none.
+    /// Resolves when the peer resets the stream or its connection is lost, even if nothing reads. Does not resolve at a regular end.
     pub async fn reset(&mut self) -> NetError {
         let stream = match &mut self.half {
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
@@ -226,16 +227,17 @@ impl Reader {
         };
         let error = match stream.received_reset().await {
             Ok(Some(code)) => NetError::quic_read(&quinn::ReadError::Reset(code)),
-            Ok(None) => return std::future::pending().await, // all of it has arrived
-            // what came before is still to be read
+            Ok(None) => return std::future::pending().await, // all data has arrived
+            // data received before can still be read
             Err(quinn::ResetError::ConnectionLost(e)) => return NetError::quic_lost(&e),
             Err(_) => NetError::closed(),
         };
-        self.error = Some(error.clone()); // quinn tells of it once
+        self.error = Some(error.clone()); // quinn reports it once
         error
     }
 
-    /// QUIC chunks that are ready, into `chunks`, `most` of them; how many, or `None` at the end. For QUIC sources without a prefix.
+    /// Reads up to `most` available QUIC chunks into `chunks` and returns their number, or `None` at the end. Requires a QUIC stream
+    /// without a prefix.
     pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, NetError> {
         let ReadHalf::Quic(stream) = &mut self.half else {
             return Err(NetError::new(NetErrorCode::Internal, "Not a QUIC stream"));
@@ -249,14 +251,14 @@ impl Reader {
         Ok(n)
     }
 
-    /// `bytes` that were read were passed on: a stream that is drained fast gets a larger window.
+    /// Reports that `bytes` bytes were passed on. A stream that is drained fast gets a larger window.
     pub fn drained(&mut self, bytes: usize) {
         if let (ReadHalf::Quic(stream), Some(flow)) = (&mut self.half, &mut self.flow) {
             flow.drained(stream, bytes);
         }
     }
 
-    /// Of QUIC, what it is a part of.
+    /// Connection and id of a QUIC stream.
     pub fn stream(&self) -> Option<(quinn::Connection, quinn::StreamId)> {
         match (&self.half, &self.flow) {
             (ReadHalf::Quic(stream), Some(flow)) => Some((flow.connection().clone(), stream.id())),
@@ -264,7 +266,7 @@ impl Reader {
         }
     }
 
-    /// Bytes to be read at a time, at most.
+    /// Maximum bytes per read.
     pub fn batch(&self) -> usize {
         self.flow.as_ref().map_or(LARGE_READ, |flow| flow.batch())
     }
@@ -291,8 +293,7 @@ impl Writer {
         }
     }
 
-    /// Resolves when the peer takes no more, also while there is nothing to write: a QUIC peer sent STOP_SENDING, or its connection is lost; a
-    /// TCP connection was reset.
+    /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a TCP reset.
     pub fn stopped_by_peer(&self) -> impl Future<Output = NetError> + Send + 'static {
         let (stopped, tcp) = match &self.half {
             WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None),
@@ -307,14 +308,14 @@ impl Writer {
             };
             match stopped.await {
                 Ok(Some(code)) => NetError::stopped(code),
-                Ok(None) => std::future::pending().await, // it has all of it
+                Ok(None) => std::future::pending().await, // all data was received
                 Err(quinn::StoppedError::ConnectionLost(e)) => NetError::quic_lost(&e),
                 Err(_) => NetError::closed(),
             }
         }
     }
 
-    /// Resolves when what was written has been sent, as far as that is known: TCP tells, QUIC is given `settle`.
+    /// Resolves when the data written was sent. TCP reports it; QUIC does not and waits for `settle`.
     pub async fn sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
@@ -323,7 +324,7 @@ impl Writer {
         }
     }
 
-    /// Resolves when all of it was taken by the socket or the send window.
+    /// Resolves when the socket or the send window has taken all of the data.
     pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
         if self.ended {
             return Err(NetError::closed());
@@ -341,7 +342,7 @@ impl Writer {
                 stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e))
             }
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
-            // apart, as few tunnels need it
+            // boxed, as few tunnels need it
             WriteHalf::Tls(stream, tcp) => {
                 Box::pin(async move {
                     match stream.write_all(&data).await {
@@ -354,7 +355,7 @@ impl Writer {
         }
     }
 
-    /// Gives a QUIC stream a send window for its path.
+    /// Sizes the send window of a QUIC stream for its path.
     fn fit_window(&mut self) {
         let WriteHalf::Quic(stream, Some(signals)) = &self.half else {
             return;
@@ -366,13 +367,13 @@ impl Writer {
         }
     }
 
-    /// Waits until something is taken at once, and tells how many bytes. What is wrong is for the next write to tell.
+    /// Waits until the stream takes data and returns how many bytes. Errors are left to the next write.
     pub async fn room(&mut self) -> usize {
         self.fit_window();
         let WriteHalf::Quic(stream, _) = &mut self.half else {
             return LARGE_READ;
         };
-        // a quarter at a time: the next part is read while this one is under way
+        // a quarter at a time: the next part is read while this one is sent
         let most = (self.window / 4) as usize;
         stream
             .room()
@@ -380,7 +381,7 @@ impl Writer {
             .map_or(LARGE_READ, |room| (room as usize).min(most).max(SMALL_READ))
     }
 
-    /// Writes what a TCP socket takes at once, and leaves the rest in `data`. What goes wrong is for the next write to tell.
+    /// Writes what a TCP socket takes without waiting, and leaves the rest in `data`. Errors are left to the next write.
     pub fn write_now(&mut self, data: &mut Bytes) {
         let WriteHalf::Tcp(tcp) = &self.half else { return };
         if self.ended || data.is_empty() {
@@ -405,7 +406,7 @@ impl Writer {
         }
     }
 
-    /// Ends the direction in good order.
+    /// Ends the direction gracefully.
     pub async fn finish(&mut self) -> Result<(), NetError> {
         if self.ended {
             return Ok(());

@@ -20,11 +20,11 @@ use half::{ReadHalf, Reader, WriteHalf, Writer};
 pub use op_queue::CancelSignal;
 use op_queue::{OnPanic, OpQueue, TakenHalf};
 
-/// How long `close` goes on sending what was written before it.
+/// Maximum time that `close` spends on flushing writes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Stream {
-    /// TCP knows no reset of one direction.
+    /// TCP cannot reset a single direction.
     is_tcp: bool,
     reading: OpQueue<Reader, ReadOp>,
     writing: OpQueue<Writer, WriteOp>,
@@ -57,14 +57,14 @@ impl Halves {
     }
 }
 
-/// Halves that a copy waits for.
+/// Halves that are being handed over to a splice.
 pub struct Handover {
     reader: TakenHalf<Reader>,
     writer: TakenHalf<Writer>,
 }
 
 impl Handover {
-    /// As [`Writer::write_now`], where nothing is to be waited for.
+    /// As [`Writer::write_now`], if the writer is available.
     pub fn write_now(&mut self, data: &mut Bytes) {
         if let TakenHalf::Now(writer) = &mut self.writer {
             writer.write_now(data);
@@ -99,7 +99,7 @@ impl Stream {
         })
     }
 
-    /// A stream that was over before anybody could use it.
+    /// A stream that had ended before JavaScript received it.
     pub fn dead() -> Arc<Self> {
         Arc::new(Self {
             is_tcp: true,
@@ -120,7 +120,7 @@ impl Stream {
         self.push_write(runtime, WriteOp::Finish);
     }
 
-    /// Takes both halves once the calls made before are done.
+    /// Takes both halves after the pending operations have completed.
     pub fn take(&self, cancel: &Arc<CancelSignal>) -> Handover {
         Handover {
             reader: self.reading.take(cancel, ReadOp::Take),
@@ -128,14 +128,14 @@ impl Stream {
         }
     }
 
-    /// Does `work` for the peer, and gives it up where the peer goes away meanwhile. `cancel` is told where the stream is ended from here.
+    /// Runs `work`, and fails when the peer disconnects meanwhile. `cancel` is signalled when the stream is ended locally.
     pub async fn while_connected<T>(
         &self,
         cancel: &Arc<CancelSignal>,
         work: impl Future<Output = Result<T, NetError>>,
     ) -> Result<T, NetError> {
         let stopped_by_peer = match self.is_tcp {
-            true => None, // the reader tells of it
+            true => None, // the reader reports it
             false => self.writing.peek(Writer::stopped_by_peer),
         };
         let mut borrowed = self.reading.borrow(cancel);
@@ -159,7 +159,7 @@ impl Stream {
         }
     }
 
-    /// Resolves when the peer resets the stream, also while nobody reads; `None` where the stream is in use, or has ended.
+    /// Resolves when the peer resets the stream, even if nothing reads. `None` if the stream is in use or has ended.
     pub fn reset_by_peer(&self) -> Option<impl Future<Output = NetError> + Send + 'static> {
         self.writing.peek(Writer::stopped_by_peer)
     }
@@ -170,7 +170,7 @@ impl Stream {
             self.reading.on_drop.set_code(code);
         }
         if self.is_tcp {
-            // before either half is dropped, which may be in a task that is ended later
+            // set before either half is dropped, as a task may drop it later
             self.reading.on_drop.set_aborted();
             self.writing.on_drop.set_aborted();
             drop(self.reading.abort());
@@ -186,7 +186,7 @@ impl Stream {
         drop(self.reading.abort());
     }
 
-    /// Ends both directions in good order; a copy is aborted.
+    /// Closes both directions gracefully; resets a stream that is being spliced.
     pub fn close(self: &Arc<Self>, runtime: &Handle) {
         if self.reading.is_spliced() || self.writing.is_spliced() {
             return self.abort();
@@ -198,7 +198,7 @@ impl Stream {
         self.push_write(runtime, WriteOp::Close(reader));
         if writing {
             let stream = self.clone();
-            // not a timer in the task: a write that hangs is what it is for
+            // not in the writing task: the timer is for a write that hangs
             runtime.spawn(async move {
                 tokio::time::sleep(FLUSH_TIMEOUT).await;
                 drop(stream.writing.abort());
@@ -206,7 +206,7 @@ impl Stream {
         }
     }
 
-    /// Ends both directions at once, as a reset.
+    /// Resets both directions.
     pub fn abort(&self) {
         drop(self.reading.abort());
         drop(self.writing.abort());
@@ -241,7 +241,7 @@ impl Stream {
         loop {
             match op {
                 WriteOp::Data(data, promise) => promise.settle(writer.write(data).await.map(|()| Value::Undefined)),
-                WriteOp::Finish => drop(writer.finish().await), // the next write tells what was wrong
+                WriteOp::Finish => drop(writer.finish().await), // the next write reports the error
                 WriteOp::Take(to, cancel) => return self.writing.hand_over(writer, to, cancel),
                 WriteOp::Close(reader) => return close(writer, reader).await,
             }
@@ -253,7 +253,7 @@ impl Stream {
     }
 }
 
-/// The good end of a stream: finish, and for TCP let the peer read it.
+/// Finishes the stream. A TCP peer gets time to read what was sent.
 async fn close(mut writer: Writer, reader: Option<Reader>) {
     let finished = timeout(FLUSH_TIMEOUT, writer.finish()).await;
     let read_to_end = reader.as_ref().is_some_and(Reader::has_ended);

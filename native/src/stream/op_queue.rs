@@ -1,4 +1,4 @@
-//! The queue of calls on one half of a stream. It runs a task only while it has calls.
+//! Queue of operations on one half of a stream. A task runs only while there are operations.
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -21,20 +21,20 @@ struct State<H, C> {
 
 enum Phase<H> {
     Idle(H),
-    /// A task has the half and works the queue off.
+    /// A task has the half and processes the queue.
     Busy(AbortHandle),
-    /// A copy has the half.
+    /// A splice has the half.
     Spliced(Arc<CancelSignal>),
     Dead,
 }
 
-/// Ends a copy from outside.
+/// Cancels a splice.
 #[derive(Default)]
 pub struct CancelSignal(Notify);
 
 impl CancelSignal {
     pub fn cancel(&self) {
-        self.0.notify_one(); // kept for a copy that has not come to wait yet
+        self.0.notify_one(); // stored for a splice that does not wait yet
     }
 
     pub async fn cancelled(&self) {
@@ -42,10 +42,10 @@ impl CancelSignal {
     }
 }
 
-/// A half that is on its way to a copy.
+/// A half that is being handed over to a splice.
 pub enum TakenHalf<H> {
     Now(H),
-    /// Once the calls made before are done.
+    /// After the pending operations have completed.
     Later(oneshot::Receiver<H>),
 }
 
@@ -79,7 +79,7 @@ impl<H, C> OpQueue<H, C> {
         }
     }
 
-    /// Adds a call. `start` makes the task where none runs; a lane that is gone drops the call, which settles its promise.
+    /// Adds an operation. `start` spawns the task if none runs. A dead queue drops the operation, which settles its promise.
     pub fn push(&self, op: C, start: impl FnOnce(H, C) -> AbortHandle) {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
@@ -92,7 +92,7 @@ impl<H, C> OpQueue<H, C> {
         }
     }
 
-    /// The task's next call; gives the half back where there is none. `None` also where the lane was ended meanwhile.
+    /// The task's next operation. Without one, the half becomes idle. `None` also if the queue was aborted.
     pub fn next(&self, half: H) -> Option<(H, C)> {
         let mut state = lock(&self.state);
         if !matches!(state.phase, Phase::Busy(_)) {
@@ -106,7 +106,7 @@ impl<H, C> OpQueue<H, C> {
         op.map(|op| (half, op))
     }
 
-    /// Takes the half for a copy: at once where no call is under way, and without a task. `op` makes the call that waits for the others.
+    /// Takes the half for a splice, immediately if the queue is idle. Otherwise `op` creates the operation that hands it over.
     pub fn take(&self, cancel: &Arc<CancelSignal>, op: impl FnOnce(oneshot::Sender<H>, Arc<CancelSignal>) -> C) -> TakenHalf<H> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
@@ -125,17 +125,17 @@ impl<H, C> OpQueue<H, C> {
         }
     }
 
-    /// Hands the half to a copy; calls made after that are dropped.
+    /// Hands the half to a splice and drops pending operations.
     pub fn hand_over(&self, half: H, to: oneshot::Sender<H>, cancel: Arc<CancelSignal>) {
         let mut state = lock(&self.state);
         if matches!(state.phase, Phase::Busy(_)) {
             state.phase = Phase::Spliced(cancel);
             state.pending.clear();
-            let _ = to.send(half); // a copy that gave up drops the half, and so aborts it
+            let _ = to.send(half); // if the splice was cancelled, the half is dropped and so reset
         }
     }
 
-    /// Ends the lane now: the half is dropped wherever it is, calls under way are settled with `closed`.
+    /// Aborts the queue: the half is dropped wherever it is, and pending operations settle with `closed`.
     pub fn abort(&self) -> Option<H> {
         let mut state = lock(&self.state);
         state.pending.clear();
@@ -153,7 +153,7 @@ impl<H, C> OpQueue<H, C> {
         }
     }
 
-    /// The half, where no call is under way. It goes back to its lane when it is dropped, unless that was ended meanwhile.
+    /// Borrows the half of an idle queue. It returns when the guard is dropped, unless the queue was aborted.
     pub fn borrow(&self, cancel: &Arc<CancelSignal>) -> Option<BorrowedHalf<'_, H, C>> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.phase, Phase::Dead) {
@@ -171,7 +171,7 @@ impl<H, C> OpQueue<H, C> {
         }
     }
 
-    /// Looks at the half, where no call is under way.
+    /// Reads from the half of an idle queue.
     pub fn peek<T>(&self, look: impl FnOnce(&H) -> T) -> Option<T> {
         match &lock(&self.state).phase {
             Phase::Idle(half) => Some(look(half)),
@@ -188,7 +188,7 @@ impl<H, C> OpQueue<H, C> {
     }
 }
 
-/// A half that is lent from its lane.
+/// A borrowed half.
 pub struct BorrowedHalf<'a, H, C> {
     ops: &'a OpQueue<H, C>,
     pub half: Option<H>,
@@ -203,7 +203,7 @@ impl<H, C> Drop for BorrowedHalf<'_, H, C> {
     }
 }
 
-/// Calls that wait behind one that panicked are settled too.
+/// Settles the operations behind one that panicked.
 pub struct OnPanic<'a, H, C>(pub &'a OpQueue<H, C>);
 
 impl<H, C> Drop for OnPanic<'_, H, C> {

@@ -13,16 +13,16 @@ use crate::error::NetError;
 pub const SMALL_READ: usize = 8 << 10;
 pub const LARGE_READ: usize = 256 << 10;
 
-/// What a FIN without a close_notify before it is taken for. It may be forged (RFC 8446 §6.1).
+/// How to treat a FIN without a close_notify, which may be forged (RFC 8446 §6.1).
 #[derive(Clone, Copy)]
 pub enum Truncation {
-    /// An end: of clients, most programs send none when they exit.
+    /// As an end. For clients: many programs exit without close_notify.
     End,
-    /// A reset: of servers, which are proxies here and always send one.
+    /// As a reset. For servers: these are our own proxies, which always send close_notify.
     Reset,
 }
 
-/// The buffer of a reading direction: small for a conversation, large for a download, none while it waits.
+/// The buffer of a reader. Small for interactive traffic, large for bulk data, released while waiting.
 pub struct ReadBuffer {
     bytes: BytesMut,
     size: usize,
@@ -37,7 +37,7 @@ impl Default for ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Reads no more than `largest` at a time.
+    /// Limits each read to `largest` bytes.
     pub fn new(largest: usize) -> Self {
         Self {
             bytes: BytesMut::new(),
@@ -47,7 +47,7 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads no more than `bytes` the next time.
+    /// Limits the next read to `bytes` bytes.
     pub fn limit(&mut self, bytes: usize) {
         self.next = bytes;
     }
@@ -115,7 +115,7 @@ impl ReadBuffer {
                 self.grow_after(n, room);
                 Ok(Some(self.bytes.split().freeze()))
             }
-            // rustls tells of it once all that came before is read
+            // rustls reports it after all data before it was read
             Err(e) if e.kind() == ErrorKind::UnexpectedEof && matches!(truncation, Truncation::End) && !tcp.is_broken() => Ok(None),
             Err(e) => Err(tcp.failed(e)),
         }

@@ -1,4 +1,4 @@
-//! A TCP connection that both halves of a stream share. It is reset when it is dropped before both directions have ended.
+//! A TCP connection, shared by both halves of a stream. It is reset if it is dropped before both directions have ended.
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
 #[cfg(target_os = "linux")]
@@ -14,32 +14,32 @@ use tokio::net::TcpStream;
 
 use crate::error::NetError;
 
-/// Chunks of QUIC data written to a socket in one system call.
+/// Maximum number of QUIC chunks written to a socket in one system call.
 pub const MAX_IO_SLICES: usize = 64;
-/// After the end of both directions a peer that still sends is read, and ignored, for so long: closing at once would reset the
-/// connection, and it could lose the answer it has not read yet (RFC 9112 §9.6).
+/// After both directions have ended, data of a peer that still sends is read and discarded for this long. Closing at once would reset the
+/// connection, and the peer could lose the response (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
-/// Directions of a TCP connection.
+/// Bits for the directions that have ended.
 pub const READ_ENDED: u8 = 1;
 pub const WRITE_ENDED: u8 = 2;
-/// What the system holds of a TCP connection and cannot send yet. Left alone, it takes megabytes for each peer that reads nothing, and where
-/// that makes all of the system's memory for TCP (`net.ipv4.tcp_mem`), every other connection slows to a crawl.
+/// Unsent bytes that the kernel buffers per TCP connection. The default is megabytes for each peer that does not read; once that exhausts
+/// `net.ipv4.tcp_mem`, all connections slow down.
 #[cfg(target_os = "linux")]
 const MAX_UNSENT: u32 = 128 << 10;
 
-/// Only speed and memory depend on it: where it fails, the connection goes on as the system has it.
+/// Best effort: only speed and memory depend on it.
 fn limit_unsent(_stream: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(_stream).set_tcp_notsent_lowat(MAX_UNSENT);
 }
 
-/// A TCP connection that both halves share.
+/// A TCP connection, shared by both halves.
 pub struct Tcp {
     pub stream: TcpStream,
-    /// Directions that have ended in good order.
+    /// Directions that have ended gracefully.
     ended: AtomicU8,
-    /// A write failed. The kernel reports an error once, and then an end: that end is none.
+    /// A read or write failed. The kernel reports an error once and then an end, which must not be taken for one.
     broken: AtomicBool,
 }
 
@@ -53,10 +53,10 @@ impl Tcp {
         })
     }
 
-    /// From now on the connection is reset (RST) when it is closed before both directions have ended, also by the system when this process
-    /// is killed: what was cut off must not look complete.
+    /// Resets the connection (RST) if it is closed before both directions have ended, even if the process is killed: a truncated stream
+    /// must not look complete.
     pub fn guard(&self) {
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)); // fails on a connection that is gone already
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)); // fails if the connection has ended
     }
 
     pub fn end(&self, direction: u8) {
@@ -72,7 +72,7 @@ impl Tcp {
         NetError::stream(&error)
     }
 
-    /// Resolves when the connection is reset, also when nobody reads or writes.
+    /// Resolves when the connection is reset, even if nothing reads or writes.
     pub async fn reset(&self) -> NetError {
         loop {
             if let Err(e) = self.stream.ready(Interest::ERROR).await {
@@ -81,13 +81,13 @@ impl Tcp {
             match self.stream.take_error() {
                 Ok(Some(e)) | Err(e) => return self.failed(e),
                 Ok(None) if self.is_broken() => return self.failed(ErrorKind::ConnectionReset.into()),
-                // readiness without an error: wait for the next
+                // spurious readiness
                 Ok(None) => drop(self.stream.try_io(Interest::ERROR, || Err::<(), _>(ErrorKind::WouldBlock.into()))),
             }
         }
     }
 
-    /// Resolves when the peer's system has acknowledged all that was written, or none of it will be sent any more.
+    /// Resolves when the peer has acknowledged all data, or the connection is broken.
     pub async fn acknowledged(&self) {
         let mut wait = Duration::from_millis(1);
         while !self.is_broken() && self.unacknowledged() > 0 {
@@ -96,7 +96,7 @@ impl Tcp {
         }
     }
 
-    /// Bytes in the send queue (tcp(7), SIOCOUTQ); 0 where the system is not asked.
+    /// Bytes in the send queue (tcp(7), SIOCOUTQ); always 0 except on Linux.
     fn unacknowledged(&self) -> usize {
         #[cfg(target_os = "linux")]
         {
@@ -110,7 +110,7 @@ impl Tcp {
         0
     }
 
-    /// Reads and ignores what the peer still sends, up to its end.
+    /// Reads and discards data until the peer's end.
     pub async fn linger(&self) {
         let mut scratch = vec![0; 16 << 10];
         let mut left = LINGER_BYTES;
@@ -125,7 +125,7 @@ impl Tcp {
                 }
             }
         };
-        let _ = tokio::time::timeout(LINGER, drain).await; // what comes later is answered with RST
+        let _ = tokio::time::timeout(LINGER, drain).await; // later data is answered with RST
     }
 
     pub async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), NetError> {
@@ -144,7 +144,7 @@ impl Tcp {
                 Ok(mut n) => {
                     while at < chunks.len() && n >= chunks[at].len() {
                         n -= chunks[at].len();
-                        chunks[at] = Bytes::new(); // frees QUIC's buffer now
+                        chunks[at] = Bytes::new(); // frees the QUIC buffer early
                         at += 1;
                     }
                     if n > 0 {
@@ -164,7 +164,7 @@ impl Tcp {
 impl Drop for Tcp {
     fn drop(&mut self) {
         if *self.ended.get_mut() == READ_ENDED | WRITE_ENDED {
-            let _ = SockRef::from(&self.stream).set_linger(None); // fails on a connection that is gone already
+            let _ = SockRef::from(&self.stream).set_linger(None); // fails if the connection has ended
         }
     }
 }

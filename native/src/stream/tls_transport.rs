@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tcp_socket::Tcp;
 
-/// What tokio-rustls runs on, so that the socket below stays in reach.
+/// The transport under tokio-rustls. It keeps the socket accessible.
 pub struct TlsTransport(pub Arc<Tcp>);
 
 impl AsyncRead for TlsTransport {

@@ -1,4 +1,4 @@
-//! The calls from JavaScript. `op` is the number under which the callback receives the result of a call.
+//! The calls from JavaScript. `op` is the number of a call; the callback receives its result under this number.
 mod options;
 mod quic;
 mod streams;
@@ -20,7 +20,7 @@ use crate::relay::rate::Rate;
 use crate::runtime::{self, process};
 use crate::sync::lock;
 
-/// Code and message, for calls that answer at once.
+/// The error of a synchronous call: code and message.
 fn raw_result(result: std::result::Result<(), NetError>) -> Option<Vec<String>> {
     result.err().map(|error| vec![error.code.as_str().to_owned(), error.message])
 }
@@ -29,13 +29,13 @@ fn closed(what: &str) -> NetError {
     NetError::new(NetErrorCode::Closed, format!("Cannot use the {what}: it is closed"))
 }
 
-/// See [`process::notify`]. What went wrong, where something did.
+/// See [`process::notify`]. Returns the error message, if any.
 #[napi]
 pub fn notify_supervisor(socket: String, state: String) -> Option<String> {
     process::notify(&socket, &state).err().map(|e| e.to_string())
 }
 
-/// The engine. `op` is the number under which the callback gets a call's result.
+/// The engine.
 #[napi]
 pub struct Engine {
     state: Arc<EngineState>,
@@ -50,33 +50,33 @@ impl Drop for Engine {
 
 #[napi]
 impl Engine {
-    /// `callback` gets an array of three values a result: number of the call, error or undefined, value. Who owns the process gets as many
-    /// descriptors for it as there may be, and keeps no code in memory that only the start needs.
+    /// `callback` receives a flat array with three values per result: number of the call, error or undefined, value. If the engine owns the
+    /// process, it raises the limit on file descriptors and releases free memory periodically.
     #[napi(constructor)]
     pub fn new(env: Env, callback: Function<'_, Unknown<'_>, ()>, threads: u32, owns_process: bool) -> Result<Self> {
         let runtime = runtime::handle(threads).map_err(|e| Error::from_reason(format!("Cannot start the native engine: {e}")))?;
         let completions = CompletionQueue::new(&env, &callback)?;
         if owns_process {
-            let _ = process::raise_descriptor_limit(); // one that cannot be raised stays as it is
+            let _ = process::raise_descriptor_limit(); // best effort
         }
         Ok(Self {
             state: Arc::new(EngineState::new(completions, runtime, owns_process)),
         })
     }
 
-    /// Whether results to come keep the program alive.
+    /// Sets whether pending results keep the process alive.
     #[napi]
     pub fn hold(&self, env: Env, on: bool) {
         self.state.completions.hold(&env, on);
     }
 
-    /// Ends everything.
+    /// Closes all handles and cancels all calls.
     #[napi]
     pub fn close(&self) {
         self.state.close();
     }
 
-    /// What is held: streams, connections, TCP listeners, QUIC listeners.
+    /// Numbers of open streams, connections, TCP listeners and QUIC listeners.
     #[napi]
     pub fn held(&self) -> Vec<u32> {
         let state = &self.state;
@@ -91,25 +91,25 @@ impl Engine {
         .to_vec()
     }
 
-    /// Milliseconds for which the runtime has not got to run; see [`RuntimeWatchdog::stalled_for`].
+    /// Milliseconds for which the runtime has not run; see [`RuntimeWatchdog::stalled_for`].
     #[napi]
     pub fn stalled_ms(&self) -> f64 {
         self.state.watchdog.stalled_for(self.state.runtime).as_millis() as f64
     }
 
-    /// Bytes that all tunnels of the process may buffer; 0 for no limit. See [`budget`].
+    /// Sets the bytes that all tunnels of the process may buffer; 0 for no limit. See [`budget`].
     #[napi]
     pub fn limit_buffers(&self, bytes: f64) {
         budget::set_limit(self.state.runtime, bytes as u64);
     }
 
-    /// Bytes that tunnels that wait for their peers buffer.
+    /// Bytes buffered by tunnels that wait for a peer.
     #[napi]
     pub fn buffered_bytes(&self) -> f64 {
         budget::used() as f64
     }
 
-    /// Gives a call up; its result is then `cancelled`, unless it was there already.
+    /// Cancels a call. Its result is `cancelled`, unless it has already completed.
     #[napi]
     pub fn cancel(&self, op: f64) {
         let cancel = lock(&self.state.cancels).remove(&(op as u64));
@@ -118,19 +118,19 @@ impl Engine {
         }
     }
 
-    /// Why a server cannot use these settings, where it cannot.
+    /// Returns why a server cannot use these settings, or null.
     #[napi]
     pub fn check_server_tls(&self, tls: ServerTls) -> Option<Vec<String>> {
         raw_result(tls::server(&tls, tls::TCP_VERSIONS, &[]).map(drop))
     }
 
-    /// Why a client cannot use these settings, where it cannot.
+    /// Returns why a client cannot use these settings, or null.
     #[napi]
     pub fn check_client_tls(&self, tls: ClientTls) -> Option<Vec<String>> {
         raw_result(tls::client(&tls, tls::TCP_VERSIONS, &[]).map(drop))
     }
 
-    /// The number of a rate.
+    /// Returns the handle of a rate.
     #[napi]
     pub fn create_rate(&self, per_second: f64, burst: f64) -> f64 {
         let id = self.state.next.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +138,7 @@ impl Engine {
         id as f64
     }
 
-    /// Settles when so many bytes may go.
+    /// Settles when the rate permits `bytes` bytes.
     #[napi]
     pub fn take_from_rate(&self, op: f64, rate: f64, bytes: u32) {
         let rate = lock(&self.state.rates).get(&(rate as u64)).cloned();
@@ -148,7 +148,7 @@ impl Engine {
         });
     }
 
-    /// Frees its number. Copies go on with it.
+    /// Frees the handle. Splices that use the rate keep it.
     #[napi]
     pub fn close_rate(&self, rate: f64) {
         lock(&self.state.rates).remove(&(rate as u64));

@@ -12,9 +12,9 @@ pub struct HeadOptions {
     pub timeout_ms: u32,
     pub max_pending: u32,
     pub max_pending_per_address: u32,
-    /// Networks whose addresses are not counted one by one.
+    /// Networks exempt from the limit per address.
     pub exempt: Vec<String>,
-    /// Networks whose connections begin with a header of the PROXY protocol.
+    /// Networks whose connections begin with a PROXY protocol header.
     pub proxy_protocol: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ pub struct HandshakeOptions {
     pub timeout_ms: u32,
     pub max_pending: u32,
     pub max_pending_per_address: u32,
-    /// Networks whose addresses are not counted one by one.
+    /// Networks exempt from the limit per address.
     pub exempt: Vec<String>,
     pub retry_threshold: u32,
 }

@@ -18,7 +18,7 @@ use crate::time::millis;
 
 #[napi]
 impl Engine {
-    /// Listener and address.
+    /// Returns listener and address.
     #[napi]
     pub fn listen_quic(
         &self,
@@ -45,8 +45,8 @@ impl Engine {
         });
     }
 
-    /// Connection, remote, protocol and certificate; or of a handshake that failed, undefined, remote, fault and how many it stands for. Null
-    /// once it is closed.
+    /// Returns connection, remote address, protocol and certificate. For failed handshakes: undefined, remote address, error and how many
+    /// failures it stands for. Null once the listener is closed.
     #[napi]
     pub fn quic_accept(&self, op: f64, listener: f64) {
         let promise = self.state.promise(op);
@@ -102,7 +102,7 @@ impl Engine {
         });
     }
 
-    /// Connection, remote, protocol and certificate.
+    /// Returns connection, remote address, protocol and certificate.
     #[napi]
     pub fn connect_quic(&self, op: f64, options: ConnectQuic) {
         let state = self.state.clone();
@@ -122,7 +122,7 @@ impl Engine {
         });
     }
 
-    /// What the system says against datagrams to a host: code and message, or null.
+    /// Returns why datagrams do not reach a host, or null.
     #[napi]
     pub fn probe_udp(&self, op: f64, host: String, port: u16, timeout_ms: u32) {
         let resolver = self.state.resolver.clone();
@@ -132,7 +132,7 @@ impl Engine {
         });
     }
 
-    /// A stream.
+    /// Returns a stream.
     #[napi]
     pub fn open_stream(&self, op: f64, connection: f64) {
         let state = self.state.clone();
@@ -143,7 +143,7 @@ impl Engine {
         });
     }
 
-    /// A stream; null once the connection is closed.
+    /// Returns a stream; null once the connection is closed.
     #[napi]
     pub fn accept_stream(&self, op: f64, connection: f64) {
         let promise = self.state.promise(op);
@@ -165,7 +165,7 @@ impl Engine {
         });
     }
 
-    /// See `EngineState::add_incoming`; null once the connection is closed.
+    /// Returns what `EngineState::add_incoming` describes; null once the connection is closed.
     #[napi]
     pub fn accept_requests(&self, op: f64, connection: f64, heads: HeadOptions) {
         let promise = self.state.promise(op);
@@ -186,7 +186,7 @@ impl Engine {
         accept_queue.accept(promise, usize::MAX, move |items| state.add_incoming(items));
     }
 
-    /// A stream and the answer's head.
+    /// Returns a stream and the response head.
     #[napi]
     pub fn exchange(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32) {
         let state = self.state.clone();
@@ -200,7 +200,7 @@ impl Engine {
         });
     }
 
-    /// Ends those under way.
+    /// Cancels the pending requests of a connection.
     #[napi]
     pub fn give_up_exchanges(&self, connection: f64) {
         if let Some(connection) = self.state.connection(connection) {
@@ -215,7 +215,7 @@ impl Engine {
         }
     }
 
-    /// Bytes that its streams may have under way, unread, from now on, besides their own windows; 0 for the default.
+    /// Sets the receive window of the connection beyond the windows of its streams, in bytes; 0 for the default.
     #[napi]
     pub fn set_connection_window(&self, connection: f64, bytes: u32) {
         if let Some(connection) = self.state.connection(connection) {
@@ -223,7 +223,7 @@ impl Engine {
         }
     }
 
-    /// How many streams the peer lets this side open now, and with how many bytes on each; nothing once it is closed.
+    /// Returns how many more streams the peer permits and the initial send window of each; empty once the connection is closed.
     #[napi]
     pub fn peer_credit(&self, connection: f64) -> Vec<f64> {
         let Some(connection) = self.state.connection(connection) else {
@@ -233,13 +233,13 @@ impl Engine {
         vec![streams as f64, bytes as f64]
     }
 
-    /// Code, reason, whether the far side closed it, and the cause. The connection's number is free after that.
+    /// Returns code, reason, whether the peer closed it, and the cause. Frees the handle.
     #[napi]
     pub fn connection_closed(&self, op: f64, connection: f64) {
         let state = self.state.clone();
         let id = connection as u64;
         let connection = self.state.connection(connection);
-        // not through `run`: it must settle with the reason also when everything is being closed
+        // not through `run`: it must settle with the reason even when the engine closes
         let promise = self.state.promise(op);
         self.state.runtime.spawn(async move {
             let (code, reason, remote, cause) = match connection {
@@ -248,7 +248,7 @@ impl Engine {
                     lock(&state.connections).remove(&id);
                     connection::describe(&error)
                 }
-                // everything was closed while it was on its way to JavaScript
+                // the engine was closed before this call
                 None => connection::describe(&quinn::ConnectionError::LocallyClosed),
             };
             promise.settle(Ok(Value::Array(vec![
@@ -260,7 +260,8 @@ impl Engine {
         });
     }
 
-    /// Round trip in ms, packets sent and lost, bytes sent and received, congestion window, MTU; nothing once it is closed.
+    /// Returns round-trip time in ms, packets sent and lost, bytes sent and received, congestion window and MTU; empty once the connection
+    /// is closed.
     #[napi]
     pub fn connection_stats(&self, connection: f64) -> Vec<f64> {
         let Some(connection) = self.state.connection(connection) else {

@@ -24,7 +24,7 @@ impl Engine {
         }
     }
 
-    /// Settles when the peer resets the stream, also while nobody reads.
+    /// Settles when the peer resets the stream, even if nothing reads from it.
     #[napi]
     pub fn when_reset(&self, op: f64, stream: f64) {
         let reset = self.state.stream(stream).and_then(|stream| stream.reset_by_peer());
@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Ends the stream in good order and frees its number.
+    /// Closes the stream gracefully and frees its handle.
     #[napi]
     pub fn close_stream(&self, stream: f64) {
         let stream = lock(&self.state.streams).remove(&(stream as u64));

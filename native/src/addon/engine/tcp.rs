@@ -1,4 +1,4 @@
-//! TCP listeners and connections, and names.
+//! TCP listeners and connections, and name resolution.
 use std::sync::Arc;
 
 use napi_derive::napi;
@@ -18,7 +18,7 @@ use crate::time::millis;
 
 #[napi]
 impl Engine {
-    /// Listener and address.
+    /// Returns listener and address.
     #[napi]
     pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
         let state = self.state.clone();
@@ -40,7 +40,7 @@ impl Engine {
         });
     }
 
-    /// See `EngineState::add_incoming`; null once it is closed.
+    /// Returns what `EngineState::add_incoming` describes; null once the listener is closed.
     #[napi]
     pub fn tcp_accept(&self, op: f64, listener: f64) {
         let promise = self.state.promise(op);
@@ -79,7 +79,7 @@ impl Engine {
         }
     }
 
-    /// Stream and remote.
+    /// Returns stream and remote address.
     #[napi]
     pub fn connect_tcp(&self, op: f64, host: String, port: u16, addresses: Option<Vec<String>>, timeout_ms: u32, tls: Option<ClientTls>) {
         let state = self.state.clone();
@@ -91,7 +91,7 @@ impl Engine {
         });
     }
 
-    /// Every address of a name.
+    /// Returns all addresses of a name.
     #[napi]
     pub fn resolve(&self, op: f64, host: String, timeout_ms: u32, is_own: bool) {
         let resolver = self.state.resolver.clone();

@@ -1,4 +1,4 @@
-//! Tunnels: calls that splice two streams, once the second one is there.
+//! Tunnels: calls that splice two streams, after connecting the second one if it does not exist yet.
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use crate::time::millis;
 
 #[napi]
 impl Engine {
-    /// Null, and under `op` as with `splice`, where the answer's head is `established`; as with `exchange`, and nothing under `op`, where it is
-    /// another one: then `a` is as it was.
+    /// If the response head equals `established`: null, and the result of the splice under `op`, as with `splice`. Otherwise: as with
+    /// `exchange`, undefined under `op`, and `a` is unchanged.
     #[napi]
     #[allow(clippy::too_many_arguments)] // as with `splice`
     pub fn exchange_and_splice(
@@ -43,7 +43,7 @@ impl Engine {
             drop(state.promise(op));
             return answered.settle(Err(closed("connection")));
         };
-        // apart: what waits for an answer is not to be as large as what copies
+        // boxed: the task should not be larger than the splice needs
         let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize));
         let established = Bytes::copy_from_slice(established);
         let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
@@ -70,9 +70,9 @@ impl Engine {
         });
     }
 
-    /// Bytes from a to b and from b to a, fault, and side of the fault (0 for a, 1 for b). Both numbers are free after that.
+    /// Returns bytes from a to b, bytes from b to a, error, and side of the error (0 for a, 1 for b). Frees both handles.
     #[napi]
-    #[allow(clippy::too_many_arguments)] // an object of them would be made and read for every tunnel
+    #[allow(clippy::too_many_arguments)] // an options object would have to be created and read for every tunnel
     pub fn splice(
         &self,
         op: f64,
@@ -89,12 +89,13 @@ impl Engine {
         };
         let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
         let mut halves = Box::new((a_stream.take(&job.cancel), b_stream.take(&job.cancel)));
-        // here and now: a client that waits for its 200 is not to wait for another thread's turn as well
+        // without waiting for the task: the client waits for its 200
         halves.0.write_now(&mut job.prologue_to_a);
         state.runtime.spawn(job.run(halves, [Some(a), Some(b)]));
     }
 
-    /// The remote that it connected to, and under `op` as with `splice`, or nothing where no connection came about: then `a` is as it was.
+    /// Returns the remote address, and the result of the splice under `op`, as with `splice`. If the connection fails: the error, undefined
+    /// under `op`, and `a` is unchanged.
     #[napi]
     #[allow(clippy::too_many_arguments)] // as with `splice`
     pub fn connect_and_splice(
@@ -118,7 +119,7 @@ impl Engine {
         };
         let job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, true);
         state.runtime.spawn(async move {
-            // apart: what connects is not to be as large as what copies
+            // boxed: the task should not be larger than the splice needs
             let state = job.state.clone();
             let dial = Box::pin(async {
                 let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;

@@ -17,7 +17,7 @@ use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
 use crate::stream::Halves;
 
-/// A connection to the first address of `host` that takes one, and its address.
+/// Connects to the first address of `host` that accepts. Returns the stream and the address.
 pub async fn dial(
     resolver: &Arc<Resolver>,
     host: String,
@@ -51,7 +51,7 @@ pub async fn dial(
     .await
 }
 
-/// EADDRNOTAVAIL says that no local port is free, and over IPv6 also that there is no source address: only the first passes by itself.
+/// EADDRNOTAVAIL means that no local port is free, and over IPv6 also that there is no source address. Only the former is temporary.
 fn connect_error(error: &std::io::Error, to: SocketAddr) -> NetError {
     let mut net_error = NetError::connect(error, &to.to_string());
     if error.kind() == ErrorKind::AddrNotAvailable && has_source_address(to) {
@@ -60,7 +60,7 @@ fn connect_error(error: &std::io::Error, to: SocketAddr) -> NetError {
     net_error
 }
 
-/// Whether packets to this address could be sent from here. Connecting a UDP socket sends none.
+/// Whether there is a source address for this destination. Connecting a UDP socket sends nothing.
 fn has_source_address(to: SocketAddr) -> bool {
     let connect = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.connect(to);
     to.is_ipv4() || connect().is_ok()

@@ -1,4 +1,4 @@
-//! TCP listeners, with or without TLS. A listener hands over streams whose head was read, or the reason why it was not.
+//! TCP listeners, with or without TLS. A listener delivers streams with their head, or with the reason why there is none.
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -26,25 +26,25 @@ use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
 use crate::sync::lock;
 
-/// Connections the kernel may hold until they are accepted.
+/// Maximum number of connections in the kernel's accept queue.
 const BACKLOG: i32 = 4096;
-/// Heads read and not yet asked for; at so many, accepting pauses and the kernel's queue fills.
+/// Maximum number of requests that wait to be accepted. Above, accepting pauses and the kernel's queue fills.
 const ACCEPT_QUEUE: usize = 1024;
-/// How long clients that have connected may take for their heads when nobody else may connect.
+/// Time for pending heads after the listener has stopped accepting.
 const LAST_HEADS_TIMEOUT: Duration = Duration::from_millis(500);
-/// After an accept that failed for want of descriptors or memory.
+/// Pause after an accept failed for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// That it failed is told once in so long.
+/// Minimum interval between warnings about failed accepts.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What addresses stand for.
+/// How client addresses are treated.
 pub struct Peers {
     pub keys: AddressKeys,
-    /// Those whose connections begin with a header of the PROXY protocol.
+    /// Networks whose connections begin with a PROXY protocol header.
     pub balancers: AddressKeys,
 }
 
-/// The listening socket, until somebody takes it out: that frees the address at once, whatever the task is doing.
+/// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
 
 pub struct Listener {
@@ -56,8 +56,8 @@ pub struct Listener {
     task: AbortHandle,
 }
 
-/// What a TLS server is, to a client that offers HTTP/1.1 by ALPN (RFC 7301), and to all others. Without a protocol that both have, rustls
-/// would refuse the client: one that offers HTTP/2 alone is told nothing, and speaks HTTP/1.1 all the same, or is answered in it.
+/// The TLS configurations for clients that offer HTTP/1.1 by ALPN (RFC 7301), and for all others. rustls rejects clients without a common
+/// protocol; those that offer only HTTP/2 get no ALPN and usually speak HTTP/1.1 anyway.
 #[derive(Clone)]
 struct ServerConfigs {
     http: Arc<rustls::ServerConfig>,
@@ -144,12 +144,12 @@ impl Listener {
         Ok(())
     }
 
-    /// Frees the address soon; those who have connected until then are still handed over.
+    /// Stops accepting and frees the address soon. Clients that have already connected are still delivered.
     pub fn stop_accepting(&self) {
         self.stop.notify_one();
     }
 
-    /// The address is free with this call; heads being read are given up with the task.
+    /// Frees the address immediately and drops heads that are being read.
     pub fn close(&self) {
         drop(lock(&self.socket).take());
         self.task.abort();
@@ -165,7 +165,7 @@ fn bind(address: &str) -> Result<Socket, NetError> {
             if candidate.is_ipv6() {
                 socket.set_only_v6(!candidate.ip().is_unspecified())?;
             }
-            socket.set_reuse_address(true)?; // a restart need not wait for the old connections' TIME_WAIT
+            socket.set_reuse_address(true)?; // a restart does not wait for TIME_WAIT
             socket.set_nonblocking(true)?;
             // accepted connections inherit these on Linux and macOS
             socket.set_tcp_nodelay(true)?;
@@ -198,7 +198,7 @@ async fn accept(
 ) {
     let pending_heads = PendingHeads::new(limits.pending, limits.pending_per_address);
     let peers = Arc::new(peers);
-    // dropping it with this task gives up the heads being read
+    // dropped with this task, which aborts pending heads
     let mut heads = tokio::task::JoinSet::new();
     let mut stopping = false;
     let mut warned_at = None;
@@ -239,7 +239,7 @@ async fn accept(
                     heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, permit, accept_queue.clone()));
                 }
             }
-            Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // gone before it was taken
+            Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // closed before it was accepted
             Some(Err(e)) => {
                 if warned_at.is_none_or(|at: Instant| at.elapsed() >= WARN_INTERVAL) {
                     warned_at = Some(Instant::now());
@@ -254,7 +254,7 @@ async fn accept(
     accept_queue.finish();
 }
 
-/// A load balancer's connection: once its header has told for whom it is, it is that client's.
+/// Handles the connection of a load balancer: after the PROXY protocol header it counts as the client's.
 #[allow(clippy::too_many_arguments)]
 async fn read_proxy_header(
     stream: TcpStream,
@@ -279,7 +279,7 @@ async fn read_proxy_header(
         Ok(Some(client)) => {
             let remote = client.map_or(balancer, canonical);
             if client.is_some() {
-                drop(permit); // first: one connection must not count twice, and evict another's head
+                drop(permit); // first: a connection must not count twice and evict another head
                 permit = pending_heads.acquire(peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
@@ -291,12 +291,12 @@ async fn read_proxy_header(
                 halves,
                 remote: balancer.to_string(),
                 head: Err(error),
-            }); // closed meanwhile: the connection goes with it
+            }); // if the queue is closed, the connection is dropped
         }
     }
 }
 
-/// Handshake and head of one connection, within the limits.
+/// Runs the TLS handshake and reads the head of one connection, within the limits.
 async fn prepare(
     tcp: Arc<Tcp>,
     remote: String,
@@ -305,7 +305,7 @@ async fn prepare(
     mut permit: HeadPermit,
     accept_queue: Arc<AcceptQueue<Incoming>>,
 ) {
-    let mut halves = None; // outlives the reading: after a time-out the client is still to be answered
+    let mut halves = None; // outlives the reading: the client gets a response after a timeout
     let reading = async {
         let stream = halves.insert(match tls {
             None => plain(tcp),
@@ -332,13 +332,13 @@ async fn prepare(
         read_head(stream, limits.bytes).await
     };
     let head = tokio::select! {
-        biased; // who is told to give up before this has begun is answered nevertheless
+        biased; // prefers a complete head over a timeout or an eviction
         head = reading => head,
         late = head_timeout(limits.time) => Err(late),
         evicted = permit.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
-        let _ = accept_queue.push(Incoming { halves, remote, head }); // closed meanwhile: the connection goes with it
+        let _ = accept_queue.push(Incoming { halves, remote, head }); // if the queue is closed, the connection is dropped
     }
 }
 

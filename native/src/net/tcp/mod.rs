@@ -14,7 +14,7 @@ use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
 use crate::stream::Halves;
 
-/// A peer that vanished without a word is noticed by keep-alive probes (RFC 9293 §3.8.4): Go's values.
+/// Interval of keep-alive probes, which detect dead peers (RFC 9293 §3.8.4). Same as Go's.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 fn keepalive() -> TcpKeepalive {
