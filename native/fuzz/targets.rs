@@ -1,6 +1,6 @@
-//! What is fuzzed: each takes an input and panics where something does not hold. libFuzzer gives them millions (`fuzz_targets/`), the tests
-//! a few thousand (`tests/`). Keys and certificates are made anew for each process: inputs say what is done to them.
-#![allow(dead_code)] // each of those who include this runs some of it
+//! The fuzz targets. Each takes an input and panics if a property does not hold. libFuzzer runs millions of inputs (`fuzz_targets/`), the
+//! tests a few thousand (`tests/`). Keys and certificates are generated per process; inputs describe how to modify them.
+#![allow(dead_code)] // each program that includes this uses a part of it
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -12,8 +12,8 @@ use rcgen::{
     RevokedCertParams, SerialNumber,
 };
 use reverse_http_native::fuzzing::{
-    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, NetError, NetErrorCode,
-    HeadScanner, ProxyHeader, ServerTls, TCP_VERSIONS,
+    canonical, client, display, interleave, parse_proxy_header, server, server_name, to_bind, ClientTls, Der, HeadScanner, NetError,
+    NetErrorCode, ProxyHeader, ServerTls, TCP_VERSIONS,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{pem::PemObject, CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
@@ -21,7 +21,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection, SignatureScheme};
 
-/// Takes an input apart; zeros behind its end.
+/// Consumes an input; zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -43,7 +43,7 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
-    /// Changes `bytes` in one place, or leaves them.
+    /// Changes `bytes` in one place, or leaves them unchanged.
     fn edit(&mut self, bytes: &mut Vec<u8>) {
         let (kind, at, n) = (self.byte(), self.number() % (bytes.len() + 1), usize::from(self.byte()));
         let end = (at + n).min(bytes.len());
@@ -62,7 +62,7 @@ impl<'a> Input<'a> {
 
 // ---- heads
 
-/// A limit, how the bytes come, and the bytes.
+/// A limit, how the bytes are split, and the bytes.
 pub fn heads(data: &[u8]) {
     let mut input = Input(data);
     let (limit, pattern) = (input.number() % 2_048, usize::from(input.byte()));
@@ -72,15 +72,18 @@ pub fn heads(data: &[u8]) {
     let split = scan(text, limit, |i| 1 + (i * 31 + pattern) % (pattern + 1));
     for other in [&single, &split] {
         match (&whole, other) {
-            // which of two faults is found first may differ
-            (Err(_), Err(code)) => assert!(matches!(*code, NetErrorCode::HeadTooLarge | NetErrorCode::HeadMalformed), "{code:?}"),
+            // which of two errors is found first may differ
+            (Err(_), Err(code)) => assert!(
+                matches!(*code, NetErrorCode::HeadTooLarge | NetErrorCode::HeadMalformed),
+                "{code:?}"
+            ),
             _ => assert_eq!(&whole, other, "it matters how the bytes come"),
         }
     }
     assert_eq!(whole.as_ref().ok(), by_definition(text, limit).as_ref());
 }
 
-/// A header of the PROXY protocol is asked for to its end, and no further, however it comes; only an address becomes one.
+/// A PROXY protocol header is read to its end and no further, however it is split.
 pub fn proxy_headers(data: &[u8]) {
     let take = |step: usize| {
         let mut taken = 0;
@@ -96,7 +99,9 @@ pub fn proxy_headers(data: &[u8]) {
     let (whole, single) = (take(usize::MAX), take(1));
     assert!(whole.0 <= 4_096, "a header has an end");
     match (&whole.1, &single.1) {
-        (Some(ProxyHeader::Complete(_)), _) | (_, Some(ProxyHeader::Complete(_))) => assert_eq!(whole, single, "it matters how the bytes come"),
+        (Some(ProxyHeader::Complete(_)), _) | (_, Some(ProxyHeader::Complete(_))) => {
+            assert_eq!(whole, single, "it matters how the bytes come")
+        }
         (one, other) => assert_eq!(one, other),
     }
 }
@@ -121,7 +126,7 @@ fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Foun
     unreachable!()
 }
 
-/// What [`HeadScanner`] says it does, said in another way; `None` for a fault.
+/// A second implementation of [`HeadScanner`]; `None` for an error.
 fn by_definition(text: &[u8], limit: usize) -> Option<Found> {
     let start = text.iter().position(|b| !b"\r\n".contains(b)).unwrap_or(text.len());
     let bytes = &text[start..];
@@ -150,7 +155,7 @@ struct Pki {
     server: Identity,
     agent: Identity,
     revoked: Identity,
-    /// Of another authority with the same name.
+    /// Issued by another CA with the same name.
     stranger: Identity,
 }
 
@@ -214,8 +219,8 @@ fn issue(issuer: &Issuer<'_, KeyPair>, name: &str, serial: u64) -> Identity {
     }
 }
 
-/// Lists of DER between zero bytes: certificates, key, CA, revocation lists, and the text of a pin. Bytes 1 to 7 stand for the genuine ones, 8
-/// for one that is edited.
+/// Lists of DER separated by zero bytes: certificates, key, CA, revocation lists, and the text of a pin. Bytes 1 to 7 stand for genuine ones, 8
+/// for an edited one.
 pub fn der(data: &[u8]) {
     let mut lists = [const { Vec::<Vec<u8>>::new() }; 5];
     let mut at = 0;
@@ -262,7 +267,7 @@ pub fn der(data: &[u8]) {
     check_error(client(&tls, TCP_VERSIONS, &alpn).err());
 }
 
-/// What a text of `pki` holds.
+/// The DER of a PEM text of `pki`.
 fn der_of(pem: &str) -> Der {
     let der = match pem.lines().next() {
         Some(begin) if begin.contains("PRIVATE KEY") => PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap().secret_der().to_vec(),
@@ -286,7 +291,7 @@ fn genuine(number: u8) -> Vec<u8> {
     der_of(pem).0
 }
 
-/// An error says what is wrong in a sentence, and nothing of a key.
+/// An error is a sentence about the cause and reveals nothing of a key.
 fn check_error(error: Option<NetError>) {
     let Some(error) = error else { return };
     assert!(matches!(error.code, NetErrorCode::Tls | NetErrorCode::Invalid), "{error:?}");
@@ -303,7 +308,7 @@ fn check_error(error: Option<NetError>) {
 
 // ---- names
 
-/// Text as a pin, as the name of a server, and as an address to listen on.
+/// Text as a pin, as a server name, and as a listen address.
 pub fn names(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let digits: String = text.chars().filter(|c| *c != ':').collect();
@@ -318,7 +323,7 @@ pub fn names(data: &[u8]) {
     }
     let host = text.rsplit_once(':').map_or("", |(host, _)| host);
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    // no name is looked up
+    // names are not resolved
     if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
         match to_bind(&text) {
             Ok(addresses) => check_addresses(bare, addresses),
@@ -348,7 +353,7 @@ fn check_addresses(host: &str, addresses: Vec<SocketAddr>) {
 
 // ---- peers
 
-/// Shows a chain, whatever it is, with a key.
+/// Presents any chain with a key.
 #[derive(Debug)]
 struct Shows(Arc<CertifiedKey>);
 
@@ -404,7 +409,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 const FROM_CLIENT: &[u8] = b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n";
-/// So many times somebody on the way says something of his own: with more, the two would not be silent as long as there is input.
+/// Maximum number of modified messages: with more, the two sides would continue as long as there is input.
 const MEDDLING: usize = 40;
 const FROM_SERVER: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\nSSH-2.0-x\r\n";
 
@@ -425,7 +430,7 @@ impl Ends {
         ends
     }
 
-    /// Carries what either says to the other until both are silent, through `change`; tells what each has read.
+    /// Passes messages between both sides, through `change`, until both are silent. Returns what each has read.
     fn talk(&mut self, mut change: impl FnMut(&mut Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
         let mut read = (Vec::new(), Vec::new());
         for round in 0.. {
@@ -456,7 +461,7 @@ fn take(from: &mut Connection) -> Vec<u8> {
 
 fn give(to: &mut Connection, mut bytes: &[u8], read: &mut Vec<u8>) {
     while !bytes.is_empty() {
-        // an end that has failed takes no more
+        // a side that has failed accepts no more data
         if !to.wants_read() || to.read_tls(&mut bytes).is_err() {
             return;
         }
@@ -468,7 +473,7 @@ fn give(to: &mut Connection, mut bytes: &[u8], read: &mut Vec<u8>) {
     }
 }
 
-/// A peer that shows certificates of its own making: nobody gets in with them.
+/// A peer that presents forged certificates is never accepted.
 pub fn certificates(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();
@@ -506,7 +511,7 @@ pub fn certificates(data: &[u8]) {
     let got_in = if of_server { !by_client.is_empty() } else { !by_server.is_empty() };
     let is_revoked = !of_server && identity.der == pki().revoked.der && chain[0] == identity.der;
     if got_in {
-        // without the list, what is on it is as good as any other
+        // without the CRL a revoked certificate is valid
         assert!(is_good || (is_revoked && !with_crl), "got in with {chain:?}");
     }
     if is_untouched {
@@ -518,8 +523,8 @@ fn ca_hash() -> [u8; 32] {
     sha256(&CertificateDer::from_pem_slice(pki().ca.as_bytes()).unwrap())
 }
 
-/// Somebody on the way changes what is said in a handshake and behind it: nobody reads anything but what the other wrote. Or a client says
-/// whatever it likes.
+/// An attacker modifies the handshake and the data after it: no side reads anything that the other did not write. Or a client sends arbitrary
+/// bytes.
 pub fn handshakes(data: &[u8]) {
     static CONFIGS: OnceLock<(Arc<ClientConfig>, Arc<ServerConfig>)> = OnceLock::new();
     let (client, server) = CONFIGS.get_or_init(|| (Arc::new(client_config(false)), Arc::new(server_config(true))));

@@ -104,7 +104,7 @@ impl NetError {
 
     /// The peer disconnected before the other end of its tunnel was connected.
     pub fn abandoned(why: &str) -> Self {
-        Self::remote(NetErrorCode::Abandoned, format!("The peer has gone: {why}"))
+        Self::remote(NetErrorCode::Abandoned, format!("The peer disconnected: {why}"))
     }
 
     pub fn cancelled() -> Self {
@@ -206,7 +206,11 @@ impl NetError {
     }
 
     pub fn stopped(code: quinn::VarInt) -> Self {
-        Self::remote(NetErrorCode::Stopped, format!("The peer takes no more of this stream, code {code}")).with_app_code(code)
+        Self::remote(
+            NetErrorCode::Stopped,
+            format!("The peer stopped reading this stream with code {code}"),
+        )
+        .with_app_code(code)
     }
 }
 

@@ -103,11 +103,11 @@ class HeadReader {
     const { headLimit = 16_384, headTimeoutMs = 10_000, maxPendingHeads = 4_096 } = this.#options;
     let giveUp: (error: NetError) => void = () => {};
     const givenUp = new Promise<never>((_, reject) => giveUp = reject);
-    const late = new NetError("head-timeout", "The head is not complete in time", { remote: true });
+    const late = new NetError("head-timeout", "The head was not complete in time", { remote: true });
     const timer = setTimeout(() => giveUp(late), headTimeoutMs);
     this.#pending.add(giveUp);
     const [oldest] = this.#pending;
-    if (this.#pending.size > maxPendingHeads) oldest?.(new NetError("limit", "Too many heads are being read"));
+    if (this.#pending.size > maxPendingHeads) oldest?.(new NetError("limit", "Too many pending heads"));
     try {
       const head = await Promise.race([readHead(stream, headLimit), givenUp]);
       if (head === null) stream.abort(RESET);
@@ -548,14 +548,14 @@ class MemoryQuicConnection implements QuicConnection {
       // no answer at all: the reader knows whether it was an end or a reset
       if (answer !== null) return { stream, head: answer };
       await stream.read();
-      throw new NetError("head-truncated", "The stream ended without an answer", { remote: true });
+      throw new NetError("head-truncated", "The stream ended without a response", { remote: true });
     };
-    const timer = setTimeout(() => giveUp(new NetError("timed-out", `No answer in ${timeoutMs} ms`)), timeoutMs);
+    const timer = setTimeout(() => giveUp(new NetError("timed-out", `No response within ${timeoutMs} ms`)), timeoutMs);
     const onAbort = () => giveUp(new NetError("cancelled", "The call was cancelled"));
     signal?.addEventListener("abort", onAbort, { once: true });
     this.#exchanges.add(giveUp);
     client?.input.watch(({ read }) =>
-      giveUp(read.remote ? new NetError("abandoned", `The peer has gone: ${read.message}`, { remote: true }) : read)
+      giveUp(read.remote ? new NetError("abandoned", `The peer disconnected: ${read.message}`, { remote: true }) : read)
     );
     try {
       return await Promise.race([work(), givenUp]);

@@ -23,7 +23,7 @@ function resetBy(appCode?: number): NetError {
 }
 
 function stoppedBy(appCode: number): NetError {
-  return new NetError("stopped", `The peer takes no more of this stream, code ${appCode}`, { appCode, remote: true });
+  return new NetError("stopped", `The peer stopped reading this stream with code ${appCode}`, { appCode, remote: true });
 }
 
 interface Waiting<T> {
@@ -342,9 +342,9 @@ export async function readHead(stream: MemoryDuplex, limit: number): Promise<str
 
 /** What the first byte tells that comes from a client with another protocol. */
 const OTHER_PROTOCOLS: Readonly<Record<number, string>> = {
-  0x04: "It is SOCKS 4, and this port takes HTTP alone",
-  0x05: "It is SOCKS 5, and this port takes HTTP alone",
-  0x16: "It is TLS, and this port takes plain HTTP: the proxy's URL begins with http://",
+  0x04: "This is SOCKS 4, but this port accepts only HTTP",
+  0x05: "This is SOCKS 5, but this port accepts only HTTP",
+  0x16: "This is TLS, but this port accepts only plain HTTP: use a proxy URL that begins with http://",
 };
 
 const [TAB, LF, CR] = [0x09, 0x0a, 0x0d];
@@ -460,7 +460,7 @@ export async function splice(
   signal?.addEventListener("abort", onAbort, { once: true });
   const checkIdle = () => {
     if (waiting === 0 && Date.now() - copiedAt >= idleTimeoutMs) {
-      fail(new NetError("timed-out", `Nothing was copied for ${idleTimeoutMs} ms`));
+      fail(new NetError("timed-out", `No data was relayed for ${idleTimeoutMs} ms`));
     }
   };
   const idleTimer = idleTimeoutMs > 0 ? setInterval(checkIdle, Math.max(1, idleTimeoutMs / 8)) : undefined;

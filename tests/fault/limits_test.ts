@@ -332,7 +332,7 @@ describe("the life of a tunnel", () => {
     for (
       const [option, reason] of [["tunnel-max-duration", /longest life/], [
         "tunnel-idle-timeout",
-        /Nothing was copied for 1000 ms/,
+        /No data was relayed for 1000 ms/,
       ]] as const
     ) {
       it(`ends with a reset at both ends after --limits.${option} of the ${part}`, async () => {
@@ -446,7 +446,7 @@ describe("a process with few descriptors", () => {
       try {
         if (part === "proxy") {
           for (let i = 0; i < 50; i++) wires.push(await dial(clients));
-          await pair.proxy.waitForText("Connections wait, for they cannot be accepted: Too many open files");
+          await pair.proxy.waitForText("Connections are waiting because they cannot be accepted: Too many open files");
         } else {
           let head = "HTTP/1.1 200 ";
           while (head.startsWith("HTTP/1.1 200 ")) {

@@ -88,9 +88,9 @@ impl HeadScanner {
 /// Recognises clients that use another protocol by their first byte.
 fn other_protocol(first: u8) -> Option<&'static str> {
     match first {
-        0x04 => Some("It is SOCKS 4, and this port takes HTTP alone"),
-        0x05 => Some("It is SOCKS 5, and this port takes HTTP alone"),
-        0x16 => Some("It is TLS, and this port takes plain HTTP: the proxy's URL begins with http://"),
+        0x04 => Some("This is SOCKS 4, but this port accepts only HTTP"),
+        0x05 => Some("This is SOCKS 5, but this port accepts only HTTP"),
+        0x16 => Some("This is TLS, but this port accepts only plain HTTP: use a proxy URL that begins with http://"),
         _ => None,
     }
 }
@@ -99,7 +99,7 @@ fn other_protocol(first: u8) -> Option<&'static str> {
 pub async fn head_timeout(limit: Duration) -> NetError {
     sleep(limit).await;
     yield_now().await; // lets the runtime poll the sockets
-    NetError::remote(NetErrorCode::HeadTimeout, "The head is not complete in time")
+    NetError::remote(NetErrorCode::HeadTimeout, "The head was not complete in time")
 }
 
 /// Reads the head from the stream and leaves the rest in it. Returns `None` if the peer closed the stream without sending anything, as

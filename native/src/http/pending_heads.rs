@@ -59,16 +59,12 @@ impl PendingHeads {
             own.insert(number);
             if own.len() > self.max_per_address {
                 let oldest = own.first().copied();
-                state.evict(
-                    oldest,
-                    NetErrorCode::LimitPerAddress,
-                    "Too many heads of this address are being read",
-                );
+                state.evict(oldest, NetErrorCode::LimitPerAddress, "Too many pending heads from this address");
             }
         }
         if state.pending.len() > self.max {
             let oldest = state.pending.keys().next().copied();
-            state.evict(oldest, NetErrorCode::Limit, "Too many heads are being read");
+            state.evict(oldest, NetErrorCode::Limit, "Too many pending heads");
         }
         HeadPermit {
             heads: self.clone(),

@@ -99,7 +99,7 @@ fn resolution_timed_out(what: &str, limit: Duration) -> NetError {
     NetError::new(
         NetErrorCode::NameTimedOut,
         format!(
-            "Cannot connect to {what}: no name server has answered for its name in {} ms",
+            "Cannot connect to {what}: no name server answered for its name within {} ms",
             limit.as_millis()
         ),
     )

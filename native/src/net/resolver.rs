@@ -356,7 +356,7 @@ impl Resolver {
         thread.spawn(ask).map_err(|e| {
             NetError::new(
                 NetErrorCode::Limit,
-                format!("its name cannot be looked up: no thread for the system's resolver: {e}"),
+                format!("its name cannot be resolved: no thread for the system's resolver: {e}"),
             )
         })?;
         receiver.await.map_err(|e| unknown(e.to_string()))?.map_err(unknown)
@@ -370,7 +370,7 @@ fn dns_error(failure: &Failure, dns: &Dns) -> NetError {
         .map(|server| server.ip().to_string())
         .collect::<Vec<_>>()
         .join(", ");
-    let what = format!("its name cannot be looked up: name server {servers}: {failure}");
+    let what = format!("its name cannot be resolved: name server {servers}: {failure}");
     match failure {
         Failure::TimedOut => NetError::new(NetErrorCode::NameTimedOut, what),
         Failure::Io(e) if NetError::connect(e, "").code == NetErrorCode::Limit => NetError::new(NetErrorCode::Limit, what),
@@ -583,7 +583,7 @@ impl Lookup {
             }
             return Err(NetError::new(
                 NetErrorCode::NameTimedOut,
-                "its name was not looked up: too many names wait for an answer",
+                "its name was not resolved: too many lookups are pending",
             ));
         }
         if self.found.is_complete {

@@ -73,14 +73,14 @@ pub async fn request(connection: Connection, head: Bytes, limit: Duration, bytes
                 .read()
                 .await
                 .err()
-                .unwrap_or_else(|| NetError::remote(NetErrorCode::HeadTruncated, "The stream ended without an answer"))),
+                .unwrap_or_else(|| NetError::remote(NetErrorCode::HeadTruncated, "The stream ended without a response"))),
         }
     };
     match timeout(limit, all).await {
         Ok(result) => result,
         Err(_) => Err(NetError::new(
             NetErrorCode::TimedOut,
-            format!("No answer in {} ms", limit.as_millis()),
+            format!("No response within {} ms", limit.as_millis()),
         )),
     }
 }

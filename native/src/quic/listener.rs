@@ -170,7 +170,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             continue;
         }
         if handshakes.len() >= limits.pending {
-            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many handshakes are under way");
+            limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many pending handshakes");
             continue;
         }
         let validated = incoming.remote_address_validated();
@@ -189,7 +189,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
                     incoming,
                     remote,
                     NetErrorCode::LimitPerAddress,
-                    "Too many handshakes of this address are under way",
+                    "Too many pending handshakes from this address",
                 );
                 continue;
             }
@@ -211,7 +211,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
                 Ok(Err(e)) => NetError::quic_connect(&e, &remote),
                 Err(_) => NetError::new(
                     NetErrorCode::TimedOut,
-                    format!("The handshake of {remote} is not complete in {} ms", time.as_millis()),
+                    format!("The handshake with {remote} was not complete within {} ms", time.as_millis()),
                 ),
             };
             if accept_queue.len() < MAX_QUEUED_FAILURES {

@@ -149,7 +149,8 @@ impl TunnelUsage {
         self.cut_notice.notified().await;
         let held = self.cut.load(Ordering::Relaxed) >> 10;
         let limit = LIMIT.load(Ordering::Relaxed) >> 20;
-        let message = format!("It held {held} KiB, most of all tunnels, while nearly all of the {limit} MiB for buffers were used");
+        let message =
+            format!("The tunnel buffered {held} KiB, more than others, while nearly all of the {limit} MiB for buffers were used");
         NetError::new(NetErrorCode::Limit, message)
     }
 

@@ -519,7 +519,7 @@ async fn watch_idle(limit: Option<Duration>, a_to_b: &ByteCounter<'_>, b_to_a: &
         if copied() != seen || waiting() {
             (seen, since) = (copied(), Instant::now());
         } else if since.elapsed() >= limit {
-            return NetError::new(NetErrorCode::TimedOut, format!("Nothing was copied for {} ms", limit.as_millis()));
+            return NetError::new(NetErrorCode::TimedOut, format!("No data was relayed for {} ms", limit.as_millis()));
         }
     }
 }

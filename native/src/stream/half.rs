@@ -215,7 +215,7 @@ impl Reader {
         let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.half, ReadHalf::Quic(_));
         tokio::select! {
             error = self.reset() => NetError::abandoned(&error.message),
-            () = tokio::time::sleep(EARLY_FIN_WAIT), if is_silent => NetError::abandoned("it has finished without a byte for the tunnel"),
+            () = tokio::time::sleep(EARLY_FIN_WAIT), if is_silent => NetError::abandoned("it finished without a byte for the tunnel"),
         }
     }
 

@@ -243,7 +243,7 @@ async fn accept(
             Some(Err(e)) => {
                 if warned_at.is_none_or(|at: Instant| at.elapsed() >= WARN_INTERVAL) {
                     warned_at = Some(Instant::now());
-                    warn(format!("Connections wait, for they cannot be accepted: {e}"));
+                    warn(format!("Connections are waiting because they cannot be accepted: {e}"));
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -316,7 +316,10 @@ async fn prepare(
                 }
                 if first[0].is_ascii_alphabetic() {
                     halves = Some(plain(tcp));
-                    return Err(NetError::remote(NetErrorCode::NotTls, "It is plain HTTP, and this port takes TLS"));
+                    return Err(NetError::remote(
+                        NetErrorCode::NotTls,
+                        "This is plain HTTP, but this port accepts only TLS",
+                    ));
                 }
                 match configs.accept(tcp.clone()).await {
                     Ok(stream) => secure(stream, tcp),
