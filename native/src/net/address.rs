@@ -1,5 +1,6 @@
 //! Parses and formats addresses.
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
 
 use crate::error::{NetError, NetErrorCode};
 
@@ -147,9 +148,86 @@ pub fn display(host: &str, port: u16) -> String {
     }
 }
 
+/// Parses an address in any form that the system accepts, with or without a zone (RFC 4007 §11). Does not resolve names.
+pub fn parse_literal(host: &str) -> Option<SocketAddr> {
+    match host.split_once('%') {
+        Some((ip, _)) => {
+            Ipv6Addr::from_str(ip).ok()?;
+            (host, 0).to_socket_addrs().ok()?.next() // the system maps zones to numbers
+        }
+        None => match IpAddr::from_str(host) {
+            Ok(ip) => Some((ip, 0).into()),
+            Err(_) => Some((short_ipv4(host)?, 0).into()),
+        },
+    }
+}
+
+/// Parses IPv4 addresses of one to four numbers, decimal, octal or hexadecimal; the last one fills the remaining bytes (inet_aton(3)).
+fn short_ipv4(host: &str) -> Option<Ipv4Addr> {
+    let number = |text: &str| -> Option<u32> {
+        let (digits, radix) = match text.as_bytes() {
+            [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+            [b'0', _, ..] => (&text[1..], 8),
+            _ => (text, 10),
+        };
+        let is_plain = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u32::from_str_radix(digits, radix).ok().filter(|_| is_plain)
+    };
+    let numbers: Vec<_> = host
+        .strip_suffix('.')
+        .unwrap_or(host)
+        .split('.')
+        .map(number)
+        .collect::<Option<_>>()?;
+    let (last, first) = numbers.split_last()?;
+    let left = 4_usize.checked_sub(first.len())?;
+    if left == 0 || first.iter().any(|number| *number > 255) || u64::from(*last) >= 1 << (8 * left) {
+        return None;
+    }
+    let high = first.iter().enumerate().fold(0, |sum, (i, number)| sum | number << (24 - 8 * i));
+    Some(Ipv4Addr::from_bits(high | last))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_form_of_an_address_is_one() {
+        let of = |host: &str| parse_literal(host).map(|address| address.ip().to_string());
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f.1",
+            "0X7f000001",
+            "2130706433",
+            "017700000001",
+            "0177.0.0.01",
+            "127.0.0.1.",
+        ] {
+            assert_eq!(of(host).as_deref(), Some("127.0.0.1"), "{host}");
+        }
+        assert_eq!(of("::ffff:1.2.3.4").as_deref(), Some("::ffff:1.2.3.4"));
+        assert_eq!(of("1.2.3").as_deref(), Some("1.2.0.3"));
+        for host in [
+            "",
+            ".",
+            "256.1",
+            "1.2.3.256",
+            "4294967296",
+            "08",
+            "0x",
+            "0xg",
+            "+1",
+            "1.-2",
+            "a",
+            "1.2.3.4.5",
+            "::1%",
+            "127.0.0.1%lo",
+        ] {
+            assert_eq!(of(host), None, "{host}");
+        }
+    }
 
     #[test]
     fn a_port_alone_is_every_address() {

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use crate::error::{NetError, NetErrorCode};
-use crate::net::address::{display, interleave};
-use crate::net::resolver::{address, Lookup, Purpose, Resolver};
+use crate::net::address::{display, interleave, parse_literal};
+use crate::net::resolver::{Lookup, Purpose, Resolver};
 
 /// The Connection Attempt Delay that RFC 8305 §5 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -29,7 +29,7 @@ impl DialTarget {
     /// Parses addresses, with or without a zone (RFC 4007 §11). Does not resolve names.
     pub fn addresses(given: &[String], port: u16) -> Result<Self, NetError> {
         let parse = |text: &String| {
-            let mut address = address(text)?;
+            let mut address = parse_literal(text)?;
             address.set_port(port);
             Some(address)
         };

@@ -1,8 +1,7 @@
 //! Resolves names: address literals, /etc/hosts, a cache, name servers, and the system's resolver for sources only it knows. Concurrent
 //! lookups of a name are shared. A lookup ends when nothing waits for it, and never delays another one.
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
-use std::str::FromStr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, Instant};
 
 use crate::error::{NetError, NetErrorCode};
+use crate::net::address::parse_literal;
 use crate::net::dns::{self, Answer, Failure, Family};
 use crate::net::resolver_config::{normalized, Dns, Paths, ResolverConfig, ResolverFiles, MAX_ADDRESSES};
 use crate::sync::lock;
@@ -172,7 +172,7 @@ impl Resolver {
 
     /// Starts to resolve `host`, unless it is known.
     pub fn lookup(self: &Arc<Self>, host: &str, port: u16, purpose: Purpose) -> Lookup {
-        let start = match address(host) {
+        let start = match parse_literal(host) {
             Some(address) => Start::Known(LookupState::known(vec![address])),
             None => self.start(host, purpose),
         };
@@ -427,46 +427,6 @@ fn loopback(config: &ResolverConfig) -> Vec<SocketAddr> {
     all
 }
 
-/// Parses an address in any form that the system accepts, with or without a zone (RFC 4007 §11). Does not resolve names.
-pub fn address(host: &str) -> Option<SocketAddr> {
-    match host.split_once('%') {
-        Some((ip, _)) => {
-            Ipv6Addr::from_str(ip).ok()?;
-            (host, 0).to_socket_addrs().ok()?.next() // the system maps zones to numbers
-        }
-        None => match IpAddr::from_str(host) {
-            Ok(ip) => Some((ip, 0).into()),
-            Err(_) => Some((short_ipv4(host)?, 0).into()),
-        },
-    }
-}
-
-/// Parses IPv4 addresses of one to four numbers, decimal, octal or hexadecimal; the last one fills the remaining bytes (inet_aton(3)).
-fn short_ipv4(host: &str) -> Option<Ipv4Addr> {
-    let number = |text: &str| -> Option<u32> {
-        let (digits, radix) = match text.as_bytes() {
-            [b'0', b'x' | b'X', ..] => (&text[2..], 16),
-            [b'0', _, ..] => (&text[1..], 8),
-            _ => (text, 10),
-        };
-        let is_plain = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        u32::from_str_radix(digits, radix).ok().filter(|_| is_plain)
-    };
-    let numbers: Vec<_> = host
-        .strip_suffix('.')
-        .unwrap_or(host)
-        .split('.')
-        .map(number)
-        .collect::<Option<_>>()?;
-    let (last, first) = numbers.split_last()?;
-    let left = 4_usize.checked_sub(first.len())?;
-    if left == 0 || first.iter().any(|number| *number > 255) || u64::from(*last) >= 1 << (8 * left) {
-        return None;
-    }
-    let high = first.iter().enumerate().fold(0, |sum, (i, number)| sum | number << (24 - 8 * i));
-    Some(Ipv4Addr::from_bits(high | last))
-}
-
 enum Start {
     Known(LookupState),
     Shared(Arc<SharedLookup>),
@@ -672,43 +632,6 @@ mod tests {
             has(&[address])
         } else {
             has(&[])
-        }
-    }
-
-    #[test]
-    fn every_form_of_an_address_is_one() {
-        let of = |host: &str| address(host).map(|address| address.ip().to_string());
-        for host in [
-            "127.0.0.1",
-            "127.1",
-            "0x7f.1",
-            "0X7f000001",
-            "2130706433",
-            "017700000001",
-            "0177.0.0.01",
-            "127.0.0.1.",
-        ] {
-            assert_eq!(of(host).as_deref(), Some("127.0.0.1"), "{host}");
-        }
-        assert_eq!(of("::ffff:1.2.3.4").as_deref(), Some("::ffff:1.2.3.4"));
-        assert_eq!(of("1.2.3").as_deref(), Some("1.2.0.3"));
-        for host in [
-            "",
-            ".",
-            "256.1",
-            "1.2.3.256",
-            "4294967296",
-            "08",
-            "0x",
-            "0xg",
-            "+1",
-            "1.-2",
-            "a",
-            "1.2.3.4.5",
-            "::1%",
-            "127.0.0.1%lo",
-        ] {
-            assert_eq!(of(host), None, "{host}");
         }
     }
 

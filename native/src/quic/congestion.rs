@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
 
-use crate::quic::window::ConnectionWindow;
+use super::connection_window::ConnectionWindow;
+use super::losses::Losses;
 
 /// Initial congestion window: 32 packets of minimum size, as in quic-go and Chromium. quinn's is two of the largest packets here, one of
 /// which is an MTU probe.
@@ -42,14 +43,6 @@ const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes up to this size are interactive; from the second size on they are bulk data, in bytes.
 const INTERACTIVE_WRITE: usize = 1_200;
 const BULK_WRITE: usize = 16_384;
-
-/// The loss that `cubic-loss-tolerant` ignores: radio links and bad cables lose this much without a queue. BBR tolerates the same share
-/// (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
-const TOLERATED_LOSS_PERCENT: u64 = 2;
-/// Packets over which the loss rate is measured.
-const LOSS_SAMPLE_PACKETS: u64 = 2_048;
-/// Up to this many lost packets are always tolerated: at the start there are too few packets for a rate.
-const MIN_TOLERATED_PACKETS: u64 = 2;
 
 /// No interactive write yet.
 const NEVER: u64 = u64::MAX;
@@ -207,50 +200,6 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for CappedF
     }
 }
 
-/// Decides whether losses are tolerable: they are few, and the round-trip time shows no queue.
-#[derive(Clone, Default)]
-struct Losses {
-    mtu: u64,
-    /// Bytes of about the last [`LOSS_SAMPLE_PACKETS`] packets.
-    arrived: u64,
-    lost: u64,
-    queued: bool,
-}
-
-impl Losses {
-    fn new(mtu: u16) -> Self {
-        Self {
-            mtu: mtu.into(),
-            ..Self::default()
-        }
-    }
-
-    /// `rtt`: the smoothed and the minimum round-trip time.
-    fn arrived(&mut self, bytes: u64, rtt: [Duration; 2]) {
-        let [late, least] = rtt;
-        self.arrived += bytes;
-        self.forget();
-        self.queued = late > least + least / 8 + Duration::from_millis(1);
-    }
-
-    fn lost(&mut self, bytes: u64) {
-        self.lost += bytes;
-        self.forget();
-    }
-
-    fn forget(&mut self) {
-        if self.arrived + self.lost > LOSS_SAMPLE_PACKETS * self.mtu {
-            self.arrived /= 2;
-            self.lost /= 2;
-        }
-    }
-
-    fn are_tolerable(&self) -> bool {
-        let share = (self.arrived + self.lost) * TOLERATED_LOSS_PERCENT / 100;
-        !self.queued && self.lost <= share.max(MIN_TOLERATED_PACKETS * self.mtu)
-    }
-}
-
 struct CappedController {
     inner: Box<dyn Controller>,
     /// See [`WindowCap`]. A large buffer at a near receiver causes no loss, so loss-based controllers would not stop growing.
@@ -333,6 +282,7 @@ impl Controller for CappedController {
 
 #[cfg(test)]
 mod tests {
+    use super::super::losses::{LOSS_SAMPLE_PACKETS, MIN_TOLERATED_PACKETS};
     use super::*;
     use quinn_proto::{Dir, Side, StreamId};
 

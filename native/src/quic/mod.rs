@@ -1,9 +1,12 @@
 //! QUIC over quinn: endpoints, connections, congestion control and windows.
 pub mod congestion;
 pub mod connection;
+pub mod connection_window;
 pub mod dial;
+mod growth;
 pub mod handshake_limits;
 pub mod listener;
+mod losses;
 pub mod transport;
 pub mod window;
 pub mod write_coalescing;

@@ -7,6 +7,7 @@ use quinn::{Connection, EndpointConfig, MtuDiscoveryConfig, TransportConfig, Var
 use quinn_proto::HashedConnectionIdGenerator;
 
 use super::congestion::{self, ConnectionSignals};
+use super::connection_window;
 use super::window;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
@@ -49,7 +50,7 @@ impl Transport {
         config.max_concurrent_uni_streams(0u8.into());
         config.datagram_receive_buffer_size(None);
         config.stream_receive_window(self.stream_window().into());
-        config.receive_window(window::initial_connection_window(self.connection_window.unwrap_or(0)));
+        config.receive_window(connection_window::initial_connection_window(self.connection_window.unwrap_or(0)));
         // each stream has its own: with a shared one bulk streams would starve the others
         config.send_window(u64::MAX);
         let name = self.congestion.as_deref().unwrap_or("cubic");

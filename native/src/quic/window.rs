@@ -1,31 +1,19 @@
-//! Flow control: receive windows of streams, sized for what their readers drain in two round trips, receive windows of connections, the sum
-//! of these, and send windows. They bound the memory for data that is unread or unacknowledged.
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+//! Flow control of streams: receive windows are sized for what their readers drain in two round trips, send windows for the path. Together
+//! with the window of the connection they bound the memory for data that is unread or unacknowledged.
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{StreamId, VarInt};
+use quinn::StreamId;
 
-use crate::quic::congestion::ConnectionSignals;
+use super::congestion::ConnectionSignals;
+use super::growth::{max_window, Growth, GROWTHS};
 use crate::relay::budget;
-use crate::sync::lock;
 
 /// Initial receive window of a stream, and the minimum for slow readers, in bytes.
 pub const INITIAL_STREAM_WINDOW: u64 = 96 << 10;
 /// Maximum receive window of a stream: enough for 300 MB/s at a round-trip time of 50 ms.
 pub const MAX_WINDOW: u64 = 16 << 20;
-/// Total growth of all streams of the process beyond their initial windows, shared among them. Unread streams may keep all of it, as credit
-/// cannot be revoked.
-const GROWTH: u64 = 32 << 20;
-/// One stream may take a quarter of the remaining growth.
-const SHARE: u64 = 4;
-/// Data up to this size may only have moved to the kernel's socket buffers. What is drained beyond was read by the application: the window
-/// may grow by that amount regardless of other streams.
-const UNPROVEN_DRAIN: u64 = 512 << 10;
-/// Window of a connection besides those of its streams: for streams that are not accepted yet.
-const BASE: u64 = 1 << 20;
-/// Minimum change of a connection's window, as each change is sent in a frame.
-const STEP: u64 = 1 << 20;
 /// Lower bound of the round-trip time: the engine takes this long itself.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
 
@@ -35,17 +23,6 @@ pub fn send_window(congestion_window: u64) -> u64 {
 }
 
 const MIN_SEND_WINDOW: u64 = 512 << 10;
-
-/// Process-wide, like the runtime.
-static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
-
-/// The largest permitted window for a stream with an initial window of `start` that has drained `total` bytes, while all streams have grown
-/// by `grown`.
-fn max_window(start: u64, grown: u64, total: u64) -> u64 {
-    let shared = GROWTH.saturating_sub(grown) / SHARE;
-    let proven = total.saturating_sub(UNPROVEN_DRAIN);
-    start.saturating_add(shared.max(proven)).min(MAX_WINDOW)
-}
 
 /// The receive window of one stream.
 struct Receive {
@@ -93,205 +70,6 @@ impl Receive {
         self.window = window;
         changed.then_some(window)
     }
-}
-
-/// The growth of all windows. A stream that has grown and become idle would keep its part of [`GROWTH`] while it is open, so the idle ones
-/// are swept when others want more.
-struct Growths<S> {
-    sum: AtomicU64,
-    grown: Mutex<Grown<S>>,
-}
-
-struct Grown<S> {
-    streams: Vec<Weak<Growth<S>>>,
-    swept: Option<Instant>,
-}
-
-/// The growth counted for one stream.
-struct Growth<S> {
-    stream: S,
-    counted: AtomicU64,
-    /// Drained since the last sweep.
-    is_used: AtomicBool,
-}
-
-/// Minimum interval between sweeps. A stream that was not drained between two of them is idle or stuck.
-const SWEEP: Duration = Duration::from_secs(1);
-
-impl<S> Growths<S> {
-    const fn new() -> Self {
-        let grown = Grown {
-            streams: Vec::new(),
-            swept: None,
-        };
-        Self {
-            sum: AtomicU64::new(0),
-            grown: Mutex::new(grown),
-        }
-    }
-
-    fn sum(&self) -> u64 {
-        self.sum.load(Ordering::Relaxed)
-    }
-
-    fn add(&self, stream: S) -> Arc<Growth<S>> {
-        let growth = Arc::new(Growth {
-            stream,
-            counted: AtomicU64::new(0),
-            is_used: AtomicBool::new(true),
-        });
-        lock(&self.grown).streams.push(Arc::downgrade(&growth));
-        growth
-    }
-
-    fn count(&self, growth: &Growth<S>, bytes: u64) {
-        let before = growth.counted.swap(bytes, Ordering::Relaxed);
-        self.sum.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed); // wraps on purpose if it has shrunk
-    }
-
-    /// Reduces the count of streams that are not drained to what they hold.
-    fn sweep(&self, now: Instant, held: impl Fn(&S) -> u64) {
-        let mut quiet = Vec::new();
-        {
-            let mut grown = lock(&self.grown);
-            if grown.swept.is_some_and(|at| now < at + SWEEP) {
-                return;
-            }
-            grown.swept = Some(now);
-            grown.streams.retain(|growth| {
-                let Some(growth) = growth.upgrade() else { return false };
-                if !growth.is_used.swap(false, Ordering::Relaxed) {
-                    quiet.push(growth);
-                }
-                true
-            });
-        }
-        // without the lock: each connection has its own
-        for growth in quiet {
-            let counted = growth.counted.load(Ordering::Relaxed);
-            if counted == 0 {
-                continue;
-            }
-            let held = held(&growth.stream);
-            // skips a stream that is drained meanwhile
-            let changes = held < counted
-                && growth
-                    .counted
-                    .compare_exchange(counted, held, Ordering::Relaxed, Ordering::Relaxed)
-                    .is_ok();
-            if changes {
-                self.sum.fetch_sub(counted - held, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-/// The receive window of a connection: finite, but at least the sum of its streams' windows, so that an unread stream does not block
-/// others.
-pub struct ConnectionWindow(Mutex<Windows>);
-
-#[derive(Clone, Copy)]
-struct Windows {
-    /// Initial window of a stream.
-    start: u64,
-    base: u64,
-    /// Sum of the largest window of each open stream.
-    streams: u64,
-    open: usize,
-    /// The current window.
-    now: u64,
-}
-
-impl Windows {
-    /// A quarter more than needed, as quinn sends credit only after an eighth was read
-    fn wanted(self) -> u64 {
-        let wanted = (self.base + self.streams) * 5 / 4;
-        // not rounded up for peers that are not authenticated
-        wanted.next_multiple_of(if self.base < BASE { 1 } else { STEP })
-    }
-
-    /// Returns the new window if it changes.
-    fn settle(&mut self) -> Option<u64> {
-        let wanted = self.wanted();
-        if wanted <= self.now && wanted > self.now / 2 {
-            return None;
-        }
-        self.now = wanted;
-        Some(wanted)
-    }
-}
-
-impl Default for ConnectionWindow {
-    fn default() -> Self {
-        Self(Mutex::new(Windows {
-            start: INITIAL_STREAM_WINDOW,
-            base: BASE,
-            streams: 0,
-            open: 0,
-            now: 0,
-        }))
-    }
-}
-
-impl ConnectionWindow {
-    /// Sets the bytes besides the windows of the streams; 0 for the default of an authenticated peer.
-    pub fn set_base(&self, connection: &quinn::Connection, bytes: u32) {
-        self.change(connection, |windows| windows.base = base(bytes));
-    }
-
-    /// Number of open streams.
-    pub fn streams(&self) -> usize {
-        lock(&self.0).open
-    }
-
-    /// Sets the values used in the handshake.
-    pub fn begin(&self, start: u64, base_bytes: u32) {
-        let mut windows = lock(&self.0);
-        (windows.start, windows.base) = (start, base(base_bytes));
-        windows.now = windows.wanted();
-    }
-
-    /// Adds a stream and returns its initial window.
-    fn add_stream(&self, connection: &quinn::Connection) -> u64 {
-        let mut start = 0;
-        self.change(connection, |windows| {
-            start = windows.start;
-            windows.streams += start;
-            windows.open += 1;
-        });
-        start
-    }
-
-    fn change(&self, connection: &quinn::Connection, change: impl FnOnce(&mut Windows)) {
-        let mut windows = lock(&self.0);
-        change(&mut windows);
-        if let Some(window) = windows.settle() {
-            connection.set_receive_window(var_int(window));
-        }
-    }
-}
-
-fn base(bytes: u32) -> u64 {
-    match bytes {
-        0 => BASE,
-        bytes => bytes.into(),
-    }
-}
-
-/// The window of a connection without streams; `bytes` as with [`ConnectionWindow::set_base`].
-pub fn initial_connection_window(bytes: u32) -> VarInt {
-    let windows = Windows {
-        start: INITIAL_STREAM_WINDOW,
-        base: base(bytes),
-        streams: 0,
-        open: 0,
-        now: 0,
-    };
-    var_int(windows.wanted())
-}
-
-fn var_int(bytes: u64) -> VarInt {
-    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
 /// Flow control of the reader of a QUIC stream.
@@ -373,6 +151,7 @@ impl Drop for Flow {
 
 #[cfg(test)]
 mod tests {
+    use super::super::growth::UNPROVEN_DRAIN;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -452,17 +231,6 @@ mod tests {
     }
 
     #[test]
-    fn where_many_windows_have_grown_another_grows_less() {
-        assert_eq!(max_window(INITIAL_STREAM_WINDOW, 0, 0), INITIAL_STREAM_WINDOW + GROWTH / SHARE);
-        assert_eq!(
-            max_window(INITIAL_STREAM_WINDOW, GROWTH - (4 << 20), 0),
-            INITIAL_STREAM_WINDOW + (1 << 20)
-        );
-        assert_eq!(max_window(INITIAL_STREAM_WINDOW, GROWTH, UNPROVEN_DRAIN), INITIAL_STREAM_WINDOW);
-        assert_eq!(max_window(INITIAL_STREAM_WINDOW, u64::MAX, UNPROVEN_DRAIN), INITIAL_STREAM_WINDOW);
-    }
-
-    #[test]
     fn a_stream_that_drains_grows_though_others_that_do_not_hold_all_growth() {
         let (mut now, mut receive) = (Instant::now(), Receive::new(INITIAL_STREAM_WINDOW, Instant::now()));
         let mut round_trips = 0;
@@ -477,100 +245,6 @@ mod tests {
             );
             assert!(round_trips < 20);
         }
-    }
-
-    #[test]
-    fn windows_that_have_grown_and_are_idle_leave_their_growth_to_others() {
-        let growths = Growths::<u64>::new();
-        let quiet: Vec<_> = (0..15)
-            .map(|_| {
-                let growth = growths.add(0); // it holds nothing
-                growths.count(&growth, GROWTH / 15);
-                growth
-            })
-            .collect();
-        assert!(max_window(INITIAL_STREAM_WINDOW, growths.sum(), 0) < INITIAL_STREAM_WINDOW + (1 << 10));
-        let start = Instant::now();
-        for after in [0, 1_000] {
-            growths.sweep(start + after * MS, |held| *held);
-        }
-        assert_eq!(growths.sum(), 0);
-        assert_eq!(
-            max_window(INITIAL_STREAM_WINDOW, growths.sum(), 0),
-            INITIAL_STREAM_WINDOW + GROWTH / SHARE
-        );
-        quiet.iter().for_each(|growth| growths.count(growth, 0));
-        assert_eq!(growths.sum(), 0, "nothing is given back twice");
-        drop(quiet);
-        growths.sweep(start + 2_000 * MS, |held| *held);
-        assert!(lock(&growths.grown).streams.is_empty());
-    }
-
-    #[test]
-    fn a_window_that_is_drained_or_is_full_still_counts() {
-        let growths = Growths::<u64>::new();
-        let (busy, stuck) = (growths.add(0), growths.add(3 << 20));
-        for growth in [&busy, &stuck] {
-            growths.count(growth, 4 << 20);
-        }
-        let start = Instant::now();
-        for seconds in 0..5 {
-            busy.is_used.store(true, Ordering::Relaxed);
-            growths.sweep(start + seconds * SWEEP, |held| *held);
-        }
-        assert_eq!(growths.sum(), 7 << 20);
-    }
-
-    #[test]
-    fn a_stream_between_two_reads_is_not_idle() {
-        let growths = Growths::<u64>::new();
-        let growth = growths.add(0);
-        growths.count(&growth, 1 << 20);
-        let start = Instant::now();
-        growths.sweep(start, |held| *held);
-        growths.sweep(start + SWEEP / 2, |held| *held);
-        assert_eq!(growths.sum(), 1 << 20);
-    }
-
-    #[test]
-    fn a_connection_has_room_for_all_that_its_streams_may_have_though_quinn_renews_late() {
-        let mut windows = Windows {
-            start: INITIAL_STREAM_WINDOW,
-            base: BASE,
-            streams: 0,
-            open: 0,
-            now: 0,
-        };
-        windows.settle();
-        for streams in [
-            0,
-            INITIAL_STREAM_WINDOW,
-            10 * INITIAL_STREAM_WINDOW,
-            1_000 * INITIAL_STREAM_WINDOW,
-            1_000 * MAX_WINDOW,
-        ] {
-            windows.streams = streams;
-            windows.settle();
-            assert!(windows.now - windows.now / 8 >= BASE + streams);
-            assert!(windows.now <= 2 * (BASE + streams) + STEP);
-        }
-    }
-
-    #[test]
-    fn a_connection_gives_back_what_its_streams_no_longer_have() {
-        let mut windows = Windows {
-            start: INITIAL_STREAM_WINDOW,
-            base: BASE,
-            streams: 100 * MAX_WINDOW,
-            open: 100,
-            now: 0,
-        };
-        windows.settle();
-        windows.streams = 99 * MAX_WINDOW;
-        assert_eq!(windows.settle(), None, "not each change is a frame");
-        windows.streams = 0;
-        assert_eq!(windows.settle(), Some(windows.wanted()));
-        assert!(windows.now < 2 * BASE + STEP);
     }
 
     #[test]

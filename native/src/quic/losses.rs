@@ -1,0 +1,54 @@
+//! The losses that `cubic-loss-tolerant` ignores.
+use std::time::Duration;
+
+/// The loss that `cubic-loss-tolerant` ignores: radio links and bad cables lose this much without a queue. BBR tolerates the same share
+/// (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
+const TOLERATED_LOSS_PERCENT: u64 = 2;
+/// Packets over which the loss rate is measured.
+pub const LOSS_SAMPLE_PACKETS: u64 = 2_048;
+/// Up to this many lost packets are always tolerated: at the start there are too few packets for a rate.
+pub const MIN_TOLERATED_PACKETS: u64 = 2;
+
+/// Decides whether losses are tolerable: they are few, and the round-trip time shows no queue.
+#[derive(Clone, Default)]
+pub struct Losses {
+    pub mtu: u64,
+    /// Bytes of about the last [`LOSS_SAMPLE_PACKETS`] packets.
+    arrived: u64,
+    pub lost: u64,
+    queued: bool,
+}
+
+impl Losses {
+    pub fn new(mtu: u16) -> Self {
+        Self {
+            mtu: mtu.into(),
+            ..Self::default()
+        }
+    }
+
+    /// `rtt`: the smoothed and the minimum round-trip time.
+    pub fn arrived(&mut self, bytes: u64, rtt: [Duration; 2]) {
+        let [late, least] = rtt;
+        self.arrived += bytes;
+        self.forget();
+        self.queued = late > least + least / 8 + Duration::from_millis(1);
+    }
+
+    pub fn lost(&mut self, bytes: u64) {
+        self.lost += bytes;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        if self.arrived + self.lost > LOSS_SAMPLE_PACKETS * self.mtu {
+            self.arrived /= 2;
+            self.lost /= 2;
+        }
+    }
+
+    pub fn are_tolerable(&self) -> bool {
+        let share = (self.arrived + self.lost) * TOLERATED_LOSS_PERCENT / 100;
+        !self.queued && self.lost <= share.max(MIN_TOLERATED_PACKETS * self.mtu)
+    }
+}
