@@ -6,7 +6,7 @@ mod targets;
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::names(data));
 
-/// One input, a file's: for a debugger.
+/// Runs one input from a file, for a debugger.
 #[cfg(not(fuzzing))]
 fn main() {
     let file = std::env::args().nth(1).expect("a file");

@@ -1,4 +1,4 @@
-//! A short run of every target, from a fixed seed, without libFuzzer: inputs that once broke something, seeds, and mutations of these.
+//! A short run of every target with a fixed seed, without libFuzzer: the seeds, among them inputs that once failed, and mutations of them.
 #[path = "../targets.rs"]
 mod targets;
 
