@@ -1,4 +1,4 @@
-// The executable reverse-http: all services as commands, as the Go reverse-http is called.
+// Entry point of the executable reverse-http: all services as commands, as in the Go original.
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
 import { SERVICES } from "./services.ts";

@@ -5,7 +5,7 @@
  * ```ts ignore
  * const proxy = await startProxy(
  *   { agentServer: { tls: { file: { key: "key.pem", cert: "cert.pem" } } } },
- *   { onAgentConnected: ({ id }) => console.log(`${id} is here`) },
+ *   { onAgentConnected: ({ id }) => console.log(`${id} connected`) },
  * );
  * const agent = await startAgent({ auth: { noauth: { agentId: "4711" } }, agentClient: { tls: { file: { rootCa: "cert.pem" } } } });
  * ```
@@ -60,53 +60,53 @@ export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memor
 export { type Store, StoreError } from "./shared/store/store.ts";
 export type { Agent, AgentEvents, AgentOptions, LoadBalancer, LoadBalancerOptions, Proxy, ProxyOptions };
 
-/** What a program may give the proxy besides its options. */
+/** Hooks and dependencies of a proxy. */
 export interface ProxyHooks extends AgentEvents {
-  /** Finds out who agents and clients are, in place of the scheme that `auth.type` names. */
+  /** Authenticates agents and clients instead of the scheme in `auth.type`. */
   authenticate?: Authenticate;
-  /** The same with all that an authenticator can do; not together with `authenticate`. */
+  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of both can be set. */
   authenticator?: Authenticator;
-  /** Takes what is logged. Default: nothing is. */
+  /** Receives log messages. Default: none are logged. */
   log?: Logger;
   /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
   net?: Net;
-  /** Directory for state where `stateDir` names none: the proxy's self-signed certificate. Default: nothing is kept. */
+  /** Directory for the self-signed certificate if `stateDir` is not set. Default: it is not stored. */
   stateDirectory?: string;
-  /** Where to tell which agents are here, in place of the store that `store.type` names. It is not closed with the proxy. */
+  /** Publishes the connected agents, instead of the store in `store.type`. The caller closes it. */
   store?: Store;
 }
 
-/** What a program may give the load balancer besides its options. */
+/** Hooks and dependencies of a load balancer. */
 export interface LoadBalancerHooks {
-  /** Finds out who clients are, in place of the scheme that `auth.type` names. */
+  /** Authenticates clients instead of the scheme in `auth.type`. */
   authenticate?: Authenticate;
-  /** The same with all that an authenticator can do; not together with `authenticate`. */
+  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of both can be set. */
   authenticator?: Authenticator;
-  /** Where proxies tell which agents they hold, in place of the store that `store.type` names. It is not closed with the load balancer. */
+  /** The store in which proxies publish their agents, instead of the store in `store.type`. The caller closes it. */
   store?: Store;
-  /** Takes what is logged. Default: nothing is. */
+  /** Receives log messages. Default: none are logged. */
   log?: Logger;
   /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
   net?: Net;
 }
 
-/** What a program may give the agent besides its options. */
+/** Hooks and dependencies of an agent. */
 export interface AgentHooks {
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
-  /** The connection to the proxy is no more. */
+  /** A connection to a proxy has ended. */
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
-  /** Takes what is logged. Default: nothing is. */
+  /** Receives log messages. Default: none are logged. */
   log?: Logger;
   /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
   net?: Net;
 }
 
 /**
- * Starts a proxy; it listens when the promise resolves. Options left out have the defaults of the command line. Without a certificate for
- * agents it makes one, which lasts where `stateDir` is given.
- * @throws {ConfigError} for options that cannot be used, before anything is opened
- * @throws {NetError} when an address cannot be listened on
+ * Starts a proxy; it listens when the promise resolves. Omitted options have the defaults of the command line. Without a certificate for
+ * agents it creates a self-signed one, which is stored in `stateDir` if that is set.
+ * @throws {ConfigError} for invalid options, before anything is opened
+ * @throws {NetError} if an address cannot be bound
  * @example
  * ```ts
  * import { startProxy } from "@reverse-http/reverse-http";
@@ -129,8 +129,8 @@ export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}):
 }
 
 /**
- * Starts an agent, which goes on connecting until it is closed. Options left out have the defaults of the command line.
- * @throws {ConfigError} for options that cannot be used
+ * Starts an agent, which connects and reconnects until it is closed. Omitted options have the defaults of the command line.
+ * @throws {ConfigError} for invalid options
  * @example
  * ```ts
  * import { startAgent } from "@reverse-http/reverse-http";
@@ -154,15 +154,15 @@ export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}):
 }
 
 /**
- * Starts a load balancer before proxies that share a store; it listens when the promise resolves. Options left out have the defaults of the
+ * Starts a load balancer for proxies that share a store; it listens when the promise resolves. Omitted options have the defaults of the
  * command line. In one process, proxies and a load balancer can share {@link createMemoryStore}.
- * @throws {ConfigError} for options that cannot be used, before anything is opened
- * @throws {NetError} when an address cannot be listened on
+ * @throws {ConfigError} for invalid options, before anything is opened
+ * @throws {NetError} if an address cannot be bound
  * @example
  * ```ts
  * import { createMemoryStore, startLoadBalancer } from "@reverse-http/reverse-http";
  *
- * const store = createMemoryStore(); // the one that the proxies have
+ * const store = createMemoryStore(); // shared with the proxies
  * const lb = await startLoadBalancer({ httpProxy: { listenAddress: "127.0.0.1:0" } }, { store });
  * console.log(`clients connect to ${lb.clientAddress}`);
  * await lb.close();
@@ -178,11 +178,11 @@ export async function startLoadBalancer(
   return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator: chosen, net, log });
 }
 
-/** @throws {ConfigError} for both: neither takes precedence */
+/** @throws {ConfigError} if both are set */
 function chooseAuthenticator(authenticate?: Authenticate, authenticator?: Authenticator): Authenticator | undefined {
-  if (authenticate && authenticator) throw new ConfigError("Cannot use both authenticate and authenticator: give one of them");
+  if (authenticate && authenticator) throw new ConfigError("Cannot use both authenticate and authenticator: set only one");
   return authenticator ?? (authenticate && createHookAuthenticator(authenticate));
 }
 
-// run directly, it is the executable; a program that imports it does not load the command line
+// run directly, this is the executable; programs that import it do not load the command line
 if (import.meta.main) await import("./main.ts");

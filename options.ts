@@ -26,7 +26,7 @@ export interface ProxyOptions {
       /** `--agent-server.tls.agent-id-from`: Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none. Default: `"none"`. */
       agentIdFrom?: "none" | "san" | "cn";
     };
-    /** `--agent-server.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers. Default: `"cubic"`. */
+    /** `--agent-server.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers. Default: `"cubic"`. */
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-server.agent.*` */
     agent?: {
@@ -42,11 +42,11 @@ export interface ProxyOptions {
     listenAddress?: string;
     /** `--http-proxy.tls.*` */
     tls?: {
-      /** `--http-proxy.tls.enable`: Speak TLS to clients; needs key and certificate. Default: `false`. */
+      /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */
       enable?: boolean;
-      /** `--http-proxy.tls.refresh`: Read these files again at this interval; 0s never. In milliseconds. Default: `0`. */
+      /** `--http-proxy.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
       refresh?: number;
-      /** `--http-proxy.tls.key-password`: Password of the private key, where it is encrypted. */
+      /** `--http-proxy.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
       /** `--http-proxy.tls.file.*` */
       file?: {
@@ -54,9 +54,9 @@ export interface ProxyOptions {
         key?: string;
         /** `--http-proxy.tls.file.cert`: Certificate chain, PEM. */
         cert?: string;
-        /** `--http-proxy.tls.file.client-ca`: Require certificates of these authorities from clients, PEM. */
+        /** `--http-proxy.tls.file.client-ca`: Require client certificates issued by these authorities, PEM. */
         clientCa?: string;
-        /** `--http-proxy.tls.file.client-crl`: Refuse certificates on these revocation lists, PEM; needs client-ca. */
+        /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
     };
@@ -69,17 +69,17 @@ export interface ProxyOptions {
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How agents and clients say who they are. Default: `"noauth"`. */
+    /** `--auth.type`: How agents and clients authenticate. Default: `"noauth"`. */
     type?: "noauth" | "jwt";
     /** `--auth.jwt.*` */
     jwt?: {
-      /** `--auth.jwt.public-key`: Files of the keys that verify tokens, PEM or JWKS; several while keys are exchanged. Read again when they change. Default: `["auth-key-public.pem"]`. */
+      /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
       publicKey?: string[];
-      /** `--auth.jwt.audience`: Audience that tokens must have. */
+      /** `--auth.jwt.audience`: Audience that tokens must name. */
       audience?: string;
-      /** `--auth.jwt.on-expiry`: What ends with an expired token: the agent's connection, the client's tunnels too, or nothing that is open. Default: `"close-agents"`. */
+      /** `--auth.jwt.on-expiry`: What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
-      /** `--auth.jwt.revocation-file`: File with the jti of a revoked token on each line; what was opened with one ends at once. Read again when it changes. */
+      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
     };
   };
@@ -89,28 +89,28 @@ export interface ProxyOptions {
     type?: "none" | "memcached" | "redis";
     /** `--store.http-proxy-address`: Where lb reaches this proxy; by default the listen address, with this host's name where that has none. */
     httpProxyAddress?: string;
-    /** `--store.ttl`: How long an entry lives after its proxy is gone; it is renewed every third of that time. In milliseconds. Default: `30000`. */
+    /** `--store.ttl`: Lifetime of an entry after its proxy is gone; entries are renewed every third of that time. In milliseconds. Default: `30000`. */
     ttl?: number;
-    /** `--store.key-prefix`: Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
+    /** `--store.key-prefix`: Prefix of every key in the store, identical on all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
     keyPrefix?: string;
     /** `--store.memcached.*` */
     memcached?: {
-      /** `--store.memcached.address`: Address of memcached; several share the entries among them. Default: `["localhost:11211"]`. */
+      /** `--store.memcached.address`: Address of memcached; entries are distributed over several servers. Default: `["localhost:11211"]`. */
       address?: string[];
-      /** `--store.memcached.timeout`: Longest wait for an answer of memcached. In milliseconds. Default: `1000`. */
+      /** `--store.memcached.timeout`: Timeout of a memcached request. In milliseconds. Default: `1000`. */
       timeout?: number;
     };
     /** `--store.redis.*` */
     redis?: {
-      /** `--store.redis.url`: Redis or Valkey: `redis://user:password@host:port/database`, or `rediss:` with TLS. Default: `"redis://localhost:6379"`. */
+      /** `--store.redis.url`: Redis or Valkey URL: `redis://user:password@host:port/database`, or `rediss:` with TLS. Default: `"redis://localhost:6379"`. */
       url?: string;
-      /** `--store.redis.timeout`: Longest wait for an answer of Redis. In milliseconds. Default: `1000`. */
+      /** `--store.redis.timeout`: Timeout of a Redis request. In milliseconds. Default: `1000`. */
       timeout?: number;
       /** `--store.redis.tls.*` */
       tls?: {
         /** `--store.redis.tls.file.*` */
         file?: {
-          /** `--store.redis.tls.file.root-ca`: Authorities to trust with `rediss:`, PEM; by default the runtime's. */
+          /** `--store.redis.tls.file.root-ca`: Certificate authorities to trust with `rediss:`, PEM; by default the runtime's. */
           rootCa?: string;
         };
       };
@@ -120,74 +120,74 @@ export interface ProxyOptions {
   stateDir?: string;
   /** `--limits.*` */
   limits?: {
-    /** `--limits.connections`: Client connections served at a time, fewer where there are not descriptors enough; 0 no limit but that. Default: `32768`. */
+    /** `--limits.connections`: Concurrent client connections, lowered to what the file descriptor limit permits; 0: limited by that alone. Default: `32768`. */
     connections?: number;
-    /** `--limits.connections-per-address`: Client connections served at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
+    /** `--limits.connections-per-address`: Concurrent client connections per address (IPv6: per /64); 0: no limit. Default: `4096`. */
     connectionsPerAddress?: number;
-    /** `--limits.pending-requests`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
+    /** `--limits.pending-requests`: Concurrent TLS handshakes and request heads of clients; above it the oldest is refused; 0: no limit. Default: `4096`. */
     pendingRequests?: number;
-    /** `--limits.pending-requests-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    /** `--limits.pending-requests-per-address`: The same per address (IPv6: per /64); above it the oldest of that address is refused; 0: no limit. Default: `1024`. */
     pendingRequestsPerAddress?: number;
-    /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
+    /** `--limits.tunnels`: Concurrent tunnels and plain HTTP requests; 0: no limit. Default: `32768`. */
     tunnels?: number;
-    /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
-    /** `--limits.tunnel-rate-per-address`: New tunnels a second from one address, of IPv6 from one /64; 0 no limit. Default: `1000`. */
+    /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;
-    /** `--limits.tunnel-rate-per-client`: New tunnels a second of one client; 0 no limit. Default: `10000`. */
+    /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */
     tunnelRatePerClient?: number;
-    /** `--limits.tunnel-burst`: The new tunnels of so long a time may come at once. In milliseconds. Default: `2000`. */
+    /** `--limits.tunnel-burst`: Burst of new tunnels: this long a time's worth may be opened at once; 0s: one. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
-    /** `--limits.bandwidth-per-agent`: Bytes a second of all tunnels through one agent, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
-    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
-    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    /** `--limits.tunnel-max-duration`: Age at which a tunnel is reset; 0s: never. In milliseconds. Default: `0`. */
     tunnelMaxDuration?: number;
-    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-tunnel`: Bytes per second of one tunnel, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
-    /** `--limits.agents`: Connections of agents at a time; 0 no limit. Default: `32768`. */
+    /** `--limits.agents`: Concurrent agent connections; 0: no limit. Default: `32768`. */
     agents?: number;
-    /** `--limits.agents-per-address`: Connections of agents at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
+    /** `--limits.agents-per-address`: Concurrent agent connections per address (IPv6: per /64); 0: no limit. Default: `4096`. */
     agentsPerAddress?: number;
-    /** `--limits.handshakes`: Handshakes of agents under way at a time: more are refused; 0 no limit. Default: `4096`. */
+    /** `--limits.handshakes`: Concurrent handshakes of agents; more are refused; 0: no limit. Default: `4096`. */
     handshakes?: number;
-    /** `--limits.handshakes-per-address`: The same of one address, of IPv6 of one /64: from so many on an address must prove that it is one; of those that have, more are refused; 0 no limit. Default: `1024`. */
+    /** `--limits.handshakes-per-address`: The same per address (IPv6: per /64): above it, addresses that are not validated get a Retry and validated ones are refused; 0: no limit. Default: `1024`. */
     handshakesPerAddress?: number;
-    /** `--limits.retry-threshold`: Handshakes under way from which on an address must prove that it is one (RFC 9000 §8.1.2); 0 always. Default: `256`. */
+    /** `--limits.retry-threshold`: Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2); 0: always. Default: `256`. */
     retryThreshold?: number;
-    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
     authFailures?: number;
-    /** `--limits.auth-lockout-max`: The longest lock-out. In milliseconds. Default: `300000`. */
+    /** `--limits.auth-lockout-max`: Longest lockout of an address. In milliseconds. Default: `300000`. */
     authLockoutMax?: number;
-    /** `--limits.exempt-addresses`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt-addresses`: Addresses and networks without limits per address, such as NAT gateways, which stand for many clients; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
     exemptAddresses?: string[];
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.delay`: On SIGTERM: go on as before for so long while readiness fails, so that load balancers notice; 0s not at all. In milliseconds. Default: `0`. */
+    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none. In milliseconds. Default: `0`. */
     delay?: number;
-    /** `--drain.timeout`: On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, for this machine alone. Not served by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
     listenAddress?: string;
   };
   /** `--log.*` */
   log?: {
-    /** `--log.format`: Log lines for people (text) or machines (json). Default: `"text"`. */
+    /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
     format?: "text" | "json";
-    /** `--log.level`: The least important messages that are logged. Default: `"info"`. */
+    /** `--log.level`: Lowest level that is logged. Default: `"info"`. */
     level?: "trace" | "debug" | "info" | "warn" | "error";
   };
 }
@@ -196,48 +196,48 @@ export interface ProxyOptions {
 export interface AgentOptions {
   /** `--agent-client.*` */
   agentClient?: {
-    /** `--agent-client.server-address`: Addresses of proxies, or of a UDP load balancer before them; repeatable or comma-separated. Default: `["localhost:4242"]`. */
+    /** `--agent-client.server-address`: Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated. Default: `["localhost:4242"]`. */
     serverAddress?: string[];
-    /** `--agent-client.connections`: Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy. Default: `1`. */
+    /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */
     connections?: number;
-    /** `--agent-client.connect-timeout`: Longest wait for a connection to a destination; the proxy waits no longer than its --agent-server.agent.dial-timeout. In milliseconds. Default: `9000`. */
+    /** `--agent-client.connect-timeout`: Timeout for a connection to a destination; the proxy itself waits no longer than its --agent-server.agent.dial-timeout. In milliseconds. Default: `9000`. */
     connectTimeout?: number;
-    /** `--agent-client.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers. Default: `"cubic"`. */
+    /** `--agent-client.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers. Default: `"cubic"`. */
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
-    /** `--agent-client.labels`: Shown by the proxy with the agent: name=value, repeatable or comma-separated. */
+    /** `--agent-client.labels`: Labels that the proxy shows with the agent: name=value, repeatable or comma-separated. */
     labels?: string[];
-    /** `--agent-client.host-whitelist`: Destinations that the agent connects to; by default all; none allows nothing. */
+    /** `--agent-client.host-whitelist`: Allow-list of the agent's destinations; by default all; none allows nothing. */
     hostWhitelist?: string[];
-    /** `--agent-client.host-denylist`: Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count. */
+    /** `--agent-client.host-denylist`: Destinations that the agent never connects to; takes precedence over host-whitelist. Names are resolved and their addresses checked too. */
     hostDenylist?: string[];
     /** `--agent-client.tls.*` */
     tls?: {
-      /** `--agent-client.tls.insecure-skip-verify`: Accept any certificate of the proxy. Default: `false`. */
+      /** `--agent-client.tls.insecure-skip-verify`: Accept any certificate of the proxy, without verification. Default: `false`. */
       insecureSkipVerify?: boolean;
-      /** `--agent-client.tls.pin-sha256`: SHA-256 of the proxy's certificate, 64 hexadecimal digits, any of these; without root-ca it replaces all other checks of the certificate. */
+      /** `--agent-client.tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it. */
       pinSha256?: string[];
-      /** `--agent-client.tls.refresh`: Check these files for changes at this interval, 0s never; they are read at every connect anyway. In milliseconds. Default: `0`. */
+      /** `--agent-client.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. They are read at every connect anyway. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--agent-client.tls.file.*` */
       file?: {
-        /** `--agent-client.tls.file.root-ca`: Authorities to trust, PEM; by default the system's. */
+        /** `--agent-client.tls.file.root-ca`: Certificate authorities to trust, PEM; by default the system's. */
         rootCa?: string;
         /** `--agent-client.tls.file.key`: Private key of the agent's certificate, PEM. */
         key?: string;
-        /** `--agent-client.tls.file.cert`: The agent's certificate chain, PEM, where the proxy asks for one. */
+        /** `--agent-client.tls.file.cert`: The agent's certificate chain, PEM, if the proxy requires one. */
         cert?: string;
       };
-      /** `--agent-client.tls.key-password`: Password of the private key, where it is encrypted. */
+      /** `--agent-client.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
     };
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How the agent says who it is. Default: `"noauth"`. */
+    /** `--auth.type`: How the agent authenticates. Default: `"noauth"`. */
     type?: "noauth" | "jwt";
     /** `--auth.noauth.*` */
     noauth?: {
-      /** `--auth.noauth.agent-id`: The agent's id, with --auth.type noauth. */
+      /** `--auth.noauth.agent-id`: The agent's id, with --auth.type=noauth. */
       agentId?: string;
     };
     /** `--auth.jwt.*` */
@@ -248,36 +248,36 @@ export interface AgentOptions {
   };
   /** `--limits.*` */
   limits?: {
-    /** `--limits.tunnels`: Tunnels at a time, fewer where there are not descriptors enough; 0 no limit but that. Default: `16384`. */
+    /** `--limits.tunnels`: Concurrent tunnels, lowered to what the file descriptor limit permits; 0: limited by that alone. Default: `16384`. */
     tunnels?: number;
-    /** `--limits.bandwidth`: Bytes a second of all tunnels together, both directions, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth`: Bytes per second of all tunnels, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidth?: string;
-    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
-    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    /** `--limits.tunnel-max-duration`: Age at which a tunnel is reset; 0s: never. In milliseconds. Default: `0`. */
     tunnelMaxDuration?: number;
-    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-tunnel`: Bytes per second of one tunnel, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.timeout`: On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, for this machine alone. Not served by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
     listenAddress?: string;
   };
   /** `--log.*` */
   log?: {
-    /** `--log.format`: Log lines for people (text) or machines (json). Default: `"text"`. */
+    /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
     format?: "text" | "json";
-    /** `--log.level`: The least important messages that are logged. Default: `"info"`. */
+    /** `--log.level`: Lowest level that is logged. Default: `"info"`. */
     level?: "trace" | "debug" | "info" | "warn" | "error";
   };
 }
@@ -290,11 +290,11 @@ export interface LoadBalancerOptions {
     listenAddress?: string;
     /** `--http-proxy.tls.*` */
     tls?: {
-      /** `--http-proxy.tls.enable`: Speak TLS to clients; needs key and certificate. Default: `false`. */
+      /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */
       enable?: boolean;
-      /** `--http-proxy.tls.refresh`: Read these files again at this interval; 0s never. In milliseconds. Default: `0`. */
+      /** `--http-proxy.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
       refresh?: number;
-      /** `--http-proxy.tls.key-password`: Password of the private key, where it is encrypted. */
+      /** `--http-proxy.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
       /** `--http-proxy.tls.file.*` */
       file?: {
@@ -302,9 +302,9 @@ export interface LoadBalancerOptions {
         key?: string;
         /** `--http-proxy.tls.file.cert`: Certificate chain, PEM. */
         cert?: string;
-        /** `--http-proxy.tls.file.client-ca`: Require certificates of these authorities from clients, PEM. */
+        /** `--http-proxy.tls.file.client-ca`: Require client certificates issued by these authorities, PEM. */
         clientCa?: string;
-        /** `--http-proxy.tls.file.client-crl`: Refuse certificates on these revocation lists, PEM; needs client-ca. */
+        /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
     };
@@ -344,17 +344,17 @@ export interface LoadBalancerOptions {
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How agents and clients say who they are. Default: `"noauth"`. */
+    /** `--auth.type`: How agents and clients authenticate. Default: `"noauth"`. */
     type?: "noauth" | "jwt";
     /** `--auth.jwt.*` */
     jwt?: {
-      /** `--auth.jwt.public-key`: Files of the keys that verify tokens, PEM or JWKS; several while keys are exchanged. Read again when they change. Default: `["auth-key-public.pem"]`. */
+      /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
       publicKey?: string[];
-      /** `--auth.jwt.audience`: Audience that tokens must have. */
+      /** `--auth.jwt.audience`: Audience that tokens must name. */
       audience?: string;
-      /** `--auth.jwt.on-expiry`: What ends with an expired token: the agent's connection, the client's tunnels too, or nothing that is open. Default: `"close-agents"`. */
+      /** `--auth.jwt.on-expiry`: What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
-      /** `--auth.jwt.revocation-file`: File with the jti of a revoked token on each line; what was opened with one ends at once. Read again when it changes. */
+      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
     };
   };
@@ -362,26 +362,26 @@ export interface LoadBalancerOptions {
   store?: {
     /** `--store.type`: Where proxies tell which agents they hold. Default: `"memcached"`. */
     type?: "memcached" | "redis";
-    /** `--store.key-prefix`: Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
+    /** `--store.key-prefix`: Prefix of every key in the store, identical on all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
     keyPrefix?: string;
     /** `--store.memcached.*` */
     memcached?: {
-      /** `--store.memcached.address`: Address of memcached; several share the entries among them. Default: `["localhost:11211"]`. */
+      /** `--store.memcached.address`: Address of memcached; entries are distributed over several servers. Default: `["localhost:11211"]`. */
       address?: string[];
-      /** `--store.memcached.timeout`: Longest wait for an answer of memcached. In milliseconds. Default: `1000`. */
+      /** `--store.memcached.timeout`: Timeout of a memcached request. In milliseconds. Default: `1000`. */
       timeout?: number;
     };
     /** `--store.redis.*` */
     redis?: {
-      /** `--store.redis.url`: Redis or Valkey: `redis://user:password@host:port/database`, or `rediss:` with TLS. Default: `"redis://localhost:6379"`. */
+      /** `--store.redis.url`: Redis or Valkey URL: `redis://user:password@host:port/database`, or `rediss:` with TLS. Default: `"redis://localhost:6379"`. */
       url?: string;
-      /** `--store.redis.timeout`: Longest wait for an answer of Redis. In milliseconds. Default: `1000`. */
+      /** `--store.redis.timeout`: Timeout of a Redis request. In milliseconds. Default: `1000`. */
       timeout?: number;
       /** `--store.redis.tls.*` */
       tls?: {
         /** `--store.redis.tls.file.*` */
         file?: {
-          /** `--store.redis.tls.file.root-ca`: Authorities to trust with `rediss:`, PEM; by default the runtime's. */
+          /** `--store.redis.tls.file.root-ca`: Certificate authorities to trust with `rediss:`, PEM; by default the runtime's. */
           rootCa?: string;
         };
       };
@@ -389,66 +389,66 @@ export interface LoadBalancerOptions {
   };
   /** `--limits.*` */
   limits?: {
-    /** `--limits.connections`: Client connections served at a time, fewer where there are not descriptors enough; 0 no limit but that. Default: `32768`. */
+    /** `--limits.connections`: Concurrent client connections, lowered to what the file descriptor limit permits; 0: limited by that alone. Default: `32768`. */
     connections?: number;
-    /** `--limits.connections-per-address`: Client connections served at a time from one address, of IPv6 from one /64; 0 no limit. Default: `4096`. */
+    /** `--limits.connections-per-address`: Concurrent client connections per address (IPv6: per /64); 0: no limit. Default: `4096`. */
     connectionsPerAddress?: number;
-    /** `--limits.pending-requests`: TLS handshakes and request heads of clients being read at a time: one more, and the oldest is refused; 0 no limit. Default: `4096`. */
+    /** `--limits.pending-requests`: Concurrent TLS handshakes and request heads of clients; above it the oldest is refused; 0: no limit. Default: `4096`. */
     pendingRequests?: number;
-    /** `--limits.pending-requests-per-address`: The same of clients of one address, of IPv6 of one /64: one more, and the oldest of these is refused; 0 no limit. Default: `1024`. */
+    /** `--limits.pending-requests-per-address`: The same per address (IPv6: per /64); above it the oldest of that address is refused; 0: no limit. Default: `1024`. */
     pendingRequestsPerAddress?: number;
-    /** `--limits.tunnels`: Tunnels and plain HTTP requests at a time; 0 no limit. Default: `32768`. */
+    /** `--limits.tunnels`: Concurrent tunnels and plain HTTP requests; 0: no limit. Default: `32768`. */
     tunnels?: number;
-    /** `--limits.tunnels-per-agent`: The same through one agent; 0 no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
-    /** `--limits.tunnel-rate-per-address`: New tunnels a second from one address, of IPv6 from one /64; 0 no limit. Default: `1000`. */
+    /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;
-    /** `--limits.tunnel-rate-per-client`: New tunnels a second of one client; 0 no limit. Default: `10000`. */
+    /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */
     tunnelRatePerClient?: number;
-    /** `--limits.tunnel-burst`: The new tunnels of so long a time may come at once. In milliseconds. Default: `2000`. */
+    /** `--limits.tunnel-burst`: Burst of new tunnels: this long a time's worth may be opened at once; 0s: one. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
-    /** `--limits.bandwidth-per-agent`: Bytes a second of all tunnels through one agent, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same of one client: of one token, or where there are none, of one agent id; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
-    /** `--limits.tunnel-idle-timeout`: A tunnel that has been silent for so long is reset; 0s never. In milliseconds. Default: `86400000`. */
+    /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
-    /** `--limits.tunnel-max-duration`: A tunnel that is so old is reset; 0s never. In milliseconds. Default: `0`. */
+    /** `--limits.tunnel-max-duration`: Age at which a tunnel is reset; 0s: never. In milliseconds. Default: `0`. */
     tunnelMaxDuration?: number;
-    /** `--limits.bandwidth-per-tunnel`: Bytes a second of one tunnel, both directions together, like 512KiB or 10MiB; 0 no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-tunnel`: Bytes per second of one tunnel, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerTunnel?: string;
-    /** `--limits.memory-watermark`: Memory of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. On Linux only. Default: `"85%"`. */
+    /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for what tunnels buffer, of all of them together: from half of it on their windows do not grow, from three quarters on new tunnels are refused, from nine tenths on those that hold most are reset. 512MiB, 2GiB, or a share of what the machine or the process' control group has; 0 no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
-    /** `--limits.auth-failures`: Failed authentications that are forgiven an address, of IPv6 a /64, and one more every 10 s (agents: every second); then it is locked out for 1 s, and with every further one for twice as long. One wrong credential counts once a minute, however often it is repeated. 0 no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
     authFailures?: number;
-    /** `--limits.auth-lockout-max`: The longest lock-out. In milliseconds. Default: `300000`. */
+    /** `--limits.auth-lockout-max`: Longest lockout of an address. In milliseconds. Default: `300000`. */
     authLockoutMax?: number;
-    /** `--limits.exempt-addresses`: Addresses and networks to which no limit by address applies: those that stand for many and cannot say for whom, as a NAT; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
+    /** `--limits.exempt-addresses`: Addresses and networks without limits per address, such as NAT gateways, which stand for many clients; or none, or all. Default: `["127.0.0.0/8","::1"]`. */
     exemptAddresses?: string[];
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.delay`: On SIGTERM: go on as before for so long while readiness fails, so that load balancers notice; 0s not at all. In milliseconds. Default: `0`. */
+    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none. In milliseconds. Default: `0`. */
     delay?: number;
     /** `--drain.refuse-clients`: On SIGTERM, after that: refuse new clients at once, so that a balancer which watches no readiness takes another lb; otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
     refuseClients?: boolean;
-    /** `--drain.timeout`: On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, for this machine alone. Not served by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
     listenAddress?: string;
   };
   /** `--log.*` */
   log?: {
-    /** `--log.format`: Log lines for people (text) or machines (json). Default: `"text"`. */
+    /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
     format?: "text" | "json";
-    /** `--log.level`: The least important messages that are logged. Default: `"info"`. */
+    /** `--log.level`: Lowest level that is logged. Default: `"info"`. */
     level?: "trace" | "debug" | "info" | "warn" | "error";
   };
 }

@@ -1,4 +1,4 @@
-// The options of all services, for what knows them all: executables, documents, tests.
+// The options of all services, for executables, documentation and tests.
 import { agentOptions } from "./agent/options.ts";
 import { lbOptions } from "./lb/options.ts";
 import { proxyOptions } from "./proxy/options.ts";

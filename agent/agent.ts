@@ -1,4 +1,4 @@
-// Puts the agent together: connections to proxies, each kept by a keeper, and what is served through them.
+// Assembles the agent: one reconnector per connection to a proxy, and the tunnels served through them.
 import { hostname } from "node:os";
 import { Health, listenAdmin, reportOf, startAdminServer } from "../shared/service/admin.ts";
 import { Backoff } from "../shared/async/backoff.ts";
@@ -26,55 +26,54 @@ import { createDestinationPolicy } from "./destination_policy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
-/** What the agent is given besides its options. */
+/** Dependencies of the agent. */
 export interface AgentDeps {
   net: Net;
   log: Logger;
-  /** Makes the waits between attempts, for each connection its own. Default 0.5 s to 30 s. */
+  /** Creates the backoff between attempts, one per connection. Default 0.5 s to 30 s. */
   backoff?: () => Backoff;
-  /** Milliseconds that a connection must have lived for the next wait to be the shortest again. Default 30000. */
+  /** Lifetime of a connection, in milliseconds, that resets the backoff. Default 30000. */
   settledAfterMs?: number;
-  /** From 0 up to, not including, 1. Default `Math.random`. */
+  /** Random number in [0, 1). Default `Math.random`. */
   random?: () => number;
-  /** Every address of a name. Default: as `resolve` of the network. */
+  /** Resolves a name to all its addresses. Default: the network's `resolve`. */
   resolve?: Resolve;
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
-  /** Hears how it is while it runs. Default: nobody. */
+  /** Receives health reports of the agent. Default: none. */
   supervisor?: Supervisor;
 }
 
 /** A running agent. */
 export interface Agent {
-  /** TCP address bound for those who operate it, where `admin.listenAddress` asks for one. */
+  /** The bound address of the admin server; `undefined` without `admin.listenAddress`. */
   readonly adminAddress?: string;
   /** Addresses of the proxies it is connected to. */
   readonly proxies: readonly string[];
   /**
-   * Stops without cutting anything off, as far as `drain.timeout` allows: takes no more tunnels, waits for those it has, then closes.
-   * {@link close} ends it at once.
+   * Stops gracefully: refuses new tunnels, waits up to `drain.timeout` for the open ones, then closes. {@link close} ends the wait.
    */
   drain(): Promise<void>;
-  /** Reads certificates and keys again. The token is read at every connect anyway. */
+  /** Reloads certificates and keys. The token is read at every connect anyway. */
   reload(): Promise<void>;
-  /** Tells the proxies and ends every tunnel. */
+  /** Closes all connections and tunnels. */
   close(): Promise<void>;
 }
 
-/** A proxy that does not answer is knocked at again after so many milliseconds, or one of so many parts of an outage that lasts. */
+/** Delay in milliseconds before another attempt goes alongside one to an unresponsive proxy, or the outage divided by this if that is longer. */
 const CONNECTION_ATTEMPT_DELAY_MS = 2_000;
 const OUTAGE_BACKOFF_DIVISOR = 30;
-/** Waits in milliseconds after short connections that a proxy has ended in good order: it is being restarted. */
+/** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
 const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
-const NOT_CONNECTED = "there is no connection to a proxy";
-/** Connections whose proxy wants to be left; one more, and the oldest is closed. */
+const NOT_CONNECTED = "not connected to a proxy";
+/** Limit on connections that are being replaced; above it the oldest is closed. */
 const MAX_LEAVING = 8;
 
 /**
- * Starts an agent. Resolves at once: it goes on connecting until it is closed.
- * @throws {ConfigError} for options that cannot be used
- * @throws {NetError} when the address for those who operate it cannot be listened on
+ * Starts an agent. Resolves without waiting for a connection; the agent reconnects until it is closed.
+ * @throws {ConfigError} for invalid options
+ * @throws {NetError} if the admin address cannot be bound
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
   const { net, random = Math.random } = deps;
@@ -172,9 +171,9 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
     if (leaving.length > MAX_LEAVING) leaving[0]!.close();
   };
-  // one connection goes to whichever address of a name answers first; several go to one each
+  // a single connection uses the first address of a name that responds; several use one address each
   const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
-  log.info("connecting", { proxy: serverAddress.join(",") }); // where nobody answers, nothing else is said for a while
+  log.info("connecting", { proxy: serverAddress.join(",") }); // without a response, nothing else is logged for a while
   const reconnectors = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
     const explain = (error: unknown, { address }: ProxyEndpoint) => describeFailure(error, address, options);
@@ -227,16 +226,15 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
 }
 
 /**
- * Checks the files that the options name, and returns what the agent would show now. A file that is not there is a mistake now, and an
- * accident later.
- * @throws {ConfigError}
+ * Checks the files that the options refer to and returns the current credentials.
+ * @throws {ConfigError} for a missing or invalid file; once the agent runs, it retries instead
  */
 export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): Promise<Credentials> {
   await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   return await readCredentials(options.auth);
 }
 
-/** What those who operate it can see. */
+/** Creates metrics, health and the report of connections. */
 function instrument(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
   const metrics = new Metrics("agent");
   metrics.gauge("reverse_http_proxy_connections", "Connections to proxies.", () => sessions.size);
@@ -254,7 +252,7 @@ function instrument(agentId: string, sessions: ReadonlySet<Session>, certificate
   return { metrics, health, agents, tunnels: metrics.tunnels(open) };
 }
 
-/** In random order, so that many agents with the same list do not all begin with the same proxy. */
+/** Shuffles, so that agents with the same list do not all begin with the same proxy. */
 function shuffle<T>(items: readonly T[], random: () => number): T[] {
   return items.map((item) => ({ item, at: random() })).toSorted((a, b) => a.at - b.at).map(({ item }) => item);
 }

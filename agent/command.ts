@@ -1,13 +1,13 @@
-// The agent as a command. It is given the network: it does not know which one.
+// The command `agent`, for any network implementation.
 import type { Service } from "../shared/cli/command.ts";
 import type { Net } from "../shared/net/types.ts";
 import { checkAgentOptions, startAgent } from "./agent.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
-/** What the end takes besides the drain, in milliseconds. */
+/** Time for closing after the drain, in milliseconds. */
 const CLOSE_MS = 10_000;
 
-/** `createNet` is called when it starts; the network's warnings go to the log. */
+/** @param createNet called at start and for checks; the network's warnings are logged */
 export function agentCommand(
   createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
 ): Service<AgentOptions> {

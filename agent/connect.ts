@@ -1,17 +1,17 @@
-// A QUIC connection through a network that may come back at any moment. QUIC sends again what got no answer after waits that double, so an
-// attempt that began while there was no network hears late of its return: here another one, begun anew again and again, goes beside it.
+// Connects over QUIC with a hedged second attempt. QUIC retransmits with doubling delays, so an attempt that started without a network
+// notices its return late; a second attempt that is restarted regularly notices it soon.
 import { CloseCode } from "../shared/link/link.ts";
 import type { ConnectQuicOptions, Net, QuicConnection } from "../shared/net/types.ts";
 
 export interface HedgedConnectOptions extends ConnectQuicOptions {
-  /** Every so many milliseconds in which nothing has come of it, the second attempt is begun anew. */
+  /** Interval in milliseconds at which the second attempt is restarted. */
   attemptDelayMs: number;
   signal: AbortSignal;
 }
 
 /**
- * The first connection that either attempt makes. The first attempt has all the time there is, and its failure is the failure of both: where
- * the way is long, or the proxy has much to do, the others come to nothing.
+ * Resolves with the first connection of either attempt. The first attempt has the full timeout, for long paths and busy proxies, and its
+ * error is that of the call.
  * @throws {NetError} as `connectQuic`
  */
 export async function connectHedged(net: Net, { attemptDelayMs, ...options }: HedgedConnectOptions): Promise<QuicConnection> {
@@ -19,7 +19,7 @@ export async function connectHedged(net: Net, { attemptDelayMs, ...options }: He
   const done = new AbortController();
   const attempt = async (signal: AbortSignal): Promise<void> => {
     const connection = await net.connectQuic({ ...options, signal });
-    if (signal.aborted) return connection.close(CloseCode.shutdown, ""); // the other one was quicker
+    if (signal.aborted) return connection.close(CloseCode.shutdown, ""); // the other attempt was faster
     resolve(connection);
     done.abort();
   };
@@ -27,7 +27,7 @@ export async function connectHedged(net: Net, { attemptDelayMs, ...options }: He
   const timer = setInterval(() => {
     second.abort();
     second = new AbortController();
-    attempt(AbortSignal.any([done.signal, second.signal])).catch(() => {}); // what is wrong, the first one will hear
+    attempt(AbortSignal.any([done.signal, second.signal])).catch(() => {}); // the first attempt reports errors
   }, attemptDelayMs);
   attempt(AbortSignal.any([done.signal, options.signal])).catch(reject);
   try {

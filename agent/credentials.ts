@@ -1,4 +1,4 @@
-// What the agent shows the proxy: its id, or its token, which may be in a file that others renew.
+// The agent's credentials: its id, or a token, possibly in a file that another program renews.
 import { Buffer } from "node:buffer";
 import { decodeJwt, decodeProtectedHeader } from "jose";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
@@ -11,32 +11,32 @@ import type { AgentOptions } from "./options.ts";
 export interface Credentials {
   readonly agentId: string;
   readonly bytes: Uint8Array;
-  /** Where the token was read. */
+  /** File that the token was read from. */
   readonly file?: string;
-  /** By the token's own word, in milliseconds since 1970; `Infinity` for what does not expire. */
+  /** The token's `exp`, in milliseconds since 1970; `Infinity` if it does not expire. */
   readonly expiresAt: number;
 }
 
 const FILE = "file:";
-/** What is larger is something else. */
+/** Limit on the size of a token file, in bytes. */
 const MAX_FILE = 1024 * 1024;
 
 /**
- * Reads them anew. No message holds any part of a token.
- * @throws {ConfigError} for an id or a token that cannot be used, and for a file that cannot be read
+ * Reads the credentials. Error messages contain no part of a token.
+ * @throws {ConfigError} for an invalid id or token, and for an unreadable file
  */
 export async function readCredentials({ type, noauth, jwt }: AgentOptions["auth"]): Promise<Credentials> {
   if (type === "noauth") {
     const agentId = readId(noauth.agentId);
     return { agentId, bytes: new TextEncoder().encode(agentId), expiresAt: Infinity };
   }
-  if (jwt.token === undefined) throw new ConfigError("Cannot start: --auth.jwt.token is needed with --auth.type jwt");
+  if (jwt.token === undefined) throw new ConfigError("Cannot start: --auth.jwt.token is required with --auth.type=jwt");
   const file = jwt.token.startsWith(FILE) ? jwt.token.slice(FILE.length) : undefined;
   return readToken(file === undefined ? jwt.token : await readTokenFile(file), file);
 }
 
 function readId(id: string | undefined): string {
-  if (id === undefined) throw new ConfigError("Cannot start: --auth.noauth.agent-id is needed");
+  if (id === undefined) throw new ConfigError("Cannot start: --auth.noauth.agent-id is required");
   try {
     return checkAgentId(id);
   } catch (cause) {
@@ -52,9 +52,9 @@ async function readTokenFile(file: string): Promise<string> {
   }
 }
 
-/** Whether the proxy takes it is the proxy's to say; what is no token at all is told here. */
+/** Checks that a token is well-formed; the proxy verifies it. */
 function readToken(text: string, file: string | undefined): Credentials {
-  const token = text.trim(); // of a byte-order mark too
+  const token = text.trim(); // also removes a byte-order mark
   const fail = (why: string) => new ConfigError(`Cannot use --auth.jwt.token${file === undefined ? "" : ` ${FILE}${file}`}: it ${why}`);
   const problem = problemOf(token, file !== undefined);
   if (problem !== undefined) throw fail(problem);
@@ -63,24 +63,24 @@ function readToken(text: string, file: string | undefined): Credentials {
     decodeProtectedHeader(token);
     claims = decodeJwt(token);
   } catch {
-    throw fail(file === undefined ? "is no JWT; to read it from a file, write file:NAME" : "holds no JWT");
+    throw fail(file === undefined ? "is not a JWT; to read it from a file, write file:NAME" : "does not contain a JWT");
   }
   const { agent_id: agentId, role, exp } = claims;
   if (typeof agentId !== "string") throw fail("has no agent_id");
-  if (role === "client") throw fail('has the role "client", and an agent needs its own: auth jwt token --role=agent makes one');
+  if (role === "client") throw fail('has the role "client"; create one for an agent: auth jwt token --role=agent');
   return { agentId, bytes: new TextEncoder().encode(token), file, expiresAt: typeof exp === "number" ? exp * 1000 : Infinity };
 }
 
-/** Why a text that should be a token is none, where that can be said without showing it. */
+/** Describes common mistakes in a token without quoting it. */
 function problemOf(token: string, inFile: boolean): string | undefined {
   if (token === "") return "is empty";
   if (token.includes("\0")) return "is not text in UTF-8";
-  if (/^["'`]|["'`]$/.test(token)) return "has quotation marks around it: the token alone is needed";
-  if (/^Bearer\s/i.test(token)) return "begins with Bearer: the token alone is needed";
+  if (/^["'`]|["'`]$/.test(token)) return "has quotation marks around it: write the token alone";
+  if (/^Bearer\s/i.test(token)) return "begins with Bearer: write the token alone";
   const lines = token.split(/\s*[\r\n]+\s*/);
-  if (lines.some((line) => line.startsWith("#"))) return "has a comment: the token alone is needed";
-  if (lines.length > 1) return `has ${lines.length} lines, and one with the token alone is needed`;
-  if (token.length > MAX_TOKEN) return `has ${token.length} bytes, and ${MAX_TOKEN} is the limit`;
+  if (lines.some((line) => line.startsWith("#"))) return "has a comment: write the token alone";
+  if (lines.length > 1) return `has ${lines.length} lines: write the token alone on one line`;
+  if (token.length > MAX_TOKEN) return `has ${token.length} bytes; the limit is ${MAX_TOKEN}`;
   if (/^[\w-]+\.[\w-]+\.[\w-]*$/.test(token)) return undefined;
-  return inFile ? "holds no JWT" : "is no JWT; to read it from a file, write file:NAME";
+  return inFile ? "does not contain a JWT" : "is not a JWT; to read it from a file, write file:NAME";
 }

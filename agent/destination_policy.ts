@@ -1,4 +1,4 @@
-// Where the agent connects to: what the allow-list has and the deny-list has not, by name and by address. It knows no tunnels.
+// Decides which destinations the agent connects to, by allow-list and deny-list, names and addresses. Knows no tunnels.
 import { networkInterfaces } from "node:os";
 import { createAllowList, createDenyList } from "../shared/address/allow_list.ts";
 import { canonicalHost, isAddress } from "../shared/address/canonical.ts";
@@ -9,30 +9,30 @@ import type { ConnectTcpOptions } from "../shared/net/types.ts";
 import type { Resolve } from "./proxy_endpoints.ts";
 
 export interface DestinationPolicyOptions {
-  /** Patterns; none allow all. */
+  /** Allow-list patterns; an empty list allows all. */
   allow: readonly string[];
-  /** Patterns of what is refused all the same. */
+  /** Deny-list patterns, which take precedence. */
   deny: readonly string[];
-  /** Every address of a name. */
+  /** Resolves a name to all its addresses. */
   resolve: Resolve;
-  /** Names of this machine's network interfaces by their numbers. Default: as the system has them. */
+  /** Names of the machine's network interfaces by index. Default: the system's. */
   zones?: () => ReadonlyMap<string, string>;
 }
 
-/** What the agent may reach. */
+/** The destinations that the agent may reach. */
 export interface DestinationPolicy {
   /**
-   * Where to connect to, within `timeoutMs` for all of it. `signal` gives up.
-   * @throws {ProxyError} 403
+   * Checks a destination and returns the addresses to connect to. `timeoutMs` applies to lookup and connection together. `signal` cancels.
+   * @throws {ProxyError} 403 for a destination that is not allowed
    * @throws {NetError} as `connectTcp` of the network
    */
   resolve(destination: Authority, timeoutMs: number, signal?: AbortSignal): Promise<Address>;
 }
 
-/** An address to connect to, and how long that may take. */
+/** The address to connect to, and the remaining timeout. */
 export type Address = Pick<ConnectTcpOptions, "host" | "port" | "addresses" | "timeoutMs">;
 
-/** An address that was checked is the one that is connected to: a name server cannot give another one in between (DNS rebinding). */
+/** Creates the policy. With a deny-list, a name is resolved once and connected to by the checked addresses, which prevents DNS rebinding. */
 export function createDestinationPolicy({ allow, deny, resolve, zones = interfaceNames }: DestinationPolicyOptions): DestinationPolicy {
   const allowed = createAllowList(allow);
   const denied = deny.length > 0 ? createDenyList(deny) : undefined;
@@ -47,19 +47,19 @@ export function createDestinationPolicy({ allow, deny, resolve, zones = interfac
       }
       if (!denied) return { host, port, timeoutMs };
       const isDenied = (address: string) => withZoneSpellings(address, zones).some((each) => denied.denies({ host: each, port }));
-      // the form in which it was written may be denied too
+      // the notation in the request may be denied too
       if (isDenied(destination.host) || isDenied(host)) throw prohibited(`${authority} is on the deny-list of the agent`);
       if (isAddress(host)) return { host, port, timeoutMs };
       const startedAt = performance.now();
       const addresses = await lookUp(resolve, host, timeoutMs, signal);
-      const left = addresses.filter((address) => !isDenied(address)).map(canonicalHost);
-      if (left.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
-      return { host, port, addresses: left, timeoutMs: Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt))) };
+      const permitted = addresses.filter((address) => !isDenied(address)).map(canonicalHost);
+      if (permitted.length === 0) throw prohibited(`${authority} has an address that is on the deny-list of the agent`);
+      return { host, port, addresses: permitted, timeoutMs: Math.max(1, Math.round(timeoutMs - (performance.now() - startedAt))) };
     },
   };
 }
 
-/** An address in a zone, by the name and by the number of its interface. */
+/** The spellings of an address with a zone: by interface name and by index. */
 function withZoneSpellings(host: string, zones: () => ReadonlyMap<string, string>): string[] {
   const [address, zone] = host.split("%") as [string, string?];
   if (zone === undefined) return [host];
@@ -80,14 +80,14 @@ function prohibited(message: string): ProxyError {
 
 async function lookUp(resolve: Resolve, host: string, timeoutMs: number, signal: AbortSignal | undefined): Promise<readonly string[]> {
   let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_, reject) => {
-    const error = new NetError("name-timed-out", `Cannot connect to ${host}: its name was not looked up in ${timeoutMs} ms`);
+  const timeout = new Promise<never>((_, reject) => {
+    const error = new NetError("name-timed-out", `Cannot connect to ${host}: the name lookup timed out after ${timeoutMs} ms`);
     timer = setTimeout(() => reject(error), timeoutMs);
   });
   try {
-    const found = await Promise.race([late, resolve(host, { timeoutMs, signal })]);
-    if (found.length === 0) throw new NetError("unknown-host", `Cannot connect to ${host}: the name has no address`);
-    return found;
+    const addresses = await Promise.race([timeout, resolve(host, { timeoutMs, signal })]);
+    if (addresses.length === 0) throw new NetError("unknown-host", `Cannot connect to ${host}: the name has no address`);
+    return addresses;
   } catch (cause) {
     if (cause instanceof NetError) throw cause;
     throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown (${(cause as Error).message})`, { cause });

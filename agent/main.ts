@@ -1,4 +1,4 @@
-// The executable reverse-http-agent.
+// Entry point of the executable reverse-http-agent.
 import process from "node:process";
 import { SERVICES } from "../services.ts";
 import { run } from "../shared/cli/run.ts";

@@ -1,4 +1,4 @@
-// The agent's options, each once.
+// The agent's options.
 import {
   adminOptions,
   checkPatterns,
@@ -19,65 +19,73 @@ export const agentOptions = defineOptions({
   "agent-client.server-address": {
     kind: "list",
     default: "localhost:4242",
-    description: "Addresses of proxies, or of a UDP load balancer before them; repeatable or comma-separated.",
+    description: "Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated.",
     check: checkServers,
   },
   "agent-client.connections": {
     kind: "integer",
     default: "1",
-    description: "Proxies to be connected to at a time, each at an address of its own; of a name, every address is a proxy.",
+    description: "Number of proxies to be connected to, each at its own address; every address of a name is a proxy.",
     check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
   },
   "agent-client.connect-timeout": {
     kind: "duration",
     default: "9s",
-    description: "Longest wait for a connection to a destination; the proxy waits no longer than its --agent-server.agent.dial-timeout.",
+    description: "Timeout for a connection to a destination; the proxy itself waits no longer than its --agent-server.agent.dial-timeout.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "agent-client.congestion-control": CONGESTION_CONTROL,
   "agent-client.labels": {
     kind: "list",
-    description: "Shown by the proxy with the agent: name=value, repeatable or comma-separated.",
+    description: "Labels that the proxy shows with the agent: name=value, repeatable or comma-separated.",
     check: checkLabelTexts,
   },
   "agent-client.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",
-    description: "Destinations that the agent connects to; by default all; none allows nothing.",
+    description: "Allow-list of the agent's destinations; by default all; none allows nothing.",
     check: checkPatterns,
   },
   "agent-client.host-denylist": {
     guards: LIST_WORDS,
     kind: "list",
     description:
-      "Destinations that the agent never connects to, whatever host-whitelist says; names are resolved first, and their addresses count.",
+      "Destinations that the agent never connects to; takes precedence over host-whitelist. Names are resolved and their addresses checked too.",
     check: checkPatterns,
   },
-  "agent-client.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of the proxy." },
+  "agent-client.tls.insecure-skip-verify": {
+    kind: "boolean",
+    default: "false",
+    description: "Accept any certificate of the proxy, without verification.",
+  },
   "agent-client.tls.pin-sha256": {
     guards: NOT_GIVEN,
     kind: "list",
     description:
-      "SHA-256 of the proxy's certificate, 64 hexadecimal digits, any of these; without root-ca it replaces all other checks of the certificate.",
+      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it.",
     check: checkPins,
   },
   "agent-client.tls.refresh": {
     kind: "duration",
     default: "0s",
-    description: "Check these files for changes at this interval, 0s never; they are read at every connect anyway.",
+    description: "Reload these files at this interval if they have changed; 0s: never. They are read at every connect anyway.",
   },
-  "agent-client.tls.file.root-ca": { guards: NOT_GIVEN, kind: "file", description: "Authorities to trust, PEM; by default the system's." },
-  "agent-client.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
+  "agent-client.tls.file.root-ca": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "Certificate authorities to trust, PEM; by default the system's.",
+  },
+  "agent-client.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
   "agent-client.tls.file.key": { kind: "file", description: "Private key of the agent's certificate, PEM." },
-  "agent-client.tls.file.cert": { kind: "file", description: "The agent's certificate chain, PEM, where the proxy asks for one." },
+  "agent-client.tls.file.cert": { kind: "file", description: "The agent's certificate chain, PEM, if the proxy requires one." },
   "auth.type": {
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],
-    description: "How the agent says who it is.",
+    description: "How the agent authenticates.",
   },
-  "auth.noauth.agent-id": { kind: "string", description: "The agent's id, with --auth.type noauth." },
+  "auth.noauth.agent-id": { kind: "string", description: "The agent's id, with --auth.type=noauth." },
   "auth.jwt.token": {
     kind: "string",
     secret: true,
@@ -92,7 +100,7 @@ export const agentOptions = defineOptions({
 /** As on the command line: `--agent-client.server-address` is `agentClient.serverAddress`; durations in milliseconds. */
 export type AgentOptions = ValuesOf<typeof agentOptions>;
 
-/** The labels that `name=value` texts make. */
+/** Parses labels of the form `name=value`. */
 export function parseLabels(texts: readonly string[]): Record<string, string> {
   return Object.fromEntries(texts.map((text) => [text.slice(0, text.indexOf("=")), text.slice(text.indexOf("=") + 1)]));
 }
@@ -103,6 +111,6 @@ function checkLabelTexts(texts: readonly string[]): string | undefined {
 }
 
 function checkServers(addresses: readonly string[]): string | undefined {
-  if (addresses.length === 0) return "there is no address";
+  if (addresses.length === 0) return "at least one address is required";
   return addresses.map((address) => checkRemote(address)).find((problem) => problem !== undefined);
 }

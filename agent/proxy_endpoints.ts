@@ -1,35 +1,35 @@
-// Where to connect next: the addresses of proxies, who uses which, and which has not been tried for the longest time.
+// The addresses of proxies and their use: selects where to connect next.
 import type { ResolveOptions } from "../shared/net/types.ts";
 
 import { splitHostPort } from "../shared/address/host_port.ts";
 
-/** One proxy, as far as an address tells. */
+/** A proxy, identified by its address. */
 export interface ProxyEndpoint {
-  /** For people, and to tell one from another: `host:port`. */
+  /** `host:port`, for display and identity. */
   readonly address: string;
   /** A name or an address; IPv6 without brackets. */
   readonly host: string;
   readonly port: number;
-  /** The name that the proxy's certificate must have. */
+  /** Name that the proxy's certificate must contain. */
   readonly serverName: string;
 }
 
-/** Every address of a name. */
+/** Resolves a name to all its addresses. */
 export type Resolve = (host: string, options: ResolveOptions) => Promise<readonly string[]>;
 
-/** Longest look-up in milliseconds of a proxy's name. */
+/** Timeout for resolving a proxy's name, in milliseconds. */
 const RESOLVE_TIMEOUT_MS = 5_000;
 
 interface Use {
-  /** Connections there, or under way to it. */
+  /** Connections and attempts. */
   active: number;
-  /** Connections there whose proxy asked to go elsewhere. */
+  /** Connections that are being replaced because the proxy goes away. */
   leaving: number;
-  /** When it was taken last, in takings. */
+  /** Number of its last lease; 0: never leased. */
   lastLease: number;
 }
 
-/** Hands out targets so that two connections never go to one while another is free. */
+/** Leases endpoints so that two connections never share one while another is free. */
 export class ProxyEndpoints {
   readonly #addresses: readonly string[];
   readonly #resolve?: Resolve;
@@ -38,7 +38,7 @@ export class ProxyEndpoints {
 
   /**
    * @param addresses `host:port`, `[host]:port`
-   * @param resolve makes targets of the addresses of each name; without it, each name is one target
+   * @param resolve expands each name to one endpoint per address; without it, each name is one endpoint
    */
   constructor(addresses: readonly string[], resolve?: Resolve) {
     this.#addresses = addresses;
@@ -46,8 +46,8 @@ export class ProxyEndpoints {
   }
 
   /**
-   * The one to try next: one that nobody uses rather than another, none that is being left if there is a choice, the least recently tried
-   * of equals. It is in use until {@link release}.
+   * Leases the endpoint with the fewest connections, then the fewest connections being replaced, then the least recently leased. It is in use
+   * until {@link release}.
    */
   async acquire(): Promise<ProxyEndpoint> {
     const all = (await Promise.all(this.#addresses.map((address) => this.#expand(address)))).flat();
@@ -62,13 +62,13 @@ export class ProxyEndpoints {
     return first!;
   }
 
-  /** Its connection is no more. */
+  /** Returns the lease of a connection that has ended. */
   release({ address }: ProxyEndpoint, was: "active" | "leaving"): void {
     const use = this.#uses.get(address);
     if (use) use[was]--;
   }
 
-  /** Its connection is to be replaced. */
+  /** Marks a leased connection as being replaced. */
   markLeaving({ address }: ProxyEndpoint): void {
     const use = this.#uses.get(address);
     if (!use) return;
@@ -76,7 +76,7 @@ export class ProxyEndpoints {
     use.leaving++;
   }
 
-  /** A name may have other addresses each time: those that it no longer has are not kept for ever. */
+  /** Drops an unused address that its name no longer has. */
   #forget(address: string): void {
     const { active, leaving } = this.#uses.get(address)!;
     if (active === 0 && leaving === 0) this.#uses.delete(address);
@@ -85,10 +85,10 @@ export class ProxyEndpoints {
   async #expand(address: string): Promise<ProxyEndpoint[]> {
     const { host, port } = splitHostPort(address);
     const named = { address, host, port, serverName: withoutZone(host) };
-    // a name that is not known now is left to the network: it says what is wrong
-    const found = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isOwn: true }).catch(() => []) ?? [];
-    if (found.length === 0) return [named];
-    return [...new Set(found)].map((ip) => ({
+    // a name that cannot be resolved is left to the network, which reports the error
+    const addresses = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isOwn: true }).catch(() => []) ?? [];
+    if (addresses.length === 0) return [named];
+    return [...new Set(addresses)].map((ip) => ({
       address: ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`,
       host: ip,
       port,
@@ -97,7 +97,7 @@ export class ProxyEndpoints {
   }
 }
 
-/** A zone (RFC 4007 §11) tells this machine which link to take; no certificate has it. */
+/** Removes a zone (RFC 4007 §11), which is local to this machine and not part of certificates. */
 function withoutZone(host: string): string {
   return host.includes(":") ? host.replace(/%.*/, "") : host;
 }

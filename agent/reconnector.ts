@@ -1,5 +1,5 @@
-// Keeps one connection to a proxy: makes it, waits for its end or for the proxy's wish to be left, and makes the next one. It knows neither
-// how a connection is made nor the other connections of the agent.
+// Keeps one connection to a proxy: connects, waits for the end or a goaway, and reconnects. Knows neither how to connect nor the agent's
+// other connections.
 import { setTimeout as sleep } from "node:timers/promises";
 import { Backoff } from "../shared/async/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
@@ -11,53 +11,53 @@ import type { ProxyEndpoint, ProxyEndpoints } from "./proxy_endpoints.ts";
 
 export interface ReconnectorOptions {
   targets: ProxyEndpoints;
-  /** Makes a connection that the proxy has accepted, when there has been none for so many milliseconds. */
+  /** Connects and authenticates. `outageMs` is the time without a connection so far. */
   open: (target: ProxyEndpoint, outageMs: number) => Promise<Session>;
-  /** What to tell people of a connection that was not made. */
+  /** Describes a failed attempt for the log. */
   describe: (error: unknown, target: ProxyEndpoint) => string;
   onConnected: (session: Session) => void;
-  /** Milliseconds that a connection must have lived for the next wait to be the shortest again. */
+  /** Lifetime of a connection, in milliseconds, that resets the backoff. */
   settledAfterMs: number;
-  /** For the waits after attempts that fail. */
+  /** Backoff after failed attempts. */
   backoff: Backoff;
-  /** For the waits after connections that a proxy has ended in good order, before they had settled. */
+  /** Backoff after short connections that a proxy has closed cleanly. */
   reconnectBackoff: Backoff;
-  /** Whether clients reach the agent through another connection of it, whose proxy stays. */
+  /** Whether the agent has another connection that is not being replaced. */
   hasOtherConnection: () => boolean;
-  /** From 0 up to, not including, 1. */
+  /** Random number in [0, 1). */
   random: () => number;
   log: Logger;
-  /** Ends it. The connections that there are stay. */
+  /** Ends the loop. Open connections stay open. */
   signal: AbortSignal;
 }
 
-/** After a lost connection that had settled, the first attempt comes within so many milliseconds: thousands of agents lose theirs at once. */
-const RETURN_WITHIN_MS = 2_000;
-/** Attempts to get away from a proxy that come in quick succession: behind a load balancer of two proxies half of them meet the same one. */
+/** Maximum delay before reconnecting after losing a long-lived connection, in milliseconds; thousands of agents may lose theirs at once. */
+const RECONNECT_SPREAD_MS = 2_000;
+/** Quick attempts to find another proxy after a goaway: behind a load balancer of two proxies, half of them reach the same one. */
 const MAX_FAILOVERS = 16;
-const ESCAPE_WAIT_MS = 20;
-/** Then an attempt comes after 1 s, and after longer and longer times up to 30 s: the connection goes on meanwhile. */
-const STAY_BACKOFF = { initialMs: 1_000, maxMs: 30_000 };
+const FAILOVER_DELAY_MS = 20;
+/** Backoff of further attempts, while the connection stays open. */
+const MIGRATION_BACKOFF = { initialMs: 1_000, maxMs: 30_000 };
 
 /**
- * The longest wait for a proxy that refuses connections, in milliseconds, and by which part of the outage it grows. A proxy that has said that
- * it shuts down is likely to be back within seconds.
+ * Upper bound of the delay for a proxy that refuses connections: at least `minMs`, or the outage divided by `divisor`. A proxy that has
+ * announced its shutdown is probably back within seconds.
  */
-const REFUSED = { atLeastMs: 2_000, part: 10 };
-const RESTARTING = { atLeastMs: 1_000, part: 30 };
+const REFUSED = { minMs: 2_000, divisor: 10 };
+const RESTARTING = { minMs: 1_000, divisor: 30 };
 
-/** What came of one connection, and when to try the next. */
+/** Why an attempt or a connection ended, and the delay before the next attempt. */
 interface Outcome {
   readonly reason: string;
   readonly waitMs: number;
 }
 
-/** A connection whose proxy goes away. It goes on until the proxy ends it. */
+/** A connection that is being replaced. It stays open until the proxy closes it. */
 interface Leaving {
   readonly session: Session;
-  /** When to try elsewhere, and to come back once the proxy has ended it. */
+  /** Delay before connecting elsewhere, and before reconnecting once the proxy has closed it. */
   readonly waitMs: number;
-  /** For the waits once there seems to be no other proxy. */
+  /** Backoff once there seems to be no other proxy. */
   readonly backoff: Backoff;
   attempts: number;
 }
@@ -65,11 +65,11 @@ interface Leaving {
 /** Keeps a connection until `signal` is aborted. */
 export class Reconnector {
   readonly #options: ReconnectorOptions;
-  /** The connection that is to be replaced, and goes on meanwhile. */
+  /** The connection that is being replaced. */
   #leaving?: Leaving;
-  /** Since when it has been looking for a proxy. */
-  #since = performance.now();
-  /** Whether the proxy has said that it shuts down. */
+  /** Start of the outage. */
+  #outageSince = performance.now();
+  /** Whether the proxy has announced its shutdown. */
   #isRestarting = false;
 
   constructor(options: ReconnectorOptions) {
@@ -83,7 +83,7 @@ export class Reconnector {
       try {
         await this.#round();
       } catch (error) {
-        // whatever it was, the agent goes on looking for its proxy
+        // keep reconnecting after any error
         log.error("attempt failed", { error: error instanceof Error ? error.stack ?? error.message : String(error) });
         await pause(backoff.next(), signal);
       }
@@ -101,11 +101,11 @@ export class Reconnector {
     const { open, describe, targets } = this.#options;
     let session;
     try {
-      session = await open(target, performance.now() - this.#since);
+      session = await open(target, performance.now() - this.#outageSince);
     } catch (error) {
       targets.release(target, "active");
       const reason = describe(error, target);
-      return { reason, waitMs: this.#leaving?.session.isOpen ? this.#waitToLeave(this.#leaving) : this.#waitAfter(error) };
+      return { reason, waitMs: this.#leaving?.session.isOpen ? this.#migrationDelay(this.#leaving) : this.#retryDelay(error) };
     }
     void this.#leaving?.session.reportMigration(true); // never rejects
     this.#leaving = undefined;
@@ -113,26 +113,26 @@ export class Reconnector {
     return await this.#keep(session, target);
   }
 
-  /** In milliseconds, after an attempt to get away that has failed. The attempts that come late are for a proxy that was not there before. */
-  #waitToLeave(leaving: Leaving): number {
-    if (++leaving.attempts < MAX_FAILOVERS) return this.#jitter(ESCAPE_WAIT_MS) + ESCAPE_WAIT_MS / 2;
-    void leaving.session.reportMigration(this.#options.hasOtherConnection()); // never rejects. There is nowhere to go: the proxy need not wait
+  /** Delay in milliseconds after a failed attempt to find another proxy. Later attempts may find a proxy that has started since. */
+  #migrationDelay(leaving: Leaving): number {
+    if (++leaving.attempts < MAX_FAILOVERS) return this.#jitter(FAILOVER_DELAY_MS) + FAILOVER_DELAY_MS / 2;
+    void leaving.session.reportMigration(this.#options.hasOtherConnection()); // never rejects; the proxy need not wait any longer
     return leaving.backoff.next();
   }
 
-  /** In milliseconds, after an attempt that has failed while there is no connection. */
-  #waitAfter(error: unknown): number {
+  /** Delay in milliseconds after a failed attempt without a connection. */
+  #retryDelay(error: unknown): number {
     const { backoff } = this.#options;
-    const outageMs = performance.now() - this.#since;
-    if (isTimeout(error)) return backoff.afterSilence(outageMs);
+    const outageMs = performance.now() - this.#outageSince;
+    if (isTimeout(error)) return backoff.delayAfterTimeout(outageMs);
     const waitMs = backoff.next();
     if (!isUnavailable(error)) return waitMs;
-    const { atLeastMs, part } = this.#isRestarting ? RESTARTING : REFUSED;
-    const longestMs = Math.max(atLeastMs, outageMs / part);
-    return Math.min(waitMs, longestMs / 2 + this.#jitter(longestMs / 2));
+    const { minMs, divisor } = this.#isRestarting ? RESTARTING : REFUSED;
+    const boundMs = Math.max(minMs, outageMs / divisor);
+    return Math.min(waitMs, boundMs / 2 + this.#jitter(boundMs / 2));
   }
 
-  /** Until the connection ends, or is to be replaced. */
+  /** Resolves when the connection ends or must be replaced. */
   async #keep(session: Session, target: ProxyEndpoint): Promise<Outcome> {
     const { onConnected, targets, backoff, reconnectBackoff, settledAfterMs, random } = this.#options;
     const start = performance.now();
@@ -142,27 +142,29 @@ export class Reconnector {
     });
     onConnected(session);
     const end = await Promise.race([ended, session.goaway]);
-    this.#since = performance.now();
+    this.#outageSince = performance.now();
     const hasSettled = performance.now() - start >= settledAfterMs;
     if (hasSettled) reconnectBackoff.reset();
     if (!("cause" in end)) {
       session.isLeaving = true;
       targets.markLeaving(target);
       if (hasSettled) backoff.reset();
-      // A proxy that sends all agents away at once must not be tried again immediately.
+      // a proxy that migrates all agents at once must not be tried again immediately
       const waitMs = (hasSettled ? 0 : reconnectBackoff.next()) + this.#jitter(end.withinMs);
-      this.#leaving = { session, waitMs, backoff: new Backoff({ ...STAY_BACKOFF, random }), attempts: 0 };
-      return { reason: `the proxy goes away: ${end.reason}`, waitMs };
+      this.#leaving = { session, waitMs, backoff: new Backoff({ ...MIGRATION_BACKOFF, random }), attempts: 0 };
+      return { reason: `the proxy is going away: ${end.reason}`, waitMs };
     }
     const reason = describeEnd(end);
     this.#isRestarting = isShutDown(end);
-    // two agents with one id must not take each other's place for ever: who was replaced waits longer each time
-    const replaced = end.remote && end.code === CloseCode.replaced;
-    // a proxy has no part in a silence, which takes a while to be noticed, too
-    const silent = end.cause === "timed-out";
-    if (!silent && (!hasSettled || replaced)) return { reason, waitMs: this.#isRestarting ? reconnectBackoff.next() : backoff.next() };
+    // two agents with the same id must not replace each other in a tight loop: keep the backoff growing
+    const isReplaced = end.remote && end.code === CloseCode.replaced;
+    // an idle timeout is not the proxy's doing, and its detection has already taken a while
+    const isIdleTimeout = end.cause === "timed-out";
+    if (!isIdleTimeout && (!hasSettled || isReplaced)) {
+      return { reason, waitMs: this.#isRestarting ? reconnectBackoff.next() : backoff.next() };
+    }
     backoff.reset();
-    return { reason, waitMs: this.#jitter(RETURN_WITHIN_MS) };
+    return { reason, waitMs: this.#jitter(RECONNECT_SPREAD_MS) };
   }
 
   async #wait(target: ProxyEndpoint, { reason, waitMs }: Outcome): Promise<void> {
@@ -172,14 +174,14 @@ export class Reconnector {
       const fields = { proxy: target.address, reason, retryInMs: Math.round(waitMs) };
       if (!leaving) log.warn("not connected", fields);
       else if (leaving.attempts === 0) log.info("reconnecting", fields);
-      else log.debug("reconnecting", fields); // many attempts, and nothing is lost yet
+      else log.debug("reconnecting", fields); // many attempts, but the connection is still open
       await pause(waitMs, signal, leaving?.session.closed);
       if (!leaving || leaving.session.isOpen || signal.aborted) return;
     }
-    // the proxy is gone at last, and may soon be there again
+    // the proxy has closed the connection and may be back soon
     const end = await leaving.session.closed;
     this.#leaving = undefined;
-    this.#since = performance.now();
+    this.#outageSince = performance.now();
     this.#isRestarting = isShutDown(end);
     backoff.reset();
     await this.#wait(target, { reason: describeEnd(end), waitMs: leaving.waitMs });
@@ -190,17 +192,17 @@ export class Reconnector {
   }
 }
 
-/** The proxy has ended the connection, and not because of this agent. */
+/** Whether the proxy has closed the connection because it shuts down. */
 function isShutDown({ code, remote, cause }: QuicClosed): boolean {
   return remote && cause === "application" && code === CloseCode.shutdown;
 }
 
-/** Waits, until `signal` is aborted or `end` comes at the latest. */
+/** Waits `ms` milliseconds, but no longer than until `signal` is aborted or `end` settles. */
 async function pause(ms: number, signal: AbortSignal, end?: Promise<unknown>): Promise<void> {
   const ended = new AbortController();
   const stop = () => ended.abort();
   signal.addEventListener("abort", stop, { once: true });
   void end?.then(stop);
-  await sleep(ms, undefined, { signal: ended.signal }).catch(() => {}); // that it is over
+  await sleep(ms, undefined, { signal: ended.signal }).catch(() => {}); // aborted
   signal.removeEventListener("abort", stop);
 }

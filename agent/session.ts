@@ -1,4 +1,4 @@
-// One connection to a proxy: made, authenticated, served, drained. It knows neither other connections nor when to make one.
+// A connection to a proxy: connects, authenticates, serves requests, drains. Knows neither other connections nor when to connect.
 import { Control } from "../shared/link/control.ts";
 import { ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
@@ -11,7 +11,7 @@ import { explainTimeout } from "./unreachable.ts";
 import type { ProxyEndpoint } from "./proxy_endpoints.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
-/** What a session is made with. */
+/** Options of a session. */
 export interface SessionOptions {
   net: Net;
   log: Logger;
@@ -25,27 +25,27 @@ export interface SessionOptions {
   signal: AbortSignal;
 }
 
-/** What the proxy asked for. */
+/** The proxy's request to connect elsewhere. */
 export interface Goaway {
   readonly reason: string;
-  /** Connect elsewhere within so many milliseconds. */
+  /** Time to connect elsewhere, in milliseconds. */
   readonly withinMs: number;
 }
 
-/** Longest handshake in milliseconds. */
+/** Timeout of the handshake in milliseconds. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
-/** Longest wait in milliseconds for the proxy to have heard that it is to open no more tunnels. */
+/** Timeout in milliseconds for the proxy to acknowledge a goaway. */
 const GOAWAY_TIMEOUT_MS = 1_000;
 
-/** A connection that the proxy has accepted. */
+/** An authenticated connection to a proxy. */
 export class Session {
   readonly remote: string;
   readonly since = new Date();
-  /** Resolves when it is no more. */
+  /** Resolves when the connection has ended. */
   readonly closed: Promise<QuicClosed>;
-  /** Resolves when the proxy asks to connect elsewhere; never, where it doesn't. */
+  /** Resolves when the proxy sends a goaway; otherwise it stays pending. */
   readonly goaway: Promise<Goaway>;
-  /** Whether it is to be replaced, for the proxy asked for it. */
+  /** Whether it is being replaced because of a goaway. */
   isLeaving = false;
   readonly #connection: QuicConnection;
   readonly #control?: Control;
@@ -53,12 +53,12 @@ export class Session {
   readonly #open = new Set<Promise<void>>();
   #isOpen = true;
   #draining = false;
-  /** What the proxy was told last of the way to another one. */
+  /** The last migration result that was reported to the proxy. */
   #reportedMigration?: boolean;
 
   /**
    * Connects to `target` and authenticates.
-   * @throws {NetError} as `connectQuic` of the network; `closed` with the proxy's code as `appCode` where it refuses
+   * @throws {NetError} as the network's `connectQuic`; `closed` with the proxy's code as `appCode` if it refuses
    */
   static async open(target: ProxyEndpoint, options: SessionOptions): Promise<Session> {
     const { host, port, serverName } = target;
@@ -79,9 +79,9 @@ export class Session {
     } catch (error) {
       connection.close(CloseCode.shutdown, "");
       const closed = await connection.closed;
-      // why the proxy closed the connection says more than that a stream of it was reset
+      // the proxy's close reason says more than the reset of a stream
       if (!closed.remote) throw error;
-      // TLS 1.3 lets a client finish its handshake before the server has looked at the client's certificate
+      // in TLS 1.3, a client's handshake completes before the server has verified the client's certificate
       if (closed.cause === "transport" && closed.reason.includes("handshake")) {
         throw new NetError("tls", closed.reason, { remote: true, cause: error });
       }
@@ -107,7 +107,7 @@ export class Session {
     return this.#isOpen;
   }
 
-  /** Tunnels open. */
+  /** Number of open tunnels. */
   get tunnels(): number {
     return this.#open.size;
   }
@@ -119,7 +119,7 @@ export class Session {
   async #serve(): Promise<QuicClosed> {
     for (let batch; (batch = await this.#connection.acceptRequests()) !== null;) {
       for (const incoming of batch) {
-        // a proxy that can be told opens no more but those that are on their way
+        // with a control stream the proxy has been told, and only requests already in flight arrive
         const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
         const served: Promise<void> = serve(this.#options.tunnels, incoming).finally(() => this.#open.delete(served)); // never rejects
         this.#open.add(served);
@@ -130,19 +130,22 @@ export class Session {
     return closed;
   }
 
-  /** Tells the proxy that it need not wait for this agent, and whether it has found another proxy. It may find one later. Never rejects. */
+  /**
+   * Tells the proxy that it need not wait for this agent, and whether the agent has found another proxy; it may still find one later. Never
+   * rejects.
+   */
   async reportMigration(found: boolean): Promise<void> {
     if (this.#reportedMigration === true || this.#reportedMigration === found) return;
     this.#reportedMigration = found;
     await this.#control?.moved(found);
   }
 
-  /** Takes no more tunnels, and resolves when those there are have ended. */
+  /** Refuses new tunnels and resolves when the open ones have ended. */
   async drain(): Promise<void> {
     this.#draining = true;
     if (this.#control) {
       await this.#control.goaway("shutting down", 0);
-      // once this is answered, the proxy has read the goaway before it
+      // the pong proves that the proxy has read the goaway before it
       await withTimeout(GOAWAY_TIMEOUT_MS, this.#control.ping());
     }
     while (this.#open.size > 0) await Promise.all(this.#open);

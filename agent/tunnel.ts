@@ -1,4 +1,4 @@
-// Serves one request of the proxy: head, allow-list, TCP connection, 200, copy.
+// Serves a request of the proxy: checks the head and the allow-list, connects over TCP, responds with 200, and relays.
 import { endReason } from "../shared/auth/authenticator.ts";
 import { type Authority, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import type { ProxyErrorType } from "../shared/http/proxy_status.ts";
@@ -14,16 +14,16 @@ import type { DestinationPolicy } from "./destination_policy.ts";
 export interface TunnelOptions {
   net: Net;
   destinations: DestinationPolicy;
-  /** What the proxy may take. Default: as much as it likes. It is not closed. */
+  /** Limits on tunnels, which the caller closes. Default: none. */
   limits?: TunnelLimits;
   log: Logger;
-  /** Longest wait in milliseconds for the connection to the destination. */
+  /** Timeout for the connection to the destination, in milliseconds. */
   connectTimeoutMs: number;
-  /** A request is over. */
+  /** Called when a request has ended. */
   onEnd?: (end: TunnelEnd) => void;
 }
 
-/** Never rejects: what goes wrong is answered and logged. */
+/** Serves a request. Never rejects: errors are sent to the proxy and logged. */
 export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {
   const { log, limits } = options;
   let tunnel: OpenTunnel | undefined;
@@ -40,28 +40,28 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     tunnel = limits?.open({});
     const { remote, ended } = await connect(options, stream, authority, tunnel).catch((cause) => {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
-      throw toRefusal(cause, destination!);
+      throw toConnectError(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
-    log.debug("opened", { id, destination, address: remote, setupMs });
-    const { aToB, bToA, error: broken, errorSide } = await ended;
-    if (broken?.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
-    if (broken?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
-    const reason = broken && tunnel?.signal?.aborted
+    log.debug("tunnel opened", { id, destination, address: remote, setupMs });
+    const { aToB, bToA, error: relayError, errorSide } = await ended;
+    if (relayError?.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
+    if (relayError?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
+    const reason = relayError && tunnel?.signal?.aborted
       ? endReason(tunnel.signal)
-      : broken && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${broken.message}`;
+      : relayError && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${relayError.message}`;
     const totalMs = round(performance.now() - startedAt);
     log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
-    options.onEnd?.({ status: 200, error: broken && "connection_terminated", setupMs, sent: aToB, received: bToA });
+    options.onEnd?.({ status: 200, error: relayError && "connection_terminated", setupMs, sent: aToB, received: bToA });
   } catch (cause) {
-    const refusal = asRefusal(cause);
-    const reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-    if (refusal.status === 500) {
+    const failure = toProxyError(cause);
+    const reason = failure.cause instanceof Error ? `${failure.message}: ${failure.cause.message}` : failure.message;
+    if (failure.status === 500) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log[refusal instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: refusal.status, reason });
-    await stream.write(encodeErrorResponse(refusal, "reverse-http-agent")).catch(() => {}); // the proxy is gone, and with it whoever asked
+    } else log[failure instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: failure.status, reason });
+    await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
-    options.onEnd?.({ status: refusal.status, error: refusal.error, sent: 0, received: 0 });
+    options.onEnd?.({ status: failure.status, error: failure.error, sent: 0, received: 0 });
   } finally {
     tunnel?.close();
   }
@@ -81,11 +81,11 @@ async function connect(
   });
 }
 
-/** Answers that the agent is about to stop. Never rejects. */
+/** Responds that the agent is shutting down. Never rejects. */
 export async function refuseTunnel({ log }: TunnelOptions, { stream }: Incoming): Promise<void> {
   log.debug("tunnel refused", { status: 503, reason: "shutting down" });
-  const refusal = new ProxyError(503, "destination_unavailable", "The agent is shutting down", [["Retry-After", "1"]]);
-  await stream.write(encodeErrorResponse(refusal, "reverse-http-agent")).catch(() => {}); // the proxy is gone
+  const failure = new ProxyError(503, "destination_unavailable", "The agent is shutting down", [["Retry-After", "1"]]);
+  await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
   stream.close();
 }
 
@@ -93,7 +93,7 @@ function round(ms: number): number {
   return Math.round(ms * 100) / 100;
 }
 
-function asRefusal(cause: unknown): ProxyError {
+function toProxyError(cause: unknown): ProxyError {
   if (cause instanceof ProxyError) return cause;
   if (cause instanceof HeadError) return new ProxyError(cause.status, "http_request_error", cause.message);
   return new ProxyError(500, "proxy_internal_error", "Internal error of the agent", [], { cause });
@@ -102,16 +102,16 @@ function asRefusal(cause: unknown): ProxyError {
 const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
   "refused": [502, "connection_refused", "refused the connection"],
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
-  "unknown-host": [502, "dns_error", "has a name that the agent does not know"],
+  "unknown-host": [502, "dns_error", "has a name that the agent cannot resolve"],
   "name-timed-out": [504, "dns_timeout", "has a name that no name server answers for"],
-  "timed-out": [504, "connection_timeout", "did not answer in time"],
-  "abandoned": [502, "connection_terminated", "was still being connected to when the client went away"],
-  "cancelled": [504, "connection_timeout", "did not answer as long as the tunnel may live"],
-  "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no descriptors or memory left"],
-  "address-not-available": [503, "connection_limit_reached", "cannot be reached: the agent has no local port left for it"],
+  "timed-out": [504, "connection_timeout", "did not respond in time"],
+  "abandoned": [502, "connection_terminated", "was not connected yet when the client disconnected"],
+  "cancelled": [504, "connection_timeout", "did not respond within the tunnel's maximum duration"],
+  "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no file descriptors or memory left"],
+  "address-not-available": [503, "connection_limit_reached", "cannot be reached: the agent has no local port left"],
 };
 
-function toRefusal(cause: unknown, destination: string): unknown {
+function toConnectError(cause: unknown, destination: string): unknown {
   if (!(cause instanceof NetError)) return cause;
   const [status, error, what] = STATUSES[cause.code] ?? [502, "destination_unavailable", "cannot be reached"];
   return new ProxyError(status, error, `${destination} ${what}`, status === 503 ? [["Retry-After", "1"]] : [], { cause });

@@ -1,33 +1,33 @@
-// Why a proxy does not answer, as far as the system knows, while the agent goes on trying. QUIC itself hears nothing of it.
+// Finds out why a proxy does not respond, from ICMP errors that QUIC ignores, while the agent keeps trying.
 import type { Logger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import type { ProxyEndpoint } from "./proxy_endpoints.ts";
 
-/** Time in milliseconds without an answer after which the system is asked why; it gets PROBE_TIMEOUT_MS to reply. */
-const SILENT_MS = 250;
+/** Delay before the probe, and timeout of the probe, in milliseconds. */
+const PROBE_DELAY_MS = 250;
 const PROBE_TIMEOUT_MS = 600;
 
 /**
- * What `attempt` brings. Where it takes long, the log says why within a second, and so does its error where it fails for want of an answer.
- * Nothing that is heard ends the attempt: the network may be back at any moment, and what routers say can be forged.
+ * Settles as `attempt`. If it takes long, the reason is logged within a second and attached to a `timed-out` error. The probe never ends the
+ * attempt: the network may recover at any moment, and ICMP can be forged.
  * @throws {NetError} as the attempt
  */
 export async function explainTimeout<T>(net: Net, log: Logger, { host, port, address }: ProxyEndpoint, attempt: Promise<T>): Promise<T> {
-  const over = new AbortController();
+  const done = new AbortController();
   const explained = (async () => {
-    if (await withTimeout(SILENT_MS, attempt.then(() => true, () => true))) return undefined;
-    const trouble = await net.probeUdp({ host, port, timeoutMs: PROBE_TIMEOUT_MS, signal: over.signal });
-    if (trouble && !over.signal.aborted) log.warn("the proxy does not answer yet", { proxy: address, reason: trouble.message });
-    return trouble;
-  })().catch(() => undefined); // the attempt was over first
+    if (await withTimeout(PROBE_DELAY_MS, attempt.then(() => true, () => true))) return undefined;
+    const probeError = await net.probeUdp({ host, port, timeoutMs: PROBE_TIMEOUT_MS, signal: done.signal });
+    if (probeError && !done.signal.aborted) log.warn("no response from the proxy yet", { proxy: address, reason: probeError.message });
+    return probeError;
+  })().catch(() => undefined); // the attempt ended first
   try {
     return await attempt;
   } catch (error) {
-    const trouble = error instanceof NetError && error.code === "timed-out" ? await explained : undefined;
-    throw trouble ? new NetError("timed-out", (error as NetError).message, { cause: trouble }) : error;
+    const probeError = error instanceof NetError && error.code === "timed-out" ? await explained : undefined;
+    throw probeError ? new NetError("timed-out", (error as NetError).message, { cause: probeError }) : error;
   } finally {
-    over.abort();
+    done.abort();
   }
 }

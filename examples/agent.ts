@@ -1,6 +1,6 @@
-// A program that can be reached through a proxy though it listens on loopback only: the agent is part of it, and connects to nothing else.
+// A program that listens on loopback only and is reachable through a proxy: it embeds an agent that connects to nothing else.
 //   deno run -A examples/agent.ts [address of the proxy] [port to serve on]
-// cert.pem in the working directory is the certificate of the proxy, or of its authority.
+// cert.pem in the working directory is the certificate of the proxy or its authority.
 import { createServer } from "node:http";
 import process from "node:process";
 import { createLogger, startAgent } from "@reverse-http/reverse-http";
@@ -20,7 +20,7 @@ const agent = await startAgent(
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   process.once(signal, async () => {
-    await agent.drain(); // requests that are being answered end first
+    await agent.drain(); // lets running requests finish
     server.close();
   });
 }

@@ -1,4 +1,4 @@
-// A client that tunnels to its destination with nothing but node:http: CONNECT first, then requests on the tunnel's socket.
+// A client that opens a tunnel with node:http alone: CONNECT first, then requests on the tunnel's socket.
 //   node examples/client.ts http://alice:correct%20horse@127.0.0.1:3128 http://127.0.0.1:8080/hello
 import { Buffer } from "node:buffer";
 import { get, request } from "node:http";
@@ -6,7 +6,7 @@ import type { Socket } from "node:net";
 import process from "node:process";
 import { connect as connectTls } from "node:tls";
 
-/** Opens a tunnel to `target` through `proxy`, whose URL has the credentials. */
+/** Opens a tunnel to `target` through `proxy`, whose URL contains the credentials. */
 function openTunnel(proxy: URL, target: URL): Promise<Socket> {
   const port = target.port || (target.protocol === "https:" ? "443" : "80");
   const credentials = Buffer.from(`${decodeURIComponent(proxy.username)}:${decodeURIComponent(proxy.password)}`).toString("base64");
@@ -22,10 +22,10 @@ function openTunnel(proxy: URL, target: URL): Promise<Socket> {
     connecting.once("connect", (response, socket, head) => {
       if (response.statusCode !== 200) {
         socket.destroy();
-        // the reason, as RFC 9209 has it
+        // the reason (RFC 9209)
         return reject(new Error(`${response.statusCode} ${response.headers["proxy-status"]}`));
       }
-      if (head.length > 0) socket.unshift(head); // a destination that speaks first
+      if (head.length > 0) socket.unshift(head); // data from a destination that speaks first
       resolve(socket as Socket);
     });
     connecting.end();

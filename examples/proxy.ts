@@ -1,6 +1,6 @@
-// A proxy that identifies agents and clients itself: users have passwords, and each may use one agent for some destinations.
+// A proxy with custom authentication: users have passwords, and each may reach some destinations through one agent.
 //   deno run -A examples/proxy.ts [address for agents] [address for clients]
-// key.pem and cert.pem in the working directory are its certificate; README.md in this folder makes one.
+// key.pem and cert.pem in the working directory are its certificate; README.md in this directory shows how to create one.
 import { createHash, timingSafeEqual } from "node:crypto";
 import process from "node:process";
 import { createAllowList, createLogger, startProxy } from "@reverse-http/reverse-http";
@@ -21,11 +21,11 @@ function isSame(a: string, b: string): boolean {
 const proxy = await startProxy(
   { agentServer: { listenAddress: agents, tls: { file: { key: "key.pem", cert: "cert.pem" } } }, httpProxy: { listenAddress: clients } },
   {
-    authenticate: (who) => {
-      // an agent that everybody can reach shows more than an id: a client certificate, which is in who.certificate
-      if (who.role === "agent") return AGENTS.has(who.credentials) ? who.credentials : undefined;
-      const user = who.scheme === "basic" ? USERS.get(who.username) : undefined;
-      if (user === undefined || who.scheme !== "basic" || !isSame(user.password, who.password)) return undefined;
+    authenticate: (request) => {
+      // in production, verify more than an id: the agent's client certificate is in request.certificate
+      if (request.role === "agent") return AGENTS.has(request.credentials) ? request.credentials : undefined;
+      const user = request.scheme === "basic" ? USERS.get(request.username) : undefined;
+      if (user === undefined || request.scheme !== "basic" || !isSame(user.password, request.password)) return undefined;
       return { agentId: user.agentId, allowList: createAllowList(user.destinations) };
     },
     log: createLogger({ format: "text", level: "info", write: (line) => process.stderr.write(line) }),

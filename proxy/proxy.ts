@@ -108,9 +108,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const isLimit = error.code === "limit" || error.code === "limit-per-address";
     countAgents(isLimit ? "refused" : "failed", count);
     const { handshakes, handshakesPerAddress } = options.limits;
-    if (error.code === "limit") limitReporter.record("handshakes", { remote, most: handshakes, reason: error.message }, count);
+    if (error.code === "limit") limitReporter.record("handshakes", { remote, max: handshakes, reason: error.message }, count);
     else if (error.code === "limit-per-address") {
-      limitReporter.record("handshakes-per-address", { remote, most: handshakesPerAddress }, count);
+      limitReporter.record("handshakes-per-address", { remote, max: handshakesPerAddress }, count);
     } else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
   };
   const { agentListener, clientListener, adminListener } = await listen(net, options, tls, limits, onHandshakeError).catch(
@@ -256,7 +256,7 @@ async function listen(
     alpn: ALPN,
     transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
     maxPendingHandshakes: Math.min(unlimitedIfZero(handshakes), MAX_HANDSHAKES),
-    pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
+    pendingHandshakesPerAddress: { max: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
     retryThreshold: retryThreshold,
     onHandshakeError,
   });

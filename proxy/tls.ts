@@ -73,7 +73,7 @@ async function openAgentSide(
       `Cannot use --agent-server.tls.agent-id-from ${tls.agentIdFrom}: --agent-server.tls.file.client-ca is needed too`,
     );
   }
-  return await openServerTls("agent-server.tls", tls, deps);
+  return await openServerTls("agent-server.tls", tls, { ...deps, selfSigned: deps.own });
 }
 
 async function openClientSide({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {

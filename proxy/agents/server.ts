@@ -5,7 +5,7 @@ import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/co
 import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
-import { CloseCode, endWith, hasControl, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
+import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
 import { MAX_SPREAD_MS, MessageError } from "../../shared/link/message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -256,7 +256,7 @@ async function admit(
   log: Logger,
 ): Promise<Admitted> {
   permit?.checkLockout();
-  const { credentials, welcome } = await receiveCredentials(connection);
+  const { credentials, accept } = await receiveCredentials(connection);
   permit?.checkLockout(); // others of the address may have failed meanwhile
   const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
     if (error instanceof AuthenticationError) permit?.recordFailure(credentials);
@@ -285,7 +285,7 @@ async function admit(
   connection.setConnectionWindow(0); // its tunnels have windows of their own
   // before the agent knows: once it does, clients may ask for it
   register(agent);
-  await welcome().catch(() => {}); // gone again: the end of its connection says so
+  await accept().catch(() => {}); // gone again: the end of its connection says so
   return { agent, serveControl: async () => void (received && control && await runControl(agent, control, received.frames, events)) };
 }
 
@@ -312,7 +312,7 @@ function checkCredit(connection: QuicConnection): void {
 async function refuseStreams({ connection }: ConnectedAgent, onViolation: (reason: string) => void): Promise<void> {
   const stream = await connection.acceptStream();
   if (stream === null) return;
-  endWith(connection, stream);
+  closeWith(connection, stream);
   const reason = "An agent opens no more streams";
   onViolation(reason);
   connection.close(CloseCode.malformed, reason);

@@ -1,4 +1,4 @@
-// Which destinations may be reached: patterns of hosts, zones and networks, each with an optional port or range.
+// Allow-lists and deny-lists of destinations: patterns of hosts, zones and networks, each with an optional port or range.
 import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
@@ -9,26 +9,26 @@ import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 interface Pattern {
-  /** Under what it is found: see {@link PatternIndex}. */
-  readonly place: PatternKey;
+  /** Key in the {@link PatternIndex}. */
+  readonly key: PatternKey;
   matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
   readonly ports: readonly [first: number, last: number];
 }
 
-type Matching = Pick<Pattern, "place" | "matches">;
+type HostPattern = Omit<Pattern, "ports">;
 
-/** Tells whether a destination may be reached. */
+/** Decides which destinations are allowed. */
 export interface AllowList {
-  /** Whether any pattern matches host and port together; an empty list allows all. */
+  /** Whether any pattern matches the host and the port; an empty list allows everything. */
   allows(destination: Authority): boolean;
 }
 
 /**
- * An allow-list of `patterns`; an empty one allows everything, as `all` alone does, and `none` alone allows nothing. A destination is allowed if any pattern matches its host and port together.
- * Names compare without case and without a trailing dot and match host and zone patterns only. Addresses match address and network patterns
- * only; they compare as the address that is connected to, in whatever form they are written ({@link canonicalHost}). A pattern with an IPv6
- * zone (RFC 4007 §11) matches in that zone only.
- * @throws {RangeError} naming the first pattern that cannot be read
+ * Creates an allow-list. A destination is allowed if any pattern matches both its host and its port. An empty list allows everything, as
+ * `all` alone does; `none` alone allows nothing. Names match host and zone patterns only, ignoring case and a trailing dot. Addresses match
+ * address and network patterns only, in any notation ({@link canonicalHost}). A pattern with an IPv6 zone (RFC 4007 §11) matches in that
+ * zone only.
+ * @throws {RangeError} naming the first invalid pattern
  * @example
  * ```ts
  * import { createAllowList } from "@reverse-http/reverse-http";
@@ -47,16 +47,16 @@ export function createAllowList(patterns: readonly string[]): AllowList {
   };
 }
 
-/** Tells whether a destination must not be reached. */
+/** Decides which destinations are denied. */
 export interface DenyList {
-  /** Whether any pattern matches host and port together; an empty list denies nothing. */
+  /** Whether any pattern matches the host and the port; an empty list denies nothing. */
   denies(destination: Authority): boolean;
 }
 
 /**
- * A deny-list of `patterns`, which match as those of an allow-list, and every alias of an address as well: an address is also denied where
- * only the form it is written in, or the IPv4 address inside it, is on the list.
- * @throws {RangeError} naming the first pattern that cannot be read
+ * Creates a deny-list. Patterns match as in an allow-list, and also every alias of an address ({@link aliasesOf}): its literal notation, and
+ * an IPv4 address embedded in it.
+ * @throws {RangeError} naming the first invalid pattern
  */
 export function createDenyList(patterns: readonly string[]): DenyList {
   const index = indexOf(parsePatterns(patterns));
@@ -67,7 +67,7 @@ export function createDenyList(patterns: readonly string[]): DenyList {
 
 function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
   const index = new PatternIndex<Pattern>();
-  for (const pattern of patterns) index.add(pattern.place, pattern);
+  for (const pattern of patterns) index.add(pattern.key, pattern);
   return index;
 }
 
@@ -79,8 +79,8 @@ function matchesAny(index: PatternIndex<Pattern>, host: string, port: number): b
 }
 
 /**
- * The networks of patterns that are compared with nothing but addresses, `address/bits`; `all` and `none` alone as in an allow-list.
- * @throws {RangeError} as {@link createAllowList}, and for a name, a zone or a port, which no address is compared with
+ * Parses patterns that match addresses only, and returns their networks as `address/bits`. `all` and `none` alone as in an allow-list.
+ * @throws {RangeError} as {@link createAllowList}, and for a name, a zone or a port
  */
 export function networksOf(patterns: readonly string[]): string[] {
   const parsed = parsePatterns(patterns);
@@ -89,18 +89,18 @@ export function networksOf(patterns: readonly string[]): string[] {
   return patterns.map((pattern) => {
     const { host = "", bits, ports } = splitPattern(pattern) ?? {};
     const address = zoneOf(host) === undefined ? parseIPv6(host) ?? parseIp(host) : undefined;
-    if (!address || ports !== undefined) throw failure(pattern, "only addresses and networks can stand here, without a port or a zone");
+    if (!address || ports !== undefined) throw failure(pattern, "only addresses and networks are valid here, without a port or a zone");
     return `${address.toString()}/${bits ?? (address.kind() === "ipv4" ? 32 : 128)}`;
   });
 }
 
-const EVERYTHING: Pattern = { place: { of: "everything" }, matches: () => true, ports: [1, 65_535] };
+const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, ports: [1, 65_535] };
 
-/** `none` is no pattern at all, and `all` is one that matches everything. */
+/** `none` gives no pattern, `all` one that matches everything. */
 function parsePatterns(patterns: readonly string[]): Pattern[] {
   const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
   if (word === undefined) return patterns.map(parsePattern);
-  if (patterns.length > 1) throw failure(word, `it cannot stand beside other patterns; a host of that name is written "${word}."`);
+  if (patterns.length > 1) throw failure(word, `it cannot be combined with other patterns; a host of that name is written "${word}."`);
   return word.toLowerCase() === "all" ? [EVERYTHING] : [];
 }
 
@@ -127,7 +127,7 @@ function parsePattern(pattern: string): Pattern {
   return { ports: range, ...matchName(host, fail) };
 }
 
-/** What was probably meant by a pattern that cannot be read. */
+/** Suggests what an invalid pattern was probably meant to be. */
 function advise(pattern: string): string | undefined {
   const [, authority] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
   if (authority !== undefined) return `write ${authority} alone`;
@@ -151,7 +151,7 @@ function advise(pattern: string): string | undefined {
   return ascii === "" ? undefined : `write ${ascii}${port}`;
 }
 
-/** The length of the prefix that a network mask of IPv4 stands for. */
+/** The prefix length of an IPv4 network mask. */
 function prefixOf(mask: string): number | undefined {
   if (!ipaddr.IPv4.isValidFourPartDecimal(mask)) return undefined;
   return ipaddr.IPv4.parse(mask).prefixLengthFromSubnetMask() ?? undefined;
@@ -162,7 +162,7 @@ function splitPattern(pattern: string): { host?: string; bits?: string; ports?: 
   if (bracketed) return { host: bracketed[1], bits: bracketed[2], ports: bracketed[3], bracketed: true };
   const network = /^([^/[\]]+)\/([0-9]{1,3})(?::(.*))?$/.exec(pattern);
   if (network) return { host: network[1], bits: network[2], ports: network[3], bracketed: false };
-  if (pattern.split(":").length > 2) return { host: pattern, bracketed: false }; // IPv6 without brackets has no port
+  if (pattern.split(":").length > 2) return { host: pattern, bracketed: false }; // no port can follow IPv6 without brackets
   const name = /^([^/[\]:]+)(?::(.*))?$/.exec(pattern);
   return name && { host: name[1], ports: name[2], bracketed: false };
 }
@@ -176,17 +176,17 @@ function parsePorts(text: string | undefined): [number, number] | null {
   return first >= 1 && first <= last && last <= 65_535 ? [first, last] : null;
 }
 
-/** `undefined` for what is no address in its usual form: `127.1` and `0x7f000001` are names here. */
+/** `undefined` unless the address is in its usual notation: `127.1` and `0x7f000001` are names here. */
 function parseIp(host: string): Address | undefined {
   if (ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
   const address = parseIPv6(host);
   return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
 }
 
-/** Without its zone. By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
+/** Drops the zone. Parses via a URL, because the library treats `::10.0.0.1` as IPv4-mapped (RFC 4291 §2.5.5 does not). */
 function parseIPv6(host: string): ipaddr.IPv6 | undefined {
   const [, address] = /^([0-9a-f:.]+)(?:%[0-9A-Za-z._~-]+)?$/i.exec(host) ?? [];
-  // asked first: the URLs of one runtime take more
+  // check first: the URL parser of one runtime accepts more
   if (address === undefined || !isIPv6(address)) return undefined;
   return ipaddr.IPv6.parse(new URL(`http://[${address}]`).hostname.slice(1, -1));
 }
@@ -195,27 +195,27 @@ function zoneOf(host: string): string | undefined {
   return host.includes(":") ? host.split("%")[1] : undefined;
 }
 
-function matchAddress(address: Address, zone: string | undefined): Matching {
+function matchAddress(address: Address, zone: string | undefined): HostPattern {
   const normalized = address.toNormalizedString();
   return {
-    place: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 },
+    key: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 },
     matches: (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone),
   };
 }
 
-function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): Matching {
+function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): HostPattern {
   if (zoneOf(host) !== undefined) throw fail("a network has no zone");
   let address = parseIp(host);
   if (!address) throw fail(`${JSON.stringify(host)} is not an address`);
-  const most = host.includes(":") ? 128 : 32;
-  if (bits > most) throw fail(`/${bits} is longer than ${most} bits`);
-  if (address.kind() === "ipv4" && most === 128) {
-    // IPv4-mapped: a network of IPv4 where all 96 bits of the prefix are in it
+  const maxBits = host.includes(":") ? 128 : 32;
+  if (bits > maxBits) throw fail(`/${bits} is longer than ${maxBits} bits`);
+  if (address.kind() === "ipv4" && maxBits === 128) {
+    // IPv4-mapped: an IPv4 network if it includes the whole 96-bit prefix
     if (bits >= 96) bits -= 96;
     else address = parseIPv6(host)!;
   }
   return {
-    place: { of: "network", address, bits },
+    key: { of: "network", address, bits },
     matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits),
   };
 }
@@ -231,29 +231,29 @@ function checkName(name: string, fail: (why: string) => RangeError): string {
   if (!NAME.test(normalized) || normalized.includes("..") || isAddress(normalized)) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
-  // digits, dots and a hyphen are an address that is cut short, or a range of addresses
+  // digits, dots and a hyphen: a truncated address, or a range of addresses
   if (/^[0-9.]+$/.test(normalized) || /^[0-9]+(?:\.[0-9]+)+-[0-9.]+$/.test(normalized)) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
   if (/^(?:all|none)$/i.test(name)) {
-    throw fail(`${name} stands for a whole list and takes no port; a host of that name is written "${name}."`);
+    throw fail(`${name} is a whole list and takes no port; a host of that name is written "${name}."`);
   }
   if (normalized.length > 253 || normalized.split(".").some((label) => label.length > 63)) {
-    throw fail("a name has 253 characters at most, and 63 between two dots");
+    throw fail("a name has at most 253 characters, and 63 between two dots");
   }
   return normalized;
 }
 
-function matchName(name: string, fail: (why: string) => RangeError): Matching {
+function matchName(name: string, fail: (why: string) => RangeError): HostPattern {
   const normalized = checkName(name, fail);
-  return { place: { of: "name", name: normalized }, matches: (host, address) => address === undefined && host === normalized };
+  return { key: { of: "name", name: normalized }, matches: (host, address) => address === undefined && host === normalized };
 }
 
-/** The zone itself too. */
-function matchZone(zone: string, fail: (why: string) => RangeError): Matching {
+/** Matches the zone itself too. */
+function matchZone(zone: string, fail: (why: string) => RangeError): HostPattern {
   const normalized = checkName(zone, fail);
   return {
-    place: { of: "zone", name: normalized },
+    key: { of: "zone", name: normalized },
     matches: (host, address) => address === undefined && (host === normalized || host.endsWith(`.${normalized}`)),
   };
 }

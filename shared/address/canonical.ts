@@ -1,13 +1,12 @@
-// Which address a host stands for. Rules about destinations compare that address, and not the way it was written.
+// Canonical addresses: destination rules compare the address a connection goes to, not its notation.
 import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 /**
- * The address that a connection to `host` goes to, in its usual form; names come back as they are. It reads every form of an address that
- * inet_aton(3) takes, and knows that the unspecified address leads to the loopback address. A zone (RFC 4007 §11) is kept where it has a
- * meaning, which is with link-local addresses.
+ * Returns the address that a connection to `host` goes to, in its usual notation; names are returned unchanged. Accepts every notation that
+ * inet_aton(3) accepts, and maps the unspecified address to loopback. Keeps the zone (RFC 4007 §11) of link-local addresses only.
  */
 export function canonicalHost(host: string): string {
   const literal = parseLiteral(host);
@@ -15,8 +14,8 @@ export function canonicalHost(host: string): string {
 }
 
 /**
- * Every form in which a rule that denies an address may name the host: as it was written, as it is connected to, and as the IPv4 address that
- * an IPv6 address carries to a gateway (NAT64, 6to4, IPv4-compatible and IPv4-translated addresses).
+ * Returns every address by which a deny rule may name the host: as written, as connected to, and the IPv4 address embedded in an IPv6
+ * address (NAT64, 6to4, IPv4-compatible and IPv4-translated addresses).
  */
 export function aliasesOf(host: string): string[] {
   const literal = parseLiteral(host);
@@ -26,7 +25,7 @@ export function aliasesOf(host: string): string[] {
   return [...new Set(all.map((each) => format(each, zone)))];
 }
 
-/** Whether `host` is an address in some form, and thus never looked up. */
+/** Whether `host` is an address in any notation, and thus never looked up. */
 export function isAddress(host: string): boolean {
   return parseLiteral(host) !== undefined;
 }
@@ -42,13 +41,13 @@ function parseLiteral(host: string): { address: Address; zone: string | undefine
   return address && { address, zone: undefined };
 }
 
-/** By way of a URL: the library takes `::10.0.0.1` for IPv4-mapped, which it is not (RFC 4291 §2.5.5). */
+/** Parses via a URL, because the library treats `::10.0.0.1` as IPv4-mapped (RFC 4291 §2.5.5 does not). */
 function parseIPv6(text: string): ipaddr.IPv6 | undefined {
-  // asked first: the URLs of one runtime take more
+  // check first: the URL parser of one runtime accepts more
   return isIPv6(text) ? ipaddr.IPv6.parse(new URL(`http://[${text}]`).hostname.slice(1, -1)) : undefined;
 }
 
-/** Up to four numbers, each decimal, octal or hexadecimal; the last one fills the bytes that are left. A trailing dot changes nothing. */
+/** Parses up to four numbers, each decimal, octal or hexadecimal; the last one fills the remaining bytes. Ignores a trailing dot. */
 function parseIPv4(text: string): ipaddr.IPv4 | undefined {
   const parts = text.replace(/\.$/, "").split(".");
   if (parts.length > 4 || !parts.every((part) => /^(?:0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*)$/i.test(part))) return undefined;
@@ -62,18 +61,18 @@ function parseIPv4(text: string): ipaddr.IPv4 | undefined {
   return new ipaddr.IPv4([...numbers, ...rest]);
 }
 
-/** The system takes the unspecified address for its own. */
+/** The system connects to loopback for the unspecified address. */
 function connected(address: Address): Address {
   if (address.range() !== "unspecified" || address.toByteArray().some((byte) => byte !== 0)) return address;
   return address.kind() === "ipv4" ? new ipaddr.IPv4([127, 0, 0, 1]) : ipaddr.IPv6.parse("::1");
 }
 
-/** Where the IPv4 address begins in addresses of each network, in bytes; byte 8 is left out (RFC 6052 §2.2). */
+/** The bytes of the embedded IPv4 address, per network; byte 8 is skipped (RFC 6052 §2.2). */
 const CARRIERS: readonly (readonly [network: ipaddr.IPv6, bits: number, at: readonly number[]])[] = [
   [ipaddr.IPv6.parse("::"), 96, [12, 13, 14, 15]], // IPv4-compatible, RFC 4291 §2.5.5.1
   [ipaddr.IPv6.parse("::ffff:0:0:0"), 96, [12, 13, 14, 15]], // IPv4-translated, RFC 2765 §2.1
   [ipaddr.IPv6.parse("64:ff9b::"), 96, [12, 13, 14, 15]], // NAT64, RFC 6052 §2.1
-  [ipaddr.IPv6.parse("64:ff9b:1::"), 48, [12, 13, 14, 15]], // NAT64 of a network's own, RFC 8215
+  [ipaddr.IPv6.parse("64:ff9b:1::"), 48, [12, 13, 14, 15]], // local-use NAT64, RFC 8215
   [ipaddr.IPv6.parse("64:ff9b:1::"), 48, [6, 7, 9, 10]],
   [ipaddr.IPv6.parse("2002::"), 16, [2, 3, 4, 5]], // 6to4, RFC 3056 §2
 ];
@@ -90,7 +89,7 @@ function format(address: Address, zone: string | undefined): string {
   return hasZones ? `${address.toString()}%${zone}` : address.toString();
 }
 
-/** Link-local, as one host or as many. */
+/** Link-local unicast, and interface-local or link-local multicast. */
 function isScoped(address: ipaddr.IPv6): boolean {
   const [first] = address.parts as [number];
   return (first & 0xffc0) === 0xfe80 || ((first & 0xff00) === 0xff00 && [1, 2].includes(first & 0xf));

@@ -1,17 +1,17 @@
-// `host:port` as options and configuration have it. One parser for what listens, what is connected to, and what only checks.
+// `host:port` in options: the one parser for listeners, connections and configuration checks.
 import { isIPv4, isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 
 export interface HostPort {
-  /** A name or an address; IPv6 without brackets, with its zone. Empty where none is named. */
+  /** A name or an address; IPv6 without brackets, with its zone. Empty for `:port`. */
   readonly host: string;
   /** 0 to 65535. */
   readonly port: number;
 }
 
 /**
- * Reads `host:port`, `[IPv6]:port` or `:port`; the port must be there unless `defaultPort` is.
- * @throws {RangeError} that says why the text is none of these, and what to write
+ * Parses `host:port`, `[IPv6]:port` or `:port`. The port is required unless `defaultPort` is given.
+ * @throws {RangeError} saying why the text is invalid and what to write instead
  */
 export function splitHostPort(text: string, defaultPort?: number): HostPort {
   const quoted = JSON.stringify(text);
@@ -23,35 +23,35 @@ export function splitHostPort(text: string, defaultPort?: number): HostPort {
   const port = Number(digits ?? defaultPort);
   if (port > 65_535) throw new RangeError(`${quoted} has a port above 65535`);
   if (bracketed !== undefined && !isBracketed(bracketed)) {
-    throw new RangeError(`${quoted} has something else than an IPv6 address in its brackets`);
+    throw new RangeError(`${quoted} has no valid IPv6 address in its brackets`);
   }
-  if (plain !== "" && !isHost(plain)) throw new RangeError(`${quoted} has a host that is neither a name nor an address${advise(text)}`);
+  if (plain !== "" && !isHost(plain)) throw new RangeError(`${quoted} has an invalid host${advise(text)}`);
   return { host: bracketed ?? plain, port };
 }
 
-/** Why nothing can be connected to at `text`; `undefined` where something can. */
+/** Returns why `text` cannot be connected to, or `undefined` if it can. */
 export function checkRemote(text: string, defaultPort?: number): string | undefined {
   try {
     const { host, port } = splitHostPort(text, defaultPort);
-    return host === "" || port === 0 ? `${JSON.stringify(text)} lacks a host or a port to connect to` : undefined;
+    return host === "" || port === 0 ? `${JSON.stringify(text)} has no host or no port to connect to` : undefined;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     return error.message;
   }
 }
 
-/** The text that {@link splitHostPort} reads. */
+/** The inverse of {@link splitHostPort}. */
 export function formatHostPort({ host, port }: HostPort): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-/** An IPv6 address, with a zone or without (RFC 4007 §11). */
+/** Whether the text is an IPv6 address with an optional zone (RFC 4007 §11). */
 function isBracketed(text: string): boolean {
   const [, address = "", zone] = /^([^%]*)(?:%(.*))?$/.exec(text) ?? [];
   return isIPv6(address) && (zone === undefined || /^[0-9A-Za-z._~-]+$/.test(zone));
 }
 
-/** Letters, digits, hyphens, underscores and dots, as DNS and hosts files have them. */
+/** Whether the text is a name valid in DNS or a hosts file, or an IPv4 address. */
 function isHost(text: string): boolean {
   if (/^[0-9.]+$/.test(text)) return isIPv4(text);
   const labels = text.replace(/\.$/, "").split(".");
@@ -59,14 +59,14 @@ function isHost(text: string): boolean {
 }
 
 function advise(text: string): string {
-  if (text !== text.trim()) return "; there is a blank at its beginning or end";
+  if (text !== text.trim()) return "; it begins or ends with a space";
   if (/^[0-9]{1,5}$/.test(text)) return `; write :${text}`;
   const [, rest] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]*)/i.exec(text) ?? [];
   if (rest) return `; write ${rest} alone`;
   const [, host] = /^[^@/]*@([^/]+)/.exec(text) ?? [];
   if (host) return `; write ${host} without a user`;
   if (/^[^/]+\//.test(text)) return "; an address has no path";
-  if (text.split(":").length > 2 && !text.includes("[")) return "; an IPv6 address stands in brackets before its port";
+  if (text.split(":").length > 2 && !text.includes("[")) return "; write an IPv6 address in brackets before its port";
   // deno-lint-ignore no-control-regex -- ASCII
   const ascii = /[^\x00-\x7f]/.test(text) ? domainToASCII(text.replace(/:[0-9]*$/, "")) : "";
   if (ascii !== "") return `; write ${ascii}${/:[0-9]*$/.exec(text)?.[0] ?? ""}`;

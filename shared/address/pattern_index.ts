@@ -1,31 +1,31 @@
-// Finds the few of many patterns that a host may match, without asking each: names by themselves, zones by the ends of the name, and networks by
-// the address's prefix in each length that there is. What a pattern is, and whether it matches, is not known here.
+// An index of patterns: selects the few that may match a host by its name, the name's suffixes, or the address's prefixes of each length in
+// use. Whether a candidate matches is decided by the caller.
 import type ipaddr from "ipaddr.js";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
-/** Under what a pattern is found. */
+/** The key under which a pattern is stored. */
 export type PatternKey =
   | { readonly of: "everything" }
   | { readonly of: "name"; readonly name: string }
-  /** The zone itself, and all names in it. */
+  /** The zone and all names in it. */
   | { readonly of: "zone"; readonly name: string }
   | { readonly of: "network"; readonly address: Address; readonly bits: number };
 
 export class PatternIndex<P> {
   readonly #patterns = new Map<string, P[]>();
-  /** Lengths of prefixes, for each kind of address. */
+  /** Prefix lengths in use, per address family. */
   readonly #lengths = { ipv4: new Set<number>(), ipv6: new Set<number>() };
 
-  add(place: PatternKey, pattern: P): void {
-    if (place.of === "network") this.#lengths[place.address.kind()].add(place.bits);
-    const key = keyOf(place);
-    const known = this.#patterns.get(key);
-    if (known) known.push(pattern);
+  add(patternKey: PatternKey, pattern: P): void {
+    if (patternKey.of === "network") this.#lengths[patternKey.address.kind()].add(patternKey.bits);
+    const key = keyOf(patternKey);
+    const patterns = this.#patterns.get(key);
+    if (patterns) patterns.push(pattern);
     else this.#patterns.set(key, [pattern]);
   }
 
-  /** Whether `test` holds for any of the patterns that may match: all of the others do not. */
+  /** Whether `test` holds for any candidate. Patterns that are not tested do not match. */
   some(name: string, address: Address | undefined, test: (pattern: P) => boolean): boolean {
     for (const key of this.#keysOf(name, address)) {
       if (this.#patterns.get(key)?.some(test)) return true;
@@ -47,15 +47,15 @@ export class PatternIndex<P> {
 
 const EVERYTHING = "everything";
 
-function keyOf(place: PatternKey): string {
-  switch (place.of) {
+function keyOf(key: PatternKey): string {
+  switch (key.of) {
     case "everything":
       return EVERYTHING;
     case "name":
     case "zone":
-      return `${place.of} ${place.name}`;
+      return `${key.of} ${key.name}`;
     case "network": {
-      const { address, bits } = place;
+      const { address, bits } = key;
       const prefix = address.toByteArray().map((byte, index) => byte & (0xff00 >> Math.min(8, Math.max(0, bits - 8 * index))));
       return `${address.kind()} ${bits} ${prefix.join(".")}`;
     }

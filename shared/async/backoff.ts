@@ -1,19 +1,19 @@
-// How long to wait before the next attempt: exponential, with jitter, so that a thousand agents do not come back in the same second.
+// Exponential backoff with jitter, so that thousands of agents do not reconnect at the same moment.
 
-/** Waiting times in milliseconds. */
+/** Options of {@link Backoff}. */
 export interface BackoffOptions {
-  /** The first wait, before jitter. Default 500. */
+  /** Upper bound of the first delay, in milliseconds. Default 500. */
   initialMs?: number;
-  /** The longest wait. Default 30000. */
+  /** Upper bound of all delays, in milliseconds. Default 30000. */
   maxMs?: number;
-  /** From 0 up to, not including, 1. Default `Math.random`. */
+  /** Random number in [0, 1). Default `Math.random`. */
   random?: () => number;
 }
 
-/** A wait that follows silence makes it longer by one of so many parts. */
-const SILENCE_PARTS = 100;
+/** After timeouts the delay is the outage divided by this. */
+const OUTAGE_DIVISOR = 100;
 
-/** Each wait is between half of and the whole of a bound that doubles. */
+/** Each delay is between half of an upper bound and the bound itself, which doubles each time. */
 export class Backoff {
   #attempts = 0;
   readonly #initialMs: number;
@@ -26,7 +26,7 @@ export class Backoff {
     this.#random = random;
   }
 
-  /** The next wait in milliseconds; longer each time. */
+  /** The next delay, in milliseconds. */
   next(): number {
     return this.#jitter(Math.min(this.#maxMs, this.#initialMs * 2 ** Math.min(this.#attempts++, 30)));
   }
@@ -36,14 +36,14 @@ export class Backoff {
   }
 
   /**
-   * The next wait in milliseconds where nobody was there to be bothered for `outageMs`: a small part of that, so that who was gone is found
-   * again soon.
+   * The delay after a timeout, in milliseconds: a small fraction of the outage so far. Attempts that reach no peer do no harm, and a peer that
+   * returns is found soon.
    */
-  afterSilence(outageMs: number): number {
-    return this.#jitter(Math.min(this.#maxMs, Math.max(this.#initialMs, outageMs / SILENCE_PARTS)));
+  delayAfterTimeout(outageMs: number): number {
+    return this.#jitter(Math.min(this.#maxMs, Math.max(this.#initialMs, outageMs / OUTAGE_DIVISOR)));
   }
 
-  /** Back to the first wait. */
+  /** Starts again with the first delay. */
   reset(): void {
     this.#attempts = 0;
   }

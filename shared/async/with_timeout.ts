@@ -1,9 +1,9 @@
-// Waiting with an end.
+// Waiting with a timeout.
 
-/** Timers take no more, and fire at once beyond it. */
+/** The longest timer; longer ones fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-/** What it resolves with, `undefined` where that takes longer than so many milliseconds. Rejects as the promise does. */
+/** Resolves as `promise` does, or with `undefined` after `ms` milliseconds. Rejects as the promise does. */
 export async function withTimeout<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   try {

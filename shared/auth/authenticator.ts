@@ -1,4 +1,4 @@
-// Who is it? Authenticators turn what an agent or a client shows into an identity, or say no.
+// Authenticators: turn the credentials of an agent or a client into an identity, or deny access.
 import type { AllowList } from "../address/allow_list.ts";
 import { isolateHook } from "../log/isolate.ts";
 import type { Logger } from "../log/logger.ts";
@@ -8,68 +8,68 @@ export type ClientCredentials =
   | { readonly scheme: "basic"; readonly username: string; readonly password: string }
   | { readonly scheme: "bearer"; readonly token: string };
 
-/** Who a token names, and its `jti`. */
+/** Claims of a token, for the log. */
 export interface Claims {
-  /** Its `agent_id`. */
+  /** The claim `agent_id`. */
   readonly agentId?: string;
-  /** Its `jti`. */
+  /** The claim `jti`. */
   readonly tokenId?: string;
 }
 
-/** Says no. The message is for the log of this side; the peer is told only that it was refused. */
+/** Denied credentials. The message goes to the local log only; the peer learns no reason. */
 export class AuthenticationError extends Error {
-  /** Always that. */
+  /** Always `AuthenticationError`. */
   override readonly name = "AuthenticationError";
   /**
-   * What it says goes to the log.
-   * @param kind `agent-id`: empty, or nothing that can be kept; `denied`: everything else
-   * @param claims what was shown says of itself, where its signature is good
+   * @param kind `agent-id`: an invalid agent id; `denied`: any other reason
+   * @param message for the log
+   * @param claims of a token whose signature is valid
    */
   constructor(readonly kind: "agent-id" | "denied", message: string, readonly claims: Claims = {}) {
     super(message);
   }
 }
 
-/** Who an agent or a client is, what it may do, and until when. */
+/** The identity of an agent or a client, what it may reach, and when that ends. */
 export interface Identity {
   /** 1 to 250 bytes of UTF-8 without white space or control characters. */
   readonly agentId: string;
-  /** The destinations that its bearer may reach, or be asked for, on top of what all other lists allow. Default: no further limit. */
+  /** Destinations that the client may reach, or that the agent may be asked for, in addition to all other lists. Default: any. */
   readonly allowList?: AllowList;
-  /** Names what was shown, in the logs: the `jti` of a token. */
+  /** Identifies the credentials in logs: the `jti` of a token. */
   readonly tokenId?: string;
-  /** Aborted when what was shown no longer counts: everything opened with it then ends. The reason, an `Error`, goes to the log. */
+  /** Aborted when the credentials become invalid; everything opened with them is then closed. The reason, an `Error`, goes to the log. */
   readonly signal?: AbortSignal;
-  /** Called once, when nothing is left that was opened with it. Where it fails, that is logged and changes nothing. */
+  /** Called once, when everything opened with the credentials is closed. Errors are logged. */
   readonly release?: () => void;
 }
 
-/** What is known of an agent besides its credentials. */
+/** What is known about an agent besides its credentials. */
 export interface Peer {
-  /** The certificate it showed in the TLS handshake, DER. */
+  /** Its certificate from the TLS handshake, DER; `undefined` if it sent none. */
   readonly certificate?: Uint8Array;
 }
 
-/** One scheme of authentication, for agents and clients. Where an id says it all, the id alone will do. */
+/** An authentication scheme for agents and clients. Returning a string is short for an {@link Identity} with that agent id alone. */
 export interface Authenticator {
   /**
-   * Who the agent is that showed `credentials`, the bytes of its first frame.
-   * @throws {AuthenticationError}
+   * Identifies the agent that sent `credentials`, the bytes of its first frame.
+   * @throws {AuthenticationError} if they are denied
    */
   authenticateAgent(credentials: Uint8Array, peer: Peer): string | Identity | Promise<string | Identity>;
   /**
-   * Who the client is, and with it the agent that it may reach.
-   * @throws {AuthenticationError}
+   * Identifies the client, and the agent that it may reach.
+   * @throws {AuthenticationError} if the credentials are denied
    */
   authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
-  /** Reads its files again now. Never rejects. */
+  /** Reloads the files that it uses. Never rejects. */
   reload?(): Promise<void>;
-  /** Called by whoever made it, when nobody will ask it any more. */
+  /** Releases its resources. Called by its creator, after the last authentication. */
   close?(): void;
 }
 
 /**
- * Asks `authenticator`, and sees to it that the id can be one. The identity's `release` never throws.
+ * Authenticates an agent and checks its id. The identity's `release` never throws.
  * @throws {AuthenticationError}
  */
 export async function identifyAgent(authenticator: Authenticator, credentials: Uint8Array, peer: Peer, log: Logger): Promise<Identity> {
@@ -77,7 +77,7 @@ export async function identifyAgent(authenticator: Authenticator, credentials: U
 }
 
 /**
- * Asks `authenticator`, and sees to it that the id can be one. The identity's `release` never throws.
+ * Authenticates a client and checks the agent id. The identity's `release` never throws.
  * @throws {AuthenticationError}
  */
 export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials, log: Logger): Promise<Identity> {
@@ -95,14 +95,14 @@ function checkIdentity(given: string | Identity, log: Logger): Identity {
   return identity;
 }
 
-/** An embedding program's authenticator has a function of its own as `release`. */
+/** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
   const { agentId, allowList, tokenId, signal } = identity;
   return { agentId, allowList, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
 }
 
-/** Why `signal` was aborted, in words for the log. */
+/** Why `signal` was aborted, for the log. */
 export function endReason({ reason }: AbortSignal): string {
   return reason instanceof Error ? reason.message : String(reason);
 }
@@ -110,11 +110,11 @@ export function endReason({ reason }: AbortSignal): string {
 const encoder = new TextEncoder();
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Longest agent id in bytes: the longest key of memcached. */
+/** Longest agent id in bytes: the longest memcached key. */
 const MAX_AGENT_ID = 250;
 
 /**
- * Returns `id` where it can be an agent's: 1 to 250 bytes of UTF-8 without white space or control characters.
+ * Returns `id` if it is a valid agent id: 1 to 250 bytes of UTF-8 without white space or control characters.
  * @throws {AuthenticationError} `agent-id`
  */
 export function checkAgentId(id: string): string {
@@ -122,30 +122,30 @@ export function checkAgentId(id: string): string {
   if (id === "") throw fail("is empty");
   const bytes = encoder.encode(id).length;
   if (bytes > MAX_AGENT_ID) throw fail(`has ${bytes} bytes, and ${MAX_AGENT_ID} is the limit`);
-  // deno-lint-ignore no-control-regex -- these are what must not be in it
+  // deno-lint-ignore no-control-regex -- matches forbidden characters
   if (/[\s\x00-\x1f\x7f-\x9f]/.test(id)) throw fail("has white space or control characters");
   return id;
 }
 
 /**
- * The agent id that a client's user name stands for. No user name of Basic can have a colon (RFC 7617 §2), and an id can: `%3A` stands for one.
- * An id that has `%3A` itself is written with `%253A`.
+ * Decodes the agent id in a client's user name. A Basic user name cannot contain a colon (RFC 7617 §2), but an id can: it is written `%3A`,
+ * and a literal `%3A` is written `%253A`.
  */
 export function agentIdOf(username: string): string {
   return username.replace(/%((?:25)*)3A/gi, (all, escapes: string) => escapes === "" ? ":" : `%${escapes.slice(2)}${all.slice(-2)}`);
 }
 
-/** A JWT, whose header is JSON in base64url. */
+/** A JWT: its header is JSON in base64url. */
 const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
-/** Longest user name in the log, in characters. */
+/** Longest user name that is logged, in characters. */
 const MAX_LOGGED = 64;
 
-/** Whether the user name may be in the log: some clients send a token there, as `curl -U "$TOKEN:$TOKEN"` does. */
+/** Whether a user name may be logged: some clients send a token as user name, such as `curl -U "$TOKEN:$TOKEN"`. */
 export function isLoggable(username: string): boolean {
   return username.length <= MAX_LOGGED && !TOKEN.test(username);
 }
 
-/** Everybody is who they say they are; a client's password is ignored. */
+/** Accepts any agent id without verification; ignores a client's password. */
 export function createNoAuth(): Authenticator {
   return {
     authenticateAgent(credentials) {
@@ -158,18 +158,18 @@ export function createNoAuth(): Authenticator {
       if (TOKEN.test(id)) {
         throw new AuthenticationError(
           "agent-id",
-          "The agent showed a token, and there is no authentication by tokens here: it needs --auth.type=noauth, or this side --auth.type=jwt",
+          "The agent sent a token, but this side uses --auth.type=noauth: set --auth.type=noauth there, or --auth.type=jwt here",
         );
       }
       return id;
     },
     authenticateClient(credentials) {
       if (credentials.scheme !== "basic") {
-        throw new AuthenticationError("denied", "The client showed a token, and there is no authentication by tokens");
+        throw new AuthenticationError("denied", "The client sent a token, but --auth.type is noauth");
       }
-      // no agent can have such an id, and it would be in the log
+      // a token is no agent id and must not be logged
       if (TOKEN.test(credentials.username)) {
-        throw new AuthenticationError("denied", "The client showed a token as user name, and there is no authentication by tokens");
+        throw new AuthenticationError("denied", "The client sent a token as user name, but --auth.type is noauth");
       }
       return agentIdOf(credentials.username);
     },
@@ -177,7 +177,7 @@ export function createNoAuth(): Authenticator {
 }
 
 /**
- * Reads the value of Proxy-Authorization: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
+ * Parses the value of Proxy-Authorization: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
  * @throws {AuthenticationError} `denied`
  */
 export function parseProxyAuthorization(value: string): ClientCredentials {
@@ -203,6 +203,6 @@ function decodeBase64(text: string): string {
     for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
     return strictDecoder.decode(bytes);
   } catch {
-    throw new AuthenticationError("denied", "The client's Basic credentials are not base64 of UTF-8");
+    throw new AuthenticationError("denied", "The client's Basic credentials are not UTF-8 in base64");
   }
 }

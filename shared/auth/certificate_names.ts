@@ -1,14 +1,14 @@
-// Which agent is a client certificate for? With mutual TLS, an agent's id may have to be a name in the certificate that it shows.
+// Binds agent ids to client certificates: with mutual TLS, an agent's id can be required to be a name in its certificate.
 import type { Logger } from "../log/logger.ts";
-import { loadX509 } from "../tls/revocation.ts";
+import { loadX509 } from "../tls/x509.ts";
 import { AuthenticationError, type Authenticator, identifyAgent, type Peer } from "./authenticator.ts";
 
 /** The part of a certificate that names the agent: a subject alternative name (RFC 5280 §4.2.1.6), or the common name of the subject. */
 export type NameSource = "san" | "cn";
 
 /**
- * Lets `authenticator` decide who the agent is, and refuses it where its certificate is not for that id. Of alternative names, DNS names, URIs
- * and e-mail addresses count; they are compared byte by byte, as ids are.
+ * Wraps `authenticator`: denies agents whose certificate does not contain the authenticated id. Subject alternative names of the types DNS
+ * name, URI and e-mail address are compared, byte by byte.
  */
 export function bindToCertificate(authenticator: Authenticator, source: NameSource, log: Logger): Authenticator {
   return {
@@ -27,12 +27,12 @@ export function bindToCertificate(authenticator: Authenticator, source: NameSour
 }
 
 async function checkNames({ certificate }: Peer, source: NameSource, agentId: string): Promise<void> {
-  if (certificate === undefined) throw new AuthenticationError("denied", "The agent showed no certificate");
+  if (certificate === undefined) throw new AuthenticationError("denied", "The agent sent no certificate");
   const names = await readNames(certificate, source);
   if (names.includes(agentId)) return;
   const has = names.length === 0 ? "none" : names.map((name) => JSON.stringify(name)).join(", ");
   const what = source === "san" ? "subject alternative name" : "common name";
-  throw new AuthenticationError("denied", `The agent's certificate is not for ${JSON.stringify(agentId)}: as ${what} it has ${has}`);
+  throw new AuthenticationError("denied", `The agent's certificate is not for ${JSON.stringify(agentId)} (${what}: ${has})`);
 }
 
 async function readNames(der: Uint8Array, source: NameSource): Promise<string[]> {

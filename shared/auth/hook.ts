@@ -1,28 +1,28 @@
-// A program's own way to find out who somebody is, in place of a scheme of ours.
+// Authentication by a hook of the embedding program instead of a built-in scheme.
 import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity } from "./authenticator.ts";
 
-/** Somebody who wants in: an agent with the text of its first frame, or a client with its Proxy-Authorization. */
+/** A request to authenticate an agent (with the text of its first frame) or a client (with its Proxy-Authorization). */
 export type AuthenticationRequest =
   | { readonly role: "agent"; readonly credentials: string; readonly certificate?: Uint8Array }
   | { readonly role: "client" } & ClientCredentials;
 
 /**
- * Finds out who somebody is. For an agent the answer is its id, for a client the id of the agent that it may reach; `undefined` refuses. With
- * an {@link Identity} it may also limit what is reached, and end it later. To have the log say why it refused, it throws an
- * {@link AuthenticationError}; any other error is logged as a fault of this side, and refuses too.
+ * Authenticates an agent or a client. Returns the agent's id, or for a client the id of the agent that it may reach; `undefined` denies access.
+ * An {@link Identity} can also restrict destinations and revoke access later. Throw an {@link AuthenticationError} to deny access with a
+ * reason for the log; any other error is logged as an internal error and denies access too.
  */
-export type Authenticate = (applicant: AuthenticationRequest) => string | Identity | undefined | Promise<string | Identity | undefined>;
+export type Authenticate = (request: AuthenticationRequest) => string | Identity | undefined | Promise<string | Identity | undefined>;
 
-/** The hook as an authenticator. */
+/** Creates an authenticator from a hook. */
 export function createHookAuthenticator(authenticate: Authenticate): Authenticator {
-  const ask = async (applicant: AuthenticationRequest): Promise<string | Identity> => {
-    const answer = await authenticate(applicant);
-    if (answer === undefined) throw new AuthenticationError("denied", `The ${applicant.role}'s credentials are not accepted`);
-    return answer;
+  const call = async (request: AuthenticationRequest): Promise<string | Identity> => {
+    const identity = await authenticate(request);
+    if (identity === undefined) throw new AuthenticationError("denied", `The ${request.role}'s credentials are not accepted`);
+    return identity;
   };
   return {
-    authenticateAgent: (bytes, { certificate }) => ask({ role: "agent", credentials: decode(bytes), certificate }),
-    authenticateClient: (credentials) => ask({ role: "client", ...credentials }),
+    authenticateAgent: (bytes, { certificate }) => call({ role: "agent", credentials: decode(bytes), certificate }),
+    authenticateClient: (credentials) => call({ role: "client", ...credentials }),
   };
 }
 

@@ -1,4 +1,4 @@
-// Agents and clients show tokens: whom they name, until when, and what ends with a token that expires, is revoked or whose key is removed.
+// Authentication by tokens (JWT), and closing what was opened with a token that expires, is revoked, or whose key is removed.
 import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { readBytes } from "../files/read.ts";
@@ -9,18 +9,18 @@ import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
 import { WatchedFile } from "../files/watched_file.ts";
 
-/** What ends when a token expires. */
+/** What an expired token closes. */
 export const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
 export type OnExpiry = (typeof ON_EXPIRY)[number];
 
 export interface JwtOptions {
-  /** Files of public keys, PEM or JWKS; read again when they change. */
+  /** Public key files, PEM or JWKS; reloaded when they change. */
   publicKey: readonly string[];
-  /** Tokens must name it. Default: any, or none. */
+  /** Audience that tokens must name. Default: not checked. */
   audience?: string;
-  /** `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
+  /** What an expired token closes. `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
   onExpiry: OnExpiry;
-  /** A file with the `jti` of a revoked token a line; read again when it changes. */
+  /** File with the `jti` of one revoked token per line; reloaded when it changes. Default: none. */
   revocationFile?: string;
 }
 
@@ -30,39 +30,39 @@ export interface JwtDeps {
   now?: () => number;
 }
 
-/** Looks, a second apart, that a key file must be missing for its keys to be: a file that is replaced may be gone for a moment. */
+/** Polls, one per second, after which a missing key file counts as removed: a file being replaced may be missing for a moment. */
 const MAX_MISSING_POLLS = 2;
-/** Verified tokens that are kept: who comes again and again with the same token costs no signature. */
-const MAX_KNOWN = 1000;
+/** Size of the cache of verified tokens, which saves the signature check of repeated tokens. */
+const MAX_CACHED = 1000;
 
-/** Something that was opened with a token. */
+/** A token in use. */
 interface CurrentToken {
   readonly token: Token;
-  /** When it ends, in milliseconds since 1970; `Infinity` where it outlives its token. */
-  readonly endsAt: number;
-  readonly ending: AbortController;
+  /** When to close what was opened with it, in milliseconds since 1970; `Infinity` to keep it open after the expiry. */
+  readonly closesAt: number;
+  readonly controller: AbortController;
 }
 
 /**
- * Authentication by tokens. Reads the files when it is made; from then on a file that is missing or spoilt is logged, and counts as it was.
- * Looks after them, and ends what is to end, until it is closed.
- * @throws {ConfigError} for a file that cannot be used
+ * Creates an authenticator for tokens. Reads the files now and polls them every second until it is closed. If a file becomes invalid or
+ * missing later, that is logged and its previous content stays in force.
+ * @throws {ConfigError} for an invalid file
  */
 export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }: JwtDeps): Promise<Authenticator> {
   const files = await openFiles(options);
-  warnOfForeign(files, log);
-  const known = new Map<string, Token>();
-  const live = new Set<CurrentToken>();
+  warnAboutForeignIds(files, log);
+  const verified = new Map<string, Token>();
+  const current = new Set<CurrentToken>();
   let keys = currentKeys(files.keys);
 
   const verify = async (text: string, role: Role): Promise<Token> => {
-    // a token is for one role: nobody else knows it
-    const name = `${role} ${text}`;
-    let token = known.get(name);
-    known.delete(name);
+    // a token is valid for one role only
+    const cacheKey = `${role} ${text}`;
+    let token = verified.get(cacheKey);
+    verified.delete(cacheKey);
     token ??= await verifyToken(text, [...keys.values()], { role, audience: options.audience, now: now() });
-    known.set(name, token);
-    if (known.size > MAX_KNOWN) known.delete(known.keys().next().value!);
+    verified.set(cacheKey, token);
+    if (verified.size > MAX_CACHED) verified.delete(verified.keys().next().value!);
     return token;
   };
 
@@ -74,9 +74,9 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
 
   const admit = async (text: string, role: Role): Promise<Identity> => {
     const token = await verify(text, role);
-    // the files may have changed since it was verified
+    // a cached token may have been revoked or expired since
     const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
-    // what ends with its token is not taken again within the leeway, by no proxy
+    // a token that closes connections at its expiry is not accepted within the leeway, or the agent would reconnect with it
     const expired = token.expiresAt + (closes ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
@@ -85,51 +85,51 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
         tokenId: token.id,
       });
     }
-    const entry: CurrentToken = { token, endsAt: closes ? token.expiresAt : Infinity, ending: new AbortController() };
-    live.add(entry);
+    const entry: CurrentToken = { token, closesAt: closes ? token.expiresAt : Infinity, controller: new AbortController() };
+    current.add(entry);
     const { agentId, id: tokenId, allowList } = token;
-    return { agentId, tokenId, allowList, signal: entry.ending.signal, release: () => void live.delete(entry) };
+    return { agentId, tokenId, allowList, signal: entry.controller.signal, release: () => void current.delete(entry) };
   };
 
-  const end = (entry: CurrentToken, why: string) => {
-    live.delete(entry);
-    entry.ending.abort(new Error(why));
+  const revoke = (entry: CurrentToken, why: string) => {
+    current.delete(entry);
+    entry.controller.abort(new Error(why));
   };
 
-  const endExpired = () => {
+  const closeExpired = () => {
     const time = now();
-    for (const entry of live) {
-      if (entry.endsAt > time) continue;
-      end(entry, "The token has expired");
+    for (const entry of current) {
+      if (entry.closesAt > time) continue;
+      revoke(entry, "The token has expired");
     }
   };
 
-  const lookAtFiles = async (): Promise<void> => {
-    const changed = await look(files, log);
+  const reloadFiles = async (): Promise<void> => {
+    const changed = await poll(files, log);
     const before = keys;
     keys = currentKeys(files.keys);
     const removed = [...before.keys()].filter((id) => !keys.has(id)).length;
     const added = [...keys.keys()].filter((id) => !before.has(id)).length;
     if (removed + added > 0) log.info("public keys reloaded", { keys: keys.size, added, removed });
     if (!changed && removed === 0) return;
-    if (removed > 0) known.clear();
-    for (const entry of live) {
+    if (removed > 0) verified.clear();
+    for (const entry of current) {
       const why = problemOf(entry.token);
-      if (why !== undefined) end(entry, why);
+      if (why !== undefined) revoke(entry, why);
     }
   };
 
-  let looking: Promise<void> | undefined;
+  let reloading: Promise<void> | undefined;
   let timer: ReturnType<typeof setTimeout>;
-  // tokens expire at whole seconds of the wall clock, and so this wakes at each: however the clock is set, nothing waits longer
-  const wait = () => timer = setTimeout(tick, 1000 - now() % 1000);
-  const reload = () => looking ??= lookAtFiles().finally(() => looking = undefined);
+  // tokens expire at whole seconds of the wall clock; waking at each keeps that exact even if the clock is set
+  const schedule = () => timer = setTimeout(tick, 1000 - now() % 1000);
+  const reload = () => reloading ??= reloadFiles().finally(() => reloading = undefined);
   const tick = () => {
-    wait();
-    endExpired();
+    schedule();
+    closeExpired();
     void reload();
   };
-  wait();
+  schedule();
 
   return {
     authenticateAgent: (credentials) => admit(decode(credentials), "agent"),
@@ -170,15 +170,15 @@ async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Fil
   };
 }
 
-/** The keys of all files that are there; those of a missing one are kept for a moment, or where nothing else is left. */
+/** The keys of all files. A missing file's keys stay for a moment, or for good if no other file is left. */
 function currentKeys(files: Files["keys"]): Map<string, VerificationKey> {
   const present = files.filter((file) => file.missing < MAX_MISSING_POLLS);
-  const counting = present.length > 0 ? present : files;
-  return new Map(counting.flatMap((file) => file.value).map((key) => [key.id, key]));
+  const inForce = present.length > 0 ? present : files;
+  return new Map(inForce.flatMap((file) => file.value).map((key) => [key.id, key]));
 }
 
-/** Whether any file has a new value. Never rejects: what cannot be used is logged. */
-async function look(files: Files, log: Logger): Promise<boolean> {
+/** Returns whether any file has a new value. Never rejects: errors are logged. */
+async function poll(files: Files, log: Logger): Promise<boolean> {
   let changed = false;
   for (const file of [...files.keys, ...files.revocations ? [files.revocations] : []]) {
     try {
@@ -186,24 +186,28 @@ async function look(files: Files, log: Logger): Promise<boolean> {
       changed = true;
       if (file !== files.revocations) continue;
       log.info("revocation list reloaded", { file: file.name, revoked: files.revocations.value.size });
-      warnOfForeign(files, log);
+      warnAboutForeignIds(files, log);
     } catch (error) {
-      const message = file.missing > 0 ? "file of tokens is missing" : "token file is invalid; keeping the previous tokens";
+      const message = file.missing > 0 ? "token file is missing" : "token file is invalid; keeping the previous tokens";
       log.error(message, { file: file.name, reason: (error as Error).message });
     }
   }
   return changed;
 }
 
-/** Entries that revoke no token of this program may be of another issuer's tokens, or misspelt. */
-function warnOfForeign({ revocations }: Files, log: Logger): void {
+/** Warns of ids that this program never issues: they may belong to another issuer's tokens, or be misspelt. */
+function warnAboutForeignIds({ revocations }: Files, log: Logger): void {
   const { foreign } = revocations?.value ?? {};
   if (revocations === undefined || foreign === undefined) return;
   const { count, firstLine: line } = foreign;
-  log.warn("revocation file has ids that are no UUID: no token of auth jwt token has such a jti", { file: revocations.name, count, line });
+  log.warn("revocation file has ids that are not UUIDs: tokens of auth jwt token never have such a jti", {
+    file: revocations.name,
+    count,
+    line,
+  });
 }
 
-/** Keys are small; what is larger is something else. */
+/** Limit on the size of a key file, in bytes. */
 const MAX_KEY_FILE = 1024 * 1024;
 
 async function readKeys(file: string): Promise<VerificationKey[]> {
@@ -214,9 +218,9 @@ function describeExpiry({ expiresAt }: Token): string {
   return `The token expired at ${new Date(expiresAt).toISOString()}`;
 }
 
-/** The token in an agent's frame; its file may have ended with a newline. */
+/** Reads the token in an agent's frame; the agent's token file may have ended with a newline. */
 function decode(credentials: Uint8Array): string {
-  // bytes that are no ASCII are no token, and are refused as such
+  // non-ASCII bytes are rejected later: they are not part of a token
   return new TextDecoder("latin1").decode(credentials).trimEnd();
 }
 

@@ -1,34 +1,34 @@
-// Keys of tokens: those that sign and those that verify, in the PEM forms that tools write, and JWKS. It knows no file and no token.
+// Keys that sign and verify tokens, in PEM (as common tools write it) and JWKS. Knows neither files nor tokens.
 import { Buffer } from "node:buffer";
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
 import { calculateJwkThumbprint, importJWK, type JWK } from "jose";
 import { type PemBlock, PemError, type PemKind, readPem } from "../net/pem.ts";
 
 /**
- * Algorithms of tokens (RFC 7518 §3.1, RFC 8037, RFC 9864): ECDSA with P-256, RSA of at least 2048 bits, Ed25519. `Ed25519` is the new name of
- * what `EdDSA` is here. Tokens are signed under the old name, which all implementations know.
+ * Signature algorithms (RFC 7518 §3.1, RFC 8037, RFC 9864): ECDSA with P-256, RSA of at least 2048 bits, Ed25519. `Ed25519` is the newer name
+ * of `EdDSA` with that curve. Tokens are signed under the old name, which all implementations know.
  */
 export const ALGORITHMS = ["ES256", "RS256", "EdDSA", "Ed25519"] as const;
-/** What a key is for. */
+/** The algorithm of a key. */
 export type Algorithm = Exclude<TokenAlgorithm, "Ed25519">;
-/** What a token or a JWK says. */
+/** The algorithm name in a token or a JWK. */
 export type TokenAlgorithm = (typeof ALGORITHMS)[number];
 
-/** The keys that can have made a signature of this name. */
+/** The key algorithm of a signature algorithm. */
 export function keyAlgorithm(algorithm: TokenAlgorithm): Algorithm {
   return algorithm === "Ed25519" ? "EdDSA" : algorithm;
 }
 
-/** Why a text holds no key that can be used. */
+/** A text without a usable key. */
 export class KeyError extends Error {
   override readonly name = "KeyError";
 }
 
-/** A public key, for its one algorithm. */
+/** A public key and its algorithm. */
 export interface VerificationKey {
-  /** Thumbprint (RFC 7638): the same for the same key, wherever it was read. */
+  /** Thumbprint (RFC 7638): identical for the same key from any source. */
   readonly id: string;
-  /** The name that a JWKS gives it, and a token names it by: a hint, which key to try first (RFC 7515 §4.1.4). */
+  /** Key id in a JWKS. A token's `kid` only hints which key to try first (RFC 7515 §4.1.4). */
   readonly kid?: string;
   readonly algorithm: Algorithm;
   readonly key: CryptoKey;
@@ -40,10 +40,10 @@ export interface SigningKey {
 }
 
 const MIN_RSA_BITS = 2048;
-/** As the Go original makes them. */
+/** As in the Go original. */
 const NEW_RSA_BITS = 4096;
 
-/** SEC 1 for ES256, PKCS #1 for RS256, PKCS #8 for EdDSA; PEM. */
+/** Generates a private key in PEM: SEC 1 for ES256, PKCS #1 for RS256, PKCS #8 for EdDSA. */
 export function generatePrivateKey(algorithm: TokenAlgorithm): string {
   const pem = (key: KeyObject, type: "sec1" | "pkcs1" | "pkcs8") => String(key.export({ type, format: "pem" }));
   switch (keyAlgorithm(algorithm)) {
@@ -56,13 +56,13 @@ export function generatePrivateKey(algorithm: TokenAlgorithm): string {
   }
 }
 
-/** SPKI, PEM. */
+/** The public key in PEM (SPKI). */
 export function publicKeyOf({ key }: SigningKey): string {
   return String(createPublicKey(key).export({ type: "spki", format: "pem" }));
 }
 
 /**
- * The private key of `text`: `EC PRIVATE KEY` (SEC 1), `RSA PRIVATE KEY` (PKCS #1) or `PRIVATE KEY` (PKCS #8), not encrypted.
+ * Parses an unencrypted private key: `EC PRIVATE KEY` (SEC 1), `RSA PRIVATE KEY` (PKCS #1) or `PRIVATE KEY` (PKCS #8).
  * @throws {KeyError}
  */
 export function parsePrivateKey(text: string): SigningKey {
@@ -75,12 +75,12 @@ export function parsePrivateKey(text: string): SigningKey {
 }
 
 /**
- * The public keys of `text`: PEM blocks `PUBLIC KEY` (SPKI), which the Go original labels `EC PUBLIC KEY`, or a JWKS (RFC 7517 §5). Of a
- * JWKS, keys for other purposes and algorithms are left out.
- * @throws {KeyError} where there is none, one that cannot be used, or a private one
+ * Parses public keys: PEM blocks `PUBLIC KEY` (SPKI), which the Go original labels `EC PUBLIC KEY`, or a JWKS (RFC 7517 §5), whose keys for
+ * other purposes and algorithms are skipped.
+ * @throws {KeyError} if there is no usable key, an invalid key, or a private key
  */
 export async function parsePublicKeys(text: string): Promise<VerificationKey[]> {
-  const trimmed = text.trim(); // of a byte-order mark too
+  const trimmed = text.trim(); // also removes a byte-order mark
   return trimmed.startsWith("{") ? await parseJwks(trimmed) : await parsePublicPem(text);
 }
 
@@ -100,20 +100,22 @@ async function parseJwks(text: string): Promise<VerificationKey[]> {
   } catch {
     throw new KeyError("it is neither PEM nor JSON");
   }
-  if (!Array.isArray(jwks.keys)) throw new KeyError("it is JSON, but no JWKS: there is no list of keys in it");
+  if (!Array.isArray(jwks.keys)) throw new KeyError("it is JSON but not a JWKS: it has no list of keys");
   const keys = await Promise.all(jwks.keys.map(async (jwk: JWK | null, index) => {
     if (typeof jwk !== "object" || jwk === null) throw new KeyError(`its key ${index} is not an object`);
-    if (jwk.d !== undefined || jwk.k !== undefined) throw new KeyError(`its key ${index} is secret, where public ones alone are to be`);
+    if (jwk.d !== undefined || jwk.k !== undefined) {
+      throw new KeyError(`its key ${index} is a private or secret key; only public keys are allowed`);
+    }
     const algorithm = algorithmOfJwk(jwk);
     if (algorithm === undefined) return [];
     const key = readKey(() => createPublicKey({ key: jwk, format: "jwk" }), `key ${index}`);
     return [await toVerificationKey(jwk, algorithmOf(key), jwk.kid)];
   }));
-  if (keys.flat().length === 0) throw new KeyError(`its keys are none for ${ALGORITHMS.join(", ")}`);
+  if (keys.flat().length === 0) throw new KeyError(`none of its keys is for ${ALGORITHMS.join(", ")}`);
   return keys.flat();
 }
 
-/** `undefined` for a key of another kind, or for another purpose. */
+/** `undefined` for a key of another type or purpose. */
 function algorithmOfJwk({ kty, crv, alg, use }: JWK): Algorithm | undefined {
   if (use !== undefined && use !== "sig") return undefined;
   const algorithm = kty === "RSA" ? "RS256" : crv === "P-256" ? "ES256" : crv === "Ed25519" ? "EdDSA" : undefined;
@@ -143,18 +145,18 @@ function readKey(read: () => KeyObject, what: string): KeyObject {
   }
 }
 
-/** The one algorithm that the key is for. */
+/** The algorithm of the key. */
 function algorithmOf({ asymmetricKeyType: type, asymmetricKeyDetails: details }: KeyObject): Algorithm {
   switch (type) {
     case "ec":
       if (details?.namedCurve === "prime256v1") return "ES256";
-      throw new KeyError(`its key is of the curve ${details?.namedCurve}, and P-256 is needed`);
+      throw new KeyError(`its key uses the curve ${details?.namedCurve}; P-256 is required`);
     case "rsa":
       if (details?.modulusLength !== undefined && details.modulusLength >= MIN_RSA_BITS) return "RS256";
-      throw new KeyError(`its RSA key has ${details?.modulusLength} bits, and ${MIN_RSA_BITS} is the least`);
+      throw new KeyError(`its RSA key has ${details?.modulusLength} bits; at least ${MIN_RSA_BITS} are required`);
     case "ed25519":
       return "EdDSA";
     default:
-      throw new KeyError(`its key is of the type ${type}, and EC, RSA or Ed25519 is needed`);
+      throw new KeyError(`its key has the type ${type}; EC, RSA or Ed25519 is required`);
   }
 }

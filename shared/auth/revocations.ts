@@ -1,29 +1,29 @@
-// The file of revoked tokens: one `jti` a line. It is read in pieces, so that a long one stops nothing else. It is read strictly:
-// skipping a bad line would accept a token that was meant to be revoked.
+// The revocation list: a file with one `jti` per line. It is read in chunks, so that a long file does not block the event loop, and strictly:
+// skipping an invalid line could accept a revoked token.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
 
 /** The ids of revoked tokens. */
 export interface Revocations {
   has(id: string): boolean;
-  /** How many different ones. */
+  /** Number of distinct ids. */
   readonly size: number;
-  /** Those that are no UUID, as every `jti` is that this program makes: they may be of another issuer's tokens. */
+  /** Ids that are not UUIDs, as this program issues them: they may belong to another issuer's tokens. */
   readonly foreign?: { readonly count: number; readonly firstLine: number };
 }
 
-/** A token that has expired needs no line any more. */
+/** Limit on entries; lines of expired tokens can be removed. */
 const MAX_ENTRIES = 1_000_000;
 const MAX_LINE = 1_024;
-/** Some thousand lines: a few milliseconds of work between two looks at everything else. */
-const PIECE = 128 * 1024;
+/** Bytes per read: some thousand lines, a few milliseconds of work. */
+const CHUNK = 128 * 1024;
 
 const UUID = /^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
-/** What RFC 7519 allows in a `jti` and people do not write by mistake: no quotation marks, no lists. */
+/** Characters of a `jti` (RFC 7519), without those that indicate a mistake: quotation marks and list separators. */
 const ID = /^[!$-&(-+\--:<-_a-~]+$/;
 const TOKEN = /^eyJ[\w-]*\.[\w-]+\.[\w-]*$/;
 
-/** @throws {Error} naming the line that cannot be used */
+/** @throws {Error} naming the first invalid line */
 export async function readRevocations(file: string): Promise<Revocations> {
   const list = new List();
   const decoder = new TextDecoder("utf-8", { fatal: true });
@@ -31,7 +31,7 @@ export async function readRevocations(file: string): Promise<Revocations> {
   try {
     let rest = "";
     for (;;) {
-      const { bytesRead, buffer } = await handle.read(Buffer.allocUnsafe(PIECE));
+      const { bytesRead, buffer } = await handle.read(Buffer.allocUnsafe(CHUNK));
       rest += decode(decoder, buffer.subarray(0, bytesRead), bytesRead > 0, list.line);
       const lines = rest.split(/\r\n|\n|\r(?!$)/);
       rest = bytesRead > 0 ? lines.pop()! : "";
@@ -48,7 +48,7 @@ function decode(decoder: TextDecoder, bytes: Uint8Array, stream: boolean, line: 
   try {
     return decoder.decode(bytes, { stream });
   } catch (cause) {
-    throw new Error(`it is not text in UTF-8, from about line ${line + 1} on`, { cause });
+    throw new Error(`it is not UTF-8, from about line ${line + 1} on`, { cause });
   }
 }
 
@@ -70,25 +70,25 @@ class List implements Revocations {
     const why = problemOf(id);
     if (why !== undefined) throw new Error(`line ${line}: ${why}`);
     const isUuid = UUID.test(id);
-    // ours are in lower case
-    const known = isUuid ? id.toLowerCase() : id;
-    if (!this.#ids.has(known)) this.size++;
-    this.#ids.add(known);
-    if (known !== id) this.#ids.add(id);
+    // this program issues lower-case UUIDs
+    const normalized = isUuid ? id.toLowerCase() : id;
+    if (!this.#ids.has(normalized)) this.size++;
+    this.#ids.add(normalized);
+    if (normalized !== id) this.#ids.add(id);
     if (!isUuid) this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
     if (this.size > MAX_ENTRIES) {
-      throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} tokens; those that have expired need no line`);
+      throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} tokens; remove those that have expired`);
     }
   }
 }
 
-/** Nothing of the line is shown: it may be a token. */
+/** The message quotes nothing of the line: it may be a token. */
 function problemOf(id: string): string | undefined {
   if (id.length > MAX_LINE) return `it has more than ${MAX_LINE} characters`;
-  if (TOKEN.test(id)) return "it is a token, and its jti is needed";
-  if (/\s/.test(id)) return "it has a blank inside: one jti is needed, and # before a comment";
-  if (id.includes("#")) return "a comment needs a blank before its #";
-  if (/["'`]/.test(id)) return "it has quotation marks: the jti alone is needed";
-  if (/[,;]/.test(id)) return "it has a comma or semicolon: one jti a line is needed";
-  return ID.test(id) ? undefined : "it has characters that no jti has";
+  if (TOKEN.test(id)) return "it is a token; write its jti instead";
+  if (/\s/.test(id)) return "it contains a space: write one jti per line, and # before a comment";
+  if (id.includes("#")) return "a comment needs a space before its #";
+  if (/["'`]/.test(id)) return "it has quotation marks: write the jti without them";
+  if (/[,;]/.test(id)) return "it has a comma or semicolon: write one jti per line";
+  return ID.test(id) ? undefined : "it has characters that are invalid in a jti";
 }

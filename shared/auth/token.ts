@@ -1,36 +1,36 @@
-// One token (JWT, RFC 7519): how it is signed, and what it must say to be believed. It knows no file and no connection.
+// Signs and verifies tokens (JWT, RFC 7519). Knows neither files nor connections.
 import { randomUUID } from "node:crypto";
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
 import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 
-/** Who may show a token: an agent to a proxy, a client to a proxy or lb. */
+/** Who presents a token: an agent to a proxy, or a client to a proxy or lb. */
 export const ROLES = ["agent", "client"] as const;
 export type Role = (typeof ROLES)[number];
 
-/** Difference of clocks in seconds that is overlooked. */
+/** Tolerated clock difference in seconds. */
 export const LEEWAY_S = 5;
-/** Longest token in bytes: it must fit into a request's head. */
+/** Longest token in bytes: it must fit into the head of a request. */
 export const MAX_TOKEN = 16 * 1024;
 const ISSUER = "reverse-http";
 
-/** What a token that is to be signed says. */
+/** The content of a new token. */
 export interface TokenRequest {
   agentId: string;
   role: Role;
-  /** Default: none, and then only proxies that ask for none take it. */
+  /** Default: none; only proxies without `auth.jwt.audience` accept such a token. */
   audience?: string;
-  /** From now to its expiry, in milliseconds. */
+  /** Lifetime in milliseconds. */
   durationMs: number;
-  /** Allow-list patterns: the destinations that its bearer may reach, or be asked for. Empty: no limit of its own. */
+  /** Allow-list patterns: destinations that the client may reach, or that the agent may be asked for. Default, and empty: any. */
   allow?: readonly string[];
 }
 
-/** A token that was believed. */
+/** A verified token. */
 export interface Token {
   readonly agentId: string;
-  /** `jti`: names it for revocation and in logs. */
+  /** `jti`, for revocation and logs. */
   readonly id?: string;
   /** `exp`, in milliseconds since 1970. */
   readonly expiresAt: number;
@@ -40,9 +40,9 @@ export interface Token {
 }
 
 /**
- * A compact JWT.
+ * Signs a token and returns it as a compact JWT.
  * @throws {AuthenticationError} `agent-id`
- * @throws {RangeError} naming an allow-list pattern that cannot be read
+ * @throws {RangeError} naming an invalid allow-list pattern
  */
 export async function signToken({ algorithm, key }: SigningKey, request: TokenRequest, now = Date.now()): Promise<string> {
   const { agentId, role, audience, durationMs, allow = [] } = request;
@@ -61,27 +61,27 @@ export async function signToken({ algorithm, key }: SigningKey, request: TokenRe
   return await jwt.sign(key);
 }
 
-/** What is asked of a token. */
+/** What a token must fulfil. */
 export interface Expectation {
   role: Role;
-  /** Default: any, or none. */
+  /** Default: not checked. */
   audience?: string;
-  /** Milliseconds since 1970. */
+  /** Current time, in milliseconds since 1970. */
   now: number;
 }
 
 /**
- * Believes a token that one of `keys` verifies, that is valid now, and that says what is expected.
- * @throws {AuthenticationError} `denied`, or `agent-id` for an id that no agent can have
+ * Verifies a token: the signature by one of `keys`, its validity period, and its claims.
+ * @throws {AuthenticationError} `denied`, or `agent-id` for an invalid agent id
  */
 export async function verifyToken(text: string, keys: readonly VerificationKey[], expected: Expectation): Promise<Token> {
   const { payload, keyId } = await verify(text, keys, expected);
   const deny = (why: string) => new AuthenticationError("denied", describe(why, payload), claimsOf(payload));
   const { agent_id: agentId, role, exp, jti } = payload;
   if (role !== expected.role) {
-    const shownBy = expected.role === "agent" ? "an agent" : "a client";
+    const sender = expected.role === "agent" ? "an agent" : "a client";
     throw deny(
-      `has ${role === undefined ? "no role" : `the role ${show(role)}`}, and was shown by ${shownBy}, ` +
+      `has ${role === undefined ? "no role" : `the role ${show(role)}`}, and was sent by ${sender}, ` +
         `whose token needs the role ${show(expected.role)} (auth jwt token --role=${expected.role})`,
     );
   }
@@ -103,7 +103,7 @@ async function verify(
 ): Promise<{ payload: JWTPayload; keyId: string }> {
   const { algorithm, kid } = readHeader(text, role);
   const isNamed = (key: VerificationKey) => kid !== undefined && (key.kid === kid || key.id === kid);
-  // the one that the token names first: each that is tried costs a verification
+  // try the key that the token names first: each attempt costs a signature check
   const candidates = keys.filter((key) => key.algorithm === keyAlgorithm(algorithm)).sort((a, b) =>
     Number(isNamed(b)) - Number(isNamed(a))
   );
@@ -124,16 +124,16 @@ async function verify(
   throw new AuthenticationError(
     "denied",
     candidates.length === 0
-      ? `The token is signed with ${algorithm}, and there is no public key for that`
-      : "The token's signature is by none of the public keys",
+      ? `The token is signed with ${algorithm}, but no public key is for that algorithm`
+      : "The token's signature matches none of the public keys",
   );
 }
 
-/** Before a signature is looked at, a token is nothing but bytes of a stranger's. */
+/** Reads the header of a token that is not verified yet, so the bytes are untrusted. */
 function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?: string } {
   const deny = (what: string) => new AuthenticationError("denied", what);
   if (text === "") throw deny("There is no token");
-  if (text.length > MAX_TOKEN) throw deny(`The token has ${text.length} bytes, and ${MAX_TOKEN} is the limit`);
+  if (text.length > MAX_TOKEN) throw deny(`The token has ${text.length} bytes; the limit is ${MAX_TOKEN}`);
   if (!/^[\w-]+\.[\w-]+\.[\w-]*$/.test(text)) throw deny(NO_TOKEN[role]);
   let [alg, kid]: unknown[] = [];
   try {
@@ -142,16 +142,16 @@ function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?
     throw deny("The token's header cannot be read");
   }
   const algorithm = ALGORITHMS.find((known) => known === alg);
-  if (algorithm === undefined) throw deny(`The token's alg is ${show(alg)}, and one of ${ALGORITHMS.join(", ")} is needed`);
+  if (algorithm === undefined) throw deny(`The token's alg is ${show(alg)}; one of ${ALGORITHMS.join(", ")} is required`);
   return { algorithm, kid: typeof kid === "string" ? kid : undefined };
 }
 
 const NO_TOKEN: Readonly<Record<Role, string>> = {
-  agent: "What the agent showed is not a JWT: it needs --auth.type=jwt and --auth.jwt.token",
-  client: "What the client showed is not a JWT: its token is the password",
+  agent: "The agent's credentials are not a JWT: it needs --auth.type=jwt and --auth.jwt.token",
+  client: "The client's credentials are not a JWT: send the token as the password",
 };
 
-/** In words of our own: those of a library may change. */
+/** Describes errors in our own words, because the library's may change. */
 function toDenial(error: unknown, audience: string | undefined, now: number): unknown {
   if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
     return new AuthenticationError("denied", describe(problemOf(error, audience, now), error.payload), claimsOf(error.payload));
@@ -169,14 +169,14 @@ function problemOf(
   now: number,
 ): string {
   if (claim === "aud") {
-    return `is ${payload.aud === undefined ? "for no audience" : `for the audience ${show(payload.aud)}`}, and this one is ${
+    return `is ${payload.aud === undefined ? "for no audience" : `for the audience ${show(payload.aud)}`}, but this side is ${
       show(audience)
     }`;
   }
   if (reason === "missing") return `has no ${claim}`;
   if (reason === "invalid") return `has an unusable ${claim}`;
-  // whose clock is wrong shows in the two
-  const clock = `, and the clock here says ${showTime(Math.floor(now / 1000))}`;
+  // shows which clock is wrong
+  const clock = `; the clock of this machine is at ${showTime(Math.floor(now / 1000))}`;
   if (claim === "exp") return `expired at ${showTime(payload.exp)}${clock}`;
   if (claim === "nbf") return `is not valid before ${showTime(payload.nbf)}${clock}`;
   return `has an unusable ${claim}`;
@@ -185,8 +185,8 @@ function problemOf(
 function readAllow(allow: unknown, deny: (why: string) => AuthenticationError): AllowList | undefined {
   if (allow === undefined) return undefined;
   const patterns = Array.isArray(allow) && allow.length > 0 && allow.every((pattern) => typeof pattern === "string");
-  // an empty list would allow everything, which nobody can mean by writing it
-  if (!patterns) throw deny("has an unusable allow: a list of patterns is needed");
+  // an empty list would allow everything, which is hardly intended
+  if (!patterns) throw deny("has an unusable allow: a list of patterns is required");
   try {
     return createAllowList(allow);
   } catch (error) {
@@ -194,12 +194,12 @@ function readAllow(allow: unknown, deny: (why: string) => AuthenticationError): 
   }
 }
 
-/** The signature was good: what the token says of itself helps to find it. */
+/** Adds the claims that identify the token. Its signature is valid, so they can be trusted. */
 function describe(why: string, { agent_id: agentId, jti }: JWTPayload): string {
   return `The token ${why} (agent_id ${show(agentId)}, jti ${show(jti)})`;
 }
 
-/** Short enough for a line of the log. */
+/** Formats a value, shortened for the log. */
 function show(value: unknown): string {
   const text = JSON.stringify(value) ?? "missing";
   return text.length <= 100 ? text : `${text.slice(0, 100)}…`;

@@ -1,11 +1,11 @@
-// The commands `auth …`: they make keys and tokens, in files that nobody else may read.
-import { randomBytes } from "node:crypto";
-import { open, readFile, rename, rm } from "node:fs/promises";
+// The commands `auth …`: create keys and tokens, in files that only their owner can read.
+import { readFile } from "node:fs/promises";
 import { decodeJwt } from "jose";
 import type { Group, Subcommand, Terminal } from "./command.ts";
 import { checkPatterns, LIST_WORDS } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 import { describeFileError, describeWriteError } from "../files/read.ts";
+import { writeFileAtomically } from "../files/write.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "../auth/keys.ts";
 import { ROLES, signToken } from "../auth/token.ts";
@@ -13,31 +13,31 @@ import { ROLES, signToken } from "../auth/token.ts";
 const PRIVATE_KEY_FILE = "auth-key-private.pem";
 const PUBLIC_KEY_FILE = "auth-key-public.pem";
 const TOKEN_FILE = "jwt.b64";
-/** For the owner alone. */
+/** Readable by the owner only. */
 const SECRET = 0o600;
 const PUBLIC = 0o644;
 
-const force = { kind: "boolean", short: "f", description: "Replace the file where there is one." } as const;
+const force = { kind: "boolean", short: "f", description: "Replace an existing file." } as const;
 const input = {
   kind: "file",
   short: "i",
   default: PRIVATE_KEY_FILE,
-  description: "File of the private key, PEM; - is standard input.",
+  description: "Private key file, PEM; - is standard input.",
 } as const;
 
 const privateOptions = defineOptions({
-  "algo": { kind: "string", default: "ES256", choices: ALGORITHMS, description: "Algorithm of the tokens that the key is to sign." },
+  "algo": { kind: "string", default: "ES256", choices: ALGORITHMS, description: "Signature algorithm of the key." },
   "out": { kind: "file", short: "o", default: PRIVATE_KEY_FILE, description: "File for the private key; - is standard output." },
   force,
 });
 
 const privateCommand: Subcommand<ValuesOf<typeof privateOptions>> = {
   name: "private",
-  description: "Make a private key, which signs tokens.",
+  description: "Create a private key, which signs tokens.",
   options: privateOptions,
   async run({ algo, out, force }, terminal) {
-    await put(generatePrivateKey(algo), { file: out, mode: SECRET, force }, terminal);
-    if (out !== "-") terminal.write(`private key ${out}, ${algo}, for its owner alone to read\n`);
+    await writeOutput(generatePrivateKey(algo), { file: out, mode: SECRET, force }, terminal);
+    if (out !== "-") terminal.write(`private key ${out}, ${algo}, readable by its owner only\n`);
   },
 };
 
@@ -49,22 +49,22 @@ const publicOptions = defineOptions({
 
 const publicCommand: Subcommand<ValuesOf<typeof publicOptions>> = {
   name: "public",
-  description: "Write the public key of a private one, with which a proxy verifies tokens.",
+  description: "Write the public key of a private key; proxies verify tokens with it.",
   options: publicOptions,
   async run({ in: file, out, force }, terminal) {
-    await put(publicKeyOf(await readKey(file, terminal)), { file: out, mode: PUBLIC, force }, terminal);
+    await writeOutput(publicKeyOf(await readKey(file, terminal)), { file: out, mode: PUBLIC, force }, terminal);
     if (out !== "-") terminal.write(`public key ${out}, for --auth.jwt.public-key\n`);
   },
 };
 
 const tokenOptions = defineOptions({
-  "agent-id": { kind: "string", description: "The agent that shows the token, or that a client may reach with it." },
-  "role": { kind: "string", default: "client", choices: ROLES, description: "Who is to show the token." },
-  "audience": { kind: "string", description: "Audience, where the proxy asks for one." },
+  "agent-id": { kind: "string", description: "Id of the agent that presents the token, or that a client may reach with it." },
+  "role": { kind: "string", default: "client", choices: ROLES, description: "Who presents the token." },
+  "audience": { kind: "string", description: "Audience, if the proxy requires one." },
   "duration": {
     kind: "duration",
     default: "24h",
-    // as long as Go's can be
+    // the longest duration in Go
     maxMs: 2_562_047 * 3_600_000,
     description: "Time until the token expires.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
@@ -72,7 +72,7 @@ const tokenOptions = defineOptions({
   "allow": {
     guards: LIST_WORDS,
     kind: "list",
-    description: "Allow-list patterns of what can be reached with the token, on top of all other lists; by default all.",
+    description: "Allow-list patterns of the destinations that the token permits, in addition to all other lists; by default all.",
     check: checkPatterns,
   },
   "in": input,
@@ -82,26 +82,26 @@ const tokenOptions = defineOptions({
 
 const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   name: "token",
-  description: "Make a token (JWT) for an agent, or for the clients of one.",
+  description: "Create a token (JWT) for an agent, or for clients of an agent.",
   options: tokenOptions,
   async run({ agentId, role, audience, duration, allow, in: file, out, force }, terminal) {
-    if (agentId === undefined) throw new ConfigError("Cannot make a token: --agent-id is needed");
+    if (agentId === undefined) throw new ConfigError("Cannot create a token: --agent-id is required");
     const key = await readKey(file, terminal);
     const token = await sign(key, agentId, { role, audience, durationMs: duration, allow });
-    await put(token, { file: out, mode: SECRET, force }, terminal);
+    await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
     const { jti, exp } = decodeJwt(token);
-    // what it takes to revoke it, and when to renew it
+    // needed to revoke the token, and to renew it in time
     if (out !== "-") terminal.write(`jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}\n`);
   },
 };
 
-/** Makes keys and tokens. */
+/** The command group `auth`. */
 export const authCommand: Group = {
   name: "auth",
-  description: "Make keys and tokens for authentication by JWT.",
+  description: "Create keys and tokens for authentication by JWT.",
   commands: [
-    { name: "key", description: "Make keys.", commands: [privateCommand as Subcommand, publicCommand as Subcommand] },
-    { name: "jwt", description: "Make tokens.", commands: [tokenCommand as Subcommand] },
+    { name: "key", description: "Create keys.", commands: [privateCommand as Subcommand, publicCommand as Subcommand] },
+    { name: "jwt", description: "Create tokens.", commands: [tokenCommand as Subcommand] },
   ],
 };
 
@@ -127,41 +127,19 @@ async function readKey(file: string, terminal: Terminal): Promise<SigningKey> {
   }
 }
 
-/** Writes to a file, or to standard output with the newline that people want there. */
-async function put(text: string, { file, mode, force }: { file: string; mode: number; force: boolean }, terminal: Terminal): Promise<void> {
+/** Writes to a file, or to standard output with a final newline. */
+async function writeOutput(
+  text: string,
+  { file, mode, force }: { file: string; mode: number; force: boolean },
+  terminal: Terminal,
+): Promise<void> {
   if (file === "-") return terminal.write(text.endsWith("\n") ? text : `${text}\n`);
   try {
-    if (force) await replace(file, text, mode);
-    else await create(file, text, mode);
+    await writeFileAtomically(file, text, { mode, existing: force ? "replace" : "fail" });
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== "EEXIST") {
       throw new Error(`Cannot write --out ${JSON.stringify(file)}: ${describeWriteError(cause)}`, { cause });
     }
-    throw new ConfigError(`Cannot write --out ${JSON.stringify(file)}: there is such a file; --force replaces it`, { cause });
-  }
-}
-
-/** Beside it, then in its place: who reads it gets the old or the new, and its mode is the new one's. */
-async function replace(file: string, text: string, mode: number): Promise<void> {
-  const fresh = `${file}.${randomBytes(6).toString("hex")}`;
-  await create(fresh, text, mode);
-  try {
-    await rename(fresh, file);
-  } catch (error) {
-    await rm(fresh, { force: true });
-    throw error;
-  }
-}
-
-/** A new file, which has its mode from the first moment on; none is left where that fails. */
-async function create(file: string, text: string, mode: number): Promise<void> {
-  const handle = await open(file, "wx", mode);
-  try {
-    await handle.writeFile(text);
-    await handle.close();
-  } catch (error) {
-    await handle.close().catch(() => {});
-    await rm(file, { force: true });
-    throw error;
+    throw new ConfigError(`Cannot write --out ${JSON.stringify(file)}: the file exists; --force replaces it`, { cause });
   }
 }

@@ -1,4 +1,4 @@
-// A command line: commands, flags, help and version made of the definitions, and from there to values.
+// The command line: commands, flags, help and version from the definitions, and the option values that they give.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { readFileSync, statSync } from "node:fs";
 import { describeFileError } from "../files/read.ts";
@@ -9,8 +9,8 @@ import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/
 import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "../config/option.ts";
 
 /** What every command has. */
-interface Described {
-  /** The word that chooses it; of the outermost command, the executable's name. */
+interface CommandBase {
+  /** The command's word; of the root command, the executable's name. */
   readonly name: string;
   /** One sentence. */
   readonly description: string;
@@ -18,41 +18,41 @@ interface Described {
   readonly commands?: readonly Command[];
 }
 
-/** Runs until it is told to stop. Its options come from the command line, the environment and the configuration file. */
-export interface Service<Values = object> extends Described {
+/** Runs until it is stopped. Its options come from the command line, the environment and the configuration file. */
+export interface Service<Values = object> extends CommandBase {
   readonly options: Options;
-  /** Checks what the values name, files above all. */
+  /** Checks what the values refer to, such as files, without opening sockets. */
   check(values: Values): Promise<void>;
-  /** Resolves when it runs. `supervisor` is there where somebody wants to know how it is; that it is ready is told by the caller. */
+  /** Resolves when the service is running. `supervisor` is given if the process runs under one; the caller reports readiness to it. */
   start(values: Values, log: Logger, supervisor?: Supervisor): Promise<Running>;
 }
 
-/** A service that runs. */
+/** A running service. */
 export interface Running {
-  /** Longest time in milliseconds that {@link close} takes, about. */
+  /** Approximate upper bound of the duration of {@link close}, in milliseconds. */
   readonly closesWithinMs: number;
-  /** Reads certificates, keys, and files of tokens again, without ending anything that they still allow. */
+  /** Reloads certificates, keys and token files. Connections that they still permit stay open. */
   reload(): Promise<void>;
   close(): Promise<void>;
 }
 
-/** Where an action reads and writes. */
+/** Standard input and output of a subcommand. */
 export interface Terminal {
   /** Writes to standard output. */
   write(text: string): void;
-  /** Standard input to its end. */
+  /** Reads standard input to its end. */
   read(): Promise<string>;
 }
 
-/** Does one thing and ends. Its options come from the command line alone. */
-export interface Subcommand<Values = object> extends Described {
-  /** Its options are those of a running service: they come from the environment and the configuration file too. */
+/** Does one task and ends. Its options come from the command line only, unless {@link asService} is set. */
+export interface Subcommand<Values = object> extends CommandBase {
+  /** Its options are those of a service: they come from the environment and the configuration file too. Default `false`. */
   readonly asService?: boolean;
   run(values: Values, terminal: Terminal): Promise<void>;
 }
 
-/** Does nothing but hold others. */
-export interface Group extends Described {
+/** A group of commands, which does nothing itself. */
+export interface Group extends CommandBase {
   readonly commands: readonly Command[];
 }
 
@@ -62,90 +62,90 @@ export type Command = Service | Subcommand | Group;
 export interface Executable {
   readonly root: Command;
   readonly version: string;
-  /** The options of every service there is, by its name: one environment and one configuration file serve them all. */
+  /** The options of every service, by its name. All services may share one environment and one configuration file. */
   readonly family: Readonly<Record<string, Options>>;
-  /** Reaches the service manager that has started the process, where one has. Default: nobody is told. */
+  /** Sends state to the service manager that started the process. Default: nothing is sent. */
   readonly notify?: Notify;
 }
 
-/** What the process was given. */
+/** The inputs of the process. */
 export interface Invocation {
   /** Without the executable. */
   args: readonly string[];
   env: Readonly<Record<string, string | undefined>>;
-  /** For the configuration file in it. */
+  /** Home directory, for the user's configuration file. */
   home: string | undefined;
 }
 
-/** What is to be done. */
+/** What the command line asks for. */
 export type Task =
-  | { do: "run" | "check"; service: Service; resolved: Resolved; files: FoundFiles }
-  | { do: "act"; action: Subcommand; resolved: Resolved }
+  | { do: "run" | "check"; service: Service; resolved: Resolved; files: ConfigFiles }
+  | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved }
   | { do: "print"; text: string };
 
-/** What the parser found. */
-interface Found {
-  /** The innermost command that was named. */
+/** The parser's result. */
+interface ParsedCommandLine {
+  /** The innermost command named. */
   command: Command;
   flags: Map<string, string>;
 }
 
-/** Flags that every service has besides its options. */
+/** Flags of every service besides its options. */
 const SERVICE_FLAGS = defineOptions({
   "config": { kind: "file", description: "Configuration file, YAML or JSON." },
-  "check-config": { kind: "boolean", description: "Check all options and the files they name, then exit." },
+  "check-config": { kind: "boolean", description: "Check all options and the files they refer to, then exit." },
   "print-config": { kind: "boolean", description: "Print the effective options and where each was set, then exit." },
 });
 
-/** All flags of a command but for --help and --version, in the order in which they are shown. */
+/** All flags of a command except --help and --version, in display order. */
 export function flagsOf(command: Command): Options {
   return "start" in command ? { ...command.options, ...SERVICE_FLAGS } : command.options ?? {};
 }
 
 /**
- * Reads a command line.
- * @throws {ConfigError} for a command, flag, key, variable or value that cannot be used
+ * Parses a command line and resolves its options.
+ * @throws {ConfigError} for an unknown or invalid command, flag, key, variable or value
  */
 export function readCommandLine(executable: Executable, { args, env, home }: Invocation): Task {
-  const found: Found = { command: executable.root, flags: new Map() };
+  const parsed: ParsedCommandLine = { command: executable.root, flags: new Map() };
   let printed = "";
-  const parser = createParser(executable.root, found, (text) => printed += text)
+  const parser = createParser(executable.root, parsed, (text) => printed += text)
     .version(executable.version, "--version", "print the version");
   try {
     parser.parse([...args], { from: "user" });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return { do: "print", text: printed };
-    throw new ConfigError(describeMistake(error, found.command, executable, args));
+    throw new ConfigError(describeParserError(error, parsed.command, executable, args));
   }
-  const { command, flags } = found;
+  const { command, flags } = parsed;
   if ("run" in command && !command.asService) {
-    return { do: "act", action: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
+    return { do: "subcommand", subcommand: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
   }
   if ("run" in command) {
     const options = command.options ?? {};
     return {
-      do: "act",
-      action: command,
+      do: "subcommand",
+      subcommand: command,
       resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home).file, executable) }),
     };
   }
-  if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser asks for one of its commands
+  if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser requires a subcommand
   checkEnvironment(command.options, env, executable.family);
-  const own = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
-  const files: FoundFiles = own.config === undefined ? findConfig(home) : { file: own.config, ignored: [] };
+  const serviceFlags = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
+  const files: ConfigFiles = serviceFlags.config === undefined ? findConfig(home) : { file: serviceFlags.config, ignored: [] };
   const resolved = resolve(command.options, { flags, env, file: readSettings(command.options, files.file, executable) });
-  if (own.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
-  return { do: own.checkConfig ? "check" : "run", service: command, resolved, files };
+  if (serviceFlags.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
+  return { do: serviceFlags.checkConfig ? "check" : "run", service: command, resolved, files };
 }
 
-/** What a configuration file says of `options`; `undefined` where there is none. */
+/** The settings in a configuration file; `undefined` without one. */
 function readSettings(options: Options, file: string | undefined, { family }: Executable): ReturnType<typeof readConfig> | undefined {
   return file === undefined ? undefined : readConfig(options, { name: file, text: readText(file) }, family);
 }
 
-/** The parser of a command and of those in it; tells `found` what it meets. */
-function createParser(command: Command, found: Found, writeOut: (text: string) => void): Parser {
+/** Creates the parser of a command and its subcommands, which records its result in `parsed`. */
+function createParser(command: Command, parsed: ParsedCommandLine, writeOut: (text: string) => void): Parser {
   const parser = new Parser(command.name)
     .description(command.description)
     .helpOption("-h, --help", "print this help")
@@ -154,23 +154,23 @@ function createParser(command: Command, found: Found, writeOut: (text: string) =
     .allowExcessArguments(false)
     .exitOverride()
     .hook("preSubcommand", (_, inner) => {
-      found.command = found.command.commands!.find(({ name }) => name === inner.name())!;
+      parsed.command = parsed.command.commands!.find(({ name }) => name === inner.name())!;
     });
   for (const [name, option] of Object.entries(flagsOf(command))) {
-    parser.addOption(createFlag(name, option, found.flags, envIn(command, name)));
+    parser.addOption(createFlag(name, option, parsed.flags, envIn(command, name)));
   }
   if ("start" in command || "run" in command) parser.action(() => {});
-  for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, found, writeOut));
+  for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, parsed, writeOut));
   return parser;
 }
 
-/** `command` and all that are in it, each with the words that lead to it. */
+/** Yields `command` and all its subcommands, each with its path of words. */
 export function* walkCommands(command: Command, path: readonly string[] = []): Generator<[path: readonly string[], command: Command]> {
   yield [path, command];
   for (const inner of command.commands ?? []) yield* walkCommands(inner, [...path, inner.name]);
 }
 
-/** The variable that sets an option of `command`; `undefined` where none does. */
+/** The environment variable of an option of `command`; `undefined` if it has none. */
 export function envIn(command: Command, name: string): string | undefined {
   const option = "start" in command || ("run" in command && command.asService) ? command.options?.[name] : undefined;
   return option && envOf(name, option);
@@ -191,7 +191,7 @@ function createFlag(name: string, definition: Option, flags: Map<string, string>
   return definition.kind === "boolean" ? flag.preset("true") : flag;
 }
 
-/** What an option is, for whoever asks for help. */
+/** The description of an option in help and manual. */
 export function helpText({ description, choices, default: value }: Option, env: string | undefined): string {
   const parts = [description];
   if (choices) parts.push(`One of ${choices.join(", ")}.`);
@@ -202,8 +202,8 @@ export function helpText({ description, choices, default: value }: Option, env: 
   return parts.join(" ");
 }
 
-/** In one line, and without the value of an option that is unknown: it may be a misspelt secret. */
-function describeMistake({ code, message }: CommanderError, command: Command, { family }: Executable, args: readonly string[]): string {
+/** Describes an error on one line, without the value of an unknown option: it may be a secret. */
+function describeParserError({ code, message }: CommanderError, command: Command, { family }: Executable, args: readonly string[]): string {
   const commands = (command.commands ?? []).map(({ name }) => name);
   const [, flag] = /unknown option '([^'=]*)/.exec(message) ?? [];
   if (code === "commander.unknownOption" && flag !== undefined) {
@@ -213,10 +213,10 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
       : didYouMean(flag, [...Object.keys(flagsOf(command)), "help"].map(flagOf));
     return `unknown option '${flag}'${hint}`;
   }
-  if (code === "commander.help") return `a command is needed: ${commands.join(", ")}; --help says more`;
+  if (code === "commander.help") return `a command is required: ${commands.join(", ")}; see --help`;
   const [, word] = /unknown command '([^']*)'/.exec(message) ?? /too many arguments.*?: (.*?)(?:, .*)?\.$/.exec(message) ?? [];
   if (word !== undefined) {
-    // it may be what belongs there: the value itself, or the rest of one with blanks and without quotes
+    // it may be part of a secret value: the value itself, or the rest of one with unquoted spaces
     const flags = args.slice(0, args.indexOf(word)).map((arg) => arg.split("=")[0]!);
     const before = flags.findLast((flag) => flag.startsWith("--"));
     if (before !== undefined && command.options?.[before.slice(2)]?.secret) return `unknown argument after ${before}`;
@@ -225,35 +225,35 @@ function describeMistake({ code, message }: CommanderError, command: Command, { 
   return message.replace(/^error: /, "").replace(/\n/g, " ");
 }
 
-/** The configuration file that is read where none is named, and those that are there besides. */
-interface FoundFiles {
+/** The configuration file to read, and others that exist. */
+interface ConfigFiles {
   readonly file?: string;
-  /** They are not read. */
+  /** Existing files that are not read. */
   readonly ignored: readonly string[];
 }
 
-const ENDINGS = ["yaml", "yml", "json"];
+const EXTENSIONS = ["yaml", "yml", "json"];
 
 /**
- * The user's own file beats the machine's.
- * @throws {ConfigError} where it cannot be known whether the machine has one
+ * Finds the configuration file. The user's file takes precedence over the system's.
+ * @throws {ConfigError} if the system's file cannot be accessed
  */
-function findConfig(home: string | undefined): FoundFiles {
-  const own = home ? ENDINGS.map((ending) => `${home}/.reverse-http.${ending}`).filter(isThere) : [];
-  const shared = ENDINGS.map((ending) => `/etc/reverse-http/config.${ending}`).filter((file) => {
+function findConfig(home: string | undefined): ConfigFiles {
+  const user = home ? EXTENSIONS.map((extension) => `${home}/.reverse-http.${extension}`).filter(exists) : [];
+  const system = EXTENSIONS.map((extension) => `/etc/reverse-http/config.${extension}`).filter((file) => {
     try {
       return statSync(file, { throwIfNoEntry: false }) !== undefined;
     } catch (cause) {
-      if (own.length > 0) return false;
+      if (user.length > 0) return false;
       throw new ConfigError(`Cannot read the configuration file ${file}: ${describeFileError(cause)}`, { cause });
     }
   });
-  const [file, ...ignored] = [...own, ...shared];
+  const [file, ...ignored] = [...user, ...system];
   return { file, ignored };
 }
 
-/** A home directory that this user may not read belongs to another user; sudo(8) keeps the variable. */
-function isThere(file: string): boolean {
+/** `false` in a home directory that is not readable: sudo(8) keeps the variable, so it may be another user's. */
+function exists(file: string): boolean {
   try {
     return statSync(file, { throwIfNoEntry: false }) !== undefined;
   } catch {
@@ -270,16 +270,16 @@ function readText(file: string): string {
   }
 }
 
-/** One line an option, as it could stand in a shell, with its origin. */
+/** Formats one line per option in shell syntax, with its origin. */
 function printSettings(options: Options, { settings }: Resolved): string {
   const lines = [...settings].map(([name, { text, origin }]) =>
-    `${text === "" ? "# " : ""}${flagOf(name)}=${shown(text, options[name]!)}  # ${origin}` // what is not given is no option of a shell
+    `${text === "" ? "# " : ""}${flagOf(name)}=${redact(text, options[name]!)}  # ${origin}` // unset options are commented out
   );
   return `${lines.join("\n")}\n`;
 }
 
-/** Of a secret in a file, its name is shown and no secret. */
-function shown(text: string, { secret }: Option): string {
+/** Hides secrets, but not the names of files that hold them. */
+function redact(text: string, { secret }: Option): string {
   if (secret && text !== "" && !text.startsWith("file:")) return "******";
   return /^[\w@%+=:,./-]*$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }

@@ -1,16 +1,16 @@
-// Shell scripts that complete commands, flags, choices and files, made of the definitions. They ask no process, and so are as quick as the shell.
+// Shell completion scripts for commands, flags, choices and files, generated from the definitions. They start no process.
 import { type Command, flagsOf, walkCommands } from "./command.ts";
 import { flagOf, type Option } from "../config/option.ts";
 
 export const SHELLS = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof SHELLS)[number];
 
-/** The script for an executable whose outermost command is `root`. */
+/** Returns the script for an executable with the root command `root`. */
 export function completionScript(shell: Shell, root: Command): string {
   return { bash, zsh, fish }[shell](root);
 }
 
-/** How to load it, for the head of the script and the manual. */
+/** How to load the script; in its header and in the manual. */
 export function howToLoad(shell: Shell, name: string): string {
   switch (shell) {
     case "bash":
@@ -22,7 +22,7 @@ export function howToLoad(shell: Shell, name: string): string {
   }
 }
 
-/** Flags that are no options: they take no value. */
+/** Flags without a value. */
 function bareFlags(path: readonly string[]): { name: string; short?: string; description: string }[] {
   const help = { name: "help", short: "h", description: "Print this help." };
   return path.length === 0 ? [help, { name: "version", description: "Print the version." }] : [help];
@@ -36,7 +36,7 @@ function quote(text: string): string {
   return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** Flags and their short forms. */
+/** The flag, after its short form if it has one. */
 function spellings(name: string, { short }: Option): string[] {
   return short === undefined ? [flagOf(name)] : [`-${short}`, flagOf(name)];
 }
@@ -61,7 +61,7 @@ function bash(root: Command): string {
   return `# Completion of ${root.name} for bash: ${howToLoad("bash", root.name)}
 ${functionName(root)}() {
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD - 1]} path=${quote(root.name)} equals= words= flags= i
-  # bash makes words of --flag=value: the flag, the sign and the value
+  # bash splits --flag=value into three words
   if [[ $cur == = ]]; then
     cur= equals=1
   elif [[ $prev == = ]]; then
@@ -87,12 +87,12 @@ complete -F ${functionName(root)} ${root.name}
 `;
 }
 
-/** What bash does after a flag that takes such a value. */
+/** The bash code that completes the value of an option. */
 function bashAction({ kind, choices }: Option): string {
   if (choices) return `COMPREPLY=($(compgen -W ${quote(choices.join(" "))} -- "$cur")); return`;
-  // it takes a value only after the sign
+  // takes a value only after =
   if (kind === "boolean") return `if [[ $equals ]]; then COMPREPLY=($(compgen -W 'true false' -- "$cur")); return; fi`;
-  // where nothing is found bash completes files; before bash 4 it has to be done here
+  // with an empty result bash completes files; before bash 4 there is no compopt
   if (kind === "file") return `compopt -o default 2> /dev/null || COMPREPLY=($(compgen -f -- "$cur")); return`;
   return "return";
 }
@@ -130,12 +130,12 @@ ${cases.join("\n")}
   esac
 }`;
   });
-  const own = functionName(root);
+  const main = functionName(root);
   return `#compdef ${root.name}
 # Completion of ${root.name} for zsh: ${howToLoad("zsh", root.name)}
 ${functions.join("\n")}
-# a file of $fpath runs when it is wanted first; a script that is sourced says what it is for
-if [[ $funcstack[1] == _${root.name} ]]; then ${own} "$@"; else compdef ${own} ${root.name}; fi
+# autoloaded from $fpath it runs as the completion function; sourced, it registers itself
+if [[ $funcstack[1] == _${root.name} ]]; then ${main} "$@"; else compdef ${main} ${root.name}; fi
 `;
 }
 

@@ -1,4 +1,4 @@
-// The command that asks a running service whether it is well, for container engines and supervisors. The service is another process.
+// The command `healthcheck`: asks a running service (another process) for its health, for container engines and supervisors.
 import { Buffer } from "node:buffer";
 import { connect } from "node:net";
 import { parseResponseHead } from "../http/head.ts";
@@ -7,59 +7,58 @@ import type { Subcommand } from "./command.ts";
 import { adminOptions } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 
-/** A service that is well answers within milliseconds. */
-const PATIENCE_MS = 5_000;
-/** Whatever listens there may answer without end. */
-const MAX_ANSWER = 10_000;
+/** A healthy service responds within milliseconds. */
+const TIMEOUT_MS = 5_000;
+/** Bounds the response of any other program at that address, in bytes. */
+const MAX_RESPONSE = 10_000;
 
 const options = defineOptions({
   ...adminOptions,
-  "ready": { kind: "boolean", description: "Ask for readiness instead: may it get traffic?" },
+  "ready": { kind: "boolean", description: "Check readiness (may it receive traffic?) instead of health." },
 });
 
 export const healthcheckCommand: Subcommand<ValuesOf<typeof options>> = {
   name: "healthcheck",
-  description: "Ask the service at --admin.listen-address whether it is well: exit code 0, or 1 where it is not.",
+  description: "Check the health of the service at --admin.listen-address: exit code 0 if it is healthy, 1 if not.",
   options,
   asService: true,
   async run({ admin: { listenAddress }, ready }, { write }) {
-    if (!listenAddress) throw new ConfigError("Cannot ask: --admin.listen-address is not set, neither for the service nor here");
+    if (!listenAddress) throw new ConfigError("Cannot check health: --admin.listen-address is required; use the value of the service");
     const address = dialable(listenAddress);
     const path = ready ? "/readyz" : "/healthz";
     const { status, text } = await ask(address, path);
-    if (status !== 200) throw new Error(`http://${formatHostPort(address)}${path} says ${status}: ${text}`);
+    if (status !== 200) throw new Error(`http://${formatHostPort(address)}${path} returned ${status}: ${text}`);
     write(`${text}\n`);
   },
 };
 
-/** Where a service that listens there is reached from its own machine. */
+/** The address at which a service with this listen address is reachable from the same machine. */
 function dialable(address: string): HostPort {
   const { host, port } = splitHostPort(address);
   return { host: host === "" || host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "::1" : host, port };
 }
 
 /**
- * Over a connection of its own: the proxy that http_proxy and the like name for other programs knows nothing of this service, and the runtimes'
- * clients differ in what they make of these variables.
+ * Uses a plain socket, because the runtimes' HTTP clients differ in how they treat http_proxy, and that proxy cannot reach this service.
  */
 async function ask(address: HostPort, path: string): Promise<{ status: number; text: string }> {
   const host = formatHostPort(address);
-  const socket = connect({ ...address, signal: AbortSignal.timeout(PATIENCE_MS) });
+  const socket = connect({ ...address, signal: AbortSignal.timeout(TIMEOUT_MS) });
   try {
-    // of HTTP/1.0, so that the answer comes in one piece and ends with the connection
+    // HTTP/1.0: no chunked body, and the response ends with the connection
     socket.write(`GET ${path} HTTP/1.0\r\nHost: ${host}\r\n\r\n`);
-    let answer = "";
+    let response = "";
     socket.setEncoding("latin1");
     for await (const part of socket) {
-      answer += part;
-      if (answer.length > MAX_ANSWER) throw new Error(`its answer has more than ${MAX_ANSWER} bytes`);
+      response += part;
+      if (response.length > MAX_RESPONSE) throw new Error(`the response has more than ${MAX_RESPONSE} bytes`);
     }
-    const end = answer.indexOf("\r\n\r\n") + 4;
-    if (end < 4) throw new Error("it does not answer as an HTTP server does");
-    const { status } = parseResponseHead(answer.slice(0, end));
-    return { status, text: Buffer.from(answer.slice(end), "latin1").toString("utf8").trim() };
+    const end = response.indexOf("\r\n\r\n") + 4;
+    if (end < 4) throw new Error("the response is not HTTP");
+    const { status } = parseResponseHead(response.slice(0, end));
+    return { status, text: Buffer.from(response.slice(end), "latin1").toString("utf8").trim() };
   } catch (error) {
-    throw new Error(`Cannot ask http://${host}${path}: ${error instanceof Error ? error.message : error}`, { cause: error });
+    throw new Error(`Cannot check http://${host}${path}: ${error instanceof Error ? error.message : error}`, { cause: error });
   } finally {
     socket.destroy();
   }

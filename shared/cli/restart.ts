@@ -1,19 +1,19 @@
-// A process that starts itself again, in its own place, without what should not stay in its command line or environment: secrets, which every
-// user sees in ps(1) and which the runtime's crash report prints, and variables that make the runtime do something else than this program.
+// Re-executes the process without what should not stay in its command line or environment: secrets, which ps(1) shows to every user and the
+// runtime's crash report prints, and variables that change what the runtime does.
 import type { Resolved } from "../config/sources.ts";
 import { envOf, flagOf, type Options } from "../config/option.ts";
 
-/** What a process is started with. */
+/** Arguments and environment of a process. */
 export interface Start {
   /** Without the executable. */
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
 }
 
-/** They load code, open a debugger, or set options of the runtime. */
+/** Variables that load code, open a debugger, or set options of the runtime. */
 const RUNTIME_VARIABLES = ["BUN_OPTIONS", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO", "BUN_INSPECT_PRELOAD"];
 
-/** Options whose secret value is on the command line. */
+/** Names of the options whose secret value is on the command line. */
 export function secretsOnCommandLine(options: Options, { settings }: Pick<Resolved, "settings">): string[] {
   return Object.keys(options).filter((name) => {
     const { text = "", origin } = settings.get(name) ?? {};
@@ -21,7 +21,7 @@ export function secretsOnCommandLine(options: Options, { settings }: Pick<Resolv
   });
 }
 
-/** The same start with the secrets in variables of the environment, and without the runtime's own; `undefined` where nothing differs. */
+/** The arguments with the secrets moved to the environment, without the runtime's variables; `undefined` if nothing changes. */
 export function saferStart(options: Options, resolved: Pick<Resolved, "settings">, { args, env }: Start): Start | undefined {
   const secrets = secretsOnCommandLine(options, resolved);
   const unwanted = RUNTIME_VARIABLES.filter((variable) => env[variable] !== undefined);
@@ -33,13 +33,13 @@ export function saferStart(options: Options, resolved: Pick<Resolved, "settings"
   return { args: kept, env: { ...Object.fromEntries(left), ...Object.fromEntries(moved) } };
 }
 
-/** Only an executable can be started again from what it was started with: beside a runtime's own arguments nothing is known. */
+/** Only a standalone executable can be re-executed: the arguments of a separate runtime are unknown. */
 export function canRestart(): boolean {
   return (globalThis as { Bun?: { isStandaloneExecutable?: boolean } }).Bun?.isStandaloneExecutable === true;
 }
 
 /**
- * Replaces the process by one with another start (execve(2)): the process id stays. Returns only where that fails.
+ * Replaces the process image (execve(2)); the process id stays. Returns only on failure, with the error.
  */
 export function restart(process: NodeJS.Process, { args, env }: Start): unknown {
   try {

@@ -1,4 +1,4 @@
-// From a command line to a running service or a finished action: exit codes, signals, logs. The process is an argument: only a main.ts has it.
+// Runs the command of a command line: exit codes, signals, logs. The process is an argument; only main.ts files import it.
 import { writeSync } from "node:fs";
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
@@ -11,22 +11,22 @@ import { withStandardCommands } from "./standard_commands.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { createSupervisor, type Notify } from "../service/supervisor.ts";
 
-/** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for a configuration that cannot be used. */
+/** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for an invalid configuration. */
 const FAILED = 1;
 const MISCONFIGURED = 2;
 
-/** Longest wait in milliseconds, before the end, for whoever reads the log. */
+/** Timeout for writing the remaining log lines before the exit, in milliseconds. */
 const FLUSH_MS = 1_000;
 
 type Process = NodeJS.Process;
 type Run = Extract<Task, { do: "run" | "check" }>;
 
-/** Options that every service has. */
+/** The log options, which every service has. */
 interface LogValues {
   log: { format: LogFormat; level: LogLevel };
 }
 
-/** Runs until a signal, or until it has done what it was asked for, or until it fails. Sets the exit code; rejects for nothing. */
+/** Runs until a stop signal, the end of a subcommand, or a failure. Sets the exit code; never rejects. */
 export async function run(executable: Executable, process: Process): Promise<void> {
   const complete = withStandardCommands(executable);
   try {
@@ -38,7 +38,7 @@ export async function run(executable: Executable, process: Process): Promise<voi
   }
 }
 
-/** What the network refuses before it opens a socket is a mistake in the configuration too. */
+/** What the network rejects before it opens a socket is a configuration error too. */
 function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
@@ -47,10 +47,10 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
-  if (task.do === "act") return await task.action.run(values, { write, read: () => readAll(process.stdin) });
+  if (task.do === "subcommand") return await task.subcommand.run(values, { write, read: () => readAll(process.stdin) });
   if (task.do === "check") {
     await task.service.check(values);
-    return write("The configuration can be used\n");
+    return write("The configuration is valid\n");
   }
   const { log: options } = values as unknown as LogValues;
   // https://no-color.org
@@ -59,12 +59,12 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
   const log = createLogger({ ...options, color, write: lines.write });
   exitOnUncaughtErrors(process, log, lines);
-  const signals = heedSignals(process, log);
+  const signals = handleSignals(process, log);
   const { file, ignored } = task.files;
   if (file !== undefined) log.debug("configuration file", { file });
-  if (ignored.length > 0) log.warn("configuration files that are not read", { files: ignored.join(","), read: file });
+  if (ignored.length > 0) log.warn("configuration files ignored", { files: ignored.join(","), read: file });
   try {
-    await warnOfReadableFile(task, log);
+    await checkConfigFileMode(task, log);
     await task.service.check(values);
     await runUntilSignalled(task, process, log, signals, notify);
   } finally {
@@ -73,8 +73,8 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   process.exit(0);
 }
 
-/** A configuration file with a secret in it is for its owner alone. */
-async function warnOfReadableFile({ service: { options }, resolved: { settings } }: Run, log: Logger): Promise<void> {
+/** Warns if other users can read a configuration file that contains a secret. */
+async function checkConfigFileMode({ service: { options }, resolved: { settings } }: Run, log: Logger): Promise<void> {
   const files = new SecretFiles(log);
   for (const [name, { text, origin }] of settings) {
     const [, file] = /^(.+):\d+$/.exec(origin) ?? [];
@@ -83,7 +83,7 @@ async function warnOfReadableFile({ service: { options }, resolved: { settings }
   }
 }
 
-/** See {@link saferStart}. Where the process cannot start itself again, it goes on as it is. */
+/** Re-executes the process as {@link saferStart} says, if that is possible. */
 function restartWhereSafer({ service: { options }, resolved }: Run, process: Process, log: Logger): void {
   if (!canRestart()) return;
   const start = saferStart(options, resolved, { args: process.argv.slice(2), env: process.env });
@@ -91,32 +91,32 @@ function restartWhereSafer({ service: { options }, resolved }: Run, process: Pro
   for (const name of secretsOnCommandLine(options, resolved)) {
     if (mayBePublic(resolved.settings.get(name)!.text)) continue;
     const remedy = `use ${envOf(name, options[name]!)}, the configuration file${name === "auth.jwt.token" ? ", or file:NAME" : ""}`;
-    log.warn("secret on the command line, where other users can see it while the program starts", { option: flagOf(name), remedy });
+    log.warn("secret on the command line is visible to other users while the program starts", { option: flagOf(name), remedy });
   }
   const error = restart(process, start);
-  log.warn("cannot start again without secrets on the command line", { reason: error instanceof Error ? error.message : String(error) });
+  log.warn("cannot restart without secrets on the command line", { reason: error instanceof Error ? error.message : String(error) });
 }
 
-/** A URL without a user is no secret. */
+/** A URL without a user contains no password. */
 function mayBePublic(text: string): boolean {
   return URL.canParse(text) && !text.includes("@");
 }
 
-/** The signals of a service besides those that end it. */
+/** The signals of a running service. */
 interface Signals {
-  /** The first of those that end it. */
+  /** Resolves with the first stop signal. */
   readonly stop: Promise<string>;
-  /** Called at SIGHUP from now on. */
+  /** Sets the handler of SIGHUP. */
   onReload(reload: () => Promise<void>): void;
 }
 
-/** Without a handler, each of these signals would end the process at once, with all its tunnels. */
-function heedSignals(process: Process, log: Logger): Signals {
+/** Installs handlers: without one, each of these signals would kill the process and all its tunnels. */
+function handleSignals(process: Process, log: Logger): Signals {
   let reload: (() => Promise<void>) | undefined;
   process.on("SIGHUP", () => {
-    if (reload === undefined) return log.info("signal ignored, for the service does not run", { signal: "SIGHUP" });
-    log.info("reading files again", { signal: "SIGHUP" });
-    reload().catch((error) => log.error("cannot read files again", { reason: error instanceof Error ? error.message : String(error) }));
+    if (reload === undefined) return log.info("signal ignored: the service is not running yet", { signal: "SIGHUP" });
+    log.info("reloading files", { signal: "SIGHUP" });
+    reload().catch((error) => log.error("reload failed", { reason: error instanceof Error ? error.message : String(error) }));
   });
   for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
   return {
@@ -133,21 +133,21 @@ async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<stri
   return Buffer.concat(chunks).toString("utf8");
 }
 
-/** What to do about an address that cannot be used, and whose it is. */
+/** Adds to an error about a listen address what to do, and the option that sets the address. */
 function withAdvice(error: unknown, settings: Resolved["settings"]): unknown {
   const advice = error instanceof NetError ? ADVICE[error.code] : undefined;
   if (advice === undefined) return error;
   const { code, message } = error as NetError;
-  // an address ends where it is said that it does: :1 is not :12
+  // compares the whole address: :1 must not match :12
   const [, address = ""] = /^Cannot listen on "?(.*?)"?: /.exec(message) ?? [];
   const owners = [...settings].filter(([, { text }]) => text !== "" && text === address).map(([name]) => flagOf(name));
   return new NetError(code, `${message}; ${advice}${owners.length === 1 ? ` with ${owners[0]}` : ""}`, { cause: error });
 }
 
 const ADVICE: Partial<Record<NetErrorCode, string>> = {
-  "address-in-use": "another program has it: stop that one, or choose another address",
-  "address-not-available": "this machine does not have it: choose one that it has, or :port for all,",
-  "permission-denied": "ports below 1024 need a privilege: choose another",
+  "address-in-use": "another program uses it: stop that program or choose another address",
+  "address-not-available": "this machine does not have it: choose an address of this machine, or :port for all,",
+  "permission-denied": "ports below 1024 require privileges: choose another",
   "unknown-host": "choose an address of this machine, or :port for all,",
 };
 
@@ -166,12 +166,12 @@ async function runUntilSignalled(
   signals.onReload(() => running.reload());
   log.info("stopping", { signal: await signals.stop });
   supervisor?.stopping(running.closesWithinMs);
-  // whoever asks twice is in a hurry
+  // a second signal stops at once
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
   await running.close();
 }
 
-/** What nobody caught leaves a state that nobody knows: better to be started anew. */
+/** After an uncaught error the state is unknown: exit and let the supervisor restart the process. */
 function exitOnUncaughtErrors(process: Process, log: Logger, lines: LineWriter): void {
   const die = (error: unknown) => {
     log.error("fatal", { error: error instanceof Error ? error.stack ?? error.message : String(error) });

@@ -1,4 +1,4 @@
-// Commands that every executable has.
+// Commands of every executable.
 import { BUILD } from "../build.ts";
 import type { Command, Executable, Subcommand } from "./command.ts";
 import { configSchema } from "../config/schema.ts";
@@ -7,14 +7,14 @@ import { healthcheckCommand } from "./healthcheck.ts";
 import { manualPage } from "./manual.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
 
-/** `executable` with the commands that all have. */
+/** Adds the standard commands to `executable`. */
 export function withStandardCommands(executable: Executable): Executable {
   const { root } = executable;
   return { ...executable, root: { ...root, commands: [...root.commands ?? [], ...standardCommands(executable)] } };
 }
 
 function standardCommands(executable: Executable): Command[] {
-  // they tell of themselves too
+  // completion and manual include the standard commands themselves
   const complete = () => withStandardCommands(executable);
   const print = (name: string, description: string, text: () => string): Subcommand => ({
     name,

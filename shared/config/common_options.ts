@@ -1,12 +1,12 @@
-// Options that more than one executable has.
+// Options that several executables share.
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
 import { createAllowList, networksOf } from "../address/allow_list.ts";
 import { defineOptions } from "./option.ts";
 
-/** For `guards` of lists of patterns. */
+/** `guards` of pattern lists. */
 export const LIST_WORDS = "write all for every destination, or none";
-/** For `guards` of all else. */
-export const NOT_GIVEN = "leave it out where it is not wanted";
+/** `guards` of other options. */
+export const NOT_GIVEN = "leave it out if you do not need it";
 
 export const logOptions = defineOptions({
   "log.format": {
@@ -14,51 +14,55 @@ export const logOptions = defineOptions({
     default: "text",
     choices: LOG_FORMATS,
     env: "LOG_FORMAT",
-    description: "Log lines for people (text) or machines (json).",
+    description: "Log format: text for people, json for machines.",
   },
   "log.level": {
     kind: "string",
     default: "info",
     choices: LOG_LEVELS,
     env: "LOG_LEVEL",
-    description: "The least important messages that are logged.",
+    description: "Lowest level that is logged.",
   },
 });
 
-/** How much the sender of what goes through the agent link lets be under way. */
+/** Congestion control of the agent link, for the data that this side sends. */
 export const CONGESTION_CONTROL = {
   kind: "string",
   default: "cubic",
   choices: ["cubic", "cubic-loss-tolerant", "newreno", "bbr"],
   description:
-    "Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down for every loss; cubic-loss-tolerant does not for up to 2 % without a queue, which is unfair to others on the link; bbr goes by the rate that arrives, and fills small buffers.",
+    "Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers.",
 } as const;
 
-/** TLS for the clients of proxy and lb. */
+/** TLS on the client listener of proxy and lb. */
 export const frontTlsOptions = defineOptions({
   "http-proxy.tls.enable": {
     guards: NOT_GIVEN,
     kind: "boolean",
     default: "false",
-    description: "Speak TLS to clients; needs key and certificate.",
+    description: "Accept TLS from clients; needs a key and a certificate.",
   },
-  "http-proxy.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
-  "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
+  "http-proxy.tls.refresh": {
+    kind: "duration",
+    default: "0s",
+    description: "Reload these files at this interval if they have changed; 0s: never.",
+  },
+  "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
   "http-proxy.tls.file.key": { kind: "file", description: "Private key, PEM." },
   "http-proxy.tls.file.cert": { kind: "file", description: "Certificate chain, PEM." },
   "http-proxy.tls.file.client-ca": {
     guards: NOT_GIVEN,
     kind: "file",
-    description: "Require certificates of these authorities from clients, PEM.",
+    description: "Require client certificates issued by these authorities, PEM.",
   },
   "http-proxy.tls.file.client-crl": {
     guards: NOT_GIVEN,
     kind: "file",
-    description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
+    description: "Reject client certificates on these revocation lists, PEM; needs client-ca.",
   },
 });
 
-/** For `check` of a list of pins. */
+/** A `check` for lists of pins. */
 export function checkPins(pins: string[]): string | undefined {
   const bad = pins.find((pin) => !/^[0-9a-f]{64}$/i.test(pin.replaceAll(":", "")));
   return bad === undefined
@@ -66,12 +70,12 @@ export function checkPins(pins: string[]): string | undefined {
     : `${JSON.stringify(bad)} is not the SHA-256 of a certificate: 64 hexadecimal digits, with or without colons`;
 }
 
-/** What comes first when a proxy or lb stops. */
+/** The first phase of a stop, of proxy and lb. */
 export const drainDelayOptions = defineOptions({
   "drain.delay": {
     kind: "duration",
     default: "0s",
-    description: "On SIGTERM: go on as before for so long while readiness fails, so that load balancers notice; 0s not at all.",
+    description: "Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none.",
   },
 });
 
@@ -79,66 +83,68 @@ export const drainOptions = defineOptions({
   "drain.timeout": {
     kind: "duration",
     default: "30s",
-    description: "On SIGTERM, after that: let running tunnels finish for so long, then reset them; 0s resets them at once.",
+    description: "Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once.",
   },
 });
 
-/** How agents and clients say who they are, to whoever verifies it. */
+/** Authentication of agents and clients, on the side that verifies credentials. */
 export const authOptions = defineOptions({
   "auth.type": {
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],
-    description: "How agents and clients say who they are.",
+    description: "How agents and clients authenticate.",
   },
   "auth.jwt.public-key": {
     kind: "list",
     default: "auth-key-public.pem",
-    description: "Files of the keys that verify tokens, PEM or JWKS; several while keys are exchanged. Read again when they change.",
-    check: (files) => files.length === 0 || files.includes("") ? "it lacks the name of a file" : undefined,
+    description: "Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change.",
+    check: (files) => files.length === 0 || files.includes("") ? "a file name is empty" : undefined,
   },
-  "auth.jwt.audience": { guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must have." },
+  "auth.jwt.audience": { guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must name." },
   "auth.jwt.on-expiry": {
     kind: "string",
     default: "close-agents",
     choices: ["close-agents", "close", "keep"],
-    description: "What ends with an expired token: the agent's connection, the client's tunnels too, or nothing that is open.",
+    description:
+      "What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep).",
   },
   "auth.jwt.revocation-file": {
     guards: NOT_GIVEN,
     kind: "file",
-    description: "File with the jti of a revoked token on each line; what was opened with one ends at once. Read again when it changes.",
+    description:
+      "File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes.",
   },
 });
 
-/** For those who operate it. */
+/** The admin server, for operators. */
 export const adminOptions = defineOptions({
   "admin.listen-address": {
     kind: "address",
-    description: "TCP address for /healthz, /readyz, /metrics and /agents; without a host, for this machine alone. Not served by default.",
+    description: "TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default.",
   },
 });
 
-/** For `check` of a list of allow-list patterns. */
+/** A `check` for lists of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   return patternProblem(
     () => createAllowList(patterns),
-    "there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without, and all or none alone",
+    "valid patterns are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each optionally with :port or :first-last, or all or none alone",
   );
 }
 
-const NETWORK_FORMS = "there are 10.0.0.1, 10.0.0.0/8, 2001:db8::1 and 2001:db8::/32";
+const NETWORK_FORMS = "valid patterns are 10.0.0.1, 10.0.0.0/8, 2001:db8::1 and 2001:db8::/32";
 
 /**
- * A `check` of a list of patterns that are compared with nothing but addresses.
- * @param words whether `all` and `none` can stand there, each alone
+ * A `check` for lists of patterns that match addresses only.
+ * @param words whether `all` and `none`, each alone, are valid too
  */
 export function checkNetworks({ words }: { words: boolean }): (patterns: string[]) => string | undefined {
   return (patterns) => {
     const word = words ? undefined : patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
-    if (word !== undefined) return `the pattern ${JSON.stringify(word)}: it is not an address or a network; ${NETWORK_FORMS}`;
-    return patternProblem(() => networksOf(patterns), words ? `${NETWORK_FORMS}, and all or none alone` : NETWORK_FORMS);
+    if (word !== undefined) return `the pattern ${JSON.stringify(word)} is not an address or a network; ${NETWORK_FORMS}`;
+    return patternProblem(() => networksOf(patterns), words ? `${NETWORK_FORMS}, or all or none alone` : NETWORK_FORMS);
   };
 }
 

@@ -1,13 +1,13 @@
-// Options given by a program instead of a command line: the same defaults, the same checks.
+// Options that an embedding program gives: the same defaults and checks as on the command line.
 import { resolve } from "./sources.ts";
 import { camelCase, checkValue, ConfigError, flagOf, type Options, refuseEmpty, ValueError, type ValuesOf } from "./option.ts";
 
-/** Any part of the values. */
+/** Values of which any may be left out. */
 export type PartialValues<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: PartialValues<T[K]> } : T;
 
 /**
- * `given`, with the defaults for what it leaves out.
- * @throws {ConfigError} for a value that the command line would refuse, or a key that no option has
+ * Fills in the defaults of the options that `given` leaves out.
+ * @throws {ConfigError} for a value that the command line would reject, and for an unknown key
  */
 export function withDefaults<O extends Options>(options: O, given: PartialValues<ValuesOf<O>>): ValuesOf<O> {
   const { values } = resolve(options, { flags: new Map(), env: {} });
@@ -16,9 +16,9 @@ export function withDefaults<O extends Options>(options: O, given: PartialValues
     for (const [key, value] of Object.entries(from)) {
       if (value === undefined) continue;
       const at = `${path}${key}`;
-      const found = known.get(at);
+      const match = known.get(at);
       const group = into[key];
-      if (found) into[key] = checked(found.name, found.option, value);
+      if (match) into[key] = checked(match.name, match.option, value);
       else if (group && value && typeof group === "object" && typeof value === "object") {
         merge(group as Record<string, unknown>, value as Record<string, unknown>, `${at}.`);
       } else throw new ConfigError(`Unknown option ${at}`);
@@ -34,7 +34,7 @@ function checked(name: string, option: Options[string], value: unknown): unknown
     return checkValue(option, value);
   } catch (error) {
     throw error instanceof ValueError
-      ? new ConfigError(`Cannot use ${flagOf(name)}: ${option.secret && error.quotes ? "its value cannot be used" : error.message}`)
+      ? new ConfigError(`Cannot use ${flagOf(name)}: ${option.secret && error.quotes ? "its value is invalid" : error.message}`)
       : error;
   }
 }

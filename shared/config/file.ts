@@ -1,4 +1,4 @@
-// The configuration file, YAML or JSON: its keys to settings with their lines. What the values mean, it does not know.
+// Reads the configuration file, YAML or JSON, into settings with the line of each. It does not interpret the values.
 import {
   type Alias,
   type Document,
@@ -18,13 +18,12 @@ import {
 import { didYouMean, type Setting } from "./sources.ts";
 import { ConfigError, type Option, type Options } from "./option.ts";
 
-/** Most keys and items, those that aliases repeat included. */
+/** Limit on keys and items, counted again for each alias. */
 const MAX_NODES = 10_000;
 
 /**
- * Settings of a YAML or JSON file, which is YAML too: those of `options`, and of the other programs in `family` that read the same
- * file. Nothing in it is passed over: what is not understood is an error.
- * @throws {ConfigError} naming what is wrong, its line, and the nearest known name
+ * Reads the settings of a YAML file (JSON is YAML): those of `options`, and of the other services in `family`, which share the file.
+ * @throws {ConfigError} for anything unknown or invalid, with its line and the nearest known name
  */
 export function readConfig(
   options: Options,
@@ -32,11 +31,11 @@ export function readConfig(
   family: Readonly<Record<string, Options>> = {},
 ): ReadonlyMap<string, Setting> {
   const lines = new LineCounter();
-  // aliases are followed here, and merge keys too: both with a limit
+  // aliases and merge keys are resolved below, with a limit
   const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true, merge: false });
   const [problem] = [...document.errors, ...document.warnings];
   if (problem) throw new ConfigError(`Cannot read ${file}:${lines.linePos(problem.pos[0]).line}: ${describeProblem(problem)}`);
-  if (document.contents !== null && !isMap(document.contents)) throw new ConfigError(`Cannot read ${file}: it has no keys`);
+  if (document.contents !== null && !isMap(document.contents)) throw new ConfigError(`Cannot read ${file}: it is not a mapping of keys`);
   const all: Options = Object.assign({}, ...Object.values(family), options);
   const lineOf = (node: unknown) => isNode(node) && node.range ? lines.linePos(node.range[0]).line : 1;
   return new Reader(document, all, (node) => `${file}:${lineOf(node)}`).read();
@@ -76,7 +75,7 @@ class Reader {
         }
         const fail = (why: string) => new ConfigError(`Cannot use ${name} (${origin}): ${why}`);
         const value = this.#follow(pair.value, fail, false);
-        if (isNothing(value)) throw fail("it is a group of keys, and there is none in it; leave it out");
+        if (isNothing(value)) throw fail("it is a group of keys and has none; leave it out");
         if (!isMap(value)) throw fail("it is a group of keys, not a value");
         this.#readGroup(value, [...path, key]);
       }
@@ -87,13 +86,13 @@ class Reader {
     const option = this.all[name]!;
     const fail = (why: string) => new ConfigError(`Cannot use ${name} (${origin}): ${why}`);
     const before = this.#settings.get(name);
-    if (before) throw fail(`it is there twice, first in line ${before.origin.split(":").at(-1)}`);
+    if (before) throw fail(`it is set twice, first in line ${before.origin.split(":").at(-1)}`);
     this.#settings.set(name, { text: this.#toText(option, node, fail), origin });
   }
 
-  /** The pairs of a group, and those that it merges (<<) and does not have itself. */
+  /** The pairs of a group, then those merged in by `<<` that it does not set itself. */
   *#pairsOf(group: YAMLMap): Generator<Pair> {
-    const own = new Set(group.items.map(keyOf));
+    const keys = new Set(group.items.map(keyOf));
     const merged: YAMLMap[] = [];
     for (const pair of group.items) {
       if (!isMerge(pair)) {
@@ -113,29 +112,29 @@ class Reader {
       for (const pair of this.#pairsOf(map)) {
         this.#count(pair.key);
         const key = keyOf(pair);
-        if (own.has(key)) continue; // what stands in the group itself counts, and then what is merged first
-        own.add(key);
+        if (keys.has(key)) continue; // the group's own keys take precedence, then the first merge
+        keys.add(key);
         yield pair;
       }
     }
   }
 
-  /** Each node once for each time that it is reached: an alias of aliases may repeat a few lines without end. */
+  /** Counts a node each time it is reached: nested aliases can expand a few lines exponentially. */
   #count(node: unknown): void {
     if (++this.#nodes > MAX_NODES) {
       throw new ConfigError(`Cannot read ${this.originOf(node)}: there are more than ${MAX_NODES} keys and items`);
     }
   }
 
-  /** What an alias stands for. */
+  /** Resolves an alias. */
   #follow(node: unknown, fail: (why: string) => ConfigError, secret: boolean): unknown {
     if (!isAlias(node)) return node;
-    const found = node.resolve(this.document);
-    if (found === undefined) throw fail(secret ? "a value that begins with * needs quotes" : describeAlias(node));
-    return found;
+    const target = node.resolve(this.document);
+    if (target === undefined) throw fail(secret ? "a value that begins with * needs quotes" : describeAlias(node));
+    return target;
   }
 
-  /** As it could stand on the command line. */
+  /** Formats a value as on the command line. */
   #toText({ kind, secret = false }: Option, node: unknown, fail: (why: string) => ConfigError): string {
     if (secret && isScalar(node) && node.anchor !== undefined) throw fail("a value that begins with & needs quotes");
     const value = this.#follow(node, fail, secret);
@@ -145,7 +144,7 @@ class Reader {
       this.#count(item);
       const scalar = this.#follow(item, fail, secret);
       if (!isPlain(scalar)) {
-        throw fail("it is not a plain value; one that begins with [ or {, or has a colon and a blank in it, needs quotes");
+        throw fail("it is not a plain value; a value that begins with [ or {, or contains a colon and a space, needs quotes");
       }
       const text = textOf(scalar);
       if (items.length > 1 && text === "") throw fail("an item is empty");
@@ -163,29 +162,29 @@ function isMerge({ key }: Pair): boolean {
   return isScalar(key) && key.value === "<<" && key.type === "PLAIN";
 }
 
-/** As it was written: 007 is an agent's id too. The newline that ends a block is not meant. */
+/** The text as written: 007 is a valid agent id. A block's final newline is dropped. */
 function textOf({ value, source, type }: Scalar<string | number | boolean>): string {
   if (typeof value !== "string") return source ?? String(value);
   return type?.startsWith("BLOCK_") ? value.replace(/\n$/, "") : value;
 }
 
 function describeAlias({ source }: Alias): string {
-  return `*${source} is an alias in YAML, and there is no anchor &${source} before it; a pattern that begins with * needs quotes: "*${source}"`;
+  return `*${source} is a YAML alias without an anchor &${source}; a pattern that begins with * needs quotes: "*${source}"`;
 }
 
-/** Without the place, which stands before it, and the lines around it, which may hold a secret. */
+/** Describes a problem without the parser's excerpt, which may contain a secret. */
 function describeProblem({ code, message }: YAMLParseError | YAMLWarning): string {
   const known = PROBLEMS[code];
   return known ?? message.split("\n")[0]!.replace(/ at line \d+, column \d+:?$/, "");
 }
 
 const PROBLEMS: Readonly<Record<string, string>> = {
-  TAB_AS_INDENT: "it is indented by a tab, and YAML takes only spaces",
-  DUPLICATE_KEY: "this key is there twice",
-  MULTIPLE_DOCS: "a second document begins here, and only one is read",
+  TAB_AS_INDENT: "it is indented with a tab; YAML allows only spaces",
+  DUPLICATE_KEY: "this key is set twice",
+  MULTIPLE_DOCS: "a second YAML document begins here; only one is allowed",
   BAD_ALIAS: "a value that begins with * needs quotes",
   TAG_RESOLVE_FAILED: "a value that begins with ! needs quotes",
-  UNEXPECTED_TOKEN: "it is no YAML; a value that begins with [, {, &, * or ! needs quotes",
+  UNEXPECTED_TOKEN: "it is not valid YAML; a value that begins with [, {, &, * or ! needs quotes",
 };
 
 function isNothing(node: unknown): boolean {

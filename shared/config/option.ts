@@ -1,16 +1,16 @@
-// What an option is. One definition gives its flag, environment variable, configuration key, default, validation, help and type.
+// Option definitions. One definition gives an option's flag, environment variable, configuration key, default, validation, help and type.
 import { splitHostPort } from "../address/host_port.ts";
 
-/** Values by kind of option. */
+/** Value types by option kind. */
 interface Kinds {
   string: string;
-  /** A file's name. */
+  /** A file name. */
   file: string;
   /** `host:port`, `[host]:port` or `:port`. */
   address: string;
   /** Milliseconds; written as in Go: `300ms`, `10s`, `1m30s`, `24h`. */
   duration: number;
-  /** `true` or `false`; or as Go's strconv.ParseBool takes them: `1`, `t`, `TRUE` … */
+  /** `true` or `false`, in any form that Go's strconv.ParseBool accepts: `1`, `t`, `TRUE` … */
   boolean: boolean;
   /** Zero or more. */
   integer: number;
@@ -21,23 +21,23 @@ type Kind = keyof Kinds;
 
 interface OptionOf<K extends Kind> {
   readonly kind: K;
-  /** As it is written on the command line; without one, it is missing where nobody sets it. */
+  /** In command-line form. Without a default, an unset option is `undefined`. */
   readonly default?: string;
-  /** One sentence: meaning, unit, meaning of zero. */
+  /** One sentence: meaning, unit, default, meaning of zero. */
   readonly description: string;
-  /** The values there are. */
+  /** The valid values. Default: any. */
   readonly choices?: readonly string[];
-  /** The letter of its short flag. */
+  /** Letter of the short flag. Default: none. */
   readonly short?: string;
-  /** The environment variable, where it is not made of the name. */
+  /** Environment variable. Default: derived from the name. */
   readonly env?: string;
-  /** Never shown. */
+  /** The value is never shown. Default `false`. */
   readonly secret?: boolean;
-  /** It limits who or what gets in. So an empty variable is an error instead of not given, and this is what to write. */
+  /** Set for options that restrict access: an empty environment variable is then an error, not unset. The text says what to write instead. */
   readonly guards?: string;
-  /** The longest duration in milliseconds. Default 576h: timers take no more. */
+  /** Longest duration in milliseconds. Default 576 h, the limit of timers. */
   readonly maxMs?: number;
-  /** Why a value cannot be used; `undefined` where it can. Of a secret it never quotes the value. */
+  /** Returns why a value is invalid, or `undefined`. It never quotes the value of a secret. */
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
 
@@ -56,10 +56,10 @@ type Nest<N extends string, V> = N extends `${infer Head}.${infer Rest}` ? { [K 
 type Intersect<U> = (U extends unknown ? (u: U) => void : never) extends (i: infer I) => void ? I : never;
 type Simplify<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]: Simplify<T[K]> } : T;
 
-/** The values of options as an object: `--agent-server.listen-address` is `agentServer.listenAddress`. */
+/** The option values as a nested object: `--agent-server.listen-address` is `agentServer.listenAddress`. */
 export type ValuesOf<O extends Options> = Simplify<Intersect<{ [N in keyof O & string]: Nest<N, Value<O[N]>> }[keyof O & string]>>;
 
-/** Keeps the literal types that {@link ValuesOf} needs. */
+/** Returns `options` with the literal types that {@link ValuesOf} needs. */
 export function defineOptions<const O extends Options>(options: O): O {
   return options;
 }
@@ -78,23 +78,23 @@ export function camelCase(name: string): string {
   return name.replace(/-(.)/g, (_, c: string) => c.toUpperCase());
 }
 
-/** A mistake of the user's: bad option, key, variable or value. For exit code 2. */
+/** Invalid configuration: an unknown or bad option, key, variable or value. Leads to exit code 2. */
 export class ConfigError extends Error {
-  /** Always that. */
+  /** Always `ConfigError`. */
   override readonly name = "ConfigError";
 }
 
-/** Why a value cannot be used. The message does not name the option: whoever knows where the value stood does. */
+/** An invalid value. The message does not name the option; the caller, which knows the origin of the value, adds it. */
 export class ValueError extends Error {
   override readonly name = "ValueError";
-  /** @param quotes whether the message may have the value in it, which a secret's must not */
+  /** @param quotes whether the message may contain the value; then it is not shown for a secret */
   constructor(message: string, readonly quotes = true) {
     super(message);
   }
 }
 
 /**
- * The value that `text` stands for.
+ * Parses the value of `option` from its command-line form.
  * @throws {ValueError}
  */
 export function parseValue(option: Option, text: string): Kinds[Kind] {
@@ -102,7 +102,7 @@ export function parseValue(option: Option, text: string): Kinds[Kind] {
 }
 
 /**
- * Returns `value` where the option can have it.
+ * Returns `value` if it is valid for `option`.
  * @throws {ValueError}
  */
 export function checkValue(option: Option, value: unknown): Kinds[Kind] {
@@ -113,15 +113,15 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   const problem = kindProblem(option, known);
   if (problem !== undefined) throw new ValueError(problem);
   if (choices && !choices.includes(known as string)) throw new ValueError(`${JSON.stringify(value)} is not one of ${choices.join(", ")}`);
-  const refused = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
-  if (refused !== undefined) throw new ValueError(refused, !option.secret);
+  const failure = (check as ((value: Kinds[Kind]) => string | undefined) | undefined)?.(known);
+  if (failure !== undefined) throw new ValueError(failure, !option.secret);
   return known;
 }
 
-/** What the parser of texts refuses, of a value that a program gives. */
+/** Checks a value that an embedding program gives as the text parser does. */
 function kindProblem({ kind, maxMs = MAX_DURATION_MS }: Option, value: Kinds[Kind]): string | undefined {
   if (typeof value === "number") {
-    if (!Number.isInteger(value) || value < 0) return `${value} is not a whole number from 0 on`;
+    if (!Number.isInteger(value) || value < 0) return `${value} is not a whole number of 0 or more`;
     if (kind === "duration" && value > maxMs) return `${value} is more than ${maxMs} milliseconds`;
     if (kind === "integer" && value > MAX_INTEGER) return `${value} is more than ${MAX_INTEGER}`;
   }
@@ -138,18 +138,18 @@ function hasType(value: unknown, type: string): boolean {
 
 function parseInteger(text: string): number {
   if (!/^[0-9]{1,9}$/.test(text)) throw new ValueError(`${JSON.stringify(text)} is not a whole number from 0 to ${MAX_INTEGER}`);
-  if (/^0[0-9]/.test(text)) throw new ValueError(`${JSON.stringify(text)} begins with 0: write ${Number(text)}`); // elsewhere it is octal
+  if (/^0[0-9]/.test(text)) throw new ValueError(`${JSON.stringify(text)} begins with 0: write ${Number(text)}`); // Go reads it as octal
   return Number(text);
 }
 
 const MAX_INTEGER = 999_999_999;
 
 /**
- * Refuses what was given and holds nothing: what was meant is not known.
+ * Rejects an option that is set to an empty value: the intention is unclear.
  * @throws {ValueError}
  */
-export function refuseEmpty({ guards, default: usual }: Option, value: unknown): void {
-  if (usual === "" || (value !== "" && !(Array.isArray(value) && value.length === 0))) return;
+export function refuseEmpty({ guards, default: defaultText }: Option, value: unknown): void {
+  if (defaultText === "" || (value !== "" && !(Array.isArray(value) && value.length === 0))) return;
   throw new ValueError(`it is empty; ${guards ?? "leave it out for the default"}`, false);
 }
 
@@ -173,7 +173,7 @@ function parseKind({ kind, choices, maxMs }: Option, text: string): Kinds[Kind] 
   }
 }
 
-/** As Go's time.ParseDuration reads it, and days of 24 hours, but for negative ones; whole milliseconds, and what is more than nothing never becomes nothing. */
+/** Parses as Go's time.ParseDuration does, plus days of 24 hours, minus negative values. Rounds to milliseconds, but never down to zero. */
 function parseGoDuration(text: string, maxMs = MAX_DURATION_MS): number {
   const quoted = JSON.stringify(text);
   if (/^\+?0$/.test(text)) return 0;
@@ -188,7 +188,7 @@ function parseGoDuration(text: string, maxMs = MAX_DURATION_MS): number {
   return ms > 0 ? Math.max(1, Math.round(ms)) : 0;
 }
 
-/** Both letters that look like a mu: micro sign and Greek. */
+/** Includes both letters that look like a mu: the micro sign and the Greek letter. */
 const UNITS_MS: Readonly<Record<string, number>> = {
   ns: 1e-6,
   us: 1e-3,
@@ -201,11 +201,11 @@ const UNITS_MS: Readonly<Record<string, number>> = {
   d: 86_400_000,
 };
 
-/** Timers take no more: some 24 days. */
+/** The limit of timers, about 24 days. */
 const MAX_DURATION_MS = 576 * 3_600_000;
 
 /**
- * Returns `text` where it is `host:port`, `[host]:port` or `:port`.
+ * Returns `text` if it is `host:port`, `[host]:port` or `:port`.
  * @throws {ValueError}
  */
 export function checkListenAddress(text: string): string {

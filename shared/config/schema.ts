@@ -1,4 +1,4 @@
-// A JSON Schema of the configuration file, made of the definitions, for editors that complete and check it.
+// Generates the JSON Schema of the configuration file from the option definitions, for completion and validation in editors.
 import type { Option, Options } from "./option.ts";
 
 interface Group {
@@ -8,7 +8,7 @@ interface Group {
 }
 type Leaf = Readonly<Record<string, unknown>>;
 
-/** One file serves all of `family`. Values that the schema takes may still be refused: addresses, patterns, files. */
+/** The schema of one file for all services in `family`. It does not check addresses, patterns and files. */
 export function configSchema(family: Readonly<Record<string, Options>>): object {
   const root = group();
   for (const options of Object.values(family)) {
@@ -27,7 +27,7 @@ function group(): Group {
   return { type: "object", additionalProperties: false, properties: {} };
 }
 
-/** What an option takes; `other` is one of the same name that another service has. */
+/** The schema of an option; `other` is that of another service's option of the same name. */
 function leaf({ kind, choices, default: value, description }: Option, other: Leaf | undefined): Leaf {
   const all = choices && [...new Set([...(other?.enum as string[] | undefined) ?? [], ...choices])];
   return { description: other?.description ?? description, default: value, ...all ? { enum: all } : TYPES[kind] };

@@ -1,4 +1,4 @@
-// From command line, environment and file to values: the first that has one wins, and every mistake says where it stood.
+// Resolves option values from the command line, the environment and the configuration file, in this order. Errors name the origin.
 import {
   camelCase,
   ConfigError,
@@ -12,7 +12,7 @@ import {
   ValueError,
 } from "./option.ts";
 
-/** Where a value was set. */
+/** The text of a value and where it was set. */
 export interface Setting {
   readonly text: string;
   /** `--flag`, `VARIABLE`, `file:line`, `default`. */
@@ -20,22 +20,22 @@ export interface Setting {
 }
 
 export interface Sources {
-  /** By option name, as the command line gave them. */
+  /** Values from the command line, by option name. */
   readonly flags: ReadonlyMap<string, string>;
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** What the configuration file sets; see {@link readConfig} in config_file.ts. */
+  /** Settings of the configuration file; see `readConfig` in file.ts. */
   readonly file?: ReadonlyMap<string, Setting>;
 }
 
-/** The values, and where each came from. */
+/** The values, and the origin of each. */
 export interface Resolved {
   readonly values: Record<string, unknown>;
   readonly settings: ReadonlyMap<string, Setting>;
 }
 
 /**
- * Command line beats environment beats file beats default.
- * @throws {ConfigError} naming what is wrong, where it stood, and the nearest known name
+ * Resolves every option: the command line takes precedence over the environment, the file, and the default.
+ * @throws {ConfigError} naming the option, the origin of the value, and the problem
  */
 export function resolve(options: Options, sources: Sources): Resolved {
   const settings = new Map<string, Setting>();
@@ -50,7 +50,7 @@ export function resolve(options: Options, sources: Sources): Resolved {
   return { values, settings };
 }
 
-/** An empty variable is not set, as most who compose environments mean it; but where that would let more in, {@link parse} refuses it. */
+/** An empty variable counts as unset, except for options that restrict access: {@link parse} rejects it there. */
 function find(name: string, { flags, env }: Sources, option: Option): Setting | undefined {
   const flag = flags.get(name);
   if (flag !== undefined) return { text: flag, origin: flagOf(name) };
@@ -66,9 +66,9 @@ function parse(options: Options, name: string, { text, origin }: Setting): unkno
   } catch (error) {
     if (!(error instanceof ValueError)) throw error;
     const where = origin === flagOf(name) ? "" : ` (${origin})`;
-    // a secret may have been typed in the wrong place
+    // the value may be a mistyped secret
     throw new ConfigError(
-      `Cannot use ${flagOf(name)}${where}: ${options[name]!.secret && error.quotes ? "its value cannot be read" : error.message}`,
+      `Cannot use ${flagOf(name)}${where}: ${options[name]!.secret && error.quotes ? "its value is invalid" : error.message}`,
     );
   }
 }
@@ -81,8 +81,8 @@ function assign(values: Record<string, unknown>, name: string, value: unknown): 
 }
 
 /**
- * Finds variables with our prefix that are neither those of `options` nor of anybody in `family`, who may have the same environment.
- * @throws {ConfigError} naming the first, and the nearest known name
+ * Checks that every variable with the prefix `REVERSE_HTTP_` belongs to `options` or to a service in `family`, which may share the environment.
+ * @throws {ConfigError} naming the first unknown variable and the nearest known one
  */
 export function checkEnvironment(options: Options, env: Sources["env"], family: Readonly<Record<string, Options>> = {}): void {
   const known = [options, ...Object.values(family)].flatMap((all) => Object.entries(all).map(([name, option]) => envOf(name, option)));
@@ -95,14 +95,14 @@ export function checkEnvironment(options: Options, env: Sources["env"], family: 
   }
 }
 
-/** Kubernetes tells every container of every service so: a service that is called reverse-http is nobody's mistake. */
+/** Kubernetes sets such variables in every container for each service, possibly one named reverse-http. */
 function isOfOrchestrator(variable: string, env: Sources["env"]): boolean {
   const [, service] =
     /^(.+?)_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$/.exec(variable) ?? [];
   return service !== undefined && env[`${service}_SERVICE_HOST`] !== undefined;
 }
 
-/** `; did you mean …?` with those of `known` whose end `name` is, or else the nearest, where one is near. */
+/** Returns `; did you mean …?` with the candidates that end with `name`, or else the nearest one; empty if none is near. */
 export function didYouMean(name: string, known: readonly string[]): string {
   const longer = known.filter((candidate) => candidate.endsWith(`.${name.replace(/^--/, "")}`));
   if (longer.length > 0 && longer.length < 4) return `; did you mean ${longer.join(" or ")}?`;
@@ -111,7 +111,7 @@ export function didYouMean(name: string, known: readonly string[]): string {
   return nearest && nearest[0] <= Math.max(3, name.length / 3) ? `; did you mean ${nearest[1]}?` : "";
 }
 
-/** Insertions, deletions and replacements between two texts (Levenshtein). */
+/** Levenshtein distance. */
 function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, i) => i);
   for (let i = 1; i <= a.length; i++) {

@@ -1,7 +1,7 @@
-// Options as a table for the documents.
+// Formats options as a table for the documentation.
 import { flagOf, type Options } from "./option.ts";
 
-/** A Markdown table. Environment variables and keys follow from the flags, and are not in it. */
+/** A Markdown table of flag, default and meaning. Environment variables and keys follow from the flags. */
 export function optionTable(options: Options): string {
   const rows = Object.entries(options).map(([name, { default: value, description, choices }]) => {
     const text = choices ? `${description} One of ${choices.map((c) => `\`${c}\``).join(", ")}.` : description;

@@ -1,10 +1,10 @@
-// What is said of files that cannot be read or written, and how much of them is read.
+// Reads files with a size limit, and describes file errors.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
 
 /**
- * The file's bytes, at most `limit` of them: a device or a pipe may have no end.
- * @throws {Error} where it cannot be read, or has more
+ * Reads a whole file of at most `limit` bytes: a device or a pipe may be endless.
+ * @throws {Error} if it cannot be read or is larger
  */
 export async function readBytes(file: string, limit: number): Promise<Uint8Array> {
   const handle = await open(file);
@@ -14,7 +14,7 @@ export async function readBytes(file: string, limit: number): Promise<Uint8Array
       const { bytesRead, buffer } = await handle.read(new Uint8Array(65_536));
       if (bytesRead === 0) return Buffer.concat(parts);
       size += bytesRead;
-      if (size > limit) throw new Error(`it has more than ${limit} bytes, and that is the limit`);
+      if (size > limit) throw new Error(`it has more than ${limit} bytes, the limit`);
       parts.push(buffer.subarray(0, bytesRead));
     }
   } finally {
@@ -22,33 +22,33 @@ export async function readBytes(file: string, limit: number): Promise<Uint8Array
   }
 }
 
-/** Why: in words where they are known. */
+/** Describes why a file could not be read, without its name. */
 export function describeFileError(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;
   return REASONS[code ?? ""] ?? message;
 }
 
 const REASONS: Readonly<Record<string, string>> = {
-  ENOENT: "there is no such file",
+  ENOENT: "the file does not exist",
   EISDIR: "it is a directory",
   EACCES: "this user may not read it",
   EPERM: "this user may not read it",
-  ENOTDIR: "a part of its path is no directory",
-  ELOOP: "its links lead nowhere",
-  EMFILE: "the process has no descriptor left",
+  ENOTDIR: "a part of its path is not a directory",
+  ELOOP: "it is a loop of symbolic links",
+  EMFILE: "the process has no file descriptor left",
 };
 
-/** The same of what cannot be written. */
+/** Describes why a file could not be written, without its name. */
 export function describeWriteError(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;
   return WRITE_REASONS[code ?? ""] ?? describeFileError({ code, message });
 }
 
 const WRITE_REASONS: Readonly<Record<string, string>> = {
-  ENOENT: "there is no such directory",
+  ENOENT: "the directory does not exist",
   EACCES: "this user may not write there",
   EPERM: "this user may not write there",
   EROFS: "the file system is read-only",
   ENOSPC: "the disk is full",
-  EDQUOT: "the user's share of the disk is full",
+  EDQUOT: "the user's disk quota is exhausted",
 };

@@ -1,4 +1,4 @@
-// A file whose content counts as long as it can be read: looked at again and again, and kept as it was while it is missing or spoilt.
+// A file that is polled for changes. Its last valid value is kept while the file is missing or invalid.
 import { stat } from "node:fs/promises";
 
 export class WatchedFile<T> {
@@ -7,30 +7,30 @@ export class WatchedFile<T> {
   #missing = 0;
 
   /**
-   * @param read what the file stands for; what it throws says why it cannot be used
+   * @param read reads and parses the file; throws if the content is invalid
    */
   constructor(readonly name: string, private readonly read: (name: string) => Promise<T>) {}
 
-  /** As it was last read without a fault. */
+  /** The last valid value. */
   get value(): T {
-    if (this.#value === undefined) throw new Error(`${this.name} was not read yet`);
+    if (this.#value === undefined) throw new Error(`${this.name} has not been read yet`);
     return this.#value;
   }
 
-  /** Looks in a row that found no file of this name. */
+  /** Number of consecutive polls that found no file. */
   get missing(): number {
     return this.#missing;
   }
 
   /**
-   * Reads the file where it is another than at the last look. Whether there is a new value. A fault is thrown once, and the value stays.
-   * @throws {Error} why it cannot be read, or not be used
+   * Reads the file if it has changed since the last poll. Returns whether there is a new value. Each error is thrown once; the value stays.
+   * @throws {Error} if the file cannot be read or is invalid
    */
   async poll(): Promise<boolean> {
     const { version, error } = await this.#examine();
     this.#missing = version === "ENOENT" ? this.#missing + 1 : 0;
     if (version === this.#version) return false;
-    // before it is read: what is written meanwhile is another version at the next look
+    // set before reading: a write in between is then a new version at the next poll
     this.#version = version;
     if (error !== undefined) throw error;
     this.#value = await this.read(this.name);

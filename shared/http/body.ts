@@ -1,20 +1,20 @@
-// Where a message's body ends (RFC 9112 §6, §7.1). It looks at the framing alone and changes nothing: what it looks at is sent on as it came.
+// Finds the end of a message body (RFC 9112 §6, §7.1). It parses only the framing; the body is forwarded unchanged.
 import { HeadError } from "./head.ts";
 
-/** Follows a body that comes in parts, to its end. */
+/** Tracks a body to its end. */
 export interface BodyEnd {
-  /** Whether all of it was seen. */
+  /** Whether the body is complete. */
   readonly done: boolean;
-  /** Whether the message is whole where the connection ends now. */
+  /** Whether the connection may end now with the message complete. */
   readonly mayEnd: boolean;
   /**
-   * How many bytes of `data` belong to the body; fewer than there are only where it ends within them.
-   * @throws {HeadError} 400, where its framing is malformed
+   * Returns how many bytes of `data` belong to the body: fewer than all only if the body ends within them.
+   * @throws {HeadError} 400 if the framing is malformed
    */
   take(data: Uint8Array): number;
 }
 
-/** A body of `length` bytes; with `Infinity` it ends with the connection. */
+/** A body of `length` bytes; `Infinity`: until the connection ends. */
 export class LengthEnd implements BodyEnd {
   #left: number;
 
@@ -37,27 +37,27 @@ export class LengthEnd implements BodyEnd {
   }
 }
 
-/** Longest line with a chunk's size, extensions included; and all lines of a trailer section. */
+/** Longest chunk size line with extensions, and longest trailer section, in bytes. */
 const MAX_SIZE_LINE = 4 * 1024;
 const MAX_TRAILERS = 64 * 1024;
 const [TAB, LF, CR, SPACE, SEMICOLON] = [0x09, 0x0a, 0x0d, 0x20, 0x3b];
 
-/** A body in chunks. */
+/** A chunked body. */
 export class ChunkedEnd implements BodyEnd {
   #state: "size" | "data" | "data-end" | "trailer" | "done" = "size";
-  /** Of the chunk at hand: its size, or the bytes of it that are still to come. */
+  /** The size of the current chunk, or its remaining bytes. */
   #left = 0;
   #digits = 0;
-  /** The rest of a size line: behind its digits, and within its extensions. */
-  #behind: "digits" | "blanks" | "extension" = "digits";
-  /** Bytes of the line at hand, or of the trailer section. */
+  /** Position in a size line. */
+  #part: "digits" | "blanks" | "extension" = "digits";
+  /** Bytes of the current size line, or of the trailer section. */
   #length = 0;
-  /** Bytes of a trailer line without its end. */
+  /** Bytes of the current trailer line, without its end. */
   #line = 0;
   #afterCr = false;
   readonly #lenient: boolean;
 
-  /** `lenient`: lines may end with LF alone. */
+  /** @param lenient lines may end with LF alone */
   constructor({ lenient }: { lenient: boolean }) {
     this.#lenient = lenient;
   }
@@ -66,7 +66,7 @@ export class ChunkedEnd implements BodyEnd {
     return this.#state === "done";
   }
 
-  /** Many servers leave out the empty line at the very end. */
+  /** In lenient mode the final empty line may be missing, as many servers omit it. */
   get mayEnd(): boolean {
     return this.done || (this.#lenient && this.#state === "trailer" && this.#length === 0);
   }
@@ -101,13 +101,13 @@ export class ChunkedEnd implements BodyEnd {
 
   #takeSize(byte: number): void {
     if (++this.#length > MAX_SIZE_LINE) throw malformed();
-    if (this.#behind === "extension") return;
+    if (this.#part === "extension") return;
     const digit = digitOf(byte);
-    if (digit >= 0 && this.#behind === "digits") {
-      // more than that a number does not hold exactly
+    if (digit >= 0 && this.#part === "digits") {
+      // larger numbers are not exact
       if (++this.#digits > 16 || (this.#left = 16 * this.#left + digit) > Number.MAX_SAFE_INTEGER) throw malformed();
-    } else if (this.#digits > 0 && (byte === SPACE || byte === TAB)) this.#behind = "blanks";
-    else if (this.#digits > 0 && byte === SEMICOLON) this.#behind = "extension";
+    } else if (this.#digits > 0 && (byte === SPACE || byte === TAB)) this.#part = "blanks";
+    else if (this.#digits > 0 && byte === SEMICOLON) this.#part = "extension";
     else throw malformed();
   }
 
@@ -115,7 +115,7 @@ export class ChunkedEnd implements BodyEnd {
     if (this.#state === "size") {
       if (this.#digits === 0) throw malformed();
       this.#state = this.#left === 0 ? "trailer" : "data";
-      [this.#digits, this.#behind, this.#length] = [0, "digits", 0];
+      [this.#digits, this.#part, this.#length] = [0, "digits", 0];
     } else if (this.#state === "data-end") this.#state = "size";
     else if (this.#line === 0) this.#state = "done";
     this.#line = 0;

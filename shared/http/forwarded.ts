@@ -1,18 +1,18 @@
-// The Forwarded field (RFC 7239): for whom a proxy asks. It knows its syntax, and not who may be believed.
+// Parses and writes the Forwarded field (RFC 7239). The caller decides which peers to trust.
 import { isIPv4, isIPv6 } from "node:net";
 import { HeadError } from "./head.ts";
 
-/** Most characters of all Forwarded fields of a request, and most proxies that they may name. */
+/** Limits on the characters of all Forwarded fields of a request, and on their elements. */
 const MAX_LENGTH = 4_096;
 const MAX_ELEMENTS = 32;
 
-/** `parameter=value`, the value a token or a quoted string, and what follows it. Addresses are taken without quotes too. */
+/** `parameter=value` and its separator; the value is a token or a quoted string. Unquoted addresses are accepted too. */
 const PAIR = /[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s",;=\\]+)))?[ \t]*(;|,|$)/y;
 
 /**
- * The nodes of the `for` parameters, one for each proxy, the nearest last; `undefined` where one says nothing of it. Each field is read on its
- * own: what a client has sent cannot hide what a proxy has added in another one.
- * @throws {HeadError}
+ * Returns the node of each element's `for` parameter, the nearest proxy's last; `undefined` for an element without one. Each field line is
+ * parsed separately, so that a client's line cannot hide what a proxy has added in another.
+ * @throws {HeadError} 400
  */
 export function parseForwarded(lines: readonly string[]): (string | undefined)[] {
   const fail = () => new HeadError(400, "The Forwarded field is malformed");
@@ -40,14 +40,14 @@ export function parseForwarded(lines: readonly string[]): (string | undefined)[]
   return nodes;
 }
 
-/** An address, and the port where it is told. */
+/** An address with an optional port. */
 export interface Node {
-  /** Of IPv6 without brackets. */
+  /** IPv6 without brackets. */
   readonly host: string;
   readonly port?: number;
 }
 
-/** The address that a node is; `undefined` for `unknown`, for an obfuscated one, and for what is none. */
+/** Parses a node; `undefined` for `unknown`, an obfuscated identifier, or anything else. */
 export function parseNode(text: string): Node | undefined {
   if (isIPv6(text) && !text.includes("%")) return { host: text };
   const [, v6, v4, port] = /^(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::([0-9]{1,5}|_[A-Za-z0-9._-]+))?$/.exec(text) ?? [];
@@ -57,7 +57,7 @@ export function parseNode(text: string): Node | undefined {
   return number >= 1 && number <= 65_535 ? { host, port: number } : { host };
 }
 
-/** The value of a Forwarded field for `client`, `host:port` or `[host]:port`, with the port or without. A zone means nothing elsewhere. */
+/** The value of a Forwarded field for `client`: a host with an optional port, IPv6 in brackets. Drops a zone, which is local to this host. */
 export function formatForwarded(client: string): string {
   return `for="${client.replace(/%[^\]]*(?=\])/, "")}"`;
 }

@@ -1,9 +1,8 @@
-// Request and response heads (RFC 9112): requests are parsed strictly, responses leniently; and writing. No sockets, and no policy on what a
-// request may ask for.
+// Parses and writes request and response heads (RFC 9112): requests strictly, responses leniently. Knows no sockets and no policy.
 import type { Buffer } from "node:buffer";
 import { isIPv6 } from "node:net";
 
-/** A head that is not what RFC 9112 allows, or more than is taken. `status` is what to answer a client. */
+/** A malformed or oversized head. `status` is the response to a client. */
 export class HeadError extends Error {
   override readonly name = "HeadError";
   constructor(readonly status: 400 | 431 | 505, message: string) {
@@ -11,7 +10,7 @@ export class HeadError extends Error {
   }
 }
 
-/** Header fields in the order they came, with the names as they were written. */
+/** Header fields in the order received, with names as written. */
 export type Fields = readonly (readonly [name: string, value: string])[];
 
 export interface RequestHead {
@@ -28,7 +27,7 @@ export interface ResponseHead {
   readonly fields: Fields;
 }
 
-/** Where a tunnel goes: the authority-form of RFC 9112 §3.2.3. */
+/** The destination of a tunnel: the authority-form of RFC 9112 §3.2.3. */
 export interface Authority {
   /** A name or an address; IPv6 without brackets. */
   readonly host: string;
@@ -36,19 +35,19 @@ export interface Authority {
   readonly port: number;
 }
 
-/** Most header lines of a request's head. */
+/** Limit on the header lines of a request. */
 const MAX_FIELDS = 100;
-/** Most header lines of a response's head. */
+/** Limit on the header lines of a response. */
 const MAX_RESPONSE_FIELDS = 1_000;
 
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 // visible characters, space, tab and obs-text (RFC 9110 §5.5)
 const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
-// uri-host [ ":" port ], or nothing (RFC 9110 §7.2): it decides nothing here, and must not be read as something else further on
+// uri-host [ ":" port ], or empty (RFC 9110 §7.2): not used here, but it must be unambiguous for the next recipient
 const HOST_VALUE = /^(?:\[[0-9A-Za-z:.%~_-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?$/;
 
 /**
- * Parses a request head that ends with its blank line, one character a byte (ISO 8859-1).
+ * Parses a request head including its empty line, one character per byte (ISO 8859-1).
  * @throws {HeadError} 400 malformed, 431 too many fields, 505 version
  */
 export function parseRequestHead(head: string): RequestHead {
@@ -62,7 +61,7 @@ export function parseRequestHead(head: string): RequestHead {
   const checked = checkVersion(version);
   checkFraming(checked, fields);
   const hosts = values(fields, "host");
-  // RFC 9112 §3.2: none in HTTP/1.1 is refused too, but clients of CONNECT leave it out, and the target names the host anyway
+  // RFC 9112 §3.2 also requires one in HTTP/1.1, but clients omit it with CONNECT, and the target names the host anyway
   if (hosts.length > 1) throw new HeadError(400, "There is more than one Host field");
   if (hosts[0] !== undefined && !HOST_VALUE.test(hosts[0]) && !isBareIpv6(hosts[0])) {
     throw new HeadError(400, "The Host field is malformed");
@@ -70,15 +69,15 @@ export function parseRequestHead(head: string): RequestHead {
   return { method, target, version: checked, fields };
 }
 
-/** An IPv6 address without its brackets, and perhaps a port behind it: wget, Ruby and others write that in a CONNECT. */
+/** An IPv6 address without brackets, with an optional port, as wget, Ruby and others write it with CONNECT. */
 function isBareIpv6(host: string): boolean {
   return [host, host.slice(0, Math.max(host.lastIndexOf(":"), 0))].some((address) => isIPv6(address.replace(/%.*/, "")));
 }
 
 /**
- * Parses a response head that ends with its blank line. Lenient, as every client is with servers: lines may end with LF alone (RFC 9112
- * §2.2), blanks before a colon are stripped (§5.1), folded lines are joined (§5.2), control characters become spaces (RFC 9110 §5.5), and
- * lines that have no valid name are left out. What is returned is strict again, so that all who read it after this agree on it.
+ * Parses a response head including its empty line. It is lenient, as clients are with servers: lines may end with LF alone (RFC 9112 §2.2),
+ * white space before a colon is removed (§5.1), folded lines are joined (§5.2), control characters become spaces (RFC 9110 §5.5), and lines
+ * without a valid name are dropped. The result is strict, so that all recipients read it alike.
  * @throws {HeadError} 400 malformed, 431 too many fields, 505 version
  */
 export function parseResponseHead(head: string): ResponseHead {
@@ -91,7 +90,7 @@ export function parseResponseHead(head: string): ResponseHead {
   return { version, status: Number(match[2]), reason: withoutControls(match[3] ?? ""), fields: rest.flatMap(parseResponseField) };
 }
 
-/** Nothing where it is no field. */
+/** Empty if the line is not a field. */
 function parseResponseField(line: string): Fields {
   const colon = line.indexOf(":");
   const name = trimSpace(line.slice(0, Math.max(colon, 0)));
@@ -99,19 +98,18 @@ function parseResponseField(line: string): Fields {
 }
 
 function withoutControls(text: string): string {
-  // deno-lint-ignore no-control-regex -- these are what must not be in it
+  // deno-lint-ignore no-control-regex -- matches forbidden characters
   return trimSpace(text.replace(/[\x00-\x08\x0a-\x1f\x7f]/g, " "));
 }
 
-/** A later minor version is understood as the one that is known (RFC 9110 §2.5). */
+/** Treats later minor versions as 1.1 (RFC 9110 §2.5). */
 function checkResponseVersion(version: string): "1.0" | "1.1" {
   const written = version.toUpperCase();
   return /^HTTP\/1\.[2-9]$/.test(written) ? "1.1" : checkVersion(written);
 }
 
 /**
- * Where the first empty line in `bytes` ends, whether its lines end with CRLF or LF; -1 where there is none. Looks no further back than the
- * three bytes before `from`.
+ * Returns the end of the first empty line in `bytes`, with CRLF or LF; -1 without one. Searches from three bytes before `from`.
  */
 export function endOfHead(bytes: Buffer, from = 0): number {
   for (let at = Math.max(0, from - 3); (at = bytes.indexOf("\n", at)) >= 0; at++) {
@@ -123,7 +121,7 @@ export function endOfHead(bytes: Buffer, from = 0): number {
 
 const BARE_LINE_END = /\r(?!\n)|(?<!\r)\n/;
 
-/** Lines without their CRLF; the blank one left out. */
+/** Splits a head into lines, without CRLF and the empty line. */
 function splitLines(head: string): string[] {
   if (!head.endsWith("\r\n\r\n")) throw new HeadError(400, "The head does not end with an empty line");
   if (BARE_LINE_END.test(head)) throw new HeadError(400, "A line ends with a bare CR or LF");
@@ -148,7 +146,7 @@ function isSpace(code: number): boolean {
   return code === 0x20 || code === 0x09;
 }
 
-/** Optional white space is space and tab alone (RFC 9110 §5.6.3). */
+/** Trims optional white space: space and tab only (RFC 9110 §5.6.3). */
 function trimSpace(text: string): string {
   let start = 0;
   let end = text.length;
@@ -157,7 +155,7 @@ function trimSpace(text: string): string {
   return text.slice(start, end);
 }
 
-/** The forms that two implementations read differently are refused (RFC 9112 §6.3, §11.2). */
+/** Rejects framing that implementations interpret differently (RFC 9112 §6.3, §11.2). */
 function checkFraming(version: RequestHead["version"], fields: Fields): void {
   const lengths = values(fields, "content-length");
   const codings = values(fields, "transfer-encoding");
@@ -167,7 +165,7 @@ function checkFraming(version: RequestHead["version"], fields: Fields): void {
   if (codings.length > 1 || (codings[0] !== undefined && !/^chunked$/i.test(codings[0]))) {
     throw new HeadError(400, "Transfer-Encoding is not chunked alone");
   }
-  // RFC 9112 §6.1: somebody on the way may not have known it
+  // RFC 9112 §6.1: an intermediary may not have understood it
   if (codings.length > 0 && version === "1.0") throw new HeadError(400, "Transfer-Encoding is not part of HTTP/1.0");
 }
 
@@ -180,8 +178,8 @@ function checkVersion(version: string): "1.0" | "1.1" {
 }
 
 /**
- * The id that a peer gave the request in `X-Request-Id`, for the logs of everybody who takes part. `undefined` where it is anything but one
- * token of 64 characters at most: it is nobody's way to write into logs.
+ * Returns the request id in `X-Request-Id`, for the logs of all hops. `undefined` unless it is a single token of at most 64 characters, which
+ * is safe to log.
  */
 export function requestIdOf(fields: Fields): string | undefined {
   const [id, ...more] = values(fields, "x-request-id");
@@ -190,26 +188,26 @@ export function requestIdOf(fields: Fields): string | undefined {
 
 /** All values of a field; `name` in lower case. */
 export function values(fields: Fields, name: string): string[] {
-  const found: string[] = [];
-  for (const [written, value] of fields) {
-    if (written.length === name.length && written.toLowerCase() === name) found.push(value);
+  const result: string[] = [];
+  for (const [fieldName, value] of fields) {
+    if (fieldName.length === name.length && fieldName.toLowerCase() === name) result.push(value);
   }
-  return found;
+  return result;
 }
 
 /**
- * Parses `host:port` or `[v6]:port`; the port must be there unless `defaultPort` is. Where it must, an IPv6 address may come without its
- * brackets, as many clients write it in a CONNECT: what follows the last colon is the port.
+ * Parses `host:port` or `[v6]:port`. The port is required unless `defaultPort` is given. If it is required, an IPv6 address may lack its
+ * brackets, as many clients write it with CONNECT: the port follows the last colon.
  * @throws {HeadError} 400
  */
 export function parseAuthority(text: string, defaultPort?: number): Authority {
   const colon = text.lastIndexOf(":");
   const bare = text.slice(0, Math.max(colon, 0));
   if (defaultPort === undefined && isIPv6(bare.replace(/%.*/, ""))) return parseAuthority(`[${bare}]${text.slice(colon)}`);
-  // an IPv6 address may carry a zone (RFC 6874 or, as most write it, without the escape)
+  // an IPv6 address may have a zone, escaped (RFC 6874) or, more commonly, not
   const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
   if (!match) throw new HeadError(400, "The target is not host:port");
-  const host = match[1]?.replace(/%25(?=.)/, "%") ?? match[2]!; // a zone may be the number 25
+  const host = match[1]?.replace(/%25(?=.)/, "%") ?? match[2]!; // but a zone may be the number 25
   if (match[1] !== undefined && !isIPv6(host.replace(/%.*/, ""))) throw new HeadError(400, "The target is not host:port");
   if (match[2] !== undefined && !isRegisteredName(host)) throw new HeadError(400, "The target's host is malformed");
   const port = match[3] === undefined ? defaultPort : Number(match[3]);
@@ -218,19 +216,19 @@ export function parseAuthority(text: string, defaultPort?: number): Authority {
   return { host, port };
 }
 
-/** Names as DNS and hosts files have them: letters, digits, hyphens, underscores and dots, 253 at most. */
+/** Whether a name is valid in DNS or a hosts file: at most 253 letters, digits, hyphens, underscores and dots. */
 function isRegisteredName(host: string): boolean {
   return host.length <= 253 && /^[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_.])?$/.test(host) && !host.includes("..");
 }
 
-/** `host:port`, an IPv6 address in brackets; a zone that begins with 25 is escaped, for it would be read as one that is. */
+/** Formats `host:port`, with IPv6 in brackets. Escapes a zone that begins with 25, which would be read as an escape. */
 export function formatAuthority({ host, port }: Authority): string {
   return host.includes(":") ? `[${host.replace("%25", "%2525")}]:${port}` : `${host}:${port}`;
 }
 
 const encoder = new TextEncoder();
 
-/** The bytes of a head. Only what was parsed, or written by this program, may go in: nothing is escaped. */
+/** Encodes a head. The parts must be parsed or from this program: nothing is escaped. */
 export function encodeHead(startLine: string, fields: Fields): Uint8Array {
   let text = `${startLine}\r\n`;
   for (const [name, value] of fields) text += `${name}: ${value}\r\n`;

@@ -1,5 +1,4 @@
-// The Proxy-Status field (RFC 9209): what each intermediary on the way back says of a response, the closest to the origin first. It does not
-// know what a response is refused for.
+// Parses and writes the Proxy-Status field (RFC 9209): one member per intermediary, the closest to the origin first.
 import { isInnerList, type Item, type List, parseList, serializeList, Token } from "structured-headers";
 import { printable } from "../net/printable.ts";
 import { type Fields, values } from "./head.ts";
@@ -41,26 +40,26 @@ const PROXY_ERROR_TYPES = [
 ] as const;
 export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
 
-/** This program as it names itself in the field. */
+/** Names of this program's services in the field. */
 export type Intermediary = "reverse-http-agent" | "reverse-http-proxy" | "reverse-http-lb";
 
-/** What a peer's field says. */
+/** The content of a peer's field. */
 export interface ProxyStatus {
-  /** The peers' own members, to be passed on. */
+  /** Members to forward. */
   readonly members: readonly Item[];
-  /** The cause of the member closest to the origin that tells one. */
+  /** The error of the member closest to the origin that has one. */
   readonly error?: ProxyErrorType;
-  /** The words of the same member. */
+  /** The details of the same member. */
   readonly details?: string;
 }
 
-/** Most characters of the field that are taken from a peer, members, and characters of the details of one member. */
+/** Limits on a peer's field: characters, members, and characters of a member's details. */
 const MAX_LENGTH = 4_096;
 const MAX_MEMBERS = 32;
 const MAX_DETAILS = 256;
 const NOTHING: ProxyStatus = { members: [] };
 
-/** Nothing where the field is missing, malformed or too long: then it is not passed on. */
+/** Parses the field. The result is empty if it is missing, malformed or too long; it is then not forwarded. */
 export function parseProxyStatus(fields: Fields): ProxyStatus {
   const lines = values(fields, "proxy-status");
   const text = lines.join(", "); // RFC 9110 §5.3
@@ -74,12 +73,12 @@ export function parseProxyStatus(fields: Fields): ProxyStatus {
   return { members };
 }
 
-/** None where the text is malformed. */
+/** Empty if the text is malformed. */
 function parseMembers(text: string): Item[] {
   let list: List;
   try {
     list = parseList(text);
-    serializeList(list); // what cannot be written again is malformed too
+    serializeList(list); // rejects what cannot be forwarded
   } catch {
     return [];
   }
@@ -94,14 +93,14 @@ function parseMembers(text: string): Item[] {
   return members;
 }
 
-/** The field's value: `members`, and behind them the one of `by`, with a cause where it tells one. */
+/** Formats the field: `members`, then the member of `by` with its error, if any. */
 export function formatProxyStatus(
   members: readonly Item[],
   by: Intermediary,
   { error, details = "" }: { readonly error?: ProxyErrorType; readonly details?: string } = {},
 ): string {
   const parameters = new Map<string, Token | string>();
-  // a string of a structured field is printable ASCII (RFC 9651 §3.3.3)
+  // strings in structured fields are printable ASCII (RFC 9651 §3.3.3)
   if (error) parameters.set("error", new Token(error)).set("details", details.replace(/[^\x20-\x7e]/gu, "?"));
   return serializeList([...members, [new Token(by), parameters]]);
 }

@@ -1,28 +1,28 @@
-// What a client is told when it gets no tunnel: a status, the cause in Proxy-Status (RFC 9209), one line of text.
+// Error responses: a status, the error type in Proxy-Status (RFC 9209), and one line of text.
 import { printable } from "../net/printable.ts";
 import { encodeHead, type Fields } from "./head.ts";
 import { formatProxyStatus, type Intermediary, type ProxyErrorType, type ProxyStatus } from "./proxy_status.ts";
 
-/** The head that says yes to a CONNECT, of proxy and agent alike. */
+/** The successful response head to CONNECT, of proxy and agent. */
 export const CONNECTION_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
 
-/** What a port that takes TLS answers to plain HTTP: lb knows by this that its proxy takes TLS. */
+/** The error text of a TLS port for plain HTTP. lb recognises by it that its proxy requires TLS. */
 export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://";
 
-/** Of a refusal, where there is more to tell. */
+/** Options of a {@link ProxyError}. */
 export interface ProxyErrorOptions extends ErrorOptions {
-  /** What the refusal of the peer that this one passes on says. */
+  /** The Proxy-Status of the peer's error that this one forwards. */
   readonly received?: ProxyStatus;
 }
 
-/** Why a request is not done. */
+/** Why a request failed, with the status and the proxy error type (RFC 9209 §2.3) of the response. */
 export class ProxyError extends Error {
-  override readonly name = "Refusal";
+  override readonly name = "ProxyError";
   readonly received?: ProxyStatus;
   /**
-   * @param error the cause for Proxy-Status
-   * @param message one line for people, sent to the client: it must hold nothing secret
-   * @param fields further fields of the answer
+   * @param error the error type in Proxy-Status
+   * @param message one line for the client; it must not contain secrets
+   * @param fields additional fields of the response
    */
   constructor(
     readonly status: number,
@@ -52,33 +52,33 @@ const REASONS: Readonly<Record<number, string>> = {
   505: "HTTP Version Not Supported",
 };
 
-/** Reason phrase of a status; empty for one that is not used here. */
+/** Reason phrase of a status; empty for statuses that are not used here. */
 export function reasonOf(status: number): string {
   return REASONS[status] ?? "";
 }
 
-/** Longest message in an answer, in characters. */
+/** Longest message in a response, in characters. */
 const MAX_MESSAGE = 512;
 
-/** Whose request is refused. */
+/** The failed request. */
 export interface ErrorContext {
-  /** Its body is left out for `HEAD` (RFC 9110 §9.3.2). */
+  /** The response to `HEAD` has no body (RFC 9110 §9.3.2). */
   readonly method?: string;
-  /** Under which it is in the log: one token. */
+  /** Request id in the log: one token. */
   readonly id?: string;
 }
 
 /**
- * The whole answer to a request that `by` refuses. A cause that came from a peer stays the peer's. Where the request has an id, that is in a field, in the text, and with the cause in the
- * reason phrase: of a refused CONNECT many programs show nothing but that.
+ * Encodes the error response of `by`. An error that a peer reported is attributed to the peer. The request id is in a field, in the text,
+ * and with the error type in the reason phrase, because many programs show nothing else of a failed CONNECT.
  */
-export function encodeErrorResponse(refusal: ProxyError, by: Intermediary, { method, id }: ErrorContext = {}): Uint8Array {
-  const { status, error, message, fields, received } = refusal;
-  const words = printable(message, MAX_MESSAGE);
-  const body = id === undefined ? `${words}\n` : `${words} (request ${id})\n`;
+export function encodeErrorResponse(proxyError: ProxyError, by: Intermediary, { method, id }: ErrorContext = {}): Uint8Array {
+  const { status, error, message, fields, received } = proxyError;
+  const details = printable(message, MAX_MESSAGE);
+  const body = id === undefined ? `${details}\n` : `${details} (request ${id})\n`;
   const reason = id === undefined ? reasonOf(status) : `${reasonOf(status)} (${error}, request ${id})`;
   const head = encodeHead(`HTTP/1.1 ${status} ${reason}`, [
-    ["Proxy-Status", formatProxyStatus(received?.members ?? [], by, received?.error === error ? {} : { error, details: words })],
+    ["Proxy-Status", formatProxyStatus(received?.members ?? [], by, received?.error === error ? {} : { error, details })],
     ...id === undefined ? [] : [["X-Request-Id", id] as const],
     ...fields,
     ["Content-Type", "text/plain; charset=utf-8"],
@@ -87,8 +87,8 @@ export function encodeErrorResponse(refusal: ProxyError, by: Intermediary, { met
   ]);
   if (method === "HEAD") return head;
   const text = new TextEncoder().encode(body);
-  const answer = new Uint8Array(head.length + text.length);
-  answer.set(head);
-  answer.set(text, head.length);
-  return answer;
+  const response = new Uint8Array(head.length + text.length);
+  response.set(head);
+  response.set(text, head.length);
+  return response;
 }

@@ -1,25 +1,25 @@
-// Whom an address stands for: a host of IPv4, or the network of IPv6 (a /64, RFC 6177) that one customer has whole.
+// Keys for limits by address: an IPv4 address, or the /64 network of an IPv6 address, which one customer controls (RFC 6177).
 import ipaddr from "ipaddr.js";
 import { createAllowList } from "../address/allow_list.ts";
 import { RecentKeys } from "./counters.ts";
 
-/** The key of `remote`, `host:port` or `[host]:port`, in tables; `undefined` for one that is not counted by its address. */
+/** Returns the key of `remote` (`host:port` or `[host]:port`); `undefined` for an exempt address. */
 export type AddressKeys = (remote: string) => string | undefined;
 
-/** @param exempt patterns of an allow-list: addresses that stand for many, as load balancers do */
+/** @param exempt allow-list patterns of addresses without limits, such as load balancers */
 export function createAddressKeys(exempt: readonly string[]): AddressKeys {
   const list = exempt.length > 0 ? createAllowList(exempt) : undefined;
-  // to read an address costs more than all that is done with it
-  const known = new RecentKeys<{ key: string | undefined }>();
+  // parsing an address costs more than the limits themselves
+  const cache = new RecentKeys<{ key: string | undefined }>();
   return (remote) => {
     const host = hostOf(remote);
-    let found = known.get(host);
-    if (!found) known.set(host, found = { key: list?.allows({ host, port: 1 }) ? undefined : keyOf(host) });
-    return found.key;
+    let entry = cache.get(host);
+    if (!entry) cache.set(host, entry = { key: list?.allows({ host, port: 1 }) ? undefined : keyOf(host) });
+    return entry.key;
   };
 }
 
-/** The host of `host:port` or `[host]:port`, also where the port is missing. */
+/** The host of `host:port` or `[host]:port`; the port may be missing. */
 export function hostOf(remote: string): string {
   if (remote.startsWith("[")) return remote.slice(1, remote.indexOf("]"));
   const end = remote.lastIndexOf(":");

@@ -1,24 +1,24 @@
-// Bytes a second: the values of options, and the rates that tunnels of one key share.
+// Bandwidth limits: option values, and the rates that tunnels with the same key share.
 import type { Net, Rate } from "../net/types.ts";
 
-/** A rate that was not used lets so much through at once, in seconds. */
+/** Burst of an idle rate, in seconds' worth of bytes. */
 const BURST_S = 0.25;
 
 const UNITS = { "": 1, KiB: 1 << 10, MiB: 1 << 20, GiB: 1 << 30 };
 const BANDWIDTH = /^([0-9]{1,12})(KiB|MiB|GiB)?$/;
 
-/** Why the option's value cannot be used. */
+/** Returns why an option value is invalid, or `undefined`. */
 export function checkBandwidth(text: string): string | undefined {
   return BANDWIDTH.test(text) ? undefined : `${JSON.stringify(text)} is not like 500000, 512KiB, 10MiB or 1GiB, or 0`;
 }
 
-/** Rates by key, each as long as it has users and a little longer: who comes back at once does not find it full again. */
+/** Rates by key. A rate is kept briefly after its last user, so that reconnecting does not refill it. */
 export class Bandwidth {
   readonly #bytesPerSecond: number;
   readonly #createRate: Net["createRate"];
-  readonly #rates = new Map<string, { readonly rate: Rate; users: number; isOld: boolean }>();
+  readonly #rates = new Map<string, { readonly rate: Rate; users: number; isStale: boolean }>();
 
-  /** @param text as an option has it; 0 for no limit */
+  /** @param text option value; 0 for no limit */
   constructor(text: string, createRate: Net["createRate"]) {
     const [, number, unit] = BANDWIDTH.exec(text) ?? [];
     this.#bytesPerSecond = Number(number ?? 0) * UNITS[(unit ?? "") as keyof typeof UNITS];
@@ -29,13 +29,13 @@ export class Bandwidth {
     return this.#rates.size;
   }
 
-  /** A rate for one user alone, who is to close it. */
+  /** A rate for one user, who closes it; `undefined` without a limit. */
   create(): Rate | undefined {
     const bytesPerSecond = this.#bytesPerSecond;
     return bytesPerSecond > 0 ? this.#createRate({ bytesPerSecond, burst: bytesPerSecond * BURST_S }) : undefined;
   }
 
-  /** The rate of the key, for one more user, who is to {@link release} it. */
+  /** The shared rate of the key, for one more user, who calls {@link release}; `undefined` without a limit. */
   join(key: string): Rate | undefined {
     const shared = this.#rates.get(key);
     if (shared) {
@@ -43,7 +43,7 @@ export class Bandwidth {
       return shared.rate;
     }
     const rate = this.create();
-    if (rate) this.#rates.set(key, { rate, users: 1, isOld: false });
+    if (rate) this.#rates.set(key, { rate, users: 1, isStale: false });
     return rate;
   }
 
@@ -51,18 +51,18 @@ export class Bandwidth {
     const shared = this.#rates.get(key);
     if (!shared) return;
     shared.users--;
-    shared.isOld = false;
+    shared.isStale = false;
   }
 
-  /** Forgets those that had no user between two calls. To be called once a second: in a shorter time a rate has filled again. */
+  /** Removes rates without users since the previous call. Called once per second, in which an idle rate refills anyway. */
   tick(): void {
     for (const [key, shared] of this.#rates) {
       if (shared.users > 0) continue;
-      if (shared.isOld) {
+      if (shared.isStale) {
         shared.rate.close();
         this.#rates.delete(key);
       }
-      shared.isOld = true;
+      shared.isStale = true;
     }
   }
 

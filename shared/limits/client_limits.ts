@@ -1,5 +1,5 @@
-// All limits on clients, in the order in which a request meets them: the door, the rate of its address, lock-outs, the rate of who it is,
-// and the tunnels.
+// All limits on clients, in the order in which they apply to a request: connections, the rate per address, lockouts, the rate per client,
+// and tunnels.
 import { networksOf } from "../address/allow_list.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
@@ -11,7 +11,7 @@ import { type Buffers, reportDescriptors, shareOf, withinDescriptors } from "./r
 import { TokenBuckets } from "./counters.ts";
 import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 
-/** A client that is in. */
+/** The permit of a client connection. */
 export class ClientPermit {
   readonly #limits: ClientLimits;
   readonly #permit: ConnectionPermit;
@@ -22,7 +22,7 @@ export class ClientPermit {
   }
 
   /**
-   * Its address has become known.
+   * Sets the client's address when it becomes known.
    * @throws {LimitReached}
    */
   setRemote(remote: string): void {
@@ -30,7 +30,7 @@ export class ClientPermit {
   }
 
   /**
-   * It asks for a tunnel. To be called before its credentials are looked at.
+   * Checks the request rate and lockout of the address. Called before the credentials are verified.
    * @throws {LimitReached}
    */
   checkRate(): void {
@@ -38,20 +38,20 @@ export class ClientPermit {
     this.#permit.checkLockout();
   }
 
-  /** Its credentials were not accepted. */
+  /** Records a failed authentication. */
   recordFailure(credentials: ClientCredentials): void {
     this.#permit.recordFailure(JSON.stringify(credentials));
   }
 
   /**
-   * It may have one, which the caller closes.
+   * Opens a tunnel, which the caller closes.
    * @throws {LimitReached}
    */
   open(identity: Identity): OpenTunnel {
     return this.#limits.open(identity);
   }
 
-  /** Its connection is gone. */
+  /** Returns the permit when the connection ends. */
   release(): void {
     this.#permit.release();
   }
@@ -59,22 +59,22 @@ export class ClientPermit {
 
 export interface ClientLimitsDeps {
   log: Logger;
-  /** Flushed while it is open, and when it is closed. */
+  /** Flushed regularly, and on close. */
   reports: LimitReporter;
   createRate: Net["createRate"];
-  /** As of {@link TunnelLimitsOptions}. */
+  /** As in {@link TunnelLimitsOptions}. */
   buffers?: Buffers;
-  /** Addresses and networks of proxies and load balancers that tell their clients' addresses: their own count for nothing. Default none. */
+  /** Addresses and networks of proxies and load balancers that report their clients' addresses; theirs are exempt. Default: none. */
   intermediaries?: readonly string[];
-  /** Milliseconds from any fixed point. Default `performance.now`. */
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
 
-/** Holds clients to their limits, until it is closed. */
+/** Enforces the limits on clients until it is closed. */
 export class ClientLimits {
-  /** Heads of clients that may be read at a time. */
+  /** Limit on request heads being read concurrently. */
   readonly pendingRequests: number;
-  /** And of one address. */
+  /** The same per address. */
   readonly pendingRequestsPerAddress: AddressLimit;
   readonly #reports: LimitReporter;
   readonly #connections: ConnectionLimiter;
@@ -82,20 +82,20 @@ export class ClientLimits {
   readonly #addressRate: TokenBuckets;
   readonly #clientRate: TokenBuckets;
 
-  /** @param descriptors that a tunnel takes */
+  /** @param descriptors file descriptors per tunnel */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
     const { now, createRate, buffers, reports } = deps;
-    const wanted = {
+    const configured = {
       connections: unlimitedIfZero(values.connections),
       pendingRequests: Math.min(unlimitedIfZero(values.pendingRequests), MAX_PENDING_REQUESTS),
     };
-    const { connections, pendingRequests } = withinDescriptors(wanted, descriptors);
-    const ofConnections = (limit: number, share: number) => shareOf(limit, share, wanted.connections, connections);
+    const { connections, pendingRequests } = withinDescriptors(configured, descriptors);
+    const ofConnections = (limit: number, share: number) => shareOf(limit, share, configured.connections, connections);
     const connectionsPerAddress = ofConnections(values.connectionsPerAddress, ADDRESS_SHARE);
     const tunnelsPerAgent = ofConnections(values.tunnelsPerAgent, CLIENT_SHARE);
     const tunnelsPerClient = ofConnections(values.tunnelsPerClient, CLIENT_SHARE);
-    const pendingRequestsPerAddress = shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, wanted.pendingRequests, pendingRequests);
-    if (connections < wanted.connections) {
+    const pendingRequestsPerAddress = shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, configured.pendingRequests, pendingRequests);
+    if (connections < configured.connections) {
       reportDescriptors(deps.log, "connections", connections, {
         pendingRequests,
         connectionsPerAddress,
@@ -105,7 +105,7 @@ export class ClientLimits {
     }
     this.pendingRequests = pendingRequests;
     this.pendingRequestsPerAddress = {
-      most: pendingRequestsPerAddress,
+      max: pendingRequestsPerAddress,
       exempt: [...networksOf(values.exemptAddresses), ...networksOf(deps.intermediaries ?? [])],
     };
     this.#reports = reports;
@@ -123,14 +123,14 @@ export class ClientLimits {
     this.#clientRate = new TokenBuckets(unlimitedIfZero(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);
   }
 
-  /** Milliseconds of silence after which a tunnel is to end; 0 for never. */
+  /** Idle timeout of tunnels in milliseconds; 0: none. */
   get idleMs(): number {
     return this.#tunnels.idleMs;
   }
 
   /**
-   * Lets a client in.
-   * @param remote missing where the address is not known yet: it is told by {@link ClientPermit.setRemote}
+   * Admits a client connection.
+   * @param remote its address; if that is unknown yet, {@link ClientPermit.setRemote} sets it later
    * @throws {LimitReached}
    */
   acquire(remote?: string): ClientPermit {
@@ -143,26 +143,26 @@ export class ClientLimits {
   }
 
   /**
-   * A tunnel of this client.
+   * Opens a tunnel of this client.
    * @throws {LimitReached}
    */
   open({ agentId, tokenId, signal }: Identity): OpenTunnel {
     const client = tokenId ?? agentId;
     this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
-    return this.#tunnels.open({ agentId, client, signal: signal });
+    return this.#tunnels.open({ agentId, client, signal });
   }
 
-  /** The network has given up a head for others. */
+  /** The network has dropped the oldest pending request for a new one. */
   recordPendingHead(remote: string): void {
-    this.#reports.record("pending-requests", { client: remote, most: this.pendingRequests });
+    this.#reports.record("pending-requests", { client: remote, max: this.pendingRequests });
   }
 
-  /** It has given one up for others of the same address. */
+  /** The same for a limit per address. */
   recordPendingHeadOfAddress(remote: string): void {
-    this.#reports.record("pending-requests-per-address", { client: remote, most: this.pendingRequestsPerAddress.most });
+    this.#reports.record("pending-requests-per-address", { client: remote, max: this.pendingRequestsPerAddress.max });
   }
 
-  /** The system has no local port left for a connection to the proxy at `address`. */
+  /** No local port is left for a connection to the proxy at `address`. */
   recordNoPort(address: string): void {
     this.#reports.noPort(address);
   }
@@ -171,7 +171,7 @@ export class ClientLimits {
     const waitMs = rate.take(key);
     if (waitMs === 0) return;
     this.#reports.record(limit, fields);
-    throw new LimitReached(limit, "Too many tunnels are asked for in too short a time", Math.ceil(waitMs / 1_000));
+    throw new LimitReached(limit, "Too many tunnels are requested in a short time", Math.ceil(waitMs / 1_000));
   }
 
   close(): void {
@@ -179,8 +179,8 @@ export class ClientLimits {
   }
 }
 
-/** What the network can count to. */
+/** Upper bound of the network's counter. */
 const MAX_PENDING_REQUESTS = 1_000_000;
-/** Where descriptors are few: what one address, and one client or agent, may have of all there may be. */
+/** With few descriptors, the share of one address, and of one client or agent. */
 const ADDRESS_SHARE = 1 / 4;
 const CLIENT_SHARE = 1 / 2;

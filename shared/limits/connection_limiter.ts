@@ -1,4 +1,4 @@
-// The way in, of clients and of agents: how many at a time, how many from one address, and no more of who fails to say who it is.
+// Limits connections of clients or agents: in total, per address, and after failed authentications.
 import type { LogFields } from "../log/logger.ts";
 import { type AddressKeys, createAddressKeys } from "./addresses.ts";
 import { FailedCredentials } from "./failed_credentials.ts";
@@ -7,18 +7,19 @@ import type { AddressLimitValues } from "./options.ts";
 import { AuthLockout, InflightCounts } from "./counters.ts";
 
 export interface ConnectionLimiterOptions {
-  /** What comes in, and its limits; 0 for none. */
+  /** Limit on all connections; 0: none. */
   all: { limit: LimitName; max: number };
+  /** Limit per address; 0: none. */
   perAddress: { limit: LimitName; max: number };
   addresses: AddressLimitValues;
-  /** One failed authentication of an address is forgiven in so many milliseconds. */
+  /** Time in milliseconds after which one failed authentication of an address is forgiven. */
   failureRefillMs: number;
   reports: LimitReporter;
-  /** Milliseconds from any fixed point. Default `performance.now`. */
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
 
-/** Counts those who are in. */
+/** Counts connections and issues permits. */
 export class ConnectionLimiter {
   readonly #options: ConnectionLimiterOptions;
   readonly #keyOf: AddressKeys;
@@ -36,20 +37,20 @@ export class ConnectionLimiter {
   }
 
   /**
-   * Lets somebody in, who is to {@link ConnectionPermit.release} at the end.
-   * @param remote missing where the address is not known yet: it is told by {@link ConnectionPermit.setRemote}
+   * Admits a connection, which calls {@link ConnectionPermit.release} when it ends.
+   * @param remote its address; if that is unknown yet, {@link ConnectionPermit.setRemote} sets it later
    * @throws {LimitReached}
    */
   acquire(remote?: string): ConnectionPermit {
     const { all } = this.#options;
-    if (this.#open >= unlimitedIfZero(all.max)) throw this.refusal(all.limit, "There are too many connections", { most: all.max });
+    if (this.#open >= unlimitedIfZero(all.max)) throw this.reject(all.limit, "There are too many connections", { max: all.max });
     const key = remote === undefined ? undefined : this.count(remote);
     this.#open++;
     return new ConnectionPermit(this, key);
   }
 
   /**
-   * Counts one more of its address, and returns that one's key.
+   * Counts one more connection of an address and returns its key; `undefined` for an exempt address.
    * @throws {LimitReached}
    */
   count(remote: string): string | undefined {
@@ -57,18 +58,18 @@ export class ConnectionLimiter {
     const key = this.#keyOf(remote);
     if (key === undefined) return undefined;
     if (this.#perAddress.get(key) >= unlimitedIfZero(perAddress.max)) {
-      throw this.refusal(perAddress.limit, "There are too many connections from this address", { address: key, most: perAddress.max });
+      throw this.reject(perAddress.limit, "There are too many connections from this address", { address: key, max: perAddress.max });
     }
     this.#perAddress.add(key);
     return key;
   }
 
-  /** @throws {LimitReached} where the address is locked out */
+  /** @throws {LimitReached} while the address is locked out */
   checkLockout(key: string): void {
     const lockedMs = this.#lockout.lockedMs(key);
     if (lockedMs === 0) return;
     const seconds = Math.ceil(lockedMs / 1_000);
-    throw this.refusal("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
+    throw this.reject("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
   }
 
   recordFailure(key: string, credential: string | Uint8Array): void {
@@ -80,31 +81,31 @@ export class ConnectionLimiter {
     if (key !== undefined) this.#perAddress.remove(key);
   }
 
-  /** Reports it. */
-  refusal(limit: LimitName, message: string, fields: LogFields, retryAfterS?: number): LimitReached {
+  /** Reports a rejection and returns its error. */
+  reject(limit: LimitName, message: string, fields: LogFields, retryAfterS?: number): LimitReached {
     this.#options.reports.record(limit, fields);
     return new LimitReached(limit, message, retryAfterS);
   }
 }
 
-/** Somebody who is in. */
+/** The permit of one connection. */
 export class ConnectionPermit {
   readonly #limiter: ConnectionLimiter;
   #key: string | undefined;
-  #isHeld = true;
+  #isReleased = false;
 
   constructor(limiter: ConnectionLimiter, key: string | undefined) {
     this.#limiter = limiter;
     this.#key = key;
   }
 
-  /** Of the address, in tables; `undefined` where none of the limits by address applies. */
+  /** Key of the address; `undefined` if it is exempt or unknown. */
   get key(): string | undefined {
     return this.#key;
   }
 
   /**
-   * The address has become known.
+   * Sets the address when it becomes known.
    * @throws {LimitReached}
    */
   setRemote(remote: string): void {
@@ -112,21 +113,21 @@ export class ConnectionPermit {
   }
 
   /**
-   * To be called before credentials are looked at.
-   * @throws {LimitReached} where the address is locked out
+   * Checks for a lockout. Called before the credentials are verified.
+   * @throws {LimitReached} while the address is locked out
    */
   checkLockout(): void {
     if (this.key !== undefined) this.#limiter.checkLockout(this.key);
   }
 
-  /** The credential was not accepted. */
+  /** Records a failed authentication. */
   recordFailure(credential: string | Uint8Array): void {
     if (this.key !== undefined) this.#limiter.recordFailure(this.key, credential);
   }
 
   release(): void {
-    if (!this.#isHeld) return;
-    this.#isHeld = false;
+    if (this.#isReleased) return;
+    this.#isReleased = true;
     this.#limiter.released(this.key);
   }
 }

@@ -1,7 +1,6 @@
-// What is remembered of peers by a key of their own making: how many, how fast, how often in vain. Every table has an end, every look-up
-// costs the same however many there are, and nobody has a timer.
+// Counters, rates and lockouts by keys that peers control. Every table is bounded, every lookup takes constant time, and no key has a timer.
 
-/** How many there are of each key. It holds keys only as long as there is something to count. */
+/** Counts per key. A key is removed when its count reaches zero. */
 export class InflightCounts {
   readonly #counts = new Map<string, number>();
 
@@ -14,18 +13,18 @@ export class InflightCounts {
   }
 
   remove(key: string): void {
-    const left = this.get(key) - 1;
-    if (left > 0) this.#counts.set(key, left);
+    const count = this.get(key) - 1;
+    if (count > 0) this.#counts.set(key, count);
     else this.#counts.delete(key);
   }
 }
 
-/** Keys of which something is remembered, in each of two generations. */
+/** Keys per generation. */
 const MAX_KEYS = 8_192;
 
 /**
- * What is remembered of the latest keys. Once the younger generation is full, it becomes the older one, and that is forgotten: taking keys
- * out one by one, the oldest first, is slow with maps.
+ * A bounded map of recently set keys, in two generations. When the younger one is full, it replaces the older one: evicting single keys,
+ * oldest first, is slow with maps.
  */
 export class RecentKeys<T> {
   #young = new Map<string, T>();
@@ -53,7 +52,7 @@ export class RecentKeys<T> {
   }
 }
 
-/** A token bucket for each key: so many a second, and so many at once after a pause. */
+/** A token bucket per key. */
 export class TokenBuckets {
   readonly #buckets = new RecentKeys<{ tokens: number; at: number }>();
   readonly #rate: number;
@@ -61,9 +60,9 @@ export class TokenBuckets {
   readonly #now: () => number;
 
   /**
-   * @param rate a second
-   * @param burst most at once; at least 1
-   * @param now milliseconds from any fixed point
+   * @param rate tokens per second; `Infinity`: no limit
+   * @param burst capacity of a bucket; at least 1
+   * @param now monotonic clock in milliseconds
    */
   constructor(rate: number, burst: number, now: () => number = () => performance.now()) {
     this.#rate = rate;
@@ -75,7 +74,7 @@ export class TokenBuckets {
     return this.#buckets.size;
   }
 
-  /** Takes one, where there is one; otherwise returns in how many milliseconds there will be. */
+  /** Takes a token and returns 0; without one, returns the milliseconds until the next. */
   take(key: string): number {
     if (this.#rate === Infinity) return 0;
     const now = this.#now();
@@ -86,19 +85,19 @@ export class TokenBuckets {
   }
 }
 
-/** The first lock-out in milliseconds; each further one lasts twice as long as the one before. */
+/** Duration of the first lockout in milliseconds; each further one lasts twice as long. */
 const FIRST_LOCK_MS = 1_000;
 
 interface Offender {
   /** Failures that are not forgiven yet. */
   failures: number;
   at: number;
-  /** Lock-outs in a row. */
+  /** Consecutive lockouts. */
   locks: number;
   lockedUntil: number;
 }
 
-/** Locks out who fails too often, ever longer. Only time forgives: one right credential says nothing about the wrong ones beside it. */
+/** Locks out keys with too many failures, each time for longer. A success forgives nothing: it may alternate with guesses. */
 export class AuthLockout {
   readonly #offenders = new RecentKeys<Offender>();
   readonly #max: number;
@@ -107,10 +106,10 @@ export class AuthLockout {
   readonly #now: () => number;
 
   /**
-   * @param max failures that are not punished
-   * @param maxMs longest lock-out in milliseconds
-   * @param failureRefillMs one failure is forgiven in so many milliseconds: what tries again now and then, wrongly set up, is no attack
-   * @param now milliseconds from any fixed point
+   * @param max failures without a lockout; `Infinity`: no lockouts
+   * @param maxMs longest lockout in milliseconds
+   * @param failureRefillMs time in milliseconds after which one failure is forgiven, so that misconfigured peers are not locked out
+   * @param now monotonic clock in milliseconds
    */
   constructor(max: number, maxMs: number, failureRefillMs: number, now: () => number = () => performance.now()) {
     this.#max = max;
@@ -123,7 +122,7 @@ export class AuthLockout {
     return this.#offenders.size;
   }
 
-  /** Milliseconds that the key is still locked out for; 0 where it is not. */
+  /** Remaining lockout of the key in milliseconds; 0: none. */
   lockedMs(key: string): number {
     const offender = this.#offenders.get(key);
     return offender === undefined ? 0 : Math.max(0, offender.lockedUntil - this.#now());
@@ -133,11 +132,11 @@ export class AuthLockout {
     if (this.#max === Infinity) return;
     const now = this.#now();
     const before = this.#offenders.get(key) ?? { failures: 0, at: now, locks: 0, lockedUntil: 0 };
-    const kept = Math.max(0, before.failures - (now - before.at) / this.#failureRefillMs);
-    const failures = Math.min(this.#max, kept) + 1;
-    let { locks, lockedUntil } = kept === 0 ? { locks: 0, lockedUntil: 0 } : before;
+    const remaining = Math.max(0, before.failures - (now - before.at) / this.#failureRefillMs);
+    const failures = Math.min(this.#max, remaining) + 1;
+    let { locks, lockedUntil } = remaining === 0 ? { locks: 0, lockedUntil: 0 } : before;
     if (failures > this.#max) lockedUntil = now + Math.min(this.#maxMs, FIRST_LOCK_MS * 2 ** locks++);
-    // what is forgiven begins when the lock-out ends
+    // failures are forgiven from the end of the lockout on
     this.#offenders.set(key, { failures, at: Math.max(now, lockedUntil), locks, lockedUntil });
   }
 }

@@ -1,9 +1,8 @@
-// Tells a wrong credential that is repeated from one that is new: a program that is set up wrongly repeats one, who guesses tries others.
-// It keeps keyed hashes, never credentials.
+// Distinguishes repeated wrong credentials (a misconfigured program) from new ones (guessing). Stores keyed hashes, never credentials.
 import { createHmac, randomBytes } from "node:crypto";
 import { RecentKeys } from "./counters.ts";
 
-/** A wrong credential counts once in this time, in milliseconds, however often it is repeated. */
+/** A repeated wrong credential counts once in this time, in milliseconds. */
 const COUNTED_ONCE_MS = 60_000;
 
 /** Remembers the latest wrong credentials of each address. */
@@ -12,7 +11,7 @@ export class FailedCredentials {
   readonly #countedAt = new RecentKeys<number>();
   readonly #now: () => number;
 
-  /** @param now milliseconds from any fixed point */
+  /** @param now monotonic clock in milliseconds */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
   }
@@ -21,7 +20,7 @@ export class FailedCredentials {
     return this.#countedAt.size;
   }
 
-  /** Whether this failure of `address` counts: not where the same credential has counted a short while ago. */
+  /** Whether this failure of `address` counts: not if the same credential has counted recently. */
   isNew(address: string, credential: string | Uint8Array): boolean {
     const hash = createHmac("sha256", this.#key).update(`${address}\n`).update(credential).digest("base64url");
     const [now, countedAt] = [this.#now(), this.#countedAt.get(hash)];

@@ -1,8 +1,8 @@
-// What happens when a limit is reached: the peer is told, it is counted, and once a minute it is logged. It does not know what is limited.
+// Reaching a limit: the error for the peer, the count for metrics, and a log line at most once a minute.
 import { ProxyError } from "../http/status.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 
-/** Name of a limit, in the metrics and the log: that of its option, and `ports`, the local ports that the system has for connections. */
+/** Name of a limit in metrics and log: its option without `limits.`, or `ports` for the system's local ports. */
 export type LimitName =
   | "connections"
   | "connections-per-address"
@@ -24,26 +24,26 @@ export type LimitName =
   | "handshakes"
   | "handshakes-per-address";
 
-/** A configured limit is reached: 503, and when to come again. */
+/** A configured limit is reached: 503 with Retry-After. */
 export class LimitReached extends ProxyError {
-  /** @param retryAfterS seconds, a whole number */
+  /** @param retryAfterS whole seconds. Default 1. */
   constructor(readonly limit: LimitName, message: string, retryAfterS = 1) {
     super(503, "connection_limit_reached", message, [["Retry-After", String(retryAfterS)]]);
   }
 }
 
-/** A limit is logged once in so many milliseconds at most. */
+/** Minimum interval between two log lines of one limit, in milliseconds. */
 const LOG_INTERVAL_MS = 60_000;
 
 export interface LimitReporterOptions {
   log: Logger;
-  /** Counts it, so many times. */
+  /** Adds `times` to the limit's metric. */
   count?: (limit: LimitName, times: number) => void;
-  /** Milliseconds from any fixed point. Default `performance.now`. */
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
 
-/** Counts and logs limits that were reached. */
+/** Counts and logs reached limits. */
 export class LimitReporter {
   readonly #options: LimitReporterOptions;
   readonly #now: () => number;
@@ -54,7 +54,7 @@ export class LimitReporter {
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** `fields` tell of the latest of `times`: who, and what the limit is. */
+  /** Records that a limit was reached `times` times; `fields` describe the last time. */
   record(limit: LimitName, fields: LogFields = {}, times = 1): void {
     this.#options.count?.(limit, times);
     const now = this.#now();
@@ -67,12 +67,12 @@ export class LimitReporter {
     this.#logged.set(limit, { at: now, suppressed: 0 });
   }
 
-  /** The system has no local port left for one more connection to `destination`. */
+  /** Records that no local port is left for a connection to `destination`. */
   noPort(destination: string): void {
     this.record("ports", { destination, remedy: "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1" });
   }
 
-  /** Logs what was not logged and may be now, at the end all of it. To be called now and then. */
+  /** Logs suppressed counts whose interval is over, or all of them at the end. Called regularly. */
   flush(isEnd = false): void {
     const now = this.#now();
     for (const [limit, last] of this.#logged) {
@@ -85,7 +85,7 @@ export class LimitReporter {
   }
 }
 
-/** 0 stands for no limit. */
+/** Returns `Infinity` for 0, which means no limit in options. */
 export function unlimitedIfZero(limit: number): number {
   return limit === 0 ? Infinity : limit;
 }

@@ -1,23 +1,22 @@
-// What the machine lets the process have: memory and descriptors. On Linux only, where the system tells it in files; elsewhere there is no
-// limit here.
+// Memory and file descriptors available to the process, read from files on Linux. Elsewhere they are not limited here.
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import type { LogFields, Logger } from "../log/logger.ts";
 import type { Net } from "../net/types.ts";
 import { unlimitedIfZero } from "./limit.ts";
 
-/** With so few tunnels it is not them that take the memory, and a way in is left. */
+/** Tunnels that are always permitted: so few do not exhaust memory. */
 const MIN_TUNNELS = 16;
 
-/** Tells when the process has taken too much memory for new tunnels. */
+/** Decides whether the process uses too much memory for new tunnels. */
 export class MemoryWatermark {
   readonly #limit: number;
   readonly #resident: () => number | undefined;
   #above = false;
 
   /**
-   * @param watermark as the option `limits.memory-watermark` has it
-   * @param resident memory of the process that the kernel cannot reclaim, in bytes
+   * @param watermark value of the option `limits.memory-watermark`
+   * @param resident returns the memory of the process that the kernel cannot reclaim, in bytes
    */
   constructor(watermark: string, resident: () => number | undefined = residentBytes) {
     this.#limit = watermarkBytes(watermark);
@@ -25,38 +24,38 @@ export class MemoryWatermark {
     this.refresh();
   }
 
-  /** In bytes; `Infinity` for none. */
+  /** In bytes; `Infinity`: no limit. */
   get limit(): number {
     return this.#limit;
   }
 
-  /** Looks again. */
+  /** Measures the memory again. */
   refresh(): void {
     this.#above = this.#limit !== Infinity && (this.#resident() ?? 0) > this.#limit;
   }
 
-  /** @param open tunnels there are */
+  /** @param open number of open tunnels */
   refuses(open: number): boolean {
     return this.#above && open >= MIN_TUNNELS;
   }
 }
 
-/** From this part of the budget for buffers on there are no new tunnels. */
+/** Fraction of the buffer budget above which new tunnels are refused. */
 const REFUSAL_FRACTION = 0.75;
 
-/** One budget for what all tunnels of the process buffer. Who copies keeps to it; this tells when there is no room for more tunnels. */
+/** The memory budget for the buffers of all tunnels. The network enforces it; this decides whether new tunnels are refused. */
 export class BufferBudget {
   readonly #limit: number;
   readonly #net: Buffers;
 
-  /** @param budget as the option `limits.buffer-memory` has it */
+  /** @param budget value of the option `limits.buffer-memory` */
   constructor(budget: string, net: Buffers) {
     this.#limit = watermarkBytes(budget);
     this.#net = net;
     net.limitBuffers(this.#limit === Infinity ? 0 : this.#limit);
   }
 
-  /** In bytes; `Infinity` for none. */
+  /** In bytes; `Infinity`: no limit. */
   get limit(): number {
     return this.#limit;
   }
@@ -70,16 +69,16 @@ export class BufferBudget {
   }
 }
 
-/** Who copies. */
+/** The network's buffer accounting. */
 export type Buffers = Pick<Net, "limitBuffers" | "bufferedBytes">;
 
 const WATERMARK = /^([0-9]{1,6})(%|MiB|GiB)$/;
 
-/** Why the option's value cannot be used. */
+/** Returns why an option value is invalid, or `undefined`. */
 export function checkWatermark(text: string): string | undefined {
   const match = WATERMARK.exec(text);
-  if (text !== "0" && !match) return `${JSON.stringify(text)} is not like 85%, 512MiB or 2GiB, or 0`;
-  return match?.[2] === "%" && Number(match[1]) > 100 ? `${JSON.stringify(text)} is more than there is` : undefined;
+  if (text !== "0" && !match) return `${JSON.stringify(text)} is not 0 or a size like 85%, 512MiB or 2GiB`;
+  return match?.[2] === "%" && Number(match[1]) > 100 ? `${JSON.stringify(text)} is more than 100%` : undefined;
 }
 
 function watermarkBytes(text: string): number {
@@ -89,12 +88,12 @@ function watermarkBytes(text: string): number {
   return unit === "%" ? Math.round(availableBytes() * count / 100) : count * (unit === "MiB" ? 1 << 20 : 1 << 30);
 }
 
-/** What the control groups of the process, those above them, and the machine leave it. */
+/** Memory available to the process: the least of the machine's and its control groups' limits. */
 function availableBytes(): number {
   return Math.min(totalmem(), ...groupFiles().map((file) => Number(read(file) ?? NaN)).filter((bytes) => bytes > 0));
 }
 
-/** Where control groups, version 2 or 1, have their limits; not all of them are there. */
+/** Files with the limits of the process's control groups and their ancestors, version 2 or 1. Some may not exist. */
 function groupFiles(): string[] {
   const groups = (read("/proc/self/cgroup") ?? "").split("\n").map((line) => /^[0-9]+:([^:]*):(.*)$/.exec(line));
   return groups.flatMap((match) => {
@@ -114,9 +113,9 @@ function residentBytes(): number | undefined {
 }
 
 /**
- * Resident memory that the kernel cannot drop when it needs memory. Pages that only map a file, such as those of the executable, can be
- * dropped at any time and are not counted.
- * @param status `/proc/<pid>/status` (proc_pid_status(5))
+ * Resident memory that the kernel cannot reclaim, in bytes. Pages that map a file, such as the executable, can be reclaimed at any time and
+ * do not count.
+ * @param status content of `/proc/<pid>/status` (proc_pid_status(5))
  */
 export function unreclaimableBytes(status: string): number | undefined {
   const bytes = (name: string) => Number(new RegExp(`^${name}:\\s*([0-9]+) kB$`, "m").exec(status)?.[1] ?? NaN) * 1_024;
@@ -124,7 +123,7 @@ export function unreclaimableBytes(status: string): number | undefined {
   return Number.isNaN(resident) ? undefined : resident - (Number.isNaN(mapped) ? 0 : mapped);
 }
 
-/** Descriptors that the process may have open; `Infinity` where nobody says. */
+/** The file descriptor limit of the process; `Infinity` if it is unknown. */
 export function descriptorLimit(): number {
   const soft = /^Max open files\s+([0-9]+|unlimited)\s/m.exec(read("/proc/self/limits") ?? "")?.[1];
   return soft === undefined || soft === "unlimited" ? Infinity : Number(soft);
@@ -138,37 +137,37 @@ function read(file: string): string | undefined {
   }
 }
 
-/** What the process needs besides connections: files, the runtime's own, the store, those who operate it. At most half of what there is. */
+/** Descriptors for everything but connections: files, the runtime, the store, the admin server. At most half of the limit. */
 const RESERVED_DESCRIPTORS = 64;
-/** With fewer connections than these the operator is warned. */
+/** Fewer permitted connections than this are logged as a warning. */
 const FEW_CONNECTIONS = 256;
 
 /**
- * Connections that descriptors are enough for, and heads that may be read besides: a flood of either leaves the other some.
- * @param wanted by the options; `Infinity` for no limit
- * @param each descriptors that a connection takes once it is a tunnel
+ * Lowers limits to what the descriptors permit. Connections and pending requests have separate shares, so that neither starves the other.
+ * @param configured limits of the options; `Infinity`: none
+ * @param each descriptors per tunnel
  */
 export function withinDescriptors(
-  wanted: { connections: number; pendingRequests: number },
+  configured: { connections: number; pendingRequests: number },
   each: number,
-  most: number = descriptorLimit(),
+  descriptors: number = descriptorLimit(),
 ): { connections: number; pendingRequests: number } {
-  if (most === Infinity) return wanted;
-  const pendingRequests = Math.max(1, Math.min(wanted.pendingRequests, Math.floor(most / 4)));
-  const left = most - Math.min(RESERVED_DESCRIPTORS, Math.floor(most / 2)) - pendingRequests;
-  return { pendingRequests, connections: Math.max(1, Math.min(wanted.connections, Math.floor(left / each))) };
+  if (descriptors === Infinity) return configured;
+  const pendingRequests = Math.max(1, Math.min(configured.pendingRequests, Math.floor(descriptors / 4)));
+  const available = descriptors - Math.min(RESERVED_DESCRIPTORS, Math.floor(descriptors / 2)) - pendingRequests;
+  return { pendingRequests, connections: Math.max(1, Math.min(configured.connections, Math.floor(available / each))) };
 }
 
 /**
- * A limit of one peer, where descriptors are too few for `wanted` of all peers: at most this share of what they are enough for, so that
- * others find room. 0 stays no limit.
+ * Lowers the limit of one peer to a share of `permitted` if descriptors do not suffice for `configured`, so that other peers find room.
+ * A limit of 0 (none) is returned unchanged.
  */
-export function shareOf(limit: number, share: number, wanted: number, enough: number): number {
-  return limit === 0 || enough >= wanted ? limit : Math.min(limit, Math.max(1, Math.floor(enough * share)));
+export function shareOf(limit: number, share: number, configured: number, permitted: number): number {
+  return limit === 0 || permitted >= configured ? limit : Math.min(limit, Math.max(1, Math.floor(permitted * share)));
 }
 
-/** Tells the operator that descriptors are fewer than the limits would take, and how many `what` they are enough for. */
-export function reportDescriptors(log: Logger, what: "connections" | "tunnels", enough: number, others: LogFields = {}): void {
-  const fields = { [what]: enough, ...others, descriptors: descriptorLimit(), remedy: "raise LimitNOFILE (systemd) or ulimit -n" };
-  log[enough < FEW_CONNECTIONS ? "warn" : "info"](`descriptors limit ${what}`, fields);
+/** Logs that the file descriptor limit permits only `permitted` connections or tunnels. */
+export function reportDescriptors(log: Logger, what: "connections" | "tunnels", permitted: number, others: LogFields = {}): void {
+  const fields = { [what]: permitted, ...others, descriptors: descriptorLimit(), remedy: "raise LimitNOFILE (systemd) or ulimit -n" };
+  log[permitted < FEW_CONNECTIONS ? "warn" : "info"](`${what} limited by file descriptors`, fields);
 }

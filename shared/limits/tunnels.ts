@@ -1,4 +1,4 @@
-// Tunnels: how many there may be, in all and of one agent and one client, and how long each may live. One timer for all of them.
+// Limits on tunnels: their number in total, per agent and per client, and their lifetime. One timer serves all of them.
 import { ProxyError } from "../http/status.ts";
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
@@ -9,57 +9,57 @@ import { BufferBudget, type Buffers, MemoryWatermark } from "./resources.ts";
 import { InflightCounts } from "./counters.ts";
 
 export interface TunnelLimitsOptions extends TunnelLimitValues {
-  /** Most at a time, in all, through one agent, of one client; 0 or missing for no limit. */
+  /** Limits on concurrent tunnels: in total, per agent, per client. 0 or missing: no limit. */
   tunnels: number;
   tunnelsPerAgent?: number;
   tunnelsPerClient?: number;
-  /** Bytes a second of all tunnels together, of those through one agent, of one client; missing or 0 for no limit. */
+  /** Bytes per second of all tunnels, of one agent's, of one client's. 0 or missing: no limit. */
   bandwidth?: string;
   bandwidthPerAgent?: string;
   bandwidthPerClient?: string;
   createRate: Net["createRate"];
-  /** Who copies them. Default: what they buffer is not limited. */
+  /** The network's buffer accounting. Default: buffers are not limited. */
   buffers?: Buffers;
   reports: LimitReporter;
-  /** Milliseconds from any fixed point. Default `performance.now`. */
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
 
-/** A tunnel that is asked for. */
+/** The owner of a new tunnel. */
 export interface TunnelRequest {
   readonly agentId?: string;
   readonly client?: string;
-  /** Aborted when the tunnel is to end for other reasons. */
+  /** Aborts the tunnel for reasons other than limits. */
   readonly signal?: AbortSignal;
 }
 
-/** A tunnel that counts. */
+/** A tunnel that is counted. */
 export interface OpenTunnel {
-  /** Aborted when it is to end, with the `Error` that says why; missing where it may go on for ever. */
+  /** Aborted with an `Error` when the tunnel must end; `undefined` if it may last forever. */
   readonly signal?: AbortSignal;
-  /** For the copy. */
+  /** Rates for the relay. */
   readonly rates: readonly Rate[];
-  /** For who copies without that: waits until so many bytes may go. */
+  /** Waits until `bytes` may be relayed, for a relay that does not take {@link rates}. */
   pace(bytes: number): Promise<void>;
-  /** Ends it when `progress` stays the same for too long: for who copies without that. */
+  /** Ends the tunnel if `progress` returns the same value for the idle timeout, for a relay without one. */
   watchProgress(progress: () => number): void;
-  /** The copy ended it for its silence. */
+  /** Records that the relay has ended the tunnel by its idle timeout. */
   recordIdle(): void;
-  /** The copy ended it for what it buffered. */
+  /** Records that the network has reset the tunnel because of its buffers. */
   recordCut(): void;
   close(): void;
 }
 
-/** One of them, as {@link TunnelLimits} looks at it. */
+/** A tunnel as {@link TunnelLimits} tracks it. */
 class TrackedTunnel implements OpenTunnel {
   readonly rates: readonly Rate[];
-  /** Of those rates, the one that is its own. */
+  /** The rate in {@link rates} that no other tunnel shares. */
   readonly ownRate: Rate | undefined;
   readonly agentId: string;
   readonly client: string;
   startedAt = 0;
-  /** Where it may not go on for ever. */
-  ending?: AbortController;
+  /** Ends the tunnel; `undefined` if it may last forever. */
+  controller?: AbortController;
   progress?: { readonly read: () => number; last: number; since: number };
   readonly #limits: TunnelLimits;
   readonly #signal: AbortSignal | undefined;
@@ -71,28 +71,28 @@ class TrackedTunnel implements OpenTunnel {
     agentId: string,
     client: string,
     signal: AbortSignal | undefined,
-    own: Rate | undefined,
+    ownRate: Rate | undefined,
     rates: Rate[],
   ) {
     this.#limits = limits;
     this.agentId = agentId;
     this.client = client;
     this.#signal = signal;
-    this.ownRate = own;
+    this.ownRate = ownRate;
     this.rates = rates;
   }
 
   get signal(): AbortSignal | undefined {
-    return this.ending?.signal ?? this.#signal;
+    return this.controller?.signal ?? this.#signal;
   }
 
-  /** From `now` on it has an age, and ends when it is to end for other reasons, too. */
-  age(now: number): void {
+  /** Starts to track the tunnel's age, and creates a controller that also follows the tunnel's own signal. */
+  track(now: number): void {
     this.startedAt = now;
-    const [ending, signal] = [new AbortController(), this.#signal];
-    this.ending = ending;
+    const [controller, signal] = [new AbortController(), this.#signal];
+    this.controller = controller;
     if (!signal) return;
-    const onEnd = this.#onEnd = () => ending.abort(signal.reason);
+    const onEnd = this.#onEnd = () => controller.abort(signal.reason);
     if (signal.aborted) onEnd();
     signal.addEventListener("abort", onEnd, { once: true });
   }
@@ -121,10 +121,10 @@ class TrackedTunnel implements OpenTunnel {
   }
 }
 
-/** How often they are looked at, in milliseconds. */
+/** Interval of the checks, in milliseconds. */
 const TICK_MS = 1_000;
 
-/** Counts tunnels, and ends those that are too old, until it is closed. */
+/** Counts tunnels and ends those that are too old or idle, until it is closed. */
 export class TunnelLimits {
   readonly #options: TunnelLimitsOptions;
   readonly #now: () => number;
@@ -133,8 +133,8 @@ export class TunnelLimits {
   readonly #perAgent = new InflightCounts();
   readonly #perClient = new InflightCounts();
   readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
-  /** The oldest first. */
-  readonly #aging = new Set<TrackedTunnel>();
+  /** Tunnels that may have to end, the oldest first. */
+  readonly #tracked = new Set<TrackedTunnel>();
   readonly #timer: ReturnType<typeof setInterval>;
   #open = 0;
 
@@ -153,7 +153,7 @@ export class TunnelLimits {
     this.#timer = setInterval(() => this.tick(), TICK_MS);
   }
 
-  /** Milliseconds of silence after which a tunnel is to end; 0 for never. */
+  /** Idle timeout of tunnels in milliseconds; 0: none. */
   get idleMs(): number {
     return this.#options.tunnelIdleTimeout;
   }
@@ -162,41 +162,41 @@ export class TunnelLimits {
   open({ agentId = "", client = "", signal }: TunnelRequest): OpenTunnel {
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
-      throw this.#refusal("memory", "There is no memory for more tunnels", { mostBytes: this.#memory.limit });
+      throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
     }
     if (this.#buffers?.refuses()) {
       const { limit, usedBytes } = this.#buffers;
-      const message = "Open tunnels buffer nearly all that they may: their clients or destinations do not read";
-      throw this.#refusal("buffer-memory", message, { usedBytes, mostBytes: limit });
+      const message = "The buffers of open tunnels are nearly full: clients or destinations do not read";
+      throw this.#reject("buffer-memory", message, { usedBytes, maxBytes: limit });
     }
-    if (this.#open >= unlimitedIfZero(tunnels)) throw this.#refusal("tunnels", "There are too many tunnels", { most: tunnels });
+    if (this.#open >= unlimitedIfZero(tunnels)) throw this.#reject("tunnels", "There are too many tunnels", { max: tunnels });
     if (this.#perAgent.get(agentId) >= unlimitedIfZero(tunnelsPerAgent)) {
-      throw this.#refusal("tunnels-per-agent", "There are too many tunnels through this agent", { agent: agentId, most: tunnelsPerAgent });
+      throw this.#reject("tunnels-per-agent", "There are too many tunnels through this agent", { agent: agentId, max: tunnelsPerAgent });
     }
     if (this.#perClient.get(client) >= unlimitedIfZero(tunnelsPerClient)) {
-      throw this.#refusal("tunnels-per-client", "There are too many tunnels of this client", { agent: agentId, most: tunnelsPerClient });
+      throw this.#reject("tunnels-per-client", "There are too many tunnels of this client", { agent: agentId, max: tunnelsPerClient });
     }
     this.#open++;
     this.#perAgent.add(agentId);
     this.#perClient.add(client);
     const { tunnel: each, client: ofClient, agent, all } = this.#bandwidth;
-    const own = each.create();
-    // the narrowest share first: what waits for that is not taken from the others yet
-    const rates = [own, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
-    const tunnel = new TrackedTunnel(this, agentId, client, signal, own, rates);
-    if (tunnelMaxDuration > 0) this.#age(tunnel);
+    const ownRate = each.create();
+    // the narrowest first: while it blocks, nothing is taken from the shared ones
+    const rates = [ownRate, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
+    const tunnel = new TrackedTunnel(this, agentId, client, signal, ownRate, rates);
+    if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;
   }
 
-  #age(tunnel: TrackedTunnel): void {
-    tunnel.age(this.#now());
-    this.#aging.add(tunnel);
+  #track(tunnel: TrackedTunnel): void {
+    tunnel.track(this.#now());
+    this.#tracked.add(tunnel);
   }
 
-  /** Ends it when `read` stays the same for too long. */
+  /** Ends the tunnel if `read` returns the same value for the idle timeout. */
   watchProgress(tunnel: TrackedTunnel, read: () => number): void {
     if (this.idleMs === 0) return;
-    if (!tunnel.ending) this.#age(tunnel);
+    if (!tunnel.controller) this.#track(tunnel);
     tunnel.progress = { read, last: read(), since: this.#now() };
   }
 
@@ -204,18 +204,18 @@ export class TunnelLimits {
     this.#options.reports.record("tunnel-idle-timeout");
   }
 
-  /** The system has no local port left for a connection to `destination`. */
+  /** No local port is left for a connection to `destination`. */
   recordNoPort(destination: string): void {
     this.#options.reports.noPort(destination);
   }
 
   recordCut({ agentId, client }: TrackedTunnel): void {
-    const mostBytes = this.#buffers?.limit;
-    const jti = client === agentId ? undefined : client || undefined; // without a token, the client is known by the agent's id
-    this.#options.reports.record("buffer-memory", { agent: agentId || undefined, jti, mostBytes, action: "cut" });
+    const maxBytes = this.#buffers?.limit;
+    const jti = client === agentId ? undefined : client || undefined; // without a token, the client's key is the agent id
+    this.#options.reports.record("buffer-memory", { agent: agentId || undefined, jti, maxBytes, action: "reset" });
   }
 
-  /** It counts no longer. */
+  /** Stops counting a tunnel that has ended. */
   release(tunnel: TrackedTunnel): void {
     const { agentId, client, ownRate } = tunnel;
     this.#open--;
@@ -225,29 +225,29 @@ export class TunnelLimits {
     this.#bandwidth.client.release(client);
     this.#bandwidth.agent.release(agentId);
     this.#bandwidth.all.release("");
-    this.#aging.delete(tunnel);
+    this.#tracked.delete(tunnel);
   }
 
-  /** What it does once a second: ends what is too old or too silent, and looks at the memory. */
+  /** Runs once per second: measures the memory and ends tunnels that are too old or idle. */
   tick(): void {
     const { tunnelMaxDuration, tunnelIdleTimeout, reports } = this.#options;
     const now = this.#now();
     this.#memory.refresh();
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.tick();
     reports.flush();
-    for (const tunnel of this.#aging) {
-      const { startedAt, ending, progress } = tunnel;
+    for (const tunnel of this.#tracked) {
+      const { startedAt, controller, progress } = tunnel;
       if (tunnelMaxDuration > 0 && now - startedAt >= tunnelMaxDuration) {
         reports.record("tunnel-max-duration");
-        this.#aging.delete(tunnel);
-        ending?.abort(new LimitReached("tunnel-max-duration", "The tunnel has reached its longest life"));
+        this.#tracked.delete(tunnel);
+        controller?.abort(new LimitReached("tunnel-max-duration", "The tunnel has reached its maximum duration"));
       } else if (progress && tunnelIdleTimeout > 0) {
         const read = progress.read();
         if (read !== progress.last) Object.assign(progress, { last: read, since: now });
         else if (now - progress.since >= tunnelIdleTimeout) {
           reports.record("tunnel-idle-timeout");
-          this.#aging.delete(tunnel);
-          ending?.abort(new ProxyError(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdleTimeout} ms`));
+          this.#tracked.delete(tunnel);
+          controller?.abort(new ProxyError(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdleTimeout} ms`));
         }
       }
     }
@@ -259,7 +259,7 @@ export class TunnelLimits {
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.close();
   }
 
-  #refusal(limit: LimitName, message: string, fields: LogFields): LimitReached {
+  #reject(limit: LimitName, message: string, fields: LogFields): LimitReached {
     this.#options.reports.record(limit, fields);
     return new LimitReached(limit, message);
   }

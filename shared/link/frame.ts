@@ -1,15 +1,16 @@
-// The frames of the agent link: four bytes of length, big-endian, then so many bytes.
+// Frames of the agent link: a length of four bytes, big-endian, then the payload.
 import type { Duplex } from "../net/types.ts";
 
-/** Longest frame in bytes. Nothing real comes near it. */
+/** Longest payload in bytes. */
 export const MAX_FRAME = 64 * 1024;
 
-/** A frame that is too long, or a stream that ends within one. */
+/** A frame that is too long or truncated. */
 export class FrameError extends Error {
   override readonly name = "FrameError";
 }
 
 /**
+ * Encodes a frame.
  * @throws {FrameError} for more than {@link MAX_FRAME} bytes
  */
 export function encodeFrame(payload: Uint8Array): Uint8Array {
@@ -20,21 +21,21 @@ export function encodeFrame(payload: Uint8Array): Uint8Array {
   return frame;
 }
 
-/** Reads the frames of one stream, one after the other. */
+/** Reads the frames of a stream. */
 export class FrameReader {
   readonly #stream: Pick<Duplex, "read">;
   readonly #limit: number;
   #received = new Uint8Array(0);
 
-  /** @param limit longest frame in bytes */
+  /** @param limit longest payload in bytes. Default {@link MAX_FRAME}. */
   constructor(stream: Pick<Duplex, "read">, limit = MAX_FRAME) {
     this.#stream = stream;
     this.#limit = limit;
   }
 
   /**
-   * The next frame; `null` when the stream has ended behind the one before.
-   * @throws {FrameError} when it is too long, before anything of that length is kept, or cut short
+   * Returns the next payload; `null` at the end of the stream.
+   * @throws {FrameError} if it is too long, before anything is buffered, or truncated
    * @throws {NetError} as {@link Duplex.read}
    */
   async next(): Promise<Uint8Array | null> {
@@ -51,7 +52,7 @@ export class FrameReader {
       const data = await this.#stream.read();
       if (data === null && received.length === 0) return null;
       if (data === null) throw new FrameError("The stream ended within a frame");
-      // a read brings 256 KiB at most, and a frame that is too long is refused above: this stays small
+      // bounded: a read returns at most 256 KiB, and long frames are rejected above
       this.#received = new Uint8Array(received.length + data.length);
       this.#received.set(received);
       this.#received.set(data, received.length);
@@ -60,8 +61,8 @@ export class FrameReader {
 }
 
 /**
- * Reads one frame. What follows it is lost: for a frame that is the last thing its side sends on the stream.
- * @throws {FrameError} as {@link FrameReader.next}, and when there is none
+ * Reads the only frame of a stream; any bytes after it are dropped.
+ * @throws {FrameError} as {@link FrameReader.next}, and if the stream is empty
  * @throws {NetError} as {@link Duplex.read}
  */
 export async function readFrame(stream: Duplex): Promise<Uint8Array> {

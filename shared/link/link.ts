@@ -1,45 +1,45 @@
-// What proxy and agent agree on: the protocol's name, close codes, timings, and the exchange in which an agent says who it is.
+// The agent link's protocol: names, close codes, timeouts, and the authentication of an agent.
 import { NetError } from "../net/errors.ts";
 import type { Duplex, QuicConnection, QuicTransport } from "../net/types.ts";
 import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 
-/** Protocol names in the TLS handshake (RFC 7301), the preferred one first: version 2 has a control stream, version 1 has none. */
+/** ALPN protocol names (RFC 7301), the preferred one first: version 2 has a control stream, version 1 has none. */
 export const ALPN = ["reverse-http-proto/2", "reverse-http-proto"];
 
-/** Whether the two have a control stream. */
+/** Whether the connection has a control stream. */
 export function hasControl({ alpn }: QuicConnection): boolean {
   return alpn === ALPN[0];
 }
 
-/** Application error codes with which the proxy closes an agent's connection; an agent uses `shutdown` and `malformed`. */
+/** Application error codes with which the proxy closes an agent's connection. Agents use `shutdown` and `malformed`. */
 export const CloseCode = {
   shutdown: 0,
   badAgentId: 400,
   unauthorized: 401,
   replaced: 409,
-  /** A control frame breaks the rules (version 2). */
+  /** A control frame violates the protocol (version 2). */
   malformed: 422,
   internal: 500,
-  /** There are too many connections, or too many failures of this address: to be tried again later (version 2). */
+  /** Too many connections, or too many failures of this address; retry later (version 2). */
   limit: 503,
 } as const;
 
-/** What the proxy allows from the end of the handshake to the end of the authentication, in milliseconds. */
+/** The proxy's timeout from the handshake to the end of the authentication, in milliseconds. */
 export const AUTHENTICATION_TIMEOUT_MS = 3_000;
-/** What an agent allows: where thousands come back at once, an answer that is late costs less than all that was done for it again. */
-const ANSWER_TIMEOUT_MS = 10_000;
+/** The agent's timeout. It is longer, because a late response costs less than another attempt when thousands of agents reconnect. */
+const RESPONSE_TIMEOUT_MS = 10_000;
 
 /**
- * The agent's, which takes `tunnels` at a time: one more is answered by it, and not kept waiting by QUIC. An agent must let the proxy open
- * at least 10,000 streams. Each one that it may open costs memory and time before it does.
+ * The agent's transport parameters. The stream limit exceeds `tunnels`, so that the agent refuses further requests itself instead of QUIC
+ * blocking them. The protocol requires at least 10,000 streams; more cost memory in advance.
  */
 export function agentTransport(tunnels: number): QuicTransport {
   return { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
 }
 /**
- * An agent opens one stream to authenticate, and one for control. Until it has said who it is, it may send so much that nobody reads; the
- * proxy lifts that with `setConnectionWindow`.
+ * The proxy's transport parameters. An agent opens one stream to authenticate and one for control. The connection window is small until the
+ * agent is authenticated; then the proxy raises it with `setConnectionWindow`.
  */
 export const PROXY_TRANSPORT: QuicTransport = {
   keepAliveMs: 3_000,
@@ -51,20 +51,19 @@ export const PROXY_TRANSPORT: QuicTransport = {
 const AUTHENTICATED = "authenticated";
 
 /**
- * The agent's side: says who it is and waits for the proxy's word. With version 2 it opens the control stream too, without waiting, and
- * returns it.
- * @throws {NetError} `closed` with the proxy's close code as `appCode` when it refuses, `timed-out`, `reset`
- * @throws {FrameError} when the answer is no frame
+ * Authenticates an agent to the proxy. With version 2 it also opens the control stream, without waiting for the response, and returns it.
+ * @throws {NetError} `closed` with the proxy's close code as `appCode` if it refuses, `timed-out`, `reset`
+ * @throws {FrameError} if the response is not a frame
  */
 export async function authenticate(connection: QuicConnection, credentials: Uint8Array, hello: Hello): Promise<Duplex | undefined> {
   let control: Duplex | undefined;
-  const answer = await withTimeout(connection, ANSWER_TIMEOUT_MS, async () => {
+  const response = await withTimeout(connection, RESPONSE_TIMEOUT_MS, async () => {
     const stream = await connection.openStream();
     try {
       await stream.write(encodeFrame(credentials));
       stream.closeWrite();
       if (hasControl(connection)) {
-        control = endWith(connection, await connection.openStream());
+        control = closeWith(connection, await connection.openStream());
         await control.write(encodeFrame(encodeMessage({ type: "hello", hello })));
       }
       return await readFrame(stream);
@@ -72,7 +71,7 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
       stream.close();
     }
   });
-  const text = new TextDecoder().decode(answer);
+  const text = new TextDecoder().decode(response);
   if (text !== AUTHENTICATED) {
     throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
   }
@@ -80,19 +79,19 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
 }
 
 /**
- * The proxy's side: what the agent says of itself, and how to tell it that it is welcome.
+ * Receives an agent's credentials on the proxy. `accept` tells the agent that they are accepted.
  * @throws {NetError} `timed-out`, `closed`, `reset`
- * @throws {FrameError} when it sends no frame
+ * @throws {FrameError} if the agent sends no valid frame
  */
-export async function receiveCredentials(connection: QuicConnection): Promise<{ credentials: Uint8Array; welcome: () => Promise<void> }> {
+export async function receiveCredentials(connection: QuicConnection): Promise<{ credentials: Uint8Array; accept: () => Promise<void> }> {
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the authentication");
-    endWith(connection, stream);
+    closeWith(connection, stream);
     const credentials = await readFrame(stream);
     return {
       credentials,
-      welcome: async () => {
+      accept: async () => {
         await stream.write(encodeFrame(new TextEncoder().encode(AUTHENTICATED)));
         stream.close();
       },
@@ -101,20 +100,20 @@ export async function receiveCredentials(connection: QuicConnection): Promise<{ 
 }
 
 /**
- * The proxy's side of version 2, once it knows who the agent is: its control stream, and what it says of itself there.
+ * Receives the control stream and the hello of an authenticated agent on the proxy (version 2).
  * @throws {NetError} `timed-out`, `closed`, `reset`
- * @throws {MessageError} when the first frame is no hello
+ * @throws {MessageError} if the first frame is not a hello
  */
 export async function receiveHello(connection: QuicConnection): Promise<{ stream: Duplex; frames: FrameReader; hello: Hello }> {
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the hello");
-    endWith(connection, stream);
+    closeWith(connection, stream);
     const frames = controlFrames(stream);
     try {
       const frame = await frames.next();
       const message = frame === null ? undefined : decodeMessage(frame);
-      if (message?.type !== "hello") throw new MessageError("The first control frame is no hello");
+      if (message?.type !== "hello") throw new MessageError("The first control frame is not a hello");
       return { stream, frames, hello: message.hello };
     } catch (error) {
       throw error instanceof FrameError ? new MessageError(error.message) : error;
@@ -122,18 +121,18 @@ export async function receiveHello(connection: QuicConnection): Promise<{ stream
   });
 }
 
-/** A stream that is open keeps all that belongs to its connection, a socket among it: it is let go when the connection is no more. */
-export function endWith(connection: QuicConnection, stream: Duplex): Duplex {
+/** Closes `stream` when the connection ends; an open stream would keep the connection's resources, such as its socket. */
+export function closeWith(connection: QuicConnection, stream: Duplex): Duplex {
   void connection.closed.then(() => stream.close()); // never rejects
   return stream;
 }
 
-/** Reads the frames of a control stream. */
+/** A reader of the frames of a control stream. */
 export function controlFrames(stream: Duplex): FrameReader {
   return new FrameReader(stream, MAX_MESSAGE);
 }
 
-/** A peer that never ends its part ends with its connection, and `work` with it. */
+/** Runs `work` and closes the connection if it takes longer than `timeoutMs`. */
 async function withTimeout<T>(connection: QuicConnection, timeoutMs: number, work: () => Promise<T>): Promise<T> {
   let expired = false;
   const timer = setTimeout(() => {
@@ -144,7 +143,7 @@ async function withTimeout<T>(connection: QuicConnection, timeoutMs: number, wor
     return await work();
   } catch (cause) {
     if (expired) {
-      throw new NetError("timed-out", `The authentication is not complete in ${timeoutMs} ms`, { remote: true, cause });
+      throw new NetError("timed-out", `The authentication did not complete in ${timeoutMs} ms`, { remote: true, cause });
     }
     throw cause;
   } finally {

@@ -1,12 +1,12 @@
-// The messages of the control stream (version 2 of the agent link): from bytes and back. docs/protocol.md describes them. No streams here.
+// Encodes and decodes the messages of the control stream (version 2 of the agent link), described in docs/protocol.md. Knows no streams.
 
-/** What an agent says of itself. */
+/** An agent's description of itself. */
 export interface Hello {
-  /** Program and version, for people: `reverse-http/0.1.0`. */
+  /** Program and version for display: `reverse-http/0.1.0`. */
   readonly version: string;
-  /** Tells connections of one agent process from those of another. */
+  /** Identifies the agent process. */
   readonly instance: string;
-  /** Name of the machine; may be empty. */
+  /** Host name; may be empty. */
   readonly host: string;
   readonly labels: Readonly<Record<string, string>>;
 }
@@ -14,18 +14,18 @@ export interface Hello {
 /** One message. */
 export type Message =
   | { readonly type: "hello"; readonly hello: Hello }
-  /** The proxy: connect elsewhere, within so many milliseconds. The agent: open no more tunnels here. */
+  /** From the proxy: connect elsewhere within `withinMs`. From the agent: open no more tunnels here. */
   | { readonly type: "goaway"; readonly reason: string; readonly withinMs: number }
   | { readonly type: "ping" | "pong"; readonly data: Uint8Array }
-  /** The agent, after a goaway of the proxy: it need not be waited for, for it has found another one, or none. */
+  /** From the agent, after a goaway: the proxy need not wait for it any longer, because it has found another proxy or there is none. */
   | { readonly type: "moved"; readonly found: boolean };
 
-/** Longest message in bytes, its type included. */
+/** Longest message in bytes, including its type. */
 export const MAX_MESSAGE = 16 * 1024;
-/** Longest wait in milliseconds that a goaway may ask for. */
+/** Longest delay in milliseconds that a goaway can request. */
 export const MAX_SPREAD_MS = 30_000;
 const PING_BYTES = 8;
-/** The body of a moved that has found no other proxy. */
+/** Body of a moved message that reports that no other proxy was found. */
 const NOWHERE = 1;
 const MAX_REASON = 256;
 const MAX_VERSION = 128;
@@ -34,14 +34,14 @@ const MAX_LABELS = 32;
 const LABEL_NAME = /^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
 const MAX_LABEL = 255;
 
-/** A message that breaks the rules. */
+/** An invalid message. */
 export class MessageError extends Error {
   override readonly name = "MessageError";
 }
 
 const TYPES = { hello: 0, goaway: 1, ping: 2, pong: 3, moved: 4 } as const;
 
-/** The payload of a frame: one byte of type, then what belongs to it. */
+/** Encodes a message as a frame's payload: one byte of type, then the body. */
 export function encodeMessage(message: Message): Uint8Array {
   const body = encodeBody(message);
   const bytes = new Uint8Array(1 + body.length);
@@ -65,7 +65,7 @@ function encodeBody(message: Message): Uint8Array {
 }
 
 /**
- * The message in a frame's payload; `undefined` for a type that is not known: it is to be ignored.
+ * Decodes the message in a frame's payload. Returns `undefined` for an unknown type, which is ignored.
  * @throws {MessageError}
  */
 export function decodeMessage(payload: Uint8Array): Message | undefined {
@@ -80,7 +80,7 @@ export function decodeMessage(payload: Uint8Array): Message | undefined {
     case TYPES.ping:
     case TYPES.pong: {
       const type = payload[0] === TYPES.ping ? "ping" : "pong";
-      if (body.length !== PING_BYTES) throw new MessageError(`A ${type} has ${body.length} bytes, and not ${PING_BYTES}`);
+      if (body.length !== PING_BYTES) throw new MessageError(`A ${type} has ${body.length} bytes instead of ${PING_BYTES}`);
       return { type, data: body.slice() };
     }
     case TYPES.moved:
@@ -90,12 +90,12 @@ export function decodeMessage(payload: Uint8Array): Message | undefined {
   }
 }
 
-/** Returns why labels cannot be sent; `undefined` where they can. */
+/** Returns why labels are invalid, or `undefined`. */
 export function checkLabels(labels: Readonly<Record<string, string>>): string | undefined {
   const entries = Object.entries(labels);
-  if (entries.length > MAX_LABELS) return `there are ${entries.length} labels, and ${MAX_LABELS} is the limit`;
+  if (entries.length > MAX_LABELS) return `there are ${entries.length} labels; the limit is ${MAX_LABELS}`;
   for (const [name, value] of entries) {
-    if (!LABEL_NAME.test(name)) return `${quote(name)} is not a label's name: up to 63 letters, digits, dots, slashes, dashes`;
+    if (!LABEL_NAME.test(name)) return `${quote(name)} is not a valid label name: up to 63 letters, digits, dots, slashes, dashes`;
     if (!isText(value, MAX_LABEL)) return `the label ${name} has a value of more than ${MAX_LABEL} characters, or with control characters`;
   }
   return undefined;
@@ -104,29 +104,29 @@ export function checkLabels(labels: Readonly<Record<string, string>>): string | 
 function readHello(value: Record<string, unknown>): Hello {
   const { version = "", instance, host = "", labels = {} } = value;
   if (typeof instance !== "string" || !/^[A-Za-z0-9-]{1,64}$/.test(instance)) throw new MessageError("A hello has no instance");
-  if (!isText(version, MAX_VERSION)) throw new MessageError("A hello has a version that is no short text");
-  if (!isText(host, MAX_HOST)) throw new MessageError("A hello has a host that is no short text");
-  if (!isRecord(labels)) throw new MessageError("A hello has labels that are no object");
+  if (!isText(version, MAX_VERSION)) throw new MessageError("A hello has an invalid version");
+  if (!isText(host, MAX_HOST)) throw new MessageError("A hello has an invalid host");
+  if (!isRecord(labels)) throw new MessageError("A hello has labels that are not an object");
   const problem = checkLabels(labels as Record<string, string>);
-  if (problem !== undefined) throw new MessageError(`A hello cannot be used: ${problem}`);
+  if (problem !== undefined) throw new MessageError(`A hello is invalid: ${problem}`);
   return { version, instance, host, labels: Object.fromEntries(Object.entries(labels)) as Record<string, string> };
 }
 
 function readGoaway({ reason = "", withinMs = 0 }: Record<string, unknown>): Message {
-  if (!isText(reason, MAX_REASON)) throw new MessageError("A goaway has a reason that is no short text");
-  if (typeof withinMs !== "number" || !(withinMs >= 0)) throw new MessageError("A goaway has a withinMs that is no number from 0 on");
+  if (!isText(reason, MAX_REASON)) throw new MessageError("A goaway has an invalid reason");
+  if (typeof withinMs !== "number" || !(withinMs >= 0)) throw new MessageError("A goaway has an invalid withinMs");
   return { type: "goaway", reason, withinMs: Math.min(withinMs, MAX_SPREAD_MS) };
 }
 
-/** What a stranger says, short enough for a line of the log. */
+/** Quotes untrusted text, shortened for the log. */
 function quote(text: string): string {
   return JSON.stringify(text.length <= 100 ? text : `${text.slice(0, 100)}…`);
 }
 
-/** Text that can stand in a log line. */
-function isText(value: unknown, most: number): value is string {
-  // deno-lint-ignore no-control-regex -- these are what must not be in it
-  return typeof value === "string" && value.length <= most && !/[\x00-\x1f\x7f-\x9f]/.test(value);
+/** Whether a value is text without control characters, of at most `maxLength` characters. */
+function isText(value: unknown, maxLength: number): value is string {
+  // deno-lint-ignore no-control-regex -- matches forbidden characters
+  return typeof value === "string" && value.length <= maxLength && !/[\x00-\x1f\x7f-\x9f]/.test(value);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
@@ -144,6 +144,6 @@ function decodeJson(body: Uint8Array, what: string): Record<string, unknown> {
   } catch (cause) {
     throw new MessageError(`A ${what} is not JSON in UTF-8`, { cause });
   }
-  if (!isRecord(value)) throw new MessageError(`A ${what} is no JSON object`);
+  if (!isRecord(value)) throw new MessageError(`A ${what} is not a JSON object`);
   return value;
 }

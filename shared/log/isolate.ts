@@ -1,13 +1,13 @@
-// What the embedding program gives to be called: a hook or a logger that fails must not change what the caller does. It knows no hook.
+// Isolates hooks and loggers of an embedding program: if they fail, the caller continues.
 import type { Logger } from "./logger.ts";
 
-/** A logger whose methods never throw. What cannot be logged is lost. */
+/** Returns a logger whose methods never throw. Lines that cannot be logged are lost. */
 export function isolateLogger(log: Logger): Logger {
   const method = (level: keyof Logger): Logger[keyof Logger] => (message, fields) => call(() => log[level](message, fields), () => {});
   return { trace: method("trace"), debug: method("debug"), info: method("info"), warn: method("warn"), error: method("error") };
 }
 
-/** The hook, which never throws: its failure is logged. `undefined` for none. */
+/** Returns a hook that never throws and logs failures instead; `undefined` without a hook. */
 export function isolateHook<A extends unknown[]>(
   name: string,
   hook: ((...args: A) => unknown) | undefined,
@@ -19,7 +19,7 @@ export function isolateHook<A extends unknown[]>(
   return (...args) => call(() => hook(...args), failed);
 }
 
-/** Hooks may be asynchronous, although nothing waits for them. */
+/** Hooks may be asynchronous, although the caller does not wait for them. */
 function call(hook: () => unknown, failed: (error: unknown) => void): void {
   try {
     const result = hook();

@@ -1,4 +1,4 @@
-// Logs: a line for people, or a line of JSON for machines. Where the lines go is the caller's business.
+// The logger: formats lines as text or JSON. The caller writes them.
 import {
   getAnsiColorFormatter,
   getJsonLinesFormatter,
@@ -7,36 +7,36 @@ import {
   type LogRecord,
 } from "@logtape/logtape";
 
-/** From the most to the least talkative. */
+/** Log levels, from the most to the least verbose. */
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error"] as const;
-/** What is less important than it is dropped. */
+/** Lowest level that is logged. */
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** For people, and for machines. */
+/** Log formats. */
 export const LOG_FORMATS = ["text", "json"] as const;
-/** `text` for people, `json` for machines: one object a line. */
+/** `text` for people; `json` for machines, one object per line. */
 export type LogFormat = (typeof LOG_FORMATS)[number];
 
-/** What a line says besides its message; `undefined` is left out. */
+/** Fields of a line; `undefined` values are omitted. */
 export type LogFields = Readonly<Record<string, string | number | boolean | undefined>>;
 
-/** Takes messages in a few fixed words, and what varies as fields. */
+/** Logs constant messages, with everything variable in fields. */
 export type Logger = { readonly [level in LogLevel]: (message: string, fields?: LogFields) => void };
 
-/** How a logger writes. */
+/** Options of {@link createLogger}. */
 export interface LoggerOptions {
-  /** For people or for machines. */
+  /** Format of the lines. */
   format: LogFormat;
-  /** Messages below it are dropped. */
+  /** Messages below this level are dropped. */
   level: LogLevel;
-  /** Gets every line, its newline included. */
+  /** Writes a line, which ends with a newline. */
   write: (line: string) => void;
-  /** Colours for a terminal, with the format `text`. Default `false`. */
+  /** Colour for terminals, with the format `text`. Default `false`. */
   color?: boolean;
 }
 
 /**
- * A logger that writes lines.
+ * Creates a logger.
  * @example
  * ```ts
  * import { createLogger } from "@reverse-http/reverse-http";
@@ -70,7 +70,7 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
   return { trace: method("trace"), debug: method("debug"), info: method("info"), warn: method("warn"), error: method("error") };
 }
 
-/** Says nothing. */
+/** Logs nothing. */
 export const silentLogger: Logger = createLogger({ format: "text", level: "error", write: () => {} });
 
 const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
@@ -82,7 +82,7 @@ const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
   fatal: "FATAL",
 };
 
-/** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, one line whatever the values hold. */
+/** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, always on one line. */
 function textFormatter(color: boolean): (record: LogRecord) => string {
   const formatter = color ? getAnsiColorFormatter : getTextFormatter;
   return formatter({
@@ -96,7 +96,7 @@ function textFormatter(color: boolean): (record: LogRecord) => string {
   });
 }
 
-/** Nothing that a peer sends can begin a new line, or a field of its own. */
+/** Escapes values so that a peer can inject neither lines nor fields. */
 function quoteIfNeeded(value: unknown): string {
   if (typeof value !== "string") return String(value);
   return /^[\x21\x23-\x3c\x3e-\x7e]+$/.test(value)

@@ -1,49 +1,48 @@
-// Where log lines go: a file descriptor, written to in the background. A reader that is slow or gone costs lines, never the program's time
-// or memory. It does not know what the lines say.
+// Writes log lines to a file descriptor in the background. With a slow or closed reader, lines are dropped; the program neither blocks nor
+// buffers without limit.
 //
-// The streams of the runtimes cannot do that: on a pipe that nobody reads, one blocks the whole program in `write`, another keeps every
-// line in memory.
+// The runtimes' streams cannot do that: on a pipe that is not read, one blocks the program in `write`, another buffers every line.
 import { write } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 
-/** Most characters that wait to be written. */
-const MAX_WAITING = 1 << 20;
-/** From the end of a write to the next, in milliseconds: under load a line costs a hundredth of a write instead of one. */
+/** Limit on buffered characters. */
+const MAX_BUFFERED = 1 << 20;
+/** Pause between writes in milliseconds; under load many lines share one write. */
 const PAUSE_MS = 20;
-/** Wait in milliseconds before the next attempt on a descriptor that takes nothing now and does not block either. */
+/** Delay in milliseconds before a retry on a non-blocking descriptor that is full. */
 const RETRY_MS = 10;
 const NEWLINE = 10;
 
 export interface LineWriter {
-  /** Takes a line with its newline. Never blocks, never throws: with too much waiting the line is dropped, and the loss told when there is room. */
+  /** Queues a line, which ends with a newline. Never blocks or throws: with a full buffer it drops the line and reports the loss later. */
   write(line: string): void;
-  /** Resolves when all that was taken is written, or after so many milliseconds. */
+  /** Resolves when all queued lines are written, or after `timeoutMs` milliseconds. */
   flush(timeoutMs: number): Promise<void>;
 }
 
 export interface LineWriterOptions {
-  /** Writes to the descriptor as `node:fs` does; for tests. */
+  /** Replaces `write` of `node:fs`, for tests. */
   writeTo?: typeof write;
-  /** Told of lines that were dropped, or could not be written, once there is room again to write of it. */
+  /** Called with the number of dropped or unwritten lines once there is room again. */
   onLoss?: (lines: number) => void;
-  /** Most characters that wait. Default 1 Mi. */
-  maxWaiting?: number;
+  /** Limit on buffered characters. Default 1 Mi. */
+  maxBuffered?: number;
 }
 
 export function createLineWriter(fd: number, options: LineWriterOptions = {}): LineWriter {
-  const { writeTo = write, onLoss, maxWaiting = MAX_WAITING } = options;
+  const { writeTo = write, onLoss, maxBuffered = MAX_BUFFERED } = options;
   const encoder = new TextEncoder();
-  let waiting: string[] = [];
-  let waitingLength = 0;
+  let buffer: string[] = [];
+  let bufferedLength = 0;
   let dropped = 0;
-  /** The last line that was written is cut short: the disk is full. */
+  /** The last line was written incompletely, for example because the disk is full. */
   let torn = false;
   let works = true;
   let writing: Promise<void> | undefined;
-  let hurry = new AbortController();
+  let flushing = new AbortController();
 
-  /** Called when there is room; what could not be written is told of once writing works again. */
-  const tell = (): void => {
+  /** Reports dropped lines once writing works again. */
+  const reportLoss = (): void => {
     if (dropped === 0 || !works) return;
     const lost = dropped;
     dropped = 0;
@@ -51,43 +50,43 @@ export function createLineWriter(fd: number, options: LineWriterOptions = {}): L
   };
 
   const drain = async (): Promise<void> => {
-    while (waiting.length > 0) {
-      const batch = encoder.encode((torn ? "\n" : "") + waiting.join(""));
-      [waiting, waitingLength] = [[], 0];
-      tell();
-      const left = await writeAll(fd, batch, writeTo);
-      dropped += left.filter((byte) => byte === NEWLINE).length;
-      if (left.length < batch.length) torn = batch[batch.length - left.length - 1] !== NEWLINE;
+    while (buffer.length > 0) {
+      const batch = encoder.encode((torn ? "\n" : "") + buffer.join(""));
+      [buffer, bufferedLength] = [[], 0];
+      reportLoss();
+      const unwritten = await writeAll(fd, batch, writeTo);
+      dropped += unwritten.filter((byte) => byte === NEWLINE).length;
+      if (unwritten.length < batch.length) torn = batch[batch.length - unwritten.length - 1] !== NEWLINE;
       else if (torn) dropped--; // the newline before the first line
-      works = left.length === 0;
-      if (waiting.length === 0) tell();
-      await sleep(PAUSE_MS, undefined, { signal: hurry.signal }).catch(() => {}); // hurried
+      works = unwritten.length === 0;
+      if (buffer.length === 0) reportLoss();
+      await sleep(PAUSE_MS, undefined, { signal: flushing.signal }).catch(() => {}); // flushing
     }
     writing = undefined;
-    hurry = new AbortController();
+    flushing = new AbortController();
   };
 
   return {
     write(line) {
-      if (waitingLength + line.length > maxWaiting) {
+      if (bufferedLength + line.length > maxBuffered) {
         dropped++;
         return;
       }
-      waiting.push(line);
-      waitingLength += line.length;
+      buffer.push(line);
+      bufferedLength += line.length;
       writing ??= drain();
     },
     async flush(timeoutMs) {
       if (writing === undefined) return;
-      hurry.abort();
-      const given = new AbortController();
-      await Promise.race([writing, sleep(timeoutMs, undefined, { signal: given.signal }).catch(() => {})]);
-      given.abort();
+      flushing.abort();
+      const written = new AbortController();
+      await Promise.race([writing, sleep(timeoutMs, undefined, { signal: written.signal }).catch(() => {})]);
+      written.abort();
     },
   };
 }
 
-/** What could not be written: with a reader that is gone, or a disk that is full, it is lost and the program goes on. Never rejects. */
+/** Returns the bytes that could not be written, because the reader is gone or the disk is full. Never rejects. */
 async function writeAll(fd: number, bytes: Uint8Array, writeTo: typeof write): Promise<Uint8Array> {
   while (bytes.length > 0) {
     const result = await new Promise<number | NodeJS.ErrnoException>((resolve) =>

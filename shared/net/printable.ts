@@ -1,10 +1,10 @@
-// Text that a peer chose, as it may appear in logs and answers.
+// Sanitizes untrusted text for logs and responses.
 
-/** Control and format characters, line separators and halves of surrogate pairs: what can hide, reorder or break a line. */
+/** Control and format characters, line separators and lone surrogates, which can hide, reorder or break a line. */
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 
-/** `text` with `?` for what cannot be printed, cut off behind `most` characters. */
-export function printable(text: string, most = 256): string {
-  const cut = text.length > most ? `${text.slice(0, most - 3)}...` : text;
-  return cut.replace(UNPRINTABLE, "?");
+/** Replaces unprintable characters with `?` and truncates to `maxLength` characters. */
+export function printable(text: string, maxLength = 256): string {
+  const truncated = text.length > maxLength ? `${text.slice(0, maxLength - 3)}...` : text;
+  return truncated.replace(UNPRINTABLE, "?");
 }

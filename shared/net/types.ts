@@ -1,20 +1,20 @@
-// The contract between policy and the network. Everything above it is given a `Net`; nothing here knows how one is made.
+// The network contract: listeners, connections and relays. All policy is built on a `Net`; implementations are elsewhere.
 import type { NetError } from "./errors.ts";
 
-/** The network as the rest of the program sees it: listeners, connections, and the copy between two streams. */
+/** The network as the rest of the program sees it: listeners, connections, and the relay between two streams. */
 export interface Net {
   /**
-   * Checks the settings as {@link Net.listenTcp} and {@link Net.listenQuic} do, and opens nothing.
+   * Checks settings as {@link Net.listenTcp} and {@link Net.listenQuic} do, without opening anything.
    * @throws {NetError} `tls`
    */
   checkServerTls(tls: ServerTls): void;
   /**
-   * Checks the settings as {@link Net.connectTcp} and {@link Net.connectQuic} do, and opens nothing.
+   * Checks settings as {@link Net.connectTcp} and {@link Net.connectQuic} do, without opening anything.
    * @throws {NetError} `tls`, `invalid`
    */
   checkClientTls(tls: ClientTls): void;
   /**
-   * Listens for TCP connections and reads each one's request head.
+   * Listens for TCP connections and reads the request head of each.
    * @throws {NetError} `address-in-use`, `address-not-available`, `permission-denied`, `unknown-host`, `tls`, `invalid`
    */
   listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
@@ -24,8 +24,8 @@ export interface Net {
    */
   connectTcp(options: ConnectTcpOptions): Promise<Duplex>;
   /**
-   * Every address of `host`, as the connections made here would use them: at least one, IPv6 with a zone where it needs one. An address is its
-   * own. The same resolver, and the same cache, as for connections; where a family is late, the other one does not wait for it (RFC 8305 §3).
+   * Resolves `host` to all its addresses, at least one, with the resolver and the cache that connections use. IPv6 has a zone if it needs one;
+   * an address resolves to itself. If one address family is slow, the other does not wait for it (RFC 8305 §3).
    * @throws {NetError} `unknown-host`, `name-timed-out`, `cancelled`
    */
   resolve(host: string, options: ResolveOptions): Promise<string[]>;
@@ -36,154 +36,153 @@ export interface Net {
   listenQuic(options: ListenQuicOptions): Promise<QuicListener>;
   /**
    * Connects over QUIC, trying every address of the name with a staggered start (RFC 8305).
-   * @throws {NetError} as {@link Net.connectTcp}, and `closed` where the far side refused the connection
+   * @throws {NetError} as {@link Net.connectTcp}, and `closed` if the peer refused the connection
    */
   connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
   /**
-   * Asks the system, with datagrams that no server answers, why those to a QUIC server do not arrive: `refused` or `unreachable`, with a message
-   * that says what to do. `undefined` where it says nothing for `timeoutMs`. It is for people to read: what routers say can be forged.
+   * Probes with datagrams, which no server answers, why a QUIC server is not reachable. Returns the system's ICMP error, `refused` or
+   * `unreachable`, with a message that says what to do; `undefined` without one in `timeoutMs`. For diagnostics only: ICMP can be forged.
    * @throws {NetError} `cancelled`, `invalid`
    */
   probeUdp(options: ProbeUdpOptions): Promise<NetError | undefined>;
   /**
-   * Copies both ways until both directions have ended, each on its own, and QUIC peers have received all of theirs (what closes the
-   * connection then cuts nothing off); then releases both streams. A reset at one end, or an end that takes no more, ends it within 2 s,
-   * whatever both directions are doing. Takes the streams over: later calls on them reject with `closed`, but
-   * `close()` and `reset()` still end the copy. Calls made on them before are done first. Never rejects for what the network does: see {@link SpliceResult.error}.
+   * Relays in both directions until each has ended and QUIC peers have acknowledged everything, so that closing the connection truncates
+   * nothing; then releases both streams. If one end resets or accepts no more, the relay ends within 2 s. Takes ownership of the streams:
+   * calls made before complete first, later ones reject with `closed`, but `close()` and `reset()` still end the relay. Never rejects for
+   * network errors: see {@link SpliceResult.error}.
    */
   splice(a: Duplex, b: Duplex, options?: SpliceOptions): Promise<SpliceResult>;
   /**
-   * Connects as {@link Net.connectTcp}, then copies between `a` and the connection as {@link Net.splice}, with nothing to wait for in between.
-   * `a` is taken over when it is called; where no connection comes about it is given back as it was.
-   * The signal in `options` gives up either, and so does the peer of `a` when it goes away: it resets `a`, or, over TCP, has finished for 1 s
-   * and sent no byte.
+   * Connects as {@link Net.connectTcp}, then relays between `a` and the connection as {@link Net.splice}, without a round trip to JavaScript.
+   * Takes ownership of `a`, and returns it unchanged if connecting fails. Both phases are cancelled by the signal in `options`, or when the
+   * peer of `a` disconnects: it resets `a`, or, over TCP, has finished its direction for 1 s without sending a byte.
    * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
    */
   connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedTunnel>;
-  /** Bytes a second, for all copies that are given it. */
+  /** Creates a rate limit that relays can share. */
   createRate(options: RateOptions): Rate;
   /**
-   * What all copies of the process may buffer, in bytes: received and not passed on, sent and not acknowledged; 0 for no limit. From half of it
-   * on windows no longer grow; from nine tenths on the copies that hold most end with `limit`, until three quarters are used.
+   * Limits the bytes that all relays of the process may buffer: received but not forwarded, sent but not acknowledged; 0: no limit. From half
+   * of it on, flow control windows stop growing; from nine tenths, the relays that buffer most end with `limit` until three quarters are used.
    */
   limitBuffers(bytes: number): void;
-  /** What copies buffer that wait for a peer, in bytes; 0 where there is no limit. */
+  /** Bytes buffered by relays that wait for a peer; 0 without a limit. */
   bufferedBytes(): number;
   /**
-   * For how many milliseconds what moves the bytes has not got to run; 0 while it does. Each call finds out what the next one tells: to be
-   * called regularly.
+   * Milliseconds for which the I/O threads have not run; 0 while they run. Each call starts the measurement that the next one returns, so call
+   * it regularly.
    */
   stalledMs(): number;
-  /** Closes everything that was made with it: listeners, connections, streams. Every call under way settles. */
+  /** Closes all its listeners, connections and streams. All pending calls settle. */
   close(): void;
 }
 
-/** A TCP connection or one QUIC stream: two directions that end on their own. Calls act in the order they were made. */
+/** A TCP connection or a QUIC stream: two directions that end independently. Calls take effect in the order in which they are made. */
 export interface Duplex {
-  /** The far side's address, `host:port` or `[host]:port`; for a QUIC stream its connection's. */
+  /** The peer's address, `host:port` or `[host]:port`; for a QUIC stream that of its connection. */
   readonly remote: string;
   /**
-   * The next bytes, or `null` when the peer has finished its direction. Over TLS a FIN without a close_notify is an end where the peer is a
-   * client, and a reset where it is a server.
+   * Returns the next bytes, or `null` when the peer has finished its direction. Over TLS, a FIN without close_notify is a clean end from a
+   * client and a reset from a server.
    * @throws {NetError} `reset`, `closed`
    */
   read(): Promise<Uint8Array | null>;
   /**
-   * Resolves when more may be written: this is the backpressure. The bytes are copied before it returns.
+   * Writes bytes, which are copied before it returns. Resolves when more may be written (backpressure).
    * @throws {NetError} `stopped`, `reset`, `closed`
    */
   write(data: Uint8Array): Promise<void>;
-  /** Finishes the writing direction after what was written before (TCP FIN, QUIC FIN, TLS close_notify). */
+  /** Finishes the writing direction after all earlier writes (TCP FIN, QUIC FIN, TLS close_notify). */
   closeWrite(): void;
-  /** Aborts at once: RESET_STREAM with `code` on QUIC; TCP knows no code and no single direction, so the connection is reset (RST). */
+  /** Aborts at once: RESET_STREAM with `code` on QUIC; RST on TCP, which has no code and resets both directions. */
   reset(code: number): void;
-  /** Takes no more at once: STOP_SENDING with `code` on QUIC; on TCP reading ends. A pending `read` rejects with `closed`. */
+  /** Stops reading at once: STOP_SENDING with `code` on QUIC. A pending `read` rejects with `closed`. */
   stopRead(code: number): void;
   /**
-   * Resolves when the peer resets the stream, even with no read pending, with the error that reads will get. The signal ends the wait, and
-   * is aborted before the stream is closed or given to a copy.
+   * Resolves when the peer resets the stream, even without a pending read, with the error that reads get. Abort the signal before the stream
+   * is closed or relayed.
    * @throws {NetError} `cancelled`, `closed`
    */
   whenReset(signal: AbortSignal): Promise<NetError>;
   /**
-   * Ends both directions in good order and releases the handle: what was written is still sent (for 10 s at most), then the writing
-   * direction is finished; a pending `read` rejects with `closed`. A TCP peer that is still sending gets up to 2 s to read what was
-   * written to it before the connection goes.
+   * Closes both directions cleanly and releases the handle: written data is still sent (for up to 10 s), then the writing direction is
+   * finished; a pending `read` rejects with `closed`. A TCP peer that is still sending has up to 2 s to read what was written to it before the
+   * connection is reset.
    */
   close(): void;
 }
 
-/** What an accepting side hands over: a stream whose head was read, or why it was not. */
+/** An accepted stream with its request head, or the error in reading the head. */
 export interface Incoming {
-  /** What followed the head in the same packet is still in it. With an `error` it can be answered and closed, but not read. */
+  /** Bytes after the head can be read from it. With an `error`, it can be written to and closed, but not read. */
   readonly stream: Duplex;
-  /** The head up to and including its blank line, one character a byte (ISO 8859-1). Missing with an `error`. */
+  /** The head including its empty line, one character per byte (ISO 8859-1). Missing with an `error`. */
   readonly head?: string;
   /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `reset` */
   readonly error?: NetError;
 }
 
-/** Accepts TCP connections and reads their heads side by side. */
+/** Accepts TCP connections and reads their heads concurrently. */
 export interface TcpListener {
-  /** The address bound, `host:port` or `[host]:port`. */
+  /** The bound address, `host:port` or `[host]:port`. */
   readonly address: string;
-  /** All that is ready, at least one; `null` once it is closed. */
+  /** Resolves with all ready connections, at least one; with `null` once it is closed. */
   accept(): Promise<Incoming[] | null>;
   /**
-   * Uses other certificates from the next handshake on; open connections go on.
-   * @throws {NetError} `tls`, and the old ones stay; `invalid` where it listens without TLS
+   * Replaces the TLS settings for new handshakes; open connections are not affected.
+   * @throws {NetError} `tls`, and the previous settings stay; `invalid` if it listens without TLS
    */
   setTls(tls: ServerTls): void;
   /**
-   * Takes no new connections and soon frees the address. Those that have connected are still handed over when their heads are read, for
-   * which they have 500 ms more at most; after the last one `accept` gives `null`. `close` is still to be called.
+   * Stops accepting connections and soon frees the address. Established connections are still delivered if their heads arrive within 500 ms;
+   * after the last one `accept` resolves with `null`. `close` must still be called.
    */
   stopAccepting(): void;
-  /** Stops accepting, drops unfinished heads, frees the address with this call. Connections handed over go on. */
+  /** Stops accepting, drops pending heads, and frees the address at once. Delivered connections stay open. */
   close(): void;
 }
 
-/** Accepts QUIC connections; handshakes run side by side. */
+/** Accepts QUIC connections; handshakes run concurrently. */
 export interface QuicListener {
-  /** The address bound, `host:port` or `[host]:port`. */
+  /** The bound address, `host:port` or `[host]:port`. */
   readonly address: string;
-  /** The next connection whose handshake is complete; `null` once it is closed. */
+  /** Resolves with the next connection after its handshake; with `null` once it is closed. */
   accept(): Promise<QuicConnection | null>;
   /**
-   * Uses other certificates from the next handshake on; open connections go on.
-   * @throws {NetError} `tls`, and the old ones stay
+   * Replaces the TLS settings for new handshakes; open connections are not affected.
+   * @throws {NetError} `tls`, and the previous settings stay
    */
   setTls(tls: ServerTls): void;
-  /** Takes no new connections from now on; those it has go on, and `close` is still to be called. */
+  /** Stops accepting connections; existing ones stay open. `close` must still be called. */
   stopAccepting(): void;
-  /** Closes all its connections with `code` and `reason`. Resolves when their peers have been sent it, after 1 s at most. */
+  /** Closes all its connections with `code` and `reason`. Resolves when that has been sent to the peers, after at most 1 s. */
   close(code: number, reason: string): Promise<void>;
 }
 
-/** One QUIC connection. */
+/** A QUIC connection. */
 export interface QuicConnection {
-  /** The far side's address, `host:port` or `[host]:port`. */
+  /** The peer's address, `host:port` or `[host]:port`. */
   readonly remote: string;
-  /** The protocol agreed on (RFC 7301). */
+  /** The negotiated protocol (RFC 7301). */
   readonly alpn: string;
-  /** The peer's own certificate, DER; missing where it showed none. */
+  /** The peer's certificate, DER; `undefined` if it sent none. */
   readonly peerCertificate?: Uint8Array;
   /**
-   * Opens a bidirectional stream, waiting while the peer's limit is reached.
+   * Opens a bidirectional stream; waits while the peer's stream limit is reached.
    * @throws {NetError} `closed`, `reset`, `timed-out`
    */
   openStream(): Promise<Duplex>;
-  /** The next stream the peer opened; `null` once the connection is closed. Not together with {@link acceptRequests}. */
+  /** Resolves with the next stream that the peer opens; with `null` once the connection is closed. Not together with {@link acceptRequests}. */
   acceptStream(): Promise<Duplex | null>;
   /**
-   * Opens a stream, writes `head` and reads the answer's head. Abandons the stream (RESET_STREAM, STOP_SENDING) where that fails.
+   * Opens a stream, sends a request head and reads the response head. On failure it aborts the stream (RESET_STREAM, STOP_SENDING).
    * @throws {NetError} `timed-out`, `cancelled`, `closed`, `reset`, `head-too-large`, `head-truncated`, `head-malformed`
    */
   request(head: Uint8Array, options: RequestOptions): Promise<AgentResponse>;
   /**
-   * As {@link request}, and where the answer's head is `established`, byte for byte, copies between `a` and the stream as {@link Net.splice},
-   * with nothing to wait for in between. `a` is taken over when it is called; where the answer is another one, or none comes, it is given back
-   * as it was. The signal in `splice` gives up either, and so does the peer of `a`, as with {@link Net.connectAndSplice}.
+   * As {@link request}; if the response head equals `established`, byte for byte, relays between `a` and the stream as {@link Net.splice},
+   * without a round trip to JavaScript. Takes ownership of `a`, and returns it unchanged with any other response or an error. Both phases are
+   * cancelled by the signal in `splice` or the peer of `a`, as in {@link Net.connectAndSplice}.
    * @throws {NetError} as {@link request}, and `abandoned`
    */
   openTunnel(
@@ -192,316 +191,319 @@ export interface QuicConnection {
     options: RequestOptions & { established: Uint8Array },
     splice?: SpliceOptions,
   ): Promise<AgentResponse | Spliced>;
-  /** Ends the exchanges under way, which reject with `cancelled`. */
+  /** Cancels all pending requests, which reject with `cancelled`. */
   cancelRequests(): void;
-  /** All requests that are ready on streams the peer opened, at least one; `null` once the connection is closed. The first call's options count. */
+  /**
+   * Resolves with all ready requests on streams that the peer opened, at least one; with `null` once the connection is closed. The options of
+   * the first call apply.
+   */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
-  /** Closes the connection: every stream of it ends with a reset. {@link closed} resolves when the peer has been sent it. */
+  /** Closes the connection and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
   close(code: number, reason: string): void;
-  /** As {@link QuicTransport.connectionWindow}, from now on; 0 is the default. */
+  /** Changes {@link QuicTransport.connectionWindow}; 0: the default. */
   setConnectionWindow(bytes: number): void;
-  /** What the peer lets this side do now; `undefined` once it is closed. */
+  /** The credit that the peer currently grants; `undefined` once the connection is closed. */
   peerCredit(): PeerCredit | undefined;
   /** Never rejects. */
   readonly closed: Promise<QuicClosed>;
-  /** Figures of now; zeros once it is closed. */
+  /** Current statistics; zeros once it is closed. */
   stats(): QuicStats;
 }
 
-/** What a peer gives for streams that the other side opens (RFC 9000 §4). */
+/** Flow control credit for streams that this side opens (RFC 9000 §4). */
 export interface PeerCredit {
-  /** How many more may be opened now (MAX_STREAMS). */
+  /** Number of streams that may be opened (MAX_STREAMS). */
   readonly streams: number;
-  /** Bytes that may be sent on each before the peer gives more: the transport parameter `initial_max_stream_data_bidi_remote`. */
+  /** Initial credit of each stream in bytes: the transport parameter `initial_max_stream_data_bidi_remote`. */
   readonly streamBytes: number;
 }
 
-/** Why a connection is no more. */
+/** Why a connection has ended. */
 export interface QuicClosed {
-  /** Application error code (RFC 9000 §20.2), 0 where the cause is not `application`. */
+  /** Application error code (RFC 9000 §20.2); 0 unless the cause is `application`. */
   readonly code: number;
-  /** What the side that closed it says, 256 characters at most and all of them printable; in words of this side where the cause is not `application`. */
+  /** Reason of the side that closed it, or a local description unless the cause is `application`. At most 256 printable characters. */
   readonly reason: string;
-  /** Whether the far side closed it. */
+  /** Whether the peer closed it. */
   readonly remote: boolean;
-  /** `application`: one side closed it; `timed-out`: idle for too long; `transport`: a protocol or TLS error; `reset`: stateless reset. */
+  /** `application`: closed by one side; `timed-out`: idle timeout; `transport`: a protocol or TLS error; `reset`: stateless reset. */
   readonly cause: "application" | "timed-out" | "transport" | "reset";
 }
 
-/** Figures of a QUIC connection. */
+/** Statistics of a QUIC connection. */
 export interface QuicStats {
-  /** Round-trip time in milliseconds, smoothed (RFC 9002 §5.3). */
+  /** Smoothed round-trip time in milliseconds (RFC 9002 §5.3). */
   readonly rttMs: number;
   /** UDP datagrams sent. */
   readonly sentPackets: number;
-  /** Packets that were declared lost (RFC 9002 §6). */
+  /** Packets declared lost (RFC 9002 §6). */
   readonly lostPackets: number;
-  /** Bytes in UDP payloads. */
+  /** Bytes of UDP payload sent. */
   readonly sentBytes: number;
-  /** Bytes in UDP payloads that were received. */
+  /** Bytes of UDP payload received. */
   readonly receivedBytes: number;
   /** Congestion window in bytes (RFC 9002 §7). */
   readonly congestionWindow: number;
-  /** UDP payload in bytes that the path takes (RFC 8899). */
+  /** Largest UDP payload of the path in bytes (RFC 8899). */
   readonly mtu: number;
 }
 
-/** Limits on the reading of heads. */
+/** Limits on reading heads. */
 export interface HeadOptions {
   /** Longest head in bytes. Default 16384. */
   headLimit?: number;
-  /** Longest time in milliseconds from the connection (or the stream) to the blank line, TLS handshake included. Default 10000. */
+  /** Timeout in milliseconds from the start of the connection or stream to the empty line, including a TLS handshake. Default 10000. */
   headTimeoutMs?: number;
-  /** Most heads being read at a time; one more and the oldest is delivered with the error `limit`. Default 4096. */
+  /** Limit on heads being read concurrently; above it the oldest is delivered with the error `limit`. Default 4096. */
   maxPendingHeads?: number;
 }
 
-/** How many at a time may come from one address, of IPv6 from one /64. */
+/** A limit per address (IPv6: per /64). */
 export interface AddressLimit {
-  /** 0 for no limit. */
-  most: number;
-  /** Networks to whose addresses it does not apply: `10.0.0.0/8`, `::1/128`. */
+  /** 0: no limit. */
+  max: number;
+  /** Exempt networks: `10.0.0.0/8`, `::1/128`. */
   exempt: readonly string[];
 }
 
-/** How to listen for TCP connections. */
+/** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
-  /** Most heads of one address being read; one more and its oldest is delivered with `limit-per-address`. Default: no such limit. */
+  /** Limit on heads being read per address; above it the oldest of that address is delivered with `limit-per-address`. Default: none. */
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Speak TLS, and pick `http/1.1` where a client offers it by ALPN (RFC 7301), or no protocol. Default: plain TCP. */
+  /** Accept TLS, and select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
   tls?: ServerTls;
   /**
-   * Networks, `address/bits`, from which every connection begins with a header of the PROXY protocol, version 1 or 2, before TLS. The address
-   * that it tells is the stream's `remote`; one without a header is delivered with `head-malformed`. Default none.
+   * Networks, `address/bits`, whose connections must begin with a PROXY protocol header, version 1 or 2, before TLS. Its source address
+   * becomes the stream's `remote`; a connection without one is delivered with `head-malformed`. Default: none.
    */
   proxyProtocol?: readonly string[];
 }
 
-/** Where to connect to over TCP. */
+/** Options of {@link Net.connectTcp}. */
 export interface ConnectTcpOptions {
-  /** A name or an address; IPv6 without brackets, with a zone if need be. */
+  /** A name or an address; IPv6 without brackets, with an optional zone. */
   host: string;
   /** 1 to 65535. */
   port: number;
   /**
-   * Addresses of `host`, which is then not looked up: they are tried, and no others. An address that was checked is the one that is
-   * connected to, whatever the name has become meanwhile. Default: those that the name has.
+   * The only addresses to try; `host` is then not looked up. This ensures that the connection goes to an address that was checked (DNS
+   * rebinding). Default: all addresses of `host`.
    */
   addresses?: readonly string[];
-  /** Longest time in milliseconds for everything: name, connection and TLS handshake. */
+  /** Timeout in milliseconds for everything: lookup, connection and TLS handshake. */
   timeoutMs: number;
-  /** Speak TLS. Default: plain TCP. */
+  /** Use TLS. Default: plain TCP. */
   tls?: ClientTls;
-  /** Gives up with `cancelled`. */
+  /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** How long to look for an address. */
+/** Options of {@link Net.resolve}. */
 export interface ResolveOptions {
-  /** Longest time in milliseconds. */
+  /** Timeout in milliseconds. */
   timeoutMs: number;
-  /** The operator chose the name: it is never given up for the many names of clients. Default `false`. */
+  /** The operator configured the name: its lookup is never dropped in favour of names that clients ask for. Default `false`. */
   isOwn?: boolean;
-  /** Gives up with `cancelled`. */
+  /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** How to listen for QUIC connections. */
+/** Options of {@link Net.listenQuic}. */
 export interface ListenQuicOptions {
   /** As {@link ListenTcpOptions.address}. */
   address: string;
-  /** The certificate to show, and what is asked of clients. */
+  /** The server's certificate and its requirements on clients. */
   tls: ServerTls;
-  /** Protocols offered, the preferred one first (RFC 7301). */
+  /** Supported protocols, the preferred one first (RFC 7301). */
   alpn: string[];
   /** Limits and timers. Default: those of {@link QuicTransport}. */
   transport?: QuicTransport;
-  /** Longest handshake in milliseconds. Default 10000. */
+  /** Timeout of a handshake in milliseconds. Default 10000. */
   handshakeTimeoutMs?: number;
-  /** Most unfinished handshakes; more are refused. Default 4096. */
+  /** Limit on concurrent handshakes; more are refused. Default 4096. */
   maxPendingHandshakes?: number;
   /**
-   * Most unfinished handshakes of one address that has been validated; more are refused. Where it has so many whose address is not validated,
-   * anybody may have sent them: the next ones are to show theirs by Retry (RFC 9000 §8.1.2). Default: no such limit.
+   * Limit on concurrent handshakes per validated address; more are refused. An address with this many handshakes that is not validated may be
+   * forged; further handshakes from it must validate it by Retry (RFC 9000 §8.1.2). Default: none.
    */
   pendingHandshakesPerAddress?: AddressLimit;
-  /** From so many unfinished handshakes on, addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0 validates always. */
+  /** Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0: always. */
   retryThreshold?: number;
-  /** Called for handshakes that failed, or were refused: `limit`, `limit-per-address`. */
+  /** Called for failed and refused handshakes; refused ones have `limit` or `limit-per-address`. */
   onHandshakeError?: (failure: HandshakeFailure) => void;
 }
 
-/** A handshake that came to nothing. */
+/** A failed or refused handshake. */
 export interface HandshakeFailure {
-  /** Its address, as it came. */
+  /** Source address, possibly not validated. */
   readonly remote: string;
-  /** What was wrong with it. */
+  /** The reason. */
   readonly error: NetError;
-  /** How many it stands for. At most 64 wait to be told: further refusals are counted in with a later one, other failures are dropped. */
+  /** Number of handshakes that this report stands for. At most 64 reports are queued; beyond that, refusals are added to a later report and failures are dropped. */
   readonly count: number;
 }
 
-/** Where to connect to over QUIC. */
+/** Options of {@link Net.connectQuic}. */
 export interface ConnectQuicOptions {
   /** A name or an address; IPv6 without brackets. */
   host: string;
   /** 1 to 65535. */
   port: number;
-  /** The name the server's certificate must have. Default `host`. */
+  /** Name that the server's certificate must contain. Default `host`. */
   serverName?: string;
-  /** What to believe and show. */
+  /** Trust settings and client certificate. */
   tls: ClientTls;
-  /** Protocols offered, the preferred one first (RFC 7301). */
+  /** Offered protocols, the preferred one first (RFC 7301). */
   alpn: string[];
   /** Limits and timers. Default: those of {@link QuicTransport}. */
   transport?: QuicTransport;
-  /** Longest time in milliseconds for everything: name and handshake. */
+  /** Timeout in milliseconds for everything: lookup and handshake. */
   timeoutMs: number;
-  /** Gives up with `cancelled`. */
+  /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** Whom to ask about. */
+/** Options of {@link Net.probeUdp}. */
 export interface ProbeUdpOptions {
   /** A name or an address; IPv6 without brackets. */
   host: string;
   /** 1 to 65535. */
   port: number;
-  /** How long to listen, in milliseconds. */
+  /** Time to wait for an error, in milliseconds. */
   timeoutMs: number;
-  /** Gives up with `cancelled`. */
+  /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** How long to wait for an answer, and how long that may be. */
+/** Options of {@link QuicConnection.request}. */
 export interface RequestOptions {
-  /** Longest time in milliseconds, the wait for a free stream included. */
+  /** Timeout in milliseconds, including the wait for stream credit. */
   timeoutMs: number;
-  /** Longest answer head in bytes. Default 16384. */
+  /** Longest response head in bytes. Default 16384. */
   headLimit?: number;
-  /** Gives up {@link QuicConnection.request} with `cancelled`. */
+  /** Cancels {@link QuicConnection.request} with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** What an exchange brings. */
+/** The response to a request. */
 export interface AgentResponse {
-  /** As it goes on after the answer's head. */
+  /** The stream after the response head. */
   readonly stream: Duplex;
-  /** The answer's head, blank line included, one character a byte. */
+  /** The response head including its empty line, one character per byte. */
   readonly head: string;
 }
 
-/** How two streams are joined. */
+/** Options of a relay. */
 export interface SpliceOptions {
   /**
-   * Written to `a` before anything that comes from `b`. Not counted. Where `a` is TCP it is a write of its own, and what `b` says unasked
-   * follows a millisecond later: many clients lose what they read together with the answer to their CONNECT.
+   * Written to `a` before anything from `b`, and not counted. On TCP it is a separate write, and data that `b` sends unprompted follows a
+   * millisecond later: many clients lose data that they read together with the response to CONNECT. Default: none.
    */
   initialDataToA?: Uint8Array;
-  /** Both directions silent for so many milliseconds: the copy is aborted with `timed-out`. 0 or missing: never. */
+  /** Idle timeout of both directions in milliseconds; the relay is then aborted with `timed-out`. 0 or missing: none. */
   idleTimeoutMs?: number;
-  /** Bytes a second, of both directions together; the narrowest counts. Default: as fast as it goes. */
+  /** Rate limits of both directions together; the lowest applies. Default: none. */
   rates?: readonly Rate[];
-  /** Gives up with `cancelled`. */
+  /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
 
-/** How fast, and how much at once. */
+/** Options of {@link Net.createRate}. */
 export interface RateOptions {
   /** 1 or more. */
   bytesPerSecond: number;
-  /** Bytes that may go at once after a pause; at least what goes in 10 ms. */
+  /** Burst in bytes; at least the bytes of 10 ms. */
   burst: number;
 }
 
-/** Bytes a second, for all who share it. They are served in turn, a little at a time: nobody starves, however much another one wants. */
+/** A rate limit in bytes per second. Its users are served in turn, so that none starves. */
 export interface Rate {
   /**
-   * Resolves when so many bytes may go.
+   * Resolves when `bytes` may be sent.
    * @throws {NetError} `closed`, `cancelled`
    */
   take(bytes: number): Promise<void>;
-  /** Copies that have it go on with it; nobody else can use it any more. */
+  /** Rejects new users; relays that already use it continue. */
   close(): void;
 }
 
-/** What was copied, and how it ended. */
+/** The result of a relay. */
 export interface SpliceResult {
   /** Bytes read from `a` and written to `b`. */
   readonly aToB: number;
   /** Bytes read from `b` and written to `a`. */
   readonly bToA: number;
-  /** Missing where both directions ended in good order; else what happened first. Both streams were then reset. */
+  /** The first error, after which both streams were reset. `undefined` if both directions ended cleanly. */
   readonly error?: NetError;
-  /** The stream that the error came from; missing for `cancelled` and `timed-out`. */
+  /** The stream that caused the error; `undefined` for `cancelled` and `timed-out`. */
   readonly errorSide?: "a" | "b";
 }
 
-/** A copy that has begun. */
+/** A running relay. */
 export interface Spliced {
-  /** As what {@link Net.splice} gives. */
+  /** The result, as of {@link Net.splice}. */
   readonly ended: Promise<SpliceResult>;
 }
 
-/** A copy that has begun, with a connection. */
+/** A running relay to a new connection. */
 export interface ConnectedTunnel extends Spliced {
-  /** The address that was connected to, `host:port` or `[host]:port`. */
+  /** The connected address, `host:port` or `[host]:port`. */
   readonly remote: string;
 }
 
-/** Transport parameters of QUIC (RFC 9000 §18.2) and what the sender does. */
+/** QUIC transport parameters (RFC 9000 §18.2) and congestion control. */
 export interface QuicTransport {
-  /** A PING every so many milliseconds. Default 3000; 0 sends none. */
+  /** Interval of PING frames in milliseconds. Default 3000; 0: none. */
   keepAliveMs?: number;
-  /** Silence in milliseconds after which the connection is lost. Default 10000; 0 never. */
+  /** Idle timeout of the connection in milliseconds. Default 10000; 0: none. */
   idleTimeoutMs?: number;
   /** Bidirectional streams the peer may have open at once. Default 16. */
   maxPeerStreams?: number;
   /**
-   * Bytes one stream may have under way, unread, at first. Where it is copied, that grows to what its reader drains in two round trips, to
-   * 16 MiB at most and less where many want more, and shrinks again. Default 96 KiB.
+   * Initial flow control window of a stream in bytes. While the stream is relayed, the window follows what the reader drains in two round
+   * trips, up to 16 MiB, and less if many streams need more. Default 96 KiB.
    */
   streamWindow?: number;
-  /** Bytes all streams of a connection may have under way, unread, besides the windows of those that were accepted. Default 1 MiB. */
+  /** Flow control window of the connection in bytes, in addition to the windows of accepted streams. Default 1 MiB. */
   connectionWindow?: number;
   /**
-   * Default `cubic` (RFC 9438), which like `newreno` (RFC 9002 §7) slows down for every loss. `cubic-loss-tolerant` does not for losses of at
-   * most 2 % with no queue before them. `bbr` goes by the rate that arrives, and fills small buffers.
+   * Default `cubic` (RFC 9438), which like `newreno` (RFC 9002 §7) slows down on every loss. `cubic-loss-tolerant` ignores up to 2 % of losses
+   * while no queue builds up. `bbr` follows the delivery rate and fills small buffers.
    */
   congestion?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
-  /** Largest UDP payload tried (RFC 8899), 1200 to 6400. Default 6400. */
+  /** Largest UDP payload to probe (RFC 8899), 1200 to 6400 bytes. Default 6400. */
   maxMtu?: number;
 }
 
-/** What a TLS server shows and asks. PEM texts, not file names; what is no PEM of the kind that is needed is an error, with its line. */
+/** TLS settings of a server, as PEM texts (not file names). Invalid PEM is an error that names the line. */
 export interface ServerTls {
-  /** The certificate chain, the server's own first. */
+  /** The certificate chain, beginning with the server's certificate. */
   cert: string;
   /** Its private key: PKCS #8, PKCS #1 or SEC 1, not encrypted. */
   key: string;
-  /** Require a client certificate issued by one of these. */
+  /** Require client certificates issued by one of these authorities. Default: none required. */
   clientCa?: string;
-  /** Refuse client certificates on these revocation lists (RFC 5280 §5). Needs `clientCa`. */
+  /** Reject client certificates on these revocation lists (RFC 5280 §5). Requires `clientCa`. */
   clientCrl?: string;
 }
 
-/** What a TLS client believes and shows. PEM texts as in {@link ServerTls}. It must not change once it has been used. */
+/** TLS settings of a client, as PEM texts. The object must not be modified after its first use. */
 export interface ClientTls {
   /**
-   * Trust these certificates alone: authorities, and servers' own, byte for byte, even where they have CA:TRUE. Default: the system's
-   * authorities, or Mozilla's where the system has none.
+   * Trust only these certificates: authorities, and server certificates by identity, even with CA:TRUE. Default: the system's authorities, or
+   * Mozilla's if the system has none.
    */
   ca?: string;
-  /** Trust the system's authorities as well as `ca`. Default `false`. */
+  /** Trust the system's authorities in addition to `ca`. Default `false`. */
   systemRoots?: boolean;
-  /** The client's own certificate chain and key. */
+  /** The client's certificate chain. Default: none. */
   cert?: string;
-  /** The key of `cert`. */
+  /** The private key of `cert`. */
   key?: string;
   /** Accept any certificate. Default `false`. */
   insecureSkipVerify?: boolean;
-  /** SHA-256 of the server's certificate (DER), 64 hexadecimal digits, colons allowed; any of these. Without `ca` it replaces all other checks. */
+  /** Accepted SHA-256 hashes of the server's certificate (DER): 64 hexadecimal digits, colons allowed. Without `ca` they replace all other checks. */
   pinSha256?: string[];
 }

@@ -1,17 +1,17 @@
-// deno-lint-ignore-file require-await -- stores answer with promises, this one at once
-// A store inside one process: for programs that embed proxies and a load balancer together, and for tests.
+// deno-lint-ignore-file require-await -- the contract is asynchronous
+// An in-memory store, for programs that embed proxies and a load balancer in one process, and for tests.
 import { type Cache, renewIn, type Store } from "./store.ts";
 
-/** How a store in memory keeps its entries. */
+/** Options of an in-memory store. */
 export interface MemoryStoreOptions {
-  /** How long an entry lives without renewal, in milliseconds. Default 30000. */
+  /** Lifetime of an entry without renewal, in milliseconds. Default 30000. */
   ttlMs?: number;
-  /** Milliseconds from any fixed point. Default `performance.now`. */
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
 
 /**
- * A store that the proxies and load balancers of one process share.
+ * Creates a store that the proxies and load balancers of one process share.
  * @example
  * ```ts
  * import { createMemoryStore } from "@reverse-http/reverse-http";
@@ -24,23 +24,23 @@ export interface MemoryStoreOptions {
  * ```
  */
 export function createMemoryStore({ ttlMs = 30_000, now = () => performance.now() }: MemoryStoreOptions = {}): Store {
-  const entries = new Map<string, { value: string; endsAt: number }>();
-  const alive = (key: string) => {
+  const entries = new Map<string, { value: string; expiresAt: number }>();
+  const find = (key: string) => {
     const entry = entries.get(key);
-    if (entry && entry.endsAt > now()) return entry;
+    if (entry && entry.expiresAt > now()) return entry;
     entries.delete(key);
     return undefined;
   };
-  const put = (key: string, value: string) => void entries.set(key, { value, endsAt: now() + ttlMs });
+  const put = (key: string, value: string) => void entries.set(key, { value, expiresAt: now() + ttlMs });
   const cache: Cache = {
-    get: async (key) => alive(key)?.value,
+    get: async (key) => find(key)?.value,
     set: async (key, value) => put(key, value),
     async add(key, value) {
-      if (!alive(key)) put(key, value);
+      if (!find(key)) put(key, value);
     },
     async touch(key) {
-      const entry = alive(key);
-      if (entry) entry.endsAt = now() + ttlMs;
+      const entry = find(key);
+      if (entry) entry.expiresAt = now() + ttlMs;
     },
   };
   return {

@@ -1,4 +1,4 @@
-// The store's options, for the proxy and lb alike, and the store that they describe.
+// The store's options, shared by proxy and lb, and the store that they configure.
 import { readFile } from "node:fs/promises";
 import { NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions } from "../config/option.ts";
@@ -9,72 +9,72 @@ import { createRedisStore } from "./redis.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import type { ServedStore, Store } from "./store.ts";
 
-const atLeast = (least: number, text: string) => (ms: number) => ms >= least ? undefined : `it must be ${text} or more`;
+const atLeast = (minMs: number, text: string) => (ms: number) => ms >= minMs ? undefined : `it must be ${text} or more`;
 
 export const storeServerOptions = defineOptions({
   "store.key-prefix": {
     kind: "string",
     default: "",
     description:
-      "Stands before every key in the store, the same for all proxies and lbs; empty as in the Go project, whose keys are agent ids.",
+      "Prefix of every key in the store, identical on all proxies and lbs; empty as in the Go project, whose keys are agent ids.",
     check: (prefix) =>
-      /^[!-~]{0,64}$/.test(prefix) ? undefined : `${JSON.stringify(prefix)} has other than visible ASCII characters, or more than 64`,
+      /^[!-~]{0,64}$/.test(prefix) ? undefined : `${JSON.stringify(prefix)} must have at most 64 characters, all visible ASCII`,
   },
   "store.memcached.address": {
     kind: "list",
     default: "localhost:11211",
-    description: "Address of memcached; several share the entries among them.",
-    check: (addresses) => addresses.length === 0 ? "there must be one at least" : addresses.map(checkAddress).find(Boolean),
+    description: "Address of memcached; entries are distributed over several servers.",
+    check: (addresses) => addresses.length === 0 ? "at least one address is required" : addresses.map(checkAddress).find(Boolean),
   },
   "store.memcached.timeout": {
     kind: "duration",
     default: "1s",
-    description: "Longest wait for an answer of memcached.",
+    description: "Timeout of a memcached request.",
     check: atLeast(1, "1ms"),
   },
   "store.redis.url": {
     kind: "string",
     default: "redis://localhost:6379",
     secret: true,
-    description: "Redis or Valkey: `redis://user:password@host:port/database`, or `rediss:` with TLS.",
+    description: "Redis or Valkey URL: `redis://user:password@host:port/database`, or `rediss:` with TLS.",
     check: checkRedisUrl,
   },
   "store.redis.timeout": {
     kind: "duration",
     default: "1s",
-    description: "Longest wait for an answer of Redis.",
+    description: "Timeout of a Redis request.",
     check: atLeast(1, "1ms"),
   },
   "store.redis.tls.file.root-ca": {
     guards: NOT_GIVEN,
     kind: "file",
-    description: "Authorities to trust with `rediss:`, PEM; by default the runtime's.",
+    description: "Certificate authorities to trust with `rediss:`, PEM; by default the runtime's.",
   },
 });
 
 export const STORE_TTL = {
   kind: "duration",
   default: "30s",
-  description: "How long an entry lives after its proxy is gone; it is renewed every third of that time.",
+  description: "Lifetime of an entry after its proxy is gone; entries are renewed every third of that time.",
   check: atLeast(3_000, "3s"),
 } as const;
 
-/** Why `address` is not a server's; `undefined` where it is. */
+/** Returns why `address` is not a server's address, or `undefined`. */
 export function checkAddress(address: string): string | undefined {
   return checkRemote(address, 11_211);
 }
 
-/** Why Redis cannot be reached by it. It never quotes the URL: there may be a password in it. */
+/** Returns why a Redis URL is invalid, or `undefined`. It never quotes the URL, which may contain a password. */
 function checkRedisUrl(text: string): string | undefined {
   const url = URL.parse(text);
   if (!/^rediss?:/i.test(text)) return "it is not a redis: or rediss: URL";
   if (!url || url.host === "") {
-    return "it is not a URL; in its user and password, percent-encode what is neither a letter nor a digit: / is %2F, # %23, ? %3F, @ %40, % %25";
+    return "it is not a URL; in the user and the password, percent-encode all characters but letters and digits: / is %2F, # %23, ? %3F, @ %40, % %25";
   }
   if (!isDecodable(url.username) || !isDecodable(url.password)) {
     return "its user or password has a % that is not followed by two hexadecimal digits; % itself is %25";
   }
-  // ioredis takes what it cannot read for database 0
+  // ioredis would use database 0 for an invalid one
   if (!/^\/?$|^\/[0-9]{1,9}$/.test(url.pathname)) return "its database, after the last /, is not a number; in a password, / is %2F";
   return undefined;
 }
@@ -88,7 +88,7 @@ function isDecodable(text: string): boolean {
   }
 }
 
-/** The part of the options that describes a store. */
+/** The option values that configure a store. */
 export interface StoreOptions {
   type: "none" | "memcached" | "redis";
   keyPrefix: string;
@@ -97,8 +97,8 @@ export interface StoreOptions {
 }
 
 /**
- * Reads the files that the options name.
- * @throws {ConfigError}
+ * Reads the files that the options refer to.
+ * @throws {ConfigError} for an unreadable file or contradictory options
  */
 export async function checkStoreOptions({ type, redis }: StoreOptions): Promise<{ redisCa?: string }> {
   const file = redis.tls.file.rootCa;
@@ -113,11 +113,11 @@ export async function checkStoreOptions({ type, redis }: StoreOptions): Promise<
   }
 }
 
-/** How often the store is asked whether it answers, in milliseconds, and how long the start waits for that. */
+/** Interval of probes, and how long the start waits for the first one, in milliseconds. */
 const PROBE_MS = 5_000;
 const FIRST_PROBE_MS = 1_000;
 
-/** Has it asked until it is closed, so that its state is known before the first client comes. */
+/** Probes the store until it is closed, so that its state is known before the first client connects. */
 async function probed(store: ServedStore): Promise<Store> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let closed = false;
@@ -136,11 +136,14 @@ async function probed(store: ServedStore): Promise<Store> {
   };
 }
 
-/** The store that the options describe, `undefined` for none. It is known whether its servers answer, unless they take long for it. */
+/**
+ * Opens the store that the options configure; `undefined` for none. Waits at most 1 s for the first probe.
+ * @throws {ConfigError} as {@link checkStoreOptions}
+ */
 export async function openStore(options: StoreOptions, ttlMs: number, events: StoreEvents): Promise<Store | undefined> {
   const { redisCa } = await checkStoreOptions(options);
-  // a cache that is empty again is to be full within a third of an entry's life
-  const common = { ...events, ttlMs, keyPrefix: options.keyPrefix, maxPauseMs: Math.min(5_000, ttlMs / 6) };
+  // after an outage all entries must be restored within a third of their lifetime
+  const common = { ...events, ttlMs, keyPrefix: options.keyPrefix, maxRetryDelayMs: Math.min(5_000, ttlMs / 6) };
   switch (options.type) {
     case "none":
       return undefined;

@@ -1,44 +1,44 @@
-// Keeps a proxy's entries in the store: written when an agent comes, renewed while it stays. What the store does is nobody's business here
-// but its own: no agent waits for it, and none is lost with it.
+// Publishes a proxy's agents in the store: an entry is written when an agent connects and renewed while it stays. Agents neither wait for the
+// store nor depend on it.
 import type { Store } from "./store.ts";
 
 export interface PresencePublisherOptions {
   store: Store;
-  /** Where lb reaches this proxy, `host:port`. */
+  /** Address at which lb reaches this proxy, `host:port`. */
   address: string;
-  /** How long an entry lives without renewal, in milliseconds; it is renewed every third of that time. */
+  /** Lifetime of an entry without renewal, in milliseconds; it is renewed every third of that time. */
   ttlMs: number;
-  /** A write that failed; it is tried again until it is done or the agent is gone. */
+  /** A write has failed. It is retried until it succeeds or the agent disconnects. */
   onFailure?: (failure: { agentId: string; error: unknown }) => void;
 }
 
-/** Announces agents until it is closed. */
+/** Publishes agents until it is closed. */
 export interface PresencePublisher {
-  /** The agent has connected here: its entry is this proxy's from now on. */
+  /** Publishes an agent that has connected; its entry then names this proxy. */
   add(agentId: string): void;
-  /** The agent is no longer here: its entry ends by itself. */
+  /** Stops renewing the entry of an agent that has disconnected, so that it expires. */
   remove(agentId: string): void;
-  /** Writes nothing more. */
+  /** Stops all writes. Entries expire. */
   close(): void;
 }
 
-/** What is to be written for one agent, and when; while that waits or is under way, never. */
+/** The next write for one agent. While a write is queued or in progress, `dueAt` is `Infinity`. */
 interface Entry {
   readonly agentId: string;
   task: "set" | "renew";
   dueAt: number;
 }
 
-/** Writes under way at a time: many agents that come at once do not become as many requests. */
+/** Limit on concurrent writes, when many agents connect at once. */
 const MAX_WRITES = 64;
 
 export function startPresencePublisher({ store, address, ttlMs, onFailure }: PresencePublisherOptions): PresencePublisher {
   const intervalMs = ttlMs / 3;
   const tickMs = Math.min(500, intervalMs / 4);
   const entries = new Map<string, Entry>();
-  /** Pending writes. Agents without an entry come before renewals. */
-  const waiting = { set: new Set<Entry>(), renew: new Set<Entry>() };
-  let underWay = 0;
+  /** Queued writes. New entries come before renewals. */
+  const queues = { set: new Set<Entry>(), renew: new Set<Entry>() };
+  let inFlight = 0;
   let closed = false;
 
   const write = async (entry: Entry): Promise<void> => {
@@ -55,13 +55,13 @@ export function startPresencePublisher({ store, address, ttlMs, onFailure }: Pre
   };
 
   const pump = (): void => {
-    for (const queue of [waiting.set, waiting.renew]) {
+    for (const queue of [queues.set, queues.renew]) {
       for (const entry of queue) {
-        if (underWay >= MAX_WRITES) return;
+        if (inFlight >= MAX_WRITES) return;
         queue.delete(entry);
-        underWay++;
+        inFlight++;
         void write(entry).then(() => { // never rejects
-          underWay--;
+          inFlight--;
           pump();
         });
       }
@@ -70,14 +70,14 @@ export function startPresencePublisher({ store, address, ttlMs, onFailure }: Pre
 
   const enqueue = (entry: Entry): void => {
     entry.dueAt = Infinity;
-    waiting[entry.task].add(entry);
+    queues[entry.task].add(entry);
   };
 
   const drop = (agentId: string): void => {
     const entry = entries.get(agentId);
     if (!entry) return;
     entries.delete(agentId);
-    waiting[entry.task].delete(entry);
+    queues[entry.task].delete(entry);
   };
 
   const timer = setInterval(() => {
@@ -99,7 +99,7 @@ export function startPresencePublisher({ store, address, ttlMs, onFailure }: Pre
     close() {
       closed = true;
       clearInterval(timer);
-      for (const all of [entries, waiting.set, waiting.renew]) all.clear();
+      for (const collection of [entries, queues.set, queues.renew]) collection.clear();
     },
   };
 }

@@ -1,61 +1,61 @@
-// Where is this agent? The contract of the shared store, and the one rule that all stores renew by. It knows no server.
+// The contract of the shared store, which maps agents to proxies, and the renewal rule of all stores.
 
 /**
- * Entries by agent id: the address of the proxy that holds the agent, as `host:port`. An entry lives for a fixed time and is never deleted:
- * who holds an agent renews its entry, and one that nobody renews ends by itself.
+ * Maps agent ids to the address of the proxy that the agent is connected to, `host:port`. An entry has a fixed lifetime and is never deleted:
+ * the agent's proxy renews it, and otherwise it expires.
  */
 export interface Store {
   /**
-   * The agent is at `address` from now on, whatever was there: the newest wins.
+   * Sets the address of an agent; the last write wins.
    * @throws {StoreError}
    */
   set(agentId: string, address: string): Promise<void>;
   /**
-   * The agent is still at `address`: an entry that is missing is added again, one with this address lives on, and one with another is left
-   * alone, because the agent's newer connection is there.
+   * Renews the entry of an agent that is still at `address`. A missing entry is added. An entry with another address is left unchanged, because
+   * the agent has a newer connection there.
    * @throws {StoreError}
    */
   renew(agentId: string, address: string): Promise<void>;
   /**
-   * The address, `undefined` where there is no entry.
+   * Returns the address of an agent; `undefined` without an entry.
    * @throws {StoreError}
    */
   lookup(agentId: string): Promise<string | undefined>;
-  /** Lets go of its connections; what is under way rejects. */
+  /** Closes its connections. Pending calls reject. */
   close(): void;
 }
 
-/** A store on servers, which can be asked whether they answer. */
+/** A store on servers, which can be probed. */
 export interface ServedStore extends Store {
-  /** Asks every server something; the store's events tell the result. Never rejects. */
+  /** Sends a request to every server; the store's events report the results. Never rejects. */
   probe(): Promise<void>;
 }
 
-/** A key to ask for, of no agent: its id would have white space. */
+/** The key of probes. No agent has it, because it contains a space. */
 export const PROBE_KEY = "reverse-http probe";
 
-/** The store did not do what it was asked for. The message names the server and what went wrong. */
+/** A failed call to the store. The message names the server and the reason. */
 export class StoreError extends Error {
-  /** Always that. */
+  /** Always `StoreError`. */
   override readonly name = "StoreError";
 }
 
-/** What a cache offers, each step atomic and each life begun anew. */
+/** The operations of a cache server. Each is atomic; each write resets the entry's lifetime. */
 export interface Cache {
   get(key: string): Promise<string | undefined>;
   set(key: string, value: string): Promise<void>;
-  /** Nothing where there is an entry. */
+  /** Does nothing if there is an entry. */
   add(key: string, value: string): Promise<void>;
-  /** Nothing where there is no entry. */
+  /** Resets the lifetime of an entry; does nothing without one. */
   touch(key: string): Promise<void>;
 }
 
 /**
- * {@link Store.renew} in the steps that every cache has. Between them an entry may change: then it is another proxy's, and living a little
- * longer does it no harm.
+ * Implements {@link Store.renew} with operations that every cache has. The entry may change to another proxy's between the two; extending its
+ * lifetime is then harmless.
  */
 export async function renewIn(cache: Cache, key: string, value: string): Promise<void> {
-  const found = await cache.get(key);
-  if (found === undefined) await cache.add(key, value);
-  else if (found === value) await cache.touch(key);
+  const current = await cache.get(key);
+  if (current === undefined) await cache.add(key, value);
+  else if (current === value) await cache.touch(key);
 }

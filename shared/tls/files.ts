@@ -1,5 +1,5 @@
-// TLS settings in files: what a server or a client is told to show and believe, checked when it starts and read again when they change. Bad
-// new files keep the old settings. Sockets are not known here.
+// TLS settings from files, checked at start and reloaded when the files change. If new files are invalid, the previous settings stay in
+// force. Knows no sockets.
 import { Buffer } from "node:buffer";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, flagOf } from "../config/option.ts";
@@ -11,13 +11,13 @@ import { SecretFiles } from "../files/secret_files.ts";
 import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists, type Side, unusable } from "./pem.ts";
 import { checkRevocationLists } from "./revocation.ts";
 
-/** The values of `--*.tls.*` of a server. */
+/** Values of a server's options `--*.tls.*`. */
 export interface ServerTlsOptions {
   readonly keyPassword?: string;
   readonly file: { readonly key?: string; readonly cert?: string; readonly clientCa?: string; readonly clientCrl?: string };
 }
 
-/** The values of `--*.tls.*` of a client. */
+/** Values of a client's options `--*.tls.*`. */
 export interface ClientTlsOptions {
   readonly insecureSkipVerify: boolean;
   readonly useSystemPool?: boolean;
@@ -32,49 +32,50 @@ export interface CertifiedKey {
   readonly key: string;
 }
 
-/** Whether the network takes settings: what is checked is what it will be given. */
+/** Validation of TLS settings by the network itself. */
 export type TlsCheck = Pick<Net, "checkServerTls" | "checkClientTls">;
 
-/** Most bytes of a file. Lists of large authorities have some tens of megabytes. */
+/** Limit on the size of a file, in bytes. Revocation lists of large authorities have tens of megabytes. */
 const MAX_FILE = 64 * 1024 * 1024;
 
-/** Settings, and what is wrong with them but may be meant so. */
+/** Settings, and warnings about doubtful but usable ones. */
 interface Checked<T> {
   readonly tls: T;
   readonly warnings: readonly string[];
 }
 
-/** Files by the last part of their option's name: `client-ca`. */
+/** File names by the last part of their option: `client-ca`. */
 type Files = Readonly<Record<string, string | undefined>>;
 type Pems = Readonly<Record<string, PemFile | undefined>>;
 
 /**
- * The settings of the server whose options begin with `group`: `agent-server.tls`. Without certificate and key in files it shows `own`.
- * @throws {ConfigError}
+ * Loads the settings of a server whose options begin with `group`, such as `agent-server.tls`. Without certificate and key files it uses
+ * `selfSigned`.
+ * @throws {ConfigError} for a missing or invalid file
  */
 export async function openServerTls(
   group: string,
   options: ServerTlsOptions,
-  { log, net, own }: { log: Logger; net: TlsCheck; own?: CertifiedKey },
+  { log, net, selfSigned }: { log: Logger; net: TlsCheck; selfSigned?: CertifiedKey },
 ): Promise<ReloadableTls<ServerTls>> {
   const { key, cert, clientCa, clientCrl } = options.file;
   const check = async (pems: Pems): Promise<Checked<ServerTls>> => {
     const identity = readIdentity(group, pems, options, "server");
-    let tls: ServerTls | undefined = identity?.tls ?? own;
-    if (tls === undefined) throw new ConfigError(`Cannot start: ${flagOf(group)}.file.key and ${flagOf(group)}.file.cert are needed`);
+    let tls: ServerTls | undefined = identity?.tls ?? selfSigned;
+    if (tls === undefined) throw new ConfigError(`Cannot start: ${flagOf(group)}.file.key and ${flagOf(group)}.file.cert are required`);
     const { "client-ca": caFile, "client-crl": listFile } = pems;
     if (listFile && !caFile) throw needs(group, "client-crl", "client-ca");
     const warnings = [...identity?.warnings ?? []];
-    if (pems.cert) tryOut(pems.cert, () => net.checkServerTls(tls!));
+    if (pems.cert) attributeTo(pems.cert, () => net.checkServerTls(tls!));
     if (caFile) {
       const authorities = readCertificates(caFile, "authorities");
       tls = { ...tls, clientCa: authorities.text };
-      tryOut(caFile, () => net.checkServerTls(tls!));
+      attributeTo(caFile, () => net.checkServerTls(tls!));
       if (listFile) {
         const lists = readRevocationLists(listFile);
         warnings.push(...await checkRevocationLists(listFile, lists.all, authorities.all));
         tls = { ...tls, clientCrl: lists.text };
-        tryOut(listFile, () => net.checkServerTls(tls!));
+        attributeTo(listFile, () => net.checkServerTls(tls!));
       }
     }
     return { tls, warnings };
@@ -83,8 +84,8 @@ export async function openServerTls(
 }
 
 /**
- * The settings of the client whose options begin with `group`: `agent-client.tls`.
- * @throws {ConfigError}
+ * Loads the settings of a client whose options begin with `group`, such as `agent-client.tls`.
+ * @throws {ConfigError} for a missing or invalid file
  */
 export async function openClientTls(
   group: string,
@@ -95,23 +96,23 @@ export async function openClientTls(
   const check = (pems: Pems): Promise<Checked<ClientTls>> => {
     const identity = readIdentity(group, pems, options, "client");
     const { "root-ca": rootFile } = pems;
-    const believes = {
+    const trust = {
       ca: rootFile && readCertificates(rootFile, "authorities").text,
       systemRoots: options.useSystemPool,
       insecureSkipVerify: options.insecureSkipVerify,
       pinSha256: options.pinSha256 && [...options.pinSha256],
     };
-    // one after the other: whose fault it is, is clear
-    if (rootFile) tryOut(rootFile, () => net.checkClientTls({ ca: believes.ca }));
-    const tls: ClientTls = { ...identity?.tls, ...believes };
-    if (pems.cert) tryOut(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
+    // separate checks attribute an error to its file
+    if (rootFile) attributeTo(rootFile, () => net.checkClientTls({ ca: trust.ca }));
+    const tls: ClientTls = { ...identity?.tls, ...trust };
+    if (pems.cert) attributeTo(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
   return await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
 }
 
-/** What the network says of a file's content, as a mistake in that file. */
-function tryOut(pem: PemFile, check: () => void): void {
+/** Runs a check of the network and reports its error as one of the file. */
+function attributeTo(pem: PemFile, check: () => void): void {
   try {
     check();
   } catch (cause) {
@@ -122,7 +123,7 @@ function tryOut(pem: PemFile, check: () => void): void {
 }
 
 /**
- * Refuses options of TLS where TLS is off: whoever wrote them expects it.
+ * Rejects TLS options while TLS is disabled: they show that it was meant to be enabled.
  * @throws {ConfigError}
  */
 export function refuseWithoutTls(group: string, options: { keyPassword?: string; file: object }): void {
@@ -135,11 +136,11 @@ export function refuseWithoutTls(group: string, options: { keyPassword?: string;
   throw new ConfigError(`Cannot use ${flagOf(group)}.${option}: ${flagOf(group)}.enable is not set`);
 }
 
-/** Settings that follow their files. */
+/** TLS settings that can be reloaded from their files. */
 export class ReloadableTls<T> {
   #state: string;
   #current: T;
-  #turn = Promise.resolve();
+  #reloading = Promise.resolve();
   readonly #secrets: SecretFiles;
 
   private constructor(
@@ -155,7 +156,7 @@ export class ReloadableTls<T> {
     this.#secrets = new SecretFiles(log);
   }
 
-  /** @throws {ConfigError} where a file cannot be read or used */
+  /** @throws {ConfigError} if a file cannot be read or is invalid */
   static async open<T>(group: string, files: Files, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<ReloadableTls<T>> {
     const pems = await readPems(group, files);
     const { tls, warnings } = await check(pems);
@@ -169,18 +170,18 @@ export class ReloadableTls<T> {
     if (this.files.key) await this.#secrets.check(`${flagOf(this.group)}.file.key`, this.files.key);
   }
 
-  /** The newest that can be used. */
+  /** The latest valid settings. */
   get current(): T {
     return this.#current;
   }
 
   /**
-   * Reads the files again. Where they have changed and can be used, `use` gets the new settings; where they cannot, or `use` throws, the old
-   * ones are kept, and each change is logged once. Never rejects.
+   * Reloads the files. If they have changed and are valid, `use` is called with the new settings. If they are invalid or `use` throws, the
+   * previous settings stay in force, and that is logged once per change. Never rejects.
    */
   reload(use: (tls: T) => void = () => {}): Promise<void> {
-    // one at a time: a change that two see at once is one change
-    return this.#turn = this.#turn.then(() => this.#reload(use));
+    // serialized, so that concurrent calls report a change once
+    return this.#reloading = this.#reloading.then(() => this.#reload(use));
   }
 
   async #reload(use: (tls: T) => void): Promise<void> {
@@ -193,11 +194,11 @@ export class ReloadableTls<T> {
       const { tls, warnings } = await this.check(pems);
       use(tls);
       this.#current = tls;
-      this.log.info("certificates renewed", { options: flagOf(this.group) });
+      this.log.info("certificates reloaded", { options: flagOf(this.group) });
       warn(this.log, warnings);
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
-      if (this.#state === before) this.#state = reason; // it could not be read
+      if (this.#state === before) this.#state = reason; // a file could not be read
       if (this.#state !== before) {
         this.log.warn("certificate reload failed; keeping the previous certificates", { options: flagOf(this.group), reason });
       }
@@ -205,7 +206,7 @@ export class ReloadableTls<T> {
   }
 }
 
-/** Reads files again every `intervalMs` milliseconds until it is closed; 0 never. `use` as in {@link ReloadableTls.reload}. */
+/** Reloads the files every `intervalMs` milliseconds until it is closed; 0: never. `use` as in {@link ReloadableTls.reload}. */
 export function startTlsRefresh<T>(files: ReloadableTls<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
   const stopping = new AbortController();
   const { signal } = stopping;
@@ -241,18 +242,18 @@ function readIdentity(
 }
 
 function needs(group: string, given: string, missing: string): ConfigError {
-  return new ConfigError(`Cannot use ${flagOf(group)}.file.${given}: ${flagOf(group)}.file.${missing} is needed too`);
+  return new ConfigError(`Cannot use ${flagOf(group)}.file.${given}: ${flagOf(group)}.file.${missing} is required too`);
 }
 
-/** An empty name is none: that is how a variable of the environment is unset in many places. */
+/** Reads the files. An empty name counts as none. */
 async function readPems(group: string, files: Files): Promise<Pems> {
   const pems: Record<string, PemFile | undefined> = {};
   for (const [name, file] of Object.entries(files)) {
     if (!file) continue;
-    // key and certificate in one file must not be from before and after its change
-    const before = Object.values(pems).find((pem) => pem?.file === file);
+    // read a file that has both key and certificate once, so that both are of the same version
+    const sameFile = Object.values(pems).find((pem) => pem?.file === file);
     const option = `${group}.file.${name}`;
-    pems[name] = { option, file, text: before ? before.text : await readPem(option, file) };
+    pems[name] = { option, file, text: sameFile ? sameFile.text : await readPem(option, file) };
   }
   return pems;
 }

@@ -1,48 +1,49 @@
-// A certificate that a server makes for itself where it was given none, and keeps: whoever has pinned it must find it again after a restart.
-import { randomBytes, webcrypto, X509Certificate } from "node:crypto";
-import { link, mkdir, open, readFile, rename, rm } from "node:fs/promises";
+// The self-signed certificate of a server without a configured one. It is stored, so that its pin stays valid after a restart.
+import { webcrypto, X509Certificate } from "node:crypto";
+import { mkdir, readFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { ConfigError } from "../config/option.ts";
 import { describeFileError } from "../files/read.ts";
+import { writeFileAtomically } from "../files/write.ts";
 import type { Logger } from "../log/logger.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import type { CertifiedKey } from "./files.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
-import { loadX509 } from "./revocation.ts";
+import { loadX509 } from "./x509.ts";
 
-/** Where a server keeps what must outlive it. */
+/** Directory for state that outlives the process. */
 export interface StateDirectory {
-  /** Missing: nothing is kept. */
+  /** Default: nothing is stored. */
   readonly path?: string;
-  /** Whether somebody has asked for this one: it must be usable then. */
+  /** Whether it was configured explicitly; then it is an error if it is unusable. */
   readonly required: boolean;
 }
 
-/** A certificate made here, and what to tell those who are to trust it. */
+/** A self-signed certificate and its pin. */
 export interface SelfSigned extends CertifiedKey {
   /** SHA-256 of the certificate (DER), 64 hexadecimal digits. */
   readonly pin: string;
-  /** Missing where it ends with this process. */
+  /** `undefined` if the certificate is not stored. */
   readonly file?: string;
 }
 
 /**
- * The directory for state of the user `uid` that the environment speaks of: systemd's `$STATE_DIRECTORY`, `$XDG_STATE_HOME/reverse-http`,
- * `/var/lib/reverse-http` for root, `$HOME/.local/state/reverse-http`; `undefined` without any.
+ * The default state directory of the user `uid`: systemd's `$STATE_DIRECTORY`, `$XDG_STATE_HOME/reverse-http`, `/var/lib/reverse-http` for
+ * root, or `$HOME/.local/state/reverse-http`; `undefined` if none applies.
  */
 export function defaultStateDirectory(env: Readonly<Record<string, string | undefined>>, uid: number | undefined): string | undefined {
-  const [own] = (env.STATE_DIRECTORY ?? "").split(":");
-  if (own) return own;
+  const [systemd] = (env.STATE_DIRECTORY ?? "").split(":");
+  if (systemd) return systemd;
   if (env.XDG_STATE_HOME) return join(env.XDG_STATE_HOME, "reverse-http");
   if (uid === 0) return "/var/lib/reverse-http";
   return env.HOME ? join(env.HOME, ".local", "state", "reverse-http") : undefined;
 }
 
 /**
- * The certificate kept as `name`.pem in the directory; it is made there where it is missing, readable by this user alone. Where nothing can
- * be kept, one for this process, and a warning.
- * @throws {ConfigError} where a directory that is required cannot be used, or holds something else under this name
+ * Opens the certificate `name`.pem in the state directory, and creates it if it is missing, readable by this user only. If the directory is
+ * unusable and not required, logs a warning and returns a certificate for this process.
+ * @throws {ConfigError} if a required directory is unusable, or the file is invalid
  */
 export async function openSelfSigned(name: string, directory: StateDirectory, log: Logger): Promise<SelfSigned> {
   const { path } = directory;
@@ -61,8 +62,8 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
 }
 
 /**
- * What {@link openSelfSigned} would use; where it is not made yet, one that is for checks alone. Makes no file.
- * @throws {ConfigError}
+ * Returns the certificate that {@link openSelfSigned} would use, or a temporary one if that is not created yet. Writes no file.
+ * @throws {ConfigError} as {@link openSelfSigned}
  */
 export async function checkSelfSigned(name: string, { path, required }: StateDirectory): Promise<CertifiedKey> {
   if (path === undefined) return await makeSelfSigned();
@@ -81,12 +82,12 @@ function parse(file: string, text: string): SelfSigned {
   const pem: PemFile = { option: "state-dir", file, text };
   const { all: [cert], text: certText } = readCertificates(pem, "chain");
   const key = readPrivateKey(pem);
-  if (!cert!.checkPrivateKey(key)) throw unusable(pem, "key and certificate do not belong together; without the file a new one is made");
+  if (!cert!.checkPrivateKey(key)) throw unusable(pem, "key and certificate do not belong together; delete the file to create a new one");
   return { cert: certText, key: key.export({ type: "pkcs8", format: "pem" }).toString(), pin: pinOf(cert!), file };
 }
 
 async function createEphemeral(why: string, log: Logger): Promise<SelfSigned> {
-  log.warn("the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place", { reason: why });
+  log.warn("self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir", { reason: why });
   const { cert, key } = await makeSelfSigned();
   return { cert, key, pin: pinOf(new X509Certificate(cert)) };
 }
@@ -99,34 +100,14 @@ async function readOrCreate(directory: string, file: string): Promise<string> {
   }
   await mkdir(directory, { recursive: true, mode: 0o700 });
   const { cert, key } = await makeSelfSigned();
-  await create(file, `${cert.trim()}\n${key.trim()}\n`);
+  await writeFileAtomically(file, `${cert.trim()}\n${key.trim()}\n`, { mode: 0o600, existing: "keep" });
   return await readFile(file, "latin1"); // another process may have been first
 }
 
-/** All of the file or nothing, even after a power failure. One that is there already stays. */
-async function create(file: string, text: string): Promise<void> {
-  const unfinished = `${file}.${randomBytes(6).toString("hex")}`;
-  try {
-    const handle = await open(unfinished, "wx", 0o600);
-    try {
-      await handle.writeFile(text);
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await link(unfinished, file).catch(async (error: NodeJS.ErrnoException) => {
-      // some file systems have no links
-      if (error.code !== "EEXIST") await rename(unfinished, file);
-    });
-  } finally {
-    await rm(unfinished, { force: true });
-  }
-}
-
-/** Some ten years: longer than the machine that it is on. */
-const LIFE_MS = 3_650 * 86_400_000;
-/** Clocks differ. */
-const LEAD_MS = 86_400_000;
+/** Validity: ten years. */
+const VALIDITY_MS = 3_650 * 86_400_000;
+/** Start of the validity before the creation, because clocks differ. */
+const BACKDATE_MS = 86_400_000;
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
 
 async function makeSelfSigned(): Promise<CertifiedKey> {
@@ -138,8 +119,8 @@ async function makeSelfSigned(): Promise<CertifiedKey> {
     name: "CN=reverse-http",
     keys,
     signingAlgorithm: ALGORITHM,
-    notBefore: new Date(Date.now() - LEAD_MS),
-    notAfter: new Date(Date.now() + LIFE_MS),
+    notBefore: new Date(Date.now() - BACKDATE_MS),
+    notAfter: new Date(Date.now() + VALIDITY_MS),
     extensions: [
       new x509.BasicConstraintsExtension(false, undefined, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),

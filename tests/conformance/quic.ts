@@ -275,7 +275,7 @@ function connectTests({ test, pki, adapter }: Suite): void {
   test("is refused beyond what an address may have under way, once it has shown that it is one, and all of it is told", async (net) => {
     await withRaw(async (raw) => {
       const failures: HandshakeFailure[] = [];
-      const pendingHandshakesPerAddress = { most: 1, exempt: [] };
+      const pendingHandshakesPerAddress = { max: 1, exempt: [] };
       const onHandshakeError = (failure: HandshakeFailure) => failures.push(failure);
       const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold: 0, onHandshakeError };
       const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
@@ -292,7 +292,7 @@ function connectTests({ test, pki, adapter }: Suite): void {
   for (const [what, exempt, retryThreshold] of [["in another's name", [], 256], ["where it is exempt", ["127.0.0.0/8"], 0]] as const) {
     test(`is not kept out by unfinished ones ${what}`, async (net) => {
       await withRaw(async (raw) => {
-        const pendingHandshakesPerAddress = { most: 1, exempt };
+        const pendingHandshakesPerAddress = { max: 1, exempt };
         const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold };
         const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
         const port = portOf(listener.address);

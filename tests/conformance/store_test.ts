@@ -5,7 +5,7 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
-import { createMemcachedStore, placeOf } from "../../shared/store/memcached.ts";
+import { createMemcachedStore, serverIndex } from "../../shared/store/memcached.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { createRedisStore } from "../../shared/store/redis.ts";
 import type { StoreEvents } from "../../shared/store/circuit_breaker.ts";
@@ -22,7 +22,7 @@ const PAUSE_MS = 100;
 type Kind = "memcached" | "redis";
 
 function openStore(kind: Kind, addresses: readonly string[], events: StoreEvents = {}, ttlMs = 30_000): Store {
-  const options = { ...events, timeoutMs: TIMEOUT_MS, ttlMs, maxPauseMs: PAUSE_MS };
+  const options = { ...events, timeoutMs: TIMEOUT_MS, ttlMs, maxRetryDelayMs: PAUSE_MS };
   return kind === "memcached"
     ? createMemcachedStore({ ...options, addresses })
     : createRedisStore({ ...options, url: `redis://${addresses[0]}` });
@@ -267,7 +267,7 @@ for (const kind of ["memcached", "redis"] as const) {
     });
 
     it("keeps its entries apart by the prefix of keys, and takes every id with one", async () => {
-      const options = { timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS };
+      const options = { timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxRetryDelayMs: PAUSE_MS };
       const withPrefix = (keyPrefix?: string) =>
         kind === "memcached"
           ? createMemcachedStore({ ...options, keyPrefix, addresses: [server.address] })
@@ -326,8 +326,8 @@ describe("memcached store on several servers", () => {
     try {
       const ids = Array.from({ length: 100 }, (_, i) => String(i));
       await Promise.all(ids.map((id) => store.set(id, ONE)));
-      const there = ids.filter((id) => placeOf(id, addresses) === 0);
-      const elsewhere = ids.filter((id) => placeOf(id, addresses) === 1);
+      const there = ids.filter((id) => serverIndex(id, addresses) === 0);
+      const elsewhere = ids.filter((id) => serverIndex(id, addresses) === 1);
       assert.ok(there.length > 25 && elsewhere.length > 25, `${there.length} and ${elsewhere.length}`);
       await second.kill();
       for (const id of there) assert.equal(await store.lookup(id), ONE);
@@ -341,8 +341,8 @@ describe("memcached store on several servers", () => {
   it("moves only the entries of a server that is taken away", () => {
     const [all, fewer] = [["a:1", "b:1", "c:1"], ["a:1", "c:1"]];
     for (let i = 0; i < 300; i++) {
-      const place = all[placeOf(String(i), all)]!;
-      if (place !== "b:1") assert.equal(fewer[placeOf(String(i), fewer)], place);
+      const place = all[serverIndex(String(i), all)]!;
+      if (place !== "b:1") assert.equal(fewer[serverIndex(String(i), fewer)], place);
     }
   });
 });
@@ -350,7 +350,7 @@ describe("memcached store on several servers", () => {
 describe("redis store", () => {
   it("shows its password, and keeps its entries under keys of its own", async () => {
     await using server = await StoreServer.start("redis", ["--requirepass", "secret"]);
-    const open = (url: string) => createRedisStore({ url, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS });
+    const open = (url: string) => createRedisStore({ url, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxRetryDelayMs: PAUSE_MS });
     const [store, stranger] = [open(`redis://:secret@${server.address}/0`), open(`redis://${server.address}`)];
     try {
       await store.set("7", ONE);
@@ -372,7 +372,7 @@ describe("redis store", () => {
   it("takes a database that the server does not have for an error, and never another one", async () => {
     await using server = await StoreServer.start("redis", ["--databases", "4"]);
     const open = (path: string) =>
-      createRedisStore({ url: `redis://${server.address}${path}`, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxPauseMs: PAUSE_MS });
+      createRedisStore({ url: `redis://${server.address}${path}`, timeoutMs: TIMEOUT_MS, ttlMs: 30_000, maxRetryDelayMs: PAUSE_MS });
     const [third, missing, query, first] = [open("/3"), open("/99"), open("?db=99"), open("")];
     try {
       await third.set("7", ONE);
@@ -396,7 +396,7 @@ describe("redis store", () => {
       url: `redis://:secret@${narrow.address}`,
       timeoutMs: TIMEOUT_MS,
       ttlMs: 30_000,
-      maxPauseMs: PAUSE_MS,
+      maxRetryDelayMs: PAUSE_MS,
     });
     try {
       await store.set("7", ONE);

@@ -119,7 +119,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
   });
 
   test("counts heads of a load balancer's clients by their own addresses", async (net) => {
-    const pendingHeadsPerAddress = { most: 1, exempt: proxyProtocol };
+    const pendingHeadsPerAddress = { max: 1, exempt: proxyProtocol };
     const { port, next, request } = await listenTcp(net, { proxyProtocol, pendingHeadsPerAddress });
     const begin = async (client: string) => {
       const stream = await dialTcp(net, port);
@@ -329,7 +329,7 @@ function acceptTests({ test, adapter }: Suite): void {
   for (const exempt of [[], ["10.0.0.0/8"], ["127.0.0.0/8"]]) {
     test(`counts those of one address, but of ${exempt.join() || "none"}`, async (net) => {
       await withRaw(async (raw) => {
-        const { next, port } = await listenTcp(net, { pendingHeadsPerAddress: { most: 3, exempt } });
+        const { next, port } = await listenTcp(net, { pendingHeadsPerAddress: { max: 3, exempt } });
         const sockets = [];
         for (let i = 0; i < 10; i++) sockets.push(await raw.connect(port));
         for (let i = 0; i < (exempt[0] === "127.0.0.0/8" ? 0 : 7); i++) {
@@ -344,7 +344,7 @@ function acceptTests({ test, adapter }: Suite): void {
   }
 
   test("is refused what is no network", async (net) => {
-    const pendingHeadsPerAddress = { most: 3, exempt: ["localhost/8"] };
+    const pendingHeadsPerAddress = { max: 3, exempt: ["localhost/8"] };
     const { message } = await netError(net.listenTcp({ address: "127.0.0.1:0", pendingHeadsPerAddress }), "invalid");
     assert.ok(message.includes('"localhost/8"'), message);
   });

@@ -444,9 +444,9 @@ describe("a proxy", () => {
       const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport: PROXY_TRANSPORT });
       const agent = site.start(AGENT, [...site.agentArgs({ agents: listener.address, clients: "" }), ...args]);
       const connection = (await listener.accept())!;
-      const { welcome } = await receiveCredentials(connection);
+      const { accept } = await receiveCredentials(connection);
       await receiveHello(connection);
-      await welcome();
+      await accept();
       await agent.waitFor("connected");
       await body(connection, agent);
     });

@@ -136,7 +136,7 @@ describe("a disk that is full", () => {
     const args = ["--agent-server.listen-address=127.0.0.1:0", "--http-proxy.listen-address=127.0.0.1:0", "--log.format=json"];
     const proxy = site.start(PROXY, args, { env: { PATH: "/usr/bin:/bin", HOME: "/nonexistent", STATE_DIRECTORY: disk.path } });
     const { reason } = await proxy.waitFor(
-      "the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place",
+      "self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir",
     );
     assert.match(String(reason), /space|ENOSPC/i);
     await proxy.waitFor("listening");
@@ -227,7 +227,7 @@ describe("files that vanish, or turn to garbage, while the programs run", () => 
       await check(open);
       await useTunnel(String(clients), origin.authority, options);
       await refill();
-      for (const group of groups) await proxy.waitFor("certificates renewed", { options: `--${group}.tls` }, round + 1);
+      for (const group of groups) await proxy.waitFor("certificates reloaded", { options: `--${group}.tls` }, round + 1);
     }
     assert.deepEqual([agent.logged("not connected"), proxy.logged("agent disconnected")], [[], []]);
     // and what was put back is what counts now
@@ -256,7 +256,7 @@ describe("a proxy that datagrams do not reach", () => {
       await using site = await Site.create();
       const args = site.agentArgs({ agents: address, clients: "" });
       const agent = site.start("/usr/bin/unshare", ["-n", "sh", "-c", `set -e; ${setup}; exec "$@"`, "sh", AGENT, ...args]);
-      const told = await agent.waitFor("the proxy does not answer yet");
+      const told = await agent.waitFor("no response from the proxy yet");
       assert.match(String(told.reason), reason);
       assert.equal(agent.logged("not connected").length, 0, "it goes on trying");
     });

@@ -183,7 +183,7 @@ describe("the limit on", () => {
     const first = await site.startAgent(addresses);
     const second = site.start(AGENT, site.agentArgs(addresses, "4712"));
     const { reason } = await second.waitFor("not connected");
-    assert.match(String(reason), /503 There are too many connections; it will be tried again/);
+    assert.match(String(reason), /503 There are too many connections; retrying/);
     assert.ok(await hits(proxy, "agents") >= 1);
     await first.stop();
     await second.waitFor("connected");
@@ -261,7 +261,7 @@ describe("the limit on heads of one address", () => {
       }
       assert.match((await slow[0]!.readAll()).toString(), /^HTTP\/1\.1 503 /);
       assert.equal(await hits(pair.proxy, "pending-requests-per-address"), 1);
-      await pair.proxy.waitFor("limit reached", { limit: "pending-requests-per-address", most: 5 });
+      await pair.proxy.waitFor("limit reached", { limit: "pending-requests-per-address", max: 5 });
       await other.write(connectHead(origin.authority).slice("CONNECT ".length));
       assert.match(await other.readUntil("\r\n\r\n"), /^HTTP\/1\.1 200 /);
     } finally {
@@ -381,7 +381,7 @@ describe("a process with few descriptors", () => {
     const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...args]);
     const { agents, clients: listening } = await proxy.waitFor("listening");
     const clients = String(listening);
-    await proxy.waitFor("descriptors limit connections");
+    await proxy.waitFor("connections limited by file descriptors");
     await site.startAgent({ agents: String(agents), clients });
     const wires: Wire[] = [];
     let refused = 0;
@@ -413,7 +413,7 @@ describe("a process with few descriptors", () => {
     const proxy = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', PROXY, ...args]);
     const { agents, clients: listening } = await proxy.waitFor("listening");
     const clients = String(listening);
-    const told = await proxy.waitFor("descriptors limit connections");
+    const told = await proxy.waitFor("connections limited by file descriptors");
     assert.deepEqual([told.level, told.connections, told.connectionsPerAddress, told.descriptors], ["WARN", 128, 32, 256]);
     await site.startAgent({ agents: String(agents), clients });
     const wires: Wire[] = [];

@@ -161,7 +161,7 @@ describe("figures, health and agents", () => {
     await agent.waitFor("not connected");
     const { status, body } = await get(admin, "/readyz");
     assert.equal(status, 503);
-    assert.deepEqual(JSON.parse(body).problems, { proxy: "there is no connection to a proxy" });
+    assert.deepEqual(JSON.parse(body).problems, { proxy: "not connected to a proxy" });
   });
 
   for (const part of ["proxy", "load balancer"] as const) {

@@ -63,7 +63,7 @@ describe("auth", () => {
     using folder = new Folder();
     folder.write("auth-key-private.pem", "old");
     chmodSync(join(folder.path, "auth-key-private.pem"), 0o644);
-    await fail(folder, 2, ["key", "private"], /--out "auth-key-private\.pem": there is such a file; --force replaces it/);
+    await fail(folder, 2, ["key", "private"], /--out "auth-key-private\.pem": the file exists; --force replaces it/);
     assert.equal(read(folder, "auth-key-private.pem").text, "old");
     await succeed(folder, ["key", "private", "--force"]);
     const { text, mode } = read(folder, "auth-key-private.pem");
@@ -78,10 +78,10 @@ describe("auth", () => {
     await succeed(folder, ["key", "private"]);
     const wrong: [args: string[], named: RegExp][] = [
       [["key", "private", "--algo=HS256"], /--algo: "HS256" is not one of ES256, RS256, EdDSA/],
-      [["key", "public", "--in=missing.pem"], /Cannot read --in "missing\.pem": there is no such file/],
+      [["key", "public", "--in=missing.pem"], /Cannot read --in "missing\.pem": the file does not exist/],
       [["key", "public", "--in=none.pem"], /Cannot use --in "none\.pem": it has no PRIVATE KEY in PEM/],
       [["key", "public", "--in=."], /Cannot read --in "\.": it is a directory/],
-      [["jwt", "token"], /--agent-id is needed/],
+      [["jwt", "token"], /--agent-id is required/],
       [["jwt", "token", "--agent-id=a b"], /--agent-id "a b"/],
       [["jwt", "token", "--agent-id=4711", "--role=boss"], /--role: "boss" is not one of agent, client/],
       [["jwt", "token", "--agent-id=4711", "--duration=0s"], /--duration: it must be more than zero/],

@@ -175,7 +175,7 @@ describe("the original's flags", () => {
     it(`start ${what}`, async () => {
       using folder = new Folder();
       const { exitCode, stdout, stderr } = await runToEnd(REVERSE_HTTP, [command, ...args(await writeFiles(folder)), "--check-config"]);
-      assert.deepEqual([exitCode, stdout, stderr], [0, "The configuration can be used", ""]);
+      assert.deepEqual([exitCode, stdout, stderr], [0, "The configuration is valid", ""]);
     });
   }
 

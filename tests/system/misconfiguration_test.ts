@@ -33,7 +33,7 @@ describe("who makes a mistake is told", () => {
       const { reason, retryInMs } = await agent.waitFor("not connected");
       assert.equal(
         reason,
-        `Cannot connect to ${agents}: no answer in 10000 ms; is the proxy running there, and may UDP pass to ${agents}?`,
+        `Cannot connect to ${agents}: no answer in 10000 ms; is the proxy running there, and do firewalls allow UDP to ${agents}?`,
       );
       assert.ok(Number(retryInMs) > 0);
     } finally {
@@ -105,7 +105,8 @@ describe("who makes a mistake is told", () => {
   });
 
   it("with a bad pattern, which one and what there is", async () => {
-    const forms = "there are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each with :port or :first-last or without, and all or none alone";
+    const forms =
+      "valid patterns are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each optionally with :port or :first-last, or all or none alone";
     assert.equal(
       await refusal(PROXY, ["--http-proxy.host-whitelist=localhost:80,10.0.0.1/99"]),
       `Cannot use --http-proxy.host-whitelist: the pattern "10.0.0.1/99": /99 is longer than 32 bits; ${forms}`,
@@ -131,7 +132,7 @@ describe("who makes a mistake is told", () => {
       await refusal(AGENT, [ID, "--agent-client.host-denylist=127.0.0.1-127.0.0.9"]),
       /a range of addresses is written as networks/,
     );
-    assert.match(await refusal(PROXY, ["--limits.exempt-addresses=lb.example"]), /only addresses and networks can stand here/);
+    assert.match(await refusal(PROXY, ["--limits.exempt-addresses=lb.example"]), /only addresses and networks are valid here/);
     using folder = new Folder();
     const config = folder.write("config.yaml", "http-proxy:\n  host-whitelist:\n");
     assert.equal(await refusal(PROXY, [`--config=${config}`]), `Cannot use --http-proxy.host-whitelist (${config}:2): ${nothing}`);
@@ -168,7 +169,7 @@ describe("who makes a mistake is told", () => {
     assert.equal(exitCode, 1);
     assert.match(stderr, new RegExp(`^reverse-http-proxy: Cannot listen on ${addresses.clients}: [^\n]*in use[^\n]*\n$`, "m"));
     assert.ok(
-      stderr.endsWith("; another program has it: stop that one, or choose another address with --http-proxy.listen-address\n"),
+      stderr.endsWith("; another program uses it: stop that program or choose another address with --http-proxy.listen-address\n"),
       stderr,
     );
   });
@@ -176,16 +177,16 @@ describe("who makes a mistake is told", () => {
   it("with a missing file, which option names it", async () => {
     assert.equal(
       await refusal(AGENT, [ID, "--agent-client.tls.file.root-ca=/nonexistent/ca.pem"]),
-      "Cannot read --agent-client.tls.file.root-ca /nonexistent/ca.pem: there is no such file",
+      "Cannot read --agent-client.tls.file.root-ca /nonexistent/ca.pem: the file does not exist",
     );
     assert.equal(
       await refusal(AGENT, [ID, "--config=/nonexistent/config.yaml"]),
-      "Cannot read the configuration file /nonexistent/config.yaml: there is no such file",
+      "Cannot read the configuration file /nonexistent/config.yaml: the file does not exist",
     );
     await using site = await Site.create();
     assert.equal(
       await refusal(PROXY, [...site.proxyArgs(), "--agent-server.tls.file.key=/nonexistent/key.pem"]),
-      "Cannot read --agent-server.tls.file.key /nonexistent/key.pem: there is no such file",
+      "Cannot read --agent-server.tls.file.key /nonexistent/key.pem: the file does not exist",
     );
   });
 
@@ -194,7 +195,7 @@ describe("who makes a mistake is told", () => {
     const config = folder.write("config.yaml", "log:\n  level: info\nagent-client:\n\tserver-address: a:1\n");
     assert.equal(
       await refusal(AGENT, [`--config=${config}`]),
-      `Cannot read ${config}:4: it is indented by a tab, and YAML takes only spaces`,
+      `Cannot read ${config}:4: it is indented with a tab; YAML allows only spaces`,
     );
   });
 
@@ -220,11 +221,11 @@ describe("who makes a mistake is told", () => {
 
   it("with an address that nothing can start with, by the start and by --check-config in the same words", async () => {
     const wrong: [file: string, option: string, said: RegExp][] = [
-      [AGENT, "--agent-client.server-address=[zz]:4242", /something else than an IPv6 address/],
+      [AGENT, "--agent-client.server-address=[zz]:4242", /no valid IPv6 address/],
       [AGENT, "--agent-client.server-address=a/b:4242", /an address has no path/],
       [AGENT, "--agent-client.server-address=user@host:1", /write host:1 without a user/],
-      [AGENT, "--agent-client.server-address=::1:4242", /stands in brackets/],
-      [PROXY, "--store.http-proxy-address=host:0", /lacks a host or a port/],
+      [AGENT, "--agent-client.server-address=::1:4242", /an IPv6 address in brackets/],
+      [PROXY, "--store.http-proxy-address=host:0", /has no host or no port/],
       [PROXY, "--http-proxy.listen-address=junk", /its port is missing/],
     ];
     for (const [file, option, said] of wrong) {
@@ -246,7 +247,7 @@ describe("who makes a mistake is told", () => {
     const args = [...site.proxyArgs(), `--agent-server.tls.file.key=${key}`, "--check-config"];
     assert.match(await refusal(PROXY, args), /^Cannot use --agent-server\.tls\.file\.key .*the key does not belong to the certificate/);
     const { exitCode, stdout } = await runToEnd(PROXY, [...site.proxyArgs(), "--check-config"]);
-    assert.deepEqual([exitCode, stdout], [0, "The configuration can be used"]);
+    assert.deepEqual([exitCode, stdout], [0, "The configuration is valid"]);
     assert.match(
       await refusal(AGENT, [ID, `--agent-client.tls.file.root-ca=${key}`, "--check-config"]),
       /^Cannot use --agent-client\.tls\.file\.root-ca .*no CERTIFICATE/,

@@ -73,7 +73,7 @@ describe("a secret on the command line", () => {
       const line = readFileSync(`/proc/${agent.pid}/cmdline`, "utf8");
       assert.equal(line.includes(token.slice(0, 20)), false, line);
       assert.ok(line.includes("--limits.tunnels=7"));
-      const { option, remedy } = await agent.waitFor("secret on the command line, where other users can see it while the program starts");
+      const { option, remedy } = await agent.waitFor("secret on the command line is visible to other users while the program starts");
       assert.equal(option, "--auth.jwt.token");
       assert.match(String(remedy), /REVERSE_HTTP_AUTH_JWT_TOKEN.*file:NAME/);
       assert.equal((await agent.stop()).exitCode, 0);
@@ -128,7 +128,7 @@ describe("signals", () => {
     }
     for (const program of [pair.proxy, pair.agent]) {
       program.signal("SIGHUP");
-      await program.waitFor("reading files again");
+      await program.waitFor("reloading files");
     }
     await client.write("ping");
     assert.equal((await server.read(4)).toString(), "ping");
@@ -144,7 +144,7 @@ describe("signals", () => {
     renameSync(join(folder.path, "new-cert.pem"), site.files.cert);
     renameSync(join(folder.path, "new-key.pem"), site.files.key);
     proxy.signal("SIGHUP");
-    await proxy.waitFor("certificates renewed", { options: "--agent-server.tls" });
+    await proxy.waitFor("certificates reloaded", { options: "--agent-server.tls" });
     await site.startAgent(addresses);
   });
 

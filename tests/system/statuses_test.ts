@@ -104,7 +104,7 @@ print(response.status, response.read().decode(), end="")
     for (let i = 0; i < 50; i++) assertRefused(await ask(clients, "junk\r\n\r\n"), 400, "http_request_error");
     await proxy.stop();
     assert.equal(proxy.logged("request", { status: 400 }).length, 10);
-    assert.equal(proxy.logged("log lines left out", { of: "malformed request", suppressed: 40 }).length, 1);
+    assert.equal(proxy.logged("log lines suppressed", { of: "malformed request", suppressed: 40 }).length, 1);
   });
 
   it("answers 407 with a challenge to no, unreadable and doubled credentials", async () => {

@@ -132,27 +132,27 @@ describe("files of a server", () => {
     using folder = new Folder();
     const { server, authority } = await pki;
     const { file } = new Server(folder, { clientCa: authority.cert });
-    const { current } = await openServerTls(GROUP, { file }, { log: new LogBook(), net, own: server });
+    const { current } = await openServerTls(GROUP, { file }, { log: new LogBook(), net, selfSigned: server });
     assert.deepEqual([current.cert, plain(current.clientCa!)], [server.cert, plain(authority.cert)]);
   });
 
   /** What is wrong, what is in the files, and what the message names. */
   const wrong: [what: string, contents: (pki: Pki) => Contents | Promise<Contents>, message: RegExp][] = [
-    ["that are missing", () => ({}), /^Cannot start: --agent-server\.tls\.file\.key and --agent-server\.tls\.file\.cert are needed$/],
+    ["that are missing", () => ({}), /^Cannot start: --agent-server\.tls\.file\.key and --agent-server\.tls\.file\.cert are required$/],
     [
       "with a key alone",
       ({ server: { key } }) => ({ key }),
-      /^Cannot use --agent-server\.tls\.file\.key: --agent-server\.tls\.file\.cert is needed too$/,
+      /^Cannot use --agent-server\.tls\.file\.key: --agent-server\.tls\.file\.cert is required too$/,
     ],
     [
       "with a certificate alone",
       ({ server: { cert } }) => ({ cert }),
-      /^Cannot use --agent-server\.tls\.file\.cert: --agent-server\.tls\.file\.key is needed too$/,
+      /^Cannot use --agent-server\.tls\.file\.cert: --agent-server\.tls\.file\.key is required too$/,
     ],
     [
       "with a revocation list alone",
       async ({ server: { cert, key }, authority }) => ({ cert, key, clientCrl: await authority.revocationList([]) }),
-      /^Cannot use --agent-server\.tls\.file\.client-crl: --agent-server\.tls\.file\.client-ca is needed too$/,
+      /^Cannot use --agent-server\.tls\.file\.client-crl: --agent-server\.tls\.file\.client-ca is required too$/,
     ],
     [
       "with a certificate that is none",
@@ -173,7 +173,7 @@ describe("files of a server", () => {
     [
       "with a certificate that is damaged",
       ({ server: { cert, key } }) => ({ key, cert: cert.replace(/\n[^-\n]{20}/, "\nAAAAAAAAAAAAAAAAAAAA") }),
-      /file\.cert \S+cert\.pem: line 1: the block of CERTIFICATE is damaged: it does not begin as one$/,
+      /file\.cert \S+cert\.pem: line 1: the block of CERTIFICATE is damaged: it does not begin with a SEQUENCE$/,
     ],
     [
       "with a certificate in the chain that is damaged",
@@ -183,7 +183,7 @@ describe("files of a server", () => {
     [
       "with a key that is damaged",
       ({ server: { cert, key } }) => ({ cert, key: damage(key) }),
-      /file\.key \S+key\.pem: the private key is damaged, or of a kind that cannot be used$/,
+      /file\.key \S+key\.pem: the private key is damaged or of an unsupported type$/,
     ],
     [
       "with the key of another certificate",
@@ -201,7 +201,7 @@ describe("files of a server", () => {
         const { cert, key } = await authority.issue({ names: ["old"], days: -1 });
         return { cert, key };
       },
-      /file\.cert \S+cert\.pem: the certificate "CN=old" has expired on 2\d{3}-\d\d-\d\dT[\d:.]+Z; if it has not, /,
+      /file\.cert \S+cert\.pem: the certificate "CN=old" expired on 2\d{3}-\d\d-\d\dT[\d:.]+Z; if that is in the future, /,
     ],
     [
       "with an authority that is none",
@@ -228,12 +228,12 @@ describe("files of a server", () => {
     [
       "in UTF-16",
       ({ server: { cert, key } }) => ({ key, cert: `\xff\xfe${cert.replaceAll(/./gs, "$&\0")}` }),
-      /cert\.pem: it is text in UTF-16/,
+      /cert\.pem: it is UTF-16/,
     ],
     [
       "in DER",
       ({ server: { cert, key } }) => ({ key, cert: new X509Certificate(cert).raw.toString("latin1") }),
-      /cert\.pem: it is DER, and PEM is needed; openssl x509 -inform der -in FILE -out NEW converts it$/,
+      /cert\.pem: it is DER; PEM is required: openssl x509 -inform der -in FILE -out NEW converts it$/,
     ],
     [
       "whose END line is missing",
@@ -248,7 +248,7 @@ describe("files of a server", () => {
     [
       "with a key among the authorities",
       ({ server: { cert, key }, authority }) => ({ cert, key, clientCa: authority.cert + key }),
-      /clientCa\.pem: line \d+: it is a block of PRIVATE KEY, where only CERTIFICATE can be used$/,
+      /clientCa\.pem: line \d+: it is a block of PRIVATE KEY; only CERTIFICATE is allowed$/,
     ],
     [
       "with a revocation list that is signed by another of the same name",
@@ -268,12 +268,12 @@ describe("files of a server", () => {
         clientCa: authority.cert,
         clientCrl: await authority.revocationList([]) + await authority.revocationList([]),
       }),
-      /clientCrl\.pem: line \d+: the revocation list of "CN=Test CA" is there already, in line 1, and one list of an authority counts/,
+      /clientCrl\.pem: line \d+: the revocation list of "CN=Test CA" duplicates that in line 1; only one list per authority is used/,
     ],
     [
       "with an RSA key of 1024 bits",
       () => openssl("rsa:1024"),
-      /file\.key \S+key\.pem: its RSA key has 1024 bits, and 2048 is the least$/,
+      /file\.key \S+key\.pem: its RSA key has 1024 bits; at least 2048 are required$/,
     ],
     [
       "with a certificate of X.509 version 1",
@@ -294,7 +294,7 @@ describe("files of a server", () => {
     using folder = new Folder();
     const server = new Server(folder, (await pki).server as Contents);
     rmSync(server.file.key!);
-    assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: there is no such file$/);
+    assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: the file does not exist$/);
     mkdirSync(server.file.key!);
     assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: it is a directory$/);
   });
@@ -307,18 +307,18 @@ describe("files of a server", () => {
     const doubtful: [contents: Contents, warning: RegExp][] = [
       [
         openssl("rsa:2048"),
-        /file\.cert: the certificate "CN=localhost" of \S+ is that of an authority \(CA:TRUE\): agents and lb take it only where their root-ca has this very certificate/,
+        /file\.cert: the certificate "CN=localhost" of \S+ is a CA certificate \(CA:TRUE\): agents and lb accept it only if their root-ca contains this very certificate/,
       ],
-      [await authority.issue({ names: [], commonName: "x" }), /has no subject alternative name: agents and lb can take it only by its pin/],
+      [await authority.issue({ names: [], commonName: "x" }), /has no subject alternative name: agents and lb accept it only by its pin/],
       [{ cert: early.cert, key: early.key }, /file\.cert: the certificate "CN=early" of \S+ is not valid before 2/],
-      [{ cert: cert + old.cert, key }, /file\.cert: the certificate "CN=old" in the chain of \S+ has expired on 2/],
+      [{ cert: cert + old.cert, key }, /file\.cert: the certificate "CN=old" in the chain of \S+ expired on 2/],
       [
         { cert, key, clientCa: authority.cert, clientCrl: await other.revocationList([]) },
-        /"CN=Other CA" in \S+ is by none of the authorities/,
+        /"CN=Other CA" in \S+ is not issued by an authority in client-ca/,
       ],
       [
         { cert, key, clientCa: authority.cert, clientCrl: await authority.revocationList([], -1) },
-        /"CN=Test CA" in \S+ should have been replaced by 2/,
+        /"CN=Test CA" in \S+ is outdated since 2/,
       ],
     ];
     for (const [contents, warning] of doubtful) {
@@ -350,7 +350,7 @@ describe("an encrypted key", () => {
       const wrong = await server.refusal("guess");
       assert.match(wrong, /file\.key \S+key\.pem: .*--agent-server\.tls\.key-password.* wrong/);
       assert.doesNotMatch(wrong, /guess/);
-      assert.match(await server.refusal(), /file\.key \S+key\.pem: the key is encrypted: --agent-server\.tls\.key-password is needed$/);
+      assert.match(await server.refusal(), /file\.key \S+key\.pem: the key is encrypted: --agent-server\.tls\.key-password is required$/);
     });
   }
 
@@ -402,7 +402,7 @@ describe("files of a client", () => {
       open(folder, { rootCa: key }),
       /--agent-client\.tls\.file\.root-ca \S+: it has no CERTIFICATE in PEM, but PRIVATE KEY/,
     );
-    await assert.rejects(open(folder, { cert }), /--agent-client\.tls\.file\.cert: --agent-client\.tls\.file\.key is needed too/);
+    await assert.rejects(open(folder, { cert }), /--agent-client\.tls\.file\.cert: --agent-client\.tls\.file\.key is required too/);
     await assert.rejects(open(folder, { cert, key: other.key }), /--agent-client\.tls\.file\.key .* does not belong to the certificate/);
   });
 });
@@ -422,7 +422,7 @@ describe("options of TLS that is off", () => {
 });
 
 describe("files that change", () => {
-  const RENEWED = "certificates renewed";
+  const RENEWED = "certificates reloaded";
   const KEPT = "certificate reload failed; keeping the previous certificates";
 
   const start = async (folder: Folder) => {
@@ -459,7 +459,7 @@ describe("files that change", () => {
     rmSync(server.file.cert!);
     for (let i = 0; i < 3; i++) await reload();
     assert.deepEqual(server.log.logged(KEPT).length, 3);
-    assert.match(String(server.log.logged(KEPT)[2]!.reason), /there is no such file/);
+    assert.match(String(server.log.logged(KEPT)[2]!.reason), /the file does not exist/);
     assert.equal(plain(files.current.cert), plain(old.cert));
     server.write(renewed);
     await files.reload();

@@ -10,7 +10,7 @@ import { type Authority, type Issued, makeAuthority } from "../../testing/certif
 import { type Addresses, AGENT, AGENT_ID, Folder, type Program, PROXY, runToEnd, Site } from "../../testing/programs.ts";
 import { type ClientTls, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
-const RENEWED = "certificates renewed";
+const RENEWED = "certificates reloaded";
 const withCurl = { skip: spawnSync("curl", ["--version"]).status === 0 ? false : "there is no curl" };
 
 /** A site with an authority for the certificates that agents and clients show. */
@@ -190,7 +190,7 @@ describe("an agent of a proxy that asks for certificates", () => {
       const before = proxy.logged("agent handshake failed").length;
       const agent = site.start(AGENT, [...site.agentArgs(addresses, "4712"), ...args]);
       const said = await agent.waitFor("not connected");
-      assert.match(String(said.reason), /the proxy asks for a certificate that it accepts, --agent-client\.tls\.file\.cert/);
+      assert.match(String(said.reason), /the proxy requires a client certificate that it accepts: set --agent-client\.tls\.file\.cert/);
       agent.signal("SIGKILL");
       await agent.ended;
       assert.match(String((await proxy.waitFor("agent handshake failed", {}, before + 1)).reason), reason);
@@ -217,7 +217,7 @@ describe("an agent of a proxy that asks for certificates", () => {
       const logged = await proxy.waitFor("agent refused");
       assert.match(
         String(logged.reason),
-        /^The agent's certificate is not for "4712": as (subject alternative|common) name it has "4711"$/,
+        /^The agent's certificate is not for "4712" \((?:subject alternative|common) name: "4711"\)$/,
       );
       assert.equal(proxy.logged("agent connected").length, 1);
     });
@@ -242,7 +242,7 @@ describe("a certificate as openssl req -x509 makes it, for a server and as its o
     const { proxy, addresses } = await site.startProxy(["--http-proxy.tls.enable", ...files]);
     assert.match(
       String(proxy.logged("certificate may be unusable")[0]!.reason),
-      /is that of an authority \(CA:TRUE\): agents and lb take it only/,
+      /is a CA certificate \(CA:TRUE\): agents and lb accept it only/,
     );
     await site.startAgent(addresses, [`--agent-client.tls.file.root-ca=${cert}`]);
     using client = await openTunnel(addresses.clients, origin.authority, { tls: { ca: readFileSync(cert, "utf8") } });
@@ -268,12 +268,12 @@ describe("an agent that does not believe the proxy's certificate", () => {
     [
       "that is not valid yet",
       { names: ["127.0.0.1"], days: 3, startsIn: 2 },
-      /not valid yet: the clock here says 2[\d-]+T[\d:.]+Z, and the certificate is not valid before 2[\d-]+T.*the clock of this machine is wrong: set it$/,
+      /not valid yet: the clock of this machine is at 2[\d-]+T[\d:.]+Z, and the certificate is not valid before 2[\d-]+T.*set the clock of this machine$/,
     ],
     [
       "for another name",
       { names: ["proxy.example"] },
-      /only valid for DnsName\("proxy\.example"\); --agent-client\.server-address must be a name of/,
+      /only valid for DnsName\("proxy\.example"\); use a name of the certificate in --agent-client\.server-address/,
     ],
   ];
   for (const [what, issued, reason] of cases) {
@@ -315,7 +315,7 @@ describe("files that cannot be used", () => {
         { cert: secured.write("cut.pem", text + text.slice(0, 200)) },
         /file\.cert \S+cut\.pem: line \d+: the block of CERTIFICATE has no END line$/,
       ],
-      [{ cert: `${weak}.cert`, key: weak }, /file\.key \S+weak\.pem: its RSA key has 1024 bits, and 2048 is the least$/],
+      [{ cert: `${weak}.cert`, key: weak }, /file\.key \S+weak\.pem: its RSA key has 1024 bits; at least 2048 are required$/],
       [{ "client-ca": key }, /file\.client-ca \S+key\.pem: it has no CERTIFICATE in PEM, but PRIVATE KEY$/],
       [
         { "client-ca": secured.write("bundle.pem", `x ${text}${text}`) },
@@ -522,7 +522,7 @@ describe("a proxy without a certificate", () => {
   it("runs where nothing can be kept, and warns of the pin that changes", async () => {
     await using site = await Site.create();
     const { proxy } = await start(site, [], { STATE_DIRECTORY: "/proc/nowhere" });
-    await proxy.waitFor("the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place");
+    await proxy.waitFor("self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir");
     assert.equal(pinOf(proxy).length, 64);
   });
 
@@ -531,11 +531,11 @@ describe("a proxy without a certificate", () => {
     const { proxy, addresses } = await start(site, [`--state-dir=${site.folder.path}`]);
     const address = `--agent-client.server-address=${addresses.agents}`;
     const advice: [args: string[], reason: RegExp][] = [
-      [[address], /the agent needs --agent-client\.tls\.pin-sha256, which the proxy logs at its start/],
+      [[address], /set --agent-client\.tls\.pin-sha256, which a proxy with a self-signed certificate logs on startup/],
       [
         [address, `--agent-client.tls.pin-sha256=${"0".repeat(64)}`],
         new RegExp(
-          `certificate: its SHA-256 is ${pinOf(proxy)}, and .* shows another certificate than that of --agent-client\\.tls\\.pin-sha256`,
+          `certificate: its SHA-256 is ${pinOf(proxy)}, and .* does not match --agent-client\\.tls\\.pin-sha256`,
         ),
       ],
       [[address, `--agent-client.tls.file.root-ca=${site.files.ca}`], /issued by an authority of --agent-client\.tls\.file\.root-ca/],
@@ -597,7 +597,7 @@ describe("exit code 2", () => {
         (s) => server(group, s, { key: s.write("other.pem", s.authority.key) }),
         new RegExp(`${option}key .* does not belong`),
       ),
-      wrong("an expired certificate", async (s) => server(group, s, await expired(s)), new RegExp(`${option}cert .* has expired on`)),
+      wrong("an expired certificate", async (s) => server(group, s, await expired(s)), new RegExp(`${option}cert .* expired on`)),
       wrong(
         "a key that is a directory",
         (s) => server(group, s, { key: directory(s) }),
@@ -606,12 +606,12 @@ describe("exit code 2", () => {
       wrong(
         "a certificate that is missing",
         (s) => server(group, s, { cert: "/nonexistent.pem" }),
-        /file\.cert \/nonexistent\.pem: there is no such file/,
+        /file\.cert \/nonexistent\.pem: the file does not exist/,
       ),
       wrong(
         "an encrypted key without its password",
         (s) => server(group, s, { key: encrypted(s) }),
-        new RegExp(`--${group}\\.tls\\.key-password is needed`),
+        new RegExp(`--${group}\\.tls\\.key-password is required`),
       ),
       wrong(
         "a wrong password",
@@ -621,7 +621,7 @@ describe("exit code 2", () => {
       wrong(
         "a revocation list without an authority",
         (s) => server(group, s, { "client-crl": s.site.files.ca }),
-        /file\.client-ca is needed too/,
+        /file\.client-ca is required too/,
       ),
       wrong(
         "a revocation list that is a certificate",
@@ -642,7 +642,7 @@ describe("exit code 2", () => {
       what: "TLS for clients without a certificate",
       program: PROXY,
       args: () => ["--http-proxy.tls.enable"],
-      message: /--http-proxy\.tls\.file\.cert are needed/,
+      message: /--http-proxy\.tls\.file\.cert are required/,
     },
     {
       what: "files of TLS that is off",
@@ -660,13 +660,13 @@ describe("exit code 2", () => {
       what: "an expired certificate of the agent",
       program: AGENT,
       args: async (s) => Object.entries(await expired(s)).map(([name, file]) => `--agent-client.tls.file.${name}=${file}`),
-      message: /--agent-client\.tls\.file\.cert .* has expired on/,
+      message: /--agent-client\.tls\.file\.cert .* expired on/,
     },
     {
       what: "a certificate of the agent without its key",
       program: AGENT,
       args: ({ site }) => [`--agent-client.tls.file.cert=${site.files.cert}`],
-      message: /--agent-client\.tls\.file\.key is needed too/,
+      message: /--agent-client\.tls\.file\.key is required too/,
     },
     {
       what: "a pin that is none",
@@ -699,7 +699,7 @@ describe("exit code 2", () => {
       "--http-proxy.listen-address=127.0.0.1:0",
       `--state-dir=${join(folder.write("file", ""), "state")}`,
     ]);
-    assert.match(stderr, /Cannot use --state-dir \S+state: a part of its path is no directory/);
+    assert.match(stderr, /Cannot use --state-dir \S+state: a part of its path is not a directory/);
     assert.equal(exitCode, 2, stderr);
   });
 });

@@ -113,11 +113,11 @@ describe("proxy with tokens", () => {
     const hour = { audience: "here", durationMs: 3_600_000 };
     const wrong: [token: string, reason: RegExp][] = [
       ["any", /not a JWT/],
-      [await makeTokenKey().sign(hour), /signature is by none of the public keys/],
+      [await makeTokenKey().sign(hour), /signature matches none of the public keys/],
       [forge("none"), /alg is "none"/],
       [forge("HS256", key.publicPem), /alg is "HS256"/],
-      [await key.sign({ ...hour, role: "agent" }), /has the role "agent", and was shown by a client/],
-      [await key.sign({ ...hour, audience: "there" }), /for the audience \["there"\], and this one is "here"/],
+      [await key.sign({ ...hour, role: "agent" }), /has the role "agent", and was sent by a client/],
+      [await key.sign({ ...hour, audience: "there" }), /for the audience \["there"\], but this side is "here"/],
       [await key.sign({ durationMs: 3_600_000 }), /for no audience/],
       [await key.sign({ ...hour, agentId: "4712" }), /for the agent id "4712", and the user name is "4711"/],
       [await key.sign({ ...hour, durationMs: -60_000 }), /expired at/],
@@ -140,7 +140,7 @@ describe("proxy with tokens", () => {
     await using tokens = await TokenSite.start();
     const { key, site, proxy } = tokens;
     const wrong: [token: string, reason: RegExp][] = [
-      [await makeTokenKey().sign({ role: "agent" }), /signature is by none/],
+      [await makeTokenKey().sign({ role: "agent" }), /signature matches none/],
       [await key.sign({ role: "agent", durationMs: -60_000 }), /expired at/],
     ];
     for (const [index, [token, reason]] of wrong.entries()) {
@@ -176,7 +176,7 @@ describe("proxy with tokens", () => {
       [site.folder.write("none.pem", ""), /--auth\.jwt\.public-key ".*none\.pem": it has no PUBLIC KEY in PEM/],
       [
         site.folder.write("private.pem", makeTokenKey().privatePem),
-        /--auth\.jwt\.public-key ".*private\.pem": it has no PUBLIC KEY in PEM, but EC PRIVATE KEY; a private key belongs where tokens are made/,
+        /--auth\.jwt\.public-key ".*private\.pem": it has no PUBLIC KEY in PEM, but EC PRIVATE KEY; keep the private key where tokens are created/,
       ],
     ];
     for (const [file, named] of wrong) {
@@ -283,9 +283,9 @@ describe("agent with a token", () => {
     const inFile = (content: string | Uint8Array) => `--auth.jwt.token=file:${site.folder.write(`jwt-${++files}`, content)}`;
     let files = 0;
     const wrong: [args: string[], named: RegExp][] = [
-      [[], /--auth\.jwt\.token is needed/],
-      [["--auth.jwt.token=hunter2"], /--auth\.jwt\.token: it is no JWT/],
-      [["--auth.jwt.token=file:/nonexistent/jwt"], /--auth\.jwt\.token file:\/nonexistent\/jwt: there is no such file$/m],
+      [[], /--auth\.jwt\.token is required/],
+      [["--auth.jwt.token=hunter2"], /--auth\.jwt\.token: it is not a JWT/],
+      [["--auth.jwt.token=file:/nonexistent/jwt"], /--auth\.jwt\.token file:\/nonexistent\/jwt: the file does not exist$/m],
       [[`--auth.jwt.token=file:${site.folder.path}`], /--auth\.jwt\.token file:\S+: it is a directory$/m],
       [[inFile(`"${token}"`)], /it has quotation marks around it/],
       [[inFile(`Bearer ${token}`)], /it begins with Bearer/],
@@ -293,10 +293,13 @@ describe("agent with a token", () => {
       [[inFile(`${token}\n${token}\n`)], /it has 2 lines/],
       [[inFile(token.replace(".", ".\n"))], /it has 2 lines/],
       [[inFile(Buffer.from(token, "utf16le"))], /it is not text in UTF-8/],
-      [[inFile(`token=${token}`)], /it holds no JWT/],
-      [[inFile(token)], /it has the role "client", and an agent needs its own: auth jwt token --role=agent makes one/],
+      [[inFile(`token=${token}`)], /it does not contain a JWT/],
+      [[inFile(token)], /it has the role "client"; create one for an agent: auth jwt token --role=agent/],
       [[`--auth.jwt.token=file:${site.folder.write("empty", "\n")}`], /--auth\.jwt\.token file:.*empty: it is empty/],
-      [[`--auth.jwt.token=file:${site.folder.write("half", token.slice(0, 40))}`], /--auth\.jwt\.token file:.*half: it holds no JWT/],
+      [
+        [`--auth.jwt.token=file:${site.folder.write("half", token.slice(0, 40))}`],
+        /--auth\.jwt\.token file:.*half: it does not contain a JWT/,
+      ],
       [[`--auth.jwt.token=${"a".repeat(64 * 1024)}`], /65536 bytes/],
     ];
     for (const [args, named] of wrong) {
@@ -314,7 +317,7 @@ describe("agent with a token", () => {
     const file = tokens.site.folder.write("marked.jwt", `\ufeff ${token} \r\n\r\n`);
     chmodSync(file, 0o644);
     const agent = await tokens.startAgent(`file:${file}`);
-    await agent.waitFor("a secret may be read by others", { file, mode: "0644", what: "--auth.jwt.token" });
+    await agent.waitFor("secret file is readable by other users", { file, mode: "0644", what: "--auth.jwt.token" });
   });
 
   it("is told by the log of a proxy without tokens what it showed, and itself what to do", async () => {
@@ -323,10 +326,10 @@ describe("agent with a token", () => {
     const token = await makeTokenKey().sign({ role: "agent" });
     const file = site.folder.write("agent.jwt", token);
     const agent = site.start(AGENT, [...site.agentArgs(addresses), "--auth.type=jwt", `--auth.jwt.token=file:${file}`]);
-    assert.match(String((await agent.waitFor("not connected")).reason), /it takes no tokens: it needs --auth\.type=jwt/);
+    assert.match(String((await agent.waitFor("not connected")).reason), /it does not accept tokens: set --auth\.type=jwt/);
     assert.match(
       String((await proxy.waitFor("agent refused")).reason),
-      /^The agent showed a token, and there is no authentication by tokens here/,
+      /^The agent sent a token, but this side uses --auth\.type=noauth/,
     );
   });
 

@@ -13,7 +13,7 @@ const options = (type: "noauth" | "jwt") =>
 describe("an agent's words for a failure", () => {
   it("say that a proxy which refuses connections shuts down or is busy", () => {
     const error = new NetError("refused", "Cannot connect to a:1: aborted by peer: the server refused", { remote: true });
-    assert.match(describeFailure(error, "a:1", options("noauth")), /^a:1 takes no connections now: the proxy shuts down, or has too many/);
+    assert.match(describeFailure(error, "a:1", options("noauth")), /^a:1 refuses connections: the proxy is shutting down or has too many/);
   });
 
   it("ask whether the proxy runs where nothing has its port", () => {
@@ -22,9 +22,9 @@ describe("an agent's words for a failure", () => {
   });
 
   for (
-    const [type, words] of [["jwt", /it takes no tokens: it needs --auth\.type=jwt/], [
+    const [type, words] of [["jwt", /it does not accept tokens: set --auth\.type=jwt/], [
       "noauth",
-      /it does not take this agent id$/,
+      /it does not accept this agent id$/,
     ]] as const
   ) {
     it(`name what was shown where an agent id is refused: ${type}`, () => {

@@ -198,9 +198,9 @@ describe("agent and proxy", () => {
       const listener = await listenAsProxy(net, V1, { maxPeerStreams: 1 });
       const { log } = await runAgent(net, [listener.address]);
       const connection = (await within(listener.accept()))!;
-      const { credentials, welcome } = await within(receiveCredentials(connection));
+      const { credentials, accept } = await within(receiveCredentials(connection));
       assert.equal(new TextDecoder().decode(credentials), ID);
-      await welcome();
+      await accept();
       await log.waitFor("connected");
       const origin = await listenTcp(net);
       const answer = await connection.request(bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`), { timeoutMs: 5_000 });
@@ -768,7 +768,7 @@ describe("an agent", () => {
       const listener = await listenAsProxy(net, V1);
       const { agent, log } = await runAgent(net, [listener.address]);
       const connection = (await within(listener.accept()))!;
-      await (await within(receiveCredentials(connection))).welcome();
+      await (await within(receiveCredentials(connection))).accept();
       await log.waitFor("connected");
       const origin = await listenTcp(net);
       const request = bytes(`CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\n\r\n`);
@@ -790,9 +790,9 @@ describe("an agent", () => {
       const { agent } = await runAgent(net, [listener.address]);
       for (let i = 0; i < 20; i++) {
         const connection = (await within(listener.accept()))!;
-        const { welcome } = await within(receiveCredentials(connection));
+        const { accept } = await within(receiveCredentials(connection));
         const control = (await within(connection.acceptStream()))!;
-        await welcome();
+        await accept();
         await control.write(encodeFrame(bytes('\x01{"reason":"again"}')));
         open.add(connection);
         void connection.closed.then(() => open.delete(connection));

@@ -256,9 +256,9 @@ describe("an allow-list that cannot be read", () => {
     ["a.example:80/path", "a pattern has no path"],
     ["a b", "separated by commas"],
     ["b\u00fccher.example:80", "write xn--bcher-kva.example:80"],
-    ["all:80", "all stands for a whole list"],
+    ["all:80", "all is a whole list"],
     ["a".repeat(64), "63 between two dots"],
-    ["a.".repeat(127) + "a", "253 characters at most"],
+    ["a.".repeat(127) + "a", "at most 253 characters"],
   ] as const;
   for (const [pattern, why] of bad) {
     it(`names ${JSON.stringify(pattern)} and says why`, () => {
@@ -273,9 +273,9 @@ describe("an allow-list that cannot be read", () => {
 });
 
 describe("words that stand for a whole list", () => {
-  it("cannot stand beside patterns", () => {
+  it("cannot be combined with patterns", () => {
     for (const patterns of [["all", "a.example"], ["a.example", "NONE"], ["all", "none"], ["none", "none"]]) {
-      assert.throws(() => createAllowList(patterns), /cannot stand beside other patterns/, patterns.join());
+      assert.throws(() => createAllowList(patterns), /cannot be combined with other patterns/, patterns.join());
       assert.throws(() => createDenyList(patterns), RangeError);
       assert.throws(() => networksOf(patterns), RangeError);
     }

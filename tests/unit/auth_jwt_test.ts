@@ -235,7 +235,7 @@ describe("a revocation file", () => {
     const auth = await bench.start({ revocationFile });
     const client = await asClient(auth, later);
     rmSync(revocationFile);
-    await bench.log.waitFor("file of tokens is missing", { file: revocationFile });
+    await bench.log.waitFor("token file is missing", { file: revocationFile });
     await assert.rejects(asClient(auth, gone), denied(/revoked/));
     bench.replace("revoked", String(client.tokenId));
     await endOf(client);
@@ -246,16 +246,16 @@ describe("a revocation file", () => {
 describe("a revocation file that is not understood", () => {
   const id = "02e6f8d3-9e2c-44e0-80ee-300d9c7bd920";
   const wrong: [what: string, line: string, message: RegExp][] = [
-    ["a comment without a blank before it", `${id}#left`, /line 3: a comment needs a blank before its #$/],
-    ["two ids in a line", `${id} ${id}`, /line 3: it has a blank inside/],
-    ["a name before the id", `jti ${id}`, /line 3: it has a blank inside/],
-    ["another sign for comments", `${id} // left`, /line 3: it has a blank inside/],
+    ["a comment without a blank before it", `${id}#left`, /line 3: a comment needs a space before its #$/],
+    ["two ids in a line", `${id} ${id}`, /line 3: it contains a space/],
+    ["a name before the id", `jti ${id}`, /line 3: it contains a space/],
+    ["another sign for comments", `${id} // left`, /line 3: it contains a space/],
     ["quotation marks", `"${id}"`, /line 3: it has quotation marks/],
     ["a comma", `${id},`, /line 3: it has a comma/],
-    ["a token", "eyJhbGciOiJFUzI1NiJ9.eyJqdGkiOiIxIn0.c2VjcmV0", /line 3: it is a token, and its jti is needed$/],
-    ["an id with control characters", `${id}\x07`, /line 3: it has characters that no jti has$/],
+    ["a token", "eyJhbGciOiJFUzI1NiJ9.eyJqdGkiOiIxIn0.c2VjcmV0", /line 3: it is a token; write its jti instead$/],
+    ["an id with control characters", `${id}\x07`, /line 3: it has characters that are invalid in a jti$/],
     ["a line without end", "a".repeat(2000), /line 3: it has more than 1024 characters$/],
-    ["another encoding", "\0\xff", /(?:line 3: it has characters|not text in UTF-8)/],
+    ["another encoding", "\0\xff", /(?:line 3: it has characters|it is not UTF-8)/],
   ];
   for (const [what, line, message] of wrong) {
     it(`for ${what} is refused by its line, and none of it is shown`, async () => {
@@ -294,7 +294,7 @@ describe("a revocation file", () => {
     await bench.log.waitFor("revocation list reloaded", { revoked: 3 });
     for (const token of tokens.slice(0, 2)) await assert.rejects(asClient(auth, token), denied(/revoked/));
     await asClient(auth, tokens[2]!);
-    const [warning] = bench.log.logged("revocation file has ids that are no UUID: no token of auth jwt token has such a jti");
+    const [warning] = bench.log.logged("revocation file has ids that are not UUIDs: tokens of auth jwt token never have such a jti");
     assert.deepEqual([warning?.count, warning?.line], [1, 5]);
   });
 
@@ -353,14 +353,14 @@ describe("key files", () => {
     const auth = await bench.start({ publicKey: [file], onExpiry: "keep" });
     const token = await old.sign();
     const client = await asClient(auth, token);
-    await assert.rejects(asClient(auth, await fresh.sign()), denied(/by none/));
+    await assert.rejects(asClient(auth, await fresh.sign()), denied(/matches none/));
     bench.replace("keys.pem", old.publicPem + fresh.publicPem);
     await bench.log.waitFor("public keys reloaded", { keys: 2, added: 1, removed: 0 });
     const renewed = await asClient(auth, await fresh.sign());
     await asClient(auth, token);
     bench.replace("keys.pem", fresh.publicPem);
     assert.equal(await endOf(client), "The public key of the token was removed");
-    await assert.rejects(asClient(auth, token), denied(/by none/));
+    await assert.rejects(asClient(auth, token), denied(/matches none/));
     assert.equal(renewed.signal!.aborted, false);
   });
 
@@ -406,7 +406,7 @@ describe("key files", () => {
     const auth = await bench.start();
     const client = await asClient(auth, await KEY.sign());
     rmSync(join(bench.folder.path, "key.pem"));
-    await bench.log.waitFor("file of tokens is missing");
+    await bench.log.waitFor("token file is missing");
     for (let looks = 0; looks < 3; looks++) await tick(auth, bench);
     assert.equal(client.signal!.aborted, false);
     await asClient(auth, await KEY.sign());

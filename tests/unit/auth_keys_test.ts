@@ -106,7 +106,7 @@ describe("parsePublicKeys()", () => {
     [
       "a private key beside a public one",
       spki(EC) + pem(EC, "pkcs8"),
-      /^line 5: it is a block of PRIVATE KEY, where only PUBLIC KEY can be used; a private key belongs where tokens are made/,
+      /^line 5: it is a block of PRIVATE KEY; only PUBLIC KEY is allowed; keep the private key where tokens are created/,
     ],
     [
       "a certificate",
@@ -118,10 +118,10 @@ describe("parsePublicKeys()", () => {
     ["a spoilt key", "-----BEGIN PUBLIC KEY-----\nMAEA\n-----END PUBLIC KEY-----\n", /PUBLIC KEY cannot be read/],
     ["a key cut short", spki(EC).slice(0, 60), /^line 1: the block of PUBLIC KEY has no END line$/],
     ["half a JSON text", '{"keys": [', /neither PEM nor JSON/],
-    ["JSON without keys", "{}", /no JWKS/],
-    ["a JWKS that is empty", '{"keys": []}', /none for ES256/],
-    ["a JWKS with a private key", JSON.stringify({ keys: [EC.export({ format: "jwk" })] }), /key 0 is secret/],
-    ["a JWKS with a shared secret", JSON.stringify({ keys: [{ kty: "oct", k: "AAAA" }] }), /key 0 is secret/],
+    ["JSON without keys", "{}", /not a JWKS/],
+    ["a JWKS that is empty", '{"keys": []}', /none of its keys is for ES256/],
+    ["a JWKS with a private key", JSON.stringify({ keys: [EC.export({ format: "jwk" })] }), /key 0 is a private or secret key/],
+    ["a JWKS with a shared secret", JSON.stringify({ keys: [{ kty: "oct", k: "AAAA" }] }), /key 0 is a private or secret key/],
     ["a JWKS with a spoilt key", JSON.stringify({ keys: [jwk(EC, { x: "AAAA" })] }), /key 0 cannot be read/],
     ["a JWKS of texts", '{"keys": ["a"]}', /key 0 is not an object/],
   ];

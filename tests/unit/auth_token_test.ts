@@ -124,40 +124,40 @@ describe("verifyToken()", () => {
   const hmac = (secret: string) => (input: string) => createHmac("sha256", secret).update(input).digest("base64url");
   const wrong: [what: string, token: () => string | Promise<string>, message: RegExp][] = [
     ["an empty text", () => "", /^There is no token$/],
-    ["a password", () => "hunter2", /^What the client showed is not a JWT: its token is the password$/],
+    ["a password", () => "hunter2", /^The client's credentials are not a JWT: send the token as the password$/],
     ["two parts", async () => (await sign()).split(".").slice(0, 2).join("."), /not a JWT/],
     ["white space within", async () => (await sign()).replace(".", " ."), /not a JWT/],
     ["a header that is no JSON", async () => `AAAA${(await sign()).slice(4)}`, /header cannot be read/],
-    ["another's signature", async () => sign({}, await makePair("ES256")), /signature is by none of the public keys/],
+    ["another's signature", async () => sign({}, await makePair("ES256")), /signature matches none of the public keys/],
     ["a signature over other claims", async () => {
       const [[header, , signature], [, claims]] = [(await sign()).split("."), (await sign({ agent_id: "4712" })).split(".")];
       return `${header}.${claims}.${signature}`;
-    }, /signature is by none/],
-    ["no signature", async () => (await sign()).replace(/[^.]*$/, ""), /signature is by none/],
-    ["the algorithm none", () => forge({ alg: "none" }, () => ""), /alg is "none", and one of ES256, RS256, EdDSA, Ed25519 is needed/],
+    }, /signature matches none/],
+    ["no signature", async () => (await sign()).replace(/[^.]*$/, ""), /signature matches none/],
+    ["the algorithm none", () => forge({ alg: "none" }, () => ""), /alg is "none"; one of ES256, RS256, EdDSA, Ed25519 is required/],
     ["the algorithm None", () => forge({ alg: "None" }, () => ""), /alg is "None"/],
     ["no algorithm", () => forge({}, () => "AAAA"), /alg is missing/],
     ["HMAC with the public key as secret", () => forge({ alg: "HS256" }, hmac(PAIRS.ES256.publicPem)), /alg is "HS256"/],
-    ["HMAC under the name of the key's algorithm", () => forge({ alg: "ES256" }, hmac(PAIRS.ES256.publicPem)), /signature is by none/],
-    ["an algorithm that no key is for", () => sign({}, PAIRS.RS256), /signed with RS256, and there is no public key for that/],
+    ["HMAC under the name of the key's algorithm", () => forge({ alg: "ES256" }, hmac(PAIRS.ES256.publicPem)), /signature matches none/],
+    ["an algorithm that no key is for", () => sign({}, PAIRS.RS256), /signed with RS256, but no public key is for that algorithm/],
     [
       "a key of its own in the header",
       () => forge({ alg: "ES256", jwk: { kty: "EC" }, x5u: "http://127.0.0.1/" }, () => "AAAA"),
-      /by none/,
+      /matches none/,
     ],
     ["a critical header", () => forge({ alg: "ES256", crit: ["x"], x: 1 }, () => "AAAA"), /cannot be read: .*"x"/],
     [
       "the role of an agent",
       () => sign({ role: "agent" }),
-      /has the role "agent", and was shown by a client, whose token needs the role "client" \(auth jwt token --role=client\) \(agent_id "4711", jti "id-1"\)$/,
+      /has the role "agent", and was sent by a client, whose token needs the role "client" \(auth jwt token --role=client\) \(agent_id "4711", jti "id-1"\)$/,
     ],
     ["no role", () => sign({ role: undefined }), /has no role/],
-    ["another audience", () => sign({ aud: ["there"] }), /is for the audience \["there"\], and this one is "here"/],
-    ["no audience", () => sign({ aud: undefined }), /is for no audience, and this one is "here"/],
+    ["another audience", () => sign({ aud: ["there"] }), /is for the audience \["there"\], but this side is "here"/],
+    ["no audience", () => sign({ aud: undefined }), /is for no audience, but this side is "here"/],
     [
       "an expiry in the past",
       () => sign({ exp: SECONDS - 60 }),
-      /expired at 2027-01-15T07:59:00\.000Z, and the clock here says 2027-01-15T08:00:00\.000Z \(agent_id "4711", jti "id-1"\)$/,
+      /expired at 2027-01-15T07:59:00\.000Z; the clock of this machine is at 2027-01-15T08:00:00\.000Z \(agent_id "4711", jti "id-1"\)$/,
     ],
     ["a beginning in the future", () => sign({ nbf: SECONDS + 60 }), /not valid before 2027-01-15T08:01:00\.000Z/],
     ["no expiry", () => sign({ exp: undefined }), /has no exp/],
@@ -165,10 +165,10 @@ describe("verifyToken()", () => {
     ["no id", () => sign({ agent_id: undefined }), /has no agent_id/],
     ["an id that is no text", () => sign({ agent_id: 4711 }), /has no agent_id/],
     ["a jti that is no text", () => sign({ jti: 1 }), /unusable jti/],
-    ["an allow that is empty", () => sign({ allow: [] }), /unusable allow: a list of patterns is needed/],
-    ["an allow that is a text", () => sign({ allow: "*.zone" }), /unusable allow: a list of patterns is needed/],
+    ["an allow that is empty", () => sign({ allow: [] }), /unusable allow: a list of patterns is required/],
+    ["an allow that is a text", () => sign({ allow: "*.zone" }), /unusable allow: a list of patterns is required/],
     ["an allow with a pattern that cannot be read", () => sign({ allow: ["zone", "a:b:c"] }), /unusable allow: .*"a:b:c"/],
-    ["64 KiB", () => sign({ filler: "a".repeat(48 * 1024) }), /^The token has 6\d{4} bytes, and 16384 is the limit$/],
+    ["64 KiB", () => sign({ filler: "a".repeat(48 * 1024) }), /^The token has 6\d{4} bytes; the limit is 16384$/],
   ];
   for (const [what, make, message] of wrong) {
     it(`does not believe ${what}, and says why`, async () => {
@@ -189,7 +189,7 @@ describe("verifyToken()", () => {
     await verifyToken(await sign({ role: "agent" }), KEYS, { ...CLIENT, role: "agent" });
     await assert.rejects(
       verifyToken(await sign(), KEYS, { ...CLIENT, role: "agent" }),
-      denied(/has the role "client", and was shown by an agent/),
+      denied(/has the role "client", and was sent by an agent/),
     );
   });
 

@@ -27,13 +27,13 @@ describe("Backoff", () => {
 
   it("waits a hundredth of a silence, however often, and no less than at first and no more than the longest", () => {
     for (const [outageMs, bound] of [[0, 500], [50_000, 500], [100_000, 1_000], [600_000, 6_000], [10_000_000, 30_000]]) {
-      assert.deepEqual(bounds((backoff) => backoff.afterSilence(outageMs!)), Array(4).fill([bound! / 2, bound]), `${outageMs} ms`);
+      assert.deepEqual(bounds((backoff) => backoff.delayAfterTimeout(outageMs!)), Array(4).fill([bound! / 2, bound]), `${outageMs} ms`);
     }
   });
 
   it("is not lengthened by a silence", () => {
     const backoff = new Backoff({ random: () => 0 });
-    backoff.afterSilence(60_000);
+    backoff.delayAfterTimeout(60_000);
     assert.equal(backoff.next(), 250);
   });
 });

@@ -215,29 +215,29 @@ describe("commands", () => {
     assert.equal(service.do, "run");
     assert.equal(service.service, definition);
     assert.deepEqual((service.resolved.values.server as { listenAddress: string }).listenAddress, ":2");
-    const action = readOf(tree, ["auth", "key", "--algo", "RS256", "-a"]) as Extract<Task, { do: "act" }>;
-    assert.equal(action.action.name, "key");
-    assert.deepEqual(action.resolved.values, { algo: "RS256", out: "key.pem", all: true });
+    const task = readOf(tree, ["auth", "key", "--algo", "RS256", "-a"]) as Extract<Task, { do: "subcommand" }>;
+    assert.equal(task.subcommand.name, "key");
+    assert.deepEqual(task.resolved.values, { algo: "RS256", out: "key.pem", all: true });
   });
 
   it("may stand beside a service's own options", () => {
     assert.equal(readOf(withInner, ["--log.level=warn"]).do, "run");
-    assert.equal(readOf(withInner, ["auth", "key"]).do, "act");
+    assert.equal(readOf(withInner, ["auth", "key"]).do, "subcommand");
     assert.equal(readOf(withInner, ["--server.tls.enable", "--password", "auth"]).do, "run");
   });
 
   it("that act take neither variables nor files", () => {
     const { resolved } = readOf(tree, ["auth", "key"], { REVERSE_HTTP_OUT: "x", REVERSE_HTTP_UNKNOWN: "x" }) as Extract<
       Task,
-      { do: "act" }
+      { do: "subcommand" }
     >;
     assert.equal(resolved.values.out, "key.pem");
     assert.match(refusalOf(tree, ["auth", "key", "--config=x"]), /^unknown option '--config'$/);
   });
 
   it("that are missing are asked for, with all there are", () => {
-    assert.equal(refusalOf(tree, []), "a command is needed: thing, auth; --help says more");
-    assert.equal(refusalOf(tree, ["auth"]), "a command is needed: key; --help says more");
+    assert.equal(refusalOf(tree, []), "a command is required: thing, auth; see --help");
+    assert.equal(refusalOf(tree, ["auth"]), "a command is required: key; see --help");
   });
 
   it("that are unknown are named, with the nearest", () => {

@@ -218,7 +218,7 @@ server:
     assert.equal((read({ file: "agent-id: &level warn\nlog:\n  level: *level" }).values.log as { level: string }).level, "warn");
     assert.equal(
       refusal({ file: "log:\n  level: *level" }),
-      "Cannot use log.level (c.yaml:2): *level is an alias in YAML, and there is no anchor &level before it; " +
+      "Cannot use log.level (c.yaml:2): *level is a YAML alias without an anchor &level; " +
         'a pattern that begins with * needs quotes: "*level"',
     );
   });
@@ -252,7 +252,7 @@ server:
     assert.equal((merged.values.server as { listenAddress: string }).listenAddress, ":2");
     assert.equal(refusal({ file: "log:\n  <<: {levl: warn}" }), "Unknown key log.levl (c.yaml:2); did you mean log.level?");
     assert.equal(refusal({ file: "log:\n  <<: warn" }), "Cannot use << (c.yaml:2): only groups of keys can be merged");
-    assert.match(refusal({ file: "log:\n  <<: *none" }), /^Cannot use << \(c\.yaml:2\): \*none is an alias/);
+    assert.match(refusal({ file: "log:\n  <<: *none" }), /^Cannot use << \(c\.yaml:2\): \*none is a YAML alias/);
   });
 
   it("bounds what aliases repeat", () => {
@@ -267,7 +267,7 @@ server:
     [
       "a group without keys",
       "server:\nlog: {level: warn}",
-      /^Cannot use server \(c\.yaml:1\): it is a group of keys, and there is none in it/,
+      /^Cannot use server \(c\.yaml:1\): it is a group of keys and has none/,
     ],
     ["a group that is null", '{"server": null}', /^Cannot use server \(c\.yaml:1\): it is a group of keys/],
     ["a group without keys in a group", "server:\n  tls: ~\n", /^Cannot use server\.tls \(c\.yaml:2\): it is a group of keys/],
@@ -277,12 +277,12 @@ server:
     ["an item with nothing in it", "guarded:\n  list:\n  - a\n  -\n", /^Cannot use guarded\.list \(c\.yaml:2\): /],
     ["an empty item", 'guarded: {list: [a, ""]}', /^Cannot use guarded\.list \(c\.yaml:1\): an item is empty/],
     ["a value of nothing", "log:\n  level:\n", /^Cannot use --log\.level \(c\.yaml:2\): it is empty; leave it out for the default$/],
-    ["the same key twice", "log: {level: info}\nlog: {level: warn}", /^Cannot read c\.yaml:2: this key is there twice$/],
-    ["a second document", "log: {level: info}\n---\nlog: {level: warn}", /^Cannot read c\.yaml:2: a second document begins here/],
+    ["the same key twice", "log: {level: info}\nlog: {level: warn}", /^Cannot read c\.yaml:2: this key is set twice$/],
+    ["a second document", "log: {level: info}\n---\nlog: {level: warn}", /^Cannot read c\.yaml:2: a second YAML document begins here/],
     [
       "a zone without quotes",
       "server:\n  allow: [*.zone, a]",
-      /^Cannot use server\.allow \(c\.yaml:2\): \*\.zone is an alias .* needs quotes: "\*\.zone"$/,
+      /^Cannot use server\.allow \(c\.yaml:2\): \*\.zone is a YAML alias .* needs quotes: "\*\.zone"$/,
     ],
     ["a zone with a port without quotes", "server:\n  allow:\n  - *.zone:80", /needs quotes/],
     ["a * alone", "server: {allow: [*]}", /^Cannot read c\.yaml:1: a value that begins with \* needs quotes$/],
@@ -292,7 +292,7 @@ server:
     ["off for false", "server: {tls: {enable: off}}", /"off" is not true or false$/],
     ["a number for true", "server: {tls: {enable: 0x1}}", /"0x1" is not true or false$/],
     ["a number without a unit", "server: {dial-timeout: 10}", /"10" has no unit/],
-    ["a list of keys", "- log\n", /^Cannot read c\.yaml: it has no keys$/],
+    ["a list of keys", "- log\n", /^Cannot read c\.yaml: it is not a mapping of keys$/],
     ["a key of a list", "? [a]\n: b\n", /^Unknown key /],
     ["a key of nothing", ": b\n", /^Unknown key /],
     ["a key that is an alias", "agent-id: &a log\n*a : {level: warn}\n", /^Unknown key \*a /],
@@ -333,7 +333,7 @@ server:
   it("refuses a key that is there with dots and without", () => {
     assert.equal(
       refusal({ file: "log.level: info\nlog:\n  level: warn" }),
-      "Cannot use log.level (c.yaml:3): it is there twice, first in line 1",
+      "Cannot use log.level (c.yaml:3): it is set twice, first in line 1",
     );
   });
 
@@ -351,16 +351,16 @@ server:
   it("refuses what is no YAML, with its line", () => {
     assert.match(
       refusal({ file: "log:\n\tlevel: info\n" }),
-      /^Cannot read c\.yaml:2: it is indented by a tab, and YAML takes only spaces$/,
+      /^Cannot read c\.yaml:2: it is indented with a tab; YAML allows only spaces$/,
     );
     assert.match(refusal({ file: '{"log": ' }), /^Cannot read c\.yaml:1: /);
     assert.match(refusal({ file: "log: {}\n---\nlog: {}\n" }), /^Cannot read c\.yaml:2: /);
     assert.match(refusal({ file: "log: [a\n" }), /^Cannot read c\.yaml:\d: [^\n]*[^:\n]$/);
-    for (const file of ["only text", "- log\n", "42"]) assert.equal(refusal({ file }), "Cannot read c.yaml: it has no keys");
+    for (const file of ["only text", "- log\n", "42"]) assert.equal(refusal({ file }), "Cannot read c.yaml: it is not a mapping of keys");
   });
 
   it("refuses a key that is there twice", () => {
-    assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml:2: this key is there twice$/);
+    assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml:2: this key is set twice$/);
   });
 });
 

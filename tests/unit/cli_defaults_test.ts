@@ -58,7 +58,7 @@ describe("withDefaults", () => {
       /^Cannot use --agent-server\.agent\.dial-timeout/,
     );
     assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { tls: { pinSha256: ["abc"] } } })), /"abc" is not the SHA-256/);
-    assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /lacks a host or a port/);
+    assert.match(refusal(() => withDefaults(agentOptions, { agentClient: { serverAddress: [":4242"] } })), /has no host or no port/);
   });
 
   const numbers: [value: number, said: RegExp][] = [

@@ -17,10 +17,10 @@ const executable = withStandardCommands({
 /** What the command says with these arguments and this environment. */
 async function healthcheck(args: string[], env: Record<string, string> = {}): Promise<string> {
   const task = readCommandLine(executable, { args: ["healthcheck", ...args], env, home: "/nonexistent" });
-  assert.equal(task.do, "act");
-  if (task.do !== "act") return "";
+  assert.equal(task.do, "subcommand");
+  if (task.do !== "subcommand") return "";
   let said = "";
-  await task.action.run(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
+  await task.subcommand.run(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
   return said;
 }
 
@@ -42,7 +42,7 @@ describe("healthcheck", () => {
   it("says what a service that is well says, and fails with what another says", async () => {
     await withService({ "/healthz": [200, "ok\n"], "/readyz": [503, "draining"] }, async (port) => {
       assert.equal(await healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), "ok\n");
-      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`, "--ready"]), /readyz says 503: draining/);
+      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`, "--ready"]), /readyz returned 503: draining/);
     });
   });
 
@@ -90,14 +90,14 @@ describe("healthcheck", () => {
       const server = createTcpServer((socket) => void socket.on("error", () => {}).end(answer));
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
       const { port } = server.address() as AddressInfo;
-      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), /Cannot ask http:/).finally(() => server.close());
+      await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), /Cannot check http:/).finally(() => server.close());
     }
   });
 
   it("fails where nobody answers, or nobody said whom to ask", async () => {
     let free = 0;
     await withService({}, (port) => Promise.resolve(void (free = port)));
-    await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${free}`]), /Cannot ask http:\/\/127\.0\.0\.1:\d+\/healthz/);
-    await assert.rejects(healthcheck([]), /--admin\.listen-address is not set/);
+    await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${free}`]), /Cannot check http:\/\/127\.0\.0\.1:\d+\/healthz/);
+    await assert.rejects(healthcheck([]), /--admin\.listen-address is required/);
   });
 });

@@ -131,13 +131,13 @@ describe("address", () => {
     ) {
       assert.match(
         refusal(address, text),
-        /is not host:port, \[host\]:port or :port(;|$)|in its brackets$|has a host that is neither/,
+        /is not host:port, \[host\]:port or :port(;|$)|in its brackets$|has an invalid host/,
         text,
       );
     }
     assert.match(refusal(address, "3128"), /; write :3128$/);
     assert.match(refusal(address, "https://a.example:3128/x"), /; write a\.example:3128 alone$/);
-    assert.match(refusal(address, "::1:80"), /; an IPv6 address stands in brackets before its port$/);
+    assert.match(refusal(address, "::1:80"), /; write an IPv6 address in brackets before its port$/);
     assert.match(refusal(address, "localhost"), /; its port is missing$/);
     assert.equal(refusal(address, ":65536"), '":65536" has a port above 65535');
   });

@@ -156,7 +156,7 @@ describe("program", () => {
     assert.equal(reloads, 2);
     assert.deepEqual(
       logged(process).slice(0, 4).map(({ message, reason }) => reason ?? message),
-      ["reading files again", "reading files again", "no luck 1", "no luck 2"],
+      ["reloading files", "reloading files", "no luck 1", "no luck 2"],
     );
     assert.deepEqual(process.exits, [0]);
   });
@@ -214,7 +214,7 @@ describe("program", () => {
   it("says what to do about an address that is in use, and whose it is", async () => {
     const options = { ...logOptions, ...defineOptions({ "listen-address": { kind: "address", default: ":1", description: "Where." } }) };
     const failure = (address: string) => new NetError("address-in-use", `Cannot listen on ${address}: Address already in use`);
-    const advice = "another program has it: stop that one, or choose another address";
+    const advice = "another program uses it: stop that program or choose another address";
     for (const [address, said] of [[":1", `${advice} with --listen-address`], [":12", advice]] as const) {
       const { process, done } = start({ options, start: () => Promise.reject(failure(address)) });
       await done;
@@ -265,7 +265,7 @@ describe("program", () => {
     const { process, done } = start({ check: () => Promise.resolve(void checked++) }, ["--check-config"]);
     await done;
     assert.equal(checked, 1);
-    assert.equal(process.out, "The configuration can be used\n");
+    assert.equal(process.out, "The configuration is valid\n");
     assert.equal(process.code, undefined);
   });
 

@@ -174,17 +174,17 @@ describe("reports of limits", () => {
     const log = new LogBook();
     const counted: string[] = [];
     const reports = new LimitReporter({ log, now, count: (limit) => counted.push(limit) });
-    for (let i = 0; i < 5; i++) reports.record("tunnels", { most: 7 });
+    for (let i = 0; i < 5; i++) reports.record("tunnels", { max: 7 });
     reports.record("memory");
-    assert.deepEqual(log.logged("limit reached"), [{ limit: "tunnels", most: 7, suppressed: undefined }, {
+    assert.deepEqual(log.logged("limit reached"), [{ limit: "tunnels", max: 7, suppressed: undefined }, {
       limit: "memory",
       suppressed: undefined,
     }]);
     reports.flush();
     assert.equal(log.entries.length, 2);
     pass(60_000);
-    reports.record("tunnels", { most: 8 });
-    assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[1], { limit: "tunnels", most: 8, suppressed: 4 });
+    reports.record("tunnels", { max: 8 });
+    assert.deepEqual(log.logged("limit reached", { limit: "tunnels" })[1], { limit: "tunnels", max: 8, suppressed: 4 });
     reports.record("tunnels");
     pass(60_000);
     reports.flush();
@@ -364,7 +364,7 @@ describe("limits of tunnels", () => {
       pass(2_000);
       limits.tick();
       assert.deepEqual([old, over, young].map(({ signal }) => signal!.aborted), [true, false, false]);
-      assert.match(String(old.signal!.reason), /longest life/);
+      assert.match(String(old.signal!.reason), /maximum duration/);
     });
   });
 

@@ -142,7 +142,7 @@ describe("control messages", () => {
 describe("labels", () => {
   it("are few, short, and have names", () => {
     assert.equal(checkLabels({ "a.b/c-d": "any text, really", b: "" }), undefined);
-    assert.match(checkLabels({ "-a": "" })!, /"-a" is not a label's name/);
+    assert.match(checkLabels({ "-a": "" })!, /"-a" is not a valid label name/);
     assert.match(checkLabels({ a: "x".repeat(256) })!, /label a has a value/);
     assert.match(checkLabels(Object.fromEntries(Array.from({ length: 33 }, (_, i) => [`l${i}`, ""])))!, /33 labels/);
   });

@@ -73,7 +73,7 @@ describe("line writer", () => {
   it("keeps no more than its limit for a reader that is slow, and tells how many lines were lost", async () => {
     const fake = new FakeDescriptor();
     const onLoss = (count: number) => lines.write(`lost ${count}\n`);
-    const lines = createLineWriter(2, { writeTo: fake.writeTo, maxWaiting: 20, onLoss });
+    const lines = createLineWriter(2, { writeTo: fake.writeTo, maxBuffered: 20, onLoss });
     lines.write("first\n"); // under way
     for (let i = 0; i < 1_000; i++) lines.write(`line ${i}\n`);
     for (let i = 0; i < 3; i++) await fake.answer();

@@ -146,7 +146,7 @@ describe("allow-list options", () => {
 describe("agent's server address", () => {
   it("needs a host and a port to connect to", () => {
     const definition = agentOptions["agent-client.server-address"];
-    for (const text of [":4242", "localhost:0"]) assert.throws(() => parseValue(definition, text), /lacks a host or a port/);
+    for (const text of [":4242", "localhost:0"]) assert.throws(() => parseValue(definition, text), /has no host or no port/);
     assert.deepEqual(parseValue(definition, "[::1]:4242,b:1"), ["[::1]:4242", "b:1"]);
   });
 });

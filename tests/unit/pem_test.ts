@@ -57,19 +57,19 @@ describe("PEM", () => {
     assert.deepEqual(read(key + cert, "chain"), [cert]);
     assert.deepEqual(read(cert + key, "private key"), [key]);
     assert.deepEqual(read(list, "revocation lists"), [list]);
-    assert.match(refusal(cert + key), /^line 11: it is a block of PRIVATE KEY, where only CERTIFICATE can be used$/);
-    assert.match(refusal(list + cert, "revocation lists"), /^line \d+: it is a block of CERTIFICATE, where only X509 CRL can be used$/);
+    assert.match(refusal(cert + key), /^line 11: it is a block of PRIVATE KEY; only CERTIFICATE is allowed$/);
+    assert.match(refusal(list + cert, "revocation lists"), /^line \d+: it is a block of CERTIFICATE; only X509 CRL is allowed$/);
     assert.match(refusal(cert.replaceAll("CERT", "UNKNOWN CERT") + cert, "chain"), /^line 1: it is a block of UNKNOWN CERTIFICATE/);
   });
 
   const lines = cert.trimEnd().split("\n");
   const withLine = (index: number, line: string) => [...lines.slice(0, index), line, ...lines.slice(index + 1)].join("\n");
   const bad: [what: string, text: string, message: RegExp][] = [
-    ["text before BEGIN on its line", `x ${cert}`, /^line 1: a BEGIN or END line must be a line of its own/],
-    ["a BEGIN line with four dashes", cert.replace("-----BEGIN", "----BEGIN"), /^line 1: a BEGIN or END line must be a line of its own/],
+    ["text before BEGIN on its line", `x ${cert}`, /^line 1: a BEGIN or END line must be on its own line/],
+    ["a BEGIN line with four dashes", cert.replace("-----BEGIN", "----BEGIN"), /^line 1: a BEGIN or END line must be on its own line/],
     ["a BEGIN line in lower case", cert.replace("BEGIN CERTIFICATE", "begin certificate"), /^line 1: a BEGIN or END line must be/],
-    ["long dashes", cert.replace(/-----BEGIN (\w+)-----/, "—–-BEGIN $1—–-"), /^line 1: a BEGIN or END line must be a line of its own/],
-    ["no BEGIN line", other.cert + lines.slice(1).join("\n"), /^line 11: it is base64 outside of a block: its BEGIN line is missing$/],
+    ["long dashes", cert.replace(/-----BEGIN (\w+)-----/, "—–-BEGIN $1—–-"), /^line 1: a BEGIN or END line must be on its own line/],
+    ["no BEGIN line", other.cert + lines.slice(1).join("\n"), /^line 11: it is base64 outside of a block: the BEGIN line is missing$/],
     ["an END line alone", `${cert}-----END CERTIFICATE-----\n`, /^line 11: it is an END line without a BEGIN line$/],
     ["no END line", lines.slice(0, -1).join("\n"), /^line 1: the block of CERTIFICATE has no END line$/],
     [
@@ -77,11 +77,11 @@ describe("PEM", () => {
       `${lines.slice(0, -1).join("\n")}\n${cert}`,
       /^line 10: the block of CERTIFICATE from line 1 has no END line before this$/,
     ],
-    ["no line break between two", cert.trimEnd() + cert, /^line 10: something follows the END line on the same line/],
+    ["no line break between two", cert.trimEnd() + cert, /^line 10: text follows the END line on the same line/],
     [
       "another label at its end",
       cert.replace("END CERTIFICATE", "END X509 CRL"),
-      /^line 10: the END line is one of X509 CRL, and the block of line 1 is CERTIFICATE$/,
+      /^line 10: the END line has the label X509 CRL, but the block from line 1 has CERTIFICATE$/,
     ],
     [
       "characters that are not base64",
@@ -91,9 +91,9 @@ describe("PEM", () => {
     ["a comment inside", withLine(3, `# mine\n${lines[3]}`), /^line 4: it is not base64/],
     ["a header inside", withLine(1, `Version: 1\n\n${lines[1]}`), /^line 2: it is not base64/],
     ["padding in the middle", withLine(3, `${lines[3]!.slice(0, -1)}=`), /^line 5: it is not base64/],
-    ["a character too few", withLine(3, lines[3]!.slice(1)), /^line 10: the base64 of the block of CERTIFICATE from line 1 is cut short$/],
-    ["four characters too few", withLine(3, lines[3]!.slice(4)), /^line 1: the CERTIFICATE is cut short: it has \d+ of \d+ bytes$/],
-    ["a line too many", withLine(3, `${lines[3]}\n${lines[3]}`), /^line 1: the CERTIFICATE has 48 bytes behind its end$/],
+    ["a character too few", withLine(3, lines[3]!.slice(1)), /^line 10: the base64 of the block of CERTIFICATE from line 1 is truncated$/],
+    ["four characters too few", withLine(3, lines[3]!.slice(4)), /^line 1: the CERTIFICATE is truncated: it has \d+ of \d+ bytes$/],
+    ["a line too many", withLine(3, `${lines[3]}\n${lines[3]}`), /^line 1: the CERTIFICATE has 48 extra bytes at its end$/],
     [
       "nothing inside",
       "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
@@ -119,13 +119,13 @@ describe("PEM", () => {
     for (const encoding of ["utf16le", "utf16be"] as const) {
       const bytes = Buffer.from(`\ufeff${cert}`, "utf16le");
       if (encoding === "utf16be") bytes.swap16();
-      assert.match(refusal(new Uint8Array(bytes)), /^it is text in UTF-16, and UTF-8 or ASCII is needed$/);
-      assert.match(refusal(new Uint8Array(bytes.subarray(2))), /^it is text in UTF-16/); // without the mark
+      assert.match(refusal(new Uint8Array(bytes)), /^it is UTF-16; UTF-8 or ASCII is required$/);
+      assert.match(refusal(new Uint8Array(bytes.subarray(2))), /^it is UTF-16/); // without the mark
     }
     const { der } = readPem(cert, "chain")[0]!;
-    assert.match(refusal(der), /^it is DER, and PEM is needed; openssl x509 -inform der -in FILE -out NEW converts it$/);
-    assert.match(refusal(readPem(list, "revocation lists")[0]!.der, "revocation lists"), /; openssl crl -inform der /);
-    assert.match(refusal(new Uint8Array([0x30, 0x82, 9, 9, 2, 1, 3, 0x30, 0x82])), /^it is PKCS #12, and PEM is needed; openssl pkcs12 /);
+    assert.match(refusal(der), /^it is DER; PEM is required: openssl x509 -inform der -in FILE -out NEW converts it$/);
+    assert.match(refusal(readPem(list, "revocation lists")[0]!.der, "revocation lists"), /: openssl crl -inform der /);
+    assert.match(refusal(new Uint8Array([0x30, 0x82, 9, 9, 2, 1, 3, 0x30, 0x82])), /^it is PKCS #12; PEM is required: openssl pkcs12 /);
   });
 
   it("has one private key, and shows nothing of it in what it says", () => {

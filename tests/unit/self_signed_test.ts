@@ -9,7 +9,7 @@ import { defaultStateDirectory, openSelfSigned } from "../../shared/tls/self_sig
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 
-const FLEETING = "the self-signed certificate cannot be kept, and its pin changes with every start; --state-dir names a place";
+const FLEETING = "self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir";
 
 const required = (path: string) => ({ path, required: true });
 
@@ -57,7 +57,7 @@ describe("a self-signed certificate", () => {
     chmodSync(file!, 0o644);
     const log = new LogBook();
     await openSelfSigned("agent-server", required(folder.path), log);
-    const [warning] = log.logged("a secret may be read by others");
+    const [warning] = log.logged("secret file is readable by other users");
     assert.deepEqual([warning?.file, warning?.mode], [file, "0644"]);
   });
 

@@ -1,4 +1,4 @@
-// The contract on the native engine. The one place that knows there is an addon: it turns numbers and batches into objects and promises.
+// Implements the network contract with the native engine: maps the addon's handles and batches to objects and promises.
 import { availableParallelism } from "node:os";
 import { printable } from "../printable.ts";
 import { loadAddon } from "./addon.ts";
@@ -36,30 +36,30 @@ import type {
   TcpListener,
 } from "../types.ts";
 
-/** Settings of the native network. */
+/** Options of the native network. */
 export interface NativeNetOptions {
   /**
-   * Threads that move bytes. Default one for two processors, up to 4: more of them wake each other for nothing. One set for all networks of a
-   * process: the first network's number counts.
+   * I/O threads. Default: one per two processors, 1 to 4; more cost wake-ups without a gain. All networks of a process share the threads of
+   * the first.
    */
   threads?: number;
   /**
-   * Told once where the system allows smaller UDP buffers than are needed, and once a minute where connections cannot be accepted for want of
-   * descriptors or memory.
+   * Called once if the system limits UDP buffers to less than needed, and once a minute while connections cannot be accepted for lack of
+   * file descriptors or memory. Default: no warnings.
    */
   warn?: (message: string) => void;
-  /** The addon's file. Default: the one built with the sources, or inside the executable. */
+  /** Path of the addon. Default: the one built with the sources, or embedded in the executable. */
   addon?: string;
   /**
-   * The process is there for this network alone: raise its limit of descriptors to the hard limit (getrlimit(2)), and return free memory to the
-   * system once a minute. Default `false`.
+   * Whether the process exists for this network alone. If so, its file descriptor limit is raised to the hard limit (getrlimit(2)), and free
+   * memory is returned to the system once a minute. Default `false`.
    */
   ownsProcess?: boolean;
 }
 
 /**
- * The network on sockets of the system, with QUIC and TLS of its own.
- * @throws {Error} where the addon cannot be loaded
+ * Creates a network of system sockets with the engine's QUIC and TLS.
+ * @throws {Error} if the addon cannot be loaded
  * @example
  * ```ts
  * import { createNativeNet, startProxy } from "@reverse-http/reverse-http";
@@ -69,25 +69,25 @@ export interface NativeNetOptions {
  * const agentServer = { listenAddress: "127.0.0.1:0" };
  * const proxy = await startProxy({ agentServer, httpProxy }, { net });
  * await proxy.close();
- * net.close(); // a network that was given is not closed with the proxy
+ * net.close(); // the proxy does not close a network that it was given
  * ```
  */
 export function createNativeNet(options: NativeNetOptions = {}): Net {
   return openNative(options.addon).createNet(options);
 }
 
-/** What a program has of the native engine. */
+/** The native engine as a program uses it. */
 export interface Native {
   /** As {@link createNativeNet}. */
   createNet(options: NativeNetOptions): Net;
   /**
-   * Sends `message` to the service manager whose socket is `socket`, a path or `@` and a name of the abstract namespace (sd_notify(3)). What
-   * went wrong, where something did.
+   * Sends `message` to the service manager at `socket`, a path or `@` and an abstract name (sd_notify(3)). Returns an error message, or
+   * `undefined` on success.
    */
   notifySupervisor(socket: string, message: string): string | undefined;
 }
 
-/** The engine in `file`, or by default as {@link NativeNetOptions.addon}. It is loaded when it is first used. */
+/** Opens the engine in `file`; default as {@link NativeNetOptions.addon}. The addon is loaded on first use. */
 export function openNative(file?: string): Native {
   let loaded: Addon | undefined;
   const addon = () => loaded ??= loadAddon(file) as Addon;
@@ -102,17 +102,17 @@ interface Addon {
   notifySupervisor(socket: string, message: string): string | null | undefined;
 }
 
-/** As the addon hands it over: code, message, application error code, whether the far side caused it. */
+/** An error from the addon: code, message, application error code, whether the peer caused it. */
 type RawError = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
 type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
 type Heads = { limit: number; timeoutMs: number; maxPending: number; proxyProtocol: readonly string[] } & PerAddress;
-/** Bytes each way, what went wrong, and where. */
+/** Result of a relay: bytes per direction, error, and side of the error. */
 type Copied = [aToB: number, bToA: number, fault: RawError | undefined, side: 0 | 1 | undefined];
-/** A stream, and the head that came on it. */
+/** A stream, and the response head received on it. */
 type Answer = [stream: number, head: string];
 type RawResult = [code: NetErrorCode, message: string] | null | undefined;
 
-/** TLS settings as the engine takes them: DER. */
+/** TLS settings for the engine, in DER. */
 interface EngineServerTls {
   cert: Uint8Array[];
   key: Uint8Array;
@@ -228,20 +228,20 @@ interface Pending {
   reject(error: NetError): void;
 }
 
-/** Longest head in bytes, where no other limit is given. */
+/** Default limit on a head, in bytes. */
 const HEAD_LIMIT = 16_384;
-/** Longest message of an error, in characters: much in it may be a peer's words. */
+/** Longest error message, in characters: it may quote a peer. */
 const MAX_MESSAGE = 1_000;
-/** Number of calls that are none: warnings come under it. */
+/** Operation number of warnings. */
 const WARNING = 0;
 
 function toError([code, message, appCode, remote]: RawError): NetError {
   return new NetError(code, printable(inWords(message), MAX_MESSAGE), { appCode: appCode ?? undefined, remote });
 }
 
-/** What rustls shows for programmers: errors of others as `Other(OtherError(…))`, and times as seconds since 1970. */
+/** Replaces debug formats in messages of rustls: foreign errors as `Other(OtherError(…))`, and times as seconds since 1970. */
 const TLS_WORDS: Readonly<Record<string, string>> = {
-  CaUsedAsEndEntity: "it is the certificate of an authority (CA:TRUE)",
+  CaUsedAsEndEntity: "it is a CA certificate (CA:TRUE)",
   UnsupportedCertVersion: "it is not X.509 version 3",
 };
 const TLS_TIMES =
@@ -253,7 +253,7 @@ function inWords(message: string): string {
     .replace(
       TLS_TIMES,
       (_, now: string, what: string, when: string, then: string) =>
-        `the clock here says ${isoOf(now)}, and the ${what} is not valid ${when} ${isoOf(then)}`,
+        `the clock of this machine is at ${isoOf(now)}, and the ${what} is not valid ${when} ${isoOf(then)}`,
     );
 }
 
@@ -262,12 +262,12 @@ function isoOf(seconds: string): string {
   return Number.isNaN(date.getTime()) ? seconds : date.toISOString();
 }
 
-/** The program's function, which never throws here: the other calls of a batch must get their answers. */
+/** Wraps a callback of the program so that it never throws: the other operations of a batch must settle. */
 function isolated<T>(callback: (value: T) => void): (value: T) => void {
   return (value) => {
     try {
       callback(value);
-    } catch { /* it has its own ways to say so */ }
+    } catch { /* the callback reports its own errors */ }
   };
 }
 
@@ -275,7 +275,7 @@ function defaultThreads(): number {
   return Math.min(Math.max(Math.floor(availableParallelism() / 2), 1), 4);
 }
 
-/** The calls under way, by number. */
+/** Pending operations of the engine, by number. */
 class Calls {
   readonly engine: Engine;
   readonly #pending = new Map<number, Pending>();
@@ -286,20 +286,20 @@ class Calls {
     this.engine = new engine((batch) => this.#settle(batch, warn), options.threads ?? defaultThreads(), options.ownsProcess ?? false);
   }
 
-  /** Starts a call that settles with what the engine answers to its number. */
+  /** Starts an operation and returns its result. */
   call<T>(start: (op: number, engine: Engine) => void): Promise<T> {
     return this.#call(start).promise as Promise<T>;
   }
 
   /**
-   * As {@link call}, given up when `signal` is aborted.
+   * As {@link call}, cancelled by `signal`.
    * @throws {NetError} `cancelled`
    */
   cancellable<T>(signal: AbortSignal | undefined, start: (op: number, engine: Engine) => void): Promise<T> {
     return signal === undefined ? this.call(start) : this.#callUntil(signal, start);
   }
 
-  /** Starts a call that settles twice, with something in between. It is given up by the second number. */
+  /** Starts an operation in two phases, each with a result. The second number cancels it. */
   callTwice<T, U>(
     signal: AbortSignal | undefined,
     start: (first: number, second: number, engine: Engine) => void,
@@ -337,7 +337,7 @@ class Calls {
       try {
         start(op, this.engine);
       } catch (cause) {
-        // the engine takes no value of a wrong type
+        // the addon throws for a value of the wrong type
         reject(new NetError("invalid", `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`, { cause }));
         return;
       }
@@ -374,21 +374,21 @@ function toEngineServerTls({ cert, key, clientCa, clientCrl }: ServerTls): Engin
   };
 }
 
-/** Settings of clients as the engine takes them, each read once: one is used for many connections. */
+/** Cache of parsed client settings, because one is used for many connections. */
 class ClientSettings {
-  readonly #known = new WeakMap<ClientTls, EngineClientTls>();
+  readonly #parsed = new WeakMap<ClientTls, EngineClientTls>();
 
   /** @throws {NetError} `tls` */
   get(tls: ClientTls): EngineClientTls {
     const { ca, cert, key, ...others } = tls;
-    const read = this.#known.get(tls) ?? {
+    const parsed = this.#parsed.get(tls) ?? {
       ...others,
       ca: ca === undefined ? undefined : derOf("CA", ca, "authorities"),
       cert: cert === undefined ? undefined : derOf("client certificate", cert, "chain"),
       key: key === undefined ? undefined : derOf("private key", key, "private key")[0],
     };
-    this.#known.set(tls, read);
-    return read;
+    this.#parsed.set(tls, parsed);
+    return parsed;
   }
 }
 
@@ -401,9 +401,9 @@ function derOf(what: string, pem: string, kind: PemKind): Uint8Array[] {
   }
 }
 
-/** Nothing may be begun: cancelled later, it could be done already. */
+/** Rejects an aborted signal before the operation starts; cancelled later, the operation could already be complete. */
 function checkSignal(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled before it was begun");
+  if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled before it started");
 }
 
 function check(verdict: RawResult): void {
@@ -421,7 +421,7 @@ function heads(options: HeadOptions, each?: AddressLimit, proxyProtocol: readonl
 }
 
 function perAddress(limit: AddressLimit | undefined): PerAddress {
-  return { maxPendingPerAddress: limit?.most ?? 0, exempt: limit?.exempt ?? [] };
+  return { maxPendingPerAddress: limit?.max ?? 0, exempt: limit?.exempt ?? [] };
 }
 
 class NativeNet implements Net {
@@ -543,8 +543,9 @@ class NativeNet implements Net {
 }
 
 /**
- * Gives `a` to a copy that comes after something else: what that brings, the copy's end, and `a`, which is given back where it fails.
- * @throws {NetError} `invalid`, `closed`, and as what comes first
+ * Starts a relay of `a` that follows another operation. Returns that operation's result, the end of the relay, and `a`, whose ownership is
+ * restored if the operation fails.
+ * @throws {NetError} `invalid`, `closed`, and as the operation
  */
 async function beginCopy<T>(
   calls: Calls,
@@ -560,12 +561,12 @@ async function beginCopy<T>(
     return [await first, ended, a];
   } catch (cause) {
     a.takeBack();
-    ended.catch(() => {}); // for the same reason, if it does
+    ended.catch(() => {}); // fails for the same reason
     throw cause;
   }
 }
 
-/** The engine would take the number modulo 65536. */
+/** The engine would truncate the port to 16 bits. */
 function checkPort(port: number): void {
   if (!Number.isInteger(port) || port < 1 || port > 65_535) {
     throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
@@ -606,7 +607,7 @@ class NativeRate implements Rate {
 class NativeDuplex implements Duplex {
   readonly #calls: Calls;
   readonly #id: number;
-  /** `given`: a copy has it, and it can still be ended. */
+  /** `given`: a relay owns the stream, which can still be closed. */
   #state: "open" | "given" | "closed" = "open";
 
   constructor(calls: Calls, id: number, readonly remote: string) {
@@ -649,7 +650,7 @@ class NativeDuplex implements Duplex {
   }
 
   /**
-   * Its number, for a copy that takes it over.
+   * Transfers ownership to a relay and returns the handle.
    * @throws {NetError} `closed`
    */
   give(): number {
@@ -658,7 +659,7 @@ class NativeDuplex implements Duplex {
     return this.#id;
   }
 
-  /** The copy has not begun. */
+  /** Restores the ownership when the relay has not started. */
   takeBack(): void {
     if (this.#state === "given") this.#state = "open";
   }
@@ -668,7 +669,7 @@ class NativeDuplex implements Duplex {
   }
 }
 
-/** Flat, four values each: stream, remote, head, fault. */
+/** A flat list of four values each: stream, remote, head, error. */
 type IncomingBatch = [number, string, string | undefined, RawError | undefined][number][];
 
 function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[] | null {
@@ -711,7 +712,7 @@ class NativeTcpListener implements TcpListener {
   }
 }
 
-/** What a listener's connections were closed with, once they were. */
+/** Code and reason with which a listener has closed its connections. */
 interface ListenerEnd {
   closedWith?: { code: number; reason: string };
 }
@@ -735,12 +736,12 @@ class NativeQuicListener implements QuicListener {
 
   async accept(): Promise<QuicConnection | null> {
     for (;;) {
-      const arrived = await this.#calls.call<OpenedConnection | [undefined, string, RawError, number] | null>((op, engine) =>
+      const accepted = await this.#calls.call<OpenedConnection | [undefined, string, RawError, number] | null>((op, engine) =>
         engine.quicAccept(op, this.#id)
       );
-      if (arrived === null) return null;
-      if (arrived[0] !== undefined) return new NativeQuicConnection(this.#calls, arrived, this.#end);
-      this.#onHandshakeError({ remote: arrived[1], error: toError(arrived[2]), count: arrived[3] });
+      if (accepted === null) return null;
+      if (accepted[0] !== undefined) return new NativeQuicConnection(this.#calls, accepted, this.#end);
+      this.#onHandshakeError({ remote: accepted[1], error: toError(accepted[2]), count: accepted[3] });
     }
   }
 
@@ -781,8 +782,8 @@ class NativeQuicConnection implements QuicConnection {
   async #whenClosed(listener: ListenerEnd): Promise<QuicClosed> {
     const call = this.#calls.call<[number, string, boolean, QuicClosed["cause"]]>((op, engine) => engine.connectionClosed(op, this.#id));
     const [code, reason, remote, cause] = await call;
-    const own = cause === "application" && !remote ? this.#closedWith ?? listener.closedWith : undefined;
-    return { code, reason: printable(reason), remote, cause, ...own };
+    const local = cause === "application" && !remote ? this.#closedWith ?? listener.closedWith : undefined;
+    return { code, reason: printable(reason), remote, cause, ...local };
   }
 
   async openStream(): Promise<Duplex> {

@@ -1,4 +1,4 @@
-// Loads the native engine from inside a compiled executable: a file beside the executable first, else the one it carries.
+// Loads the native addon of a compiled executable: an identical file beside the executable, or else the embedded one.
 import { chmodSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -7,10 +7,10 @@ import process from "node:process";
 const NAME = "reverse-http.node";
 
 /**
- * The addon's exports. What the executable carries is unpacked into a folder of its own, which nobody else can write to, and deleted once
- * it is loaded: a file that somebody else left is never used, and none stays behind.
- * @param asset the addon as it is embedded
- * @throws {Error} where there is no folder that it can be loaded from
+ * Loads the addon and returns its exports. The embedded file is unpacked into a new private directory and deleted once it is loaded, so that
+ * no other user can replace it and no file stays behind.
+ * @param asset path of the embedded addon
+ * @throws {Error} if there is no directory to load it from
  */
 export function loadEmbedded(asset: string): unknown {
   const bytes = readFileSync(asset);
@@ -26,31 +26,31 @@ export function loadEmbedded(asset: string): unknown {
     }
   }
   throw new Error(
-    `Cannot unpack the native engine: put ${NAME} beside the executable, or set TMPDIR to a folder that is writable and not mounted noexec (${
+    `Cannot unpack the native engine: put ${NAME} beside the executable, or set TMPDIR to a directory that is writable and not mounted noexec (${
       problems.join("; ")
     })`,
   );
 }
 
-/** Nothing else is loaded: a library that is cut short or damaged takes the whole process with it. */
+/** Whether the file is identical to the embedded addon: loading a truncated or damaged library would crash the process. */
 function isCopy(file: string, bytes: Uint8Array): boolean {
   try {
     const { size } = statSync(file);
     return size === bytes.length && readFileSync(file).equals(bytes);
   } catch {
-    return false; // not there, or not readable
+    return false; // missing or not readable
   }
 }
 
 function loadFrom(folder: string, bytes: Uint8Array): unknown {
-  const own = mkdtempSync(join(folder, "reverse-http-")); // mode 0700
+  const directory = mkdtempSync(join(folder, "reverse-http-")); // mode 0700
   try {
-    const file = join(own, NAME);
+    const file = join(directory, NAME);
     writeFileSync(file, bytes, { mode: 0o500, flag: "wx" });
-    chmodSync(file, 0o500); // whatever the umask
+    chmodSync(file, 0o500); // regardless of the umask
     return load(file);
   } finally {
-    rmSync(own, { recursive: true, force: true });
+    rmSync(directory, { recursive: true, force: true });
   }
 }
 
