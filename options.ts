@@ -152,7 +152,7 @@ export interface ProxyOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from two thirds, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
     /** `--limits.agents`: Concurrent agent connections; 0: no limit. Default: `32768`. */
     agents?: number;
@@ -260,7 +260,7 @@ export interface AgentOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from two thirds, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
   };
   /** `--drain.*` */
@@ -421,7 +421,7 @@ export interface LoadBalancerOptions {
     bandwidthPerTunnel?: string;
     /** `--limits.memory-watermark`: Memory use of the process above which new tunnels are refused: 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Linux only. Default: `"85%"`. */
     memoryWatermark?: string;
-    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
+    /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from two thirds, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
     /** `--limits.auth-failures`: Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
     authFailures?: number;

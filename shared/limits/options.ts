@@ -30,7 +30,7 @@ export const tunnelLimitOptions = defineOptions({
     kind: "string",
     default: "25%",
     description:
-      "Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from three quarters, new tunnels are " +
+      "Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from two thirds, new tunnels are " +
       "refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the " +
       "control group; 0: no limit.",
     check: checkWatermark,

@@ -41,7 +41,7 @@ export class MemoryWatermark {
 }
 
 /** Fraction of the buffer budget above which new tunnels are refused. */
-const REFUSAL_FRACTION = 0.75;
+const REFUSAL_FRACTION = 2 / 3;
 
 /** The memory budget for the buffers of all tunnels. The network enforces it; this decides whether new tunnels are refused. */
 export class BufferBudget {

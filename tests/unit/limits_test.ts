@@ -311,13 +311,13 @@ describe("limits of tunnels", () => {
     }
   };
 
-  it("are refused while three quarters of the budget for buffers are used", () => {
+  it("are refused while two thirds of the budget for buffers are used", () => {
     const told: number[] = [];
     let used = 0;
     const buffers = { limitBuffers: (bytes: number) => void told.push(bytes), bufferedBytes: () => used };
-    withLimits({ bufferMemory: "100MiB", buffers }, (limits) => {
-      assert.deepEqual(told, [100 << 20]);
-      used = 75 << 20;
+    withLimits({ bufferMemory: "90MiB", buffers }, (limits) => {
+      assert.deepEqual(told, [90 << 20]);
+      used = 60 << 20;
       limits.open({});
       used += 1;
       assert.equal(limitOf(() => limits.open({})), "buffer-memory");
@@ -325,7 +325,7 @@ describe("limits of tunnels", () => {
       limits.open({});
     });
     withLimits({ buffers }, (limits) => {
-      assert.deepEqual(told, [100 << 20, 0], "0 is no limit");
+      assert.deepEqual(told, [90 << 20, 0], "0 is no limit");
       used = 1e15;
       limits.open({});
     });

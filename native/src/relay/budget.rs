@@ -1,5 +1,5 @@
 //! The memory budget of all tunnels of the process: data received and not passed on, written and not acknowledged. At half of it, windows
-//! stop growing; at three quarters, JavaScript refuses new tunnels; at nine tenths, the tunnels that hold most are closed.
+//! stop growing; at two thirds, JavaScript refuses new tunnels; at nine tenths, the tunnels that hold most are closed.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
