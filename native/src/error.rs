@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_errors_are_told_apart() {
+    fn connect_errors_are_distinguished() {
         let code = |kind: io::ErrorKind| NetError::connect(&kind.into(), "x").code;
         assert_eq!(code(io::ErrorKind::ConnectionRefused), NetErrorCode::Refused);
         assert_eq!(code(io::ErrorKind::HostUnreachable), NetErrorCode::Unreachable);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn bind_errors_are_told_apart() {
+    fn bind_errors_are_distinguished() {
         assert_eq!(
             NetError::bind(&io::ErrorKind::AddrInUse.into(), "x").code,
             NetErrorCode::AddressInUse

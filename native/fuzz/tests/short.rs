@@ -68,11 +68,11 @@ fn pins_names_and_addresses_are_read_or_refused() {
 }
 
 #[test]
-fn nobody_gets_in_with_a_certificate_that_was_changed() {
+fn a_modified_certificate_is_never_accepted() {
     run("certificates", targets::certificates, 300);
 }
 
 #[test]
-fn nobody_reads_what_the_other_did_not_write() {
+fn no_side_reads_what_the_other_did_not_write() {
     run("handshakes", targets::handshakes, 300);
 }

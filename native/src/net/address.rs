@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_an_address_is_one() {
+    fn all_forms_of_addresses_are_parsed() {
         let of = |host: &str| parse_literal(host).map(|address| address.ip().to_string());
         for host in [
             "127.0.0.1",
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_named() {
+    fn invalid_networks_are_named() {
         for bad in ["10.0.0.0", "10.0.0.0/33", "::/129", "x/8", "10.0.0.0/", "10.0.0.0/4294967295"] {
             let error = AddressKeys::new(&[bad.to_owned()]).err().unwrap();
             assert!(error.message.contains(&format!("{bad:?}")), "{}", error.message);

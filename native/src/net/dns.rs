@@ -417,7 +417,7 @@ pub mod tests {
     use std::sync::Mutex;
     use tokio::net::TcpListener;
 
-    /// What to say to one question.
+    /// The response to a query.
     #[derive(Clone, Default)]
     pub struct Say {
         pub silent: bool,
@@ -425,11 +425,11 @@ pub mod tests {
         pub code: Option<Rcode>,
         pub truncated: bool,
         pub truncated_over_tcp: bool,
-        /// Aliases, each of the one before.
+        /// A chain of aliases.
         pub aliases: Vec<String>,
         pub addresses: Vec<IpAddr>,
         pub ttl: u32,
-        /// Whole datagrams that come first.
+        /// Datagrams to send first.
         pub garbage: Vec<Vec<u8>>,
     }
 
@@ -459,7 +459,7 @@ pub mod tests {
 
     pub struct Server {
         pub address: SocketAddr,
-        /// `name family` of each question.
+        /// `name family` of each query.
         pub asked: Arc<Mutex<Vec<String>>>,
         tasks: JoinSet<()>,
     }
@@ -559,7 +559,7 @@ pub mod tests {
         }
     }
 
-    /// What is heard of a name, and how it ends.
+    /// The answers for a name, and the error.
     async fn look_up(dns: &Dns) -> (Vec<String>, Option<String>) {
         let mut heard = Vec::new();
         let ended = ask(dns, &AtomicUsize::new(0), "host.test", |family, answer| {
@@ -597,7 +597,7 @@ pub mod tests {
                 aliases: (0..8).map(|i| format!("alias-{i}.test")).collect(),
                 ..has(&["192.0.2.1"])
             },
-            // back to the name itself
+            // a loop
             Family::V6 => Say {
                 aliases: vec!["alias.test".into(), "host.test".into(), "alias.test".into()],
                 ..has(&["2001:db8::1"])
@@ -646,7 +646,7 @@ pub mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_answer_to_the_question_is_not_heard() {
+    async fn responses_to_other_questions_are_ignored() {
         let server = Server::start(|_, family, _| Say {
             garbage: vec![Vec::new(), vec![0; 11], vec![0xff; 600], b"\0\0\x80\0\0\x01\0\x01\0\0\0\0".to_vec()],
             ..has(if family == Family::V4 { &["192.0.2.1"] } else { &["2001:db8::1"] })
@@ -690,7 +690,7 @@ pub mod tests {
             ..has(&[])
         })
         .await;
-        // the second query is under way by then
+        // the second query is pending by then
         let (heard, ended) = look_up(&server.dns()).await;
         assert_eq!((heard.len(), ended), (2, None));
     }
@@ -713,7 +713,7 @@ pub mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_server_is_told_of_before_one_that_is_not_there() {
+    async fn a_timeout_is_reported_rather_than_an_unreachable_server() {
         let mute = Server::start(|_, _, _| silent()).await;
         let gone = Server::start(|_, _, _| silent()).await.stop();
         for servers in [[mute.address, gone], [gone, mute.address]] {
@@ -741,7 +741,7 @@ pub mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_silent_over_tcp_is_followed_by_the_next() {
-        // it accepts, as the kernel does, and never answers
+        // the kernel accepts, but nothing responds
         let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = Server::start(|_, _, _| has(&[])).await;
         let dns = Dns {
@@ -753,7 +753,7 @@ pub mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_that_is_no_name_is_asked_for() {
+    async fn invalid_names_are_not_queried() {
         let server = Server::start(|_, _, _| has(&[])).await;
         for bad in ["a..b", &"x".repeat(64), &["abcdefghi"; 30].join(".")] {
             let asked = ask(&server.dns(), &AtomicUsize::new(0), bad, |_, _| true).await;

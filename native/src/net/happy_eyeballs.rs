@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_address() {
+    fn names_are_not_addresses() {
         for bad in ["localhost", "", "1.2.3.256", "::1%", "x%lo"] {
             let error = DialTarget::addresses(&[bad.to_owned()], 80).err().map(|error| error.code);
             assert_eq!(error, Some(NetErrorCode::Invalid), "{bad}");

@@ -151,7 +151,7 @@ pub async fn read(stream: &TcpStream) -> Result<Option<Option<SocketAddr>>, NetE
 mod tests {
     use super::*;
 
-    /// What is made of bytes that are asked for as the header needs them, and how many were.
+    /// Parses bytes as the parser requests them. Returns the result and the number of bytes.
     fn feed(bytes: &[u8]) -> (Header, usize) {
         let mut taken = 0;
         loop {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_malformed_at_once() {
+    fn invalid_headers_are_rejected_at_once() {
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_MAX));
         for bad in [
             &b"GET http://a/ HTTP/1.1\r\n\r\n"[..],

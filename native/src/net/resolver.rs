@@ -583,7 +583,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// Names whose server is a test's.
+    /// A resolver that uses the name server of a test.
     struct World {
         resolver: Arc<Resolver>,
         server: Server,
@@ -642,13 +642,13 @@ mod tests {
         let addresses = tokio::time::timeout(LIMIT / 10, lookup.first()).await.unwrap().unwrap();
         assert_eq!(addresses, ["192.0.2.1:80".parse().unwrap()]);
         drop(lookup);
-        // nor is it asked for the next tunnel
+        // and AAAA is not queried for the next tunnel
         assert_eq!(world.all("host.test").await.unwrap(), ["192.0.2.1:80"]);
         assert_eq!(world.server.asked().len(), 2);
     }
 
     #[tokio::test]
-    async fn a_late_family_is_told_later() {
+    async fn a_late_family_is_returned_later() {
         let world = World::new("", |_, family, _| match family {
             Family::V4 => has(&["192.0.2.1"]),
             Family::V6 => Say {
@@ -729,7 +729,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_remembered_is_bounded() {
+    async fn the_cache_is_bounded() {
         let world = World::new("", |_, _, _| silent()).await;
         let mut state = lock(&world.resolver.state);
         for n in 0..2 * CACHED {
@@ -769,7 +769,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_host_is_not_made_of_two() {
+    async fn addresses_of_two_hosts_are_not_mixed() {
         // IPv6 of one search domain, IPv4 of another
         let world = World::new("search a.test b.test", |name, family, _| match (name, family) {
             ("db.a.test", Family::V6) => has(&["2001:db8::1"]),
@@ -790,14 +790,14 @@ mod tests {
         assert_eq!(world.all("host.test").await.unwrap(), ["192.0.2.1:80"]);
         let gone = Server::start(|_, _, _| silent()).await.stop();
         assert_ne!(gone.port(), world.server.address.port());
-        // 127.0.0.2 has no server, and nothing is remembered of 127.0.0.1's
+        // 127.0.0.2 has no server, and the cache was cleared
         write(&world.folder, "resolv.conf", "nameserver 127.0.0.2\n");
         let error = world.all("host.test").await.unwrap_err();
         assert!(error.message.contains("127.0.0.2"), "{}", error.message);
     }
 
     #[tokio::test]
-    async fn localhost_is_the_loopback_address_and_nobody_is_asked() {
+    async fn localhost_is_the_loopback_address_without_a_query() {
         let world = World::new("", |_, _, _| has(&["192.0.2.1"])).await;
         write(&world.folder, "hosts", "192.0.2.9 localhost\n");
         for host in ["localhost", "LOCALHOST.", "a.localhost"] {
@@ -812,7 +812,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_wrong_is_told_apart() {
+    async fn failures_are_distinguished() {
         let world = World::new("options timeout:1 attempts:1", |name, _, _| match name {
             "silent.test" => silent(),
             "failing.test" => code(Rcode::SERVFAIL),

@@ -143,7 +143,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[tokio::test]
-    async fn a_closed_port_is_told_at_once() {
+    async fn a_closed_port_is_reported_at_once() {
         for ip in ["127.0.0.1", "[::1]"] {
             let socket = UdpSocket::bind(format!("{ip}:0")).await.unwrap();
             let address = socket.local_addr().unwrap();
@@ -155,14 +155,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_told_of_who_listens_silent_or_not() {
+    async fn nothing_is_reported_of_a_listener_whether_it_responds_or_not() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap().to_string();
         assert!(probe_at(&address, Duration::from_millis(300)).await.is_none());
         let answering = tokio::spawn(async move {
             let mut data = [0; LENGTH];
             loop {
-                // the first datagrams are of the probe that was not answered, whose port is closed by now
+                // the first datagrams are those of the first probe, whose port is closed by now
                 if let Ok((_, from)) = socket.recv_from(&mut data).await {
                     let _ = socket.send_to(b"x", from).await;
                 }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cause_has_its_advice() {
+    fn every_cause_has_a_remedy() {
         let told = |errno: i32| explain(&io::Error::from_raw_os_error(errno), "192.0.2.1:4242".parse().unwrap()).message;
         let all = [
             (libc::ENETUNREACH, "no route"),

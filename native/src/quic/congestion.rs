@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_conversation_less_is_under_way_until_it_is_over() {
+    fn less_is_in_flight_while_traffic_is_interactive() {
         let start = Instant::now();
         let signals = signals(start);
         assert_eq!(signals.cap(start).base, BULK_CAP.base);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_is_no_conversation_though_it_begins_like_one() {
+    fn bulk_data_after_a_small_write_is_not_interactive() {
         let start = Instant::now();
         let signals = signals(start);
         signals.record_write(stream(1), INTERACTIVE_WRITE);
@@ -320,7 +320,7 @@ mod tests {
     const MTU: u64 = 1_200;
     const MS: Duration = Duration::from_millis(1);
 
-    /// One whose peer has acknowledged so many packets.
+    /// A controller with a number of acknowledged packets.
     fn controller(name: &str, acknowledged: u64) -> CappedController {
         let controller = named(name).unwrap().build(Instant::now(), MTU as u16);
         let mut controller = *controller.into_any().downcast::<CappedController>().unwrap();
@@ -330,7 +330,7 @@ mod tests {
         controller
     }
 
-    /// What is left of its window when so many packets are lost at once.
+    /// The fraction of the window left after a number of packets is lost.
     fn left(controller: &mut CappedController, lost: u64, is_persistent: bool) -> f64 {
         let before = controller.window();
         let now = Instant::now() + MS;
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_and_what_quinn_shows_of_it_have_the_same_notes() {
+    fn clones_of_a_controller_share_its_signals() {
         let controller = named("bbr").unwrap().build(Instant::now(), 1_200);
         let shown = controller.clone_box().into_any().downcast::<CappedController>().unwrap();
         shown.signals.record_write(stream(1), INTERACTIVE_WRITE);

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn handshakes_in_the_name_of_a_source_leave_it_its_own() {
+    fn spoofed_handshakes_do_not_use_up_the_limit_of_an_address() {
         let underway = Arc::new(PendingHandshakes::default());
         let key = Some(AddressKey::V4(1));
         let taken = |admission| match admission {

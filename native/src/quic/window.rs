@@ -156,7 +156,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The windows of a stream whose reader drains all that it may, or `rate` bytes a millisecond, round trip by round trip.
+    /// The windows of a stream, round trip by round trip, whose reader drains at most `rate` bytes per millisecond.
     fn windows(round_trip: Duration, rate: u64, round_trips: usize) -> Vec<u64> {
         let (mut now, mut receive) = (Instant::now(), Receive::new(INITIAL_STREAM_WINDOW, Instant::now()));
         (0..round_trips)
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_ahead_is_twice_what_may_be_under_way() {
+    fn the_send_window_is_twice_the_congestion_window() {
         assert_eq!(send_window(0), MIN_SEND_WINDOW);
         assert_eq!(send_window(1 << 20), 2 << 20);
         assert_eq!(send_window(u64::MAX / 2), MAX_WINDOW);

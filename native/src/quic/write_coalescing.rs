@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// What happens when a driver is woken by one of `writers` who are ready to write: `w` for a write, `D` for the driver's turn.
+    /// The events when one of several writers wakes a driver: `w` for a write, `D` for a poll of the driver.
     async fn polls(writers: usize) -> String {
         let events = Arc::new(Mutex::new(String::new()));
         let woken = Arc::new(tokio::sync::Notify::new());
@@ -127,20 +127,20 @@ mod tests {
         events.clone()
     }
 
-    /// On one thread of tokio's, which runs first what was woken last.
+    /// On a single worker thread, which polls the task that was woken last first.
     fn on_a_worker(writers: usize) -> String {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         runtime.block_on(async { tokio::spawn(polls(writers)).await.unwrap() })
     }
 
     #[test]
-    fn a_driver_goes_after_all_who_write() {
+    fn a_driver_runs_after_all_writers() {
         let events = on_a_worker(3);
         assert!(events.matches("wwwD").count() > 2 * MAX_EMPTY_DEFERRALS as usize - 3, "{events}");
     }
 
     #[test]
-    fn a_driver_goes_once_for_one_who_writes() {
+    fn a_driver_runs_once_for_a_single_writer() {
         let events = on_a_worker(1);
         assert_eq!(events.matches("wD").count(), 2 * MAX_EMPTY_DEFERRALS as usize, "{events}");
     }

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_wants_much_leaves_as_much_to_whoever_wants_little() {
+    async fn a_greedy_tunnel_leaves_a_modest_one_its_share() {
         let rate = Rate::new(MIB as f64, 0.0);
         let greedy = (0..3).map(|_| {
             tokio::spawn({
@@ -140,14 +140,14 @@ mod tests {
         tokio::task::yield_now().await;
         let start = Instant::now();
         rate.take(MIB).await;
-        // a quarter of the rate was its
+        // it got a quarter of the rate
         let took = start.elapsed().as_secs_f64();
         assert!((3.5..4.5).contains(&took), "{took}");
         greedy.iter().for_each(|task| task.abort());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_holds_nobody_up() {
+    async fn a_cancelled_waiter_delays_no_other() {
         let rate = Rate::new(1_024.0, 0.0);
         rate.take(512).await;
         let first = tokio::spawn({

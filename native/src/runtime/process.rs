@@ -80,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there_is_an_error() {
+    fn a_missing_socket_is_an_error() {
         assert!(notify("/nonexistent/notify", "READY=1").is_err());
     }
 
     #[test]
-    fn a_manager_that_does_not_read_holds_nobody_up_for_long() {
+    fn a_manager_that_does_not_read_blocks_only_briefly() {
         let path = std::env::temp_dir().join(format!("reverse-http-notify-full-{}", std::process::id()));
         let _manager = UnixDatagram::bind(&path).unwrap();
         let full = (0..10_000).find_map(|_| notify(path.to_str().unwrap(), "WATCHDOG=1").err());

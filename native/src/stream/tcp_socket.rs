@@ -186,7 +186,7 @@ mod tests {
         }
         assert!(written > 0);
         let held = tcp.unacknowledged();
-        assert!(held < 2 * MAX_UNSENT as usize, "{held} of {written} bytes"); // what is sent is in the peer's buffer
+        assert!(held < 2 * MAX_UNSENT as usize, "{held} of {written} bytes"); // sent data is in the peer's buffer
         drop(peer);
     }
 }
