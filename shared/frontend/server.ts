@@ -287,14 +287,14 @@ async function handle(
     const client = absolute ? undefined : { stream, copy };
     using watch = new ResetWatch(stream);
     const clientSignal = () => watch.signal;
-    const dialRequest = {
+    const dialRequest: Omit<DialRequest, "agentId"> = {
       id: record.id,
       clientAddress: record.client,
       destination,
       credentials,
       fields: request.fields,
       client,
-      gone: clientSignal,
+      clientSignal,
     };
     const upstream = await dialUpstream(options, dialRequest, identity, signal, watch);
     record.connectedAt = now();

@@ -1,0 +1,42 @@
+// What the frontend hands to whatever opens the way to the destination.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { createAllowList } from "../../shared/address/allow_list.ts";
+import { createNoAuth } from "../../shared/auth/authenticator.ts";
+import { type DialRequest, startHttpFrontend } from "../../shared/frontend/server.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import { bytes, within } from "../conformance/support.ts";
+import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
+
+const CREDENTIALS = `Proxy-Authorization: Basic ${btoa("4711:x")}\r\n`;
+
+describe("a dialer", () => {
+  for (const [method, target] of [["CONNECT", "a:1"], ["GET", "http://a:1/"]] as const) {
+    it(`learns that the client of a ${method} has reset its connection`, () =>
+      withNet(async (net) => {
+        const [log, requests, listener] = [new LogBook(), new Queue<DialRequest>(), await net.listenTcp({ address: "127.0.0.1:0" })];
+        const frontend = startHttpFrontend({
+          net,
+          name: "reverse-http-proxy",
+          listener,
+          log,
+          authenticator: createNoAuth(),
+          allowList: createAllowList([]),
+          dial: (request) => {
+            requests.push(request);
+            const signal = request.clientSignal!();
+            return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+          },
+        });
+        const client = await connectTo(net, listener.address);
+        await client.write(bytes(`${method} ${target} HTTP/1.1\r\nHost: a\r\n${CREDENTIALS}\r\n`));
+        const { clientSignal } = await requests.next();
+        client.reset(1);
+        await log.waitFor("request", { method, error: "connection_terminated" });
+        const { reason } = clientSignal!();
+        assert.ok(reason instanceof NetError && reason.code === "reset", String(reason));
+        frontend.close();
+        await within(frontend.done);
+      }));
+  }
+});
