@@ -1,6 +1,6 @@
 // From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
 // credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
-import type { DialRequest, UpstreamStream } from "../shared/frontend/server.ts";
+import type { DialRequest, UpstreamStream } from "../shared/frontend/dialer.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
 import {
   type Authority,

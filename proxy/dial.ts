@@ -1,6 +1,6 @@
 // From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
 import { clientDisconnected } from "../shared/frontend/http_forward.ts";
-import type { DialRequest, Upstream } from "../shared/frontend/server.ts";
+import type { DialRequest, Upstream } from "../shared/frontend/dialer.ts";
 import { encodeHead, type Fields, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ProxyError } from "../shared/http/status.ts";

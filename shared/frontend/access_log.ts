@@ -1,18 +1,19 @@
-// What one request came to, and the line of the access log that is made of it.
+// The record of one request, its id, and the lines that the log gets for it.
+import type { RequestHead } from "../http/head.ts";
 import type { ProxyErrorType } from "../http/proxy_status.ts";
 import type { Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
 
-/** Filled in as the request goes on. */
+/** Filled in while the request is served. */
 export interface RequestRecord {
-  /** This side's own, or the one that came with the request: a proxy in front knows it by that. */
+  /** Our own, or the one in the request: a proxy in front has logged it. */
   id: string;
   /** The client's own address. */
   client: string;
-  /** The address of the connection, where that is a trusted proxy's. */
+  /** The connection's address if it is a trusted proxy's. */
   peer?: string;
   agent?: string;
-  /** The user name of credentials that were not accepted, or not looked at. */
+  /** The user name of credentials that were rejected or not checked. */
   agentClaimed?: string;
   /** See {@link Identity.tokenId}. */
   token?: string;
@@ -22,24 +23,24 @@ export interface RequestRecord {
   status?: number;
   /** Error type of RFC 9209. */
   proxyError?: ProxyErrorType;
-  /** In words. */
+  /** The cause in words. */
   reason?: string;
-  /** When the destination was reached. */
+  /** When the connection to the destination was open. */
   connectedAt?: number;
   /** Bytes from the client to the destination, and back. */
   sent: number;
   received: number;
-  /** Refused for a limit, which is logged for itself, or one of many that are logged no more. */
+  /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
   isQuiet?: boolean;
 }
 
-/** Longest reason in a line, in characters. */
+/** Maximum length of a reason in characters. */
 const MAX_REASON = 1_000;
 
 export function logAccess(log: Logger, record: RequestRecord, startedAt: number, endedAt: number): void {
   const { id, client, peer, agent, agentClaimed, token, destination, method, status, proxyError, reason, connectedAt, sent, received } =
     record;
-  // a flood of what is refused anyway is not to fill the log
+  // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,
     client,
@@ -61,4 +62,18 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
 
 function round(ms: number): number {
   return Math.round(ms * 100) / 100;
+}
+
+/** Field names only: values hold credentials, cookies and tokens, and so do paths and queries. */
+export function logRequest(log: Logger, request: RequestHead, { id, client, destination }: RequestRecord): void {
+  const { method, version, fields } = request;
+  log.debug("received", { id, client, method, version, destination });
+  log.trace("head", { id, fields: fields.map(([name]) => name).join(", ") });
+}
+
+/** Creates ids that are short, and unique among all proxies and restarts for practical purposes. */
+export function createRequestIds(): () => string {
+  const start = Array.from(crypto.getRandomValues(new Uint8Array(5)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let count = 0;
+  return () => `${start}-${(++count).toString(36)}`;
 }

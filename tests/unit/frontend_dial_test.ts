@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { type DialRequest, startHttpFrontend } from "../../shared/frontend/server.ts";
+import type { DialRequest } from "../../shared/frontend/dialer.ts";
+import { startHttpFrontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { bytes, within } from "../conformance/support.ts";
 import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
@@ -29,7 +30,7 @@ describe("a dialer", () => {
           },
         });
         const client = await connectTo(net, listener.address);
-        await client.write(bytes(`${method} ${target} HTTP/1.1\r\nHost: a\r\n${CREDENTIALS}\r\n`));
+        await client.write(bytes(`${method} ${target} HTTP/1.1\r\nHost: a:1\r\n${CREDENTIALS}\r\n`));
         const { clientSignal } = await requests.next();
         client.reset(1);
         await log.waitFor("request", { method, error: "connection_terminated" });

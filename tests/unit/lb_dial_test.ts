@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
-import type { DialRequest } from "../../shared/frontend/server.ts";
+import type { DialRequest } from "../../shared/frontend/dialer.ts";
 import type { ProxyErrorType } from "../../shared/http/proxy_status.ts";
 import { encodeErrorResponse, ProxyError, TLS_NEEDED } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import { dialAgent, StalledAgentMonitor } from "../../proxy/dial.ts";
 import { DestinationFailures } from "../../proxy/agents/failures.ts";
-import type { DialRequest } from "../../shared/frontend/server.ts";
+import type { DialRequest } from "../../shared/frontend/dialer.ts";
 import { ProxyError } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { QuicConnection } from "../../shared/net/types.ts";
