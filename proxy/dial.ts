@@ -1,19 +1,17 @@
-// From a client's request to a stream of its agent: which connection is asked, how long, and what its answer means.
+// Opens a tunnel through an agent: picks the connection, bounds the wait, and maps the agent's response.
 import { clientDisconnected } from "../shared/frontend/http_forward.ts";
 import type { DialRequest, Upstream } from "../shared/frontend/dialer.ts";
 import { encodeHead, type Fields, formatAuthority, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ProxyError } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
-import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "./agents/registry.ts";
 import type { DestinationFailures } from "./agents/failures.ts";
+import type { AgentRegistry, ConnectedAgent } from "./agents/registry.ts";
+import type { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 
-/** Agents that do not answer are asked whether they are there once in so many milliseconds. */
-const PROBE_INTERVAL_MS = 500;
-
-/** Agents that one request is tried at, where they say that they cannot reach the destination. */
+/** Maximum number of agents that one request tries when they cannot reach the destination. */
 const MAX_ATTEMPTS = 5;
-/** What an agent says of a destination that nothing has reached: another agent with the same id may reach it. */
+/** Errors before anything has reached the destination: another agent with the same id may reach it. */
 const RETRYABLE_ERRORS: readonly ProxyErrorType[] = [
   "connection_refused",
   "connection_timeout",
@@ -28,13 +26,13 @@ export interface DialContext {
   readonly agents: AgentRegistry;
   readonly monitor: StalledAgentMonitor;
   readonly failures: DestinationFailures;
-  /** Longest wait in milliseconds for all agents that are asked. */
+  /** Timeout in milliseconds over all agents that are tried. */
   readonly timeoutMs: number;
 }
 
 /**
- * Asks the agent for a tunnel, by one connection after the other as long as they turn out to be dead. Where several agents have the id, the
- * next one is asked when one cannot reach the destination, and first for some time after that.
+ * Opens a tunnel through the agent. A dead connection is replaced by the agent's next one. If several agents share the id and one cannot
+ * reach the destination, the next one is tried, and for some time it is tried first.
  * @throws {ProxyError}
  */
 export async function dialAgent(
@@ -58,15 +56,15 @@ export async function dialAgent(
       if (cause instanceof ProxyError && isRetryable(cause)) {
         refusal = cause;
         for (const other of agents.others(agent)) excluded.add(other); // the same process would fail again
-        if (agents.pick(request.agentId, excluded) === undefined && attempts === 0) break; // it is the only one
+        if (agents.pick(request.agentId, excluded) === undefined && attempts === 0) break; // there is no other agent
         failures.failed(agent, destination);
         if (++attempts >= MAX_ATTEMPTS || performance.now() >= deadline) break;
         continue;
       }
       if (!(cause instanceof NetError)) throw cause;
-      if (cause.code === "abandoned") throw toRefusal(cause); // the client is gone, and that says nothing about the agent
+      if (cause.code === "abandoned") throw toProxyError(cause); // the client has disconnected; the agent may be fine
       lost = cause;
-      // one that is alive and slow may be doing what it was asked for
+      // a slow agent may still open the tunnel: a second attempt would reach the destination twice
       if (!["closed", "reset", "cancelled"].includes(cause.code)) {
         if (agents.pick(request.agentId, excluded) !== undefined) failures.failed(agent, destination);
         break;
@@ -74,66 +72,12 @@ export async function dialAgent(
     }
   }
   if (refusal !== undefined) throw refusal;
-  if (lost !== undefined) throw toRefusal(lost);
+  if (lost !== undefined) throw toProxyError(lost);
   if (draining) throw new ProxyError(503, "destination_unavailable", "The proxy is shutting down", [["Retry-After", "1"]]);
   throw new ProxyError(502, "destination_unavailable", "The agent is not connected to this proxy");
 }
 
-/** A connection of an agent that was asked for tunnels. */
-interface PendingRequests {
-  /** Requests that it has not answered. */
-  count: number;
-}
-
-/**
- * Gives up connections whose agent takes long to answer and does not even answer a ping, for its network may be gone without a word, where
- * there is another one by now, as one that has come back meanwhile. One timer for all of them, which runs as long as somebody waits, or until
- * it is closed.
- */
-export class StalledAgentMonitor {
-  readonly #agents: AgentRegistry;
-  readonly #pending = new Map<ConnectedAgent, PendingRequests>();
-  #timer?: ReturnType<typeof setInterval>;
-
-  constructor(agents: AgentRegistry) {
-    this.#agents = agents;
-  }
-
-  /** Somebody waits for its answer, until `count` is less by one again. */
-  track(agent: ConnectedAgent): PendingRequests {
-    let pending = this.#pending.get(agent);
-    if (!pending) {
-      pending = { count: 0 };
-      this.#pending.set(agent, pending);
-      this.#timer ??= setInterval(() => this.#probe(), PROBE_INTERVAL_MS);
-    }
-    pending.count++;
-    return pending;
-  }
-
-  #probe(): void {
-    for (const [agent, { count }] of this.#pending) {
-      if (count === 0) {
-        this.#pending.delete(agent);
-        continue;
-      }
-      const { connection, control, identity: { agentId } } = agent;
-      if (!control || this.#agents.pick(agentId, new Set([agent])) === undefined) continue;
-      if (control.silentMs >= UNRESPONSIVE_AFTER_MS) {
-        this.#pending.delete(agent);
-        connection.cancelRequests();
-      } else control.probe();
-    }
-    if (this.#pending.size === 0) this.close();
-  }
-
-  close(): void {
-    clearInterval(this.#timer);
-    this.#timer = undefined;
-  }
-}
-
-/** @throws {NetError} as `exchange` of a connection */
+/** @throws {NetError} as `openTunnel` and `request` of the connection */
 async function openTunnel(
   agent: ConnectedAgent,
   { id, destination, client, clientSignal }: DialRequest,
@@ -175,19 +119,19 @@ async function openTunnel(
   }
 }
 
-/** Nothing has reached the destination. */
+/** Whether nothing has reached the destination. */
 function isRetryable({ status, error }: ProxyError): boolean {
   return status >= 502 && status <= 504 && RETRYABLE_ERRORS.includes(error);
 }
 
-function toRefusal(cause: unknown): unknown {
+function toProxyError(cause: unknown): unknown {
   if (!(cause instanceof NetError)) return cause;
   if (cause.code === "abandoned") return clientDisconnected(cause);
   if (cause.code === "timed-out") return new ProxyError(504, "http_response_timeout", "The agent did not answer in time", [], { cause });
   return new ProxyError(502, "connection_terminated", "The connection to the agent was lost", [], { cause });
 }
 
-/** The agent's own refusal is passed on: status and cause. */
+/** Maps the agent's error response, `undefined` for success. Status and cause are forwarded. */
 function readResponse(head: string): ProxyError | undefined {
   let response;
   try {

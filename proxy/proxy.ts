@@ -27,8 +27,9 @@ import type { Supervisor } from "../shared/service/supervisor.ts";
 import { startTlsRefresh, type TlsCheck } from "../shared/tls/files.ts";
 import { startWatchdog } from "../shared/service/watchdog.ts";
 import { type AgentEvents, startAgentServer } from "./agents/server.ts";
-import { dialAgent, StalledAgentMonitor } from "./dial.ts";
 import { DestinationFailures } from "./agents/failures.ts";
+import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
+import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics, reportAgents } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, logPin, openProxyTls, type ProxyTls } from "./tls.ts";
@@ -126,7 +127,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     onAgentConnected,
     onAgentDisconnected,
     log,
-    announcer,
+    presence: announcer,
     listener: agentListener,
     authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
     multiple: options.agentServer.agent.multiple,

@@ -1,4 +1,4 @@
-// The agents' side of the proxy: takes their connections, finds out who they are, holds them, and sends them elsewhere when it stops.
+// The agents' side of the proxy: accepts their connections, authenticates them, and holds them until they close.
 import { AuthenticationError, type Authenticator, endReason, identifyAgent } from "../../shared/auth/authenticator.ts";
 import { isolateHook } from "../../shared/log/isolate.ts";
 import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/connection_limiter.ts";
@@ -6,74 +6,61 @@ import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
 import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
-import { MAX_SPREAD_MS, MessageError } from "../../shared/link/message.ts";
+import { MessageError } from "../../shared/link/message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { QuicConnection, QuicListener } from "../../shared/net/types.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
+import { Migration } from "./migration.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { Replacements } from "./replacements.ts";
 
-/** Told of agents that come and go. */
+/** Events of agents' connections. */
 export interface AgentEvents {
   /** An agent has authenticated. */
   onAgentConnected?: (agent: { id: string; remote: string }) => void;
-  /** A connection of it is no more, or a newer one took its place. */
+  /** A connection of the agent has closed, or a newer one has replaced it. */
   onAgentDisconnected?: (agent: { id: string; remote: string; reason: string }) => void;
 }
 
 export interface AgentServerOptions extends AgentEvents {
   listener: QuicListener;
-  /** Lets agents in, as far as there is room. Default: all. */
+  /** Limits connections of agents. Default none. */
   limiter?: ConnectionLimiter;
   authenticator: Authenticator;
-  /** Whether several agents may have one id. */
+  /** Whether several agents may share one id. */
   multiple: boolean;
-  /** Tells others which agents are here. Nobody waits for it. */
-  announcer?: PresencePublisher;
-  /** What became of a connection that had completed its handshake. */
+  /** Publishes which agents are connected here. Agents do not wait for it. */
+  presence?: PresencePublisher;
+  /** Called for each connection that has completed its handshake. */
   onResult?: (outcome: "accepted" | "refused") => void;
-  /** An agent has taken the place of another with its id. */
+  /** An agent has replaced another one with its id. */
   onReplaced?: () => void;
   log: Logger;
 }
 
 /** Holds agents until it is closed. */
 export interface AgentServer {
-  /** Those that are held. */
+  /** The connected agents. */
   readonly agents: AgentRegistry;
   /**
-   * Takes no more agents, and tells those it holds to connect elsewhere. Resolves when all have done so that could be told, or after the time
-   * that they may need for it, `timeoutMs` at most. All goes on being served.
+   * Stops accepting agents, and asks the connected ones to connect to another proxy. Resolves when they have, or when the time for it is
+   * over, `timeoutMs` at most. Agents that stay are served on.
    */
   migrate(timeoutMs: number): Promise<void>;
-  /** Resolves when no agent stays: each has connected to another proxy, has asked for no more tunnels, or is gone. */
+  /** Resolves when no agent stays: each has connected to another proxy, is draining, or has disconnected. */
   abandoned(): Promise<void>;
-  /** Tells all agents that the proxy shuts down. */
+  /** Closes the listener and every connection. */
   close(): Promise<void>;
 }
 
 /** Interval between pings of an agent, in milliseconds. */
 const PING_INTERVAL_MS = 60_000;
-/** A connection is dead that does not answer for so many milliseconds though its process is there, and has made another one. */
+/** If the same process has a newer connection, one that is unresponsive for this time in milliseconds is considered dead. */
 const UNRESPONSIVE_TIMEOUT_MS = 5_000;
-/** Agents that are sent away in one second. */
-const MIGRATIONS_PER_SECOND = 1_000;
-/** Longest wait in milliseconds for an agent to find another proxy, once it has begun to look for it. */
-const RECONNECT_WAIT_MS = 10_000;
-/** Longest wait in milliseconds for agents to have heard that they are sent away. */
-const PROBE_TIMEOUT_MS = 1_000;
-/** Of more agents than these, so many at most look for another proxy before the others do: where there is none, thousands need not try. */
-const CANARY_COUNT = 128;
-/** When so large a part of them has found none, there is none. Some may never answer. */
-const CANARY_FAILURE_FRACTION = 0.75;
-
-/** Longest text of labels in a line of the log: /agents has all of them. */
+/** Maximum length of the labels in a log line; /agents shows all of them. */
 const MAX_LOGGED_LABELS = 512;
-
-/** What became of an agent that was told to connect elsewhere. */
-type Migration = "moved" | "found nothing" | "gone";
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
   const { listener, log } = options;
@@ -81,33 +68,18 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
   const replacements = new Replacements(log, options.onReplaced);
-  /** Those that were told to connect elsewhere and have not done so yet. */
-  const leaving = new Map<ConnectedAgent, (migration: Migration) => void>();
-  let isMigrating = false;
-  const abandoned = Promise.withResolvers<void>();
-  let isWatched = false;
-  const checkAbandoned = (): void => {
-    if (isWatched && !agents.hasAvailable) abandoned.resolve();
-  };
+  const migration = new Migration(agents);
 
-  const canMigrate = (agent: ConnectedAgent): boolean => agent.control !== undefined && !leaving.has(agent);
-  const migrate = (some: readonly ConnectedAgent[]): Promise<Migration>[] =>
-    some.map((agent) => {
-      void agent.control!.goaway("shutting down", migrationSpreadMs(some.length)); // never rejects
-      return new Promise((resolve) => leaving.set(agent, resolve));
-    });
-  const settle = (agent: ConnectedAgent, migration: Migration): void => leaving.get(agent)?.(migration);
-
-  /** A connection of the agent does not stay: where it was the last, clients need not come here for it. */
+  /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
   const withdraw = ({ identity: { agentId } }: ConnectedAgent): void => {
-    if (!agents.isAvailable(agentId)) options.announcer?.remove(agentId);
-    checkAbandoned();
+    if (!agents.isAvailable(agentId)) options.presence?.remove(agentId);
+    migration.checkAbandoned();
   };
 
   const register = (agent: ConnectedAgent): void => {
     const replaced = agents.add(agent);
-    options.announcer?.add(agent.identity.agentId);
-    // after that: whoever asks for the agent in between gets the new one
+    options.presence?.add(agent.identity.agentId);
+    // only then: requests in between must find the new connection
     for (const old of replaced) {
       agents.remove(old);
       if (agents.replaces(agent, old)) replacements.replaced(old, agent);
@@ -123,14 +95,14 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       log.info("agent is draining", { agent: identity.agentId, remote });
       agent.isDraining = true;
       withdraw(agent);
-      settle(agent, "gone");
+      migration.settle(agent, "gone");
     },
     onMoved: (agent, found) => {
       if (found) {
         agent.hasMigrated = true;
         withdraw(agent);
       }
-      settle(agent, found ? "moved" : "found nothing");
+      migration.settle(agent, found ? "moved" : "found nothing");
     },
     onViolation: ({ identity, connection: { remote } }, reason) =>
       log.warn("agent violated the protocol", { agent: identity.agentId, remote, reason }),
@@ -147,13 +119,12 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const ended = Promise.all([waitForClose(agent), serveControl(), refused]);
     try {
       onAgentConnected?.({ id, remote });
-      if (isMigrating && canMigrate(agent)) void migrate([agent]);
+      migration.connected(agent);
       [why] = await ended;
     } finally {
       agents.remove(agent);
       withdraw(agent);
-      settle(agent, "gone");
-      leaving.delete(agent);
+      migration.disconnected(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
     }
     onAgentDisconnected?.({ id, remote, reason: why });
@@ -183,25 +154,10 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   return {
     agents,
     async migrate(timeoutMs) {
-      isMigrating = true;
       listener.stopAccepting();
-      const since = performance.now();
-      const all = [...agents].filter(canMigrate);
-      const step = Math.ceil(all.length / CANARY_COUNT);
-      const canaries = migrate(all.filter((_, index) => index % step === 0));
-      const isOnlyProxy = step > 1 && await withTimeout(Math.min(timeoutMs, RECONNECT_WAIT_MS), findNoProxy(canaries));
-      const others = [...agents].filter(canMigrate);
-      const migrations = Promise.all([...canaries, ...migrate(others)]);
-      const leftMs = timeoutMs - (performance.now() - since);
-      if (!isOnlyProxy) return void await withTimeout(Math.min(leftMs, migrationSpreadMs(others.length) + RECONNECT_WAIT_MS), migrations);
-      // once a ping is answered, what came before it was read: when to come back
-      await withTimeout(Math.min(leftMs, PROBE_TIMEOUT_MS), Promise.all(others.map(({ control }) => control?.ping())));
+      await migration.run(timeoutMs);
     },
-    abandoned() {
-      isWatched = true;
-      checkAbandoned();
-      return abandoned.promise;
-    },
+    abandoned: () => migration.abandoned(),
     async close() {
       await listener.close(CloseCode.shutdown, "shutting down");
       await running;
@@ -209,29 +165,11 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 }
 
-/** For the log: one text of bounded length, `undefined` for none. */
+/** Formats labels for the log, bounded in length; `undefined` for none. */
 function formatLabels(labels: Readonly<Record<string, string>>): string | undefined {
   const text = Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(",");
   if (text === "") return undefined;
   return text.length <= MAX_LOGGED_LABELS ? text : `${text.slice(0, MAX_LOGGED_LABELS)}…`;
-}
-
-/** Milliseconds over which so many agents are spread that are sent away. */
-function migrationSpreadMs(count: number): number {
-  return Math.min(MAX_SPREAD_MS, Math.round(count * 1_000 / MIGRATIONS_PER_SECOND));
-}
-
-/** Resolves with `true` when nearly all have found no other proxy, with `false` when one has. */
-function findNoProxy(canaries: readonly Promise<Migration>[]): Promise<boolean> {
-  let without = 0;
-  return new Promise((resolve) => {
-    for (const canary of canaries) {
-      void canary.then((migration) => {
-        if (migration === "moved") resolve(false);
-        else if (++without >= canaries.length * CANARY_FAILURE_FRACTION) resolve(true);
-      });
-    }
-  });
 }
 
 interface AdmissionEvents {
@@ -240,13 +178,13 @@ interface AdmissionEvents {
   onViolation: (agent: ConnectedAgent, reason: string) => void;
 }
 
-/** An agent that is registered, and the work of its control stream. */
+/** A registered agent, and the task that serves its control stream. */
 interface Admitted {
   readonly agent: ConnectedAgent;
   readonly serveControl: () => Promise<void>;
 }
 
-/** Finds out who it is, registers it, and tells it so. */
+/** Authenticates the agent, registers it, and accepts it. */
 async function admit(
   connection: QuicConnection,
   authenticator: Authenticator,
@@ -257,7 +195,7 @@ async function admit(
 ): Promise<Admitted> {
   permit?.checkLockout();
   const { credentials, accept } = await receiveCredentials(connection);
-  permit?.checkLockout(); // others of the address may have failed meanwhile
+  permit?.checkLockout(); // other connections of the address may have failed meanwhile
   const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
     if (error instanceof AuthenticationError) permit?.recordFailure(credentials);
     throw error;
@@ -282,25 +220,25 @@ async function admit(
     isDraining: false,
     hasMigrated: false,
   };
-  connection.setConnectionWindow(0); // its tunnels have windows of their own
-  // before the agent knows: once it does, clients may ask for it
+  connection.setConnectionWindow(0); // each tunnel has its own window
+  // before the agent is accepted: it may tell its clients at once that it is reachable
   register(agent);
-  await accept().catch(() => {}); // gone again: the end of its connection says so
+  await accept().catch(() => {}); // the connection's end reports the error
   return { agent, serveControl: async () => void (received && control && await runControl(agent, control, received.frames, events)) };
 }
 
-/** An agent's QUIC stack lets the proxy open no streams, or send nothing on them. */
+/** An agent's QUIC stack gives no credit for streams, or for data on them. */
 class CreditError extends Error {
   override readonly name = "CreditError";
 }
 
 /**
- * Each tunnel is a stream that the proxy opens. Where the agent gives no credit for those, none of them would be answered.
+ * Each tunnel is a stream that the proxy opens. Without credit for streams, every tunnel would time out.
  * @throws {CreditError}
  */
 function checkCredit(connection: QuicConnection): void {
   const credit = connection.peerCredit();
-  if (!credit) return; // closed: what comes next says why
+  if (!credit) return; // closed: the next call reports why
   const refuse = (parameter: string, what: string, least: number): never => {
     throw new CreditError(`Cannot ${what}: the agent's QUIC transport parameter ${parameter} is 0. Set it to ${least} or more`);
   };
@@ -308,7 +246,7 @@ function checkCredit(connection: QuicConnection): void {
   if (credit.streamBytes === 0) refuse("initial_max_stream_data_bidi_remote", "send on streams for tunnels", 65_536);
 }
 
-/** An agent has opened the streams that it opens: what came on one more would be kept, and read by nobody. Ends with the connection. */
+/** The agent has opened all streams of the protocol: data on another one would be buffered and never read. Resolves when the connection ends. */
 async function refuseStreams({ connection }: ConnectedAgent, onViolation: (reason: string) => void): Promise<void> {
   const stream = await connection.acceptStream();
   if (stream === null) return;
@@ -335,18 +273,18 @@ async function runControl(
 }
 
 /**
- * QUIC gives up a silent peer after three probe timeouts (RFC 9000 §10.1), and where a machine stood still these have become minutes: so
- * long its tunnels would hang.
+ * QUIC closes a silent connection after three probe timeouts (RFC 9000 §10.1). After a machine was suspended these can be minutes, and the
+ * connection's tunnels would hang that long.
  */
 async function closeIfUnresponsive({ connection, control }: ConnectedAgent): Promise<void> {
   if (!control) return;
-  const answered = control.ping().then(() => true);
-  if (!await withTimeout(UNRESPONSIVE_TIMEOUT_MS, answered)) connection.close(CloseCode.replaced, "it does not answer");
+  const responded = control.ping().then(() => true);
+  if (!await withTimeout(UNRESPONSIVE_TIMEOUT_MS, responded)) connection.close(CloseCode.replaced, "it does not answer");
 }
 
-/** Waits for the end of the connection, which comes when the identity ends at the latest. Why it came. */
+/** Waits until the connection has closed, at the latest when the identity ends. Returns the reason. */
 async function waitForClose({ connection, identity: { signal, release } }: ConnectedAgent): Promise<string> {
-  // the agent need not know why; the log does
+  // the agent does not learn the reason; the log has it
   const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
   if (signal?.aborted) close();
   signal?.addEventListener("abort", close, { once: true });
@@ -358,12 +296,12 @@ async function waitForClose({ connection, identity: { signal, release } }: Conne
   return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && signal?.aborted ? endReason(signal) : reason}`;
 }
 
-/** The agent learns that it is refused, and not why: that goes to the log. */
+/** Closes a connection that was not admitted. The agent does not learn the reason; the log has it. */
 function refuse(connection: QuicConnection, error: unknown, log: Logger): void {
   const { remote } = connection;
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof LimitReached) {
-    // version 1 has no code of its own for it
+    // version 1 of the link has no code for it
     connection.close(hasControl(connection) ? CloseCode.limit : CloseCode.internal, message);
   } else if (error instanceof AuthenticationError) {
     log.warn("agent refused", { remote, reason: message });

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
-import { dialAgent, StalledAgentMonitor } from "../../proxy/dial.ts";
+import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
+import { dialAgent } from "../../proxy/dial.ts";
 import { DestinationFailures } from "../../proxy/agents/failures.ts";
 import type { DialRequest } from "../../shared/frontend/dialer.ts";
 import { ProxyError } from "../../shared/http/status.ts";
