@@ -14,8 +14,8 @@ export interface WatchdogOptions {
   onStall?: (what: StallReport, ms: number) => void;
   /** Hears that the program runs, and what it is doing. */
   supervisor?: Supervisor;
-  /** What it is doing, in a line. */
-  status?: () => string;
+  /** The program's state in one line, `undefined` while there is none. */
+  status?: () => string | undefined;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
 }
@@ -53,7 +53,8 @@ export function startWatchdog(options: WatchdogOptions): { close(): void } {
     }
     lookAtNetwork();
     if (!supervisor) return;
-    if (status) supervisor.status(status());
+    const text = status?.();
+    if (text !== undefined) supervisor.status(text);
     if (networkMs === 0) supervisor.alive();
   };
   const timer = setInterval(look, lookMs);

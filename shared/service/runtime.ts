@@ -1,0 +1,188 @@
+// What proxy, load balancer and agent share: metrics, health, limit reports, watchdog, admin server, TLS refresh, drain, and one owner that
+// closes everything in one order.
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Authenticator } from "../auth/authenticator.ts";
+import { type AuthOptions, createAuthenticator } from "../auth/scheme.ts";
+import { LimitReporter } from "../limits/limit.ts";
+import { isolateLogger } from "../log/isolate.ts";
+import { LogLimit } from "../log/limit.ts";
+import type { LogFields, Logger } from "../log/logger.ts";
+import type { Net, TcpListener } from "../net/types.ts";
+import { openStore, type StoreOptions } from "../store/options.ts";
+import type { Store } from "../store/store.ts";
+import { type ReloadableTls, startTlsRefresh } from "../tls/files.ts";
+import { type AdminServer, type AgentReport, Health, listenAdmin, startAdminServer } from "./admin.ts";
+import { Metrics } from "./metrics.ts";
+import { ResourceStack } from "./resource_stack.ts";
+import { reportStore } from "./store_report.ts";
+import type { Supervisor } from "./supervisor.ts";
+import { startWatchdog } from "./watchdog.ts";
+
+/** What a service needs besides its options. */
+export interface ServiceDeps {
+  readonly net: Net;
+  readonly log: Logger;
+  /** Receives the service's state while it runs. */
+  readonly supervisor?: Supervisor;
+}
+
+/** What a drain does after readiness has failed. */
+export interface Drain {
+  /** Logged when the drain starts. */
+  readonly fields: LogFields;
+  /** Time in milliseconds to keep serving, so that load balancers notice. */
+  readonly delayMs: number;
+  /** Waits for what is running; the service closes after it. */
+  readonly finish: () => Promise<void>;
+}
+
+/**
+ * Starts a service: `start` opens what it needs in the runtime. When `start` fails, everything it opened is closed.
+ * @throws what `start` throws
+ */
+export async function startService<T>(
+  name: "proxy" | "agent" | "lb",
+  deps: ServiceDeps,
+  start: (runtime: ServiceRuntime) => Promise<T>,
+): Promise<T> {
+  const resources = new ResourceStack();
+  try {
+    return await start(new ServiceRuntime(name, deps, resources));
+  } catch (error) {
+    await resources.disposeAsync().catch(() => {}); // the first error is the cause
+    throw error;
+  }
+}
+
+/** The running service. Resources close in the reverse order of their opening. */
+export class ServiceRuntime {
+  readonly net: Net;
+  /** Never throws. */
+  readonly log: Logger;
+  readonly metrics: Metrics;
+  readonly health = new Health();
+  readonly limitReporter: LimitReporter;
+  /** Limits log lines that unauthenticated peers can cause. */
+  readonly logLimit: LogLimit;
+  /** Describes the service's state in one line, for the supervisor. */
+  describe?: () => string;
+  readonly #resources: ResourceStack;
+  readonly #reloads: (() => Promise<void> | undefined)[] = [];
+  readonly #closing = new AbortController();
+  #adminListener?: TcpListener;
+  #admin?: AdminServer;
+  #isDraining = false;
+  #drained?: Promise<void>;
+  #closed?: Promise<void>;
+
+  constructor(name: "proxy" | "agent" | "lb", { net, log, supervisor }: ServiceDeps, resources: ResourceStack) {
+    this.net = net;
+    this.log = isolateLogger(log);
+    this.metrics = new Metrics(name);
+    this.limitReporter = new LimitReporter({ log: this.log, count: (limit, times) => this.metrics.limitHit(limit, times) });
+    this.#resources = resources;
+    const watchdog = startWatchdog({
+      log: this.log,
+      networkStalledMs: () => net.stalledMs(),
+      onStall: this.metrics.stalls(),
+      supervisor,
+      status: () => this.describe?.(),
+    });
+    this.defer(() => watchdog.close());
+    this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
+  }
+
+  /** Calls `close` when the service closes, before what was opened earlier is closed. */
+  defer(close: () => void | Promise<void>): void {
+    this.#resources.defer(close);
+  }
+
+  /** Returns `resource`, which the service closes. */
+  adopt<T>(resource: T, close: (resource: T) => void | Promise<void>): T {
+    return this.#resources.adopt(resource, close);
+  }
+
+  /**
+   * The authenticator that the options name. `given` replaces it and is not closed.
+   * @throws {ConfigError}
+   */
+  async openAuthenticator(options: AuthOptions, given?: Authenticator): Promise<Authenticator> {
+    const authenticator = given ?? this.adopt(await createAuthenticator(options, this.log), (own) => own.close?.());
+    this.#reloads.push(() => authenticator.reload?.());
+    return authenticator;
+  }
+
+  /**
+   * The store that the options name, `undefined` for none. `given` replaces it and is not closed.
+   * @param ttlMs lifetime in milliseconds of an entry that is not renewed
+   * @throws {ConfigError}
+   */
+  async openStore(options: StoreOptions, ttlMs: number, given?: Store): Promise<Store | undefined> {
+    if (given) return given;
+    const store = await openStore(options, ttlMs, reportStore(this.log, this.health, this.metrics));
+    return store && this.adopt(store, () => store.close());
+  }
+
+  /**
+   * Listens for operators; requests wait until {@link serveAdmin}.
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  async listenAdmin(address: string | undefined): Promise<void> {
+    const listener = await listenAdmin(this.net, address);
+    if (!listener) return;
+    this.#adminListener = listener;
+    this.defer(() => this.#admin ? this.#admin.close() : listener.close());
+  }
+
+  /** Serves operators, if {@link listenAdmin} was given an address. `agents` lists connections for `/agents`. */
+  serveAdmin(agents: () => Iterable<AgentReport>): void {
+    const { health, metrics } = this;
+    if (this.#adminListener) this.#admin = startAdminServer({ listener: this.#adminListener, health, metrics, agents });
+  }
+
+  /** The address bound for operators. */
+  get adminAddress(): string | undefined {
+    return this.#adminListener?.address;
+  }
+
+  /** Reads the files of `tls` every `intervalMs`, 0 for never, and on {@link reload}; `use` receives new settings. */
+  refreshTls<T>(tls: ReloadableTls<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
+    if (!tls) return;
+    this.adopt(startTlsRefresh(tls, intervalMs, use), (refresh) => refresh.close());
+    this.#reloads.push(() => tls.reload(use));
+  }
+
+  /** Reads certificates, keys, and files of tokens again. */
+  async reload(): Promise<void> {
+    await Promise.all(this.#reloads.map((reload) => reload()));
+  }
+
+  get isDraining(): boolean {
+    return this.#isDraining;
+  }
+
+  /** Fails readiness, waits, lets running work finish, then closes. Later calls return the first call's promise. */
+  drain(drain: Drain): Promise<void> {
+    return this.#drained ??= this.#drain(drain);
+  }
+
+  async #drain({ fields, delayMs, finish }: Drain): Promise<void> {
+    this.#isDraining = true;
+    this.health.setUnready("draining");
+    this.log.info("draining", fields);
+    if (delayMs > 0) await sleep(delayMs, undefined, { signal: this.#closing.signal }).catch(() => {}); // closed
+    await finish();
+    await this.close();
+  }
+
+  /** Closes everything at once. Later calls return the first call's promise. */
+  close(): Promise<void> {
+    return this.#closed ??= this.#close();
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort();
+    await this.#resources.disposeAsync();
+    this.log.info("stopped");
+  }
+}
