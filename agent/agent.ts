@@ -1,20 +1,20 @@
 // Assembles the agent: one reconnector per connection to a proxy, and the tunnels served through them.
 import { hostname } from "node:os";
-import { Health, listenAdmin, reportOf, startAdminServer } from "../shared/service/admin.ts";
+import { type AgentReport, reportOf } from "../shared/service/admin.ts";
 import { Backoff } from "../shared/async/backoff.ts";
-import { isolateHook, isolateLogger } from "../shared/log/isolate.ts";
+import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
-import { LimitReporter, unlimitedIfZero } from "../shared/limits/limit.ts";
+import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import { Metrics } from "../shared/service/metrics.ts";
+import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
+import { type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import type { Net } from "../shared/net/types.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { Supervisor } from "../shared/service/supervisor.ts";
-import { openClientTls, startTlsRefresh, type TlsCheck } from "../shared/tls/files.ts";
-import { startWatchdog } from "../shared/service/watchdog.ts";
+import { openClientTls, type TlsCheck } from "../shared/tls/files.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
@@ -76,8 +76,12 @@ const MAX_LEAVING = 8;
  * @throws {NetError} if the admin address cannot be bound
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
-  const { net, random = Math.random } = deps;
-  const log = isolateLogger(deps.log);
+  return await startService("agent", deps, (runtime) => start(runtime, options, deps));
+}
+
+async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<Agent> {
+  const { net, log, metrics, health } = runtime;
+  const { random = Math.random } = deps;
   const hooks = {
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
@@ -88,11 +92,13 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const sessions = new Set<Session>();
-  const instruments = instrument(agentId, sessions, () => tls.current.cert);
-  const { health } = instruments;
-  const listener = await listenAdmin(net, options.admin.listenAddress);
-  const admin = listener && startAdminServer({ ...instruments, listener });
-  if (admin) log.info("listening", { admin: admin.address });
+  const tunnelMetrics = registerMetrics(metrics, sessions, () => tls.current.cert);
+  health.setUnready("proxy", NOT_CONNECTED);
+  const reportedId = agentId;
+  await runtime.listenAdmin(options.admin.listenAddress);
+  runtime.serveAdmin(() => reportSessions(reportedId, sessions));
+  const { adminAddress } = runtime;
+  if (adminAddress !== undefined) log.info("listening", { admin: adminAddress });
   const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
   const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, pendingRequests: 0 }, 1);
   if (maxTunnels < requestedTunnels) reportDescriptors(log, "tunnels", maxTunnels);
@@ -102,15 +108,16 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     tunnels: maxTunnels,
     createRate: (rate) => net.createRate(rate),
     buffers: net,
-    reports: new LimitReporter({ log, count: (limit, times) => instruments.metrics.limitHit(limit, times) }),
+    reports: runtime.limitReporter,
   });
+  runtime.defer(() => limits.close());
   const tunnels: TunnelOptions = {
     net,
     log,
     limits,
     destinations: createDestinationPolicy({ allow: hostWhitelist, deny: hostDenylist, resolve }),
     connectTimeoutMs: connectTimeout,
-    onEnd: (end) => instruments.tunnels.ended(end),
+    onEnd: (end) => tunnelMetrics.ended(end),
   };
   const hello: Hello = {
     version: `reverse-http/${VERSION}`,
@@ -118,18 +125,11 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
     host: hostname(),
     labels: parseLabels(labels),
   };
-  const describe = (): string => {
-    if (sessions.size === 0) return draining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
+  runtime.describe = () => {
+    if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
     const tunnels = [...sessions].reduce((sum, session) => sum + session.tunnels, 0);
-    return `${draining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
+    return `${runtime.isDraining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
   };
-  const watchdog = startWatchdog({
-    log,
-    networkStalledMs: () => net.stalledMs(),
-    onStall: instruments.metrics.stalls(),
-    supervisor: deps.supervisor,
-    status: describe,
-  });
   const stopping = new AbortController();
   const { signal } = stopping;
 
@@ -192,36 +192,34 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
       signal,
     }).run();
   });
-  const refreshing = startTlsRefresh(tls, options.agentClient.tls.refresh);
-
-  const close = async (): Promise<void> => {
-    stopping.abort();
-    for (const session of sessions) session.close();
-    await refreshing.close();
+  runtime.defer(async () => {
     await Promise.all(reconnectors);
     await Promise.all([...sessions].map(({ closed }) => closed));
-    limits.close();
-    watchdog.close();
-    await admin?.close();
-    log.info("stopped");
-  };
-  let [draining, closing]: Promise<void>[] = [];
-  const drain = async (timeoutMs: number): Promise<void> => {
-    const open = [...sessions];
-    log.info("draining", { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs });
-    health.setUnready("draining");
+  });
+  runtime.refreshTls(tls, options.agentClient.tls.refresh);
+  runtime.defer(() => {
     stopping.abort();
-    if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
-    await (closing ??= close());
-  };
+    for (const session of sessions) session.close();
+  });
+  const { timeout: timeoutMs } = options.drain;
   return {
-    adminAddress: admin?.address,
+    adminAddress,
     get proxies() {
       return [...sessions].map(({ remote }) => remote);
     },
-    drain: () => draining ??= drain(options.drain.timeout),
-    reload: () => tls.reload(),
-    close: () => closing ??= close(),
+    drain() {
+      const open = [...sessions];
+      return runtime.drain({
+        fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
+        delayMs: 0,
+        async finish() {
+          stopping.abort();
+          if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
+        },
+      });
+    },
+    reload: () => runtime.reload(),
+    close: () => runtime.close(),
   };
 }
 
@@ -234,22 +232,21 @@ export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): P
   return await readCredentials(options.auth);
 }
 
-/** Creates metrics, health and the report of connections. */
-function instrument(agentId: string, sessions: ReadonlySet<Session>, certificate: () => string | undefined) {
-  const metrics = new Metrics("agent");
+/** Registers the agent's metrics, and returns those of its tunnels. */
+function registerMetrics(metrics: Metrics, sessions: ReadonlySet<Session>, certificate: () => string | undefined): TunnelMetrics {
   metrics.gauge("reverse_http_proxy_connections", "Connections to proxies.", () => sessions.size);
   metrics.quic(() => sessions);
   metrics.watchCertificate("proxies", certificate);
-  const open = () => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0);
-  const health = new Health();
-  health.setUnready("proxy", NOT_CONNECTED);
-  const agents = () =>
-    [...sessions].map((session) => ({
-      id: agentId,
-      address: session.remote,
-      ...reportOf(session.since, session.tunnels, session.stats()),
-    }));
-  return { metrics, health, agents, tunnels: metrics.tunnels(open) };
+  return metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0));
+}
+
+/** One report for each connection to a proxy. */
+function reportSessions(id: string, sessions: ReadonlySet<Session>): AgentReport[] {
+  return [...sessions].map((session) => ({
+    id,
+    address: session.remote,
+    ...reportOf(session.since, session.tunnels, session.stats()),
+  }));
 }
 
 /** Shuffles, so that agents with the same list do not all begin with the same proxy. */

@@ -36,7 +36,7 @@ export async function listenForAgents(
     alpn: ALPN,
     transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
     maxPendingHandshakes: Math.min(unlimitedIfZero(handshakes), MAX_HANDSHAKES),
-    pendingHandshakesPerAddress: { most: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
+    pendingHandshakesPerAddress: { max: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
     retryThreshold,
     onHandshakeError,
   });
