@@ -1,0 +1,108 @@
+// The runtime of a service: what is opened is closed, in one order, also when the start fails.
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { Health } from "../../shared/service/admin.ts";
+import { ResourceStack } from "../../shared/service/resource_stack.ts";
+import { type ServiceRuntime, startService } from "../../shared/service/runtime.ts";
+import { LogBook, withNet } from "../../testing/network.ts";
+import { Folder, Program, ROOT } from "../../testing/programs.ts";
+import { freePort } from "../../testing/store_servers.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
+
+const SCRIPT = join(ROOT, "tests", "support", "failing_start.ts");
+
+describe("a resource stack", () => {
+  it("closes in the reverse order, waits for each, and closes all where some fail", async () => {
+    const [stack, closed] = [new ResourceStack(), [] as string[]];
+    assert.equal(stack.adopt("first", (name) => void closed.push(name)), "first");
+    stack.defer(() => {
+      throw new Error("second");
+    });
+    stack.defer(() => Promise.reject(new Error("third")));
+    stack.defer(async () => {
+      await Promise.resolve();
+      closed.push("fourth");
+    });
+    await assert.rejects(stack.disposeAsync(), /third/);
+    assert.deepEqual(closed, ["fourth", "first"]);
+    await stack.disposeAsync();
+    assert.deepEqual(closed, ["fourth", "first"]);
+  });
+});
+
+describe("a service", () => {
+  const started = async (body: (runtime: ServiceRuntime, log: LogBook) => Promise<void>) =>
+    await withNet(async (net) => {
+      const log = new LogBook();
+      await body(await startService("lb", { net, log }, (runtime) => Promise.resolve(runtime)), log);
+    });
+
+  it("drains once: it is not ready, finishes, closes, and says so in this order", () =>
+    started(async (runtime, log) => {
+      const steps: string[] = [];
+      runtime.defer(() => void steps.push("closed"));
+      const finish = () => {
+        steps.push(`ready: ${runtime.health.problems.size === 0}`);
+        return Promise.resolve();
+      };
+      const draining = runtime.drain({ fields: { clients: 0 }, delayMs: 0, finish });
+      assert.equal(runtime.isDraining, true);
+      assert.equal(runtime.drain({ fields: {}, delayMs: 0, finish }), draining);
+      await draining;
+      await runtime.close();
+      assert.deepEqual(steps, ["ready: false", "closed"]);
+      assert.deepEqual([log.logged("draining").length, log.logged("stopped").length], [1, 1]);
+    }));
+
+  it("ends a drain's delay when it is closed", () =>
+    started(async (runtime) => {
+      const draining = runtime.drain({ fields: {}, delayMs: 3_600_000, finish: () => Promise.resolve() });
+      await runtime.close();
+      await draining;
+    }));
+
+  it("closes what was opened when its start fails, and reports why it failed", () =>
+    withNet(async (net) => {
+      const [log, closed] = [new LogBook(), [] as string[]];
+      const start = (runtime: ServiceRuntime): Promise<Health> => {
+        runtime.defer(() => void closed.push("first"));
+        runtime.defer(() => {
+          throw new Error("close failed");
+        });
+        return Promise.reject(new Error("start failed"));
+      };
+      await assert.rejects(startService("lb", { net, log }, start), /start failed/);
+      assert.deepEqual(closed, ["first"]);
+      assert.deepEqual(log.logged("stopped"), []);
+    }));
+});
+
+const STEPS: Readonly<Record<string, RegExp>> = {
+  authenticator: /^ConfigError: Cannot use --auth\.jwt\.public-key /,
+  store: /^ConfigError: Cannot read --store\.redis\.tls\.file\.root-ca: /,
+  admin: /Cannot listen on 127\.0\.0\.1:9090: /,
+  agents: /Cannot listen on 127\.0\.0\.1:4242: /,
+  clients: /Cannot listen on 127\.0\.0\.1:3128: /,
+  frontend: /^Error: no rates$/,
+};
+
+for (const [service, steps] of Object.entries({ proxy: Object.keys(STEPS), lb: Object.keys(STEPS).filter((step) => step !== "agents") })) {
+  describe(`the start of ${service}`, () => {
+    for (const step of [...steps, "none"]) {
+      const title = step === "none" ? "that succeeds leaves nothing open after its close" : `that fails at its ${step} leaves nothing open`;
+      it(title, async () => {
+        using folder = new Folder();
+        const key = folder.write("key.pem", makeTokenKey().publicPem);
+        const flags = process.versions.bun === undefined ? ["-A", "--no-check", "--config", join(ROOT, "deno.json")] : [];
+        await using program = new Program(process.execPath, ["run", ...flags, SCRIPT, service, step, key, String(await freePort())]);
+        const { exitCode, stdout, stderr } = await program.ended; // nothing keeps the process alive
+        assert.equal(exitCode, 0, stderr);
+        const { error = "", open } = JSON.parse(stdout) as { error?: string; open: string[] };
+        assert.match(error, STEPS[step] ?? /^$/);
+        assert.deepEqual(open, []);
+      });
+    }
+  });
+}
