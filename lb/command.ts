@@ -1,13 +1,13 @@
-// The load balancer as a command. It is given the network: it does not know which one.
+// The command `lb`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
 import type { Net } from "../shared/net/types.ts";
 import { checkLoadBalancerOptions, startLoadBalancer } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
 
-/** What the end takes besides the drain, in milliseconds. */
+/** Time in milliseconds that closing takes after the drain. */
 const CLOSE_MS = 10_000;
 
-/** `createNet` is called when it starts; the network's warnings go to the log. */
+/** `createNet` is called at the start; the network's warnings go to the log. */
 export function lbCommand(
   createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
 ): Service<LoadBalancerOptions> {

@@ -1,5 +1,5 @@
-// From lb to the destination: finds the proxy that holds the agent, and asks it for a tunnel on the client's behalf, with the client's own
-// credentials. A plain HTTP request goes through a tunnel like this too, so that any proxy will do.
+// Opens a tunnel through the proxy that holds the agent, with the client's own credentials. Plain HTTP requests use such a tunnel too, so
+// that they work with any proxy.
 import type { DialRequest, UpstreamStream } from "../shared/frontend/dialer.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
 import {
@@ -23,31 +23,31 @@ import type { Locator } from "./locator.ts";
 export interface DialerOptions {
   net: Net;
   locator: Locator;
-  /** TLS towards proxies, as it is just now; `undefined` for none. */
+  /** The current TLS settings towards proxies; `undefined` for plain HTTP. */
   tls: () => ClientTls | undefined;
-  /** Longest wait in milliseconds for a connection to a proxy. */
+  /** Timeout in milliseconds for a connection to a proxy. */
   connectTimeoutMs: number;
-  /** Longest wait in milliseconds for a proxy's answer after that. */
+  /** Timeout in milliseconds for the proxy's response after that. */
   responseTimeoutMs: number;
   /** The system has no local port left for a connection to the proxy at `address`. */
   onNoLocalPort?: (address: string) => void;
-  /** This process in `Via`: a request that comes with it has been here. */
+  /** This process in `Via`, to detect loops. */
   pseudonym: string;
 }
 
-/** Longest answer head in bytes. */
+/** Maximum size of a response head in bytes. */
 const MAX_HEAD = 16_384;
-/** Proxies that one request is tried at, and how many of them because the store names them. */
+/** Maximum number of proxies that one request tries, and of those that the store names. */
 const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
 
-/** What came of asking one proxy. */
+/** The result of one attempt. */
 type Outcome =
   | { readonly upstream: UpstreamStream }
-  /** `stale`: the agent may be elsewhere. */
+  /** `stale`: the agent may be connected to another proxy. */
   | { readonly refusal: ProxyError; readonly stale: boolean };
 
-/** Dials for the front. */
+/** Creates the frontend's dialer. */
 export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<UpstreamStream> {
   const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
   return async (request) => {
@@ -88,7 +88,7 @@ export function createDialer(options: DialerOptions): (request: DialRequest) => 
   };
 }
 
-/** What the store says now; nothing where it fails, as long as there is something else to go by. */
+/** Asks the locator. A failing store is an error only if the result `isNeeded`. */
 async function locate(locator: Locator, agentId: string, isNeeded: boolean): Promise<string | undefined> {
   try {
     return await locator.locate(agentId);
@@ -115,13 +115,13 @@ async function requestTunnel(options: DialerOptions, address: string, request: D
     await stream.write(encodeRequest(request, options.pseudonym));
     const { response, leftover } = await readResponse(stream, within(options.responseTimeoutMs));
     if (response.status >= 200 && response.status < 300) return { upstream: { stream, leftover } };
-    stream.reset(1); // what is not read is of no use, and who closes first keeps the port in TIME_WAIT
+    stream.reset(1); // the rest is not needed, and an orderly close would leave the port in TIME_WAIT
     stream.close();
     return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : forwardResponse(response);
   } catch (cause) {
     stream?.reset(1);
     stream?.close();
-    if (signal?.aborted) throw cause; // the client is gone, and that says nothing about the proxy
+    if (signal?.aborted) throw cause; // the client has disconnected; the proxy may be fine
     if (cause instanceof NetError && cause.code === "address-not-available") options.onNoLocalPort?.(address);
     return toOutcome(cause, address);
   } finally {
@@ -130,7 +130,7 @@ async function requestTunnel(options: DialerOptions, address: string, request: D
 }
 
 /**
- * The Go proxy writes its listen address where it is told no other: without a host it is on this machine.
+ * The Go proxy publishes its listen address by default. Without a host it is on this machine.
  * @throws {HeadError}
  */
 function parseProxyAddress(address: string): Authority {
@@ -189,15 +189,15 @@ async function readResponse(stream: Duplex, timeoutMs: number): Promise<{ respon
   }
 }
 
-/** Statuses with which a proxy refuses, and which a client understands. */
+/** Error statuses that are forwarded to the client. */
 const FORWARDED_STATUS = new Set([403, 407, 429, 431, 502, 503, 504]);
-/** Fields of a refusal that tell the client what to do. */
+/** Fields of an error response that tell the client what to do. */
 const ADVICE = ["Proxy-Authenticate", "Retry-After"];
 
-/** What a proxy says of an agent that it does not hold, or has just lost. */
+/** Errors of a proxy that does not hold the agent, or has just lost it. */
 const STALE_ERRORS: readonly ProxyErrorType[] = ["destination_unavailable", "connection_terminated"];
 
-/** The proxy's refusal becomes this one's: status, cause and words. */
+/** Forwards the proxy's error: status, type and message. */
 function forwardResponse({ status, reason, fields }: ResponseHead): Outcome {
   const received = parseProxyStatus(fields);
   const { error, details } = received;
@@ -209,11 +209,11 @@ function forwardResponse({ status, reason, fields }: ResponseHead): Outcome {
     advice,
     { received },
   );
-  // a proxy of the Go project answers 503 to everything it cannot do, and names no cause
+  // the Go proxy answers every failure with 503 and no error type
   return { refusal, stale: (status === 502 || status === 503) && STALE_ERRORS.includes(refusal.error) };
 }
 
-/** The client's request was good, for lb has parsed it: what the proxy does not understand is how lb speaks to it. */
+/** lb has parsed the client's request, so a 400 means that proxy and lb do not agree on the protocol. */
 function notUnderstood({ status, reason, fields }: ResponseHead, address: string, withTls: boolean): Outcome {
   const received = parseProxyStatus(fields);
   const needsTls = !withTls && received.details === TLS_NEEDED;

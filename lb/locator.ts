@@ -1,12 +1,12 @@
-// Where is this agent, as lb knows it: the store's answers, each good for a second, the last of them where the store has none, and which
-// proxies there are where it errs. It does not connect to anything: whoever does says which addresses have proved right or wrong.
+// Finds the proxy of an agent. It caches the store's results for a second, falls back to the last known address when the store fails, and
+// suggests other proxies when the store is wrong. It does not connect: the dialer reports which addresses were right or wrong.
 import type { Store } from "../shared/store/store.ts";
 
 export interface LocatorOptions {
   store: Store;
-  /** How long an answer is good for, in milliseconds. Default 1000. */
+  /** Maximum age of a cached result in milliseconds. Default 1000. */
   maxAgeMs?: number;
-  /** Most agents remembered; the one asked for least recently is forgotten. Default 10000. */
+  /** Maximum number of agents cached; the least recently used is dropped. Default 10000. */
   limit?: number;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
@@ -15,14 +15,14 @@ export interface LocatorOptions {
 interface CacheEntry {
   readonly address: string;
   readonly checkedAt: number;
-  /** Where the agent was not, whatever the store says, when it was found at `address`. */
+  /** Proxies that did not hold the agent when it was found at `address`, whatever the store says. */
   readonly wrong?: ReadonlySet<string>;
 }
 
-/** How long the store's word holds that an agent is nowhere, in milliseconds: an agent that connects then is found by this much later. */
+/** Time in milliseconds for which a negative result is cached: an agent that connects then is found by this much later. */
 const NOWHERE_MS = 500;
 
-/** Proxies remembered, and for how many milliseconds since the store named them last. */
+/** Maximum number of proxies remembered, and for how many milliseconds after the store last named them. */
 const MAX_PROXIES = 64;
 const PROXY_LIFE_MS = 600_000;
 
@@ -31,14 +31,14 @@ export class Locator {
   readonly #maxAgeMs: number;
   readonly #limit: number;
   readonly #now: () => number;
-  /** The one asked for least recently first. */
+  /** The least recently used is first. */
   readonly #known = new Map<string, CacheEntry>();
   readonly #asking = new Map<string, Promise<string | undefined>>();
-  /** When the store named them last; the one that was suggested least recently first. */
+  /** Proxies by the time at which the store last named them. The least recently suggested is first. */
   readonly #proxies = new Map<string, number>();
-  /** Agents that the store does not know, and when it said so. */
+  /** Agents that the store does not know, by the time of that result. */
   readonly #nowhere = new Map<string, number>();
-  /** Agents that were sought in vain, and when. */
+  /** Agents that no proxy held, by the time of that result. */
   readonly #missing = new Map<string, number>();
 
   constructor({ store, maxAgeMs = 1_000, limit = 10_000, now = () => performance.now() }: LocatorOptions) {
@@ -49,9 +49,9 @@ export class Locator {
   }
 
   /**
-   * The address of the proxy that holds the agent. Many who ask at once ask the store once. A store that fails or was started empty does
-   * not make an agent unknown that was there: its last address is used until it proves wrong.
-   * @throws {StoreError} when the store fails and there is no last address
+   * The address of the proxy that holds the agent. Concurrent calls share one lookup. If the store fails or has lost its entries, the last
+   * known address is used until it proves wrong.
+   * @throws {StoreError} when the store fails and there is no known address
    */
   async locate(agentId: string): Promise<string | undefined> {
     const known = this.#known.get(agentId);
@@ -91,21 +91,21 @@ export class Locator {
     put(this.#known, agentId, known, this.#limit);
   }
 
-  /** The agent is not at `address`: whoever asks next gets what the store says then. */
+  /** The agent is not at `address`: the next call asks the store. */
   invalidate(agentId: string, address: string): void {
     if (this.#known.get(agentId)?.address === address) this.#known.delete(agentId);
   }
 
   /**
-   * Proxies that may hold the agent though the store does not say so, `count` at most and none of `tried`: an entry goes on naming a proxy
-   * that is gone until it ends, even where another one holds the agent. None within a second after {@link recordMiss}.
+   * Other proxies that may hold the agent, at most `count` and none of `tried`: an entry names a proxy that has gone until it expires, even
+   * if another one holds the agent. Empty within a second after {@link recordMiss}.
    */
   alternatives(agentId: string, tried: ReadonlySet<string>, count: number): string[] {
     const now = this.#now();
     if (now - (this.#missing.get(agentId) ?? -Infinity) < this.#maxAgeMs) return [];
     for (const [address, namedAt] of this.#proxies) if (now - namedAt >= PROXY_LIFE_MS) this.#proxies.delete(address);
     const others = [...this.#proxies].filter(([address]) => !tried.has(address)).slice(0, Math.max(0, count));
-    // the next ones to be asked are others
+    // rotate: the next call suggests others
     for (const [address, namedAt] of others) {
       this.#proxies.delete(address);
       this.#proxies.set(address, namedAt);
@@ -113,25 +113,25 @@ export class Locator {
     return others.map(([address]) => address);
   }
 
-  /** The agent was found at `address`, and not where it was sought before that: until then the store's word holds. */
+  /** The agent was found at `address` and not at `wrong`, which the store's results cannot override. */
   record(agentId: string, address: string, wrong: ReadonlySet<string>): void {
     this.#missing.delete(agentId);
     this.#remember(agentId, { address, checkedAt: this.#now(), wrong });
   }
 
-  /** The agent is nowhere. */
+  /** No proxy held the agent. */
   recordMiss(agentId: string): void {
     this.#missing.delete(agentId);
     put(this.#missing, agentId, this.#now(), this.#limit);
   }
 
-  /** What is remembered, agent ids with addresses. */
+  /** The cached agent ids and addresses. */
   *[Symbol.iterator](): Iterator<readonly [agentId: string, address: string]> {
     for (const [agentId, { address }] of this.#known) yield [agentId, address];
   }
 }
 
-/** Of more than `limit` the first goes. */
+/** Drops the first entry beyond `limit`. */
 function put<V>(map: Map<string, V>, key: string, value: V, limit: number): void {
   map.set(key, value);
   if (map.size > limit) map.delete(map.keys().next().value!);

@@ -1,15 +1,15 @@
-// The proxy as a command. It is given the network: it does not know which one.
+// The command `proxy`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
 import type { Net } from "../shared/net/types.ts";
 import { checkProxyOptions, startProxy } from "./proxy.ts";
 import { type ProxyOptions, proxyOptions } from "./options.ts";
 
-/** What the end takes besides the drain, in milliseconds. */
+/** Time in milliseconds that closing takes after the drain. */
 const CLOSE_MS = 10_000;
 
 /**
- * `createNet` is called when it starts; the network's warnings go to the log.
- * @param stateDirectory where a certificate of its own is kept; without it, nowhere
+ * `createNet` is called at the start; the network's warnings go to the log.
+ * @param stateDirectory for the self-signed certificate; by default it is not kept
  */
 export function proxyCommand(
   createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,

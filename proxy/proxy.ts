@@ -96,7 +96,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       multiple: options.agentServer.agent.multiple,
       limiter: createAgentLimiter(options, runtime.limitReporter),
       onResult: countAgents,
-      onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents whose place another one with the same id took."),
+      onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;
     runtime.defer(() => server.close());

@@ -1,4 +1,4 @@
-// The proxy's TLS: towards agents always, with a certificate of its own making where it is given none, and towards clients where it is asked for.
+// The proxy's TLS: always for agents, with a self-signed certificate by default, and for clients if enabled.
 import { hostname } from "node:os";
 import { ConfigError } from "../shared/config/option.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
@@ -9,18 +9,18 @@ import type { ProxyOptions } from "./options.ts";
 
 export interface ProxyTls {
   readonly agents: ReloadableTls<ServerTls>;
-  /** Missing where clients come without TLS. */
+  /** Missing for plain HTTP from clients. */
   readonly clients?: ReloadableTls<ServerTls>;
-  /** The certificate for agents, where the proxy has made it. */
+  /** The self-signed certificate for agents, if used. */
   readonly own?: SelfSigned;
 }
 
-/** What is needed besides the options. */
+/** What TLS needs besides the options. */
 export interface ProxyTlsDeps {
   readonly log: Logger;
-  /** Says whether it takes what the files hold. */
+  /** Checks the files' content. */
   readonly net: TlsCheck;
-  /** For the proxy's own certificate, where the options name no directory. */
+  /** For the self-signed certificate, if the options name no directory. */
   readonly stateDirectory?: string;
 }
 
@@ -35,7 +35,7 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
 }
 
 /**
- * Checks the files, and makes none.
+ * Checks the files without creating any.
  * @throws {ConfigError}
  */
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
@@ -48,7 +48,7 @@ function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDe
   return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
 }
 
-/** Somebody who tries it out needs no authority: these options are all that an agent needs to trust the proxy. */
+/** Logs the options with which an agent trusts the self-signed certificate. */
 export function logPin({ pin, file }: SelfSigned, agentAddress: string, log: Logger): void {
   const [, host, port] = /^(.*):([0-9]+)$/.exec(agentAddress)!;
   const isEvery = ["0.0.0.0", "[::]"].includes(host!);

@@ -1,26 +1,26 @@
-// Which agents could not reach which destinations of late: of several agents with one id, others are asked first. It knows no sockets.
+// Remembers which agents could not reach which destinations, so that of several agents with one id others are tried first.
 import type { ConnectedAgent } from "./registry.ts";
 
-/** An agent that has failed once is not asked first for this time in milliseconds, twice as long after each further failure. */
+/** Time in milliseconds for which an agent is avoided after a failure; it doubles with each further failure, up to the maximum. */
 const AVOIDED_MS = 10_000;
-const MOST_AVOIDED_MS = 60_000;
-/** Failures remembered; the oldest is forgotten. */
-const MOST = 10_000;
+const MAX_AVOIDED_MS = 60_000;
+/** Maximum number of failures remembered; the oldest is dropped. */
+const MAX_FAILURES = 10_000;
 
 interface Failure {
-  /** In a row. */
+  /** Consecutive failures. */
   count: number;
-  /** Until when others are asked first. */
+  /** Until when the agent is avoided. */
   until: number;
 }
 
 /** Failures by agent and destination. */
 export class DestinationFailures {
   readonly #now: () => number;
-  /** Numbers of agents, for the keys. */
+  /** Numbers that stand for agents in keys. */
   readonly #numbers = new WeakMap<ConnectedAgent, number>();
   #last = 0;
-  /** The oldest first. */
+  /** The oldest is first. */
   readonly #failures = new Map<string, Failure>();
 
   /** @param now milliseconds from any fixed point */
@@ -28,14 +28,14 @@ export class DestinationFailures {
     this.#now = now;
   }
 
-  /** Whether others are to be asked first. */
+  /** Whether other agents should be tried first. */
   isAvoided(agent: ConnectedAgent, destination: string): boolean {
     if (this.#failures.size === 0) return false;
     const failure = this.#failures.get(this.#key(agent, destination));
     return failure !== undefined && failure.until > this.#now();
   }
 
-  /** The agent is asked for the destination: where it has failed before, one request is enough to find out whether it still does. */
+  /** A request to the destination starts. After a failure, one request is enough to find out whether the agent still fails. */
   started(agent: ConnectedAgent, destination: string): void {
     const failure = this.#failures.size > 0 ? this.#failures.get(this.#key(agent, destination)) : undefined;
     if (failure && failure.until <= this.#now()) failure.until = this.#now() + lengthOf(failure.count);
@@ -46,7 +46,7 @@ export class DestinationFailures {
     const count = (this.#failures.get(key)?.count ?? 0) + 1;
     this.#failures.delete(key);
     this.#failures.set(key, { count, until: this.#now() + lengthOf(count) });
-    if (this.#failures.size > MOST) this.#failures.delete(this.#failures.keys().next().value!);
+    if (this.#failures.size > MAX_FAILURES) this.#failures.delete(this.#failures.keys().next().value!);
   }
 
   succeeded(agent: ConnectedAgent, destination: string): void {
@@ -65,5 +65,5 @@ export class DestinationFailures {
 }
 
 function lengthOf(count: number): number {
-  return Math.min(MOST_AVOIDED_MS, AVOIDED_MS * 2 ** Math.min(count - 1, 10));
+  return Math.min(MAX_AVOIDED_MS, AVOIDED_MS * 2 ** Math.min(count - 1, 10));
 }

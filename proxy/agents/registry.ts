@@ -1,56 +1,56 @@
-// Which agents there are, and which connection of an agent gets the next tunnel. It knows no sockets: who is to be closed, it returns.
+// The connected agents, and the choice of a connection for the next tunnel. It closes nothing: it returns the connections to close.
 import type { Identity } from "../../shared/auth/authenticator.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { Hello } from "../../shared/link/message.ts";
 import type { QuicConnection } from "../../shared/net/types.ts";
 
-/** A connection of an agent that has authenticated. */
+/** A connection of an authenticated agent. */
 export interface ConnectedAgent {
   readonly connection: QuicConnection;
   readonly identity: Identity;
   /** When it authenticated. */
   readonly since: Date;
-  /** What it said of itself, and the way to tell it something; missing with version 1. */
+  /** What the agent reported about itself, and its control stream; missing with version 1 of the link. */
   readonly hello?: Hello;
   readonly control?: Control;
   /** Tunnels open, or being opened. */
   tunnels: number;
-  /** When it was asked for the last one, in milliseconds from any fixed point; 0 for never. */
+  /** Time of its last request, in milliseconds from any fixed point; 0 for never. */
   lastRequestAt: number;
-  /** It asked for no more tunnels. */
+  /** It accepts no more tunnels. */
   isDraining: boolean;
-  /** It has connected to another proxy, for this one shuts down. */
+  /** It has connected to another proxy because this one shuts down. */
   hasMigrated: boolean;
 }
 
-/** Connections of one agent id; one more, and the oldest is closed. */
+/** Maximum number of connections per agent id; the oldest is closed for another one. */
 const MAX_CONNECTIONS = 64;
 
-/** An agent that has not answered a ping for so many milliseconds may be dead without the network saying so. */
+/** An agent that has not answered a ping for this many milliseconds may be dead without an error from the network. */
 export const UNRESPONSIVE_AFTER_MS = 1_000;
 
-/** The connections held, by agent id. */
+/** The connections by agent id. */
 export class AgentRegistry {
   readonly #multiple: boolean;
-  /** The newest last; never an empty list. */
+  /** The newest connection is last; a list is never empty. */
   readonly #agents = new Map<string, ConnectedAgent[]>();
 
-  /** @param multiple whether several agents may have one id; otherwise the newest takes the place of the others */
+  /** @param multiple whether several agents may share one id; otherwise the newest replaces the others */
   constructor(multiple: boolean) {
     this.#multiple = multiple;
   }
 
-  /** Agent ids held. */
+  /** Number of agent ids. */
   get size(): number {
     return this.#agents.size;
   }
 
-  /** Every connection. */
+  /** All connections. */
   *[Symbol.iterator](): Iterator<ConnectedAgent> {
     for (const connections of this.#agents.values()) yield* connections;
   }
 
-  /** Whether clients of the agent should come here: a connection of it stays. */
+  /** Whether lb should route clients of the agent here: a connection of it stays. */
   isAvailable(agentId: string): boolean {
     return (this.#agents.get(agentId) ?? []).some(isStaying);
   }
@@ -62,8 +62,8 @@ export class AgentRegistry {
   }
 
   /**
-   * Returns those whose place it takes, which are to be closed. An older connection of the same process is kept, and so is one that
-   * takes no more tunnels: those it has may finish.
+   * Adds a connection and returns those it replaces, for the caller to close. An older connection of the same process is kept, and so is a
+   * draining one, whose tunnels may finish.
    */
   add(agent: ConnectedAgent): ConnectedAgent[] {
     const { agentId } = agent.identity;
@@ -75,7 +75,7 @@ export class AgentRegistry {
     return replaced;
   }
 
-  /** Whether `agent` takes the place of another process. What {@link add} returns besides was only one connection too many. */
+  /** Whether `agent` replaces another process. Other connections that {@link add} returns exceed the maximum. */
   replaces(agent: ConnectedAgent, old: ConnectedAgent): boolean {
     return !this.#multiple && !old.isDraining && !isSameProcess(old, agent);
   }
@@ -93,9 +93,9 @@ export class AgentRegistry {
   }
 
   /**
-   * The connection for the next tunnel, none of `passed`: of each process the newest, of these one that is not to be avoided, if there is a
-   * choice, and the one with the fewest tunnels, of equals the one that was not asked for longest. Agents that are silent, and older connections of a process, may be dead without being known to
-   * be: they come late. One that asked for no more tunnels comes last: it stops, and serves as long as no other has taken its place.
+   * The connection for the next tunnel, none of `excluded`. Candidates are the newest connection of each process; avoided and unresponsive
+   * ones count only if there are no others. Among them the one with the fewest tunnels is picked, then the least recently used. Older
+   * connections of a process follow, which may be dead, and draining ones come last.
    */
   pick(
     agentId: string,
@@ -103,7 +103,7 @@ export class AgentRegistry {
     isAvoided: (agent: ConnectedAgent) => boolean = () => false,
   ): ConnectedAgent | undefined {
     const connections = this.#agents.get(agentId) ?? [];
-    // nearly always, and for every tunnel
+    // the common case, on the path of every tunnel
     if (connections.length === 1) return connections.find((agent) => !excluded.has(agent));
     const usable = connections.filter((agent) => !agent.isDraining);
     const current = usable.filter((agent, i) => !usable.slice(i + 1).some((newer) => isSameProcess(newer, agent)));
@@ -120,7 +120,7 @@ export class AgentRegistry {
   }
 }
 
-/** It has neither asked for no more tunnels nor connected to another proxy. */
+/** Whether it is neither draining nor connected to another proxy. */
 function isStaying({ isDraining, hasMigrated }: ConnectedAgent): boolean {
   return !isDraining && !hasMigrated;
 }

@@ -1,16 +1,16 @@
-// Tells of agents that take each other's place, which two with one id do for ever. It knows no connections.
+// Logs agents that replace each other; two agents with one id do so forever.
 import type { Logger } from "../../shared/log/logger.ts";
 import type { ConnectedAgent } from "./registry.ts";
 
-/** An agent that is replaced again within this time is not only started again: it is warned of, once in this time. */
+/** An agent that is replaced again within this time was not just restarted. The warning repeats at most at this interval. */
 const REPEATED_MS = 60_000;
-/** Agent ids remembered; the one that was replaced least recently is forgotten. */
-const MOST = 1_000;
+/** Maximum number of agent ids remembered; the one replaced least recently is dropped. */
+const MAX_IDS = 1_000;
 
 interface Replaced {
   readonly at: number;
-  /** Since the last line in the log. */
-  readonly untold: number;
+  /** Replacements since the last log line. */
+  readonly unlogged: number;
   readonly warnedAt: number;
 }
 
@@ -19,7 +19,7 @@ export class Replacements {
   readonly #log: Logger;
   readonly #count: () => void;
   readonly #now: () => number;
-  /** The one replaced least recently first. */
+  /** The least recently replaced is first. */
   readonly #replaced = new Map<string, Replaced>();
 
   /** @param now milliseconds from any fixed point */
@@ -41,18 +41,18 @@ export class Replacements {
       by: by.connection.remote,
       byHost: by.hello?.host,
     };
-    let { untold, warnedAt } = before ?? { untold: 0, warnedAt: -Infinity };
-    untold++;
+    let { unlogged, warnedAt } = before ?? { unlogged: 0, warnedAt: -Infinity };
+    unlogged++;
     if (before === undefined || now - before.at > REPEATED_MS) {
       this.#log.info("agent replaced", fields);
-      untold = 0;
+      unlogged = 0;
     } else if (now - warnedAt >= REPEATED_MS) {
       const advice = "give each agent an id of its own, or start the proxy with --agent-server.agent.multiple";
-      this.#log.warn("agents with the same id replace each other", { ...fields, times: untold, advice });
-      [untold, warnedAt] = [0, now];
+      this.#log.warn("agents with the same id replace each other", { ...fields, times: unlogged, advice });
+      [unlogged, warnedAt] = [0, now];
     }
     this.#replaced.delete(agentId);
-    this.#replaced.set(agentId, { at: now, untold, warnedAt });
-    if (this.#replaced.size > MOST) this.#replaced.delete(this.#replaced.keys().next().value!);
+    this.#replaced.set(agentId, { at: now, unlogged, warnedAt });
+    if (this.#replaced.size > MAX_IDS) this.#replaced.delete(this.#replaced.keys().next().value!);
   }
 }

@@ -67,8 +67,8 @@ function round(ms: number): number {
 /** Field names only: values hold credentials, cookies and tokens, and so do paths and queries. */
 export function logRequest(log: Logger, request: RequestHead, { id, client, destination }: RequestRecord): void {
   const { method, version, fields } = request;
-  log.debug("received", { id, client, method, version, destination });
-  log.trace("head", { id, fields: fields.map(([name]) => name).join(", ") });
+  log.debug("request received", { id, client, method, version, destination });
+  log.trace("request head", { id, fields: fields.map(([name]) => name).join(", ") });
 }
 
 /** Creates ids that are short, and unique among all proxies and restarts for practical purposes. */

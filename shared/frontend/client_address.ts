@@ -1,4 +1,4 @@
-// Whose request is it? The address of the connection, or where that is a proxy's which is trusted, what it says in Forwarded.
+// The client's address: the connection's, or for a connection of a trusted proxy what Forwarded says.
 import { createAllowList } from "../address/allow_list.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions } from "../config/option.ts";
@@ -25,14 +25,14 @@ export const trustedProxyOptions = defineOptions({
   },
 });
 
-/** The proxies in front that are listed. Each speaks for many clients: its own address is never a client's. */
+/** The configured proxies in front. Each speaks for many clients, so its own address is never a client's. */
 export class TrustedProxies {
   readonly #trusts: Contains;
   readonly #speaksForMany: Contains;
 
   /**
-   * @param patterns addresses and networks whose Forwarded field is believed
-   * @param proxyProtocol and those whose connections begin with a header of the PROXY protocol
+   * @param patterns addresses and networks whose Forwarded field is trusted
+   * @param proxyProtocol addresses and networks whose connections begin with a header of the PROXY protocol
    */
   constructor(patterns: readonly string[], proxyProtocol: readonly string[] = []) {
     this.#trusts = containedIn(patterns);
@@ -45,7 +45,7 @@ export class TrustedProxies {
   }
 
   /**
-   * Whether `remote` is a listed proxy's own address: it names no client, or another proxy that names none.
+   * Whether `remote` is a configured proxy's own address: the proxy reports no client, or another proxy that reports none.
    * @param remote `host:port` or `[host]:port`; the port may be missing
    */
   speaksForMany(remote: string): boolean {
@@ -53,8 +53,8 @@ export class TrustedProxies {
   }
 
   /**
-   * The client's address as a trusted proxy at `remote` tells it: the nearest that is not itself a trusted proxy. The port may be missing.
-   * Where the nearest is not told, it is the proxy before that.
+   * The client's address as the trusted proxy at `remote` reports it: the nearest that is not itself a trusted proxy. The port may be
+   * missing. If the chain breaks, it is the last trusted proxy.
    * @throws {HeadError}
    */
   clientOf(remote: string, fields: Fields): string {
@@ -72,16 +72,16 @@ export class TrustedProxies {
 
 type Contains = (host: string) => boolean;
 
-/** None where there are no patterns. */
+/** Contains no host if there are no patterns. */
 function containedIn(patterns: readonly string[]): Contains {
   const list = createAllowList(patterns);
   return patterns.length === 0 ? () => false : (host) => list.allows({ host, port: 1 });
 }
 
-/** A proxy that names no client is warned of once in this time, in milliseconds. */
+/** Interval in milliseconds between warnings about one proxy. */
 const WARNING_INTERVAL_MS = 3_600_000;
 
-/** Warns of listed proxies that name no client, each once in a while. */
+/** Warns about configured proxies that report no client. */
 export class UnnamedClients {
   readonly #warnedAt = new RecentKeys<number>();
   readonly #logLimit: LogLimit;

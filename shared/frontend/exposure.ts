@@ -1,16 +1,16 @@
-// Who can use a client listener that asks for no credentials.
+// Warns about a client listener that is open to everyone.
 import type { Logger } from "../log/logger.ts";
 
 export interface Exposure {
   /** The address bound. */
   readonly address: string;
-  /** Whether clients are asked for something that they cannot make up: a token, or a certificate. */
+  /** Whether clients need a secret: a token or a certificate. */
   readonly asksForSecret: boolean;
-  /** Patterns of destinations; empty, or the word `all`, for all. */
+  /** Patterns of destinations; empty or `all` for all. */
   readonly allowList: readonly string[];
 }
 
-/** Warns where everyone who reaches the address may reach every destination of every agent. */
+/** Warns if everyone who can connect may reach every destination of every agent. */
 export function warnOfExposure(log: Logger, { address, asksForSecret, allowList }: Exposure): void {
   const allowsAll = allowList.every((pattern) => /^all$/i.test(pattern));
   if (asksForSecret || !allowsAll || isLoopback(address)) return;

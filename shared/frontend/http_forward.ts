@@ -1,7 +1,7 @@
-// Plain HTTP through the proxy: a request with an absolute URI (RFC 9112 §3.2.2) becomes one in origin-form, with `Connection: close` both
-// ways. One request a connection: framing stays the business of the end points.
+// Plain HTTP through the proxy: a request with an absolute URI (RFC 9112 §3.2.2) becomes one in origin-form, with `Connection: close` in both
+// directions. One request per connection, so that framing is left to the endpoints.
 //
-// The bytes are copied here rather than handed to `splice`: that would let the client's direction carry a second request behind the first.
+// The bytes are copied here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
 import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
 import {
@@ -23,30 +23,30 @@ import type { Duplex } from "../net/types.ts";
 import type { RequestRecord } from "./access_log.ts";
 import { linger } from "./linger.ts";
 
-/** Where an absolute-form target leads. */
+/** The destination of an absolute-form target. */
 export interface AbsoluteTarget {
   readonly destination: Authority;
   /** The `Host` of the request that goes there. */
   readonly authority: string;
-  /** Path and query as they were written; may be empty. */
+  /** Path and query as received; may be empty. */
   readonly path: string;
 }
 
-/** Longest response head in bytes. */
+/** Maximum size of a response head in bytes. */
 const MAX_RESPONSE_HEAD = 64 * 1024;
-/** Longest wait in milliseconds for the origin to send something once the client sends no more. */
+/** Timeout in milliseconds for the origin to send something after the client has finished sending. */
 const HALF_CLOSED_TIMEOUT_MS = 30_000;
 /** Interim responses (1xx) before the final one. */
 const MAX_INTERIM = 16;
-/** Bytes that are read behind a request, and dropped: a client that sends more is read no further. */
+/** Maximum number of bytes read and dropped behind a request; then reading stops. */
 const MAX_TRAILING_BYTES = 16 * 1024;
 
 /** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
 const USER_INFORMATION = /^[A-Za-z0-9._~!$&'()*+,;=:%-]*@/;
 
 /**
- * Parses `http://authority/path?query`; `ws` is the same, as WebSocket clients write it. User information is left out (RFC 9110 §4.2.4): wget
- * and others write it there, and in Authorization too. `undefined` for a target in another form.
+ * Parses `http://authority/path?query`, or `ws:` as WebSocket clients write it. User information is dropped (RFC 9110 §4.2.4): wget and others
+ * write it there and in Authorization too. `undefined` for a target in another form.
  * @throws {HeadError} 400
  */
 export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined {
@@ -69,14 +69,14 @@ export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined 
   };
 }
 
-/** `*` where OPTIONS asks about the server as a whole (RFC 9112 §3.2.4). */
+/** `*` for an OPTIONS request about the server as a whole (RFC 9112 §3.2.4). */
 function originForm(method: string, path: string): string {
   if (path === "") return method === "OPTIONS" ? "*" : "/";
   return path.startsWith("?") ? `/${path}` : path;
 }
 
 /**
- * Checks what only the last on the way may answer: OPTIONS and TRACE that go no further than this (RFC 9110 §7.6.2).
+ * Refuses OPTIONS and TRACE whose Max-Forwards ends at this proxy (RFC 9110 §7.6.2).
  * @throws {ProxyError} 405
  * @throws {HeadError} 400
  */
@@ -93,7 +93,7 @@ function isCounted(method: string): boolean {
   return method === "OPTIONS" || method === "TRACE";
 }
 
-/** Fields that say something about one connection, not about the message (RFC 9110 §7.6.1). Transfer-Encoding stays: the body is not touched. */
+/** Fields about the connection, not the message (RFC 9110 §7.6.1). Transfer-Encoding stays because the body is not changed. */
 const HOP_BY_HOP = new Set([
   "connection",
   "proxy-connection",
@@ -105,25 +105,24 @@ const HOP_BY_HOP = new Set([
   "proxy-authentication-info",
 ]);
 
-/** Without those, and without what Connection names. */
+/** The fields without hop-by-hop fields and those that Connection names. */
 function endToEnd(fields: Fields): Fields {
   const named = new Set(listed(fields, "connection"));
-  // nobody may have the message's framing taken away
+  // Connection must not remove the message's framing
   for (const kept of ["transfer-encoding", "content-length", "host"]) named.delete(kept);
   return fields.filter(([name]) => !HOP_BY_HOP.has(name.toLowerCase()) && !named.has(name.toLowerCase()));
 }
 
 /**
- * The protocol that an upgrade (RFC 9110 §7.8) asks for, or was agreed on, where it is one that is passed on: WebSocket alone. Others, as the
- * `TLS/1.2` and `h2c` that HTTP clients offer, are about the connection to the proxy. HTTP/1.0 has none, and a request with a body of chunks
- * opens no WebSocket.
+ * The protocol of an upgrade (RFC 9110 §7.8) that is forwarded: WebSocket alone. Others, such as `TLS/1.2` and `h2c`, concern the connection to
+ * the proxy. HTTP/1.0 has no upgrade, and a request with a chunked body opens no WebSocket.
  */
 function upgradeOf({ version, fields }: RequestHead | ResponseHead): string | undefined {
   if (version === "1.0" || values(fields, "transfer-encoding").length > 0) return undefined;
   return listed(fields, "connection").includes("upgrade") ? listed(fields, "upgrade").find((name) => name === "websocket") : undefined;
 }
 
-/** The members of a list in lower case. */
+/** The members of a list field in lower case. */
 function listed(fields: Fields, name: string): string[] {
   return values(fields, name).join(",").toLowerCase().split(",").map((member) => member.trim());
 }
@@ -136,7 +135,7 @@ function via({ version }: RequestHead | ResponseHead): Fields[number] {
   return ["Via", `${version} reverse-http`];
 }
 
-/** The head as the origin gets it. An HTTP/1.0 request stays one: the answer must be one that its client understands. */
+/** The head for the origin. An HTTP/1.0 request stays one, so that its client understands the response. */
 export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Uint8Array {
   const { method, version } = request;
   const fields = endToEnd(request.fields)
@@ -152,16 +151,16 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
   ]);
 }
 
-/** Fields that say how long the body is. */
+/** Fields that frame the body. */
 const FRAMING = ["content-length", "transfer-encoding"];
 
-/** The head as the client of `by` gets it. `framing` tells how it is to find the body's end. */
+/** The head for the client of `by`. `framing` is how the client finds the body's end. */
 export function rewriteResponse(response: ResponseHead, framing: Framing, by: Intermediary): Uint8Array {
   const { status, reason } = response;
   const upgrade = status === 101 ? upgradeOf(response) : undefined;
   const interim = status < 200 && upgrade === undefined;
   const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
-  // RFC 9112 §6.1, §6.3: an interim response and a 204 have none, and of two lengths the client gets the one that counts
+  // RFC 9112 §6.1, §6.3: an interim response and a 204 have no body, and Transfer-Encoding overrides Content-Length
   const dropped = status < 200 || status === 204 ? FRAMING : framing === "chunks" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
   const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
   return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
@@ -173,15 +172,15 @@ export function rewriteResponse(response: ResponseHead, framing: Framing, by: In
   ]);
 }
 
-/** What intermediaries before the origin say of the response, and behind it this one. */
+/** The Proxy-Status members of earlier intermediaries, followed by this one. */
 function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
   const { members } = parseProxyStatus(fields);
   return members.length === 0 ? [] : [["Proxy-Status", formatProxyStatus(members, by)]];
 }
 
 /**
- * How the client finds the end of a response: as the origin has put it, or by chunks that are made here. Without them, clients take a body
- * that is cut off for one that has ended; those of HTTP/1.0 know no chunks.
+ * How the client finds the end of a response: by the origin's framing, or by chunks added here. Without either, a truncated body looks
+ * complete. HTTP/1.0 has no chunks.
  */
 export type Framing = "own" | "chunks";
 
@@ -204,7 +203,7 @@ function chunkOf(data: Uint8Array): Uint8Array {
 const CRLF = encoder.encode("\r\n");
 const LAST_CHUNK = encoder.encode("0\r\n\r\n");
 
-/** Sends the request on and its response back; bodies stream both ways at once, each part when `pace` lets its bytes go. */
+/** Forwards the request and its response. Bodies stream in both directions at once; `pace` is awaited for each part. */
 export async function forward(
   client: Duplex,
   origin: Duplex,
@@ -227,7 +226,7 @@ export async function forward(
     await forwarded.finish();
     await sent;
   } catch (error) {
-    // what sends the body ends with the client's connection, and that once the client is told of this: not to be waited for here
+    // do not wait for the body: it ends with the client's connection, which is open until the client has the error
     forwarded.abort();
     throw error;
   } finally {
@@ -235,17 +234,17 @@ export async function forward(
   }
 }
 
-/** One request and its response on their way. */
+/** One request and its response. */
 class ForwardedRequest {
   #finished = false;
-  /** Settled by the final response: whether the origin has switched to the protocol asked for. */
+  /** Resolved by the final response: whether the origin has switched protocols. */
   #resolveUpgrade: (upgraded: boolean) => void = () => {};
   readonly #upgraded = new Promise<boolean>((resolve) => this.#resolveUpgrade = resolve);
-  /** Why the client's direction broke. */
+  /** The error of the client's direction. */
   #clientError: unknown;
-  /** Why nothing more is read from the client, for the log; `undefined` while it is read. */
+  /** Why reading from the client has ended, for the log; `undefined` while it is read. */
   #clientEndReason?: string;
-  /** Whether the origin is being read: while the client takes the response slowly, the origin is not silent. */
+  /** Whether a read from the origin is pending. While the client reads slowly, the origin is not idle. */
   #isReading = false;
   /** Runs while the origin is read and the client is not. */
   #idleTimer?: ReturnType<typeof setTimeout>;
@@ -264,8 +263,8 @@ class ForwardedRequest {
   }
 
   /**
-   * Never rejects: an origin that answers without reading is heard out, and a client that is gone ends the response too. Behind the body a
-   * little is read on and dropped, to learn when the client goes: no second request rides along.
+   * Never rejects: an origin may respond without reading, and a client that disconnects ends the response too. Some bytes behind the body are
+   * read and dropped, to detect that the client disconnects; a second request is not forwarded.
    */
   async sendBody(): Promise<void> {
     const { client, origin, record } = this;
@@ -279,12 +278,12 @@ class ForwardedRequest {
         if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
         const rest = data.subarray(own);
         if (rest.length === 0) continue;
-        // what follows the request belongs to the other protocol, if it comes to that
+        // after an upgrade, what follows the request belongs to the other protocol
         other = upgradeOf(this.request) !== undefined && await this.#upgraded;
         if (!other) trailing += rest.length;
         else if (taken) taken = await origin.write(rest).then(() => true, () => false);
       }
-      // whether it goes is not seen any more
+      // from here on a disconnect is not seen
       if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too much behind its request");
       origin.closeWrite();
       if (!this.isUpgraded) this.#startIdleTimeout("It has finished");
@@ -301,7 +300,7 @@ class ForwardedRequest {
     this.origin.stopRead(1);
   }
 
-  /** A client that sends no more may wait for its response, or have gone: nothing tells which as long as the origin is silent. */
+  /** A client that has finished sending may wait for its response or may have gone. While the origin is silent, nothing tells which. */
   #startIdleTimeout(why: string): void {
     this.#clientEndReason = why;
     this.#armIdleTimeout();
@@ -327,7 +326,7 @@ class ForwardedRequest {
         await this.#write(framing === "chunks" ? chunkOf(part) : part);
         record.received += part.length;
       }
-      // an origin that keeps its connection keeps nobody waiting; one that is still sent a body may have use for it
+      // do not wait for an origin that keeps its connection open, unless the request's body is still being sent
       if (body.done && this.#body.done) break;
     }
     if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
@@ -335,7 +334,7 @@ class ForwardedRequest {
     client.closeWrite();
   }
 
-  /** A response that is complete stays so, whatever becomes of the connection. */
+  /** An error of the connection after the response is complete is ignored. */
   async #readBody(body: BodyEnd): Promise<Uint8Array | null> {
     try {
       return await this.#read();
@@ -345,7 +344,7 @@ class ForwardedRequest {
     }
   }
 
-  /** Up to and including the final one, and what followed it. */
+  /** Forwards heads up to the final one, and returns it with the bytes behind it. */
   async #sendHeads(): Promise<{ response: ResponseHead; rest: Uint8Array }> {
     let buffer = Buffer.alloc(0);
     let [seen, skipped] = [0, 0];
@@ -371,7 +370,7 @@ class ForwardedRequest {
         throw new ProxyError(502, "http_upgrade_failed", "The destination switches to a protocol that was not asked for");
       }
       if (final) this.record.status = response.status;
-      // HTTP/1.0 knows no interim responses (RFC 9110 §15.2)
+      // HTTP/1.0 has no interim responses (RFC 9110 §15.2)
       if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by));
       if (final) return { response, rest: buffer };
       interim++;
@@ -399,7 +398,7 @@ class ForwardedRequest {
     });
   }
 
-  /** The client may still be sending what the origin has answered without reading. */
+  /** The origin may have responded without reading the body, and the client may still be sending it. */
   async finish(): Promise<void> {
     this.#finished = true;
     clearTimeout(this.#idleTimer);
@@ -423,16 +422,15 @@ class ForwardedRequest {
 }
 
 /**
- * Where the request's body ends, of which chunks tell themselves. It is looked for to stop reading there, not to find a second request: the
- * origin's connection is this client's alone, and the origin was told `Connection: close`, so it takes nothing behind the body for a request
- * (RFC 9112 §9.6).
+ * Where the request's body ends. Reading stops there; no second request is looked for: the connection to the origin serves this request alone,
+ * and after `Connection: close` the origin takes nothing behind the body for a request (RFC 9112 §9.6).
  */
 function endOfRequest({ fields }: RequestHead): BodyEnd {
   if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });
   return new LengthEnd(Number(values(fields, "content-length")[0] ?? 0));
 }
 
-/** Where the response's body ends (RFC 9112 §6.3); `undefined` where its end is that of the connection. */
+/** Where the response's body ends (RFC 9112 §6.3); `undefined` if it ends with the connection. */
 function endOfResponse(method: string, { status, fields }: ResponseHead): BodyEnd | undefined {
   if (method === "HEAD" || status < 200 || status === 204 || status === 304) return new LengthEnd(0);
   const codings = listed(fields, "transfer-encoding");
@@ -458,7 +456,7 @@ function parseResponse(head: string): ResponseHead {
     if (cause instanceof HeadError && cause.status === 431) throw tooLarge();
     throw new ProxyError(502, "http_protocol_error", "The destination's response is malformed", [], { cause });
   }
-  // one length said twice is taken as one; two different ones are nobody's
+  // repeated equal lengths are one; different lengths are an error
   const lengths = new Set(values(response.fields, "content-length").flatMap((value) => value.split(",")).map((value) => value.trim()));
   if (lengths.size > 1 || [...lengths].some((length) => !/^[0-9]{1,15}$/.test(length))) {
     throw new ProxyError(502, "http_protocol_error", "The destination's response has no valid Content-Length");

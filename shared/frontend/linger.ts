@@ -1,15 +1,14 @@
-// The end of a connection whose client may still be sending when it has been answered (RFC 9112 §9.6): closing it at once would reset it, and
-// the client would lose the answer.
+// Lingering close (RFC 9112 §9.6): closing a connection whose client still sends would reset it, and the client would lose the response.
 import type { Duplex } from "../net/types.ts";
 
-/** Longest time in milliseconds, longest silence, and most bytes. */
+/** Bounds: total time and silence in milliseconds, and bytes. */
 const LINGER_MS = 30_000;
 const SILENCE_MS = 2_000;
 const LINGER_BYTES = 64 << 20;
 
 /**
- * Finishes the writing direction, then reads and drops what the client still sends, up to its end or for as long as a client may take; then
- * closes the stream. `pace` is waited for before each further read. Never rejects.
+ * Finishes the writing direction, reads and drops what the client still sends until it ends or a bound is reached, then closes the stream.
+ * Awaits `pace` before each further read. Never rejects.
  */
 export async function linger(stream: Duplex, pace: (bytes: number) => Promise<void>): Promise<void> {
   stream.closeWrite();
@@ -25,7 +24,7 @@ export async function linger(stream: Duplex, pace: (bytes: number) => Promise<vo
       silence = setTimeout(end, SILENCE_MS);
     }
   } catch {
-    // the client is gone, or was closed meanwhile
+    // the client has disconnected, or the stream was closed
   } finally {
     clearTimeout(timer);
     clearTimeout(silence);

@@ -86,7 +86,7 @@ export async function serveRequest(
       if (!absolute) watch[Symbol.dispose](); // the relay reports resets
       if ("stream" in upstream && signal?.aborted) throw endOf(signal);
       const { id, client, agent } = record;
-      log.debug("opened", { id, client, agent, destination: record.destination });
+      log.debug("tunnel opened", { id, client, agent, destination: record.destination });
       if (absolute && "stream" in upstream) {
         await forwardUntil(context, { stream, request, identity, tunnel, clientSignal: watch.signal }, upstream, absolute, record);
       } else await relay(context, stream, upstream, copy, record, tunnel);

@@ -1,41 +1,40 @@
-// For those who operate it: is it alive, may it get traffic, what does it count, which agents are there. It serves answers that others
-// give, on an address that is not the clients'.
+// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own.
 import { encodeHead, HeadError, parseRequestHead } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Incoming, Net, QuicStats, TcpListener } from "../net/types.ts";
 
-/** Whether traffic should come here, and why not. Ready to begin with. */
+/** Readiness, and the reasons against it. Ready at first. */
 export class Health {
   readonly #problems = new Map<string, string>();
 
-  /** `cause` is one of a few fixed words, `reason` says it to people. */
+  /** `cause` is one of a few fixed words, `reason` describes it for people. */
   setUnready(cause: string, reason: string = cause): void {
     this.#problems.set(cause, reason);
   }
 
-  /** The cause is no more. */
+  /** Clears one cause. */
   setReady(cause: string): void {
     this.#problems.delete(cause);
   }
 
-  /** Reasons by cause; none where it is ready. */
+  /** Reasons by cause; empty when ready. */
   get problems(): ReadonlyMap<string, string> {
     return this.#problems;
   }
 }
 
-/** One connection of an agent, or of one with a proxy. */
+/** One connection of an agent, or one of an agent's own to a proxy. */
 export interface AgentReport {
   readonly id: string;
-  /** The far side's address. */
+  /** The peer's address. */
   readonly address: string;
-  /** What the far side said it is; missing where it said nothing. */
+  /** The peer's version, if it sent one. */
   readonly version?: string;
-  /** The name of the agent's machine, and its labels; missing where it said nothing. */
+  /** The agent's host name and labels, if it sent them. */
   readonly host?: string;
   readonly labels?: Readonly<Record<string, string>>;
-  /** When it was accepted; ISO 8601. */
+  /** When the connection was accepted; ISO 8601. */
   readonly since?: string;
   /** Tunnels open. */
   readonly tunnels?: number;
@@ -46,7 +45,7 @@ export interface AgentReport {
   readonly rttMs?: number;
 }
 
-/** What a report says of a QUIC connection. */
+/** The part of a report about a QUIC connection. */
 export function reportOf(
   since: Date,
   tunnels: number,
@@ -62,7 +61,7 @@ export interface AdminServerOptions {
   agents: () => Iterable<AgentReport>;
 }
 
-/** Answers until it is closed. */
+/** Serves requests until it is closed. */
 export interface AdminServer {
   /** The address bound. */
   readonly address: string;
@@ -76,12 +75,12 @@ interface Response {
 }
 
 /**
- * Listens on `address`, `host:port`: without a host, this machine alone can reach it. `undefined` for none.
+ * Listens on `address`, `host:port`. Without a host it listens on loopback only. Returns `undefined` without an address.
  * @throws {NetError} as `listenTcp` of the network
  */
 export async function listenAdmin(net: Net, address: string | undefined): Promise<TcpListener | undefined> {
   if (!address) return undefined;
-  // whoever wants it to be seen from elsewhere says so: 0.0.0.0:9090
+  // reachable from other hosts only on request: 0.0.0.0:9090
   return await net.listenTcp({ address: address.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 });
 }
 
@@ -94,10 +93,10 @@ export function startAdminServer(options: AdminServerOptions): AdminServer {
       "Connection",
       "close",
     ]] as const;
-    const failed = () => {}; // whoever asked is gone
+    const failed = () => {}; // the client has disconnected
     stream.write(encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, fields)).catch(failed);
     if (!head?.startsWith("HEAD ")) stream.write(content).catch(failed);
-    stream.close(); // what was written is sent before
+    stream.close(); // pending writes are sent first
   };
   const run = async (): Promise<void> => {
     for (let batch; (batch = await listener.accept()) !== null;) {
@@ -137,7 +136,7 @@ async function respond({ health, metrics, agents }: AdminServerOptions, head: st
   }
 }
 
-/** `?exclude=store` overlooks a cause, as Kubernetes' own servers let one do: where all share the store, all would be taken out at once. */
+/** `?exclude=store` ignores a cause, as in Kubernetes' own servers: a shared store that fails would take all instances out at once. */
 function readiness({ problems }: Health, excluded: readonly string[]): Response {
   const left = [...problems].filter(([cause]) => !excluded.includes(cause));
   return json(left.length === 0 ? 200 : 503, { ready: left.length === 0, problems: Object.fromEntries(problems) });

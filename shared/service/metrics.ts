@@ -1,5 +1,5 @@
-// What the parts count, in the terms of Prometheus. Labels have few values, known beforehand: no ids, no hosts, nothing a peer has chosen.
-// Each part has a registry of its own, so that several can run in one process.
+// Prometheus metrics. Labels have few values, known beforehand: no ids, no hosts, nothing that a peer chooses. Each service has its own
+// registry, so that several can run in one process.
 import { X509Certificate } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { uptime } from "node:os";
@@ -10,7 +10,7 @@ import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
 import type { StallReport } from "./watchdog.ts";
 
-/** Figures of one part. */
+/** The metrics of one service. */
 export class Metrics {
   readonly registry = new Registry();
   readonly #limits: Counter<"limit">;
@@ -22,14 +22,14 @@ export class Metrics {
       .set({ service, version: VERSION }, 1);
     this.#limits = new Counter({
       name: "reverse_http_limit_rejections_total",
-      help: "Times that a limit was reached: those of the options limits.*, head-size and head-time.",
+      help: "Limits that were reached: those of the options limits.*, head-size and head-time.",
       labelNames: ["limit"],
       registers,
     });
     const certificates = this.#certificates;
     new Gauge({
       name: "reverse_http_certificate_expiry_timestamp_seconds",
-      help: "When the certificate in use ends, in seconds since 1970.",
+      help: "Expiry of the certificate in use, in seconds since 1970.",
       labelNames: ["use"],
       registers,
       collect() {
@@ -43,34 +43,34 @@ export class Metrics {
     registerProcess(registers);
   }
 
-  /** A limit of this program was reached; `limit` is one of a few fixed words. */
+  /** Counts a limit that was reached; `limit` is one of a few fixed words. */
   limitHit(limit: string, times = 1): void {
     this.#limits.inc({ limit }, times);
   }
 
-  /** Shows the end of the first certificate of a chain; `use` says what it is for. */
+  /** Reports the expiry of the first certificate of a chain; `use` is its label. */
   watchCertificate(use: string, pem: () => string | undefined): void {
     this.#certificates.push({ use, pem });
   }
 
-  /** Counts tunnels, plain HTTP requests among them. */
+  /** Metrics of tunnels, including plain HTTP requests. */
   tunnels(open: () => number): TunnelMetrics {
     return new TunnelMetrics(this.registry, open, (limit) => this.limitHit(limit));
   }
 
-  /** Figures of QUIC connections; `connections` yields those that are open. */
+  /** Metrics of QUIC connections; `connections` yields the open ones. */
   quic(connections: () => Iterable<MeasuredConnection>): void {
     registerQuic([this.registry], connections);
   }
 
-  /** Figures of the store. */
+  /** Metrics of the store. */
   store(): StoreEvents {
     const registers = [this.registry];
-    const up = new Gauge({ name: "reverse_http_store_up", help: "1 while the store's server answers.", labelNames: ["server"], registers });
+    const up = new Gauge({ name: "reverse_http_store_up", help: "1 while the store's server responds.", labelNames: ["server"], registers });
     const errors = new Counter({ name: "reverse_http_store_errors_total", help: "Calls to the store that failed.", registers });
     const seconds = new Histogram({
       name: "reverse_http_store_request_duration_seconds",
-      help: "How long calls to the store took.",
+      help: "Duration of calls to the store.",
       buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5],
       registers,
     });
@@ -83,11 +83,11 @@ export class Metrics {
     };
   }
 
-  /** Seconds that the program, or the network alone, did not get to run; to be called with milliseconds. */
+  /** Time for which the event loop or the network engine was stalled; the function takes milliseconds. */
   stalls(): (what: StallReport, ms: number) => void {
     const seconds = new Counter({
       name: "reverse_http_stall_seconds_total",
-      help: "Time in which the program, or only what moves its bytes (network), did not get to run for a second or more at a stretch.",
+      help: "Time for which the event loop (program), or only the network engine (network), was stalled for a second or more.",
       labelNames: ["component"],
       registers: [this.registry],
     });
@@ -95,7 +95,7 @@ export class Metrics {
     return (component, ms) => seconds.inc({ component }, ms / 1_000);
   }
 
-  /** A number that is looked up when it is asked for. */
+  /** A gauge that is read at each scrape. */
   gauge(name: string, help: string, value: () => number): void {
     new Gauge({
       name,
@@ -107,42 +107,42 @@ export class Metrics {
     });
   }
 
-  /** Counts clients' connections that brought no request. */
+  /** Counts client connections without a request. */
   clientFailures(): (what: "handshake" | "head") => void {
     const counter = new Counter({
       name: "reverse_http_client_failures_total",
-      help: "Connections of clients that brought no request: the TLS handshake failed, or the head was malformed.",
+      help: "Client connections without a request: the TLS handshake failed, or the head was malformed.",
       labelNames: ["stage"],
       registers: [this.registry],
     });
     return (stage) => counter.inc({ stage });
   }
 
-  /** Counts. */
+  /** A counter without labels. */
   count(name: string, help: string): () => void {
     const counter = new Counter({ name, help, registers: [this.registry] });
     return () => counter.inc();
   }
 
-  /** Counts by outcome, one of a few fixed words. */
+  /** A counter by outcome, one of a few fixed words. */
   outcomes(name: string, help: string): (outcome: string, times?: number) => void {
     const counter = new Counter({ name, help, labelNames: ["outcome"], registers: [this.registry] });
     return (outcome, times = 1) => counter.inc({ outcome }, times);
   }
 }
 
-/** A QUIC connection, as far as its figures go. */
+/** The statistics of a QUIC connection. */
 export interface MeasuredConnection {
   stats(): QuicStats;
 }
 
-/** What a tunnel, or a request that got none, came to. */
+/** The result of a tunnel, or of a request that got none. */
 export interface TunnelEnd {
-  /** What was answered. */
+  /** The response's status. */
   readonly status: number;
-  /** Error type of RFC 9209, where something went wrong. */
+  /** Error type of RFC 9209, if it failed. */
   readonly error?: ProxyErrorType;
-  /** From the request's head to the connection to the destination, in milliseconds; missing where there was none. */
+  /** Milliseconds from the request's head to the connection to the destination; missing if there was none. */
   readonly setupMs?: number;
   /** Bytes to the destination, and back. */
   readonly sent: number;
@@ -161,7 +161,7 @@ export class TunnelMetrics {
     this.#limitHit = limitHit;
     new Gauge({
       name: "reverse_http_tunnels_open",
-      help: "Tunnels and requests under way.",
+      help: "Open tunnels and requests.",
       registers,
       collect() {
         this.set(open());
@@ -169,26 +169,26 @@ export class TunnelMetrics {
     });
     this.#ended = new Counter({
       name: "reverse_http_tunnels_total",
-      help: "Tunnels and requests that are over: completed, broken (cut off after they had begun) or refused.",
+      help: "Tunnels and requests that have ended: completed, broken (ended by an error after they had begun) or refused.",
       labelNames: ["outcome"],
       registers,
     });
     for (const outcome of ["completed", "broken", "refused"]) this.#ended.inc({ outcome }, 0);
     this.#refused = new Counter({
       name: "reverse_http_requests_rejected_total",
-      help: "Requests that were refused, by status and cause (RFC 9209).",
+      help: "Requests that were refused, by status and error type (RFC 9209).",
       labelNames: ["status", "error_type"],
       registers,
     });
     this.#bytes = new Counter({
       name: "reverse_http_tunnel_bytes_total",
-      help: "Bytes of tunnels that are over: sent to destinations and received from them.",
+      help: "Bytes of tunnels that have ended: sent to destinations and received from them.",
       labelNames: ["direction"],
       registers,
     });
     this.#setup = new Histogram({
       name: "reverse_http_tunnel_setup_duration_seconds",
-      help: "From a request's head to the connection to its destination.",
+      help: "Time from a request's head to the connection to its destination.",
       buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
       registers,
     });
@@ -209,7 +209,7 @@ export class TunnelMetrics {
   }
 }
 
-/** Round-trip times are of now; packets are counted whenever they are looked at, those between the last look and a connection's end not. */
+/** Packets are counted at each scrape; those between the last scrape and a connection's end are missed. */
 function registerQuic(registers: Registry[], connections: () => Iterable<MeasuredConnection>): void {
   const seen = new WeakMap<MeasuredConnection, { sent: number; lost: number }>();
   const packets = (name: string, help: string) => new Counter({ name, help, registers });
@@ -225,7 +225,7 @@ function registerQuic(registers: Registry[], connections: () => Iterable<Measure
       for (const connection of connections()) {
         const { rttMs, sentPackets, lostPackets } = connection.stats();
         const before = seen.get(connection) ?? { sent: 0, lost: 0 };
-        // zeros once it is closed
+        // statistics are zero once the connection is closed
         sent.inc(Math.max(0, sentPackets - before.sent));
         lost.inc(Math.max(0, lostPackets - before.lost));
         seen.set(connection, { sent: sentPackets, lost: lostPackets });
@@ -240,7 +240,7 @@ function registerQuic(registers: Registry[], connections: () => Iterable<Measure
   });
 }
 
-/** Under the names that Prometheus' client libraries agree on. On Linux only, where the system tells them in files. */
+/** Process metrics under the names of Prometheus' client libraries. Linux only. */
 function registerProcess(registers: Registry[]): void {
   const gauge = (name: string, help: string, value: () => number) =>
     new Gauge({
@@ -258,11 +258,11 @@ function registerProcess(registers: Registry[]): void {
     gauge("process_start_time_seconds", "When the process was started, in seconds since 1970.", () => startedAt);
   }
   gauge("process_resident_memory_bytes", "Memory in use.", () => readProcess()?.residentBytes ?? 0);
-  gauge("process_open_fds", "Descriptors open.", () => readdirSync("/proc/self/fd").length);
+  gauge("process_open_fds", "Open file descriptors.", () => readdirSync("/proc/self/fd").length);
   let before = 0;
   new Counter({
     name: "process_cpu_seconds_total",
-    help: "Processor time used.",
+    help: "CPU time used.",
     registers,
     collect() {
       const now = readProcess()?.cpuSeconds ?? before;
@@ -272,10 +272,10 @@ function registerProcess(registers: Registry[]): void {
   });
 }
 
-/** Linux counts in hundredths of a second towards programs, whatever it does inside. */
+/** USER_HZ: clock ticks per second in /proc, always 100 on Linux. */
 const TICKS = 100;
 
-/** Seconds since 1970. A service manager may hide all of /proc but the processes (ProcSubset=pid of systemd): then the clocks tell. */
+/** Seconds since 1970. If systemd hides /proc/stat (ProcSubset=pid), the uptime gives it. */
 function readBootTime(): number | undefined {
   try {
     return Number(/^btime ([0-9]+)$/m.exec(readFileSync("/proc/stat", "utf8"))![1]);
@@ -289,7 +289,7 @@ function readBootTime(): number | undefined {
 function readProcess(): { startedAfterBoot: number; cpuSeconds: number; residentBytes: number } | undefined {
   try {
     const text = readFileSync("/proc/self/stat", "utf8");
-    // the program's name, in parentheses, may have anything in it
+    // the program's name, in parentheses, may contain spaces and parentheses
     const fields = text.slice(text.lastIndexOf(")") + 2).split(" ").map(Number);
     return {
       startedAfterBoot: fields[19]! / TICKS,

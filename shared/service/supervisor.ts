@@ -1,27 +1,27 @@
-// Tells the service manager that started the program how it is, as sd_notify(3) has it. It knows neither sockets nor what is told.
+// Notifies the service manager of the program's state, in the protocol of sd_notify(3). Sending is left to `notify`.
 import type { Logger } from "../log/logger.ts";
 
-/** Sends a message to the socket of a service manager. What went wrong, where something did. */
+/** Sends a message to the socket of a service manager. Returns the error, if any. */
 export type Notify = (socket: string, message: string) => string | undefined;
 
-/** Who started the program, and wants to know. */
+/** The service manager that started the program. */
 export interface Supervisor {
-  /** Milliseconds within which it wants to hear {@link alive}; `Infinity` where it does not. */
+  /** Timeout in milliseconds for {@link alive}; `Infinity` for none. */
   readonly watchdogMs: number;
-  /** The program does what it is there for. */
+  /** The program serves. */
   ready(): void;
-  /** It ends, in so many milliseconds at most: that much patience is asked for. */
+  /** The program stops within `withinMs` milliseconds; the manager's timeout is extended by that. */
   stopping(withinMs: number): void;
-  /** One line for people. Sent where it is not what was sent last. */
+  /** Sets the status line. Sent only when it has changed. */
   status(text: string): void;
-  /** It runs. To be called more often than the supervisor wants to hear it: every other time is passed on. */
+  /** The program runs. May be called at any rate: it is sent twice per timeout. */
   alive(): void;
 }
 
 export interface SupervisorOptions {
-  /** The process' environment. */
+  /** The process's environment. */
   env: Readonly<Record<string, string | undefined>>;
-  /** The process' id. */
+  /** The process's id. */
   pid: number;
   notify: Notify;
   log: Logger;
@@ -29,16 +29,16 @@ export interface SupervisorOptions {
   now?: () => number;
 }
 
-/** `undefined` where nobody wants to know. */
+/** Returns `undefined` without a service manager. */
 export function createSupervisor(options: SupervisorOptions): Supervisor | undefined {
   const { env, notify, log, now = () => performance.now() } = options;
   const socket = env.NOTIFY_SOCKET;
   if (!socket) return undefined;
   const watchdogMs = watchdogOf(options);
-  let [failed, said, heardAt] = [false, "", -Infinity];
+  let [failed, lastStatus, sentAt] = [false, "", -Infinity];
   const send = (message: string): void => {
     const problem = notify(socket, message);
-    if (problem !== undefined && !failed) log.warn("cannot tell the service manager", { socket, reason: problem });
+    if (problem !== undefined && !failed) log.warn("cannot notify the service manager", { socket, reason: problem });
     failed = problem !== undefined;
   };
   return {
@@ -46,19 +46,19 @@ export function createSupervisor(options: SupervisorOptions): Supervisor | undef
     ready: () => send("READY=1"),
     stopping: (withinMs) => send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${Math.ceil(withinMs) * 1_000}`),
     status(text) {
-      if (text === said) return;
-      said = text;
+      if (text === lastStatus) return;
+      lastStatus = text;
       send(`STATUS=${text.replace(/[\r\n]+/g, " ")}`);
     },
     alive() {
-      if (watchdogMs === Infinity || now() - heardAt < watchdogMs / 2) return;
-      heardAt = now();
+      if (watchdogMs === Infinity || now() - sentAt < watchdogMs / 2) return;
+      sentAt = now();
       send("WATCHDOG=1");
     },
   };
 }
 
-/** See sd_watchdog_enabled(3): what was meant for another process is not for this one. */
+/** See sd_watchdog_enabled(3): the variables may be meant for another process. */
 function watchdogOf({ env: { WATCHDOG_USEC: usec = "", WATCHDOG_PID: pid }, pid: own }: SupervisorOptions): number {
   if (!/^[1-9][0-9]{0,14}$/.test(usec) || (pid !== undefined && pid !== String(own))) return Infinity;
   return Number(usec) / 1_000;

@@ -1,18 +1,18 @@
-// Notices that the program did not get to run for a while: a fault that keeps it busy, a machine that is too busy, or one that was asleep.
-// As long as it does run, whoever supervises it hears of that.
+// Detects that the event loop was blocked or the network engine stalled: by a fault, an overloaded machine, or suspension. While both run,
+// the supervisor is notified.
 import type { Logger } from "../log/logger.ts";
 import type { Supervisor } from "./supervisor.ts";
 
-/** What stood still: the program as a whole, or only what moves the bytes of its tunnels. */
+/** What was stalled: the event loop, or only the network engine. */
 export type StallReport = "program" | "network";
 
 export interface WatchdogOptions {
   log: Logger;
-  /** For how many milliseconds the network has not got to run. Default: that is not known. */
+  /** Milliseconds for which the network engine has been stalled. Default: always 0. */
   networkStalledMs?: () => number;
-  /** It stood still for so many milliseconds. Of the network, for so many more since it was told last. */
+  /** Called with the milliseconds of a stall. For the network engine, with the milliseconds since the last call. */
   onStall?: (what: StallReport, ms: number) => void;
-  /** Hears that the program runs, and what it is doing. */
+  /** Is notified that the program runs, and of its status. */
   supervisor?: Supervisor;
   /** The program's state in one line, `undefined` while there is none. */
   status?: () => string | undefined;
@@ -20,43 +20,43 @@ export interface WatchdogOptions {
   now?: () => number;
 }
 
-/** How often it looks, in milliseconds. */
-const LOOK_MS = 500;
-/** What is later than that by so many milliseconds was a stall. */
+/** Interval between checks in milliseconds. */
+const CHECK_INTERVAL_MS = 500;
+/** A check that is late by this many milliseconds is a stall. */
 const STALL_MS = 1_000;
 
-/** Looks until it is closed. */
+/** Checks until it is closed. */
 export function startWatchdog(options: WatchdogOptions): { close(): void } {
   const { log, onStall, supervisor, status, networkStalledMs = () => 0, now = () => performance.now() } = options;
-  // as often as the supervisor has to hear of it, and once more
-  const lookMs = Math.min(LOOK_MS, (supervisor?.watchdogMs ?? Infinity) / 4);
+  // often enough for the supervisor's timeout
+  const intervalMs = Math.min(CHECK_INTERVAL_MS, (supervisor?.watchdogMs ?? Infinity) / 4);
   let last = now();
   let networkMs = 0;
-  const lookAtNetwork = (): void => {
+  const checkNetwork = (): void => {
     const ms = networkStalledMs();
     if (ms >= STALL_MS) {
-      if (networkMs === 0) log.error("the network stands still", { ms: Math.round(ms) });
-      // less than it was: it ran meanwhile, which another watchdog of the same network has seen
+      if (networkMs === 0) log.error("network engine stalled", { ms: Math.round(ms) });
+      // less than before: it ran in between, which only another watchdog of the same network saw
       onStall?.("network", ms < networkMs ? ms : ms - networkMs);
       networkMs = ms;
     } else if (networkMs > 0) {
-      log.warn("the network runs again", { ms: Math.round(networkMs) });
+      log.warn("network engine recovered", { ms: Math.round(networkMs) });
       networkMs = 0;
     }
   };
-  const look = (): void => {
-    const lagMs = now() - last - lookMs;
+  const check = (): void => {
+    const lagMs = now() - last - intervalMs;
     last = now();
     if (lagMs >= STALL_MS) {
-      log.warn("stood still", { ms: Math.round(lagMs) });
+      log.warn("event loop was blocked", { ms: Math.round(lagMs) });
       onStall?.("program", lagMs);
     }
-    lookAtNetwork();
+    checkNetwork();
     if (!supervisor) return;
     const text = status?.();
     if (text !== undefined) supervisor.status(text);
     if (networkMs === 0) supervisor.alive();
   };
-  const timer = setInterval(look, lookMs);
+  const timer = setInterval(check, intervalMs);
   return { close: () => clearInterval(timer) };
 }

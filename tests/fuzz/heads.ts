@@ -203,7 +203,7 @@ export class FuzzedFront {
 
   #log(message: string, fields: LogFields = {}): void {
     const outcome = this.#outcomes.get(String(fields.client));
-    if (message === "opened") this.#opened = outcome;
+    if (message === "tunnel opened") this.#opened = outcome;
     if (message !== "request" || !outcome) return;
     outcome.logged = fields;
     if (--this.#pending === 0) this.#settled();

@@ -119,9 +119,9 @@ export function grown(before: readonly Taken[], after: readonly Taken[]): string
 
 /** Errors that a process has logged. A busy machine may let its network stand still for a moment; that it never runs again is wrong. */
 export function errorsOf(entries: readonly LogEntry[]): string[] {
-  const isOver = (at: number) => entries.slice(at).some(({ message }) => message === "the network runs again");
+  const isOver = (at: number) => entries.slice(at).some(({ message }) => message === "network engine recovered");
   return entries.flatMap((entry, at) => {
-    if (entry.level.toLowerCase() !== "error" || (entry.message === "the network stands still" && isOver(at))) return [];
+    if (entry.level.toLowerCase() !== "error" || (entry.message === "network engine stalled" && isOver(at))) return [];
     return [`an error was logged: ${JSON.stringify(entry)}`];
   });
 }

@@ -74,10 +74,10 @@ describe("a service manager", () => {
     const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", NOTIFY_SOCKET: "/nonexistent/notify", WATCHDOG_USEC: "400000" };
     const { addresses } = await site.startProxy();
     const agent = site.start(AGENT, site.agentArgs(addresses), { env });
-    await agent.waitFor("cannot tell the service manager", { socket: "/nonexistent/notify" });
+    await agent.waitFor("cannot notify the service manager", { socket: "/nonexistent/notify" });
     await agent.waitFor("connected", { agent: AGENT_ID });
     await agent.stop();
-    assert.equal(agent.logged("cannot tell the service manager").length, 1);
+    assert.equal(agent.logged("cannot notify the service manager").length, 1);
   });
 
   it("hears nothing of a proxy that cannot start", async () => {

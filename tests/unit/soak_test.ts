@@ -71,8 +71,8 @@ describe("judge", () => {
 
 describe("errorsOf", () => {
   it("names every error, but not that the network stood still for a moment", () => {
-    const still = { level: "ERROR", message: "the network stands still" };
-    const runs = { level: "WARN", message: "the network runs again" };
+    const still = { level: "ERROR", message: "network engine stalled" };
+    const runs = { level: "WARN", message: "network engine recovered" };
     assert.deepEqual(errorsOf([runs, { level: "INFO", message: "listening" }, still, runs]), []);
     assert.deepEqual(errorsOf([still, runs, still]), [`an error was logged: ${JSON.stringify(still)}`]);
     assert.equal(errorsOf([{ level: "ERROR", message: "request failed" }, runs]).length, 1);

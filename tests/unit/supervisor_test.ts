@@ -62,11 +62,11 @@ describe("a supervisor", () => {
     const { supervisor, log } = bench({ NOTIFY_SOCKET: SOCKET }, () => problem);
     supervisor!.ready();
     supervisor!.status("one");
-    assert.deepEqual(log.logged("cannot tell the service manager"), [{ socket: SOCKET, reason: "no such file" }]);
+    assert.deepEqual(log.logged("cannot notify the service manager"), [{ socket: SOCKET, reason: "no such file" }]);
     problem = undefined;
     supervisor!.status("two");
     problem = "gone";
     supervisor!.status("three");
-    assert.equal(log.logged("cannot tell the service manager").length, 2);
+    assert.equal(log.logged("cannot notify the service manager").length, 2);
   });
 });

@@ -22,7 +22,7 @@ describe("the watchdog", () => {
     ahead = 60_000;
     await stalled.promise;
     assert.ok(stalls[0]! > 58_000, `${stalls}`);
-    assert.equal(log.logged("stood still").length, 1);
+    assert.equal(log.logged("event loop was blocked").length, 1);
     watchdog.close();
   });
 
@@ -40,7 +40,7 @@ describe("the watchdog", () => {
     });
     assert.deepEqual([await told.next(), await told.next()], ["stalled 0", "alive"]);
     networkMs = 1_500;
-    await log.waitFor("the network stands still", { ms: 1_500 });
+    await log.waitFor("network engine stalled", { ms: 1_500 });
     networkMs = 4_000;
     let last = "";
     while (last !== "stalled 4000") last = await told.next();
@@ -48,9 +48,9 @@ describe("the watchdog", () => {
     assert.deepEqual(counted.slice(0, 2), [1_500, 2_500]);
     assert.equal(counted.reduce((sum, ms) => sum + ms), 4_000);
     networkMs = 0;
-    await log.waitFor("the network runs again", { ms: 4_000 });
+    await log.waitFor("network engine recovered", { ms: 4_000 });
     while (last !== "alive") last = await told.next();
-    assert.equal(log.logged("the network stands still").length, 1);
+    assert.equal(log.logged("network engine stalled").length, 1);
     watchdog.close();
   });
 
