@@ -1,4 +1,4 @@
-// The load balancer's options, each once.
+// The options of the load balancer.
 import {
   adminOptions,
   authOptions,
@@ -30,16 +30,16 @@ export const lbOptions = defineOptions({
   "http-connector.connect-timeout": {
     kind: "duration",
     default: "5s",
-    description: "Longest wait for a connection to a proxy.",
+    description: "Timeout for connecting to a proxy.",
     check: positive,
   },
   "http-connector.response-timeout": {
     kind: "duration",
     default: "15s",
-    description: "Longest wait for a proxy's answer after that; longer than the proxy waits for its agents.",
+    description: "Timeout for the proxy's response after that; it should exceed the proxy's own timeout for agents.",
     check: positive,
   },
-  "http-connector.tls.enable": { guards: NOT_GIVEN, kind: "boolean", default: "false", description: "Speak TLS to proxies." },
+  "http-connector.tls.enable": { guards: NOT_GIVEN, kind: "boolean", default: "false", description: "Connect to proxies over TLS." },
   "http-connector.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of a proxy." },
   "http-connector.tls.use-system-pool": {
     kind: "boolean",
@@ -59,7 +59,7 @@ export const lbOptions = defineOptions({
     kind: "string",
     default: "memcached",
     choices: ["memcached", "redis"],
-    description: "Where proxies tell which agents they hold.",
+    description: "Store in which proxies publish their agents.",
   },
   ...storeServerOptions,
   ...clientLimitOptions,
@@ -69,8 +69,8 @@ export const lbOptions = defineOptions({
     kind: "boolean",
     default: "false",
     description:
-      "On SIGTERM, after that: refuse new clients at once, so that a balancer which watches no readiness takes another lb; otherwise they are " +
-      "served until no client is left or drain.timeout is over.",
+      "On SIGTERM, after drain.delay: refuse new clients at once, so that a balancer without readiness checks uses another lb. Otherwise they " +
+      "are served until no client is left or drain.timeout is over.",
   },
   ...drainOptions,
   ...adminOptions,

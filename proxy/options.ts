@@ -1,4 +1,4 @@
-// The proxy's options, each once.
+// The options of the proxy.
 import {
   adminOptions,
   authOptions,
@@ -49,13 +49,13 @@ export const proxyOptions = defineOptions({
   "agent-server.agent.dial-timeout": {
     kind: "duration",
     default: "10s",
-    description: "Longest wait for a stream to an agent and its answer.",
+    description: "Timeout for opening a tunnel through agents.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "agent-server.agent.multiple": {
     kind: "boolean",
     default: "false",
-    description: "Several agents may have one id: tunnels are spread over them. Otherwise the newest takes the place of the others.",
+    description: "Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others.",
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
   ...frontTlsOptions,
@@ -71,11 +71,11 @@ export const proxyOptions = defineOptions({
     kind: "string",
     default: "none",
     choices: ["none", "memcached", "redis"],
-    description: "Where proxies tell lb which agents they hold.",
+    description: "Store in which proxies publish their agents for lb.",
   },
   "store.http-proxy-address": {
     kind: "address",
-    description: "Where lb reaches this proxy; by default the listen address, with this host's name where that has none.",
+    description: "Address at which lb reaches this proxy; by default the listen address, with this host's name if that has none.",
     check: (address) => checkRemote(address),
   },
   "store.ttl": STORE_TTL,
@@ -83,7 +83,7 @@ export const proxyOptions = defineOptions({
   "state-dir": {
     kind: "file",
     description:
-      "Directory for what must outlive the proxy, its self-signed certificate; by default the system's or the user's place for that.",
+      "Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory.",
   },
   ...clientLimitOptions,
   ...agentLimitOptions,

@@ -12,15 +12,15 @@ export const trustedProxyOptions = defineOptions({
   "http-proxy.trusted-proxies": {
     kind: "list",
     description:
-      "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others " +
-      "it is ignored. By default none.",
+      "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from " +
+      "others it is ignored. By default none.",
     check: checkNetworks({ words: false }),
   },
   "http-proxy.proxy-protocol": {
     kind: "list",
     description:
-      "Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells " +
-      "the client's address; one without it is refused, and one from elsewhere with it. By default none.",
+      "Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their " +
+      "connections without it are refused, and others with it. By default none.",
     check: checkNetworks({ words: false }),
   },
 });
