@@ -174,16 +174,16 @@ async function readResponse(stream: Duplex, timeoutMs: number): Promise<{ respon
         const leftover = rest === "" ? undefined : Uint8Array.from(rest, (c) => c.charCodeAt(0));
         return { response: parseResponseHead(text.slice(0, end + 4)), leftover };
       }
-      if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's answer is too long", { remote: true });
+      if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's response head is too large", { remote: true });
       if (text.startsWith(TLS_ALERT)) {
-        throw new NetError("tls", "it answered with a TLS alert; set --http-connector.tls.enable", { remote: true });
+        throw new NetError("tls", "it responded with a TLS alert; set --http-connector.tls.enable", { remote: true });
       }
       const data = await stream.read();
-      if (data === null) throw new NetError("head-truncated", "The proxy ended the connection without an answer", { remote: true });
+      if (data === null) throw new NetError("head-truncated", "The proxy ended the connection without a response", { remote: true });
       for (const byte of data) text += String.fromCharCode(byte);
     }
   } catch (cause) {
-    throw timedOut ? new NetError("timed-out", `The proxy did not answer in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
+    throw timedOut ? new NetError("timed-out", `The proxy did not respond in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
   } finally {
     clearTimeout(timer);
   }
@@ -205,7 +205,7 @@ function forwardResponse({ status, reason, fields }: ResponseHead): Outcome {
   const refusal = new ProxyError(
     FORWARDED_STATUS.has(status) ? status : 502,
     error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable"),
-    details ?? `The proxy answered ${status} ${reason}`.trim(),
+    details ?? `The proxy responded with ${status} ${reason}`.trim(),
     advice,
     { received },
   );
@@ -218,9 +218,9 @@ function notUnderstood({ status, reason, fields }: ResponseHead, address: string
   const received = parseProxyStatus(fields);
   const needsTls = !withTls && received.details === TLS_NEEDED;
   const advice = withTls ? "" : needsTls ? "; set --http-connector.tls.enable" : "; if it takes TLS, set --http-connector.tls.enable";
-  const cause = new Error(`${address}: it answered ${received.details ?? `${status} ${reason}`.trim()}${advice}`);
+  const cause = new Error(`${address}: it responded ${received.details ?? `${status} ${reason}`.trim()}${advice}`);
   const refusal = needsTls
-    ? new ProxyError(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it", [], {
+    ? new ProxyError(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb uses plain HTTP", [], {
       cause,
       received,
     })
@@ -231,11 +231,11 @@ function notUnderstood({ status, reason, fields }: ResponseHead, address: string
 const CONNECT_ERRORS: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
   "refused": [502, "connection_refused", "refuses connections"],
   "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
-  "unknown-host": [502, "dns_error", "has a name that is not known here"],
-  "name-timed-out": [504, "dns_timeout", "has a name that no name server answers for"],
-  "timed-out": [504, "connection_timeout", "did not answer in time"],
-  "tls": [502, "tls_protocol_error", "does not agree with lb on TLS"],
-  "limit": [503, "connection_limit_reached", "cannot be reached: there are no descriptors or memory left"],
+  "unknown-host": [502, "dns_error", "has an unknown name"],
+  "name-timed-out": [504, "dns_timeout", "has a name that no name server resolves"],
+  "timed-out": [504, "connection_timeout", "did not respond in time"],
+  "tls": [502, "tls_protocol_error", "failed the TLS handshake with lb"],
+  "limit": [503, "connection_limit_reached", "cannot be reached: lb has no descriptors or memory left"],
   "address-not-available": [503, "connection_limit_reached", "cannot be reached: lb has no local port left for it"],
 };
 
@@ -244,8 +244,8 @@ function toOutcome(cause: unknown, address: string): Outcome {
     new ProxyError(status, error, `The proxy that holds the agent ${what}`, status === 503 ? [["Retry-After", "1"]] : [], {
       cause: new Error(`${address}: ${cause instanceof Error ? cause.message : cause}`, { cause }),
     });
-  if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "cannot be understood"), stale: true };
+  if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "sent a malformed response"), stale: true };
   if (!(cause instanceof NetError)) throw cause;
-  const [status, error, what] = CONNECT_ERRORS[cause.code] ?? [502, "connection_terminated", "ended the connection without an answer"];
+  const [status, error, what] = CONNECT_ERRORS[cause.code] ?? [502, "connection_terminated", "ended the connection without a response"];
   return { refusal: refusal(status, error, what), stale: status !== 503 };
 }

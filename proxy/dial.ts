@@ -127,7 +127,7 @@ function isRetryable({ status, error }: ProxyError): boolean {
 function toProxyError(cause: unknown): unknown {
   if (!(cause instanceof NetError)) return cause;
   if (cause.code === "abandoned") return clientDisconnected(cause);
-  if (cause.code === "timed-out") return new ProxyError(504, "http_response_timeout", "The agent did not answer in time", [], { cause });
+  if (cause.code === "timed-out") return new ProxyError(504, "http_response_timeout", "The agent did not respond in time", [], { cause });
   return new ProxyError(502, "connection_terminated", "The connection to the agent was lost", [], { cause });
 }
 
@@ -138,7 +138,7 @@ function readResponse(head: string): ProxyError | undefined {
     response = parseResponseHead(head);
   } catch (cause) {
     if (!(cause instanceof HeadError)) throw cause;
-    return new ProxyError(502, "http_response_incomplete", "The agent's answer is malformed", [], { cause });
+    return new ProxyError(502, "http_response_incomplete", "The agent's response is malformed", [], { cause });
   }
   if (response.status >= 200 && response.status < 300) return undefined;
   const received = parseProxyStatus(response.fields);
@@ -158,6 +158,6 @@ function readResponse(head: string): ProxyError | undefined {
     case 502:
       return refuse(response.status, "destination_unavailable", "The agent cannot reach the destination");
     default:
-      return refuse(502, "destination_unavailable", `The agent answered with status ${response.status}`);
+      return refuse(502, "destination_unavailable", `The agent responded with status ${response.status}`);
   }
 }

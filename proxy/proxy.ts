@@ -168,7 +168,7 @@ function publishPresence(store: Store, options: ProxyOptions, bound: string, log
   const address = options.store.httpProxyAddress ?? reachable(bound);
   log.info("publishing agents to the store", { address });
   if (options.store.httpProxyAddress === undefined) {
-    log.warn("lb may not reach this proxy under that address: say which one with --store.http-proxy-address", { address });
+    log.warn("lb may not reach this proxy at this address: set --store.http-proxy-address", { address });
   }
   return startPresencePublisher({
     store,

@@ -85,7 +85,7 @@ export function checkMaxForwards({ method, fields }: RequestHead): void {
   const given = values(fields, "max-forwards");
   if (given.length > 1 || (given[0] !== undefined && !/^[0-9]{1,9}$/.test(given[0]))) throw new HeadError(400, "Max-Forwards is malformed");
   if (given.length > 0 && Number(given[0]) === 0) {
-    throw new ProxyError(405, "http_request_denied", `${method} is not answered by this proxy`, [["Allow", "CONNECT"]]);
+    throw new ProxyError(405, "http_request_denied", `This proxy does not serve ${method}`, [["Allow", "CONNECT"]]);
   }
 }
 
@@ -284,9 +284,9 @@ class ForwardedRequest {
         else if (taken) taken = await origin.write(rest).then(() => true, () => false);
       }
       // from here on a disconnect is not seen
-      if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too much behind its request");
+      if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too many bytes after its request");
       origin.closeWrite();
-      if (!this.isUpgraded) this.#startIdleTimeout("It has finished");
+      if (!this.isUpgraded) this.#startIdleTimeout("It has finished sending");
     } catch (error) {
       this.abortForClient(error);
     }
@@ -367,7 +367,7 @@ class ForwardedRequest {
       buffer = buffer.subarray(end);
       const final = response.status >= 200 || response.status === 101;
       if (response.status === 101 && (upgradeOf(this.request) === undefined || upgradeOf(response) === undefined)) {
-        throw new ProxyError(502, "http_upgrade_failed", "The destination switches to a protocol that was not asked for");
+        throw new ProxyError(502, "http_upgrade_failed", "The destination has switched to a protocol that was not requested");
       }
       if (final) this.record.status = response.status;
       // HTTP/1.0 has no interim responses (RFC 9110 §15.2)
@@ -375,7 +375,7 @@ class ForwardedRequest {
       if (final) return { response, rest: buffer };
       interim++;
     }
-    throw new ProxyError(502, "http_protocol_error", "The destination's response never becomes final");
+    throw new ProxyError(502, "http_protocol_error", "The destination has sent too many interim responses");
   }
 
   async #read(): Promise<Uint8Array | null> {
@@ -478,5 +478,5 @@ function tooLarge(): ProxyError {
 }
 
 export function clientDisconnected(cause: unknown): ProxyError {
-  return new ProxyError(502, "connection_terminated", "The client is gone", [], { cause });
+  return new ProxyError(502, "connection_terminated", "The client has disconnected", [], { cause });
 }

@@ -18,7 +18,7 @@ import { challenge, toDenial } from "./refusal.ts";
 /** @throws {ProxyError} 407 */
 export function readCredentials(request: RequestHead): ClientCredentials {
   const given = values(request.fields, "proxy-authorization");
-  if (given.length === 0) throw challenge("Credentials are needed: the agent id as user name");
+  if (given.length === 0) throw challenge("Credentials are required: the agent id as user name");
   if (given.length > 1) throw challenge("There is more than one Proxy-Authorization field");
   try {
     return parseProxyAuthorization(given[0]!);

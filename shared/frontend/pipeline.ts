@@ -232,7 +232,7 @@ async function forwardUntil(
   target: AbsoluteTarget,
   record: RequestRecord,
 ): Promise<void> {
-  if (leftover) throw new ProxyError(502, "http_response_incomplete", "The destination answers before it is asked");
+  if (leftover) throw new ProxyError(502, "http_response_incomplete", "The destination has responded before the request");
   tunnel?.watchProgress(() => record.sent + record.received);
   const signal = tunnel ? tunnel.signal : identity.signal;
   const cut = () => {

@@ -44,7 +44,7 @@ export function refuseHead(context: RefusalContext, stream: Duplex, error: NetEr
   const { log, logLimit, limits, onBadClient } = context;
   switch (error?.code) {
     case "head-too-large":
-      throw new ProxyError(431, "http_request_error", "The request head is larger than this proxy takes");
+      throw new ProxyError(431, "http_request_error", "The request head is too large");
     case "head-timeout":
       throw new ProxyError(408, "http_request_error", "The request head was not complete in time");
     case "limit":
@@ -52,7 +52,7 @@ export function refuseHead(context: RefusalContext, stream: Duplex, error: NetEr
       throw new LimitReached("pending-requests", "Too many requests are being received");
     case "limit-per-address":
       limits?.recordPendingHeadOfAddress(record.client);
-      throw new LimitReached("pending-requests-per-address", "Too many requests of this address are being received");
+      throw new LimitReached("pending-requests-per-address", "Too many requests from this address are being received");
     case "head-malformed":
     case "head-truncated":
       throw new HeadError(400, `The request head is malformed: ${error.message}`);

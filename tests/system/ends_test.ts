@@ -185,7 +185,7 @@ describe("an end that goes away", () => {
     using client = await dial(chain.ways.directly);
     client.finish(connectHead(silent.authority));
     const { reason } = await chain.proxy.waitFor("request", { destination: silent.authority, error: "connection_terminated" });
-    assert.match(String(reason), /The client is gone/);
+    assert.match(String(reason), /The client has disconnected/);
   });
 });
 

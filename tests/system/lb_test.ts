@@ -393,7 +393,7 @@ describe("load balancer", () => {
     const answers = await Promise.all(strangers.map((clients) => ask(clients, connectHead("127.0.0.1:80"))));
     assert.deepEqual(answers.map(({ status }) => status), [502, 502, 502]);
     const [plain] = answers;
-    assert.match(plain!.body, /^The proxy that holds the agent takes TLS, and lb speaks plain HTTP to it /);
+    assert.match(plain!.body, /^The proxy that holds the agent takes TLS, and lb uses plain HTTP /);
     assert.match(
       plain!.fields["proxy-status"]!,
       /^reverse-http-proxy;error=http_request_error;.*, reverse-http-lb;error=tls_protocol_error;/,

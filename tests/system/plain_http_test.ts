@@ -369,7 +369,7 @@ describe("plain HTTP", () => {
     request.client.reset();
     assert.equal(await request.server.ending(), "ECONNRESET");
     const { reason } = await request.pair.proxy.waitFor("request", { status: 200, error: "connection_terminated" });
-    assert.match(String(reason), /^The client is gone/);
+    assert.match(String(reason), /^The client has disconnected/);
   });
 
   it("answers 502 with the cause to what is no response", async () => {

@@ -65,7 +65,7 @@ function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; ori
 }
 
 const isClientGone = (error: unknown) =>
-  error instanceof ProxyError && error.error === "connection_terminated" && /client is gone/.test(error.message);
+  error instanceof ProxyError && error.error === "connection_terminated" && /client has disconnected/.test(error.message);
 
 describe("a client that sends no more", () => {
   it("is given up once the destination has been silent for too long", () =>

@@ -297,20 +297,20 @@ describe("dialing through proxies", () => {
       "asks for TLS",
       refusal(400, "http_request_error", TLS_NEEDED),
       "tls_protocol_error",
-      /^127\.0\.0\.1:1: it answered This port takes TLS.*; set --http-connector\.tls\.enable$/,
+      /^127\.0\.0\.1:1: it responded This port takes TLS.*; set --http-connector\.tls\.enable$/,
     ],
     ["answers with a TLS alert", "\x15\x03\x03\x00\x02\x02\x46", "tls_protocol_error", /; set --http-connector\.tls\.enable$/],
     [
       "asks for TLS as others do",
       "HTTP/1.1 400 Bad Request\r\n\r\nThe plain HTTP request was sent to HTTPS port",
       "http_protocol_error",
-      /^127\.0\.0\.1:1: it answered 400 Bad Request; if it takes TLS, set --http-connector\.tls\.enable$/,
+      /^127\.0\.0\.1:1: it responded 400 Bad Request; if it takes TLS, set --http-connector\.tls\.enable$/,
     ],
     [
       "expects a PROXY header",
       refusal(400, "http_request_error", "no PROXY header"),
       "http_protocol_error",
-      /^127\.0\.0\.1:1: it answered no PROXY header; if it takes TLS/,
+      /^127\.0\.0\.1:1: it responded no PROXY header; if it takes TLS/,
     ],
   ];
   for (const [what, answer, expected, reason] of misunderstood) {

@@ -52,7 +52,7 @@ async function dialAndFail(code: NetErrorCode): Promise<{ error: unknown; asked:
 describe("dialing an agent", () => {
   it("does not avoid one whose client went away meanwhile", async () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
-    assert.ok(error instanceof ProxyError && error.message === "The client is gone", String(error));
+    assert.ok(error instanceof ProxyError && error.message === "The client has disconnected", String(error));
     assert.deepEqual([asked, avoided], [1, 0]);
   });
 
