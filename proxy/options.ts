@@ -82,8 +82,7 @@ export const proxyOptions = defineOptions({
   ...storeServerOptions,
   "state-dir": {
     kind: "file",
-    description:
-      "Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory.",
+    description: "Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory.",
   },
   ...clientLimitOptions,
   ...agentLimitOptions,

@@ -66,7 +66,12 @@ export class Metrics {
   /** Metrics of the store. */
   store(): StoreEvents {
     const registers = [this.registry];
-    const up = new Gauge({ name: "reverse_http_store_up", help: "1 while the store's server responds.", labelNames: ["server"], registers });
+    const up = new Gauge({
+      name: "reverse_http_store_up",
+      help: "1 while the store's server responds.",
+      labelNames: ["server"],
+      registers,
+    });
     const errors = new Counter({ name: "reverse_http_store_errors_total", help: "Calls to the store that failed.", registers });
     const seconds = new Histogram({
       name: "reverse_http_store_request_duration_seconds",
