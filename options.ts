@@ -30,9 +30,9 @@ export interface ProxyOptions {
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
     /** `--agent-server.agent.*` */
     agent?: {
-      /** `--agent-server.agent.dial-timeout`: Longest wait for a stream to an agent and its answer. In milliseconds. Default: `10000`. */
+      /** `--agent-server.agent.dial-timeout`: Timeout for opening a tunnel through agents. In milliseconds. Default: `10000`. */
       dialTimeout?: number;
-      /** `--agent-server.agent.multiple`: Several agents may have one id: tunnels are spread over them. Otherwise the newest takes the place of the others. Default: `false`. */
+      /** `--agent-server.agent.multiple`: Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others. Default: `false`. */
       multiple?: boolean;
     };
   };
@@ -60,9 +60,9 @@ export interface ProxyOptions {
         clientCrl?: string;
       };
     };
-    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
-    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells the client's address; one without it is refused, and one from elsewhere with it. By default none. */
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their connections without it are refused, and others with it. By default none. */
     proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
@@ -85,9 +85,9 @@ export interface ProxyOptions {
   };
   /** `--store.*` */
   store?: {
-    /** `--store.type`: Where proxies tell lb which agents they hold. Default: `"none"`. */
+    /** `--store.type`: Store in which proxies publish their agents for lb. Default: `"none"`. */
     type?: "none" | "memcached" | "redis";
-    /** `--store.http-proxy-address`: Where lb reaches this proxy; by default the listen address, with this host's name where that has none. */
+    /** `--store.http-proxy-address`: Address at which lb reaches this proxy; by default the listen address, with this host's name if that has none. */
     httpProxyAddress?: string;
     /** `--store.ttl`: Lifetime of an entry after its proxy is gone; entries are renewed every third of that time. In milliseconds. Default: `30000`. */
     ttl?: number;
@@ -116,7 +116,7 @@ export interface ProxyOptions {
       };
     };
   };
-  /** `--state-dir`: Directory for what must outlive the proxy, its self-signed certificate; by default the system's or the user's place for that. */
+  /** `--state-dir`: Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory. */
   stateDir?: string;
   /** `--limits.*` */
   limits?: {
@@ -308,22 +308,22 @@ export interface LoadBalancerOptions {
         clientCrl?: string;
       };
     };
-    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) tells the client's address; of all others it is ignored. By default none. */
+    /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
-    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers, whose connections begin with a header of the PROXY protocol, version 1 or 2, which tells the client's address; one without it is refused, and one from elsewhere with it. By default none. */
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their connections without it are refused, and others with it. By default none. */
     proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
   /** `--http-connector.*` */
   httpConnector?: {
-    /** `--http-connector.connect-timeout`: Longest wait for a connection to a proxy. In milliseconds. Default: `5000`. */
+    /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */
     connectTimeout?: number;
-    /** `--http-connector.response-timeout`: Longest wait for a proxy's answer after that; longer than the proxy waits for its agents. In milliseconds. Default: `15000`. */
+    /** `--http-connector.response-timeout`: Timeout for the proxy's response after that; it should exceed the proxy's own timeout for agents. In milliseconds. Default: `15000`. */
     responseTimeout?: number;
     /** `--http-connector.tls.*` */
     tls?: {
-      /** `--http-connector.tls.enable`: Speak TLS to proxies. Default: `false`. */
+      /** `--http-connector.tls.enable`: Connect to proxies over TLS. Default: `false`. */
       enable?: boolean;
       /** `--http-connector.tls.insecure-skip-verify`: Accept any certificate of a proxy. Default: `false`. */
       insecureSkipVerify?: boolean;
@@ -360,7 +360,7 @@ export interface LoadBalancerOptions {
   };
   /** `--store.*` */
   store?: {
-    /** `--store.type`: Where proxies tell which agents they hold. Default: `"memcached"`. */
+    /** `--store.type`: Store in which proxies publish their agents. Default: `"memcached"`. */
     type?: "memcached" | "redis";
     /** `--store.key-prefix`: Prefix of every key in the store, identical on all proxies and lbs; empty as in the Go project, whose keys are agent ids. Default: `""`. */
     keyPrefix?: string;
@@ -434,7 +434,7 @@ export interface LoadBalancerOptions {
   drain?: {
     /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none. In milliseconds. Default: `0`. */
     delay?: number;
-    /** `--drain.refuse-clients`: On SIGTERM, after that: refuse new clients at once, so that a balancer which watches no readiness takes another lb; otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
+    /** `--drain.refuse-clients`: On SIGTERM, after drain.delay: refuse new clients at once, so that a balancer without readiness checks uses another lb. Otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
     refuseClients?: boolean;
     /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
