@@ -216,7 +216,7 @@ describe("the limit on", () => {
     try {
       for (let i = 0; i < 16; i++) wires.push(await openTunnel(clients, origin.authority));
       assertLimited(await ask(clients, connectHead(origin.authority)));
-      await pair.proxy.waitFor("limit reached", { limit: "memory", mostBytes: 1 << 20 });
+      await pair.proxy.waitFor("limit reached", { limit: "memory", maxBytes: 1 << 20 });
       const server = await origin.accept();
       await wires[0]!.write("still");
       assert.equal((await server.read(5)).toString(), "still");
@@ -330,7 +330,7 @@ describe("a bandwidth", () => {
 describe("the life of a tunnel", () => {
   for (const part of ["proxy", "agent"] as const) {
     for (
-      const [option, reason] of [["tunnel-max-duration", /longest life/], [
+      const [option, reason] of [["tunnel-max-duration", /maximum duration/], [
         "tunnel-idle-timeout",
         /No data was relayed for 1000 ms/,
       ]] as const
