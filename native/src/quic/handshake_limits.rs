@@ -20,7 +20,7 @@ pub struct HandshakeLimits {
 /// Pending handshakes per address. Unvalidated addresses are counted separately, as they can be spoofed.
 #[derive(Default)]
 pub struct PendingHandshakes {
-    of: Mutex<HashMap<AddressKey, AddressCounts>>,
+    by_address: Mutex<HashMap<AddressKey, AddressCounts>>,
 }
 
 #[derive(Default)]
@@ -48,13 +48,13 @@ impl PendingHandshakes {
         let Some(key) = key.filter(|_| max > 0) else {
             return Admission::Accept(None);
         };
-        let mut of = lock(&self.of);
-        let underway = of.entry(key).or_default();
+        let mut by_address = lock(&self.by_address);
+        let counts = by_address.entry(key).or_default();
         match validated {
-            true if underway.validated >= max => return Admission::Refuse,
-            true => underway.validated += 1,
-            false if underway.validated + underway.unvalidated >= max => return Admission::Retry,
-            false => underway.unvalidated += 1,
+            true if counts.validated >= max => return Admission::Refuse,
+            true => counts.validated += 1,
+            false if counts.validated + counts.unvalidated >= max => return Admission::Retry,
+            false => counts.unvalidated += 1,
         }
         let all = self.clone();
         Admission::Accept(Some(HandshakePermit { all, key, validated }))
@@ -63,14 +63,14 @@ impl PendingHandshakes {
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        let mut of = lock(&self.all.of);
-        let Some(underway) = of.get_mut(&self.key) else { return };
+        let mut by_address = lock(&self.all.by_address);
+        let Some(counts) = by_address.get_mut(&self.key) else { return };
         match self.validated {
-            true => underway.validated -= 1,
-            false => underway.unvalidated -= 1,
+            true => counts.validated -= 1,
+            false => counts.unvalidated -= 1,
         }
-        if underway.validated + underway.unvalidated == 0 {
-            of.remove(&self.key);
+        if counts.validated + counts.unvalidated == 0 {
+            by_address.remove(&self.key);
         }
     }
 }
@@ -103,24 +103,24 @@ mod tests {
 
     #[test]
     fn spoofed_handshakes_do_not_use_up_the_limit_of_an_address() {
-        let underway = Arc::new(PendingHandshakes::default());
+        let pending = Arc::new(PendingHandshakes::default());
         let key = Some(AddressKey::V4(1));
         let taken = |admission| match admission {
             Admission::Accept(Some(permit)) => permit,
             _ => panic!("not taken"),
         };
-        let unvalidated: Vec<_> = (0..2).map(|_| taken(underway.admit(key, false, 2))).collect();
-        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
-        let shown: Vec<_> = (0..2).map(|_| taken(underway.admit(key, true, 2))).collect();
-        assert!(matches!(underway.admit(key, true, 2), Admission::Refuse));
-        drop(taken(underway.admit(Some(AddressKey::V4(2)), true, 2)));
+        let unvalidated: Vec<_> = (0..2).map(|_| taken(pending.admit(key, false, 2))).collect();
+        assert!(matches!(pending.admit(key, false, 2), Admission::Retry));
+        let shown: Vec<_> = (0..2).map(|_| taken(pending.admit(key, true, 2))).collect();
+        assert!(matches!(pending.admit(key, true, 2), Admission::Refuse));
+        drop(taken(pending.admit(Some(AddressKey::V4(2)), true, 2)));
         drop(shown);
-        drop(taken(underway.admit(key, true, 2)));
-        assert!(matches!(underway.admit(key, false, 2), Admission::Retry));
+        drop(taken(pending.admit(key, true, 2)));
+        assert!(matches!(pending.admit(key, false, 2), Admission::Retry));
         drop(unvalidated);
-        drop(taken(underway.admit(key, false, 2)));
-        assert!(lock(&underway.of).is_empty());
-        assert!(matches!(underway.admit(None, true, 2), Admission::Accept(None)));
-        assert!(matches!(underway.admit(key, true, 0), Admission::Accept(None)));
+        drop(taken(pending.admit(key, false, 2)));
+        assert!(lock(&pending.by_address).is_empty());
+        assert!(matches!(pending.admit(None, true, 2), Admission::Accept(None)));
+        assert!(matches!(pending.admit(key, true, 0), Admission::Accept(None)));
     }
 }

@@ -63,14 +63,15 @@ impl Listener {
         warn: &Warn,
     ) -> Result<Self, NetError> {
         let config = server_config(tls, &alpn, &transport)?;
-        let known = transport.server_endpoint(tls)?;
+        let endpoint_config = transport.server_endpoint(tls)?;
         let socket = udp::bind(address, warn)?;
         let _guard = runtime.enter();
         let descriptor = socket.as_raw_fd();
-        let runs_on = Arc::new(CoalescingRuntime);
-        let socket = runs_on.wrap_udp_socket(socket).map_err(|e| NetError::bind(&e, address))?;
+        let quic_runtime = Arc::new(CoalescingRuntime);
+        let socket = quic_runtime.wrap_udp_socket(socket).map_err(|e| NetError::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(known, Some(config), socket, runs_on).map_err(|e| NetError::bind(&e, address))?;
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, quic_runtime)
+            .map_err(|e| NetError::bind(&e, address))?;
         let bound = endpoint.local_addr().map_err(|e| NetError::bind(&e, address))?;
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let (open, closed) = watch::channel(true);
@@ -154,7 +155,7 @@ fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Res
 /// Accepts connections. Handshakes run concurrently.
 async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
-    let underway = Arc::new(PendingHandshakes::default());
+    let pending = Arc::new(PendingHandshakes::default());
     let HandshakeLimiter { accept_queue, limits, .. } = &limiter;
     let time = limits.time;
     loop {
@@ -178,7 +179,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             let _ = incoming.retry(); // fails only for validated addresses
             continue;
         }
-        let permit = match underway.admit(limits.keys.of(remote.ip()), validated, limits.pending_per_address) {
+        let permit = match pending.admit(limits.keys.of(remote.ip()), validated, limits.pending_per_address) {
             Admission::Accept(permit) => permit,
             Admission::Retry => {
                 let _ = incoming.retry(); // as above
