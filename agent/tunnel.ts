@@ -1,6 +1,6 @@
 // Serves a request of the proxy: checks the head and the allow-list, connects over TCP, responds with 200, and relays.
 import { endReason } from "../shared/auth/authenticator.ts";
-import { type Authority, formatAuthority, HeadError, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import { type Authority, formatAuthority, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import type { ProxyErrorType } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
@@ -9,6 +9,7 @@ import type { Logger } from "../shared/log/logger.ts";
 import type { TunnelEnd } from "../shared/service/metrics.ts";
 import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
 import type { ConnectedTunnel, Duplex, Incoming, Net } from "../shared/net/types.ts";
+import { proxyErrorOf } from "../shared/tunnel/errors.ts";
 import type { DestinationPolicy } from "./destination_policy.ts";
 
 export interface TunnelOptions {
@@ -58,7 +59,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const reason = failure.cause instanceof Error ? `${failure.message}: ${failure.cause.message}` : failure.message;
     if (failure.status === 500) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log[failure instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: failure.status, reason });
+    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: failure.status, reason });
     await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
     options.onEnd?.({ status: failure.status, error: failure.error, sent: 0, received: 0 });
@@ -94,9 +95,7 @@ function round(ms: number): number {
 }
 
 function toProxyError(cause: unknown): ProxyError {
-  if (cause instanceof ProxyError) return cause;
-  if (cause instanceof HeadError) return new ProxyError(cause.status, "http_request_error", cause.message);
-  return new ProxyError(500, "proxy_internal_error", "Internal error of the agent", [], { cause });
+  return proxyErrorOf(cause) ?? new ProxyError(500, "proxy_internal_error", "Internal error of the agent", [], { cause });
 }
 
 const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {

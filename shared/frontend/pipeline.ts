@@ -8,6 +8,7 @@ import type { ClientPermit } from "../limits/client_limits.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { NetError } from "../net/errors.ts";
 import type { Duplex, Incoming, Net, SpliceOptions } from "../net/types.ts";
+import { proxyErrorOf } from "../tunnel/errors.ts";
 import { logRequest, type RequestRecord } from "./access_log.ts";
 import type { TrustedProxies, UnnamedClients } from "./client_address.ts";
 import type { Dialer, DialRequest, Upstream, UpstreamStream } from "./dialer.ts";
@@ -254,8 +255,8 @@ function abort(stream: Duplex): void {
   stream.close();
 }
 
-/** The response for a request that ends because `signal` was aborted. */
-function endOf({ reason }: AbortSignal): ProxyError {
-  if (reason instanceof ProxyError) return reason;
+/** The error of a request that ends because `signal` was aborted: by a limit, or because the credentials have ended. */
+function endOf({ reason }: AbortSignal): unknown {
+  if (proxyErrorOf(reason) !== undefined) return reason;
   return challenge("The credentials are no longer accepted", { error: "connection_terminated", cause: reason });
 }

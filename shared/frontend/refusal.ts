@@ -9,6 +9,7 @@ import type { LogLimit } from "../log/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import { NetError } from "../net/errors.ts";
 import type { Duplex } from "../net/types.ts";
+import { proxyErrorOf } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
 
 /** What error responses need of the frontend. */
@@ -38,7 +39,7 @@ export function toDenial(cause: unknown): unknown {
 
 /**
  * Handles a connection without a request head. Returns after closing it where a response makes no sense.
- * @throws {ProxyError | HeadError} the response
+ * @throws {ProxyError | HeadError | LimitReached} the response
  */
 export function refuseHead(context: RefusalContext, stream: Duplex, error: NetError | undefined, record: RequestRecord): void {
   const { log, logLimit, limits, onBadClient } = context;
@@ -84,7 +85,7 @@ export async function refuse(
   record.status ??= refusal.status;
   record.proxyError = refusal.error;
   record.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-  record.isQuiet = refusal instanceof LimitReached;
+  record.isQuiet = error instanceof LimitReached;
   if (error instanceof HeadError && record.agent === undefined) {
     onBadClient?.("head");
     record.isQuiet = !logLimit.admits("malformed request");
@@ -102,8 +103,8 @@ export async function refuse(
 }
 
 function toProxyError(error: unknown): ProxyError {
-  if (error instanceof ProxyError) return error;
-  if (error instanceof HeadError) return new ProxyError(error.status, "http_request_error", error.message);
+  const known = proxyErrorOf(error);
+  if (known) return known;
   if (error instanceof NetError) {
     return new ProxyError(502, "connection_terminated", "The connection to the destination was lost", [], { cause: error });
   }

@@ -1,5 +1,4 @@
 // Reaching a limit: the error for the peer, the count for metrics, and a log line at most once a minute.
-import { ProxyError } from "../http/status.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 
 /** Name of a limit in metrics and log: its option without `limits.`, or `ports` for the system's local ports. */
@@ -24,12 +23,19 @@ export type LimitName =
   | "handshakes"
   | "handshakes-per-address";
 
-/** A configured limit is reached: 503 with Retry-After. */
-export class LimitReached extends ProxyError {
-  /** @param retryAfterS whole seconds. Default 1. */
-  constructor(readonly limit: LimitName, message: string, retryAfterS = 1) {
-    super(503, "connection_limit_reached", message, [["Retry-After", String(retryAfterS)]]);
+/** A configured limit is reached. */
+export class LimitReached extends Error {
+  override readonly name = "LimitReached";
+
+  /** @param retryAfterS whole seconds after which a retry makes sense. Default 1. */
+  constructor(readonly limit: LimitName, message: string, readonly retryAfterS = 1) {
+    super(message);
   }
+}
+
+/** A tunnel has been idle for longer than `limits.tunnel-idle-timeout`. */
+export class TunnelIdle extends Error {
+  override readonly name = "TunnelIdle";
 }
 
 /** Minimum interval between two log lines of one limit, in milliseconds. */

@@ -1,9 +1,8 @@
 // Limits on tunnels: their number in total, per agent and per client, and their lifetime. One timer serves all of them.
-import { ProxyError } from "../http/status.ts";
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
 import { Bandwidth } from "./bandwidth.ts";
-import { type LimitName, LimitReached, type LimitReporter, unlimitedIfZero } from "./limit.ts";
+import { type LimitName, LimitReached, type LimitReporter, TunnelIdle, unlimitedIfZero } from "./limit.ts";
 import type { TunnelLimitValues } from "./options.ts";
 import { BufferBudget, type Buffers, MemoryWatermark } from "./resources.ts";
 import { InflightCounts } from "./counters.ts";
@@ -247,7 +246,7 @@ export class TunnelLimits {
         else if (now - progress.since >= tunnelIdleTimeout) {
           reports.record("tunnel-idle-timeout");
           this.#tracked.delete(tunnel);
-          controller?.abort(new ProxyError(504, "http_response_timeout", `Nothing was sent or received for ${tunnelIdleTimeout} ms`));
+          controller?.abort(new TunnelIdle(`Nothing was sent or received for ${tunnelIdleTimeout} ms`));
         }
       }
     }

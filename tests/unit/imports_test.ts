@@ -32,6 +32,7 @@ const LEVELS: readonly (readonly string[])[] = [
   ["shared/http", "shared/address", "shared/files", "shared/config"],
   ["shared/tls", "shared/auth", "shared/store", "shared/link"],
   ["shared/limits"],
+  ["shared/tunnel"],
   ["shared/service"],
   ["shared/frontend", "shared/cli"],
   ["proxy", "agent", "lb"],

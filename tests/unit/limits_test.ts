@@ -5,6 +5,7 @@ import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { ConnectionLimiter, type ConnectionLimiterOptions } from "../../shared/limits/connection_limiter.ts";
 import { FailedCredentials } from "../../shared/limits/failed_credentials.ts";
 import { LimitReached, LimitReporter } from "../../shared/limits/limit.ts";
+import { proxyErrorOf } from "../../shared/tunnel/errors.ts";
 import {
   checkWatermark,
   descriptorLimit,
@@ -245,7 +246,8 @@ describe("the door", () => {
     const visit = door.acquire("10.0.0.1:1");
     for (let i = 0; i < 3; i++) visit.recordFailure(`wrong ${i}`);
     assert.throws(() => door.acquire("10.0.0.1:2").checkLockout(), (error: LimitReached) => {
-      assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
+      const response = proxyErrorOf(error)!;
+      assert.deepEqual([response.status, response.error, response.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
       return true;
     });
     door.acquire("10.0.0.2:1").checkLockout();
