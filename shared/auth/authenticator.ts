@@ -21,6 +21,7 @@ export class AuthenticationError extends Error {
   /** Always `AuthenticationError`. */
   override readonly name = "AuthenticationError";
   /**
+   * Creates an error for the local log.
    * @param kind `agent-id`: an invalid agent id; `denied`: any other reason
    * @param message for the log
    * @param claims of a token whose signature is valid

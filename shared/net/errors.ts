@@ -65,6 +65,7 @@ export class NetError extends Error {
   readonly remote: boolean;
 
   /**
+   * Creates an error of the network.
    * @param code for programs
    * @param message for people
    */
