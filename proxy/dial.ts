@@ -32,7 +32,7 @@ export interface DialContext {
 
 /**
  * Opens a tunnel through the agent. A dead connection is replaced by the agent's next one. If several agents share the id and one cannot
- * reach the destination, the next one is tried, and for some time it is tried first.
+ * reach the destination, the next one is tried, and for some time the failed one is avoided.
  * @throws {ProxyError}
  */
 export async function dialAgent(
@@ -62,6 +62,7 @@ export async function dialAgent(
         continue;
       }
       if (!(cause instanceof NetError)) throw cause;
+      if (isCancelled(request)) throw cause; // by the client or its credentials; the agent may be fine
       if (cause.code === "abandoned") throw toProxyError(cause); // the client has disconnected; the agent may be fine
       lost = cause;
       // a slow agent may still open the tunnel: a second attempt would reach the destination twice
@@ -75,6 +76,11 @@ export async function dialAgent(
   if (lost !== undefined) throw toProxyError(lost);
   if (draining) throw new ProxyError(503, "destination_unavailable", "The proxy is shutting down", [["Retry-After", "1"]]);
   throw new ProxyError(502, "destination_unavailable", "The agent is not connected to this proxy");
+}
+
+/** Whether the request itself has ended: its credentials, its time, or its client's connection. */
+function isCancelled({ client, clientSignal }: DialRequest): boolean {
+  return (client ? client.copy.signal : clientSignal?.())?.aborted ?? false;
 }
 
 /** @throws {NetError} as `openTunnel` and `request` of the connection */

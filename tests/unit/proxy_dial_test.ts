@@ -12,7 +12,7 @@ import type { QuicConnection } from "../../shared/net/types.ts";
 import { streamPair } from "../../testing/network.ts";
 
 /** Two agents with one id, whose requests all fail; which of them were asked, and which are avoided afterwards. */
-async function dialAndFail(code: NetErrorCode): Promise<{ error: unknown; asked: number; avoided: number }> {
+async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ error: unknown; asked: number; avoided: number }> {
   const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
   let asked = 0;
   const openTunnel = () => {
@@ -38,7 +38,7 @@ async function dialAndFail(code: NetErrorCode): Promise<{ error: unknown; asked:
     destination: { host: "db", port: 5432 },
     credentials: { scheme: "basic", username: "a", password: "" },
     fields: [],
-    client: { stream: streamPair().near, copy: {} },
+    client: { stream: streamPair().near, copy: { signal } },
   };
   const monitor = new StalledAgentMonitor(agents);
   try {
@@ -54,6 +54,13 @@ describe("dialing an agent", () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
     assert.ok(error instanceof ProxyError && error.message === "The client has disconnected", String(error));
     assert.deepEqual([asked, avoided], [1, 0]);
+  });
+
+  it("asks no other agent once the request itself has ended", async () => {
+    const { error, asked, avoided } = await dialAndFail("cancelled", AbortSignal.abort());
+    assert.ok(error instanceof NetError && error.code === "cancelled", String(error));
+    assert.deepEqual([asked, avoided], [1, 0]);
+    assert.equal((await dialAndFail("cancelled")).asked, 2); // of a connection that was given up
   });
 
   it("avoids one that did not answer in time", async () => {
