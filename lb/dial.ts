@@ -76,7 +76,7 @@ export function createDialer(options: DialerOptions): (request: DialRequest) => 
     }
     if (!refusal) throw new ProxyError(502, "destination_unavailable", "The agent is not connected to any proxy");
     for (const address of locator.alternatives(agentId, attempted, MAX_ATTEMPTS - attempted.size)) {
-      if (performance.now() >= deadline) break;
+      if (performance.now() >= deadline) throw refusal; // a proxy that was not asked may hold the agent
       const wrong = new Set(attempted);
       const result = await attempt(address);
       if (result instanceof ProxyError) continue;
