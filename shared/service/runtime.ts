@@ -152,7 +152,7 @@ export class ServiceRuntime {
     this.#reloads.push(() => tls.reload(use));
   }
 
-  /** Reads certificates, keys, and files of tokens again. */
+  /** Reads certificates, keys, and the files of the authenticator again. */
   async reload(): Promise<void> {
     await Promise.all(this.#reloads.map((reload) => reload()));
   }
@@ -171,8 +171,11 @@ export class ServiceRuntime {
     this.health.setUnready("draining");
     this.log.info("draining", fields);
     if (delayMs > 0) await sleep(delayMs, undefined, { signal: this.#closing.signal }).catch(() => {}); // closed
-    await finish();
-    await this.close();
+    try {
+      await finish();
+    } finally {
+      await this.close();
+    }
   }
 
   /** Closes everything at once. Later calls return the first call's promise. */
