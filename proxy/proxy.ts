@@ -57,7 +57,7 @@ export interface Proxy {
    * has, then closes. It accepts clients as long as an agent stays that finds no other proxy. {@link close} ends it at once.
    */
   drain(): Promise<void>;
-  /** Reads certificates, keys, and files of tokens again. */
+  /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients, tells the agents, frees the addresses. */
   close(): Promise<void>;
@@ -135,10 +135,11 @@ function drain(runtime: ServiceRuntime, server: AgentServer, frontend: HttpFront
     delayMs,
     async finish() {
       const start = performance.now();
+      if (timeoutMs === 0) return await frontend.drain(0);
       // clients are still served: some agents are moving, and some find no other proxy
-      if (timeoutMs > 0) await server.migrate(timeoutMs);
+      await server.migrate(timeoutMs);
       if (server.agents.hasAvailable) runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
-      await frontend.drain(Math.max(0, timeoutMs - (performance.now() - start)), server.abandoned());
+      await frontend.drain(Math.max(1, timeoutMs - (performance.now() - start)), server.abandoned()); // 0 would cut the newest clients
     },
   });
 }
