@@ -85,7 +85,7 @@ export async function refuse(
   record.status ??= refusal.status;
   record.proxyError = refusal.error;
   record.reason = refusal.cause instanceof Error ? `${refusal.message}: ${refusal.cause.message}` : refusal.message;
-  record.isQuiet = error instanceof LimitReached;
+  record.isQuiet = error instanceof LimitReached && record.connectedAt === undefined; // a tunnel that a limit ends is logged as others are
   if (error instanceof HeadError && record.agent === undefined) {
     onBadClient?.("head");
     record.isQuiet = !logLimit.admits("malformed request");
