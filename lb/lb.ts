@@ -38,7 +38,7 @@ export interface LoadBalancer {
    * accepts clients, unless `drain.refuseClients` is set. {@link close} ends it at once.
    */
   drain(): Promise<void>;
-  /** Reads certificates, keys, and files of tokens again. */
+  /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients and frees the address. */
   close(): Promise<void>;

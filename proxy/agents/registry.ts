@@ -75,7 +75,7 @@ export class AgentRegistry {
     return replaced;
   }
 
-  /** Whether `agent` replaces another process. Other connections that {@link add} returns exceed the maximum. */
+  /** Whether `agent` replaces `old`, the connection of another process. Other connections that {@link add} returns exceed the maximum. */
   replaces(agent: ConnectedAgent, old: ConnectedAgent): boolean {
     return !this.#multiple && !old.isDraining && !isSameProcess(old, agent);
   }

@@ -79,9 +79,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const register = (agent: ConnectedAgent): void => {
     const replaced = agents.add(agent);
     options.presence?.add(agent.identity.agentId);
-    // only then: requests in between must find the new connection
     for (const old of replaced) {
-      agents.remove(old);
       if (agents.replaces(agent, old)) replacements.replaced(old, agent);
       old.connection.close(CloseCode.replaced, "closing old connection");
     }
@@ -238,7 +236,7 @@ class CreditError extends Error {
  */
 function checkCredit(connection: QuicConnection): void {
   const credit = connection.peerCredit();
-  if (!credit) return; // closed: the next call reports why
+  if (!credit) return; // closed: its end is reported
   const refuse = (parameter: string, what: string, least: number): never => {
     throw new CreditError(`Cannot ${what}: the agent's QUIC transport parameter ${parameter} is 0. Set it to ${least} or more`);
   };

@@ -80,7 +80,7 @@ export class ClientListener {
       proxyProtocol: networksOf(proxyProtocol),
     });
     const clients = new ClientListener(runtime, options, deps, limits, listener);
-    // later resources close before: requests may need them to end
+    // what is opened later is closed before, and that ends the requests
     runtime.defer(async () => {
       listener.close();
       await clients.#frontend?.done;

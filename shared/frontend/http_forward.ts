@@ -422,8 +422,7 @@ class ForwardedRequest {
 }
 
 /**
- * Where the request's body ends. Reading stops there; no second request is looked for: the connection to the origin serves this request alone,
- * and after `Connection: close` the origin takes nothing behind the body for a request (RFC 9112 §9.6).
+ * Where the request's body ends. What follows is not forwarded: the connection to the origin serves this request alone (RFC 9112 §9.6).
  */
 function endOfRequest({ fields }: RequestHead): BodyEnd {
   if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });
