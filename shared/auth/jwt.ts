@@ -188,7 +188,9 @@ async function poll(files: Files, log: Logger): Promise<boolean> {
       log.info("revocation list reloaded", { file: file.name, revoked: files.revocations.value.size });
       warnAboutForeignIds(files, log);
     } catch (error) {
-      const message = file.missing > 0 ? "token file is missing" : "token file is invalid; keeping the previous tokens";
+      const message = file.missing > 0
+        ? "authentication file is missing"
+        : "authentication file is invalid; its previous content stays in force";
       log.error(message, { file: file.name, reason: (error as Error).message });
     }
   }

@@ -235,7 +235,7 @@ describe("a revocation file", () => {
     const auth = await bench.start({ revocationFile });
     const client = await asClient(auth, later);
     rmSync(revocationFile);
-    await bench.log.waitFor("token file is missing", { file: revocationFile });
+    await bench.log.waitFor("authentication file is missing", { file: revocationFile });
     await assert.rejects(asClient(auth, gone), denied(/revoked/));
     bench.replace("revoked", String(client.tokenId));
     await endOf(client);
@@ -276,7 +276,9 @@ describe("a revocation file that is not understood", () => {
     const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
     const auth = await bench.start({ revocationFile });
     bench.replace("revoked", `${id},${id}`);
-    const { reason } = await bench.log.waitFor("token file is invalid; keeping the previous tokens", { file: revocationFile });
+    const { reason } = await bench.log.waitFor("authentication file is invalid; its previous content stays in force", {
+      file: revocationFile,
+    });
     assert.match(String(reason), /^line 1: it has a comma/);
     await assert.rejects(asClient(auth, gone), denied(/revoked/));
   });
@@ -379,10 +381,10 @@ describe("key files", () => {
       const auth = await bench.start();
       const client = await asClient(auth, await KEY.sign());
       spoil(bench);
-      await bench.log.waitFor("token file is invalid; keeping the previous tokens");
+      await bench.log.waitFor("authentication file is invalid; its previous content stays in force");
       await asClient(auth, await KEY.sign());
       for (let looks = 0; looks < 2; looks++) await tick(auth, bench);
-      assert.equal(bench.log.logged("token file is invalid; keeping the previous tokens").length, 1);
+      assert.equal(bench.log.logged("authentication file is invalid; its previous content stays in force").length, 1);
       assert.equal(client.signal!.aborted, false);
     });
   }
@@ -406,7 +408,7 @@ describe("key files", () => {
     const auth = await bench.start();
     const client = await asClient(auth, await KEY.sign());
     rmSync(join(bench.folder.path, "key.pem"));
-    await bench.log.waitFor("token file is missing");
+    await bench.log.waitFor("authentication file is missing");
     for (let looks = 0; looks < 3; looks++) await tick(auth, bench);
     assert.equal(client.signal!.aborted, false);
     await asClient(auth, await KEY.sign());
