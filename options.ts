@@ -16,12 +16,12 @@ export interface ProxyOptions {
         cert?: string;
         /** `--agent-server.tls.file.client-ca`: Require certificates of these authorities from agents, PEM. */
         clientCa?: string;
-        /** `--agent-server.tls.file.client-crl`: Refuse certificates on these revocation lists, PEM; needs client-ca. */
+        /** `--agent-server.tls.file.client-crl`: Reject certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
-      /** `--agent-server.tls.key-password`: Password of the private key, where it is encrypted. */
+      /** `--agent-server.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
-      /** `--agent-server.tls.refresh`: Read these files again at this interval; 0s never. In milliseconds. Default: `0`. */
+      /** `--agent-server.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--agent-server.tls.agent-id-from`: Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none. Default: `"none"`. */
       agentIdFrom?: "none" | "san" | "cn";
@@ -62,14 +62,14 @@ export interface ProxyOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
-    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their connections without it are refused, and others with it. By default none. */
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Connections from them without the header, and from others with it, are refused. By default none. */
     proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How agents and clients authenticate. Default: `"noauth"`. */
+    /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
     /** `--auth.jwt.*` */
     jwt?: {
@@ -77,7 +77,7 @@ export interface ProxyOptions {
       publicKey?: string[];
       /** `--auth.jwt.audience`: Audience that tokens must name. */
       audience?: string;
-      /** `--auth.jwt.on-expiry`: What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep). Default: `"close-agents"`. */
+      /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
       /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
@@ -138,7 +138,7 @@ export interface ProxyOptions {
     tunnelRatePerAddress?: number;
     /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */
     tunnelRatePerClient?: number;
-    /** `--limits.tunnel-burst`: Burst of new tunnels: this long a time's worth may be opened at once; 0s: one. In milliseconds. Default: `2000`. */
+    /** `--limits.tunnel-burst`: Burst of new tunnels, as a time at the permitted rate: with 2s and 1000 a second, 2000 at once; 0s: one. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
@@ -164,7 +164,7 @@ export interface ProxyOptions {
     handshakesPerAddress?: number;
     /** `--limits.retry-threshold`: Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2); 0: always. Default: `256`. */
     retryThreshold?: number;
-    /** `--limits.auth-failures`: Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications permitted to an address (IPv6: /64); each further one locks it out, for 1 s at first and twice as long each time. One is forgiven every 10 s (agents: every second); a repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
     authFailures?: number;
     /** `--limits.auth-lockout-max`: Longest lockout of an address. In milliseconds. Default: `300000`. */
     authLockoutMax?: number;
@@ -173,9 +173,9 @@ export interface ProxyOptions {
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none. In milliseconds. Default: `0`. */
+    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; drain.timeout begins after it. 0s: none. In milliseconds. Default: `0`. */
     delay?: number;
-    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */
@@ -265,7 +265,7 @@ export interface AgentOptions {
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */
@@ -310,7 +310,7 @@ export interface LoadBalancerOptions {
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
-    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their connections without it are refused, and others with it. By default none. */
+    /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Connections from them without the header, and from others with it, are refused. By default none. */
     proxyProtocol?: string[];
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
@@ -319,7 +319,7 @@ export interface LoadBalancerOptions {
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */
     connectTimeout?: number;
-    /** `--http-connector.response-timeout`: Timeout for the proxy's response after that; it should exceed the proxy's own timeout for agents. In milliseconds. Default: `15000`. */
+    /** `--http-connector.response-timeout`: Timeout for the proxy's response, once connected; set it longer than the proxy's --agent-server.agent.dial-timeout. In milliseconds. Default: `15000`. */
     responseTimeout?: number;
     /** `--http-connector.tls.*` */
     tls?: {
@@ -329,7 +329,7 @@ export interface LoadBalancerOptions {
       insecureSkipVerify?: boolean;
       /** `--http-connector.tls.use-system-pool`: Trust the system's authorities as well as those of root-ca. Default: `false`. */
       useSystemPool?: boolean;
-      /** `--http-connector.tls.refresh`: Read these files again at this interval; 0s never. In milliseconds. Default: `0`. */
+      /** `--http-connector.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--http-connector.tls.file.*` */
       file?: {
@@ -344,7 +344,7 @@ export interface LoadBalancerOptions {
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How agents and clients authenticate. Default: `"noauth"`. */
+    /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
     /** `--auth.jwt.*` */
     jwt?: {
@@ -352,7 +352,7 @@ export interface LoadBalancerOptions {
       publicKey?: string[];
       /** `--auth.jwt.audience`: Audience that tokens must name. */
       audience?: string;
-      /** `--auth.jwt.on-expiry`: What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep). Default: `"close-agents"`. */
+      /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
       /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
@@ -407,7 +407,7 @@ export interface LoadBalancerOptions {
     tunnelRatePerAddress?: number;
     /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */
     tunnelRatePerClient?: number;
-    /** `--limits.tunnel-burst`: Burst of new tunnels: this long a time's worth may be opened at once; 0s: one. In milliseconds. Default: `2000`. */
+    /** `--limits.tunnel-burst`: Burst of new tunnels, as a time at the permitted rate: with 2s and 1000 a second, 2000 at once; 0s: one. In milliseconds. Default: `2000`. */
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
@@ -423,7 +423,7 @@ export interface LoadBalancerOptions {
     memoryWatermark?: string;
     /** `--limits.buffer-memory`: Memory for the buffers of all tunnels. From half of it on, flow control windows stop growing; from two thirds, new tunnels are refused; from nine tenths, the tunnels that buffer most are reset. 512MiB, 2GiB, or a share of the memory of the machine or the control group; 0: no limit. Default: `"25%"`. */
     bufferMemory?: string;
-    /** `--limits.auth-failures`: Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
+    /** `--limits.auth-failures`: Failed authentications permitted to an address (IPv6: /64); each further one locks it out, for 1 s at first and twice as long each time. One is forgiven every 10 s (agents: every second); a repeated wrong credential counts once a minute. 0: no limit. Default: `10`. */
     authFailures?: number;
     /** `--limits.auth-lockout-max`: Longest lockout of an address. In milliseconds. Default: `300000`. */
     authLockoutMax?: number;
@@ -432,11 +432,11 @@ export interface LoadBalancerOptions {
   };
   /** `--drain.*` */
   drain?: {
-    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none. In milliseconds. Default: `0`. */
+    /** `--drain.delay`: Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; drain.timeout begins after it. 0s: none. In milliseconds. Default: `0`. */
     delay?: number;
     /** `--drain.refuse-clients`: On SIGTERM, after drain.delay: refuse new clients at once, so that a balancer without readiness checks uses another lb. Otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
     refuseClients?: boolean;
-    /** `--drain.timeout`: Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
+    /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
   /** `--admin.*` */

@@ -36,7 +36,7 @@ export const lbOptions = defineOptions({
   "http-connector.response-timeout": {
     kind: "duration",
     default: "15s",
-    description: "Timeout for the proxy's response after that; it should exceed the proxy's own timeout for agents.",
+    description: "Timeout for the proxy's response, once connected; set it longer than the proxy's --agent-server.agent.dial-timeout.",
     check: positive,
   },
   "http-connector.tls.enable": { guards: NOT_GIVEN, kind: "boolean", default: "false", description: "Connect to proxies over TLS." },
@@ -46,7 +46,11 @@ export const lbOptions = defineOptions({
     default: "false",
     description: "Trust the system's authorities as well as those of root-ca.",
   },
-  "http-connector.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
+  "http-connector.tls.refresh": {
+    kind: "duration",
+    default: "0s",
+    description: "Reload these files at this interval if they have changed; 0s: never.",
+  },
   "http-connector.tls.file.root-ca": {
     guards: NOT_GIVEN,
     kind: "file",

@@ -33,10 +33,14 @@ export const proxyOptions = defineOptions({
   "agent-server.tls.file.client-crl": {
     guards: NOT_GIVEN,
     kind: "file",
-    description: "Refuse certificates on these revocation lists, PEM; needs client-ca.",
+    description: "Reject certificates on these revocation lists, PEM; needs client-ca.",
   },
-  "agent-server.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, where it is encrypted." },
-  "agent-server.tls.refresh": { kind: "duration", default: "0s", description: "Read these files again at this interval; 0s never." },
+  "agent-server.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
+  "agent-server.tls.refresh": {
+    kind: "duration",
+    default: "0s",
+    description: "Reload these files at this interval if they have changed; 0s: never.",
+  },
   "agent-server.tls.agent-id-from": {
     guards: NOT_GIVEN,
     kind: "string",

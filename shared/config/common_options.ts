@@ -75,7 +75,8 @@ export const drainDelayOptions = defineOptions({
   "drain.delay": {
     kind: "duration",
     default: "0s",
-    description: "Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; 0s: none.",
+    description:
+      "Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; drain.timeout begins after it. 0s: none.",
   },
 });
 
@@ -83,7 +84,7 @@ export const drainOptions = defineOptions({
   "drain.timeout": {
     kind: "duration",
     default: "30s",
-    description: "Time for running tunnels to finish after SIGTERM (and a drain delay) before they are reset; 0s resets them at once.",
+    description: "Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once.",
   },
 });
 
@@ -94,7 +95,7 @@ export const authOptions = defineOptions({
     kind: "string",
     default: "noauth",
     choices: ["noauth", "jwt"],
-    description: "How agents and clients authenticate.",
+    description: "Authentication: none (noauth), or by tokens (jwt).",
   },
   "auth.jwt.public-key": {
     kind: "list",
@@ -108,7 +109,7 @@ export const authOptions = defineOptions({
     default: "close-agents",
     choices: ["close-agents", "close", "keep"],
     description:
-      "What an expired token closes: the agent's connection (close-agents), the client's tunnels too (close), or nothing (keep).",
+      "What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep).",
   },
   "auth.jwt.revocation-file": {
     guards: NOT_GIVEN,

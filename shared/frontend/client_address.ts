@@ -19,8 +19,8 @@ export const trustedProxyOptions = defineOptions({
   "http-proxy.proxy-protocol": {
     kind: "list",
     description:
-      "Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Their " +
-      "connections without it are refused, and others with it. By default none.",
+      "Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. " +
+      "Connections from them without the header, and from others with it, are refused. By default none.",
     check: checkNetworks({ words: false }),
   },
 });

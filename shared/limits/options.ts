@@ -91,7 +91,7 @@ export const clientLimitOptions = defineOptions({
   "limits.tunnel-burst": {
     kind: "duration",
     default: "2s",
-    description: "Burst of new tunnels: this long a time's worth may be opened at once; 0s: one.",
+    description: "Burst of new tunnels, as a time at the permitted rate: with 2s and 1000 a second, 2000 at once; 0s: one.",
   },
   "limits.bandwidth-per-agent": {
     kind: "string",
@@ -114,8 +114,8 @@ export const addressLimitOptions = defineOptions({
     kind: "integer",
     default: "10",
     description:
-      "Failed authentications allowed per address (IPv6: per /64), refilled at one every 10 s (agents: every second); then the address is " +
-      "locked out for 1 s, and twice as long after each further failure. A repeated wrong credential counts once a minute. 0: no limit.",
+      "Failed authentications permitted to an address (IPv6: /64); each further one locks it out, for 1 s at first and twice as long each " +
+      "time. One is forgiven every 10 s (agents: every second); a repeated wrong credential counts once a minute. 0: no limit.",
   },
   "limits.auth-lockout-max": {
     kind: "duration",
