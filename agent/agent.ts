@@ -52,7 +52,8 @@ export interface Agent {
   /** Addresses of the proxies it is connected to. */
   readonly proxies: readonly string[];
   /**
-   * Stops gracefully: refuses new tunnels, waits up to `drain.timeout` for the open ones, then closes. {@link close} ends the wait.
+   * Stops gracefully: tells proxies to prefer other agents, serves what still arrives (with version 1 of the link, refuses it), waits up to
+   * `drain.timeout` until the open tunnels have ended, then closes. {@link close} ends the wait.
    */
   drain(): Promise<void>;
   /** Reloads certificates and keys. The token is read at every connect anyway. */

@@ -119,7 +119,7 @@ export class Session {
   async #serve(): Promise<QuicClosed> {
     for (let batch; (batch = await this.#connection.acceptRequests()) !== null;) {
       for (const incoming of batch) {
-        // with a control stream the proxy has been told, and only requests already in flight arrive
+        // without a control stream the proxy cannot be told to prefer other agents
         const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
         const served: Promise<void> = serve(this.#options.tunnels, incoming).finally(() => this.#open.delete(served)); // never rejects
         this.#open.add(served);
@@ -140,7 +140,10 @@ export class Session {
     await this.#control?.moved(found);
   }
 
-  /** Refuses new tunnels and resolves when the open ones have ended. */
+  /**
+   * Tells the proxy to prefer other agents, serves what still arrives (with version 1 of the link, refuses it), and resolves when the open
+   * tunnels have ended.
+   */
   async drain(): Promise<void> {
     this.#draining = true;
     if (this.#control) {

@@ -1,7 +1,10 @@
 // Reaching a limit: the error for the peer, the count for metrics, and a log line at most once a minute.
 import type { LogFields, Logger } from "../log/logger.ts";
 
-/** Name of a limit in metrics and log: its option without `limits.`, or `ports` for the system's local ports. */
+/**
+ * Name of a limit in metrics and log: its option without `limits.`; `memory` is `limits.memory-watermark`, and `ports` are the system's local
+ * ports.
+ */
 export type LimitName =
   | "connections"
   | "connections-per-address"

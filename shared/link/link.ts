@@ -25,7 +25,10 @@ export const CloseCode = {
   limit: 503,
 } as const;
 
-/** The proxy's timeout from the handshake to the end of the authentication, in milliseconds. */
+/**
+ * The proxy's timeout for an agent's credentials after the handshake, and for its hello after they were verified, in milliseconds. The
+ * authenticator in between has none.
+ */
 export const AUTHENTICATION_TIMEOUT_MS = 3_000;
 /** The agent's timeout. It is longer, because a late response costs less than another attempt when thousands of agents reconnect. */
 const RESPONSE_TIMEOUT_MS = 10_000;

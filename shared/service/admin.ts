@@ -34,7 +34,7 @@ export interface AgentReport {
   /** The agent's host name and labels, if it sent them. */
   readonly host?: string;
   readonly labels?: Readonly<Record<string, string>>;
-  /** When the connection was accepted; ISO 8601. */
+  /** When the connection was authenticated; ISO 8601. */
   readonly since?: string;
   /** Tunnels open. */
   readonly tunnels?: number;

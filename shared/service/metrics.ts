@@ -22,7 +22,7 @@ export class Metrics {
       .set({ service, version: VERSION }, 1);
     this.#limits = new Counter({
       name: "reverse_http_limit_rejections_total",
-      help: "Limits that were reached: those of the options limits.*, head-size and head-time.",
+      help: "Limits that were reached: options without limits., memory (memory-watermark), ports (local ports), head-size and head-time.",
       labelNames: ["limit"],
       registers,
     });

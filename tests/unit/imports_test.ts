@@ -24,7 +24,7 @@ function staticImports(text: string): string[] {
   return [...found].map((match) => match[2]!);
 }
 
-/** The rooms of the house, the lowest first. A file may import its own level and those below. */
+/** The levels of the sources, the lowest first: folders and files. A file may import its own level and those below. */
 const LEVELS: readonly (readonly string[])[] = [
   ["shared/net/types.ts", "shared/net/errors.ts", "shared/net/pem.ts", "shared/net/printable.ts"],
   ["shared/net"],
@@ -41,8 +41,8 @@ const LEVELS: readonly (readonly string[])[] = [
 
 function levelOf(file: string): number {
   if (/(^|\/)main\.ts$/.test(file)) return LEVELS.length - 1;
-  const level = LEVELS.findIndex((rooms) => rooms.some((room) => file === room || file.startsWith(`${room}/`)));
-  assert.ok(level >= 0, `${file} is in no room of this test`);
+  const level = LEVELS.findIndex((paths) => paths.some((path) => file === path || file.startsWith(`${path}/`)));
+  assert.ok(level >= 0, `${file} is on no level of this test`);
   return level;
 }
 
