@@ -31,7 +31,7 @@ export interface Service<Values = object> extends CommandBase {
 export interface Running {
   /** Approximate upper bound of the duration of {@link close}, in milliseconds. */
   readonly closesWithinMs: number;
-  /** Reloads certificates, keys and token files. Connections that they still permit stay open. */
+  /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */
   reload(): Promise<void>;
   close(): Promise<void>;
 }
