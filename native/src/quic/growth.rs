@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use quinn::StreamId;
 
-use super::window::MAX_WINDOW;
 use crate::sync::lock;
 
+/// Initial receive window of a stream, and the minimum for slow readers, in bytes.
+pub const INITIAL_STREAM_WINDOW: u64 = 96 << 10;
+/// Maximum receive window of a stream: enough for 300 MB/s at a round-trip time of 50 ms.
+pub const MAX_WINDOW: u64 = 16 << 20;
 /// Total growth of all streams of the process beyond their initial windows, shared among them. Unread streams may keep all of it, as credit
 /// cannot be revoked.
 const GROWTH: u64 = 32 << 20;
@@ -122,7 +125,6 @@ impl<S> Growths<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quic::window::INITIAL_STREAM_WINDOW;
 
     const MS: Duration = Duration::from_millis(1);
 

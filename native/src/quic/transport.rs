@@ -8,7 +8,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 
 use super::congestion::{self, ConnectionSignals};
 use super::connection_window;
-use super::window;
+use super::growth;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 
@@ -66,7 +66,7 @@ impl Transport {
     }
 
     fn stream_window(&self) -> u32 {
-        self.stream_window.unwrap_or(window::INITIAL_STREAM_WINDOW as u32)
+        self.stream_window.unwrap_or(growth::INITIAL_STREAM_WINDOW as u32)
     }
 
     /// Sets up a connection after its handshake.

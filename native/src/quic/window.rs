@@ -7,13 +7,9 @@ use std::time::{Duration, Instant};
 use quinn::StreamId;
 
 use super::congestion::ConnectionSignals;
-use super::growth::{max_window, Growth, GROWTHS};
+use super::growth::{max_window, Growth, GROWTHS, MAX_WINDOW};
 use crate::relay::budget;
 
-/// Initial receive window of a stream, and the minimum for slow readers, in bytes.
-pub const INITIAL_STREAM_WINDOW: u64 = 96 << 10;
-/// Maximum receive window of a stream: enough for 300 MB/s at a round-trip time of 50 ms.
-pub const MAX_WINDOW: u64 = 16 << 20;
 /// Lower bound of the round-trip time: the engine takes this long itself.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
 
@@ -151,7 +147,7 @@ impl Drop for Flow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::growth::UNPROVEN_DRAIN;
+    use super::super::growth::{INITIAL_STREAM_WINDOW, UNPROVEN_DRAIN};
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
