@@ -125,8 +125,15 @@ describe("nginx before proxies and load balancers", () => {
     for (const id of others) await composition.startAgent(id);
     const ids = ["4711", "4712", ...others];
     for (const service of ["proxy-1", "proxy-2"]) {
-      const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
       const proxy = composition.program(service);
+      // nginx chooses the proxy of each agent: this one must have an agent, and so a tunnel
+      const held = () => proxy.logged("agent connected").length - proxy.logged("agent disconnected").length;
+      for (let more = 0; held() === 0; more++) {
+        assert.ok(more < 50, "nginx brings no agent to this proxy");
+        ids.push(`${service}-${more}`);
+        await composition.startAgent(ids.at(-1)!);
+      }
+      const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
       proxy.signal("SIGTERM");
       await proxy.waitFor("draining");
       let over = false;
