@@ -124,7 +124,7 @@ describe("logs", () => {
         }
       }
       // what it has to say it does say
-      assert.match(logs[0]!, format === "json" ? /"level":"TRACE"/ : / TRACE head id=\S+ fields="[^"]*Proxy-Authorization/);
+      assert.match(logs[0]!, format === "json" ? /"level":"TRACE"/ : / TRACE request head id=\S+ fields="[^"]*Proxy-Authorization/);
     });
   }
 
