@@ -27,8 +27,9 @@ export interface RequestRecord {
   reason?: string;
   /** When the connection to the destination was open. */
   connectedAt?: number;
-  /** Bytes from the client to the destination, and back. */
+  /** Bytes read from the client. In plain HTTP they include what follows the request and is dropped. */
   sent: number;
+  /** Bytes from the destination. */
   received: number;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
   isQuiet?: boolean;

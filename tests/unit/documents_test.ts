@@ -122,7 +122,7 @@ describe("documents", () => {
       // of rustls, which quotes nothing of ours
       if (quote === "UnknownIssuer") continue;
       for (const part of quote.split(/…;?|\?/).map((part) => part.trim())) {
-        assert.ok(said.includes(part), `nobody says ${JSON.stringify(part)}`);
+        assert.ok(said.includes(part), `no program says ${JSON.stringify(part)}`);
       }
     }
   });
