@@ -1,7 +1,7 @@
 // Connects over QUIC with a hedged second attempt. QUIC retransmits with doubling delays, so an attempt that started without a network
 // notices its return late; a second attempt that is restarted regularly notices it soon.
 import { CloseCode } from "../shared/link/link.ts";
-import type { ConnectQuicOptions, Net, QuicConnection } from "../shared/net/types.ts";
+import type { AgentSession, ConnectQuicOptions, Net } from "../shared/net/types.ts";
 
 export interface HedgedConnectOptions extends ConnectQuicOptions {
   /** Interval in milliseconds at which the second attempt is restarted. */
@@ -14,8 +14,8 @@ export interface HedgedConnectOptions extends ConnectQuicOptions {
  * error is that of the call.
  * @throws {NetError} as `connectQuic`
  */
-export async function connectHedged(net: Net, { attemptDelayMs, ...options }: HedgedConnectOptions): Promise<QuicConnection> {
-  const { promise, resolve, reject } = Promise.withResolvers<QuicConnection>();
+export async function connectHedged(net: Net, { attemptDelayMs, ...options }: HedgedConnectOptions): Promise<AgentSession> {
+  const { promise, resolve, reject } = Promise.withResolvers<AgentSession>();
   const done = new AbortController();
   const attempt = async (signal: AbortSignal): Promise<void> => {
     const connection = await net.connectQuic({ ...options, signal });

@@ -1,7 +1,7 @@
 // Classifies and describes failures between agent and proxy.
 import { CloseCode } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { QuicClosed } from "../shared/net/types.ts";
+import type { SessionClosed } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
 
 /** Describes a failed connection and its remedy. */
@@ -58,7 +58,7 @@ export function isUnavailable(error: unknown): boolean {
 }
 
 /** Describes the end of a connection. */
-export function describeEnd({ code, reason, remote, cause }: QuicClosed): string {
+export function describeEnd({ code, reason, remote, cause }: SessionClosed): string {
   if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";
   if (cause === "reset") return `${reason}: the proxy no longer knows this connection (was it restarted?)`;
   return reason;

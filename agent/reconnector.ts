@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Backoff } from "../shared/async/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log/logger.ts";
-import type { QuicClosed } from "../shared/net/types.ts";
+import type { SessionClosed } from "../shared/net/types.ts";
 import { describeEnd, isTimeout, isUnavailable } from "./failure.ts";
 import type { Session } from "./session.ts";
 import type { ProxyEndpoint, ProxyEndpoints } from "./proxy_endpoints.ts";
@@ -193,7 +193,7 @@ export class Reconnector {
 }
 
 /** Whether the proxy has closed the connection because it shuts down. */
-function isShutDown({ code, remote, cause }: QuicClosed): boolean {
+function isShutDown({ code, remote, cause }: SessionClosed): boolean {
   return remote && cause === "application" && code === CloseCode.shutdown;
 }
 

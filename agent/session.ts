@@ -4,7 +4,7 @@ import { ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/lin
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ClientTls, Duplex, Net, QuicClosed, QuicConnection, QuicStats, QuicTransport } from "../shared/net/types.ts";
+import type { AgentSession, ClientTls, Duplex, Net, QuicTransport, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { connectHedged } from "./connect.ts";
 import { explainTimeout } from "./unreachable.ts";
@@ -42,12 +42,12 @@ export class Session {
   readonly remote: string;
   readonly since = new Date();
   /** Resolves when the connection has ended. */
-  readonly closed: Promise<QuicClosed>;
+  readonly closed: Promise<SessionClosed>;
   /** Resolves when the proxy sends a goaway; otherwise it stays pending. */
   readonly goaway: Promise<Goaway>;
   /** Whether it is being replaced because of a goaway. */
   isLeaving = false;
-  readonly #connection: QuicConnection;
+  readonly #connection: AgentSession;
   readonly #control?: Control;
   readonly #options: SessionOptions;
   readonly #open = new Set<Promise<void>>();
@@ -89,7 +89,7 @@ export class Session {
     }
   }
 
-  private constructor(connection: QuicConnection, control: Duplex | undefined, options: SessionOptions) {
+  private constructor(connection: AgentSession, control: Duplex | undefined, options: SessionOptions) {
     this.#connection = connection;
     this.#options = options;
     this.remote = connection.remote;
@@ -112,11 +112,15 @@ export class Session {
     return this.#open.size;
   }
 
-  stats(): QuicStats {
+  get transport(): SessionKind {
+    return this.#connection.transport;
+  }
+
+  stats(): SessionStats {
     return this.#connection.stats();
   }
 
-  async #serve(): Promise<QuicClosed> {
+  async #serve(): Promise<SessionClosed> {
     for (let batch; (batch = await this.#connection.acceptRequests()) !== null;) {
       for (const incoming of batch) {
         // without a control stream the proxy cannot be told to prefer other agents

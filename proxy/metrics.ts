@@ -8,7 +8,7 @@ import type { ProxyTls } from "./tls.ts";
 export function registerProxyMetrics(metrics: Metrics, agents: AgentRegistry, tls: ProxyTls): void {
   metrics.gauge("reverse_http_agents", "Connected agent ids.", () => agents.size);
   metrics.gauge("reverse_http_agent_connections", "Connections of agents.", () => [...agents].length);
-  metrics.quic(() => [...agents].map(({ connection }) => connection));
+  metrics.sessions(() => [...agents].map(({ connection }) => connection));
   metrics.watchCertificate("agents", () => tls.agents.current.cert);
 }
 

@@ -4,7 +4,7 @@ import { type Fields, parseResponseHead, values } from "../shared/http/head.ts";
 import type { LogFields, Logger, LogLevel } from "../shared/log/logger.ts";
 import { createMemoryNet } from "./net/memory.ts";
 import { MemoryDuplex, Pipe } from "./net/stream.ts";
-import type { Duplex, Net, QuicConnection } from "../shared/net/types.ts";
+import type { AgentSession, Duplex, Net, SessionListener } from "../shared/net/types.ts";
 import { bytes, portOf, readText, within } from "../tests/conformance/support.ts";
 
 /** What no test may take: reached only by one that fails. */
@@ -30,6 +30,8 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     resolve: (host, options) => net.resolve(host, options),
     listenQuic: (options) => net.listenQuic(options),
     connectQuic: (options) => net.connectQuic(options),
+    listenTlsLink: (options) => net.listenTlsLink(options),
+    connectTlsLink: (options) => net.connectTlsLink(options),
     probeUdp: (options) => net.probeUdp(options),
     splice: (a, b, options) => net.splice(a, b, options),
     connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
@@ -42,7 +44,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
   };
 }
 
-/** The network, and the streams of its QUIC connections that were opened or accepted one by one and not closed. */
+/** The network, and the streams of its sessions that were opened or accepted one by one and not closed. */
 export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
   const open = new Set<Duplex>();
   const stream = (inner: Duplex): Duplex => {
@@ -55,7 +57,7 @@ export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
     open.add(outer);
     return outer;
   };
-  const connection = (inner: QuicConnection): QuicConnection =>
+  const connection = (inner: AgentSession): AgentSession =>
     instead(inner, {
       openStream: async () => stream(await inner.openStream()),
       acceptStream: async () => {
@@ -63,17 +65,18 @@ export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
         return accepted && stream(accepted);
       },
     });
+  const listener = (inner: SessionListener): SessionListener =>
+    instead(inner, {
+      accept: async () => {
+        const accepted = await inner.accept();
+        return accepted && connection(accepted);
+      },
+    });
   const counting = netWith(net, {
     connectQuic: async (options) => connection(await net.connectQuic(options)),
-    listenQuic: async (options) => {
-      const inner = await net.listenQuic(options);
-      return instead(inner, {
-        accept: async () => {
-          const accepted = await inner.accept();
-          return accepted && connection(accepted);
-        },
-      });
-    },
+    connectTlsLink: async (options) => connection(await net.connectTlsLink(options)),
+    listenQuic: async (options) => listener(await net.listenQuic(options)),
+    listenTlsLink: async (options) => listener(await net.listenTlsLink(options)),
   });
   return { counting, open };
 }
@@ -90,7 +93,7 @@ function instead<T extends object>(object: T, replaced: Partial<T>): T {
 }
 
 /** A stream that nobody reads a head from: both its ends. */
-export function streamPair(kind: "tcp" | "quic" = "tcp"): { near: Duplex; far: Duplex } {
+export function streamPair(kind: "tcp" | "session" = "tcp"): { near: Duplex; far: Duplex } {
   const [up, down] = [new Pipe(64 * 1024), new Pipe(64 * 1024)];
   return { near: new MemoryDuplex(kind, "127.0.0.1:1", down, up), far: new MemoryDuplex(kind, "127.0.0.1:2", up, down) };
 }

@@ -3,7 +3,7 @@ import { networksOf } from "../../shared/address/allow_list.ts";
 import { unlimitedIfZero } from "../../shared/limits/limit.ts";
 import { ALPN, CloseCode, PROXY_TRANSPORT } from "../../shared/link/link.ts";
 import type { NetError } from "../../shared/net/errors.ts";
-import type { ListenQuicOptions, QuicListener, ServerTls } from "../../shared/net/types.ts";
+import type { ListenQuicOptions, ServerTls, SessionListener } from "../../shared/net/types.ts";
 import type { ServiceRuntime } from "../../shared/service/runtime.ts";
 import type { ProxyOptions } from "../options.ts";
 
@@ -20,7 +20,7 @@ export async function listenForAgents(
   { agentServer, limits: { handshakes, handshakesPerAddress, retryThreshold, exemptAddresses } }: ProxyOptions,
   tls: ServerTls,
   countFailed: (outcome: "refused" | "failed", count: number) => void,
-): Promise<QuicListener> {
+): Promise<SessionListener> {
   const { limitReporter, logLimit } = runtime;
   const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
     const isLimit = error.code === "limit" || error.code === "limit-per-address";

@@ -2,11 +2,11 @@
 import type { Identity } from "../../shared/auth/authenticator.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { Hello } from "../../shared/link/message.ts";
-import type { QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
 
 /** A connection of an authenticated agent. */
 export interface ConnectedAgent {
-  readonly connection: QuicConnection;
+  readonly connection: AgentSession;
   readonly identity: Identity;
   /** When it authenticated. */
   readonly since: Date;

@@ -10,7 +10,7 @@ import { MessageError } from "../../shared/link/message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
-import type { QuicConnection, QuicListener } from "../../shared/net/types.ts";
+import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { Migration } from "./migration.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
@@ -25,7 +25,7 @@ export interface AgentEvents {
 }
 
 export interface AgentServerOptions extends AgentEvents {
-  listener: QuicListener;
+  listener: SessionListener;
   /** Limits connections of agents. Default none. */
   limiter?: ConnectionLimiter;
   authenticator: Authenticator;
@@ -128,7 +128,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     onAgentDisconnected?.({ id, remote, reason: why });
   };
 
-  const serve = async (connection: QuicConnection): Promise<void> => {
+  const serve = async (connection: AgentSession): Promise<void> => {
     let [permit, accepted]: [ConnectionPermit | undefined, boolean] = [undefined, false];
     try {
       permit = options.limiter?.acquire(connection.remote);
@@ -184,7 +184,7 @@ interface Admitted {
 
 /** Authenticates the agent, registers it, and accepts it. */
 async function admit(
-  connection: QuicConnection,
+  connection: AgentSession,
   authenticator: Authenticator,
   permit: ConnectionPermit | undefined,
   register: (agent: ConnectedAgent) => void,
@@ -225,7 +225,7 @@ async function admit(
   return { agent, serveControl: async () => void (received && control && await runControl(agent, control, received.frames, events)) };
 }
 
-/** An agent's QUIC stack gives no credit for streams, or for data on them. */
+/** An agent gives no credit for streams, or for data on them. */
 class CreditError extends Error {
   override readonly name = "CreditError";
 }
@@ -234,11 +234,11 @@ class CreditError extends Error {
  * Each tunnel is a stream that the proxy opens. Without credit for streams, every tunnel would time out.
  * @throws {CreditError}
  */
-function checkCredit(connection: QuicConnection): void {
+function checkCredit(connection: AgentSession): void {
   const credit = connection.peerCredit();
   if (!credit) return; // closed: its end is reported
   const refuse = (parameter: string, what: string, least: number): never => {
-    throw new CreditError(`Cannot ${what}: the agent's QUIC transport parameter ${parameter} is 0. Set it to ${least} or more`);
+    throw new CreditError(`Cannot ${what}: the agent's transport parameter ${parameter} is 0. Set it to ${least} or more`);
   };
   if (credit.streams === 0) refuse("initial_max_streams_bidi", "open streams for tunnels", 100);
   if (credit.streamBytes === 0) refuse("initial_max_stream_data_bidi_remote", "send on streams for tunnels", 65_536);
@@ -271,8 +271,8 @@ async function runControl(
 }
 
 /**
- * QUIC closes a silent connection after three probe timeouts (RFC 9000 §10.1). After a machine was suspended these can be minutes, and the
- * connection's tunnels would hang that long.
+ * The transport may take minutes to close a silent connection after a machine was suspended (QUIC: three probe timeouts, RFC 9000 §10.1), and
+ * the connection's tunnels would hang that long.
  */
 async function closeIfUnresponsive({ connection, control }: ConnectedAgent): Promise<void> {
   if (!control) return;
@@ -295,7 +295,7 @@ async function waitForClose({ connection, identity: { signal, release } }: Conne
 }
 
 /** Closes a connection that was not admitted. The agent does not learn the reason; the log has it. */
-function refuse(connection: QuicConnection, error: unknown, log: Logger): void {
+function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   const { remote } = connection;
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof LimitReached) {

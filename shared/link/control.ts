@@ -1,6 +1,6 @@
 // The control stream of a connection (version 2 of the agent link): sends and receives messages and enforces the protocol. The owner of the
 // events decides what a message means.
-import type { Duplex, QuicConnection } from "../net/types.ts";
+import type { AgentSession, Duplex } from "../net/types.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
 import { CloseCode } from "./link.ts";
@@ -25,7 +25,7 @@ export interface ControlEvents {
 
 /** One end of the control stream. */
 export class Control {
-  readonly #connection: QuicConnection;
+  readonly #connection: AgentSession;
   readonly #stream: Duplex;
   readonly #now: () => number;
   #ended = false;
@@ -35,7 +35,7 @@ export class Control {
   /** The unanswered ping. */
   #pending?: { readonly number: number; readonly sentAt: number; readonly answered: PromiseWithResolvers<void> };
 
-  constructor(connection: QuicConnection, stream: Duplex, now: () => number = () => performance.now()) {
+  constructor(connection: AgentSession, stream: Duplex, now: () => number = () => performance.now()) {
     this.#connection = connection;
     this.#stream = stream;
     this.#now = now;

@@ -1,6 +1,6 @@
 // The agent link's protocol: names, close codes, timeouts, and the authentication of an agent.
 import { NetError } from "../net/errors.ts";
-import type { Duplex, QuicConnection, QuicTransport } from "../net/types.ts";
+import type { AgentSession, Duplex, SessionTransport } from "../net/types.ts";
 import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 
@@ -8,7 +8,7 @@ import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } f
 export const ALPN = ["reverse-http-proto/2", "reverse-http-proto"];
 
 /** Whether the connection has a control stream. */
-export function hasControl({ alpn }: QuicConnection): boolean {
+export function hasControl({ alpn }: AgentSession): boolean {
   return alpn === ALPN[0];
 }
 
@@ -34,17 +34,17 @@ export const AUTHENTICATION_TIMEOUT_MS = 3_000;
 const RESPONSE_TIMEOUT_MS = 10_000;
 
 /**
- * The agent's transport parameters. The stream limit exceeds `tunnels`, so that the agent refuses further requests itself instead of QUIC
- * blocking them. The protocol requires at least 10,000 streams; more cost memory in advance.
+ * The agent's transport parameters. The stream limit exceeds `tunnels`, so that the agent refuses further requests itself instead of the
+ * transport blocking them. The protocol requires at least 10,000 streams; more cost memory in advance.
  */
-export function agentTransport(tunnels: number): QuicTransport {
+export function agentTransport(tunnels: number): SessionTransport {
   return { keepAliveMs: 3_000, idleTimeoutMs: 10_000, maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
 }
 /**
  * The proxy's transport parameters. An agent opens one stream to authenticate and one for control. The connection window is small until the
  * agent is authenticated; then the proxy raises it with `setConnectionWindow`.
  */
-export const PROXY_TRANSPORT: QuicTransport = {
+export const PROXY_TRANSPORT: SessionTransport = {
   keepAliveMs: 3_000,
   idleTimeoutMs: 10_000,
   maxPeerStreams: 4,
@@ -58,7 +58,7 @@ const AUTHENTICATED = "authenticated";
  * @throws {NetError} `closed` with the proxy's close code as `appCode` if it refuses, `timed-out`, `reset`
  * @throws {FrameError} if the response is not a frame
  */
-export async function authenticate(connection: QuicConnection, credentials: Uint8Array, hello: Hello): Promise<Duplex | undefined> {
+export async function authenticate(connection: AgentSession, credentials: Uint8Array, hello: Hello): Promise<Duplex | undefined> {
   let control: Duplex | undefined;
   const response = await withTimeout(connection, RESPONSE_TIMEOUT_MS, async () => {
     const stream = await connection.openStream();
@@ -86,7 +86,7 @@ export async function authenticate(connection: QuicConnection, credentials: Uint
  * @throws {NetError} `timed-out`, `closed`, `reset`
  * @throws {FrameError} if the agent sends no valid frame
  */
-export async function receiveCredentials(connection: QuicConnection): Promise<{ credentials: Uint8Array; accept: () => Promise<void> }> {
+export async function receiveCredentials(connection: AgentSession): Promise<{ credentials: Uint8Array; accept: () => Promise<void> }> {
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the authentication");
@@ -107,7 +107,7 @@ export async function receiveCredentials(connection: QuicConnection): Promise<{ 
  * @throws {NetError} `timed-out`, `closed`, `reset`
  * @throws {MessageError} if the first frame is not a hello
  */
-export async function receiveHello(connection: QuicConnection): Promise<{ stream: Duplex; frames: FrameReader; hello: Hello }> {
+export async function receiveHello(connection: AgentSession): Promise<{ stream: Duplex; frames: FrameReader; hello: Hello }> {
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the hello");
@@ -125,7 +125,7 @@ export async function receiveHello(connection: QuicConnection): Promise<{ stream
 }
 
 /** Closes `stream` when the connection ends; an open stream would keep the connection's resources, such as its socket. */
-export function closeWith(connection: QuicConnection, stream: Duplex): Duplex {
+export function closeWith(connection: AgentSession, stream: Duplex): Duplex {
   void connection.closed.then(() => stream.close()); // never rejects
   return stream;
 }
@@ -136,7 +136,7 @@ export function controlFrames(stream: Duplex): FrameReader {
 }
 
 /** Runs `work` and closes the connection if it takes longer than `timeoutMs`. */
-async function withTimeout<T>(connection: QuicConnection, timeoutMs: number, work: () => Promise<T>): Promise<T> {
+async function withTimeout<T>(connection: AgentSession, timeoutMs: number, work: () => Promise<T>): Promise<T> {
   let expired = false;
   const timer = setTimeout(() => {
     expired = true;

@@ -4,12 +4,12 @@ import type { NetError } from "./errors.ts";
 /** The network as the rest of the program sees it: listeners, connections, and the relay between two streams. */
 export interface Net {
   /**
-   * Checks settings as {@link Net.listenTcp} and {@link Net.listenQuic} do, without opening anything.
+   * Checks settings as the listening methods do, without opening anything.
    * @throws {NetError} `tls`
    */
   checkServerTls(tls: ServerTls): void;
   /**
-   * Checks settings as {@link Net.connectTcp} and {@link Net.connectQuic} do, without opening anything.
+   * Checks settings as the connecting methods do, without opening anything.
    * @throws {NetError} `tls`, `invalid`
    */
   checkClientTls(tls: ClientTls): void;
@@ -33,12 +33,22 @@ export interface Net {
    * Listens for QUIC connections.
    * @throws {NetError} as {@link Net.listenTcp}
    */
-  listenQuic(options: ListenQuicOptions): Promise<QuicListener>;
+  listenQuic(options: ListenQuicOptions): Promise<SessionListener>;
   /**
    * Connects over QUIC, trying every address of the name with a staggered start (RFC 8305).
    * @throws {NetError} as {@link Net.connectTcp}, and `closed` if the peer refused the connection
    */
-  connectQuic(options: ConnectQuicOptions): Promise<QuicConnection>;
+  connectQuic(options: ConnectQuicOptions): Promise<AgentSession>;
+  /**
+   * Listens on TCP for sessions over TLS 1.3 (docs/protocol.md).
+   * @throws {NetError} as {@link Net.listenTcp}
+   */
+  listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener>;
+  /**
+   * Opens a session over TLS 1.3 on a TCP connection, trying every address of the name with a staggered start (RFC 8305).
+   * @throws {NetError} as {@link Net.connectTcp}, and `closed` if the peer refused the connection
+   */
+  connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession>;
   /**
    * Probes with datagrams, which no server answers, why a QUIC server is not reachable. Returns the system's ICMP error, `refused` or
    * `unreachable`, with a message that says what to do; `undefined` without one in `timeoutMs`. For diagnostics only: ICMP can be forged.
@@ -46,7 +56,7 @@ export interface Net {
    */
   probeUdp(options: ProbeUdpOptions): Promise<NetError | undefined>;
   /**
-   * Relays in both directions until each has ended and QUIC peers have acknowledged everything, so that closing the connection truncates
+   * Relays in both directions until each has ended and peers of sessions have acknowledged everything, so that closing the connection truncates
    * nothing; then releases both streams. If one end resets or accepts no more, the relay ends within 2 s. Takes ownership of the streams:
    * calls made before complete first, later ones reject with `closed`, but `close()` and `reset()` still end the relay. Never rejects for
    * network errors: see {@link SpliceResult.error}.
@@ -77,9 +87,9 @@ export interface Net {
   close(): void;
 }
 
-/** A TCP connection or a QUIC stream: two directions that end independently. Calls take effect in the order in which they are made. */
+/** A TCP connection or a stream of a session: two directions that end independently. Calls take effect in the order in which they are made. */
 export interface Duplex {
-  /** The peer's address, `host:port` or `[host]:port`; for a QUIC stream that of its connection. */
+  /** The peer's address, `host:port` or `[host]:port`; for a stream of a session that of the session. */
   readonly remote: string;
   /**
    * Returns the next bytes, or `null` when the peer has finished its direction. Over TLS, a FIN without close_notify is a clean end from a
@@ -92,11 +102,11 @@ export interface Duplex {
    * @throws {NetError} `stopped`, `reset`, `closed`
    */
   write(data: Uint8Array): Promise<void>;
-  /** Finishes the writing direction after all earlier writes (TCP FIN, QUIC FIN, TLS close_notify). */
+  /** Finishes the writing direction after all earlier writes (FIN of TCP or of the stream, TLS close_notify). */
   closeWrite(): void;
-  /** Aborts at once: RESET_STREAM with `code` on QUIC; RST on TCP, which has no code and resets both directions. */
+  /** Aborts at once: RESET_STREAM with `code` in a session; RST on TCP, which has no code and resets both directions. */
   reset(code: number): void;
-  /** Stops reading at once: STOP_SENDING with `code` on QUIC. A pending `read` rejects with `closed`. */
+  /** Stops reading at once: STOP_SENDING with `code` in a session. A pending `read` rejects with `closed`. */
   stopRead(code: number): void;
   /**
    * Resolves when the peer resets the stream, even without a pending read, with the error that reads get. Abort the signal before the stream
@@ -142,25 +152,29 @@ export interface TcpListener {
   close(): void;
 }
 
-/** Accepts QUIC connections; handshakes run concurrently. */
-export interface QuicListener {
+/** Accepts sessions; handshakes run concurrently. */
+export interface SessionListener {
   /** The bound address, `host:port` or `[host]:port`. */
   readonly address: string;
-  /** Resolves with the next connection after its handshake; with `null` once it is closed. */
-  accept(): Promise<QuicConnection | null>;
+  /** Resolves with the next session after its handshake; with `null` once it is closed. */
+  accept(): Promise<AgentSession | null>;
   /**
-   * Replaces the TLS settings for new handshakes; open connections are not affected.
+   * Replaces the TLS settings for new handshakes; open sessions are not affected.
    * @throws {NetError} `tls`, and the previous settings stay
    */
   setTls(tls: ServerTls): void;
-  /** Stops accepting connections; existing ones stay open. `close` must still be called. */
+  /** Stops accepting sessions; existing ones stay open. `close` must still be called. */
   stopAccepting(): void;
-  /** Closes all its connections with `code` and `reason`. Resolves when that has been sent to the peers, after at most 1 s. */
+  /** Closes all its sessions with `code` and `reason`. Resolves when that has been sent to the peers, after at most 1 s. */
   close(code: number, reason: string): Promise<void>;
 }
 
-/** A QUIC connection. */
-export interface QuicConnection {
+/** What carries a session: QUIC, or TLS 1.3 on a TCP connection. */
+export type SessionKind = "quic" | "tls";
+
+/** A connection between agent and proxy with multiplexed streams. Everything but its statistics is alike on every transport. */
+export interface AgentSession {
+  readonly transport: SessionKind;
   /** The peer's address, `host:port` or `[host]:port`. */
   readonly remote: string;
   /** The negotiated protocol (RFC 7301). */
@@ -172,7 +186,7 @@ export interface QuicConnection {
    * @throws {NetError} `closed`, `reset`, `timed-out`
    */
   openStream(): Promise<Duplex>;
-  /** Resolves with the next stream that the peer opens; with `null` once the connection is closed. Not together with {@link acceptRequests}. */
+  /** Resolves with the next stream that the peer opens; with `null` once the session is closed. Not together with {@link acceptRequests}. */
   acceptStream(): Promise<Duplex | null>;
   /**
    * Opens a stream, sends a request head and reads the response head. On failure it aborts the stream (RESET_STREAM, STOP_SENDING).
@@ -194,58 +208,58 @@ export interface QuicConnection {
   /** Cancels all pending requests, which reject with `cancelled`. */
   cancelRequests(): void;
   /**
-   * Resolves with all ready requests on streams that the peer opened, at least one; with `null` once the connection is closed. The options of
-   * the first call apply.
+   * Resolves with all ready requests on streams that the peer opened, at least one; with `null` once the session is closed. The options of the
+   * first call apply.
    */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
-  /** Closes the connection and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
+  /** Closes the session and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
   close(code: number, reason: string): void;
-  /** Changes {@link QuicTransport.connectionWindow}; 0: the default. */
+  /** Changes {@link SessionTransport.connectionWindow}; 0: the default. */
   setConnectionWindow(bytes: number): void;
-  /** The credit that the peer currently grants; `undefined` once the connection is closed. */
+  /** The credit that the peer currently grants; `undefined` once the session is closed. */
   peerCredit(): PeerCredit | undefined;
   /** Never rejects. */
-  readonly closed: Promise<QuicClosed>;
+  readonly closed: Promise<SessionClosed>;
   /** Current statistics; zeros once it is closed. */
-  stats(): QuicStats;
+  stats(): SessionStats;
 }
 
-/** Flow control credit for streams that this side opens (RFC 9000 §4). */
+/** Flow control credit for streams that this side opens, as in RFC 9000 §4. */
 export interface PeerCredit {
-  /** Number of streams that may be opened (MAX_STREAMS). */
+  /** Number of streams that may be opened. */
   readonly streams: number;
-  /** Initial credit of each stream in bytes: the transport parameter `initial_max_stream_data_bidi_remote`. */
+  /** Initial credit of each stream in bytes. */
   readonly streamBytes: number;
 }
 
-/** Why a connection has ended. */
-export interface QuicClosed {
+/** Why a session has ended. */
+export interface SessionClosed {
   /** Application error code (RFC 9000 §20.2); 0 unless the cause is `application`. */
   readonly code: number;
   /** Reason of the side that closed it, or a local description unless the cause is `application`. At most 256 printable characters. */
   readonly reason: string;
   /** Whether the peer closed it. */
   readonly remote: boolean;
-  /** `application`: closed by one side; `timed-out`: idle timeout; `transport`: a protocol or TLS error; `reset`: stateless reset. */
+  /** `application`: closed by one side; `timed-out`: idle timeout; `transport`: a protocol or TLS error; `reset`: the peer no longer knows it (a stateless reset of QUIC, a reset of TCP). */
   readonly cause: "application" | "timed-out" | "transport" | "reset";
 }
 
-/** Statistics of a QUIC connection. */
-export interface QuicStats {
+/** Statistics of a session. Packets, congestion window and MTU are known for QUIC only: on TCP they are the kernel's. */
+export interface SessionStats {
   /** Smoothed round-trip time in milliseconds (RFC 9002 §5.3). */
   readonly rttMs: number;
-  /** UDP datagrams sent. */
-  readonly sentPackets: number;
-  /** Packets declared lost (RFC 9002 §6). */
-  readonly lostPackets: number;
-  /** Bytes of UDP payload sent. */
+  /** Bytes sent, as UDP payload or on the TCP connection. */
   readonly sentBytes: number;
-  /** Bytes of UDP payload received. */
+  /** Bytes received, as UDP payload or on the TCP connection. */
   readonly receivedBytes: number;
+  /** UDP datagrams sent. */
+  readonly sentPackets?: number;
+  /** Packets declared lost (RFC 9002 §6). */
+  readonly lostPackets?: number;
   /** Congestion window in bytes (RFC 9002 §7). */
-  readonly congestionWindow: number;
+  readonly congestionWindow?: number;
   /** Largest UDP payload of the path in bytes (RFC 8899). */
-  readonly mtu: number;
+  readonly mtu?: number;
 }
 
 /** Limits on reading heads. */
@@ -310,34 +324,43 @@ export interface ResolveOptions {
   signal?: AbortSignal;
 }
 
-/** Options of {@link Net.listenQuic}. */
-export interface ListenQuicOptions {
+/** Options of every listener for sessions. */
+export interface ListenSessionsOptions {
   /** As {@link ListenTcpOptions.address}. */
   address: string;
   /** The server's certificate and its requirements on clients. */
   tls: ServerTls;
   /** Supported protocols, the preferred one first (RFC 7301). */
   alpn: string[];
-  /** Limits and timers. Default: those of {@link QuicTransport}. */
-  transport?: QuicTransport;
+  /** Limits and timers. Default: those of {@link SessionTransport}. */
+  transport?: SessionTransport;
   /** Timeout of a handshake in milliseconds. Default 10000. */
   handshakeTimeoutMs?: number;
   /** Limit on concurrent handshakes; more are refused. Default 4096. */
   maxPendingHandshakes?: number;
   /**
-   * Limit on concurrent handshakes per validated address; more are refused. An address with this many handshakes that is not validated may be
-   * forged; further handshakes from it must validate it by Retry (RFC 9000 §8.1.2). Default: none.
+   * Limit on concurrent handshakes per address; more are refused. Over UDP an address with this many handshakes may be forged until it is
+   * validated; further handshakes from it must validate it by Retry (RFC 9000 §8.1.2). Default: none.
    */
   pendingHandshakesPerAddress?: AddressLimit;
-  /** Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0: always. */
-  retryThreshold?: number;
   /** Called for failed and refused handshakes; refused ones have `limit` or `limit-per-address`. */
   onHandshakeError?: (failure: HandshakeFailure) => void;
 }
 
+/** Options of {@link Net.listenQuic}. */
+export interface ListenQuicOptions extends ListenSessionsOptions {
+  /** Limits and timers. Default: those of {@link QuicTransport}. */
+  transport?: QuicTransport;
+  /** Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2). Default 256; 0: always. */
+  retryThreshold?: number;
+}
+
+/** Options of {@link Net.listenTlsLink}. */
+export type ListenTlsLinkOptions = ListenSessionsOptions;
+
 /** A failed or refused handshake. */
 export interface HandshakeFailure {
-  /** Source address, possibly not validated. */
+  /** Source address; over UDP possibly not validated. */
   readonly remote: string;
   /** The reason. */
   readonly error: NetError;
@@ -345,8 +368,8 @@ export interface HandshakeFailure {
   readonly count: number;
 }
 
-/** Options of {@link Net.connectQuic}. */
-export interface ConnectQuicOptions {
+/** Options of every call that opens a session. */
+export interface ConnectSessionOptions {
   /** A name or an address; IPv6 without brackets. */
   host: string;
   /** 1 to 65535. */
@@ -357,13 +380,22 @@ export interface ConnectQuicOptions {
   tls: ClientTls;
   /** Offered protocols, the preferred one first (RFC 7301). */
   alpn: string[];
-  /** Limits and timers. Default: those of {@link QuicTransport}. */
-  transport?: QuicTransport;
-  /** Timeout in milliseconds for everything: lookup and handshake. */
+  /** Limits and timers. Default: those of {@link SessionTransport}. */
+  transport?: SessionTransport;
+  /** Timeout in milliseconds for everything: lookup, connection and handshake. */
   timeoutMs: number;
   /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }
+
+/** Options of {@link Net.connectQuic}. */
+export interface ConnectQuicOptions extends ConnectSessionOptions {
+  /** Limits and timers. Default: those of {@link QuicTransport}. */
+  transport?: QuicTransport;
+}
+
+/** Options of {@link Net.connectTlsLink}. */
+export type ConnectTlsLinkOptions = ConnectSessionOptions;
 
 /** Options of {@link Net.probeUdp}. */
 export interface ProbeUdpOptions {
@@ -377,13 +409,13 @@ export interface ProbeUdpOptions {
   signal?: AbortSignal;
 }
 
-/** Options of {@link QuicConnection.request}. */
+/** Options of {@link AgentSession.request}. */
 export interface RequestOptions {
   /** Timeout in milliseconds, including the wait for stream credit. */
   timeoutMs: number;
   /** Longest response head in bytes. Default 16384. */
   headLimit?: number;
-  /** Cancels {@link QuicConnection.request} with `cancelled`. */
+  /** Cancels {@link AgentSession.request} with `cancelled`. */
   signal?: AbortSignal;
 }
 
@@ -453,21 +485,25 @@ export interface ConnectedTunnel extends Spliced {
   readonly remote: string;
 }
 
-/** QUIC transport parameters (RFC 9000 §18.2) and congestion control. */
-export interface QuicTransport {
-  /** Interval of PING frames in milliseconds. Default 3000; 0: none. */
+/** Limits and timers of a session, as the transport parameters of QUIC (RFC 9000 §18.2). */
+export interface SessionTransport {
+  /** Interval of pings in milliseconds. Default 3000; 0: none. */
   keepAliveMs?: number;
-  /** Idle timeout of the connection in milliseconds. Default 10000; 0: none. */
+  /** Idle timeout of the session in milliseconds. Default 10000; 0: none. */
   idleTimeoutMs?: number;
   /** Bidirectional streams the peer may have open at once. Default 16. */
   maxPeerStreams?: number;
   /**
    * Initial flow control window of a stream in bytes. While the stream is relayed, the window follows what the reader drains in two round
-   * trips, up to 16 MiB, and less if many streams need more. Default 96 KiB.
+   * trips, up to 16 MiB, and less if many streams need more. Default 96 KiB on QUIC, 256 KiB on TLS.
    */
   streamWindow?: number;
-  /** Flow control window of the connection in bytes, in addition to the windows of accepted streams. Default 1 MiB. */
+  /** Flow control window of the session in bytes, in addition to the windows of accepted streams. Default 1 MiB. */
   connectionWindow?: number;
+}
+
+/** Settings of a QUIC connection. */
+export interface QuicTransport extends SessionTransport {
   /**
    * Default `cubic` (RFC 9438), which like `newreno` (RFC 9002 §7) slows down on every loss. `cubic-loss-tolerant` ignores up to 2 % of losses
    * while no queue builds up. `bbr` follows the delivery rate and fills small buffers.

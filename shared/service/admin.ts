@@ -2,7 +2,7 @@
 import { encodeHead, HeadError, parseRequestHead } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
 import type { Metrics } from "./metrics.ts";
-import type { Incoming, Net, QuicStats, TcpListener } from "../net/types.ts";
+import type { Incoming, Net, SessionStats, TcpListener } from "../net/types.ts";
 
 /** Readiness, and the reasons against it. Ready at first. */
 export class Health {
@@ -38,18 +38,18 @@ export interface AgentReport {
   readonly since?: string;
   /** Tunnels open. */
   readonly tunnels?: number;
-  /** Bytes in UDP payloads. */
+  /** Bytes in UDP payloads, or on the TCP connection. */
   readonly sentBytes?: number;
   readonly receivedBytes?: number;
   /** Round-trip time in milliseconds. */
   readonly rttMs?: number;
 }
 
-/** The part of a report about a QUIC connection. */
+/** The part of a report about a session. */
 export function reportOf(
   since: Date,
   tunnels: number,
-  { sentBytes, receivedBytes, rttMs }: QuicStats,
+  { sentBytes, receivedBytes, rttMs }: SessionStats,
 ): Omit<AgentReport, "id" | "address"> {
   return { since: since.toISOString(), tunnels, sentBytes, receivedBytes, rttMs: Math.round(rttMs * 1_000) / 1_000 };
 }

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { ProxyErrorType } from "../http/proxy_status.ts";
-import type { QuicStats } from "../net/types.ts";
+import type { SessionKind, SessionStats } from "../net/types.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
 import type { StallReport } from "./watchdog.ts";
@@ -58,9 +58,9 @@ export class Metrics {
     return new TunnelMetrics(this.registry, open, (limit) => this.limitHit(limit));
   }
 
-  /** Metrics of QUIC connections; `connections` yields the open ones. */
-  quic(connections: () => Iterable<MeasuredConnection>): void {
-    registerQuic([this.registry], connections);
+  /** Metrics of sessions between agents and proxies; `sessions` yields the open ones. */
+  sessions(sessions: () => Iterable<MeasuredSession>): void {
+    registerSessions([this.registry], sessions);
   }
 
   /** Metrics of the store. */
@@ -136,9 +136,10 @@ export class Metrics {
   }
 }
 
-/** The statistics of a QUIC connection. */
-export interface MeasuredConnection {
-  stats(): QuicStats;
+/** The transport and statistics of a session. */
+export interface MeasuredSession {
+  readonly transport: SessionKind;
+  stats(): SessionStats;
 }
 
 /** The result of a tunnel, or of a request that got none. */
@@ -214,9 +215,9 @@ export class TunnelMetrics {
   }
 }
 
-/** Packets are counted at each scrape; those between the last scrape and a connection's end are missed. */
-function registerQuic(registers: Registry[], connections: () => Iterable<MeasuredConnection>): void {
-  const seen = new WeakMap<MeasuredConnection, { sent: number; lost: number }>();
+/** Packets are counted at each scrape; those between the last scrape and a session's end are missed. */
+function registerSessions(registers: Registry[], sessions: () => Iterable<MeasuredSession>): void {
+  const seen = new WeakMap<MeasuredSession, { sent: number; lost: number }>();
   const packets = (name: string, help: string) => new Counter({ name, help, registers });
   const sent = packets("reverse_http_quic_packets_sent_total", "QUIC packets sent.");
   const lost = packets("reverse_http_quic_packets_lost_total", "QUIC packets sent that were lost.");
@@ -227,13 +228,14 @@ function registerQuic(registers: Registry[], connections: () => Iterable<Measure
     registers,
     collect() {
       const times: number[] = [];
-      for (const connection of connections()) {
-        const { rttMs, sentPackets, lostPackets } = connection.stats();
-        const before = seen.get(connection) ?? { sent: 0, lost: 0 };
-        // statistics are zero once the connection is closed
+      for (const session of sessions()) {
+        if (session.transport !== "quic") continue;
+        const { rttMs, sentPackets = 0, lostPackets = 0 } = session.stats();
+        const before = seen.get(session) ?? { sent: 0, lost: 0 };
+        // statistics are zero once the session is closed
         sent.inc(Math.max(0, sentPackets - before.sent));
         lost.inc(Math.max(0, lostPackets - before.lost));
-        seen.set(connection, { sent: sentPackets, lost: lostPackets });
+        seen.set(session, { sent: sentPackets, lost: lostPackets });
         if (sentPackets > 0) times.push(rttMs);
       }
       times.sort((a, b) => a - b);

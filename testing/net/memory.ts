@@ -1,7 +1,8 @@
 // deno-lint-ignore-file require-await -- networks answer with promises, this one at once
 // The contract inside one process, without sockets: for tests of what is built on it. Streams, heads, limits and ends behave as they do on
 // the real network, with these exceptions. TLS: both sides must want it and share a protocol name; certificates, names and pins are not
-// looked at. QUIC: packets are never lost, so connections never time out, figures are zero, and a port that nobody listens on refuses.
+// looked at. Sessions: nothing is ever lost, so they never time out, figures are zero, and a port that nobody listens on refuses; over TLS they
+// are the same as over QUIC, on ports of TCP.
 // Limits on what one address may take do not hold: all are one machine's.
 import { printable } from "../../shared/net/printable.ts";
 import { isIP } from "node:net";
@@ -10,26 +11,31 @@ import { MemoryRate } from "./rate.ts";
 import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./stream.ts";
 import type {
   AgentResponse,
+  AgentSession,
   ConnectedTunnel,
   ConnectQuicOptions,
+  ConnectSessionOptions,
   ConnectTcpOptions,
+  ConnectTlsLinkOptions,
   Duplex,
   HeadOptions,
   Incoming,
   ListenQuicOptions,
+  ListenSessionsOptions,
   ListenTcpOptions,
+  ListenTlsLinkOptions,
   Net,
   PeerCredit,
   ProbeUdpOptions,
-  QuicClosed,
-  QuicConnection,
-  QuicListener,
-  QuicStats,
-  QuicTransport,
   Rate,
   RateOptions,
   RequestOptions,
   ResolveOptions,
+  SessionClosed,
+  SessionKind,
+  SessionListener,
+  SessionStats,
+  SessionTransport,
   Spliced,
   SpliceOptions,
   SpliceResult,
@@ -155,7 +161,7 @@ class Ports<L extends Listener> {
    * Adds what `make` makes of the host and port in `address`.
    * @throws {NetError} `invalid`, `address-in-use`
    */
-  bind(address: string, make: (host: string, port: number) => L): L {
+  bind<M extends L>(address: string, make: (host: string, port: number) => M): M {
     const match = /^(?:\[([^\]]*)\]|([^:]*)):([0-9]{1,5})$/.exec(address);
     if (!match || Number(match[3]) > 65_535) throw new NetError("invalid", `Cannot listen on ${address}: it is not host:port`);
     const host = (match[1] ?? match[2]!).toLowerCase().replace(/^localhost$/, "127.0.0.1") || "::";
@@ -230,6 +236,11 @@ function formatAddress(host: string, port: number): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
+/** The listener at `address` expects another protocol. */
+function speaksOther(address: string, isTls: boolean): NetError {
+  return new NetError(isTls ? "tls" : "reset", `Cannot connect to ${address}: it speaks another protocol`, { remote: true });
+}
+
 function checkDial(port: number, signal: AbortSignal | undefined): void {
   if (!Number.isInteger(port) || port < 1 || port > 65_535) {
     throw new NetError("invalid", `Cannot connect to port ${port}: it is not 1 to 65535`);
@@ -252,8 +263,8 @@ async function copy(a: Duplex, b: Duplex, options: SpliceOptions): Promise<Splic
 }
 
 class MemoryNet implements Net {
-  readonly tcp = new Ports<MemoryTcpListener>();
-  readonly udp = new Ports<MemoryQuicListener>();
+  readonly tcp = new Ports<MemoryTcpListener | MemorySessionListener>();
+  readonly udp = new Ports<MemorySessionListener>();
   readonly #connections = new Set<MemoryDuplex>();
   #closed = false;
 
@@ -271,6 +282,7 @@ class MemoryNet implements Net {
     this.#checkOpen();
     checkDial(port, signal);
     const { listener, host: address } = this.tcp.findFirst(addresses, port);
+    if (listener instanceof MemorySessionListener) throw speaksOther(formatAddress(address, port), tls !== undefined);
     listener.checkTls(tls !== undefined);
     const onEnd = () => up.hasEnded && down.hasEnded && this.#connections.delete(near);
     const up: Pipe = new Pipe(TCP_WINDOW, { onEnd });
@@ -290,16 +302,35 @@ class MemoryNet implements Net {
     throw new NetError("unknown-host", `Cannot connect to ${host}: the name is unknown`);
   }
 
-  async listenQuic(options: ListenQuicOptions): Promise<QuicListener> {
+  async listenQuic(options: ListenQuicOptions): Promise<SessionListener> {
     this.#checkOpen();
-    return this.udp.bind(options.address, (host, port) => new MemoryQuicListener(this, host, port, options));
+    return this.udp.bind(options.address, (host, port) => new MemorySessionListener("quic", this.udp, host, port, options));
   }
 
-  async connectQuic({ host, port, alpn, transport = {}, signal }: ConnectQuicOptions): Promise<QuicConnection> {
+  async connectQuic(options: ConnectQuicOptions): Promise<AgentSession> {
+    return this.#connect(this.udp, options);
+  }
+
+  async listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener> {
+    this.#checkOpen();
+    const listener = (host: string, port: number) => new MemorySessionListener("tls", this.tcp, host, port, options);
+    return this.tcp.bind(options.address, listener);
+  }
+
+  async connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession> {
+    return this.#connect(this.tcp, options);
+  }
+
+  #connect(
+    ports: Ports<MemorySessionListener> | Ports<MemoryTcpListener | MemorySessionListener>,
+    { host, port, alpn, transport = {}, signal }: ConnectSessionOptions,
+  ): AgentSession {
     this.#checkOpen();
     checkDial(port, signal);
-    const { listener, host: address } = this.udp.find(host, port);
-    return listener.arrive(formatAddress(address, port), formatAddress(address, this.udp.ephemeral()), alpn, transport);
+    const { listener, host: address } = ports.find(host, port);
+    const there = formatAddress(address, port);
+    if (listener instanceof MemoryTcpListener) throw speaksOther(there, true);
+    return listener.arrive(there, formatAddress(address, ports.ephemeral()), alpn, transport);
   }
 
   async probeUdp({ host, port, signal }: ProbeUdpOptions): Promise<NetError | undefined> {
@@ -340,8 +371,7 @@ class MemoryNet implements Net {
 
   close(): void {
     this.#closed = true;
-    for (const listener of this.tcp.listeners) listener.close();
-    for (const listener of this.udp.listeners) void listener.close(0, ""); // never rejects
+    for (const listener of [...this.tcp.listeners, ...this.udp.listeners]) void listener.close(0, ""); // never rejects
     for (const connection of this.#connections) connection.lose(closed(), closed());
   }
 
@@ -388,24 +418,30 @@ class MemoryTcpListener implements TcpListener {
   }
 }
 
-class MemoryQuicListener implements QuicListener {
+class MemorySessionListener implements SessionListener {
   readonly address: string;
-  readonly #inbox = new Inbox<MemoryQuicConnection>((connection) => connection.close(0, ""));
-  readonly #connections = new Set<MemoryQuicConnection>();
+  readonly #inbox = new Inbox<MemorySession>((connection) => connection.close(0, ""));
+  readonly #connections = new Set<MemorySession>();
   #accepting = true;
 
-  constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, readonly options: ListenQuicOptions) {
+  constructor(
+    readonly transport: SessionKind,
+    readonly ports: { free(listener: MemorySessionListener): void },
+    readonly host: string,
+    readonly port: number,
+    readonly options: ListenSessionsOptions,
+  ) {
     this.address = formatAddress(host, port);
   }
 
   /** @throws {NetError} `refused`, `tls` */
-  arrive(there: string, here: string, alpn: string[], transport: QuicTransport): QuicConnection {
+  arrive(there: string, here: string, alpn: string[], transport: SessionTransport): AgentSession {
     const what = `Cannot connect to ${there}`;
     if (!this.#accepting) throw new NetError("refused", `${what}: it takes no connections`, { remote: true });
     const protocol = this.options.alpn.find((name) => alpn.includes(name));
     if (protocol === undefined) throw new NetError("tls", `${what}: it speaks none of ${alpn.join(", ")}`, { remote: true });
-    const near = new MemoryQuicConnection(there, protocol, transport);
-    const far = new MemoryQuicConnection(here, protocol, this.options.transport ?? {});
+    const near = new MemorySession(this.transport, there, protocol, transport);
+    const far = new MemorySession(this.transport, here, protocol, this.options.transport ?? {});
     [near.peer, far.peer] = [far, near];
     this.#connections.add(far);
     void far.closed.then(() => this.#connections.delete(far));
@@ -413,7 +449,7 @@ class MemoryQuicListener implements QuicListener {
     return near;
   }
 
-  async accept(): Promise<QuicConnection | null> {
+  async accept(): Promise<AgentSession | null> {
     return (await this.#inbox.take(1))?.[0] ?? null;
   }
 
@@ -427,15 +463,15 @@ class MemoryQuicListener implements QuicListener {
   async close(code: number, reason: string): Promise<void> {
     for (const connection of this.#connections) connection.close(code, reason);
     this.stopAccepting();
-    this.net.udp.free(this);
+    this.ports.free(this);
     await Promise.all([...this.#connections].map(({ closed }) => closed));
   }
 }
 
-/** One end of a QUIC connection. */
-class MemoryQuicConnection implements QuicConnection {
-  readonly closed: Promise<QuicClosed>;
-  peer!: MemoryQuicConnection;
+/** One end of a session. */
+class MemorySession implements AgentSession {
+  readonly closed: Promise<SessionClosed>;
+  peer!: MemorySession;
   readonly #arrived = new Inbox<MemoryDuplex>((stream) => stream.abort(RESET));
   /** Those that the peer opened. */
   readonly #streams = new Set<MemoryDuplex>();
@@ -447,9 +483,14 @@ class MemoryQuicConnection implements QuicConnection {
   readonly #exchanges = new Set<(error: NetError) => void>();
   #heads?: HeadReader;
   #fault?: NetError;
-  #end: (end: QuicClosed) => void = () => {};
+  #end: (end: SessionClosed) => void = () => {};
 
-  constructor(readonly remote: string, readonly alpn: string, { streamWindow = 96 << 10, maxPeerStreams = 16 }: QuicTransport) {
+  constructor(
+    readonly transport: SessionKind,
+    readonly remote: string,
+    readonly alpn: string,
+    { streamWindow = 96 << 10, maxPeerStreams = 16 }: SessionTransport,
+  ) {
     this.#window = streamWindow;
     this.#credit = maxPeerStreams;
     this.closed = new Promise((resolve) => this.#end = resolve);
@@ -474,7 +515,7 @@ class MemoryQuicConnection implements QuicConnection {
   }
 
   /** A stream that `opener` opens: its end of it. */
-  #receive(opener: MemoryQuicConnection): MemoryDuplex {
+  #receive(opener: MemorySession): MemoryDuplex {
     this.#credit--;
     const onEnd = () => {
       if (!up.hasEnded || !down.hasEnded) return;
@@ -485,9 +526,9 @@ class MemoryQuicConnection implements QuicConnection {
     const onStart = () => this.#fault || this.#arrived.push(far);
     const up: Pipe = new Pipe(this.#window, { onStart, onEnd });
     const down: Pipe = new Pipe(opener.#window, { onEnd });
-    const far = new MemoryDuplex("quic", this.remote, up, down);
+    const far = new MemoryDuplex("session", this.remote, up, down);
     this.#streams.add(far);
-    return new MemoryDuplex("quic", opener.remote, down, up);
+    return new MemoryDuplex("session", opener.remote, down, up);
   }
 
   async acceptStream(): Promise<Duplex | null> {
@@ -584,7 +625,7 @@ class MemoryQuicConnection implements QuicConnection {
     this.peer.#settle({ code, reason: said, remote: true, cause: "application" });
   }
 
-  #settle(end: QuicClosed): void {
+  #settle(end: SessionClosed): void {
     this.#arrived.close();
     this.#heads?.close();
     this.#waiting.splice(0).forEach((wake) => wake());
@@ -597,7 +638,8 @@ class MemoryQuicConnection implements QuicConnection {
     return this.#fault ? undefined : { streams: this.peer.#credit, streamBytes: this.peer.#window };
   }
 
-  stats(): QuicStats {
-    return { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
+  stats(): SessionStats {
+    const figures = { rttMs: 0, sentBytes: 0, receivedBytes: 0 };
+    return this.transport === "tls" ? figures : { ...figures, sentPackets: 0, lostPackets: 0, congestionWindow: 0, mtu: 0 };
   }
 }

@@ -44,7 +44,7 @@ interface PipeFault {
 
 /** What a pipe tells its connection. */
 export interface PipeEvents {
-  /** Something was written to it, or it ended: a QUIC peer hears of a stream only then. */
+  /** Something was written to it, or it ended: a peer of a session hears of a stream only then. */
   onStart?: () => void;
   /** Nothing more goes through it. */
   onEnd?: () => void;
@@ -203,7 +203,7 @@ export class MemoryDuplex implements Duplex {
   #readable = true;
   #stopCopy: (code: number) => void = () => {};
 
-  constructor(readonly kind: "tcp" | "quic", readonly remote: string, readonly input: Pipe, readonly output: Pipe) {}
+  constructor(readonly kind: "tcp" | "session", readonly remote: string, readonly input: Pipe, readonly output: Pipe) {}
 
   async read(): Promise<Uint8Array | null> {
     if (this.#state !== "open" || !this.#readable) throw closed();
@@ -245,7 +245,7 @@ export class MemoryDuplex implements Duplex {
   stopRead(code: number): void {
     if (this.#state !== "open") return;
     this.#readable = false;
-    if (this.kind === "quic") this.input.fail(closed(), stoppedBy(code));
+    if (this.kind === "session") this.input.fail(closed(), stoppedBy(code));
     else this.input.cancelReads(); // the peer notices when its window is full
   }
 
@@ -255,7 +255,7 @@ export class MemoryDuplex implements Duplex {
     if (before === "given") this.#stopCopy(0);
     if (before !== "open") return;
     this.output.finish();
-    if (this.kind === "quic") this.input.fail(closed(), stoppedBy(0));
+    if (this.kind === "session") this.input.fail(closed(), stoppedBy(0));
     else this.input.discard(LINGER_BYTES);
     if (!this.output.isFlushed) later(FLUSH_MS, () => this.abort(0));
     else if (this.kind === "tcp" && !this.input.hasEnded) later(LINGER_MS, () => this.input.discard(0));

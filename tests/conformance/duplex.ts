@@ -15,12 +15,13 @@ import {
   pattern,
   pause,
   portOf,
-  quicPair,
   readAll,
   readExactly,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   STREAM_WINDOW,
   type Suite,
   within,
@@ -41,7 +42,7 @@ export function duplexTests(suite: Suite): void {
       closeTests(suite, kind);
     });
   }
-  manyStreamTests(suite);
+  for (const sessions of sessionsOf(suite)) manyStreamTests(suite, sessions);
 }
 
 function orderTests({ test }: Suite, kind: Kind): void {
@@ -167,7 +168,7 @@ function backpressureTests({ test }: Suite, kind: Kind): void {
     const { a, b } = await kind.open(net);
     const block = pattern(64 * 1024);
     const { taken, waiting } = await fill(a, block, MORE_THAN_FITS);
-    if (kind.isQuic) assert.ok(taken <= 2 * STREAM_WINDOW, `${taken} bytes were taken with a window of ${STREAM_WINDOW}`);
+    if (kind.isSession) assert.ok(taken <= 2 * STREAM_WINDOW, `${taken} bytes were taken with a window of ${STREAM_WINDOW}`);
     a.closeWrite();
     const got = await readAll(b);
     await within(waiting);
@@ -212,7 +213,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
         assert.equal(await within(b.read()), null);
         const reset = b.whenReset(new AbortController().signal);
         a.reset(77);
-        if (end === "stopRead" || kind.isQuic) a.stopRead(77);
+        if (end === "stopRead" || kind.isSession) a.stopRead(77);
         if (end === "close") a.close();
         if (end === "reset") a.reset(77);
         assert.ok(["reset", "stopped"].includes((await within(reset)).code));
@@ -228,7 +229,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
     for (let i = 0; i < 3; i++) {
       const error = await readToError(b, "reset");
       assert.equal(error.remote, true);
-      assert.equal(error.appCode, kind.isQuic ? 42 : undefined);
+      assert.equal(error.appCode, kind.isSession ? 42 : undefined);
     }
   });
 
@@ -257,7 +258,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
     await readToError(b, "reset");
   });
 
-  if (kind.isQuic) {
+  if (kind.isSession) {
     test("goes on in the other direction after a reset of one", async (net) => {
       const { a, b } = await kind.open(net);
       a.reset(9);
@@ -298,7 +299,7 @@ function stopTests({ test }: Suite, kind: Kind): void {
     assert.equal(await readText(b), "still writing");
   });
 
-  if (!kind.isQuic) return;
+  if (!kind.isSession) return;
 
   test("tells the writer that no more is taken, with the reader's code", async (net) => {
     const { a, b } = await kind.open(net);
@@ -371,16 +372,16 @@ function closeTests({ test }: Suite, kind: Kind): void {
     b.close();
     assert.equal(await within(a.read()), null);
     const error = await writeToError(a, "stopped", "reset");
-    if (kind.isQuic) assert.equal(error.code, "stopped");
+    if (kind.isSession) assert.equal(error.code, "stopped");
   });
 }
 
-function manyStreamTests({ test, pki }: Suite): void {
-  describe("many streams on one QUIC connection", () => {
+function manyStreamTests({ test, pki }: Suite, sessions: Sessions): void {
+  describe(`many streams of one ${sessions.name} session`, () => {
     test("64 whose readers do nothing do not stop the 65th", async (net) => {
       // together more than the connection's send window of 32 MiB
       const transport = { streamWindow: 1 << 20, maxPeerStreams: 100 };
-      const { client, server } = await quicPair(net, await pki, { transport }, { transport });
+      const { client, server } = await sessions.pair(net, await pki, { transport }, { transport });
       const block = pattern(1 << 20);
       const stalled = [];
       for (let i = 0; i < 64; i++) {

@@ -1,7 +1,7 @@
 // A request on a stream of its own and its answer, and what goes on from there: the stream, or a copy.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { AgentResponse, Duplex, Net, QuicConnection, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";
+import type { AgentResponse, AgentSession, Duplex, Net, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";
 import {
   assertUsable,
   bytes,
@@ -12,10 +12,11 @@ import {
   netError,
   oneByOne,
   openPair,
-  quicPair,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   within,
   writeToError,
@@ -25,13 +26,18 @@ const YES = "HTTP/1.1 200 Yes\r\n\r\n";
 const NO = "HTTP/1.1 503 No\r\n\r\n";
 
 export function exchangeTests(suite: Suite): void {
-  describe("an exchange", () => plainTests(suite));
-  for (const kind of kindsOf(suite)) describe(`an exchange and a copy from ${kind.name}`, () => copyTests(suite, kind));
+  for (const sessions of sessionsOf(suite)) {
+    describe(`an exchange over ${sessions.name}`, () => plainTests(suite, sessions));
+    for (const kind of kindsOf(suite)) {
+      if (kind.isSession && kind.name !== sessions.name) continue; // a program relays between a session and TCP
+      describe(`an exchange over ${sessions.name} and a copy from ${kind.name}`, () => copyTests(suite, sessions, kind));
+    }
+  }
 }
 
-function plainTests({ test, pki }: Suite): void {
+function plainTests({ test, pki }: Suite, sessions: Sessions): void {
   test("is a request on a stream of its own, and the stream that remains", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
     const incoming = await oneByOne(() => server.acceptRequests())();
     assert.equal(incoming?.head, HEAD);
@@ -45,7 +51,7 @@ function plainTests({ test, pki }: Suite): void {
   });
 
   test("may be made 200 times at once", async (net) => {
-    const { client, server } = await quicPair(net, await pki); // with 16 streams at a time
+    const { client, server } = await sessions.pair(net, await pki); // with 16 streams at a time
     const next = oneByOne(() => server.acceptRequests());
     const serve = async () => {
       for (let incoming; (incoming = await next().catch(() => null)) !== null;) {
@@ -65,7 +71,7 @@ function plainTests({ test, pki }: Suite): void {
   });
 
   test("waits for a free stream no longer than its time-out", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 1 } });
     const { a, b } = await openPair(client, server);
     await netError(client.request(bytes(HEAD), { timeoutMs: 60 }), "timed-out");
     a.close();
@@ -77,7 +83,7 @@ function plainTests({ test, pki }: Suite): void {
   });
 
   test("is given up at once, and its stream is abandoned both ways", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     const incoming = await oneByOne(() => server.acceptRequests())();
     client.cancelRequests();
@@ -87,7 +93,7 @@ function plainTests({ test, pki }: Suite): void {
   });
 
   test("is given up as soon as it was begun, and the next one is not", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const given = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     client.cancelRequests();
     const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
@@ -97,7 +103,7 @@ function plainTests({ test, pki }: Suite): void {
   });
 
   test("is given up while it waits for a free stream", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 1 } });
     await openPair(client, server);
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     client.cancelRequests();
@@ -107,7 +113,7 @@ function plainTests({ test, pki }: Suite): void {
 
 /** Answers the first request that is fit to be answered; its stream. */
 async function serveOne(
-  server: QuicConnection,
+  server: AgentSession,
   answer: string,
   fits: (incoming: { head?: string }) => boolean = () => true,
 ): Promise<Duplex> {
@@ -120,9 +126,9 @@ async function serveOne(
   throw new Error("The connection is closed");
 }
 
-function copyTests({ test, pki }: Suite, kind: Kind): void {
-  const open = async (net: Net) => ({ ...await kind.open(net), quic: await quicPair(net, await pki) });
-  const ask = (client: QuicConnection, a: Duplex, options: Partial<RequestOptions> = {}, splice?: SpliceOptions) =>
+function copyTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
+  const open = async (net: Net) => ({ ...await kind.open(net), session: await sessions.pair(net, await pki) });
+  const ask = (client: AgentSession, a: Duplex, options: Partial<RequestOptions> = {}, splice?: SpliceOptions) =>
     client.openTunnel(a, bytes(HEAD), { timeoutMs: 5_000, established: bytes(YES), ...options }, splice);
   const copied = (answer: AgentResponse | Spliced) => {
     assert.ok("ended" in answer, "the answer was not taken for a yes");
@@ -130,7 +136,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   };
 
   test("brings the prologue, what came with the answer, bytes both ways and their ends", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     await within(left.write(bytes("early ")));
     const asked = ask(client, a, {}, { initialDataToA: bytes("200\r\n\r\n") });
     const right = await within(serveOne(server, `${YES}banner `));
@@ -145,7 +151,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("comes after the calls that were made before", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     ignore(a.write(bytes("one ")));
     const asked = ask(client, a, {}, { initialDataToA: bytes("two") });
     const right = await within(serveOne(server, YES));
@@ -155,7 +161,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("gives the stream back as it was, with another answer and its stream", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     for (const answer of [NO, "HTTP/1.1 200 Yes\r\nVia: a\r\n\r\n"]) {
       const asked = ask(client, a, {}, { initialDataToA: bytes("never"), signal: new AbortController().signal });
       const right = await within(serveOne(server, `${answer}more`));
@@ -171,7 +177,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("gives the stream back as it was where no answer comes", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     await netError(ask(client, a, { timeoutMs: 60 }), "timed-out");
     const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "cancelled");
     client.cancelRequests();
@@ -188,7 +194,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("is not given up with the exchanges once it is a copy, but by its signal at once, and both ends see a reset", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     const controller = new AbortController();
     const asked = ask(client, a, {}, { signal: controller.signal });
     const right = await within(serveOne(server, YES));
@@ -202,7 +208,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
 
   for (const end of ["close", "reset"] as const) {
     test(`is ended by ${end} on the stream, and both ends see a reset`, async (net) => {
-      const { a: left, b: a, quic: { client, server } } = await open(net);
+      const { a: left, b: a, session: { client, server } } = await open(net);
       const asked = ask(client, a);
       const right = await within(serveOne(server, YES));
       const ended = copied(await within(asked));
@@ -215,7 +221,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   }
 
   test("is given up when the peer of the stream is reset, at both ends, and tells so", async (net) => {
-    const { a: left, b: a, quic: { client, server } } = await open(net);
+    const { a: left, b: a, session: { client, server } } = await open(net);
     const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "abandoned");
     const right = (await oneByOne(() => server.acceptRequests())())!.stream;
     left.reset(77);
@@ -226,7 +232,7 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("is given up by its own signal without a copy, at both ends", async (net) => {
-    const { quic: { client, server } } = await open(net);
+    const { session: { client, server } } = await open(net);
     const controller = new AbortController();
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
     const right = (await oneByOne(() => server.acceptRequests())())!.stream;
@@ -236,13 +242,13 @@ function copyTests({ test, pki }: Suite, kind: Kind): void {
   });
 
   test("is refused for a stream that was closed", async (net) => {
-    const { b: a, quic: { client } } = await open(net);
+    const { b: a, session: { client } } = await open(net);
     a.close();
     await netError(ask(client, a), "closed");
   });
 
   test("settles when the network is closed while it waits for an answer", async (net) => {
-    const { b: a, quic: { client, server } } = await open(net);
+    const { b: a, session: { client, server } } = await open(net);
     const asked = netError(ask(client, a, { timeoutMs: 60_000 }), "closed", "cancelled", "reset", "abandoned");
     await oneByOne(() => server.acceptRequests())();
     net.close();

@@ -12,12 +12,13 @@ import {
   netError,
   oneByOne,
   pattern,
-  quicPair,
   readAll,
   readExactly,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   until,
   within,
@@ -31,11 +32,12 @@ interface Entrance {
 
 interface Door {
   name: string;
-  isQuic: boolean;
+  isSession: boolean;
   open(net: Net, options?: HeadOptions): Promise<Entrance>;
 }
 
-function doorsOf({ adapter, pki }: Suite): Door[] {
+function doorsOf(suite: Suite): Door[] {
+  const { adapter, pki } = suite;
   const tcp: Door["open"] = async (net, options) => {
     const { port, next } = await listenTcp(net, options);
     return { dial: () => dialTcp(net, port), next };
@@ -45,15 +47,15 @@ function doorsOf({ adapter, pki }: Suite): Door[] {
     const { port, next } = await listenTcp(net, { ...options, tls });
     return { dial: () => dialTcp(net, port, { tls: { ca: authority.cert } }), next };
   };
-  const quic: Door["open"] = async (net, options) => {
+  const session = (sessions: Sessions): Door["open"] => async (net, options) => {
     const transport = { maxPeerStreams: 2_000 };
-    const { client, server } = await quicPair(net, await pki, { transport }, { transport });
+    const { client, server } = await sessions.pair(net, await pki, { transport }, { transport });
     return { dial: () => within(client.openStream()), next: oneByOne(() => server.acceptRequests(options)) };
   };
   return [
-    { name: "a TCP listener", isQuic: false, open: tcp },
-    { name: "a QUIC connection", isQuic: true, open: quic },
-    ...(adapter.has.tls ? [{ name: "a TLS listener", isQuic: false, open: tls }] : []),
+    { name: "a TCP listener", isSession: false, open: tcp },
+    ...sessionsOf(suite).map((sessions) => ({ name: `a ${sessions.name} session`, isSession: true, open: session(sessions) })),
+    ...(adapter.has.tls ? [{ name: "a TLS listener", isSession: false, open: tls }] : []),
   ];
 }
 
@@ -65,7 +67,7 @@ export function headTests(suite: Suite): void {
       crowdTests(suite, door);
     });
   }
-  exchangeHeadTests(suite);
+  for (const sessions of sessionsOf(suite)) exchangeHeadTests(suite, sessions);
 }
 
 function endOfHeadTests({ test }: Suite, door: Door): void {
@@ -265,7 +267,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     assert.ok(await isPending(next()));
   });
 
-  if (door.isQuic) return;
+  if (door.isSession) return;
 
   test("are waited for no longer than allowed where nothing comes at all", async (net) => {
     const { dial, next } = await door.open(net, { headTimeoutMs: 50 });
@@ -324,13 +326,13 @@ function crowdTests({ test }: Suite, door: Door): void {
   });
 }
 
-function exchangeHeadTests({ test, pki }: Suite): void {
+function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
   const FOLLOWS = "220 mail\r\n\r\nready";
   const ANSWER = "HTTP/1.1 200 OK\r\n\r\n";
 
   /** Somebody who answers a request as `answer` does. */
   const answering = async (net: Net, answer: (stream: Duplex) => Promise<unknown>) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const serve = async () => {
       const next = oneByOne(() => server.acceptRequests());
       for (let incoming; (incoming = await next().catch(() => null)) !== null;) {
@@ -342,7 +344,7 @@ function exchangeHeadTests({ test, pki }: Suite): void {
     return (options: { headLimit?: number; timeoutMs?: number } = {}) => client.request(bytes(HEAD), { timeoutMs: 5_000, ...options });
   };
 
-  describe("the answer's head of an exchange", () => {
+  describe(`the answer's head of an exchange over ${sessions.name}`, () => {
     test("loses nothing of what follows it, wherever the packets part", async (net) => {
       const text = ANSWER + FOLLOWS;
       let at = 0;

@@ -2,12 +2,11 @@
 import assert from "node:assert/strict";
 import { existsSync, readdirSync } from "node:fs";
 import { describe } from "node:test";
-import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex, Net } from "../../shared/net/types.ts";
 import { withRaw } from "./raw.ts";
 import {
   ALPN,
   bytes,
-  dialQuic,
   dialTcp,
   fill,
   HEAD,
@@ -19,8 +18,9 @@ import {
   openPair,
   pattern,
   portOf,
-  quicPair,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   until,
   within,
@@ -29,13 +29,15 @@ import {
 const MORE_THAN_FITS = 64 << 20;
 
 export function lifetimeTests(suite: Suite): void {
-  describe("the end of a connection", () => endOfConnectionTests(suite));
-  describe("the end of a network", () => endOfNetworkTests(suite));
-  if (suite.adapter.has.sockets) describe("descriptors", () => descriptorTests(suite));
+  for (const sessions of sessionsOf(suite)) {
+    describe(`the end of a ${sessions.name} session`, () => endOfSessionTests(suite, sessions));
+    describe(`the end of a network with ${sessions.name} sessions`, () => endOfNetworkTests(suite, sessions));
+    if (suite.adapter.has.sockets) describe(`descriptors with ${sessions.name} sessions`, () => descriptorTests(suite, sessions));
+  }
 }
 
 /** Calls of every kind that wait on one side of a connection for the other. */
-async function callsOf(net: Net, here: QuicConnection, there: QuicConnection): Promise<Map<string, Promise<unknown>>> {
+async function callsOf(net: Net, here: AgentSession, there: AgentSession): Promise<Map<string, Promise<unknown>>> {
   const reading = await openPair(here, there);
   const writing = await openPair(here, there);
   const copied = await openPair(here, there);
@@ -72,10 +74,10 @@ async function outcomesOf(calls: Map<string, Promise<unknown>>): Promise<Record<
   return outcomes;
 }
 
-function endOfConnectionTests({ test, pki }: Suite): void {
+function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
   for (const closing of ["the far side", "this side"] as const) {
     test(`settles every call that waits on it when ${closing} closes it`, async (net) => {
-      const { client, server } = await quicPair(net, await pki, { transport: TRANSPORT }, { transport: TRANSPORT });
+      const { client, server } = await sessions.pair(net, await pki, { transport: TRANSPORT }, { transport: TRANSPORT });
       const calls = await callsOf(net, client, server);
       assert.ok(await isPending(Promise.race(calls.values())));
       (closing === "this side" ? client : server).close(19, "enough");
@@ -89,7 +91,7 @@ function endOfConnectionTests({ test, pki }: Suite): void {
   }
 
   test("tells every stream of it the code", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const streams: Duplex[] = [];
     for (let i = 0; i < 3; i++) streams.push((await openPair(client, server)).b);
     client.close(21, "enough");
@@ -100,8 +102,8 @@ function endOfConnectionTests({ test, pki }: Suite): void {
   });
 
   test("does not touch other connections of the listener", async (net) => {
-    const { listener, port, client, server } = await quicPair(net, await pki);
-    const [second, accepted] = await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
+    const { listener, port, client, server } = await sessions.pair(net, await pki);
+    const [second, accepted] = await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
     server.close(1, "");
     await within(client.closed);
     const { a, b } = await openPair(second, accepted!);
@@ -110,19 +112,19 @@ function endOfConnectionTests({ test, pki }: Suite): void {
   });
 
   test("answers acceptRequests with null", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const waiting = [server.acceptRequests(), server.acceptRequests()];
     client.close(0, "");
     assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
   });
 }
 
-function endOfNetworkTests(suite: Suite): void {
+function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
   const { test, pki, adapter } = suite;
 
   test("settles every call that waits", async (net) => {
     const all = await pki;
-    const { client, server, listener } = await quicPair(net, all, { transport: TRANSPORT }, { transport: TRANSPORT });
+    const { client, server, listener } = await sessions.pair(net, all, { transport: TRANSPORT }, { transport: TRANSPORT });
     const tcp = await listenTcp(net);
     const [dialled, { stream }] = await Promise.all([
       dialTcp(net, tcp.port).then(async (stream) => {
@@ -150,9 +152,9 @@ function endOfNetworkTests(suite: Suite): void {
     const { tls } = await pki;
     net.close();
     await netError(net.listenTcp({ address: "127.0.0.1:0" }), "closed");
-    await netError(net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN }), "closed");
+    await netError(sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN }), "closed");
     await netError(net.connectTcp({ host: "127.0.0.1", port: 9, timeoutMs: 1_000 }), "closed");
-    await netError(dialQuic(net, await pki, 9), "closed");
+    await netError(sessions.dial(net, await pki, 9), "closed");
     net.close();
   });
 
@@ -172,13 +174,13 @@ function endOfNetworkTests(suite: Suite): void {
   test("settles calls that wait for the network's answer", async (net) => {
     await withRaw(async (raw) => {
       const silent = await raw.serve();
-      const { port } = (await raw.udp()).address();
+      const port = await raw.silent(sessions.kind);
       const tls = { insecureSkipVerify: true };
       const calls = [
         net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 60_000 }),
         net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 60_000, signal: new AbortController().signal }),
-        net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000 }),
-        net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal: new AbortController().signal }),
+        sessions.connect(net, { host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000 }),
+        sessions.connect(net, { host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal: new AbortController().signal }),
       ];
       ignore(...calls);
       await silent.next();
@@ -191,10 +193,10 @@ function endOfNetworkTests(suite: Suite): void {
     const all = await pki;
     for (let i = 0; i < 16; i++) {
       const inner = adapter.create();
-      const listener = await inner.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
+      const listener = await sessions.listen(inner, { address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
       const arriving = [
         listener.accept(),
-        inner.connectQuic({
+        sessions.connect(inner, {
           host: "127.0.0.1",
           port: portOf(listener.address),
           tls: { ca: all.authority.cert },
@@ -234,7 +236,7 @@ function endOfNetworkTests(suite: Suite): void {
   });
 }
 
-function descriptorTests({ test, pki, adapter }: Suite): void {
+function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
   const DESCRIPTORS = "/proc/self/fd";
   if (!existsSync(DESCRIPTORS)) return; // only Linux shows them as files
   const count = () => readdirSync(DESCRIPTORS).length;
@@ -285,11 +287,11 @@ function descriptorTests({ test, pki, adapter }: Suite): void {
     });
   });
 
-  test("return when QUIC connections and listeners are closed, by either side", async (net) => {
+  test("return when sessions and their listeners are closed, by either side", async (net) => {
     const all = await pki;
     await returned(async () => {
       for (const closing of ["client", "server", "listener"] as const) {
-        const { listener, ...pair } = await quicPair(net, all);
+        const { listener, ...pair } = await sessions.pair(net, all);
         for (let i = 0; i < 5; i++) {
           const { a, b } = await openPair(pair.client, pair.server);
           a.close();
@@ -305,15 +307,15 @@ function descriptorTests({ test, pki, adapter }: Suite): void {
   test("return when connections could not be made, or were given up", async (net) => {
     await withRaw(async (raw) => {
       const silent = await raw.serve();
-      const { port } = (await raw.udp()).address();
+      const port = await raw.silent(sessions.kind);
       const tls = { insecureSkipVerify: true };
       await returned(async () => {
         await netError(net.connectTcp({ host: "127.0.0.1", port: silent.port, tls, timeoutMs: 20 }), "timed-out");
         (await silent.next()).destroy();
-        await netError(net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 20 }), "timed-out");
+        await netError(sessions.connect(net, { host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 20 }), "timed-out");
         const controller = new AbortController();
         const { signal } = controller;
-        const dial = netError(net.connectQuic({ host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal }), "cancelled");
+        const dial = netError(sessions.connect(net, { host: "127.0.0.1", port, tls, alpn: ALPN, timeoutMs: 60_000, signal }), "cancelled");
         controller.abort();
         await dial;
       });
@@ -330,7 +332,7 @@ function descriptorTests({ test, pki, adapter }: Suite): void {
         await within((await dialTcp(inner, port)).write(bytes(HEAD)));
         await request();
       }
-      const { client, server } = await quicPair(inner, all);
+      const { client, server } = await sessions.pair(inner, all);
       await openPair(client, server); // still held
       inner.close();
       await within(Promise.all([client.closed, server.closed]));

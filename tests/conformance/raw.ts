@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from "node:dgram";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import type { SessionKind } from "../../shared/net/types.ts";
 import { until, within } from "./support.ts";
 
 /** What a test made outside the network, closed after it. */
@@ -12,7 +13,10 @@ export interface Raw {
   connect(port: number, host?: string): Promise<Socket>;
   udp(): Promise<UdpSocket>;
   relayTcp(port: number): Promise<TcpRelay>;
-  relayUdp(port: number): Promise<UdpRelay>;
+  /** A relay in front of a listener for sessions. */
+  relay(kind: SessionKind, port: number): Promise<SessionRelay>;
+  /** The port of a server that never answers a handshake. */
+  silent(kind: SessionKind): Promise<number>;
 }
 
 /** Passes bytes on until it is told to end or reset the connection. */
@@ -25,14 +29,14 @@ export interface TcpRelay {
   resetClient(): void;
 }
 
-/** Passes datagrams of one client on. */
-export interface UdpRelay {
+/** Passes on datagrams of one client, or bytes of any number of TCP connections. */
+export interface SessionRelay {
   port: number;
-  /** Whether it does, each way. */
+  /** Whether it does, each way. What it does not pass is lost. */
   pass: { toServer: boolean; toClient: boolean };
   /** Sees what comes from the server. */
-  onReply: (datagram: Uint8Array) => void;
-  /** Datagrams from clients. */
+  onReply: (data: Uint8Array) => void;
+  /** Datagrams from clients, or pieces of TCP streams. */
   received: number;
 }
 
@@ -85,9 +89,10 @@ export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> 
       resetClient: () => client?.resetAndDestroy(),
     };
   };
-  const relayUdp: Raw["relayUdp"] = async (port) => {
+  const newRelay = (port: number): SessionRelay => ({ port, pass: { toServer: true, toClient: true }, onReply: () => {}, received: 0 });
+  const relayUdp = async (port: number): Promise<SessionRelay> => {
     const socket = await udp();
-    const relay: UdpRelay = { port: socket.address().port, pass: { toServer: true, toClient: true }, onReply: () => {}, received: 0 };
+    const relay = newRelay(socket.address().port);
     let client: RemoteInfo | undefined;
     socket.on("message", (data, from) => {
       if (from.port === port) {
@@ -101,8 +106,30 @@ export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> 
     });
     return relay;
   };
+  const relayTcpSessions = async (port: number): Promise<SessionRelay> => {
+    const { server, port: own } = await serve();
+    const relay = newRelay(own);
+    server.on("connection", (client) => {
+      const upstream = keep(connect({ port, host: "127.0.0.1", allowHalfOpen: true, noDelay: true }));
+      client.on("data", (data) => {
+        relay.received++;
+        if (relay.pass.toServer) upstream.write(data);
+      });
+      upstream.on("data", (data) => {
+        relay.onReply(Buffer.from(data));
+        if (relay.pass.toClient) client.write(data);
+      });
+      client.on("end", () => relay.pass.toServer && upstream.end());
+      upstream.on("end", () => relay.pass.toClient && client.end());
+      client.on("error", () => relay.pass.toServer && upstream.resetAndDestroy());
+      upstream.on("error", () => relay.pass.toClient && client.resetAndDestroy());
+    });
+    return relay;
+  };
+  const relay: Raw["relay"] = (kind, port) => kind === "quic" ? relayUdp(port) : relayTcpSessions(port);
+  const silent: Raw["silent"] = async (kind) => kind === "quic" ? (await udp()).address().port : (await serve()).port;
   try {
-    await body({ serve, connect: connectTo, udp, relayTcp, relayUdp });
+    await body({ serve, connect: connectTo, udp, relayTcp, relay, silent });
   } finally {
     for (const close of cleanUp.reverse()) close();
   }

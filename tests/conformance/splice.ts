@@ -20,12 +20,14 @@ import {
   type Pair,
   pattern,
   pause,
-  quicPair,
+  portOf,
   readAll,
   readExactly,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   within,
   writeToError,
@@ -48,10 +50,12 @@ interface Running extends Tunnel {
 
 export function spliceTests(suite: Suite): void {
   const kinds = kindsOf(suite);
-  const pairs = kinds.flatMap((left) => kinds.map((right) => [left, right] as const));
+  const pairs = kinds.flatMap((left) => kinds.map((right) => [left, right] as const))
+    // streams of two kinds of session never meet: a program relays between a session and TCP
+    .filter(([left, right]) => !left.isSession || !right.isSession || left === right);
   for (const [left, right] of pairs) {
-    // TLS runs on what TCP runs on: beside QUIC is enough
-    if (left.name !== right.name && [left.name, right.name].includes("TLS") && !left.isQuic && !right.isQuic) continue;
+    // TLS runs on what TCP runs on: beside sessions is enough
+    if (left.name !== right.name && [left.name, right.name].includes("TLS") && !left.isSession && !right.isSession) continue;
     describe(`a copy between ${left.name} and ${right.name}`, () => {
       const dig = async (net: Net): Promise<Tunnel> => {
         const [first, second] = [await left.open(net), await right.open(net)];
@@ -69,11 +73,13 @@ export function spliceTests(suite: Suite): void {
   }
   for (const [left, right] of pairs) describe(`a copy between ${left.name} and ${right.name}`, () => goneTests(suite, left, right));
   for (const kind of kinds) describe(`a connection and a copy from ${kind.name}`, () => connectTests(suite, kind));
-  describe("a copy", () => idleTests(suite));
+  for (const sessions of sessionsOf(suite)) describe(`a copy with ${sessions.name} sessions`, () => idleTests(suite, sessions));
   describe("a copy at a rate", () => rateTests(suite, kinds));
   if (!suite.adapter.has.sockets) return;
-  describe("a copy", () => deliveryTests(suite));
-  describe("a copy, seen from outside", () => wireTests(suite));
+  for (const sessions of sessionsOf(suite)) {
+    describe(`a copy with ${sessions.name} sessions`, () => deliveryTests(suite, sessions));
+    describe(`a copy with ${sessions.name} sessions, seen from outside`, () => wireTests(suite, sessions));
+  }
 }
 
 type Dig = (net: Net) => Promise<Tunnel>;
@@ -206,7 +212,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
     const from = side === "left" ? leftKind : rightKind;
     const to = side === "left" ? rightKind : leftKind;
     /** What the other end sees: the code that was given, or 1 where TCP has none. */
-    const code = to.isQuic ? (from.isQuic ? 77 : 1) : undefined;
+    const code = to.isSession ? (from.isSession ? 77 : 1) : undefined;
 
     test(`brings a reset at the ${side} end to the other as a reset, not as an end`, async (net) => {
       const tunnel = await start(net);
@@ -218,9 +224,9 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
       const { error, errorSide } = await within(tunnel.done);
       assert.equal(error?.code, "reset");
       assert.equal(error.remote, true);
-      assert.equal(error.appCode, from.isQuic ? 77 : undefined);
+      assert.equal(error.appCode, from.isSession ? 77 : undefined);
       assert.equal(errorSide, side === "left" ? "a" : "b");
-      if (to.isQuic) assert.equal((await writeToError(second, "stopped")).appCode, code);
+      if (to.isSession) assert.equal((await writeToError(second, "stopped")).appCode, code);
       else await writeToError(second, "reset", "stopped");
     });
 
@@ -234,14 +240,14 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
       assert.equal((await within(tunnel.done)).error?.code, "reset");
     });
 
-    if (!from.isQuic) continue;
+    if (!from.isSession) continue;
 
     test(`tells the other end's writer that the ${side} end takes no more`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       first.stopRead(66);
       const error = await writeToError(second, "stopped", "reset");
-      if (to.isQuic) assert.equal(error.code, "stopped");
+      if (to.isSession) assert.equal(error.code, "stopped");
     });
 
     test(`brings what the ${side} end sends after it takes no more, as an answer to an upload it refused`, async (net) => {
@@ -259,19 +265,19 @@ const SIDES = ["left", "right"] as const;
 /** What a direction may be doing when an end goes: nothing comes, nobody takes what comes, or it is over. */
 const ACTIVITIES = ["idle", "blocked", "ended"] as const;
 
-/** How an end can go. Those of QUIC alone are for one direction, or for all streams of a connection. */
-const DEPARTURES: Record<string, { quicOnly: boolean; go: (end: Pair) => void; ends: (sends: string, receives: string) => boolean }> = {
+/** How an end can go. Those of sessions alone are for one direction, or for all streams of a connection. */
+const DEPARTURES: Record<string, { sessionOnly: boolean; go: (end: Pair) => void; ends: (sends: string, receives: string) => boolean }> = {
   "is reset": {
-    quicOnly: false,
+    sessionOnly: false,
     go: ({ a }) => {
       a.reset(77);
       a.stopRead(77);
     },
     ends: () => true,
   },
-  "sends RESET_STREAM alone": { quicOnly: true, go: ({ a }) => a.reset(77), ends: (sends) => sends !== "ended" },
-  "sends STOP_SENDING alone": { quicOnly: true, go: ({ a }) => a.stopRead(77), ends: (_, receives) => receives !== "ended" },
-  "loses its connection": { quicOnly: true, go: ({ lose }) => lose?.(), ends: () => true },
+  "sends RESET_STREAM alone": { sessionOnly: true, go: ({ a }) => a.reset(77), ends: (sends) => sends !== "ended" },
+  "sends STOP_SENDING alone": { sessionOnly: true, go: ({ a }) => a.stopRead(77), ends: (_, receives) => receives !== "ended" },
+  "loses its connection": { sessionOnly: true, go: ({ lose }) => lose?.(), ends: () => true },
 };
 
 /** No end that goes leaves a copy behind, whatever its directions are doing. */
@@ -279,8 +285,8 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
   const kinds = { left: leftKind, right: rightKind };
   for (const side of SIDES) {
     const other = side === "left" ? "right" : "left";
-    for (const [what, { quicOnly, go, ends }] of Object.entries(DEPARTURES)) {
-      if (quicOnly && !kinds[side].isQuic) continue;
+    for (const [what, { sessionOnly, go, ends }] of Object.entries(DEPARTURES)) {
+      if (sessionOnly && !kinds[side].isSession) continue;
       const states = ACTIVITIES.flatMap((sends) => ACTIVITIES.map((receives) => [sends, receives] as const))
         .filter(([sends, receives]) => !(sends === "ended" && receives === "ended") && ends(sends, receives));
 
@@ -308,7 +314,7 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
     }
   }
 
-  if (!leftKind.isQuic) return;
+  if (!leftKind.isSession) return;
 
   test("closes the other end where its peer has closed the stream, and that is no fault", async (net) => {
     const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
@@ -535,7 +541,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
   });
 
   test("is given up when a TCP peer has finished without a byte for the tunnel", async (net) => {
-    if (kind.isQuic) return;
+    if (kind.isSession) return;
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const { a: left, b: a } = await kind.open(net);
@@ -566,10 +572,10 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
   });
 }
 
-function deliveryTests({ test, pki }: Suite): void {
-  test("is over when the far side of QUIC has all of it, so that closing the connection then cuts nothing off", async (net) => {
+function deliveryTests({ test, pki }: Suite, sessions: Sessions): void {
+  test("is over when the far side of the session has all of it, so that closing the connection then cuts nothing off", async (net) => {
     for (let round = 0; round < 10; round++) {
-      const { client, server } = await quicPair(net, await pki);
+      const { client, server } = await sessions.pair(net, await pki);
       const { a, b: right } = await openPair(client, server);
       const { port, request } = await listenTcp(net);
       const left = await dialTcp(net, port);
@@ -587,9 +593,9 @@ function deliveryTests({ test, pki }: Suite): void {
   });
 }
 
-function idleTests({ test, pki }: Suite): void {
+function idleTests({ test, pki }: Suite, sessions: Sessions): void {
   test("is heard of at its end, also while many others go on and nothing else happens", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 100 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 100 } });
     const start = async () => {
       const [first, second] = [await openPair(client, server), await openPair(client, server)];
       return { left: first.a, right: second.a, done: net.splice(first.b, second.b) };
@@ -714,7 +720,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
   });
 }
 
-function wireTests({ test, adapter, pki }: Suite): void {
+function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
   test("is refused for streams of another network", async (net) => {
     const other = adapter.create();
     try {
@@ -730,9 +736,9 @@ function wireTests({ test, adapter, pki }: Suite): void {
     }
   });
 
-  /** A tunnel from a raw TCP client over a QUIC stream to a raw TCP server, as proxy and agent make it. */
+  /** A tunnel from a raw TCP client over a stream of a session to a raw TCP server, as proxy and agent make it. */
   const tunnel = async (net: Net, raw: Parameters<Parameters<typeof withRaw>[0]>[0]) => {
-    const { client: agent, server: proxy } = await quicPair(net, await pki);
+    const { client: agent, server: proxy } = await sessions.pair(net, await pki);
     const origin = await raw.serve();
     const { port, request } = await listenTcp(net);
     const client = await raw.connect(port);
@@ -825,12 +831,12 @@ function wireTests({ test, adapter, pki }: Suite): void {
       const transport = { idleTimeoutMs: 400, keepAliveMs: 100 };
       const relay: { cut: () => void } = { cut: () => {} };
       const all = await pki;
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ["x"], transport });
-      const udp = await raw.relayUdp(Number(listener.address.split(":").pop()));
-      relay.cut = () => udp.pass = { toServer: false, toClient: false };
-      const dial = net.connectQuic({
+      const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls: all.tls, alpn: ["x"], transport });
+      const between = await raw.relay(sessions.kind, portOf(listener.address));
+      relay.cut = () => between.pass = { toServer: false, toClient: false };
+      const dial = sessions.connect(net, {
         host: "127.0.0.1",
-        port: udp.port,
+        port: between.port,
         tls: { ca: all.authority.cert },
         alpn: ["x"],
         transport,
@@ -852,7 +858,7 @@ function wireTests({ test, adapter, pki }: Suite): void {
 
   test("lets 20 MiB through while a hundred other copies wait for their ends", async (net) => {
     const waiting: Promise<unknown>[] = [];
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 200 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 200 } });
     const { port, request } = await listenTcp(net);
     const dig = async () => {
       const left = await dialTcp(net, port);

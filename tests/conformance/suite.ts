@@ -5,8 +5,8 @@ import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
 import { exchangeTests } from "./exchange.ts";
-import { quicTests } from "./quic.ts";
 import { spliceTests } from "./splice.ts";
+import { sessionTests } from "./sessions.ts";
 import { type Adapter, makeSuite } from "./support.ts";
 import { tcpTests } from "./tcp.ts";
 import { tlsTests } from "./tls.ts";
@@ -14,6 +14,6 @@ import { tlsTests } from "./tls.ts";
 export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
-    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, quicTests, exchangeTests, spliceTests, lifetimeTests]) tests(suite);
+    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, sessionTests, exchangeTests, spliceTests, lifetimeTests]) tests(suite);
   });
 }

@@ -5,15 +5,17 @@ import { Buffer } from "node:buffer";
 import { it } from "node:test";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type {
-  ConnectQuicOptions,
+  AgentSession,
+  ConnectSessionOptions,
   Duplex,
   Incoming,
   ListenQuicOptions,
+  ListenSessionsOptions,
   ListenTcpOptions,
   Net,
-  QuicConnection,
-  QuicListener,
   ServerTls,
+  SessionKind,
+  SessionListener,
   TcpListener,
 } from "../../shared/net/types.ts";
 import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
@@ -22,6 +24,8 @@ import { type Authority, type Issued, makeAuthority } from "../../testing/certif
 export interface Adapter {
   name: string;
   create(): Net;
+  /** What carries its sessions. */
+  sessions: readonly SessionKind[];
   has: {
     /** It uses the system's sockets, and so can be met by others. */
     sockets: boolean;
@@ -250,29 +254,51 @@ export function dialTcp(net: Net, port: number, more: Partial<Parameters<Net["co
   return within(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000, ...more }));
 }
 
-export interface QuicPair {
-  listener: QuicListener;
+export interface SessionPair {
+  listener: SessionListener;
   port: number;
-  client: QuicConnection;
-  server: QuicConnection;
+  client: AgentSession;
+  server: AgentSession;
 }
 
-export async function quicPair(
-  net: Net,
-  pki: Pki,
-  serverOptions: Partial<ListenQuicOptions> = {},
-  clientOptions: Partial<ConnectQuicOptions> = {},
-): Promise<QuicPair> {
-  const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: pki.tls, alpn: ALPN, ...serverOptions });
-  const port = portOf(listener.address);
-  const [server, client] = await Promise.all([within(listener.accept()), dialQuic(net, pki, port, clientOptions)]);
-  assert.ok(server);
-  return { listener, port, client, server };
+/** Sessions over one transport, in the same words. */
+export class Sessions {
+  readonly name: "QUIC" | "TLS link";
+
+  constructor(readonly kind: SessionKind) {
+    this.name = kind === "quic" ? "QUIC" : "TLS link";
+  }
+
+  listen(net: Net, options: ListenQuicOptions): Promise<SessionListener> {
+    return this.kind === "quic" ? net.listenQuic(options) : net.listenTlsLink(options);
+  }
+
+  connect(net: Net, options: ConnectSessionOptions): Promise<AgentSession> {
+    return this.kind === "quic" ? net.connectQuic(options) : net.connectTlsLink(options);
+  }
+
+  dial(net: Net, pki: Pki, port: number, options: Partial<ConnectSessionOptions> = {}): Promise<AgentSession> {
+    const all = { host: "127.0.0.1", port, tls: { ca: pki.authority.cert }, alpn: ALPN, timeoutMs: 5_000, ...options };
+    return within(this.connect(net, all));
+  }
+
+  async pair(
+    net: Net,
+    pki: Pki,
+    serverOptions: Partial<ListenSessionsOptions> = {},
+    clientOptions: Partial<ConnectSessionOptions> = {},
+  ): Promise<SessionPair> {
+    const listener = await this.listen(net, { address: "127.0.0.1:0", tls: pki.tls, alpn: ALPN, ...serverOptions });
+    const port = portOf(listener.address);
+    const [server, client] = await Promise.all([within(listener.accept()), this.dial(net, pki, port, clientOptions)]);
+    assert.ok(server);
+    return { listener, port, client, server };
+  }
 }
 
-export function dialQuic(net: Net, pki: Pki, port: number, options: Partial<ConnectQuicOptions> = {}): Promise<QuicConnection> {
-  const all = { host: "127.0.0.1", port, tls: { ca: pki.authority.cert }, alpn: ALPN, timeoutMs: 5_000, ...options };
-  return within(net.connectQuic(all));
+/** Every kind of session that the adapter has. */
+export function sessionsOf({ adapter }: Suite): Sessions[] {
+  return adapter.sessions.map((kind) => new Sessions(kind));
 }
 
 /** Two ends of one stream. */
@@ -285,7 +311,7 @@ export interface Pair {
 }
 
 /** A stream from one connection to the other. Its first byte is gone: a peer hears of a stream by its first bytes. */
-export async function openPair(from: QuicConnection, to: QuicConnection): Promise<Pair> {
+export async function openPair(from: AgentSession, to: AgentSession): Promise<Pair> {
   const a = await within(from.openStream());
   await within(a.write(bytes("!")));
   const b = await within(to.acceptStream());
@@ -296,29 +322,30 @@ export async function openPair(from: QuicConnection, to: QuicConnection): Promis
 
 /** A way to get a stream. */
 export interface Kind {
-  name: "TCP" | "TLS" | "QUIC";
+  name: "TCP" | "TLS" | Sessions["name"];
   /** It has codes, and directions that are aborted on their own. */
-  isQuic: boolean;
+  isSession: boolean;
   open(net: Net): Promise<Pair>;
 }
 
 /** Every kind of stream that the adapter has. */
-export function kindsOf({ adapter, pki }: Suite): Kind[] {
+export function kindsOf(suite: Suite): Kind[] {
+  const { adapter, pki } = suite;
   const overTcp = async (net: Net, tls: Pki | undefined): Promise<Pair> => {
     const { port, request } = await listenTcp(net, tls && { tls: tls.tls });
     const a = await dialTcp(net, port, tls && { tls: { ca: tls.authority.cert } });
     await within(a.write(bytes(HEAD)));
     return { a, b: (await request()).stream };
   };
-  const overQuic = async (net: Net): Promise<Pair> => {
-    const { client, server } = await quicPair(net, await pki, SMALL_WINDOW, SMALL_WINDOW);
-    return { ...await openPair(client, server), lose: () => client.close(7, "gone") };
-  };
-  const kinds: Kind[] = [
-    { name: "TCP", isQuic: false, open: (net) => overTcp(net, undefined) },
-    { name: "QUIC", isQuic: true, open: overQuic },
-  ];
-  if (adapter.has.tls) kinds.push({ name: "TLS", isQuic: false, open: async (net) => overTcp(net, await pki) });
+  const kinds: Kind[] = [{ name: "TCP", isSession: false, open: (net) => overTcp(net, undefined) }];
+  for (const sessions of sessionsOf(suite)) {
+    const open = async (net: Net): Promise<Pair> => {
+      const { client, server } = await sessions.pair(net, await pki, SMALL_WINDOW, SMALL_WINDOW);
+      return { ...await openPair(client, server), lose: () => client.close(7, "gone") };
+    };
+    kinds.push({ name: sessions.name, isSession: true, open });
+  }
+  if (adapter.has.tls) kinds.push({ name: "TLS", isSession: false, open: async (net) => overTcp(net, await pki) });
   return kinds;
 }
 

@@ -1,4 +1,4 @@
-// TLS on TCP and QUIC: who is believed, who is asked, what changes live, and what a peer outside sees of it. Certificates are real here.
+// TLS on TCP and under sessions: who is believed, who is asked, what changes live, and what a peer outside sees of it. Certificates are real here.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createPrivateKey } from "node:crypto";
@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { describe } from "node:test";
 import { connect, type ConnectionOptions, createServer } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
-import type { ClientTls, Duplex, Net, QuicConnection, ServerTls } from "../../shared/net/types.ts";
+import type { AgentSession, ClientTls, Duplex, Net, ServerTls } from "../../shared/net/types.ts";
 import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
@@ -20,18 +20,19 @@ import {
   openPair,
   type Pki,
   portOf,
-  quicPair,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   until,
   within,
 } from "./support.ts";
 
-/** TLS over one of the two transports, in the same words. */
+/** TLS over one of the transports, in the same words. */
 interface Layer {
-  name: "TCP" | "QUIC";
+  name: "TCP" | Sessions["name"];
   /** A server, and what its clients' handshakes came to: `ok` or the error's code. */
   listen(net: Net, tls: ServerTls): Promise<{ port: number; setTls(tls: ServerTls): void; next(): Promise<string> }>;
   /** Connects and learns whether the server agrees. */
@@ -57,17 +58,17 @@ const OVER_TCP: Layer = {
   },
 };
 
-const OVER_QUIC: Layer = {
-  name: "QUIC",
+const overSessions = (sessions: Sessions): Layer => ({
+  name: sessions.name,
   async listen(net, tls) {
     const outcomes: string[] = [];
-    const listener = await net.listenQuic({
+    const listener = await sessions.listen(net, {
       address: "127.0.0.1:0",
       tls,
       alpn: ALPN,
       onHandshakeError: ({ error }) => outcomes.push(error.code),
     });
-    const serve = async (connection: QuicConnection) => {
+    const serve = async (connection: AgentSession) => {
       for (let stream; (stream = await connection.acceptStream()) !== null;) void echo(stream);
     };
     const run = async () => {
@@ -84,14 +85,14 @@ const OVER_QUIC: Layer = {
     return { port: portOf(listener.address), setTls: (tls) => listener.setTls(tls), next };
   },
   async dial(net, port, tls, host = "127.0.0.1") {
-    const connection = await within(net.connectQuic({ host, port, tls, alpn: ALPN, timeoutMs: 5_000 }));
+    const connection = await within(sessions.connect(net, { host, port, tls, alpn: ALPN, timeoutMs: 5_000 }));
     return {
       async echo() {
         await checkEcho(await within(connection.openStream()));
       },
     };
   },
-};
+});
 
 /** Never rejects. */
 async function echo(stream: Duplex): Promise<void> {
@@ -109,7 +110,7 @@ async function checkEcho(stream: Duplex): Promise<void> {
 
 export function tlsTests(suite: Suite): void {
   if (!suite.adapter.has.tls) return;
-  for (const layer of [OVER_TCP, OVER_QUIC]) {
+  for (const layer of [OVER_TCP, ...sessionsOf(suite).map(overSessions)]) {
     describe(`TLS over ${layer.name}`, () => {
       serverCertificateTests(suite, layer);
       clientCertificateTests(suite, layer);
@@ -121,7 +122,9 @@ export function tlsTests(suite: Suite): void {
     helloTests(suite);
     wireTests(suite);
   });
-  describe("TLS over QUIC, seen from both ends", () => quicCertificateTests(suite));
+  for (const sessions of sessionsOf(suite)) {
+    describe(`TLS over ${sessions.name}, seen from both ends`, () => sessionCertificateTests(suite, sessions));
+  }
 }
 
 function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): void {
@@ -627,28 +630,28 @@ function wireTests({ test, pki }: Suite): void {
   }
 }
 
-function quicCertificateTests({ test, pki }: Suite): void {
+function sessionCertificateTests({ test, pki }: Suite, sessions: Sessions): void {
   test("tells the server the client's certificate, and the client the server's", async (net) => {
     const all = await pki;
     const { authority, client: issued } = all;
     const tls = { ...all.tls, clientCa: authority.cert };
-    const { client, server } = await quicPair(net, all, { tls }, { tls: { ca: authority.cert, ...issued } });
+    const { client, server } = await sessions.pair(net, all, { tls }, { tls: { ca: authority.cert, ...issued } });
     assert.equal(pinOfDer(server.peerCertificate), pinOf(issued.cert));
     assert.equal(pinOfDer(client.peerCertificate), pinOf(all.server.cert));
   });
 
   test("tells of no certificate where a client showed none", async (net) => {
-    const { server } = await quicPair(net, await pki);
+    const { server } = await sessions.pair(net, await pki);
     assert.equal(server.peerCertificate, undefined);
   });
 
   test("compares the server's certificate with the name it is given for it", async (net) => {
     const all = await pki;
     const server = await all.authority.issue({ names: ["proxy.example"] });
-    const { client, server: accepted } = await quicPair(net, all, { tls: server }, { serverName: "proxy.example" });
+    const { client, server: accepted } = await sessions.pair(net, all, { tls: server }, { serverName: "proxy.example" });
     await openPair(client, accepted);
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
-    const dial = net.connectQuic({
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls: all.tls, alpn: ALPN });
+    const dial = sessions.connect(net, {
       host: "127.0.0.1",
       port: portOf(listener.address),
       serverName: "proxy.example",

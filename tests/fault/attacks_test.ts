@@ -9,7 +9,7 @@ import { describe, it } from "node:test";
 import { encodeFrame } from "../../shared/link/frame.ts";
 import { ALPN, authenticate, PROXY_TRANSPORT, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { Duplex, Net, QuicConnection, QuicTransport } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex, Net, QuicTransport } from "../../shared/net/types.ts";
 import { AGENT, AGENT_ID, eventually, openDescriptors, Pair, residentMiB, Site } from "../../testing/programs.ts";
 import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -28,14 +28,14 @@ async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
 }
 
 /** A connection to the proxy that listens on `agents`, which trusts it blindly. */
-async function connect(net: Net, agents: string, alpn: readonly string[] = ALPN, transport?: QuicTransport): Promise<QuicConnection> {
+async function connect(net: Net, agents: string, alpn: readonly string[] = ALPN, transport?: QuicTransport): Promise<AgentSession> {
   const { hostname: host, port } = new URL(`quic://${agents}`);
   const options = { host, port: Number(port), tls: { insecureSkipVerify: true }, alpn: [...alpn], transport, timeoutMs: 10_000 };
   return await net.connectQuic(options);
 }
 
 /** One that has authenticated with an id. */
-async function connectAs(net: Net, agents: string, id: string, hello = {}): Promise<QuicConnection> {
+async function connectAs(net: Net, agents: string, id: string, hello = {}): Promise<AgentSession> {
   const connection = await connect(net, agents);
   await authenticate(connection, encoder.encode(id), { version: "raw", instance: id, host: "raw", labels: {}, ...hello });
   return connection;
@@ -301,7 +301,7 @@ describe("an agent", () => {
           assert.equal(code, 422);
           assert.match(
             reason,
-            new RegExp(`^Cannot [a-z ]+ for tunnels: the agent's QUIC transport parameter ${parameter} is 0. Set it to \\d+ or more$`),
+            new RegExp(`^Cannot [a-z ]+ for tunnels: the agent's transport parameter ${parameter} is 0. Set it to \\d+ or more$`),
           );
           await pair.proxy.waitFor("agent refused", { reason }, ALPN.indexOf(alpn) + 1);
         }
@@ -435,7 +435,7 @@ describe("a proxy", () => {
   /** A proxy of the test's own making, and an agent of ours that it has welcomed. */
   async function withAgent(
     args: readonly string[],
-    body: (connection: QuicConnection, agent: { pid: number }) => Promise<void>,
+    body: (connection: AgentSession, agent: { pid: number }) => Promise<void>,
   ): Promise<void> {
     await withNet(async (net) => {
       await using site = await Site.create();
@@ -455,7 +455,7 @@ describe("a proxy", () => {
   const head = (authority: string) => encoder.encode(`CONNECT ${authority} HTTP/1.1\r\n\r\n`);
 
   /** A whole tunnel, asked for over the agent's connection. */
-  async function checkAgent(connection: QuicConnection, origin: Origin): Promise<void> {
+  async function checkAgent(connection: AgentSession, origin: Origin): Promise<void> {
     const { stream, head: answer } = await connection.request(head(origin.authority), { timeoutMs: 20_000 });
     assert.match(answer, /^HTTP\/1\.1 200 /);
     using server = await origin.accept();

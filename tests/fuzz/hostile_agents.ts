@@ -2,7 +2,7 @@
 // small, answers clients as it should, serves the other agent, and lets go of everything in the end.
 import process from "node:process";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { Duplex, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex, Net } from "../../shared/net/types.ts";
 import { eventually, openDescriptors, Pair } from "../../testing/programs.ts";
 import { connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { ANSWER } from "./heads.ts";
@@ -24,7 +24,7 @@ export class AttackedProxy implements AsyncDisposable {
   readonly #watch: Watch;
   readonly #descriptors: number;
   /** Connections that the scripts did not close. */
-  #left: QuicConnection[] = [];
+  #left: AgentSession[] = [];
 
   private constructor(readonly pair: Pair, readonly origin: Origin) {
     this.#watch = new Watch(pair.proxy, "The proxy");
@@ -69,7 +69,7 @@ export class AttackedProxy implements AsyncDisposable {
   }
 
   /** Answers requests as the script has it. */
-  async #serve(connection: QuicConnection, { answers }: AgentScript): Promise<void> {
+  async #serve(connection: AgentSession, { answers }: AgentScript): Promise<void> {
     for (let i = 0, stream: Duplex | null; (stream = await connection.acceptStream()) !== null; i++) {
       void tolerant(stream.read()).then(() => play(stream!, answers[i % answers.length]!));
     }

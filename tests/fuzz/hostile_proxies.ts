@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { encodeHead, parseResponseHead } from "../../shared/http/head.ts";
 import { agentTransport, ALPN } from "../../shared/link/link.ts";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { Net, QuicConnection, QuicListener } from "../../shared/net/types.ts";
+import type { AgentSession, Net, SessionListener } from "../../shared/net/types.ts";
 import { Pair } from "../../testing/programs.ts";
 import { openTunnel, Origin } from "../../testing/sockets.ts";
 import { echo } from "./hostile_agents.ts";
@@ -22,7 +22,7 @@ const STATUSES = new Set([200, 400, 403, 405, 431, 502, 503, 504, 505]);
 export class AttackingProxies implements AsyncDisposable {
   readonly counts = { connections: 0, requests: 0, tunnels: 0, refused: 0, wellBehaved: 0 };
   readonly #net: Net = createNativeNet();
-  readonly #listeners: QuicListener[] = [];
+  readonly #listeners: SessionListener[] = [];
   #scripts: ProxyScript[] = [];
   #playing = 0;
   #settled = Promise.withResolvers<void>();
@@ -69,7 +69,7 @@ export class AttackingProxies implements AsyncDisposable {
     assert.equal(exitCode, 0, stderr.slice(-4_000));
   }
 
-  async #accept(listener: QuicListener): Promise<void> {
+  async #accept(listener: SessionListener): Promise<void> {
     for (let connection; (connection = await listener.accept()) !== null;) {
       const script = this.#scripts.shift();
       // there are none left: the agent may wait for its turn as long as it likes
@@ -82,7 +82,7 @@ export class AttackingProxies implements AsyncDisposable {
     }
   }
 
-  async #play(connection: QuicConnection, script: ProxyScript): Promise<void> {
+  async #play(connection: AgentSession, script: ProxyScript): Promise<void> {
     const stream = await connection.acceptStream();
     if (!stream) return;
     await play(stream, script.answer);
@@ -95,7 +95,7 @@ export class AttackingProxies implements AsyncDisposable {
     connection.close(script.close?.code ?? 0, script.close?.reason ?? "");
   }
 
-  async #request(connection: QuicConnection, { requests }: ProxyScript, i: number): Promise<void> {
+  async #request(connection: AgentSession, { requests }: ProxyScript, i: number): Promise<void> {
     const stream = await tolerant(connection.openStream());
     if (!stream) return;
     this.counts.requests++;
@@ -114,7 +114,7 @@ export class AttackingProxies implements AsyncDisposable {
   }
 
   /** A request as it should be, on the connection that was abused: it is served, or the connection has an end. */
-  async #behave(connection: QuicConnection): Promise<void> {
+  async #behave(connection: AgentSession): Promise<void> {
     const head = encodeHead(`CONNECT ${this.authority} HTTP/1.1`, [["Host", this.authority]]);
     const answer = await tolerant(connection.request(head, { timeoutMs: 2_000 }));
     if (!answer) return;

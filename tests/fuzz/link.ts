@@ -1,7 +1,7 @@
 // Plays the scripts of hostile ends at streams of real QUIC connections. What has to hold meanwhile is for those who call it.
 import { within } from "../conformance/support.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Duplex, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex } from "../../shared/net/types.ts";
 import type { Program } from "../../testing/programs.ts";
 import { residentMiB } from "../../testing/programs.ts";
 import { parts } from "./mutations.ts";
@@ -55,7 +55,7 @@ export async function drain(stream: Duplex, ms: number, most = 1 << 16): Promise
 }
 
 /** Whether the far side has ended it after so many milliseconds. */
-export async function endsWithin(connection: QuicConnection, ms: number): Promise<boolean> {
+export async function endsWithin(connection: AgentSession, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<false>((resolve) => timer = setTimeout(() => resolve(false), ms));
   const ended = await Promise.race([connection.closed.then(() => true), late]);

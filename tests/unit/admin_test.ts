@@ -4,9 +4,9 @@ import { describe, it } from "node:test";
 import { Health, listenAdmin, startAdminServer } from "../../shared/service/admin.ts";
 import { Metrics } from "../../shared/service/metrics.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
-import type { QuicStats } from "../../shared/net/types.ts";
+import type { SessionStats } from "../../shared/net/types.ts";
 
-const STATS: QuicStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
+const STATS: SessionStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
 
 async function setUp() {
   const net = createMemoryNet();
@@ -114,9 +114,9 @@ describe("metrics", () => {
 
   it("sum up round-trip times over all connections, and packets over their lives", async () => {
     const metrics = new Metrics("proxy");
-    let stats = Array.from({ length: 100 }, (_, i): QuicStats => ({ ...STATS, rttMs: i + 1, sentPackets: 10, lostPackets: 1 }));
-    let connections = stats.map((_, i) => ({ stats: () => stats[i]! }));
-    metrics.quic(() => connections);
+    let stats = Array.from({ length: 100 }, (_, i): SessionStats => ({ ...STATS, rttMs: i + 1, sentPackets: 10, lostPackets: 1 }));
+    let connections = stats.map((_, i) => ({ transport: "quic" as const, stats: () => stats[i]! }));
+    metrics.sessions(() => connections);
     const first = await metrics.registry.metrics();
     assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="0.5"}'), 0.05);
     assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="1"}'), 0.1);

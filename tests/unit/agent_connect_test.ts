@@ -3,24 +3,24 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { connectHedged } from "../../agent/connect.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { ConnectQuicOptions, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, ConnectQuicOptions, Net } from "../../shared/net/types.ts";
 import { within } from "../conformance/support.ts";
 import { netWith, Queue, withNet } from "../../testing/network.ts";
 
 interface Attempt {
   signal: AbortSignal;
-  succeed(): QuicConnection;
+  succeed(): AgentSession;
   fail(error: Error): void;
 }
 
 /** A network in which nothing comes of an attempt until the test says what. */
-function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<QuicConnection> } {
+function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<AgentSession> } {
   const attempts = new Queue<Attempt>();
-  const closed = new Set<QuicConnection>();
-  const connectQuic = ({ signal }: ConnectQuicOptions): Promise<QuicConnection> => {
-    const { promise, resolve, reject } = Promise.withResolvers<QuicConnection>();
+  const closed = new Set<AgentSession>();
+  const connectQuic = ({ signal }: ConnectQuicOptions): Promise<AgentSession> => {
+    const { promise, resolve, reject } = Promise.withResolvers<AgentSession>();
     const succeed = () => {
-      const connection = { close: () => void closed.add(connection) } as unknown as QuicConnection;
+      const connection = { close: () => void closed.add(connection) } as unknown as AgentSession;
       resolve(connection);
       return connection;
     };

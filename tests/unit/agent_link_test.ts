@@ -20,7 +20,7 @@ import {
   receiveCredentials,
 } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage } from "../../shared/link/message.ts";
-import type { Duplex, Net, QuicConnection, QuicListener, QuicTransport } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex, Net, QuicTransport, SessionListener } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
@@ -67,7 +67,7 @@ async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): 
 }
 
 /** Where a proxy made of its connections listens. */
-async function listenAsProxy(net: Net, version: string, transport: QuicTransport = {}): Promise<QuicListener> {
+async function listenAsProxy(net: Net, version: string, transport: QuicTransport = {}): Promise<SessionListener> {
   const tls = { cert: "", key: "" };
   return await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: [version], transport: { ...PROXY_TRANSPORT, ...transport } });
 }
@@ -77,7 +77,7 @@ async function rawAgent(
   net: Net,
   address: string,
   { alpn = [V2], instance = "raw", id = ID } = {},
-): Promise<{ connection: QuicConnection; control?: Duplex }> {
+): Promise<{ connection: AgentSession; control?: Duplex }> {
   const connection = await net.connectQuic({
     host: "127.0.0.1",
     port: portOf(address),
@@ -91,7 +91,7 @@ async function rawAgent(
 }
 
 /** Answers one request with 200: the stream is the tunnel. */
-async function serveOne(connection: QuicConnection): Promise<Duplex> {
+async function serveOne(connection: AgentSession): Promise<Duplex> {
   const [incoming] = (await within(connection.acceptRequests()))!;
   await incoming!.stream.write(ESTABLISHED);
   return incoming!.stream;
@@ -786,7 +786,7 @@ describe("an agent", () => {
   it("is not kept busy by a proxy that sends it away again and again", () =>
     withNet(async (net) => {
       const listener = await listenAsProxy(net, V2);
-      const open = new Set<QuicConnection>();
+      const open = new Set<AgentSession>();
       const { agent } = await runAgent(net, [listener.address]);
       for (let i = 0; i < 20; i++) {
         const connection = (await within(listener.accept()))!;

@@ -8,15 +8,15 @@ import { ProxyEndpoints } from "../../agent/proxy_endpoints.ts";
 import { Backoff } from "../../shared/async/backoff.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { QuicClosed } from "../../shared/net/types.ts";
+import type { SessionClosed } from "../../shared/net/types.ts";
 import { LogBook } from "../../testing/network.ts";
 
-const TIMED_OUT: QuicClosed = { code: 0, reason: "timed out", remote: false, cause: "timed-out" };
-const SHUT_DOWN: QuicClosed = { code: CloseCode.shutdown, reason: "shutting down", remote: true, cause: "application" };
-const REPLACED: QuicClosed = { code: CloseCode.replaced, reason: "closing old connection", remote: true, cause: "application" };
+const TIMED_OUT: SessionClosed = { code: 0, reason: "timed out", remote: false, cause: "timed-out" };
+const SHUT_DOWN: SessionClosed = { code: CloseCode.shutdown, reason: "shutting down", remote: true, cause: "application" };
+const REPLACED: SessionClosed = { code: CloseCode.replaced, reason: "closing old connection", remote: true, cause: "application" };
 
 /** What an attempt comes to: a connection and its end, or an error. */
-type Course = QuicClosed | NetError;
+type Course = SessionClosed | NetError;
 
 /** What a keeper logs until the signal is aborted. */
 async function keep(
@@ -48,7 +48,7 @@ async function keep(
 
 /** A connection to a proxy that sends everybody away within two seconds; `end` is that of the proxy. */
 function sentAway(): { session: Session; end: () => void } {
-  const { promise, resolve } = Promise.withResolvers<QuicClosed>();
+  const { promise, resolve } = Promise.withResolvers<SessionClosed>();
   const session = {
     closed: promise,
     goaway: Promise.resolve({ reason: "shutting down", withinMs: 2_000 }),

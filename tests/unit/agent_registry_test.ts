@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import type { Control } from "../../shared/link/control.ts";
-import type { QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
 
 /** Without an instance it is one of version 1. */
 function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedAgent {
   return {
-    connection: {} as QuicConnection,
+    connection: {} as AgentSession,
     identity: { agentId: "a" },
     since: new Date(0),
     hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },

@@ -160,7 +160,7 @@ const GATES: Record<string, Gate> = {
       const refusing = netWith(net, { connectAndSplice: () => Promise.reject(new NetError("refused", "Allowed")) });
       const destinations = createDestinationPolicy({ allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
       await body(async (destination) => {
-        const { near, far } = streamPair("quic");
+        const { near, far } = streamPair("session");
         await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000 }, {
           stream: near,
           head: `CONNECT ${destination} HTTP/1.1\r\nHost: ${destination}\r\n\r\n`,

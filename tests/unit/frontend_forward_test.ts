@@ -46,7 +46,7 @@ async function withSilences(body: (silences: Silences) => Promise<void>): Promis
 }
 
 function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; origin: Duplex; done: Promise<void> } {
-  const [clients, origins] = [streamPair(), streamPair("quic")];
+  const [clients, origins] = [streamPair(), streamPair("session")];
   const request = parseRequestHead(`GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`);
   const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
   const { near: client } = clients;

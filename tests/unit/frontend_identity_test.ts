@@ -46,7 +46,7 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
       allowList: createAllowList(["*.zone", "origin"]),
       authenticator: { authenticateAgent: () => "nobody", authenticateClient: () => identity },
       dial: () => {
-        const { near, far } = streamPair("quic");
+        const { near, far } = streamPair("session");
         dialled.push(far);
         beforeDialled?.(ending);
         return Promise.resolve({ stream: near });

@@ -33,7 +33,7 @@ async function withFront(
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
       dial: () => {
-        const { near, far } = streamPair("quic");
+        const { near, far } = streamPair("session");
         dialled.push(far);
         return Promise.resolve({ stream: near });
       },

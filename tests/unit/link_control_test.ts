@@ -5,7 +5,7 @@ import { Control, type ControlEvents } from "../../shared/link/control.ts";
 import { encodeFrame, FrameReader } from "../../shared/link/frame.ts";
 import { CloseCode, controlFrames } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage, type Message } from "../../shared/link/message.ts";
-import type { Duplex, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex } from "../../shared/net/types.ts";
 import { isPending, within } from "../conformance/support.ts";
 import { streamPair } from "../../testing/network.ts";
 
@@ -18,7 +18,7 @@ interface Side {
 
 function side(stream: Duplex, events: ControlEvents = {}, now?: () => number): Side {
   const closed = Promise.withResolvers<number>();
-  const connection = { close: (code: number) => closed.resolve(code), closed: closed.promise } as unknown as QuicConnection;
+  const connection = { close: (code: number) => closed.resolve(code), closed: closed.promise } as unknown as AgentSession;
   const control = new Control(connection, stream, now);
   return { control, closedWith: () => within(closed.promise), running: control.run(controlFrames(stream), events) };
 }
@@ -29,7 +29,7 @@ function send(stream: Duplex, message: Message): Promise<void> {
 
 describe("a control stream", () => {
   it("tells the far side of a goaway, and of a move", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     const heard = Promise.withResolvers<unknown>();
     const moves: boolean[] = [];
     const moved = Promise.withResolvers<void>();
@@ -44,7 +44,7 @@ describe("a control stream", () => {
   });
 
   it("tells how long a ping has been unanswered, and sends no second one meanwhile", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     let time = 0;
     const a = side(near, {}, () => time);
     const frames = new FrameReader(far);
@@ -64,7 +64,7 @@ describe("a control stream", () => {
   });
 
   it("probes a peer that has answered just now no more, and a little later again", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     let time = 0;
     const a = side(near, {}, () => time);
     const frames = new FrameReader(far);
@@ -85,7 +85,7 @@ describe("a control stream", () => {
   });
 
   it("answers pings with what was in them", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     side(near);
     const data = Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8);
     await send(far, { type: "ping", data });
@@ -93,7 +93,7 @@ describe("a control stream", () => {
   });
 
   it("goes on after a frame of an unknown type", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     const moved = Promise.withResolvers<void>();
     side(near, { onMoved: () => moved.resolve() });
     await far.write(encodeFrame(Uint8Array.of(200, 1, 2)));
@@ -116,7 +116,7 @@ describe("a control stream", () => {
   };
   for (const [what, violate] of Object.entries(violations)) {
     it(`closes the connection of a peer that ${what}, with 422`, async () => {
-      const { near, far } = streamPair("quic");
+      const { near, far } = streamPair("session");
       const { closedWith, running } = side(near, {}, () => 0);
       await violate(far);
       assert.equal(await closedWith(), CloseCode.malformed);
@@ -125,7 +125,7 @@ describe("a control stream", () => {
   }
 
   it("takes as many frames in every second", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     let [time, count] = [0, 0];
     const done = Promise.withResolvers<void>();
     side(near, {
@@ -139,7 +139,7 @@ describe("a control stream", () => {
   });
 
   it("leaves no ping unanswered when its connection ends", async () => {
-    const { near, far } = streamPair("quic");
+    const { near, far } = streamPair("session");
     const { control } = side(near);
     const answered = control.ping();
     far.reset(0);

@@ -8,7 +8,7 @@ import { DestinationFailures } from "../../proxy/agents/failures.ts";
 import type { DialRequest } from "../../shared/frontend/dialer.ts";
 import { ProxyError } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
 import { streamPair } from "../../testing/network.ts";
 
 /** Two agents with one id, whose requests all fail; which of them were asked, and which are avoided afterwards. */
@@ -20,7 +20,7 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
     return Promise.reject(new NetError(code, "it failed"));
   };
   const held = (instance: string): ConnectedAgent => ({
-    connection: { openTunnel } as unknown as QuicConnection,
+    connection: { openTunnel } as unknown as AgentSession,
     identity: { agentId: "a" },
     since: new Date(0),
     hello: { version: "", instance, host: "", labels: {} },

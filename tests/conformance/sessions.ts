@@ -1,13 +1,12 @@
-// QUIC connections and what is particular to them: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
+// Sessions, over every transport, and what is particular to them: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";
-import type { HandshakeFailure, Net, QuicConnection } from "../../shared/net/types.ts";
+import type { AgentSession, HandshakeFailure, Net } from "../../shared/net/types.ts";
 import { type Raw, withRaw } from "./raw.ts";
 import {
   ALPN,
   bytes,
-  dialQuic,
   HEAD,
   ignore,
   isPending,
@@ -15,76 +14,64 @@ import {
   oneByOne,
   openPair,
   portOf,
-  quicPair,
   readExactly,
   readText,
   readTextExactly,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   until,
   within,
   writeToError,
 } from "./support.ts";
 
-export function quicTests(suite: Suite): void {
-  describe("a QUIC listener", () => {
-    listenTests(suite);
-    closeListenerTests(suite);
-    if (suite.adapter.has.sockets) handshakeTests(suite);
-  });
-  describe("a QUIC connection", () => {
-    connectTests(suite);
-    streamTests(suite);
-    closeTests(suite);
-    if (suite.adapter.has.sockets) lifeTests(suite);
-  });
+export function sessionTests(suite: Suite): void {
+  for (const sessions of sessionsOf(suite)) {
+    describe(`a listener for ${sessions.name} sessions`, () => {
+      listenTests(suite, sessions);
+      if (sessions.kind === "quic") udpTests(suite, sessions);
+      else tcpPortTests(suite, sessions);
+      closeListenerTests(suite, sessions);
+      if (suite.adapter.has.sockets) handshakeTests(suite, sessions);
+      if (suite.adapter.has.sockets && sessions.kind === "quic") retryTests(suite, sessions);
+    });
+    describe(`a ${sessions.name} session`, () => {
+      connectTests(suite, sessions);
+      streamTests(suite, sessions);
+      closeTests(suite, sessions);
+      if (suite.adapter.has.sockets) lifeTests(suite, sessions);
+    });
+  }
 }
 
-function listenTests({ test, pki }: Suite): void {
+function listenTests({ test, pki }: Suite, sessions: Sessions): void {
   test("without a host is reached over IPv4 and IPv6, and shows addresses as what they are", async (net) => {
     const { tls } = await pki;
-    const listener = await net.listenQuic({ address: ":0", tls, alpn: ALPN });
+    const listener = await sessions.listen(net, { address: ":0", tls, alpn: ALPN });
     for (const [host, remote] of [["127.0.0.1", /^127\.0\.0\.1:[0-9]+$/], ["::1", /^\[::1\]:[0-9]+$/]] as const) {
-      const client = await dialQuic(net, await pki, portOf(listener.address), { host });
+      const client = await sessions.dial(net, await pki, portOf(listener.address), { host });
       const server = await within(listener.accept());
       assert.match(server!.remote, remote);
       assert.match(client.remote, remote);
     }
   });
 
-  test("is asked about where it does not answer: the system says why, or nothing", async (net) => {
-    const { tls } = await pki;
-    const ask = (port: number, timeoutMs: number) => within(net.probeUdp({ host: "127.0.0.1", port, timeoutMs }));
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
-    const port = portOf(listener.address);
-    assert.equal(await ask(port, 100), undefined);
-    await listener.close(0, "");
-    const trouble = await ask(port, 4_000);
-    assert.equal(trouble?.code, "refused");
-    await netError(net.probeUdp({ host: "127.0.0.1", port, timeoutMs: 100, signal: AbortSignal.abort() }), "cancelled");
-  });
-
   test("is refused an address in use, at once", async (net) => {
     const { tls } = await pki;
-    const first = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
-    await netError(net.listenQuic({ address: first.address, tls, alpn: ALPN }), "address-in-use");
-    await netError(net.listenQuic({ address: `:${portOf(first.address)}`, tls, alpn: ALPN }), "address-in-use");
+    const first = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
+    await netError(sessions.listen(net, { address: first.address, tls, alpn: ALPN }), "address-in-use");
+    await netError(sessions.listen(net, { address: `:${portOf(first.address)}`, tls, alpn: ALPN }), "address-in-use");
   });
 
   test("is refused what is no address", async (net) => {
     const { tls } = await pki;
-    await netError(net.listenQuic({ address: "127.0.0.1", tls, alpn: ALPN }), "invalid");
-  });
-
-  test("may have the port that a TCP listener has", async (net) => {
-    const { tls } = await pki;
-    const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
-    assert.equal((await net.listenQuic({ address, tls, alpn: ALPN })).address, address);
+    await netError(sessions.listen(net, { address: "127.0.0.1", tls, alpn: ALPN }), "invalid");
   });
 
   test("answers waiting accepts with null when it is closed, and later ones", async (net) => {
     const { tls } = await pki;
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     const waiting = [listener.accept(), listener.accept()];
     assert.ok(await isPending(Promise.race(waiting)));
     await within(listener.close(0, ""));
@@ -94,10 +81,63 @@ function listenTests({ test, pki }: Suite): void {
   });
 }
 
-function closeListenerTests({ test, pki }: Suite): void {
+function udpTests({ test, pki }: Suite, sessions: Sessions): void {
+  test("is asked about where it does not answer: the system says why, or nothing", async (net) => {
+    const { tls } = await pki;
+    const ask = (port: number, timeoutMs: number) => within(net.probeUdp({ host: "127.0.0.1", port, timeoutMs }));
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
+    const port = portOf(listener.address);
+    assert.equal(await ask(port, 100), undefined);
+    await listener.close(0, "");
+    const trouble = await ask(port, 4_000);
+    assert.equal(trouble?.code, "refused");
+    await netError(net.probeUdp({ host: "127.0.0.1", port, timeoutMs: 100, signal: AbortSignal.abort() }), "cancelled");
+  });
+
+  test("may have the port that a TCP listener has", async (net) => {
+    const { tls } = await pki;
+    const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
+    assert.equal((await sessions.listen(net, { address, tls, alpn: ALPN })).address, address);
+  });
+}
+
+function tcpPortTests({ test, pki }: Suite, sessions: Sessions): void {
+  test("is refused the port that a TCP listener has", async (net) => {
+    const { tls } = await pki;
+    const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
+    await netError(sessions.listen(net, { address, tls, alpn: ALPN }), "address-in-use");
+  });
+
+  test("may have the port that a QUIC listener has", async (net) => {
+    const { tls } = await pki;
+    const { address } = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    assert.equal((await sessions.listen(net, { address, tls, alpn: ALPN })).address, address);
+  });
+}
+
+function retryTests({ test, pki }: Suite, sessions: Sessions): void {
+  test("validates the addresses of clients by Retry from its threshold on, and serves them", async (net) => {
+    await withRaw(async (raw) => {
+      for (const [retryThreshold, expected] of [[0, true], [256, false]] as const) {
+        const { tls } = await pki;
+        const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN, retryThreshold });
+        const relay = await raw.relay(sessions.kind, portOf(listener.address));
+        let retried = false;
+        relay.onReply = (datagram) => retried ||= (datagram[0]! & 0xf0) === 0xf0; // RFC 9000 §17.2.5
+        const [client, server] = await Promise.all([sessions.dial(net, await pki, relay.port), within(listener.accept())]);
+        const { a, b } = await openPair(client, server!);
+        await within(a.write(bytes("validated")));
+        assert.equal(await readTextExactly(b, 9), "validated");
+        assert.equal(retried, expected);
+      }
+    });
+  });
+}
+
+function closeListenerTests({ test, pki }: Suite, sessions: Sessions): void {
   test("tells every peer the code and the reason when it is closed, and resolves after that", async (net) => {
-    const { listener, port, client, server } = await quicPair(net, await pki);
-    const [second, accepted] = await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
+    const { listener, port, client, server } = await sessions.pair(net, await pki);
+    const [second, accepted] = await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
     await within(listener.close(17, "going home"));
     for (const connection of [client, second]) {
       assert.deepEqual(await within(connection.closed, "the peer was not told", 1_500), {
@@ -114,18 +154,18 @@ function closeListenerTests({ test, pki }: Suite): void {
 
   test("frees its address when it is closed", async (net) => {
     const { tls } = await pki;
-    const { listener, client, server } = await quicPair(net, await pki);
+    const { listener, client, server } = await sessions.pair(net, await pki);
     await openPair(client, server); // somebody may still hold streams of it
     await within(listener.close(0, ""));
-    const again = await net.listenQuic({ address: listener.address, tls, alpn: ALPN });
+    const again = await sessions.listen(net, { address: listener.address, tls, alpn: ALPN });
     assert.equal(again.address, listener.address);
-    await Promise.all([dialQuic(net, await pki, portOf(again.address)), within(again.accept())]);
+    await Promise.all([sessions.dial(net, await pki, portOf(again.address)), within(again.accept())]);
   });
 
   test("refuses new connections at once when it takes no more, and goes on with those it has", async (net) => {
-    const { listener, port, client, server } = await quicPair(net, await pki);
+    const { listener, port, client, server } = await sessions.pair(net, await pki);
     listener.stopAccepting();
-    const error = await netError(dialQuic(net, await pki, port), "refused");
+    const error = await netError(sessions.dial(net, await pki, port), "refused");
     assert.equal(error.remote, true);
     assert.equal(await within(listener.accept()), null);
     const { a, b } = await openPair(client, server);
@@ -136,38 +176,21 @@ function closeListenerTests({ test, pki }: Suite): void {
   });
 }
 
-function handshakeTests({ test, pki }: Suite): void {
+function handshakeTests({ test, pki }: Suite, sessions: Sessions): void {
   test("serves the next client while 1,000 handshakes never finish", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+      const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
       const port = portOf(listener.address);
-      const relay = await raw.relayUdp(port);
+      const relay = await raw.relay(sessions.kind, port);
       relay.pass.toClient = false;
       const { authority } = await pki;
       const dial = () =>
-        net.connectQuic({ host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 });
+        sessions.connect(net, { host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 });
       const controllers = Array.from({ length: 1_000 }, () => dial());
       ignore(...controllers);
       await until(() => relay.received >= 1_000, `only ${relay.received} handshakes were begun`, 10_000);
-      await Promise.all([dialQuic(net, await pki, port), within(listener.accept())]);
-    });
-  });
-
-  test("validates the addresses of clients by Retry from its threshold on, and serves them", async (net) => {
-    await withRaw(async (raw) => {
-      for (const [retryThreshold, expected] of [[0, true], [256, false]] as const) {
-        const { tls } = await pki;
-        const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, retryThreshold });
-        const relay = await raw.relayUdp(portOf(listener.address));
-        let retried = false;
-        relay.onReply = (datagram) => retried ||= (datagram[0]! & 0xf0) === 0xf0; // RFC 9000 §17.2.5
-        const [client, server] = await Promise.all([dialQuic(net, await pki, relay.port), within(listener.accept())]);
-        const { a, b } = await openPair(client, server!);
-        await within(a.write(bytes("validated")));
-        assert.equal(await readTextExactly(b, 9), "validated");
-        assert.equal(retried, expected);
-      }
+      await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
     });
   });
 
@@ -175,7 +198,7 @@ function handshakeTests({ test, pki }: Suite): void {
     await withRaw(async (raw) => {
       const { tls, authority } = await pki;
       const failures: NetError[] = [];
-      const listener = await net.listenQuic({
+      const listener = await sessions.listen(net, {
         address: "127.0.0.1:0",
         tls,
         alpn: ALPN,
@@ -190,28 +213,29 @@ function handshakeTests({ test, pki }: Suite): void {
       const port = portOf(listener.address);
       const relays = [];
       for (let i = 0; i < 3; i++) {
-        const relay = await raw.relayUdp(port); // one each: a handshake is answered with several datagrams
+        const relay = await raw.relay(sessions.kind, port); // one each: a handshake is answered with several datagrams
         relays.push(relay);
         let answered = false;
         relay.onReply = () => answered = true;
         relay.pass.toClient = false;
-        ignore(net.connectQuic({ host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 }));
+        ignore(sessions.connect(net, { host: "127.0.0.1", port: relay.port, tls: { ca: authority.cert }, alpn: ALPN, timeoutMs: 30_000 }));
         await until(() => answered, "the handshake was not begun");
       }
-      await netError(dialQuic(net, await pki, port), "refused");
+      await netError(sessions.dial(net, await pki, port), "refused");
       for (const relay of relays) relay.pass.toServer = false;
       await until(() => failures.length === 4, `${failures.length} of 4 handshakes were told to have failed`);
       assert.deepEqual(failures.map(({ code }) => code), ["limit", "timed-out", "timed-out", "timed-out"]);
-      const client = await dialQuic(net, await pki, port);
+      const client = await sessions.dial(net, await pki, port);
       assert.ok(await within(accepted));
       client.close(0, "");
     });
   });
 }
 
-function connectTests({ test, pki, adapter }: Suite): void {
+function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
   test("tells both sides the protocol and the far side's address", async (net) => {
-    const { client, server, port } = await quicPair(net, await pki);
+    const { client, server, port } = await sessions.pair(net, await pki);
+    assert.deepEqual([client.transport, server.transport], [sessions.kind, sessions.kind]);
     assert.equal(client.alpn, ALPN[0]);
     assert.equal(server.alpn, ALPN[0]);
     assert.equal(client.remote, `127.0.0.1:${port}`);
@@ -222,38 +246,38 @@ function connectTests({ test, pki, adapter }: Suite): void {
   });
 
   test("speaks the protocol that the listener prefers of those both know", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { alpn: ["new", "old"] }, { alpn: ["other", "old", "new"] });
+    const { client, server } = await sessions.pair(net, await pki, { alpn: ["new", "old"] }, { alpn: ["other", "old", "new"] });
     assert.deepEqual([client.alpn, server.alpn], ["new", "new"]);
   });
 
   test("is not made without a protocol in common", async (net) => {
     const { tls } = await pki;
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ["one"] });
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ["one"] });
     const accept = listener.accept();
-    await netError(dialQuic(net, await pki, portOf(listener.address), { alpn: ["two"] }), "tls");
+    await netError(sessions.dial(net, await pki, portOf(listener.address), { alpn: ["two"] }), "tls");
     assert.ok(await isPending(accept));
   });
 
   test("is not made where nobody listens", async (net) => {
     const { tls } = await pki;
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     await within(listener.close(0, ""));
-    await netError(dialQuic(net, await pki, portOf(listener.address), { timeoutMs: 300 }), "timed-out", "refused");
+    await netError(sessions.dial(net, await pki, portOf(listener.address), { timeoutMs: 300 }), "timed-out", "refused");
   });
 
   test("is not made to a name that nobody knows", async (net) => {
-    await netError(dialQuic(net, await pki, 443, { host: "nope.invalid" }), "unknown-host");
+    await netError(sessions.dial(net, await pki, 443, { host: "nope.invalid" }), "unknown-host");
   });
 
   test("is not made to a port that is none", async (net) => {
-    for (const port of [0, -1, 65_536, 1.5]) await netError(dialQuic(net, await pki, port), "invalid");
+    for (const port of [0, -1, 65_536, 1.5]) await netError(sessions.dial(net, await pki, port), "invalid");
   });
 
   test("is cancelled before it is begun by a signal that is aborted already", async (net) => {
     const { tls } = await pki;
-    const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
+    const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     const accept = listener.accept();
-    await netError(dialQuic(net, await pki, portOf(listener.address), { signal: AbortSignal.abort() }), "cancelled");
+    await netError(sessions.dial(net, await pki, portOf(listener.address), { signal: AbortSignal.abort() }), "cancelled");
     assert.ok(await isPending(accept));
   });
 
@@ -261,14 +285,14 @@ function connectTests({ test, pki, adapter }: Suite): void {
 
   /** A handshake of 127.0.0.1 that never ends: the network between lets nothing of the server's through but Retry (RFC 9000 §17.2.5). */
   const unfinished = async (net: Net, raw: Raw, port: number): Promise<void> => {
-    const relay = await raw.relayUdp(port);
+    const relay = await raw.relay(sessions.kind, port);
     const dropped = new Promise<void>((resolve) => {
       relay.onReply = ([first = 0]) => {
         relay.pass.toClient = (first & 0xf0) === 0xf0;
         if (!relay.pass.toClient) resolve();
       };
     });
-    ignore(dialQuic(net, await pki, relay.port, { timeoutMs: 15_000 }));
+    ignore(sessions.dial(net, await pki, relay.port, { timeoutMs: 15_000 }));
     await within(dropped);
   };
 
@@ -278,26 +302,27 @@ function connectTests({ test, pki, adapter }: Suite): void {
       const pendingHandshakesPerAddress = { max: 1, exempt: [] };
       const onHandshakeError = (failure: HandshakeFailure) => failures.push(failure);
       const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold: 0, onHandshakeError };
-      const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
+      const listener = await sessions.listen(net, { ...options, tls: (await pki).tls });
       ignore(listener.accept());
       const port = portOf(listener.address);
       await unfinished(net, raw, port);
-      for (let i = 0; i < 3; i++) await netError(dialQuic(net, await pki, port), "refused");
+      for (let i = 0; i < 3; i++) await netError(sessions.dial(net, await pki, port), "refused");
       const told = () => failures.filter(({ error }) => error.code === "limit-per-address").reduce((sum, { count }) => sum + count, 0);
       await until(() => told() === 3, "three were refused");
       assert.ok(failures[0]!.remote.startsWith("127.0.0.1:"));
     });
   });
 
-  for (const [what, exempt, retryThreshold] of [["in another's name", [], 256], ["where it is exempt", ["127.0.0.0/8"], 0]] as const) {
+  const unhindered = [["where it is exempt", ["127.0.0.0/8"], 0], ["in another's name", [], 256]] as const;
+  for (const [what, exempt, retryThreshold] of sessions.kind === "quic" ? unhindered : unhindered.slice(0, 1)) {
     test(`is not kept out by unfinished ones ${what}`, async (net) => {
       await withRaw(async (raw) => {
         const pendingHandshakesPerAddress = { max: 1, exempt };
         const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold };
-        const listener = await net.listenQuic({ ...options, tls: (await pki).tls });
+        const listener = await sessions.listen(net, { ...options, tls: (await pki).tls });
         const port = portOf(listener.address);
         await unfinished(net, raw, port);
-        const [server, client] = await Promise.all([within(listener.accept()), dialQuic(net, await pki, port)]);
+        const [server, client] = await Promise.all([within(listener.accept()), sessions.dial(net, await pki, port)]);
         assert.ok(server);
         client.close(0, "");
       });
@@ -306,20 +331,19 @@ function connectTests({ test, pki, adapter }: Suite): void {
 
   test("is given up after its time-out, and cancelled at once", async (net) => {
     await withRaw(async (raw) => {
-      const silent = await raw.udp();
-      const { port } = silent.address();
-      await netError(dialQuic(net, await pki, port, { timeoutMs: 60 }), "timed-out");
+      const port = await raw.silent(sessions.kind);
+      await netError(sessions.dial(net, await pki, port, { timeoutMs: 60 }), "timed-out");
       const controller = new AbortController();
-      const dial = netError(dialQuic(net, await pki, port, { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
+      const dial = netError(sessions.dial(net, await pki, port, { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
       controller.abort();
       await dial;
     });
   });
 }
 
-function streamTests({ test, pki }: Suite): void {
+function streamTests({ test, pki }: Suite, sessions: Sessions): void {
   test("carries streams that either side opened", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     for (const [from, to] of [[client, server], [server, client]] as const) {
       const { a, b } = await openPair(from, to);
       ignore(a.write(bytes("there")), b.write(bytes("and back")));
@@ -331,7 +355,7 @@ function streamTests({ test, pki }: Suite): void {
   });
 
   test("hands over a stream that was finished or reset before anything was written", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const finished = await within(client.openStream());
     finished.closeWrite();
     const first = await within(server.acceptStream());
@@ -343,7 +367,7 @@ function streamTests({ test, pki }: Suite): void {
 
   test("lets a side open no more streams than the other allows, and the next when one has ended", async (net) => {
     const transport = { maxPeerStreams: 2 };
-    const { client, server } = await quicPair(net, await pki, { transport });
+    const { client, server } = await sessions.pair(net, await pki, { transport });
     const [first] = [await openPair(client, server), await openPair(client, server)];
     const third = client.openStream();
     assert.ok(await isPending(third));
@@ -353,7 +377,7 @@ function streamTests({ test, pki }: Suite): void {
   });
 
   test("tells what the other side allows for streams that are opened here", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 2, streamWindow: 100_000 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 2, streamWindow: 100_000 } });
     assert.deepEqual(client.peerCredit(), { streams: 2, streamBytes: 100_000 });
     await openPair(client, server);
     assert.equal(client.peerCredit()?.streams, 1);
@@ -363,14 +387,14 @@ function streamTests({ test, pki }: Suite): void {
   });
 
   test("tells of a side that allows nothing", async (net) => {
-    const none = await quicPair(net, await pki, { transport: { maxPeerStreams: 0 } });
+    const none = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 0 } });
     assert.equal(none.client.peerCredit()?.streams, 0);
-    const empty = await quicPair(net, await pki, { transport: { streamWindow: 0 } });
+    const empty = await sessions.pair(net, await pki, { transport: { streamWindow: 0 } });
     assert.equal(empty.client.peerCredit()?.streamBytes, 0);
   });
 
   test("lets a side that wants many have as many as are allowed, and not one more", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { maxPeerStreams: 1_000 } });
+    const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 1_000 } });
     const opened = Array.from({ length: 1_001 }, async () => {
       const stream = await client.openStream();
       await stream.write(bytes("x"));
@@ -385,7 +409,7 @@ function streamTests({ test, pki }: Suite): void {
 
   test("lets the next stream in whichever way one ended", async (net) => {
     const transport = { maxPeerStreams: 1 };
-    const { client, server } = await quicPair(net, await pki, { transport });
+    const { client, server } = await sessions.pair(net, await pki, { transport });
     for (const end of ["reset", "stop", "finish"] as const) {
       const { a, b } = await openPair(client, server);
       if (end === "reset") {
@@ -411,7 +435,7 @@ function streamTests({ test, pki }: Suite): void {
   });
 
   test("answers acceptRequests with what the first call allows", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const next = oneByOne(() => server.acceptRequests({ headLimit: 40 }));
     const stream = await within(client.openStream());
     await within(stream.write(bytes(HEAD)));
@@ -423,10 +447,10 @@ function streamTests({ test, pki }: Suite): void {
   });
 }
 
-function closeTests({ test, pki }: Suite): void {
+function closeTests({ test, pki }: Suite, sessions: Sessions): void {
   for (const side of ["client", "server"] as const) {
     test(`brings code and reason of the side that closes it: the ${side}`, async (net) => {
-      const pair = await quicPair(net, await pki);
+      const pair = await sessions.pair(net, await pki);
       const [closing, told] = side === "client" ? [pair.client, pair.server] : [pair.server, pair.client];
       closing.close(409, "closing old connection");
       assert.deepEqual(await within(told.closed), { code: 409, reason: "closing old connection", remote: true, cause: "application" });
@@ -440,7 +464,7 @@ function closeTests({ test, pki }: Suite): void {
   }
 
   test("brings 256 printable characters of a reason", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     client.close(409, `a\r\nb\x1b[31m\u202ec${"x".repeat(500)}`);
     const { code, reason } = await within(server.closed);
     assert.deepEqual({ code, reason }, { code: 409, reason: `a??b?[31m?c${"x".repeat(242)}...` });
@@ -448,7 +472,7 @@ function closeTests({ test, pki }: Suite): void {
 
   test("brings code and reason at once also while much is under way", async (net) => {
     for (let round = 0; round < 10; round++) {
-      const { client, server } = await quicPair(net, await pki);
+      const { client, server } = await sessions.pair(net, await pki);
       const { a } = await openPair(client, server);
       ignore(a.write(new Uint8Array(4 << 20)));
       client.close(409, "closing old connection");
@@ -457,7 +481,7 @@ function closeTests({ test, pki }: Suite): void {
   });
 
   test("ends as the first close says", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     client.close(1, "first");
     client.close(2, "second");
     assert.deepEqual(await within(client.closed), { code: 1, reason: "first", remote: false, cause: "application" });
@@ -466,7 +490,7 @@ function closeTests({ test, pki }: Suite): void {
   });
 
   test("answers acceptStream with null when it is closed, and later ones", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const waiting = [server.acceptStream(), client.acceptStream()];
     client.close(0, "");
     assert.deepEqual(await within(Promise.all(waiting)), [null, null]);
@@ -476,7 +500,7 @@ function closeTests({ test, pki }: Suite): void {
   });
 
   test("opens no streams once it is closed", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     client.close(0, "");
     await netError(client.openStream(), "closed");
     await netError(client.request(bytes(HEAD), { timeoutMs: 1_000 }), "closed");
@@ -485,8 +509,9 @@ function closeTests({ test, pki }: Suite): void {
   });
 
   test("has figures", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
-    const keys = ["congestionWindow", "lostPackets", "mtu", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
+    const { client, server } = await sessions.pair(net, await pki);
+    const ofQuic = ["congestionWindow", "lostPackets", "mtu", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
+    const keys = sessions.kind === "quic" ? ofQuic : ["receivedBytes", "rttMs", "sentBytes"];
     assert.deepEqual(Object.keys(client.stats()).sort(), keys);
     client.close(0, "");
     await within(Promise.all([client.closed, server.closed]));
@@ -494,22 +519,26 @@ function closeTests({ test, pki }: Suite): void {
   });
 }
 
-function lifeTests({ test, pki }: Suite): void {
+function lifeTests({ test, pki }: Suite, sessions: Sessions): void {
   const TRANSPORT = { idleTimeoutMs: 400, keepAliveMs: 100 };
 
   test("has figures that say what it did", async (net) => {
-    const { client, server } = await quicPair(net, await pki);
+    const { client, server } = await sessions.pair(net, await pki);
     const { a, b } = await openPair(client, server);
     ignore(a.write(new Uint8Array(100_000)));
     await readExactly(b, 100_000);
     const stats = client.stats();
     assert.ok(stats.sentBytes > 100_000, `${stats.sentBytes} bytes sent`);
-    assert.ok(stats.sentPackets > 15, `${stats.sentPackets} packets sent`);
-    assert.ok(stats.rttMs > 0 && stats.receivedBytes > 0 && stats.congestionWindow > 0 && stats.mtu >= 1_200);
+    assert.ok(stats.rttMs > 0 && stats.receivedBytes > 0);
+    if (sessions.kind === "tls") return;
+    assert.ok(stats.sentPackets! > 15, `${stats.sentPackets} packets sent`);
+    assert.ok(stats.congestionWindow! > 0 && stats.mtu! >= 1_200);
   });
 
   test("takes what its window allows on all streams that were not accepted, and more when that is raised", async (net) => {
-    const { client, server } = await quicPair(net, await pki, { transport: { streamWindow: 128 * 1024, connectionWindow: 128 * 1024 } });
+    const { client, server } = await sessions.pair(net, await pki, {
+      transport: { streamWindow: 128 * 1024, connectionWindow: 128 * 1024 },
+    });
     const streams = [await client.openStream(), await client.openStream()];
     const writes = streams.map((stream) => stream.write(new Uint8Array(100_000)));
     ignore(...writes);
@@ -522,10 +551,10 @@ function lifeTests({ test, pki }: Suite): void {
   test("is kept alive while nothing is said", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport: TRANSPORT });
-      const relay = await raw.relayUdp(portOf(listener.address));
+      const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN, transport: TRANSPORT });
+      const relay = await raw.relay(sessions.kind, portOf(listener.address));
       const [client, server] = await Promise.all([
-        dialQuic(net, await pki, relay.port, { transport: TRANSPORT }),
+        sessions.dial(net, await pki, relay.port, { transport: TRANSPORT }),
         within(listener.accept()),
       ]);
       const start = Date.now();
@@ -541,9 +570,9 @@ function lifeTests({ test, pki }: Suite): void {
     await withRaw(async (raw) => {
       const { tls } = await pki;
       const transport = { ...TRANSPORT, maxPeerStreams: 1 };
-      const listener = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN, transport });
-      const relay = await raw.relayUdp(portOf(listener.address));
-      const [client, server] = await Promise.all([dialQuic(net, await pki, relay.port, { transport }), within(listener.accept())]);
+      const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN, transport });
+      const relay = await raw.relay(sessions.kind, portOf(listener.address));
+      const [client, server] = await Promise.all([sessions.dial(net, await pki, relay.port, { transport }), within(listener.accept())]);
       const { a, b } = await openPair(client, server!);
       relay.pass = { toServer: false, toClient: false };
       const calls = [
@@ -553,7 +582,7 @@ function lifeTests({ test, pki }: Suite): void {
         netError(client.request(bytes(HEAD), { timeoutMs: 20_000 }), "reset"),
         within(server!.acceptStream()).then((stream) => assert.equal(stream, null)),
       ];
-      for (const connection of [client, server!] as QuicConnection[]) {
+      for (const connection of [client, server!] as AgentSession[]) {
         const { cause, code } = await within(connection.closed);
         assert.deepEqual([cause, code], ["timed-out", 0]);
       }

@@ -1,0 +1,135 @@
+// The addon's functions, and the values that cross the boundary. Which file implements them is not known here.
+import type { NetErrorCode } from "../errors.ts";
+import type { ClientTls, QuicTransport, SessionTransport } from "../types.ts";
+
+export interface Addon {
+  readonly Engine: EngineConstructor;
+  notifySupervisor(socket: string, message: string): string | null | undefined;
+}
+
+/** An error from the addon: code, message, application error code, whether the peer caused it. */
+export type RawError = [code: NetErrorCode, message: string, appCode: number | undefined, remote: boolean];
+export type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
+export type Heads = { limit: number; timeoutMs: number; maxPending: number; proxyProtocol: readonly string[] } & PerAddress;
+export type Handshakes = { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress;
+/** Result of a relay: bytes per direction, error, and side of the error. */
+export type Copied = [aToB: number, bToA: number, fault: RawError | undefined, side: 0 | 1 | undefined];
+/** A stream, and the response head received on it. */
+export type Answer = [stream: number, head: string];
+export type RawResult = [code: NetErrorCode, message: string] | null | undefined;
+
+/** TLS settings for the engine, in DER. */
+export interface EngineServerTls {
+  cert: Uint8Array[];
+  key: Uint8Array;
+  clientCa?: Uint8Array[];
+  clientCrl?: Uint8Array[];
+}
+
+export interface EngineClientTls extends Omit<ClientTls, "ca" | "cert" | "key"> {
+  ca?: Uint8Array[];
+  cert?: Uint8Array[];
+  key?: Uint8Array;
+}
+
+export interface Engine {
+  hold(on: boolean): void;
+  close(): void;
+  held(): number[];
+  stalledMs(): number;
+  limitBuffers(bytes: number): void;
+  bufferedBytes(): number;
+  cancel(op: number): void;
+  checkServerTls(tls: EngineServerTls): RawResult;
+  checkClientTls(tls: EngineClientTls): RawResult;
+  listenTcp(op: number, address: string, tls: EngineServerTls | undefined, heads: Heads): void;
+  tcpAccept(op: number, listener: number): void;
+  tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
+  tcpStopAccepting(listener: number): void;
+  tcpClose(listener: number): void;
+  connectTcp(
+    op: number,
+    host: string,
+    port: number,
+    addresses: readonly string[] | undefined,
+    timeoutMs: number,
+    tls: EngineClientTls | undefined,
+  ): void;
+  resolve(op: number, host: string, timeoutMs: number, isOwn: boolean): void;
+  listenQuic(op: number, address: string, tls: EngineServerTls, alpn: string[], transport: QuicTransport, handshakes: Handshakes): void;
+  /** Missing in addons without the TLS link. */
+  listenTlsLink?(
+    op: number,
+    address: string,
+    tls: EngineServerTls,
+    alpn: string[],
+    transport: SessionTransport,
+    handshakes: Handshakes,
+  ): void;
+  // the listeners and sessions below are of either kind
+  quicAccept(op: number, listener: number): void;
+  quicSetTls(listener: number, tls: EngineServerTls): RawResult;
+  quicStopAccepting(listener: number): void;
+  quicClose(op: number, listener: number, code: number, reason: string): void;
+  connectQuic(op: number, options: object): void;
+  /** Missing in addons without the TLS link. */
+  connectTlsLink?(op: number, options: object): void;
+  probeUdp(op: number, host: string, port: number, timeoutMs: number): void;
+  openStream(op: number, connection: number): void;
+  acceptStream(op: number, connection: number): void;
+  acceptRequests(op: number, connection: number, heads: Heads): void;
+  exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number): void;
+  giveUpExchanges(connection: number): void;
+  exchangeAndSplice(
+    answeredOp: number,
+    op: number,
+    connection: number,
+    head: Uint8Array,
+    timeoutMs: number,
+    headLimit: number,
+    established: Uint8Array,
+    a: number,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+    cancellable: boolean,
+  ): void;
+  closeConnection(connection: number, code: number, reason: string): void;
+  setConnectionWindow(connection: number, bytes: number): void;
+  peerCredit(connection: number): number[];
+  connectionClosed(op: number, connection: number): void;
+  connectionStats(connection: number): number[];
+  read(op: number, stream: number): void;
+  write(op: number, stream: number, data: Uint8Array): void;
+  whenReset(op: number, stream: number): void;
+  closeWrite(stream: number): void;
+  reset(stream: number, code: number): void;
+  stopRead(stream: number, code: number): void;
+  closeStream(stream: number): void;
+  createRate(bytesPerSecond: number, burst: number): number;
+  takeFromRate(op: number, rate: number, bytes: number): void;
+  closeRate(rate: number): void;
+  splice(
+    op: number,
+    a: number,
+    b: number,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+    cancellable: boolean,
+  ): void;
+  connectAndSplice(
+    connectedOp: number,
+    op: number,
+    a: number,
+    host: string,
+    port: number,
+    addresses: readonly string[] | undefined,
+    timeoutMs: number,
+    tls: EngineClientTls | undefined,
+    prologue: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+  ): void;
+}
+export type EngineConstructor = new (callback: (batch: unknown[]) => void, threads: number, ownsProcess: boolean) => Engine;

@@ -1,0 +1,76 @@
+// Listeners for TCP connections and for sessions.
+import type { AgentSession, HandshakeFailure, Incoming, ServerTls, SessionKind, SessionListener, TcpListener } from "../types.ts";
+import { type Calls, check, isolated, toError } from "./calls.ts";
+import type { RawError } from "./engine.ts";
+import { toEngineServerTls } from "./options.ts";
+import { type ListenerEnd, NativeSession, type OpenedSession } from "./sessions.ts";
+import { toIncoming } from "./streams.ts";
+
+export class NativeTcpListener implements TcpListener {
+  readonly #calls: Calls;
+  readonly #id: number;
+
+  constructor(calls: Calls, id: number, readonly address: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async accept(): Promise<Incoming[] | null> {
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.tcpAccept(op, this.#id)));
+  }
+
+  setTls(tls: ServerTls): void {
+    check(this.#calls.engine.tcpSetTls(this.#id, toEngineServerTls(tls)));
+  }
+
+  stopAccepting(): void {
+    this.#calls.engine.tcpStopAccepting(this.#id);
+  }
+
+  close(): void {
+    this.#calls.engine.tcpClose(this.#id);
+  }
+}
+
+export class NativeSessionListener implements SessionListener {
+  readonly #calls: Calls;
+  readonly #id: number;
+  readonly #onHandshakeError: (failure: HandshakeFailure) => void;
+  readonly #end: ListenerEnd = {};
+
+  constructor(
+    calls: Calls,
+    id: number,
+    readonly address: string,
+    readonly transport: SessionKind,
+    onHandshakeError: (failure: HandshakeFailure) => void,
+  ) {
+    this.#calls = calls;
+    this.#id = id;
+    this.#onHandshakeError = isolated(onHandshakeError);
+  }
+
+  async accept(): Promise<AgentSession | null> {
+    for (;;) {
+      const accepted = await this.#calls.call<OpenedSession | [undefined, string, RawError, number] | null>((op, engine) =>
+        engine.quicAccept(op, this.#id)
+      );
+      if (accepted === null) return null;
+      if (accepted[0] !== undefined) return new NativeSession(this.#calls, this.transport, accepted, this.#end);
+      this.#onHandshakeError({ remote: accepted[1], error: toError(accepted[2]), count: accepted[3] });
+    }
+  }
+
+  setTls(tls: ServerTls): void {
+    check(this.#calls.engine.quicSetTls(this.#id, toEngineServerTls(tls)));
+  }
+
+  stopAccepting(): void {
+    this.#calls.engine.quicStopAccepting(this.#id);
+  }
+
+  async close(code: number, reason: string): Promise<void> {
+    this.#end.closedWith ??= { code, reason };
+    await this.#calls.call((op, engine) => engine.quicClose(op, this.#id, code, reason));
+  }
+}

@@ -1,0 +1,69 @@
+// Options as the engine takes them: PEM becomes DER, and defaults are filled in.
+import { NetError } from "../errors.ts";
+import { PemError, type PemKind, readPem } from "../pem.ts";
+import type { AddressLimit, ClientTls, HeadOptions, ListenSessionsOptions, ServerTls } from "../types.ts";
+import type { EngineClientTls, EngineServerTls, Handshakes, Heads, PerAddress } from "./engine.ts";
+
+/** Default limit on a head, in bytes. */
+export const HEAD_LIMIT = 16_384;
+
+/** @throws {NetError} `tls` */
+export function toEngineServerTls({ cert, key, clientCa, clientCrl }: ServerTls): EngineServerTls {
+  return {
+    cert: derOf("certificate", cert, "chain"),
+    key: derOf("private key", key, "private key")[0]!,
+    clientCa: clientCa === undefined ? undefined : derOf("client CA", clientCa, "authorities"),
+    clientCrl: clientCrl === undefined ? undefined : derOf("client CRL", clientCrl, "revocation lists"),
+  };
+}
+
+/** Cache of parsed client settings, because one is used for many connections. */
+export class ClientSettings {
+  readonly #parsed = new WeakMap<ClientTls, EngineClientTls>();
+
+  /** @throws {NetError} `tls` */
+  get(tls: ClientTls): EngineClientTls {
+    const { ca, cert, key, ...others } = tls;
+    const parsed = this.#parsed.get(tls) ?? {
+      ...others,
+      ca: ca === undefined ? undefined : derOf("CA", ca, "authorities"),
+      cert: cert === undefined ? undefined : derOf("client certificate", cert, "chain"),
+      key: key === undefined ? undefined : derOf("private key", key, "private key")[0],
+    };
+    this.#parsed.set(tls, parsed);
+    return parsed;
+  }
+}
+
+function derOf(what: string, pem: string, kind: PemKind): Uint8Array[] {
+  try {
+    return readPem(pem, kind).map(({ der }) => der);
+  } catch (cause) {
+    if (!(cause instanceof PemError)) throw cause;
+    throw new NetError("tls", `Cannot read the ${what}: ${cause.message}`, { cause });
+  }
+}
+
+export function heads(options: HeadOptions, each?: AddressLimit, proxyProtocol: readonly string[] = []): Heads {
+  return {
+    limit: options.headLimit ?? HEAD_LIMIT,
+    timeoutMs: options.headTimeoutMs ?? 10_000,
+    maxPending: options.maxPendingHeads ?? 4_096,
+    proxyProtocol,
+    ...perAddress(each),
+  };
+}
+
+/** @param retryThreshold see {@link ListenQuicOptions.retryThreshold} */
+export function handshakes(options: ListenSessionsOptions, retryThreshold: number): Handshakes {
+  return {
+    timeoutMs: options.handshakeTimeoutMs ?? 10_000,
+    maxPending: options.maxPendingHandshakes ?? 4_096,
+    retryThreshold,
+    ...perAddress(options.pendingHandshakesPerAddress),
+  };
+}
+
+function perAddress(limit: AddressLimit | undefined): PerAddress {
+  return { maxPendingPerAddress: limit?.max ?? 0, exempt: limit?.exempt ?? [] };
+}

@@ -1,0 +1,144 @@
+// Sessions: streams opened and accepted, requests, the end. They are alike on every transport.
+import { printable } from "../printable.ts";
+import type {
+  AgentResponse,
+  AgentSession,
+  Duplex,
+  HeadOptions,
+  Incoming,
+  PeerCredit,
+  RequestOptions,
+  SessionClosed,
+  SessionKind,
+  SessionStats,
+  Spliced,
+  SpliceOptions,
+} from "../types.ts";
+import { type Calls, checkSignal } from "./calls.ts";
+import type { Answer, Engine } from "./engine.ts";
+import { HEAD_LIMIT, heads } from "./options.ts";
+import { beginCopy, NativeDuplex, toIncoming, toSpliceResult } from "./streams.ts";
+
+/** Code and reason with which a listener has closed its sessions. */
+export interface ListenerEnd {
+  closedWith?: { code: number; reason: string };
+}
+
+export type OpenedSession = [id: number, remote: string, alpn: string, certificate: Uint8Array | undefined];
+
+export class NativeSession implements AgentSession {
+  readonly remote: string;
+  readonly alpn: string;
+  readonly peerCertificate?: Uint8Array;
+  readonly closed: Promise<SessionClosed>;
+  readonly #calls: Calls;
+  readonly #id: number;
+  #closedWith?: { code: number; reason: string };
+
+  constructor(
+    calls: Calls,
+    readonly transport: SessionKind,
+    [id, remote, alpn, certificate]: OpenedSession,
+    listener: ListenerEnd = {},
+  ) {
+    this.#calls = calls;
+    this.#id = id;
+    this.remote = remote;
+    this.alpn = alpn;
+    this.peerCertificate = certificate;
+    this.closed = this.#whenClosed(listener);
+  }
+
+  async #whenClosed(listener: ListenerEnd): Promise<SessionClosed> {
+    const call = this.#calls.call<[number, string, boolean, SessionClosed["cause"]]>((op, engine) => engine.connectionClosed(op, this.#id));
+    const [code, reason, remote, cause] = await call;
+    const local = cause === "application" && !remote ? this.#closedWith ?? listener.closedWith : undefined;
+    return { code, reason: printable(reason), remote, cause, ...local };
+  }
+
+  async openStream(): Promise<Duplex> {
+    const id = await this.#calls.call<number>((op, engine) => engine.openStream(op, this.#id));
+    return new NativeDuplex(this.#calls, id, this.remote);
+  }
+
+  async acceptStream(): Promise<Duplex | null> {
+    const id = await this.#calls.call<number | null>((op, engine) => engine.acceptStream(op, this.#id));
+    return id === null ? null : new NativeDuplex(this.#calls, id, this.remote);
+  }
+
+  async request(head: Uint8Array, { timeoutMs, headLimit, signal }: RequestOptions): Promise<AgentResponse> {
+    checkSignal(signal);
+    const start = (op: number, engine: Engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT);
+    const answer = await this.#calls.cancellable<Answer>(signal, start);
+    return this.#exchanged(answer);
+  }
+
+  #exchanged([stream, head]: Answer): AgentResponse {
+    return { stream: new NativeDuplex(this.#calls, stream, this.remote), head };
+  }
+
+  async openTunnel(
+    a: Duplex,
+    head: Uint8Array,
+    { timeoutMs, headLimit, established }: RequestOptions & { established: Uint8Array },
+    options: SpliceOptions = {},
+  ): Promise<AgentResponse | Spliced> {
+    const { initialDataToA, idleTimeoutMs, signal } = options;
+    checkSignal(signal);
+    const [answer, ended, given] = await beginCopy<Answer | null>(
+      this.#calls,
+      a,
+      options,
+      (first, second, id, rates, engine) =>
+        engine.exchangeAndSplice(
+          first,
+          second,
+          this.#id,
+          head,
+          timeoutMs,
+          headLimit ?? HEAD_LIMIT,
+          established,
+          id,
+          initialDataToA,
+          idleTimeoutMs ?? 0,
+          rates,
+          signal !== undefined,
+        ),
+    );
+    if (answer === null) return { ended: ended.then((copied) => toSpliceResult(copied!)) };
+    given.takeBack();
+    return this.#exchanged(answer);
+  }
+
+  cancelRequests(): void {
+    this.#calls.engine.giveUpExchanges(this.#id);
+  }
+
+  async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.acceptRequests(op, this.#id, heads(options))));
+  }
+
+  close(code: number, reason: string): void {
+    this.#closedWith ??= { code, reason };
+    this.#calls.engine.closeConnection(this.#id, code, reason);
+  }
+
+  setConnectionWindow(bytes: number): void {
+    this.#calls.engine.setConnectionWindow(this.#id, bytes);
+  }
+
+  peerCredit(): PeerCredit | undefined {
+    const [streams, streamBytes] = this.#calls.engine.peerCredit(this.#id);
+    return streams === undefined || streamBytes === undefined ? undefined : { streams, streamBytes };
+  }
+
+  stats(): SessionStats {
+    const values = this.#calls.engine.connectionStats(this.#id);
+    if (this.transport === "tls") {
+      const [rttMs = 0, sentBytes = 0, receivedBytes = 0] = values;
+      return { rttMs, sentBytes, receivedBytes };
+    }
+    const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = values;
+    return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu };
+  }
+}

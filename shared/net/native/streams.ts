@@ -1,0 +1,142 @@
+// Streams, relays between them, and rates. Where a stream comes from is not known here.
+import { NetError } from "../errors.ts";
+import type { Duplex, Incoming, Rate, SpliceOptions, SpliceResult } from "../types.ts";
+import { type Calls, checkSignal, toError } from "./calls.ts";
+import type { Copied, Engine, RawError } from "./engine.ts";
+
+export class NativeDuplex implements Duplex {
+  readonly #calls: Calls;
+  readonly #id: number;
+  /** `given`: a relay owns the stream, which can still be closed. */
+  #state: "open" | "given" | "closed" = "open";
+
+  constructor(calls: Calls, id: number, readonly remote: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async read(): Promise<Uint8Array | null> {
+    this.#checkOpen();
+    return await this.#calls.call<Uint8Array | null>((op, engine) => engine.read(op, this.#id));
+  }
+
+  async write(data: Uint8Array): Promise<void> {
+    this.#checkOpen();
+    await this.#calls.call((op, engine) => engine.write(op, this.#id, data));
+  }
+
+  async whenReset(signal: AbortSignal): Promise<NetError> {
+    checkSignal(signal);
+    this.#checkOpen();
+    return toError(await this.#calls.cancellable<RawError>(signal, (op, engine) => engine.whenReset(op, this.#id)));
+  }
+
+  closeWrite(): void {
+    if (this.#state === "open") this.#calls.engine.closeWrite(this.#id);
+  }
+
+  reset(code: number): void {
+    if (this.#state !== "closed") this.#calls.engine.reset(this.#id, code);
+  }
+
+  stopRead(code: number): void {
+    if (this.#state !== "closed") this.#calls.engine.stopRead(this.#id, code);
+  }
+
+  close(): void {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    this.#calls.engine.closeStream(this.#id);
+  }
+
+  /**
+   * Transfers ownership to a relay and returns the handle.
+   * @throws {NetError} `closed`
+   */
+  give(): number {
+    this.#checkOpen();
+    this.#state = "given";
+    return this.#id;
+  }
+
+  /** Restores the ownership when the relay has not started. */
+  takeBack(): void {
+    if (this.#state === "given") this.#state = "open";
+  }
+
+  #checkOpen(): void {
+    if (this.#state !== "open") throw new NetError("closed", "Cannot use the stream: it is closed");
+  }
+}
+
+/** A flat list of four values each: stream, remote, head, error. */
+export type IncomingBatch = [number, string, string | undefined, RawError | undefined][number][];
+
+export function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[] | null {
+  if (batch === null) return null;
+  const all: Incoming[] = [];
+  for (let i = 0; i < batch.length; i += 4) {
+    const fault = batch[i + 3] as RawError | undefined;
+    all.push({
+      stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
+      head: batch[i + 2] as string | undefined,
+      error: fault && toError(fault),
+    });
+  }
+  return all;
+}
+
+/**
+ * Starts a relay of `a` that follows another operation. Returns that operation's result, the end of the relay, and `a`, whose ownership is
+ * restored if the operation fails.
+ * @throws {NetError} `invalid`, `closed`, and as the operation
+ */
+export async function beginCopy<T>(
+  calls: Calls,
+  a: Duplex,
+  { rates, signal }: SpliceOptions,
+  start: (first: number, second: number, id: number, rates: number[] | undefined, engine: Engine) => void,
+): Promise<[first: T, ended: Promise<Copied | undefined>, a: NativeDuplex]> {
+  if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
+  const limits = numbersOf(rates);
+  const id = a.give();
+  const [first, ended] = calls.callTwice<T, Copied | undefined>(signal, (op, second, engine) => start(op, second, id, limits, engine));
+  try {
+    return [await first, ended, a];
+  } catch (cause) {
+    a.takeBack();
+    ended.catch(() => {}); // fails for the same reason
+    throw cause;
+  }
+}
+
+export function toSpliceResult([aToB, bToA, fault, side]: Copied): SpliceResult {
+  return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+}
+
+/** @throws {NetError} `invalid` */
+export function numbersOf(rates: readonly Rate[] | undefined): number[] | undefined {
+  return rates && rates.length > 0 ? rates.map(numberOf) : undefined;
+}
+
+/** @throws {NetError} `invalid` */
+function numberOf(rate: Rate): number {
+  if (!(rate instanceof NativeRate)) throw new NetError("invalid", "Cannot copy at the rate of another network");
+  return rate.id;
+}
+
+export class NativeRate implements Rate {
+  readonly #calls: Calls;
+
+  constructor(calls: Calls, readonly id: number) {
+    this.#calls = calls;
+  }
+
+  async take(bytes: number): Promise<void> {
+    await this.#calls.call((op, engine) => engine.takeFromRate(op, this.id, bytes));
+  }
+
+  close(): void {
+    this.#calls.engine.closeRate(this.id);
+  }
+}
