@@ -42,7 +42,7 @@ export {
 export type { Authenticate, AuthenticationRequest } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/address/allow_list.ts";
 export { ConfigError };
-export type { Authority } from "./shared/http/head.ts";
+export type { Authority } from "./shared/address/authority.ts";
 export {
   createLogger,
   LOG_FORMATS,

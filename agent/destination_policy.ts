@@ -1,11 +1,11 @@
 // Decides which destinations the agent connects to, by allow-list and deny-list, names and addresses. Knows no tunnels.
 import { networkInterfaces } from "node:os";
 import { createAllowList, createDenyList } from "../shared/address/allow_list.ts";
+import { type Authority, formatAuthority } from "../shared/address/authority.ts";
 import { canonicalHost, isAddress } from "../shared/address/canonical.ts";
-import { type Authority, formatAuthority } from "../shared/http/head.ts";
-import { ProxyError } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ConnectTcpOptions } from "../shared/net/types.ts";
+import { TunnelError } from "../shared/tunnel/errors.ts";
 import type { Resolve } from "./proxy_endpoints.ts";
 
 export interface DestinationPolicyOptions {
@@ -23,7 +23,7 @@ export interface DestinationPolicyOptions {
 export interface DestinationPolicy {
   /**
    * Checks a destination and returns the addresses to connect to. `timeoutMs` applies to lookup and connection together. `signal` cancels.
-   * @throws {ProxyError} 403 for a destination that is not allowed
+   * @throws {TunnelError} for a destination that is not allowed
    * @throws {NetError} as `connectTcp` of the network
    */
   resolve(destination: Authority, timeoutMs: number, signal?: AbortSignal): Promise<Address>;
@@ -43,7 +43,7 @@ export function createDestinationPolicy({ allow, deny, resolve, zones = interfac
       const host = canonicalHost(destination.host);
       const spellings = withZoneSpellings(host, zones);
       if (!spellings.some((each) => allowed.allows({ host: each, port }))) {
-        throw new ProxyError(403, "http_request_denied", `${authority} is not on the allow-list of the agent`);
+        throw new TunnelError("http_request_denied", `${authority} is not on the allow-list of the agent`);
       }
       if (!denied) return { host, port, timeoutMs };
       const isDenied = (address: string) => withZoneSpellings(address, zones).some((each) => denied.denies({ host: each, port }));
@@ -74,8 +74,8 @@ function interfaceNames(): ReadonlyMap<string, string> {
   return new Map(numbered);
 }
 
-function prohibited(message: string): ProxyError {
-  return new ProxyError(403, "destination_ip_prohibited", message);
+function prohibited(message: string): TunnelError {
+  return new TunnelError("destination_ip_prohibited", message);
 }
 
 async function lookUp(resolve: Resolve, host: string, timeoutMs: number, signal: AbortSignal | undefined): Promise<readonly string[]> {

@@ -1,15 +1,15 @@
 // Serves a request of the proxy: checks the head and the allow-list, connects over TCP, responds with 200, and relays.
+import { type Authority, formatAuthority } from "../shared/address/authority.ts";
 import { endReason } from "../shared/auth/authenticator.ts";
-import { type Authority, formatAuthority, parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
-import type { ProxyErrorType } from "../shared/http/proxy_status.ts";
-import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError } from "../shared/http/status.ts";
+import { parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { TunnelEnd } from "../shared/service/metrics.ts";
-import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
+import { NetError } from "../shared/net/errors.ts";
 import type { ConnectedTunnel, Duplex, Incoming, Net } from "../shared/net/types.ts";
-import { proxyErrorOf } from "../shared/tunnel/errors.ts";
+import { connectError, describeTunnelError, TunnelError } from "../shared/tunnel/errors.ts";
 import type { DestinationPolicy } from "./destination_policy.ts";
 
 export interface TunnelOptions {
@@ -55,14 +55,14 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
     options.onEnd?.({ status: 200, error: relayError && "connection_terminated", setupMs, sent: aToB, received: bToA });
   } catch (cause) {
-    const failure = toProxyError(cause);
-    const reason = failure.cause instanceof Error ? `${failure.message}: ${failure.cause.message}` : failure.message;
-    if (failure.status === 500) {
+    const failure = toTunnelError(cause);
+    const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
+    if (failure !== cause) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status: failure.status, reason });
+    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status, reason });
     await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
-    options.onEnd?.({ status: failure.status, error: failure.error, sent: 0, received: 0 });
+    options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
   } finally {
     tunnel?.close();
   }
@@ -85,7 +85,7 @@ async function connect(
 /** Responds that the agent is shutting down. Never rejects. */
 export async function refuseTunnel({ log }: TunnelOptions, { stream }: Incoming): Promise<void> {
   log.debug("tunnel refused", { status: 503, reason: "shutting down" });
-  const failure = new ProxyError(503, "destination_unavailable", "The agent is shutting down", [["Retry-After", "1"]]);
+  const failure = new TunnelError("destination_unavailable", "The agent is shutting down", { retryAfterMs: 1_000 });
   await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
   stream.close();
 }
@@ -94,24 +94,12 @@ function round(ms: number): number {
   return Math.round(ms * 100) / 100;
 }
 
-function toProxyError(cause: unknown): ProxyError {
-  return proxyErrorOf(cause) ?? new ProxyError(500, "proxy_internal_error", "Internal error of the agent", [], { cause });
+function toTunnelError(cause: unknown): TunnelError {
+  return cause instanceof TunnelError ? cause : new TunnelError("proxy_internal_error", "Internal error of the agent", { cause });
 }
-
-const STATUSES: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
-  "refused": [502, "connection_refused", "refused the connection"],
-  "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
-  "unknown-host": [502, "dns_error", "has a name that the agent cannot resolve"],
-  "name-timed-out": [504, "dns_timeout", "has a name that no name server answers for"],
-  "timed-out": [504, "connection_timeout", "did not respond in time"],
-  "abandoned": [502, "connection_terminated", "was not connected yet when the client disconnected"],
-  "cancelled": [504, "connection_timeout", "did not respond within the tunnel's maximum duration"],
-  "limit": [503, "connection_limit_reached", "cannot be reached: the agent has no file descriptors or memory left"],
-  "address-not-available": [503, "connection_limit_reached", "cannot be reached: the agent has no local port left"],
-};
 
 function toConnectError(cause: unknown, destination: string): unknown {
   if (!(cause instanceof NetError)) return cause;
-  const [status, error, what] = STATUSES[cause.code] ?? [502, "destination_unavailable", "cannot be reached"];
-  return new ProxyError(status, error, `${destination} ${what}`, status === 503 ? [["Retry-After", "1"]] : [], { cause });
+  return connectError(cause, destination, "the agent") ??
+    new TunnelError("destination_unavailable", `${destination} cannot be reached`, { cause });
 }

@@ -1,23 +1,16 @@
 // Opens a tunnel through the proxy that holds the agent, with the client's own credentials. Plain HTTP requests use such a tunnel too, so
 // that they work with any proxy.
-import type { DialRequest, UpstreamStream } from "../shared/frontend/dialer.ts";
+import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
-import {
-  type Authority,
-  encodeHead,
-  type Fields,
-  formatAuthority,
-  HeadError,
-  parseAuthority,
-  parseResponseHead,
-  type ResponseHead,
-  values,
-} from "../shared/http/head.ts";
-import { parseProxyStatus, type ProxyErrorType } from "../shared/http/proxy_status.ts";
-import { ProxyError, TLS_NEEDED } from "../shared/http/status.ts";
-import { NetError, type NetErrorCode } from "../shared/net/errors.ts";
+import { encodeHead, HeadError, parseAuthority, parseResponseHead, type ResponseHead, values } from "../shared/http/head.ts";
+import { parseProxyStatus } from "../shared/http/proxy_status.ts";
+import { ReceivedResponse, TLS_NEEDED } from "../shared/http/status.ts";
+import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
+import { connectError, CredentialsError, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
+import type { TunnelRequest, UpstreamStream } from "../shared/tunnel/request.ts";
 import type { Locator } from "./locator.ts";
 
 export interface DialerOptions {
@@ -45,19 +38,19 @@ const MAX_NAMED = 2;
 type Outcome =
   | { readonly upstream: UpstreamStream }
   /** `stale`: the agent may be connected to another proxy. */
-  | { readonly refusal: ProxyError; readonly stale: boolean };
+  | { readonly refusal: TunnelError; readonly stale: boolean };
 
 /** Creates the frontend's dialer. */
-export function createDialer(options: DialerOptions): (request: DialRequest) => Promise<UpstreamStream> {
+export function createDialer(options: DialerOptions): (request: TunnelRequest) => Promise<UpstreamStream> {
   const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
   return async (request) => {
     const { agentId } = request;
-    if (values(request.fields, "via").some((via) => via.includes(pseudonym))) {
-      throw new ProxyError(502, "proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
+    if (request.via.some((hop) => hop.includes(pseudonym))) {
+      throw new TunnelError("proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
     }
     const deadline = performance.now() + connectTimeoutMs + responseTimeoutMs;
     const attempted = new Set<string>();
-    const attempt = async (address: string): Promise<UpstreamStream | ProxyError> => {
+    const attempt = async (address: string): Promise<UpstreamStream | TunnelError> => {
       const outcome = await requestTunnel(options, address, request, deadline);
       if ("upstream" in outcome) return outcome.upstream;
       if (!outcome.stale) throw outcome.refusal;
@@ -65,21 +58,21 @@ export function createDialer(options: DialerOptions): (request: DialRequest) => 
       locator.invalidate(agentId, address);
       return outcome.refusal;
     };
-    let refusal: ProxyError | undefined;
+    let refusal: TunnelError | undefined;
     // where the agent has moved since it was looked up, the store says so when it is asked once more
     while (attempted.size < MAX_NAMED && performance.now() < deadline) {
       const address = await locate(locator, agentId, refusal === undefined);
       if (address === undefined || attempted.has(address)) break;
       const result = await attempt(address);
-      if (!(result instanceof ProxyError)) return result;
+      if (!(result instanceof TunnelError)) return result;
       refusal = result;
     }
-    if (!refusal) throw new ProxyError(502, "destination_unavailable", "The agent is not connected to any proxy");
+    if (!refusal) throw new TunnelError("destination_unavailable", "The agent is not connected to any proxy");
     for (const address of locator.alternatives(agentId, attempted, MAX_ATTEMPTS - attempted.size)) {
       if (performance.now() >= deadline) throw refusal; // a proxy that was not asked may hold the agent
       const wrong = new Set(attempted);
       const result = await attempt(address);
-      if (result instanceof ProxyError) continue;
+      if (result instanceof TunnelError) continue;
       locator.record(agentId, address, wrong);
       return result;
     }
@@ -95,11 +88,11 @@ async function locate(locator: Locator, agentId: string, isNeeded: boolean): Pro
   } catch (cause) {
     if (!(cause instanceof StoreError)) throw cause;
     if (!isNeeded) return undefined;
-    throw new ProxyError(503, "proxy_internal_error", "The store of agents cannot be reached", [["Retry-After", "1"]], { cause });
+    throw new TunnelError("proxy_internal_error", "The store of agents cannot be reached", { cause, retryAfterMs: 1_000 });
   }
 }
 
-async function requestTunnel(options: DialerOptions, address: string, request: DialRequest, deadline: number): Promise<Outcome> {
+async function requestTunnel(options: DialerOptions, address: string, request: TunnelRequest, deadline: number): Promise<Outcome> {
   const within = (ms: number) => Math.max(1, Math.min(ms, deadline - performance.now()));
   const signal = request.clientSignal?.();
   let stream: Duplex | undefined;
@@ -137,16 +130,14 @@ function parseProxyAddress(address: string): Authority {
   return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
 }
 
-function encodeRequest({ id, clientAddress, destination, fields }: DialRequest, pseudonym: string): Uint8Array {
+function encodeRequest({ id, client, destination, credentials, via }: TunnelRequest, pseudonym: string): Uint8Array {
   const authority = formatAuthority(destination);
-  const kept = (name: string): Fields => values(fields, name.toLowerCase()).map((value) => [name, value] as const);
   return encodeHead(`CONNECT ${authority} HTTP/1.1`, [
     ["Host", authority],
-    ...kept("Proxy-Authorization"),
+    ["Proxy-Authorization", formatProxyAuthorization(credentials)],
     ["Proxy-Connection", "keep-alive"],
-    ...kept("Via"),
-    ["Via", `1.1 ${pseudonym}`],
-    ["Forwarded", formatForwarded(clientAddress)],
+    ...[...via, `1.1 ${pseudonym}`].map((hop) => ["Via", hop] as const),
+    ["Forwarded", formatForwarded(client)],
     ["X-Request-Id", id],
   ]);
 }
@@ -195,57 +186,45 @@ const FORWARDED_STATUS = new Set([403, 407, 429, 431, 502, 503, 504]);
 const ADVICE = ["Proxy-Authenticate", "Retry-After"];
 
 /** Errors of a proxy that does not hold the agent, or has just lost it. */
-const STALE_ERRORS: readonly ProxyErrorType[] = ["destination_unavailable", "connection_terminated"];
+const STALE_ERRORS: readonly TunnelErrorType[] = ["destination_unavailable", "connection_terminated"];
 
 /** Forwards the proxy's error: status, type and message. */
 function forwardResponse({ status, reason, fields }: ResponseHead): Outcome {
-  const received = parseProxyStatus(fields);
-  const { error, details } = received;
+  const proxyStatus = parseProxyStatus(fields);
+  const { error, details } = proxyStatus;
   const advice = ADVICE.flatMap((name) => values(fields, name.toLowerCase()).map((value) => [name, value] as const));
-  const refusal = new ProxyError(
-    FORWARDED_STATUS.has(status) ? status : 502,
-    error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable"),
-    details ?? `The proxy responded with ${status} ${reason}`.trim(),
-    advice,
-    { received },
-  );
-  // the Go proxy answers every failure with 503 and no error type
-  return { refusal, stale: (status === 502 || status === 503) && STALE_ERRORS.includes(refusal.error) };
+  const type = error ?? (status === 407 || status === 403 ? "http_request_denied" : "destination_unavailable");
+  const message = details ?? `The proxy responded with ${status} ${reason}`.trim();
+  const received = new ReceivedResponse(proxyStatus, FORWARDED_STATUS.has(status) ? status : 502, advice);
+  return {
+    refusal: status === 407 ? new CredentialsError(message, { type, received }) : new TunnelError(type, message, { received }),
+    // the Go proxy answers every failure with 503 and no error type
+    stale: (status === 502 || status === 503) && STALE_ERRORS.includes(type),
+  };
 }
 
 /** lb has parsed the client's request, so a 400 means that proxy and lb do not agree on the protocol. */
 function notUnderstood({ status, reason, fields }: ResponseHead, address: string, withTls: boolean): Outcome {
-  const received = parseProxyStatus(fields);
-  const needsTls = !withTls && received.details === TLS_NEEDED;
+  const proxyStatus = parseProxyStatus(fields);
+  const needsTls = !withTls && proxyStatus.details === TLS_NEEDED;
   const advice = withTls ? "" : needsTls ? "; set --http-connector.tls.enable" : "; if it takes TLS, set --http-connector.tls.enable";
-  const cause = new Error(`${address}: it responded ${received.details ?? `${status} ${reason}`.trim()}${advice}`);
+  const cause = new Error(`${address}: it responded ${proxyStatus.details ?? `${status} ${reason}`.trim()}${advice}`);
+  const options = { cause, received: new ReceivedResponse(proxyStatus) };
   const refusal = needsTls
-    ? new ProxyError(502, "tls_protocol_error", "The proxy that holds the agent takes TLS, and lb uses plain HTTP", [], {
-      cause,
-      received,
-    })
-    : new ProxyError(502, "http_protocol_error", "The proxy that holds the agent does not understand lb", [], { cause, received });
+    ? new TunnelError("tls_protocol_error", "The proxy that holds the agent takes TLS, and lb uses plain HTTP", options)
+    : new TunnelError("http_protocol_error", "The proxy that holds the agent does not understand lb", options);
   return { refusal, stale: false };
 }
 
-const CONNECT_ERRORS: Readonly<Partial<Record<NetErrorCode, readonly [status: number, error: ProxyErrorType, what: string]>>> = {
-  "refused": [502, "connection_refused", "refuses connections"],
-  "unreachable": [502, "destination_ip_unroutable", "cannot be reached"],
-  "unknown-host": [502, "dns_error", "has an unknown name"],
-  "name-timed-out": [504, "dns_timeout", "has a name that no name server resolves"],
-  "timed-out": [504, "connection_timeout", "did not respond in time"],
-  "tls": [502, "tls_protocol_error", "failed the TLS handshake with lb"],
-  "limit": [503, "connection_limit_reached", "cannot be reached: lb has no descriptors or memory left"],
-  "address-not-available": [503, "connection_limit_reached", "cannot be reached: lb has no local port left for it"],
-};
+const PROXY = "The proxy that holds the agent";
 
-function toOutcome(cause: unknown, address: string): Outcome {
-  const refusal = (status: number, error: ProxyErrorType, what: string) =>
-    new ProxyError(status, error, `The proxy that holds the agent ${what}`, status === 503 ? [["Retry-After", "1"]] : [], {
-      cause: new Error(`${address}: ${cause instanceof Error ? cause.message : cause}`, { cause }),
-    });
-  if (cause instanceof HeadError) return { refusal: refusal(502, "http_response_incomplete", "sent a malformed response"), stale: true };
-  if (!(cause instanceof NetError)) throw cause;
-  const [status, error, what] = CONNECT_ERRORS[cause.code] ?? [502, "connection_terminated", "ended the connection without a response"];
-  return { refusal: refusal(status, error, what), stale: status !== 503 };
+function toOutcome(error: unknown, address: string): Outcome {
+  const cause = new Error(`${address}: ${error instanceof Error ? error.message : error}`, { cause: error });
+  if (error instanceof HeadError) {
+    return { refusal: new TunnelError("http_response_incomplete", `${PROXY} sent a malformed response`, { cause }), stale: true };
+  }
+  if (!(error instanceof NetError)) throw error;
+  const refusal = connectError(error, PROXY, "lb", cause) ??
+    new TunnelError("connection_terminated", `${PROXY} ended the connection without a response`, { cause });
+  return { refusal, stale: refusal.type !== "connection_limit_reached" };
 }

@@ -3,7 +3,8 @@ import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { ClientListener } from "../shared/frontend/client_listener.ts";
+import { ClientSide } from "../shared/frontend/client_side.ts";
+import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, Net, ServerTls } from "../shared/net/types.ts";
 import { startService } from "../shared/service/runtime.ts";
@@ -64,7 +65,12 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     if (!store) throw new ConfigError("Cannot start: there is no store");
     await runtime.listenAdmin(options.admin.listenAddress);
     const hasOwnAuthenticator = deps.authenticator !== undefined;
-    const clients = await ClientListener.open(runtime, options, { tls: tls.clients, descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const clients = new ClientSide(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const { address: clientAddress } = await clients.listen({
+      address: options.httpProxy.listenAddress,
+      tls: tls.clients,
+      protocol: createHttpProxy("reverse-http-lb"),
+    });
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
@@ -76,17 +82,17 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       onNoLocalPort: (address) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     });
-    const frontend = clients.serve({ name: "reverse-http-lb", upstreamRole: "proxy", authenticator, allowList, dial });
+    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial });
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
     // lb does not hold agents: it reports the proxies at which it found them
     runtime.serveAdmin(() => [...locator].map(([id, address]) => ({ id, address })));
     const { adminAddress } = runtime;
-    log.info("listening", { clients: clients.address, admin: adminAddress });
+    log.info("listening", { clients: clientAddress, admin: adminAddress });
     const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
     return {
       adminAddress,
-      clientAddress: clients.address,
+      clientAddress,
       drain: () =>
         runtime.drain({
           fields: { clients: frontend.open, delayMs, timeoutMs },

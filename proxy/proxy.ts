@@ -4,9 +4,9 @@ import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
-import { ClientListener } from "../shared/frontend/client_listener.ts";
-import type { Dialer } from "../shared/frontend/dialer.ts";
-import type { HttpFrontend } from "../shared/frontend/server.ts";
+import { ClientSide } from "../shared/frontend/client_side.ts";
+import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import type { Frontend } from "../shared/frontend/server.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Logger } from "../shared/log/logger.ts";
@@ -17,6 +17,7 @@ import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/files.ts";
+import type { Dialer } from "../shared/tunnel/request.ts";
 import { DestinationFailures } from "./agents/failures.ts";
 import { listenForAgents } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
@@ -84,13 +85,18 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listener = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const hasOwnAuthenticator = deps.authenticator !== undefined;
-    const clients = await ClientListener.open(runtime, options, { tls: tls.clients, descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const clients = new ClientSide(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const { address: clientAddress } = await clients.listen({
+      address: options.httpProxy.listenAddress,
+      tls: tls.clients,
+      protocol: createHttpProxy("reverse-http-proxy"),
+    });
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
-      presence: store && runtime.adopt(publishPresence(store, options, clients.address, log), (presence) => presence.close()),
+      presence: store && runtime.adopt(publishPresence(store, options, clientAddress, log), (presence) => presence.close()),
       listener,
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
@@ -104,17 +110,17 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
-    const frontend = clients.serve({ name: "reverse-http-proxy", authenticator, allowList, dial });
+    const frontend = clients.serve({ authenticator, allowList, dial });
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => listener.setTls(renewed));
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     if (tls.own) logPin(tls.own, listener.address, log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;
-    log.info("listening", { agents: listener.address, clients: clients.address, admin: adminAddress });
+    log.info("listening", { agents: listener.address, clients: clientAddress, admin: adminAddress });
     return {
       adminAddress,
       agentAddress: listener.address,
-      clientAddress: clients.address,
+      clientAddress,
       get agents() {
         return agents.size;
       },
@@ -128,7 +134,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   });
 }
 
-function drain(runtime: ServiceRuntime, server: AgentServer, frontend: HttpFrontend, options: ProxyOptions["drain"]): Promise<void> {
+function drain(runtime: ServiceRuntime, server: AgentServer, frontend: Frontend, options: ProxyOptions["drain"]): Promise<void> {
   const { delay: delayMs, timeout: timeoutMs } = options;
   return runtime.drain({
     fields: { agents: server.agents.size, clients: frontend.open, delayMs, timeoutMs },

@@ -3,7 +3,7 @@ import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
-import type { Authority } from "../http/head.ts";
+import type { Authority } from "./authority.ts";
 import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;

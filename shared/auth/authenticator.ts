@@ -3,7 +3,7 @@ import type { AllowList } from "../address/allow_list.ts";
 import { isolateHook } from "../log/isolate.ts";
 import type { Logger } from "../log/logger.ts";
 
-/** Proxy-Authorization as a client sent it (RFC 9110 §11.7.2). */
+/** What a client authenticates with. */
 export type ClientCredentials =
   | { readonly scheme: "basic"; readonly username: string; readonly password: string }
   | { readonly scheme: "bearer"; readonly token: string };
@@ -175,35 +175,4 @@ export function createNoAuth(): Authenticator {
       return agentIdOf(credentials.username);
     },
   };
-}
-
-/**
- * Parses the value of Proxy-Authorization: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
- * @throws {AuthenticationError} `denied`
- */
-export function parseProxyAuthorization(value: string): ClientCredentials {
-  const [, scheme, rest] = /^([A-Za-z]+) +([A-Za-z0-9._~+/-]+=*)$/.exec(value) ?? [];
-  switch (scheme?.toLowerCase()) {
-    case "basic": {
-      const text = decodeBase64(rest!);
-      const colon = text.indexOf(":");
-      if (colon < 0) throw new AuthenticationError("denied", "The client's Basic credentials have no colon");
-      return { scheme: "basic", username: text.slice(0, colon), password: text.slice(colon + 1) };
-    }
-    case "bearer":
-      return { scheme: "bearer", token: rest! };
-    default:
-      throw new AuthenticationError("denied", "The client's Proxy-Authorization is neither Basic nor Bearer");
-  }
-}
-
-function decodeBase64(text: string): string {
-  try {
-    const binary = atob(text);
-    const bytes = new Uint8Array(binary.length);
-    for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
-    return strictDecoder.decode(bytes);
-  } catch {
-    throw new AuthenticationError("denied", "The client's Basic credentials are not UTF-8 in base64");
-  }
 }

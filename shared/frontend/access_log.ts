@@ -1,8 +1,8 @@
 // The record of one request, its id, and the lines that the log gets for it.
 import type { RequestHead } from "../http/head.ts";
-import type { ProxyErrorType } from "../http/proxy_status.ts";
 import type { Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
+import type { TunnelErrorType } from "../tunnel/errors.ts";
 
 /** Filled in while the request is served. */
 export interface RequestRecord {
@@ -20,9 +20,10 @@ export interface RequestRecord {
   /** `host:port` or `[host]:port`. */
   destination?: string;
   method?: string;
+  /** Of the HTTP response; in another protocol, the status that its response corresponds to. */
   status?: number;
   /** Error type of RFC 9209. */
-  proxyError?: ProxyErrorType;
+  proxyError?: TunnelErrorType;
   /** The cause in words. */
   reason?: string;
   /** When the connection to the destination was open. */

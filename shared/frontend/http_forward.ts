@@ -3,13 +3,12 @@
 //
 // The bytes are copied here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
+import { type Authority, formatAuthority } from "../address/authority.ts";
 import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
 import {
-  type Authority,
   encodeHead,
   endOfHead,
   type Fields,
-  formatAuthority,
   HeadError,
   parseAuthority,
   parseResponseHead,
@@ -20,6 +19,7 @@ import {
 import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
+import { clientDisconnected } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
 import { linger } from "./linger.ts";
 
@@ -474,8 +474,4 @@ function incomplete(message: string): ProxyError {
 
 function tooLarge(): ProxyError {
   return new ProxyError(502, "http_response_header_section_size", "The destination's response head is too large");
-}
-
-export function clientDisconnected(cause: unknown): ProxyError {
-  return new ProxyError(502, "connection_terminated", "The client has disconnected", [], { cause });
 }

@@ -1,23 +1,29 @@
-// The way of one request: parse its head, identify the client, check the destination, dial, respond, relay.
+// The way of one client through a frontend: admit, identify, allow, dial, relay. Knows no client protocol: that calls the steps in order.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { AllowList } from "../address/allow_list.ts";
-import { type Authenticator, endReason, type Identity } from "../auth/authenticator.ts";
-import { formatAuthority, HeadError, parseAuthority, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
-import { CONNECTION_ESTABLISHED_HEAD, ProxyError } from "../http/status.ts";
-import type { ClientPermit } from "../limits/client_limits.ts";
+import { type Authority, formatAuthority } from "../address/authority.ts";
+import {
+  AuthenticationError,
+  type Authenticator,
+  type ClientCredentials,
+  endReason,
+  identifyClient,
+  type Identity,
+} from "../auth/authenticator.ts";
+import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
+import type { LogLimit } from "../log/limit.ts";
+import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
-import type { Duplex, Incoming, Net, SpliceOptions } from "../net/types.ts";
-import { proxyErrorOf } from "../tunnel/errors.ts";
-import { logRequest, type RequestRecord } from "./access_log.ts";
+import { printable } from "../net/printable.ts";
+import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
+import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
+import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
+import type { RequestRecord } from "./access_log.ts";
 import type { TrustedProxies, UnnamedClients } from "./client_address.ts";
-import type { Dialer, DialRequest, Upstream, UpstreamStream } from "./dialer.ts";
-import { type AbsoluteTarget, checkMaxForwards, clientDisconnected, forward, parseAbsoluteTarget } from "./http_forward.ts";
-import { claimedAgent, identify, readCredentials } from "./identify.ts";
-import { challenge, type RefusalContext, refuseHead } from "./refusal.ts";
 
-/** What every request of a frontend shares. */
-export interface PipelineContext extends RefusalContext {
+/** What all clients of a frontend share. */
+export interface PipelineContext {
   readonly net: Net;
   readonly authenticator: Authenticator;
   readonly allowList: AllowList;
@@ -26,128 +32,219 @@ export interface PipelineContext extends RefusalContext {
   readonly upstreamRole: string;
   readonly trusted?: TrustedProxies;
   readonly unnamedProxies: UnnamedClients;
+  readonly limits?: ClientLimits;
+  readonly log: Logger;
+  /** Limits log lines that unauthenticated clients can cause. */
+  readonly logLimit: LogLimit;
+  /** A client's connection brought no request. */
+  readonly onBadClient?: (what: "handshake" | "head") => void;
   readonly now: () => number;
 }
 
-/** Milliseconds between the response to a CONNECT and the first bytes of a server that speaks first. */
+/** What a client asks for, and what its protocol does once the destination is connected. */
+export interface ClientRequest {
+  readonly identity: Identity;
+  readonly credentials: ClientCredentials;
+  readonly destination: Authority;
+  /** See {@link TunnelRequest.via}. Default: none. */
+  readonly via?: readonly string[];
+  /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
+  readonly established?: Uint8Array;
+  /** Serves the client over the connection to the destination. Default: both directions are relayed. */
+  readonly exchange?: (upstream: UpstreamStream, tunnel: ExchangeOptions) => Promise<void>;
+}
+
+/** The bounds of an exchange. It records bytes and status in the session's record. */
+export interface ExchangeOptions {
+  /** Aborted with the error when the client resets its connection. */
+  readonly clientSignal: AbortSignal;
+  /** Waits until `bytes` may be forwarded. */
+  readonly pace: (bytes: number) => Promise<void>;
+}
+
+/** Milliseconds between the response to a client and the first bytes of a server that speaks first. */
 const HEAD_START_MS = 1;
 
-/**
- * Serves one request to its end.
- * @throws the error that the client gets a response for
- */
-export async function serveRequest(
-  context: PipelineContext,
-  { stream, head, error }: Incoming,
-  record: RequestRecord,
-  permit: ClientPermit | undefined,
-): Promise<void> {
-  const { trusted, limits, log, now } = context;
-  if (head === undefined) return refuseHead(context, stream, error, record);
-  const request = parseRequestHead(head);
-  record.method = request.method;
-  record.id = requestIdOf(request.fields) ?? record.id;
-  if (trusted?.trusts(stream.remote)) {
-    record.peer = stream.remote;
-    record.client = trusted.clientOf(stream.remote, request.fields);
+/** One client's connection. Its steps are called in the order in which they are here. */
+export class ClientSession {
+  #permit?: ClientPermit;
+  #identity?: Identity;
+
+  constructor(readonly context: PipelineContext, readonly stream: Duplex, readonly record: RequestRecord) {}
+
+  /**
+   * Counts the connection, until {@link release}.
+   * @throws {LimitReached}
+   */
+  admit(): void {
+    const { limits, trusted } = this.context;
+    const { remote } = this.stream;
+    this.#permit = limits?.acquire(trusted?.speaksForMany(remote) ? undefined : remote);
   }
-  const isUnnamed = trusted?.speaksForMany(record.client) ?? false;
-  if (!isUnnamed) permit?.setRemote(record.client);
-  const absolute = checkMethod(request);
-  const destination = absolute?.destination ?? parseAuthority(request.target);
-  record.destination = formatAuthority(destination);
-  record.agentClaimed = claimedAgent(request);
-  logRequest(log, request, record);
-  if (isUnnamed) context.unnamedProxies.seen(record.client);
-  permit?.checkRate();
-  const credentials = readCredentials(request);
-  const identity = await identify(context, credentials, permit, record);
-  record.agent = identity.agentId;
-  record.token = identity.tokenId;
-  let tunnel: OpenTunnel | undefined;
-  try {
-    tunnel = permit?.open(identity);
-    const signal = tunnel ? tunnel.signal : identity.signal;
-    const copy = { initialDataToA: CONNECTION_ESTABLISHED_HEAD, idleTimeoutMs: limits?.idleMs, rates: tunnel?.rates, signal };
-    using watch = new ResetWatch(stream);
-    const clientSignal = () => watch.signal;
-    const dialRequest: DialRequest = {
-      id: record.id,
-      agentId: identity.agentId,
-      clientAddress: record.client,
-      destination,
-      credentials,
-      fields: request.fields,
-      client: absolute ? undefined : { stream, copy },
-      clientSignal,
-    };
-    const upstream = await dialUpstream(context, dialRequest, identity, signal, watch);
-    record.connectedAt = now();
+
+  /** Whether the client may occupy its connection after a refusal. */
+  get isAdmitted(): boolean {
+    return this.#permit !== undefined || this.context.limits === undefined;
+  }
+
+  /**
+   * Sets the client's address, where a trusted proxy in front reports it.
+   * @throws {LimitReached}
+   */
+  setClient(address: string): void {
+    this.record.peer = this.stream.remote;
+    this.record.client = address;
+    if (!this.context.trusted?.speaksForMany(address)) this.#permit?.setRemote(address);
+  }
+
+  /**
+   * Checks the request rate and the lockout of the client's address, before its credentials are looked at.
+   * @throws {LimitReached}
+   */
+  checkRate(): void {
+    const { trusted, unnamedProxies } = this.context;
+    const { client } = this.record;
+    if (trusted?.speaksForMany(client)) unnamedProxies.seen(client);
+    this.#permit?.checkRate();
+  }
+
+  /**
+   * Verifies the credentials.
+   * @throws {CredentialsError}
+   */
+  async identify(credentials: ClientCredentials): Promise<Identity> {
+    const { authenticator, log } = this.context;
+    const { record } = this;
     try {
-      if (!absolute) watch[Symbol.dispose](); // the relay reports resets
-      if ("stream" in upstream && signal?.aborted) throw endOf(signal);
-      const { id, client, agent } = record;
-      log.debug("tunnel opened", { id, client, agent, destination: record.destination });
-      if (absolute && "stream" in upstream) {
-        await forwardUntil(context, { stream, request, identity, tunnel, clientSignal: watch.signal }, upstream, absolute, record);
-      } else await relay(context, stream, upstream, copy, record, tunnel);
-    } catch (error) {
-      if ("stream" in upstream) abort(upstream.stream);
-      throw error;
-    } finally {
-      upstream.release?.();
+      this.#identity = await identifyClient(authenticator, credentials, log);
+    } catch (cause) {
+      if (!(cause instanceof AuthenticationError)) throw cause;
+      this.#permit?.recordFailure(credentials);
+      const { agentId, tokenId } = cause.claims;
+      record.agent = agentId && printable(agentId);
+      record.token = tokenId && printable(tokenId);
+      // the client does not learn why: the log has the reason
+      throw new CredentialsError("The credentials are not accepted", { cause });
     }
-  } finally {
-    tunnel?.close(); // a client that lingers after a refusal holds only its connection
-    identity.release?.();
+    record.agent = this.#identity.agentId;
+    record.token = this.#identity.tokenId;
+    return this.#identity;
+  }
+
+  /**
+   * Opens the tunnel, and serves or relays it to its end.
+   * @throws {TunnelError | NetError}
+   */
+  async connect(request: ClientRequest): Promise<void> {
+    const { limits, log, now } = this.context;
+    const { stream, record } = this;
+    const { identity, credentials, destination, via = [], established, exchange } = request;
+    record.destination = formatAuthority(destination);
+    const tunnel = this.#permit?.open(identity);
+    try {
+      const signal = tunnel ? tunnel.signal : identity.signal;
+      const splice = { initialDataToA: established, idleTimeoutMs: limits?.idleMs, rates: tunnel?.rates, signal };
+      using watch = new ResetWatch(stream);
+      const tunnelRequest: TunnelRequest = {
+        network: "tcp",
+        id: record.id,
+        agentId: identity.agentId,
+        destination,
+        identity,
+        credentials,
+        client: record.client,
+        via,
+        relay: exchange ? undefined : { stream, splice },
+        clientSignal: () => watch.signal,
+      };
+      const upstream = await dial(this.context, tunnelRequest, signal, watch);
+      record.connectedAt = now();
+      try {
+        if (!exchange) watch[Symbol.dispose](); // the relay reports resets
+        if ("stream" in upstream && signal?.aborted) throw endOf(signal);
+        const { id, client, agent } = record;
+        log.debug("tunnel opened", { id, client, agent, destination: record.destination });
+        if (exchange && "stream" in upstream) {
+          const pace = async (bytes: number) => await tunnel?.pace(bytes);
+          tunnel?.watchProgress(() => record.sent + record.received);
+          await this.#untilAborted(signal, upstream.stream, () => exchange(upstream, { clientSignal: watch.signal, pace }));
+        } else await this.#relay(upstream, splice, tunnel);
+      } catch (error) {
+        if ("stream" in upstream) abort(upstream.stream);
+        throw error;
+      } finally {
+        upstream.release?.();
+      }
+    } finally {
+      tunnel?.close(); // a client that lingers after a refusal holds only its connection
+    }
+  }
+
+  /** Relays both directions to their ends, where the dialer has not started that. */
+  async #relay(upstream: Upstream, splice: SpliceOptions, tunnel: OpenTunnel | undefined): Promise<void> {
+    const { net, upstreamRole } = this.context;
+    const { stream, record } = this;
+    record.status = 200;
+    const leftover = "stream" in upstream ? upstream.leftover : undefined;
+    if (leftover && splice.initialDataToA) {
+      // many clients lose bytes that arrive in one read with the response
+      await stream.write(splice.initialDataToA);
+      await sleep(HEAD_START_MS);
+    }
+    const { aToB, bToA, error: broken, errorSide } = "ended" in upstream
+      ? await upstream.ended
+      : await net.splice(stream, upstream.stream, leftover ? { ...splice, initialDataToA: leftover } : splice);
+    record.sent = aToB;
+    record.received = bToA + (leftover?.length ?? 0);
+    if (!broken) return;
+    record.proxyError = "connection_terminated";
+    if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
+    if (broken.code === "limit" && errorSide === undefined) tunnel?.recordCut();
+    const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${upstreamRole}: `;
+    record.reason = broken.code === "cancelled" && splice.signal?.aborted ? endReason(splice.signal) : `${side}${broken.message}`;
+  }
+
+  /** Runs an exchange, and aborts it when the client's credentials end or its time is up. */
+  async #untilAborted(signal: AbortSignal | undefined, upstream: Duplex, exchange: () => Promise<void>): Promise<void> {
+    const cut = () => {
+      abort(upstream);
+      if (this.record.status !== undefined) this.stream.reset(1); // before the response has begun, the client still gets one
+    };
+    signal?.addEventListener("abort", cut, { once: true });
+    try {
+      await exchange();
+    } catch (error) {
+      throw signal?.aborted ? endOf(signal) : error;
+    } finally {
+      signal?.removeEventListener("abort", cut);
+    }
+  }
+
+  /** The request has ended: its credentials are no longer used. */
+  end(): void {
+    this.#identity?.release?.();
+    this.#identity = undefined;
+  }
+
+  /** The connection has ended. */
+  release(): void {
+    this.#permit?.release();
   }
 }
 
-/**
- * Checks that the proxy serves the method and target. Returns the target of plain HTTP, `undefined` for CONNECT.
- * @throws {ProxyError} 405
- * @throws {HeadError} 400
- */
-function checkMethod(request: RequestHead): AbsoluteTarget | undefined {
-  if (request.method === "CONNECT") {
-    checkNoContent(request);
-    return undefined;
-  }
-  const absolute = parseAbsoluteTarget(request.target);
-  if (absolute === undefined) {
-    throw new ProxyError(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
-      "Allow",
-      "CONNECT",
-    ]]);
-  }
-  checkMaxForwards(request);
-  return absolute;
-}
-
-/**
- * What follows the head of a CONNECT belongs to the tunnel (RFC 9110 §9.3.6). Another hop that takes it for content would see a different
- * request.
- * @throws {HeadError} 400
- */
-function checkNoContent({ fields }: RequestHead): void {
-  const hasLength = values(fields, "content-length").some((length) => Number(length) !== 0);
-  if (hasLength || values(fields, "transfer-encoding").length > 0) throw new HeadError(400, "A CONNECT has no content");
-}
-
-/** @throws {ProxyError} when the destination is not allowed or cannot be reached */
-async function dialUpstream(
+/** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */
+async function dial(
   { allowList, dial }: PipelineContext,
-  request: DialRequest,
-  identity: Identity,
+  request: TunnelRequest,
   signal: AbortSignal | undefined,
   watch: ResetWatch,
 ): Promise<Upstream> {
-  const { destination } = request;
+  const { destination, identity } = request;
   if (!allowList.allows(destination)) {
-    throw new ProxyError(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
+    throw new TunnelError("http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
   }
   if (identity.allowList?.allows(destination) === false) {
-    throw new ProxyError(403, "http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
+    throw new TunnelError("http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
   }
   try {
     return await dial(request);
@@ -190,73 +287,13 @@ class ResetWatch implements Disposable {
   }
 }
 
-/** Relays both directions to their ends, where the dialer has not started that. */
-async function relay(
-  { net, upstreamRole }: PipelineContext,
-  stream: Duplex,
-  upstream: Upstream,
-  copy: SpliceOptions,
-  record: RequestRecord,
-  tunnel: OpenTunnel | undefined,
-): Promise<void> {
-  record.status = 200;
-  const leftover = "stream" in upstream ? upstream.leftover : undefined;
-  if (leftover) {
-    // many clients lose bytes that arrive in one read with the response
-    await stream.write(CONNECTION_ESTABLISHED_HEAD);
-    await sleep(HEAD_START_MS);
-  }
-  const { aToB, bToA, error: broken, errorSide } = "ended" in upstream
-    ? await upstream.ended
-    : await net.splice(stream, upstream.stream, leftover ? { ...copy, initialDataToA: leftover } : copy);
-  record.sent = aToB;
-  record.received = bToA + (leftover?.length ?? 0);
-  if (!broken) return;
-  record.proxyError = "connection_terminated";
-  if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
-  if (broken.code === "limit" && errorSide === undefined) tunnel?.recordCut();
-  const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${upstreamRole}: `;
-  record.reason = broken.code === "cancelled" && copy.signal?.aborted ? endReason(copy.signal) : `${side}${broken.message}`;
-}
-
-/** Forwards one plain request, and aborts it when the client's credentials end or its time is up. */
-async function forwardUntil(
-  { name }: PipelineContext,
-  { stream, request, identity, tunnel, clientSignal }: {
-    readonly stream: Duplex;
-    readonly request: RequestHead;
-    readonly identity: Identity;
-    readonly tunnel?: OpenTunnel;
-    readonly clientSignal: AbortSignal;
-  },
-  { stream: upstream, leftover }: UpstreamStream,
-  target: AbsoluteTarget,
-  record: RequestRecord,
-): Promise<void> {
-  if (leftover) throw new ProxyError(502, "http_response_incomplete", "The destination has responded before the request");
-  tunnel?.watchProgress(() => record.sent + record.received);
-  const signal = tunnel ? tunnel.signal : identity.signal;
-  const cut = () => {
-    abort(upstream);
-    if (record.status !== undefined) stream.reset(1); // before the response has begun, the client still gets one
-  };
-  signal?.addEventListener("abort", cut, { once: true });
-  try {
-    await forward(stream, upstream, request, target, record, name, clientSignal, tunnel && ((bytes) => tunnel.pace(bytes)));
-  } catch (error) {
-    throw signal?.aborted ? endOf(signal) : error;
-  } finally {
-    signal?.removeEventListener("abort", cut);
-  }
-}
-
 function abort(stream: Duplex): void {
   stream.reset(1);
   stream.close();
 }
 
 /** The error of a request that ends because `signal` was aborted: by a limit, or because the credentials have ended. */
-function endOf({ reason }: AbortSignal): unknown {
-  if (proxyErrorOf(reason) !== undefined) return reason;
-  return challenge("The credentials are no longer accepted", { error: "connection_terminated", cause: reason });
+function endOf({ reason }: AbortSignal): TunnelError {
+  if (reason instanceof TunnelError) return reason;
+  return new CredentialsError("The credentials are no longer accepted", { type: "connection_terminated", cause: reason });
 }

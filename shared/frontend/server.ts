@@ -1,45 +1,33 @@
-// The HTTP proxy server for clients: accepts connections, serves one request on each, and drains.
-import type { AllowList } from "../address/allow_list.ts";
-import type { Authenticator } from "../auth/authenticator.ts";
+// The server for clients: accepts connections on its listeners, has each served by the listener's protocol, and drains.
 import { withTimeout } from "../async/with_timeout.ts";
-import type { Intermediary } from "../http/proxy_status.ts";
-import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
 import { LogLimit } from "../log/limit.ts";
-import type { Logger } from "../log/logger.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
-import type { Duplex, Incoming, Net, TcpListener } from "../net/types.ts";
+import type { Duplex, Incoming, TcpListener } from "../net/types.ts";
 import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
-import { type TrustedProxies, UnnamedClients } from "./client_address.ts";
-import type { Dialer } from "./dialer.ts";
+import { UnnamedClients } from "./client_address.ts";
+import type { ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
-import { type PipelineContext, serveRequest } from "./pipeline.ts";
-import { type Ending, logInternalError, refuse } from "./refusal.ts";
+import { ClientSession, type PipelineContext } from "./pipeline.ts";
+import { type Ending, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
 
-export interface HttpFrontendOptions {
-  net: Net;
-  listener: TcpListener;
-  authenticator: Authenticator;
-  allowList: AllowList;
-  dial: Dialer;
-  /** Its name in Proxy-Status. */
-  name: Intermediary;
+/** A listener, and what its clients speak. */
+export interface ProtocolListener {
+  readonly listener: TcpListener;
+  readonly protocol: ClientProtocol;
+}
+
+export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "unnamedProxies" | "logLimit" | "now"> {
+  readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
-  upstreamRole?: string;
-  /** Proxies in front that report their clients' addresses. Limits by address never apply to the proxies' own. Default none. */
-  trusted?: TrustedProxies;
-  /** Limits on clients. Default none. The caller closes them. */
-  limits?: ClientLimits;
-  log: Logger;
+  readonly upstreamRole?: string;
   /** Called after each request that got a response. */
-  onEnd?: (end: TunnelEnd) => void;
-  /** Called for a connection without a request: its TLS handshake failed, or its head was malformed. */
-  onBadClient?: (what: "handshake" | "head") => void;
+  readonly onEnd?: (end: TunnelEnd) => void;
   /** Milliseconds from any fixed point. Default `performance.now`. */
-  now?: () => number;
+  readonly now?: () => number;
 }
 
 /** Serves clients until it is closed. */
-export interface HttpFrontend {
+export interface Frontend {
   /** Number of clients being served. */
   readonly open: number;
   /**
@@ -59,8 +47,8 @@ const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
 /** Time in milliseconds that clients get that were accepted just before a drain ends. */
 const LAST_CLIENTS_GRACE_MS = 500;
 
-export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
-  const { listener, log, limits, trusted } = options;
+export function startFrontend(options: FrontendOptions): Frontend {
+  const { listeners, log } = options;
   const now = options.now ?? (() => performance.now());
   const nextRequestId = createRequestIds();
   /** Clients by the time at which they were accepted. */
@@ -99,21 +87,21 @@ export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
     lingering.delete(stream);
   };
 
-  const serve = async (incoming: Incoming): Promise<void> => {
-    const { stream } = incoming;
+  const serve = async (incoming: Incoming, protocol: ClientProtocol): Promise<void> => {
+    const { stream, error: acceptError } = incoming;
     const startedAt = now();
     const record: RequestRecord = { id: nextRequestId(), client: stream.remote, sent: 0, received: 0 };
-    let permit: ClientPermit | undefined;
+    const session = new ClientSession(context, stream, record);
     let end: Ending = "over";
     clients.set(stream, startedAt);
     try {
       try {
-        permit = limits?.acquire(trusted?.speaksForMany(stream.remote) ? undefined : stream.remote);
-        await serveRequest(context, incoming, record, permit);
+        session.admit();
+        if (acceptError) refuseAccepted(session, protocol, acceptError);
+        else await protocol.serve(session, incoming).finally(() => session.end());
       } catch (error) {
-        // only a client with a permit may occupy its connection longer, and without a head the stream cannot be read
-        const mayLinger = incoming.head !== undefined && (permit !== undefined || limits === undefined);
-        end = await refuse(context, stream, record, error, mayLinger);
+        // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
+        end = await refuse(session, protocol, error, acceptError === undefined && session.isAdmitted);
       } finally {
         if (record.status !== undefined) {
           logAccess(log, record, startedAt, now());
@@ -125,15 +113,19 @@ export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
       logInternalError(log, undefined, error); // a fault in one request must not end the others
     }
     if (end === "may linger") await lingerAfterRefusal(stream);
-    permit?.release();
+    session.release();
     clients.delete(stream);
     notifyWaiters();
   };
 
-  const run = async (): Promise<void> => {
+  const accept = async ({ listener, protocol }: ProtocolListener): Promise<void> => {
     for (let batch; (batch = await listener.accept()) !== null;) {
-      for (const incoming of batch) void serve(incoming); // never rejects
+      for (const incoming of batch) void serve(incoming, protocol); // never rejects
     }
+  };
+
+  const run = async (): Promise<void> => {
+    await Promise.all(listeners.map(accept));
     await whenNone(() => clients.size).reached;
     dropped.close();
     logLimit.close();
@@ -146,7 +138,7 @@ export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
   };
   const close = () => {
     stopLingering();
-    listener.close();
+    for (const { listener } of listeners) listener.close();
     for (const client of clients.keys()) client.reset(1);
   };
   return {
@@ -159,7 +151,7 @@ export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
         using idle = whenNone(() => clients.size - lingering.size);
         await withTimeout(timeoutMs, until ? Promise.race([until, idle.reached]) : idle.reached);
       }
-      listener.stopAccepting();
+      for (const { listener } of listeners) listener.stopAccepting();
       stopLingering();
       let timer = setTimeout(() => {
         if (timeoutMs === 0) return close();
@@ -169,7 +161,7 @@ export function startHttpFrontend(options: HttpFrontendOptions): HttpFrontend {
       }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
       await done;
       clearTimeout(timer);
-      listener.close();
+      for (const { listener } of listeners) listener.close();
     },
     close,
     done,

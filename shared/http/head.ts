@@ -1,9 +1,11 @@
 // Parses and writes request and response heads (RFC 9112): requests strictly, responses leniently. Knows no sockets and no policy.
 import type { Buffer } from "node:buffer";
 import { isIPv6 } from "node:net";
+import type { Authority } from "../address/authority.ts";
+import { MalformedRequestError } from "../tunnel/errors.ts";
 
 /** A malformed or oversized head. `status` is the response to a client. */
-export class HeadError extends Error {
+export class HeadError extends MalformedRequestError {
   override readonly name = "HeadError";
   constructor(readonly status: 400 | 431 | 505, message: string) {
     super(message);
@@ -25,14 +27,6 @@ export interface ResponseHead {
   readonly status: number;
   readonly reason: string;
   readonly fields: Fields;
-}
-
-/** The destination of a tunnel: the authority-form of RFC 9112 §3.2.3. */
-export interface Authority {
-  /** A name or an address; IPv6 without brackets. */
-  readonly host: string;
-  /** 1 to 65535. */
-  readonly port: number;
 }
 
 /** Limit on the header lines of a request. */
@@ -196,7 +190,7 @@ export function values(fields: Fields, name: string): string[] {
 }
 
 /**
- * Parses `host:port` or `[v6]:port`. The port is required unless `defaultPort` is given. If it is required, an IPv6 address may lack its
+ * Parses the authority-form of a target (RFC 9112 §3.2.3), `host:port` or `[v6]:port`. The port is required unless `defaultPort` is given. If it is required, an IPv6 address may lack its
  * brackets, as many clients write it with CONNECT: the port follows the last colon.
  * @throws {HeadError} 400
  */
@@ -219,11 +213,6 @@ export function parseAuthority(text: string, defaultPort?: number): Authority {
 /** Whether a name is valid in DNS or a hosts file: at most 253 letters, digits, hyphens, underscores and dots. */
 function isRegisteredName(host: string): boolean {
   return host.length <= 253 && /^[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_.])?$/.test(host) && !host.includes("..");
-}
-
-/** Formats `host:port`, with IPv6 in brackets. Escapes a zone that begins with 25, which would be read as an escape. */
-export function formatAuthority({ host, port }: Authority): string {
-  return host.includes(":") ? `[${host.replace("%25", "%2525")}]:${port}` : `${host}:${port}`;
 }
 
 const encoder = new TextEncoder();

@@ -1,44 +1,8 @@
 // Parses and writes the Proxy-Status field (RFC 9209): one member per intermediary, the closest to the origin first.
 import { isInnerList, type Item, type List, parseList, serializeList, Token } from "structured-headers";
 import { printable } from "../net/printable.ts";
+import { toErrorType, type TunnelErrorType } from "../tunnel/errors.ts";
 import { type Fields, values } from "./head.ts";
-
-/** The error types of RFC 9209 §2.3. */
-const PROXY_ERROR_TYPES = [
-  "dns_timeout",
-  "dns_error",
-  "destination_not_found",
-  "destination_unavailable",
-  "destination_ip_prohibited",
-  "destination_ip_unroutable",
-  "connection_refused",
-  "connection_terminated",
-  "connection_timeout",
-  "connection_read_timeout",
-  "connection_write_timeout",
-  "connection_limit_reached",
-  "tls_protocol_error",
-  "tls_certificate_error",
-  "tls_alert_received",
-  "http_request_error",
-  "http_request_denied",
-  "http_response_incomplete",
-  "http_response_header_section_size",
-  "http_response_header_size",
-  "http_response_body_size",
-  "http_response_trailer_section_size",
-  "http_response_trailer_size",
-  "http_response_transfer_coding",
-  "http_response_content_coding",
-  "http_response_timeout",
-  "http_upgrade_failed",
-  "http_protocol_error",
-  "proxy_internal_response",
-  "proxy_internal_error",
-  "proxy_configuration_error",
-  "proxy_loop_detected",
-] as const;
-export type ProxyErrorType = (typeof PROXY_ERROR_TYPES)[number];
 
 /** Names of this program's services in the field. */
 export type Intermediary = "reverse-http-agent" | "reverse-http-proxy" | "reverse-http-lb";
@@ -48,7 +12,7 @@ export interface ProxyStatus {
   /** Members to forward. */
   readonly members: readonly Item[];
   /** The error of the member closest to the origin that has one. */
-  readonly error?: ProxyErrorType;
+  readonly error?: TunnelErrorType;
   /** The details of the same member. */
   readonly details?: string;
 }
@@ -57,17 +21,17 @@ export interface ProxyStatus {
 const MAX_LENGTH = 4_096;
 const MAX_MEMBERS = 32;
 const MAX_DETAILS = 256;
-const NOTHING: ProxyStatus = { members: [] };
+export const NO_PROXY_STATUS: ProxyStatus = { members: [] };
 
 /** Parses the field. The result is empty if it is missing, malformed or too long; it is then not forwarded. */
 export function parseProxyStatus(fields: Fields): ProxyStatus {
   const lines = values(fields, "proxy-status");
   const text = lines.join(", "); // RFC 9110 §5.3
-  if (text === "" || text.length > MAX_LENGTH) return NOTHING;
+  if (text === "" || text.length > MAX_LENGTH) return NO_PROXY_STATUS;
   const members = parseMembers(text);
   for (const [, parameters] of members) {
     const [error, details] = [parameters.get("error"), parameters.get("details")];
-    const known = PROXY_ERROR_TYPES.find((type) => error instanceof Token && error.toString() === type);
+    const known = error instanceof Token ? toErrorType(error.toString()) : undefined;
     if (known) return { members, error: known, details: typeof details === "string" ? details : undefined };
   }
   return { members };
@@ -97,7 +61,7 @@ function parseMembers(text: string): Item[] {
 export function formatProxyStatus(
   members: readonly Item[],
   by: Intermediary,
-  { error, details = "" }: { readonly error?: ProxyErrorType; readonly details?: string } = {},
+  { error, details = "" }: { readonly error?: TunnelErrorType; readonly details?: string } = {},
 ): string {
   const parameters = new Map<string, Token | string>();
   // strings in structured fields are printable ASCII (RFC 9651 §3.3.3)

@@ -1,7 +1,8 @@
-// Error responses: a status, the error type in Proxy-Status (RFC 9209), and one line of text.
+// HTTP responses to failed requests: a status, the error type in Proxy-Status (RFC 9209), and one line of text.
 import { printable } from "../net/printable.ts";
-import { encodeHead, type Fields } from "./head.ts";
-import { formatProxyStatus, type Intermediary, type ProxyErrorType, type ProxyStatus } from "./proxy_status.ts";
+import { CredentialsError, TunnelError, type TunnelErrorType } from "../tunnel/errors.ts";
+import { encodeHead, type Fields, HeadError } from "./head.ts";
+import { formatProxyStatus, type Intermediary, NO_PROXY_STATUS, type ProxyStatus } from "./proxy_status.ts";
 
 /** The successful response head to CONNECT, of proxy and agent. */
 export const CONNECTION_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
@@ -9,31 +10,82 @@ export const CONNECTION_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 200 
 /** The error text of a TLS port for plain HTTP. lb recognises by it that its proxy requires TLS. */
 export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://";
 
-/** Options of a {@link ProxyError}. */
-export interface ProxyErrorOptions extends ErrorOptions {
-  /** The Proxy-Status of the peer's error that this one forwards. */
-  readonly received?: ProxyStatus;
+/** An error of HTTP itself, whose status does not follow from its type. */
+export class ProxyError extends TunnelError {
+  override readonly name = "ProxyError";
+  /** @param fields additional fields of the response */
+  constructor(readonly status: number, type: TunnelErrorType, message: string, readonly fields: Fields = [], options?: ErrorOptions) {
+    super(type, message, options);
+  }
 }
 
-/** Why a request failed, with the status and the proxy error type (RFC 9209 §2.3) of the response. */
-export class ProxyError extends Error {
-  override readonly name = "ProxyError";
-  readonly received?: ProxyStatus;
+/** What a {@link TunnelError} has received from a next hop that speaks HTTP. */
+export class ReceivedResponse {
   /**
-   * @param error the error type in Proxy-Status
-   * @param message one line for the client; it must not contain secrets
-   * @param fields additional fields of the response
+   * @param proxyStatus forwarded in front of this hop's own member
+   * @param status of the response to the client. Default: that of the error's type
+   * @param fields additional fields of the response to the client
    */
-  constructor(
-    readonly status: number,
-    readonly error: ProxyErrorType,
-    message: string,
-    readonly fields: Fields = [],
-    options?: ProxyErrorOptions,
-  ) {
-    super(message, options);
-    this.received = options?.received;
-  }
+  constructor(readonly proxyStatus: ProxyStatus, readonly status?: number, readonly fields: Fields = []) {}
+}
+
+const STATUSES: Readonly<Record<TunnelErrorType, number>> = {
+  dns_timeout: 504,
+  dns_error: 502,
+  destination_not_found: 502,
+  destination_unavailable: 502,
+  destination_ip_prohibited: 403,
+  destination_ip_unroutable: 502,
+  connection_refused: 502,
+  connection_terminated: 502,
+  connection_timeout: 504,
+  connection_read_timeout: 504,
+  connection_write_timeout: 504,
+  connection_limit_reached: 503,
+  tls_protocol_error: 502,
+  tls_certificate_error: 502,
+  tls_alert_received: 502,
+  http_request_error: 400,
+  http_request_denied: 403,
+  http_response_incomplete: 502,
+  http_response_header_section_size: 502,
+  http_response_header_size: 502,
+  http_response_body_size: 502,
+  http_response_trailer_section_size: 502,
+  http_response_trailer_size: 502,
+  http_response_transfer_coding: 502,
+  http_response_content_coding: 502,
+  http_response_timeout: 504,
+  http_upgrade_failed: 502,
+  http_protocol_error: 502,
+  proxy_internal_response: 500,
+  proxy_internal_error: 500,
+  proxy_configuration_error: 500,
+  proxy_loop_detected: 502,
+};
+
+/** A challenge (RFC 9110 §11.7.1). */
+const CHALLENGE: Fields = [["Proxy-Authenticate", 'Basic realm="reverse-http"']];
+
+/** The status that the client of `error` gets. */
+export function statusOf(error: TunnelError): number {
+  if (error instanceof ProxyError || error instanceof HeadError) return error.status;
+  const received = receivedOf(error)?.status;
+  if (received !== undefined) return received;
+  if (error instanceof CredentialsError) return 407;
+  return error.retryAfterMs === undefined ? STATUSES[error.type] : 503;
+}
+
+/** Fields of the response besides those of every error response. */
+export function fieldsOf(error: TunnelError): Fields {
+  if (error instanceof ProxyError) return error.fields;
+  const { retryAfterMs } = error;
+  const received = receivedOf(error)?.fields ?? (error instanceof CredentialsError ? CHALLENGE : []);
+  return retryAfterMs === undefined ? received : [...received, ["Retry-After", String(Math.ceil(retryAfterMs / 1_000))]];
+}
+
+function receivedOf({ received }: TunnelError): ReceivedResponse | undefined {
+  return received instanceof ReceivedResponse ? received : undefined;
 }
 
 const REASONS: Readonly<Record<number, string>> = {
@@ -72,15 +124,16 @@ export interface ErrorContext {
  * Encodes the error response of `by`. An error that a peer reported is attributed to the peer. The request id is in a field, in the text,
  * and with the error type in the reason phrase, because many programs show nothing else of a failed CONNECT.
  */
-export function encodeErrorResponse(proxyError: ProxyError, by: Intermediary, { method, id }: ErrorContext = {}): Uint8Array {
-  const { status, error, message, fields, received } = proxyError;
+export function encodeErrorResponse(error: TunnelError, by: Intermediary, { method, id }: ErrorContext = {}): Uint8Array {
+  const { type, message } = error;
+  const [status, received] = [statusOf(error), receivedOf(error)?.proxyStatus ?? NO_PROXY_STATUS];
   const details = printable(message, MAX_MESSAGE);
   const body = id === undefined ? `${details}\n` : `${details} (request ${id})\n`;
-  const reason = id === undefined ? reasonOf(status) : `${reasonOf(status)} (${error}, request ${id})`;
+  const reason = id === undefined ? reasonOf(status) : `${reasonOf(status)} (${type}, request ${id})`;
   const head = encodeHead(`HTTP/1.1 ${status} ${reason}`, [
-    ["Proxy-Status", formatProxyStatus(received?.members ?? [], by, received?.error === error ? {} : { error, details })],
+    ["Proxy-Status", formatProxyStatus(received.members, by, received.error === type ? {} : { error: type, details })],
     ...id === undefined ? [] : [["X-Request-Id", id] as const],
-    ...fields,
+    ...fieldsOf(error),
     ["Content-Type", "text/plain; charset=utf-8"],
     ["Content-Length", String(new TextEncoder().encode(body).length)],
     ["Connection", "close"],

@@ -171,7 +171,7 @@ export class ClientLimits {
     const waitMs = rate.take(key);
     if (waitMs === 0) return;
     this.#reports.record(limit, fields);
-    throw new LimitReached(limit, "Too many tunnels are requested in a short time", Math.ceil(waitMs / 1_000));
+    throw new LimitReached(limit, "Too many tunnels are requested in a short time", waitMs);
   }
 
   close(): void {

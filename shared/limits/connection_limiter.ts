@@ -69,7 +69,7 @@ export class ConnectionLimiter {
     const lockedMs = this.#lockout.lockedMs(key);
     if (lockedMs === 0) return;
     const seconds = Math.ceil(lockedMs / 1_000);
-    throw this.reject("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, seconds);
+    throw this.reject("auth-failures", "Too many authentications from this address have failed", { address: key, seconds }, lockedMs);
   }
 
   recordFailure(key: string, credential: string | Uint8Array): void {
@@ -82,9 +82,9 @@ export class ConnectionLimiter {
   }
 
   /** Reports a rejection and returns its error. */
-  reject(limit: LimitName, message: string, fields: LogFields, retryAfterS?: number): LimitReached {
+  reject(limit: LimitName, message: string, fields: LogFields, retryAfterMs?: number): LimitReached {
     this.#options.reports.record(limit, fields);
-    return new LimitReached(limit, message, retryAfterS);
+    return new LimitReached(limit, message, retryAfterMs);
   }
 }
 

@@ -1,5 +1,6 @@
 // Reaching a limit: the error for the peer, the count for metrics, and a log line at most once a minute.
 import type { LogFields, Logger } from "../log/logger.ts";
+import { TunnelError } from "../tunnel/errors.ts";
 
 /**
  * Name of a limit in metrics and log: its option without `limits.`; `memory` is `limits.memory-watermark`, and `ports` are the system's local
@@ -27,18 +28,22 @@ export type LimitName =
   | "handshakes-per-address";
 
 /** A configured limit is reached. */
-export class LimitReached extends Error {
+export class LimitReached extends TunnelError {
   override readonly name = "LimitReached";
 
-  /** @param retryAfterS whole seconds after which a retry makes sense. Default 1. */
-  constructor(readonly limit: LimitName, message: string, readonly retryAfterS = 1) {
-    super(message);
+  /** @param retryAfterMs milliseconds after which a retry makes sense. Default 1000. */
+  constructor(readonly limit: LimitName, message: string, retryAfterMs = 1_000) {
+    super("connection_limit_reached", message, { retryAfterMs });
   }
 }
 
 /** A tunnel has been idle for longer than `limits.tunnel-idle-timeout`. */
-export class TunnelIdle extends Error {
+export class TunnelIdle extends TunnelError {
   override readonly name = "TunnelIdle";
+
+  constructor(message: string) {
+    super("http_response_timeout", message);
+  }
 }
 
 /** Minimum interval between two log lines of one limit, in milliseconds. */

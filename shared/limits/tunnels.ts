@@ -25,7 +25,7 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
 }
 
 /** The owner of a new tunnel. */
-export interface TunnelRequest {
+export interface TunnelOwner {
   readonly agentId?: string;
   readonly client?: string;
   /** Aborts the tunnel for reasons other than limits. */
@@ -158,7 +158,7 @@ export class TunnelLimits {
   }
 
   /** @throws {LimitReached} */
-  open({ agentId = "", client = "", signal }: TunnelRequest): OpenTunnel {
+  open({ agentId = "", client = "", signal }: TunnelOwner): OpenTunnel {
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });

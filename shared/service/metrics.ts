@@ -4,8 +4,8 @@ import { X509Certificate } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { ProxyErrorType } from "../http/proxy_status.ts";
 import type { SessionKind, SessionStats } from "../net/types.ts";
+import type { TunnelErrorType } from "../tunnel/errors.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
 import type { StallReport } from "./watchdog.ts";
@@ -147,7 +147,7 @@ export interface TunnelEnd {
   /** The response's status. */
   readonly status: number;
   /** Error type of RFC 9209, if it failed. */
-  readonly error?: ProxyErrorType;
+  readonly error?: TunnelErrorType;
   /** Milliseconds from the request's head to the connection to the destination; missing if there was none. */
   readonly setupMs?: number;
   /** Bytes to the destination, and back. */

@@ -4,11 +4,12 @@ import type fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import type { DialRequest, Upstream } from "../../shared/frontend/dialer.ts";
-import { type HttpFrontend, startHttpFrontend } from "../../shared/frontend/server.ts";
-import { ProxyError } from "../../shared/http/status.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { type Frontend, startFrontend } from "../../shared/frontend/server.ts";
 import type { LogFields } from "../../shared/log/logger.ts";
 import type { Duplex, Incoming, Net, TcpListener } from "../../shared/net/types.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
+import type { TunnelRequest, Upstream } from "../../shared/tunnel/request.ts";
 import { mutations } from "./mutations.ts";
 
 const AGENT_ID = "4711";
@@ -99,7 +100,7 @@ interface Outcome {
   /** Written to the client. */
   answer: string;
   /** The way that was asked for. */
-  dialled?: DialRequest;
+  dialled?: TunnelRequest;
   /** Written to the destination. */
   forwarded: string;
   tunnel: boolean;
@@ -142,7 +143,7 @@ class FakeOrigin implements Duplex {
   #given = ["HTTP/1.1 204 No Content\r\nX: y\r\n\r\n"];
   #outcome: Outcome | undefined;
   /** `opened` tells whose way has been opened last: the first to write to it. */
-  constructor(readonly request: DialRequest, readonly opened: () => Outcome | undefined) {}
+  constructor(readonly request: TunnelRequest, readonly opened: () => Outcome | undefined) {}
   read(): Promise<Uint8Array | null> {
     const next = this.#given.shift();
     return Promise.resolve(next === undefined ? null : new Uint8Array(Buffer.from(next, "latin1")));
@@ -164,7 +165,7 @@ class FakeOrigin implements Duplex {
 
 /** The real front, with nothing but this around it. */
 export class FuzzedFront {
-  readonly #front: HttpFrontend;
+  readonly #front: Frontend;
   #deliver: (batch: Incoming[] | null) => void = () => {};
   #pending = 0;
   #settled: () => void = () => {};
@@ -190,10 +191,9 @@ export class FuzzedFront {
     } as unknown as Net;
     const take = (message: string, fields?: LogFields) => this.#log(message, fields);
     const log = { trace() {}, warn() {}, error() {}, info: take, debug: take };
-    this.#front = startHttpFrontend({
+    this.#front = startFrontend({
       net,
-      name: "reverse-http-proxy",
-      listener,
+      listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,
       authenticator: createNoAuth(),
       allowList: createAllowList(ALLOWED),
@@ -209,9 +209,9 @@ export class FuzzedFront {
     if (--this.#pending === 0) this.#settled();
   }
 
-  #dial(request: DialRequest): Promise<Upstream> {
+  #dial(request: TunnelRequest): Promise<Upstream> {
     if (request.agentId === AGENT_ID) return Promise.resolve({ stream: new FakeOrigin(request, () => this.#opened) });
-    return Promise.reject(new ProxyError(502, "destination_unavailable", "The agent is not connected to this proxy"));
+    return Promise.reject(new TunnelError("destination_unavailable", "The agent is not connected to this proxy"));
   }
 
   /** Puts the heads to the front, and throws for the first whose outcome should not be. */

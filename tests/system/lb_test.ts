@@ -305,7 +305,7 @@ describe("load balancer", () => {
     await using origin = await Origin.start();
     const gone = await ask(fleet.clients, connectHead(origin.authority));
     assert.equal(gone.status, 502);
-    assert.match(gone.fields["proxy-status"]!, /error=connection_refused;details="The proxy that holds the agent refuses connections"/);
+    assert.match(gone.fields["proxy-status"]!, /error=connection_refused;details="The proxy that holds the agent refused the connection"/);
     assert.ok(!gone.body.includes(addresses.clients), "The client learns the address of a proxy");
     const other = await fleet.startProxy();
     await fleet.site.startAgent(other.addresses);

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinationPolicy, type DestinationPolicy } from "../../agent/destination_policy.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
-import { ProxyError } from "../../shared/http/status.ts";
+import { statusOf } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
 
 /** What the README advises. */
 const ADVISED = ["169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "100.100.100.200", "metadata.google.internal"];
@@ -28,7 +29,7 @@ async function reach(destinations: DestinationPolicy, text: string, timeoutMs = 
     const { host, addresses = [host] } = await destinations.resolve(parseAuthority(text), timeoutMs);
     return addresses.join();
   } catch (error) {
-    if (error instanceof ProxyError) return error.status;
+    if (error instanceof TunnelError) return statusOf(error);
     if (error instanceof NetError) return error.code;
     throw error;
   }

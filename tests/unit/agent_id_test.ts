@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { agentIdOf, AuthenticationError, createNoAuth, parseProxyAuthorization } from "../../shared/auth/authenticator.ts";
+import { agentIdOf, AuthenticationError, createNoAuth } from "../../shared/auth/authenticator.ts";
+import { parseProxyAuthorization } from "../../shared/frontend/http_credentials.ts";
 
 const basic = (text: string) => parseProxyAuthorization(`Basic ${btoa(text)}`);
 /** How a client writes an id. */

@@ -5,11 +5,12 @@ import { createDestinationPolicy } from "../../agent/destination_policy.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
 import { createAllowList, createDenyList, networksOf } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { startHttpFrontend } from "../../shared/frontend/server.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { startFrontend } from "../../shared/frontend/server.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
-import { ProxyError } from "../../shared/http/status.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
 import { readText } from "../conformance/support.ts";
 import { connectHead } from "../../testing/sockets.ts";
 import { ask, netWith, parseAnswer, streamPair, withNet } from "../../testing/network.ts";
@@ -139,16 +140,15 @@ const GATES: Record<string, Gate> = {
   "the clients' side of proxy and lb": (patterns, body) =>
     withNet(async (net) => {
       const listener = await net.listenTcp({ address: "127.0.0.1:0" });
-      const front = startHttpFrontend(
+      const front = startFrontend(
         {
           net,
-          name: "reverse-http-proxy",
-          listener,
+          listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
           authenticator: createNoAuth(),
           allowList: createAllowList(patterns),
-          dial: () => Promise.reject(new ProxyError(502, "destination_unavailable", "Allowed")),
+          dial: () => Promise.reject(new TunnelError("destination_unavailable", "Allowed")),
           log: silentLogger,
-        } as Parameters<typeof startHttpFrontend>[0],
+        } as Parameters<typeof startFrontend>[0],
       );
       await body(async (destination) => isAllowed((await ask(net, listener.address, connectHead(destination))).status));
       front.close();

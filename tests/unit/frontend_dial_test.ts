@@ -3,9 +3,10 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import type { DialRequest } from "../../shared/frontend/dialer.ts";
-import { startHttpFrontend } from "../../shared/frontend/server.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { startFrontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { bytes, within } from "../conformance/support.ts";
 import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
 
@@ -15,11 +16,10 @@ describe("a dialer", () => {
   for (const [method, target] of [["CONNECT", "a:1"], ["GET", "http://a:1/"]] as const) {
     it(`learns that the client of a ${method} has reset its connection`, () =>
       withNet(async (net) => {
-        const [log, requests, listener] = [new LogBook(), new Queue<DialRequest>(), await net.listenTcp({ address: "127.0.0.1:0" })];
-        const frontend = startHttpFrontend({
+        const [log, requests, listener] = [new LogBook(), new Queue<TunnelRequest>(), await net.listenTcp({ address: "127.0.0.1:0" })];
+        const frontend = startFrontend({
           net,
-          name: "reverse-http-proxy",
-          listener,
+          listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
           log,
           authenticator: createNoAuth(),
           allowList: createAllowList([]),

@@ -4,8 +4,8 @@ import { describe, it } from "node:test";
 import type { RequestRecord } from "../../shared/frontend/access_log.ts";
 import { forward, parseAbsoluteTarget } from "../../shared/frontend/http_forward.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";
-import { ProxyError } from "../../shared/http/status.ts";
 import type { Duplex } from "../../shared/net/types.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
 import { bytes, readText, until, within } from "../conformance/support.ts";
 import { readUntil, streamPair } from "../../testing/network.ts";
 
@@ -65,7 +65,7 @@ function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; ori
 }
 
 const isClientGone = (error: unknown) =>
-  error instanceof ProxyError && error.error === "connection_terminated" && /client has disconnected/.test(error.message);
+  error instanceof TunnelError && error.type === "connection_terminated" && /client has disconnected/.test(error.message);
 
 describe("a client that sends no more", () => {
   it("is given up once the destination has been silent for too long", () =>

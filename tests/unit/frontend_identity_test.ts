@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
-import { startHttpFrontend } from "../../shared/frontend/server.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { startFrontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
@@ -38,10 +39,9 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
       signal: ending.signal,
       release: () => void released++,
     };
-    const front = startHttpFrontend({
+    const front = startFrontend({
       net,
-      name: "reverse-http-proxy",
-      listener,
+      listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,
       allowList: createAllowList(["*.zone", "origin"]),
       authenticator: { authenticateAgent: () => "nobody", authenticateClient: () => identity },

@@ -4,7 +4,8 @@ import { describe, it } from "node:test";
 import { startAgentServer } from "../../proxy/agents/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { type HttpFrontendOptions, startHttpFrontend } from "../../shared/frontend/server.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { ALPN, authenticate } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
@@ -19,16 +20,15 @@ const REQUEST = `CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("4711
 
 /** A front that fails as long as `broken.on`. */
 async function withFront(
-  faulty: (broken: { on: boolean }, net: Net) => Partial<HttpFrontendOptions>,
+  faulty: (broken: { on: boolean }, net: Net) => Partial<FrontendOptions>,
   body: (bench: { net: Net; address: string; log: LogBook; dialled: Queue<Duplex>; mend: () => void }) => Promise<void>,
 ): Promise<void> {
   await withNet(async (net) => {
     const broken = { on: true };
     const [log, dialled, listener] = [new LogBook(), new Queue<Duplex>(), await net.listenTcp({ address: "127.0.0.1:0" })];
-    const front = startHttpFrontend({
+    const front = startFrontend({
       net,
-      name: "reverse-http-proxy",
-      listener,
+      listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
@@ -58,13 +58,13 @@ async function checkTunnel(net: Net, address: string, dialled: Queue<Duplex>): P
 }
 
 describe("a fault of the program", () => {
-  const faults: Record<string, (broken: { on: boolean }, net: Net) => Partial<HttpFrontendOptions>> = {
+  const faults: Record<string, (broken: { on: boolean }, net: Net) => Partial<FrontendOptions>> = {
     "in authentication": (broken) => ({
       authenticator: { authenticateAgent: fail, authenticateClient: () => broken.on ? fail() : "4711" },
     }),
     "in an allow-list": (broken) => ({ allowList: { allows: () => broken.on ? fail() : true } }),
     "in the limits": (broken) => ({
-      limits: { acquire: () => broken.on ? fail() : undefined } as unknown as HttpFrontendOptions["limits"],
+      limits: { acquire: () => broken.on ? fail() : undefined } as unknown as FrontendOptions["limits"],
     }),
   };
   for (const [where, faulty] of Object.entries(faults)) {

@@ -4,11 +4,12 @@ import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { startHttpFrontend } from "../../shared/frontend/server.ts";
-import { ProxyError } from "../../shared/http/status.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { startFrontend } from "../../shared/frontend/server.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import { addressLimitOptions, clientLimitOptions } from "../../shared/limits/options.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
 import { bytes, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 
@@ -27,15 +28,14 @@ describe("a client that was refused", () => {
         reports,
         createRate: (options) => net.createRate(options),
       });
-      const front = startHttpFrontend({
+      const front = startFrontend({
         net,
-        name: "reverse-http-proxy",
-        listener,
+        listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
         log,
         limits,
         authenticator: createNoAuth(),
         allowList: createAllowList([]),
-        dial: () => Promise.reject(new ProxyError(502, "destination_unavailable", "It is not there")),
+        dial: () => Promise.reject(new TunnelError("destination_unavailable", "It is not there")),
       });
       const lingering = await connectTo(net, address);
       await lingering.write(bytes(REQUEST));

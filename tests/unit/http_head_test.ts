@@ -3,16 +3,8 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import {
-  encodeHead,
-  endOfHead,
-  formatAuthority,
-  HeadError,
-  parseAuthority,
-  parseRequestHead,
-  parseResponseHead,
-  values,
-} from "../../shared/http/head.ts";
+import { formatAuthority } from "../../shared/address/authority.ts";
+import { encodeHead, endOfHead, HeadError, parseAuthority, parseRequestHead, parseResponseHead, values } from "../../shared/http/head.ts";
 import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../../testing/malformed.ts";
 
 /** The status that a head is refused with; anything thrown but a {@link HeadError} fails. */

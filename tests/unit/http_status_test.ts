@@ -3,11 +3,12 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { encodeErrorResponse, ProxyError, reasonOf } from "../../shared/http/status.ts";
-import { parseProxyStatus, type ProxyErrorType } from "../../shared/http/proxy_status.ts";
+import { encodeErrorResponse, fieldsOf, ProxyError, reasonOf, ReceivedResponse, statusOf } from "../../shared/http/status.ts";
+import { parseProxyStatus } from "../../shared/http/proxy_status.ts";
+import { CredentialsError, TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";
 import { parseAnswer } from "../../testing/network.ts";
 
-function encode(refusal: ProxyError): string {
+function encode(refusal: TunnelError): string {
   return Buffer.from(encodeErrorResponse(refusal, "reverse-http-proxy")).toString("latin1");
 }
 
@@ -53,13 +54,26 @@ describe("refusal", () => {
 
   it("that passes a peer's on names itself behind the peer, and leaves the cause to it", () => {
     const received = parseProxyStatus([["Proxy-Status", 'reverse-http-agent;error=dns_error;details="no such name"']]);
-    const proxyStatusOf = (error: ProxyErrorType) =>
-      parseAnswer(encode(new ProxyError(502, error, "Words", [], { received }))).field("proxy-status");
+    const proxyStatusOf = (error: TunnelErrorType) =>
+      parseAnswer(encode(new TunnelError(error, "Words", { received: new ReceivedResponse(received) }))).field("proxy-status");
     assert.equal(proxyStatusOf("dns_error"), 'reverse-http-agent;error=dns_error;details="no such name", reverse-http-proxy');
     assert.equal(
       proxyStatusOf("tls_protocol_error"),
       'reverse-http-agent;error=dns_error;details="no such name", reverse-http-proxy;error=tls_protocol_error;details="Words"',
     );
+  });
+
+  it("has the status of its type, unless the next hop chose one", () => {
+    const rows: [error: TunnelError, status: number, fields: Record<string, string>][] = [
+      [new TunnelError("dns_timeout", "No"), 504, {}],
+      [new TunnelError("destination_ip_prohibited", "No"), 403, {}],
+      [new TunnelError("destination_unavailable", "No"), 502, {}],
+      [new TunnelError("destination_unavailable", "No", { retryAfterMs: 1_001 }), 503, { "Retry-After": "2" }],
+      [new CredentialsError("No"), 407, { "Proxy-Authenticate": 'Basic realm="reverse-http"' }],
+      [new CredentialsError("No", { type: "connection_terminated" }), 407, { "Proxy-Authenticate": 'Basic realm="reverse-http"' }],
+      [new TunnelError("dns_error", "No", { received: new ReceivedResponse({ members: [] }, 429, [["A", "b"]]) }), 429, { A: "b" }],
+    ];
+    for (const [error, status, fields] of rows) assert.deepEqual([statusOf(error), Object.fromEntries(fieldsOf(error))], [status, fields]);
   });
 
   it("has further fields once", () => {

@@ -3,27 +3,29 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDialer } from "../../lb/dial.ts";
 import { Locator } from "../../lb/locator.ts";
-import type { DialRequest } from "../../shared/frontend/dialer.ts";
-import type { ProxyErrorType } from "../../shared/http/proxy_status.ts";
-import { encodeErrorResponse, ProxyError, TLS_NEEDED } from "../../shared/http/status.ts";
+import { encodeErrorResponse, fieldsOf, ProxyError, statusOf, TLS_NEEDED } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
+import { TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";
+import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 
-const REQUEST: DialRequest = {
+const REQUEST: TunnelRequest = {
+  network: "tcp",
   id: "r-1",
   agentId: "7",
-  clientAddress: "192.0.2.1:5000",
+  identity: { agentId: "7" },
+  client: "192.0.2.1:5000",
   destination: { host: "db", port: 5432 },
-  credentials: { scheme: "basic", username: "7", password: "" },
-  fields: [["proxy-authorization", "Basic Nzp4"], ["User-Agent", "test"], ["Via", "1.1 somebody"]],
+  credentials: { scheme: "basic", username: "7", password: "x" },
+  via: ["1.1 somebody"],
 };
 const ESTABLISHED = "HTTP/1.1 200 Connection established\r\nContent-Length: 0\r\n\r\n";
 const GO_REFUSAL = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
-const refusal = (status: number, error: ProxyErrorType, message = "no") =>
+const refusal = (status: number, error: TunnelErrorType, message = "no") =>
   new TextDecoder("latin1").decode(encodeErrorResponse(new ProxyError(status, error, message), "reverse-http-proxy"));
 
 type Answer = string | undefined;
@@ -46,6 +48,21 @@ async function fakeProxy(net: Net, address: string, answer: Answer | (() => Answ
   return heads;
 }
 
+/** A refusal as the client gets it. */
+interface Refused {
+  readonly status: number;
+  readonly error: TunnelErrorType;
+  readonly message: string;
+  readonly fields: readonly (readonly [string, string])[];
+  readonly cause: unknown;
+}
+
+function refusedOf(error: unknown): Refused {
+  assert.ok(error instanceof TunnelError, String(error));
+  const { type, message, cause } = error;
+  return { status: statusOf(error), error: type, message, fields: fieldsOf(error), cause };
+}
+
 function setUp() {
   const net = createMemoryNet();
   const store = createMemoryStore();
@@ -66,11 +83,7 @@ function setUp() {
     responseTimeoutMs: 100,
     pseudonym: "lb-1",
   });
-  const refused = async (): Promise<ProxyError> => {
-    const error = await dial(REQUEST).then(() => undefined, (error) => error);
-    assert.ok(error instanceof ProxyError, String(error));
-    return error;
-  };
+  const refused = async (): Promise<Refused> => refusedOf(await dial(REQUEST).then(() => undefined, (error) => error));
   return { net, store, counted, clock, dial, refused };
 }
 
@@ -239,7 +252,7 @@ describe("dialing through proxies", () => {
     assert.ok(silent.flat().length <= 3, `${silent.flat().length} were asked`);
   });
 
-  const final: [status: number, error: ProxyErrorType][] = [
+  const final: [status: number, error: TunnelErrorType][] = [
     [403, "http_request_denied"],
     [407, "http_request_denied"],
     [502, "connection_refused"],
@@ -277,8 +290,8 @@ describe("dialing through proxies", () => {
     });
     for (let i = 0; i < 2; i++) {
       const error = await dial(REQUEST).then(() => undefined, (error) => error);
-      assert.ok(error instanceof ProxyError, String(error));
-      assert.deepEqual([error.status, error.error, error.fields], [503, "connection_limit_reached", [["Retry-After", "1"]]]);
+      const refused = refusedOf(error);
+      assert.deepEqual([refused.status, refused.error, refused.fields], [503, "connection_limit_reached", [["Retry-After", "1"]]]);
     }
     assert.deepEqual([[...locator], counted.lookups], [[["7", "127.0.0.1:1"]], 1]);
     assert.deepEqual(exhausted, ["127.0.0.1:1", "127.0.0.1:1"]);
@@ -292,7 +305,7 @@ describe("dialing through proxies", () => {
     assert.deepEqual([status, fields], [502, []]);
   });
 
-  const misunderstood: [what: string, answer: string, error: ProxyErrorType, reason: RegExp][] = [
+  const misunderstood: [what: string, answer: string, error: TunnelErrorType, reason: RegExp][] = [
     [
       "asks for TLS",
       refusal(400, "http_request_error", TLS_NEEDED),
@@ -328,7 +341,7 @@ describe("dialing through proxies", () => {
   it("refuses a request that has come from itself", async () => {
     const { store, dial } = setUp();
     await store.set("7", "127.0.0.1:1");
-    const own: DialRequest = { ...REQUEST, fields: [...REQUEST.fields, ["via", "1.1 lb-1"]] };
-    await assert.rejects(dial(own), (error) => error instanceof ProxyError && error.error === "proxy_loop_detected");
+    const own: TunnelRequest = { ...REQUEST, via: [...REQUEST.via, "1.1 lb-1"] };
+    await assert.rejects(dial(own), (error) => error instanceof TunnelError && error.type === "proxy_loop_detected");
   });
 });

@@ -1,11 +1,11 @@
 // Limits by themselves, on a clock that is set: counts, rates, lock-outs, memory, lives, and what is said of them.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { fieldsOf, statusOf } from "../../shared/http/status.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { ConnectionLimiter, type ConnectionLimiterOptions } from "../../shared/limits/connection_limiter.ts";
 import { FailedCredentials } from "../../shared/limits/failed_credentials.ts";
 import { LimitReached, LimitReporter } from "../../shared/limits/limit.ts";
-import { proxyErrorOf } from "../../shared/tunnel/errors.ts";
 import {
   checkWatermark,
   descriptorLimit,
@@ -246,8 +246,7 @@ describe("the door", () => {
     const visit = door.acquire("10.0.0.1:1");
     for (let i = 0; i < 3; i++) visit.recordFailure(`wrong ${i}`);
     assert.throws(() => door.acquire("10.0.0.1:2").checkLockout(), (error: LimitReached) => {
-      const response = proxyErrorOf(error)!;
-      assert.deepEqual([response.status, response.error, response.fields], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
+      assert.deepEqual([statusOf(error), error.type, fieldsOf(error)], [503, "connection_limit_reached", [["Retry-After", "2"]]]);
       return true;
     });
     door.acquire("10.0.0.2:1").checkLockout();

@@ -5,10 +5,11 @@ import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.
 import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
 import { dialAgent } from "../../proxy/dial.ts";
 import { DestinationFailures } from "../../proxy/agents/failures.ts";
-import type { DialRequest } from "../../shared/frontend/dialer.ts";
-import { ProxyError } from "../../shared/http/status.ts";
+import { statusOf } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { AgentSession } from "../../shared/net/types.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
+import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { streamPair } from "../../testing/network.ts";
 
 /** Two agents with one id, whose requests all fail; which of them were asked, and which are avoided afterwards. */
@@ -31,14 +32,16 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
   });
   const both = [held("1"), held("2")];
   for (const agent of both) agents.add(agent);
-  const request: DialRequest = {
+  const request: TunnelRequest = {
+    network: "tcp",
     id: "r-1",
     agentId: "a",
-    clientAddress: "192.0.2.1:5000",
+    identity: { agentId: "a" },
+    client: "192.0.2.1:5000",
     destination: { host: "db", port: 5432 },
     credentials: { scheme: "basic", username: "a", password: "" },
-    fields: [],
-    client: { stream: streamPair().near, copy: { signal } },
+    via: [],
+    relay: { stream: streamPair().near, splice: { signal } },
   };
   const monitor = new StalledAgentMonitor(agents);
   try {
@@ -52,7 +55,7 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
 describe("dialing an agent", () => {
   it("does not avoid one whose client went away meanwhile", async () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
-    assert.ok(error instanceof ProxyError && error.message === "The client has disconnected", String(error));
+    assert.ok(error instanceof TunnelError && error.message === "The client has disconnected", String(error));
     assert.deepEqual([asked, avoided], [1, 0]);
   });
 
@@ -65,7 +68,7 @@ describe("dialing an agent", () => {
 
   it("avoids one that did not answer in time", async () => {
     const { error, asked, avoided } = await dialAndFail("timed-out");
-    assert.ok(error instanceof ProxyError && error.status === 504, String(error));
+    assert.ok(error instanceof TunnelError && statusOf(error) === 504, String(error));
     assert.deepEqual([asked, avoided], [1, 1]);
   });
 });

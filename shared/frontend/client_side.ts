@@ -1,4 +1,4 @@
-// The client side of proxy and load balancer: the limits, the listener, and the frontend that serves it.
+// The clients' side of proxy and load balancer: the limits, the listeners, and the frontend that serves them.
 import { networksOf } from "../address/allow_list.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
@@ -6,14 +6,14 @@ import type { ServerTls, TcpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { ReloadableTls } from "../tls/files.ts";
 import { TrustedProxies } from "./client_address.ts";
+import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
-import { type HttpFrontend, type HttpFrontendOptions, startHttpFrontend } from "./server.ts";
+import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ClientSideOptions {
   readonly auth: { readonly type: string };
   readonly httpProxy: {
-    readonly listenAddress: string;
     readonly hostWhitelist: string[];
     readonly trustedProxies: string[];
     readonly proxyProtocol: string[];
@@ -24,45 +24,40 @@ export interface ClientSideOptions {
 
 /** What the client side needs besides the options. */
 export interface ClientSideDeps {
-  /** Missing for plain HTTP. */
-  readonly tls?: ReloadableTls<ServerTls>;
   /** File descriptors per tunnel. */
   readonly descriptors: number;
   /** Whether an authenticator of the embedding program replaces the options' scheme. */
   readonly hasOwnAuthenticator: boolean;
 }
 
+/** Where clients connect, and what they speak there. */
+export interface ListenOptions {
+  /** As of the network's `listenTcp`. */
+  readonly address: string;
+  /** Missing for plain TCP. */
+  readonly tls?: ReloadableTls<ServerTls>;
+  readonly protocol: ClientProtocol;
+}
+
 /** What a service decides about its frontend. */
-export type ServeOptions = Pick<HttpFrontendOptions, "name" | "upstreamRole" | "authenticator" | "allowList" | "dial">;
+export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "dial">;
 
 /** Listens for clients; connections wait until {@link serve}. */
-export class ClientListener {
+export class ClientSide {
   readonly #runtime: ServiceRuntime;
   readonly #options: ClientSideOptions;
   readonly #deps: ClientSideDeps;
-  readonly #listener: TcpListener;
+  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls">)[] = [];
   readonly limits: ClientLimits;
-  #frontend?: HttpFrontend;
+  #frontend?: Frontend;
 
-  private constructor(
-    runtime: ServiceRuntime,
-    options: ClientSideOptions,
-    deps: ClientSideDeps,
-    limits: ClientLimits,
-    listener: TcpListener,
-  ) {
+  constructor(runtime: ServiceRuntime, options: ClientSideOptions, deps: ClientSideDeps) {
+    const { net, log, limitReporter: reports } = runtime;
+    const { trustedProxies, proxyProtocol } = options.httpProxy;
     this.#runtime = runtime;
     this.#options = options;
     this.#deps = deps;
-    this.limits = limits;
-    this.#listener = listener;
-  }
-
-  /** @throws {NetError} as `listenTcp` of the network */
-  static async open(runtime: ServiceRuntime, options: ClientSideOptions, deps: ClientSideDeps): Promise<ClientListener> {
-    const { net, log, limitReporter: reports } = runtime;
-    const { listenAddress: address, trustedProxies, proxyProtocol } = options.httpProxy;
-    const limits = runtime.adopt(
+    this.limits = runtime.adopt(
       new ClientLimits(options.limits, deps.descriptors, {
         log,
         reports,
@@ -72,39 +67,38 @@ export class ClientListener {
       }),
       (limits) => limits.close(),
     );
-    const listener = await net.listenTcp({
-      address,
-      tls: deps.tls?.current,
-      maxPendingHeads: limits.pendingRequests,
-      pendingHeadsPerAddress: limits.pendingRequestsPerAddress,
-      proxyProtocol: networksOf(proxyProtocol),
-    });
-    const clients = new ClientListener(runtime, options, deps, limits, listener);
     // what is opened later is closed before, and that ends the requests
     runtime.defer(async () => {
-      listener.close();
-      await clients.#frontend?.done;
+      for (const { listener } of this.#listeners) listener.close();
+      await this.#frontend?.done;
     });
-    return clients;
   }
 
-  /** The TCP address bound. */
-  get address(): string {
-    return this.#listener.address;
+  /**
+   * Opens a listener. Its connections wait until {@link serve}.
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  async listen({ address, tls, protocol }: ListenOptions): Promise<TcpListener> {
+    const listener = await this.#runtime.net.listenTcp({
+      address,
+      tls: tls?.current,
+      maxPendingHeads: this.limits.pendingRequests,
+      pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
+      proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
+    });
+    this.#listeners.push({ listener, tls, protocol });
+    return listener;
   }
 
-  /** Starts the frontend, which the runtime closes. */
-  serve(options: ServeOptions): HttpFrontend {
+  /** Starts the frontend on all listeners. The runtime closes it. */
+  serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
     const { auth, httpProxy: { hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
-    const { tls, hasOwnAuthenticator } = this.#deps;
-    const listener = this.#listener;
     const tunnels = metrics.tunnels(() => frontend.open);
-    metrics.watchCertificate("clients", () => tls?.current.cert);
-    const frontend: HttpFrontend = startHttpFrontend({
+    const frontend: Frontend = startFrontend({
       ...options,
       net,
-      listener,
+      listeners: this.#listeners,
       log,
       limits: this.limits,
       trusted: new TrustedProxies(trustedProxies, proxyProtocol),
@@ -112,12 +106,15 @@ export class ClientListener {
       onBadClient: metrics.clientFailures(),
     });
     this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
-    this.#runtime.refreshTls(tls, refresh, (renewed) => listener.setTls(renewed));
-    warnOfExposure(log, {
-      address: this.address,
-      asksForSecret: hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,
-      allowList: hostWhitelist,
-    });
+    for (const { listener, tls } of this.#listeners) {
+      metrics.watchCertificate("clients", () => tls?.current.cert);
+      this.#runtime.refreshTls(tls, refresh, (renewed) => listener.setTls(renewed));
+      warnOfExposure(log, {
+        address: listener.address,
+        asksForSecret: this.#deps.hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,
+        allowList: hostWhitelist,
+      });
+    }
     return frontend;
   }
 }

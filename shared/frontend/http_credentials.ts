@@ -1,0 +1,70 @@
+// Proxy-Authorization (RFC 9110 §11.7.2): the credentials of a client that speaks HTTP.
+import { Buffer } from "node:buffer";
+import { AuthenticationError, type ClientCredentials, isLoggable } from "../auth/authenticator.ts";
+import { type Fields, values } from "../http/head.ts";
+import { printable } from "../net/printable.ts";
+import { CredentialsError } from "../tunnel/errors.ts";
+
+/** @throws {CredentialsError} */
+export function readCredentials(fields: Fields): ClientCredentials {
+  const given = values(fields, "proxy-authorization");
+  if (given.length === 0) throw new CredentialsError("Credentials are required: the agent id as user name");
+  if (given.length > 1) throw new CredentialsError("There is more than one Proxy-Authorization field");
+  try {
+    return parseProxyAuthorization(given[0]!);
+  } catch (cause) {
+    throw new CredentialsError("The credentials are not accepted", { cause });
+  }
+}
+
+/** The user name of Basic credentials, for the log alone. */
+export function claimedAgent(fields: Fields): string | undefined {
+  const [given] = values(fields, "proxy-authorization");
+  if (given === undefined) return undefined;
+  try {
+    const credentials = parseProxyAuthorization(given);
+    const name = credentials.scheme === "basic" ? credentials.username : "";
+    return name !== "" && isLoggable(name) ? printable(name) : undefined;
+  } catch {
+    return undefined; // readCredentials reports malformed credentials
+  }
+}
+
+/**
+ * Parses the value of Proxy-Authorization: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
+ * @throws {AuthenticationError} `denied`
+ */
+export function parseProxyAuthorization(value: string): ClientCredentials {
+  const [, scheme, rest] = /^([A-Za-z]+) +([A-Za-z0-9._~+/-]+=*)$/.exec(value) ?? [];
+  switch (scheme?.toLowerCase()) {
+    case "basic": {
+      const text = decodeBase64(rest!);
+      const colon = text.indexOf(":");
+      if (colon < 0) throw new AuthenticationError("denied", "The client's Basic credentials have no colon");
+      return { scheme: "basic", username: text.slice(0, colon), password: text.slice(colon + 1) };
+    }
+    case "bearer":
+      return { scheme: "bearer", token: rest! };
+    default:
+      throw new AuthenticationError("denied", "The client's Proxy-Authorization is neither Basic nor Bearer");
+  }
+}
+
+/** The inverse of {@link parseProxyAuthorization}. */
+export function formatProxyAuthorization(credentials: ClientCredentials): string {
+  if (credentials.scheme === "bearer") return `Bearer ${credentials.token}`;
+  return `Basic ${Buffer.from(`${credentials.username}:${credentials.password}`).toString("base64")}`;
+}
+
+const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+function decodeBase64(text: string): string {
+  try {
+    const binary = atob(text);
+    const bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+    return strictDecoder.decode(bytes);
+  } catch {
+    throw new AuthenticationError("denied", "The client's Basic credentials are not UTF-8 in base64");
+  }
+}

@@ -1,0 +1,107 @@
+// Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6) or one plain request on each connection.
+import { formatAuthority } from "../address/authority.ts";
+import { HeadError, parseAuthority, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
+import type { Intermediary } from "../http/proxy_status.ts";
+import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
+import type { NetError } from "../net/errors.ts";
+import type { Incoming } from "../net/types.ts";
+import type { TunnelError } from "../tunnel/errors.ts";
+import { logRequest } from "./access_log.ts";
+import type { ClientProtocol } from "./client_protocol.ts";
+import { claimedAgent, readCredentials } from "./http_credentials.ts";
+import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./http_forward.ts";
+import type { ClientRequest, ClientSession } from "./pipeline.ts";
+
+/** @param name of the service in Proxy-Status */
+export function createHttpProxy(name: Intermediary): ClientProtocol {
+  return {
+    serve: (session, incoming) => serve(session, incoming, name),
+    refuse: ({ stream, record }, error) => stream.write(encodeErrorResponse(error, name, record)),
+    refusalOf,
+  };
+}
+
+/**
+ * Serves one request to its end.
+ * @throws {TunnelError}
+ */
+async function serve(session: ClientSession, { stream, head = "" }: Incoming, name: Intermediary): Promise<void> {
+  const { context: { trusted, log }, record } = session;
+  const request = parseRequestHead(head);
+  record.method = request.method;
+  record.id = requestIdOf(request.fields) ?? record.id;
+  if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  const absolute = checkMethod(request);
+  const destination = absolute?.destination ?? parseAuthority(request.target);
+  record.destination = formatAuthority(destination);
+  record.agentClaimed = claimedAgent(request.fields);
+  logRequest(log, request, record);
+  session.checkRate();
+  const credentials = readCredentials(request.fields);
+  const identity = await session.identify(credentials);
+  const respond = absolute ? exchangeOf(session, request, absolute, name) : { established: CONNECTION_ESTABLISHED_HEAD };
+  await session.connect({ identity, credentials, destination, via: values(request.fields, "via"), ...respond });
+}
+
+/** Forwards a plain request instead of relaying. */
+function exchangeOf(
+  { stream, record }: ClientSession,
+  request: RequestHead,
+  target: AbsoluteTarget,
+  name: Intermediary,
+): Pick<ClientRequest, "exchange"> {
+  return {
+    exchange: async ({ stream: origin, leftover }, { clientSignal, pace }) => {
+      if (leftover) throw new ProxyError(502, "http_response_incomplete", "The destination has responded before the request");
+      await forward(stream, origin, request, target, record, name, clientSignal, pace);
+    },
+  };
+}
+
+/**
+ * Checks that the proxy serves the method and target. Returns the target of plain HTTP, `undefined` for CONNECT.
+ * @throws {ProxyError} 405
+ * @throws {HeadError} 400
+ */
+function checkMethod(request: RequestHead): AbsoluteTarget | undefined {
+  if (request.method === "CONNECT") {
+    checkNoContent(request);
+    return undefined;
+  }
+  const absolute = parseAbsoluteTarget(request.target);
+  if (absolute === undefined) {
+    throw new ProxyError(405, "http_request_denied", "Only CONNECT, and requests with an absolute http URI, are served", [[
+      "Allow",
+      "CONNECT",
+    ]]);
+  }
+  checkMaxForwards(request);
+  return absolute;
+}
+
+/**
+ * What follows the head of a CONNECT belongs to the tunnel (RFC 9110 §9.3.6). Another hop that takes it for content would see a different
+ * request.
+ * @throws {HeadError} 400
+ */
+function checkNoContent({ fields }: RequestHead): void {
+  const hasLength = values(fields, "content-length").some((length) => Number(length) !== 0);
+  if (hasLength || values(fields, "transfer-encoding").length > 0) throw new HeadError(400, "A CONNECT has no content");
+}
+
+/** The response to a connection whose head could not be read. */
+function refusalOf(error: NetError): TunnelError | undefined {
+  switch (error.code) {
+    case "head-too-large":
+      return new ProxyError(431, "http_request_error", "The request head is too large");
+    case "head-timeout":
+      return new ProxyError(408, "http_request_error", "The request head was not complete in time");
+    case "head-malformed":
+    case "head-truncated":
+      return new HeadError(400, `The request head is malformed: ${error.message}`);
+    case "not-tls":
+      return new HeadError(400, TLS_NEEDED);
+    default:
+      return undefined;
+  }
+}

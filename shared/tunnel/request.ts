@@ -1,0 +1,41 @@
+// What every way into the proxy and every way out of it agree on: a request for a tunnel, and the connection that a dialer opens for it.
+// Knows no client protocol.
+import type { Authority } from "../address/authority.ts";
+import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
+import type { Duplex, Spliced, SpliceOptions } from "../net/types.ts";
+
+/** A client's request for a connection to a destination through an agent. */
+export interface TunnelRequest {
+  readonly network: "tcp";
+  /** Logged by every hop. */
+  readonly id: string;
+  readonly agentId: string;
+  readonly destination: Authority;
+  readonly identity: Identity;
+  /** What the client has authenticated with, for a hop that authenticates it again. */
+  readonly credentials: ClientCredentials;
+  /** The client's own address, `host:port` or `[host]:port`; the port may be missing. */
+  readonly client: string;
+  /** The proxies that the request has passed, as `Via` lists them (RFC 9110 §7.6.3). */
+  readonly via: readonly string[];
+  /** The client's stream and how to relay it. A dialer may start the relay itself. Missing if the frontend does not relay. */
+  readonly relay?: { readonly stream: Duplex; readonly splice: SpliceOptions };
+  /** Aborted with the error when the client resets its connection. For dialers that do not start the relay, which reports it too. */
+  readonly clientSignal?: () => AbortSignal;
+}
+
+/** An open connection to the destination, or a relay that runs already. */
+export type Upstream = (UpstreamStream | Spliced) & {
+  /** Called once, when the request has ended. */
+  readonly release?: () => void;
+};
+
+/** A stream whose other end is the destination. */
+export interface UpstreamStream {
+  readonly stream: Duplex;
+  /** Bytes that the destination has sent already; the stream continues after them. */
+  readonly leftover?: Uint8Array;
+}
+
+/** Opens connections to destinations: proxy/dial.ts through an agent, lb/dial.ts through a proxy. @throws {TunnelError | NetError} */
+export type Dialer = (request: TunnelRequest) => Promise<Upstream>;

@@ -1,0 +1,55 @@
+// Proxy-Authorization as clients write it and as lb writes it again.
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { describe, it } from "node:test";
+import { AuthenticationError } from "../../shared/auth/authenticator.ts";
+import {
+  claimedAgent,
+  formatProxyAuthorization,
+  parseProxyAuthorization,
+  readCredentials,
+} from "../../shared/frontend/http_credentials.ts";
+import { CredentialsError } from "../../shared/tunnel/errors.ts";
+
+const field = (value: string) => ["Proxy-Authorization", value] as const;
+
+describe("Proxy-Authorization", () => {
+  it("is the same credentials after it was parsed and written again", () => {
+    fc.assert(fc.property(fc.string({ unit: "binary" }), fc.string({ unit: "binary" }), (name, password) => {
+      const username = name.replaceAll(":", "");
+      const credentials = { scheme: "basic", username, password } as const;
+      assert.deepEqual(parseProxyAuthorization(formatProxyAuthorization(credentials)), credentials);
+    }));
+    const bearer = { scheme: "bearer", token: "a.b-c_d~e+f/g==" } as const;
+    assert.deepEqual(parseProxyAuthorization(formatProxyAuthorization(bearer)), bearer);
+    assert.equal(formatProxyAuthorization({ scheme: "basic", username: "7", password: "x" }), "Basic Nzp4");
+  });
+
+  it("is read whatever the case of its scheme, and however many spaces follow it", () => {
+    for (const value of ["basic Nzp4", "BASIC   Nzp4"]) {
+      assert.deepEqual(readCredentials([field(value)]), { scheme: "basic", username: "7", password: "x" });
+    }
+  });
+
+  const refused: [what: string, fields: (readonly [string, string])[]][] = [
+    ["is missing", []],
+    ["is there twice", [field("Basic Nzp4"), field("Basic Nzp4")]],
+    ["has another scheme", [field("Digest username=a")]],
+    ["has no colon", [field(`Basic ${btoa("7")}`)]],
+    ["is not base64", [field("Basic =")]],
+    ["is not UTF-8", [field(`Basic ${btoa("\xff:x")}`)]],
+  ];
+  for (const [what, fields] of refused) {
+    it(`that ${what} is refused, and names no agent`, () => {
+      assert.throws(() => readCredentials(fields), (error) => error instanceof CredentialsError && error.type === "http_request_denied");
+      if (fields.length < 2) assert.equal(claimedAgent(fields), undefined);
+    });
+  }
+
+  it("that is malformed is refused without the reason, which the log has", () => {
+    assert.throws(() => readCredentials([field("Digest a")]), (error: CredentialsError) => {
+      assert.equal(error.message, "The credentials are not accepted");
+      return error.cause instanceof AuthenticationError && /neither Basic nor Bearer/.test(error.cause.message);
+    });
+  });
+});
