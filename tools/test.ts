@@ -92,6 +92,13 @@ const CHECKS: Check[] = [
     name: "bench",
     command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--limit", `--json=${join(bundles, "bench.json")}`],
   },
+  // only root may make network namespaces
+  ...(process.getuid?.() === 0
+    ? [{
+      name: "bench over a veth",
+      command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--veth", "--tcp-congestion=reno", "--only=down,rate1"],
+    }]
+    : []),
 ];
 
 function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {

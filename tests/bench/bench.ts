@@ -1,91 +1,125 @@
-// The bench: origin, proxy and agent as processes of their own, loaded by a native generator; with --limit beside what nothing of the same
-// parts can exceed, and with --against beside another proxy and agent, in turn. Linux only: it reads what processes cost from /proc.
+// The bench: origin, proxy and agent as separate processes, loaded by a native generator, on loopback or over a veth of MTU 1,500; with other
+// builds, the Go version and other tools in alternating runs, and with baselines. Linux only: it reads CPU time and memory from /proc.
 import { Command, InvalidArgumentError } from "@commander-js/extra-typings";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, loadavg, release, tmpdir, totalmem } from "node:os";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { isInside, type Network, type NetworkOptions, openNetwork, problemOf as problemOfNetwork, runInside } from "./network.ts";
 import { drawChart } from "./chart.ts";
-import { type LimitKind, Places, type Subject, type Surroundings } from "./workdirs.ts";
 import { Launcher } from "./processes.ts";
+import { writeBlocks } from "./quotes.ts";
 import { columns, formatTable, formatVerdicts, markdown, type MetricSummary, type Run, summarize } from "./report.ts";
+import { describeMachine, readResults, type Results, versionOf, writeResults } from "./results.ts";
 import { FULL, type Outcome, type Scenario, type Sizes, SMOKE } from "./scenario.ts";
 import { SCENARIOS } from "./scenarios.ts";
-import { AGAINST, judge, LIMIT } from "./targets.ts";
+import { type LimitKind, readBuild, Setups, type Subject } from "./setups.ts";
+import { GO, judge, LIMIT } from "./targets.ts";
+import { problemOf as problemOfTool, type ToolName, TOOLS, type ToolSubject } from "./tools.ts";
 
 const root = join(import.meta.dirname!, "..", "..");
 const crate = join(root, "tests", "bench", "load");
-const dist = join(root, "dist");
-const OWN = "this";
-/** One of each sort shows that limits can be measured. */
-const SMOKE_LIMITS = ["down", "rate1", "rtt-beside", "lossy"];
-/** Above it, somebody else is at work on the machine. */
+const OWN = "reverse-http";
+/** Scenarios in which a smoke run measures baselines and tools. */
+const SMOKE_OTHERS = ["down", "rate1", "rtt-beside", "lossy"];
+/** Above it, other programs use the machine. */
 const QUIET_LOAD = 0.5;
+const USAGE_ERROR = 2;
 
-/** What it was asked to do. */
 interface Plan {
   subjects: readonly Subject[];
   scenarios: readonly Scenario[];
   rounds: number;
   sizes: Sizes;
+  network: NetworkOptions;
   /** Results of earlier runs, which are shown instead of measuring. */
   from: readonly string[];
   jsonFile: string | undefined;
   svgFile: string | undefined;
   markdown: boolean;
-}
-
-/** What --json writes and --from reads. */
-interface Results {
-  readonly machine: ReturnType<typeof describeMachine>;
-  readonly subjects: readonly Subject[];
-  readonly runs: readonly Run[];
+  writesDocuments: boolean;
 }
 
 function readPlan(args: readonly string[]): Plan {
   const options = new Command("bench")
-    .description("Measures proxy and agent, beside others and beside what is possible.")
-    .option("--proxy <command>", "the proxy that is measured", join(dist, "reverse-http-proxy"))
-    .option("--agent <command>", "the agent that is measured", join(dist, "reverse-http-agent"))
-    .option("--lb <command>", "the load balancer that is measured", join(dist, "reverse-http-lb"))
-    .option("--against <commands...>", "'PROXY COMMAND' 'AGENT COMMAND' ['LB COMMAND'] to alternate with; they take the same options")
-    .option("--limit", "measure beside it: plain TCP, bare quinn, and quinn with TCP at both ends")
+    .description("Measures proxy and agent, beside other programs and beside baselines.")
+    .option("--dist <builds...>", "folders of executables, each FOLDER or LABEL=FOLDER; the first is compared with the others", [
+      join(root, "dist"),
+    ])
+    .option("--go <file>", "the executable of the Go version")
+    .option("--ssh [folder]", "ssh -R: the folder that has bin/ssh and sbin/sshd, by default /usr")
+    .option("--frp <folder>", "frp: the folder that has frps and frpc")
+    .option("--chisel <file>", "the executable of chisel")
+    .option("--rathole <file>", "the executable of rathole")
+    .option("--limit", "baselines: plain TCP, bare quinn, and quinn with TCP at both ends")
+    .option("--veth", "agent and origin behind a veth of MTU 1,500 in a network namespace of their own; needs root")
+    .option("--tcp-congestion <name>", "congestion control of TCP with --veth: cubic, bbr and others that the kernel has", "cubic")
+    .option("--delay <ms>", "round trip between proxy and agent, by netem if the kernel has it, otherwise by a relay of UDP", parseDelay)
     .option("--only <names>", `scenarios, comma-separated: ${SCENARIOS.map(({ name }) => name).join(", ")}`, parseNames)
     .option("--rounds <n>", "how often each scenario runs; by default 3, or 1 with --smoke", parseRounds)
-    .option("--smoke", "a few seconds for everything: shows that it runs, its figures say nothing")
-    .option("--json <file>", "write the JSON there instead of printing it")
-    .option("--svg <file>", "draw a chart of what is to be reached, and was")
+    .option("--smoke", "a few seconds for everything: shows that it runs, the values mean nothing")
+    .option("--json <file>", "write the results there")
+    .option("--svg <file>", "draw a chart of the ratios and their goals")
     .option("--markdown", "print the tables in Markdown")
     .option("--from <files...>", "measure nothing: show what earlier runs wrote with --json, together")
-    .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : 2))
+    .option("--write-docs", "measure nothing: write the tables of README.md and docs/ from tests/bench/results/")
+    .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : USAGE_ERROR))
     .parse(args, { from: "user" }).opts();
-  for (const command of [options.proxy, options.agent, options.lb]) {
-    if (command.startsWith(dist) && !options.from && !existsSync(command)) {
-      fail(`Cannot start: there is no ${command}; run deno task build`);
-    }
-  }
-  return {
+  const tools = Object.entries({
+    ssh: options.ssh === true ? "/usr" : options.ssh,
+    frp: options.frp,
+    chisel: options.chisel,
+    rathole: options.rathole,
+  }).flatMap(([tool, path]) =>
+    path === undefined ? [] : [{ kind: "tool", name: TOOLS[tool as ToolName].title, tool, path } as ToolSubject]
+  );
+  const plan = {
     subjects: [
-      { kind: "pair", name: OWN, proxy: options.proxy, agent: options.agent, lb: options.lb },
-      ...(options.against ? [parseAgainst(options.against)] : []),
+      ...options.dist.map(parseBuild),
+      ...(options.go === undefined ? [] : [readGo(options.go)]),
+      ...tools,
       ...(options.limit ? (Object.keys(LIMIT) as LimitKind[]).map((kind) => ({ kind, name: LIMIT[kind] })) : []),
     ],
     scenarios: SCENARIOS.filter(({ name }) => options.only?.includes(name) ?? true),
     rounds: options.rounds ?? (options.smoke ? 1 : 3),
     sizes: options.smoke ? SMOKE : FULL,
+    network: { veth: options.veth ?? false, tcpCongestion: options.tcpCongestion, roundTripMs: options.delay ?? 0 },
     from: options.from ?? [],
     jsonFile: options.json,
     svgFile: options.svg,
     markdown: options.markdown ?? false,
+    writesDocuments: options.writeDocs ?? false,
   };
+  if (plan.from.length === 0 && !plan.writesDocuments) check(plan);
+  return plan;
 }
 
-function parseAgainst([proxy, agent, lb, ...more]: readonly string[]): Subject {
-  if (proxy === undefined || agent === undefined || more.length > 0) {
-    fail("Cannot use --against: it takes two commands, a proxy's and an agent's, or three with lb's, each in quotes");
+function check({ subjects, network }: Plan): void {
+  for (const subject of subjects) {
+    if (subject.kind === "tool") fail(problemOfTool(subject));
+    if (subject.kind === "pair" && !existsSync(subject.proxy[0]!)) {
+      fail(`Cannot start: there is no ${subject.proxy[0]}; run deno task build`);
+    }
   }
-  return { kind: "pair", name: AGAINST, proxy, agent, lb };
+  const names = subjects.map(({ name }) => name);
+  if (new Set(names).size !== names.length) fail(`Cannot use --dist: labels must differ; current values are ${names.join(", ")}`);
+  fail(problemOfNetwork(network));
+}
+
+function fail(problem: string | undefined): void {
+  if (problem === undefined) return;
+  console.error(problem);
+  process.exit(USAGE_ERROR);
+}
+
+function parseBuild(text: string): Subject {
+  const [, label = OWN, folder] = /^(?:([^=/]+)=)?(.+)$/.exec(text)!;
+  return readBuild(label, folder!);
+}
+
+function readGo(file: string): Subject {
+  return { kind: "pair", name: GO, proxy: [file, "proxy"], agent: [file, "agent"], lb: [file, "lb"] };
 }
 
 function parseNames(text: string): string[] {
@@ -103,14 +137,14 @@ function parseRounds(text: string): number {
   return Number(text);
 }
 
-function fail(message: string): never {
-  console.error(message);
-  process.exit(2);
+function parseDelay(text: string): number {
+  if (!/^[1-9][0-9]{0,2}$/.test(text)) throw new InvalidArgumentError("It must be a number of milliseconds from 1 to 999.");
+  return Number(text);
 }
 
-/** The load generator's executable, built where its sources have changed. */
+/** Builds the load generator, if its sources have changed, and returns its executable. */
 function buildLoad(): string {
-  // the engine's: what both are built of is compiled once
+  // in the engine's folder, so that common dependencies are compiled once
   const target = join(root, "native", "target");
   const args = ["build", "--release", "--locked", "--quiet"];
   const built = spawnSync("cargo", args, { cwd: crate, stdio: "inherit", env: { ...process.env, CARGO_TARGET_DIR: target } });
@@ -118,54 +152,45 @@ function buildLoad(): string {
   return join(target, "release", "load");
 }
 
-/** What figures depend on besides the programs. */
-function describeMachine() {
-  const git = (...args: string[]) => spawnSync("git", args, { cwd: root, encoding: "utf8" }).stdout?.trim() ?? "";
-  const [processor] = cpus();
-  return {
-    date: new Date().toISOString(),
-    commit: `${git("rev-parse", "--short", "HEAD")}${git("status", "--porcelain", "--untracked-files=no") && "+"}`,
-    cpu: processor?.model ?? "unknown",
-    cores: cpus().length,
-    memoryGiB: Math.round(totalmem() / 2 ** 30),
-    system: `${process.platform} ${release()}`,
-    loadAverage: loadavg()[0]!,
-  };
-}
-
-function hasAll(subject: Subject & { kind: "pair" }, { lb, neighbour }: Surroundings = {}): boolean {
-  return (!lb || subject.lb !== undefined) && (!neighbour?.proxyOptions || subject.name === OWN);
-}
-
 /** Whether the scenario can be measured with this subject. */
-function applies({ sizes }: Plan, { name, limits = [], surroundings }: Scenario, subject: Subject): boolean {
-  if (subject.kind === "pair") return hasAll(subject, surroundings);
-  return limits.includes(subject.kind) && (sizes !== SMOKE || SMOKE_LIMITS.includes(name));
+function applies({ sizes }: Plan, { relayDelayMs }: Network, { name, others = [], topology }: Scenario, subject: Subject): boolean {
+  // the Go version does not have the options
+  if (subject.kind === "pair") return topology?.neighbour?.proxyOptions === undefined || subject.name !== GO;
+  if (sizes === SMOKE && !SMOKE_OTHERS.includes(name)) return false;
+  // the relay relays UDP only
+  if (relayDelayMs > 0 && subject.kind !== "hops") return false;
+  return others.includes(subject.kind);
 }
 
 function failed(error: unknown): Outcome {
-  return { figures: {}, errors: { [`failed: ${error instanceof Error ? error.message : error}`]: 1 } };
+  return { values: {}, errors: { [`failed: ${error instanceof Error ? error.message : error}`]: 1 } };
 }
 
-async function runOnce(places: Places, scenario: Scenario, subject: Subject, sizes: Sizes): Promise<Outcome> {
-  const place = await places.make(subject, scenario.surroundings);
-  // where it fails, a program that has ended says why
-  const { figures, errors } = await scenario.run({ ...place, sizes }).catch(failed);
-  const problems = await place.stop();
-  return { figures, errors: { ...errors, ...Object.fromEntries(problems.map((problem) => [problem, 1])) } };
+async function runOnce(setups: Setups, scenario: Scenario, subject: Subject, sizes: Sizes): Promise<Outcome> {
+  const setup = await setups.make(subject, scenario.topology);
+  // if it fails because a program has ended, the program's last output says why
+  const { values, errors } = await scenario.run({ ...setup, sizes }).catch(failed);
+  const problems = await setup.stop();
+  return { values, errors: { ...errors, ...Object.fromEntries(problems.map((problem) => [problem, 1])) } };
 }
 
-async function runScenario(places: Places, plan: Plan, scenario: Scenario, say: (text: string) => void): Promise<Run[]> {
+async function runScenario(
+  setups: Setups,
+  { rounds, sizes }: Plan,
+  scenario: Scenario,
+  subjects: readonly Subject[],
+  say: (text: string) => void,
+): Promise<Run[]> {
   const runs: Run[] = [];
-  for (let round = 1; round <= plan.rounds; round++) {
-    for (const subject of plan.subjects.filter((subject) => applies(plan, scenario, subject))) {
-      say(`${scenario.name}, round ${round} of ${plan.rounds}: ${subject.name}`);
+  for (let round = 1; round <= rounds; round++) {
+    for (const subject of subjects) {
+      say(`${scenario.name}, round ${round} of ${rounds}: ${subject.name}`);
       let outcome: Outcome;
       try {
-        outcome = await runOnce(places, scenario, subject, plan.sizes);
+        outcome = await runOnce(setups, scenario, subject, sizes);
       } catch (error) {
         outcome = failed(error);
-        await places.launcher.stopPrograms();
+        await setups.launcher.stopPrograms();
       }
       runs.push({ scenario: scenario.name, round, subject: subject.name, ...outcome });
     }
@@ -173,7 +198,7 @@ async function runScenario(places: Places, plan: Plan, scenario: Scenario, say: 
   return runs;
 }
 
-/** On a terminal one line, written over all the time; elsewhere a line a scenario. */
+/** On a terminal one line that changes; elsewhere a line for each scenario. */
 class Progress {
   readonly #started = performance.now();
   readonly #isTerminal = process.stderr.isTTY;
@@ -201,36 +226,32 @@ class Progress {
   }
 }
 
-async function measure(plan: Plan, launcher: Launcher): Promise<Results> {
-  const machine = describeMachine();
+async function measure(plan: Plan, launcher: Launcher, network: Network): Promise<Results> {
+  const machine = describeMachine(network.description);
   if (machine.loadAverage > QUIET_LOAD) {
     console.log(`The machine is busy (load average ${machine.loadAverage.toFixed(2)}): trust the ratios only`);
   }
-  const places = await Places.open(launcher);
+  const setups = await Setups.open(launcher, network);
+  const subjects = plan.subjects.map((subject) => ({ name: subject.name, version: versionOf(subject) }));
   const runs: Run[] = [];
   const progress = new Progress();
   for (const [index, scenario] of plan.scenarios.entries()) {
     const say = progress.begin(scenario, index + 1, plan.scenarios.length);
+    const measured = plan.subjects.filter((subject) => applies(plan, network, scenario, subject));
     try {
-      runs.push(...await runScenario(places, plan, scenario, say));
+      runs.push(...await runScenario(setups, plan, scenario, measured, say));
     } finally {
       progress.end();
     }
-    show(plan, scenario, runs, plan.subjects);
+    show(plan, scenario, { machine, subjects, runs });
+    // also if a later scenario is interrupted
+    if (plan.jsonFile !== undefined) writeResults(plan.jsonFile, { machine, subjects, runs });
   }
-  return { machine, subjects: plan.subjects, runs };
+  return { machine, subjects, runs };
 }
 
-/** What earlier runs wrote, as if it were of one run: their rounds follow each other. */
-function read(files: readonly string[]): Results {
-  const all = files.map((file) => JSON.parse(readFileSync(file, "utf8")) as Results);
-  const subjects = new Map(all.flatMap(({ subjects }) => subjects.map((subject) => [subject.name, subject] as const)));
-  const runs = all.flatMap(({ runs }, index) => runs.map((run) => ({ ...run, round: index * 1_000 + run.round })));
-  return { machine: all[0]!.machine, subjects: [...subjects.values()], runs };
-}
-
-/** The table of a scenario, where it was measured. */
-function show(plan: Plan, scenario: Scenario, runs: readonly Run[], subjects: readonly Subject[]): Record<string, MetricSummary> {
+/** Prints the table of a scenario, if it was measured. */
+function show(plan: Plan, scenario: Scenario, { runs, subjects }: Results): Record<string, MetricSummary> {
   const own = runs.filter((run) => run.scenario === scenario.name);
   const names = subjects.map(({ name }) => name);
   const summary = summarize(scenario, own, names);
@@ -238,48 +259,62 @@ function show(plan: Plan, scenario: Scenario, runs: readonly Run[], subjects: re
   return summary;
 }
 
-function report(plan: Plan, { machine, subjects, runs }: Results): void {
+function report(plan: Plan, results: Results): void {
+  const { machine, subjects, runs } = results;
+  const names = subjects.map(({ name }) => name);
   const summary = Object.fromEntries(plan.scenarios.map((scenario) => [
     scenario.name,
-    plan.from.length > 0
-      ? show(plan, scenario, runs, subjects)
-      : summarize(scenario, runs.filter((run) => run.scenario === scenario.name), subjects.map(({ name }) => name)),
+    plan.from.length > 0 ? show(plan, scenario, results) : summarize(scenario, runs.filter((run) => run.scenario === scenario.name), names),
   ]));
-  const verdicts = judge(summary, OWN);
+  const verdicts = judge(summary, names[0]!);
   console.log(`\n${formatVerdicts(verdicts, plan.markdown ? markdown : columns)}`);
-  const about = `${machine.cores} x ${machine.cpu}, ${machine.memoryGiB} GiB, ${machine.system}, commit ${machine.commit}, ${machine.date}`;
-  console.log(`\n${about}`);
-  for (const { name, ...subject } of subjects) if (subject.kind === "pair") console.log(`${name}: ${subject.proxy} | ${subject.agent}`);
+  const about = `${machine.network}; ${machine.cores} x ${machine.cpu}, ${machine.memoryGiB} GiB, ${machine.system}, ${machine.date}`;
+  console.log(`\n${about}, load average ${machine.loadAverage.toFixed(2)}`);
   if (plan.svgFile !== undefined) writeFileSync(plan.svgFile, drawChart(verdicts, about));
-  if (plan.from.length > 0) return;
-  const json = JSON.stringify({ machine, subjects, rounds: plan.rounds, sizes: plan.sizes, summary, verdicts, runs });
-  if (plan.jsonFile === undefined) console.log(`\n${json}`);
-  else writeFileSync(plan.jsonFile, `${json}\n`);
+  for (const { name, version } of subjects) if (version !== undefined) console.log(`${name}: ${version}`);
 }
 
-const plan = readPlan(process.argv.slice(2));
-if (plan.from.length > 0) report(plan, read(plan.from));
-else await run();
+function writeDocuments(): void {
+  const docs = readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => join(root, "docs", name));
+  for (const file of [join(root, "README.md"), ...docs]) {
+    const text = readFileSync(file, "utf8");
+    const written = writeBlocks(text);
+    if (written === text) continue;
+    writeFileSync(file, written);
+    spawnSync(process.execPath, ["fmt", "--quiet", file], { stdio: "inherit" });
+  }
+}
+
+const args = process.argv.slice(2);
+const plan = readPlan(args);
+if (plan.writesDocuments) writeDocuments();
+else if (plan.from.length > 0) report(plan, readResults(plan.from));
+else if (plan.network.veth && !isInside()) {
+  buildLoad();
+  process.exitCode = await runInside(import.meta.filename!, args, plan.network);
+} else await run();
 
 async function run(): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "reverse-http-bench-"));
   const launcher = new Launcher(folder, buildLoad());
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.once(signal, () => {
-      // all at once, so that nothing else is started or reported in between
+      // at once, so that nothing else is started or reported in between; namespaces end with their processes
       launcher.killAll();
       rmSync(folder, { recursive: true, force: true });
       process.exit(1);
     });
   }
+  const network = await openNetwork(plan.network);
   try {
-    const results = await measure(plan, launcher);
+    const results = await measure(plan, launcher, network);
     report(plan, results);
-    // what another program cannot do is a finding; what this one or the bench itself cannot do is a failure
-    const isFailure = ({ subject, errors }: Run) => subject !== AGAINST && Object.keys(errors).length > 0;
-    process.exitCode = results.runs.some(isFailure) ? 1 : 0;
+    // what another program cannot do is a result; what this one or the bench itself cannot do is a failure
+    const own = new Set(plan.subjects.filter(({ kind, name }) => kind !== "tool" && name !== GO).map(({ name }) => name));
+    process.exitCode = results.runs.some(({ subject, errors }) => own.has(subject) && Object.keys(errors).length > 0) ? 1 : 0;
   } finally {
     await launcher.stopAll();
+    network.close();
     rmSync(folder, { recursive: true, force: true });
   }
 }

@@ -1,5 +1,5 @@
-// Draws what was reached, beside what was to be reached, as an SVG: bars of ratios on a logarithmic scale, longer where it is better.
-import { AGAINST, type Verdict } from "./targets.ts";
+// Draws measured ratios and their goals as an SVG: bars on a logarithmic scale, longer is better.
+import type { Verdict } from "./targets.ts";
 
 const WIDTH = 860;
 const LABELS = 270;
@@ -10,14 +10,14 @@ const AXIS = 24;
 const REACHED = "#2a7d5f";
 const MISSED = "#b8652a";
 
-/** One chart of all ratios, and below it what is not a ratio with another program: the shares of limits. */
+/** One group of bars for each program or baseline that is compared with. */
 export function drawChart(verdicts: readonly Verdict[], caption: string): string {
   const ratios = verdicts.filter(({ target: { other, difference } }) => other !== undefined && !difference);
   const groups = Map.groupBy(ratios, ({ target }) => target.other!);
   let y = 30;
   const parts: string[] = [];
   for (const [other, group] of groups) {
-    parts.push(...drawGroup(`times as good as ${other === AGAINST ? "the program that it is compared with" : other}`, group, y));
+    parts.push(...drawGroup(`times as good as ${other}`, group, y));
     y += TITLE + group.length * ROW + AXIS;
   }
   return [
@@ -26,7 +26,7 @@ export function drawChart(verdicts: readonly Verdict[], caption: string): string
     `<rect width="100%" height="100%" fill="#fff"/>`,
     text(12, 20, caption, `fill="#666"`),
     ...parts,
-    text(12, y + 16, "bar: median · line: from the least to the most pair of runs · mark: to be reached", `fill="#666"`),
+    text(12, y + 16, "bar: median · line: from the lowest to the highest ratio of adjacent runs · mark: goal", `fill="#666"`),
     `</svg>`,
     "",
   ].join("\n");

@@ -1,15 +1,15 @@
-// What was measured, side by side: tables for people, one object for machines. It measures nothing and starts nothing.
-import type { Figures, Outcome, Scenario } from "./scenario.ts";
+// Results side by side: medians, ratios and tables. It measures nothing and starts nothing.
+import type { Outcome, Scenario, Values } from "./scenario.ts";
 import type { Verdict } from "./targets.ts";
 
-/** One run of one scenario on one subject. Runs of one round stand beside each other in time. */
+/** One run of one scenario on one subject. Runs of one round are adjacent in time. */
 export interface Run extends Outcome {
   readonly scenario: string;
   readonly round: number;
   readonly subject: string;
 }
 
-/** Subject by subject, the quotients of figures of the same round. */
+/** Of the quotients of values of the same round. */
 export interface Ratio {
   readonly min: number;
   readonly median: number;
@@ -20,19 +20,19 @@ export interface MetricSummary {
   readonly unit: string;
   readonly title: string;
   /** Medians by subject. */
-  readonly medians: Figures;
-  /** The first subject's figure divided by another's. */
+  readonly medians: Values;
+  /** The first subject's value divided by another's. */
   readonly ratios: Record<string, Ratio>;
 }
 
-/** `subjects`: the one that is measured first, then those it is compared with. */
+/** The first of `subjects` is compared with the others. */
 export function summarize(scenario: Scenario, runs: readonly Run[], subjects: readonly string[]): Record<string, MetricSummary> {
   const [own, ...others] = subjects;
   const of = (subject: string, key: string) =>
-    runs.filter((run) => run.subject === subject).map(({ round, figures }) => ({ round, value: figures[key] }));
+    runs.filter((run) => run.subject === subject).map(({ round, values }) => ({ round, value: values[key] }));
   return Object.fromEntries(
     Object.entries(scenario.metrics).map(([key, { title, unit }]) => {
-      const medians: Figures = {};
+      const medians: Values = {};
       for (const subject of subjects) medians[subject] = median(of(subject, key).map(({ value }) => value));
       const ratios: Record<string, Ratio> = {};
       for (const other of others) {
@@ -83,7 +83,7 @@ export function formatTable(
   return [layout([header, ...rows]), ...formatErrors(runs)].join("\n");
 }
 
-/** Targets, what came of them, and by how much one is missed. */
+/** The targets, and by how much one is missed. */
 export function formatVerdicts(verdicts: readonly Verdict[], layout: (rows: string[][]) => string = columns): string {
   const rows = verdicts.map(({ target: { title, other, least, most }, value, min, max, reached }) => {
     const wanted = least ?? most!;
@@ -109,9 +109,13 @@ export function columns([header, ...rows]: string[][]): string {
   return lines.map(line).join("\n");
 }
 
+/** Aligned, as the formatter of documents wants it. */
 export function markdown([header, ...rows]: string[][]): string {
-  const line = (row: string[]) => `| ${row.join(" | ")} |`;
-  return [line(header!), line(header!.map((_, column) => column === 0 ? "---" : "--:")), ...rows.map(line)].join("\n");
+  const widths = header!.map((_, column) => Math.max(3, ...[header!, ...rows].map((row) => row[column]!.length)));
+  const pad = (cell: string, column: number) => column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!);
+  const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
+  const rule = widths.map((width, column) => column === 0 ? "-".repeat(width) : `${"-".repeat(width - 1)}:`);
+  return [line(header!.map(pad)), line(rule), ...rows.map((row) => line(row.map(pad)))].join("\n");
 }
 
 function formatErrors(runs: readonly Run[]): string[] {
@@ -135,6 +139,6 @@ function quotient(value: number): string {
   return Math.abs(value) < 100 ? value.toFixed(Math.abs(value) < 0.1 ? 3 : 2) : value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 }
 
-function format(value: number, digits: number): string {
+export function format(value: number, digits: number): string {
   return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }

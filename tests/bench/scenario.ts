@@ -1,8 +1,8 @@
-// What a scenario is, and how much of everything it takes. No scenario is here.
+// What a scenario is, and its sizes. The scenarios themselves are elsewhere.
 import type { LoadResult, Program, Usage } from "./processes.ts";
-import type { LimitKind, Pair, Place, Surroundings } from "./workdirs.ts";
+import type { Pair, Setup, Subject, Topology } from "./setups.ts";
 
-/** How much of everything. */
+/** How much is transferred and how long it is measured. */
 export interface Sizes {
   /** For one tunnel and direction. */
   bulkBytes: number;
@@ -11,20 +11,20 @@ export interface Sizes {
   warmUpBytes: number;
   rateSeconds: number;
   rttSeconds: number;
-  /** The runtime compiles what has run some thousand times: a service has done so long since. */
+  /** The runtime compiles code that has run some thousand times. In a service this happened long ago. */
   warmUpSeconds: number;
   idleTunnels: number;
   idleAgents: number;
-  /** Downloads of which the median counts, where a small difference is looked for. */
+  /** Downloads of which the median counts, where differences are small. */
   repeats: number;
-  /** How long CPU time is counted where nothing happens. */
+  /** How long the CPU time of idle programs is counted. */
   idleMs: number;
-  /** Until a download over a long link goes as fast as it will. */
+  /** Until a download over a long path has reached its full speed. */
   headStartSeconds: number;
   lossySeconds: number;
-  /** From a start, or the end of a load, until memory is read. */
+  /** From the start, or the end of a load, until memory is read. */
   settleMs: number;
-  /** The same where it is memory that is measured. */
+  /** The same in the scenario of memory. */
   restMs: number;
 }
 
@@ -34,7 +34,7 @@ export const FULL: Sizes = {
   warmUpBytes: 1e8,
   rateSeconds: 5,
   rttSeconds: 4,
-  warmUpSeconds: 15,
+  warmUpSeconds: 5,
   idleTunnels: 10_000,
   idleAgents: 5_000,
   repeats: 3,
@@ -62,12 +62,11 @@ export const SMOKE: Sizes = {
   restMs: 100,
 };
 
-/** A place, and how much is to be done there. */
-export interface Bed extends Place {
+export interface Context extends Setup {
   readonly sizes: Sizes;
 }
 
-/** One figure of a scenario. */
+/** One value that a scenario measures. */
 export interface Metric {
   readonly title: string;
   readonly unit: string;
@@ -75,31 +74,31 @@ export interface Metric {
   readonly digits?: number;
 }
 
-/** Figures by the name of their metric; `undefined` where there is none. */
-export type Figures = Record<string, number | undefined>;
+/** Values by the name of their metric. */
+export type Values = Record<string, number | undefined>;
 
 export interface Outcome {
-  readonly figures: Figures;
-  /** What failed, and how often. */
+  readonly values: Values;
+  /** Counts of failures. */
   readonly errors: Readonly<Record<string, number>>;
 }
 
 export interface Scenario {
   readonly name: string;
   readonly title: string;
-  /** Limits that can be measured in the same way. Default none. */
-  readonly limits?: readonly LimitKind[];
-  readonly surroundings?: Surroundings;
+  /** Kinds of subjects, besides pairs, that can be measured in the same way. Default none. */
+  readonly others?: readonly Subject["kind"][];
+  readonly topology?: Topology;
   readonly metrics: Readonly<Record<string, Metric>>;
-  readonly run: (bed: Bed) => Promise<Outcome>;
+  readonly run: (context: Context) => Promise<Outcome>;
 }
 
-export function figure(value: unknown): number | undefined {
+export function toNumber(value: unknown): number | undefined {
   return typeof value === "number" ? value : undefined;
 }
 
 export function percentiles(value: unknown): Record<string, number | undefined> {
-  return Object.fromEntries(Object.entries(value as Record<string, unknown>).map(([name, ms]) => [name, figure(ms)]));
+  return Object.fromEntries(Object.entries(value as Record<string, unknown>).map(([name, ms]) => [name, toNumber(ms)]));
 }
 
 export function errorsOf(...results: LoadResult[]): Record<string, number> {
@@ -115,7 +114,7 @@ export function needPair(pair: Pair | undefined): Pair {
   return pair;
 }
 
-/** What the programs of a pair cost at one moment. */
+/** What the programs of a pair have used so far. */
 export type Usages = Record<"proxy" | "agent", Usage> & { lb?: Usage };
 
 export function usages({ proxy, agent, lb }: Pair): Usages {
@@ -128,7 +127,7 @@ export function cpuBetween(before: Usages, after: Usages) {
   return { proxy: of("proxy"), agent: of("agent"), lb: after.lb && before.lb && after.lb.cpuSeconds - before.lb.cpuSeconds };
 }
 
-/** What a load cost, from its start until it has ended. */
+/** Runs a load and returns the CPU time that it took. */
 export async function costOf(pair: Pair | undefined, work: () => Promise<LoadResult>) {
   if (!pair) return { result: await work() };
   const before = usages(pair);
@@ -137,7 +136,7 @@ export async function costOf(pair: Pair | undefined, work: () => Promise<LoadRes
   return { result, cpu: cpuBetween(before, after), after };
 }
 
-/** CPU of a core in percent over `ms` in which nothing is asked of it. */
+/** CPU time of each program while `wait` runs, in percent of a core. */
 export async function cpuPercent(programs: readonly Pick<Program, "usage">[], ms: number, wait: () => Promise<void>): Promise<number[]> {
   const read = () => programs.map((program) => program.usage().cpuSeconds);
   const before = read();

@@ -1,4 +1,4 @@
-// What is measured, by name: sizes, metrics, and which limits say something beside it.
+// The scenarios by name.
 import type { Scenario } from "./scenario.ts";
 import { agents, idle, memory, tunnels } from "./state.ts";
 import { bulk, isolation, lossy, rate, rateBeside, rtt } from "./traffic.ts";
@@ -17,7 +17,7 @@ const BEFORE_AND_AFTER = {
 export const SCENARIOS: readonly Scenario[] = [
   {
     name: "idle",
-    title: "start, and doing nothing",
+    title: "start-up and idle cost",
     metrics: {
       listeningMs: { title: "proxy start to listening", unit: "ms" },
       connectedMs: { title: "agent start to first tunnel", unit: "ms" },
@@ -41,10 +41,10 @@ export const SCENARIOS: readonly Scenario[] = [
   rtt("rtt-beside", "round trip beside a download in another tunnel", { beside: true }),
   {
     name: "tunnels",
-    title: "open tunnels that say nothing",
+    title: "idle tunnels",
     metrics: {
       open: { title: "open", unit: "" },
-      alive: { title: "still going through at the end", unit: "" },
+      alive: { title: "alive at the end", unit: "" },
       openSeconds: { title: "time to open them", unit: "s", digits: 2 },
       proxyKiBEach: { title: "proxy memory each", unit: "KiB", digits: 1 },
       agentKiBEach: { title: "agent memory each", unit: "KiB", digits: 1 },
@@ -56,23 +56,23 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     name: "agents",
-    title: "agents that do nothing, and one that works",
+    title: "idle agents beside one active agent",
     metrics: {
       connected: { title: "connected", unit: "" },
-      alive: { title: "still connected at the end", unit: "" },
+      alive: { title: "connected at the end", unit: "" },
       connectSeconds: { title: "time to connect them", unit: "s", digits: 2 },
       proxyKiBEach: { title: "proxy memory each", unit: "KiB", digits: 1 },
-      proxyCpuPercent: { title: "proxy CPU for nothing, of a core", unit: "%", digits: 2 },
-      flockCpuPercent: { title: "CPU of the agents for nothing, of a core", unit: "%", digits: 2 },
-      aloneMbPerSecond: { title: "the working agent's download without them", unit: "MB/s" },
+      proxyCpuPercent: { title: "proxy CPU while they are idle, of a core", unit: "%", digits: 2 },
+      flockCpuPercent: { title: "CPU of the idle agents, of a core", unit: "%", digits: 2 },
+      aloneMbPerSecond: { title: "the active agent's download without them", unit: "MB/s" },
       besideMbPerSecond: { title: "the same beside them", unit: "MB/s" },
-      slowdownPercent: { title: "slower beside them by", unit: "%", digits: 1 },
+      slowdownPercent: { title: "slowdown beside them", unit: "%", digits: 1 },
     },
     run: agents,
   },
-  lossy("lossy", "a link with 50 ms delay each way and 1 % loss, `cubic-loss-tolerant`", { delayMs: 50, loss: 0.01 }),
-  isolation("isolation", "one client beside what others do through another agent, on machines of their own", { yields: true }),
-  isolation("isolation-limits", "one client beside what others do through another agent, on the same processors, with limits", {
+  lossy("lossy", "100 ms round trip and 1 % loss, `cubic-loss-tolerant`", { delayMs: 50, loss: 0.01 }),
+  isolation("isolation", "one client beside the load of another agent on other machines", { yields: true }),
+  isolation("isolation-limits", "one client beside the load of another agent on the same processors, with limits", {
     proxyOptions: ["--limits.tunnel-rate-per-client=200", "--limits.bandwidth-per-agent=50MiB", "--limits.exempt-addresses=none"],
   }),
   bulk("lb-down", "through lb: one tunnel, origin to client", "down", 1, { lb: true }),

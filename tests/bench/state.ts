@@ -1,15 +1,15 @@
-// Scenarios of what is there and does nothing: programs, tunnels, agents, and memory after a load.
+// Scenarios of idle programs, tunnels and agents, and of memory after a load.
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Bed, cpuPercent, errorsOf, figure, type Figures, needPair, type Outcome, type Usages, usages } from "./scenario.ts";
+import { type Context, cpuPercent, errorsOf, needPair, type Outcome, toNumber, type Usages, usages, type Values } from "./scenario.ts";
 import { median } from "./report.ts";
 
-export async function idle({ sizes, pair }: Bed): Promise<Outcome> {
+export async function idle({ sizes, pair }: Context): Promise<Outcome> {
   const programs = needPair(pair);
-  await sleep(sizes.settleMs); // what the start needed is gone
+  await sleep(sizes.settleMs); // memory of the start is returned
   const [proxyCpuPercent, agentCpuPercent] = await cpuPercent([programs.proxy, programs.agent], sizes.idleMs, () => sleep(sizes.idleMs));
   const { proxy, agent } = usages(programs);
   return {
-    figures: {
+    values: {
       listeningMs: programs.listeningMs,
       connectedMs: programs.connectedMs,
       proxyRssMiB: proxy.rssMiB,
@@ -23,23 +23,23 @@ export async function idle({ sizes, pair }: Bed): Promise<Outcome> {
   };
 }
 
-export async function tunnels({ sizes, pair, hold }: Bed): Promise<Outcome> {
+export async function tunnels({ sizes, pair, hold }: Context): Promise<Outcome> {
   const programs = needPair(pair);
-  await sleep(sizes.settleMs); // what the start needed is gone
+  await sleep(sizes.settleMs); // memory of the start is returned
   const before = usages(programs);
   const held = await hold(sizes.idleTunnels);
-  const open = figure(held.opened.open) ?? 0;
-  await sleep(sizes.settleMs); // and what opening them needed
+  const open = toNumber(held.opened.open) ?? 0;
+  await sleep(sizes.settleMs); // and memory of opening them
   const during = usages(programs);
   const closed = await held.close();
   await sleep(sizes.settleMs);
   const after = usages(programs);
   const each = (of: "proxy" | "agent") => open > 0 ? (during[of].rssMiB - before[of].rssMiB) * 1024 / open : undefined;
   return {
-    figures: {
+    values: {
       open,
-      alive: figure(closed.alive),
-      openSeconds: figure(held.opened.seconds),
+      alive: toNumber(closed.alive),
+      openSeconds: toNumber(held.opened.seconds),
       proxyKiBEach: each("proxy"),
       agentKiBEach: each("agent"),
       proxyFilesKept: after.proxy.files - before.proxy.files,
@@ -50,8 +50,8 @@ export async function tunnels({ sizes, pair, hold }: Bed): Promise<Outcome> {
   };
 }
 
-/** The working agent's downloads are measured without the others, beside them, and without them again: what changes meanwhile is halved. */
-export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome> {
+/** Measures an active agent's downloads without the others, beside them, and without them again, so that a drift of the machine is halved. */
+export async function agents({ sizes, pair, load, flock }: Context): Promise<Outcome> {
   const { proxy } = needPair(pair);
   const results: Awaited<ReturnType<typeof load>>[] = [];
   const speed = async () => {
@@ -59,7 +59,7 @@ export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome
     for (let i = 0; i < sizes.repeats; i++) {
       const result = await load("down", "--bytes", sizes.bulkBytes / 2);
       results.push(result);
-      speeds.push(figure(result.mbPerSecond));
+      speeds.push(toNumber(result.mbPerSecond));
     }
     return median(speeds);
   };
@@ -68,7 +68,7 @@ export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome
   await sleep(sizes.settleMs);
   const before = proxy.usage();
   const held = await flock(sizes.idleAgents);
-  const connected = figure(held.opened.connected) ?? 0;
+  const connected = toNumber(held.opened.connected) ?? 0;
   await sleep(sizes.settleMs);
   const [proxyCpuPercent, flockCpuPercent] = await cpuPercent([proxy, held], sizes.idleMs, () => sleep(sizes.idleMs));
   const during = proxy.usage();
@@ -78,10 +78,10 @@ export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome
   alone.push(await speed());
   const without = alone[0] !== undefined && alone[1] !== undefined ? (alone[0] + alone[1]) / 2 : undefined;
   return {
-    figures: {
+    values: {
       connected,
-      alive: figure(closed.alive),
-      connectSeconds: figure(held.opened.seconds),
+      alive: toNumber(closed.alive),
+      connectSeconds: toNumber(held.opened.seconds),
       proxyKiBEach: connected > 0 ? (during.rssMiB - before.rssMiB) * 1024 / connected : undefined,
       proxyCpuPercent,
       flockCpuPercent,
@@ -93,9 +93,9 @@ export async function agents({ sizes, pair, load, flock }: Bed): Promise<Outcome
   };
 }
 
-export async function memory({ sizes, pair, load }: Bed): Promise<Outcome> {
+export async function memory({ sizes, pair, load }: Context): Promise<Outcome> {
   const programs = needPair(pair);
-  await sleep(sizes.settleMs); // what the start needed is gone
+  await sleep(sizes.settleMs); // memory of the start is returned
   const before = usages(programs);
   const loads = [
     await load("down", "--bytes", sizes.bulkBytes),
@@ -106,12 +106,12 @@ export async function memory({ sizes, pair, load }: Bed): Promise<Outcome> {
   await sleep(sizes.restMs);
   const after = usages(programs);
   return {
-    figures: { ...beforeAndAfter(before, after), proxyPeakMiB: after.proxy.peakMiB, agentPeakMiB: after.agent.peakMiB },
+    values: { ...beforeAndAfter(before, after), proxyPeakMiB: after.proxy.peakMiB, agentPeakMiB: after.agent.peakMiB },
     errors: errorsOf(...loads),
   };
 }
 
-function beforeAndAfter(before: Usages, after: Usages): Figures {
+function beforeAndAfter(before: Usages, after: Usages): Values {
   return {
     proxyBeforeMiB: before.proxy.rssMiB,
     proxyAfterMiB: after.proxy.rssMiB,

@@ -1,46 +1,46 @@
-// What the program is to reach, each as a figure of the bench: in a ratio with another program or with a limit, or by itself.
+// Goals: each a metric of a scenario, as a ratio to the Go version or to a baseline, or by itself.
 import type { MetricSummary } from "./report.ts";
 
-/** The name of what is given with --against. */
-export const AGAINST = "against";
-/** Names of the limits. */
+/** The name of the Go version in tables. */
+export const GO = "Go version";
+/** Names of the baselines. */
 export const LIMIT = { tcp: "plain TCP", hops: "quinn + TCP", bare: "bare quinn" } as const;
 
 export interface Target {
   readonly title: string;
   readonly scenario: string;
   readonly metric: string;
-  /** What it is divided by, or what is subtracted; without it, the figure itself counts. */
+  /** The subject whose value is the divisor, or is subtracted. */
   readonly other?: string;
   readonly difference?: boolean;
   readonly least?: number;
   readonly most?: number;
 }
 
-const against = (title: string, scenario: string, metric: string, bound: { least: number } | { most: number }): Target => ({
+const toGo = (title: string, scenario: string, metric: string, bound: { least: number } | { most: number }): Target => ({
   title,
   scenario,
   metric,
-  other: AGAINST,
+  other: GO,
   ...bound,
 });
 
 export const TARGETS: readonly Target[] = [
-  against("MB/s, one tunnel down", "down", "mbPerSecond", { least: 2.6 }),
-  against("CPU per GB, proxy + agent", "down", "cpuPerGB", { most: 0.35 }),
-  against("MB/s, one tunnel up", "up", "mbPerSecond", { least: 2.6 }),
-  against("MB/s, 8 tunnels down", "down8", "mbPerSecond", { least: 2.6 }),
-  against("MB/s, 8 tunnels up", "up8", "mbPerSecond", { least: 2.6 }),
-  against("MB/s, both ways at once", "both", "mbPerSecond", { least: 2.6 }),
+  toGo("MB/s, one tunnel down", "down", "mbPerSecond", { least: 2.6 }),
+  toGo("CPU per GB, proxy + agent", "down", "cpuPerGB", { most: 0.35 }),
+  toGo("MB/s, one tunnel up", "up", "mbPerSecond", { least: 2.6 }),
+  toGo("MB/s, 8 tunnels down", "down8", "mbPerSecond", { least: 2.6 }),
+  toGo("MB/s, 8 tunnels up", "up8", "mbPerSecond", { least: 2.6 }),
+  toGo("MB/s, both ways at once", "both", "mbPerSecond", { least: 2.6 }),
   ...[50, 90, 500].flatMap((clients) => [
-    against(`tunnels/s, ${clients} clients`, `rate${clients}`, "perSecond", { least: 1.5 }),
-    against(`set-up p99, ${clients} clients`, `rate${clients}`, "setupP99", { most: 1 }),
+    toGo(`tunnels/s, ${clients} clients`, `rate${clients}`, "perSecond", { least: 1.5 }),
+    toGo(`set-up p99, ${clients} clients`, `rate${clients}`, "setupP99", { most: 1 }),
   ]),
-  against("set-up p50, one client", "rate1", "setupP50", { most: 0.75 }),
-  against("round trip p50", "rtt", "p50", { most: 0.65 }),
-  against("round trip p99", "rtt", "p99", { most: 0.65 }),
-  against("round trip beside a download, p99", "rtt-beside", "p99", { most: 0.5 }),
-  against("MB/s down, 50 ms and 1 % loss", "lossy", "mbPerSecond", { least: 3 }),
+  toGo("set-up p50, one client", "rate1", "setupP50", { most: 0.75 }),
+  toGo("round trip p50", "rtt", "p50", { most: 0.65 }),
+  toGo("round trip p99", "rtt", "p99", { most: 0.65 }),
+  toGo("round trip beside a download, p99", "rtt-beside", "p99", { most: 0.5 }),
+  toGo("MB/s down, 50 ms and 1 % loss", "lossy", "mbPerSecond", { least: 3 }),
   { title: "MB/s, one tunnel down", scenario: "down", metric: "mbPerSecond", other: LIMIT.hops, least: 0.85 },
   { title: "round trip p50, µs more than", scenario: "rtt", metric: "p50", other: LIMIT.bare, difference: true, most: 40 },
   { title: "open idle tunnels on one agent", scenario: "tunnels", metric: "alive", least: 10_000 },
@@ -49,10 +49,10 @@ export const TARGETS: readonly Target[] = [
   { title: "idle agents on one proxy", scenario: "agents", metric: "alive", least: 5_000 },
   { title: "KiB of the proxy for each agent", scenario: "agents", metric: "proxyKiBEach", most: 40 },
   { title: "another agent slower beside them, %", scenario: "agents", metric: "slowdownPercent", most: 5 },
-  { title: "CPU of the proxy for nothing, % of a core", scenario: "agents", metric: "proxyCpuPercent", most: 5 },
-  { title: "set-up p50 beside another agent's flood, to alone", scenario: "isolation", metric: "floodToAloneP50", most: 2 },
+  { title: "CPU of the proxy for idle agents, % of a core", scenario: "agents", metric: "proxyCpuPercent", most: 5 },
+  { title: "set-up p50 beside another agent's 50 clients, to alone", scenario: "isolation", metric: "floodToAloneP50", most: 2 },
   { title: "set-up p50 beside another agent's downloads, to alone", scenario: "isolation", metric: "downloadsToAloneP50", most: 2 },
-  { title: "the same, with limits: flood", scenario: "isolation-limits", metric: "floodToAloneP50", most: 2 },
+  { title: "the same, with limits: 50 clients", scenario: "isolation-limits", metric: "floodToAloneP50", most: 2 },
   { title: "the same, with limits: downloads", scenario: "isolation-limits", metric: "downloadsToAloneP50", most: 2 },
   { title: "proxy, MiB idle", scenario: "idle", metric: "proxyRssMiB", most: 45 },
   { title: "agent, MiB idle", scenario: "idle", metric: "agentRssMiB", most: 45 },
@@ -61,17 +61,17 @@ export const TARGETS: readonly Target[] = [
   { title: "start to listening, ms", scenario: "idle", metric: "listeningMs", most: 120 },
 ];
 
-/** What came of a target. */
+/** A target and the measured value. */
 export interface Verdict {
   readonly target: Target;
   readonly value: number;
-  /** Of pairs of runs beside each other, for ratios. */
+  /** Of adjacent runs, for ratios. */
   readonly min?: number;
   readonly max?: number;
   readonly reached: boolean;
 }
 
-/** Of the targets that were measured. `own` is the name of what they are for. */
+/** Judges the targets that were measured, for the subject `own`. */
 export function judge(summary: Record<string, Record<string, MetricSummary>>, own: string): Verdict[] {
   return TARGETS.flatMap((target): Verdict[] => {
     const metric = summary[target.scenario]?.[target.metric];

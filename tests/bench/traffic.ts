@@ -1,31 +1,31 @@
-// Scenarios of bytes and tunnels on their way: how fast, how soon, and at what cost.
+// Scenarios of throughput, new tunnels and round trips, and their CPU time.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Surroundings } from "./workdirs.ts";
+import type { Topology } from "./setups.ts";
 import type { LoadResult } from "./processes.ts";
 import { divide } from "./report.ts";
-import { costOf, errorsOf, figure, percentiles, type Scenario } from "./scenario.ts";
+import { costOf, errorsOf, percentiles, type Scenario, toNumber } from "./scenario.ts";
 
-const LIMITS = ["tcp", "hops", "bare"] as const;
+const OTHERS = ["tool", "tcp", "hops", "bare"] as const;
 
 const PEAKS = {
   proxyPeakMiB: { title: "proxy memory, peak", unit: "MiB", digits: 1 },
   agentPeakMiB: { title: "agent memory, peak", unit: "MiB", digits: 1 },
 };
 
-/** `count` tunnels, one after the other started and all at once timed. */
-export function bulk(name: string, title: string, mode: string, count: number, surroundings: Surroundings = {}): Scenario {
+/** `count` tunnels, opened one after the other and timed together. */
+export function bulk(name: string, title: string, mode: string, count: number, topology: Topology = {}): Scenario {
   const gb = { unit: "s/GB", digits: 2 };
   return {
     name,
     title,
-    surroundings,
-    limits: surroundings.lb ? [] : LIMITS,
+    topology,
+    others: topology.lb ? [] : OTHERS,
     metrics: {
-      mbPerSecond: { title: "speed", unit: "MB/s" },
+      mbPerSecond: { title: "throughput", unit: "MB/s" },
       cpuPerGB: { title: "CPU, proxy + agent", ...gb },
       proxyCpuPerGB: { title: "CPU, proxy", ...gb },
       agentCpuPerGB: { title: "CPU, agent", ...gb },
-      ...(surroundings.lb ? { lbCpuPerGB: { title: "CPU, lb", ...gb } } : {}),
+      ...(topology.lb ? { lbCpuPerGB: { title: "CPU, lb", ...gb } } : {}),
       loadCpuPerGB: { title: "CPU, load generator without origin", ...gb },
       ...PEAKS,
     },
@@ -33,16 +33,16 @@ export function bulk(name: string, title: string, mode: string, count: number, s
       const bytes = count > 1 ? sizes.sharedBytes : mode === "both" ? sizes.bulkBytes / 2 : sizes.bulkBytes;
       await load(mode, "--bytes", sizes.warmUpBytes, "--tunnels", count);
       const { result, cpu, after } = await costOf(pair, () => load(mode, "--bytes", bytes, "--tunnels", count));
-      const gigabytes = figure(result.bytes)! / 1e9;
+      const gigabytes = toNumber(result.bytes)! / 1e9;
       const each = (seconds: number | undefined) => gigabytes > 0 && seconds !== undefined ? seconds / gigabytes : undefined;
       return {
-        figures: {
-          mbPerSecond: figure(result.mbPerSecond),
+        values: {
+          mbPerSecond: toNumber(result.mbPerSecond),
           cpuPerGB: each(cpu && cpu.proxy + cpu.agent),
           proxyCpuPerGB: each(cpu?.proxy),
           agentCpuPerGB: each(cpu?.agent),
           lbCpuPerGB: each(cpu?.lb),
-          loadCpuPerGB: each(figure(result.cpuSeconds)),
+          loadCpuPerGB: each(toNumber(result.cpuSeconds)),
           proxyPeakMiB: after?.proxy.peakMiB,
           agentPeakMiB: after?.agent.peakMiB,
         },
@@ -52,40 +52,40 @@ export function bulk(name: string, title: string, mode: string, count: number, s
   };
 }
 
-export function rate(clients: number, surroundings: Surroundings = {}): Scenario {
+export function rate(clients: number, topology: Topology = {}): Scenario {
   const ms = { unit: "ms", digits: 2 };
   const cpu = { unit: "s", digits: 3 };
-  const who = clients === 1 ? "client" : "clients at once";
+  const who = clients === 1 ? "1 client" : `${clients} clients`;
   return {
-    name: `${surroundings.lb ? "lb-" : ""}rate${clients}`,
-    title: `${surroundings.lb ? "through lb: " : ""}short tunnels, ${clients} ${who}`,
-    surroundings,
-    limits: surroundings.lb ? [] : LIMITS,
+    name: `${topology.lb ? "lb-" : ""}rate${clients}`,
+    title: `${topology.lb ? "through lb: " : ""}short tunnels, ${who}`,
+    topology,
+    others: topology.lb ? [] : OTHERS,
     metrics: {
       perSecond: { title: "tunnels", unit: "/s" },
       setupP50: { title: "set-up p50", ...ms },
       setupP90: { title: "set-up p90", ...ms },
       setupP99: { title: "set-up p99", ...ms },
       setupP999: { title: "set-up p99.9", ...ms },
-      totalP50: { title: "to the answer p50", ...ms },
-      totalP90: { title: "to the answer p90", ...ms },
-      totalP99: { title: "to the answer p99", ...ms },
-      totalP999: { title: "to the answer p99.9", ...ms },
+      totalP50: { title: "time to the answer p50", ...ms },
+      totalP90: { title: "time to the answer p90", ...ms },
+      totalP99: { title: "time to the answer p99", ...ms },
+      totalP999: { title: "time to the answer p99.9", ...ms },
       proxyCpuPer1000: { title: "CPU for 1,000 tunnels, proxy", ...cpu },
       agentCpuPer1000: { title: "CPU for 1,000 tunnels, agent", ...cpu },
-      ...(surroundings.lb ? { lbCpuPer1000: { title: "CPU for 1,000 tunnels, lb", ...cpu } } : {}),
+      ...(topology.lb ? { lbCpuPer1000: { title: "CPU for 1,000 tunnels, lb", ...cpu } } : {}),
       loadCpuPer1000: { title: "CPU for 1,000 tunnels, load generator", ...cpu },
       ...PEAKS,
     },
     run: async ({ sizes, pair, load }) => {
       await load("rate", "--clients", clients, "--seconds", sizes.warmUpSeconds);
       const { result, cpu, after } = await costOf(pair, () => load("rate", "--clients", clients, "--seconds", sizes.rateSeconds));
-      const thousands = figure(result.tunnels)! / 1000;
+      const thousands = toNumber(result.tunnels)! / 1000;
       const each = (seconds: number | undefined) => thousands > 0 && seconds !== undefined ? seconds / thousands : undefined;
       const [setup, total] = [percentiles(result.setupMs), percentiles(result.totalMs)];
       return {
-        figures: {
-          perSecond: figure(result.perSecond),
+        values: {
+          perSecond: toNumber(result.perSecond),
           setupP50: setup.p50,
           setupP90: setup.p90,
           setupP99: setup.p99,
@@ -97,7 +97,7 @@ export function rate(clients: number, surroundings: Surroundings = {}): Scenario
           proxyCpuPer1000: each(cpu?.proxy),
           agentCpuPer1000: each(cpu?.agent),
           lbCpuPer1000: each(cpu?.lb),
-          loadCpuPer1000: each(figure(result.cpuSeconds)),
+          loadCpuPer1000: each(toNumber(result.cpuSeconds)),
           proxyPeakMiB: after?.proxy.peakMiB,
           agentPeakMiB: after?.agent.peakMiB,
         },
@@ -108,20 +108,18 @@ export function rate(clients: number, surroundings: Surroundings = {}): Scenario
 }
 
 /** Short tunnels of 10 clients beside downloads through the same agent. */
-export function rateBeside(downloads: number, surroundings: Surroundings = {}): Scenario {
+export function rateBeside(downloads: number, topology: Topology = {}): Scenario {
   const ms = { unit: "ms", digits: 2 };
   const clients = 10;
   return {
-    name: `${surroundings.lb ? "lb-" : ""}rate${clients}-beside${downloads}`,
-    title: `${
-      surroundings.lb ? "through lb: " : ""
-    }short tunnels, ${clients} clients, beside ${downloads} downloads through the same agent`,
-    surroundings,
+    name: `${topology.lb ? "lb-" : ""}rate${clients}-beside${downloads}`,
+    title: `${topology.lb ? "through lb: " : ""}short tunnels, ${clients} clients, beside ${downloads} downloads through the same agent`,
+    topology,
     metrics: {
       perSecond: { title: "tunnels", unit: "/s" },
-      totalP50: { title: "to the answer p50", ...ms },
-      totalP99: { title: "to the answer p99", ...ms },
-      downloadsMbPerSecond: { title: "the downloads meanwhile", unit: "MB/s" },
+      totalP50: { title: "time to the answer p50", ...ms },
+      totalP99: { title: "time to the answer p99", ...ms },
+      downloadsMbPerSecond: { title: "throughput of the downloads", unit: "MB/s" },
     },
     run: async ({ sizes: { warmUpSeconds, headStartSeconds, rateSeconds }, load }) => {
       await load("rate", "--clients", clients, "--seconds", warmUpSeconds);
@@ -133,11 +131,11 @@ export function rateBeside(downloads: number, surroundings: Surroundings = {}): 
       const [result, ...rest] = await Promise.all([short, ...flows]);
       const { p50, p99 } = percentiles(result.totalMs);
       return {
-        figures: {
-          perSecond: figure(result.perSecond),
+        values: {
+          perSecond: toNumber(result.perSecond),
           totalP50: p50,
           totalP99: p99,
-          downloadsMbPerSecond: rest.reduce((sum, { mbPerSecond }) => sum + (figure(mbPerSecond) ?? 0), 0),
+          downloadsMbPerSecond: rest.reduce((sum, { mbPerSecond }) => sum + (toNumber(mbPerSecond) ?? 0), 0),
         },
         errors: errorsOf(result, ...rest),
       };
@@ -145,20 +143,20 @@ export function rateBeside(downloads: number, surroundings: Surroundings = {}): 
   };
 }
 
-export function rtt(name: string, title: string, { beside = false, lb }: Surroundings & { beside?: boolean } = {}): Scenario {
+export function rtt(name: string, title: string, { beside = false, lb }: Topology & { beside?: boolean } = {}): Scenario {
   const micros = { unit: "µs" };
   const options = beside ? ["--beside"] : [];
   return {
     name,
     title,
-    surroundings: { lb },
-    limits: lb ? [] : LIMITS,
+    topology: { lb },
+    others: lb ? [] : OTHERS,
     metrics: {
       p50: { title: "p50", ...micros },
       p90: { title: "p90", ...micros },
       p99: { title: "p99", ...micros },
       p999: { title: "p99.9", ...micros },
-      ...(beside ? { besideMbPerSecond: { title: "the download meanwhile", unit: "MB/s" } } : {}),
+      ...(beside ? { besideMbPerSecond: { title: "throughput of the download", unit: "MB/s" } } : {}),
     },
     run: async ({ sizes, load }) => {
       await load("rtt", "--seconds", sizes.warmUpSeconds, ...options);
@@ -166,12 +164,12 @@ export function rtt(name: string, title: string, { beside = false, lb }: Surroun
       const ms = percentiles(result.rttMs);
       const inMicros = (value: number | undefined) => value === undefined ? undefined : value * 1000;
       return {
-        figures: {
+        values: {
           p50: inMicros(ms.p50),
           p90: inMicros(ms.p90),
           p99: inMicros(ms.p99),
           p999: inMicros(ms.p999),
-          besideMbPerSecond: figure(result.besideMbPerSecond),
+          besideMbPerSecond: toNumber(result.besideMbPerSecond),
         },
         errors: errorsOf(result),
       };
@@ -179,35 +177,35 @@ export function rtt(name: string, title: string, { beside = false, lb }: Surroun
   };
 }
 
-export function lossy(name: string, title: string, link: NonNullable<Surroundings["link"]>): Scenario {
+export function lossy(name: string, title: string, link: NonNullable<Topology["link"]>): Scenario {
   return {
     name,
     title,
-    surroundings: { link },
-    limits: ["hops"],
+    topology: { link },
+    others: ["hops"],
     metrics: {
-      mbPerSecond: { title: "speed of one download", unit: "MB/s", digits: 2 },
-      totalP50: { title: "a short tunnel to the answer p50", unit: "ms" },
+      mbPerSecond: { title: "throughput of one download", unit: "MB/s", digits: 2 },
+      totalP50: { title: "a short tunnel, time to the answer p50", unit: "ms" },
     },
     run: async ({ sizes, load }) => {
       const flow = await load("flow", "--head-start", sizes.headStartSeconds, "--seconds", sizes.lossySeconds);
       const short = await load("rate", "--clients", 10, "--seconds", sizes.rateSeconds);
       return {
-        figures: { mbPerSecond: figure(flow.mbPerSecond), totalP50: percentiles(short.totalMs).p50 },
+        values: { mbPerSecond: toNumber(flow.mbPerSecond), totalP50: percentiles(short.totalMs).p50 },
         errors: errorsOf(flow, short),
       };
     },
   };
 }
 
-/** One client and its agent, beside what is done through another agent. */
-export function isolation(name: string, title: string, neighbour: NonNullable<Surroundings["neighbour"]>): Scenario {
+/** One client and its agent, beside the load of another agent. */
+export function isolation(name: string, title: string, neighbour: NonNullable<Topology["neighbour"]>): Scenario {
   const ms = { unit: "ms", digits: 2 };
   const ratio = { unit: "", digits: 2 };
   return {
     name,
     title,
-    surroundings: { neighbour },
+    topology: { neighbour },
     metrics: {
       aloneP50: { title: "set-up p50 alone", ...ms },
       aloneP99: { title: "set-up p99 alone", ...ms },
@@ -219,8 +217,8 @@ export function isolation(name: string, title: string, neighbour: NonNullable<Su
       downloadsToAloneP99: { title: "set-up p99, beside downloads to alone", ...ratio },
       floodToAloneP50: { title: "set-up p50, beside clients to alone", ...ratio },
       floodToAloneP99: { title: "set-up p99, beside clients to alone", ...ratio },
-      downloadsMbPerSecond: { title: "the downloads meanwhile", unit: "MB/s" },
-      floodPerSecond: { title: "tunnels of the clients meanwhile", unit: "/s" },
+      downloadsMbPerSecond: { title: "throughput of the downloads", unit: "MB/s" },
+      floodPerSecond: { title: "tunnels of the 50 clients", unit: "/s" },
     },
     run: async ({ sizes: { warmUpSeconds, headStartSeconds, rateSeconds }, load, loadNeighbour }) => {
       const client = (seconds: number) => load("rate", "--clients", 1, "--seconds", seconds);
@@ -233,11 +231,11 @@ export function isolation(name: string, title: string, neighbour: NonNullable<Su
       await client(warmUpSeconds);
       const alone = await client(rateSeconds);
       const downloads = await beside(four());
-      const flood = await beside(fifty()); // the last: where there are limits, nothing else is let in after it for a while
+      const flood = await beside(fifty()); // the last, because limits refuse new tunnels for a while after it
       const [a, d, f] = [alone, downloads.one, flood.one].map(({ setupMs }) => percentiles(setupMs));
       const { "status 503": refused, ...errors } = errorsOf(alone, downloads.one, ...downloads.rest, flood.one, ...flood.rest);
       return {
-        figures: {
+        values: {
           aloneP50: a!.p50,
           aloneP99: a!.p99,
           downloadsP50: d!.p50,
@@ -248,10 +246,10 @@ export function isolation(name: string, title: string, neighbour: NonNullable<Su
           downloadsToAloneP99: divide(d!.p99, a!.p99),
           floodToAloneP50: divide(f!.p50, a!.p50),
           floodToAloneP99: divide(f!.p99, a!.p99),
-          downloadsMbPerSecond: downloads.rest.reduce((sum, { mbPerSecond }) => sum + (figure(mbPerSecond) ?? 0), 0),
-          floodPerSecond: figure(flood.rest[0]!.perSecond),
+          downloadsMbPerSecond: downloads.rest.reduce((sum, { mbPerSecond }) => sum + (toNumber(mbPerSecond) ?? 0), 0),
+          floodPerSecond: toNumber(flood.rest[0]!.perSecond),
         },
-        // what a limit refuses is what it is for
+        // limits are there to refuse
         errors: refused === undefined || neighbour.proxyOptions ? errors : { ...errors, "status 503": refused },
       };
     },

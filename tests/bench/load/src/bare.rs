@@ -1,5 +1,6 @@
 //! Bare QUIC: sender and receiver with nothing between, on streams of one connection. The origin of [`crate::origin`] and its clients once
 //! more, without TCP.
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,15 +31,15 @@ impl Bare {
     }
 }
 
-pub async fn serve(cert: &str, key: &str) -> Result<(), String> {
-    let endpoint = quic::listen("127.0.0.1:0", cert, key)?;
+pub async fn serve(host: IpAddr, cert: &str, key: &str) -> Result<(), String> {
+    let endpoint = quic::listen((host, 0).into(), cert, key)?;
     println!("{}", json!({ "listening": endpoint.local_addr().map_err(text)?.to_string() }));
     while let Some(incoming) = endpoint.accept().await {
         tokio::spawn(async move {
             let Ok(connection) = incoming.await else { return };
             while let Ok((sink, source)) = connection.accept_bi().await {
                 tokio::spawn(async move {
-                    let _ = handle(sink, source).await; // the client sees what came of it
+                    let _ = handle(sink, source).await; // the client sees a failure
                 });
             }
         });

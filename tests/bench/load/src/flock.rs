@@ -33,14 +33,14 @@ pub async fn gather(proxy: String, ca: &str, agents: usize) -> Result<(Vec<Conne
         tasks.spawn(async move {
             loop {
                 let id = {
-                    let (left, _, errors) = &mut *shared.lock().expect("nobody panics");
+                    let (left, _, errors) = &mut *shared.lock().expect("no holder of the lock panics");
                     match left.next() {
                         Some(id) if errors.total() < GIVE_UP_AFTER => id,
                         _ => return,
                     }
                 };
                 let connected = connect(&endpoint, &proxy, id).await;
-                let (_, connections, errors) = &mut *shared.lock().expect("nobody panics");
+                let (_, connections, errors) = &mut *shared.lock().expect("no holder of the lock panics");
                 match connected {
                     Ok(connection) => connections.push(connection),
                     Err(error) => errors.add(error),
@@ -49,9 +49,9 @@ pub async fn gather(proxy: String, ca: &str, agents: usize) -> Result<(Vec<Conne
         });
     }
     while let Some(task) = tasks.join_next().await {
-        task.expect("nobody panics");
+        task.expect("no holder of the lock panics");
     }
-    let (_, connections, errors) = &mut *shared.lock().expect("nobody panics");
+    let (_, connections, errors) = &mut *shared.lock().expect("no holder of the lock panics");
     let connections = std::mem::take(connections);
     let result = json!({ "connected": connections.len(), "seconds": started.elapsed().as_secs_f64(), "errors": errors.json() });
     Ok((connections, result))

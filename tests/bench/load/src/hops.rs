@@ -1,7 +1,7 @@
-//! The least that leads from one TCP connection over QUIC to another: a proxy and an agent without requests, ids, limits or figures. What
+//! The least that leads from one TCP connection over QUIC to another: a proxy and an agent without requests, ids, limits or metrics. What
 //! they reach is the limit of what carries tunnels over quinn.
 use std::io::{ErrorKind, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream};
@@ -18,10 +18,10 @@ const VECTORS: usize = 64;
 const SMALL_READ: usize = 8 << 10;
 const LARGE_READ: usize = 256 << 10;
 
-/// Takes TCP connections, and brings each to the one egress that has dialled.
-pub async fn ingress(cert: &str, key: &str) -> Result<(), String> {
-    let endpoint = quic::listen("127.0.0.1:0", cert, key)?;
-    let listener = listen()?;
+/// Accepts TCP connections and opens a stream for each on the connection of the one egress.
+pub async fn ingress(host: IpAddr, cert: &str, key: &str) -> Result<(), String> {
+    let endpoint = quic::listen((host, 0).into(), cert, key)?;
+    let listener = listen(host)?;
     println!(
         "{}",
         json!({ "clients": listener.local_addr().map_err(text)?.to_string(), "agents": endpoint.local_addr().map_err(text)?.to_string() })
@@ -38,9 +38,9 @@ pub async fn ingress(cert: &str, key: &str) -> Result<(), String> {
     }
 }
 
-fn listen() -> Result<TcpListener, String> {
+fn listen(host: IpAddr) -> Result<TcpListener, String> {
     let socket = TcpSocket::new_v4().map_err(text)?;
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(text)?;
+    socket.bind(SocketAddr::from((host, 0))).map_err(text)?;
     socket.listen(4096).map_err(text)
 }
 

@@ -25,14 +25,14 @@ pub async fn open(via: Via, tunnels: usize) -> (Vec<TcpStream>, Value) {
         tasks.spawn(async move {
             loop {
                 {
-                    let (left, _, errors) = &mut *shared.lock().expect("nobody panics");
+                    let (left, _, errors) = &mut *shared.lock().expect("no holder of the lock panics");
                     if *left == 0 || errors.total() >= GIVE_UP_AFTER {
                         return;
                     }
                     *left -= 1;
                 }
                 let opened = open_echo(&via).await;
-                let (_, held, errors) = &mut *shared.lock().expect("nobody panics");
+                let (_, held, errors) = &mut *shared.lock().expect("no holder of the lock panics");
                 match opened {
                     Ok(stream) => held.push(stream),
                     Err(error) => errors.add(error),
@@ -41,9 +41,9 @@ pub async fn open(via: Via, tunnels: usize) -> (Vec<TcpStream>, Value) {
         });
     }
     while let Some(task) = tasks.join_next().await {
-        task.expect("nobody panics");
+        task.expect("no holder of the lock panics");
     }
-    let (_, held, errors) = &mut *shared.lock().expect("nobody panics");
+    let (_, held, errors) = &mut *shared.lock().expect("no holder of the lock panics");
     let held = std::mem::take(held);
     let result = json!({ "open": held.len(), "seconds": started.elapsed().as_secs_f64(), "errors": errors.json() });
     (held, result)

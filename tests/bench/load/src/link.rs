@@ -1,6 +1,7 @@
-//! A long way between agent and proxy: a UDP relay that keeps each datagram for some time and loses some of them, chosen by a sequence that
-//! is the same every time. It is for one agent.
-use std::net::{SocketAddr, UdpSocket};
+//! A long path between agent and proxy: a UDP relay that delays every datagram and drops some of them, in a sequence that is the same every
+//! time. It serves one agent.
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::quic::raise_buffers;
 use crate::{text, wait};
 
-/// Bytes under way in one direction; a router has no more either.
+/// Bytes on their way in one direction.
 const QUEUE_LIMIT: usize = 64 << 20;
 const LARGEST: usize = 65_535;
 
@@ -22,10 +23,10 @@ struct Datagram {
 }
 
 /// Runs until standard input ends; then says what went through and what was lost.
-pub fn run(to: &str, delay: Duration, loss: f64) -> Result<(), String> {
+pub fn run(host: IpAddr, to: &str, delay: Duration, loss: f64) -> Result<(), String> {
     let to: SocketAddr = to.parse().map_err(text)?;
-    let near = socket()?;
-    let far = socket()?;
+    let near = socket(host)?;
+    let far = socket(host)?;
     far.connect(to).map_err(text)?;
     println!("{}", json!({ "listening": near.local_addr().map_err(text)?.to_string() }));
     let agent: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
@@ -38,10 +39,10 @@ pub fn run(to: &str, delay: Duration, loss: f64) -> Result<(), String> {
         Dice::new(1, loss),
         move |buffer| {
             let (n, from) = from_agent.recv_from(buffer)?;
-            *known.lock().expect("nobody panics") = Some(from);
+            *known.lock().expect("no holder of the lock panics") = Some(from);
             Ok(n)
         },
-        move |data| drop(to_proxy.send(data)), // refused: the proxy is gone, and whoever waits for it finds out
+        move |data| drop(to_proxy.send(data)), // refused: the proxy is gone, or the datagram is too large
     );
     direction(
         &counts[1],
@@ -49,7 +50,7 @@ pub fn run(to: &str, delay: Duration, loss: f64) -> Result<(), String> {
         Dice::new(2, loss),
         move |buffer| far.recv(buffer),
         move |data| {
-            if let Some(agent) = *agent.lock().expect("nobody panics") {
+            if let Some(agent) = *agent.lock().expect("no holder of the lock panics") {
                 let _ = near.send_to(data, agent);
             }
         },
@@ -63,10 +64,31 @@ pub fn run(to: &str, delay: Duration, loss: f64) -> Result<(), String> {
     Ok(())
 }
 
-fn socket() -> Result<UdpSocket, String> {
-    let socket = UdpSocket::bind("127.0.0.1:0").map_err(text)?;
+fn socket(host: IpAddr) -> Result<UdpSocket, String> {
+    let socket = UdpSocket::bind((host, 0)).map_err(text)?;
     raise_buffers(&socket);
+    forbid_fragments(&socket)?;
     Ok(socket)
+}
+
+/// A datagram that exceeds the MTU of the way out is lost, as at a router: QUIC's search for the MTU depends on it.
+fn forbid_fragments(socket: &UdpSocket) -> Result<(), String> {
+    let value = libc::IP_PMTUDISC_PROBE;
+    // SAFETY: a plain setsockopt with an int that outlives the call
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            &value as *const libc::c_int as *const libc::c_void,
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(text(std::io::Error::last_os_error()))
+    }
 }
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
-//! Both ends of what the bench measures: `load origin` is the server behind the agent, and most other modes are its clients, which know
-//! CONNECT and Basic credentials. The rest is what it is compared with, and what stands around it. It prints one JSON object a line.
+//! Both ends of what the bench measures: `load origin` is the server behind the agent, and most other modes are clients, which use CONNECT
+//! with Basic credentials. The other modes are baselines, simulated agents and a relay. Each prints one JSON object per line.
 mod bare;
 mod bulk;
 mod connect;
@@ -14,6 +14,7 @@ mod rtt;
 mod stats;
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,11 +34,11 @@ const USAGE: &str = "usage:
   load idle --target HOST:PORT [--tunnels 100]                               holds them until standard input ends
 clients reach the target through a proxy with: --proxy HOST:PORT --user ID:PASSWORD
   load flock --quic HOST:PORT --ca FILE [--agents 100]                       agents of a proxy, until standard input ends
-  load link --to HOST:PORT [--delay-ms 50] [--loss 0.01]                     UDP relay, until standard input ends
-what bare QUIC can do:
-  load bare --cert FILE --key FILE                                           an origin; down, up, both, rate and rtt reach it with
+  load link --to HOST:PORT [--delay-ms 50] [--loss 0.01] [--host 127.0.0.1]  UDP relay, until standard input ends
+baselines on bare QUIC:
+  load bare --cert FILE --key FILE [--host 127.0.0.1]                        an origin; down, up, both, rate and rtt reach it with
                                                                              --quic HOST:PORT --ca FILE in place of --target
-  load ingress --cert FILE --key FILE                                        TCP to QUIC
+  load ingress --cert FILE --key FILE [--host 127.0.0.1]                     TCP to QUIC
   load egress --quic HOST:PORT --ca FILE --target HOST:PORT                  and back to TCP";
 
 fn main() -> ExitCode {
@@ -121,7 +122,7 @@ fn run() -> Result<(), String> {
     }
 }
 
-/// What is neither the origin nor its clients.
+/// The modes that are neither the origin nor its clients.
 fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
     match mode.as_str() {
         "flow" => {
@@ -133,7 +134,7 @@ fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
         "flock" => {
             let (proxy, ca, agents) = (args.need("quic")?, args.need("ca")?, args.take("agents", 100)?);
             args.finish()?;
-            // one thread, in the background: keep-alives are what they are there for
+            // one thread, in the background, which sends keep-alives
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(text)?;
             let (connections, gathered) = runtime.block_on(flock::gather(proxy, &ca, agents))?;
             print(mode.clone(), gathered);
@@ -144,18 +145,18 @@ fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
             Ok(())
         }
         "link" => {
-            let (to, delay, loss) = (args.need("to")?, args.take("delay-ms", 50)?, args.take("loss", 0.01)?);
+            let (host, to, delay, loss) = (args.host()?, args.need("to")?, args.take("delay-ms", 50)?, args.take("loss", 0.01)?);
             args.finish()?;
-            link::run(&to, Duration::from_millis(delay), loss)
+            link::run(host, &to, Duration::from_millis(delay), loss)
         }
         "bare" | "ingress" => {
-            let (cert, key) = (args.need("cert")?, args.need("key")?);
+            let (host, cert, key) = (args.host()?, args.need("cert")?, args.need("key")?);
             args.finish()?;
             let runtime = quic::runtime()?;
             if mode == "bare" {
-                runtime.block_on(bare::serve(&cert, &key))
+                runtime.block_on(bare::serve(host, &cert, &key))
             } else {
-                runtime.block_on(hops::ingress(&cert, &key))
+                runtime.block_on(hops::ingress(host, &cert, &key))
             }
         }
         "egress" => {
@@ -167,7 +168,7 @@ fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
     }
 }
 
-/// One thread: a client costs as little as it can of what it shares with the programs it measures.
+/// One thread, so that a client takes little of the cores that it shares with the programs it measures.
 fn single() -> Result<Runtime, String> {
     Builder::new_current_thread().enable_all().build().map_err(text)
 }
@@ -234,6 +235,11 @@ impl Args {
             .ok_or_else(|| format!("Cannot start: --{name} is needed\n{USAGE}"))
     }
 
+    /// The address to listen on.
+    fn host(&mut self) -> Result<IpAddr, String> {
+        self.take("host", IpAddr::from(Ipv4Addr::LOCALHOST))
+    }
+
     fn way(&mut self) -> Result<Way, String> {
         match self.0.remove("quic") {
             None => Ok(Way::Tcp(self.via()?)),
@@ -249,7 +255,7 @@ impl Args {
         Ok(Via::new(target, self.0.remove("proxy"), self.0.remove("user")))
     }
 
-    /// What nobody took is a mistake.
+    /// An option that no mode has taken is a mistake.
     fn finish(self) -> Result<(), String> {
         match self.0.keys().next() {
             None => Ok(()),

@@ -16,7 +16,7 @@ pub const CHUNK: usize = 256 * 1024;
 /// Transfers from this size on get a thread with a blocking socket, which costs the least a byte and disturbs no echo.
 const BULK: u64 = 1 << 20;
 const LINE_LIMIT: usize = 64;
-/// A transfer in which nothing moves for so long has failed.
+/// A transfer in which no byte moves for this long has failed.
 pub const STALL: Duration = Duration::from_secs(30);
 
 pub async fn serve(listen: &str) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! QUIC as the native engine sets it up (native/src/quic/transport.rs): the same windows, timings, packet sizes, sockets and cryptography, so that what
 //! bare QUIC reaches is the limit of the engine.
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +52,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-fn socket(address: &str) -> Result<std::net::UdpSocket, String> {
-    let address: SocketAddr = address.parse().map_err(text)?;
+fn socket(address: SocketAddr) -> Result<std::net::UdpSocket, String> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP)).map_err(text)?;
     socket.set_nonblocking(true).map_err(text)?;
     raise_buffers(&socket);
@@ -87,7 +86,7 @@ fn endpoint_config() -> EndpointConfig {
 }
 
 /// Listens on UDP with a certificate and key in PEM files.
-pub fn listen(address: &str, cert: &str, key: &str) -> Result<Endpoint, String> {
+pub fn listen(address: SocketAddr, cert: &str, key: &str) -> Result<Endpoint, String> {
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect)
         .map_err(|e| format!("Cannot read {cert}: {e}"))?;
@@ -118,7 +117,13 @@ pub fn dialler(ca: &str, alpn: &[&str], streams: u32) -> Result<Endpoint, String
     crypto.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(crypto).map_err(text)?));
     config.transport_config(transport(streams));
-    let mut endpoint = Endpoint::new(endpoint_config(), None, socket("0.0.0.0:0")?, Arc::new(quinn::TokioRuntime)).map_err(text)?;
+    let mut endpoint = Endpoint::new(
+        endpoint_config(),
+        None,
+        socket((Ipv4Addr::UNSPECIFIED, 0).into())?,
+        Arc::new(quinn::TokioRuntime),
+    )
+    .map_err(text)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }

@@ -1,0 +1,66 @@
+// Tables of measured values in documents, which the bench writes.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { writeBlocks } from "../bench/quotes.ts";
+import type { Results } from "../bench/results.ts";
+
+/** The formatter pads cells and breaks lines. */
+const normalize = (text: string) => text.replace(/-{3,}/g, "---").replace(/\s+/g, " ");
+
+const RESULTS: Results = {
+  machine: {
+    date: "2026-11-29T20:45:00.000Z",
+    cpu: "CPU",
+    cores: 2,
+    memoryGiB: 8,
+    system: "Linux 6.18",
+    loadAverage: 0.1,
+    network: "veth of MTU 1,500, TCP cubic",
+  },
+  subjects: [{ name: "one", version: "1.0" }, { name: "two" }],
+  runs: [
+    { scenario: "down", round: 1, subject: "one", values: { mbPerSecond: 1_000 }, errors: {} },
+    { scenario: "down", round: 1, subject: "two", values: { mbPerSecond: 400 }, errors: {} },
+    { scenario: "down", round: 2, subject: "one", values: { mbPerSecond: 1_200 }, errors: {} },
+    { scenario: "down", round: 2, subject: "two", values: {}, errors: { "transfer: reset": 2 } },
+  ],
+};
+
+function block(head: string): string {
+  return `before\n\n<!-- bench:${head} -->\nold\n<!-- /bench -->\n\nafter\n`;
+}
+
+describe("a block of the bench", () => {
+  it("has medians of each subject, how they were measured, and what failed", () => {
+    const text = writeBlocks(block("name down.mbPerSecond"), () => RESULTS);
+    assert.match(text, /^before\n\n<!-- bench:name down\.mbPerSecond -->\n/);
+    assert.match(text, /\| one tunnel, origin to client: throughput, MB\/s \| 1,100 \| 400 \|/);
+    assert.match(normalize(text), /Measured on 29 November 2026: veth of MTU 1,500, TCP cubic; 2 cores for everything \(CPU, 8 GiB\)/);
+    assert.match(text, /medians of 2 alternating rounds\. Versions: one 1\.0\./);
+    assert.match(text, /Failures: two, `down`: transfer: reset \(2\)\./);
+    assert.match(text, /<!-- \/bench -->\n\nafter\n$/);
+    assert.doesNotMatch(text, /\bold\b/);
+  });
+
+  it("has all metrics of a scenario, with the ratios of adjacent runs", () => {
+    const text = writeBlocks(block("name down"), () => RESULTS);
+    assert.match(text, /\| throughput, MB\/s +\| +1,100 \| +400 \| +2\.50 \| +2\.50 … 2\.50 \|/);
+  });
+
+  it("is written once: writing it again changes nothing", () => {
+    const once = writeBlocks(block("name down.mbPerSecond down"), () => RESULTS);
+    assert.equal(writeBlocks(once, () => RESULTS), once);
+  });
+
+  const refused: Record<string, readonly [string, RegExp]> = {
+    "does not end": ["<!-- bench:name down -->\n", /does not end/],
+    "ends twice": [`${block("name down")}<!-- /bench -->\n`, /does not end/],
+    "has no items": [block("name"), /no items/],
+    "names an unknown scenario": [block("name sideways"), /There is no sideways/],
+    "names an unknown metric": [block("name down.colour"), /There is no down\.colour/],
+    "names a scenario that was not measured": [block("name rtt"), /no rtt/],
+  };
+  for (const [what, [text, reason]] of Object.entries(refused)) {
+    it(`is refused if it ${what}`, () => assert.throws(() => writeBlocks(text, () => RESULTS), reason));
+  }
+});
