@@ -132,7 +132,7 @@ describe("the native network", () => {
       "engine.cjs",
       `exports.Engine = class {
         constructor(settle) { exports.settle = settle; }
-        hold() {}
+        setRef() {}
         listenTcp(op) { exports.op = op; }
       };`,
     );

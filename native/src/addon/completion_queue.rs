@@ -173,7 +173,7 @@ impl CompletionQueue {
     }
 
     /// Sets whether pending results keep the process alive.
-    pub fn hold(&self, env: &Env, on: bool) {
+    pub fn set_ref(&self, env: &Env, on: bool) {
         if let Some(Wake(wake)) = lock(&self.state).wake {
             // SAFETY: called on the JavaScript thread, and the function is alive while it is in the state
             unsafe {

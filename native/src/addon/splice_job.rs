@@ -16,7 +16,7 @@ use crate::time::millis;
 pub struct SpliceJob {
     pub state: Arc<EngineState>,
     promise: Promise,
-    pub prologue_to_a: Bytes,
+    pub initial_data_to_a: Bytes,
     idle: Option<Duration>,
     limiter: RateLimiter,
     pub cancel: Arc<CancelSignal>,
@@ -39,7 +39,7 @@ impl SpliceJob {
     pub fn new(
         state: &Arc<EngineState>,
         op: f64,
-        prologue_to_a: Option<&[u8]>,
+        initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
         cancellable: bool,
@@ -52,7 +52,7 @@ impl SpliceJob {
         Self {
             state: state.clone(),
             promise: state.promise(op),
-            prologue_to_a: prologue_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
+            initial_data_to_a: initial_data_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
             idle: (idle_timeout_ms > 0).then(|| millis(idle_timeout_ms)),
             limiter: state.rate_limiter(&rates.unwrap_or_default()),
             cancel,
@@ -63,8 +63,8 @@ impl SpliceJob {
 
     /// Relays until both directions have ended, and frees the handles of the streams that have one.
     pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
-        let prologue = std::mem::take(&mut self.prologue_to_a);
-        let done = splice::run(halves, prologue, self.idle, &self.limiter, &self.cancel).await;
+        let initial_data = std::mem::take(&mut self.initial_data_to_a);
+        let done = splice::run(halves, initial_data, self.idle, &self.limiter, &self.cancel).await;
         {
             let mut streams = lock(&self.state.streams);
             for number in numbers.into_iter().flatten() {

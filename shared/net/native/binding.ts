@@ -28,11 +28,11 @@ import type {
 } from "../types.ts";
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
-import type { Addon, Copied, Engine, EngineConstructor, EngineServerTls, RawError } from "./engine.ts";
+import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawSpliceResult } from "./engine.ts";
 import { NativeSessionListener, NativeTcpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
-import { beginCopy, NativeDuplex, NativeRate, numbersOf, toSpliceResult } from "./streams.ts";
+import { beginSplice, NativeDuplex, NativeRate, numbersOf, toSpliceResult } from "./streams.ts";
 
 /** Options of the native network. */
 export interface NativeNetOptions {
@@ -198,8 +198,8 @@ class NativeNet implements Net {
   async probeUdp({ host, port, timeoutMs, signal }: ProbeUdpOptions): Promise<NetError | undefined> {
     checkSignal(signal);
     checkPort(port);
-    const fault = await this.#calls.cancellable<RawError | null>(signal, (op, engine) => engine.probeUdp(op, host, port, timeoutMs));
-    return fault ? toError(fault) : undefined;
+    const error = await this.#calls.cancellable<RawError | null>(signal, (op, engine) => engine.probeUdp(op, host, port, timeoutMs));
+    return error ? toError(error) : undefined;
   }
 
   async splice(a: Duplex, b: Duplex, options: SpliceOptions = {}): Promise<SpliceResult> {
@@ -211,7 +211,7 @@ class NativeNet implements Net {
     const [aId, bId] = [a.give(), b.give()];
     const start = (op: number, engine: Engine) =>
       engine.splice(op, aId, bId, initialDataToA, idleTimeoutMs ?? 0, limits, signal !== undefined);
-    return toSpliceResult(await this.#calls.cancellable<Copied>(signal, start));
+    return toSpliceResult(await this.#calls.cancellable<RawSpliceResult>(signal, start));
   }
 
   async connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options: SpliceOptions = {}): Promise<ConnectedTunnel> {
@@ -220,14 +220,14 @@ class NativeNet implements Net {
     checkSignal(signal);
     checkPort(port);
     const wanted = tls && this.#clientTls.get(tls);
-    const [remote, ended] = await beginCopy<string>(
+    const [remote, ended] = await beginSplice<string>(
       this.#calls,
       a,
       options,
       (first, second, id, rates, engine) =>
         engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, wanted, initialDataToA, idleTimeoutMs ?? 0, rates),
     );
-    return { remote, ended: ended.then((copied) => toSpliceResult(copied!)) };
+    return { remote, ended: ended.then((result) => toSpliceResult(result!)) };
   }
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {

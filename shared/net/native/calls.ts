@@ -124,7 +124,7 @@ export class Calls {
         return;
       }
       this.#pending.set(op, { resolve, reject });
-      if (this.#pending.size === 1) this.engine.hold(true);
+      if (this.#pending.size === 1) this.engine.setRef(true);
     });
     return { op, promise };
   }
@@ -132,17 +132,17 @@ export class Calls {
   #settle(batch: unknown[], warn: (message: string) => void): void {
     for (let i = 0; i < batch.length; i += 3) {
       const op = batch[i] as number;
-      const fault = batch[i + 1] as RawError | undefined;
+      const error = batch[i + 1] as RawError | undefined;
       if (op === WARNING) {
         warn(batch[i + 2] as string);
         continue;
       }
       const pending = this.#pending.get(op);
       this.#pending.delete(op);
-      if (fault) pending?.reject(toError(fault));
+      if (error) pending?.reject(toError(error));
       else pending?.resolve(batch[i + 2]);
     }
-    if (this.#pending.size === 0) this.engine.hold(false);
+    if (this.#pending.size === 0) this.engine.setRef(false);
   }
 }
 
@@ -151,8 +151,8 @@ export function checkSignal(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new NetError("cancelled", "The call was cancelled before it started");
 }
 
-export function check(verdict: RawResult): void {
-  if (verdict) throw new NetError(verdict[0], inWords(verdict[1]));
+export function check(result: RawResult): void {
+  if (result) throw new NetError(result[0], inWords(result[1]));
 }
 
 /** The engine would truncate the port to 16 bits. */

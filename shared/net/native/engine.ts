@@ -12,10 +12,10 @@ export type RawError = [code: NetErrorCode, message: string, appCode: number | u
 export type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
 export type Heads = { limit: number; timeoutMs: number; maxPending: number; proxyProtocol: readonly string[] } & PerAddress;
 export type Handshakes = { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress;
-/** Result of a relay: bytes per direction, error, and side of the error. */
-export type Copied = [aToB: number, bToA: number, fault: RawError | undefined, side: 0 | 1 | undefined];
+/** Result of a splice: bytes per direction, error, and side of the error. */
+export type RawSpliceResult = [aToB: number, bToA: number, error: RawError | undefined, side: 0 | 1 | undefined];
 /** A stream, and the response head received on it. */
-export type Answer = [stream: number, head: string];
+export type RawResponse = [stream: number, head: string];
 export type RawResult = [code: NetErrorCode, message: string] | null | undefined;
 
 /** TLS settings for the engine, in DER. */
@@ -33,9 +33,8 @@ export interface EngineClientTls extends Omit<ClientTls, "ca" | "cert" | "key"> 
 }
 
 export interface Engine {
-  hold(on: boolean): void;
+  setRef(on: boolean): void;
   close(): void;
-  held(): number[];
   stalledMs(): number;
   limitBuffers(bytes: number): void;
   bufferedBytes(): number;
@@ -78,10 +77,10 @@ export interface Engine {
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
   acceptRequests(op: number, connection: number, heads: Heads): void;
-  exchange(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number): void;
-  giveUpExchanges(connection: number): void;
-  exchangeAndSplice(
-    answeredOp: number,
+  request(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number): void;
+  cancelRequests(connection: number): void;
+  openTunnel(
+    responseOp: number,
     op: number,
     connection: number,
     head: Uint8Array,
@@ -89,7 +88,7 @@ export interface Engine {
     headLimit: number,
     established: Uint8Array,
     a: number,
-    prologue: Uint8Array | undefined,
+    initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,
     cancellable: boolean,
@@ -113,7 +112,7 @@ export interface Engine {
     op: number,
     a: number,
     b: number,
-    prologue: Uint8Array | undefined,
+    initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,
     cancellable: boolean,
@@ -127,7 +126,7 @@ export interface Engine {
     addresses: readonly string[] | undefined,
     timeoutMs: number,
     tls: EngineClientTls | undefined,
-    prologue: Uint8Array | undefined,
+    initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,
   ): void;

@@ -15,9 +15,9 @@ import type {
   SpliceOptions,
 } from "../types.ts";
 import { type Calls, checkSignal } from "./calls.ts";
-import type { Answer, Engine } from "./engine.ts";
+import type { Engine, RawResponse } from "./engine.ts";
 import { HEAD_LIMIT, heads } from "./options.ts";
-import { beginCopy, NativeDuplex, toIncoming, toSpliceResult } from "./streams.ts";
+import { beginSplice, NativeDuplex, toIncoming, toSpliceResult } from "./streams.ts";
 
 /** Code and reason with which a listener has closed its sessions. */
 export interface ListenerEnd {
@@ -68,12 +68,11 @@ export class NativeSession implements AgentSession {
 
   async request(head: Uint8Array, { timeoutMs, headLimit, signal }: RequestOptions): Promise<AgentResponse> {
     checkSignal(signal);
-    const start = (op: number, engine: Engine) => engine.exchange(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT);
-    const answer = await this.#calls.cancellable<Answer>(signal, start);
-    return this.#exchanged(answer);
+    const start = (op: number, engine: Engine) => engine.request(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT);
+    return this.#toResponse(await this.#calls.cancellable<RawResponse>(signal, start));
   }
 
-  #exchanged([stream, head]: Answer): AgentResponse {
+  #toResponse([stream, head]: RawResponse): AgentResponse {
     return { stream: new NativeDuplex(this.#calls, stream, this.remote), head };
   }
 
@@ -85,12 +84,12 @@ export class NativeSession implements AgentSession {
   ): Promise<AgentResponse | Spliced> {
     const { initialDataToA, idleTimeoutMs, signal } = options;
     checkSignal(signal);
-    const [answer, ended, given] = await beginCopy<Answer | null>(
+    const [response, ended, given] = await beginSplice<RawResponse | null>(
       this.#calls,
       a,
       options,
       (first, second, id, rates, engine) =>
-        engine.exchangeAndSplice(
+        engine.openTunnel(
           first,
           second,
           this.#id,
@@ -105,13 +104,13 @@ export class NativeSession implements AgentSession {
           signal !== undefined,
         ),
     );
-    if (answer === null) return { ended: ended.then((copied) => toSpliceResult(copied!)) };
+    if (response === null) return { ended: ended.then((result) => toSpliceResult(result!)) };
     given.takeBack();
-    return this.#exchanged(answer);
+    return this.#toResponse(response);
   }
 
   cancelRequests(): void {
-    this.#calls.engine.giveUpExchanges(this.#id);
+    this.#calls.engine.cancelRequests(this.#id);
   }
 
   async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {

@@ -2,7 +2,7 @@
 import { NetError } from "../errors.ts";
 import type { Duplex, Incoming, Rate, SpliceOptions, SpliceResult } from "../types.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
-import type { Copied, Engine, RawError } from "./engine.ts";
+import type { Engine, RawError, RawSpliceResult } from "./engine.ts";
 
 export class NativeDuplex implements Duplex {
   readonly #calls: Calls;
@@ -76,11 +76,11 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[
   if (batch === null) return null;
   const all: Incoming[] = [];
   for (let i = 0; i < batch.length; i += 4) {
-    const fault = batch[i + 3] as RawError | undefined;
+    const error = batch[i + 3] as RawError | undefined;
     all.push({
       stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
       head: batch[i + 2] as string | undefined,
-      error: fault && toError(fault),
+      error: error && toError(error),
     });
   }
   return all;
@@ -91,16 +91,19 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[
  * restored if the operation fails.
  * @throws {NetError} `invalid`, `closed`, and as the operation
  */
-export async function beginCopy<T>(
+export async function beginSplice<T>(
   calls: Calls,
   a: Duplex,
   { rates, signal }: SpliceOptions,
   start: (first: number, second: number, id: number, rates: number[] | undefined, engine: Engine) => void,
-): Promise<[first: T, ended: Promise<Copied | undefined>, a: NativeDuplex]> {
+): Promise<[first: T, ended: Promise<RawSpliceResult | undefined>, a: NativeDuplex]> {
   if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
   const limits = numbersOf(rates);
   const id = a.give();
-  const [first, ended] = calls.callTwice<T, Copied | undefined>(signal, (op, second, engine) => start(op, second, id, limits, engine));
+  const [first, ended] = calls.callTwice<T, RawSpliceResult | undefined>(
+    signal,
+    (op, second, engine) => start(op, second, id, limits, engine),
+  );
   try {
     return [await first, ended, a];
   } catch (cause) {
@@ -110,8 +113,8 @@ export async function beginCopy<T>(
   }
 }
 
-export function toSpliceResult([aToB, bToA, fault, side]: Copied): SpliceResult {
-  return { aToB, bToA, error: fault && toError(fault), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+export function toSpliceResult([aToB, bToA, error, side]: RawSpliceResult): SpliceResult {
+  return { aToB, bToA, error: error && toError(error), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
 }
 
 /** @throws {NetError} `invalid` */

@@ -66,29 +66,14 @@ impl Engine {
 
     /// Sets whether pending results keep the process alive.
     #[napi]
-    pub fn hold(&self, env: Env, on: bool) {
-        self.state.completions.hold(&env, on);
+    pub fn set_ref(&self, env: Env, on: bool) {
+        self.state.completions.set_ref(&env, on);
     }
 
     /// Closes all handles and cancels all calls.
     #[napi]
     pub fn close(&self) {
         self.state.close();
-    }
-
-    /// Numbers of open streams, connections, TCP listeners and QUIC listeners.
-    #[napi]
-    pub fn held(&self) -> Vec<u32> {
-        let state = &self.state;
-        let listeners = [lock(&state.tcp_listeners).len(), lock(&state.quic_listeners).len()];
-        [
-            lock(&state.streams).len(),
-            lock(&state.connections).len(),
-            listeners[0],
-            listeners[1],
-        ]
-        .map(|n| n as u32)
-        .to_vec()
     }
 
     /// Milliseconds for which the runtime has not run; see [`RuntimeWatchdog::stalled_for`].

@@ -188,7 +188,7 @@ impl Engine {
 
     /// Returns a stream and the response head.
     #[napi]
-    pub fn exchange(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32) {
+    pub fn request(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32) {
         let state = self.state.clone();
         let request = self
             .state
@@ -202,7 +202,7 @@ impl Engine {
 
     /// Cancels the pending requests of a connection.
     #[napi]
-    pub fn give_up_exchanges(&self, connection: f64) {
+    pub fn cancel_requests(&self, connection: f64) {
         if let Some(connection) = self.state.connection(connection) {
             connection.cancel_requests.send_replace(());
         }

@@ -16,12 +16,12 @@ use crate::time::millis;
 #[napi]
 impl Engine {
     /// If the response head equals `established`: null, and the result of the splice under `op`, as with `splice`. Otherwise: as with
-    /// `exchange`, undefined under `op`, and `a` is unchanged.
+    /// `request`, undefined under `op`, and `a` is unchanged.
     #[napi]
     #[allow(clippy::too_many_arguments)] // as with `splice`
-    pub fn exchange_and_splice(
+    pub fn open_tunnel(
         &self,
-        answered_op: f64,
+        response_op: f64,
         op: f64,
         connection: f64,
         head: &[u8],
@@ -29,41 +29,41 @@ impl Engine {
         head_limit: u32,
         established: &[u8],
         a: f64,
-        prologue_to_a: Option<&[u8]>,
+        initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
         cancellable: bool,
     ) {
         let state = &self.state;
-        let answered = state.promise(answered_op);
+        let response_promise = state.promise(response_op);
         let (Some(a_stream), false) = (state.stream(a), state.closed.load(Ordering::SeqCst)) else {
             return drop(state.promise(op));
         };
         let Some(connection) = state.connection(connection) else {
             drop(state.promise(op));
-            return answered.settle(Err(closed("connection")));
+            return response_promise.settle(Err(closed("connection")));
         };
         // boxed: the task should not be larger than the splice needs
         let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize));
         let established = Bytes::copy_from_slice(established);
-        let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        let mut job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, cancellable);
         state.runtime.spawn(async move {
             let response = tokio::select! {
                 response = Box::pin(a_stream.while_connected(&job.cancel, request)) => response,
                 () = job.cancel.cancelled() => Err(NetError::cancelled()),
             };
             match response {
-                Ok((b, answer)) if answer == established => {
+                Ok((b, head)) if head == established => {
                     let mut halves = Box::new((a_stream.take(&job.cancel), b.into()));
                     drop(a_stream);
                     // before JavaScript is woken: the client waits for it
-                    halves.0.write_now(&mut job.prologue_to_a);
-                    job.state.settle_low_priority(answered, Value::Null);
+                    halves.0.write_now(&mut job.initial_data_to_a);
+                    job.state.settle_low_priority(response_promise, Value::Null);
                     job.run(halves, [Some(a), None]).await;
                 }
                 response => {
-                    let answer = response.map(|(b, answer)| Value::Array(vec![job.state.add_stream(b), Value::Latin1(answer)]));
-                    answered.settle(answer);
+                    let response = response.map(|(b, head)| Value::Array(vec![job.state.add_stream(b), Value::Latin1(head)]));
+                    response_promise.settle(response);
                     job.settle(Value::Undefined);
                 }
             }
@@ -78,7 +78,7 @@ impl Engine {
         op: f64,
         a: f64,
         b: f64,
-        prologue_to_a: Option<&[u8]>,
+        initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
         cancellable: bool,
@@ -87,10 +87,10 @@ impl Engine {
         let (Some(a_stream), Some(b_stream), true) = (state.stream(a), state.stream(b), a != b) else {
             return drop(state.promise(op));
         };
-        let mut job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, cancellable);
+        let mut job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, cancellable);
         let mut halves = Box::new((a_stream.take(&job.cancel), b_stream.take(&job.cancel)));
         // without waiting for the task: the client waits for its 200
-        halves.0.write_now(&mut job.prologue_to_a);
+        halves.0.write_now(&mut job.initial_data_to_a);
         state.runtime.spawn(job.run(halves, [Some(a), Some(b)]));
     }
 
@@ -108,7 +108,7 @@ impl Engine {
         addresses: Option<Vec<String>>,
         timeout_ms: u32,
         tls: Option<ClientTls>,
-        prologue_to_a: Option<&[u8]>,
+        initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
     ) {
@@ -117,7 +117,7 @@ impl Engine {
         let (Some(a_stream), false) = (state.stream(a), state.closed.load(Ordering::SeqCst)) else {
             return drop(state.promise(op));
         };
-        let job = SpliceJob::new(state, op, prologue_to_a, idle_timeout_ms, rates, true);
+        let job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, true);
         state.runtime.spawn(async move {
             // boxed: the task should not be larger than the splice needs
             let state = job.state.clone();
