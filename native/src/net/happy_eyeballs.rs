@@ -192,9 +192,9 @@ pub fn more_specific(a: Option<NetError>, b: NetError) -> NetError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::dns::tests::{has, Say, Server};
+    use crate::net::dns::test_server::{has, Say, Server};
     use crate::net::dns::Family;
-    use crate::net::resolver_config::Paths;
+    use crate::net::resolver::config::Paths;
 
     fn resolver() -> Arc<Resolver> {
         Resolver::new(tokio::runtime::Handle::current(), Default::default())
