@@ -1,0 +1,153 @@
+//! TLS configurations. Errors name the cause, but never reveal a key. PEM is read by `shared/net/pem.ts`.
+mod authorities;
+mod options;
+mod verifier;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ::aws_lc_rs::{hkdf, hmac};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio_rustls::TlsConnector;
+
+pub use self::options::{ClientTls, Der, ServerTls};
+use self::verifier::Verifier;
+use crate::error::{NetError, NetErrorCode};
+use crate::sync::lock;
+
+/// QUIC requires TLS 1.3 (RFC 9001 §4.2).
+pub static QUIC_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+pub static TCP_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    // protects recorded traffic against future quantum computers
+    provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    Arc::new(provider)
+}
+
+pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ServerConfig, NetError> {
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(|e| NetError::tls("Cannot set up TLS", e))?;
+    let builder = match &tls.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = RootCertStore::empty();
+            authorities::add(&mut roots, ca, "client CA")?;
+            let lists = tls.client_crl.iter().flatten();
+            let lists = lists.map(|list| CertificateRevocationListDer::from(list.to_vec()));
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .with_crls(lists)
+                .allow_unknown_revocation_status() // a CA without a CRL revokes nothing
+                .build()
+                .map_err(|e| NetError::tls("Cannot use the client CA or CRL", e))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(chain(&tls.cert), private_key(&tls.key)?)
+        .map_err(|e| NetError::tls("Cannot use the certificate and key", e))?;
+    config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
+    Ok(config)
+}
+
+pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ClientConfig, NetError> {
+    let provider = provider();
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(|e| NetError::tls("Cannot set up TLS", e))?
+        .dangerous()
+        .with_custom_certificate_verifier(Verifier::new(tls, provider)?);
+    let mut config = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => builder
+            .with_client_auth_cert(chain(cert), private_key(key)?)
+            .map_err(|e| NetError::tls("Cannot use the client certificate and key", e))?,
+        (None, None) => builder.with_no_client_auth(),
+        _ => {
+            return Err(NetError::tls(
+                "Cannot use the client certificate",
+                "certificate and key must be given together",
+            ))
+        }
+    };
+    config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
+    Ok(config)
+}
+
+/// Lifetime of the cached connector: the system's CA bundle may change.
+const CONNECTOR_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The connector used last. Creating one parses certificates and reads the CA bundle; reusing one resumes sessions (RFC 8446 §2.2).
+#[derive(Default)]
+pub struct LastConnector(Mutex<Option<(Instant, ClientTls, TlsConnector)>>);
+
+impl LastConnector {
+    pub fn get(&self, tls: ClientTls) -> Result<TlsConnector, NetError> {
+        let mut last = lock(&self.0);
+        if let Some((made, of, connector)) = &*last {
+            if made.elapsed() < CONNECTOR_LIFETIME && *of == tls {
+                return Ok(connector.clone());
+            }
+        }
+        let connector = TlsConnector::from(Arc::new(client(&tls, TCP_VERSIONS, &[])?));
+        *last = Some((Instant::now(), tls, connector.clone()));
+        Ok(connector)
+    }
+}
+
+pub fn server_name(name: &str) -> Result<ServerName<'static>, NetError> {
+    // a zone (RFC 6874) is not part of the identity
+    let name = name.split('%').next().unwrap_or(name);
+    ServerName::try_from(name.to_owned()).map_err(|_| NetError::new(NetErrorCode::Invalid, format!("Cannot use {name:?} as a server name")))
+}
+
+fn chain(certificates: &[Der]) -> Vec<CertificateDer<'static>> {
+    certificates.iter().map(|der| CertificateDer::from(der.to_vec())).collect()
+}
+
+/// Detects PKCS #8, PKCS #1 or SEC 1.
+fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, NetError> {
+    PrivateKeyDer::try_from(der.to_vec()).map_err(|e| NetError::tls("Cannot read the private key", e))
+}
+
+/// Derives a secret from the private key with HKDF (RFC 5869), for one purpose.
+pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, NetError> {
+    let key = private_key(key)?;
+    let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http").extract(key.secret_der());
+    let purpose = [purpose];
+    let derived = secret.expand(&purpose, hmac::HMAC_SHA256);
+    Ok(derived.map_err(|e| NetError::tls("Cannot derive a secret", e))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn junk_is_an_error_of_tls() {
+        let junk = || Der(b"junk".to_vec());
+        let tls = ServerTls {
+            cert: vec![junk()],
+            key: junk(),
+            client_ca: None,
+            client_crl: None,
+        };
+        assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, NetErrorCode::Tls);
+        let tls = ClientTls {
+            ca: Some(vec![junk()]),
+            ..Default::default()
+        };
+        assert_eq!(client(&tls, TCP_VERSIONS, &[]).unwrap_err().code, NetErrorCode::Tls);
+    }
+
+    #[test]
+    fn the_post_quantum_group_is_offered_first() {
+        assert_eq!(provider().kx_groups[0].name(), rustls::NamedGroup::X25519MLKEM768);
+    }
+}

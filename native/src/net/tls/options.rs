@@ -1,0 +1,62 @@
+//! TLS settings as JavaScript passes them, in DER.
+use std::ops::Deref;
+
+use napi::bindgen_prelude::{FromNapiValue, TypeName, Uint8Array, ValidateNapiValue};
+use napi::{sys, ValueType};
+
+/// DER of a certificate, a key or a revocation list.
+#[derive(Clone, PartialEq)]
+pub struct Der(pub Vec<u8>);
+
+impl Deref for Der {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TypeName for Der {
+    fn type_name() -> &'static str {
+        Uint8Array::type_name()
+    }
+
+    fn value_type() -> ValueType {
+        Uint8Array::value_type()
+    }
+}
+
+impl ValidateNapiValue for Der {
+    unsafe fn validate(env: sys::napi_env, value: sys::napi_value) -> napi::Result<sys::napi_value> {
+        // SAFETY: both come from the caller, who has the same duties
+        unsafe { Uint8Array::validate(env, value) }
+    }
+}
+
+impl FromNapiValue for Der {
+    unsafe fn from_napi_value(env: sys::napi_env, value: sys::napi_value) -> napi::Result<Self> {
+        // SAFETY: both come from the caller, who has the same duties; the bytes are copied here and now
+        let bytes = unsafe { Uint8Array::from_napi_value(env, value) }?;
+        Ok(Self(bytes.to_vec()))
+    }
+}
+
+#[napi_derive::napi(object, object_to_js = false)]
+#[derive(Clone)]
+pub struct ServerTls {
+    pub cert: Vec<Der>,
+    pub key: Der,
+    pub client_ca: Option<Vec<Der>>,
+    pub client_crl: Option<Vec<Der>>,
+}
+
+#[napi_derive::napi(object, object_to_js = false)]
+#[derive(Clone, Default, PartialEq)]
+pub struct ClientTls {
+    pub ca: Option<Vec<Der>>,
+    pub system_roots: Option<bool>,
+    pub cert: Option<Vec<Der>>,
+    pub key: Option<Der>,
+    pub insecure_skip_verify: Option<bool>,
+    pub pin_sha256: Option<Vec<String>>,
+}
