@@ -1,6 +1,6 @@
-//! See `targets.rs`.
+//! See `targets/`.
 #![cfg_attr(fuzzing, no_main)]
-#[path = "../targets.rs"]
+#[path = "../targets/mod.rs"]
 mod targets;
 
 #[cfg(fuzzing)]

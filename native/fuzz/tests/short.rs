@@ -1,5 +1,5 @@
 //! A short run of every target with a fixed seed, without libFuzzer: the seeds, among them inputs that once failed, and mutations of them.
-#[path = "../targets.rs"]
+#[path = "../targets/mod.rs"]
 mod targets;
 
 use std::path::Path;

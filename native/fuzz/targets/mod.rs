@@ -1,0 +1,12 @@
+//! The fuzz targets. Each takes an input and panics if a property does not hold. libFuzzer runs millions of inputs (`fuzz_targets/`), the
+//! tests a few thousand (`tests/`). Keys and certificates are generated per process; inputs describe how to modify them.
+#![allow(dead_code, unused_imports)] // each program that includes this uses a part of it
+mod handshakes;
+mod heads;
+mod input;
+mod pki;
+mod settings;
+
+pub use handshakes::{certificates, handshakes};
+pub use heads::{heads, proxy_headers};
+pub use settings::{der, names};
