@@ -18,7 +18,7 @@ use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
 use crate::net::tcp;
 use crate::net::tls::LastConnector;
-use crate::quic::{self, congestion, connection};
+use crate::quic::{self, connection, signals};
 use crate::relay::rate::{Rate, RateLimiter};
 use crate::runtime::release_memory_periodically;
 use crate::runtime::watchdog::RuntimeWatchdog;
@@ -99,7 +99,7 @@ impl Closable for Stream {
 
 impl Closable for Connection {
     fn close_now(&self) {
-        congestion::close(&self.quic, 0, b"");
+        signals::close(&self.quic, 0, b"");
     }
 }
 

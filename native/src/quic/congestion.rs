@@ -2,15 +2,14 @@
 //! send less than its controller permits, so each algorithm still responds to loss as its name says. The variant that tolerates some loss
 //! has a name of its own.
 use std::any::Any;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
 
-use super::connection_window::ConnectionWindow;
 use super::losses::Losses;
+use super::signals::ConnectionSignals;
 
 /// Initial congestion window: 32 packets of minimum size, as in quic-go and Chromium. quinn's is two of the largest packets here, one of
 /// which is an MTU probe.
@@ -37,18 +36,12 @@ const INTERACTIVE_CAP: WindowCap = WindowCap {
     bytes_per_second: 0.5e9,
 };
 
-/// Interactive traffic has ended after this time without a small write.
-const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Writes up to this size are interactive; from the second size on they are bulk data, in bytes.
-const INTERACTIVE_WRITE: usize = 1_200;
-const BULK_WRITE: usize = 16_384;
-
-/// No interactive write yet.
-const NEVER: u64 = u64::MAX;
-
-/// The connection is not being closed.
-const NOT_CLOSING: u64 = u64::MAX;
+fn cap(signals: &ConnectionSignals, now: Instant) -> &'static WindowCap {
+    match signals.is_interactive(now) {
+        true => &INTERACTIVE_CAP,
+        false => &BULK_CAP,
+    }
+}
 
 /// The algorithm of this name, if it exists.
 pub fn named(name: &str) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
@@ -75,84 +68,6 @@ fn cubic() -> CubicConfig {
     let mut config = CubicConfig::default();
     config.initial_window(INITIAL_WINDOW);
     config
-}
-
-/// Closes a connection. quinn (up to 0.11.19, issue 2785) does not send CONNECTION_CLOSE while the congestion window is full. As it no
-/// longer counts acknowledgements, it never would, and the peer would only notice by a timeout.
-pub fn close(connection: &quinn::Connection, code: u32, reason: &[u8]) {
-    lift_cap(connection);
-    connection.close(code.into(), reason);
-}
-
-/// Call this before quinn closes the connection itself: with its endpoint or its last handle.
-pub fn lift_cap(connection: &quinn::Connection) {
-    if let Some(signals) = ConnectionSignals::of(connection) {
-        let sent = connection.stats().udp_tx.datagrams;
-        let _ = signals
-            .datagrams_before_close
-            .compare_exchange(NOT_CLOSING, sent, Ordering::Relaxed, Ordering::Relaxed);
-        // fails if it was closed before
-    }
-}
-
-/// Whether CONNECTION_CLOSE was sent: it is the only datagram after the close. quinn-proto (0.11.19) does not count the frame.
-pub fn close_sent(connection: &quinn::Connection) -> bool {
-    ConnectionSignals::of(connection)
-        .is_some_and(|signals| connection.stats().udp_tx.datagrams > signals.datagrams_before_close.load(Ordering::Relaxed))
-}
-
-/// Shared state of a connection and its controller. quinn gives access to a clone of the controller, which shares it.
-pub struct ConnectionSignals {
-    /// Datagrams sent before the close, or `NOT_CLOSING`.
-    datagrams_before_close: AtomicU64,
-    since: Instant,
-    /// Time of the last interactive write, in milliseconds from `since`, or `NEVER`.
-    last_interactive_at: AtomicU64,
-    /// The stream of that write.
-    interactive_stream: AtomicU64,
-    /// The receive windows of the connection.
-    pub window: ConnectionWindow,
-    /// Smoothed round-trip time, in microseconds.
-    round_trip: AtomicU64,
-    congestion_window: AtomicU64,
-}
-
-impl ConnectionSignals {
-    /// The signals of a connection; always present, as all controllers are of this type.
-    pub fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
-        let controller = connection.congestion_state().into_any().downcast::<CappedController>().ok()?;
-        Some(controller.signals)
-    }
-
-    /// Records a write to a stream. A small one is interactive, unless bulk data follows on the same stream.
-    pub fn record_write(&self, stream: quinn::StreamId, bytes: usize) {
-        let stream = quinn::VarInt::from(stream).into_inner();
-        if bytes <= INTERACTIVE_WRITE {
-            self.interactive_stream.store(stream, Ordering::Relaxed);
-            self.last_interactive_at
-                .store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
-        } else if bytes >= BULK_WRITE && self.interactive_stream.load(Ordering::Relaxed) == stream {
-            self.last_interactive_at.store(NEVER, Ordering::Relaxed);
-        }
-    }
-
-    /// The smoothed round-trip time.
-    pub fn round_trip(&self) -> Duration {
-        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
-    }
-
-    /// The congestion window, in bytes.
-    pub fn congestion_window(&self) -> u64 {
-        self.congestion_window.load(Ordering::Relaxed)
-    }
-
-    fn cap(&self, now: Instant) -> &'static WindowCap {
-        match self.last_interactive_at.load(Ordering::Relaxed) {
-            NEVER => &BULK_CAP,
-            at if now.saturating_duration_since(self.since) > Duration::from_millis(at) + INTERACTIVE_TIMEOUT => &BULK_CAP,
-            _ => &INTERACTIVE_CAP,
-        }
-    }
 }
 
 struct CappedFactory<F> {
@@ -182,31 +97,28 @@ impl<F> CappedFactory<F> {
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for CappedFactory<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.factory.clone().build(now, current_mtu);
-        let signals = Arc::new(ConnectionSignals {
-            datagrams_before_close: AtomicU64::new(NOT_CLOSING),
-            since: now,
-            last_interactive_at: AtomicU64::new(NEVER),
-            interactive_stream: AtomicU64::new(0),
-            window: ConnectionWindow::default(),
-            round_trip: AtomicU64::new(0),
-            congestion_window: AtomicU64::new(INITIAL_WINDOW),
-        });
         Box::new(CappedController {
             inner,
             cap: u64::MAX,
             losses: self.loss_tolerant.then(|| Losses::new(current_mtu)),
-            signals,
+            signals: ConnectionSignals::new(now, INITIAL_WINDOW),
         })
     }
 }
 
-struct CappedController {
+pub struct CappedController {
     inner: Box<dyn Controller>,
     /// See [`WindowCap`]. A large buffer at a near receiver causes no loss, so loss-based controllers would not stop growing.
     cap: u64,
     /// Only if the controller is loss-tolerant.
     losses: Option<Losses>,
     signals: Arc<ConnectionSignals>,
+}
+
+impl CappedController {
+    pub fn signals(&self) -> &Arc<ConnectionSignals> {
+        &self.signals
+    }
 }
 
 impl Controller for CappedController {
@@ -221,11 +133,9 @@ impl Controller for CappedController {
         if let Some(losses) = &mut self.losses {
             losses.arrived(bytes, [rtt.get(), rtt.min()]);
         }
-        let WindowCap { base, bytes_per_second } = self.signals.cap(now);
+        let WindowCap { base, bytes_per_second } = cap(&self.signals, now);
         self.cap = base + (rtt.min().as_secs_f64() * bytes_per_second) as u64;
-        self.signals.round_trip.store(rtt.get().as_micros() as u64, Ordering::Relaxed);
-        let window = self.inner.window().min(self.cap);
-        self.signals.congestion_window.store(window, Ordering::Relaxed);
+        self.signals.record_path(rtt.get(), self.inner.window().min(self.cap));
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
@@ -252,7 +162,7 @@ impl Controller for CappedController {
     }
 
     fn window(&self) -> u64 {
-        if self.signals.datagrams_before_close.load(Ordering::Relaxed) != NOT_CLOSING {
+        if self.signals.is_closing() {
             return u64::MAX; // disables pacing too
         }
         self.inner.window().min(self.cap)
@@ -282,7 +192,10 @@ impl Controller for CappedController {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::losses::{LOSS_SAMPLE_PACKETS, MIN_TOLERATED_PACKETS};
+    use super::super::signals::{BULK_WRITE, INTERACTIVE_TIMEOUT, INTERACTIVE_WRITE};
     use super::*;
     use quinn_proto::{Dir, Side, StreamId};
 
@@ -299,13 +212,13 @@ mod tests {
     fn less_is_in_flight_while_traffic_is_interactive() {
         let start = Instant::now();
         let signals = signals(start);
-        assert_eq!(signals.cap(start).base, BULK_CAP.base);
+        assert_eq!(cap(&signals, start).base, BULK_CAP.base);
         signals.record_write(stream(1), INTERACTIVE_WRITE);
-        assert_eq!(signals.cap(Instant::now()).base, INTERACTIVE_CAP.base);
+        assert_eq!(cap(&signals, Instant::now()).base, INTERACTIVE_CAP.base);
         signals.record_write(stream(2), BULK_WRITE);
-        assert_eq!(signals.cap(Instant::now()).base, INTERACTIVE_CAP.base);
+        assert_eq!(cap(&signals, Instant::now()).base, INTERACTIVE_CAP.base);
         let later = Instant::now() + INTERACTIVE_TIMEOUT + Duration::from_millis(1);
-        assert_eq!(signals.cap(later).base, BULK_CAP.base);
+        assert_eq!(cap(&signals, later).base, BULK_CAP.base);
     }
 
     #[test]
@@ -314,7 +227,7 @@ mod tests {
         let signals = signals(start);
         signals.record_write(stream(1), INTERACTIVE_WRITE);
         signals.record_write(stream(1), BULK_WRITE);
-        assert_eq!(signals.cap(start).base, BULK_CAP.base);
+        assert_eq!(cap(&signals, start).base, BULK_CAP.base);
     }
 
     const MTU: u64 = 1_200;
@@ -387,6 +300,6 @@ mod tests {
         let shown = controller.clone_box().into_any().downcast::<CappedController>().unwrap();
         shown.signals.record_write(stream(1), INTERACTIVE_WRITE);
         let controller = controller.into_any().downcast::<CappedController>().unwrap();
-        assert_ne!(controller.signals.last_interactive_at.load(Ordering::Relaxed), NEVER);
+        assert!(controller.signals.is_interactive(Instant::now()));
     }
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::congestion::{self, ConnectionSignals};
+use super::signals::{self, ConnectionSignals};
 use super::transport::INITIAL_STREAMS;
 use super::window::Flow;
 use crate::addon::accept_queue::AcceptQueue;
@@ -175,7 +175,7 @@ pub async fn closed(connection: &Connection) -> ConnectionError {
 
 /// Resolves when CONNECTION_CLOSE was sent or cannot be sent any more.
 pub async fn close_notified(connection: &Connection) {
-    while !congestion::close_sent(connection) {
+    while !signals::close_sent(connection) {
         match connection.close_reason() {
             None | Some(ConnectionError::LocallyClosed) => tokio::time::sleep(Duration::from_millis(1)).await,
             Some(_) => return,

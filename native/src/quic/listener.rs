@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::congestion;
 use super::connection::{close_notified, CLOSE_NOTIFY_TIMEOUT};
 use super::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
+use super::signals;
 use super::transport::Transport;
 use super::write_coalescing::CoalescingRuntime;
 use crate::addon::accept_queue::AcceptQueue;
@@ -112,7 +112,7 @@ impl Listener {
     /// Closes every connection. Resolves when the peers of `connections` were told.
     pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
         self.stop_accepting();
-        connections.iter().for_each(congestion::lift_cap);
+        connections.iter().for_each(signals::lift_cap);
         self.endpoint.close(code.into(), reason.as_bytes());
         let notify_all = async {
             for connection in &connections {

@@ -7,6 +7,7 @@ mod growth;
 pub mod handshake_limits;
 pub mod listener;
 mod losses;
+pub mod signals;
 pub mod transport;
 pub mod window;
 pub mod write_coalescing;

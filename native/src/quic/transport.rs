@@ -6,9 +6,10 @@ use aws_lc_rs::hmac;
 use quinn::{Connection, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 
-use super::congestion::{self, ConnectionSignals};
+use super::congestion;
 use super::connection_window;
 use super::growth;
+use super::signals::ConnectionSignals;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use quinn::StreamId;
 
-use super::congestion::ConnectionSignals;
 use super::growth::{max_window, Growth, GROWTHS, MAX_WINDOW};
+use super::signals::ConnectionSignals;
 use crate::relay::budget;
 
 /// Lower bound of the round-trip time: the engine takes this long itself.

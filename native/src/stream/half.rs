@@ -16,7 +16,7 @@ use super::read_buffer::{ReadBuffer, Truncation, LARGE_READ, SMALL_READ};
 use super::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use super::tls_transport::TlsTransport;
 use crate::error::{NetError, NetErrorCode};
-use crate::quic::congestion::ConnectionSignals;
+use crate::quic::signals::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
 use crate::quic::write_coalescing;
 

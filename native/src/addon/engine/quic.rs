@@ -12,7 +12,7 @@ use crate::net::address::AddressKeys;
 use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
 use crate::quic::transport::Transport;
-use crate::quic::{self, congestion, connection};
+use crate::quic::{self, connection, signals};
 use crate::sync::lock;
 use crate::time::millis;
 
@@ -211,7 +211,7 @@ impl Engine {
     #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.state.connection(connection) {
-            congestion::close(&connection.quic, code, reason.as_bytes());
+            signals::close(&connection.quic, code, reason.as_bytes());
         }
     }
 
