@@ -68,7 +68,7 @@ export interface ProxyHooks extends AgentEvents {
   authenticator?: Authenticator;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
   net?: Net;
   /** Directory for the self-signed certificate if `stateDir` is not set. Default: it is not stored. */
   stateDirectory?: string;
@@ -86,7 +86,7 @@ export interface LoadBalancerHooks {
   store?: Store;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
   net?: Net;
 }
 
@@ -98,7 +98,7 @@ export interface AgentHooks {
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. Default: the native network, {@link createNativeNet}. */
+  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
   net?: Net;
 }
 
@@ -123,9 +123,9 @@ export interface AgentHooks {
  * ```
  */
 export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}): Promise<Proxy> {
-  const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  const { authenticate, authenticator, net, log = silentLogger, ...others } = hooks;
   const chosen = chooseAuthenticator(authenticate, authenticator);
-  return await startProxyWith(withDefaults(proxyOptions, options), { ...others, authenticator: chosen, net, log });
+  return await startProxyWith(withDefaults(proxyOptions, options), { ...others, authenticator: chosen, ...givenOrOwn(net), log });
 }
 
 /**
@@ -149,8 +149,8 @@ export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}):
  * ```
  */
 export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}): Promise<Agent> {
-  const { net = createNativeNet(), log = silentLogger, ...others } = hooks;
-  return await startAgentWith(withDefaults(agentOptions, options), { ...others, net, log });
+  const { net, log = silentLogger, ...others } = hooks;
+  return await startAgentWith(withDefaults(agentOptions, options), { ...others, ...givenOrOwn(net), log });
 }
 
 /**
@@ -173,9 +173,14 @@ export async function startLoadBalancer(
   options: LoadBalancerOptions,
   hooks: LoadBalancerHooks = {},
 ): Promise<LoadBalancer> {
-  const { authenticate, authenticator, net = createNativeNet(), log = silentLogger, ...others } = hooks;
+  const { authenticate, authenticator, net, log = silentLogger, ...others } = hooks;
   const chosen = chooseAuthenticator(authenticate, authenticator);
-  return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator: chosen, net, log });
+  return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator: chosen, ...givenOrOwn(net), log });
+}
+
+/** The caller's network, or one that the service closes. */
+function givenOrOwn(net: Net | undefined): { net: Net; ownsNet: boolean } {
+  return { net: net ?? createNativeNet(), ownsNet: net === undefined };
 }
 
 /** @throws {ConfigError} if both are set */

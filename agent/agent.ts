@@ -8,12 +8,10 @@ import type { Hello } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
-import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { silentLogger } from "../shared/log/logger.ts";
 import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
-import { type ServiceRuntime, startService } from "../shared/service/runtime.ts";
-import type { Net } from "../shared/net/types.ts";
+import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
-import type { Supervisor } from "../shared/service/supervisor.ts";
 import { openClientTls, type TlsCheck } from "../shared/tls/files.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
@@ -27,9 +25,7 @@ import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoi
 import type { TunnelOptions } from "./tunnel.ts";
 
 /** Dependencies of the agent. */
-export interface AgentDeps {
-  net: Net;
-  log: Logger;
+export interface AgentDeps extends ServiceDeps {
   /** Creates the backoff between attempts, one per connection. Default 0.5 s to 30 s. */
   backoff?: () => Backoff;
   /** Lifetime of a connection, in milliseconds, that resets the backoff. Default 30000. */
@@ -41,8 +37,6 @@ export interface AgentDeps {
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
-  /** Receives health reports of the agent. Default: none. */
-  supervisor?: Supervisor;
 }
 
 /** A running agent. */

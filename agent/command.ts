@@ -1,31 +1,22 @@
-// The command `agent`, for any network implementation.
+// The command `agent`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
-import type { Net } from "../shared/net/types.ts";
+import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkAgentOptions, startAgent } from "./agent.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
 /** Time for closing after the drain, in milliseconds. */
 const CLOSE_MS = 10_000;
 
-/** @param createNet called at start and for checks; the network's warnings are logged */
-export function agentCommand(
-  createNet: (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net,
-): Service<AgentOptions> {
+/** `createNet` is called for each check and at the start; the network's warnings go to the log. */
+export function agentCommand(createNet: CreateNet): Service<AgentOptions> {
   return {
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
-    check: async (options) => {
-      const net = createNet({ warn: () => {}, ownsProcess: false });
-      try {
-        await checkAgentOptions(options, net);
-      } finally {
-        net.close();
-      }
-    },
+    check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, net)),
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const agent = await startAgent(options, { log, net, supervisor });
+      const agent = await startAgent(options, { log, net, ownsNet: true, supervisor });
       return { closesWithinMs: options.drain.timeout + CLOSE_MS, reload: () => agent.reload(), close: () => agent.drain() };
     },
   };

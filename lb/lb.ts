@@ -6,9 +6,8 @@ import { ConfigError } from "../shared/config/option.ts";
 import { ClientSide } from "../shared/frontend/client_side.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import type { ClientTls, Net, ServerTls } from "../shared/net/types.ts";
-import { startService } from "../shared/service/runtime.ts";
-import type { Supervisor } from "../shared/service/supervisor.ts";
+import type { ClientTls, ServerTls } from "../shared/net/types.ts";
+import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/files.ts";
@@ -17,15 +16,11 @@ import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
 
 /** What the load balancer needs besides its options. */
-export interface LoadBalancerDeps {
-  net: Net;
-  log: Logger;
+export interface LoadBalancerDeps extends ServiceDeps {
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
   /** Replaces the store that `store.type` names. It is not closed. */
   store?: Store;
-  /** Receives the load balancer's state while it runs. */
-  supervisor?: Supervisor;
 }
 
 /** A running load balancer. */

@@ -10,9 +10,7 @@ import type { Frontend } from "../shared/frontend/server.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Logger } from "../shared/log/logger.ts";
-import type { Net } from "../shared/net/types.ts";
-import { type ServiceRuntime, startService } from "../shared/service/runtime.ts";
-import type { Supervisor } from "../shared/service/supervisor.ts";
+import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
 import type { Store } from "../shared/store/store.ts";
@@ -28,17 +26,13 @@ import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, logPin, openProxyTls } from "./tls.ts";
 
 /** What the proxy needs besides its options. */
-export interface ProxyDeps extends AgentEvents {
-  net: Net;
-  log: Logger;
+export interface ProxyDeps extends ServiceDeps, AgentEvents {
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
   /** Directory for state if the options name none. Default: nothing is kept. */
   stateDirectory?: string;
   /** Replaces the store that `store.type` names. It is not closed. */
   store?: Store;
-  /** Receives the proxy's state while it runs. */
-  supervisor?: Supervisor;
 }
 
 /** A running proxy. */

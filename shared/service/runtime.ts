@@ -21,6 +21,8 @@ import { startWatchdog } from "./watchdog.ts";
 /** What a service needs besides its options. */
 export interface ServiceDeps {
   readonly net: Net;
+  /** Whether the service closes `net` after everything else, also when its start fails. Default: the caller closes it. */
+  readonly ownsNet?: boolean;
   readonly log: Logger;
   /** Receives the service's state while it runs. */
   readonly supervisor?: Supervisor;
@@ -75,12 +77,13 @@ export class ServiceRuntime {
   #drained?: Promise<void>;
   #closed?: Promise<void>;
 
-  constructor(name: "proxy" | "agent" | "lb", { net, log, supervisor }: ServiceDeps, resources: ResourceStack) {
+  constructor(name: "proxy" | "agent" | "lb", { net, ownsNet = false, log, supervisor }: ServiceDeps, resources: ResourceStack) {
+    this.#resources = resources;
+    if (ownsNet) this.defer(() => net.close());
     this.net = net;
     this.log = isolateLogger(log);
     this.metrics = new Metrics(name);
     this.limitReporter = new LimitReporter({ log: this.log, count: (limit, times) => this.metrics.limitHit(limit, times) });
-    this.#resources = resources;
     const watchdog = startWatchdog({
       log: this.log,
       networkStalledMs: () => net.stalledMs(),

@@ -6,7 +6,7 @@ import { describe, it } from "node:test";
 import type { Health } from "../../shared/service/admin.ts";
 import { ResourceStack } from "../../shared/service/resource_stack.ts";
 import { type ServiceRuntime, startService } from "../../shared/service/runtime.ts";
-import { LogBook, withNet } from "../../testing/network.ts";
+import { LogBook, netWith, withNet } from "../../testing/network.ts";
 import { Folder, Program, ROOT } from "../../testing/programs.ts";
 import { freePort } from "../../testing/store_servers.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -77,6 +77,18 @@ describe("a service", () => {
       assert.deepEqual(closed, ["first"]);
       assert.deepEqual(log.logged("stopped"), []);
     }));
+
+  it("closes its own network after everything else, and leaves the caller's open", () =>
+    withNet(async (net) => {
+      for (const ownsNet of [true, false]) {
+        const [log, closed] = [new LogBook(), [] as string[]];
+        const deps = { net: netWith(net, { close: () => void closed.push("net") }), ownsNet, log };
+        const runtime = await startService("lb", deps, (runtime) => Promise.resolve(runtime));
+        runtime.defer(() => void closed.push("resource"));
+        await runtime.close();
+        assert.deepEqual(closed, ownsNet ? ["resource", "net"] : ["resource"]);
+      }
+    }));
 });
 
 const STEPS: Readonly<Record<string, RegExp>> = {
@@ -86,13 +98,25 @@ const STEPS: Readonly<Record<string, RegExp>> = {
   agents: /Cannot listen on 127\.0\.0\.1:4242: /,
   clients: /Cannot listen on 127\.0\.0\.1:3128: /,
   frontend: /^Error: no rates$/,
+  check: /^ConfigError: Cannot use --auth\.jwt\.public-key /,
+  none: /^$/,
 };
+const AGENT_STEPS: Readonly<Record<string, RegExp>> = {
+  authenticator: /^ConfigError: Cannot use --auth\.noauth\.agent-id /,
+  admin: STEPS.admin!,
+  check: /^ConfigError: Cannot use --auth\.noauth\.agent-id /,
+  none: /^$/,
+};
+const { agents: _, ...LB_STEPS } = STEPS;
 
-for (const [service, steps] of Object.entries({ proxy: Object.keys(STEPS), lb: Object.keys(STEPS).filter((step) => step !== "agents") })) {
+for (const [service, steps] of Object.entries({ proxy: STEPS, lb: LB_STEPS, agent: AGENT_STEPS })) {
   describe(`the start of ${service}`, () => {
-    for (const step of [...steps, "none"]) {
-      const title = step === "none" ? "that succeeds leaves nothing open after its close" : `that fails at its ${step} leaves nothing open`;
-      it(title, async () => {
+    for (const [step, expected] of Object.entries(steps)) {
+      const titles: Record<string, string> = {
+        none: "that succeeds leaves nothing open after its close",
+        check: "whose configuration check fails leaves nothing open",
+      };
+      it(titles[step] ?? `that fails at its ${step} leaves nothing open`, async () => {
         using folder = new Folder();
         const key = folder.write("key.pem", makeTokenKey().publicPem);
         const flags = process.versions.bun === undefined ? ["-A", "--no-check", "--config", join(ROOT, "deno.json")] : [];
@@ -100,7 +124,7 @@ for (const [service, steps] of Object.entries({ proxy: Object.keys(STEPS), lb: O
         const { exitCode, stdout, stderr } = await program.ended; // nothing keeps the process alive
         assert.equal(exitCode, 0, stderr);
         const { error = "", open } = JSON.parse(stdout) as { error?: string; open: string[] };
-        assert.match(error, STEPS[step] ?? /^$/);
+        assert.match(error, expected);
         assert.deepEqual(open, []);
       });
     }
