@@ -1,23 +1,23 @@
-// A store that goes bad: it stands before a real memcached, passes on what is said, and on the test's word answers garbage, nothing, or half.
+// Servers in front of a real store that misbehave when a test says so.
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 
 /**
- * `good` passes everything on. `garbage` answers random bytes; `endless` the head of a reply of 4 GiB, and bytes without an end; `silent`
- * nothing; `half` the first bytes of the reply, and closes.
+ * `good` relays everything. Otherwise the server replies with: `garbage` random bytes, `endless` a value of almost 4 GiB, `silent` nothing,
+ * `half` the first bytes of the real reply before it closes.
  */
 export type Manner = "good" | "garbage" | "endless" | "silent" | "half";
 
-/** The head of a reply to a get, in memcached's binary protocol, whose body has 4 GiB less one. */
-const ENDLESS = Uint8Array.from([0x81, 0, 0, 0, 4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, ...new Uint8Array(12)]);
-const HALF = 10;
+/** Fewer bytes than any reply has. */
+const HALF = 4;
 
+/** Stands in front of a memcached. */
 export class BadStore implements AsyncDisposable {
-  /** Of connections that are there, too. */
+  /** Applies to open connections, too. */
   manner: Manner = "good";
   readonly #sockets = new Set<Socket>();
-  /** Connections that a firewall has forgotten. */
+  /** Connections that a firewall has dropped. */
   readonly #forgotten = new WeakSet<Socket>();
 
   private constructor(private readonly server: Server, private readonly behind: string) {
@@ -36,7 +36,7 @@ export class BadStore implements AsyncDisposable {
     return `127.0.0.1:${(this.server.address() as { port: number }).port}`;
   }
 
-  /** Of what is sent on the connections that are there now, nothing arrives any more, and no end is told. New ones are as good as any. */
+  /** Drops the open connections like a firewall: nothing that is sent on them arrives, not even their end. New connections work. */
   forget(): void {
     for (const socket of this.#sockets) this.#forgotten.add(socket);
   }
@@ -52,10 +52,10 @@ export class BadStore implements AsyncDisposable {
         other.destroy();
       });
     }
-    socket.on("data", (data) => {
+    socket.on("data", (data: Uint8Array) => {
       if (this.#forgotten.has(socket)) return;
       if (this.manner === "garbage") socket.write(randomBytes(4_096));
-      else if (this.manner === "endless") this.#pour(socket);
+      else if (this.manner === "endless") this.#pour(socket, data);
       else if (this.manner !== "silent") real.write(data);
     });
     real.on("data", (data: Uint8Array) => {
@@ -65,8 +65,9 @@ export class BadStore implements AsyncDisposable {
     });
   }
 
-  #pour(socket: Socket): void {
-    socket.write(ENDLESS);
+  #pour(socket: Socket, request: Uint8Array): void {
+    const [, key = "none"] = /^get (.+)\r\n/.exec(new TextDecoder().decode(request)) ?? [];
+    socket.write(`VALUE ${key} 0 4294967295\r\n`);
     const more = () => {
       while (!socket.destroyed && socket.write(new Uint8Array(64 * 1024)));
     };
@@ -81,9 +82,9 @@ export class BadStore implements AsyncDisposable {
   }
 }
 
-/** A proxy of Redis as there are several: it knows few commands, and closes the connection of who asks for another. */
+/** A proxy in front of Redis that supports few commands, as several do: another command closes the connection. */
 export class NarrowRedis implements AsyncDisposable {
-  /** Commands that it did not know. */
+  /** Commands that it did not support. */
   readonly refused: string[] = [];
   readonly #sockets = new Set<Socket>();
 

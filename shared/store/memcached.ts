@@ -1,11 +1,9 @@
-// The store in memcached, on one or several servers. The client library keeps partial replies and unanswered requests forever; therefore a
-// connection is discarded at the first error, and every call has a timeout.
-import type { Buffer } from "node:buffer";
+// The store in memcached, on one or several servers.
 import { createHash } from "node:crypto";
-import memjs from "memjs";
 import { splitHostPort } from "../address/host_port.ts";
 import { CircuitBreaker, type StoreEvents } from "./circuit_breaker.ts";
-import { type Cache, PROBE_KEY, renewIn, type ServedStore, StoreError } from "./store.ts";
+import { MemcachedConnection } from "./memcached_connection.ts";
+import { type Cache, PROBE_KEY, renewIn, type ServedStore } from "./store.ts";
 
 export interface MemcachedOptions extends StoreEvents {
   /** `host:port` of every server, identical in all processes that share the store. Default port 11211. */
@@ -37,15 +35,16 @@ export function createMemcachedStore(options: MemcachedOptions): ServedStore {
 
 /** Longest key in bytes. */
 const MAX_KEY = 250;
+/** A space or a line end in a key would end the command. */
+// deno-lint-ignore no-control-regex -- matches forbidden characters
+const FORBIDDEN = /^$|[\x00-\x20\x7f]/;
 
-/** Prefixes an agent id. An id that makes the key too long is replaced by its hash. */
-function prefixed(prefix: string, agentId: string): string {
-  const key = `${prefix}${agentId}`;
-  return new TextEncoder().encode(key).length <= MAX_KEY ? key : `${prefix}sha256:${createHash("sha256").update(agentId).digest("hex")}`;
+/** Prefixes an id. An id that does not fit into a key is replaced by its hash. */
+function prefixed(prefix: string, id: string): string {
+  const key = `${prefix}${id}`;
+  if (!FORBIDDEN.test(id) && new TextEncoder().encode(key).length <= MAX_KEY) return key;
+  return `${prefix}sha256:${createHash("sha256").update(id).digest("hex")}`;
 }
-
-/** Idle time in seconds before a TCP keep-alive, which also keeps the connection open in firewalls. */
-const KEEPALIVE_S = 15;
 
 /**
  * The index of the server for `key`, by rendezvous hashing: adding or removing a server moves only the keys of that server.
@@ -56,31 +55,13 @@ export function serverIndex(key: string, addresses: readonly string[]): number {
   return weights.reduce((best, weight, index) => weight > weights[best]! ? index : best, 0);
 }
 
-/** Limit on the bytes of a reply, which is an address at most. The library copies the whole buffer with every packet. */
-const MAX_REPLY = 64 * 1024;
-
-class BoundedServer extends memjs.Server {
-  override responseHandler(data: Buffer): void {
-    super.responseHandler(data);
-    if (this.responseBuffer.length > MAX_REPLY) this.error(new StoreError(`A reply has more than ${MAX_REPLY} bytes`));
-  }
-}
-
-/** A client of the library with one server, which has one connection. */
-interface Connection {
-  readonly client: memjs.Client;
-  readonly server: memjs.Server;
-}
-
 class MemcachedServer implements Cache {
-  readonly #breaker: CircuitBreaker<Connection>;
+  readonly #breaker: CircuitBreaker<MemcachedConnection>;
   /** Lifetime of an entry in seconds. */
   readonly #ttlS: number;
 
   constructor(address: string, { timeoutMs, ttlMs, maxRetryDelayMs, onServer, onCall }: MemcachedOptions) {
     const { host, port } = splitHostPort(address, 11_211);
-    // longer than the circuit breaker's timeout
-    const timeoutS = timeoutMs / 1_000 + 1;
     this.#ttlS = Math.ceil(ttlMs / 1_000);
     this.#breaker = new CircuitBreaker({
       name: `memcached at ${address}`,
@@ -88,35 +69,29 @@ class MemcachedServer implements Cache {
       maxRetryDelayMs,
       onServer,
       onCall,
-      connect: () => {
-        const keepAlive = { keepAlive: true, keepAliveDelay: KEEPALIVE_S };
-        const server = new BoundedServer(host, port, undefined, undefined, { timeout: timeoutS, conntimeout: timeoutS, ...keepAlive });
-        return { server, client: new memjs.Client([server], { retries: 1, logger: { log() {} } }) };
-      },
-      // closes the socket at once and rejects pending calls
-      disconnect: ({ server }) =>
-        (server as unknown as { error(error: Error): void }).error(new StoreError("The connection was discarded")),
+      connect: (onEnd) => new MemcachedConnection(host, port, onEnd),
+      disconnect: (connection) => connection.close("the connection was discarded"),
     });
   }
 
   get(key: string): Promise<string | undefined> {
-    return this.#breaker.run("look up an agent", async ({ client }) => (await client.get(key)).value?.toString("utf8"));
+    return this.#breaker.run("look up an agent", (connection) => connection.get(key));
   }
 
   set(key: string, value: string): Promise<void> {
-    return this.#breaker.run("write an agent's entry", async ({ client }) => void await client.set(key, value, { expires: this.#ttlS }));
+    return this.#breaker.run("write an agent's entry", (connection) => connection.set(key, value, this.#ttlS));
   }
 
   add(key: string, value: string): Promise<void> {
-    return this.#breaker.run("add an agent's entry", async ({ client }) => void await client.add(key, value, { expires: this.#ttlS }));
+    return this.#breaker.run("add an agent's entry", (connection) => connection.add(key, value, this.#ttlS));
   }
 
   touch(key: string): Promise<void> {
-    return this.#breaker.run("renew an agent's entry", async ({ client }) => void await client.touch(key, this.#ttlS));
+    return this.#breaker.run("renew an agent's entry", (connection) => connection.touch(key, this.#ttlS));
   }
 
   async probe(): Promise<void> {
-    await this.#breaker.run("probe the store", ({ client }) => client.get(PROBE_KEY));
+    await this.#breaker.run("probe the store", (connection) => connection.get(prefixed("", PROBE_KEY)));
   }
 
   close(): void {

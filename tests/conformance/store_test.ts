@@ -133,11 +133,10 @@ describe("memory store", () => {
   });
 });
 
-/** Of a reply to a lookup that has so much. */
-const HEAD_OF_GIBIBYTES: Record<Kind, Uint8Array> = {
-  memcached: Uint8Array.from([0x81, 0, 0, 0, 4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, ...new Uint8Array(12)]),
-  redis: new TextEncoder().encode("$4294967295\r\n"),
-};
+/** The start of a reply to the lookup of 7 with almost 4 GiB. */
+const HEAD_OF_GIBIBYTES: Record<Kind, string> = { memcached: "VALUE 7 0 4294967295\r\n", redis: "$4294967295\r\n" };
+/** The start of a reply to the lookup of 7. */
+const HALF_REPLY: Record<Kind, string> = { memcached: "VALUE 7 0 12\r\npro", redis: "$12\r\npro" };
 
 for (const kind of ["memcached", "redis"] as const) {
   describe(`${kind} store`, () => {
@@ -206,7 +205,7 @@ for (const kind of ["memcached", "redis"] as const) {
 
     const nonsense: Record<string, (socket: Socket) => void> = {
       "closes at once": (socket) => socket.destroy(),
-      "sends half a reply and closes": (socket) => socket.once("data", () => socket.end(Buffer.from([0x81, 0, 0, 0, 4]))),
+      "sends half a reply and closes": (socket) => socket.once("data", () => socket.end(HALF_REPLY[kind])),
       "sends random bytes": (socket) => socket.write(randomBytes(4_096)),
       "speaks HTTP": (socket) => socket.write("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
       "floods": (socket) => {
