@@ -1,5 +1,5 @@
-// Makes the executables: one file each, with the runtime and the native engine inside. Run by Bun: `deno task build`. Into dist/ for this
-// machine; with --target into dist/<target>/, as they are released.
+// Builds the executables, single files that contain the runtime and the native engine: into dist/ for this machine or, with --target, into
+// dist/<target>/ for a release. Run by Bun: `deno task build`.
 import { spawnSync } from "node:child_process";
 import { copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -31,7 +31,7 @@ interface Facts {
   readonly date: string;
 }
 
-/** What is built of what: without git, or outside of it, nobody knows. */
+/** The facts about a build. Without git the commit is unknown. */
 function readFacts(): Facts {
   const git = (...args: string[]) => {
     const { status, stdout } = spawnSync("git", args, { cwd: ROOT, encoding: "utf8" });
@@ -49,10 +49,10 @@ const stampBuild = (facts: Facts): Bun.BunPlugin => ({
   },
 });
 
-/** No file of the working directory may set options, or run code. */
+/** Files in the working directory must neither set options nor run code. */
 const ALONE = { autoloadDotenv: false, autoloadBunfig: false, autoloadTsconfig: false, autoloadPackageJson: false };
 
-/** All executables, into `folder`; for this machine where there is no `target`. */
+/** Builds all executables into `folder`; without `target` for this machine. */
 async function compile(folder: string, addon: string, facts: Facts, target?: TargetName): Promise<void> {
   mkdirSync(folder, { recursive: true });
   for (const [name, entry] of Object.entries(EXECUTABLES)) {
@@ -63,7 +63,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
       format: "esm",
       bytecode: true,
       minify: true,
-      // no path of this machine in what is built, and the same executable in every folder
+      // without paths of this machine: the same executable in any folder
       define: { __dirname: '"/nowhere"', __filename: '"/nowhere"' },
       plugins: [embedAddon(addon), stampBuild(facts)],
     });
@@ -79,7 +79,7 @@ async function build(): Promise<void> {
   const targets = parseTargets(values.target ?? (values.release ? ["all"] : []));
   const facts = readFacts();
   if (values.release && !/^[0-9a-f]{40,}$/.test(facts.commit)) {
-    throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo what has changed`);
+    throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo the local changes`);
   }
   if (targets.length === 0) await compile(join(ROOT, "dist"), buildNative(), facts);
   for (const target of targets) {

@@ -1,4 +1,4 @@
-// Certificates made on the spot, for tests and the demo: an authority, what it issues, and what it revokes.
+// Certificates for tests and the demo, generated at run time: an authority, the certificates that it issues, and its revocation lists.
 import "reflect-metadata";
 import * as x509 from "@peculiar/x509";
 import { createHash, webcrypto } from "node:crypto";
@@ -12,28 +12,28 @@ const DAY_MS = 86_400_000;
 export interface Issued {
   cert: string;
   key: string;
-  /** As in the certificate, hexadecimal. */
+  /** The serial number, hexadecimal. */
   serialNumber: string;
 }
 
 export interface Authority extends Issued {
   issue(options: IssueOptions): Promise<Issued>;
-  /** A revocation list, PEM; negative `days` make one that should have been replaced. Default one day. */
+  /** Creates a revocation list, PEM, that is valid for `days`; negative for an outdated one. Default 1. */
   revocationList(serialNumbers: string[], days?: number): Promise<string>;
 }
 
 export interface IssueOptions {
-  /** DNS names and addresses; URIs, and e-mail addresses, as what they look like. None at all: no alternative names. */
+  /** Subject alternative names: DNS names, addresses, URIs and e-mail addresses, told apart by their form. May be empty. */
   names: string[];
-  /** Default the first name. */
+  /** Common name. Default: the first name. */
   commonName?: string;
-  /** Valid for so many days; negative ones make a certificate that has expired. Default one day. */
+  /** Validity in days; negative for an expired certificate. Default 1. */
   days?: number;
-  /** Valid only in so many days. Default now. */
+  /** Days until the certificate becomes valid. Default 0. */
   startsIn?: number;
 }
 
-/** An authority of its own. */
+/** Creates a new authority. */
 export async function makeAuthority(name = "Test CA"): Promise<Authority> {
   const crypto = webcrypto as unknown as Crypto;
   x509.cryptoProvider.set(crypto);
@@ -82,17 +82,17 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
         signingAlgorithm: ALGORITHM,
         extensions: [await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey)],
       });
-      return `${x509.PemConverter.encode(list.rawData, "X509 CRL")}\n`; // its own toString writes "CRL", which nobody reads
+      return `${x509.PemConverter.encode(list.rawData, "X509 CRL")}\n`; // the library's toString writes "CRL", which is not a known label
     },
   };
 }
 
 export interface SelfSignedOptions extends Pick<IssueOptions, "names" | "days" | "startsIn"> {
-  /** Extended key usage. Default: none, as OpenSSL makes it. */
+  /** Extended key usage. Default: none, as in OpenSSL. */
   purpose?: "server" | "client";
 }
 
-/** A server's own certificate as `openssl req -x509` makes it: that of an authority (CA:TRUE). */
+/** Creates a self-signed certificate as `openssl req -x509` does: that of an authority (CA:TRUE). */
 export async function makeSelfSignedAuthority({ names, days = 1, startsIn, purpose }: SelfSignedOptions): Promise<Issued> {
   const crypto = webcrypto as unknown as Crypto;
   x509.cryptoProvider.set(crypto);

@@ -1,5 +1,5 @@
-// The whole picture on loopback: nginx before two load balancers and two proxies, two servers of the store, and agents. Each part can be
-// signalled, and started anew on its addresses.
+// A complete installation on loopback: nginx in front of two load balancers and two proxies, two servers of the store, and agents. Each
+// part can be signalled, and restarted on its addresses.
 import { setTimeout as sleep } from "node:timers/promises";
 import { createMemcachedStore } from "../shared/store/memcached.ts";
 import type { Store } from "../shared/store/store.ts";
@@ -8,16 +8,16 @@ import { type Addresses, AGENT, LB, type Program, PROXY, Site } from "./programs
 import { ask } from "./sockets.ts";
 import { StoreServer } from "./store_servers.ts";
 
-/** A process that can be started anew with the same arguments, and so on the same addresses. */
+/** A process that can be restarted with the same arguments, and so on the same addresses. */
 export class Part {
   program: Program;
 
-  /** @param ready what it logs when it is ready */
+  /** @param ready the log message that says it is ready */
   constructor(private readonly launch: () => Program, private readonly ready = "listening") {
     this.program = launch();
   }
 
-  /** Starts it again once it has ended, and waits until it is ready. */
+  /** Starts it again after its end, and waits until it is ready. */
   async restart(): Promise<void> {
     await this.program.ended;
     this.program = this.launch();
@@ -29,7 +29,7 @@ export class Part {
     await this.program.ended;
   }
 
-  /** Kills it, tells so, and starts it again after a second. */
+  /** Kills it, calls `onGone`, and starts it again after a second. */
   async replace(onGone: () => void = () => {}): Promise<void> {
     await this.kill();
     onGone();
@@ -39,7 +39,7 @@ export class Part {
 }
 
 export interface ClusterOptions {
-  /** Agents that come through nginx. */
+  /** Agents that connect through nginx. */
   single: readonly string[];
   /** Agents that are connected to both proxies. */
   double: readonly string[];
@@ -48,7 +48,7 @@ export interface ClusterOptions {
 /** `await using` ends it. */
 export class Cluster implements AsyncDisposable {
   readonly agents = new Map<string, Part>();
-  /** As load balancers see it. */
+  /** The store, as load balancers read it. */
   readonly store: Store;
 
   private constructor(
@@ -95,12 +95,12 @@ export class Cluster implements AsyncDisposable {
     return cluster;
   }
 
-  /** Where clients connect. */
+  /** The address for clients. */
   get clients(): string {
     return this.nginx.addresses[1]!;
   }
 
-  /** Ids of the agents that a proxy holds. */
+  /** Ids of the agents that are connected to a proxy. */
   async held(proxy: Part): Promise<string[]> {
     const { admin } = await proxy.program.waitFor("listening");
     const { body } = await ask(String(admin), "GET /agents HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -1,5 +1,5 @@
-// A compose file of deploy/ as processes: each service has an address of loopback to itself, keeps its ports, and finds the others by
-// address instead of by name. Images are the executables of this machine: ours, nginx and memcached.
+// Runs a compose file of deploy/ as processes: each service has its own loopback address, keeps its ports, and finds the others by address
+// instead of by name. The executables are this project's, and this machine's nginx and memcached.
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -7,7 +7,7 @@ import { parse } from "yaml";
 import { NGINX, STREAM_MODULE } from "./nginx.ts";
 import { Folder, Program, REVERSE_HTTP, ROOT } from "./programs.ts";
 
-/** The services of a compose file, as far as ours say anything. */
+/** A compose file, with the keys that those of this project use. */
 export interface Compose {
   readonly services: Readonly<Record<string, Service>>;
 }
@@ -28,7 +28,7 @@ export function readCompose(name: string): Compose {
   return parse(readFileSync(join(COMPOSE_FOLDER, `${name}.yaml`), "utf8"), { merge: true }) as Compose;
 }
 
-/** Networks of loopback that this process has used. */
+/** The loopback networks that this process has used. */
 let used = 0;
 
 /** All services of a compose file; `await using` ends them. */
@@ -39,13 +39,13 @@ export class Composition implements AsyncDisposable {
 
   private constructor(readonly compose: Compose, /** Holds `certs` and `jwt`. */ readonly files: string, readonly network: string) {}
 
-  /** Addresses of loopback that nobody else is likely to use: `127.x.y.`. */
+  /** Prefix of loopback addresses that other programs are unlikely to use: `127.x.y.`. */
   static newNetwork(): string {
     const number = (process.pid * 16 + used++) % 60_000;
     return `127.${1 + (number >> 8)}.${number & 255}.`;
   }
 
-  /** Starts the services one after another, each where those that it names run. */
+  /** Starts the services one after another, each after those that it names. */
   static async start(name: string, { files, network }: { files: string; network: string }): Promise<Composition> {
     const composition = new Composition(readCompose(name), files, network);
     try {
@@ -65,7 +65,7 @@ export class Composition implements AsyncDisposable {
     return this.#programs.get(service)!;
   }
 
-  /** Where a port of the service that publishes it is reached: `3128`. */
+  /** The address of a published port: `3128`. */
   published(port: string): string {
     const found = Object.entries(this.compose.services).find(([, { ports = [] }]) => ports.some((text) => text.startsWith(`${port}:`)));
     if (!found) throw new Error(`No service publishes ${port}`);
@@ -86,13 +86,13 @@ export class Composition implements AsyncDisposable {
     await program.waitFor(service.command![0] === "agent" ? "connected" : "listening");
   }
 
-  /** Starts a service again that has ended. */
+  /** Restarts a service that has ended. */
   async restart(service: string): Promise<void> {
     await this.program(service).ended;
     await this.#start(service);
   }
 
-  /** One more agent like 4711, with another id. */
+  /** Starts another agent like 4711, with another id. */
   async startAgent(id: string): Promise<void> {
     const { command, ...rest } = this.compose.services["agent-4711"]!;
     const args = command!.map((text) => this.#localize(text.replace("4711", id), "", rest));
@@ -101,7 +101,7 @@ export class Composition implements AsyncDisposable {
     await program.waitFor("connected");
   }
 
-  /** nginx with the configuration that the service mounts. */
+  /** Starts nginx with the configuration that the service mounts. */
   async #startNginx(name: string, { volumes = [] }: Service, address: string): Promise<void> {
     const source = volumes.find((volume) => volume.includes(":/etc/nginx/nginx.conf"))!.split(":")[0]!;
     const text = readFileSync(join(COMPOSE_FOLDER, source), "utf8")
@@ -113,7 +113,7 @@ export class Composition implements AsyncDisposable {
     await program.waitForText("start worker process ");
   }
 
-  /** The same for loopback: names of services, addresses to listen on, files. */
+  /** Adapts a text to loopback: names of services, listen addresses, files. */
   #localize(text: string, address: string, { volumes = [] }: Service): string {
     const mounts = volumes.map((volume) => volume.split(":")).map(([from, to]) => [to!, join(this.files, from!)] as const);
     return text
@@ -128,7 +128,7 @@ export class Composition implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const [name, program] of [...this.#programs].reverse()) {
-      // killed, nginx would leave its workers behind
+      // not killed: nginx would leave its workers behind
       if (this.compose.services[name]?.image.startsWith("nginx:")) await program.stop("SIGTERM");
       else await program[Symbol.asyncDispose]();
     }
@@ -136,7 +136,7 @@ export class Composition implements AsyncDisposable {
   }
 }
 
-/** Arguments for a configuration that is meant for the nginx of an image: in the foreground, with Debian's module where there is one. */
+/** Arguments for a configuration of the nginx image: in the foreground, with Debian's stream module if there is one. */
 export function nginxArgs(prefix: string, file: string, pid: string): string[] {
   const module = existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : "";
   return ["-e", "stderr", "-p", prefix, "-c", file, "-g", `${module} daemon off; pid ${pid};`];

@@ -10,13 +10,13 @@ export interface Block {
   readonly line: number;
   /** `sh`, `ts` … */
   readonly language: string;
-  /** What follows the language: `no-test`, `background`. */
+  /** The words after the language: `no-test`, `background`. */
   readonly flags: readonly string[];
   readonly code: string;
 }
 
 export interface Document {
-  /** Relative to the sources' folder. */
+  /** Relative to the repository's root. */
   readonly name: string;
   readonly text: string;
   readonly blocks: readonly Block[];
@@ -31,14 +31,14 @@ export function readDocument(name: string): Document {
   return { name, text, blocks };
 }
 
-/** All that are for readers. */
+/** All documents. */
 export function readDocuments(): Document[] {
   const markdown = (folder: string) =>
     readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(".md")).map((name) => join(folder, name));
   return [".", "docs", "docs/adr", "deploy", "examples", "findings", ".github"].flatMap(markdown).sort().map(readDocument);
 }
 
-/** What a `#` after a file's name may name: headings, as GitHub makes anchors of them. */
+/** The anchors that GitHub creates from headings. */
 export function anchorsOf({ text }: Document): Set<string> {
   const prose = text.replace(/^```[^]*?^```$/gm, "");
   return new Set(
@@ -46,7 +46,7 @@ export function anchorsOf({ text }: Document): Set<string> {
   );
 }
 
-/** Targets of links, images among them. */
+/** Targets of links and images. */
 export function linksOf({ text }: Document): string[] {
   const prose = text.replace(/^```[^]*?^```$/gm, "").replace(/`[^`\n]*`/g, "");
   return [
@@ -55,7 +55,7 @@ export function linksOf({ text }: Document): string[] {
   ];
 }
 
-/** An `@example` of a function of the library. */
+/** An `@example` of one of the library's functions. */
 export interface Example {
   readonly name: string;
   readonly code: string;
@@ -71,12 +71,12 @@ export function readExamples(file: string): Example[] {
   });
 }
 
-/** What runs a program of the library's: the runtime of the tests. */
+/** The command that runs a program with the library, on the runtime of the tests. */
 export const RUNTIME: readonly string[] = process.versions.bun
   ? [process.execPath, "run"]
   : [process.execPath, "run", "-A", "--quiet", "--no-check", `--config=${join(ROOT, "deno.json")}`];
 
-/** A program that imports the library by its package's name, with the one of these sources. */
+/** Changes a program that imports the library by its package's name to import it from these sources. */
 export function importLibrary(code: string): string {
   return code.replaceAll('"@reverse-http/reverse-http"', JSON.stringify(pathToFileURL(join(ROOT, "mod.ts")).href));
 }

@@ -1,5 +1,5 @@
-// Clients of one address, all the time: tunnels that are open and used, and new requests at a steady rate. It keeps what went wrong and when,
-// and sums it up.
+// A constant load of clients on one address: open tunnels in use, and new requests at a steady rate. Records failures with their times, and
+// summarizes them.
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
 import { openTunnel, type Wire } from "./sockets.ts";
@@ -7,17 +7,17 @@ import { openTunnel, type Wire } from "./sockets.ts";
 export interface LoadOptions {
   /** Where clients connect, `host:port`. */
   clients: string;
-  /** A server that sends back what comes, and ends when it ends. */
+  /** `host:port` of an echo server. */
   destination: string;
-  /** Agent ids, each of which gets its share. */
+  /** Agent ids; each gets an equal share. */
   agents: readonly string[];
-  /** Tunnels open at a time. */
+  /** Number of open tunnels. */
   tunnels: number;
-  /** New requests in a second. */
+  /** New requests per second. */
   perSecond: number;
 }
 
-/** What became of one request or tunnel; times in milliseconds of `performance.now`. */
+/** The result of one request or tunnel; times in milliseconds of `performance.now`. */
 export interface Result {
   readonly agent: string;
   readonly startedAt: number;
@@ -25,34 +25,34 @@ export interface Result {
   readonly error?: string;
 }
 
-/** What went on since some time. */
+/** The results since some time. */
 export interface Report {
   readonly requests: number;
-  /** Requests that got no tunnel. */
+  /** Requests without a tunnel. */
   readonly failed: readonly Result[];
-  /** Tunnels, old and new, that did not end in good order. */
+  /** Tunnels, old and new, that did not end cleanly. */
   readonly cut: readonly Result[];
-  /** The longest time in milliseconds, over all agents, from the first request that failed to the first one after that which did not. */
+  /** The longest outage of an agent in milliseconds: from its first failed request to its next successful one. */
   readonly outageMs: number;
-  /** The longest time that a request took which did not fail, in milliseconds. */
+  /** The longest duration of a successful request in milliseconds. */
   readonly slowestMs: number;
 }
 
-/** A tunnel is used so often, in milliseconds. */
+/** Interval in milliseconds at which a tunnel is used. */
 const BEAT_MS = 500;
-/** Successful requests to an agent without one that fails, after which all is well with it. */
+/** Number of consecutive successful requests after which an agent counts as recovered. */
 const WELL = 3;
 
-/** Clients until it is stopped. */
+/** The clients; they run until it is stopped. */
 export class Load {
-  /** Tunnels end in good order when they are so old, in milliseconds, and others take their place. */
+  /** Age in milliseconds at which tunnels end cleanly and are replaced. */
   tunnelLifeMs = Infinity;
   readonly #options: LoadOptions;
   readonly #results: Result[] = [];
   readonly #cuts: Result[] = [];
-  /** When requests began that are not over. */
+  /** Start times of requests in progress. */
   readonly #pending = new Set<number>();
-  /** When each tunnel was used last. */
+  /** When each tunnel was last used. */
   readonly #used: number[];
   #over = false;
   readonly #running: Promise<void>[];
@@ -103,7 +103,7 @@ export class Load {
       try {
         tunnel = await this.#dial(agent);
       } catch {
-        continue; // requests tell of that
+        continue; // the requests record that
       }
       const startedAt = performance.now();
       try {
@@ -128,8 +128,8 @@ export class Load {
   }
 
   /**
-   * Resolves when every agent has been reached several times in a row since `since`, every tunnel is there and used, and no request is left
-   * from before.
+   * Resolves when every agent has been reached several times in a row since `since`, all tunnels are open and in use, and every earlier
+   * request has ended.
    */
   async settle(since: number, patienceMs = 30_000): Promise<void> {
     const { agents } = this.#options;
@@ -150,7 +150,7 @@ export class Load {
     }
   }
 
-  /** Requests that began since then, and tunnels that were cut since then. */
+  /** Summarizes requests that started, and tunnels that were cut, since then. */
   report(since: number): Report {
     const results = this.#results.filter(({ startedAt }) => startedAt >= since);
     const failed = results.filter(({ error }) => error !== undefined);
@@ -170,21 +170,21 @@ export class Load {
     };
   }
 
-  /** Ends tunnels in good order. */
+  /** Ends all tunnels cleanly. */
   async stop(): Promise<void> {
     this.#over = true;
     await Promise.all(this.#running);
   }
 }
 
-/** One more round through the tunnel. */
+/** Sends and receives once through a tunnel. */
 export async function check(tunnel: Wire): Promise<void> {
   const word = crypto.randomUUID();
   await tunnel.write(word);
   assert.equal((await tunnel.read(word.length)).toString(), word);
 }
 
-/** Both directions end in good order. */
+/** Ends both directions cleanly. */
 async function finish(tunnel: Wire): Promise<void> {
   tunnel.finish();
   assert.equal((await tunnel.readAll()).length, 0);

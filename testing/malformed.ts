@@ -1,19 +1,19 @@
-// Request heads that must be refused, each with the status: made by mutating good ones in every way that a parser may be lenient about.
+// Header sections of requests that must be refused, with the status of each: valid ones, mutated in every way that a parser could tolerate.
 import { AGENT_ID } from "./programs.ts";
 import { credentials } from "./sockets.ts";
 
 export interface Malformed {
-  /** One character a byte, its blank line included where it has one. */
+  /** One character per byte, with the blank line at its end, if it has one. */
   readonly head: string;
   readonly status: number;
-  /** Whatever it asks for: no parser may take it. */
+  /** Whether it is malformed: no parser may accept it. Otherwise only the request is refused. */
   readonly isSyntax: boolean;
 }
 
 const AUTH = credentials();
 const HOST = "Host: localhost:1\r\n";
 
-/** All of them, none twice. */
+/** All of them, without duplicates. */
 export function malformedHeads(): Malformed[] {
   const all = [
     ...requestLines(),
@@ -39,12 +39,12 @@ function syntax(status: number, heads: Iterable<string>): Malformed[] {
   return [...heads].map((head) => ({ head, status, isSyntax: true }));
 }
 
-/** Refused for what they ask for. */
+/** Refused because of their request. */
 function each(status: number, heads: Iterable<string>): Malformed[] {
   return [...heads].map((head) => ({ head, status, isSyntax: false }));
 }
 
-/** What is in no token (RFC 9110 §5.6.2), no control characters. */
+/** Characters that a token cannot contain (RFC 9110 §5.6.2), without control characters. */
 const DELIMITERS = [...'"(),/:;<=>?@[\\]{} \x80\xff'];
 const CONTROLS = Array.from({ length: 32 }, (_, code) => String.fromCharCode(code)).filter((c) => !"\t\r\n".includes(c)).concat("\x7f");
 
@@ -109,7 +109,7 @@ function requestLines(): Malformed[] {
   return [...syntax(400, bad.map((line) => head(line))), ...syntax(505, unknown)];
 }
 
-/** For the proxy itself: well-formed, and not served. */
+/** Requests for the proxy itself: well-formed, but not served. */
 const OWN_TARGETS = [
   "/",
   "/path",
@@ -123,7 +123,7 @@ const OWN_TARGETS = [
   "?",
 ];
 
-/** In front of `:80` no host. */
+/** Invalid hosts, before `:80`. */
 export const BAD_HOSTS = [
   "",
   "a b",
@@ -169,7 +169,7 @@ export const BAD_HOSTS = [
   "user@a",
   "a".repeat(254),
 ];
-/** Behind a host no port. */
+/** Invalid ports, after a host. */
 export const BAD_PORTS = [
   "",
   "0",
@@ -445,7 +445,7 @@ function connects(): Malformed[] {
 function sizes(): Malformed[] {
   const line = "CONNECT localhost:1 HTTP/1.1";
   return each(431, [
-    head(line, ...Array<string>(99).fill("A: b")), // two more are in every head
+    head(line, ...Array<string>(99).fill("A: b")), // `head` adds two more
     head(line, ...Array<string>(1_000).fill("A: b")),
     head(line, `A: ${"a".repeat(16_384)}`),
     head(line, `${"A".repeat(16_384)}: a`),

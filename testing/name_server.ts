@@ -1,33 +1,33 @@
-// A name server that the test can silence, for programs that see a resolv.conf of their own. Needs root and Linux.
+// A name server that a test can silence, for programs with their own resolv.conf. Needs root and Linux.
 import { createSocket, type RemoteInfo, type Socket } from "node:dgram";
 import { once } from "node:events";
 import type { Folder } from "./programs.ts";
 
-/** An answer to an A query is 127.0.0.1; there are no other records. */
+/** Each name has one A record and no others. */
 const LOOPBACK = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1];
 const HEADER = 12;
 const A = 1;
 
 /**
- * `answers` knows every name but those under `missing.example`, says nothing of those under `silent.example`, and no AAAA of those under
- * `ipv4.example`; `silent` never says a word.
+ * `answers`: every name exists, except those under `missing.example`; queries for names under `silent.example`, and AAAA queries for names
+ * under `ipv4.example`, get no response. `silent`: no query gets a response.
  */
 export type Mode = "answers" | "silent";
 
 export class NameServer implements AsyncDisposable {
   mode: Mode = "answers";
-  /** Queries that came. */
+  /** The queries received. */
   asked = 0;
 
   private constructor(private readonly socket: Socket, private readonly address: string) {
-    socket.on("error", () => {}); // the caller does not wait for the answer any more
+    socket.on("error", () => {}); // the program no longer waits for the response
     socket.on("message", (query, from) => this.#take(query, from));
   }
 
   static async start(): Promise<NameServer> {
     const socket = createSocket("udp4");
     const part = () => 1 + Math.floor(Math.random() * 250);
-    const address = `127.${part()}.${part()}.${part()}`; // resolv.conf knows no ports
+    const address = `127.${part()}.${part()}.${part()}`; // port 53 of an own address: resolv.conf has no ports
     socket.bind(53, address);
     await once(socket, "listening");
     return new NameServer(socket, address);
@@ -52,7 +52,7 @@ export class NameServer implements AsyncDisposable {
     return at + 5;
   }
 
-  /** What to start instead of `file` with `args`, so that the program asks this server and no other. */
+  /** The command that starts `file` with `args` so that it queries only this server. */
   command(folder: Folder, file: string, args: readonly string[]): [file: string, args: string[]] {
     const conf = folder.write("resolv.conf", `nameserver ${this.address}\n`);
     return ["/usr/bin/unshare", ["-m", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', conf, file, ...args]];

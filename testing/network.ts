@@ -1,4 +1,4 @@
-// The program's parts in one process, over the network in memory: clients, streams held at both ends, and what was logged.
+// Helpers for tests on the in-memory network: clients, pairs of streams, and a log that is kept.
 import { Buffer } from "node:buffer";
 import { type Fields, parseResponseHead, values } from "../shared/http/head.ts";
 import type { LogFields, Logger, LogLevel } from "../shared/log/logger.ts";
@@ -7,10 +7,10 @@ import { MemoryDuplex, Pipe } from "./net/stream.ts";
 import type { AgentSession, Duplex, Net, SessionListener } from "../shared/net/types.ts";
 import { bytes, portOf, readText, within } from "../tests/conformance/support.ts";
 
-/** What no test may take: reached only by one that fails. */
+/** Timeout of a test, reached only if it fails. */
 const TEST_LIMIT_MS = 20_000;
 
-/** Runs a test with a network of its own, closed after it. */
+/** Runs a test with its own network, which is closed afterwards. */
 export async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
   const net = createMemoryNet();
   try {
@@ -20,7 +20,7 @@ export async function withNet(body: (net: Net) => Promise<void>): Promise<void> 
   }
 }
 
-/** The network, with some of it replaced. */
+/** The network with some methods replaced. */
 export function netWith(net: Net, replaced: Partial<Net>): Net {
   return {
     checkServerTls: (tls) => net.checkServerTls(tls),
@@ -44,7 +44,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
   };
 }
 
-/** The network, and the streams of its sessions that were opened or accepted one by one and not closed. */
+/** The network, and the streams of its sessions that were opened or accepted singly and are not closed. */
 export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
   const open = new Set<Duplex>();
   const stream = (inner: Duplex): Duplex => {
@@ -92,13 +92,13 @@ function instead<T extends object>(object: T, replaced: Partial<T>): T {
   });
 }
 
-/** A stream that nobody reads a head from: both its ends. */
+/** Both ends of a stream of which no header section is read. */
 export function streamPair(kind: "tcp" | "session" = "tcp"): { near: Duplex; far: Duplex } {
   const [up, down] = [new Pipe(64 * 1024), new Pipe(64 * 1024)];
   return { near: new MemoryDuplex(kind, "127.0.0.1:1", down, up), far: new MemoryDuplex(kind, "127.0.0.1:2", up, down) };
 }
 
-/** Hands out things in the order they come, and waits for those that have not. */
+/** A queue whose `next` waits for an item. */
 export class Queue<T> {
   readonly #ready: T[] = [];
   readonly #waiting: ((item: T) => void)[] = [];
@@ -114,12 +114,12 @@ export class Queue<T> {
   }
 }
 
-/** A client's connection to `address`, `host:port`. */
+/** Connects a client to `address`, `host:port`. */
 export function connectTo(net: Net, address: string): Promise<Duplex> {
   return within(net.connectTcp({ host: "127.0.0.1", port: portOf(address), timeoutMs: 5_000 }));
 }
 
-/** A whole answer. */
+/** A complete response. */
 export interface Answer {
   readonly status: number;
   readonly fields: Fields;
@@ -128,10 +128,10 @@ export interface Answer {
   field(name: string): string | undefined;
 }
 
-/** Sends `request` as it is, and reads until the other end has finished. */
+/** Sends `request` unchanged, and reads until the peer has finished. */
 export async function ask(net: Net, address: string, request: string): Promise<Answer> {
   const client = await connectTo(net, address);
-  // an answer may come before everything was taken
+  // a response may arrive before everything was sent
   client.write(bytes(request)).catch(() => {});
   try {
     return parseAnswer(await readText(client));
@@ -150,7 +150,7 @@ export function parseAnswer(text: string): Answer {
   return { status, fields, body: text.slice(end), field };
 }
 
-/** Reads up to and including `mark`, byte for byte; what follows stays unread only where it was written later. */
+/** Reads up to and including `mark`; later bytes stay unread only if they were written later. */
 export async function readUntil(stream: Duplex, mark: string): Promise<string> {
   let text = "";
   while (!text.includes(mark)) {
@@ -167,10 +167,10 @@ export interface LogEntry {
   readonly fields: LogFields;
 }
 
-/** A program that logs more runs away. */
+/** Limit on entries: a program that logs more is in a loop. */
 const MAX_ENTRIES = 100_000;
 
-/** Keeps what is logged. */
+/** A logger that keeps its entries. */
 export class LogBook implements Logger {
   readonly entries: LogEntry[] = [];
   #waiting: (() => void)[] = [];
@@ -189,13 +189,13 @@ export class LogBook implements Logger {
     };
   }
 
-  /** The fields of entries with this message, and these values in them. */
+  /** The fields of the entries with this message and these fields. */
   logged(message: string, wanted: LogFields = {}): LogFields[] {
     const fits = (fields: LogFields) => Object.entries(wanted).every(([name, value]) => fields[name] === value);
     return this.entries.filter((entry) => entry.message === message && fits(entry.fields)).map(({ fields }) => fields);
   }
 
-  /** The fields of the `count`th such entry since the start. */
+  /** Resolves with the fields of the `count`th such entry since the start. */
   async waitFor(message: string, wanted: LogFields = {}, count = 1): Promise<LogFields> {
     for (;;) {
       const found = this.logged(message, wanted)[count - 1];

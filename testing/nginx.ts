@@ -1,4 +1,4 @@
-// nginx as a load balancer of UDP and TCP before several servers, as it stands before proxies. Debian's: nginx with libnginx-mod-stream.
+// nginx as a load balancer for UDP and TCP, in front of several servers. Needs Debian's nginx and libnginx-mod-stream.
 import { createSocket } from "node:dgram";
 import { existsSync } from "node:fs";
 import { createServer } from "node:net";
@@ -7,24 +7,24 @@ import { Folder, Program } from "./programs.ts";
 export const NGINX = "/usr/sbin/nginx";
 export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/** As deploy/nginx has it, where it says why. */
+/** As in deploy/nginx, which has the reasons. */
 const METHOD = { udp: "hash $remote_addr:$remote_port consistent;", tcp: "least_conn;" };
 const LISTEN = { udp: "udp reuseport; proxy_timeout 30s", tcp: "so_keepalive=60s:10s:6; proxy_timeout 24h; proxy_half_close on" };
 
-/** One address that leads to several. */
+/** An address in front of several servers. */
 export interface Balanced {
   readonly transport: "udp" | "tcp";
   /** `host:port` of each server. */
   readonly servers: readonly string[];
-  /** More of what the server does, as nginx has it: `proxy_protocol on;`. */
+  /** More directives: `proxy_protocol on;`. */
   readonly directives?: string;
 }
 
-/** Spreads connections over servers in turn; `await using` ends it. */
+/** Distributes connections over servers in turn; `await using` ends it. */
 export class Nginx implements AsyncDisposable {
   private constructor(readonly program: Program, readonly folder: Folder, readonly addresses: readonly string[]) {}
 
-  /** Listens on a free port of loopback for each; see {@link addresses}. */
+  /** Listens on a free loopback port for each address; see {@link addresses}. */
   static async start(balanced: readonly Balanced[]): Promise<Nginx> {
     const folder = new Folder();
     const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
@@ -43,7 +43,7 @@ export class Nginx implements AsyncDisposable {
     return new Nginx(program, folder, addresses);
   }
 
-  /** Reads its configuration anew: a new worker takes over, and the old one ends with its last connection. */
+  /** Reloads its configuration: a new worker takes over, and the old one ends with its last connection. */
   reload(): void {
     this.program.signal("SIGHUP");
   }
@@ -54,7 +54,7 @@ export class Nginx implements AsyncDisposable {
   }
 }
 
-/** Nobody had this address just now. */
+/** An address that is free. */
 export async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
   if (transport === "tcp") {
     const server = createServer();

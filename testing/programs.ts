@@ -1,4 +1,4 @@
-// Starts the compiled executables as a user would, reads what they log, and ends them whatever happens. It knows nothing of the code inside.
+// Starts the compiled executables as a user does, reads their logs, and ends them in any case. Independent of the code inside.
 import { execa } from "execa";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -8,19 +8,19 @@ import { createInterface } from "node:readline";
 import { type Authority, makeAuthority } from "./certificates.ts";
 import { secrets } from "./secrets.ts";
 
-/** The folder of the sources. */
+/** The repository's root. */
 export const ROOT = join(import.meta.dirname!, "..");
 export const PROXY = join(ROOT, "dist", "reverse-http-proxy");
 export const AGENT = join(ROOT, "dist", "reverse-http-agent");
 export const LB = join(ROOT, "dist", "reverse-http-lb");
-/** All of them in one. */
+/** The executable with all services. */
 export const REVERSE_HTTP = join(ROOT, "dist", "reverse-http");
 export const AGENT_ID = "4711";
 
-/** What no wait may take: reached only by a test that fails. */
+/** Timeout of every wait, reached only by a failing test. */
 const PATIENCE_MS = 30_000;
 
-/** One JSON line of a log. */
+/** A line of a JSON log. */
 export interface LogEntry {
   readonly level: string;
   readonly message: string;
@@ -43,18 +43,18 @@ export interface ProgramOptions {
   input?: string;
 }
 
-/** A process of ours; `await using` ends it. */
+/** A process; `await using` ends it. */
 export class Program implements AsyncDisposable {
-  /** What it has logged so far, oldest first. */
+  /** Its log so far, oldest first. */
   readonly entries: LogEntry[] = [];
   readonly pid: number;
   readonly ended: Promise<Ended>;
   readonly #name: string;
   #lines = "";
   #over = false;
-  /** Its last line may be cut off. */
+  /** Whether its last line may be cut off. */
   #mayBeCutOff = false;
-  /** Whether it is ours: what others say of secrets is not our affair. */
+  /** Whether it is one of the project's executables; only these are searched for secrets. */
   readonly #isOurs: boolean;
   #shown: string[] = [];
   readonly #waiting = new Set<() => void>();
@@ -72,7 +72,7 @@ export class Program implements AsyncDisposable {
       ...input === undefined ? { stdin: "ignore" as const } : { input },
       buffer: { stdout: true, stderr: false },
     });
-    // a process that could not be started has no id: `ended` says why
+    // a process that could not be started has no id: `ended` has the reason
     this.pid = child.pid ?? -1;
     const lines = createInterface({ input: child.stderr });
     lines.on("line", (line) => this.#take(line));
@@ -102,19 +102,19 @@ export class Program implements AsyncDisposable {
     for (const wake of this.#waiting) wake();
   }
 
-  /** All that it has written to standard error so far. */
+  /** Its standard error so far. */
   get said(): string {
     return this.#lines;
   }
 
-  /** Entries so far with this message, and these values in their fields. */
+  /** The entries so far with this message and these fields. */
   logged(message: string, fields: Partial<LogEntry> = {}): LogEntry[] {
     return this.entries.filter((entry) =>
       entry.message === message && Object.entries(fields).every(([name, value]) => entry[name] === value)
     );
   }
 
-  /** The `count`th such entry since the start: resolves at once where it has been logged already. */
+  /** Resolves with the `count`th such entry since the start, at once if it has been logged already. */
   async waitFor(message: string, fields: Partial<LogEntry> = {}, count = 1): Promise<LogEntry> {
     const found = () => this.logged(message, fields)[count - 1];
     await this.#until(() => found() !== undefined || this.#over, `${JSON.stringify(message)} ${JSON.stringify(fields)} (${count})`);
@@ -123,7 +123,7 @@ export class Program implements AsyncDisposable {
     return entry;
   }
 
-  /** Until this text was written to standard error. */
+  /** Resolves when this text has been written to standard error. */
   async waitForText(text: string): Promise<void> {
     await this.#until(() => this.#lines.includes(text) || this.#over, JSON.stringify(text));
     if (!this.#lines.includes(text)) throw new Error(`${this.#name} has ended without ${JSON.stringify(text)}:\n${this.#lines}`);
@@ -145,7 +145,7 @@ export class Program implements AsyncDisposable {
     }
   }
 
-  /** Sends a signal, to this process alone. */
+  /** Sends a signal to this process only. */
   signal(name: NodeJS.Signals): void {
     if (this.#over || this.pid <= 0) return;
     if (name === "SIGKILL") this.expectCutOff();
@@ -156,12 +156,12 @@ export class Program implements AsyncDisposable {
     }
   }
 
-  /** It is killed, or logs more at its end than is read here in the second that it waits for that: its last line may be cut off. */
+  /** Its last line may be cut off: it is killed, or at its end logs more than is read within the second that it waits. */
   expectCutOff(): void {
     this.#mayBeCutOff = true;
   }
 
-  /** Asks it to stop, and waits for its end. */
+  /** Sends SIGTERM, and waits for its end. */
   async stop(signal: "SIGTERM" | "SIGINT" = "SIGTERM"): Promise<Ended> {
     this.signal(signal);
     const ended = await this.ended;
@@ -175,23 +175,23 @@ export class Program implements AsyncDisposable {
     this.#checkSecrets();
   }
 
-  /** Fails the test where it has shown any of the secrets that were used so far. */
+  /** Fails if its output contains a secret. */
   #checkSecrets(): void {
     if (this.#shown.length > 0) throw new Error(`${this.#name} has shown ${this.#shown.join(" and ")}:\n${this.#lines}`);
   }
 }
 
-/** Runs a program to its own end. */
+/** Runs a program until it ends by itself. */
 export async function runToEnd(file: string, args: readonly string[], options?: ProgramOptions): Promise<Ended> {
   await using program = new Program(file, args, options);
   return await program.ended;
 }
 
-/** A folder for one test. */
+/** A temporary folder. */
 export class Folder implements Disposable {
   readonly path = mkdtempSync(join(tmpdir(), "reverse-http-test-"));
 
-  /** The name of a file in it, with this content, for this user alone. */
+  /** Writes a file that only this user can read, and returns its path. */
   write(name: string, content: string | Uint8Array): string {
     const file = join(this.path, name);
     writeFileSync(file, content, { mode: 0o600 });
@@ -203,7 +203,7 @@ export class Folder implements Disposable {
   }
 }
 
-/** Files of certificates for a proxy on loopback and its agents. */
+/** Writes certificates for a proxy on loopback and its agents. */
 export async function writeCertificates(folder: Folder, authority: Authority): Promise<{ ca: string; cert: string; key: string }> {
   const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1"] });
   return {
@@ -213,7 +213,7 @@ export async function writeCertificates(folder: Folder, authority: Authority): P
   };
 }
 
-/** Where a proxy listens. */
+/** The addresses of a proxy. */
 export interface Addresses {
   /** For agents, over UDP. */
   readonly agents: string;
@@ -233,13 +233,13 @@ export function storeArgs({ kind, address }: StoreAddress): string[] {
   return [`--store.type=${kind}`, kind === "memcached" ? `--store.memcached.address=${address}` : `--store.redis.url=redis://${address}`];
 }
 
-/** Proxies and agents of one test, with the certificates that they need; `await using` ends them all. */
+/** The proxies, load balancers and agents of one test, with their certificates; `await using` ends them all. */
 export class Site implements AsyncDisposable {
   readonly #programs: Program[] = [];
   private constructor(
     readonly folder: Folder,
     readonly files: { ca: string; cert: string; key: string },
-    /** Its agents trust what this one issues. */
+    /** The authority that its agents trust. */
     readonly authority: Authority,
   ) {}
 
@@ -268,14 +268,14 @@ export class Site implements AsyncDisposable {
     ];
   }
 
-  /** Starts something that ends with the site. */
+  /** Starts a program that ends with the site. */
   start(file: string, args: readonly string[], options?: ProgramOptions): Program {
     const program = new Program(file, args, options);
     this.#programs.push(program);
     return program;
   }
 
-  /** A proxy that listens. Where it is to listen at `addresses` again, somebody may have been lent its port meanwhile, for a while. */
+  /** Starts a proxy. If it must listen on `addresses` again, another program may have the port for a while. */
   async startProxy(args: readonly string[] = [], addresses?: Addresses): Promise<{ proxy: Program; addresses: Addresses }> {
     for (const deadline = performance.now() + PATIENCE_MS;;) {
       const proxy = this.start(PROXY, [...this.proxyArgs(addresses), ...args]);
@@ -288,14 +288,14 @@ export class Site implements AsyncDisposable {
     }
   }
 
-  /** A load balancer that listens. `store` as for {@link storeArgs}. */
+  /** Starts a load balancer. `store` as for {@link storeArgs}. */
   async startLb(store: StoreAddress, args: readonly string[] = []): Promise<{ lb: Program; clients: string }> {
     const lb = this.start(LB, ["--http-proxy.listen-address=127.0.0.1:0", ...storeArgs(store), "--log.format=json", ...args]);
     const { clients } = await lb.waitFor("listening");
     return { lb, clients: String(clients) };
   }
 
-  /** An agent that is connected. */
+  /** Starts an agent, and waits until it is connected. */
   async startAgent(addresses: Addresses, args: readonly string[] = [], id = AGENT_ID): Promise<Program> {
     const agent = this.start(AGENT, [...this.agentArgs(addresses, id), ...args]);
     await agent.waitFor("connected");
@@ -309,7 +309,7 @@ export class Site implements AsyncDisposable {
   }
 }
 
-/** One proxy and one agent that is connected to it. */
+/** A proxy and an agent that is connected to it. */
 export class Pair implements AsyncDisposable {
   private constructor(readonly site: Site, readonly proxy: Program, readonly agent: Program, readonly addresses: Addresses) {}
 
@@ -329,19 +329,19 @@ export class Pair implements AsyncDisposable {
   }
 }
 
-/** Descriptors that a process has open; Linux only. */
+/** Number of a process's open descriptors; Linux only. */
 export function openDescriptors(pid: number): number {
   return readdirSync(`/proc/${pid}/fd`).length;
 }
 
-/** Resident memory of a process in MiB, without pages of mapped files: the kernel reads and drops those as it likes. Linux only. */
+/** Resident memory of a process in MiB, without pages of mapped files, which the kernel reads and drops on its own. Linux only. */
 export function residentMiB(pid: number): number {
   const status = readFileSync(`/proc/${pid}/status`, "utf8");
   const kib = (name: string) => Number(new RegExp(`^${name}:\\s*([0-9]+) kB$`, "m").exec(status)![1]);
   return (kib("RssAnon") + kib("RssShmem")) / 1024;
 }
 
-/** Looks again and again until `check` holds; fails with what `describe` says. For what no log line and no socket tells of. */
+/** Polls until `check` holds; fails with the text of `describe`. Only for states that no log line or socket shows. */
 export async function eventually(check: () => boolean, describe: () => string, patienceMs = PATIENCE_MS): Promise<void> {
   const deadline = performance.now() + patienceMs;
   while (!check()) {

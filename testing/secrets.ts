@@ -1,34 +1,34 @@
-// The secrets that the tests use. Whatever a program of ours says is searched for them when it ends: see `Program` in processes.ts.
+// The secrets of the tests. When one of the project's programs ends, its output is searched for them: see `Program` in programs.ts.
 import { Buffer } from "node:buffer";
 import { readFileSync } from "node:fs";
 
-/** Shorter ones, and plain words, may be in a log for other reasons. */
+/** Shorter secrets and plain words may be in a log for other reasons. */
 const SHORTEST = 8;
 
-/** Secrets by the forms in which they might be shown. */
+/** Secrets in all forms in which a log could contain them. */
 class Secrets {
   readonly #forms = new Map<string, string>();
 
-  /** `what` it is, is what a failing test says of it. */
+  /** @param what describes the secret in the message of a failing test */
   add(what: string, secret: string): void {
     if (secret.length < SHORTEST || /^[a-z]+$/i.test(secret)) return;
     for (const form of formsOf(secret)) this.#forms.set(form, what);
   }
 
-  /** A token, and its signature alone: the rest of it may be guessed. */
+  /** Adds a token, and its signature alone, because the rest can be guessed. */
   addToken(what: string, token: string): void {
     this.add(what, token.trim());
     this.add(`the signature of ${what}`, token.trim().split(".")[2] ?? "");
   }
 
-  /** The lines of private keys in a text, each by itself. */
+  /** Adds each line of the private keys in a text. */
   addKeys(what: string, pem: string): void {
     for (const [, body] of pem.matchAll(/-----BEGIN [A-Z ]*PRIVATE KEY-----([^-]*)-----END/g)) {
       for (const line of body!.split(/\s+/).filter((line) => line.length >= 40)) this.add(what, line);
     }
   }
 
-  /** Those that a program is given, by its arguments, its environment and the files that these name. */
+  /** Adds the secrets in a program's arguments, its environment, and the files that these name. */
   addOf(args: readonly string[], env: Readonly<Record<string, string>>): void {
     const settings = [
       ...args.map((arg) => /^--([\w.-]+)=(.*)$/s.exec(arg)?.slice(1) ?? []),
@@ -42,13 +42,13 @@ class Secrets {
     }
   }
 
-  /** What of them is in the text. */
+  /** The secrets in a text. */
   in(text: string): string[] {
     return [...new Set([...this.#forms].filter(([form]) => text.includes(form)).map(([, what]) => what))];
   }
 }
 
-/** As it is, and as logs, URLs, headers and dumps of bytes write it. */
+/** The secret itself, and as in logs, URLs, header fields and byte dumps. */
 function formsOf(secret: string): string[] {
   const bytes = Buffer.from(secret);
   const base64 = bytes.toString("base64").replace(/=+$/, "");
@@ -60,9 +60,9 @@ function contentOf(file: string): string {
   try {
     return readFileSync(file, "utf8");
   } catch {
-    return ""; // the test is about that
+    return ""; // a test of unreadable files
   }
 }
 
-/** Of all tests in this process. */
+/** The secrets of all tests in this process. */
 export const secrets = new Secrets();

@@ -1,11 +1,11 @@
-// Raw TCP ends for tests: a client that speaks to the proxy byte by byte, and an origin that does what it is told.
+// Raw TCP connections for tests: a client that controls every byte, and an origin that the test controls.
 import assert from "node:assert/strict";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { AGENT_ID } from "./programs.ts";
 import { secrets } from "./secrets.ts";
 
-/** What no wait may take: reached only by a test that fails. */
+/** Timeout of every wait, reached only by a failing test. */
 const PATIENCE_MS = 25_000;
 
 async function inTime<T>(promise: Promise<T>, what: string): Promise<T> {
@@ -20,10 +20,10 @@ async function inTime<T>(promise: Promise<T>, what: string): Promise<T> {
   }
 }
 
-/** How the other end's direction ended: in good order, or with an error's code. */
+/** How the peer's direction ended: cleanly, or with an error code. */
 export type Ending = "finished" | (string & Record<never, never>);
 
-/** A socket that is read by pulling, and that says how its peer ended. */
+/** A socket that is read on demand, and knows how its peer's direction ended. */
 export class Wire implements Disposable {
   #chunks: Uint8Array[] = [];
   #buffered = 0;
@@ -31,10 +31,10 @@ export class Wire implements Disposable {
   #wake: () => void = () => {};
   #isDisposed = false;
   readonly #ended: Promise<Ending>;
-  /** Bytes that were read so far. */
+  /** Number of bytes read. */
   received = 0;
 
-  /** More than `highWater` bytes wait in the system's buffers, not here. */
+  /** Bytes beyond `highWater` stay in the system's buffers. */
   constructor(readonly socket: Socket, private readonly highWater = 1 << 20) {
     socket.setNoDelay(true);
     let ended!: (ending: Ending) => void;
@@ -52,10 +52,10 @@ export class Wire implements Disposable {
     });
     socket.on("end", () => end(this.#isDisposed ? "closed" : "finished")); // Bun says so of what this side has destroyed, too
     socket.on("error", (error: NodeJS.ErrnoException) => end(error.code ?? error.message));
-    socket.on("close", () => end("closed")); // by this side, or else one of the others came first
+    socket.on("close", () => end("closed")); // by this side: otherwise another event came first
   }
 
-  /** The next bytes; `null` when the peer has finished. Rejects with the code of what went wrong. */
+  /** Returns the next bytes; `null` when the peer has finished. Rejects with an error code. */
   async next(): Promise<Uint8Array | null> {
     while (this.#chunks.length === 0) {
       if (this.#ending === "finished") return null;
@@ -69,12 +69,12 @@ export class Wire implements Disposable {
     return chunk;
   }
 
-  /** Exactly so many bytes. */
+  /** Reads exactly `length` bytes. */
   async read(count: number): Promise<Buffer> {
     return await this.#gather((buffer) => buffer.length < count ? undefined : count);
   }
 
-  /** All up to and including the first `mark`. */
+  /** Reads up to and including the first `mark`. */
   async readUntil(mark: string): Promise<string> {
     const bytes = await this.#gather((buffer) => {
       const at = buffer.indexOf(mark, 0, "latin1");
@@ -104,35 +104,35 @@ export class Wire implements Disposable {
     this.received -= bytes.length;
   }
 
-  /** All there is to come, once the peer has finished. */
+  /** Reads until the peer has finished. */
   async readAll(): Promise<Buffer> {
     const chunks: Uint8Array[] = [];
     for (let chunk; (chunk = await this.next()) !== null;) chunks.push(chunk);
     return Buffer.concat(chunks);
   }
 
-  /** How the peer ended; what it sent before is thrown away. */
+  /** Resolves with how the peer ended; discards its bytes. */
   async ending(): Promise<Ending> {
     try {
       while (await this.next() !== null);
     } catch (error) {
-      if (this.#ending === undefined) throw error; // an end is what is asked for, and there is none
+      if (this.#ending === undefined) throw error; // not an end of the peer
     }
     return await inTime(this.#ended, "end");
   }
 
-  /** Resolves when the system has taken the bytes. */
+  /** Resolves when the system has accepted the bytes. */
   async write(data: Uint8Array | string): Promise<void> {
     await new Promise<void>((resolve, reject) => this.socket.write(data, (error) => error ? reject(error) : resolve()));
   }
 
-  /** Finishes this direction; the other goes on. */
+  /** Finishes this direction; the other continues. */
   finish(data?: Uint8Array | string): void {
     if (data === undefined) this.socket.end();
     else this.socket.end(data);
   }
 
-  /** Ends both with a RST. */
+  /** Resets both directions (RST). */
   reset(): void {
     this.socket.resetAndDestroy();
   }
@@ -143,7 +143,7 @@ export class Wire implements Disposable {
   }
 }
 
-/** Connects to `host:port`, where asked for from a local address, as 127.0.0.2 is one. */
+/** Connects to `host:port`, optionally from a local address such as 127.0.0.2. */
 export async function dial(address: string, highWater?: number, localAddress?: string): Promise<Wire> {
   const { hostname, port } = new URL(`tcp://${address}`);
   const socket = connect({ host: hostname, port: Number(port), allowHalfOpen: true, localAddress });
@@ -152,7 +152,7 @@ export async function dial(address: string, highWater?: number, localAddress?: s
   return wire;
 }
 
-/** What a client shows and believes, PEM. */
+/** A client's certificate and the authorities that it trusts, PEM. */
 export type ClientTls = Pick<ConnectionOptions, "ca" | "cert" | "key">;
 
 /** Connects to `host:port` with TLS. */
@@ -166,7 +166,7 @@ export async function dialTls(address: string, tls: ClientTls, highWater?: numbe
   return wire;
 }
 
-/** A server on loopback that hands out its connections, in the order they come. */
+/** A server on loopback that returns its connections in the order of their arrival. */
 export class Origin implements AsyncDisposable {
   readonly #waiting: ((wire: Wire) => void)[] = [];
   readonly #ready: Wire[] = [];
@@ -184,7 +184,7 @@ export class Origin implements AsyncDisposable {
     });
   }
 
-  /** With `serve`, it serves every connection by that, and what goes wrong there ends the connection with a reset. */
+  /** With `serve`, every connection is passed to it, and reset if it rejects. */
   static async start(serve?: (wire: Wire) => Promise<void>): Promise<Origin> {
     const server = createServer({ allowHalfOpen: true });
     await new Promise<void>((resolve) => server.listen({ port: 0, host: "127.0.0.1", backlog: 4096 }, resolve));
@@ -209,7 +209,7 @@ export class Origin implements AsyncDisposable {
   }
 }
 
-/** Proxy-Authorization of a client that wants this agent. */
+/** The Proxy-Authorization of a client of this agent. */
 export function credentials(id = AGENT_ID, password = "any"): string {
   if (password.split(".").length === 3) secrets.addToken("a client's token", password);
   else secrets.add("a client's password", password);
@@ -224,15 +224,15 @@ export interface TunnelOptions {
   /** The agent. Default {@link AGENT_ID}. */
   id?: string;
   password?: string;
-  /** Goes out with the head, in one write. */
+  /** Sent with the header section, in one write. */
   early?: string;
   /** See {@link Wire}. */
   highWater?: number;
-  /** Speaks TLS to the proxy. */
+  /** Uses TLS to the proxy. */
   tls?: ClientTls;
 }
 
-/** A tunnel to `authority`, through the proxy that listens on `clients`. */
+/** Opens a tunnel to `authority` through the proxy that listens on `clients`. */
 export async function openTunnel(
   clients: string,
   authority: string,
@@ -250,15 +250,15 @@ export async function openTunnel(
   }
 }
 
-/** A whole answer. */
+/** A complete response. */
 export interface Answer {
   readonly status: number;
-  /** Names in lower case; of two with one name the last. */
+  /** By name in lower case; the last one of several with the same name. */
   readonly fields: Readonly<Record<string, string>>;
   readonly body: string;
 }
 
-/** Sends `request` as it is, and reads until the other end has finished. `localAddress` as for {@link dial}. */
+/** Sends `request` unchanged, and reads until the peer has finished. `localAddress` as for {@link dial}. */
 export async function ask(address: string, request: string | Uint8Array, localAddress?: string): Promise<Answer> {
   using wire = await dial(address, undefined, localAddress);
   wire.socket.write(request);
@@ -272,7 +272,7 @@ export async function ask(address: string, request: string | Uint8Array, localAd
   return { status: Number(line.split(" ")[1]), fields, body: text.slice(end + 4) };
 }
 
-/** Status, cause, and what every refusal has. */
+/** Checks status, error type, and what every refusal must contain. */
 export function assertRefused(answer: Answer, status: number, error: string): void {
   assert.equal(answer.status, status);
   assert.match(answer.fields["proxy-status"] ?? "", new RegExp(`^reverse-http-[a-z]+;error=${error}(;|$)`));

@@ -1,14 +1,14 @@
-// Real memcached and Redis servers on loopback, as processes of one test.
+// Real memcached and Redis servers on loopback, as processes.
 import { createSocket, type Socket } from "node:dgram";
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { type Ended, Program } from "./programs.ts";
 
-/** What no wait may take: reached only by a test that fails. */
+/** Timeout of every wait, reached only by a failing test. */
 const PATIENCE_MS = 10_000;
 
-/** A port that nobody has just now, over TCP and UDP, and that the kernel gives nobody who asks for any. */
+/** A port that is free over TCP and UDP, outside the range from which the kernel assigns ports. */
 export async function freePort(): Promise<number> {
   for (;;) {
     const port = 20_000 + Math.floor(Math.random() * 12_000);
@@ -36,10 +36,10 @@ async function answers(port: number): Promise<boolean> {
   }
 }
 
-/** Where Debian and Homebrew put them. */
+/** The folders of Debian and Homebrew. */
 const ENV = { PATH: "/usr/bin:/bin:/opt/homebrew/bin:/usr/local/bin", HOME: "/nonexistent" };
 
-/** One server that can be killed, and started anew and empty on the same port; `await using` ends it. */
+/** A server that can be killed and restarted, empty, on the same port; `await using` ends it. */
 export class StoreServer implements AsyncDisposable {
   #program: Program;
   private constructor(readonly kind: "memcached" | "redis", readonly port: number, readonly args: readonly string[]) {
@@ -54,7 +54,7 @@ export class StoreServer implements AsyncDisposable {
         return server;
       } catch (error) {
         await server[Symbol.asyncDispose]();
-        if (attempt === 3) throw error; // somebody else took the port in between
+        if (attempt === 3) throw error; // another program has taken the port meanwhile
       }
     }
   }
@@ -87,7 +87,7 @@ export class StoreServer implements AsyncDisposable {
     this.#program.signal(name);
   }
 
-  /** It hangs from now on, until SIGCONT: its threads stop one after the other, a while after the signal was sent. */
+  /** Stops the server until SIGCONT. Returns when all its threads have stopped, a while after the signal. */
   async freeze(): Promise<void> {
     this.signal("SIGSTOP");
     const threads = `/proc/${this.#program.pid}/task`;
@@ -99,7 +99,7 @@ export class StoreServer implements AsyncDisposable {
     await this.#program[Symbol.asyncDispose]();
   }
 
-  /** Starts it again, empty. */
+  /** Restarts it, empty. */
   async restart(): Promise<void> {
     await this.kill();
     this.#program = this.#launch();

@@ -1,15 +1,15 @@
-// Conversations over TCP of which every byte is known beforehand: what two ends send each other follows from a seed, so that a byte that is
-// wrong, missing or too many is found, and an end that came too soon. It knows nothing of what lies between the ends.
+// Conversations over TCP whose bytes follow from a seed, so that both ends detect a wrong, missing or additional byte, and a premature end.
+// Independent of what is between the ends.
 import { Buffer } from "node:buffer";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Origin, type Wire } from "./sockets.ts";
 import { generate } from "./udp_relay.ts";
 
-/** A prime: who loses a power of two of bytes is found. */
+/** The period, a prime: the loss of a power of two of bytes is detected. */
 const PERIOD = 1_048_583;
 const CHUNK = 64 * 1024;
 
-/** Twice the same, so that every chunk is a part of it. */
+/** Twice the same bytes, so that every chunk is a contiguous part. */
 const BYTES = makeBytes();
 
 function makeBytes(): Uint8Array {
@@ -20,16 +20,16 @@ function makeBytes(): Uint8Array {
   return bytes;
 }
 
-/** Up to `length` bytes, and no more than a chunk, of what follows from `seed`, from `offset` on. */
+/** The bytes for `seed` from `offset` on: `length`, but at most a chunk. */
 export function content(seed: number, offset: number, length: number): Uint8Array {
   const start = (seed * 7_919 + offset) % PERIOD;
   return BYTES.subarray(start, start + Math.min(length, CHUNK));
 }
 
-/** Something arrived that was never sent, or an end in good order came too soon: no accident on the way may lead to it. */
+/** A byte arrived that was never sent, or a clean end came too early. No fault of the network may cause this. */
 export class Violation extends Error {}
 
-/** Compares what comes with what follows from a seed. */
+/** Compares received bytes with those for a seed. */
 export class Checker {
   received = 0;
 
@@ -54,20 +54,20 @@ export class Checker {
   }
 }
 
-/** What a client and an origin send each other. The client tells the origin in a line of JSON. */
+/** What a client and an origin send each other. The client sends it to the origin as a line of JSON. */
 export interface Plan {
   readonly seed: number;
   /** Bytes from the client to the origin, and back. */
   readonly up: number;
   readonly down: number;
-  /** Who, when it has sent all, ends the connection with a reset instead of finishing. */
+  /** The end that resets the connection after sending everything, instead of finishing. */
   readonly reset?: "client" | "origin";
-  /** Milliseconds for which a slow reader waits after each chunk. */
+  /** Milliseconds that a slow reader waits after each chunk. */
   readonly slowClient?: number;
   readonly slowOrigin?: number;
 }
 
-/** Everything was sent and came, or one of the two has reset the connection as planned. Rejects with a violation, or what else cut it off. */
+/** Resolves when everything was sent and received, or one end has reset the connection as planned. Rejects with a violation or an error. */
 export async function speakAsClient(wire: Wire, plan: Plan): Promise<void> {
   await wire.write(`${JSON.stringify(plan)}\n`);
   const { seed, up, down, slowClient = 0 } = plan;
@@ -91,11 +91,11 @@ interface Part {
 async function speak(wire: Wire, { plan, send, receive, pauseMs, self }: Part): Promise<void> {
   let over = false;
   const reading = read(wire, new Checker(...receive), pauseMs, () => over);
-  reading.catch(() => {}); // looked at below, once all is written
+  reading.catch(() => {}); // handled below, once everything is written
   let failure: unknown;
   try {
     await write(wire, ...send);
-    over = plan.reset === self; // what is left then is of no interest
+    over = plan.reset === self; // further bytes do not matter then
     if (over) wire.reset();
     else wire.finish();
   } catch (error) {
@@ -105,14 +105,14 @@ async function speak(wire: Wire, { plan, send, receive, pauseMs, self }: Part): 
     await reading;
   } catch (error) {
     if (error instanceof Violation) throw error;
-    if (plan.reset !== self) failure = error; // says more of why nothing could be written, too
+    if (plan.reset !== self) failure = error; // also the better reason for a failed write
   }
   if (plan.reset === undefined || plan.reset === self) {
     if (failure !== undefined) throw failure;
   } else if (failure === undefined) throw new Violation(`stream ${receive[0]} finished, and was to be reset`);
 }
 
-/** Sends what follows from a seed. */
+/** Sends the bytes for a seed. */
 export async function write(wire: Wire, seed: number, length: number): Promise<void> {
   for (let sent = 0; sent < length;) {
     const chunk = content(seed, sent, length - sent);
@@ -129,7 +129,7 @@ async function read(wire: Wire, checker: Checker, pauseMs: number, isOver: () =>
   if (!isOver()) checker.finish();
 }
 
-/** An origin that serves clients, by default as they tell it, keeps what was wrong, and resets what was. */
+/** An origin that serves clients, by default as each requests. Records errors, and resets the connections that have them. */
 export class SpeakingOrigin implements AsyncDisposable {
   readonly violations: string[] = [];
   readonly #serving = new Set<Promise<void>>();
@@ -148,7 +148,7 @@ export class SpeakingOrigin implements AsyncDisposable {
     return speaking;
   }
 
-  /** Resolves when nobody is served any more: what a client has sent may arrive after it has gone. */
+  /** Resolves when no client is served: a client's bytes may arrive after it has disconnected. */
   async idle(): Promise<void> {
     await Promise.all(this.#serving);
   }

@@ -1,9 +1,9 @@
-// A service manager, as far as programs see it: a datagram socket that keeps what they say. Python holds it, for no runtime here can.
+// The notification socket of a service manager, which records the messages of programs. Python opens it, because no JavaScript runtime can.
 import { createInterface } from "node:readline";
 import { execa } from "execa";
 import { Folder } from "./programs.ts";
 
-/** What no wait may take: reached only by a test that fails. */
+/** Timeout of every wait, reached only by a failing test. */
 const PATIENCE_MS = 20_000;
 
 const LISTEN = `
@@ -15,14 +15,14 @@ print("[]", flush=True)
 while True: print(json.dumps(manager.recv(4096).decode().split("\\n")), flush=True)
 `;
 
-/** `await using` ends it. */
+/** The socket; `await using` closes it. */
 export class ServiceManager implements AsyncDisposable {
   /** The lines of each message so far, oldest first. */
   readonly messages: string[][] = [];
   readonly #folder = new Folder();
   readonly #process;
   readonly #waiting = new Set<() => void>();
-  /** What the program is to find in `NOTIFY_SOCKET`. */
+  /** The value of `NOTIFY_SOCKET` for the program. */
   readonly socket: string;
 
   private constructor(namespace: "path" | "abstract") {
@@ -35,7 +35,7 @@ export class ServiceManager implements AsyncDisposable {
     });
   }
 
-  /** One that listens, on a path or in the abstract namespace. */
+  /** Listens on a path or in the abstract namespace. */
   static async start(namespace: "path" | "abstract" = "path"): Promise<ServiceManager> {
     const manager = new ServiceManager(namespace);
     await manager.#until(() => manager.messages.length > 0, "its socket");
@@ -43,12 +43,12 @@ export class ServiceManager implements AsyncDisposable {
     return manager;
   }
 
-  /** How often a line was said, which text says whole or a pattern describes. */
+  /** The number of received lines that equal a text or match a pattern. */
   count(line: string | RegExp): number {
     return this.messages.flat().filter((said) => typeof line === "string" ? said === line : line.test(said)).length;
   }
 
-  /** Until a line was said so often since the start. */
+  /** Resolves when that number is reached. */
   async waitFor(line: string | RegExp, count = 1): Promise<void> {
     await this.#until(() => this.count(line) >= count, `${line} (${count})`);
   }

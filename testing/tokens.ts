@@ -1,4 +1,4 @@
-// Keys and tokens for tests: made on the spot, and quick to make.
+// Keys and tokens for tests, generated at run time.
 import { createPublicKey, generateKeyPairSync } from "node:crypto";
 import { parsePrivateKey } from "../shared/auth/keys.ts";
 import { signToken, type TokenRequest } from "../shared/auth/token.ts";
@@ -8,7 +8,7 @@ import { secrets } from "./secrets.ts";
 export interface TokenKey {
   readonly privatePem: string;
   readonly publicPem: string;
-  /** A token of the agent 4711, by default a client's that is valid for a day. */
+  /** Signs a token for the agent 4711, by default a client's, valid for a day. */
   sign(request?: Partial<TokenRequest>): Promise<string>;
 }
 

@@ -1,7 +1,8 @@
-// A bad network between agents and a proxy: a relay of UDP that loses, delays, duplicates, reorders, corrupts and truncates datagrams, changes
-// the port that the proxy sees, takes no large ones, and is cut, one way or both. What it does is decided by a seed. It knows nothing of QUIC.
+// A bad network between agents and a proxy: a UDP relay that loses, delays, duplicates, reorders, corrupts and truncates datagrams, drops
+// large ones, changes the port that the proxy sees, and can be cut in one or both directions. A seed determines what it does. It knows
+// nothing of QUIC.
 //
-// As a process of its own, off the event loop of whoever measures, it prints the address on which it listens, and relays until it is ended:
+// As a separate process, outside the event loop of the measuring one, it prints its address and relays until it is killed:
 //
 //     bun testing/udp_relay.ts --server=127.0.0.1:4242 --delay=25 --loss=0.01
 import { createSocket, type RemoteInfo, type Socket } from "node:dgram";
@@ -9,25 +10,25 @@ import { once } from "node:events";
 import process from "node:process";
 import { parseArgs } from "node:util";
 
-/** What happens to datagrams of one direction. Rates are from 0 to 1, times in milliseconds. */
+/** The conditions in one direction. Rates are from 0 to 1, times in milliseconds. */
 export interface Weather {
   loss: number;
-  /** Comes twice. */
+  /** Arrives twice. */
   duplicate: number;
-  /** One bit is another. */
+  /** One bit is inverted. */
   corrupt: number;
-  /** Ends early. */
+  /** Is truncated. */
   truncate: number;
-  /** Comes later than the others, by up to {@link reorderMs}. */
+  /** Is delayed by up to {@link reorderMs}, behind later ones. */
   reorder: number;
   reorderMs: number;
-  /** Each waits so long, one way. */
+  /** Delay of each, one way. */
   delay: number;
-  /** Each waits up to so much longer. Order is kept. */
+  /** Maximum of a random additional delay. The order is kept. */
   jitter: number;
   /** Bytes of payload; larger datagrams are lost. */
   mtu: number;
-  /** Nothing comes through. */
+  /** Everything is lost. */
   blocked: boolean;
 }
 
@@ -44,7 +45,7 @@ export const FAIR: Readonly<Weather> = {
   blocked: false,
 };
 
-/** What became of the datagrams of one direction. */
+/** Counts of datagrams in one direction. */
 export interface Counts {
   received: number;
   sent: number;
@@ -57,14 +58,14 @@ export interface Counts {
   blocked: number;
 }
 
-/** One address of an agent, and the socket that stands for it towards the proxy. */
+/** One address of an agent, and the socket that represents it towards the proxy. */
 interface Client {
   readonly remote: RemoteInfo;
   upstream: Socket;
   usedAt: number;
 }
 
-/** An address that has been silent for so many milliseconds is forgotten. */
+/** Time of silence in milliseconds after which an address is forgotten. */
 const FORGET_MS = 60_000;
 const BUFFER = 8 << 20;
 
@@ -72,9 +73,9 @@ export interface UdpRelayOptions {
   /** `host:port` of the proxy's port for agents. */
   server: string;
   seed?: number;
-  /** Both ways. Default {@link FAIR}. */
+  /** The conditions in both directions. Default {@link FAIR}. */
   weather?: Partial<Weather>;
-  /** `host:port` on which agents find it. Default: a free port of 127.0.0.1. */
+  /** `host:port` to listen on for agents. Default: a free port of 127.0.0.1. */
   listen?: string;
 }
 
@@ -106,24 +107,24 @@ export class UdpRelay implements AsyncDisposable {
     return new UdpRelay(socket, options);
   }
 
-  /** Where agents find it. */
+  /** The address for agents. */
   get address(): string {
     const { address, port } = this.socket.address();
     return `${address}:${port}`;
   }
 
-  /** Changes the weather from now on, both ways. */
+  /** Changes the conditions in both directions. */
   change(weather: Partial<Weather>): void {
     Object.assign(this.toServer.weather, weather);
     Object.assign(this.toClient.weather, weather);
   }
 
-  /** Fair weather again, both ways. */
+  /** Restores a perfect network in both directions. */
   clear(): void {
     this.change(FAIR);
   }
 
-  /** As a NAT that has forgotten: the proxy sees other ports, and what it sends to the old ones is lost. */
+  /** Forgets its bindings as a NAT does: the proxy sees other ports, and datagrams to the old ones are lost. */
   rebind(): void {
     for (const client of this.#clients.values()) {
       client.upstream.close();
@@ -153,7 +154,7 @@ export class UdpRelay implements AsyncDisposable {
       client.usedAt = performance.now();
       this.toClient.pass(data, (passed) => send(this.socket, passed, remote.port, remote.address));
     });
-    upstream.on("error", () => {}); // nobody listens there: it is lost
+    upstream.on("error", () => {}); // no program listens there: the datagram is lost
     return upstream;
   }
 
@@ -174,7 +175,7 @@ export class UdpRelay implements AsyncDisposable {
   }
 }
 
-/** What is on its way in one direction. */
+/** The datagrams under way in one direction. */
 export class Direction {
   readonly weather: Weather = { ...FAIR };
   readonly counts: Counts = {
@@ -188,10 +189,10 @@ export class Direction {
     tooLarge: 0,
     blocked: 0,
   };
-  /** By the time at which they are due. */
+  /** Sorted by the time at which they are due. */
   readonly #waiting: { at: number; send: () => void }[] = [];
   #timer: ReturnType<typeof setTimeout> | undefined;
-  /** When the latest one is due that keeps its place. */
+  /** When the last datagram is due that was not reordered. */
   #latest = 0;
 
   constructor(private readonly random: () => number) {}
@@ -265,7 +266,7 @@ function send(socket: Socket, data: Uint8Array, port: number, host: string): voi
   }
 }
 
-/** Numbers from 0 up to, not including, 1; the same ones for the same seed (mulberry32). */
+/** Random numbers in [0, 1), the same for the same seed (mulberry32). */
 export function generate(seed: number): () => number {
   let state = seed | 0;
   return () => {

@@ -1,4 +1,4 @@
-// A web server for real clients, over HTTP or HTTPS: a page, an echo of what is posted, files, a git repository, a WebSocket.
+// A web server for real clients, over HTTP or HTTPS: a page, an echo of request bodies, files, a git repository, a WebSocket.
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
@@ -11,7 +11,7 @@ export const PAGE = "<title>page</title>the page of a server that only the agent
 export interface WebOptions {
   /** Served below `/files/`, and as git repositories below `/git/`. */
   folder: string;
-  /** Speaks TLS with it. */
+  /** Certificate and key for HTTPS. Default: plain HTTP. */
   tls?: { cert: string; key: string };
 }
 
@@ -62,7 +62,7 @@ function answer(request: IncomingMessage, response: ServerResponse, folder: stri
   response.end(PAGE);
 }
 
-/** The smart protocol of git over HTTP: git's own CGI program. */
+/** Serves git's smart HTTP protocol with git's own CGI program. */
 function serveGit(request: IncomingMessage, response: ServerResponse, folder: string): void {
   const { pathname, searchParams } = new URL(request.url!, "http://web.test");
   const child = spawn("git", ["http-backend"], {
@@ -70,7 +70,7 @@ function serveGit(request: IncomingMessage, response: ServerResponse, folder: st
       PATH: "/usr/bin:/bin",
       GIT_PROJECT_ROOT: folder,
       GIT_HTTP_EXPORT_ALL: "1",
-      // whoever runs the tests need not own the folder
+      // the user who runs the tests may not own the folder
       GIT_CONFIG_COUNT: "1",
       GIT_CONFIG_KEY_0: "safe.directory",
       GIT_CONFIG_VALUE_0: "*",

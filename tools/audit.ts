@@ -1,5 +1,5 @@
-// Asks whether what others have made is safe to ship: licences and origins, which are known here, and advisories, which only the registries
-// know. Exit code 1 where something was found, 2 where something could not be asked and nothing was found.
+// Checks third-party components: licences and origins, which are known locally, and advisories, which the registries have. Exit code 1 if
+// there is a finding, 2 if there is none but a registry could not be reached.
 import { spawnSync } from "node:child_process";
 import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { readComponents } from "./components.ts";
 import { patchCrates } from "./crates.ts";
 import { ROOT } from "./executables.ts";
 
-/** Licences that ask for no more than their text, which the notices carry. */
+/** Licences that only require their text to be included; the notices do. */
 const ALLOWED = new Set([
   "0BSD",
   "Apache-2.0",
@@ -25,7 +25,7 @@ const ALLOWED = new Set([
 
 type Verdict = { outcome: "good" | "bad" | "unknown"; text: string };
 
-/** An SPDX expression of allowed licences: every side of an AND, one side of an OR. */
+/** Whether an SPDX expression allows use under allowed licences: all operands of an AND, one of an OR. */
 export function isAllowed(expression: string): boolean {
   const tokens = expression.match(/[()]|[^\s()]+/g) ?? [];
   let at = 0;
@@ -67,7 +67,7 @@ function auditLicenses(): Verdict {
   return { outcome: "bad", text: bad.map(({ purl, license }) => `${purl} has ${license || "none"}`).join("\n") };
 }
 
-/** Crates of a Cargo.lock that are neither ours nor of crates.io with a checksum. */
+/** Crates in a Cargo.lock that are neither part of this repository nor from crates.io with a checksum. */
 export function strangeCrates(lock: string): string[] {
   return lock.split("[[package]]").slice(1).flatMap((entry) => {
     const value = (key: string) => new RegExp(`^${key} = "(.*)"$`, "m").exec(entry)?.[1];
@@ -77,7 +77,7 @@ export function strangeCrates(lock: string): string[] {
   });
 }
 
-/** What a deno.lock has that is not of npm's registry with a checksum. */
+/** Entries of a deno.lock that are not from the npm registry with a checksum. */
 export function strangePackages(lock: string): string[] {
   const { npm, version: _, specifiers, workspace: __, ...others } = JSON.parse(lock) as {
     npm: Record<string, { integrity?: string; tarball?: string }>;
@@ -92,7 +92,7 @@ export function strangePackages(lock: string): string[] {
 }
 
 const CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index";
-/** In this repository, or made of crates.io's by a patch here: native/patches/Cargo.lock, which is audited as well, has their checksums. */
+/** Crates in this repository, and patched ones, whose checksums are in native/patches/Cargo.lock, which is audited too. */
 const OURS = new Set(["reverse_http_native", "reverse_http_fuzz", "reverse_http_patches", "load", "quinn", "quinn-proto"]);
 
 function auditOrigins(): Verdict {
@@ -110,7 +110,7 @@ function auditOrigins(): Verdict {
 
 const firstLine = (text: string) => text.split("\n")[0]!;
 
-/** What could not be reached, as the tools say it. */
+/** Messages of the tools about a registry that could not be reached. */
 const OFFLINE =
   /error sending request|client error \(Connect\)|dns error|failed to (fetch|open|clone|download)|network|could not connect|timed out/i;
 

@@ -1,8 +1,8 @@
-// Two ways to say what others have made that is inside the executables: for people, with all licences, and for machines, as CycloneDX.
+// Two lists of the third-party components in the executables: notices with all licence texts, and a bill of materials in CycloneDX.
 import { createHash } from "node:crypto";
 import type { Component } from "./components.ts";
 
-/** Copyrights and licences, in full. */
+/** All copyrights and licence texts. */
 export function notices(components: readonly Component[]): string {
   const parts = components.map(({ name, version, license, texts }) => {
     const own = texts.length > 0
@@ -13,7 +13,7 @@ export function notices(components: readonly Component[]): string {
   return `reverse-http is made with the following, each under its own licence.\n\n${parts.join("\n")}`;
 }
 
-/** What the components are in. */
+/** The product that contains the components. */
 interface Product {
   readonly version: string;
   /** The URL of its repository. */

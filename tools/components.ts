@@ -1,4 +1,4 @@
-// What others have made that is inside the executables: packages of npm and crates, with their licences, for notices and bill of materials.
+// The third-party components in the executables: npm packages and crates with their licences, for the notices and the bill of materials.
 import { spawnSync } from "node:child_process";
 import { existsSync, globSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -10,14 +10,14 @@ export interface Component {
   readonly version: string;
   /** SPDX expression. */
   readonly license: string;
-  /** Where it is from, as in https://github.com/package-url/purl-spec. */
+  /** Package URL: https://github.com/package-url/purl-spec. */
   readonly purl: string;
   readonly hash?: { readonly alg: "SHA-256" | "SHA-512"; readonly content: string };
-  /** Copyright and licences, as its makers ship them. */
+  /** The copyright and licence files of the package. */
   readonly texts: readonly string[];
 }
 
-/** All, in order. */
+/** All components, sorted by package URL. */
 export function readComponents(): Component[] {
   const runtime = join(ROOT, "node_modules", "bun");
   const { version } = JSON.parse(readFileSync(join(runtime, "package.json"), "utf8")) as { version: string };
@@ -43,13 +43,13 @@ interface LockedPackage {
   readonly dependencies?: readonly string[];
 }
 
-/** What the sources import, and what that depends on. */
+/** The packages that the sources import, and their dependencies. */
 function npmPackages(): Component[] {
   const lock = JSON.parse(readFileSync(join(ROOT, "deno.lock"), "utf8")) as {
     specifiers: Record<string, string>;
     npm: Record<string, LockedPackage>;
   };
-  // keys of the lock file are name@version, followed by what else they were resolved with
+  // keys of the lock file are name@version, with a suffix for the peer dependencies
   const parse = (key: string) => /^(@?[^@]+)@([^_]+)/.exec(key)!.slice(1) as [name: string, version: string];
   const keys = Object.keys(lock.npm);
   const keyOf = (dependency: string): string => {
@@ -78,7 +78,7 @@ function npmPackages(): Component[] {
   });
 }
 
-/** Packages that the sources of the executables name. */
+/** The packages that the sources of the executables import. */
 function importedNames(): Set<string> {
   const names = new Set<string>();
   const known = Object.keys(manifest().imports);
@@ -96,7 +96,7 @@ interface Metadata {
   resolve: { root: string; nodes: { id: string; deps: { pkg: string; dep_kinds: { kind: string | null }[] }[] }[] };
 }
 
-/** What the native engine is linked with, on any platform. */
+/** The crates that the native engine is linked with, on any platform. */
 function crates(): Component[] {
   const checksums = cargoChecksums();
   const found = new Map<string, Component>();
@@ -131,7 +131,7 @@ function crates(): Component[] {
 }
 
 function cargoChecksums(): Map<string, string> {
-  // crates that are patched have theirs in the second
+  // the checksums of patched crates are in the second
   const files = ["native/Cargo.lock", "native/patches/Cargo.lock"].map((file) => join(ROOT, file));
   const text = files.map((file) => existsSync(file) ? readFileSync(file, "utf8") : "").join("\n");
   const entries = text.matchAll(/name = "([^"]+)"\nversion = "([^"]+)"\nsource = "[^"]+"\nchecksum = "([0-9a-f]{64})"/g);

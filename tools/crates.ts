@@ -1,5 +1,5 @@
-// Makes native/crates/: the crates of native/patches/ as crates.io has them, each with its patch. Cargo itself verifies what it fetches
-// against native/patches/Cargo.lock. Runs under Deno and Bun.
+// Creates native/crates/: the crates of native/patches/ from crates.io, each with its patch. Cargo verifies the downloads against
+// native/patches/Cargo.lock. Runs under Deno and Bun.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -11,12 +11,12 @@ const patches = join(native, "patches");
 const crates = join(native, "crates");
 const stamp = join(crates, "patches.sha256");
 
-/** Files that decide what is in native/crates/. */
+/** The files that determine the content of native/crates/. */
 export const PATCHES: readonly string[] = globSync("{*.patch,Cargo.toml,Cargo.lock}", { cwd: patches }).sort();
 
 /**
- * Makes native/crates/ where the patches have changed.
- * @throws {Error} where a crate cannot be fetched, or its patch does not fit
+ * Creates native/crates/ if the patches have changed.
+ * @throws {Error} if a crate cannot be fetched or its patch does not apply
  */
 export function patchCrates(): void {
   const hash = createHash("sha256");
@@ -40,10 +40,10 @@ export function patchCrates(): void {
   writeFileSync(stamp, wanted);
 }
 
-/** Where cargo keeps the sources of each crate that native/patches/Cargo.lock names. */
+/** The folder with the sources of each crate in native/patches/Cargo.lock. */
 function fetchCrates(): Map<string, string> {
   const cargo = (...args: string[]) => spawnSync("cargo", args, { cwd: patches, encoding: "utf8", maxBuffer: 1 << 28 });
-  // what is there already needs no network
+  // crates that cargo has already need no network
   const fetched = [["--offline"], []].map((more) => () => cargo("fetch", "--locked", ...more)).find((fetch) => fetch().status === 0);
   const { status, stdout, stderr } = cargo("metadata", "--locked", "--format-version=1", ...(fetched ? ["--offline"] : []));
   if (status !== 0) throw new Error(`Cannot fetch the crates of native/patches: ${stderr}`);
@@ -51,13 +51,13 @@ function fetchCrates(): Map<string, string> {
   return new Map(packages.map(({ name, manifest_path }) => [name, dirname(manifest_path)]));
 }
 
-/** A part of a file: the line (from 1) at which it starts, and its lines with `" "`, `"-"` or `"+"` before them. */
+/** A hunk: the number of its first line, from 1, and its lines with their prefix `" "`, `"-"` or `"+"`. */
 export interface Hunk {
   readonly at: number;
   readonly lines: readonly string[];
 }
 
-/** A unified diff (`diff -u`), by the file that each part is for. */
+/** Parses a unified diff (`diff -u`) into the hunks of each file. */
 export function parsePatch(text: string): Map<string, Hunk[]> {
   const files = new Map<string, Hunk[]>();
   let [hunks, lines]: [Hunk[], string[]] = [[], []];
@@ -74,20 +74,20 @@ export function parsePatch(text: string): Map<string, Hunk[]> {
     } else if (line.startsWith("+++ b/")) {
       files.set(line.slice(6), hunks = []);
     } else if (line !== "" && !line.startsWith("--- a/")) {
-      throw new Error(`Cannot read the patch: ${JSON.stringify(line)} is out of place`);
+      throw new Error(`Cannot read the patch: ${JSON.stringify(line)} is unexpected`);
     }
   }
   return files;
 }
 
-/** @throws {Error} where the text is not the one that the hunks were made for */
+/** @throws {Error} if the hunks do not match the text */
 export function applyHunks(text: string, hunks: readonly Hunk[], what: string): string {
   const lines = text.split("\n");
   for (const { at, lines: changes } of hunks.toReversed()) {
     const old = changes.filter((line) => line[0] !== "+").map((line) => line.slice(1));
     const now = changes.filter((line) => line[0] !== "-").map((line) => line.slice(1));
     const found = lines.splice(at - 1, old.length, ...now);
-    if (found.join("\n") !== old.join("\n")) throw new Error(`Cannot apply ${what}: line ${at} is another one`);
+    if (found.join("\n") !== old.join("\n")) throw new Error(`Cannot apply ${what}: line ${at} does not match`);
   }
   return lines.join("\n");
 }

@@ -1,4 +1,4 @@
-// Writes what is made of the definitions of options: the tables of docs/options.md, and options.ts.
+// Generates the tables of docs/options.md and options.ts from the definitions of options.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SERVICES } from "../services.ts";
@@ -11,7 +11,7 @@ const [begin, end] = ["<!-- options:begin -->", "<!-- options:end -->"];
 
 const [before, rest] = readFileSync(file, "utf8").split(begin);
 const after = rest?.split(end)[1];
-if (before === undefined || after === undefined) throw new Error(`${file} has no place for the options`);
+if (before === undefined || after === undefined) throw new Error(`${file} has no marks around the options`);
 const tables = Object.entries(SERVICES).map(([name, options]) => `## reverse-http-${name}\n\n${optionTable(options)}`);
 writeFileSync(file, `${before}${begin}\n\n${tables.join("\n")}\n${end}${after}`);
 writeFileSync(join(ROOT, "options.ts"), optionTypes());

@@ -1,11 +1,11 @@
-// The executables that are made, and what the release that they belong to is called.
+// The executables, and the name and version of their release.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-/** The folder of the sources. */
+/** The repository's root. */
 export const ROOT = join(import.meta.dirname!, "..");
 
-/** By name, the file that each starts with. */
+/** The entry point of each executable. */
 export const EXECUTABLES = {
   "reverse-http": "main.ts",
   "reverse-http-proxy": "proxy/main.ts",
@@ -19,23 +19,23 @@ interface Manifest {
   readonly imports: Readonly<Record<string, string>>;
 }
 
-/** What deno.json says. */
+/** Reads deno.json. */
 export const manifest = (): Manifest => JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
 
-/** Where the project lives: all of it follows from the `homepage` of deno.json. */
+/** The project's addresses, derived from `homepage` in deno.json. */
 export interface Home {
-  /** The repository, with no slash at its end. */
+  /** The repository's URL, without a trailing slash. */
   readonly url: string;
-  /** The image, without a tag. */
+  /** The image's name, without a tag. */
   readonly image: string;
-  /** Of the packages: a name, and an address that the repository's owner has at GitHub. */
+  /** The maintainer of the packages: a name, and the GitHub address of the repository's owner. */
   readonly maintainer: string;
 }
 
-/** @throws {Error} where deno.json names something else than a repository of GitHub */
+/** @throws {Error} if the homepage is not a GitHub repository */
 export function home(url: string = manifest().homepage): Home {
   const [, owner, name] = /^https:\/\/github\.com\/([\w-]+)\/([\w.-]+)$/.exec(url) ?? [];
-  if (owner === undefined) throw new Error(`Cannot use the homepage ${JSON.stringify(url)} of deno.json: it is no repository of GitHub`);
+  if (owner === undefined) throw new Error(`Cannot use the homepage ${JSON.stringify(url)} of deno.json: it is not a GitHub repository`);
   return {
     url,
     image: `ghcr.io/${owner}/${name}`.toLowerCase(),

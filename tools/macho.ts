@@ -1,13 +1,13 @@
-// Reads what matters of an executable for Macs: for which machine it is, what it needs, and whether its signature covers what it holds.
+// Reads an executable for macOS: its processor, its requirements, and whether its signature matches its content.
 // https://github.com/apple-oss-distributions/xnu: EXTERNAL_HEADERS/mach-o/loader.h, osfmk/kern/cs_blobs.h
 import { createHash } from "node:crypto";
 
 export interface MachO {
   readonly arch: "amd64" | "arm64" | "unknown";
-  /** The oldest macOS that it runs on, as 13.0. */
+  /** The oldest macOS that it runs on, such as 13.0. */
   readonly oldest: string;
   readonly libraries: readonly string[];
-  /** What is wrong with the code signature; `undefined` where it is right. */
+  /** Why the code signature is invalid; `undefined` if it is valid. */
   readonly signatureProblem: string | undefined;
 }
 
@@ -19,7 +19,7 @@ const [LC_LOAD_DYLIB, LC_LOAD_WEAK_DYLIB, LC_CODE_SIGNATURE, LC_VERSION_MIN, LC_
  * @throws {Error} for anything else
  */
 export function readMachO(file: Buffer): MachO {
-  if (file.length < 32 || file.readUInt32LE(0) !== 0xfeedfacf) throw new Error("Cannot read it: it is no 64-bit Mach-O file");
+  if (file.length < 32 || file.readUInt32LE(0) !== 0xfeedfacf) throw new Error("Cannot read it: it is not a 64-bit Mach-O file");
   const libraries: string[] = [];
   let oldest = "";
   let signatureProblem: string | undefined = "there is none";
@@ -40,7 +40,7 @@ const version = (packed: number) => `${packed >> 16}.${(packed >> 8) & 0xff}`;
 
 const [SUPER_BLOB, CODE_DIRECTORY] = [0xfade0cc0, 0xfade0c02];
 
-/** Every code directory with SHA-256 must have the hashes of all pages before the signature. Its numbers are big-endian. */
+/** Each code directory with SHA-256 must have the hashes of all pages before the signature. Numbers are big-endian. */
 function checkSignature(file: Buffer, start: number): string | undefined {
   if (start + 12 > file.length || file.readUInt32BE(start) !== SUPER_BLOB) return "its blob is broken";
   let checked = 0;

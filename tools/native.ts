@@ -1,5 +1,5 @@
-// Builds the native engine where its sources have changed: native/reverse-http.node for this machine, or, with --target, the one that is
-// released for a platform. Runs under Deno and Bun.
+// Builds the native engine if its sources have changed: native/reverse-http.node for this machine or, with --target, the released one of a
+// platform. Runs under Deno and Bun.
 import { createHash } from "node:crypto";
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, globSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
@@ -14,19 +14,19 @@ const root = join(import.meta.dirname!, "..");
 const crate = join(root, "native");
 const cache = join(crate, "target");
 
-/** What cargo is called with is part of what is built. */
+/** How cargo is called; a change of it causes a build, too. */
 interface Recipe {
   readonly command: readonly string[];
   readonly env: Readonly<Record<string, string>>;
-  /** What cargo leaves. */
+  /** The library that cargo builds. */
   readonly library: string;
-  /** Where it is put. */
+  /** The file to which the library is copied. */
   readonly addon: string;
-  /** Of the sources that `addon` is made of. */
+  /** The file with the hash of the sources that `addon` was built from. */
   readonly stamp: string;
 }
 
-/** For this machine, with its own compiler and linker. `NATIVE_PROFILE` names another profile than `release`: `dev-fast`. */
+/** The build for this machine, with its own compiler and linker. `NATIVE_PROFILE=dev-fast` selects another profile than `release`. */
 function hostRecipe(): Recipe {
   const profile = process.env.NATIVE_PROFILE || "release";
   const library = process.platform === "darwin" ? "libreverse_http_native.dylib" : "libreverse_http_native.so";
@@ -39,7 +39,7 @@ function hostRecipe(): Recipe {
   };
 }
 
-/** For a platform, on any: linked by zig against its oldest libraries, or on a Mac for Macs by Apple's own linker. */
+/** The build for a platform, on any machine: linked by zig against its oldest libraries, or for macOS on a Mac by Apple's linker. */
 function targetRecipe(name: TargetName): Recipe {
   const { rust, os, libc, oldest }: Target = TARGETS[name];
   const onMacs = os === "darwin" && process.platform === "darwin";
@@ -48,10 +48,10 @@ function targetRecipe(name: TargetName): Recipe {
   const sources = join(sysroot, "lib", "rustlib", "src", "rust");
   const command = [onMacs ? "build" : "zigbuild", "--release", "--locked", "--target", libc === "glibc" ? `${rust}.${oldest}` : rust];
   const env: Record<string, string> = {
-    // no path of this machine in what is built, and the same addon in every folder
+    // without paths of this machine: the same addon in any folder
     CARGO_ENCODED_RUSTFLAGS: [
       ...[[root, "/reverse-http"], [cargoHome(), "/cargo"], [sources, "/rust"]].map(([from, to]) => `--remap-path-prefix=${from}=${to}`),
-      // a library that is loaded has the libc of whoever loads it
+      // a shared library uses the libc of the program that loads it
       ...libc === "musl" ? ["-Ctarget-feature=-crt-static"] : [],
     ].join("\x1f"),
     CFLAGS: `-ffile-prefix-map=${cargoHome()}=/cargo -ffile-prefix-map=${cache}=/target`,
@@ -100,9 +100,9 @@ function requireTool(command: string, args: readonly string[], sentence: string)
 }
 
 /**
- * Builds the addon where its sources have changed, and tells its file.
- * @param target the platform that it is released for; without it, for this machine alone
- * @throws {Error} where something that it takes is missing, or the compiler fails
+ * Builds the addon if its sources have changed, and returns its file.
+ * @param target the platform of the release; by default it is built for this machine only
+ * @throws {Error} if a tool is missing or the compiler fails
  */
 export function buildNative(target?: TargetName): string {
   requireTool(
@@ -133,9 +133,9 @@ export function buildNative(target?: TargetName): string {
     stdio: "inherit",
     env: { ...process.env, ...env, CARGO_TARGET_DIR: cache },
   });
-  if (built.status !== 0) throw new Error("Cannot build the native engine: see what the compiler says above");
+  if (built.status !== 0) throw new Error("Cannot build the native engine: the compiler's messages are above");
   mkdirSync(dirname(addon), { recursive: true });
-  // renamed into place: a program that has the old one loaded keeps it
+  // renamed into place: programs that have loaded the old one keep it
   copyFileSync(library, `${addon}.new`);
   renameSync(`${addon}.new`, addon);
   writeFileSync(stamp, sources);

@@ -1,5 +1,5 @@
-// Makes the npm packages in dist/npm/: the library, and for each platform that was built with --target one with its native engine, which
-// npm installs where it fits.
+// Creates the npm packages in dist/npm/: the library, and one with the native engine for each platform that was built with --target. npm
+// installs the matching engine.
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -22,7 +22,7 @@ function writePackage(folder: string, values: object): void {
   writeFileSync(join(folder, "package.json"), `${JSON.stringify(values, null, 2)}\n`);
 }
 
-/** The sources as JavaScript, with the engines as what npm may leave out. */
+/** The library: the sources as JavaScript, with the engines as optional dependencies. */
 async function makeLibrary(folder: string, targets: readonly TargetName[]): Promise<void> {
   mkdirSync(folder, { recursive: true });
   const archive = join(folder, "packed.tgz");
@@ -70,8 +70,8 @@ function makeEngine(folder: string, target: TargetName, addon: string): void {
 }
 
 /**
- * Makes the packages, each in a folder of its own in `folder`, and tells their names.
- * @param addons the native engine of each platform that there is to be a package for
+ * Creates the packages, each in its own folder in `folder`, and returns their names.
+ * @param addons the native engines to package, by platform
  */
 export async function makePackages(folder: string, addons: Readonly<Partial<Record<TargetName, string>>>): Promise<string[]> {
   for (const [target, addon] of Object.entries(addons)) makeEngine(join(folder, `native-${target}`), target as TargetName, addon);
@@ -83,7 +83,7 @@ async function main(): Promise<void> {
   const { values } = parseArgs({ options: { target: { type: "string", multiple: true, default: ["all"] } } });
   const targets = parseTargets(values.target);
   const missing = targets.filter((target) => !existsSync(join(ROOT, "dist", target)));
-  if (missing.length > 0) throw new Error(`Cannot pack what is not built: run deno task build --target ${missing.join(",")}`);
+  if (missing.length > 0) throw new Error(`Cannot pack missing executables: run deno task build --target ${missing.join(",")}`);
   const folder = join(ROOT, "dist", "npm");
   rmSync(folder, { recursive: true, force: true });
   const addons = Object.fromEntries(targets.map((target) => [target, join(ROOT, "dist", target, "reverse-http.node")]));

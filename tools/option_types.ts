@@ -1,11 +1,11 @@
-// The options as types of TypeScript, written out, for programs: types that are derived from the definitions tell an editor nothing of an
-// option, and cannot be published with their documentation.
+// Generates explicit TypeScript types of the options for the library. Types derived from the definitions would show no documentation in
+// editors, and could not be published with it.
 import { SERVICES } from "../services.ts";
 import { camelCase, flagOf, type Option, type Options, parseValue } from "../shared/config/option.ts";
 
 type Tree = { [key: string]: Tree | { readonly name: string; readonly option: Option } };
 
-/** The text of options.ts. */
+/** Generates options.ts. */
 export function optionTypes(): string {
   const types = [
     interfaceOf("ProxyOptions", "What a program may tell a proxy.", SERVICES.proxy),
@@ -28,7 +28,7 @@ function interfaceOf(name: string, sentence: string, options: Options): string {
   return `/** ${sentence} */\nexport interface ${name} {\n${members(tree, "", "  ")}}\n`;
 }
 
-/** @param names what the names of all of these options begin with */
+/** @param names the common prefix of the options' names */
 function members(tree: Tree, names: string, indent: string): string {
   return Object.entries(tree).map(([key, value]) => {
     if ("option" in value) {

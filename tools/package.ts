@@ -1,5 +1,5 @@
-// Packs what `deno task build --target …` has made into dist/packages/: an archive for each executable and platform, .deb and .rpm, notices,
-// bill of materials and checksums. The same input gives the same files.
+// Packs the executables of `deno task build --target …` into dist/packages/: an archive for each executable and platform, .deb and .rpm,
+// notices, bill of materials and checksums. The same input gives the same files.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -18,21 +18,21 @@ const bun = join(ROOT, "node_modules", ".bin", "bun");
 
 interface Release {
   readonly version: string;
-  /** Of the commit, in milliseconds since 1970: the time of every file. */
+  /** The commit's time in milliseconds since 1970, which all files get. */
   readonly time: number;
   readonly notices: string;
-  /** Where the packages go. */
+  /** The folder for the packages. */
   readonly folder: string;
 }
 
-/** What a program prints. */
+/** Runs a program and returns its standard output. */
 function output(file: string, args: readonly string[]): string {
   const { status, stdout, stderr, error } = spawnSync(file, args, { cwd: ROOT, encoding: "utf8", maxBuffer: 1 << 26 });
   if (status !== 0) throw new Error(`Cannot run ${file} ${args.join(" ")}: ${error?.message ?? stdout + stderr}`);
   return stdout;
 }
 
-/** What comes with an executable, by its name in the archive. */
+/** The other files of an executable's archive, by name. */
 function companions(name: keyof typeof EXECUTABLES, { notices }: Release): Record<string, string> {
   const entry = EXECUTABLES[name];
   return {
@@ -53,10 +53,10 @@ function packArchive(name: keyof typeof EXECUTABLES, target: TargetName, texts: 
   write(release, `${name}_${release.version}_${platformOf(target)}.tar.gz`, gzipSync(tar, { level: 9 }));
 }
 
-/** Distributions with .deb and .rpm have glibc. */
+/** Only glibc: distributions with .deb or .rpm have it. */
 const isPackaged = (target: TargetName) => (TARGETS[target] as Target).libc === "glibc";
 
-/** .deb and .rpm of the one executable that is everything. */
+/** Packs reverse-http, which contains all services, as .deb and .rpm. */
 function packSystemPackages(target: TargetName, texts: Record<string, string>, release: Release): void {
   const name = "reverse-http";
   const { arch } = TARGETS[target];
@@ -92,9 +92,9 @@ function pack(): void {
   const { values } = parseArgs({ options: { target: { type: "string", multiple: true, default: ["all"] } } });
   const targets = parseTargets(values.target);
   const missing = targets.filter((target) => !existsSync(join(ROOT, "dist", target)));
-  if (missing.length > 0) throw new Error(`Cannot pack what is not built: run deno task build --target ${missing.join(",")}`);
+  if (missing.length > 0) throw new Error(`Cannot pack missing executables: run deno task build --target ${missing.join(",")}`);
   if (spawnSync("nfpm", ["--version"]).error) {
-    throw new Error("Cannot make .deb and .rpm: there is no nfpm. Run go install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4");
+    throw new Error("Cannot make .deb and .rpm: nfpm is not installed. Run go install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4");
   }
   const components = readComponents();
   const { version } = manifest();

@@ -1,12 +1,12 @@
-// Writes where the project lives, which the homepage of deno.json says, wherever else it must stand: install.sh, documents, deploy/, the image.
+// Copies the repository's URL, the homepage in deno.json, to all other files that contain it: install.sh, documents, deploy/, the image.
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Home, home, ROOT } from "./executables.ts";
 
-/** Made here, or by others; deno.json, which says it, and its test, which speaks of forks. */
+/** Generated and third-party files; deno.json, the source of the URL; the test, which names forks. */
 const SKIPPED = /^(\.git|node_modules|dist|target|crates|deno\.json|deno\.lock|Cargo\.lock|home_test\.ts)$/;
 
-/** All texts of the repository that may name the project's home, relative to the sources' folder. */
+/** All text files that may contain the URL, relative to the root. */
 export function* texts(folder = "."): Generator<string> {
   for (const entry of readdirSync(join(ROOT, folder), { withFileTypes: true })) {
     const name = join(folder, entry.name);
@@ -16,13 +16,13 @@ export function* texts(folder = "."): Generator<string> {
   }
 }
 
-/** A text with one home in the place of another. */
+/** Replaces one home by another in a text. */
 export function rehome(text: string, from: Home, to: Home): string {
   const replace = (text: string, from: string, to: string) => text.replace(new RegExp(`${RegExp.escape(from)}(?![\\w-])`, "g"), () => to);
   return replace(replace(text, from.url, to.url), from.image, to.image);
 }
 
-/** Where it was when this was last run: the installer downloads from there. */
+/** The URL at the last run: the installer contains it. */
 function formerHome(): Home {
   return home(/^REPOSITORY="(.*)"$/m.exec(readFileSync(join(ROOT, "install.sh"), "utf8"))?.[1]);
 }

@@ -1,18 +1,18 @@
-// The servers and clients that the tests run, and how to install them. Run by `deno task test` before anything is built.
+// The servers and clients that the tests run, and how to install them. `deno task test` runs this before the build.
 import { spawnSync } from "node:child_process";
 import { existsSync, globSync, readFileSync } from "node:fs";
 import process from "node:process";
 
 interface Requirement {
-  /** Name of the program, as a user knows it. */
+  /** The program's usual name. */
   readonly name: string;
   /** Package of Debian and Ubuntu. */
   readonly debian: string;
-  /** Formula of Homebrew. Missing for what the tests skip on macOS. */
+  /** Homebrew formula. Missing if the tests do not use it on macOS. */
   readonly brew?: string;
-  /** Command that succeeds where it is installed. Default: `name --version`. */
+  /** Command that succeeds if it is installed. Default: `name --version`. */
   readonly probe?: readonly [string, ...string[]];
-  /** Files, as a glob, one of which exists where it is installed. Replaces `probe`. */
+  /** Glob that matches a file if it is installed. Replaces `probe`. */
   readonly file?: string;
 }
 
@@ -60,7 +60,7 @@ function missingRequirements(): Requirement[] {
     .filter((each) => !isInstalled(each));
 }
 
-/** One sentence that names what is missing and the command that installs it. */
+/** Names the missing programs and the command that installs them. */
 function describe(missing: readonly Requirement[]): string {
   const names = missing.map(({ name }) => name).join(", ");
   const command = isLinux
@@ -76,16 +76,16 @@ function install(missing: readonly Requirement[]): void {
     RUNLEVEL: "1", // the tests start the servers themselves
   };
   const packages = missing.map(({ debian }) => debian);
-  console.log(`Installing what the tests need: ${packages.join(" ")}`);
+  console.log(`Installing packages for the tests: ${packages.join(" ")}`);
   for (const args of [["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", ...packages]]) {
     const { status, stdout, stderr } = spawnSync("apt-get", args, { env, encoding: "utf8" });
-    if (status !== 0) throw new Error(`Cannot install what the tests need: apt-get ${args[0]} failed\n${stdout}${stderr}`);
+    if (status !== 0) throw new Error(`Cannot install packages for the tests: apt-get ${args[0]} failed\n${stdout}${stderr}`);
   }
 }
 
 /**
- * Installs what is missing, as root on Debian and Ubuntu.
- * @throws {Error} which names what is missing, and the command that installs it
+ * Installs missing programs, as root on Debian and Ubuntu.
+ * @throws {Error} naming the missing programs and the command that installs them
  */
 export function requireAll(): void {
   let missing = missingRequirements();

@@ -1,9 +1,9 @@
-// Signs executables for Macs, without an identity: what was compiled on another system may carry a signature of the bare runtime, and macOS
-// ends what does not match its signature. A release is signed anew with the identity of its makers, on a Mac.
+// Signs macOS executables without an identity (ad hoc). An executable that was compiled on another system may still have the signature of
+// the bare runtime, and macOS kills a program that does not match its signature. A release is signed again on a Mac, with an identity.
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 
-/** What a runtime that compiles at run time and loads an addon needs under the hardened runtime. */
+/** Permissions for a program that compiles code at run time and loads an addon under the hardened runtime. */
 export const ENTITLEMENTS = join(import.meta.dirname!, "..", "deploy", "macos", "entitlements.plist");
 
 const SIGNERS: [command: string, args: string[]][] = [
@@ -12,15 +12,15 @@ const SIGNERS: [command: string, args: string[]][] = [
 ];
 
 /**
- * Signs with the first tool that is there; where there is none, says so.
- * @throws {Error} where the tool fails
+ * Signs with the first tool that is installed; prints a warning if there is none.
+ * @throws {Error} if the tool fails
  */
 export function signMac(file: string): void {
   for (const [command, args] of SIGNERS) {
     const result = spawnSync(command, [...args, file], { encoding: "utf8" });
-    if (result.error !== undefined) continue; // not there
+    if (result.error !== undefined) continue; // not installed
     if (result.status !== 0) throw new Error(`Cannot sign ${file}: ${command} says ${result.stderr.trim()}`);
     return;
   }
-  console.warn(`${file} is not signed: there is neither codesign nor quill. It may not start on a Mac until it is`);
+  console.warn(`${file} is not signed: neither codesign nor quill is installed. It may not start on a Mac until it is signed`);
 }

@@ -1,18 +1,18 @@
-// The platforms that executables are made for, and what each toolchain calls them.
+// The platforms of the executables, and their names in each toolchain.
 import process from "node:process";
 
 /** One platform. */
 export interface Target {
-  /** As Rust names it. */
+  /** Rust's name. */
   readonly rust: string;
-  /** As `bun build --compile` names it. */
+  /** The name for `bun build --compile`. */
   readonly bun: Bun.Build.CompileTarget;
-  /** As archives and packages name them. */
+  /** The names in archives and packages. */
   readonly os: "linux" | "darwin";
   readonly arch: "amd64" | "arm64";
-  /** The C library of a Linux. */
+  /** The C library, on Linux. */
   readonly libc?: "glibc" | "musl";
-  /** The oldest that an executable runs on: C library on Linux, system on macOS. Bun's own executables need no less. */
+  /** The oldest version that an executable runs on, of the C library (Linux) or the system (macOS). Bun's executables require the same. */
   readonly oldest: string;
 }
 
@@ -51,25 +51,25 @@ export type TargetName = keyof typeof TARGETS;
 const NAMES = Object.keys(TARGETS) as TargetName[];
 
 /**
- * What `--target` was given: names, or `all`.
- * @throws {Error} for a name that is none
+ * Parses the values of `--target`: names, or `all`.
+ * @throws {Error} for an unknown name
  */
 export function parseTargets(values: readonly string[]): TargetName[] {
   const names = values.flatMap((value) => value.split(","));
   if (names.includes("all")) return NAMES;
   for (const name of names) {
-    if (!Object.hasOwn(TARGETS, name)) throw new Error(`Cannot use --target ${name}: it is none of ${NAMES.join(", ")}, all`);
+    if (!Object.hasOwn(TARGETS, name)) throw new Error(`Cannot use --target ${name}: choose from ${NAMES.join(", ")}, all`);
   }
   return [...new Set(names)] as TargetName[];
 }
 
-/** As archives are named: `linux_amd64`, `linux_amd64_musl`. */
+/** The platform in the names of archives: `linux_amd64`, `linux_amd64_musl`. */
 export function platformOf(name: TargetName): string {
   const { os, arch, libc }: Target = TARGETS[name];
   return `${os}_${arch}${libc === "musl" ? "_musl" : ""}`;
 }
 
-/** This machine's, where it is one of them. */
+/** This machine's target; `undefined` if it has none. */
 export function hostTarget(): TargetName | undefined {
   return NAMES.find((name) => name === `${process.platform}-${process.arch}`);
 }

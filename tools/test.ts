@@ -1,4 +1,4 @@
-// Installs what the tests need, builds, runs every check and sums up: `N passed, N failed`. `--only=unit,system` runs some of them.
+// Installs the programs that the tests need, builds, runs every check, and prints `N passed, N failed`. `--only=unit,system` selects some.
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -18,11 +18,11 @@ interface Check {
   command: string[];
   cwd?: string;
   env?: Record<string, string>;
-  /** Tests in what it printed: passed and failed. Without it, the check is one test. */
+  /** Reads the numbers of passed and failed tests from the output. Without it, the check counts as one test. */
   count?: (output: string) => [passed: number, failed: number];
 }
 
-/** A check that hangs fails then, in minutes. */
+/** Timeout of a check, in minutes. */
 const CHECK_LIMIT = 20;
 
 const number = (match: RegExpExecArray | null) => Number(match?.[1] ?? 0);
@@ -42,7 +42,7 @@ const underBoth = (suite: string): Check[] => [
 ];
 const conformance = join("tests", "conformance", "native_test.ts");
 
-/** Where the functions of the library are, with their examples. */
+/** The files with the library's functions and their examples. */
 const LIBRARY = [
   "mod.ts",
   ...[join("address", "allow_list"), join("log", "logger"), join("net", "native", "binding"), join("store", "memory")].map((name) =>
@@ -83,11 +83,11 @@ const CHECKS: Check[] = [
     env: { REVERSE_HTTP_TEST_ADDON: join(crate, "reverse-http.node") },
     count: nodeCount,
   },
-  // Bun alone: they try the executables
+  // only with Bun: they test the executables
   underBun("system"),
   underBun("fault"),
   ...underBoth("release"),
-  // builds the load generator too, out of what the engine is built of
+  // also builds the load generator, with the engine's crates
   {
     name: "bench",
     command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--limit", `--json=${join(bundles, "bench.json")}`],
@@ -113,7 +113,7 @@ function run({ name, command: [file, ...args], cwd = root, env, count }: Check):
   });
   const output = stripVTControlCharacters(`${result.stdout ?? ""}${result.stderr ?? ""}`);
   let [passed, failed] = count?.(output) ?? (result.status === 0 ? [1, 0] : [0, 1]);
-  // a runner that fails without a failed test, or that found no test, has failed too
+  // a runner that fails without a failed test, or finds no test, has failed too
   if (failed === 0 && (result.status !== 0 || passed === 0)) failed = 1;
   console.log(
     `${failed === 0 ? "ok  " : "FAIL"} ${name}: ${passed} passed, ${failed} failed (${((Date.now() - started) / 1000).toFixed(1)} s)`,
@@ -122,7 +122,7 @@ function run({ name, command: [file, ...args], cwd = root, env, count }: Check):
   return [passed, failed];
 }
 
-/** With `--only` what is missing may not be needed: the tests that need it say so. */
+/** With `--only`, missing programs may not be needed; the tests that need one fail and name it. */
 function prepare(isPartial: boolean): void {
   try {
     requireAll();

@@ -1,6 +1,6 @@
-// Builds the image of the Dockerfile for both processors with buildah, of what `deno task build --target` has made, looks at what it says of
-// itself, and starts what is in it as a container engine does: as its user, on a read-only file system. It takes Linux and root, and
-// qemu-user for the processor that the machine does not have.
+// Builds the image for both processors with buildah from the executables of `deno task build --target`, checks its metadata, and starts its
+// executable as a container engine does: as the image's user, on a read-only file system. Needs Linux and root, and qemu-user for the other
+// processor.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { chownSync, copyFileSync, existsSync, mkdirSync, statSync } from "node:fs";
@@ -20,7 +20,7 @@ const PLATFORMS = ["linux-x64", "linux-arm64"] as const satisfies readonly Targe
 const AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt";
 const USER = "65532:65532";
 
-/** As `buildah inspect --type image` tells it. */
+/** The output of `buildah inspect --type image`. */
 interface Inspected {
   readonly OCIv1: {
     readonly architecture: string;
@@ -34,21 +34,21 @@ interface Inspected {
   };
 }
 
-/** What buildah writes to standard output. */
+/** Runs buildah and returns its standard output. */
 function buildah(...args: string[]): string {
-  // chroot, for a machine without a container runtime; vfs, for a file system that cannot be laid over another
+  // chroot works without a container runtime, vfs without an overlay file system
   const env = { ...process.env, BUILDAH_ISOLATION: "chroot", STORAGE_DRIVER: "vfs" };
   const { status, stdout, stderr, error } = spawnSync("buildah", args, { cwd: ROOT, env, encoding: "utf8", maxBuffer: 1 << 28 });
   assert.equal(status, 0, `buildah ${args.join(" ")}: ${error?.message ?? stderr}`);
   return stdout.trim();
 }
 
-/** Images and containers of buildah that are forgotten afterwards. */
+/** Images and containers of buildah, which are deleted at the end. */
 class Store implements Disposable {
   readonly #images: string[] = [];
   readonly #containers: string[] = [];
 
-  /** A container that holds nothing but what the usual base has for an executable: glibc of this machine, and certificate authorities. */
+  /** A base image with the parts of the usual one that the executable needs: this machine's glibc, and certificate authorities. */
   makeBase(target: TargetName): string {
     const { arch } = TARGETS[target];
     const container = buildah("from", "--arch", arch, "scratch");
@@ -73,7 +73,7 @@ class Store implements Disposable {
     return image;
   }
 
-  /** The folder of a container's root file system. */
+  /** The folder with a container's root file system. */
   mount(image: string): string {
     const container = buildah("from", "--pull-never", image);
     this.#containers.push(container);

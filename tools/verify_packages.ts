@@ -1,5 +1,5 @@
-// Installs what `deno task package` has packed on a bare Debian, as a person would, and brings a page through it: with install.sh, the .deb
-// and the .rpm. The root file system that is given stays as it is; all runs in a network of its own. It takes Linux and root.
+// Installs the packages of `deno task package` on a bare Debian as a user does, with install.sh, the .deb and the .rpm, and fetches a page
+// through them. Works on a copy of the given root file system, in a network namespace. Needs Linux and root.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
@@ -17,7 +17,7 @@ const PACKAGES = join(ROOT, "dist", "packages");
 const PAGE = "Hello from a server that only the agent can reach!";
 const { version } = manifest();
 
-/** What a person types, from nothing to a page. `PIN` is what the proxy logs. */
+/** A user's commands from the installation to the first page. `PIN` is the one that the proxy logs. */
 const COMMANDS = {
   install: "curl -fsSL http://127.0.0.1:8000/latest/download/install.sh | sh",
   proxy: "reverse-http proxy",
@@ -25,7 +25,7 @@ const COMMANDS = {
   page: "curl -sS --proxytunnel --proxy http://4711:x@localhost:3128 http://127.0.0.1:8080/",
 };
 
-/** A copy of a root file system that is forgotten afterwards. */
+/** A temporary copy of a root file system. */
 class Machine implements Disposable {
   readonly #folder = new Folder();
   readonly root = join(this.#folder.path, "root");
@@ -38,7 +38,7 @@ class Machine implements Disposable {
       mount -t proc proc ${this.root}/proc && mount --rbind /dev ${this.root}/dev && cp /etc/hosts ${this.root}/etc/hosts`);
   }
 
-  /** Runs a line of shell in it, to its end. */
+  /** Runs a shell command in it. */
   async run(line: string, env: Record<string, string> = {}): Promise<string> {
     const { exitCode, stdout, stderr } = await runToEnd("chroot", [this.root, "/bin/sh", "-c", line], { env: this.#env(env) });
     assert.equal(exitCode, 0, `${line}: ${stdout}${stderr}`);
@@ -64,7 +64,7 @@ function sh(script: string): void {
   assert.equal(status, 0, `${script}: ${stderr}`);
 }
 
-/** Proxy and agent as `who`, started by these lines, and a page through them. */
+/** Starts proxy and agent with these commands as the user `who`, and fetches a page through them. */
 async function fetchPage(machine: Machine, proxyLine: string, agentLine: string): Promise<void> {
   await using proxy = machine.start(proxyLine);
   await proxy.waitForText(" listening ");
@@ -75,7 +75,7 @@ async function fetchPage(machine: Machine, proxyLine: string, agentLine: string)
   for (const program of [agent, proxy]) assert.equal((await program.stop()).exitCode, 0);
 }
 
-/** The command of a unit, as its user, with what systemd gives it: `socket` is where it listens for what a service says. */
+/** The start command of a unit, as its user, with the environment that systemd sets; `socket` receives its notifications. */
 function unitLine(machine: Machine, part: string, socket: string): string {
   const unit = readFileSync(join(machine.root, "usr/lib/systemd/system", `reverse-http-${part}.service`), "utf8");
   const value = (key: string) => new RegExp(`^${key}=(.*)$`, "m").exec(unit)![1]!;
@@ -97,7 +97,7 @@ async function verifySystemPackage(machine: Machine, install: string, remove: st
   await machine.run("test -x /usr/bin/reverse-http && getent passwd reverse-http && reverse-http --help >/dev/null");
   await machine.run("systemd-analyze verify --man=no /usr/lib/systemd/system/reverse-http-*.service");
   await machine.run("install -d -m 700 -o reverse-http -g reverse-http /var/lib/reverse-http");
-  // what another root sees as well
+  // a folder that the other root sees, too
   await using proxyManager = await ServiceManager.start("abstract");
   await using agentManager = await ServiceManager.start("abstract");
   const agent = COMMANDS.agent.replace("reverse-http agent", "");
@@ -114,7 +114,7 @@ async function verifySystemPackage(machine: Machine, install: string, remove: st
   await machine.run("! command -v reverse-http && ! ls /usr/lib/systemd/system/reverse-http-*");
 }
 
-/** Packages as a server of releases has them. */
+/** Serves the packages as a release. */
 function serveReleases(): Promise<Disposable> {
   const server = createServer(({ url = "" }, response) => {
     const [, name] = /^\/(?:latest\/download|download\/v[^/]+)\/([\w.+-]+)$/.exec(url) ?? [];
@@ -151,7 +151,7 @@ async function main(debian: string): Promise<void> {
     using machine = new Machine(debian);
     const file = join(PACKAGES, `reverse-http_${version}_linux_${arch}.rpm`);
     const rpm = `rpm --root ${machine.root} --define '_pkgverify_level none'`;
-    // it knows nothing of what dpkg has installed there: glibc
+    // rpm does not know that dpkg has installed glibc
     await verifySystemPackage(machine, `${rpm} --install --nodeps ${file}`, `${rpm} --erase reverse-http`);
   });
   await checks.run("checksums are those of all files", () => {
@@ -168,7 +168,9 @@ async function main(debian: string): Promise<void> {
 
 const { values } = parseArgs({ options: { debian: { type: "string" }, isolated: { type: "boolean" } } });
 if (values.debian === undefined || !existsSync(join(values.debian, "etc", "debian_version"))) {
-  console.error("Cannot verify packages without --debian: a root file system of Debian with curl and systemd, such as debootstrap makes");
+  console.error(
+    "Cannot verify packages without --debian: give the root file system of a Debian with curl and systemd, as debootstrap creates it",
+  );
   process.exit(2);
 }
 if (values.isolated) await main(values.debian);

@@ -1,6 +1,6 @@
-// Looks at what `deno task build --target …` has made before it ships. What can run here is started, and a page fetched through it: as it
-// stands, and in an empty root with a read-only file system; arm64 under qemu-user where the machine is another; and with the command lines
-// of the Go project's compose files. The rest is inspected.
+// Checks the executables of `deno task build --target …` before a release. Those for Linux are started (arm64 under qemu-user on another
+// processor) and fetch a page: as they are, in an empty root with a read-only file system, and with the command lines of the Go project's
+// compose files. Executables for macOS are inspected, and started on a Mac.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
@@ -19,7 +19,7 @@ import { inEmptyRoot, inPlace, type Place } from "./verify/place.ts";
 
 const checks = new Checks();
 
-/** The newest symbols of glibc that a file needs. */
+/** The newest version of glibc that a file needs. */
 function newestGlibc(file: string): string {
   const { stdout, error } = spawnSync("readelf", ["--version-info", "--wide", file], { encoding: "utf8", maxBuffer: 1 << 28 });
   if (error) throw new Error("there is no readelf: install binutils");
@@ -27,7 +27,7 @@ function newestGlibc(file: string): string {
   return versions.sort((a, b) => a[0] - b[0] || a[1] - b[1]).at(-1)!.join(".");
 }
 
-/** What a file asks the loader for. */
+/** The libraries that a file is linked with. */
 function neededLibraries(file: string): string[] {
   const { stdout, error } = spawnSync("readelf", ["--dynamic", "--wide", file], { encoding: "utf8", maxBuffer: 1 << 28 });
   if (error) throw new Error("there is no readelf: install binutils");

@@ -1,7 +1,7 @@
-// Runs checks one after another, says how each went, and how many in all.
+// Runs checks one after another, and prints the result of each and the totals.
 import process from "node:process";
 
-/** Counts what passed and what failed. */
+/** Counts passed and failed checks. */
 export class Checks {
   #passed = 0;
   #failed = 0;
@@ -18,7 +18,7 @@ export class Checks {
     }
   }
 
-  /** Ends the process: with 1 where a check failed, or none ran. */
+  /** Exits with code 1 if a check failed or none ran, otherwise with 0. */
   exit(): never {
     console.log(`${this.#passed} passed, ${this.#failed} failed`);
     process.exit(this.#failed === 0 && this.#passed > 0 ? 0 : 1);

@@ -1,5 +1,5 @@
-// The command lines of the Go project's compose files, unchanged: each service in a network namespace of its own, which knows the others by
-// name, as containers do. It takes Linux, root, iproute2, curl, nginx and memcached.
+// Runs the command lines of the Go project's compose files, unchanged: each service in its own network namespace, where it finds the others
+// by name, as containers do. Needs Linux, root, iproute2, curl, nginx and memcached.
 import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -47,7 +47,7 @@ const many = (proxyTls: string[], lbTls: string[]): Record<string, string[]> => 
   };
 };
 
-/** By name of the file, `command` of its services, in an order in which each finds those that it needs. */
+/** The `command` of each service, by file, in an order in which each finds the services that it needs. */
 export const COMPOSITIONS: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   noauth: {
     "proxy": [
@@ -69,7 +69,7 @@ export const COMPOSITIONS: Readonly<Record<string, Readonly<Record<string, reado
   "ha-tls": many(CLIENTS_TLS, ["--http-connector.tls.enable", "--http-connector.tls.insecure-skip-verify"]),
 };
 
-/** Starts a composition with the executable of a target, in a root that has nothing else, and fetches a page through it from each agent. */
+/** Starts a composition with the executable of a target in an otherwise empty root, and fetches a page from each agent through it. */
 export async function verifyComposition(target: TargetName, name: string): Promise<void> {
   const services = COMPOSITIONS[name]!;
   using root = new Folder();
@@ -92,7 +92,7 @@ export async function verifyComposition(target: TargetName, name: string): Promi
   const entrance = network.addresses.get("http-proxy" in services ? "http-proxy" : "proxy")!;
   for (const id of ["4711", "4712"]) {
     const password = name === "jwt" ? readFileSync(join(root.path, "jwt", `auth-client-jwt-${id}.b64`), "utf8").trim() : "any";
-    // --retry: a store hears of an agent a moment after the agent has connected
+    // --retry: the entry is in the store a moment after the agent has connected
     const curl = network.command(Network.OUTSIDE, [
       ...["curl", "-sS", "--retry", "60", "--retry-all-errors", "--retry-delay", "1", "--max-time", "20", "--proxytunnel"],
       ...["--proxy", `http://${id}:${password}@${entrance}:3128`, "http://127.0.0.1:8080/"],
@@ -102,11 +102,11 @@ export async function verifyComposition(target: TargetName, name: string): Promi
   }
 }
 
-/** A web server on an agent's own loopback, as a program. */
+/** A web server on an agent's loopback, as a program. */
 const page = (service: string) =>
   `import { createServer } from "node:http"; createServer((_, r) => r.end("Behind ${service}")).listen(8080, "127.0.0.1");`;
 
-/** nginx with a configuration of deploy/, which knows the other services by name. */
+/** nginx with a configuration of deploy/, which finds the other services by name. */
 function nginx(root: Folder, hosts: string, name: string): string[] {
   const text = readFileSync(join(ROOT, "deploy", "nginx", name), "utf8");
   const file = root.write(name, `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};\n` : ""}${text}`);
@@ -114,7 +114,7 @@ function nginx(root: Folder, hosts: string, name: string): string[] {
   return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, NGINX, ...args];
 }
 
-/** `certs` and `jwt` of the compose files. */
+/** The folders `certs` and `jwt` of the compose files. */
 async function makeFiles(target: TargetName, root: Folder): Promise<void> {
   const authority = await makeAuthority();
   const server = await authority.issue({ names: ["proxy", "proxy-lb"] });
@@ -138,7 +138,7 @@ async function makeFiles(target: TargetName, root: Folder): Promise<void> {
   }
 }
 
-/** Network namespaces on one bridge, one for each service and one for who is outside. */
+/** Network namespaces on one bridge: one for each service, and one for clients. */
 class Network implements Disposable {
   static readonly OUTSIDE = "outside";
   readonly addresses: ReadonlyMap<string, string>;
@@ -181,7 +181,7 @@ class Network implements Disposable {
     return ["127.0.0.1 localhost", ...[...this.addresses].map(([service, address]) => `${address} ${service}`), ""].join("\n");
   }
 
-  /** `words` run in the namespace of a service. */
+  /** The command `words` in the namespace of a service. */
   command(service: string, words: readonly string[]): string[] {
     return ["ip", "netns", "exec", this.#namespace(service), ...words];
   }

@@ -1,4 +1,4 @@
-// A page through a proxy and an agent that are started somewhere. What they need lies in that place's folder.
+// Fetches a page through a proxy and an agent that are started in a place, whose folder has their files.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { connect } from "node:net";
@@ -8,7 +8,7 @@ import type { Place } from "./place.ts";
 
 const PAGE = "Hello from a server that only the agent can reach!";
 
-/** CONNECT and GET at a proxy: all that comes back. */
+/** Sends CONNECT and GET to a proxy, and returns everything it receives. */
 function fetchThrough(proxy: string, port: number): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = connect(Number(proxy.split(":").at(-1)), "127.0.0.1");
@@ -21,9 +21,9 @@ function fetchThrough(proxy: string, port: number): Promise<string> {
 }
 
 /**
- * Proxy and agent, each a process in `place`, and a page through them. Both stop as they should.
- * @param proxyArgs more of the proxy's arguments
- * @param whileRunning what is done while both run
+ * Starts proxy and agent as processes in `place`, fetches a page through them, and checks that both stop cleanly.
+ * @param proxyArgs additional arguments of the proxy
+ * @param whileRunning called while both run
  */
 export async function fetchPage(
   place: Place,

@@ -1,4 +1,4 @@
-// Where an executable of a target can be started on this machine, and with what before its own words.
+// The places on this machine in which an executable of a target can be started, and the command of each.
 import { copyFileSync, cpSync, existsSync, mkdirSync, realpathSync } from "node:fs";
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
@@ -7,17 +7,17 @@ import type { Folder } from "../../testing/programs.ts";
 import { ROOT } from "../executables.ts";
 import { hostTarget, type Target, type TargetName, TARGETS } from "../targets.ts";
 
-/** A way to start an executable of a target: the words before its arguments. */
+/** A place to start the executables of a target. */
 export interface Place {
   command(name: string): string[];
-  /** Where the executable sees the files that were put beside it. */
+  /** The folder with its files, as the executable sees it. */
   readonly folder: string;
 }
 
-/** What glibc programs load, and the image has. */
+/** The libraries that programs with glibc load, and that the image has. */
 const LIBRARIES = ["libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"];
 
-/** By processor: its libraries where it is this machine's, its libraries elsewhere, its emulator. */
+/** By processor: the folders of its libraries on such a machine and on another one, and its emulator. */
 const PROCESSORS = {
   amd64: {
     loader: "/lib64/ld-linux-x86-64.so.2",
@@ -37,7 +37,7 @@ const PROCESSORS = {
 
 const isNative = (target: TargetName) => TARGETS[target].arch === (process.arch === "x64" ? "amd64" : "arm64");
 
-/** As it stands; where the processor is another, under qemu with that one's libraries. */
+/** Directly; for another processor under qemu with that processor's libraries. */
 export function inPlace(target: TargetName, folder: string): Place {
   const { qemu, foreign } = PROCESSORS[TARGETS[target].arch];
   const emulator = target === hostTarget() ? [] : [qemu, "-L", foreign];
@@ -45,8 +45,8 @@ export function inPlace(target: TargetName, folder: string): Place {
 }
 
 /**
- * In a root that has nothing but a C library and the executable, on a file system that cannot be written to. Files that are put into `root`
- * before a start are there too.
+ * In a root with only the C library and the executable, on a read-only file system. Files that are put into `root` before a start are
+ * visible.
  * @param alpine for musl: a root file system of Alpine with libstdc++
  */
 export function inEmptyRoot(target: TargetName, root: Folder, alpine?: string): Place {
@@ -58,12 +58,12 @@ export function inEmptyRoot(target: TargetName, root: Folder, alpine?: string): 
   return { folder: "", command: readOnly(target, root.path, []) };
 }
 
-/** In the root file system of a container as an engine starts it with a read-only root: as the user of the image. */
+/** In a container's root file system, read-only, as the user of the image. */
 export function inContainer(target: TargetName, root: string, user: string): Place {
   return { folder: "/certs", command: readOnly(target, root, [`--userspec=${user}`]) };
 }
 
-/** The words that start an executable in a root that nothing can be written to. */
+/** The command that starts an executable in a read-only root. */
 function readOnly(target: TargetName, root: string, options: readonly string[]): Place["command"] {
   const native = isNative(target);
   const { qemu } = PROCESSORS[TARGETS[target].arch];
@@ -74,7 +74,7 @@ function readOnly(target: TargetName, root: string, options: readonly string[]):
   return (name) => ["unshare", "--mount", "sh", "-c", script, root, ...emulator, `/${name}`];
 }
 
-/** The libraries of {@link LIBRARIES}, and their loader. */
+/** Copies {@link LIBRARIES} and their loader. */
 export function copyGlibc(target: TargetName, root: string): void {
   const { loader, own, to, foreign } = PROCESSORS[TARGETS[target].arch];
   const native = isNative(target);
@@ -86,7 +86,7 @@ export function copyGlibc(target: TargetName, root: string): void {
   copyFileSync(realpathSync(native ? loader : join(libraries, loader.split("/").at(-1)!)), join(root, loader));
 }
 
-/** The loader, which is the C library, and libstdc++ with what it needs. */
+/** Copies the loader, which is the C library, and libstdc++ with its dependencies. */
 function copyMusl(alpine: string, root: string): void {
   for (const folder of ["lib", "usr/lib"]) {
     cpSync(join(alpine, folder), join(root, folder), {
