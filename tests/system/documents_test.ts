@@ -1,15 +1,58 @@
-// Every command and every program of the documents, run in the order in which it stands there, in a folder that is all the home it has.
-// ```sh runs to its end; ```sh background is one service, which runs until the document ends; ```sh no-test cannot be run here.
+// Runs every command and every program of the documents: one document after the other in an empty home, its blocks in their order, with the
+// executable that install.sh leaves. ```sh runs to its end; ```sh background is a service, which runs until the document ends; ```sh no-test
+// cannot be run here.
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { readdirSync, readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
-import { describe, it } from "node:test";
+import { after, before, describe, it } from "node:test";
+import { gzipSync } from "node:zlib";
+import { createTar } from "nanotar";
 import * as library from "../../mod.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { type Block, type Document, importLibrary, readDocuments, readExamples, RUNTIME } from "../../testing/documents.ts";
-import { Folder, Program, ROOT, runToEnd, writeCertificates } from "../../testing/programs.ts";
+import { Folder, Program, REVERSE_HTTP, ROOT, runToEnd, writeCertificates } from "../../testing/programs.ts";
 import { freePort, StoreServer } from "../../testing/store_servers.ts";
 import { Web } from "../../testing/web.ts";
+import { manifest } from "../../tools/executables.ts";
+import { hostTarget, platformOf } from "../../tools/targets.ts";
+
+/** The commands of the system, without the project's own. */
+const SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin";
+
+/** Runs install.sh without options against a release of the built executable; it installs into a folder that the caller deletes. */
+async function install(): Promise<Folder> {
+  const folder = new Folder();
+  const { version } = manifest();
+  const data = gzipSync(createTar([{ name: "reverse-http", data: readFileSync(REVERSE_HTTP), attrs: { mode: "755" } }]), { level: 1 });
+  const archive = `reverse-http_${version}_${platformOf(hostTarget()!)}.tar.gz`;
+  const sum = createHash("sha256").update(data).digest("hex");
+  // the script reads the version from the name of the archive for Linux on x86_64
+  const names = new Set([archive, `reverse-http_${version}_linux_amd64.tar.gz`]);
+  const files = new Map<string, Uint8Array | string>([
+    ["/latest/download/checksums.txt", [...names].map((name) => `${sum}  ${name}\n`).join("")],
+    [`/download/v${version}/${archive}`, data],
+  ]);
+  const server = createServer((request, response) => {
+    const file = files.get(request.url!);
+    response.writeHead(file === undefined ? 404 : 200).end(file);
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  try {
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const { exitCode, stdout, stderr } = await runToEnd("/bin/sh", [join(ROOT, "install.sh"), "--dir", folder.path, "--base-url", url], {
+      env: { PATH: SYSTEM_PATH, HOME: folder.path },
+    });
+    assert.equal(exitCode, 0, stdout + stderr);
+  } finally {
+    server.close();
+  }
+  return folder;
+}
 
 /** Blocks that need a service manager, a container engine, another machine or this test itself. None may be added without a thought. */
 const UNTESTED: Readonly<Record<string, number>> = {
@@ -23,37 +66,38 @@ const UNTESTED: Readonly<Record<string, number>> = {
   "docs/performance.md": 1,
 };
 
-/** Hosts that the documents speak of are this machine. */
+/** Names of the documents for other machines. Here all are this one. */
 const HOSTS = /\b(proxy|lb|server)\.example\b/g;
-/** The first digits of a pin that the proxy logs, for the whole of it. */
+/** How documents abbreviate the pin that the proxy logs. */
 const PIN = "1c8ef73f…";
 
-/** What the commands of one document find: ports of their own, a web server, a store. */
+/** The surroundings of one document's commands: the installed executable, free ports, a web server, a store. */
 class Scene implements AsyncDisposable {
   readonly #programs: Program[] = [];
   private constructor(
+    readonly installed: Folder,
     readonly folder: Folder,
     readonly ports: ReadonlyMap<string, number>,
     readonly web: Web,
     readonly store: StoreServer,
   ) {}
 
-  static async open(): Promise<Scene> {
+  static async open(installed: Folder): Promise<Scene> {
     const folder = new Folder();
     const web = await Web.start({ folder: folder.path });
     const store = await StoreServer.start("memcached");
     const ports = new Map([["8080", web.port], ["11211", store.port]]);
     for (const port of ["4242", "4243", "3128", "3129", "3130", "9090", "9091"]) ports.set(port, await freePort());
     await writeCertificates(folder, await makeAuthority());
-    return new Scene(folder, ports, web, store);
+    return new Scene(installed, folder, ports, web, store);
   }
 
   get #env(): Record<string, string> {
     return {
-      PATH: `${join(ROOT, "dist")}:/usr/local/bin:/usr/bin:/bin`,
+      PATH: `${this.installed.path}:${SYSTEM_PATH}`,
       HOME: this.folder.path,
       XDG_STATE_HOME: join(this.folder.path, "state"),
-      // what is not said has a port of its own as well
+      // the defaults that commands do not mention
       REVERSE_HTTP_AGENT_SERVER_LISTEN_ADDRESS: `:${this.ports.get("4242")}`,
       REVERSE_HTTP_HTTP_PROXY_LISTEN_ADDRESS: `:${this.ports.get("3128")}`,
       REVERSE_HTTP_STORE_MEMCACHED_ADDRESS: `localhost:${this.ports.get("11211")}`,
@@ -75,10 +119,10 @@ class Scene implements AsyncDisposable {
       const { exitCode, stdout, stderr } = await runToEnd("/bin/bash", ["-euo", "pipefail", "-c", text], options);
       return assert.equal(exitCode, 0, `line ${line}:\n${text}\n${stdout}\n${stderr}`);
     }
-    // without a shell in between, so that it ends with this test
+    // exec: the service gets the signals
     const program = new Program("/bin/bash", ["-c", `exec ${text}`], options);
     this.#programs.push(program);
-    await program.waitForText(/^reverse-http[- ]agent /.test(text) ? " connected " : " listening ");
+    await program.waitForText(/^reverse-http agent /.test(text) ? " connected " : " listening ");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -93,9 +137,19 @@ const isTested = ({ language, flags }: Block) => language === "sh" && !flags.inc
 const documents = readDocuments();
 
 describe("commands of the documents", () => {
+  let installed: Folder;
+  before(async () => {
+    installed = await install();
+  });
+  after(() => installed[Symbol.dispose]());
+
+  it("have the executable that the installer leaves, and no other", () => {
+    assert.deepEqual(readdirSync(installed.path), ["reverse-http"]);
+  });
+
   for (const { name, blocks } of documents.filter(({ blocks }) => blocks.some(isTested))) {
     it(`run as they stand in ${name}`, async () => {
-      await using scene = await Scene.open();
+      await using scene = await Scene.open(installed);
       for (const block of blocks.filter(isTested)) await scene.run(block);
     });
   }

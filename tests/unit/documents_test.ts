@@ -87,6 +87,22 @@ describe("documents", () => {
     }
   });
 
+  it("run only the executable and the units that installer, package and image leave", () => {
+    const packaged = readFileSync(join(ROOT, "deploy", "packages", "nfpm.yaml"), "utf8");
+    for (const { name, text, blocks } of readDocuments()) {
+      const shell = blocks.filter(({ language }) => language === "sh").map(({ code }) => code).join("\n");
+      const inline = Array.from(text.matchAll(/`([^`\n]+)`/g), ([, code]) => code!).join("\n");
+      for (const [command] of `${shell}\n${inline}`.matchAll(/^\s*(?:sudo )?reverse-http-\w+(?= )/gm)) {
+        assert.fail(`${name}: ${command.trim()} is not installed by default, write reverse-http proxy, agent or lb`);
+      }
+      for (const [, unit] of text.matchAll(/\bsystemctl [^`\n]*?(reverse-http[\w@-]*)/g)) {
+        assert.ok(packaged.includes(`/usr/lib/systemd/system/${unit}.service`), `${name}: the package has no unit ${unit}`);
+      }
+    }
+    assert.match(packaged, /dst: \/usr\/bin\/reverse-http$/m);
+    assert.match(readFileSync(join(ROOT, "Dockerfile"), "utf8"), /^ENTRYPOINT \["\/reverse-http"\]$/m);
+  });
+
   it("name tasks and targets that there are", () => {
     const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { tasks: Record<string, unknown> };
     const rust = new Set<string>(Object.values(TARGETS).map((target) => target.rust));
