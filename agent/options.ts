@@ -90,6 +90,7 @@ export const agentOptions = defineOptions({
     kind: "string",
     secret: true,
     description: "The agent's token, or file:NAME, which is read at every connect.",
+    check: (text) => /^file:\s*eyJ/.test(text) ? "file: is followed by a token; write the token alone, or the name of its file" : undefined,
   },
   ...agentTunnelLimitOptions,
   ...drainOptions,

@@ -1,7 +1,7 @@
 // Options that several executables share.
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
 import { createAllowList, networksOf } from "../address/allow_list.ts";
-import { defineOptions } from "./option.ts";
+import { defineOptions, pemContentProblem } from "./option.ts";
 
 /** `guards` of pattern lists. */
 export const LIST_WORDS = "write all for every destination, or none";
@@ -101,7 +101,7 @@ export const authOptions = defineOptions({
     kind: "list",
     default: "auth-key-public.pem",
     description: "Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change.",
-    check: (files) => files.length === 0 || files.includes("") ? "a file name is empty" : undefined,
+    check: (files) => files.length === 0 || files.includes("") ? "a file name is empty" : files.map(pemContentProblem).find(Boolean),
   },
   "auth.jwt.audience": { guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must name." },
   "auth.jwt.on-expiry": {

@@ -126,7 +126,13 @@ function kindProblem({ kind, maxMs = MAX_DURATION_MS }: Option, value: Kinds[Kin
     if (kind === "integer" && value > MAX_INTEGER) return `${value} is more than ${MAX_INTEGER}`;
   }
   if (kind === "address" && typeof value === "string") checkListenAddress(value);
-  return undefined;
+  return kind === "file" && typeof value === "string" ? pemContentProblem(value) : undefined;
+}
+
+/** Returns why `text` is no file name if it is the content of a PEM file, as text or in base64. The message does not quote it. */
+export function pemContentProblem(text: string): string | undefined {
+  const isContent = /^\s*(?:-----BEGIN |LS0tLS1CRUdJTi)/.test(text);
+  return isContent ? "its value is the content of a PEM file; write the content to a file, and the name of the file here" : undefined;
 }
 
 const TYPES = { string: "string", file: "string", address: "string", duration: "number", integer: "number", boolean: "boolean" } as const;

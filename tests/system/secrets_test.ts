@@ -61,6 +61,10 @@ describe("secrets", () => {
       yaml(`{"agent-server": {"tls": {"key-password": ${quoted}, "x"}}`),
       yaml(`agent-server.tls.key-password: ${quoted}\nagent-server.tls.key-password: ${quoted}\n`),
       yaml(`auth.jwt.token: ${token}: x\n`),
+      yaml(`agent-server:\n  tls:\n    key-password: "\\x${password}"\n`),
+      ["proxy", ...own, `--agent-server.tls.file.key=${server}`, "--print-config"],
+      ["proxy", ...own, `--agent-server.tls.file.key=${Buffer.from(server).toString("base64")}`],
+      ["proxy", ...own, "--auth.type=jwt", `--auth.jwt.public-key=${key.privatePem}`],
       withKey(lines.join(" ")),
       withKey(lines.slice(0, -1).join("\n")),
       withKey(lines.slice(1).join("\n")),
@@ -92,11 +96,15 @@ describe("secrets", () => {
       ["agent", "--auth.type=jwt", `--auth.jwt.token=file:${file("token", Buffer.from(token, "utf16le"))}`],
       ["agent", "--auth.type=jwt", "--auth.jwt.token", "file:x", token],
       ["agent", "--auth.typ=jwt", `--auth.jwt.tokn=${token}`],
+      ["agent", "--auth.type=jwt", `--auth.jwt.token=file:${token}`, "--print-config"],
+      ["agent", "--auth.type", `--auth.jwt.token=${token}`],
+      ["agent", token],
       ["lb", `--store.type=redis`, `--store.redis.url=redis://u:${password}@localhost`],
       ["lb", `--store.type=redis`, `--store.redis.url=redis://u:${encodeURIComponent(password)}@localhost/nowhere`],
       ["lb", `--store.type=redis`, `--store.redis.url=http://u:${encodeURIComponent(password)}@localhost`],
       ["auth", "jwt", "token", "--agent-id=4711", `--in=${file("broken.pem", lines.join(" "))}`],
       ["auth", "jwt", "token", "--agent-id=4711", `--in=${encrypted}`],
+      ["auth", "jwt", "token", "--agent-id=4711", `--in=${key.privatePem}`],
     ];
     for (const args of runs) {
       // it fails where one of them is shown

@@ -210,3 +210,16 @@ describe("values of options", () => {
     assert.ok(same);
   });
 });
+
+describe("file", () => {
+  const file: Option = { kind: "file", description: "" };
+
+  it("takes a name, and refuses the content of a PEM file without showing it", () => {
+    for (const name of ["key.pem", "-", "~/x", "BEGIN"]) assert.equal(parseValue(file, name), name);
+    const pem = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
+    for (const content of [pem, `\n ${pem}`, pem.replaceAll("\n", " "), Buffer.from(pem).toString("base64")]) {
+      assert.match(refusal(file, content), /^its value is the content of a PEM file; write the content to a file/);
+      assert.throws(() => checkValue(file, content), /^ValueError: its value is the content/);
+    }
+  });
+});
