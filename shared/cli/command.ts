@@ -1,6 +1,7 @@
 // The command line: commands, flags, help and version from the definitions, and the option values that they give.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { readFileSync, statSync } from "node:fs";
+import { isLoggable } from "../auth/authenticator.ts";
 import { describeFileError } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
@@ -156,8 +157,9 @@ function createParser(command: Command, parsed: ParsedCommandLine, writeOut: (te
     .hook("preSubcommand", (_, inner) => {
       parsed.command = parsed.command.commands!.find(({ name }) => name === inner.name())!;
     });
-  for (const [name, option] of Object.entries(flagsOf(command))) {
-    parser.addOption(createFlag(name, option, parsed.flags, envIn(command, name)));
+  const known = flagsOf(command);
+  for (const [name, option] of Object.entries(known)) {
+    parser.addOption(createFlag(name, option, parsed.flags, known, envIn(command, name)));
   }
   if ("start" in command || "run" in command) parser.action(() => {});
   for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, parsed, writeOut));
@@ -181,9 +183,15 @@ export function usageOf(name: string, { kind, short }: Option): string {
   return `${short === undefined ? "" : `-${short}, `}${flagOf(name)} ${kind === "boolean" ? "[boolean]" : `<${kind}>`}`;
 }
 
-function createFlag(name: string, definition: Option, flags: Map<string, string>, env: string | undefined): Flag {
+/** @param known all flags of the command */
+function createFlag(name: string, definition: Option, flags: Map<string, string>, known: Options, env: string | undefined): Flag {
   const flag = new Flag(usageOf(name, definition), helpText(definition, env));
   flag.argParser((text: string) => {
+    // as with an unset variable of a shell: --name $UNSET --other
+    const [, next] = /^--([^=]+)/.exec(text) ?? [];
+    if (next !== undefined && Object.hasOwn(known, next)) {
+      throw new ConfigError(`option '${flagOf(name)}' has no value: ${flagOf(next)} follows it`);
+    }
     const before = definition.kind === "list" ? flags.get(name) : undefined;
     flags.set(name, before === undefined ? text : `${before},${text}`);
     return text;
@@ -220,6 +228,7 @@ function describeParserError({ code, message }: CommanderError, command: Command
     const flags = args.slice(0, args.indexOf(word)).map((arg) => arg.split("=")[0]!);
     const before = flags.findLast((flag) => flag.startsWith("--"));
     if (before !== undefined && command.options?.[before.slice(2)]?.secret) return `unknown argument after ${before}`;
+    if (!isLoggable(word)) return "unknown argument, which is long or a token and is not shown";
     return `unknown argument '${word}'${didYouMean(word, commands)}`;
   }
   return message.replace(/^error: /, "").replace(/\n/g, " ");

@@ -90,6 +90,14 @@ describe("command line", () => {
     assert.match(refusal(["extra"]), /extra/);
   });
 
+  it("refuses a flag that another one follows in place of its value, and does not show that one's value", () => {
+    for (const before of ["--password", "--server.allow", "--log.level", "--config"]) {
+      assert.equal(refusal([before, "--password=hunter2"]), `option '${before}' has no value: --password follows it`);
+    }
+    assert.equal(refusal(["--password", "--check-config"]), "option '--password' has no value: --check-config follows it");
+    assert.equal(valuesOf(["--password", "--hunter2"]).password, "--hunter2");
+  });
+
   it("prints its version", () => assert.equal(printed(read(["--version"])), "1.2.3\n"));
 
   it("explains every option with its default, its variable and its choices", () => {
@@ -250,6 +258,9 @@ describe("commands", () => {
   it("do not show what may be a secret's value in the wrong place", () => {
     for (const args of [["--password=", "hunter2"], ["--password=a", "hunter2"]]) {
       assert.equal(refusalOf(tree, ["thing", ...args]), "unknown argument after --password");
+    }
+    for (const word of [`${"eyJ"}hbGciOiJFUzI1NiJ9.e30.AAAA`, "x".repeat(65)]) {
+      assert.equal(refusalOf(tree, ["thing", word]), "unknown argument, which is long or a token and is not shown");
     }
   });
 
