@@ -90,8 +90,11 @@ class Reader {
     this.#settings.set(name, { text: this.#toText(option, node, fail), origin });
   }
 
-  /** The pairs of a group, then those merged in by `<<` that it does not set itself. */
-  *#pairsOf(group: YAMLMap): Generator<Pair> {
+  /**
+   * The pairs of a group, then those merged in by `<<` that it does not set itself.
+   * @param merging the groups that are being merged into
+   */
+  *#pairsOf(group: YAMLMap, merging: readonly YAMLMap[] = []): Generator<Pair> {
     const keys = new Set(group.items.map(keyOf));
     const merged: YAMLMap[] = [];
     for (const pair of group.items) {
@@ -105,11 +108,12 @@ class Reader {
         this.#count(pair.key);
         const map = this.#follow(node, fail, false);
         if (!isMap(map)) throw fail("only groups of keys can be merged");
+        if (map === group || merging.includes(map)) throw fail("a group cannot be merged into itself");
         merged.push(map);
       }
     }
     for (const map of merged) {
-      for (const pair of this.#pairsOf(map)) {
+      for (const pair of this.#pairsOf(map, [...merging, group])) {
         this.#count(pair.key);
         const key = keyOf(pair);
         if (keys.has(key)) continue; // the group's own keys take precedence, then the first merge
@@ -183,6 +187,7 @@ const PROBLEMS: Readonly<Record<string, string>> = {
   DUPLICATE_KEY: "this key is set twice",
   MULTIPLE_DOCS: "a second YAML document begins here; only one is allowed",
   BAD_ALIAS: "a value that begins with * needs quotes",
+  BAD_DQ_ESCAPE: "a backslash in double quotes begins an escape sequence; write \\\\ for a backslash, or use single quotes",
   TAG_RESOLVE_FAILED: "a value that begins with ! needs quotes",
   UNEXPECTED_TOKEN: "it is not valid YAML; a value that begins with [, {, &, * or ! needs quotes",
 };
