@@ -1,5 +1,4 @@
 // The store's options, shared by proxy and lb, and the store that they configure.
-import { readFile } from "node:fs/promises";
 import { NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions } from "../config/option.ts";
 import { checkRemote } from "../address/host_port.ts";
@@ -7,6 +6,8 @@ import type { StoreEvents } from "./circuit_breaker.ts";
 import { createMemcachedStore } from "./memcached.ts";
 import { createRedisStore } from "./redis.ts";
 import { withTimeout } from "../async/with_timeout.ts";
+import { readPemFile } from "../tls/files.ts";
+import { readCertificates } from "../tls/pem.ts";
 import type { ServedStore, Store } from "./store.ts";
 
 const atLeast = (minMs: number, text: string) => (ms: number) => ms >= minMs ? undefined : `it must be ${text} or more`;
@@ -74,6 +75,12 @@ function checkRedisUrl(text: string): string | undefined {
   if (!isDecodable(url.username) || !isDecodable(url.password)) {
     return "its user or password has a % that is not followed by two hexadecimal digits; % itself is %25";
   }
+  if (url.port === "0") return "it has the port 0";
+  if (url.hash !== "") return "it has a #; in a password, # is %23";
+  // ioredis authenticates only with a password
+  if (url.username !== "" && url.password === "") {
+    return "it has a user without a password; a password alone is written redis://:password@host";
+  }
   // ioredis would use database 0 for an invalid one
   if (!/^\/?$|^\/[0-9]{1,9}$/.test(url.pathname)) return "its database, after the last /, is not a number; in a password, / is %2F";
   return undefined;
@@ -103,14 +110,10 @@ export interface StoreOptions {
 export async function checkStoreOptions({ type, redis }: StoreOptions): Promise<{ redisCa?: string }> {
   const file = redis.tls.file.rootCa;
   if (type !== "redis" || file === undefined) return {};
-  if (!redis.url.startsWith("rediss:")) {
+  if (new URL(redis.url).protocol !== "rediss:") {
     throw new ConfigError("Cannot use --store.redis.tls.file.root-ca: --store.redis.url is not a rediss: URL");
   }
-  try {
-    return { redisCa: await readFile(file, "utf8") };
-  } catch (cause) {
-    throw new ConfigError(`Cannot read --store.redis.tls.file.root-ca: ${(cause as Error).message}`, { cause });
-  }
+  return { redisCa: readCertificates(await readPemFile("store.redis.tls.file.root-ca", file), "authorities").text };
 }
 
 /** Interval of probes, and how long the start waits for the first one, in milliseconds. */

@@ -34,8 +34,9 @@ interface Connection {
 }
 
 export function createRedisStore(options: RedisOptions): ServedStore {
-  const { url, ca, timeoutMs, ttlMs, keyPrefix = "", onServer, onCall, maxRetryDelayMs } = options;
-  const { host } = new URL(url);
+  const { ca, timeoutMs, ttlMs, keyPrefix = "", onServer, onCall, maxRetryDelayMs } = options;
+  // ioredis uses TLS for "rediss:" in lower case only, as this returns it
+  const { host, href: url } = new URL(options.url);
   const connect = (onEnd: () => void): Connection => {
     const redis = new Redis(url, {
       keyPrefix: `${keyPrefix}${KEY_PREFIX}`,
@@ -84,7 +85,7 @@ export function createRedisStore(options: RedisOptions): ServedStore {
       }
     });
   const cache: Cache = {
-    get: (key) => run("look up an agent", async (redis) => await redis.get(key) ?? undefined),
+    get: (key) => run("look up an agent", (redis) => redis.get(key).then((value) => value ?? undefined, noEntryOfOtherType)),
     set: (key, value) => run("write an agent's entry", async (redis) => void await redis.set(key, value, "PX", ttlMs)),
     add: (key, value) => run("add an agent's entry", async (redis) => void await redis.set(key, value, "PX", ttlMs, "NX")),
     touch: (key) => run("renew an agent's entry", async (redis) => void await redis.pexpire(key, ttlMs)),
@@ -96,4 +97,9 @@ export function createRedisStore(options: RedisOptions): ServedStore {
     probe: () => run("probe the store", (redis) => redis.get(PROBE_KEY)).then(() => {}, () => {}),
     close: () => breaker.close(),
   };
+}
+
+/** A key of another type is not an entry, and the server that says so works. */
+function noEntryOfOtherType(error: Error): undefined {
+  if (!error.message.startsWith("WRONGTYPE ")) throw error;
 }

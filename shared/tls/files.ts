@@ -253,14 +253,18 @@ async function readPems(group: string, files: Files): Promise<Pems> {
     // read a file that has both key and certificate once, so that both are of the same version
     const sameFile = Object.values(pems).find((pem) => pem?.file === file);
     const option = `${group}.file.${name}`;
-    pems[name] = { option, file, text: sameFile ? sameFile.text : await readPem(option, file) };
+    pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file);
   }
   return pems;
 }
 
-async function readPem(option: string, file: string): Promise<string> {
+/**
+ * Reads the file that an option names, without parsing it.
+ * @throws {ConfigError} if it cannot be read
+ */
+export async function readPemFile(option: string, file: string): Promise<PemFile> {
   try {
-    return Buffer.from(await readBytes(file, MAX_FILE)).toString("latin1");
+    return { option, file, text: Buffer.from(await readBytes(file, MAX_FILE)).toString("latin1") };
   } catch (cause) {
     throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${describeFileError(cause)}`, { cause });
   }

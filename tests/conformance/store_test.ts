@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
+import { Redis } from "ioredis";
 import { after, before, describe, it } from "node:test";
 import { createMemcachedStore, serverIndex } from "../../shared/store/memcached.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
@@ -407,21 +408,41 @@ describe("redis store", () => {
     }
   });
 
+  it("has no address of an agent whose key has another type, and still has those of others", async () => {
+    await using server = await StoreServer.start("redis");
+    const changes: unknown[] = [];
+    const store = openStore("redis", [server.address], { onServer: (change) => changes.push(change) });
+    const other = new Redis(server.port, "127.0.0.1");
+    try {
+      await store.set("7", ONE);
+      await other.rpush("reverse-http:agent:list", "x");
+      assert.deepEqual([await store.lookup("list"), await store.lookup("7")], [undefined, ONE]);
+      await store.renew("list", TWO);
+      await store.set("list", TWO); // replaces it
+      assert.equal(await store.lookup("list"), TWO);
+      assert.deepEqual(changes, []);
+    } finally {
+      store.close();
+      other.disconnect();
+    }
+  });
+
   it("speaks TLS to a server of the authority it is given, and to no other", async () => {
     using folder = new Folder();
     const files = await writeCertificates(folder, await makeAuthority());
     const tlsPort = await freePort();
     const args = ["--tls-port", String(tlsPort), "--tls-cert-file", files.cert, "--tls-key-file", files.key];
     await using _server = await StoreServer.start("redis", [...args, "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "no"]);
-    const open = (ca?: string) => createRedisStore({ url: `rediss://127.0.0.1:${tlsPort}`, ca, timeoutMs: 5_000, ttlMs: 30_000 });
-    const [trusting, stranger] = [open(readFileSync(files.ca, "utf8")), open()];
+    const open = (ca?: string, scheme = "rediss") =>
+      createRedisStore({ url: `${scheme}://127.0.0.1:${tlsPort}`, ca, timeoutMs: 5_000, ttlMs: 30_000 });
+    const ca = readFileSync(files.ca, "utf8");
+    const [trusting, inCapitals, stranger] = [open(ca), open(ca, "REDISS"), open()];
     try {
       await trusting.set("7", ONE);
-      assert.equal(await trusting.lookup("7"), ONE);
+      assert.deepEqual([await trusting.lookup("7"), await inCapitals.lookup("7")], [ONE, ONE]);
       await assert.rejects(stranger.lookup("7"), (error) => error instanceof StoreError && /certificate|issuer/i.test(error.message));
     } finally {
-      trusting.close();
-      stranger.close();
+      for (const store of [trusting, inCapitals, stranger]) store.close();
     }
   });
 });

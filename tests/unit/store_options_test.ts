@@ -4,6 +4,9 @@ import { describe, it } from "node:test";
 import { lbOptions } from "../../lb/options.ts";
 import { resolve } from "../../shared/config/sources.ts";
 import { ConfigError } from "../../shared/config/option.ts";
+import { checkStoreOptions } from "../../shared/store/options.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
+import { Folder } from "../../testing/programs.ts";
 
 function problemOf(option: string, value: string): string | undefined {
   try {
@@ -30,6 +33,9 @@ describe("the URL of Redis", () => {
       ["redis://:hush%zz@h", /a % that is not followed by two hexadecimal digits; % itself is %25/],
       ["redis://:hush@h/hush", /its database.* is not a number/],
       ["redis://:hush@h/-1", /its database.* is not a number/],
+      ["redis://:hush@h:0", /it has the port 0/],
+      ["redis://:hush@h/0#1", /it has a #; in a password, # is %23/],
+      ["redis://hush@h", /a user without a password; a password alone is written redis:\/\/:password@host/],
       ["redis://:hush@h/1/2", /its database.* is not a number/],
       ["http://:hush@h", /it is not a redis: or rediss: URL/],
       ["hush", /it is not a redis: or rediss: URL/],
@@ -48,5 +54,48 @@ describe("the prefix of keys", () => {
   it("is short and visible", () => {
     for (const good of ["", "reverse-http:", "x".repeat(64)]) assert.equal(problemOf("store.key-prefix", good), undefined, good);
     for (const bad of ["a b", "ä", "x\n", "x".repeat(65)]) assert.match(problemOf("store.key-prefix", bad)!, /store\.key-prefix/, bad);
+  });
+});
+
+describe("the authorities of Redis", () => {
+  /** What {@link checkStoreOptions} reads of the file, with this URL. */
+  const read = async (rootCa: string, url = "rediss://h") =>
+    await checkStoreOptions({
+      type: "redis",
+      keyPrefix: "",
+      memcached: { address: [], timeout: 1 },
+      redis: { url, timeout: 1, tls: { file: { rootCa } } },
+    });
+
+  it("are read as plain PEM, whatever the case of the URL's scheme", async () => {
+    using folder = new Folder();
+    const { cert } = await makeAuthority();
+    const file = folder.write("ca.pem", `\ufeff# a comment\r\n${cert.replaceAll("\n", "\r\n")}`);
+    for (const url of ["rediss://h", "REDISS://h"]) assert.equal((await read(file, url)).redisCa?.trim(), cert.trim());
+    await assert.rejects(read(file, "redis://h"), /root-ca: --store\.redis\.url is not a rediss: URL$/);
+  });
+
+  it("are refused where the file has none, by its option and name", async () => {
+    using folder = new Folder();
+    const { cert, key } = await makeAuthority();
+    const wrong: [content: string, said: RegExp][] = [
+      ["garbage", /: it has no CERTIFICATE in PEM$/],
+      ["", /: it has no CERTIFICATE in PEM$/],
+      [key, /: it has no CERTIFICATE in PEM, but PRIVATE KEY$/],
+      [cert + key, /: line \d+: it is a block of PRIVATE KEY; only CERTIFICATE is allowed$/],
+      [cert.slice(0, -30), /: the block of CERTIFICATE|: line \d+: /],
+    ];
+    for (const [content, said] of wrong) {
+      const file = folder.write("ca.pem", content);
+      await assert.rejects(read(file), (error) => {
+        assert.ok(error instanceof ConfigError);
+        assert.ok(error.message.startsWith(`Cannot use --store.redis.tls.file.root-ca ${file}: `), error.message);
+        assert.match(error.message, said);
+        return true;
+      });
+    }
+    await assert.rejects(read("/nonexistent/ca.pem"), {
+      message: "Cannot read --store.redis.tls.file.root-ca /nonexistent/ca.pem: the file does not exist",
+    });
   });
 });
