@@ -4,6 +4,7 @@ import { execFile, spawnSync } from "node:child_process";
 import { createPrivateKey } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { promisify } from "node:util";
 import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
@@ -544,6 +545,36 @@ describe("a proxy without a certificate", () => {
     assert.equal(proxy.logged("agent connected").length, 0);
     const colons = pinOf(proxy).toUpperCase().replace(/..(?=.)/g, "$&:");
     await agentOf(site, [address, `--agent-client.tls.pin-sha256=${"0".repeat(64)},${colons}`]).waitFor("connected");
+  });
+});
+
+describe("an agent without root-ca", () => {
+  /** An agent that trusts what the system does, with these variables in the environment. */
+  const start = (site: Site, addresses: Addresses, env: Record<string, string>) =>
+    site.start(AGENT, [`--agent-client.server-address=${addresses.agents}`, `--auth.noauth.agent-id=${AGENT_ID}`, "--log.format=json"], {
+      env: { PATH: "/usr/bin:/bin", HOME: "/nonexistent", ...env },
+    });
+
+  it("trusts the authorities in SSL_CERT_FILE", async () => {
+    await using site = await Site.create();
+    const { addresses } = await site.startProxy();
+    const other = site.folder.write("other.pem", (await makeAuthority("Other CA")).cert);
+    assert.match(String((await start(site, addresses, { SSL_CERT_FILE: other }).waitFor("not connected")).reason), /UnknownIssuer/);
+    await start(site, addresses, { SSL_CERT_FILE: site.files.ca }).waitFor("connected");
+  });
+
+  // on macOS the engine does not read it
+  it("trusts the authorities in SSL_CERT_DIR", { skip: process.platform === "darwin" && "not on macOS" }, async () => {
+    await using site = await Site.create();
+    const { addresses } = await site.startProxy();
+    const [mine, other] = ["mine", "other"].map((name) => join(site.folder.path, name));
+    mkdirSync(mine!);
+    mkdirSync(other!);
+    // as c_rehash names them
+    writeFileSync(join(mine!, "0a1b2c3d.0"), site.authority.cert);
+    writeFileSync(join(other!, "0a1b2c3d.0"), (await makeAuthority("Other CA")).cert);
+    assert.match(String((await start(site, addresses, { SSL_CERT_DIR: other! }).waitFor("not connected")).reason), /UnknownIssuer/);
+    await start(site, addresses, { SSL_CERT_DIR: `${other}:${mine}` }).waitFor("connected");
   });
 });
 

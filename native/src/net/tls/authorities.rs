@@ -1,5 +1,4 @@
 //! The authorities that a client trusts: given ones, the system's, or Mozilla's.
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
 use rustls::RootCertStore;
 
@@ -31,22 +30,17 @@ pub fn of_servers(tls: &ClientTls) -> Result<RootCertStore, NetError> {
     Ok(roots)
 }
 
-/// The system's CA bundle: the first of the usual files that has certificates.
+/// The system's authorities: those in SSL_CERT_FILE and SSL_CERT_DIR, or else in the places where OpenSSL looks.
+#[cfg(not(target_os = "macos"))]
 fn system() -> Vec<CertificateDer<'static>> {
-    const BUNDLES: [&str; 5] = [
-        "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Arch, Alpine, distroless
-        "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora, RHEL
-        "/etc/ssl/ca-bundle.pem",             // openSUSE
-        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-        "/etc/ssl/cert.pem", // macOS, BSD
-    ];
-    let chosen = std::env::var("SSL_CERT_FILE").ok();
-    for file in chosen.as_deref().into_iter().chain(BUNDLES) {
-        let Ok(pem) = std::fs::read(file) else { continue };
-        let found: Vec<_> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        if !found.is_empty() {
-            return found;
-        }
-    }
-    Vec::new()
+    rustls_native_certs::load_native_certs().certs // without what cannot be read
+}
+
+/// The system's authorities: those in SSL_CERT_FILE, or else the bundle of macOS. The keychain needs Apple's frameworks, without which the
+/// engine is linked on other systems.
+#[cfg(target_os = "macos")]
+fn system() -> Vec<CertificateDer<'static>> {
+    use rustls::pki_types::pem::PemObject;
+    let file = std::env::var_os("SSL_CERT_FILE").unwrap_or_else(|| "/etc/ssl/cert.pem".into());
+    CertificateDer::pem_file_iter(file).into_iter().flatten().filter_map(Result::ok).collect()
 }
