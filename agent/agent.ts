@@ -229,7 +229,7 @@ export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): P
 
 /** Registers the agent's metrics, and returns those of its tunnels. */
 function registerMetrics(metrics: Metrics, sessions: ReadonlySet<Session>, certificate: () => string | undefined): TunnelMetrics {
-  metrics.gauge("reverse_http_proxy_connections", "Connections to proxies.", () => sessions.size);
+  metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.size);
   metrics.sessions(() => sessions);
   metrics.watchCertificate("proxies", certificate);
   return metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0));

@@ -7,7 +7,7 @@ import type { ProxyTls } from "./tls.ts";
 /** Registers the proxy's metrics of agents. */
 export function registerProxyMetrics(metrics: Metrics, agents: AgentRegistry, tls: ProxyTls): void {
   metrics.gauge("reverse_http_agents", "Connected agent ids.", () => agents.size);
-  metrics.gauge("reverse_http_agent_connections", "Connections of agents.", () => [...agents].length);
+  metrics.gauge("reverse_http_agent_connections_active", "Open connections of agents.", () => [...agents].length);
   metrics.sessions(() => [...agents].map(({ connection }) => connection));
   metrics.watchCertificate("agents", () => tls.agents.current.cert);
 }

@@ -94,7 +94,8 @@ export class ClientSide {
   serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
     const { auth, httpProxy: { hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
-    const tunnels = metrics.tunnels(() => frontend.open);
+    metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
+    const tunnels = metrics.tunnels(() => frontend.tunnels);
     const frontend: Frontend = startFrontend({
       ...options,
       net,

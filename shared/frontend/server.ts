@@ -28,8 +28,10 @@ export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | 
 
 /** Serves clients until it is closed. */
 export interface Frontend {
-  /** Number of clients being served. */
+  /** Number of clients being served, with a tunnel or without. */
   readonly open: number;
+  /** Number of these that are connected to their destination. */
+  readonly tunnels: number;
   /**
    * Waits until the last client has gone, and resets the rest after `timeoutMs`. It accepts clients as long as it serves any, until then or
    * until `until` resolves.
@@ -51,8 +53,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const { listeners, log } = options;
   const now = options.now ?? (() => performance.now());
   const nextRequestId = createRequestIds();
-  /** Clients by the time at which they were accepted. */
-  const clients = new Map<Duplex, number>();
+  const clients = new Map<Duplex, { readonly acceptedAt: number; readonly record: RequestRecord }>();
   const lingering = new Set<Duplex>();
   const logLimit = new LogLimit({ log });
   const unnamedProxies = new UnnamedClients(logLimit, now);
@@ -93,7 +94,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     const record: RequestRecord = { id: nextRequestId(), client: stream.remote, sent: 0, received: 0 };
     const session = new ClientSession(context, stream, record);
     let end: Ending = "over";
-    clients.set(stream, startedAt);
+    clients.set(stream, { acceptedAt: startedAt, record });
     try {
       try {
         session.admit();
@@ -145,6 +146,9 @@ export function startFrontend(options: FrontendOptions): Frontend {
     get open() {
       return clients.size;
     },
+    get tunnels() {
+      return [...clients.values()].filter(({ record }) => record.connectedAt !== undefined).length;
+    },
     async drain(timeoutMs, until) {
       const startedAt = performance.now();
       {
@@ -156,7 +160,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       let timer = setTimeout(() => {
         if (timeoutMs === 0) return close();
         const end = now();
-        for (const [client, acceptedAt] of clients) if (end - acceptedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
+        for (const [client, { acceptedAt }] of clients) if (end - acceptedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
         timer = setTimeout(close, LAST_CLIENTS_GRACE_MS);
       }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
       await done;

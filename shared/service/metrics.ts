@@ -166,8 +166,8 @@ export class TunnelMetrics {
     const registers = [registry];
     this.#limitHit = limitHit;
     new Gauge({
-      name: "reverse_http_tunnels_open",
-      help: "Open tunnels and requests.",
+      name: "reverse_http_tunnels_active",
+      help: "Tunnels and plain HTTP requests that are connected to their destination.",
       registers,
       collect() {
         this.set(open());
@@ -224,7 +224,7 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
   new Gauge({
     name: "reverse_http_quic_rtt_seconds",
     help: "Round-trip time over all QUIC connections.",
-    labelNames: ["quantile"],
+    labelNames: ["percentile"], // not quantile, which belongs to summaries
     registers,
     collect() {
       const times: number[] = [];
@@ -240,8 +240,8 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
       }
       times.sort((a, b) => a - b);
       this.reset();
-      for (const quantile of times.length === 0 ? [] : [0.5, 0.9, 0.99, 1]) {
-        this.set({ quantile: String(quantile) }, times[Math.ceil(quantile * times.length) - 1]! / 1_000);
+      for (const percentile of times.length === 0 ? [] : [50, 90, 99, 100]) {
+        this.set({ percentile }, times[Math.ceil(percentile / 100 * times.length) - 1]! / 1_000);
       }
     },
   });

@@ -93,7 +93,8 @@ class Link implements AsyncDisposable {
   }
 
   async #ended(): Promise<void> {
-    for (const program of [this.proxy, this.agent]) while (await figure(program, "reverse_http_tunnels_open") !== 0) await sleep(20);
+    const active = [[this.proxy, "reverse_http_client_connections_active"], [this.agent, "reverse_http_tunnels_active"]] as const;
+    for (const [program, name] of active) while (await figure(program, name) !== 0) await sleep(20);
   }
 
   /** No tunnel is open, no descriptor was left behind, and nothing arrived that was not sent. */

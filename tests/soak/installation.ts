@@ -125,26 +125,38 @@ export class Installation implements AsyncDisposable {
     };
     await Promise.all(NAMES.flatMap((name) => this.entrances(name).map((entrance) => works(name, entrance))));
     for (const [i, { program }] of this.proxies.entries()) {
-      while (await figure(program, "reverse_http_agent_connections") !== heldBy(i).length) {
+      while (await figure(program, "reverse_http_agent_connections_active") !== heldBy(i).length) {
         if (performance.now() > deadline) throw new Error(`Proxy ${i + 1} does not hold ${heldBy(i)} after ${WELL_WITHIN_MS} ms`);
         await new Promise((resolve) => setTimeout(resolve, 50));
       }
     }
   }
 
-  #parts(): [name: string, part: Part, links: string][] {
+  /** With the metrics of their tunnels and of their connections between agents and proxies. */
+  #parts(): [name: string, part: Part, tunnels: string, links: string][] {
+    const clients = "reverse_http_client_connections_active";
     return [
-      ...this.proxies.map((part, i): [string, Part, string] => [`proxy ${i + 1}`, part, "reverse_http_agent_connections"]),
-      ["lb", this.lb, ""],
-      ...NAMES.map((name): [string, Part, string] => [`agent ${name}`, this.agents[name], "reverse_http_proxy_connections"]),
+      ...this.proxies.map((part, i): [string, Part, string, string] => [
+        `proxy ${i + 1}`,
+        part,
+        clients,
+        "reverse_http_agent_connections_active",
+      ]),
+      ["lb", this.lb, clients, ""],
+      ...NAMES.map((name): [string, Part, string, string] => [
+        `agent ${name}`,
+        this.agents[name],
+        "reverse_http_tunnels_active",
+        "reverse_http_proxy_connections_active",
+      ]),
     ];
   }
 
   async taken(): Promise<Taken[]> {
     return await Promise.all(
-      this.#parts().map(async ([name, { program }, links]) => ({
+      this.#parts().map(async ([name, { program }, tunnels, links]) => ({
         name,
-        tunnels: await figure(program, "reverse_http_tunnels_open"),
+        tunnels: await figure(program, tunnels),
         links: links === "" ? 0 : await figure(program, links),
         descriptors: openDescriptors(program.pid),
         threads: readdirSync(`/proc/${program.pid}/task`).length,

@@ -64,7 +64,9 @@ describe("figures, health and agents", () => {
       assert.deepEqual([own.id, own.address, own.tunnels], [AGENT_ID, addresses.agents, 1]);
       assert.deepEqual(JSON.parse((await get(lbAdmin, "/agents")).body), [{ id: AGENT_ID, address: addresses.clients }]);
       for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
-        assert.equal((await figures(admin))["reverse_http_tunnels_open"], 1, admin);
+        const all = await figures(admin);
+        assert.equal(all["reverse_http_tunnels_active"], 1, admin);
+        if (admin !== agentAdmin) assert.equal(all["reverse_http_client_connections_active"], 1, admin);
         assert.equal((await get(admin, "/readyz")).status, 200);
       }
       client.finish();
@@ -75,7 +77,8 @@ describe("figures, health and agents", () => {
     for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
       await until(async () => (await figures(admin))['reverse_http_tunnels_total{outcome="completed"}'] === 1);
       const all = await figures(admin);
-      assert.equal(all["reverse_http_tunnels_open"], 0);
+      assert.equal(all["reverse_http_tunnels_active"], 0);
+      if (admin !== agentAdmin) assert.equal(all["reverse_http_client_connections_active"], 0);
       assert.ok(all['reverse_http_requests_rejected_total{status="502",error_type="connection_refused"}']! >= 1);
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="sent"}'], 8);
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="received"}'], 6);
@@ -87,11 +90,11 @@ describe("figures, health and agents", () => {
     const all = await figures(proxyAdmin);
     assert.equal(all["reverse_http_agents"], 1);
     assert.equal(all['reverse_http_agent_connections_total{outcome="accepted"}'], 1);
-    assert.ok(all['reverse_http_quic_rtt_seconds{quantile="0.5"}']! > 0);
+    assert.ok(all['reverse_http_quic_rtt_seconds{percentile="50"}']! > 0);
     assert.ok(all["reverse_http_quic_packets_sent_total"]! > 0);
     const days = (all['reverse_http_certificate_expiry_timestamp_seconds{use="agents"}']! * 1_000 - Date.now()) / 86_400_000;
     assert.ok(days > 0.9 && days < 1.1, `${days} days`);
-    assert.equal((await figures(agentAdmin))["reverse_http_proxy_connections"], 1);
+    assert.equal((await figures(agentAdmin))["reverse_http_proxy_connections_active"], 1);
   });
 
   it("tell of a store that is down, and of its return", async () => {

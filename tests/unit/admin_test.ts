@@ -97,7 +97,7 @@ describe("metrics", () => {
     tunnels.ended({ status: 431, error: "http_request_error", sent: 0, received: 0 });
     const text = await metrics.registry.metrics();
     const expected = {
-      "reverse_http_tunnels_open": 3,
+      "reverse_http_tunnels_active": 3,
       'reverse_http_tunnels_total{outcome="completed"}': 1,
       'reverse_http_tunnels_total{outcome="broken"}': 1,
       'reverse_http_tunnels_total{outcome="refused"}': 2,
@@ -118,8 +118,8 @@ describe("metrics", () => {
     let connections = stats.map((_, i) => ({ transport: "quic" as const, stats: () => stats[i]! }));
     metrics.sessions(() => connections);
     const first = await metrics.registry.metrics();
-    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="0.5"}'), 0.05);
-    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{quantile="1"}'), 0.1);
+    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{percentile="50"}'), 0.05);
+    assert.equal(valueOf(first, 'reverse_http_quic_rtt_seconds{percentile="100"}'), 0.1);
     stats = stats.map((of) => ({ ...of, sentPackets: 15 }));
     stats[0] = STATS; // it is closed
     const read = async (name: string) => valueOf(await metrics.registry.metrics(), name);
@@ -127,6 +127,6 @@ describe("metrics", () => {
     connections = [];
     assert.equal(await read("reverse_http_quic_packets_sent_total"), 1_000 + 99 * 5);
     assert.equal(await read("reverse_http_quic_packets_lost_total"), 100);
-    assert.equal(await read('reverse_http_quic_rtt_seconds{quantile="0.5"}'), undefined);
+    assert.equal(await read('reverse_http_quic_rtt_seconds{percentile="50"}'), undefined);
   });
 });

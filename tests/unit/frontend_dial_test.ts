@@ -1,4 +1,4 @@
-// What the frontend hands to whatever opens the way to the destination.
+// Dialers, and what the frontend counts while one connects.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -6,9 +6,9 @@ import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { startFrontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { TunnelRequest } from "../../shared/tunnel/request.ts";
+import type { TunnelRequest, Upstream } from "../../shared/tunnel/request.ts";
 import { bytes, within } from "../conformance/support.ts";
-import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
+import { connectTo, LogBook, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
 
 const CREDENTIALS = `Proxy-Authorization: Basic ${btoa("4711:x")}\r\n`;
 
@@ -40,4 +40,34 @@ describe("a dialer", () => {
         await within(frontend.done);
       }));
   }
+});
+
+describe("a frontend", () => {
+  it("counts a client from its request on, and its tunnel once the destination is connected", () =>
+    withNet(async (net) => {
+      const [log, listener] = [new LogBook(), await net.listenTcp({ address: "127.0.0.1:0" })];
+      const dialled = new Queue<(upstream: Upstream) => void>();
+      const frontend = startFrontend({
+        net,
+        listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
+        log,
+        authenticator: createNoAuth(),
+        allowList: createAllowList([]),
+        dial: () => new Promise((resolve) => dialled.push(resolve)),
+      });
+      const client = await connectTo(net, listener.address);
+      await client.write(bytes(`CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n${CREDENTIALS}\r\n`));
+      const connected = await dialled.next();
+      assert.deepEqual([frontend.open, frontend.tunnels], [1, 0]);
+      const { near, far } = streamPair("session");
+      connected({ stream: near });
+      await readUntil(client, "\r\n\r\n");
+      assert.deepEqual([frontend.open, frontend.tunnels], [1, 1]);
+      far.closeWrite();
+      client.closeWrite();
+      await log.waitFor("request", { status: 200 });
+      assert.equal(frontend.tunnels, 0);
+      frontend.close();
+      await within(frontend.done);
+    }));
 });
