@@ -7,17 +7,18 @@ import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/cli/auth_command.ts";
 import { run } from "./shared/cli/run.ts";
 import { openNative } from "./shared/net/native/binding.ts";
-import { defaultStateDirectory } from "./shared/tls/self_signed.ts";
+import { defaultStateDirectory } from "./shared/files/state_directory.ts";
 import { VERSION } from "./shared/version.ts";
 
 const native = openNative();
+const stateDirectory = defaultStateDirectory(process.env, process.getuid?.());
 await run({
   root: {
     name: "reverse-http",
     description: "A reverse HTTP proxy over QUIC.",
     commands: [
-      proxyCommand(native.createNet, defaultStateDirectory(process.env, process.getuid?.())),
-      agentCommand(native.createNet),
+      proxyCommand(native.createNet, stateDirectory),
+      agentCommand(native.createNet, stateDirectory),
       lbCommand(native.createNet),
       authCommand,
     ],

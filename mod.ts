@@ -96,6 +96,8 @@ export interface AgentHooks {
   onConnected?: (proxy: { remote: string }) => void;
   /** A connection to a proxy has ended. */
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
+  /** Directory for what is kept across restarts, if `stateDir` is not set. Default: nothing is kept. */
+  stateDirectory?: string;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
   /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */

@@ -6,6 +6,8 @@ export interface ProxyOptions {
   agentServer?: {
     /** `--agent-server.listen-address`: UDP address that agents dial. Default: `":4242"`. */
     listenAddress?: string;
+    /** `--agent-server.tcp-listen-address`: TCP address that agents dial over TLS where UDP is blocked; by default listen-address; none: agents connect over QUIC only. */
+    tcpListenAddress?: string;
     /** `--agent-server.tls.*` */
     tls?: {
       /** `--agent-server.tls.file.*` */
@@ -198,6 +200,10 @@ export interface AgentOptions {
   agentClient?: {
     /** `--agent-client.server-address`: Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated. Default: `["localhost:4242"]`. */
     serverAddress?: string[];
+    /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work. Default: `"auto"`. */
+    transport?: "auto" | "quic" | "tls";
+    /** `--agent-client.quic-probe-interval`: Interval at which an agent that auto has put on TLS probes QUIC; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
+    quicProbeInterval?: number;
     /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */
     connections?: number;
     /** `--agent-client.connect-timeout`: Timeout for a connection to a destination; the proxy itself waits no longer than its --agent-server.agent.dial-timeout. In milliseconds. Default: `9000`. */
@@ -246,6 +252,8 @@ export interface AgentOptions {
       token?: string;
     };
   };
+  /** `--state-dir`: Directory that keeps across restarts where QUIC does not work; by default the system's or the user's state directory. */
+  stateDir?: string;
   /** `--limits.*` */
   limits?: {
     /** `--limits.tunnels`: Concurrent tunnels, lowered to what the file descriptor limit permits; 0: limited by that alone. Default: `16384`. */

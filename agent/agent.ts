@@ -12,14 +12,18 @@ import { silentLogger } from "../shared/log/logger.ts";
 import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
+import type { StateDirectory } from "../shared/files/state_directory.ts";
 import { openClientTls, type TlsCheck } from "../shared/tls/files.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
+import { LinkMemory } from "./link/memory.ts";
+import { type Access, type LinkChange, LinkOpener } from "./link/opener.ts";
+import { LinkPolicy } from "./link/policy.ts";
 import { Reconnector } from "./reconnector.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
-import { Session } from "./session.ts";
+import type { Session } from "./session.ts";
 import { createDestinationPolicy } from "./destination_policy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
@@ -32,6 +36,8 @@ export interface AgentDeps extends ServiceDeps {
   settledAfterMs?: number;
   /** Random number in [0, 1). Default `Math.random`. */
   random?: () => number;
+  /** Directory for state if the options name none. Default: nothing is kept. */
+  stateDirectory?: string;
   /** Resolves a name to all its addresses. Default: the network's `resolve`. */
   resolve?: Resolve;
   /** A proxy has accepted the agent. */
@@ -56,9 +62,6 @@ export interface Agent {
   close(): Promise<void>;
 }
 
-/** Delay in milliseconds before another attempt goes alongside one to an unresponsive proxy, or the outage divided by this if that is longer. */
-const CONNECTION_ATTEMPT_DELAY_MS = 2_000;
-const OUTAGE_BACKOFF_DIVISOR = 30;
 /** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
 const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "not connected to a proxy";
@@ -81,13 +84,15 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
-  const { serverAddress, connections, connectTimeout, congestionControl, hostWhitelist, hostDenylist, labels } = options.agentClient;
+  const { serverAddress, transport, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
+  const { hostWhitelist, hostDenylist, labels } = options.agentClient;
   let { agentId } = await checkAgentOptions(options, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
+  const memory = runtime.adopt(await LinkMemory.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
-  const tunnelMetrics = registerMetrics(metrics, sessions, () => tls.current.cert);
+  const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions, () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
   const reportedId = agentId;
   await runtime.listenAdmin(options.admin.listenAddress);
@@ -97,7 +102,6 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
   const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, pendingRequests: 0 }, 1);
   if (maxTunnels < requestedTunnels) reportDescriptors(log, "tunnels", maxTunnels);
-  const transport = { ...agentTransport(maxTunnels), congestion: congestionControl };
   const limits = new TunnelLimits({
     ...options.limits,
     tunnels: maxTunnels,
@@ -128,7 +132,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const stopping = new AbortController();
   const { signal } = stopping;
 
-  const open = async (target: ProxyEndpoint, outageMs: number): Promise<Session> => {
+  const readAccess = async (): Promise<Access> => {
     await tls.reload();
     const credentials = await readCredentials(options.auth);
     ({ agentId } = credentials);
@@ -136,27 +140,28 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     if (credentials.expiresAt <= Date.now()) {
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
-    const { bytes } = credentials;
-    const connectionAttemptDelayMs = Math.max(CONNECTION_ATTEMPT_DELAY_MS, outageMs / OUTAGE_BACKOFF_DIVISOR);
-    const session = await Session.open(target, {
-      net,
-      log,
-      tls: tls.current,
-      transport,
-      credentials: bytes,
-      hello,
-      tunnels,
-      connectionAttemptDelayMs,
-      signal,
-    });
-    if (signal.aborted) session.close();
-    return session;
+    return { tls: tls.current, credentials: credentials.bytes };
   };
+  const link = new LinkOpener({
+    net,
+    log,
+    policy: new LinkPolicy({ transport, memory, probeIntervalMs: quicProbeInterval, random }),
+    access: readAccess,
+    transport: agentTransport(maxTunnels),
+    congestion: congestionControl,
+    session: { hello, tunnels },
+    onChange: (change) => {
+      countChange(change);
+      log.info("link changed", { ...change });
+    },
+    signal,
+  });
   const onConnected = (session: Session): void => {
-    const { remote } = session;
+    const { remote, transport: link } = session;
     sessions.add(session);
+    if (signal.aborted) session.close(); // it was opened while the agent stopped
     health.setReady("proxy");
-    log.info("connected", { proxy: remote, agent: agentId });
+    log.info("connected", { proxy: remote, agent: agentId, link });
     hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);
@@ -175,7 +180,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     const { settledAfterMs = 30_000 } = deps;
     return new Reconnector({
       targets,
-      open,
+      open: (target, outageMs) => link.open(target, outageMs),
+      watch: (session, target) => link.watch(session, target),
       describe: explain,
       onConnected,
       settledAfterMs,
@@ -227,12 +233,25 @@ export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): P
   return await readCredentials(options.auth);
 }
 
-/** Registers the agent's metrics, and returns those of its tunnels. */
-function registerMetrics(metrics: Metrics, sessions: ReadonlySet<Session>, certificate: () => string | undefined): TunnelMetrics {
+/** Only `auto` has something to remember. */
+function stateDirectoryOf({ stateDir, agentClient: { transport } }: AgentOptions, { stateDirectory }: AgentDeps): StateDirectory {
+  const path = stateDir || stateDirectory;
+  return transport === "auto" ? { path, required: Boolean(stateDir) } : { required: false };
+}
+
+/** Registers the agent's metrics, and returns those of its tunnels and of changes of the link. */
+function registerMetrics(
+  metrics: Metrics,
+  sessions: ReadonlySet<Session>,
+  certificate: () => string | undefined,
+): { tunnelMetrics: TunnelMetrics; countChange: (change: LinkChange) => void } {
   metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.size);
   metrics.sessions(() => sessions);
   metrics.watchCertificate("proxies", certificate);
-  return metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0));
+  return {
+    tunnelMetrics: metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0)),
+    countChange: metrics.linkChanges(),
+  };
 }
 
 /** One report for each connection to a proxy. */
@@ -240,6 +259,8 @@ function reportSessions(id: string, sessions: ReadonlySet<Session>): AgentReport
   return [...sessions].map((session) => ({
     id,
     address: session.remote,
+    link: session.transport,
+    linkReason: session.linkReason,
     ...reportOf(session.since, session.tunnels, session.stats()),
   }));
 }

@@ -7,8 +7,11 @@ import { type AgentOptions, agentOptions } from "./options.ts";
 /** Time for closing after the drain, in milliseconds. */
 const CLOSE_MS = 10_000;
 
-/** `createNet` is called for each check and at the start; the network's warnings go to the log. */
-export function agentCommand(createNet: CreateNet): Service<AgentOptions> {
+/**
+ * `createNet` is called for each check and at the start; the network's warnings go to the log.
+ * @param stateDirectory for what is kept across restarts; by default nothing is
+ */
+export function agentCommand(createNet: CreateNet, stateDirectory: string | undefined): Service<AgentOptions> {
   return {
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
@@ -16,7 +19,7 @@ export function agentCommand(createNet: CreateNet): Service<AgentOptions> {
     check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, net)),
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const agent = await startAgent(options, { log, net, ownsNet: true, supervisor });
+      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, supervisor });
       return { closesWithinMs: options.drain.timeout + CLOSE_MS, reload: () => agent.reload(), close: () => agent.drain() };
     },
   };

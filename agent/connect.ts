@@ -1,9 +1,10 @@
-// Connects over QUIC with a hedged second attempt. QUIC retransmits with doubling delays, so an attempt that started without a network
-// notices its return late; a second attempt that is restarted regularly notices it soon.
+// Connects with a hedged second attempt. QUIC and TCP retransmit with doubling delays, so an attempt that started without a network notices
+// its return late; a second attempt that is restarted regularly notices it soon.
 import { CloseCode } from "../shared/link/link.ts";
-import type { AgentSession, ConnectQuicOptions, Net } from "../shared/net/types.ts";
+import { NetError } from "../shared/net/errors.ts";
+import type { AgentSession } from "../shared/net/types.ts";
 
-export interface HedgedConnectOptions extends ConnectQuicOptions {
+export interface HedgeOptions {
   /** Interval in milliseconds at which the second attempt is restarted. */
   attemptDelayMs: number;
   signal: AbortSignal;
@@ -12,14 +13,20 @@ export interface HedgedConnectOptions extends ConnectQuicOptions {
 /**
  * Resolves with the first connection of either attempt. The first attempt has the full timeout, for long paths and busy proxies, and its
  * error is that of the call.
- * @throws {NetError} as `connectQuic`
+ * @throws {NetError} as `connect`
  */
-export async function connectHedged(net: Net, { attemptDelayMs, ...options }: HedgedConnectOptions): Promise<AgentSession> {
+export async function connectHedged(
+  connect: (signal: AbortSignal) => Promise<AgentSession>,
+  { attemptDelayMs, signal }: HedgeOptions,
+): Promise<AgentSession> {
   const { promise, resolve, reject } = Promise.withResolvers<AgentSession>();
   const done = new AbortController();
   const attempt = async (signal: AbortSignal): Promise<void> => {
-    const connection = await net.connectQuic({ ...options, signal });
-    if (signal.aborted) return connection.close(CloseCode.shutdown, ""); // the other attempt was faster
+    const connection = await connect(signal);
+    if (signal.aborted) { // the other attempt was faster, or the call was cancelled
+      connection.close(CloseCode.shutdown, "");
+      throw new NetError("cancelled", "The connection was cancelled");
+    }
     resolve(connection);
     done.abort();
   };
@@ -27,9 +34,9 @@ export async function connectHedged(net: Net, { attemptDelayMs, ...options }: He
   const timer = setInterval(() => {
     second.abort();
     second = new AbortController();
-    attempt(AbortSignal.any([done.signal, second.signal])).catch(() => {}); // the first attempt reports errors
+    attempt(AbortSignal.any([done.signal, signal, second.signal])).catch(() => {}); // the first attempt reports errors
   }, attemptDelayMs);
-  attempt(AbortSignal.any([done.signal, options.signal])).catch(reject);
+  attempt(AbortSignal.any([done.signal, signal])).catch(reject);
   try {
     return await promise;
   } finally {

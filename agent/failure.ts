@@ -12,10 +12,15 @@ export function describeFailure(error: unknown, address: string, options: AgentO
       return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message, options.auth.type);
     case "refused":
       if (!error.remote) return `${error.message}; is the proxy running there?`;
+      if (options.agentClient.transport === "tls") {
+        return `${error.message}; is the proxy running there, and does its --agent-server.tcp-listen-address have this port?`;
+      }
       return `${address} refuses connections: the proxy is shutting down or has too many handshakes; retrying`;
     case "timed-out":
       if (error.cause instanceof NetError) return `${error.message}: ${error.cause.message}`;
-      return `${error.message}; is the proxy running there, and do firewalls allow UDP to ${address}?`;
+      return `${error.message}; is the proxy running there, and do firewalls allow ${
+        PROTOCOLS[options.agentClient.transport]
+      } to ${address}?`;
     case "name-timed-out":
       return `${error.message}; do the name servers of this machine respond?`;
     case "tls":
@@ -24,6 +29,9 @@ export function describeFailure(error: unknown, address: string, options: AgentO
       return error.message;
   }
 }
+
+/** What firewalls must allow, by transport. */
+const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP" } as const;
 
 function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
   if (!message.includes("certificate")) return "";

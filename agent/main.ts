@@ -2,13 +2,14 @@
 import process from "node:process";
 import { SERVICES } from "../services.ts";
 import { run } from "../shared/cli/run.ts";
+import { defaultStateDirectory } from "../shared/files/state_directory.ts";
 import { openNative } from "../shared/net/native/binding.ts";
 import { VERSION } from "../shared/version.ts";
 import { agentCommand } from "./command.ts";
 
 const native = openNative();
 await run({
-  root: { ...agentCommand(native.createNet), name: "reverse-http-agent" },
+  root: { ...agentCommand(native.createNet, defaultStateDirectory(process.env, process.getuid?.())), name: "reverse-http-agent" },
   version: VERSION,
   family: SERVICES,
   notify: native.notifySupervisor,

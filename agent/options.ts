@@ -22,6 +22,17 @@ export const agentOptions = defineOptions({
     description: "Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated.",
     check: checkServers,
   },
+  "agent-client.transport": {
+    kind: "string",
+    default: "auto",
+    choices: ["auto", "quic", "tls"],
+    description: "Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work.",
+  },
+  "agent-client.quic-probe-interval": {
+    kind: "duration",
+    default: "60s",
+    description: "Interval at which an agent that auto has put on TLS probes QUIC; it grows to 10m while probes fail; 0s: never.",
+  },
   "agent-client.connections": {
     kind: "integer",
     default: "1",
@@ -91,6 +102,10 @@ export const agentOptions = defineOptions({
     secret: true,
     description: "The agent's token, or file:NAME, which is read at every connect.",
     check: (text) => /^file:\s*eyJ/.test(text) ? "file: is followed by a token; write the token alone, or the name of its file" : undefined,
+  },
+  "state-dir": {
+    kind: "file",
+    description: "Directory that keeps across restarts where QUIC does not work; by default the system's or the user's state directory.",
   },
   ...agentTunnelLimitOptions,
   ...drainOptions,

@@ -62,6 +62,12 @@ export class ProxyEndpoints {
     return first!;
   }
 
+  /** Leases an endpoint again that is in use. */
+  share({ address }: ProxyEndpoint): void {
+    const use = this.#uses.get(address);
+    if (use) use.active++;
+  }
+
   /** Returns the lease of a connection that has ended. */
   release({ address }: ProxyEndpoint, was: "active" | "leaving"): void {
     const use = this.#uses.get(address);

@@ -6,8 +6,15 @@ import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { SessionClosed } from "../shared/net/types.ts";
 import { describeEnd, isTimeout, isUnavailable } from "./failure.ts";
-import type { Session } from "./session.ts";
+import type { Goaway, Session } from "./session.ts";
 import type { ProxyEndpoint, ProxyEndpoints } from "./proxy_endpoints.ts";
+
+/** Finds a better session with the same proxy. */
+export interface SessionWatch {
+  /** Resolves with an authenticated session that takes the place of the watched one; otherwise it stays pending. */
+  readonly replaced: Promise<Session>;
+  close(): void;
+}
 
 export interface ReconnectorOptions {
   targets: ProxyEndpoints;
@@ -16,6 +23,8 @@ export interface ReconnectorOptions {
   /** Describes a failed attempt for the log. */
   describe: (error: unknown, target: ProxyEndpoint) => string;
   onConnected: (session: Session) => void;
+  /** Watches a session for as long as it is kept. Default: none is replaced. */
+  watch?: (session: Session, target: ProxyEndpoint) => SessionWatch;
   /** Lifetime of a connection, in milliseconds, that resets the backoff. */
   settledAfterMs: number;
   /** Backoff after failed attempts. */
@@ -132,16 +141,20 @@ export class Reconnector {
     return Math.min(waitMs, boundMs / 2 + this.#jitter(boundMs / 2));
   }
 
-  /** Resolves when the connection ends or must be replaced. */
-  async #keep(session: Session, target: ProxyEndpoint): Promise<Outcome> {
-    const { onConnected, targets, backoff, reconnectBackoff, settledAfterMs, random } = this.#options;
+  /** Resolves when the connection ends or must be replaced by one elsewhere. */
+  async #keep(first: Session, target: ProxyEndpoint): Promise<Outcome> {
+    const { targets, backoff, reconnectBackoff, settledAfterMs, random } = this.#options;
     const start = performance.now();
-    const ended = session.closed.then((closed) => {
-      targets.release(target, session.isLeaving ? "leaving" : "active");
-      return closed;
-    });
-    onConnected(session);
-    const end = await Promise.race([ended, session.goaway]);
+    let session = first;
+    let end = await this.#untilEnd(session, target);
+    while ("replacement" in end) {
+      session.isLeaving = true;
+      targets.markLeaving(target);
+      targets.share(target);
+      void session.retire(); // never rejects
+      session = end.replacement;
+      end = await this.#untilEnd(session, target);
+    }
     this.#outageSince = performance.now();
     const hasSettled = performance.now() - start >= settledAfterMs;
     if (hasSettled) reconnectBackoff.reset();
@@ -165,6 +178,22 @@ export class Reconnector {
     }
     backoff.reset();
     return { reason, waitMs: this.#jitter(RECONNECT_SPREAD_MS) };
+  }
+
+  /** Resolves when the session ends, must be replaced by one elsewhere, or has been replaced by one with the same proxy. */
+  async #untilEnd(session: Session, target: ProxyEndpoint): Promise<SessionClosed | Goaway | { replacement: Session }> {
+    const { onConnected, targets, watch } = this.#options;
+    const ended = session.closed.then((closed) => {
+      targets.release(target, session.isLeaving ? "leaving" : "active");
+      return closed;
+    });
+    onConnected(session);
+    const watching = watch?.(session, target);
+    const replaced = watching ? [watching.replaced.then((replacement) => ({ replacement }))] : [];
+    const end = await Promise.race([ended, session.goaway, ...replaced]);
+    watching?.close();
+    if (!("replacement" in end)) void watching?.replaced.then((late) => late.close());
+    return end;
   }
 
   async #wait(target: ProxyEndpoint, { reason, waitMs }: Outcome): Promise<void> {

@@ -1,28 +1,19 @@
-// A connection to a proxy: connects, authenticates, serves requests, drains. Knows neither other connections nor when to connect.
+// A connection to a proxy: authenticates, serves requests, drains. Knows neither other connections nor how and when to connect.
 import { Control } from "../shared/link/control.ts";
-import { ALPN, authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
+import { authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { AgentSession, ClientTls, Duplex, Net, QuicTransport, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
+import type { AgentSession, Duplex, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
-import { connectHedged } from "./connect.ts";
-import { explainTimeout } from "./unreachable.ts";
-import type { ProxyEndpoint } from "./proxy_endpoints.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
 /** Options of a session. */
 export interface SessionOptions {
-  net: Net;
   log: Logger;
-  tls: ClientTls;
-  transport: QuicTransport;
   credentials: Uint8Array;
   hello: Hello;
   tunnels: TunnelOptions;
-  /** See {@link connectHedged}. */
-  connectionAttemptDelayMs: number;
-  signal: AbortSignal;
 }
 
 /** The proxy's request to connect elsewhere. */
@@ -32,10 +23,10 @@ export interface Goaway {
   readonly withinMs: number;
 }
 
-/** Timeout of the handshake in milliseconds. */
-const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** Timeout in milliseconds for the proxy to acknowledge a goaway. */
 const GOAWAY_TIMEOUT_MS = 1_000;
+/** Time in milliseconds for requests to arrive that the proxy sent before it read a goaway. */
+const LAST_REQUESTS_MS = 1_000;
 
 /** An authenticated connection to a proxy. */
 export class Session {
@@ -45,8 +36,10 @@ export class Session {
   readonly closed: Promise<SessionClosed>;
   /** Resolves when the proxy sends a goaway; otherwise it stays pending. */
   readonly goaway: Promise<Goaway>;
-  /** Whether it is being replaced because of a goaway. */
+  /** Whether it is being replaced. */
   isLeaving = false;
+  /** Why its transport was chosen, if that was not the first choice. */
+  linkReason?: string;
   readonly #connection: AgentSession;
   readonly #control?: Control;
   readonly #options: SessionOptions;
@@ -57,23 +50,10 @@ export class Session {
   #reportedMigration?: boolean;
 
   /**
-   * Connects to `target` and authenticates.
-   * @throws {NetError} as the network's `connectQuic`; `closed` with the proxy's code as `appCode` if it refuses
+   * Authenticates on a new connection, which is closed if that fails.
+   * @throws {NetError} `closed` with the proxy's code as `appCode` if it refuses, `timed-out`, `reset`, `tls`
    */
-  static async open(target: ProxyEndpoint, options: SessionOptions): Promise<Session> {
-    const { host, port, serverName } = target;
-    const attempt = connectHedged(options.net, {
-      host,
-      port,
-      serverName,
-      tls: options.tls,
-      alpn: ALPN,
-      transport: options.transport,
-      timeoutMs: HANDSHAKE_TIMEOUT_MS,
-      attemptDelayMs: options.connectionAttemptDelayMs,
-      signal: options.signal,
-    });
-    const connection = await explainTimeout(options.net, options.log, target, attempt);
+  static async open(connection: AgentSession, options: SessionOptions): Promise<Session> {
     try {
       return new Session(connection, await authenticate(connection, options.credentials, options.hello), options);
     } catch (error) {
@@ -116,6 +96,16 @@ export class Session {
     return this.#connection.transport;
   }
 
+  /** Age of the unanswered ping in milliseconds; 0 without one, and with version 1 of the link. */
+  get silentMs(): number {
+    return this.#control?.silentMs ?? 0;
+  }
+
+  /** Sends a ping unless one is unanswered. */
+  probe(): void {
+    this.#control?.probe();
+  }
+
   stats(): SessionStats {
     return this.#connection.stats();
   }
@@ -156,6 +146,15 @@ export class Session {
       await withTimeout(GOAWAY_TIMEOUT_MS, this.#control.ping());
     }
     while (this.#open.size > 0) await Promise.all(this.#open);
+  }
+
+  /** Ends the session, which another one has replaced, when its open tunnels have ended. Never rejects. */
+  async retire(): Promise<void> {
+    void this.goaway.then(() => this.reportMigration(true)); // the proxy need not wait for this session
+    await this.drain();
+    await withTimeout(LAST_REQUESTS_MS, this.closed);
+    while (this.#open.size > 0) await Promise.all(this.#open);
+    this.close();
   }
 
   close(): void {

@@ -4,7 +4,7 @@ import { SERVICES } from "../services.ts";
 import { authCommand } from "../shared/cli/auth_command.ts";
 import { run } from "../shared/cli/run.ts";
 import { openNative } from "../shared/net/native/binding.ts";
-import { defaultStateDirectory } from "../shared/tls/self_signed.ts";
+import { defaultStateDirectory } from "../shared/files/state_directory.ts";
 import { VERSION } from "../shared/version.ts";
 import { proxyCommand } from "./command.ts";
 

@@ -17,6 +17,7 @@ export function reportAgents(agents: AgentRegistry): AgentReport[] {
   return [...agents].map(({ identity, connection, hello, since, tunnels }) => ({
     id: identity.agentId,
     address: connection.remote,
+    link: connection.transport,
     version: hello?.version,
     host: hello?.host,
     labels: hello?.labels,

@@ -11,7 +11,7 @@ import {
   logOptions,
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { checkRemote } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
@@ -20,6 +20,12 @@ import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
   "agent-server.listen-address": { kind: "address", default: ":4242", description: "UDP address that agents dial." },
+  "agent-server.tcp-listen-address": {
+    kind: "string",
+    description:
+      "TCP address that agents dial over TLS where UDP is blocked; by default listen-address; none: agents connect over QUIC only.",
+    check: checkTcpListenAddress,
+  },
   "agent-server.tls.file.key": {
     kind: "file",
     description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",
@@ -96,6 +102,19 @@ export const proxyOptions = defineOptions({
   ...adminOptions,
   ...logOptions,
 });
+
+/** Value of `agent-server.tcp-listen-address` without a listener. */
+export const NO_LISTENER = "none";
+
+function checkTcpListenAddress(text: string): string | undefined {
+  if (text === NO_LISTENER) return undefined;
+  try {
+    checkListenAddress(text);
+  } catch (error) {
+    if (!(error instanceof ValueError)) throw error;
+    return `${error.message}, and not ${NO_LISTENER}`;
+  }
+}
 
 /** As on the command line: `--agent-server.listen-address` is `agentServer.listenAddress`; durations in milliseconds. */
 export type ProxyOptions = ValuesOf<typeof proxyOptions>;

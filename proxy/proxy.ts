@@ -39,6 +39,8 @@ export interface ProxyDeps extends ServiceDeps, AgentEvents {
 export interface Proxy {
   /** UDP address bound for agents. */
   readonly agentAddress: string;
+  /** TCP address bound for agents where UDP is blocked; `undefined` if they connect over QUIC only. */
+  readonly agentTcpAddress?: string;
   /** TCP address bound for clients. */
   readonly clientAddress: string;
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
@@ -77,7 +79,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
     await runtime.listenAdmin(options.admin.listenAddress);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
-    const listener = await listenForAgents(runtime, options, tls.agents.current, countAgents);
+    const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     const clients = new ClientSide(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { address: clientAddress } = await clients.listen({
@@ -91,7 +93,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
       presence: store && runtime.adopt(publishPresence(store, options, clientAddress, log), (presence) => presence.close()),
-      listener,
+      listeners: Object.values(listeners),
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
       limiter: createAgentLimiter(options, runtime.limitReporter),
@@ -105,15 +107,19 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
     const frontend = clients.serve({ authenticator, allowList, dial });
-    runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => listener.setTls(renewed));
+    runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
+      for (const listener of Object.values(listeners)) listener.setTls(renewed);
+    });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
-    if (tls.own) logPin(tls.own, listener.address, log);
+    const { quic: { address: agentAddress }, tls: { address: agentTcpAddress } = {} } = listeners;
+    if (tls.own) logPin(tls.own, agentAddress, log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;
-    log.info("listening", { agents: listener.address, clients: clientAddress, admin: adminAddress });
+    log.info("listening", { agents: agentAddress, agentsTcp: agentTcpAddress, clients: clientAddress, admin: adminAddress });
     return {
       adminAddress,
-      agentAddress: listener.address,
+      agentAddress,
+      agentTcpAddress,
       clientAddress,
       get agents() {
         return agents.size;

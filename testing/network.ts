@@ -82,7 +82,7 @@ export function netThatCounts(net: Net): { counting: Net; open: Set<Duplex> } {
 }
 
 /** An object with some of its methods replaced. */
-function instead<T extends object>(object: T, replaced: Partial<T>): T {
+export function instead<T extends object>(object: T, replaced: Partial<T>): T {
   return new Proxy(object, {
     get(_, name) {
       if (name in replaced) return replaced[name as keyof T];

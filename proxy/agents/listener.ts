@@ -1,14 +1,25 @@
-// The QUIC listener for agents, and the log of handshakes that fail.
+// The listeners for agents, over QUIC and over TLS, and the log of handshakes that fail.
 import { networksOf } from "../../shared/address/allow_list.ts";
+import { splitHostPort } from "../../shared/address/host_port.ts";
 import { unlimitedIfZero } from "../../shared/limits/limit.ts";
-import { ALPN, CloseCode, PROXY_TRANSPORT } from "../../shared/link/link.ts";
-import type { NetError } from "../../shared/net/errors.ts";
-import type { ListenQuicOptions, ServerTls, SessionListener } from "../../shared/net/types.ts";
+import { ALPN, CloseCode, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
+import { PROBE_ALPN } from "../../shared/link/probe.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { ListenSessionsOptions, ServerTls, SessionListener } from "../../shared/net/types.ts";
 import type { ServiceRuntime } from "../../shared/service/runtime.ts";
-import type { ProxyOptions } from "../options.ts";
+import { NO_LISTENER, type ProxyOptions } from "../options.ts";
 
 /** The largest limit that the network accepts. */
 const MAX_HANDSHAKES = 1_000_000;
+/** Attempts to find a port that is free for UDP and TCP, where the system chooses it. */
+const MAX_PORTS = 16;
+
+/** The open listeners. */
+export interface AgentListeners {
+  readonly quic: SessionListener;
+  /** Missing if agents connect over QUIC only. */
+  readonly tls?: SessionListener;
+}
 
 /**
  * Listens for agents until the service closes.
@@ -17,30 +28,84 @@ const MAX_HANDSHAKES = 1_000_000;
  */
 export async function listenForAgents(
   runtime: ServiceRuntime,
-  { agentServer, limits: { handshakes, handshakesPerAddress, retryThreshold, exemptAddresses } }: ProxyOptions,
+  options: ProxyOptions,
   tls: ServerTls,
   countFailed: (outcome: "refused" | "failed", count: number) => void,
-): Promise<SessionListener> {
-  const { limitReporter, logLimit } = runtime;
-  const onHandshakeError: ListenQuicOptions["onHandshakeError"] = ({ remote, error, count }) => {
-    const isLimit = error.code === "limit" || error.code === "limit-per-address";
-    countFailed(isLimit ? "refused" : "failed", count);
-    if (error.code === "limit") limitReporter.record("handshakes", { remote, max: handshakes, reason: error.message }, count);
-    else if (error.code === "limit-per-address") {
-      limitReporter.record("handshakes-per-address", { remote, max: handshakesPerAddress }, count);
-    } else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
-  };
-  const listener = await runtime.net.listenQuic({
-    address: agentServer.listenAddress,
-    tls,
-    alpn: ALPN,
-    transport: { ...PROXY_TRANSPORT, congestion: agentServer.congestionControl },
+): Promise<AgentListeners> {
+  const { net } = runtime;
+  const { listenAddress, tcpListenAddress, congestionControl } = options.agentServer;
+  const common = { tls, ...handshakeLimits(runtime, options, countFailed) };
+  const adopt = (listener: SessionListener) => runtime.adopt(listener, () => listener.close(CloseCode.shutdown, "shutting down"));
+  const listenQuic = () =>
+    net.listenQuic({
+      ...common,
+      address: listenAddress,
+      alpn: [...ALPN, PROBE_ALPN],
+      transport: { ...PROXY_TRANSPORT, congestion: congestionControl },
+      retryThreshold: options.limits.retryThreshold,
+    });
+  const listenTls = (address: string) =>
+    net.listenTlsLink({ ...common, address, alpn: [...TLS_ALPN, PROBE_ALPN], transport: PROXY_TRANSPORT });
+  if (tcpListenAddress === NO_LISTENER || (tcpListenAddress === undefined && isPortTaken(options, runtime))) {
+    return { quic: adopt(await listenQuic()) };
+  }
+  if (tcpListenAddress !== undefined) return { quic: adopt(await listenQuic()), tls: adopt(await listenTls(tcpListenAddress)) };
+  const { quic, tls: tcp } = await listenOnBoth(listenAddress, listenQuic, listenTls);
+  return { quic: adopt(quic), ...tcp && { tls: adopt(tcp) } };
+}
+
+/** Whether the proxy itself uses the TCP port for clients or operators. */
+function isPortTaken({ agentServer, httpProxy, admin }: ProxyOptions, { log }: ServiceRuntime): boolean {
+  const { port } = splitHostPort(agentServer.listenAddress);
+  const others = { "--http-proxy.listen-address": httpProxy.listenAddress, "--admin.listen-address": admin.listenAddress };
+  const [taken] = Object.entries(others).find(([, address]) => address && port !== 0 && splitHostPort(address).port === port) ?? [];
+  if (taken === undefined) return false;
+  log.info("agents connect over QUIC only", { reason: `${taken} has the TCP port ${port}; set --agent-server.tcp-listen-address` });
+  return true;
+}
+
+/**
+ * Listens on the same port of UDP and TCP; where the system chooses the port, it may be free for only one of them.
+ * @throws {NetError}
+ */
+async function listenOnBoth(
+  address: string,
+  listenQuic: () => Promise<SessionListener>,
+  listenTls: (address: string) => Promise<SessionListener>,
+): Promise<AgentListeners> {
+  for (let attempts = 1;; attempts++) {
+    const quic = await listenQuic();
+    try {
+      return { quic, tls: await listenTls(address.replace(/:0+$/, /:[0-9]+$/.exec(quic.address)![0])) };
+    } catch (cause) {
+      if (cause instanceof NetError && cause.code === "invalid") return { quic }; // an engine without the TLS link
+      await quic.close(CloseCode.shutdown, "");
+      if (!(cause instanceof NetError) || cause.code !== "address-in-use") throw cause;
+      if (splitHostPort(address).port === 0 && attempts < MAX_PORTS) continue;
+      const advice = "agents may connect over TCP too: set --agent-server.tcp-listen-address to a free address, or to none";
+      throw new NetError(cause.code, `${cause.message}; ${advice}`, { cause });
+    }
+  }
+}
+
+/** The limits on handshakes, and the log of those that fail. */
+function handshakeLimits(
+  { limitReporter, logLimit }: ServiceRuntime,
+  { limits: { handshakes, handshakesPerAddress, exemptAddresses } }: ProxyOptions,
+  countFailed: (outcome: "refused" | "failed", count: number) => void,
+): Pick<ListenSessionsOptions, "maxPendingHandshakes" | "pendingHandshakesPerAddress" | "onHandshakeError"> {
+  return {
     maxPendingHandshakes: Math.min(unlimitedIfZero(handshakes), MAX_HANDSHAKES),
     pendingHandshakesPerAddress: { max: handshakesPerAddress, exempt: networksOf(exemptAddresses) },
-    retryThreshold,
-    onHandshakeError,
-  });
-  return runtime.adopt(listener, () => listener.close(CloseCode.shutdown, "shutting down"));
+    onHandshakeError({ remote, error, count }) {
+      const isLimit = error.code === "limit" || error.code === "limit-per-address";
+      countFailed(isLimit ? "refused" : "failed", count);
+      if (error.code === "limit") limitReporter.record("handshakes", { remote, max: handshakes, reason: error.message }, count);
+      else if (error.code === "limit-per-address") {
+        limitReporter.record("handshakes-per-address", { remote, max: handshakesPerAddress }, count);
+      } else logLimit.warn("agent handshake failed", { remote, reason: describeHandshake(error) });
+    },
+  };
 }
 
 /** The network's message does not say which side dialled: in a handshake with this listener it was an agent. */

@@ -7,6 +7,7 @@ import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
 import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
 import { MessageError } from "../../shared/link/message.ts";
+import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
@@ -25,7 +26,8 @@ export interface AgentEvents {
 }
 
 export interface AgentServerOptions extends AgentEvents {
-  listener: SessionListener;
+  /** One for each transport. */
+  listeners: readonly SessionListener[];
   /** Limits connections of agents. Default none. */
   limiter?: ConnectionLimiter;
   authenticator: Authenticator;
@@ -51,7 +53,7 @@ export interface AgentServer {
   migrate(timeoutMs: number): Promise<void>;
   /** Resolves when no agent stays: each has connected to another proxy, is draining, or has disconnected. */
   abandoned(): Promise<void>;
-  /** Closes the listener and every connection. */
+  /** Closes the listeners and every connection. */
   close(): Promise<void>;
 }
 
@@ -63,7 +65,7 @@ const UNRESPONSIVE_TIMEOUT_MS = 5_000;
 const MAX_LOGGED_LABELS = 512;
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
-  const { listener, log } = options;
+  const { listeners, log } = options;
   const onAgentConnected = isolateHook("onAgentConnected", options.onAgentConnected, log);
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
@@ -109,8 +111,8 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const serveAgent = async ({ agent, serveControl }: Admitted): Promise<void> => {
     const { agentId: id, tokenId: jti } = agent.identity;
     const { version, host, labels } = agent.hello ?? {};
-    const { remote } = agent.connection;
-    log.info("agent connected", { agent: id, jti, remote, version, host, labels: labels && formatLabels(labels) });
+    const { remote, transport: link } = agent.connection;
+    log.info("agent connected", { agent: id, jti, remote, link, version, host, labels: labels && formatLabels(labels) });
     let why = "";
     // none rejects
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
@@ -132,6 +134,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     let [permit, accepted]: [ConnectionPermit | undefined, boolean] = [undefined, false];
     try {
       permit = options.limiter?.acquire(connection.remote);
+      if (connection.alpn === PROBE_ALPN) return await serveProbe(connection);
       const admitted = await admit(connection, options.authenticator, permit, register, events, log);
       accepted = true;
       options.onResult?.("accepted");
@@ -144,21 +147,21 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     }
   };
 
-  const run = async (): Promise<void> => {
+  const run = async (listener: SessionListener): Promise<void> => {
     for (let connection; (connection = await listener.accept()) !== null;) void serve(connection); // never rejects
   };
-  const running = run();
+  const running = listeners.map(run);
 
   return {
     agents,
     async migrate(timeoutMs) {
-      listener.stopAccepting();
+      for (const listener of listeners) listener.stopAccepting();
       await migration.run(timeoutMs);
     },
     abandoned: () => migration.abandoned(),
     async close() {
-      await listener.close(CloseCode.shutdown, "shutting down");
-      await running;
+      await Promise.all(listeners.map((listener) => listener.close(CloseCode.shutdown, "shutting down")));
+      await Promise.all(running);
     },
   };
 }

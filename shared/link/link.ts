@@ -4,12 +4,15 @@ import type { AgentSession, Duplex, SessionTransport } from "../net/types.ts";
 import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 
-/** ALPN protocol names (RFC 7301), the preferred one first: version 2 has a control stream, version 1 has none. */
+/** ALPN protocol names (RFC 7301) over QUIC, the preferred one first: version 2 has a control stream, version 1 has none. */
 export const ALPN = ["reverse-http-proto/2", "reverse-http-proto"];
+
+/** ALPN protocol name over TLS: the streams of version 2, in frames of docs/protocol.md. */
+export const TLS_ALPN = ["reverse-http-tls/1"];
 
 /** Whether the connection has a control stream. */
 export function hasControl({ alpn }: AgentSession): boolean {
-  return alpn === ALPN[0];
+  return alpn === ALPN[0] || alpn === TLS_ALPN[0];
 }
 
 /** Application error codes with which the proxy closes an agent's connection. Agents use `shutdown` and `malformed`. */

@@ -2,7 +2,7 @@
 import { encodeHead, HeadError, parseRequestHead } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
 import type { Metrics } from "./metrics.ts";
-import type { Incoming, Net, SessionStats, TcpListener } from "../net/types.ts";
+import type { Incoming, Net, SessionKind, SessionStats, TcpListener } from "../net/types.ts";
 
 /** Readiness, and the reasons against it. Ready at first. */
 export class Health {
@@ -29,6 +29,10 @@ export interface AgentReport {
   readonly id: string;
   /** The peer's address. */
   readonly address: string;
+  /** What carries the connection; lb does not know. */
+  readonly link?: SessionKind;
+  /** Why the agent chose it, if it was not the first choice; only the agent knows. */
+  readonly linkReason?: string;
   /** The peer's version, if it sent one. */
   readonly version?: string;
   /** The agent's host name and labels, if it sent them. */

@@ -63,6 +63,17 @@ export class Metrics {
     registerSessions([this.registry], sessions);
   }
 
+  /** Counts changes of what carries the link to a proxy; `reason` is one of a few fixed words. */
+  linkChanges(): (change: { to: SessionKind; reason: string }) => void {
+    const counter = new Counter({
+      name: "reverse_http_link_changes_total",
+      help: "Changes of what carries the link to a proxy, by the new transport and the reason.",
+      labelNames: ["link", "reason"],
+      registers: [this.registry],
+    });
+    return ({ to, reason }) => counter.inc({ link: to, reason });
+  }
+
   /** Metrics of the store. */
   store(): StoreEvents {
     const registers = [this.registry];
@@ -217,34 +228,53 @@ export class TunnelMetrics {
 
 /** Packets are counted at each scrape; those between the last scrape and a session's end are missed. */
 function registerSessions(registers: Registry[], sessions: () => Iterable<MeasuredSession>): void {
-  const seen = new WeakMap<MeasuredSession, { sent: number; lost: number }>();
-  const packets = (name: string, help: string) => new Counter({ name, help, registers });
-  const sent = packets("reverse_http_quic_packets_sent_total", "QUIC packets sent.");
-  const lost = packets("reverse_http_quic_packets_lost_total", "QUIC packets sent that were lost.");
+  // the first to be collected: it sets the others
   new Gauge({
-    name: "reverse_http_quic_rtt_seconds",
-    help: "Round-trip time over all QUIC connections.",
-    labelNames: ["percentile"], // not quantile, which belongs to summaries
+    name: "reverse_http_links_active",
+    help: "Connections between agents and proxies by what carries them: QUIC or TLS.",
+    labelNames: ["link"],
     registers,
     collect() {
-      const times: number[] = [];
+      const times: Record<SessionKind, number[]> = { quic: [], tls: [] };
+      const counts = { quic: 0, tls: 0 };
       for (const session of sessions()) {
-        if (session.transport !== "quic") continue;
-        const { rttMs, sentPackets = 0, lostPackets = 0 } = session.stats();
-        const before = seen.get(session) ?? { sent: 0, lost: 0 };
-        // statistics are zero once the session is closed
-        sent.inc(Math.max(0, sentPackets - before.sent));
-        lost.inc(Math.max(0, lostPackets - before.lost));
-        seen.set(session, { sent: sentPackets, lost: lostPackets });
-        if (sentPackets > 0) times.push(rttMs);
+        const { transport } = session;
+        const stats = session.stats();
+        counts[transport]++;
+        if (transport === "quic") countPackets(session, stats);
+        if ((stats.sentPackets ?? stats.sentBytes) > 0) times[transport].push(stats.rttMs);
       }
-      times.sort((a, b) => a - b);
-      this.reset();
-      for (const percentile of times.length === 0 ? [] : [50, 90, 99, 100]) {
-        this.set({ percentile }, times[Math.ceil(percentile / 100 * times.length) - 1]! / 1_000);
+      for (const link of ["quic", "tls"] as const) {
+        this.set({ link }, counts[link]);
+        setPercentiles(rtts[link], times[link]);
       }
     },
   });
+  const packets = (name: string, help: string) => new Counter({ name, help, registers });
+  const sent = packets("reverse_http_quic_packets_sent_total", "QUIC packets sent.");
+  const lost = packets("reverse_http_quic_packets_lost_total", "QUIC packets sent that were lost.");
+  // not quantile, which belongs to summaries
+  const roundTrips = (name: string, help: string) => new Gauge({ name, help, labelNames: ["percentile"], registers });
+  const rtts = {
+    quic: roundTrips("reverse_http_quic_rtt_seconds", "Round-trip time over all QUIC connections."),
+    tls: roundTrips("reverse_http_tls_rtt_seconds", "Round-trip time over all agent connections on TLS."),
+  };
+  const seen = new WeakMap<MeasuredSession, { sent: number; lost: number }>();
+  const countPackets = (session: MeasuredSession, { sentPackets = 0, lostPackets = 0 }: SessionStats): void => {
+    const before = seen.get(session) ?? { sent: 0, lost: 0 };
+    // statistics are zero once the session is closed
+    sent.inc(Math.max(0, sentPackets - before.sent));
+    lost.inc(Math.max(0, lostPackets - before.lost));
+    seen.set(session, { sent: sentPackets, lost: lostPackets });
+  };
+}
+
+function setPercentiles(gauge: Gauge<"percentile">, ms: number[]): void {
+  ms.sort((a, b) => a - b);
+  gauge.reset();
+  for (const percentile of ms.length === 0 ? [] : [50, 90, 99, 100]) {
+    gauge.set({ percentile }, ms[Math.ceil(percentile / 100 * ms.length) - 1]! / 1_000);
+  }
 }
 
 /** Process metrics under the names of Prometheus' client libraries. Linux only. */

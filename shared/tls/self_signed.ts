@@ -5,6 +5,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { ConfigError } from "../config/option.ts";
 import { describeFileError } from "../files/read.ts";
+import type { StateDirectory } from "../files/state_directory.ts";
 import { writeFileAtomically } from "../files/write.ts";
 import type { Logger } from "../log/logger.ts";
 import { SecretFiles } from "../files/secret_files.ts";
@@ -12,32 +13,12 @@ import type { CertifiedKey } from "./files.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
 import { loadX509 } from "./x509.ts";
 
-/** Directory for state that outlives the process. */
-export interface StateDirectory {
-  /** Default: nothing is stored. */
-  readonly path?: string;
-  /** Whether it was configured explicitly; then it is an error if it is unusable. */
-  readonly required: boolean;
-}
-
 /** A self-signed certificate and its pin. */
 export interface SelfSigned extends CertifiedKey {
   /** SHA-256 of the certificate (DER), 64 hexadecimal digits. */
   readonly pin: string;
   /** `undefined` if the certificate is not stored. */
   readonly file?: string;
-}
-
-/**
- * The default state directory of the user `uid`: systemd's `$STATE_DIRECTORY`, `$XDG_STATE_HOME/reverse-http`, `/var/lib/reverse-http` for
- * root, or `$HOME/.local/state/reverse-http`; `undefined` if none applies.
- */
-export function defaultStateDirectory(env: Readonly<Record<string, string | undefined>>, uid: number | undefined): string | undefined {
-  const [systemd] = (env.STATE_DIRECTORY ?? "").split(":");
-  if (systemd) return systemd;
-  if (env.XDG_STATE_HOME) return join(env.XDG_STATE_HOME, "reverse-http");
-  if (uid === 0) return "/var/lib/reverse-http";
-  return env.HOME ? join(env.HOME, ".local", "state", "reverse-http") : undefined;
 }
 
 /**

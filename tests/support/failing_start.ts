@@ -42,6 +42,7 @@ const createNet = (): Net => {
 const methods: Partial<Net> = {
   listenTcp: async (options) => watched("tcp", await memory.listenTcp(options)),
   listenQuic: async (options) => watched("quic", await memory.listenQuic(options)),
+  listenTlsLink: async (options) => watched("tls", await memory.listenTlsLink(options)),
   createRate: (options) => {
     if (step === "frontend") throw new Error("no rates");
     return memory.createRate(options);
@@ -75,7 +76,7 @@ async function run(): Promise<void> {
     return await use(proxyCommand(createNet, undefined), withDefaults(proxyOptions, { ...common, store, agentServer }));
   }
   const auth = { noauth: { agentId: hasBadCredentials ? "not an id" : "4711" } };
-  await use(agentCommand(createNet), withDefaults(agentOptions, { auth, admin: common.admin }));
+  await use(agentCommand(createNet, undefined), withDefaults(agentOptions, { auth, admin: common.admin }));
 }
 
 let error: string | undefined;

@@ -34,8 +34,8 @@ function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<A
 /** With a second attempt every `attemptDelayMs`. */
 function start(net: Net, attemptDelayMs: number, signal = new AbortController().signal) {
   const { slow, attempts, closed } = slowNet(net);
-  const options = { host: "127.0.0.1", port: 1, tls: {}, alpn: [], transport: {}, timeoutMs: 60_000, attemptDelayMs, signal };
-  const connected = connectHedged(slow, options);
+  const options = { host: "127.0.0.1", port: 1, tls: {}, alpn: [], transport: {}, timeoutMs: 60_000 };
+  const connected = connectHedged((signal) => slow.connectQuic({ ...options, signal }), { attemptDelayMs, signal });
   connected.catch(() => {}); // a test looks when it is ready
   return { connected, attempts, closed };
 }

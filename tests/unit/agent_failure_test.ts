@@ -21,6 +21,22 @@ describe("an agent's words for a failure", () => {
     assert.match(describeFailure(error, "a:1", options("noauth")), /is the proxy running there\?$/);
   });
 
+  for (const [transport, protocols] of [["auto", "UDP or TCP"], ["quic", "UDP"], ["tls", "TCP"]] as const) {
+    it(`ask about firewalls where nothing answers: ${transport}`, () => {
+      const given = options("noauth");
+      given.agentClient.transport = transport;
+      const error = new NetError("timed-out", "Cannot connect to a:1: no answer in 10000 ms");
+      assert.match(describeFailure(error, "a:1", given), new RegExp(`do firewalls allow ${protocols} to a:1\\?$`));
+    });
+  }
+
+  it("name the option of the proxy where TCP is refused with --agent-client.transport=tls", () => {
+    const given = options("noauth");
+    given.agentClient.transport = "tls";
+    const error = new NetError("refused", "Cannot connect to a:1: connection refused", { remote: true });
+    assert.match(describeFailure(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
+  });
+
   for (
     const [type, words] of [["jwt", /it does not accept tokens: set --auth\.type=jwt/], [
       "noauth",

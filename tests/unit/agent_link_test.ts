@@ -717,6 +717,7 @@ describe("an agent", () => {
       await within(a.proxy.drain());
       const anew = await runProxy(net, {}, a.proxy.agentAddress);
       await anew.log.waitFor("agent connected");
+      await log.waitFor("connected", {}, 3);
       assert.deepEqual(new Set(agent.proxies), new Set([a.proxy.agentAddress, b.proxy.agentAddress]));
       assert.equal(b.log.logged("agent connected").length, 1);
     }));

@@ -118,7 +118,7 @@ describe("a fault of the program", () => {
     withNet(async (net) => {
       const [log, listener] = [new LogBook(), await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: ALPN })];
       const server = startAgentServer({
-        listener,
+        listeners: [listener],
         log,
         multiple: false,
         authenticator: {

@@ -5,7 +5,8 @@ import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { defaultStateDirectory, openSelfSigned } from "../../shared/tls/self_signed.ts";
+import { defaultStateDirectory } from "../../shared/files/state_directory.ts";
+import { openSelfSigned } from "../../shared/tls/self_signed.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 

@@ -1,0 +1,166 @@
+// Opens sessions with a proxy over the transport that works, and watches whether another one has become better.
+import { explainTimeout } from "../unreachable.ts";
+import { connectHedged } from "../connect.ts";
+import type { ProxyEndpoint } from "../proxy_endpoints.ts";
+import { Session, type SessionOptions } from "../session.ts";
+import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
+import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
+import type { Logger } from "../../shared/log/logger.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { AgentSession, ClientTls, Net, QuicTransport, SessionKind, SessionTransport } from "../../shared/net/types.ts";
+import type { LinkPolicy } from "./policy.ts";
+import { raceTransports } from "./race.ts";
+import { type ChangeReason, LinkWatch } from "./watch.ts";
+
+/** The link to a proxy has changed its transport, or begins with TLS. */
+export interface LinkChange {
+  /** Address of the proxy. */
+  readonly proxy: string;
+  readonly from: SessionKind;
+  readonly to: SessionKind;
+  readonly reason: ChangeReason;
+  /** The error of the transport that was left, if any. */
+  readonly error?: string;
+}
+
+/** What is read again for every session. */
+export interface Access {
+  readonly tls: ClientTls;
+  readonly credentials: Uint8Array;
+}
+
+export interface LinkOpenerOptions {
+  readonly net: Net;
+  readonly log: Logger;
+  readonly policy: LinkPolicy;
+  /** Reads certificates and credentials. */
+  readonly access: () => Promise<Access>;
+  readonly transport: SessionTransport;
+  readonly congestion: QuicTransport["congestion"];
+  readonly session: Pick<SessionOptions, "hello" | "tunnels">;
+  readonly onChange: (change: LinkChange) => void;
+  /** Cancels everything that is not open yet. */
+  readonly signal: AbortSignal;
+}
+
+/** Timeout of a connection with its handshake, in milliseconds. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Time in milliseconds that QUIC has before TLS starts beside it. */
+const FALLBACK_DELAY_MS = 300;
+/** Delay in milliseconds before another attempt goes alongside one to an unresponsive proxy, or the outage divided by this if that is longer. */
+const ATTEMPT_DELAY_MS = 2_000;
+const OUTAGE_DIVISOR = 30;
+
+/** Opens and watches sessions. */
+export class LinkOpener {
+  readonly #options: LinkOpenerOptions;
+  /** The last failure of TLS that was logged, by proxy. */
+  readonly #tlsFailures = new Map<string, string>();
+
+  constructor(options: LinkOpenerOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Connects to `target` and authenticates.
+   * @param outageMs time without a connection so far, in milliseconds
+   * @throws {NetError} as the network; `closed` with the proxy's code as `appCode` if it refuses
+   */
+  async open(target: ProxyEndpoint, outageMs: number): Promise<Session> {
+    const { policy, signal } = this.#options;
+    const { address } = target;
+    const access = await this.#options.access();
+    const attemptDelayMs = Math.max(ATTEMPT_DELAY_MS, outageMs / OUTAGE_DIVISOR);
+    const order = policy.order(address);
+    const { connection, errors } = await raceTransports({
+      order,
+      connect: (kind, signal) => this.#connect(kind, target, access, attemptDelayMs, signal),
+      fallbackDelayMs: FALLBACK_DELAY_MS,
+      retryMs: attemptDelayMs,
+      signal,
+    });
+    const session = await this.#authenticate(connection, access);
+    this.#linked(target, session, order[0] === "tls" ? "remembered" : "blocked", errors.get("quic"));
+    return session;
+  }
+
+  /** Watches `session` until the watch is closed. */
+  watch(session: Session, target: ProxyEndpoint): LinkWatch<Session> {
+    const { policy, log } = this.#options;
+    const connect = async (kind: SessionKind, signal: AbortSignal) =>
+      await this.#connect(kind, target, await this.#options.access(), ATTEMPT_DELAY_MS, signal);
+    return new LinkWatch<Session>({
+      address: target.address,
+      session,
+      policy,
+      connect,
+      authenticate: async (connection, reason) => {
+        const next = await this.#authenticate(connection, await this.#options.access());
+        this.#linked(target, next, reason);
+        return next;
+      },
+      probe: async (kind, signal) => {
+        const { tls } = await this.#options.access();
+        return await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], signal));
+      },
+      log,
+    });
+  }
+
+  async #authenticate(connection: AgentSession, { credentials }: Access): Promise<Session> {
+    const { log, session } = this.#options;
+    return await Session.open(connection, { ...session, log, credentials });
+  }
+
+  /** Records and reports what carries the link now. */
+  #linked({ address }: ProxyEndpoint, session: Session, reason: ChangeReason, error?: unknown): void {
+    const { policy, onChange } = this.#options;
+    const { transport: to } = session;
+    const from = policy.connected(address, to) ?? "quic";
+    if (!policy.isAutomatic) return;
+    if (to === "tls") {
+      session.linkReason = reason;
+      this.#tlsFailures.delete(address);
+    }
+    if (from === to) return;
+    const left = error === undefined ? undefined : messageOf(error);
+    onChange({ proxy: address, from, to, reason: to === "quic" ? "recovered" : reason, error: left });
+  }
+
+  async #connect(
+    kind: SessionKind,
+    target: ProxyEndpoint,
+    { tls }: Access,
+    attemptDelayMs: number,
+    signal: AbortSignal,
+  ): Promise<AgentSession> {
+    const { net, log, policy } = this.#options;
+    const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, tls, kind === "quic" ? ALPN : TLS_ALPN, signal);
+    const attempt = connectHedged(connect, { attemptDelayMs, signal });
+    if (kind === "quic") return await explainTimeout(net, log, target, attempt);
+    return await attempt.catch((error) => {
+      if (policy.isAutomatic && error instanceof NetError && error.code === "tls") this.#reportTls(target, error.message);
+      throw error;
+    });
+  }
+
+  async #connectOnce(kind: SessionKind, target: ProxyEndpoint, tls: ClientTls, alpn: string[], signal: AbortSignal): Promise<AgentSession> {
+    const { net, transport, congestion } = this.#options;
+    const { host, port, serverName } = target;
+    const common = { host, port, serverName, tls, alpn, timeoutMs: HANDSHAKE_TIMEOUT_MS, signal };
+    return kind === "quic"
+      ? await net.connectQuic({ ...common, transport: { ...transport, congestion } })
+      : await net.connectTlsLink({ ...common, transport });
+  }
+
+  /** Something answers on TCP that is not the proxy, or inspects TLS: that has a reason of its own. Logged once for each reason. */
+  #reportTls({ address }: ProxyEndpoint, reason: string): void {
+    if (this.#tlsFailures.get(address) === reason) return;
+    this.#tlsFailures.set(address, reason);
+    this.#options.log.warn("the proxy cannot be reached over TLS either", { proxy: address, reason });
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

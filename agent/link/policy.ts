@@ -1,0 +1,102 @@
+// Which transport a proxy is reached over first, and when an agent on TLS looks whether QUIC works again. Knows no connections.
+import type { SessionKind } from "../../shared/net/types.ts";
+import type { LinkMemory } from "./memory.ts";
+
+/** Value of `--agent-client.transport`. */
+export type TransportChoice = "auto" | SessionKind;
+
+export interface LinkPolicyOptions {
+  readonly transport: TransportChoice;
+  readonly memory: Pick<LinkMemory, "prefersTls" | "remember">;
+  /** First interval between probes of QUIC in milliseconds; 0: none. */
+  readonly probeIntervalMs: number;
+  /** Random number in [0, 1). */
+  readonly random: () => number;
+  /** Milliseconds from any fixed point. Default `performance.now`. */
+  readonly now?: () => number;
+}
+
+/** The longest interval between probes is this in milliseconds, or the first one if that is longer. */
+const MAX_PROBE_INTERVAL_MS = 600_000;
+/** Fraction by which an interval varies, each way. */
+const JITTER = 0.2;
+/** Maximum number of proxies with a state; a name may have other addresses every time. */
+const MAX_PROXIES = 256;
+/** QUIC has settled when it has carried the link for this many milliseconds. Before, its failure doubles the interval of probes. */
+const SETTLED_MS = 600_000;
+
+interface ProxyState {
+  /** What carries the link, or carried it last. */
+  kind?: SessionKind;
+  /** Interval of the next probe. */
+  intervalMs: number;
+  /** When the link last returned to QUIC. */
+  returnedAt: number;
+}
+
+/** Decides for each proxy, by its address. */
+export class LinkPolicy {
+  readonly #options: LinkPolicyOptions;
+  readonly #now: () => number;
+  /** The oldest is first. */
+  readonly #proxies = new Map<string, ProxyState>();
+
+  constructor(options: LinkPolicyOptions) {
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+  }
+
+  /** Whether the link may change its transport. */
+  get isAutomatic(): boolean {
+    return this.#options.transport === "auto";
+  }
+
+  /** The transports to connect over, the preferred one first. */
+  order(address: string): readonly SessionKind[] {
+    const { transport, memory } = this.#options;
+    if (transport !== "auto") return [transport];
+    return memory.prefersTls(address) ? ["tls", "quic"] : ["quic", "tls"];
+  }
+
+  /** A link is up over `kind`: the next one is opened over it first. Returns what the last one was opened over. */
+  connected(address: string, kind: SessionKind): SessionKind | undefined {
+    const { memory, probeIntervalMs } = this.#options;
+    const state = this.#state(address);
+    const before = state.kind;
+    state.kind = kind;
+    if (!this.isAutomatic) return before;
+    memory.remember(address, kind === "tls");
+    if (before === "tls" && kind === "quic") state.returnedAt = this.#now();
+    if (before === "quic" && kind === "tls") {
+      if (this.#now() - state.returnedAt < SETTLED_MS) this.#lengthen(state);
+      else state.intervalMs = probeIntervalMs;
+    }
+    return before;
+  }
+
+  /** Delay in milliseconds before the next probe of QUIC; `undefined` for none. */
+  nextProbeMs(address: string): number | undefined {
+    const { probeIntervalMs, random } = this.#options;
+    if (!this.isAutomatic || probeIntervalMs === 0) return undefined;
+    return this.#state(address).intervalMs * (1 - JITTER + 2 * JITTER * random());
+  }
+
+  /** A probe has failed. */
+  probeFailed(address: string): void {
+    this.#lengthen(this.#state(address));
+  }
+
+  #lengthen(state: ProxyState): void {
+    const { probeIntervalMs } = this.#options;
+    state.intervalMs = Math.min(2 * state.intervalMs, Math.max(MAX_PROBE_INTERVAL_MS, probeIntervalMs));
+  }
+
+  #state(address: string): ProxyState {
+    const known = this.#proxies.get(address);
+    if (known) return known;
+    const state = { intervalMs: this.#options.probeIntervalMs, returnedAt: -Infinity };
+    this.#proxies.set(address, state);
+    if (this.#proxies.size > MAX_PROXIES) this.#proxies.delete(this.#proxies.keys().next().value!);
+    return state;
+  }
+}

@@ -1,0 +1,85 @@
+// Opens a connection over the transport that works: the second one starts beside the first after a short delay (RFC 8305), or at once when
+// the first fails. Knows neither how to connect nor which transport is preferred.
+import { setTimeout as sleep } from "node:timers/promises";
+import { CloseCode } from "../../shared/link/link.ts";
+import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
+
+/** Opens one connection; cancelled by the signal. */
+export type Connect = (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;
+
+export interface RaceOptions {
+  /** The transports, the preferred one first. */
+  readonly order: readonly SessionKind[];
+  readonly connect: Connect;
+  /** Time in milliseconds that the first transport has before the second one starts beside it. */
+  readonly fallbackDelayMs: number;
+  /** Delay in milliseconds before a transport that has failed is tried again while the other one is still connecting. */
+  readonly retryMs: number;
+  readonly signal: AbortSignal;
+}
+
+/** The connection to use, and the errors of transports that failed before it was open. */
+export interface Winner {
+  readonly connection: AgentSession;
+  readonly errors: ReadonlyMap<SessionKind, unknown>;
+}
+
+/**
+ * Resolves with the first connection; the other attempts are cancelled. TLS, if it is second, wins only if another attempt over QUIC fails
+ * too: a proxy that has just started, or a lost packet, must not decide. Fails when no transport is connecting any more, with the error of
+ * QUIC if QUIC was tried: a proxy without the TLS link refuses TLS, which says nothing about why QUIC failed.
+ * @throws {NetError} as `connect`
+ */
+export async function raceTransports({ order, connect, fallbackDelayMs, retryMs, signal }: RaceOptions): Promise<Winner> {
+  const over = new AbortController();
+  const ended = AbortSignal.any([signal, over.signal]);
+  const errors = new Map<SessionKind, unknown>();
+  const connecting = new Set<SessionKind>();
+  const waiting = new Set(order);
+  const { promise, resolve, reject } = Promise.withResolvers<Winner>();
+
+  const win = (connection: AgentSession): void => {
+    if (over.signal.aborted) return connection.close(CloseCode.shutdown, ""); // another attempt was faster
+    resolve({ connection, errors: new Map(errors) }); // attempts that are cancelled now are no errors
+    over.abort();
+  };
+  /** Tries one transport until there is a winner or nothing is left to wait for. Never rejects. */
+  const run = async (kind: SessionKind): Promise<void> => {
+    waiting.delete(kind);
+    do {
+      connecting.add(kind);
+      try {
+        const connection = await connect(kind, ended);
+        if (kind === "tls" && order[0] === "quic") await confirm();
+        return win(connection);
+      } catch (error) {
+        errors.set(kind, error);
+      }
+      connecting.delete(kind);
+      startNext();
+      if (connecting.size === 0) return reject(errors.get("quic") ?? errors.get(kind));
+    } while (await pause(retryMs, ended));
+  };
+  /** Gives QUIC another attempt, which may win. Never rejects. */
+  const confirm = async (): Promise<void> => {
+    await connect("quic", AbortSignal.any([ended, AbortSignal.timeout(fallbackDelayMs)])).then(win, () => {});
+  };
+  const startNext = (): void => {
+    const [next] = waiting;
+    if (next) void run(next); // never rejects
+  };
+
+  startNext();
+  const timer = setTimeout(startNext, fallbackDelayMs);
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    over.abort();
+  }
+}
+
+/** Resolves with whether the time has passed; the signal ends the wait. */
+async function pause(ms: number, signal: AbortSignal): Promise<boolean> {
+  return await sleep(ms, true, { signal }).catch(() => false);
+}

@@ -1,0 +1,212 @@
+// Watches a session that may be on the wrong transport: leaves QUIC when it fails and TLS gets through, and returns to QUIC when it works
+// again. The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
+import type { Logger } from "../../shared/log/logger.ts";
+import { CloseCode } from "../../shared/link/link.ts";
+import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
+import type { LinkPolicy } from "./policy.ts";
+
+/** The session, as far as it is watched. */
+export interface WatchedSession {
+  readonly transport: SessionKind;
+  /** Age of the unanswered ping in milliseconds; 0 without one. */
+  readonly silentMs: number;
+  /** Sends a ping unless one is unanswered. */
+  probe(): void;
+  stats(): SessionStats;
+}
+
+export interface LinkWatchOptions<S extends { close(): void }> {
+  /** Address of the proxy. */
+  readonly address: string;
+  readonly session: WatchedSession;
+  readonly policy: LinkPolicy;
+  /** Connects over a transport, without authentication. */
+  readonly connect: (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;
+  readonly authenticate: (connection: AgentSession, reason: ChangeReason) => Promise<S>;
+  /** Moves data over a transport and returns the milliseconds that took. */
+  readonly probe: (kind: SessionKind, signal: AbortSignal) => Promise<number>;
+  readonly log: Logger;
+  /** Default: as documented. */
+  readonly timing?: LinkTiming;
+}
+
+/**
+ * Why a link changes its transport. `blocked`: QUIC did not connect; `remembered`: it did not at the last start; `silent`: it does not answer
+ * any more; `lossy`: it loses packets and is slower than TLS; `recovered`: it works again.
+ */
+export type ChangeReason = "blocked" | "remembered" | "silent" | "lossy" | "recovered";
+
+/** When a transport counts as failed. Times are in milliseconds. */
+export interface LinkTiming {
+  /** Interval at which a session on QUIC is checked. */
+  readonly tick: number;
+  /** Time without a byte from the proxy after which it is pinged if the link was busy lately; otherwise QUIC's own pings come every 3 s. */
+  readonly quietBusy: number;
+  readonly quietIdle: number;
+  /** Time for which a link counts as busy after it has moved data. */
+  readonly busy: number;
+  /** QUIC is suspect when a ping is unanswered for this time. */
+  readonly silent: number;
+  /** Time for QUIC to answer after a connection over TLS is open. A network that was away brings both back at once. */
+  readonly grace: number;
+  /** Delay before the next attempt over TLS while QUIC is suspect. */
+  readonly retry: number;
+  /** Window in which losses are counted. */
+  readonly lossWindow: number;
+  /** Interval between comparisons of a lossy QUIC with TLS. */
+  readonly comparison: number;
+}
+
+const TIMING: LinkTiming = {
+  tick: 250,
+  quietBusy: 1_000,
+  quietIdle: 4_000,
+  busy: 10_000,
+  silent: 1_200,
+  grace: 300,
+  retry: 1_000,
+  lossWindow: 10_000,
+  comparison: 300_000,
+};
+/** Bytes in a tick that make a link busy; pings are smaller. */
+const BUSY_BYTES = 2_048;
+/** QUIC is suspect when this fraction of at least this many packets was lost in a window. */
+const LOSS = { fraction: 0.1, packets: 200 };
+/** QUIC is too slow when it takes this many times as long as TLS, and at least this many milliseconds more. */
+const SLOWER = { factor: 2, leastMs: 100 };
+
+/** Watches one session until it is closed. */
+export class LinkWatch<S extends { close(): void }> {
+  /** Resolves with the session to continue with; otherwise it stays pending. */
+  readonly replaced: Promise<S>;
+  readonly #options: LinkWatchOptions<S>;
+  readonly #replace: (session: S) => void;
+  readonly #timing: LinkTiming;
+  readonly #closing = new AbortController();
+  #timer?: ReturnType<typeof setTimeout>;
+  /** The last change of the bytes received, and when it was seen. */
+  #received = { bytes: 0, at: performance.now() };
+  /** Bytes moved until the last tick, and when the link was last busy. */
+  #moved = { bytes: 0, busyAt: -Infinity };
+  /** Packets at the start of the current window. */
+  #window = { sent: 0, lost: 0, at: performance.now() };
+  #nextComparisonAt = 0;
+
+  constructor(options: LinkWatchOptions<S>) {
+    this.#options = options;
+    this.#timing = options.timing ?? TIMING;
+    const { promise, resolve } = Promise.withResolvers<S>();
+    this.replaced = promise;
+    this.#replace = resolve;
+    if (options.policy.isAutomatic) this.#schedule();
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#closing.abort();
+  }
+
+  #schedule(
+    delayMs = this.#options.session.transport === "quic" ? this.#timing.tick : this.#options.policy.nextProbeMs(this.#options.address),
+  ): void {
+    if (delayMs === undefined || this.#closing.signal.aborted) return;
+    this.#timer = setTimeout(() => void this.#check(), delayMs); // never rejects
+  }
+
+  async #check(): Promise<void> {
+    const { session, log, address } = this.#options;
+    let delayMs;
+    try {
+      if (session.transport === "tls") await this.#tryQuic();
+      else await this.#checkQuic();
+    } catch (error) {
+      if (this.#closing.signal.aborted) return;
+      log.debug("the transport stays", { proxy: address, link: session.transport, reason: messageOf(error) });
+      if (session.transport === "quic") delayMs = this.#timing.retry;
+    }
+    this.#schedule(delayMs);
+  }
+
+  /** @throws {NetError} if TLS does not get through either */
+  async #checkQuic(): Promise<void> {
+    const { session } = this.#options;
+    const { silent, grace, comparison } = this.#timing;
+    const stats = session.stats();
+    const now = performance.now();
+    if (this.#isQuiet(stats, now)) session.probe();
+    if (session.silentMs >= silent) {
+      return await this.#move("tls", "silent", async () => {
+        await pause(grace);
+        return session.silentMs > 0;
+      });
+    }
+    if (!this.#isLossy(stats, now) || now < this.#nextComparisonAt) return;
+    this.#nextComparisonAt = now + comparison;
+    if (await this.#isSlower()) await this.#move("tls", "lossy");
+  }
+
+  /** Whether nothing has come from the proxy for so long that it must be asked. */
+  #isQuiet({ sentBytes, receivedBytes }: SessionStats, now: number): boolean {
+    const { quietBusy, quietIdle, busy } = this.#timing;
+    const moved = sentBytes + receivedBytes;
+    if (receivedBytes !== this.#received.bytes) this.#received = { bytes: receivedBytes, at: now };
+    this.#moved = { bytes: moved, busyAt: moved - this.#moved.bytes >= BUSY_BYTES ? now : this.#moved.busyAt };
+    return now - this.#received.at >= (now - this.#moved.busyAt < busy ? quietBusy : quietIdle);
+  }
+
+  #isLossy({ sentPackets = 0, lostPackets = 0 }: SessionStats, now: number): boolean {
+    const { sent, lost, at } = this.#window;
+    if (now - at < this.#timing.lossWindow) return false;
+    this.#window = { sent: sentPackets, lost: lostPackets, at: now };
+    return sentPackets - sent >= LOSS.packets && lostPackets - lost >= LOSS.fraction * (sentPackets - sent);
+  }
+
+  /** @throws {NetError} if QUIC does not work yet */
+  async #tryQuic(): Promise<void> {
+    const { policy, address } = this.#options;
+    try {
+      if (await this.#isSlower()) throw new Error("QUIC works, but is slower than TLS");
+      await this.#move("quic", "recovered");
+    } catch (error) {
+      if (!this.#closing.signal.aborted) policy.probeFailed(address);
+      throw error;
+    }
+  }
+
+  /**
+   * Whether QUIC moves data more slowly than TLS. A transport that moves none is the slower one.
+   * @throws {NetError} if neither moves any
+   */
+  async #isSlower(): Promise<boolean> {
+    const { probe, session } = this.#options;
+    const { signal } = this.#closing;
+    const [quic, tls] = await Promise.allSettled([probe("quic", signal), probe("tls", signal)]);
+    if (quic.status === "rejected") {
+      // on TLS, the error says why QUIC does not work; on QUIC, TLS is better if it works
+      if (session.transport === "tls" || tls.status === "rejected") throw quic.reason;
+      return true;
+    }
+    return tls.status === "fulfilled" && quic.value > SLOWER.factor * tls.value && quic.value - tls.value >= SLOWER.leastMs;
+  }
+
+  /** Opens a session over `kind` and, if `isWanted` then still says so, replaces the watched one with it. */
+  async #move(kind: SessionKind, reason: ChangeReason, isWanted: () => Promise<boolean> = () => Promise.resolve(true)): Promise<void> {
+    const { connect, authenticate } = this.#options;
+    const { signal } = this.#closing;
+    const connection = await connect(kind, signal);
+    const stays = () => signal.aborted;
+    if (stays() || !await isWanted() || stays()) return connection.close(CloseCode.shutdown, "");
+    const session = await authenticate(connection, reason);
+    if (stays()) return session.close();
+    this.#replace(session);
+    this.close();
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}

@@ -1,0 +1,170 @@
+// Which transport comes first, when QUIC is probed, and what outlives the process.
+import assert from "node:assert/strict";
+import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, it } from "node:test";
+import { LinkMemory } from "../../agent/link/memory.ts";
+import { LinkPolicy, type LinkPolicyOptions } from "../../agent/link/policy.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { LogBook } from "../../testing/network.ts";
+
+const A = "a.example:4242";
+const MINUTE = 60_000;
+
+function policy(options: Partial<LinkPolicyOptions> = {}) {
+  const overTls = new Set<string>();
+  const clock = { now: 0 };
+  const memory = {
+    prefersTls: (address: string) => overTls.has(address),
+    remember: (address: string, isTls: boolean) => void (isTls ? overTls.add(address) : overTls.delete(address)),
+  };
+  const all = { transport: "auto" as const, memory, probeIntervalMs: MINUTE, random: () => 0.5, now: () => clock.now, ...options };
+  return { policy: new LinkPolicy(all), overTls, clock };
+}
+
+describe("the choice of a transport", () => {
+  it("is QUIC first, and TLS first at a proxy that was reached over it", () => {
+    const { policy: auto, overTls } = policy();
+    assert.deepEqual(auto.order(A), ["quic", "tls"]);
+    auto.connected(A, "tls");
+    assert.deepEqual(auto.order(A), ["tls", "quic"]);
+    assert.deepEqual(auto.order("b.example:4242"), ["quic", "tls"]);
+    assert.deepEqual([...overTls], [A]);
+    auto.connected(A, "quic");
+    assert.deepEqual(auto.order(A), ["quic", "tls"]);
+    assert.equal(overTls.size, 0);
+  });
+
+  for (const transport of ["quic", "tls"] as const) {
+    it(`is only ${transport} where that is configured, and never changes`, () => {
+      const { policy: fixed, overTls } = policy({ transport });
+      assert.deepEqual(fixed.order(A), [transport]);
+      fixed.connected(A, transport);
+      assert.equal(fixed.isAutomatic, false);
+      assert.equal(fixed.nextProbeMs(A), undefined);
+      assert.equal(overTls.size, 0);
+    });
+  }
+
+  it("probes QUIC every minute by 20 % more or less, and more rarely while that fails, up to ten minutes", () => {
+    const { policy: auto } = policy();
+    const intervals = [];
+    for (let i = 0; i < 7; i++) {
+      intervals.push(auto.nextProbeMs(A)! / MINUTE);
+      auto.probeFailed(A);
+    }
+    assert.deepEqual(intervals, [1, 2, 4, 8, 10, 10, 10]);
+    assert.equal(policy({ random: () => 0 }).policy.nextProbeMs(A), 0.8 * MINUTE);
+    assert.ok(Math.abs(policy({ random: () => 0.999 }).policy.nextProbeMs(A)! - 1.2 * MINUTE) < 100);
+    assert.equal(policy({ probeIntervalMs: 0 }).policy.nextProbeMs(A), undefined);
+    const rare = policy({ probeIntervalMs: 30 * MINUTE }).policy;
+    rare.probeFailed(A);
+    assert.equal(rare.nextProbeMs(A), 30 * MINUTE);
+  });
+
+  it("returns to QUIC more rarely where that does not last ten minutes, and as before where it does", () => {
+    const { policy: auto, clock } = policy();
+    auto.connected(A, "quic");
+    auto.connected(A, "tls");
+    assert.equal(auto.nextProbeMs(A), MINUTE);
+    for (const expected of [2, 4, 8, 10]) {
+      auto.connected(A, "quic");
+      clock.now += 9 * MINUTE;
+      assert.equal(auto.connected(A, "tls"), "quic");
+      assert.equal(auto.nextProbeMs(A), expected * MINUTE);
+    }
+    auto.connected(A, "quic");
+    clock.now += 11 * MINUTE;
+    auto.connected(A, "tls");
+    assert.equal(auto.nextProbeMs(A), MINUTE);
+  });
+});
+
+describe("what is known about proxies", async () => {
+  const root = await mkdtemp(join(tmpdir(), "reverse-http-links-"));
+  after(() => rm(root, { recursive: true, force: true }));
+  let count = 0;
+  const newDirectory = () => join(root, String(++count), "state");
+  const open = (path?: string, log = new LogBook()) => LinkMemory.open({ path, required: false }, log);
+
+  it("outlives the process, and is forgotten where QUIC works again", async () => {
+    const path = newDirectory();
+    const first = await open(path);
+    first.remember(A, true);
+    first.remember("b.example:1", true);
+    first.remember("b.example:1", false);
+    await first.close();
+    assert.equal((await stat(join(path, "agent-links.json"))).mode & 0o777, 0o600);
+    const second = await open(path);
+    assert.deepEqual([second.prefersTls(A), second.prefersTls("b.example:1")], [true, false]);
+    second.remember(A, false);
+    await second.close();
+    assert.equal((await open(path)).prefersTls(A), false);
+  });
+
+  it("writes nothing where nothing is known, or nothing changes", async () => {
+    const path = newDirectory();
+    const memory = await open(path);
+    memory.remember(A, false);
+    await memory.close();
+    await assert.rejects(stat(path), { code: "ENOENT" });
+  });
+
+  it("is not kept without a directory", async () => {
+    const memory = await open();
+    memory.remember(A, true);
+    await memory.close();
+    assert.equal(memory.prefersTls(A), true);
+  });
+
+  it("is bounded, and the oldest goes", async () => {
+    const path = newDirectory();
+    const memory = await open(path);
+    for (let i = 0; i < 200; i++) memory.remember(`${i}.example:1`, true);
+    await memory.close();
+    const known = await open(path);
+    assert.deepEqual([known.prefersTls("135.example:1"), known.prefersTls("136.example:1")], [false, true]);
+  });
+
+  it("is forgotten after 30 days", async () => {
+    const path = newDirectory();
+    const memory = await open(path);
+    memory.remember(A, true);
+    await memory.close();
+    const file = join(path, "agent-links.json");
+    const { overTls } = JSON.parse(await readFile(file, "utf8"));
+    overTls[A] -= 31 * 86_400_000;
+    await writeFile(file, JSON.stringify({ overTls }));
+    assert.equal((await open(path)).prefersTls(A), false);
+  });
+
+  for (const text of ["", "no JSON", "null", "[]", '{"overTls":7}', '{"overTls":{"a:1":"x"}}', " ".repeat(70_000)]) {
+    it(`is nothing where the file is unusable: ${JSON.stringify(text.slice(0, 30))}`, async () => {
+      const path = newDirectory();
+      const memory = await open(path);
+      memory.remember(A, true);
+      await memory.close();
+      await writeFile(join(path, "agent-links.json"), text);
+      const next = await open(path);
+      assert.equal(next.prefersTls(A), false);
+      next.remember(A, true);
+      await next.close();
+      assert.equal((await open(path)).prefersTls(A), true);
+    });
+  }
+
+  it("is told once that it cannot be stored", async () => {
+    const file = join(root, "a file");
+    await writeFile(file, "");
+    const log = new LogBook();
+    const memory = await open(join(file, "state"), log);
+    memory.remember(A, true);
+    memory.remember(A, false);
+    await memory.close();
+    assert.equal(log.logged("the transport that works cannot be stored; set --state-dir").length, 1);
+    const required = LinkMemory.open({ path: join(file, "state"), required: true }, silentLogger);
+    await assert.rejects(required, (error) => error instanceof ConfigError && error.message.startsWith("Cannot use --state-dir "));
+  });
+});

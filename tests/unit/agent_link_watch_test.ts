@@ -1,0 +1,242 @@
+// When a session is replaced by one over another transport, with a session, connections and probes that the test controls.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { LinkPolicy } from "../../agent/link/policy.ts";
+import { LinkWatch, type LinkWatchOptions, type WatchedSession } from "../../agent/link/watch.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
+import { LogBook, Queue } from "../../testing/network.ts";
+import { isPending, until, within } from "../conformance/support.ts";
+
+const A = "a.example:4242";
+const TIMING = {
+  tick: 5,
+  quietBusy: 10,
+  quietIdle: 20,
+  busy: 60_000,
+  silent: 30,
+  grace: 20,
+  retry: 20,
+  lossWindow: 10,
+  comparison: 60_000,
+};
+
+interface Next {
+  transport: SessionKind;
+  reason: string;
+  close(): void;
+  isClosed: boolean;
+}
+
+interface Options {
+  transport?: SessionKind;
+  probeIntervalMs?: number;
+  probe?: LinkWatchOptions<Next>["probe"];
+  choice?: "auto" | "quic" | "tls";
+}
+
+function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.resolve(10), choice = "auto" }: Options = {}) {
+  const stats = { rttMs: 1, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
+  const session = {
+    transport,
+    silentMs: 0,
+    pings: 0,
+    probe(): void {
+      session.pings++;
+    },
+    stats: (): SessionStats => ({ ...stats }),
+  } satisfies WatchedSession & { pings: number };
+  const memory = { prefersTls: () => false, remember: () => {} };
+  const policy = new LinkPolicy({ transport: choice, memory, probeIntervalMs, random: () => 0.5 });
+  const connections = new Queue<{ kind: SessionKind; succeed(): void; fail(): void }>();
+  const closed: SessionKind[] = [];
+  let connecting = 0;
+  const log = new LogBook();
+  const watch = new LinkWatch<Next>({
+    address: A,
+    session,
+    policy,
+    connect(kind, signal) {
+      connecting++;
+      const { promise, resolve, reject } = Promise.withResolvers<AgentSession>();
+      const fail = () => reject(new NetError("timed-out", `${kind} does not connect`));
+      signal.addEventListener("abort", fail);
+      const connection = { transport: kind, close: () => void closed.push(kind) } as unknown as AgentSession;
+      connections.push({ kind, succeed: () => resolve(connection), fail });
+      return promise;
+    },
+    authenticate: (connection, reason) => {
+      const next = { transport: connection.transport, reason, isClosed: false, close: () => void (next.isClosed = true) };
+      return Promise.resolve(next);
+    },
+    probe,
+    log,
+    timing: TIMING,
+  });
+  return { watch, session, stats, policy, connections, closed, log, connecting: () => connecting };
+}
+
+describe("the watch of a session on QUIC", () => {
+  it("asks a proxy of which nothing comes, and leaves it alone while something does", async () => {
+    const { watch, session, stats } = start();
+    await until(() => session.pings > 0, "it was not asked");
+    const asked = session.pings;
+    const timer = setInterval(() => stats.receivedBytes += 50, 1);
+    await isPending(watch.replaced); // a while
+    clearInterval(timer);
+    assert.ok(session.pings <= asked + 1, `${session.pings - asked} pings were sent`);
+    watch.close();
+  });
+
+  it("goes on over TLS where QUIC does not answer and TLS gets through", async () => {
+    const { watch, session, connections } = start();
+    session.silentMs = 30;
+    const { kind, succeed } = await connections.next();
+    assert.equal(kind, "tls");
+    succeed();
+    const next = await within(watch.replaced);
+    assert.deepEqual([next.transport, next.reason, next.isClosed], ["tls", "silent", false]);
+  });
+
+  it("stays where QUIC answers as soon as TLS gets through: the network was away", async () => {
+    const { watch, session, connections, closed } = start();
+    session.silentMs = 30;
+    const { succeed } = await connections.next();
+    session.silentMs = 0;
+    succeed();
+    await until(() => closed.length === 1, "the connection over TLS was not closed");
+    assert.ok(await isPending(watch.replaced));
+    watch.close();
+  });
+
+  it("stays where TLS does not get through either, and tries again", async () => {
+    const { watch, session, connections, log } = start();
+    session.silentMs = 30;
+    for (let i = 0; i < 3; i++) (await connections.next()).fail();
+    await log.waitFor("the transport stays", { link: "quic", reason: "tls does not connect" });
+    assert.ok(await isPending(watch.replaced));
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "tls");
+  });
+
+  const losses = { sent: 1_000, lost: 100 };
+  for (
+    const [what, quicMs, tlsMs, isLeft] of [
+      ["is left where it loses packets and TLS is much faster", 500, 100, true],
+      ["is left where it loses packets and a probe fails", undefined, 100, true],
+      ["is kept where it loses packets and is no slower than TLS", 150, 100, false],
+      ["is kept where it loses packets and TLS moves nothing", 500, undefined, false],
+    ] as const
+  ) {
+    it(`${what}`, async () => {
+      const probed: SessionKind[] = [];
+      const probe = (kind: SessionKind): Promise<number> => {
+        probed.push(kind);
+        const ms = kind === "quic" ? quicMs : tlsMs;
+        return ms === undefined ? Promise.reject(new NetError("timed-out", "nothing comes")) : Promise.resolve(ms);
+      };
+      const { watch, stats, connections, connecting } = start({ probe });
+      Object.assign(stats, { sentPackets: losses.sent, lostPackets: losses.lost });
+      await until(() => probed.length === 2, "nothing was compared");
+      if (isLeft) {
+        (await connections.next()).succeed();
+        assert.equal((await within(watch.replaced)).reason, "lossy");
+      } else {
+        Object.assign(stats, { sentPackets: 2 * losses.sent, lostPackets: 2 * losses.lost });
+        assert.ok(await isPending(watch.replaced));
+        assert.equal(connecting(), 0);
+        assert.equal(probed.length, 2, "it is compared again before its time");
+      }
+      watch.close();
+    });
+  }
+
+  it("is not compared where it loses few packets, or sends few", async () => {
+    const probed: SessionKind[] = [];
+    const { watch, stats } = start({ probe: (kind) => Promise.resolve(probed.push(kind)) });
+    Object.assign(stats, { sentPackets: 1_000, lostPackets: 90 });
+    await isPending(watch.replaced);
+    Object.assign(stats, { sentPackets: 1_150, lostPackets: 190 });
+    await isPending(watch.replaced);
+    assert.deepEqual(probed, []);
+    watch.close();
+  });
+
+  it("does nothing where the transport is fixed", async () => {
+    const { watch, session, connecting } = start({ choice: "quic" });
+    session.silentMs = 10_000;
+    assert.ok(await isPending(watch.replaced));
+    assert.deepEqual([session.pings, connecting()], [0, 0]);
+    watch.close();
+  });
+
+  it("closes a session that is opened when the watch is over", async () => {
+    const { watch, session, connections, closed } = start();
+    session.silentMs = 30;
+    const { succeed } = await connections.next();
+    succeed();
+    watch.close();
+    await until(() => closed.length === 1, "the connection was not closed");
+    assert.ok(await isPending(watch.replaced));
+  });
+});
+
+describe("the watch of a session on TLS", () => {
+  it("returns to QUIC where a probe moves data in time", async () => {
+    const probed: SessionKind[] = [];
+    const probe = (kind: SessionKind) => {
+      probed.push(kind);
+      return Promise.resolve(10);
+    };
+    const { watch, connections } = start({ transport: "tls", probe });
+    const { kind, succeed } = await connections.next();
+    assert.equal(kind, "quic");
+    assert.deepEqual(probed, ["quic", "tls"]);
+    succeed();
+    const next = await within(watch.replaced);
+    assert.deepEqual([next.transport, next.reason], ["quic", "recovered"]);
+  });
+
+  it("stays while probes fail, and probes more rarely", async () => {
+    let probes = 0;
+    const probe = (kind: SessionKind): Promise<number> => {
+      if (kind === "quic" && ++probes < 4) return Promise.reject(new NetError("timed-out", "UDP is blocked"));
+      return Promise.resolve(10);
+    };
+    const { watch, connections, policy, log } = start({ transport: "tls", probe });
+    await log.waitFor("the transport stays", { link: "tls", reason: "UDP is blocked" }, 3);
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "quic");
+    assert.equal(policy.nextProbeMs(A), 40);
+  });
+
+  it("stays where QUIC passes the probe much more slowly than TLS", async () => {
+    const { watch, log, connecting } = start({ transport: "tls", probe: (kind) => Promise.resolve(kind === "quic" ? 600 : 100) });
+    await log.waitFor("the transport stays", { reason: "QUIC works, but is slower than TLS" }, 2);
+    assert.equal(connecting(), 0);
+    watch.close();
+  });
+
+  it("returns where only the probe over TLS fails", async () => {
+    const probe = (kind: SessionKind): Promise<number> => kind === "tls" ? Promise.reject(new Error("reset")) : Promise.resolve(4_000);
+    const { watch, connections } = start({ transport: "tls", probe });
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "quic");
+  });
+
+  it("stays where the session over QUIC does not open after the probe", async () => {
+    const { watch, connections, log } = start({ transport: "tls" });
+    (await connections.next()).fail();
+    await log.waitFor("the transport stays", { link: "tls", reason: "quic does not connect" });
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "quic");
+  });
+
+  it("probes nothing where that is turned off", async () => {
+    let probes = 0;
+    const { watch } = start({ transport: "tls", probeIntervalMs: 0, probe: () => Promise.resolve(++probes) });
+    assert.ok(await isPending(watch.replaced));
+    assert.equal(probes, 0);
+    watch.close();
+  });
+});
