@@ -166,8 +166,9 @@ export class ClientSession {
         log.debug("tunnel opened", { id, client, agent, destination: record.destination });
         if (exchange && "stream" in upstream) {
           const pace = async (bytes: number) => await tunnel?.pace(bytes);
-          tunnel?.watchProgress(() => record.sent + record.received);
-          await this.#untilAborted(signal, upstream.stream, () => exchange(upstream, { clientSignal: watch.signal, pace }));
+          tunnel?.watchProgress(() => record.sent + record.received); // from here on the tunnel has a signal
+          const ending = tunnel ? tunnel.signal : signal;
+          await this.#untilAborted(ending, upstream.stream, () => exchange(upstream, { clientSignal: watch.signal, pace }));
         } else await this.#relay(upstream, splice, tunnel);
       } catch (error) {
         if ("stream" in upstream) abort(upstream.stream);
