@@ -1,10 +1,12 @@
 // What a protocol that clients speak implements. A new protocol is a file that creates one of these, and a line where its listener is opened.
 import type { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/types.ts";
+import type { Incoming, Preamble } from "../net/types.ts";
 import type { TunnelError } from "../tunnel/errors.ts";
 import type { ClientSession } from "./pipeline.ts";
 
 export interface ClientProtocol {
+  /** What the listener reads before {@link serve}. */
+  readonly preamble: Preamble;
   /**
    * Reads the client's request and takes it through the steps of the session, to the end of its tunnel.
    * @throws {TunnelError} the client gets the response of {@link refuse}; any other error is a fault of this program

@@ -82,6 +82,7 @@ export class ClientSide {
     const listener = await this.#runtime.net.listenTcp({
       address,
       tls: tls?.current,
+      preamble: protocol.preamble,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),

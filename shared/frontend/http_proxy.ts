@@ -15,6 +15,7 @@ import type { ClientRequest, ClientSession } from "./pipeline.ts";
 /** @param name of the service in Proxy-Status */
 export function createHttpProxy(name: Intermediary): ClientProtocol {
   return {
+    preamble: "http",
     serve: (session, incoming) => serve(session, incoming, name),
     refuse: ({ stream, record }, error) => stream.write(encodeErrorResponse(error, name, record)),
     refusalOf,

@@ -14,7 +14,7 @@ export interface Net {
    */
   checkClientTls(tls: ClientTls): void;
   /**
-   * Listens for TCP connections and reads the request head of each.
+   * Listens for TCP connections and reads the preamble of each.
    * @throws {NetError} `address-in-use`, `address-not-available`, `permission-denied`, `unknown-host`, `tls`, `invalid`
    */
   listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
@@ -122,17 +122,19 @@ export interface Duplex {
   close(): void;
 }
 
-/** An accepted stream with its request head, or the error in reading the head. */
+/** An accepted stream with its preamble, or the error in reading that. */
 export interface Incoming {
-  /** Bytes after the head can be read from it. With an `error`, it can be written to and closed, but not read. */
+  /** Bytes after the preamble can be read from it. With an `error`, it can be written to and closed, but not read. */
   readonly stream: Duplex;
-  /** The head including its empty line, one character per byte (ISO 8859-1). Missing with an `error`. */
+  /**
+   * The head including its empty line, one character per byte (ISO 8859-1). Missing with an `error`, and where {@link Preamble} is not `http`.
+   */
   readonly head?: string;
   /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `reset` */
   readonly error?: NetError;
 }
 
-/** Accepts TCP connections and reads their heads concurrently. */
+/** Accepts TCP connections; TLS handshakes run, and preambles are read, concurrently. */
 export interface TcpListener {
   /** The bound address, `host:port` or `[host]:port`. */
   readonly address: string;
@@ -144,11 +146,11 @@ export interface TcpListener {
    */
   setTls(tls: ServerTls): void;
   /**
-   * Stops accepting connections and soon frees the address. Established connections are still delivered if their heads arrive within 500 ms;
+   * Stops accepting connections and soon frees the address. Established connections are still delivered if their preambles arrive within 500 ms;
    * after the last one `accept` resolves with `null`. `close` must still be called.
    */
   stopAccepting(): void;
-  /** Stops accepting, drops pending heads, and frees the address at once. Delivered connections stay open. */
+  /** Stops accepting, drops pending preambles, and frees the address at once. Delivered connections stay open. */
   close(): void;
 }
 
@@ -262,7 +264,7 @@ export interface SessionStats {
   readonly mtu?: number;
 }
 
-/** Limits on reading heads. */
+/** Limits on reading heads, and on TLS handshakes. */
 export interface HeadOptions {
   /** Longest head in bytes. Default 16384. */
   headLimit?: number;
@@ -280,13 +282,21 @@ export interface AddressLimit {
   exempt: readonly string[];
 }
 
+/**
+ * What a listener reads of a connection before it delivers it: `http` is the head of a request. With `none` it delivers a connection as soon as
+ * it is accepted and, with TLS, its handshake is complete, whether or not the client has sent anything.
+ */
+export type Preamble = "http" | "none";
+
 /** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
+  /** Default `http`. */
+  preamble?: Preamble;
   /** Limit on heads being read per address; above it the oldest of that address is delivered with `limit-per-address`. Default: none. */
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Accept TLS, and select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
+  /** Accept TLS. With the preamble `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
   tls?: ServerTls;
   /**
    * Networks, `address/bits`, whose connections must begin with a PROXY protocol header, version 1 or 2, before TLS. Its source address

@@ -395,7 +395,9 @@ class MemoryTcpListener implements TcpListener {
   }
 
   arrive(stream: MemoryDuplex, tls: boolean): void {
-    if (tls || !this.options.tls) return void this.#heads.receive(stream);
+    if (tls || !this.options.tls) {
+      return this.options.preamble === "none" ? this.#heads.inbox.push({ stream }) : void this.#heads.receive(stream);
+    }
     this.#heads.inbox.push({ stream, error: new NetError("tls", "The TLS handshake failed: the client speaks none", { remote: true }) });
   }
 

@@ -4,6 +4,7 @@ import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
+import { preambleTests } from "./preambles.ts";
 import { exchangeTests } from "./exchange.ts";
 import { spliceTests } from "./splice.ts";
 import { sessionTests } from "./sessions.ts";
@@ -14,6 +15,8 @@ import { tlsTests } from "./tls.ts";
 export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
-    for (const tests of [duplexTests, headTests, tcpTests, tlsTests, sessionTests, exchangeTests, spliceTests, lifetimeTests]) tests(suite);
+    for (
+      const tests of [duplexTests, headTests, preambleTests, tcpTests, tlsTests, sessionTests, exchangeTests, spliceTests, lifetimeTests]
+    ) tests(suite);
   });
 }

@@ -234,7 +234,7 @@ impl EngineState {
             out.push(self.insert(&self.streams, stream));
             out.push(Value::Text(remote));
             match head {
-                Ok(head) => out.extend([Value::Latin1(head), Value::Undefined]),
+                Ok(head) => out.extend([head.map_or(Value::Undefined, Value::Latin1), Value::Undefined]),
                 Err(error) => out.extend([Value::Undefined, Value::from(&error)]),
             }
         }

@@ -17,11 +17,11 @@ pub struct HeadLimits {
     pub pending_per_address: usize,
 }
 
-/// An accepted stream, with its head or the reason why there is none.
+/// An accepted stream, with its head or the reason why it cannot be read. A listener whose preamble is no head delivers `None`.
 pub struct Incoming {
     pub halves: Option<Halves>,
     pub remote: String,
-    pub head: Result<Bytes, NetError>,
+    pub head: Result<Option<Bytes>, NetError>,
 }
 
 /// Collects a head up to the blank line: LF followed by LF or CRLF. Bare LFs end a head too; the parser rejects them.

@@ -152,7 +152,7 @@ pub async fn accept_requests(connection: Connection, accept_queue: Arc<AcceptQue
                 let _ = accept_queue.push(Incoming {
                     halves: Some(halves),
                     remote,
-                    head,
+                    head: head.map(Some),
                 }); // if the queue is closed, the stream is reset
             }
         });

@@ -118,8 +118,9 @@ class NativeNet implements Net {
 
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     const tls = options.tls && toEngineServerTls(options.tls);
+    const limits = heads(options, options.pendingHeadsPerAddress, options.proxyProtocol);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, tls, heads(options, options.pendingHeadsPerAddress, options.proxyProtocol))
+      engine.listenTcp(op, options.address, tls, limits, options.preamble ?? "http")
     );
     return new NativeTcpListener(this.#calls, id, address);
   }

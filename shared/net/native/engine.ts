@@ -1,6 +1,6 @@
 // The addon's functions, and the values that cross the boundary. Which file implements them is not known here.
 import type { NetErrorCode } from "../errors.ts";
-import type { ClientTls, QuicTransport, SessionTransport } from "../types.ts";
+import type { ClientTls, Preamble, QuicTransport, SessionTransport } from "../types.ts";
 
 export interface Addon {
   readonly Engine: EngineConstructor;
@@ -41,7 +41,7 @@ export interface Engine {
   cancel(op: number): void;
   checkServerTls(tls: EngineServerTls): RawResult;
   checkClientTls(tls: EngineClientTls): RawResult;
-  listenTcp(op: number, address: string, tls: EngineServerTls | undefined, heads: Heads): void;
+  listenTcp(op: number, address: string, tls: EngineServerTls | undefined, heads: Heads, preamble: Preamble): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
   tcpStopAccepting(listener: number): void;

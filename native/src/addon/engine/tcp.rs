@@ -11,7 +11,7 @@ use crate::net::address::{self, AddressKeys};
 use crate::net::happy_eyeballs::{self, DialTarget};
 use crate::net::resolver::Purpose;
 use crate::net::tcp;
-use crate::net::tcp::listener::Peers;
+use crate::net::tcp::listener::{Peers, Preamble};
 use crate::net::tls::{ClientTls, ServerTls};
 use crate::sync::lock;
 use crate::time::millis;
@@ -20,7 +20,7 @@ use crate::time::millis;
 impl Engine {
     /// Returns listener and address.
     #[napi]
-    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions) {
+    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions, preamble: String) {
         let state = self.state.clone();
         self.state.run(op, false, async move {
             let peers = Peers {
@@ -31,6 +31,7 @@ impl Engine {
                 state.runtime,
                 &address,
                 tls.as_ref(),
+                Preamble::parse(&preamble)?,
                 HeadLimits::from(&heads),
                 peers,
                 state.warner(),

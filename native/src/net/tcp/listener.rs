@@ -1,4 +1,4 @@
-//! TCP listeners, with or without TLS. A listener delivers streams with their head, or with the reason why there is none.
+//! TCP listeners, with or without TLS. A listener delivers streams after their preamble, or with the reason why it could not be read.
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -24,6 +25,7 @@ use crate::net::proxy_protocol;
 use crate::net::tls::{self, ServerTls, TCP_VERSIONS};
 use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
+use crate::stream::Halves;
 use crate::sync::lock;
 
 /// Maximum number of connections in the kernel's accept queue.
@@ -37,11 +39,49 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Minimum interval between warnings about failed accepts.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What a listener reads of a stream, after the PROXY protocol and TLS, before it delivers it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Preamble {
+    /// The head of a request.
+    Http,
+    None,
+}
+
+impl Preamble {
+    pub fn parse(text: &str) -> Result<Self, NetError> {
+        match text {
+            "http" => Ok(Self::Http),
+            "none" => Ok(Self::None),
+            _ => Err(NetError::new(
+                NetErrorCode::Invalid,
+                format!("Cannot read the preamble {text}: it is unknown"),
+            )),
+        }
+    }
+
+    /// Returns `None` if the peer closed the stream without sending anything.
+    async fn read(self, stream: &mut Halves, limits: &HeadLimits) -> Result<Option<Option<Bytes>>, NetError> {
+        match self {
+            Self::Http => Ok(read_head(stream, limits.bytes).await?.map(Some)),
+            Self::None => Ok(Some(None)),
+        }
+    }
+}
+
 /// How client addresses are treated.
 pub struct Peers {
     pub keys: AddressKeys,
     /// Networks whose connections begin with a PROXY protocol header.
     pub balancers: AddressKeys,
+}
+
+/// What all connections of a listener share.
+struct Shared {
+    preamble: Preamble,
+    limits: HeadLimits,
+    peers: Peers,
+    pending: Arc<PendingHeads>,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
 }
 
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
@@ -77,13 +117,17 @@ impl ServerConfigs {
         })
     }
 
-    async fn accept(self, tcp: Arc<Tcp>) -> std::io::Result<TlsStream<TlsTransport>> {
+    async fn accept(self, tcp: Arc<Tcp>, preamble: Preamble) -> std::io::Result<TlsStream<TlsTransport>> {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), TlsTransport(tcp)).await?;
         let offers_http = hello
             .client_hello()
             .alpn()
             .is_some_and(|mut names| names.any(|name| name == HTTP_1_1));
-        let config = if offers_http { self.http } else { self.other };
+        let config = if offers_http && preamble == Preamble::Http {
+            self.http
+        } else {
+            self.other
+        };
         Ok(TlsStream::Server(hello.into_stream(config).await?))
     }
 }
@@ -93,6 +137,7 @@ impl Listener {
         runtime: &Handle,
         address: &str,
         tls: Option<&ServerTls>,
+        preamble: Preamble,
         limits: HeadLimits,
         peers: Peers,
         warn: Arc<Warn>,
@@ -112,16 +157,15 @@ impl Listener {
         let socket = Arc::new(Mutex::new(Some(socket)));
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let stop = Arc::new(Notify::new());
+        let shared = Arc::new(Shared {
+            preamble,
+            limits,
+            peers,
+            pending: PendingHeads::new(limits.pending, limits.pending_per_address),
+            accept_queue: accept_queue.clone(),
+        });
         let task = runtime
-            .spawn(accept(
-                socket.clone(),
-                accept_queue.clone(),
-                tls.clone(),
-                limits,
-                peers,
-                stop.clone(),
-                warn,
-            ))
+            .spawn(accept(socket.clone(), tls.clone(), shared, stop.clone(), warn))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
@@ -187,17 +231,8 @@ fn bind(address: &str) -> Result<Socket, NetError> {
     Err(last)
 }
 
-async fn accept(
-    socket: Slot,
-    accept_queue: Arc<AcceptQueue<Incoming>>,
-    tls: Option<Arc<Mutex<ServerConfigs>>>,
-    limits: HeadLimits,
-    peers: Peers,
-    stop: Arc<Notify>,
-    warn: Arc<Warn>,
-) {
-    let pending_heads = PendingHeads::new(limits.pending, limits.pending_per_address);
-    let peers = Arc::new(peers);
+async fn accept(socket: Slot, tls: Option<Arc<Mutex<ServerConfigs>>>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
+    let accept_queue = &shared.accept_queue;
     // dropped with this task, which aborts pending heads
     let mut heads = tokio::task::JoinSet::new();
     let mut stopping = false;
@@ -222,21 +257,13 @@ async fn accept(
             None => return,
             Some(Ok((stream, remote))) => {
                 let tls = tls.as_ref().map(|tls| lock(tls).clone());
-                let permit = pending_heads.acquire(peers.keys.of(remote.ip()));
-                if peers.balancers.exempts(remote.ip()) {
-                    heads.spawn(read_proxy_header(
-                        stream,
-                        canonical(remote),
-                        tls,
-                        limits,
-                        permit,
-                        pending_heads.clone(),
-                        peers.clone(),
-                        accept_queue.clone(),
-                    ));
+                let permit = shared.pending.acquire(shared.peers.keys.of(remote.ip()));
+                if shared.peers.balancers.exempts(remote.ip()) {
+                    heads.spawn(read_proxy_header(shared.clone(), stream, canonical(remote), tls, permit));
                 } else {
                     let remote = canonical(remote).to_string();
-                    heads.spawn(prepare(Tcp::new(stream), remote, tls, limits, permit, accept_queue.clone()));
+                    let time = shared.limits.time;
+                    heads.spawn(prepare(shared.clone(), Tcp::new(stream), remote, tls, time, permit));
                 }
             }
             Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // closed before it was accepted
@@ -255,17 +282,14 @@ async fn accept(
 }
 
 /// Handles the connection of a load balancer: after the PROXY protocol header it counts as the client's.
-#[allow(clippy::too_many_arguments)]
 async fn read_proxy_header(
+    shared: Arc<Shared>,
     stream: TcpStream,
     balancer: SocketAddr,
     tls: Option<ServerConfigs>,
-    limits: HeadLimits,
     mut permit: HeadPermit,
-    pending_heads: Arc<PendingHeads>,
-    peers: Arc<Peers>,
-    accept_queue: Arc<AcceptQueue<Incoming>>,
 ) {
+    let limits = shared.limits;
     let start = Instant::now();
     let header = tokio::select! {
         biased;
@@ -280,14 +304,14 @@ async fn read_proxy_header(
             let remote = client.map_or(balancer, canonical);
             if client.is_some() {
                 drop(permit); // first: a connection must not count twice and evict another head
-                permit = pending_heads.acquire(peers.keys.of(remote.ip()));
+                permit = shared.pending.acquire(shared.peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
-            prepare(tcp, remote.to_string(), tls, HeadLimits { time, ..limits }, permit, accept_queue).await;
+            prepare(shared, tcp, remote.to_string(), tls, time, permit).await;
         }
         Err(error) => {
             let halves = tls.is_none().then(|| plain(tcp));
-            let _ = accept_queue.push(Incoming {
+            let _ = shared.accept_queue.push(Incoming {
                 halves,
                 remote: balancer.to_string(),
                 head: Err(error),
@@ -296,15 +320,8 @@ async fn read_proxy_header(
     }
 }
 
-/// Runs the TLS handshake and reads the head of one connection, within the limits.
-async fn prepare(
-    tcp: Arc<Tcp>,
-    remote: String,
-    tls: Option<ServerConfigs>,
-    limits: HeadLimits,
-    mut permit: HeadPermit,
-    accept_queue: Arc<AcceptQueue<Incoming>>,
-) {
+/// Runs the TLS handshake and reads the preamble of one connection, within the limits and `time`.
+async fn prepare(shared: Arc<Shared>, tcp: Arc<Tcp>, remote: String, tls: Option<ServerConfigs>, time: Duration, mut permit: HeadPermit) {
     let mut halves = None; // outlives the reading: the client gets a response after a timeout
     let reading = async {
         let stream = halves.insert(match tls {
@@ -321,7 +338,7 @@ async fn prepare(
                         "This is plain HTTP, but this port accepts only TLS",
                     ));
                 }
-                match configs.accept(tcp.clone()).await {
+                match configs.accept(tcp.clone(), shared.preamble).await {
                     Ok(stream) => secure(stream, tcp),
                     Err(e) => {
                         return Err(NetError {
@@ -332,16 +349,16 @@ async fn prepare(
                 }
             }
         });
-        read_head(stream, limits.bytes).await
+        shared.preamble.read(stream, &shared.limits).await
     };
     let head = tokio::select! {
         biased; // prefers a complete head over a timeout or an eviction
         head = reading => head,
-        late = head_timeout(limits.time) => Err(late),
+        late = head_timeout(time) => Err(late),
         evicted = permit.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
-        let _ = accept_queue.push(Incoming { halves, remote, head }); // if the queue is closed, the connection is dropped
+        let _ = shared.accept_queue.push(Incoming { halves, remote, head }); // if the queue is closed, the connection is dropped
     }
 }
 
@@ -355,24 +372,28 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, balancer) = listener.accept().await.unwrap();
-        let pending_heads = PendingHeads::new(2, 0);
-        let mut other = pending_heads.acquire(None);
-        let own = pending_heads.acquire(None);
-        let limits = HeadLimits {
-            bytes: 1 << 10,
-            time: Duration::from_secs(20),
-            pending: 2,
-            pending_per_address: 0,
-        };
-        let peers = Arc::new(Peers {
-            keys: AddressKeys::default(),
-            balancers: AddressKeys::default(),
+        let pending = PendingHeads::new(2, 0);
+        let mut other = pending.acquire(None);
+        let own = pending.acquire(None);
+        let shared = Arc::new(Shared {
+            preamble: Preamble::Http,
+            limits: HeadLimits {
+                bytes: 1 << 10,
+                time: Duration::from_secs(20),
+                pending: 2,
+                pending_per_address: 0,
+            },
+            peers: Peers {
+                keys: AddressKeys::default(),
+                balancers: AddressKeys::default(),
+            },
+            pending,
+            accept_queue: Arc::new(AcceptQueue::new(1)),
         });
-        let accept_queue = Arc::new(AcceptQueue::new(1));
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
         client.write_all(head.as_bytes()).await.unwrap();
-        read_proxy_header(stream, balancer, None, limits, own, pending_heads, peers, accept_queue.clone()).await;
-        assert_eq!(accept_queue.len(), 1);
+        read_proxy_header(shared.clone(), stream, balancer, None, own).await;
+        assert_eq!(shared.accept_queue.len(), 1);
         tokio::select! {
             biased;
             error = other.evicted() => panic!("{}", error.message),
