@@ -1,7 +1,7 @@
 // Authentication by tokens (JWT), and closing what was opened with a token that expires, is revoked, or whose key is removed.
 import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../config/option.ts";
-import { readBytes } from "../files/read.ts";
+import { describeFileError, readBytes } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isLoggable } from "./authenticator.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
@@ -161,7 +161,7 @@ async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Fil
       await file.poll();
       return file;
     } catch (cause) {
-      throw new ConfigError(`Cannot use ${flagOf(option)} ${JSON.stringify(name)}: ${(cause as Error).message}`, { cause });
+      throw new ConfigError(`Cannot use ${flagOf(option)} ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
     }
   };
   return {
@@ -191,7 +191,7 @@ async function poll(files: Files, log: Logger): Promise<boolean> {
       const message = file.missing > 0
         ? "authentication file is missing"
         : "authentication file is invalid; its previous content stays in force";
-      log.error(message, { file: file.name, reason: (error as Error).message });
+      log.error(message, { file: file.name, reason: describeFileError(error) });
     }
   }
   return changed;

@@ -10,6 +10,7 @@ import { AuthenticationError, type Authenticator, identifyAgent, identifyClient,
 import { createJwtAuth, type JwtOptions } from "../../shared/auth/jwt.ts";
 import { generatePrivateKey, parsePrivateKey, publicKeyOf } from "../../shared/auth/keys.ts";
 import { readRevocations } from "../../shared/auth/revocations.ts";
+import { checkAuthOptions } from "../../shared/auth/scheme.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { within } from "../conformance/support.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
@@ -421,7 +422,7 @@ describe("createJwtAuth()", () => {
     [
       "a key file that is missing",
       () => ({ publicKey: ["/nonexistent/key.pem"] }),
-      /--auth\.jwt\.public-key "\/nonexistent\/key\.pem": .*ENOENT|not found/i,
+      /--auth\.jwt\.public-key "\/nonexistent\/key\.pem": the file does not exist$/,
     ],
     ["a key file that is a directory", ({ folder }) => ({ publicKey: [folder.path] }), /--auth\.jwt\.public-key ".*": it is a directory$/],
     [
@@ -435,7 +436,7 @@ describe("createJwtAuth()", () => {
     [
       "a revocation file that is missing",
       () => ({ revocationFile: "/nonexistent/revoked" }),
-      /--auth\.jwt\.revocation-file "\/nonexistent\/revoked"/,
+      /--auth\.jwt\.revocation-file "\/nonexistent\/revoked": the file does not exist$/,
     ],
   ];
   for (const [what, options, message] of wrong) {
@@ -448,4 +449,24 @@ describe("createJwtAuth()", () => {
       });
     });
   }
+});
+
+describe("options of tokens", () => {
+  const defaults: JwtOptions = { publicKey: ["auth-key-public.pem"], onExpiry: "close-agents" };
+
+  it("are refused without --auth.type=jwt: they show that tokens were meant to be verified", async () => {
+    const given: [option: string, jwt: Partial<JwtOptions>][] = [
+      ["public-key", { publicKey: ["key.pem"] }],
+      ["public-key", { publicKey: ["auth-key-public.pem", "new.pem"] }],
+      ["audience", { audience: "here" }],
+      ["revocation-file", { revocationFile: "revoked" }],
+    ];
+    for (const [option, jwt] of given) {
+      await assert.rejects(checkAuthOptions({ type: "noauth", jwt: { ...defaults, ...jwt } }), {
+        name: "ConfigError",
+        message: `Cannot use --auth.jwt.${option}: no token is verified without --auth.type=jwt`,
+      });
+    }
+    await checkAuthOptions({ type: "noauth", jwt: { ...defaults, onExpiry: "close" } });
+  });
 });
