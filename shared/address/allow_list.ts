@@ -3,6 +3,7 @@ import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
+import { quoteAddress } from "./host_port.ts";
 import type { Authority } from "./authority.ts";
 import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 
@@ -105,7 +106,25 @@ function parsePatterns(patterns: readonly string[]): Pattern[] {
 }
 
 function failure(pattern: string, why: string): RangeError {
-  return new RangeError(`Cannot use the allow-list pattern ${JSON.stringify(pattern)}: ${why}`);
+  return new RangeError(`Cannot use the allow-list pattern ${quoteAddress(pattern)}: ${why}`);
+}
+
+/**
+ * Rejects an IPv6 address without brackets that may be meant as one with a port: `::1:80` is neither loopback nor has it a port.
+ * @throws {RangeError} naming the first such pattern
+ */
+export function refuseAmbiguous(patterns: readonly string[]): void {
+  for (const pattern of patterns) {
+    const withPort = isIPv6(pattern) ? withBrackets(pattern) : undefined;
+    if (withPort === undefined) continue;
+    throw failure(pattern, `it is an address, but may be meant as an address and a port; write [${pattern}] or ${withPort}`);
+  }
+}
+
+/** Adds the brackets that an IPv6 address with a port or a range of ports lacks; `undefined` if the pattern is not one. */
+function withBrackets(pattern: string): string | undefined {
+  const [, address, ports] = /^(.*):([0-9-]+)$/.exec(pattern) ?? [];
+  return address !== undefined && isIPv6(address) && parsePorts(ports) ? `[${address}]:${ports}` : undefined;
 }
 
 function parsePattern(pattern: string): Pattern {
@@ -132,7 +151,14 @@ function advise(pattern: string): string | undefined {
   const [, authority] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
   if (authority !== undefined) return `write ${authority} alone`;
   if (/\s/.test(pattern.trim())) return "patterns are separated by commas";
-  if (/^[*.]+(?::.*)?$/.test(pattern) && pattern.includes("*")) return "write all for every destination";
+  const [, every, at] = /^([*.]+)(:[0-9-]+)?(?::.*)?$/.exec(pattern) ?? [];
+  if (every?.includes("*")) {
+    const addresses = at === undefined ? "" : `, or 0.0.0.0/0${at} and [::]/0${at} for every address with this port`;
+    return `write all for every destination${addresses}`;
+  }
+  if (/^\.[^.:/]/.test(pattern)) return `write *${pattern}`;
+  const bracketed = withBrackets(pattern);
+  if (bracketed !== undefined) return `write ${bracketed}`;
   if (/^(?:[0-9]{1,3}\.){1,3}(?:\*\.?)+(?::.*)?$/.test(pattern)) {
     const numbers = pattern.replace(/:.*/, "").split(".").filter((part) => part !== "*" && part !== "");
     return `write ${[...numbers, 0, 0, 0].slice(0, 4).join(".")}/${numbers.length * 8}`;

@@ -14,7 +14,7 @@ export interface HostPort {
  * @throws {RangeError} saying why the text is invalid and what to write instead
  */
 export function splitHostPort(text: string, defaultPort?: number): HostPort {
-  const quoted = JSON.stringify(text);
+  const quoted = quoteAddress(text);
   const match = /^(?:\[([^\]]*)\]|([^:[\]]*))(?::([0-9]{1,5}))?$/.exec(text);
   const [, bracketed, plain = "", digits] = match ?? [];
   if (!match || (digits === undefined && (defaultPort === undefined || text === ""))) {
@@ -33,11 +33,16 @@ export function splitHostPort(text: string, defaultPort?: number): HostPort {
 export function checkRemote(text: string, defaultPort?: number): string | undefined {
   try {
     const { host, port } = splitHostPort(text, defaultPort);
-    return host === "" || port === 0 ? `${JSON.stringify(text)} has no host or no port to connect to` : undefined;
+    return host === "" || port === 0 ? `${quoteAddress(text)} has no host or no port to connect to` : undefined;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     return error.message;
   }
+}
+
+/** Quotes text that should be an address. If it is a URL with a password, that is masked. */
+export function quoteAddress(text: string): string {
+  return JSON.stringify(text.replace(/([^/@:]*):[^/@]*@/, "$1:***@"));
 }
 
 /** The inverse of {@link splitHostPort}. */

@@ -1,6 +1,6 @@
 // Options that several executables share.
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
-import { createAllowList, networksOf } from "../address/allow_list.ts";
+import { createAllowList, networksOf, refuseAmbiguous } from "../address/allow_list.ts";
 import { defineOptions, pemContentProblem } from "./option.ts";
 
 /** `guards` of pattern lists. */
@@ -130,7 +130,10 @@ export const adminOptions = defineOptions({
 /** A `check` for lists of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   return patternProblem(
-    () => createAllowList(patterns),
+    () => {
+      createAllowList(patterns);
+      refuseAmbiguous(patterns);
+    },
     "valid patterns are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each optionally with :port or :first-last, or all or none alone",
   );
 }

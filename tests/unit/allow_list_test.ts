@@ -5,6 +5,7 @@ import { createDestinationPolicy } from "../../agent/destination_policy.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
 import { createAllowList, createDenyList, networksOf } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
+import { checkNetworks, checkPatterns } from "../../shared/config/common_options.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { startFrontend } from "../../shared/frontend/server.ts";
 import { parseAuthority } from "../../shared/http/head.ts";
@@ -225,6 +226,8 @@ describe("an allow-list that cannot be read", () => {
     ["1000::/129", "longer than 128 bits"],
     ["::ffff:10.0.0.1/129", "longer than 128 bits"],
     ["2001:db8::1:1000-2000", "is not a name or an address"],
+    ["2001:db8::1:1000-2000", "write [2001:db8::1]:1000-2000"],
+    ["2001:db8::1:65535", "write [2001:db8::1]:65535"],
     ["2001:db8::g", "is not a name or an address"],
     ["2001::db8::1", "is not a name or an address"],
     ["[2001:db8::1", "is not a name or an address"],
@@ -249,6 +252,8 @@ describe("an allow-list that cannot be read", () => {
     ["10.0.0.0/255.0.255.0", "it is not"],
     ["*.*", "write all for every destination"],
     ["*:80", "write all for every destination"],
+    ["*:80", "or 0.0.0.0/0:80 and [::]/0:80 for every address with this port"],
+    [".example.com:80", "write *.example.com:80"],
     ["*a.example", "* stands only at the beginning"],
     ["web*", "* stands only at the beginning"],
     ["https://u:p@a.example:8080/x", "write a.example:8080 alone"],
@@ -264,12 +269,31 @@ describe("an allow-list that cannot be read", () => {
     it(`names ${JSON.stringify(pattern)} and says why`, () => {
       assert.throws(() => createAllowList(["localhost", pattern]), (error) => {
         assert.ok(error instanceof RangeError);
-        assert.ok(error.message.includes(JSON.stringify(pattern)), error.message);
+        assert.ok(error.message.includes(JSON.stringify(pattern.replace(":p@", ":***@"))), error.message);
         assert.ok(error.message.includes(why), error.message);
         return true;
       });
     });
   }
+});
+
+describe("an IPv6 address without brackets", () => {
+  it("is refused as an option where it may be meant as an address and a port, with both", () => {
+    for (const [pattern, address] of [["::1:80", "::1"], ["2001:db8::1:8080", "2001:db8::1"], ["fe80::a:1", "fe80::a"]] as const) {
+      const port = pattern.split(":").at(-1);
+      const said = checkPatterns(["localhost", pattern])!;
+      assert.ok(said.includes(`"${pattern}": it is an address`), said);
+      assert.ok(said.includes(`write [${pattern}] or [${address}]:${port};`), said);
+      for (const clear of [`[${pattern}]`, `[${address}]:${port}`]) assert.equal(checkPatterns([clear]), undefined, clear);
+    }
+  });
+
+  it("is taken where no port can be meant", () => {
+    for (const clear of ["::1", "2001:db8::1", "::1:a", "::1:0", "1:2:3:4:5:6:7:80", "2001:db8::1:80/128"]) {
+      assert.equal(checkPatterns([clear]), undefined, clear);
+    }
+    assert.equal(checkNetworks({ words: false })(["::1:80"]), undefined);
+  });
 });
 
 describe("words that stand for a whole list", () => {
