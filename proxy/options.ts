@@ -86,7 +86,7 @@ export const proxyOptions = defineOptions({
   "store.http-proxy-address": {
     kind: "address",
     description: "Address at which lb reaches this proxy; by default the listen address, with this host's name if that has none.",
-    check: (address) => checkRemote(address),
+    check: checkPublished,
   },
   "store.ttl": STORE_TTL,
   ...storeServerOptions,
@@ -118,3 +118,10 @@ function checkTcpListenAddress(text: string): string | undefined {
 
 /** As on the command line: `--agent-server.listen-address` is `agentServer.listenAddress`; durations in milliseconds. */
 export type ProxyOptions = ValuesOf<typeof proxyOptions>;
+
+/** Returns why lb cannot connect to `address`, or `undefined`. */
+function checkPublished(address: string): string | undefined {
+  const isWildcard = /^(?:0\.0\.0\.0|\[[0:]+\]):/.test(address);
+  return checkRemote(address) ??
+    (isWildcard ? `${address} is the wildcard address, to which lb cannot connect; write a name or address of this machine` : undefined);
+}

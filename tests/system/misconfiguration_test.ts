@@ -226,6 +226,9 @@ describe("who makes a mistake is told", () => {
       [AGENT, "--agent-client.server-address=user@host:1", /write host:1 without a user/],
       [AGENT, "--agent-client.server-address=::1:4242", /an IPv6 address in brackets/],
       [PROXY, "--store.http-proxy-address=host:0", /has no host or no port/],
+      [PROXY, "--store.http-proxy-address=0.0.0.0:3128", /0\.0\.0\.0:3128 is the wildcard address, to which lb cannot connect/],
+      [PROXY, "--store.http-proxy-address=[::]:3128", /\[::\]:3128 is the wildcard address/],
+      [PROXY, "--auth.jwt.revocation-file=revoked", /--auth\.jwt\.revocation-file: no token is verified without --auth\.type=jwt/],
       [PROXY, "--http-proxy.listen-address=junk", /its port is missing/],
     ];
     for (const [file, option, said] of wrong) {
