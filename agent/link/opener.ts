@@ -45,8 +45,6 @@ export interface LinkOpenerOptions {
 
 /** Timeout of a connection with its handshake, in milliseconds. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
-/** Time in milliseconds that QUIC has before TLS starts beside it. */
-const FALLBACK_DELAY_MS = 300;
 /** Delay in milliseconds before another attempt goes alongside one to an unresponsive proxy, or the outage divided by this if that is longer. */
 const ATTEMPT_DELAY_MS = 2_000;
 const OUTAGE_DIVISOR = 30;
@@ -75,7 +73,7 @@ export class LinkOpener {
     const { connection, errors } = await raceTransports({
       order,
       connect: (kind, signal) => this.#connect(kind, target, access, attemptDelayMs, signal),
-      fallbackDelayMs: FALLBACK_DELAY_MS,
+      fallbackDelayMs: policy.fallbackDelayMs(address),
       retryMs: attemptDelayMs,
       signal,
     });

@@ -16,6 +16,8 @@ export interface LinkPolicyOptions {
   readonly now?: () => number;
 }
 
+const FALLBACK_DELAY_MS = 300;
+const RECONNECT_FALLBACK_DELAY_MS = 2_000;
 /** The longest interval between probes is this in milliseconds, or the first one if that is longer. */
 const MAX_PROBE_INTERVAL_MS = 600_000;
 /** Fraction by which an interval varies, each way. */
@@ -56,6 +58,14 @@ export class LinkPolicy {
     const { transport, memory } = this.#options;
     if (transport !== "auto") return [transport];
     return memory.prefersTls(address) ? ["tls", "quic"] : ["quic", "tls"];
+  }
+
+  /**
+   * Time in milliseconds that the first transport has before the second one starts beside it. Where QUIC has carried the link, a slow proxy is
+   * more likely than a blocked network, and thousands of agents that reconnect must not connect twice.
+   */
+  fallbackDelayMs(address: string): number {
+    return this.#proxies.get(address)?.kind === "quic" ? RECONNECT_FALLBACK_DELAY_MS : FALLBACK_DELAY_MS;
   }
 
   /** A link is up over `kind`: the next one is opened over it first. Returns what the last one was opened over. */

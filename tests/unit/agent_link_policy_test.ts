@@ -48,6 +48,15 @@ describe("the choice of a transport", () => {
     });
   }
 
+  it("gives QUIC more time where it has carried the link: a proxy that restarts is slow", () => {
+    const { policy: auto } = policy();
+    assert.equal(auto.fallbackDelayMs(A), 300);
+    auto.connected(A, "quic");
+    assert.deepEqual([auto.fallbackDelayMs(A), auto.fallbackDelayMs("b.example:4242")], [2_000, 300]);
+    auto.connected(A, "tls");
+    assert.equal(auto.fallbackDelayMs(A), 300);
+  });
+
   it("probes QUIC every minute by 20 % more or less, and more rarely while that fails, up to ten minutes", () => {
     const { policy: auto } = policy();
     const intervals = [];
