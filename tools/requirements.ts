@@ -28,6 +28,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { name: "sshd", debian: "openssh-server", file: "/usr/sbin/sshd" },
   { name: "openssl", debian: "openssl", probe: ["openssl", "version"] },
   { name: "ps", debian: "procps" },
+  { name: "ip", debian: "iproute2", file: "/usr/sbin/ip" },
   { name: "socat", debian: "socat", probe: ["socat", "-V"] },
   { name: "strace", debian: "strace" },
   { name: "libfaketime", debian: "libfaketime", file: "/usr/lib/*/faketime/libfaketime.so.1" },
