@@ -96,7 +96,17 @@ const CHECKS: Check[] = [
   ...(process.getuid?.() === 0
     ? [{
       name: "bench over a veth",
-      command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--veth", "--tcp-congestion=reno", "--only=down,rate1"],
+      command: [
+        deno,
+        "run",
+        "-A",
+        join("tests", "bench", "bench.ts"),
+        "--smoke",
+        "--veth",
+        "--tcp-congestion=reno",
+        "--ssh",
+        "--only=down,rate1",
+      ],
     }]
     : []),
 ];

@@ -65,7 +65,7 @@ async function openVeth({ tcpCongestion, roundTripMs }: NetworkOptions): Promise
     run(prefix, "ip link set lo up");
     run(prefix, `ip address add ${host}/${PREFIX_LENGTH} dev ${name}`);
     run(prefix, `ip link set ${name} up`);
-    run(prefix, `sysctl -qw net.ipv4.tcp_congestion_control=${tcpCongestion}`);
+    run([...prefix, "sh", "-c"], `echo ${tcpCongestion} > ${SYSCTL}/tcp_congestion_control`, false);
   }
   const hasNetem = roundTripMs > 0 && addNetem(near, "near", roundTripMs / 2) && addNetem(far, "far", roundTripMs / 2);
   const isRelayed = roundTripMs > 0 && !hasNetem;
@@ -89,8 +89,8 @@ function describeDelay(roundTripMs: number, isRelayed: boolean): string {
   return roundTripMs === 0 ? "" : `, ${roundTripMs} ms round trip by ${isRelayed ? "a relay of UDP" : "netem"}`;
 }
 
-function run(prefix: readonly string[], command: string): void {
-  const [file, ...rest] = [...prefix, ...command.split(" ")];
+function run(prefix: readonly string[], command: string, isSplit = true): void {
+  const [file, ...rest] = [...prefix, ...(isSplit ? command.split(" ") : [command])];
   const { status, stderr, error } = spawnSync(file!, rest, { encoding: "utf8" });
   if (status !== 0) throw new Error(`Cannot set up the network: ${command}: ${error?.message ?? stderr.trim()}`);
 }

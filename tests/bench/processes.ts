@@ -151,7 +151,7 @@ export class Launcher {
     const log = openSync(logFile, "w");
     const child = this.#spawn([...prefix, ...command], ["ignore", log, log]);
     closeSync(log);
-    const describe = () => `${name} (${command[0]}) ended with ${child.signalCode ?? child.exitCode}: ${lastLines(logFile)}`;
+    const describe = () => `${name} ended with ${child.signalCode ?? child.exitCode}: ${lastLines(logFile)}`;
     return {
       name,
       usage: () => readUsage(child.pid!),
@@ -164,7 +164,7 @@ export class Launcher {
         const deadline = performance.now() + READY_TIMEOUT_MS;
         while (!await isReady()) {
           if (hasEnded(child)) throw new Error(describe());
-          if (performance.now() > deadline) throw new Error(`${name} (${command[0]}) is not ready in time: ${lastLines(logFile)}`);
+          if (performance.now() > deadline) throw new Error(`${name} is not ready in time: ${lastLines(logFile)}`);
           await sleep(pauseMs);
         }
       },

@@ -72,7 +72,7 @@ export interface Setup {
   readonly loadNeighbour?: Load;
   readonly hold: (tunnels: number) => Promise<Held>;
   /** Idle agents. */
-  readonly flock: (agents: number) => Promise<Held>;
+  readonly swarm: (agents: number) => Promise<Held>;
   /** Returns the problems of the programs. */
   readonly stop: () => Promise<string[]>;
 }
@@ -127,7 +127,7 @@ export class Setups {
       load: this.#loadBy(route),
       loadNeighbour: more.loadNeighbour,
       hold: (tunnels) => launcher.hold(["idle", ...route, "--tunnels", String(tunnels)], near.prefix),
-      flock: (agents) => launcher.hold(["flock", "--quic", more.agents!, "--ca", files.ca, "--agents", String(agents)], far.prefix),
+      swarm: (agents) => launcher.hold(["swarm", "--quic", more.agents!, "--ca", files.ca, "--agents", String(agents)], far.prefix),
       stop: async () => {
         const problems = [];
         for (const program of programs) problems.push(await program.stop());

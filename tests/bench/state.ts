@@ -51,7 +51,7 @@ export async function tunnels({ sizes, pair, hold }: Context): Promise<Outcome> 
 }
 
 /** Measures an active agent's downloads without the others, beside them, and without them again, so that a drift of the machine is halved. */
-export async function agents({ sizes, pair, load, flock }: Context): Promise<Outcome> {
+export async function agents({ sizes, pair, load, swarm }: Context): Promise<Outcome> {
   const { proxy } = needPair(pair);
   const results: Awaited<ReturnType<typeof load>>[] = [];
   const speed = async () => {
@@ -67,10 +67,10 @@ export async function agents({ sizes, pair, load, flock }: Context): Promise<Out
   const alone = [await speed()];
   await sleep(sizes.settleMs);
   const before = proxy.usage();
-  const held = await flock(sizes.idleAgents);
+  const held = await swarm(sizes.idleAgents);
   const connected = toNumber(held.opened.connected) ?? 0;
   await sleep(sizes.settleMs);
-  const [proxyCpuPercent, flockCpuPercent] = await cpuPercent([proxy, held], sizes.idleMs, () => sleep(sizes.idleMs));
+  const [proxyCpuPercent, swarmCpuPercent] = await cpuPercent([proxy, held], sizes.idleMs, () => sleep(sizes.idleMs));
   const during = proxy.usage();
   const beside = await speed();
   const closed = await held.close();
@@ -84,7 +84,7 @@ export async function agents({ sizes, pair, load, flock }: Context): Promise<Out
       connectSeconds: toNumber(held.opened.seconds),
       proxyKiBEach: connected > 0 ? (during.rssMiB - before.rssMiB) * 1024 / connected : undefined,
       proxyCpuPercent,
-      flockCpuPercent,
+      swarmCpuPercent,
       aloneMbPerSecond: without,
       besideMbPerSecond: beside,
       slowdownPercent: without !== undefined && beside !== undefined ? (1 - beside / without) * 100 : undefined,

@@ -22,11 +22,11 @@ export function bulk(name: string, title: string, mode: string, count: number, t
     others: topology.lb ? [] : OTHERS,
     metrics: {
       mbPerSecond: { title: "throughput", unit: "MB/s" },
-      cpuPerGB: { title: "CPU, proxy + agent", ...gb },
+      cpuPerGB: { title: "CPU of both ends", ...gb },
       proxyCpuPerGB: { title: "CPU, proxy", ...gb },
       agentCpuPerGB: { title: "CPU, agent", ...gb },
       ...(topology.lb ? { lbCpuPerGB: { title: "CPU, lb", ...gb } } : {}),
-      loadCpuPerGB: { title: "CPU, load generator without origin", ...gb },
+      loadCpuPerGB: { title: "CPU of the load generator, without origin", ...gb },
       ...PEAKS,
     },
     run: async ({ sizes, pair, load }) => {

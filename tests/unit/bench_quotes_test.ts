@@ -34,7 +34,7 @@ describe("a block of the bench", () => {
   it("has medians of each subject, how they were measured, and what failed", () => {
     const text = writeBlocks(block("name down.mbPerSecond"), () => RESULTS);
     assert.match(text, /^before\n\n<!-- bench:name down\.mbPerSecond -->\n/);
-    assert.match(text, /\| one tunnel, origin to client: throughput, MB\/s \| 1,100 \| 400 \|/);
+    assert.match(text, /\| download, one tunnel: throughput, MB\/s \| 1,100 \| 400 \|/);
     assert.match(normalize(text), /Measured on 29 November 2026: veth of MTU 1,500, TCP cubic; 2 cores for everything \(CPU, 8 GiB\)/);
     assert.match(text, /medians of 2 alternating rounds\. Versions: one 1\.0\./);
     assert.match(text, /Failures: two, `down`: transfer: reset \(2\)\./);

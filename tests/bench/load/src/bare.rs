@@ -1,5 +1,4 @@
-//! Bare QUIC: sender and receiver with nothing between, on streams of one connection. The origin of [`crate::origin`] and its clients once
-//! more, without TCP.
+//! Bare QUIC: sender and receiver on streams of one connection. The origin of [`crate::origin`] and its clients, without TCP.
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ const LINE_LIMIT: usize = 64;
 /// Chunks taken from a stream at once.
 const VECTORS: usize = 64;
 
-/// The way to a bare origin.
+/// How to reach a bare origin.
 pub struct Bare {
     pub address: String,
     pub ca: String,
@@ -228,7 +227,7 @@ pub async fn round_trips(bare: Bare, time: Duration, size: usize, beside: bool) 
     }
     let mut mb_per_second = None;
     if let Some((began, stop, sinking, _sink)) = download {
-        let _ = stop.send(()); // gone where the download has failed, which is told next
+        let _ = stop.send(()); // fails if the download has failed, which is reported next
         let bytes = sinking.await.map_err(text)??;
         mb_per_second = Some(bytes as f64 / began.elapsed().as_secs_f64() / 1e6);
     }

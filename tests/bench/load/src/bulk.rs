@@ -1,4 +1,4 @@
-//! Bytes as fast as they go: down, up, or both at once, in one tunnel or in several side by side.
+//! Throughput: down, up, or both at once, in one or several concurrent tunnels.
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Barrier};
@@ -18,7 +18,7 @@ pub enum Direction {
     Both,
 }
 
-/// Opens all tunnels first: what is timed is from the command to the last byte, or to the origin's word that it has it.
+/// Opens all tunnels first. Timed is from the command to the last byte, or to the origin's confirmation of it.
 pub fn run(runtime: Runtime, via: Via, direction: Direction, tunnels: usize, bytes: u64) -> Value {
     let mut errors = Errors::default();
     let mut open = Vec::new();
@@ -69,11 +69,11 @@ pub fn to_blocking(stream: tokio::net::TcpStream) -> std::io::Result<TcpStream> 
 }
 
 struct Transfer {
-    /// Both directions together.
+    /// Of both directions.
     bytes: u64,
-    /// Taken by the thread that transfers: another may sleep through the beginning.
+    /// Taken by the thread that transfers, because the main thread may wake up late.
     began: Instant,
-    /// When the last byte was known to be there.
+    /// When the last byte was confirmed.
     ended: Instant,
 }
 
@@ -100,7 +100,7 @@ fn transfer(mut stream: TcpStream, direction: Direction, bytes: u64) -> Result<T
         }
     };
     let ended = Instant::now();
-    // the origin ends after what it was asked for; anything more, or a reset, is a fault of what lies between
+    // the origin closes after what it was asked for; more bytes, or a reset, are a fault of the proxy or the agent
     expect(
         sink(&mut stream, u64::MAX).map_err(|error| format!("end: {}", error.kind()))?,
         0,

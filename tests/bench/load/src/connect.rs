@@ -5,11 +5,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Above the 10 s that proxies wait for an agent, so that their answer is what is counted.
+/// Longer than the 10 s that proxies wait for an agent, so that their answer is counted.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 const HEAD_LIMIT: usize = 8192;
 
-/// The way to the origin.
+/// How to reach the origin.
 #[derive(Clone)]
 pub struct Via {
     target: String,
@@ -32,7 +32,7 @@ impl Via {
         Self { target, proxy }
     }
 
-    /// A connection whose other end is the origin; the origin does not speak first, so nothing may follow the proxy's head.
+    /// Connects to the origin. The origin does not send first, so nothing may follow the proxy's head.
     pub async fn open(&self) -> Result<TcpStream, String> {
         timeout(OPEN_TIMEOUT, self.try_open())
             .await

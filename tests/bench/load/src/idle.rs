@@ -1,4 +1,4 @@
-//! Tunnels that are open and say nothing.
+//! Idle tunnels.
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -10,12 +10,12 @@ use crate::connect::Via;
 use crate::rtt::{exchange, open_echo};
 use crate::stats::Errors;
 
-/// Tunnels being opened at a time.
+/// Tunnels that are opened concurrently.
 const AT_ONCE: usize = 50;
-/// A proxy with a limit refuses all the rest, each perhaps after 10 s.
+/// A proxy at its limit refuses all others, each perhaps after 10 s.
 const GIVE_UP_AFTER: u64 = 50;
 
-/// Opens tunnels and sees that each is really one: something has gone through it and back.
+/// Opens tunnels and checks each with a round trip.
 pub async fn open(via: Via, tunnels: usize) -> (Vec<TcpStream>, Value) {
     let started = Instant::now();
     let shared = Arc::new(Mutex::new((tunnels, Vec::new(), Errors::default())));

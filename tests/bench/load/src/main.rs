@@ -1,9 +1,9 @@
 //! Both ends of what the bench measures: `load origin` is the server behind the agent, and most other modes are clients, which use CONNECT
 //! with Basic credentials. The other modes are baselines, simulated agents and a relay. Each prints one JSON object per line.
+mod agent_swarm;
 mod bare;
 mod bulk;
 mod connect;
-mod flock;
 mod hops;
 mod idle;
 mod link;
@@ -33,7 +33,7 @@ const USAGE: &str = "usage:
   load flow --target HOST:PORT [--head-start 2] [--seconds 10]               a download as it goes, then cut off
   load idle --target HOST:PORT [--tunnels 100]                               holds them until standard input ends
 clients reach the target through a proxy with: --proxy HOST:PORT --user ID:PASSWORD
-  load flock --quic HOST:PORT --ca FILE [--agents 100]                       agents of a proxy, until standard input ends
+  load swarm --quic HOST:PORT --ca FILE [--agents 100]                       idle agents of a proxy, until standard input ends
   load link --to HOST:PORT [--delay-ms 50] [--loss 0.01] [--host 127.0.0.1]  UDP relay, until standard input ends
 baselines on bare QUIC:
   load bare --cert FILE --key FILE [--host 127.0.0.1]                        an origin; down, up, both, rate and rtt reach it with
@@ -131,17 +131,17 @@ fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
             print(mode, rtt::flow(&via, head_start, time)?);
             Ok(())
         }
-        "flock" => {
+        "swarm" => {
             let (proxy, ca, agents) = (args.need("quic")?, args.need("ca")?, args.take("agents", 100)?);
             args.finish()?;
             // one thread, in the background, which sends keep-alives
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(text)?;
-            let (connections, gathered) = runtime.block_on(flock::gather(proxy, &ca, agents))?;
-            print(mode.clone(), gathered);
+            let (connections, connected) = runtime.block_on(agent_swarm::connect_all(proxy, &ca, agents))?;
+            print(mode.clone(), connected);
             wait()?;
-            let dispersed = flock::disperse(&connections);
+            let closed = agent_swarm::close_all(&connections);
             std::thread::sleep(Duration::from_millis(200)); // the ends reach the wire
-            print(mode, dispersed);
+            print(mode, closed);
             Ok(())
         }
         "link" => {

@@ -1,4 +1,4 @@
-//! Tunnels a second: clients that each open a tunnel, make one small request, close, and begin again.
+//! Tunnels a second: each client opens a tunnel, makes one small request, closes it, and repeats.
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
@@ -11,20 +11,20 @@ use crate::stats::{percentiles, Errors};
 
 pub const ANSWER: usize = 100;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
-/// So that a proxy that refuses at once is not asked a hundred thousand times.
+/// A proxy that refuses at once would be asked a hundred thousand times.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub struct Samples {
     setup: Vec<Duration>,
     total: Vec<Duration>,
-    /// Complete before the time was up: what counts for the rate.
+    /// Completed before the end; the rate counts these.
     in_time: u64,
     pub errors: Errors,
 }
 
 impl Samples {
-    /// One tunnel; `setup` where there is such a thing, `end` is when the time is up.
+    /// Adds one tunnel; bare QUIC has no `setup`.
     pub fn add(&mut self, setup: Option<Duration>, total: Duration, end: Instant) {
         self.setup.extend(setup);
         self.total.push(total);
@@ -32,7 +32,7 @@ impl Samples {
     }
 }
 
-/// `setup` is from the TCP connection to the proxy's answer, `total` to the origin's; tunnels under way at the end count for both.
+/// `setup` is the time from the TCP connection to the proxy's answer, `total` to the origin's. Both include tunnels that are open at the end.
 pub async fn run(via: Via, clients: usize, time: Duration) -> Value {
     let end = Instant::now() + time;
     let mut tasks = JoinSet::new();

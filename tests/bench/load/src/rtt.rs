@@ -1,4 +1,4 @@
-//! Round trips in a tunnel that is open, alone or beside a download in another tunnel of the same agent.
+//! Round trips in an open tunnel, alone or beside a download in another tunnel of the same agent.
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::stats::{percentiles, Errors};
 use crate::{single, text};
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
-/// The download gets up to speed before anything is timed.
+/// For the download to reach its full speed before anything is timed.
 pub const HEAD_START: Duration = Duration::from_millis(500);
 
 pub fn run(via: Via, time: Duration, size: usize, beside: bool) -> Result<Value, String> {
@@ -60,7 +60,7 @@ async fn ping(via: &Via, time: Duration, size: usize, samples: &mut Vec<Duration
     }
 }
 
-/// A tunnel to the origin's echo that has been through once.
+/// A tunnel to the origin's echo, checked with a round trip.
 pub async fn open_echo(via: &Via) -> Result<TcpStream, String> {
     let mut stream = via.open().await?;
     stream
@@ -83,7 +83,7 @@ pub async fn exchange(stream: &mut TcpStream, data: &mut [u8]) -> Result<(), Str
     }
 }
 
-/// How fast a download goes once it has had `head_start`, over `time`; it is cut off then.
+/// Throughput of a download during `time`, after `head_start`; then it is cut off.
 pub fn flow(via: &Via, head_start: Duration, time: Duration) -> Result<Value, String> {
     let stream = to_blocking(single()?.block_on(via.open())?).map_err(text)?;
     let got = Arc::new(AtomicU64::new(0));
@@ -111,7 +111,7 @@ pub fn flow(via: &Via, head_start: Duration, time: Duration) -> Result<Value, St
     Ok(json!({ "bytes": bytes, "seconds": seconds, "mbPerSecond": bytes as f64 / seconds / 1e6, "errors": errors.json() }))
 }
 
-/// A download on a thread of its own, which goes on until it is stopped.
+/// A download on a separate thread, until it is stopped.
 struct Download {
     stream: std::net::TcpStream,
     started: Instant,
@@ -128,7 +128,7 @@ impl Download {
         Ok(Self { stream, started, sinking })
     }
 
-    /// MB a second over all of its life.
+    /// MB a second since its start.
     fn stop(mut self) -> Result<f64, String> {
         self.stream.write_all(b".").map_err(text)?;
         let bytes = self.sinking.join().expect("sinking does not panic").map_err(text)?;

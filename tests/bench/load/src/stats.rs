@@ -1,10 +1,10 @@
-//! What was measured, as JSON: percentiles of latencies, counts of errors, CPU time.
+//! Results as JSON: percentiles of latencies, counts of errors, CPU time.
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{json, Value};
 
-/// Failures by what they were, so that none is lost and a thousand of one kind are one line.
+/// Counts of failures by their message.
 #[derive(Default)]
 pub struct Errors(BTreeMap<String, u64>);
 
@@ -28,7 +28,7 @@ impl Errors {
     }
 }
 
-/// Percentiles by nearest rank, in milliseconds; `null` of nothing.
+/// Percentiles by nearest rank, in milliseconds; `null` without samples.
 pub fn percentiles(mut samples: Vec<Duration>) -> Value {
     samples.sort_unstable();
     let rank = |p: f64| {

@@ -1,5 +1,5 @@
-//! Many agents that do nothing: each a connection of its own to the proxy, from one socket. They speak version 2 of the agent link where the
-//! proxy does (docs/protocol.md): credentials, hello, and an answer to every ping.
+//! Many idle agents: each a connection to the proxy, all from one socket. They use version 2 of the agent link if the proxy supports it
+//! (docs/protocol.md): credentials, hello, and an answer to every ping.
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::stats::Errors;
 use crate::text;
 
 const VERSION_2: &str = "reverse-http-proto/2";
-/// Handshakes under way at a time.
+/// Concurrent handshakes.
 const AT_ONCE: usize = 32;
 const GIVE_UP_AFTER: u64 = 50;
 const FRAME_LIMIT: usize = 65_536;
@@ -21,9 +21,9 @@ const HELLO: u8 = 0;
 const PING: u8 = 2;
 const PONG: u8 = 3;
 
-/// Connects them, named `flock-0` and so on.
-pub async fn gather(proxy: String, ca: &str, agents: usize) -> Result<(Vec<Connection>, Value), String> {
-    // they serve no tunnels: few streams to be opened, which cost memory before they are
+/// Connects them, with the ids `swarm-0`, `swarm-1`, ….
+pub async fn connect_all(proxy: String, ca: &str, agents: usize) -> Result<(Vec<Connection>, Value), String> {
+    // they serve no tunnels: permission to open streams costs memory
     let endpoint = quic::dialler(ca, &[VERSION_2, "reverse-http-proto"], 16)?;
     let started = Instant::now();
     let shared = Arc::new(Mutex::new((0..agents, Vec::new(), Errors::default())));
@@ -57,8 +57,8 @@ pub async fn gather(proxy: String, ca: &str, agents: usize) -> Result<(Vec<Conne
     Ok((connections, result))
 }
 
-/// Which of them are still connected, before all are closed.
-pub fn disperse(connections: &[Connection]) -> Value {
+/// Counts those that are still connected, then closes all.
+pub fn close_all(connections: &[Connection]) -> Value {
     let mut errors = Errors::default();
     for reason in connections.iter().filter_map(Connection::close_reason) {
         errors.add(format!("lost: {reason}"));
@@ -73,11 +73,11 @@ pub fn disperse(connections: &[Connection]) -> Value {
 async fn connect(endpoint: &Endpoint, proxy: &str, id: usize) -> Result<Connection, String> {
     let connection = quic::dial(endpoint, proxy).await?;
     let (mut sink, mut source) = connection.open_bi().await.map_err(text)?;
-    sink.write_all(&frame(format!("flock-{id}").as_bytes())).await.map_err(text)?;
+    sink.write_all(&frame(format!("swarm-{id}").as_bytes())).await.map_err(text)?;
     sink.finish().map_err(text)?;
     if is_version_2(&connection) {
         let (mut sink, source) = connection.open_bi().await.map_err(text)?;
-        let hello = json!({ "instance": format!("flock-{id}"), "version": "bench/0", "host": "", "labels": {} }).to_string();
+        let hello = json!({ "instance": format!("swarm-{id}"), "version": "bench/0", "host": "", "labels": {} }).to_string();
         sink.write_all(&frame(&[&[HELLO], hello.as_bytes()].concat())).await.map_err(text)?;
         tokio::spawn(answer_pings(sink, source));
     }
