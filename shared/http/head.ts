@@ -34,6 +34,11 @@ const MAX_FIELDS = 100;
 /** Limit on the header lines of a response. */
 const MAX_RESPONSE_FIELDS = 1_000;
 
+/** A PROXY protocol header, version 1, which the network has not taken. */
+const PROXY_HEADER = /^PROXY (?:TCP[46]|UNKNOWN)(?: |$)/;
+const UNEXPECTED_PROXY_HEADER =
+  "This connection begins with a PROXY protocol header, but --http-proxy.proxy-protocol does not list the load balancer";
+
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 // visible characters, space, tab and obs-text (RFC 9110 §5.5)
 const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
@@ -48,8 +53,13 @@ export function parseRequestHead(head: string): RequestHead {
   const [line, ...rest] = splitLines(head);
   const parts = line!.split(" ");
   const [method, target, version] = parts;
-  if (parts.length !== 3 || !method || !target || !version) throw new HeadError(400, "The request line is malformed");
+  if (parts.length !== 3 || !method || !target || !version) {
+    throw new HeadError(400, PROXY_HEADER.test(line!) ? UNEXPECTED_PROXY_HEADER : "The request line is malformed");
+  }
   if (!TOKEN.test(method)) throw new HeadError(400, "The method is malformed");
+  if (/[\x80-\xff]/.test(target)) {
+    throw new HeadError(400, "The request target is not ASCII: all other characters must be percent-encoded, as %C3%A4");
+  }
   if (!/^[\x21-\x7e]+$/.test(target)) throw new HeadError(400, "The request target is malformed");
   const fields = parseFields(rest);
   const checked = checkVersion(version);

@@ -1,5 +1,5 @@
 // The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own.
-import { encodeHead, HeadError, parseRequestHead } from "../http/head.ts";
+import { encodeHead, type Fields, HeadError, parseRequestHead } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Incoming, Net, SessionKind, SessionStats, TcpListener } from "../net/types.ts";
@@ -93,10 +93,13 @@ export function startAdminServer(options: AdminServerOptions): AdminServer {
   const serve = async ({ stream, head }: Incoming): Promise<void> => {
     const { status, type, body } = await respond(options, head).catch(() => json(500, { error: "internal error" }));
     const content = new TextEncoder().encode(body);
-    const fields = [["Content-Type", type], ["Content-Length", String(content.length)], ["Cache-Control", "no-store"], [
-      "Connection",
-      "close",
-    ]] as const;
+    const fields: Fields = [
+      ["Content-Type", type],
+      ["Content-Length", String(content.length)],
+      ["Cache-Control", "no-store"],
+      ...status === 405 ? [["Allow", "GET, HEAD"] as const] : [],
+      ["Connection", "close"],
+    ];
     const failed = () => {}; // the client has disconnected
     stream.write(encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, fields)).catch(failed);
     if (!head?.startsWith("HEAD ")) stream.write(content).catch(failed);

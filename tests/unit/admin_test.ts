@@ -78,7 +78,9 @@ describe("admin", () => {
     const { status, head, body } = await ask("HEAD /healthz");
     assert.deepEqual([status, body], [200, ""]);
     assert.match(head, /\r\nContent-Length: 16\r\n/);
-    assert.equal((await ask("POST /healthz")).status, 405);
+    const posted = await ask("POST /healthz");
+    assert.equal(posted.status, 405);
+    assert.match(posted.head, /\r\nAllow: GET, HEAD\r\n/);
     assert.equal((await ask("GET /")).status, 404);
     assert.equal((await ask("GET /healthz/..")).status, 404);
     assert.equal((await ask("nonsense")).status, 400);

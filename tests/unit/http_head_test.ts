@@ -74,6 +74,19 @@ describe("request head", () => {
     for (const { head, status } of heads) assert.equal(refused(() => parseRequestHead(head)), status, JSON.stringify(head));
   });
 
+  it("is refused with the reason where clients and load balancers make the mistake", () => {
+    const said: [line: string, message: RegExp][] = [
+      ["GET http://a/?q=\xc3\xbc HTTP/1.1", /not ASCII: all other characters must be percent-encoded/],
+      ["PROXY TCP4 192.0.2.1 10.0.0.1 5000 80", /PROXY protocol header, but --http-proxy\.proxy-protocol does not list/],
+      ["PROXY UNKNOWN", /PROXY protocol header/],
+      ["PROXY x y z", /The request line is malformed/],
+    ];
+    for (const [line, message] of said) {
+      assert.throws(() => parseRequestHead(`${line}\r\n\r\n`), { name: "HeadError", status: 400, message });
+    }
+    assert.equal(parseRequestHead("PROXY http://a/ HTTP/1.1\r\n\r\n").method, "PROXY");
+  });
+
   it("is refused with 400 for a CR or LF alone, wherever it stands", () => {
     const head = `${LINE}${HOST}A: b\r\n\r\n`;
     for (let at = 0; at < head.length; at++) {
