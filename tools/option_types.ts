@@ -47,9 +47,13 @@ function describe(name: string, option: Option): string {
   return `\`${flagOf(name)}\`: ${option.description}${unit}${preset}`.replaceAll("*/", "*\\/");
 }
 
-function typeOf({ kind, choices }: Option): string {
+function typeOf(option: Option): string {
+  const { kind, choices } = option;
   if (choices !== undefined) return choices.map((choice) => JSON.stringify(choice)).join(" | ");
   if (kind === "duration" || kind === "integer") return "number";
   if (kind === "list") return "string[]";
+  if (option.kind === "records") {
+    return `{ ${Object.entries(option.keys).map(([key, of]) => `${camelCase(key)}: ${typeOf(of)}`).join("; ")} }[]`;
+  }
   return kind === "boolean" ? "boolean" : "string";
 }

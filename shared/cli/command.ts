@@ -7,7 +7,17 @@ import type { Logger } from "../log/logger.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
-import { ConfigError, defineOptions, envOf, flagOf, type Option, type Options, type ValuesOf } from "../config/option.ts";
+import {
+  ConfigError,
+  defineOptions,
+  describeOption,
+  envOf,
+  flagOf,
+  type Option,
+  type Options,
+  separatorOf,
+  type ValuesOf,
+} from "../config/option.ts";
 
 /** What every command has. */
 interface CommandBase {
@@ -192,16 +202,18 @@ function createFlag(name: string, definition: Option, flags: Map<string, string>
     if (next !== undefined && Object.hasOwn(known, next)) {
       throw new ConfigError(`option '${flagOf(name)}' has no value: ${flagOf(next)} follows it`);
     }
-    const before = definition.kind === "list" ? flags.get(name) : undefined;
-    flags.set(name, before === undefined ? text : `${before},${text}`);
+    const separator = separatorOf(definition);
+    const before = separator === undefined ? undefined : flags.get(name);
+    flags.set(name, before === undefined ? text : `${before}${separator}${text}`);
     return text;
   });
   return definition.kind === "boolean" ? flag.preset("true") : flag;
 }
 
 /** The description of an option in help and manual. */
-export function helpText({ description, choices, default: value }: Option, env: string | undefined): string {
-  const parts = [description];
+export function helpText(option: Option, env: string | undefined): string {
+  const { choices, default: value } = option;
+  const parts = [describeOption(option)];
   if (choices) parts.push(`One of ${choices.join(", ")}.`);
   const notes: string[] = [];
   if (value !== undefined) notes.push(`default ${value}`);

@@ -1,6 +1,6 @@
 // Shell completion scripts for commands, flags, choices and files, generated from the definitions. They start no process.
 import { type Command, flagsOf, walkCommands } from "./command.ts";
-import { flagOf, type Option } from "../config/option.ts";
+import { flagOf, type Option, separatorOf } from "../config/option.ts";
 
 export const SHELLS = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof SHELLS)[number];
@@ -143,12 +143,13 @@ function zshLines(specs: readonly string[]): string {
   return specs.map((spec) => `    ${`'${spec}'`}`).join(" \\\n");
 }
 
-function zshSpec(flag: string, { kind, choices, description }: Option): string {
+function zshSpec(flag: string, option: Option): string {
+  const { kind, choices, description } = option;
   const text = description.replace(/[[\]:\\]/g, "\\$&").replaceAll("'", "'\\''");
   const action = choices ? `(${choices.join(" ")})` : kind === "boolean" ? "(true false)" : kind === "file" ? "_files" : " ";
   const sign = flag.startsWith("--") ? "=" : "";
   if (kind === "boolean") return sign ? `${flag}=-[${text}]::boolean:${action}` : `${flag}[${text}]`;
-  return `${kind === "list" ? "*" : ""}${flag}${sign}[${text}]:${kind}:${action}`;
+  return `${separatorOf(option) === undefined ? "" : "*"}${flag}${sign}[${text}]:${kind}:${action}`;
 }
 
 function fish(root: Command): string {

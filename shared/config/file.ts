@@ -16,7 +16,8 @@ import {
   type YAMLWarning,
 } from "yaml";
 import { didYouMean, type Setting } from "./sources.ts";
-import { ConfigError, type Option, type Options } from "./option.ts";
+import { ConfigError, type Option, type Options, type RecordKey } from "./option.ts";
+import { formatRecord, RECORD_SEPARATOR } from "./records.ts";
 
 /** Limit on keys and items, counted again for each alias. */
 const MAX_NODES = 10_000;
@@ -87,7 +88,7 @@ class Reader {
     const fail = (why: string) => new ConfigError(`Cannot use ${name} (${origin}): ${why}`);
     const before = this.#settings.get(name);
     if (before) throw fail(`it is set twice, first in line ${before.origin.split(":").at(-1)}`);
-    this.#settings.set(name, { text: this.#toText(option, node, fail), origin });
+    this.#settings.set(name, { text: this.#toText(name, option, node, fail), origin });
   }
 
   /**
@@ -139,10 +140,15 @@ class Reader {
   }
 
   /** Formats a value as on the command line. */
-  #toText({ kind, secret = false }: Option, node: unknown, fail: (why: string) => ConfigError): string {
+  #toText(name: string, option: Option, node: unknown, fail: (why: string) => ConfigError): string {
+    const { kind, secret = false } = option;
     if (secret && isScalar(node) && node.anchor !== undefined) throw fail("a value that begins with & needs quotes");
     const value = this.#follow(node, fail, secret);
     if (isNothing(value)) return "";
+    if (option.kind === "records" && isSeq(value)) {
+      return value.items.map((item, i) => this.#toRecord(name, option.keys, item, (why) => fail(`record ${i + 1}: ${why}`)))
+        .join(RECORD_SEPARATOR);
+    }
     const items = kind === "list" && isSeq(value) ? value.items : [value];
     const texts = items.map((item) => {
       this.#count(item);
@@ -155,6 +161,24 @@ class Reader {
       return text;
     });
     return texts.join(",");
+  }
+
+  /** Formats one record of a list. */
+  #toRecord(name: string, keys: Readonly<Record<string, RecordKey>>, node: unknown, fail: (why: string) => ConfigError): string {
+    const record = this.#follow(node, fail, false);
+    if (!isMap(record)) throw fail("it is not a mapping of keys");
+    const pairs: [string, string][] = [];
+    for (const pair of this.#pairsOf(record)) {
+      this.#count(pair.key);
+      const key = keyOf(pair);
+      if (!Object.hasOwn(keys, key)) {
+        throw new ConfigError(`Unknown key ${name}.${key} (${this.originOf(pair.key)})${didYouMean(key, Object.keys(keys))}`);
+      }
+      const value = this.#follow(pair.value, fail, false);
+      if (!isNothing(value) && !isPlain(value)) throw fail(`${key} is not a plain value`);
+      pairs.push([key, isPlain(value) ? textOf(value) : ""]);
+    }
+    return formatRecord(pairs);
   }
 }
 

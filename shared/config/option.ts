@@ -1,5 +1,6 @@
 // Option definitions. One definition gives an option's flag, environment variable, configuration key, default, validation, help and type.
 import { splitHostPort } from "../address/host_port.ts";
+import { RECORD_SEPARATOR, splitRecords } from "./records.ts";
 
 /** Value types by option kind. */
 interface Kinds {
@@ -16,8 +17,12 @@ interface Kinds {
   integer: number;
   /** Repeatable, or comma-separated. */
   list: string[];
+  /** `key=value` pairs, comma-separated; repeatable, or separated by semicolons. A backslash escapes the next character. */
+  records: ConfigRecord[];
 }
 type Kind = keyof Kinds;
+/** The values of one record, by key in camel case. */
+type ConfigRecord = Readonly<Record<string, string | number | boolean>>;
 
 interface OptionOf<K extends Kind> {
   readonly kind: K;
@@ -41,14 +46,28 @@ interface OptionOf<K extends Kind> {
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
 
+type Scalar = Exclude<Kind, "list" | "records">;
+
+/** One key of records. It must be set if it has no default. */
+export type RecordKey = { [K in Scalar]: Pick<OptionOf<K>, "kind" | "default" | "description" | "choices" | "maxMs" | "check"> }[Scalar];
+
+interface RecordsOption extends OptionOf<"records"> {
+  /** By name as written: `idle-timeout`. */
+  readonly keys: Readonly<Record<string, RecordKey>>;
+}
+
+type SingleOption = { [K in Exclude<Kind, "records">]: OptionOf<K> }[Exclude<Kind, "records">];
+
 /** One option. */
-export type Option = { [K in Kind]: OptionOf<K> }[Kind];
+export type Option = SingleOption | RecordsOption;
 
 /** Options by name: `agent-server.listen-address`. */
 export type Options = Readonly<Record<string, Option>>;
 
 type Camel<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : S;
-type Value<O extends Option> = O extends { choices: readonly (infer C)[] } ? C
+type Value<O extends Option | RecordKey> = O extends { keys: infer K extends RecordsOption["keys"] }
+  ? { readonly [N in keyof K & string as Camel<N>]: NonNullable<Value<K[N]>> }[]
+  : O extends { choices: readonly (infer C)[] } ? C
   : O extends { kind: infer K extends Kind }
     ? O extends { default: string } ? Kinds[K] : K extends "list" | "boolean" ? Kinds[K] : Kinds[K] | undefined
   : never;
@@ -74,6 +93,28 @@ export function envOf(name: string, option: Option): string {
 
 export const ENV_PREFIX = "REVERSE_HTTP_";
 
+/** What separates the values of an option that can be repeated; `undefined` for one that cannot. */
+export function separatorOf({ kind }: Option): string | undefined {
+  return kind === "list" ? "," : kind === "records" ? RECORD_SEPARATOR : undefined;
+}
+
+/** The description for help and documentation; for records, of their keys too. */
+export function describeOption(option: Option): string {
+  if (option.kind !== "records") return option.description;
+  const keys = Object.entries(option.keys).map(([key, { description, default: value }]) =>
+    `${key}: ${description}${value === undefined ? "" : ` (default ${value})`}`
+  );
+  return `${option.description} Written ${recordForm(option.keys)}, repeatable or separated by semicolons. ${keys.join(" ")}`;
+}
+
+/** How a record is written: `listen=ADDRESS,agent=STRING`, with keys that have a default in brackets. */
+export function recordForm(keys: RecordsOption["keys"]): string {
+  return Object.entries(keys).map(([key, { kind, default: value }], i) => {
+    const pair = `${i > 0 ? "," : ""}${key}=${kind.toUpperCase()}`;
+    return value === undefined ? pair : `[${pair}]`;
+  }).join("");
+}
+
 export function camelCase(name: string): string {
   return name.replace(/-(.)/g, (_, c: string) => c.toUpperCase());
 }
@@ -98,7 +139,7 @@ export class ValueError extends Error {
  * @throws {ValueError}
  */
 export function parseValue(option: Option, text: string): Kinds[Kind] {
-  return checkValue(option, parseKind(option, text));
+  return checkValue(option, option.kind === "records" ? parseRecords(option.keys, text) : parseKind(option, text));
 }
 
 /**
@@ -106,6 +147,7 @@ export function parseValue(option: Option, text: string): Kinds[Kind] {
  * @throws {ValueError}
  */
 export function checkValue(option: Option, value: unknown): Kinds[Kind] {
+  if (option.kind === "records") return checkRecords(option, value);
   const { kind, choices, check } = option;
   const fits = kind === "list" ? Array.isArray(value) && value.every((item) => typeof item === "string") : hasType(value, TYPES[kind]);
   if (!fits) throw new ValueError(`${JSON.stringify(value)} is not a ${kind}`);
@@ -118,8 +160,63 @@ export function checkValue(option: Option, value: unknown): Kinds[Kind] {
   return known;
 }
 
+function parseRecords(keys: RecordsOption["keys"], text: string): ConfigRecord[] {
+  return splitRecords(text).map((pairs, i) => {
+    const fail = (why: string) => recordError(keys, i, why);
+    if (pairs.length === 0) throw fail("it is empty");
+    const record: Record<string, ConfigRecord[string]> = {};
+    for (const [key, value] of pairs) {
+      if (value === undefined) throw fail(`${JSON.stringify(key)} is not key=value`);
+      const definition = Object.hasOwn(keys, key) ? keys[key] : undefined;
+      if (definition === undefined) throw fail(`${JSON.stringify(key)} is an unknown key`);
+      const name = camelCase(key);
+      if (Object.hasOwn(record, name)) throw fail(`${key} is set twice, to ${JSON.stringify(record[name])} and ${JSON.stringify(value)}`);
+      if (value === "") throw fail(`${key} is empty`);
+      record[name] = inRecord(i, key, () => parseValue(definition, value));
+    }
+    return record;
+  });
+}
+
+/** Checks the keys of records, and fills in defaults. */
+function checkRecords({ keys, check, secret }: RecordsOption, value: unknown): ConfigRecord[] {
+  if (!Array.isArray(value)) throw new ValueError(`${JSON.stringify(value)} is not a list of records`);
+  const records = value.map((given: unknown, i) => {
+    const fail = (why: string) => recordError(keys, i, why);
+    if (typeof given !== "object" || given === null || Array.isArray(given)) throw fail(`${JSON.stringify(given)} is not an object`);
+    const left = new Map(Object.entries(given).filter(([, value]) => value !== undefined));
+    const record: Record<string, ConfigRecord[string]> = {};
+    for (const [key, definition] of Object.entries(keys)) {
+      const name = camelCase(key);
+      const value = left.get(name) ?? (definition.default === undefined ? undefined : parseValue(definition, definition.default));
+      left.delete(name);
+      if (value === undefined) throw fail(`it has no ${key}`);
+      if (value === "") throw fail(`${key} is empty`);
+      record[name] = inRecord(i, key, () => checkValue(definition, value));
+    }
+    for (const key of left.keys()) throw fail(`${JSON.stringify(key)} is an unknown key`);
+    return record;
+  });
+  const failure = check?.(records);
+  if (failure !== undefined) throw new ValueError(failure, !secret);
+  return records;
+}
+
+/** @throws {ValueError} of `work`, naming record and key */
+function inRecord(index: number, key: string, work: () => Kinds[Kind]): ConfigRecord[string] {
+  try {
+    return work() as ConfigRecord[string]; // keys have scalar kinds
+  } catch (error) {
+    throw error instanceof ValueError ? new ValueError(`record ${index + 1}: ${key}: ${error.message}`) : error;
+  }
+}
+
+function recordError(keys: RecordsOption["keys"], index: number, why: string): ValueError {
+  return new ValueError(`record ${index + 1}: ${why}; write ${recordForm(keys)}`);
+}
+
 /** Checks a value that an embedding program gives as the text parser does. */
-function kindProblem({ kind, maxMs = MAX_DURATION_MS }: Option, value: Kinds[Kind]): string | undefined {
+function kindProblem({ kind, maxMs = MAX_DURATION_MS }: SingleOption, value: Kinds[Kind]): string | undefined {
   if (typeof value === "number") {
     if (!Number.isInteger(value) || value < 0) return `${value} is not a whole number of 0 or more`;
     if (kind === "duration" && value > maxMs) return `${value} is more than ${maxMs} milliseconds`;
@@ -159,7 +256,7 @@ export function refuseEmpty({ guards, default: defaultText }: Option, value: unk
   throw new ValueError(`it is empty; ${guards ?? "leave it out for the default"}`, false);
 }
 
-function parseKind({ kind, choices, maxMs }: Option, text: string): Kinds[Kind] {
+function parseKind({ kind, choices, maxMs }: SingleOption, text: string): Kinds[Kind] {
   switch (kind) {
     case "boolean":
       if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;

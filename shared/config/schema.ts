@@ -1,5 +1,5 @@
 // Generates the JSON Schema of the configuration file from the option definitions, for completion and validation in editors.
-import type { Option, Options } from "./option.ts";
+import type { Option, Options, RecordKey } from "./option.ts";
 
 interface Group {
   type: "object";
@@ -28,13 +28,20 @@ function group(): Group {
 }
 
 /** The schema of an option; `other` is that of another service's option of the same name. */
-function leaf({ kind, choices, default: value, description }: Option, other: Leaf | undefined): Leaf {
+function leaf(option: Option, other: Leaf | undefined): Leaf {
+  const { kind, choices, default: value, description } = option;
+  if (option.kind === "records") return { description, anyOf: [{ type: "string" }, { type: "array", items: recordSchema(option.keys) }] };
   const all = choices && [...new Set([...(other?.enum as string[] | undefined) ?? [], ...choices])];
-  return { description: other?.description ?? description, default: value, ...all ? { enum: all } : TYPES[kind] };
+  return { description: other?.description ?? description, default: value, ...all ? { enum: all } : TYPES[kind as keyof typeof TYPES] };
+}
+
+function recordSchema(keys: Readonly<Record<string, RecordKey>>): Leaf {
+  const required = Object.entries(keys).filter(([, key]) => key.default === undefined).map(([name]) => name);
+  return { ...group(), properties: Object.fromEntries(Object.entries(keys).map(([name, key]) => [name, leaf(key, undefined)])), required };
 }
 
 const SCALAR = { type: ["string", "number"] };
-const TYPES: Readonly<Record<Option["kind"], Leaf>> = {
+const TYPES: Readonly<Record<Exclude<Option["kind"], "records">, Leaf>> = {
   string: SCALAR,
   file: { type: "string" },
   address: { type: "string" },

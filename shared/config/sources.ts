@@ -9,6 +9,7 @@ import {
   type Options,
   parseValue,
   refuseEmpty,
+  separatorOf,
   ValueError,
 } from "./option.ts";
 
@@ -44,7 +45,8 @@ export function resolve(options: Options, sources: Sources): Resolved {
     const setting = find(name, sources, option) ?? sources.file?.get(name) ??
       { text: option.default ?? (option.kind === "boolean" ? "false" : ""), origin: "default" };
     settings.set(name, setting);
-    const missing = setting.origin === "default" && option.default === undefined && option.kind !== "list" && option.kind !== "boolean";
+    const isEmptyByDefault = option.kind === "boolean" || separatorOf(option) !== undefined;
+    const missing = setting.origin === "default" && option.default === undefined && !isEmptyByDefault;
     assign(values, name, missing ? undefined : parse(options, name, setting));
   }
   return { values, settings };
