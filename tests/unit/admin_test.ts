@@ -1,4 +1,4 @@
-// What those who operate a part are told over HTTP: alive, ready or why not, figures, agents.
+// The admin server: liveness, readiness, metrics and agents.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Health, listenAdmin, startAdminServer } from "../../shared/service/admin.ts";
@@ -33,7 +33,7 @@ function valueOf(text: string, series: string): number | undefined {
 }
 
 describe("admin", () => {
-  it("is reachable from this machine alone where its address has no host, and is not there without an address", async () => {
+  it("listens on loopback only if its address has no host, and not at all without an address", async () => {
     const { net, admin } = await setUp();
     assert.equal(admin.address, "127.0.0.1:9090");
     assert.equal(await listenAdmin(net, undefined), undefined);
@@ -41,7 +41,7 @@ describe("admin", () => {
     await admin.close();
   });
 
-  it("says that it is alive, and whether it is ready or every reason why not", async () => {
+  it("reports that it is alive, and whether it is ready or all reasons why not", async () => {
     const { health, admin, ask } = await setUp();
     assert.deepEqual([(await ask("GET /healthz")).status, (await ask("GET /readyz")).status], [200, 200]);
     health.setUnready("draining");
@@ -61,7 +61,7 @@ describe("admin", () => {
     await admin.close();
   });
 
-  it("lists agents as JSON, and figures as Prometheus reads them", async () => {
+  it("lists agents as JSON, and metrics in the format of Prometheus", async () => {
     const { admin, ask } = await setUp();
     const { head, body } = await ask("GET /agents");
     assert.match(head, /\r\nContent-Type: application\/json\r\n/);
@@ -73,7 +73,7 @@ describe("admin", () => {
     await admin.close();
   });
 
-  it("answers HEAD without a body, and refuses other methods, paths and heads that are none", async () => {
+  it("responds to HEAD without a body, and refuses other methods, unknown paths and malformed requests", async () => {
     const { admin, ask } = await setUp();
     const { status, head, body } = await ask("HEAD /healthz");
     assert.deepEqual([status, body], [200, ""]);
@@ -89,7 +89,7 @@ describe("admin", () => {
 });
 
 describe("metrics", () => {
-  it("count tunnels by outcome, refusals by status and cause, and limits", async () => {
+  it("count tunnels by outcome, refusals by status and error type, and limits", async () => {
     const metrics = new Metrics("lb");
     const tunnels = metrics.tunnels(() => 3);
     tunnels.ended({ status: 200, setupMs: 7, sent: 10, received: 1_000 });
@@ -114,7 +114,7 @@ describe("metrics", () => {
     for (const [series, value] of Object.entries(expected)) assert.equal(valueOf(text, series), value, series);
   });
 
-  it("sum up round-trip times over all connections, and packets over their lives", async () => {
+  it("summarize round-trip times of open connections, and count the packets of all, closed ones too", async () => {
     const metrics = new Metrics("proxy");
     let stats = Array.from({ length: 100 }, (_, i): SessionStats => ({ ...STATS, rttMs: i + 1, sentPackets: 10, lostPackets: 1 }));
     let connections = stats.map((_, i) => ({ transport: "quic" as const, stats: () => stats[i]! }));

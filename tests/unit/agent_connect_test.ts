@@ -1,4 +1,4 @@
-// Attempts of an agent to connect that go beside each other: which one counts, and that nothing is left of the other.
+// Parallel connection attempts of an agent: which one is used, and that nothing remains of the other.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { connectHedged } from "../../agent/connect.ts";
@@ -13,7 +13,7 @@ interface Attempt {
   fail(error: Error): void;
 }
 
-/** A network in which nothing comes of an attempt until the test says what. */
+/** A network in which the test decides the result of each attempt. */
 function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<AgentSession> } {
   const attempts = new Queue<Attempt>();
   const closed = new Set<AgentSession>();
@@ -31,7 +31,7 @@ function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<A
   return { slow: netWith(net, { connectQuic }), attempts, closed };
 }
 
-/** With a second attempt every `attemptDelayMs`. */
+/** Connects, with another attempt after `attemptDelayMs`. */
 function start(net: Net, attemptDelayMs: number, signal = new AbortController().signal) {
   const { slow, attempts, closed } = slowNet(net);
   const options = { host: "127.0.0.1", port: 1, tls: {}, alpn: [], transport: {}, timeoutMs: 60_000 };
@@ -41,7 +41,7 @@ function start(net: Net, attemptDelayMs: number, signal = new AbortController().
 }
 
 describe("knock", () => {
-  it("makes one attempt where that is answered in time", () =>
+  it("makes one attempt if it gets a response in time", () =>
     withNet(async (net) => {
       const { connected, attempts, closed } = start(net, 60_000);
       const connection = (await attempts.next()).succeed();
@@ -49,7 +49,7 @@ describe("knock", () => {
       assert.equal(closed.size, 0);
     }));
 
-  it("begins the second attempt anew, and leaves the first one alone", () =>
+  it("starts a second attempt from the beginning, and continues the first", () =>
     withNet(async (net) => {
       const { connected, attempts } = start(net, 5);
       const first = await attempts.next();
@@ -60,7 +60,7 @@ describe("knock", () => {
       await within(connected);
     }));
 
-  it("takes the second attempt where that is answered first, and gives up the first one", () =>
+  it("uses the second attempt if it succeeds first, and cancels the first", () =>
     withNet(async (net) => {
       const { connected, attempts, closed } = start(net, 200);
       const first = await attempts.next();
@@ -72,7 +72,7 @@ describe("knock", () => {
     }));
 
   for (const [name, order] of [["first", [0, 1]], ["second", [1, 0]]] as const) {
-    it(`takes the ${name} attempt where both are answered at once after it, and closes the other's connection`, () =>
+    it(`uses the ${name} attempt if both succeed at once after it, and closes the other's connection`, () =>
       withNet(async (net) => {
         const { connected, attempts, closed } = start(net, 200);
         const both = [await attempts.next(), await attempts.next()];
@@ -83,7 +83,7 @@ describe("knock", () => {
       }));
   }
 
-  it("goes on when the second attempt fails, and fails with the first one", () =>
+  it("continues when the second attempt fails, and fails with the first", () =>
     withNet(async (net) => {
       const { connected, attempts } = start(net, 5);
       const first = await attempts.next();
@@ -94,7 +94,7 @@ describe("knock", () => {
       assert.ok(third.signal.aborted);
     }));
 
-  it("gives up both when it is told to", () =>
+  it("cancels both attempts on a signal", () =>
     withNet(async (net) => {
       const stopping = new AbortController();
       const { connected, attempts } = start(net, 200, stopping.signal);

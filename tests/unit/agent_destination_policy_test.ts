@@ -1,4 +1,4 @@
-// Where an agent connects to: deny-lists against names, addresses, and names whose addresses change.
+// The destinations that an agent connects to: deny-lists with names, addresses, and names whose addresses change.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinationPolicy, type DestinationPolicy } from "../../agent/destination_policy.ts";
@@ -7,7 +7,7 @@ import { statusOf } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 
-/** What the README advises. */
+/** The deny-list that docs/security.md recommends. */
 const ADVISED = ["169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "100.100.100.200", "metadata.google.internal"];
 
 type Names = Record<string, string[] | (() => Promise<string[]>)>;
@@ -23,7 +23,7 @@ function withDeny(deny: string[], names: Names = {}): DestinationPolicy {
   return createDestinationPolicy({ allow: [], deny, resolve, zones: () => ZONES });
 }
 
-/** The addresses to connect to; or the status, or the code of the network, that it is refused with. */
+/** The addresses to connect to, or the error type or code of the refusal. */
 async function reach(destinations: DestinationPolicy, text: string, timeoutMs = 5_000): Promise<string | number> {
   try {
     const { host, addresses = [host] } = await destinations.resolve(parseAuthority(text), timeoutMs);
@@ -36,7 +36,7 @@ async function reach(destinations: DestinationPolicy, text: string, timeoutMs = 
 }
 
 describe("a deny-list of the agent", () => {
-  it("that is advised refuses link-local and metadata addresses in every form, and leaves private networks", async () => {
+  it("as recommended refuses link-local and metadata addresses in every notation, and allows private networks", async () => {
     const names = {
       "169.254.169.254.nip.test": ["169.254.169.254"],
       "mapped.test": ["::ffff:169.254.169.254"],
@@ -62,7 +62,7 @@ describe("a deny-list of the agent", () => {
     assert.equal(await reach(destinations, "internal.test:80"), "10.0.0.7");
   });
 
-  it("holds for the addresses that are connected to: a name is looked up once, and connected to by address", async () => {
+  it("applies to the addresses that are connected to: a name is resolved once, then its address is used", async () => {
     let asked = 0;
     const rebinding = () => Promise.resolve(asked++ === 0 ? ["192.0.2.1"] : ["169.254.169.254"]);
     const destinations = withDeny(ADVISED, { "rebinding.test": rebinding });
@@ -107,7 +107,7 @@ describe("a deny-list of the agent", () => {
     "[2002:7f00:1:1::9]",
   ];
 
-  it("stops every form of the loopback address at the denied port, and lets other ports and networks pass", async () => {
+  it("refuses every notation of the loopback address with the denied port, and allows other ports and networks", async () => {
     const destinations = withDeny(["127.0.0.0/8:9090", "[::1]:9090"]);
     for (const host of LOOPBACK) {
       assert.equal(await reach(destinations, `${host}:9090`), 403, host);
@@ -118,7 +118,7 @@ describe("a deny-list of the agent", () => {
     }
   });
 
-  it("stops names that resolve to any form of a denied address", async () => {
+  it("refuses names that resolve to any form of a denied address", async () => {
     for (
       const host of ["0.0.0.0", "::", "::1", "127.0.0.7", "::ffff:127.0.0.1", "::ffff:7f00:1", "64:ff9b::7f00:1", "::1%lo", "::127.0.0.1"]
     ) {
@@ -128,7 +128,7 @@ describe("a deny-list of the agent", () => {
     }
   });
 
-  it("also denies the form in which an address was written", async () => {
+  it("also denies an address as it was written", async () => {
     const destinations = withDeny(["0.0.0.0/8", "::/128", "64:ff9b::/96"]);
     for (const host of ["0.0.0.0", "0", "[::]", "[64:ff9b::a00:1]"]) assert.equal(await reach(destinations, `${host}:80`), 403, host);
     for (const host of ["127.0.0.1", "[::1]"]) assert.equal(typeof await reach(destinations, `${host}:80`), "string", host);
@@ -152,30 +152,30 @@ describe("a deny-list of the agent", () => {
     }
   });
 
-  it("leaves those addresses of a name that are not on it", async () => {
+  it("allows the other addresses of a name", async () => {
     const destinations = withDeny(ADVISED, { "both.test": ["169.254.1.1", "192.0.2.1"] });
     assert.equal(await reach(destinations, "both.test:80"), "192.0.2.1");
   });
 
-  it("counts ports", async () => {
+  it("compares ports", async () => {
     const destinations = withDeny(["127.0.0.0/8:9090"], { "localhost": ["127.0.0.1"] });
     assert.equal(await reach(destinations, "localhost:9090"), 403);
     assert.equal(await reach(destinations, "localhost:9091"), "127.0.0.1");
   });
 
-  it("gives what is left of an address list, the name, and what is left of the time", async () => {
+  it("passes on the allowed addresses, the name, and the remaining time", async () => {
     const names = { "three.test": ["169.254.1.1", "192.0.2.1", "::ffff:169.254.1.1", "2001:db8::1"] };
     const { timeoutMs, ...rest } = await withDeny(ADVISED, names).resolve(parseAuthority("three.test:80"), 5_000);
     assert.deepEqual(rest, { host: "three.test", port: 80, addresses: ["192.0.2.1", "2001:db8::1"] });
     assert.ok(timeoutMs > 0 && timeoutMs <= 5_000, `${timeoutMs}`);
   });
 
-  it("ends a look-up that takes too long", async () => {
+  it("ends a lookup that takes too long", async () => {
     const destinations = withDeny(ADVISED, { "silent.test": () => new Promise(() => {}) });
     assert.equal(await reach(destinations, "silent.test:80", 30), "name-timed-out");
   });
 
-  it("says so where a name is not known", async () => {
+  it("reports an unknown name", async () => {
     const destinations = withDeny(ADVISED, { "empty.test": [] });
     assert.equal(await reach(destinations, "nowhere.test:80"), "unknown-host");
     assert.equal(await reach(destinations, "empty.test:80"), "unknown-host");

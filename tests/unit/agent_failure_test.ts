@@ -1,4 +1,4 @@
-// What an agent says of a proxy that it could not connect to.
+// How an agent describes why it could not connect to a proxy.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { describeFailure } from "../../agent/failure.ts";
@@ -10,19 +10,19 @@ import { NetError } from "../../shared/net/errors.ts";
 const options = (type: "noauth" | "jwt") =>
   withDefaults(agentOptions, { auth: type === "jwt" ? { type, jwt: { token: "a.b.c" } } : { type, noauth: { agentId: "4711" } } });
 
-describe("an agent's words for a failure", () => {
-  it("say that a proxy which refuses connections shuts down or is busy", () => {
+describe("an agent's description of a failure", () => {
+  it("says that a proxy which refuses connections is shutting down or busy", () => {
     const error = new NetError("refused", "Cannot connect to a:1: aborted by peer: the server refused", { remote: true });
     assert.match(describeFailure(error, "a:1", options("noauth")), /^a:1 refuses connections: the proxy is shutting down or has too many/);
   });
 
-  it("ask whether the proxy runs where nothing has its port", () => {
+  it("asks whether the proxy is running if its port is closed", () => {
     const error = new NetError("refused", "Cannot connect to a:1: connection refused");
     assert.match(describeFailure(error, "a:1", options("noauth")), /is the proxy running there\?$/);
   });
 
   for (const [transport, protocols] of [["auto", "UDP or TCP"], ["quic", "UDP"], ["tls", "TCP"]] as const) {
-    it(`ask about firewalls where nothing answers: ${transport}`, () => {
+    it(`asks about firewalls if nothing responds: ${transport}`, () => {
       const given = options("noauth");
       given.agentClient.transport = transport;
       const error = new NetError("timed-out", "Cannot connect to a:1: no answer in 10000 ms");
@@ -30,7 +30,7 @@ describe("an agent's words for a failure", () => {
     });
   }
 
-  it("name the option of the proxy where TCP is refused with --agent-client.transport=tls", () => {
+  it("names the option of the proxy if TCP is refused with --agent-client.transport=tls", () => {
     const given = options("noauth");
     given.agentClient.transport = "tls";
     const error = new NetError("refused", "Cannot connect to a:1: connection refused", { remote: true });
@@ -43,7 +43,7 @@ describe("an agent's words for a failure", () => {
       /it does not accept this agent id$/,
     ]] as const
   ) {
-    it(`name what was shown where an agent id is refused: ${type}`, () => {
+    it(`names what was presented if an agent id is refused: ${type}`, () => {
       const error = new NetError("closed", "bad agent id", { appCode: CloseCode.badAgentId, remote: true });
       assert.match(describeFailure(error, "a:1", options(type)), words);
     });

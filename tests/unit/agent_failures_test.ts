@@ -1,4 +1,4 @@
-// What is remembered of agents that could not reach a destination.
+// The proxy's memory of agents that could not reach a destination.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
@@ -7,7 +7,7 @@ import { DestinationFailures } from "../../proxy/agents/failures.ts";
 const [A, B] = [{} as ConnectedAgent, {} as ConnectedAgent];
 
 describe("failures", () => {
-  it("are of one agent and one destination, for ten seconds and twice as long after each further one, up to a minute", () => {
+  it("are remembered for each agent and destination, for ten seconds and twice as long after each further one, up to a minute", () => {
     let now = 0;
     const failures = new DestinationFailures(() => now);
     for (const seconds of [10, 20, 40, 60, 60]) {
@@ -20,7 +20,7 @@ describe("failures", () => {
     }
   });
 
-  it("are looked into by one request at a time once they are old", () => {
+  it("are retried by one request at a time once they have expired", () => {
     let now = 0;
     const failures = new DestinationFailures(() => now);
     failures.failed(A, "a:1");
@@ -31,7 +31,7 @@ describe("failures", () => {
     assert.equal(failures.isAvoided(A, "a:1"), false);
   });
 
-  it("are forgotten, the oldest first, where there are more than 10,000", () => {
+  it("are forgotten, the oldest first, above 10,000", () => {
     const failures = new DestinationFailures(() => 0);
     for (let i = 0; i < 10_001; i++) failures.failed(A, `a:${i}`);
     assert.equal(failures.size, 10_000);

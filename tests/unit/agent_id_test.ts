@@ -1,4 +1,4 @@
-// Agent ids in user names, which cannot have every character that an id can.
+// Agent ids in user names, which cannot contain every character of an id.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
@@ -6,7 +6,7 @@ import { agentIdOf, AuthenticationError, createNoAuth } from "../../shared/auth/
 import { parseProxyAuthorization } from "../../shared/frontend/http_credentials.ts";
 
 const basic = (text: string) => parseProxyAuthorization(`Basic ${btoa(text)}`);
-/** How a client writes an id. */
+/** The user name for an id, as a client writes it. */
 const written = (id: string) => id.replace(/%((?:25)*3A)/gi, "%25$1").replaceAll(":", "%3A");
 
 describe("the agent id in a user name", () => {
@@ -28,13 +28,13 @@ describe("the agent id in a user name", () => {
     });
   }
 
-  it("is no token, which stays out of the log", async () => {
+  it("is not a token, which is kept out of the log", async () => {
     const token = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln";
     const isDenied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !error.message.includes(token);
     await assert.rejects(async () => await createNoAuth().authenticateClient(basic(`${token}:${token}`)), isDenied);
   });
 
-  it("can be every id", () => {
+  it("can be any id", () => {
     fc.assert(fc.property(fc.string({ unit: fc.constantFrom(..."%253Aa:x/") }), (id) => {
       assert.equal(agentIdOf(written(id)), id);
       assert.equal(written(id).includes(":"), false);

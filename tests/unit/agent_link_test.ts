@@ -1,4 +1,4 @@
-// Proxies and agents over the network in memory: which version they speak, how they send each other away, and who gets the next tunnel.
+// Proxies and agents on the in-memory network: versions of the link, migration, and which agent gets the next tunnel.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { type Agent, startAgent } from "../../agent/agent.ts";
@@ -36,7 +36,7 @@ const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 type ProxyChoices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;
 type AgentChoices = PartialValues<ReturnType<typeof withDefaults<typeof agentOptions>>>;
 
-/** Life of an entry in milliseconds: short, so that renewals come within the test. */
+/** Lifetime of an entry in milliseconds: short, so that it is renewed during a test. */
 const ENTRY_MS = 150;
 
 /** Where a proxy tells which agents it holds, and under which address of its own. */
@@ -163,7 +163,7 @@ describe("agent and proxy", () => {
       assert.notEqual(host, "");
     }));
 
-  it("send as fast as each of them is told", () =>
+  it("send at the rates that each has configured", () =>
     withNet(async (net) => {
       const told: (string | undefined)[] = [];
       const listening = netWith(net, {
@@ -209,7 +209,7 @@ describe("agent and proxy", () => {
 });
 
 describe("an agent", () => {
-  it("keeps no stream of a connection that is gone", () =>
+  it("releases the streams of a connection that has ended", () =>
     withNet(async (net) => {
       const { counting, open } = netThatCounts(net);
       const { proxy, log } = await runProxy(net);
@@ -219,7 +219,7 @@ describe("an agent", () => {
       assert.equal(open.size, 0);
     }));
 
-  it("keeps no stream of a connection that was refused", () =>
+  it("releases the streams of a connection that was refused", () =>
     withNet(async (net) => {
       const listener = await listenAsProxy(net, V2);
       const { counting, open } = netThatCounts(net);
@@ -260,7 +260,7 @@ describe("a proxy", () => {
       }));
   }
 
-  it("closes an agent that breaks the rules later, with 422, and forgets it", () =>
+  it("closes an agent that violates the protocol later, with 422, and removes it", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const { connection, control } = await rawAgent(net, proxy.agentAddress);
@@ -289,7 +289,7 @@ describe("a proxy", () => {
       ],
     })
   ) {
-    it(`keeps no stream of an agent that is gone: ${what}`, () =>
+    it(`releases the streams of an agent that has disconnected: ${what}`, () =>
       withNet(async (net) => {
         const { counting, open } = netThatCounts(net);
         const { proxy } = await runProxy(counting);
@@ -327,7 +327,7 @@ describe("a proxy", () => {
       assert.equal((await within(first.connection.closed)).code, CloseCode.replaced);
     }));
 
-  it("ends an older connection of the same process that does not answer, though QUIC has not given it up, and no other", () =>
+  it("ends an older connection of the same process that does not respond, even if QUIC has not given it up, and no other", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const dead = await rawAgent(net, proxy.agentAddress, { instance: "one" });
@@ -347,7 +347,7 @@ describe("a proxy", () => {
       await answering;
     }));
 
-  it("takes a connection too many of one id for no replacement, where several agents may have it", () =>
+  it("does not treat a surplus connection with the same id as a replacement if several agents may share it", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       for (let i = 0; i < 66; i++) await rawAgent(net, proxy.agentAddress, { instance: `raw-${i}` });
@@ -355,7 +355,7 @@ describe("a proxy", () => {
       assert.deepEqual([log.logged("agent replaced"), log.logged("agents with the same id replace each other")], [[], []]);
     }));
 
-  it("passes over an agent that is gone, within one request", () =>
+  it("skips an agent that has disconnected, within one request", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       const origin = await listenTcp(net);
@@ -369,7 +369,7 @@ describe("a proxy", () => {
       await dying;
     }));
 
-  it("passes over an agent that is silent, within one request", () =>
+  it("skips an agent that is silent, within one request", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       const origin = await listenTcp(net);
@@ -393,7 +393,7 @@ describe("a proxy", () => {
     "a limit": new ProxyError(503, "connection_limit_reached", "has no descriptors left"),
   };
   for (const [what, refusal] of Object.entries(broken)) {
-    it(`asks the other agent where one cannot reach the destination, and that one only now and then: ${what}`, () =>
+    it(`asks the other agent if one cannot reach the destination, and that one only occasionally: ${what}`, () =>
       withNet(async (net) => {
         const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
         const origin = await listenTcp(net);
@@ -423,7 +423,7 @@ describe("a proxy", () => {
       }));
   }
 
-  it("asks five agents at most for one request, and answers as the last of them", () =>
+  it("asks at most five agents for one request, and responds with the last one's error", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       const origin = await listenTcp(net);
@@ -434,7 +434,7 @@ describe("a proxy", () => {
       assert.equal(counts.reduce((sum, count) => sum + count(), 0), 5);
     }));
 
-  it("asks an agent that comes back meanwhile, where its old connection is silent", () =>
+  it("asks an agent that reconnects meanwhile if its old connection is silent", () =>
     withNet(async (net) => {
       const { proxy } = await runProxy(net);
       const origin = await listenTcp(net);
@@ -449,7 +449,7 @@ describe("a proxy", () => {
       assert.ok(await isPending(old.connection.closed), "the tunnels of the old connection were cut off");
     }));
 
-  it("answers 502 when the last agent goes instead of answering", () =>
+  it("responds with 502 if the last agent disconnects instead of responding", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const { connection } = await rawAgent(net, proxy.agentAddress);
@@ -458,7 +458,7 @@ describe("a proxy", () => {
       assert.equal(await statusOf(net, proxy, await listenTcp(net)), 502);
     }));
 
-  it("spreads tunnels over agents with one id, and counts those that have ended no more", () =>
+  it("distributes tunnels over agents with one id by the number that each has open", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });
       const origin = await listenTcp(net);
@@ -496,7 +496,7 @@ describe("a proxy", () => {
 });
 
 describe("a proxy that drains", () => {
-  it("sends its agents to another proxy, cuts no tunnel, and closes when the last has ended", () =>
+  it("asks its agents to connect elsewhere, cuts no tunnel, and closes when the last has ended", () =>
     withNet(async (net) => {
       const [a, b] = [await runProxy(net), await runProxy(net)];
       const origin = await listenTcp(net);
@@ -515,7 +515,7 @@ describe("a proxy that drains", () => {
       assert.deepEqual(log.logged("not connected"), []);
     }));
 
-  it("serves clients as long as its agents have not found another proxy", () =>
+  it("serves clients until its agents have found another proxy", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const origin = await listenTcp(net);
@@ -567,7 +567,7 @@ describe("a proxy that drains", () => {
       }));
   }
 
-  it("does not wait for agents that have nowhere to go", () =>
+  it("does not wait for agents that find no other proxy", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const { log: agentLog } = await runAgent(net, [proxy.agentAddress]);
@@ -577,7 +577,7 @@ describe("a proxy that drains", () => {
       assert.match(String(reason), /0 shutting down/);
     }));
 
-  it("resets what is left after drain.timeout", () =>
+  it("resets the remaining tunnels after drain.timeout", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { drain: { timeout: 50 } });
       await runAgent(net, [proxy.agentAddress]);
@@ -588,7 +588,7 @@ describe("a proxy that drains", () => {
       await assert.rejects(within(server.read()), { code: "reset" });
     }));
 
-  it("goes on as before for drain.delay, and says that it drains", () =>
+  it("serves as before during drain.delay, and is not ready", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { drain: { delay: 60_000 } });
       const origin = await listenTcp(net);
@@ -601,7 +601,7 @@ describe("a proxy that drains", () => {
       await within(draining);
     }));
 
-  it("keeps agents of version 1, which cannot be told, until the end", () =>
+  it("keeps agents of version 1, which cannot be asked to move, until the end", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const { connection } = await rawAgent(net, proxy.agentAddress, { alpn: [V1] });
@@ -619,7 +619,7 @@ describe("a proxy that drains", () => {
       assert.equal((await within(connection.closed)).code, CloseCode.shutdown);
     }));
 
-  it("takes no more agents", () =>
+  it("accepts no more agents", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const { control } = await rawAgent(net, proxy.agentAddress);
@@ -632,12 +632,12 @@ describe("a proxy that drains", () => {
     }));
 });
 
-/** A proxy that tells `store` which agents it holds. */
+/** A proxy that publishes its agents in `store`. */
 function announcing(net: Net, store: Store, address: string): Promise<RunningProxy> {
   return runProxy(net, {}, undefined, { store, address });
 }
 
-/** Waits until the agent's entry is so. */
+/** Waits until the agent's entry has this value. */
 async function entryIs(store: Store, wanted: string | undefined): Promise<void> {
   for (const deadline = performance.now() + 10_000; await store.lookup(ID) !== wanted;) {
     if (performance.now() > deadline) throw new Error(`The entry is ${await store.lookup(ID)}, not ${wanted}`);
@@ -645,13 +645,13 @@ async function entryIs(store: Store, wanted: string | undefined): Promise<void> 
   }
 }
 
-/** That the entry stays so, however often it is renewed. */
+/** Checks that the entry keeps this value through several renewals. */
 async function entryStays(store: Store, wanted: string): Promise<void> {
   for (const end = performance.now() + 4 * ENTRY_MS; performance.now() < end; await pause()) assert.equal(await store.lookup(ID), wanted);
 }
 
 describe("the entry of an agent in the store", () => {
-  it("is renewed by a proxy that drains until the agent has gone to another, which takes it over for good", () =>
+  it("is renewed by a draining proxy until the agent has moved to another, which then owns it", () =>
     withNet(async (net) => {
       const store = createMemoryStore({ ttlMs: ENTRY_MS });
       const [a, b] = [await announcing(net, store, "a:1"), await announcing(net, store, "b:1")];
@@ -673,7 +673,7 @@ describe("the entry of an agent in the store", () => {
       await within(draining);
     }));
 
-  it("is kept while the proxy stops, as long as the agent has nowhere to go", () =>
+  it("is renewed while the proxy stops if the agent finds no other proxy", () =>
     withNet(async (net) => {
       const store = createMemoryStore({ ttlMs: ENTRY_MS });
       const { proxy, log } = await announcing(net, store, "a:1");
@@ -691,7 +691,7 @@ describe("the entry of an agent in the store", () => {
       await within(draining);
     }));
 
-  it("ends when the agent is draining, while it finishes those it has", () =>
+  it("expires when the agent drains, while its open tunnels finish", () =>
     withNet(async (net) => {
       const store = createMemoryStore({ ttlMs: ENTRY_MS });
       const { proxy, log } = await announcing(net, store, "a:1");
@@ -708,7 +708,7 @@ describe("the entry of an agent in the store", () => {
 });
 
 describe("an agent", () => {
-  it("keeps connections to several proxies, and goes back to one that was restarted", () =>
+  it("keeps connections to several proxies, and reconnects to one that was restarted", () =>
     withNet(async (net) => {
       const [a, b] = [await runProxy(net), await runProxy(net)];
       const { agent, log } = await runAgent(net, [a.proxy.agentAddress, b.proxy.agentAddress], { agentClient: { connections: 2 } });
@@ -722,7 +722,7 @@ describe("an agent", () => {
       assert.equal(b.log.logged("agent connected").length, 1);
     }));
 
-  it("goes to another proxy when its own is gone", () =>
+  it("connects to another proxy when its own has gone", () =>
     withNet(async (net) => {
       const [a, b] = [await runProxy(net), await runProxy(net)];
       const { agent } = await runAgent(net, [a.proxy.agentAddress, b.proxy.agentAddress]);
@@ -732,7 +732,7 @@ describe("an agent", () => {
       await agent.close();
     }));
 
-  it("lets its tunnels finish when it drains, and gets new ones until another agent with its id is there", () =>
+  it("lets its tunnels finish when it drains, and gets new ones until another agent with its id is connected", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       const origin = await listenTcp(net);
@@ -764,7 +764,7 @@ describe("an agent", () => {
       await assert.rejects(within(client.read()), { code: "reset" });
     }));
 
-  it("answers 503 to a proxy of version 1 when it drains, and lets its tunnels finish", () =>
+  it("responds with 503 to a proxy of version 1 when it drains, and lets its tunnels finish", () =>
     withNet(async (net) => {
       const listener = await listenAsProxy(net, V1);
       const { agent, log } = await runAgent(net, [listener.address]);
@@ -784,7 +784,7 @@ describe("an agent", () => {
       await within(draining);
     }));
 
-  it("is not kept busy by a proxy that sends it away again and again", () =>
+  it("limits its rate if a proxy asks it to move again and again", () =>
     withNet(async (net) => {
       const listener = await listenAsProxy(net, V2);
       const open = new Set<AgentSession>();

@@ -1,4 +1,4 @@
-// Where an agent connects next: no two connections to one proxy while another is free, and none to one that is being left.
+// The proxy that an agent connects to next: not one that it is already connected to or is leaving, if there is another.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { ProxyEndpoints } from "../../agent/proxy_endpoints.ts";
@@ -15,7 +15,7 @@ describe("targets", () => {
     assert.deepEqual(tried, ["a:1", "b:2", "a:1", "b:2"]);
   });
 
-  it("are never taken twice while another is free, and shared evenly when none is", async () => {
+  it("are never used twice while another is free, and shared evenly if none is", async () => {
     const targets = new ProxyEndpoints(["a:1", "b:2"]);
     const taken = [await targets.acquire(), await targets.acquire(), await targets.acquire()];
     assert.deepEqual(taken.map(({ address }) => address), ["a:1", "b:2", "a:1"]);
@@ -23,7 +23,7 @@ describe("targets", () => {
     assert.equal((await targets.acquire()).address, "b:2");
   });
 
-  it("that are being left are taken only when there is no other", async () => {
+  it("that are being left are used only if there is no other", async () => {
     const targets = new ProxyEndpoints(["a:1", "b:2"]);
     const left = await targets.acquire();
     targets.markLeaving(left);
@@ -35,7 +35,7 @@ describe("targets", () => {
     assert.equal((await only.acquire()).address, "a:1");
   });
 
-  it("are as many as a name has addresses, each with the name for the certificate", async () => {
+  it("include each address of a name, with the name for the certificate", async () => {
     const targets = new ProxyEndpoints(["proxies:42"], () => Promise.resolve(["192.0.2.1", "2001:db8::1", "192.0.2.1"]));
     assert.deepEqual([await targets.acquire(), await targets.acquire(), (await targets.acquire()).address], [
       { address: "192.0.2.1:42", host: "192.0.2.1", port: 42, serverName: "proxies" },
@@ -44,7 +44,7 @@ describe("targets", () => {
     ]);
   });
 
-  it("follow a name to other addresses, and keep it itself while it is not known", async () => {
+  it("follow changes of a name's addresses, and keep the name while it cannot be resolved", async () => {
     const answers = [[], ["192.0.2.1"], ["192.0.2.2"]];
     const targets = new ProxyEndpoints(["proxies:42"], () => Promise.resolve(answers.shift() ?? []));
     const taken = [await targets.acquire(), await targets.acquire(), await targets.acquire()];

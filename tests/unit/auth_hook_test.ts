@@ -1,4 +1,4 @@
-// A program's own authentication: what it is asked, and what its answers come to.
+// The hook for a program's own authentication: its arguments, and the effect of its results.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AuthenticationError, identifyAgent, identifyClient } from "../../shared/auth/authenticator.ts";
@@ -9,7 +9,7 @@ import { LogBook } from "../../testing/network.ts";
 const bytes = (text: string) => new TextEncoder().encode(text);
 
 describe("authenticate hook", () => {
-  it("is asked with the agent's text and certificate, and the client's credentials", async () => {
+  it("gets the agent's credentials and certificate, and the client's credentials", async () => {
     const asked: AuthenticationRequest[] = [];
     const authenticator = createHookAuthenticator((who) => {
       asked.push(who);
@@ -26,13 +26,13 @@ describe("authenticate hook", () => {
     ]);
   });
 
-  it("may answer later, and with all that an identity has", async () => {
+  it("may return a promise, and a complete identity", async () => {
     const ends = new AbortController().signal;
     const authenticator = createHookAuthenticator(() => Promise.resolve({ agentId: "4711", ends }));
     assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }, silentLogger), { agentId: "4711", ends });
   });
 
-  it("refuses with undefined, and without a secret in the log", async () => {
+  it("refuses with undefined, without a secret in the log", async () => {
     const authenticator = createHookAuthenticator(() => undefined);
     const denied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !/hunter2/.test(error.message);
     await assert.rejects(identifyAgent(authenticator, bytes("hunter2"), {}, silentLogger), denied);
@@ -45,7 +45,7 @@ describe("authenticate hook", () => {
       rejects: () => Promise.reject(new Error("broken")),
     })
   ) {
-    it(`may give an identity whose release ${how}: that is logged, and nothing else comes of it`, async () => {
+    it(`may return an identity whose release ${how}: that is logged and has no other effect`, async () => {
       const authenticator = createHookAuthenticator((who) => ({ agentId: who.role === "agent" ? "a b" : "4711", release }));
       const log = new LogBook();
       await assert.rejects(identifyAgent(authenticator, bytes("x"), {}, log), AuthenticationError);
@@ -56,14 +56,14 @@ describe("authenticate hook", () => {
     });
   }
 
-  it("is not asked about bytes that are no text", async () => {
+  it("is not called for bytes that are not UTF-8", async () => {
     let asked = false;
     const authenticator = createHookAuthenticator(() => (asked = true, "4711"));
     await assert.rejects(identifyAgent(authenticator, new Uint8Array([0xff]), {}, silentLogger), AuthenticationError);
     assert.ok(!asked);
   });
 
-  it("cannot give an id that is none", async () => {
+  it("cannot return an invalid id", async () => {
     const authenticator = createHookAuthenticator(() => "a b");
     await assert.rejects(identifyAgent(authenticator, bytes("x"), {}, silentLogger), (error) => error instanceof AuthenticationError);
   });

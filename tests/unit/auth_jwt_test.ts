@@ -1,4 +1,4 @@
-// Authentication by tokens over time: what ends with a token, and what files that change, go missing or are spoilt do.
+// Authentication by tokens over time: what an expired token ends, and the effect of files that change, disappear or become invalid.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { mkdirSync, renameSync, rmSync } from "node:fs";
@@ -20,9 +20,9 @@ import { makeTokenKey } from "../../testing/tokens.ts";
 
 const KEY = makeTokenKey();
 const HOUR_MS = 3_600_000;
-/** A token's, where nothing else is said. */
+/** Default claims of a token. */
 const DAY_MS = 24 * HOUR_MS;
-/** More than any test here needs. */
+/** More lifetime than any test needs. */
 const MAX_LOOKS = 1_000;
 
 /** An authenticator with its files, a clock that can be set, and its log. */
@@ -64,14 +64,14 @@ function asClient(auth: Authenticator, token: string, username = "4711"): Promis
   return identifyClient(auth, { scheme: "basic", username, password: token }, silentLogger);
 }
 
-/** The reason in the log of what was opened with it. */
+/** The reason for which a connection or tunnel ended. */
 async function endOf({ signal }: Identity): Promise<string> {
   const aborted = new Promise((resolve) => signal!.addEventListener("abort", resolve));
   if (!signal!.aborted) await within(aborted, "the identity did not end");
   return (signal!.reason as Error).message;
 }
 
-/** Resolves when what is to end by now has ended, and files are looked at; the clock is an hour further on then. */
+/** Resolves when everything due has ended and files have been checked; the clock is then an hour later. */
 async function tick(auth: Authenticator, bench: Bench): Promise<void> {
   const identity = await asAgent(auth, await KEY.sign({ role: "agent", durationMs: bench.ahead + HOUR_MS }));
   bench.ahead += HOUR_MS;
@@ -83,7 +83,7 @@ function denied(message: RegExp): (error: unknown) => boolean {
 }
 
 describe("JWT authentication", () => {
-  it("knows an agent by its token, with or without a final newline", async () => {
+  it("identifies an agent by its token, with or without a final newline", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const token = await KEY.sign({ role: "agent" });
@@ -93,7 +93,7 @@ describe("JWT authentication", () => {
     }
   });
 
-  it("knows a client by its token as a password, whose id is the user name, or as a bearer's", async () => {
+  it("identifies a client by its token as a password, with the id as the user name, or as a Bearer token", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const token = await KEY.sign();
@@ -109,7 +109,7 @@ describe("JWT authentication", () => {
     }
   });
 
-  it("does not take the token of one role for the other, however often it is shown", async () => {
+  it("does not accept the token of one role for the other, however often it is presented", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const [client, agent] = [await KEY.sign(), await KEY.sign({ role: "agent" })];
@@ -121,7 +121,7 @@ describe("JWT authentication", () => {
     }
   });
 
-  it("refuses bytes that are no text, and a token of 64 KiB", async () => {
+  it("refuses bytes that are not UTF-8, and a token of 64 KiB", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     await assert.rejects(identifyAgent(auth, Uint8Array.of(0, 255, 254), {}, silentLogger), denied(/not a JWT/));
@@ -129,7 +129,7 @@ describe("JWT authentication", () => {
     await assert.rejects(identifyAgent(auth, new Uint8Array(64 * 1024).fill(65), {}, silentLogger), denied(/65536 bytes/));
   });
 
-  it("hands on what the token allows", async () => {
+  it("passes on the token's allow-list", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const { allowList } = await asClient(auth, await KEY.sign({ allow: ["*.zone:80"] }));
@@ -162,7 +162,7 @@ describe("an expired token", () => {
     });
   }
 
-  it("ends what it opened in the second in which it expires, and is not taken again within the leeway", async () => {
+  it("ends what it opened in the second in which it expires, and is not accepted again within the leeway", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const token = await KEY.sign({ role: "agent", durationMs: 2000 });
@@ -173,7 +173,7 @@ describe("an expired token", () => {
     await assert.rejects(asAgent(auth, token), denied(/The token expired at/));
   });
 
-  it("is taken again when the clock, which was wrong, is set back", async () => {
+  it("is accepted again when a wrong clock is set back", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const token = await KEY.sign({ role: "agent", durationMs: HOUR_MS / 2 });
@@ -194,7 +194,7 @@ describe("an expired token", () => {
     (await asClient(auth, client)).release?.(); // its tunnels go on: clocks may differ
   });
 
-  it("is refused though it was known when it was valid", async () => {
+  it("is refused although it was cached while it was valid", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const token = await KEY.sign();
@@ -229,7 +229,7 @@ describe("a revocation file", () => {
     assert.deepEqual(bench.log.logged("revocation list reloaded"), [{ file: revocationFile, revoked: 2 }]);
   });
 
-  it("that goes missing counts as it was, and is read when it is back", async () => {
+  it("that disappears stays in force, and is read when it is back", async () => {
     await using bench = new Bench();
     const [gone, later] = [await KEY.sign(), await KEY.sign()];
     const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
@@ -244,7 +244,7 @@ describe("a revocation file", () => {
   });
 });
 
-describe("a revocation file that is not understood", () => {
+describe("an invalid revocation file", () => {
   const id = "02e6f8d3-9e2c-44e0-80ee-300d9c7bd920";
   const wrong: [what: string, line: string, message: RegExp][] = [
     ["a comment without a blank before it", `${id}#left`, /line 3: a comment needs a space before its #$/],
@@ -259,7 +259,7 @@ describe("a revocation file that is not understood", () => {
     ["another encoding", "\0\xff", /(?:line 3: it has characters|it is not UTF-8)/],
   ];
   for (const [what, line, message] of wrong) {
-    it(`for ${what} is refused by its line, and none of it is shown`, async () => {
+    it(`with ${what} is refused with the line's number, without its content`, async () => {
       await using bench = new Bench();
       const revocationFile = bench.folder.write("revoked", Buffer.from(`# of today\n${id}\n${line}\n`, "latin1"));
       await assert.rejects(bench.start({ revocationFile }), (error) => {
@@ -271,7 +271,7 @@ describe("a revocation file that is not understood", () => {
     });
   }
 
-  it("keeps what it said before when it changes to that, which is logged", async () => {
+  it("is logged when the file becomes invalid, and the previous list stays in force", async () => {
     await using bench = new Bench();
     const gone = await KEY.sign();
     const revocationFile = bench.folder.write("revoked", String(decodeJwt(gone).jti));
@@ -286,7 +286,7 @@ describe("a revocation file that is not understood", () => {
 });
 
 describe("a revocation file", () => {
-  it("may have a byte-order mark, any line ends, comments, upper case and ids that are no UUID, which are warned of", async () => {
+  it("may have a byte-order mark, any line ends, comments, upper case, and ids that are not UUIDs, which cause a warning", async () => {
     await using bench = new Bench();
     const tokens = [await KEY.sign(), await KEY.sign(), await KEY.sign()];
     const [a, b, c] = tokens.map((token) => String(decodeJwt(token).jti)) as [string, string, string];
@@ -301,7 +301,7 @@ describe("a revocation file", () => {
     assert.deepEqual([warning?.count, warning?.line], [1, 5]);
   });
 
-  it("of as many lines as there may be is read piece by piece, with time for other things in between, and one more is refused", async () => {
+  it("with the maximum number of lines is read in pieces without blocking the event loop, and one more line is refused", async () => {
     using folder = new Folder();
     const uuid = (n: number) => `${n.toString(16).padStart(8, "0")}-0000-4000-8000-000000000000\n`;
     const lines = Array.from({ length: 1_000_000 }, (_, n) => uuid(n)).join("");
@@ -319,7 +319,7 @@ describe("a revocation file", () => {
 });
 
 describe("tokens by several keys", () => {
-  it("are verified by the key that they name, whatever the order, and by any other where that is none", async () => {
+  it("are verified with the key that they name, in any order, or with any key if it does not exist", async () => {
     await using bench = new Bench();
     const keys = Array.from({ length: 3 }, () => makeTokenKey());
     const jwks = keys.map(({ publicPem }, index) => ({ ...createPublicKey(publicPem).export({ format: "jwk" }), kid: `key-${index}` }));
@@ -335,7 +335,7 @@ describe("tokens by several keys", () => {
     }
   });
 
-  it("of Ed25519 are taken under the new name of their algorithm and the old one", async () => {
+  it("of Ed25519 are accepted under both names of their algorithm", async () => {
     await using bench = new Bench();
     const pem = generatePrivateKey("Ed25519");
     const publicKey = bench.folder.write("ed.pem", publicKeyOf(parsePrivateKey(pem)));
@@ -349,7 +349,7 @@ describe("tokens by several keys", () => {
 });
 
 describe("key files", () => {
-  it("are read again when they change: a new key is taken, and a removed one ends what it opened", async () => {
+  it("are read again when they change: a new key is accepted, and the removal of a key ends what it opened", async () => {
     await using bench = new Bench();
     const [old, fresh] = [makeTokenKey(), makeTokenKey()];
     const file = bench.folder.write("keys.pem", old.publicPem);
@@ -377,7 +377,7 @@ describe("key files", () => {
       }],
     ] as const
   ) {
-    it(`keep what they said while the new file is ${what}, and say so once`, async () => {
+    it(`stay in force while the new file is ${what}, and this is logged once`, async () => {
       await using bench = new Bench();
       const auth = await bench.start();
       const client = await asClient(auth, await KEY.sign());
@@ -390,7 +390,7 @@ describe("key files", () => {
     });
   }
 
-  it("one of which is removed for good take its keys with it", async () => {
+  it("lose the keys of a file that is removed permanently", async () => {
     await using bench = new Bench();
     const [old, fresh] = [makeTokenKey(), makeTokenKey()];
     const files = [bench.folder.write("old.pem", old.publicPem), bench.folder.write("fresh.pem", fresh.publicPem)];
@@ -404,7 +404,7 @@ describe("key files", () => {
     await asClient(auth, await old.sign());
   });
 
-  it("all of which are missing count as they were", async () => {
+  it("stay in force if all of them are missing", async () => {
     await using bench = new Bench();
     const auth = await bench.start();
     const client = await asClient(auth, await KEY.sign());
@@ -440,7 +440,7 @@ describe("createJwtAuth()", () => {
     ],
   ];
   for (const [what, options, message] of wrong) {
-    it(`refuses ${what}, and names it`, async () => {
+    it(`refuses ${what} and names it`, async () => {
       await using bench = new Bench();
       await assert.rejects(bench.start(options(bench)), (error) => {
         assert.ok(error instanceof ConfigError);
@@ -454,7 +454,7 @@ describe("createJwtAuth()", () => {
 describe("options of tokens", () => {
   const defaults: JwtOptions = { publicKey: ["auth-key-public.pem"], onExpiry: "close-agents" };
 
-  it("are refused without --auth.type=jwt: they show that tokens were meant to be verified", async () => {
+  it("are refused without --auth.type=jwt, because they show that tokens should be verified", async () => {
     const given: [option: string, jwt: Partial<JwtOptions>][] = [
       ["public-key", { publicKey: ["key.pem"] }],
       ["public-key", { publicKey: ["auth-key-public.pem", "new.pem"] }],

@@ -1,4 +1,4 @@
-// What a token must say to be believed, and what the operator is told of one that is not.
+// Which tokens are accepted, and how the log describes one that is not.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createHmac, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
@@ -8,7 +8,7 @@ import { AuthenticationError } from "../../shared/auth/authenticator.ts";
 import { type Algorithm, parsePrivateKey, parsePublicKeys, type SigningKey, type VerificationKey } from "../../shared/auth/keys.ts";
 import { type Expectation, signToken, type TokenRequest, verifyToken } from "../../shared/auth/token.ts";
 
-/** A moment without a fraction of a second. */
+/** A time without a fraction of a second. */
 const NOW = 1_800_000_000_000;
 const SECONDS = NOW / 1000;
 
@@ -35,13 +35,13 @@ const { signing: KEY, verifying: KEYS } = PAIRS.ES256;
 const CLIENT: Expectation = { role: "client", audience: "here", now: NOW };
 const REQUEST: TokenRequest = { agentId: "4711", role: "client", audience: "here", durationMs: 60_000 };
 
-/** Claims of a good token, with some replaced, or left out where they are `undefined`. */
+/** Claims of a valid token; `undefined` removes one. */
 async function sign(claims: Record<string, unknown> = {}, { signing }: Pair = PAIRS.ES256): Promise<string> {
   const good = { agent_id: "4711", role: "client", aud: "here", iat: SECONDS, nbf: SECONDS, exp: SECONDS + 60, jti: "id-1" };
   return await new SignJWT({ ...good, ...claims }).setProtectedHeader({ alg: signing.algorithm }).sign(signing.key);
 }
 
-/** A token with a header and a signature of its own. */
+/** A token with any header and signature. */
 function forge(header: object, signature: (input: string) => string, claims: object = {}): string {
   const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString("base64url");
   const input = `${encode(header)}.${encode({ agent_id: "4711", role: "client", exp: SECONDS + 60, ...claims })}`;
@@ -58,25 +58,25 @@ function denied(message: RegExp, kind = "denied"): (error: unknown) => boolean {
 }
 
 describe("signToken()", () => {
-  it("makes a token that says what the format says, and no more", async () => {
+  it("creates a token with exactly the documented claims", async () => {
     const { jti, ...claims } = decodeJwt(await signToken(KEY, { ...REQUEST, audience: undefined }, NOW + 999));
     assert.match(String(jti), /^[0-9a-f-]{36}$/);
     const times = { iat: SECONDS, nbf: SECONDS, exp: SECONDS + 60 };
     assert.deepEqual(claims, { agent_id: "4711", role: "client", iss: "reverse-http", sub: "4711", ...times });
   });
 
-  it("adds audience and allow where they are given", async () => {
+  it("adds audience and allow if they are given", async () => {
     const { aud, allow } = decodeJwt(await signToken(KEY, { ...REQUEST, allow: ["*.zone:80"] }));
     assert.deepEqual([aud, allow], [["here"], ["*.zone:80"]]);
   });
 
-  it("refuses an id that no agent can have, and a pattern that cannot be read", async () => {
+  it("refuses an invalid agent id and an invalid pattern", async () => {
     await assert.rejects(signToken(KEY, { ...REQUEST, agentId: "a b" }), denied(/white space/, "agent-id"));
     await assert.rejects(signToken(KEY, { ...REQUEST, allow: ["a:b:c"] }), /"a:b:c"/);
   });
 
   for (const pair of Object.values(PAIRS)) {
-    it(`makes a token with ${pair.signing.algorithm} that is believed`, async () => {
+    it(`creates a token with ${pair.signing.algorithm} that is accepted`, async () => {
       const { agentId, id, expiresAt, allowList, keyId } = await verifyToken(
         await signToken(pair.signing, REQUEST, NOW),
         pair.verifying,
@@ -89,30 +89,30 @@ describe("signToken()", () => {
 });
 
 describe("verifyToken()", () => {
-  it("believes a token by any of several keys", async () => {
+  it("accepts a token of any of several keys", async () => {
     const other = await makePair("ES256");
     const keys = [...other.verifying, ...PAIRS.RS256.verifying, ...KEYS];
     assert.equal((await verifyToken(await sign(), keys, CLIENT)).keyId, KEYS[0]!.id);
     assert.equal((await verifyToken(await sign({}, other), keys, CLIENT)).keyId, other.verifying[0]!.id);
   });
 
-  it("believes a token of another issuer, without jti, nbf and iat", async () => {
+  it("accepts a token of another issuer, without jti, nbf and iat", async () => {
     const token = await sign({ iss: "somebody", jti: undefined, nbf: undefined, iat: undefined });
     assert.equal((await verifyToken(token, KEYS, CLIENT)).id, undefined);
   });
 
-  it("overlooks five seconds of difference between clocks", async () => {
+  it("tolerates a clock difference of five seconds", async () => {
     await verifyToken(await sign({ exp: SECONDS - 4, nbf: SECONDS + 5 }), KEYS, CLIENT);
     await assert.rejects(verifyToken(await sign({ exp: SECONDS - 5 }), KEYS, CLIENT), denied(/expired/));
     await assert.rejects(verifyToken(await sign({ nbf: SECONDS + 6 }), KEYS, CLIENT), denied(/not valid before/));
   });
 
-  it("believes a token for one of its audiences, and without an audience of its own for any", async () => {
+  it("accepts a token for one of its audiences, and any audience if none is configured", async () => {
     for (const aud of ["here", ["there", "here"]]) await verifyToken(await sign({ aud }), KEYS, CLIENT);
     for (const aud of ["there", undefined]) await verifyToken(await sign({ aud }), KEYS, { ...CLIENT, audience: undefined });
   });
 
-  it("reads what the bearer may reach", async () => {
+  it("reads the token's allow-list", async () => {
     const { allowList } = await verifyToken(await sign({ allow: ["127.0.0.1:80", "*.zone"] }), KEYS, CLIENT);
     const allowed = ["127.0.0.1:80", "127.0.0.1:81", "a.zone:443", "zone:1", "other:80"].filter((authority) => {
       const [host, port] = authority.split(":");
@@ -171,7 +171,7 @@ describe("verifyToken()", () => {
     ["64 KiB", () => sign({ filler: "a".repeat(48 * 1024) }), /^The token has 6\d{4} bytes; the limit is 16384$/],
   ];
   for (const [what, make, message] of wrong) {
-    it(`does not believe ${what}, and says why`, async () => {
+    it(`does not accept ${what}, and says why`, async () => {
       const token = await make();
       await assert.rejects(
         verifyToken(token, KEYS, CLIENT),
@@ -180,12 +180,12 @@ describe("verifyToken()", () => {
     });
   }
 
-  it("does not believe an id that no agent can have", async () => {
+  it("does not accept an invalid agent id", async () => {
     await assert.rejects(verifyToken(await sign({ agent_id: "a b" }), KEYS, CLIENT), denied(/white space/, "agent-id"));
     await assert.rejects(verifyToken(await sign({ agent_id: "" }), KEYS, CLIENT), denied(/is empty/, "agent-id"));
   });
 
-  it("asks an agent for the role of an agent", async () => {
+  it("requires the role agent from an agent", async () => {
     await verifyToken(await sign({ role: "agent" }), KEYS, { ...CLIENT, role: "agent" });
     await assert.rejects(
       verifyToken(await sign(), KEYS, { ...CLIENT, role: "agent" }),
@@ -193,7 +193,7 @@ describe("verifyToken()", () => {
     );
   });
 
-  it("keeps its words short, however long the claims are", async () => {
+  it("keeps its messages short, however long the claims are", async () => {
     const token = await sign({ agent_id: "a".repeat(3000), role: "b".repeat(3000), jti: "c".repeat(3000) });
     await assert.rejects(verifyToken(token, KEYS, CLIENT), (error) => (error as Error).message.length < 500);
   });

@@ -1,4 +1,4 @@
-// Bytes a second: values of options, and who shares a rate for how long.
+// Bandwidth limits: values of options, and how long a rate is shared.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Bandwidth, checkBandwidth } from "../../shared/limits/bandwidth.ts";
@@ -15,7 +15,7 @@ class Rates {
 }
 
 describe("a bandwidth", () => {
-  it("is a number of bytes, with a unit or without", () => {
+  it("is a number of bytes, with or without a unit", () => {
     const rates = new Rates();
     for (const text of ["500000", "512KiB", "10MiB", "2GiB"]) new Bandwidth(text, rates.create).create();
     assert.deepEqual(rates.created.map(({ bytesPerSecond }) => bytesPerSecond), [500_000, 512 * 1_024, 10 * 2 ** 20, 2 * 2 ** 30]);
@@ -25,7 +25,7 @@ describe("a bandwidth", () => {
     }
   });
 
-  it("of 0 is none", () => {
+  it("of 0 is no limit", () => {
     const rates = new Rates();
     const none = new Bandwidth("0", rates.create);
     assert.deepEqual([none.create(), none.join("a")], [undefined, undefined]);
@@ -33,7 +33,7 @@ describe("a bandwidth", () => {
     assert.deepEqual(rates.created, []);
   });
 
-  it("is shared by key, and given up only when nobody has used it between two looks", () => {
+  it("is shared by key, and dropped only if it was unused between two checks", () => {
     const rates = new Rates();
     const shared = new Bandwidth("1MiB", rates.create);
     const first = shared.join("a");

@@ -1,4 +1,4 @@
-// Which agent a certificate is for: alternative names and common names against the id that the agent claims.
+// Agent ids bound to certificates: alternative names and common names compared with the claimed id.
 import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
@@ -13,7 +13,7 @@ async function certificateOf(options: IssueOptions): Promise<Uint8Array> {
   return new Uint8Array(new X509Certificate((await (await authority).issue(options)).cert).raw);
 }
 
-/** The id it is taken for, or why it is refused. */
+/** The accepted id, or the reason for the refusal. */
 async function claim(source: NameSource, id: string, certificate: Uint8Array | undefined): Promise<string> {
   try {
     const identity = await bindToCertificate(createNoAuth(), source, silentLogger).authenticateAgent(new TextEncoder().encode(id), {
@@ -27,7 +27,7 @@ async function claim(source: NameSource, id: string, certificate: Uint8Array | u
 }
 
 describe("an agent's certificate", () => {
-  it("is for each of its alternative names, be it a DNS name, a URI or an e-mail address", async () => {
+  it("is valid for each of its alternative names: DNS name, URI or e-mail address", async () => {
     const names = ["4711", "agent.example", "spiffe://example/agent/4711", "agent@example.org"];
     const certificate = await certificateOf({ names: [...names, "10.0.0.1"], commonName: "common" });
     for (const id of names) assert.equal(await claim("san", id, certificate), id);
@@ -39,7 +39,7 @@ describe("an agent's certificate", () => {
     }
   });
 
-  it("is for its common name, where that is asked for", async () => {
+  it("is valid for its common name if that is configured", async () => {
     const certificate = await certificateOf({ names: ["4711"], commonName: "agent, 1" });
     assert.match(await claim("cn", "4711", certificate), /^denied: .* \(common name: /);
     const plain = await certificateOf({ names: ["other"], commonName: "4711" });
@@ -47,7 +47,7 @@ describe("an agent's certificate", () => {
     assert.match(await claim("cn", "other", plain), /^denied: .* is not for "other" \(common name: "4711"\)$/);
   });
 
-  it("without alternative names is for nobody", async () => {
+  it("without alternative names is valid for no id", async () => {
     const certificate = await certificateOf({ names: [], commonName: "4711" });
     assert.equal(
       await claim("san", "4711", certificate),
@@ -55,15 +55,15 @@ describe("an agent's certificate", () => {
     );
   });
 
-  it("is needed", async () => {
+  it("is required", async () => {
     assert.equal(await claim("san", "4711", undefined), "denied: The agent sent no certificate");
   });
 
-  it("does not make an id of what cannot be one", async () => {
+  it("cannot give an invalid id", async () => {
     assert.match(await claim("san", "a b", await certificateOf({ names: ["4711"] })), /^agent-id: /);
   });
 
-  it("that is for another agent gives back what its credentials held", async () => {
+  it("of another agent releases what its credentials acquired", async () => {
     let released = 0;
     const inner: Authenticator = {
       authenticateAgent: () => ({ agentId: "4711", release: () => released++ }),

@@ -1,4 +1,4 @@
-// A command line as a user types it: flags, help, version, and what is printed of the effective options.
+// The command line: flags, help, version, and the printed effective options.
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -23,7 +23,7 @@ const definition: Service = {
 
 const executable: Executable = { root: definition, version: "1.2.3", family: {} };
 
-/** With a home of its own, so that no file of this machine counts. */
+/** With an empty home, so that no file of this machine is read. */
 function read(args: string[], { config = "", env = {} }: { config?: string; env?: Record<string, string> } = {}): Task {
   using home = new Folder();
   home.write(".reverse-http.yaml", config);
@@ -53,13 +53,13 @@ function refusal(args: string[]): string {
 }
 
 describe("command line", () => {
-  it("takes a value after a space or an equals sign", () => {
+  it("accepts a value after a space or an equals sign", () => {
     for (const args of [["--server.listen-address=:2"], ["--server.listen-address", ":2"]]) {
       assert.equal((valuesOf(args).server as { listenAddress: string }).listenAddress, ":2");
     }
   });
 
-  it("takes a boolean with or without a value", () => {
+  it("accepts a boolean with or without a value", () => {
     const enabled = (args: string[]) => (valuesOf(args).server as { tls: { enable: boolean } }).tls.enable;
     assert.equal(enabled([]), false);
     assert.equal(enabled(["--server.tls.enable"]), true);
@@ -68,29 +68,29 @@ describe("command line", () => {
     assert.equal(enabled(["--server.tls.enable", "--password", "x"]), true);
   });
 
-  it("takes a list in one, in several, or both", () => {
+  it("accepts a list in one flag, in several, or both", () => {
     const { allow } = valuesOf(["--server.allow=a,b", "--server.allow", "c"]).server as { allow: string[] };
     assert.deepEqual(allow, ["a", "b", "c"]);
   });
 
-  it("takes the last of a flag that is there twice and is no list", () => {
+  it("uses the last value of a repeated flag that is not a list", () => {
     assert.equal((valuesOf(["--log.level=info", "--log.level=warn"]).log as { level: string }).level, "warn");
   });
 
-  it("takes a value with an equals sign in it", () => {
+  it("accepts a value that contains an equals sign", () => {
     assert.equal(valuesOf(["--password=a=b=="]).password, "a=b==");
   });
 
-  it("refuses an unknown flag, and names the nearest", () => {
+  it("refuses an unknown flag, and suggests the most similar one", () => {
     assert.match(refusal(["--log.levle", "info"]), /unknown option '--log\.levle'.*--log\.level/);
   });
 
-  it("refuses a flag without its value, and what is no flag", () => {
+  it("refuses a flag without its value, and an argument that is not a flag", () => {
     assert.match(refusal(["--log.level"]), /--log\.level.*argument missing/);
     assert.match(refusal(["extra"]), /extra/);
   });
 
-  it("refuses a flag that another one follows in place of its value, and does not show that one's value", () => {
+  it("refuses a flag that is followed by another one instead of its value, and does not show that one's value", () => {
     for (const before of ["--password", "--server.allow", "--log.level", "--config"]) {
       assert.equal(refusal([before, "--password=hunter2"]), `option '${before}' has no value: --password follows it`);
     }
@@ -100,7 +100,7 @@ describe("command line", () => {
 
   it("prints its version", () => assert.equal(printed(read(["--version"])), "1.2.3\n"));
 
-  it("explains every option with its default, its variable and its choices", () => {
+  it("shows the default, the variable and the choices of every option", () => {
     const help = printed(read(["--help"])).replace(/\s+/g, " ");
     assert.match(help, /^Usage: thing /);
     assert.match(help, /--server\.listen-address <address> Where it listens\. \(default :1, env REVERSE_HTTP_SERVER_LISTEN_ADDRESS\)/);
@@ -109,13 +109,13 @@ describe("command line", () => {
     for (const flag of ["--config <file>", "--check-config", "--print-config", "--version", "--help"]) assert.ok(help.includes(flag), flag);
   });
 
-  it("prints its version and its help whatever the environment and the file say", () => {
+  it("prints its version and its help whatever the environment and the file contain", () => {
     const broken = { config: "unknown: 1", env: { REVERSE_HTTP_UNKNOWN: "1" } };
     assert.equal(printed(read(["--version"], broken)), "1.2.3\n");
     assert.match(printed(read(["-h"], broken)), /^Usage: thing/);
   });
 
-  it("prints effective options with their origin, and no secret", () => {
+  it("prints the effective options with their origin, without secrets", () => {
     const text = printed(
       read(["--print-config", "--server.allow=a", "--password=hunter2"], {
         config: "\nserver:\n  tls:\n    enable: true\n",
@@ -132,22 +132,22 @@ describe("command line", () => {
     assert.equal(lines[4], "--log.level=warn  # LOG_LEVEL");
   });
 
-  it("prints options as a shell takes them", () => {
+  it("prints options quoted for a shell", () => {
     const text = printed(read(["--print-config", "--server.allow=*.a, b", "--log.level", "warn"], { config: "password: file:token.jwt" }));
     assert.match(text, /^--server\.allow='\*\.a, b' {2}# --server\.allow$/m);
   });
 
-  it("prints the name of a secret's file, and no secret", () => {
+  it("prints the name of a secret's file, not the secret", () => {
     const text = (value: string) => printed(read([`--password=${value}`, "--print-config"]));
     assert.match(text("file:/etc/token"), /^--password=file:\/etc\/token {2}#/m);
     for (const secret of ["hunter2", "hunter2,b", "File:x", "a file:x"]) assert.match(text(secret), /^--password=\*{6} {2}#/m);
   });
 
-  it("shows no mask where there is no secret", () => {
+  it("shows no mask if there is no secret", () => {
     assert.match(printed(read(["--print-config"])), /^# --password= {2}# default$/m);
   });
 
-  it("checks with --check-config, and refuses what it would refuse anyway", () => {
+  it("refuses with --check-config what it refuses without", () => {
     assert.equal(read(["--check-config"]).do, "check");
     assert.match(refusal(["--check-config", "--log.level=loud"]), /^Cannot use --log\.level/);
     assert.match(refusal(["--print-config", "--log.level=loud"]), /^Cannot use --log\.level/);
@@ -155,7 +155,7 @@ describe("command line", () => {
 });
 
 describe("configuration file on the command line", () => {
-  it("is the one that --config names, instead of the one at home", () => {
+  it("is the one that --config names instead of the one in the home", () => {
     using folder = new Folder();
     folder.write(".reverse-http.yaml", "log: {level: info}");
     const file = folder.write("own.json", '{"log": {"level": "warn"}}');
@@ -163,7 +163,7 @@ describe("configuration file on the command line", () => {
     assert.equal((task as Extract<Task, { do: "run" | "check" }>).resolved.settings.get("log.level")!.origin, `${file}:1`);
   });
 
-  it("is YAML before JSON at home", () => {
+  it("is YAML before JSON in the home", () => {
     using folder = new Folder();
     const level = () => {
       const task = readCommandLine(executable, { args: [], env: {}, home: folder.path });
@@ -175,7 +175,7 @@ describe("configuration file on the command line", () => {
     assert.equal(level(), "info");
   });
 
-  it("must be there, and must be a file", () => {
+  it("must exist and be a file", () => {
     using folder = new Folder();
     const missing = join(folder.path, "missing.yaml");
     const read = (file: string) => () => readCommandLine(executable, { args: ["--config", file], env: {}, home: undefined });
@@ -218,7 +218,7 @@ describe("commands", () => {
     return message;
   }
 
-  it("are chosen by their names", () => {
+  it("are selected by name", () => {
     const service = readOf(tree, ["thing", "--server.listen-address=:2"]) as Extract<Task, { do: "run" | "check" }>;
     assert.equal(service.do, "run");
     assert.equal(service.service, definition);
@@ -228,13 +228,13 @@ describe("commands", () => {
     assert.deepEqual(task.resolved.values, { algo: "RS256", out: "key.pem", all: true });
   });
 
-  it("may stand beside a service's own options", () => {
+  it("may follow a service's own options", () => {
     assert.equal(readOf(withInner, ["--log.level=warn"]).do, "run");
     assert.equal(readOf(withInner, ["auth", "key"]).do, "subcommand");
     assert.equal(readOf(withInner, ["--server.tls.enable", "--password", "auth"]).do, "run");
   });
 
-  it("that act take neither variables nor files", () => {
+  it("that are not services read neither variables nor files", () => {
     const { resolved } = readOf(tree, ["auth", "key"], { REVERSE_HTTP_OUT: "x", REVERSE_HTTP_UNKNOWN: "x" }) as Extract<
       Task,
       { do: "subcommand" }
@@ -243,19 +243,19 @@ describe("commands", () => {
     assert.match(refusalOf(tree, ["auth", "key", "--config=x"]), /^unknown option '--config'$/);
   });
 
-  it("that are missing are asked for, with all there are", () => {
+  it("are required, and the error lists them", () => {
     assert.equal(refusalOf(tree, []), "a command is required: thing, auth; see --help");
     assert.equal(refusalOf(tree, ["auth"]), "a command is required: key; see --help");
   });
 
-  it("that are unknown are named, with the nearest", () => {
+  it("that are unknown are named, with the most similar one", () => {
     assert.equal(refusalOf(tree, ["thnig"]), "unknown argument 'thnig'; did you mean thing?");
     assert.equal(refusalOf(tree, ["auth", "kee"]), "unknown argument 'kee'; did you mean key?");
     assert.equal(refusalOf(withInner, ["auht"]), "unknown argument 'auht'; did you mean auth?");
     assert.equal(refusalOf(tree, ["thing", "extra", "more"]), "unknown argument 'extra'");
   });
 
-  it("do not show what may be a secret's value in the wrong place", () => {
+  it("do not show a misplaced argument that may be a secret", () => {
     for (const args of [["--password=", "hunter2"], ["--password=a", "hunter2"]]) {
       assert.equal(refusalOf(tree, ["thing", ...args]), "unknown argument after --password");
     }
@@ -264,14 +264,14 @@ describe("commands", () => {
     }
   });
 
-  it("say whose option it is that they do not have, or the nearest of their own", () => {
+  it("name the command that has an unknown option, or their own most similar option", () => {
     assert.equal(refusalOf(tree, ["thing", "--other.wait=1s"]), "unknown option '--other.wait'; it is an option of other");
     assert.equal(refusalOf(tree, ["thing", "--log.levl=warn"]), "unknown option '--log.levl'; did you mean --log.level?");
     assert.equal(refusalOf(tree, ["thing", "--confg=x"]), "unknown option '--confg'; did you mean --config?");
     assert.equal(refusalOf(tree, ["auth", "key", "--algoo=x"]), "unknown option '--algoo'; did you mean --algo?");
   });
 
-  it("explain themselves and those in them", () => {
+  it("have a help that lists their subcommands", () => {
     const help = printed(readOf(tree, ["--help"]));
     assert.match(help, /^Usage: things \[options\] \[command\]/);
     for (const text of ["thing [options]", "Does a thing.", "auth", "Keys."]) assert.ok(help.includes(text), text);

@@ -1,4 +1,4 @@
-// Completion as the shells do it: each runs its script and is asked what it would offer.
+// Shell completion: each shell loads its script and is asked for its suggestions.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { describe, it } from "node:test";
@@ -26,7 +26,7 @@ const root: Command = {
   ],
 };
 
-/** What a shell offers for the last of these words, in this folder. */
+/** A shell's suggestions for the last of these words, in this folder. */
 type Ask = (words: string[], folder: Folder) => string[];
 
 function run(folder: Folder, command: string, args: string[]): string[] {
@@ -92,7 +92,7 @@ const ASK: Record<Shell, Ask> = { bash: askBash, zsh: askZsh, fish: askFish };
 
 const FILES = ["completion", "key.pem", "sub"];
 
-/** Words, and what is offered for the last; of the flags, those that begin so. */
+/** Words, and the suggestions for the last; of flags only those with this prefix. */
 const CASES: [what: string, words: string[], offered: string[]][] = [
   ["commands", ["a-thing", ""], ["key", "serve", "show"]],
   ["commands that begin so", ["a-thing", "s"], ["serve", "show"]],
@@ -107,7 +107,7 @@ const CASES: [what: string, words: string[], offered: string[]][] = [
   ["truth after the sign", ["a-thing", "serve", "--tls.enable=t"], ["true"]],
   ["files", ["a-thing", "serve", "--tls.key", "k"], ["key.pem"]],
   ["files after the sign", ["a-thing", "serve", "--tls.key=k"], ["key.pem"]],
-  ["nothing where nobody can know", ["a-thing", "serve", "--log.level", "k"], []],
+  ["nothing for values that cannot be known", ["a-thing", "serve", "--log.level", "k"], []],
 ];
 
 for (const shell of SHELLS) {

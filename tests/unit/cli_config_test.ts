@@ -1,4 +1,4 @@
-// Where values come from: precedence, origins, and what is said of names and values that cannot be used.
+// The sources of values: precedence, origins, and errors about unknown names and invalid values.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { readConfig } from "../../shared/config/file.ts";
@@ -33,7 +33,7 @@ function read({ flags = {}, env = {}, file }: Given): Resolved {
   });
 }
 
-/** The text of the refusal. */
+/** The error message. */
 function refusal(given: Given): string {
   try {
     read(given);
@@ -49,7 +49,7 @@ function origin(resolved: Resolved, name: string): string {
 }
 
 describe("resolve", () => {
-  it("gives defaults, and nothing for what has none", () => {
+  it("returns defaults, and undefined for an option without one", () => {
     assert.deepEqual(read({}).values, {
       server: { listenAddress: ":1", tls: { file: { key: undefined }, enable: false }, dialTimeout: 10_000, allow: [] },
       agentId: undefined,
@@ -59,7 +59,7 @@ describe("resolve", () => {
     });
   });
 
-  it("takes the command line before the environment, that before the file, and that before the default", () => {
+  it("prefers the command line to the environment, that to the file, and that to the default", () => {
     const flags = { "server.listen-address": ":4" };
     const env = { REVERSE_HTTP_SERVER_LISTEN_ADDRESS: ":3" };
     const file = "server:\n  listen-address: :2\n";
@@ -76,16 +76,16 @@ describe("resolve", () => {
     }
   });
 
-  it("replaces a list of a weaker source rather than adding to it", () => {
+  it("replaces a list of a source of lower precedence instead of adding to it", () => {
     const { values } = read({ flags: { "server.allow": "a" }, file: "server: {allow: [b, c]}" });
     assert.deepEqual((values.server as { allow: string[] }).allow, ["a"]);
   });
 
-  it("does not look at a value that a stronger source replaces", () => {
+  it("does not check a value that a source of higher precedence replaces", () => {
     assert.equal((read({ flags: { "log.level": "warn" }, env: { LOG_LEVEL: "loud" } }).values.log as { level: string }).level, "warn");
   });
 
-  it("says where a value stood that cannot be used", () => {
+  it("names the origin of an invalid value", () => {
     assert.equal(
       refusal({ flags: { "server.dial-timeout": "10" } }),
       'Cannot use --server.dial-timeout: "10" has no unit: write for example 10s or 10ms',
@@ -97,7 +97,7 @@ describe("resolve", () => {
     );
   });
 
-  it("does not show a secret that cannot be used", () => {
+  it("does not show an invalid secret", () => {
     const given: Given[] = [
       { flags: { password: "hunter2" } },
       { env: { REVERSE_HTTP_PASSWORD: "hunter2" } },
@@ -112,18 +112,18 @@ describe("resolve", () => {
 });
 
 describe("environment", () => {
-  it("leaves other programs' variables alone", () => {
+  it("ignores other programs' variables", () => {
     read({ env: { PATH: "/bin", REVERSE: "1", reverse_http_x: "1", HTTP_PROXY: "http://a" } });
   });
 
-  it("refuses an unknown variable with the prefix, and names the nearest", () => {
+  it("refuses an unknown variable with the prefix, and suggests the most similar one", () => {
     assert.equal(
       refusal({ env: { REVERSE_HTTP_SERVER_LISTEN_ADRESS: ":1" } }),
       "Unknown environment variable REVERSE_HTTP_SERVER_LISTEN_ADRESS; did you mean REVERSE_HTTP_SERVER_LISTEN_ADDRESS?",
     );
   });
 
-  it("leaves alone what Kubernetes says of a service with our name", () => {
+  it("ignores the variables that Kubernetes sets for a service with this program's name", () => {
     const env = {
       REVERSE_HTTP_PROXY_SERVICE_HOST: "10.0.0.1",
       REVERSE_HTTP_PROXY_SERVICE_PORT: "3128",
@@ -139,7 +139,7 @@ describe("environment", () => {
     assert.match(refusal({ env: { ...env, REVERSE_HTTP_PROXY_SECRET: "1" } }), /^Unknown environment variable REVERSE_HTTP_PROXY_SECRET/);
   });
 
-  it("takes the variables of others that share it", () => {
+  it("accepts variables of the other services that share it", () => {
     const family = { other: defineOptions({ "other.wait": { kind: "duration", description: "" } }) };
     checkEnvironment(options, { REVERSE_HTTP_OTHER_WAIT: "anything" }, family);
     assert.throws(() => checkEnvironment(options, { REVERSE_HTTP_OTHER_WIAT: "1s" }, family), /did you mean REVERSE_HTTP_OTHER_WAIT\?$/);
@@ -179,15 +179,15 @@ server:
     assert.equal(origin(resolved, "server.tls.enable"), "c.yaml:4");
   });
 
-  it("may have keys with the dots in them", () => {
+  it("may have keys with dots", () => {
     assert.equal((read({ file: "log.level: warn" }).values.log as { level: string }).level, "warn");
   });
 
-  it("may be empty, or comments alone", () => {
+  it("may be empty or contain only comments", () => {
     for (const file of ["", "\n", "# nothing\n"]) assert.equal(origin(read({ file }), "log.level"), "default", JSON.stringify(file));
   });
 
-  it("refuses an unknown key with its line, and names the nearest", () => {
+  it("refuses an unknown key with its line, and suggests the most similar one", () => {
     assert.equal(
       refusal({ file: "log:\n  level: info\nserver:\n  listen-adress: :1\n" }),
       "Unknown key server.listen-adress (c.yaml:4); did you mean server.listen-address?",
@@ -196,18 +196,18 @@ server:
     assert.match(refusal({ file: "log:\n  level:\n    deep: 1\n" }), /^Cannot use log\.level \(c\.yaml:2\): it is not a plain value; /);
   });
 
-  it("refuses a value where a group of keys belongs", () => {
+  it("refuses a value in place of a group", () => {
     for (const value of ["true", "[a]", "text"]) {
       assert.equal(refusal({ file: `\nserver: ${value}\n` }), "Cannot use server (c.yaml:2): it is a group of keys, not a value", value);
     }
   });
 
-  it("refuses a list where one value belongs, and a nested list", () => {
+  it("refuses a list in place of a single value, and a nested list", () => {
     assert.match(refusal({ file: "agent-id: [a, b]" }), /^Cannot use agent-id \(c\.yaml:1\): it is not a plain value; /);
     assert.match(refusal({ file: "server: {allow: [[a], b]}" }), /it is not a plain value; /);
   });
 
-  it("gives numbers as they are written", () => {
+  it("keeps numbers as they are written", () => {
     for (const id of ["007", "1e3", "4711.0", "12345678901234567890", "0x1F"]) {
       for (const file of [`agent-id: ${id}`, `agent-id: &id ${id}`]) assert.equal(read({ file }).values.agentId, id);
     }
@@ -243,7 +243,7 @@ server:
     });
   }
 
-  it("counts what stands in a group before what it merges, and what is merged first before the rest", () => {
+  it("prefers a group's own keys to merged ones, and earlier merges to later ones", () => {
     const file = "server: &s {allow: [x], dial-timeout: 1s}\nlog: &l {level: warn}\n";
     const merged = read({
       file: `${file}agent-id: x`.replace("allow: [x]", "<<: [{allow: [a]}, {allow: [b], listen-address: ':2'}], allow: [x]"),
@@ -255,7 +255,7 @@ server:
     assert.match(refusal({ file: "log:\n  <<: *none" }), /^Cannot use << \(c\.yaml:2\): \*none is a YAML alias/);
   });
 
-  it("bounds what aliases repeat", () => {
+  it("limits the expansion of aliases", () => {
     let file = "server:\n  allow: &l0 [" + "x,".repeat(20) + "]\n";
     assert.match(refusal({ file: `agent-id: x\nserver: &s\n  tls: *s\n` }), /^(Cannot|Unknown) /);
     const levels = Array.from({ length: 12 }, (_, i) => `  - &m${i + 1} {<<: [${Array(10).fill(`*m${i}`).join(", ")}]}`);
@@ -263,7 +263,7 @@ server:
     assert.match(refusal({ file }), /^Cannot read c\.yaml:\d+: there are more than 10000 keys and items$/);
   });
 
-  it("refuses a group that is merged into itself", () => {
+  it("refuses a group that merges itself", () => {
     const said = /^Cannot use << \(c\.yaml:2\): a group cannot be merged into itself$/;
     for (const merged of ["*l", "[*l]", "{level: warn, <<: *l}"]) assert.match(refusal({ file: `log: &l\n  <<: ${merged}\n` }), said);
   });
@@ -307,7 +307,7 @@ server:
     it(`refuses ${what}`, () => assert.match(refusal({ file }), said));
   }
 
-  it("shows no part of a secret that YAML reads as something else", () => {
+  it("shows no part of a secret that YAML does not read as text", () => {
     for (
       const written of [
         "*hunter2",
@@ -333,18 +333,18 @@ server:
     );
   });
 
-  it("leaves out the newline that ends a block", () => {
+  it("strips the newline at the end of a block", () => {
     for (const mark of ["|", ">", "|+"]) assert.equal(read({ file: `agent-id: ${mark}\n  4711\n` }).values.agentId, "4711");
   });
 
-  it("refuses a key that is there with dots and without", () => {
+  it("refuses a key that is given both with dots and nested", () => {
     assert.equal(
       refusal({ file: "log.level: info\nlog:\n  level: warn" }),
       "Cannot use log.level (c.yaml:3): it is set twice, first in line 1",
     );
   });
 
-  it("takes the keys of others that share it, whatever their values, and refuses what nobody knows", () => {
+  it("accepts the keys of the other services that share it, whatever their values, and refuses keys that none has", () => {
     const family = { other: defineOptions({ "other.wait": { kind: "duration", description: "" } }) };
     const readShared = (text: string) => readConfig(options, { name: "c.yaml", text }, family);
     const settings = readShared("other:\n  wait: anything\nlog:\n  level: warn\n");
@@ -355,7 +355,7 @@ server:
     );
   });
 
-  it("refuses what is no YAML, with its line", () => {
+  it("refuses invalid YAML, with its line", () => {
     assert.match(
       refusal({ file: "log:\n\tlevel: info\n" }),
       /^Cannot read c\.yaml:2: it is indented with a tab; YAML allows only spaces$/,
@@ -366,29 +366,29 @@ server:
     for (const file of ["only text", "- log\n", "42"]) assert.equal(refusal({ file }), "Cannot read c.yaml: it is not a mapping of keys");
   });
 
-  it("refuses a key that is there twice", () => {
+  it("refuses a duplicate key", () => {
     assert.match(refusal({ file: "agent-id: a\nagent-id: b\n" }), /^Cannot read c\.yaml:2: this key is set twice$/);
   });
 });
 
 describe("didYouMean", () => {
-  it("names those that end so", () => {
+  it("suggests names with the same end", () => {
     const known = ["agent-server.listen-address", "http-proxy.listen-address", "log.level"];
     assert.equal(didYouMean("listen-address", known), "; did you mean agent-server.listen-address or http-proxy.listen-address?");
     assert.equal(didYouMean("--level", ["--log.level"]), "; did you mean --log.level?");
   });
 
-  it("names the nearest of the known", () => {
+  it("suggests the most similar name", () => {
     assert.equal(didYouMean("log.levle", ["log.format", "log.level"]), "; did you mean log.level?");
   });
 
-  it("names nothing where nothing is near", () => {
+  it("suggests nothing if nothing is similar", () => {
     assert.equal(didYouMean("xyz", ["agent-server.listen-address"]), "");
     assert.equal(didYouMean("xyz", []), "");
   });
 });
 
-describe("what is empty", () => {
+describe("an empty value", () => {
   it("is refused on the command line and in the file, for every kind of option", () => {
     for (const name of Object.keys(options)) {
       assert.match(refusal({ flags: { [name]: "" } }), new RegExp(`^Cannot use --${name.replaceAll(".", "\\.")}: it is empty; `));
@@ -396,7 +396,7 @@ describe("what is empty", () => {
     }
   });
 
-  it("is not given as a variable", () => {
+  it("of a variable counts as not set", () => {
     const env = Object.fromEntries(
       ["SERVER_ALLOW", "SERVER_TLS_ENABLE", "SERVER_LISTEN_ADDRESS", "AGENT_ID", "PASSWORD"].map((name) => [`REVERSE_HTTP_${name}`, ""]),
     );
@@ -407,7 +407,7 @@ describe("what is empty", () => {
     assert.equal(given.values.agentId, "x");
   });
 
-  it("is refused as a variable where that would let more in", () => {
+  it("of a variable is refused if it would allow more", () => {
     assert.equal(
       refusal({ env: { REVERSE_HTTP_GUARDED_LIST: "" } }),
       "Cannot use --guarded.list (REVERSE_HTTP_GUARDED_LIST): it is empty; write all, or none",
@@ -420,14 +420,14 @@ describe("what is empty", () => {
 });
 
 describe("words and names", () => {
-  it("of choices are taken in upper case", () => {
+  it("of choices are accepted in upper case", () => {
     for (const level of ["WARN", "Warn", "warn"]) {
       assert.equal((read({ env: { LOG_LEVEL: level } }).values.log as { level: string }).level, "warn");
     }
     assert.match(refusal({ env: { LOG_LEVEL: "WARNING" } }), /"WARNING" is not one of info, warn$/);
   });
 
-  it("of variables that have no prefix are named to who writes one", () => {
+  it("of variables without a prefix are suggested if one is written with it", () => {
     assert.equal(
       refusal({ env: { REVERSE_HTTP_LOG_LEVEL: "warn" } }),
       "Unknown environment variable REVERSE_HTTP_LOG_LEVEL; did you mean LOG_LEVEL?",

@@ -1,4 +1,4 @@
-// Options that a program gives: the command line's defaults and checks.
+// Options that a program passes to the library: the defaults and checks of the command line.
 import process from "node:process";
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
@@ -19,7 +19,7 @@ function refusal(act: () => unknown): string {
 }
 
 describe("withDefaults", () => {
-  it("keeps what is given, and gives the rest its default", () => {
+  it("keeps given values, and sets the defaults of the others", () => {
     const options = withDefaults(proxyOptions, {
       agentServer: { tls: { file: { key: "key.pem" } } },
       httpProxy: { hostWhitelist: ["a:80"] },
@@ -31,13 +31,13 @@ describe("withDefaults", () => {
     assert.deepEqual(options.httpProxy.hostWhitelist, ["a:80"]);
   });
 
-  it("takes undefined as not given", () => {
+  it("treats undefined as not given", () => {
     assert.deepEqual(withDefaults(agentOptions, { agentClient: { serverAddress: undefined } }).agentClient.serverAddress, [
       "localhost:4242",
     ]);
   });
 
-  it("does not look at this process's environment", () => {
+  it("does not read the environment", () => {
     const before = process.env.LOG_LEVEL;
     process.env.LOG_LEVEL = "loud";
     try {
@@ -70,7 +70,7 @@ describe("withDefaults", () => {
     [Number.MAX_SAFE_INTEGER, /is more than/],
   ];
   for (const [value, said] of numbers) {
-    it(`refuses ${value} for every number that there is`, () => {
+    it(`refuses ${value} for every option that is a number`, () => {
       for (const all of Object.values(SERVICES) as Options[]) {
         for (const [name, { kind, maxMs }] of Object.entries(all)) {
           if (kind !== "integer" && kind !== "duration") continue;
@@ -84,7 +84,7 @@ describe("withDefaults", () => {
     });
   }
 
-  it("refuses an address that cannot be read, and what is given and empty", () => {
+  it("refuses an invalid address and an empty value", () => {
     assert.match(refusal(() => withDefaults(proxyOptions, { agentServer: { listenAddress: "junk" } })), /its port is missing/);
     assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { listenAddress: "" } })), /it is empty/);
     assert.match(refusal(() => withDefaults(proxyOptions, { httpProxy: { hostWhitelist: [] } })), /it is empty; write all/);
@@ -95,7 +95,7 @@ describe("withDefaults", () => {
     assert.deepEqual(withDefaults(proxyOptions, { httpProxy: { hostWhitelist: ["all"] } }).httpProxy.hostWhitelist, ["all"]);
   });
 
-  it("refuses a key that no option has, and a value in place of a group", () => {
+  it("refuses an unknown key and a value in place of a group", () => {
     // as a program without types gives them
     const given = (value: unknown) => () => withDefaults(agentOptions, value as Record<string, never>);
     assert.equal(refusal(given({ agentClient: { serverAdress: "a:1" } })), "Unknown option agentClient.serverAdress");

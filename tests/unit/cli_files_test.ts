@@ -1,4 +1,4 @@
-// Which configuration file is read where none is named, and what is said of those that are not.
+// Which configuration file is read if none is named, and what is logged about the others.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { readCommandLine, type Service } from "../../shared/cli/command.ts";
@@ -22,7 +22,7 @@ function read(home: string) {
 
 describe("the configuration file of the home", () => {
   for (const ending of ["yaml", "yml", "json"]) {
-    it(`may end with .${ending}`, () => {
+    it(`may have the extension .${ending}`, () => {
       using home = new Folder();
       const file = home.write(`.reverse-http.${ending}`, '{"log": {"level": "warn"}}');
       const { resolved, files } = read(home.path);
@@ -31,7 +31,7 @@ describe("the configuration file of the home", () => {
     });
   }
 
-  it("is the first of several, and the others are named", () => {
+  it("is the first of several, and the others are reported", () => {
     using home = new Folder();
     for (const ending of ["json", "yml", "yaml"]) {
       home.write(`.reverse-http.${ending}`, `{"log": {"level": "${ending === "yaml" ? "warn" : "no"}"}}`);
@@ -44,13 +44,13 @@ describe("the configuration file of the home", () => {
     });
   });
 
-  it("is refused where it is no UTF-8", () => {
+  it("is refused if it is not UTF-8", () => {
     using home = new Folder();
     home.write(".reverse-http.yaml", new Uint8Array([0x61, 0x3a, 0x20, 0xe9]));
     assert.throws(() => read(home.path), (error) => error instanceof ConfigError && error.message.endsWith(": it is not UTF-8"));
   });
 
-  it("may begin with a byte-order mark", () => {
+  it("may start with a byte-order mark", () => {
     using home = new Folder();
     home.write(".reverse-http.yaml", "\ufefflog:\n  level: warn\n");
     assert.equal(read(home.path).resolved.settings.get("log.level")?.text, "warn");

@@ -1,4 +1,4 @@
-// healthcheck against a service's answers, and where it finds the address to ask.
+// healthcheck with various responses of a service, and how it finds the address.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { type AddressInfo, createServer as createTcpServer } from "node:net";
@@ -14,7 +14,7 @@ const executable = withStandardCommands({
   family: SERVICES,
 });
 
-/** What the command says with these arguments and this environment. */
+/** The output of the command with these arguments and this environment. */
 async function healthcheck(args: string[], env: Record<string, string> = {}): Promise<string> {
   const task = readCommandLine(executable, { args: ["healthcheck", ...args], env, home: "/nonexistent" });
   assert.equal(task.do, "subcommand");
@@ -24,7 +24,7 @@ async function healthcheck(args: string[], env: Record<string, string> = {}): Pr
   return said;
 }
 
-/** Runs `use` beside a service that answers so. */
+/** Runs `use` while a service gives this response. */
 async function withService(answers: Record<string, [status: number, text: string]>, use: (port: number) => Promise<void>): Promise<void> {
   const server = createServer((request, response) => {
     const [status, text] = answers[request.url!] ?? [404, ""];
@@ -39,26 +39,26 @@ async function withService(answers: Record<string, [status: number, text: string
 }
 
 describe("healthcheck", () => {
-  it("says what a service that is well says, and fails with what another says", async () => {
+  it("prints the response of a healthy service, and fails with that of another", async () => {
     await withService({ "/healthz": [200, "ok\n"], "/readyz": [503, "draining"] }, async (port) => {
       assert.equal(await healthcheck([`--admin.listen-address=127.0.0.1:${port}`]), "ok\n");
       await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${port}`, "--ready"]), /readyz returned 503: draining/);
     });
   });
 
-  it("asks this machine where the service listens on all its addresses, or on none that is named", async () => {
+  it("connects to loopback if the service listens on all addresses or on an address without a host", async () => {
     await withService({ "/healthz": [200, "ok"] }, async (port) => {
       for (const host of ["", "0.0.0.0"]) assert.equal(await healthcheck([`--admin.listen-address=${host}:${port}`]), "ok\n");
     });
   });
 
-  it("finds the address where the service finds it, in the environment", async () => {
+  it("reads the address from the environment as the service does", async () => {
     await withService({ "/healthz": [200, "ok"] }, async (port) => {
       assert.equal(await healthcheck([], { REVERSE_HTTP_ADMIN_LISTEN_ADDRESS: `127.0.0.1:${port}` }), "ok\n");
     });
   });
 
-  it("asks no proxy, whatever the environment says of one", async () => {
+  it("uses no proxy, whatever the environment says", async () => {
     const variables = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "NODE_USE_ENV_PROXY"];
     const before = variables.map((name) => [name, process.env[name]] as const);
     const asked: string[] = [];
@@ -85,7 +85,7 @@ describe("healthcheck", () => {
     assert.deepEqual(asked, []);
   });
 
-  it("fails where something else answers, or without end", async () => {
+  it("fails if another program responds, or a response does not end", async () => {
     for (const answer of ["SSH-2.0-OpenSSH_9\r\n", "x".repeat(20_000), "HTTP/1.1 200 OK\r\n"]) {
       const server = createTcpServer((socket) => void socket.on("error", () => {}).end(answer));
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -94,7 +94,7 @@ describe("healthcheck", () => {
     }
   });
 
-  it("fails where nobody answers, or nobody said whom to ask", async () => {
+  it("fails without a response, or without an address", async () => {
     let free = 0;
     await withService({}, (port) => Promise.resolve(void (free = port)));
     await assert.rejects(healthcheck([`--admin.listen-address=127.0.0.1:${free}`]), /Cannot check http:\/\/127\.0\.0\.1:\d+\/healthz/);

@@ -1,4 +1,4 @@
-// The manual page and the schema of the configuration file: all that is defined is in them, in a form that others can read.
+// The manual page and the schema of the configuration file: complete, and readable by other programs.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import process from "node:process";
@@ -52,14 +52,14 @@ describe("manual page", () => {
     }
   });
 
-  it("is without fault for mandoc, with a date and without", withMandoc, () => {
+  it("passes mandoc's lint, with a date and without", withMandoc, () => {
     for (const date of ["2026-01-31T12:00:00Z", undefined]) {
       const faults = mandoc(["-T", "lint", "-W", "all"], manualPage(executable, date));
       assert.deepEqual(faults.split("\n").filter((line) => line !== "" && !line.includes("missing date")), []);
     }
   });
 
-  it("shows texts as they are, whatever characters they have", withMandoc, () => {
+  it("shows texts unchanged, whatever their characters", withMandoc, () => {
     // deno-lint-ignore no-control-regex -- bold is a letter over itself
     const shown = mandoc(["-T", "utf8"], page).replace(/.\x08/g, "").replace(/\s+/g, " ");
     assert.ok(shown.includes('.How "much"; a\\b ~. One of info, warn.'), shown);
@@ -84,26 +84,26 @@ describe("schema of the configuration file", () => {
     );
   }
 
-  it("has the options of all services, and takes no others", () => {
+  it("has the options of all services, and accepts no others", () => {
     const names = new Set(Object.values(SERVICES).flatMap((options) => Object.keys(options)));
     assert.deepEqual(leaves(schema).map(([name]) => name).sort(), [...names].sort());
     assert.equal(schema.additionalProperties, false);
   });
 
-  it("gives descriptions, defaults and choices", () => {
+  it("has descriptions, defaults and choices", () => {
     const level = new Map(leaves(schema)).get("log.level")!;
     assert.equal(level.default, "info");
     assert.match(level.description!, /\.$/);
     assert.deepEqual(level.enum, ["trace", "debug", "info", "warn", "error"]);
   });
 
-  it("takes what any service takes where several have an option of one name", () => {
+  it("accepts what any service accepts if several have an option with one name", () => {
     const option = (choices: string[]) => defineOptions({ "a.b": { kind: "string", choices, description: "One." } });
     const merged = configSchema({ first: option(["x", "y"]), second: option(["y", "z"]) }) as Schema;
     assert.deepEqual(new Map(leaves(merged)).get("a.b")!.enum, ["x", "y", "z"]);
   });
 
-  it("names keys as the configuration file has them", () => {
+  it("names keys as in the configuration file", () => {
     const all = Object.fromEntries(leaves(schema).map(([name]) => [name, "1"]));
     assert.equal(readConfig({}, { name: "c.json", text: JSON.stringify(all) }, SERVICES).size, leaves(schema).length);
   });

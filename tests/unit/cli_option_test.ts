@@ -1,4 +1,4 @@
-// Kinds of values: what each takes, what it refuses, and how it says so.
+// Kinds of options: which values each accepts and refuses, and the errors.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
@@ -18,7 +18,7 @@ const boolean: Option = { kind: "boolean", description: "" };
 const integer: Option = { kind: "integer", description: "" };
 const list: Option = { kind: "list", description: "" };
 
-/** The text of the refusal. */
+/** The error message. */
 function refusal(option: Option, text: string): string {
   try {
     parseValue(option, text);
@@ -30,7 +30,7 @@ function refusal(option: Option, text: string): string {
 }
 
 describe("integer", () => {
-  it("takes whole numbers from zero on", () => {
+  it("accepts whole numbers from zero", () => {
     assert.equal(parseValue(integer, "0"), 0);
     assert.equal(parseValue(integer, "64"), 64);
   });
@@ -69,15 +69,15 @@ describe("duration", () => {
     "0.1s": 100,
   };
   for (const [text, ms] of Object.entries(taken)) {
-    it(`takes ${text} as ${ms} ms`, () => assert.equal(parseValue(duration, text), ms));
+    it(`reads ${text} as ${ms} ms`, () => assert.equal(parseValue(duration, text), ms));
   }
 
-  it("that is more than nothing never becomes nothing", () => {
+  it("above zero is never rounded to zero", () => {
     for (const text of ["1ns", "100us", "0.4ms"]) assert.equal(parseValue(duration, text), 1, text);
     assert.equal(parseValue(duration, "0ns"), 0);
   });
 
-  it("refuses one that is negative", () => {
+  it("refuses a negative one", () => {
     for (const text of ["-1s", "-1h30m"]) assert.equal(refusal(duration, text), `${JSON.stringify(text)} is negative`);
   });
 
@@ -86,7 +86,7 @@ describe("duration", () => {
     assert.match(refusal(duration, "1.5"), /has no unit/);
   });
 
-  it("refuses what Go does not write", () => {
+  it("refuses formats that Go does not write", () => {
     for (
       const text of [
         "",
@@ -112,14 +112,14 @@ describe("duration", () => {
     }
   });
 
-  it("refuses what is longer than timers take", () => {
+  it("refuses a duration longer than timers support", () => {
     assert.equal(refusal(duration, "577h"), '"577h" is longer than 576h');
     assert.match(refusal(duration, `${"9".repeat(400)}h`), /is longer than 576h$/);
   });
 });
 
 describe("address", () => {
-  it("takes a host, an address in brackets or nothing before the port", () => {
+  it("accepts a host, an address in brackets or nothing before the port", () => {
     for (const text of [":0", ":4242", "localhost:4242", "127.0.0.1:1", "[::1]:65535", "[fe80::1%eth0]:1"]) {
       assert.equal(parseValue(address, text), text);
     }
@@ -144,7 +144,7 @@ describe("address", () => {
 });
 
 describe("boolean", () => {
-  it("takes what Go takes and nothing else", () => {
+  it("accepts exactly the values that Go accepts", () => {
     for (const text of ["true", "1", "t", "T", "TRUE", "True"]) assert.equal(parseValue(boolean, text), true, text);
     for (const text of ["false", "0", "f", "F", "FALSE", "False"]) assert.equal(parseValue(boolean, text), false, text);
     for (const text of ["", "yes", "on", "2", "tRUE", " true"]) assert.match(refusal(boolean, text), /is not true or false$/, text);
@@ -163,17 +163,17 @@ describe("list", () => {
 });
 
 describe("option", () => {
-  it("refuses what is not one of its choices, and names them", () => {
+  it("refuses a value that is not one of its choices, and lists them", () => {
     assert.equal(refusal({ kind: "string", choices: ["text", "json"], description: "" }, "xml"), '"xml" is not one of text, json');
   });
 
-  it("refuses what its check refuses, with the check's words", () => {
+  it("refuses what its check refuses, with the check's message", () => {
     const option: Option = { kind: "duration", description: "", check: (ms) => ms > 0 ? undefined : "it must be more than zero" };
     assert.equal(refusal(option, "0s"), "it must be more than zero");
     assert.equal(parseValue(option, "1ms"), 1);
   });
 
-  it("refuses a value of another type, when a program gives it", () => {
+  it("refuses a value of another type from a program", () => {
     const values: [Option, unknown][] = [[duration, "10s"], [duration, undefined], [boolean, "true"], [list, "a"], [list, ["a", 1]], [
       address,
       4242,
@@ -214,7 +214,7 @@ describe("values of options", () => {
 describe("file", () => {
   const file: Option = { kind: "file", description: "" };
 
-  it("takes a name, and refuses the content of a PEM file without showing it", () => {
+  it("accepts a name, and refuses the content of a PEM file without showing it", () => {
     for (const name of ["key.pem", "-", "~/x", "BEGIN"]) assert.equal(parseValue(file, name), name);
     const pem = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
     for (const content of [pem, `\n ${pem}`, pem.replaceAll("\n", " "), Buffer.from(pem).toString("base64")]) {

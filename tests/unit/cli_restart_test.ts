@@ -1,4 +1,4 @@
-// What a process that starts itself again keeps of its command line and environment.
+// The command line and environment of a process that restarts itself.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { resolve } from "../../shared/config/sources.ts";
@@ -11,7 +11,7 @@ const options = defineOptions({
   "log.level": { kind: "string", default: "info", description: "None." },
 });
 
-/** What was given on the command line, as the parser finds it. */
+/** The parsed command line. */
 function startOf(args: string[], env: Record<string, string> = {}) {
   const flags = new Map<string, string>();
   args.forEach((arg, i) => {
@@ -22,7 +22,7 @@ function startOf(args: string[], env: Record<string, string> = {}) {
 }
 
 describe("a safer start", () => {
-  it("is not needed without secrets, or with those of files and of the environment", () => {
+  it("is not needed without secrets, or if they are in files or the environment", () => {
     for (const args of [[], ["--log.level=warn"], ["--auth.jwt.token=file:token"], ["--auth.jwt.token", "file:token"]]) {
       assert.equal(startOf(args, { REVERSE_HTTP_TLS_KEY_PASSWORD: "secret" }), undefined, args.join(" "));
     }
@@ -41,7 +41,7 @@ describe("a safer start", () => {
     });
   }
 
-  it("has all secrets, and sets what was set before", () => {
+  it("has all secrets, and keeps the other values", () => {
     const args = ["--tls.key-password=p", "--auth.jwt.token=t", "--log.level=warn"];
     const safer = startOf(args)!;
     assert.deepEqual(safer.env, { REVERSE_HTTP_TLS_KEY_PASSWORD: "p", REVERSE_HTTP_AUTH_JWT_TOKEN: "t" });

@@ -1,4 +1,4 @@
-// A program's life: exit codes, signals, and what goes to which stream. The process is one made for the test.
+// The life of a program: exit codes, signals, and output streams. The process is a fake.
 import assert from "node:assert/strict";
 import { EventEmitter, once } from "node:events";
 import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
@@ -11,7 +11,7 @@ import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { Folder } from "../../testing/programs.ts";
 
-/** For what the processes write to their standard error. */
+/** A file for the standard error of the processes. */
 const outputs = new Folder();
 const descriptors: number[] = [];
 after(() => {
@@ -19,7 +19,7 @@ after(() => {
   outputs[Symbol.dispose]();
 });
 
-/** As much of a process as a program touches. `exit` is noted, and ends nothing. */
+/** The part of a process that a program uses. `exit` is recorded and has no other effect. */
 class FakeProcess extends EventEmitter {
   readonly argv: string[];
   readonly env: Record<string, string>;
@@ -79,7 +79,7 @@ function logged(process: FakeProcess): Record<string, unknown>[] {
   return process.err.split("\n").filter((line) => line.startsWith("{")).map((line) => JSON.parse(line) as Record<string, unknown>);
 }
 
-/** Starts a program that runs until it is told to stop; `closing` decides how long that takes. */
+/** Starts a program that runs until it is stopped; `closing` determines how long that takes. */
 async function startRunning(
   closing: () => Promise<void> = async () => {},
   reloading: () => Promise<void> = async () => {},
@@ -108,7 +108,7 @@ describe("program", () => {
     });
   }
 
-  it("ends at once at the second signal, whatever still closes", async () => {
+  it("exits at once at the second signal, even while it closes", async () => {
     let finish!: () => void;
     let closing!: () => void;
     const began = new Promise<void>((resolve) => closing = resolve);
@@ -126,7 +126,7 @@ describe("program", () => {
     await done;
   });
 
-  it("stops cleanly on a signal that comes while it starts", async () => {
+  it("stops cleanly on a signal during its start", async () => {
     let begun!: () => void;
     let finish!: () => void;
     const starting = new Promise<void>((resolve) => begun = resolve);
@@ -146,7 +146,7 @@ describe("program", () => {
     assert.equal(process.code, 0);
   });
 
-  it("reads files again on SIGHUP, as often as it is asked, and runs on when that fails", async () => {
+  it("reloads files on each SIGHUP, and continues if that fails", async () => {
     let reloads = 0;
     const { process, done } = await startRunning(undefined, () => Promise.reject(new Error(`no luck ${++reloads}`)));
     await new Promise((resolve) => setImmediate(resolve)); // started
@@ -181,7 +181,7 @@ describe("program", () => {
     assert.equal(process.err.includes("not to be called"), false);
   });
 
-  it("exits 2 for options that cannot be used, and does not start", async () => {
+  it("exits with 2 for invalid options, and does not start", async () => {
     const { process, done } = start({}, ["--log.level=loud"]);
     await done;
     assert.equal(process.code, 2);
@@ -189,20 +189,20 @@ describe("program", () => {
     assert.equal(process.out, "");
   });
 
-  it("exits 2 for what its check refuses, and does not start", async () => {
+  it("exits with 2 if its check fails, and does not start", async () => {
     const { process, done } = start({ check: () => Promise.reject(new ConfigError("Cannot read --key: not there")) });
     await done;
     assert.equal(process.code, 2);
     assert.equal(process.err, "thing: Cannot read --key: not there\n");
   });
 
-  it("exits 2 for a certificate that the network cannot use", async () => {
+  it("exits with 2 for a certificate that the network cannot use", async () => {
     const { process, done } = start({ start: () => Promise.reject(new NetError("tls", "Cannot read the key: it is none")) });
     await done;
     assert.equal(process.code, 2);
   });
 
-  it("exits 1 for what fails at run time", async () => {
+  it("exits with 1 for a failure at run time", async () => {
     for (const error of [new NetError("reset", "Cannot listen on :1: reset"), new Error("no luck")]) {
       const { process, done } = start({ start: () => Promise.reject(error) });
       await done;
@@ -211,7 +211,7 @@ describe("program", () => {
     }
   });
 
-  it("says what to do about an address that is in use, and whose it is", async () => {
+  it("says what to do about an address in use, and which option has it", async () => {
     const options = { ...logOptions, ...defineOptions({ "listen-address": { kind: "address", default: ":1", description: "Where." } }) };
     const failure = (address: string) => new NetError("address-in-use", `Cannot listen on ${address}: Address already in use`);
     const advice = "another program uses it: stop that program or choose another address";
@@ -223,7 +223,7 @@ describe("program", () => {
     }
   });
 
-  it("exits 1 when it cannot close", async () => {
+  it("exits with 1 if closing fails", async () => {
     const { process, done } = await startRunning(() => Promise.reject(new Error("stuck")));
     process.emit("SIGTERM");
     await done;
@@ -246,7 +246,7 @@ describe("program", () => {
     });
   }
 
-  it("writes to standard output what was asked for, and logs elsewhere", async () => {
+  it("writes the requested output to standard output, and logs elsewhere", async () => {
     const version = start({}, ["--version"]);
     await version.done;
     assert.equal(version.process.out, "1.2.3\n");
@@ -269,7 +269,7 @@ describe("program", () => {
     assert.equal(process.code, undefined);
   });
 
-  it("exits 2 with --check-config for what its check refuses", async () => {
+  it("exits with 2 with --check-config if its check fails", async () => {
     const { process, done } = start({ check: () => Promise.reject(new ConfigError("Cannot read --key")) }, ["--check-config"]);
     await done;
     assert.equal(process.code, 2);
@@ -302,7 +302,7 @@ describe("action", () => {
     assert.deepEqual([process.err, process.code], ["", undefined]);
   });
 
-  it("exits 2 for what cannot be used, and 1 for what fails", async () => {
+  it("exits with 2 for invalid arguments, and with 1 for a failure", async () => {
     for (const [error, code] of [[new ConfigError("Cannot use --in"), 2], [new Error("no luck"), 1]] as const) {
       const { process, done } = act("copy", [], [], error);
       await done;
@@ -312,7 +312,7 @@ describe("action", () => {
     }
   });
 
-  it("prints the version, and as JSON what it was built of", async () => {
+  it("prints the version, and with JSON the facts of the build", async () => {
     const plain = act("version", []);
     await plain.done;
     assert.equal(plain.process.out, "1.2.3\n");

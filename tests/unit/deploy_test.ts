@@ -1,4 +1,4 @@
-// What deploy/ says must be what the program takes: command lines, times, ports, files. Whether it runs is for the system tests.
+// The files in deploy/ must match the program: command lines, timeouts, ports, files. The system tests run them.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { cpSync, readdirSync, readFileSync } from "node:fs";
@@ -13,7 +13,7 @@ import { Folder, ROOT } from "../../testing/programs.ts";
 
 const KUBERNETES = join(ROOT, "deploy", "kubernetes");
 
-/** Services of the family that are never started. */
+/** Commands, which are never started. */
 const commands = Object.entries(SERVICES).map(([name, options]): ServiceCommand => ({
   name,
   description: "A service.",
@@ -30,13 +30,13 @@ function valuesOf(args: readonly string[]): Record<string, Record<string, unknow
   return (task as Extract<typeof task, { do: "run" | "check" }>).resolved.values as ReturnType<typeof valuesOf>;
 }
 
-/** Milliseconds from the signal to the end of the last tunnel. */
+/** Milliseconds from the signal to the end of the last tunnel, at most. */
 function drainMs(args: readonly string[]): number {
   const { delay = 0, timeout } = valuesOf(args).drain as { delay?: number; timeout: number };
   return delay + timeout;
 }
 
-/** Services of the Go original's compose files, with the ports that they publish; memcached's is not for everybody here. */
+/** The services of the Go original's compose files with their published ports; here memcached publishes none. */
 const ORIGINAL: Record<(typeof COMPOSE_FILES)[number], string[]> = {
   "noauth": ["proxy", "agent-4711", "agent-4712"],
   "jwt": ["proxy", "agent-4711", "agent-4712"],
@@ -54,7 +54,7 @@ describe("compose files", () => {
       assert.deepEqual(Object.values(services).flatMap(({ ports = [] }) => ports).sort(), ["3128:3128/tcp", "4242:4242/udp"]);
     });
 
-    it(`of ${name} have command lines that the program takes, and mounts for all files in them`, () => {
+    it(`of ${name} have valid command lines, and mounts for all files in them`, () => {
       assert.equal(ours.length, ORIGINAL[name].filter((service) => /^(proxy(-\d)?|agent-.*|lb-\d)$/.test(service)).length);
       for (const [service, { command, volumes = [] }] of ours) {
         valuesOf(command!);
@@ -64,7 +64,7 @@ describe("compose files", () => {
       }
     });
 
-    it(`of ${name} give everything more time to end than it takes`, () => {
+    it(`of ${name} give every service more time to stop than it takes`, () => {
       for (const [service, { command, stop_grace_period: grace }] of ours) {
         assert.ok(Number(parseValue({ kind: "duration", description: "" }, grace!)) > drainMs(command!), service);
       }
@@ -72,7 +72,7 @@ describe("compose files", () => {
   }
 });
 
-/** As much of a Kubernetes object as these tests look at. */
+/** The part of a Kubernetes object that these tests read. */
 interface KubernetesObject {
   kind: string;
   metadata: { name: string; labels?: Record<string, string> };
@@ -101,12 +101,12 @@ const podsOf = (selector: Record<string, string>) =>
 const withoutKubectl = spawnSync("kubectl", ["version", "--client"]).error ? "there is no kubectl here" : false;
 
 describe("Kubernetes manifests", () => {
-  it("are all in the kustomization, or named there", () => {
+  it("are all in the kustomization or mentioned there", () => {
     const text = readFileSync(join(KUBERNETES, "kustomization.yaml"), "utf8");
     for (const name of manifests) if (name !== "kustomization.yaml") assert.match(text, new RegExp(`^ +(# )?- ${name}$`, "m"));
   });
 
-  it("are what kustomize puts together", { skip: withoutKubectl }, () => {
+  it("are accepted by kustomize", { skip: withoutKubectl }, () => {
     using folder = new Folder();
     cpSync(KUBERNETES, folder.path, { recursive: true });
     folder.write("auth-key-public.pem", "a key\n");
@@ -117,20 +117,20 @@ describe("Kubernetes manifests", () => {
     for (const image of own.map(container).map(({ image }) => `${image}:latest`)) assert.ok(stdout.includes(image), image);
   });
 
-  it("have command lines that the program takes", () => {
+  it("have valid command lines", () => {
     assert.deepEqual(own.map((deployment) => valuesOf(container(deployment).args) && container(deployment).args[0]).sort(), [
       "lb",
       "proxy",
     ]);
   });
 
-  it("give pods more time to end than it takes", () => {
+  it("give pods more time to stop than they take", () => {
     for (const deployment of own) {
       assert.ok(template(deployment).spec.terminationGracePeriodSeconds * 1000 > drainMs(container(deployment).args));
     }
   });
 
-  it("mount what command lines name, read-only, and from where there is something", () => {
+  it("mount the files in command lines read-only, from existing sources", () => {
     const { configMapGenerator } = objects.find(({ kind }) => kind === "Kustomization") as unknown as {
       configMapGenerator: { name: string }[];
     };
@@ -146,7 +146,7 @@ describe("Kubernetes manifests", () => {
     }
   });
 
-  it("let every service, budget and policy find its pods, and every port its container's", () => {
+  it("have services, budgets and policies that match pods, and ports that match containers", () => {
     for (const { metadata, spec } of ofKind("Service")) {
       const pods = podsOf(spec.selector);
       assert.equal(pods.length, 1, metadata.name);
@@ -174,7 +174,7 @@ describe("Kubernetes manifests", () => {
     for (const { spec } of watched) assert.ok(spec.ports.some(({ name }: { name: string }) => name === monitor!.spec.endpoints[0].port));
   });
 
-  it("listen where their ports say, and are probed where the figures are", () => {
+  it("listen on their declared ports, and are probed on the admin port", () => {
     for (const deployment of own) {
       const { args, ports, startupProbe, livenessProbe, readinessProbe } = container(deployment);
       const { agentServer, httpProxy, admin } = valuesOf(args);
@@ -191,7 +191,7 @@ describe("Kubernetes manifests", () => {
     }
   });
 
-  it("let nobody be root, or write", () => {
+  it("run without root and with a read-only file system", () => {
     for (const deployment of deployments) {
       const { runAsNonRoot, runAsUser, seccompProfile } = template(deployment).spec.securityContext;
       assert.deepEqual([runAsNonRoot, runAsUser > 0, seccompProfile.type], [true, true, "RuntimeDefault"]);

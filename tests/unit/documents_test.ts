@@ -1,4 +1,4 @@
-// What documents say must be there: links, options, variables, metrics. Whether commands work is for the system tests.
+// Links, options, variables and metrics in documents must exist. The system tests run the commands.
 import assert from "node:assert/strict";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
@@ -15,10 +15,10 @@ const options = Object.values(SERVICES).flatMap((all) => Object.entries(all)) as
 const names = new Set(options.map(([name]) => name));
 const variables = new Set(options.map(([name, option]) => envOf(name, option)));
 
-/** Of the compose files and their script, not of the program. */
+/** Variables of the compose files and their script. */
 const OTHERS = new Set(["REVERSE_HTTP_IMAGE", "REVERSE_HTTP_USER"]);
 
-/** Text files for readers and machines that speak of options. */
+/** The text files that mention options. */
 function texts(): [name: string, text: string][] {
   const deploy = readdirSync(join(ROOT, "deploy"), { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
@@ -46,7 +46,7 @@ describe("forms of issues", () => {
   const folder = join(ROOT, ".github", "ISSUE_TEMPLATE");
   const forms = readdirSync(folder).filter((file) => file !== "config.yml");
   for (const file of forms) {
-    it(`have what GitHub asks for, in ${file}`, () => {
+    it(`have the fields that GitHub requires, in ${file}`, () => {
       const form = parse(readFileSync(join(folder, file), "utf8")) as Record<string, unknown> & { body: Record<string, unknown>[] };
       assert.ok(form.name && form.description);
       const fields = form.body.filter(({ type }) => type !== "markdown");
@@ -58,7 +58,7 @@ describe("forms of issues", () => {
     });
   }
 
-  it("are there, and send vulnerabilities elsewhere", () => {
+  it("exist, and refer to another place for vulnerabilities", () => {
     assert.ok(forms.length > 1);
     const { contact_links: links } = parse(readFileSync(join(folder, "config.yml"), "utf8")) as { contact_links: { url: string }[] };
     assert.ok(links.some(({ url }) => url.endsWith("/security/advisories/new")));
@@ -70,7 +70,7 @@ describe("forms of issues", () => {
 });
 
 describe("documents", () => {
-  it("name options that there are", () => {
+  it("name existing options", () => {
     for (const [name, text] of texts()) {
       for (const [, option] of text.matchAll(/(?<![\w-])--([a-z][a-z0-9-]*(?:\.[a-z0-9-]+)+)/g)) {
         const group = option!.endsWith(".") || [...names].some((known) => known.startsWith(`${option}.`));
@@ -79,7 +79,7 @@ describe("documents", () => {
     }
   });
 
-  it("name variables that there are", () => {
+  it("name existing variables", () => {
     for (const [name, text] of texts()) {
       for (const [variable] of text.matchAll(/\bREVERSE_HTTP_[A-Z0-9_]*[A-Z0-9]\b/g)) {
         assert.ok(variables.has(variable) || OTHERS.has(variable), `${name}: there is no ${variable}`);
@@ -103,7 +103,7 @@ describe("documents", () => {
     assert.match(readFileSync(join(ROOT, "Dockerfile"), "utf8"), /^ENTRYPOINT \["\/reverse-http"\]$/m);
   });
 
-  it("name tasks and targets that there are", () => {
+  it("name existing tasks and targets", () => {
     const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { tasks: Record<string, unknown> };
     const rust = new Set<string>(Object.values(TARGETS).map((target) => target.rust));
     for (const [name, text] of texts()) {
@@ -117,7 +117,7 @@ describe("documents", () => {
     }
   });
 
-  it("run one Deno, the one that workflows run", () => {
+  it("use one version of Deno, that of the workflows", () => {
     const workflows = readdirSync(join(ROOT, ".github", "workflows")).map((file) =>
       readFileSync(join(ROOT, ".github", "workflows", file), "utf8")
     );
@@ -126,7 +126,7 @@ describe("documents", () => {
     assert.equal(new Set(versions).size, 1, String(versions));
   });
 
-  it("quote what the program says", () => {
+  it("quote messages that the program contains", () => {
     const [, rows = ""] = readDocument("docs/operating.md").text.split("## Troubleshooting");
     const quotes = Array.from(
       rows.matchAll(/^\| ([^|]*) \|/gm),
@@ -143,7 +143,7 @@ describe("documents", () => {
     }
   });
 
-  it("name metrics that there are, and no others", () => {
+  it("name all metrics and no others", () => {
     const there = new Set(Array.from(sources("shared", "proxy", "agent", "lb").matchAll(/"(reverse_http_[a-z_]+)"/g), ([, name]) => name!));
     const told = new Set(Array.from(readDocument("docs/metrics.md").text.matchAll(/`(reverse_http_[a-z_]+)/g), ([, name]) => name!));
     assert.deepEqual([...told].sort(), [...there].sort());
@@ -152,7 +152,7 @@ describe("documents", () => {
     }
   });
 
-  it("quote figures as they stand in the tables of performance.md", () => {
+  it("quote values as they are in the tables of performance.md", () => {
     const tables = readDocument("docs/performance.md").text;
     /** The first figure of a row, of the table under `scenario`. */
     const measured = (scenario: string, row: string): number => {
@@ -181,13 +181,13 @@ describe("documents", () => {
     }
   });
 
-  it("show configuration files that can be read", () => {
+  it("show valid configuration files", () => {
     const blocks = readDocuments().flatMap((document) => document.blocks).filter(({ language }) => language === "yaml");
     assert.ok(blocks.length > 0);
     for (const { code } of blocks) readConfig(SERVICES.proxy, { name: "config.yaml", text: code }, SERVICES);
   });
 
-  it("link to files and headings that there are", () => {
+  it("link to existing files and headings", () => {
     for (const document of readDocuments()) {
       for (const target of linksOf(document)) {
         if (/^(https?|mailto):/.test(target)) continue;
@@ -199,7 +199,7 @@ describe("documents", () => {
     }
   });
 
-  it("are all to be found from the README, or from the index of decisions", () => {
+  it("are all linked from the README or from the index of decisions", () => {
     const links = linksOf(readDocument("README.md"));
     const decisions = linksOf(readDocument("docs/adr/README.md")).map((link) => join("docs/adr", link));
     const names = readDocuments().map(({ name }) => name).filter((name) => /^docs\/|^[A-Z_]+\.md$/.test(name) && name !== "README.md");
@@ -207,7 +207,7 @@ describe("documents", () => {
     for (const name of names) assert.ok(links.includes(name) || decisions.includes(name), name);
   });
 
-  it("for contributors name files and folders that there are", () => {
+  it("for contributors name existing files and folders", () => {
     for (
       const name of [
         "ARCHITECTURE.md",
@@ -224,7 +224,7 @@ describe("documents", () => {
     }
   });
 
-  it("of decisions are numbered, dated, and say what else was considered", () => {
+  it("of decisions are numbered and dated, and have the alternatives", () => {
     const files = readdirSync(join(ROOT, "docs/adr")).filter((file) => file !== "README.md").sort();
     assert.ok(files.length > 5);
     for (const [i, file] of files.entries()) {

@@ -1,4 +1,4 @@
-// What a proxy says at its start of who can use it, and of how agents reach it.
+// What a proxy logs at its start: who can use it, and how agents reach it.
 import assert from "node:assert/strict";
 import { hostname } from "node:os";
 import { describe, it } from "node:test";
@@ -17,7 +17,7 @@ describe("a client listener", () => {
   for (
     const address of ["[::]:3128", "0.0.0.0:3128", "192.0.2.1:3128", "[2001:db8::1]:3128", "[::ffff:192.0.2.1]:3128", "[fe80::1%eth0]:3128"]
   ) {
-    it(`at ${address} without credentials and allow-list is warned of, with what to do`, () => {
+    it(`at ${address} without credentials and allow-list causes a warning with a remedy`, () => {
       const [warning, ...more] = warnings({ address });
       assert.deepEqual(more, []);
       assert.equal(warning!.level, "warn");
@@ -30,15 +30,15 @@ describe("a client listener", () => {
   }
 
   for (const address of ["127.0.0.1:3128", "127.8.9.10:3128", "[::1]:3128", "[::ffff:127.0.0.1]:3128"]) {
-    it(`at ${address} is not`, () => assert.deepEqual(warnings({ address }), []));
+    it(`at ${address} causes none`, () => assert.deepEqual(warnings({ address }), []));
   }
 
-  it("whose allow-list has all destinations in it is warned of too", () => {
+  it("whose allow-list contains all destinations causes a warning too", () => {
     for (const word of ["all", "ALL"]) assert.equal(warnings({ allowList: [word] }).length, 1, word);
     assert.deepEqual(warnings({ allowList: ["none"] }), []);
   });
 
-  it("that asks for a secret, or has an allow-list, is not", () => {
+  it("that requires a secret or has an allow-list causes none", () => {
     assert.deepEqual(warnings({ asksForSecret: true }), []);
     assert.deepEqual(warnings({ allowList: ["10.0.0.0/8"] }), []);
   });
@@ -60,7 +60,7 @@ describe("the options for agents that a proxy logs with its pin", () => {
   }
 
   for (const every of ["[::]:4242", "0.0.0.0:4242"]) {
-    it(`have this machine's name where it listens on ${every}, and a note of what to write where agents do not resolve it`, () => {
+    it(`have this machine's name if it listens on ${every}, and a hint for agents that cannot resolve it`, () => {
       const [{ options, note }] = shown(every) as [{ options?: unknown; note?: unknown }];
       assert.match(String(options), /^--agent-client\.server-address=[^:[]+:4242 /);
       assert.ok(String(options).includes(`=${hostname()}:4242 `));

@@ -1,4 +1,4 @@
-// Whose request is it: what Forwarded says, who is believed, and what nobody can make of it.
+// The client's address in Forwarded: its syntax, which proxies are trusted, and that clients cannot forge it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { TrustedProxies, trustedProxyOptions, UnnamedClients } from "../../shared/frontend/client_address.ts";
@@ -30,14 +30,14 @@ describe("the Forwarded field", () => {
     it(`${JSON.stringify(lines).slice(0, 40)} is malformed`, () => assert.throws(() => parseForwarded(lines), HeadError));
   }
 
-  it("is written with what is read again", () => {
+  it("is written so that it is read back", () => {
     for (const client of ["192.0.2.1:5000", "192.0.2.1", "[2001:db8::1]:5000", "[2001:db8::1]"]) {
       assert.deepEqual(parseForwarded([formatForwarded(client)]), [client]);
     }
     assert.equal(formatForwarded("[fe80::1%2]:5000"), 'for="[fe80::1]:5000"');
   });
 
-  it("has addresses in several forms, and nodes that are none", () => {
+  it("has addresses in several forms, and nodes without an address", () => {
     assert.deepEqual(parseNode("192.0.2.1:80"), { host: "192.0.2.1", port: 80 });
     assert.deepEqual(parseNode("[2001:db8::1]:_port"), { host: "2001:db8::1" });
     assert.deepEqual(parseNode("2001:db8::1"), { host: "2001:db8::1" });
@@ -52,7 +52,7 @@ describe("trusted proxies", () => {
   const trusted = new TrustedProxies(["10.0.0.0/8", "2001:db8:ffff::/48"]);
   const forwarded = (...lines: string[]) => lines.map((line) => ["Forwarded", line] as const);
 
-  it("are those of the networks that are named, and none of no network", () => {
+  it("are those in the configured networks, and none by default", () => {
     for (const remote of ["10.1.2.3:1", "[::ffff:10.1.2.3]:1", "[2001:db8:ffff::1]:1"]) assert.ok(trusted.trusts(remote), remote);
     for (const remote of ["11.1.2.3:1", "[2001:db8::1]:1"]) assert.ok(!trusted.trusts(remote), remote);
     assert.ok(!new TrustedProxies([]).trusts("10.1.2.3:1"));
@@ -75,7 +75,7 @@ describe("trusted proxies", () => {
     it(`tell ${what}`, () => assert.equal(trusted.clientOf("10.0.0.1:7", forwarded(...lines)), client));
   }
 
-  it("speak for many under their own addresses, those that send a PROXY header too", () => {
+  it("stand for many clients under their own address, as do senders of PROXY headers", () => {
     const listed = new TrustedProxies(["10.0.0.0/8"], ["192.0.2.1"]);
     for (const proxy of ["10.1.2.3:1", "10.1.2.3", "192.0.2.1:7", "[::ffff:192.0.2.1]:7"]) assert.ok(listed.speaksForMany(proxy), proxy);
     for (const client of ["11.1.2.3:1", "192.0.2.2:7", "[2001:db8::1]"]) assert.ok(!listed.speaksForMany(client), client);
@@ -83,7 +83,7 @@ describe("trusted proxies", () => {
     assert.ok(!new TrustedProxies([]).speaksForMany("10.1.2.3:1"));
   });
 
-  it("are warned of once an hour each where they name no client, and ten of them a minute", () => {
+  it("cause a warning if they name no client: once an hour each, ten a minute", () => {
     let now = 0;
     const log = new LogBook();
     const logLimit = new LogLimit({ log });
@@ -99,11 +99,11 @@ describe("trusted proxies", () => {
     logLimit.close();
   });
 
-  it("pass nothing on as an address that a client has broken on purpose", () => {
+  it("never pass on a forged address of a client", () => {
     assert.throws(() => trusted.clientOf("10.0.0.1:7", forwarded('for="1.1.1.1, for=192.0.2.1')), HeadError);
   });
 
-  it("are addresses and networks, and nothing else", () => {
+  it("are configured as addresses and networks only", () => {
     for (const { check } of Object.values(trustedProxyOptions)) {
       assert.equal(check(["10.0.0.1", "10.0.0.0/8", "::1", "[2001:db8::]/32"]), undefined);
       for (const bad of ["lb.example", "10.0.0.1:80", "*.example", "10.0.0.1-10.0.0.9", "", "all", "None"]) assert.ok(check([bad]), bad);
