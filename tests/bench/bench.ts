@@ -44,9 +44,13 @@ interface Plan {
 function readPlan(args: readonly string[]): Plan {
   const options = new Command("bench")
     .description("Measures proxy and agent, beside other programs and beside baselines.")
-    .option("--dist <builds...>", "folders of executables, each FOLDER or LABEL=FOLDER; the first is compared with the others", [
-      join(root, "dist"),
-    ])
+    .option(
+      "--dist <builds...>",
+      "folders of executables, each '[LABEL=]FOLDER [OPTION OF THE AGENT]…'; the first is compared with the others",
+      [
+        join(root, "dist"),
+      ],
+    )
     .option("--go <file>", "the executable of the Go version")
     .option("--ssh [folder]", "ssh -R: the folder that has bin/ssh and sbin/sshd, by default /usr")
     .option("--frp <folder>", "frp: the folder that has frps and frpc")
@@ -114,8 +118,9 @@ function fail(problem: string | undefined): void {
 }
 
 function parseBuild(text: string): Subject {
-  const [, label = OWN, folder] = /^(?:([^=/]+)=)?(.+)$/.exec(text)!;
-  return readBuild(label, folder!);
+  const [build, ...agentOptions] = text.split(" ");
+  const [, label = OWN, folder] = /^(?:([^=/]+)=)?(.+)$/.exec(build!)!;
+  return readBuild(label, folder!, agentOptions);
 }
 
 function readGo(file: string): Subject {

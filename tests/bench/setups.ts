@@ -237,9 +237,9 @@ export class Setups {
 }
 
 /** The commands of the executables in a folder, as `deno task build` writes them. */
-export function readBuild(name: string, folder: string): PairSubject {
-  const command = (program: string) => [join(folder, `reverse-http-${program}`)];
-  return { kind: "pair", name, proxy: command("proxy"), agent: command("agent"), lb: command("lb") };
+export function readBuild(name: string, folder: string, agentOptions: readonly string[]): PairSubject {
+  const file = (program: string) => join(folder, `reverse-http-${program}`);
+  return { kind: "pair", name, proxy: [file("proxy")], agent: [file("agent"), ...agentOptions], lb: [file("lb")] };
 }
 
 async function startOrigin(launcher: Launcher, { host, prefix }: Side, priority: readonly string[] = []): Promise<string> {
