@@ -1,5 +1,6 @@
 // The destination of a tunnel. Knows no protocol.
 
+/** Host and port of a destination. */
 export interface Authority {
   /** A name or an address; IPv6 without brackets. */
   readonly host: string;

@@ -176,6 +176,7 @@ export type SessionKind = "quic" | "tls";
 
 /** A connection between agent and proxy with multiplexed streams. Everything but its statistics is alike on every transport. */
 export interface AgentSession {
+  /** The kind of the connection. */
   readonly transport: SessionKind;
   /** The peer's address, `host:port` or `[host]:port`. */
   readonly remote: string;
