@@ -35,7 +35,7 @@ COPY LICENSE /usr/share/doc/reverse-http/
 COPY --chown=65532:65532 deploy/image/state /var/lib/reverse-http
 ENV STATE_DIRECTORY=/var/lib/reverse-http
 USER 65532:65532
-EXPOSE 4242/udp 3128/tcp 3129/tcp
+EXPOSE 4242/udp 4242/tcp 3128/tcp 3129/tcp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/reverse-http"]
 # with REVERSE_HTTP_ADMIN_LISTEN_ADDRESS=:9090 set, container engines can check the health: ["/reverse-http", "healthcheck"]
