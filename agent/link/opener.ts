@@ -45,6 +45,7 @@ export interface LinkOpenerOptions {
 
 /** Timeout of a connection with its handshake, in milliseconds. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
+const PROBE_TIMEOUT_MS = 5_000;
 /** Delay in milliseconds before another attempt goes alongside one to an unresponsive proxy, or the outage divided by this if that is longer. */
 const ATTEMPT_DELAY_MS = 2_000;
 const OUTAGE_DIVISOR = 30;
@@ -99,7 +100,7 @@ export class LinkOpener {
       },
       probe: async (kind, signal) => {
         const { tls } = await this.#options.access();
-        return await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], signal));
+        return await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal));
       },
       log,
     });
@@ -133,7 +134,8 @@ export class LinkOpener {
     signal: AbortSignal,
   ): Promise<AgentSession> {
     const { net, log, policy } = this.#options;
-    const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, tls, kind === "quic" ? ALPN : TLS_ALPN, signal);
+    const alpn = kind === "quic" ? ALPN : TLS_ALPN;
+    const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, tls, alpn, HANDSHAKE_TIMEOUT_MS, signal);
     const attempt = connectHedged(connect, { attemptDelayMs, signal });
     if (kind === "quic") return await explainTimeout(net, log, target, attempt);
     return await attempt.catch((error) => {
@@ -142,10 +144,17 @@ export class LinkOpener {
     });
   }
 
-  async #connectOnce(kind: SessionKind, target: ProxyEndpoint, tls: ClientTls, alpn: string[], signal: AbortSignal): Promise<AgentSession> {
+  async #connectOnce(
+    kind: SessionKind,
+    target: ProxyEndpoint,
+    tls: ClientTls,
+    alpn: string[],
+    timeoutMs: number,
+    signal: AbortSignal,
+  ): Promise<AgentSession> {
     const { net, transport, congestion } = this.#options;
     const { host, port, serverName } = target;
-    const common = { host, port, serverName, tls, alpn, timeoutMs: HANDSHAKE_TIMEOUT_MS, signal };
+    const common = { host, port, serverName, tls, alpn, timeoutMs, signal };
     return kind === "quic"
       ? await net.connectQuic({ ...common, transport: { ...transport, congestion } })
       : await net.connectTlsLink({ ...common, transport });

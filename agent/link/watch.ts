@@ -45,9 +45,9 @@ export interface LinkTiming {
   readonly quietIdle: number;
   /** Time for which a link counts as busy after it has moved data. */
   readonly busy: number;
-  /** QUIC is suspect when a ping is unanswered for this time. */
+  /** QUIC is suspect when a ping is unanswered and nothing else has come for this time, or for four round trips. */
   readonly silent: number;
-  /** Time for QUIC to answer after a connection over TLS is open. A network that was away brings both back at once. */
+  /** Time for another connection over QUIC once one over TLS is open, or three round trips. */
   readonly grace: number;
   /** Delay before the next attempt over TLS while QUIC is suspect. */
   readonly retry: number;
@@ -63,7 +63,7 @@ const TIMING: LinkTiming = {
   quietIdle: 4_000,
   busy: 10_000,
   silent: 1_200,
-  grace: 300,
+  grace: 500,
   retry: 1_000,
   lossWindow: 10_000,
   comparison: 300_000,
@@ -130,15 +130,13 @@ export class LinkWatch<S extends { close(): void }> {
   /** @throws {NetError} if TLS does not get through either */
   async #checkQuic(): Promise<void> {
     const { session } = this.#options;
-    const { silent, grace, comparison } = this.#timing;
+    const { silent, comparison } = this.#timing;
     const stats = session.stats();
     const now = performance.now();
     if (this.#isQuiet(stats, now)) session.probe();
-    if (session.silentMs >= silent) {
-      return await this.#move("tls", "silent", async () => {
-        await pause(grace);
-        return session.silentMs > 0;
-      });
+    // the proxy's engine acknowledges a ping even while its program is busy
+    if (Math.min(session.silentMs, now - this.#received.at) >= Math.max(silent, 4 * stats.rttMs)) {
+      return await this.#move("tls", "silent", () => this.#isSilent(stats));
     }
     if (!this.#isLossy(stats, now) || now < this.#nextComparisonAt) return;
     this.#nextComparisonAt = now + comparison;
@@ -152,6 +150,15 @@ export class LinkWatch<S extends { close(): void }> {
     if (receivedBytes !== this.#received.bytes) this.#received = { bytes: receivedBytes, at: now };
     this.#moved = { bytes: moved, busyAt: moved - this.#moved.bytes >= BUSY_BYTES ? now : this.#moved.busyAt };
     return now - this.#received.at >= (now - this.#moved.busyAt < busy ? quietBusy : quietIdle);
+  }
+
+  /** Whether QUIC does not get through while TLS does. A network that was away brings both back, but an open session notices it late. */
+  async #isSilent({ receivedBytes, rttMs }: SessionStats): Promise<boolean> {
+    const { session, connect } = this.#options;
+    const limit = AbortSignal.timeout(Math.max(this.#timing.grace, Math.ceil(3 * rttMs)));
+    const other = await connect("quic", AbortSignal.any([this.#closing.signal, limit])).catch(() => undefined);
+    other?.close(CloseCode.shutdown, "");
+    return !other && session.silentMs > 0 && session.stats().receivedBytes === receivedBytes;
   }
 
   #isLossy({ sentPackets = 0, lostPackets = 0 }: SessionStats, now: number): boolean {
@@ -205,8 +212,4 @@ export class LinkWatch<S extends { close(): void }> {
 
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }

@@ -33,9 +33,10 @@ interface Options {
   probeIntervalMs?: number;
   probe?: LinkWatchOptions<Next>["probe"];
   choice?: "auto" | "quic" | "tls";
+  timing?: Partial<typeof TIMING>;
 }
 
-function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.resolve(10), choice = "auto" }: Options = {}) {
+function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.resolve(10), choice = "auto", timing }: Options = {}) {
   const stats = { rttMs: 1, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
   const session = {
     transport,
@@ -71,7 +72,7 @@ function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.
     },
     probe,
     log,
-    timing: TIMING,
+    timing: { ...TIMING, ...timing },
   });
   return { watch, session, stats, policy, connections, closed, log, connecting: () => connecting };
 }
@@ -94,18 +95,54 @@ describe("the watch of a session on QUIC", () => {
     const { kind, succeed } = await connections.next();
     assert.equal(kind, "tls");
     succeed();
+    assert.equal((await connections.next()).kind, "quic"); // nothing comes of it
     const next = await within(watch.replaced);
     assert.deepEqual([next.transport, next.reason, next.isClosed], ["tls", "silent", false]);
   });
 
-  it("stays where QUIC answers as soon as TLS gets through: the network was away", async () => {
-    const { watch, session, connections, closed } = start();
+  it("stays where a connection over QUIC gets through as well as one over TLS: the network was away", async () => {
+    const { watch, session, connections, closed } = start({ timing: { grace: 10_000 } });
     session.silentMs = 30;
-    const { succeed } = await connections.next();
+    (await connections.next()).succeed();
+    (await connections.next()).succeed();
+    await until(() => closed.length === 2, "the connections were not closed");
     session.silentMs = 0;
-    succeed();
-    await until(() => closed.length === 1, "the connection over TLS was not closed");
+    assert.deepEqual(closed, ["quic", "tls"]);
     assert.ok(await isPending(watch.replaced));
+    watch.close();
+  });
+
+  for (const answer of ["pong", "acknowledgement"] as const) {
+    it(`stays where a ${answer} comes meanwhile`, async () => {
+      const { watch, session, stats, connections, closed } = start();
+      session.silentMs = 30;
+      const { succeed } = await connections.next();
+      if (answer === "pong") session.silentMs = 0;
+      else stats.receivedBytes++;
+      succeed();
+      await until(() => closed.length === 1, "the connection over TLS was not closed");
+      session.silentMs = 0;
+      assert.ok(await isPending(watch.replaced));
+      watch.close();
+    });
+  }
+
+  it("stays where the proxy's program does not answer, and its engine does", async () => {
+    const { watch, session, stats, connecting } = start();
+    session.silentMs = 10_000;
+    const timer = setInterval(() => stats.receivedBytes += 50, 1);
+    assert.ok(await isPending(watch.replaced));
+    clearInterval(timer);
+    assert.equal(connecting(), 0);
+    watch.close();
+  });
+
+  it("waits longer where round trips are long", async () => {
+    const { watch, session, stats, connecting } = start();
+    stats.rttMs = 1_000;
+    session.silentMs = 3_000;
+    assert.ok(await isPending(watch.replaced));
+    assert.equal(connecting(), 0);
     watch.close();
   });
 
