@@ -8,9 +8,11 @@ mod net;
 mod quic;
 mod relay;
 mod runtime;
+mod session;
 mod stream;
 mod sync;
 mod time;
+mod tls_link;
 
 /// What JavaScript loads.
 pub use addon::engine::{notify_supervisor, Engine};

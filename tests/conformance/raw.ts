@@ -127,7 +127,12 @@ export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> 
     return relay;
   };
   const relay: Raw["relay"] = (kind, port) => kind === "quic" ? relayUdp(port) : relayTcpSessions(port);
-  const silent: Raw["silent"] = async (kind) => kind === "quic" ? (await udp()).address().port : (await serve()).port;
+  const silent: Raw["silent"] = async (kind) => {
+    if (kind === "quic") return (await udp()).address().port;
+    const { port, server } = await serve();
+    server.on("connection", (socket) => socket.resume().on("end", () => socket.destroy())); // it keeps no descriptor
+    return port;
+  };
   try {
     await body({ serve, connect: connectTo, udp, relayTcp, relay, silent });
   } finally {

@@ -18,10 +18,10 @@ use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
 use crate::net::tcp;
 use crate::net::tls::LastConnector;
-use crate::quic::{self, connection, signals};
 use crate::relay::rate::{Rate, RateLimiter};
 use crate::runtime::release_memory_periodically;
 use crate::runtime::watchdog::RuntimeWatchdog;
+use crate::session::{Session, SessionListener};
 use crate::stream::{CancelSignal, Halves, Stream};
 use crate::sync::lock;
 
@@ -31,7 +31,7 @@ pub enum Cancel {
 }
 
 pub struct Connection {
-    pub quic: quinn::Connection,
+    pub session: Session,
     /// The listener that accepted it; 0 for an outgoing connection.
     pub listener: u64,
     /// Maximum number of streams that the peer may have open.
@@ -43,13 +43,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// As [`connection::request`], but cancellable.
+    /// As [`Session::request`], but cancellable.
     pub fn request(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
         let head = Bytes::copy_from_slice(head);
         let mut cancel_requests = self.cancel_requests.subscribe(); // subscribed before returning: a later cancellation must include this request
         async move {
             tokio::select! {
-                response = connection::request(self.quic.clone(), head, limit, bytes) => response,
+                response = self.session.request(head, limit, bytes) => response,
                 _ = cancel_requests.changed() => Err(NetError::cancelled()),
             }
         }
@@ -67,7 +67,7 @@ pub struct EngineState {
     pub streams: Table<Stream>,
     pub connections: Table<Connection>,
     pub tcp_listeners: Table<tcp::listener::Listener>,
-    pub quic_listeners: Table<quic::listener::Listener>,
+    pub session_listeners: Table<SessionListener>,
     pub rates: Table<Rate>,
     pub cancels: Mutex<HashMap<u64, Cancel>>,
     /// Its reference count is the number of splices plus one.
@@ -99,7 +99,7 @@ impl Closable for Stream {
 
 impl Closable for Connection {
     fn close_now(&self) {
-        signals::close(&self.quic, 0, b"");
+        self.session.close(0, "");
     }
 }
 
@@ -109,7 +109,7 @@ impl Closable for tcp::listener::Listener {
     }
 }
 
-impl Closable for quic::listener::Listener {
+impl Closable for SessionListener {
     fn close_now(&self) {
         self.abort();
     }
@@ -127,7 +127,7 @@ impl EngineState {
             streams: Mutex::default(),
             connections: Mutex::default(),
             tcp_listeners: Mutex::default(),
-            quic_listeners: Mutex::default(),
+            session_listeners: Mutex::default(),
             rates: Mutex::default(),
             cancels: Mutex::default(),
             splices: Arc::default(),
@@ -200,14 +200,10 @@ impl EngineState {
         self.insert(&self.streams, Stream::new(halves))
     }
 
-    pub fn add_connection(&self, quic: quinn::Connection, listener: u64, max_streams: u32) -> Value {
-        let (remote, alpn, certificate) = (
-            connection::remote(&quic),
-            connection::alpn(&quic),
-            connection::peer_certificate(&quic),
-        );
+    pub fn add_connection(&self, session: Session, listener: u64, max_streams: u32) -> Value {
+        let (remote, alpn, certificate) = (session.remote(), session.alpn(), session.peer_certificate());
         let connection = Connection {
-            quic,
+            session,
             listener,
             max_streams,
             streams: OnceLock::new(),
@@ -268,7 +264,7 @@ impl EngineState {
         let cancels = std::mem::take(&mut *lock(&self.cancels));
         cancels.into_values().for_each(Cancel::cancel);
         close_all(&self.tcp_listeners);
-        close_all(&self.quic_listeners);
+        close_all(&self.session_listeners);
         close_all(&self.connections);
         close_all(&self.streams);
         lock(&self.rates).clear();

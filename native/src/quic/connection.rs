@@ -1,23 +1,17 @@
-//! A QUIC connection: its streams, requests on them, and its end.
-use std::future::Future;
+//! A QUIC connection: its streams and its end.
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::signals::{self, ConnectionSignals};
 use super::transport::INITIAL_STREAMS;
 use super::window::Flow;
-use crate::addon::accept_queue::AcceptQueue;
-use crate::error::{NetError, NetErrorCode};
-use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
-use crate::http::pending_heads::PendingHeads;
+use crate::error::NetError;
 use crate::net::address::canonical;
 use crate::stream::half::{ReadHalf, WriteHalf};
 use crate::stream::Halves;
@@ -60,33 +54,8 @@ pub async fn open_stream(connection: &Connection) -> Result<Halves, NetError> {
     Ok(halves(connection, &ConnectionSignals::of(connection), send, recv))
 }
 
-/// Sends a request. Returns the stream, which holds the bytes after the response head, and the head. If cancelled, the stream is reset.
-pub async fn request(connection: Connection, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), NetError> {
-    let all = async {
-        let mut halves = open_stream(&connection).await?;
-        halves.writer.write(head).await?;
-        match read_head(&mut halves, bytes).await? {
-            Some(answer) => Ok((halves, answer)),
-            // no response: the reader knows whether it was an end or a reset
-            None => Err(halves
-                .reader
-                .read()
-                .await
-                .err()
-                .unwrap_or_else(|| NetError::remote(NetErrorCode::HeadTruncated, "The stream ended without a response"))),
-        }
-    };
-    match timeout(limit, all).await {
-        Ok(result) => result,
-        Err(_) => Err(NetError::new(
-            NetErrorCode::TimedOut,
-            format!("No response within {} ms", limit.as_millis()),
-        )),
-    }
-}
-
 /// The streams that the peer opens. It may have `max` of them open.
-struct Streams {
+pub struct Streams {
     connection: Connection,
     signals: Option<Arc<ConnectionSignals>>,
     allowed: u32,
@@ -94,7 +63,7 @@ struct Streams {
 }
 
 impl Streams {
-    fn new(connection: Connection, max: u32) -> Self {
+    pub fn new(connection: Connection, max: u32) -> Self {
         Self {
             signals: ConnectionSignals::of(&connection),
             connection,
@@ -104,7 +73,7 @@ impl Streams {
     }
 
     /// The next stream; `None` once the connection has ended.
-    async fn accept(&mut self) -> Option<Halves> {
+    pub async fn accept(&mut self) -> Option<Halves> {
         let (send, recv) = self.connection.accept_bi().await.ok()?;
         let halves = halves(&self.connection, &self.signals, send, recv);
         let open = self.signals.as_ref().map_or(usize::MAX, |signals| signals.window.streams());
@@ -113,53 +82,6 @@ impl Streams {
             self.connection.set_max_concurrent_bi_streams(self.allowed.into());
         }
         Some(halves)
-    }
-}
-
-/// Accepts streams until the connection ends. The peer may have `max` of them open.
-pub async fn accept_streams(connection: Connection, accept_queue: Arc<AcceptQueue<Halves>>, max: u32) {
-    let mut streams = Streams::new(connection, max);
-    loop {
-        accept_queue.space().await; // meanwhile the stream limit applies backpressure
-        let Some(halves) = streams.accept().await else {
-            return accept_queue.close();
-        };
-        let _ = accept_queue.push(halves); // if the queue is closed, the stream is reset
-    }
-}
-
-/// Accepts requests on streams of the peer until the connection ends. The peer may have `max` streams open.
-pub async fn accept_requests(connection: Connection, accept_queue: Arc<AcceptQueue<Incoming>>, limits: HeadLimits, max: u32) {
-    let pending_heads = PendingHeads::new(limits.pending, 0); // one peer: no limit per address
-    let remote = remote(&connection);
-    let mut heads = JoinSet::new();
-    let mut streams = Streams::new(connection, max);
-    loop {
-        accept_queue.space().await;
-        while heads.try_join_next().is_some() {}
-        let Some(mut halves) = streams.accept().await else {
-            return accept_queue.close();
-        };
-        let (accept_queue, remote, mut permit) = (accept_queue.clone(), remote.clone(), pending_heads.acquire(None));
-        let mut request = Box::pin(async move {
-            let head = tokio::select! {
-                biased; // see `head_timeout`
-                head = read_head(&mut halves, limits.bytes) => head,
-                late = head_timeout(limits.time) => Err(late),
-                evicted = permit.evicted() => Err(evicted),
-            };
-            if let Some(head) = head.transpose() {
-                let _ = accept_queue.push(Incoming {
-                    halves: Some(halves),
-                    remote,
-                    head: head.map(Some),
-                }); // if the queue is closed, the stream is reset
-            }
-        });
-        // the head usually arrives with the stream and needs no task
-        if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            heads.spawn(request);
-        }
     }
 }
 
@@ -181,6 +103,23 @@ pub async fn close_notified(connection: &Connection) {
             Some(_) => return,
         }
     }
+}
+
+/// Round-trip time in ms, packets sent and lost, bytes sent and received, congestion window and MTU.
+pub fn stats(connection: &Connection) -> Vec<f64> {
+    let stats = connection.stats();
+    let path = stats.path;
+    let counts = [
+        path.sent_packets,
+        path.lost_packets,
+        stats.udp_tx.bytes,
+        stats.udp_rx.bytes,
+        path.cwnd,
+        path.current_mtu.into(),
+    ];
+    std::iter::once(path.rtt.as_secs_f64() * 1000.0)
+        .chain(counts.into_iter().map(|n| n as f64))
+        .collect()
 }
 
 /// Application error code, reason, whether the peer closed it, and the cause as the contract names it.

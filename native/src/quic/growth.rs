@@ -3,8 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use quinn::StreamId;
-
+use crate::stream::buffered::BufferedStream;
 use crate::sync::lock;
 
 /// Initial receive window of a stream, and the minimum for slow readers, in bytes.
@@ -21,7 +20,7 @@ const SHARE: u64 = 4;
 pub const UNPROVEN_DRAIN: u64 = 512 << 10;
 
 /// Process-wide, like the runtime.
-pub static GROWTHS: Growths<(quinn::Connection, StreamId)> = Growths::new();
+pub static GROWTHS: Growths<BufferedStream> = Growths::new();
 
 /// The largest permitted window for a stream with an initial window of `start` that has drained `total` bytes, while all streams have grown
 /// by `grown`.

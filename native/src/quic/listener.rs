@@ -21,22 +21,17 @@ use super::write_coalescing::CoalescingRuntime;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::canonical;
-use crate::net::tls::{self, ServerTls, QUIC_VERSIONS};
+use crate::net::tls::{self, ServerTls, TLS_1_3};
 use crate::net::udp;
+use crate::session::{HandshakeResult, Session};
 
 /// Maximum number of connections that wait to be accepted.
-const ACCEPT_QUEUE: usize = 1024;
+pub const ACCEPT_QUEUE: usize = 1024;
 /// Maximum number of failed handshakes that wait to be reported.
-const MAX_QUEUED_FAILURES: usize = 64;
+pub const MAX_QUEUED_FAILURES: usize = 64;
 /// A handshake that starts later than this is refused, so that its peer retries under less load instead of timing out halfway.
 const MAX_START_DELAY: Duration = Duration::from_secs(2);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// A finished handshake.
-pub enum HandshakeResult {
-    Connected(Connection),
-    Failed { remote: String, error: NetError },
-}
 
 pub struct Listener {
     pub address: String,
@@ -145,7 +140,7 @@ impl Listener {
 }
 
 fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, NetError> {
-    let crypto = tls::server(tls, QUIC_VERSIONS, alpn)?;
+    let crypto = tls::server(tls, TLS_1_3, alpn)?;
     let crypto = QuicServerConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport.config()?);
@@ -206,7 +201,8 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             let error = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
                     transport.begin(&connection);
-                    let _ = accept_queue.push(HandshakeResult::Connected(connection)); // if the queue is closed, the connection is dropped
+                    let session = Session::Quic(connection).into();
+                    let _ = accept_queue.push(HandshakeResult::Connected(session)); // if the queue is closed, the connection is dropped
                     return;
                 }
                 Ok(Err(e)) => NetError::quic_connect(&e, &remote),

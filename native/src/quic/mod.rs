@@ -3,7 +3,7 @@ pub mod congestion;
 pub mod connection;
 pub mod connection_window;
 pub mod dial;
-mod growth;
+pub mod growth;
 pub mod handshake_limits;
 pub mod listener;
 mod losses;

@@ -4,11 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::StreamId;
-
 use super::growth::{max_window, Growth, GROWTHS, MAX_WINDOW};
 use super::signals::ConnectionSignals;
 use crate::relay::budget;
+use crate::stream::buffered::BufferedStream;
 
 /// Lower bound of the round-trip time: the engine takes this long itself.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
@@ -76,7 +75,7 @@ pub struct Flow {
     /// Part of the connection's window for this stream.
     share: u64,
     /// Present once the window has grown.
-    growth: Option<Arc<Growth<(quinn::Connection, StreamId)>>>,
+    growth: Option<Arc<Growth<BufferedStream>>>,
 }
 
 impl Flow {
@@ -106,7 +105,7 @@ impl Flow {
             self.receive.window = before.min(self.receive.start + growth.counted.load(Ordering::Relaxed));
         }
         if now >= self.receive.due && GROWTHS.sum() > 0 {
-            GROWTHS.sweep(now, |(connection, id)| connection.held(*id));
+            GROWTHS.sweep(now, BufferedStream::held);
         }
         let max_window = match budget::has_room() {
             true => max_window(self.receive.start, GROWTHS.sum(), self.receive.total + bytes as u64),
@@ -119,7 +118,7 @@ impl Flow {
         }
         let growth = self
             .growth
-            .get_or_insert_with(|| GROWTHS.add((self.connection.clone(), stream.id())));
+            .get_or_insert_with(|| GROWTHS.add(BufferedStream::Quic(self.connection.clone(), stream.id())));
         GROWTHS.count(growth, window - self.receive.start);
         if window > self.share {
             let more = window - self.share;

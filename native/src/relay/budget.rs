@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use quinn::StreamId;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::error::{NetError, NetErrorCode};
+use crate::stream::buffered::BufferedStream;
 use crate::sync::lock;
 
 /// Interval of measurements while a tunnel waits for its peer.
@@ -107,7 +107,7 @@ fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
 /// The memory usage of one tunnel.
 #[derive(Default)]
 pub struct TunnelUsage {
-    streams: Vec<(quinn::Connection, StreamId)>,
+    streams: Vec<BufferedStream>,
     /// Per direction: 1 plus the bytes that were read and not written yet; 0 if only the source is waited for.
     waiting: [AtomicU64; 2],
     /// Usage at the last measurement.
@@ -120,7 +120,7 @@ pub struct TunnelUsage {
 }
 
 impl TunnelUsage {
-    pub fn new(streams: Vec<(quinn::Connection, StreamId)>) -> Arc<Self> {
+    pub fn new(streams: Vec<BufferedStream>) -> Arc<Self> {
         let usage = Arc::new(Self {
             streams,
             ..Self::default()
@@ -168,7 +168,7 @@ impl TunnelUsage {
         if self.is_compact.swap(true, Ordering::Relaxed) {
             return held;
         }
-        self.streams.iter().for_each(|(connection, id)| connection.compact(*id));
+        self.streams.iter().for_each(BufferedStream::compact);
         let compact = self.held();
         self.measured.store(compact, Ordering::Relaxed);
         compact
@@ -180,13 +180,9 @@ impl TunnelUsage {
             .iter()
             .map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(1))
             .sum();
-        let streams: u64 = self.streams.iter().map(|(connection, id)| connection.held(*id)).sum();
-        let for_each_byte = if self.is_compact.load(Ordering::Relaxed) {
-            1
-        } else {
-            PACKET_OVERHEAD
-        };
-        TUNNEL_OVERHEAD + copied + for_each_byte * streams
+        let is_compact = self.is_compact.load(Ordering::Relaxed);
+        let streams: u64 = self.streams.iter().map(|stream| stream.memory(is_compact)).sum();
+        TUNNEL_OVERHEAD + copied + streams
     }
 
     fn cut(&self, held: u64) {
@@ -197,8 +193,6 @@ impl TunnelUsage {
 
 /// Memory of a tunnel besides its buffers.
 const TUNNEL_OVERHEAD: u64 = 32 << 10;
-/// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
-const PACKET_OVERHEAD: u64 = 2;
 
 #[cfg(test)]
 mod tests {

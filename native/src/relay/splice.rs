@@ -133,7 +133,7 @@ async fn splice(
     limiter: &RateLimiter,
     cancel: &CancelSignal,
 ) -> SpliceOutcome {
-    let usage = TunnelUsage::new([a.reader.stream(), b.reader.stream()].into_iter().flatten().collect());
+    let usage = TunnelUsage::new([a.reader.buffered(), b.reader.buffered()].into_iter().flatten().collect());
     let (a_to_b, b_to_a) = (
         ByteCounter::new(limiter, &usage, Side::A),
         ByteCounter::new(limiter, &usage, Side::B),
@@ -245,9 +245,13 @@ async fn copy_direction(
     greeted: Option<&ByteCounter<'_>>,
 ) -> Result<(), CopyError> {
     let result = copy(reader, writer, prologue, counter, greeted).await;
-    if let (Err(CopyError::Write(error)), ReadHalf::Quic(stream)) = (&result, &mut reader.half) {
+    if let Err(CopyError::Write(error)) = &result {
         let code = if error.is_close() { 0 } else { RESET_CODE };
-        let _ = stream.stop(quinn::VarInt::from_u32(code)); // fails if it has ended
+        match &mut reader.half {
+            ReadHalf::Quic(stream) => drop(stream.stop(code.into())), // fails if it has ended
+            ReadHalf::TlsLink(stream) => stream.stop(code),
+            ReadHalf::Tcp(_) | ReadHalf::Tls(..) => {}
+        }
     }
     result
 }
@@ -279,7 +283,7 @@ async fn copy(
     deliver(reader, pin!(write), &mut reset).await?;
     counter.count(bytes);
     match (&reader.half, &writer.half) {
-        (ReadHalf::Quic(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
+        (ReadHalf::Quic(_) | ReadHalf::TlsLink(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
         _ => copy_buffers(reader, writer, counter, &mut reset).await?,
     }
     deliver(reader, pin!(writer.finish()), &mut reset).await
@@ -392,8 +396,10 @@ async fn closed(writer: &Writer) {
 
 /// Resolves when a QUIC peer has received all data, or never will. Closing the connection before would discard data in flight.
 async fn received(writer: &Writer) {
-    if let WriteHalf::Quic(stream, _) = &writer.half {
-        let _ = stream.stopped().await; // a lost connection is reported elsewhere
+    match &writer.half {
+        WriteHalf::Quic(stream, _) => drop(stream.stopped().await), // a lost connection is reported elsewhere
+        WriteHalf::TlsLink(stream) => stream.flushed().await,
+        WriteHalf::Tcp(_) | WriteHalf::Tls(..) => {}
     }
 }
 

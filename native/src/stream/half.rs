@@ -1,4 +1,4 @@
-//! The two halves of a stream over TCP, TLS or QUIC. A half that is dropped before its direction ended resets it, so that no code path, not
+//! The two halves of a stream over TCP, TLS, QUIC or a TLS link. A half that is dropped before its direction ended resets it, so that no code path, not
 //! even a panic, can make a truncated stream look complete.
 use std::future::Future;
 use std::io::ErrorKind;
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsStream;
 
+use super::buffered::BufferedStream;
 use super::read_buffer::{ReadBuffer, Truncation, LARGE_READ, SMALL_READ};
 use super::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use super::tls_transport::TlsTransport;
@@ -19,6 +20,7 @@ use crate::error::{NetError, NetErrorCode};
 use crate::quic::signals::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
 use crate::quic::write_coalescing;
+use crate::tls_link;
 
 /// The default code of RESET_STREAM and STOP_SENDING: the other end of the tunnel was reset.
 pub const RESET_CODE: u32 = 1;
@@ -31,12 +33,14 @@ pub enum ReadHalf {
     Tcp(Arc<Tcp>),
     Tls(tokio::io::ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>, Truncation),
     Quic(RecvStream),
+    TlsLink(tls_link::stream::RecvHalf),
 }
 
 pub enum WriteHalf {
     Tcp(Arc<Tcp>),
     Tls(tokio::io::WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
     Quic(SendStream, Option<Arc<ConnectionSignals>>),
+    TlsLink(tls_link::stream::SendHalf),
 }
 
 /// What happens when a half is dropped before its end. Shared with the owner of the stream.
@@ -79,11 +83,11 @@ impl ResetOnDrop {
         }
     }
 
-    fn code(&self) -> VarInt {
-        VarInt::from_u32(match self.code.load(Ordering::Relaxed) {
+    fn code(&self) -> u32 {
+        match self.code.load(Ordering::Relaxed) {
             0 => RESET_CODE,
             n => n - 1,
-        })
+        }
     }
 }
 
@@ -112,7 +116,12 @@ impl Drop for Reader {
         match &mut self.half {
             ReadHalf::Quic(stream) => {
                 if !self.ended {
-                    let _ = stream.stop(self.on_drop.code()); // fails if the stream has ended
+                    let _ = stream.stop(self.on_drop.code().into()); // fails if the stream has ended
+                }
+            }
+            ReadHalf::TlsLink(stream) => {
+                if !self.ended {
+                    stream.stop(self.on_drop.code());
                 }
             }
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => {
@@ -127,7 +136,8 @@ impl Drop for Reader {
 impl Drop for Writer {
     fn drop(&mut self) {
         match &mut self.half {
-            WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code())), // fails if the stream has ended
+            WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code().into())), // fails if the stream has ended
+            WriteHalf::TlsLink(stream) if !self.ended => stream.reset(self.on_drop.code()),
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) if self.on_drop.is_orderly(self.ended) => tcp.end(WRITE_ENDED),
             _ => {}
         }
@@ -184,6 +194,7 @@ impl Reader {
                 .await
                 .map(|chunk| chunk.map(|c| c.bytes))
                 .map_err(|e| NetError::quic_read(&e)),
+            ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
             ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
             ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
@@ -212,7 +223,7 @@ impl Reader {
             }
         }
         // it may wait for the response to a request it has already sent
-        let is_silent = self.ended && self.prefix.is_empty() && !matches!(self.half, ReadHalf::Quic(_));
+        let is_silent = self.ended && self.prefix.is_empty() && matches!(self.half, ReadHalf::Tcp(_) | ReadHalf::Tls(..));
         tokio::select! {
             error = self.reset() => NetError::abandoned(&error.message),
             () = tokio::time::sleep(EARLY_FIN_WAIT), if is_silent => NetError::abandoned("it finished without a byte for the tunnel"),
@@ -223,6 +234,7 @@ impl Reader {
     pub async fn reset(&mut self) -> NetError {
         let stream = match &mut self.half {
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
+            ReadHalf::TlsLink(stream) => return stream.reset().await,
             ReadHalf::Quic(stream) => stream,
         };
         let error = match stream.received_reset().await {
@@ -236,17 +248,18 @@ impl Reader {
         error
     }
 
-    /// Reads up to `most` available QUIC chunks into `chunks` and returns their number, or `None` at the end. Requires a QUIC stream
+    /// Reads up to `most` available chunks into `chunks` and returns their number, or `None` at the end. Requires a stream of a session
     /// without a prefix.
     pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, NetError> {
-        let ReadHalf::Quic(stream) = &mut self.half else {
-            return Err(NetError::new(NetErrorCode::Internal, "Not a QUIC stream"));
-        };
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
         chunks.resize(most, Bytes::new());
-        let n = stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?;
+        let n = match &mut self.half {
+            ReadHalf::Quic(stream) => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
+            ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
+            ReadHalf::Tcp(_) | ReadHalf::Tls(..) => return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session")),
+        };
         self.ended = n.is_none();
         Ok(n)
     }
@@ -258,17 +271,21 @@ impl Reader {
         }
     }
 
-    /// Connection and id of a QUIC stream.
-    pub fn stream(&self) -> Option<(quinn::Connection, quinn::StreamId)> {
+    /// The stream, if it is one of a session.
+    pub fn buffered(&self) -> Option<BufferedStream> {
         match (&self.half, &self.flow) {
-            (ReadHalf::Quic(stream), Some(flow)) => Some((flow.connection().clone(), stream.id())),
+            (ReadHalf::Quic(stream), Some(flow)) => Some(BufferedStream::Quic(flow.connection().clone(), stream.id())),
+            (ReadHalf::TlsLink(stream), _) => Some(BufferedStream::TlsLink(stream.stream().clone())),
             _ => None,
         }
     }
 
     /// Maximum bytes per read.
     pub fn batch(&self) -> usize {
-        self.flow.as_ref().map_or(LARGE_READ, |flow| flow.batch())
+        match &self.half {
+            ReadHalf::TlsLink(stream) => stream.batch(),
+            _ => self.flow.as_ref().map_or(LARGE_READ, |flow| flow.batch()),
+        }
     }
 }
 
@@ -289,19 +306,23 @@ impl Writer {
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => Some(tcp),
-            WriteHalf::Quic(..) => None,
+            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) => None,
         }
     }
 
     /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a TCP reset.
     pub fn stopped_by_peer(&self) -> impl Future<Output = NetError> + Send + 'static {
-        let (stopped, tcp) = match &self.half {
-            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None),
-            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone())),
+        let (stopped, tcp, link) = match &self.half {
+            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None, None),
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None),
+            WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped())),
         };
         async move {
             if let Some(tcp) = tcp {
                 return tcp.reset().await;
+            }
+            if let Some(link) = link {
+                return link.await;
             }
             let Some(stopped) = stopped else {
                 return std::future::pending().await;
@@ -315,10 +336,12 @@ impl Writer {
         }
     }
 
-    /// Resolves when the data written was sent. TCP reports it; QUIC does not and waits for `settle`.
+    /// Resolves when the data written was sent. TCP reports it; QUIC does not and waits for `settle`. On a TLS link a reset overtakes no
+    /// data.
     pub async fn sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
+            WriteHalf::TlsLink(_) => {}
             WriteHalf::Quic(..) if self.ended => {}
             WriteHalf::Quic(..) => tokio::time::sleep(settle).await,
         }
@@ -341,6 +364,7 @@ impl Writer {
                 write_coalescing::record_write();
                 stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e))
             }
+            WriteHalf::TlsLink(stream) => stream.write(data).await,
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // boxed, as few tunnels need it
             WriteHalf::Tls(stream, tcp) => {
@@ -370,8 +394,10 @@ impl Writer {
     /// Waits until the stream takes data and returns how many bytes. Errors are left to the next write.
     pub async fn room(&mut self) -> usize {
         self.fit_window();
-        let WriteHalf::Quic(stream, _) = &mut self.half else {
-            return LARGE_READ;
+        let stream = match &mut self.half {
+            WriteHalf::Quic(stream, _) => stream,
+            WriteHalf::TlsLink(stream) => return stream.room().await,
+            WriteHalf::Tcp(_) | WriteHalf::Tls(..) => return LARGE_READ,
         };
         // a quarter at a time: the next part is read while this one is sent
         let most = (self.window / 4) as usize;
@@ -417,6 +443,7 @@ impl Writer {
                     return Err(NetError::closed());
                 }
             }
+            WriteHalf::TlsLink(stream) => stream.finish().await?,
             WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,

@@ -1,4 +1,5 @@
 //! A stream as JavaScript holds it: two queues of calls, one for each half.
+pub mod buffered;
 pub mod half;
 mod op_queue;
 pub mod read_buffer;

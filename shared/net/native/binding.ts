@@ -151,11 +151,10 @@ class NativeNet implements Net {
 
   async listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener> {
     const { address, alpn, transport = {} } = options;
-    this.#checkTlsLink();
     return await this.#listen(
       "tls",
       options,
-      (op, tls, engine) => engine.listenTlsLink!(op, address, tls, alpn, transport, handshakes(options, 0)),
+      (op, tls, engine) => engine.listenTlsLink(op, address, tls, alpn, transport, handshakes(options, 0)),
     );
   }
 
@@ -174,8 +173,7 @@ class NativeNet implements Net {
   }
 
   async connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession> {
-    this.#checkTlsLink();
-    return await this.#connect("tls", options, (op, wanted, engine) => engine.connectTlsLink!(op, wanted));
+    return await this.#connect("tls", options, (op, wanted, engine) => engine.connectTlsLink(op, wanted));
   }
 
   async #connect(
@@ -189,11 +187,6 @@ class NativeNet implements Net {
     const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport };
     const opened = await this.#calls.cancellable<OpenedSession>(signal, (op, engine) => start(op, wanted, engine));
     return new NativeSession(this.#calls, kind, opened);
-  }
-
-  /** @throws {NetError} `invalid` */
-  #checkTlsLink(): void {
-    if (!this.#calls.engine.listenTlsLink) throw new NetError("invalid", "Cannot use the TLS link: this build of the engine has none");
   }
 
   async probeUdp({ host, port, timeoutMs, signal }: ProbeUdpOptions): Promise<NetError | undefined> {

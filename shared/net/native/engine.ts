@@ -56,8 +56,7 @@ export interface Engine {
   ): void;
   resolve(op: number, host: string, timeoutMs: number, isOwn: boolean): void;
   listenQuic(op: number, address: string, tls: EngineServerTls, alpn: string[], transport: QuicTransport, handshakes: Handshakes): void;
-  /** Missing in addons without the TLS link. */
-  listenTlsLink?(
+  listenTlsLink(
     op: number,
     address: string,
     tls: EngineServerTls,
@@ -66,13 +65,12 @@ export interface Engine {
     handshakes: Handshakes,
   ): void;
   // the listeners and sessions below are of either kind
-  quicAccept(op: number, listener: number): void;
-  quicSetTls(listener: number, tls: EngineServerTls): RawResult;
-  quicStopAccepting(listener: number): void;
-  quicClose(op: number, listener: number, code: number, reason: string): void;
+  sessionAccept(op: number, listener: number): void;
+  sessionSetTls(listener: number, tls: EngineServerTls): RawResult;
+  sessionStopAccepting(listener: number): void;
+  sessionListenerClose(op: number, listener: number, code: number, reason: string): void;
   connectQuic(op: number, options: object): void;
-  /** Missing in addons without the TLS link. */
-  connectTlsLink?(op: number, options: object): void;
+  connectTlsLink(op: number, options: object): void;
   probeUdp(op: number, host: string, port: number, timeoutMs: number): void;
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;

@@ -53,7 +53,7 @@ export class NativeSessionListener implements SessionListener {
   async accept(): Promise<AgentSession | null> {
     for (;;) {
       const accepted = await this.#calls.call<OpenedSession | [undefined, string, RawError, number] | null>((op, engine) =>
-        engine.quicAccept(op, this.#id)
+        engine.sessionAccept(op, this.#id)
       );
       if (accepted === null) return null;
       if (accepted[0] !== undefined) return new NativeSession(this.#calls, this.transport, accepted, this.#end);
@@ -62,15 +62,15 @@ export class NativeSessionListener implements SessionListener {
   }
 
   setTls(tls: ServerTls): void {
-    check(this.#calls.engine.quicSetTls(this.#id, toEngineServerTls(tls)));
+    check(this.#calls.engine.sessionSetTls(this.#id, toEngineServerTls(tls)));
   }
 
   stopAccepting(): void {
-    this.#calls.engine.quicStopAccepting(this.#id);
+    this.#calls.engine.sessionStopAccepting(this.#id);
   }
 
   async close(code: number, reason: string): Promise<void> {
     this.#end.closedWith ??= { code, reason };
-    await this.#calls.call((op, engine) => engine.quicClose(op, this.#id, code, reason));
+    await this.#calls.call((op, engine) => engine.sessionListenerClose(op, this.#id, code, reason));
   }
 }

@@ -1,6 +1,6 @@
 //! The calls from JavaScript. `op` is the number of a call; the callback receives its result under this number.
 mod options;
-mod quic;
+mod sessions;
 mod streams;
 mod tcp;
 mod tunnels;

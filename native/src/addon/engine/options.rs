@@ -1,8 +1,11 @@
 //! Options of calls, as JavaScript passes them.
 use napi_derive::napi;
 
+use crate::error::NetError;
 use crate::http::head::HeadLimits;
+use crate::net::address::AddressKeys;
 use crate::net::tls::ClientTls;
+use crate::quic::handshake_limits::HandshakeLimits;
 use crate::quic::transport::Transport;
 use crate::time::millis;
 
@@ -39,8 +42,20 @@ pub struct HandshakeOptions {
     pub retry_threshold: u32,
 }
 
+impl HandshakeOptions {
+    pub fn limits(&self) -> Result<HandshakeLimits, NetError> {
+        Ok(HandshakeLimits {
+            time: millis(self.timeout_ms),
+            pending: self.max_pending as usize,
+            pending_per_address: self.max_pending_per_address as usize,
+            keys: AddressKeys::new(&self.exempt)?,
+            retry_threshold: self.retry_threshold as usize,
+        })
+    }
+}
+
 #[napi(object, object_to_js = false)]
-pub struct ConnectQuic {
+pub struct ConnectSession {
     pub host: String,
     pub port: u16,
     pub server_name: Option<String>,

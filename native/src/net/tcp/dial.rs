@@ -52,7 +52,7 @@ pub async fn dial(
 }
 
 /// EADDRNOTAVAIL means that no local port is free, and over IPv6 also that there is no source address. Only the former is temporary.
-fn connect_error(error: &std::io::Error, to: SocketAddr) -> NetError {
+pub fn connect_error(error: &std::io::Error, to: SocketAddr) -> NetError {
     let mut net_error = NetError::connect(error, &to.to_string());
     if error.kind() == ErrorKind::AddrNotAvailable && has_source_address(to) {
         net_error.code = NetErrorCode::AddressNotAvailable;

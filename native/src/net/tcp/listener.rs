@@ -35,9 +35,9 @@ const ACCEPT_QUEUE: usize = 1024;
 /// Time for pending heads after the listener has stopped accepting.
 const LAST_HEADS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after an accept failed for lack of file descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Minimum interval between warnings about failed accepts.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
+pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a listener reads of a stream, after the PROXY protocol and TLS, before it delivers it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -201,7 +201,7 @@ impl Listener {
     }
 }
 
-fn bind(address: &str) -> Result<Socket, NetError> {
+pub fn bind(address: &str) -> Result<Socket, NetError> {
     let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
     for candidate in to_bind(address)? {
         let open = || {

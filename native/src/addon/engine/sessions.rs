@@ -1,20 +1,28 @@
-//! QUIC listeners and connections, and requests on them.
+//! Listeners and sessions, over QUIC and over TLS links, and requests on them.
 use std::sync::Arc;
 
 use napi_derive::napi;
 
-use super::options::{ConnectQuic, HandshakeOptions, HeadOptions};
+use super::options::{ConnectSession, HandshakeOptions, HeadOptions};
 use super::{closed, raw_result, Engine};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::addon::completion_queue::Value;
+use crate::addon::handles::EngineState;
 use crate::http::head::HeadLimits;
-use crate::net::address::AddressKeys;
 use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
+use crate::quic;
 use crate::quic::transport::Transport;
-use crate::quic::{self, connection, signals};
+use crate::session::{HandshakeResult, Session, SessionListener};
 use crate::sync::lock;
 use crate::time::millis;
+use crate::tls_link;
+
+/// A listener that was opened, as JavaScript receives it.
+fn opened(state: &Arc<EngineState>, listener: SessionListener) -> Value {
+    let bound = Value::Text(listener.address().to_owned());
+    Value::Array(vec![state.insert(&state.session_listeners, Arc::new(listener)), bound])
+}
 
 #[napi]
 impl Engine {
@@ -31,37 +39,50 @@ impl Engine {
     ) {
         let state = self.state.clone();
         self.state.run(op, false, async move {
-            let limits = quic::handshake_limits::HandshakeLimits {
-                time: millis(handshakes.timeout_ms),
-                pending: handshakes.max_pending as usize,
-                pending_per_address: handshakes.max_pending_per_address as usize,
-                keys: AddressKeys::new(&handshakes.exempt)?,
-                retry_threshold: handshakes.retry_threshold as usize,
-            };
-            let listener =
-                quic::listener::Listener::open(state.runtime, &address, &tls, alpn, transport, limits, &*state.one_time_warner())?;
-            let bound = Value::Text(listener.address.clone());
-            Ok(Value::Array(vec![state.insert(&state.quic_listeners, Arc::new(listener)), bound]))
+            let (limits, warn) = (handshakes.limits()?, state.one_time_warner());
+            let listener = quic::listener::Listener::open(state.runtime, &address, &tls, alpn, transport, limits, &*warn)?;
+            Ok(opened(&state, SessionListener::Quic(listener)))
         });
     }
 
-    /// Returns connection, remote address, protocol and certificate. For failed handshakes: undefined, remote address, error and how many
+    /// Returns listener and address.
+    #[napi]
+    pub fn listen_tls_link(
+        &self,
+        op: f64,
+        address: String,
+        tls: ServerTls,
+        alpn: Vec<String>,
+        transport: Transport,
+        handshakes: HandshakeOptions,
+    ) {
+        let state = self.state.clone();
+        self.state.run(op, false, async move {
+            let (config, limits) = ((&transport).into(), handshakes.limits()?);
+            let listener = tls_link::listener::Listener::open(state.runtime, &address, &tls, alpn, config, limits, state.warner())?;
+            Ok(opened(&state, SessionListener::TlsLink(listener)))
+        });
+    }
+
+    /// Returns session, remote address, protocol and certificate. For failed handshakes: undefined, remote address, error and how many
     /// failures it stands for. Null once the listener is closed.
     #[napi]
-    pub fn quic_accept(&self, op: f64, listener: f64) {
+    pub fn session_accept(&self, op: f64, listener: f64) {
         let promise = self.state.promise(op);
         let id = listener as u64;
-        let Some(listener) = lock(&self.state.quic_listeners).get(&id).cloned() else {
+        let Some(listener) = self.session_listener(listener) else {
             return promise.settle(Ok(Value::Null));
         };
         let state = self.state.clone();
-        let max_streams = listener.transport.streams();
-        let suppressed = listener.suppressed.clone();
+        let (max_streams, suppressed) = (listener.max_streams(), listener.suppressed().clone());
         listener
-            .accept_queue
+            .accept_queue()
             .accept(promise, 1, move |items| match items.into_iter().next() {
-                Some(quic::listener::HandshakeResult::Connected(connection)) => state.add_connection(connection, id, max_streams),
-                Some(quic::listener::HandshakeResult::Failed { remote, error }) => {
+                Some(HandshakeResult::Connected(session)) => match session.accept() {
+                    Some(session) => state.add_connection(session, id, max_streams),
+                    None => Value::Null,
+                },
+                Some(HandshakeResult::Failed { remote, error }) => {
                     let count = Value::Number(suppressed.take(error.code) as f64);
                     Value::Array(vec![Value::Undefined, Value::Text(remote), Value::from(&error), count])
                 }
@@ -70,41 +91,40 @@ impl Engine {
     }
 
     #[napi]
-    pub fn quic_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
-        let listener = lock(&self.state.quic_listeners).get(&(listener as u64)).cloned();
-        raw_result(
-            listener
-                .ok_or_else(|| closed("listener"))
-                .and_then(|listener| listener.set_tls(&tls)),
-        )
+    pub fn session_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
+        let listener = self.session_listener(listener).ok_or_else(|| closed("listener"));
+        raw_result(listener.and_then(|listener| listener.set_tls(&tls)))
     }
 
     #[napi]
-    pub fn quic_stop_accepting(&self, listener: f64) {
-        let listener = lock(&self.state.quic_listeners).get(&(listener as u64)).cloned();
-        if let Some(listener) = listener {
+    pub fn session_stop_accepting(&self, listener: f64) {
+        if let Some(listener) = self.session_listener(listener) {
             listener.stop_accepting();
         }
     }
 
     #[napi]
-    pub fn quic_close(&self, op: f64, listener: f64, code: u32, reason: String) {
+    pub fn session_listener_close(&self, op: f64, listener: f64, code: u32, reason: String) {
         let id = listener as u64;
-        let listener = lock(&self.state.quic_listeners).remove(&id);
+        let listener = lock(&self.state.session_listeners).remove(&id);
         let all = lock(&self.state.connections);
-        let connections = all.values().filter(|c| c.listener == id).map(|c| c.quic.clone()).collect();
+        let sessions = all.values().filter(|c| c.listener == id).map(|c| c.session.clone()).collect();
         drop(all);
         self.state.run(op, false, async move {
             if let Some(listener) = listener {
-                listener.close(code, &reason, connections).await;
+                listener.close(code, &reason, sessions).await;
             }
             Ok(Value::Undefined)
         });
     }
 
-    /// Returns connection, remote address, protocol and certificate.
+    fn session_listener(&self, listener: f64) -> Option<Arc<SessionListener>> {
+        lock(&self.state.session_listeners).get(&(listener as u64)).cloned()
+    }
+
+    /// Returns session, remote address, protocol and certificate.
     #[napi]
-    pub fn connect_quic(&self, op: f64, options: ConnectQuic) {
+    pub fn connect_quic(&self, op: f64, options: ConnectSession) {
         let state = self.state.clone();
         let dial = quic::dial::Dial {
             host: options.host,
@@ -118,7 +138,27 @@ impl Engine {
         let max_streams = dial.transport.streams();
         self.state.run(op, true, async move {
             let connection = quic::dial::dial(&state.resolver, dial, state.one_time_warner()).await?;
-            Ok(state.add_connection(connection, 0, max_streams))
+            Ok(state.add_connection(Session::Quic(connection), 0, max_streams))
+        });
+    }
+
+    /// Returns session, remote address, protocol and certificate.
+    #[napi]
+    pub fn connect_tls_link(&self, op: f64, options: ConnectSession) {
+        let state = self.state.clone();
+        let max_streams = options.transport.streams();
+        let dial = tls_link::dial::Dial {
+            host: options.host,
+            port: options.port,
+            server_name: options.server_name,
+            tls: options.tls,
+            alpn: options.alpn,
+            config: (&options.transport).into(),
+            limit: millis(options.timeout_ms),
+        };
+        self.state.run(op, true, async move {
+            let session = tls_link::dial::dial(&state.resolver, dial).await?;
+            Ok(state.add_connection(Session::TlsLink(session), 0, max_streams))
         });
     }
 
@@ -139,7 +179,7 @@ impl Engine {
         let connection = self.state.connection(connection);
         self.state.run(op, false, async move {
             let connection = connection.ok_or_else(|| closed("connection"))?;
-            Ok(state.add_stream(connection::open_stream(&connection.quic).await?))
+            Ok(state.add_stream(connection.session.open_stream().await?))
         });
     }
 
@@ -152,11 +192,10 @@ impl Engine {
         };
         let accept_queue = connection.streams.get_or_init(|| {
             let accept_queue = Arc::new(AcceptQueue::new(16));
-            self.state.runtime.spawn(connection::accept_streams(
-                connection.quic.clone(),
-                accept_queue.clone(),
-                connection.max_streams,
-            ));
+            let session = connection.session.clone();
+            self.state
+                .runtime
+                .spawn(session.accept_streams(accept_queue.clone(), connection.max_streams));
             accept_queue
         });
         let state = self.state.clone();
@@ -174,12 +213,10 @@ impl Engine {
         };
         let accept_queue = connection.requests.get_or_init(|| {
             let accept_queue = Arc::new(AcceptQueue::new(1024));
-            self.state.runtime.spawn(connection::accept_requests(
-                connection.quic.clone(),
-                accept_queue.clone(),
-                HeadLimits::from(&heads),
-                connection.max_streams,
-            ));
+            let (session, limits) = (connection.session.clone(), HeadLimits::from(&heads));
+            self.state
+                .runtime
+                .spawn(session.accept_requests(accept_queue.clone(), limits, connection.max_streams));
             accept_queue
         });
         let state = self.state.clone();
@@ -211,7 +248,7 @@ impl Engine {
     #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.state.connection(connection) {
-            signals::close(&connection.quic, code, reason.as_bytes());
+            connection.session.close(code, &reason);
         }
     }
 
@@ -219,18 +256,16 @@ impl Engine {
     #[napi]
     pub fn set_connection_window(&self, connection: f64, bytes: u32) {
         if let Some(connection) = self.state.connection(connection) {
-            connection::set_connection_window(&connection.quic, bytes);
+            connection.session.set_window(bytes);
         }
     }
 
     /// Returns how many more streams the peer permits and the initial send window of each; empty once the connection is closed.
     #[napi]
     pub fn peer_credit(&self, connection: f64) -> Vec<f64> {
-        let Some(connection) = self.state.connection(connection) else {
-            return Vec::new();
-        };
-        let (streams, bytes) = connection.quic.peer_bidi_credit();
-        vec![streams as f64, bytes as f64]
+        self.state
+            .connection(connection)
+            .map_or_else(Vec::new, |connection| connection.session.peer_credit())
     }
 
     /// Returns code, reason, whether the peer closed it, and the cause. Frees the handle.
@@ -244,12 +279,12 @@ impl Engine {
         self.state.runtime.spawn(async move {
             let (code, reason, remote, cause) = match connection {
                 Some(connection) => {
-                    let error = connection::closed(&connection.quic).await;
+                    let closed = connection.session.closed().await;
                     lock(&state.connections).remove(&id);
-                    connection::describe(&error)
+                    closed
                 }
                 // the engine was closed before this call
-                None => connection::describe(&quinn::ConnectionError::LocallyClosed),
+                None => tls_link::session::Ended::Local.describe(),
             };
             promise.settle(Ok(Value::Array(vec![
                 Value::Number(code as f64),
@@ -260,25 +295,11 @@ impl Engine {
         });
     }
 
-    /// Returns round-trip time in ms, packets sent and lost, bytes sent and received, congestion window and MTU; empty once the connection
-    /// is closed.
+    /// Returns what [`Session::stats`] describes; empty once the session is closed.
     #[napi]
     pub fn connection_stats(&self, connection: f64) -> Vec<f64> {
-        let Some(connection) = self.state.connection(connection) else {
-            return Vec::new();
-        };
-        let stats = connection.quic.stats();
-        let path = stats.path;
-        let counts = [
-            path.sent_packets,
-            path.lost_packets,
-            stats.udp_tx.bytes,
-            stats.udp_rx.bytes,
-            path.cwnd,
-            path.current_mtu.into(),
-        ];
-        std::iter::once(path.rtt.as_secs_f64() * 1000.0)
-            .chain(counts.into_iter().map(|n| n as f64))
-            .collect()
+        self.state
+            .connection(connection)
+            .map_or_else(Vec::new, |connection| connection.session.stats())
     }
 }

@@ -1,0 +1,39 @@
+//! Streams whose unread data counts for the memory budget.
+use std::sync::Arc;
+
+use quinn::StreamId;
+
+use crate::tls_link;
+
+/// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
+const PACKET_OVERHEAD: u64 = 2;
+
+pub enum BufferedStream {
+    Quic(quinn::Connection, StreamId),
+    TlsLink(Arc<tls_link::stream::Stream>),
+}
+
+impl BufferedStream {
+    /// Bytes received and not read, and bytes written and not acknowledged.
+    pub fn held(&self) -> u64 {
+        match self {
+            Self::Quic(connection, id) => connection.held(*id),
+            Self::TlsLink(stream) => stream.held(),
+        }
+    }
+
+    /// Memory for these bytes. `is_compact`: they were copied out of the packets.
+    pub fn memory(&self, is_compact: bool) -> u64 {
+        match self {
+            Self::Quic(..) if !is_compact => PACKET_OVERHEAD * self.held(),
+            _ => self.held(),
+        }
+    }
+
+    /// Copies the data out of the packets, which take more memory.
+    pub fn compact(&self) {
+        if let Self::Quic(connection, id) = self {
+            connection.compact(*id);
+        }
+    }
+}

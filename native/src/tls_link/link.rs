@@ -1,0 +1,362 @@
+//! The bytes of a session: reads and opens records, seals and writes what the session sends, and watches the peer.
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::{sleep_until, timeout, Instant};
+
+use super::frame::Parser;
+use super::records::{Opened, Sealed, Tls};
+use super::session::{Config, Ended, Peer, Session};
+use crate::sync::lock;
+
+/// Bytes sealed at a time. What is sealed cannot be overtaken by small frames, so a slow link seals less.
+const MAX_BATCH: usize = 256 << 10;
+const MIN_BATCH: usize = 16 << 10;
+/// Bytes read at a time: little at first, more while the buffer is filled. A system call for each record halves the rate.
+const MAX_READ: usize = 256 << 10;
+const MIN_READ: usize = 16 << 10;
+/// A record, with which the buffer may begin.
+const MAX_RECORD: usize = 17 << 10;
+/// Unsent bytes that the kernel buffers. More would delay small frames behind them.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT: u32 = 32 << 10;
+/// How long a closed session reads on, so that the system does not answer data of the peer with a reset, which could destroy CLOSE.
+const LINGER: Duration = Duration::from_millis(300);
+/// How long CLOSE may take to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Prepares a socket. Keep-alive is by PING, which also the peer's program answers.
+pub fn set_up(socket: &TcpStream) -> std::io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(false)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(MAX_UNSENT)?;
+    Ok(())
+}
+
+pub struct Link {
+    session: Arc<Session>,
+    socket: TcpStream,
+    records: Mutex<Records>,
+    output: Mutex<Output>,
+    /// The socket takes nothing; the sending task waits for it.
+    is_blocked: AtomicBool,
+}
+
+struct Records {
+    tls: Tls,
+    /// Alerts and answers to key updates, which were sealed while reading.
+    alerts: Sealed,
+}
+
+struct Output {
+    sealed: Sealed,
+    /// Bytes sealed at a time: halved when the socket takes no more, doubled when everything was written.
+    batch: usize,
+    is_closed: bool,
+}
+
+#[derive(PartialEq)]
+enum Written {
+    /// The session has nothing more to send for now.
+    All,
+    /// The socket takes no more.
+    Blocked,
+}
+
+impl Link {
+    /// Starts a session on a connection whose handshake is complete. `early` was received with the handshake, and `incoming` after it.
+    pub fn start(socket: TcpStream, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
+        let is_client = tls.is_client();
+        let session = Session::new(config, peer, is_client);
+        let link = Arc::new(Self {
+            session: session.clone(),
+            socket,
+            records: Mutex::new(Records {
+                tls,
+                alerts: Sealed::default(),
+            }),
+            output: Mutex::new(Output {
+                sealed: Sealed::default(),
+                batch: MAX_BATCH,
+                is_closed: false,
+            }),
+            is_blocked: AtomicBool::new(false),
+        });
+        session.attach(Arc::downgrade(&link));
+        let mut parser = Parser::default();
+        let _ = session.receive(&mut parser, early); // an error ends the session
+        tokio::spawn(link.clone().run_sender());
+        tokio::spawn(link.run_receiver(parser, incoming));
+        session
+    }
+
+    // ---- sending
+
+    async fn run_sender(self: Arc<Self>) {
+        let _guard = OnExit {
+            session: &self.session,
+            is_sender: true,
+        };
+        loop {
+            self.session.to_send.notified().await;
+            if self.is_blocked.load(Ordering::SeqCst) {
+                if !self.writable().await {
+                    return;
+                }
+                self.is_blocked.store(false, Ordering::SeqCst);
+            }
+            self.pump();
+            if lock(&self.output).is_closed {
+                return;
+            }
+        }
+    }
+
+    /// Resolves when the socket takes data; false once the session has ended and its last frames could not be sent in time.
+    async fn writable(&self) -> bool {
+        tokio::select! {
+            biased;
+            writable = self.socket.writable() => writable.is_ok(),
+            () = self.session.over() => timeout(CLOSE_TIMEOUT, self.socket.writable()).await.is_ok_and(|writable| writable.is_ok()),
+        }
+    }
+
+    /// Sends what the session has to send, until the socket takes no more. Whoever holds the output goes on for others that find it in use.
+    pub fn pump(&self) {
+        while !self.is_blocked.load(Ordering::SeqCst) {
+            let mut output = match self.output.try_lock() {
+                Ok(output) => output,
+                Err(TryLockError::Poisoned(output)) => output.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            if output.is_closed {
+                return;
+            }
+            let written = self.write(&mut output);
+            match written {
+                Ok(Written::All) => {}
+                Ok(Written::Blocked) => {
+                    self.is_blocked.store(true, Ordering::SeqCst);
+                    self.session.to_send.notify_one();
+                }
+                Err(ended) => {
+                    output.is_closed = true;
+                    self.session.end(ended, None);
+                }
+            }
+            drop(output);
+            // what was queued meanwhile found the output in use
+            if !self.session.has_more() {
+                return;
+            }
+        }
+    }
+
+    fn write(&self, output: &mut Output) -> Result<Written, Ended> {
+        let mut sent = None;
+        loop {
+            while !output.sealed.bytes().is_empty() {
+                match self.socket.try_write(output.sealed.bytes()) {
+                    Ok(bytes) => {
+                        output.sealed.written(bytes);
+                        self.session.counters.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        output.batch = (output.batch / 2).max(MIN_BATCH);
+                        return Ok(Written::Blocked);
+                    }
+                    Err(e) => return Err(lost(&e)),
+                }
+            }
+            if let Some(batch) = sent.take() {
+                self.session.sent(&batch);
+                if batch.is_last {
+                    output.is_closed = true;
+                    let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write); // fails if it is closed
+                    return Ok(Written::All);
+                }
+            }
+            let batch = self.session.next(output.batch);
+            let mut records = lock(&self.records);
+            let Records { tls, alerts } = &mut *records;
+            output.sealed.append(alerts);
+            for piece in &batch.pieces {
+                tls.seal(&piece.frames, &mut output.sealed).map_err(|e| faulty(&e))?;
+                if !piece.data.is_empty() {
+                    tls.seal(&piece.data, &mut output.sealed).map_err(|e| faulty(&e))?;
+                }
+            }
+            if batch.is_last {
+                let _ = tls.close(&mut output.sealed); // after a fatal alert there is none
+            }
+            drop(records);
+            if output.sealed.bytes().is_empty() && !batch.is_last {
+                output.batch = (output.batch * 2).min(MAX_BATCH);
+                return Ok(Written::All);
+            }
+            sent = Some(batch);
+        }
+    }
+
+    // ---- receiving
+
+    async fn run_receiver(self: Arc<Self>, parser: Parser, incoming: BytesMut) {
+        let _guard = OnExit {
+            session: &self.session,
+            is_sender: false,
+        };
+        if let Err(ended) = self.receive(parser, incoming).await {
+            self.session.end(ended, None);
+        }
+        // the peer may still send, and its data must not be answered with a reset before it has read CLOSE
+        let _ = timeout(LINGER, async {
+            self.session.close_sent().await;
+            self.discard().await;
+        })
+        .await;
+    }
+
+    /// Receives until the session has ended.
+    async fn receive(&self, mut parser: Parser, mut incoming: BytesMut) -> Result<(), Ended> {
+        let config = &self.session.config;
+        let mut heard = Instant::now();
+        let mut pinged = heard;
+        let mut size = MIN_READ;
+        loop {
+            self.open(&mut parser, &mut incoming)?;
+            if config.keep_alive.is_some_and(|interval| pinged.elapsed() >= interval) {
+                pinged = Instant::now();
+                self.session.ping();
+                self.free_unused();
+            }
+            let ping_at = config.keep_alive.map(|interval| pinged + interval);
+            let late_at = config.idle_timeout.map(|limit| heard + limit);
+            let timer = async {
+                match ping_at.into_iter().chain(late_at).min() {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let is_over = self.session.over();
+            tokio::select! {
+                biased; // a process that was suspended finds both its timer expired and data of the peer
+                readable = self.socket.readable() => readable.map_err(|e| lost(&e))?,
+                () = is_over => return Ok(()),
+                () = timer => {
+                    if late_at.is_some_and(|at| at <= Instant::now()) {
+                        tokio::task::yield_now().await; // lets the runtime poll the socket
+                        if self.read(&mut incoming, size)? == 0 {
+                            return Err(Ended::TimedOut);
+                        }
+                        heard = Instant::now();
+                    }
+                    continue;
+                }
+            }
+            let read = self.read(&mut incoming, size)?;
+            match read {
+                0 if incoming.is_empty() => {
+                    incoming = BytesMut::new(); // an idle session holds no buffer
+                    size = (size / 2).max(MIN_READ);
+                }
+                0 => {}
+                _ => {
+                    heard = Instant::now();
+                    if read >= size {
+                        size = (size * 4).min(MAX_READ);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads what has arrived, about `size` bytes; 0 if there is nothing.
+    fn read(&self, incoming: &mut BytesMut, size: usize) -> Result<usize, Ended> {
+        if incoming.capacity() - incoming.len() < size {
+            incoming.reserve(size + MAX_RECORD);
+        }
+        match self.socket.try_read_buf(incoming) {
+            Ok(0) => Err(Ended::Lost("the peer has ended the TCP connection without CLOSE".into())),
+            Ok(bytes) => {
+                self.session.counters.received.fetch_add(bytes as u64, Ordering::Relaxed);
+                Ok(bytes)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(e) => Err(lost(&e)),
+        }
+    }
+
+    /// Opens the complete records of `incoming`.
+    fn open(&self, parser: &mut Parser, incoming: &mut BytesMut) -> Result<(), Ended> {
+        while !incoming.is_empty() {
+            // locked for each record, so that sending goes on in between
+            let mut records = lock(&self.records);
+            let Records { tls, alerts } = &mut *records;
+            let session = &self.session;
+            let opened = tls.open(incoming, alerts, |data| drop(session.receive(parser, data))); // an error ends the session
+            let has_alerts = !alerts.bytes().is_empty();
+            drop(records);
+            if has_alerts {
+                session.to_send.notify_one();
+            }
+            match opened {
+                Ok(Opened::Data) => {}
+                Ok(Opened::Incomplete) => return Ok(()),
+                Ok(Opened::End) => return Err(Ended::Lost("the peer has ended the TLS connection without CLOSE".into())),
+                Err(e) => return Err(faulty(&e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the buffer for sending if it is empty.
+    fn free_unused(&self) {
+        if let Ok(mut output) = self.output.try_lock() {
+            output.sealed.shrink();
+        }
+    }
+
+    /// Reads and discards data until the peer's end.
+    async fn discard(&self) {
+        let mut scratch = BytesMut::new();
+        while self.socket.readable().await.is_ok() {
+            scratch.clear();
+            if self.read(&mut scratch, MIN_READ).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Ends the session with its tasks, even if one panics.
+struct OnExit<'a> {
+    session: &'a Session,
+    is_sender: bool,
+}
+
+impl Drop for OnExit<'_> {
+    fn drop(&mut self) {
+        self.session.end(Ended::Lost("its task has ended".into()), None);
+        if self.is_sender {
+            self.session.set_close_sent();
+        }
+    }
+}
+
+fn lost(error: &std::io::Error) -> Ended {
+    Ended::Lost(error.to_string())
+}
+
+fn faulty(error: &rustls::Error) -> Ended {
+    Ended::Faulty {
+        message: error.to_string(),
+        remote: matches!(error, rustls::Error::AlertReceived(_)),
+    }
+}
