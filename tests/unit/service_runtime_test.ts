@@ -93,7 +93,7 @@ describe("a service", () => {
 
 const STEPS: Readonly<Record<string, RegExp>> = {
   authenticator: /^ConfigError: Cannot use --auth\.jwt\.public-key /,
-  store: /^ConfigError: Cannot read --store\.redis\.tls\.file\.root-ca: /,
+  store: /^ConfigError: Cannot read --store\.redis\.tls\.file\.root-ca \/nonexistent: /,
   admin: /Cannot listen on 127\.0\.0\.1:9090: /,
   agents: /Cannot listen on 127\.0\.0\.1:4242: /,
   clients: /Cannot listen on 127\.0\.0\.1:3128: /,
