@@ -1,4 +1,4 @@
-// What may be inside: licences as SPDX expressions, origins as lock files have them, and what is said where the registries are not reached.
+// The audit: licences as SPDX expressions, origins in lock files, and the report if a registry cannot be reached.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { chmodSync } from "node:fs";
@@ -11,13 +11,13 @@ import { isAllowed, strangeCrates, strangePackages } from "../../tools/audit.ts"
 import { Folder, ROOT, runToEnd } from "../../testing/programs.ts";
 
 describe("licences", () => {
-  it("are allowed where one side of each OR and every side of each AND is", () => {
+  it("are allowed if one side of each OR and both sides of each AND are", () => {
     for (const expression of ["MIT", "MIT OR GPL-3.0-only", "(MIT OR Apache-2.0) AND Unicode-3.0", "ISC AND (GPL-2.0-only OR ISC)"]) {
       assert.ok(isAllowed(expression), expression);
     }
   });
 
-  it("are refused where they are none, others, or not to be read", () => {
+  it("are refused if they are missing, not on the list, or malformed", () => {
     for (const expression of ["", "GPL-3.0-only", "MIT AND GPL-3.0-only", "UNLICENSED", "(AGPL-3.0-only OR SSPL-1.0) AND MIT", "MIT MIT"]) {
       assert.ok(!isAllowed(expression), expression);
     }
@@ -25,7 +25,7 @@ describe("licences", () => {
 });
 
 describe("origins", () => {
-  it("of crates are crates.io, with a checksum, but for those of this repository", () => {
+  it("of crates are crates.io with a checksum, or this repository", () => {
     const entry = (...lines: string[]) => `[[package]]\nname = "a"\nversion = "1.0.0"\n${lines.join("\n")}\n`;
     const registry = 'source = "registry+https://github.com/rust-lang/crates.io-index"';
     assert.deepEqual(strangeCrates(entry(registry, `checksum = "${"0".repeat(64)}"`)), []);
@@ -35,7 +35,7 @@ describe("origins", () => {
     }
   });
 
-  it("of packages are npm, with a checksum", () => {
+  it("of packages are npm with a checksum", () => {
     const lock = (values: object, specifiers = { "npm:a@1": "1.0.0" }, others = {}) =>
       JSON.stringify({ version: "5", specifiers, npm: { "a@1.0.0": values }, workspace: {}, ...others });
     const integrity = "sha512-AA==";
@@ -77,7 +77,7 @@ describe("deno task audit", { skip: process.versions.bun !== undefined && "it is
     });
   }
 
-  it("ends with 0 where nothing was found", async () => {
+  it("exits with 0 if nothing was found", async () => {
     await using registry = await serveAdvisories({});
     const { exitCode, stdout, stderr } = await audit(registry.url, "exit 0");
     assert.equal(exitCode, 0, stdout + stderr);
@@ -87,7 +87,7 @@ describe("deno task audit", { skip: process.versions.bun !== undefined && "it is
     );
   });
 
-  it("ends with 1 where something was found, also beside what could not be asked", async () => {
+  it("exits with 1 for a finding, also if a registry could not be reached", async () => {
     const advisory = { id: 1, url: "https://example.com/GHSA", title: "it is bad", severity: "high", vulnerable_versions: "<99" };
     await using registry = await serveAdvisories({ ws: [advisory] });
     const { exitCode, stdout } = await audit(registry.url, "echo 'error: no such command: `deny`' >&2; exit 101");
@@ -96,7 +96,7 @@ describe("deno task audit", { skip: process.versions.bun !== undefined && "it is
     assert.match(stdout, /^unknown advisories of crates: there is no cargo-deny: run cargo install/m);
   });
 
-  it("ends with 2 where nothing was found and a registry is not reached, and says what is known without", async () => {
+  it("exits with 2 without a finding if a registry could not be reached, and reports the local checks", async () => {
     await using gone = await serveAdvisories({});
     const { url } = gone;
     await gone[Symbol.asyncDispose]();

@@ -1,4 +1,4 @@
-// Where the project lives is said once, by the homepage in deno.json: whoever moves it changes that line and runs `deno task home`.
+// The project's URL has one source, the homepage in deno.json: to move the project, change that line and run `deno task home`.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { rehome, texts } from "../../tools/repository_url.ts";
 
 const { url, image } = home();
 
-/** What others have there, and what is linked to or used. */
+/** Other projects that are linked to or used. */
 const OTHERS = [
   "anchore/quill",
   "apple-oss-distributions/xnu",
@@ -22,7 +22,7 @@ const OTHERS = [
 ].map((name) => `https://github.com/${name}`);
 
 describe("home of the project", () => {
-  it("is the one of deno.json wherever a repository or an image is named", () => {
+  it("is that of deno.json wherever a repository or an image is named", () => {
     const wrong: string[] = [];
     const right = new Set<string>();
     for (const file of texts()) {
@@ -42,7 +42,7 @@ describe("home of the project", () => {
     }
   });
 
-  it("moves as a whole, and back", () => {
+  it("is replaced everywhere, and back", () => {
     const [here, fork] = [home(), home("https://github.com/Nobody/its.fork")];
     for (const file of texts()) {
       const text = readFileSync(join(ROOT, file), "utf8");
@@ -53,7 +53,7 @@ describe("home of the project", () => {
     assert.equal(rehome(`${here.url}-other ${here.url}/x ${here.image}:1`, here, fork), `${here.url}-other ${fork.url}/x ${fork.image}:1`);
   });
 
-  it("gives what packages and images say of it", () => {
+  it("determines the names in packages and images", () => {
     assert.deepEqual(home("https://github.com/Somebody/My.Fork"), {
       url: "https://github.com/Somebody/My.Fork",
       image: "ghcr.io/somebody/my.fork",
@@ -63,7 +63,7 @@ describe("home of the project", () => {
     assert.match(packages, /^maintainer: \$\{MAINTAINER\}$[^]*^homepage: \$\{HOMEPAGE\}$/m);
   });
 
-  it("is refused where it is no repository", () => {
+  it("is refused if it is not a repository", () => {
     for (const no of ["", "github.com/a/b", "https://github.com/a", "https://github.com/a/b/", "https://example.com/a/b"]) {
       assert.throws(() => home(no), /Cannot use the homepage ".*" of deno\.json/);
     }

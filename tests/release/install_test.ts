@@ -1,4 +1,4 @@
-// install.sh against releases of a small server: executables in them are shell scripts. It knows nothing of what they are made of.
+// install.sh with the releases of a small server, whose executables are shell scripts. Independent of the real executables.
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -12,15 +12,15 @@ import { Folder, ROOT } from "../../testing/programs.ts";
 const SCRIPT = join(ROOT, "install.sh");
 const NAMES = ["reverse-http", "reverse-http-proxy", "reverse-http-agent", "reverse-http-lb"];
 const PLATFORMS = ["linux_amd64", "linux_arm64", "linux_amd64_musl", "linux_arm64_musl", "darwin_amd64", "darwin_arm64"];
-/** All that the script may use, curl and wget aside. */
+/** The commands that the script may use, in addition to curl or wget. */
 const TOOLS = "cat chmod cp cut grep gzip head ldd mkdir mktemp mv rm sed sh sha256sum shasum tail tar uname".split(" ");
 
-/** What the server answers with: by path, files of releases. */
+/** The files of the server by path. */
 type Files = Map<string, Uint8Array | string>;
 
 const sha256 = (data: Uint8Array | string) => createHash("sha256").update(data).digest("hex");
 
-/** The file of a command on this machine; `undefined` where it is not there. */
+/** The file of a command on this machine; `undefined` without one. */
 function find(command: string): string | undefined {
   return (process.env.PATH ?? "").split(":").map((folder) => join(folder, command)).find((file) => existsSync(file));
 }
@@ -32,7 +32,7 @@ function archive(folder: Folder, name: string, script: string): Uint8Array {
   return stdout;
 }
 
-/** A release as it is published: archives for every platform, and their checksums. */
+/** A release: archives for every platform, and their checksums. */
 function release(version: string, { latest = false, script = `#!/bin/sh\necho "$0 ${version}"\n` } = {}): Files {
   using folder = new Folder();
   const files: Files = new Map();
@@ -52,7 +52,7 @@ function release(version: string, { latest = false, script = `#!/bin/sh\necho "$
 
 const RELEASES: Files = new Map([...release("1.2.3"), ...release("1.3.0", { latest: true })]);
 
-/** Where one run installs, with what it finds there. */
+/** A machine to install on, with its own commands and folders. */
 class Machine implements Disposable {
   readonly #folder = new Folder();
   readonly home = join(this.#folder.path, "home");
@@ -121,7 +121,7 @@ describe("install.sh", () => {
   });
   after(() => void server.close());
 
-  it("installs the latest release's one executable into the folder that is given", async () => {
+  it("installs the executable of the latest release into the given folder", async () => {
     using machine = new Machine();
     const { code, said } = await machine.install(["--dir", machine.bin], { base });
     assert.equal(code, 0, said);
@@ -130,7 +130,7 @@ describe("install.sh", () => {
     assert.match(said, /Installed .*\/reverse-http 1\.3\.0/);
   });
 
-  it("installs the release and the executables that are asked for", async () => {
+  it("installs the requested release and executables", async () => {
     using machine = new Machine();
     const args = [`--dir=${machine.bin}`, "--version=v1.2.3", "--only=agent", "--only", "reverse-http-lb"];
     const { code, said } = await machine.install(args, { base });
@@ -139,21 +139,21 @@ describe("install.sh", () => {
     assert.equal(machine.version("reverse-http-agent"), "1.2.3");
   });
 
-  it("downloads with wget where there is no curl", async () => {
+  it("downloads with wget if there is no curl", async () => {
     using machine = new Machine({ with: ["wget"] });
     const { code, said } = await machine.install(["--dir", machine.bin, "--all"], { base });
     assert.equal(code, 0, said);
     assert.deepEqual(machine.installed(), [...NAMES].sort());
   });
 
-  it("says so where there is neither curl nor wget", async () => {
+  it("fails with a message if there is neither curl nor wget", async () => {
     using machine = new Machine({ with: [] });
     const { code, said } = await machine.install(["--dir", machine.bin], { base });
     assert.equal(code, 1);
     assert.match(said, /neither curl nor wget/);
   });
 
-  it("upgrades in one step, and leaves what is installed where an upgrade fails", async () => {
+  it("upgrades atomically, and keeps the installed executable if an upgrade fails", async () => {
     using machine = new Machine();
     await machine.install(["--dir", machine.bin, "--version", "1.2.3"], { base });
     const old = join(machine.bin, "reverse-http");
@@ -170,7 +170,7 @@ describe("install.sh", () => {
     assert.equal(machine.version("reverse-http"), "1.3.0");
   });
 
-  it("installs nothing of what has a wrong checksum", async () => {
+  it("installs nothing if a checksum is wrong", async () => {
     using machine = new Machine();
     files = new Map([...RELEASES]);
     using folder = new Folder();
@@ -188,7 +188,7 @@ describe("install.sh", () => {
   });
 
   for (const downloader of ["curl", "wget"]) {
-    it(`installs nothing of what ${downloader} got half of`, async () => {
+    it(`installs nothing if ${downloader} got half of a file`, async () => {
       using machine = new Machine({ with: [downloader] });
       // with wget's own patience this would take a quarter of an hour
       const env: Record<string, string> = { WGETRC: join(machine.home, "wgetrc") };
@@ -202,7 +202,7 @@ describe("install.sh", () => {
     });
   }
 
-  it("does nothing where it was itself cut short", async () => {
+  it("does nothing if the script itself is truncated", async () => {
     using machine = new Machine();
     const text = readFileSync(SCRIPT, "utf8");
     for (const part of [0.2, 0.5, 0.8, 0.95, 1 - 3 / text.length]) {
@@ -211,7 +211,7 @@ describe("install.sh", () => {
     }
   });
 
-  it("names a platform that there is nothing for", async () => {
+  it("names an unsupported platform", async () => {
     for (const [uname, named] of [["FreeBSD amd64", /FreeBSD/], ["Linux riscv64", /riscv64/]] as const) {
       using machine = new Machine();
       const [system, cpu] = uname.split(" ");
@@ -222,7 +222,7 @@ describe("install.sh", () => {
     }
   });
 
-  it("takes the executable of the processor, on a Mac also for a shell that is translated", async () => {
+  it("installs the executable for the processor, on a Mac also from a shell under Rosetta", async () => {
     for (
       const [system, cpu, platform] of [["Linux", "aarch64", "linux_arm64"], ["Darwin", "arm64", "darwin_arm64"], [
         "Darwin",
@@ -240,7 +240,7 @@ describe("install.sh", () => {
     }
   });
 
-  it("takes the executable of musl where programs are those of musl", async () => {
+  it("installs the executable for musl on a system with musl", async () => {
     using machine = new Machine();
     machine.fake("uname", '[ "$1" = -s ] && echo Linux || echo x86_64');
     machine.fake("ldd", "echo 'musl libc (x86_64)' >&2; exit 1");
@@ -250,7 +250,7 @@ describe("install.sh", () => {
     assert.equal(code, 0, said);
   });
 
-  it("says what to do where it may not write", async () => {
+  it("says what to do if it cannot write", async () => {
     using machine = new Machine();
     writeFileSync(join(machine.home, "file"), "");
     const { code, said } = await machine.install(["--dir", join(machine.home, "file", "bin")], { base });
@@ -271,14 +271,14 @@ describe("install.sh", () => {
     files = RELEASES;
   });
 
-  it("names a release that is not there", async () => {
+  it("names a missing release", async () => {
     using machine = new Machine();
     const { code, said } = await machine.install(["--dir", machine.bin, "--version=9.9.9"], { base });
     assert.equal(code, 1);
     assert.match(said, /Cannot download .*v9\.9\.9\/checksums\.txt/);
   });
 
-  it("refuses options, names and values that it does not know, with exit code 2", async () => {
+  it("refuses unknown options, names and values with exit code 2", async () => {
     using machine = new Machine();
     for (const args of [["--nonsense"], ["--only", "server"], ["--dir"], ["--version", "1.2.3/../../x"], ["surplus"]]) {
       const { code, said } = await machine.install(args, { base });
@@ -287,7 +287,7 @@ describe("install.sh", () => {
     }
   });
 
-  it("removes what it has installed, and nothing else", async () => {
+  it("removes exactly what it has installed", async () => {
     using machine = new Machine();
     await machine.install(["--dir", machine.bin, "--all"], { base });
     writeFileSync(join(machine.bin, "other"), "");

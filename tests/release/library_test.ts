@@ -1,4 +1,4 @@
-// The library where it is not beside its native engine.
+// The library without its native engine.
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { pathToFileURL } from "node:url";
 import { Folder, ROOT } from "../../testing/programs.ts";
 
 describe("library without a native engine", () => {
-  it("says which package has it, and how to get that", async () => {
+  it("names the package that has it, and how to install that", async () => {
     using folder = new Folder();
     mkdirSync(join(folder.path, "shared", "net", "native"), { recursive: true });
     const file = join(folder.path, "shared", "net", "native", "addon.ts");

@@ -1,4 +1,4 @@
-// The library as npm would have it: packed, unpacked in an empty folder beside what it says it depends on, and used by every runtime there is.
+// The npm package of the library: packed, unpacked in an empty folder with its dependencies, and used by every runtime.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
@@ -10,7 +10,7 @@ import { makePackages } from "../../tools/npm.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { Folder, ROOT, runToEnd, writeCertificates } from "../../testing/programs.ts";
 
-/** Brings a line through a tunnel, prints it and ends. */
+/** A program that transfers a line through a tunnel, prints it and ends. */
 const PROGRAM = `
 import { connect, createServer } from "node:net";
 import { startAgent, startProxy } from "@reverse-http/reverse-http";
@@ -41,12 +41,12 @@ const BUN = join(ROOT, "node_modules", ".bin", "bun");
 const node = spawnSync("node", ["--version"], { encoding: "utf8" }).stdout ?? "";
 const [major = 0, minor = 0] = node.slice(1).split(".").map(Number);
 const tooOld = major > 22 || (major === 22 && minor >= 12) ? false : `the Node.js here is ${node.trim() || "none"}`;
-/** Packing is work of Deno's and npm's. */
+/** Packing needs Deno and npm. */
 const skip = process.versions.bun !== undefined
   ? "Deno alone can pack it"
   : spawnSync("npm", ["--version"], { stdio: "ignore" }).error !== undefined && "there is no npm";
 
-/** A program's folder, with what `npm install` would have put there. */
+/** A program's folder, with the files that `npm install` would create. */
 class Installation implements Disposable {
   readonly folder = new Folder();
 
@@ -89,7 +89,7 @@ class Installation implements Disposable {
 }
 
 describe("packages of npm", { skip }, () => {
-  it("bring a line through a tunnel wherever they are installed", async (t) => {
+  it("transfer a line through a tunnel on every runtime", async (t) => {
     using installation = new Installation();
     await installation.fill();
     await t.test("under Bun", async () => assert.equal(await installation.run(BUN, "program.mjs"), "a line"));

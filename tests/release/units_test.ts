@@ -1,4 +1,4 @@
-// The units of systemd and the scripts of the packages, as far as they can be held to something without installing them.
+// The systemd units and the scripts of the packages, as far as they can be checked without installing them.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, globSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -9,12 +9,12 @@ import { Folder, ROOT } from "../../testing/programs.ts";
 
 const UNITS = globSync("deploy/systemd/*.service", { cwd: ROOT }).map((file) => join(ROOT, file)).sort();
 
-/** For a test that needs a program which not every machine has: why it is skipped, where it is. */
+/** Why a test that needs an optional program is skipped; `false` if the program is installed. */
 const without = (command: string) =>
   spawnSync(command, ["--version"], { stdio: "ignore" }).error === undefined ? false : `there is no ${command}`;
 
 describe("units", () => {
-  it("are there for every service, and start it", () => {
+  it("exist for every service, and start it", () => {
     assert.deepEqual(UNITS.map((file) => basename(file)), Object.keys(SERVICES).map((part) => `reverse-http-${part}.service`).sort());
     for (const part of Object.keys(SERVICES)) {
       const text = readFileSync(join(ROOT, "deploy", "systemd", `reverse-http-${part}.service`), "utf8");
@@ -23,18 +23,18 @@ describe("units", () => {
     }
   });
 
-  it("are told when the service is ready, and whether it still runs", () => {
+  it("expect notifications that the service is ready and still runs", () => {
     for (const unit of UNITS) assert.match(readFileSync(unit, "utf8"), /^Type=notify$[^]*^WatchdogSec=30$/m, unit);
   });
 
-  it("give tunnels the time that they are promised before they are killed", () => {
+  it("give a service the time of its drain before it is killed", () => {
     for (const unit of UNITS) {
       const [, seconds] = /^TimeoutStopSec=(\d+)$/m.exec(readFileSync(unit, "utf8"))!;
       assert.ok(Number(seconds) > Number.parseInt(SERVICES.proxy["drain.timeout"].default), unit);
     }
   });
 
-  it("are what systemd accepts", { skip: without("systemd-analyze") }, () => {
+  it("are accepted by systemd", { skip: without("systemd-analyze") }, () => {
     using folder = new Folder();
     // it looks for the executable
     mkdirSync(join(folder.path, "usr", "bin"), { recursive: true });
@@ -55,12 +55,12 @@ describe("units", () => {
 describe("shell scripts", () => {
   const scripts = ["install.sh", ...globSync("deploy/packages/*.sh", { cwd: ROOT })].map((file) => join(ROOT, file));
 
-  it("are read by sh", () => {
+  it("are valid for sh", () => {
     assert.ok(scripts.length > 3 && scripts.every((file) => existsSync(file)));
     for (const script of scripts) assert.equal(spawnSync("sh", ["-n", script]).status, 0, script);
   });
 
-  it("are clean for shellcheck", { skip: without("shellcheck") }, () => {
+  it("pass shellcheck", { skip: without("shellcheck") }, () => {
     const { status, stdout } = spawnSync("shellcheck", ["-s", "sh", ...scripts], { encoding: "utf8" });
     assert.equal(status, 0, stdout);
   });

@@ -1,4 +1,4 @@
-// The workflows, as far as they can be held to something without running them.
+// The workflows, as far as they can be checked without running them.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { globSync, readFileSync } from "node:fs";
@@ -33,7 +33,7 @@ const jobs = files.flatMap((file) => Object.entries(workflow(file).jobs).map(([n
 const release = workflow(".github/workflows/release.yml");
 
 describe("workflows", () => {
-  it("use actions of one commit each, and say which version that is", () => {
+  it("pin each action to a commit, and name its version", () => {
     const used = files.flatMap((file) =>
       readFileSync(join(ROOT, file), "utf8").split("\n").filter((line) => /\buses:/.test(line)).map((line) => `${file}: ${line.trim()}`)
     );
@@ -41,12 +41,12 @@ describe("workflows", () => {
     for (const line of used) assert.match(line, /: (?:- )?uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
   });
 
-  it("may do what they need alone, and end", () => {
+  it("have minimal permissions and timeouts", () => {
     for (const file of files) assert.ok(workflow(file).permissions !== undefined, file);
     for (const { name, job } of jobs) assert.ok(job["timeout-minutes"]! > 0, name);
   });
 
-  it("run tasks that there are", () => {
+  it("run existing tasks", () => {
     const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")) as { tasks: Record<string, unknown> };
     for (const { name, job } of jobs) {
       for (const { run = "" } of job.steps) {
@@ -57,7 +57,7 @@ describe("workflows", () => {
     }
   });
 
-  it("check the native engine with the oldest compiler that it promises, which documents name too", () => {
+  it("check the native engine with the oldest supported compiler, which documents name too", () => {
     const steps = workflow(".github/workflows/ci.yml").jobs["oldest-compiler"]!.steps.map(({ run = "" }) => run).join("\n");
     const [, read] = /version="\$\((sed .*)\)"/.exec(steps) ?? [];
     const version = spawnSync("sh", ["-c", read!], { cwd: ROOT, encoding: "utf8" }).stdout.trim();
@@ -68,7 +68,7 @@ describe("workflows", () => {
     }
   });
 
-  it("fuzz by schedule all that can be fuzzed", () => {
+  it("run all fuzzers by schedule", () => {
     const { jobs } = workflow(".github/workflows/fuzz.yml");
     const parts = jobs.fuzz!.strategy!.matrix.include!.map(({ part }) => part).sort();
     const [, known] = /^const all = \{ (.*) \};$/m.exec(readFileSync(join(ROOT, "tests/fuzz/long.ts"), "utf8")) ?? [];
@@ -76,7 +76,7 @@ describe("workflows", () => {
     assert.ok(Object.hasOwn((parse(readFileSync(join(ROOT, ".github/workflows/fuzz.yml"), "utf8")) as { on: object }).on, "schedule"));
   });
 
-  it("release every target, built with its own standard library, and start or inspect it first", () => {
+  it("build every target with its own standard library, and check it before the release", () => {
     const { strategy, steps } = release.jobs.build!;
     const built = strategy!.matrix.include!.map(({ target, rust }) => [target, rust]);
     assert.deepEqual(Object.fromEntries(built), Object.fromEntries(Object.entries(TARGETS).map(([name, { rust }]) => [name, rust])));
@@ -84,7 +84,7 @@ describe("workflows", () => {
     assert.ok(at(/task build --release/) < at(/task verify-release/) && at(/task verify-release/) < at(/upload-artifact/));
   });
 
-  it("install what was packed and start the image before anything is published", () => {
+  it("install the packages and start the image before anything is published", () => {
     const steps = release.jobs.publish!.steps.map(({ run = "" }) => run);
     const at = (pattern: RegExp) => steps.findIndex((run) => pattern.test(run));
     const verified = steps.findIndex((run) => /task verify-packages/.test(run) && /task verify-image/.test(run));
@@ -93,7 +93,7 @@ describe("workflows", () => {
     assert.deepEqual(release.jobs.library!.needs, "publish");
   });
 
-  it("take what was built of every target to where it is packed and published", () => {
+  it("pass the builds of every target to packing and publishing", () => {
     const downloads = Object.values(release.jobs).flatMap(({ steps }) => steps).filter(({ uses = "" }) => /download-artifact/.test(uses));
     assert.equal(downloads.length, 2);
     for (const { with: values } of downloads) {
@@ -102,7 +102,7 @@ describe("workflows", () => {
     }
   });
 
-  it("put no text of others into a script", () => {
+  it("put no untrusted text into a script", () => {
     for (const { name, job } of jobs) {
       for (const { run = "" } of job.steps) {
         for (const [, expression] of run.matchAll(/\$\{\{ *(.*?) *\}\}/g)) assert.match(expression!, /^matrix\./, `${name}: ${run}`);
@@ -111,7 +111,7 @@ describe("workflows", () => {
   });
 
   const without = spawnSync("actionlint", ["--version"], { stdio: "ignore" }).error === undefined ? false : "there is no actionlint";
-  it("are clean for actionlint", { skip: without }, () => {
+  it("pass actionlint", { skip: without }, () => {
     const { status, stdout } = spawnSync("actionlint", files, { cwd: ROOT, encoding: "utf8" });
     assert.equal(status, 0, stdout);
   });

@@ -1,4 +1,4 @@
-// What can happen to an installation: each fault says what it may cost, and everything else that is lost meanwhile is a violation.
+// The faults of a soak. Each declares the losses that it may cause; any other loss meanwhile is a violation.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Weather } from "../../testing/udp_relay.ts";
 import { type AgentName, AGENTS, heldBy, type Installation, NAMES } from "./installation.ts";
@@ -24,7 +24,7 @@ const BAD: readonly [string, Partial<Weather>][] = [
   ["takes packets up to 1,300 bytes", { mtu: 1_300 }],
 ];
 
-/** Any fault that takes `mostMs` at most. */
+/** A random fault that takes at most `mostMs`. */
 export function drawFault(random: () => number, mostMs: number): Fault {
   const among = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)]!;
   for (;;) {

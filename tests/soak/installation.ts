@@ -1,5 +1,5 @@
-// What a soak is run on: two proxies, a load balancer, two servers of the store, and three agents with a bad network before each. It knows what
-// there is, what can be done to it, and how much it takes; nothing of what goes through it.
+// The installation of a soak: two proxies, a load balancer, two servers of the store, and three agents, each behind a bad network. It has
+// the parts, the operations on them, and their resource usage, and is independent of the traffic.
 import { readdirSync } from "node:fs";
 import { Part } from "../../testing/cluster.ts";
 import { AGENT, LB, openDescriptors, type Program, PROXY, residentMiB, Site } from "../../testing/programs.ts";
@@ -17,7 +17,7 @@ export function heldBy(proxy: number): AgentName[] {
   return NAMES.filter((name) => (AGENTS[name] as readonly number[]).includes(proxy));
 }
 
-/** What one process takes when nothing goes on. */
+/** The resources of an idle process. */
 export interface Taken {
   readonly name: string;
   readonly tunnels: number;
@@ -29,9 +29,9 @@ export interface Taken {
 }
 
 const ADMIN = "--admin.listen-address=127.0.0.1:0";
-/** Who drains goes on for a moment only. */
+/** Short drains. */
 const DRAIN = "--drain.timeout=3s";
-/** Longest time in which a part may be ill after a fault, in milliseconds. */
+/** Time in milliseconds in which every part must have recovered after a fault. */
 const WELL_WITHIN_MS = 30_000;
 
 async function echo(wire: Wire): Promise<void> {
@@ -39,7 +39,7 @@ async function echo(wire: Wire): Promise<void> {
   wire.finish();
 }
 
-/** `await using` ends it. */
+/** The installation; `await using` ends it. */
 export class Installation implements AsyncDisposable {
   /** Every process that was ever started. */
   readonly programs: Program[] = [];
@@ -173,7 +173,7 @@ export class Installation implements AsyncDisposable {
   }
 }
 
-/** A figure of those that the program serves. */
+/** A metric of a program. */
 async function figure(program: Program, name: string): Promise<number> {
   const { admin } = await program.waitFor("listening");
   const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -1,6 +1,6 @@
-// A long run under mixed load while one thing after another goes wrong: `deno task soak`. Every byte of every tunnel is checked, everything that
-// is lost must be what the fault of the moment may cost, and at the end nothing must be left. `--minutes=N` (default 30), `--seed=N` to repeat
-// a run. Exit code 1 where anything is wrong.
+// A long run under mixed load with one fault after another: `deno task soak`. Every byte of every tunnel is checked, a loss must be one
+// that the current fault may cause, and nothing must remain at the end. `--minutes=N` (default 30), `--seed=N` to repeat a run. Exit code 1
+// for any violation.
 import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { LogEntry } from "../../testing/programs.ts";
@@ -21,7 +21,7 @@ export interface SoakOptions {
   log: (line: string) => void;
 }
 
-/** A fault that was there, until all was well again. Times in milliseconds of `performance.now`. */
+/** A fault, with the time until everything had recovered. Times in milliseconds of `performance.now`. */
 export interface Suffered {
   readonly fault: Pick<Fault, "name" | "cut" | "refused" | "killed">;
   readonly from: number;
@@ -38,19 +38,19 @@ export interface SoakReport {
   readonly violations: readonly string[];
 }
 
-/** Load before the first look at what it takes: engines warm up, buffers find their size. */
+/** Load before the first measurement of resources, in which engines warm up and buffers grow. */
 const WARM_UP_MS = 60_000;
-/** Longest pause between two faults, in milliseconds. */
+/** Maximum pause between two faults, in milliseconds. */
 const CALM_MS = 3_000;
-/** What a process may have grown by after all of it. */
+/** Growth of a process that is tolerated at the end. */
 const MAY_GROW = { residentMiB: 64, descriptors: 4, threads: 4 };
-/** Nothing goes on for so long before it is looked at what is taken, at least; and at most, until it is as at first. */
+/** Idle time before resources are measured: at least, and at most until they are as at the start. */
 const QUIET_MS = 2_000;
 const QUIET_AT_MOST_MS = 40_000;
-/** What a client is told while a fault keeps its agent from it. */
+/** The statuses of refusals while a fault makes an agent unreachable. */
 const ALLOWED = [502, 503, 504];
 
-/** Runs one. What is wrong is in the report; rejects where the installation does not start at all. */
+/** Runs a soak. Violations are in the report; rejects if the installation does not start. */
 export async function soak({ ms, least = 1, share = 1, seed, log }: SoakOptions): Promise<SoakReport> {
   await using installation = await Installation.start(seed);
   await withTraffic(installation, { seed: seed + 1, share }, () => sleep(Math.min(WARM_UP_MS, ms / 4)));
@@ -78,7 +78,7 @@ export async function soak({ ms, least = 1, share = 1, seed, log }: SoakOptions)
   return { suffered, conversations: traffic.ended, before, after, violations };
 }
 
-/** Returns what the traffic was, when all of it is over. */
+/** Runs the traffic, and returns it when all of it has ended. */
 async function withTraffic(installation: Installation, options: TrafficOptions, body: () => Promise<void>): Promise<Traffic> {
   await using traffic = await Traffic.start(installation, options);
   await body();
@@ -95,7 +95,7 @@ async function suffer(installation: Installation, fault: Fault): Promise<Suffere
   return { fault, from, to, wellMs: to - over };
 }
 
-/** What is taken when nothing goes on any more; where it is more than `before`, it is given some time. */
+/** Measures the resources at idle; while they exceed `before`, waits some time. */
 async function quiet(installation: Installation, before?: readonly Taken[]): Promise<Taken[]> {
   await sleep(QUIET_MS);
   for (const deadline = performance.now() + QUIET_AT_MOST_MS;; await sleep(500)) {
@@ -105,19 +105,19 @@ async function quiet(installation: Installation, before?: readonly Taken[]): Pro
   }
 }
 
-/** What is more than it was. */
+/** Describes resources that have grown. */
 export function grown(before: readonly Taken[], after: readonly Taken[]): string[] {
   return after.flatMap((now, i) => {
     const then = before[i]!;
     const grown = (["residentMiB", "descriptors", "threads"] as const).filter((what) => now[what] > then[what] + MAY_GROW[what])
       .map((what) => `${now.name} has grown from ${Math.round(then[what])} to ${Math.round(now[what])} ${what}`);
-    if (now.tunnels !== 0) grown.push(`${now.name} has ${now.tunnels} tunnels open that nobody uses`);
+    if (now.tunnels !== 0) grown.push(`${now.name} has ${now.tunnels} unused open tunnels`);
     if (now.links !== then.links) grown.push(`${now.name} has ${now.links} links, and had ${then.links}`);
     return grown;
   });
 }
 
-/** Errors that a process has logged. A busy machine may let its network stand still for a moment; that it never runs again is wrong. */
+/** The errors that a process has logged, except a brief stall of its network, which a busy machine may cause. */
 export function errorsOf(entries: readonly LogEntry[]): string[] {
   const isOver = (at: number) => entries.slice(at).some(({ message }) => message === "network engine recovered");
   return entries.flatMap((entry, at) => {
@@ -126,7 +126,7 @@ export function errorsOf(entries: readonly LogEntry[]): string[] {
   });
 }
 
-/** What is wrong with how a conversation ended, if anything is. */
+/** Why the end of a conversation is a violation; `undefined` if it is none. */
 export function judge(conversation: Conversation, suffered: readonly Suffered[]): string | undefined {
   const { failure, agent, kind, seed, startedAt, endedAt } = conversation;
   if (!failure) return undefined;
@@ -142,17 +142,17 @@ export function judge(conversation: Conversation, suffered: readonly Suffered[])
   return `${kind} through agent ${agent}, stream ${seed}, ${begun ? "under way" : "not begun"}, ${when}: ${message}`;
 }
 
-/** A request had been sent when its way was cut off: nobody may send it once more in the client's name (RFC 9110 §9.2.2). */
+/** A request had been sent when it was cut off: no hop may repeat it for the client (RFC 9110 §9.2.2). */
 function isLost(message: string): boolean {
   return /details=\\?"The (connection to the destination was lost|destination's response head is missing)\\?"/.test(message);
 }
 
-/** It ended in good order before it was over, as connections of killed processes do. */
+/** It ended cleanly but too early, as connections of killed processes do. */
 function isCutShort(message: string): boolean {
   return / finished( after |, and was to be reset)/.test(message);
 }
 
-/** The same for what an origin saw. */
+/** The same for the origin's side. */
 export function judgeOrigin(message: string, conversations: readonly Conversation[], suffered: readonly Suffered[]): string | undefined {
   const stream = Number(/stream ([0-9]+) /.exec(message)?.[1] ?? NaN);
   const conversation = conversations.find(({ seed }) => seed === stream - stream % 2);
@@ -161,7 +161,7 @@ export function judgeOrigin(message: string, conversations: readonly Conversatio
   return verdict === undefined ? undefined : `at an origin: ${verdict}`;
 }
 
-/** A summary for people. */
+/** A readable summary. */
 export function summarize({ suffered, conversations, before, after, violations }: SoakReport): string {
   const faults = Map.groupBy(suffered, ({ fault }) => fault.name);
   const during = ({ from, to }: Suffered) => conversations.filter(({ startedAt, endedAt }) => startedAt <= to && endedAt >= from);

@@ -1,5 +1,5 @@
-// Conversations of every kind through an installation, all the time: what they say follows from a seed, and how each ended is kept. It judges
-// none of them.
+// A constant mix of conversations through an installation. Their bytes follow from a seed, and the end of each is recorded, without a
+// judgement.
 import { setTimeout as sleep } from "node:timers/promises";
 import { credentials, dial, openTunnel, type Wire } from "../../testing/sockets.ts";
 import { Checker, content, type Plan, speakAsClient, SpeakingOrigin, Violation, write } from "../../testing/streams.ts";
@@ -32,18 +32,18 @@ export interface Conversation {
   readonly failure?: Failure;
 }
 
-/** A conversation to come. */
+/** A planned conversation. */
 interface Script extends Omit<Plan, "seed"> {
   readonly kind: string;
   /** Weights among the others. */
   readonly often: number;
-  /** Nothing is said for so long at first, in milliseconds. */
+  /** Initial silence in milliseconds. */
   readonly idleMs?: number;
   /** A plain HTTP request, whose answer comes in chunks or has a length. */
   readonly http?: "chunked" | "length";
 }
 
-/** Sizes are the largest ones: each conversation takes any part of them. */
+/** The kinds, with maximum sizes: each conversation chooses a random part of them. */
 const SCRIPTS: readonly Script[] = [
   { kind: "small", often: 30, up: 4 * KIB, down: 4 * KIB },
   { kind: "medium", often: 12, up: 512 * KIB, down: 512 * KIB },
@@ -60,11 +60,11 @@ const SCRIPTS: readonly Script[] = [
   { kind: "HTTP in chunks", often: 5, up: 256 * KIB, down: 256 * KIB, http: "chunked" },
 ];
 const OFTEN = SCRIPTS.reduce((sum, { often }) => sum + often, 0);
-/** Conversations under way at a time with each agent. */
+/** Concurrent conversations with each agent. */
 const WORKERS = 8;
-/** Longest pause before the next conversation, in milliseconds. */
+/** Maximum pause before the next conversation, in milliseconds. */
 const PAUSE_MS = 500;
-/** A conversation that is not over then hangs. */
+/** Timeout of a conversation in milliseconds: it hangs if it takes longer. */
 const HANGS_AFTER_MS = 120_000;
 
 export interface TrafficOptions {
@@ -73,7 +73,7 @@ export interface TrafficOptions {
   share: number;
 }
 
-/** Goes on until it is stopped. */
+/** The traffic; it runs until it is stopped. */
 export class Traffic implements AsyncDisposable {
   readonly ended: Conversation[] = [];
   #next = 2;
@@ -210,7 +210,7 @@ async function readChunks(wire: Wire, checker: Checker): Promise<void> {
   if (await wire.next() !== null) throw new Violation("bytes follow the last chunk");
 }
 
-/** Answers a request for `/seed/up/down/framing` with what follows from the seed, once it has checked the request's body. */
+/** Checks the body of a request for `/seed/up/down/framing`, and responds with the bytes for the seed. */
 async function answerRequest(wire: Wire): Promise<void> {
   const head = await wire.readUntil("\r\n\r\n");
   const match = /^(?:GET|POST) \/([0-9]+)\/([0-9]+)\/([0-9]+)\/(chunked|length) /.exec(head);

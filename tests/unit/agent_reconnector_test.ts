@@ -1,4 +1,4 @@
-// When a keeper makes the next connection, with connections that the test ends, by what it logs of its waits.
+// When a reconnector makes the next connection: the test ends its connections and reads the delays in its log.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -15,10 +15,10 @@ const TIMED_OUT: SessionClosed = { code: 0, reason: "timed out", remote: false, 
 const SHUT_DOWN: SessionClosed = { code: CloseCode.shutdown, reason: "shutting down", remote: true, cause: "application" };
 const REPLACED: SessionClosed = { code: CloseCode.replaced, reason: "closing old connection", remote: true, cause: "application" };
 
-/** What an attempt comes to: a connection and its end, or an error. */
+/** The result of an attempt: a connection and its end, or an error. */
 type Course = SessionClosed | NetError;
 
-/** What a keeper logs until the signal is aborted. */
+/** The log of a reconnector until the signal is aborted. */
 async function keep(
   open: ReconnectorOptions["open"],
   signal: AbortSignal,
@@ -46,7 +46,7 @@ async function keep(
   return log;
 }
 
-/** A connection to a proxy that sends everybody away within two seconds; `end` is that of the proxy. */
+/** A connection to a proxy that asks its agents to move within two seconds; `end` is the proxy's end. */
 function sentAway(): { session: Session; end: () => void } {
   const { promise, resolve } = Promise.withResolvers<SessionClosed>();
   const session = {
@@ -62,7 +62,7 @@ function sentAway(): { session: Session; end: () => void } {
   return { session: session as unknown as Session, end };
 }
 
-/** Waits of a keeper whose attempts take these courses, in milliseconds: 2, 4, 8 … by its backoff; 6 when it returns to one that it had. */
+/** Delays in milliseconds of a reconnector with these results: 2, 4, 8 … are the backoff's, 6 is that after a settled connection. */
 async function waits(
   courses: readonly Course[],
   { settledAfterMs = 60_000, attemptMs = 0 } = {},
@@ -84,32 +84,32 @@ function failures(code: NetErrorCode, remote = false): NetError[] {
   return Array.from({ length: 4 }, () => new NetError(code, "no connection", { remote }));
 }
 
-describe("a keeper", () => {
+describe("a reconnector", () => {
   for (const code of ["timed-out", "unreachable", "unknown-host"] as const) {
-    it(`does not wait longer each time where nobody answers: ${code}`, async () => {
+    it(`does not increase its delay after timeouts: ${code}`, async () => {
       assert.deepEqual((await waits(failures(code))).waits, [2, 2, 2, 2]);
     });
   }
 
   for (const [code, remote] of [["tls", true], ["closed", true], ["refused", true], ["timed-out", true], ["tls", false]] as const) {
-    it(`waits longer each time where ${remote ? "a proxy refuses" : "something is wrong"}: ${code}`, async () => {
+    it(`increases its delay if ${remote ? "a proxy refuses" : "another error occurs"}: ${code}`, async () => {
       assert.deepEqual((await waits(failures(code, remote))).waits, [2, 4, 8, 16]);
     });
   }
 
-  it("returns soon to a proxy that was silent, however short the connection was", async () => {
+  it("reconnects soon to a proxy that was silent, however short the connection was", async () => {
     assert.deepEqual((await waits([TIMED_OUT, TIMED_OUT, TIMED_OUT])).waits, [6, 6, 6]);
   });
 
-  it("waits longer each time where a proxy ends connections that have not settled", async () => {
+  it("increases its delay if a proxy ends connections before they have settled", async () => {
     assert.deepEqual((await waits([SHUT_DOWN, SHUT_DOWN, SHUT_DOWN])).waits, [2, 4, 8]);
   });
 
-  it("returns soon to a proxy that ends a connection that has settled", async () => {
+  it("reconnects soon to a proxy that ends a settled connection", async () => {
     assert.deepEqual((await waits([...failures("closed", true), SHUT_DOWN, SHUT_DOWN], { settledAfterMs: 0 })).waits.slice(4), [6, 6]);
   });
 
-  it("comes back at any time within two seconds of a proxy's end", async () => {
+  it("reconnects within two seconds of a proxy's end, whenever the proxy is back", async () => {
     const waits = await Promise.all([0, 0.25, 0.5, 0.999].map(async (share) => {
       const [log, stopping] = [new LogBook(), new AbortController()];
       const session = { closed: Promise.resolve(SHUT_DOWN), goaway: new Promise(() => {}), isOpen: false } as unknown as Session;
@@ -122,7 +122,7 @@ describe("a keeper", () => {
     assert.deepEqual(waits, [0, 500, 1_000, 1_998]);
   });
 
-  it("comes back within the time that the proxy gave once that is gone, also where it goes during an attempt", async () => {
+  it("reconnects within the time that the proxy gave, once the proxy has gone, also during an attempt", async () => {
     const stopping = new AbortController();
     const { session, end } = sentAway();
     let attempts = 0;
@@ -138,7 +138,7 @@ describe("a keeper", () => {
     assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [6]);
   });
 
-  it("waits longer each time where a proxy sends it away and ends the connection", async () => {
+  it("increases its delay if a proxy asks it to move and ends the connection", async () => {
     const stopping = new AbortController();
     let attempts = 0;
     const log = await keep(
@@ -154,7 +154,7 @@ describe("a keeper", () => {
     assert.deepEqual(log.logged("not connected").map(({ retryInMs }) => retryInMs), [8, 10, 14, 22]);
   });
 
-  it("does not hold it against a proxy that it refuses connections while it goes away, and says so once", async () => {
+  it("does not increase its delay for a proxy that refuses connections while it shuts down, and logs this once", async () => {
     const stopping = new AbortController();
     const { session, end } = sentAway();
     let attempts = 0;
@@ -174,7 +174,7 @@ describe("a keeper", () => {
   });
 
   for (const isElsewhere of [false, true]) {
-    it(`tells its proxy ${isElsewhere ? "that it is connected elsewhere" : "that there is no other"} when it finds none, and once`, async () => {
+    it(`tells its proxy once ${isElsewhere ? "that it is connected elsewhere" : "that there is no other"} if it finds none`, async () => {
       const stopping = new AbortController();
       const { session } = sentAway();
       const said: boolean[] = [];
@@ -194,17 +194,17 @@ describe("a keeper", () => {
     });
   }
 
-  it("comes back to a proxy that has shut down at least once a second, as long as that is not long ago", async () => {
+  it("tries a proxy that shut down recently at least once a second", async () => {
     const shutDown = [SHUT_DOWN, ...Array.from({ length: 12 }, () => new NetError("refused", "no connection", { remote: true }))];
     const log = (await waits(shutDown)).waits;
     assert.deepEqual(log.slice(-3), [502, 502, 502]);
   });
 
-  it("waits longer each time where another agent takes its place", async () => {
+  it("increases its delay if another agent replaces it", async () => {
     assert.deepEqual((await waits([REPLACED, REPLACED, REPLACED], { settledAfterMs: 0 })).waits, [2, 4, 8]);
   });
 
-  it("goes on where what it was given fails", async () => {
+  it("continues if its callbacks fail", async () => {
     const stopping = new AbortController();
     let attempts = 0;
     const log = new LogBook();

@@ -1,11 +1,11 @@
-// Which connection of an agent gets the next tunnel, and whose place a new one takes.
+// Which connection of an agent gets the next tunnel, and which ones a new connection replaces.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { AgentSession } from "../../shared/net/types.ts";
 
-/** Without an instance it is one of version 1. */
+/** Without an instance it is an agent of version 1. */
 function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedAgent {
   return {
     connection: {} as AgentSession,
@@ -20,7 +20,7 @@ function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedA
   };
 }
 
-/** All that are picked, one after the other is passed over. */
+/** The picked agents, in order, if each one before is skipped. */
 function order(registry: AgentRegistry): ConnectedAgent[] {
   const passed = new Set<ConnectedAgent>();
   for (let agent; (agent = registry.pick("a", passed));) passed.add(agent);
@@ -28,7 +28,7 @@ function order(registry: AgentRegistry): ConnectedAgent[] {
 }
 
 describe("the registry", () => {
-  it("gives the newest agent the place of the others, unless several may have one id", () => {
+  it("replaces older agents by the newest, unless several may have one id", () => {
     for (const multiple of [false, true]) {
       const registry = new AgentRegistry(multiple);
       const [first, second] = [held("1"), held()];
@@ -51,14 +51,14 @@ describe("the registry", () => {
     }
   });
 
-  it("takes two agents of version 1 for two processes", () => {
+  it("treats two agents of version 1 as two processes", () => {
     const registry = new AgentRegistry(false);
     const first = held();
     registry.add(first);
     assert.deepEqual(registry.add(held()), [first]);
   });
 
-  it("picks one that stops only where no other has taken its place, and leaves it what it has", () => {
+  it("picks a stopping agent only if no other has replaced it, and keeps its tunnels", () => {
     const registry = new AgentRegistry(false);
     const leaving = held("1");
     registry.add(leaving);
@@ -71,7 +71,7 @@ describe("the registry", () => {
     assert.equal(registry.isAvailable("a"), true);
   });
 
-  it("picks one that has connected to another proxy, and sends no clients for it here", () => {
+  it("picks an agent that has moved to another proxy only as long as it is connected", () => {
     const registry = new AgentRegistry(false);
     const [gone, there] = [held("1"), held("1")];
     registry.add(gone);
@@ -83,21 +83,21 @@ describe("the registry", () => {
     assert.deepEqual([registry.isAvailable("a"), registry.hasAvailable], [true, true]);
   });
 
-  it("asks several agents with equally many tunnels in turn", () => {
+  it("uses agents with equal numbers of tunnels in turn", () => {
     const registry = new AgentRegistry(true);
     const agents = [held("1", { lastRequestAt: 1 }), held("2", { lastRequestAt: 3 }), held("3", { lastRequestAt: 2 })];
     for (const agent of agents) registry.add(agent);
     assert.deepEqual(order(registry), [agents[0], agents[2], agents[1]]);
   });
 
-  it("spreads tunnels over several agents: the fewest first, the newest of equals", () => {
+  it("prefers the agent with the fewest tunnels, and the newest of equals", () => {
     const registry = new AgentRegistry(true);
     const agents = [held("1", { tunnels: 2 }), held("2", { tunnels: 1 }), held("3", { tunnels: 1 })];
     for (const agent of agents) registry.add(agent);
     assert.deepEqual(order(registry), [agents[2], agents[1], agents[0]]);
   });
 
-  it("asks those that could not reach the destination after the others, and all the same where there are no others", () => {
+  it("uses agents that could not reach the destination after the others, or if there are no others", () => {
     const registry = new AgentRegistry(true);
     const [failing, busy] = [held("1"), held("2", { tunnels: 5 })];
     for (const agent of [busy, failing]) registry.add(agent);
@@ -106,7 +106,7 @@ describe("the registry", () => {
     assert.equal(registry.pick("a", new Set([busy]), isAvoided), failing);
   });
 
-  it("asks those that do not answer pings last", () => {
+  it("uses agents that do not answer pings last", () => {
     const registry = new AgentRegistry(true);
     const silent = held("1", { control: { silentMs: 1_000 } as Control });
     const busy = held("2", { control: { silentMs: 999 } as Control, tunnels: 5 });
@@ -115,7 +115,7 @@ describe("the registry", () => {
     assert.deepEqual(order(registry), [busy, silent]);
   });
 
-  it("holds no more than 64 connections for one id: the oldest go", () => {
+  it("holds at most 64 connections for one id, and drops the oldest", () => {
     const registry = new AgentRegistry(true);
     const agents = Array.from({ length: 65 }, (_, i) => held(String(i)));
     const replaced = agents.flatMap((agent) => registry.add(agent));
@@ -123,14 +123,14 @@ describe("the registry", () => {
     assert.equal([...registry].length, 64);
   });
 
-  it("takes none for replaced that is of the same process, takes no more tunnels, or may have the same id", () => {
+  it("does not count a connection as replaced if it is of the same process, is draining, or may share the id", () => {
     const [single, multiple] = [new AgentRegistry(false), new AgentRegistry(true)];
     const [young, other, same, leaving] = [held("1"), held("2"), held("1"), held("2", { isDraining: true })];
     assert.deepEqual([other, same, leaving].map((old) => single.replaces(young, old)), [true, false, false]);
     assert.equal(multiple.replaces(young, other), false);
   });
 
-  it("knows nobody that it does not hold", () => {
+  it("returns nothing for an unknown agent", () => {
     const registry = new AgentRegistry(false);
     const agent = held();
     registry.add(agent);

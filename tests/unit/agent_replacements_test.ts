@@ -1,4 +1,4 @@
-// What the log says of agents that take each other's place.
+// What is logged about agents that replace each other.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
@@ -14,7 +14,7 @@ const [A, B] = [held("4711", "192.0.2.1:1", "one"), held("4711", "192.0.2.2:2", 
 const WARNING = "agents with the same id replace each other";
 
 describe("replacements", () => {
-  it("are told at info once, and warned of once a minute where they are repeated, with both addresses and hosts", () => {
+  it("are logged at info once, and cause a warning once a minute if they are repeated, with both addresses and hosts", () => {
     let [now, count] = [0, 0];
     const log = new LogBook();
     const replacements = new Replacements(log, () => count++, () => now);
@@ -28,7 +28,7 @@ describe("replacements", () => {
     assert.match(String(advice), /--agent-server\.agent\.multiple/);
   });
 
-  it("that are rare are no warning", () => {
+  it("that are rare cause no warning", () => {
     let now = 0;
     const log = new LogBook();
     const replacements = new Replacements(log, undefined, () => now);

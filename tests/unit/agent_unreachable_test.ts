@@ -1,4 +1,4 @@
-// Why a proxy does not answer: who is asked, when, and what the attempt to connect makes of it.
+// Why a proxy does not respond: when UDP is probed, and how the result appears in the error.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { explainTimeout } from "../../agent/unreachable.ts";
@@ -10,7 +10,7 @@ const TARGET = { address: "proxy.test:4242", host: "proxy.test", port: 4242, ser
 const TROUBLE = new NetError("unreachable", "there is no route");
 
 describe("a proxy's silence", () => {
-  it("is explained in the log while the attempt goes on, and in its error", () =>
+  it("is explained in the log during the attempt, and in its error", () =>
     withNet(async (net) => {
       const told = Promise.withResolvers<unknown>();
       const log = { ...silentLogger, warn: (_: string, fields?: object) => told.resolve(fields) };
@@ -21,7 +21,7 @@ describe("a proxy's silence", () => {
       await assert.rejects(explained, (error) => error instanceof NetError && error.code === "timed-out" && error.cause === TROUBLE);
     }));
 
-  it("does not end an attempt that succeeds after all", () =>
+  it("does not end an attempt that still succeeds", () =>
     withNet(async (net) => {
       const asked = Promise.withResolvers<void>();
       const attempt = Promise.withResolvers<string>();
@@ -35,7 +35,7 @@ describe("a proxy's silence", () => {
       assert.equal(await explained, "connected");
     }));
 
-  it("is none where the proxy answers, with whatever: then nothing is asked, and its error stays as it is", () =>
+  it("is not probed if the proxy responds with any error, which is kept", () =>
     withNet(async (net) => {
       const probing = netWith(net, { probeUdp: () => assert.fail("it asked") });
       assert.equal(await explainTimeout(probing, silentLogger, TARGET, Promise.resolve("connected")), "connected");

@@ -1,4 +1,4 @@
-// Allow-lists: every form of a pattern against what it matches and what it does not, by itself and where clients and agents meet it.
+// Allow-lists: every form of pattern with matching and other destinations, alone and through a proxy and an agent.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinationPolicy } from "../../agent/destination_policy.ts";
@@ -129,7 +129,7 @@ const TABLE: Row[] = [
   row(["all.", "none.:80"], ["all:1", "none:80"], ["anything:80", "none:81"]), // hosts of these names
 ];
 
-/** One way to ask whether a destination is allowed. */
+/** A way to check whether a destination is allowed. */
 type Gate = (patterns: string[], body: (allows: (destination: string) => Promise<boolean>) => Promise<void>) => Promise<void>;
 
 const GATES: Record<string, Gate> = {
@@ -189,7 +189,7 @@ for (const [name, gate] of Object.entries(GATES)) {
   });
 }
 
-describe("an allow-list that cannot be read", () => {
+describe("an invalid allow-list", () => {
   const bad = [
     ["", "it is not"],
     [" ", "is not a name"],
@@ -278,7 +278,7 @@ describe("an allow-list that cannot be read", () => {
 });
 
 describe("an IPv6 address without brackets", () => {
-  it("is refused as an option where it may be meant as an address and a port, with both", () => {
+  it("is refused as an option if it could be an address and a port, and the error shows both readings", () => {
     for (const [pattern, address] of [["::1:80", "::1"], ["2001:db8::1:8080", "2001:db8::1"], ["fe80::a:1", "fe80::a"]] as const) {
       const port = pattern.split(":").at(-1);
       const said = checkPatterns(["localhost", pattern])!;
@@ -288,7 +288,7 @@ describe("an IPv6 address without brackets", () => {
     }
   });
 
-  it("is taken where no port can be meant", () => {
+  it("is accepted if it cannot contain a port", () => {
     for (const clear of ["::1", "2001:db8::1", "::1:a", "::1:0", "1:2:3:4:5:6:7:80", "2001:db8::1:80/128"]) {
       assert.equal(checkPatterns([clear]), undefined, clear);
     }
@@ -305,7 +305,7 @@ describe("words that stand for a whole list", () => {
     }
   });
 
-  it("deny all, and nothing", () => {
+  it("deny everything or nothing", () => {
     for (const host of ["a.example", "10.0.0.1", "::1"]) {
       assert.deepEqual([["all"], ["none"], []].map((list) => createDenyList(list).denies({ host, port: 80 })), [true, false, false]);
     }

@@ -12,13 +12,13 @@ import { readUntil, streamPair } from "../../testing/network.ts";
 const HALF_CLOSED_MS = 30_000;
 const TARGET = "http://origin/";
 
-/** Timers of the silence of an origin that run, as functions that let them elapse. */
+/** The running timers of an origin's silence, as functions that fire them. */
 interface Silences {
   readonly running: ReadonlyMap<unknown, () => void>;
   elapse(): void;
 }
 
-/** Runs `body` while timers of {@link HALF_CLOSED_MS} elapse only when they are told to. */
+/** Runs `body` while timers of {@link HALF_CLOSED_MS} fire only on demand. */
 async function withSilences(body: (silences: Silences) => Promise<void>): Promise<void> {
   const { setTimeout: start, clearTimeout: stop } = globalThis;
   const running = new Map<unknown, () => void>();
@@ -68,7 +68,7 @@ const isClientGone = (error: unknown) =>
   error instanceof TunnelError && error.type === "connection_terminated" && /client has disconnected/.test(error.message);
 
 describe("a client that sends no more", () => {
-  it("is given up once the destination has been silent for too long", () =>
+  it("is dropped once the destination has been silent for too long", () =>
     withSilences(async ({ running, elapse }) => {
       const { client, origin, done } = passage();
       client.closeWrite();
@@ -78,7 +78,7 @@ describe("a client that sends no more", () => {
       await assert.rejects(within(done), isClientGone);
     }));
 
-  it("is given up, too, where it has sent so much behind its request that it is read no further", () =>
+  it("is dropped, too, if it has sent more after its request than is read", () =>
     withSilences(async ({ running, elapse }) => {
       const { client, origin, done } = passage();
       await client.write(new Uint8Array(16 * 1024 + 1));
@@ -88,7 +88,7 @@ describe("a client that sends no more", () => {
       await assert.rejects(within(done), isClientGone);
     }));
 
-  it("gets all of its response, however slowly it takes it", () =>
+  it("gets its complete response, however slowly it reads it", () =>
     withSilences(async ({ running, elapse }) => {
       const { promise: taken, resolve: take } = Promise.withResolvers<void>();
       let paced = 0;
@@ -111,7 +111,7 @@ describe("a client that sends no more", () => {
       assert.equal(running.size, 0);
     }));
 
-  it("that is slow from the first byte of the response on is not given up when it finishes meanwhile", () =>
+  it("that reads the response slowly is not dropped if it finishes sending meanwhile", () =>
     withSilences(async ({ running }) => {
       const { promise: taken, resolve: take } = Promise.withResolvers<void>();
       let paced = 0;

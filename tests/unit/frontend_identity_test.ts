@@ -1,4 +1,4 @@
-// What the front makes of an identity: where it may go, and how what it opened ends when it does.
+// How the frontend uses an identity: its allowed destinations, and what ends with it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -9,7 +9,7 @@ import type { Duplex, Net } from "../../shared/net/types.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
 import { connectTo, LogBook, parseAnswer, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
 
-/** A front whose every client has one identity. */
+/** A frontend that gives every client the same identity. */
 interface Bench {
   log: LogBook;
   /** Aborted when the identity ends. */
@@ -25,7 +25,7 @@ interface Bench {
 const CREDENTIALS = "Proxy-Authorization: Basic NDcxMTp4\r\n";
 const ENDED = new Error("The token has expired");
 
-/** `beforeDialled` is called when the destination is reached, and before the front knows. */
+/** `beforeDialled` is called when the destination is connected, before the frontend knows. */
 async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: (ending: AbortController) => void): Promise<void> {
   await withNet(async (net: Net) => {
     const listener = await net.listenTcp({ address: "127.0.0.1:0" });
@@ -63,7 +63,7 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
   });
 }
 
-/** How reading to the end ends. */
+/** How the stream ends. */
 async function endOf(stream: Duplex): Promise<string> {
   const reading = (async () => {
     while (await stream.read() !== null);
@@ -73,7 +73,7 @@ async function endOf(stream: Duplex): Promise<string> {
 }
 
 describe("a client's credentials", () => {
-  it("let it reach what the proxy's list and their own allow, and nothing else", async () => {
+  it("allow the destinations on both the proxy's list and their own", async () => {
     await withFront(async ({ log, client, dialled, released }) => {
       for (const authority of ["a.zone:81", "origin:80", "elsewhere:80"]) {
         const { status, body } = parseAnswer(await readText(await client(`CONNECT ${authority} HTTP/1.1`)));
@@ -92,7 +92,7 @@ describe("a client's credentials", () => {
     });
   });
 
-  it("that end reset its tunnel at both ends, and the log says why", async () => {
+  it("that end reset its tunnel at both ends, and the reason is logged", async () => {
     await withFront(async ({ log, client, dialled, ending, released }) => {
       const stream = await client("CONNECT a.zone:80 HTTP/1.1");
       await readUntil(stream, "\r\n\r\n");
@@ -104,7 +104,7 @@ describe("a client's credentials", () => {
     });
   });
 
-  it("that end while the destination is dialled get it 407, and the destination a reset", async () => {
+  it("that end while the destination is dialled cause 407 for it, and a reset for the destination", async () => {
     await withFront(async ({ log, client, dialled, released }) => {
       for (const request of ["CONNECT a.zone:80 HTTP/1.1", "GET http://a.zone/ HTTP/1.1\r\nHost: a.zone"]) {
         const answer = parseAnswer(await readText(await client(request)));
@@ -118,7 +118,7 @@ describe("a client's credentials", () => {
     }, (ending) => ending.abort(ENDED));
   });
 
-  it("that end before a response has begun get it 407", async () => {
+  it("that end before a response has started cause 407", async () => {
     await withFront(async ({ log, client, dialled, ending }) => {
       const stream = await client("GET http://a.zone/ HTTP/1.1\r\nHost: a.zone");
       const destination = await dialled.next();

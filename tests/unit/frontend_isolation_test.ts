@@ -1,4 +1,4 @@
-// What goes wrong within one request, or one agent, ends that alone: it is logged with its cause, and everybody else is served.
+// A fault within one request or agent affects only that one: its cause is logged, and others are served.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { startAgentServer } from "../../proxy/agents/server.ts";
@@ -18,7 +18,7 @@ const fail = (): never => {
 };
 const REQUEST = `CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("4711:x")}\r\n\r\n`;
 
-/** A front that fails as long as `broken.on`. */
+/** A frontend that fails while `broken.on` is set. */
 async function withFront(
   faulty: (broken: { on: boolean }, net: Net) => Partial<FrontendOptions>,
   body: (bench: { net: Net; address: string; log: LogBook; dialled: Queue<Duplex>; mend: () => void }) => Promise<void>,
@@ -45,7 +45,7 @@ async function withFront(
   });
 }
 
-/** That a tunnel works. */
+/** Checks that a tunnel works. */
 async function checkTunnel(net: Net, address: string, dialled: Queue<Duplex>): Promise<void> {
   const client = await connectTo(net, address);
   await client.write(bytes(REQUEST));
@@ -68,7 +68,7 @@ describe("a fault of the program", () => {
     }),
   };
   for (const [where, faulty] of Object.entries(faults)) {
-    it(`${where} is answered with 500, logged with its cause, and no other client's business`, () =>
+    it(`${where} causes a 500, is logged with its cause, and does not affect other clients`, () =>
       withFront(faulty, async ({ net, address, log, dialled, mend }) => {
         const { status, body } = await ask(net, address, REQUEST);
         assert.equal(status, 500);
@@ -81,7 +81,7 @@ describe("a fault of the program", () => {
   }
 
   for (const [how, release] of Object.entries({ throws: fail, rejects: () => Promise.reject(FAULT) })) {
-    it(`in what releases a client's credentials, which ${how}, is logged, and changes nothing for the client`, () =>
+    it(`in the release of a client's credentials, which ${how}, is logged and does not affect the client`, () =>
       withFront(() => ({
         authenticator: { authenticateAgent: fail, authenticateClient: () => ({ agentId: "4711", release }) },
       }), async ({ net, address, log, dialled }) => {
@@ -92,7 +92,7 @@ describe("a fault of the program", () => {
       }));
   }
 
-  it("in the copy resets the client and the destination", () =>
+  it("in the relay resets the client and the destination", () =>
     withFront((broken, net) => ({
       net: netWith(net, { splice: (a, b, options) => broken.on ? Promise.reject(FAULT) : net.splice(a, b, options) }),
     }), async ({ net, address, log, dialled, mend }) => {
@@ -106,7 +106,7 @@ describe("a fault of the program", () => {
       await checkTunnel(net, address, dialled);
     }));
 
-  it("after the end of a request is logged, and no other client's business", () =>
+  it("after the end of a request is logged, and does not affect other clients", () =>
     withFront((broken) => ({ onEnd: () => broken.on && fail() }), async ({ net, address, log, dialled, mend }) => {
       await checkTunnel(net, address, dialled);
       await log.waitFor("request failed");
@@ -114,7 +114,7 @@ describe("a fault of the program", () => {
       await checkTunnel(net, address, dialled);
     }));
 
-  it("in what releases an agent's credentials is logged, and the agent is forgotten", () =>
+  it("in the release of an agent's credentials is logged, and the agent is removed", () =>
     withNet(async (net) => {
       const [log, listener] = [new LogBook(), await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: ALPN })];
       const server = startAgentServer({

@@ -1,4 +1,4 @@
-// What a client that was refused still takes of the limits.
+// How a refused client counts towards the limits.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -16,7 +16,7 @@ import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/netwo
 const REQUEST = `CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("4711:x")}\r\n\r\n`;
 
 describe("a client that was refused", () => {
-  it("holds no tunnel while its connection stays open for it to read the answer", () =>
+  it("holds no tunnel while its connection stays open so that it can read the response", () =>
     withNet(async (net) => {
       const listener = await net.listenTcp({ address: "127.0.0.1:0" });
       const { address } = listener;

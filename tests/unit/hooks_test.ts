@@ -1,4 +1,4 @@
-// A program's own functions that fail: what called them goes on as if they had not.
+// A program's hooks that fail: their caller continues.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { describe, it } from "node:test";
@@ -36,7 +36,7 @@ function agentOf(server: string) {
 
 const backoff = () => new Backoff({ initialMs: 10, maxMs: 50 });
 
-/** That clients reach a destination through the agent. */
+/** Whether clients reach a destination through the agent. */
 async function isServed(net: Net, clients: string): Promise<boolean> {
   const { listener, port } = await listenTcp(net);
   const client = await connectTo(net, clients);
@@ -50,7 +50,7 @@ async function isServed(net: Net, clients: string): Promise<boolean> {
 describe("an agent", () => {
   const hooks = { "throw": fail, "reject": () => Promise.reject(FAULT) };
   for (const [what, hook] of Object.entries(hooks)) {
-    it(`goes on, connects again and can be closed where its hooks ${what}`, () =>
+    it(`continues, reconnects and can be closed if its hooks ${what}`, () =>
       withNet(async (net) => {
         let called = 0;
         const log = new LogBook();
@@ -78,7 +78,7 @@ describe("an agent", () => {
 });
 
 describe("a proxy", () => {
-  it("serves the clients of an agent where its hooks fail", () =>
+  it("serves the clients of an agent if its hooks fail", () =>
     withNet(async (net) => {
       const log = new LogBook();
       const proxy = await startProxy(proxyOn("127.0.0.1:0"), { net, log, onAgentConnected: fail, onAgentDisconnected: fail });
@@ -93,7 +93,7 @@ describe("a proxy", () => {
 });
 
 describe("a logger that fails", () => {
-  it("keeps neither proxy nor agent from their work", () =>
+  it("affects neither proxy nor agent", () =>
     withNet(async (net) => {
       const proxy = await startProxy(proxyOn("127.0.0.1:0"), { net, log: brokenLog });
       const agent = await startAgent(agentOf(proxy.agentAddress), { net, log: brokenLog, backoff });
@@ -103,7 +103,7 @@ describe("a logger that fails", () => {
       await within(proxy.drain());
     }));
 
-  it("is called with all that it was given", () => {
+  it("is called with all arguments", () => {
     const log = new LogBook();
     const isolated = isolateLogger(log);
     for (const level of ["trace", "debug", "info", "warn", "error"] as const) isolated[level](level, { a: 1 });
@@ -126,7 +126,7 @@ describe("a hook", () => {
 });
 
 describe("the native network", () => {
-  it("answers the other calls of a batch where the function for its warnings fails", async () => {
+  it("completes the other calls of a batch if the callback for its warnings fails", async () => {
     using folder = new Folder();
     const addon = folder.write(
       "engine.cjs",

@@ -1,4 +1,4 @@
-// host:port, in every form that there is, and what is said of others.
+// host:port in every form, and the errors about other texts.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { ProxyEndpoints } from "../../agent/proxy_endpoints.ts";
@@ -26,7 +26,7 @@ describe("host:port", () => {
     });
   }
 
-  it("may lack a port where there is a default", () => {
+  it("may lack a port if there is a default", () => {
     assert.deepEqual(["a", "[::1]", "a:1"].map((text) => splitHostPort(text, 7).port), [7, 7, 1]);
     assert.throws(() => splitHostPort("", 7), RangeError);
   });
@@ -84,7 +84,7 @@ describe("host:port", () => {
     });
   }
 
-  it("of something to connect to has a host and a port", () => {
+  it("to connect to has a host and a port", () => {
     for (const text of [":4242", "host:0", "host:00", "[::1]:0"]) assert.match(checkRemote(text)!, /has no host or no port/);
     for (const text of ["host:1", "[::1]:65535"]) assert.equal(checkRemote(text), undefined);
   });

@@ -1,11 +1,11 @@
-// Where bodies end, however their bytes are cut into parts.
+// Where bodies end, with their bytes in parts of any size.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
 import { type BodyEnd, ChunkedEnd, LengthEnd } from "../../shared/http/body.ts";
 import { HeadError } from "../../shared/http/head.ts";
 
-/** Bytes of `text` that belong to the body, given in parts of `size` bytes, and whether it is done with them. */
+/** The number of bytes of `text`, read in parts of `size`, that belong to the body, and whether the body is complete. */
 function follow(end: BodyEnd, text: string, size: number): { taken: number; done: boolean } {
   const bytes = Buffer.from(text, "latin1");
   let taken = 0;
@@ -35,7 +35,7 @@ describe("body", () => {
     assert.deepEqual([new LengthEnd(0), new LengthEnd(1), new LengthEnd(Infinity)].map(({ mayEnd }) => mayEnd), [true, false, true]);
   });
 
-  it("in chunks ends behind its trailers, wherever the parts are cut", () => {
+  it("in chunks ends after its trailers, wherever the parts are split", () => {
     const bodies = [
       "0\r\n\r\n",
       "5\r\nhello\r\n0\r\n\r\n",
@@ -59,7 +59,7 @@ describe("body", () => {
     }
   });
 
-  it("in chunks may have lines that end with LF alone, and no empty line at its end, where it comes from a server", () => {
+  it("in chunks from a server may have lines that end with LF alone, and no empty line at its end", () => {
     const body = "5\nhello\n0\n\n";
     assert.deepEqual(follow(new ChunkedEnd({ lenient: true }), body + NEXT, 1), { taken: body.length, done: true });
     assert.ok(isRefused(new ChunkedEnd({ lenient: false }), body));
@@ -75,7 +75,7 @@ describe("body", () => {
     }
   });
 
-  it("in chunks is refused where two readers could find different ends", () => {
+  it("in chunks is refused if two parsers could find different ends", () => {
     const bodies = [
       ...["x\r\n", "\r\n", ";a\r\n", "-1\r\n", "+1\r\n", "0x1\r\n", " 1\r\n", "1 1\r\n", "1_0\r\n", "g\r\n"],
       ...["1\r\nab\r\n", "1\r\na\n\r\n", "1\r\na\r\r\n", "1\ra\r\n", "1;a\rb\r\n"],

@@ -1,4 +1,4 @@
-// Heads as they may come from anybody: what is taken, what is refused and with which status, and that nothing else happens.
+// Header sections from untrusted peers: which are accepted, which are refused and with which status, and that no other error occurs.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
@@ -7,7 +7,7 @@ import { formatAuthority } from "../../shared/address/authority.ts";
 import { encodeHead, endOfHead, HeadError, parseAuthority, parseRequestHead, parseResponseHead, values } from "../../shared/http/head.ts";
 import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../../testing/malformed.ts";
 
-/** The status that a head is refused with; anything thrown but a {@link HeadError} fails. */
+/** The status with which a header section is refused; any error but a {@link HeadError} fails the test. */
 function refused(parse: () => unknown): number | "taken" {
   try {
     parse();
@@ -22,7 +22,7 @@ function refused(parse: () => unknown): number | "taken" {
 const LINE = "CONNECT example.com:443 HTTP/1.1\r\n";
 const HOST = "Host: example.com:443\r\n";
 
-/** Latin-1 characters, those that matter to a parser often. */
+/** Latin-1 characters, with those that are special to a parser more often. */
 const character = fc.oneof(
   { weight: 2, arbitrary: fc.constantFrom("\r", "\n", "\r\n", ":", " ", "\t", "\0", "/", "[", "]", "%", "@", "#", "\x7f", "\x80", "\xff") },
   { weight: 1, arbitrary: fc.integer({ min: 0, max: 255 }).map((code) => String.fromCharCode(code)) },
@@ -37,7 +37,7 @@ function mutationsOf(head: string): fc.Arbitrary<string> {
 }
 
 describe("request head", () => {
-  it("gives method, target, version and the fields as they were written", () => {
+  it("has method, target, version and the fields as they were written", () => {
     const head = parseRequestHead("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\nX-a:1\r\nx-A: \t2 3\t \r\nEmpty:\r\n\r\n");
     assert.deepEqual(head, {
       method: "CONNECT",
@@ -48,7 +48,7 @@ describe("request head", () => {
     assert.deepEqual(values(head.fields, "x-a"), ["1", "2 3"]);
   });
 
-  it("may be spelt in every way that RFC 9112 allows", () => {
+  it("may have every form that RFC 9112 allows", () => {
     const heads = [
       `${LINE}\r\n`,
       "CONNECT example.com:443 HTTP/1.0\r\n\r\n",
@@ -68,13 +68,13 @@ describe("request head", () => {
     for (const head of heads) assert.equal(refused(() => parseRequestHead(head)), "taken", JSON.stringify(head));
   });
 
-  it("is refused with its status where its syntax is wrong", () => {
+  it("is refused with the right status if its syntax is invalid", () => {
     const heads = malformedHeads().filter(({ isSyntax }) => isSyntax);
     assert.ok(heads.length > 500, `There are only ${heads.length} heads`);
     for (const { head, status } of heads) assert.equal(refused(() => parseRequestHead(head)), status, JSON.stringify(head));
   });
 
-  it("is refused with the reason where clients and load balancers make the mistake", () => {
+  it("is refused with the reason for common mistakes of clients and load balancers", () => {
     const said: [line: string, message: RegExp][] = [
       ["GET http://a/?q=\xc3\xbc HTTP/1.1", /not ASCII: all other characters must be percent-encoded/],
       ["PROXY TCP4 192.0.2.1 10.0.0.1 5000 80", /PROXY protocol header, but --http-proxy\.proxy-protocol does not list/],
@@ -103,14 +103,14 @@ describe("request head", () => {
     }
   });
 
-  it("is refused with 400 where anything of it is missing at the end", () => {
+  it("is refused with 400 if it is truncated anywhere", () => {
     const head = `${LINE}${HOST}A: b\r\n\r\n`;
     for (let length = 0; length < head.length; length++) {
       assert.equal(refused(() => parseRequestHead(head.slice(0, length))), 400, JSON.stringify(head.slice(0, length)));
     }
   });
 
-  it("has 100 header lines at most, and is refused with 431 for more", () => {
+  it("has at most 100 header lines, and is refused with 431 for more", () => {
     const head = (count: number) => `${LINE}${"A: b\r\n".repeat(count)}\r\n`;
     assert.equal(parseRequestHead(head(100)).fields.length, 100);
     assert.equal(refused(() => parseRequestHead(head(101))), 431);
@@ -129,7 +129,7 @@ describe("request head", () => {
     );
   });
 
-  it("means, once taken, what its lines say: written out again it is the same head", () => {
+  it("is the same when it is written and parsed again", () => {
     const valid = `POST http://a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-Name:\t value \r\n\r\n`;
     let taken = 0;
     fc.assert(
@@ -150,7 +150,7 @@ describe("request head", () => {
 });
 
 describe("response head", () => {
-  it("gives status, reason and fields", () => {
+  it("has status, reason and fields", () => {
     assert.deepEqual(parseResponseHead("HTTP/1.1 200 Connection established\r\nA: b\r\n\r\n"), {
       version: "1.1",
       status: 200,
@@ -159,7 +159,7 @@ describe("response head", () => {
     });
   });
 
-  it("may lack a reason, be HTTP/1.0, interim, or have what agents of others add", () => {
+  it("may lack a reason, be HTTP/1.0 or interim, or have the additions of other agents", () => {
     const heads: [string, number][] = [
       ["HTTP/1.1 200\r\n\r\n", 200],
       ["HTTP/1.1 200 \r\n\r\n", 200],
@@ -172,7 +172,7 @@ describe("response head", () => {
     for (const [head, status] of heads) assert.equal(parseResponseHead(head).status, status, JSON.stringify(head));
   });
 
-  it("is refused where its status line is malformed", () => {
+  it("is refused if its status line is malformed", () => {
     const lines = [
       "",
       "HTTP/1.1",
@@ -197,7 +197,7 @@ describe("response head", () => {
     assert.equal(refused(() => parseResponseHead(`HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(1_001)}\r\n`)), 431);
   });
 
-  it("is read as clients read it where a server is careless, and is strict after that", () => {
+  it("is parsed as leniently as clients do, and normalized", () => {
     const heads: [head: string, fields: [string, string][]][] = [
       ["HTTP/1.1 200 OK\nA: b\nC: d\n\n", [["A", "b"], ["C", "d"]]],
       ["HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\n", [["A", "b"], ["C", "d"]]],
@@ -220,7 +220,7 @@ describe("response head", () => {
     }
   });
 
-  it("is read in time that grows with its length alone", () => {
+  it("is parsed in linear time", () => {
     const long = 64 * 1024;
     for (const part of [" ", "\t", "\r", ":", " :", "\n ", "a ", "A: b\n "]) {
       const startedAt = performance.now();
@@ -229,7 +229,7 @@ describe("response head", () => {
     }
   });
 
-  it("ends at its first empty line, wherever the bytes part", () => {
+  it("ends at its first empty line, wherever the bytes are split", () => {
     for (const head of ["A\r\nB\r\n\r\n", "A\nB\n\n", "A\r\nB\n\r\n", "A\r\nB\r\n\n"]) {
       const all = Buffer.from(`${head}body\n\n`);
       assert.equal(endOfHead(all), head.length, JSON.stringify(head));
@@ -247,7 +247,7 @@ describe("response head", () => {
 });
 
 describe("authority", () => {
-  it("is a host and a port, in every legal spelling", () => {
+  it("is a host and a port, in every valid form", () => {
     const table: [string, string, number][] = [
       ["example.com:443", "example.com", 443],
       ["EXAMPLE.com:443", "EXAMPLE.com", 443],
@@ -274,7 +274,7 @@ describe("authority", () => {
     for (const [text, host, port] of table) assert.deepEqual(parseAuthority(text), { host, port }, text);
   });
 
-  it("is refused with 400 where host or port is missing or malformed", () => {
+  it("is refused with 400 if host or port is missing or malformed", () => {
     for (const host of BAD_HOSTS) assert.equal(refused(() => parseAuthority(`${host}:80`)), 400, JSON.stringify(host));
     for (const port of BAD_PORTS) {
       for (const host of ["a", "[::1]"]) assert.equal(refused(() => parseAuthority(`${host}:${port}`)), 400, `${host}:${port}`);
@@ -282,7 +282,7 @@ describe("authority", () => {
     for (const text of ["", "a", "[::1]", "http://a:80", "a:80/", "80"]) assert.equal(refused(() => parseAuthority(text)), 400, text);
   });
 
-  it("has the default port only where there is one and none is written", () => {
+  it("has the default port only if there is one and none is given", () => {
     assert.deepEqual(parseAuthority("a", 80), { host: "a", port: 80 });
     assert.deepEqual(parseAuthority("[::1]", 80), { host: "::1", port: 80 });
     assert.deepEqual(parseAuthority("a:81", 80), { host: "a", port: 81 });
@@ -290,7 +290,7 @@ describe("authority", () => {
     for (const text of ["::1", "::1:80", "1:2:3:4:5:6:7:8"]) assert.equal(refused(() => parseAuthority(text, 80)), 400, text);
   });
 
-  it("is written with brackets around IPv6, and read back the same", () => {
+  it("is written with brackets around IPv6, and parsed back", () => {
     assert.equal(formatAuthority({ host: "::1", port: 80 }), "[::1]:80");
     for (const zone of ["eth0", "1", "25", "251", "2525", "25eth0"]) {
       const authority = { host: `fe80::1%${zone}`, port: 80 };
@@ -318,7 +318,7 @@ describe("authority", () => {
 });
 
 describe("head written out", () => {
-  it("has one byte a character", () => {
+  it("has one byte per character", () => {
     const head = encodeHead("HTTP/1.1 200 OK", [["A", "caf\xe9"], ["B", ""]]);
     assert.equal(Buffer.from(head).toString("latin1"), "HTTP/1.1 200 OK\r\nA: caf\xe9\r\nB: \r\n\r\n");
   });

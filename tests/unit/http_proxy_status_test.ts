@@ -1,11 +1,11 @@
-// What the hops of a response say of it: as they came, each behind the one closer to the origin, and nothing of a field that is malformed.
+// Proxy-Status of several hops: members are kept, each after the one closer to the origin, and malformed fields are dropped.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { formatProxyStatus, parseProxyStatus } from "../../shared/http/proxy_status.ts";
 
 const parse = (...lines: string[]) => parseProxyStatus(lines.map((line) => ["Proxy-Status", line] as const));
-/** As the next hop gets it. */
+/** The field for the next hop. */
 const passOn = (...lines: string[]) => formatProxyStatus(parse(...lines).members, "reverse-http-lb");
 
 describe("Proxy-Status", () => {
@@ -31,7 +31,7 @@ describe("Proxy-Status", () => {
     ["with a cause in a text", ['a;details="; error=dns_error"'], 'a;details="; error=dns_error"'],
   ];
   for (const [what, lines, passedOn, error, details] of good) {
-    it(`${what} is passed on and understood`, () => {
+    it(`${what} is forwarded and parsed`, () => {
       const found = parse(...lines);
       assert.equal(found.error, error);
       assert.equal(found.details, details);
@@ -66,13 +66,13 @@ describe("Proxy-Status", () => {
     });
   }
 
-  it("holds 256 characters of a peer's details", () => {
+  it("has at most 256 characters of a peer's details", () => {
     const { details } = parse(`a;error=dns_error;details="${"x".repeat(4_000)}"`);
     assert.equal(details, `${"x".repeat(253)}...`);
     assert.equal(passOn(`a;details="${"x".repeat(4_000)}"`), `a;details="${details}", reverse-http-lb`);
   });
 
-  it("is a list that the next hop reads, whatever the peer and the words are", () => {
+  it("is a list that the next hop can parse, whatever the peer and the text", () => {
     fc.assert(
       fc.property(fc.string({ unit: "binary", maxLength: 200 }), fc.string({ unit: "binary" }), (line, details) => {
         const { members } = parse(line);

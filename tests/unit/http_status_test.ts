@@ -1,4 +1,4 @@
-// What a refused client is told: one well-formed answer, whatever the words in it are.
+// The response to a refused client: well-formed, whatever its text.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
@@ -20,7 +20,7 @@ function detailsOf(proxyStatus: string | undefined): string {
 }
 
 describe("refusal", () => {
-  it("is a status, its cause, one line of text, and the end of the connection", () => {
+  it("has a status, an error type and one line of text, and ends the connection", () => {
     const text = encode(new ProxyError(502, "connection_refused", "a:80 refused the connection"));
     assert.equal(
       text,
@@ -34,7 +34,7 @@ describe("refusal", () => {
     );
   });
 
-  it("says under which id the request is in the log, in a field, the text and the reason phrase", () => {
+  it("has the request's id of the log in a field, the text and the reason phrase", () => {
     const text = Buffer.from(encodeErrorResponse(new ProxyError(502, "dns_error", "No such name"), "reverse-http-proxy", { id: "1a-2" }))
       .toString(
         "latin1",
@@ -44,7 +44,7 @@ describe("refusal", () => {
     assert.match(text, /\r\n\r\nNo such name \(request 1a-2\)\n$/);
   });
 
-  it("holds no control character and not more than 512 characters of its message, whoever chose it", () => {
+  it("has no control character and at most 512 characters of its message, whatever its source", () => {
     const text = encode(new ProxyError(502, "dns_error", `a\r\nb\x1b[31m\u202ec\0${"x".repeat(15_000)}`));
     assert.ok(text.length < 2_000);
     // deno-lint-ignore no-control-regex -- these are what must not be in it
@@ -52,7 +52,7 @@ describe("refusal", () => {
     assert.match(text, /\r\n\r\na\?\?b\?\[31m\?c\?x+\.\.\.\n$/);
   });
 
-  it("that passes a peer's on names itself behind the peer, and leaves the cause to it", () => {
+  it("that forwards a peer's names this hop after the peer, without an error type of its own", () => {
     const received = parseProxyStatus([["Proxy-Status", 'reverse-http-agent;error=dns_error;details="no such name"']]);
     const proxyStatusOf = (error: TunnelErrorType) =>
       parseAnswer(encode(new TunnelError(error, "Words", { received: new ReceivedResponse(received) }))).field("proxy-status");
@@ -63,7 +63,7 @@ describe("refusal", () => {
     );
   });
 
-  it("has the status of its type, unless the next hop chose one", () => {
+  it("has the status of its error type, unless the next hop has chosen one", () => {
     const rows: [error: TunnelError, status: number, fields: Record<string, string>][] = [
       [new TunnelError("dns_timeout", "No"), 504, {}],
       [new TunnelError("destination_ip_prohibited", "No"), 403, {}],
@@ -76,30 +76,30 @@ describe("refusal", () => {
     for (const [error, status, fields] of rows) assert.deepEqual([statusOf(error), Object.fromEntries(fieldsOf(error))], [status, fields]);
   });
 
-  it("has further fields once", () => {
+  it("has additional fields once", () => {
     const answer = parseAnswer(encode(new ProxyError(405, "http_request_denied", "No", [["Allow", "CONNECT"], ["Retry-After", "1"]])));
     assert.equal(answer.field("allow"), "CONNECT");
     assert.equal(answer.field("retry-after"), "1");
   });
 
-  it("has a reason phrase for every status that is answered", () => {
+  it("has a reason phrase for every status that is used", () => {
     for (const status of [400, 403, 405, 407, 408, 431, 500, 502, 503, 504, 505]) {
       assert.match(reasonOf(status), /^[A-Z][A-Za-z ]+$/, `${status}`);
     }
     assert.equal(reasonOf(299), "");
   });
 
-  it("escapes quotes and backslashes, and replaces what a structured field cannot hold", () => {
+  it("escapes quotes and backslashes, and replaces characters that a structured field cannot contain", () => {
     const answer = parseAnswer(encode(new ProxyError(502, "dns_error", 'say "a\\b" caf\xe9 \u20ac')));
     assert.equal(answer.field("proxy-status"), 'reverse-http-proxy;error=dns_error;details="say \\"a\\\\b\\" caf? ?"');
   });
 
-  it("does not say what caused it", () => {
+  it("does not show the internal cause", () => {
     const text = encode(new ProxyError(407, "http_request_denied", "No", [], { cause: new Error("the password is hunter2") }));
     assert.doesNotMatch(text, /hunter2/);
   });
 
-  it("is one answer of the length it says, whatever the message is", () => {
+  it("is one response with the right length, whatever the message", () => {
     fc.assert(
       fc.property(fc.string({ unit: "binary" }), (message) => {
         const answer = parseAnswer(encode(new ProxyError(400, "http_request_error", message)));

@@ -1,4 +1,4 @@
-// The house's order: imports go one way, one file knows the addon, and only a main.ts has the process.
+// The rules of ARCHITECTURE.md: the direction of imports, one file that loads the addon, and main.ts files that own the process.
 import assert from "node:assert/strict";
 import { existsSync, globSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
@@ -7,18 +7,18 @@ import { describe, it } from "node:test";
 const ROOT = join(import.meta.dirname!, "..", "..");
 const SOURCES = globSync("{mod.ts,main.ts,services.ts,options.ts,{proxy,agent,lb,shared}/**/*.ts}", { cwd: ROOT }).map(normalize).sort();
 
-/** Without comments: they may name what code may not. */
+/** The text without comments, which may name anything. */
 function code(text: string): string {
   return text.replace(/\/\*[^]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "").replace(/\s\/\/ .*$/gm, "");
 }
 
-/** What a file's text imports, types included. */
+/** The modules that a file's text imports, including types. */
 function specifiers(text: string): string[] {
   const found = code(text).matchAll(/\b(?:from|import)\s*\(?\s*(["'])([^"'\n]+)\1/g);
   return [...found].map((match) => match[2]!);
 }
 
-/** What is loaded with a file's text: neither types nor what is imported later. */
+/** The modules that are loaded with a file: without types and dynamic imports. */
 function staticImports(text: string): string[] {
   const found = code(text).matchAll(/\b(?:import|export)\s+(?!type\b)(?:[\w\s{},*$]+\bfrom\s*)?(["'])([^"'\n]+)\1/g);
   return [...found].map((match) => match[2]!);
@@ -46,17 +46,17 @@ function levelOf(file: string): number {
   return level;
 }
 
-/** Why `file` may not import `target`; `undefined` where it may. */
+/** Why `file` must not import `target`; `undefined` if it may. */
 function problem(file: string, target: string): string | undefined {
   const [from, to] = [file, target].map((path) => path.split("/")[0]!) as [string, string];
   const parts = ["proxy", "agent", "lb"];
   if (file === "mod.ts" && target === "main.ts") return undefined; // when it is run directly: see below
-  if (/(^|\/)main\.ts$/.test(target)) return "a main.ts is imported by nobody";
-  if (target === "mod.ts") return "mod.ts is for programs outside";
-  if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb do not know each other";
-  if (/^(tests|testing|tools|build\.ts|native)(\/|$)/.test(target)) return "sources know neither tests nor tools";
+  if (/(^|\/)main\.ts$/.test(target)) return "no file may import a main.ts";
+  if (target === "mod.ts") return "mod.ts is for other programs";
+  if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent and lb are independent of each other";
+  if (/^(tests|testing|tools|build\.ts|native)(\/|$)/.test(target)) return "the product uses neither tests nor tools";
   if (target === "shared/net/native/addon.ts" && file !== "shared/net/native/binding.ts") {
-    return "only shared/net/native/binding.ts knows the addon";
+    return "only shared/net/native/binding.ts loads the addon";
   }
   const isNative = target.startsWith("shared/net/native/") && !file.startsWith("shared/net/native/");
   if (isNative && levelOf(file) < LEVELS.length - 1) return "a network is an argument";
@@ -65,7 +65,7 @@ function problem(file: string, target: string): string | undefined {
 }
 
 describe("imports", () => {
-  it("are found, however they are written", () => {
+  it("are found in every notation", () => {
     const text = `
       import a from "./a.ts";
       import { b,
@@ -81,7 +81,7 @@ describe("imports", () => {
     assert.deepEqual(specifiers(text), ["./a.ts", "./b.ts", "./d.ts", "./e.ts", "./f.ts", "./g.ts", "./h.ts"]);
   });
 
-  it("that run the wrong way are told from those that may be", () => {
+  it("in a forbidden direction are detected", () => {
     const wrong: [string, string][] = [
       ["proxy/proxy.ts", "agent/options.ts"],
       ["lb/lb.ts", "proxy/options.ts"],
@@ -108,7 +108,7 @@ describe("imports", () => {
     for (const [file, target] of right) assert.equal(problem(file, target), undefined, `${file} may not import ${target}`);
   });
 
-  it("go one way", () => {
+  it("go in the allowed direction", () => {
     assert.ok(SOURCES.length > 20, "The sources were not found");
     const problems: string[] = [];
     for (const file of SOURCES) {
@@ -169,7 +169,7 @@ describe("sources", () => {
     assert.deepEqual(problems, []);
   });
 
-  it("use nothing that one runtime alone has", () => {
+  it("use no API that only one runtime has", () => {
     const problems = SOURCES.flatMap((file) => {
       const use = /\b(Deno|Bun)\.\w+/.exec(code(readFileSync(join(ROOT, file), "utf8")));
       return use ? [`${file} uses ${use[0]}`] : [];

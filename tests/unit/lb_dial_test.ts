@@ -1,4 +1,4 @@
-// How lb asks proxies: which refusals make it look the agent up again, and what a client gets in the end.
+// How lb requests tunnels from proxies: which refusals make it look the agent up again, and the final response.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDialer } from "../../lb/dial.ts";
@@ -30,7 +30,7 @@ const refusal = (status: number, error: TunnelErrorType, message = "no") =>
 
 type Answer = string | undefined;
 
-/** A proxy that answers every request alike, or not at all, and keeps what it was asked. */
+/** A proxy that gives every request the same response, or none, and records requests. */
 async function fakeProxy(net: Net, address: string, answer: Answer | (() => Answer)): Promise<string[]> {
   const listener = await net.listenTcp({ address });
   const heads: string[] = [];
@@ -48,7 +48,7 @@ async function fakeProxy(net: Net, address: string, answer: Answer | (() => Answ
   return heads;
 }
 
-/** A refusal as the client gets it. */
+/** The refusal that the client gets. */
 interface Refused {
   readonly status: number;
   readonly error: TunnelErrorType;
@@ -88,7 +88,7 @@ function setUp() {
 }
 
 describe("dialing through proxies", () => {
-  it("asks with the client's credentials and id, and nothing else of its request, and keeps what follows the answer", async () => {
+  it("sends the client's credentials and id only, and keeps the bytes after the response", async () => {
     const { net, store, dial } = setUp();
     const heads = await fakeProxy(net, "127.0.0.1:1", `${ESTABLISHED}220 ready`);
     await store.set("7", "127.0.0.1:1");
@@ -103,7 +103,7 @@ describe("dialing through proxies", () => {
     stream.close();
   });
 
-  it("takes an address without a host, as the Go proxy writes it, for this machine", async () => {
+  it("connects to loopback for an address without a host, as the Go proxy writes it", async () => {
     const { net, store, dial } = setUp();
     await fakeProxy(net, "127.0.0.1:1", ESTABLISHED);
     await store.set("7", ":1");
@@ -120,7 +120,7 @@ describe("dialing through proxies", () => {
     "ends without an answer": "",
   };
   for (const [what, answer] of Object.entries(moved)) {
-    it(`looks the agent up once more when its proxy ${what}, and asks the one that holds it now`, async () => {
+    it(`looks the agent up once more if its proxy ${what}, and uses the agent's current proxy`, async () => {
       const { net, store, counted, dial } = setUp();
       if (answer !== undefined) await fakeProxy(net, "127.0.0.1:1", answer);
       const now = await fakeProxy(net, "127.0.0.1:2", ESTABLISHED);
@@ -130,7 +130,7 @@ describe("dialing through proxies", () => {
       assert.deepEqual([now.length, counted.lookups], [1, 2]);
     });
 
-    it(`tells the client when its proxy ${what} and the store knows no other`, async () => {
+    it(`refuses the client if its proxy ${what} and the store has no other`, async () => {
       const { net, store, counted, refused } = setUp();
       const heads = answer === undefined ? undefined : await fakeProxy(net, "127.0.0.1:1", answer);
       await store.set("7", "127.0.0.1:1");
@@ -141,7 +141,7 @@ describe("dialing through proxies", () => {
     });
   }
 
-  it("asks no further proxy once the time is over", async () => {
+  it("asks no further proxy after the timeout", async () => {
     const { net, store, refused } = setUp();
     await fakeProxy(net, "127.0.0.1:1", () => {
       const start = performance.now();
@@ -155,7 +155,7 @@ describe("dialing through proxies", () => {
     assert.deepEqual([second, addresses], [[], ["127.0.0.1:2"]]);
   });
 
-  it("asks two proxies at most that the store names, and tells the client what the last one said", async () => {
+  it("asks at most two proxies that the store names, and responds with the last one's refusal", async () => {
     const { net, store, refused } = setUp();
     await fakeProxy(net, "127.0.0.1:1", refusal(502, "destination_unavailable", "not here"));
     await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable", "not here either"));
@@ -174,7 +174,7 @@ describe("dialing through proxies", () => {
     }
   }
 
-  it("asks other proxies when the store goes on naming one that is gone, and remembers the one that holds the agent", async () => {
+  it("asks other proxies if the store still names one that has gone, and remembers the one with the agent", async () => {
     const parts = setUp();
     const { net, store, dial, clock, counted } = parts;
     const other = await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable"));
@@ -210,7 +210,7 @@ describe("dialing through proxies", () => {
     assert.equal(holder.length, 1);
   });
 
-  it("asks four proxies at most, others each time, and none but those that the store names for a second after that", async () => {
+  it("asks at most four proxies, different ones each time, and for a second after that only those in the store", async () => {
     const parts = setUp();
     const { net, store, refused, clock } = parts;
     const named = await fakeProxy(net, "127.0.0.1:1", refusal(502, "destination_unavailable", "the named one"));
@@ -231,7 +231,7 @@ describe("dialing through proxies", () => {
     assert.deepEqual([asked(), named.length], [[1, 1, 1, 1, 1, 1], 3]);
   });
 
-  it("asks nobody about an agent that the store does not know", async () => {
+  it("asks no proxy for an agent that is not in the store", async () => {
     const parts = setUp();
     const other = await fakeProxy(parts.net, "127.0.0.1:2", ESTABLISHED);
     await know(parts, ["127.0.0.1:2"]);
@@ -240,7 +240,7 @@ describe("dialing through proxies", () => {
     assert.equal(other.length, 0);
   });
 
-  it("takes no longer for all proxies together than one may take", async () => {
+  it("has one timeout for all proxies together", async () => {
     const parts = setUp();
     const { net, store, refused } = parts;
     const silent = await Promise.all([1, 2, 3, 4].map((port) => fakeProxy(net, `127.0.0.1:${port}`, undefined)));
@@ -261,7 +261,7 @@ describe("dialing through proxies", () => {
     [503, "connection_limit_reached"],
   ];
   for (const [status, error] of final) {
-    it(`passes on ${status} ${error} as it came, without asking again`, async () => {
+    it(`forwards ${status} ${error} unchanged, without another attempt`, async () => {
       const { net, store, counted, refused } = setUp();
       const advice = 'Retry-After: 7\r\nProxy-Authenticate: Basic realm="x"\r\nSet-Cookie: a=b\r\n';
       const answer = refusal(status, error, 'Because of "it"').replace("Content-Type", `${advice}Content-Type`);
@@ -274,7 +274,7 @@ describe("dialing through proxies", () => {
     });
   }
 
-  it("takes a machine without a free port for full, and not the agent for gone", async () => {
+  it("reports a lack of local ports as a limit, not as a missing agent", async () => {
     const { net, store, counted } = setUp();
     await store.set("7", "127.0.0.1:1");
     const exhausted: string[] = [];
@@ -297,7 +297,7 @@ describe("dialing through proxies", () => {
     assert.deepEqual(exhausted, ["127.0.0.1:1", "127.0.0.1:1"]);
   });
 
-  it("makes 502 of a status that a proxy has no reason to answer", async () => {
+  it("responds with 502 to a status that a proxy must not send", async () => {
     const { net, store, refused } = setUp();
     await fakeProxy(net, "127.0.0.1:1", "HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\n\r\n");
     await store.set("7", "127.0.0.1:1");
@@ -327,7 +327,7 @@ describe("dialing through proxies", () => {
     ],
   ];
   for (const [what, answer, expected, reason] of misunderstood) {
-    it(`makes 502 of a proxy that ${what}, and says in the log what to do`, async () => {
+    it(`responds with 502 if a proxy ${what}, and logs a remedy`, async () => {
       const { net, store, refused } = setUp();
       await fakeProxy(net, "127.0.0.1:1", answer);
       await store.set("7", "127.0.0.1:1");

@@ -1,10 +1,10 @@
-// Where lb thinks an agent is: how often it asks the store, and what it makes of the answers.
+// How lb finds an agent's proxy: how often it queries the store, and how it uses the results.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Locator } from "../../lb/locator.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
 
-/** A store whose answers the test gives, one by one. */
+/** A store whose results the test supplies. */
 class AskedStore implements Store {
   readonly asked: string[] = [];
   readonly #waiting: PromiseWithResolvers<string | undefined>[] = [];
@@ -42,7 +42,7 @@ function setUp(limit?: number) {
 }
 
 describe("locator", () => {
-  it("asks the store once for all who ask at once, and for each agent on its own", async () => {
+  it("queries the store once for simultaneous lookups of an agent, and separately for each agent", async () => {
     const { store, locator } = setUp();
     const all = [locator.locate("7"), locator.locate("7"), locator.locate("8"), locator.locate("7")];
     store.answer("a:1");
@@ -51,7 +51,7 @@ describe("locator", () => {
     assert.deepEqual(store.asked, ["7", "8"]);
   });
 
-  it("asks again when an answer is a second old, and not before", async () => {
+  it("queries again once a result is a second old, and not before", async () => {
     const { store, clock, locator, known } = setUp();
     await known("7", "a:1");
     clock.now = 999;
@@ -62,7 +62,7 @@ describe("locator", () => {
     assert.equal(store.asked.length, 2);
   });
 
-  it("asks again for an agent that was in no proxy's hands half a second later, and not before", async () => {
+  it("queries again for a missing agent after half a second, and not before", async () => {
     const { store, clock, locator, known } = setUp();
     const nowhere = locator.locate("7");
     store.answer(undefined);
@@ -76,7 +76,7 @@ describe("locator", () => {
     await known("7", "b:1");
   });
 
-  it("uses the last address while the store fails or is empty, until it proves wrong", async () => {
+  it("uses the last address while the store fails or is empty, until it turns out wrong", async () => {
     const { store, clock, locator, known } = setUp();
     await known("7", "a:1");
     for (const trouble of [() => store.fail(), () => store.answer(undefined)]) {
@@ -95,7 +95,7 @@ describe("locator", () => {
     assert.equal(await missing, undefined);
   });
 
-  it("keeps an address that is newer than the one that proved wrong", async () => {
+  it("keeps an address that is newer than the one that turned out wrong", async () => {
     const { store, locator, known } = setUp();
     await known("7", "b:1");
     locator.invalidate("7", "a:1");
@@ -103,7 +103,7 @@ describe("locator", () => {
     assert.equal(store.asked.length, 1);
   });
 
-  it("holds to where an agent was found until the store says something new, or that proves wrong too", async () => {
+  it("keeps the proxy at which an agent was found until the store has a new address, or that proxy turns out wrong", async () => {
     const { store, clock, locator, known } = setUp();
     await known("7", "a:1");
     locator.record("7", "b:1", new Set(["a:1"]));
@@ -122,7 +122,7 @@ describe("locator", () => {
     await known("7", "a:1");
   });
 
-  it("suggests so many proxies as the store has named lately, none for ever, each in its turn", async () => {
+  it("suggests a limited number of proxies that the store has named recently, in turn", async () => {
     const { clock, locator, known } = setUp();
     for (let i = 0; i < 70; i++) await known(String(i), `p${i}:1`);
     assert.deepEqual(locator.alternatives("7", new Set(["p6:1"]), 2), ["p7:1", "p8:1"], "64 are known: the first six are forgotten");
@@ -138,7 +138,7 @@ describe("locator", () => {
     assert.deepEqual(locator.alternatives("7", new Set(), 100), ["p9:1"]);
   });
 
-  it("remembers so many agents, and forgets the one that nobody asked for the longest", async () => {
+  it("remembers a limited number of agents, and forgets the least recently used", async () => {
     const { store, locator, known } = setUp(3);
     for (const id of ["1", "2", "3"]) await known(id, `${id}:1`);
     await locator.locate("1");

@@ -1,4 +1,4 @@
-// Limits by themselves, on a clock that is set: counts, rates, lock-outs, memory, lives, and what is said of them.
+// Limits, with a clock that the test sets: counts, rates, lockouts, memory, durations, and their reports.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { fieldsOf, statusOf } from "../../shared/http/status.ts";
@@ -19,7 +19,7 @@ import { TunnelLimits, type TunnelLimitsOptions } from "../../shared/limits/tunn
 import { silentLogger } from "../../shared/log/logger.ts";
 import { LogBook } from "../../testing/network.ts";
 
-/** A clock in milliseconds that stands still. */
+/** A clock in milliseconds that the test advances. */
 function createClock(): { now: () => number; pass: (ms: number) => void } {
   let ms = 1_000_000;
   return { now: () => ms, pass: (more) => void (ms += more) };
@@ -38,7 +38,7 @@ function limitOf(work: () => unknown): string {
 }
 
 describe("address keys", () => {
-  it("are hosts of IPv4 and networks of 64 bits of IPv6, and nothing for those that are exempt", () => {
+  it("are IPv4 addresses and IPv6 networks of 64 bits, and nothing for exempt addresses", () => {
     const keyOf = createAddressKeys(["127.0.0.0/8", "2001:db8:ffff::/48"]);
     const keys: [remote: string, key: string | undefined][] = [
       ["10.0.0.1:5000", "10.0.0.1"],
@@ -57,7 +57,7 @@ describe("address keys", () => {
 });
 
 describe("a tally", () => {
-  it("holds nothing of whom there is nothing", () => {
+  it("has no entry for a key with a count of zero", () => {
     const tally = new InflightCounts();
     tally.add("a");
     tally.add("a");
@@ -70,7 +70,7 @@ describe("a tally", () => {
 });
 
 describe("token buckets", () => {
-  it("give out a burst, then the rate, to each key its own", () => {
+  it("allow a burst, then the rate, for each key separately", () => {
     const { now, pass } = createClock();
     const buckets = new TokenBuckets(10, 20, now);
     for (let i = 0; i < 20; i++) assert.equal(buckets.take("a"), 0);
@@ -84,7 +84,7 @@ describe("token buckets", () => {
     assert.ok(buckets.take("a") > 0);
   });
 
-  it("of a small rate give one at least, and of none any number", () => {
+  it("with a small rate allow at least one, and without a rate any number", () => {
     const { now } = createClock();
     const slow = new TokenBuckets(1, 0.1, now);
     assert.equal(slow.take("a"), 0);
@@ -94,7 +94,7 @@ describe("token buckets", () => {
     assert.equal(none.size, 0);
   });
 
-  it("are kept of so many keys only, of the latest", () => {
+  it("are kept for a limited number of keys, the most recent ones", () => {
     const { now } = createClock();
     const buckets = new TokenBuckets(1, 1, now);
     buckets.take("first");
@@ -109,7 +109,7 @@ describe("token buckets", () => {
 });
 
 describe("a lock-out", () => {
-  it("comes after so many failures, and lasts twice as long each time up to the longest", () => {
+  it("starts after a number of failures, and lasts twice as long each time up to the maximum", () => {
     const { now, pass } = createClock();
     const lockOut = new AuthLockout(3, 5_000, 10_000, now);
     for (let i = 0; i < 3; i++) lockOut.recordFailure("a");
@@ -124,7 +124,7 @@ describe("a lock-out", () => {
     assert.equal(lockOut.size, 1);
   });
 
-  it("never meets who fails now and then, as an agent that is set up wrongly does", () => {
+  it("never applies to occasional failures, such as those of a misconfigured agent", () => {
     const { now, pass } = createClock();
     const lockOut = new AuthLockout(3, 300_000, 10_000, now);
     for (let i = 0; i < 1_000; i++) {
@@ -134,7 +134,7 @@ describe("a lock-out", () => {
     }
   });
 
-  it("is forgotten by who keeps still", () => {
+  it("is forgotten after a time without failures", () => {
     const { now, pass } = createClock();
     const lockOut = new AuthLockout(1, 300_000, 10_000, now);
     for (let i = 0; i < 5; i++) lockOut.recordFailure("a");
@@ -146,7 +146,7 @@ describe("a lock-out", () => {
     assert.equal(lockOut.lockedMs("a"), 1_000);
   });
 
-  it("is kept of so many keys only, and of none without a limit", () => {
+  it("is kept for a limited number of keys, and for none without a limit", () => {
     const { now } = createClock();
     const lockOut = new AuthLockout(1, 1_000, 10_000, now);
     for (let i = 0; i < 100_000; i++) lockOut.recordFailure(`key ${i}`);
@@ -158,7 +158,7 @@ describe("a lock-out", () => {
 });
 
 describe("wrong credentials", () => {
-  it("are remembered by their hashes, of so many only", () => {
+  it("are remembered by their hashes, in limited number", () => {
     const { now } = createClock();
     const wrong = new FailedCredentials(now);
     for (let i = 0; i < 50_000; i++) assert.ok(wrong.isNew("a", `secret ${i}`));
@@ -170,7 +170,7 @@ describe("wrong credentials", () => {
 });
 
 describe("reports of limits", () => {
-  it("count every hit, and log one a minute with the number of the others", () => {
+  it("count every rejection, and log one a minute with the number of the others", () => {
     const { now, pass } = createClock();
     const log = new LogBook();
     const counted: string[] = [];
@@ -207,7 +207,7 @@ describe("the door", () => {
       ...options,
     });
 
-  it("lets in so many, and so many of one address, and others when they leave", () => {
+  it("admits a number in all and for each address, and others when they leave", () => {
     const door = open();
     const first = door.acquire("10.0.0.1:1");
     door.acquire("10.0.0.1:2");
@@ -220,7 +220,7 @@ describe("the door", () => {
     assert.equal(limitOf(() => door.acquire("10.0.0.3:1")), "connections");
   });
 
-  it("counts one whose address becomes known later, of that address", () => {
+  it("counts a client for its own address once that is known", () => {
     const door = open();
     door.acquire("10.0.0.1:1");
     const [second, third] = [door.acquire(), door.acquire()];
@@ -232,7 +232,7 @@ describe("the door", () => {
     assert.equal(limitOf(() => door.acquire("10.0.0.1:4")), "none");
   });
 
-  it("counts exempt addresses in all alone, and locks none of them out", () => {
+  it("counts exempt addresses only in the total, and locks none of them out", () => {
     const door = open();
     const visits = [1, 2, 3].map((port) => door.acquire(`192.0.2.1:${port}`));
     assert.equal(limitOf(() => door.acquire("192.0.2.1:4")), "connections");
@@ -240,7 +240,7 @@ describe("the door", () => {
     visits[0]!.checkLockout();
   });
 
-  it("tells who fails too often when to come again", () => {
+  it("tells a client that fails too often when to retry", () => {
     const { now } = createClock();
     const door = open({ now });
     const visit = door.acquire("10.0.0.1:1");
@@ -252,7 +252,7 @@ describe("the door", () => {
     door.acquire("10.0.0.2:1").checkLockout();
   });
 
-  it("counts one wrong credential of an address once a minute, however often it is repeated", () => {
+  it("counts the same wrong credential of an address once a minute", () => {
     const { now, pass } = createClock();
     const door = open({ now, addresses: { authFailures: 1, authLockoutMax: 60_000, exemptAddresses: [] } });
     const visit = door.acquire("10.0.0.1:1");
@@ -269,7 +269,7 @@ describe("the door", () => {
     assert.equal(limitOf(() => other.checkLockout()), "auth-failures");
   });
 
-  it("has no limit where 0 stands for it", () => {
+  it("has no limit if it is 0", () => {
     const door = open({
       all: { limit: "agents", max: 0 },
       perAddress: { limit: "agents-per-address", max: 0 },
@@ -282,7 +282,7 @@ describe("the door", () => {
 });
 
 describe("reports of many at once", () => {
-  it("count all, and log the latest with those that it stands for", () => {
+  it("count all, and log the latest with the number that it represents", () => {
     const [log, counted]: [LogBook, number[]] = [new LogBook(), []];
     const reports = new LimitReporter({ log, count: (_, times) => counted.push(times), now: () => 0 });
     reports.record("handshakes", { remote: "a" }, 5);
@@ -312,7 +312,7 @@ describe("limits of tunnels", () => {
     }
   };
 
-  it("are refused while two thirds of the budget for buffers are used", () => {
+  it("refuse tunnels while two thirds of the budget for buffers are used", () => {
     const told: number[] = [];
     let used = 0;
     const buffers = { limitBuffers: (bytes: number) => void told.push(bytes), bufferedBytes: () => used };
@@ -332,7 +332,7 @@ describe("limits of tunnels", () => {
     });
   });
 
-  it("that are cut for what they buffer are logged with the token of the client, where it has shown one", () => {
+  it("log tunnels that are cut for their buffers with the client's token, if it has presented one", () => {
     for (const [client, jti] of [["a", undefined], ["id-1", "id-1"]] as const) {
       const log = new LogBook();
       withLimits({ reports: new LimitReporter({ log }) }, (limits) => limits.open({ agentId: "a", client }).recordCut());
@@ -340,7 +340,7 @@ describe("limits of tunnels", () => {
     }
   });
 
-  it("are in all, of an agent and of a client", () =>
+  it("apply in total, per agent and per client", () =>
     withLimits({ tunnels: 4, tunnelsPerAgent: 3, tunnelsPerClient: 2 }, (limits) => {
       const first = limits.open({ agentId: "a", client: "x" });
       limits.open({ agentId: "a", client: "x" });
@@ -355,7 +355,7 @@ describe("limits of tunnels", () => {
       assert.equal(limitOf(() => limits.open({ agentId: "d", client: "d" })), "tunnels");
     }));
 
-  it("end what is too old", () => {
+  it("end tunnels after the maximum duration", () => {
     const { now, pass } = createClock();
     withLimits({ tunnelMaxDuration: 5_000, now }, (limits) => {
       const [old, over] = [limits.open({}), limits.open({})];
@@ -369,7 +369,7 @@ describe("limits of tunnels", () => {
     });
   });
 
-  it("end what is silent for too long, where it is watched", () => {
+  it("end tunnels that are idle for too long, if that is configured", () => {
     const { now, pass } = createClock();
     withLimits({ tunnelIdleTimeout: 5_000, now }, (limits) => {
       let count = 0;
@@ -386,7 +386,7 @@ describe("limits of tunnels", () => {
     });
   });
 
-  it("leave it to an identity to end its tunnels", () =>
+  it("end the tunnels of an identity that ends", () =>
     withLimits({ tunnelMaxDuration: 5_000 }, (limits) => {
       const ending = new AbortController();
       const [open, closed] = [limits.open({ signal: ending.signal }), limits.open({ signal: ending.signal })];
@@ -399,14 +399,14 @@ describe("limits of tunnels", () => {
 });
 
 describe("memory", () => {
-  it("is what the kernel cannot reclaim: pages of mapped files do not count", () => {
+  it("is the memory that the kernel cannot reclaim: pages of mapped files do not count", () => {
     const status = "VmRSS:\t  116080 kB\nRssAnon:\t   14308 kB\nRssFile:\t  101772 kB\nRssShmem:\t       0 kB\n";
     assert.equal(unreclaimableBytes(status), 14_308 * 1_024);
     assert.equal(unreclaimableBytes("VmRSS:\t  116080 kB\n"), 116_080 * 1_024);
     assert.equal(unreclaimableBytes(""), undefined);
   });
 
-  it("above the watermark refuses tunnels, but for a few, until it is below again", () => {
+  it("above the watermark refuses all but a few tunnels until it is below again", () => {
     let resident = 0;
     const watch = new MemoryWatermark("100MiB", () => resident);
     assert.equal(watch.refuses(1_000), false);
@@ -418,7 +418,7 @@ describe("memory", () => {
     assert.equal(watch.refuses(1_000), false);
   });
 
-  it("is a share of what there is, a size, or without a limit", () => {
+  it("is limited to a share of the machine's, to a size, or not at all", () => {
     const limit = (text: string) => new MemoryWatermark(text, () => 0).limit;
     assert.equal(limit("2GiB"), 2 * 2 ** 30);
     assert.equal(limit("0"), Infinity);
@@ -430,7 +430,7 @@ describe("memory", () => {
 });
 
 describe("descriptors", () => {
-  it("bound connections and heads together", () => {
+  it("limit connections and pending requests together", () => {
     const wanted = { connections: 32_768, pendingRequests: 4_096 };
     for (const [most, each] of [[1_024, 1], [1_024, 2], [20_000, 2], [1_000_000, 1]] as const) {
       const { connections, pendingRequests } = withinDescriptors(wanted, each, most);
@@ -444,7 +444,7 @@ describe("descriptors", () => {
     assert.ok(descriptorLimit() > 0);
   });
 
-  it("leave some connections where there are hardly any", () => {
+  it("leave some connections even if there are few", () => {
     const { connections, pendingRequests } = withinDescriptors({ connections: 32_768, pendingRequests: 4_096 }, 1, 64);
     assert.ok(
       connections >= 16 && pendingRequests >= 1 && connections + pendingRequests <= 32,
@@ -452,7 +452,7 @@ describe("descriptors", () => {
     );
   });
 
-  it("bound the share of one peer where they are too few for all, and nothing where they are enough", () => {
+  it("limit the share of one peer if they are too few for all, and not otherwise", () => {
     assert.equal(shareOf(4_096, 1 / 4, 32_768, 704), 176);
     assert.equal(shareOf(100, 1 / 4, 32_768, 704), 100);
     assert.equal(shareOf(4_096, 1 / 4, 32_768, 1), 1);

@@ -1,4 +1,4 @@
-// The control stream: what each side hears of the other, and that who breaks its rules is closed and nobody else.
+// The control stream: what each side reports to the other, and that only a peer that violates the protocol is closed.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Control, type ControlEvents } from "../../shared/link/control.ts";
@@ -28,7 +28,7 @@ function send(stream: Duplex, message: Message): Promise<void> {
 }
 
 describe("a control stream", () => {
-  it("tells the far side of a goaway, and of a move", async () => {
+  it("reports a goaway and a move to the peer", async () => {
     const { near, far } = streamPair("session");
     const heard = Promise.withResolvers<unknown>();
     const moves: boolean[] = [];
@@ -43,7 +43,7 @@ describe("a control stream", () => {
     assert.deepEqual(moves, [false, true]);
   });
 
-  it("tells how long a ping has been unanswered, and sends no second one meanwhile", async () => {
+  it("reports how long a ping has been unanswered, and sends no other meanwhile", async () => {
     const { near, far } = streamPair("session");
     let time = 0;
     const a = side(near, {}, () => time);
@@ -63,7 +63,7 @@ describe("a control stream", () => {
     assert.notDeepEqual(next.data, ping.data);
   });
 
-  it("probes a peer that has answered just now no more, and a little later again", async () => {
+  it("does not probe a peer that has just responded, and probes it again a little later", async () => {
     const { near, far } = streamPair("session");
     let time = 0;
     const a = side(near, {}, () => time);
@@ -84,7 +84,7 @@ describe("a control stream", () => {
     assert.ok(second?.type === "ping");
   });
 
-  it("answers pings with what was in them", async () => {
+  it("answers pings with their content", async () => {
     const { near, far } = streamPair("session");
     side(near);
     const data = Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8);
@@ -92,7 +92,7 @@ describe("a control stream", () => {
     assert.deepEqual(decodeMessage((await within(new FrameReader(far).next()))!), { type: "pong", data });
   });
 
-  it("goes on after a frame of an unknown type", async () => {
+  it("ignores a frame of an unknown type", async () => {
     const { near, far } = streamPair("session");
     const moved = Promise.withResolvers<void>();
     side(near, { onMoved: () => moved.resolve() });
@@ -124,7 +124,7 @@ describe("a control stream", () => {
     });
   }
 
-  it("takes as many frames in every second", async () => {
+  it("accepts a number of frames in each second", async () => {
     const { near, far } = streamPair("session");
     let [time, count] = [0, 0];
     const done = Promise.withResolvers<void>();

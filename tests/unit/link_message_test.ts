@@ -1,4 +1,4 @@
-// Frames and control messages: from bytes and back, however they arrive, and what is not taken.
+// Frames and control messages: encoding and decoding with bytes in any fragments, and what is refused.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
@@ -14,7 +14,7 @@ import {
   MessageError,
 } from "../../shared/link/message.ts";
 
-/** Something to read from that brings these chunks and then ends. */
+/** A source of these chunks. */
 function source(chunks: readonly Uint8Array[]): { read(): Promise<Uint8Array | null> } {
   const left = [...chunks];
   return { read: () => Promise.resolve(left.shift() ?? null) };
@@ -42,7 +42,7 @@ const MESSAGES: Message[] = [
 ];
 
 describe("frames", () => {
-  it("come out as they went in, wherever they are cut", async () => {
+  it("are decoded as they were encoded, wherever they are split", async () => {
     await fc.assert(fc.asyncProperty(
       fc.array(fc.uint8Array({ maxLength: 40 }), { maxLength: 6 }),
       fc.array(fc.nat(20), { minLength: 1, maxLength: 8 }),
@@ -60,34 +60,34 @@ describe("frames", () => {
     ));
   });
 
-  it("that are too long are refused by their length alone", async () => {
+  it("that are too long are refused by their length field alone", async () => {
     await assert.rejects(framesOf([Uint8Array.of(0, 1, 0, 1)]), FrameError);
     await assert.rejects(framesOf([Uint8Array.of(0, 0, 0, 9)], 8), FrameError);
     assert.throws(() => encodeFrame(new Uint8Array(MAX_FRAME + 1)), FrameError);
   });
 
-  it("that are cut short are refused, in the length and in the payload", async () => {
+  it("that are truncated are refused, in the length and in the payload", async () => {
     for (const cut of [1, 3, 4, 6]) await assert.rejects(framesOf([encodeFrame(new Uint8Array(3)).subarray(0, cut)]), FrameError);
   });
 });
 
 describe("control messages", () => {
-  it("come out as they went in", () => {
+  it("are decoded as they were encoded", () => {
     for (const message of MESSAGES) assert.deepEqual(decodeMessage(encodeMessage(message)), message);
   });
 
-  it("of an unknown type are no message, whatever is in them", () => {
+  it("of an unknown type are ignored, whatever their content", () => {
     fc.assert(fc.property(fc.integer({ min: 5, max: 255 }), fc.uint8Array(), (type, body) => {
       assert.equal(decodeMessage(Uint8Array.of(type, ...body)), undefined);
     }));
   });
 
-  it("are refused in a sentence that is short, however long the name of a label is", () => {
+  it("are refused with a short error, however long the name of a label is", () => {
     const hello = typed(0, JSON.stringify({ instance: "a", labels: { ["k".repeat(10_000)]: "v" } }));
     assert.throws(() => decodeMessage(hello), ({ message }: Error) => message.length < 300 && message.includes('"kkk'));
   });
 
-  it("are decoded or refused, whatever they hold", () => {
+  it("are decoded or refused, whatever their content", () => {
     const json = fc.json().map((text) => new TextEncoder().encode(text));
     fc.assert(
       fc.property(fc.nat(6), fc.oneof(fc.uint8Array({ maxLength: 200 }), json), (type, body) => {
@@ -102,7 +102,7 @@ describe("control messages", () => {
     );
   });
 
-  it("with members that are not known are taken without them", () => {
+  it("with unknown members are decoded without them", () => {
     assert.deepEqual(decodeMessage(typed(0, '{"instance":"a","later":[1]}')), {
       type: "hello",
       hello: { version: "", instance: "a", host: "", labels: {} },
@@ -110,7 +110,7 @@ describe("control messages", () => {
     assert.deepEqual(decodeMessage(typed(1, "{}")), { type: "goaway", reason: "", withinMs: 0 });
   });
 
-  it("ask for no longer wait than there may be", () => {
+  it("cannot request a delay above the maximum", () => {
     assert.deepEqual(decodeMessage(typed(1, '{"withinMs":1e99}')), { type: "goaway", reason: "", withinMs: MAX_SPREAD_MS });
   });
 

@@ -1,11 +1,11 @@
-// Log lines: what they say, what they leave out, and that nothing in a value can pretend to be another line or field.
+// Log lines: their content, and that no value can imitate another line or field.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { stripVTControlCharacters } from "node:util";
 import { createLogger, LOG_LEVELS, type LogFields, type LogFormat, type LogLevel, silentLogger } from "../../shared/log/logger.ts";
 
-/** What a logger writes for one message. */
+/** A logger's output for one message. */
 function write(format: LogFormat, fields?: LogFields, { color = false, level = "info" as LogLevel, message = "connected" } = {}): string[] {
   const lines: string[] = [];
   createLogger({ format, level: "trace", write: (line) => lines.push(line), color })[level](message, fields);
@@ -44,11 +44,11 @@ describe("text log", () => {
     assert.deepEqual(names, ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"]);
   });
 
-  it("leaves out what is undefined, and keeps what is false, zero or empty", () => {
+  it("omits undefined fields, and keeps false, zero and empty ones", () => {
     assert.match(write("text", { a: undefined, b: false, c: 0, d: "" })[0]!, / connected b=false c=0 d=""\n$/);
   });
 
-  it("quotes values that are not one plain word", () => {
+  it("quotes values that are not a single word", () => {
     assert.match(write("text", { reason: "bad agent id" })[0]!, / reason="bad agent id"\n$/);
   });
 
@@ -63,14 +63,14 @@ describe("text log", () => {
     }
   });
 
-  it("can be read back, whatever the values are", () => {
+  it("can be parsed, whatever the values are", () => {
     fc.assert(fc.property(fc.string({ unit: "binary" }), (value) => {
       const quoted = / value=("(?:[^"\\]|\\.)*"|[^\s"=]+) last=1\n$/.exec(write("text", { value, last: 1 })[0]!)?.[1];
       assert.equal(quoted?.startsWith('"') ? JSON.parse(quoted) : quoted, value);
     }));
   });
 
-  it("has colours when asked, and the same words", () => {
+  it("has colours if requested, with the same text", () => {
     const [plain] = write("text", { a: 1 });
     const [colored] = write("text", { a: 1 }, { color: true });
     assert.ok(colored!.includes("\u001b["));
@@ -81,7 +81,7 @@ describe("text log", () => {
 });
 
 describe("JSON log", () => {
-  it("has one object a line, with time, level, message and fields side by side", () => {
+  it("has one object per line, with time, level, message and fields at the top level", () => {
     const [line] = write("json", { agent: "4711", port: 80, ok: true, gone: undefined }, { level: "warn" });
     assert.match(line!, /^[^\n]+\n$/);
     const { "@timestamp": time, ...rest } = JSON.parse(line!) as Record<string, unknown>;
@@ -101,7 +101,7 @@ describe("JSON log", () => {
 });
 
 describe("logger", () => {
-  it("drops what is below its level", () => {
+  it("drops messages below its level", () => {
     for (const [i, level] of LOG_LEVELS.entries()) {
       const lines: string[] = [];
       const log = createLogger({ format: "text", level, write: (line) => lines.push(line) });
@@ -110,7 +110,7 @@ describe("logger", () => {
     }
   });
 
-  it("stands alone: another one with other settings changes nothing", () => {
+  it("is independent of other loggers", () => {
     const [first, second]: string[][] = [[], []];
     const log = createLogger({ format: "json", level: "info", write: (line) => first!.push(line) });
     createLogger({ format: "text", level: "trace", write: (line) => second!.push(line) }).info("b");
@@ -121,7 +121,7 @@ describe("logger", () => {
     assert.equal(second!.length, 1);
   });
 
-  it("that is silent takes everything", () => {
+  it("that is silent accepts everything", () => {
     for (const level of LOG_LEVELS) silentLogger[level]("x", { a: 1 });
   });
 });

@@ -1,4 +1,4 @@
-// Where log lines go: in order and whole, and at no price to the program when nobody reads them.
+// The writer of log lines: in order, complete, and without blocking the program if the reader is slow.
 import assert from "node:assert/strict";
 import { closeSync, openSync, readFileSync, type write } from "node:fs";
 import { describe, it } from "node:test";
@@ -7,7 +7,7 @@ import { Folder } from "../../testing/programs.ts";
 
 type Callback = (error: NodeJS.ErrnoException | null, count: number) => void;
 
-/** A descriptor that does what the test tells it, one write at a time. */
+/** A descriptor whose writes the test completes, one at a time. */
 class FakeDescriptor {
   readonly #calls: { bytes: Uint8Array; callback: Callback }[] = [];
   #called: () => void = () => {};
@@ -21,7 +21,7 @@ class FakeDescriptor {
     return this.#calls.length;
   }
 
-  /** Answers the next write: with an error, or after taking so many bytes. */
+  /** Completes the next write: with an error, or with the number of bytes written. */
   async answer(result: { code: string } | { take?: number } = {}): Promise<void> {
     if (this.#calls.length === 0) await new Promise<void>((resolve) => this.#called = resolve);
     const { bytes, callback } = this.#calls.shift()!;
@@ -45,7 +45,7 @@ describe("line writer", () => {
     assert.equal(readFileSync(file, "utf8"), expected.join(""));
   });
 
-  it("has one write under way at a time, with all that came meanwhile in the next", async () => {
+  it("has one write at a time, and combines later lines in the next one", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });
     for (const line of ["a\n", "b\n", "c\n"]) lines.write(line);
@@ -57,7 +57,7 @@ describe("line writer", () => {
     assert.equal(fake.pending, 0);
   });
 
-  it("goes on where a write took less than all, or could take nothing yet", async () => {
+  it("continues after a partial write and after EAGAIN", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });
     lines.write("abcdef\n");
@@ -70,7 +70,7 @@ describe("line writer", () => {
     assert.equal(fake.text, "abcdef\n");
   });
 
-  it("keeps no more than its limit for a reader that is slow, and tells how many lines were lost", async () => {
+  it("buffers up to its limit for a slow reader, and reports the number of lost lines", async () => {
     const fake = new FakeDescriptor();
     const onLoss = (count: number) => lines.write(`lost ${count}\n`);
     const lines = createLineWriter(2, { writeTo: fake.writeTo, maxBuffered: 20, onLoss });
@@ -84,7 +84,7 @@ describe("line writer", () => {
     assert.ok(fake.text.endsWith("lost 998\nagain\n"));
   });
 
-  it("outlives a reader that is gone", async () => {
+  it("survives a reader that has gone", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });
     for (const code of ["EPIPE", "ENOSPC", "EBADF"]) {
@@ -97,7 +97,7 @@ describe("line writer", () => {
     assert.equal(fake.text, "back\n");
   });
 
-  it("tells how many lines a disk that was full took away, and begins a new line after one that was cut short", async () => {
+  it("reports the lines lost to a full disk, and starts a new line after a truncated one", async () => {
     const fake = new FakeDescriptor();
     const lost: number[] = [];
     const lines = createLineWriter(2, { writeTo: fake.writeTo, onLoss: (count) => lost.push(count) });
@@ -118,7 +118,7 @@ describe("line writer", () => {
     assert.equal(fake.text, "whole\na\ncut\ne\n");
   });
 
-  it("waits for a reader that never reads only as long as it is told", async () => {
+  it("waits for a reader that never reads up to the timeout", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });
     lines.write("never\n");

@@ -1,4 +1,4 @@
-// The options of the executables: all that the Go original has, with its names and defaults, and the tables of them.
+// The options of the executables: all those of the Go original with its names and defaults, and the generated tables.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -112,7 +112,7 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
       assert.ok(variables.includes("LOG_FORMAT") && variables.includes("LOG_LEVEL"));
     });
 
-    it("are described in one sentence or more", () => {
+    it("have a description", () => {
       for (const [option, { description }] of Object.entries(options)) assert.match(description, /^[A-Z].*\.$/, option);
     });
 
@@ -121,7 +121,7 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
       assert.ok(document.includes(optionTable(options)), "The tables of docs/options.md are stale: run deno task docs");
     });
 
-    it("hide what is secret", () => {
+    it("mark secrets", () => {
       for (const [option, { secret }] of Object.entries(options)) {
         assert.equal(secret === true, /(password|token|redis\.url)$/.test(option), option);
       }
@@ -130,7 +130,7 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
 }
 
 describe("allow-list options", () => {
-  it("name the pattern that cannot be used", () => {
+  it("name the invalid pattern", () => {
     for (const definition of [proxyOptions["http-proxy.host-whitelist"], agentOptions["agent-client.host-whitelist"]]) {
       assert.throws(() => parseValue(definition, "localhost,a:b:c"), /"a:b:c"/);
       assert.throws(() => parseValue(definition, "localhost,,b"), /""/);

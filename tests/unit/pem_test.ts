@@ -1,4 +1,4 @@
-// The one reader of PEM: what it reads, and the line of what it does not understand.
+// The PEM parser: accepted files, and the line in errors about others.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
@@ -10,7 +10,7 @@ const other = await makeAuthority("Other CA");
 const { cert, key } = authority;
 const list = await authority.revocationList(["01"]);
 
-/** What is found, however it is written. */
+/** The same content in several notations. */
 function read(text: string | Uint8Array, kind: PemKind = "authorities"): string[] {
   return readPem(text, kind).map(({ text }) => text);
 }
@@ -53,7 +53,7 @@ describe("PEM", () => {
     });
   }
 
-  it("of another kind may stand beside a chain and a key, and beside nothing else", () => {
+  it("of another kind may only accompany a chain and a key", () => {
     assert.deepEqual(read(key + cert, "chain"), [cert]);
     assert.deepEqual(read(cert + key, "private key"), [key]);
     assert.deepEqual(read(list, "revocation lists"), [list]);
@@ -109,13 +109,13 @@ describe("PEM", () => {
     ],
   ];
   for (const [what, text, message] of bad) {
-    it(`with ${what} is refused, by its line`, () => {
+    it(`with ${what} is refused, with the line`, () => {
       assert.match(refusal(text), message);
       assert.match(refusal(inBytes(text)), message);
     });
   }
 
-  it("in UTF-16, DER or PKCS #12 is refused, with what converts it", () => {
+  it("in UTF-16, DER or PKCS #12 is refused, with the command that converts it", () => {
     for (const encoding of ["utf16le", "utf16be"] as const) {
       const bytes = Buffer.from(`\ufeff${cert}`, "utf16le");
       if (encoding === "utf16be") bytes.swap16();
@@ -128,7 +128,7 @@ describe("PEM", () => {
     assert.match(refusal(new Uint8Array([0x30, 0x82, 9, 9, 2, 1, 3, 0x30, 0x82])), /^it is PKCS #12; PEM is required: openssl pkcs12 /);
   });
 
-  it("has one private key, and shows nothing of it in what it says", () => {
+  it("has one private key, which no error shows", () => {
     assert.match(refusal(key + other.key, "private key"), /^line 6: it is a second PRIVATE KEY, after the one in line 1$/);
     const secret = key.split("\n")[1]!;
     const broken = [

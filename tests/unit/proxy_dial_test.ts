@@ -1,4 +1,4 @@
-// What a proxy learns about its agents when they are asked for tunnels.
+// What a proxy learns about its agents from their responses to requests for tunnels.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
@@ -12,7 +12,7 @@ import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { streamPair } from "../../testing/network.ts";
 
-/** Two agents with one id, whose requests all fail; which of them were asked, and which are avoided afterwards. */
+/** Two agents with one id, which fail all requests: which of them were asked, and which are avoided afterwards. */
 async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ error: unknown; asked: number; avoided: number }> {
   const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
   let asked = 0;
@@ -53,7 +53,7 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
 }
 
 describe("dialing an agent", () => {
-  it("does not avoid one whose client went away meanwhile", async () => {
+  it("does not avoid an agent whose client disconnected meanwhile", async () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
     assert.ok(error instanceof TunnelError && error.message === "The client has disconnected", String(error));
     assert.deepEqual([asked, avoided], [1, 0]);
@@ -66,7 +66,7 @@ describe("dialing an agent", () => {
     assert.equal((await dialAndFail("cancelled")).asked, 2); // of a connection that was given up
   });
 
-  it("avoids one that did not answer in time", async () => {
+  it("avoids an agent that did not respond in time", async () => {
     const { error, asked, avoided } = await dialAndFail("timed-out");
     assert.ok(error instanceof TunnelError && statusOf(error) === 504, String(error));
     assert.deepEqual([asked, avoided], [1, 1]);

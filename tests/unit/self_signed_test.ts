@@ -1,4 +1,4 @@
-// The certificate that a server makes for itself: what it is, where it is kept, who may read it, and what happens where it cannot be kept.
+// The self-signed certificate: its content, its file and permissions, and what happens if it cannot be stored.
 import assert from "node:assert/strict";
 import { createHash, createPrivateKey, X509Certificate } from "node:crypto";
 import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
@@ -15,7 +15,7 @@ const FLEETING = "self-signed certificate cannot be stored, so its pin changes w
 const required = (path: string) => ({ path, required: true });
 
 describe("a self-signed certificate", () => {
-  it("is for localhost and this machine, for ten years, and its pin is its SHA-256", async () => {
+  it("is valid for localhost and this machine for ten years, and its pin is its SHA-256", async () => {
     using folder = new Folder();
     const { cert, key, pin } = await openSelfSigned("agent-server", required(folder.path), new LogBook());
     const parsed = new X509Certificate(cert);
@@ -31,7 +31,7 @@ describe("a self-signed certificate", () => {
     assert.ok(years > 9.9 && years < 10.1, parsed.validTo);
   });
 
-  it("is kept, in a folder and a file for this user alone", async () => {
+  it("is stored in a folder and a file that only this user can read", async () => {
     using folder = new Folder();
     const path = join(folder.path, "state", "reverse-http");
     const log = new LogBook();
@@ -45,14 +45,14 @@ describe("a self-signed certificate", () => {
     assert.deepEqual(log.entries, []);
   });
 
-  it("is one even where several processes start at once", async () => {
+  it("is created once even if several processes start at the same time", async () => {
     using folder = new Folder();
     const all = await Promise.all(Array.from({ length: 8 }, () => openSelfSigned("agent-server", required(folder.path), new LogBook())));
     assert.equal(new Set(all.map(({ pin }) => pin)).size, 1);
     assert.deepEqual(readdirSync(folder.path), ["agent-server.pem"]);
   });
 
-  it("that others may read is used with a warning", async () => {
+  it("that other users can read is used with a warning", async () => {
     using folder = new Folder();
     const { file } = await openSelfSigned("agent-server", required(folder.path), new LogBook());
     chmodSync(file!, 0o644);
@@ -62,7 +62,7 @@ describe("a self-signed certificate", () => {
     assert.deepEqual([warning?.file, warning?.mode], [file, "0644"]);
   });
 
-  it("is made for this process alone, with a warning, where there is no place for it", async () => {
+  it("is kept in memory, with a warning, if there is no place for it", async () => {
     using folder = new Folder();
     const log = new LogBook();
     const file = folder.write("file", "");
@@ -72,7 +72,7 @@ describe("a self-signed certificate", () => {
     assert.equal(log.logged(FLEETING).length, places.length);
   });
 
-  it("is refused where its place was asked for and cannot be used", async () => {
+  it("is refused if the configured place cannot be used", async () => {
     using folder = new Folder();
     const path = join(folder.write("file", ""), "below-a-file");
     await assert.rejects(openSelfSigned("agent-server", required(path), new LogBook()), (error) => {
@@ -82,7 +82,7 @@ describe("a self-signed certificate", () => {
     });
   });
 
-  it("never takes the place of a file that holds something else", async () => {
+  it("never replaces a file with other content", async () => {
     using folder = new Folder();
     for (
       const [text, why] of [["", /it has no CERTIFICATE in PEM/], [
@@ -98,7 +98,7 @@ describe("a self-signed certificate", () => {
     }
   });
 
-  it("is refused with the key of another one", async () => {
+  it("is refused with another certificate's key", async () => {
     using one = new Folder();
     using other = new Folder();
     const { cert } = await openSelfSigned("agent-server", required(one.path), new LogBook());
@@ -109,7 +109,7 @@ describe("a self-signed certificate", () => {
 });
 
 describe("the state directory", () => {
-  it("is the service manager's, else the user's own, else that of the system for root", () => {
+  it("is that of the service manager, of the user, or for root of the system", () => {
     const env = { STATE_DIRECTORY: "/var/lib/a:/var/lib/b", XDG_STATE_HOME: "/xdg", HOME: "/home/x" };
     assert.equal(defaultStateDirectory(env, 0), "/var/lib/a");
     assert.equal(defaultStateDirectory({ ...env, STATE_DIRECTORY: undefined }, 0), "/xdg/reverse-http");

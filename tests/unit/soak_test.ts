@@ -1,4 +1,4 @@
-// What a soak takes for a violation: it must miss none, whatever goes on meanwhile.
+// The soak's judgement: it must find every violation, whatever happens at the same time.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { Taken } from "../soak/installation.ts";
@@ -27,7 +27,7 @@ function ended(failure: Failure | undefined, changed: Partial<Conversation> = {}
 }
 
 describe("judge", () => {
-  it("lets pass what a fault may cost, and nothing of the kind at any other time", () => {
+  it("allows the losses that a fault declares, and none at other times", () => {
     for (const failure of [RESET, REFUSED]) {
       assert.equal(judge(ended(failure), [CUT]), undefined);
       assert.match(judge(ended(failure), [])!, /^small through agent one, stream 4, .* during nothing: /);
@@ -39,19 +39,19 @@ describe("judge", () => {
     assert.equal(judge(ended(undefined), []), undefined);
   });
 
-  it("lets no agent suffer by what hits another, nor be refused where only tunnels may be cut", () => {
+  it("allows no losses of other agents, and no refusals if only tunnels may be cut", () => {
     for (const failure of [RESET, REFUSED]) assert.ok(judge(ended(failure, { agent: "two" }), [CUT, KILLED]));
     assert.equal(judge(ended(RESET, { agent: "both" }), [KILLED]), undefined);
     assert.ok(judge(ended(REFUSED, { agent: "both" }), [KILLED]));
   });
 
-  it("takes a request that had been sent for one under way", () => {
+  it("counts a request that was sent already as under way", () => {
     assert.equal(judge(ended(LOST, { agent: "both" }), [KILLED]), undefined);
     assert.ok(judge(ended(LOST, { agent: "both" }), [CUT]));
     assert.ok(judge(ended(LOST, { agent: "both" }), []));
   });
 
-  it("lets a tunnel finish too soon only where a process was killed, and never lets pass wrong bytes, silence or another status", () => {
+  it("allows a premature end only if a process was killed, and never wrong bytes, silence or another status", () => {
     assert.equal(judge(ended(SHORT), [KILLED]), undefined);
     assert.ok(judge(ended(SHORT), [CUT]));
     assert.ok(judge(ended(WRONG), [KILLED]));
@@ -60,7 +60,7 @@ describe("judge", () => {
     assert.equal(judge(ended({ ...REFUSED, status: undefined, message: "ECONNREFUSED" }), [KILLED]), undefined);
   });
 
-  it("finds the conversation that an origin speaks of", () => {
+  it("finds the conversation of an origin's report", () => {
     assert.equal(judgeOrigin(SHORT.message, [ended(undefined)], [KILLED]), undefined);
     assert.match(judgeOrigin(SHORT.message, [ended(undefined)], [])!, /^at an origin: small through agent one, stream 4/);
     assert.ok(judgeOrigin(WRONG.message, [ended(undefined)], [KILLED]));
@@ -70,7 +70,7 @@ describe("judge", () => {
 });
 
 describe("errorsOf", () => {
-  it("names every error, but not that the network stood still for a moment", () => {
+  it("reports every error except a brief stall of the network", () => {
     const still = { level: "ERROR", message: "network engine stalled" };
     const runs = { level: "WARN", message: "network engine recovered" };
     assert.deepEqual(errorsOf([runs, { level: "INFO", message: "listening" }, still, runs]), []);
@@ -82,13 +82,13 @@ describe("errorsOf", () => {
 describe("grown", () => {
   const taken: Taken = { name: "lb", tunnels: 0, links: 1, descriptors: 10, threads: 8, residentMiB: 80 };
 
-  it("names what a process has more of, tunnels that nobody uses, and links that are missing", () => {
+  it("reports a process's growth, remaining tunnels and missing links", () => {
     assert.deepEqual(grown([taken], [taken]), []);
     assert.deepEqual(grown([taken], [{ ...taken, descriptors: 2, threads: 1, residentMiB: 10 }]), []);
     assert.deepEqual(grown([taken], [{ ...taken, descriptors: 100 }]), ["lb has grown from 10 to 100 descriptors"]);
     assert.deepEqual(grown([taken], [{ ...taken, residentMiB: 1_000 }]), ["lb has grown from 80 to 1000 residentMiB"]);
     assert.deepEqual(grown([taken], [{ ...taken, threads: 100 }]), ["lb has grown from 8 to 100 threads"]);
-    assert.deepEqual(grown([taken], [{ ...taken, tunnels: 1 }]), ["lb has 1 tunnels open that nobody uses"]);
+    assert.deepEqual(grown([taken], [{ ...taken, tunnels: 1 }]), ["lb has 1 unused open tunnels"]);
     assert.deepEqual(grown([taken], [{ ...taken, links: 0 }]), ["lb has 0 links, and had 1"]);
   });
 });

@@ -1,4 +1,4 @@
-// The options of the store: which values are refused, and that no message has a password in it.
+// The options of the store: which values are refused, and that no message contains a password.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { lbOptions } from "../../lb/options.ts";
@@ -19,7 +19,7 @@ function problemOf(option: string, value: string): string | undefined {
 }
 
 describe("the URL of Redis", () => {
-  it("is taken with and without user, password, port and database", () => {
+  it("is accepted with and without user, password, port and database", () => {
     const urls = ["redis://h", "redis://h:1/", "rediss://u:p@h:1/15", "redis://:p%2F%23%40%25@[::1]:6379/0", "redis://h?db=3"];
     for (const url of urls) assert.equal(problemOf("store.redis.url", url), undefined, url);
   });
@@ -51,7 +51,7 @@ describe("the URL of Redis", () => {
 });
 
 describe("the prefix of keys", () => {
-  it("is short and visible", () => {
+  it("is short and visible ASCII", () => {
     for (const good of ["", "reverse-http:", "x".repeat(64)]) assert.equal(problemOf("store.key-prefix", good), undefined, good);
     for (const bad of ["a b", "ä", "x\n", "x".repeat(65)]) assert.match(problemOf("store.key-prefix", bad)!, /store\.key-prefix/, bad);
   });
@@ -75,7 +75,7 @@ describe("the authorities of Redis", () => {
     await assert.rejects(read(file, "redis://h"), /root-ca: --store\.redis\.url is not a rediss: URL$/);
   });
 
-  it("are refused where the file has none, by its option and name", async () => {
+  it("are refused if the file has none, with the option and the file's name", async () => {
     using folder = new Folder();
     const { cert, key } = await makeAuthority();
     const wrong: [content: string, said: RegExp][] = [

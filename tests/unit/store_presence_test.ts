@@ -1,4 +1,4 @@
-// A proxy's entries: written when agents come, renewed while they stay, whatever the store does in between.
+// A proxy's entries in the store: written when agents connect, and renewed while they stay, whatever the store does.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { startPresencePublisher } from "../../shared/store/presence.ts";
@@ -6,10 +6,10 @@ import { createMemoryStore } from "../../shared/store/memory.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
 
 const [HERE, THERE] = ["here:1", "there:1"] as const;
-/** Short, so that renewals come within the test. */
+/** Short, so that entries are renewed during a test. */
 const TTL_MS = 60;
 
-/** A memory store that tells of calls, and fails on demand. */
+/** A memory store that records calls, and fails on demand. */
 function observed() {
   const store = createMemoryStore({ ttlMs: TTL_MS });
   const calls: string[] = [];
@@ -31,8 +31,8 @@ async function until(check: () => boolean | Promise<boolean>): Promise<void> {
   }
 }
 
-describe("announcer", () => {
-  it("sets an agent's entry when it comes, and renews it from then on", async () => {
+describe("presence publisher", () => {
+  it("sets an agent's entry when it connects, and renews it from then on", async () => {
     const { store, calls } = observed();
     const announcer = startPresencePublisher({ store, address: HERE, ttlMs: TTL_MS });
     announcer.add("7");
@@ -42,7 +42,7 @@ describe("announcer", () => {
     assert.deepEqual(calls.slice(0, 3), ["set 7", "renew 7", "renew 7"]);
   });
 
-  it("takes over the entry of an agent that comes back from another proxy, which then leaves it alone", async () => {
+  it("takes over the entry of an agent that returns from another proxy, which then no longer renews it", async () => {
     const { store, calls } = observed();
     const [here, there] = [HERE, THERE].map((address) => startPresencePublisher({ store, address, ttlMs: TTL_MS })) as [
       ReturnType<typeof startPresencePublisher>,
@@ -59,7 +59,7 @@ describe("announcer", () => {
     there.close();
   });
 
-  it("lets the entry of an agent that is gone end", async () => {
+  it("lets the entry of a disconnected agent expire", async () => {
     const { store } = observed();
     const announcer = startPresencePublisher({ store, address: HERE, ttlMs: TTL_MS });
     announcer.add("7");
@@ -69,7 +69,7 @@ describe("announcer", () => {
     announcer.close();
   });
 
-  it("sets an entry late rather than never when the store was down, and renews nothing of agents that are gone by then", async () => {
+  it("sets an entry later if the store was down, and renews nothing for agents that have disconnected by then", async () => {
     const { store, calls, state } = observed();
     const failures: string[] = [];
     const announcer = startPresencePublisher({ store, address: HERE, ttlMs: TTL_MS, onFailure: ({ agentId }) => failures.push(agentId) });
@@ -87,7 +87,7 @@ describe("announcer", () => {
     announcer.close();
   });
 
-  it("writes 64 entries at a time, however many agents come at once, and in the end all", async () => {
+  it("writes at most 64 entries at a time, and in the end those of all agents", async () => {
     const store = createMemoryStore();
     let [underWay, most] = [0, 0];
     const slow: Store = {

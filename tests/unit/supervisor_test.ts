@@ -1,4 +1,4 @@
-// What the service manager that started the program is told, and when.
+// The notifications to the service manager.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createSupervisor, type Supervisor } from "../../shared/service/supervisor.ts";
@@ -24,12 +24,12 @@ function bench(env: Record<string, string>, problem: () => string | undefined = 
 }
 
 describe("a supervisor", () => {
-  it("is nobody without NOTIFY_SOCKET", () => {
+  it("does not exist without NOTIFY_SOCKET", () => {
     assert.equal(bench({}).supervisor, undefined);
     assert.equal(bench({ NOTIFY_SOCKET: "", WATCHDOG_USEC: "1000000" }).supervisor, undefined);
   });
 
-  it("hears of the beginning, of the end with the time that it takes, and of a status that has changed", () => {
+  it("is notified of the start, of the stop with the time that it takes, and of changes of the status", () => {
     const { supervisor, told } = bench({ NOTIFY_SOCKET: SOCKET });
     supervisor!.ready();
     for (const text of ["one", "one", "two\nREADY=1"]) supervisor!.status(text);
@@ -37,14 +37,14 @@ describe("a supervisor", () => {
     assert.deepEqual(told, ["READY=1", "STATUS=one", "STATUS=two READY=1", "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000"]);
   });
 
-  it("hears twice in WATCHDOG_USEC that the program runs", () => {
+  it("is notified twice in WATCHDOG_USEC that the program runs", () => {
     const { supervisor, told, clock } = bench({ NOTIFY_SOCKET: SOCKET, WATCHDOG_USEC: "2000000" });
     assert.equal(supervisor!.watchdogMs, 2_000);
     for (; clock.now < 10_000; clock.now += 100) supervisor!.alive();
     assert.deepEqual(told, Array.from({ length: 10 }, () => "WATCHDOG=1"));
   });
 
-  it("does not hear it where it does not ask, or asks another process", () => {
+  it("is not notified of that if it does not ask, or asks another process", () => {
     const others: Record<string, string>[] = [{}, { WATCHDOG_USEC: "0" }, { WATCHDOG_USEC: "x" }, {
       WATCHDOG_USEC: "9",
       WATCHDOG_PID: "8",

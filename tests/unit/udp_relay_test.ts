@@ -1,11 +1,11 @@
-// The bad network of the tests does what it says, and the same for the same seed.
+// The bad network of the tests does what is configured, and the same for the same seed.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Direction, FAIR, generate, type Weather } from "../../testing/udp_relay.ts";
 
 const COUNT = 2_000;
 
-/** What comes through of numbered datagrams, in the order it comes. */
+/** The numbered datagrams that arrive, in order. */
 async function relay(weather: Partial<Weather>, seed = 1): Promise<{ came: number[]; direction: Direction }> {
   const direction = new Direction(generate(seed));
   Object.assign(direction.weather, FAIR, weather);
@@ -25,15 +25,15 @@ async function relay(weather: Partial<Weather>, seed = 1): Promise<{ came: numbe
 const ALL = Array.from({ length: COUNT }, (_, i) => i);
 
 describe("a bad network", () => {
-  it("passes everything on in fair weather", async () => {
+  it("relays everything by default", async () => {
     assert.deepEqual((await relay({})).came, ALL);
   });
 
-  it("keeps the order of what it delays, by times that differ", async () => {
+  it("keeps the order of datagrams with different delays", async () => {
     assert.deepEqual((await relay({ delay: 5, jitter: 5 })).came, ALL);
   });
 
-  it("loses, duplicates and corrupts as many as it is told", async () => {
+  it("loses, duplicates and corrupts at the configured rates", async () => {
     const { came, direction: { counts } } = await relay({ loss: 0.1, duplicate: 0.1, corrupt: 0.1 });
     for (const count of [counts.lost, counts.duplicated, counts.corrupted]) {
       assert.ok(Math.abs(count - COUNT / 10) < COUNT / 25, `${count}`);
@@ -42,7 +42,7 @@ describe("a bad network", () => {
     assert.ok(came.filter((number) => number === -1 || number >= COUNT).length > 0);
   });
 
-  it("truncates as many as it is told", () => {
+  it("truncates at the configured rate", () => {
     let short = 0;
     const direction = new Direction(generate(1));
     Object.assign(direction.weather, { truncate: 0.1 });
@@ -51,13 +51,13 @@ describe("a bad network", () => {
     assert.ok(Math.abs(short - COUNT / 10) < COUNT / 25, `${short}`);
   });
 
-  it("lets others pass those that it reorders, and loses none", async () => {
+  it("reorders without losing any", async () => {
     const { came } = await relay({ reorder: 0.1, delay: 1 });
     assert.notDeepEqual(came, ALL);
     assert.deepEqual(came.toSorted((a, b) => a - b), ALL);
   });
 
-  it("takes nothing that is larger than its MTU, and nothing at all when it is blocked", async () => {
+  it("drops datagrams larger than its MTU, and all while it is blocked", async () => {
     assert.deepEqual((await relay({ mtu: 100 })).came, ALL);
     assert.deepEqual((await relay({ mtu: 99 })).came, []);
     assert.deepEqual((await relay({ blocked: true })).came, []);

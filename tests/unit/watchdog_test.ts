@@ -1,4 +1,4 @@
-// The watchdog: says that the program or its network did not get to run, and how long; whoever supervises it hears that they do.
+// The watchdog: reports stalls of the program or its network and their duration, and tells the supervisor that both run.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { startWatchdog } from "../../shared/service/watchdog.ts";
@@ -26,7 +26,7 @@ describe("the watchdog", () => {
     watchdog.close();
   });
 
-  it("says at once that the network stands still, counts all of it, and tells the supervisor nothing meanwhile", async () => {
+  it("logs a stall of the network at once, counts all of it, and does not notify the supervisor meanwhile", async () => {
     const log = new LogBook();
     let networkMs = 0;
     const counted: number[] = [];
@@ -54,7 +54,7 @@ describe("the watchdog", () => {
     watchdog.close();
   });
 
-  it("counts from zero again a network that ran while it did not look, and stands still anew", async () => {
+  it("counts from zero for a network that ran between two checks and stalls again", async () => {
     let networkMs = 5_000;
     const counted = new Queue<number>();
     const watchdog = startWatchdog({

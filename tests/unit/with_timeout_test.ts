@@ -1,4 +1,4 @@
-// Waiting with an end.
+// Waiting with a timeout.
 import assert from "node:assert/strict";
 import { setImmediate } from "node:timers/promises";
 import { describe, it } from "node:test";
@@ -6,7 +6,7 @@ import { withTimeout } from "../../shared/async/with_timeout.ts";
 
 describe("within", () => {
   for (const ms of [2 ** 31 - 1, 2 ** 31, 2 ** 53, Infinity]) {
-    it(`waits where there are ${ms} milliseconds, more than timers take`, async () => {
+    it(`waits with a timeout of ${ms} milliseconds, which is more than timers support`, async () => {
       let finish!: (value: string) => void;
       const result = withTimeout(ms, new Promise<string>((resolve) => finish = resolve));
       for (let i = 0; i < 10; i++) await setImmediate();
@@ -17,5 +17,5 @@ describe("within", () => {
     });
   }
 
-  it("gives up after its time", async () => assert.equal(await withTimeout(1, new Promise(() => {})), undefined));
+  it("stops waiting after the timeout", async () => assert.equal(await withTimeout(1, new Promise(() => {})), undefined));
 });
