@@ -1,7 +1,7 @@
 // Serves a request of the proxy: checks the head and the allow-list, connects over TCP, responds with 200, and relays.
-import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { endReason } from "../shared/auth/authenticator.ts";
-import { parseAuthority, parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import { parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";

@@ -1,15 +1,15 @@
 // Opens a tunnel through the proxy that holds the agent, with the client's own credentials. Plain HTTP requests use such a tunnel too, so
 // that they work with any proxy.
-import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
-import { encodeHead, HeadError, parseAuthority, parseResponseHead, type ResponseHead, values } from "../shared/http/head.ts";
+import { encodeHead, parseResponseHead, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { ReceivedResponse, TLS_NEEDED } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
-import { connectError, CredentialsError, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
+import { connectError, CredentialsError, MalformedRequestError, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, UpstreamStream } from "../shared/tunnel/request.ts";
 import type { Locator } from "./locator.ts";
 
@@ -124,7 +124,7 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
 
 /**
  * The Go proxy publishes its listen address by default. Without a host it is on this machine.
- * @throws {HeadError}
+ * @throws {MalformedRequestError}
  */
 function parseProxyAddress(address: string): Authority {
   return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
@@ -220,7 +220,7 @@ const PROXY = "The proxy that holds the agent";
 
 function toOutcome(error: unknown, address: string): Outcome {
   const cause = new Error(`${address}: ${error instanceof Error ? error.message : error}`, { cause: error });
-  if (error instanceof HeadError) {
+  if (error instanceof MalformedRequestError) {
     return { refusal: new TunnelError("http_response_incomplete", `${PROXY} sent a malformed response`, { cause }), stale: true };
   }
   if (!(error instanceof NetError)) throw error;

@@ -1,22 +1,29 @@
-// What a protocol that clients speak implements. A new protocol is a file that creates one of these, and a line where its listener is opened.
+// What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, and a `listen` where the service starts.
 import type { NetError } from "../net/errors.ts";
 import type { Incoming, Preamble } from "../net/types.ts";
 import type { TunnelError } from "../tunnel/errors.ts";
 import type { ClientSession } from "./pipeline.ts";
 
 export interface ClientProtocol {
-  /** What the listener reads before {@link serve}. */
+  /** What the listener reads of a connection first. */
   readonly preamble: Preamble;
-  /**
-   * Reads the client's request and takes it through the steps of the session, to the end of its tunnel.
-   * @throws {TunnelError} the client gets the response of {@link refuse}; any other error is a fault of this program
-   */
-  serve(session: ClientSession, incoming: Incoming): Promise<void>;
-  /**
-   * Writes the response to a request that has failed. Called once, and not after a response has begun.
-   * @throws {NetError} if the client has disconnected
-   */
-  refuse(session: ClientSession, error: TunnelError): Promise<void>;
+  /** Creates the handler of one client. */
+  open(session: ClientSession): ClientHandler;
   /** The response to a connection that the listener could not read a request from; `undefined`: the connection is closed without one. */
   refusalOf?(error: NetError): TunnelError | undefined;
+}
+
+/** One client. It has the state of the protocol: which response is due. */
+export interface ClientHandler {
+  /**
+   * Reads the request, as far as the listener has not, and takes it through the steps of the session, to the end of its tunnel. Bounds the
+   * time and the bytes of what it reads.
+   * @throws {TunnelError} the client gets the response of {@link refuse}; any other error is a fault of this program
+   */
+  serve(incoming: Incoming): Promise<void>;
+  /**
+   * Writes the response to a request that has failed, or was not read. Called at most once, and not after a response has begun.
+   * @throws {NetError} if the client has disconnected
+   */
+  refuse(error: TunnelError): Promise<void>;
 }

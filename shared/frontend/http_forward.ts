@@ -3,14 +3,13 @@
 //
 // The bytes are copied here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
-import { type Authority, formatAuthority } from "../address/authority.ts";
+import { type Authority, formatAuthority, parseAuthority } from "../address/authority.ts";
 import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
 import {
   encodeHead,
   endOfHead,
   type Fields,
   HeadError,
-  parseAuthority,
   parseResponseHead,
   type RequestHead,
   type ResponseHead,

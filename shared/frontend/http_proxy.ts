@@ -1,6 +1,6 @@
 // Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6) or one plain request on each connection.
-import { formatAuthority } from "../address/authority.ts";
-import { HeadError, parseAuthority, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
+import { formatAuthority, parseAuthority } from "../address/authority.ts";
+import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
@@ -16,8 +16,10 @@ import type { ClientRequest, ClientSession } from "./pipeline.ts";
 export function createHttpProxy(name: Intermediary): ClientProtocol {
   return {
     preamble: "http",
-    serve: (session, incoming) => serve(session, incoming, name),
-    refuse: ({ stream, record }, error) => stream.write(encodeErrorResponse(error, name, record)),
+    open: (session) => ({
+      serve: (incoming) => serve(session, incoming, name),
+      refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
+    }),
     refusalOf,
   };
 }

@@ -4,7 +4,7 @@ import { LimitReached } from "../limits/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
 import { describeTunnelError, MalformedRequestError, toTunnelError } from "../tunnel/errors.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
+import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import type { ClientSession } from "./pipeline.ts";
 
 /**
@@ -37,7 +37,7 @@ export function refuseAccepted({ context, stream, record }: ClientSession, proto
 export type Ending = "over" | "may linger";
 
 /** Sends the response for `thrown` and fills in the record. */
-export async function refuse(session: ClientSession, protocol: ClientProtocol, thrown: unknown, mayLinger: boolean): Promise<Ending> {
+export async function refuse(session: ClientSession, handler: ClientHandler, thrown: unknown, mayLinger: boolean): Promise<Ending> {
   const { context: { log, logLimit, onBadClient }, stream, record } = session;
   const error = toTunnelError(thrown);
   const hasResponse = record.status !== undefined;
@@ -52,7 +52,7 @@ export async function refuse(session: ClientSession, protocol: ClientProtocol, t
   if (error.type === "proxy_internal_error" && error !== thrown) logInternalError(log, record.id, thrown);
   try {
     if (hasResponse) stream.reset(1); // a truncated response must be visible
-    else await protocol.refuse(session, error);
+    else await handler.refuse(error);
     if (!hasResponse && mayLinger) return "may linger";
   } catch (error) {
     log.debug("client disconnected before its response", { id: record.id, error: error instanceof Error ? error.message : String(error) });

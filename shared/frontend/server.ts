@@ -93,16 +93,17 @@ export function startFrontend(options: FrontendOptions): Frontend {
     const startedAt = now();
     const record: RequestRecord = { id: nextRequestId(), client: stream.remote, sent: 0, received: 0 };
     const session = new ClientSession(context, stream, record);
+    const handler = protocol.open(session);
     let end: Ending = "over";
     clients.set(stream, { acceptedAt: startedAt, record });
     try {
       try {
         session.admit();
         if (acceptError) refuseAccepted(session, protocol, acceptError);
-        else await protocol.serve(session, incoming).finally(() => session.end());
+        else await handler.serve(incoming).finally(() => session.end());
       } catch (error) {
         // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
-        end = await refuse(session, protocol, error, acceptError === undefined && session.isAdmitted);
+        end = await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
       } finally {
         if (record.status !== undefined) {
           logAccess(log, record, startedAt, now());

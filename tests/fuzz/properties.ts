@@ -11,12 +11,12 @@ import { verifyToken } from "../../shared/auth/token.ts";
 import { resolve } from "../../shared/config/sources.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { checkListenAddress, ConfigError, defineOptions, type Option, parseValue, ValueError } from "../../shared/config/option.ts";
-import { formatAuthority } from "../../shared/address/authority.ts";
-import { HeadError, parseAuthority } from "../../shared/http/head.ts";
+import { formatAuthority, parseAuthority } from "../../shared/address/authority.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
 import { decodeMessage, encodeMessage, MessageError } from "../../shared/link/message.ts";
+import { MalformedRequestError } from "../../shared/tunnel/errors.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 import { mutations, parts } from "./mutations.ts";
@@ -361,7 +361,7 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
         mutations(["localhost:80", "[fe80::1%25eth0]:8080", "127.0.0.1:1"], [...PATTERN_PIECES, "%25", "@", "/", "\\"]),
       ),
       (text) => {
-        const authority = outcome(() => parseAuthority(text), HeadError);
+        const authority = outcome(() => parseAuthority(text), MalformedRequestError);
         if (authority instanceof Error) return;
         assert.deepEqual(parseAuthority(formatAuthority(authority)), authority);
       },

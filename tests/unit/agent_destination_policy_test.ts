@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinationPolicy, type DestinationPolicy } from "../../agent/destination_policy.ts";
-import { parseAuthority } from "../../shared/http/head.ts";
+import { parseAuthority } from "../../shared/address/authority.ts";
 import { statusOf } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";

@@ -8,7 +8,7 @@ import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { checkNetworks, checkPatterns } from "../../shared/config/common_options.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { startFrontend } from "../../shared/frontend/server.ts";
-import { parseAuthority } from "../../shared/http/head.ts";
+import { parseAuthority } from "../../shared/address/authority.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";

@@ -3,19 +3,21 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { describe, it } from "node:test";
-import { formatAuthority } from "../../shared/address/authority.ts";
-import { encodeHead, endOfHead, HeadError, parseAuthority, parseRequestHead, parseResponseHead, values } from "../../shared/http/head.ts";
+import { formatAuthority, parseAuthority } from "../../shared/address/authority.ts";
+import { encodeHead, endOfHead, parseRequestHead, parseResponseHead, values } from "../../shared/http/head.ts";
+import { statusOf } from "../../shared/http/status.ts";
+import { MalformedRequestError } from "../../shared/tunnel/errors.ts";
 import { BAD_HOSTS, BAD_PORTS, malformedHeads } from "../../testing/malformed.ts";
 
-/** The status with which a header section is refused; any error but a {@link HeadError} fails the test. */
+/** The status with which a header section is refused; any error but a {@link MalformedRequestError} fails the test. */
 function refused(parse: () => unknown): number | "taken" {
   try {
     parse();
     return "taken";
   } catch (error) {
-    if (!(error instanceof HeadError)) throw error;
+    if (!(error instanceof MalformedRequestError)) throw error;
     assert.match(error.message, /^[A-Z].*[^.]$/);
-    return error.status;
+    return statusOf(error);
   }
 }
 
