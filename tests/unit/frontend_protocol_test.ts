@@ -1,0 +1,142 @@
+// What a new client protocol needs: an object of three functions, here one that asks in a line of text, beside HTTP in the same frontend.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { createAllowList } from "../../shared/address/allow_list.ts";
+import { parseAuthority } from "../../shared/address/authority.ts";
+import { AuthenticationError, createNoAuth } from "../../shared/auth/authenticator.ts";
+import type { ClientProtocol } from "../../shared/frontend/client_protocol.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { Duplex, Net } from "../../shared/net/types.ts";
+import { MalformedRequestError, TunnelError } from "../../shared/tunnel/errors.ts";
+import type { TunnelRequest } from "../../shared/tunnel/request.ts";
+import { bytes, readText, readTextExactly, until, within } from "../conformance/support.ts";
+import { ask, connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
+
+/** `AGENT DESTINATION` and a line end; the response is `OK` or `NO TYPE`. */
+const LINES: ClientProtocol = {
+  preamble: "none",
+  open: (session) => ({
+    async serve() {
+      const line = new TextDecoder().decode(await session.stream.read() ?? undefined);
+      const [, agent, target] = /^(\S+) (\S+)\n$/.exec(line) ?? [];
+      if (agent === undefined || target === undefined) throw new MalformedRequestError("The line is malformed");
+      session.record.method = "LINE";
+      session.checkRate();
+      const credentials = { scheme: "basic", username: agent, password: "" } as const;
+      const identity = await session.identify(credentials);
+      await session.connect({ identity, credentials, destination: parseAuthority(target), established: bytes("OK\n") });
+    },
+    refuse: ({ type }) => session.stream.write(bytes(`NO ${type}\n`)),
+  }),
+};
+
+interface Bench {
+  readonly net: Net;
+  readonly frontend: Frontend;
+  readonly log: LogBook;
+  readonly dialled: Queue<{ request: TunnelRequest; far: Duplex }>;
+  /** The address of the listener for lines, and of that for HTTP. */
+  readonly lines: string;
+  readonly http: string;
+}
+
+function withBench(body: (bench: Bench) => Promise<void>, options: Partial<FrontendOptions> = {}): Promise<void> {
+  return withNet(async (net) => {
+    const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
+    const lines = await net.listenTcp({ address: "127.0.0.1:0", preamble: LINES.preamble });
+    const http = await net.listenTcp({ address: "127.0.0.1:0" });
+    const frontend = startFrontend({
+      net,
+      log,
+      listeners: [{ listener: lines, protocol: LINES }, { listener: http, protocol: createHttpProxy("reverse-http-proxy") }],
+      authenticator: createNoAuth(),
+      allowList: createAllowList(["db", "gone"]),
+      dial: (request) => {
+        if (request.destination.host === "gone") return Promise.reject(new TunnelError("connection_refused", "It is gone"));
+        const { near, far } = streamPair("session");
+        dialled.push({ request, far });
+        return Promise.resolve({ stream: near });
+      },
+      ...options,
+    });
+    await body({ net, frontend, log, dialled, lines: lines.address, http: http.address });
+    frontend.close();
+    await within(frontend.done);
+  });
+}
+
+async function send(net: Net, address: string, text: string): Promise<Duplex> {
+  const client = await connectTo(net, address);
+  await client.write(bytes(text));
+  return client;
+}
+
+describe("a client protocol", () => {
+  it("takes its clients through the steps of all, and writes success in its own form", () =>
+    withBench(async ({ net, lines, dialled, log }) => {
+      const client = await send(net, lines, "site db:5432\n");
+      const { request, far } = await dialled.next();
+      const { network, agentId, destination, via, client: address } = request;
+      assert.deepEqual({ network, agentId, destination, via }, {
+        network: "tcp",
+        agentId: "site",
+        destination: { host: "db", port: 5432 },
+        via: [],
+      });
+      assert.match(address, /^127\.0\.0\.1:/);
+      assert.equal(await readTextExactly(client, 3), "OK\n");
+      await client.write(bytes("ping"));
+      assert.equal(await readTextExactly(far, 4), "ping");
+      client.closeWrite();
+      far.close();
+      assert.equal(await readText(client), "");
+      await log.waitFor("request", { method: "LINE", agent: "site", destination: "db:5432", status: 200, error: undefined });
+      client.close();
+    }));
+
+  const refused: [what: string, line: string, type: string, options?: Partial<FrontendOptions>][] = [
+    ["a malformed request", "site\n", "http_request_error"],
+    ["a destination that is not allowed", "site other:1\n", "http_request_denied"],
+    ["a destination that cannot be reached", "site gone:1\n", "connection_refused"],
+    ["credentials that are not accepted", "site db:1\n", "http_request_denied", {
+      authenticator: {
+        authenticateAgent: () => "",
+        authenticateClient: () => {
+          throw new AuthenticationError("denied", "No");
+        },
+      },
+    }],
+    ["a fault of the program", "site db:1\n", "proxy_internal_error", {
+      dial: () => {
+        throw new TypeError("undefined is not a function");
+      },
+    }],
+    ["a lost connection", "site db:1\n", "connection_terminated", { dial: () => Promise.reject(new NetError("reset", "lost")) }],
+  ];
+  for (const [what, line, type, options] of refused) {
+    it(`writes in its own form that a request is refused for ${what}`, () =>
+      withBench(async ({ net, lines, log }) => {
+        const client = await send(net, lines, line);
+        assert.equal(await readText(client), `NO ${type}\n`);
+        await log.waitFor("request", { error: type });
+        client.close();
+      }, options));
+  }
+
+  it("shares the frontend with the others: they are counted and drained together", () =>
+    withBench(async ({ net, frontend, lines, http, dialled }) => {
+      const client = await send(net, lines, "site db:1\n");
+      const { far } = await dialled.next();
+      const asked = await ask(net, http, `CONNECT gone:1 HTTP/1.1\r\nProxy-Authorization: Basic ${btoa("site:x")}\r\n\r\n`);
+      assert.equal(asked.status, 502);
+      await until(() => frontend.open === 1, "the refused client is still counted");
+      const drained = frontend.drain(10_000);
+      assert.equal(await readTextExactly(client, 3), "OK\n");
+      far.close();
+      client.close();
+      await within(drained);
+      assert.equal(frontend.open, 0);
+    }));
+});
