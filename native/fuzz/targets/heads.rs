@@ -23,6 +23,7 @@ pub fn heads(data: &[u8]) {
         }
     }
     assert_eq!(whole.as_ref().ok(), by_definition(text, limit).as_ref());
+    check_with_httparse(text);
 }
 
 type Found = Option<(Vec<u8>, Vec<u8>)>;
@@ -43,6 +44,28 @@ fn scan(text: &[u8], limit: usize, size: impl Fn(usize) -> usize) -> Result<Foun
         }
     }
     unreachable!()
+}
+
+/// Where httparse accepts a request or a response, the head ends at the same byte: a server behind the proxy cannot take the rest for
+/// something else. Where it waits for more, there is no end yet.
+fn check_with_httparse(text: &[u8]) {
+    let found = scan(text, text.len() + 1, |_| text.len().max(1));
+    let mut fields = [httparse::EMPTY_HEADER; 100];
+    let request = httparse::Request::new(&mut fields).parse(text);
+    let mut fields = [httparse::EMPTY_HEADER; 100];
+    let response = httparse::Response::new(&mut fields).parse(text);
+    for parsed in [request, response] {
+        match parsed {
+            Ok(httparse::Status::Complete(end)) => assert_eq!(found.as_ref().map(behind), Ok(Some(text.len() - end))),
+            Ok(httparse::Status::Partial) => assert!(!matches!(found, Ok(Some(_))), "httparse waits for more"),
+            Err(_) => {}
+        }
+    }
+}
+
+/// How many bytes follow the head.
+fn behind(found: &Found) -> Option<usize> {
+    found.as_ref().map(|(_, rest)| rest.len())
 }
 
 /// A second implementation of [`HeadScanner`]; `None` for an error.
