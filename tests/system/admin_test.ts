@@ -1,4 +1,4 @@
-// What the compiled executables tell those who operate them, while it happens.
+// The admin servers of the compiled executables: metrics, health and agents.
 import assert from "node:assert/strict";
 import { hostname } from "node:os";
 import { describe, it } from "node:test";
@@ -31,8 +31,8 @@ async function until(check: () => Promise<boolean>): Promise<void> {
   }, () => "It never came to pass");
 }
 
-describe("figures, health and agents", () => {
-  it("of proxy, load balancer and agent tell of a tunnel, a refusal and each other", async () => {
+describe("metrics, health and agents", () => {
+  it("of proxy, load balancer and agent report a tunnel, a refusal and each other", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start();
@@ -97,7 +97,7 @@ describe("figures, health and agents", () => {
     assert.equal((await figures(agentAdmin))["reverse_http_proxy_connections_active"], 1);
   });
 
-  it("tell of a store that is down, and of its return", async () => {
+  it("report a store that is down, and its recovery", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy([SERVED, ...storeArgs(cache), "--store.ttl=3s"]);
@@ -122,7 +122,7 @@ describe("figures, health and agents", () => {
 
   for (const kind of ["memcached", "redis"] as const) {
     for (const part of ["proxy", "lb"] as const) {
-      it(`of ${part} say from the start that ${kind} is down, and that it is back, without a client`, async () => {
+      it(`of ${part} report from the start that ${kind} is down, and that it has recovered, without a client`, async () => {
         await using cache = await StoreServer.start(kind);
         await cache.kill();
         await using site = await Site.create();
@@ -140,7 +140,7 @@ describe("figures, health and agents", () => {
     }
   }
 
-  it("say that Redis does not take the password, and not which", async () => {
+  it("report that Redis refuses the password, without showing it", async () => {
     await using cache = await StoreServer.start("redis", ["--requirepass", "right"]);
     await using site = await Site.create();
     for (const user of [":hush-hush", "default:hush-hush", ""]) {
@@ -154,7 +154,7 @@ describe("figures, health and agents", () => {
     }
   });
 
-  it("of an agent say that it is not ready while it has no proxy", async () => {
+  it("of an agent report that it is not ready while it has no proxy", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     const agent = await site.startAgent(addresses, [SERVED]);
@@ -168,7 +168,7 @@ describe("figures, health and agents", () => {
   });
 
   for (const part of ["proxy", "load balancer"] as const) {
-    it(`of a ${part} say that it is not ready while it drains`, async () => {
+    it(`of a ${part} report that it is not ready while it drains`, async () => {
       await using cache = await StoreServer.start("memcached");
       await using site = await Site.create();
       await using origin = await Origin.start();
@@ -196,13 +196,13 @@ describe("figures, health and agents", () => {
     });
   }
 
-  it("are served by nobody who was not told so", async () => {
+  it("are not served by default", async () => {
     await using site = await Site.create();
     const { proxy } = await site.startProxy();
     assert.deepEqual(proxy.logged("listening").filter(({ admin }) => admin !== undefined), []);
   });
 
-  it("keep a proxy from starting where their address is taken", async () => {
+  it("prevent the start of a proxy if their address is in use", async () => {
     await using origin = await Origin.start();
     await using site = await Site.create();
     const { proxy } = await site.startProxy([`--admin.listen-address=${origin.authority}`]).catch(() => ({ proxy: undefined }));

@@ -1,4 +1,4 @@
-// How agents come, go, come back and take each other's place, with the compiled proxy and agent.
+// How agents connect, disconnect, reconnect and replace each other, with the compiled executables.
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { describe, it } from "node:test";
@@ -31,7 +31,7 @@ describe("proxy", () => {
     assert.equal(await server.ending(), "ECONNRESET");
   });
 
-  it("keeps agents with different ids apart", async () => {
+  it("separates agents with different ids", async () => {
     await using pair = await Pair.start({ agent: ["--agent-client.host-whitelist=127.0.0.9"] });
     await using origin = await Origin.start();
     await pair.site.startAgent(pair.addresses, [], "4712");
@@ -54,7 +54,7 @@ describe("proxy", () => {
 });
 
 describe("agent", () => {
-  it("waits longer each time another one with its id takes its place", async () => {
+  it("increases its delay each time that another agent with its id replaces it", async () => {
     await using pair = await Pair.start();
     const second = await pair.site.startAgent(pair.addresses);
     // while both are there, each that connects evicts the other
@@ -74,7 +74,7 @@ describe("agent", () => {
     assert.ok(connections <= 2 + waits, `${connections} connections, ${waits} waits`);
   });
 
-  it("comes back when its proxy is started anew on the same addresses", async () => {
+  it("reconnects when its proxy is restarted on the same addresses", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const { proxy, addresses } = await site.startProxy();
@@ -87,7 +87,7 @@ describe("agent", () => {
     using _tunnel = await openTunnel(addresses.clients, origin.authority);
   });
 
-  it("comes back when its proxy was killed and is started anew, which tells it that the connection is no more", async () => {
+  it("reconnects when its proxy was killed and restarted, which resets the old connection", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     const agent = await site.startAgent(addresses);
@@ -103,7 +103,7 @@ describe("agent", () => {
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   describe(signal, () => {
-    it("stops the proxy with exit code 0 when nothing may drain; agents are told and clients reset", async () => {
+    it("stops the proxy with exit code 0 without a drain; agents are notified and clients reset", async () => {
       await using pair = await Pair.start({ proxy: ["--drain.timeout=0s"] });
       await using origin = await Origin.start();
       using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -122,7 +122,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
       await unfinished.ending();
     });
 
-    it("stops the agent with exit code 0 when nothing may drain; the proxy is told and resets its clients", async () => {
+    it("stops the agent with exit code 0 without a drain; the proxy is notified and resets its clients", async () => {
       await using pair = await Pair.start({ agent: ["--drain.timeout=0s"] });
       await using origin = await Origin.start();
       using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -135,7 +135,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
       assert.equal((await ask(pair.addresses.clients, connectHead(origin.authority))).status, 502);
     });
 
-    it("stops an agent that waits to try again with exit code 0", async () => {
+    it("stops an agent that waits for its next attempt with exit code 0", async () => {
       await using pair = await Pair.start();
       await using other = await Site.create();
       const agent = other.start(AGENT, other.agentArgs(pair.addresses));
@@ -143,7 +143,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
       assert.equal((await agent.stop(signal)).exitCode, 0);
     });
 
-    it("stops an agent in the middle of a handshake with exit code 0", async () => {
+    it("stops an agent during a handshake with exit code 0", async () => {
       await using site = await Site.create();
       const silent = createSocket("udp4");
       try {

@@ -1,4 +1,4 @@
-// The commands `auth …` of the compiled executables: what they write, who may read it, and what they leave alone.
+// The commands `auth …` of the compiled executables: their output, its permissions, and the files that they do not replace.
 import assert from "node:assert/strict";
 import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -29,7 +29,7 @@ function read(folder: Folder, name: string): { text: string; mode: number } {
 }
 
 describe("auth", () => {
-  it("makes keys and tokens in files of the usual names, the secret ones for their owner alone", async () => {
+  it("writes keys and tokens to files with the usual names, secrets readable by their owner only", async () => {
     using folder = new Folder();
     await succeed(folder, ["key", "private"]);
     await succeed(folder, ["key", "public"]);
@@ -43,7 +43,7 @@ describe("auth", () => {
     assert.equal(said, `jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}`);
   });
 
-  it("reads standard input and writes standard output for -", async () => {
+  it("uses standard input and output for -", async () => {
     using folder = new Folder();
     for (const [algorithm, label] of [["ES256", "EC PRIVATE KEY"], ["RS256", "RSA PRIVATE KEY"], ["EdDSA", "PRIVATE KEY"]] as const) {
       const key = await succeed(folder, ["key", "private", "--algo", algorithm, "--out", "-"]);
@@ -59,7 +59,7 @@ describe("auth", () => {
     assert.deepEqual(readdirSync(folder.path), []);
   });
 
-  it("replaces a file only where it is told to, and then with the right mode and nothing beside it", async () => {
+  it("replaces a file only if requested, with the right mode and without leaving temporary files", async () => {
     using folder = new Folder();
     folder.write("auth-key-private.pem", "old");
     chmodSync(join(folder.path, "auth-key-private.pem"), 0o644);
@@ -72,7 +72,7 @@ describe("auth", () => {
     assert.deepEqual(readdirSync(folder.path), ["auth-key-private.pem"]);
   });
 
-  it("names what it cannot use, with exit code 2, and writes nothing", async () => {
+  it("names invalid input, with exit code 2, and writes nothing", async () => {
     using folder = new Folder();
     folder.write("none.pem", "none\n");
     await succeed(folder, ["key", "private"]);

@@ -1,4 +1,4 @@
-// Real clients, each as its users call it, through the compiled proxy and agent. tools/requirements.ts installs what is missing.
+// Real clients with their usual command lines, through the compiled proxy and agent. tools/requirements.ts installs missing ones.
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -20,7 +20,7 @@ function has(command: string, ...args: string[]): boolean {
 
 const python = ["python3", "/usr/bin/python3"].find((each) => has(each, "-c", "import requests"));
 
-/** What the tests need, and whether it is there. */
+/** The programs that the tests need, and whether they are installed. */
 const TOOLS = {
   curl: has("curl", "--version"),
   wget: has("wget", "--version"),
@@ -35,7 +35,7 @@ const TOOLS = {
   chromium: has("chromium", "--version"),
 };
 
-/** A test with these tools: without them it fails where everything must be there, and is skipped on a developer's machine. */
+/** A test with these programs: without them it fails if all are required, as in CI, and is skipped on a developer's machine. */
 function itWith(tools: (keyof typeof TOOLS)[], name: string, test: () => Promise<void>): void {
   const missing = tools.filter((tool) => !TOOLS[tool]);
   if (missing.length === 0) return void it(name, test);
@@ -47,7 +47,7 @@ function itWith(tools: (keyof typeof TOOLS)[], name: string, test: () => Promise
 let pair: Pair;
 let web: Web;
 let secure: Web;
-/** Of the proxy, with the agent's id and a password, as the `http_proxy` of the environment is written. */
+/** The proxy's URL with the agent's id and a password, as for `http_proxy` in the environment. */
 let proxyUrl: string;
 let folder: string;
 
@@ -66,14 +66,14 @@ after(async () => {
   await pair?.[Symbol.asyncDispose]();
 });
 
-/** Runs a client to its end, which must be good; returns what it printed. */
+/** Runs a client, which must succeed, and returns its output. */
 async function run(file: string, args: string[], env: Record<string, string> = {}): Promise<string> {
   const ended: Ended = await runToEnd(file, args, { cwd: folder, env: { PATH, HOME: folder, ...env } });
   assert.equal(ended.exitCode, 0, `${file} ${args.join(" ")}\n${ended.stdout}\n${ended.stderr}`);
   return ended.stdout;
 }
 
-/** Watches that so many more requests of a method for a destination come through the proxy. How they end is up to the client: many reset. */
+/** Waits for a number of further requests with a method and destination at the proxy. How they end is up to the client: many reset. */
 async function through<T>(method: string, destination: string, count: number, work: () => Promise<T>): Promise<T> {
   const fields = { method, destination, agent: AGENT_ID, status: 200 };
   const already = pair.proxy.logged("request", fields).length;
@@ -130,7 +130,7 @@ describe("curl", () => {
   });
 });
 
-/** A repository with one commit, to be served below /git/ and over ssh. */
+/** A repository with one commit, served below /git/ and over ssh. */
 function makeRepository(name: string): void {
   const work = join(folder, `${name}-work`);
   const git = (...args: string[]) => {
@@ -194,7 +194,7 @@ function userName(): string {
   return spawnSync("id", ["-un"], { encoding: "utf8" }).stdout.trim();
 }
 
-/** An OpenSSH server on loopback that lets in one key, made for it. */
+/** An OpenSSH server on loopback that accepts one generated key. */
 async function startSshd(): Promise<{ port: number; server: ChildProcess; key: string }> {
   for (const name of ["host", "user"]) {
     const { status } = spawnSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", join(folder, name)]);
@@ -369,7 +369,7 @@ describe("Chromium", () => {
   });
 });
 
-/** In the browser: the answer to one message. */
+/** In the browser: the reply to one message. */
 function speakTo(url: string): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(url);
@@ -380,7 +380,7 @@ function speakTo(url: string): Promise<unknown> {
 }
 
 describe("WebSocket", () => {
-  it("opens through a plain HTTP proxy, by an Upgrade in absolute form", async () => {
+  it("opens through a plain HTTP proxy, with an Upgrade in absolute form", async () => {
     using wire = await dial(pair.addresses.clients);
     const basic = Buffer.from(`${AGENT_ID}:secret`).toString("base64");
     const key = Buffer.alloc(16, 7).toString("base64");

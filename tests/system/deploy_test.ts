@@ -1,4 +1,4 @@
-// What deploy/ has for compose and nginx, run as it stands there: the files by its script, the services as processes.
+// The compose files and nginx configurations of deploy/, unchanged: their script creates the files, and the services run as processes.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { cpSync, readFileSync, statSync } from "node:fs";
@@ -12,7 +12,7 @@ import { Folder, ROOT, runToEnd } from "../../testing/programs.ts";
 import { ask, connectHead, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const missing = ["/usr/sbin/nginx", "/usr/bin/memcached", "/usr/bin/openssl"].find((file) => spawnSync(file, ["-h"]).error !== undefined);
-// elsewhere loopback is one address, or has other names
+// on other systems loopback is one address, or has other names
 const skip = process.platform !== "linux" || !networkInterfaces().lo
   ? "loopback is one address here"
   : missing && `there is no ${missing} here`;
@@ -28,7 +28,7 @@ async function check(tunnel: Wire): Promise<void> {
   assert.equal((await tunnel.read(word.length)).toString(), word);
 }
 
-/** A folder with what the script makes; certificates also for `names`. */
+/** A folder with the files that the script creates; certificates also for `names`. */
 async function makeFiles(names: readonly string[]): Promise<Folder> {
   const folder = new Folder();
   const script = join(folder.path, "make-files.sh");
@@ -38,7 +38,7 @@ async function makeFiles(names: readonly string[]): Promise<Folder> {
   return folder;
 }
 
-/** A tunnel through what has just been started: the store may not know the agent yet. */
+/** Opens a tunnel right after the start, when the agent may not be in the store yet. */
 async function openSoon(...[clients, authority, options]: Parameters<typeof openTunnel>): Promise<Wire> {
   const deadline = performance.now() + 15_000;
   for (;;) {
@@ -53,8 +53,8 @@ async function openSoon(...[clients, authority, options]: Parameters<typeof open
 
 const addressesOf = (network: string) => Array.from({ length: 12 }, (_, i) => `${network}${i + 1}`);
 
-describe("the script that makes files for compose", () => {
-  it("makes them for their owner alone, and keeps those that there are", { skip }, async () => {
+describe("the script that creates files for compose", () => {
+  it("creates them readable by their owner only, and keeps existing ones", { skip }, async () => {
     using folder = await makeFiles(["proxy.example", "192.0.2.1", "2001:db8::1"]);
     const read = (name: string) => readFileSync(join(folder.path, name), "utf8");
     for (const file of ["certs/proxy-key.pem", "private/ca-key.pem", "private/auth-key-private.pem", "jwt/auth-client-jwt-4712.b64"]) {
@@ -73,7 +73,7 @@ describe("the script that makes files for compose", () => {
 
 describe("the compose files", () => {
   for (const name of COMPOSE_FILES) {
-    it(`bring clients through ${name} to both agents, and keep half-open tunnels`, { skip }, async () => {
+    it(`connect clients through ${name} to both agents, and keep half-closed tunnels`, { skip }, async () => {
       const network = Composition.newNetwork();
       using files = await makeFiles(addressesOf(network));
       await using origin = await Origin.start(echo);
@@ -91,8 +91,8 @@ describe("the compose files", () => {
   }
 });
 
-describe("nginx before proxies and load balancers", () => {
-  it("can be reloaded without an agent or a tunnel that is lost", { skip }, async () => {
+describe("nginx in front of proxies and load balancers", () => {
+  it("can be reloaded without losing an agent or a tunnel", { skip }, async () => {
     const network = Composition.newNetwork();
     using files = await makeFiles(addressesOf(network));
     await using origin = await Origin.start(echo);
@@ -115,7 +115,7 @@ describe("nginx before proxies and load balancers", () => {
     for (const tunnel of tunnels) tunnel[Symbol.dispose]();
   });
 
-  it("lets both proxies be restarted, one after the other, without a tunnel that is cut or a request that fails", { skip }, async () => {
+  it("allows a restart of both proxies, one after the other, without cutting a tunnel or failing a request", { skip }, async () => {
     const network = Composition.newNetwork();
     using files = await makeFiles(addressesOf(network));
     await using origin = await Origin.start(echo);
@@ -163,7 +163,7 @@ describe("nginx before proxies and load balancers", () => {
     assert.ok(ids.some((id) => composition.program(`agent-${id}`).logged("reconnecting").length > 0), "no agent had to move");
   });
 
-  it("has configurations that nginx itself accepts as they are", { skip }, async () => {
+  it("has configurations that nginx accepts unchanged", { skip }, async () => {
     using folder = new Folder();
     // names of services are known to nobody here
     for (const name of ["agents", "clients"]) {

@@ -1,4 +1,4 @@
-// Proxies and agents that are restarted, killed and doubled while clients go on, with the compiled executables and nginx before the proxies.
+// Proxies and agents that are restarted, killed and duplicated under load, with the compiled executables and nginx in front of the proxies.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { check } from "../../testing/load.ts";
@@ -7,13 +7,13 @@ import { type Addresses, AGENT_ID, eventually, type LogEntry, Pair, type Program
 import { ask, connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
-/** Sends back what comes, and ends when it ends. */
+/** An echo server. */
 async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);
   wire.finish();
 }
 
-/** Both directions end in good order. */
+/** Ends both directions cleanly. */
 async function finish(tunnel: Wire): Promise<void> {
   tunnel.finish();
   assert.equal((await tunnel.readAll()).length, 0);
@@ -25,13 +25,13 @@ interface Running {
   addresses: Addresses;
 }
 
-/** Which proxy an agent connected to last: what a store would say. */
+/** The proxy that an agent connected to last, as in a store's entry. */
 function holderOf(id: string, proxies: readonly Running[]): Running {
   const last = ({ proxy }: Running) => String(proxy.logged("agent connected", { agent: id }).at(-1)?.["@timestamp"] ?? "");
   return proxies.reduce((a, b) => last(b) > last(a) ? b : a);
 }
 
-/** A tunnel by the way that a load balancer takes: where nobody is there any more, it looks once more. */
+/** Opens a tunnel as a load balancer does: if the agent's proxy has gone, looks it up once more. */
 async function openBalanced(id: string, proxies: readonly Running[], authority: string): Promise<Wire> {
   const first = holderOf(id, proxies);
   try {
@@ -91,7 +91,7 @@ describe("a rolling restart of two proxies behind a UDP load balancer", () => {
 });
 
 describe("SIGTERM", () => {
-  it("ends a proxy when its last tunnel has ended, and no sooner; a second one ends it at once", async () => {
+  it("ends a proxy after its last tunnel, not before; a second signal ends it at once", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(echo);
     const tunnel = await openTunnel(pair.addresses.clients, origin.authority);
@@ -111,7 +111,7 @@ describe("SIGTERM", () => {
     assert.equal((await proxy.ended).exitCode, 1);
   });
 
-  it("ends an agent when its last tunnel has ended, and a new one with its id takes over meanwhile", async () => {
+  it("ends an agent after its last tunnel, while a new one with its id takes over", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(echo);
     const { clients } = pair.addresses;
@@ -130,7 +130,7 @@ describe("SIGTERM", () => {
   });
 });
 
-/** New tunnels all the time, each used once; what failed. */
+/** Opens new tunnels continuously, uses each once, and records failures. */
 class Requests {
   readonly failures: { at: number; error: string }[] = [];
   count = 0;
@@ -170,7 +170,7 @@ class Requests {
 const timeOf = (entry: LogEntry) => Date.parse(String(entry["@timestamp"]));
 
 describe("a single proxy that is restarted", () => {
-  it("serves new clients beside a long tunnel until --drain.timeout is over, and its agent is back soon", async () => {
+  it("serves new clients beside a long tunnel until --drain.timeout, and its agent reconnects soon", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
     const args = ["--drain.timeout=3s"];
@@ -199,7 +199,7 @@ describe("a single proxy that is restarted", () => {
     assert.deepEqual(between.map(({ message }) => message), ["reconnecting"]);
   });
 
-  it("ends when its agent is gone, and with it the tunnels", async () => {
+  it("ends when its agent, and with it the tunnels, have gone", async () => {
     await using pair = await Pair.start({ agent: ["--drain.timeout=0s"] });
     await using origin = await Origin.start(echo);
     using tunnel = await openTunnel(pair.addresses.clients, origin.authority);
@@ -214,7 +214,7 @@ describe("a single proxy that is restarted", () => {
 });
 
 describe("a single load balancer that is restarted", () => {
-  it("serves new clients beside a long tunnel until --drain.timeout is over", async () => {
+  it("serves new clients beside a long tunnel until --drain.timeout", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
@@ -240,7 +240,7 @@ describe("a single load balancer that is restarted", () => {
     assert.deepEqual(requests.failures.filter(({ at }) => at < cut - 100), [], "while it drains it serves");
   });
 
-  it("stops once its last client is gone", async () => {
+  it("stops when its last client has gone", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
@@ -256,7 +256,7 @@ describe("a single load balancer that is restarted", () => {
     assert.equal((await lb.ended).exitCode, 0);
   });
 
-  it("refuses new clients at once with --drain.refuse-clients, and lets those it has finish", async () => {
+  it("refuses new clients at once with --drain.refuse-clients, and lets open tunnels finish", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
@@ -274,7 +274,7 @@ describe("a single load balancer that is restarted", () => {
 });
 
 describe("an agent that is restarted", () => {
-  it("serves beside a long tunnel until --drain.timeout is over", async () => {
+  it("serves beside a long tunnel until --drain.timeout", async () => {
     await using pair = await Pair.start({ agent: ["--drain.timeout=3s"] });
     await using origin = await Origin.start(echo);
     using tunnel = await openTunnel(pair.addresses.clients, origin.authority);
@@ -294,7 +294,7 @@ describe("an agent that is restarted", () => {
 });
 
 describe("several agents with one id", () => {
-  it("share the tunnels, and requests go on when one is killed", async () => {
+  it("share the tunnels, and requests continue when one is killed", async () => {
     await using pair = await Pair.start({ proxy: ["--agent-server.agent.multiple"], agent: ["--log.level=debug"] });
     await using origin = await Origin.start(echo);
     const { clients } = pair.addresses;
@@ -310,7 +310,7 @@ describe("several agents with one id", () => {
 });
 
 describe("an agent with several connections", () => {
-  it("is reached through every proxy, and again through one that was killed and is started anew", async () => {
+  it("is reachable through every proxy, and again through one that was killed and restarted", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
     const [a, b] = [await site.startProxy(), await site.startProxy()];

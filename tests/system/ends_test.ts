@@ -1,4 +1,4 @@
-// How tunnels and plain requests end where one of their ends goes away: with the compiled executables, directly and through lb.
+// How tunnels and plain requests end when one of their ends disconnects: with the compiled executables, directly and through lb.
 import { execa } from "execa";
 import assert from "node:assert/strict";
 import { join } from "node:path";
@@ -9,12 +9,12 @@ import { SilentPort } from "../support/silent_port.ts";
 import { connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
-/** What a direction may be doing when an end goes. */
+/** The state of a direction when an end disconnects. */
 const ACTIVITIES = ["idle", "blocked", "ended"] as const;
 const STATES = ACTIVITIES.flatMap((up) => ACTIVITIES.map((down) => ({ up, down })))
   .filter(({ up, down }) => up !== "ended" || down !== "ended");
 
-/** lb, proxy and agent, and both ways to the agent. */
+/** lb, proxy and agent, and both paths to the agent. */
 class Chain implements AsyncDisposable {
   private constructor(
     readonly site: Site,
@@ -68,7 +68,7 @@ class Chain implements AsyncDisposable {
 type Way = "directly" | "through lb";
 const WAYS: readonly Way[] = ["directly", "through lb"];
 
-/** Writes until nothing is taken any more. A write that is still waiting may fail later. */
+/** Writes until the peer accepts no more. A pending write may fail later. */
 async function fill(wire: Wire): Promise<void> {
   const block = new Uint8Array(256 * 1024);
   for (;;) {
@@ -80,14 +80,14 @@ async function fill(wire: Wire): Promise<void> {
   }
 }
 
-describe("an end that goes away", () => {
+describe("an end that disconnects", () => {
   let chain: Chain;
   before(async () => chain = await Chain.start());
   after(async () => await chain[Symbol.asyncDispose]());
 
   for (const way of WAYS) {
     for (const who of ["client", "destination"] as const) {
-      it(`leaves no tunnel behind, ${way}, when the ${who} resets it, whatever both directions are doing`, async () => {
+      it(`leaves no tunnel open, ${way}, when the ${who} resets it, in any state of both directions`, async () => {
         const cases = STATES.map(async ({ up, down }) => {
           await using origin = await Origin.start();
           using client = await openTunnel(chain.ways[way], origin.authority, { highWater: 0 });
@@ -111,7 +111,7 @@ describe("an end that goes away", () => {
       });
     }
 
-    it(`leaves nothing behind, ${way}, after many tunnels to a silent listener that were finished, and reset`, async () => {
+    it(`leaves nothing open, ${way}, after many tunnels to a silent listener that were finished, and reset`, async () => {
       await using origin = await Origin.start();
       const programs = [chain.proxy, chain.agent, chain.lb];
       const rounds = Number(process.env["REVERSE_HTTP_ROUNDS"] ?? 50);
@@ -151,7 +151,7 @@ describe("an end that goes away", () => {
       await chain.gone(way, origin.authority);
     });
 
-    it(`answers a plain request, ${way}, whose client has finished`, async () => {
+    it(`responds to a plain request, ${way}, whose client has finished`, async () => {
       await using origin = await Origin.start();
       using client = await dial(chain.ways[way]);
       client.finish(`GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
@@ -163,7 +163,7 @@ describe("an end that goes away", () => {
     });
 
     for (const [what, request] of [["tunnel", connectHead], ["plain request", plainHead]] as const) {
-      it(`gives up dialling for a ${what}, ${way}, whose client is reset meanwhile`, async () => {
+      it(`cancels the dial of a ${what}, ${way}, whose client resets its connection`, async () => {
         await using silent = await SilentPort.start();
         using client = await dial(chain.ways[way]);
         await client.write(request(silent.authority));
@@ -180,7 +180,7 @@ describe("an end that goes away", () => {
     }
   }
 
-  it("gives up dialling for a client that has gone without a reset", async () => {
+  it("cancels the dial of a client that has disconnected without a reset", async () => {
     await using silent = await SilentPort.start();
     using client = await dial(chain.ways.directly);
     client.finish(connectHead(silent.authority));
@@ -195,7 +195,7 @@ function plainHead(authority: string): string {
 
 describe("a TLS client that closes its connection without a close_notify", () => {
   for (const size of [1_000, 1_000_000, 20_000_000]) {
-    it(`has all of its ${size} bytes delivered, every time, and no error logged`, async () => {
+    it(`has all of its ${size} bytes delivered, every time, without an error in the log`, async () => {
       await using site = await Site.create();
       const tls = [
         "--http-proxy.tls.enable",

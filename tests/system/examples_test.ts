@@ -1,4 +1,4 @@
-// The programs of examples/, as users run them: the proxy and the agent as servers, the client against both.
+// The programs of examples/, as users run them: the proxy and the agent as servers, and the client.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -46,7 +46,7 @@ describe("examples", () => {
     folder[Symbol.dispose]();
   });
 
-  it("bring a page from the agent's program to the client", async () => {
+  it("transfer a page from the agent's program to the client", async () => {
     const { exitCode, stdout, stderr } = await fetchAs("alice:correct%20horse");
     assert.equal(exitCode, 0, stderr);
     assert.equal(stdout.trim(), "You asked for /hello");
@@ -59,7 +59,7 @@ describe("examples", () => {
     assert.match(other.stderr, /Cannot open a tunnel: 403 .*is not on the allow-list of the credentials/);
   });
 
-  it("stop in good order on SIGTERM", async () => {
+  it("stop cleanly on SIGTERM", async () => {
     for (const program of [agent, proxy]) {
       process.kill(program.pid, "SIGTERM");
       const { exitCode, signal, stderr } = await program.ended;
@@ -67,7 +67,7 @@ describe("examples", () => {
     }
   });
 
-  it("are all run here, and described", () => {
+  it("are all tested here and described in the README", () => {
     const programs = readdirSync(EXAMPLES).filter((name) => name.endsWith(".ts")).sort();
     assert.deepEqual(programs, ["agent.ts", "client.ts", "proxy.ts"]);
     const readme = readFileSync(join(EXAMPLES, "README.md"), "utf8");

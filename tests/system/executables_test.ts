@@ -1,4 +1,4 @@
-// The compiled executables as files: what they need around them, what they leave behind, and their exit codes.
+// The compiled executables as files: what they need, what they leave behind, and their exit codes.
 import assert from "node:assert/strict";
 import {
   chmodSync,
@@ -21,7 +21,7 @@ import { openTunnel, Origin } from "../../testing/sockets.ts";
 const ADDON = join(ROOT, "native", "reverse-http.node");
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };
 
-/** A site whose executables are copies in a folder of their own, with an environment of their own. */
+/** A site whose executables are copies in a separate folder with its own environment. */
 class Installed implements AsyncDisposable {
   private constructor(readonly site: Site, readonly origin: Origin, readonly bin: string, readonly tmp: string) {}
 
@@ -55,7 +55,7 @@ class Installed implements AsyncDisposable {
   }
 }
 
-/** Files that a process has mapped or open, right now. */
+/** The files that a process has mapped or open. */
 function filesOf(pid: number): string[] {
   const mapped = readFileSync(`/proc/${pid}/maps`, "utf8").split("\n").map((line) => line.slice(73).trim());
   const open = readdirSync(`/proc/${pid}/fd`).map((fd) => {
@@ -87,13 +87,13 @@ describe("executables", () => {
     }
   });
 
-  it("tell nothing of the folder in which they were built, and so are the same whatever it is", () => {
+  it("do not contain the folder in which they were built, so it does not change them", () => {
     const folder = Buffer.from(join(ROOT, "node_modules"));
     const built = ["reverse-http", "reverse-http-proxy", "reverse-http-agent", "reverse-http-lb"];
     for (const name of built) assert.equal(readFileSync(join(ROOT, "dist", name)).indexOf(folder), -1, name);
   });
 
-  it("leave no file behind, be they stopped or killed", async () => {
+  it("leave no file behind, whether they are stopped or killed", async () => {
     await using installed = await Installed.create();
     const { proxy, agent } = await installed.run({ TMPDIR: installed.tmp });
     assert.deepEqual(readdirSync(installed.tmp), []);
@@ -103,7 +103,7 @@ describe("executables", () => {
     assert.deepEqual(readdirSync(installed.tmp), []);
   });
 
-  it("find another folder where the one for temporary files cannot be used", async () => {
+  it("use another folder if the one for temporary files is unusable", async () => {
     await using installed = await Installed.create();
     await installed.run({ TMPDIR: join(installed.tmp, "missing") });
   });
@@ -140,7 +140,7 @@ describe("executables", () => {
     });
   }
 
-  it("use a copy of their own reverse-http.node beside them", onLinux, async () => {
+  it("use a matching reverse-http.node beside them", onLinux, async () => {
     await using installed = await Installed.create();
     const beside = join(installed.bin, "reverse-http.node");
     copyFileSync(ADDON, beside);
@@ -152,7 +152,7 @@ describe("executables", () => {
 
 describe("exit code", () => {
   for (const [name, file] of [["proxy", PROXY], ["agent", AGENT]] as const) {
-    it(`of ${name} is 0 for help and version, which go to standard output`, async () => {
+    it(`of ${name} is 0 for help and version, which are written to standard output`, async () => {
       for (const option of ["--help", "-h", "--version"]) {
         const { exitCode, stdout, stderr } = await runToEnd(file, [option]);
         assert.deepEqual([exitCode, stderr], [0, ""]);
@@ -160,7 +160,7 @@ describe("exit code", () => {
       }
     });
 
-    it(`of ${name} is 2 for an option, value or argument that it does not know, named in the error`, async () => {
+    it(`of ${name} is 2 for an unknown option, value or argument, which the error names`, async () => {
       const wrong: [args: string[], named: RegExp][] = [
         [["--log.levl=info"], /--log\.levl.*--log\.level/],
         [["--log.level=loud"], /log\.level.*loud/],
@@ -177,14 +177,14 @@ describe("exit code", () => {
       }
     });
 
-    it(`of ${name} is 2 for a misspelt option, without the value that was meant for it`, async () => {
+    it(`of ${name} is 2 for a misspelt option, and the error does not show its value`, async () => {
       const { exitCode, stderr } = await runToEnd(file, ["--auth.jwt.tokn=hunter2"]);
       assert.equal(exitCode, 2);
       assert.match(stderr, /--auth\.jwt\.tokn/);
       assert.doesNotMatch(stderr, /hunter2/);
     });
 
-    it(`of ${name} is 2 for a key that it does not know in a configuration file, or in the environment`, async () => {
+    it(`of ${name} is 2 for an unknown key in a configuration file or the environment`, async () => {
       using folder = new Folder();
       const config = folder.write("config.yaml", "log:\n  levl: info\n");
       const inFile = await runToEnd(file, [`--config=${config}`]);
@@ -196,7 +196,7 @@ describe("exit code", () => {
     });
   }
 
-  it("of proxy is 2 with half a certificate, or with one that is missing or none", async () => {
+  it("of proxy is 2 with a certificate without its key, or with a missing or invalid one", async () => {
     await using site = await Site.create();
     const none = site.folder.write("none.pem", "none\n");
     const wrong: [args: string[], named: RegExp][] = [
@@ -219,7 +219,7 @@ describe("exit code", () => {
     }
   });
 
-  it("of agent is 2 without its id, with one that cannot be used, or with a file that is missing", async () => {
+  it("of agent is 2 without its id, with an invalid id, or with a missing file", async () => {
     const id = "--auth.noauth.agent-id=4711";
     const wrong: [args: string[], named: RegExp][] = [
       [[], /--auth\.noauth\.agent-id/],
@@ -235,7 +235,7 @@ describe("exit code", () => {
     }
   });
 
-  it("of proxy is 1 for an address that is in use, over TCP or UDP", async () => {
+  it("of proxy is 1 for an address in use, over TCP or UDP", async () => {
     await using site = await Site.create();
     const { addresses } = await site.startProxy();
     for (const taken of [{ ...addresses, agents: "127.0.0.1:0" }, { ...addresses, clients: "127.0.0.1:0" }]) {
@@ -246,7 +246,7 @@ describe("exit code", () => {
     }
   });
 
-  it("of proxy is 0 for options that can be used and are only checked, and no port is opened", async () => {
+  it("of proxy is 0 for valid options that are only checked, without opening a port", async () => {
     await using site = await Site.create();
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));

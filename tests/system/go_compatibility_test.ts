@@ -1,4 +1,4 @@
-// The commands that users of the Go original type, with its flags, variables and patterns: ours take them unchanged.
+// The commands of the Go original's users, with its flags, variables and patterns, work unchanged.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
@@ -10,7 +10,7 @@ import { describe, it } from "node:test";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { AGENT, Folder, PROXY, REVERSE_HTTP, ROOT, runToEnd, Site, writeCertificates } from "../../testing/programs.ts";
 
-/** The services as commands of one executable, and each as an executable of its own. */
+/** The services as commands of one executable, and as separate executables. */
 const CALLS: Record<string, Record<"proxy" | "agent", readonly [file: string, ...args: string[]]>> = {
   "reverse-http": { proxy: [REVERSE_HTTP, "proxy"], agent: [REVERSE_HTTP, "agent"] },
   "reverse-http-proxy and reverse-http-agent": { proxy: [PROXY], agent: [AGENT] },
@@ -18,7 +18,7 @@ const CALLS: Record<string, Record<"proxy" | "agent", readonly [file: string, ..
 
 const withCurl = { skip: spawnSync("curl", ["--version"]).error ? "there is no curl here" : false };
 
-/** A web server with a certificate, as https://httpbin.org/ip is one. */
+/** A web server with a certificate, like https://httpbin.org/ip. */
 async function startWebServer(files: { cert: string; key: string }): Promise<{ port: number; close(): Promise<void> }> {
   const server = createServer({ cert: readFileSync(files.cert), key: readFileSync(files.key) }, (_, response) => {
     response.end('{"origin": "127.0.0.1"}\n');
@@ -30,7 +30,7 @@ async function startWebServer(files: { cert: string; key: string }): Promise<{ p
 
 for (const [name, call] of Object.entries(CALLS)) {
   describe(`the original's commands, as ${name}`, () => {
-    it("bring curl through proxy and agent to a web server", withCurl, async () => {
+    it("connect curl through proxy and agent to a web server", withCurl, async () => {
       await using site = await Site.create();
       const web = await startWebServer(site.files);
       const [proxyFile, ...proxyArgs] = call.proxy;
@@ -49,7 +49,7 @@ for (const [name, call] of Object.entries(CALLS)) {
       assert.equal((await proxy.stop("SIGINT")).exitCode, 0);
     });
 
-    it("bring curl through with tokens that the auth commands made", withCurl, async () => {
+    it("connect curl with tokens of the auth commands", withCurl, async () => {
       await using site = await Site.create();
       const web = await startWebServer(site.files);
       const file = (name: string) => join(site.folder.path, name);
@@ -85,7 +85,7 @@ for (const [name, call] of Object.entries(CALLS)) {
       await web.close();
     });
 
-    it("explain themselves", async () => {
+    it("have a help", async () => {
       for (const [file, ...args] of Object.values(call)) {
         const { exitCode, stdout } = await runToEnd(file, [...args, "--help"]);
         assert.equal(exitCode, 0);
@@ -95,7 +95,7 @@ for (const [name, call] of Object.entries(CALLS)) {
   });
 }
 
-/** Files with the original's names, as its make targets make them. */
+/** Files with the original's names, as its make targets create them. */
 async function writeFiles(
   folder: Folder,
 ): Promise<{ ca: string; cert: string; key: string; publicKey: string; token: string; crl: string }> {
@@ -122,7 +122,7 @@ const PATTERNS =
   "10.0.0.1/8:80,10.0.0.1/8:1000-2000,1000::/16,1000::/16:80,1000::/16:1000-2000,[2001:db8::1]/64,[2001:db8::1]/64:80," +
   "[2001:db8::1]/64:1000-2000,2001:db8::1,[2001:db8::1],[2001:db8::1]:80,[2001:db8::1]:1000-2000";
 
-/** Every option that the original has, in the ways in which it is called. A command that is not there yet is a row to come. */
+/** Every option of the original, in all its notations. */
 const ROWS: [what: string, command: string, args: (files: Files) => string[]][] = [
   ["a proxy without authentication", "proxy", (files) => [...server(files), "--auth.type=noauth"]],
   ["a proxy with addresses and times", "proxy", (files) => [

@@ -1,5 +1,5 @@
-// Every part of a whole installation is killed, frozen and started anew under load, with the compiled executables, nginx and memcached: what
-// fails, for how long, and that all is well again without anyone's help. REVERSE_HTTP_TEST_LOAD=full makes the load several times what it is.
+// Every part of an installation is killed, frozen and restarted under load, with the compiled executables, nginx and memcached: what fails,
+// for how long, and that everything recovers by itself. REVERSE_HTTP_TEST_LOAD=full multiplies the load.
 import assert from "node:assert/strict";
 import process from "node:process";
 import { describe, it } from "node:test";
@@ -13,7 +13,7 @@ const LOAD = FULL ? { tunnels: 200, perSecond: 50 } : { tunnels: 40, perSecond: 
 const SINGLE = ["s1", "s2", "s3", "s4", "s5", "s6"];
 const DOUBLE = ["d1", "d2"];
 
-/** Sends back what comes, and ends when it ends. */
+/** An echo server. */
 async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);
   wire.finish();
@@ -73,19 +73,19 @@ async function freeze(frozen: { signal(name: "SIGSTOP" | "SIGCONT"): void }, ms:
   frozen.signal("SIGCONT");
 }
 
-/** No request failed and no tunnel was cut. */
+/** Checks that no request failed and no tunnel was cut. */
 function assertNone({ failed, cut, requests }: Report): void {
   assert.deepEqual([failed, cut], [[], []]);
   assert.ok(requests > 10, `there were ${requests} requests only`);
 }
 
-/** They were of these agents alone. */
+/** Checks that all failures were of these agents. */
 function assertOnly(results: readonly Result[], ids: readonly string[]): void {
   assert.deepEqual(results.filter(({ agent }) => !ids.includes(agent)), []);
 }
 
 describe("an installation of two of everything under load", () => {
-  it("gets over the loss of any part without help, and fails no more than the part had in its hands", async () => {
+  it("recovers from the loss of any part by itself, and loses only what that part was serving", async () => {
     await using loaded = await Loaded.start();
     const { cluster } = loaded;
     const named = await cluster.store.lookup("d1");
@@ -130,7 +130,7 @@ describe("an installation of two of everything under load", () => {
     loaded.printSums();
   });
 
-  it("cuts no tunnel and fails no request while proxies and load balancers are restarted one after the other", async () => {
+  it("cuts no tunnel and fails no request while proxies and load balancers are restarted one by one", async () => {
     await using loaded = await Loaded.start();
     const { cluster, load } = loaded;
     load.tunnelLifeMs = 1_500; // a part that drains waits for those it has
@@ -146,7 +146,7 @@ describe("an installation of two of everything under load", () => {
     loaded.printSums();
   });
 
-  it("has all agents in an empty store again before an entry would have ended, for a load balancer that knows none", async () => {
+  it("restores all agents in an empty store within the lifetime of an entry, for a load balancer without earlier lookups", async () => {
     await using cluster = await Cluster.start({ single: SINGLE, double: DOUBLE });
     await using origin = await Origin.start(echo);
     const ids = [...SINGLE, ...DOUBLE];

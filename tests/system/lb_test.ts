@@ -16,7 +16,7 @@ const withNginx = {
 };
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8" };
 
-/** The shortest there is: entries are renewed every second. */
+/** The minimum: entries are renewed every second. */
 const SHORT_LIFE = "--store.ttl=3s";
 
 /** A store, a load balancer, and proxies that are started one by one; `await using` ends them all. */
@@ -81,7 +81,7 @@ async function echo(clients: string, text = "ping"): Promise<void> {
 
 describe("load balancer", () => {
   for (const kind of ["memcached", "redis"] as const) {
-    it(`brings a CONNECT to the proxy that holds the agent, found in ${kind}, and keeps both directions apart`, async () => {
+    it(`forwards a CONNECT to the agent's proxy, found in ${kind}, with independent directions`, async () => {
       await using fleet = await Fleet.start(kind);
       await using origin = await Origin.start();
       await fleet.startProxy(); // it holds nobody
@@ -103,7 +103,7 @@ describe("load balancer", () => {
     });
   }
 
-  it("loses nothing of what a destination says before the client does", async () => {
+  it("loses no bytes of a destination that speaks first", async () => {
     await using fleet = await Fleet.start();
     await fleet.startPair();
     await using origin = await Origin.start(async (wire) => {
@@ -117,7 +117,7 @@ describe("load balancer", () => {
     }
   });
 
-  it("brings plain HTTP there too", async () => {
+  it("forwards plain HTTP to it too", async () => {
     await using fleet = await Fleet.start();
     await fleet.startPair();
     await using origin = await Origin.start(async (wire) => {
@@ -134,7 +134,7 @@ describe("load balancer", () => {
     assert.deepEqual(JSON.parse(body), { line: "POST /path?q HTTP/1.1", secret: false, body: "hello" });
   });
 
-  it("answers 407 without credentials, 403 by its own list, and 502 for an agent that is nowhere", async () => {
+  it("responds with 407 without credentials, 403 by its own list, and 502 for an agent that is not connected", async () => {
     await using fleet = await Fleet.start("memcached", ["--http-proxy.host-whitelist=127.0.0.1"]);
     const missing = await ask(fleet.clients, "CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n");
     assert.equal(missing.status, 407);
@@ -144,7 +144,7 @@ describe("load balancer", () => {
     assert.match(nowhere.fields["proxy-status"]!, /error=destination_unavailable;details="The agent is not connected to any proxy"/);
   });
 
-  it("passes on how a proxy and an agent refuse, with the cause", async () => {
+  it("forwards refusals of a proxy and an agent, with the error type", async () => {
     await using fleet = await Fleet.start();
     await fleet.startPair(["--http-proxy.host-whitelist=127.0.0.0/8"], ["--agent-client.host-whitelist=127.0.0.1"]);
     const byProxy = await ask(fleet.clients, connectHead("10.0.0.1:80"));
@@ -158,7 +158,7 @@ describe("load balancer", () => {
     assert.match(refused.fields["proxy-status"]!, /error=connection_refused/);
   });
 
-  it("tells in Proxy-Status which hop refuses, and which have passed that on", async () => {
+  it("shows in Proxy-Status which hop refuses, and which have forwarded that", async () => {
     await using fleet = await Fleet.start("memcached", ["--http-proxy.host-whitelist=127.0.0.0/8,10.0.0.1"]);
     const { addresses } = await fleet.startPair(["--http-proxy.host-whitelist=127.0.0.0/8"], ["--agent-client.host-whitelist=127.0.0.1"]);
     const [agent, proxy, lb] = ["agent", "proxy", "lb"].map((part) => `reverse-http-${part}`);
@@ -179,7 +179,7 @@ describe("load balancer", () => {
   });
 
   it(
-    "tells the proxy whose request it is: log, limits and lock-out are the client's own, and nobody else is believed",
+    "tells the proxy the client's address for log, limits and lockouts, and others cannot forge it",
     onLinux,
     async () => {
       const key = makeTokenKey();
@@ -254,7 +254,7 @@ describe("load balancer", () => {
     },
   );
 
-  it("behind nginx with the PROXY protocol has the client's own address, and so has the proxy behind it", withNginx, async () => {
+  it("has the client's own address behind nginx with the PROXY protocol, and so has the proxy behind it", withNginx, async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start();
@@ -284,7 +284,7 @@ describe("load balancer", () => {
     });
   });
 
-  it("follows an agent that has moved, though its old place was looked up just before", async () => {
+  it("finds an agent that has moved, although its old proxy was looked up just before", async () => {
     await using fleet = await Fleet.start();
     const { agent } = await fleet.startPair();
     const other = await fleet.startProxy();
@@ -296,7 +296,7 @@ describe("load balancer", () => {
     await other.proxy.waitFor("request", { status: 200, agent: AGENT_ID });
   });
 
-  it("goes to another proxy at once when the one it knew was killed, and answers 502 while there is none", async () => {
+  it("uses another proxy at once when the known one was killed, and responds with 502 while there is none", async () => {
     await using fleet = await Fleet.start();
     const { proxy, addresses } = await fleet.startPair();
     await echo(fleet.clients);
@@ -313,7 +313,7 @@ describe("load balancer", () => {
     await echo(fleet.clients);
   });
 
-  it("gives up on a proxy that does not answer", async () => {
+  it("stops waiting for a proxy that does not respond", async () => {
     await using fleet = await Fleet.start("memcached", ["--http-connector.response-timeout=300ms"]);
     await using silent = await Origin.start();
     const store = fleet.openStore();
@@ -329,7 +329,7 @@ describe("load balancer", () => {
     assert.match(head, /\r\nX-Request-Id: \S+\r\n/);
   });
 
-  it("needs nobody's help when the cache is started anew and empty", async () => {
+  it("recovers by itself when the store is restarted, empty", async () => {
     await using fleet = await Fleet.start();
     const { addresses } = await fleet.startPair();
     await echo(fleet.clients);
@@ -340,7 +340,7 @@ describe("load balancer", () => {
     await echo(clients); // and another load balancer finds it too
   });
 
-  it("lets a cache that is down harm nobody who is connected or known, answers 503 for the others, and recovers", async () => {
+  it("serves connected and known agents while the store is down, responds with 503 for others, and recovers", async () => {
     await using fleet = await Fleet.start();
     await using origin = await Origin.start();
     const { proxy, agent, addresses } = await fleet.startPair();
@@ -363,7 +363,7 @@ describe("load balancer", () => {
     assert.equal(agent.logged("not connected").length, 0);
   });
 
-  it("answers 502 when the store names itself, or nothing that is an address", async () => {
+  it("responds with 502 if the store's entry is its own address or not an address", async () => {
     await using fleet = await Fleet.start();
     const store = fleet.openStore();
     try {
@@ -378,7 +378,7 @@ describe("load balancer", () => {
     }
   });
 
-  it("speaks TLS to proxies, shows its own certificate, and takes no other than the one it trusts", async () => {
+  it("uses TLS to proxies with its own certificate, and accepts only a trusted one", async () => {
     await using fleet = await Fleet.start();
     const { ca, cert, key } = fleet.site.files;
     const tls = [`--http-proxy.tls.file.cert=${cert}`, `--http-proxy.tls.file.key=${key}`, `--http-proxy.tls.file.client-ca=${ca}`];
@@ -402,7 +402,7 @@ describe("load balancer", () => {
     assert.match(String(reason), /; set --http-connector\.tls\.enable$/);
   });
 
-  it("lets tunnels finish on SIGTERM, takes clients until there are none, and stops with exit code 0", async () => {
+  it("lets tunnels finish on SIGTERM, accepts clients until none is left, and stops with exit code 0", async () => {
     await using fleet = await Fleet.start();
     await using origin = await Origin.start();
     await fleet.startPair();
@@ -419,7 +419,7 @@ describe("load balancer", () => {
     assert.equal((await fleet.lb.ended).exitCode, 0);
   });
 
-  it("resets the tunnels that are left after --drain.timeout, and stops with exit code 0", async () => {
+  it("resets the remaining tunnels after --drain.timeout, and stops with exit code 0", async () => {
     await using fleet = await Fleet.start("memcached", ["--drain.timeout=0s"]);
     await using origin = await Origin.start();
     await fleet.startPair();
@@ -431,7 +431,7 @@ describe("load balancer", () => {
   });
 });
 
-/** Asks, and leaves with the head of the answer: a tunnel has no end of its own. */
+/** Sends a request, and disconnects after the response's header section, because a tunnel has no end of its own. */
 async function askHead(address: string, request: string, from?: string): Promise<{ status: number }> {
   using wire = await dial(address, undefined, from);
   await wire.write(request);

@@ -1,5 +1,5 @@
-// What the compiled proxy and agent log: one line at the end of a tunnel at both, under one id; no secret; nothing that a client wrote for them;
-// and no harm from whoever should read it and does not.
+// The logs of the compiled proxy and agent: one line at the end of a tunnel at both, with one id; no secrets; no lines forged by clients;
+// and no effect of a reader that does not read.
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { closeSync, constants, openSync, readSync } from "node:fs";
@@ -9,7 +9,7 @@ import { describe, it } from "node:test";
 import { AGENT_ID, Pair, PROXY, Site } from "../../testing/programs.ts";
 import { ask, connectHead, credentials, dial, Origin } from "../../testing/sockets.ts";
 
-/** A line for people: time, level, message, then fields whose values are words or JSON strings. */
+/** A line in text format: time, level, message, then fields whose values are words or JSON strings. */
 const TEXT_LINE =
   // deno-lint-ignore no-control-regex -- these are what must not be in it
   /^\S+ (TRACE|DEBUG|INFO |WARN |ERROR) [a-z][a-z ]*( [A-Za-z]+=([\x21\x23-\x3c\x3e-\x7e]+|"([^"\\\x00-\x1f\x7f-\x9f]|\\.)*"))*$/;
@@ -19,7 +19,7 @@ function basic(text: string): string {
 }
 
 describe("logs", () => {
-  it("have one line of a tunnel at its end on both sides, under one id, with bytes, times and how it went", async () => {
+  it("have one line for a tunnel at its end on both sides, with one id, bytes, times and the result", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(async (wire) => wire.finish(await wire.read(5)));
     using client = await dial(pair.addresses.clients);
@@ -46,7 +46,7 @@ describe("logs", () => {
     }
   });
 
-  it("have the id that a request came with, where it is a short token, and another where it is not", async () => {
+  it("use the request's own id if it is a short token, and a new one otherwise", async () => {
     await using pair = await Pair.start();
     const head = (id: string) => connectHead("127.0.0.1:1").replace("\r\n\r\n", `\r\nX-Request-Id: ${id}\r\n\r\n`);
     for (const id of ["from-lb.1_a~b", "x".repeat(64)]) {
@@ -64,7 +64,7 @@ describe("logs", () => {
   });
 
   for (const format of ["text", "json"]) {
-    it(`in ${format} hold no secret, not even at the level trace, and no line that a client made up`, async () => {
+    it(`in ${format} contain no secret, even at the level trace, and no line forged by a client`, async () => {
       const site = await Site.create();
       await using _ = site;
       const options = [`--log.format=${format}`, "--log.level=trace"];
@@ -128,7 +128,7 @@ describe("logs", () => {
     });
   }
 
-  it("that nobody reads cost lines, and those are counted, but neither answers nor memory nor the end", async () => {
+  it("without a reader lose lines, which are counted, and delay neither responses nor the exit, and take no memory", async () => {
     await using site = await Site.create();
     const fifo = join(site.folder.path, "stderr");
     assert.equal(spawnSync("mkfifo", [fifo]).status, 0);
@@ -169,7 +169,7 @@ describe("logs", () => {
   });
 });
 
-/** Resolves when the agent is there. */
+/** Resolves when the agent is connected. */
 async function untilTunnel(clients: string, authority: string): Promise<void> {
   for (;;) {
     // not listening yet, or without its agent

@@ -1,16 +1,16 @@
-// Malformed request heads at the compiled proxy, whose agent is connected and could reach what they seem to ask for.
+// Malformed requests to the compiled proxy, whose agent is connected and could reach the apparent destinations.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { malformedHeads } from "../../testing/malformed.ts";
 import { Pair } from "../../testing/programs.ts";
 import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin } from "../../testing/sockets.ts";
 
-/** Connections at a time. */
+/** Concurrent connections. */
 const AT_ONCE = 50;
 
 const PROXY_STATUS = /^reverse-http-proxy;error=[a-z_]+;details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"$/;
 
-/** Whether an answer is the one that this head deserves, and is made as every refusal is; else what is wrong with it. */
+/** Why a response is not the right refusal of this request; `undefined` if it is. */
 function judge(answer: Answer, status: number, isHead: boolean): string | undefined {
   if (answer.status !== status) return `${answer.status} instead of ${status}`;
   if (!PROXY_STATUS.test(answer.fields["proxy-status"] ?? "")) return `Proxy-Status: ${answer.fields["proxy-status"]}`;
@@ -22,7 +22,7 @@ function judge(answer: Answer, status: number, isHead: boolean): string | undefi
 }
 
 describe("proxy", () => {
-  it("refuses every malformed head with its status, and opens no tunnel for it", async () => {
+  it("refuses every malformed request with the right status, and opens no tunnel for it", async () => {
     await using pair = await Pair.start();
     const cases = malformedHeads();
     assert.ok(cases.length >= 500, `There are only ${cases.length} heads`);
@@ -47,7 +47,7 @@ describe("proxy", () => {
     assert.equal(pair.proxy.logged("request failed").length, 0);
   });
 
-  it("takes a head that arrives byte by byte, and keeps what comes behind it", async () => {
+  it("accepts a request that arrives byte by byte, and keeps the bytes after it", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await dial(pair.addresses.clients);
@@ -56,7 +56,7 @@ describe("proxy", () => {
     assert.equal((await (await origin.accept()).read(9)).toString(), "behind it");
   });
 
-  it("takes what is odd and legal", async () => {
+  it("accepts unusual but valid requests", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const target = origin.authority;

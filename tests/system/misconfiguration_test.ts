@@ -1,4 +1,4 @@
-// The likeliest mistakes of somebody who sets it up for the first time: what they see says what is wrong and what to do.
+// The most likely mistakes during a first setup: the messages say what is wrong and what to do.
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { hostname } from "node:os";
@@ -7,7 +7,7 @@ import { makeAuthority } from "../../testing/certificates.ts";
 import { AGENT, AGENT_ID, Folder, LB, PROXY, runToEnd, Site } from "../../testing/programs.ts";
 import { ask, connectHead } from "../../testing/sockets.ts";
 
-/** What a program writes that ends with code 2 at once: one line, without its name. */
+/** The line, without the program's name, that a program writes before it exits with code 2. */
 async function refusal(file: string, args: readonly string[], env?: Record<string, string>): Promise<string> {
   const { exitCode, stdout, stderr } = await runToEnd(file, args, env && { env: { HOME: "/nonexistent", ...env } });
   assert.equal(exitCode, 2, stderr);
@@ -19,8 +19,8 @@ async function refusal(file: string, args: readonly string[], env?: Record<strin
 
 const ID = `--auth.noauth.agent-id=${AGENT_ID}`;
 
-describe("who makes a mistake is told", () => {
-  it("by the agent with a wrong port, that nobody answers there and what to look at", async () => {
+describe("a mistake", () => {
+  it("in the port is explained by the agent: no program responds there, and what to check", async () => {
     await using site = await Site.create();
     // a port that is taken, so that no proxy is there, and never answers
     const silent = createSocket("udp4");
@@ -41,7 +41,7 @@ describe("who makes a mistake is told", () => {
     }
   });
 
-  it("with a wrong id, or without the agent, by the client's answer and the proxy's log", async () => {
+  it("in the agent id, or a missing agent, is explained in the client's response and the proxy's log", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     await site.startAgent(addresses);
@@ -53,7 +53,7 @@ describe("who makes a mistake is told", () => {
     assert.equal(entry.reason, "The agent is not connected to this proxy");
   });
 
-  it("without credentials and allow-list at every address, by proxy and lb, that everyone can use every agent", async () => {
+  it("of listening everywhere without credentials and allow-list is logged by proxy and lb: everyone can use every agent", async () => {
     const warning = "everyone who can reach this address can use every agent, for any destination";
     await using site = await Site.create();
     const every = "--http-proxy.listen-address=[::]:0";
@@ -78,7 +78,7 @@ describe("who makes a mistake is told", () => {
     }
   });
 
-  it("with a certificate for another name, which names it is for and which it should be", async () => {
+  it("in a certificate's name is explained with its names and the expected one", async () => {
     await using site = await Site.create();
     const authority = await makeAuthority();
     const { cert, key } = await authority.issue({ names: ["other.example"] });
@@ -95,7 +95,7 @@ describe("who makes a mistake is told", () => {
     }
   });
 
-  it("with a certificate of an authority that the agent does not trust, which option names those it trusts", async () => {
+  it("in a certificate's authority is explained with the option for trusted ones", async () => {
     await using site = await Site.create();
     const { addresses } = await site.startProxy();
     const ca = site.folder.write("other-ca.pem", (await makeAuthority("Other CA")).cert);
@@ -104,7 +104,7 @@ describe("who makes a mistake is told", () => {
     assert.match(String(reason), /UnknownIssuer.*--agent-client\.tls\.file\.root-ca/);
   });
 
-  it("with a bad pattern, which one and what there is", async () => {
+  it("in a pattern is explained with the pattern and the valid forms", async () => {
     const forms =
       "valid patterns are host, *.zone, 10.0.0.0/8 and [2001:db8::1], each optionally with :port or :first-last, or all or none alone";
     assert.equal(
@@ -117,7 +117,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with a list that is empty or matches nothing, before anything starts", async () => {
+  it("in a list, which is empty or matches nothing, is reported before anything starts", async () => {
     const nothing = "it is empty; write all for every destination, or none";
     assert.equal(await refusal(PROXY, ["--http-proxy.host-whitelist="]), `Cannot use --http-proxy.host-whitelist: ${nothing}`);
     assert.equal(
@@ -138,7 +138,7 @@ describe("who makes a mistake is told", () => {
     assert.equal(await refusal(PROXY, [`--config=${config}`]), `Cannot use --http-proxy.host-whitelist (${config}:2): ${nothing}`);
   });
 
-  it("with a misspelt option, variable or key, which is nearest", async () => {
+  it("in the name of an option, variable or key is explained with the most similar name", async () => {
     assert.equal(
       await refusal(PROXY, ["--http-proxy.listen-adress=:3128"]),
       "unknown option '--http-proxy.listen-adress'; did you mean --http-proxy.listen-address?",
@@ -155,14 +155,14 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with an option of another part, whose it is", async () => {
+  it("in the program of an option is explained with the right program", async () => {
     assert.equal(
       await refusal(AGENT, [ID, "--http-proxy.listen-address=:3128"]),
       "unknown option '--http-proxy.listen-address'; it is an option of proxy and lb",
     );
   });
 
-  it("with an address in use, whose option it is and what to do", async () => {
+  it("in an address, which is in use, is explained with its option and the remedy", async () => {
     await using site = await Site.create();
     const { addresses } = await site.startProxy();
     const { exitCode, stderr } = await runToEnd(PROXY, site.proxyArgs({ ...addresses, agents: "127.0.0.1:0" }));
@@ -174,7 +174,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with a missing file, which option names it", async () => {
+  it("in the name of a file is explained with its option", async () => {
     assert.equal(
       await refusal(AGENT, [ID, "--agent-client.tls.file.root-ca=/nonexistent/ca.pem"]),
       "Cannot read --agent-client.tls.file.root-ca /nonexistent/ca.pem: the file does not exist",
@@ -190,7 +190,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with a tab in the configuration file, in which line", async () => {
+  it("in the configuration file, a tab, is explained with its line", async () => {
     using folder = new Folder();
     const config = folder.write("config.yaml", "log:\n  level: info\nagent-client:\n\tserver-address: a:1\n");
     assert.equal(
@@ -199,7 +199,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with a number without a unit, what to write", async () => {
+  it("in a duration, a missing unit, is explained with the right notation", async () => {
     assert.equal(
       await refusal(PROXY, ["--agent-server.agent.dial-timeout=10"]),
       'Cannot use --agent-server.agent.dial-timeout: "10" has no unit: write for example 10s or 10ms',
@@ -210,7 +210,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with an address without its port, or with too much, what to write", async () => {
+  it("in an address, a missing port or a surplus part, is explained with the right notation", async () => {
     assert.match(await refusal(PROXY, ["--http-proxy.listen-address=3128"]), /; write :3128$/);
     assert.match(await refusal(AGENT, [ID, "--agent-client.server-address=proxy.example"]), /; its port is missing$/);
     assert.match(
@@ -219,7 +219,7 @@ describe("who makes a mistake is told", () => {
     );
   });
 
-  it("with an address that nothing can start with, by the start and by --check-config in the same words", async () => {
+  it("in an address is reported by the start and by --check-config with the same message", async () => {
     const wrong: [file: string, option: string, said: RegExp][] = [
       [AGENT, "--agent-client.server-address=[zz]:4242", /no valid IPv6 address/],
       [AGENT, "--agent-client.server-address=a/b:4242", /an address has no path/],
@@ -243,7 +243,7 @@ describe("who makes a mistake is told", () => {
     assert.equal((await agent.stop()).exitCode, 0);
   });
 
-  it("of all that is wrong with files by --check-config, without a socket", async () => {
+  it("in a file is reported by --check-config without opening a socket", async () => {
     await using site = await Site.create();
     const other = await makeAuthority();
     const key = site.folder.write("other-key.pem", other.key);

@@ -1,10 +1,10 @@
-// Plain HTTP through the compiled proxy and agent: what the server is sent, what the client gets back, and how either learns of an accident.
+// Plain HTTP through the compiled proxy and agent: what the server gets, what the client gets, and how each detects a failure.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Pair } from "../../testing/programs.ts";
 import { ask, assertRefused, credentials, dial, Origin, type Wire } from "../../testing/sockets.ts";
 
-/** A request in absolute form, and both its ends when the server has its head. */
+/** A request in absolute form, and both its ends once the server has the header section. */
 class Request implements AsyncDisposable {
   private constructor(readonly pair: Pair, readonly origin: Origin, readonly client: Wire, readonly server: Wire, readonly head: string) {}
 
@@ -27,7 +27,7 @@ class Request implements AsyncDisposable {
 }
 
 describe("plain HTTP", () => {
-  it("reaches the server in origin-form, without what was meant for the proxy", async () => {
+  it("reaches the server in origin-form, without the fields for the proxy", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await dial(pair.addresses.clients);
@@ -51,7 +51,7 @@ describe("plain HTTP", () => {
     assert.ok(answer.endsWith("\r\n\r\nhello"));
   });
 
-  it("sends no second request along that rides on the first", async () => {
+  it("does not forward a second request behind the first", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await dial(pair.addresses.clients);
@@ -65,7 +65,7 @@ describe("plain HTTP", () => {
     assert.match((await client.readAll()).toString(), /^HTTP\/1\.1 204 /);
   });
 
-  it("is reset at the client when the server resets it within the answer", async () => {
+  it("is reset at the client when the server resets it during the response", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await dial(pair.addresses.clients);
@@ -77,7 +77,7 @@ describe("plain HTTP", () => {
     assert.equal(await client.ending(), "ECONNRESET");
   });
 
-  it("keeps the length of a response, whatever the server's connection does", async () => {
+  it("keeps the length of a response, whatever happens to the server's connection", async () => {
     const answers: [line: string, answer: string, body: string][] = [
       ["GET /", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello and more", "hello"],
       ["GET /", "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", "hello"],
@@ -95,7 +95,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("sends a response without a length on in chunks, so that a cut shows, and as it is to a client of HTTP/1.0", async () => {
+  it("forwards a response without a length in chunks, so that truncation is visible, and unchanged to an HTTP/1.0 client", async () => {
     const heads = ["HTTP/1.0 200 OK\r\n", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: identity\r\n"];
     for (const head of heads) {
       await using request = await Request.send("GET /");
@@ -116,7 +116,7 @@ describe("plain HTTP", () => {
     assert.ok(answer.endsWith("\r\n\r\nbody"));
   });
 
-  it("resets the client, without a last chunk, where a response without a length is cut", async () => {
+  it("resets the client, without a last chunk, if a response without a length is truncated", async () => {
     await using request = await Request.send("GET /");
     await request.server.write("HTTP/1.1 200 OK\r\n\r\nthe beginning");
     await request.client.readUntil("the beginning\r\n");
@@ -124,7 +124,7 @@ describe("plain HTTP", () => {
     await assert.rejects(request.client.readUntil("0\r\n\r\n"), { message: "ECONNRESET" });
   });
 
-  it("ends chunks where they end, whatever the server's connection does, and resets the client where they are cut", async () => {
+  it("ends a chunked response at its end, whatever happens to the server's connection, and resets the client if it is truncated", async () => {
     const chunks = "5\r\nhello\r\n0\r\n\r\n";
     for (const more of ["", "HTTP/1.1 200 OK\r\n\r\n"]) {
       await using request = await Request.send("GET /");
@@ -140,7 +140,7 @@ describe("plain HTTP", () => {
     await cut.pair.proxy.waitFor("request", { status: 200, error: "http_response_incomplete" });
   });
 
-  it("takes what careless servers say, and passes it on as RFC 9112 has it", async () => {
+  it("accepts responses of careless servers, and forwards them in the form of RFC 9112", async () => {
     const answers: [said: string, got: RegExp][] = [
       ["HTTP/1.1 200 OK\r\nX-Protection : 1\r\nContent-Length : 2\r\n\r\nok", /^X-Protection: 1\r$/m],
       ["HTTP/1.1 200 OK\nA: b\nContent-Length: 2\n\nok", /^A: b\r$/m],
@@ -159,7 +159,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("keeps the Proxy-Status of hops before the server, names itself behind them, and drops one that is malformed", async () => {
+  it("keeps the Proxy-Status of hops closer to the server, appends itself, and drops a malformed one", async () => {
     const fields: [said: string, got: string[]][] = [
       ["", []],
       ['Proxy-Status: cdn; error=dns_error; details="a, b"\r\n', ['cdn;error=dns_error;details="a, b", reverse-http-proxy']],
@@ -176,7 +176,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("passes no length of a body on with what has none", async () => {
+  it("forwards no length with a response that has no body", async () => {
     for (const framing of ["Content-Length: 5", "Transfer-Encoding: chunked"]) {
       await using request = await Request.send("GET /");
       await request.server.write(
@@ -188,7 +188,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("reads little behind a request, whatever the client sends", async () => {
+  it("reads little after a request, whatever the client sends", async () => {
     const bodies = [["", ""], ["Content-Length: 4\r\n", "data"], ["Transfer-Encoding: chunked\r\n", "4\r\ndata\r\n0\r\n\r\n"]];
     for (const [fields, body] of bodies) {
       await using request = await Request.send("POST /", { fields, body });
@@ -206,7 +206,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("answers 400 to chunks that are none, and sends them no further", async () => {
+  it("responds with 400 to malformed chunks, and does not forward them", async () => {
     await using request = await Request.send("POST /", { fields: "Transfer-Encoding: chunked\r\n", body: "4\r\ndata\r\n" });
     assert.equal((await request.server.read(9)).toString(), "4\r\ndata\r\n");
     await request.client.write("0x4\r\ndata\r\n");
@@ -214,7 +214,7 @@ describe("plain HTTP", () => {
     assert.equal(await request.server.ending(), "ECONNRESET");
   });
 
-  it("leaves user information out, and takes ws for http", async () => {
+  it("removes user information, and treats ws as http", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     for (const target of [`http://user:secret@${origin.authority}/a`, `ws://${origin.authority}/a`, `http://@${origin.authority}/a`]) {
@@ -233,7 +233,7 @@ describe("plain HTTP", () => {
     assert.match(wss.body, /CONNECT/);
   });
 
-  it("asks for no upgrade but to WebSocket", async () => {
+  it("forwards an upgrade only for WebSocket", async () => {
     for (const protocol of ["TLS/1.2", "h2c", "TLS/1.2, h2c"]) {
       await using request = await Request.send("GET /", {
         fields: `Connection: Upgrade, HTTP2-Settings\r\nUpgrade: ${protocol}\r\nHTTP2-Settings: x\r\n`,
@@ -250,7 +250,7 @@ describe("plain HTTP", () => {
     assert.match(request.head, /^Connection: Upgrade\r\nUpgrade: websocket\r$/m);
   });
 
-  it("brings the answer of a server that does not wait for a body which the client sends whole before it reads", async () => {
+  it("delivers the response of a server that does not read the body, to a client that sends all of it before it reads", async () => {
     await using request = await Request.send("POST /", { fields: `Content-Length: ${30 << 20}\r\n` });
     await request.server.write("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n");
     request.server.finish();
@@ -261,7 +261,7 @@ describe("plain HTTP", () => {
     assert.match((await request.client.readAll()).toString(), /^HTTP\/1\.1 413 [^]*\r\n\r\nno\n$/);
   });
 
-  it("carries chunks and their trailers both ways as they are", async () => {
+  it("forwards chunks and their trailers unchanged in both directions", async () => {
     const chunks = "5;a=b\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n";
     await using request = await Request.send("POST /", { fields: "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n", body: chunks });
     assert.match(request.head, /^Transfer-Encoding: chunked\r$/m);
@@ -274,7 +274,7 @@ describe("plain HTTP", () => {
     assert.ok(answer.endsWith(`\r\n\r\n${chunks}`));
   });
 
-  it("passes interim responses on, and the body that they ask for", async () => {
+  it("forwards interim responses, and the body that they request", async () => {
     await using request = await Request.send("PUT /", { fields: "Expect: 100-continue\r\nContent-Length: 4\r\n" });
     assert.match(request.head, /^Expect: 100-continue\r$/m);
     await request.server.write("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n");
@@ -286,7 +286,7 @@ describe("plain HTTP", () => {
     assert.match((await request.client.readAll()).toString(), /^HTTP\/1\.1 201 Created\r\n/);
   });
 
-  it("speaks HTTP/1.0 to the server for a client that does, and tells it of nothing newer", async () => {
+  it("uses HTTP/1.0 to the server for an HTTP/1.0 client, without newer features", async () => {
     await using request = await Request.send("GET /", { version: "1.0", fields: "Connection: Upgrade\r\nUpgrade: websocket\r\n" });
     assert.match(request.head, /^GET \/ HTTP\/1\.0\r\n/);
     assert.match(request.head, /^Via: 1\.0 reverse-http\r$/m);
@@ -295,7 +295,7 @@ describe("plain HTTP", () => {
     assert.match((await request.client.readAll()).toString(), /^HTTP\/1\.1 200 OK\r\n[^]*\r\n\r\nbody$/);
   });
 
-  it("asks about the server as a whole for OPTIONS without a path, and counts down Max-Forwards", async () => {
+  it("sends OPTIONS * for OPTIONS without a path, and decrements Max-Forwards", async () => {
     await using request = await Request.send("OPTIONS", { fields: "Max-Forwards: 2\r\n" });
     assert.match(request.head, /^OPTIONS \* HTTP\/1\.1\r\n/);
     assert.match(request.head, /^Max-Forwards: 1\r$/m);
@@ -306,7 +306,7 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("switches to another protocol once the server agrees, and keeps its half-closed connections", async () => {
+  it("switches to another protocol once the server agrees, and keeps half-close", async () => {
     const fields = "Connection: Upgrade, X-Hop\r\nX-Hop: 1\r\nUpgrade: websocket\r\n";
     await using request = await Request.send("GET /", { fields, body: "early" });
     assert.match(request.head, /^Connection: Upgrade\r\nUpgrade: websocket\r$/m);
@@ -322,7 +322,7 @@ describe("plain HTTP", () => {
     assert.equal((await request.server.readAll()).toString(), "still here");
   });
 
-  it("sends nothing along behind a request whose upgrade the server declines", async () => {
+  it("forwards nothing after a request whose upgrade the server declines", async () => {
     const fields = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     await using request = await Request.send("GET /", { fields, body: "GET /smuggled HTTP/1.1\r\n\r\n" });
     await request.server.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno");
@@ -331,13 +331,13 @@ describe("plain HTTP", () => {
     assert.equal((await request.server.readAll()).length, 0);
   });
 
-  it("brings the answer of a server that does not wait for the body", async () => {
+  it("delivers the response of a server that does not wait for the body", async () => {
     await using request = await Request.send("POST /", { fields: "Content-Length: 100000000\r\n", body: "some of it" });
     request.server.finish("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n");
     assert.match(await request.client.readUntil("\r\n\r\nno\n"), /^HTTP\/1\.1 413 /);
   });
 
-  it("holds either end back while the other does not read", async () => {
+  it("applies backpressure to either end while the other does not read", async () => {
     for (const direction of ["up", "down"] as const) {
       await using request = await Request.send("POST /", { fields: `Content-Length: ${1 << 30}\r\n` });
       const [from, to] = direction === "up" ? [request.client, request.server] : [request.server, request.client];
@@ -362,7 +362,7 @@ describe("plain HTTP", () => {
     await request.pair.proxy.waitFor("request", { status: 200, error: "http_response_incomplete", received: 13 });
   });
 
-  it("is reset at the server when the client resets it, and the log says who left", async () => {
+  it("is reset at the server when the client resets it, and the log names the client", async () => {
     await using request = await Request.send("GET /");
     await request.server.write("HTTP/1.1 200 OK\r\n\r\nthe beginning");
     await request.client.readUntil("the beginning");
@@ -372,7 +372,7 @@ describe("plain HTTP", () => {
     assert.match(String(reason), /^The client has disconnected/);
   });
 
-  it("answers 502 with the cause to what is no response", async () => {
+  it("responds with 502 and the error type to an invalid response", async () => {
     await using pair = await Pair.start();
     const answers: [said: string, error: string][] = [
       ["", "http_response_incomplete"],
@@ -394,13 +394,13 @@ describe("plain HTTP", () => {
     }
   });
 
-  it("has no body in its own answers to HEAD", async () => {
+  it("has no body in its own responses to HEAD", async () => {
     await using pair = await Pair.start();
     const { status, body } = await ask(pair.addresses.clients, `HEAD http://127.0.0.1:1/ HTTP/1.1\r\n${credentials()}\r\n`);
     assert.deepEqual({ status, body }, { status: 502, body: "" });
   });
 
-  it("may name the server in every legal spelling", async () => {
+  it("may name the server in every valid form", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(async (wire) => {
       const head = await wire.readUntil("\r\n\r\n");

@@ -1,5 +1,5 @@
-// The executables as processes: what acts on them that is neither command line, environment nor configuration file, what they show to others,
-// and which signals they survive.
+// The executables as processes: influences other than command line, environment and configuration file, what other users can see, and
+// signals.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { mkdirSync, readFileSync, renameSync } from "node:fs";
@@ -26,7 +26,7 @@ describe("the working directory and the home", () => {
     "a package.json and a tsconfig.json that are broken": [["package.json", "{"], ["tsconfig.json", "{"]],
   };
   for (const [what, written] of Object.entries(files)) {
-    it(`have no effect on any executable with ${what}`, async () => {
+    it(`do not affect any executable with ${what}`, async () => {
       using folder = new Folder();
       folder.write("preload.ts", `console.log(${JSON.stringify(PRELOADED)});\nprocess.exit(7);\n`);
       for (const [name, text] of written) folder.write(name, text);
@@ -66,7 +66,7 @@ describe("a secret on the command line", () => {
     return { agent, token };
   }
 
-  it("is not in the process' command line while it runs, and its other options are", onLinux, async () => {
+  it("is not in the process's command line while it runs, and its other options are", onLinux, async () => {
     await using site = await Site.create();
     for (const [file, before] of [[AGENT, []], [REVERSE_HTTP, ["agent"]]] as [string, string[]][]) {
       const { agent, token } = await startWithToken(site, file, before);
@@ -82,7 +82,7 @@ describe("a secret on the command line", () => {
 
   // the runtime's report comes with most of them
   for (const signal of ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"] as const) {
-    it(`is in nothing that is written when the program crashes with ${signal}`, async () => {
+    it(`is not in any output of a crash with ${signal}`, async () => {
       await using site = await Site.create();
       const { agent, token } = await startWithToken(site);
       agent.signal(signal);
@@ -93,7 +93,7 @@ describe("a secret on the command line", () => {
     });
   }
 
-  it("of a key is in nothing that is written when the program crashes", async () => {
+  it("of a key is not in any output of a crash", async () => {
     await using site = await Site.create();
     const password = "correct horse battery staple";
     const proxy = site.start(PROXY, [...site.proxyArgs(), `--agent-server.tls.key-password=${password}`]);
@@ -103,7 +103,7 @@ describe("a secret on the command line", () => {
     assert.equal((stdout + stderr).includes(password), false, stderr);
   });
 
-  it("works as it did: the agent connects with it", async () => {
+  it("still works: the agent connects with it", async () => {
     await using site = await Site.create();
     const key = makeTokenKey();
     const { addresses } = await site.startProxy([
@@ -115,7 +115,7 @@ describe("a secret on the command line", () => {
 });
 
 describe("signals", () => {
-  it("besides SIGINT and SIGTERM end no service, and tunnels stay", async () => {
+  it("other than SIGINT and SIGTERM end neither a service nor its tunnels", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -134,7 +134,7 @@ describe("signals", () => {
     assert.equal((await server.read(4)).toString(), "ping");
   });
 
-  it("SIGHUP takes a renewed certificate at once, without any refresh", async () => {
+  it("SIGHUP loads a renewed certificate at once, without a refresh interval", async () => {
     await using site = await Site.create();
     const folder = site.folder;
     const { proxy, addresses } = await site.startProxy();
@@ -148,7 +148,7 @@ describe("signals", () => {
     await site.startAgent(addresses);
   });
 
-  it("a reader of the log that goes away ends no service", async () => {
+  it("after the reader of the log has gone do not end a service", async () => {
     await using site = await Site.create();
     const port = await freePort();
     mkdirSync(join(site.folder.path, "home"));
@@ -176,7 +176,7 @@ describe("signals", () => {
     }
   });
 
-  it("a reader of standard output that goes away ends a command without a word of the runtime", async () => {
+  it("after the reader of standard output has gone end a command without a message of the runtime", async () => {
     const child = spawn("/bin/sh", ["-c", `"$0" man | head -c 1; exit 0`, REVERSE_HTTP], { stdio: ["ignore", "pipe", "pipe"] });
     let said = "";
     child.stderr.on("data", (bytes) => said += bytes);
@@ -185,9 +185,9 @@ describe("signals", () => {
   });
 });
 
-describe("figures of the process", () => {
+describe("metrics of the process", () => {
   const canMount = process.platform === "linux" && process.getuid?.() === 0;
-  it("are all there where a service manager hides the rest of /proc", {
+  it("are complete if a service manager hides the rest of /proc", {
     skip: canMount ? false : "only root on Linux can mount another /proc",
   }, async () => {
     await using site = await Site.create();
@@ -205,7 +205,7 @@ describe("figures of the process", () => {
 });
 
 describe("an agent with a colon in its id", () => {
-  it("is reached by a user name with %3A for it", async () => {
+  it("is reachable by a user name with %3A instead", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const { addresses } = await site.startProxy();

@@ -1,4 +1,4 @@
-// What the compiled proxy and agent take of memory and descriptors, and that they give it back.
+// The memory and descriptors of the compiled proxy and agent, and that they are released.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -11,7 +11,7 @@ const MIB = 1 << 20;
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };
 
 describe("slow client", () => {
-  it("leaves the memory of proxy and agent flat, and the other tunnels of the agent at their speed", onLinux, async () => {
+  it("affects neither the memory of proxy and agent nor the speed of the agent's other tunnels", onLinux, async () => {
     await using pair = await Pair.start();
     let sent = 0;
     await using endless = await Origin.start((wire) => pour(wire, Infinity, (count) => sent += count));
@@ -69,7 +69,7 @@ describe("clients that read nothing", () => {
     );
   }
 
-  it("get every byte in its place once they read", onLinux, async () => {
+  it("get every byte in order once they read", onLinux, async () => {
     await using pair = await Pair.start();
     const bytes = randomBytes(2 * MIB);
     await using origin = await Origin.start(async (wire) => {
@@ -85,7 +85,7 @@ describe("clients that read nothing", () => {
     for (const wire of held) assert.ok(bytes.equals(await wire.readAll()), "other bytes than were sent");
   });
 
-  it("use up the budget for buffers, and others are told why there is no tunnel for them", onLinux, async () => {
+  it("exhaust the budget for buffers, and other clients get the reason why they are refused", onLinux, async () => {
     await using pair = await Pair.start({ proxy: ["--limits.buffer-memory=4MiB"] });
     await using endless = await Origin.start((wire) => pour(wire, Infinity));
     const held = await Promise.all(
@@ -104,7 +104,7 @@ describe("clients that read nothing", () => {
 });
 
 describe("tunnels", () => {
-  it("are open 2,000 at once on one agent, and give back their descriptors", onLinux, async () => {
+  it("can be open 2,000 at once on one agent, and release their descriptors", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(echo);
     const descriptors = descriptorsOf(pair);
@@ -123,7 +123,7 @@ describe("tunnels", () => {
     await settled(pair, descriptorsOf, descriptors);
   });
 
-  it("opened and closed 200 at a time, 100 times over, leave no descriptor and no memory behind", onLinux, async () => {
+  it("opened and closed 200 at a time, 100 times, leave no descriptor and no memory behind", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(echo);
     const [descriptors, memory] = [descriptorsOf(pair), memoryOf(pair)];
@@ -133,7 +133,7 @@ describe("tunnels", () => {
     await settled(pair, memoryOf, { proxy: memory.proxy + 16, agent: memory.agent + 16 }, 60_000);
   });
 
-  it("that are reset, or never reach their destination, leave no descriptor behind", onLinux, async () => {
+  it("that are reset or never reach their destination leave no descriptor behind", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const descriptors = descriptorsOf(pair);
@@ -163,7 +163,7 @@ function memoryOf({ proxy, agent }: Pair): Figures {
   return { proxy: Math.round(residentMiB(proxy.pid)), agent: Math.round(residentMiB(agent.pid)) };
 }
 
-/** Bytes that the system has taken from the connections of a listener, and their peers have not taken from it (proc(5), /proc/net/tcp). */
+/** Bytes in the system's send buffers of a listener's connections (proc(5), /proc/net/tcp). */
 function queuedBehind(address: string): number {
   const port = Number(address.split(":").at(-1)).toString(16).toUpperCase().padStart(4, "0");
   const sockets = readFileSync("/proc/net/tcp", "utf8").split("\n").slice(1, -1).map((line) => line.trim().split(/\s+/));
@@ -171,7 +171,7 @@ function queuedBehind(address: string): number {
   return queues.reduce((sum, queues) => sum + parseInt(queues.split(":")[0]!, 16), 0);
 }
 
-/** Waits until no more is held than this. */
+/** Waits until at most this many bytes are buffered. */
 async function settled(pair: Pair, measure: (pair: Pair) => Figures, most: Figures, patienceMs?: number): Promise<void> {
   const reached = () => {
     const { proxy, agent } = measure(pair);
@@ -180,7 +180,7 @@ async function settled(pair: Pair, measure: (pair: Pair) => Figures, most: Figur
   await eventually(reached, () => `${measure.name}: ${JSON.stringify(measure(pair))}, not ${JSON.stringify(most)}`, patienceMs);
 }
 
-/** Bytes as fast as they are taken, until there is nobody or `bytes` are sent. */
+/** Sends as fast as the peer reads, until it disconnects or `bytes` are sent. */
 async function pour(wire: Wire, bytes: number, onSent: (count: number) => void = () => {}): Promise<void> {
   const block = new Uint8Array(256 * 1024);
   for (let sent = 0; sent < bytes; sent += block.length) {
@@ -190,7 +190,7 @@ async function pour(wire: Wire, bytes: number, onSent: (count: number) => void =
   wire.finish();
 }
 
-/** Milliseconds of a download of all that `origin` sends. */
+/** Duration in milliseconds of a complete download from `origin`. */
 async function timeDownload(pair: Pair, origin: Origin, expected: number): Promise<number> {
   const started = performance.now();
   using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -200,7 +200,7 @@ async function timeDownload(pair: Pair, origin: Origin, expected: number): Promi
   return performance.now() - started;
 }
 
-/** Reads about so many bytes a second, until the wire is closed by this side. */
+/** Reads at about this rate in bytes a second, until this side closes the connection. */
 async function readSlowly(wire: Wire, bytesPerSecond: number): Promise<void> {
   while (!wire.socket.destroyed) {
     const chunk = await wire.next().catch(() => null);
@@ -214,13 +214,13 @@ async function readSlowly(wire: Wire, bytesPerSecond: number): Promise<void> {
   }
 }
 
-/** Sends back what it gets. */
+/** An echo server. */
 async function echo(wire: Wire): Promise<void> {
   for (let chunk; (chunk = await wire.next()) !== null;) await wire.write(chunk);
   wire.finish();
 }
 
-/** Tunnels, opened 50 side by side. */
+/** Opens tunnels, 50 at a time. */
 async function openMany(pair: Pair, origin: Origin, count: number): Promise<Wire[]> {
   const wires: Wire[] = [];
   const open = async () => {
@@ -231,7 +231,7 @@ async function openMany(pair: Pair, origin: Origin, count: number): Promise<Wire
   return wires;
 }
 
-/** Says something through each, hears it back, and finishes it. */
+/** Sends and receives through each tunnel, and finishes it. */
 async function converse(wires: Wire[]): Promise<void> {
   await Promise.all(wires.map(async (wire) => {
     wire.finish("ping");

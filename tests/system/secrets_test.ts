@@ -1,5 +1,5 @@
-// No secret gets into a log, an error, a figure, a state file or a process's title, whatever goes wrong. Every test of the executables looks for
-// its secrets in what they say; here, as much as possible goes wrong on purpose.
+// No secret appears in a log, an error, a metric, a state file or a process's title, whatever fails. Every test of the executables searches
+// their output for its secrets; the tests here cause as many failures as possible.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createPrivateKey, randomBytes } from "node:crypto";
@@ -14,7 +14,7 @@ import { makeTokenKey } from "../../testing/tokens.ts";
 
 const HOME = { PATH: "/usr/bin:/bin", HOME: "/nonexistent" };
 
-/** A secret that is in no dictionary, and needs to be quoted in many places. */
+/** A secret that is unique, and must be quoted in many formats. */
 function makeSecret(what: string): string {
   const secret = `${randomBytes(9).toString("base64url")}#:"'@ ${randomBytes(9).toString("base64url")}`;
   secrets.add(what, secret);
@@ -26,7 +26,7 @@ function encrypt(key: string, passphrase: string): string {
 }
 
 describe("the search for secrets", () => {
-  it("finds those that a program was given, and fails the test", async () => {
+  it("finds the secrets that a program was given, and fails the test", async () => {
     using folder = new Folder();
     const password = makeSecret("a password that is shown");
     const name = folder.write(`shown-${encodeURIComponent(password)}.yaml`, "nothing: known\n");
@@ -35,7 +35,7 @@ describe("the search for secrets", () => {
 });
 
 describe("secrets", () => {
-  it("are in no error of a configuration that cannot be used", async () => {
+  it("are in no error about an invalid configuration", async () => {
     await using site = await Site.create();
     const { folder } = site;
     const key = makeTokenKey();
@@ -122,7 +122,7 @@ describe("secrets", () => {
     }
   });
 
-  it("are in no log, answer, figure, state file or title of programs that run, whatever their peers do", async () => {
+  it("are in no log, response, metric, state file or title of running programs, whatever their peers do", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const { folder } = site;
@@ -193,7 +193,7 @@ describe("secrets", () => {
     for (const text of kept) assert.deepEqual(secrets.in(text), []);
   });
 
-  it("of a store are in no log of those that cannot reach it", async () => {
+  it("of a store are in no log of programs that cannot reach it", async () => {
     const password = makeSecret("the password of Redis");
     const env = { ...HOME, REVERSE_HTTP_STORE_REDIS_URL: `redis://user:${encodeURIComponent(password)}@127.0.0.1:1` };
     const args = ["--store.type=redis", "--http-proxy.listen-address=127.0.0.1:0", "--log.format=json", "--log.level=trace"];

@@ -1,4 +1,4 @@
-// What a client is told by the compiled proxy when it gets no tunnel.
+// The responses of the compiled proxy to clients that get no tunnel.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import process from "node:process";
@@ -7,7 +7,7 @@ import { ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin,
 import { SilentPort } from "../support/silent_port.ts";
 
 describe("proxy", () => {
-  it("says in field, text and status line under which id a refusal is in its log, and who it claims to be", async () => {
+  it("shows the id of a refusal in its log in a field, the text and the status line, and logs the claimed id", async () => {
     await using pair = await Pair.start();
     const { clients } = pair.addresses;
     const heads = [
@@ -35,7 +35,7 @@ describe("proxy", () => {
     assert.doesNotMatch(pair.proxy.said, /aaaaaaaaaa/);
   });
 
-  it("is read by wget and Python where it refuses a body of 30 MB that they send first", async () => {
+  it("refuses a body of 30 MB so that wget and Python, which send it first, read the response", async () => {
     await using pair = await Pair.start({ proxy: ["--http-proxy.host-whitelist=127.0.0.1"] });
     using folder = new Folder();
     const file = folder.write("body", Buffer.alloc(30 << 20, "x"));
@@ -68,7 +68,7 @@ print(response.status, response.read().decode(), end="")
     assert.match((await wire.readAll()).toString(), /^HTTP\/1\.1 403 /);
   });
 
-  it("reads on from a refused client for a while, and no more than 64 MiB", async () => {
+  it("continues to read from a refused client for a limited time, up to 64 MiB", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     using wire = await dial(clients);
@@ -81,7 +81,7 @@ print(response.status, response.read().decode(), end="")
     assert.ok(sent >= 60 && sent < 100, `${sent} MiB were taken`);
   });
 
-  it("says what it is that speaks another protocol to it", async () => {
+  it("names another protocol that a client uses", async () => {
     await using site = await Site.create();
     const { proxy, addresses: { clients } } = await site.startProxy();
     const spoken: [first: string, status: number, hint: RegExp][] = [
@@ -98,7 +98,7 @@ print(response.status, response.read().decode(), end="")
     }
   });
 
-  it("logs ten malformed requests a minute at most, and counts the others", async () => {
+  it("logs at most ten malformed requests a minute, and counts the others", async () => {
     await using site = await Site.create();
     const { proxy, addresses: { clients } } = await site.startProxy();
     for (let i = 0; i < 50; i++) assertRefused(await ask(clients, "junk\r\n\r\n"), 400, "http_request_error");
@@ -107,7 +107,7 @@ print(response.status, response.read().decode(), end="")
     assert.equal(proxy.logged("log lines suppressed", { of: "malformed request", suppressed: 40 }).length, 1);
   });
 
-  it("answers 407 with a challenge to no, unreadable and doubled credentials", async () => {
+  it("responds with 407 and a challenge to missing, malformed and duplicate credentials", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     const head = "CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1:80\r\n";
@@ -124,7 +124,7 @@ print(response.status, response.read().decode(), end="")
     }
   });
 
-  it("answers 400 to what is no request that everybody reads alike", async () => {
+  it("responds with 400 to an ambiguous request", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     const heads = [
@@ -149,7 +149,7 @@ print(response.status, response.read().decode(), end="")
     }
   });
 
-  it("answers 400 to a client that finishes within its head", async () => {
+  it("responds with 400 to a client that finishes within its header section", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     using wire = await dial(clients);
@@ -157,7 +157,7 @@ print(response.status, response.read().decode(), end="")
     assert.match((await wire.readAll()).toString(), /^HTTP\/1\.1 400 /);
   });
 
-  it("answers 405 with Allow to a method for the proxy itself", async () => {
+  it("responds with 405 and Allow to a method for the proxy itself", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     for (const line of ["GET / HTTP/1.1", "OPTIONS * HTTP/1.1", "POST /form HTTP/1.0"]) {
@@ -167,14 +167,14 @@ print(response.status, response.read().decode(), end="")
     }
   });
 
-  it("answers 408 to a head that does not become complete in 10 s", async () => {
+  it("responds with 408 to a header section that is not complete within 10 s", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     const answer = await ask(clients, "CONNECT localhost:80 HTTP/1.1\r\n");
     assertRefused(answer, 408, "http_request_error");
   });
 
-  it("answers 431 to a head over 16 KiB and to one of over 100 lines", async () => {
+  it("responds with 431 to a header section over 16 KiB or over 100 lines", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     const head = `CONNECT localhost:80 HTTP/1.1\r\n${credentials()}`;
@@ -185,13 +185,13 @@ print(response.status, response.read().decode(), end="")
     assertRefused(await ask(clients, `${head}${"A: b\r\n".repeat(99)}\r\n`), 502, "destination_unavailable");
   });
 
-  it("answers 505 to a version of HTTP that it does not speak", async () => {
+  it("responds with 505 to an unsupported version of HTTP", async () => {
     await using site = await Site.create();
     const { addresses: { clients } } = await site.startProxy();
     assertRefused(await ask(clients, `CONNECT localhost:80 HTTP/2.0\r\n${credentials()}\r\n`), 505, "http_request_error");
   });
 
-  it("answers 403 to what its allow-list lacks, before it asks for the agent", async () => {
+  it("responds with 403 to a destination that is not on its allow-list, before it looks for the agent", async () => {
     await using pair = await Pair.start({ proxy: ["--http-proxy.host-whitelist=127.0.0.1:1-1000,*.example.com"] });
     const { clients } = pair.addresses;
     for (const authority of ["127.0.0.1:1001", "127.0.0.2:80", "localhost:80", "example.org:80", "[::1]:80"]) {
@@ -202,7 +202,7 @@ print(response.status, response.read().decode(), end="")
     assertRefused(await ask(clients, `GET http://example.org/ HTTP/1.1\r\n${credentials()}\r\n`), 403, "http_request_denied");
   });
 
-  it("answers 403 to what the agent's allow-list lacks", async () => {
+  it("responds with 403 to a destination that is not on the agent's allow-list", async () => {
     await using origin = await Origin.start();
     await using pair = await Pair.start({ agent: [`--agent-client.host-whitelist=${origin.authority}`] });
     const { clients } = pair.addresses;
@@ -213,13 +213,13 @@ print(response.status, response.read().decode(), end="")
     await pair.agent.waitFor("tunnel refused", { status: 403, destination: "127.0.0.1:1" });
   });
 
-  it("answers 502 for an agent that is not connected", async () => {
+  it("responds with 502 for an agent that is not connected", async () => {
     await using pair = await Pair.start();
     assertRefused(await ask(pair.addresses.clients, connectHead("127.0.0.1:1", "4712")), 502, "destination_unavailable");
     await pair.proxy.waitFor("request", { agent: "4712", status: 502, error: "destination_unavailable" });
   });
 
-  it("answers 502 with the cause where the agent cannot connect", async () => {
+  it("responds with 502 and the error type if the agent cannot connect", async () => {
     await using pair = await Pair.start();
     const { clients } = pair.addresses;
     assertRefused(await ask(clients, connectHead("127.0.0.1:1")), 502, "connection_refused");
@@ -228,7 +228,7 @@ print(response.status, response.read().decode(), end="")
     assertRefused(await ask(clients, `GET http://127.0.0.1:1/ HTTP/1.1\r\n${credentials()}\r\n`), 502, "connection_refused");
   });
 
-  it("answers 504 for an agent that does not answer in the dial-timeout, and goes on when it does", async () => {
+  it("responds with 504 for an agent that exceeds the dial-timeout, and uses it again when it responds", async () => {
     await using origin = await Origin.start();
     await using pair = await Pair.start({ proxy: ["--agent-server.agent.dial-timeout=300ms"] });
     const { clients } = pair.addresses;
@@ -243,7 +243,7 @@ print(response.status, response.read().decode(), end="")
 
   const onLinux = { skip: process.platform === "linux" ? false : "only Linux lets connections wait for a full queue" };
 
-  it("answers 504 for a destination that does not answer in the shorter of connect-timeout and dial-timeout", onLinux, async () => {
+  it("responds with 504 for a destination that exceeds the shorter of connect-timeout and dial-timeout", onLinux, async () => {
     await using silent = await SilentPort.start();
     const [atAgent, atProxy] = ["--agent-client.connect-timeout=", "--agent-server.agent.dial-timeout="];
     const cases = [["200ms", "30s", "connection_timeout"], ["30s", "200ms", "http_response_timeout"]] as const;
@@ -253,7 +253,7 @@ print(response.status, response.read().decode(), end="")
     }
   });
 
-  it("serves other clients while some never complete their heads", async () => {
+  it("serves other clients while some never complete their requests", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const idle: Wire[] = [];
@@ -267,7 +267,7 @@ print(response.status, response.read().decode(), end="")
   });
 });
 
-/** The answer's head. */
+/** Reads the header section of the response. */
 async function tryTunnel(clients: string, authority: string): Promise<string> {
   using wire = await dial(clients);
   await wire.write(connectHead(authority));

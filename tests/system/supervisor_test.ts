@@ -1,4 +1,4 @@
-// What the compiled executables tell the service manager that started them.
+// The notifications of the compiled executables to their service manager.
 import assert from "node:assert/strict";
 import process from "node:process";
 import { describe, it } from "node:test";
@@ -7,7 +7,7 @@ import { openTunnel, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 import { ServiceManager } from "../../testing/supervisor.ts";
 
-/** As systemd starts a unit with `Type=notify`. */
+/** Starts a program as systemd starts a unit with `Type=notify`. */
 function environment({ socket }: ServiceManager, watchdogMs?: number): Record<string, string> {
   const env: Record<string, string> = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", NOTIFY_SOCKET: socket };
   if (watchdogMs !== undefined) env.WATCHDOG_USEC = String(watchdogMs * 1_000);
@@ -15,7 +15,7 @@ function environment({ socket }: ServiceManager, watchdogMs?: number): Record<st
 }
 
 describe("a service manager", () => {
-  it("hears that the proxy listens, runs, whom it serves, and that it stops", async () => {
+  it("is notified that the proxy listens, runs and stops, and whom it serves", async () => {
     await using manager = await ServiceManager.start();
     await using site = await Site.create();
     await using origin = await Origin.start();
@@ -40,7 +40,7 @@ describe("a service manager", () => {
     assert.equal(manager.count("READY=1"), 1);
   });
 
-  it("takes an agent for started although no proxy is there, and hears when one is", async () => {
+  it("is notified that an agent has started without a proxy, and when it has one", async () => {
     await using manager = await ServiceManager.start();
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
@@ -57,7 +57,7 @@ describe("a service manager", () => {
   });
 
   const onLinux = { skip: process.platform === "linux" ? false : "only Linux has an abstract namespace" };
-  it("hears of a load balancer in the abstract namespace", onLinux, async () => {
+  it("is notified by a load balancer in the abstract namespace", onLinux, async () => {
     await using manager = await ServiceManager.start("abstract");
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
@@ -69,7 +69,7 @@ describe("a service manager", () => {
     await manager.waitFor("WATCHDOG=1", 3);
   });
 
-  it("that is gone is said to be so once, and missed by nobody", async () => {
+  it("that has gone is logged once, and has no other effect", async () => {
     await using site = await Site.create();
     const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", NOTIFY_SOCKET: "/nonexistent/notify", WATCHDOG_USEC: "400000" };
     const { addresses } = await site.startProxy();
@@ -80,7 +80,7 @@ describe("a service manager", () => {
     assert.equal(agent.logged("cannot notify the service manager").length, 1);
   });
 
-  it("hears nothing of a proxy that cannot start", async () => {
+  it("is not notified by a proxy that cannot start", async () => {
     await using manager = await ServiceManager.start();
     await using site = await Site.create();
     const { addresses } = await site.startProxy();

@@ -1,5 +1,5 @@
-// Many agents of one process lose their proxy at once, and come back to it: spread over time, all of them, and at what cost in memory.
-// REVERSE_HTTP_TEST_AGENTS says how many.
+// Many agents in one process lose their proxy at once, and reconnect: spread over time, all of them, with little memory.
+// REVERSE_HTTP_TEST_AGENTS sets their number.
 import assert from "node:assert/strict";
 import process from "node:process";
 import { describe, it } from "node:test";
@@ -15,22 +15,22 @@ import { netWith } from "../../testing/network.ts";
 import { eventually, residentMiB, Site } from "../../testing/programs.ts";
 
 const COUNT = Number(process.env["REVERSE_HTTP_TEST_AGENTS"] ?? 200);
-/** As long as issues need: reached only by a test that fails. */
+/** Timeout, reached only by a failing test. */
 const PATIENCE_MS = 90_000;
 
-/** Agents that have been connected for so long do not hold it against their proxy that it is gone. */
+/** Lifetime after which a connection counts as settled. */
 const SETTLED_AFTER_MS = 1_000;
 
-/** Connections that are made at a time: this process has the processors of one machine, not of thousands. */
+/** Concurrent connection attempts: this process has the processors of one machine, not of thousands. */
 const TURNS = 64;
 
-/** How many of `times` are in each second since `start`. */
+/** The number of `times` in each second since `start`. */
 function perSecond(times: readonly number[], start: number): number[] {
   const seconds = times.filter((at) => at >= start).map((at) => Math.floor((at - start) / 1_000));
   return Array.from({ length: Math.max(0, ...seconds) + 1 }, (_, second) => seconds.filter((at) => at === second).length);
 }
 
-/** The network, on which few connect at a time and the others wait; `onAttempt` is called when one would have begun. */
+/** A network with a limit on concurrent attempts; the others wait. `onAttempt` is called when an attempt would have started. */
 function byTurns(net: Net, onAttempt: () => void): Net {
   let inside = 0;
   const waiting: (() => void)[] = [];
@@ -52,7 +52,7 @@ function byTurns(net: Net, onAttempt: () => void): Net {
 }
 
 describe("many agents", () => {
-  it("come back over several seconds when their proxy is killed or stopped and started anew, every one of them", async () => {
+  it("all reconnect, spread over several seconds, when their proxy is killed or stopped and restarted", async () => {
     await using site = await Site.create();
     const first = await site.startProxy();
     const { addresses } = first;

@@ -1,4 +1,4 @@
-// TLS settings in files: what is read, what is refused and in which words, and how changes are followed.
+// TLS settings in files: what is accepted, what is refused and with which message, and how changes are followed.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:crypto";
@@ -14,16 +14,16 @@ import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 
 const GROUP = "agent-server.tls";
-/** The engine that would use what the files hold. */
+/** The engine that uses the settings. */
 const net = createNativeNet({ threads: 1 });
 after(() => net.close());
 
-/** Its first bytes stay, and its length; what they mean does not. */
+/** A key with damaged content: its first bytes and its length are unchanged. */
 function damage(pem: string): string {
   return pem.replace(/\n([^-\n]{10})[^-\n]{20}/, "\n$1AAAAAAAAAAAAAAAAAAAA");
 }
 
-/** Without the ways in which PEM can be written. */
+/** The text without differences in the notation of PEM. */
 function plain(pem: string): string {
   return pem.trim().replace(/\r/g, "");
 }
@@ -39,7 +39,7 @@ const pki: Promise<Pki> = (async () => {
   return { authority, other: await makeAuthority("Other CA"), server: await authority.issue({ names: ["localhost"] }) };
 })();
 
-/** A self-signed certificate of OpenSSL, of version 1 where it is asked for. */
+/** A self-signed certificate of OpenSSL, optionally of version 1. */
 function openssl(algorithm: string, version: 1 | 3 = 3): Contents {
   using folder = new Folder();
   const [key, cert, request] = ["key", "cert", "request"].map((name) => join(folder.path, name)) as [string, string, string];
@@ -56,7 +56,7 @@ function openssl(algorithm: string, version: 1 | 3 = 3): Contents {
   return { key: readFileSync(key, "utf8"), cert: readFileSync(cert, "utf8") };
 }
 
-/** Contents of a server's files; what is not given here is missing. */
+/** The contents of a server's files; others are missing. */
 interface Contents {
   key?: string;
   cert?: string;
@@ -96,7 +96,7 @@ class Server {
 }
 
 describe("files of a server", () => {
-  it("are read as they are", async () => {
+  it("are read unchanged", async () => {
     using folder = new Folder();
     const { server, authority } = await pki;
     const list = await authority.revocationList([]);
@@ -109,7 +109,7 @@ describe("files of a server", () => {
     );
   });
 
-  it("may be one for certificate and key, with other text around", async () => {
+  it("may be one file for certificate and key, with other text around", async () => {
     using folder = new Folder();
     const { server } = await pki;
     const both = `friendlyName: x\n${server.key}\nBag Attributes\n${server.cert}`;
@@ -117,7 +117,7 @@ describe("files of a server", () => {
     assert.match(current.key, /^-----BEGIN PRIVATE KEY-----/);
   });
 
-  it("with an empty name are none", async () => {
+  it("with an empty name are ignored", async () => {
     using folder = new Folder();
     const { server } = await pki;
     const { file } = new Server(folder, { cert: server.cert, key: server.key });
@@ -128,7 +128,7 @@ describe("files of a server", () => {
     assert.equal(files.current.clientCa, undefined);
   });
 
-  it("are not needed where it has a certificate of its own, but all others count", async () => {
+  it("are not required with a self-signed certificate, but the others are used", async () => {
     using folder = new Folder();
     const { server, authority } = await pki;
     const { file } = new Server(folder, { clientCa: authority.cert });
@@ -290,7 +290,7 @@ describe("files of a server", () => {
     });
   }
 
-  it("that are not there, or directories, are refused by name", async () => {
+  it("that are missing or directories are refused by name", async () => {
     using folder = new Folder();
     const server = new Server(folder, (await pki).server as Contents);
     rmSync(server.file.key!);
@@ -299,7 +299,7 @@ describe("files of a server", () => {
     assert.match(await server.refusal(), /^Cannot read --agent-server\.tls\.file\.key \S+key\.pem: it is a directory$/);
   });
 
-  it("of doubtful use are taken with a warning", async () => {
+  it("that may be unusable are accepted with a warning", async () => {
     using folder = new Folder();
     const { server: { cert, key }, authority, other } = await pki;
     const early = await authority.issue({ names: ["early"], days: 3, startsIn: 2 });
@@ -354,7 +354,7 @@ describe("an encrypted key", () => {
     });
   }
 
-  it("is handed on decrypted", async () => {
+  it("is passed on decrypted", async () => {
     using folder = new Folder();
     const { server: { cert, key } } = await pki;
     const encrypted = createPrivateKey(key).export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: PASSWORD });
@@ -362,7 +362,7 @@ describe("an encrypted key", () => {
     assert.match(current.key, /^-----BEGIN PRIVATE KEY-----/);
   });
 
-  it("may be plain in spite of a password", async () => {
+  it("may be unencrypted although a password is given", async () => {
     using folder = new Folder();
     const { cert, key } = (await pki).server;
     await new Server(folder, { cert, key }).open(PASSWORD);
@@ -379,7 +379,7 @@ describe("files of a client", () => {
     });
   };
 
-  it("are read as they are, beside what the options say", async () => {
+  it("are read unchanged, in addition to the options", async () => {
     using folder = new Folder();
     const { server: { cert, key }, authority } = await pki;
     const { current } = await open(folder, { rootCa: authority.cert, cert, key });
@@ -395,7 +395,7 @@ describe("files of a client", () => {
     assert.equal((await open(folder, {})).current.ca, undefined);
   });
 
-  it("that cannot be used are refused", async () => {
+  it("that are invalid are refused", async () => {
     using folder = new Folder();
     const { server: { cert, key }, other } = await pki;
     await assert.rejects(
@@ -408,7 +408,7 @@ describe("files of a client", () => {
 });
 
 describe("options of TLS that is off", () => {
-  it("are refused where they name a file or a password, by the first of them", () => {
+  it("are refused if they name a file or a password, with the first of them", () => {
     refuseWithoutTls("http-proxy.tls", { file: { key: undefined, clientCa: "" }, keyPassword: "" });
     const refused = (options: Parameters<typeof refuseWithoutTls>[1], name: string) =>
       assert.throws(() => refuseWithoutTls("http-proxy.tls", options), {
@@ -446,7 +446,7 @@ describe("files that change", () => {
     assert.equal(server.log.logged(RENEWED, { options: "--agent-server.tls" }).length, 1);
   });
 
-  it("keep what was there when they cannot be used, which is said once for each change", async () => {
+  it("leave the previous settings in force if they are invalid, which is logged once for each change", async () => {
     using folder = new Folder();
     const { server, files, renewed, old } = await start(folder);
     const reload = () => files.reload(() => assert.fail("it was used"));
@@ -466,7 +466,7 @@ describe("files that change", () => {
     assert.equal(plain(files.current.cert), plain(renewed.cert));
   });
 
-  it("are one change, however many look at once", async () => {
+  it("are one change, however many reloads run at once", async () => {
     using folder = new Folder();
     const { server, files, renewed } = await start(folder);
     server.write({ cert: renewed.cert });
@@ -477,7 +477,7 @@ describe("files that change", () => {
     assert.equal(server.log.logged(RENEWED).length, 1);
   });
 
-  it("keep what was there when nobody can use the new ones", async () => {
+  it("leave the previous settings in force if the new ones cannot be used", async () => {
     using folder = new Folder();
     const { server, files, renewed, old } = await start(folder);
     server.write(renewed);
@@ -490,7 +490,7 @@ describe("files that change", () => {
     assert.equal(plain(files.current.cert), plain(old.cert));
   });
 
-  it("are read again at the interval, until that is closed", async () => {
+  it("are read again at the interval, until the refresh is closed", async () => {
     using folder = new Folder();
     const { server, files, renewed } = await start(folder);
     const used = Promise.withResolvers<string>();
@@ -500,7 +500,7 @@ describe("files that change", () => {
     await refreshing.close();
   });
 
-  it("are left alone with an interval of 0", async () => {
+  it("are not read again with an interval of 0", async () => {
     using folder = new Folder();
     const { server, files, renewed, old } = await start(folder);
     const refreshing = startTlsRefresh(files, 0, () => assert.fail("it was used"));

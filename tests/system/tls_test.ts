@@ -1,4 +1,5 @@
-// TLS with the compiled executables: towards clients and between agent and proxy, with certificates that are asked for, revoked, replaced and made.
+// TLS with the compiled executables: to clients, and between agent and proxy, with client certificates, revocation, renewal and self-signed
+// certificates.
 import assert from "node:assert/strict";
 import { execFile, spawnSync } from "node:child_process";
 import { createPrivateKey } from "node:crypto";
@@ -14,7 +15,7 @@ import { type ClientTls, openTunnel, Origin, type Wire } from "../../testing/soc
 const RENEWED = "certificates reloaded";
 const withCurl = { skip: spawnSync("curl", ["--version"]).status === 0 ? false : "there is no curl" };
 
-/** A site with an authority for the certificates that agents and clients show. */
+/** A site with an authority for the certificates of agents and clients. */
 class Secured implements AsyncDisposable {
   private constructor(readonly site: Site, readonly authority: Authority, readonly origin: Origin) {}
 
@@ -72,7 +73,7 @@ class Secured implements AsyncDisposable {
   }
 }
 
-/** Sends a message through a tunnel and back. */
+/** Sends a message through a tunnel, and receives it back. */
 async function echo(client: Wire, server: Wire, text = "ping"): Promise<void> {
   await client.write(text);
   assert.equal((await server.read(text.length)).toString(), text);
@@ -85,7 +86,7 @@ async function answerHttp(wire: Wire): Promise<void> {
   wire.finish("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
 }
 
-/** What curl printed, or its exit code. */
+/** The output of curl, or its exit code. */
 async function curl(addresses: Addresses, ca: string, args: string[], url: string): Promise<string | number> {
   const port = addresses.clients.split(":").at(-1);
   const proxy = ["--proxytunnel", "--proxy", `https://${AGENT_ID}:x@localhost:${port}`, "--proxy-cacert", ca];
@@ -139,7 +140,7 @@ describe("clients over TLS", () => {
     },
   );
 
-  it("are served with a key that is encrypted, whose password is in the environment and shown nowhere", async () => {
+  it("are served with an encrypted key, whose password is in the environment and shown nowhere", async () => {
     await using secured = await Secured.create();
     const { site, origin } = secured;
     const encrypted = createPrivateKey(readFileSync(site.files.key)).export({
@@ -173,8 +174,8 @@ describe("clients over TLS", () => {
   });
 });
 
-describe("an agent of a proxy that asks for certificates", () => {
-  it("is taken with one of the authority, and told what it lacks with any other, or none", async () => {
+describe("an agent of a proxy that requires certificates", () => {
+  it("is accepted with a certificate of the authority, and told what is missing with another one or none", async () => {
     await using secured = await Secured.create();
     const { site, authority } = secured;
     const revoked = await authority.issue({ names: [AGENT_ID] });
@@ -200,7 +201,7 @@ describe("an agent of a proxy that asks for certificates", () => {
   });
 
   for (const source of ["san", "cn"] as const) {
-    it(`is taken under the id that its certificate has as ${source}, and refused under any other, without being told why`, async () => {
+    it(`is accepted with the id in its certificate's ${source}, and refused with any other, without a reason`, async () => {
       await using secured = await Secured.create();
       const { site, authority } = secured;
       await secured.revoke();
@@ -235,7 +236,7 @@ describe("a certificate as openssl req -x509 makes it, for a server and as its o
     return { cert: file("own.pem"), key: file("own-key.pem") };
   };
 
-  it("brings a tunnel from the client over the proxy to the agent, and the proxy says who takes it", async () => {
+  it("works from the client over the proxy to the agent, and the proxy logs who trusts it", async () => {
     await using secured = await Secured.create();
     const { site, origin } = secured;
     const { cert, key } = await make(site);
@@ -250,7 +251,7 @@ describe("a certificate as openssl req -x509 makes it, for a server and as its o
     await echo(client, await origin.accept());
   });
 
-  it("is refused where it is another one of the same name", async () => {
+  it("is refused if it is another one with the same name", async () => {
     await using secured = await Secured.create();
     const { site } = secured;
     const shown = await make(site);
@@ -264,7 +265,7 @@ describe("a certificate as openssl req -x509 makes it, for a server and as its o
   });
 });
 
-describe("an agent that does not believe the proxy's certificate", () => {
+describe("an agent that does not trust the proxy's certificate", () => {
   const cases: [what: string, issued: Parameters<Authority["issue"]>[0], reason: RegExp][] = [
     [
       "that is not valid yet",
@@ -291,8 +292,8 @@ describe("an agent that does not believe the proxy's certificate", () => {
   }
 });
 
-describe("files that cannot be used", () => {
-  it("are refused by --check-config in the words of the start, by option, file and line", async () => {
+describe("invalid files", () => {
+  it("are refused by --check-config with the same message as at the start, with option, file and line", async () => {
     await using secured = await Secured.create();
     const { site } = secured;
     const { cert, key } = site.files;
@@ -338,7 +339,7 @@ describe("files that cannot be used", () => {
 });
 
 describe("a revoked certificate", () => {
-  it("is refused after a refresh, of clients and of agents, while what is open goes on", async () => {
+  it("is refused after a refresh, from clients and agents, while open connections continue", async () => {
     await using secured = await Secured.create();
     const { site, authority, origin } = secured;
     await secured.revoke();
@@ -429,7 +430,7 @@ describe("certificates that are replaced", () => {
     assert.equal(proxy.logged("certificate reload failed; keeping the previous certificates").length, 0);
   });
 
-  it("by bad ones stay as they were, which is said once", async () => {
+  it("by invalid ones stay in force, which is logged once", async () => {
     await using secured = await Secured.create();
     const { site, origin } = secured;
     const { proxy, addresses } = await startReplaceable(secured);
@@ -448,7 +449,7 @@ describe("certificates that are replaced", () => {
     assert.equal(proxy.logged(kept).length, 2);
   });
 
-  it("by bad ones stay as they were for an agent too, whenever it connects", async () => {
+  it("by invalid ones stay in force for an agent too, whenever it connects", async () => {
     await using secured = await Secured.create();
     const { site, authority } = secured;
     await secured.revoke();
@@ -464,7 +465,7 @@ describe("certificates that are replaced", () => {
     assert.match(String(reason), /file\.key \S+agent-key\.pem: it has no PRIVATE KEY in PEM/);
   });
 
-  it("on an agent are shown at its next connect, without a restart", async () => {
+  it("on an agent are presented at its next connection, without a restart", async () => {
     await using secured = await Secured.create();
     const { site, authority } = secured;
     const [old, renewed] = [await authority.issue({ names: [AGENT_ID] }), await authority.issue({ names: [AGENT_ID] })];
@@ -496,7 +497,7 @@ describe("a proxy without a certificate", () => {
     /pin-sha256=([0-9a-f]{64})$/.exec(String(entries.find(({ message }) => message === SELF_SIGNED)!.options))![1]!;
   const agentOf = (site: Site, args: string[]) => site.start(AGENT, [...args, `--auth.noauth.agent-id=${AGENT_ID}`, "--log.format=json"]);
 
-  it("makes one, and the options it logs are all that an agent needs: two commands and a tunnel", async () => {
+  it("creates one, and logs all options that an agent needs: a tunnel with two commands", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const { proxy, addresses } = await start(site, [`--state-dir=${join(site.folder.path, "state")}`]);
@@ -520,14 +521,14 @@ describe("a proxy without a certificate", () => {
     await agent.waitFor("connected", {}, 2);
   });
 
-  it("runs where nothing can be kept, and warns of the pin that changes", async () => {
+  it("runs without a place to store it, and warns that the pin changes", async () => {
     await using site = await Site.create();
     const { proxy } = await start(site, [], { STATE_DIRECTORY: "/proc/nowhere" });
     await proxy.waitFor("self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir");
     assert.equal(pinOf(proxy).length, 64);
   });
 
-  it("is not trusted without the pin, or with another, and the agent says what to do", async () => {
+  it("is not trusted without the pin or with another one, and the agent says what to do", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await start(site, [`--state-dir=${site.folder.path}`]);
     const address = `--agent-client.server-address=${addresses.agents}`;
@@ -723,7 +724,7 @@ describe("exit code 2", () => {
     });
   }
 
-  it("is for a state directory that cannot be used", async () => {
+  it("is for an unusable state directory", async () => {
     using folder = new Folder();
     const { exitCode, stderr } = await runToEnd(PROXY, [
       "--agent-server.listen-address=127.0.0.1:0",

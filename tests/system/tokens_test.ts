@@ -1,4 +1,4 @@
-// Agents and clients with tokens, at the compiled executables: who gets in, who does not, and what ends when a token does.
+// Agents and clients with tokens and the compiled executables: who is accepted, who is not, and what ends with a token.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createHmac } from "node:crypto";
@@ -10,7 +10,7 @@ import { type Addresses, AGENT, type Program, PROXY, REVERSE_HTTP, runToEnd, Sit
 import { ask, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
 import { makeTokenKey, type TokenKey } from "../../testing/tokens.ts";
 
-/** A proxy that takes tokens by one key. */
+/** A proxy that accepts the tokens of one key. */
 class TokenSite implements AsyncDisposable {
   private constructor(
     readonly site: Site,
@@ -62,7 +62,7 @@ class TokenSite implements AsyncDisposable {
 }
 
 for (const algorithm of ["ES256", "RS256", "EdDSA", "Ed25519"]) {
-  it(`agent and client meet with keys and tokens for ${algorithm} that auth has made`, async () => {
+  it(`agent and client are connected with keys and tokens for ${algorithm} of the auth commands`, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const auth = async (...args: string[]) => {
@@ -86,7 +86,7 @@ for (const algorithm of ["ES256", "RS256", "EdDSA", "Ed25519"]) {
 }
 
 describe("proxy with tokens", () => {
-  it("takes a client's token as a password of the id that it names, and as a bearer's", async () => {
+  it("accepts a client's token as a password with its agent id, and as a Bearer token", async () => {
     await using tokens = await TokenSite.start();
     const { addresses, origin, key } = tokens;
     await tokens.startAgent(await key.sign({ role: "agent" }));
@@ -102,7 +102,7 @@ describe("proxy with tokens", () => {
     assert.equal((await answered).status, 204);
   });
 
-  it("tells its log what is wrong with a token, and the peer nothing but that it is refused", async () => {
+  it("logs what is wrong with a token, and tells the peer only that it is refused", async () => {
     await using tokens = await TokenSite.start(["--auth.jwt.audience=here"]);
     const { key, proxy, addresses, origin } = tokens;
     const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString("base64url");
@@ -136,7 +136,7 @@ describe("proxy with tokens", () => {
     assert.equal(await tokens.status("a".repeat(64 * 1024)), 431);
   });
 
-  it("closes the connection of an agent with a wrong token with 401, and says why in its log alone", async () => {
+  it("closes the connection of an agent with a wrong token with 401, and has the reason only in its log", async () => {
     await using tokens = await TokenSite.start();
     const { key, site, proxy } = tokens;
     const wrong: [token: string, reason: RegExp][] = [
@@ -153,7 +153,7 @@ describe("proxy with tokens", () => {
     }
   });
 
-  it("lets clients reach what their token and the agent's allow", async () => {
+  it("allows clients the destinations in both their token and the agent's", async () => {
     await using tokens = await TokenSite.start();
     const { addresses, origin, key } = tokens;
     await tokens.startAgent(await key.sign({ role: "agent", allow: [origin.authority] }));
@@ -168,7 +168,7 @@ describe("proxy with tokens", () => {
     assert.equal(await refused(origin.authority, elsewhere), `403 ${origin.authority} is not on the allow-list of the credentials\n`);
   });
 
-  it("is not started with key files that cannot be used: exit code 2, and the file is named", async () => {
+  it("does not start with invalid key files: exit code 2, and the error names the file", async () => {
     await using site = await Site.create();
     const wrong: [file: string, named: RegExp][] = [
       ["/nonexistent/key.pem", /--auth\.jwt\.public-key "\/nonexistent\/key\.pem"/],
@@ -195,7 +195,7 @@ describe("proxy with tokens", () => {
 });
 
 describe("a token that", () => {
-  it("expires ends its agent's connection, and with on-expiry close its client's tunnel", async () => {
+  it("expires ends its agent's connection and, with on-expiry=close, its client's tunnel", async () => {
     await using tokens = await TokenSite.start(["--auth.jwt.on-expiry=close"]);
     const { key, proxy, addresses, origin } = tokens;
     const [short, long] = [await key.sign({ durationMs: 4_000 }), await key.sign()];
@@ -222,7 +222,7 @@ describe("a token that", () => {
     assert.equal((await otherServer.read(4)).toString(), "ping");
   });
 
-  it("expires leaves its client's tunnel alone by default", async () => {
+  it("expires does not end its client's tunnel by default", async () => {
     await using tokens = await TokenSite.start();
     const { key, proxy, addresses, origin } = tokens;
     await tokens.startAgent(await key.sign({ role: "agent" }));
@@ -256,7 +256,7 @@ describe("a token that", () => {
     assert.equal(await tokens.status(second), 502);
   });
 
-  it("is by a key that is removed ends, and one by the new key goes on", async () => {
+  it("has a removed key ends its connections, and one with the new key does not", async () => {
     await using tokens = await TokenSite.start();
     const { key, proxy, addresses, origin } = tokens;
     const fresh = makeTokenKey();
@@ -277,7 +277,7 @@ describe("a token that", () => {
 });
 
 describe("agent with a token", () => {
-  it("is not started without one, or with a file that is missing or holds none: exit code 2, without any of it", async () => {
+  it("does not start without one, or with a missing or invalid file: exit code 2, without showing its content", async () => {
     await using site = await Site.create();
     const token = await makeTokenKey().sign();
     const inFile = (content: string | Uint8Array) => `--auth.jwt.token=file:${site.folder.write(`jwt-${++files}`, content)}`;
@@ -311,7 +311,7 @@ describe("agent with a token", () => {
     }
   });
 
-  it("takes its file with a byte-order mark, CRLF and blanks, and warns where others can read it", async () => {
+  it("accepts a file with a byte-order mark, CRLF and blanks, and warns if other users can read it", async () => {
     await using tokens = await TokenSite.start();
     const token = await tokens.key.sign({ role: "agent" });
     const file = tokens.site.folder.write("marked.jwt", `\ufeff ${token} \r\n\r\n`);
@@ -320,7 +320,7 @@ describe("agent with a token", () => {
     await agent.waitFor("secret file is readable by other users", { file, mode: "0644", what: "--auth.jwt.token" });
   });
 
-  it("is told by the log of a proxy without tokens what it showed, and itself what to do", async () => {
+  it("is named in the log of a proxy without tokens, and logs what to do", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     const token = await makeTokenKey().sign({ role: "agent" });
@@ -333,7 +333,7 @@ describe("agent with a token", () => {
     );
   });
 
-  it("goes on trying while its file is missing, and never logs what was in it", async () => {
+  it("keeps trying while its file is missing, and never logs its content", async () => {
     await using tokens = await TokenSite.start(["--auth.jwt.revocation-file=FOLDER/revoked"], { revoked: "" });
     const { key, site, proxy } = tokens;
     const token = await key.sign({ role: "agent" });

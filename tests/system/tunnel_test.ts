@@ -1,4 +1,4 @@
-// What a client sees of a tunnel through the compiled proxy and agent: bytes, ends, resets.
+// A tunnel through the compiled proxy and agent from a client's view: bytes, ends, resets.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
@@ -17,7 +17,7 @@ async function openBoth(pair: Pair, origin: Origin): Promise<{ client: Wire; ser
 }
 
 describe("tunnel", () => {
-  it("carries bytes that arrive with the CONNECT head, in one packet", async () => {
+  it("carries bytes that arrive in one packet with the CONNECT request", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     for (const length of [1, 5, 1_000, 60_000]) {
@@ -30,7 +30,7 @@ describe("tunnel", () => {
     }
   });
 
-  it("carries what a server says first, the moment the tunnel is there", async () => {
+  it("carries the bytes of a server that speaks first as soon as the tunnel is open", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(async (wire) => {
       await wire.write("SSH-2.0-Banner\r\n");
@@ -47,7 +47,7 @@ describe("tunnel", () => {
     }
   });
 
-  it("has neither Content-Length nor Transfer-Encoding in its answer", async () => {
+  it("has neither Content-Length nor Transfer-Encoding in its response", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     using client = await dial(pair.addresses.clients);
@@ -55,7 +55,7 @@ describe("tunnel", () => {
     assert.doesNotMatch(await client.readUntil("\r\n\r\n"), /content-length|transfer-encoding/i);
   });
 
-  it("goes on from the server when the client has finished", async () => {
+  it("continues from the server when the client has finished", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { client, server } = await openBoth(pair, origin);
@@ -68,7 +68,7 @@ describe("tunnel", () => {
     await pair.proxy.waitFor("request", { status: 200, error: undefined, sent: 18, received: 22 });
   });
 
-  it("goes on from the client when the server has finished", async () => {
+  it("continues from the client when the server has finished", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { client, server } = await openBoth(pair, origin);
@@ -124,7 +124,7 @@ describe("tunnel", () => {
     assert.equal(await server.ending(), "ECONNRESET");
   });
 
-  it("is reset at the client when the server resets it in the middle of a download", async () => {
+  it("is reset at the client when the server resets it during a download", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { client, server } = await openBoth(pair, origin);
@@ -135,7 +135,7 @@ describe("tunnel", () => {
     await sending;
   });
 
-  it("is reset, not finished, within the idle time-out when the agent is killed in the middle of a download", async () => {
+  it("is reset, not finished, within the idle timeout when the agent is killed during a download", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { client, server } = await openBoth(pair, origin);
@@ -207,7 +207,7 @@ describe("curl", () => {
     assert.equal(fetched, `POST /form ${data}`);
   });
 
-  it("is told what went wrong", withCurl, async () => {
+  it("shows what went wrong", withCurl, async () => {
     await using pair = await Pair.start();
     const { exitCode, stderr } = await runToEnd("curl", [
       "-sS",
@@ -228,7 +228,7 @@ interface Digest {
   hash: string;
 }
 
-/** Random bytes, as fast as they are taken. */
+/** Sends random bytes as fast as the peer reads. */
 async function send(wire: Wire, bytes: number): Promise<Digest> {
   const hash = createHash("sha256");
   const block = randomBytes(MIB);
@@ -260,7 +260,7 @@ async function transfer(from: Wire, to: Wire): Promise<{ sent: Digest; got: Dige
   return { sent, got };
 }
 
-/** An HTTP server that says what it was asked. */
+/** An HTTP server that responds with the request. */
 async function startSite(): Promise<AsyncDisposable & { url: string }> {
   const server = createServer((request, response) => {
     let body = "";
