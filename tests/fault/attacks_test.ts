@@ -1,5 +1,5 @@
-// Attacks on the compiled executables, from either side of them. What is shown each time: it stays bounded, it says what it must, and
-// everybody else is served.
+// Attacks on the compiled executables by clients, agents and proxies. Each test shows that resources stay bounded, the log is right, and
+// other peers are served.
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
 import { createSocket } from "node:dgram";
@@ -17,7 +17,7 @@ import { makeTokenKey } from "../../testing/tokens.ts";
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux shows what a process has open" };
 const encoder = new TextEncoder();
 
-/** A network of the test's own, closed after it. */
+/** Runs a test with its own network, which is closed afterwards. */
 async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
   const net = createNativeNet();
   try {
@@ -27,21 +27,21 @@ async function withNet(body: (net: Net) => Promise<void>): Promise<void> {
   }
 }
 
-/** A connection to the proxy that listens on `agents`, which trusts it blindly. */
+/** Connects to the proxy that listens on `agents`, without verifying it. */
 async function connect(net: Net, agents: string, alpn: readonly string[] = ALPN, transport?: QuicTransport): Promise<AgentSession> {
   const { hostname: host, port } = new URL(`quic://${agents}`);
   const options = { host, port: Number(port), tls: { insecureSkipVerify: true }, alpn: [...alpn], transport, timeoutMs: 10_000 };
   return await net.connectQuic(options);
 }
 
-/** One that has authenticated with an id. */
+/** Connects and authenticates with an id. */
 async function connectAs(net: Net, agents: string, id: string, hello = {}): Promise<AgentSession> {
   const connection = await connect(net, agents);
   await authenticate(connection, encoder.encode(id), { version: "raw", instance: id, host: "raw", labels: {}, ...hello });
   return connection;
 }
 
-/** A whole tunnel: bytes there and back. */
+/** Uses a tunnel in both directions. */
 async function checkTunnel(clients: string, origin: Origin, id?: string): Promise<void> {
   using client = await openTunnel(clients, origin.authority, { id });
   using server = await origin.accept();
@@ -52,7 +52,7 @@ async function checkTunnel(clients: string, origin: Origin, id?: string): Promis
   client.finish();
 }
 
-/** Many at once, ended whatever happens. */
+/** Many tunnels at once, which are ended in any case. */
 async function withWires(count: number, address: string, body: (wires: Wire[]) => Promise<void>): Promise<void> {
   const wires: Wire[] = [];
   try {
@@ -64,7 +64,7 @@ async function withWires(count: number, address: string, body: (wires: Wire[]) =
 }
 
 describe("a client", () => {
-  it("that sends its head byte by byte gets no more time than others, and takes none of theirs", async () => {
+  it("that sends its request byte by byte gets no more time than others, and does not delay them", async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -85,7 +85,7 @@ describe("a client", () => {
     await checkTunnel(clients, origin);
   });
 
-  it("that sends its body byte by byte is cut off at the longest life of a tunnel", async () => {
+  it("that sends its body byte by byte is cut off at the maximum duration of a tunnel", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.tunnel-max-duration=2s"] });
     await using origin = await Origin.start();
     using wire = await dial(pair.addresses.clients);
@@ -100,7 +100,7 @@ describe("a client", () => {
     }
   });
 
-  it("that floods with connections and never says a word is bounded, and the others are served", onLinux, async () => {
+  it("that opens many connections without a request is limited, and the others are served", onLinux, async () => {
     await using pair = await Pair.start({ proxy: ["--limits.pending-requests=200"] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -114,7 +114,7 @@ describe("a client", () => {
     });
   });
 
-  it("that opens tunnels and resets them at once, again and again, leaves nothing behind", onLinux, async () => {
+  it("that opens tunnels and resets them at once, repeatedly, leaves nothing behind", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     await using attacked = await Origin.start();
@@ -133,7 +133,7 @@ describe("a client", () => {
     await eventually(() => open().every((count, i) => count <= before[i]! + 2), () => `${open()} descriptors are open, not ${before}`);
   });
 
-  it("that connects to the proxy's own ports finds there what every client finds, and nothing where the agent denies them", async () => {
+  it("that connects to the proxy's own ports is served as any client, and refused if the agent denies them", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     await using inner = await Origin.start();
@@ -156,7 +156,7 @@ describe("a client", () => {
     await checkTunnel(addresses.clients, origin);
   });
 
-  it("reaches no link-local and no metadata address through an agent that denies them", async () => {
+  it("reaches neither link-local nor metadata addresses through an agent that denies them", async () => {
     const deny = "169.254.0.0/16,fe80::/10,fd00:ec2::254,100.100.100.200,metadata.google.internal";
     await using pair = await Pair.start({ agent: [`--agent-client.host-denylist=${deny}`] });
     await using origin = await Origin.start();
@@ -171,14 +171,14 @@ describe("a client", () => {
   });
 });
 
-/** Datagrams that look like QUIC to some extent. */
+/** Datagrams that resemble QUIC. */
 function* datagrams(count: number): Iterable<Uint8Array> {
   for (let i = 0; i < count; i++) {
     const packet = crypto.getRandomValues(new Uint8Array(i % 5 === 4 ? 60 : 1_200));
     // of the first bytes: long header, version, length of the connection id (RFC 9000 §17.2)
     const first = [
-      [0xc3, 0, 0, 0, 1, 8], // an Initial that nobody encrypted
-      [0xc3, 0x1a, 0x2a, 0x3a, 0x4a, 8], // a version that nobody speaks
+      [0xc3, 0, 0, 0, 1, 8], // an unencrypted Initial
+      [0xc3, 0x1a, 0x2a, 0x3a, 0x4a, 8], // an unknown version
       [0xc3, 0, 0, 0, 1, 255], // a connection id that is too long
       [0xe3, 0, 0, 0, 1, 8], // a Handshake of no connection
       [0x43], // a short header: of no connection, or the guess of a stateless reset
@@ -188,8 +188,8 @@ function* datagrams(count: number): Iterable<Uint8Array> {
   }
 }
 
-describe("somebody", () => {
-  it("who floods the agents' port with what is no handshake gets back less than was sent, and ends no connection", onLinux, async () => {
+describe("a stranger", () => {
+  it("that floods the agents' port with invalid datagrams gets fewer bytes than it sends, and ends no connection", onLinux, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start();
     const { agents, clients } = pair.addresses;
@@ -221,7 +221,7 @@ describe("somebody", () => {
 });
 
 describe("an agent", () => {
-  it("whose first frame is too long, cut short, empty or no UTF-8 is refused, and others get in", () =>
+  it("whose first frame is too long, truncated, empty or not UTF-8 is refused, and others are accepted", () =>
     withNet(async (net) => {
       await using pair = await Pair.start();
       await using origin = await Origin.start();
@@ -252,7 +252,7 @@ describe("an agent", () => {
       await checkTunnel(clients, origin);
     }));
 
-  it("that fills its streams before it has said who it is finds that little of it is kept", onLinux, () =>
+  it("that fills its streams before it has authenticated occupies little memory", onLinux, () =>
     withNet(async (net) => {
       await using pair = await Pair.start();
       await using origin = await Origin.start();
@@ -271,7 +271,7 @@ describe("an agent", () => {
       await checkTunnel(clients, origin);
     }));
 
-  it("that opens a stream which agents do not open is closed with 422", () =>
+  it("that opens a stream of a kind that agents must not open is closed with 422", () =>
     withNet(async (net) => {
       await using pair = await Pair.start();
       for (const alpn of ALPN) {
@@ -288,7 +288,7 @@ describe("an agent", () => {
     { parameter: "initial_max_stream_data_bidi_remote", transport: { streamWindow: 0 } },
   ];
   for (const { parameter, transport } of withoutCredit) {
-    it(`whose QUIC stack has an ${parameter} of 0 is refused, and both sides are told why`, () =>
+    it(`whose QUIC stack has an ${parameter} of 0 is refused, and both sides log why`, () =>
       withNet(async (net) => {
         await using pair = await Pair.start();
         await using origin = await Origin.start();
@@ -309,7 +309,7 @@ describe("an agent", () => {
       }));
   }
 
-  it("with a token of 64 KiB, or one that is forged, of another role, or of no algorithm, is refused", () =>
+  it("with a token of 64 KiB, a forged one, or one with another role or the algorithm none, is refused", () =>
     withNet(async (net) => {
       await using site = await Site.create();
       const key = makeTokenKey();
@@ -347,7 +347,7 @@ describe("an agent", () => {
         assert.deepEqual([code, reason], [401, "authentication failed"], what);
       }
       await proxy.waitFor("agent refused", {}, Object.keys(wrong).length);
-      // the right one, and the same again: whoever has it is the agent, and the newest connection counts
+      // the right token, twice: it identifies the agent, and the newest connection replaces the older one
       const token = await key.sign({ role: "agent" });
       const show = async (instance: string) => {
         const connection = await connect(net, addresses.agents);
@@ -359,7 +359,7 @@ describe("an agent", () => {
       assert.equal((await first.closed).code, 409);
     }));
 
-  it("that never reads what it is asked costs its own clients their time-out, and nobody else", () =>
+  it("that never reads its requests delays its own clients up to the timeout, and no others", () =>
     withNet(async (net) => {
       await using pair = await Pair.start({ proxy: ["--agent-server.agent.dial-timeout=1s"] });
       await using origin = await Origin.start();
@@ -371,7 +371,7 @@ describe("an agent", () => {
       for (const answer of await Promise.all(waiting)) assertRefused(answer, 504, "http_response_timeout");
     }));
 
-  it("that answers with fields of its own making puts nothing into the answer but a member of Proxy-Status", () =>
+  it("that responds with fields of its own changes nothing in the response but a member of Proxy-Status", () =>
     withNet(async (net) => {
       await using pair = await Pair.start();
       const { agents, clients } = pair.addresses;
@@ -405,7 +405,7 @@ describe("an agent", () => {
       assert.equal(received[0]!.fields["proxy-status"], 'x;error=dns_error;details="\\"; error=none; forged=\\"1", reverse-http-proxy');
     }));
 
-  it("that says things about itself writes no line and no field into the log", () =>
+  it("cannot forge a line or a field in the log with its own description", () =>
     withNet(async (net) => {
       await using pair = await Pair.start();
       await using origin = await Origin.start();
@@ -416,7 +416,7 @@ describe("an agent", () => {
       for (const line of stderr.trimEnd().split("\n")) assert.ok(line.startsWith('{"@timestamp"') && JSON.parse(line), line);
     }));
 
-  it("that floods leaves another agent's tunnels alone", async () => {
+  it("that floods does not affect another agent's tunnels", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.tunnels-per-agent=100", "--agent-server.agent.dial-timeout=3s"] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -494,7 +494,7 @@ describe("a proxy", () => {
       }),
   );
 
-  it("that asks for what is no tunnel gets a refusal for each, and the agent goes on", () =>
+  it("that sends invalid requests gets a refusal for each, and the agent continues", () =>
     withAgent(["--agent-client.host-whitelist=127.0.0.1"], async (connection) => {
       await using origin = await Origin.start();
       const heads: [text: string, status: number][] = [

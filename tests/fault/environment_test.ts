@@ -1,5 +1,5 @@
-// What the programs stand on goes bad: disk, files, names, clock, store, and their own turn to run. With the compiled executables: what is lost,
-// and that all is well again by itself.
+// Faults of the environment: disk, files, name servers, clock, store and scheduling. With the compiled executables: what is lost, and that
+// everything recovers by itself.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
@@ -49,13 +49,13 @@ function startEcho(): Promise<Origin> {
   return Origin.start(echo);
 }
 
-/** A new tunnel that carries bytes. */
+/** Opens a tunnel and uses it. */
 async function useTunnel(clients: string, authority: string, options: Parameters<typeof openTunnel>[2] = {}): Promise<void> {
   using tunnel = await openTunnel(clients, authority, options);
   await check(tunnel);
 }
 
-/** Milliseconds until there is a tunnel that carries bytes. */
+/** Resolves with the milliseconds until a tunnel works. */
 async function untilTunnel(clients: string, authority: string, options: Parameters<typeof openTunnel>[2] = {}): Promise<number> {
   const start = performance.now();
   for (;;) {
@@ -64,12 +64,12 @@ async function untilTunnel(clients: string, authority: string, options: Paramete
   }
 }
 
-/** What a program has logged that is for people to look at. */
+/** The warnings and errors that a program has logged. */
 function complaints({ entries }: Program): LogEntry[] {
   return entries.filter(({ level }) => level === "WARN" || level === "ERROR");
 }
 
-/** A disk of its own; `using` takes it away again. */
+/** A small file system; `using` unmounts it. */
 class SmallDisk implements Disposable {
   readonly #folder = new Folder();
   readonly path = this.#folder.path;
@@ -95,7 +95,7 @@ describe("a disk that is full", () => {
     return addresses;
   }
 
-  it("takes log lines, and nothing else", onLinux, async () => {
+  it("loses log lines, and has no other effect", onLinux, async () => {
     await using site = await Site.create();
     await using origin = await startEcho();
     const { clients } = await startLoggingTo(site, "/dev/full");
@@ -103,7 +103,7 @@ describe("a disk that is full", () => {
     for (let i = 0; i < 50; i++) await useTunnel(clients, origin.authority);
   });
 
-  it("takes log lines until there is room again, says how many, and leaves no line that is half another", asRoot, async () => {
+  it("loses log lines until there is space again, and reports how many, without partial lines", asRoot, async () => {
     using disk = new SmallDisk("64k");
     await using site = await Site.create();
     await using origin = await startEcho();
@@ -129,7 +129,7 @@ describe("a disk that is full", () => {
     assert.ok(count > 0);
   });
 
-  it("takes the proxy's own certificate, which is made all the same, and said", asRoot, async () => {
+  it("prevents the storage of the proxy's certificate, which is created in memory with a warning", asRoot, async () => {
     using disk = new SmallDisk("4k");
     await using site = await Site.create();
     spawnSync("sh", ["-c", `cat /dev/zero > ${disk.path}/filler`]);
@@ -143,8 +143,8 @@ describe("a disk that is full", () => {
   });
 });
 
-describe("files that vanish, or turn to garbage, while the programs run", () => {
-  it("leave everything as it was, are spoken of once, and count again when they are back", PATIENT, async () => {
+describe("files that disappear or become invalid while the programs run", () => {
+  it("leave the previous settings in force, are logged once, and apply again when they are back", PATIENT, async () => {
     await using site = await Site.create();
     await using origin = await startEcho();
     const [key, members] = [makeTokenKey(), await site.authority.issue({ names: ["client"] })];
@@ -222,7 +222,7 @@ describe("files that vanish, or turn to garbage, while the programs run", () => 
       await sleep(1_500); // files are spoilt one by one, and keys of tokens are looked at every second
       const said = () => [proxy, agent].map((program) => complaints(program).length);
       const before = said();
-      await sleep(2_500); // whoever repeats itself has had time for it
+      await sleep(2_500); // time in which a repeated message would appear
       assert.deepEqual(said(), before, `${what}: ${proxy.said}${agent.said}`);
       await check(open);
       await useTunnel(String(clients), origin.authority, options);
@@ -252,7 +252,7 @@ describe("a proxy that datagrams do not reach", () => {
     "it does not run": [LOOPBACK_UP, "127.0.0.1:4242", /is the proxy running/],
   };
   for (const [cause, [setup, address, reason]] of Object.entries(causes)) {
-    it(`because ${cause} is explained while the agent goes on trying`, asRoot, async () => {
+    it(`because ${cause} is explained while the agent keeps trying`, asRoot, async () => {
       await using site = await Site.create();
       const args = site.agentArgs({ agents: address, clients: "" });
       const agent = site.start("/usr/bin/unshare", ["-n", "sh", "-c", `set -e; ${setup}; exec "$@"`, "sh", AGENT, ...args]);
@@ -263,7 +263,7 @@ describe("a proxy that datagrams do not reach", () => {
   }
 });
 
-describe("names that cannot be looked up", () => {
+describe("names that cannot be resolved", () => {
   it(
     "are refused in time, while tunnels and other destinations go on, and are found again when the name server answers",
     asRoot,
@@ -392,7 +392,7 @@ describe("a clock that jumps", () => {
   const timeOf = (entry: unknown) =>
     Date.parse(String(Object.values(entry as object).find((value) => /^\d{4}-\d\d-\d\dT/.test(String(value)))));
 
-  it("an hour on or back loses no tunnel, no agent and no entry of the store", withFaketime, async () => {
+  it("by an hour forward or back loses no tunnel, no agent and no entry of the store", withFaketime, async () => {
     await using site = await Site.create();
     await using cache = await StoreServer.start("memcached");
     await using origin = await startEcho();
@@ -429,7 +429,7 @@ describe("a clock that jumps", () => {
     assert.deepEqual([proxy, agent, lb].map((program) => complaints(program).length), said);
   });
 
-  it("an hour on ends what tokens that are over by then had opened, and takes them again when it is set back", withFaketime, async () => {
+  it("by an hour forward ends what then expired tokens have opened, and accepts them again when it is set back", withFaketime, async () => {
     await using site = await Site.create();
     await using origin = await startEcho();
     const { options, jump } = clock(site);
@@ -459,10 +459,10 @@ describe("a clock that jumps", () => {
 });
 
 const MANNERS: Record<Exclude<Manner, "good">, string> = {
-  garbage: "answers garbage",
-  endless: "answers without an end",
-  silent: "never answers",
-  half: "closes in the middle of its answers",
+  garbage: "sends garbage",
+  endless: "sends an endless reply",
+  silent: "never replies",
+  half: "closes within its replies",
 };
 
 async function suffer(manner: Manner): Promise<string> {
@@ -540,7 +540,7 @@ async function freeze({ what, ms }: Frozen): Promise<string> {
   const carried = await carrying;
   const idleLives = await check(idle).then(() => true, () => false);
   assert.deepEqual(speaking.violations, []);
-  // what came in time is not late, whoever was
+  // a request that arrived in time is not refused as late, whichever program was stopped
   assert.match(asked, ms < 10_000 ? /^HTTP\/1\.1 200$/ : /^HTTP\/1\.1 (200|50[234])$/);
   if (ms < 10_000) {
     assert.deepEqual([carried, idleLives, pair.agent.logged("not connected")], ["whole", true, []]);
@@ -553,7 +553,7 @@ async function freeze({ what, ms }: Frozen): Promise<string> {
   }, a new tunnel after ${tookMs} ms`;
 }
 
-/** What takes long, all at once, while the tests before run. */
+/** The slow tests, started together while the earlier ones run. */
 const begun = new Map<string, Promise<string>>();
 before(() => {
   for (const manner of Object.keys(MANNERS) as Manner[]) begun.set(manner, suffer(manner));
@@ -563,15 +563,15 @@ before(() => {
 
 describe("a store", () => {
   for (const [manner, words] of Object.entries(MANNERS)) {
-    it(`that ${words} harms nobody who is connected or known, is spoken of once, and is used again`, PATIENT, async () => {
+    it(`that ${words} affects no connected or known agent, is logged once, and is used again`, PATIENT, async () => {
       console.log(`a store that ${words}: ${await begun.get(manner)}`);
     });
   }
 });
 
-describe("a program that is stopped and goes on", () => {
+describe("a program that is stopped and continued", () => {
   for (const { what, ms } of FROZEN) {
-    const lost = ms < 10_000 ? "loses nothing" : "loses no more than its tunnels, which are reset, and is soon back";
+    const lost = ms < 10_000 ? "loses nothing" : "loses at most its tunnels, which are reset, and recovers soon";
     it(`${what} for ${ms / 1_000} s ${lost}`, PATIENT, async () => console.log(await begun.get(`${what} ${ms}`)));
   }
 });

@@ -1,4 +1,4 @@
-// The kernel has nothing left for what a running program asks of it, which strace makes up. With the compiled executables.
+// System calls of the compiled executables fail for lack of resources; strace injects the errors.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import process from "node:process";
@@ -7,10 +7,10 @@ import { eventually, Pair, Program, Site, storeArgs } from "../../testing/progra
 import { ask, assertRefused, connectHead, openTunnel, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
-/** So often a call fails, at least, until all is well again. */
+/** Minimum number of failures of a call before it works again. */
 const FAILURES = 5;
 
-/** Whether strace may attach to what it has not started. */
+/** Whether strace may attach to a process that it has not started. */
 async function canTrace(): Promise<boolean> {
   await using other = new Program("sleep", ["60"]);
   await using strace = new Program("strace", [`-p${other.pid}`]);
@@ -22,7 +22,7 @@ const withStrace = {
   skip: hasStrace && await canTrace() ? false : "there is no strace, or it may not attach (kernel.yama.ptrace_scope)",
 };
 
-describe("a kernel that has nothing left", () => {
+describe("a kernel without resources", () => {
   for (
     const [part, call, error, said] of [
       ["proxy", "accept4", "ENOBUFS", "No buffer space available"],
@@ -35,7 +35,7 @@ describe("a kernel that has nothing left", () => {
     ] as const
   ) {
     const telling = said === undefined ? "" : ", which is told once";
-    it(`answers ${call} of the ${part} with ${error}${telling}: clients wait, and tunnels go on`, withStrace, async () => {
+    it(`fails ${call} of the ${part} with ${error}${telling}: clients wait, and tunnels continue`, withStrace, async () => {
       await using pair = await Pair.start();
       await using origin = await Origin.start();
       const { clients } = pair.addresses;
@@ -58,7 +58,7 @@ describe("a kernel that has nothing left", () => {
   }
 
   for (const part of ["lb", "agent"] as const) {
-    it(`has no local port left for ${part}: 503 until it has one, and no agent is taken for gone`, withStrace, async () => {
+    it(`has no local port for ${part}: 503 until it has one, and no agent counts as disconnected`, withStrace, async () => {
       await using cache = await StoreServer.start("memcached");
       await using site = await Site.create();
       await using origin = await Origin.start();

@@ -1,4 +1,4 @@
-// Every limit at the compiled executables: what is above it is answered, counted, logged once, and what is below goes on.
+// Every limit of the compiled executables: excess is refused, counted and logged once, and the rest is served.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -13,7 +13,7 @@ const SERVED = "--admin.listen-address=:0";
 const NOBODY_EXEMPT = "--limits.exempt-addresses=none";
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux has all of 127.0.0.0/8, and shows what a process takes" };
 
-/** How often a limit was hit. */
+/** The number of rejections by a limit. */
 async function hits(program: Program, limit: string): Promise<number> {
   const { admin } = await program.waitFor("listening");
   const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -26,7 +26,7 @@ function assertLimited(answer: Answer): void {
   assert.match(answer.fields["retry-after"] ?? "", /^[1-9][0-9]*$/);
 }
 
-/** A tunnel, asked for again and again until it is let in: what was ended before may still be on its way. */
+/** Opens a tunnel, repeatedly until it is accepted: the end of an earlier one may still be under way. */
 async function untilTunnel(clients: string, authority: string, id?: string): Promise<Wire> {
   for (;;) {
     const wire = await openTunnel(clients, authority, { id }).catch(() => undefined);
@@ -44,7 +44,7 @@ describe("the limit on", () => {
       ["tunnels-per-client", ["4712"]],
     ] as [string, string[]][]
   ) {
-    it(`${limit} refuses one more, ${others.length > 0 ? "leaves other agents alone, " : ""}and lets the next in when one has ended`, async () => {
+    it(`${limit} refuses one more, ${others.length > 0 ? "does not affect other agents, " : ""}and accepts the next when one has ended`, async () => {
       await using pair = await Pair.start({ proxy: [`--limits.${limit}=2`, SERVED] });
       await using origin = await Origin.start();
       const { clients } = pair.addresses;
@@ -65,7 +65,7 @@ describe("the limit on", () => {
     });
   }
 
-  it("connections of one address counts that address alone", onLinux, async () => {
+  it("connections of one address counts only that address", onLinux, async () => {
     await using pair = await Pair.start({ proxy: ["--limits.connections-per-address=1", NOBODY_EXEMPT, SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -75,7 +75,7 @@ describe("the limit on", () => {
     assert.equal(await hits(pair.proxy, "connections-per-address"), 1);
   });
 
-  it("connections holds at a load balancer too", async () => {
+  it("connections applies to a load balancer too", async () => {
     await using cache = await StoreServer.start("memcached");
     await using site = await Site.create();
     await using origin = await Origin.start();
@@ -88,7 +88,7 @@ describe("the limit on", () => {
   });
 
   for (const [limit, args] of [["tunnel-rate-per-client", []], ["tunnel-rate-per-address", [NOBODY_EXEMPT]]] as [string, string[]][]) {
-    it(`${limit} lets a burst through and tells the rest to come again`, onLinux, async () => {
+    it(`${limit} allows a burst and tells the rest to retry`, onLinux, async () => {
       await using pair = await Pair.start({ proxy: [`--limits.${limit}=1`, "--limits.tunnel-burst=60s", ...args, SERVED] });
       const { clients } = pair.addresses;
       const answers: Answer[] = [];
@@ -103,7 +103,7 @@ describe("the limit on", () => {
     });
   }
 
-  it("failed authentications locks the address out, right credentials and all, and no other address", onLinux, async () => {
+  it("failed authentications locks the address out, even with right credentials, and no other address", onLinux, async () => {
     await using site = await Site.create();
     const key = makeTokenKey();
     const { proxy, addresses: { clients } } = await site.startProxy([
@@ -134,26 +134,30 @@ describe("the limit on", () => {
     assertRefused(answer, 502, "destination_unavailable");
   });
 
-  it("failed authentications locks out who guesses beside a right password, and not who repeats one wrong", onLinux, async () => {
-    await using site = await Site.create();
-    const key = makeTokenKey();
-    const { addresses: { clients } } = await site.startProxy([
-      "--auth.type=jwt",
-      `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
-      NOBODY_EXEMPT,
-    ]);
-    const password = await key.sign();
-    const head = (with_: string) => connectHead("127.0.0.1:1", AGENT_ID, with_);
-    for (let i = 0; i < 100; i++) assertRefused(await ask(clients, head("wrong-0000")), 407, "http_request_denied");
-    assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
-    const statuses: number[] = [];
-    for (let i = 0; i < 50; i++) {
-      statuses.push((await ask(clients, head(`guess ${i}`), "127.0.0.2")).status);
-      await ask(clients, head(password), "127.0.0.2");
-    }
-    assert.ok(statuses.filter((status) => status === 407).length <= 13, statuses.join());
-    assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
-  });
+  it(
+    "failed authentications locks out an address that guesses, even with successes in between, but not one that repeats one wrong password",
+    onLinux,
+    async () => {
+      await using site = await Site.create();
+      const key = makeTokenKey();
+      const { addresses: { clients } } = await site.startProxy([
+        "--auth.type=jwt",
+        `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+        NOBODY_EXEMPT,
+      ]);
+      const password = await key.sign();
+      const head = (with_: string) => connectHead("127.0.0.1:1", AGENT_ID, with_);
+      for (let i = 0; i < 100; i++) assertRefused(await ask(clients, head("wrong-0000")), 407, "http_request_denied");
+      assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
+      const statuses: number[] = [];
+      for (let i = 0; i < 50; i++) {
+        statuses.push((await ask(clients, head(`guess ${i}`), "127.0.0.2")).status);
+        await ask(clients, head(password), "127.0.0.2");
+      }
+      assert.ok(statuses.filter((status) => status === 407).length <= 13, statuses.join());
+      assertRefused(await ask(clients, head(password)), 502, "destination_unavailable");
+    },
+  );
 
   it("failed authentications of agents locks their address out", onLinux, async () => {
     await using site = await Site.create();
@@ -177,7 +181,7 @@ describe("the limit on", () => {
     await right.waitFor("connected"); // once it is over
   });
 
-  it("agents refuses one more, which gets in when another is gone", async () => {
+  it("agents refuses one more, which is accepted when another has gone", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy(["--limits.agents=1", SERVED]);
     const first = await site.startAgent(addresses);
@@ -189,7 +193,7 @@ describe("the limit on", () => {
     await second.waitFor("connected");
   });
 
-  it("agents of one address counts that address alone", async () => {
+  it("agents of one address counts only that address", async () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy(["--limits.agents-per-address=1", NOBODY_EXEMPT]);
     await site.startAgent(addresses);
@@ -197,7 +201,7 @@ describe("the limit on", () => {
     await proxy.waitFor("limit reached", { limit: "agents-per-address", address: "127.0.0.1" });
   });
 
-  it("tunnels of an agent is the client's to hear", async () => {
+  it("tunnels of an agent is reported to the client", async () => {
     await using pair = await Pair.start({ agent: ["--limits.tunnels=1", SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -208,7 +212,7 @@ describe("the limit on", () => {
     using _second = await untilTunnel(clients, origin.authority);
   });
 
-  it("memory refuses new tunnels, and leaves those that there are", onLinux, async () => {
+  it("memory refuses new tunnels, and keeps open ones", onLinux, async () => {
     await using pair = await Pair.start({ proxy: ["--limits.memory-watermark=1MiB", SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -225,7 +229,7 @@ describe("the limit on", () => {
     }
   });
 
-  it("heads answers the oldest, which makes room for those that complete theirs", async () => {
+  it("pending requests refuses the oldest, so that complete ones are served", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.pending-requests=10", SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -245,8 +249,8 @@ describe("the limit on", () => {
   });
 });
 
-describe("the limit on heads of one address", () => {
-  it("answers the oldest of that address, and leaves those of others", onLinux, async () => {
+describe("the limit on pending requests of one address", () => {
+  it("refuses the oldest of that address, and none of others", onLinux, async () => {
     await using pair = await Pair.start({ proxy: ["--limits.pending-requests-per-address=5", NOBODY_EXEMPT, SERVED] });
     await using origin = await Origin.start();
     const { clients } = pair.addresses;
@@ -284,7 +288,7 @@ describe("a bandwidth", () => {
     assert.equal((await client.readAll()).length, bytes);
   }
 
-  it("of a client is shared by its tunnels, and another's is its own", async () => {
+  it("of a client is shared by its tunnels, and not with other clients", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.bandwidth-per-client=1MiB"] });
     await pair.site.startAgent(pair.addresses, [], "4712");
     const { clients } = pair.addresses;
@@ -299,7 +303,7 @@ describe("a bandwidth", () => {
   });
 
   for (const [part, option] of [["proxy", "bandwidth-per-tunnel"], ["proxy", "bandwidth-per-agent"], ["agent", "bandwidth"]] as const) {
-    it(`of the ${part} by --limits.${option} is that of both directions together`, async () => {
+    it(`of the ${part} by --limits.${option} applies to both directions together`, async () => {
       await using pair = await Pair.start({ [part]: [`--limits.${option}=512KiB`] });
       await using origin = await Origin.start();
       using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -313,7 +317,7 @@ describe("a bandwidth", () => {
     });
   }
 
-  it("holds for plain HTTP requests", async () => {
+  it("applies to plain HTTP requests", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.bandwidth-per-client=512KiB"] });
     await using origin = await Origin.start(async (wire) => {
       await wire.readUntil("\r\n\r\n");
@@ -327,7 +331,7 @@ describe("a bandwidth", () => {
   });
 });
 
-describe("the life of a tunnel", () => {
+describe("the duration of a tunnel", () => {
   for (const part of ["proxy", "agent"] as const) {
     for (
       const [option, reason] of [["tunnel-max-duration", /maximum duration/], [
@@ -349,7 +353,7 @@ describe("the life of a tunnel", () => {
   }
 
   for (const [option, status] of [["tunnel-max-duration", 503], ["tunnel-idle-timeout", 504]] as const) {
-    it(`answers a plain HTTP request that has no response yet with ${status} after --limits.${option}`, async () => {
+    it(`ends a plain HTTP request without a response with ${status} after --limits.${option}`, async () => {
       await using pair = await Pair.start({ proxy: [`--limits.${option}=1s`, SERVED] });
       await using origin = await Origin.start();
       const answer = await ask(pair.addresses.clients, `GET http://${origin.authority}/ HTTP/1.1\r\n${credentials()}\r\n`);
@@ -358,7 +362,7 @@ describe("the life of a tunnel", () => {
     });
   }
 
-  it("goes on while either side sends", async () => {
+  it("continues while either side sends", async () => {
     await using pair = await Pair.start({ proxy: ["--limits.tunnel-idle-timeout=1s"] });
     await using origin = await Origin.start();
     using client = await openTunnel(pair.addresses.clients, origin.authority);
@@ -374,7 +378,7 @@ describe("the life of a tunnel", () => {
 });
 
 describe("a process with few descriptors", () => {
-  it("refuses clients before it has none left, and serves again when they are gone", onLinux, async () => {
+  it("refuses clients before the descriptors are exhausted, and serves again when they have gone", onLinux, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const args = [...site.proxyArgs(), SERVED, "--limits.tunnels-per-agent=0", "--limits.tunnels-per-client=0"];
@@ -406,7 +410,7 @@ describe("a process with few descriptors", () => {
     using _tunnel = await untilTunnel(clients, origin.authority);
   });
 
-  it("leaves room for other addresses, other clients and other heads, and says at the start how many there are", onLinux, async () => {
+  it("reserves some for other addresses, clients and requests, and logs the numbers at the start", onLinux, async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
     const args = [...site.proxyArgs(), SERVED, NOBODY_EXEMPT];
@@ -427,7 +431,7 @@ describe("a process with few descriptors", () => {
     }
   });
 
-  it("takes as many as it is allowed to", onLinux, async () => {
+  it("raises its soft limit to the hard limit", onLinux, async () => {
     await using site = await Site.create();
     const proxy = site.start("/bin/sh", ["-c", 'ulimit -Sn 128; ulimit -Hn 1000; exec "$0" "$@"', PROXY, ...site.proxyArgs()]);
     await proxy.waitFor("listening");
@@ -435,7 +439,7 @@ describe("a process with few descriptors", () => {
   });
 
   for (const part of ["proxy", "agent"] as const) {
-    it(`goes on as ${part} when it has none left, and serves again when it has`, onLinux, async () => {
+    it(`continues as ${part} without descriptors, and serves again when it has some`, onLinux, async () => {
       await using pair = await Pair.start();
       await using origin = await Origin.start();
       const { clients } = pair.addresses;

@@ -1,5 +1,5 @@
-// The network between a proxy and an agent goes bad, with the compiled executables and a relay of UDP between them: what arrives, what is lost,
-// how soon all is well again, and that nothing is left of it.
+// A bad network between a proxy and an agent, with the compiled executables and a UDP relay between them: what arrives, what is lost, how
+// soon everything recovers, and that nothing remains.
 import assert from "node:assert/strict";
 import process from "node:process";
 import { before, describe, it } from "node:test";
@@ -11,11 +11,11 @@ import { type Plan, speakAsClient, SpeakingOrigin } from "../../testing/streams.
 import { UdpRelay, type Weather } from "../../testing/udp_relay.ts";
 
 const MIB = 1 << 20;
-/** An agent is to be back two seconds after the network at the latest; this allows for a machine that is busy. */
+/** An agent must reconnect within two seconds after the network is back; this allows for a busy machine. */
 const BACK_WITHIN_MS = 4_000;
-/** The network is made here, whatever runs the executables: where its datagrams take long, and 64 KiB of memory each, it is another one. */
+/** This process relays the datagrams, whichever runtime the executables have. In Deno each is slow and takes 64 KiB of memory. */
 const SLOW = process.versions.deno !== undefined && "a network made of Deno's UDP sockets is too slow; Bun runs these tests";
-/** Longer than cuts and what follows them. */
+/** Longer than the cuts and the recovery from them. */
 const PATIENT = { timeout: 120_000, skip: SLOW };
 
 async function echo(wire: Wire): Promise<void> {
@@ -23,14 +23,14 @@ async function echo(wire: Wire): Promise<void> {
   wire.finish();
 }
 
-/** A figure of those that the program serves. */
+/** A metric of a program. */
 async function figure(program: Program, name: string): Promise<number> {
   const { admin } = await program.waitFor("listening");
   const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
   return Number(body.split("\n").find((line) => line.startsWith(`${name} `))?.split(" ")[1]);
 }
 
-/** A proxy, an agent, the network between them, and what can be reached. */
+/** A proxy, an agent, the network between them, and destinations. */
 class Link implements AsyncDisposable {
   #seed = 0;
   #before: number[] = [];
@@ -114,7 +114,7 @@ class Link implements AsyncDisposable {
   }
 }
 
-/** Milliseconds, and the direction where it is one alone. */
+/** Duration in milliseconds, and the direction if it is only one. */
 type Cut = readonly [ms: number, direction?: "toServer" | "toClient"];
 const SHORT = { "5 s": [5_000], "5 s towards the proxy": [5_000, "toServer"], "5 s towards the agent": [5_000, "toClient"] } as const;
 const LONG = {
@@ -131,7 +131,7 @@ async function cut({ relay }: Link, [ms, direction]: Cut): Promise<void> {
   relay.clear();
 }
 
-/** Through a cut that QUIC survives. */
+/** Tests a cut that QUIC survives. */
 async function survive(wanted: Cut): Promise<string> {
   await using link = await Link.start();
   using idle = await link.open();
@@ -152,7 +152,7 @@ async function survive(wanted: Cut): Promise<string> {
   return `bytes flow after ${tookMs} ms`;
 }
 
-/** Through a cut that is too long for that. */
+/** Tests a cut that is too long for that. */
 async function comeBack(wanted: Cut): Promise<string> {
   await using link = await Link.start();
   const tunnels = [await link.open(), await link.open()];
@@ -164,7 +164,7 @@ async function comeBack(wanted: Cut): Promise<string> {
   return `back after ${tookMs} ms`;
 }
 
-/** All of them at once, while the tests before them run. */
+/** All of them, started together while the earlier tests run. */
 const cuts = new Map<string, Promise<string>>();
 before(() => {
   if (SLOW) return;
@@ -204,7 +204,7 @@ describe("a tunnel's bytes arrive as they were sent through a network that", () 
 });
 
 describe("a network that", () => {
-  it("changes the agent's port again and again loses no tunnel, in use or idle", PATIENT, async () => {
+  it("changes the agent's port repeatedly loses no tunnel, active or idle", PATIENT, async () => {
     await using link = await Link.start({ delay: 5 });
     using idle = await link.open();
     let over = false;
@@ -230,7 +230,7 @@ describe("a network that", () => {
     await link.assertClean();
   });
 
-  it("takes smaller packets from one moment to the next loses no tunnel", PATIENT, async () => {
+  it("suddenly accepts only smaller packets loses no tunnel", PATIENT, async () => {
     await using link = await Link.start({ delay: 2 });
     using idle = await link.open();
     await link.carry({ up: 4 * MIB, down: 4 * MIB }); // until the engine sends large ones
@@ -259,6 +259,6 @@ describe("a cut of the network", () => {
   const report = async (name: string) => console.log(`a cut of ${name}: ${await cuts.get(name)}`);
   for (const name of Object.keys(SHORT)) it(`of ${name} cuts no tunnel`, PATIENT, () => report(name));
   for (const name of Object.keys(LONG)) {
-    it(`of ${name} ends tunnels with a reset, and the agent is back within seconds of its end`, PATIENT, () => report(name));
+    it(`of ${name} ends tunnels with a reset, and the agent reconnects within seconds after it`, PATIENT, () => report(name));
   }
 });

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { soak, summarize } from "../soak/soak.ts";
 
 describe("an installation under mixed load", () => {
-  it("loses nothing but what each fault may cost, not one byte is wrong, and nothing is left of it", { timeout: 180_000 }, async () => {
+  it("has only the losses that each fault declares, no wrong byte, and nothing left at the end", { timeout: 180_000 }, async () => {
     const report = await soak({ ms: 16_000, least: 3, share: 0.25, seed: 9, log: () => {} });
     console.log(summarize(report));
     assert.deepEqual(report.violations, []);

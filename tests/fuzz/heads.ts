@@ -1,5 +1,5 @@
-// Request heads made by mutating good ones, the front that decides on them, and a second opinion on what it did. Shared by the short run
-// among the tests and the long one.
+// Requests made by mutating valid ones, the frontend that parses them, and a second parser that judges the result. Used by the short run
+// among the tests and by the long one.
 import type fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -16,7 +16,7 @@ const AGENT_ID = "4711";
 const AUTH = `Proxy-Authorization: Basic ${btoa(`${AGENT_ID}:secret`)}\r\n`;
 const ALLOWED = ["localhost", "127.0.0.1:1-1000", "*.example.com", "[::1]"];
 
-/** Taken as they are. */
+/** Valid header sections. */
 export const GOOD = [
   `CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n${AUTH}\r\n`,
   `CONNECT a.example.com:80 HTTP/1.0\r\n${AUTH}User-Agent: fuzz/1.0 (x; y)\r\nProxy-Connection: keep-alive\r\n\r\n`,
@@ -91,10 +91,10 @@ const PIECES = [
   ],
 ];
 
-/** A good head, mutated some times or never. */
+/** A valid header section, possibly mutated. */
 export const heads: fc.Arbitrary<string> = mutations(GOOD, PIECES);
 
-/** What came of one head. */
+/** The result of one request. */
 interface Outcome {
   head: string;
   /** Written to the client. */
@@ -109,12 +109,12 @@ interface Outcome {
   logged?: LogFields;
 }
 
-/** What the client sends behind its head. */
+/** The bytes that the client sends after its header section. */
 const BEHIND = "abcGET /behind HTTP/1.1\r\n\r\n";
 
 const text = (data: Uint8Array) => Buffer.from(data).toString("latin1");
 
-/** A client that finishes behind what it has sent already. */
+/** A client that finishes after its bytes. */
 class FakeClient implements Duplex {
   #given = [BEHIND];
   constructor(readonly outcome: Outcome, readonly remote: string) {}
@@ -137,7 +137,7 @@ class FakeClient implements Duplex {
   close(): void {}
 }
 
-/** The destination's end of a way: answers whatever it is sent. */
+/** The destination's end of a tunnel, which responds to anything. */
 class FakeOrigin implements Duplex {
   readonly remote = "agent";
   #given = ["HTTP/1.1 204 No Content\r\nX: y\r\n\r\n"];
@@ -163,7 +163,7 @@ class FakeOrigin implements Duplex {
   close(): void {}
 }
 
-/** The real front, with nothing but this around it. */
+/** The real frontend in a test environment. */
 export class FuzzedFront {
   readonly #front: Frontend;
   #deliver: (batch: Incoming[] | null) => void = () => {};
@@ -244,7 +244,7 @@ export class FuzzedFront {
   }
 }
 
-/** The second opinion on where a target leads; it takes the target for well-formed. */
+/** The destination of a well-formed target, according to the second parser. */
 function destinationOf(target: string): [host: string, port: number] {
   const [scheme] = /^(http|ws):\/\//i.exec(target) ?? [];
   const isAbsolute = scheme !== undefined;
@@ -264,7 +264,7 @@ const HEAD = new RegExp(
   `^(${TOKEN}) ([\\x21-\\x7e]+) HTTP/1\\.([01])\\r\\n((?:${TOKEN}:[\\t\\x20-\\x7e\\x80-\\xff]*\\r\\n){0,100})\\r\\n$`,
 );
 
-/** What is wrong; `undefined` for nothing. */
+/** Why the result is wrong; `undefined` if it is right. */
 function judge(outcome: Outcome): string | undefined {
   const { answer, tunnel, forwarded, logged } = outcome;
   if (tunnel || forwarded !== "") return judgeTaken(outcome);
@@ -277,7 +277,7 @@ function judge(outcome: Outcome): string | undefined {
   return undefined;
 }
 
-/** Whether a head that was taken should have been, and led where it says. */
+/** Why an accepted request should not have been accepted, or had the wrong destination. */
 function judgeTaken({ head, answer, dialled, tunnel, forwarded, reset }: Outcome): string | undefined {
   const [, method, target, version, block] = HEAD.exec(head) ?? [];
   if (method === undefined || !dialled) return "a head was taken that RFC 9112 does not allow";
@@ -291,7 +291,7 @@ function judgeTaken({ head, answer, dialled, tunnel, forwarded, reset }: Outcome
   if (Buffer.from(basic, "base64").toString().split(":")[0] !== dialled.agentId) return "taken for another agent";
   const [host, port] = destinationOf(target!);
   if (dialled.destination.host !== host || dialled.destination.port !== port) return "led elsewhere";
-  if (!isAllowed(host, port)) return "led to where nobody may go";
+  if (!isAllowed(host, port)) return "reached a forbidden destination";
   const [lengths, codings] = [valuesOf("content-length"), valuesOf("transfer-encoding")];
   if (lengths.length + codings.length > 1 || valuesOf("host").length > 1) return "ambiguous, and taken";
   if (lengths.some((length) => !/^[0-9]+$/.test(length)) || codings.some((coding) => !/^chunked$/i.test(coding))) {

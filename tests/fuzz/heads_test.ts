@@ -1,11 +1,11 @@
-// A short run of what `deno task fuzz` does at length, from a fixed seed; and every byte in every place of good heads.
+// A short run of the fuzzer of `deno task fuzz` with a fixed seed, and every byte in every position of valid requests.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { FuzzedFront, GOOD, heads } from "./heads.ts";
 
-describe("front", () => {
-  it("decides on every mutated head as it should", async () => {
+describe("frontend", () => {
+  it("decides correctly on every mutated request", async () => {
     const front = new FuzzedFront();
     const batches = fc.array(heads, { minLength: 100, maxLength: 100 });
     await fc.assert(fc.asyncProperty(batches, (batch) => front.check(batch)), { seed: 9112, numRuns: 500 });
@@ -14,7 +14,7 @@ describe("front", () => {
     for (const count of Object.values(front.counts)) assert.ok(count > 500, JSON.stringify(front.counts));
   });
 
-  it("decides as it should on good heads with any byte replaced, added or missing", async () => {
+  it("decides correctly on valid requests with any byte replaced, added or removed", async () => {
     const front = new FuzzedFront();
     for (const good of [GOOD[0]!, GOOD[5]!]) {
       for (let at = 0; at <= good.length; at++) {

@@ -1,5 +1,5 @@
-// A running proxy with a well-behaved agent, and hostile agents that speak real QUIC to it. Whatever these say, the proxy lives, stays
-// small, answers clients as it should, serves the other agent, and lets go of everything in the end.
+// A running proxy with a well-behaved agent, and hostile agents that use real QUIC. Whatever these send, the proxy survives, stays small,
+// responds correctly to clients, serves the other agent, and releases everything at the end.
 import process from "node:process";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
 import type { AgentSession, Duplex, Net } from "../../shared/net/types.ts";
@@ -9,11 +9,11 @@ import { ANSWER } from "./heads.ts";
 import { drain, endsWithin, play, tolerant, Watch, within } from "./link.ts";
 import { type AgentScript, HOSTILE_IDS } from "./scripts.ts";
 
-/** How long a hostile agent goes on after its last word, in milliseconds. */
+/** Time in milliseconds that a hostile agent stays connected after its last bytes. */
 const LINGER_MS = 60;
-/** How long it waits for the proxy's word. */
+/** Time that it waits for the proxy's response. */
 const WELCOME_MS = 500;
-/** The proxy's patience with who does not say who it is is 3 s, and as much again with a hello. */
+/** The proxy waits 3 s for the credentials, and another 3 s for the hello. */
 const PATIENCE_MS = 15_000;
 const STATUSES = new Set([400, 403, 502, 503, 504]);
 
@@ -117,7 +117,7 @@ function descriptorsOf({ proxy }: Pair): number {
   return process.platform === "linux" ? openDescriptors(proxy.pid) : 0;
 }
 
-/** Until the end of the connection, in good order or not. */
+/** Resolves at the end of the connection, clean or not. */
 async function readToEnd(wire: Wire): Promise<string> {
   let text = "";
   try {
@@ -128,7 +128,7 @@ async function readToEnd(wire: Wire): Promise<string> {
   return text;
 }
 
-/** Sends back what comes. */
+/** Echoes received bytes. */
 export async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);
   wire.finish();

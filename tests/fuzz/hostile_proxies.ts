@@ -1,5 +1,5 @@
-// A running agent that is connected to a well-behaved proxy, and to hostile ones that speak real QUIC to it. Whatever these say, the agent
-// lives, stays small, answers as it should, serves the other proxy, reaches nothing but what it may, and stops in good order.
+// A running agent that is connected to a well-behaved proxy, and to hostile ones that use real QUIC. Whatever these send, the agent
+// survives, stays small, responds correctly, serves the other proxy, connects only to allowed destinations, and stops cleanly.
 import assert from "node:assert/strict";
 import { encodeHead, parseResponseHead } from "../../shared/http/head.ts";
 import { agentTransport, ALPN } from "../../shared/link/link.ts";
@@ -12,7 +12,7 @@ import { drain, endsWithin, play, tolerant, Watch, within } from "./link.ts";
 import type { ProxyScript } from "./scripts.ts";
 
 const VICTIM = "victim";
-/** Hostile proxies at a time. */
+/** Number of concurrent hostile proxies. */
 const PROXIES = 12;
 const PATIENCE_MS = 30_000;
 const LINGER_MS = 60;

@@ -1,4 +1,4 @@
-// Plays the scripts of hostile ends at streams of real QUIC connections. What has to hold meanwhile is for those who call it.
+// Plays the scripts of hostile peers on streams of real QUIC connections. The callers check the effects.
 import { within } from "../conformance/support.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, Duplex } from "../../shared/net/types.ts";
@@ -7,10 +7,10 @@ import { residentMiB } from "../../testing/programs.ts";
 import { parts } from "./mutations.ts";
 import type { Writing } from "./scripts.ts";
 
-/** What a process may grow by, in MiB: windows of some tunnels, and what a collector of garbage leaves lying. */
+/** Tolerated growth of a process in MiB: windows of some tunnels, and uncollected garbage. */
 const MAX_GROWTH_MIB = 300;
 
-/** Whatever the network says to a hostile end is right. Anything else is a fault of the fuzzer. */
+/** Ignores errors of the network, which are all legitimate for a hostile peer. Any other error is a fault of the fuzzer. */
 export async function tolerant<T>(promise: Promise<T>): Promise<T | undefined> {
   try {
     return await promise;
@@ -20,7 +20,7 @@ export async function tolerant<T>(promise: Promise<T>): Promise<T | undefined> {
   }
 }
 
-/** Writes what is to be written, and leaves the stream as it is to be left. */
+/** Writes the script's bytes, and ends the stream as the script says. */
 export async function play(stream: Duplex, { bytes, cuts, end, code }: Writing): Promise<void> {
   for (const part of parts(bytes, cuts)) {
     if (await tolerant(stream.write(part).then(() => true)) === undefined) break;
@@ -39,7 +39,7 @@ export async function play(stream: Duplex, { bytes, cuts, end, code }: Writing):
   }
 }
 
-/** All that comes, up to `most` bytes, until the other end has finished, has reset the stream, or is silent for `ms` milliseconds. */
+/** Reads up to `most` bytes, until the peer finishes, resets the stream, or is silent for `ms` milliseconds. */
 export async function drain(stream: Duplex, ms: number, most = 1 << 16): Promise<string> {
   const silence = Symbol();
   let text = "";
@@ -54,7 +54,7 @@ export async function drain(stream: Duplex, ms: number, most = 1 << 16): Promise
   return text;
 }
 
-/** Whether the far side has ended it after so many milliseconds. */
+/** Whether the peer has ended it within `ms` milliseconds. */
 export async function endsWithin(connection: AgentSession, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<false>((resolve) => timer = setTimeout(() => resolve(false), ms));
@@ -63,7 +63,7 @@ export async function endsWithin(connection: AgentSession, ms: number): Promise<
   return ended;
 }
 
-/** A process that is attacked: it lives, has grown little, and has met nothing that it calls an error. */
+/** Checks an attacked process: it is alive, has grown little, and has logged no error. */
 export class Watch {
   readonly #before: number | undefined;
   #ended = false;

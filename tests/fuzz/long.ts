@@ -1,5 +1,5 @@
-// Long runs of everything here: `deno task fuzz`. `--only=heads,properties,proxy,agent,rust` for some of it, `--heads=N` for how many heads
-// (default 10 million), `--minutes=N` for how long each of the others (default 10), `--seed=N` to repeat a run.
+// Long runs of all fuzzers: `deno task fuzz`. `--only=heads,properties,proxy,agent,rust` selects some, `--heads=N` sets the number of heads
+// (default 10 million), `--minutes=N` the time for each of the others (default 10), `--seed=N` repeats a run.
 import fc from "fast-check";
 import process from "node:process";
 import { FuzzedFront, heads } from "./heads.ts";
@@ -41,7 +41,7 @@ async function fuzzHeads(): Promise<void> {
   await front.close();
 }
 
-/** Rounds, numbered, until the time is over. */
+/** Numbered rounds until the time is over. */
 async function rounds(round: (n: number) => Promise<string>): Promise<void> {
   const started = performance.now();
   const seconds = () => (performance.now() - started) / 1_000;
@@ -62,7 +62,7 @@ async function fuzzProperties(): Promise<void> {
   });
 }
 
-/** Processes are started anew in each round: what one leaves behind is seen at its end. */
+/** Each round starts new processes, so that leaks are detected at its end. */
 async function fuzzProxy(): Promise<void> {
   const batches = fc.array(agentScript, { minLength: 16, maxLength: 16 });
   await rounds(async (n) => {

@@ -1,4 +1,4 @@
-// Texts and bytes made by mutating good ones, for every fuzzer here. It knows nothing of what they mean.
+// Mutations of valid texts and bytes for all fuzzers, independent of their meaning.
 import fc from "fast-check";
 
 type Edit = [kind: number, at: number, length: number, piece: number];
@@ -30,7 +30,7 @@ function apply(text: string, [kind, at, length, piece]: Edit, pieces: readonly s
   }
 }
 
-/** One of `good`, one character a byte, mutated with `pieces` up to four times or never. */
+/** One of `good`, one character per byte, mutated with `pieces` up to four times. */
 export function mutations(good: readonly string[], pieces: readonly string[]): fc.Arbitrary<string> {
   const edit = fc.tuple(fc.nat(6), fc.nat(400), fc.nat(3), fc.nat(pieces.length - 1)) as fc.Arbitrary<Edit>;
   return fc.tuple(fc.nat(good.length - 1), fc.array(edit, { maxLength: 4, size: "max" })).map(([chosen, edits]) =>
@@ -38,7 +38,7 @@ export function mutations(good: readonly string[], pieces: readonly string[]): f
   );
 }
 
-/** `bytes` in parts that are cut where it hurts: some at every byte, most at a few. */
+/** `bytes` in parts: sometimes split at every byte, mostly at a few. */
 export function parts(bytes: Uint8Array, cuts: readonly number[]): Uint8Array[] {
   const at = [...new Set(cuts.map((cut) => cut % (bytes.length + 1)))].sort((a, b) => a - b);
   return [0, ...at].map((start, i) => bytes.subarray(start, at[i] ?? bytes.length)).filter((part) => part.length > 0);

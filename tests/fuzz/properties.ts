@@ -1,5 +1,5 @@
-// What holds for whatever comes: frames, messages, addresses, allow-lists, configuration, PEM, tokens and durations. Shared by the short run
-// among the tests and the long one.
+// Properties that hold for any input: frames, messages, addresses, allow-lists, configuration, PEM, tokens and durations. Used by the short
+// run among the tests and by the long one.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
@@ -22,10 +22,10 @@ import { makeTokenKey } from "../../testing/tokens.ts";
 import { mutations, parts } from "./mutations.ts";
 import { payload } from "./scripts.ts";
 
-/** In what is said of a stranger's bytes, for they must not fill logs and close frames. */
+/** Maximum length of messages about a peer's bytes, which must not fill logs and close frames. */
 const LONGEST_SENTENCE = 600;
 
-/** The result, or the error, which is one of `kinds`; about a stranger's bytes it is short. */
+/** The result, or the error, which must be one of `kinds` and, about a peer's bytes, short. */
 function outcome<T>(run: () => T, ...kinds: (new (...args: never[]) => Error)[]): T | Error {
   try {
     return run();
@@ -46,7 +46,7 @@ function expected(error: unknown, kinds: readonly (new (...args: never[]) => Err
 const cuts = fc.array(fc.nat(300), { maxLength: 8 });
 const bytes = fc.uint8Array({ maxLength: 120 });
 
-/** Hands out `all` piece by piece. */
+/** Returns `all` in parts. */
 function streamOf(all: Uint8Array, cuts: readonly number[]) {
   const left = parts(all, cuts);
   return { read: () => Promise.resolve(left.shift() ?? null) };
@@ -62,7 +62,7 @@ async function framesOf(all: Uint8Array, cuts: readonly number[], limit: number)
   }
 }
 
-// ---- addresses, as they are understood here: by their bits
+// ---- addresses, compared by their bits
 
 interface Ip {
   readonly bits: bigint;
@@ -71,7 +71,7 @@ interface Ip {
 
 const ipv4 = fc.nat(2 ** 32 - 1).map((n): Ip => ({ bits: BigInt(n), length: 32 }));
 const ipv6 = fc.bigInt({ min: 0n, max: 2n ** 128n - 1n }).map((bits): Ip => ({ bits, length: 128 }));
-/** Few enough to meet each other. */
+/** Few values, so that they match each other. */
 const near = fc.constantFrom(0x7f000001n, 0x7f000002n, 0x7f800001n, 0x0a000001n).map((bits): Ip => ({ bits, length: 32 }));
 const mapped = near.map(({ bits }): Ip => ({ bits: 0xffff_0000_0000n | bits, length: 128 }));
 const near6 = fc.constantFrom(1n, 2n, 1n << 64n, 0xfe80n << 112n | 1n, 0xffff_ffff_ffffn).map((bits): Ip => ({ bits, length: 128 }));
@@ -82,12 +82,12 @@ function written({ bits, length }: Ip): string {
   return Array.from({ length: 8 }, (_, i) => (bits >> BigInt(112 - 16 * i) & 0xffffn).toString(16)).join(":");
 }
 
-/** One host, however it is written: IPv4-mapped is IPv4. */
+/** The same host for all notations: IPv4-mapped is IPv4. */
 function canonical(ip: Ip): Ip {
   return ip.length === 128 && ip.bits >> 32n === 0xffffn ? { bits: ip.bits & 0xffff_ffffn, length: 32 } : ip;
 }
 
-/** What a connection to it goes to. */
+/** The address of a connection to it. */
 function connected(ip: Ip): Ip {
   const { bits, length } = canonical(ip);
   return bits > 0n ? { bits, length } : { bits: length === 32 ? 0x7f00_0001n : 1n, length };
@@ -220,7 +220,7 @@ const FILE_PIECES = [
     "{a: ".repeat(50),
   ],
 ];
-/** What may stand in an environment and on a command line. */
+/** Possible texts in an environment and on a command line. */
 const value = fc.oneof(
   fc.string({ maxLength: 12, unit: fc.constantFrom(..."abz09.:,-/ '\"#&*[]{}\\%é") }),
   fc.constantFrom(
@@ -246,7 +246,7 @@ const value = fc.oneof(
   ),
 );
 
-/** The values, or what is said. */
+/** The values, or the error message. */
 function resolved(name: keyof typeof OPTIONS, sources: Partial<Parameters<typeof resolve>[1]>): string {
   const result = outcome(() => resolve(OPTIONS, { flags: new Map(), env: {}, ...sources }).values, ConfigError);
   // it says where the value stood, and that is another place
@@ -319,13 +319,13 @@ const PEM_PIECES = [
 ];
 const PEM_KINDS: PemKind[] = ["chain", "authorities", "private key", "revocation lists", "public keys"];
 
-/** What a text says, without the ways in which it can be written. */
+/** The content of a text, independent of its notation. */
 function meaning(token: string): string {
   const [header, body, signature] = token.split(".").map((part) => Buffer.from(part, "base64url").toString("hex"));
   return `${header}.${body}.${signature}`;
 }
 
-/** Each by what it says. */
+/** Each by its content. */
 export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawProperty<unknown>>>> {
   const { cert, key, revocationList } = await AUTHORITY;
   const pems = [cert, key, await revocationList([]), cert + cert, key + cert];

@@ -1,11 +1,11 @@
-// A short run, from a fixed seed, of what `deno task fuzz` looks at for longer.
+// A short run of the properties of `deno task fuzz`, with a fixed seed.
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { makeProperties } from "./properties.ts";
 
 const properties = await makeProperties();
 
-describe("whatever comes", () => {
+describe("any input", () => {
   for (const [what, property] of Object.entries(properties)) {
     it(what, async () => await fc.assert(property, { seed: 9000, numRuns: 300 }));
   }

@@ -7,10 +7,10 @@ import { patchCrates } from "../../tools/crates.ts";
 import { ROOT } from "../../testing/programs.ts";
 
 const CRATE = join(ROOT, "native", "fuzz");
-/** Builds, and what was found: inputs that reach something new, and those that broke something. */
+/** Folders for builds and findings: inputs that reach new code, and those that cause a failure. */
 const FOLDER = join(ROOT, "native", "target", "fuzz");
 
-/** As cargo-fuzz has them. */
+/** The compiler flags of cargo-fuzz. */
 const FLAGS = [
   "--cfg=fuzzing",
   "-Ccodegen-units=1",
@@ -22,7 +22,7 @@ const FLAGS = [
   "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
 ];
 
-/** Each target for so many seconds. Whether all of them held. */
+/** Runs each target for `seconds`, and returns whether none failed. */
 export function fuzzRust(seconds: number, seed: number): boolean {
   const host = /^host: (.*)$/m.exec(spawnSync("rustc", ["-vV"], { encoding: "utf8" }).stdout ?? "")?.[1];
   if (host === undefined) throw new Error("Cannot fuzz the native engine: there is no Rust compiler. Install one from https://rustup.rs");
@@ -30,7 +30,7 @@ export function fuzzRust(seconds: number, seed: number): boolean {
   const env = { ...process.env, CARGO_TARGET_DIR: FOLDER, RUSTFLAGS: FLAGS.join(" ") };
   // a target is named so that build scripts do without the flags
   const built = spawnSync("cargo", ["build", "--release", "--locked", "--bins", "--target", host], { cwd: CRATE, env, stdio: "inherit" });
-  if (built.status !== 0) throw new Error("Cannot fuzz the native engine: see what the compiler says above");
+  if (built.status !== 0) throw new Error("Cannot fuzz the native engine: the compiler's messages are above");
   return globSync("fuzz_targets/*.rs", { cwd: CRATE }).sort().map((file) => {
     const target = basename(file, ".rs");
     const [corpus, artifacts] = ["corpus", "artifacts"].map((name) => join(FOLDER, name, target)) as [string, string];

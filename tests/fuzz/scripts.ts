@@ -1,14 +1,14 @@
-// What a hostile end of the agent link says and does, as data: frames of both versions, right, wrong, cut short, too long and out of
-// order. It knows no sockets: `link.ts` plays it.
+// The behaviour of hostile peers of the agent link as data: frames of both versions, valid, invalid, truncated, too long and out of order.
+// `link.ts` plays it on sockets.
 import fc from "fast-check";
 import { ALPN } from "../../shared/link/link.ts";
 import { encodeMessage, type Message } from "../../shared/link/message.ts";
 import { mutations } from "./mutations.ts";
 
-/** How a direction, or a stream, is left. */
+/** How a direction or a stream ends. */
 export type End = "finish" | "reset" | "stop" | "close" | "leave";
 
-/** What is written on one stream, and how it ends. */
+/** The bytes written on one stream, and its end. */
 export interface Writing {
   readonly bytes: Uint8Array;
   /** Where it is cut into writes. */
@@ -60,7 +60,7 @@ function latin1(text: string): Uint8Array {
   return Uint8Array.from(text, (character) => character.charCodeAt(0));
 }
 
-/** A frame that announces its own length, or another. */
+/** A frame with the right length, or another one. */
 function frame(payload: Uint8Array, announced = payload.length): Uint8Array {
   const bytes = new Uint8Array(4 + payload.length);
   new DataView(bytes.buffer).setUint32(0, announced);
@@ -87,7 +87,7 @@ function writing(bytes: fc.Arbitrary<Uint8Array>, ends = end): fc.Arbitrary<Writ
 
 const closing = fc.option(fc.record({ code, reason: fc.string({ maxLength: 300, unit: "binary" }) }), { nil: undefined, freq: 4 });
 
-/** More than 64 KiB, and what is not text. */
+/** Payloads above 64 KiB, and bytes that are not UTF-8. */
 const junk = fc.oneof(
   { weight: 6, arbitrary: fc.uint8Array({ maxLength: 200 }) },
   { weight: 1, arbitrary: fc.integer({ min: 1, max: 100_000 }).map((length) => new Uint8Array(length).fill(65)) },
@@ -140,18 +140,18 @@ export const payload: fc.Arbitrary<Uint8Array> = fc.oneof(
 );
 const hello = fc.constant(frame(encodeMessage({ type: "hello", hello: { instance: INSTANCE, version: "fuzz", host: "", labels: {} } })));
 const goodFrames = fc.array(eight.map((data) => frame(encodeMessage({ type: "ping", data }))), { maxLength: 6 });
-/** Half of them such that the connection goes on. */
+/** Control messages, half of which are valid. */
 const frames = fc.oneof(goodFrames, fc.array(framed(payload), { maxLength: 12 }));
-/** Begun as it should be, or not. */
+/** With a valid start, or without. */
 const agentFrames = fc.tuple(fc.option(hello, { freq: 5, nil: new Uint8Array(0) }), frames).map(([first, rest]) => join([first, ...rest]));
-/** More than may come in a second. */
+/** More frames than are allowed in a second. */
 const flood = fc.integer({ min: 90, max: 400 }).map((count) =>
   join(Array.from({ length: count }, () => frame(encodeMessage({ type: "ping", data: new Uint8Array(8) }))))
 );
 
-// ---- who it is
+// ---- credentials
 
-/** Ids that hostile agents have. */
+/** The ids of hostile agents. */
 export const HOSTILE_IDS = ["hostile-1", "hostile-2"];
 const id = fc.oneof(
   { weight: 8, arbitrary: fc.constantFrom(...HOSTILE_IDS).map((text) => encoder.encode(text)) },
@@ -205,7 +205,7 @@ const answer = writing(
   fc.constantFrom("finish", "finish", "finish", "leave", "reset", "stop", "close"),
 );
 
-/** A request to `authority`, or what a proxy that has lost its mind makes of it. */
+/** A request to `authority`, possibly malformed. */
 function request(authority: string): fc.Arbitrary<Writing> {
   const good = [
     `CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\nProxy-Connection: keep-alive\r\nX-Request-Id: a\r\n\r\nhello`,
@@ -252,7 +252,7 @@ export const agentScript: fc.Arbitrary<AgentScript> = fc.record({
 });
 
 const whole = (text: string): Writing => ({ bytes: encoder.encode(text), cuts: [], end: "finish", code: 0 });
-/** A connection that is not hostile at all. */
+/** A well-behaved connection. */
 export const FRIENDLY: AgentScript = {
   alpn: [ALPN[1]!],
   order: ["credentials"],
