@@ -1,4 +1,5 @@
-// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own.
+// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own. It uses the network's listener, which
+// bounds connections, time and header sections on every runtime. node:http would add 4 MiB of memory, and bypass a given network.
 import { encodeHead, type Fields, HeadError, parseRequestHead } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
 import type { Metrics } from "./metrics.ts";
