@@ -46,6 +46,9 @@ function levelOf(file: string): number {
   return level;
 }
 
+/** The code that all client protocols share. */
+const WITHOUT_HTTP = /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeline|client_protocol|server|client_side)\.ts$)/;
+
 /** Why `file` must not import `target`; `undefined` if it may. */
 function problem(file: string, target: string): string | undefined {
   const [from, to] = [file, target].map((path) => path.split("/")[0]!) as [string, string];
@@ -58,6 +61,7 @@ function problem(file: string, target: string): string | undefined {
   if (target === "shared/net/native/addon.ts" && file !== "shared/net/native/binding.ts") {
     return "only shared/net/native/binding.ts loads the addon";
   }
+  if (WITHOUT_HTTP.test(file) && /^shared\/(http\/|frontend\/http_)/.test(target)) return "all client protocols use it, not HTTP alone";
   const isNative = target.startsWith("shared/net/native/") && !file.startsWith("shared/net/native/");
   if (isNative && levelOf(file) < LEVELS.length - 1) return "a network is an argument";
   if (levelOf(file) < levelOf(target)) return `${LEVELS[levelOf(file)]} is below ${LEVELS[levelOf(target)]}`;
@@ -94,6 +98,8 @@ describe("imports", () => {
       ["proxy/proxy.ts", "shared/net/native/addon.ts"],
       ["agent/agent.ts", "agent/main.ts"],
       ["shared/cli/run.ts", "testing/sockets.ts"],
+      ["shared/tunnel/request.ts", "shared/http/head.ts"],
+      ["shared/frontend/pipeline.ts", "shared/frontend/http_proxy.ts"],
       ["proxy/proxy.ts", "mod.ts"],
     ];
     for (const [file, target] of wrong) assert.ok(problem(file, target), `${file} may import ${target}`);
@@ -101,7 +107,7 @@ describe("imports", () => {
       ["proxy/main.ts", "shared/net/native/binding.ts"],
       ["mod.ts", "agent/agent.ts"],
       ["agent/agent.ts", "shared/link/link.ts"],
-      ["shared/frontend/server.ts", "shared/http/head.ts"],
+      ["shared/frontend/http_proxy.ts", "shared/http/head.ts"],
       ["shared/frontend/server.ts", "shared/net/types.ts"],
       ["shared/net/native/binding.ts", "shared/net/native/addon.ts"],
     ];
