@@ -135,6 +135,18 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     assert.equal((await request()).stream.remote, "192.0.2.2:5000");
   });
 
+  test("delivers a load balancer's connection without a preamble once the header is read, and takes what follows it for the client's", async (net) => {
+    const { port, next } = await listenTcp(net, { proxyProtocol, preamble: "none" });
+    const client = await dialTcp(net, port);
+    await within(client.write(bytes("PROXY TCP4 192.0.2.1 ")));
+    const accepted = next();
+    assert.ok(await isPending(accepted));
+    await within(client.write(bytes("127.0.0.1 5000 3128\r\nEHLO")));
+    const { stream, error } = (await within(accepted))!;
+    assert.deepEqual([error, stream.remote], [undefined, "192.0.2.1:5000"]);
+    assert.equal(await readTextExactly(stream, 4), "EHLO");
+  });
+
   test("takes no text that is not a network for load balancers", async (net) => {
     await netError(net.listenTcp({ address: "127.0.0.1:0", proxyProtocol: ["x"] }), "invalid");
   });
