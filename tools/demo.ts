@@ -121,7 +121,7 @@ async function demo(): Promise<void> {
   writeFileSync(join(folder, "origin.mjs"), ORIGIN);
 
   const origin = await start([join(root, "node_modules", ".bin", "bun"), join(folder, "origin.mjs")], "listening");
-  say(`A web server runs on 127.0.0.1:${origin.port}. Pretend that nobody but the agent can reach it.`);
+  say(`A web server runs on 127.0.0.1:${origin.port}. Pretend that only the agent can reach it.`);
   const proxy = await start([
     join(root, "dist", "reverse-http-proxy"),
     "--agent-server.listen-address=127.0.0.1:0",

@@ -92,7 +92,7 @@ async function verify(checks: Checks, target: TargetName, made: boolean): Promis
   let image = "";
   await checks.run(`the image for ${arch} is built`, () => void (image = store.build(target, made ? store.makeBase(target) : undefined)));
   if (image === "") return;
-  await checks.run(`the image for ${arch} says what it is, and starts the executable as nobody in particular`, () => {
+  await checks.run(`the image for ${arch} has the right metadata, and starts the executable as an unprivileged user`, () => {
     const { OCIv1: { architecture, os, config } } = JSON.parse(buildah("inspect", "--type", "image", image)) as Inspected;
     assert.deepEqual([os, architecture], ["linux", arch]);
     assert.deepEqual([config.User, config.Entrypoint, config.Cmd ?? null], [USER, ["/reverse-http"], null]);

@@ -1,9 +1,8 @@
 // deno-lint-ignore-file require-await -- networks answer with promises, this one at once
-// The contract inside one process, without sockets: for tests of what is built on it. Streams, heads, limits and ends behave as they do on
-// the real network, with these exceptions. TLS: both sides must want it and share a protocol name; certificates, names and pins are not
-// looked at. Sessions: nothing is ever lost, so they never time out, figures are zero, and a port that nobody listens on refuses; over TLS they
-// are the same as over QUIC, on ports of TCP.
-// Limits on what one address may take do not hold: all are one machine's.
+// The contract inside one process, without sockets, for tests of its users. Streams, heads, limits and ends behave as on the real network,
+// with these exceptions. TLS: both sides must use it and share a protocol name; certificates, names and pins are not checked. Sessions:
+// nothing is ever lost, so they never time out, statistics are zero, and a port without a listener refuses; over TLS they are the same as
+// over QUIC, on TCP ports. Limits per address do not apply, because all peers are on one machine.
 import { printable } from "../../shared/net/printable.ts";
 import { isIP } from "node:net";
 import { NetError } from "../../shared/net/errors.ts";
@@ -45,12 +44,11 @@ import type {
 /** Bytes that one direction of a TCP connection has under way, unread. */
 const TCP_WINDOW = 64 * 1024;
 const FIRST_EPHEMERAL_PORT = 49_152;
-/** How long clients that have connected may take for their heads when nobody else may connect. */
+/** Time for the heads of connected clients after the listener has stopped accepting. */
 const LAST_HEADS_MS = 500;
 
 /**
- * A world of its own: whoever is to meet must use the same one. A name is known once somebody listens on it; `localhost` is 127.0.0.1
- * and ::1.
+ * Creates an isolated network: peers must share one. A name exists once a listener uses it; `localhost` is 127.0.0.1 and ::1.
  */
 export function createMemoryNet(): Net {
   return new MemoryNet();
@@ -197,7 +195,7 @@ class Ports<L extends Listener> {
     }
     const fail = (code: "refused" | "unreachable" | "unknown-host", why: string) =>
       new NetError(code, `Cannot connect to ${formatAddress(name, port)}: ${why}`, { remote: code === "refused" });
-    if (hosts.some(isLoopback) || [...this.listeners].some(({ host }) => host === known)) throw fail("refused", "nobody listens there");
+    if (hosts.some(isLoopback) || [...this.listeners].some(({ host }) => host === known)) throw fail("refused", "no program listens there");
     throw isIP(known) ? fail("unreachable", "no route leads there") : fail("unknown-host", "the name is unknown");
   }
 
@@ -641,7 +639,7 @@ class MemorySession implements AgentSession {
   }
 
   stats(): SessionStats {
-    const figures = { rttMs: 0, sentBytes: 0, receivedBytes: 0 };
-    return this.transport === "tls" ? figures : { ...figures, sentPackets: 0, lostPackets: 0, congestionWindow: 0, mtu: 0 };
+    const stats = { rttMs: 0, sentBytes: 0, receivedBytes: 0 };
+    return this.transport === "tls" ? stats : { ...stats, sentPackets: 0, lostPackets: 0, congestionWindow: 0, mtu: 0 };
   }
 }

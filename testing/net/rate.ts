@@ -51,7 +51,7 @@ export class MemoryRate implements Rate {
   }
 }
 
-/** Waits until so many bytes may go at every one of these rates. */
+/** Waits until each of these rates allows this number of bytes. */
 export async function pace(rates: readonly MemoryRate[], bytes: number): Promise<void> {
   const quantum = Math.min(...rates.map((rate) => rate.quantum));
   for (let left = rates.length === 0 ? 0 : bytes; left > 0; left -= quantum) {

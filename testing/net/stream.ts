@@ -5,7 +5,7 @@ import { NetError } from "../../shared/net/errors.ts";
 import { type MemoryRate, pace } from "./rate.ts";
 import type { Duplex, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
 
-/** As the native engine resets what nobody gave a code for. */
+/** The native engine's code of resets without a code. */
 export const RESET = 1;
 const LARGEST_READ = 64 * 1024;
 const FLUSH_MS = 10_000;
@@ -110,7 +110,7 @@ export class Pipe {
     for (const read of this.#reads.splice(0)) read.reject(closed());
   }
 
-  /** Nobody will read any more. So many bytes are thrown away as they come, then a write breaks it. */
+  /** There will be no more reads. A number of bytes is dropped, then a write breaks it. */
   discard(most: number): void {
     this.cancelReads();
     this.#toDiscard = most;

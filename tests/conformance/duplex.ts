@@ -148,7 +148,7 @@ function endTests({ test }: Suite, kind: Kind): void {
     });
   }
 
-  test("tells the end again to whoever reads again", async (net) => {
+  test("reports the end again to another read", async (net) => {
     const { a, b } = await kind.open(net);
     a.closeWrite();
     assert.equal(await within(b.read()), null);
@@ -164,7 +164,7 @@ function endTests({ test }: Suite, kind: Kind): void {
 }
 
 function backpressureTests({ test }: Suite, kind: Kind): void {
-  test("takes no more than its windows hold while nobody reads, and loses nothing of it", async (net) => {
+  test("accepts no more than its windows without a reader, and loses nothing of it", async (net) => {
     const { a, b } = await kind.open(net);
     const block = pattern(64 * 1024);
     const { taken, waiting } = await fill(a, block, MORE_THAN_FITS);
@@ -176,7 +176,7 @@ function backpressureTests({ test }: Suite, kind: Kind): void {
     for (let i = 0; i < got.length; i += block.length) assertSame(got.subarray(i, i + block.length), block);
   });
 
-  test("stops nobody else while its reader is slow", async (net) => {
+  test("stops no other stream while its reader is slow", async (net) => {
     const [slow, other] = [await kind.open(net), await kind.open(net)];
     const { waiting } = await fill(slow.a, pattern(64 * 1024), MORE_THAN_FITS);
     const data = pattern(1 << 20);
@@ -190,7 +190,7 @@ function backpressureTests({ test }: Suite, kind: Kind): void {
 }
 
 function resetTests({ test }: Suite, kind: Kind): void {
-  test("tells of a reset while nobody reads, and no more once that is not asked for", async (net) => {
+  test("reports a reset without a read, until the signal is aborted", async (net) => {
     const { a, b } = await kind.open(net);
     const controller = new AbortController();
     const cancelled = netError(b.whenReset(controller.signal), "cancelled");
@@ -367,7 +367,7 @@ function closeTests({ test }: Suite, kind: Kind): void {
     assert.equal(await readText(a), "no, thank you");
   });
 
-  test("tells a peer that goes on sending after close that nobody listens", async (net) => {
+  test("stops a peer that continues to send after close", async (net) => {
     const { a, b } = await kind.open(net);
     b.close();
     assert.equal(await within(a.read()), null);

@@ -1,4 +1,4 @@
-// A request on a stream of its own and its answer, and what goes on from there: the stream, or a copy.
+// Exchanges: a request on its own stream and the response, followed by the stream or a relay.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { AgentResponse, AgentSession, Duplex, Net, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";

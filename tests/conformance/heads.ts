@@ -281,7 +281,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
 }
 
 function crowdTests({ test }: Suite, door: Door): void {
-  test("are read side by side: one that never ends delays nobody", async (net) => {
+  test("are read in parallel: one that never ends delays no other", async (net) => {
     const { dial, next } = await door.open(net);
     const slow = await dial();
     await within(slow.write(bytes("GET / HT")));
@@ -330,7 +330,7 @@ function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
   const FOLLOWS = "220 mail\r\n\r\nready";
   const ANSWER = "HTTP/1.1 200 OK\r\n\r\n";
 
-  /** Somebody who answers a request as `answer` does. */
+  /** A peer that responds to a request with `answer`. */
   const answering = async (net: Net, answer: (stream: Duplex) => Promise<unknown>) => {
     const { client, server } = await sessions.pair(net, await pki);
     const serve = async () => {

@@ -1,4 +1,4 @@
-// Nothing outlives its end: no promise, no address, no descriptor. And what ends, ends alone.
+// The end of connections, sessions, listeners and networks: it releases promises, addresses and descriptors, and affects nothing else.
 import assert from "node:assert/strict";
 import { existsSync, readdirSync } from "node:fs";
 import { describe } from "node:test";

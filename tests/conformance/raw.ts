@@ -1,4 +1,4 @@
-// The runtime's own sockets, to meet a network from outside: servers, clients, and relays that can cut what they carry.
+// The runtime's own sockets as peers of a network: servers, clients, and relays that can be cut.
 import { Buffer } from "node:buffer";
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from "node:dgram";
 import { once } from "node:events";
@@ -54,7 +54,7 @@ export async function withRaw(body: (raw: Raw) => Promise<void>): Promise<void> 
     await once(server, "listening");
     cleanUp.push(() => server.close());
     const next = async () => {
-      await until(() => arrived.length > 0, "nobody connected");
+      await until(() => arrived.length > 0, "no connection arrived");
       return arrived.shift()!;
     };
     return { port: (server.address() as { port: number }).port, next, server };

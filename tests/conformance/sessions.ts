@@ -1,4 +1,4 @@
-// Sessions, over every transport, and what is particular to them: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
+// Sessions over every transport: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";
@@ -155,7 +155,7 @@ function closeListenerTests({ test, pki }: Suite, sessions: Sessions): void {
   test("frees its address when it is closed", async (net) => {
     const { tls } = await pki;
     const { listener, client, server } = await sessions.pair(net, await pki);
-    await openPair(client, server); // somebody may still hold streams of it
+    await openPair(client, server); // streams of it may still be open
     await within(listener.close(0, ""));
     const again = await sessions.listen(net, { address: listener.address, tls, alpn: ALPN });
     assert.equal(again.address, listener.address);
@@ -258,14 +258,14 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
     assert.ok(await isPending(accept));
   });
 
-  test("is not made where nobody listens", async (net) => {
+  test("fails if no program listens", async (net) => {
     const { tls } = await pki;
     const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     await within(listener.close(0, ""));
     await netError(sessions.dial(net, await pki, portOf(listener.address), { timeoutMs: 300 }), "timed-out", "refused");
   });
 
-  test("is not made to a name that nobody knows", async (net) => {
+  test("fails for an unknown name", async (net) => {
     await netError(sessions.dial(net, await pki, 443, { host: "nope.invalid" }), "unknown-host");
   });
 
@@ -508,7 +508,7 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
     await netError(server.openStream(), "closed", "reset");
   });
 
-  test("has figures", async (net) => {
+  test("has statistics", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const ofQuic = ["congestionWindow", "lostPackets", "mtu", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
     const keys = sessions.kind === "quic" ? ofQuic : ["receivedBytes", "rttMs", "sentBytes"];
@@ -522,7 +522,7 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
 function lifeTests({ test, pki }: Suite, sessions: Sessions): void {
   const TRANSPORT = { idleTimeoutMs: 400, keepAliveMs: 100 };
 
-  test("has figures that say what it did", async (net) => {
+  test("has statistics of its traffic", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const { a, b } = await openPair(client, server);
     ignore(a.write(new Uint8Array(100_000)));

@@ -149,7 +149,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     assert.equal((await within(done)).aToB, 6);
   });
 
-  test("takes no more than its windows hold while nobody reads, loses nothing of it, and stops nobody else", async (net) => {
+  test("accepts no more than its windows without a reader, loses nothing of it, and stops no other", async (net) => {
     const slow = await start(net);
     const block = pattern(256 * 1024);
     const { taken, waiting } = await fill(slow.left, block, MORE_THAN_FITS);
@@ -262,7 +262,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
 }
 
 const SIDES = ["left", "right"] as const;
-/** What a direction may be doing when an end goes: nothing comes, nobody takes what comes, or it is over. */
+/** The state of a direction when an end disconnects: idle, blocked by its reader, or ended. */
 const ACTIVITIES = ["idle", "blocked", "ended"] as const;
 
 /** How an end can go. Those of sessions alone are for one direction, or for all streams of a connection. */
@@ -656,7 +656,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
     });
   }
 
-  test("shares it evenly with others, and slows nobody else down", async (net) => {
+  test("shares it evenly with others, and slows no unlimited relay", async (net) => {
     const rate = net.createRate({ bytesPerSecond: MIB, burst: 0 });
     const shared = [await tunnel(net, { rates: [rate] }), await tunnel(net, { rates: [rate] })];
     const other = await tunnel(net, { rates: [net.createRate({ bytesPerSecond: 1_024 * MIB, burst: 0 })] });
@@ -666,7 +666,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
       ignore(send(left, pattern(512 * KIB)));
       for (let data; (data = await right.read()) !== null;) received[i] = received[i]! + data.length;
       ended.push("shared");
-      // whoever is first has had half of what went through, or little more
+      // the first to finish has had half of the bytes, or little more
       if (ended.filter((name) => name === "shared").length === 1) {
         const least = Math.min(...received);
         assert.ok(least >= 256 * KIB, `${least}`);

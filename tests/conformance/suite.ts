@@ -1,5 +1,5 @@
-// The conformance suite: every property of the network contract is a test with a name. An adapter that passes all of them can carry the
-// program. It knows the contract, not the adapters.
+// The conformance suite: one test for each property of the network contract. An implementation that passes all of them can run the program.
+// Independent of the implementations.
 import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";

@@ -1,5 +1,5 @@
-// What the conformance tests share: waits that end, bytes that tell on whoever loses them, and pairs of streams of every kind. It knows the
-// contract, not who implements it.
+// Helpers of the conformance tests: waits with timeouts, bytes that show any loss, and pairs of streams of every kind. Independent of the
+// implementation.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { it } from "node:test";
@@ -204,7 +204,7 @@ export async function fill(stream: Duplex, data: Uint8Array, most: number): Prom
     const isTaken = await Promise.race([write.then(() => true), pause(150).then(() => false)]);
     if (!isTaken) return { taken, waiting: write };
     taken += data.length;
-    if (taken >= most) assert.fail(`${taken} bytes were taken and nobody reads`);
+    if (taken >= most) assert.fail(`${taken} bytes were accepted without a reader`);
   }
 }
 

@@ -152,7 +152,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
   });
 }
 
-/** Nobody listens there; and no connection starts there, so that none can meet itself. */
+/** A port without a listener, from which no connection starts, so that none can connect to itself. */
 const CLOSED_PORT = 1;
 
 function listenTests({ test, adapter, pki }: Suite): void {
@@ -222,7 +222,7 @@ function listenTests({ test, adapter, pki }: Suite): void {
     await netError(net.listenTcp({ address: "203.0.113.1:0" }), "address-not-available");
   });
 
-  test("is refused a name that nobody knows", async (net) => {
+  test("is refused an unknown name", async (net) => {
     await netError(net.listenTcp({ address: "nope.invalid:0" }), "unknown-host");
   });
 }
@@ -366,7 +366,7 @@ function connectTests({ test, adapter }: Suite): void {
   const fails = (net: Net, host: string, port: number, code: NetErrorCode) =>
     netError(net.connectTcp({ host, port, timeoutMs: 4_000 }), code);
 
-  test("is refused where nobody listens, over IPv4 and IPv6", async (net) => {
+  test("is refused if no program listens, over IPv4 and IPv6", async (net) => {
     for (const host of ["127.0.0.1", "::1"]) {
       const error = await fails(net, host, CLOSED_PORT, "refused");
       assert.equal(error.remote, true);
@@ -374,7 +374,7 @@ function connectTests({ test, adapter }: Suite): void {
     }
   });
 
-  test("is not made to a name that nobody knows", async (net) => {
+  test("fails for an unknown name", async (net) => {
     const error = await fails(net, "nope.invalid", 80, "unknown-host");
     assert.ok(error.message.includes("nope.invalid"), error.message);
   });
@@ -409,7 +409,7 @@ function connectTests({ test, adapter }: Suite): void {
     for (const port of [0, -1, 65_536, 1.5, NaN]) await fails(net, "127.0.0.1", port, "invalid");
   });
 
-  test("is made whichever address of the name somebody listens on", async (net) => {
+  test("is made to whichever address of the name has a listener", async (net) => {
     const addresses = await lookup("localhost", { all: true });
     assert.ok(addresses.length > 0);
     for (const { address, family } of addresses) {
@@ -561,12 +561,12 @@ function wireTests({ test }: Suite): void {
       const { stream } = await request();
       const total = 32 << 20;
       socket.end(new Uint8Array(total));
-      assert.ok(await isPending(once(socket, "drain")), "32 MiB went where nobody reads");
+      assert.ok(await isPending(once(socket, "drain")), "32 MiB were accepted without a reader");
       await readExactly(stream, total);
     });
   });
 
-  test("is not handed over where a load balancer only looks whether somebody is there", async (net) => {
+  test("is not returned for the health check of a load balancer", async (net) => {
     await withRaw(async (raw) => {
       const { listener, port } = await listenTcp(net);
       const next = oneByOne(() => listener.accept());

@@ -1,4 +1,4 @@
-// TLS on TCP and under sessions: who is believed, who is asked, what changes live, and what a peer outside sees of it. Certificates are real here.
+// TLS on TCP and below sessions, with real certificates: who is trusted, who must present one, changes while listening, the peer's view.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createPrivateKey } from "node:crypto";
@@ -172,12 +172,12 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await refused(net, await authority.issue({ names: ["127.0.0.1"], days: -1 }), { ca: authority.cert });
   });
 
-  test("believes everybody where that is asked for", async (net) => {
+  test("trusts any certificate if configured", async (net) => {
     const { authority } = await pki;
     await accepted(net, await authority.issue({ names: ["example.com"], days: -1 }), { insecureSkipVerify: true });
   });
 
-  test("believes a server whose certificate is pinned, whoever vouches for it", async (net) => {
+  test("trusts a server with a pinned certificate of any authority", async (net) => {
     const { authority } = await pki;
     const server = await authority.issue({ names: ["example.com"], days: -1 });
     const colons = pinOf(server.cert).toUpperCase().replace(/(..)(?=.)/g, "$1:");
@@ -612,7 +612,7 @@ function wireTests({ test, pki }: Suite): void {
   });
 
   for (const end of ["FIN", "RST"] as const) {
-    test(`is not handed over where a load balancer only looks whether somebody is there, and leaves with ${end}`, async (net) => {
+    test(`is not returned for the health check of a load balancer that ends with ${end}`, async (net) => {
       await withRaw(async (raw) => {
         const { tls, authority } = await pki;
         const { listener, port } = await listenTcp(net, { tls });

@@ -10,7 +10,7 @@ const SERVED = "--admin.listen-address=:0";
 const get = (address: string, path: string) => ask(address, `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
 
 /** Series with their values. */
-async function figures(address: string): Promise<Record<string, number>> {
+async function metrics(address: string): Promise<Record<string, number>> {
   const { status, body } = await get(address, "/metrics");
   assert.equal(status, 200);
   const series = body.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
@@ -64,7 +64,7 @@ describe("metrics, health and agents", () => {
       assert.deepEqual([own.id, own.address, own.tunnels], [AGENT_ID, addresses.agents, 1]);
       assert.deepEqual(JSON.parse((await get(lbAdmin, "/agents")).body), [{ id: AGENT_ID, address: addresses.clients }]);
       for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
-        const all = await figures(admin);
+        const all = await metrics(admin);
         assert.equal(all["reverse_http_tunnels_active"], 1, admin);
         if (admin !== agentAdmin) assert.equal(all["reverse_http_client_connections_active"], 1, admin);
         assert.equal((await get(admin, "/readyz")).status, 200);
@@ -75,8 +75,8 @@ describe("metrics, health and agents", () => {
       await client.readAll();
     }
     for (const admin of [proxyAdmin, lbAdmin, agentAdmin]) {
-      await until(async () => (await figures(admin))['reverse_http_tunnels_total{outcome="completed"}'] === 1);
-      const all = await figures(admin);
+      await until(async () => (await metrics(admin))['reverse_http_tunnels_total{outcome="completed"}'] === 1);
+      const all = await metrics(admin);
       assert.equal(all["reverse_http_tunnels_active"], 0);
       if (admin !== agentAdmin) assert.equal(all["reverse_http_client_connections_active"], 0);
       assert.ok(all['reverse_http_requests_rejected_total{status="502",error_type="connection_refused"}']! >= 1);
@@ -87,14 +87,14 @@ describe("metrics, health and agents", () => {
       const names = Object.keys(all).join("\n");
       for (const secret of [AGENT_ID, origin.authority]) assert.ok(!names.includes(secret), `${secret} is a label`);
     }
-    const all = await figures(proxyAdmin);
+    const all = await metrics(proxyAdmin);
     assert.equal(all["reverse_http_agents"], 1);
     assert.equal(all['reverse_http_agent_connections_total{outcome="accepted"}'], 1);
     assert.ok(all['reverse_http_quic_rtt_seconds{percentile="50"}']! > 0);
     assert.ok(all["reverse_http_quic_packets_sent_total"]! > 0);
     const days = (all['reverse_http_certificate_expiry_timestamp_seconds{use="agents"}']! * 1_000 - Date.now()) / 86_400_000;
     assert.ok(days > 0.9 && days < 1.1, `${days} days`);
-    assert.equal((await figures(agentAdmin))["reverse_http_proxy_connections_active"], 1);
+    assert.equal((await metrics(agentAdmin))["reverse_http_proxy_connections_active"], 1);
   });
 
   it("report a store that is down, and its recovery", async () => {
@@ -112,7 +112,7 @@ describe("metrics, health and agents", () => {
     assert.deepEqual([ready, Object.keys(problems)], [false, ["store"]]);
     assert.ok(problems.store.startsWith(`memcached at ${cache.address}: `), problems.store);
     assert.equal((await get(admin, "/readyz?exclude=store")).status, 200);
-    const all = await figures(admin);
+    const all = await metrics(admin);
     assert.equal(all[`reverse_http_store_up{server="memcached at ${cache.address}"}`], 0);
     assert.ok(all["reverse_http_store_errors_total"]! >= 1);
     await cache.restart();

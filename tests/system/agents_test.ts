@@ -81,8 +81,8 @@ describe("agent", () => {
     const agent = await site.startAgent(addresses);
     assert.equal((await proxy.stop()).exitCode, 0);
     await agent.waitFor("not connected");
-    const { proxy: anew } = await site.startProxy([], addresses);
-    await anew.waitFor("agent connected", { agent: AGENT_ID });
+    const { proxy: restarted } = await site.startProxy([], addresses);
+    await restarted.waitFor("agent connected", { agent: AGENT_ID });
     await agent.waitFor("connected", {}, 2);
     using _tunnel = await openTunnel(addresses.clients, origin.authority);
   });
@@ -93,10 +93,10 @@ describe("agent", () => {
     const agent = await site.startAgent(addresses);
     proxy.signal("SIGKILL");
     await proxy.ended;
-    const { proxy: anew } = await site.startProxy([], addresses);
+    const { proxy: restarted } = await site.startProxy([], addresses);
     const { reason } = await agent.waitFor("not connected");
     assert.match(String(reason), /^reset by peer/, "it has waited for the silence to be long enough");
-    await anew.waitFor("agent connected", { agent: AGENT_ID });
+    await restarted.waitFor("agent connected", { agent: AGENT_ID });
     await agent.waitFor("connected", {}, 2);
   });
 });

@@ -98,7 +98,7 @@ describe("nginx in front of proxies and load balancers", () => {
     await using origin = await Origin.start(echo);
     await using composition = await Composition.start("ha", { files: files.path, network });
     const clients = composition.published("3128");
-    // of so many, some would come to the other proxy by chance
+    // with this number, some would reach the other proxy by chance
     const others = ["a", "b", "c", "d", "e", "f"];
     for (const id of others) await composition.startAgent(id);
     const ids = ["4711", "4712", ...others];
@@ -165,7 +165,7 @@ describe("nginx in front of proxies and load balancers", () => {
 
   it("has configurations that nginx accepts unchanged", { skip }, async () => {
     using folder = new Folder();
-    // names of services are known to nobody here
+    // names of services cannot be resolved here
     for (const name of ["agents", "clients"]) {
       const text = readFileSync(join(ROOT, "deploy", "nginx", `${name}.conf`), "utf8").replace(/^(\s*server )[\w-]+:/gm, "$1127.0.0.1:");
       const file = folder.write(`${name}.conf`, text.replace(/^(\s*listen )\d+/gm, "$1127.0.0.1:1"));

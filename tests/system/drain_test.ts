@@ -38,7 +38,7 @@ async function openBalanced(id: string, proxies: readonly Running[], authority: 
     return await openTunnel(first.addresses.clients, authority, { id });
   } catch (error) {
     // what is logged comes a moment later
-    await eventually(() => holderOf(id, proxies) !== first, () => `nobody else has ${id}: ${error}`);
+    await eventually(() => holderOf(id, proxies) !== first, () => `no other proxy has ${id}: ${error}`);
     return await openTunnel(holderOf(id, proxies).addresses.clients, authority, { id });
   }
 }

@@ -154,7 +154,7 @@ const ROWS: [what: string, command: string, args: (files: Files) => string[]][] 
   ["an agent", "agent", ({ ca }) => [
     ...["--agent-client.server-address=localhost:4242", `--agent-client.tls.file.root-ca=${ca}`, "--auth.noauth.agent-id=4711"],
   ]],
-  ["an agent that trusts everybody", "agent", () => ["--agent-client.tls.insecure-skip-verify=true", "--auth.noauth.agent-id=4711"]],
+  ["an agent that trusts any certificate", "agent", () => ["--agent-client.tls.insecure-skip-verify=true", "--auth.noauth.agent-id=4711"]],
   ["an agent with a certificate", "agent", ({ ca, cert, key }) => [
     ...[`--agent-client.tls.file.root-ca=${ca}`, `--agent-client.tls.file.cert=${cert}`, `--agent-client.tls.file.key=${key}`],
     ...["--agent-client.tls.refresh=1m", "--auth.type=noauth", "--auth.noauth.agent-id=4711"],

@@ -94,7 +94,7 @@ describe("an installation of two of everything under load", () => {
     // the store goes on naming it for an agent that the other proxy holds too
     const proxy = cluster.proxies.find(({ clients }) => clients === named)!;
     const held = await cluster.held(proxy);
-    const proxyKilled = await loaded.suffer("proxy killed, started anew after 1 s", () => proxy.replace());
+    const proxyKilled = await loaded.suffer("proxy killed, restarted after 1 s", () => proxy.replace());
     assertOnly(proxyKilled.cut, held);
     assert.ok(proxyKilled.cut.length > 0);
     assertOnly(proxyKilled.failed, held.filter((id) => !DOUBLE.includes(id)));
@@ -102,7 +102,7 @@ describe("an installation of two of everything under load", () => {
 
     let lostAt = 0;
     const lbKilled = await loaded.suffer(
-      "load balancer killed, started anew after 1 s",
+      "load balancer killed, restarted after 1 s",
       () => lb.replace(() => lostAt = performance.now()),
     );
     assert.ok(lbKilled.cut.length > 0);
@@ -110,7 +110,7 @@ describe("an installation of two of everything under load", () => {
     assertNone(await loaded.suffer("load balancer frozen for 2 s", () => freeze(lb.program, 2_000)));
 
     assertNone(
-      await loaded.suffer("memcached killed, started anew and empty after 1 s", async () => {
+      await loaded.suffer("memcached killed, restarted empty after 1 s", async () => {
         await cache.kill();
         await sleep(1_000);
         await cache.restart();
@@ -118,7 +118,7 @@ describe("an installation of two of everything under load", () => {
     );
     assertNone(await loaded.suffer("memcached frozen for 2 s", () => freeze(cache, 2_000)));
 
-    const agentKilled = await loaded.suffer("agent killed, started anew after 1 s", () => agent.replace());
+    const agentKilled = await loaded.suffer("agent killed, restarted after 1 s", () => agent.replace());
     assertOnly([...agentKilled.failed, ...agentKilled.cut], ["s1"]);
     assert.ok(agentKilled.cut.length > 0);
     assertNone(await loaded.suffer("agent frozen for 2 s", () => freeze(agent.program, 2_000)));

@@ -84,7 +84,7 @@ describe("load balancer", () => {
     it(`forwards a CONNECT to the agent's proxy, found in ${kind}, with independent directions`, async () => {
       await using fleet = await Fleet.start(kind);
       await using origin = await Origin.start();
-      await fleet.startProxy(); // it holds nobody
+      await fleet.startProxy(); // it has no agents
       const { proxy } = await fleet.startPair();
       if (kind === "redis") {
         for (let status = 0; status !== 200;) ({ status } = await askHead(fleet.clients, connectHead(origin.authority)));

@@ -195,8 +195,8 @@ describe("metrics of the process", () => {
     const args = [...site.proxyArgs(), "--admin.listen-address=127.0.0.1:0"];
     const proxy = site.start("/usr/bin/unshare", [...hidden, PROXY, ...args]);
     const { admin } = await proxy.waitFor("listening");
-    const figures = await (await fetch(`http://${admin}/metrics`)).text();
-    const valueOf = (name: string) => Number(new RegExp(`^${name} (.*)$`, "m").exec(figures)?.[1]);
+    const metrics = await (await fetch(`http://${admin}/metrics`)).text();
+    const valueOf = (name: string) => Number(new RegExp(`^${name} (.*)$`, "m").exec(metrics)?.[1]);
     for (const name of ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"]) {
       assert.ok(valueOf(name) > 0, `${name} ${valueOf(name)}`);
     }

@@ -149,17 +149,17 @@ describe("tunnels", () => {
   });
 });
 
-interface Figures {
+interface Usage {
   proxy: number;
   agent: number;
 }
 
-function descriptorsOf({ proxy, agent }: Pair): Figures {
+function descriptorsOf({ proxy, agent }: Pair): Usage {
   return { proxy: openDescriptors(proxy.pid), agent: openDescriptors(agent.pid) };
 }
 
 /** In MiB. */
-function memoryOf({ proxy, agent }: Pair): Figures {
+function memoryOf({ proxy, agent }: Pair): Usage {
   return { proxy: Math.round(residentMiB(proxy.pid)), agent: Math.round(residentMiB(agent.pid)) };
 }
 
@@ -172,7 +172,7 @@ function queuedBehind(address: string): number {
 }
 
 /** Waits until at most this many bytes are buffered. */
-async function settled(pair: Pair, measure: (pair: Pair) => Figures, most: Figures, patienceMs?: number): Promise<void> {
+async function settled(pair: Pair, measure: (pair: Pair) => Usage, most: Usage, patienceMs?: number): Promise<void> {
   const reached = () => {
     const { proxy, agent } = measure(pair);
     return proxy <= most.proxy && agent <= most.agent;

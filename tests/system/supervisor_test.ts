@@ -53,7 +53,7 @@ describe("a service manager", () => {
     await manager.waitFor(`STATUS=Connected: ${addresses.agents}, 0 tunnels`);
     await agent.stop();
     await manager.waitFor("STOPPING=1");
-    assert.equal(manager.count("WATCHDOG=1"), 0); // nobody has asked for it
+    assert.equal(manager.count("WATCHDOG=1"), 0); // without a request for it
   });
 
   const onLinux = { skip: process.platform === "linux" ? false : "only Linux has an abstract namespace" };

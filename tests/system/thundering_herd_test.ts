@@ -40,7 +40,7 @@ function byTurns(net: Net, onAttempt: () => void): Net {
       if (inside >= TURNS) await new Promise<void>((resolve) => waiting.push(resolve));
       else inside++;
       try {
-        if (options.signal?.aborted) throw new NetError("cancelled", "given up before its turn"); // costs nobody anything
+        if (options.signal?.aborted) throw new NetError("cancelled", "given up before its turn"); // without an attempt
         return await net.connectQuic(options);
       } finally {
         const next = waiting.shift();

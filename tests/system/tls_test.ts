@@ -23,7 +23,7 @@ class Secured implements AsyncDisposable {
     return new Secured(await Site.create(), await makeAuthority("Members"), await Origin.start(serve));
   }
 
-  /** Writes a file whose change nobody sees half done. */
+  /** Writes a file atomically. */
   write(name: string, text: string): string {
     const file = join(this.site.folder.path, name);
     writeFileSync(`${file}.new`, text, { mode: 0o600 });
@@ -57,7 +57,7 @@ class Secured implements AsyncDisposable {
     return { ca: readFileSync(this.site.files.ca, "utf8"), cert: issued?.cert, key: issued?.key };
   }
 
-  /** A new certificate for the proxy, of the authority that everybody trusts. */
+  /** A new certificate for the proxy, of the authority that all trust. */
   async replace(): Promise<void> {
     const { cert, key } = await this.site.authority.issue({ names: ["localhost", "127.0.0.1"] });
     this.write("both.pem", cert + key);

@@ -215,7 +215,7 @@ describe("a token that", () => {
     assert.match(String(reason), /401 credentials no longer accepted/);
     assert.ok(Date.now() >= decodeJwt(agentToken).exp! * 1000, "It ended before its time");
     await proxy.waitFor("agent disconnected", { jti: decodeJwt(agentToken).jti, reason: "closed by the proxy: 401 The token has expired" });
-    // nobody gets back with it, and nobody else is harmed
+    // it is refused, and others are not affected
     await proxy.waitFor("agent refused");
     assert.equal(await server.ending(), "ECONNRESET");
     await other.write("ping");
@@ -269,7 +269,7 @@ describe("a token that", () => {
     tokens.replace("public.pem", fresh.publicPem);
     assert.equal(await old.ending(), "ECONNRESET");
     await proxy.waitFor("agent disconnected", { reason: "closed by the proxy: 401 The public key of the token was removed" });
-    // the agent reads its token anew
+    // the agent reads its token again
     await agent.waitFor("connected", {}, 2);
     using _tunnel = await openTunnel(addresses.clients, origin.authority, { password: await fresh.sign() });
     assert.equal(await tokens.status(await key.sign()), 407);

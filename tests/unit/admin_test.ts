@@ -66,10 +66,10 @@ describe("admin", () => {
     const { head, body } = await ask("GET /agents");
     assert.match(head, /\r\nContent-Type: application\/json\r\n/);
     assert.deepEqual(JSON.parse(body), [{ id: "7", address: "192.0.2.1:5", tunnels: 2 }]);
-    const figures = await ask("GET /metrics");
-    assert.match(figures.head, /\r\nContent-Type: text\/plain; version=0\.0\.4; charset=utf-8\r\n/);
-    assert.ok(valueOf(figures.body, "process_resident_memory_bytes")! > 1e6);
-    assert.ok(valueOf(figures.body, "process_cpu_seconds_total")! > 0);
+    const metrics = await ask("GET /metrics");
+    assert.match(metrics.head, /\r\nContent-Type: text\/plain; version=0\.0\.4; charset=utf-8\r\n/);
+    assert.ok(valueOf(metrics.body, "process_resident_memory_bytes")! > 1e6);
+    assert.ok(valueOf(metrics.body, "process_cpu_seconds_total")! > 0);
     await admin.close();
   });
 

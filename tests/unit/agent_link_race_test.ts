@@ -87,7 +87,7 @@ describe("a race of transports", () => {
     (await attempts.next()).fail("timed-out", "QUIC did not answer");
     const tls = await attempts.next();
     assert.equal(tls.kind, "tls");
-    tls.fail("refused", "nobody listens there");
+    tls.fail("refused", "no program listens there");
     await assert.rejects(within(winner), { code: "timed-out", message: "QUIC did not answer" });
   });
 
@@ -118,7 +118,7 @@ describe("a race of transports", () => {
   for (const kind of ["quic", "tls"] as const) {
     it(`uses nothing else where only ${kind} is allowed`, async () => {
       const { winner, attempts, made } = start({ order: [kind] });
-      (await attempts.next()).fail("refused", "nobody listens there");
+      (await attempts.next()).fail("refused", "no program listens there");
       await assert.rejects(within(winner), { code: "refused" });
       assert.deepEqual(made, [kind]);
     });

@@ -715,8 +715,8 @@ describe("an agent", () => {
       await log.waitFor("connected", {}, 2);
       assert.deepEqual(new Set(agent.proxies), new Set([a.proxy.agentAddress, b.proxy.agentAddress]));
       await within(a.proxy.drain());
-      const anew = await runProxy(net, {}, a.proxy.agentAddress);
-      await anew.log.waitFor("agent connected");
+      const restarted = await runProxy(net, {}, a.proxy.agentAddress);
+      await restarted.log.waitFor("agent connected");
       await log.waitFor("connected", {}, 3);
       assert.deepEqual(new Set(agent.proxies), new Set([a.proxy.agentAddress, b.proxy.agentAddress]));
       assert.equal(b.log.logged("agent connected").length, 1);

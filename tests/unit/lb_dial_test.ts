@@ -180,7 +180,7 @@ describe("dialing through proxies", () => {
     const other = await fakeProxy(net, "127.0.0.1:2", refusal(502, "destination_unavailable"));
     const holder = await fakeProxy(net, "127.0.0.1:3", ESTABLISHED);
     await know(parts, ["127.0.0.1:2", "127.0.0.1:3"]);
-    await store.set("7", "127.0.0.1:1"); // nobody is there
+    await store.set("7", "127.0.0.1:1"); // no program listens there
     [other.length, holder.length] = [0, 0];
     for (const expected of [1, 2, 3]) {
       (await dial(REQUEST)).stream.close();

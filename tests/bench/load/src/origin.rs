@@ -156,7 +156,7 @@ pub fn sink(stream: &mut TcpStream, count: u64) -> std::io::Result<u64> {
     Ok(got)
 }
 
-/// Nobody is told how it ended: some clients cut it off when they have seen enough.
+/// Its end is not reported: some clients cut it off early.
 fn send_until_told(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(None)?;
     let mut other = stream.try_clone()?;
