@@ -59,7 +59,7 @@ export interface LinkTiming {
 
 const TIMING: LinkTiming = {
   tick: 250,
-  quietBusy: 1_000,
+  quietBusy: 750,
   quietIdle: 4_000,
   busy: 10_000,
   silent: 1_200,
@@ -70,8 +70,11 @@ const TIMING: LinkTiming = {
 };
 /** Bytes in a tick that make a link busy; pings are smaller. */
 const BUSY_BYTES = 2_048;
-/** QUIC is suspect when this fraction of at least this many packets was lost in a window. */
-const LOSS = { fraction: 0.1, packets: 200 };
+/**
+ * QUIC is suspect when one of these fractions of at least so many packets was lost in a window. Where the network drops large packets, few are
+ * sent and most are lost.
+ */
+const LOSSES = [{ fraction: 0.1, packets: 200 }, { fraction: 0.5, packets: 10 }];
 /** QUIC is too slow when it takes this many times as long as TLS, and at least this many milliseconds more. */
 const SLOWER = { factor: 2, leastMs: 100 };
 
@@ -165,7 +168,8 @@ export class LinkWatch<S extends { close(): void }> {
     const { sent, lost, at } = this.#window;
     if (now - at < this.#timing.lossWindow) return false;
     this.#window = { sent: sentPackets, lost: lostPackets, at: now };
-    return sentPackets - sent >= LOSS.packets && lostPackets - lost >= LOSS.fraction * (sentPackets - sent);
+    const total = sentPackets - sent;
+    return LOSSES.some(({ fraction, packets }) => total >= packets && lostPackets - lost >= fraction * total);
   }
 
   /** @throws {NetError} if QUIC does not work yet */

@@ -188,12 +188,22 @@ describe("the watch of a session on QUIC", () => {
     });
   }
 
+  it("is compared where it loses most of a few packets: large ones do not pass", async () => {
+    const probed: SessionKind[] = [];
+    const { watch, stats } = start({ probe: (kind) => Promise.resolve(probed.push(kind)) });
+    Object.assign(stats, { sentPackets: 10, lostPackets: 5 });
+    await until(() => probed.length === 2, "nothing was compared");
+    watch.close();
+  });
+
   it("is not compared where it loses few packets, or sends few", async () => {
     const probed: SessionKind[] = [];
     const { watch, stats } = start({ probe: (kind) => Promise.resolve(probed.push(kind)) });
     Object.assign(stats, { sentPackets: 1_000, lostPackets: 90 });
     await isPending(watch.replaced);
-    Object.assign(stats, { sentPackets: 1_150, lostPackets: 190 });
+    Object.assign(stats, { sentPackets: 1_150, lostPackets: 150 });
+    await isPending(watch.replaced);
+    Object.assign(stats, { sentPackets: 1_159, lostPackets: 159 });
     await isPending(watch.replaced);
     assert.deepEqual(probed, []);
     watch.close();
