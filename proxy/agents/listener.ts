@@ -50,8 +50,8 @@ export async function listenForAgents(
     return { quic: adopt(await listenQuic()) };
   }
   if (tcpListenAddress !== undefined) return { quic: adopt(await listenQuic()), tls: adopt(await listenTls(tcpListenAddress)) };
-  const { quic, tls: tcp } = await listenOnBoth(listenAddress, listenQuic, listenTls);
-  return { quic: adopt(quic), ...tcp && { tls: adopt(tcp) } };
+  const both = await listenOnBoth(listenAddress, listenQuic, listenTls);
+  return { quic: adopt(both.quic), tls: adopt(both.tls) };
 }
 
 /** Whether the proxy itself uses the TCP port for clients or operators. */
@@ -72,13 +72,12 @@ async function listenOnBoth(
   address: string,
   listenQuic: () => Promise<SessionListener>,
   listenTls: (address: string) => Promise<SessionListener>,
-): Promise<AgentListeners> {
+): Promise<Required<AgentListeners>> {
   for (let attempts = 1;; attempts++) {
     const quic = await listenQuic();
     try {
       return { quic, tls: await listenTls(address.replace(/:0+$/, /:[0-9]+$/.exec(quic.address)![0])) };
     } catch (cause) {
-      if (cause instanceof NetError && cause.code === "invalid") return { quic }; // an engine without the TLS link
       await quic.close(CloseCode.shutdown, "");
       if (!(cause instanceof NetError) || cause.code !== "address-in-use") throw cause;
       if (splitHostPort(address).port === 0 && attempts < MAX_PORTS) continue;
