@@ -59,7 +59,7 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
     assert.equal(await readTextExactly(stream, 4), "EHLO");
   });
 
-  test("interprets nothing that the client sends", async (net) => {
+  test("does not interpret what the client sends", async (net) => {
     const { dial, next } = await open(net);
     for (const text of ["\x05\x01\x00", "\x16\x03\x01", "\r\n\r\n", HEAD, "\0"]) {
       const client = await dial();
@@ -73,7 +73,7 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
     }
   });
 
-  test("loses nothing of much that was sent before it was accepted", async (net) => {
+  test("loses no byte of a large amount sent before the connection is accepted", async (net) => {
     const { dial, next } = await open(net);
     const client = await dial();
     const data = pattern(1 << 20);
@@ -83,7 +83,7 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
     await within(sent);
   });
 
-  test("leaves the time to the caller once a connection is delivered", async (net) => {
+  test("applies neither timeout nor limit to a connection that was delivered", async (net) => {
     const { dial, next } = await open(net, { headTimeoutMs: 200, maxPendingHeads: 1 });
     const clients = [await dial(), await dial(), await dial()];
     const streams: Duplex[] = [];
@@ -117,7 +117,7 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
     assert.equal(seen.size, clients.length);
   });
 
-  test("delivers who has connected before it stops accepting", async (net) => {
+  test("delivers clients that have connected before it stops accepting", async (net) => {
     const { dial, next, stop } = await open(net);
     await dial();
     stop();
@@ -127,7 +127,7 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
 }
 
 function handshakeTests({ test, pki }: Suite): void {
-  test("delivers a handshake that does not end in time as an error", async (net) => {
+  test("reports a handshake that is not complete in time", async (net) => {
     const { port, next } = await listenTcp(net, { preamble: "none", tls: (await pki).tls, headTimeoutMs: 100 });
     await withRaw(async (raw) => {
       await raw.connect(port);
@@ -135,7 +135,7 @@ function handshakeTests({ test, pki }: Suite): void {
     });
   });
 
-  test("gives up the oldest of too many handshakes", async (net) => {
+  test("rejects the oldest handshake when there are too many", async (net) => {
     const { tls, authority } = await pki;
     const { port, next } = await listenTcp(net, { preamble: "none", tls, maxPendingHeads: 2 });
     await withRaw(async (raw) => {
@@ -148,7 +148,7 @@ function handshakeTests({ test, pki }: Suite): void {
     });
   });
 
-  test("tells plain HTTP from a handshake, and one that fails from one that does not come", async (net) => {
+  test("distinguishes plain HTTP from a failed handshake", async (net) => {
     const { port, next } = await listenTcp(net, { preamble: "none", tls: (await pki).tls });
     for (const [text, code] of [["GET / HTTP/1.1\r\n\r\n", "not-tls"], ["\x99".repeat(16), "tls"]] as const) {
       const client = await dialTcp(net, port);

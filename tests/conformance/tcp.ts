@@ -135,7 +135,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     assert.equal((await request()).stream.remote, "192.0.2.2:5000");
   });
 
-  test("delivers a load balancer's connection without a preamble once the header is read, and takes what follows it for the client's", async (net) => {
+  test("delivers a load balancer's connection without a preamble after the PROXY header, with what follows it", async (net) => {
     const { port, next } = await listenTcp(net, { proxyProtocol, preamble: "none" });
     const client = await dialTcp(net, port);
     await within(client.write(bytes("PROXY TCP4 192.0.2.1 ")));

@@ -1,4 +1,4 @@
-// Options whose values are records: how they are written in each source, and what is said of those that cannot be used.
+// Options whose values are records: how each source writes them, and the errors for invalid ones.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";

@@ -1,4 +1,4 @@
-// What a new client protocol needs: an object of three functions, here one that asks in a line of text, beside HTTP in the same frontend.
+// A minimal client protocol, whose request is a line of text, beside HTTP in the same frontend.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -125,7 +125,7 @@ describe("a client protocol", () => {
       }, options));
   }
 
-  it("shares the frontend with the others: they are counted and drained together", () =>
+  it("is counted and drained together with the others", () =>
     withBench(async ({ net, frontend, lines, http, dialled }) => {
       const client = await send(net, lines, "site db:1\n");
       const { far } = await dialled.next();

@@ -1,4 +1,4 @@
-// Proxy-Authorization as clients write it and as lb writes it again.
+// Proxy-Authorization as clients write it and as lb forwards it.
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
@@ -14,7 +14,7 @@ import { CredentialsError } from "../../shared/tunnel/errors.ts";
 const field = (value: string) => ["Proxy-Authorization", value] as const;
 
 describe("Proxy-Authorization", () => {
-  it("is the same credentials after it was parsed and written again", () => {
+  it("keeps the credentials when it is parsed and written again", () => {
     fc.assert(fc.property(fc.string({ unit: "binary" }), fc.string({ unit: "binary" }), (name, password) => {
       const username = name.replaceAll(":", "");
       const credentials = { scheme: "basic", username, password } as const;
@@ -25,7 +25,7 @@ describe("Proxy-Authorization", () => {
     assert.equal(formatProxyAuthorization({ scheme: "basic", username: "7", password: "x" }), "Basic Nzp4");
   });
 
-  it("is read whatever the case of its scheme, and however many spaces follow it", () => {
+  it("is read with any case of its scheme and any number of spaces after it", () => {
     for (const value of ["basic Nzp4", "BASIC   Nzp4"]) {
       assert.deepEqual(readCredentials([field(value)]), { scheme: "basic", username: "7", password: "x" });
     }

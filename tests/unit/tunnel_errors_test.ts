@@ -1,4 +1,4 @@
-// Why tunnels fail, in terms that every client protocol maps to its own.
+// The errors of tunnels: types, messages, and what becomes of other errors.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { HeadError } from "../../shared/http/head.ts";
