@@ -94,7 +94,7 @@ class Inbox<T> {
 class HeadReader {
   readonly inbox = new Inbox<Incoming>(({ stream }) => stream.reset(RESET));
   readonly #options: HeadOptions;
-  /** How to give up those being read, the oldest first. */
+  /** How to fail those being read, the oldest first. */
   readonly #pending = new Set<(error: NetError) => void>();
   #lastHeads?: ReturnType<typeof setTimeout>;
 
@@ -105,15 +105,15 @@ class HeadReader {
   /** Never rejects. */
   async receive(stream: MemoryDuplex): Promise<void> {
     const { headLimit = 16_384, headTimeoutMs = 10_000, maxPendingHeads = 4_096 } = this.#options;
-    let giveUp: (error: NetError) => void = () => {};
-    const givenUp = new Promise<never>((_, reject) => giveUp = reject);
+    let fail: (error: NetError) => void = () => {};
+    const failed = new Promise<never>((_, reject) => fail = reject);
     const late = new NetError("head-timeout", "The head was not complete in time", { remote: true });
-    const timer = setTimeout(() => giveUp(late), headTimeoutMs);
-    this.#pending.add(giveUp);
+    const timer = setTimeout(() => fail(late), headTimeoutMs);
+    this.#pending.add(fail);
     const [oldest] = this.#pending;
     if (this.#pending.size > maxPendingHeads) oldest?.(new NetError("limit", "Too many pending heads"));
     try {
-      const head = await Promise.race([readHead(stream, headLimit), givenUp]);
+      const head = await Promise.race([readHead(stream, headLimit), failed]);
       if (head === null) stream.abort(RESET);
       else this.inbox.push({ stream, head });
     } catch (error) {
@@ -121,12 +121,12 @@ class HeadReader {
       this.inbox.push({ stream, error: error as NetError });
     } finally {
       clearTimeout(timer);
-      this.#pending.delete(giveUp);
+      this.#pending.delete(fail);
       if (this.#lastHeads !== undefined) this.#finishAfterLast();
     }
   }
 
-  /** No stream more: ends the inbox when those being read are done, or given up. */
+  /** No stream more: ends the inbox when those being read are done, or have failed. */
   finish(): void {
     this.#lastHeads ??= setTimeout(() => this.close(), LAST_HEADS_MS);
     this.#finishAfterLast();
@@ -141,7 +141,7 @@ class HeadReader {
   close(): void {
     clearTimeout(this.#lastHeads);
     this.inbox.close();
-    for (const giveUp of this.#pending) giveUp(closed());
+    for (const fail of this.#pending) fail(closed());
   }
 }
 
@@ -480,7 +480,7 @@ class MemorySession implements AgentSession {
   #credit: number;
   #waiting: (() => void)[] = [];
   /** How to give up those under way. */
-  readonly #exchanges = new Set<(error: NetError) => void>();
+  readonly #requests = new Set<(error: NetError) => void>();
   #heads?: HeadReader;
   #fault?: NetError;
   #end: (end: SessionClosed) => void = () => {};
@@ -549,7 +549,7 @@ class MemorySession implements AgentSession {
   }
 
   async request(head: Uint8Array, options: RequestOptions): Promise<AgentResponse> {
-    return await this.#exchange(head, options, options.signal);
+    return await this.#sendRequest(head, options, options.signal);
   }
 
   async openTunnel(
@@ -560,24 +560,24 @@ class MemorySession implements AgentSession {
   ): Promise<AgentResponse | Spliced> {
     if (!(a instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
     a.checkOpen();
-    const answer = await this.#exchange(head, options, splice.signal, a);
-    if (answer.head !== String.fromCharCode(...established)) return answer;
-    return { ended: copy(a, answer.stream, splice) };
+    const response = await this.#sendRequest(head, options, splice.signal, a);
+    if (response.head !== String.fromCharCode(...established)) return response;
+    return { ended: copy(a, response.stream, splice) };
   }
 
   cancelRequests(): void {
-    for (const giveUp of this.#exchanges) giveUp(new NetError("cancelled", "The call was cancelled"));
+    for (const fail of this.#requests) fail(new NetError("cancelled", "The call was cancelled"));
   }
 
-  async #exchange(
+  async #sendRequest(
     head: Uint8Array,
     { timeoutMs, headLimit = 16_384 }: RequestOptions,
     signal?: AbortSignal,
     client?: MemoryDuplex,
   ): Promise<AgentResponse> {
     checkSignal(signal);
-    let giveUp: (error: NetError) => void = () => {};
-    const givenUp = new Promise<never>((_, reject) => giveUp = reject);
+    let fail: (error: NetError) => void = () => {};
+    const failed = new Promise<never>((_, reject) => fail = reject);
     let over = false;
     let abandon = () => {};
     const work = async () => {
@@ -585,21 +585,21 @@ class MemorySession implements AgentSession {
       abandon = () => stream.abort(RESET);
       if (over) abandon();
       await stream.write(head);
-      const answer = await readHead(stream, headLimit);
-      // no answer at all: the reader knows whether it was an end or a reset
-      if (answer !== null) return { stream, head: answer };
+      const response = await readHead(stream, headLimit);
+      // no response at all: the reader knows whether it was an end or a reset
+      if (response !== null) return { stream, head: response };
       await stream.read();
       throw new NetError("head-truncated", "The stream ended without a response", { remote: true });
     };
-    const timer = setTimeout(() => giveUp(new NetError("timed-out", `No response within ${timeoutMs} ms`)), timeoutMs);
-    const onAbort = () => giveUp(new NetError("cancelled", "The call was cancelled"));
+    const timer = setTimeout(() => fail(new NetError("timed-out", `No response within ${timeoutMs} ms`)), timeoutMs);
+    const onAbort = () => fail(new NetError("cancelled", "The call was cancelled"));
     signal?.addEventListener("abort", onAbort, { once: true });
-    this.#exchanges.add(giveUp);
+    this.#requests.add(fail);
     client?.input.watch(({ read }) =>
-      giveUp(read.remote ? new NetError("abandoned", `The peer disconnected: ${read.message}`, { remote: true }) : read)
+      fail(read.remote ? new NetError("abandoned", `The peer disconnected: ${read.message}`, { remote: true }) : read)
     );
     try {
-      return await Promise.race([work(), givenUp]);
+      return await Promise.race([work(), failed]);
     } catch (error) {
       over = true;
       abandon();
@@ -607,7 +607,7 @@ class MemorySession implements AgentSession {
     } finally {
       clearTimeout(timer);
       client?.input.watch();
-      this.#exchanges.delete(giveUp);
+      this.#requests.delete(fail);
       signal?.removeEventListener("abort", onAbort);
     }
   }

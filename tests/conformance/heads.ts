@@ -67,7 +67,7 @@ export function headTests(suite: Suite): void {
       crowdTests(suite, door);
     });
   }
-  for (const sessions of sessionsOf(suite)) exchangeHeadTests(suite, sessions);
+  for (const sessions of sessionsOf(suite)) responseHeadTests(suite, sessions);
 }
 
 function endOfHeadTests({ test }: Suite, door: Door): void {
@@ -326,7 +326,7 @@ function crowdTests({ test }: Suite, door: Door): void {
   });
 }
 
-function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
+function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
   const FOLLOWS = "220 mail\r\n\r\nready";
   const ANSWER = "HTTP/1.1 200 OK\r\n\r\n";
 
@@ -344,17 +344,17 @@ function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
     return (options: { headLimit?: number; timeoutMs?: number } = {}) => client.request(bytes(HEAD), { timeoutMs: 5_000, ...options });
   };
 
-  describe(`the answer's head of an exchange over ${sessions.name}`, () => {
+  describe(`the response head of a request over ${sessions.name}`, () => {
     test("loses nothing of what follows it, wherever the packets part", async (net) => {
       const text = ANSWER + FOLLOWS;
       let at = 0;
-      const exchange = await answering(net, async (stream) => {
+      const request = await answering(net, async (stream) => {
         await stream.write(bytes(text.slice(0, at)));
         await stream.write(bytes(text.slice(at)));
         stream.close();
       });
       for (at = 0; at <= text.length; at++) {
-        const { stream, head } = await within(exchange());
+        const { stream, head } = await within(request());
         assert.equal(head, ANSWER);
         assert.equal(await readText(stream), FOLLOWS, `parted at ${at}`);
         stream.close();
@@ -362,11 +362,11 @@ function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
     });
 
     test("loses nothing byte by byte", async (net) => {
-      const exchange = await answering(net, async (stream) => {
+      const request = await answering(net, async (stream) => {
         for (const character of ANSWER + FOLLOWS) await stream.write(bytes(character));
         stream.close();
       });
-      const { stream, head } = await within(exchange());
+      const { stream, head } = await within(request());
       assert.equal(head, ANSWER);
       assert.equal(await readText(stream), FOLLOWS);
     });
@@ -379,11 +379,11 @@ function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
     ) {
       test(`is refused with ${code}, and the stream abandoned`, async (net) => {
         const abandoned: Promise<unknown>[] = [];
-        const exchange = await answering(net, async (stream) => {
+        const request = await answering(net, async (stream) => {
           await stream.write(bytes(answer));
           abandoned.push(readToError(stream, "reset"));
         });
-        await netError(exchange({ headLimit: 100 }), code);
+        await netError(request({ headLimit: 100 }), code);
         await until(() => abandoned.length > 0, "no request came");
         await Promise.all(abandoned);
       });
@@ -391,41 +391,41 @@ function exchangeHeadTests({ test, pki }: Suite, sessions: Sessions): void {
 
     test("is refused with head-truncated when the stream ends within it, or before it", async (net) => {
       let answer = "HTTP/1.1 200";
-      const exchange = await answering(net, async (stream) => {
+      const request = await answering(net, async (stream) => {
         await stream.write(bytes(answer));
         stream.close();
       });
-      await netError(exchange(), "head-truncated");
+      await netError(request(), "head-truncated");
       answer = "";
-      await netError(exchange(), "head-truncated");
+      await netError(request(), "head-truncated");
     });
 
     test("is refused with reset and the peer's code when the stream is reset, within it or before it", async (net) => {
       let answer = "HTTP/1.1 200";
-      const exchange = await answering(net, async (stream) => {
+      const request = await answering(net, async (stream) => {
         await stream.write(bytes(answer));
         stream.reset(55);
       });
-      assert.equal((await netError(exchange(), "reset")).appCode, 55);
+      assert.equal((await netError(request(), "reset")).appCode, 55);
       answer = "";
-      assert.equal((await netError(exchange(), "reset")).appCode, 55);
+      assert.equal((await netError(request(), "reset")).appCode, 55);
     });
 
     test("is given up with timed-out when it does not come, and the stream abandoned", async (net) => {
       const abandoned: Promise<unknown>[] = [];
-      const exchange = await answering(net, (stream) => Promise.resolve(abandoned.push(readToError(stream, "reset"))));
-      await netError(exchange({ timeoutMs: 50 }), "timed-out");
+      const request = await answering(net, (stream) => Promise.resolve(abandoned.push(readToError(stream, "reset"))));
+      await netError(request({ timeoutMs: 50 }), "timed-out");
       await until(() => abandoned.length > 0, "no request came");
       await Promise.all(abandoned);
     });
 
     test("may carry bytes that are read as they are", async (net) => {
       const data = pattern(100_000);
-      const exchange = await answering(net, async (stream) => {
+      const request = await answering(net, async (stream) => {
         await stream.write(new Uint8Array(Buffer.concat([bytes(ANSWER), data])));
         stream.close();
       });
-      const { stream } = await within(exchange());
+      const { stream } = await within(request());
       assert.deepEqual(await readAll(stream), data);
     });
   });

@@ -1,4 +1,4 @@
-// Sessions over every transport: handshakes, protocol names, stream limits, exchanges, close codes, dead networks.
+// Sessions over every transport: handshakes, protocol names, stream limits, requests, close codes, dead networks.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";

@@ -5,7 +5,7 @@ import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
 import { preambleTests } from "./preambles.ts";
-import { exchangeTests } from "./exchange.ts";
+import { requestTests } from "./requests.ts";
 import { spliceTests } from "./splice.ts";
 import { sessionTests } from "./sessions.ts";
 import { type Adapter, makeSuite } from "./support.ts";
@@ -16,7 +16,7 @@ export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
     for (
-      const tests of [duplexTests, headTests, preambleTests, tcpTests, tlsTests, sessionTests, exchangeTests, spliceTests, lifetimeTests]
+      const tests of [duplexTests, headTests, preambleTests, tcpTests, tlsTests, sessionTests, requestTests, spliceTests, lifetimeTests]
     ) tests(suite);
   });
 }

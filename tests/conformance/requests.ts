@@ -1,4 +1,4 @@
-// Exchanges: a request on its own stream and the response, followed by the stream or a relay.
+// Requests of a session: each has a stream, and is answered with a response, or opens a tunnel.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { AgentResponse, AgentSession, Duplex, Net, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";
@@ -25,17 +25,17 @@ import {
 const YES = "HTTP/1.1 200 Yes\r\n\r\n";
 const NO = "HTTP/1.1 503 No\r\n\r\n";
 
-export function exchangeTests(suite: Suite): void {
+export function requestTests(suite: Suite): void {
   for (const sessions of sessionsOf(suite)) {
-    describe(`an exchange over ${sessions.name}`, () => plainTests(suite, sessions));
+    describe(`a request over ${sessions.name}`, () => responseTests(suite, sessions));
     for (const kind of kindsOf(suite)) {
       if (kind.isSession && kind.name !== sessions.name) continue; // a program relays between a session and TCP
-      describe(`an exchange over ${sessions.name} and a copy from ${kind.name}`, () => copyTests(suite, sessions, kind));
+      describe(`a tunnel over ${sessions.name} opened from ${kind.name}`, () => tunnelTests(suite, sessions, kind));
     }
   }
 }
 
-function plainTests({ test, pki }: Suite, sessions: Sessions): void {
+function responseTests({ test, pki }: Suite, sessions: Sessions): void {
   test("is a request on a stream of its own, and the stream that remains", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const asked = client.request(bytes(HEAD), { timeoutMs: 5_000 });
@@ -82,7 +82,7 @@ function plainTests({ test, pki }: Suite, sessions: Sessions): void {
     await within(asked);
   });
 
-  test("is given up at once, and its stream is abandoned both ways", async (net) => {
+  test("is cancelled at once, and its stream is abandoned both ways", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     const incoming = await oneByOne(() => server.acceptRequests())();
@@ -92,7 +92,7 @@ function plainTests({ test, pki }: Suite, sessions: Sessions): void {
     await writeToError(incoming!.stream, "stopped");
   });
 
-  test("is given up as soon as it was begun, and the next one is not", async (net) => {
+  test("is cancelled as soon as it was begun, and the next one is not", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const given = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
     client.cancelRequests();
@@ -102,7 +102,7 @@ function plainTests({ test, pki }: Suite, sessions: Sessions): void {
     assert.equal((await within(asked)).head, YES);
   });
 
-  test("is given up while it waits for a free stream", async (net) => {
+  test("is cancelled while it waits for a free stream", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 1 } });
     await openPair(client, server);
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000 }), "cancelled");
@@ -126,7 +126,7 @@ async function serveOne(
   throw new Error("The connection is closed");
 }
 
-function copyTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
+function tunnelTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
   const open = async (net: Net) => ({ ...await kind.open(net), session: await sessions.pair(net, await pki) });
   const ask = (client: AgentSession, a: Duplex, options: Partial<RequestOptions> = {}, splice?: SpliceOptions) =>
     client.openTunnel(a, bytes(HEAD), { timeoutMs: 5_000, established: bytes(YES), ...options }, splice);
@@ -165,12 +165,12 @@ function copyTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
     for (const answer of [NO, "HTTP/1.1 200 Yes\r\nVia: a\r\n\r\n"]) {
       const asked = ask(client, a, {}, { initialDataToA: bytes("never"), signal: new AbortController().signal });
       const right = await within(serveOne(server, `${answer}more`));
-      const exchanged = await within(asked);
-      assert.ok("stream" in exchanged, "the answer was taken for a yes");
-      assert.equal(exchanged.head, answer);
-      assert.equal(await readTextExactly(exchanged.stream, 4), "more");
-      await assertUsable(exchanged.stream, right);
-      exchanged.stream.close();
+      const response = await within(asked);
+      assert.ok("stream" in response, "the answer was taken for a yes");
+      assert.equal(response.head, answer);
+      assert.equal(await readTextExactly(response.stream, 4), "more");
+      await assertUsable(response.stream, right);
+      response.stream.close();
       right.close();
     }
     await assertUsable(left, a);
@@ -193,7 +193,7 @@ function copyTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
     await assertUsable(left, a);
   });
 
-  test("is not given up with the exchanges once it is a copy, but by its signal at once, and both ends see a reset", async (net) => {
+  test("is not cancelled with the requests once it is open, but by its signal at once, and both ends see a reset", async (net) => {
     const { a: left, b: a, session: { client, server } } = await open(net);
     const controller = new AbortController();
     const asked = ask(client, a, {}, { signal: controller.signal });
@@ -231,7 +231,7 @@ function copyTests({ test, pki }: Suite, sessions: Sessions, kind: Kind): void {
     await netError(a.read(), "reset");
   });
 
-  test("is given up by its own signal without a copy, at both ends", async (net) => {
+  test("is cancelled by its own signal without a tunnel, at both ends", async (net) => {
     const { session: { client, server } } = await open(net);
     const controller = new AbortController();
     const asked = netError(client.request(bytes(HEAD), { timeoutMs: 60_000, signal: controller.signal }), "cancelled");
