@@ -128,7 +128,8 @@ impl Link {
         }
     }
 
-    /// Sends what the session has to send, until the socket takes no more. Whoever holds the output goes on for others that find it in use.
+    /// Sends what the session has to send, until the socket takes no more. A caller that finds the output in use leaves its
+    /// data to the one that uses it.
     pub fn pump(&self) {
         while !self.is_blocked.load(Ordering::SeqCst) {
             let mut output = match self.output.try_lock() {
@@ -295,25 +296,22 @@ impl Link {
 
     /// Opens the complete records of `incoming`.
     fn open(&self, parser: &mut Parser, incoming: &mut BytesMut) -> Result<(), Ended> {
-        while !incoming.is_empty() {
-            // locked for each record, so that sending goes on in between
-            let mut records = lock(&self.records);
-            let Records { tls, alerts } = &mut *records;
-            let session = &self.session;
-            let opened = tls.open(incoming, alerts, |data| drop(session.receive(parser, data))); // an error ends the session
-            let has_alerts = !alerts.bytes().is_empty();
-            drop(records);
-            if has_alerts {
-                session.to_send.notify_one();
-            }
-            match opened {
-                Ok(Opened::Data) => {}
-                Ok(Opened::Incomplete) => return Ok(()),
-                Ok(Opened::End) => return Err(Ended::Lost("the peer has ended the TLS connection without CLOSE".into())),
-                Err(e) => return Err(faulty(&e)),
-            }
+        if incoming.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let mut records = lock(&self.records);
+        let Records { tls, alerts } = &mut *records;
+        let opened = tls.open(incoming, alerts, |data| drop(self.session.receive(parser, data))); // an error ends the session
+        let has_alerts = !alerts.bytes().is_empty();
+        drop(records);
+        if has_alerts {
+            self.session.to_send.notify_one();
+        }
+        match opened {
+            Ok(Opened::Incomplete) => Ok(()),
+            Ok(Opened::End) => Err(Ended::Lost("the peer has ended the TLS connection without CLOSE".into())),
+            Err(e) => Err(faulty(&e)),
+        }
     }
 
     /// Frees the buffer for sending if it is empty.

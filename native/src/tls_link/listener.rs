@@ -163,6 +163,7 @@ async fn accept(socket: TcpListener, limiter: Limiter, mut closed: watch::Receiv
                     let _ = accept_queue.push(HandshakeResult::Connected(session)); // if the queue is closed, the session is closed
                     return;
                 }
+                Ok(Err(error)) if error.code == NetErrorCode::Refused => return, // a health check
                 Ok(Err(error)) => error,
                 Err(_) => NetError::new(
                     NetErrorCode::TimedOut,

@@ -10,6 +10,9 @@ pub struct Tls {
     connection: Connection,
     /// After an error nothing is sealed any more, except for the alert.
     has_failed: bool,
+    /// A copy of what has arrived and is not opened. rustls looks for more even when it only seals, and panics if it is not given the
+    /// beginning that it has already seen.
+    unopened: Vec<u8>,
 }
 
 enum Connection {
@@ -25,11 +28,10 @@ pub enum Handshake {
     Complete(Vec<u8>),
 }
 
-/// What was at the front of the bytes that have arrived.
+/// What follows the records that were opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Opened {
-    /// A record with data, which was passed on.
-    Data,
-    /// No complete record.
+    /// An incomplete record, or nothing.
     Incomplete,
     /// The peer sends no more (close_notify).
     End,
@@ -138,6 +140,7 @@ impl Tls {
         Self {
             connection,
             has_failed: false,
+            unopened: Vec::new(),
         }
     }
 
@@ -155,19 +158,27 @@ impl Tls {
     /// Continues the handshake with what has arrived. `sealed` must be written before more is awaited, also after an error: it may be an
     /// alert.
     pub fn handshake(&mut self, incoming: &mut BytesMut, sealed: &mut Sealed) -> Result<Handshake, Error> {
-        match &mut self.connection {
-            Connection::Client(connection) => handshake(connection, incoming, sealed),
-            Connection::Server(connection) => handshake(connection, incoming, sealed),
+        let mut early = Vec::new();
+        let is_complete = match &mut self.connection {
+            Connection::Client(connection) => handshake(connection, incoming, sealed, &mut early),
+            Connection::Server(connection) => handshake(connection, incoming, sealed, &mut early),
+        }?;
+        if !is_complete {
+            return Ok(Handshake::Incomplete);
         }
+        self.open(incoming, sealed, |data| early.extend_from_slice(data))?;
+        Ok(Handshake::Complete(early))
     }
 
-    /// Opens the first record of `incoming`, removes it, and passes its data to `deliver`.
-    pub fn open(&mut self, incoming: &mut BytesMut, alerts: &mut Sealed, deliver: impl FnOnce(&[u8])) -> Result<Opened, Error> {
+    /// Opens the complete records of `incoming`, removes them, and passes their data to `deliver`.
+    pub fn open(&mut self, incoming: &mut BytesMut, alerts: &mut Sealed, deliver: impl FnMut(&[u8])) -> Result<Opened, Error> {
         let opened = match &mut self.connection {
             Connection::Client(connection) => open(connection, incoming, alerts, deliver),
             Connection::Server(connection) => open(connection, incoming, alerts, deliver),
         };
         self.has_failed |= opened.is_err();
+        self.unopened.clear();
+        self.unopened.extend_from_slice(incoming);
         opened
     }
 
@@ -186,8 +197,8 @@ impl Tls {
             return Err(Error::EncryptError);
         }
         match &mut self.connection {
-            Connection::Client(connection) => seal(connection, data, sealed),
-            Connection::Server(connection) => seal(connection, data, sealed),
+            Connection::Client(connection) => seal(connection, data, &mut self.unopened, sealed),
+            Connection::Server(connection) => seal(connection, data, &mut self.unopened, sealed),
         }
     }
 }
@@ -201,13 +212,12 @@ fn encode<Data>(mut message: EncodeTlsData<'_, Data>, sealed: &mut Sealed) {
     }
 }
 
-fn handshake<C: Unbuffered>(connection: &mut C, incoming: &mut BytesMut, sealed: &mut Sealed) -> Result<Handshake, Error> {
+/// Returns whether the handshake is complete. Data that the peer sent with its last message is added to `early`.
+fn handshake<C: Unbuffered>(connection: &mut C, incoming: &mut BytesMut, sealed: &mut Sealed, early: &mut Vec<u8>) -> Result<bool, Error> {
     loop {
-        let mut early = Vec::new();
         let UnbufferedStatus { discard, state } = connection.process(incoming);
         let next = match state {
             Err(error) => {
-                incoming.advance(discard.min(incoming.len()));
                 alert(connection, sealed);
                 return Err(error);
             }
@@ -219,26 +229,24 @@ fn handshake<C: Unbuffered>(connection: &mut C, incoming: &mut BytesMut, sealed:
                 message.done();
                 None
             }
-            Ok(ConnectionState::BlockedHandshake) => Some(Handshake::Incomplete),
-            Ok(ConnectionState::WriteTraffic(_)) => Some(Handshake::Complete(Vec::new())),
+            Ok(ConnectionState::BlockedHandshake) => Some(false),
+            Ok(ConnectionState::WriteTraffic(_)) => Some(true),
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
                     early.extend_from_slice(record?.payload);
                 }
-                Some(Handshake::Complete(early))
+                Some(true)
             }
             Ok(_) => return Err(Error::General("the peer has closed the connection".into())),
         };
         incoming.advance(discard.min(incoming.len()));
-        match next {
-            Some(Handshake::Complete(early)) if early.is_empty() && has_piece(incoming) => return Err(in_pieces()),
-            Some(next) => return Ok(next),
-            None => {}
+        if let Some(is_complete) = next {
+            return Ok(is_complete);
         }
     }
 }
 
-/// Encodes the alert that follows an error. Nothing else may be asked of rustls then: it would look for a message in the empty buffer.
+/// Encodes the alert that follows an error. rustls returns it before it looks into the buffer.
 fn alert<C: Unbuffered>(connection: &mut C, sealed: &mut Sealed) {
     while connection.common().wants_write() {
         match connection.process(&mut []).state {
@@ -248,26 +256,12 @@ fn alert<C: Unbuffered>(connection: &mut C, sealed: &mut Sealed) {
     }
 }
 
-/// Whether a complete record is left after all were opened. rustls keeps it because it has the beginning of a handshake message. No peer
-/// splits the few that follow the handshake, and rustls cannot seal without the buffer that holds such a beginning: it would panic.
-fn has_piece(incoming: &[u8]) -> bool {
-    let [_, _, _, high, low, payload @ ..] = incoming else {
-        return false;
-    };
-    payload.len() >= usize::from(u16::from_be_bytes([*high, *low]))
-}
-
-fn in_pieces() -> Error {
-    Error::General("a handshake message in pieces".into())
-}
-
 fn open<C: Unbuffered>(
     connection: &mut C,
     incoming: &mut BytesMut,
     alerts: &mut Sealed,
-    deliver: impl FnOnce(&[u8]),
+    mut deliver: impl FnMut(&[u8]),
 ) -> Result<Opened, Error> {
-    let mut deliver = Some(deliver);
     loop {
         let UnbufferedStatus { discard, state } = connection.process(incoming);
         let opened = match state {
@@ -276,14 +270,10 @@ fn open<C: Unbuffered>(
                 return Err(error);
             }
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                let mut deliver = deliver.take();
                 while let Some(record) = traffic.next_record() {
-                    // one record at a time is opened
-                    if let Some(deliver) = deliver.take() {
-                        deliver(record?.payload);
-                    }
+                    deliver(record?.payload);
                 }
-                Some(Opened::Data)
+                None
             }
             // the answer to a key update
             Ok(ConnectionState::EncodeTlsData(message)) => {
@@ -299,18 +289,17 @@ fn open<C: Unbuffered>(
             Ok(_) => return Err(Error::General("unexpected state of TLS".into())),
         };
         incoming.advance(discard.min(incoming.len()));
-        match opened {
-            Some(Opened::Incomplete) if has_piece(incoming) => return Err(in_pieces()),
-            Some(opened) => return Ok(opened),
-            None => {}
+        if let Some(opened) = opened {
+            return Ok(opened);
         }
     }
 }
 
 /// Seals data, or close_notify.
-fn seal<C: Unbuffered>(connection: &mut C, data: Option<&[u8]>, sealed: &mut Sealed) -> Result<(), Error> {
+fn seal<C: Unbuffered>(connection: &mut C, data: Option<&[u8]>, unopened: &mut [u8], sealed: &mut Sealed) -> Result<(), Error> {
     loop {
-        match connection.process(&mut []).state? {
+        // nothing is opened here: all complete records were opened before
+        match connection.process(unopened).state? {
             ConnectionState::EncodeTlsData(message) => encode(message, sealed),
             ConnectionState::TransmitTlsData(message) => message.done(),
             ConnectionState::PeerClosed => {} // told once; the reader has seen it

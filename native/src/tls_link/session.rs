@@ -1,4 +1,4 @@
-//! A session over a TLS link: its streams, credit, and what is to be sent next. It knows frames, but neither sockets nor TLS: `link.rs`
+//! A session over a TLS link: its streams, credit, and the next bytes to send. It knows frames, but neither sockets nor TLS: `link.rs`
 //! passes it what arrives and sends what it returns.
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -178,7 +178,7 @@ struct State {
     late: FrameRate,
 }
 
-/// What is to be sent.
+/// Frames and data that wait for the link.
 #[derive(Default)]
 struct Outgoing {
     /// Frames without data and small DATA frames, which are sent first. Bounded by the streams and by [`MAX_SMALL`].
@@ -372,7 +372,14 @@ impl Session {
     }
 
     pub fn add_window(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         self.change_window(|window| window.add(bytes));
+    }
+
+    pub fn remove_window(&self, bytes: u64) {
+        self.change_window(|window| window.remove(bytes));
     }
 
     fn change_window(&self, change: impl FnOnce(&mut SessionWindow)) {

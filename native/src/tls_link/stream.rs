@@ -356,7 +356,7 @@ impl RecvHalf {
 
     /// Returns credit for bytes that were read, once half of the window was. A reader that keeps up gets a larger window.
     fn consumed(&mut self, bytes: usize) {
-        let (credit, before) = {
+        let (before, total_read, keeps_up) = {
             let mut state = lock(&self.stream.state);
             state.read += bytes as u64;
             state.total_read += bytes as u64;
@@ -364,28 +364,39 @@ impl RecvHalf {
                 drop(state);
                 return self.session.read(bytes);
             }
-            let mut credit = std::mem::take(&mut state.read);
-            let before = state.window;
-            if state.chunks.is_empty() {
-                state.window = self.session.grown(before, state.total_read);
-            }
-            credit += state.window - before;
-            state.allowed += credit;
-            state.share += state.window - before;
-            (credit, before)
+            (state.window, state.total_read, state.chunks.is_empty())
         };
-        self.grow(before);
+        // without the lock: the growth of others is looked at
+        let window = match keeps_up {
+            true => self.session.grown(before, total_read),
+            false => before,
+        };
+        // before the stream has it, as the release of the stream takes it back
+        self.session.add_window(window - before);
+        let credit = {
+            let mut state = lock(&self.stream.state);
+            if state.is_released {
+                drop(state);
+                self.session.remove_window(window - before);
+                return self.session.read(bytes);
+            }
+            state.window = window;
+            state.share += window - before;
+            let credit = std::mem::take(&mut state.read) + window - before;
+            state.allowed += credit;
+            credit
+        };
+        self.count_growth(window, before);
         self.session.read(bytes);
         let credit = u32::try_from(credit).unwrap_or(u32::MAX);
         self.session.send(self.stream.id, &Control::Credit(credit));
     }
 
     /// Counts the growth of the window among that of all streams of the process.
-    fn grow(&mut self, before: u64) {
+    fn count_growth(&mut self, window: u64, before: u64) {
         if let Some(growth) = &self.growth {
             growth.is_used.store(true, Ordering::Relaxed);
         }
-        let window = lock(&self.stream.state).window;
         if window == before {
             return;
         }
@@ -394,7 +405,6 @@ impl RecvHalf {
             .growth
             .get_or_insert_with(|| GROWTHS.add(BufferedStream::TlsLink(stream.clone())));
         GROWTHS.count(growth, window - u64::from(self.session.config.stream_window));
-        self.session.add_window(window - before);
     }
 }
 

@@ -54,7 +54,7 @@ impl SessionWindow {
     }
 
     pub fn remove(&mut self, window: u64) {
-        self.streams -= window;
+        self.streams = self.streams.saturating_sub(window);
     }
 
     /// Returns false if the peer had no credit for these bytes.
@@ -68,7 +68,7 @@ impl SessionWindow {
     }
 
     pub fn read(&mut self, bytes: u64) {
-        self.unread -= bytes;
+        self.unread = self.unread.saturating_sub(bytes);
     }
 
     /// The credit that the peer should get, once it is worth a frame.

@@ -42,5 +42,9 @@ fn system() -> Vec<CertificateDer<'static>> {
 fn system() -> Vec<CertificateDer<'static>> {
     use rustls::pki_types::pem::PemObject;
     let file = std::env::var_os("SSL_CERT_FILE").unwrap_or_else(|| "/etc/ssl/cert.pem".into());
-    CertificateDer::pem_file_iter(file).into_iter().flatten().filter_map(Result::ok).collect()
+    CertificateDer::pem_file_iter(file)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .collect()
 }
