@@ -6,7 +6,9 @@ mod heads;
 mod input;
 mod pki;
 mod settings;
+mod tls_link;
 
 pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};
 pub use settings::{der, names};
+pub use tls_link::{tls_link_frames, tls_link_records, TlsPair};

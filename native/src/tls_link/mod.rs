@@ -5,7 +5,7 @@ pub mod frame;
 mod handshake;
 mod link;
 pub mod listener;
-mod records;
+pub mod records;
 pub mod session;
 pub mod stream;
 #[cfg(test)]
