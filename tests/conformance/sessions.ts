@@ -1,9 +1,10 @@
 // Sessions over every transport: handshakes, protocol names, stream limits, requests, close codes, dead networks.
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, HandshakeFailure, Net } from "../../shared/net/types.ts";
-import { type Raw, withRaw } from "./raw.ts";
+import { type Raw, watch, withRaw } from "./raw.ts";
 import {
   ALPN,
   bytes,
@@ -228,6 +229,30 @@ function handshakeTests({ test, pki }: Suite, sessions: Sessions): void {
       const client = await sessions.dial(net, await pki, port);
       assert.ok(await within(accepted));
       client.close(0, "");
+    });
+  });
+
+  if (sessions.kind === "quic") return;
+
+  test("tells of junk and of a cut in a handshake, and not of a health check, which sends nothing", async (net) => {
+    await withRaw(async (raw) => {
+      const failures: NetError[] = [];
+      const { tls } = await pki;
+      const onHandshakeError = ({ error }: HandshakeFailure) => failures.push(error);
+      const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN, onHandshakeError });
+      ignore(listener.accept());
+      const port = portOf(listener.address);
+      const connect = async (sends: string) => {
+        const socket = await raw.connect(port);
+        const { ended } = watch(socket);
+        socket.end(Buffer.from(sends, "latin1"));
+        await ended;
+      };
+      await connect("");
+      await connect("GET / HTTP/1.1\r\n\r\n");
+      await connect("\x16\x03\x01\x02\x00\x01");
+      await until(() => failures.length === 2, `${failures.length} failures were told instead of 2`);
+      assert.deepEqual(failures.map(({ code }) => code), ["tls", "reset"]);
     });
   });
 }
