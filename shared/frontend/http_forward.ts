@@ -284,6 +284,8 @@ class ForwardedRequest {
       }
       // from here on a disconnect is not seen
       if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too many bytes after its request");
+      // an incomplete body must not look complete; a client that has its response already need not send the rest
+      if (!this.#body.done && record.status === undefined) throw new HeadError(400, "The request ended before its body was complete");
       origin.closeWrite();
       if (!this.isUpgraded) this.#startIdleTimeout("It has finished sending");
     } catch (error) {

@@ -45,9 +45,12 @@ async function withSilences(body: (silences: Silences) => Promise<void>): Promis
   }
 }
 
-function passage(pace?: (bytes: number) => Promise<void>): { client: Duplex; origin: Duplex; done: Promise<void> } {
+function passage(
+  pace?: (bytes: number) => Promise<void>,
+  head = `GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`,
+): { client: Duplex; origin: Duplex; done: Promise<void> } {
   const [clients, origins] = [streamPair(), streamPair("session")];
-  const request = parseRequestHead(`GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`);
+  const request = parseRequestHead(head);
   const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
   const { near: client } = clients;
   const done = forward(
@@ -132,4 +135,34 @@ describe("a client that sends no more", () => {
       assert.match(await readText(client), /\r\n\r\n0123456789$/);
       await within(done);
     }));
+});
+
+describe("a client that ends its request before the body is complete", () => {
+  const uploads: [framing: string, part: string][] = [
+    ["Content-Length: 10", "half"],
+    ["Transfer-Encoding: chunked", "4\r\nha"],
+    ["Transfer-Encoding: chunked", "4\r\nhalf\r\n"],
+  ];
+  for (const [framing, part] of uploads) {
+    it(`is refused with 400, and the destination sees a reset: ${framing}, ${JSON.stringify(part)}`, async () => {
+      const { client, origin, done } = passage(undefined, `POST ${TARGET} HTTP/1.1\r\nHost: origin\r\n${framing}\r\n\r\n`);
+      await client.write(bytes(part));
+      await readUntil(origin, part);
+      client.closeWrite();
+      await assert.rejects(within(done), { name: "HeadError", status: 400, message: "The request ended before its body was complete" });
+      await assert.rejects(within(origin.read()), { code: "reset" });
+    });
+  }
+
+  it("still gets a response that has begun", async () => {
+    const { client, origin, done } = passage(undefined, `POST ${TARGET} HTTP/1.1\r\nHost: origin\r\nContent-Length: 10\r\n\r\n`);
+    await readUntil(origin, "\r\n\r\n");
+    await origin.write(bytes("HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\n"));
+    await readUntil(client, "\r\n\r\n");
+    client.closeWrite();
+    await origin.write(bytes("no"));
+    origin.closeWrite();
+    assert.equal(await readText(client), "no");
+    await within(done);
+  });
 });
