@@ -50,7 +50,7 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     agent,
     agentClaimed: agent === undefined ? agentClaimed : undefined,
     jti: token,
-    method,
+    method: shortMethod(method),
     destination,
     status,
     error: proxyError,
@@ -62,6 +62,13 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
   });
 }
 
+/** Longest method that is logged in full, in characters: any client may send any token. */
+const MAX_METHOD = 32;
+
+function shortMethod(method: string | undefined): string | undefined {
+  return method === undefined ? undefined : printable(method, MAX_METHOD);
+}
+
 function round(ms: number): number {
   return Math.round(ms * 100) / 100;
 }
@@ -69,7 +76,7 @@ function round(ms: number): number {
 /** Field names only: values hold credentials, cookies and tokens, and so do paths and queries. */
 export function logRequest(log: Logger, request: RequestHead, { id, client, destination }: RequestRecord): void {
   const { method, version, fields } = request;
-  log.debug("request received", { id, client, method, version, destination });
+  log.debug("request received", { id, client, method: shortMethod(method), version, destination });
   log.trace("request head", { id, fields: fields.map(([name]) => name).join(", ") });
 }
 

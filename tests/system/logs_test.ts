@@ -46,6 +46,13 @@ describe("logs", () => {
     }
   });
 
+  it("have the first characters of a method, however long it is", async () => {
+    await using pair = await Pair.start();
+    await ask(pair.addresses.clients, `${"M".repeat(10_000)} http://127.0.0.1:1/ HTTP/1.1\r\n\r\n`);
+    const { method } = await pair.proxy.waitFor("request", { status: 407 });
+    assert.equal(method, `${"M".repeat(29)}...`);
+  });
+
   it("use the request's own id if it is a short token, and a new one otherwise", async () => {
     await using pair = await Pair.start();
     const head = (id: string) => connectHead("127.0.0.1:1").replace("\r\n\r\n", `\r\nX-Request-Id: ${id}\r\n\r\n`);
