@@ -30,6 +30,8 @@ export interface DialerOptions {
 
 /** Maximum size of a response head in bytes. */
 const MAX_HEAD = 16_384;
+/** Maximum length of an entry of the store in a message, in characters. */
+const MAX_ENTRY = 100;
 /** Maximum number of proxies that one request tries, and of those that the store names. */
 const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
@@ -99,8 +101,10 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
   const abort = () => stream?.reset(1);
   signal?.addEventListener("abort", abort, { once: true });
   try {
+    const proxy = parseProxyAddress(address);
+    if (proxy === undefined) return notAnAddress(address);
     stream = await options.net.connectTcp({
-      ...parseProxyAddress(address),
+      ...proxy,
       timeoutMs: within(options.connectTimeoutMs),
       signal,
       tls: options.tls(),
@@ -122,12 +126,23 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
   }
 }
 
-/**
- * The Go proxy publishes its listen address by default. Without a host it is on this machine.
- * @throws {MalformedRequestError}
- */
-function parseProxyAddress(address: string): Authority {
-  return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
+/** The Go proxy publishes its listen address by default. Without a host it is on this machine. `undefined` if it is not an address. */
+function parseProxyAddress(address: string): Authority | undefined {
+  try {
+    return parseAuthority(address.startsWith(":") ? `localhost${address}` : address);
+  } catch (error) {
+    if (error instanceof MalformedRequestError) return undefined;
+    throw error;
+  }
+}
+
+/** Another program may have written the entry. */
+function notAnAddress(text: string): Outcome {
+  const cause = new Error(`the entry ${JSON.stringify(text.slice(0, MAX_ENTRY))} is not host:port`);
+  return {
+    refusal: new TunnelError("destination_unavailable", "The agent's entry in the store is not an address", { cause }),
+    stale: true,
+  };
 }
 
 function encodeRequest({ id, client, destination, credentials, via }: TunnelRequest, pseudonym: string): Uint8Array {

@@ -231,6 +231,16 @@ describe("dialing through proxies", () => {
     assert.deepEqual([asked(), named.length], [[1, 1, 1, 1, 1, 1], 3]);
   });
 
+  it("says where the store's entry is not an address, and does not blame the proxy", async () => {
+    for (const entry of ["", "garbage", "host:99999", "/run/proxy.sock", "x".repeat(10_000)]) {
+      const { store, refused } = setUp();
+      await store.set("7", entry);
+      const { status, error, message, cause } = await refused();
+      assert.deepEqual([status, error, message], [502, "destination_unavailable", "The agent's entry in the store is not an address"]);
+      assert.equal((cause as Error).message, `the entry ${JSON.stringify(entry.slice(0, 100))} is not host:port`);
+    }
+  });
+
   it("asks no proxy for an agent that is not in the store", async () => {
     const parts = setUp();
     const other = await fakeProxy(parts.net, "127.0.0.1:2", ESTABLISHED);
