@@ -27,6 +27,7 @@ const MAX_FILE = 1024 * 1024;
  */
 export async function readCredentials({ type, noauth, jwt }: AgentOptions["auth"]): Promise<Credentials> {
   if (type === "noauth") {
+    if (jwt.token !== undefined) throw new ConfigError("Cannot use --auth.jwt.token: --auth.type=jwt is not set");
     const agentId = readId(noauth.agentId);
     return { agentId, bytes: new TextEncoder().encode(agentId), expiresAt: Infinity };
   }
@@ -40,7 +41,8 @@ function readId(id: string | undefined): string {
   try {
     return checkAgentId(id);
   } catch (cause) {
-    throw new ConfigError(`Cannot use --auth.noauth.agent-id ${JSON.stringify(id)}: ${(cause as Error).message}`, { cause });
+    const why = (cause as Error).message.replace(/^Cannot use the agent id: /, "");
+    throw new ConfigError(`Cannot use --auth.noauth.agent-id ${JSON.stringify(id)}: ${why}`, { cause });
   }
 }
 

@@ -10,7 +10,7 @@ import {
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
-import { checkRemote } from "../shared/address/host_port.ts";
+import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
 
@@ -123,10 +123,16 @@ export function parseLabels(texts: readonly string[]): Record<string, string> {
 
 function checkLabelTexts(texts: readonly string[]): string | undefined {
   const malformed = texts.find((text) => text.indexOf("=") < 1);
-  return malformed === undefined ? checkLabels(parseLabels(texts)) : `${JSON.stringify(malformed)} is not name=value`;
+  if (malformed !== undefined) return `${JSON.stringify(malformed)} is not name=value`;
+  const labels = parseLabels(texts);
+  return Object.keys(labels).length < texts.length ? "a name has two values" : checkLabels(labels);
 }
 
 function checkServers(addresses: readonly string[]): string | undefined {
   if (addresses.length === 0) return "at least one address is required";
-  return addresses.map((address) => checkRemote(address)).find((problem) => problem !== undefined);
+  return addresses.map(checkServer).find((problem) => problem !== undefined);
+}
+
+function checkServer(address: string): string | undefined {
+  return checkRemote(address) ?? (isWildcard(address) ? `${address} is the wildcard address; write 127.0.0.1 for this machine` : undefined);
 }

@@ -13,7 +13,7 @@ import {
 } from "../shared/config/common_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
-import { checkRemote } from "../shared/address/host_port.ts";
+import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 
@@ -121,7 +121,8 @@ export type ProxyOptions = ValuesOf<typeof proxyOptions>;
 
 /** Returns why lb cannot connect to `address`, or `undefined`. */
 function checkPublished(address: string): string | undefined {
-  const isWildcard = /^(?:0\.0\.0\.0|\[[0:]+\]):/.test(address);
   return checkRemote(address) ??
-    (isWildcard ? `${address} is the wildcard address, to which lb cannot connect; write a name or address of this machine` : undefined);
+    (isWildcard(address)
+      ? `${address} is the wildcard address, to which lb cannot connect; write a name or address of this machine`
+      : undefined);
 }

@@ -1,6 +1,7 @@
 // `host:port` in options: the one parser for listeners, connections and configuration checks.
 import { isIPv4, isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
+import { isAddress } from "./canonical.ts";
 
 export interface HostPort {
   /** A name or an address; IPv6 without brackets, with its zone. Empty for `:port`. */
@@ -40,6 +41,11 @@ export function checkRemote(text: string, defaultPort?: number): string | undefi
   }
 }
 
+/** Whether `text`, `host:port`, has the address that stands for every address of a machine: nothing can connect to it. */
+export function isWildcard(text: string): boolean {
+  return /^(?:0\.0\.0\.0|\[[0:]+\]):/.test(text);
+}
+
 /** Quotes text that should be an address. If it is a URL with a password, that is masked. */
 export function quoteAddress(text: string): string {
   return JSON.stringify(text.replace(/([^/@:]*):[^/@]*@/, "$1:***@"));
@@ -58,7 +64,8 @@ function isBracketed(text: string): boolean {
 
 /** Whether the text is a name valid in DNS or a hosts file, or an IPv4 address. */
 function isHost(text: string): boolean {
-  if (/^[0-9.]+$/.test(text)) return isIPv4(text);
+  // neither a name nor in the usual notation: 0x7f000001
+  if (/^[0-9.]+$/.test(text) || isAddress(text)) return isIPv4(text);
   const labels = text.replace(/\.$/, "").split(".");
   return text.length <= 254 && labels.every((label) => /^[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?$/.test(label));
 }
@@ -75,5 +82,6 @@ function advise(text: string): string {
   // deno-lint-ignore no-control-regex -- ASCII
   const ascii = /[^\x00-\x7f]/.test(text) ? domainToASCII(text.replace(/:[0-9]*$/, "")) : "";
   if (ascii !== "") return `; write ${ascii}${/:[0-9]*$/.exec(text)?.[0] ?? ""}`;
-  return text !== "" && !text.includes(":") ? "; its port is missing" : "";
+  if (text !== "" && !text.includes(":")) return "; its port is missing";
+  return isAddress(text.replace(/:.*/, "")) ? "; an IPv4 address has four decimal numbers" : "";
 }

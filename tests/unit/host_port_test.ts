@@ -69,6 +69,9 @@ describe("host:port", () => {
     ["10.0.0.256:1", /has an invalid host/],
     [`${"a".repeat(64)}:1`, /has an invalid host/],
     ["host\0:1", /has an invalid host/],
+    ["0x7f000001:1", /; an IPv4 address has four decimal numbers$/],
+    ["127.1:1", /; an IPv4 address has four decimal numbers$/],
+    ["0177.0.0.1:1", /; an IPv4 address has four decimal numbers$/],
     ["host?x:1", /has an invalid host/],
   ];
   for (const [text, said] of bad) {
