@@ -108,7 +108,14 @@ export async function openClientTls(
     if (pems.cert) attributeTo(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
-  return await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
+  const opened = await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
+  if (rootCa && options.insecureSkipVerify) {
+    log.warn("authorities have no effect, because certificates are not verified", {
+      ignored: `${flagOf(group)}.file.root-ca`,
+      remedy: `leave out ${flagOf(group)}.insecure-skip-verify`,
+    });
+  }
+  return opened;
 }
 
 /** Runs a check of the network and reports its error as one of the file. */

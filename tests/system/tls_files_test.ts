@@ -371,12 +371,13 @@ describe("an encrypted key", () => {
 
 describe("files of a client", () => {
   const PIN = "aa".repeat(32);
-  const open = (folder: Folder, contents: { rootCa?: string; cert?: string; key?: string }) => {
+  const open = (
+    folder: Folder,
+    contents: { rootCa?: string; cert?: string; key?: string },
+    { insecureSkipVerify = false, log = new LogBook() } = {},
+  ) => {
     const file = Object.fromEntries(Object.entries(contents).map(([name, text]) => [name, folder.write(`${name}.pem`, text)]));
-    return openClientTls("agent-client.tls", { insecureSkipVerify: false, useSystemPool: true, pinSha256: [PIN], file }, {
-      log: new LogBook(),
-      net,
-    });
+    return openClientTls("agent-client.tls", { insecureSkipVerify, useSystemPool: true, pinSha256: [PIN], file }, { log, net });
   };
 
   it("are read unchanged, in addition to the options", async () => {
@@ -393,6 +394,18 @@ describe("files of a client", () => {
     });
     assert.deepEqual([current.ca, current.cert].map((pem) => plain(pem!)), [authority.cert, cert].map(plain));
     assert.equal((await open(folder, {})).current.ca, undefined);
+  });
+
+  it("that have no effect without verification cause a warning", async () => {
+    using folder = new Folder();
+    const rootCa = (await pki).authority.cert;
+    for (const [contents, insecureSkipVerify, count] of [[{ rootCa }, true, 1], [{ rootCa }, false, 0], [{}, true, 0]] as const) {
+      const log = new LogBook();
+      await open(folder, contents, { insecureSkipVerify, log });
+      const warnings = log.logged("authorities have no effect, because certificates are not verified");
+      assert.equal(warnings.length, count);
+      if (count > 0) assert.equal(warnings[0]!.ignored, "--agent-client.tls.file.root-ca");
+    }
   });
 
   it("that are invalid are refused", async () => {
