@@ -46,7 +46,7 @@ export function duplexTests(suite: Suite): void {
 }
 
 function orderTests({ test }: Suite, kind: Kind): void {
-  test("brings bytes unchanged, both ways at once", async (net) => {
+  test("transfers bytes unchanged in both directions at once", async (net) => {
     const { a, b } = await kind.open(net);
     const [up, down] = [pattern(3 << 20, 1), pattern(3 << 20, 2)];
     const send = async (stream: typeof a, data: Uint8Array) => {
@@ -83,7 +83,7 @@ function orderTests({ test }: Suite, kind: Kind): void {
     assertSame(await readAll(b), data);
   });
 
-  test("answers several reads in the order of the calls", async (net) => {
+  test("resolves several reads in the order of the calls", async (net) => {
     const { a, b } = await kind.open(net);
     const reads = [a.read(), a.read(), a.read()];
     await within(b.write(bytes("one")));
@@ -103,7 +103,7 @@ function orderTests({ test }: Suite, kind: Kind): void {
     await within(write);
   });
 
-  test("takes an empty write as nothing", async (net) => {
+  test("ignores an empty write", async (net) => {
     const { a, b } = await kind.open(net);
     await within(a.write(new Uint8Array()));
     await within(a.write(bytes("x")));
@@ -111,7 +111,7 @@ function orderTests({ test }: Suite, kind: Kind): void {
     assert.equal(await readText(b), "x");
   });
 
-  test("shows the far side as host:port", async (net) => {
+  test("shows the peer as host:port", async (net) => {
     const { a, b } = await kind.open(net);
     for (const { remote } of [a, b]) assert.match(remote, /^127\.0\.0\.1:[1-9][0-9]*$/);
     assert.notEqual(portOf(a.remote), portOf(b.remote));
@@ -125,7 +125,7 @@ function endTests({ test }: Suite, kind: Kind): void {
       return side === "dialling" ? [a, b] as const : [b, a] as const;
     };
 
-    test(`goes on in the other direction when the ${side} side has finished its own`, async (net) => {
+    test(`continues in the other direction when the ${side} side has finished its own`, async (net) => {
       const [first, second] = await ends(net);
       await within(first.write(bytes("request")));
       first.closeWrite();
@@ -138,7 +138,7 @@ function endTests({ test }: Suite, kind: Kind): void {
       assertSame(await answered, answer);
     });
 
-    test(`ends for good when the ${side} side finishes first and the other later`, async (net) => {
+    test(`ends completely when the ${side} side finishes first and the other later`, async (net) => {
       const [first, second] = await ends(net);
       first.closeWrite();
       assert.equal(await within(second.read()), null);
@@ -205,7 +205,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
   });
 
   for (const end of ["stopRead", "close", "reset"] as const) {
-    test(`tells of a reset after its peer has finished, where a read waited and ${end} follows`, async (net) => {
+    test(`reports a reset after its peer has finished, if a read was pending and ${end} follows`, async (net) => {
       for (let round = 0; round < 20; round++) { // the read ends on a thread of its own: which comes first is chance
         const { a, b } = await kind.open(net);
         const read = netError(a.read(), "closed");
@@ -233,14 +233,14 @@ function resetTests({ test }: Suite, kind: Kind): void {
     }
   });
 
-  test("tells a waiting read of a reset at once", async (net) => {
+  test("rejects a pending read at once on a reset", async (net) => {
     const { a, b } = await kind.open(net);
     const read = netError(b.read(), "reset");
     a.reset(1);
     await read;
   });
 
-  test("drops a write that waits when it is reset", async (net) => {
+  test("drops a pending write when it is reset", async (net) => {
     const { a, b } = await kind.open(net);
     const { waiting } = await fill(a, pattern(64 * 1024), MORE_THAN_FITS);
     const told = netError(waiting, "closed");
@@ -259,7 +259,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
   });
 
   if (kind.isSession) {
-    test("goes on in the other direction after a reset of one", async (net) => {
+    test("continues in the other direction after a reset of one", async (net) => {
       const { a, b } = await kind.open(net);
       a.reset(9);
       assert.equal((await readToError(b, "reset")).appCode, 9);
@@ -268,7 +268,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
       assert.equal(await readText(a), "still here");
     });
 
-    test("brings the code 0 and large codes", async (net) => {
+    test("transfers the code 0 and large codes", async (net) => {
       const [first, second] = [await kind.open(net), await kind.open(net)];
       first.a.reset(0);
       second.a.reset(0xffff_fff0);
@@ -276,7 +276,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
       assert.equal((await readToError(second.b, "reset")).appCode, 0xffff_fff0);
     });
   } else {
-    test("aborts both directions, for TCP has no reset of one", async (net) => {
+    test("aborts both directions, because TCP has no reset of one", async (net) => {
       const { a, b } = await kind.open(net);
       const read = netError(a.read(), "closed");
       a.reset(1);
@@ -288,7 +288,7 @@ function resetTests({ test }: Suite, kind: Kind): void {
 }
 
 function stopTests({ test }: Suite, kind: Kind): void {
-  test("ends a waiting read at once with closed when reading is stopped, and later ones", async (net) => {
+  test("rejects pending and later reads at once with closed when reading is stopped", async (net) => {
     const { a, b } = await kind.open(net);
     const reads = [netError(a.read(), "closed"), netError(a.read(), "closed")];
     a.stopRead(5);
@@ -301,7 +301,7 @@ function stopTests({ test }: Suite, kind: Kind): void {
 
   if (!kind.isSession) return;
 
-  test("tells the writer that no more is taken, with the reader's code", async (net) => {
+  test("tells the writer that no more is read, with the reader's code", async (net) => {
     const { a, b } = await kind.open(net);
     b.stopRead(33);
     const error = await writeToError(a, "stopped");
@@ -310,7 +310,7 @@ function stopTests({ test }: Suite, kind: Kind): void {
     assert.equal((await netError(a.write(bytes("again")), "stopped")).appCode, 33);
   });
 
-  test("tells a writer that waits for its window that no more is taken", async (net) => {
+  test("tells a writer that waits for its window that no more is read", async (net) => {
     const { a, b } = await kind.open(net);
     const { waiting } = await fill(a, pattern(64 * 1024), MORE_THAN_FITS);
     const told = netError(waiting, "stopped");
@@ -318,7 +318,7 @@ function stopTests({ test }: Suite, kind: Kind): void {
     assert.equal((await told).appCode, 34);
   });
 
-  test("goes on in the other direction after stopRead", async (net) => {
+  test("continues in the other direction after stopRead", async (net) => {
     const { a, b } = await kind.open(net);
     b.stopRead(1);
     await writeToError(a, "stopped");
@@ -329,7 +329,7 @@ function stopTests({ test }: Suite, kind: Kind): void {
 }
 
 function closeTests({ test }: Suite, kind: Kind): void {
-  test("sends what was written before close, and then its end", async (net) => {
+  test("sends bytes written before close, and then its end", async (net) => {
     const { a, b } = await kind.open(net);
     const data = pattern(8 << 20);
     ignore(a.write(data)); // more than is taken at once
@@ -337,14 +337,14 @@ function closeTests({ test }: Suite, kind: Kind): void {
     assertSame(await readAll(b), data);
   });
 
-  test("ends a waiting read with closed when it is closed", async (net) => {
+  test("rejects a pending read with closed when it is closed", async (net) => {
     const { a } = await kind.open(net);
     const read = netError(a.read(), "closed");
     a.close();
     await read;
   });
 
-  test("rejects every call on a closed handle with closed, and closing again is nothing", async (net) => {
+  test("rejects every call on a closed handle with closed, and ignores another close", async (net) => {
     const { a, b } = await kind.open(net);
     a.close();
     await netError(a.read(), "closed");
@@ -357,7 +357,7 @@ function closeTests({ test }: Suite, kind: Kind): void {
     assert.equal(await within(b.read()), null, "a reset after close must not undo the end");
   });
 
-  test("lets a peer that still sends read what was written before close", async (net) => {
+  test("lets a peer that still sends read the bytes written before close", async (net) => {
     const { a, b } = await kind.open(net);
     const sending = a.write(pattern(128 * 1024));
     ignore(sending);
@@ -378,7 +378,7 @@ function closeTests({ test }: Suite, kind: Kind): void {
 
 function manyStreamTests({ test, pki }: Suite, sessions: Sessions): void {
   describe(`many streams of one ${sessions.name} session`, () => {
-    test("64 whose readers do nothing do not stop the 65th", async (net) => {
+    test("do not stop the 65th if 64 are not read", async (net) => {
       // together more than the connection's send window of 32 MiB
       const transport = { streamWindow: 1 << 20, maxPeerStreams: 100 };
       const { client, server } = await sessions.pair(net, await pki, { transport }, { transport });

@@ -88,24 +88,24 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
     return { head: incoming.head, rest };
   };
 
-  test("are delivered up to and including the blank line, and what follows stays in the stream", async (net) => {
+  test("are delivered up to and including the blank line, and later bytes stay in the stream", async (net) => {
     const entrance = await door.open(net);
     assert.deepEqual(await send(entrance, [TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
-  test("lose nothing wherever the packets part", async (net) => {
+  test("are complete wherever the packets are split", async (net) => {
     const entrance = await door.open(net);
     for (let at = 1; at < TEXT.length; at++) {
       assert.deepEqual(await send(entrance, [TEXT.slice(0, at), TEXT.slice(at)]), { head: HEAD, rest: FOLLOWS }, `parted at ${at}`);
     }
   });
 
-  test("lose nothing byte by byte", async (net) => {
+  test("are complete if they arrive byte by byte", async (net) => {
     const entrance = await door.open(net);
     assert.deepEqual(await send(entrance, [...TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
-  test("lose nothing of much that follows in the same packet", async (net) => {
+  test("lose none of many bytes that follow in the same packet", async (net) => {
     const { dial, next } = await door.open(net);
     const client = await dial();
     const data = pattern(1 << 20);
@@ -116,7 +116,7 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
     await within(sent);
   });
 
-  test("can be answered, and the stream goes both ways after that", async (net) => {
+  test("can be responded to, and the stream continues in both directions", async (net) => {
     const { dial, next } = await door.open(net);
     const client = await dial();
     await within(client.write(bytes(HEAD)));
@@ -146,13 +146,13 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
     assert.equal((await incoming)?.head, "A\r\rB\r\nC\r\n\r\n");
   });
 
-  test("are read past empty lines before them", async (net) => {
+  test("may follow empty lines", async (net) => {
     const entrance = await door.open(net);
     assert.deepEqual(await send(entrance, ["\r\n", "\r\n", TEXT]), { head: HEAD, rest: FOLLOWS });
     assert.deepEqual(await send(entrance, ["\r\n\r\n" + TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
-  test("have one character a byte, and may have tabs and bytes above 127", async (net) => {
+  test("have one character per byte, and may contain tabs and bytes above 127", async (net) => {
     const entrance = await door.open(net);
     const odd = "GET / HTTP/1.1\r\nX:\t\x80\xe4\xff\r\n\r\n";
     assert.deepEqual(await send(entrance, [odd]), { head: odd, rest: "" });
@@ -219,7 +219,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     await refused(entrance, "x".repeat(101), "head-too-large");
   });
 
-  test("are refused where nothing but empty lines comes", async (net) => {
+  test("are refused if only empty lines arrive", async (net) => {
     const entrance = await door.open(net, { headLimit: 100 });
     await refused(entrance, "\r\n".repeat(60), "head-too-large");
   });
@@ -246,7 +246,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     assert.equal(await readText(client), "400");
   });
 
-  test("are told as reset when the stream is reset within them", async (net) => {
+  test("are reported as reset when the stream is reset within them", async (net) => {
     const { dial, next } = await door.open(net);
     const client = await dial();
     await within(client.write(bytes("GET / HT")));
@@ -256,7 +256,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     assert.equal((await incoming)?.error?.code, "reset");
   });
 
-  test("are not told of a stream that ends or is reset before them", async (net) => {
+  test("are not reported for a stream that ends or is reset before them", async (net) => {
     const { dial, next } = await door.open(net);
     const [ended, reset, closed, real] = [await dial(), await dial(), await dial(), await dial()];
     ended.closeWrite();
@@ -269,7 +269,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
 
   if (door.isSession) return;
 
-  test("are waited for no longer than allowed where nothing comes at all", async (net) => {
+  test("have a timeout if nothing arrives at all", async (net) => {
     const { dial, next } = await door.open(net, { headTimeoutMs: 50 });
     const client = await dial();
     const incoming = await next();
@@ -294,7 +294,7 @@ function crowdTests({ test }: Suite, door: Door): void {
     assert.equal((await next())?.head, "GET / HTTP/1.1\r\n\r\n");
   });
 
-  test("give up the oldest when one more than allowed is being read", async (net) => {
+  test("drop the oldest when one more than the limit is pending", async (net) => {
     const { dial, next } = await door.open(net, { maxPendingHeads: 3 });
     const clients: Duplex[] = [];
     for (let i = 0; i < 3; i++) {
@@ -316,7 +316,7 @@ function crowdTests({ test }: Suite, door: Door): void {
     }
   });
 
-  test("arrive all when many come at once", async (net) => {
+  test("are all delivered when many arrive at once", async (net) => {
     const { dial, next } = await door.open(net);
     const clients = await Promise.all(Array.from({ length: 100 }, dial));
     await within(Promise.all(clients.map((client, i) => client.write(bytes(`GET /${i} HTTP/1.1\r\n\r\n`)))));
@@ -345,7 +345,7 @@ function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
   };
 
   describe(`the response head of a request over ${sessions.name}`, () => {
-    test("loses nothing of what follows it, wherever the packets part", async (net) => {
+    test("loses no bytes after it, wherever the packets are split", async (net) => {
       const text = ANSWER + FOLLOWS;
       let at = 0;
       const request = await answering(net, async (stream) => {
@@ -361,7 +361,7 @@ function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
       }
     });
 
-    test("loses nothing byte by byte", async (net) => {
+    test("is complete if it arrives byte by byte", async (net) => {
       const request = await answering(net, async (stream) => {
         for (const character of ANSWER + FOLLOWS) await stream.write(bytes(character));
         stream.close();
@@ -377,7 +377,7 @@ function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
         ["head-too-large", "HTTP/1.1 200 OK\r\nX: " + "x".repeat(100)],
       ] as const
     ) {
-      test(`is refused with ${code}, and the stream abandoned`, async (net) => {
+      test(`is refused with ${code}, and the stream aborted`, async (net) => {
         const abandoned: Promise<unknown>[] = [];
         const request = await answering(net, async (stream) => {
           await stream.write(bytes(answer));
@@ -411,7 +411,7 @@ function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
       assert.equal((await netError(request(), "reset")).appCode, 55);
     });
 
-    test("is given up with timed-out when it does not come, and the stream abandoned", async (net) => {
+    test("fails with timed-out if it does not arrive, and the stream is aborted", async (net) => {
       const abandoned: Promise<unknown>[] = [];
       const request = await answering(net, (stream) => Promise.resolve(abandoned.push(readToError(stream, "reset"))));
       await netError(request({ timeoutMs: 50 }), "timed-out");
@@ -419,7 +419,7 @@ function responseHeadTests({ test, pki }: Suite, sessions: Sessions): void {
       await Promise.all(abandoned);
     });
 
-    test("may carry bytes that are read as they are", async (net) => {
+    test("may contain any bytes, which are read unchanged", async (net) => {
       const data = pattern(100_000);
       const request = await answering(net, async (stream) => {
         await stream.write(new Uint8Array(Buffer.concat([bytes(ANSWER), data])));

@@ -76,7 +76,7 @@ async function outcomesOf(calls: Map<string, Promise<unknown>>): Promise<Record<
 
 function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
   for (const closing of ["the far side", "this side"] as const) {
-    test(`settles every call that waits on it when ${closing} closes it`, async (net) => {
+    test(`settles every pending call when ${closing} closes it`, async (net) => {
       const { client, server } = await sessions.pair(net, await pki, { transport: TRANSPORT }, { transport: TRANSPORT });
       const calls = await callsOf(net, client, server);
       assert.ok(await isPending(Promise.race(calls.values())));
@@ -90,7 +90,7 @@ function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
     });
   }
 
-  test("tells every stream of it the code", async (net) => {
+  test("gives each of its streams the code", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const streams: Duplex[] = [];
     for (let i = 0; i < 3; i++) streams.push((await openPair(client, server)).b);
@@ -101,7 +101,7 @@ function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
     }
   });
 
-  test("does not touch other connections of the listener", async (net) => {
+  test("does not affect other connections of the listener", async (net) => {
     const { listener, port, client, server } = await sessions.pair(net, await pki);
     const [second, accepted] = await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
     server.close(1, "");
@@ -111,7 +111,7 @@ function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
     assert.deepEqual(await within(b.read()), bytes("x"));
   });
 
-  test("answers acceptRequests with null", async (net) => {
+  test("resolves acceptRequests with null", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const waiting = [server.acceptRequests(), server.acceptRequests()];
     client.close(0, "");
@@ -122,7 +122,7 @@ function endOfSessionTests({ test, pki }: Suite, sessions: Sessions): void {
 function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
   const { test, pki, adapter } = suite;
 
-  test("settles every call that waits", async (net) => {
+  test("settles every pending call", async (net) => {
     const all = await pki;
     const { client, server, listener } = await sessions.pair(net, all, { transport: TRANSPORT }, { transport: TRANSPORT });
     const tcp = await listenTcp(net);
@@ -148,7 +148,7 @@ function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
     for (const call of others) await netError(call, "closed", "reset", "cancelled");
   });
 
-  test("leaves nothing to be made with it", async (net) => {
+  test("makes every later call fail", async (net) => {
     const { tls } = await pki;
     net.close();
     await netError(net.listenTcp({ address: "127.0.0.1:0" }), "closed");
@@ -158,7 +158,7 @@ function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
     net.close();
   });
 
-  test("cuts what was open: the other end sees a reset", async (net) => {
+  test("cuts open connections: the peer sees a reset", async (net) => {
     for (const kind of kindsOf(suite)) {
       const inner = adapter.create();
       const { a } = await kind.open(inner);
@@ -171,7 +171,7 @@ function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
 
   if (!adapter.has.sockets) return;
 
-  test("settles calls that wait for the network's answer", async (net) => {
+  test("settles calls that wait for the peer", async (net) => {
     await withRaw(async (raw) => {
       const silent = await raw.serve();
       const port = await raw.silent(sessions.kind);
@@ -189,7 +189,7 @@ function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
     });
   });
 
-  test("never rejects closed of a connection, also of one that arrives while everything is closed", async (net) => {
+  test("never rejects a connection's closed promise, also if it arrives while everything is closed", async (net) => {
     const all = await pki;
     for (let i = 0; i < 16; i++) {
       const inner = adapter.create();
@@ -215,7 +215,7 @@ function endOfNetworkTests(suite: Suite, sessions: Sessions): void {
     net.close();
   });
 
-  test("does not touch another network", async (net) => {
+  test("does not affect another network", async (net) => {
     const other = adapter.create();
     try {
       const { port, request } = await listenTcp(other);
@@ -249,7 +249,7 @@ function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): voi
     await until(() => count() <= before, `${count()} descriptors are open instead of ${before}`, 8_000);
   };
 
-  test("return when streams are closed, reset, or their peers are gone", async (net) => {
+  test("are released when streams are closed or reset, or their peers have gone", async (net) => {
     await returned(async () => {
       const { listener, port, request } = await listenTcp(net);
       for (const end of ["close", "reset", "finish", "peer reset"] as const) {
@@ -268,7 +268,7 @@ function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): voi
     });
   });
 
-  test("return when copies have ended, in good order or not", async (net) => {
+  test("are released when relays have ended, cleanly or not", async (net) => {
     await returned(async () => {
       const { listener, port, request } = await listenTcp(net);
       const done: Promise<unknown>[] = [];
@@ -287,7 +287,7 @@ function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): voi
     });
   });
 
-  test("return when sessions and their listeners are closed, by either side", async (net) => {
+  test("are released when sessions and their listeners are closed by either side", async (net) => {
     const all = await pki;
     await returned(async () => {
       for (const closing of ["client", "server", "listener"] as const) {
@@ -304,7 +304,7 @@ function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): voi
     });
   });
 
-  test("return when connections could not be made, or were given up", async (net) => {
+  test("are released when connections have failed or were cancelled", async (net) => {
     await withRaw(async (raw) => {
       const silent = await raw.serve();
       const port = await raw.silent(sessions.kind);
@@ -322,7 +322,7 @@ function descriptorTests({ test, pki, adapter }: Suite, sessions: Sessions): voi
     });
   });
 
-  test("return when the network is closed with everything open", async (net) => {
+  test("are released when the network is closed with everything open", async (net) => {
     const all = await pki;
     net.close();
     await returned(async () => {

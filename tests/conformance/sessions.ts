@@ -47,7 +47,7 @@ export function sessionTests(suite: Suite): void {
 }
 
 function listenTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("without a host is reached over IPv4 and IPv6, and shows addresses as what they are", async (net) => {
+  test("without a host is reachable over IPv4 and IPv6, and shows IPv4 addresses as such", async (net) => {
     const { tls } = await pki;
     const listener = await sessions.listen(net, { address: ":0", tls, alpn: ALPN });
     for (const [host, remote] of [["127.0.0.1", /^127\.0\.0\.1:[0-9]+$/], ["::1", /^\[::1\]:[0-9]+$/]] as const) {
@@ -58,19 +58,19 @@ function listenTests({ test, pki }: Suite, sessions: Sessions): void {
     }
   });
 
-  test("is refused an address in use, at once", async (net) => {
+  test("fails at once for an address in use", async (net) => {
     const { tls } = await pki;
     const first = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     await netError(sessions.listen(net, { address: first.address, tls, alpn: ALPN }), "address-in-use");
     await netError(sessions.listen(net, { address: `:${portOf(first.address)}`, tls, alpn: ALPN }), "address-in-use");
   });
 
-  test("is refused what is no address", async (net) => {
+  test("fails for an invalid address", async (net) => {
     const { tls } = await pki;
     await netError(sessions.listen(net, { address: "127.0.0.1", tls, alpn: ALPN }), "invalid");
   });
 
-  test("answers waiting accepts with null when it is closed, and later ones", async (net) => {
+  test("resolves pending and later accepts with null when it is closed", async (net) => {
     const { tls } = await pki;
     const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     const waiting = [listener.accept(), listener.accept()];
@@ -83,7 +83,7 @@ function listenTests({ test, pki }: Suite, sessions: Sessions): void {
 }
 
 function udpTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("is asked about where it does not answer: the system says why, or nothing", async (net) => {
+  test("can be probed if it does not respond: the system gives a reason or none", async (net) => {
     const { tls } = await pki;
     const ask = (port: number, timeoutMs: number) => within(net.probeUdp({ host: "127.0.0.1", port, timeoutMs }));
     const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
@@ -95,7 +95,7 @@ function udpTests({ test, pki }: Suite, sessions: Sessions): void {
     await netError(net.probeUdp({ host: "127.0.0.1", port, timeoutMs: 100, signal: AbortSignal.abort() }), "cancelled");
   });
 
-  test("may have the port that a TCP listener has", async (net) => {
+  test("may use the port of a TCP listener", async (net) => {
     const { tls } = await pki;
     const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
     assert.equal((await sessions.listen(net, { address, tls, alpn: ALPN })).address, address);
@@ -103,13 +103,13 @@ function udpTests({ test, pki }: Suite, sessions: Sessions): void {
 }
 
 function tcpPortTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("is refused the port that a TCP listener has", async (net) => {
+  test("cannot use the port of a TCP listener", async (net) => {
     const { tls } = await pki;
     const { address } = await net.listenTcp({ address: "127.0.0.1:0" });
     await netError(sessions.listen(net, { address, tls, alpn: ALPN }), "address-in-use");
   });
 
-  test("may have the port that a QUIC listener has", async (net) => {
+  test("may use the port of a QUIC listener", async (net) => {
     const { tls } = await pki;
     const { address } = await net.listenQuic({ address: "127.0.0.1:0", tls, alpn: ALPN });
     assert.equal((await sessions.listen(net, { address, tls, alpn: ALPN })).address, address);
@@ -136,7 +136,7 @@ function retryTests({ test, pki }: Suite, sessions: Sessions): void {
 }
 
 function closeListenerTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("tells every peer the code and the reason when it is closed, and resolves after that", async (net) => {
+  test("sends every peer the code and the reason when it is closed, and resolves after that", async (net) => {
     const { listener, port, client, server } = await sessions.pair(net, await pki);
     const [second, accepted] = await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
     await within(listener.close(17, "going home"));
@@ -163,7 +163,7 @@ function closeListenerTests({ test, pki }: Suite, sessions: Sessions): void {
     await Promise.all([sessions.dial(net, await pki, portOf(again.address)), within(again.accept())]);
   });
 
-  test("refuses new connections at once when it takes no more, and goes on with those it has", async (net) => {
+  test("refuses new connections at once after stopAccepting, and keeps open ones", async (net) => {
     const { listener, port, client, server } = await sessions.pair(net, await pki);
     listener.stopAccepting();
     const error = await netError(sessions.dial(net, await pki, port), "refused");
@@ -195,7 +195,7 @@ function handshakeTests({ test, pki }: Suite, sessions: Sessions): void {
     });
   });
 
-  test("refuses more unfinished handshakes than allowed, and takes new ones when they have ended", async (net) => {
+  test("refuses more unfinished handshakes than allowed, and accepts new ones when they have ended", async (net) => {
     await withRaw(async (raw) => {
       const { tls, authority } = await pki;
       const failures: NetError[] = [];
@@ -258,7 +258,7 @@ function handshakeTests({ test, pki }: Suite, sessions: Sessions): void {
 }
 
 function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
-  test("tells both sides the protocol and the far side's address", async (net) => {
+  test("gives both sides the protocol and the peer's address", async (net) => {
     const { client, server, port } = await sessions.pair(net, await pki);
     assert.deepEqual([client.transport, server.transport], [sessions.kind, sessions.kind]);
     assert.equal(client.alpn, ALPN[0]);
@@ -270,12 +270,12 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
     assert.equal(b.remote, server.remote);
   });
 
-  test("speaks the protocol that the listener prefers of those both know", async (net) => {
+  test("uses the listener's preferred protocol of those that both support", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, { alpn: ["new", "old"] }, { alpn: ["other", "old", "new"] });
     assert.deepEqual([client.alpn, server.alpn], ["new", "new"]);
   });
 
-  test("is not made without a protocol in common", async (net) => {
+  test("fails without a common protocol", async (net) => {
     const { tls } = await pki;
     const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ["one"] });
     const accept = listener.accept();
@@ -294,11 +294,11 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
     await netError(sessions.dial(net, await pki, 443, { host: "nope.invalid" }), "unknown-host");
   });
 
-  test("is not made to a port that is none", async (net) => {
+  test("fails for an invalid port", async (net) => {
     for (const port of [0, -1, 65_536, 1.5]) await netError(sessions.dial(net, await pki, port), "invalid");
   });
 
-  test("is cancelled before it is begun by a signal that is aborted already", async (net) => {
+  test("is cancelled before its start by a signal that is aborted already", async (net) => {
     const { tls } = await pki;
     const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN });
     const accept = listener.accept();
@@ -321,7 +321,7 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
     await within(dropped);
   };
 
-  test("is refused beyond what an address may have under way, once it has shown that it is one, and all of it is told", async (net) => {
+  test("is refused above the limit of pending ones per validated address, and all refusals are reported", async (net) => {
     await withRaw(async (raw) => {
       const failures: HandshakeFailure[] = [];
       const pendingHandshakesPerAddress = { max: 1, exempt: [] };
@@ -340,7 +340,7 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
 
   const unhindered = [["where it is exempt", ["127.0.0.0/8"], 0], ["in another's name", [], 256]] as const;
   for (const [what, exempt, retryThreshold] of sessions.kind === "quic" ? unhindered : unhindered.slice(0, 1)) {
-    test(`is not kept out by unfinished ones ${what}`, async (net) => {
+    test(`is not blocked by unfinished ones ${what}`, async (net) => {
       await withRaw(async (raw) => {
         const pendingHandshakesPerAddress = { max: 1, exempt };
         const options = { address: "127.0.0.1:0", alpn: ALPN, pendingHandshakesPerAddress, retryThreshold };
@@ -354,7 +354,7 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
     });
   }
 
-  test("is given up after its time-out, and cancelled at once", async (net) => {
+  test("fails after its timeout, and is cancelled at once", async (net) => {
     await withRaw(async (raw) => {
       const port = await raw.silent(sessions.kind);
       await netError(sessions.dial(net, await pki, port, { timeoutMs: 60 }), "timed-out");
@@ -367,7 +367,7 @@ function connectTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
 }
 
 function streamTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("carries streams that either side opened", async (net) => {
+  test("carries streams of either side", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     for (const [from, to] of [[client, server], [server, client]] as const) {
       const { a, b } = await openPair(from, to);
@@ -379,7 +379,7 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
     }
   });
 
-  test("hands over a stream that was finished or reset before anything was written", async (net) => {
+  test("delivers a stream that was finished or reset before anything was written", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const finished = await within(client.openStream());
     finished.closeWrite();
@@ -401,7 +401,7 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
     await within(third);
   });
 
-  test("tells what the other side allows for streams that are opened here", async (net) => {
+  test("reports how many streams the peer allows", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 2, streamWindow: 100_000 } });
     assert.deepEqual(client.peerCredit(), { streams: 2, streamBytes: 100_000 });
     await openPair(client, server);
@@ -411,14 +411,14 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
     assert.equal(client.peerCredit(), undefined);
   });
 
-  test("tells of a side that allows nothing", async (net) => {
+  test("reports a peer that allows none", async (net) => {
     const none = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 0 } });
     assert.equal(none.client.peerCredit()?.streams, 0);
     const empty = await sessions.pair(net, await pki, { transport: { streamWindow: 0 } });
     assert.equal(empty.client.peerCredit()?.streamBytes, 0);
   });
 
-  test("lets a side that wants many have as many as are allowed, and not one more", async (net) => {
+  test("lets a side open exactly as many as are allowed", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 1_000 } });
     const opened = Array.from({ length: 1_001 }, async () => {
       const stream = await client.openStream();
@@ -432,7 +432,7 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
     assert.equal(await within(last), null);
   });
 
-  test("lets the next stream in whichever way one ended", async (net) => {
+  test("admits the next stream however one ended", async (net) => {
     const transport = { maxPeerStreams: 1 };
     const { client, server } = await sessions.pair(net, await pki, { transport });
     for (const end of ["reset", "stop", "finish"] as const) {
@@ -459,7 +459,7 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
     await openPair(client, server);
   });
 
-  test("answers acceptRequests with what the first call allows", async (net) => {
+  test("applies the options of the first call of acceptRequests", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const next = oneByOne(() => server.acceptRequests({ headLimit: 40 }));
     const stream = await within(client.openStream());
@@ -474,7 +474,7 @@ function streamTests({ test, pki }: Suite, sessions: Sessions): void {
 
 function closeTests({ test, pki }: Suite, sessions: Sessions): void {
   for (const side of ["client", "server"] as const) {
-    test(`brings code and reason of the side that closes it: the ${side}`, async (net) => {
+    test(`transfers code and reason of the side that closes it: the ${side}`, async (net) => {
       const pair = await sessions.pair(net, await pki);
       const [closing, told] = side === "client" ? [pair.client, pair.server] : [pair.server, pair.client];
       closing.close(409, "closing old connection");
@@ -488,14 +488,14 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
     });
   }
 
-  test("brings 256 printable characters of a reason", async (net) => {
+  test("transfers 256 printable characters of a reason", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     client.close(409, `a\r\nb\x1b[31m\u202ec${"x".repeat(500)}`);
     const { code, reason } = await within(server.closed);
     assert.deepEqual({ code, reason }, { code: 409, reason: `a??b?[31m?c${"x".repeat(242)}...` });
   });
 
-  test("brings code and reason at once also while much is under way", async (net) => {
+  test("transfers code and reason at once, also while much is under way", async (net) => {
     for (let round = 0; round < 10; round++) {
       const { client, server } = await sessions.pair(net, await pki);
       const { a } = await openPair(client, server);
@@ -505,7 +505,7 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
     }
   });
 
-  test("ends as the first close says", async (net) => {
+  test("ends with the code of the first close", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     client.close(1, "first");
     client.close(2, "second");
@@ -514,7 +514,7 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
     client.close(3, "third");
   });
 
-  test("answers acceptStream with null when it is closed, and later ones", async (net) => {
+  test("resolves pending and later acceptStream calls with null when it is closed", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
     const waiting = [server.acceptStream(), client.acceptStream()];
     client.close(0, "");
@@ -560,7 +560,7 @@ function lifeTests({ test, pki }: Suite, sessions: Sessions): void {
     assert.ok(stats.congestionWindow! > 0 && stats.mtu! >= 1_200);
   });
 
-  test("takes what its window allows on all streams that were not accepted, and more when that is raised", async (net) => {
+  test("accepts its window's bytes on all unaccepted streams together, and more when it is raised", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, {
       transport: { streamWindow: 128 * 1024, connectionWindow: 128 * 1024 },
     });
@@ -573,7 +573,7 @@ function lifeTests({ test, pki }: Suite, sessions: Sessions): void {
     for (const _ of streams) await readExactly((await within(server.acceptStream()))!, 100_000);
   });
 
-  test("is kept alive while nothing is said", async (net) => {
+  test("is kept alive while it is idle", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;
       const listener = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ALPN, transport: TRANSPORT });
@@ -591,7 +591,7 @@ function lifeTests({ test, pki }: Suite, sessions: Sessions): void {
     });
   });
 
-  test("is lost on both sides, and every call on it settles, when the network goes silent", async (net) => {
+  test("is lost on both sides, and every call on it settles, when the network becomes silent", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;
       const transport = { ...TRANSPORT, maxPeerStreams: 1 };

@@ -56,7 +56,7 @@ export function spliceTests(suite: Suite): void {
   for (const [left, right] of pairs) {
     // TLS runs on what TCP runs on: beside sessions is enough
     if (left.name !== right.name && [left.name, right.name].includes("TLS") && !left.isSession && !right.isSession) continue;
-    describe(`a copy between ${left.name} and ${right.name}`, () => {
+    describe(`a relay between ${left.name} and ${right.name}`, () => {
       const dig = async (net: Net): Promise<Tunnel> => {
         const [first, second] = [await left.open(net), await right.open(net)];
         return { left: first.a, a: first.b, b: second.b, right: second.a };
@@ -74,11 +74,11 @@ export function spliceTests(suite: Suite): void {
   for (const [left, right] of pairs) describe(`a copy between ${left.name} and ${right.name}`, () => goneTests(suite, left, right));
   for (const kind of kinds) describe(`a connection and a copy from ${kind.name}`, () => connectTests(suite, kind));
   for (const sessions of sessionsOf(suite)) describe(`a copy with ${sessions.name} sessions`, () => idleTests(suite, sessions));
-  describe("a copy at a rate", () => rateTests(suite, kinds));
+  describe("a relay with a rate", () => rateTests(suite, kinds));
   if (!suite.adapter.has.sockets) return;
   for (const sessions of sessionsOf(suite)) {
-    describe(`a copy with ${sessions.name} sessions`, () => deliveryTests(suite, sessions));
-    describe(`a copy with ${sessions.name} sessions, seen from outside`, () => wireTests(suite, sessions));
+    describe(`a relay with ${sessions.name} sessions`, () => deliveryTests(suite, sessions));
+    describe(`a relay with ${sessions.name} sessions, seen from outside`, () => wireTests(suite, sessions));
   }
 }
 
@@ -93,7 +93,7 @@ async function finish({ done }: Running): Promise<SpliceResult> {
 }
 
 function byteTests({ test }: Suite, dig: Dig, start: Start): void {
-  test("brings bytes unchanged both ways at once, and counts them", async (net) => {
+  test("transfers bytes unchanged in both directions at once, and counts them", async (net) => {
     const tunnel = await start(net);
     const { left, right } = tunnel;
     const [up, down] = [pattern(4 << 20, 1), pattern((4 << 20) + 1, 2)];
@@ -107,7 +107,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     assert.deepEqual(await finish(tunnel), { aToB: up.length, bToA: down.length, error: undefined, errorSide: undefined });
   });
 
-  test("writes the prologue before anything else, and does not count it", async (net) => {
+  test("writes the initial data before anything else, and does not count it", async (net) => {
     const { left, a, b, right } = await dig(net);
     await within(right.write(bytes("banner")));
     right.closeWrite();
@@ -118,12 +118,12 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     assert.equal((await within(done)).bToA, 6);
   });
 
-  test("writes the prologue at once, also when nothing else comes", async (net) => {
+  test("writes the initial data at once, also without other bytes", async (net) => {
     const { left } = await start(net, { initialDataToA: bytes("200\r\n\r\n") });
     assert.equal(await readTextExactly(left, 7), "200\r\n\r\n");
   });
 
-  test("brings what was there before it began", async (net) => {
+  test("transfers bytes that arrived before its start", async (net) => {
     const { left, a, b, right } = await dig(net);
     await within(left.write(bytes("early")));
     left.closeWrite();
@@ -134,7 +134,7 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     assert.equal((await within(done)).aToB, 5);
   });
 
-  test("comes after the calls that were made before it", async (net) => {
+  test("starts after earlier calls", async (net) => {
     const { left, a, b, right } = await dig(net);
     const read = a.read();
     ignore(a.write(bytes("one ")), a.write(bytes("two ")), b.write(bytes("to b ")));
@@ -170,7 +170,7 @@ function endTests({ test }: Suite, start: Start): void {
   for (const side of ["left", "right"] as const) {
     const other = side === "left" ? "right" : "left";
 
-    test(`goes on in the other direction when the ${side} end has finished its own`, async (net) => {
+    test(`continues in the other direction when the ${side} end has finished its own`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       await within(first.write(bytes("request")));
@@ -187,7 +187,7 @@ function endTests({ test }: Suite, start: Start): void {
     });
   }
 
-  test("ends in good order when both ends finish without a word", async (net) => {
+  test("ends cleanly when both ends finish without bytes", async (net) => {
     const tunnel = await start(net);
     tunnel.left.closeWrite();
     tunnel.right.closeWrite();
@@ -196,7 +196,7 @@ function endTests({ test }: Suite, start: Start): void {
     assert.equal(await within(tunnel.right.read()), null);
   });
 
-  test("lets an end that closes after its request still have no answer without harm", async (net) => {
+  test("is not affected by an end that closes after its request and before a response", async (net) => {
     const tunnel = await start(net);
     await within(tunnel.left.write(bytes("last words")));
     tunnel.left.close();
@@ -214,7 +214,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
     /** What the other end sees: the code that was given, or 1 where TCP has none. */
     const code = to.isSession ? (from.isSession ? 77 : 1) : undefined;
 
-    test(`brings a reset at the ${side} end to the other as a reset, not as an end`, async (net) => {
+    test(`forwards a reset at the ${side} end as a reset, not as an end`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       await within(first.write(bytes("half of ")));
@@ -230,7 +230,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
       else await writeToError(second, "reset", "stopped");
     });
 
-    test(`brings a reset at the ${side} end to the other although that has finished its own direction`, async (net) => {
+    test(`forwards a reset at the ${side} end although the other has finished its own direction`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       second.closeWrite();
@@ -242,7 +242,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
 
     if (!from.isSession) continue;
 
-    test(`tells the other end's writer that the ${side} end takes no more`, async (net) => {
+    test(`tells the other end's writer that the ${side} end accepts no more`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       first.stopRead(66);
@@ -250,7 +250,7 @@ function abortTests({ test }: Suite, start: Start, leftKind: Kind, rightKind: Ki
       if (to.isSession) assert.equal(error.code, "stopped");
     });
 
-    test(`brings what the ${side} end sends after it takes no more, as an answer to an upload it refused`, async (net) => {
+    test(`transfers what the ${side} end sends after it accepts no more, such as the response to a refused upload`, async (net) => {
       const tunnel = await start(net);
       const [first, second] = [tunnel[side], tunnel[other]];
       first.stopRead(66);
@@ -290,7 +290,7 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
       const states = ACTIVITIES.flatMap((sends) => ACTIVITIES.map((receives) => [sends, receives] as const))
         .filter(([sends, receives]) => !(sends === "ended" && receives === "ended") && ends(sends, receives));
 
-      test(`ends when the ${side} end ${what}, whatever both directions are doing`, async (net) => {
+      test(`ends when the ${side} end ${what}, in any state of both directions`, async (net) => {
         const cases = states.map(async ([sends, receives]) => {
           const state = `it sends: ${sends}, it receives: ${receives}`;
           const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
@@ -316,7 +316,7 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
 
   if (!leftKind.isSession) return;
 
-  test("closes the other end where its peer has closed the stream, and that is no fault", async (net) => {
+  test("closes the other end when a peer has closed the stream, without an error", async (net) => {
     const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
     const done = net.splice(pairs.left.b, pairs.right.b);
     await within(pairs.left.a.write(bytes("last words")));
@@ -327,7 +327,7 @@ function goneTests({ test }: Suite, leftKind: Kind, rightKind: Kind): void {
     await writeToError(pairs.right.a, "stopped", "reset", "closed");
   });
 
-  test("delivers the whole answer to an end that still sends when its peer closes the stream", async (net) => {
+  test("delivers the complete response to an end that still sends when its peer closes the stream", async (net) => {
     const pairs = { left: await leftKind.open(net), right: await rightKind.open(net) };
     const done = net.splice(pairs.left.b, pairs.right.b);
     ignore(pairs.right.a.write(pattern(300 * 1024)));
@@ -360,7 +360,7 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
     await bothReset(tunnel);
   });
 
-  test("is cancelled at once while an end takes nothing", async (net) => {
+  test("is cancelled at once while an end does not read", async (net) => {
     const controller = new AbortController();
     const tunnel = await start(net, { signal: controller.signal });
     await fill(tunnel.left, pattern(256 * 1024), MORE_THAN_FITS);
@@ -369,14 +369,14 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
     await bothReset(tunnel);
   });
 
-  test("is aborted when both directions are silent for too long", async (net) => {
+  test("is aborted when both directions are idle for too long", async (net) => {
     const tunnel = await start(net, { idleTimeoutMs: 60 });
     const { error, errorSide } = await within(tunnel.done);
     assert.deepEqual([error?.code, errorSide], ["timed-out", undefined]);
     await bothReset(tunnel);
   });
 
-  test("takes the streams over: calls on them are rejected with closed", async (net) => {
+  test("owns the streams: calls on them reject with closed", async (net) => {
     const { a, b, done } = await start(net);
     for (const stream of [a, b]) {
       await netError(stream.read(), "closed");
@@ -388,7 +388,7 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
   });
 
   for (const end of ["close", "reset"] as const) {
-    test(`is ended by ${end} on a stream that was given to it, and both ends see a reset`, async (net) => {
+    test(`is ended by ${end} on one of its streams, and both ends see a reset`, async (net) => {
       const tunnel = await start(net);
       if (end === "close") tunnel.b.close();
       else tunnel.a.reset(5);
@@ -398,7 +398,7 @@ function controlTests({ test }: Suite, dig: Dig, start: Start): void {
     });
   }
 
-  test("is refused for one stream twice, and for a stream that was closed", async (net) => {
+  test("is refused for the same stream twice, and for a closed stream", async (net) => {
     const { a, b } = await dig(net);
     await netError(net.splice(a, a), "closed", "invalid");
     const fresh = await dig(net);
@@ -418,7 +418,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     return { left, a, right: (await request()).stream, done: ended };
   };
 
-  test("brings the prologue, bytes both ways and their ends", async (net) => {
+  test("transfers the initial data, bytes in both directions, and their ends", async (net) => {
     const { left, right, done } = await begin(net, { initialDataToA: bytes("200\r\n\r\n") });
     await within(Promise.all([left.write(bytes("up")), right.write(bytes("down"))]));
     right.closeWrite();
@@ -429,7 +429,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     assert.deepEqual([aToB, bToA, error], [HEAD.length + 2, 4, undefined]);
   });
 
-  test("brings what was there before, after the calls that were made before", async (net) => {
+  test("transfers bytes that arrived before, after earlier calls", async (net) => {
     const { port, request } = await listenTcp(net);
     const { a: left, b: a } = await kind.open(net);
     await within(left.write(bytes(HEAD)));
@@ -444,7 +444,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     assert.equal((await within(ended)).error, undefined);
   });
 
-  test("gives the stream back as it was where no connection comes about", async (net) => {
+  test("returns the stream unchanged if the connection fails", async (net) => {
     const { listener, port } = await listenTcp(net);
     listener.close();
     const { a: left, b: a } = await kind.open(net);
@@ -453,7 +453,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     await assertUsable(left, a);
   });
 
-  test("is not begun by a signal that is aborted already, or for a port that is none", async (net) => {
+  test("does not start with a signal that is aborted already, or an invalid port", async (net) => {
     const { listener, port } = await listenTcp(net);
     const { a: left, b: a } = await kind.open(net);
     const to = { host: "127.0.0.1", port, timeoutMs: 5_000 };
@@ -493,7 +493,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
 
   const tls = { insecureSkipVerify: true };
 
-  test("is cancelled at once while the connection is being made, and gives the stream back", async (net) => {
+  test("is cancelled at once while it connects, and returns the stream", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve(); // accepts, and never answers the TLS handshake
       const { a: left, b: a } = await kind.open(net);
@@ -509,7 +509,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     });
   });
 
-  test("is given up when the peer of the stream is reset while the connection is being made", async (net) => {
+  test("is cancelled when the stream's peer resets it while it connects", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const { a: left, b: a } = await kind.open(net);
@@ -523,7 +523,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     });
   });
 
-  test("goes on while the peer of the stream sends, and finishes, before there is a connection", async (net) => {
+  test("continues if the stream's peer sends and finishes before the connection is open", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const { a: left, b: a } = await kind.open(net);
@@ -540,7 +540,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     });
   });
 
-  test("is given up when a TCP peer has finished without a byte for the tunnel", async (net) => {
+  test("is cancelled when a TCP peer has finished without a byte for the tunnel", async (net) => {
     if (kind.isSession) return;
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
@@ -554,7 +554,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
     });
   });
 
-  test("settles when the network is closed while the connection is being made", async (net) => {
+  test("settles when the network is closed while it connects", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const { b: a } = await kind.open(net);
@@ -573,7 +573,7 @@ function connectTests({ test, adapter }: Suite, kind: Kind): void {
 }
 
 function deliveryTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("is over when the far side of the session has all of it, so that closing the connection then cuts nothing off", async (net) => {
+  test("ends when the peer of the session has everything, so that closing the connection then truncates nothing", async (net) => {
     for (let round = 0; round < 10; round++) {
       const { client, server } = await sessions.pair(net, await pki);
       const { a, b: right } = await openPair(client, server);
@@ -594,7 +594,7 @@ function deliveryTests({ test, pki }: Suite, sessions: Sessions): void {
 }
 
 function idleTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("is heard of at its end, also while many others go on and nothing else happens", async (net) => {
+  test("resolves at its end, also while many others continue and nothing else happens", async (net) => {
     const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 100 } });
     const start = async () => {
       const [first, second] = [await openPair(client, server), await openPair(client, server)];
@@ -608,7 +608,7 @@ function idleTests({ test, pki }: Suite, sessions: Sessions): void {
     for (const { done } of others) assert.ok(await isPending(done));
   });
 
-  test("is not aborted while one direction speaks", async (net) => {
+  test("is not aborted while one direction is active", async (net) => {
     const { port, request } = await listenTcp(net);
     const [left, right] = [await dialTcp(net, port), await dialTcp(net, port)];
     await within(Promise.all([left.write(bytes(HEAD)), right.write(bytes(HEAD))]));
@@ -640,7 +640,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
   };
 
   for (const [left, right] of kinds.flatMap((left) => kinds.map((right) => [left, right] as [Kind, Kind]))) {
-    test(`brings bytes unchanged, both ways together no faster than that, between ${left.name} and ${right.name}`, async (net) => {
+    test(`transfers bytes unchanged, at the rate for both directions together, between ${left.name} and ${right.name}`, async (net) => {
       const rate = net.createRate({ bytesPerSecond: 2 * MIB, burst: 64 * KIB });
       const running = await tunnel(net, { rates: [rate] }, [left, right]);
       const [up, down] = [pattern(256 * KIB, 1), pattern(256 * KIB, 2)];
@@ -680,7 +680,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
     assert.deepEqual(ended, ["other", "shared", "shared"]);
   });
 
-  test("is held to the narrowest of several", async (net) => {
+  test("is limited by the lowest of several", async (net) => {
     const rates = [MIB, 1_024 * MIB].map((bytesPerSecond) => net.createRate({ bytesPerSecond, burst: 0 }));
     const { left, right } = await tunnel(net, { rates });
     const start = performance.now();
@@ -690,7 +690,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
     assert.ok(ms >= 200, `${ms} ms`);
   });
 
-  test("takes no more than its windows hold meanwhile, and is cancelled at once", async (net) => {
+  test("accepts no more than its windows meanwhile, and is cancelled at once", async (net) => {
     const controller = new AbortController();
     const rates = [net.createRate({ bytesPerSecond: 1, burst: 0 })];
     const { left, right, done } = await tunnel(net, { rates, signal: controller.signal });
@@ -700,7 +700,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
     await Promise.all([readToError(left, "reset"), readToError(right, "reset")]);
   });
 
-  test("is not silent while it waits for its turn, and is afterwards", async (net) => {
+  test("is not idle while it waits for its turn, and is afterwards", async (net) => {
     const rates = [net.createRate({ bytesPerSecond: 1_024, burst: 0 })];
     const { left, right, done } = await tunnel(net, { rates, idleTimeoutMs: 100 });
     await within(left.write(pattern(1_024)));
@@ -708,7 +708,7 @@ function rateTests({ test }: Suite, kinds: Kind[]): void {
     assert.equal((await within(done)).error?.code, "timed-out");
   });
 
-  test("lets others take from it in turn", async (net) => {
+  test("is shared with direct takers in turn", async (net) => {
     const rate = net.createRate({ bytesPerSecond: 100 * KIB, burst: 0 });
     const order: string[] = [];
     const start = performance.now();
@@ -750,7 +750,7 @@ function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
     return { agent, proxy, client: { socket: client, ...watch(client) }, origin: await origin.next(), done };
   };
 
-  test("brings ends through two copies, one direction after the other", async (net) => {
+  test("forwards ends through two relays, one direction after the other", async (net) => {
     await withRaw(async (raw) => {
       const { client, origin, done } = await tunnel(net, raw);
       const server = watch(origin);
@@ -764,7 +764,7 @@ function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
     });
   });
 
-  test("brings an RST through two copies, from the client to the server", async (net) => {
+  test("forwards an RST through two relays, from the client to the server", async (net) => {
     await withRaw(async (raw) => {
       const { client, origin, done } = await tunnel(net, raw);
       const server = watch(origin);
@@ -774,7 +774,7 @@ function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
     });
   });
 
-  test("brings an RST through two copies, from the server to the client, after what was sent before it", async (net) => {
+  test("forwards an RST through two relays, from the server to the client, after the bytes before it", async (net) => {
     await withRaw(async (raw) => {
       const { client, origin } = await tunnel(net, raw);
       origin.write("half of it");
@@ -826,7 +826,7 @@ function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
     });
   }
 
-  test("shows a network that goes silent as RST on both sides within the idle time-out", async (net) => {
+  test("shows a network that becomes silent as RST on both sides within the idle timeout", async (net) => {
     await withRaw(async (raw) => {
       const transport = { idleTimeoutMs: 400, keepAliveMs: 100 };
       const relay: { cut: () => void } = { cut: () => {} };
@@ -856,7 +856,7 @@ function wireTests({ test, adapter, pki }: Suite, sessions: Sessions): void {
     });
   });
 
-  test("lets 20 MiB through while a hundred other copies wait for their ends", async (net) => {
+  test("transfers 20 MiB while a hundred other relays wait for their ends", async (net) => {
     const waiting: Promise<unknown>[] = [];
     const { client, server } = await sessions.pair(net, await pki, { transport: { maxPeerStreams: 200 } });
     const { port, request } = await listenTcp(net);

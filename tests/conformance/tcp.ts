@@ -49,7 +49,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
   const proxyProtocol = ["127.0.0.0/8"];
 
   for (const [version, header] of [[1, V1_HEADER], [2, V2_HEADER]] as const) {
-    test(`takes the client's address from a header of the PROXY protocol, version ${version}, and nothing behind it`, async (net) => {
+    test(`takes the client's address from a header of the PROXY protocol, version ${version}, and no bytes after it`, async (net) => {
       const { port, request } = await listenTcp(net, { proxyProtocol });
       for (const step of [1, header.length + HEAD.length + 4]) {
         const all = Uint8Array.from([...header, ...bytes(HEAD), ...bytes("body")]);
@@ -62,7 +62,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     });
   }
 
-  test("takes a header of the PROXY protocol before TLS", async (net) => {
+  test("accepts a header of the PROXY protocol before TLS", async (net) => {
     const { tls, authority } = await pki;
     const { port, request } = await listenTcp(net, { proxyProtocol, tls });
     const socket = connectRaw(port, "127.0.0.1");
@@ -74,7 +74,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     secure.destroy();
   });
 
-  test("keeps the load balancer's address where that connects for itself", async (net) => {
+  test("keeps the load balancer's own address for its own connections", async (net) => {
     const { port, request } = await listenTcp(net, { proxyProtocol });
     for (const header of ["PROXY UNKNOWN\r\n", "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"]) {
       const stream = await dialTcp(net, port);
@@ -83,7 +83,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     }
   });
 
-  test("delivers what has no header of the PROXY protocol as malformed, and leaves out who says nothing", async (net) => {
+  test("delivers a connection without a header of the PROXY protocol as malformed, and none that sends nothing", async (net) => {
     const { port, next } = await listenTcp(net, { proxyProtocol });
     (await dialTcp(net, port)).close();
     for (const text of [HEAD, "PROXY TCP4 192.0.2.1 127.0.0.1 5000\r\n"]) {
@@ -101,14 +101,14 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     assert.equal((await within(next()))!.error?.code, "head-truncated");
   });
 
-  test("delivers half a header of the PROXY protocol when its time is over", async (net) => {
+  test("delivers an incomplete header of the PROXY protocol after the timeout", async (net) => {
     const { port, next } = await listenTcp(net, { proxyProtocol, headTimeoutMs: 100 });
     const stream = await dialTcp(net, port);
     await within(stream.write(V2_HEADER.slice(0, 20)));
     assert.equal((await within(next()))!.error?.code, "head-timeout");
   });
 
-  test("takes a header of the PROXY protocol from elsewhere for a head", async (net) => {
+  test("treats a header of the PROXY protocol from another address as a head", async (net) => {
     const { port, next } = await listenTcp(net, { proxyProtocol: ["192.0.2.0/24"] });
     const [first, second] = [await dialTcp(net, port), await dialTcp(net, port)];
     await within(first.write(Uint8Array.from([...V1_HEADER, ...bytes(HEAD)])));
@@ -147,7 +147,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
     assert.equal(await readTextExactly(stream, 4), "EHLO");
   });
 
-  test("takes no text that is not a network for load balancers", async (net) => {
+  test("refuses invalid networks of load balancers", async (net) => {
     await netError(net.listenTcp({ address: "127.0.0.1:0", proxyProtocol: ["x"] }), "invalid");
   });
 }
@@ -156,7 +156,7 @@ function proxyProtocolTests({ test, pki }: Suite): void {
 const CLOSED_PORT = 1;
 
 function listenTests({ test, adapter, pki }: Suite): void {
-  test("tells the port that was chosen for it", async (net) => {
+  test("reports its assigned port", async (net) => {
     const listener = await net.listenTcp({ address: "127.0.0.1:0" });
     assert.match(listener.address, /^127\.0\.0\.1:[1-9][0-9]*$/);
   });
@@ -166,14 +166,14 @@ function listenTests({ test, adapter, pki }: Suite): void {
     assert.match(listener.address, /^\[::1\]:[1-9][0-9]*$/);
   });
 
-  test("takes a name, and can be reached by it", async (net) => {
+  test("accepts a name, and is reachable by it", async (net) => {
     const { port, request } = await listenTcp(net, { address: "localhost:0" });
     const stream = await dialTcp(net, port, { host: "localhost" });
     await within(stream.write(bytes(HEAD)));
     assert.equal((await request()).head, HEAD);
   });
 
-  test("without a host is reached over IPv4 and IPv6, and shows addresses as what they are", async (net) => {
+  test("without a host is reachable over IPv4 and IPv6, and shows IPv4 addresses as such", async (net) => {
     const { port, request } = await listenTcp(net, { address: ":0" });
     for (const [host, remote] of [["127.0.0.1", /^127\.0\.0\.1:[0-9]+$/], ["::1", /^\[::1\]:[0-9]+$/]] as const) {
       const stream = await dialTcp(net, port, { host });
@@ -183,7 +183,7 @@ function listenTests({ test, adapter, pki }: Suite): void {
     }
   });
 
-  test("is refused an address in use, at once", async (net) => {
+  test("fails at once for an address in use", async (net) => {
     const first = await net.listenTcp({ address: "127.0.0.1:0" });
     await netError(net.listenTcp({ address: first.address }), "address-in-use");
     await netError(net.listenTcp({ address: `:${portOf(first.address)}` }), "address-in-use");
@@ -204,13 +204,13 @@ function listenTests({ test, adapter, pki }: Suite): void {
   });
 
   for (const address of ["", "x", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", "[::1]"]) {
-    test(`is refused ${JSON.stringify(address)} as an address, which the error names`, async (net) => {
+    test(`fails for ${JSON.stringify(address)} as an address, which the error names`, async (net) => {
       const { message } = await netError(net.listenTcp({ address }), "invalid");
       assert.ok(message.includes(address));
     });
   }
 
-  test("has no certificates to change where it speaks no TLS", async (net) => {
+  test("has no certificates to change without TLS", async (net) => {
     const listener = await net.listenTcp({ address: "127.0.0.1:0" });
     const { tls } = await pki;
     assert.throws(() => listener.setTls(tls), { name: "NetError", code: "invalid" });
@@ -218,17 +218,17 @@ function listenTests({ test, adapter, pki }: Suite): void {
 
   if (!adapter.has.sockets) return;
 
-  test("is refused an address of another machine", async (net) => {
+  test("fails for an address of another machine", async (net) => {
     await netError(net.listenTcp({ address: "203.0.113.1:0" }), "address-not-available");
   });
 
-  test("is refused an unknown name", async (net) => {
+  test("fails for an unknown name to listen on", async (net) => {
     await netError(net.listenTcp({ address: "nope.invalid:0" }), "unknown-host");
   });
 }
 
 function acceptTests({ test, adapter }: Suite): void {
-  test("answers waiting accepts with null when it is closed, and later ones", async (net) => {
+  test("resolves pending and later accepts with null when it is closed", async (net) => {
     const { listener } = await listenTcp(net);
     const waiting = [listener.accept(), listener.accept()];
     assert.ok(await isPending(Promise.race(waiting)));
@@ -238,7 +238,7 @@ function acceptTests({ test, adapter }: Suite): void {
     listener.close();
   });
 
-  test("answers every one of several waiting accepts", async (net) => {
+  test("resolves each of several pending accepts", async (net) => {
     const { listener, port } = await listenTcp(net);
     const accepts = [listener.accept(), listener.accept(), listener.accept()];
     let arrived = 0;
@@ -250,7 +250,7 @@ function acceptTests({ test, adapter }: Suite): void {
     assert.equal(arrived, 3);
   });
 
-  test("gives up heads that are being read when it is closed, and goes on with those handed over", async (net) => {
+  test("drops pending heads when it is closed, and keeps delivered connections", async (net) => {
     const { listener, port, request } = await listenTcp(net);
     const [done, unfinished] = [await dialTcp(net, port), await dialTcp(net, port)];
     await within(unfinished.write(bytes("GET / HT")));
@@ -263,7 +263,7 @@ function acceptTests({ test, adapter }: Suite): void {
     assert.equal(await readText(stream), "still here");
   });
 
-  test("takes no more connections once it is closed, and frees its address with that call", async (net) => {
+  test("accepts no more connections once it is closed, and frees its address with that call", async (net) => {
     let address = "127.0.0.1:0";
     for (let i = 0; i < 10; i++) {
       const listener = await net.listenTcp({ address });
@@ -275,7 +275,7 @@ function acceptTests({ test, adapter }: Suite): void {
     for (let i = 0; i < 10; i++) (await net.listenTcp({ address })).close();
   });
 
-  test("takes no more connections when it is told so, and hands over those it has before null", async (net) => {
+  test("accepts no more connections after stopAccepting, and delivers the pending ones before null", async (net) => {
     const { listener, port, next } = await listenTcp(net);
     const late = await dialTcp(net, port);
     const silent = await dialTcp(net, port);
@@ -302,7 +302,7 @@ function acceptTests({ test, adapter }: Suite): void {
     listener.close();
   });
 
-  test("waits no longer than 500 ms for those who have connected when it takes no more", async (net) => {
+  test("waits at most 500 ms for connected clients after stopAccepting", async (net) => {
     const { listener, port, next } = await listenTcp(net);
     const silent = await dialTcp(net, port);
     listener.stopAccepting();
@@ -323,7 +323,7 @@ function acceptTests({ test, adapter }: Suite): void {
     });
   });
 
-  test("hands over the oldest of too many unfinished connections, so that they never pile up", async (net) => {
+  test("delivers the oldest of too many unfinished connections, so that their number is bounded", async (net) => {
     await withRaw(async (raw) => {
       const { next, port } = await listenTcp(net, { maxPendingHeads: 10 });
       const sockets = [];
@@ -339,7 +339,7 @@ function acceptTests({ test, adapter }: Suite): void {
   });
 
   for (const exempt of [[], ["10.0.0.0/8"], ["127.0.0.0/8"]]) {
-    test(`counts those of one address, but of ${exempt.join() || "none"}`, async (net) => {
+    test(`counts those of one address, except ${exempt.join() || "none"}`, async (net) => {
       await withRaw(async (raw) => {
         const { next, port } = await listenTcp(net, { pendingHeadsPerAddress: { max: 3, exempt } });
         const sockets = [];
@@ -355,7 +355,7 @@ function acceptTests({ test, adapter }: Suite): void {
     });
   }
 
-  test("is refused what is no network", async (net) => {
+  test("refuses an invalid network", async (net) => {
     const pendingHeadsPerAddress = { max: 3, exempt: ["localhost/8"] };
     const { message } = await netError(net.listenTcp({ address: "127.0.0.1:0", pendingHeadsPerAddress }), "invalid");
     assert.ok(message.includes('"localhost/8"'), message);
@@ -379,7 +379,7 @@ function connectTests({ test, adapter }: Suite): void {
     assert.ok(error.message.includes("nope.invalid"), error.message);
   });
 
-  test("is preceded by a look-up that gives the addresses of a name, and the address of an address", async (net) => {
+  test("can use a lookup, which returns the addresses of a name, and an address itself", async (net) => {
     const options = { timeoutMs: 4_000 };
     const loopback = await net.resolve("localhost", options);
     assert.ok(loopback.length > 0 && loopback.every((address) => ["127.0.0.1", "::1"].includes(address)), loopback.join());
@@ -390,7 +390,7 @@ function connectTests({ test, adapter }: Suite): void {
     await netError(net.resolve("localhost", { ...options, signal: AbortSignal.abort() }), "cancelled");
   });
 
-  test("is made to the addresses that are given, whatever the name has, and to no other", async (net) => {
+  test("is made to the given addresses only, whatever the addresses of the name", async (net) => {
     const { port, request } = await listenTcp(net);
     const client = await dialTcp(net, port, { host: "nope.invalid", addresses: ["::1", "127.0.0.1"] });
     await within(client.write(bytes(HEAD)));
@@ -401,11 +401,11 @@ function connectTests({ test, adapter }: Suite): void {
     await netError(to([]), "unknown-host");
   });
 
-  test("is not made where no route leads", async (net) => {
+  test("fails without a route", async (net) => {
     await fails(net, "224.0.0.1", 80, "unreachable"); // multicast: TCP never gets there, on whatever machine
   });
 
-  test("is not made to a port that is none", async (net) => {
+  test("fails for an invalid port", async (net) => {
     for (const port of [0, -1, 65_536, 1.5, NaN]) await fails(net, "127.0.0.1", port, "invalid");
   });
 
@@ -421,13 +421,13 @@ function connectTests({ test, adapter }: Suite): void {
     }
   });
 
-  test("is cancelled before it is begun by a signal that is aborted already", async (net) => {
+  test("is cancelled before its start by a signal that is aborted already", async (net) => {
     const { listener, port } = await listenTcp(net);
     await netError(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000, signal: AbortSignal.abort() }), "cancelled");
     assert.ok(await isPending(listener.accept()));
   });
 
-  test("outlives the signal that could have cancelled it", async (net) => {
+  test("is not affected by the signal once it is open", async (net) => {
     const { port, request } = await listenTcp(net);
     const controller = new AbortController();
     const client = await dialTcp(net, port, { signal: controller.signal });
@@ -438,7 +438,7 @@ function connectTests({ test, adapter }: Suite): void {
 
   if (!adapter.has.sockets) return;
 
-  test("is given up after its time-out, what is being negotiated included", async (net) => {
+  test("fails after its timeout, which includes the handshake", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve(); // accepts, and never answers the TLS handshake
       const dial = net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 60, tls: { insecureSkipVerify: true } });
@@ -448,7 +448,7 @@ function connectTests({ test, adapter }: Suite): void {
     });
   });
 
-  test("is cancelled at once while it is being made", async (net) => {
+  test("is cancelled at once while it connects", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const controller = new AbortController();
@@ -466,7 +466,7 @@ function connectTests({ test, adapter }: Suite): void {
 }
 
 function wireTests({ test }: Suite): void {
-  test("sends a FIN for closeWrite, and reads on", async (net) => {
+  test("sends a FIN for closeWrite, and continues to read", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const stream = await dialTcp(net, port);
@@ -481,7 +481,7 @@ function wireTests({ test }: Suite): void {
     });
   });
 
-  test("reads a FIN as an end, and writes on", async (net) => {
+  test("reads a FIN as an end, and continues to write", async (net) => {
     await withRaw(async (raw) => {
       const { port, request } = await listenTcp(net);
       const socket = await raw.connect(port);
@@ -538,7 +538,7 @@ function wireTests({ test }: Suite): void {
     });
   });
 
-  test("brings an answer whole although the client is still sending when it is closed", async (net) => {
+  test("delivers a complete response although the client is still sending when it is closed", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await listenTcp(net, { headLimit: 100 });
       const socket = await raw.connect(port);
@@ -553,7 +553,7 @@ function wireTests({ test }: Suite): void {
     });
   });
 
-  test("stops a sender outside by its window alone", async (net) => {
+  test("stops an external sender by its window alone", async (net) => {
     await withRaw(async (raw) => {
       const { port, request } = await listenTcp(net);
       const socket = await raw.connect(port);

@@ -118,12 +118,12 @@ export function tlsTests(suite: Suite): void {
       renewalTests(suite, layer);
     });
   }
-  describe("TLS over TCP, seen from outside", () => {
+  describe("TLS over TCP, with other implementations", () => {
     helloTests(suite);
     wireTests(suite);
   });
   for (const sessions of sessionsOf(suite)) {
-    describe(`TLS over ${sessions.name}, seen from both ends`, () => sessionCertificateTests(suite, sessions));
+    describe(`TLS over ${sessions.name}, from both ends`, () => sessionCertificateTests(suite, sessions));
   }
 }
 
@@ -139,23 +139,23 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await netError(dial(net, port, client, host), code);
   };
 
-  test("believes a server that a given authority vouches for, by name and by address", async (net) => {
+  test("trusts a server with a certificate of a given authority, by name and by address", async (net) => {
     const { tls, authority } = await pki;
     await accepted(net, tls, { ca: authority.cert }, "127.0.0.1");
     await accepted(net, tls, { ca: authority.cert }, "localhost");
   });
 
-  test("believes any of several authorities given", async (net) => {
+  test("trusts any of several given authorities", async (net) => {
     const { tls, authority } = await pki;
     await accepted(net, tls, { ca: (await makeAuthority("other")).cert + "\n" + authority.cert });
   });
 
-  test("refuses a server that another authority vouches for", async (net) => {
+  test("refuses a server with a certificate of another authority", async (net) => {
     const { tls } = await pki;
     await refused(net, tls, { ca: (await makeAuthority("other")).cert });
   });
 
-  test("refuses a server that no authority of the system vouches for, where none is given", async (net) => {
+  test("refuses a server with a certificate of none of the system's authorities if none is given", async (net) => {
     const { tls } = await pki;
     await refused(net, tls, {});
   });
@@ -192,23 +192,23 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await refused(net, tls, { pinSha256: [pinOf(other.cert)], ca: authority.cert });
   });
 
-  test("wants both of a pin and an authority where both are given", async (net) => {
+  test("requires both the pin and the authority if both are given", async (net) => {
     const { tls, authority, server } = await pki;
     await accepted(net, tls, { pinSha256: [pinOf(server.cert)], ca: authority.cert });
     await refused(net, tls, { pinSha256: [pinOf(server.cert)], ca: (await makeAuthority("other")).cert });
   });
 
-  test("refuses a pin that is none", async (net) => {
+  test("refuses an invalid pin", async (net) => {
     const { tls } = await pki;
     for (const pin of ["", "00", "g".repeat(64), "0".repeat(66)]) await refused(net, tls, { pinSha256: [pin] }, undefined, "invalid");
   });
 
-  test("refuses an authority that is none", async (net) => {
+  test("refuses an invalid authority", async (net) => {
     const { tls } = await pki;
     for (const ca of ["", "junk"]) await refused(net, tls, { ca });
   });
 
-  test("believes a server whose certificate is that of an authority, where it is byte for byte the one given", async (net) => {
+  test("trusts a server whose certificate is that of an authority if it is identical to the given one", async (net) => {
     const server = await makeSelfSignedAuthority({ names: ["localhost", "127.0.0.1"] });
     const { authority } = await pki;
     await accepted(net, server, { ca: server.cert }, "localhost");
@@ -233,7 +233,7 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await refused(net, server, { ca: server.cert, pinSha256: ["0".repeat(64)] }, "localhost");
   });
 
-  test("reads authorities as PEM can be written, and refuses what it does not understand", async (net) => {
+  test("reads authorities in every notation of PEM, and refuses anything else", async (net) => {
     const { tls, authority } = await pki;
     const first = (await makeAuthority("other")).cert;
     const spellings = [`\ufeff${authority.cert}`, authority.cert.replaceAll("\n", "\r\n"), authority.cert.replace(/^/, " ")];
@@ -244,7 +244,7 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     }
   });
 
-  test("says whether settings can be used, and opens nothing", async (net) => {
+  test("checks settings without opening anything", async (net) => {
     const { tls, authority, client: other } = await pki;
     net.checkServerTls({ ...tls, clientCa: authority.cert, clientCrl: await authority.revocationList([]) });
     net.checkClientTls({ ca: authority.cert, ...tls });
@@ -278,13 +278,13 @@ function clientCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await connection.echo();
   };
 
-  test("takes a client with a certificate of the required authority", async (net) => {
+  test("accepts a client with a certificate of the required authority", async (net) => {
     const all = await pki;
     await accepted(net, { ...all.tls, clientCa: all.authority.cert }, { ca: all.authority.cert, ...all.client });
     await accepted(net, await revoking(all), { ca: all.authority.cert, ...all.client });
   });
 
-  test("refuses a client without a certificate where one is required", async (net) => {
+  test("refuses a client without a certificate if one is required", async (net) => {
     const { tls, authority } = await pki;
     await refused(net, { ...tls, clientCa: authority.cert }, { ca: authority.cert });
   });
@@ -313,7 +313,7 @@ function clientCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     }
   });
 
-  test("refuses an authority or a revocation list that is none, before it listens", async (net) => {
+  test("refuses an invalid authority or revocation list before it listens", async (net) => {
     const { tls, authority } = await pki;
     await netError(listen(net, { ...tls, clientCa: "junk" }), "tls");
     await netError(listen(net, { ...tls, clientCa: authority.cert, clientCrl: "junk" }), "tls");
@@ -330,7 +330,7 @@ function keyTests({ test, pki }: Suite, { listen, dial }: Layer): void {
     await dial(net, port, { ca: authority.cert });
   });
 
-  test("refuses a certificate or key that cannot be used, before it listens", async (net) => {
+  test("refuses an invalid certificate or key before it listens", async (net) => {
     const { tls, authority } = await pki;
     const other = await authority.issue({ names: ["127.0.0.1"] });
     for (const bad of [{ cert: "junk" }, { cert: "" }, { key: "junk" }, { key: "" }, { key: other.key }, { key: tls.cert }]) {
@@ -339,7 +339,7 @@ function keyTests({ test, pki }: Suite, { listen, dial }: Layer): void {
     }
   });
 
-  test("refuses a client's certificate without its key, before it dials", async (net) => {
+  test("refuses a client's certificate without its key before it connects", async (net) => {
     const { tls, authority, client } = await pki;
     const { port } = await listen(net, tls);
     await netError(dial(net, port, { ca: authority.cert, cert: client.cert }), "tls", "invalid");
@@ -348,7 +348,7 @@ function keyTests({ test, pki }: Suite, { listen, dial }: Layer): void {
 }
 
 function renewalTests({ test, pki }: Suite, { listen, dial }: Layer): void {
-  test("shows new certificates from the next handshake on, and leaves open connections alone", async (net) => {
+  test("presents new certificates from the next handshake on, and keeps open connections", async (net) => {
     const { tls, authority } = await pki;
     const renewed = await authority.issue({ names: ["127.0.0.1"] });
     const { port, setTls, next } = await listen(net, tls);
@@ -361,7 +361,7 @@ function renewalTests({ test, pki }: Suite, { listen, dial }: Layer): void {
     await after.echo();
   });
 
-  test("asks clients for what the new settings say", async (net) => {
+  test("requires client certificates as in the new settings", async (net) => {
     const { tls, authority, client } = await pki;
     const { port, setTls, next } = await listen(net, tls);
     setTls({ ...tls, clientCa: authority.cert });
@@ -372,7 +372,7 @@ function renewalTests({ test, pki }: Suite, { listen, dial }: Layer): void {
     assert.equal(await next(), "ok");
   });
 
-  test("keeps the old certificate when the new one cannot be used", async (net) => {
+  test("keeps the old certificate if the new one is invalid", async (net) => {
     const { tls, authority } = await pki;
     const { port, setTls } = await listen(net, tls);
     const other = await authority.issue({ names: ["127.0.0.1"] });
@@ -439,7 +439,7 @@ function helloTests({ test }: Suite): void {
     assert.equal((await helloOf(net, "127.0.0.1")).get(SUPPORTED_VERSIONS)?.readUInt16BE(1), TLS_1_3);
   });
 
-  test("tells the server the name it was asked for, and no address", async (net) => {
+  test("sends the server's name, but no address", async (net) => {
     assert.ok((await helloOf(net, "localhost")).get(SERVER_NAME)?.includes("localhost"));
     assert.equal((await helloOf(net, "127.0.0.1")).get(SERVER_NAME), undefined);
   });
@@ -468,7 +468,7 @@ function wireTests({ test, pki }: Suite): void {
     }
   });
 
-  test("speaks to another implementation's server", async (net) => {
+  test("works with another implementation's server", async (net) => {
     const { tls, authority } = await pki;
     const server = createServer({ ...tls, allowHalfOpen: true }, (socket) => {
       socket.on("error", () => {});
@@ -501,7 +501,7 @@ function wireTests({ test, pki }: Suite): void {
     return { client, stream, relay };
   };
 
-  test("takes a client's end without close_notify for an end", async (net) => {
+  test("treats a client's end without close_notify as an end", async (net) => {
     await withRaw(async (raw) => {
       const { client, stream, relay } = await cuttable(net, raw);
       await within(client.write(bytes("all of it")));
@@ -513,7 +513,7 @@ function wireTests({ test, pki }: Suite): void {
     });
   });
 
-  test("shows a server's end without close_notify as reset, for it may be cut", async (net) => {
+  test("shows a server's end without close_notify as a reset, because it may be truncated", async (net) => {
     await withRaw(async (raw) => {
       const { client, relay } = await cuttable(net, raw);
       relay.endClient();
@@ -522,7 +522,7 @@ function wireTests({ test, pki }: Suite): void {
     });
   });
 
-  test("shows an RST below it as reset", async (net) => {
+  test("shows an RST below it as a reset", async (net) => {
     await withRaw(async (raw) => {
       const { client, relay } = await cuttable(net, raw);
       relay.resetClient();
@@ -530,7 +530,7 @@ function wireTests({ test, pki }: Suite): void {
     });
   });
 
-  test("tells of a client that speaks no TLS", async (net) => {
+  test("reports a client without TLS", async (net) => {
     const { tls } = await pki;
     const { port, next } = await listenTcp(net, { tls });
     const client = await dialTcp(net, port);
@@ -541,7 +541,7 @@ function wireTests({ test, pki }: Suite): void {
     incoming.stream.close();
   });
 
-  test("tells of a client that speaks plain HTTP, which can be answered", async (net) => {
+  test("reports a client with plain HTTP, to which a response can be sent", async (net) => {
     const { tls } = await pki;
     const { port, next } = await listenTcp(net, { tls });
     const client = await dialTcp(net, port);
@@ -553,7 +553,7 @@ function wireTests({ test, pki }: Suite): void {
     assert.match(await readText(client), /^HTTP\/1\.1 400 /);
   });
 
-  test("picks http/1.1 of the protocols that a client offers, and none where that is not among them", async (net) => {
+  test("selects http/1.1 from the protocols that a client offers, or none if it is not among them", async (net) => {
     const { tls, authority } = await pki;
     const { port, next, listener } = await listenTcp(net, { tls });
     const offers: [offered: string[] | undefined, picked: string | false][] = [
@@ -579,7 +579,7 @@ function wireTests({ test, pki }: Suite): void {
     }
   });
 
-  test("is not made to a server that speaks no TLS", async (net) => {
+  test("fails with a server without TLS", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();
       const dial = netError(net.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000, tls: { insecureSkipVerify: true } }), "tls");
@@ -588,7 +588,7 @@ function wireTests({ test, pki }: Suite): void {
     });
   });
 
-  test("counts the handshake into the time that a head may take", async (net) => {
+  test("includes the handshake in the timeout of the head", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;
       const { port, next } = await listenTcp(net, { tls, headTimeoutMs: 50 });
@@ -631,7 +631,7 @@ function wireTests({ test, pki }: Suite): void {
 }
 
 function sessionCertificateTests({ test, pki }: Suite, sessions: Sessions): void {
-  test("tells the server the client's certificate, and the client the server's", async (net) => {
+  test("gives the server the client's certificate, and the client the server's", async (net) => {
     const all = await pki;
     const { authority, client: issued } = all;
     const tls = { ...all.tls, clientCa: authority.cert };
@@ -640,12 +640,12 @@ function sessionCertificateTests({ test, pki }: Suite, sessions: Sessions): void
     assert.equal(pinOfDer(client.peerCertificate), pinOf(all.server.cert));
   });
 
-  test("tells of no certificate where a client showed none", async (net) => {
+  test("gives no certificate if the client presented none", async (net) => {
     const { server } = await sessions.pair(net, await pki);
     assert.equal(server.peerCertificate, undefined);
   });
 
-  test("compares the server's certificate with the name it is given for it", async (net) => {
+  test("compares the server's certificate with the given name", async (net) => {
     const all = await pki;
     const server = await all.authority.issue({ names: ["proxy.example"] });
     const { client, server: accepted } = await sessions.pair(net, all, { tls: server }, { serverName: "proxy.example" });
