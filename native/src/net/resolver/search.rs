@@ -9,7 +9,7 @@ use super::config::{normalized, Dns, ResolverConfig};
 use super::lookup::LookupState;
 use super::{system, Purpose, Resolver, TIMEOUT_TTL};
 use crate::error::{NetError, NetErrorCode};
-use crate::net::dns::{self, Answer, Failure};
+use crate::net::dns::{self, Answer, Failure, Family};
 use crate::sync::lock;
 
 /// Maximum time to cache addresses.
@@ -63,6 +63,11 @@ impl Resolver {
                     Answer::NxDomain(holds) => {
                         ttl = ttl.min(holds);
                         is_unknown = true;
+                        // servers without AAAA records may deny names that have A records (RFC 4074 §4.2)
+                        if family == Family::V6 {
+                            sender.send_modify(|result| result.addresses[family as usize] = Some(Vec::new()));
+                            return true;
+                        }
                         sender.borrow().has_any()
                     }
                     Answer::NoData(holds) => {

@@ -77,6 +77,23 @@ async fn a_name_server_that_never_answers_aaaa_delays_little() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_denied_for_aaaa_alone_has_its_ipv4_address() {
+    for late in [Family::V4, Family::V6] {
+        let world = World::new("search corp.test", move |name, family, _| Say {
+            after: Duration::from_millis(if family == late { 30 } else { 0 }),
+            ..match (name, family) {
+                ("host.test", Family::V4) => has(&["192.0.2.1"]),
+                _ => code(Rcode::NXDOMAIN),
+            }
+        })
+        .await;
+        assert_eq!(world.all("host.test").await.unwrap(), ["192.0.2.1:80"]);
+        assert_eq!(world.server.asked().len(), 2, "no search domain is tried");
+        assert_eq!(world.all("missing.test").await.unwrap_err().code, NetErrorCode::UnknownHost);
+    }
+}
+
+#[tokio::test]
 async fn a_late_family_is_returned_later() {
     let world = World::new("", |_, family, _| match family {
         Family::V4 => has(&["192.0.2.1"]),
