@@ -188,10 +188,11 @@ export class Setups {
       ...(front?.proxyOptions ?? []),
       ...(neighbour?.proxyOptions ?? []),
     ];
-    const proxy = launcher.start("proxy", [...subject.proxy, ...proxyOptions], near);
+    const prefix = [...near.prefix, ...exempt(near, far)];
+    const proxy = launcher.start("proxy", [...subject.proxy, ...proxyOptions], { prefix });
     await proxy.until(2, () => acceptsConnections(clients));
     const listeningMs = performance.now() - proxyStarted;
-    const lb = front && launcher.start("lb", [...subject.lb, ...front.lbOptions], near);
+    const lb = front && launcher.start("lb", [...subject.lb, ...front.lbOptions], { prefix });
     await lb?.until(5, () => acceptsConnections(front!.clients));
     const path = await this.#linkTo(agents, topology.link);
     const agentStarted = performance.now();
@@ -234,6 +235,14 @@ export class Setups {
       lbOptions: [...options, `--http-proxy.listen-address=${clients}`],
     };
   }
+}
+
+/**
+ * Limits for each address do not apply to loopback, so that they must not apply to the two addresses of a veth either. In the environment,
+ * where a program that does not know the option ignores it.
+ */
+function exempt(...sides: Side[]): string[] {
+  return ["env", `REVERSE_HTTP_LIMITS_EXEMPT_ADDRESSES=${sides.map(({ host }) => host).join(",")}`];
 }
 
 /** The commands of the executables in a folder, as `deno task build` writes them. */
