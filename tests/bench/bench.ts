@@ -9,9 +9,9 @@ import process from "node:process";
 import { isInside, type Network, type NetworkOptions, openNetwork, problemOf as problemOfNetwork, runInside } from "./network.ts";
 import { drawChart } from "./chart.ts";
 import { Launcher } from "./processes.ts";
-import { writeBlocks } from "./quotes.ts";
+import { chartOf, writeBlocks } from "./quotes.ts";
 import { columns, formatTable, formatVerdicts, markdown, type MetricSummary, type Run, summarize } from "./report.ts";
-import { describeMachine, readResults, type Results, versionOf, writeResults } from "./results.ts";
+import { describeMachine, describeShortly, readQuoted, readResults, type Results, versionOf, writeResults } from "./results.ts";
 import { FULL, type Outcome, type Scenario, type Sizes, SMOKE } from "./scenario.ts";
 import { SCENARIOS } from "./scenarios.ts";
 import { type LimitKind, readBuild, Setups, type Subject } from "./setups.ts";
@@ -67,7 +67,7 @@ function readPlan(args: readonly string[]): Plan {
     .option("--svg <file>", "draw a chart of the ratios and their goals")
     .option("--markdown", "print the tables in Markdown")
     .option("--from <files...>", "measure nothing: show what earlier runs wrote with --json, together")
-    .option("--write-docs", "measure nothing: write the tables of README.md and docs/ from tests/bench/results/")
+    .option("--write-docs", "measure nothing: write tables and chart of README.md and docs/ from tests/bench/results/")
     .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : USAGE_ERROR))
     .parse(args, { from: "user" }).opts();
   const tools = Object.entries({
@@ -273,13 +273,14 @@ function report(plan: Plan, results: Results): void {
   ]));
   const verdicts = judge(summary, names[0]!);
   console.log(`\n${formatVerdicts(verdicts, plan.markdown ? markdown : columns)}`);
-  const about = `${machine.network}; ${machine.cores} x ${machine.cpu}, ${machine.memoryGiB} GiB, ${machine.system}, ${machine.date}`;
+  const about = describeShortly(machine);
   console.log(`\n${about}, load average ${machine.loadAverage.toFixed(2)}`);
   if (plan.svgFile !== undefined) writeFileSync(plan.svgFile, drawChart(verdicts, about));
   for (const { name, version } of subjects) if (version !== undefined) console.log(`${name}: ${version}`);
 }
 
 function writeDocuments(): void {
+  writeFileSync(join(root, "docs", "performance.svg"), chartOf(readQuoted("mtu-1500")));
   const docs = readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => join(root, "docs", name));
   for (const file of [join(root, "README.md"), ...docs]) {
     const text = readFileSync(file, "utf8");

@@ -1,9 +1,11 @@
 // Measured values in documents. A block from <!-- bench:NAME ITEM… --> to <!-- /bench --> is written from the results of that name: an item
 // SCENARIO.METRIC is a row of a table with a column for each subject, an item SCENARIO is a table of all its metrics with ratios.
+import { drawChart } from "./chart.ts";
 import { format, formatTable, markdown, summarize } from "./report.ts";
-import { readQuoted, type Results } from "./results.ts";
+import { describeShortly, readQuoted, type Results } from "./results.ts";
 import type { Metric, Scenario } from "./scenario.ts";
 import { SCENARIOS } from "./scenarios.ts";
+import { judge } from "./targets.ts";
 
 const BLOCK = /<!-- bench:([\w-]+)((?: [\w.-]+)*) -->\n([^]*?)<!-- \/bench -->/g;
 
@@ -16,6 +18,16 @@ export function writeBlocks(text: string, read: (name: string) => Results = read
     const body = renderBlock(name, items.trim().split(" ").filter((item) => item !== ""), read(name));
     return `<!-- bench:${name}${items} -->\n\n${body}\n\n<!-- /bench -->`;
   });
+}
+
+/** The chart of docs/performance.md. */
+export function chartOf({ subjects, runs, machine }: Results): string {
+  const names = subjects.map(({ name }) => name);
+  const summary = SCENARIOS.map((scenario) => [
+    scenario.name,
+    summarize(scenario, runs.filter((run) => run.scenario === scenario.name), names),
+  ]);
+  return drawChart(judge(Object.fromEntries(summary), names[0]!), describeShortly(machine));
 }
 
 /** The text without its blocks. */
@@ -47,7 +59,9 @@ function renderRows(items: readonly string[], { subjects, runs }: Results): stri
   const names = subjects.map(({ name }) => name);
   const rows = items.map((item) => {
     const { scenario, key, metric } = find(item);
-    const { medians } = summarize(scenario, runs.filter((run) => run.scenario === scenario.name), names)[key!]!;
+    const own = runs.filter((run) => run.scenario === scenario.name);
+    if (own.length === 0) throw new Error(`The results have no ${scenario.name}`);
+    const { medians } = summarize(scenario, own, names)[key!]!;
     const cell = (value: number | undefined) => value === undefined ? "-" : format(value, metric!.digits ?? 0);
     return [`${scenario.title}: ${metric!.title}${metric!.unit && `, ${metric!.unit}`}`, ...names.map((name) => cell(medians[name]))];
   });
@@ -56,7 +70,8 @@ function renderRows(items: readonly string[], { subjects, runs }: Results): stri
 
 function renderScenario(item: string, { subjects, runs }: Results): string {
   const { scenario } = find(item);
-  const own = runs.filter((run) => run.scenario === scenario.name);
+  // failures are listed once, below the tables
+  const own = runs.filter((run) => run.scenario === scenario.name).map((run) => ({ ...run, errors: {} }));
   const names = subjects.map(({ name }) => name);
   if (own.length === 0) throw new Error(`The results have no ${scenario.name}`);
   return formatTable(scenario, summarize(scenario, own, names), own, names, markdown);
@@ -86,8 +101,8 @@ function describe(items: readonly string[], { machine, subjects, runs }: Results
   }
   return [
     `Measured on ${date}: ${machine.network}; ${machine.cores} cores for everything (${machine.cpu}, ` +
-    `${machine.memoryGiB} GiB), ${machine.system}, load average ${machine.loadAverage.toFixed(1)} before; medians of ` +
-    `${Number(rounds.toFixed(1))} alternating rounds. Versions: ${versions.join(", ")}.`,
+    `${machine.memoryGiB} GiB), ${machine.system}, load average ${machine.loadAverage.toFixed(1)} before; ` +
+    `${rounds === 1 ? "one run each" : `medians of ${Number(rounds.toFixed(1))} alternating rounds`}. Versions: ${versions.join(", ")}.`,
     ...(failures.size > 0 ? [`Failures: ${Array.from(failures, ([key, count]) => `${key} (${count})`).join("; ")}.`] : []),
   ].join("\n\n");
 }

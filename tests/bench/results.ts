@@ -83,6 +83,11 @@ export function readResults(files: readonly string[]): Results {
   return { machine: all[0]!.machine, subjects: [...subjects.values()], runs };
 }
 
+/** One line about the machine. */
+export function describeShortly({ network, cores, cpu, memoryGiB, system, date }: Machine): string {
+  return `${network}; ${cores} x ${cpu}, ${memoryGiB} GiB, ${system}, ${date.slice(0, 10)}`;
+}
+
 /** What the documents quote under `name`. */
 export function readQuoted(name: string): Results {
   const file = join(RESULTS, `${name}.json`);

@@ -1,8 +1,16 @@
-// Tables of measured values in documents, which the bench writes.
+// Measured values in documents: written by the bench, from results that are in the repository.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, it } from "node:test";
-import { writeBlocks } from "../bench/quotes.ts";
-import type { Results } from "../bench/results.ts";
+import { readDocument, readDocuments } from "../../testing/documents.ts";
+import { ROOT } from "../../testing/programs.ts";
+import { chartOf, quote, withoutBlocks, writeBlocks } from "../bench/quotes.ts";
+import { readQuoted, type Results } from "../bench/results.ts";
+
+/** Documents with tables of experiments, each of which says when it was made. */
+const EXPERIMENTS = ["docs/operating.md"];
+const UNIT = /MB\/s|s\/GB|tunnels\/s|µs|\bMB\b/;
 
 /** The formatter pads cells and breaks lines. */
 const normalize = (text: string) => text.replace(/-{3,}/g, "---").replace(/\s+/g, " ");
@@ -59,8 +67,33 @@ describe("a block of the bench", () => {
     "names an unknown scenario": [block("name sideways"), /There is no sideways/],
     "names an unknown metric": [block("name down.colour"), /There is no down\.colour/],
     "names a scenario that was not measured": [block("name rtt"), /no rtt/],
+    "names a metric that was not measured": [block("name rtt.p50"), /no rtt/],
   };
   for (const [what, [text, reason]] of Object.entries(refused)) {
     it(`is refused if it ${what}`, () => assert.throws(() => writeBlocks(text, () => RESULTS), reason));
   }
+});
+
+describe("documents", () => {
+  it("show the tables and the chart of the results in the repository", () => {
+    for (const { name, text } of readDocuments()) assert.equal(normalize(writeBlocks(text)), normalize(text), name);
+    assert.equal(readFileSync(join(ROOT, "docs", "performance.svg"), "utf8"), chartOf(readQuoted("mtu-1500")));
+    assert.match(readDocument("README.md").text, /<!-- bench:/);
+    assert.match(readDocument("docs/performance.md").text, /<!-- bench:/);
+  });
+
+  it("have no other tables of measured values, but for experiments that say when they were made", () => {
+    for (const { name, text } of readDocuments()) {
+      const rows = withoutBlocks(text).split("\n").filter((line) => line.startsWith("|") && /\d/.test(line) && UNIT.test(line));
+      if (rows.length === 0) continue;
+      assert.ok(EXPERIMENTS.includes(name), `${name}: ${rows[0]}`);
+      assert.match(text, /\b(January|February|March|April|May|June|July|August|September|October|November|December) 20\d\d\b/, name);
+    }
+  });
+
+  it("quote a median as the tables show it", () => {
+    assert.match(quote("mtu-1500", "down.mbPerSecond"), /^[\d,.]+$/);
+    assert.throws(() => quote("mtu-1500", "sideways.mbPerSecond"), /There is no sideways/);
+    assert.throws(() => quote("nothing", "down.mbPerSecond"), /There are no results nothing/);
+  });
 });

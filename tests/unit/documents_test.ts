@@ -10,6 +10,7 @@ import { envOf, type Option } from "../../shared/config/option.ts";
 import { anchorsOf, linksOf, readDocument, readDocuments } from "../../testing/documents.ts";
 import { parseTargets, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../../testing/programs.ts";
+import { quote } from "../bench/quotes.ts";
 
 const options = Object.values(SERVICES).flatMap((all) => Object.entries(all)) as [string, Option][];
 const names = new Set(options.map(([name]) => name));
@@ -152,33 +153,22 @@ describe("documents", () => {
     }
   });
 
-  it("quote values as they are in the tables of performance.md", () => {
-    const tables = readDocument("docs/performance.md").text;
-    /** The first figure of a row, of the table under `scenario`. */
-    const measured = (scenario: string, row: string): number => {
-      const [, table = ""] = tables.split(new RegExp(`^\`${scenario}\`:`, "m"));
-      const line = table.split("\n").find((line) => line.startsWith(`| ${row} `)) ?? "";
-      return Number(line.split("|")[2]?.replaceAll(",", "").trim() || NaN);
-    };
+  it("quote values as the bench has measured them", () => {
     const prose = (name: string) => readDocument(name).text.replace(/\s+/g, " ");
     const scaling = prose("docs/scaling.md");
-    const quotes: [text: string, pattern: RegExp, figure: number][] = [
-      [scaling, /([\d.]+) KiB of its memory each/, measured("agents", "proxy memory each, KiB")],
-      [scaling, /([\d.]+) % of a core to keep them alive/, measured("agents", "proxy CPU for nothing, of a core, %")],
-      [
-        scaling,
-        /([\d.,]+) handshakes a second/,
-        Math.round(measured("agents", "connected") / measured("agents", "time to connect them, s")),
-      ],
-      [scaling, /a proxy opens ([\d,]+) a second/, measured("rate50", "tunnels, /s")],
-      [scaling, /takes ([\d.]+) s of CPU time for 1,000/, measured("rate50", "CPU for 1,000 tunnels, proxy, s")],
-      [scaling, /lb takes ([\d.]+) s/, measured("lb-rate50", "CPU for 1,000 tunnels, lb, s")],
-      [scaling, /([\d.]+) s of CPU time a GB in the proxy/, measured("down", "CPU, proxy, s/GB")],
-      [prose("README.md"), /1 % loss, ([\d.]+) MB\/s/, Math.round(measured("lossy", "speed of one download, MB/s"))],
+    const value = (text: string) => Number(text.replaceAll(",", ""));
+    const handshakes = value(quote("agents", "agents.connected")) / value(quote("agents", "agents.connectSeconds"));
+    const quotes: [text: string, pattern: RegExp, measured: string][] = [
+      [scaling, /([\d.]+) KiB of its memory each/, quote("agents", "agents.proxyKiBEach")],
+      [scaling, /([\d.]+) % of a core to keep them alive/, quote("agents", "agents.proxyCpuPercent")],
+      [scaling, /([\d.,]+) handshakes a second/, handshakes.toFixed(0)],
+      [scaling, /a proxy opens ([\d,]+) a second/, quote("mtu-1500", "rate50.perSecond")],
+      [scaling, /takes ([\d.]+) s of CPU time for 1,000/, quote("mtu-1500", "rate50.proxyCpuPer1000")],
+      [scaling, /lb takes ([\d.]+) s/, quote("scale", "lb-rate50.lbCpuPer1000")],
+      [scaling, /([\d.]+) s of CPU time a GB in the proxy/, quote("mtu-1500", "down.proxyCpuPerGB")],
+      [prose("README.md"), /1 % loss, ([\d.]+) MB\/s/, Math.round(value(quote("scale", "lossy.mbPerSecond"))).toString()],
     ];
-    for (const [text, pattern, figure] of quotes) {
-      assert.equal(Number(pattern.exec(text)?.[1]?.replaceAll(",", "")), figure, String(pattern));
-    }
+    for (const [text, pattern, measured] of quotes) assert.equal(value(pattern.exec(text)?.[1] ?? ""), value(measured), String(pattern));
   });
 
   it("show valid configuration files", () => {
