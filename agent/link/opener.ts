@@ -75,7 +75,7 @@ export class LinkOpener {
       order,
       connect: (kind, signal) => this.#connect(kind, target, access, attemptDelayMs, signal),
       fallbackDelayMs: policy.fallbackDelayMs(address),
-      retryMs: attemptDelayMs,
+      retryMs: policy.retryMs(address, attemptDelayMs),
       signal,
     });
     const session = await this.#authenticate(connection, access);

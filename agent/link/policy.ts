@@ -18,6 +18,7 @@ export interface LinkPolicyOptions {
 
 const FALLBACK_DELAY_MS = 300;
 const RECONNECT_FALLBACK_DELAY_MS = 2_000;
+const RECONNECT_RETRY_MS = 10_000;
 /** The longest interval between probes is this in milliseconds, or the first one if that is longer. */
 const MAX_PROBE_INTERVAL_MS = 600_000;
 /** Fraction by which an interval varies, each way. */
@@ -66,6 +67,14 @@ export class LinkPolicy {
    */
   fallbackDelayMs(address: string): number {
     return this.#proxies.get(address)?.kind === "quic" ? RECONNECT_FALLBACK_DELAY_MS : FALLBACK_DELAY_MS;
+  }
+
+  /**
+   * Delay in milliseconds before the second transport is tried again while the first one is still connecting; at least `retryMs`. Where QUIC has
+   * carried the link, it finds a proxy that comes back, and TLS is not needed for that.
+   */
+  retryMs(address: string, retryMs: number): number {
+    return this.#proxies.get(address)?.kind === "quic" ? Math.max(retryMs, RECONNECT_RETRY_MS) : retryMs;
   }
 
   /** A link is up over `kind`: the next one is opened over it first. Returns what the last one was opened over. */

@@ -2,6 +2,7 @@
 // the first fails. Knows neither how to connect nor which transport is preferred.
 import { setTimeout as sleep } from "node:timers/promises";
 import { CloseCode } from "../../shared/link/link.ts";
+import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
 
 /** Opens one connection; cancelled by the signal. */
@@ -26,8 +27,9 @@ export interface Winner {
 
 /**
  * Resolves with the first connection; the other attempts are cancelled. TLS, if it is second, wins only if another attempt over QUIC fails
- * too: a proxy that has just started, or a lost packet, must not decide. Fails when no transport is connecting any more, with the error of
- * QUIC if QUIC was tried: a proxy without the TLS link refuses TLS, which says nothing about why QUIC failed.
+ * too: a proxy that has just started, or a lost packet, must not decide. Fails when the proxy refuses the connection over QUIC, because UDP
+ * passes then, and when no transport is connecting any more, with the error of QUIC if QUIC was tried: a proxy without the TLS link refuses
+ * TLS, which says nothing about why QUIC failed.
  * @throws {NetError} as `connect`
  */
 export async function raceTransports({ order, connect, fallbackDelayMs, retryMs, signal }: RaceOptions): Promise<Winner> {
@@ -54,6 +56,7 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
         return win(connection);
       } catch (error) {
         errors.set(kind, error);
+        if (kind === "quic" && order[0] === "quic" && isRefusedByPeer(error)) return reject(error);
       }
       connecting.delete(kind);
       startNext();
@@ -77,6 +80,11 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
     clearTimeout(timer);
     over.abort();
   }
+}
+
+/** Whether the proxy has answered that it takes no connections: it is stopping, or has too many handshakes. */
+function isRefusedByPeer(error: unknown): boolean {
+  return error instanceof NetError && error.code === "refused" && error.remote;
 }
 
 /** Resolves with whether the time has passed; the signal ends the wait. */

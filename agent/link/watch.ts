@@ -38,8 +38,9 @@ export type ChangeReason = "blocked" | "remembered" | "silent" | "lossy" | "reco
 
 /** When a transport counts as failed. Times are in milliseconds. */
 export interface LinkTiming {
-  /** Interval at which a session on QUIC is checked. */
+  /** Interval at which a session on QUIC is checked while the link is busy, and while it is idle. */
   readonly tick: number;
+  readonly idleTick: number;
   /** Time without a byte from the proxy after which it is pinged if the link was busy lately; otherwise QUIC's own pings come every 3 s. */
   readonly quietBusy: number;
   readonly quietIdle: number;
@@ -59,6 +60,7 @@ export interface LinkTiming {
 
 const TIMING: LinkTiming = {
   tick: 250,
+  idleTick: 1_000,
   quietBusy: 750,
   quietIdle: 4_000,
   busy: 10_000,
@@ -109,11 +111,20 @@ export class LinkWatch<S extends { close(): void }> {
     this.#closing.abort();
   }
 
-  #schedule(
-    delayMs = this.#options.session.transport === "quic" ? this.#timing.tick : this.#options.policy.nextProbeMs(this.#options.address),
-  ): void {
+  #schedule(delayMs = this.#nextCheckMs()): void {
     if (delayMs === undefined || this.#closing.signal.aborted) return;
     this.#timer = setTimeout(() => void this.#check(), delayMs); // never rejects
+  }
+
+  #nextCheckMs(): number | undefined {
+    const { session, policy, address } = this.#options;
+    if (session.transport === "tls") return policy.nextProbeMs(address);
+    return this.#isBusy(performance.now()) ? this.#timing.tick : this.#timing.idleTick;
+  }
+
+  /** Whether the link has moved data lately. */
+  #isBusy(now: number): boolean {
+    return now - this.#moved.busyAt < this.#timing.busy;
   }
 
   async #check(): Promise<void> {
@@ -146,13 +157,13 @@ export class LinkWatch<S extends { close(): void }> {
     if (await this.#isSlower()) await this.#move("tls", "lossy");
   }
 
-  /** Whether nothing has come from the proxy for so long that it must be asked. */
+  /** Whether the last byte from the proxy is so old that it must be pinged. */
   #isQuiet({ sentBytes, receivedBytes }: SessionStats, now: number): boolean {
-    const { quietBusy, quietIdle, busy } = this.#timing;
+    const { quietBusy, quietIdle } = this.#timing;
     const moved = sentBytes + receivedBytes;
     if (receivedBytes !== this.#received.bytes) this.#received = { bytes: receivedBytes, at: now };
     this.#moved = { bytes: moved, busyAt: moved - this.#moved.bytes >= BUSY_BYTES ? now : this.#moved.busyAt };
-    return now - this.#received.at >= (now - this.#moved.busyAt < busy ? quietBusy : quietIdle);
+    return now - this.#received.at >= (this.#isBusy(now) ? quietBusy : quietIdle);
   }
 
   /** Whether QUIC does not get through while TLS does. A network that was away brings both back, but an open session notices it late. */

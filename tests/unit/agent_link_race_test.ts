@@ -11,7 +11,7 @@ interface Attempt {
   kind: SessionKind;
   signal: AbortSignal;
   succeed(): AgentSession;
-  fail(code: NetError["code"], message?: string): void;
+  fail(code: NetError["code"], message?: string, remote?: boolean): void;
 }
 
 function start(options: Partial<RaceOptions> = {}) {
@@ -25,7 +25,7 @@ function start(options: Partial<RaceOptions> = {}) {
       resolve(connection);
       return connection;
     };
-    const fail = (code: NetError["code"], message = "no connection") => reject(new NetError(code, message));
+    const fail = (code: NetError["code"], message = "no connection", remote = false) => reject(new NetError(code, message, { remote }));
     signal.addEventListener("abort", () => fail("cancelled"));
     if (signal.aborted) fail("cancelled");
     made.push(kind);
@@ -80,6 +80,20 @@ describe("a race of transports", () => {
     const { connection, errors } = await within(winner);
     assert.equal(connection, tls);
     assert.equal((errors.get("quic") as NetError).message, "no application protocol");
+  });
+
+  it("is over at once where the proxy refuses QUIC: UDP passes, and the proxy is stopping or full", async () => {
+    const { winner, attempts, made } = start({ fallbackDelayMs: NEVER_MS });
+    (await attempts.next()).fail("refused", "it takes no connections", true);
+    await assert.rejects(within(winner), { code: "refused", message: "it takes no connections" });
+    assert.deepEqual(made, ["quic"]);
+
+    const late = start();
+    const quic = await late.attempts.next();
+    const tls = await late.attempts.next();
+    quic.fail("refused", "it takes no connections", true);
+    await assert.rejects(within(late.winner), { code: "refused" });
+    assert.ok(tls.signal.aborted);
   });
 
   it("fails as QUIC does where a proxy has no TLS", async () => {

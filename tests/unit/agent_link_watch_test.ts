@@ -11,6 +11,7 @@ import { isPending, until, within } from "../conformance/support.ts";
 const A = "a.example:4242";
 const TIMING = {
   tick: 5,
+  idleTick: 5,
   quietBusy: 10,
   quietIdle: 20,
   busy: 60_000,
