@@ -36,7 +36,7 @@ export interface AgentServerOptions extends AgentEvents {
   /** Publishes which agents are connected here. Agents do not wait for it. */
   presence?: PresencePublisher;
   /** Called for each connection that has completed its handshake. */
-  onResult?: (outcome: "accepted" | "refused") => void;
+  onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
   onReplaced?: () => void;
   log: Logger;
@@ -61,6 +61,8 @@ export interface AgentServer {
 const PING_INTERVAL_MS = 60_000;
 /** If the same process has a newer connection, one that is unresponsive for this time in milliseconds is considered dead. */
 const UNRESPONSIVE_TIMEOUT_MS = 5_000;
+/** Time in milliseconds in which the end of a connection is reported after its streams have failed. */
+const CLOSE_TIMEOUT_MS = 100;
 /** Maximum length of the labels in a log line; /agents shows all of them. */
 const MAX_LOGGED_LABELS = 512;
 
@@ -140,8 +142,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       options.onResult?.("accepted");
       await serveAgent(admitted);
     } catch (error) {
-      if (!accepted) options.onResult?.("refused");
-      refuse(connection, error, log);
+      if (accepted || !await hasGivenUp(connection, error)) {
+        if (!accepted) options.onResult?.("refused");
+        refuse(connection, error, log);
+      } else {
+        options.onResult?.("failed");
+        log.debug("agent gave up before the authentication", { remote: connection.remote });
+      }
     } finally {
       permit?.release();
     }
@@ -295,6 +302,13 @@ async function waitForClose({ connection, identity: { signal, release } }: Conne
   if (cause !== "application") return reason;
   if (byAgent) return `closed by the agent: ${code} ${reason}`;
   return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && signal?.aborted ? endReason(signal) : reason}`;
+}
+
+/** Whether the agent has closed the connection in good order, as it does when another attempt of it was faster. */
+async function hasGivenUp(connection: AgentSession, error: unknown): Promise<boolean> {
+  if (!(error instanceof NetError) || (error.code !== "closed" && error.code !== "reset")) return false;
+  const closed = await withTimeout(CLOSE_TIMEOUT_MS, connection.closed);
+  return closed !== undefined && closed.remote && closed.cause === "application" && closed.code === CloseCode.shutdown;
 }
 
 /** Closes a connection that was not admitted. The agent does not learn the reason; the log has it. */
