@@ -17,7 +17,7 @@ export interface LinkPolicyOptions {
 }
 
 const FALLBACK_DELAY_MS = 300;
-const RECONNECT_FALLBACK_DELAY_MS = 2_000;
+const RECONNECT_FALLBACK_DELAY_MS = 5_000;
 const RECONNECT_RETRY_MS = 10_000;
 /** The longest interval between probes is this in milliseconds, or the first one if that is longer. */
 const MAX_PROBE_INTERVAL_MS = 600_000;

@@ -52,7 +52,7 @@ describe("the choice of a transport", () => {
     const { policy: auto } = policy();
     assert.equal(auto.fallbackDelayMs(A), 300);
     auto.connected(A, "quic");
-    assert.deepEqual([auto.fallbackDelayMs(A), auto.fallbackDelayMs("b.example:4242")], [2_000, 300]);
+    assert.deepEqual([auto.fallbackDelayMs(A), auto.fallbackDelayMs("b.example:4242")], [5_000, 300]);
     assert.deepEqual([auto.retryMs(A, 2_000), auto.retryMs(A, 20_000), auto.retryMs("b.example:4242", 2_000)], [10_000, 20_000, 2_000]);
     auto.connected(A, "tls");
     assert.equal(auto.fallbackDelayMs(A), 300);
