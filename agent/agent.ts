@@ -13,14 +13,14 @@ import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
-import { openClientTls, type TlsCheck } from "../shared/tls/files.ts";
+import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
 import { describeEnd, describeFailure } from "./failure.ts";
-import { LinkMemory } from "./link/memory.ts";
-import { type Access, type LinkChange, LinkOpener } from "./link/opener.ts";
-import { LinkPolicy } from "./link/policy.ts";
+import { StoredTransports } from "./transport/stored_transports.ts";
+import { type Access, SessionOpener, type TransportChange } from "./transport/opener.ts";
+import { TransportPolicy } from "./transport/policy.ts";
 import { Reconnector } from "./reconnector.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
 import type { Session } from "./session.ts";
@@ -28,7 +28,7 @@ import { createDestinationPolicy } from "./destination_policy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
-/** Dependencies of the agent. */
+/** What the agent needs besides its options. */
 export interface AgentDeps extends ServiceDeps {
   /** Creates the backoff between attempts, one per connection. Default 0.5 s to 30 s. */
   backoff?: () => Backoff;
@@ -90,7 +90,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
-  const memory = runtime.adopt(await LinkMemory.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
+  const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions, () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
@@ -142,10 +142,10 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     }
     return { tls: tls.current, credentials: credentials.bytes };
   };
-  const link = new LinkOpener({
+  const link = new SessionOpener({
     net,
     log,
-    policy: new LinkPolicy({ transport, memory, probeIntervalMs: quicProbeInterval, random }),
+    policy: new TransportPolicy({ transport, memory, probeIntervalMs: quicProbeInterval, random }),
     access: readAccess,
     transport: agentTransport(maxTunnels),
     congestion: congestionControl,
@@ -244,7 +244,7 @@ function registerMetrics(
   metrics: Metrics,
   sessions: ReadonlySet<Session>,
   certificate: () => string | undefined,
-): { tunnelMetrics: TunnelMetrics; countChange: (change: LinkChange) => void } {
+): { tunnelMetrics: TunnelMetrics; countChange: (change: TransportChange) => void } {
   metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.size);
   metrics.sessions(() => sessions);
   metrics.watchCertificate("proxies", certificate);

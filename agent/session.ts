@@ -8,7 +8,6 @@ import type { AgentSession, Duplex, SessionClosed, SessionKind, SessionStats } f
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
-/** Options of a session. */
 export interface SessionOptions {
   log: Logger;
   credentials: Uint8Array;
@@ -102,8 +101,8 @@ export class Session {
   }
 
   /** Sends a ping unless one is unanswered. */
-  probe(): void {
-    this.#control?.probe();
+  pingIfDue(): void {
+    this.#control?.pingIfDue();
   }
 
   stats(): SessionStats {

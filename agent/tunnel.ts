@@ -41,7 +41,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     tunnel = limits?.open({});
     const { remote, ended } = await connect(options, stream, authority, tunnel).catch((cause) => {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
-      throw toConnectError(cause, destination!);
+      throw destinationError(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
     log.debug("tunnel opened", { id, destination, address: remote, setupMs });
@@ -55,7 +55,7 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
     options.onEnd?.({ status: 200, error: relayError && "connection_terminated", setupMs, sent: aToB, received: bToA });
   } catch (cause) {
-    const failure = toTunnelError(cause);
+    const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
     if (failure !== cause) {
       log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
@@ -94,11 +94,11 @@ function round(ms: number): number {
   return Math.round(ms * 100) / 100;
 }
 
-function toTunnelError(cause: unknown): TunnelError {
+function reportableError(cause: unknown): TunnelError {
   return cause instanceof TunnelError ? cause : new TunnelError("proxy_internal_error", "Internal error of the agent", { cause });
 }
 
-function toConnectError(cause: unknown, destination: string): unknown {
+function destinationError(cause: unknown, destination: string): unknown {
   if (!(cause instanceof NetError)) return cause;
   return connectError(cause, destination, "the agent") ??
     new TunnelError("destination_unavailable", `${destination} cannot be reached`, { cause });

@@ -6,7 +6,7 @@ import { CONNECTION_ESTABLISHED_HEAD, ReceivedResponse } from "../shared/http/st
 import { NetError } from "../shared/net/errors.ts";
 import { clientDisconnected, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, Upstream } from "../shared/tunnel/request.ts";
-import type { DestinationFailures } from "./agents/failures.ts";
+import type { DestinationFailures } from "./agents/destination_failures.ts";
 import type { AgentRegistry, ConnectedAgent } from "./agents/registry.ts";
 import type { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 
@@ -64,7 +64,7 @@ export async function dialAgent(
       }
       if (!(cause instanceof NetError)) throw cause;
       if (isCancelled(request)) throw cause; // by the client or its credentials; the agent may be fine
-      if (cause.code === "abandoned") throw toTunnelError(cause); // the client has disconnected; the agent may be fine
+      if (cause.code === "abandoned") throw agentLinkError(cause); // the client has disconnected; the agent may be fine
       lost = cause;
       // a slow agent may still open the tunnel: a second attempt would reach the destination twice
       if (!["closed", "reset", "cancelled"].includes(cause.code)) {
@@ -74,7 +74,7 @@ export async function dialAgent(
     }
   }
   if (refusal !== undefined) throw refusal;
-  if (lost !== undefined) throw toTunnelError(lost);
+  if (lost !== undefined) throw agentLinkError(lost);
   if (draining) throw new TunnelError("destination_unavailable", "The proxy is shutting down", { retryAfterMs: 1_000 });
   throw new TunnelError("destination_unavailable", "The agent is not connected to this proxy");
 }
@@ -132,7 +132,7 @@ function isRetryable({ type, received }: TunnelError): boolean {
   return RETRYABLE_ERRORS.includes(type) && (status === undefined || status >= 500);
 }
 
-function toTunnelError(cause: unknown): unknown {
+function agentLinkError(cause: unknown): unknown {
   if (!(cause instanceof NetError)) return cause;
   if (cause.code === "abandoned") return clientDisconnected(cause);
   if (cause.code === "timed-out") return new TunnelError("http_response_timeout", "The agent did not respond in time", { cause });

@@ -14,9 +14,9 @@ import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/s
 import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
 import type { Store } from "../shared/store/store.ts";
-import type { TlsCheck } from "../shared/tls/files.ts";
+import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
-import { DestinationFailures } from "./agents/failures.ts";
+import { DestinationFailures } from "./agents/destination_failures.ts";
 import { listenForAgents } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";

@@ -3,7 +3,7 @@ import { hostname } from "node:os";
 import { ConfigError } from "../shared/config/option.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/types.ts";
-import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/files.ts";
+import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
 import { checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import type { ProxyOptions } from "./options.ts";

@@ -17,7 +17,6 @@ const CANARY_FAILURE_FRACTION = 0.75;
 /** The result of asking an agent to migrate. */
 export type MigrationResult = "moved" | "found nothing" | "gone";
 
-/** Migrates the agents of a registry. */
 export class Migration {
   readonly #agents: AgentRegistry;
   /** Agents that were asked to migrate, while they are connected. */

@@ -1,4 +1,5 @@
-// The connected agents, and the choice of a connection for the next tunnel. It closes nothing: it returns the connections to close.
+// The connected agents. Decides which connections a new one replaces, and which one carries the next tunnel. It closes nothing: it returns
+// the connections to close.
 import type { Identity } from "../../shared/auth/authenticator.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { Hello } from "../../shared/link/message.ts";
@@ -82,7 +83,7 @@ export class AgentRegistry {
 
   remove(agent: ConnectedAgent): void {
     const { agentId } = agent.identity;
-    const kept = this.#agents.get(agentId)?.filter((connections) => connections !== agent) ?? [];
+    const kept = this.#agents.get(agentId)?.filter((connection) => connection !== agent) ?? [];
     if (kept.length > 0) this.#agents.set(agentId, kept);
     else this.#agents.delete(agentId);
   }

@@ -15,7 +15,7 @@ import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { Migration } from "./migration.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
-import { Replacements } from "./replacements.ts";
+import { ReplacementLog } from "./replacement_log.ts";
 
 /** Events of agents' connections. */
 export interface AgentEvents {
@@ -71,7 +71,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const onAgentConnected = isolateHook("onAgentConnected", options.onAgentConnected, log);
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
-  const replacements = new Replacements(log, options.onReplaced);
+  const replacementLog = new ReplacementLog(log, options.onReplaced);
   const migration = new Migration(agents);
 
   /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
@@ -84,7 +84,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const replaced = agents.add(agent);
     options.presence?.add(agent.identity.agentId);
     for (const old of replaced) {
-      if (agents.replaces(agent, old)) replacements.replaced(old, agent);
+      if (agents.replaces(agent, old)) replacementLog.replaced(old, agent);
       old.connection.close(CloseCode.replaced, "closing old connection");
     }
     for (const other of agents.others(agent)) void closeIfUnresponsive(other); // never rejects

@@ -2,7 +2,7 @@
 import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "./registry.ts";
 
 /** Interval in milliseconds between pings of agents with pending requests. */
-const PROBE_INTERVAL_MS = 500;
+const CHECK_INTERVAL_MS = 500;
 
 /** Requests that one connection of an agent has not responded to. */
 export interface PendingRequests {
@@ -29,13 +29,13 @@ export class StalledAgentMonitor {
     if (!pending) {
       pending = { count: 0 };
       this.#pending.set(agent, pending);
-      if (!this.#isClosed) this.#timer ??= setInterval(() => this.#probe(), PROBE_INTERVAL_MS);
+      if (!this.#isClosed) this.#timer ??= setInterval(() => this.#check(), CHECK_INTERVAL_MS);
     }
     pending.count++;
     return pending;
   }
 
-  #probe(): void {
+  #check(): void {
     for (const [agent, { count }] of this.#pending) {
       if (count === 0) {
         this.#pending.delete(agent);
@@ -46,7 +46,7 @@ export class StalledAgentMonitor {
       if (control.silentMs >= UNRESPONSIVE_AFTER_MS) {
         this.#pending.delete(agent);
         connection.cancelRequests();
-      } else control.probe();
+      } else control.pingIfDue();
     }
     if (this.#pending.size === 0) this.#stop();
   }

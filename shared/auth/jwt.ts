@@ -7,7 +7,7 @@ import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredenti
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
-import { WatchedFile } from "../files/watched_file.ts";
+import { PolledFile } from "../files/polled_file.ts";
 
 /** What an expired token closes. */
 export const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
@@ -149,14 +149,14 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
 }
 
 interface Files {
-  readonly keys: readonly WatchedFile<VerificationKey[]>[];
-  readonly revocations?: WatchedFile<Revocations>;
+  readonly keys: readonly PolledFile<VerificationKey[]>[];
+  readonly revocations?: PolledFile<Revocations>;
 }
 
 async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Files> {
   if (publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
-  const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<WatchedFile<T>> => {
-    const file = new WatchedFile(name, read);
+  const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<PolledFile<T>> => {
+    const file = new PolledFile(name, read);
     try {
       await file.poll();
       return file;

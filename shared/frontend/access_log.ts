@@ -6,7 +6,7 @@ import type { TunnelErrorType } from "../tunnel/errors.ts";
 
 /** Filled in while the request is served. */
 export interface RequestRecord {
-  /** Our own, or the one in the request: a proxy in front has logged it. */
+  /** Generated here, or that of the request (`X-Request-Id`), under which a proxy in front has logged it. */
   id: string;
   /** The client's own address. */
   client: string;

@@ -28,7 +28,7 @@ export const trustedProxyOptions = defineOptions({
 /** The configured proxies in front. Each speaks for many clients, so its own address is never a client's. */
 export class TrustedProxies {
   readonly #trusts: Contains;
-  readonly #speaksForMany: Contains;
+  readonly #isIntermediary: Contains;
 
   /**
    * @param patterns addresses and networks whose Forwarded field is trusted
@@ -36,7 +36,7 @@ export class TrustedProxies {
    */
   constructor(patterns: readonly string[], proxyProtocol: readonly string[] = []) {
     this.#trusts = containedIn(patterns);
-    this.#speaksForMany = containedIn([...patterns, ...proxyProtocol]);
+    this.#isIntermediary = containedIn([...patterns, ...proxyProtocol]);
   }
 
   /** @param remote `host:port` or `[host]:port` */
@@ -48,8 +48,8 @@ export class TrustedProxies {
    * Whether `remote` is a configured proxy's own address: the proxy reports no client, or another proxy that reports none.
    * @param remote `host:port` or `[host]:port`; the port may be missing
    */
-  speaksForMany(remote: string): boolean {
-    return this.#speaksForMany(hostOf(remote));
+  isIntermediary(remote: string): boolean {
+    return this.#isIntermediary(hostOf(remote));
   }
 
   /**
@@ -82,7 +82,7 @@ function containedIn(patterns: readonly string[]): Contains {
 const WARNING_INTERVAL_MS = 3_600_000;
 
 /** Warns about configured proxies that report no client. */
-export class UnnamedClients {
+export class SilentProxies {
   readonly #warnedAt = new RecentKeys<number>();
   readonly #logLimit: LogLimit;
   readonly #now: () => number;

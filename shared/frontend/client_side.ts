@@ -4,7 +4,7 @@ import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
 import type { ServerTls, TcpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
-import type { ReloadableTls } from "../tls/files.ts";
+import type { ReloadableTls } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";

@@ -34,7 +34,7 @@ async function serve(session: ClientSession, { stream, head = "" }: Incoming, na
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
-  const absolute = checkMethod(request);
+  const absolute = parseTarget(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);
   record.destination = formatAuthority(destination);
   record.agentClaimed = claimedAgent(request.fields);
@@ -62,11 +62,11 @@ function exchangeOf(
 }
 
 /**
- * Checks that the proxy serves the method and target. Returns the target of plain HTTP, `undefined` for CONNECT.
+ * Returns the target of plain HTTP, `undefined` for CONNECT, and checks that the proxy serves it.
  * @throws {ProxyError} 405
  * @throws {HeadError} 400
  */
-function checkMethod(request: RequestHead): AbsoluteTarget | undefined {
+function parseTarget(request: RequestHead): AbsoluteTarget | undefined {
   if (request.method === "CONNECT") {
     checkNoContent(request);
     return undefined;

@@ -20,7 +20,7 @@ import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { RequestRecord } from "./access_log.ts";
-import type { TrustedProxies, UnnamedClients } from "./client_address.ts";
+import type { SilentProxies, TrustedProxies } from "./client_address.ts";
 
 /** What all clients of a frontend share. */
 export interface PipelineContext {
@@ -31,7 +31,7 @@ export interface PipelineContext {
   /** What `dial` connects to, for the log. */
   readonly upstreamRole: string;
   readonly trusted?: TrustedProxies;
-  readonly unnamedProxies: UnnamedClients;
+  readonly silentProxies: SilentProxies;
   readonly limits?: ClientLimits;
   readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
@@ -79,7 +79,7 @@ export class ClientSession {
   admit(): void {
     const { limits, trusted } = this.context;
     const { remote } = this.stream;
-    this.#permit = limits?.acquire(trusted?.speaksForMany(remote) ? undefined : remote);
+    this.#permit = limits?.acquire(trusted?.isIntermediary(remote) ? undefined : remote);
   }
 
   /** Whether the client may occupy its connection after a refusal. */
@@ -94,7 +94,7 @@ export class ClientSession {
   setClient(address: string): void {
     this.record.peer = this.stream.remote;
     this.record.client = address;
-    if (!this.context.trusted?.speaksForMany(address)) this.#permit?.setRemote(address);
+    if (!this.context.trusted?.isIntermediary(address)) this.#permit?.setRemote(address);
   }
 
   /**
@@ -102,9 +102,9 @@ export class ClientSession {
    * @throws {LimitReached}
    */
   checkRate(): void {
-    const { trusted, unnamedProxies } = this.context;
+    const { trusted, silentProxies } = this.context;
     const { client } = this.record;
-    if (trusted?.speaksForMany(client)) unnamedProxies.seen(client);
+    if (trusted?.isIntermediary(client)) silentProxies.seen(client);
     this.#permit?.checkRate();
   }
 

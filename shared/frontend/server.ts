@@ -4,7 +4,7 @@ import { LogLimit } from "../log/limit.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
 import type { Duplex, Incoming, TcpListener } from "../net/types.ts";
 import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
-import { UnnamedClients } from "./client_address.ts";
+import { SilentProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
 import { ClientSession, type PipelineContext } from "./pipeline.ts";
@@ -16,7 +16,7 @@ export interface ProtocolListener {
   readonly protocol: ClientProtocol;
 }
 
-export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "unnamedProxies" | "logLimit" | "now"> {
+export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "silentProxies" | "logLimit" | "now"> {
   readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
@@ -33,8 +33,8 @@ export interface Frontend {
   /** Number of these that are connected to their destination. */
   readonly tunnels: number;
   /**
-   * Waits until the last client has gone, and resets the rest after `timeoutMs`. It accepts clients as long as it serves any, until then or
-   * until `until` resolves.
+   * Waits until the last client has gone, and resets the rest after `timeoutMs`. It accepts clients while it serves any, but no longer than
+   * `timeoutMs`, or until `until` resolves.
    */
   drain(timeoutMs: number, until?: Promise<void>): Promise<void>;
   /** Stops accepting and resets all clients. */
@@ -56,8 +56,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const clients = new Map<Duplex, { readonly acceptedAt: number; readonly record: RequestRecord }>();
   const lingering = new Set<Duplex>();
   const logLimit = new LogLimit({ log });
-  const unnamedProxies = new UnnamedClients(logLimit, now);
-  const context: PipelineContext = { ...options, upstreamRole: options.upstreamRole ?? "agent", now, logLimit, unnamedProxies };
+  const silentProxies = new SilentProxies(logLimit, now);
+  const context: PipelineContext = { ...options, upstreamRole: options.upstreamRole ?? "agent", now, logLimit, silentProxies };
   const dropped = options.net.createRate(DROPPED_RATE);
   const waiting = new Set<() => void>();
   let isStopping = false;

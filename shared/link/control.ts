@@ -9,8 +9,8 @@ import { decodeMessage, encodeMessage, type Message, MessageError } from "./mess
 /** Limit on frames per second; above it the peer's connection is closed. */
 const MAX_FRAMES_A_SECOND = 100;
 
-/** Time after a pong in which no further probe is sent, in milliseconds. */
-const PROBE_INTERVAL_MS = 250;
+/** Time after a pong in which no further ping is sent by `pingIfDue`, in milliseconds. */
+const PING_INTERVAL_MS = 250;
 
 /** Time in which a lost connection is reported as closed after its streams fail, in milliseconds. */
 const CLOSE_TIMEOUT_MS = 1_000;
@@ -109,8 +109,8 @@ export class Control {
   }
 
   /** Sends a ping for {@link silentMs}, at most one per 250 ms. */
-  probe(): void {
-    if (this.#now() - this.#answeredAt >= PROBE_INTERVAL_MS) void this.ping(); // never rejects
+  pingIfDue(): void {
+    if (this.#now() - this.#answeredAt >= PING_INTERVAL_MS) void this.ping(); // never rejects
   }
 
   /** Age of the unanswered ping in milliseconds; 0 without one. */

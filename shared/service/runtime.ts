@@ -10,7 +10,7 @@ import type { LogFields, Logger } from "../log/logger.ts";
 import type { Net, TcpListener } from "../net/types.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
-import { type ReloadableTls, startTlsRefresh } from "../tls/files.ts";
+import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
 import { type AdminServer, type AgentReport, Health, listenAdmin, startAdminServer } from "./admin.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";

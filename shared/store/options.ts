@@ -6,7 +6,7 @@ import type { StoreEvents } from "./circuit_breaker.ts";
 import { createMemcachedStore } from "./memcached.ts";
 import { createRedisStore } from "./redis.ts";
 import { withTimeout } from "../async/with_timeout.ts";
-import { readPemFile } from "../tls/files.ts";
+import { readPemFile } from "../tls/reloadable_tls.ts";
 import { readCertificates } from "../tls/pem.ts";
 import type { ServedStore, Store } from "./store.ts";
 

@@ -9,7 +9,7 @@ import type { StateDirectory } from "../files/state_directory.ts";
 import { writeFileAtomically } from "../files/write.ts";
 import type { Logger } from "../log/logger.ts";
 import { SecretFiles } from "../files/secret_files.ts";
-import type { CertifiedKey } from "./files.ts";
+import type { CertifiedKey } from "./reloadable_tls.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
 import { loadX509 } from "./x509.ts";
 

@@ -43,7 +43,6 @@ export function toErrorType(text: string): TunnelErrorType | undefined {
   return TUNNEL_ERROR_TYPES.find((type) => type === text);
 }
 
-/** Options of a {@link TunnelError}. */
 export interface TunnelErrorOptions extends ErrorOptions {
   /** Milliseconds after which a retry makes sense. Default: the failure is not known to be temporary. */
   readonly retryAfterMs?: number;

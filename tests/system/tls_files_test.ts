@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { ConfigError } from "../../shared/config/option.ts";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import { openClientTls, openServerTls, refuseWithoutTls, startTlsRefresh } from "../../shared/tls/files.ts";
+import { openClientTls, openServerTls, refuseWithoutTls, startTlsRefresh } from "../../shared/tls/reloadable_tls.ts";
 import type { Authority, Issued } from "../../testing/certificates.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { LogBook } from "../../testing/network.ts";

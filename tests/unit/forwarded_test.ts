@@ -1,7 +1,7 @@
 // The client's address in Forwarded: its syntax, which proxies are trusted, and that clients cannot forge it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { TrustedProxies, trustedProxyOptions, UnnamedClients } from "../../shared/frontend/client_address.ts";
+import { SilentProxies, TrustedProxies, trustedProxyOptions } from "../../shared/frontend/client_address.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
 import { addressLimitOptions } from "../../shared/limits/options.ts";
@@ -77,17 +77,17 @@ describe("trusted proxies", () => {
 
   it("stand for many clients under their own address, as do senders of PROXY headers", () => {
     const listed = new TrustedProxies(["10.0.0.0/8"], ["192.0.2.1"]);
-    for (const proxy of ["10.1.2.3:1", "10.1.2.3", "192.0.2.1:7", "[::ffff:192.0.2.1]:7"]) assert.ok(listed.speaksForMany(proxy), proxy);
-    for (const client of ["11.1.2.3:1", "192.0.2.2:7", "[2001:db8::1]"]) assert.ok(!listed.speaksForMany(client), client);
+    for (const proxy of ["10.1.2.3:1", "10.1.2.3", "192.0.2.1:7", "[::ffff:192.0.2.1]:7"]) assert.ok(listed.isIntermediary(proxy), proxy);
+    for (const client of ["11.1.2.3:1", "192.0.2.2:7", "[2001:db8::1]"]) assert.ok(!listed.isIntermediary(client), client);
     assert.ok(!listed.trusts("192.0.2.1:7"), "a header of the PROXY protocol is no Forwarded field");
-    assert.ok(!new TrustedProxies([]).speaksForMany("10.1.2.3:1"));
+    assert.ok(!new TrustedProxies([]).isIntermediary("10.1.2.3:1"));
   });
 
   it("cause a warning if they name no client: once an hour each, ten a minute", () => {
     let now = 0;
     const log = new LogBook();
     const logLimit = new LogLimit({ log });
-    const unnamed = new UnnamedClients(logLimit, () => now);
+    const unnamed = new SilentProxies(logLimit, () => now);
     const proxies = () => log.entries.filter(({ level }) => level === "warn").map(({ fields }) => fields.proxy);
     for (let i = 0; i < 100; i++) for (const proxy of ["10.0.0.1:7", `10.0.0.1:${i + 8}`, "[2001:db8::1]:7"]) unnamed.seen(proxy);
     assert.deepEqual(proxies(), ["10.0.0.1", "2001:db8::1"]);

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
 import { dialAgent } from "../../proxy/dial.ts";
-import { DestinationFailures } from "../../proxy/agents/failures.ts";
+import { DestinationFailures } from "../../proxy/agents/destination_failures.ts";
 import { statusOf } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { AgentSession } from "../../shared/net/types.ts";

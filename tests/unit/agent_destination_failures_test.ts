@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
-import { DestinationFailures } from "../../proxy/agents/failures.ts";
+import { DestinationFailures } from "../../proxy/agents/destination_failures.ts";
 
 const [A, B] = [{} as ConnectedAgent, {} as ConnectedAgent];
 

@@ -1,4 +1,5 @@
-// Logs agents that replace each other; two agents with one id do so forever.
+// Logs and counts replaced agents, and warns of two agents with one id, which replace each other forever. `registry.ts` decides who is
+// replaced.
 import type { Logger } from "../../shared/log/logger.ts";
 import type { ConnectedAgent } from "./registry.ts";
 
@@ -14,8 +15,7 @@ interface Replaced {
   readonly warnedAt: number;
 }
 
-/** Logs replacements. */
-export class Replacements {
+export class ReplacementLog {
   readonly #log: Logger;
   readonly #count: () => void;
   readonly #now: () => number;

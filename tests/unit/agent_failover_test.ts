@@ -1,8 +1,8 @@
 // When a session is replaced by one over another transport, with a session, connections and probes that the test controls.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { LinkPolicy } from "../../agent/link/policy.ts";
-import { LinkWatch, type LinkWatchOptions, type WatchedSession } from "../../agent/link/watch.ts";
+import { TransportPolicy } from "../../agent/transport/policy.ts";
+import { Failover, type FailoverOptions, type WatchedSession } from "../../agent/transport/failover.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
 import { LogBook, Queue } from "../../testing/network.ts";
@@ -32,7 +32,7 @@ interface Next {
 interface Options {
   transport?: SessionKind;
   probeIntervalMs?: number;
-  probe?: LinkWatchOptions<Next>["probe"];
+  probe?: FailoverOptions<Next>["probe"];
   choice?: "auto" | "quic" | "tls";
   timing?: Partial<typeof TIMING>;
 }
@@ -43,18 +43,18 @@ function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.
     transport,
     silentMs: 0,
     pings: 0,
-    probe(): void {
+    pingIfDue(): void {
       session.pings++;
     },
     stats: (): SessionStats => ({ ...stats }),
   } satisfies WatchedSession & { pings: number };
   const memory = { prefersTls: () => false, remember: () => {} };
-  const policy = new LinkPolicy({ transport: choice, memory, probeIntervalMs, random: () => 0.5 });
+  const policy = new TransportPolicy({ transport: choice, memory, probeIntervalMs, random: () => 0.5 });
   const connections = new Queue<{ kind: SessionKind; succeed(): void; fail(): void }>();
   const closed: SessionKind[] = [];
   let connecting = 0;
   const log = new LogBook();
-  const watch = new LinkWatch<Next>({
+  const watch = new Failover<Next>({
     address: A,
     session,
     policy,

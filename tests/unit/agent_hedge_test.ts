@@ -1,7 +1,7 @@
 // Parallel connection attempts of an agent: which one is used, and that nothing remains of the other.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { connectHedged } from "../../agent/connect.ts";
+import { connectHedged } from "../../agent/transport/hedge.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, ConnectQuicOptions, Net } from "../../shared/net/types.ts";
 import { within } from "../conformance/support.ts";
@@ -31,16 +31,16 @@ function slowNet(net: Net): { slow: Net; attempts: Queue<Attempt>; closed: Set<A
   return { slow: netWith(net, { connectQuic }), attempts, closed };
 }
 
-/** Connects, with another attempt after `attemptDelayMs`. */
-function start(net: Net, attemptDelayMs: number, signal = new AbortController().signal) {
+/** Connects, with another attempt after `restartMs`. */
+function start(net: Net, restartMs: number, signal = new AbortController().signal) {
   const { slow, attempts, closed } = slowNet(net);
   const options = { host: "127.0.0.1", port: 1, tls: {}, alpn: [], transport: {}, timeoutMs: 60_000 };
-  const connected = connectHedged((signal) => slow.connectQuic({ ...options, signal }), { attemptDelayMs, signal });
+  const connected = connectHedged((signal) => slow.connectQuic({ ...options, signal }), { restartMs, signal });
   connected.catch(() => {}); // a test looks when it is ready
   return { connected, attempts, closed };
 }
 
-describe("knock", () => {
+describe("a hedged connection", () => {
   it("makes one attempt if it gets a response in time", () =>
     withNet(async (net) => {
       const { connected, attempts, closed } = start(net, 60_000);

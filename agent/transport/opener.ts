@@ -1,6 +1,7 @@
-// Opens sessions with a proxy over the transport that works, and watches whether another one has become better.
-import { explainTimeout } from "../unreachable.ts";
-import { connectHedged } from "../connect.ts";
+// Opens sessions with a proxy. Decides nothing about the transport: `policy.ts` has the order, `race.ts` chooses at the start of a session,
+// and `failover.ts` while it is open.
+import { explainTimeout } from "./explain_timeout.ts";
+import { connectHedged } from "./hedge.ts";
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 import { Session, type SessionOptions } from "../session.ts";
 import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
@@ -8,12 +9,12 @@ import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, ClientTls, Net, QuicTransport, SessionKind, SessionTransport } from "../../shared/net/types.ts";
-import type { LinkPolicy } from "./policy.ts";
+import type { TransportPolicy } from "./policy.ts";
 import { raceTransports } from "./race.ts";
-import { type ChangeReason, LinkWatch } from "./watch.ts";
+import { type ChangeReason, Failover } from "./failover.ts";
 
 /** The link to a proxy has changed its transport, or begins with TLS. */
-export interface LinkChange {
+export interface TransportChange {
   /** Address of the proxy. */
   readonly proxy: string;
   readonly from: SessionKind;
@@ -29,16 +30,16 @@ export interface Access {
   readonly credentials: Uint8Array;
 }
 
-export interface LinkOpenerOptions {
+export interface SessionOpenerOptions {
   readonly net: Net;
   readonly log: Logger;
-  readonly policy: LinkPolicy;
+  readonly policy: TransportPolicy;
   /** Reads certificates and credentials. */
   readonly access: () => Promise<Access>;
   readonly transport: SessionTransport;
   readonly congestion: QuicTransport["congestion"];
   readonly session: Pick<SessionOptions, "hello" | "tunnels">;
-  readonly onChange: (change: LinkChange) => void;
+  readonly onChange: (change: TransportChange) => void;
   /** Cancels everything that is not open yet. */
   readonly signal: AbortSignal;
 }
@@ -51,12 +52,12 @@ const ATTEMPT_DELAY_MS = 2_000;
 const OUTAGE_DIVISOR = 30;
 
 /** Opens and watches sessions. */
-export class LinkOpener {
-  readonly #options: LinkOpenerOptions;
+export class SessionOpener {
+  readonly #options: SessionOpenerOptions;
   /** The last failure of TLS that was logged, by proxy. */
   readonly #tlsFailures = new Map<string, string>();
 
-  constructor(options: LinkOpenerOptions) {
+  constructor(options: SessionOpenerOptions) {
     this.#options = options;
   }
 
@@ -83,12 +84,12 @@ export class LinkOpener {
     return session;
   }
 
-  /** Watches `session` until the watch is closed. */
-  watch(session: Session, target: ProxyEndpoint): LinkWatch<Session> {
+  /** Watches `session` for a better transport, until the result is closed. */
+  watch(session: Session, target: ProxyEndpoint): Failover<Session> {
     const { policy, log } = this.#options;
     const connect = async (kind: SessionKind, signal: AbortSignal) =>
       await this.#connect(kind, target, await this.#options.access(), ATTEMPT_DELAY_MS, signal);
-    return new LinkWatch<Session>({
+    return new Failover<Session>({
       address: target.address,
       session,
       policy,
@@ -136,7 +137,7 @@ export class LinkOpener {
     const { net, log, policy } = this.#options;
     const alpn = kind === "quic" ? ALPN : TLS_ALPN;
     const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, tls, alpn, HANDSHAKE_TIMEOUT_MS, signal);
-    const attempt = connectHedged(connect, { attemptDelayMs, signal });
+    const attempt = connectHedged(connect, { restartMs: attemptDelayMs, signal });
     if (kind === "quic") return await explainTimeout(net, log, target, attempt);
     return await attempt.catch((error) => {
       if (policy.isAutomatic && error instanceof NetError && error.code === "tls") this.#reportTls(target, error.message);

@@ -1,4 +1,4 @@
-// Remembers across restarts at which proxies UDP did not work. Only that is stored: QUIC is tried first everywhere else.
+// Stores in a file, across restarts, which proxies were last reached over TLS. Decides nothing: `policy.ts` does.
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { ConfigError } from "../../shared/config/option.ts";
@@ -16,7 +16,7 @@ const MAX_PROXIES = 64;
 const LIFETIME_MS = 30 * 86_400_000;
 
 /** Addresses of proxies that were reached over TLS and not over QUIC. */
-export class LinkMemory {
+export class StoredTransports {
   readonly #file?: string;
   readonly #log: Logger;
   /** When each was stored, in milliseconds since 1970. */
@@ -34,8 +34,8 @@ export class LinkMemory {
    * Reads what an earlier process has stored.
    * @throws {ConfigError} if a required directory cannot be used
    */
-  static async open({ path, required }: StateDirectory, log: Logger): Promise<LinkMemory> {
-    if (path === undefined) return new LinkMemory(undefined, new Map(), log);
+  static async open({ path, required }: StateDirectory, log: Logger): Promise<StoredTransports> {
+    if (path === undefined) return new StoredTransports(undefined, new Map(), log);
     if (required) {
       await mkdir(path, { recursive: true, mode: 0o700 }).catch((cause) => {
         throw new ConfigError(`Cannot use --state-dir ${path}: ${describeFileError(cause)}`, { cause });
@@ -43,7 +43,7 @@ export class LinkMemory {
     }
     const file = join(path, FILE);
     const stored = await readBytes(file, MAX_FILE).then(parse).catch(() => undefined); // missing, or written by another version
-    return new LinkMemory(file, stored ?? new Map(), log);
+    return new StoredTransports(file, stored ?? new Map(), log);
   }
 
   /** Whether the proxy was last reached over TLS. */

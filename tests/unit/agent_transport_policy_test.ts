@@ -4,8 +4,8 @@ import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { LinkMemory } from "../../agent/link/memory.ts";
-import { LinkPolicy, type LinkPolicyOptions } from "../../agent/link/policy.ts";
+import { StoredTransports } from "../../agent/transport/stored_transports.ts";
+import { TransportPolicy, type TransportPolicyOptions } from "../../agent/transport/policy.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { LogBook } from "../../testing/network.ts";
@@ -13,7 +13,7 @@ import { LogBook } from "../../testing/network.ts";
 const A = "a.example:4242";
 const MINUTE = 60_000;
 
-function policy(options: Partial<LinkPolicyOptions> = {}) {
+function policy(options: Partial<TransportPolicyOptions> = {}) {
   const overTls = new Set<string>();
   const clock = { now: 0 };
   const memory = {
@@ -21,7 +21,7 @@ function policy(options: Partial<LinkPolicyOptions> = {}) {
     remember: (address: string, isTls: boolean) => void (isTls ? overTls.add(address) : overTls.delete(address)),
   };
   const all = { transport: "auto" as const, memory, probeIntervalMs: MINUTE, random: () => 0.5, now: () => clock.now, ...options };
-  return { policy: new LinkPolicy(all), overTls, clock };
+  return { policy: new TransportPolicy(all), overTls, clock };
 }
 
 describe("the choice of a transport", () => {
@@ -97,7 +97,7 @@ describe("what is known about proxies", async () => {
   after(() => rm(root, { recursive: true, force: true }));
   let count = 0;
   const newDirectory = () => join(root, String(++count), "state");
-  const open = (path?: string, log = new LogBook()) => LinkMemory.open({ path, required: false }, log);
+  const open = (path?: string, log = new LogBook()) => StoredTransports.open({ path, required: false }, log);
 
   it("outlives the process, and is forgotten where QUIC works again", async () => {
     const path = newDirectory();
@@ -174,7 +174,7 @@ describe("what is known about proxies", async () => {
     memory.remember(A, false);
     await memory.close();
     assert.equal(log.logged("the transport that works cannot be stored; set --state-dir").length, 1);
-    const required = LinkMemory.open({ path: join(file, "state"), required: true }, silentLogger);
+    const required = StoredTransports.open({ path: join(file, "state"), required: true }, silentLogger);
     await assert.rejects(required, (error) => error instanceof ConfigError && error.message.startsWith("Cannot use --state-dir "));
   });
 });

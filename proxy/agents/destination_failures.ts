@@ -14,7 +14,6 @@ interface Failure {
   until: number;
 }
 
-/** Failures by agent and destination. */
 export class DestinationFailures {
   readonly #now: () => number;
   /** Numbers that stand for agents in keys. */

@@ -1,9 +1,9 @@
-// Watches a session that may be on the wrong transport: leaves QUIC when it fails and TLS gets through, and returns to QUIC when it works
-// again. The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
+// Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, and back to QUIC when it works again.
+// The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
-import type { LinkPolicy } from "./policy.ts";
+import type { TransportPolicy } from "./policy.ts";
 
 /** The session, as far as it is watched. */
 export interface WatchedSession {
@@ -11,15 +11,15 @@ export interface WatchedSession {
   /** Age of the unanswered ping in milliseconds; 0 without one. */
   readonly silentMs: number;
   /** Sends a ping unless one is unanswered. */
-  probe(): void;
+  pingIfDue(): void;
   stats(): SessionStats;
 }
 
-export interface LinkWatchOptions<S extends { close(): void }> {
+export interface FailoverOptions<S extends { close(): void }> {
   /** Address of the proxy. */
   readonly address: string;
   readonly session: WatchedSession;
-  readonly policy: LinkPolicy;
+  readonly policy: TransportPolicy;
   /** Connects over a transport, without authentication. */
   readonly connect: (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;
   readonly authenticate: (connection: AgentSession, reason: ChangeReason) => Promise<S>;
@@ -27,17 +27,17 @@ export interface LinkWatchOptions<S extends { close(): void }> {
   readonly probe: (kind: SessionKind, signal: AbortSignal) => Promise<number>;
   readonly log: Logger;
   /** Default: as documented. */
-  readonly timing?: LinkTiming;
+  readonly timing?: FailoverTiming;
 }
 
 /**
- * Why a link changes its transport. `blocked`: QUIC did not connect; `remembered`: it did not at the last start; `silent`: it does not answer
+ * Why a link changes its transport. `blocked`: QUIC did not connect; `remembered`: the link last ran over TLS; `silent`: it does not answer
  * any more; `lossy`: it loses packets and is slower than TLS; `recovered`: it works again.
  */
 export type ChangeReason = "blocked" | "remembered" | "silent" | "lossy" | "recovered";
 
 /** When a transport counts as failed. Times are in milliseconds. */
-export interface LinkTiming {
+export interface FailoverTiming {
   /** Interval at which a session on QUIC is checked while the link is busy, and while it is idle. */
   readonly tick: number;
   readonly idleTick: number;
@@ -58,7 +58,7 @@ export interface LinkTiming {
   readonly comparison: number;
 }
 
-const TIMING: LinkTiming = {
+const TIMING: FailoverTiming = {
   tick: 250,
   idleTick: 1_000,
   quietBusy: 750,
@@ -73,20 +73,20 @@ const TIMING: LinkTiming = {
 /** Bytes in a tick that make a link busy; pings are smaller. */
 const BUSY_BYTES = 2_048;
 /**
- * QUIC is suspect when one of these fractions of at least so many packets was lost in a window. Where the network drops large packets, few are
- * sent and most are lost.
+ * QUIC is suspect when one of these fractions of at least that number of packets was lost in a window. Where the network drops large
+ * packets, few are sent and most are lost.
  */
 const LOSSES = [{ fraction: 0.1, packets: 200 }, { fraction: 0.5, packets: 10 }];
 /** QUIC is too slow when it takes this many times as long as TLS, and at least this many milliseconds more. */
 const SLOWER = { factor: 2, leastMs: 100 };
 
 /** Watches one session until it is closed. */
-export class LinkWatch<S extends { close(): void }> {
+export class Failover<S extends { close(): void }> {
   /** Resolves with the session to continue with; otherwise it stays pending. */
   readonly replaced: Promise<S>;
-  readonly #options: LinkWatchOptions<S>;
+  readonly #options: FailoverOptions<S>;
   readonly #replace: (session: S) => void;
-  readonly #timing: LinkTiming;
+  readonly #timing: FailoverTiming;
   readonly #closing = new AbortController();
   #timer?: ReturnType<typeof setTimeout>;
   /** The last change of the bytes received, and when it was seen. */
@@ -97,7 +97,7 @@ export class LinkWatch<S extends { close(): void }> {
   #window = { sent: 0, lost: 0, at: performance.now() };
   #nextComparisonAt = 0;
 
-  constructor(options: LinkWatchOptions<S>) {
+  constructor(options: FailoverOptions<S>) {
     this.#options = options;
     this.#timing = options.timing ?? TIMING;
     const { promise, resolve } = Promise.withResolvers<S>();
@@ -147,7 +147,7 @@ export class LinkWatch<S extends { close(): void }> {
     const { silent, comparison } = this.#timing;
     const stats = session.stats();
     const now = performance.now();
-    if (this.#isQuiet(stats, now)) session.probe();
+    if (this.#isQuiet(stats, now)) session.pingIfDue();
     // the proxy's engine acknowledges a ping even while its program is busy
     if (Math.min(session.silentMs, now - this.#received.at) >= Math.max(silent, 4 * stats.rttMs)) {
       return await this.#move("tls", "silent", () => this.#isSilent(stats));
@@ -216,10 +216,10 @@ export class LinkWatch<S extends { close(): void }> {
     const { connect, authenticate } = this.#options;
     const { signal } = this.#closing;
     const connection = await connect(kind, signal);
-    const stays = () => signal.aborted;
-    if (stays() || !await isWanted() || stays()) return connection.close(CloseCode.shutdown, "");
+    const isClosed = () => signal.aborted;
+    if (isClosed() || !await isWanted() || isClosed()) return connection.close(CloseCode.shutdown, "");
     const session = await authenticate(connection, reason);
-    if (stays()) return session.close();
+    if (isClosed()) return session.close();
     this.#replace(session);
     this.close();
   }

@@ -1,7 +1,7 @@
 // A file that is polled for changes. Its last valid value is kept while the file is missing or invalid.
 import { stat } from "node:fs/promises";
 
-export class WatchedFile<T> {
+export class PolledFile<T> {
   #version: string | undefined;
   #value: T | undefined;
   #missing = 0;

@@ -1,7 +1,7 @@
 // Why a proxy does not respond: when UDP is probed, and how the result appears in the error.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { explainTimeout } from "../../agent/unreachable.ts";
+import { explainTimeout } from "../../agent/transport/explain_timeout.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { netWith, withNet } from "../../testing/network.ts";

@@ -1,12 +1,12 @@
 // Connects with a hedged second attempt. QUIC and TCP retransmit with doubling delays, so an attempt that started without a network notices
 // its return late; a second attempt that is restarted regularly notices it soon.
-import { CloseCode } from "../shared/link/link.ts";
-import { NetError } from "../shared/net/errors.ts";
-import type { AgentSession } from "../shared/net/types.ts";
+import { CloseCode } from "../../shared/link/link.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
 
 export interface HedgeOptions {
   /** Interval in milliseconds at which the second attempt is restarted. */
-  attemptDelayMs: number;
+  restartMs: number;
   signal: AbortSignal;
 }
 
@@ -17,7 +17,7 @@ export interface HedgeOptions {
  */
 export async function connectHedged(
   connect: (signal: AbortSignal) => Promise<AgentSession>,
-  { attemptDelayMs, signal }: HedgeOptions,
+  { restartMs, signal }: HedgeOptions,
 ): Promise<AgentSession> {
   const { promise, resolve, reject } = Promise.withResolvers<AgentSession>();
   const done = new AbortController();
@@ -35,7 +35,7 @@ export async function connectHedged(
     second.abort();
     second = new AbortController();
     attempt(AbortSignal.any([done.signal, signal, second.signal])).catch(() => {}); // the first attempt reports errors
-  }, attemptDelayMs);
+  }, restartMs);
   attempt(AbortSignal.any([done.signal, signal])).catch(reject);
   try {
     return await promise;

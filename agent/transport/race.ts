@@ -1,5 +1,5 @@
-// Opens a connection over the transport that works: the second one starts beside the first after a short delay (RFC 8305), or at once when
-// the first fails. Knows neither how to connect nor which transport is preferred.
+// Chooses the transport of a new connection: that of the first attempt to succeed. The second transport starts in parallel with the first
+// after a short delay (RFC 8305), or at once when the first fails. Knows neither how to connect nor which transport is preferred.
 import { setTimeout as sleep } from "node:timers/promises";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";

@@ -1,7 +1,7 @@
 // Which transport an agent's connection is opened over, with attempts that the test answers.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { type RaceOptions, raceTransports } from "../../agent/link/race.ts";
+import { type RaceOptions, raceTransports } from "../../agent/transport/race.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
 import { Queue } from "../../testing/network.ts";

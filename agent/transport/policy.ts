@@ -1,13 +1,13 @@
-// Which transport a proxy is reached over first, and when an agent on TLS looks whether QUIC works again. Knows no connections.
+// Decides which transport is tried first, and when an agent on TLS looks whether QUIC works again. Knows no connections.
 import type { SessionKind } from "../../shared/net/types.ts";
-import type { LinkMemory } from "./memory.ts";
+import type { StoredTransports } from "./stored_transports.ts";
 
 /** Value of `--agent-client.transport`. */
 export type TransportChoice = "auto" | SessionKind;
 
-export interface LinkPolicyOptions {
+export interface TransportPolicyOptions {
   readonly transport: TransportChoice;
-  readonly memory: Pick<LinkMemory, "prefersTls" | "remember">;
+  readonly memory: Pick<StoredTransports, "prefersTls" | "remember">;
   /** First interval between probes of QUIC in milliseconds; 0: none. */
   readonly probeIntervalMs: number;
   /** Random number in [0, 1). */
@@ -38,13 +38,13 @@ interface ProxyState {
 }
 
 /** Decides for each proxy, by its address. */
-export class LinkPolicy {
-  readonly #options: LinkPolicyOptions;
+export class TransportPolicy {
+  readonly #options: TransportPolicyOptions;
   readonly #now: () => number;
   /** The oldest is first. */
   readonly #proxies = new Map<string, ProxyState>();
 
-  constructor(options: LinkPolicyOptions) {
+  constructor(options: TransportPolicyOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
   }

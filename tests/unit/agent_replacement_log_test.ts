@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
-import { Replacements } from "../../proxy/agents/replacements.ts";
+import { ReplacementLog } from "../../proxy/agents/replacement_log.ts";
 import { LogBook } from "../../testing/network.ts";
 
 function held(agentId: string, remote: string, host?: string): ConnectedAgent {
@@ -17,7 +17,7 @@ describe("replacements", () => {
   it("are logged at info once, and cause a warning once a minute if they are repeated, with both addresses and hosts", () => {
     let [now, count] = [0, 0];
     const log = new LogBook();
-    const replacements = new Replacements(log, () => count++, () => now);
+    const replacements = new ReplacementLog(log, () => count++, () => now);
     for (; now < 120_000; now += 5_000) replacements.replaced(...(now % 10_000 === 0 ? [A, B] as const : [B, A] as const));
     assert.equal(count, 24);
     assert.equal(log.logged("agent replaced").length, 1);
@@ -31,7 +31,7 @@ describe("replacements", () => {
   it("that are rare cause no warning", () => {
     let now = 0;
     const log = new LogBook();
-    const replacements = new Replacements(log, undefined, () => now);
+    const replacements = new ReplacementLog(log, undefined, () => now);
     for (; now < 600_000; now += 61_000) replacements.replaced(A, B);
     assert.equal(log.logged("agent replaced").length, 10);
     assert.deepEqual(log.logged(WARNING), []);
