@@ -108,9 +108,15 @@ export class ClientSide {
       onBadClient: metrics.clientFailures(),
     });
     this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
-    for (const { listener, tls } of this.#listeners) {
+    // a change of the files is reported once, to all listeners that use them
+    for (const tls of new Set(this.#listeners.map(({ tls }) => tls))) {
+      const sharing = this.#listeners.filter((other) => other.tls === tls);
       metrics.watchCertificate("clients", () => tls?.current.cert);
-      this.#runtime.refreshTls(tls, refresh, (renewed) => listener.setTls(renewed));
+      this.#runtime.refreshTls(tls, refresh, (renewed) => {
+        for (const { listener } of sharing) listener.setTls(renewed);
+      });
+    }
+    for (const { listener, tls } of this.#listeners) {
       warnOfExposure(log, {
         address: listener.address,
         asksForSecret: this.#deps.hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,

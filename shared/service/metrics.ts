@@ -33,11 +33,13 @@ export class Metrics {
       labelNames: ["use"],
       registers,
       collect() {
+        this.reset();
+        const earliest = new Map<string, number>();
         for (const { use, pem } of certificates) {
           const ends = endOfCertificate(pem());
-          if (ends === undefined) this.remove(use);
-          else this.set({ use }, ends);
+          if (ends !== undefined) earliest.set(use, Math.min(ends, earliest.get(use) ?? Infinity));
         }
+        for (const [use, ends] of earliest) this.set({ use }, ends);
       },
     });
     registerProcess(registers);
@@ -48,7 +50,7 @@ export class Metrics {
     this.#limits.inc({ limit }, times);
   }
 
-  /** Reports the expiry of the first certificate of a chain; `use` is its label. */
+  /** Reports the expiry of the first certificate of a chain; `use` is its label. Of several with the same use, the earliest is reported. */
   watchCertificate(use: string, pem: () => string | undefined): void {
     this.#certificates.push({ use, pem });
   }

@@ -1,8 +1,10 @@
 // The admin server: liveness, readiness, metrics and agents.
 import assert from "node:assert/strict";
+import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import { Health, listenAdmin, startAdminServer } from "../../shared/service/admin.ts";
 import { Metrics } from "../../shared/service/metrics.ts";
+import { type Issued, makeSelfSignedAuthority } from "../../testing/certificates.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
 import type { SessionStats } from "../../shared/net/types.ts";
 
@@ -112,6 +114,21 @@ describe("metrics", () => {
       'reverse_http_limit_rejections_total{limit="head-size"}': 1,
     };
     for (const [series, value] of Object.entries(expected)) assert.equal(valueOf(text, series), value, series);
+  });
+
+  it("report the certificate of a use that expires first, and keep it beside a listener without TLS", async () => {
+    const metrics = new Metrics("proxy");
+    const [early, late] = await Promise.all([1, 2].map((days) => makeSelfSignedAuthority({ names: ["proxy.test"], days })));
+    const expiry = async () =>
+      valueOf(await metrics.registry.metrics(), 'reverse_http_certificate_expiry_timestamp_seconds{use="clients"}');
+    const ends = (issued: Issued) => Date.parse(new X509Certificate(issued.cert).validTo) / 1_000;
+    let first: string | undefined = early!.cert;
+    metrics.watchCertificate("clients", () => late!.cert);
+    metrics.watchCertificate("clients", () => first);
+    metrics.watchCertificate("clients", () => undefined);
+    assert.equal(await expiry(), ends(early!));
+    first = undefined;
+    assert.equal(await expiry(), ends(late!));
   });
 
   it("summarize round-trip times of open connections, and count the packets of all, closed ones too", async () => {
