@@ -1,4 +1,5 @@
-// What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, and a `listen` where the service starts.
+// What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, an option for its address, and a
+// `listen` where the service starts.
 import type { NetError } from "../net/errors.ts";
 import type { Incoming, Preamble } from "../net/types.ts";
 import type { TunnelError } from "../tunnel/errors.ts";
@@ -17,7 +18,7 @@ export interface ClientProtocol {
 export interface ClientHandler {
   /**
    * Reads the request, as far as the listener has not, and takes it through the steps of the session, to the end of its tunnel. Bounds the
-   * time and the bytes of what it reads.
+   * time and the bytes of what it reads: with the preamble `none` the listener has bounded neither.
    * @throws {TunnelError} the client gets the response of {@link refuse}; any other error is a fault of this program
    */
   serve(incoming: Incoming): Promise<void>;

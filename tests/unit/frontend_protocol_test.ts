@@ -14,12 +14,15 @@ import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { bytes, readText, readTextExactly, until, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
 
-/** `AGENT DESTINATION` and a line end; the response is `OK` or `NO TYPE`. */
-const LINES: ClientProtocol = {
+/** Longest line in bytes. */
+const MAX_LINE = 1_024;
+
+/** `AGENT DESTINATION` and a line end, within `timeoutMs`; the response is `OK` or `NO TYPE`. */
+const createLines = (timeoutMs = 10_000): ClientProtocol => ({
   preamble: "none",
   open: (session) => ({
     async serve() {
-      const line = new TextDecoder().decode(await session.stream.read() ?? undefined);
+      const line = await readLine(session.stream, timeoutMs);
       const [, agent, target] = /^(\S+) (\S+)\n$/.exec(line) ?? [];
       if (agent === undefined || target === undefined) throw new MalformedRequestError("The line is malformed");
       session.record.method = "LINE";
@@ -30,7 +33,32 @@ const LINES: ClientProtocol = {
     },
     refuse: ({ type }) => session.stream.write(bytes(`NO ${type}\n`)),
   }),
-};
+});
+
+/**
+ * Reads a line, bounded in bytes and time: with the preamble `none` the listener has bounded neither.
+ * @throws {MalformedRequestError}
+ */
+async function readLine(stream: Duplex, timeoutMs: number): Promise<string> {
+  let [line, isLate] = ["", false];
+  const timer = setTimeout(() => {
+    isLate = true;
+    stream.stopRead(0); // the pending read rejects
+  }, timeoutMs);
+  try {
+    while (!line.includes("\n")) {
+      const data = await stream.read();
+      if (data === null) throw new MalformedRequestError("The line is not complete");
+      line += String.fromCharCode(...data.subarray(0, MAX_LINE));
+      if (line.length >= MAX_LINE) throw new MalformedRequestError("The line is too long");
+    }
+    return line;
+  } catch (error) {
+    throw isLate ? new MalformedRequestError("The line was not complete in time") : error;
+  } finally {
+    clearTimeout(timer);
+  }
+}
 
 interface Bench {
   readonly net: Net;
@@ -42,15 +70,15 @@ interface Bench {
   readonly http: string;
 }
 
-function withBench(body: (bench: Bench) => Promise<void>, options: Partial<FrontendOptions> = {}): Promise<void> {
+function withBench(body: (bench: Bench) => Promise<void>, options: Partial<FrontendOptions> = {}, protocol = createLines()): Promise<void> {
   return withNet(async (net) => {
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
-    const lines = await net.listenTcp({ address: "127.0.0.1:0", preamble: LINES.preamble });
+    const lines = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const http = await net.listenTcp({ address: "127.0.0.1:0" });
     const frontend = startFrontend({
       net,
       log,
-      listeners: [{ listener: lines, protocol: LINES }, { listener: http, protocol: createHttpProxy("reverse-http-proxy") }],
+      listeners: [{ listener: lines, protocol }, { listener: http, protocol: createHttpProxy("reverse-http-proxy") }],
       authenticator: createNoAuth(),
       allowList: createAllowList(["db", "gone"]),
       dial: (request) => {
@@ -98,6 +126,7 @@ describe("a client protocol", () => {
 
   const refused: [what: string, line: string, type: string, options?: Partial<FrontendOptions>][] = [
     ["a malformed request", "site\n", "http_request_error"],
+    ["a request that is too long", "x".repeat(MAX_LINE), "http_request_error"],
     ["a destination that is not allowed", "site other:1\n", "http_request_denied"],
     ["a destination that cannot be reached", "site gone:1\n", "connection_refused"],
     ["credentials that are not accepted", "site db:1\n", "http_request_denied", {
@@ -124,6 +153,26 @@ describe("a client protocol", () => {
         client.close();
       }, options));
   }
+
+  it("reads a request that arrives in parts", () =>
+    withBench(async ({ net, lines }) => {
+      const client = await send(net, lines, "site ");
+      await client.write(bytes("gone:1\n"));
+      assert.equal(await readText(client), "NO connection_refused\n");
+      client.close();
+    }));
+
+  it("refuses a request that is not complete in time", () =>
+    withBench(
+      async ({ net, lines, log }) => {
+        const client = await send(net, lines, "site ");
+        assert.equal(await readText(client), "NO http_request_error\n");
+        await log.waitFor("request", { error: "http_request_error", reason: "The line was not complete in time" });
+        client.close();
+      },
+      {},
+      createLines(10),
+    ));
 
   it("is counted and drained together with the others", () =>
     withBench(async ({ net, frontend, lines, http, dialled }) => {
