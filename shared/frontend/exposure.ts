@@ -1,4 +1,5 @@
 // Warns about a client listener that is open to everyone.
+import { splitHostPort } from "../address/host_port.ts";
 import type { Logger } from "../log/logger.ts";
 
 export interface Exposure {
@@ -16,7 +17,7 @@ export function warnOfExposure(log: Logger, { address, asksForSecret, allowList 
   if (asksForSecret || !allowsAll || isLoopback(address)) return;
   log.warn("everyone who can reach this address can use every agent, for any destination", {
     address,
-    remedy: "--auth.type=jwt, --http-proxy.host-whitelist, or --http-proxy.listen-address=127.0.0.1:3128",
+    remedy: `--auth.type=jwt, --http-proxy.host-whitelist, or --http-proxy.listen-address=127.0.0.1:${splitHostPort(address).port}`,
   });
 }
 

@@ -29,6 +29,11 @@ describe("a client listener", () => {
     });
   }
 
+  it("is advised to listen on loopback at its own port", () => {
+    const [warning] = warnings({ address: "[::]:3129" });
+    assert.match(String(warning!.fields.remedy), /--http-proxy\.listen-address=127\.0\.0\.1:3129$/);
+  });
+
   for (const address of ["127.0.0.1:3128", "127.8.9.10:3128", "[::1]:3128", "[::ffff:127.0.0.1]:3128"]) {
     it(`at ${address} causes none`, () => assert.deepEqual(warnings({ address }), []));
   }
