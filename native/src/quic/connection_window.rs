@@ -3,7 +3,7 @@ use std::sync::Mutex;
 
 use quinn::VarInt;
 
-use super::growth::INITIAL_STREAM_WINDOW;
+use crate::stream::window_growth::INITIAL_STREAM_WINDOW;
 use crate::sync::lock;
 
 /// Window of a connection besides those of its streams: for streams that are not accepted yet.
@@ -122,7 +122,7 @@ fn var_int(bytes: u64) -> VarInt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quic::growth::MAX_WINDOW;
+    use crate::stream::window_growth::MAX_WINDOW;
 
     #[test]
     fn a_connection_has_room_for_all_that_its_streams_may_have_though_quinn_renews_late() {

@@ -3,7 +3,6 @@ pub mod congestion;
 pub mod connection;
 pub mod connection_window;
 pub mod dial;
-pub mod growth;
 pub mod handshake_limits;
 pub mod listener;
 mod losses;

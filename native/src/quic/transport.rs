@@ -8,10 +8,10 @@ use quinn_proto::HashedConnectionIdGenerator;
 
 use super::congestion;
 use super::connection_window;
-use super::growth;
 use super::signals::ConnectionSignals;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
+use crate::stream::window_growth;
 
 /// With GSO quinn loses larger ones: a send must stay below 64 KiB.
 const MAX_MTU: u32 = 6_400;
@@ -67,7 +67,7 @@ impl Transport {
     }
 
     fn stream_window(&self) -> u32 {
-        self.stream_window.unwrap_or(growth::INITIAL_STREAM_WINDOW as u32)
+        self.stream_window.unwrap_or(window_growth::INITIAL_STREAM_WINDOW as u32)
     }
 
     /// Sets up a connection after its handshake.

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::growth::{max_window, Growth, GROWTHS, MAX_WINDOW};
 use super::signals::ConnectionSignals;
 use crate::relay::budget;
 use crate::stream::buffered::BufferedStream;
+use crate::stream::window_growth::{max_window, Growth, GROWTHS, MAX_WINDOW};
 
 /// Lower bound of the round-trip time: the engine takes this long itself.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(500);
@@ -146,8 +146,8 @@ impl Drop for Flow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::growth::{INITIAL_STREAM_WINDOW, UNPROVEN_DRAIN};
     use super::*;
+    use crate::stream::window_growth::{INITIAL_STREAM_WINDOW, UNPROVEN_DRAIN};
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -6,7 +6,7 @@ pub const HEADER: usize = 8;
 pub const MAX_DATA: usize = 64 << 10;
 /// Maximum bytes of a reason.
 pub const MAX_REASON: usize = 1 << 10;
-/// Maximum bytes of settings that this version does not know.
+/// Maximum payload of SETTINGS: the fields of this version, and those of later ones.
 const MAX_SETTINGS: usize = 1 << 10;
 
 const SETTINGS: u8 = 0;
@@ -119,7 +119,7 @@ fn cut(reason: &str) -> &str {
     &reason[..end]
 }
 
-/// Splits what arrives into frames. It stores no data, and of other frames at most [`MAX_SETTINGS`] bytes.
+/// Splits what arrives into frames. It stores no data, and of other frames only the payload, which is about 1 KiB at most.
 #[derive(Default)]
 pub struct Parser {
     /// The header as far as it has arrived, then the payload of a frame without data.

@@ -20,7 +20,7 @@ const MIN_BATCH: usize = 16 << 10;
 /// Bytes read at a time: little at first, more while the buffer is filled. A system call for each record halves the rate.
 const MAX_READ: usize = 256 << 10;
 const MIN_READ: usize = 16 << 10;
-/// A record, with which the buffer may begin.
+/// Room for an incomplete record left at the start of the buffer.
 const MAX_RECORD: usize = 17 << 10;
 /// Unsent bytes that the kernel buffers. More would delay small frames behind them.
 #[cfg(target_os = "linux")]
@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_millis(300);
 /// How long CLOSE may take to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Prepares a socket. Keep-alive is by PING, which also the peer's program answers.
+/// Prepares a socket. Keep-alive uses PING frames, which the peer's engine, not only its kernel, must answer.
 pub fn set_up(socket: &TcpStream) -> std::io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;

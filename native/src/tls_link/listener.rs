@@ -54,7 +54,7 @@ impl Listener {
         let socket = TcpListener::from_std(socket.into()).map_err(|e| NetError::bind(&e, address))?;
         let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
         let (open, closed) = watch::channel(true);
-        let limiter = Limiter {
+        let acceptor = Acceptor {
             accept_queue: Arc::new(AcceptQueue::new(ACCEPT_QUEUE)),
             suppressed: Arc::default(),
             limits,
@@ -62,8 +62,8 @@ impl Listener {
             tls: tls.clone(),
             warn,
         };
-        let (accept_queue, suppressed, max_streams) = (limiter.accept_queue.clone(), limiter.suppressed.clone(), limiter.config.streams);
-        runtime.spawn(accept(socket, limiter, closed));
+        let (accept_queue, suppressed, max_streams) = (acceptor.accept_queue.clone(), acceptor.suppressed.clone(), acceptor.config.streams);
+        runtime.spawn(accept(socket, acceptor, closed));
         Ok(Self {
             address: bound.to_string(),
             accept_queue,
@@ -106,7 +106,7 @@ fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, 
     Ok(Arc::new(config))
 }
 
-struct Limiter {
+struct Acceptor {
     accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     suppressed: Arc<SuppressedErrors>,
     limits: HandshakeLimits,
@@ -116,10 +116,10 @@ struct Limiter {
 }
 
 /// Accepts connections. Handshakes run concurrently.
-async fn accept(socket: TcpListener, limiter: Limiter, mut closed: watch::Receiver<bool>) {
+async fn accept(socket: TcpListener, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
     let pending = Arc::new(PendingHandshakes::default());
-    let limits = &limiter.limits;
+    let limits = &acceptor.limits;
     let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
@@ -133,28 +133,28 @@ async fn accept(socket: TcpListener, limiter: Limiter, mut closed: watch::Receiv
             Err(e) => {
                 if warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
                     warned_at = Some(Instant::now());
-                    (limiter.warn)(format!("Agents are waiting because their connections cannot be accepted: {e}"));
+                    (acceptor.warn)(format!("Agents are waiting because their connections cannot be accepted: {e}"));
                 }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        if limiter.accept_queue.is_full() {
-            limiter.refuse(stream, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
+        if acceptor.accept_queue.is_full() {
+            acceptor.refuse(stream, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
             continue;
         }
         if handshakes.len() >= limits.pending {
-            limiter.refuse(stream, remote, NetErrorCode::Limit, "Too many pending handshakes");
+            acceptor.refuse(stream, remote, NetErrorCode::Limit, "Too many pending handshakes");
             continue;
         }
         // TCP has validated the address
         let Admission::Accept(permit) = pending.admit(limits.keys.of(remote.ip()), true, limits.pending_per_address) else {
             let message = "Too many pending handshakes from this address";
-            limiter.refuse(stream, remote, NetErrorCode::LimitPerAddress, message);
+            acceptor.refuse(stream, remote, NetErrorCode::LimitPerAddress, message);
             continue;
         };
-        let (accept_queue, time) = (limiter.accept_queue.clone(), limits.time);
-        let (tls, config) = (lock(&limiter.tls).clone(), limiter.config.clone());
+        let (accept_queue, time) = (acceptor.accept_queue.clone(), limits.time);
+        let (tls, config) = (lock(&acceptor.tls).clone(), acceptor.config.clone());
         handshakes.spawn(async move {
             let _permit = permit;
             let error = match timeout(time, serve(stream, tls, config, remote)).await {
@@ -186,7 +186,7 @@ async fn serve(stream: TcpStream, tls: Arc<ServerConfig>, config: Config, remote
     establish(stream, connection.into(), config, what.clone(), &what).await
 }
 
-impl Limiter {
+impl Acceptor {
     /// Closes the connection with a reset, and reports or counts it.
     fn refuse(&self, stream: TcpStream, remote: SocketAddr, code: NetErrorCode, message: &str) {
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO)); // fails if the connection has ended

@@ -10,7 +10,7 @@ pub struct Tls {
     connection: Connection,
     /// After an error nothing is sealed any more, except for the alert.
     has_failed: bool,
-    /// A copy of what has arrived and is not opened. rustls looks for more even when it only seals, and panics if it is not given the
+    /// A copy of what has arrived and is not opened. Even when sealing, rustls parses pending input, and panics unless it is given the
     /// beginning that it has already seen.
     unopened: Vec<u8>,
 }

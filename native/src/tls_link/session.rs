@@ -164,8 +164,8 @@ struct State {
     peer_streams: u32,
     /// Streams of the peer that have ended since the last STREAMS.
     released: u32,
-    /// Streams of the peer that were not accepted yet.
-    accepted: VecDeque<Arc<Stream>>,
+    /// Streams that the peer has opened, for `accept`.
+    to_accept: VecDeque<Arc<Stream>>,
     window: SessionWindow,
     /// Bytes that may still be sent on all streams together.
     credit: u64,
@@ -247,7 +247,7 @@ impl Session {
                 next_peer_id,
                 peer_streams: config.streams,
                 released: 0,
-                accepted: VecDeque::new(),
+                to_accept: VecDeque::new(),
                 window,
                 credit: 0,
                 starved: HashSet::new(),
@@ -313,7 +313,7 @@ impl Session {
             if self.ended().is_some() {
                 return Some(None);
             }
-            lock(&self.state).accepted.pop_front().map(Some)
+            lock(&self.state).to_accept.pop_front().map(Some)
         })
         .await?;
         Some(self.take(&stream))
@@ -687,7 +687,7 @@ impl Session {
         state.next_peer_id = id.checked_add(ID_STEP).unwrap_or(0);
         let stream = Stream::new(id, self.config.stream_window.into(), window.into());
         state.streams.insert(id, stream.clone());
-        state.accepted.push_back(stream);
+        state.to_accept.push_back(stream);
         drop(state);
         self.changed.notify_waiters();
         Ok(())
@@ -721,7 +721,6 @@ impl Session {
         .await
     }
 
-    /// Sends a PING.
     pub fn ping(&self) {
         let mut state = lock(&self.state);
         let number = state.ping.0.wrapping_add(1);
@@ -750,7 +749,7 @@ impl Session {
             }
             state.out.bulk.clear();
             (state.out.close, state.out.is_closed) = (frame, true);
-            state.accepted.clear();
+            state.to_accept.clear();
             std::mem::take(&mut state.streams)
         };
         self.opening.close();

@@ -13,10 +13,10 @@ use super::frame::{Control, ProtocolError};
 use super::session::Session;
 use super::window::window_of_path;
 use crate::error::NetError;
-use crate::quic::growth::{max_window, Growth, GROWTHS};
 use crate::relay::budget;
 use crate::stream::buffered::BufferedStream;
 use crate::stream::read_buffer::LARGE_READ;
+use crate::stream::window_growth::{max_window, Growth, GROWTHS};
 use crate::sync::lock;
 
 /// Writes up to this size are sent in one record with other small frames, ahead of bulk data.
@@ -476,7 +476,6 @@ impl SendHalf {
         self.credit(LARGE_READ, false).await.unwrap_or(LARGE_READ)
     }
 
-    /// Ends the direction.
     pub async fn finish(&mut self) -> Result<(), NetError> {
         self.taken().await?;
         self.end(Direction::Finished, &Control::Fin);

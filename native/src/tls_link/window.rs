@@ -3,9 +3,10 @@ use std::time::Duration;
 
 /// Window of a session besides those of its streams: for streams that are not accepted yet.
 const BASE: u64 = 1 << 20;
-/// Largest credit of a session that is withheld, so that not each read sends a frame.
+/// Credit of the session is sent only once this much has accumulated, not for every read.
 const STEP: u64 = 64 << 10;
-/// A window may grow to this on any path. With less a reader on a short path waits for credit, with more others wait behind its data.
+/// A window may grow to this on any path. With less, a reader on a short path waits for credit; with more, other streams wait behind its
+/// data.
 const SHORT_PATH_WINDOW: u64 = 512 << 10;
 /// Rate in bytes per microsecond for which a window may grow.
 const PATH_RATE: u64 = 1_000;
