@@ -11,7 +11,7 @@ use tokio::time::{sleep_until, timeout, Instant};
 
 use super::frame::Parser;
 use super::records::{Opened, Sealed, Tls};
-use super::session::{Config, Ended, Peer, Session};
+use super::session::{Batch, Config, Ended, Peer, Piece, Session};
 use crate::sync::lock;
 
 /// Bytes sealed at a time. What is sealed cannot be overtaken by small frames, so a slow link seals less.
@@ -57,6 +57,8 @@ struct Records {
 
 struct Output {
     sealed: Sealed,
+    /// What was sealed last, until it is written.
+    unreported: Option<Batch>,
     /// Bytes sealed at a time: halved when the socket takes no more, doubled when everything was written.
     batch: usize,
     is_closed: bool,
@@ -84,6 +86,7 @@ impl Link {
             }),
             output: Mutex::new(Output {
                 sealed: Sealed::default(),
+                unreported: None,
                 batch: MAX_BATCH,
                 is_closed: false,
             }),
@@ -161,7 +164,6 @@ impl Link {
     }
 
     fn write(&self, output: &mut Output) -> Result<Written, Ended> {
-        let mut sent = None;
         loop {
             while !output.sealed.bytes().is_empty() {
                 match self.socket.try_write(output.sealed.bytes()) {
@@ -176,7 +178,7 @@ impl Link {
                     Err(e) => return Err(lost(&e)),
                 }
             }
-            if let Some(batch) = sent.take() {
+            if let Some(batch) = output.unreported.take() {
                 self.session.sent(&batch);
                 if batch.is_last {
                     output.is_closed = true;
@@ -184,14 +186,19 @@ impl Link {
                     return Ok(Written::All);
                 }
             }
-            let batch = self.session.next(output.batch);
+            let mut batch = self.session.next(output.batch);
             let mut records = lock(&self.records);
             let Records { tls, alerts } = &mut *records;
             output.sealed.append(alerts);
-            for piece in &batch.pieces {
-                tls.seal(&piece.frames, &mut output.sealed).map_err(|e| faulty(&e))?;
-                if !piece.data.is_empty() {
-                    tls.seal(&piece.data, &mut output.sealed).map_err(|e| faulty(&e))?;
+            for Piece { frames, data } in std::mem::take(&mut batch.pieces) {
+                let mut sealed = tls.seal(&frames, &mut output.sealed);
+                if sealed.is_ok() && !data.is_empty() {
+                    sealed = tls.seal(&data, &mut output.sealed);
+                }
+                if let Err(e) = sealed {
+                    self.session.end(faulty(&e), None);
+                    batch.is_last = true; // an alert is still sent
+                    break;
                 }
             }
             if batch.is_last {
@@ -202,7 +209,7 @@ impl Link {
                 output.batch = (output.batch * 2).min(MAX_BATCH);
                 return Ok(Written::All);
             }
-            sent = Some(batch);
+            output.unreported = Some(batch);
         }
     }
 
