@@ -25,8 +25,9 @@ const MAX_RECORD: usize = 17 << 10;
 /// Unsent bytes that the kernel buffers. More would delay small frames behind them.
 #[cfg(target_os = "linux")]
 const MAX_UNSENT: u32 = 32 << 10;
-/// How long a closed session reads on, so that the system does not answer data of the peer with a reset, which could destroy CLOSE.
-const LINGER: Duration = Duration::from_millis(300);
+/// How long a closed session reads on until the peer ends the connection too. A socket that is closed earlier answers data of the peer with
+/// a reset, which destroys what is on its way.
+const LINGER: Duration = Duration::from_millis(600);
 /// How long CLOSE may take to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -223,7 +224,6 @@ impl Link {
         if let Err(ended) = self.receive(parser, incoming).await {
             self.session.end(ended, None);
         }
-        // the peer may still send, and its data must not be answered with a reset before it has read CLOSE
         let _ = timeout(LINGER, async {
             self.session.close_sent().await;
             self.discard().await;
@@ -349,8 +349,9 @@ struct OnExit<'a> {
 impl Drop for OnExit<'_> {
     fn drop(&mut self) {
         self.session.end(Ended::Lost("its task has ended".into()), None);
-        if self.is_sender {
-            self.session.set_close_sent();
+        match self.is_sender {
+            true => self.session.set_close_sent(),
+            false => self.session.set_done(),
         }
     }
 }

@@ -92,7 +92,7 @@ impl Listener {
         sessions.iter().for_each(|session| session.close(code, reason));
         let notify_all = async {
             for session in &sessions {
-                session.close_sent().await;
+                session.done().await;
             }
         };
         let _ = timeout(CLOSE_NOTIFY_TIMEOUT, notify_all).await;

@@ -141,6 +141,7 @@ pub struct Session {
     flushed: AtomicU64,
     has_flushed: Notify,
     close_sent: AtomicBool,
+    is_done: AtomicBool,
     link: OnceLock<Weak<Link>>,
     pub counters: Counters,
 }
@@ -267,6 +268,7 @@ impl Session {
             flushed: AtomicU64::new(0),
             has_flushed: Notify::new(),
             close_sent: AtomicBool::new(false),
+            is_done: AtomicBool::new(false),
             link: OnceLock::new(),
             counters: Counters::default(),
         });
@@ -759,13 +761,24 @@ impl Session {
         self.to_send.notify_one();
     }
 
-    /// Resolves with the reason once the session has ended; if it was closed locally, once CLOSE was sent.
+    /// Resolves with the reason once the session has ended; if it was closed locally, once the peer has all that was sent.
     pub async fn closed(&self) -> Ended {
         let ended = wait_for(&self.changed, || self.ended().cloned()).await;
         if ended == Ended::Local {
-            let _ = timeout(CLOSE_NOTIFY_TIMEOUT, self.close_sent()).await; // the network may be down
+            let _ = timeout(CLOSE_NOTIFY_TIMEOUT, self.done()).await; // the network may be down
         }
         ended
+    }
+
+    /// Resolves when the peer has ended the TCP connection too, and so has all that was sent, or is not waited for any more.
+    pub async fn done(&self) {
+        wait_for(&self.changed, || self.is_done.load(Ordering::Acquire).then_some(())).await;
+    }
+
+    /// Reports that nothing more is received.
+    pub fn set_done(&self) {
+        self.is_done.store(true, Ordering::Release);
+        self.changed.notify_waiters();
     }
 
     /// Resolves when CLOSE was sent, or cannot be sent any more.
