@@ -123,8 +123,8 @@ describe("metrics", () => {
       valueOf(await metrics.registry.metrics(), 'reverse_http_certificate_expiry_timestamp_seconds{use="clients"}');
     const ends = (issued: Issued) => Date.parse(new X509Certificate(issued.cert).validTo) / 1_000;
     let first: string | undefined = early!.cert;
-    metrics.watchCertificate("clients", () => late!.cert);
     metrics.watchCertificate("clients", () => first);
+    metrics.watchCertificate("clients", () => late!.cert);
     metrics.watchCertificate("clients", () => undefined);
     assert.equal(await expiry(), ends(early!));
     first = undefined;
