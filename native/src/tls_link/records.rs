@@ -10,8 +10,7 @@ pub struct Tls {
     connection: Connection,
     /// After an error nothing is sealed any more, except for the alert.
     has_failed: bool,
-    /// A copy of what has arrived and is not opened. Even when sealing, rustls parses pending input, and panics unless it is given the
-    /// beginning that it has already seen.
+    /// A copy of what has arrived and is not opened. rustls must be given the beginning that it has already seen, even to seal.
     unopened: Vec<u8>,
 }
 
