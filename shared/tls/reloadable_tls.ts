@@ -106,6 +106,7 @@ export async function openClientTls(
     if (rootFile) attributeTo(rootFile, () => net.checkClientTls({ ca: trust.ca }));
     const tls: ClientTls = { ...identity?.tls, ...trust };
     if (pems.cert) attributeTo(pems.cert, () => net.checkClientTls({ ...identity?.tls, insecureSkipVerify: true }));
+    checkSystemAuthorities(() => net.checkClientTls(tls));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
   const opened = await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
@@ -116,6 +117,16 @@ export async function openClientTls(
     });
   }
   return opened;
+}
+
+/** Runs a check of the network and reports its error, which names the variable, as one of the configuration. */
+function checkSystemAuthorities(check: () => void): void {
+  try {
+    check();
+  } catch (cause) {
+    if (!(cause instanceof NetError)) throw cause;
+    throw new ConfigError(cause.message, { cause });
+  }
 }
 
 /** Runs a check of the network and reports its error as one of the file. */

@@ -564,6 +564,15 @@ describe("an agent without root-ca", () => {
     await start(site, addresses, { SSL_CERT_FILE: site.files.ca }).waitFor("connected");
   });
 
+  it("does not start if the file in SSL_CERT_FILE has no certificate", async () => {
+    await using site = await Site.create();
+    for (const file of [site.folder.write("garbage.pem", "not a certificate"), join(site.folder.path, "missing.pem")]) {
+      const { exitCode, stderr } = await start(site, { agents: "localhost:1", clients: "localhost:2" }, { SSL_CERT_FILE: file }).ended;
+      assert.equal(exitCode, 2);
+      assert.match(stderr, /SSL_CERT_FILE .*no certificate can be read there/);
+    }
+  });
+
   // on macOS the engine does not read it
   it("trusts the authorities in SSL_CERT_DIR", { skip: process.platform === "darwin" && "not on macOS" }, async () => {
     await using site = await Site.create();

@@ -24,11 +24,29 @@ pub fn of_servers(tls: &ClientTls) -> Result<RootCertStore, NetError> {
     if tls.ca.is_none() || tls.system_roots.unwrap_or(false) {
         let (added, _) = roots.add_parsable_certificates(system());
         if added == 0 {
+            refuse_variables()?;
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
     }
     Ok(roots)
 }
+
+/// An error if a variable names authorities and none was found: a typing error must not end in other trust than was asked for.
+fn refuse_variables() -> Result<(), NetError> {
+    for name in VARIABLES {
+        if let Some(value) = std::env::var_os(name) {
+            let what = format!("Cannot use the variable {name} {:?}", value.to_string_lossy());
+            return Err(NetError::tls(&what, "no certificate can be read there; correct it or unset it"));
+        }
+    }
+    Ok(())
+}
+
+/// The variables that [`system`] reads.
+#[cfg(not(target_os = "macos"))]
+const VARIABLES: &[&str] = &["SSL_CERT_FILE", "SSL_CERT_DIR"];
+#[cfg(target_os = "macos")]
+const VARIABLES: &[&str] = &["SSL_CERT_FILE"];
 
 /// The system's authorities: those in SSL_CERT_FILE and SSL_CERT_DIR, or else in the places where OpenSSL looks.
 #[cfg(not(target_os = "macos"))]
