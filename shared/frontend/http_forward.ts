@@ -160,7 +160,7 @@ export function rewriteResponse(response: ResponseHead, framing: Framing, by: In
   const interim = status < 200 && upgrade === undefined;
   const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
   // RFC 9112 §6.1, §6.3: an interim response and a 204 have no body, and Transfer-Encoding overrides Content-Length
-  const dropped = status < 200 || status === 204 ? FRAMING : framing === "chunks" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
+  const dropped = status < 200 || status === 204 ? FRAMING : framing !== "own" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
   const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
   return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
     ...kept.filter(([name]) => name.toLowerCase() !== "proxy-status"),
@@ -179,11 +179,12 @@ function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
 
 /**
  * How the client finds the end of a response: by the origin's framing, or by chunks added here. Without either, a truncated body looks
- * complete. HTTP/1.0 has no chunks.
+ * complete. HTTP/1.0 has no chunks: if the origin sends them nevertheless, the client gets their content (RFC 9112 §6.1).
  */
-export type Framing = "own" | "chunks";
+export type Framing = "own" | "chunks" | "content";
 
 function framingOf({ method, version }: RequestHead, response: ResponseHead): Framing {
+  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "content";
   return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunks" : "own";
 }
 
@@ -321,7 +322,7 @@ class ForwardedRequest {
     const framing = framingOf(request, response);
     const body = this.isUpgraded ? new LengthEnd(Infinity) : endOfResponse(request.method, response) ?? new LengthEnd(Infinity);
     for (let data: Uint8Array | null = rest; data !== null; data = await this.#readBody(body)) {
-      const part = data.subarray(0, takeResponse(body, data));
+      const part = framing === "content" ? contentOf(body, data) : data.subarray(0, takeResponse(body, data));
       if (part.length > 0) {
         await this.pace(part.length);
         await this.#write(framing === "chunks" ? chunkOf(part) : part);
@@ -440,12 +441,22 @@ function endOfResponse(method: string, { status, fields }: ResponseHead): BodyEn
 }
 
 /** @throws {ProxyError} 502 */
-function takeResponse(body: BodyEnd, data: Uint8Array): number {
+function takeResponse(body: BodyEnd, data: Uint8Array, onContent?: (part: Uint8Array) => void): number {
   try {
-    return body.take(data);
+    return body.take(data, onContent);
   } catch (cause) {
     throw new ProxyError(502, "http_response_transfer_coding", "The chunks of the destination's response are malformed", [], { cause });
   }
+}
+
+/**
+ * The content of `data`, without the framing of chunks.
+ * @throws {ProxyError} 502
+ */
+function contentOf(body: BodyEnd, data: Uint8Array): Uint8Array {
+  const parts: Uint8Array[] = [];
+  takeResponse(body, data, (part) => parts.push(part));
+  return Buffer.concat(parts);
 }
 
 function parseResponse(head: string): ResponseHead {

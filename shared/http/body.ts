@@ -9,9 +9,10 @@ export interface BodyEnd {
   readonly mayEnd: boolean;
   /**
    * Returns how many bytes of `data` belong to the body: fewer than all only if the body ends within them.
+   * @param onContent receives the content in them, without the framing of chunks
    * @throws {HeadError} 400 if the framing is malformed
    */
-  take(data: Uint8Array): number;
+  take(data: Uint8Array, onContent?: (part: Uint8Array) => void): number;
 }
 
 /** A body of `length` bytes; `Infinity`: until the connection ends. */
@@ -30,9 +31,10 @@ export class LengthEnd implements BodyEnd {
     return this.#left === 0 || this.#left === Infinity;
   }
 
-  take(data: Uint8Array): number {
+  take(data: Uint8Array, onContent?: (part: Uint8Array) => void): number {
     const taken = Math.min(data.length, this.#left);
     this.#left -= taken;
+    onContent?.(data.subarray(0, taken));
     return taken;
   }
 }
@@ -71,11 +73,12 @@ export class ChunkedEnd implements BodyEnd {
     return this.done || (this.#lenient && this.#state === "trailer" && this.#length === 0);
   }
 
-  take(data: Uint8Array): number {
+  take(data: Uint8Array, onContent?: (part: Uint8Array) => void): number {
     let at = 0;
     while (at < data.length && this.#state !== "done") {
       if (this.#state === "data") {
         const taken = Math.min(this.#left, data.length - at);
+        onContent?.(data.subarray(at, at + taken));
         this.#left -= taken;
         at += taken;
         if (this.#left === 0) this.#state = "data-end";

@@ -166,3 +166,28 @@ describe("a client that ends its request before the body is complete", () => {
     await within(done);
   });
 });
+
+describe("an HTTP/1.0 client", () => {
+  const ask = () => passage(undefined, `GET ${TARGET} HTTP/1.0\r\n\r\n`);
+  const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+  it("gets the content of a response in chunks, whose framing it does not know", async () => {
+    const { client, origin, done } = ask();
+    await readUntil(origin, "\r\n\r\n");
+    await origin.write(bytes(`${head}3\r\nhel\r\n`));
+    await origin.write(bytes("3;x\r\nlo!\r\n0\r\n\r\n"));
+    const response = await readText(client);
+    assert.match(response, /^HTTP\/1\.1 200 OK\r\n[^]*\r\n\r\nhello!$/);
+    assert.doesNotMatch(response, /Transfer-Encoding|Content-Length/i);
+    await within(done);
+  });
+
+  it("gets no complete response where the chunks are truncated", async () => {
+    const { client, origin, done } = ask();
+    await readUntil(origin, "\r\n\r\n");
+    await origin.write(bytes(`${head}3\r\nhe`));
+    origin.closeWrite();
+    assert.match(await readUntil(client, "he"), /\r\n\r\nhe$/);
+    await assert.rejects(within(done), (error) => error instanceof TunnelError && error.type === "http_response_incomplete");
+  });
+});

@@ -35,6 +35,21 @@ describe("body", () => {
     assert.deepEqual([new LengthEnd(0), new LengthEnd(1), new LengthEnd(Infinity)].map(({ mayEnd }) => mayEnd), [true, false, true]);
   });
 
+  it("gives its content without the framing, however it is split", () => {
+    const chunks = '5;a="b"\r\nhello\r\n1\r\n!\r\n0\r\nX-Sum: 1\r\n\r\n';
+    for (const size of [1, 2, 7, 1_000]) {
+      const contents = ([[new ChunkedEnd({ lenient: true }), chunks], [new LengthEnd(6), "hello!"]] as const).map(([end, body]) => {
+        const bytes = Buffer.from(body + NEXT, "latin1");
+        let content = "";
+        for (let at = 0; at < bytes.length && !end.done; at += size) {
+          end.take(bytes.subarray(at, at + size), (part) => content += Buffer.from(part).toString("latin1"));
+        }
+        return content;
+      });
+      assert.deepEqual(contents, ["hello!", "hello!"]);
+    }
+  });
+
   it("in chunks ends after its trailers, wherever the parts are split", () => {
     const bodies = [
       "0\r\n\r\n",
