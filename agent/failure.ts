@@ -1,5 +1,5 @@
 // Classifies and describes failures between agent and proxy.
-import { CloseCode } from "../shared/link/link.ts";
+import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { SessionClosed } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
@@ -87,7 +87,7 @@ function describeCode(code: number, reason: string, authType?: AgentOptions["aut
     case CloseCode.limit:
       return `${text}; retrying; the proxy's log names the limit`;
     case CloseCode.replaced:
-      return `${text}; another agent has connected with the same id`;
+      return reason === REPLACED_REASON ? `${text}; another agent has connected with the same id` : text;
     default:
       return text;
   }

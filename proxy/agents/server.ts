@@ -5,7 +5,7 @@ import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/co
 import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
-import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello } from "../../shared/link/link.ts";
+import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello, REPLACED_REASON } from "../../shared/link/link.ts";
 import { MessageError } from "../../shared/link/message.ts";
 import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
@@ -85,7 +85,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     options.presence?.add(agent.identity.agentId);
     for (const old of replaced) {
       if (agents.replaces(agent, old)) replacementLog.replaced(old, agent);
-      old.connection.close(CloseCode.replaced, "closing old connection");
+      old.connection.close(CloseCode.replaced, REPLACED_REASON);
     }
     for (const other of agents.others(agent)) void closeIfUnresponsive(other); // never rejects
   };

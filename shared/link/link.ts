@@ -28,6 +28,9 @@ export const CloseCode = {
   limit: 503,
 } as const;
 
+/** The reason beside {@link CloseCode.replaced} if another agent has connected with the same id. */
+export const REPLACED_REASON = "closing old connection";
+
 /**
  * The proxy's timeout for an agent's credentials after the handshake, and for its hello after they were verified, in milliseconds. The
  * authenticator in between has none.

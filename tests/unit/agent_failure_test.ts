@@ -1,10 +1,10 @@
 // How an agent describes why it could not connect to a proxy.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { describeFailure } from "../../agent/failure.ts";
+import { describeEnd, describeFailure } from "../../agent/failure.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { CloseCode } from "../../shared/link/link.ts";
+import { CloseCode, REPLACED_REASON } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
 
 const options = (type: "noauth" | "jwt") =>
@@ -48,4 +48,16 @@ describe("an agent's description of a failure", () => {
       assert.match(describeFailure(error, "a:1", options(type)), words);
     });
   }
+});
+
+describe("an agent's description of the end of a connection", () => {
+  const end = (reason: string) => describeEnd({ code: CloseCode.replaced, reason, remote: true, cause: "application" });
+
+  it("names another agent with its id", () => {
+    assert.match(end(REPLACED_REASON), /409 closing old connection; another agent has connected with the same id$/);
+  });
+
+  it("names none if the proxy closed a silent connection", () => {
+    assert.match(end("it does not answer"), /409 it does not answer$/);
+  });
 });
