@@ -505,8 +505,8 @@ export interface SessionTransport {
   /** Bidirectional streams the peer may have open at once. Default 16. */
   maxPeerStreams?: number;
   /**
-   * Initial flow control window of a stream in bytes. While the stream is relayed, the window follows what the reader drains in two round
-   * trips, up to 16 MiB, and less if many streams need more. Default 96 KiB on QUIC, 256 KiB on TLS.
+   * Initial flow control window of a stream in bytes. While the stream is relayed, the window follows what the reader drains in two to four
+   * round trips, up to 16 MiB, and less if many streams need more. Default 96 KiB on QUIC, 256 KiB on TLS.
    */
   streamWindow?: number;
   /** Flow control window of the session in bytes, in addition to the windows of accepted streams. Default 1 MiB. */
