@@ -166,7 +166,7 @@ describe("documents", () => {
       [scaling, /takes ([\d.]+) s of CPU time for 1,000/, quote("mtu-1500", "rate50.proxyCpuPer1000")],
       [scaling, /lb takes ([\d.]+) s/, quote("scale", "lb-rate50.lbCpuPer1000")],
       [scaling, /([\d.]+) s of CPU time a GB in the proxy/, quote("mtu-1500", "down.proxyCpuPerGB")],
-      [prose("README.md"), /1 % loss, ([\d.]+) MB\/s/, Math.round(value(quote("scale", "lossy.mbPerSecond"))).toString()],
+      [prose("README.md"), /1 % loss, ([\d.]+) MB\/s/, Math.round(value(quote("lossy", "lossy.mbPerSecond"))).toString()],
     ];
     for (const [text, pattern, measured] of quotes) assert.equal(value(pattern.exec(text)?.[1] ?? ""), value(measured), String(pattern));
   });
