@@ -1,7 +1,7 @@
 // Plain HTTP through the proxy: a request with an absolute URI (RFC 9112 §3.2.2) becomes one in origin-form, with `Connection: close` in both
 // directions. One request per connection, so that framing is left to the endpoints.
 //
-// The bytes are copied here and not by `splice`, which would let the client send a second request behind the first.
+// The bytes are copied and counted here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
 import { type Authority, formatAuthority, parseAuthority } from "../address/authority.ts";
 import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";

@@ -1,4 +1,5 @@
-// Memory and file descriptors available to the process, read from files on Linux. Elsewhere they are not limited here.
+// Memory and file descriptors available to the process, read from files on Linux, and the watermarks from which `tunnels.ts` refuses more.
+// Elsewhere they are not limited here.
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import type { LogFields, Logger } from "../log/logger.ts";

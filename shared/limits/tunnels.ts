@@ -1,4 +1,5 @@
-// Limits on tunnels: their number in total, per agent and per client, and their lifetime. One timer serves all of them.
+// Limits on tunnels: their number in total, per agent and per client, and their lifetime; refuses new ones while memory or descriptors are
+// short. One timer serves all of them.
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
 import { Bandwidth } from "./bandwidth.ts";

@@ -1,5 +1,5 @@
-//! Relays data between two streams, both directions concurrently. Each direction ends on its own, memory is bounded by the windows, and a
-//! truncated stream never looks complete. Once a tunnel is set up, only this code touches its data.
+//! Relays data between two streams, both directions concurrently, and counts it. Each direction ends on its own, memory is bounded by the
+//! windows, and a truncated stream never looks complete. Once a tunnel is set up, only this code touches its data.
 use std::future::Future;
 use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

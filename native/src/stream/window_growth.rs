@@ -1,4 +1,4 @@
-//! How much the receive windows of all streams have grown, and how much more they may.
+//! How much the receive windows of all streams of the process have grown, and how much more they may: a bound of the memory for unread data.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
