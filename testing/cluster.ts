@@ -68,10 +68,10 @@ export class Cluster implements AsyncDisposable {
     const store = ["--store.type=memcached", `--store.memcached.address=${caches.map(({ address }) => address).join(",")}`];
     const proxyArgs = [...store, "--store.ttl=3s", "--admin.listen-address=127.0.0.1:0"];
     const addresses: Addresses[] = [];
-    for (const _ of [1, 2]) addresses.push({ agents: await freeAddress("udp"), clients: await freeAddress("tcp") });
+    for (const _ of [1, 2]) addresses.push({ agents: await freeAddress(), clients: await freeAddress() });
     const startProxy = (bound: Addresses) => new Part(() => site.start(PROXY, [...site.proxyArgs(bound), ...proxyArgs]));
     const proxies = addresses.map((bound) => Object.assign(startProxy(bound), { clients: bound.clients }));
-    const clients = [await freeAddress("tcp"), await freeAddress("tcp")];
+    const clients = [await freeAddress(), await freeAddress()];
     const lbArgs = [...store, "--log.format=json"];
     const lbs = clients.map((address) =>
       new Part(() => site.start(LB, [`--http-proxy.listen-address=${address}`, "--drain.refuse-clients", ...lbArgs]))

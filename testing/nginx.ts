@@ -1,8 +1,7 @@
 // nginx as a load balancer for UDP and TCP, in front of several servers. Needs Debian's nginx and libnginx-mod-stream.
-import { createSocket } from "node:dgram";
 import { existsSync } from "node:fs";
-import { createServer } from "node:net";
 import { Folder, Program } from "./programs.ts";
+import { freePort } from "./store_servers.ts";
 
 export const NGINX = "/usr/sbin/nginx";
 export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
@@ -27,7 +26,7 @@ export class Nginx implements AsyncDisposable {
   /** Listens on a free loopback port for each address; see {@link addresses}. */
   static async start(balanced: readonly Balanced[]): Promise<Nginx> {
     const folder = new Folder();
-    const addresses = await Promise.all(balanced.map(({ transport }) => freeAddress(transport)));
+    const addresses = await Promise.all(balanced.map(() => freeAddress()));
     const blocks = balanced.map(({ transport, servers, directives = "" }, i) => `
       upstream servers${i} { ${METHOD[transport]} ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
       server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; ${directives} }`);
@@ -54,18 +53,7 @@ export class Nginx implements AsyncDisposable {
   }
 }
 
-/** An address that is free. */
-export async function freeAddress(transport: "udp" | "tcp"): Promise<string> {
-  if (transport === "tcp") {
-    const server = createServer();
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    const { port } = server.address() as { port: number };
-    await new Promise((resolve) => server.close(resolve));
-    return `127.0.0.1:${port}`;
-  }
-  const socket = createSocket("udp4");
-  await new Promise<void>((resolve) => socket.bind(0, "127.0.0.1", resolve));
-  const { port } = socket.address();
-  await new Promise<void>((resolve) => socket.close(() => resolve()));
-  return `127.0.0.1:${port}`;
+/** An address whose port is free over TCP and UDP, and stays free while programs restart. */
+export async function freeAddress(): Promise<string> {
+  return `127.0.0.1:${await freePort()}`;
 }

@@ -88,7 +88,7 @@ class SmallDisk implements Disposable {
 describe("a disk that is full", () => {
   /** Programs whose logs go to this file. */
   async function startLoggingTo(site: Site, log: string): Promise<Addresses> {
-    const addresses = { agents: await freeAddress("udp"), clients: await freeAddress("tcp") };
+    const addresses = { agents: await freeAddress(), clients: await freeAddress() };
     const start = (file: string, args: string[]) => site.start("/bin/sh", ["-c", `exec "$0" "$@" 2>>${log}`, file, ...args]);
     start(PROXY, site.proxyArgs(addresses));
     start(AGENT, site.agentArgs(addresses));

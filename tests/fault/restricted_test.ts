@@ -111,7 +111,7 @@ class Network implements AsyncDisposable {
 /** An address that is free for UDP and TCP. */
 async function freeForBoth(): Promise<string> {
   for (;;) {
-    const address = await freeAddress("udp");
+    const address = await freeAddress();
     const relay = await TcpRelay.start(address, address).catch(() => undefined);
     await relay?.[Symbol.asyncDispose]();
     if (relay) return address;
