@@ -46,7 +46,7 @@ describe("slow client", () => {
 });
 
 describe("clients that read nothing", () => {
-  for (const { clients, mostKiB } of [{ clients: 60, mostKiB: 1_024 }, { clients: 300, mostKiB: 320 }]) {
+  for (const { clients, mostKiB } of [{ clients: 60, mostKiB: 1_024 }, { clients: 300, mostKiB: 384 }]) {
     it(
       `take at most ${mostKiB} KiB of the proxy each, ${clients} of them, and little of the system, and a download beside them arrives`,
       onLinux,
