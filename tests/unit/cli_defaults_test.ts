@@ -6,17 +6,8 @@ import { agentOptions } from "../../agent/options.ts";
 import { SERVICES } from "../../services.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { camelCase, ConfigError, type Options } from "../../shared/config/option.ts";
-
-function refusal(act: () => unknown): string {
-  try {
-    act();
-  } catch (error) {
-    assert.ok(error instanceof ConfigError, String(error));
-    return error.message;
-  }
-  throw new Error("it was taken");
-}
+import { camelCase, type Options } from "../../shared/config/option.ts";
+import { refusal } from "../../testing/refusal.ts";
 
 describe("withDefaults", () => {
   it("keeps given values, and sets the defaults of the others", () => {

@@ -6,11 +6,12 @@ import { completionScript } from "../../shared/cli/completion.ts";
 import { type Executable, helpText, readCommandLine, type Service } from "../../shared/cli/command.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
 import { readConfig } from "../../shared/config/file.ts";
-import { ConfigError, defineOptions, type ValuesOf } from "../../shared/config/option.ts";
+import { defineOptions, type ValuesOf } from "../../shared/config/option.ts";
 import { formatRecord, splitRecords } from "../../shared/config/records.ts";
 import { configSchema } from "../../shared/config/schema.ts";
 import { resolve, type Sources } from "../../shared/config/sources.ts";
 import { optionTable } from "../../shared/config/table.ts";
+import { refusal } from "../../testing/refusal.ts";
 
 const options = defineOptions({
   "forward": {
@@ -73,16 +74,6 @@ function from(sources: Partial<Sources>): unknown {
 
 function fromFile(text: string): unknown {
   return from({ file: readConfig(options, { name: "c.yaml", text }) });
-}
-
-function refusal(act: () => unknown): string {
-  try {
-    act();
-  } catch (error) {
-    assert.ok(error instanceof ConfigError, String(error));
-    return error.message;
-  }
-  throw new Error("it was taken");
 }
 
 describe("an option of records", () => {
