@@ -12,12 +12,25 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::PendingHeads;
-use crate::net::tls::ServerTls;
+use crate::net::tls::{ClientTls, ServerTls};
 use crate::quic::handshake_limits::SuppressedErrors;
+use crate::quic::transport::Transport;
 use crate::quic::{self, connection, signals};
 use crate::stream::half::{ReadHalf, WriteHalf};
 use crate::stream::Halves;
 use crate::tls_link;
+
+/// Where and how to open a session of either kind, as JavaScript passes it.
+#[napi_derive::napi(object, object_to_js = false)]
+pub struct ConnectSession {
+    pub host: String,
+    pub port: u16,
+    pub server_name: Option<String>,
+    pub tls: ClientTls,
+    pub alpn: Vec<String>,
+    pub transport: Transport,
+    pub timeout_ms: u32,
+}
 
 #[derive(Clone)]
 pub enum Session {

@@ -1,32 +1,22 @@
 //! Connects to QUIC servers.
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, Endpoint};
 
-use super::transport::Transport;
 use super::write_coalescing::CoalescingRuntime;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::display;
 use crate::net::happy_eyeballs::{connect, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
-use crate::net::tls::{self, ClientTls, TLS_1_3};
+use crate::net::tls::{self, TLS_1_3};
 use crate::net::udp;
-
-pub struct Dial {
-    pub host: String,
-    pub port: u16,
-    pub server_name: Option<String>,
-    pub tls: ClientTls,
-    pub alpn: Vec<String>,
-    pub transport: Transport,
-    pub limit: Duration,
-}
+use crate::session::ConnectSession;
+use crate::time::millis;
 
 /// Connects to the first address of the host that accepts. The endpoint has its own socket and ends with the connection.
-pub async fn dial(resolver: &Arc<Resolver>, options: Dial, warn: Arc<Warn>) -> Result<Connection, NetError> {
+pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession, warn: Arc<Warn>) -> Result<Connection, NetError> {
     let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
     tls::server_name(&name)?;
     let name = name.split('%').next().unwrap_or(&name).to_owned();
@@ -34,8 +24,8 @@ pub async fn dial(resolver: &Arc<Resolver>, options: Dial, warn: Arc<Warn>) -> R
     let crypto = QuicClientConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport.config()?);
-    let who = (resolver, Purpose::Link);
-    connect(who, &options.host, options.port, DialTarget::Name, options.limit, |address| {
+    let (who, limit) = ((resolver, Purpose::Link), millis(options.timeout_ms));
+    connect(who, &options.host, options.port, DialTarget::Name, limit, |address| {
         let (config, name, transport, warn) = (config.clone(), name.clone(), options.transport.clone(), warn.clone());
         let what = display(&options.host, options.port);
         async move {

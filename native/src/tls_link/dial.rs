@@ -1,7 +1,6 @@
 //! Connects to servers over a TLS link.
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::client::UnbufferedClientConnection;
 use tokio::net::{TcpSocket, TcpStream};
@@ -14,27 +13,19 @@ use crate::net::address::{canonical, display};
 use crate::net::happy_eyeballs::{connect, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
 use crate::net::tcp::dial::connect_error;
-use crate::net::tls::{self, ClientTls, TLS_1_3};
-
-pub struct Dial {
-    pub host: String,
-    pub port: u16,
-    pub server_name: Option<String>,
-    pub tls: ClientTls,
-    pub alpn: Vec<String>,
-    pub config: Config,
-    pub limit: Duration,
-}
+use crate::net::tls::{self, TLS_1_3};
+use crate::session::ConnectSession;
+use crate::time::millis;
 
 /// Connects to the first address of the host that accepts. Resolves when the peer has sent its settings.
-pub async fn dial(resolver: &Arc<Resolver>, options: Dial) -> Result<Arc<Session>, NetError> {
+pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession) -> Result<Arc<Session>, NetError> {
     let name = tls::server_name(options.server_name.as_deref().unwrap_or(&options.host))?;
     let mut tls_config = tls::client_with(tls::fast_provider(), &options.tls, TLS_1_3, &options.alpn)?;
     tls_config.resumption = rustls::client::Resumption::disabled(); // a link lives long, and tickets would arrive after the handshake
     let tls_config = Arc::new(tls_config);
-    let who = (resolver, Purpose::Link);
-    connect(who, &options.host, options.port, DialTarget::Name, options.limit, |address| {
-        let (tls_config, name, config) = (tls_config.clone(), name.clone(), options.config.clone());
+    let (who, limit) = ((resolver, Purpose::Link), millis(options.timeout_ms));
+    connect(who, &options.host, options.port, DialTarget::Name, limit, |address| {
+        let (tls_config, name, config) = (tls_config.clone(), name.clone(), Config::from(&options.transport));
         let what = display(&options.host, options.port);
         async move {
             let socket = open(address).await.map_err(|e| connect_error(&e, address))?;

@@ -4,9 +4,7 @@ use napi_derive::napi;
 use crate::error::NetError;
 use crate::http::head::HeadLimits;
 use crate::net::address::AddressKeys;
-use crate::net::tls::ClientTls;
 use crate::quic::handshake_limits::HandshakeLimits;
-use crate::quic::transport::Transport;
 use crate::time::millis;
 
 #[napi(object)]
@@ -52,15 +50,4 @@ impl HandshakeOptions {
             retry_threshold: self.retry_threshold as usize,
         })
     }
-}
-
-#[napi(object, object_to_js = false)]
-pub struct ConnectSession {
-    pub host: String,
-    pub port: u16,
-    pub server_name: Option<String>,
-    pub tls: ClientTls,
-    pub alpn: Vec<String>,
-    pub transport: Transport,
-    pub timeout_ms: u32,
 }

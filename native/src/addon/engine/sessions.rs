@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use napi_derive::napi;
 
-use super::options::{ConnectSession, HandshakeOptions, HeadOptions};
+use super::options::{HandshakeOptions, HeadOptions};
 use super::{closed, raw_result, Engine};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::addon::completion_queue::Value;
@@ -13,7 +13,7 @@ use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
 use crate::quic;
 use crate::quic::transport::Transport;
-use crate::session::{HandshakeResult, Session, SessionListener};
+use crate::session::{ConnectSession, HandshakeResult, Session, SessionListener};
 use crate::sync::lock;
 use crate::time::millis;
 use crate::tls_link;
@@ -126,18 +126,9 @@ impl Engine {
     #[napi]
     pub fn connect_quic(&self, op: f64, options: ConnectSession) {
         let state = self.state.clone();
-        let dial = quic::dial::Dial {
-            host: options.host,
-            port: options.port,
-            server_name: options.server_name,
-            tls: options.tls,
-            alpn: options.alpn,
-            transport: options.transport,
-            limit: millis(options.timeout_ms),
-        };
-        let max_streams = dial.transport.streams();
+        let max_streams = options.transport.streams();
         self.state.run(op, true, async move {
-            let connection = quic::dial::dial(&state.resolver, dial, state.one_time_warner()).await?;
+            let connection = quic::dial::dial(&state.resolver, options, state.one_time_warner()).await?;
             Ok(state.add_connection(Session::Quic(connection), 0, max_streams))
         });
     }
@@ -147,17 +138,8 @@ impl Engine {
     pub fn connect_tls_link(&self, op: f64, options: ConnectSession) {
         let state = self.state.clone();
         let max_streams = options.transport.streams();
-        let dial = tls_link::dial::Dial {
-            host: options.host,
-            port: options.port,
-            server_name: options.server_name,
-            tls: options.tls,
-            alpn: options.alpn,
-            config: (&options.transport).into(),
-            limit: millis(options.timeout_ms),
-        };
         self.state.run(op, true, async move {
-            let session = tls_link::dial::dial(&state.resolver, dial).await?;
+            let session = tls_link::dial::dial(&state.resolver, options).await?;
             Ok(state.add_connection(Session::TlsLink(session), 0, max_streams))
         });
     }
