@@ -1,5 +1,5 @@
 //! Sessions over one TLS 1.3 connection over TCP, for networks that block UDP. `docs/protocol.md` describes the frames, and
-//! `docs/adr/0007-tls-link.md` the structure: `session.rs` and `stream.rs` know frames and no sockets, `link.rs` moves their bytes.
+//! `docs/adr/0007-tls-link.md` the structure: `session/` and `stream/` know frames and no sockets, `link.rs` moves their bytes.
 pub mod dial;
 pub mod frame;
 mod handshake;

@@ -1,5 +1,9 @@
 //! Receive windows of the TLS link: of a stream, and of all streams of a session together.
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::relay::budget;
+use crate::stream::buffered::BufferedStream;
+use crate::stream::window_growth::{max_window, GROWTHS};
 
 /// Window of a session besides those of its streams: for streams that are not accepted yet.
 const BASE: u64 = 1 << 20;
@@ -15,6 +19,18 @@ const PATH_RATE: u64 = 1_000;
 pub fn window_of_path(min_round_trip: Duration) -> u64 {
     let path = u64::try_from(min_round_trip.as_micros()).unwrap_or(u64::MAX);
     path.saturating_mul(PATH_RATE).max(SHORT_PATH_WINDOW)
+}
+
+/// The largest window that a stream may have now. `start` is its initial one.
+pub fn grown(start: u64, window: u64, total_read: u64, min_round_trip: Duration) -> u64 {
+    if !budget::has_room() || window == 0 {
+        return window;
+    }
+    if GROWTHS.sum() > 0 {
+        GROWTHS.sweep(Instant::now(), BufferedStream::held);
+    }
+    let most = max_window(start, GROWTHS.sum(), total_read).min(window_of_path(min_round_trip));
+    (2 * window).min(most).max(window)
 }
 
 /// The receive window of a session: finite, but at least the sum of its streams' windows, so that an unread stream stops no other.
