@@ -78,7 +78,7 @@ impl End {
                 self.sent.len() - before <= MAX_WAITING,
                 "a peer that reads nothing fills the memory"
             );
-            self.session.sent(&batch);
+            self.session.batch_written(&batch);
         }
     }
 

@@ -48,7 +48,7 @@ pub async fn probe(resolver: &Arc<Resolver>, host: &str, port: u16, limit: Durat
 
 /// The error of an address, if any, until the time is up.
 async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
-    let sent = async {
+    let exchange = async {
         let any: SocketAddr = if address.is_ipv4() {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         } else {
@@ -68,7 +68,7 @@ async fn ask(address: SocketAddr, pause: Duration) -> Option<io::Error> {
         }
         Ok(())
     };
-    sent.await.err()
+    exchange.await.err()
 }
 
 /// On Linux: reports all ICMP errors and disables fragmentation.

@@ -186,7 +186,7 @@ async fn deliver_rest(end: &End, a: &Halves, b: &Halves, grace: Grace) {
                 Side::B => &a.writer,
             };
             let until = grace.unwrap_or_else(|| Instant::now() + GRACE_PERIOD);
-            let _ = timeout_at(until, to.sent(RESET_DELAY)).await; // what is not sent by then is lost
+            let _ = timeout_at(until, to.wait_sent(RESET_DELAY)).await; // what is not sent by then is lost
         }
     }
 }
@@ -390,7 +390,7 @@ async fn copy_buffers(
 /// end of a response (RFC 9112 §9.6).
 async fn closed(writer: &Writer) {
     let Some(tcp) = writer.tcp() else { return received(writer).await };
-    let both = async { tokio::join!(writer.sent(RESET_DELAY), tcp.linger()) };
+    let both = async { tokio::join!(writer.wait_sent(RESET_DELAY), tcp.linger()) };
     let _ = timeout(LINGER_TIMEOUT, both).await; // what is not sent by then is lost
 }
 

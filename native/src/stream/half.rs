@@ -338,7 +338,7 @@ impl Writer {
 
     /// Resolves when the data written was sent. TCP reports it; QUIC does not and waits for `settle`. On a TLS link a reset overtakes no
     /// data.
-    pub async fn sent(&self, settle: Duration) {
+    pub async fn wait_sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
             WriteHalf::TlsLink(_) => {}

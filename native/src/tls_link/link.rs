@@ -180,7 +180,7 @@ impl Link {
                 }
             }
             if let Some(batch) = output.unreported.take() {
-                self.session.sent(&batch);
+                self.session.batch_written(&batch);
                 if batch.is_last {
                     output.is_closed = true;
                     let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write); // fails if it is closed

@@ -37,7 +37,7 @@ fn sent(session: &Session) -> Vec<u8> {
             bytes.extend_from_slice(&piece.frames);
             bytes.extend_from_slice(&piece.data);
         }
-        session.sent(&batch);
+        session.batch_written(&batch);
     }
     bytes
 }

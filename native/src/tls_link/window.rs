@@ -22,7 +22,7 @@ pub fn window_of_path(min_round_trip: Duration) -> u64 {
 }
 
 /// The largest window that a stream may have now. `start` is its initial one.
-pub fn grown(start: u64, window: u64, total_read: u64, min_round_trip: Duration) -> u64 {
+pub fn grown_window(start: u64, window: u64, total_read: u64, min_round_trip: Duration) -> u64 {
     if !budget::has_room() || window == 0 {
         return window;
     }
@@ -84,12 +84,12 @@ impl SessionWindow {
         true
     }
 
-    pub fn read(&mut self, bytes: u64) {
+    pub fn consume(&mut self, bytes: u64) {
         self.unread = self.unread.saturating_sub(bytes);
     }
 
-    /// The credit that the peer should get, once it is worth a frame.
-    pub fn credit(&mut self) -> Option<u32> {
+    /// Grants the peer more credit, once it is worth a frame.
+    pub fn grant(&mut self) -> Option<u32> {
         let missing = (self.base + self.streams).saturating_sub(self.allowed + self.unread);
         if missing < (self.base / 2).clamp(1, STEP) {
             return None;
@@ -114,10 +114,10 @@ mod tests {
     #[test]
     fn a_session_has_room_for_all_that_its_streams_may_send() {
         let mut window = SessionWindow::new(0);
-        assert_eq!(window.credit(), None);
+        assert_eq!(window.grant(), None);
         for _ in 0..100 {
             window.add(256 << 10);
-            window.credit();
+            window.grant();
         }
         // none of them is read
         assert!(window.received(100 * (256 << 10)));
@@ -129,10 +129,10 @@ mod tests {
         let mut window = SessionWindow::new(1_000);
         assert!(window.received(1_000));
         assert!(!window.received(1));
-        window.read(499);
-        assert_eq!(window.credit(), None, "not each read is a frame");
-        window.read(1);
-        assert_eq!(window.credit(), Some(500));
+        window.consume(499);
+        assert_eq!(window.grant(), None, "not each read is a frame");
+        window.consume(1);
+        assert_eq!(window.grant(), Some(500));
         assert!(window.received(500) && !window.received(1));
     }
 
@@ -140,11 +140,11 @@ mod tests {
     fn a_window_that_was_closed_is_given_back_as_its_data_is_read() {
         let mut window = SessionWindow::new(1_000);
         window.add(10_000);
-        assert_eq!(window.credit(), Some(10_000));
+        assert_eq!(window.grant(), Some(10_000));
         assert!(window.received(10_500));
         window.remove(10_000);
-        window.read(10_500);
-        assert_eq!(window.credit(), Some(500));
+        window.consume(10_500);
+        assert_eq!(window.grant(), Some(500));
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
             match received.data {
                 Err(e) => self.failed(received.server, received.over_tcp, e),
                 Ok(data) => {
-                    if self.read(received.server, received.over_tcp, &data) {
+                    if self.process(received.server, received.over_tcp, &data) {
                         return true;
                     }
                 }
@@ -236,8 +236,8 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         }
     }
 
-    /// Returns whether all queries are answered.
-    fn read(&mut self, server: usize, over_tcp: Option<Family>, data: &[u8]) -> bool {
+    /// Processes what a server has sent. Returns whether all queries are answered.
+    fn process(&mut self, server: usize, over_tcp: Option<Family>, data: &[u8]) -> bool {
         let found = self
             .queries
             .iter()

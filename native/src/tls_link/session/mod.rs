@@ -22,7 +22,7 @@ pub use self::send::{Batch, Piece};
 use super::frame::{Control, Settings};
 use super::link::Link;
 use super::stream::{RecvHalf, SendHalf, Stream};
-use super::window::{grown, SessionWindow};
+use super::window::{grown_window, SessionWindow};
 use crate::error::NetError;
 use crate::quic::connection::CLOSE_NOTIFY_TIMEOUT;
 use crate::quic::transport::Transport;
@@ -104,7 +104,7 @@ struct State {
     to_accept: VecDeque<Arc<Stream>>,
     window: SessionWindow,
     /// Bytes that may still be sent on all streams together.
-    credit: u64,
+    send_credit: u64,
     /// Streams that wait for this credit.
     starved: HashSet<u32>,
     out: Outgoing,
@@ -134,7 +134,7 @@ impl Session {
                 released: 0,
                 to_accept: VecDeque::new(),
                 window,
-                credit: 0,
+                send_credit: 0,
                 starved: HashSet::new(),
                 out,
                 ping: (0, None),
@@ -251,9 +251,9 @@ impl Session {
     }
 
     /// Reports that bytes were read or discarded.
-    pub fn read(&self, bytes: usize) {
+    pub fn consume(&self, bytes: usize) {
         if bytes > 0 {
-            self.change_window(|window| window.read(bytes as u64));
+            self.change_window(|window| window.consume(bytes as u64));
         }
     }
 
@@ -272,15 +272,15 @@ impl Session {
         let mut state = lock(&self.state);
         change(&mut state.window);
         let State { window, out, .. } = &mut *state;
-        let Some(credit) = window.credit() else { return };
+        let Some(credit) = window.grant() else { return };
         out.put(0, &Control::Credit(credit));
         drop(state);
         self.to_send.notify_one();
     }
 
     /// The window of a stream whose reader keeps up.
-    pub fn grown(&self, window: u64, total_read: u64) -> u64 {
-        grown(self.config.stream_window.into(), window, total_read, self.counters.min_round_trip())
+    pub fn grown_window(&self, window: u64, total_read: u64) -> u64 {
+        grown_window(self.config.stream_window.into(), window, total_read, self.counters.min_round_trip())
     }
 
     // ---- life

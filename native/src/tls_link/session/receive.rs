@@ -81,7 +81,7 @@ impl Session {
             Control::Streams(count) => return self.receive_streams(count),
             Control::Credit(bytes) if id == 0 => {
                 let mut state = lock(&self.state);
-                state.credit = add_credit(state.credit, bytes)?;
+                state.send_credit = add_credit(state.send_credit, bytes)?;
                 state.wake_starved();
                 return Ok(());
             }
@@ -112,7 +112,7 @@ impl Session {
         if self.settings.set(settings).is_err() {
             return ProtocolError::new("a second SETTINGS frame");
         }
-        lock(&self.state).credit = settings.session_window.into();
+        lock(&self.state).send_credit = settings.session_window.into();
         self.opening.add_permits(settings.streams as usize);
         self.changed.notify_waiters();
         Ok(())
@@ -127,7 +127,7 @@ impl Session {
             Some(stream) => stream.receive_data(bytes)?,
             None => bytes.len(),
         };
-        self.read(discarded);
+        self.consume(discarded);
         Ok(())
     }
 
@@ -147,11 +147,11 @@ impl Session {
         if state.pings.exceeds(MAX_PINGS) {
             return ProtocolError::new("too many pings");
         }
-        let (number, sent) = &mut state.ping;
-        let Some(sent) = sent.take_if(|_| number.to_be_bytes() == token) else {
+        let (number, sent_at) = &mut state.ping;
+        let Some(sent_at) = sent_at.take_if(|_| number.to_be_bytes() == token) else {
             return Ok(()); // of an earlier ping
         };
-        self.counters.add_round_trip(sent.elapsed());
+        self.counters.add_round_trip(sent_at.elapsed());
         Ok(())
     }
 

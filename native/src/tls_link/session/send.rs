@@ -39,7 +39,7 @@ pub struct Piece {
 #[derive(Default)]
 pub struct Batch {
     pub pieces: Vec<Piece>,
-    /// Bytes of small frames up to here; see [`Session::sent`].
+    /// Bytes of small frames up to here; see [`Session::batch_written`].
     mark: u64,
     /// Nothing follows.
     pub is_last: bool,
@@ -80,15 +80,15 @@ impl Outgoing {
 
 impl Session {
     /// Credit of a stream, at most `want`. `takes`: it is used up.
-    pub fn credit(&self, stream: &Arc<Stream>, want: u64, takes: bool) -> u64 {
+    pub fn send_credit(&self, stream: &Arc<Stream>, want: u64, takes: bool) -> u64 {
         let of_stream = stream.take_credit(want);
         if of_stream == 0 {
             return 0;
         }
         let mut state = lock(&self.state);
-        let credit = of_stream.min(state.credit);
+        let credit = of_stream.min(state.send_credit);
         if takes {
-            state.credit -= credit;
+            state.send_credit -= credit;
         }
         if credit == 0 {
             state.starved.insert(stream.id);
@@ -145,7 +145,7 @@ impl Session {
 
     fn return_credit(&self, bytes: u64) {
         let mut state = lock(&self.state);
-        state.credit += bytes;
+        state.send_credit += bytes;
         state.wake_starved();
     }
 
@@ -196,7 +196,7 @@ impl Session {
     }
 
     /// Reports that a batch was passed to the system.
-    pub fn sent(&self, batch: &Batch) {
+    pub fn batch_written(&self, batch: &Batch) {
         if self.flushed.fetch_max(batch.mark, Ordering::AcqRel) < batch.mark {
             self.has_flushed.notify_waiters();
         }

@@ -45,8 +45,8 @@ struct State {
     /// Bytes that the peer may still send.
     allowed: u64,
     window: u64,
-    /// Bytes read since the last credit.
-    read: u64,
+    /// Bytes read since the last CREDIT.
+    read_since_credit: u64,
     total_read: u64,
     /// The part of the session's window for this stream; 0 until it is accepted.
     share: u64,
@@ -55,7 +55,7 @@ struct State {
 
     send: Direction,
     /// Bytes that may still be sent.
-    credit: u64,
+    send_credit: u64,
     /// The code of the peer's STOP.
     stopped: Option<u32>,
     /// A chunk waits to be sent. There is at most one, which bounds the memory and serves the streams in turn.
@@ -66,7 +66,7 @@ struct State {
 
 impl Stream {
     /// A stream without halves.
-    pub fn new(id: u32, window: u64, credit: u64) -> Arc<Self> {
+    pub fn new(id: u32, window: u64, send_credit: u64) -> Arc<Self> {
         Arc::new(Self {
             id,
             state: Mutex::new(State {
@@ -75,13 +75,13 @@ impl Stream {
                 unread: 0,
                 allowed: window,
                 window,
-                read: 0,
+                read_since_credit: 0,
                 total_read: 0,
                 share: 0,
                 has_reader: false,
                 is_accepted: false,
                 send: Direction::Open,
-                credit,
+                send_credit,
                 stopped: None,
                 is_queued: false,
                 is_released: false,
@@ -148,7 +148,7 @@ impl Stream {
 
     pub fn receive_credit(&self, bytes: u32) -> Result<(), ProtocolError> {
         let mut state = lock(&self.state);
-        state.credit = add_credit(state.credit, bytes)?;
+        state.send_credit = add_credit(state.send_credit, bytes)?;
         drop(state);
         self.sending.notify_waiters();
         Ok(())
@@ -157,13 +157,13 @@ impl Stream {
     /// Takes up to `want` bytes of credit.
     pub fn take_credit(&self, want: u64) -> u64 {
         let mut state = lock(&self.state);
-        let taken = want.min(state.credit);
-        state.credit -= taken;
+        let taken = want.min(state.send_credit);
+        state.send_credit -= taken;
         taken
     }
 
     pub fn return_credit(&self, bytes: u64) {
-        lock(&self.state).credit += bytes;
+        lock(&self.state).send_credit += bytes;
     }
 
     /// The chunk of this stream was taken for sending, or dropped.

@@ -99,7 +99,7 @@ impl RecvHalf {
             state.has_reader = false;
             (state.discard(), state.is_over())
         };
-        self.session.read(discarded);
+        self.session.consume(discarded);
         if is_over {
             self.session.release(&self.stream);
         }
@@ -118,17 +118,17 @@ impl RecvHalf {
     fn consumed(&mut self, bytes: usize) {
         let (before, total_read, keeps_up) = {
             let mut state = lock(&self.stream.state);
-            state.read += bytes as u64;
+            state.read_since_credit += bytes as u64;
             state.total_read += bytes as u64;
-            if state.read < (state.window / 2).max(1) || state.receive != Direction::Open {
+            if state.read_since_credit < (state.window / 2).max(1) || state.receive != Direction::Open {
                 drop(state);
-                return self.session.read(bytes);
+                return self.session.consume(bytes);
             }
             (state.window, state.total_read, state.chunks.is_empty())
         };
         // without the lock: the growth of others is looked at
         let window = match keeps_up {
-            true => self.session.grown(before, total_read),
+            true => self.session.grown_window(before, total_read),
             false => before,
         };
         // before the stream has it, as the release of the stream takes it back
@@ -138,16 +138,16 @@ impl RecvHalf {
             if state.is_released {
                 drop(state);
                 self.session.remove_window(window - before);
-                return self.session.read(bytes);
+                return self.session.consume(bytes);
             }
             state.window = window;
             state.share += window - before;
-            let credit = std::mem::take(&mut state.read) + window - before;
+            let credit = std::mem::take(&mut state.read_since_credit) + window - before;
             state.allowed += credit;
             credit
         };
         self.count_growth(window, before);
-        self.session.read(bytes);
+        self.session.consume(bytes);
         let credit = u32::try_from(credit).unwrap_or(u32::MAX);
         self.session.send(self.stream.id, &Control::Credit(credit));
     }

@@ -29,7 +29,7 @@ impl SendHalf {
     /// Resolves when all of the data was taken for sending.
     pub async fn write(&mut self, mut data: Bytes) -> Result<(), NetError> {
         while !data.is_empty() {
-            let credit = self.credit(data.len(), true).await?;
+            let credit = self.send_credit(data.len(), true).await?;
             let part = data.split_to(credit);
             if part.len() <= SMALL_WRITE && self.session.send_small(self.stream.id, &part) {
                 continue;
@@ -43,7 +43,7 @@ impl SendHalf {
 
     /// Resolves when the stream may send, with how many bytes. Errors are left to the next write.
     pub async fn room(&mut self) -> usize {
-        self.credit(LARGE_READ, false).await.unwrap_or(LARGE_READ)
+        self.send_credit(LARGE_READ, false).await.unwrap_or(LARGE_READ)
     }
 
     pub async fn finish(&mut self) -> Result<(), NetError> {
@@ -107,7 +107,7 @@ impl SendHalf {
     }
 
     /// The credit, up to `want` bytes, once there is some and no chunk is queued. `takes`: it is used up.
-    async fn credit(&self, want: usize, takes: bool) -> Result<usize, NetError> {
+    async fn send_credit(&self, want: usize, takes: bool) -> Result<usize, NetError> {
         wait_for(&self.stream.sending, || {
             {
                 let state = lock(&self.stream.state);
@@ -118,7 +118,7 @@ impl SendHalf {
                     return None;
                 }
             }
-            match self.session.credit(&self.stream, want as u64, takes) {
+            match self.session.send_credit(&self.stream, want as u64, takes) {
                 0 => None,
                 credit => Some(Ok(credit as usize)),
             }
