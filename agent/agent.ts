@@ -17,7 +17,7 @@ import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
-import { describeEnd, describeFailure } from "./failure.ts";
+import { describeClose, describeConnectError } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
 import { type Access, SessionOpener, type TransportChange } from "./transport/opener.ts";
 import { TransportPolicy } from "./transport/policy.ts";
@@ -166,7 +166,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     void session.closed.then((closed) => {
       sessions.delete(session);
       if (sessions.size === 0) health.setUnready("proxy", NOT_CONNECTED);
-      hooks.onDisconnected?.({ remote, reason: describeEnd(closed) });
+      hooks.onDisconnected?.({ remote, reason: describeClose(closed) });
     });
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
     if (leaving.length > MAX_LEAVING) leaving[0]!.close();
@@ -176,7 +176,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   log.info("connecting", { proxy: serverAddress.join(",") }); // without a response, nothing else is logged for a while
   const reconnectors = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
-    const explain = (error: unknown, { address }: ProxyEndpoint) => describeFailure(error, address, options);
+    const explain = (error: unknown, { address }: ProxyEndpoint) => describeConnectError(error, address, options);
     const { settledAfterMs = 30_000 } = deps;
     return new Reconnector({
       targets,

@@ -92,7 +92,7 @@ export class ProxyEndpoints {
     const { host, port } = splitHostPort(address);
     const named = { address, host, port, serverName: withoutZone(host) };
     // a name that cannot be resolved is left to the network, which reports the error
-    const addresses = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isOwn: true }).catch(() => []) ?? [];
+    const addresses = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isConfigured: true }).catch(() => []) ?? [];
     if (addresses.length === 0) return [named];
     return [...new Set(addresses)].map((ip) => ({
       address: ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`,

@@ -5,7 +5,7 @@ import { Backoff } from "../shared/async/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { SessionClosed } from "../shared/net/types.ts";
-import { describeEnd, isTimeout, isUnavailable } from "./failure.ts";
+import { describeClose, isRefused, isUnreachable } from "./connection_errors.ts";
 import type { Goaway, Session } from "./session.ts";
 import type { ProxyEndpoint, ProxyEndpoints } from "./proxy_endpoints.ts";
 
@@ -133,9 +133,9 @@ export class Reconnector {
   #retryDelay(error: unknown): number {
     const { backoff } = this.#options;
     const outageMs = performance.now() - this.#outageSince;
-    if (isTimeout(error)) return backoff.delayAfterTimeout(outageMs);
+    if (isUnreachable(error)) return backoff.delayAfterTimeout(outageMs);
     const waitMs = backoff.next();
-    if (!isUnavailable(error)) return waitMs;
+    if (!isRefused(error)) return waitMs;
     const { minMs, divisor } = this.#isRestarting ? RESTARTING : REFUSED;
     const boundMs = Math.max(minMs, outageMs / divisor);
     return Math.min(waitMs, boundMs / 2 + this.#jitter(boundMs / 2));
@@ -167,7 +167,7 @@ export class Reconnector {
       this.#leaving = { session, waitMs, backoff: new Backoff({ ...MIGRATION_BACKOFF, random }), attempts: 0 };
       return { reason: `the proxy is going away: ${end.reason}`, waitMs };
     }
-    const reason = describeEnd(end);
+    const reason = describeClose(end);
     this.#isRestarting = isShutDown(end);
     // two agents with the same id must not replace each other in a tight loop: keep the backoff growing
     const isReplaced = end.remote && end.code === CloseCode.replaced;
@@ -213,7 +213,7 @@ export class Reconnector {
     this.#outageSince = performance.now();
     this.#isRestarting = isShutDown(end);
     backoff.reset();
-    await this.#wait(target, { reason: describeEnd(end), waitMs: leaving.waitMs });
+    await this.#wait(target, { reason: describeClose(end), waitMs: leaving.waitMs });
   }
 
   #jitter(ms: number): number {

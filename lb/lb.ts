@@ -3,7 +3,7 @@ import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { ClientSide } from "../shared/frontend/client_side.ts";
+import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
@@ -60,7 +60,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     if (!store) throw new ConfigError("Cannot start: there is no store");
     await runtime.listenAdmin(options.admin.listenAddress);
     const hasOwnAuthenticator = deps.authenticator !== undefined;
-    const clients = new ClientSide(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
       tls: tls.clients,

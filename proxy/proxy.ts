@@ -4,7 +4,7 @@ import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
-import { ClientSide } from "../shared/frontend/client_side.ts";
+import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
@@ -81,7 +81,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const hasOwnAuthenticator = deps.authenticator !== undefined;
-    const clients = new ClientSide(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
@@ -112,7 +112,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const { quic: { address: agentAddress }, tls: { address: agentTcpAddress } = {} } = listeners;
-    if (tls.own) logPin(tls.own, agentAddress, log);
+    if (tls.selfSigned) logPin(tls.selfSigned, agentAddress, log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;
     log.info("listening", { agents: agentAddress, agentsTcp: agentTcpAddress, clients: clientAddress, admin: adminAddress });

@@ -13,7 +13,7 @@ export interface ProxyTls {
   /** Missing for plain HTTP from clients. */
   readonly clients?: ReloadableTls<ServerTls>;
   /** The self-signed certificate for agents, if used. */
-  readonly own?: SelfSigned;
+  readonly selfSigned?: SelfSigned;
 }
 
 /** What TLS needs besides the options. */
@@ -30,9 +30,9 @@ export interface ProxyTlsDeps {
  * @throws {ConfigError}
  */
 export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
-  const clients = await openClientSide(options, deps);
-  const own = needsOwn(options) ? await openSelfSigned("agent-server", placeOf(options, deps), deps.log) : undefined;
-  return { agents: await openAgentSide(options, { ...deps, own }), clients, own };
+  const clients = await openClientTls(options, deps);
+  const selfSigned = needsSelfSigned(options) ? await openSelfSigned("agent-server", placeOf(options, deps), deps.log) : undefined;
+  return { agents: await openAgentTls(options, { ...deps, selfSigned }), clients, selfSigned };
 }
 
 /**
@@ -40,9 +40,9 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
  * @throws {ConfigError}
  */
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
-  await openClientSide(options, { ...deps, log: silentLogger });
-  const own = needsOwn(options) ? await checkSelfSigned("agent-server", placeOf(options, deps)) : undefined;
-  await openAgentSide(options, { ...deps, log: silentLogger, own });
+  await openClientTls(options, { ...deps, log: silentLogger });
+  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned("agent-server", placeOf(options, deps)) : undefined;
+  await openAgentTls(options, { ...deps, log: silentLogger, selfSigned });
 }
 
 function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDeps, "log">): StateDirectory {
@@ -61,23 +61,23 @@ export function logPin({ pin, file }: SelfSigned, agentAddress: string, log: Log
   });
 }
 
-function needsOwn({ agentServer: { tls } }: ProxyOptions): boolean {
+function needsSelfSigned({ agentServer: { tls } }: ProxyOptions): boolean {
   return !tls.file.key && !tls.file.cert;
 }
 
-async function openAgentSide(
+async function openAgentTls(
   { agentServer: { tls } }: ProxyOptions,
-  deps: ProxyTlsDeps & { own?: CertifiedKey },
+  deps: ProxyTlsDeps & { selfSigned?: CertifiedKey },
 ): Promise<ReloadableTls<ServerTls>> {
   if (tls.agentIdFrom !== "none" && !tls.file.clientCa) {
     throw new ConfigError(
       `Cannot use --agent-server.tls.agent-id-from ${tls.agentIdFrom}: --agent-server.tls.file.client-ca is needed too`,
     );
   }
-  return await openServerTls("agent-server.tls", tls, { ...deps, selfSigned: deps.own });
+  return await openServerTls("agent-server.tls", tls, deps);
 }
 
-async function openClientSide({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
+async function openClientTls({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
   if (tls.enable) return await openServerTls("http-proxy.tls", tls, deps);
   refuseWithoutTls("http-proxy.tls", tls);
 }

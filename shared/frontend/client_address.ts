@@ -81,8 +81,8 @@ function containedIn(patterns: readonly string[]): Contains {
 /** Interval in milliseconds between warnings about one proxy. */
 const WARNING_INTERVAL_MS = 3_600_000;
 
-/** Warns about configured proxies that report no client. */
-export class SilentProxies {
+/** Warns, once an hour each, about configured proxies that report no client. */
+export class MissingClientWarnings {
   readonly #warnedAt = new RecentKeys<number>();
   readonly #logLimit: LogLimit;
   readonly #now: () => number;
@@ -94,7 +94,7 @@ export class SilentProxies {
   }
 
   /** @param proxy its address, `host:port` or `[host]:port`; the port may be missing */
-  seen(proxy: string): void {
+  warn(proxy: string): void {
     const [host, now] = [hostOf(proxy), this.#now()];
     const warnedAt = this.#warnedAt.get(host);
     if (warnedAt !== undefined && now - warnedAt < WARNING_INTERVAL_MS) return;

@@ -154,18 +154,24 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
 const FRAMING = ["content-length", "transfer-encoding"];
 
 /** The head for the client of `by`. `framing` is how the client finds the body's end. */
-export function rewriteResponse(response: ResponseHead, framing: Framing, by: Intermediary): Uint8Array {
+export function rewriteResponse(response: ResponseHead, framing: ResponseFraming, by: Intermediary): Uint8Array {
   const { status, reason } = response;
   const upgrade = status === 101 ? upgradeOf(response) : undefined;
   const interim = status < 200 && upgrade === undefined;
   const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
   // RFC 9112 §6.1, §6.3: an interim response and a 204 have no body, and Transfer-Encoding overrides Content-Length
-  const dropped = status < 200 || status === 204 ? FRAMING : framing !== "own" ? FRAMING : codings.length > 0 ? FRAMING.slice(0, 1) : [];
+  const dropped = status < 200 || status === 204
+    ? FRAMING
+    : framing !== "unchanged"
+    ? FRAMING
+    : codings.length > 0
+    ? FRAMING.slice(0, 1)
+    : [];
   const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
   return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
     ...kept.filter(([name]) => name.toLowerCase() !== "proxy-status"),
     ...proxyStatusOf(kept, by),
-    ...framing === "chunks" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
+    ...framing === "chunked" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
     via(response),
     ...interim ? [] : connectionFields(upgrade),
   ]);
@@ -178,14 +184,15 @@ function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
 }
 
 /**
- * How the client finds the end of a response: by the origin's framing, or by chunks added here. Without either, a truncated body looks
- * complete. HTTP/1.0 has no chunks: if the origin sends them nevertheless, the client gets their content (RFC 9112 §6.1).
+ * How the client finds the end of a response: by the origin's framing (`unchanged`), or by chunks added here (`chunked`). Without either, a
+ * truncated body looks complete. HTTP/1.0 has no chunks: if the origin sends them nevertheless, the client gets their content (`dechunked`,
+ * RFC 9112 §6.1).
  */
-export type Framing = "own" | "chunks" | "content";
+export type ResponseFraming = "unchanged" | "chunked" | "dechunked";
 
-function framingOf({ method, version }: RequestHead, response: ResponseHead): Framing {
-  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "content";
-  return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunks" : "own";
+function framingOf({ method, version }: RequestHead, response: ResponseHead): ResponseFraming {
+  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
+  return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunked" : "unchanged";
 }
 
 const encoder = new TextEncoder();
@@ -322,17 +329,17 @@ class ForwardedRequest {
     const framing = framingOf(request, response);
     const body = this.isUpgraded ? new LengthEnd(Infinity) : endOfResponse(request.method, response) ?? new LengthEnd(Infinity);
     for (let data: Uint8Array | null = rest; data !== null; data = await this.#readBody(body)) {
-      const part = framing === "content" ? contentOf(body, data) : data.subarray(0, takeResponse(body, data));
+      const part = framing === "dechunked" ? contentOf(body, data) : data.subarray(0, takeResponse(body, data));
       if (part.length > 0) {
         await this.pace(part.length);
-        await this.#write(framing === "chunks" ? chunkOf(part) : part);
+        await this.#write(framing === "chunked" ? chunkOf(part) : part);
         record.received += part.length;
       }
       // do not wait for an origin that keeps its connection open, unless the request's body is still being sent
       if (body.done && this.#body.done) break;
     }
     if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
-    if (framing === "chunks") await this.#write(LAST_CHUNK);
+    if (framing === "chunked") await this.#write(LAST_CHUNK);
     client.closeWrite();
   }
 

@@ -20,7 +20,7 @@ import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { RequestRecord } from "./access_log.ts";
-import type { SilentProxies, TrustedProxies } from "./client_address.ts";
+import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
 
 /** What all clients of a frontend share. */
 export interface PipelineContext {
@@ -31,7 +31,7 @@ export interface PipelineContext {
   /** What `dial` connects to, for the log. */
   readonly upstreamRole: string;
   readonly trusted?: TrustedProxies;
-  readonly silentProxies: SilentProxies;
+  readonly missingClientWarnings: MissingClientWarnings;
   readonly limits?: ClientLimits;
   readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
@@ -51,11 +51,11 @@ export interface ClientRequest {
   /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
   readonly established?: Uint8Array;
   /** Serves the client over the connection to the destination. Default: both directions are relayed. */
-  readonly exchange?: (upstream: UpstreamStream, tunnel: ExchangeOptions) => Promise<void>;
+  readonly exchange?: (upstream: UpstreamStream, context: ExchangeContext) => Promise<void>;
 }
 
-/** The bounds of an exchange. It records bytes and status in the session's record. */
-export interface ExchangeOptions {
+/** What limits an exchange. It records bytes and status in the session's record. */
+export interface ExchangeContext {
   /** Aborted with the error when the client resets its connection. */
   readonly clientSignal: AbortSignal;
   /** Waits until `bytes` may be forwarded. */
@@ -102,9 +102,9 @@ export class ClientSession {
    * @throws {LimitReached}
    */
   checkRate(): void {
-    const { trusted, silentProxies } = this.context;
+    const { trusted, missingClientWarnings } = this.context;
     const { client } = this.record;
-    if (trusted?.isIntermediary(client)) silentProxies.seen(client);
+    if (trusted?.isIntermediary(client)) missingClientWarnings.warn(client);
     this.#permit?.checkRate();
   }
 

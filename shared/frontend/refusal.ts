@@ -33,11 +33,11 @@ export function refuseAccepted({ context, stream, record }: ClientSession, proto
   }
 }
 
-/** Whether a refused client's connection is finished, or stays open until the client has read the response. */
-export type Ending = "over" | "may linger";
+/** What happens to the connection of a refused client: closed, or kept open until the client has read the response. */
+export type ConnectionEnd = "closed" | "lingering";
 
 /** Sends the response for `thrown` and fills in the record. */
-export async function refuse(session: ClientSession, handler: ClientHandler, thrown: unknown, mayLinger: boolean): Promise<Ending> {
+export async function refuse(session: ClientSession, handler: ClientHandler, thrown: unknown, mayLinger: boolean): Promise<ConnectionEnd> {
   const { context: { log, logLimit, onBadClient }, stream, record } = session;
   const error = toTunnelError(thrown);
   const hasResponse = record.status !== undefined;
@@ -53,12 +53,12 @@ export async function refuse(session: ClientSession, handler: ClientHandler, thr
   try {
     if (hasResponse) stream.reset(1); // a truncated response must be visible
     else await handler.refuse(error);
-    if (!hasResponse && mayLinger) return "may linger";
+    if (!hasResponse && mayLinger) return "lingering";
   } catch (error) {
     log.debug("client disconnected before its response", { id: record.id, error: error instanceof Error ? error.message : String(error) });
   }
   stream.close();
-  return "over";
+  return "closed";
 }
 
 export function logInternalError(log: Logger, id: string | undefined, error: unknown): void {

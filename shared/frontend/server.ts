@@ -4,11 +4,11 @@ import { LogLimit } from "../log/limit.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
 import type { Duplex, Incoming, TcpListener } from "../net/types.ts";
 import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
-import { SilentProxies } from "./client_address.ts";
+import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
 import { ClientSession, type PipelineContext } from "./pipeline.ts";
-import { type Ending, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
+import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
 
 /** A listener, and what its clients speak. */
 export interface ProtocolListener {
@@ -16,7 +16,7 @@ export interface ProtocolListener {
   readonly protocol: ClientProtocol;
 }
 
-export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "silentProxies" | "logLimit" | "now"> {
+export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "missingClientWarnings" | "logLimit" | "now"> {
   readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
@@ -56,8 +56,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const clients = new Map<Duplex, { readonly acceptedAt: number; readonly record: RequestRecord }>();
   const lingering = new Set<Duplex>();
   const logLimit = new LogLimit({ log });
-  const silentProxies = new SilentProxies(logLimit, now);
-  const context: PipelineContext = { ...options, upstreamRole: options.upstreamRole ?? "agent", now, logLimit, silentProxies };
+  const missingClientWarnings = new MissingClientWarnings(logLimit, now);
+  const context: PipelineContext = { ...options, upstreamRole: options.upstreamRole ?? "agent", now, logLimit, missingClientWarnings };
   const dropped = options.net.createRate(DROPPED_RATE);
   const waiting = new Set<() => void>();
   let isStopping = false;
@@ -94,7 +94,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     const record: RequestRecord = { id: nextRequestId(), client: stream.remote, sent: 0, received: 0 };
     const session = new ClientSession(context, stream, record);
     const handler = protocol.open(session);
-    let end: Ending = "over";
+    let end: ConnectionEnd = "closed";
     clients.set(stream, { acceptedAt: startedAt, record });
     try {
       try {
@@ -114,7 +114,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     } catch (error) {
       logInternalError(log, undefined, error); // a fault in one request must not end the others
     }
-    if (end === "may linger") await lingerAfterRefusal(stream);
+    if (end === "lingering") await lingerAfterRefusal(stream);
     session.release();
     clients.delete(stream);
     notifyWaiters();

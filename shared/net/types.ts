@@ -330,7 +330,7 @@ export interface ResolveOptions {
   /** Timeout in milliseconds. */
   timeoutMs: number;
   /** The operator configured the name: its lookup is never dropped in favour of names that clients ask for. Default `false`. */
-  isOwn?: boolean;
+  isConfigured?: boolean;
   /** Cancels with `cancelled`. */
   signal?: AbortSignal;
 }

@@ -38,8 +38,8 @@ function expected(error: unknown, kinds: readonly (new (...args: never[]) => Err
   const kind = kinds.find((kind) => error instanceof kind);
   if (!kind) throw error;
   const { message } = error as Error;
-  const isOwn = [ConfigError, ValueError, RangeError].some((own) => error instanceof own);
-  assert.ok(message.length > 0 && (isOwn || message.length <= LONGEST_SENTENCE), `an error of ${message.length} characters`);
+  const isConfigured = [ConfigError, ValueError, RangeError].some((own) => error instanceof own);
+  assert.ok(message.length > 0 && (isConfigured || message.length <= LONGEST_SENTENCE), `an error of ${message.length} characters`);
   return error as Error;
 }
 

@@ -1,7 +1,7 @@
 // The client's address in Forwarded: its syntax, which proxies are trusted, and that clients cannot forge it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { SilentProxies, TrustedProxies, trustedProxyOptions } from "../../shared/frontend/client_address.ts";
+import { MissingClientWarnings, TrustedProxies, trustedProxyOptions } from "../../shared/frontend/client_address.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
 import { addressLimitOptions } from "../../shared/limits/options.ts";
@@ -87,14 +87,14 @@ describe("trusted proxies", () => {
     let now = 0;
     const log = new LogBook();
     const logLimit = new LogLimit({ log });
-    const unnamed = new SilentProxies(logLimit, () => now);
+    const warnings = new MissingClientWarnings(logLimit, () => now);
     const proxies = () => log.entries.filter(({ level }) => level === "warn").map(({ fields }) => fields.proxy);
-    for (let i = 0; i < 100; i++) for (const proxy of ["10.0.0.1:7", `10.0.0.1:${i + 8}`, "[2001:db8::1]:7"]) unnamed.seen(proxy);
+    for (let i = 0; i < 100; i++) for (const proxy of ["10.0.0.1:7", `10.0.0.1:${i + 8}`, "[2001:db8::1]:7"]) warnings.warn(proxy);
     assert.deepEqual(proxies(), ["10.0.0.1", "2001:db8::1"]);
     now = 3_600_000;
-    unnamed.seen("10.0.0.1:7");
+    warnings.warn("10.0.0.1:7");
     assert.deepEqual(proxies(), ["10.0.0.1", "2001:db8::1", "10.0.0.1"]);
-    for (let i = 0; i < 1_000; i++) unnamed.seen(`10.1.${i >> 8}.${i & 255}:7`);
+    for (let i = 0; i < 1_000; i++) warnings.warn(`10.1.${i >> 8}.${i & 255}:7`);
     assert.equal(proxies().length, 10);
     logLimit.close();
   });

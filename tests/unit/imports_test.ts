@@ -47,7 +47,7 @@ function levelOf(file: string): number {
 }
 
 /** The code that all client protocols share. */
-const WITHOUT_HTTP = /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeline|client_protocol|server|client_side)\.ts$)/;
+const WITHOUT_HTTP = /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeline|client_protocol|server|service_frontend)\.ts$)/;
 
 /** Why `file` must not import `target`; `undefined` if it may. */
 function problem(file: string, target: string): string | undefined {

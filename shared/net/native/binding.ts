@@ -135,9 +135,9 @@ class NativeNet implements Net {
     return new NativeDuplex(this.#calls, id, remote);
   }
 
-  async resolve(host: string, { timeoutMs, isOwn = false, signal }: ResolveOptions): Promise<string[]> {
+  async resolve(host: string, { timeoutMs, isConfigured = false, signal }: ResolveOptions): Promise<string[]> {
     checkSignal(signal);
-    return await this.#calls.cancellable<string[]>(signal, (op, engine) => engine.resolve(op, host, timeoutMs, isOwn));
+    return await this.#calls.cancellable<string[]>(signal, (op, engine) => engine.resolve(op, host, timeoutMs, isConfigured));
   }
 
   async listenQuic(options: ListenQuicOptions): Promise<SessionListener> {

@@ -54,7 +54,7 @@ export interface Engine {
     timeoutMs: number,
     tls: EngineClientTls | undefined,
   ): void;
-  resolve(op: number, host: string, timeoutMs: number, isOwn: boolean): void;
+  resolve(op: number, host: string, timeoutMs: number, isConfigured: boolean): void;
   listenQuic(op: number, address: string, tls: EngineServerTls, alpn: string[], transport: QuicTransport, handshakes: Handshakes): void;
   listenTlsLink(
     op: number,

@@ -1,7 +1,7 @@
 // How an agent describes why it could not connect to a proxy.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { describeEnd, describeFailure } from "../../agent/failure.ts";
+import { describeClose, describeConnectError } from "../../agent/connection_errors.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { CloseCode, REPLACED_REASON } from "../../shared/link/link.ts";
@@ -13,12 +13,15 @@ const options = (type: "noauth" | "jwt") =>
 describe("an agent's description of a failure", () => {
   it("says that a proxy which refuses connections is shutting down or busy", () => {
     const error = new NetError("refused", "Cannot connect to a:1: aborted by peer: the server refused", { remote: true });
-    assert.match(describeFailure(error, "a:1", options("noauth")), /^a:1 refuses connections: the proxy is shutting down or has too many/);
+    assert.match(
+      describeConnectError(error, "a:1", options("noauth")),
+      /^a:1 refuses connections: the proxy is shutting down or has too many/,
+    );
   });
 
   it("asks whether the proxy is running if its port is closed", () => {
     const error = new NetError("refused", "Cannot connect to a:1: connection refused");
-    assert.match(describeFailure(error, "a:1", options("noauth")), /is the proxy running there\?$/);
+    assert.match(describeConnectError(error, "a:1", options("noauth")), /is the proxy running there\?$/);
   });
 
   for (const [transport, protocols] of [["auto", "UDP or TCP"], ["quic", "UDP"], ["tls", "TCP"]] as const) {
@@ -26,7 +29,7 @@ describe("an agent's description of a failure", () => {
       const given = options("noauth");
       given.agentClient.transport = transport;
       const error = new NetError("timed-out", "Cannot connect to a:1: no answer in 10000 ms");
-      assert.match(describeFailure(error, "a:1", given), new RegExp(`do firewalls allow ${protocols} to a:1\\?$`));
+      assert.match(describeConnectError(error, "a:1", given), new RegExp(`do firewalls allow ${protocols} to a:1\\?$`));
     });
   }
 
@@ -34,7 +37,7 @@ describe("an agent's description of a failure", () => {
     const given = options("noauth");
     given.agentClient.transport = "tls";
     const error = new NetError("refused", "Cannot connect to a:1: connection refused", { remote: true });
-    assert.match(describeFailure(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
+    assert.match(describeConnectError(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
   });
 
   for (
@@ -45,13 +48,13 @@ describe("an agent's description of a failure", () => {
   ) {
     it(`names what was presented if an agent id is refused: ${type}`, () => {
       const error = new NetError("closed", "bad agent id", { appCode: CloseCode.badAgentId, remote: true });
-      assert.match(describeFailure(error, "a:1", options(type)), words);
+      assert.match(describeConnectError(error, "a:1", options(type)), words);
     });
   }
 });
 
 describe("an agent's description of the end of a connection", () => {
-  const end = (reason: string) => describeEnd({ code: CloseCode.replaced, reason, remote: true, cause: "application" });
+  const end = (reason: string) => describeClose({ code: CloseCode.replaced, reason, remote: true, cause: "application" });
 
   it("names another agent with its id", () => {
     assert.match(end(REPLACED_REASON), /409 closing old connection; another agent has connected with the same id$/);

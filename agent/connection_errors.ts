@@ -1,11 +1,11 @@
-// Classifies and describes failures between agent and proxy.
+// Classifies and describes the errors of connections to a proxy.
 import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { SessionClosed } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
 
 /** Describes a failed connection and its remedy. */
-export function describeFailure(error: unknown, address: string, options: AgentOptions): string {
+export function describeConnectError(error: unknown, address: string, options: AgentOptions): string {
   if (!(error instanceof NetError)) return error instanceof Error ? error.message : String(error);
   switch (error.code) {
     case "closed":
@@ -55,18 +55,18 @@ function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: Ag
 }
 
 /** Whether the proxy did not respond or was unreachable: the network is down, or the proxy is not running. */
-export function isTimeout(error: unknown): boolean {
+export function isUnreachable(error: unknown): boolean {
   return error instanceof NetError && !error.remote && ["timed-out", "unreachable", "unknown-host", "name-timed-out"].includes(error.code);
 }
 
 /** Whether the proxy refused the connection: it is shutting down, overloaded, or not listening, and probably back soon. */
-export function isUnavailable(error: unknown): boolean {
+export function isRefused(error: unknown): boolean {
   if (!(error instanceof NetError)) return false;
   return error.code === "refused" || (error.code === "closed" && error.appCode === CloseCode.shutdown);
 }
 
-/** Describes the end of a connection. */
-export function describeEnd({ code, reason, remote, cause }: SessionClosed): string {
+/** Describes why an open connection has been closed. */
+export function describeClose({ code, reason, remote, cause }: SessionClosed): string {
   if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";
   if (cause === "reset") return `${reason}: the proxy no longer knows this connection (was it restarted?)`;
   return reason;

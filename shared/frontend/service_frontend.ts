@@ -11,7 +11,7 @@ import { warnOfExposure } from "./exposure.ts";
 import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
 
 /** The options that proxy and load balancer share. */
-export interface ClientSideOptions {
+export interface ServiceFrontendOptions {
   readonly auth: { readonly type: string };
   readonly httpProxy: {
     readonly hostWhitelist: string[];
@@ -23,7 +23,7 @@ export interface ClientSideOptions {
 }
 
 /** What the client side needs besides the options. */
-export interface ClientSideDeps {
+export interface ServiceFrontendDeps {
   /** File descriptors per tunnel. */
   readonly descriptors: number;
   /** Whether an authenticator of the embedding program replaces the options' scheme. */
@@ -43,15 +43,15 @@ export interface ListenOptions {
 export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "dial">;
 
 /** Listens for clients; connections wait until {@link serve}. */
-export class ClientSide {
+export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
-  readonly #options: ClientSideOptions;
-  readonly #deps: ClientSideDeps;
+  readonly #options: ServiceFrontendOptions;
+  readonly #deps: ServiceFrontendDeps;
   readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls">)[] = [];
   readonly limits: ClientLimits;
   #frontend?: Frontend;
 
-  constructor(runtime: ServiceRuntime, options: ClientSideOptions, deps: ClientSideDeps) {
+  constructor(runtime: ServiceRuntime, options: ServiceFrontendOptions, deps: ServiceFrontendDeps) {
     const { net, log, limitReporter: reports } = runtime;
     const { trustedProxies, proxyProtocol } = options.httpProxy;
     this.#runtime = runtime;

@@ -6,7 +6,7 @@ import { lbOptions } from "../../lb/options.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { ClientSide } from "../../shared/frontend/client_side.ts";
+import { ServiceFrontend } from "../../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import type { ServerTls } from "../../shared/net/types.ts";
 import { startService } from "../../shared/service/runtime.ts";
@@ -36,7 +36,7 @@ describe("the clients' side", () => {
       const tls = await ReloadableTls.open<ServerTls>("http-proxy.tls", { cert: file }, check, log);
       const runtime = await startService("lb", { net: watched, log }, (runtime) => Promise.resolve(runtime));
       const options = withDefaults(lbOptions, {});
-      const clients = new ClientSide(runtime, options, { descriptors: 2, hasOwnAuthenticator: false });
+      const clients = new ServiceFrontend(runtime, options, { descriptors: 2, hasOwnAuthenticator: false });
       const protocol = createHttpProxy("reverse-http-lb");
       const listen = (tls?: ReloadableTls<ServerTls>) => clients.listen({ address: "127.0.0.1:0", tls, protocol });
       const sharing = [await listen(tls), await listen(tls)];
