@@ -202,7 +202,7 @@ export interface AgentOptions {
     serverAddress?: string[];
     /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work. Default: `"auto"`. */
     transport?: "auto" | "quic" | "tls";
-    /** `--agent-client.quic-probe-interval`: Interval at which an agent that auto has put on TLS probes QUIC; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
+    /** `--agent-client.quic-probe-interval`: Interval at which an agent with transport auto probes QUIC while it uses TLS; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
     quicProbeInterval?: number;
     /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */
     connections?: number;
@@ -252,7 +252,7 @@ export interface AgentOptions {
       token?: string;
     };
   };
-  /** `--state-dir`: Directory that keeps across restarts where QUIC does not work; by default the system's or the user's state directory. */
+  /** `--state-dir`: Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory. */
   stateDir?: string;
   /** `--limits.*` */
   limits?: {

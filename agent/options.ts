@@ -31,7 +31,8 @@ export const agentOptions = defineOptions({
   "agent-client.quic-probe-interval": {
     kind: "duration",
     default: "60s",
-    description: "Interval at which an agent that auto has put on TLS probes QUIC; it grows to 10m while probes fail; 0s: never.",
+    description:
+      "Interval at which an agent with transport auto probes QUIC while it uses TLS; it grows to 10m while probes fail; 0s: never.",
   },
   "agent-client.connections": {
     kind: "integer",
@@ -105,7 +106,8 @@ export const agentOptions = defineOptions({
   },
   "state-dir": {
     kind: "file",
-    description: "Directory that keeps across restarts where QUIC does not work; by default the system's or the user's state directory.",
+    description:
+      "Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory.",
   },
   ...agentTunnelLimitOptions,
   ...drainOptions,

@@ -112,7 +112,7 @@ export class SessionOpener {
     return await Session.open(connection, { ...session, log, credentials });
   }
 
-  /** Records and reports what carries the link now. */
+  /** Records and reports the transport in use. */
   #linked({ address }: ProxyEndpoint, session: Session, reason: ChangeReason, error?: unknown): void {
     const { policy, onChange } = this.#options;
     const { transport: to } = session;

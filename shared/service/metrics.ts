@@ -22,7 +22,8 @@ export class Metrics {
       .set({ service, version: VERSION }, 1);
     this.#limits = new Counter({
       name: "reverse_http_limit_rejections_total",
-      help: "Limits that were reached: options without limits., memory (memory-watermark), ports (local ports), head-size and head-time.",
+      help:
+        "Rejections by limit: an option's name without limits., memory (memory-watermark), ports (local ports), head-size or head-time.",
       labelNames: ["limit"],
       registers,
     });
@@ -65,11 +66,11 @@ export class Metrics {
     registerSessions([this.registry], sessions);
   }
 
-  /** Counts changes of what carries the link to a proxy; `reason` is one of a few fixed words. */
+  /** Counts changes of the transport to a proxy; `reason` is one of a few fixed words. */
   linkChanges(): (change: { to: SessionKind; reason: string }) => void {
     const counter = new Counter({
       name: "reverse_http_link_changes_total",
-      help: "Changes of what carries the link to a proxy, by the new transport and the reason.",
+      help: "Changes of the transport to a proxy, by the new transport and the reason.",
       labelNames: ["link", "reason"],
       registers: [this.registry],
     });
@@ -233,7 +234,7 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
   // the first to be collected: it sets the others
   new Gauge({
     name: "reverse_http_links_active",
-    help: "Connections between agents and proxies by what carries them: QUIC or TLS.",
+    help: "Connections between agents and proxies by transport: QUIC or TLS.",
     labelNames: ["link"],
     registers,
     collect() {

@@ -125,7 +125,7 @@ export class CircuitBreaker<C> {
     let cancel!: (error: StoreError) => void;
     const cancelled = new Promise<never>((_, reject) => {
       cancel = reject;
-      timer = setTimeout(() => reject(new Error(`no response in ${timeoutMs} ms`)), timeoutMs);
+      timer = setTimeout(() => reject(new Error(`no response within ${timeoutMs} ms`)), timeoutMs);
     });
     this.#pending.add(cancel);
     try {

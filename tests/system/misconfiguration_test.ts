@@ -33,7 +33,7 @@ describe("a mistake", () => {
       const { reason, retryInMs } = await agent.waitFor("not connected");
       assert.equal(
         reason,
-        `Cannot connect to ${agents}: no answer in 10000 ms; is the proxy running there, and do firewalls allow UDP or TCP to ${agents}?`,
+        `Cannot connect to ${agents}: no response within 10000 ms; is the proxy running there, and do firewalls allow UDP or TCP to ${agents}?`,
       );
       assert.ok(Number(retryInMs) > 0);
     } finally {

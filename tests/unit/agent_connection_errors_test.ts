@@ -28,7 +28,7 @@ describe("an agent's description of a failure", () => {
     it(`asks about firewalls if nothing responds: ${transport}`, () => {
       const given = options("noauth");
       given.agentClient.transport = transport;
-      const error = new NetError("timed-out", "Cannot connect to a:1: no answer in 10000 ms");
+      const error = new NetError("timed-out", "Cannot connect to a:1: no response within 10000 ms");
       assert.match(describeConnectError(error, "a:1", given), new RegExp(`do firewalls allow ${protocols} to a:1\\?$`));
     });
   }

@@ -71,7 +71,7 @@ where
         .unwrap_or_else(|_| {
             Err(NetError::new(
                 NetErrorCode::TimedOut,
-                format!("Cannot connect to {what}: no answer in {} ms", limit.as_millis()),
+                format!("Cannot connect to {what}: no response within {} ms", limit.as_millis()),
             ))
         });
     if is_named && result.is_err() {
