@@ -8,6 +8,8 @@ export interface ProxyOptions {
     listenAddress?: string;
     /** `--agent-server.tcp-listen-address`: TCP address that agents dial over TLS where UDP is blocked; by default listen-address; none: agents connect over QUIC only. */
     tcpListenAddress?: string;
+    /** `--agent-server.share-client-port`: Accept agents over TLS on http-proxy.listen-address too, by ALPN; needs --http-proxy.tls.enable. Default: `false`. */
+    shareClientPort?: boolean;
     /** `--agent-server.tls.*` */
     tls?: {
       /** `--agent-server.tls.file.*` */

@@ -34,7 +34,7 @@ export function describeConnectError(error: unknown, address: string, options: A
 const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP" } as const;
 
 function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
-  if (!message.includes("certificate")) return "";
+  if (!/certificate/i.test(message)) return "";
   if (remote) return "; the proxy requires a client certificate that it accepts: set --agent-client.tls.file.cert and its key";
   if (message.includes("is not the pinned one")) {
     return "; the proxy's certificate does not match --agent-client.tls.pin-sha256; the proxy logs its pin on startup";

@@ -26,6 +26,11 @@ export const proxyOptions = defineOptions({
       "TCP address that agents dial over TLS where UDP is blocked; by default listen-address; none: agents connect over QUIC only.",
     check: checkTcpListenAddress,
   },
+  "agent-server.share-client-port": {
+    kind: "boolean",
+    default: "false",
+    description: "Accept agents over TLS on http-proxy.listen-address too, by ALPN; needs --http-proxy.tls.enable.",
+  },
   "agent-server.tls.file.key": {
     kind: "file",
     description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",

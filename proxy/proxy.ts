@@ -39,7 +39,7 @@ export interface ProxyDeps extends ServiceDeps, AgentEvents {
 export interface Proxy {
   /** UDP address bound for agents. */
   readonly agentAddress: string;
-  /** TCP address bound for agents where UDP is blocked; `undefined` if they connect over QUIC only. */
+  /** TCP address bound for agents where UDP is blocked, possibly that of clients; `undefined` if they connect over QUIC only. */
   readonly agentTcpAddress?: string;
   /** TCP address bound for clients. */
   readonly clientAddress: string;
@@ -85,6 +85,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
+      links: options.agentServer.shareClientPort ? listeners.tls : undefined,
       protocol: createHttpProxy("reverse-http-proxy"),
     });
     const { agentIdFrom } = options.agentServer.tls;
@@ -111,7 +112,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
-    const { quic: { address: agentAddress }, tls: { address: agentTcpAddress } = {} } = listeners;
+    const { address: agentAddress } = listeners.quic;
+    const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddress, log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;

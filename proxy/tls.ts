@@ -77,7 +77,11 @@ async function openAgentTls(
   return await openServerTls("agent-server.tls", tls, deps);
 }
 
-async function openClientTls({ httpProxy: { tls } }: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
+async function openClientTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
+  const { httpProxy: { tls }, agentServer: { shareClientPort } } = options;
   if (tls.enable) return await openServerTls("http-proxy.tls", tls, deps);
+  if (shareClientPort) {
+    throw new ConfigError("Cannot use --agent-server.share-client-port: --http-proxy.tls.enable is not set, and agents are known by TLS");
+  }
   refuseWithoutTls("http-proxy.tls", tls);
 }

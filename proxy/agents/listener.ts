@@ -17,7 +17,7 @@ const MAX_PORTS = 16;
 /** The open listeners. */
 export interface AgentListeners {
   readonly quic: SessionListener;
-  /** Missing if agents connect over QUIC only. */
+  /** Missing if agents connect over QUIC only. Without an address if it has only what clients' listeners pass on. */
   readonly tls?: SessionListener;
 }
 
@@ -33,7 +33,7 @@ export async function listenForAgents(
   countFailed: (outcome: "refused" | "failed", count: number) => void,
 ): Promise<AgentListeners> {
   const { net } = runtime;
-  const { listenAddress, tcpListenAddress, congestionControl } = options.agentServer;
+  const { listenAddress, tcpListenAddress, shareClientPort, congestionControl } = options.agentServer;
   const common = { tls, ...handshakeLimits(runtime, options, countFailed) };
   const adopt = (listener: SessionListener) => runtime.adopt(listener, () => listener.close(CloseCode.shutdown, "shutting down"));
   const listenQuic = () =>
@@ -44,22 +44,24 @@ export async function listenForAgents(
       transport: { ...PROXY_TRANSPORT, congestion: congestionControl },
       retryThreshold: options.limits.retryThreshold,
     });
-  const listenTls = (address: string) =>
+  const listenTls = (address?: string) =>
     net.listenTlsLink({ ...common, address, alpn: [...TLS_ALPN, PROBE_ALPN], transport: PROXY_TRANSPORT });
   if (tcpListenAddress === NO_LISTENER || (tcpListenAddress === undefined && isPortTaken(options, runtime))) {
-    return { quic: adopt(await listenQuic()) };
+    const quic = adopt(await listenQuic());
+    return shareClientPort ? { quic, tls: adopt(await listenTls()) } : { quic };
   }
   if (tcpListenAddress !== undefined) return { quic: adopt(await listenQuic()), tls: adopt(await listenTls(tcpListenAddress)) };
   const both = await listenOnBoth(listenAddress, listenQuic, listenTls);
   return { quic: adopt(both.quic), tls: adopt(both.tls) };
 }
 
-/** Whether the proxy itself uses the TCP port for clients or operators. */
+/** Whether the proxy itself uses the TCP port for clients or operators. Agents may share that of clients. */
 function isPortTaken({ agentServer, httpProxy, admin }: ProxyOptions, { log }: ServiceRuntime): boolean {
   const { port } = splitHostPort(agentServer.listenAddress);
   const others = { "--http-proxy.listen-address": httpProxy.listenAddress, "--admin.listen-address": admin.listenAddress };
   const [taken] = Object.entries(others).find(([, address]) => address && port !== 0 && splitHostPort(address).port === port) ?? [];
   if (taken === undefined) return false;
+  if (agentServer.shareClientPort) return true;
   log.info("agents connect over QUIC only", { reason: `${taken} has the TCP port ${port}; set --agent-server.tcp-listen-address` });
   return true;
 }

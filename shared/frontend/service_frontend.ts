@@ -2,7 +2,7 @@
 import { networksOf } from "../address/allow_list.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
-import type { ServerTls, TcpListener } from "../net/types.ts";
+import type { ServerTls, SessionListener, TcpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { ReloadableTls } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
@@ -37,6 +37,8 @@ export interface ListenOptions {
   /** Missing for plain TCP. */
   readonly tls?: ReloadableTls<ServerTls>;
   readonly protocol: ClientProtocol;
+  /** Takes the TLS connections of agents, as of the network's `listenTcp`. */
+  readonly links?: SessionListener;
 }
 
 /** What a service decides about its frontend. */
@@ -78,11 +80,12 @@ export class ServiceFrontend {
    * Opens a listener. Its connections wait until {@link serve}.
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listen({ address, tls, protocol }: ListenOptions): Promise<TcpListener> {
+  async listen({ address, tls, protocol, links }: ListenOptions): Promise<TcpListener> {
     const listener = await this.#runtime.net.listenTcp({
       address,
       tls: tls?.current,
       preamble: protocol.preamble,
+      links,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),

@@ -156,7 +156,7 @@ export interface TcpListener {
 
 /** Accepts sessions; handshakes run concurrently. */
 export interface SessionListener {
-  /** The bound address, `host:port` or `[host]:port`. */
+  /** The bound address, `host:port` or `[host]:port`; empty if it has no socket of its own. */
   readonly address: string;
   /** Resolves with the next session after its handshake; with `null` once it is closed. */
   accept(): Promise<AgentSession | null>;
@@ -300,6 +300,11 @@ export interface ListenTcpOptions extends HeadOptions {
   /** Accept TLS. With the preamble `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
   tls?: ServerTls;
   /**
+   * Takes the TLS connections that offer one of its protocols by ALPN (RFC 7301), with its own certificate, requirements and limits. A
+   * listener of {@link Net.listenTlsLink} of the same network. Default: all connections are clients'.
+   */
+  links?: SessionListener;
+  /**
    * Networks, `address/bits`, whose connections must begin with a PROXY protocol header, version 1 or 2, before TLS. Its source address
    * becomes the stream's `remote`; a connection without one is delivered with `head-malformed`. Default: none.
    */
@@ -367,7 +372,10 @@ export interface ListenQuicOptions extends ListenSessionsOptions {
 }
 
 /** Options of {@link Net.listenTlsLink}. */
-export type ListenTlsLinkOptions = ListenSessionsOptions;
+export interface ListenTlsLinkOptions extends Omit<ListenSessionsOptions, "address"> {
+  /** As {@link ListenTcpOptions.address}. Default: no socket of its own, only connections of {@link ListenTcpOptions.links}. */
+  address?: string;
+}
 
 /** A failed or refused handshake. */
 export interface HandshakeFailure {

@@ -312,7 +312,7 @@ class MemoryNet implements Net {
   async listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener> {
     this.#checkOpen();
     const listener = (host: string, port: number) => new MemorySessionListener("tls", this.tcp, host, port, options);
-    return this.tcp.bind(options.address, listener);
+    return options.address === undefined ? listener("", 0) : this.tcp.bind(options.address, listener);
   }
 
   async connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession> {
@@ -325,9 +325,10 @@ class MemoryNet implements Net {
   ): AgentSession {
     this.#checkOpen();
     checkDial(port, signal);
-    const { listener, host: address } = ports.find(host, port);
+    const { listener: found, host: address } = ports.find(host, port);
     const there = formatAddress(address, port);
-    if (listener instanceof MemoryTcpListener) throw speaksOther(there, true);
+    const listener = found instanceof MemoryTcpListener ? found.options.links : found;
+    if (!(listener instanceof MemorySessionListener)) throw speaksOther(there, true);
     return listener.arrive(there, formatAddress(address, ports.ephemeral()), alpn, transport);
   }
 
@@ -429,9 +430,9 @@ class MemorySessionListener implements SessionListener {
     readonly ports: { free(listener: MemorySessionListener): void },
     readonly host: string,
     readonly port: number,
-    readonly options: ListenSessionsOptions,
+    readonly options: Omit<ListenSessionsOptions, "address">,
   ) {
-    this.address = formatAddress(host, port);
+    this.address = port === 0 ? "" : formatAddress(host, port);
   }
 
   /** @throws {NetError} `refused`, `tls` */

@@ -4,6 +4,7 @@ import { describe } from "node:test";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
+import { linkTests } from "./links.ts";
 import { preambleTests } from "./preambles.ts";
 import { requestTests } from "./requests.ts";
 import { spliceTests } from "./splice.ts";
@@ -16,7 +17,18 @@ export function conformance(adapter: Adapter): void {
   describe(`the ${adapter.name} network`, () => {
     const suite = makeSuite(adapter);
     for (
-      const tests of [duplexTests, headTests, preambleTests, tcpTests, tlsTests, sessionTests, requestTests, spliceTests, lifetimeTests]
+      const tests of [
+        duplexTests,
+        headTests,
+        preambleTests,
+        tcpTests,
+        tlsTests,
+        sessionTests,
+        linkTests,
+        requestTests,
+        spliceTests,
+        lifetimeTests,
+      ]
     ) tests(suite);
   });
 }

@@ -2,8 +2,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use rustls::client::UnbufferedClientConnection;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
 use super::handshake::establish;
 use super::link::set_up;
@@ -15,6 +16,7 @@ use crate::net::resolver::{Purpose, Resolver};
 use crate::net::tcp::dial::connect_error;
 use crate::net::tls::{self, TLS_1_3};
 use crate::session::ConnectSession;
+use crate::stream::tcp_socket::Tcp;
 use crate::time::millis;
 
 /// Connects to the first address of the host that accepts. Resolves when the peer has sent its settings.
@@ -28,21 +30,29 @@ pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession) -> Result<A
         let (tls_config, name, config) = (tls_config.clone(), name.clone(), Config::from(&options.transport));
         let what = display(&options.host, options.port);
         async move {
-            let socket = open(address).await.map_err(|e| connect_error(&e, address))?;
+            let tcp = open(address).await.map_err(|e| connect_error(&e, address))?;
             let connection =
                 UnbufferedClientConnection::new(tls_config, name).map_err(|e| NetError::tls(&format!("Cannot connect to {what}"), e))?;
-            establish(socket, connection.into(), config, canonical(address).to_string(), &what).await
+            establish(
+                tcp,
+                BytesMut::new(),
+                connection.into(),
+                config,
+                canonical(address).to_string(),
+                &what,
+            )
+            .await
         }
     })
     .await
 }
 
-async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {
+async fn open(address: SocketAddr) -> std::io::Result<Arc<Tcp>> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    let stream = socket.connect(address).await?;
-    set_up(&stream)?;
-    Ok(stream)
+    let tcp = Tcp::new(socket.connect(address).await?);
+    set_up(&tcp)?;
+    Ok(tcp)
 }

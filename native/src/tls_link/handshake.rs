@@ -10,14 +10,22 @@ use super::link::Link;
 use super::records::{Handshake, Sealed, Tls};
 use super::session::{Config, Ended, Peer, Session};
 use crate::error::{NetError, NetErrorCode};
+use crate::stream::tcp_socket::Tcp;
 
 /// Bytes read at a time during a handshake.
 const READ: usize = 4 << 10;
 
 /// Completes the handshake and starts the session. Resolves when the peer has sent its settings, and thus has accepted this side's
-/// certificate too. `what` names the peer in errors.
-pub async fn establish(socket: TcpStream, mut tls: Tls, config: Config, remote: String, what: &str) -> Result<Arc<Session>, NetError> {
-    let (early, incoming) = handshake(&socket, &mut tls, what).await?;
+/// certificate too. `incoming` was read before, and `what` names the peer in errors.
+pub async fn establish(
+    tcp: Arc<Tcp>,
+    mut incoming: BytesMut,
+    mut tls: Tls,
+    config: Config,
+    remote: String,
+    what: &str,
+) -> Result<Arc<Session>, NetError> {
+    let early = handshake(&tcp.stream, &mut incoming, &mut tls, what).await?;
     let common = tls.common();
     let Some(alpn) = common.alpn_protocol() else {
         return Err(NetError {
@@ -34,7 +42,7 @@ pub async fn establish(socket: TcpStream, mut tls: Tls, config: Config, remote: 
         alpn: String::from_utf8_lossy(alpn).into_owned(),
         certificate: certificate.map(|certificate| Bytes::copy_from_slice(certificate)),
     };
-    let session = Link::start(socket, tls, &early, incoming, config, peer);
+    let session = Link::start(tcp, tls, &early, incoming, config, peer);
     let guard = CloseOnDrop(Some(session));
     let session = guard.0.as_ref().ok_or_else(NetError::closed)?;
     session.ready().await.map_err(|ended| refused(&ended, what))?;
@@ -80,12 +88,12 @@ fn cannot_connect(what: &str) -> String {
     format!("Cannot connect to {what}")
 }
 
-/// Returns data that arrived with the last message, and bytes that arrived after it.
-async fn handshake(socket: &TcpStream, tls: &mut Tls, what: &str) -> Result<(Vec<u8>, BytesMut), NetError> {
-    let (mut incoming, mut sealed) = (BytesMut::new(), Sealed::default());
-    let mut has_read = false;
+/// Returns data that arrived with the last message; what arrived after it stays in `incoming`.
+async fn handshake(socket: &TcpStream, incoming: &mut BytesMut, tls: &mut Tls, what: &str) -> Result<Vec<u8>, NetError> {
+    let mut sealed = Sealed::default();
+    let mut has_read = !incoming.is_empty();
     loop {
-        let progress = tls.handshake(&mut incoming, &mut sealed);
+        let progress = tls.handshake(incoming, &mut sealed);
         let written = write(socket, &mut sealed).await; // also the alert of an error
         let progress = progress.map_err(|e| NetError {
             remote: matches!(e, rustls::Error::AlertReceived(alert) if alert != AlertDescription::CloseNotify),
@@ -93,9 +101,9 @@ async fn handshake(socket: &TcpStream, tls: &mut Tls, what: &str) -> Result<(Vec
         })?;
         written.map_err(|e| lost(&e, has_read, what))?;
         if let Handshake::Complete(early) = progress {
-            return Ok((early, incoming));
+            return Ok(early);
         }
-        read(socket, &mut incoming).await.map_err(|e| lost(&e, has_read, what))?;
+        read(socket, incoming).await.map_err(|e| lost(&e, has_read, what))?;
         has_read = true;
     }
 }

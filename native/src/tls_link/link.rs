@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::frame::Parser;
 use super::records::{Opened, Sealed, Tls};
 use super::session::{Batch, Config, Ended, Peer, Piece, Session};
+use crate::stream::tcp_socket::Tcp;
 use crate::sync::lock;
 
 /// Bytes sealed at a time. What is sealed cannot be overtaken by small frames, so a slow link seals less.
@@ -32,8 +32,8 @@ const LINGER: Duration = Duration::from_millis(600);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Prepares a socket. Keep-alive uses PING frames, which the peer's engine, not only its kernel, must answer.
-pub fn set_up(socket: &TcpStream) -> std::io::Result<()> {
-    let socket = SockRef::from(socket);
+pub fn set_up(tcp: &Tcp) -> std::io::Result<()> {
+    let socket = SockRef::from(&tcp.stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_keepalive(false)?;
     #[cfg(target_os = "linux")]
@@ -43,7 +43,7 @@ pub fn set_up(socket: &TcpStream) -> std::io::Result<()> {
 
 pub struct Link {
     session: Arc<Session>,
-    socket: TcpStream,
+    tcp: Arc<Tcp>,
     records: Mutex<Records>,
     output: Mutex<Output>,
     /// The socket takes nothing; the sending task waits for it.
@@ -75,12 +75,12 @@ enum Written {
 
 impl Link {
     /// Starts a session on a connection whose handshake is complete. `early` was received with the handshake, and `incoming` after it.
-    pub fn start(socket: TcpStream, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
+    pub fn start(tcp: Arc<Tcp>, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
         let is_client = tls.is_client();
         let session = Session::new(config, peer, is_client);
         let link = Arc::new(Self {
             session: session.clone(),
-            socket,
+            tcp,
             records: Mutex::new(Records {
                 tls,
                 alerts: Sealed::default(),
@@ -127,8 +127,8 @@ impl Link {
     async fn writable(&self) -> bool {
         tokio::select! {
             biased;
-            writable = self.socket.writable() => writable.is_ok(),
-            () = self.session.over() => timeout(CLOSE_TIMEOUT, self.socket.writable()).await.is_ok_and(|writable| writable.is_ok()),
+            writable = self.tcp.stream.writable() => writable.is_ok(),
+            () = self.session.over() => timeout(CLOSE_TIMEOUT, self.tcp.stream.writable()).await.is_ok_and(|writable| writable.is_ok()),
         }
     }
 
@@ -167,7 +167,7 @@ impl Link {
     fn write(&self, output: &mut Output) -> Result<Written, Ended> {
         loop {
             while !output.sealed.bytes().is_empty() {
-                match self.socket.try_write(output.sealed.bytes()) {
+                match self.tcp.stream.try_write(output.sealed.bytes()) {
                     Ok(bytes) => {
                         output.sealed.written(bytes);
                         self.session.counters.sent.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -183,7 +183,7 @@ impl Link {
                 self.session.batch_written(&batch);
                 if batch.is_last {
                     output.is_closed = true;
-                    let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write); // fails if it is closed
+                    let _ = SockRef::from(&self.tcp.stream).shutdown(std::net::Shutdown::Write); // fails if it is closed
                     return Ok(Written::All);
                 }
             }
@@ -255,7 +255,7 @@ impl Link {
             let is_over = self.session.over();
             tokio::select! {
                 biased; // a process that was suspended finds both its timer expired and data of the peer
-                readable = self.socket.readable() => readable.map_err(|e| lost(&e))?,
+                readable = self.tcp.stream.readable() => readable.map_err(|e| lost(&e))?,
                 () = is_over => return Ok(()),
                 () = timer => {
                     if late_at.is_some_and(|at| at <= Instant::now()) {
@@ -290,7 +290,7 @@ impl Link {
         if incoming.capacity() - incoming.len() < size {
             incoming.reserve(size + MAX_RECORD);
         }
-        match self.socket.try_read_buf(incoming) {
+        match self.tcp.stream.try_read_buf(incoming) {
             Ok(0) => Err(Ended::Lost("the peer has ended the TCP connection without CLOSE".into())),
             Ok(bytes) => {
                 self.session.counters.received.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -331,7 +331,7 @@ impl Link {
     /// Reads and discards data until the peer's end.
     async fn discard(&self) {
         let mut scratch = BytesMut::new();
-        while self.socket.readable().await.is_ok() {
+        while self.tcp.stream.readable().await.is_ok() {
             scratch.clear();
             if self.read(&mut scratch, MIN_READ).is_err() {
                 return;

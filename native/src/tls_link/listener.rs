@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use rustls::server::UnbufferedServerConnection;
 use rustls::ServerConfig;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
@@ -26,22 +27,53 @@ use crate::quic::connection::CLOSE_NOTIFY_TIMEOUT;
 use crate::quic::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
 use crate::quic::listener::{ACCEPT_QUEUE, MAX_QUEUED_FAILURES};
 use crate::session::{HandshakeResult, Session as AnySession};
+use crate::stream::tcp_socket::Tcp;
 use crate::sync::lock;
 
+/// Bound of the connections that other listeners have passed on and that are not yet admitted. Admitting them takes no time.
+const MAX_PASSED: usize = 64;
+
+/// A connection with what was read of it.
+struct Connection {
+    tcp: Arc<Tcp>,
+    incoming: BytesMut,
+    remote: SocketAddr,
+}
+
+/// The way for connections that another listener has accepted. They are treated as the listener's own.
+#[derive(Clone)]
+pub struct Handoff {
+    alpn: Arc<[String]>,
+    connections: mpsc::Sender<Connection>,
+}
+
+impl Handoff {
+    /// Whether `protocol` (RFC 7301) is one of the listener's.
+    pub fn speaks(&self, protocol: &[u8]) -> bool {
+        self.alpn.iter().any(|name| name.as_bytes() == protocol)
+    }
+
+    /// Passes on a connection whose first bytes, `incoming`, were read. If the listener is closed, the connection is closed.
+    pub async fn pass(&self, tcp: Arc<Tcp>, incoming: BytesMut, remote: SocketAddr) {
+        let _ = self.connections.send(Connection { tcp, incoming, remote }).await;
+    }
+}
+
 pub struct Listener {
+    /// Empty if it accepts only what other listeners pass on.
     pub address: String,
+    pub handoff: Handoff,
     pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     pub suppressed: Arc<SuppressedErrors>,
     pub max_streams: u32,
     tls: Arc<Mutex<Arc<ServerConfig>>>,
-    alpn: Vec<String>,
     open: watch::Sender<bool>,
 }
 
 impl Listener {
     pub fn open(
         runtime: &Handle,
-        address: &str,
+        address: Option<&str>,
         tls: &ServerTls,
         alpn: Vec<String>,
         config: Config,
@@ -49,11 +81,11 @@ impl Listener {
         warn: Arc<Warn>,
     ) -> Result<Self, NetError> {
         let tls = Arc::new(Mutex::new(server_config(tls, &alpn)?));
-        let socket = bind(address)?;
         let _guard = runtime.enter();
-        let socket = TcpListener::from_std(socket.into()).map_err(|e| NetError::bind(&e, address))?;
-        let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
+        let socket = address.map(listen).transpose()?;
+        let bound = socket.as_ref().map_or_else(String::new, |(_, bound)| bound.to_string());
         let (open, closed) = watch::channel(true);
+        let (connections, passed) = mpsc::channel(MAX_PASSED);
         let acceptor = Acceptor {
             accept_queue: Arc::new(AcceptQueue::new(ACCEPT_QUEUE)),
             suppressed: Arc::default(),
@@ -63,20 +95,23 @@ impl Listener {
             warn,
         };
         let (accept_queue, suppressed, max_streams) = (acceptor.accept_queue.clone(), acceptor.suppressed.clone(), acceptor.config.streams);
-        runtime.spawn(accept(socket, acceptor, closed));
+        runtime.spawn(accept(socket.map(|(socket, _)| socket), passed, acceptor, closed));
         Ok(Self {
-            address: bound.to_string(),
+            address: bound,
+            handoff: Handoff {
+                alpn: alpn.into(),
+                connections,
+            },
             accept_queue,
             suppressed,
             max_streams,
             tls,
-            alpn,
             open,
         })
     }
 
     pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
-        *lock(&self.tls) = server_config(tls, &self.alpn)?;
+        *lock(&self.tls) = server_config(tls, &self.handoff.alpn)?;
         Ok(())
     }
 
@@ -100,6 +135,12 @@ impl Listener {
     }
 }
 
+fn listen(address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
+    let socket = TcpListener::from_std(bind(address)?.into()).map_err(|e| NetError::bind(&e, address))?;
+    let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
+    Ok((socket, bound))
+}
+
 fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, NetError> {
     let mut config = tls::server_with(tls::fast_provider(), tls, TLS_1_3, alpn)?;
     config.send_tls13_tickets = 0; // a link lives long, and is not resumed
@@ -115,20 +156,38 @@ struct Acceptor {
     warn: Arc<Warn>,
 }
 
-/// Accepts connections. Handshakes run concurrently.
-async fn accept(socket: TcpListener, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
+async fn accept_next(socket: Option<&TcpListener>) -> std::io::Result<Connection> {
+    let Some(socket) = socket else {
+        return std::future::pending().await;
+    };
+    let (stream, remote) = socket.accept().await?;
+    Ok(Connection {
+        tcp: Tcp::new(stream),
+        incoming: BytesMut::new(),
+        remote: canonical(remote),
+    })
+}
+
+/// Accepts connections, its own and those that are passed on. Handshakes run concurrently.
+async fn accept(
+    socket: Option<TcpListener>,
+    mut passed: mpsc::Receiver<Connection>,
+    acceptor: Acceptor,
+    mut closed: watch::Receiver<bool>,
+) {
     let mut handshakes = JoinSet::new();
     let pending = Arc::new(PendingHandshakes::default());
     let limits = &acceptor.limits;
     let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+            accepted = accept_next(socket.as_ref()) => accepted,
+            Some(connection) = passed.recv() => Ok(connection),
             _ = closed.wait_for(|open| !open) => break,
         };
         while handshakes.try_join_next().is_some() {}
-        let (stream, remote) = match accepted {
-            Ok((stream, remote)) => (stream, canonical(remote)),
+        let connection = match accepted {
+            Ok(connection) => connection,
             Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // closed before it was accepted
             Err(e) => {
                 if warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
@@ -140,24 +199,24 @@ async fn accept(socket: TcpListener, acceptor: Acceptor, mut closed: watch::Rece
             }
         };
         if acceptor.accept_queue.is_full() {
-            acceptor.refuse(stream, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
+            acceptor.refuse(connection, NetErrorCode::Limit, "Too many connections wait to be accepted");
             continue;
         }
         if handshakes.len() >= limits.pending {
-            acceptor.refuse(stream, remote, NetErrorCode::Limit, "Too many pending handshakes");
+            acceptor.refuse(connection, NetErrorCode::Limit, "Too many pending handshakes");
             continue;
         }
         // TCP has validated the address
-        let Admission::Accept(permit) = pending.admit(limits.keys.of(remote.ip()), true, limits.pending_per_address) else {
+        let Admission::Accept(permit) = pending.admit(limits.keys.of(connection.remote.ip()), true, limits.pending_per_address) else {
             let message = "Too many pending handshakes from this address";
-            acceptor.refuse(stream, remote, NetErrorCode::LimitPerAddress, message);
+            acceptor.refuse(connection, NetErrorCode::LimitPerAddress, message);
             continue;
         };
-        let (accept_queue, time) = (acceptor.accept_queue.clone(), limits.time);
+        let (accept_queue, time, remote) = (acceptor.accept_queue.clone(), limits.time, connection.remote);
         let (tls, config) = (lock(&acceptor.tls).clone(), acceptor.config.clone());
         handshakes.spawn(async move {
             let _permit = permit;
-            let error = match timeout(time, serve(stream, tls, config, remote)).await {
+            let error = match timeout(time, serve(connection, tls, config)).await {
                 Ok(Ok(session)) => {
                     let session = AnySession::TlsLink(session).into();
                     let _ = accept_queue.push(HandshakeResult::Connected(session)); // if the queue is closed, the session is closed
@@ -179,18 +238,19 @@ async fn accept(socket: TcpListener, acceptor: Acceptor, mut closed: watch::Rece
     // aborts the handshakes and frees the address
 }
 
-async fn serve(stream: TcpStream, tls: Arc<ServerConfig>, config: Config, remote: SocketAddr) -> Result<Arc<Session>, NetError> {
+async fn serve(connection: Connection, tls: Arc<ServerConfig>, config: Config) -> Result<Arc<Session>, NetError> {
+    let Connection { tcp, incoming, remote } = connection;
     let what = remote.to_string();
-    set_up(&stream).map_err(|e| NetError::connect(&e, &what))?;
-    let connection = UnbufferedServerConnection::new(tls).map_err(|e| NetError::tls("Cannot set up TLS", e))?;
-    establish(stream, connection.into(), config, what.clone(), &what).await
+    set_up(&tcp).map_err(|e| NetError::connect(&e, &what))?;
+    let tls = UnbufferedServerConnection::new(tls).map_err(|e| NetError::tls("Cannot set up TLS", e))?;
+    establish(tcp, incoming, tls.into(), config, what.clone(), &what).await
 }
 
 impl Acceptor {
     /// Closes the connection with a reset, and reports or counts it.
-    fn refuse(&self, stream: TcpStream, remote: SocketAddr, code: NetErrorCode, message: &str) {
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO)); // fails if the connection has ended
-        drop(stream);
+    fn refuse(&self, Connection { tcp, remote, .. }: Connection, code: NetErrorCode, message: &str) {
+        let _ = SockRef::from(&tcp.stream).set_linger(Some(Duration::ZERO)); // fails if the connection has ended
+        drop(tcp);
         if self.accept_queue.len() < MAX_QUEUED_FAILURES {
             let (remote, error) = (remote.to_string(), NetError::new(code, message));
             let _ = self.accept_queue.push(HandshakeResult::Failed { remote, error });

@@ -119,8 +119,9 @@ class NativeNet implements Net {
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     const tls = options.tls && toEngineServerTls(options.tls);
     const limits = heads(options, options.pendingHeadsPerAddress, options.proxyProtocol);
+    const links = options.links && NativeSessionListener.idOf(options.links);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, tls, limits, options.preamble ?? "http")
+      engine.listenTcp(op, options.address, tls, limits, options.preamble ?? "http", links)
     );
     return new NativeTcpListener(this.#calls, id, address);
   }
@@ -160,7 +161,7 @@ class NativeNet implements Net {
 
   async #listen(
     kind: SessionKind,
-    options: ListenSessionsOptions,
+    options: Omit<ListenSessionsOptions, "address">,
     start: (op: number, tls: EngineServerTls, engine: Engine) => void,
   ): Promise<SessionListener> {
     const tls = toEngineServerTls(options.tls);

@@ -41,7 +41,14 @@ export interface Engine {
   cancel(op: number): void;
   checkServerTls(tls: EngineServerTls): RawResult;
   checkClientTls(tls: EngineClientTls): RawResult;
-  listenTcp(op: number, address: string, tls: EngineServerTls | undefined, heads: Heads, preamble: Preamble): void;
+  listenTcp(
+    op: number,
+    address: string,
+    tls: EngineServerTls | undefined,
+    heads: Heads,
+    preamble: Preamble,
+    links: number | undefined,
+  ): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
   tcpStopAccepting(listener: number): void;
@@ -58,7 +65,7 @@ export interface Engine {
   listenQuic(op: number, address: string, tls: EngineServerTls, alpn: string[], transport: QuicTransport, handshakes: Handshakes): void;
   listenTlsLink(
     op: number,
-    address: string,
+    address: string | undefined,
     tls: EngineServerTls,
     alpn: string[],
     transport: SessionTransport,

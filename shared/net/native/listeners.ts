@@ -1,4 +1,5 @@
 // Listeners for TCP connections and for sessions.
+import { NetError } from "../errors.ts";
 import type { AgentSession, HandshakeFailure, Incoming, ServerTls, SessionKind, SessionListener, TcpListener } from "../types.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
@@ -48,6 +49,12 @@ export class NativeSessionListener implements SessionListener {
     this.#calls = calls;
     this.#id = id;
     this.#onHandshakeError = isolated(onHandshakeError);
+  }
+
+  /** @throws {NetError} `invalid` */
+  static idOf(listener: SessionListener): number {
+    if (!(listener instanceof NativeSessionListener)) throw new NetError("invalid", "Cannot use a listener of another network");
+    return listener.#id;
   }
 
   async accept(): Promise<AgentSession | null> {

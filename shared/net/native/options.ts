@@ -55,7 +55,7 @@ export function heads(options: HeadOptions, each?: AddressLimit, proxyProtocol: 
 }
 
 /** @param retryThreshold see {@link ListenQuicOptions.retryThreshold} */
-export function handshakes(options: ListenSessionsOptions, retryThreshold: number): Handshakes {
+export function handshakes(options: Omit<ListenSessionsOptions, "address">, retryThreshold: number): Handshakes {
   return {
     timeoutMs: options.handshakeTimeoutMs ?? 10_000,
     maxPending: options.maxPendingHandshakes ?? 4_096,

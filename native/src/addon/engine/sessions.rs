@@ -8,6 +8,7 @@ use super::{closed, raw_result, Engine};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::addon::completion_queue::Value;
 use crate::addon::handles::EngineState;
+use crate::error::{NetError, NetErrorCode};
 use crate::http::head::HeadLimits;
 use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
@@ -17,6 +18,7 @@ use crate::session::{ConnectSession, HandshakeResult, Session, SessionListener};
 use crate::sync::lock;
 use crate::time::millis;
 use crate::tls_link;
+use crate::tls_link::listener::Handoff;
 
 /// A listener that was opened, as JavaScript receives it.
 fn opened(state: &Arc<EngineState>, listener: SessionListener) -> Value {
@@ -45,12 +47,12 @@ impl Engine {
         });
     }
 
-    /// Returns listener and address.
+    /// Returns listener and address. Without an address, it accepts only what TCP listeners pass on.
     #[napi]
     pub fn listen_tls_link(
         &self,
         op: f64,
-        address: String,
+        address: Option<String>,
         tls: ServerTls,
         alpn: Vec<String>,
         transport: Transport,
@@ -59,7 +61,8 @@ impl Engine {
         let state = self.state.clone();
         self.state.run(op, false, async move {
             let (config, limits) = ((&transport).into(), handshakes.limits()?);
-            let listener = tls_link::listener::Listener::open(state.runtime, &address, &tls, alpn, config, limits, state.warner())?;
+            let listener =
+                tls_link::listener::Listener::open(state.runtime, address.as_deref(), &tls, alpn, config, limits, state.warner())?;
             Ok(opened(&state, SessionListener::TlsLink(listener)))
         });
     }
@@ -118,8 +121,20 @@ impl Engine {
         });
     }
 
-    fn session_listener(&self, listener: f64) -> Option<Arc<SessionListener>> {
+    pub(super) fn session_listener(&self, listener: f64) -> Option<Arc<SessionListener>> {
         lock(&self.state.session_listeners).get(&(listener as u64)).cloned()
+    }
+
+    /// The way to a listener of TLS links for connections that another listener has accepted.
+    pub(super) fn link_handoff(&self, listener: f64) -> Result<Handoff, NetError> {
+        match self.session_listener(listener).as_deref() {
+            Some(SessionListener::TlsLink(listener)) => Ok(listener.handoff.clone()),
+            Some(SessionListener::Quic(_)) => Err(NetError::new(
+                NetErrorCode::Invalid,
+                "Cannot pass connections on to a QUIC listener",
+            )),
+            None => Err(closed("listener")),
+        }
     }
 
     /// Returns session, remote address, protocol and certificate.

@@ -11,31 +11,30 @@ use crate::net::address::{self, AddressKeys};
 use crate::net::happy_eyeballs::{self, DialTarget};
 use crate::net::resolver::Purpose;
 use crate::net::tcp;
-use crate::net::tcp::listener::{Peers, Preamble};
+use crate::net::tcp::listener::{Peers, Preamble, Settings};
 use crate::net::tls::{ClientTls, ServerTls};
 use crate::sync::lock;
 use crate::time::millis;
 
 #[napi]
 impl Engine {
-    /// Returns listener and address.
+    /// Returns listener and address. `links`: the listener of TLS links that takes the connections which offer its protocols.
     #[napi]
-    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions, preamble: String) {
+    pub fn listen_tcp(&self, op: f64, address: String, tls: Option<ServerTls>, heads: HeadOptions, preamble: String, links: Option<f64>) {
         let state = self.state.clone();
+        let links = links.map(|links| self.link_handoff(links));
         self.state.run(op, false, async move {
             let peers = Peers {
                 keys: AddressKeys::new(&heads.exempt)?,
                 balancers: AddressKeys::new(&heads.proxy_protocol)?,
             };
-            let listener = tcp::listener::Listener::open(
-                state.runtime,
-                &address,
-                tls.as_ref(),
-                Preamble::parse(&preamble)?,
-                HeadLimits::from(&heads),
+            let settings = Settings {
+                preamble: Preamble::parse(&preamble)?,
+                limits: HeadLimits::from(&heads),
                 peers,
-                state.warner(),
-            )?;
+                links: links.transpose()?,
+            };
+            let listener = tcp::listener::Listener::open(state.runtime, &address, tls.as_ref(), settings, state.warner())?;
             let bound = Value::Text(listener.address.clone());
             Ok(Value::Array(vec![state.insert(&state.tcp_listeners, Arc::new(listener)), bound]))
         });

@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
+use super::tls_accept::{Secured, ServerConfigs};
 use super::{keepalive, plain, secure};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
@@ -22,11 +22,11 @@ use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
 use crate::net::address::{canonical, lacks_family, to_bind, AddressKeys};
 use crate::net::proxy_protocol;
-use crate::net::tls::{self, ServerTls, TCP_VERSIONS};
+use crate::net::tls::ServerTls;
 use crate::stream::tcp_socket::Tcp;
-use crate::stream::tls_transport::TlsTransport;
 use crate::stream::Halves;
 use crate::sync::lock;
+use crate::tls_link::listener::Handoff;
 
 /// Maximum number of connections in the kernel's accept queue.
 const BACKLOG: i32 = 4096;
@@ -75,12 +75,22 @@ pub struct Peers {
     pub balancers: AddressKeys,
 }
 
+/// What a listener does with its connections.
+pub struct Settings {
+    pub preamble: Preamble,
+    pub limits: HeadLimits,
+    pub peers: Peers,
+    /// Takes the TLS connections that offer one of its protocols.
+    pub links: Option<Handoff>,
+}
+
 /// What all connections of a listener share.
 struct Shared {
     preamble: Preamble,
     limits: HeadLimits,
     peers: Peers,
     pending: Arc<PendingHeads>,
+    links: Option<Handoff>,
     accept_queue: Arc<AcceptQueue<Incoming>>,
 }
 
@@ -96,52 +106,14 @@ pub struct Listener {
     task: AbortHandle,
 }
 
-/// The TLS configurations for clients that offer HTTP/1.1 by ALPN (RFC 7301), and for all others. rustls rejects clients without a common
-/// protocol; those that offer only HTTP/2 get no ALPN and usually speak HTTP/1.1 anyway.
-#[derive(Clone)]
-struct ServerConfigs {
-    http: Arc<rustls::ServerConfig>,
-    other: Arc<rustls::ServerConfig>,
-}
-
-const HTTP_1_1: &[u8] = b"http/1.1";
-
-impl ServerConfigs {
-    fn new(tls: &ServerTls) -> Result<Self, NetError> {
-        let other = tls::server(tls, TCP_VERSIONS, &[])?;
-        let mut http = other.clone();
-        http.alpn_protocols = vec![HTTP_1_1.to_vec()];
-        Ok(Self {
-            http: Arc::new(http),
-            other: Arc::new(other),
-        })
-    }
-
-    async fn accept(self, tcp: Arc<Tcp>, preamble: Preamble) -> std::io::Result<TlsStream<TlsTransport>> {
-        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), TlsTransport(tcp)).await?;
-        let offers_http = hello
-            .client_hello()
-            .alpn()
-            .is_some_and(|mut names| names.any(|name| name == HTTP_1_1));
-        let config = if offers_http && preamble == Preamble::Http {
-            self.http
-        } else {
-            self.other
-        };
-        Ok(TlsStream::Server(hello.into_stream(config).await?))
-    }
-}
-
 impl Listener {
-    pub fn open(
-        runtime: &Handle,
-        address: &str,
-        tls: Option<&ServerTls>,
-        preamble: Preamble,
-        limits: HeadLimits,
-        peers: Peers,
-        warn: Arc<Warn>,
-    ) -> Result<Self, NetError> {
+    pub fn open(runtime: &Handle, address: &str, tls: Option<&ServerTls>, settings: Settings, warn: Arc<Warn>) -> Result<Self, NetError> {
+        let Settings {
+            preamble,
+            limits,
+            peers,
+            links,
+        } = settings;
         let tls = match tls {
             Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
             None => None,
@@ -162,6 +134,7 @@ impl Listener {
             limits,
             peers,
             pending: PendingHeads::new(limits.pending, limits.pending_per_address),
+            links,
             accept_queue: accept_queue.clone(),
         });
         let task = runtime
@@ -261,8 +234,7 @@ async fn accept(socket: Slot, tls: Option<Arc<Mutex<ServerConfigs>>>, shared: Ar
                 if shared.peers.balancers.exempts(remote.ip()) {
                     heads.spawn(read_proxy_header(shared.clone(), stream, canonical(remote), tls, permit));
                 } else {
-                    let remote = canonical(remote).to_string();
-                    let time = shared.limits.time;
+                    let (remote, time) = (canonical(remote), shared.limits.time);
                     heads.spawn(prepare(shared.clone(), Tcp::new(stream), remote, tls, time, permit));
                 }
             }
@@ -307,7 +279,7 @@ async fn read_proxy_header(
                 permit = shared.pending.acquire(shared.peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
-            prepare(shared, tcp, remote.to_string(), tls, time, permit).await;
+            prepare(shared, tcp, remote, tls, time, permit).await;
         }
         Err(error) => {
             let halves = tls.is_none().then(|| plain(tcp));
@@ -321,7 +293,14 @@ async fn read_proxy_header(
 }
 
 /// Runs the TLS handshake and reads the preamble of one connection, within the limits and `time`.
-async fn prepare(shared: Arc<Shared>, tcp: Arc<Tcp>, remote: String, tls: Option<ServerConfigs>, time: Duration, mut permit: HeadPermit) {
+async fn prepare(
+    shared: Arc<Shared>,
+    tcp: Arc<Tcp>,
+    remote: SocketAddr,
+    tls: Option<ServerConfigs>,
+    time: Duration,
+    mut permit: HeadPermit,
+) {
     let mut halves = None; // outlives the reading: the client gets a response after a timeout
     let reading = async {
         let stream = halves.insert(match tls {
@@ -338,8 +317,12 @@ async fn prepare(shared: Arc<Shared>, tcp: Arc<Tcp>, remote: String, tls: Option
                         "This is plain HTTP, but this port accepts only TLS",
                     ));
                 }
-                match configs.accept(tcp.clone(), shared.preamble).await {
-                    Ok(stream) => secure(stream, tcp),
+                match configs.accept(tcp.clone(), shared.preamble, shared.links.as_ref()).await {
+                    Ok(Secured::Client(stream)) => secure(*stream, tcp),
+                    Ok(Secured::Link { handoff, incoming }) => {
+                        handoff.pass(tcp, incoming, remote).await;
+                        return Ok(None);
+                    }
                     Err(e) => {
                         return Err(NetError {
                             remote: true,
@@ -358,6 +341,7 @@ async fn prepare(shared: Arc<Shared>, tcp: Arc<Tcp>, remote: String, tls: Option
         evicted = permit.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
+        let remote = remote.to_string();
         let _ = shared.accept_queue.push(Incoming { halves, remote, head }); // if the queue is closed, the connection is dropped
     }
 }
@@ -388,6 +372,7 @@ mod tests {
                 balancers: AddressKeys::default(),
             },
             pending,
+            links: None,
             accept_queue: Arc::new(AcceptQueue::new(1)),
         });
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";

@@ -1,6 +1,7 @@
 //! TCP connections, with or without TLS.
 pub mod dial;
 pub mod listener;
+mod tls_accept;
 
 use std::sync::Arc;
 use std::time::Duration;
