@@ -48,7 +48,7 @@ pub struct SpliceOutcome {
 }
 
 /// Counts the bytes of one direction and applies its limits.
-struct ByteCounter<'a> {
+pub(super) struct ByteCounter<'a> {
     copied: AtomicU64,
     /// Data waits for the rate limiter.
     waiting: AtomicBool,
@@ -58,7 +58,7 @@ struct ByteCounter<'a> {
 }
 
 impl<'a> ByteCounter<'a> {
-    fn new(limiter: &'a RateLimiter, usage: &'a TunnelUsage, direction: Side) -> Self {
+    pub(super) fn new(limiter: &'a RateLimiter, usage: &'a TunnelUsage, direction: Side) -> Self {
         Self {
             copied: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
@@ -79,7 +79,7 @@ impl<'a> ByteCounter<'a> {
     }
 
     /// Reports that `bytes` bytes were read and wait for the sink.
-    fn holds(&self, bytes: usize) {
+    pub(super) fn holds(&self, bytes: usize) {
         self.usage.set_waiting(self.direction as usize, bytes);
     }
 
@@ -88,7 +88,7 @@ impl<'a> ByteCounter<'a> {
     }
 
     /// Reports that `bytes` bytes were written.
-    fn count(&self, bytes: usize) {
+    pub(super) fn count(&self, bytes: usize) {
         self.clear_waiting();
         self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -284,7 +284,9 @@ async fn copy(
     counter.count(bytes);
     match (&reader.half, &writer.half) {
         (ReadHalf::Quic(_) | ReadHalf::TlsLink(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
-        _ => copy_buffers(reader, writer, counter, &mut reset).await?,
+        #[cfg(target_os = "linux")]
+        (ReadHalf::Tcp(_), WriteHalf::Tcp(_)) if counter.limiter.is_free() => copy_tcp(reader, writer, counter, &mut reset).await?,
+        _ => drop(copy_buffers(reader, writer, counter, &mut reset, usize::MAX).await?),
     }
     deliver(reader, pin!(writer.finish()), &mut reset).await
 }
@@ -303,10 +305,10 @@ async fn give_head_start(reader: &mut Reader, up: &ByteCounter<'_>) -> Result<()
 }
 
 /// Why the source was reset, and until when data received before can be delivered.
-type SourceReset = Option<(NetError, Instant)>;
+pub(super) type SourceReset = Option<(NetError, Instant)>;
 
 /// Completes `write` and watches the source for a reset meanwhile; then the sink gets the grace period for data read before.
-async fn deliver(
+pub(super) async fn deliver(
     reader: &mut Reader,
     mut write: Pin<&mut impl Future<Output = Result<(), NetError>>>,
     reset: &mut SourceReset,
@@ -357,12 +359,36 @@ async fn copy_chunks(
     Ok(())
 }
 
+/// Relays small traffic through memory and bulk data through the kernel.
+#[cfg(target_os = "linux")]
+async fn copy_tcp(reader: &mut Reader, writer: &mut Writer, counter: &ByteCounter<'_>, reset: &mut SourceReset) -> Result<(), CopyError> {
+    use super::kernel_splice::{copy, Pause, BULK};
+    let mut bulk = BULK;
+    while copy_buffers(reader, writer, counter, reset, bulk).await? == Copied::Bulk {
+        // boxed, as few tunnels need it
+        if Box::pin(copy(reader, writer, counter, reset)).await? == Pause::Unavailable {
+            bulk = usize::MAX;
+        }
+    }
+    Ok(())
+}
+
+#[derive(PartialEq)]
+enum Copied {
+    /// The direction has ended.
+    All,
+    /// A read returned at least the number of bytes that means bulk data.
+    Bulk,
+}
+
+/// Relays until the end of the direction, or until a read returns `bulk` bytes or more.
 async fn copy_buffers(
     reader: &mut Reader,
     writer: &mut Writer,
     counter: &ByteCounter<'_>,
     reset: &mut SourceReset,
-) -> Result<(), CopyError> {
+    bulk: usize,
+) -> Result<Copied, CopyError> {
     let mut buffer = counter.limiter.quantum().map_or_else(ReadBuffer::default, ReadBuffer::new);
     loop {
         let room = async {
@@ -373,7 +399,7 @@ async fn copy_buffers(
         };
         deliver(reader, pin!(room), reset).await?;
         let Some(data) = reader.read_with(&mut buffer).await.map_err(CopyError::Read)? else {
-            return Ok(());
+            return Ok(Copied::All);
         };
         let bytes = data.len();
         let write = async {
@@ -383,6 +409,9 @@ async fn copy_buffers(
         deliver(reader, pin!(write), reset).await?;
         counter.count(bytes);
         reader.drained(bytes);
+        if bytes >= bulk {
+            return Ok(Copied::Bulk);
+        }
     }
 }
 
