@@ -286,7 +286,9 @@ async fn copy(
         (ReadHalf::Quic(_) | ReadHalf::TlsLink(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
         #[cfg(target_os = "linux")]
         (ReadHalf::Tcp(_), WriteHalf::Tcp(_)) if counter.limiter.is_free() => copy_tcp(reader, writer, counter, &mut reset).await?,
-        _ => drop(copy_buffers(reader, writer, counter, &mut reset, usize::MAX).await?),
+        _ => {
+            copy_buffers(reader, writer, counter, &mut reset, usize::MAX).await?;
+        }
     }
     deliver(reader, pin!(writer.finish()), &mut reset).await
 }
