@@ -26,9 +26,21 @@ pub fn to_bind(address: &str) -> Result<Vec<SocketAddr>, NetError> {
     Ok(found)
 }
 
-/// Whether the machine lacks the address family.
-pub fn lacks_family(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+/// Binds with `bind` to the first address that `address` stands for, skipping those of a family that the machine lacks.
+pub fn bind_first<T>(address: &str, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Result<T, NetError> {
+    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
+    for candidate in to_bind(address)? {
+        match bind(candidate) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => {
+                last = NetError::bind(&e, address);
+                if !matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
 }
 
 /// The address of a peer without the IPv4-mapped form that a dual-stack socket shows.

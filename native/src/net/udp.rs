@@ -3,8 +3,8 @@ use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::error::{NetError, NetErrorCode, Warn};
-use crate::net::address::{lacks_family, to_bind};
+use crate::error::{NetError, Warn};
+use crate::net::address::bind_first;
 
 /// Requested buffer size; the kernel may grant less.
 const UDP_BUFFER: usize = 8 << 20;
@@ -65,17 +65,5 @@ fn raise_buffers(socket: &Socket) {
 }
 
 pub fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {
-    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
-    for candidate in to_bind(address)? {
-        match open(candidate, warn) {
-            Ok(socket) => return Ok(socket),
-            Err(e) => {
-                last = NetError::bind(&e, address);
-                if !lacks_family(&e) {
-                    break;
-                }
-            }
-        }
-    }
-    Err(last)
+    bind_first(address, |candidate| open(candidate, warn))
 }

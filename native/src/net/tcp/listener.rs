@@ -20,7 +20,7 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
-use crate::net::address::{canonical, lacks_family, to_bind, AddressKeys};
+use crate::net::address::{bind_first, canonical, AddressKeys};
 use crate::net::proxy_protocol;
 use crate::net::tls::ServerTls;
 use crate::stream::tcp_socket::Tcp;
@@ -175,33 +175,20 @@ impl Listener {
 }
 
 pub fn bind(address: &str) -> Result<Socket, NetError> {
-    let mut last = NetError::new(NetErrorCode::Invalid, format!("Cannot listen on {address}: no address"));
-    for candidate in to_bind(address)? {
-        let open = || {
-            let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
-            if candidate.is_ipv6() {
-                socket.set_only_v6(!candidate.ip().is_unspecified())?;
-            }
-            socket.set_reuse_address(true)?; // a restart does not wait for TIME_WAIT
-            socket.set_nonblocking(true)?;
-            // accepted connections inherit these on Linux and macOS
-            socket.set_tcp_nodelay(true)?;
-            socket.set_tcp_keepalive(&keepalive())?;
-            socket.bind(&candidate.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(socket)
-        };
-        match open() {
-            Ok(socket) => return Ok(socket),
-            Err(e) => {
-                last = NetError::bind(&e, address);
-                if !lacks_family(&e) {
-                    break;
-                }
-            }
+    bind_first(address, |candidate| {
+        let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
+        if candidate.is_ipv6() {
+            socket.set_only_v6(!candidate.ip().is_unspecified())?;
         }
-    }
-    Err(last)
+        socket.set_reuse_address(true)?; // a restart does not wait for TIME_WAIT
+        socket.set_nonblocking(true)?;
+        // accepted connections inherit these on Linux and macOS
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive())?;
+        socket.bind(&candidate.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    })
 }
 
 async fn accept(socket: Slot, tls: Option<Arc<Mutex<ServerConfigs>>>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
