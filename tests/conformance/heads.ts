@@ -190,17 +190,6 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     }
   });
 
-  test("are told apart from other protocols by their first byte", async (net) => {
-    const { dial, next } = await door.open(net);
-    for (const [first, name] of [["\x16\x03\x01", /TLS/], ["\x05\x01\x00", /SOCKS 5/], ["\x04\x01\x00", /SOCKS 4/]] as const) {
-      const client = await dial();
-      await within(client.write(bytes(first)));
-      const error = (await next())?.error;
-      assert.equal(error?.code, "head-malformed");
-      assert.match(error.message, name);
-    }
-  });
-
   for (const [name, character] of [["NUL", "\0"], ["a TLS handshake", "\x16"], ["DEL", "\x7f"], ["ESC", "\x1b"]] as const) {
     test(`are refused at once for a control character: ${name}`, async (net) => {
       const entrance = await door.open(net);

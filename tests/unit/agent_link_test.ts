@@ -26,10 +26,9 @@ import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 import { eventually } from "../../testing/programs.ts";
 import { ask, connectTo, LogBook, netThatCounts, netWith, Queue, readUntil, withNet } from "../../testing/network.ts";
+import { AGENT_ID, checkTunnel, connectRequest, openTunnel, type Tunnel } from "./tunnels.ts";
 
 const [V2, V1] = ALPN as [string, string];
-const ID = "4711";
-const CREDENTIALS = `Proxy-Authorization: Basic ${btoa(`${ID}:x`)}\r\n`;
 const HELLO = { version: "raw", instance: "raw", host: "", labels: {} };
 const ESTABLISHED = encodeHead("HTTP/1.1 200 Connection established", []);
 
@@ -60,7 +59,7 @@ async function runProxy(net: Net, given: ProxyChoices = {}, address = "127.0.0.1
 
 async function runAgent(net: Net, servers: string[], given: AgentChoices = {}): Promise<{ agent: Agent; log: LogBook }> {
   const log = new LogBook();
-  const options = withDefaults(agentOptions, { ...given, auth: { noauth: { agentId: ID } } });
+  const options = withDefaults(agentOptions, { ...given, auth: { noauth: { agentId: AGENT_ID } } });
   options.agentClient.serverAddress = servers;
   const backoff = () => new Backoff({ initialMs: 10, maxMs: 50 });
   return { agent: await startAgent(options, { net, log, backoff, random: () => 0 }), log };
@@ -76,7 +75,7 @@ async function listenAsProxy(net: Net, version: string, transport: QuicTransport
 async function rawAgent(
   net: Net,
   address: string,
-  { alpn = [V2], instance = "raw", id = ID } = {},
+  { alpn = [V2], instance = "raw", id = AGENT_ID } = {},
 ): Promise<{ connection: AgentSession; control?: Duplex }> {
   const connection = await net.connectQuic({
     host: "127.0.0.1",
@@ -114,33 +113,6 @@ async function refuseAll(net: Net, { agentAddress }: Proxy, refusal: ProxyError,
   return () => asked;
 }
 
-function connectRequest(origin: TcpServer): string {
-  return `CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\nHost: a\r\n${CREDENTIALS}\r\n`;
-}
-
-interface Tunnel {
-  client: Duplex;
-  server: Duplex;
-}
-
-/** A tunnel to an origin that reads a head first, which is sent through it. */
-async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer): Promise<Tunnel> {
-  const client = await connectTo(net, proxy.clientAddress);
-  await client.write(bytes(connectRequest(origin)));
-  assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
-  await client.write(bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
-  const { stream: server } = await within(origin.request());
-  return { client, server };
-}
-
-/** That both directions carry bytes. */
-async function checkTunnel({ client, server }: Tunnel): Promise<void> {
-  await client.write(bytes("there"));
-  assert.equal(await readTextExactly(server, 5), "there");
-  await server.write(bytes("back"));
-  assert.equal(await readTextExactly(client, 4), "back");
-}
-
 async function endTunnel({ client, server }: Tunnel): Promise<void> {
   client.closeWrite();
   server.closeWrite();
@@ -158,7 +130,7 @@ describe("agent and proxy", () => {
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);
       await runAgent(net, [proxy.agentAddress]);
-      const { version, host } = await log.waitFor("agent connected", { agent: ID });
+      const { version, host } = await log.waitFor("agent connected", { agent: AGENT_ID });
       assert.match(String(version), /^reverse-http\/[0-9]/);
       assert.notEqual(host, "");
     }));
@@ -199,7 +171,7 @@ describe("agent and proxy", () => {
       const { log } = await runAgent(net, [listener.address]);
       const connection = (await within(listener.accept()))!;
       const { credentials, accept } = await within(receiveCredentials(connection));
-      assert.equal(new TextDecoder().decode(credentials), ID);
+      assert.equal(new TextDecoder().decode(credentials), AGENT_ID);
       await accept();
       await log.waitFor("connected");
       const origin = await listenTcp(net);
@@ -251,7 +223,7 @@ describe("a proxy", () => {
           timeoutMs: 5_000,
         });
         const stream = await connection.openStream();
-        await stream.write(encodeFrame(bytes(ID)));
+        await stream.write(encodeFrame(bytes(AGENT_ID)));
         const control = await connection.openStream();
         await control.write(frame);
         assert.equal((await within(connection.closed)).code, CloseCode.malformed);
@@ -266,8 +238,8 @@ describe("a proxy", () => {
       const { connection, control } = await rawAgent(net, proxy.agentAddress);
       await control!.write(Uint8Array.of(0, 0, 0, 0));
       assert.equal((await within(connection.closed)).code, CloseCode.malformed);
-      await log.waitFor("agent violated the protocol", { agent: ID });
-      await log.waitFor("agent disconnected", { agent: ID });
+      await log.waitFor("agent violated the protocol", { agent: AGENT_ID });
+      await log.waitFor("agent disconnected", { agent: AGENT_ID });
       assert.equal(proxy.agents, 0);
     }));
 
@@ -275,14 +247,14 @@ describe("a proxy", () => {
     const [what, frames] of Object.entries({
       "one that it refuses": [encodeFrame(new Uint8Array())],
       "one that ends its first frame early": [Uint8Array.of(0, 0, 0, 9)],
-      "one that says no hello": [encodeFrame(bytes(ID)), Uint8Array.of(0, 0, 0, 1, 4)],
+      "one that says no hello": [encodeFrame(bytes(AGENT_ID)), Uint8Array.of(0, 0, 0, 1, 4)],
       "one that breaks the rules later": [
-        encodeFrame(bytes(ID)),
+        encodeFrame(bytes(AGENT_ID)),
         encodeFrame(encodeMessage({ type: "hello", hello: HELLO })),
         new Uint8Array(9),
       ],
       "one that opens one more stream": [
-        encodeFrame(bytes(ID)),
+        encodeFrame(bytes(AGENT_ID)),
         encodeFrame(encodeMessage({ type: "hello", hello: HELLO })),
         Uint8Array.of(1),
         Uint8Array.of(1),
@@ -639,15 +611,17 @@ function announcing(net: Net, store: Store, address: string): Promise<RunningPro
 
 /** Waits until the agent's entry has this value. */
 async function entryIs(store: Store, wanted: string | undefined): Promise<void> {
-  for (const deadline = performance.now() + 10_000; await store.lookup(ID) !== wanted;) {
-    if (performance.now() > deadline) throw new Error(`The entry is ${await store.lookup(ID)}, not ${wanted}`);
+  for (const deadline = performance.now() + 10_000; await store.lookup(AGENT_ID) !== wanted;) {
+    if (performance.now() > deadline) throw new Error(`The entry is ${await store.lookup(AGENT_ID)}, not ${wanted}`);
     await pause();
   }
 }
 
 /** Checks that the entry keeps this value through several renewals. */
 async function entryStays(store: Store, wanted: string): Promise<void> {
-  for (const end = performance.now() + 4 * ENTRY_MS; performance.now() < end; await pause()) assert.equal(await store.lookup(ID), wanted);
+  for (const end = performance.now() + 4 * ENTRY_MS; performance.now() < end; await pause()) {
+    assert.equal(await store.lookup(AGENT_ID), wanted);
+  }
 }
 
 describe("the entry of an agent in the store", () => {

@@ -15,11 +15,10 @@ import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, ConnectQuicOptions, Duplex, Net, SessionListener } from "../../shared/net/types.ts";
 import { eventually } from "../../testing/programs.ts";
-import { ask, connectTo, instead, LogBook, netWith, readUntil, withNet } from "../../testing/network.ts";
-import { bytes, listenTcp, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
+import { ask, instead, LogBook, netWith, withNet } from "../../testing/network.ts";
+import { AGENT_ID, checkTunnel, openTunnel } from "./tunnels.ts";
+import { listenTcp, portOf, within } from "../conformance/support.ts";
 
-const ID = "4711";
-const CREDENTIALS = `Proxy-Authorization: Basic ${btoa(`${ID}:x`)}\r\n`;
 const ADMIN = "127.0.0.1:9090";
 
 type ProxyChoices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;
@@ -39,7 +38,7 @@ async function runAgent(
   stateDirectory?: string,
 ): Promise<{ agent: Agent; log: LogBook }> {
   const log = new LogBook();
-  const options = withDefaults(agentOptions, { ...given, auth: { noauth: { agentId: ID } } });
+  const options = withDefaults(agentOptions, { ...given, auth: { noauth: { agentId: AGENT_ID } } });
   options.agentClient.serverAddress = servers;
   const backoff = () => new Backoff({ initialMs: 10, maxMs: 50 });
   return { agent: await startAgent(options, { net, log, backoff, random: () => 0, stateDirectory }), log };
@@ -74,26 +73,6 @@ function silence(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => signal.addEventListener("abort", () => reject(new NetError("cancelled", "It was cancelled"))));
 }
 
-function connectRequest(origin: TcpServer): string {
-  return `CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\nHost: a\r\n${CREDENTIALS}\r\n`;
-}
-
-async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer): Promise<{ client: Duplex; server: Duplex }> {
-  const client = await connectTo(net, proxy.clientAddress);
-  await client.write(bytes(connectRequest(origin)));
-  assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
-  await client.write(bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
-  const { stream: server } = await within(origin.request());
-  return { client, server };
-}
-
-async function checkTunnel({ client, server }: { client: Duplex; server: Duplex }): Promise<void> {
-  await client.write(bytes("there"));
-  assert.equal(await readTextExactly(server, 5), "there");
-  await server.write(bytes("back"));
-  assert.equal(await readTextExactly(client, 4), "back");
-}
-
 /** The connections in a report of /agents. */
 async function reports(net: Net): Promise<{ link: string; linkReason?: string; tunnels: number }[]> {
   return JSON.parse((await ask(net, ADMIN, "GET /agents HTTP/1.1\r\nHost: a\r\n\r\n")).body);
@@ -111,7 +90,7 @@ describe("an agent", () => {
       const { proxy, log } = await runProxy(net);
       const udp = networkWithUdp(net, true);
       const { log: agentLog } = await runAgent(udp.net, [proxy.agentAddress], { admin: { listenAddress: ADMIN } });
-      await log.waitFor("agent connected", { agent: ID, link: "tls" });
+      await log.waitFor("agent connected", { agent: AGENT_ID, link: "tls" });
       await agentLog.waitFor("link changed", { proxy: proxy.agentAddress, from: "quic", to: "tls", reason: "blocked" });
       await agentLog.waitFor("connected", { link: "tls" });
       const origin = await listenTcp(net);

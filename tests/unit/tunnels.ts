@@ -1,0 +1,39 @@
+// Tunnels through a proxy and an agent on the in-memory network, for several files of tests.
+import assert from "node:assert/strict";
+import type { Proxy } from "../../proxy/proxy.ts";
+import type { Duplex, Net } from "../../shared/net/types.ts";
+import { connectTo, readUntil } from "../../testing/network.ts";
+import { bytes, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
+
+/** The id of the agent that {@link connectRequest} names. */
+export const AGENT_ID = "4711";
+
+/** Both ends of a tunnel. */
+export interface Tunnel {
+  client: Duplex;
+  server: Duplex;
+}
+
+/** A request for a tunnel to `origin`. */
+export function connectRequest(origin: TcpServer): string {
+  const credentials = `Proxy-Authorization: Basic ${btoa(`${AGENT_ID}:x`)}`;
+  return `CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\nHost: a\r\n${credentials}\r\n\r\n`;
+}
+
+/** Opens a tunnel to an origin that reads a head first, and sends it one. */
+export async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer): Promise<Tunnel> {
+  const client = await connectTo(net, proxy.clientAddress);
+  await client.write(bytes(connectRequest(origin)));
+  assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
+  await client.write(bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+  const { stream: server } = await within(origin.request());
+  return { client, server };
+}
+
+/** Checks that both directions carry bytes. */
+export async function checkTunnel({ client, server }: Tunnel): Promise<void> {
+  await client.write(bytes("there"));
+  assert.equal(await readTextExactly(server, 5), "there");
+  await server.write(bytes("back"));
+  assert.equal(await readTextExactly(client, 4), "back");
+}
