@@ -341,8 +341,8 @@ async fn copy_chunks(
         .quantum()
         .map_or(MAX_IO_SLICES, |bytes| (bytes / CHUNK_BYTES).clamp(1, MAX_IO_SLICES));
     let few = INITIAL_CHUNKS.min(limit);
-    let mut most = few;
-    while let Some(n) = reader.read_chunks(&mut chunks, most).await.map_err(CopyError::Read)? {
+    let mut max = few;
+    while let Some(n) = reader.read_chunks(&mut chunks, max).await.map_err(CopyError::Read)? {
         let bytes: usize = chunks[..n].iter().map(Bytes::len).sum();
         let write = async {
             counter.wait(bytes).await;
@@ -352,10 +352,10 @@ async fn copy_chunks(
         counter.count(bytes);
         reader.drained(bytes);
         let limit = limit.min(reader.batch() * n / bytes.max(1)).max(few);
-        if n == most {
-            most = (2 * most).min(limit);
-        } else if n == 1 && most > few {
-            (most, chunks) = (few, Vec::new());
+        if n == max {
+            max = (2 * max).min(limit);
+        } else if n == 1 && max > few {
+            (max, chunks) = (few, Vec::new());
         }
     }
     Ok(())

@@ -37,13 +37,13 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
             return Err(io::Error::last_os_error());
         }
         // macOS reports no hard limit, but refuses more than this
-        let most = if cfg!(target_os = "macos") {
+        let max = if cfg!(target_os = "macos") {
             limit.rlim_max.min(10_240)
         } else {
             limit.rlim_max
         };
-        if most > limit.rlim_cur {
-            limit.rlim_cur = most;
+        if max > limit.rlim_cur {
+            limit.rlim_cur = max;
             if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -248,13 +248,13 @@ impl Reader {
         error
     }
 
-    /// Reads up to `most` available chunks into `chunks` and returns their number, or `None` at the end. Requires a stream of a session
+    /// Reads up to `max` available chunks into `chunks` and returns their number, or `None` at the end. Requires a stream of a session
     /// without a prefix.
-    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, most: usize) -> Result<Option<usize>, NetError> {
+    pub async fn read_chunks(&mut self, chunks: &mut Vec<Bytes>, max: usize) -> Result<Option<usize>, NetError> {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
-        chunks.resize(most, Bytes::new());
+        chunks.resize(max, Bytes::new());
         let n = match &mut self.half {
             ReadHalf::Quic(stream) => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
             ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
@@ -400,11 +400,11 @@ impl Writer {
             WriteHalf::Tcp(_) | WriteHalf::Tls(..) => return LARGE_READ,
         };
         // a quarter at a time: the next part is read while this one is sent
-        let most = (self.window / 4) as usize;
+        let max = (self.window / 4) as usize;
         stream
             .room()
             .await
-            .map_or(LARGE_READ, |room| (room as usize).min(most).max(SMALL_READ))
+            .map_or(LARGE_READ, |room| (room as usize).min(max).max(SMALL_READ))
     }
 
     /// Writes what a TCP socket takes without waiting, and leaves the rest in `data`. Errors are left to the next write.

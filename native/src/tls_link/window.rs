@@ -29,8 +29,8 @@ pub fn grown_window(start: u64, window: u64, total_read: u64, min_round_trip: Du
     if GROWTHS.sum() > 0 {
         GROWTHS.sweep(Instant::now(), BufferedStream::held);
     }
-    let most = max_window(start, GROWTHS.sum(), total_read).min(window_of_path(min_round_trip));
-    (2 * window).min(most).max(window)
+    let max = max_window(start, GROWTHS.sum(), total_read).min(window_of_path(min_round_trip));
+    (2 * window).min(max).max(window)
 }
 
 /// The receive window of a session: finite, but at least the sum of its streams' windows, so that an unread stream stops no other.

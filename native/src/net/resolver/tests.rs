@@ -163,14 +163,14 @@ async fn all_that_wait_for_a_name_share_one_look_up_which_ends_with_the_last() {
 async fn the_oldest_look_up_is_given_up_for_a_new_one_but_never_the_agents_own() {
     let world = World::new("", |_, _, _| silent()).await;
     let own = world.resolver.lookup("proxy.test", 80, Purpose::Link);
-    let most = max_lookups();
+    let max = max_lookups();
     let begin = |n: usize| world.resolver.lookup(&format!("name-{n}.test"), 80, Purpose::Tunnel);
-    let mut waiting: Vec<_> = (0..most + 2).map(begin).collect();
-    assert_eq!(lock(&world.resolver.state).lookups.len(), most + 3);
+    let mut waiting: Vec<_> = (0..max + 2).map(begin).collect();
+    assert_eq!(lock(&world.resolver.state).lookups.len(), max + 3);
     for evicted in waiting.drain(..2) {
         assert_eq!(evicted.all().await.unwrap_err().code, NetErrorCode::NameTimedOut);
     }
-    assert_eq!(lock(&world.resolver.state).lookups.len(), most + 1);
+    assert_eq!(lock(&world.resolver.state).lookups.len(), max + 1);
     drop(own);
 }
 

@@ -22,14 +22,14 @@ pub(super) struct FrameRate {
 }
 
 impl FrameRate {
-    /// Counts a frame. Returns whether there were more than `most` within a second.
-    fn exceeds(&mut self, most: u32) -> bool {
+    /// Counts a frame. Returns whether there were more than `max` within a second.
+    fn exceeds(&mut self, max: u32) -> bool {
         let now = Instant::now();
         match self.since {
             Some(since) if now.duration_since(since) < Duration::from_secs(1) => self.count += 1,
             _ => (self.since, self.count) = (Some(now), 1),
         }
-        self.count > most
+        self.count > max
     }
 }
 

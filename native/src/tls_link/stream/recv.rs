@@ -31,16 +31,16 @@ impl RecvHalf {
         }
     }
 
-    /// The next data, at most `most` bytes; `None` at the end. Data before a reset or the loss of the session is returned first.
-    pub async fn read(&mut self, most: usize) -> Result<Option<Bytes>, NetError> {
+    /// The next data, at most `max` bytes; `None` at the end. Data before a reset or the loss of the session is returned first.
+    pub async fn read(&mut self, max: usize) -> Result<Option<Bytes>, NetError> {
         let mut chunks = [Bytes::new()];
-        let count = self.read_chunks(&mut chunks, most).await?;
+        let count = self.read_chunks(&mut chunks, max).await?;
         let [chunk] = chunks;
         Ok(count.map(|_| chunk))
     }
 
-    /// Fills `chunks` with data that has arrived, at most `most` bytes. Returns how many it has filled; `None` at the end.
-    pub async fn read_chunks(&mut self, chunks: &mut [Bytes], most: usize) -> Result<Option<usize>, NetError> {
+    /// Fills `chunks` with data that has arrived, at most `max` bytes. Returns how many it has filled; `None` at the end.
+    pub async fn read_chunks(&mut self, chunks: &mut [Bytes], max: usize) -> Result<Option<usize>, NetError> {
         let (session, stream) = (self.session.clone(), self.stream.clone());
         let (count, bytes, is_over) = wait_for(&stream.receiving, || {
             let mut state = lock(&stream.state);
@@ -52,7 +52,7 @@ impl RecvHalf {
                     (Direction::Open, None) => None,
                 };
             }
-            let (count, bytes) = state.take(chunks, most);
+            let (count, bytes) = state.take(chunks, max);
             Some(Ok((count, bytes, state.is_over())))
         })
         .await?;
@@ -177,14 +177,14 @@ impl Drop for RecvHalf {
 
 impl State {
     /// Moves data into `chunks`. Returns how many it has filled, and their bytes.
-    fn take(&mut self, chunks: &mut [Bytes], most: usize) -> (usize, usize) {
+    fn take(&mut self, chunks: &mut [Bytes], max: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for slot in chunks {
             let Some(first) = self.chunks.front_mut() else { break };
-            if bytes >= most {
+            if bytes >= max {
                 break;
             }
-            let left = most - bytes;
+            let left = max - bytes;
             *slot = match first.len() > left {
                 true => first.split_to(left).freeze(),
                 false => self.chunks.pop_front().unwrap_or_default().freeze(),
