@@ -10,7 +10,7 @@ use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::display;
 use crate::net::happy_eyeballs::{connect, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
-use crate::net::tls::{self, TLS_1_3};
+use crate::net::tls;
 use crate::net::udp;
 use crate::session::ConnectSession;
 use crate::time::millis;
@@ -20,7 +20,7 @@ pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession, warn: Arc<W
     let name = options.server_name.clone().unwrap_or_else(|| options.host.clone());
     tls::server_name(&name)?;
     let name = name.split('%').next().unwrap_or(&name).to_owned();
-    let crypto = tls::client(&options.tls, TLS_1_3, &options.alpn)?;
+    let crypto = tls::link_client(&options.tls, &options.alpn)?;
     let crypto = QuicClientConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport.config()?);

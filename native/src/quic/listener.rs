@@ -21,7 +21,7 @@ use super::write_coalescing::CoalescingRuntime;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::canonical;
-use crate::net::tls::{self, ServerTls, TLS_1_3};
+use crate::net::tls::{self, ServerTls};
 use crate::net::udp;
 use crate::session::{HandshakeResult, Session};
 
@@ -140,7 +140,7 @@ impl Listener {
 }
 
 fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Result<quinn::ServerConfig, NetError> {
-    let crypto = tls::server(tls, TLS_1_3, alpn)?;
+    let crypto = tls::link_server(tls, alpn)?;
     let crypto = QuicServerConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport.config()?);

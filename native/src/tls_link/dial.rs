@@ -14,7 +14,7 @@ use crate::net::address::{canonical, display};
 use crate::net::happy_eyeballs::{connect, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
 use crate::net::tcp::dial::connect_error;
-use crate::net::tls::{self, TLS_1_3};
+use crate::net::tls;
 use crate::session::ConnectSession;
 use crate::stream::tcp_socket::Tcp;
 use crate::time::millis;
@@ -22,7 +22,7 @@ use crate::time::millis;
 /// Connects to the first address of the host that accepts. Resolves when the peer has sent its settings.
 pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession) -> Result<Arc<Session>, NetError> {
     let name = tls::server_name(options.server_name.as_deref().unwrap_or(&options.host))?;
-    let mut tls_config = tls::client_with(tls::fast_provider(), &options.tls, TLS_1_3, &options.alpn)?;
+    let mut tls_config = tls::link_client(&options.tls, &options.alpn)?;
     tls_config.resumption = rustls::client::Resumption::disabled(); // a link lives long, and tickets would arrive after the handshake
     let tls_config = Arc::new(tls_config);
     let (who, limit) = ((resolver, Purpose::Link), millis(options.timeout_ms));

@@ -22,7 +22,7 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::canonical;
 use crate::net::tcp::listener::{bind, ACCEPT_PAUSE, WARN_INTERVAL};
-use crate::net::tls::{self, ServerTls, TLS_1_3};
+use crate::net::tls::{self, ServerTls};
 use crate::quic::connection::CLOSE_NOTIFY_TIMEOUT;
 use crate::quic::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
 use crate::quic::listener::{ACCEPT_QUEUE, MAX_QUEUED_FAILURES};
@@ -142,7 +142,7 @@ fn listen(address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
 }
 
 fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, NetError> {
-    let mut config = tls::server_with(tls::fast_provider(), tls, TLS_1_3, alpn)?;
+    let mut config = tls::link_server(tls, alpn)?;
     config.send_tls13_tickets = 0; // a link lives long, and is not resumed
     Ok(Arc::new(config))
 }

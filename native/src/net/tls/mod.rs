@@ -1,6 +1,8 @@
 //! TLS configurations. Errors name the cause, but never reveal a key. PEM is read by `shared/net/pem.ts`.
 mod authorities;
 mod options;
+#[cfg(test)]
+pub mod test_certificate;
 mod verifier;
 
 use std::sync::{Arc, Mutex};
@@ -20,7 +22,7 @@ use crate::error::{NetError, NetErrorCode};
 use crate::sync::lock;
 
 /// QUIC requires it (RFC 9001 §4.2), and the TLS link needs no older one.
-pub static TLS_1_3: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+static LINK_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 pub static TCP_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 fn provider() -> Arc<CryptoProvider> {
@@ -31,27 +33,44 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// As [`provider`], with the cipher first that the processor computes fastest: one connection carries all tunnels.
-pub fn fast_provider() -> Arc<CryptoProvider> {
+fn link_provider() -> Arc<CryptoProvider> {
     let mut provider = (*provider()).clone();
+    prefer(&mut provider, first_cipher(has_aes()));
+    Arc::new(provider)
+}
+
+/// Whether the processor has instructions for AES.
+fn has_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has_aes = std::arch::is_x86_feature_detected!("aes");
+    return std::arch::is_x86_feature_detected!("aes");
     #[cfg(target_arch = "aarch64")]
-    let has_aes = std::arch::is_aarch64_feature_detected!("aes");
+    return std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let has_aes = false;
-    let first = match has_aes {
+    return false;
+}
+
+fn first_cipher(has_aes: bool) -> CipherSuite {
+    match has_aes {
         true => CipherSuite::TLS13_AES_128_GCM_SHA256,
         false => CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
-    };
+    }
+}
+
+fn prefer(provider: &mut CryptoProvider, first: CipherSuite) {
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != first);
-    Arc::new(provider)
 }
 
 pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], alpn: &[String]) -> Result<ServerConfig, NetError> {
     server_with(provider(), tls, versions, alpn)
 }
 
-pub fn server_with(
+/// The server of the agent link, over QUIC or TLS. The order of the client decides on the cipher: an agent may be a small machine without
+/// instructions for AES, and knows best what it computes fast.
+pub fn link_server(tls: &ServerTls, alpn: &[String]) -> Result<ServerConfig, NetError> {
+    server_with(link_provider(), tls, LINK_VERSIONS, alpn)
+}
+
+fn server_with(
     provider: Arc<CryptoProvider>,
     tls: &ServerTls,
     versions: &[&'static SupportedProtocolVersion],
@@ -86,7 +105,12 @@ pub fn client(tls: &ClientTls, versions: &[&'static SupportedProtocolVersion], a
     client_with(provider(), tls, versions, alpn)
 }
 
-pub fn client_with(
+/// A client of the agent link, over QUIC or TLS.
+pub fn link_client(tls: &ClientTls, alpn: &[String]) -> Result<ClientConfig, NetError> {
+    client_with(link_provider(), tls, LINK_VERSIONS, alpn)
+}
+
+fn client_with(
     provider: Arc<CryptoProvider>,
     tls: &ClientTls,
     versions: &[&'static SupportedProtocolVersion],
@@ -160,6 +184,8 @@ pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, NetError> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{ClientConnection, ServerConnection};
+
     use super::*;
 
     #[test]
@@ -182,5 +208,36 @@ mod tests {
     #[test]
     fn the_post_quantum_group_is_offered_first() {
         assert_eq!(provider().kx_groups[0].name(), rustls::NamedGroup::X25519MLKEM768);
+    }
+
+    /// The cipher of a handshake with a server of the agent link.
+    fn negotiated(client: ClientConfig) -> CipherSuite {
+        let mut server = ServerConnection::new(link_server(&test_certificate::server_tls(), &[]).unwrap().into()).unwrap();
+        let mut client = ClientConnection::new(client.into(), server_name("a").unwrap()).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut records = Vec::new();
+            client.write_tls(&mut records).unwrap();
+            server.read_tls(&mut records.as_slice()).unwrap();
+            server.process_new_packets().unwrap();
+            records.clear();
+            server.write_tls(&mut records).unwrap();
+            client.read_tls(&mut records.as_slice()).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        client.negotiated_cipher_suite().unwrap().suite()
+    }
+
+    #[test]
+    fn a_link_uses_the_fastest_cipher_of_the_client() {
+        let tls = test_certificate::client_tls();
+        assert_eq!(first_cipher(true), CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(first_cipher(false), CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+        assert_eq!(negotiated(link_client(&tls, &[]).unwrap()), first_cipher(has_aes()));
+        for first in [first_cipher(true), first_cipher(false)] {
+            let mut provider = (*provider()).clone();
+            prefer(&mut provider, first);
+            let client = client_with(provider.into(), &tls, LINK_VERSIONS, &[]).unwrap();
+            assert_eq!(negotiated(client), first, "the processor of an agent without AES is the slower one");
+        }
     }
 }
