@@ -26,7 +26,7 @@ struct WindowCap {
 
 /// For bulk data. The cap permits 10 Gbit/s on long paths and more on short ones, where encryption is the limit.
 const BULK_CAP: WindowCap = WindowCap {
-    base: 256 * 1024,
+    base: 512 * 1024,
     bytes_per_second: 1.25e9,
 };
 
