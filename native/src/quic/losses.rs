@@ -1,13 +1,14 @@
 //! The losses that `cubic-loss-tolerant` ignores.
 use std::time::Duration;
 
-/// The loss that `cubic-loss-tolerant` ignores: radio links and bad cables lose this much without a queue. BBR tolerates the same share
-/// (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
-const TOLERATED_LOSS_PERCENT: u64 = 2;
+/// The share of packets that `cubic-loss-tolerant` lets go: radio links and bad cables lose this much without a queue. BBR tolerates the
+/// same (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
+const TOLERATED_LOSS: f64 = 0.02;
+/// Standard deviations above that share at which the path is taken to lose more. Losses at random come in clusters, so of few packets
+/// more than the share is lost often; each answer to that would end slow start, and the window would stay small for minutes.
+const DEVIATIONS: f64 = 2.0;
 /// Packets over which the loss rate is measured.
 pub const LOSS_SAMPLE_PACKETS: u64 = 2_048;
-/// Up to this many lost packets are always tolerated: at the start there are too few packets for a rate.
-pub const MIN_TOLERATED_PACKETS: u64 = 2;
 
 /// Decides whether losses are tolerable: they are few, and the round-trip time shows no queue.
 #[derive(Clone, Default)]
@@ -48,7 +49,8 @@ impl Losses {
     }
 
     pub fn are_tolerable(&self) -> bool {
-        let share = (self.arrived + self.lost) * TOLERATED_LOSS_PERCENT / 100;
-        !self.queued && self.lost <= share.max(MIN_TOLERATED_PACKETS * self.mtu)
+        let packets = |bytes: u64| bytes as f64 / self.mtu.max(1) as f64;
+        let expected = packets(self.arrived + self.lost) * TOLERATED_LOSS;
+        !self.queued && packets(self.lost) <= expected + DEVIATIONS * expected.sqrt()
     }
 }
