@@ -7,6 +7,8 @@ pub mod handshake_limits;
 pub mod listener;
 mod losses;
 pub mod signals;
+#[cfg(test)]
+mod transmit_tests;
 pub mod transport;
 pub mod window;
 pub mod write_coalescing;
