@@ -1,5 +1,6 @@
 //! TLS configurations. Errors name the cause, but never reveal a key. PEM is read by `shared/net/pem.ts`.
 mod authorities;
+mod names;
 mod options;
 #[cfg(test)]
 pub mod test_certificate;

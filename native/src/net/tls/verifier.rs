@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 
-use super::{authorities, ClientTls};
+use super::{authorities, names, ClientTls};
 use crate::error::{NetError, NetErrorCode};
 
 /// Verifies a pin, a chain of trust, both or neither. The signature of the handshake is always verified.
@@ -69,7 +69,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let shown = sha256(end_entity);
         if !self.pins.is_empty() && !self.pins.contains(&shown) {
-            return Err(CertificateError::Other(OtherError(Arc::new(WrongPin(shown)))).into());
+            return Err(untrusted(Reason::NotPinned(shown), end_entity));
         }
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
@@ -78,6 +78,9 @@ impl ServerCertVerifier for Verifier {
             // webpki checks the validity period before this
             Err(rustls::Error::InvalidCertificate(error)) if is_ca(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
                 self.verify_trusted(end_entity, server_name)
+            }
+            Err(rustls::Error::InvalidCertificate(error @ (CertificateError::UnknownIssuer | CertificateError::BadSignature))) => {
+                Err(untrusted(Reason::Chain(error), end_entity))
             }
             result => result,
         }
@@ -159,23 +162,45 @@ fn parse_pin(pin: &str) -> Result<[u8; 32], NetError> {
     bytes.try_into().map_err(|_| bad())
 }
 
-/// The certificate does not match the pin. rustls formats such errors with `Debug`, so that is the message.
-struct WrongPin([u8; 32]);
+fn untrusted(reason: Reason, certificate: &CertificateDer<'_>) -> rustls::Error {
+    let names = names::describe(certificate);
+    CertificateError::Other(OtherError(Arc::new(Untrusted { reason, names }))).into()
+}
 
-impl std::fmt::Debug for WrongPin {
+enum Reason {
+    /// No trusted authority has issued it, or one of the same name with another key.
+    Chain(CertificateError),
+    /// With the certificate's SHA-256.
+    NotPinned([u8; 32]),
+}
+
+/// The certificate is not that of the server; another server or a middlebox may have answered. rustls formats such errors with `Debug`, so that
+/// is the message.
+struct Untrusted {
+    reason: Reason,
+    names: Option<String>,
+}
+
+impl std::fmt::Debug for Untrusted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let shown: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        write!(f, "its SHA-256 is {shown}, and that is not the pinned one")
+        match &self.reason {
+            Reason::Chain(error) => write!(f, "{error}")?,
+            Reason::NotPinned(shown) => {
+                let shown: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
+                write!(f, "its SHA-256 is {shown}, and that is not the pinned one")?;
+            }
+        }
+        self.names.as_ref().map_or(Ok(()), |names| write!(f, "; {names}"))
     }
 }
 
-impl std::fmt::Display for WrongPin {
+impl std::fmt::Display for Untrusted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Debug::fmt(self, f)
     }
 }
 
-impl std::error::Error for WrongPin {}
+impl std::error::Error for Untrusted {}
 
 #[cfg(test)]
 mod tests {
