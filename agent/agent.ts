@@ -13,6 +13,7 @@ import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
+import type { ClientTls } from "../shared/net/types.ts";
 import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
@@ -86,7 +87,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
   const { serverAddress, transport, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
   const { hostWhitelist, hostDenylist, labels } = options.agentClient;
-  let { agentId } = await checkAgentOptions(options, net);
+  let { agentId } = (await checkAgentOptions(options, net)).credentials;
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
@@ -225,12 +226,12 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
 }
 
 /**
- * Checks the files that the options refer to and returns the current credentials.
+ * Checks the files that the options refer to, and returns what an agent connects with.
  * @throws {ConfigError} for a missing or invalid file; once the agent runs, it retries instead
  */
-export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): Promise<Credentials> {
-  await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
-  return await readCredentials(options.auth);
+export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): Promise<{ tls: ClientTls; credentials: Credentials }> {
+  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
+  return { tls: tls.current, credentials: await readCredentials(options.auth) };
 }
 
 /** Only `auto` has something to remember. */

@@ -2,6 +2,8 @@
 import type { Service } from "../shared/cli/command.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkAgentOptions, startAgent } from "./agent.ts";
+import { checkLink } from "./check_link.ts";
+import { formatReport } from "./link_report.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
 /** Time for closing after the drain, in milliseconds. */
@@ -17,6 +19,20 @@ export function agentCommand(createNet: CreateNet, stateDirectory: string | unde
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
     check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, net)),
+    diagnosis: {
+      flag: "check-link",
+      description:
+        "Check what passes between this machine and the proxies, print a table, and exit: with 0 if the agent can connect, else 1.",
+      run: async (options, { write }) => {
+        let works = false;
+        await checkWithNet(createNet, async (net) => {
+          const report = await checkLink({ net, options, ...await checkAgentOptions(options, net) });
+          write(formatReport(report));
+          ({ works } = report);
+        });
+        return works;
+      },
+    },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, supervisor });

@@ -1,56 +1,88 @@
 // Classifies and describes the errors of connections to a proxy.
 import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { SessionClosed } from "../shared/net/types.ts";
+import type { AgentSession, SessionClosed } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
 
-/** Describes a failed connection and its remedy. */
+/** Why a connection failed. */
+export interface Failure {
+  readonly reason: string;
+  /** Whether the proxy refuses the agent for now only. Default `false`. */
+  readonly isTemporary?: boolean;
+  /** What to do about it, or what to look at. */
+  readonly remedy?: string;
+}
+
+/** Describes a failed connection and its remedy, for a log. */
 export function describeConnectError(error: unknown, address: string, options: AgentOptions): string {
-  if (!(error instanceof NetError)) return error instanceof Error ? error.message : String(error);
+  const { reason, isTemporary, remedy } = explainFailure(error, address, options);
+  return [reason, isTemporary ? "retrying" : undefined, remedy].filter((part) => part !== undefined).join("; ");
+}
+
+/** Explains a failed connection to `address`. */
+export function explainFailure(error: unknown, address: string, options: AgentOptions): Failure {
+  if (!(error instanceof NetError)) return { reason: error instanceof Error ? error.message : String(error) };
+  const { message: reason } = error;
   switch (error.code) {
     case "closed":
-      return error.appCode === undefined ? error.message : describeCode(error.appCode, error.message, options.auth.type);
+      return error.appCode === undefined ? { reason } : explainCode(error.appCode, reason, options.auth.type);
     case "refused":
-      if (!error.remote) return `${error.message}; is the proxy running there?`;
+      if (!error.remote) return { reason, remedy: "is the proxy running there?" };
       if (options.agentClient.transport === "tls") {
-        return `${error.message}; is the proxy running there, and does its --agent-server.tcp-listen-address have this port?`;
+        return { reason, remedy: "is the proxy running there, and does its --agent-server.tcp-listen-address have this port?" };
       }
-      return `${address} refuses connections: the proxy is shutting down or has too many handshakes; retrying`;
+      return { reason: `${address} refuses connections: the proxy is shutting down or has too many handshakes`, isTemporary: true };
     case "timed-out":
-      if (error.cause instanceof NetError) return `${error.message}: ${error.cause.message}`;
-      return `${error.message}; is the proxy running there, and do firewalls allow ${
-        PROTOCOLS[options.agentClient.transport]
-      } to ${address}?`;
+      if (error.cause instanceof NetError) return { reason: `${reason}: ${error.cause.message}` };
+      return {
+        reason,
+        remedy: `is the proxy running there, and do firewalls allow ${PROTOCOLS[options.agentClient.transport]} to ${address}?`,
+      };
     case "name-timed-out":
-      return `${error.message}; do the name servers of this machine respond?`;
+      return { reason, remedy: "do the name servers of this machine respond?" };
     case "tls":
-      return error.message + adviseOnTls(error, options);
+      return { reason, remedy: adviceOnTls(error, options) };
     default:
-      return error.message;
+      return { reason };
   }
+}
+
+/**
+ * Closes a connection on which something failed, and returns the error to report: the proxy's close reason says more than the reset of a
+ * stream. Never rejects.
+ */
+export async function closeFailed(connection: AgentSession, error: unknown): Promise<unknown> {
+  connection.close(CloseCode.shutdown, "");
+  const closed = await connection.closed;
+  if (!closed.remote) return error;
+  // in TLS 1.3, a client's handshake completes before the server has verified the client's certificate
+  if (closed.cause === "transport" && closed.reason.includes("handshake")) {
+    return new NetError("tls", closed.reason, { remote: true, cause: error });
+  }
+  return new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error });
 }
 
 /** What firewalls must allow, by transport. */
 const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP" } as const;
 
-function adviseOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string {
-  if (!/certificate/i.test(message)) return "";
-  if (remote) return "; the proxy requires a client certificate that it accepts: set --agent-client.tls.file.cert and its key";
+function adviceOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string | undefined {
+  if (!/certificate/i.test(message)) return undefined;
+  if (remote) return "the proxy requires a client certificate that it accepts: set --agent-client.tls.file.cert and its key";
   if (message.includes("is not the pinned one")) {
-    return "; the proxy's certificate does not match --agent-client.tls.pin-sha256; the proxy logs its pin on startup";
+    return "the proxy's certificate does not match --agent-client.tls.pin-sha256; the proxy logs its pin on startup";
   }
   if (/certificate (?:not valid yet|expired)/.test(message)) {
-    return "; if the certificate should be valid now, set the clock of this machine";
+    return "if the certificate should be valid now, set the clock of this machine";
   }
   if (message.includes("CA:TRUE")) {
-    return "; --agent-client.tls.file.root-ca must contain this very certificate, or the proxy must use one without CA:TRUE";
+    return "--agent-client.tls.file.root-ca must contain this very certificate, or the proxy must use one without CA:TRUE";
   }
   const authority = "--agent-client.tls.file.root-ca";
   if (message.includes("not valid for name")) {
-    return "; use a name of the certificate in --agent-client.server-address, or pin the certificate with --agent-client.tls.pin-sha256";
+    return "use a name of the certificate in --agent-client.server-address, or pin the certificate with --agent-client.tls.pin-sha256";
   }
-  if (tls.file.rootCa) return `; the certificate must be issued by an authority of ${authority}`;
-  return "; unless this system trusts the certificate's authority, set --agent-client.tls.pin-sha256, which a proxy with a self-signed " +
+  if (tls.file.rootCa) return `the certificate must be issued by an authority of ${authority}`;
+  return "unless this system trusts the certificate's authority, set --agent-client.tls.pin-sha256, which a proxy with a self-signed " +
     `certificate logs on startup, or set ${authority}`;
 }
 
@@ -67,28 +99,35 @@ export function isRefused(error: unknown): boolean {
 
 /** Describes why an open connection has been closed. */
 export function describeClose({ code, reason, remote, cause }: SessionClosed): string {
-  if (cause === "application") return remote ? describeCode(code, reason) : "closed by this agent";
+  if (cause === "application" && !remote) return "closed by this agent";
+  if (cause === "application") {
+    const { reason: text, remedy } = explainCode(code, reason);
+    return remedy === undefined ? text : `${text}; ${remedy}`;
+  }
   if (cause === "reset") return `${reason}: the proxy no longer knows this connection (was it restarted?)`;
   return reason;
 }
 
-function describeCode(code: number, reason: string, authType?: AgentOptions["auth"]["type"]): string {
-  const text = `the proxy closed the connection: ${code} ${reason}`;
+function explainCode(code: number, why: string, authType?: AgentOptions["auth"]["type"]): Failure {
+  const reason = `the proxy closed the connection: ${code} ${why}`;
   switch (code) {
     case CloseCode.badAgentId:
-      return authType === "jwt"
-        ? `${text}; it does not accept tokens: set --auth.type=jwt there, or --auth.type=noauth here`
-        : `${text}; it does not accept this agent id`;
+      return {
+        reason,
+        remedy: authType === "jwt"
+          ? "it does not accept tokens: set --auth.type=jwt there, or --auth.type=noauth here"
+          : "it does not accept this agent id",
+      };
     case CloseCode.unauthorized:
     case CloseCode.internal:
-      return `${text}; does it use the same --auth.type, and does it accept these credentials?`;
+      return { reason, remedy: "does it use the same --auth.type, and does it accept these credentials?" };
     case CloseCode.malformed:
-      return `${text}; is it another version?`;
+      return { reason, remedy: "is it another version?" };
     case CloseCode.limit:
-      return `${text}; retrying; the proxy's log names the limit`;
+      return { reason, isTemporary: true, remedy: "the proxy's log names the limit" };
     case CloseCode.replaced:
-      return reason === REPLACED_REASON ? `${text}; another agent has connected with the same id` : text;
+      return { reason, remedy: why === REPLACED_REASON ? "another agent has connected with the same id" : undefined };
     default:
-      return text;
+      return { reason };
   }
 }

@@ -104,6 +104,6 @@ export class ProxyEndpoints {
 }
 
 /** Removes a zone (RFC 4007 §11), which is local to this machine and not part of certificates. */
-function withoutZone(host: string): string {
+export function withoutZone(host: string): string {
   return host.includes(":") ? host.replace(/%.*/, "") : host;
 }

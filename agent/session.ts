@@ -3,9 +3,9 @@ import { Control } from "../shared/link/control.ts";
 import { authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log/logger.ts";
-import { NetError } from "../shared/net/errors.ts";
 import type { AgentSession, Duplex, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
+import { closeFailed } from "./connection_errors.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
 export interface SessionOptions {
@@ -56,15 +56,7 @@ export class Session {
     try {
       return new Session(connection, await authenticate(connection, options.credentials, options.hello), options);
     } catch (error) {
-      connection.close(CloseCode.shutdown, "");
-      const closed = await connection.closed;
-      // the proxy's close reason says more than the reset of a stream
-      if (!closed.remote) throw error;
-      // in TLS 1.3, a client's handshake completes before the server has verified the client's certificate
-      if (closed.cause === "transport" && closed.reason.includes("handshake")) {
-        throw new NetError("tls", closed.reason, { remote: true, cause: error });
-      }
-      throw new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error });
+      throw await closeFailed(connection, error);
     }
   }
 

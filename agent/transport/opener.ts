@@ -101,7 +101,7 @@ export class SessionOpener {
       },
       probe: async (kind, signal) => {
         const { tls } = await this.#options.access();
-        return await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal));
+        return (await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal))).durationMs;
       },
       log,
     });

@@ -2,7 +2,7 @@
 import { networksOf } from "../../shared/address/allow_list.ts";
 import { splitHostPort } from "../../shared/address/host_port.ts";
 import { unlimitedIfZero } from "../../shared/limits/limit.ts";
-import { ALPN, CloseCode, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
+import { ALPN, CloseCode, CREDENTIALS_ALPN, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN } from "../../shared/link/probe.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { ListenSessionsOptions, ServerTls, SessionListener } from "../../shared/net/types.ts";
@@ -11,6 +11,8 @@ import { NO_LISTENER, type ProxyOptions } from "../options.ts";
 
 /** The largest limit that the network accepts. */
 const MAX_HANDSHAKES = 1_000_000;
+/** What is no agent. First, because an agent offers one of these only together with the protocols that older proxies know. */
+const CHECKS_ALPN = [CREDENTIALS_ALPN, PROBE_ALPN];
 /** Attempts to find a port that is free for UDP and TCP, where the system chooses it. */
 const MAX_PORTS = 16;
 
@@ -40,12 +42,12 @@ export async function listenForAgents(
     net.listenQuic({
       ...common,
       address: listenAddress,
-      alpn: [...ALPN, PROBE_ALPN],
+      alpn: [...CHECKS_ALPN, ...ALPN],
       transport: { ...PROXY_TRANSPORT, congestion: congestionControl },
       retryThreshold: options.limits.retryThreshold,
     });
   const listenTls = (address?: string) =>
-    net.listenTlsLink({ ...common, address, alpn: [...TLS_ALPN, PROBE_ALPN], transport: PROXY_TRANSPORT });
+    net.listenTlsLink({ ...common, address, alpn: [...CHECKS_ALPN, ...TLS_ALPN], transport: PROXY_TRANSPORT });
   if (tcpListenAddress === NO_LISTENER || (tcpListenAddress === undefined && isPortTaken(options, runtime))) {
     const quic = adopt(await listenQuic());
     return shareClientPort ? { quic, tls: adopt(await listenTls()) } : { quic };

@@ -1,11 +1,20 @@
 // The agents' side of the proxy: accepts their connections, authenticates them, and holds them until they close.
-import { AuthenticationError, type Authenticator, endReason, identifyAgent } from "../../shared/auth/authenticator.ts";
+import { AuthenticationError, type Authenticator, endReason, identifyAgent, type Identity } from "../../shared/auth/authenticator.ts";
 import { isolateHook } from "../../shared/log/isolate.ts";
 import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/connection_limiter.ts";
 import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
-import { CloseCode, closeWith, hasControl, receiveCredentials, receiveHello, REPLACED_REASON } from "../../shared/link/link.ts";
+import {
+  ALPN,
+  CloseCode,
+  closeWith,
+  CREDENTIALS_ALPN,
+  hasControl,
+  receiveCredentials,
+  receiveHello,
+  REPLACED_REASON,
+} from "../../shared/link/link.ts";
 import { MessageError } from "../../shared/link/message.ts";
 import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
@@ -63,6 +72,8 @@ const PING_INTERVAL_MS = 60_000;
 const UNRESPONSIVE_TIMEOUT_MS = 5_000;
 /** Time in milliseconds in which the end of a connection is reported after its streams have failed. */
 const CLOSE_TIMEOUT_MS = 100;
+/** Time in milliseconds in which an agent that only checks its credentials closes the connection after the answer. */
+const CHECKED_TIMEOUT_MS = 1_000;
 /** Maximum length of the labels in a log line; /agents shows all of them. */
 const MAX_LOGGED_LABELS = 512;
 
@@ -137,6 +148,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     try {
       permit = options.limiter?.acquire(connection.remote);
       if (connection.alpn === PROBE_ALPN) return await serveProbe(connection);
+      if (connection.alpn === CREDENTIALS_ALPN) return await checkCredentials(connection, options.authenticator, permit, log);
       const admitted = await admit(connection, options.authenticator, permit, register, events, log);
       accepted = true;
       options.onResult?.("accepted");
@@ -192,6 +204,38 @@ interface Admitted {
   readonly serveControl: () => Promise<void>;
 }
 
+/** Authenticates the agent. `accept` tells it so. */
+async function authenticateAgent(
+  connection: AgentSession,
+  authenticator: Authenticator,
+  permit: ConnectionPermit | undefined,
+  log: Logger,
+): Promise<{ identity: Identity; accept: () => Promise<void> }> {
+  permit?.checkLockout();
+  const { credentials, accept } = await receiveCredentials(connection);
+  permit?.checkLockout(); // other connections of the address may have failed meanwhile
+  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
+    if (error instanceof AuthenticationError) permit?.recordFailure(credentials);
+    throw error;
+  });
+  return { identity, accept };
+}
+
+/** Tells an agent whether its credentials are accepted; it is not registered. */
+async function checkCredentials(
+  connection: AgentSession,
+  authenticator: Authenticator,
+  permit: ConnectionPermit | undefined,
+  log: Logger,
+): Promise<void> {
+  const { identity, accept } = await authenticateAgent(connection, authenticator, permit, log);
+  identity.release?.();
+  log.debug("credentials checked", { agent: identity.agentId, remote: connection.remote });
+  await accept().catch(() => {}); // the agent does not wait for it
+  await withTimeout(CHECKED_TIMEOUT_MS, connection.closed);
+  connection.close(CloseCode.shutdown, "");
+}
+
 /** Authenticates the agent, registers it, and accepts it. */
 async function admit(
   connection: AgentSession,
@@ -201,13 +245,7 @@ async function admit(
   events: AdmissionEvents,
   log: Logger,
 ): Promise<Admitted> {
-  permit?.checkLockout();
-  const { credentials, accept } = await receiveCredentials(connection);
-  permit?.checkLockout(); // other connections of the address may have failed meanwhile
-  const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
-    if (error instanceof AuthenticationError) permit?.recordFailure(credentials);
-    throw error;
-  });
+  const { identity, accept } = await authenticateAgent(connection, authenticator, permit, log);
   let received;
   try {
     checkCredit(connection);
@@ -317,7 +355,7 @@ function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof LimitReached) {
     // version 1 of the link has no code for it
-    connection.close(hasControl(connection) ? CloseCode.limit : CloseCode.internal, message);
+    connection.close(connection.alpn === ALPN[1] ? CloseCode.internal : CloseCode.limit, message);
   } else if (error instanceof AuthenticationError) {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");

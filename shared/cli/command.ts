@@ -34,8 +34,20 @@ export interface Service<Values = object> extends CommandBase {
   readonly options: Options;
   /** Checks what the values refer to, such as files, without opening sockets. */
   check(values: Values): Promise<void>;
+  /** Another task of the service, with the same options. Default: none. */
+  readonly diagnosis?: Diagnosis<Values>;
   /** Resolves when the service is running. `supervisor` is given if the process runs under one; the caller reports readiness to it. */
   start(values: Values, log: Logger, supervisor?: Supervisor): Promise<Running>;
+}
+
+/** Looks for what keeps a service from working, and ends. */
+export interface Diagnosis<Values = object> {
+  /** The flag that asks for it, without dashes. */
+  readonly flag: string;
+  /** One sentence. */
+  readonly description: string;
+  /** Runs after {@link Service.check}. Resolves with whether the service can work. */
+  run(values: Values, terminal: Terminal): Promise<boolean>;
 }
 
 /** A running service. */
@@ -91,6 +103,7 @@ export interface Invocation {
 /** What the command line asks for. */
 export type Task =
   | { do: "run" | "check"; service: Service; resolved: Resolved; files: ConfigFiles }
+  | { do: "diagnosis"; service: Service; diagnosis: Diagnosis; resolved: Resolved }
   | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved }
   | { do: "print"; text: string };
 
@@ -110,7 +123,11 @@ const SERVICE_FLAGS = defineOptions({
 
 /** All flags of a command except --help and --version, in display order. */
 export function flagsOf(command: Command): Options {
-  return "start" in command ? { ...command.options, ...SERVICE_FLAGS } : command.options ?? {};
+  return "start" in command ? { ...command.options, ...SERVICE_FLAGS, ...diagnosisFlag(command) } : command.options ?? {};
+}
+
+function diagnosisFlag({ diagnosis }: Service): Options {
+  return diagnosis === undefined ? {} : { [diagnosis.flag]: { kind: "boolean", description: diagnosis.description } };
 }
 
 /**
@@ -147,7 +164,11 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   const files: ConfigFiles = serviceFlags.config === undefined ? findConfig(home) : { file: serviceFlags.config, ignored: [] };
   const resolved = resolve(command.options, { flags, env, file: readSettings(command.options, files.file, executable) });
   if (serviceFlags.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
-  return { do: serviceFlags.checkConfig ? "check" : "run", service: command, resolved, files };
+  if (serviceFlags.checkConfig) return { do: "check", service: command, resolved, files };
+  const { diagnosis } = command;
+  const isAsked = Object.values(resolve(diagnosisFlag(command), { flags, env: {} }).values).includes(true);
+  if (diagnosis && isAsked) return { do: "diagnosis", service: command, diagnosis, resolved };
+  return { do: "run", service: command, resolved, files };
 }
 
 /** The settings in a configuration file; `undefined` without one. */

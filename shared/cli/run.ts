@@ -3,7 +3,7 @@ import { writeSync } from "node:fs";
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
-import { type Executable, readCommandLine, type Task } from "./command.ts";
+import { type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
 import type { Resolved } from "../config/sources.ts";
 import { ConfigError, envOf, flagOf } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
@@ -47,10 +47,16 @@ async function perform(task: Task, process: Process, notify: Notify | undefined)
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
-  if (task.do === "subcommand") return await task.subcommand.run(values, { write, read: () => readAll(process.stdin) });
+  const terminal: Terminal = { write, read: () => readAll(process.stdin) };
+  if (task.do === "subcommand") return await task.subcommand.run(values, terminal);
   if (task.do === "check") {
     await task.service.check(values);
     return write("The configuration is valid\n");
+  }
+  if (task.do === "diagnosis") {
+    await task.service.check(values);
+    if (!await task.diagnosis.run(values, terminal)) process.exitCode = FAILED;
+    return;
   }
   const { log: options } = values as unknown as LogValues;
   // https://no-color.org

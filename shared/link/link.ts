@@ -10,6 +10,9 @@ export const ALPN = ["reverse-http-proto/2", "reverse-http-proto"];
 /** ALPN protocol name over TLS: the streams of version 2, in frames of docs/protocol.md. */
 export const TLS_ALPN = ["reverse-http-tls/1"];
 
+/** ALPN protocol name of a session on which an agent only asks whether its credentials are accepted. */
+export const CREDENTIALS_ALPN = "reverse-http-credentials/1";
+
 /** Whether the connection has a control stream. */
 export function hasControl({ alpn }: AgentSession): boolean {
   return alpn === ALPN[0] || alpn === TLS_ALPN[0];

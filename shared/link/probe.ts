@@ -1,6 +1,6 @@
 // Measures whether a transport moves data: a session of its own protocol name on which both ends send 64 KiB, one after the other.
 import { NetError } from "../net/errors.ts";
-import type { AgentSession, Duplex } from "../net/types.ts";
+import type { AgentSession, Duplex, SessionStats } from "../net/types.ts";
 import { CloseCode, closeWith } from "./link.ts";
 
 /** ALPN protocol name (RFC 7301) of a session that is only a probe. */
@@ -11,20 +11,30 @@ const PROBE_BYTES = 64 * 1024;
 /** Timeout in milliseconds of a probe after its handshake. */
 const PROBE_TIMEOUT_MS = 5_000;
 
+/** What a probe has measured. */
+export interface ProbeResult {
+  /** Time for the data of both directions, in milliseconds. */
+  readonly durationMs: number;
+  /** The session's statistics after that. */
+  readonly stats: SessionStats;
+}
+
 /**
- * Sends and receives the bytes, closes the session, and returns the milliseconds that took.
+ * Sends and receives the bytes, and closes the session.
  * @throws {NetError} `timed-out`, `closed`, `reset`
  */
-export async function runProbe(session: AgentSession): Promise<number> {
+export async function runProbe(session: AgentSession): Promise<ProbeResult> {
   const start = performance.now();
+  let stats!: SessionStats;
   await closeAfter(session, async () => {
     const stream = closeWith(session, await session.openStream());
     await stream.write(new Uint8Array(PROBE_BYTES));
     stream.closeWrite();
     const received = await countBytes(stream);
     if (received !== PROBE_BYTES) throw new NetError("reset", `The probe received ${received} bytes instead of ${PROBE_BYTES}`);
+    stats = session.stats();
   });
-  return performance.now() - start;
+  return { durationMs: performance.now() - start, stats };
 }
 
 /** Answers a probe on the proxy. Never rejects: what it is about, the agent measures. */

@@ -10,7 +10,7 @@ import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { Backoff } from "../../shared/async/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
-import { ALPN, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
+import { ALPN, CREDENTIALS_ALPN, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, ConnectQuicOptions, Duplex, Net, SessionListener } from "../../shared/net/types.ts";
@@ -281,7 +281,7 @@ describe("a proxy", () => {
         const { proxy, log } = await runProxy(net, { limits: { agents: 1 } });
         for (let i = 0; i < 3; i++) {
           const session = await connect(net, proxy, [PROBE_ALPN]);
-          assert.ok(await within(runProbe(session)) >= 0);
+          assert.ok((await within(runProbe(session))).durationMs >= 0);
           assert.equal((await within(session.closed)).code, 0);
         }
         assert.equal(proxy.agents, 0);
@@ -313,7 +313,7 @@ describe("a proxy", () => {
       let seen: Parameters<Net["listenTlsLink"]>[0] | undefined;
       const listenTlsLink: Net["listenTlsLink"] = async (options) => await net.listenTlsLink(seen = options);
       await runProxy(netWith(net, { listenTlsLink }), { limits: { handshakes: 7, handshakesPerAddress: 3 } });
-      assert.deepEqual(seen!.alpn, [...TLS_ALPN, PROBE_ALPN]);
+      assert.deepEqual(seen!.alpn, [CREDENTIALS_ALPN, PROBE_ALPN, ...TLS_ALPN]);
       assert.deepEqual([seen!.maxPendingHandshakes, seen!.pendingHandshakesPerAddress?.max], [7, 3]);
       assert.equal(seen!.transport, PROXY_TRANSPORT);
     }));

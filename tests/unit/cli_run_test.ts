@@ -5,7 +5,7 @@ import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
 import { after, describe, it } from "node:test";
 import { logOptions } from "../../shared/config/common_options.ts";
 import { ConfigError, defineOptions } from "../../shared/config/option.ts";
-import type { Service, Subcommand } from "../../shared/cli/command.ts";
+import type { Diagnosis, Service, Subcommand } from "../../shared/cli/command.ts";
 import { run } from "../../shared/cli/run.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -268,6 +268,24 @@ describe("program", () => {
     assert.equal(process.out, "The configuration is valid\n");
     assert.equal(process.code, undefined);
   });
+
+  for (const [works, code] of [[true, undefined], [false, 1]] as const) {
+    it(`runs the diagnosis that a flag asks for after the check, and does not start: ${works ? "it works" : "it does not"}`, async () => {
+      const steps: string[] = [];
+      const diagnosis: Diagnosis = {
+        flag: "look",
+        description: "Look.",
+        run: (_, { write }) => {
+          steps.push("diagnosis");
+          write("a table\n");
+          return Promise.resolve(works);
+        },
+      };
+      const { process, done } = start({ check: () => Promise.resolve(void steps.push("check")), diagnosis }, ["--look"]);
+      await done;
+      assert.deepEqual([steps, process.out, process.code], [["check", "diagnosis"], "a table\n", code]);
+    });
+  }
 
   it("exits with 2 with --check-config if its check fails", async () => {
     const { process, done } = start({ check: () => Promise.reject(new ConfigError("Cannot read --key")) }, ["--check-config"]);

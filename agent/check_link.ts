@@ -1,0 +1,271 @@
+// The checks of `agent --check-link`: what passes between this machine and its proxies. They connect as an agent does, but with protocols that
+// no proxy takes for an agent's. Knows no terminal.
+import { X509Certificate } from "node:crypto";
+import { isIP } from "node:net";
+import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
+import { agentTransport, ALPN, authenticate, CloseCode, CREDENTIALS_ALPN, TLS_ALPN } from "../shared/link/link.ts";
+import { PROBE_ALPN, type ProbeResult, runProbe } from "../shared/link/probe.ts";
+import { silentLogger } from "../shared/log/logger.ts";
+import { NetError } from "../shared/net/errors.ts";
+import { printable } from "../shared/net/printable.ts";
+import type { AgentSession, ClientTls, Net, SessionKind } from "../shared/net/types.ts";
+import type { Credentials } from "./credentials.ts";
+import { closeFailed, explainFailure } from "./connection_errors.ts";
+import type { AgentOptions } from "./options.ts";
+import { type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
+import { explainTimeout } from "./transport/explain_timeout.ts";
+
+/** What a check has found. `note`: nothing is wrong, or it does not matter to the agent. */
+export interface Finding {
+  /** What was checked. */
+  readonly check: string;
+  /** A name or an address. */
+  readonly target: string;
+  readonly result: "ok" | "failed" | "note";
+  readonly details: string;
+  /** What to do about a failure. */
+  readonly remedy?: string;
+}
+
+/** The result of all checks. */
+export interface LinkReport {
+  readonly findings: readonly Finding[];
+  /** Whether the agent can connect to a proxy as it is configured. */
+  readonly works: boolean;
+  /** One sentence. */
+  readonly summary: string;
+}
+
+/** What the checks connect with. */
+export interface CheckContext {
+  readonly net: Net;
+  readonly options: AgentOptions;
+  readonly tls: ClientTls;
+  readonly credentials: Credentials;
+}
+
+/** Timeouts in milliseconds: for a name, and for a connection with its handshake. */
+const NAME_TIMEOUT_MS = 5_000;
+const CONNECT_TIMEOUT_MS = 4_000;
+/** Maximum number of addresses that are checked of a name. */
+const MAX_ADDRESSES = 8;
+/** The port that most firewalls let pass. */
+const HTTPS_PORT = 443;
+const NAMES = { quic: "QUIC (UDP)", tls: "TLS (TCP)" } as const;
+
+/** Checks everything in parallel. Never rejects for network errors. */
+export async function checkLink(context: CheckContext): Promise<LinkReport> {
+  const checked = await Promise.all(context.options.agentClient.serverAddress.map((address) => checkServer(context, address)));
+  const findings = [checkConfiguration(context), ...checked.flatMap(({ findings }) => findings)];
+  const links = new Set(checked.flatMap(({ links }) => links));
+  return { findings, works: links.size > 0, summary: summarize(context, links) };
+}
+
+function checkConfiguration({ options: { agentClient: { transport } }, credentials: { agentId, expiresAt } }: CheckContext): Finding {
+  const target = printable(agentId);
+  const common = `the options are valid; transport ${transport}`;
+  if (expiresAt === Infinity) return { check: "configuration", target, result: "ok", details: common };
+  const details = `${common}; the token expires at ${new Date(expiresAt).toISOString()}`;
+  if (expiresAt > Date.now()) return { check: "configuration", target, result: "ok", details };
+  return { check: "configuration", target, result: "failed", details, remedy: "create a new token, or set the clock of this machine" };
+}
+
+function summarize({ options: { agentClient: { transport } } }: CheckContext, links: ReadonlySet<SessionKind>): string {
+  if (links.size === 0) return "The agent cannot connect.";
+  if (transport !== "auto") return `The agent can connect: ${NAMES[transport]} works.`;
+  if (links.size === 2) return "The agent can connect: it will use QUIC, and TLS where QUIC fails.";
+  return links.has("quic") ? "The agent can connect over QUIC, but has no TLS to fall back to." : "The agent can connect: it will use TLS.";
+}
+
+interface Checked {
+  readonly findings: readonly Finding[];
+  /** The transports that the agent can use. */
+  readonly links: readonly SessionKind[];
+}
+
+/** Checks one address of `--agent-client.server-address`: every address of its name. */
+async function checkServer(context: CheckContext, address: string): Promise<Checked> {
+  const { host, port } = splitHostPort(address);
+  const { addresses, findings } = await resolveName(context.net, host);
+  const endpoints = addresses.map((ip): ProxyEndpoint => ({
+    address: formatHostPort({ host: ip, port }),
+    host: ip,
+    port,
+    serverName: withoutZone(host),
+  }));
+  const checked = await Promise.all(endpoints.map((endpoint) => checkEndpoint(context, endpoint)));
+  return { findings: [...findings, ...checked.flatMap(({ findings }) => findings)], links: checked.flatMap(({ links }) => links) };
+}
+
+async function resolveName(net: Net, host: string): Promise<{ addresses: string[]; findings: Finding[] }> {
+  if (isIP(withoutZone(host)) !== 0) return { addresses: [host], findings: [] };
+  const common = { check: "name", target: host };
+  try {
+    const all = [...new Set(await net.resolve(host, { timeoutMs: NAME_TIMEOUT_MS, isConfigured: true }))];
+    const addresses = all.slice(0, MAX_ADDRESSES);
+    const more = all.length > MAX_ADDRESSES ? `, and ${all.length - MAX_ADDRESSES} more, which are not checked` : "";
+    return { addresses, findings: [{ ...common, result: "ok", details: `${addresses.join(", ")}${more}` }] };
+  } catch (error) {
+    const remedy = error instanceof NetError && error.code === "name-timed-out"
+      ? "allow this machine to reach its name servers, or use the proxy's address"
+      : "correct the name in --agent-client.server-address, or add it to the name server";
+    return { addresses: [], findings: [{ ...common, result: "failed", details: messageOf(error), remedy }] };
+  }
+}
+
+async function checkEndpoint(context: CheckContext, endpoint: ProxyEndpoint): Promise<Checked> {
+  const [quic, tls, https] = await Promise.all([
+    checkTransport(context, endpoint, "quic"),
+    checkTransport(context, endpoint, "tls"),
+    endpoint.port === HTTPS_PORT ? [] : checkHttpsPort(context, endpoint),
+  ]);
+  const { transport } = context.options.agentClient;
+  const works = [quic, tls].filter(({ works }) => works).map(({ kind }) => kind);
+  const links = works.filter((kind) => transport === "auto" || transport === kind);
+  const [first] = links.length > 0 ? links : works;
+  const credentials = first === undefined ? undefined : await checkCredentials(context, endpoint, first);
+  return {
+    findings: [...quic.findings, ...tls.findings, ...https, ...credentials ? [credentials] : []],
+    links: credentials?.result === "failed" ? [] : links,
+  };
+}
+
+async function connect(
+  { net, options, tls }: CheckContext,
+  endpoint: ProxyEndpoint,
+  kind: SessionKind,
+  alpn: string[],
+): Promise<AgentSession> {
+  const { host, port, serverName } = endpoint;
+  const common = { host, port, serverName, tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
+  const transport = agentTransport(0);
+  if (kind === "tls") return await net.connectTlsLink({ ...common, transport });
+  const attempt = net.connectQuic({ ...common, transport: { ...transport, congestion: options.agentClient.congestionControl } });
+  return await explainTimeout(net, silentLogger, endpoint, attempt);
+}
+
+/** Connects and moves data. A proxy that knows no probes chooses the agents' protocol, and then only the handshake is checked. */
+async function checkTransport(
+  context: CheckContext,
+  endpoint: ProxyEndpoint,
+  kind: SessionKind,
+): Promise<{ kind: SessionKind; works: boolean; findings: Finding[] }> {
+  const common = { check: NAMES[kind], target: endpoint.address };
+  const start = performance.now();
+  let session;
+  try {
+    session = await connect(context, endpoint, kind, [PROBE_ALPN, ...kind === "quic" ? ALPN : TLS_ALPN]);
+  } catch (error) {
+    return { kind, works: false, findings: [{ ...common, result: "failed", ...explain(context, endpoint, kind, error) }] };
+  }
+  const details = `handshake in ${milliseconds(performance.now() - start)}; ${describeTrust(context, session)}`;
+  const data = { check: `${kind === "quic" ? "QUIC" : "TLS"} data`, target: endpoint.address };
+  if (session.alpn !== PROBE_ALPN) {
+    session.close(CloseCode.shutdown, "");
+    const note = "not checked: this proxy does not answer probes; it is another version";
+    return { kind, works: true, findings: [{ ...common, result: "ok", details }, { ...data, result: "note", details: note }] };
+  }
+  try {
+    const findings: Finding[] = [
+      { ...common, result: "ok", details },
+      { ...data, result: "ok", details: describeProbe(await runProbe(session)) },
+    ];
+    return { kind, works: true, findings };
+  } catch (error) {
+    const failed = explain(context, endpoint, kind, await closeFailed(session, error));
+    return { kind, works: false, findings: [{ ...common, result: "ok", details }, { ...data, result: "failed", ...failed }] };
+  }
+}
+
+function describeProbe({ durationMs, stats: { rttMs, mtu } }: ProbeResult): string {
+  const path = mtu === undefined ? "" : `; path MTU at least ${mtu} bytes of UDP payload`;
+  return `64 KiB each way in ${milliseconds(durationMs)}; round trip ${milliseconds(rttMs)}${path}`;
+}
+
+/** Who answered, and why the agent trusts it. */
+function describeTrust({ options: { agentClient: { tls } } }: CheckContext, { peerCertificate }: AgentSession): string {
+  const trust = tls.file.rootCa !== undefined
+    ? "issued by an authority of --agent-client.tls.file.root-ca"
+    : tls.insecureSkipVerify
+    ? "not verified: --agent-client.tls.insecure-skip-verify"
+    : "issued by an authority of this system";
+  const isPinned = (tls.pinSha256 ?? []).length > 0;
+  const why = !isPinned ? trust : tls.file.rootCa === undefined ? "the pin matches" : `${trust}; the pin matches`;
+  return `certificate of ${peerCertificate === undefined ? "an unknown server" : describeCertificate(peerCertificate)}: ${why}`;
+}
+
+function describeCertificate(der: Uint8Array): string {
+  try {
+    const { subject, issuer } = new X509Certificate(der);
+    const name = (text: string | undefined) => JSON.stringify(printable((text ?? "").replaceAll("\n", ", "), 128));
+    return `${name(subject)} from ${name(issuer)}`;
+  } catch {
+    return "an unknown format"; // the network has verified its signature, but another library reads it here
+  }
+}
+
+/** Whether port 443 leads to the proxy's agents too; it passes most firewalls. */
+async function checkHttpsPort(context: CheckContext, { host, serverName }: ProxyEndpoint): Promise<Finding[]> {
+  const endpoint: ProxyEndpoint = { address: formatHostPort({ host, port: HTTPS_PORT }), host, port: HTTPS_PORT, serverName };
+  const note = (details: string): Finding[] => [{ check: "port 443 (TCP)", target: endpoint.address, result: "note", details }];
+  try {
+    const session = await connect(context, endpoint, "tls", [PROBE_ALPN, ...TLS_ALPN]);
+    session.close(CloseCode.shutdown, "");
+    return note("the proxy takes agents here too");
+  } catch (error) {
+    const isOpen = error instanceof NetError && ["tls", "reset", "closed"].includes(error.code);
+    if (isOpen) return note(`TCP passes, but this is not the proxy's port for agents: ${error.message}`);
+    return note(`not reachable: ${messageOf(error)}`);
+  }
+}
+
+/** Asks the proxy whether it accepts the credentials, without becoming its agent. */
+async function checkCredentials(context: CheckContext, endpoint: ProxyEndpoint, kind: SessionKind): Promise<Finding> {
+  const common = { check: "credentials", target: endpoint.address };
+  let session;
+  try {
+    session = await connect(context, endpoint, kind, [CREDENTIALS_ALPN, ...kind === "quic" ? ALPN : TLS_ALPN]);
+  } catch (error) {
+    return { ...common, result: "failed", ...explain(context, endpoint, kind, error) };
+  }
+  if (session.alpn !== CREDENTIALS_ALPN) {
+    session.close(CloseCode.shutdown, "");
+    return { ...common, result: "note", details: "not checked: this proxy checks them only when an agent connects; it is another version" };
+  }
+  try {
+    await authenticate(session, context.credentials.bytes, { version: "", instance: "", host: "", labels: {} });
+    session.close(CloseCode.shutdown, "");
+    return { ...common, result: "ok", details: `accepted over ${NAMES[kind]}` };
+  } catch (error) {
+    return { ...common, result: "failed", ...explain(context, endpoint, kind, await closeFailed(session, error)) };
+  }
+}
+
+/** Details and remedy of a failure. */
+function explain(
+  { options }: CheckContext,
+  { address }: ProxyEndpoint,
+  kind: SessionKind,
+  error: unknown,
+): { details: string; remedy: string } {
+  const { reason, remedy } = explainFailure(error, address, { ...options, agentClient: { ...options.agentClient, transport: kind } });
+  const code = error instanceof NetError ? error.code : undefined;
+  const isForeign = code === "tls" && /UnknownIssuer|is not the pinned one/.test(reason);
+  const inspection = `if the issuer is not the proxy's, a middlebox inspects TLS: let it pass ${address} unchanged`;
+  if (isForeign) return { details: reason, remedy: `${remedy}; ${inspection}` };
+  return {
+    details: reason,
+    remedy: remedy ?? (code === "tls" ? OTHER_SERVER : `${FIREWALL[kind]} to ${address}, and start the proxy there`),
+  };
+}
+
+const OTHER_SERVER = "use the address of --agent-server.listen-address of the proxy: another server may have answered";
+const FIREWALL = { quic: "allow UDP in firewalls", tls: "allow TCP in firewalls" } as const;
+
+function milliseconds(ms: number): string {
+  return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
