@@ -66,7 +66,7 @@ export async function closeFailed(connection: AgentSession, error: unknown): Pro
 const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP" } as const;
 
 function adviceOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string | undefined {
-  if (!/certificate/i.test(message)) return undefined;
+  if (!/certificate|UnknownCA/i.test(message)) return undefined; // also alerts about this agent's (RFC 8446 §6.2)
   if (remote) return "the proxy requires a client certificate that it accepts: set --agent-client.tls.file.cert and its key";
   if (message.includes("is not the pinned one")) {
     return "the proxy's certificate does not match --agent-client.tls.pin-sha256; the proxy logs its pin on startup";

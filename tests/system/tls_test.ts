@@ -3,75 +3,20 @@
 import assert from "node:assert/strict";
 import { execFile, spawnSync } from "node:child_process";
 import { createPrivateKey } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { promisify } from "node:util";
-import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
+import { type Authority, makeAuthority } from "../../testing/certificates.ts";
 import { type Addresses, AGENT, AGENT_ID, Folder, type Program, PROXY, runToEnd, Site } from "../../testing/programs.ts";
-import { type ClientTls, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
+import { Secured } from "../../testing/secured.ts";
+import { openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 
 const RENEWED = "certificates reloaded";
 const withCurl = { skip: spawnSync("curl", ["--version"]).status === 0 ? false : "there is no curl" };
 
-/** A site with an authority for the certificates of agents and clients. */
-class Secured implements AsyncDisposable {
-  private constructor(readonly site: Site, readonly authority: Authority, readonly origin: Origin) {}
-
-  static async create(serve?: (wire: Wire) => Promise<void>): Promise<Secured> {
-    return new Secured(await Site.create(), await makeAuthority("Members"), await Origin.start(serve));
-  }
-
-  /** Writes a file atomically. */
-  write(name: string, text: string): string {
-    const file = join(this.site.folder.path, name);
-    writeFileSync(`${file}.new`, text, { mode: 0o600 });
-    renameSync(`${file}.new`, file);
-    return file;
-  }
-
-  /** The options of a listener that asks for certificates and looks at its files all the time. */
-  mutual(group: "agent-server" | "http-proxy"): string[] {
-    return [
-      `--${group}.tls.file.client-ca=${this.write("members.pem", this.authority.cert)}`,
-      `--${group}.tls.file.client-crl=${join(this.site.folder.path, "crl.pem")}`,
-      `--${group}.tls.refresh=20ms`,
-    ];
-  }
-
-  forClients(): string[] {
-    const { cert, key } = this.site.files;
-    return ["--http-proxy.tls.enable", `--http-proxy.tls.file.cert=${cert}`, `--http-proxy.tls.file.key=${key}`];
-  }
-
-  agentCertificate(name: string, { cert, key }: Issued): string[] {
-    return [
-      `--agent-client.tls.file.cert=${this.write(`${name}-cert.pem`, cert)}`,
-      `--agent-client.tls.file.key=${this.write(`${name}-key.pem`, key)}`,
-    ];
-  }
-
-  /** What a client believes, and the certificate that it shows. */
-  clientTls(issued?: Issued): ClientTls {
-    return { ca: readFileSync(this.site.files.ca, "utf8"), cert: issued?.cert, key: issued?.key };
-  }
-
-  /** A new certificate for the proxy, of the authority that all trust. */
-  async replace(): Promise<void> {
-    const { cert, key } = await this.site.authority.issue({ names: ["localhost", "127.0.0.1"] });
-    this.write("both.pem", cert + key);
-  }
-
-  async revoke(...serialNumbers: string[]): Promise<void> {
-    this.write("crl.pem", await this.authority.revocationList(serialNumbers));
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.origin[Symbol.asyncDispose]();
-    await this.site[Symbol.asyncDispose]();
-  }
-}
+const TRANSPORTS = ["quic", "tls"] as const;
 
 /** Sends a message through a tunnel, and receives it back. */
 async function echo(client: Wire, server: Wire, text = "ping"): Promise<void> {
@@ -175,30 +120,33 @@ describe("clients over TLS", () => {
 });
 
 describe("an agent of a proxy that requires certificates", () => {
-  it("is accepted with a certificate of the authority, and told what is missing with another one or none", async () => {
-    await using secured = await Secured.create();
-    const { site, authority } = secured;
-    const revoked = await authority.issue({ names: [AGENT_ID] });
-    await secured.revoke(revoked.serialNumber);
-    const { proxy, addresses } = await site.startProxy(secured.mutual("agent-server"));
-    await site.startAgent(addresses, secured.agentCertificate("good", await authority.issue({ names: [AGENT_ID] })));
-    const strange = await (await makeAuthority("Strangers")).issue({ names: [AGENT_ID] });
-    const refused: [args: string[], reason: RegExp][] = [
-      [[], /no certificate/],
-      [secured.agentCertificate("strange", strange), /UnknownIssuer/],
-      [secured.agentCertificate("revoked", revoked), /Revoked/],
-    ];
-    for (const [args, reason] of refused) {
-      const before = proxy.logged("agent handshake failed").length;
-      const agent = site.start(AGENT, [...site.agentArgs(addresses, "4712"), ...args]);
-      const said = await agent.waitFor("not connected");
-      assert.match(String(said.reason), /the proxy requires a client certificate that it accepts: set --agent-client\.tls\.file\.cert/);
-      agent.signal("SIGKILL");
-      await agent.ended;
-      assert.match(String((await proxy.waitFor("agent handshake failed", {}, before + 1)).reason), reason);
-    }
-    assert.equal(proxy.logged("agent connected").length, 1);
-  });
+  for (const transport of TRANSPORTS) {
+    it(`is accepted over ${transport} with a certificate of the authority, and told what is missing with another one or none`, async () => {
+      await using secured = await Secured.create();
+      const { site, authority } = secured;
+      const revoked = await authority.issue({ names: [AGENT_ID] });
+      await secured.revoke(revoked.serialNumber);
+      const { proxy, addresses } = await site.startProxy(secured.mutual("agent-server"));
+      const over = `--agent-client.transport=${transport}`;
+      await site.startAgent(addresses, [over, ...secured.agentCertificate("good", await authority.issue({ names: [AGENT_ID] }))]);
+      const strange = await (await makeAuthority("Strangers")).issue({ names: [AGENT_ID] });
+      const refused: [args: string[], reason: RegExp][] = [
+        [[], /no certificate/],
+        [secured.agentCertificate("strange", strange), /UnknownIssuer/],
+        [secured.agentCertificate("revoked", revoked), /Revoked/],
+      ];
+      for (const [args, reason] of refused) {
+        const before = proxy.logged("agent handshake failed").length;
+        const agent = site.start(AGENT, [...site.agentArgs(addresses, "4712"), over, ...args]);
+        const said = await agent.waitFor("not connected");
+        assert.match(String(said.reason), /the proxy requires a client certificate that it accepts: set --agent-client\.tls\.file\.cert/);
+        agent.signal("SIGKILL");
+        await agent.ended;
+        assert.match(String((await proxy.waitFor("agent handshake failed", {}, before + 1)).reason), reason);
+      }
+      assert.equal(proxy.logged("agent connected", { link: transport }).length, 1);
+    });
+  }
 
   for (const source of ["san", "cn"] as const) {
     it(`is accepted with the id in its certificate's ${source}, and refused with any other, without a reason`, async () => {
@@ -339,38 +287,41 @@ describe("invalid files", () => {
 });
 
 describe("a revoked certificate", () => {
-  it("is refused after a refresh, from clients and agents, while open connections continue", async () => {
-    await using secured = await Secured.create();
-    const { site, authority, origin } = secured;
-    await secured.revoke();
-    const { proxy, addresses } = await site.startProxy([
-      ...secured.forClients(),
-      ...secured.mutual("http-proxy"),
-      ...secured.mutual("agent-server"),
-    ]);
-    const [agent, client, other] = [
-      await authority.issue({ names: [AGENT_ID] }),
-      await authority.issue({ names: ["client"] }),
-      await authority.issue({ names: ["other"] }),
-    ];
-    await site.startAgent(addresses, secured.agentCertificate("agent", agent));
-    using open = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) });
-    const server = await origin.accept();
-    await echo(open, server);
+  for (const transport of TRANSPORTS) {
+    it(`is refused after a refresh, from clients and agents over ${transport}, while open connections continue`, async () => {
+      const over = `--agent-client.transport=${transport}`;
+      await using secured = await Secured.create();
+      const { site, authority, origin } = secured;
+      await secured.revoke();
+      const { proxy, addresses } = await site.startProxy([
+        ...secured.forClients(),
+        ...secured.mutual("http-proxy"),
+        ...secured.mutual("agent-server"),
+      ]);
+      const [agent, client, other] = [
+        await authority.issue({ names: [AGENT_ID] }),
+        await authority.issue({ names: ["client"] }),
+        await authority.issue({ names: ["other"] }),
+      ];
+      await site.startAgent(addresses, [over, ...secured.agentCertificate("agent", agent)]);
+      using open = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) });
+      const server = await origin.accept();
+      await echo(open, server);
 
-    await secured.revoke(agent.serialNumber, client.serialNumber);
-    for (const group of ["agent-server", "http-proxy"]) await proxy.waitFor(RENEWED, { options: `--${group}.tls` });
+      await secured.revoke(agent.serialNumber, client.serialNumber);
+      for (const group of ["agent-server", "http-proxy"]) await proxy.waitFor(RENEWED, { options: `--${group}.tls` });
 
-    await assert.rejects(openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) }));
-    assert.match(String((await proxy.waitFor("client handshake failed")).reason), /Revoked/);
-    const again = site.start(AGENT, [...site.agentArgs(addresses), ...secured.agentCertificate("agent", agent)]);
-    assert.match(String((await again.waitFor("not connected")).reason), /Revoked/);
-    assert.match(String((await proxy.waitFor("agent handshake failed")).reason), /Revoked/);
+      await assert.rejects(openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(client) }));
+      assert.match(String((await proxy.waitFor("client handshake failed")).reason), /Revoked/);
+      const again = site.start(AGENT, [...site.agentArgs(addresses), over, ...secured.agentCertificate("agent", agent)]);
+      assert.match(String((await again.waitFor("not connected")).reason), /Revoked/);
+      assert.match(String((await proxy.waitFor("agent handshake failed")).reason), /Revoked/);
 
-    await echo(open, server, "still here");
-    using _another = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(other) });
-    assert.equal(proxy.logged("agent disconnected").length, 0);
-  });
+      await echo(open, server, "still here");
+      using _another = await openTunnel(addresses.clients, origin.authority, { tls: secured.clientTls(other) });
+      assert.equal(proxy.logged("agent disconnected").length, 0);
+    });
+  }
 });
 
 describe("certificates that are replaced", () => {
@@ -429,6 +380,24 @@ describe("certificates that are replaced", () => {
     assert.equal(proxy.logged("client handshake failed").length, 0);
     assert.equal(proxy.logged("certificate reload failed; keeping the previous certificates").length, 0);
   });
+
+  for (const transport of TRANSPORTS) {
+    it(`are presented to agents over ${transport} from then on`, async () => {
+      await using secured = await Secured.create();
+      const { site } = secured;
+      const { proxy, addresses } = await startReplaceable(secured);
+      const over = `--agent-client.transport=${transport}`;
+      const agent = await site.startAgent(addresses, [over]);
+      const next = await makeAuthority("Next CA");
+      const { cert, key } = await next.issue({ names: ["127.0.0.1"] });
+      secured.write("both.pem", cert + key);
+      await proxy.waitFor(RENEWED, { options: "--agent-server.tls" });
+      await site.startAgent(addresses, [over, `--agent-client.tls.file.root-ca=${secured.write("next.pem", next.cert)}`], "4712");
+      const { reason } = await site.start(AGENT, [...site.agentArgs(addresses, "4713"), over]).waitFor("not connected");
+      assert.match(String(reason), /issued by "CN=Next CA"/);
+      assert.equal(agent.logged("not connected").length, 0);
+    });
+  }
 
   it("by invalid ones stay in force, which is logged once", async () => {
     await using secured = await Secured.create();

@@ -40,6 +40,13 @@ describe("an agent's description of a failure", () => {
     assert.match(describeConnectError(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
   });
 
+  for (const alert of ["CertificateRequired", "UnknownCA", "CertificateRevoked"]) {
+    it(`asks for a client certificate if the proxy refuses that of the agent: ${alert}`, () => {
+      const error = new NetError("tls", `Cannot connect to a:1: aborted by peer: received fatal alert: ${alert}`, { remote: true });
+      assert.match(describeConnectError(error, "a:1", options("noauth")), /requires a client certificate that it accepts/);
+    });
+  }
+
   for (
     const [type, words] of [["jwt", /it does not accept tokens: set --auth\.type=jwt/], [
       "noauth",
