@@ -8,13 +8,16 @@ export const STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /** As in deploy/nginx, which has the reasons. */
 const METHOD = { udp: "hash $remote_addr:$remote_port consistent;", tcp: "least_conn;" };
-const LISTEN = { udp: "udp reuseport; proxy_timeout 30s", tcp: "so_keepalive=60s:10s:6; proxy_timeout 24h; proxy_half_close on" };
+const LISTEN = { udp: "udp reuseport", tcp: "so_keepalive=60s:10s:6; proxy_half_close on" };
+const TIMEOUT = { udp: "30s", tcp: "24h" };
 
 /** An address in front of several servers. */
 export interface Balanced {
   readonly transport: "udp" | "tcp";
   /** `host:port` of each server. */
   readonly servers: readonly string[];
+  /** Time without a byte after which it closes a connection, in nginx's notation. Default as in deploy/nginx. */
+  readonly timeout?: string;
   /** More directives: `proxy_protocol on;`. */
   readonly directives?: string;
 }
@@ -27,9 +30,9 @@ export class Nginx implements AsyncDisposable {
   static async start(balanced: readonly Balanced[]): Promise<Nginx> {
     const folder = new Folder();
     const addresses = await Promise.all(balanced.map(() => freeAddress()));
-    const blocks = balanced.map(({ transport, servers, directives = "" }, i) => `
+    const blocks = balanced.map(({ transport, servers, timeout = TIMEOUT[transport], directives = "" }, i) => `
       upstream servers${i} { ${METHOD[transport]} ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
-      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_pass servers${i}; ${directives} }`);
+      server { listen ${addresses[i]} ${LISTEN[transport]}; proxy_timeout ${timeout}; proxy_pass servers${i}; ${directives} }`);
     const configuration = folder.write(
       "nginx.conf",
       `${existsSync(STREAM_MODULE) ? `load_module ${STREAM_MODULE};` : ""}
