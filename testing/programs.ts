@@ -203,9 +203,13 @@ export class Folder implements Disposable {
   }
 }
 
-/** Writes certificates for a proxy on loopback and its agents. */
-export async function writeCertificates(folder: Folder, authority: Authority): Promise<{ ca: string; cert: string; key: string }> {
-  const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1"] });
+/** Writes certificates for a proxy on loopback, and on `addresses`, and its agents. */
+export async function writeCertificates(
+  folder: Folder,
+  authority: Authority,
+  ...addresses: string[]
+): Promise<{ ca: string; cert: string; key: string }> {
+  const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1", ...addresses] });
   return {
     ca: folder.write("ca.pem", authority.cert),
     cert: folder.write("cert.pem", server.cert),
@@ -243,10 +247,11 @@ export class Site implements AsyncDisposable {
     readonly authority: Authority,
   ) {}
 
-  static async create(): Promise<Site> {
+  /** @param addresses of the proxy, besides loopback */
+  static async create(...addresses: string[]): Promise<Site> {
     const folder = new Folder();
     const authority = await makeAuthority();
-    return new Site(folder, await writeCertificates(folder, authority), authority);
+    return new Site(folder, await writeCertificates(folder, authority, ...addresses), authority);
   }
 
   proxyArgs({ agents, clients }: Addresses = ANY_PORT): string[] {

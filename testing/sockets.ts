@@ -166,13 +166,13 @@ export async function dialTls(address: string, tls: ClientTls, highWater?: numbe
   return wire;
 }
 
-/** A server on loopback that returns its connections in the order of their arrival. */
+/** A server that returns its connections in the order of their arrival. */
 export class Origin implements AsyncDisposable {
   readonly #waiting: ((wire: Wire) => void)[] = [];
   readonly #ready: Wire[] = [];
   readonly #all = new Set<Wire>();
 
-  private constructor(readonly server: Server, readonly port: number, serve?: (wire: Wire) => Promise<void>) {
+  private constructor(readonly server: Server, readonly port: number, readonly host: string, serve?: (wire: Wire) => Promise<void>) {
     server.on("connection", (socket: Socket) => {
       const wire = new Wire(socket);
       this.#all.add(wire);
@@ -185,16 +185,16 @@ export class Origin implements AsyncDisposable {
   }
 
   /** With `serve`, every connection is passed to it, and reset if it rejects. */
-  static async start(serve?: (wire: Wire) => Promise<void>): Promise<Origin> {
+  static async start(serve?: (wire: Wire) => Promise<void>, host = "127.0.0.1"): Promise<Origin> {
     const server = createServer({ allowHalfOpen: true });
-    await new Promise<void>((resolve) => server.listen({ port: 0, host: "127.0.0.1", backlog: 4096 }, resolve));
+    await new Promise<void>((resolve) => server.listen({ port: 0, host, backlog: 4096 }, resolve));
     const address = server.address();
     if (address === null || typeof address === "string") throw new Error("The origin has no port");
-    return new Origin(server, address.port, serve);
+    return new Origin(server, address.port, host, serve);
   }
 
   get authority(): string {
-    return `127.0.0.1:${this.port}`;
+    return `${this.host}:${this.port}`;
   }
 
   /** The next connection. */
