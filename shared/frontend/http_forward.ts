@@ -3,33 +3,15 @@
 //
 // The bytes are copied and counted here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
-import { type Authority, formatAuthority, parseAuthority } from "../address/authority.ts";
-import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
-import {
-  encodeHead,
-  endOfHead,
-  type Fields,
-  HeadError,
-  parseResponseHead,
-  type RequestHead,
-  type ResponseHead,
-  values,
-} from "../http/head.ts";
-import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
+import { type BodyEnd, LengthEnd } from "../http/body.ts";
+import { endOfHead, HeadError, parseResponseHead, type RequestHead, type ResponseHead, values } from "../http/head.ts";
+import type { Intermediary } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
 import { clientDisconnected } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
+import { type AbsoluteTarget, endOfRequest, endOfResponse, framingOf, rewriteRequest, rewriteResponse, upgradeOf } from "./http_rewrite.ts";
 import { linger } from "./linger.ts";
-
-/** The destination of an absolute-form target. */
-export interface AbsoluteTarget {
-  readonly destination: Authority;
-  /** The `Host` of the request that goes there. */
-  readonly authority: string;
-  /** Path and query as received; may be empty. */
-  readonly path: string;
-}
 
 /** Maximum size of a response head in bytes. */
 const MAX_RESPONSE_HEAD = 64 * 1024;
@@ -39,161 +21,6 @@ const HALF_CLOSED_TIMEOUT_MS = 30_000;
 const MAX_INTERIM = 16;
 /** Maximum number of bytes read and dropped behind a request; then reading stops. */
 const MAX_TRAILING_BYTES = 16 * 1024;
-
-/** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
-const USER_INFORMATION = /^[A-Za-z0-9._~!$&'()*+,;=:%-]*@/;
-
-/**
- * Parses `http://authority/path?query`, or `ws:` as WebSocket clients write it. User information is dropped (RFC 9110 §4.2.4): wget and others
- * write it there and in Authorization too. `undefined` for a target in another form.
- * @throws {HeadError} 400
- */
-export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined {
-  const match = /^([A-Za-z][A-Za-z0-9+.-]*):\/\/([^/?#]*)([^#]*)$/.exec(target);
-  if (!match) {
-    if (/^[^/?#]*:\/\//.test(target)) throw new HeadError(400, "The request target is malformed");
-    return undefined;
-  }
-  const [, scheme, authority, rest] = match;
-  const name = scheme!.toLowerCase();
-  if (name !== "http" && name !== "ws") {
-    throw new HeadError(400, `Only http and ws URIs are forwarded: a URI of another scheme, as https or wss, needs a tunnel by CONNECT`);
-  }
-  // an empty port is the default one (RFC 3986 §3.2.3)
-  const destination = parseAuthority(authority!.replace(USER_INFORMATION, "").replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
-  return {
-    destination,
-    authority: destination.port === 80 ? formatAuthority(destination).replace(/:80$/, "") : formatAuthority(destination),
-    path: rest!,
-  };
-}
-
-/** `*` for an OPTIONS request about the server as a whole (RFC 9112 §3.2.4). */
-function originForm(method: string, path: string): string {
-  if (path === "") return method === "OPTIONS" ? "*" : "/";
-  return path.startsWith("?") ? `/${path}` : path;
-}
-
-/**
- * Refuses OPTIONS and TRACE whose Max-Forwards ends at this proxy (RFC 9110 §7.6.2).
- * @throws {ProxyError} 405
- * @throws {HeadError} 400
- */
-export function checkMaxForwards({ method, fields }: RequestHead): void {
-  if (!isCounted(method)) return;
-  const given = values(fields, "max-forwards");
-  if (given.length > 1 || (given[0] !== undefined && !/^[0-9]{1,9}$/.test(given[0]))) throw new HeadError(400, "Max-Forwards is malformed");
-  if (given.length > 0 && Number(given[0]) === 0) {
-    throw new ProxyError(405, "http_request_denied", `This proxy does not serve ${method}`, [["Allow", "CONNECT"]]);
-  }
-}
-
-function isCounted(method: string): boolean {
-  return method === "OPTIONS" || method === "TRACE";
-}
-
-/** Fields about the connection, not the message (RFC 9110 §7.6.1). Transfer-Encoding stays because the body is not changed. */
-const HOP_BY_HOP = new Set([
-  "connection",
-  "proxy-connection",
-  "keep-alive",
-  "te",
-  "upgrade",
-  "proxy-authorization",
-  "proxy-authenticate",
-  "proxy-authentication-info",
-]);
-
-/** The fields without hop-by-hop fields and those that Connection names. */
-function endToEnd(fields: Fields): Fields {
-  const named = new Set(listed(fields, "connection"));
-  // Connection must not remove the message's framing
-  for (const kept of ["transfer-encoding", "content-length", "host"]) named.delete(kept);
-  return fields.filter(([name]) => !HOP_BY_HOP.has(name.toLowerCase()) && !named.has(name.toLowerCase()));
-}
-
-/**
- * The protocol of an upgrade (RFC 9110 §7.8) that is forwarded: WebSocket alone. Others, such as `TLS/1.2` and `h2c`, concern the connection to
- * the proxy. HTTP/1.0 has no upgrade, and a request with a chunked body opens no WebSocket.
- */
-function upgradeOf({ version, fields }: RequestHead | ResponseHead): string | undefined {
-  if (version === "1.0" || values(fields, "transfer-encoding").length > 0) return undefined;
-  return listed(fields, "connection").includes("upgrade") ? listed(fields, "upgrade").find((name) => name === "websocket") : undefined;
-}
-
-/** The members of a list field in lower case. */
-function listed(fields: Fields, name: string): string[] {
-  return values(fields, name).join(",").toLowerCase().split(",").map((member) => member.trim());
-}
-
-function connectionFields(upgrade: string | undefined): Fields {
-  return upgrade === undefined ? [["Connection", "close"]] : [["Connection", "Upgrade"], ["Upgrade", upgrade]];
-}
-
-function via({ version }: RequestHead | ResponseHead): Fields[number] {
-  return ["Via", `${version} reverse-http`];
-}
-
-/** The head for the origin. An HTTP/1.0 request stays one, so that its client understands the response. */
-export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Uint8Array {
-  const { method, version } = request;
-  const fields = endToEnd(request.fields)
-    .filter(([name]) => name.toLowerCase() !== "host")
-    .map(([name, value]) =>
-      isCounted(method) && name.toLowerCase() === "max-forwards" ? [name, String(Number(value) - 1)] as const : [name, value] as const
-    );
-  return encodeHead(`${method} ${originForm(method, target.path)} HTTP/${version}`, [
-    ["Host", target.authority],
-    ...fields,
-    via(request),
-    ...connectionFields(upgradeOf(request)),
-  ]);
-}
-
-/** Fields that frame the body. */
-const FRAMING = ["content-length", "transfer-encoding"];
-
-/** The head for the client of `by`. `framing` is how the client finds the body's end. */
-export function rewriteResponse(response: ResponseHead, framing: ResponseFraming, by: Intermediary): Uint8Array {
-  const { status, reason } = response;
-  const upgrade = status === 101 ? upgradeOf(response) : undefined;
-  const interim = status < 200 && upgrade === undefined;
-  const codings = listed(response.fields, "transfer-encoding").filter((coding) => coding !== "");
-  // RFC 9112 §6.1, §6.3: an interim response and a 204 have no body, and Transfer-Encoding overrides Content-Length
-  const dropped = status < 200 || status === 204
-    ? FRAMING
-    : framing !== "unchanged"
-    ? FRAMING
-    : codings.length > 0
-    ? FRAMING.slice(0, 1)
-    : [];
-  const kept = endToEnd(response.fields).filter(([name]) => !dropped.includes(name.toLowerCase()));
-  return encodeHead(`HTTP/1.1 ${status} ${reason}`, [
-    ...kept.filter(([name]) => name.toLowerCase() !== "proxy-status"),
-    ...proxyStatusOf(kept, by),
-    ...framing === "chunked" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
-    via(response),
-    ...interim ? [] : connectionFields(upgrade),
-  ]);
-}
-
-/** The Proxy-Status members of earlier intermediaries, followed by this one. */
-function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
-  const { members } = parseProxyStatus(fields);
-  return members.length === 0 ? [] : [["Proxy-Status", formatProxyStatus(members, by)]];
-}
-
-/**
- * How the client finds the end of a response: by the origin's framing (`unchanged`), or by chunks added here (`chunked`). Without either, a
- * truncated body looks complete. HTTP/1.0 has no chunks: if the origin sends them nevertheless, the client gets their content (`dechunked`,
- * RFC 9112 §6.1).
- */
-export type ResponseFraming = "unchanged" | "chunked" | "dechunked";
-
-function framingOf({ method, version }: RequestHead, response: ResponseHead): ResponseFraming {
-  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
-  return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunked" : "unchanged";
-}
 
 const encoder = new TextEncoder();
 
@@ -428,23 +255,6 @@ class ForwardedRequest {
     this.origin.reset(1);
     this.origin.close();
   }
-}
-
-/**
- * Where the request's body ends. What follows is not forwarded: the connection to the origin serves this request alone (RFC 9112 §9.6).
- */
-function endOfRequest({ fields }: RequestHead): BodyEnd {
-  if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });
-  return new LengthEnd(Number(values(fields, "content-length")[0] ?? 0));
-}
-
-/** Where the response's body ends (RFC 9112 §6.3); `undefined` if it ends with the connection. */
-function endOfResponse(method: string, { status, fields }: ResponseHead): BodyEnd | undefined {
-  if (method === "HEAD" || status < 200 || status === 204 || status === 304) return new LengthEnd(0);
-  const codings = listed(fields, "transfer-encoding");
-  if (codings.at(-1) === "chunked") return new ChunkedEnd({ lenient: true });
-  const lengths = codings[0] ? [] : values(fields, "content-length");
-  return lengths.length === 0 ? undefined : new LengthEnd(Number(lengths[0]));
 }
 
 /** @throws {ProxyError} 502 */

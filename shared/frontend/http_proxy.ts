@@ -9,7 +9,8 @@ import type { TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
-import { type AbsoluteTarget, checkMaxForwards, forward, parseAbsoluteTarget } from "./http_forward.ts";
+import { forward } from "./http_forward.ts";
+import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./http_rewrite.ts";
 import type { ClientRequest, ClientSession } from "./pipeline.ts";
 
 /** @param name of the service in Proxy-Status */
