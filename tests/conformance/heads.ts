@@ -24,30 +24,31 @@ import {
   within,
 } from "./support.ts";
 
-/** Somewhere that heads are read: how to get there, and what arrives. */
-interface Entrance {
+/** An open receiver: how clients connect to it, and what arrives. */
+interface OpenReceiver {
   dial(): Promise<Duplex>;
   next: () => Promise<Incoming | null>;
 }
 
-interface Door {
+/** Something that receives heads. */
+interface HeadReceiver {
   name: string;
   isSession: boolean;
-  open(net: Net, options?: HeadOptions): Promise<Entrance>;
+  open(net: Net, options?: HeadOptions): Promise<OpenReceiver>;
 }
 
-function doorsOf(suite: Suite): Door[] {
+function receiversOf(suite: Suite): HeadReceiver[] {
   const { adapter, pki } = suite;
-  const tcp: Door["open"] = async (net, options) => {
+  const tcp: HeadReceiver["open"] = async (net, options) => {
     const { port, next } = await listenTcp(net, options);
     return { dial: () => dialTcp(net, port), next };
   };
-  const tls: Door["open"] = async (net, options) => {
+  const tls: HeadReceiver["open"] = async (net, options) => {
     const { tls, authority } = await pki;
     const { port, next } = await listenTcp(net, { ...options, tls });
     return { dial: () => dialTcp(net, port, { tls: { ca: authority.cert } }), next };
   };
-  const session = (sessions: Sessions): Door["open"] => async (net, options) => {
+  const session = (sessions: Sessions): HeadReceiver["open"] => async (net, options) => {
     const transport = { maxPeerStreams: 2_000 };
     const { client, server } = await sessions.pair(net, await pki, { transport }, { transport });
     return { dial: () => within(client.openStream()), next: oneByOne(() => server.acceptRequests(options)) };
@@ -60,22 +61,22 @@ function doorsOf(suite: Suite): Door[] {
 }
 
 export function headTests(suite: Suite): void {
-  for (const door of doorsOf(suite)) {
-    describe(`heads on ${door.name}`, () => {
-      endOfHeadTests(suite, door);
-      refusedHeadTests(suite, door);
-      crowdTests(suite, door);
+  for (const receiver of receiversOf(suite)) {
+    describe(`heads on ${receiver.name}`, () => {
+      endOfHeadTests(suite, receiver);
+      refusedHeadTests(suite, receiver);
+      crowdTests(suite, receiver);
     });
   }
   for (const sessions of sessionsOf(suite)) responseHeadTests(suite, sessions);
 }
 
-function endOfHeadTests({ test }: Suite, door: Door): void {
+function endOfHeadTests({ test }: Suite, receiver: HeadReceiver): void {
   const FOLLOWS = "SSH-2.0-x\r\n\r\nand more";
   const TEXT = HEAD + FOLLOWS;
 
   /** Sends the parts as packets of their own, and tells what came of it. */
-  const send = async ({ dial, next }: Entrance, parts: string[]): Promise<{ head: string | undefined; rest: string }> => {
+  const send = async ({ dial, next }: OpenReceiver, parts: string[]): Promise<{ head: string | undefined; rest: string }> => {
     const client = await dial();
     for (const part of parts) await within(client.write(bytes(part)));
     client.closeWrite();
@@ -89,24 +90,24 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
   };
 
   test("are delivered up to and including the blank line, and later bytes stay in the stream", async (net) => {
-    const entrance = await door.open(net);
-    assert.deepEqual(await send(entrance, [TEXT]), { head: HEAD, rest: FOLLOWS });
+    const opened = await receiver.open(net);
+    assert.deepEqual(await send(opened, [TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
   test("are complete wherever the packets are split", async (net) => {
-    const entrance = await door.open(net);
+    const opened = await receiver.open(net);
     for (let at = 1; at < TEXT.length; at++) {
-      assert.deepEqual(await send(entrance, [TEXT.slice(0, at), TEXT.slice(at)]), { head: HEAD, rest: FOLLOWS }, `parted at ${at}`);
+      assert.deepEqual(await send(opened, [TEXT.slice(0, at), TEXT.slice(at)]), { head: HEAD, rest: FOLLOWS }, `parted at ${at}`);
     }
   });
 
   test("are complete if they arrive byte by byte", async (net) => {
-    const entrance = await door.open(net);
-    assert.deepEqual(await send(entrance, [...TEXT]), { head: HEAD, rest: FOLLOWS });
+    const opened = await receiver.open(net);
+    assert.deepEqual(await send(opened, [...TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
   test("lose none of many bytes that follow in the same packet", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const client = await dial();
     const data = pattern(1 << 20);
     const sent = client.write(new Uint8Array(Buffer.concat([bytes(HEAD), data])));
@@ -117,7 +118,7 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
   });
 
   test("can be responded to, and the stream continues in both directions", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const client = await dial();
     await within(client.write(bytes(HEAD)));
     const { stream } = (await next())!;
@@ -128,16 +129,16 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
   });
 
   test("end at LF LF and at LF CRLF too, so that the parser can refuse them", async (net) => {
-    const entrance = await door.open(net);
-    assert.deepEqual(await send(entrance, ["GET / HTTP/1.1\nHost: a\n\nrest"]), { head: "GET / HTTP/1.1\nHost: a\n\n", rest: "rest" });
-    assert.deepEqual(await send(entrance, ["GET / HTTP/1.1\nHost: a\n\r\nrest"]), {
+    const opened = await receiver.open(net);
+    assert.deepEqual(await send(opened, ["GET / HTTP/1.1\nHost: a\n\nrest"]), { head: "GET / HTTP/1.1\nHost: a\n\n", rest: "rest" });
+    assert.deepEqual(await send(opened, ["GET / HTTP/1.1\nHost: a\n\r\nrest"]), {
       head: "GET / HTTP/1.1\nHost: a\n\r\n",
       rest: "rest",
     });
   });
 
   test("do not end at CR CR, nor at a CRLF in the middle", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const client = await dial();
     await within(client.write(bytes("A\r\rB\r\nC")));
     const incoming = next();
@@ -147,29 +148,29 @@ function endOfHeadTests({ test }: Suite, door: Door): void {
   });
 
   test("may follow empty lines", async (net) => {
-    const entrance = await door.open(net);
-    assert.deepEqual(await send(entrance, ["\r\n", "\r\n", TEXT]), { head: HEAD, rest: FOLLOWS });
-    assert.deepEqual(await send(entrance, ["\r\n\r\n" + TEXT]), { head: HEAD, rest: FOLLOWS });
+    const opened = await receiver.open(net);
+    assert.deepEqual(await send(opened, ["\r\n", "\r\n", TEXT]), { head: HEAD, rest: FOLLOWS });
+    assert.deepEqual(await send(opened, ["\r\n\r\n" + TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 
   test("have one character per byte, and may contain tabs and bytes above 127", async (net) => {
-    const entrance = await door.open(net);
+    const opened = await receiver.open(net);
     const odd = "GET / HTTP/1.1\r\nX:\t\x80\xe4\xff\r\n\r\n";
-    assert.deepEqual(await send(entrance, [odd]), { head: odd, rest: "" });
+    assert.deepEqual(await send(opened, [odd]), { head: odd, rest: "" });
   });
 
   test("may be exactly as long as the limit", async (net) => {
-    const entrance = await door.open(net, { headLimit: HEAD.length });
-    assert.deepEqual(await send(entrance, [TEXT]), { head: HEAD, rest: FOLLOWS });
+    const opened = await receiver.open(net, { headLimit: HEAD.length });
+    assert.deepEqual(await send(opened, [TEXT]), { head: HEAD, rest: FOLLOWS });
   });
 }
 
-function refusedHeadTests({ test }: Suite, door: Door): void {
+function refusedHeadTests({ test }: Suite, receiver: HeadReceiver): void {
   /** Sends `text` and no end of it; what is wrong with it is told, can be answered, and the answer arrives. */
-  const refused = async (entrance: Entrance, text: string, code: string): Promise<void> => {
-    const client = await entrance.dial();
+  const refused = async (opened: OpenReceiver, text: string, code: string): Promise<void> => {
+    const client = await opened.dial();
     await within(client.write(bytes(text)));
-    const incoming = await entrance.next();
+    const incoming = await opened.next();
     assert.ok(incoming);
     assert.equal(incoming.error?.code, code);
     assert.equal(incoming.head, undefined);
@@ -180,7 +181,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
   };
 
   test("are told apart from other protocols by their first byte", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     for (const [first, name] of [["\x16\x03\x01", /TLS/], ["\x05\x01\x00", /SOCKS 5/], ["\x04\x01\x00", /SOCKS 4/]] as const) {
       const client = await dial();
       await within(client.write(bytes(first)));
@@ -192,39 +193,39 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
 
   for (const [name, character] of [["NUL", "\0"], ["a TLS handshake", "\x16"], ["DEL", "\x7f"], ["ESC", "\x1b"]] as const) {
     test(`are refused at once for a control character: ${name}`, async (net) => {
-      const entrance = await door.open(net);
-      await refused(entrance, character, "head-malformed");
-      await refused(entrance, `GET /${character}`, "head-malformed");
+      const opened = await receiver.open(net);
+      await refused(opened, character, "head-malformed");
+      await refused(opened, `GET /${character}`, "head-malformed");
     });
   }
 
   test("are refused one byte above the limit", async (net) => {
-    const entrance = await door.open(net, { headLimit: HEAD.length - 1 });
-    await refused(entrance, HEAD, "head-too-large");
+    const opened = await receiver.open(net, { headLimit: HEAD.length - 1 });
+    await refused(opened, HEAD, "head-too-large");
   });
 
   test("are refused at the limit without waiting for their end", async (net) => {
-    const entrance = await door.open(net, { headLimit: 100 });
-    await refused(entrance, "x".repeat(101), "head-too-large");
+    const opened = await receiver.open(net, { headLimit: 100 });
+    await refused(opened, "x".repeat(101), "head-too-large");
   });
 
   test("are refused if only empty lines arrive", async (net) => {
-    const entrance = await door.open(net, { headLimit: 100 });
-    await refused(entrance, "\r\n".repeat(60), "head-too-large");
+    const opened = await receiver.open(net, { headLimit: 100 });
+    await refused(opened, "\r\n".repeat(60), "head-too-large");
   });
 
   test("are limited to 16 KiB by default", async (net) => {
-    const entrance = await door.open(net);
-    await refused(entrance, `GET / HTTP/1.1\r\nX: ${"x".repeat(16_384)}`, "head-too-large");
+    const opened = await receiver.open(net);
+    await refused(opened, `GET / HTTP/1.1\r\nX: ${"x".repeat(16_384)}`, "head-too-large");
   });
 
   test("are refused when they are not complete in time", async (net) => {
-    const entrance = await door.open(net, { headTimeoutMs: 50 });
-    await refused(entrance, "GET / HTTP/1.1\r\n", "head-timeout");
+    const opened = await receiver.open(net, { headTimeoutMs: 50 });
+    await refused(opened, "GET / HTTP/1.1\r\n", "head-timeout");
   });
 
   test("are refused when the stream ends within them", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const client = await dial();
     await within(client.write(bytes("GET / HT")));
     client.closeWrite();
@@ -236,7 +237,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
   });
 
   test("are reported as reset when the stream is reset within them", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const client = await dial();
     await within(client.write(bytes("GET / HT")));
     const incoming = next();
@@ -246,7 +247,7 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
   });
 
   test("are not reported for a stream that ends or is reset before them", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const [ended, reset, closed, real] = [await dial(), await dial(), await dial(), await dial()];
     ended.closeWrite();
     reset.reset(1);
@@ -256,10 +257,10 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
     assert.ok(await isPending(next()));
   });
 
-  if (door.isSession) return;
+  if (receiver.isSession) return;
 
   test("have a timeout if nothing arrives at all", async (net) => {
-    const { dial, next } = await door.open(net, { headTimeoutMs: 50 });
+    const { dial, next } = await receiver.open(net, { headTimeoutMs: 50 });
     const client = await dial();
     const incoming = await next();
     assert.equal(incoming?.error?.code, "head-timeout");
@@ -269,9 +270,9 @@ function refusedHeadTests({ test }: Suite, door: Door): void {
   });
 }
 
-function crowdTests({ test }: Suite, door: Door): void {
+function crowdTests({ test }: Suite, receiver: HeadReceiver): void {
   test("are read in parallel: one that never ends delays no other", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const slow = await dial();
     await within(slow.write(bytes("GET / HT")));
     for (let i = 0; i < 20; i++) {
@@ -284,7 +285,7 @@ function crowdTests({ test }: Suite, door: Door): void {
   });
 
   test("drop the oldest when one more than the limit is pending", async (net) => {
-    const { dial, next } = await door.open(net, { maxPendingHeads: 3 });
+    const { dial, next } = await receiver.open(net, { maxPendingHeads: 3 });
     const clients: Duplex[] = [];
     for (let i = 0; i < 3; i++) {
       const client = await dial();
@@ -306,7 +307,7 @@ function crowdTests({ test }: Suite, door: Door): void {
   });
 
   test("are all delivered when many arrive at once", async (net) => {
-    const { dial, next } = await door.open(net);
+    const { dial, next } = await receiver.open(net);
     const clients = await Promise.all(Array.from({ length: 100 }, dial));
     await within(Promise.all(clients.map((client, i) => client.write(bytes(`GET /${i} HTTP/1.1\r\n\r\n`)))));
     const heads = new Set<string | undefined>();

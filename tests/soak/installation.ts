@@ -18,7 +18,7 @@ export function heldBy(proxy: number): AgentName[] {
 }
 
 /** The resources of an idle process. */
-export interface Taken {
+export interface ResourceUse {
   readonly name: string;
   readonly tunnels: number;
   /** Connections between agents and proxies; none for a load balancer. */
@@ -152,7 +152,7 @@ export class Installation implements AsyncDisposable {
     ];
   }
 
-  async taken(): Promise<Taken[]> {
+  async measure(): Promise<ResourceUse[]> {
     return await Promise.all(
       this.#parts().map(async ([name, { program }, tunnels, links]) => ({
         name,

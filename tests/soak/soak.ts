@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { LogEntry } from "../../testing/programs.ts";
 import { generate } from "../../testing/udp_relay.ts";
 import { drawFault, type Fault } from "./faults.ts";
-import { Installation, type Taken } from "./installation.ts";
+import { Installation, type ResourceUse } from "./installation.ts";
 import { type Conversation, Traffic, type TrafficOptions } from "./traffic.ts";
 
 export interface SoakOptions {
@@ -33,8 +33,8 @@ export interface Suffered {
 export interface SoakReport {
   readonly suffered: readonly Suffered[];
   readonly conversations: readonly Conversation[];
-  readonly before: readonly Taken[];
-  readonly after: readonly Taken[];
+  readonly before: readonly ResourceUse[];
+  readonly after: readonly ResourceUse[];
   readonly violations: readonly string[];
 }
 
@@ -96,17 +96,17 @@ async function suffer(installation: Installation, fault: Fault): Promise<Suffere
 }
 
 /** Measures the resources at idle; while they exceed `before`, waits some time. */
-async function quiet(installation: Installation, before?: readonly Taken[]): Promise<Taken[]> {
+async function quiet(installation: Installation, before?: readonly ResourceUse[]): Promise<ResourceUse[]> {
   await sleep(QUIET_MS);
   for (const deadline = performance.now() + QUIET_AT_MOST_MS;; await sleep(500)) {
-    const taken = await installation.taken();
-    const isQuiet = before ? grown(before, taken).length === 0 : taken.every(({ tunnels }) => tunnels === 0);
-    if (isQuiet || performance.now() > deadline) return taken;
+    const use = await installation.measure();
+    const isQuiet = before ? grown(before, use).length === 0 : use.every(({ tunnels }) => tunnels === 0);
+    if (isQuiet || performance.now() > deadline) return use;
   }
 }
 
 /** Describes resources that have grown. */
-export function grown(before: readonly Taken[], after: readonly Taken[]): string[] {
+export function grown(before: readonly ResourceUse[], after: readonly ResourceUse[]): string[] {
   return after.flatMap((now, i) => {
     const then = before[i]!;
     const grown = (["residentMiB", "descriptors", "threads"] as const).filter((what) => now[what] > then[what] + MAY_GROW[what])
@@ -180,7 +180,7 @@ export function summarize({ suffered, conversations, before, after, violations }
   });
   const taken = before.map((then, i) => {
     const now = after[i]!;
-    const both = (what: Exclude<keyof Taken, "name">) => `${Math.round(then[what])} → ${Math.round(now[what])}`;
+    const both = (what: Exclude<keyof ResourceUse, "name">) => `${Math.round(then[what])} → ${Math.round(now[what])}`;
     return [then.name, both("residentMiB"), both("descriptors"), both("threads"), both("tunnels"), both("links")];
   });
   return [

@@ -130,18 +130,18 @@ const TABLE: Row[] = [
 ];
 
 /** A way to check whether a destination is allowed. */
-type Gate = (patterns: string[], body: (allows: (destination: string) => Promise<boolean>) => Promise<void>) => Promise<void>;
+type Policy = (patterns: string[], body: (allows: (destination: string) => Promise<boolean>) => Promise<void>) => Promise<void>;
 
-const GATES: Record<string, Gate> = {
+const POLICIES: Record<string, Policy> = {
   "an allow-list": async (patterns, body) => {
     const list = createAllowList(patterns);
     await body((destination) => Promise.resolve(list.allows(parseAuthority(destination))));
   },
 
-  "the clients' side of proxy and lb": (patterns, body) =>
+  "the frontend of proxy and lb": (patterns, body) =>
     withNet(async (net) => {
       const listener = await net.listenTcp({ address: "127.0.0.1:0" });
-      const front = startFrontend(
+      const frontend = startFrontend(
         {
           net,
           listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
@@ -152,8 +152,8 @@ const GATES: Record<string, Gate> = {
         } as Parameters<typeof startFrontend>[0],
       );
       await body(async (destination) => isAllowed((await ask(net, listener.address, connectHead(destination))).status));
-      front.close();
-      await front.done;
+      frontend.close();
+      await frontend.done;
     }),
 
   "an agent": (patterns, body) =>
@@ -176,7 +176,7 @@ function isAllowed(status: number): boolean {
   return status === 502;
 }
 
-for (const [name, gate] of Object.entries(GATES)) {
+for (const [name, gate] of Object.entries(POLICIES)) {
   describe(name, () => {
     for (const { patterns, matches, misses } of TABLE) {
       it(`allows what ${patterns.join(", ") || "no pattern at all"} matches, and nothing else`, async () => {

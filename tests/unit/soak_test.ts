@@ -1,7 +1,7 @@
 // The soak's judgement: it must find every violation, whatever happens at the same time.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { Taken } from "../soak/installation.ts";
+import type { ResourceUse } from "../soak/installation.ts";
 import { errorsOf, grown, judge, judgeOrigin, type Suffered } from "../soak/soak.ts";
 import type { Conversation, Failure } from "../soak/traffic.ts";
 
@@ -80,15 +80,15 @@ describe("errorsOf", () => {
 });
 
 describe("grown", () => {
-  const taken: Taken = { name: "lb", tunnels: 0, links: 1, descriptors: 10, threads: 8, residentMiB: 80 };
+  const use: ResourceUse = { name: "lb", tunnels: 0, links: 1, descriptors: 10, threads: 8, residentMiB: 80 };
 
   it("reports a process's growth, remaining tunnels and missing links", () => {
-    assert.deepEqual(grown([taken], [taken]), []);
-    assert.deepEqual(grown([taken], [{ ...taken, descriptors: 2, threads: 1, residentMiB: 10 }]), []);
-    assert.deepEqual(grown([taken], [{ ...taken, descriptors: 100 }]), ["lb has grown from 10 to 100 descriptors"]);
-    assert.deepEqual(grown([taken], [{ ...taken, residentMiB: 1_000 }]), ["lb has grown from 80 to 1000 residentMiB"]);
-    assert.deepEqual(grown([taken], [{ ...taken, threads: 100 }]), ["lb has grown from 8 to 100 threads"]);
-    assert.deepEqual(grown([taken], [{ ...taken, tunnels: 1 }]), ["lb has 1 unused open tunnels"]);
-    assert.deepEqual(grown([taken], [{ ...taken, links: 0 }]), ["lb has 0 links, and had 1"]);
+    assert.deepEqual(grown([use], [use]), []);
+    assert.deepEqual(grown([use], [{ ...use, descriptors: 2, threads: 1, residentMiB: 10 }]), []);
+    assert.deepEqual(grown([use], [{ ...use, descriptors: 100 }]), ["lb has grown from 10 to 100 descriptors"]);
+    assert.deepEqual(grown([use], [{ ...use, residentMiB: 1_000 }]), ["lb has grown from 80 to 1000 residentMiB"]);
+    assert.deepEqual(grown([use], [{ ...use, threads: 100 }]), ["lb has grown from 8 to 100 threads"]);
+    assert.deepEqual(grown([use], [{ ...use, tunnels: 1 }]), ["lb has 1 unused open tunnels"]);
+    assert.deepEqual(grown([use], [{ ...use, links: 0 }]), ["lb has 0 links, and had 1"]);
   });
 });
