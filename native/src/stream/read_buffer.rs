@@ -2,7 +2,7 @@ use std::future::{poll_fn, Future};
 use std::io::ErrorKind;
 use std::pin::pin;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsStream;
 
@@ -12,6 +12,10 @@ use crate::error::NetError;
 
 pub const SMALL_READ: usize = 8 << 10;
 pub const LARGE_READ: usize = 256 << 10;
+/// Large reads begin this far into their buffer, which begins with a page. rustls copies what it encrypts to 5 bytes after the start of another
+/// page, and many versions of glibc copy that much with `rep movsb`: on AMD Zen 3 and later it is 20 times as slow if the destination is 1 to
+/// 15 bytes after the source, modulo 4,096.
+const LARGE_OFFSET: usize = 1 << 10;
 
 /// How to treat a FIN without a close_notify, which may be forged (RFC 8446 §6.1).
 #[derive(Clone, Copy)]
@@ -52,16 +56,26 @@ impl ReadBuffer {
         self.next = bytes;
     }
 
+    /// Makes room, and returns how many bytes to read.
     fn make_room(&mut self) -> usize {
-        self.size = self.size.max(SMALL_READ).min(self.largest).min(self.next);
-        if self.bytes.capacity() < SMALL_READ / 4 {
-            self.bytes = BytesMut::with_capacity(self.size);
+        self.size = self.size.max(SMALL_READ).min(self.largest).min(self.next.max(1));
+        if self.size <= SMALL_READ {
+            if self.bytes.capacity() < SMALL_READ / 4 {
+                self.bytes = BytesMut::with_capacity(self.size);
+            }
+            return self.bytes.capacity();
         }
-        self.bytes.capacity()
+        // the same memory again if its data was passed on: it is still in the processor's cache
+        if !self.bytes.try_reclaim(LARGE_OFFSET + self.size) {
+            self.bytes = BytesMut::with_capacity(LARGE_OFFSET + self.size);
+        }
+        self.bytes.resize(LARGE_OFFSET, 0);
+        self.bytes.advance(LARGE_OFFSET);
+        self.size
     }
 
     fn grow_after(&mut self, read: usize, room: usize) {
-        if read == room {
+        if read >= room {
             self.size = (self.size * 4).min(self.largest);
         } else if read < self.size / 8 {
             self.size = SMALL_READ;
@@ -80,7 +94,7 @@ impl ReadBuffer {
             .await
             .map_err(|e| tcp.failed(e))?;
             let room = self.make_room();
-            match tcp.stream.try_read_buf(&mut self.bytes) {
+            match tcp.try_read(&mut self.bytes, room) {
                 Ok(0) if tcp.is_broken() => return Err(tcp.failed(ErrorKind::ConnectionReset.into())),
                 Ok(0) => return Ok(None),
                 Ok(n) => {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -128,6 +128,27 @@ impl Tcp {
         let _ = tokio::time::timeout(LINGER, drain).await; // later data is answered with RST
     }
 
+    /// Reads up to `most` bytes into the spare capacity of `buffer`. A short read has emptied the socket: the next one waits for readiness,
+    /// without a system call that finds nothing.
+    pub fn try_read(&self, buffer: &mut BytesMut, most: usize) -> std::io::Result<usize> {
+        let mut read = None;
+        let result = self.stream.try_io(Interest::READABLE, || {
+            let spare = buffer.spare_capacity_mut();
+            let room = spare.len().min(most);
+            let n = SockRef::from(&self.stream).recv(&mut spare[..room])?;
+            read = Some(n);
+            match n {
+                0 => Ok(n),
+                n if n < room => Err(ErrorKind::WouldBlock.into()),
+                n => Ok(n),
+            }
+        });
+        let n = read.map_or(result, Ok)?;
+        // SAFETY: recv has initialized this many bytes of the spare capacity
+        unsafe { buffer.set_len(buffer.len() + n) };
+        Ok(n)
+    }
+
     pub async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), NetError> {
         let mut at = chunks.iter().take_while(|chunk| chunk.is_empty()).count();
         while at < chunks.len() {
@@ -173,6 +194,26 @@ impl Drop for Tcp {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn an_end_that_arrived_with_the_data_is_read_after_a_short_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stream, peer) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let tcp = Tcp::new(stream.unwrap());
+        let (peer, _) = peer.unwrap();
+        assert_eq!(peer.try_write(b"hello").unwrap(), 5);
+        drop(peer);
+        tcp.stream.ready(Interest::READABLE).await.unwrap();
+        while !tcp.stream.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        let mut buffer = BytesMut::with_capacity(100);
+        assert_eq!(tcp.try_read(&mut buffer, 3).unwrap(), 3);
+        assert_eq!(tcp.try_read(&mut buffer, 90).unwrap(), 2);
+        assert_eq!(&buffer[..], b"hello");
+        tcp.stream.readable().await.unwrap();
+        assert_eq!(tcp.try_read(&mut buffer, 90).unwrap(), 0);
+    }
 
     #[tokio::test]
     async fn the_system_holds_little_for_a_peer_that_reads_nothing() {

@@ -287,8 +287,9 @@ impl Link {
 
     /// Reads what has arrived, about `size` bytes; 0 if there is nothing.
     fn read(&self, incoming: &mut BytesMut, size: usize) -> Result<usize, Ended> {
-        if incoming.capacity() - incoming.len() < size {
-            incoming.reserve(size + MAX_RECORD);
+        match incoming.capacity() {
+            0 => incoming.reserve(size + MAX_RECORD),
+            _ => incoming.reserve(size), // an incomplete record is moved to the start
         }
         match self.tcp.stream.try_read_buf(incoming) {
             Ok(0) => Err(Ended::Lost("the peer has ended the TCP connection without CLOSE".into())),

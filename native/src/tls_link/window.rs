@@ -8,7 +8,7 @@ use crate::stream::window_growth::{max_window, GROWTHS};
 /// Window of a session besides those of its streams: for streams that are not accepted yet.
 const BASE: u64 = 1 << 20;
 /// Credit of the session is sent only once this much has accumulated, not for every read.
-const STEP: u64 = 64 << 10;
+const STEP: u64 = 256 << 10;
 /// A window may grow to this on any path. With less, a reader on a short path waits for credit; with more, other streams wait behind its
 /// data.
 const SHORT_PATH_WINDOW: u64 = 512 << 10;
