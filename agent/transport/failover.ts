@@ -61,7 +61,7 @@ export interface FailoverTiming {
 const TIMING: FailoverTiming = {
   tick: 250,
   idleTick: 1_000,
-  quietBusy: 750,
+  quietBusy: 500,
   quietIdle: 4_000,
   busy: 10_000,
   silent: 1_200,
