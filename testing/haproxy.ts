@@ -38,15 +38,15 @@ export class Haproxy implements AsyncDisposable {
   }
 }
 
-/** Resolves when something listens there: HAProxy does not say when it does. */
-async function reach(address: string, program: Program): Promise<void> {
+/** Resolves when `program` listens there; some programs do not say when they do. */
+export async function reach(address: string, program: Program): Promise<void> {
   let hasEnded = false;
   void program.ended.then(() => hasEnded = true);
   for (;;) {
     const wire = await dial(address).catch(() => undefined);
     wire?.[Symbol.dispose]();
     if (wire) return;
-    if (hasEnded) throw new Error(`haproxy has ended: ${program.said}`);
+    if (hasEnded) throw new Error(`The program has ended: ${program.said}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

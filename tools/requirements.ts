@@ -22,6 +22,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { name: "curl", debian: "curl" },
   { name: "wget", debian: "wget" },
   { name: "git", debian: "git" },
+  { name: "mitmproxy", debian: "mitmproxy", file: "/usr/bin/mitmdump" },
   { name: "nginx", debian: "nginx", probe: ["nginx", "-v"] },
   { name: "nginx's stream module", debian: "libnginx-mod-stream", file: "/usr/lib/nginx/modules/ngx_stream_module.so" },
   { name: "haproxy", debian: "haproxy", probe: ["haproxy", "-v"] },

@@ -1,12 +1,14 @@
 // Agents over TLS through real load balancers between them and the proxy, with the compiled executables: bytes, ends, and long silence.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { describe, it } from "node:test";
+import { pinOf } from "../../testing/certificates.ts";
 import { Haproxy, withHaproxy } from "../../testing/haproxy.ts";
 import { check } from "../../testing/load.ts";
 import { NGINX, Nginx, STREAM_MODULE } from "../../testing/nginx.ts";
-import { Site } from "../../testing/programs.ts";
+import { Mitmproxy, withMitmproxy } from "../../testing/mitmproxy.ts";
+import { AGENT, AGENT_ID, runToEnd, Site } from "../../testing/programs.ts";
 import { dial, openTunnel, Origin } from "../../testing/sockets.ts";
 import { TcpRelay } from "../../testing/tcp_relay.ts";
 
@@ -78,6 +80,32 @@ describe("an agent over TLS", () => {
     assert.ok(relay.firstToServer!.length > 1_400, `the ClientHello has ${relay.firstToServer!.length} bytes`);
     assert.equal(groupOf(relay.firstToClient!), 0x11ec);
   });
+});
+
+describe("a middlebox that inspects TLS", () => {
+  for (const [trust, option] of [["the authority", undefined], ["the pin", "pin"]] as const) {
+    it(`is refused by an agent that trusts ${trust} of the proxy, and named by its issuer`, { skip: withMitmproxy }, async () => {
+      await using site = await Site.create();
+      const { proxy } = await site.startProxy();
+      const { agentsTcp } = await proxy.waitFor("listening");
+      await using middlebox = await Mitmproxy.start(`reverse:https://${agentsTcp}`);
+      const args = [
+        `--agent-client.server-address=${middlebox.address}`,
+        `--auth.noauth.agent-id=${AGENT_ID}`,
+        option === undefined
+          ? `--agent-client.tls.file.root-ca=${site.files.ca}`
+          : `--agent-client.tls.pin-sha256=${pinOf(readFileSync(site.files.cert, "utf8"))}`,
+      ];
+      const issuer = /issued by "(CN=mitmproxy, O=mitmproxy|O=mitmproxy, CN=mitmproxy)"/;
+      const agent = site.start(AGENT, [...args, "--log.format=json"]); // nothing takes UDP at that address
+      const { reason } = await agent.waitFor("the proxy cannot be reached over TLS either");
+      assert.match(String(reason), issuer);
+      const { exitCode, stdout } = await runToEnd(AGENT, [...args, "--check-link"]);
+      assert.equal(exitCode, 1, stdout);
+      assert.match(stdout, issuer);
+      assert.equal(proxy.logged("agent connected").length, 0);
+    });
+  }
 });
 
 /** The group of the key share that a ServerHello selects (RFC 8446 §4.1.3, §4.2.8). */
