@@ -6,7 +6,7 @@ import process from "node:process";
 import { describe, it } from "node:test";
 import { Firewall, type UdpFilter, withFirewall } from "../../testing/firewall.ts";
 import { Load } from "../../testing/load.ts";
-import { AGENT, type LogEntry, type Program, Site } from "../../testing/programs.ts";
+import { AGENT, eventually, type LogEntry, type Program, Site } from "../../testing/programs.ts";
 import { Origin, type Wire } from "../../testing/sockets.ts";
 
 const ROUNDS = Number(process.env.FIREWALL_ROUNDS ?? 1);
@@ -14,7 +14,9 @@ const AGENTS = ["4711", "4712", "4713", "4714", "4715"];
 const TUNNELS = 100;
 const PER_SECOND = 50;
 const PROBE_INTERVAL_MS = 1_000;
-const test = { skip: withFirewall, timeout: 60_000 + ROUNDS * 60_000 };
+/** On a busy machine several probes may find QUIC too slow, and each doubles the interval. */
+const PATIENCE_MS = 120_000;
+const test = { skip: withFirewall, timeout: 180_000 + ROUNDS * 60_000 };
 
 async function echo(wire: Wire): Promise<void> {
   for (let data; (data = await wire.next()) !== null;) await wire.write(data);
@@ -62,7 +64,8 @@ function timeOf(entry: LogEntry): number {
 /** The longest time in milliseconds until the agents have each logged a connection over `link`, `count` in all. */
 async function untilAllOn(agents: readonly Program[], link: "quic" | "tls", count: number): Promise<number> {
   const start = performance.now();
-  await Promise.all(agents.map((agent) => agent.waitFor("connected", { link }, count)));
+  const late = () => agents.filter((agent) => agent.logged("connected", { link }).length < count);
+  await eventually(() => late().length === 0, () => late().map(({ said }) => said.replace(/^.*tunnel.*\n/gm, "")).join("\n"), PATIENCE_MS);
   return performance.now() - start;
 }
 
@@ -91,6 +94,11 @@ describe("a firewall", () => {
   }
 });
 
+/** Number of probes that did not get through over QUIC. On a busy machine QUIC may also be too slow once. */
+function failedProbes(agent: Program): number {
+  return agent.logged("the transport stays", { link: "tls" }).filter(({ reason }) => !String(reason).includes("slower")).length;
+}
+
 /** Blocks UDP under load and passes it again. Returns the figures. */
 async function runRound(udp: UdpFilter, round: number): Promise<string> {
   await using guarded = await Guarded.start();
@@ -105,20 +113,28 @@ async function runRound(udp: UdpFilter, round: number): Promise<string> {
   const toTls = await untilAllOn(agents, "tls", 1);
   const onTlsAt = performance.now();
   await load.settle(onTlsAt); // all tunnels are open again, over TLS
-  const { failed, outageMs } = load.report(blockedAt);
+  const { failed, slowestMs } = load.report(blockedAt);
 
+  const probesBefore = agents.map(failedProbes);
   const passedAt = performance.now();
   firewall.filterUdp("passed");
   const toQuic = await untilAllOn(agents, "quic", 2);
   await load.settle(performance.now());
   const after = load.report(passedAt);
+  const probes = Math.max(...agents.map((agent, i) => failedProbes(agent) - probesBefore[i]!));
   const links = agents.flatMap((agent) => agent.logged("link changed").map(({ to }) => to));
   await load.stop();
-  const figures = `round ${round}, UDP ${udp}: over TLS after ${Math.round(toTls)} ms (${failed.length} requests failed, outage ${
-    Math.round(outageMs)
+  const figures = `round ${round}, UDP ${udp}: over TLS after ${Math.round(toTls)} ms (${failed.length} requests failed, the slowest took ${
+    Math.round(slowestMs)
   } ms); over QUIC again after ${Math.round(toQuic)} ms (${after.cut.length} tunnels cut, ${after.failed.length} requests failed)`;
   assert.deepEqual(after.cut.map(({ error }) => error), [], figures);
   assert.deepEqual(after.failed.map(({ error }) => error), [], figures);
+  assert.ok(
+    probes <= 1,
+    `${figures}: ${probes} probes failed after UDP passed again: ${
+      agents.map((agent) => agent.logged("the transport stays").map(({ reason }) => reason))
+    }`,
+  );
   assert.equal(links.length, 2 * AGENTS.length, `${figures}: ${links.join()}`);
   return figures;
 }
