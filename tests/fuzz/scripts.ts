@@ -1,7 +1,8 @@
 // The behaviour of hostile peers of the agent link as data: frames of both versions, valid, invalid, truncated, too long and out of order.
 // `link.ts` plays it on sockets.
 import fc from "fast-check";
-import { ALPN } from "../../shared/link/link.ts";
+import { ALPN, CREDENTIALS_ALPN } from "../../shared/link/link.ts";
+import { PROBE_ALPN } from "../../shared/link/probe.ts";
 import { encodeMessage, type Message } from "../../shared/link/message.ts";
 import { mutations } from "./mutations.ts";
 
@@ -227,7 +228,7 @@ function request(authority: string): fc.Arbitrary<Writing> {
 }
 
 export const agentScript: fc.Arbitrary<AgentScript> = fc.record({
-  alpn: fc.constantFrom([ALPN[0]!], [ALPN[0]!], [ALPN[1]!], ALPN),
+  alpn: fc.constantFrom([ALPN[0]!], [ALPN[0]!], [ALPN[0]!], [ALPN[1]!], [ALPN[1]!], ALPN, ALPN, [CREDENTIALS_ALPN], [PROBE_ALPN]),
   order: fc.oneof(
     { weight: 6, arbitrary: fc.constant(["credentials", "control"] as const) },
     { weight: 1, arbitrary: fc.shuffledSubarray(["credentials", "control", "other"] as const) },
