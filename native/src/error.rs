@@ -30,6 +30,8 @@ pub enum NetErrorCode {
     HeadTruncated,
     Limit,
     LimitPerAddress,
+    OutboundProxy,
+    OutboundProxyCredentials,
     Invalid,
     Internal,
 }
@@ -59,6 +61,8 @@ impl NetErrorCode {
             Self::HeadTruncated => "head-truncated",
             Self::Limit => "limit",
             Self::LimitPerAddress => "limit-per-address",
+            Self::OutboundProxy => "outbound-proxy",
+            Self::OutboundProxyCredentials => "outbound-proxy-credentials",
             Self::Invalid => "invalid",
             Self::Internal => "internal",
         }
@@ -257,6 +261,8 @@ mod tests {
             HeadTruncated,
             Limit,
             LimitPerAddress,
+            OutboundProxy,
+            OutboundProxyCredentials,
             Invalid,
             Internal,
         ];

@@ -12,6 +12,7 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::PendingHeads;
+use crate::net::tcp::outbound_proxy::OutboundProxy;
 use crate::net::tls::{ClientTls, ServerTls};
 use crate::quic::handshake_limits::SuppressedErrors;
 use crate::quic::transport::Transport;
@@ -30,6 +31,8 @@ pub struct ConnectSession {
     pub alpn: Vec<String>,
     pub transport: Transport,
     pub timeout_ms: u32,
+    /// Over TCP only.
+    pub outbound_proxy: Option<OutboundProxy>,
 }
 
 #[derive(Clone)]

@@ -17,6 +17,8 @@
  * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head was not received completely
  * - `limit`: a local limit was reached
  * - `limit-per-address`: a local limit per address was reached
+ * - `outbound-proxy`: the outbound proxy did not open a tunnel to the server
+ * - `outbound-proxy-credentials`: the outbound proxy rejects the user name or the password
  * - `invalid`: an invalid argument
  * - `internal`: a bug in this program
  */
@@ -42,6 +44,8 @@ export type NetErrorCode =
   | "head-truncated"
   | "limit"
   | "limit-per-address"
+  | "outbound-proxy"
+  | "outbound-proxy-credentials"
   | "invalid"
   | "internal";
 

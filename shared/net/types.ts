@@ -46,7 +46,7 @@ export interface Net {
   listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener>;
   /**
    * Opens a session over TLS 1.3 on a TCP connection, trying every address of the name with a staggered start (RFC 8305).
-   * @throws {NetError} as {@link Net.connectTcp}, and `closed` if the peer refused the connection
+   * @throws {NetError} as {@link Net.connectTcp}, `closed` if the peer refused the connection, `outbound-proxy`, and `outbound-proxy-credentials`
    */
   connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession>;
   /**
@@ -414,7 +414,27 @@ export interface ConnectQuicOptions extends ConnectSessionOptions {
 }
 
 /** Options of {@link Net.connectTlsLink}. */
-export type ConnectTlsLinkOptions = ConnectSessionOptions;
+export interface ConnectTlsLinkOptions extends ConnectSessionOptions {
+  /** Connect through this proxy, which resolves `host`; the session's `remote` is then `host:port` as given. Default: directly. */
+  outboundProxy?: OutboundProxy;
+}
+
+/** A proxy between this machine and the servers that it connects to, for one TCP connection each. */
+export interface OutboundProxy {
+  /** `http`: CONNECT (RFC 9110 §9.3.6), without TLS to the proxy. `socks5`: RFC 1928. */
+  readonly protocol: "http" | "socks5";
+  /** A name or an address; IPv6 without brackets. */
+  readonly host: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /**
+   * The user's name, for Basic (RFC 7617) or Digest (RFC 7616 with MD5 or SHA-256 and `qop=auth`), as the proxy asks for, or RFC 1929. Default:
+   * no authentication.
+   */
+  readonly username?: string;
+  /** The user's password. Default: empty. */
+  readonly password?: string;
+}
 
 /** Options of {@link Net.probeUdp}. */
 export interface ProbeUdpOptions {

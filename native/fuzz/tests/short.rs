@@ -78,6 +78,11 @@ fn no_side_reads_what_the_other_did_not_write() {
 }
 
 #[test]
+fn an_outbound_proxy_learns_and_shows_nothing_that_it_should_not() {
+    run("outbound_proxy", targets::outbound_proxy, 5_000);
+}
+
+#[test]
 fn a_hostile_peer_of_a_tls_link_neither_fills_the_memory_nor_confuses_the_session() {
     run("tls_link_frames", targets::tls_link_frames, 20_000);
 }

@@ -176,7 +176,7 @@ async fn more(lookup: &mut Option<Lookup>) -> Vec<SocketAddr> {
 /// Selects the more specific error of two addresses: a response before a timeout before an unreachable address.
 pub fn more_specific(a: Option<NetError>, b: NetError) -> NetError {
     let rank = |error: &NetError| match error.code {
-        NetErrorCode::Tls => 4,
+        NetErrorCode::Tls | NetErrorCode::OutboundProxy | NetErrorCode::OutboundProxyCredentials => 4,
         NetErrorCode::Closed | NetErrorCode::Refused | NetErrorCode::Reset => 3,
         NetErrorCode::TimedOut => 2,
         NetErrorCode::Limit | NetErrorCode::AddressNotAvailable => 2,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use rustls::client::UnbufferedClientConnection;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::handshake::establish;
 use super::link::set_up;
@@ -14,45 +14,53 @@ use crate::net::address::{canonical, display};
 use crate::net::happy_eyeballs::{connect, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
 use crate::net::tcp::dial::connect_error;
+use crate::net::tcp::outbound_proxy::Tunnel;
 use crate::net::tls;
 use crate::session::ConnectSession;
 use crate::stream::tcp_socket::Tcp;
 use crate::time::millis;
 
-/// Connects to the first address of the host that accepts. Resolves when the peer has sent its settings.
+/// Connects to the first address of the host, or of the outbound proxy in front of it, that accepts. Resolves when the peer has sent its
+/// settings.
 pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession) -> Result<Arc<Session>, NetError> {
     let name = tls::server_name(options.server_name.as_deref().unwrap_or(&options.host))?;
     let mut tls_config = tls::link_client(&options.tls, &options.alpn)?;
     tls_config.resumption = rustls::client::Resumption::disabled(); // a link lives long, and tickets would arrive after the handshake
     let tls_config = Arc::new(tls_config);
     let (who, limit) = ((resolver, Purpose::Link), millis(options.timeout_ms));
-    connect(who, &options.host, options.port, DialTarget::Name, limit, |address| {
+    let tunnel = options
+        .outbound_proxy
+        .map(|proxy| Arc::new(Tunnel::new(proxy, &options.host, options.port)));
+    let (host, port) = tunnel.as_ref().map_or((&*options.host, options.port), |tunnel| tunnel.first_hop());
+    let result = connect(who, host, port, DialTarget::Name, limit, |address| {
         let (tls_config, name, config) = (tls_config.clone(), name.clone(), Config::from(&options.transport));
-        let what = display(&options.host, options.port);
+        let (tunnel, what) = (tunnel.clone(), display(&options.host, options.port));
         async move {
-            let tcp = open(address).await.map_err(|e| connect_error(&e, address))?;
+            let (socket, remote, what) = match tunnel {
+                Some(tunnel) => (tunnel.open(|| open(address)).await?, what, tunnel.to_string()),
+                None => {
+                    let socket = open(address).await.map_err(|e| connect_error(&e, address))?;
+                    (socket, canonical(address).to_string(), what)
+                }
+            };
+            let tcp = Tcp::new(socket);
+            set_up(&tcp).map_err(|e| NetError::connect(&e, &what))?;
             let connection =
                 UnbufferedClientConnection::new(tls_config, name).map_err(|e| NetError::tls(&format!("Cannot connect to {what}"), e))?;
-            establish(
-                tcp,
-                BytesMut::new(),
-                connection.into(),
-                config,
-                canonical(address).to_string(),
-                &what,
-            )
-            .await
+            establish(tcp, BytesMut::new(), connection.into(), config, remote, &what).await
         }
     })
-    .await
+    .await;
+    result.map_err(|error| match &tunnel {
+        Some(tunnel) => tunnel.explain(error),
+        None => error,
+    })
 }
 
-async fn open(address: SocketAddr) -> std::io::Result<Arc<Tcp>> {
+async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    let tcp = Tcp::new(socket.connect(address).await?);
-    set_up(&tcp)?;
-    Ok(tcp)
+    socket.connect(address).await
 }

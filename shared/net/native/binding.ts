@@ -6,7 +6,6 @@ import type {
   ClientTls,
   ConnectedTunnel,
   ConnectQuicOptions,
-  ConnectSessionOptions,
   ConnectTcpOptions,
   ConnectTlsLinkOptions,
   Duplex,
@@ -179,13 +178,14 @@ class NativeNet implements Net {
 
   async #connect(
     kind: SessionKind,
-    options: ConnectSessionOptions,
+    options: ConnectTlsLinkOptions,
     start: (op: number, wanted: object, engine: Engine) => void,
   ): Promise<AgentSession> {
-    const { signal, host, port, serverName, tls, alpn, timeoutMs, transport = {} } = options;
+    const { signal, host, port, serverName, tls, alpn, timeoutMs, transport = {}, outboundProxy } = options;
     checkSignal(signal);
     checkPort(port);
-    const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport };
+    if (outboundProxy) checkPort(outboundProxy.port);
+    const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport, outboundProxy };
     const opened = await this.#calls.cancellable<OpenedSession>(signal, (op, engine) => start(op, wanted, engine));
     return new NativeSession(this.#calls, kind, opened);
   }

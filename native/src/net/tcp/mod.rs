@@ -1,6 +1,7 @@
 //! TCP connections, with or without TLS.
 pub mod dial;
 pub mod listener;
+pub mod outbound_proxy;
 mod tls_accept;
 
 use std::sync::Arc;
