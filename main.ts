@@ -18,7 +18,7 @@ await run({
     description: "A reverse HTTP proxy over QUIC.",
     commands: [
       proxyCommand(native.createNet, stateDirectory),
-      agentCommand(native.createNet, stateDirectory),
+      agentCommand(native.createNet, { stateDirectory, environment: process.env }),
       lbCommand(native.createNet),
       authCommand,
     ],

@@ -98,6 +98,8 @@ export interface AgentHooks {
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
   /** Directory for what is kept across restarts, if `stateDir` is not set. Default: nothing is kept. */
   stateDirectory?: string;
+  /** Variables that name the outbound proxy if `agentClient.proxy` is not set: `process.env`. Default: none, and connections are direct. */
+  environment?: Readonly<Record<string, string | undefined>>;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
   /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */

@@ -204,6 +204,8 @@ export interface AgentOptions {
     serverAddress?: string[];
     /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work. Default: `"auto"`. */
     transport?: "auto" | "quic" | "tls";
+    /** `--agent-client.proxy`: Outbound proxy for TCP: `http://user:password@host:port` or `socks5:`; file:NAME for a file with the URL, read at every connect; none; by default that of HTTPS_PROXY, ALL_PROXY and NO_PROXY. */
+    proxy?: string;
     /** `--agent-client.quic-probe-interval`: Interval at which an agent with transport auto probes QUIC while it uses TLS; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
     quicProbeInterval?: number;
     /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */

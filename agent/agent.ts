@@ -24,6 +24,7 @@ import { type Access, SessionOpener, type TransportChange } from "./transport/op
 import { TransportPolicy } from "./transport/policy.ts";
 import { Reconnector } from "./reconnector.ts";
 import { type AgentOptions, parseLabels } from "./options.ts";
+import { type Environment, type OutboundRoute, readOutboundRoute, viaOf } from "./outbound_proxy.ts";
 import type { Session } from "./session.ts";
 import { createDestinationPolicy } from "./destination_policy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
@@ -39,6 +40,8 @@ export interface AgentDeps extends ServiceDeps {
   random?: () => number;
   /** Directory for state if the options name none. Default: nothing is kept. */
   stateDirectory?: string;
+  /** Environment variables, which may name an outbound proxy. Default: none. */
+  environment?: Environment;
   /** Resolves a name to all its addresses. Default: the network's `resolve`. */
   resolve?: Resolve;
   /** A proxy has accepted the agent. */
@@ -87,7 +90,9 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
   const { serverAddress, transport, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
   const { hostWhitelist, hostDenylist, labels } = options.agentClient;
-  let { agentId } = (await checkAgentOptions(options, net)).credentials;
+  const { environment = {} } = deps;
+  const { credentials, outbound } = await checkAgentOptions(options, { net, environment });
+  let { agentId } = credentials;
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
@@ -141,7 +146,9 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     if (credentials.expiresAt <= Date.now()) {
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
-    return { tls: tls.current, credentials: credentials.bytes };
+    const outbound = await readOutboundRoute(options.agentClient, environment);
+    if (outbound.file !== undefined) await secrets.check("--agent-client.proxy", outbound.file);
+    return { tls: tls.current, credentials: credentials.bytes, outbound };
   };
   const link = new SessionOpener({
     net,
@@ -158,11 +165,11 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     signal,
   });
   const onConnected = (session: Session): void => {
-    const { remote, transport: link } = session;
+    const { remote, transport: link, via } = session;
     sessions.add(session);
     if (signal.aborted) session.close(); // it was opened while the agent stopped
     health.setReady("proxy");
-    log.info("connected", { proxy: remote, agent: agentId, link });
+    log.info("connected", { proxy: remote, agent: agentId, link, via });
     hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);
@@ -174,7 +181,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
   // a single connection uses the first address of a name that responds; several use one address each
   const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
-  log.info("connecting", { proxy: serverAddress.join(",") }); // without a response, nothing else is logged for a while
+  const vias = new Set(targets.all.map((target) => viaOf(outbound.proxyFor(target))).filter((via) => via !== undefined));
+  log.info("connecting", { proxy: serverAddress.join(","), via: [...vias].join(",") || undefined }); // without a response, nothing else is logged for a while
   const reconnectors = Array.from({ length: connections }, () => {
     const backoff = deps.backoff?.() ?? new Backoff({ random });
     const explain = (error: unknown, { address }: ProxyEndpoint) => describeConnectError(error, address, options);
@@ -227,11 +235,15 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
 
 /**
  * Checks the files that the options refer to, and returns what an agent connects with.
- * @throws {ConfigError} for a missing or invalid file; once the agent runs, it retries instead
+ * @throws {ConfigError} for a missing or invalid file or variable; once the agent runs, it retries instead
  */
-export async function checkAgentOptions(options: AgentOptions, net: TlsCheck): Promise<{ tls: ClientTls; credentials: Credentials }> {
+export async function checkAgentOptions(
+  options: AgentOptions,
+  { net, environment = {} }: { net: TlsCheck; environment?: Environment },
+): Promise<{ tls: ClientTls; credentials: Credentials; outbound: OutboundRoute }> {
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
-  return { tls: tls.current, credentials: await readCredentials(options.auth) };
+  const outbound = await readOutboundRoute(options.agentClient, environment);
+  return { tls: tls.current, credentials: await readCredentials(options.auth), outbound };
 }
 
 /** Only `auto` has something to remember. */
@@ -262,6 +274,7 @@ function reportSessions(id: string, sessions: ReadonlySet<Session>): AgentReport
     address: session.remote,
     link: session.transport,
     linkReason: session.linkReason,
+    via: session.via,
     ...reportOf(session.since, session.tunnels, session.stats()),
   }));
 }

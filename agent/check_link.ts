@@ -12,6 +12,7 @@ import type { AgentSession, ClientTls, Net, SessionKind } from "../shared/net/ty
 import type { Credentials } from "./credentials.ts";
 import { closeFailed, explainFailure } from "./connection_errors.ts";
 import type { AgentOptions } from "./options.ts";
+import type { OutboundRoute } from "./outbound_proxy.ts";
 import { type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
 import { explainTimeout } from "./transport/explain_timeout.ts";
 
@@ -42,6 +43,7 @@ export interface CheckContext {
   readonly options: AgentOptions;
   readonly tls: ClientTls;
   readonly credentials: Credentials;
+  readonly outbound: OutboundRoute;
 }
 
 /** Timeouts in milliseconds: for a name, and for a connection with its handshake. */
@@ -131,7 +133,7 @@ async function checkEndpoint(context: CheckContext, endpoint: ProxyEndpoint): Pr
 }
 
 async function connect(
-  { net, options, tls }: CheckContext,
+  { net, options, tls, outbound }: CheckContext,
   endpoint: ProxyEndpoint,
   kind: SessionKind,
   alpn: string[],
@@ -139,7 +141,7 @@ async function connect(
   const { host, port, serverName } = endpoint;
   const common = { host, port, serverName, tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
   const transport = agentTransport(0);
-  if (kind === "tls") return await net.connectTlsLink({ ...common, transport });
+  if (kind === "tls") return await net.connectTlsLink({ ...common, transport, outboundProxy: outbound.proxyFor(endpoint) });
   const attempt = net.connectQuic({ ...common, transport: { ...transport, congestion: options.agentClient.congestionControl } });
   return await explainTimeout(net, silentLogger, endpoint, attempt);
 }

@@ -1,7 +1,7 @@
 // The command `agent`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
-import { checkAgentOptions, startAgent } from "./agent.ts";
+import { type AgentDeps, checkAgentOptions, startAgent } from "./agent.ts";
 import { checkLink } from "./check_link.ts";
 import { formatReport } from "./link_report.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
@@ -9,16 +9,16 @@ import { type AgentOptions, agentOptions } from "./options.ts";
 /** Time for closing after the drain, in milliseconds. */
 const CLOSE_MS = 10_000;
 
-/**
- * `createNet` is called for each check and at the start; the network's warnings go to the log.
- * @param stateDirectory for what is kept across restarts; by default nothing is
- */
-export function agentCommand(createNet: CreateNet, stateDirectory: string | undefined): Service<AgentOptions> {
+/** `createNet` is called for each check and at the start; the network's warnings go to the log. */
+export function agentCommand(
+  createNet: CreateNet,
+  { stateDirectory, environment }: Pick<AgentDeps, "stateDirectory" | "environment"> = {},
+): Service<AgentOptions> {
   return {
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
-    check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, net)),
+    check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, { net, environment })),
     diagnosis: {
       flag: "check-link",
       description:
@@ -26,7 +26,7 @@ export function agentCommand(createNet: CreateNet, stateDirectory: string | unde
       run: async (options, { write }) => {
         let works = false;
         await checkWithNet(createNet, async (net) => {
-          const report = await checkLink({ net, options, ...await checkAgentOptions(options, net) });
+          const report = await checkLink({ net, options, ...await checkAgentOptions(options, { net, environment }) });
           write(formatReport(report));
           ({ works } = report);
         });
@@ -35,7 +35,7 @@ export function agentCommand(createNet: CreateNet, stateDirectory: string | unde
     },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, supervisor });
+      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, supervisor });
       return { closesWithinMs: options.drain.timeout + CLOSE_MS, reload: () => agent.reload(), close: () => agent.drain() };
     },
   };

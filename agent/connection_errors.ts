@@ -23,6 +23,7 @@ export function describeConnectError(error: unknown, address: string, options: A
 export function explainFailure(error: unknown, address: string, options: AgentOptions): Failure {
   if (!(error instanceof NetError)) return { reason: error instanceof Error ? error.message : String(error) };
   const { message: reason } = error;
+  if (isOnTheWayOut(error)) return { reason, remedy: "is --agent-client.proxy right, or HTTPS_PROXY?" };
   switch (error.code) {
     case "closed":
       return error.appCode === undefined ? { reason } : explainCode(error.appCode, reason, options.auth.type);
@@ -60,6 +61,11 @@ export async function closeFailed(connection: AgentSession, error: unknown): Pro
     return new NetError("tls", closed.reason, { remote: true, cause: error });
   }
   return new NetError("closed", closed.reason, { appCode: closed.code, remote: true, cause: error });
+}
+
+/** Whether the connection failed at the outbound proxy, or on the way to it. */
+function isOnTheWayOut({ code, message }: NetError): boolean {
+  return code.startsWith("outbound-proxy") || (message.includes(" via proxy ") && !["closed", "tls"].includes(code));
 }
 
 /** What firewalls must allow, by transport. */

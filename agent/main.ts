@@ -8,8 +8,9 @@ import { VERSION } from "../shared/version.ts";
 import { agentCommand } from "./command.ts";
 
 const native = openNative();
+const stateDirectory = defaultStateDirectory(process.env, process.getuid?.());
 await run({
-  root: { ...agentCommand(native.createNet, defaultStateDirectory(process.env, process.getuid?.())), name: "reverse-http-agent" },
+  root: { ...agentCommand(native.createNet, { stateDirectory, environment: process.env }), name: "reverse-http-agent" },
   version: VERSION,
   family: SERVICES,
   notify: native.notifySupervisor,

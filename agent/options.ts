@@ -13,6 +13,7 @@ import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
+import { checkOutboundProxy } from "./outbound_proxy.ts";
 
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
@@ -27,6 +28,13 @@ export const agentOptions = defineOptions({
     default: "auto",
     choices: ["auto", "quic", "tls"],
     description: "Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work.",
+  },
+  "agent-client.proxy": {
+    kind: "string",
+    secret: true,
+    description:
+      "Outbound proxy for TCP: `http://user:password@host:port` or `socks5:`; file:NAME for a file with the URL, read at every connect; none; by default that of HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
+    check: checkOutboundProxy,
   },
   "agent-client.quic-probe-interval": {
     kind: "duration",

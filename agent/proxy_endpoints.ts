@@ -45,6 +45,11 @@ export class ProxyEndpoints {
     this.#resolve = resolve;
   }
 
+  /** The endpoints as configured, before names are expanded. */
+  get all(): readonly ProxyEndpoint[] {
+    return this.#addresses.map(endpointOf);
+  }
+
   /**
    * Leases the endpoint with the fewest connections, then the fewest connections being replaced, then the least recently leased. It is in use
    * until {@link release}.
@@ -89,8 +94,8 @@ export class ProxyEndpoints {
   }
 
   async #expand(address: string): Promise<ProxyEndpoint[]> {
-    const { host, port } = splitHostPort(address);
-    const named = { address, host, port, serverName: withoutZone(host) };
+    const named = endpointOf(address);
+    const { host, port, serverName } = named;
     // a name that cannot be resolved is left to the network, which reports the error
     const addresses = await this.#resolve?.(host, { timeoutMs: RESOLVE_TIMEOUT_MS, isConfigured: true }).catch(() => []) ?? [];
     if (addresses.length === 0) return [named];
@@ -98,9 +103,14 @@ export class ProxyEndpoints {
       address: ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`,
       host: ip,
       port,
-      serverName: withoutZone(host),
+      serverName,
     }));
   }
+}
+
+function endpointOf(address: string): ProxyEndpoint {
+  const { host, port } = splitHostPort(address);
+  return { address, host, port, serverName: withoutZone(host) };
 }
 
 /** Removes a zone (RFC 4007 §11), which is local to this machine and not part of certificates. */

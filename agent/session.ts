@@ -39,6 +39,8 @@ export class Session {
   isLeaving = false;
   /** Why its transport was chosen, if that was not the first choice. */
   linkReason?: string;
+  /** Address of the outbound proxy that carries it, if any. */
+  via?: string;
   readonly #connection: AgentSession;
   readonly #control?: Control;
   readonly #options: SessionOptions;

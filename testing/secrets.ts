@@ -38,7 +38,9 @@ class Secrets {
       if (/key-password$/.test(name)) this.add("a key's password", value);
       else if (/jwt[.-]token$/.test(name)) this.addToken("an agent's token", value.startsWith("file:") ? contentOf(value.slice(5)) : value);
       else if (/redis[.-]url$/.test(name)) this.add("the password of Redis", /^\w+:\/\/[^:/@]*:(.*)@/.exec(value)?.[1] ?? "");
-      else if (/file[.-](?:key|cert)$/.test(name)) this.addKeys("a private key of TLS", contentOf(value));
+      else if (/proxy$/.test(name)) {
+        this.add("the password of an outbound proxy", decodeURIComponent(/^\w+:\/\/[^:/@]*:([^@]*)@/.exec(value)?.[1] ?? ""));
+      } else if (/file[.-](?:key|cert)$/.test(name)) this.addKeys("a private key of TLS", contentOf(value));
     }
   }
 

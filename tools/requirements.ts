@@ -26,6 +26,8 @@ const REQUIREMENTS: readonly Requirement[] = [
   { name: "nginx", debian: "nginx", probe: ["nginx", "-v"] },
   { name: "nginx's stream module", debian: "libnginx-mod-stream", file: "/usr/lib/nginx/modules/ngx_stream_module.so" },
   { name: "haproxy", debian: "haproxy", probe: ["haproxy", "-v"] },
+  { name: "squid", debian: "squid", file: "/usr/sbin/squid" },
+  { name: "microsocks", debian: "microsocks", file: "/usr/bin/microsocks" },
   { name: "ssh", debian: "openssh-client", probe: ["ssh", "-V"] },
   { name: "sshd", debian: "openssh-server", file: "/usr/sbin/sshd" },
   { name: "openssl", debian: "openssl", probe: ["openssl", "version"] },

@@ -2,6 +2,7 @@
 // and `failover.ts` while it is open.
 import { explainTimeout } from "./explain_timeout.ts";
 import { connectHedged } from "./hedge.ts";
+import { type OutboundRoute, RejectedCredentials, viaOf } from "../outbound_proxy.ts";
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 import { Session, type SessionOptions } from "../session.ts";
 import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
@@ -28,13 +29,14 @@ export interface TransportChange {
 export interface Access {
   readonly tls: ClientTls;
   readonly credentials: Uint8Array;
+  readonly outbound: OutboundRoute;
 }
 
 export interface SessionOpenerOptions {
   readonly net: Net;
   readonly log: Logger;
   readonly policy: TransportPolicy;
-  /** Reads certificates and credentials. */
+  /** Reads certificates, credentials and the way out. */
   readonly access: () => Promise<Access>;
   readonly transport: SessionTransport;
   readonly congestion: QuicTransport["congestion"];
@@ -54,6 +56,7 @@ const OUTAGE_DIVISOR = 30;
 /** Opens and watches sessions. */
 export class SessionOpener {
   readonly #options: SessionOpenerOptions;
+  readonly #rejected = new RejectedCredentials();
   /** The last failure of TLS that was logged, by proxy. */
   readonly #tlsFailures = new Map<string, string>();
 
@@ -77,9 +80,11 @@ export class SessionOpener {
       connect: (kind, signal) => this.#connect(kind, target, access, attemptDelayMs, signal),
       fallbackDelayMs: policy.fallbackDelayMs(address),
       retryMs: policy.retryMs(address, attemptDelayMs),
+      // a proxy without the TLS link refuses TLS, which says nothing about why QUIC failed; an outbound proxy is there because UDP does not pass
+      telling: access.outbound.proxyFor(target) ? "tls" : "quic",
       signal,
     });
-    const session = await this.#authenticate(connection, access);
+    const session = await this.#authenticate(connection, target, access);
     this.#linked(target, session, order[0] === "tls" ? "remembered" : "blocked", errors.get("quic"));
     return session;
   }
@@ -95,21 +100,23 @@ export class SessionOpener {
       policy,
       connect,
       authenticate: async (connection, reason) => {
-        const next = await this.#authenticate(connection, await this.#options.access());
+        const next = await this.#authenticate(connection, target, await this.#options.access());
         this.#linked(target, next, reason);
         return next;
       },
       probe: async (kind, signal) => {
-        const { tls } = await this.#options.access();
-        return (await runProbe(await this.#connectOnce(kind, target, tls, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal))).durationMs;
+        const access = await this.#options.access();
+        return (await runProbe(await this.#connectOnce(kind, target, access, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal))).durationMs;
       },
       log,
     });
   }
 
-  async #authenticate(connection: AgentSession, { credentials }: Access): Promise<Session> {
-    const { log, session } = this.#options;
-    return await Session.open(connection, { ...session, log, credentials });
+  async #authenticate(connection: AgentSession, target: ProxyEndpoint, { credentials, outbound }: Access): Promise<Session> {
+    const { log, session: options } = this.#options;
+    const session = await Session.open(connection, { ...options, log, credentials });
+    if (session.transport === "tls") session.via = viaOf(outbound.proxyFor(target));
+    return session;
   }
 
   /** Records and reports the transport in use. */
@@ -130,17 +137,19 @@ export class SessionOpener {
   async #connect(
     kind: SessionKind,
     target: ProxyEndpoint,
-    { tls }: Access,
+    access: Access,
     attemptDelayMs: number,
     signal: AbortSignal,
   ): Promise<AgentSession> {
     const { net, log, policy } = this.#options;
     const alpn = kind === "quic" ? ALPN : TLS_ALPN;
-    const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, tls, alpn, HANDSHAKE_TIMEOUT_MS, signal);
+    const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, access, alpn, HANDSHAKE_TIMEOUT_MS, signal);
     const attempt = connectHedged(connect, { restartMs: attemptDelayMs, signal });
     if (kind === "quic") return await explainTimeout(net, log, target, attempt);
     return await attempt.catch((error) => {
-      if (policy.isAutomatic && error instanceof NetError && error.code === "tls") this.#reportTls(target, error.message);
+      const isTelling = error instanceof NetError && (error.code === "tls" || access.outbound.proxyFor(target)) &&
+        error.code !== "cancelled";
+      if (policy.isAutomatic && isTelling) this.#reportTls(target, error.message);
       throw error;
     });
   }
@@ -148,7 +157,7 @@ export class SessionOpener {
   async #connectOnce(
     kind: SessionKind,
     target: ProxyEndpoint,
-    tls: ClientTls,
+    { tls, outbound }: Access,
     alpn: string[],
     timeoutMs: number,
     signal: AbortSignal,
@@ -156,12 +165,12 @@ export class SessionOpener {
     const { net, transport, congestion } = this.#options;
     const { host, port, serverName } = target;
     const common = { host, port, serverName, tls, alpn, timeoutMs, signal };
-    return kind === "quic"
-      ? await net.connectQuic({ ...common, transport: { ...transport, congestion } })
-      : await net.connectTlsLink({ ...common, transport });
+    if (kind === "quic") return await net.connectQuic({ ...common, transport: { ...transport, congestion } });
+    const outboundProxy = outbound.proxyFor(target);
+    return await this.#rejected.connect(outboundProxy, () => net.connectTlsLink({ ...common, transport, outboundProxy }));
   }
 
-  /** Something answers on TCP that is not the proxy, or inspects TLS: that has a reason of its own. Logged once for each reason. */
+  /** An outbound proxy fails, or something answers that is not the proxy or inspects TLS: a reason of its own. Logged once for each. */
   #reportTls({ address }: ProxyEndpoint, reason: string): void {
     if (this.#tlsFailures.get(address) === reason) return;
     this.#tlsFailures.set(address, reason);

@@ -16,6 +16,8 @@ export interface RaceOptions {
   readonly fallbackDelayMs: number;
   /** Delay in milliseconds before a transport that has failed is tried again while the other one is still connecting. */
   readonly retryMs: number;
+  /** The transport whose error is that of the call when all fail, if it was tried. */
+  readonly telling: SessionKind;
   readonly signal: AbortSignal;
 }
 
@@ -28,11 +30,10 @@ export interface Winner {
 /**
  * Resolves with the first connection; the other attempts are cancelled. TLS, if it is second, wins only if another attempt over QUIC fails
  * too: a proxy that has just started, or a lost packet, must not decide. Fails when the proxy refuses the connection over QUIC, because UDP
- * passes then, and when no transport is connecting any more, with the error of QUIC if QUIC was tried: a proxy without the TLS link refuses
- * TLS, which says nothing about why QUIC failed.
+ * passes then, and when no transport is connecting any more.
  * @throws {NetError} as `connect`
  */
-export async function raceTransports({ order, connect, fallbackDelayMs, retryMs, signal }: RaceOptions): Promise<Winner> {
+export async function raceTransports({ order, connect, fallbackDelayMs, retryMs, telling, signal }: RaceOptions): Promise<Winner> {
   const over = new AbortController();
   const ended = AbortSignal.any([signal, over.signal]);
   const errors = new Map<SessionKind, unknown>();
@@ -60,7 +61,7 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
       }
       connecting.delete(kind);
       startNext();
-      if (connecting.size === 0) return reject(errors.get("quic") ?? errors.get(kind));
+      if (connecting.size === 0) return reject(errors.get(telling) ?? errors.get(kind));
     } while (await pause(retryMs, ended));
   };
   /** Gives QUIC another attempt, which may win. Never rejects. */

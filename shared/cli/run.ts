@@ -89,6 +89,9 @@ async function checkConfigFileMode({ service: { options }, resolved: { settings 
   }
 }
 
+/** Secret options whose value may be `file:NAME`. */
+const FROM_FILE = ["auth.jwt.token", "agent-client.proxy"];
+
 /** Re-executes the process as {@link saferStart} says, if that is possible. */
 function restartWhereSafer({ service: { options }, resolved }: Run, process: Process, log: Logger): void {
   if (!canRestart()) return;
@@ -96,16 +99,16 @@ function restartWhereSafer({ service: { options }, resolved }: Run, process: Pro
   if (start === undefined) return;
   for (const name of secretsOnCommandLine(options, resolved)) {
     if (mayBePublic(resolved.settings.get(name)!.text)) continue;
-    const remedy = `use ${envOf(name, options[name]!)}, the configuration file${name === "auth.jwt.token" ? ", or file:NAME" : ""}`;
+    const remedy = `use ${envOf(name, options[name]!)}, the configuration file${FROM_FILE.includes(name) ? ", or file:NAME" : ""}`;
     log.warn("secret on the command line is visible to other users while the program starts", { option: flagOf(name), remedy });
   }
   const error = restart(process, start);
   log.warn("cannot restart without secrets on the command line", { reason: error instanceof Error ? error.message : String(error) });
 }
 
-/** A URL without a user contains no password. */
+/** A URL without a user contains no password, and neither does a word that stands for no value. */
 function mayBePublic(text: string): boolean {
-  return URL.canParse(text) && !text.includes("@");
+  return text === "none" || (URL.canParse(text) && !text.includes("@"));
 }
 
 /** The signals of a running service. */

@@ -34,6 +34,8 @@ export interface AgentReport {
   readonly link?: SessionKind;
   /** Why the agent chose it, if it was not the first choice; only the agent knows. */
   readonly linkReason?: string;
+  /** Address of the outbound proxy between the agent and its proxy, if any; only the agent knows. */
+  readonly via?: string;
   /** The peer's version, if it sent one. */
   readonly version?: string;
   /** The agent's host name and labels, if it sent them. */

@@ -76,7 +76,7 @@ async function run(): Promise<void> {
     return await use(proxyCommand(createNet, undefined), withDefaults(proxyOptions, { ...common, store, agentServer }));
   }
   const auth = { noauth: { agentId: hasBadCredentials ? "not an id" : "4711" } };
-  await use(agentCommand(createNet, undefined), withDefaults(agentOptions, { auth, admin: common.admin }));
+  await use(agentCommand(createNet), withDefaults(agentOptions, { auth, admin: common.admin }));
 }
 
 let error: string | undefined;

@@ -5,6 +5,7 @@ import { checkLink, type Finding, type LinkReport } from "../../agent/check_link
 import { readCredentials } from "../../agent/credentials.ts";
 import { formatReport } from "../../agent/link_report.ts";
 import { agentOptions } from "../../agent/options.ts";
+import { DIRECT } from "../../agent/outbound_proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { startAgent } from "../../agent/agent.ts";
@@ -35,7 +36,7 @@ function optionsFor(servers: string[], transport: "auto" | "quic" | "tls" = "aut
 
 async function check(net: Net, servers: string[], transport?: "auto" | "quic" | "tls"): Promise<LinkReport> {
   const options = optionsFor(servers, transport);
-  return await checkLink({ net, options, tls: {}, credentials: await readCredentials(options.auth) });
+  return await checkLink({ net, options, tls: {}, credentials: await readCredentials(options.auth), outbound: DIRECT });
 }
 
 /** Each check with its result. */
@@ -157,7 +158,7 @@ describe("a check of the link", () => {
     withNet(async (net) => {
       const options = optionsFor(["127.0.0.1:1"]);
       const credentials = { agentId: ID, bytes: new Uint8Array(), expiresAt: Date.UTC(2020, 0) };
-      const { result, remedy } = found(await checkLink({ net, options, tls: {}, credentials }), "configuration");
+      const { result, remedy } = found(await checkLink({ net, options, tls: {}, credentials, outbound: DIRECT }), "configuration");
       assert.equal(result, "failed");
       assert.match(remedy!, /token/);
     }));

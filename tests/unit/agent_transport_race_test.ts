@@ -33,7 +33,15 @@ function start(options: Partial<RaceOptions> = {}) {
     return promise;
   };
   const { signal } = new AbortController();
-  const winner = raceTransports({ order: ["quic", "tls"], connect, fallbackDelayMs: 5, retryMs: 60_000, signal, ...options });
+  const winner = raceTransports({
+    order: ["quic", "tls"],
+    connect,
+    fallbackDelayMs: 5,
+    retryMs: 60_000,
+    telling: "quic",
+    signal,
+    ...options,
+  });
   winner.catch(() => {}); // a test looks when it is ready
   return { winner, attempts, made, closed };
 }
@@ -145,5 +153,14 @@ describe("a race of transports", () => {
     stopping.abort();
     await assert.rejects(within(winner), { code: "cancelled" });
     assert.deepEqual(both.map(({ signal }) => signal.aborted), [true, true]);
+  });
+
+  it("fails with the error of the transport that tells more", async () => {
+    for (const telling of ["quic", "tls"] as const) {
+      const { winner, attempts } = start({ telling });
+      (await attempts.next()).fail("unknown-host", "quic");
+      (await attempts.next()).fail("outbound-proxy", "tls");
+      await assert.rejects(within(winner), { message: telling });
+    }
   });
 });
