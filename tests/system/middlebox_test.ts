@@ -83,23 +83,29 @@ describe("an agent over TLS", () => {
 });
 
 describe("a middlebox that inspects TLS", () => {
-  for (const [trust, option] of [["the authority", undefined], ["the pin", "pin"]] as const) {
-    it(`is refused by an agent that trusts ${trust} of the proxy, and named by its issuer`, { skip: withMitmproxy }, async () => {
+  const cases = ["in front of the proxy", "as the outbound proxy"].flatMap((where) =>
+    ["the authority", "the pin"].map((trust) => [where, trust] as const)
+  );
+  for (const [where, trust] of cases) {
+    it(`${where} is refused by an agent that trusts ${trust} of the proxy, and named by its issuer`, { skip: withMitmproxy }, async () => {
       await using site = await Site.create();
       const { proxy } = await site.startProxy();
-      const { agentsTcp } = await proxy.waitFor("listening");
-      await using middlebox = await Mitmproxy.start(`reverse:https://${agentsTcp}`);
+      const agentsTcp = String((await proxy.waitFor("listening")).agentsTcp);
+      const isOutbound = where === "as the outbound proxy";
+      await using middlebox = await Mitmproxy.start(isOutbound ? "regular" : `reverse:https://${agentsTcp}`);
       const args = [
-        `--agent-client.server-address=${middlebox.address}`,
+        OVER_TLS,
+        ...isOutbound
+          ? [`--agent-client.server-address=${agentsTcp}`, `--agent-client.proxy=http://${middlebox.address}`]
+          : [`--agent-client.server-address=${middlebox.address}`],
+        trust === "the pin"
+          ? `--agent-client.tls.pin-sha256=${pinOf(readFileSync(site.files.cert, "utf8"))}`
+          : `--agent-client.tls.file.root-ca=${site.files.ca}`,
         `--auth.noauth.agent-id=${AGENT_ID}`,
-        option === undefined
-          ? `--agent-client.tls.file.root-ca=${site.files.ca}`
-          : `--agent-client.tls.pin-sha256=${pinOf(readFileSync(site.files.cert, "utf8"))}`,
       ];
       const issuer = /issued by "(CN=mitmproxy, O=mitmproxy|O=mitmproxy, CN=mitmproxy)"/;
-      const agent = site.start(AGENT, [...args, "--log.format=json"]); // nothing takes UDP at that address
-      const { reason } = await agent.waitFor("the proxy cannot be reached over TLS either");
-      assert.match(String(reason), issuer);
+      const agent = site.start(AGENT, [...args, "--log.format=json"]);
+      assert.match(String((await agent.waitFor("not connected")).reason), issuer);
       const { exitCode, stdout } = await runToEnd(AGENT, [...args, "--check-link"]);
       assert.equal(exitCode, 1, stdout);
       assert.match(stdout, issuer);
