@@ -2,18 +2,19 @@
 // no proxy takes for an agent's. Knows no terminal.
 import { X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
-import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
+import { formatHostPort } from "../shared/address/host_port.ts";
 import { agentTransport, ALPN, authenticate, CloseCode, CREDENTIALS_ALPN, TLS_ALPN } from "../shared/link/link.ts";
 import { PROBE_ALPN, type ProbeResult, runProbe } from "../shared/link/probe.ts";
 import { silentLogger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
 import type { AgentSession, ClientTls, Net, SessionKind } from "../shared/net/types.ts";
+import { askOutboundProxy } from "./check_outbound_proxy.ts";
 import type { Credentials } from "./credentials.ts";
 import { closeFailed, explainFailure } from "./connection_errors.ts";
 import type { AgentOptions } from "./options.ts";
-import type { OutboundRoute } from "./outbound_proxy.ts";
-import { type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
+import { type OutboundRoute, RejectedCredentials, viaOf } from "./outbound_proxy.ts";
+import { endpointOf, type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
 import { explainTimeout } from "./transport/explain_timeout.ts";
 
 /** What a check has found. `note`: nothing is wrong, or it does not matter to the agent. */
@@ -46,6 +47,11 @@ export interface CheckContext {
   readonly outbound: OutboundRoute;
 }
 
+interface Context extends CheckContext {
+  /** A wrong password is sent to an outbound proxy once. */
+  readonly rejected: RejectedCredentials;
+}
+
 /** Timeouts in milliseconds: for a name, and for a connection with its handshake. */
 const NAME_TIMEOUT_MS = 5_000;
 const CONNECT_TIMEOUT_MS = 4_000;
@@ -55,9 +61,14 @@ const MAX_ADDRESSES = 8;
 const HTTPS_PORT = 443;
 const NAMES = { quic: "QUIC (UDP)", tls: "TLS (TCP)" } as const;
 
-/** Checks everything in parallel. Never rejects for network errors. */
-export async function checkLink(context: CheckContext): Promise<LinkReport> {
-  const checked = await Promise.all(context.options.agentClient.serverAddress.map((address) => checkServer(context, address)));
+/** Checks all proxies in parallel, or in turn behind an outbound proxy. Never rejects for network errors. */
+export async function checkLink(given: CheckContext): Promise<LinkReport> {
+  const context = { ...given, rejected: new RejectedCredentials() };
+  const { serverAddress } = context.options.agentClient;
+  const isProxied = serverAddress.some((address) => context.outbound.proxyFor(endpointOf(address)));
+  const checked: Checked[] = [];
+  if (isProxied) { for (const address of serverAddress) checked.push(await checkServer(context, address)); }
+  else checked.push(...await Promise.all(serverAddress.map((address) => checkServer(context, address))));
   const findings = [checkConfiguration(context), ...checked.flatMap(({ findings }) => findings)];
   const links = new Set(checked.flatMap(({ links }) => links));
   return { findings, works: links.size > 0, summary: summarize(context, links) };
@@ -86,20 +97,35 @@ interface Checked {
 }
 
 /** Checks one address of `--agent-client.server-address`: every address of its name. */
-async function checkServer(context: CheckContext, address: string): Promise<Checked> {
-  const { host, port } = splitHostPort(address);
-  const { addresses, findings } = await resolveName(context.net, host);
-  const endpoints = addresses.map((ip): ProxyEndpoint => ({
-    address: formatHostPort({ host: ip, port }),
-    host: ip,
-    port,
-    serverName: withoutZone(host),
-  }));
-  const checked = await Promise.all(endpoints.map((endpoint) => checkEndpoint(context, endpoint)));
+async function checkServer(context: Context, address: string): Promise<Checked> {
+  const named = endpointOf(address);
+  const at = (host: string): ProxyEndpoint => ({ ...named, address: formatHostPort({ host, port: named.port }), host });
+  const isProxied = context.outbound.proxyFor(named) !== undefined;
+  const { addresses, findings } = await resolveName(context.net, named.host, isProxied);
+  const checked = await Promise.all([
+    ...addresses.map((ip) => checkEndpoint(context, at(ip), isProxied ? ["quic"] : ["quic", "tls"])),
+    // the outbound proxy resolves the name itself
+    ...isProxied ? [checkOutbound(context, named)] : [],
+  ]);
   return { findings: [...findings, ...checked.flatMap(({ findings }) => findings)], links: checked.flatMap(({ links }) => links) };
 }
 
-async function resolveName(net: Net, host: string): Promise<{ addresses: string[]; findings: Finding[] }> {
+/** Checks what passes through the outbound proxy. One connection after the other, so that a wrong password is not sent twice. */
+async function checkOutbound(context: Context, endpoint: ProxyEndpoint): Promise<Checked> {
+  const proxy = context.outbound.proxyFor(endpoint)!;
+  const common = { check: "outbound proxy", target: viaOf(proxy)! };
+  try {
+    const details = `reachable; ${await askOutboundProxy(context.net, proxy, endpoint.address)}`;
+    const { findings, links } = await checkEndpoint(context, endpoint, ["tls"]);
+    return { findings: [{ ...common, result: "ok", details }, ...findings], links };
+  } catch (error) {
+    if (!(error instanceof NetError)) throw error;
+    const remedy = "correct --agent-client.proxy or HTTPS_PROXY, or connect directly with --agent-client.proxy=none";
+    return { findings: [{ ...common, result: "failed", details: error.message, remedy }], links: [] };
+  }
+}
+
+async function resolveName(net: Net, host: string, isProxied: boolean): Promise<{ addresses: string[]; findings: Finding[] }> {
   if (isIP(withoutZone(host)) !== 0) return { addresses: [host], findings: [] };
   const common = { check: "name", target: host };
   try {
@@ -108,6 +134,10 @@ async function resolveName(net: Net, host: string): Promise<{ addresses: string[
     const more = all.length > MAX_ADDRESSES ? `, and ${all.length - MAX_ADDRESSES} more, which are not checked` : "";
     return { addresses, findings: [{ ...common, result: "ok", details: `${addresses.join(", ")}${more}` }] };
   } catch (error) {
+    if (isProxied) {
+      const details = `${messageOf(error)}; the outbound proxy may know it, but QUIC is not possible without`;
+      return { addresses: [], findings: [{ ...common, result: "note", details }] };
+    }
     const remedy = error instanceof NetError && error.code === "name-timed-out"
       ? "allow this machine to reach its name servers, or use the proxy's address"
       : "correct the name in --agent-client.server-address, or add it to the name server";
@@ -115,25 +145,25 @@ async function resolveName(net: Net, host: string): Promise<{ addresses: string[
   }
 }
 
-async function checkEndpoint(context: CheckContext, endpoint: ProxyEndpoint): Promise<Checked> {
-  const [quic, tls, https] = await Promise.all([
-    checkTransport(context, endpoint, "quic"),
-    checkTransport(context, endpoint, "tls"),
-    endpoint.port === HTTPS_PORT ? [] : checkHttpsPort(context, endpoint),
-  ]);
+/** Checks the transports of one endpoint, and the credentials over the first that works. */
+async function checkEndpoint(context: Context, endpoint: ProxyEndpoint, kinds: readonly SessionKind[]): Promise<Checked> {
+  const checking = kinds.map((kind) => checkTransport(context, endpoint, kind));
+  if (context.outbound.proxyFor(endpoint)) await Promise.all(checking);
+  const isHttpsChecked = kinds.includes("tls") && endpoint.port !== HTTPS_PORT;
+  const [https, ...checked] = await Promise.all([isHttpsChecked ? checkHttpsPort(context, endpoint) : [], ...checking]);
   const { transport } = context.options.agentClient;
-  const works = [quic, tls].filter(({ works }) => works).map(({ kind }) => kind);
+  const works = checked.filter(({ works }) => works).map(({ kind }) => kind);
   const links = works.filter((kind) => transport === "auto" || transport === kind);
   const [first] = links.length > 0 ? links : works;
   const credentials = first === undefined ? undefined : await checkCredentials(context, endpoint, first);
   return {
-    findings: [...quic.findings, ...tls.findings, ...https, ...credentials ? [credentials] : []],
+    findings: [...checked.flatMap(({ findings }) => findings), ...https, ...credentials ? [credentials] : []],
     links: credentials?.result === "failed" ? [] : links,
   };
 }
 
 async function connect(
-  { net, options, tls, outbound }: CheckContext,
+  { net, options, tls, outbound, rejected }: Context,
   endpoint: ProxyEndpoint,
   kind: SessionKind,
   alpn: string[],
@@ -141,14 +171,17 @@ async function connect(
   const { host, port, serverName } = endpoint;
   const common = { host, port, serverName, tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
   const transport = agentTransport(0);
-  if (kind === "tls") return await net.connectTlsLink({ ...common, transport, outboundProxy: outbound.proxyFor(endpoint) });
+  if (kind === "tls") {
+    const outboundProxy = outbound.proxyFor(endpoint);
+    return await rejected.connect(outboundProxy, () => net.connectTlsLink({ ...common, transport, outboundProxy }));
+  }
   const attempt = net.connectQuic({ ...common, transport: { ...transport, congestion: options.agentClient.congestionControl } });
   return await explainTimeout(net, silentLogger, endpoint, attempt);
 }
 
 /** Connects and moves data. A proxy that knows no probes chooses the agents' protocol, and then only the handshake is checked. */
 async function checkTransport(
-  context: CheckContext,
+  context: Context,
   endpoint: ProxyEndpoint,
   kind: SessionKind,
 ): Promise<{ kind: SessionKind; works: boolean; findings: Finding[] }> {
@@ -160,7 +193,9 @@ async function checkTransport(
   } catch (error) {
     return { kind, works: false, findings: [{ ...common, result: "failed", ...explain(context, endpoint, kind, error) }] };
   }
-  const details = `handshake in ${milliseconds(performance.now() - start)}; ${describeTrust(context, session)}`;
+  const via = kind === "quic" ? undefined : viaOf(context.outbound.proxyFor(endpoint));
+  const handshake = `handshake in ${milliseconds(performance.now() - start)}${via === undefined ? "" : ` via ${via}`}`;
+  const details = `${handshake}; ${describeTrust(context, session)}`;
   const data = { check: `${kind === "quic" ? "QUIC" : "TLS"} data`, target: endpoint.address };
   if (session.alpn !== PROBE_ALPN) {
     session.close(CloseCode.shutdown, "");
@@ -186,10 +221,10 @@ function describeProbe({ durationMs, stats: { rttMs, mtu } }: ProbeResult): stri
 
 /** Who answered, and why the agent trusts it. */
 function describeTrust({ options: { agentClient: { tls } } }: CheckContext, { peerCertificate }: AgentSession): string {
-  const trust = tls.file.rootCa !== undefined
-    ? "issued by an authority of --agent-client.tls.file.root-ca"
-    : tls.insecureSkipVerify
+  const trust = tls.insecureSkipVerify
     ? "not verified: --agent-client.tls.insecure-skip-verify"
+    : tls.file.rootCa !== undefined
+    ? "issued by an authority of --agent-client.tls.file.root-ca"
     : "issued by an authority of this system";
   const isPinned = (tls.pinSha256 ?? []).length > 0;
   const why = !isPinned ? trust : tls.file.rootCa === undefined ? "the pin matches" : `${trust}; the pin matches`;
@@ -207,7 +242,7 @@ function describeCertificate(der: Uint8Array): string {
 }
 
 /** Whether port 443 leads to the proxy's agents too; it passes most firewalls. */
-async function checkHttpsPort(context: CheckContext, { host, serverName }: ProxyEndpoint): Promise<Finding[]> {
+async function checkHttpsPort(context: Context, { host, serverName }: ProxyEndpoint): Promise<Finding[]> {
   const endpoint: ProxyEndpoint = { address: formatHostPort({ host, port: HTTPS_PORT }), host, port: HTTPS_PORT, serverName };
   const note = (details: string): Finding[] => [{ check: "port 443 (TCP)", target: endpoint.address, result: "note", details }];
   try {
@@ -222,7 +257,7 @@ async function checkHttpsPort(context: CheckContext, { host, serverName }: Proxy
 }
 
 /** Asks the proxy whether it accepts the credentials, without becoming its agent. */
-async function checkCredentials(context: CheckContext, endpoint: ProxyEndpoint, kind: SessionKind): Promise<Finding> {
+async function checkCredentials(context: Context, endpoint: ProxyEndpoint, kind: SessionKind): Promise<Finding> {
   const common = { check: "credentials", target: endpoint.address };
   let session;
   try {

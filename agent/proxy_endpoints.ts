@@ -108,7 +108,8 @@ export class ProxyEndpoints {
   }
 }
 
-function endpointOf(address: string): ProxyEndpoint {
+/** The endpoint of `host:port`. */
+export function endpointOf(address: string): ProxyEndpoint {
   const { host, port } = splitHostPort(address);
   return { address, host, port, serverName: withoutZone(host) };
 }

@@ -156,6 +156,47 @@ describe("an agent behind an outbound proxy", onLinux, () => {
     }
   });
 
+  it("shows with --check-link what the proxy offers and lets through", async () => {
+    await using network = await Network.start();
+    await using squid = await Squid.start(["digest", "basic"], ["proxy.test"]);
+    await using socks = await Microsocks.start();
+    const dead = await freeAddress();
+    const checkLink = (url: string) =>
+      runToEnd(AGENT, [
+        "--check-link",
+        `--agent-client.server-address=proxy.test:${network.port}`,
+        `--agent-client.tls.file.root-ca=${network.site.files.ca}`,
+        "--agent-client.tls.insecure-skip-verify",
+        `--auth.noauth.agent-id=${AGENT_ID}`,
+        `--agent-client.proxy=${url}`,
+      ]);
+    const cases: [url: string, exitCode: number, ...rows: RegExp[]][] = [
+      [
+        `http://${USER_IN_URL}@${squid.address}`,
+        0,
+        /^name +proxy\.test +note /m,
+        new RegExp(`^outbound proxy +${squid.address} +ok +reachable; it offers Digest, Basic$`, "m"),
+        new RegExp(`^TLS \\(TCP\\) +proxy\\.test:${network.port} +ok +handshake in .* ms via ${squid.address};`, "m"),
+        /^credentials .* ok /m,
+      ],
+      [
+        `http://alice:wrong-password@${squid.address}`,
+        1,
+        /^TLS \(TCP\) .* failed .*it rejects the user name or the password$/m,
+        /^port 443 \(TCP\) .* note .*it rejects the user name or the password$/m,
+      ],
+      [`socks5://${socks.address}`, 1, /^outbound proxy .* ok +reachable; it asks for (another method|a user name and a password)$/m],
+      [`http://${dead}`, 1, /^outbound proxy .* failed .*Connection refused/m, /Remedy: correct --agent-client\.proxy/],
+      [`http://${socks.address}`, 1, /^outbound proxy .* failed +The outbound proxy /m],
+    ];
+    for (const [url, exitCode, ...rows] of cases) {
+      const ended = await checkLink(url);
+      assert.equal(ended.exitCode, exitCode, ended.stdout + ended.stderr);
+      for (const row of rows) assert.match(ended.stdout, row);
+      assert.doesNotMatch(ended.stdout, /wrong-password|p%40ss|p@ss/);
+    }
+  });
+
   it("keeps bytes, ends and resets whole", async () => {
     await using network = await Network.start();
     await using squid = await Squid.start(["digest"]);

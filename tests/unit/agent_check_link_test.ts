@@ -154,6 +154,33 @@ describe("a check of the link", () => {
       assert.equal(report.works, true);
     }));
 
+  it("asks an outbound proxy what it offers, and sends it a wrong password once", () =>
+    withNet(async (net) => {
+      const listener = await net.listenTcp({ address: "127.0.0.1:3128", preamble: "none" });
+      void (async () => {
+        for (let batch; (batch = await listener.accept()) !== null;) {
+          const challenge = 'Proxy-Authenticate: Digest realm="a, NTLM", qop="auth"\r\nProxy-Authenticate: Basic realm="b", Negotiate\r\n';
+          for (const { stream } of batch) await stream.write(new TextEncoder().encode(`HTTP/1.1 407 No\r\n${challenge}\r\nbody`));
+        }
+      })();
+      let attempts = 0;
+      const connectTlsLink = () => {
+        attempts++;
+        return Promise.reject(new NetError("outbound-proxy-credentials", "Cannot connect: it rejects the password", { remote: true }));
+      };
+      const options = optionsFor(["proxy.test:4242", "other.test:4242"]);
+      const report = await checkLink({
+        net: netWith(net, { connectTlsLink }),
+        options,
+        tls: {},
+        credentials: await readCredentials(options.auth),
+        outbound: { proxyFor: () => ({ protocol: "http", host: "127.0.0.1", port: 3128, username: "alice", password: "wrong" }) },
+      });
+      assert.equal(found(report, "outbound proxy").details, "reachable; it offers Digest, Basic, Negotiate");
+      assert.equal(found(report, "TLS (TCP)").details, "Cannot connect: it rejects the password");
+      assert.deepEqual([attempts, report.works], [1, false]);
+    }));
+
   it("says that a token has expired", () =>
     withNet(async (net) => {
       const options = optionsFor(["127.0.0.1:1"]);
