@@ -104,6 +104,12 @@ impl Session {
         self.to_send.notify_one();
     }
 
+    /// As [`Session::send`], now if the link is free: a sender that has used up its credit waits for it.
+    pub fn send_now(&self, stream: u32, frame: &Control) {
+        lock(&self.state).out.put(stream, frame);
+        self.pump();
+    }
+
     /// Sends data ahead of bulk data. Returns false if too much waits.
     pub fn send_small(&self, stream: u32, data: &[u8]) -> bool {
         let mut state = lock(&self.state);
@@ -124,6 +130,10 @@ impl Session {
         }
         state.out.bulk.push_back((stream.clone(), data));
         drop(state);
+        self.pump();
+    }
+
+    fn pump(&self) {
         match self.link.get().and_then(Weak::upgrade) {
             Some(link) => link.pump(),
             None => self.to_send.notify_one(),

@@ -149,7 +149,7 @@ impl RecvHalf {
         self.count_growth(window, before);
         self.session.consume(bytes);
         let credit = u32::try_from(credit).unwrap_or(u32::MAX);
-        self.session.send(self.stream.id, &Control::Credit(credit));
+        self.session.send_now(self.stream.id, &Control::Credit(credit));
     }
 
     /// Counts the growth of the window among that of all streams of the process.
