@@ -255,10 +255,10 @@ export interface SessionStats {
   readonly sentBytes: number;
   /** Bytes received, as UDP payload or on the TCP connection. */
   readonly receivedBytes: number;
-  /** UDP datagrams sent. */
-  readonly sentPackets?: number;
-  /** Packets declared lost (RFC 9002 §6). */
-  readonly lostPackets?: number;
+  /** UDP datagrams or TCP segments sent; 0 over TCP except on Linux. */
+  readonly sentPackets: number;
+  /** Packets declared lost (RFC 9002 §6), or segments sent again; 0 over TCP except on Linux. */
+  readonly lostPackets: number;
   /** Congestion window in bytes (RFC 9002 §7). */
   readonly congestionWindow?: number;
   /** Largest UDP payload of the path in bytes (RFC 8899). */

@@ -245,7 +245,7 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
         const stats = session.stats();
         counts[transport]++;
         if (transport === "quic") countPackets(session, stats);
-        if ((stats.sentPackets ?? stats.sentBytes) > 0) times[transport].push(stats.rttMs);
+        if (stats.sentBytes > 0) times[transport].push(stats.rttMs);
       }
       for (const link of ["quic", "tls"] as const) {
         this.set({ link }, counts[link]);
@@ -263,7 +263,7 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
     tls: roundTrips("reverse_http_tls_rtt_seconds", "Round-trip time over all agent connections on TLS."),
   };
   const seen = new WeakMap<MeasuredSession, { sent: number; lost: number }>();
-  const countPackets = (session: MeasuredSession, { sentPackets = 0, lostPackets = 0 }: SessionStats): void => {
+  const countPackets = (session: MeasuredSession, { sentPackets, lostPackets }: SessionStats): void => {
     const before = seen.get(session) ?? { sent: 0, lost: 0 };
     // statistics are zero once the session is closed
     sent.inc(Math.max(0, sentPackets - before.sent));

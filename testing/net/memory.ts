@@ -640,7 +640,7 @@ class MemorySession implements AgentSession {
   }
 
   stats(): SessionStats {
-    const stats = { rttMs: 0, sentBytes: 0, receivedBytes: 0 };
-    return this.transport === "tls" ? stats : { ...stats, sentPackets: 0, lostPackets: 0, congestionWindow: 0, mtu: 0 };
+    const stats = { rttMs: 0, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
+    return this.transport === "tls" ? stats : { ...stats, congestionWindow: 0, mtu: 0 };
   }
 }

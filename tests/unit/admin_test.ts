@@ -133,7 +133,10 @@ describe("metrics", () => {
 
   it("summarize round-trip times of open connections, and count the packets of all, closed ones too", async () => {
     const metrics = new Metrics("proxy");
-    let stats = Array.from({ length: 100 }, (_, i): SessionStats => ({ ...STATS, rttMs: i + 1, sentPackets: 10, lostPackets: 1 }));
+    let stats = Array.from(
+      { length: 100 },
+      (_, i): SessionStats => ({ ...STATS, rttMs: i + 1, sentBytes: 1, sentPackets: 10, lostPackets: 1 }),
+    );
     let connections = stats.map((_, i) => ({ transport: "quic" as const, stats: () => stats[i]! }));
     metrics.sessions(() => connections);
     const first = await metrics.registry.metrics();

@@ -110,6 +110,29 @@ impl Tcp {
         0
     }
 
+    /// Segments sent, and segments sent again (tcp(7), TCP_INFO); 0 except on Linux.
+    pub fn segments(&self) -> [u32; 2] {
+        #[cfg(target_os = "linux")]
+        {
+            // offsets of tcpi_segs_out and tcpi_total_retrans: not every C library has all fields of the kernel's struct
+            const SENT: usize = 136;
+            const RETRANSMITTED: usize = 100;
+            const LENGTH: usize = SENT + 4;
+            let mut info = [0u8; LENGTH];
+            let mut length = LENGTH as libc::socklen_t;
+            // SAFETY: the kernel writes at most `length` bytes to `info`, which has as many; `stream` keeps the descriptor open
+            let result = unsafe {
+                let fd = self.stream.as_raw_fd();
+                libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut length)
+            };
+            if result == 0 {
+                // what an older kernel does not write stays 0
+                return [SENT, RETRANSMITTED].map(|at| info[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)));
+            }
+        }
+        [0; 2]
+    }
+
     /// Reads and discards data until the peer's end.
     pub async fn linger(&self) {
         let mut scratch = vec![0; 16 << 10];
@@ -207,6 +230,7 @@ mod tests {
         while !tcp.stream.ready(Interest::READABLE).await.unwrap().is_read_closed() {
             tokio::task::yield_now().await;
         }
+        assert!(tcp.segments()[0] > 0 && tcp.segments()[1] == 0);
         let mut buffer = BytesMut::with_capacity(100);
         assert_eq!(tcp.try_read(&mut buffer, 3).unwrap(), 3);
         assert_eq!(tcp.try_read(&mut buffer, 90).unwrap(), 2);

@@ -101,6 +101,11 @@ impl Link {
         session
     }
 
+    /// As [`Tcp::segments`].
+    pub fn segments(&self) -> [u32; 2] {
+        self.tcp.segments()
+    }
+
     // ---- sending
 
     async fn run_sender(self: Arc<Self>) {

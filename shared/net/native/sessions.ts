@@ -134,8 +134,8 @@ export class NativeSession implements AgentSession {
   stats(): SessionStats {
     const values = this.#calls.engine.connectionStats(this.#id);
     if (this.transport === "tls") {
-      const [rttMs = 0, sentBytes = 0, receivedBytes = 0] = values;
-      return { rttMs, sentBytes, receivedBytes };
+      const [rttMs = 0, sentBytes = 0, receivedBytes = 0, sentPackets = 0, lostPackets = 0] = values;
+      return { rttMs, sentBytes, receivedBytes, sentPackets, lostPackets };
     }
     const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = values;
     return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu };

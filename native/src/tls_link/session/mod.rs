@@ -368,8 +368,11 @@ impl Session {
         wait_for(&self.changed, || self.ended().map(|_| ())).await;
     }
 
-    /// Round-trip time in ms, and bytes sent and received on the wire.
+    /// Round-trip time in ms, bytes sent and received on the wire, and segments sent and retransmitted.
     pub fn stats(&self) -> Vec<f64> {
-        self.counters.describe()
+        let mut stats = self.counters.describe();
+        let segments = self.link.get().and_then(Weak::upgrade).map_or([0; 2], |link| link.segments());
+        stats.extend(segments.map(f64::from));
+        stats
     }
 }
