@@ -1,13 +1,17 @@
-// Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, and back to QUIC when it works again.
+// Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, or for bulk data where TLS is faster, and
+// back to QUIC when that works again or is the better one.
 // The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
+import { BULK, type BulkLimits, BulkMeter } from "./bulk.ts";
 import type { TransportPolicy } from "./policy.ts";
 
 /** The session, as far as it is watched. */
 export interface WatchedSession {
   readonly transport: SessionKind;
+  /** Why its transport was chosen, if that was not the first choice. */
+  readonly linkReason?: string;
   /** Age of the unanswered ping in milliseconds; 0 without one. */
   readonly silentMs: number;
   /** Sends a ping unless one is unanswered. */
@@ -23,6 +27,8 @@ export interface FailoverOptions<S extends { close(): void }> {
   /** Connects over a transport, without authentication. */
   readonly connect: (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;
   readonly authenticate: (connection: AgentSession, reason: ChangeReason) => Promise<S>;
+  /** Whether TLS connects to the proxy without an outbound proxy, whose path is another one than that of QUIC. */
+  readonly isDirect: () => Promise<boolean>;
   /** Moves data over a transport and returns the milliseconds that took. */
   readonly probe: (kind: SessionKind, signal: AbortSignal) => Promise<number>;
   readonly log: Logger;
@@ -32,9 +38,10 @@ export interface FailoverOptions<S extends { close(): void }> {
 
 /**
  * Why a link changes its transport. `blocked`: QUIC did not connect; `remembered`: the link last ran over TLS; `silent`: it does not answer
- * any more; `lossy`: it loses packets and is slower than TLS; `recovered`: it works again.
+ * any more; `lossy`: it loses packets and is slower than TLS; `bulk`: much data over a short path without loss; `recovered`: QUIC works again,
+ * or there is no bulk data any more.
  */
-export type ChangeReason = "blocked" | "remembered" | "silent" | "lossy" | "recovered";
+export type ChangeReason = "blocked" | "remembered" | "silent" | "lossy" | "bulk" | "recovered";
 
 /** When a transport counts as failed. Times are in milliseconds. */
 export interface FailoverTiming {
@@ -56,6 +63,7 @@ export interface FailoverTiming {
   readonly lossWindow: number;
   /** Interval between comparisons of a lossy QUIC with TLS. */
   readonly comparison: number;
+  readonly bulk: BulkLimits;
 }
 
 const TIMING: FailoverTiming = {
@@ -69,6 +77,7 @@ const TIMING: FailoverTiming = {
   retry: 1_000,
   lossWindow: 10_000,
   comparison: 300_000,
+  bulk: BULK,
 };
 /** Bytes in a tick that make a link busy; pings are smaller. */
 const BUSY_BYTES = 2_048;
@@ -96,10 +105,15 @@ export class Failover<S extends { close(): void }> {
   /** Packets at the start of the current window. */
   #window = { sent: 0, lost: 0, at: performance.now() };
   #nextComparisonAt = 0;
+  readonly #bulk: BulkMeter;
+  /** The session is on TLS for bulk data, and not because QUIC does not work. */
+  #isForBulk: boolean;
 
   constructor(options: FailoverOptions<S>) {
     this.#options = options;
     this.#timing = options.timing ?? TIMING;
+    this.#bulk = new BulkMeter(this.#timing.bulk);
+    this.#isForBulk = options.session.transport === "tls" && options.session.linkReason === "bulk";
     const { promise, resolve } = Promise.withResolvers<S>();
     this.replaced = promise;
     this.#replace = resolve;
@@ -118,6 +132,7 @@ export class Failover<S extends { close(): void }> {
 
   #nextCheckMs(): number | undefined {
     const { session, policy, address } = this.#options;
+    if (this.#isForBulk) return this.#timing.idleTick;
     if (session.transport === "tls") return policy.nextProbeMs(address);
     return this.#isBusy(performance.now()) ? this.#timing.tick : this.#timing.idleTick;
   }
@@ -131,7 +146,8 @@ export class Failover<S extends { close(): void }> {
     const { session, log, address } = this.#options;
     let delayMs;
     try {
-      if (session.transport === "tls") await this.#tryQuic();
+      if (this.#isForBulk) await this.#checkBulk();
+      else if (session.transport === "tls") await this.#tryQuic();
       else await this.#checkQuic();
     } catch (error) {
       if (this.#closing.signal.aborted) return;
@@ -152,9 +168,27 @@ export class Failover<S extends { close(): void }> {
     if (Math.min(session.silentMs, now - this.#received.at) >= Math.max(silent, 4 * stats.rttMs)) {
       return await this.#move("tls", "silent", () => this.#isSilent(stats));
     }
+    if (this.#bulk.measure(stats, now) === "bulk") return await this.#moveForBulk();
     if (!this.#isLossy(stats, now) || now < this.#nextComparisonAt) return;
     this.#nextComparisonAt = now + comparison;
     if (await this.#isSlower()) await this.#move("tls", "lossy");
+  }
+
+  /** @throws {NetError} if TLS does not get through */
+  async #moveForBulk(): Promise<void> {
+    const { policy, address, isDirect } = this.#options;
+    if (!policy.mayCarryBulk(address) || !await isDirect()) return;
+    policy.delayBulk(address); // the next time, if this fails
+    await this.#move("tls", "bulk");
+  }
+
+  /** Returns to QUIC once there is no bulk data, or the path is not short and clean any more. */
+  async #checkBulk(): Promise<void> {
+    const { session, policy, address } = this.#options;
+    if (this.#bulk.measure(session.stats(), performance.now()) !== "over") return;
+    this.#isForBulk = false; // if QUIC does not work now, it is probed as after any other failure
+    policy.delayBulk(address);
+    await this.#tryQuic();
   }
 
   /** Whether the last byte from the proxy is so old that it must be pinged. */
@@ -175,7 +209,7 @@ export class Failover<S extends { close(): void }> {
     return !other && session.silentMs > 0 && session.stats().receivedBytes === receivedBytes;
   }
 
-  #isLossy({ sentPackets = 0, lostPackets = 0 }: SessionStats, now: number): boolean {
+  #isLossy({ sentPackets, lostPackets }: SessionStats, now: number): boolean {
     const { sent, lost, at } = this.#window;
     if (now - at < this.#timing.lossWindow) return false;
     this.#window = { sent: sentPackets, lost: lostPackets, at: now };

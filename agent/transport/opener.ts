@@ -104,6 +104,7 @@ export class SessionOpener {
         this.#linked(target, next, reason);
         return next;
       },
+      isDirect: async () => (await this.#options.access()).outbound.proxyFor(target) === undefined,
       probe: async (kind, signal) => {
         const access = await this.#options.access();
         return (await runProbe(await this.#connectOnce(kind, target, access, [PROBE_ALPN], PROBE_TIMEOUT_MS, signal))).durationMs;
@@ -123,7 +124,7 @@ export class SessionOpener {
   #linked({ address }: ProxyEndpoint, session: Session, reason: ChangeReason, error?: unknown): void {
     const { policy, onChange } = this.#options;
     const { transport: to } = session;
-    const from = policy.connected(address, to) ?? "quic";
+    const from = policy.connected(address, to, reason === "bulk") ?? "quic";
     if (!policy.isAutomatic) return;
     if (to === "tls") {
       session.linkReason = reason;

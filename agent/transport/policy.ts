@@ -1,4 +1,5 @@
-// Decides which transport is tried first, and when an agent on TLS looks whether QUIC works again. Knows no connections.
+// Decides which transport is tried first, when an agent on TLS looks whether QUIC works again, and whether it may leave QUIC for bulk data.
+// Knows no connections.
 import type { SessionKind } from "../../shared/net/types.ts";
 import type { StoredTransports } from "./stored_transports.ts";
 
@@ -27,6 +28,8 @@ const JITTER = 0.2;
 const MAX_PROXIES = 256;
 /** QUIC has settled when it has carried the link for this many milliseconds. Before, its failure doubles the interval of probes. */
 const SETTLED_MS = 600_000;
+/** Minimum time in milliseconds between two moves to TLS for bulk data. */
+const BULK_INTERVAL_MS = 600_000;
 
 interface ProxyState {
   /** What carries the link, or carried it last. */
@@ -35,6 +38,10 @@ interface ProxyState {
   intervalMs: number;
   /** When the link last returned to QUIC. */
   returnedAt: number;
+  /** The link is on TLS for bulk data. */
+  isForBulk: boolean;
+  /** When the link may next move to TLS for bulk data. */
+  bulkAt: number;
 }
 
 /** Decides for each proxy, by its address. */
@@ -77,15 +84,19 @@ export class TransportPolicy {
     return this.#proxies.get(address)?.kind === "quic" ? Math.max(retryMs, RECONNECT_RETRY_MS) : retryMs;
   }
 
-  /** A link is up over `kind`: the next one is opened over it first. Returns what the last one was opened over. */
-  connected(address: string, kind: SessionKind): SessionKind | undefined {
+  /**
+   * A link is up over `kind`: the next one is opened over it first, unless it is on TLS only for bulk data. Returns what the last one was opened
+   * over.
+   */
+  connected(address: string, kind: SessionKind, isForBulk = false): SessionKind | undefined {
     const { memory, probeIntervalMs } = this.#options;
     const state = this.#state(address);
-    const before = state.kind;
+    const { kind: before, isForBulk: wasForBulk } = state;
     state.kind = kind;
-    if (!this.isAutomatic) return before;
+    state.isForBulk = isForBulk;
+    if (!this.isAutomatic || isForBulk) return before;
     memory.remember(address, kind === "tls");
-    if (before === "tls" && kind === "quic") state.returnedAt = this.#now();
+    if (before === "tls" && kind === "quic" && !wasForBulk) state.returnedAt = this.#now();
     if (before === "quic" && kind === "tls") {
       if (this.#now() - state.returnedAt < SETTLED_MS) this.#lengthen(state);
       else state.intervalMs = probeIntervalMs;
@@ -98,6 +109,16 @@ export class TransportPolicy {
     const { probeIntervalMs, random } = this.#options;
     if (!this.isAutomatic || probeIntervalMs === 0) return undefined;
     return this.#state(address).intervalMs * (1 - JITTER + 2 * JITTER * random());
+  }
+
+  /** Whether the link may move to TLS for bulk data. Without probes of QUIC it could not return. */
+  mayCarryBulk(address: string): boolean {
+    return this.isAutomatic && this.#options.probeIntervalMs > 0 && this.#now() >= this.#state(address).bulkAt;
+  }
+
+  /** The link does not move to TLS for bulk data for some time. */
+  delayBulk(address: string): void {
+    this.#state(address).bulkAt = this.#now() + BULK_INTERVAL_MS;
   }
 
   /** A probe has failed. */
@@ -113,7 +134,7 @@ export class TransportPolicy {
   #state(address: string): ProxyState {
     const known = this.#proxies.get(address);
     if (known) return known;
-    const state = { intervalMs: this.#options.probeIntervalMs, returnedAt: -Infinity };
+    const state = { intervalMs: this.#options.probeIntervalMs, returnedAt: -Infinity, isForBulk: false, bulkAt: -Infinity };
     this.#proxies.set(address, state);
     if (this.#proxies.size > MAX_PROXIES) this.#proxies.delete(this.#proxies.keys().next().value!);
     return state;

@@ -20,6 +20,7 @@ const TIMING = {
   retry: 20,
   lossWindow: 10,
   comparison: 60_000,
+  bulk: { window: 10, bytesPerSecond: 1e6, shortMs: 5, longMs: 20, leastLoss: 0.000_1, loss: 0.001, idle: 60_000 },
 };
 
 interface Next {
@@ -31,16 +32,22 @@ interface Next {
 
 interface Options {
   transport?: SessionKind;
+  linkReason?: string;
   probeIntervalMs?: number;
   probe?: FailoverOptions<Next>["probe"];
   choice?: "auto" | "quic" | "tls";
+  isDirect?: boolean;
   timing?: Partial<typeof TIMING>;
 }
 
-function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.resolve(10), choice = "auto", timing }: Options = {}) {
+function start(
+  { transport = "quic", linkReason, probeIntervalMs = 5, probe = () => Promise.resolve(10), choice = "auto", isDirect = true, timing }:
+    Options = {},
+) {
   const stats = { rttMs: 1, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
   const session = {
     transport,
+    linkReason,
     silentMs: 0,
     pings: 0,
     pingIfDue(): void {
@@ -71,6 +78,7 @@ function start({ transport = "quic", probeIntervalMs = 5, probe = () => Promise.
       const next = { transport: connection.transport, reason, isClosed: false, close: () => void (next.isClosed = true) };
       return Promise.resolve(next);
     },
+    isDirect: () => Promise.resolve(isDirect),
     probe,
     log,
     timing: { ...TIMING, ...timing },
@@ -210,6 +218,44 @@ describe("the watch of a session on QUIC", () => {
     watch.close();
   });
 
+  it("is left for bulk data over a short path without loss", async () => {
+    const { watch, stats, connections } = start();
+    const timer = setInterval(() => stats.sentBytes += 1e6, 1);
+    const { kind, succeed } = await connections.next();
+    clearInterval(timer);
+    assert.equal(kind, "tls");
+    succeed();
+    const next = await within(watch.replaced);
+    assert.deepEqual([next.transport, next.reason], ["tls", "bulk"]);
+  });
+
+  it("is kept for bulk data where TLS does not connect, and TLS is not tried again soon", async () => {
+    const { watch, stats, connections, connecting, log } = start();
+    const timer = setInterval(() => stats.sentBytes += 1e6, 1);
+    (await connections.next()).fail();
+    await log.waitFor("the transport stays", { link: "quic", reason: "tls does not connect" });
+    assert.ok(await isPending(watch.replaced));
+    clearInterval(timer);
+    assert.equal(connecting(), 1);
+    watch.close();
+  });
+
+  for (
+    const [what, options] of [
+      ["it is not probed: the link could not return to it", { probeIntervalMs: 0 }],
+      ["TLS takes another path, through an outbound proxy", { isDirect: false }],
+    ] as const
+  ) {
+    it(`is kept for bulk data where ${what}`, async () => {
+      const { watch, stats, connecting } = start(options);
+      const timer = setInterval(() => stats.sentBytes += 1e6, 1);
+      assert.ok(await isPending(watch.replaced));
+      clearInterval(timer);
+      assert.equal(connecting(), 0);
+      watch.close();
+    });
+  }
+
   it("does nothing where the transport is fixed", async () => {
     const { watch, session, connecting } = start({ choice: "quic" });
     session.silentMs = 10_000;
@@ -226,6 +272,49 @@ describe("the watch of a session on QUIC", () => {
     watch.close();
     await until(() => closed.length === 1, "the connection was not closed");
     assert.ok(await isPending(watch.replaced));
+  });
+});
+
+describe("the watch of a session on TLS for bulk data", () => {
+  it("stays while the path is short and clean, without probes", async () => {
+    const { watch, connecting } = start({ transport: "tls", linkReason: "bulk", probe: () => Promise.reject(new Error("a probe")) });
+    assert.ok(await isPending(watch.replaced));
+    assert.equal(connecting(), 0);
+    watch.close();
+  });
+
+  for (
+    const [what, change, idle] of [
+      ["its round trips become long", { rttMs: 20 }, 60_000],
+      ["it loses packets", { sentPackets: 1_000, lostPackets: 1 }, 60_000],
+      ["there is no bulk data any more", {}, 20],
+    ] as const
+  ) {
+    it(`returns to QUIC when ${what}, and does not leave that again soon`, async () => {
+      const bulk = { ...TIMING.bulk, idle };
+      const { watch, stats, connections, policy } = start({ transport: "tls", linkReason: "bulk", timing: { bulk } });
+      const timer = setInterval(() => {
+        if ("lostPackets" in change) stats.sentPackets += change.sentPackets, stats.lostPackets += change.lostPackets;
+        else Object.assign(stats, change);
+      }, 1);
+      const { kind, succeed } = await connections.next();
+      clearInterval(timer);
+      assert.equal(kind, "quic");
+      succeed();
+      assert.equal((await within(watch.replaced)).transport, "quic");
+      assert.equal(policy.mayCarryBulk(A), false);
+    });
+  }
+
+  it("probes as usual where QUIC does not work then", async () => {
+    let probes = 0;
+    const probe = (kind: SessionKind): Promise<number> =>
+      kind === "quic" && ++probes < 3 ? Promise.reject(new NetError("timed-out", "UDP is blocked")) : Promise.resolve(10);
+    const { watch, stats, connections, log } = start({ transport: "tls", linkReason: "bulk", probe });
+    stats.rttMs = 20;
+    await log.waitFor("the transport stays", { link: "tls", reason: "UDP is blocked" }, 2);
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "quic");
   });
 });
 

@@ -48,6 +48,28 @@ describe("the choice of a transport", () => {
     });
   }
 
+  it("remembers nothing of a link that is on TLS for bulk data, and lets it move there again after ten minutes", () => {
+    const { policy: auto, overTls, clock } = policy();
+    auto.connected(A, "quic");
+    assert.equal(auto.mayCarryBulk(A), true);
+    auto.delayBulk(A);
+    assert.equal(auto.connected(A, "tls", true), "quic");
+    assert.deepEqual([auto.order(A), overTls.size], [["quic", "tls"], 0]);
+    assert.equal(auto.connected(A, "quic"), "tls");
+    clock.now += 10 * MINUTE - 1;
+    assert.equal(auto.mayCarryBulk(A), false);
+    clock.now++;
+    assert.equal(auto.mayCarryBulk(A), true);
+    auto.connected(A, "tls"); // QUIC is blocked now; its probes are as frequent as at first
+    assert.equal(auto.nextProbeMs(A), MINUTE);
+  });
+
+  for (const options of [{ transport: "quic" as const }, { probeIntervalMs: 0 }]) {
+    it(`never leaves QUIC for bulk data with ${JSON.stringify(options)}`, () => {
+      assert.equal(policy(options).policy.mayCarryBulk(A), false);
+    });
+  }
+
   it("gives QUIC more time where it has carried the link: a proxy that restarts is slow", () => {
     const { policy: auto } = policy();
     assert.equal(auto.fallbackDelayMs(A), 300);

@@ -198,6 +198,28 @@ describe("an agent", () => {
       assert.equal(agentLog.logged("link changed").length, 0);
     }));
 
+  it("moves to TLS for bulk data over a short path, and cuts no tunnel", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      let sentBytes = 0;
+      const connectQuic = async (options: ConnectQuicOptions): Promise<AgentSession> => {
+        const session = await net.connectQuic(options);
+        // more at each measurement than any limit
+        return instead(session, { stats: () => ({ ...session.stats(), rttMs: 1, sentBytes: sentBytes += 1e9 }) });
+      };
+      const { log: agentLog } = await runAgent(netWith(net, { connectQuic }), [proxy.agentAddress], { admin: { listenAddress: ADMIN } });
+      await log.waitFor("agent connected", { link: "quic" });
+      const origin = await listenTcp(net);
+      const old = await openTunnel(net, proxy, origin);
+      const isMoved = () => log.logged("agent connected", { link: "tls" }).length > 0;
+      await eventually(isMoved, () => JSON.stringify(agentLog.entries)); // traffic is measured for some seconds
+      await agentLog.waitFor("link changed", { from: "quic", to: "tls", reason: "bulk" });
+      await checkTunnel(old);
+      await checkTunnel(await openTunnel(net, proxy, origin));
+      const links = (await reports(net)).map(({ link, linkReason }) => [link, linkReason]);
+      assert.deepEqual(links, [["quic", undefined], ["tls", "bulk"]]);
+    }));
+
   it("names what answers over TLS where that is not the proxy", () =>
     withNet(async (net) => {
       const { port } = await listenTcp(net, { tls: { cert: "", key: "" } });
