@@ -3,10 +3,11 @@ import { Buffer } from "node:buffer";
 import { isDeepStrictEqual } from "node:util";
 import { createAllowList } from "../shared/address/allow_list.ts";
 import { isAddress } from "../shared/address/canonical.ts";
-import { checkRemote, formatHostPort, type HostPort } from "../shared/address/host_port.ts";
+import { checkRemote, formatHostPort, type HostPort, isWildcard } from "../shared/address/host_port.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readBytes } from "../shared/files/read.ts";
 import { NetError } from "../shared/net/errors.ts";
+import { printable } from "../shared/net/printable.ts";
 import type { OutboundProxy } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
 
@@ -46,7 +47,11 @@ const LOOPBACK = ["localhost", "127.0.0.0/8", "::1"];
 
 /** Returns why the value of `--agent-client.proxy` is invalid, or `undefined`. It never quotes a password. */
 export function checkOutboundProxy(text: string): string | undefined {
-  if (text === NONE || text.startsWith(FILE)) return undefined;
+  if (text === NONE) return undefined;
+  if (text.startsWith(FILE)) {
+    const isUrl = text.includes("://") || text.includes("@");
+    return isUrl ? "file: is followed by a URL; write the URL alone, or the name of its file" : undefined;
+  }
   const parsed = parseProxy(text);
   return typeof parsed === "string" ? parsed : undefined;
 }
@@ -81,11 +86,11 @@ async function readUrl(file: string): Promise<string> {
   }
 }
 
-/** An empty variable counts as unset. */
+/** An empty variable counts as unset, and so does one of spaces. */
 function routeOfEnvironment(environment: Environment): OutboundRoute {
-  const name = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].find((name) => environment[name]);
+  const name = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].find((name) => environment[name]?.trim());
   if (name === undefined) return DIRECT;
-  const text = environment[name]!;
+  const text = environment[name]!.trim();
   const proxy = parseProxy(text.includes("://") ? text : `http://${text}`);
   if (typeof proxy === "string") {
     throw new ConfigError(`Cannot use ${name}: ${proxy}; --agent-client.proxy takes precedence, and none connects without a proxy`);
@@ -148,9 +153,12 @@ export function viaOf(proxy: OutboundProxy | undefined): string | undefined {
 }
 
 /** Parses a URL, or says what is wrong with it, without its password. */
-function parseProxy(text: string): OutboundProxy | string {
+function parseProxy(given: string): OutboundProxy | string {
+  const text = given.trim();
   const url = URL.parse(text);
   const shown = mask(text);
+  // deno-lint-ignore no-control-regex -- URL.parse removes some of these, so that the password would be another
+  if (/[\x00-\x20\x7f]/.test(text)) return `${shown} has a space or a control character; in a password, a space is %20`;
   if (!url || !/^[a-z0-9]+:\/\//i.test(text)) {
     return `${shown} is not a URL like http://user:password@host:port; in the user and the password, percent-encode all characters but ` +
       "letters and digits: / is %2F, # %23, ? %3F, @ %40, % %25";
@@ -162,14 +170,16 @@ function parseProxy(text: string): OutboundProxy | string {
   }
   const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = url.port === "" ? scheme.port : Number(url.port);
-  const problem = checkRemote(formatHostPort({ host, port }));
+  const address = formatHostPort({ host, port });
+  const problem = checkRemote(address);
   if (problem !== undefined) return problem;
+  if (isWildcard(address)) return `${address} is the wildcard address; write 127.0.0.1 for this machine`;
   if (url.username === "" && url.password === "") return { ...scheme, host, port };
   try {
     const [username, password] = [decodeURIComponent(url.username), decodeURIComponent(url.password)];
     return checkCredentials(scheme.protocol, username, password) ?? { ...scheme, host, port, username, password };
   } catch {
-    return "its user or password has a % that is not followed by two hexadecimal digits; % itself is %25";
+    return "its user or password has a % that is not followed by two hexadecimal digits, or is not UTF-8; % itself is %25";
   }
 }
 
@@ -183,8 +193,13 @@ function checkCredentials(protocol: OutboundProxy["protocol"], username: string,
   return username === "" ? "it has a password without a user" : undefined;
 }
 
-/** Quotes a URL without what may be a user and a password. */
+/** Quotes a text without what may be a user and a password. */
 function mask(text: string): string {
-  if (text.includes("@")) return JSON.stringify(text.replace(/^([a-z0-9+.-]*:\/\/)?.*@/is, "$1***@"));
-  return URL.canParse(text) || !/:[^/0-9]/.test(text) ? JSON.stringify(text) : "its value";
+  if (text.includes("@")) return quote(text.replace(/^([a-z0-9+.-]*:\/\/)?.*@/is, "$1***@"));
+  const hasScheme = URL.canParse(text) && text.includes("://");
+  return hasScheme || !/:(?!\/\/|[0-9]+\/?$)/.test(text) ? quote(text) : "its value";
+}
+
+function quote(text: string): string {
+  return JSON.stringify(printable(text));
 }

@@ -75,6 +75,16 @@ describe("the URL of an outbound proxy", () => {
       ["http://a%3Ab:s3cret@h", /^its user has a colon$/],
       ["http://a:s3cret%0d%0a@h", /^its user or password has a control character$/],
       [`socks5://a:${"s".repeat(256)}@h`, /^its user or password is longer than 255 bytes$/],
+      ["alice:s3cret", /^its value is not a URL/],
+      ["alice:s3cret:h:3128", /^its value is not a URL/],
+      ["http://alice:s3cret:h:3128", /^its value is not a URL/],
+      ["file:http://alice:s3cret@h", /^file: is followed by a URL/],
+      ["http://a:s3c\nret@h", /^"http:\/\/\*\*\*@h" has a space or a control character/],
+      ["http://a:s3 cret@h", /has a space or a control character/],
+      ["http://a:s3cret@h\u202e:x", /^"http:\/\/\*\*\*@h\?:x" is not a URL/],
+      ["http://a:s3cret%ff@h", /is not UTF-8/],
+      ["http://a:s3cret@0.0.0.0:1", /^0\.0\.0\.0:1 is the wildcard address/],
+      ["socks5://[::]:1", /^\[::\]:1 is the wildcard address/],
       ["socks5://:s3cret@h", /^it has a password without a user$/],
     ] as const
   ) {
@@ -133,6 +143,12 @@ describe("the environment", () => {
       assert.match(error.message, /^Cannot use https_proxy: "ftp:\/\/\*\*\*@h" is neither .*--agent-client.proxy/);
       return error instanceof ConfigError && !error.message.includes("s3cret");
     });
+  });
+
+  it("may have spaces around it, and none within", async () => {
+    assert.equal(await inEnvironment({ HTTPS_PROXY: " http://a:1\r\n" }), "http://a:1");
+    assert.equal(await inEnvironment({ HTTPS_PROXY: " \n", https_proxy: "http://b:1" }), "http://b:1");
+    await assert.rejects(inEnvironment({ HTTPS_PROXY: "http://a:s3\tcret@h" }), ConfigError);
   });
 
   it("is overruled by the option", async () => {
