@@ -110,8 +110,8 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
       tls: options.tls(),
     });
     await stream.write(encodeRequest(request, options.pseudonym));
-    const { response, leftover } = await readResponse(stream, within(options.responseTimeoutMs));
-    if (response.status >= 200 && response.status < 300) return { upstream: { stream, leftover } };
+    const response = await readResponse(stream, within(options.responseTimeoutMs));
+    if (response.status >= 200 && response.status < 300) return { upstream: { stream } };
     stream.reset(1); // the rest is not needed, and an orderly close would leave the port in TIME_WAIT
     stream.close();
     return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : forwardResponse(response);
@@ -164,7 +164,7 @@ const TLS_ALERT = "\x15\x03";
  * @throws {NetError} `tls` where the proxy takes TLS and none is spoken; `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
  * @throws {HeadError}
  */
-async function readResponse(stream: Duplex, timeoutMs: number): Promise<{ response: ResponseHead; leftover?: Uint8Array }> {
+async function readResponse(stream: Duplex, timeoutMs: number): Promise<ResponseHead> {
   let timedOut = false;
   const timer = setTimeout(() => {
     timedOut = true;
@@ -176,9 +176,9 @@ async function readResponse(stream: Duplex, timeoutMs: number): Promise<{ respon
     for (;;) {
       const end = text.indexOf("\r\n\r\n");
       if (end >= 0) {
-        const rest = text.slice(end + 4);
-        const leftover = rest === "" ? undefined : Uint8Array.from(rest, (c) => c.charCodeAt(0));
-        return { response: parseResponseHead(text.slice(0, end + 4)), leftover };
+        // a server that speaks first
+        stream.unread(Uint8Array.from(text.slice(end + 4), (c) => c.charCodeAt(0)));
+        return parseResponseHead(text.slice(0, end + 4));
       }
       if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's response head is too large", { remote: true });
       if (text.startsWith(TLS_ALERT)) {

@@ -55,8 +55,7 @@ function exchangeOf(
   name: Intermediary,
 ): Pick<ClientRequest, "exchange"> {
   return {
-    exchange: async ({ stream: origin, leftover }, { clientSignal, pace }) => {
-      if (leftover) throw new ProxyError(502, "http_response_incomplete", "The destination has responded before the request");
+    exchange: async ({ stream: origin }, { clientSignal, pace }) => {
       await forward(stream, origin, request, target, record, name, clientSignal, pace);
     },
   };

@@ -1,5 +1,4 @@
 // The way of one client through a frontend: admit, identify, allow, dial, relay. Knows no client protocol: that calls the steps in order.
-import { setTimeout as sleep } from "node:timers/promises";
 import type { AllowList } from "../address/allow_list.ts";
 import { type Authority, formatAuthority } from "../address/authority.ts";
 import {
@@ -61,9 +60,6 @@ export interface ExchangeContext {
   /** Waits until `bytes` may be forwarded. */
   readonly pace: (bytes: number) => Promise<void>;
 }
-
-/** Milliseconds between the response to a client and the first bytes of a server that speaks first. */
-const HEAD_START_MS = 1;
 
 /** One client's connection. Its steps are called in the order in which they are here. */
 export class ClientSession {
@@ -186,17 +182,11 @@ export class ClientSession {
     const { net, upstreamRole } = this.context;
     const { stream, record } = this;
     record.status = 200;
-    const leftover = "stream" in upstream ? upstream.leftover : undefined;
-    if (leftover && splice.initialDataToA) {
-      // many clients lose bytes that arrive in one read with the response
-      await stream.write(splice.initialDataToA);
-      await sleep(HEAD_START_MS);
-    }
     const { aToB, bToA, error: broken, errorSide } = "ended" in upstream
       ? await upstream.ended
-      : await net.splice(stream, upstream.stream, leftover ? { ...splice, initialDataToA: leftover } : splice);
+      : await net.splice(stream, upstream.stream, splice);
     record.sent = aToB;
-    record.received = bToA + (leftover?.length ?? 0);
+    record.received = bToA;
     if (!broken) return;
     record.proxyError = "connection_terminated";
     if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();

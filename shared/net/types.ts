@@ -98,6 +98,12 @@ export interface Duplex {
    */
   read(): Promise<Uint8Array | null>;
   /**
+   * Puts bytes back that were read: reads and relays return them first. For what follows a request that this program has read itself. The bytes
+   * are copied before it returns. Has no effect once the stream is closed.
+   * @throws {NetError} `closed`
+   */
+  unread(data: Uint8Array): void;
+  /**
    * Writes bytes, which are copied before it returns. Resolves when more may be written (backpressure).
    * @throws {NetError} `stopped`, `reset`, `closed`
    */

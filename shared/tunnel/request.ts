@@ -33,8 +33,6 @@ export type Upstream = (UpstreamStream | Spliced) & {
 /** A stream whose other end is the destination. */
 export interface UpstreamStream {
   readonly stream: Duplex;
-  /** Bytes that the destination has sent already; the stream continues after them. */
-  readonly leftover?: Uint8Array;
 }
 
 /** Opens connections to destinations: proxy/dial.ts through an agent, lb/dial.ts through a proxy. @throws {TunnelError | NetError} */

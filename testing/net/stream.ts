@@ -210,6 +210,11 @@ export class MemoryDuplex implements Duplex {
     return await this.input.read();
   }
 
+  unread(data: Uint8Array): void {
+    this.checkOpen();
+    this.input.unread(new Uint8Array(data));
+  }
+
   async write(data: Uint8Array): Promise<void> {
     if (this.#state !== "open") throw closed();
     await this.output.write(data);

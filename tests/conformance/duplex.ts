@@ -1,6 +1,7 @@
 // What every stream does, whatever carries it: order, ends, aborts, backpressure, closed handles.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
+import type { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/types.ts";
 import {
   assertSame,
@@ -46,6 +47,34 @@ export function duplexTests(suite: Suite): void {
 }
 
 function orderTests({ test }: Suite, kind: Kind): void {
+  test("returns first what was put back, to reads and to relays", async (net) => {
+    const { a, b } = await kind.open(net);
+    await within(a.write(bytes("GET / the rest")));
+    assert.equal(await readTextExactly(b, 14), "GET / the rest");
+    b.unread(bytes("the rest"));
+    assert.equal(await readTextExactly(b, 8), "the rest");
+    b.unread(bytes("rest"));
+    b.unread(bytes("the "));
+    const { a: c, b: d } = await kind.open(net);
+    const relayed = net.splice(b, c);
+    a.closeWrite();
+    d.closeWrite();
+    assert.equal(await readText(d), "the rest");
+    assert.equal((await within(relayed)).aToB, 8);
+    await within(a.read());
+  });
+
+  test("returns what was put back after the end", async (net) => {
+    const { a, b } = await kind.open(net);
+    await within(a.write(bytes("last")));
+    a.closeWrite();
+    assert.equal(await readText(b), "last");
+    b.unread(bytes("ast"));
+    assert.equal(await readText(b), "ast");
+    b.close();
+    assert.throws(() => b.unread(bytes("x")), (error: NetError) => error.code === "closed");
+  });
+
   test("transfers bytes unchanged in both directions at once", async (net) => {
     const { a, b } = await kind.open(net);
     const [up, down] = [pattern(3 << 20, 1), pattern(3 << 20, 2)];

@@ -122,6 +122,9 @@ class FakeClient implements Duplex {
     const next = this.#given.shift();
     return Promise.resolve(next === undefined ? null : new Uint8Array(Buffer.from(next, "latin1")));
   }
+  unread(data: Uint8Array): void {
+    this.#given.unshift(text(data));
+  }
   write(data: Uint8Array): Promise<void> {
     this.outcome.answer += text(data);
     return Promise.resolve();
@@ -147,6 +150,9 @@ class FakeOrigin implements Duplex {
   read(): Promise<Uint8Array | null> {
     const next = this.#given.shift();
     return Promise.resolve(next === undefined ? null : new Uint8Array(Buffer.from(next, "latin1")));
+  }
+  unread(data: Uint8Array): void {
+    this.#given.unshift(text(data));
   }
   write(data: Uint8Array): Promise<void> {
     this.#outcome ??= this.opened()!;

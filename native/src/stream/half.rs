@@ -167,6 +167,11 @@ impl Reader {
         self.ended
     }
 
+    /// Puts bytes back in front of what is read next.
+    pub fn unread(&mut self, data: &[u8]) {
+        self.prefix = [data, &self.prefix].concat().into();
+    }
+
     /// Returns the next bytes; `None` at the end of the direction.
     pub async fn read(&mut self) -> Result<Option<Bytes>, NetError> {
         self.read_with(&mut ReadBuffer::default()).await

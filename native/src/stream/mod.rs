@@ -34,6 +34,7 @@ pub struct Stream {
 
 enum ReadOp {
     Next(Promise),
+    Unread(Bytes),
     Take(oneshot::Sender<Reader>, Arc<CancelSignal>),
 }
 
@@ -112,6 +113,11 @@ impl Stream {
 
     pub fn read(self: &Arc<Self>, runtime: &Handle, promise: Promise) {
         self.push_read(runtime, ReadOp::Next(promise));
+    }
+
+    /// Puts bytes back in front of what is read next.
+    pub fn unread(self: &Arc<Self>, runtime: &Handle, data: Bytes) {
+        self.push_read(runtime, ReadOp::Unread(data));
     }
 
     pub fn write(self: &Arc<Self>, runtime: &Handle, data: Bytes, promise: Promise) {
@@ -229,6 +235,7 @@ impl Stream {
         loop {
             match op {
                 ReadOp::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Value::Null, Value::Bytes))),
+                ReadOp::Unread(data) => reader.unread(&data),
                 ReadOp::Take(to, cancel) => return self.reading.hand_over(reader, to, cancel),
             }
             match self.reading.next(reader) {

@@ -104,6 +104,7 @@ export interface Engine {
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
   read(op: number, stream: number): void;
+  unread(stream: number, data: Uint8Array): void;
   write(op: number, stream: number, data: Uint8Array): void;
   whenReset(op: number, stream: number): void;
   closeWrite(stream: number): void;

@@ -20,6 +20,11 @@ export class NativeDuplex implements Duplex {
     return await this.#calls.call<Uint8Array | null>((op, engine) => engine.read(op, this.#id));
   }
 
+  unread(data: Uint8Array): void {
+    this.#checkOpen();
+    if (data.length > 0) this.#calls.engine.unread(this.#id, data);
+  }
+
   async write(data: Uint8Array): Promise<void> {
     this.#checkOpen();
     await this.#calls.call((op, engine) => engine.write(op, this.#id, data));

@@ -16,6 +16,14 @@ impl Engine {
         }
     }
 
+    /// Puts bytes back in front of what is read next.
+    #[napi]
+    pub fn unread(&self, stream: f64, data: &[u8]) {
+        if let Some(stream) = self.state.stream(stream) {
+            stream.unread(self.state.runtime, Bytes::copy_from_slice(data));
+        }
+    }
+
     #[napi]
     pub fn write(&self, op: f64, stream: f64, data: &[u8]) {
         let promise = self.state.promise(op);
