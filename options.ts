@@ -10,6 +10,8 @@ export interface ProxyOptions {
     tcpListenAddress?: string;
     /** `--agent-server.share-client-port`: Accept agents over TLS on http-proxy.listen-address too, by ALPN; needs --http-proxy.tls.enable. Default: `false`. */
     shareClientPort?: boolean;
+    /** `--agent-server.websocket-path`: Path, such as /reverse-http, at which http-proxy.listen-address accepts agents within WebSockets; by default none. */
+    websocketPath?: string;
     /** `--agent-server.tls.*` */
     tls?: {
       /** `--agent-server.tls.file.*` */
@@ -202,11 +204,13 @@ export interface AgentOptions {
   agentClient?: {
     /** `--agent-client.server-address`: Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated. Default: `["localhost:4242"]`. */
     serverAddress?: string[];
-    /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work. Default: `"auto"`. */
-    transport?: "auto" | "quic" | "tls";
+    /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), websocket (HTTP), or auto: QUIC, and the others where it does not work. Default: `"auto"`. */
+    transport?: "auto" | "quic" | "tls" | "websocket";
+    /** `--agent-client.websocket-url`: Where the proxy takes WebSockets, wss://proxy.example/reverse-http; without a host, wss:///reverse-http, at the host of each proxy. */
+    websocketUrl?: string;
     /** `--agent-client.proxy`: Outbound proxy for TCP: `http://user:password@host:port` or `socks5:`; file:NAME for a file with the URL, read at every connect; none; by default that of HTTPS_PROXY, ALL_PROXY and NO_PROXY. */
     proxy?: string;
-    /** `--agent-client.quic-probe-interval`: Interval at which an agent with transport auto probes QUIC while it uses TLS; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
+    /** `--agent-client.quic-probe-interval`: Interval at which an agent with transport auto probes QUIC while it uses another one; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
     quicProbeInterval?: number;
     /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */
     connections?: number;

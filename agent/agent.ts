@@ -22,8 +22,9 @@ import { describeClose, describeConnectError } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
 import { type Access, SessionOpener, type TransportChange } from "./transport/opener.ts";
 import { TransportPolicy } from "./transport/policy.ts";
+import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 import { Reconnector } from "./reconnector.ts";
-import { type AgentOptions, parseLabels } from "./options.ts";
+import { type AgentOptions, checkTransport, parseLabels } from "./options.ts";
 import { type Environment, type OutboundRoute, readOutboundRoute, viaOf } from "./outbound_proxy.ts";
 import type { Session } from "./session.ts";
 import { createDestinationPolicy } from "./destination_policy.ts";
@@ -88,7 +89,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
-  const { serverAddress, transport, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
+  const { serverAddress, transport, websocketUrl, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
   const { hostWhitelist, hostDenylist, labels } = options.agentClient;
   const { environment = {} } = deps;
   const { credentials, outbound } = await checkAgentOptions(options, { net, environment });
@@ -153,7 +154,14 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const link = new SessionOpener({
     net,
     log,
-    policy: new TransportPolicy({ transport, memory, probeIntervalMs: quicProbeInterval, random }),
+    webSocket: websocketUrl === undefined ? undefined : parseWebSocketUrl(websocketUrl),
+    policy: new TransportPolicy({
+      transport,
+      hasWebSocket: websocketUrl !== undefined,
+      memory,
+      probeIntervalMs: quicProbeInterval,
+      random,
+    }),
     access: readAccess,
     transport: agentTransport(maxTunnels),
     congestion: congestionControl,
@@ -241,6 +249,7 @@ export async function checkAgentOptions(
   options: AgentOptions,
   { net, environment = {} }: { net: TlsCheck; environment?: Environment },
 ): Promise<{ tls: ClientTls; credentials: Credentials; outbound: OutboundRoute }> {
+  checkTransport(options);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   const outbound = await readOutboundRoute(options.agentClient, environment);
   return { tls: tls.current, credentials: await readCredentials(options.auth), outbound };

@@ -16,6 +16,7 @@ import type { AgentOptions } from "./options.ts";
 import { type OutboundRoute, RejectedCredentials, viaOf } from "./outbound_proxy.ts";
 import { endpointOf, type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
 import { explainTimeout } from "./transport/explain_timeout.ts";
+import { parseWebSocketUrl, routeTo, type WebSocketUrl } from "./transport/web_socket_url.ts";
 
 /** What a check has found. `note`: nothing is wrong, or it does not matter to the agent. */
 export interface Finding {
@@ -59,7 +60,9 @@ const CONNECT_TIMEOUT_MS = 4_000;
 const MAX_ADDRESSES = 8;
 /** The port that most firewalls let pass. */
 const HTTPS_PORT = 443;
-const NAMES = { quic: "QUIC (UDP)", tls: "TLS (TCP)" } as const;
+const NAMES = { quic: "QUIC (UDP)", tls: "TLS (TCP)", websocket: "WebSocket (HTTP)" } as const;
+/** The order in which an agent prefers them, and short names. */
+const LINKS = [["quic", "QUIC"], ["tls", "TLS"], ["websocket", "a WebSocket"]] as const;
 
 /** Checks all proxies in parallel, or in turn behind an outbound proxy. Never rejects for network errors. */
 export async function checkLink(given: CheckContext): Promise<LinkReport> {
@@ -86,8 +89,11 @@ function checkConfiguration({ options: { agentClient: { transport } }, credentia
 function summarize({ options: { agentClient: { transport } } }: CheckContext, links: ReadonlySet<SessionKind>): string {
   if (links.size === 0) return "The agent cannot connect.";
   if (transport !== "auto") return `The agent can connect: ${NAMES[transport]} works.`;
-  if (links.size === 2) return "The agent can connect: it will use QUIC, and TLS where QUIC fails.";
-  return links.has("quic") ? "The agent can connect over QUIC, but has no TLS to fall back to." : "The agent can connect: it will use TLS.";
+  const [first, second] = LINKS.filter(([kind]) => links.has(kind)).map(([, name]) => name);
+  if (first !== "QUIC") return `The agent can connect: it will use ${first}.`;
+  return second === undefined
+    ? "The agent can connect over QUIC, but has no TLS to fall back to."
+    : `The agent can connect: it will use QUIC, and ${second} where QUIC fails.`;
 }
 
 interface Checked {
@@ -96,14 +102,20 @@ interface Checked {
   readonly links: readonly SessionKind[];
 }
 
+/** The transports over TCP that an agent has. */
+function overTcpOf({ agentClient: { websocketUrl } }: AgentOptions): SessionKind[] {
+  return websocketUrl === undefined ? ["tls"] : ["tls", "websocket"];
+}
+
 /** Checks one address of `--agent-client.server-address`: every address of its name. */
 async function checkServer(context: Context, address: string): Promise<Checked> {
   const named = endpointOf(address);
   const at = (host: string): ProxyEndpoint => ({ ...named, address: formatHostPort({ host, port: named.port }), host });
   const isProxied = context.outbound.proxyFor(named) !== undefined;
+  const overTcp = overTcpOf(context.options);
   const { addresses, findings } = await resolveName(context.net, named.host, isProxied);
   const checked = await Promise.all([
-    ...addresses.map((ip) => checkEndpoint(context, at(ip), isProxied ? ["quic"] : ["quic", "tls"])),
+    ...addresses.map((ip) => checkEndpoint(context, at(ip), isProxied ? ["quic"] : ["quic", ...overTcp])),
     // the outbound proxy resolves the name itself
     ...isProxied ? [checkOutbound(context, named)] : [],
   ]);
@@ -116,7 +128,7 @@ async function checkOutbound(context: Context, endpoint: ProxyEndpoint): Promise
   const common = { check: "outbound proxy", target: viaOf(proxy)! };
   try {
     const details = `reachable; ${await askOutboundProxy(context.net, proxy, endpoint.address)}`;
-    const { findings, links } = await checkEndpoint(context, endpoint, ["tls"]);
+    const { findings, links } = await checkEndpoint(context, endpoint, overTcpOf(context.options));
     return { findings: [{ ...common, result: "ok", details }, ...findings], links };
   } catch (error) {
     if (!(error instanceof NetError)) throw error;
@@ -147,10 +159,16 @@ async function resolveName(net: Net, host: string, isProxied: boolean): Promise<
 
 /** Checks the transports of one endpoint, and the credentials over the first that works. */
 async function checkEndpoint(context: Context, endpoint: ProxyEndpoint, kinds: readonly SessionKind[]): Promise<Checked> {
-  const checking = kinds.map((kind) => checkTransport(context, endpoint, kind));
-  if (context.outbound.proxyFor(endpoint)) await Promise.all(checking);
+  const isProxied = context.outbound.proxyFor(endpoint) !== undefined;
+  const check = (kind: SessionKind) => checkTransport(context, endpoint, kind);
+  const inTurn: Awaited<ReturnType<typeof check>>[] = [];
+  if (isProxied) { for (const kind of kinds) inTurn.push(await check(kind)); }
   const isHttpsChecked = kinds.includes("tls") && endpoint.port !== HTTPS_PORT;
-  const [https, ...checked] = await Promise.all([isHttpsChecked ? checkHttpsPort(context, endpoint) : [], ...checking]);
+  const [https, ...parallel] = await Promise.all([
+    isHttpsChecked ? checkHttpsPort(context, endpoint) : [],
+    ...isProxied ? [] : kinds.map(check),
+  ]);
+  const checked = [...inTurn, ...parallel];
   const { transport } = context.options.agentClient;
   const works = checked.filter(({ works }) => works).map(({ kind }) => kind);
   const links = works.filter((kind) => transport === "auto" || transport === kind);
@@ -162,6 +180,10 @@ async function checkEndpoint(context: Context, endpoint: ProxyEndpoint, kinds: r
   };
 }
 
+function urlOf({ agentClient: { websocketUrl } }: AgentOptions): WebSocketUrl | undefined {
+  return websocketUrl === undefined ? undefined : parseWebSocketUrl(websocketUrl);
+}
+
 async function connect(
   { net, options, tls, outbound, rejected }: Context,
   endpoint: ProxyEndpoint,
@@ -171,9 +193,11 @@ async function connect(
   const { host, port, serverName } = endpoint;
   const common = { host, port, serverName, tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
   const transport = agentTransport(0);
-  if (kind === "tls") {
-    const outboundProxy = outbound.proxyFor(endpoint);
-    return await rejected.connect(outboundProxy, () => net.connectTlsLink({ ...common, transport, outboundProxy }));
+  if (kind !== "quic") {
+    const { server, webSocket } = routeTo(endpoint, kind, urlOf(options));
+    const outboundProxy = outbound.proxyFor(server);
+    const wanted = { ...common, host: server.host, port: server.port, transport, webSocket, outboundProxy };
+    return await rejected.connect(outboundProxy, () => net.connectTlsLink(wanted));
   }
   const attempt = net.connectQuic({ ...common, transport: { ...transport, congestion: options.agentClient.congestionControl } });
   return await explainTimeout(net, silentLogger, endpoint, attempt);
@@ -185,7 +209,8 @@ async function checkTransport(
   endpoint: ProxyEndpoint,
   kind: SessionKind,
 ): Promise<{ kind: SessionKind; works: boolean; findings: Finding[] }> {
-  const common = { check: NAMES[kind], target: endpoint.address };
+  const target = kind === "websocket" ? context.options.agentClient.websocketUrl ?? "" : endpoint.address;
+  const common = { check: NAMES[kind], target };
   const start = performance.now();
   let session;
   try {
@@ -193,10 +218,10 @@ async function checkTransport(
   } catch (error) {
     return { kind, works: false, findings: [{ ...common, result: "failed", ...explain(context, endpoint, kind, error) }] };
   }
-  const via = kind === "quic" ? undefined : viaOf(context.outbound.proxyFor(endpoint));
+  const via = kind === "quic" ? undefined : viaOf(context.outbound.proxyFor(routeTo(endpoint, kind, urlOf(context.options)).server));
   const handshake = `handshake in ${milliseconds(performance.now() - start)}${via === undefined ? "" : ` via ${via}`}`;
   const details = `${handshake}; ${describeTrust(context, session)}`;
-  const data = { check: `${kind === "quic" ? "QUIC" : "TLS"} data`, target: endpoint.address };
+  const data = { check: `${NAMES[kind].split(" ")[0]} data`, target };
   if (session.alpn !== PROBE_ALPN) {
     session.close(CloseCode.shutdown, "");
     const note = "not checked: this proxy does not answer probes; it is another version";
@@ -297,7 +322,7 @@ function explain(
 }
 
 const OTHER_SERVER = "use the address of --agent-server.listen-address of the proxy: another server may have answered";
-const FIREWALL = { quic: "allow UDP in firewalls", tls: "allow TCP in firewalls" } as const;
+const FIREWALL = { quic: "allow UDP in firewalls", tls: "allow TCP in firewalls", websocket: "allow WebSockets in middleboxes" } as const;
 
 function milliseconds(ms: number): string {
   return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;

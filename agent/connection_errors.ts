@@ -29,6 +29,9 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
       return error.appCode === undefined ? { reason } : explainCode(error.appCode, reason, options.auth.type);
     case "refused":
       if (!error.remote) return { reason, remedy: "is the proxy running there?" };
+      if (options.agentClient.transport === "websocket") {
+        return { reason, remedy: "is the proxy, or the server in front of it, running there?" };
+      }
       if (options.agentClient.transport === "tls") {
         return { reason, remedy: "is the proxy running there, and does its --agent-server.tcp-listen-address have this port?" };
       }
@@ -43,10 +46,15 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
       return { reason, remedy: "do the name servers of this machine respond?" };
     case "tls":
       return { reason, remedy: adviceOnTls(error, options) };
+    case "reset":
+      return { reason, remedy: reason.includes("response to the WebSocket request") ? WEB_SOCKET_ADVICE : undefined };
     default:
       return { reason };
   }
 }
+
+const WEB_SOCKET_ADVICE =
+  "does --agent-client.websocket-url lead to the proxy's clients' port, and has that this --agent-server.websocket-path?";
 
 /**
  * Closes a connection on which something failed, and returns the error to report: the proxy's close reason says more than the reset of a
@@ -69,7 +77,7 @@ function isOnTheWayOut({ code, message }: NetError): boolean {
 }
 
 /** What firewalls must allow, by transport. */
-const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP" } as const;
+const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP", websocket: "TCP" } as const;
 
 function adviceOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string | undefined {
   if (!/certificate|UnknownCA/i.test(message)) return undefined; // also alerts about this agent's (RFC 8446 §6.2)

@@ -9,11 +9,12 @@ import {
   logOptions,
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
-import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
 import { checkOutboundProxy } from "./outbound_proxy.ts";
+import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
@@ -26,8 +27,15 @@ export const agentOptions = defineOptions({
   "agent-client.transport": {
     kind: "string",
     default: "auto",
-    choices: ["auto", "quic", "tls"],
-    description: "Transport of connections to proxies: quic (UDP), tls (TCP), or auto: QUIC, and TLS where it does not work.",
+    choices: ["auto", "quic", "tls", "websocket"],
+    description:
+      "Transport of connections to proxies: quic (UDP), tls (TCP), websocket (HTTP), or auto: QUIC, and the others where it does not work.",
+  },
+  "agent-client.websocket-url": {
+    kind: "string",
+    description:
+      "Where the proxy takes WebSockets, wss://proxy.example/reverse-http; without a host, wss:///reverse-http, at the host of each proxy.",
+    check: checkWebSocketUrl,
   },
   "agent-client.proxy": {
     kind: "string",
@@ -40,7 +48,7 @@ export const agentOptions = defineOptions({
     kind: "duration",
     default: "60s",
     description:
-      "Interval at which an agent with transport auto probes QUIC while it uses TLS; it grows to 10m while probes fail; 0s: never.",
+      "Interval at which an agent with transport auto probes QUIC while it uses another one; it grows to 10m while probes fail; 0s: never.",
   },
   "agent-client.connections": {
     kind: "integer",
@@ -136,6 +144,25 @@ function checkLabelTexts(texts: readonly string[]): string | undefined {
   if (malformed !== undefined) return `${JSON.stringify(malformed)} is not name=value`;
   const labels = parseLabels(texts);
   return Object.keys(labels).length < texts.length ? "a name has two values" : checkLabels(labels);
+}
+
+function checkWebSocketUrl(text: string): string | undefined {
+  try {
+    parseWebSocketUrl(text);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message;
+  }
+}
+
+/** @throws {ConfigError} for options that exclude each other */
+export function checkTransport({ agentClient: { transport, websocketUrl } }: AgentOptions): void {
+  if (transport === "websocket" && websocketUrl === undefined) {
+    throw new ConfigError("Cannot use --agent-client.transport websocket: --agent-client.websocket-url is needed too");
+  }
+  if (websocketUrl !== undefined && transport !== "websocket" && transport !== "auto") {
+    throw new ConfigError(`Cannot use --agent-client.websocket-url: --agent-client.transport is ${transport}`);
+  }
 }
 
 function checkServers(addresses: readonly string[]): string | undefined {

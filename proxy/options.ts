@@ -31,6 +31,11 @@ export const proxyOptions = defineOptions({
     default: "false",
     description: "Accept agents over TLS on http-proxy.listen-address too, by ALPN; needs --http-proxy.tls.enable.",
   },
+  "agent-server.websocket-path": {
+    kind: "string",
+    description: "Path, such as /reverse-http, at which http-proxy.listen-address accepts agents within WebSockets; by default none.",
+    check: (path) => /^\/[!-"$->@-~]*$/.test(path) ? undefined : `${JSON.stringify(path)} is not a path that begins with /`,
+  },
   "agent-server.tls.file.key": {
     kind: "file",
     description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",

@@ -7,6 +7,7 @@ import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
+import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Logger } from "../shared/log/logger.ts";
@@ -17,7 +18,7 @@ import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
-import { listenForAgents } from "./agents/listener.ts";
+import { type AgentListeners, listenForAgents } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 import { dialAgent } from "./dial.ts";
@@ -86,7 +87,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
-      protocol: createHttpProxy("reverse-http-proxy"),
+      protocol: createHttpProxy("reverse-http-proxy", webSocketsOf(options, listeners)),
     });
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
@@ -170,6 +171,11 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkAuthOptions(options.auth);
   await checkProxyTls(options, deps);
   await checkStoreOptions(options.store);
+}
+
+/** The path for agents that connect within WebSockets. */
+function webSocketsOf({ agentServer: { websocketPath: path } }: ProxyOptions, { tls }: AgentListeners): WebSocketEndpoint | undefined {
+  return path === undefined || tls === undefined ? undefined : { path, accept: (stream, client) => tls.acceptWebSocket(stream, client) };
 }
 
 /** Publishes agents with the address at which lb reaches this proxy. */

@@ -1,4 +1,5 @@
-// nginx as a load balancer for UDP and TCP, in front of several servers. Needs Debian's nginx and libnginx-mod-stream.
+// nginx as a load balancer for UDP and TCP, and as an HTTP server for WebSockets, in front of several servers. Needs Debian's nginx and
+// libnginx-mod-stream.
 import { existsSync } from "node:fs";
 import { Folder, Program } from "./programs.ts";
 import { freePort } from "./store_servers.ts";
@@ -48,6 +49,54 @@ export class Nginx implements AsyncDisposable {
   /** Reloads its configuration: a new worker takes over, and the old one ends with its last connection. */
   reload(): void {
     this.program.signal("SIGHUP");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.program.stop(); // SIGKILL would leave its worker behind
+    this.folder[Symbol.dispose]();
+  }
+}
+
+export interface HttpOptions {
+  /** `host:port` of each server, which speaks plain HTTP. */
+  readonly servers: readonly string[];
+  readonly path: string;
+  /** Files of a certificate and its key. Default: plain HTTP. */
+  readonly tls?: { readonly cert: string; readonly key: string };
+}
+
+/** Passes WebSockets on, as docs/restricted-networks.md has it, with 192.0.2.7 as the client's address; `await using` ends it. */
+export class NginxHttp implements AsyncDisposable {
+  private constructor(readonly program: Program, readonly folder: Folder, readonly address: string) {}
+
+  static async start({ servers, path, tls }: HttpOptions): Promise<NginxHttp> {
+    const folder = new Folder();
+    const address = await freeAddress();
+    const configuration = folder.write(
+      "nginx.conf",
+      `daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
+      events { worker_connections 1024; }
+      http {
+        access_log off;
+        ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder.path}/${name};`).join(" ")}
+        upstream servers { ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
+        server {
+          listen ${address}${tls ? " ssl" : ""};
+          ${tls ? `ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};` : ""}
+          location = ${path} {
+            proxy_pass http://servers;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_set_header Forwarded "for=192.0.2.7";
+            proxy_read_timeout 10s;
+          }
+        }
+      }`,
+    );
+    const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
+    await program.waitForText("start worker process ");
+    return new NginxHttp(program, folder, address);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

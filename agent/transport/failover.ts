@@ -24,8 +24,11 @@ export interface FailoverOptions<S extends { close(): void }> {
   readonly address: string;
   readonly session: WatchedSession;
   readonly policy: TransportPolicy;
-  /** Connects over a transport, without authentication. */
-  readonly connect: (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;
+  /**
+   * Connects over a transport, without authentication. If QUIC is `silent`, any transport is better that the network passes: a WebSocket in
+   * place of TLS.
+   */
+  readonly connect: (kind: "quic" | "tls", signal: AbortSignal, reason?: ChangeReason) => Promise<AgentSession>;
   readonly authenticate: (connection: AgentSession, reason: ChangeReason) => Promise<S>;
   /** Whether TLS connects to the proxy without an outbound proxy, whose path is another one than that of QUIC. */
   readonly isDirect: () => Promise<boolean>;
@@ -133,7 +136,7 @@ export class Failover<S extends { close(): void }> {
   #nextCheckMs(): number | undefined {
     const { session, policy, address } = this.#options;
     if (this.#isForBulk) return this.#timing.idleTick;
-    if (session.transport === "tls") return policy.nextProbeMs(address);
+    if (session.transport !== "quic") return policy.nextProbeMs(address);
     return this.#isBusy(performance.now()) ? this.#timing.tick : this.#timing.idleTick;
   }
 
@@ -147,8 +150,8 @@ export class Failover<S extends { close(): void }> {
     let delayMs;
     try {
       if (this.#isForBulk) await this.#checkBulk();
-      else if (session.transport === "tls") await this.#tryQuic();
-      else await this.#checkQuic();
+      else if (session.transport === "quic") await this.#checkQuic();
+      else await this.#tryQuic();
     } catch (error) {
       if (this.#closing.signal.aborted) return;
       log.debug("the transport stays", { proxy: address, link: session.transport, reason: messageOf(error) });
@@ -236,20 +239,21 @@ export class Failover<S extends { close(): void }> {
   async #isSlower(): Promise<boolean> {
     const { probe, session } = this.#options;
     const { signal } = this.#closing;
-    const [quic, tls] = await Promise.allSettled([probe("quic", signal), probe("tls", signal)]);
+    const other = session.transport === "quic" ? "tls" : session.transport;
+    const [quic, tls] = await Promise.allSettled([probe("quic", signal), probe(other, signal)]);
     if (quic.status === "rejected") {
       // on TLS, the error says why QUIC does not work; on QUIC, TLS is better if it works
-      if (session.transport === "tls" || tls.status === "rejected") throw quic.reason;
+      if (session.transport !== "quic" || tls.status === "rejected") throw quic.reason;
       return true;
     }
     return tls.status === "fulfilled" && quic.value > SLOWER.factor * tls.value && quic.value - tls.value >= SLOWER.leastMs;
   }
 
   /** Opens a session over `kind` and, if `isWanted` then still says so, replaces the watched one with it. */
-  async #move(kind: SessionKind, reason: ChangeReason, isWanted: () => Promise<boolean> = () => Promise.resolve(true)): Promise<void> {
+  async #move(kind: "quic" | "tls", reason: ChangeReason, isWanted: () => Promise<boolean> = () => Promise.resolve(true)): Promise<void> {
     const { connect, authenticate } = this.#options;
     const { signal } = this.#closing;
-    const connection = await connect(kind, signal);
+    const connection = await connect(kind, signal, reason);
     const isClosed = () => signal.aborted;
     if (isClosed() || !await isWanted() || isClosed()) return connection.close(CloseCode.shutdown, "");
     const session = await authenticate(connection, reason);

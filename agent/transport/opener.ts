@@ -12,6 +12,7 @@ import { NetError } from "../../shared/net/errors.ts";
 import type { AgentSession, ClientTls, Net, QuicTransport, SessionKind, SessionTransport } from "../../shared/net/types.ts";
 import type { TransportPolicy } from "./policy.ts";
 import { raceTransports } from "./race.ts";
+import { routeTo, type WebSocketUrl } from "./web_socket_url.ts";
 import { type ChangeReason, Failover } from "./failover.ts";
 
 /** The link to a proxy has changed its transport, or begins with TLS. */
@@ -36,6 +37,8 @@ export interface SessionOpenerOptions {
   readonly net: Net;
   readonly log: Logger;
   readonly policy: TransportPolicy;
+  /** Where WebSockets are opened. */
+  readonly webSocket?: WebSocketUrl;
   /** Reads certificates, credentials and the way out. */
   readonly access: () => Promise<Access>;
   readonly transport: SessionTransport;
@@ -53,12 +56,16 @@ const PROBE_TIMEOUT_MS = 5_000;
 const ATTEMPT_DELAY_MS = 2_000;
 const OUTAGE_DIVISOR = 30;
 
+/** Delay in milliseconds before another transport is tried beside TLS while a session is open. */
+const FALLBACK_DELAY_MS = 300;
+const PREFERENCE: readonly SessionKind[] = ["quic", "tls", "websocket"];
+
 /** Opens and watches sessions. */
 export class SessionOpener {
   readonly #options: SessionOpenerOptions;
   readonly #rejected = new RejectedCredentials();
-  /** The last failure of TLS that was logged, by proxy. */
-  readonly #tlsFailures = new Map<string, string>();
+  /** The last failure that was logged, by proxy. */
+  readonly #failures = { tls: new Map<string, string>(), websocket: new Map<string, string>() };
 
   constructor(options: SessionOpenerOptions) {
     this.#options = options;
@@ -74,9 +81,8 @@ export class SessionOpener {
     const { address } = target;
     const access = await this.#options.access();
     const attemptDelayMs = Math.max(ATTEMPT_DELAY_MS, outageMs / OUTAGE_DIVISOR);
-    const order = policy.order(address);
     const { connection, errors } = await raceTransports({
-      order,
+      order: policy.order(address),
       connect: (kind, signal) => this.#connect(kind, target, access, attemptDelayMs, signal),
       fallbackDelayMs: policy.fallbackDelayMs(address),
       retryMs: policy.retryMs(address, attemptDelayMs),
@@ -85,15 +91,26 @@ export class SessionOpener {
       signal,
     });
     const session = await this.#authenticate(connection, target, access);
-    this.#linked(target, session, order[0] === "tls" ? "remembered" : "blocked", errors.get("quic"));
+    const reason = policy.isRemembered(address, session.transport) ? "remembered" : "blocked";
+    this.#linked(target, session, reason, errors.get("quic"));
     return session;
   }
 
   /** Watches `session` for a better transport, until the result is closed. */
   watch(session: Session, target: ProxyEndpoint): Failover<Session> {
     const { policy, log } = this.#options;
-    const connect = async (kind: SessionKind, signal: AbortSignal) =>
-      await this.#connect(kind, target, await this.#options.access(), ATTEMPT_DELAY_MS, signal);
+    const connect = async (kind: "quic" | "tls", signal: AbortSignal, reason?: ChangeReason) => {
+      const access = await this.#options.access();
+      const { connection } = await raceTransports({
+        order: reason === "silent" ? policy.fallbacks : [kind],
+        connect: (kind, signal) => this.#connect(kind, target, access, ATTEMPT_DELAY_MS, signal),
+        fallbackDelayMs: FALLBACK_DELAY_MS,
+        retryMs: ATTEMPT_DELAY_MS,
+        telling: kind,
+        signal,
+      });
+      return connection;
+    };
     return new Failover<Session>({
       address: target.address,
       session,
@@ -116,7 +133,8 @@ export class SessionOpener {
   async #authenticate(connection: AgentSession, target: ProxyEndpoint, { credentials, outbound }: Access): Promise<Session> {
     const { log, session: options } = this.#options;
     const session = await Session.open(connection, { ...options, log, credentials });
-    if (session.transport === "tls") session.via = viaOf(outbound.proxyFor(target));
+    const { transport } = session;
+    if (transport !== "quic") session.via = viaOf(outbound.proxyFor(routeTo(target, transport, this.#options.webSocket).server));
     return session;
   }
 
@@ -126,13 +144,14 @@ export class SessionOpener {
     const { transport: to } = session;
     const from = policy.connected(address, to, reason === "bulk") ?? "quic";
     if (!policy.isAutomatic) return;
-    if (to === "tls") {
+    if (to !== "quic") {
       session.linkReason = reason;
-      this.#tlsFailures.delete(address);
+      this.#failures[to].delete(address);
     }
     if (from === to) return;
     const left = error === undefined ? undefined : messageOf(error);
-    onChange({ proxy: address, from, to, reason: to === "quic" ? "recovered" : reason, error: left });
+    const isBetter = PREFERENCE.indexOf(to) < PREFERENCE.indexOf(from);
+    onChange({ proxy: address, from, to, reason: isBetter ? "recovered" : reason, error: left });
   }
 
   async #connect(
@@ -148,9 +167,10 @@ export class SessionOpener {
     const attempt = connectHedged(connect, { restartMs: attemptDelayMs, signal });
     if (kind === "quic") return await explainTimeout(net, log, target, attempt);
     return await attempt.catch((error) => {
-      const isTelling = error instanceof NetError && (error.code === "tls" || access.outbound.proxyFor(target)) &&
-        error.code !== "cancelled";
-      if (policy.isAutomatic && isTelling) this.#reportTls(target, error.message);
+      const isAnswer = error instanceof NetError && (error.code === "tls" || (error.code === "reset" && kind === "websocket"));
+      const isViaProxy = access.outbound.proxyFor(routeTo(target, kind, this.#options.webSocket).server) !== undefined;
+      const isTelling = isAnswer || (isViaProxy && error instanceof NetError && error.code !== "cancelled");
+      if (policy.isAutomatic && isTelling) this.#reportFailure(kind, target, error.message);
       throw error;
     });
   }
@@ -167,15 +187,21 @@ export class SessionOpener {
     const { host, port, serverName } = target;
     const common = { host, port, serverName, tls, alpn, timeoutMs, signal };
     if (kind === "quic") return await net.connectQuic({ ...common, transport: { ...transport, congestion } });
-    const outboundProxy = outbound.proxyFor(target);
-    return await this.#rejected.connect(outboundProxy, () => net.connectTlsLink({ ...common, transport, outboundProxy }));
+    const { server, webSocket } = routeTo(target, kind, this.#options.webSocket);
+    const outboundProxy = outbound.proxyFor(server);
+    const wanted = { ...common, host: server.host, port: server.port, transport, webSocket, outboundProxy };
+    return await this.#rejected.connect(outboundProxy, () => net.connectTlsLink(wanted));
   }
 
   /** An outbound proxy fails, or something answers that is not the proxy or inspects TLS: a reason of its own. Logged once for each. */
-  #reportTls({ address }: ProxyEndpoint, reason: string): void {
-    if (this.#tlsFailures.get(address) === reason) return;
-    this.#tlsFailures.set(address, reason);
-    this.#options.log.warn("the proxy cannot be reached over TLS either", { proxy: address, reason });
+  #reportFailure(kind: "tls" | "websocket", { address }: ProxyEndpoint, reason: string): void {
+    const failures = this.#failures[kind];
+    if (failures.get(address) === reason) return;
+    failures.set(address, reason);
+    this.#options.log.warn(`the proxy cannot be reached ${kind === "tls" ? "over TLS" : "within a WebSocket"} either`, {
+      proxy: address,
+      reason,
+    });
   }
 }
 

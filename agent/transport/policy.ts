@@ -1,5 +1,5 @@
-// Decides which transport is tried first, when an agent on TLS looks whether QUIC works again, and whether it may leave QUIC for bulk data.
-// Knows no connections.
+// Decides which transport is tried first, when an agent that is not on QUIC looks whether QUIC works again, and whether it may leave QUIC for
+// bulk data. Knows no connections.
 import type { SessionKind } from "../../shared/net/types.ts";
 import type { StoredTransports } from "./stored_transports.ts";
 
@@ -8,7 +8,9 @@ export type TransportChoice = "auto" | SessionKind;
 
 export interface TransportPolicyOptions {
   readonly transport: TransportChoice;
-  readonly memory: Pick<StoredTransports, "prefersTls" | "remember">;
+  /** Whether there is a URL for WebSockets. */
+  readonly hasWebSocket?: boolean;
+  readonly memory: Pick<StoredTransports, "fallbackOf" | "remember">;
   /** First interval between probes of QUIC in milliseconds; 0: none. */
   readonly probeIntervalMs: number;
   /** Random number in [0, 1). */
@@ -63,13 +65,25 @@ export class TransportPolicy {
 
   /** The transports to connect over, the preferred one first. */
   order(address: string): readonly SessionKind[] {
-    const { transport, memory } = this.#options;
+    const { transport, memory, hasWebSocket } = this.#options;
     if (transport !== "auto") return [transport];
-    return memory.prefersTls(address) ? ["tls", "quic"] : ["quic", "tls"];
+    const remembered = memory.fallbackOf(address);
+    if (remembered === undefined) return ["quic", ...this.fallbacks];
+    return remembered === "websocket" && hasWebSocket ? ["tls", "websocket", "quic"] : ["tls", "quic", ...this.fallbacks.slice(1)];
+  }
+
+  /** The transports where QUIC does not work, the preferred one first. */
+  get fallbacks(): readonly SessionKind[] {
+    return this.#options.hasWebSocket ? ["tls", "websocket"] : ["tls"];
+  }
+
+  /** Whether the link to the proxy last ran over `kind` and not over QUIC. */
+  isRemembered(address: string, kind: SessionKind): boolean {
+    return this.#options.memory.fallbackOf(address) === kind;
   }
 
   /**
-   * Time in milliseconds that the first transport has before the second one starts beside it. Where QUIC has carried the link, a slow proxy is
+   * Time in milliseconds that a transport has before the next one starts beside it. Where QUIC has carried the link, a slow proxy is
    * more likely than a blocked network, and thousands of agents that reconnect must not connect twice.
    */
   fallbackDelayMs(address: string): number {
@@ -95,9 +109,9 @@ export class TransportPolicy {
     state.kind = kind;
     state.isForBulk = isForBulk;
     if (!this.isAutomatic || isForBulk) return before;
-    memory.remember(address, kind === "tls");
-    if (before === "tls" && kind === "quic" && !wasForBulk) state.returnedAt = this.#now();
-    if (before === "quic" && kind === "tls") {
+    memory.remember(address, kind);
+    if (before !== undefined && before !== "quic" && kind === "quic" && !wasForBulk) state.returnedAt = this.#now();
+    if (before === "quic" && kind !== "quic") {
       if (this.#now() - state.returnedAt < SETTLED_MS) this.#lengthen(state);
       else state.intervalMs = probeIntervalMs;
     }

@@ -1,5 +1,5 @@
-// Chooses the transport of a new connection: that of the first attempt to succeed. The second transport starts in parallel with the first
-// after a short delay (RFC 8305), or at once when the first fails. Knows neither how to connect nor which transport is preferred.
+// Chooses the transport of a new connection: that of the first attempt to succeed. The next transport starts in parallel with those before
+// it after a short delay (RFC 8305), or at once when one fails. Knows neither how to connect nor which transport is preferred.
 import { setTimeout as sleep } from "node:timers/promises";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -12,9 +12,9 @@ export interface RaceOptions {
   /** The transports, the preferred one first. */
   readonly order: readonly SessionKind[];
   readonly connect: Connect;
-  /** Time in milliseconds that the first transport has before the second one starts beside it. */
+  /** Time in milliseconds that a transport has before the next one starts beside it. */
   readonly fallbackDelayMs: number;
-  /** Delay in milliseconds before a transport that has failed is tried again while the other one is still connecting. */
+  /** Delay in milliseconds before a transport that has failed is tried again while another one is still connecting. */
   readonly retryMs: number;
   /** The transport whose error is that of the call when all fail, if it was tried. */
   readonly telling: SessionKind;
@@ -28,9 +28,9 @@ export interface Winner {
 }
 
 /**
- * Resolves with the first connection; the other attempts are cancelled. TLS, if it is second, wins only if another attempt over QUIC fails
- * too: a proxy that has just started, or a lost packet, must not decide. Fails when the proxy refuses the connection over QUIC, because UDP
- * passes then, and when no transport is connecting any more.
+ * Resolves with the first connection; the other attempts are cancelled. If QUIC is first, another transport wins only if another attempt over
+ * QUIC fails too: a proxy that has just started, or a lost packet, must not decide. Fails when the proxy refuses the connection over QUIC,
+ * because UDP passes then, and when no transport is connecting any more.
  * @throws {NetError} as `connect`
  */
 export async function raceTransports({ order, connect, fallbackDelayMs, retryMs, telling, signal }: RaceOptions): Promise<Winner> {
@@ -53,7 +53,7 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
       connecting.add(kind);
       try {
         const connection = await connect(kind, ended);
-        if (kind === "tls" && order[0] === "quic") await confirm();
+        if (kind !== "quic" && order[0] === "quic") await confirm();
         return win(connection);
       } catch (error) {
         errors.set(kind, error);
@@ -74,11 +74,11 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
   };
 
   startNext();
-  const timer = setTimeout(startNext, fallbackDelayMs);
+  const timer = setInterval(startNext, fallbackDelayMs);
   try {
     return await promise;
   } finally {
-    clearTimeout(timer);
+    clearInterval(timer);
     over.abort();
   }
 }

@@ -1,4 +1,4 @@
-// Stores in a file, across restarts, which proxies were last reached over TLS. Decides nothing: `policy.ts` does.
+// Stores in a file, across restarts, which proxies were last reached over TLS or a WebSocket. Decides nothing: `policy.ts` does.
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { ConfigError } from "../../shared/config/option.ts";
@@ -6,6 +6,7 @@ import { describeFileError, readBytes } from "../../shared/files/read.ts";
 import type { StateDirectory } from "../../shared/files/state_directory.ts";
 import { writeFileAtomically } from "../../shared/files/write.ts";
 import type { Logger } from "../../shared/log/logger.ts";
+import type { SessionKind } from "../../shared/net/types.ts";
 
 const FILE = "agent-links.json";
 /** Longest file in bytes. */
@@ -15,18 +16,26 @@ const MAX_PROXIES = 64;
 /** Networks change: after this time in milliseconds QUIC is tried first again. */
 const LIFETIME_MS = 30 * 86_400_000;
 
-/** Addresses of proxies that were reached over TLS and not over QUIC. */
+/** How a proxy was reached that was not over QUIC, and when, in milliseconds since 1970. */
+interface Stored {
+  readonly kind: Fallback;
+  readonly at: number;
+}
+
+type Fallback = Exclude<SessionKind, "quic">;
+
+/** Addresses of proxies that were not reached over QUIC. */
 export class StoredTransports {
   readonly #file?: string;
   readonly #log: Logger;
-  /** When each was stored, in milliseconds since 1970. */
-  readonly #overTls: Map<string, number>;
+  /** The oldest is first. */
+  readonly #stored: Map<string, Stored>;
   #written: Promise<void> = Promise.resolve();
   #hasWarned = false;
 
-  private constructor(file: string | undefined, overTls: Map<string, number>, log: Logger) {
+  private constructor(file: string | undefined, stored: Map<string, Stored>, log: Logger) {
     this.#file = file;
-    this.#overTls = overTls;
+    this.#stored = stored;
     this.#log = log;
   }
 
@@ -46,20 +55,20 @@ export class StoredTransports {
     return new StoredTransports(file, stored ?? new Map(), log);
   }
 
-  /** Whether the proxy was last reached over TLS. */
-  prefersTls(address: string): boolean {
-    const at = this.#overTls.get(address);
-    return at !== undefined && Date.now() - at < LIFETIME_MS;
+  /** How the proxy was last reached, if not over QUIC. */
+  fallbackOf(address: string): Fallback | undefined {
+    const stored = this.#stored.get(address);
+    return stored && Date.now() - stored.at < LIFETIME_MS ? stored.kind : undefined;
   }
 
   /** Stores how the proxy was reached, in the background. */
-  remember(address: string, overTls: boolean): void {
-    if (overTls === this.#overTls.has(address)) return;
-    if (overTls) this.#overTls.set(address, Date.now());
-    else this.#overTls.delete(address);
-    for (const [oldest] of this.#overTls) {
-      if (this.#overTls.size <= MAX_PROXIES) break;
-      this.#overTls.delete(oldest);
+  remember(address: string, kind: SessionKind): void {
+    if (this.#stored.get(address)?.kind === (kind === "quic" ? undefined : kind)) return;
+    this.#stored.delete(address);
+    if (kind !== "quic") this.#stored.set(address, { kind, at: Date.now() });
+    for (const [oldest] of this.#stored) {
+      if (this.#stored.size <= MAX_PROXIES) break;
+      this.#stored.delete(oldest);
     }
     this.#written = this.#written.then(() => this.#write());
   }
@@ -72,7 +81,9 @@ export class StoredTransports {
   /** Never rejects: the agent works without it. */
   async #write(): Promise<void> {
     if (this.#file === undefined) return;
-    const text = JSON.stringify({ overTls: Object.fromEntries(this.#overTls) });
+    const times = (kind: Fallback) =>
+      Object.fromEntries([...this.#stored].filter(([, s]) => s.kind === kind).map(([a, { at }]) => [a, at]));
+    const text = JSON.stringify({ overTls: times("tls"), overWebSocket: times("websocket") });
     try {
       await mkdir(join(this.#file, ".."), { recursive: true, mode: 0o700 });
       await writeFileAtomically(this.#file, `${text}\n`, { mode: 0o600, existing: "replace" });
@@ -85,9 +96,12 @@ export class StoredTransports {
   }
 }
 
-function parse(bytes: Uint8Array): Map<string, number> | undefined {
-  const { overTls } = JSON.parse(new TextDecoder().decode(bytes)) as { overTls?: unknown };
-  if (typeof overTls !== "object" || overTls === null) return undefined;
-  const valid = Object.entries(overTls).filter((entry): entry is [string, number] => typeof entry[1] === "number");
-  return new Map(valid.slice(-MAX_PROXIES));
+function parse(bytes: Uint8Array): Map<string, Stored> {
+  const { overTls, overWebSocket } = JSON.parse(new TextDecoder().decode(bytes)) as Record<string, unknown>;
+  const entries = (times: unknown, kind: Fallback) =>
+    Object.entries(typeof times === "object" && times !== null ? times : {}).flatMap(([address, at]) =>
+      typeof at === "number" ? [[address, { kind, at }] as const] : []
+    );
+  const all = [...entries(overTls, "tls"), ...entries(overWebSocket, "websocket")].sort(([, a], [, b]) => a.at - b.at);
+  return new Map(all.slice(-MAX_PROXIES));
 }

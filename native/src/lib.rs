@@ -13,6 +13,7 @@ mod stream;
 mod sync;
 mod time;
 mod tls_link;
+mod web_socket;
 
 /// What JavaScript loads.
 pub use addon::engine::{notify_supervisor, Engine};
@@ -27,4 +28,5 @@ pub mod fuzzing {
     pub use crate::net::tcp::outbound_proxy::{http as http_connect, socks5, Failure, OutboundProxy};
     pub use crate::net::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
     pub use crate::tls_link::{frame, records, session, stream};
+    pub use crate::web_socket::frame as web_socket_frame;
 }

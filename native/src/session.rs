@@ -151,6 +151,15 @@ impl Drop for Unaccepted {
 pub type Closed = (u64, String, bool, &'static str);
 
 impl Session {
+    /// What carries it, as the contract names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Quic(_) => "quic",
+            Self::TlsLink(link) if link.peer.is_in_web_socket => "websocket",
+            Self::TlsLink(_) => "tls",
+        }
+    }
+
     pub fn remote(&self) -> String {
         match self {
             Self::Quic(quic) => connection::remote(quic),

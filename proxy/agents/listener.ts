@@ -35,7 +35,7 @@ export async function listenForAgents(
   countFailed: (outcome: "refused" | "failed", count: number) => void,
 ): Promise<AgentListeners> {
   const { net } = runtime;
-  const { listenAddress, tcpListenAddress, shareClientPort, congestionControl } = options.agentServer;
+  const { listenAddress, tcpListenAddress, congestionControl } = options.agentServer;
   const common = { tls, ...handshakeLimits(runtime, options, countFailed) };
   const adopt = (listener: SessionListener) => runtime.adopt(listener, () => listener.close(CloseCode.shutdown, "shutting down"));
   const listenQuic = () =>
@@ -50,20 +50,26 @@ export async function listenForAgents(
     net.listenTlsLink({ ...common, address, alpn: [...CHECKS_ALPN, ...TLS_ALPN], transport: PROXY_TRANSPORT });
   if (tcpListenAddress === NO_LISTENER || (tcpListenAddress === undefined && isPortTaken(options, runtime))) {
     const quic = adopt(await listenQuic());
-    return shareClientPort ? { quic, tls: adopt(await listenTls()) } : { quic };
+    return usesClientPort(options) ? { quic, tls: adopt(await listenTls()) } : { quic };
   }
   if (tcpListenAddress !== undefined) return { quic: adopt(await listenQuic()), tls: adopt(await listenTls(tcpListenAddress)) };
   const both = await listenOnBoth(listenAddress, listenQuic, listenTls);
   return { quic: adopt(both.quic), tls: adopt(both.tls) };
 }
 
-/** Whether the proxy itself uses the TCP port for clients or operators. Agents may share that of clients. */
-function isPortTaken({ agentServer, httpProxy, admin }: ProxyOptions, { log }: ServiceRuntime): boolean {
+/** Whether agents connect to the port of clients. */
+function usesClientPort({ agentServer: { shareClientPort, websocketPath } }: ProxyOptions): boolean {
+  return shareClientPort || websocketPath !== undefined;
+}
+
+/** Whether the proxy itself uses the TCP port for clients or operators. */
+function isPortTaken(options: ProxyOptions, { log }: ServiceRuntime): boolean {
+  const { agentServer, httpProxy, admin } = options;
   const { port } = splitHostPort(agentServer.listenAddress);
   const others = { "--http-proxy.listen-address": httpProxy.listenAddress, "--admin.listen-address": admin.listenAddress };
   const [taken] = Object.entries(others).find(([, address]) => address && port !== 0 && splitHostPort(address).port === port) ?? [];
   if (taken === undefined) return false;
-  if (agentServer.shareClientPort) return true;
+  if (usesClientPort(options)) return true;
   log.info("agents connect over QUIC only", { reason: `${taken} has the TCP port ${port}; set --agent-server.tcp-listen-address` });
   return true;
 }

@@ -12,13 +12,17 @@ import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward } from "./http_forward.ts";
 import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./http_rewrite.ts";
 import type { ClientRequest, ClientSession } from "./pipeline.ts";
+import { acceptUpgrade, isFor, type WebSocketEndpoint } from "./web_socket.ts";
 
-/** @param name of the service in Proxy-Status */
-export function createHttpProxy(name: Intermediary): ClientProtocol {
+/**
+ * @param name of the service in Proxy-Status
+ * @param webSocket what is served besides proxy requests. Default: nothing
+ */
+export function createHttpProxy(name: Intermediary, webSocket?: WebSocketEndpoint): ClientProtocol {
   return {
     preamble: "http",
     open: (session) => ({
-      serve: (incoming) => serve(session, incoming, name),
+      serve: (incoming) => serve(session, incoming, name, webSocket),
       refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
     }),
     refusalOf,
@@ -29,12 +33,22 @@ export function createHttpProxy(name: Intermediary): ClientProtocol {
  * Serves one request to its end.
  * @throws {TunnelError}
  */
-async function serve(session: ClientSession, { stream, head = "" }: Incoming, name: Intermediary): Promise<void> {
+async function serve(
+  session: ClientSession,
+  { stream, head = "" }: Incoming,
+  name: Intermediary,
+  webSocket: WebSocketEndpoint | undefined,
+): Promise<void> {
   const { context: { trusted, log }, record } = session;
   const request = parseRequestHead(head);
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  if (webSocket && isFor(webSocket, request)) {
+    session.checkRate();
+    await stream.write(acceptUpgrade(request));
+    return webSocket.accept(stream, record.client);
+  }
   const absolute = parseTarget(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);
   record.destination = formatAuthority(destination);

@@ -96,6 +96,7 @@ const REASONS: Readonly<Record<number, string>> = {
   405: "Method Not Allowed",
   407: "Proxy Authentication Required",
   408: "Request Timeout",
+  426: "Upgrade Required",
   431: "Request Header Fields Too Large",
   500: "Internal Server Error",
   502: "Bad Gateway",

@@ -45,7 +45,7 @@ export interface Net {
    */
   listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener>;
   /**
-   * Opens a session over TLS 1.3 on a TCP connection, trying every address of the name with a staggered start (RFC 8305).
+   * Opens a session over TLS 1.3 on a TCP connection, or within a WebSocket, trying every address of the name with a staggered start (RFC 8305).
    * @throws {NetError} as {@link Net.connectTcp}, `closed` if the peer refused the connection, `outbound-proxy`, and `outbound-proxy-credentials`
    */
   connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession>;
@@ -99,7 +99,7 @@ export interface Duplex {
   read(): Promise<Uint8Array | null>;
   /**
    * Puts bytes back that were read: reads and relays return them first. For what follows a request that this program has read itself. The bytes
-   * are copied before it returns. Has no effect once the stream is closed.
+   * are copied before it returns.
    * @throws {NetError} `closed`
    */
   unread(data: Uint8Array): void;
@@ -171,14 +171,20 @@ export interface SessionListener {
    * @throws {NetError} `tls`, and the previous settings stay
    */
   setTls(tls: ServerTls): void;
+  /**
+   * Takes over a stream on which a WebSocket was accepted (RFC 6455 §4.2), and starts the handshake of a session within it. Calls made on the
+   * stream before complete first, and what follows the request on it is not lost. `remote`, the client's address, becomes the session's.
+   * @throws {NetError} `invalid` over QUIC, and for a stream of another network; `closed`
+   */
+  acceptWebSocket(stream: Duplex, remote: string): void;
   /** Stops accepting sessions; existing ones stay open. `close` must still be called. */
   stopAccepting(): void;
   /** Closes all its sessions with `code` and `reason`. Resolves when that has been sent to the peers, after at most 1 s. */
   close(code: number, reason: string): Promise<void>;
 }
 
-/** What carries a session: QUIC, or TLS 1.3 on a TCP connection. */
-export type SessionKind = "quic" | "tls";
+/** What carries a session: QUIC, TLS 1.3 on a TCP connection, or the same TLS within a WebSocket. */
+export type SessionKind = "quic" | "tls" | "websocket";
 
 /** A connection between agent and proxy with multiplexed streams. Everything but its statistics is alike on every transport. */
 export interface AgentSession {
@@ -379,7 +385,10 @@ export interface ListenQuicOptions extends ListenSessionsOptions {
 
 /** Options of {@link Net.listenTlsLink}. */
 export interface ListenTlsLinkOptions extends Omit<ListenSessionsOptions, "address"> {
-  /** As {@link ListenTcpOptions.address}. Default: no socket of its own, only connections of {@link ListenTcpOptions.links}. */
+  /**
+   * As {@link ListenTcpOptions.address}. Default: no socket of its own, only connections of {@link ListenTcpOptions.links} and
+   * {@link SessionListener.acceptWebSocket}.
+   */
   address?: string;
 }
 
@@ -421,6 +430,8 @@ export interface ConnectQuicOptions extends ConnectSessionOptions {
 
 /** Options of {@link Net.connectTlsLink}. */
 export interface ConnectTlsLinkOptions extends ConnectSessionOptions {
+  /** Open it within a WebSocket (RFC 6455), which `host` and `port` serve. Default: on TCP. */
+  webSocket?: WebSocketRequest;
   /** Connect through this proxy, which resolves `host`; the session's `remote` is then `host:port` as given. Default: directly. */
   outboundProxy?: OutboundProxy;
 }
@@ -440,6 +451,19 @@ export interface OutboundProxy {
   readonly username?: string;
   /** The user's password. Default: empty. */
   readonly password?: string;
+}
+
+/** The request for a WebSocket. */
+export interface WebSocketRequest {
+  /** Its `Host`: `host` or `host:port`. */
+  authority: string;
+  /** Its target, a path with or without a query: `/reverse-http`. */
+  path: string;
+  /**
+   * Name that an outer TLS connection asks for (SNI, RFC 6066 §3). The server's certificate there is not verified: the session within has
+   * its own TLS. Default: plain HTTP.
+   */
+  tlsServerName?: string;
 }
 
 /** Options of {@link Net.probeUdp}. */

@@ -234,23 +234,21 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
   // the first to be collected: it sets the others
   new Gauge({
     name: "reverse_http_links_active",
-    help: "Connections between agents and proxies by transport: QUIC or TLS.",
+    help: "Connections between agents and proxies by transport: QUIC, TLS, or TLS within a WebSocket.",
     labelNames: ["link"],
     registers,
     collect() {
-      const times: Record<SessionKind, number[]> = { quic: [], tls: [] };
-      const counts = { quic: 0, tls: 0 };
+      const times = { quic: [] as number[], tls: [] as number[] };
+      const counts: Record<SessionKind, number> = { quic: 0, tls: 0, websocket: 0 };
       for (const session of sessions()) {
         const { transport } = session;
         const stats = session.stats();
         counts[transport]++;
         if (transport === "quic") countPackets(session, stats);
-        if (stats.sentBytes > 0) times[transport].push(stats.rttMs);
+        if (stats.sentBytes > 0) times[transport === "quic" ? "quic" : "tls"].push(stats.rttMs);
       }
-      for (const link of ["quic", "tls"] as const) {
-        this.set({ link }, counts[link]);
-        setPercentiles(rtts[link], times[link]);
-      }
+      for (const link of ["quic", "tls", "websocket"] as const) this.set({ link }, counts[link]);
+      for (const link of ["quic", "tls"] as const) setPercentiles(rtts[link], times[link]);
     },
   });
   const packets = (name: string, help: string) => new Counter({ name, help, registers });
@@ -260,7 +258,7 @@ function registerSessions(registers: Registry[], sessions: () => Iterable<Measur
   const roundTrips = (name: string, help: string) => new Gauge({ name, help, labelNames: ["percentile"], registers });
   const rtts = {
     quic: roundTrips("reverse_http_quic_rtt_seconds", "Round-trip time over all QUIC connections."),
-    tls: roundTrips("reverse_http_tls_rtt_seconds", "Round-trip time over all agent connections on TLS."),
+    tls: roundTrips("reverse_http_tls_rtt_seconds", "Round-trip time over all agent connections on TLS, also within WebSockets."),
   };
   const seen = new WeakMap<MeasuredSession, { sent: number; lost: number }>();
   const countPackets = (session: MeasuredSession, { sentPackets, lostPackets }: SessionStats): void => {

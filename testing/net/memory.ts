@@ -3,6 +3,7 @@
 // with these exceptions. TLS: both sides must use it and share a protocol name; certificates, names and pins are not checked. Sessions:
 // nothing is ever lost, so they never time out, statistics are zero, and a port without a listener refuses; over TLS they are the same as
 // over QUIC, on TCP ports. Limits per address do not apply, because all peers are on one machine.
+import { encodeHead } from "../../shared/http/head.ts";
 import { printable } from "../../shared/net/printable.ts";
 import { isIP } from "node:net";
 import { NetError } from "../../shared/net/errors.ts";
@@ -39,6 +40,7 @@ import type {
   SpliceOptions,
   SpliceResult,
   TcpListener,
+  WebSocketRequest,
 } from "../../shared/net/types.ts";
 
 /** Bytes that one direction of a TCP connection has under way, unread. */
@@ -260,9 +262,16 @@ async function copy(a: Duplex, b: Duplex, options: SpliceOptions): Promise<Splic
   return await splice(a, b, others, own);
 }
 
+/** Opens a session to the listener that has taken a WebSocket. */
+type Arrive = (there: string, alpn: string[], transport: SessionTransport) => AgentSession;
+
 class MemoryNet implements Net {
   readonly tcp = new Ports<MemoryTcpListener | MemorySessionListener>();
   readonly udp = new Ports<MemorySessionListener>();
+  /** How to tell those that wait for a WebSocket, by the other end of their connection. */
+  readonly webSockets = new Map<Duplex, (arrive: Arrive) => void>();
+  /** Listeners that have no address. */
+  readonly #unbound: SessionListener[] = [];
   readonly #connections = new Set<MemoryDuplex>();
   #closed = false;
 
@@ -276,7 +285,12 @@ class MemoryNet implements Net {
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
 
-  async connectTcp({ host, port, addresses = [host], tls, signal }: ConnectTcpOptions): Promise<Duplex> {
+  async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {
+    return this.#dialTcp(options).near;
+  }
+
+  /** @throws {NetError} */
+  #dialTcp({ host, port, addresses = [host], tls, signal }: ConnectTcpOptions): { near: MemoryDuplex; far: MemoryDuplex } {
     this.#checkOpen();
     checkDial(port, signal);
     const { listener, host: address } = this.tcp.findFirst(addresses, port);
@@ -287,8 +301,9 @@ class MemoryNet implements Net {
     const down: Pipe = new Pipe(TCP_WINDOW, { onEnd });
     const near = new MemoryDuplex("tcp", formatAddress(address, port), down, up);
     this.#connections.add(near);
-    listener.arrive(new MemoryDuplex("tcp", formatAddress(address, this.tcp.ephemeral()), up, down), tls !== undefined);
-    return near;
+    const far = new MemoryDuplex("tcp", formatAddress(address, this.tcp.ephemeral()), up, down);
+    listener.arrive(far, tls !== undefined);
+    return { near, far };
   }
 
   async resolve(host: string, { signal }: ResolveOptions): Promise<string[]> {
@@ -302,7 +317,7 @@ class MemoryNet implements Net {
 
   async listenQuic(options: ListenQuicOptions): Promise<SessionListener> {
     this.#checkOpen();
-    return this.udp.bind(options.address, (host, port) => new MemorySessionListener("quic", this.udp, host, port, options));
+    return this.udp.bind(options.address, (host, port) => new MemorySessionListener("quic", this, this.udp, host, port, options));
   }
 
   async connectQuic(options: ConnectQuicOptions): Promise<AgentSession> {
@@ -311,12 +326,45 @@ class MemoryNet implements Net {
 
   async listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener> {
     this.#checkOpen();
-    const listener = (host: string, port: number) => new MemorySessionListener("tls", this.tcp, host, port, options);
-    return options.address === undefined ? listener("", 0) : this.tcp.bind(options.address, listener);
+    const listener = (host: string, port: number) => new MemorySessionListener("tls", this, this.tcp, host, port, options);
+    if (options.address !== undefined) return this.tcp.bind(options.address, listener);
+    const unbound = listener("", 0);
+    this.#unbound.push(unbound);
+    return unbound;
   }
 
   async connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession> {
-    return this.#connect(this.tcp, options);
+    return options.webSocket ? await this.#connectWebSocket(options, options.webSocket) : this.#connect(this.tcp, options);
+  }
+
+  /** The request and its response are real; what follows is not on the connection. */
+  async #connectWebSocket(options: ConnectTlsLinkOptions, request: WebSocketRequest): Promise<AgentSession> {
+    const { alpn, transport = {}, signal } = options;
+    const { authority, path, tlsServerName } = request;
+    const { near, far } = this.#dialTcp({ ...options, tls: tlsServerName === undefined ? undefined : {} });
+    const { promise: accepted, resolve } = Promise.withResolvers<Arrive>();
+    const cancel = () => near.abort(RESET);
+    signal?.addEventListener("abort", cancel, { once: true });
+    this.webSockets.set(far, resolve);
+    try {
+      await near.write(encodeHead(`GET ${path} HTTP/1.1`, [
+        ["Host", authority],
+        ["Connection", "Upgrade"],
+        ["Upgrade", "websocket"],
+        ["Sec-WebSocket-Version", "13"],
+        ["Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="],
+      ]));
+      const status = /^HTTP\/1.1 (.*)\r\n/.exec(await readHead(near, 16_384) ?? "")?.[1] ?? "none";
+      if (status.startsWith("101 ")) return (await accepted)(near.remote, alpn, transport);
+      const why = `the response to the WebSocket request for ${path} is ${status}`;
+      throw new NetError("reset", `Cannot connect to ${near.remote}: ${why}`, { remote: true });
+    } catch (error) {
+      checkSignal(signal);
+      throw error;
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+      this.webSockets.delete(far);
+    }
   }
 
   #connect(
@@ -370,7 +418,7 @@ class MemoryNet implements Net {
 
   close(): void {
     this.#closed = true;
-    for (const listener of [...this.tcp.listeners, ...this.udp.listeners]) void listener.close(0, ""); // never rejects
+    for (const listener of [...this.tcp.listeners, ...this.udp.listeners, ...this.#unbound]) void listener.close(0, ""); // never rejects
     for (const connection of this.#connections) connection.lose(closed(), closed());
   }
 
@@ -427,6 +475,7 @@ class MemorySessionListener implements SessionListener {
 
   constructor(
     readonly transport: SessionKind,
+    readonly net: MemoryNet,
     readonly ports: { free(listener: MemorySessionListener): void },
     readonly host: string,
     readonly port: number,
@@ -436,13 +485,13 @@ class MemorySessionListener implements SessionListener {
   }
 
   /** @throws {NetError} `refused`, `tls` */
-  arrive(there: string, here: string, alpn: string[], transport: SessionTransport): AgentSession {
+  arrive(there: string, here: string, alpn: string[], transport: SessionTransport, kind = this.transport): AgentSession {
     const what = `Cannot connect to ${there}`;
     if (!this.#accepting) throw new NetError("refused", `${what}: it takes no connections`, { remote: true });
     const protocol = this.options.alpn.find((name) => alpn.includes(name));
     if (protocol === undefined) throw new NetError("tls", `${what}: it speaks none of ${alpn.join(", ")}`, { remote: true });
-    const near = new MemorySession(this.transport, there, protocol, transport);
-    const far = new MemorySession(this.transport, here, protocol, this.options.transport ?? {});
+    const near = new MemorySession(kind, there, protocol, transport);
+    const far = new MemorySession(kind, here, protocol, this.options.transport ?? {});
     [near.peer, far.peer] = [far, near];
     this.#connections.add(far);
     void far.closed.then(() => this.#connections.delete(far));
@@ -455,6 +504,13 @@ class MemorySessionListener implements SessionListener {
   }
 
   setTls(): void {}
+
+  acceptWebSocket(stream: Duplex, remote: string): void {
+    if (!(stream instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot use a stream of another network");
+    if (this.transport === "quic") throw new NetError("invalid", "Cannot pass connections on to a QUIC listener");
+    stream.give(() => {});
+    this.net.webSockets.get(stream)?.((there, alpn, transport) => this.arrive(there, remote, alpn, transport, "websocket"));
+  }
 
   stopAccepting(): void {
     this.#accepting = false;
@@ -641,6 +697,6 @@ class MemorySession implements AgentSession {
 
   stats(): SessionStats {
     const stats = { rttMs: 0, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
-    return this.transport === "tls" ? stats : { ...stats, congestionWindow: 0, mtu: 0 };
+    return this.transport !== "quic" ? stats : { ...stats, congestionWindow: 0, mtu: 0 };
   }
 }

@@ -2,4 +2,4 @@
 import { createMemoryNet } from "../../testing/net/memory.ts";
 import { conformance } from "./suite.ts";
 
-conformance({ name: "memory", create: createMemoryNet, sessions: ["quic", "tls"], has: { sockets: false, tls: false } });
+conformance({ name: "memory", create: createMemoryNet, sessions: ["quic", "tls", "websocket"], has: { sockets: false, tls: false } });

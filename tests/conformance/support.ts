@@ -19,6 +19,8 @@ import type {
   TcpListener,
 } from "../../shared/net/types.ts";
 import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
+import { acceptUpgrade } from "../../shared/frontend/web_socket.ts";
+import { parseRequestHead } from "../../shared/http/head.ts";
 
 /** An implementation of the contract. */
 export interface Adapter {
@@ -261,20 +263,26 @@ export interface SessionPair {
   server: AgentSession;
 }
 
+const SESSION_NAMES = { quic: "QUIC", tls: "TLS link", websocket: "WebSocket" } as const;
+const WEB_SOCKETS = "/links";
+
 /** Sessions over one transport, in the same words. */
 export class Sessions {
-  readonly name: "QUIC" | "TLS link";
+  readonly name: (typeof SESSION_NAMES)[SessionKind];
 
   constructor(readonly kind: SessionKind) {
-    this.name = kind === "quic" ? "QUIC" : "TLS link";
+    this.name = SESSION_NAMES[kind];
   }
 
-  listen(net: Net, options: ListenQuicOptions): Promise<SessionListener> {
-    return this.kind === "quic" ? net.listenQuic(options) : net.listenTlsLink(options);
+  async listen(net: Net, options: ListenQuicOptions): Promise<SessionListener> {
+    if (this.kind === "quic") return await net.listenQuic(options);
+    return this.kind === "tls" ? await net.listenTlsLink(options) : await listenWebSocket(net, options);
   }
 
-  connect(net: Net, options: ConnectSessionOptions): Promise<AgentSession> {
-    return this.kind === "quic" ? net.connectQuic(options) : net.connectTlsLink(options);
+  async connect(net: Net, options: ConnectSessionOptions): Promise<AgentSession> {
+    if (this.kind === "quic") return await net.connectQuic(options);
+    const webSocket = this.kind === "tls" ? undefined : { authority: "proxy.example", path: WEB_SOCKETS };
+    return await net.connectTlsLink({ ...options, webSocket });
   }
 
   dial(net: Net, pki: Pki, port: number, options: Partial<ConnectSessionOptions> = {}): Promise<AgentSession> {
@@ -294,6 +302,39 @@ export class Sessions {
     assert.ok(server);
     return { listener, port, client, server };
   }
+}
+
+/** A TCP listener that passes on every WebSocket, as a proxy does. */
+async function listenWebSocket(net: Net, { address, ...options }: ListenQuicOptions): Promise<SessionListener> {
+  const links = await net.listenTlsLink(options);
+  const listener = await net.listenTcp({ address });
+  const serve = async () => {
+    for (let batch; (batch = await listener.accept()) !== null;) {
+      for (const { stream, head } of batch) {
+        if (head === undefined) {
+          stream.close();
+          continue;
+        }
+        ignore(stream.write(acceptUpgrade(parseRequestHead(head))));
+        links.acceptWebSocket(stream, stream.remote);
+      }
+    }
+  };
+  ignore(serve());
+  return {
+    address: listener.address,
+    accept: () => links.accept(),
+    setTls: (tls) => links.setTls(tls),
+    acceptWebSocket: (stream, remote) => links.acceptWebSocket(stream, remote),
+    stopAccepting() {
+      listener.close();
+      links.stopAccepting();
+    },
+    async close(code, reason) {
+      listener.close();
+      await links.close(code, reason);
+    },
+  };
 }
 
 /** Every kind of session that the adapter has. */

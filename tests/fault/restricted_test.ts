@@ -150,6 +150,36 @@ describe("an agent in a restricted network", () => {
     assert.deepEqual(await network.links(), ["quic"]);
   });
 
+  it("connects within a WebSocket where UDP and TLS are blocked, remembers that, and returns to QUIC", PATIENT, async () => {
+    await using network = await Network.start({ udp: "dropped", tcp: "dropped" }, ["--agent-server.websocket-path=/reverse-http"]);
+    const url = `--agent-client.websocket-url=ws://${network.clients}/reverse-http`;
+    const first = network.startAgent([url]);
+    await first.waitFor("connected", { link: "websocket" });
+    assert.deepEqual(changes(first), [["websocket", "blocked"]]);
+    first.signal("SIGTERM");
+    assert.equal((await first.ended).exitCode, 0);
+    const agent = network.startAgent([url, PROBES]);
+    await agent.waitFor("connected", { link: "websocket" });
+    const tunnels = await Promise.all(Array.from({ length: 20 }, () => network.open()));
+    await network.change({ udp: "passed", tcp: "dropped" });
+    await agent.waitFor("connected", { link: "quic" });
+    assert.deepEqual(changes(agent), [["websocket", "remembered"], ["quic", "recovered"]]);
+    for (const tunnel of tunnels) await check(tunnel);
+    for (const tunnel of tunnels) tunnel[Symbol.dispose]();
+    await network.proxy.waitFor("agent disconnected", {}, 2);
+    assert.deepEqual(await network.links(), ["quic"]);
+  });
+
+  it("goes on within a WebSocket when UDP and TLS are blocked under it", PATIENT, async () => {
+    await using network = await Network.start(OPEN, ["--agent-server.websocket-path=/reverse-http"]);
+    const agent = network.startAgent([`--agent-client.websocket-url=ws://${network.clients}/reverse-http`]);
+    await agent.waitFor("connected", { link: "quic" });
+    await network.change({ udp: "dropped", tcp: "dropped" });
+    await agent.waitFor("connected", { link: "websocket" });
+    assert.deepEqual(changes(agent), [["websocket", "silent"]]);
+    await network.untilTunnel();
+  });
+
   it("returns to QUIC when UDP passes again, and cuts no tunnel", PATIENT, async () => {
     await using network = await Network.start({ udp: "dropped", tcp: "passed" });
     const agent = network.startAgent([PROBES]);

@@ -55,7 +55,7 @@ function start(
     },
     stats: (): SessionStats => ({ ...stats }),
   } satisfies WatchedSession & { pings: number };
-  const memory = { prefersTls: () => false, remember: () => {} };
+  const memory = { fallbackOf: () => undefined, remember: () => {} };
   const policy = new TransportPolicy({ transport: choice, memory, probeIntervalMs, random: () => 0.5 });
   const connections = new Queue<{ kind: SessionKind; succeed(): void; fail(): void }>();
   const closed: SessionKind[] = [];

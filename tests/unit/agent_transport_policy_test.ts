@@ -8,53 +8,67 @@ import { StoredTransports } from "../../agent/transport/stored_transports.ts";
 import { TransportPolicy, type TransportPolicyOptions } from "../../agent/transport/policy.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
+import type { SessionKind } from "../../shared/net/types.ts";
 import { LogBook } from "../../testing/network.ts";
 
 const A = "a.example:4242";
 const MINUTE = 60_000;
 
 function policy(options: Partial<TransportPolicyOptions> = {}) {
-  const overTls = new Set<string>();
+  const stored = new Map<string, "tls" | "websocket">();
   const clock = { now: 0 };
   const memory = {
-    prefersTls: (address: string) => overTls.has(address),
-    remember: (address: string, isTls: boolean) => void (isTls ? overTls.add(address) : overTls.delete(address)),
+    fallbackOf: (address: string) => stored.get(address),
+    remember: (address: string, kind: SessionKind) => void (kind === "quic" ? stored.delete(address) : stored.set(address, kind)),
   };
   const all = { transport: "auto" as const, memory, probeIntervalMs: MINUTE, random: () => 0.5, now: () => clock.now, ...options };
-  return { policy: new TransportPolicy(all), overTls, clock };
+  return { policy: new TransportPolicy(all), stored, clock };
 }
 
 describe("the choice of a transport", () => {
   it("is QUIC first, and TLS first at a proxy that was reached over it", () => {
-    const { policy: auto, overTls } = policy();
+    const { policy: auto, stored } = policy();
     assert.deepEqual(auto.order(A), ["quic", "tls"]);
     auto.connected(A, "tls");
     assert.deepEqual(auto.order(A), ["tls", "quic"]);
     assert.deepEqual(auto.order("b.example:4242"), ["quic", "tls"]);
-    assert.deepEqual([...overTls], [A]);
+    assert.deepEqual([...stored], [[A, "tls"]]);
     auto.connected(A, "quic");
     assert.deepEqual(auto.order(A), ["quic", "tls"]);
-    assert.equal(overTls.size, 0);
+    assert.equal(stored.size, 0);
   });
 
-  for (const transport of ["quic", "tls"] as const) {
+  it("is TLS and a WebSocket beside it at a proxy that was reached over a WebSocket", () => {
+    const { policy: auto, stored } = policy({ hasWebSocket: true });
+    assert.deepEqual(auto.order(A), ["quic", "tls", "websocket"]);
+    auto.connected(A, "websocket");
+    assert.deepEqual(auto.order(A), ["tls", "websocket", "quic"]);
+    assert.ok(auto.isRemembered(A, "websocket"));
+    assert.notEqual(auto.nextProbeMs(A), undefined);
+    auto.connected(A, "tls");
+    assert.deepEqual(auto.order(A), ["tls", "quic", "websocket"]);
+    stored.set(A, "websocket");
+    assert.deepEqual(policy({ memory: { fallbackOf: () => "websocket", remember: () => {} } }).policy.order(A), ["tls", "quic"]);
+  });
+
+  for (const transport of ["quic", "tls", "websocket"] as const) {
     it(`is only ${transport} where that is configured, and never changes`, () => {
-      const { policy: fixed, overTls } = policy({ transport });
+      const { policy: fixed, stored } = policy({ transport });
       assert.deepEqual(fixed.order(A), [transport]);
       fixed.connected(A, transport);
       assert.equal(fixed.isAutomatic, false);
       assert.equal(fixed.nextProbeMs(A), undefined);
-      assert.equal(overTls.size, 0);
+      assert.equal(stored.size, 0);
     });
   }
 
   it("remembers nothing of a link that is on TLS for bulk data, and lets it move there again after ten minutes", () => {
-    const { policy: auto, overTls, clock } = policy();
+    const { policy: auto, stored, clock } = policy();
     auto.connected(A, "quic");
     assert.equal(auto.mayCarryBulk(A), true);
     auto.delayBulk(A);
     assert.equal(auto.connected(A, "tls", true), "quic");
-    assert.deepEqual([auto.order(A), overTls.size], [["quic", "tls"], 0]);
+    assert.deepEqual([auto.order(A), stored.size], [["quic", "tls"], 0]);
     assert.equal(auto.connected(A, "quic"), "tls");
     clock.now += 10 * MINUTE - 1;
     assert.equal(auto.mayCarryBulk(A), false);
@@ -124,66 +138,66 @@ describe("what is known about proxies", async () => {
   it("outlives the process, and is forgotten where QUIC works again", async () => {
     const path = newDirectory();
     const first = await open(path);
-    first.remember(A, true);
-    first.remember("b.example:1", true);
-    first.remember("b.example:1", false);
+    first.remember(A, "tls");
+    first.remember("b.example:1", "tls");
+    first.remember("b.example:1", "quic");
     await first.close();
     assert.equal((await stat(join(path, "agent-links.json"))).mode & 0o777, 0o600);
     const second = await open(path);
-    assert.deepEqual([second.prefersTls(A), second.prefersTls("b.example:1")], [true, false]);
-    second.remember(A, false);
+    assert.deepEqual([second.fallbackOf(A), second.fallbackOf("b.example:1")], ["tls", undefined]);
+    second.remember(A, "quic");
     await second.close();
-    assert.equal((await open(path)).prefersTls(A), false);
+    assert.equal((await open(path)).fallbackOf(A), undefined);
   });
 
   it("writes nothing where nothing is known, or nothing changes", async () => {
     const path = newDirectory();
     const memory = await open(path);
-    memory.remember(A, false);
+    memory.remember(A, "quic");
     await memory.close();
     await assert.rejects(stat(path), { code: "ENOENT" });
   });
 
   it("is not kept without a directory", async () => {
     const memory = await open();
-    memory.remember(A, true);
+    memory.remember(A, "tls");
     await memory.close();
-    assert.equal(memory.prefersTls(A), true);
+    assert.equal(memory.fallbackOf(A), "tls");
   });
 
   it("is bounded, and the oldest goes", async () => {
     const path = newDirectory();
     const memory = await open(path);
-    for (let i = 0; i < 200; i++) memory.remember(`${i}.example:1`, true);
+    for (let i = 0; i < 200; i++) memory.remember(`${i}.example:1`, "tls");
     await memory.close();
     const known = await open(path);
-    assert.deepEqual([known.prefersTls("135.example:1"), known.prefersTls("136.example:1")], [false, true]);
+    assert.deepEqual([known.fallbackOf("135.example:1"), known.fallbackOf("136.example:1")], [undefined, "tls"]);
   });
 
   it("is forgotten after 30 days", async () => {
     const path = newDirectory();
     const memory = await open(path);
-    memory.remember(A, true);
+    memory.remember(A, "tls");
     await memory.close();
     const file = join(path, "agent-links.json");
     const { overTls } = JSON.parse(await readFile(file, "utf8"));
     overTls[A] -= 31 * 86_400_000;
     await writeFile(file, JSON.stringify({ overTls }));
-    assert.equal((await open(path)).prefersTls(A), false);
+    assert.equal((await open(path)).fallbackOf(A), undefined);
   });
 
   for (const text of ["", "no JSON", "null", "[]", '{"overTls":7}', '{"overTls":{"a:1":"x"}}', " ".repeat(70_000)]) {
     it(`is nothing where the file is unusable: ${JSON.stringify(text.slice(0, 30))}`, async () => {
       const path = newDirectory();
       const memory = await open(path);
-      memory.remember(A, true);
+      memory.remember(A, "tls");
       await memory.close();
       await writeFile(join(path, "agent-links.json"), text);
       const next = await open(path);
-      assert.equal(next.prefersTls(A), false);
-      next.remember(A, true);
+      assert.equal(next.fallbackOf(A), undefined);
+      next.remember(A, "tls");
       await next.close();
-      assert.equal((await open(path)).prefersTls(A), true);
+      assert.equal((await open(path)).fallbackOf(A), "tls");
     });
   }
 
@@ -192,8 +206,8 @@ describe("what is known about proxies", async () => {
     await writeFile(file, "");
     const log = new LogBook();
     const memory = await open(join(file, "state"), log);
-    memory.remember(A, true);
-    memory.remember(A, false);
+    memory.remember(A, "tls");
+    memory.remember(A, "quic");
     await memory.close();
     assert.equal(log.logged("the transport that works cannot be stored; set --state-dir").length, 1);
     const required = StoredTransports.open({ path: join(file, "state"), required: true }, silentLogger);

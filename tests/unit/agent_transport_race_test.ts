@@ -80,6 +80,22 @@ describe("a race of transports", () => {
     assert.ok(first.signal.aborted);
   });
 
+  it("opens a WebSocket beside a silent TLS, or at once where TLS fails, and takes it when QUIC stays silent", async () => {
+    for (const isSilent of [true, false]) {
+      const { winner, attempts } = start({ order: ["quic", "tls", "websocket"], fallbackDelayMs: isSilent ? 5 : 500 });
+      const [quic, tls] = [await attempts.next(), await attempts.next()];
+      assert.deepEqual([quic.kind, tls.kind], ["quic", "tls"]);
+      if (!isSilent) tls.fail("tls", "another certificate");
+      const webSocket = await attempts.next();
+      assert.equal(webSocket.kind, "websocket");
+      const connection = webSocket.succeed();
+      assert.equal((await attempts.next()).kind, "quic");
+      const won = await within(winner);
+      assert.equal(won.connection, connection);
+      assert.deepEqual([...won.errors.keys()], isSilent ? [] : ["tls"]);
+    }
+  });
+
   it("opens TLS at once where QUIC is rejected, and tells why", async () => {
     const { winner, attempts } = start({ fallbackDelayMs: NEVER_MS });
     (await attempts.next()).fail("tls", "no application protocol");

@@ -101,6 +101,38 @@ describe("an agent", () => {
       assert.equal(await metric(net, 'reverse_http_link_changes_total{link="tls",reason="blocked"}'), 1);
     }));
 
+  for (const url of ["ws:///agents", "ws://127.0.0.1/agents"]) {
+    it(`connects within a WebSocket at ${url} where QUIC and TLS fail, and returns to QUIC`, () =>
+      withNet(async (net) => {
+        const { proxy, log } = await runProxy(net, {
+          agentServer: { tcpListenAddress: "none", websocketPath: "/agents" },
+          httpProxy: { listenAddress: "127.0.0.1:80" },
+        });
+        const udp = networkWithUdp(net, true);
+        const { log: agentLog } = await runAgent(udp.net, [proxy.agentAddress], {
+          agentClient: { websocketUrl: url, quicProbeInterval: 20 },
+        });
+        await log.waitFor("agent connected", { link: "websocket" });
+        await agentLog.waitFor("link changed", { from: "quic", to: "websocket", reason: "blocked" });
+        udp.isBlocked = false;
+        await agentLog.waitFor("link changed", { from: "websocket", to: "quic", reason: "recovered" });
+        await log.waitFor("agent connected", { link: "quic" });
+      }));
+  }
+
+  it("says why it cannot connect within a WebSocket, once", () =>
+    withNet(async (net) => {
+      const refusing = { agentServer: { tcpListenAddress: "none" }, httpProxy: { listenAddress: "127.0.0.1:80" } };
+      const { proxy, log: proxyLog } = await runProxy(net, refusing);
+      const { log } = await runAgent(networkWithUdp(net, true).net, [proxy.agentAddress], {
+        agentClient: { websocketUrl: "ws:///agents" },
+      });
+      const { reason } = await log.waitFor("the proxy cannot be reached within a WebSocket either");
+      assert.match(String(reason), /the response to the WebSocket request for \/agents is 405 /);
+      await proxyLog.waitFor("request", { status: 405 }, 2);
+      assert.equal(log.logged("the proxy cannot be reached within a WebSocket either").length, 1);
+    }));
+
   it("connects over TLS where QUIC is rejected", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net);

@@ -8,9 +8,11 @@ mod outbound_proxy;
 mod pki;
 mod settings;
 mod tls_link;
+mod web_socket;
 
 pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};
 pub use outbound_proxy::outbound_proxy;
 pub use settings::{der, names};
 pub use tls_link::{tls_link_frames, tls_link_records, TlsPair};
+pub use web_socket::websocket_frames;

@@ -201,7 +201,7 @@ impl EngineState {
     }
 
     pub fn add_connection(&self, session: Session, listener: u64, max_streams: u32) -> Value {
-        let (remote, alpn, certificate) = (session.remote(), session.alpn(), session.peer_certificate());
+        let (remote, alpn, certificate, kind) = (session.remote(), session.alpn(), session.peer_certificate(), session.kind());
         let connection = Connection {
             session,
             listener,
@@ -216,6 +216,7 @@ impl EngineState {
             Value::Text(remote),
             Value::Text(alpn),
             certificate.map_or(Value::Undefined, Value::Bytes),
+            Value::Text(kind.into()),
         ])
     }
 

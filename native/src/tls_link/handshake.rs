@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustls::AlertDescription;
-use tokio::net::TcpStream;
 
 use super::link::Link;
 use super::records::{Handshake, Sealed, Tls};
 use super::session::{Config, Ended, Peer, Session};
+use super::socket::Socket;
 use crate::error::{NetError, NetErrorCode};
-use crate::stream::tcp_socket::Tcp;
 
 /// Bytes read at a time during a handshake.
 const READ: usize = 4 << 10;
@@ -18,14 +17,14 @@ const READ: usize = 4 << 10;
 /// Completes the handshake and starts the session. Resolves when the peer has sent its settings, and thus has accepted this side's
 /// certificate too. `incoming` was read before, and `what` names the peer in errors.
 pub async fn establish(
-    tcp: Arc<Tcp>,
+    socket: Socket,
     mut incoming: BytesMut,
     mut tls: Tls,
     config: Config,
     remote: String,
     what: &str,
 ) -> Result<Arc<Session>, NetError> {
-    let early = handshake(&tcp.stream, &mut incoming, &mut tls, what).await?;
+    let early = handshake(&socket, &mut incoming, &mut tls, what).await?;
     let common = tls.common();
     let Some(alpn) = common.alpn_protocol() else {
         return Err(NetError {
@@ -39,10 +38,11 @@ pub async fn establish(
     let certificate = common.peer_certificates().and_then(|chain| chain.first());
     let peer = Peer {
         remote,
+        is_in_web_socket: socket.is_web_socket(),
         alpn: String::from_utf8_lossy(alpn).into_owned(),
         certificate: certificate.map(|certificate| Bytes::copy_from_slice(certificate)),
     };
-    let session = Link::start(tcp, tls, &early, incoming, config, peer);
+    let session = Link::start(socket, tls, &early, incoming, config, peer);
     let guard = CloseOnDrop(Some(session));
     let session = guard.0.as_ref().ok_or_else(NetError::closed)?;
     session.ready().await.map_err(|ended| refused(&ended, what))?;
@@ -89,15 +89,18 @@ fn cannot_connect(what: &str) -> String {
 }
 
 /// Returns data that arrived with the last message; what arrived after it stays in `incoming`.
-async fn handshake(socket: &TcpStream, incoming: &mut BytesMut, tls: &mut Tls, what: &str) -> Result<Vec<u8>, NetError> {
+async fn handshake(socket: &Socket, incoming: &mut BytesMut, tls: &mut Tls, what: &str) -> Result<Vec<u8>, NetError> {
     let mut sealed = Sealed::default();
     let mut has_read = !incoming.is_empty();
     loop {
         let progress = tls.handshake(incoming, &mut sealed);
         let written = write(socket, &mut sealed).await; // also the alert of an error
-        let progress = progress.map_err(|e| NetError {
-            remote: matches!(e, rustls::Error::AlertReceived(alert) if alert != AlertDescription::CloseNotify),
-            ..NetError::tls(&cannot_connect(what), e)
+        let progress = progress.map_err(|e| {
+            socket.shut_down();
+            NetError {
+                remote: matches!(e, rustls::Error::AlertReceived(alert) if alert != AlertDescription::CloseNotify),
+                ..NetError::tls(&cannot_connect(what), e)
+            }
         })?;
         written.map_err(|e| lost(&e, has_read, what))?;
         if let Handshake::Complete(early) = progress {
@@ -108,11 +111,11 @@ async fn handshake(socket: &TcpStream, incoming: &mut BytesMut, tls: &mut Tls, w
     }
 }
 
-async fn read(socket: &TcpStream, incoming: &mut BytesMut) -> std::io::Result<()> {
+async fn read(socket: &Socket, incoming: &mut BytesMut) -> std::io::Result<()> {
     loop {
         socket.readable().await?;
         incoming.reserve(READ);
-        match socket.try_read_buf(incoming) {
+        match socket.try_read(incoming) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(_) => return Ok(()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
@@ -121,7 +124,7 @@ async fn read(socket: &TcpStream, incoming: &mut BytesMut) -> std::io::Result<()
     }
 }
 
-async fn write(socket: &TcpStream, sealed: &mut Sealed) -> std::io::Result<()> {
+async fn write(socket: &Socket, sealed: &mut Sealed) -> std::io::Result<()> {
     while !sealed.bytes().is_empty() {
         match socket.try_write(sealed.bytes()) {
             Ok(bytes) => sealed.written(bytes),

@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::SockRef;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::frame::Parser;
 use super::records::{Opened, Sealed, Tls};
 use super::session::{Batch, Config, Ended, Peer, Piece, Session};
-use crate::stream::tcp_socket::Tcp;
+use super::socket::Socket;
 use crate::sync::lock;
 
 /// Bytes sealed at a time. What is sealed cannot be overtaken by small frames, so a slow link seals less.
@@ -22,28 +21,15 @@ const MAX_READ: usize = 256 << 10;
 const MIN_READ: usize = 16 << 10;
 /// Room for an incomplete record left at the start of the buffer.
 const MAX_RECORD: usize = 17 << 10;
-/// Unsent bytes that the kernel buffers. More would delay small frames behind them.
-#[cfg(target_os = "linux")]
-const MAX_UNSENT: u32 = 32 << 10;
 /// How long a closed session reads on until the peer ends the connection too. A socket that is closed earlier answers data of the peer with
 /// a reset, which destroys what is on its way.
 const LINGER: Duration = Duration::from_millis(600);
 /// How long CLOSE may take to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Prepares a socket. Keep-alive uses PING frames, which the peer's engine, not only its kernel, must answer.
-pub fn set_up(tcp: &Tcp) -> std::io::Result<()> {
-    let socket = SockRef::from(&tcp.stream);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_keepalive(false)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_notsent_lowat(MAX_UNSENT)?;
-    Ok(())
-}
-
 pub struct Link {
     session: Arc<Session>,
-    tcp: Arc<Tcp>,
+    socket: Socket,
     records: Mutex<Records>,
     output: Mutex<Output>,
     /// The socket takes nothing; the sending task waits for it.
@@ -75,12 +61,12 @@ enum Written {
 
 impl Link {
     /// Starts a session on a connection whose handshake is complete. `early` was received with the handshake, and `incoming` after it.
-    pub fn start(tcp: Arc<Tcp>, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
+    pub fn start(socket: Socket, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
         let is_client = tls.is_client();
         let session = Session::new(config, peer, is_client);
         let link = Arc::new(Self {
             session: session.clone(),
-            tcp,
+            socket,
             records: Mutex::new(Records {
                 tls,
                 alerts: Sealed::default(),
@@ -101,9 +87,9 @@ impl Link {
         session
     }
 
-    /// As [`Tcp::segments`].
+    /// As [`Socket::segments`].
     pub fn segments(&self) -> [u32; 2] {
-        self.tcp.segments()
+        self.socket.segments()
     }
 
     // ---- sending
@@ -132,8 +118,8 @@ impl Link {
     async fn writable(&self) -> bool {
         tokio::select! {
             biased;
-            writable = self.tcp.stream.writable() => writable.is_ok(),
-            () = self.session.over() => timeout(CLOSE_TIMEOUT, self.tcp.stream.writable()).await.is_ok_and(|writable| writable.is_ok()),
+            writable = self.socket.writable() => writable.is_ok(),
+            () = self.session.over() => timeout(CLOSE_TIMEOUT, self.socket.writable()).await.is_ok_and(|writable| writable.is_ok()),
         }
     }
 
@@ -172,7 +158,7 @@ impl Link {
     fn write(&self, output: &mut Output) -> Result<Written, Ended> {
         loop {
             while !output.sealed.bytes().is_empty() {
-                match self.tcp.stream.try_write(output.sealed.bytes()) {
+                match self.socket.try_write(output.sealed.bytes()) {
                     Ok(bytes) => {
                         output.sealed.written(bytes);
                         self.session.counters.sent.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -188,7 +174,7 @@ impl Link {
                 self.session.batch_written(&batch);
                 if batch.is_last {
                     output.is_closed = true;
-                    let _ = SockRef::from(&self.tcp.stream).shutdown(std::net::Shutdown::Write); // fails if it is closed
+                    self.socket.shut_down();
                     return Ok(Written::All);
                 }
             }
@@ -260,7 +246,7 @@ impl Link {
             let is_over = self.session.over();
             tokio::select! {
                 biased; // a process that was suspended finds both its timer expired and data of the peer
-                readable = self.tcp.stream.readable() => readable.map_err(|e| lost(&e))?,
+                readable = self.socket.readable() => readable.map_err(|e| lost(&e))?,
                 () = is_over => return Ok(()),
                 () = timer => {
                     if late_at.is_some_and(|at| at <= Instant::now()) {
@@ -296,7 +282,7 @@ impl Link {
             0 => incoming.reserve(size + MAX_RECORD),
             _ => incoming.reserve(size), // an incomplete record is moved to the start
         }
-        match self.tcp.stream.try_read_buf(incoming) {
+        match self.socket.try_read(incoming) {
             Ok(0) => Err(Ended::Lost("the peer has ended the TCP connection without CLOSE".into())),
             Ok(bytes) => {
                 self.session.counters.received.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -337,7 +323,7 @@ impl Link {
     /// Reads and discards data until the peer's end.
     async fn discard(&self) {
         let mut scratch = BytesMut::new();
-        while self.tcp.stream.readable().await.is_ok() {
+        while self.socket.readable().await.is_ok() {
             scratch.clear();
             if self.read(&mut scratch, MIN_READ).is_err() {
                 return;

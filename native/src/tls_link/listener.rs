@@ -3,12 +3,10 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::server::UnbufferedServerConnection;
 use rustls::ServerConfig;
-use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -16,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::handshake::establish;
-use super::link::set_up;
 use super::session::{Config, Session};
+use super::socket::Socket;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::canonical;
@@ -28,14 +26,17 @@ use crate::quic::handshake_limits::{Admission, HandshakeLimits, PendingHandshake
 use crate::quic::listener::{ACCEPT_QUEUE, MAX_QUEUED_FAILURES};
 use crate::session::{HandshakeResult, Session as AnySession};
 use crate::stream::tcp_socket::Tcp;
+use crate::stream::Halves;
 use crate::sync::lock;
+use crate::web_socket::frame::Side;
+use crate::web_socket::WebSocket;
 
 /// Bound of the connections that other listeners have passed on and that are not yet admitted. Admitting them takes no time.
 const MAX_PASSED: usize = 64;
 
 /// A connection with what was read of it.
 struct Connection {
-    tcp: Arc<Tcp>,
+    socket: Socket,
     incoming: BytesMut,
     remote: SocketAddr,
 }
@@ -55,7 +56,18 @@ impl Handoff {
 
     /// Passes on a connection whose first bytes, `incoming`, were read. If the listener is closed, the connection is closed.
     pub async fn pass(&self, tcp: Arc<Tcp>, incoming: BytesMut, remote: SocketAddr) {
-        let _ = self.connections.send(Connection { tcp, incoming, remote }).await;
+        let socket = Socket::Tcp(tcp);
+        let _ = self.connections.send(Connection { socket, incoming, remote }).await;
+    }
+
+    /// Passes on a stream whose upgrade to a WebSocket is complete. If the listener is closed, the stream is reset.
+    pub async fn pass_web_socket(&self, halves: Halves, remote: SocketAddr) {
+        let connection = Connection {
+            socket: Socket::WebSocket(WebSocket::start(halves, Side::Server)),
+            incoming: BytesMut::new(),
+            remote,
+        };
+        let _ = self.connections.send(connection).await;
     }
 }
 
@@ -162,7 +174,7 @@ async fn accept_next(socket: Option<&TcpListener>) -> std::io::Result<Connection
     };
     let (stream, remote) = socket.accept().await?;
     Ok(Connection {
-        tcp: Tcp::new(stream),
+        socket: Socket::Tcp(Tcp::new(stream)),
         incoming: BytesMut::new(),
         remote: canonical(remote),
     })
@@ -239,18 +251,18 @@ async fn accept(
 }
 
 async fn serve(connection: Connection, tls: Arc<ServerConfig>, config: Config) -> Result<Arc<Session>, NetError> {
-    let Connection { tcp, incoming, remote } = connection;
+    let Connection { socket, incoming, remote } = connection;
     let what = remote.to_string();
-    set_up(&tcp).map_err(|e| NetError::connect(&e, &what))?;
+    socket.set_up().map_err(|e| NetError::connect(&e, &what))?;
     let tls = UnbufferedServerConnection::new(tls).map_err(|e| NetError::tls("Cannot set up TLS", e))?;
-    establish(tcp, incoming, tls.into(), config, what.clone(), &what).await
+    establish(socket, incoming, tls.into(), config, what.clone(), &what).await
 }
 
 impl Acceptor {
     /// Closes the connection with a reset, and reports or counts it.
-    fn refuse(&self, Connection { tcp, remote, .. }: Connection, code: NetErrorCode, message: &str) {
-        let _ = SockRef::from(&tcp.stream).set_linger(Some(Duration::ZERO)); // fails if the connection has ended
-        drop(tcp);
+    fn refuse(&self, Connection { socket, remote, .. }: Connection, code: NetErrorCode, message: &str) {
+        socket.reset_on_drop();
+        drop(socket);
         if self.accept_queue.len() < MAX_QUEUED_FAILURES {
             let (remote, error) = (remote.to_string(), NetError::new(code, message));
             let _ = self.accept_queue.push(HandshakeResult::Failed { remote, error });

@@ -7,6 +7,7 @@ mod link;
 pub mod listener;
 pub mod records;
 pub mod session;
+mod socket;
 pub mod stream;
 #[cfg(test)]
 mod tests;

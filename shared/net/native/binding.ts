@@ -19,7 +19,6 @@ import type {
   RateOptions,
   ResolveOptions,
   ServerTls,
-  SessionKind,
   SessionListener,
   SpliceOptions,
   SpliceResult,
@@ -143,7 +142,6 @@ class NativeNet implements Net {
   async listenQuic(options: ListenQuicOptions): Promise<SessionListener> {
     const { address, alpn, transport = {}, retryThreshold = 256 } = options;
     return await this.#listen(
-      "quic",
       options,
       (op, tls, engine) => engine.listenQuic(op, address, tls, alpn, transport, handshakes(options, retryThreshold)),
     );
@@ -152,32 +150,29 @@ class NativeNet implements Net {
   async listenTlsLink(options: ListenTlsLinkOptions): Promise<SessionListener> {
     const { address, alpn, transport = {} } = options;
     return await this.#listen(
-      "tls",
       options,
       (op, tls, engine) => engine.listenTlsLink(op, address, tls, alpn, transport, handshakes(options, 0)),
     );
   }
 
   async #listen(
-    kind: SessionKind,
     options: Omit<ListenSessionsOptions, "address">,
     start: (op: number, tls: EngineServerTls, engine: Engine) => void,
   ): Promise<SessionListener> {
     const tls = toEngineServerTls(options.tls);
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) => start(op, tls, engine));
-    return new NativeSessionListener(this.#calls, id, address, kind, options.onHandshakeError ?? (() => {}));
+    return new NativeSessionListener(this.#calls, id, address, options.onHandshakeError ?? (() => {}));
   }
 
   async connectQuic(options: ConnectQuicOptions): Promise<AgentSession> {
-    return await this.#connect("quic", options, (op, wanted, engine) => engine.connectQuic(op, wanted));
+    return await this.#connect(options, (op, wanted, engine) => engine.connectQuic(op, wanted));
   }
 
   async connectTlsLink(options: ConnectTlsLinkOptions): Promise<AgentSession> {
-    return await this.#connect("tls", options, (op, wanted, engine) => engine.connectTlsLink(op, wanted));
+    return await this.#connect(options, (op, wanted, engine) => engine.connectTlsLink(op, wanted, options.webSocket));
   }
 
   async #connect(
-    kind: SessionKind,
     options: ConnectTlsLinkOptions,
     start: (op: number, wanted: object, engine: Engine) => void,
   ): Promise<AgentSession> {
@@ -187,7 +182,7 @@ class NativeNet implements Net {
     if (outboundProxy) checkPort(outboundProxy.port);
     const wanted = { host, port, serverName, tls: this.#clientTls.get(tls), alpn, timeoutMs, transport, outboundProxy };
     const opened = await this.#calls.cancellable<OpenedSession>(signal, (op, engine) => start(op, wanted, engine));
-    return new NativeSession(this.#calls, kind, opened);
+    return new NativeSession(this.#calls, opened);
   }
 
   async probeUdp({ host, port, timeoutMs, signal }: ProbeUdpOptions): Promise<NetError | undefined> {

@@ -1,6 +1,6 @@
 // The addon's functions, and the values that cross the boundary. Which file implements them is not known here.
 import type { NetErrorCode } from "../errors.ts";
-import type { ClientTls, Preamble, QuicTransport, SessionTransport } from "../types.ts";
+import type { ClientTls, Preamble, QuicTransport, SessionTransport, WebSocketRequest } from "../types.ts";
 
 export interface Addon {
   readonly Engine: EngineConstructor;
@@ -74,10 +74,11 @@ export interface Engine {
   // the listeners and sessions below are of either kind
   sessionAccept(op: number, listener: number): void;
   sessionSetTls(listener: number, tls: EngineServerTls): RawResult;
+  sessionAcceptWebSocket(listener: number, stream: number, remote: string): RawResult;
   sessionStopAccepting(listener: number): void;
   sessionListenerClose(op: number, listener: number, code: number, reason: string): void;
   connectQuic(op: number, options: object): void;
-  connectTlsLink(op: number, options: object): void;
+  connectTlsLink(op: number, options: object, webSocket: WebSocketRequest | undefined): void;
   probeUdp(op: number, host: string, port: number, timeoutMs: number): void;
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;

@@ -1,11 +1,11 @@
 // Listeners for TCP connections and for sessions.
 import { NetError } from "../errors.ts";
-import type { AgentSession, HandshakeFailure, Incoming, ServerTls, SessionKind, SessionListener, TcpListener } from "../types.ts";
+import type { AgentSession, Duplex, HandshakeFailure, Incoming, ServerTls, SessionListener, TcpListener } from "../types.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
 import { toEngineServerTls } from "./options.ts";
 import { type ListenerEnd, NativeSession, type OpenedSession } from "./sessions.ts";
-import { toIncoming } from "./streams.ts";
+import { NativeDuplex, toIncoming } from "./streams.ts";
 
 export class NativeTcpListener implements TcpListener {
   readonly #calls: Calls;
@@ -43,7 +43,6 @@ export class NativeSessionListener implements SessionListener {
     calls: Calls,
     id: number,
     readonly address: string,
-    readonly transport: SessionKind,
     onHandshakeError: (failure: HandshakeFailure) => void,
   ) {
     this.#calls = calls;
@@ -63,13 +62,18 @@ export class NativeSessionListener implements SessionListener {
         engine.sessionAccept(op, this.#id)
       );
       if (accepted === null) return null;
-      if (accepted[0] !== undefined) return new NativeSession(this.#calls, this.transport, accepted, this.#end);
+      if (accepted[0] !== undefined) return new NativeSession(this.#calls, accepted, this.#end);
       this.#onHandshakeError({ remote: accepted[1], error: toError(accepted[2]), count: accepted[3] });
     }
   }
 
   setTls(tls: ServerTls): void {
     check(this.#calls.engine.sessionSetTls(this.#id, toEngineServerTls(tls)));
+  }
+
+  acceptWebSocket(stream: Duplex, remote: string): void {
+    if (!(stream instanceof NativeDuplex)) throw new NetError("invalid", "Cannot use a stream of another network");
+    check(this.#calls.engine.sessionAcceptWebSocket(this.#id, stream.give(), remote));
   }
 
   stopAccepting(): void {

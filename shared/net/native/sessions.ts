@@ -24,9 +24,10 @@ export interface ListenerEnd {
   closedWith?: { code: number; reason: string };
 }
 
-export type OpenedSession = [id: number, remote: string, alpn: string, certificate: Uint8Array | undefined];
+export type OpenedSession = [id: number, remote: string, alpn: string, certificate: Uint8Array | undefined, kind: SessionKind];
 
 export class NativeSession implements AgentSession {
+  readonly transport: SessionKind;
   readonly remote: string;
   readonly alpn: string;
   readonly peerCertificate?: Uint8Array;
@@ -37,12 +38,12 @@ export class NativeSession implements AgentSession {
 
   constructor(
     calls: Calls,
-    readonly transport: SessionKind,
-    [id, remote, alpn, certificate]: OpenedSession,
+    [id, remote, alpn, certificate, kind]: OpenedSession,
     listener: ListenerEnd = {},
   ) {
     this.#calls = calls;
     this.#id = id;
+    this.transport = kind;
     this.remote = remote;
     this.alpn = alpn;
     this.peerCertificate = certificate;
@@ -133,7 +134,7 @@ export class NativeSession implements AgentSession {
 
   stats(): SessionStats {
     const values = this.#calls.engine.connectionStats(this.#id);
-    if (this.transport === "tls") {
+    if (this.transport !== "quic") {
       const [rttMs = 0, sentBytes = 0, receivedBytes = 0, sentPackets = 0, lostPackets = 0] = values;
       return { rttMs, sentBytes, receivedBytes, sentPackets, lostPackets };
     }

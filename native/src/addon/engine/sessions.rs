@@ -1,4 +1,5 @@
 //! Listeners and sessions, over QUIC and over TLS links, and requests on them.
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use napi_derive::napi;
@@ -10,6 +11,7 @@ use crate::addon::completion_queue::Value;
 use crate::addon::handles::EngineState;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::HeadLimits;
+use crate::net::address::parse_literal;
 use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
 use crate::quic;
@@ -19,6 +21,16 @@ use crate::sync::lock;
 use crate::time::millis;
 use crate::tls_link;
 use crate::tls_link::listener::Handoff;
+use crate::web_socket::upgrade::WebSocketRequest;
+
+/// A client's address; its port may be missing.
+fn parse_remote(text: &str) -> Result<SocketAddr, NetError> {
+    let host = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    text.parse()
+        .ok()
+        .or_else(|| parse_literal(host))
+        .ok_or_else(|| NetError::new(NetErrorCode::Invalid, format!("Cannot use {text:?} as the address of a client")))
+}
 
 /// A listener that was opened, as JavaScript receives it.
 fn opened(state: &Arc<EngineState>, listener: SessionListener) -> Value {
@@ -67,7 +79,7 @@ impl Engine {
         });
     }
 
-    /// Returns session, remote address, protocol and certificate. For failed handshakes: undefined, remote address, error and how many
+    /// Returns session, remote address, protocol, certificate and kind. For failed handshakes: undefined, remote address, error and how many
     /// failures it stands for. Null once the listener is closed.
     #[napi]
     pub fn session_accept(&self, op: f64, listener: f64) {
@@ -97,6 +109,23 @@ impl Engine {
     pub fn session_set_tls(&self, listener: f64, tls: ServerTls) -> Option<Vec<String>> {
         let listener = self.session_listener(listener).ok_or_else(|| closed("listener"));
         raw_result(listener.and_then(|listener| listener.set_tls(&tls)))
+    }
+
+    /// Takes over a stream on which a WebSocket was accepted. Returns why it cannot, or null.
+    #[napi]
+    pub fn session_accept_web_socket(&self, listener: f64, stream: f64, remote: String) -> Option<Vec<String>> {
+        let handoff = self.link_handoff(listener);
+        let stream = lock(&self.state.streams).remove(&(stream as u64));
+        raw_result(handoff.and_then(|handoff| {
+            let remote = parse_remote(&remote)?;
+            let halves = stream.ok_or_else(|| closed("stream"))?.take(&Arc::default());
+            self.state.runtime.spawn(async move {
+                if let Ok(halves) = halves.halves().await {
+                    handoff.pass_web_socket(halves, remote).await;
+                } // otherwise it was reset meanwhile
+            });
+            Ok(())
+        }))
     }
 
     #[napi]
@@ -137,7 +166,7 @@ impl Engine {
         }
     }
 
-    /// Returns session, remote address, protocol and certificate.
+    /// Returns session, remote address, protocol, certificate and kind.
     #[napi]
     pub fn connect_quic(&self, op: f64, options: ConnectSession) {
         let state = self.state.clone();
@@ -148,13 +177,13 @@ impl Engine {
         });
     }
 
-    /// Returns session, remote address, protocol and certificate.
+    /// Returns session, remote address, protocol, certificate and kind.
     #[napi]
-    pub fn connect_tls_link(&self, op: f64, options: ConnectSession) {
+    pub fn connect_tls_link(&self, op: f64, options: ConnectSession, web_socket: Option<WebSocketRequest>) {
         let state = self.state.clone();
         let max_streams = options.transport.streams();
         self.state.run(op, true, async move {
-            let session = tls_link::dial::dial(&state.resolver, options).await?;
+            let session = tls_link::dial::dial(&state.resolver, options, web_socket).await?;
             Ok(state.add_connection(Session::TlsLink(session), 0, max_streams))
         });
     }

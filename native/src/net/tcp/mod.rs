@@ -23,11 +23,11 @@ fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
 
-fn plain(tcp: Arc<Tcp>) -> Halves {
+pub fn plain(tcp: Arc<Tcp>) -> Halves {
     Halves::new(ReadHalf::Tcp(tcp.clone()), WriteHalf::Tcp(tcp))
 }
 
-fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
+pub fn secure(stream: TlsStream<TlsTransport>, tcp: Arc<Tcp>) -> Halves {
     let truncation = match stream {
         TlsStream::Server(_) => Truncation::End,
         TlsStream::Client(_) => Truncation::Reset,

@@ -64,6 +64,8 @@ impl From<&Transport> for Config {
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     pub remote: String,
+    /// The link is within a WebSocket.
+    pub is_in_web_socket: bool,
     pub alpn: String,
     pub certificate: Option<Bytes>,
 }
