@@ -9,13 +9,17 @@ import { check } from "../../testing/load.ts";
 import { NGINX, Nginx, STREAM_MODULE } from "../../testing/nginx.ts";
 import { Mitmproxy, withMitmproxy } from "../../testing/mitmproxy.ts";
 import { AGENT, AGENT_ID, runToEnd, Site } from "../../testing/programs.ts";
-import { dial, openTunnel, Origin } from "../../testing/sockets.ts";
+import { dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { TcpRelay } from "../../testing/tcp_relay.ts";
 
 const OVER_TLS = "--agent-client.transport=tls";
 const BYTES = 5_000_000;
 /** Longer than the interval of the link's pings (3 s), and shorter than its idle timeout (10 s). */
 const SILENCE_MS = 4_000;
+
+async function echo(wire: Wire): Promise<void> {
+  for (let data; (data = await wire.next()) !== null;) await wire.write(data);
+}
 
 interface Balancer extends AsyncDisposable {
   readonly addresses: readonly string[];
@@ -50,9 +54,7 @@ describe("an agent over TLS", () => {
 
     it(`stays connected through ${name}, which closes silent connections, without a byte of its tunnels`, { skip }, async () => {
       await using site = await Site.create();
-      await using origin = await Origin.start(async (wire) => {
-        for (let data; (data = await wire.next()) !== null;) await wire.write(data);
-      });
+      await using origin = await Origin.start(echo);
       await using silent = await Origin.start();
       const { proxy, addresses } = await site.startProxy();
       await using balancer = await start([String((await proxy.waitFor("listening")).agentsTcp), silent.authority]);
@@ -112,6 +114,29 @@ describe("a middlebox that inspects TLS", () => {
       assert.equal(proxy.logged("agent connected").length, 0);
     });
   }
+
+  it("passes a WebSocket, within which the pin of the proxy holds", { skip: withMitmproxy }, async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const { proxy, addresses } = await site.startProxy(["--agent-server.websocket-path=/agents"]);
+    await using middlebox = await Mitmproxy.start(`reverse:http://${addresses.clients}`);
+    const args = (pin: string) => [
+      `--agent-client.server-address=${addresses.agents}`,
+      "--agent-client.transport=websocket",
+      `--agent-client.websocket-url=wss://${middlebox.address}/agents`,
+      `--agent-client.tls.pin-sha256=${pin}`,
+      `--auth.noauth.agent-id=${AGENT_ID}`,
+      "--log.format=json",
+    ];
+    const stranger = site.start(AGENT, args("0".repeat(64)));
+    assert.match(String((await stranger.waitFor("not connected")).reason), /not the pinned one; .* issued by "CN=Test CA"/);
+    await stranger.stop();
+    const agent = site.start(AGENT, args(pinOf(readFileSync(site.files.cert, "utf8"))));
+    await agent.waitFor("connected", { link: "websocket" });
+    using tunnel = await openTunnel(addresses.clients, origin.authority);
+    await check(tunnel);
+    assert.equal(proxy.logged("agent connected").length, 1);
+  });
 });
 
 /** The group of the key share that a ServerHello selects (RFC 8446 §4.1.3, §4.2.8). */
