@@ -140,13 +140,15 @@ function read(file: string): string | undefined {
 
 /** Descriptors for everything but connections: files, the runtime, the store, the admin server. At most half of the limit. */
 const RESERVED_DESCRIPTORS = 64;
+/** Share of the descriptors that the pipes of relaying between two sockets may take (`native/src/relay/kernel_splice.rs`). */
+const PIPE_SHARE = 1 / 8;
 /** Fewer permitted connections than this are logged as a warning. */
 const FEW_CONNECTIONS = 256;
 
 /**
  * Lowers limits to what the descriptors permit. Connections and pending requests have separate shares, so that neither starves the other.
  * @param configured limits of the options; `Infinity`: none
- * @param each descriptors per tunnel
+ * @param each descriptors per tunnel; with two, bulk data between two sockets takes pipes besides
  */
 export function withinDescriptors(
   configured: { connections: number; pendingRequests: number },
@@ -155,7 +157,8 @@ export function withinDescriptors(
 ): { connections: number; pendingRequests: number } {
   if (descriptors === Infinity) return configured;
   const pendingRequests = Math.max(1, Math.min(configured.pendingRequests, Math.floor(descriptors / 4)));
-  const available = descriptors - Math.min(RESERVED_DESCRIPTORS, Math.floor(descriptors / 2)) - pendingRequests;
+  const pipes = each > 1 ? Math.floor(descriptors * PIPE_SHARE) : 0;
+  const available = descriptors - Math.min(RESERVED_DESCRIPTORS, Math.floor(descriptors / 2)) - pendingRequests - pipes;
   return { pendingRequests, connections: Math.max(1, Math.min(configured.connections, Math.floor(available / each))) };
 }
 

@@ -1,10 +1,10 @@
 // Every limit of the compiled executables: excess is refused, counted and logged once, and the rest is served.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
-import { AGENT, AGENT_ID, openDescriptors, Pair, type Program, PROXY, Site, storeArgs } from "../../testing/programs.ts";
+import { AGENT, AGENT_ID, LB, openDescriptors, Pair, type Program, PROXY, Site, storeArgs } from "../../testing/programs.ts";
 import { type Answer, ask, assertRefused, connectHead, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -32,6 +32,15 @@ async function untilTunnel(clients: string, authority: string, id?: string): Pro
     const wire = await openTunnel(clients, authority, { id }).catch(() => undefined);
     if (wire) return wire;
     await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/** The target of a link, or an empty text if it has gone. */
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return "";
   }
 }
 
@@ -429,6 +438,33 @@ describe("a process with few descriptors", () => {
     } finally {
       for (const wire of wires) wire.reset();
     }
+  });
+
+  it("takes all tunnels of lb that it permits, also while all of them carry bulk data", onLinux, async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using endless = await Origin.start(async (wire) => {
+      for (const data = new Uint8Array(1 << 16);;) await wire.write(data);
+    });
+    const { addresses } = await site.startProxy(storeArgs(cache));
+    await site.startAgent(addresses);
+    const unshared = ["--limits.tunnels-per-agent=0", "--limits.tunnels-per-client=0"];
+    const args = ["--http-proxy.listen-address=127.0.0.1:0", ...storeArgs(cache), "--log.format=json", ...unshared];
+    const lb = site.start("/bin/sh", ["-c", 'ulimit -n 256; exec "$0" "$@"', LB, ...args]);
+    const clients = String((await lb.waitFor("listening")).clients);
+    const { connections } = await lb.waitFor("connections limited by file descriptors");
+    const wires = [await untilTunnel(clients, endless.authority)];
+    try {
+      while (wires.length < Number(connections)) {
+        wires.push(await openTunnel(clients, endless.authority));
+        await wires.at(-1)!.read(1 << 20);
+      }
+      const pipes = readdirSync(`/proc/${lb.pid}/fd`).filter((fd) => linkOf(`/proc/${lb.pid}/fd/${fd}`).startsWith("pipe:"));
+      assert.ok(pipes.length > 8, `${pipes.length} descriptors of pipes`);
+    } finally {
+      for (const wire of wires) wire.reset();
+    }
+    assert.ok(!lb.said.includes("cannot be accepted"), lb.said);
   });
 
   it("raises its soft limit to the hard limit", onLinux, async () => {

@@ -3,6 +3,7 @@
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -24,14 +25,50 @@ const MIN_PIPE_CAPACITY: libc::c_int = 64 << 10;
 /// A direction that had no data for this long gives its pipe back: it takes two descriptors.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// Share of the file descriptor limit that pipes may take; connections need the rest (`withinDescriptors` in `shared/limits/resources.ts`).
+const DESCRIPTOR_SHARE: u64 = 8;
+const DESCRIPTORS_PER_PIPE: u64 = 2;
+/// The open pipes of the process.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// The right to one pipe.
+struct Permit(&'static AtomicU64);
+
+impl Permit {
+    /// `None` if `open` pipes take their share of `descriptors`.
+    fn acquire(open: &'static AtomicU64, descriptors: u64) -> Option<Self> {
+        let permit = Self(open);
+        let before = open.fetch_add(1, Ordering::Relaxed);
+        (before < descriptors / DESCRIPTOR_SHARE / DESCRIPTORS_PER_PIPE).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The soft limit on file descriptors; 0 if it is unknown.
+fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable for the call
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 0,
+    }
+}
+
 struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
+    _permit: Permit,
 }
 
 impl Pipe {
-    /// `None` if the system grants no pipe of a useful size.
+    /// `None` if the system grants no pipe of a useful size, or too many are open.
     fn open() -> Option<Self> {
+        let permit = Permit::acquire(&OPEN, descriptor_limit())?;
         let mut ends: [RawFd; 2] = [-1; 2];
         // SAFETY: `ends` has room for the two descriptors that the call writes
         if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
@@ -42,6 +79,7 @@ impl Pipe {
             Self {
                 read: OwnedFd::from_raw_fd(ends[0]),
                 write: OwnedFd::from_raw_fd(ends[1]),
+                _permit: permit,
             }
         };
         // SAFETY: `write` is open; the command takes an int
@@ -162,6 +200,17 @@ mod tests {
 
     fn pattern(from: usize, bytes: usize) -> Vec<u8> {
         (from..from + bytes).map(|at| (at % 251) as u8).collect()
+    }
+
+    #[test]
+    fn pipes_take_their_share_of_descriptors() {
+        static FEW: AtomicU64 = AtomicU64::new(0);
+        let permits: Vec<_> = std::iter::from_fn(|| Permit::acquire(&FEW, 256)).collect();
+        assert_eq!(permits.len(), 16);
+        drop(permits);
+        assert!(Permit::acquire(&FEW, 256).is_some());
+        assert!(Permit::acquire(&FEW, 8).is_none());
+        assert_eq!(FEW.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
