@@ -64,14 +64,17 @@ const NAMES = { quic: "QUIC (UDP)", tls: "TLS (TCP)", websocket: "WebSocket (HTT
 /** The order in which an agent prefers them, and short names. */
 const LINKS = [["quic", "QUIC"], ["tls", "TLS"], ["websocket", "a WebSocket"]] as const;
 
-/** Checks all proxies in parallel, or in turn behind an outbound proxy. Never rejects for network errors. */
+/**
+ * Checks all proxies in parallel; the first behind an outbound proxy before the others, which then do not repeat a password that was rejected.
+ * Never rejects for network errors.
+ */
 export async function checkLink(given: CheckContext): Promise<LinkReport> {
   const context = { ...given, rejected: new RejectedCredentials() };
   const { serverAddress } = context.options.agentClient;
-  const isProxied = serverAddress.some((address) => context.outbound.proxyFor(endpointOf(address)));
-  const checked: Checked[] = [];
-  if (isProxied) { for (const address of serverAddress) checked.push(await checkServer(context, address)); }
-  else checked.push(...await Promise.all(serverAddress.map((address) => checkServer(context, address))));
+  const first = serverAddress.find((address) => context.outbound.proxyFor(endpointOf(address)));
+  const early = first === undefined ? [] : [await checkServer(context, first)];
+  const others = serverAddress.filter((address) => address !== first);
+  const checked = [...early, ...await Promise.all(others.map((address) => checkServer(context, address)))];
   const findings = [checkConfiguration(context), ...checked.flatMap(({ findings }) => findings)];
   const links = new Set(checked.flatMap(({ links }) => links));
   return { findings, works: links.size > 0, summary: summarize(context, links) };

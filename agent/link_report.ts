@@ -1,14 +1,23 @@
 // The table that `agent --check-link` prints. Makes no checks.
+import { printable } from "../shared/net/printable.ts";
 import type { LinkReport } from "./check_link.ts";
+
+/** Limit on the length of a cell: reasons and responses of peers are in some. */
+const MAX_CELL = 1_024;
 
 /** Formats a line for each finding, with the remedy of a failure below it, and the summary. */
 export function formatReport({ findings, summary }: LinkReport): string {
-  const rows = findings.map(({ check, target, result, details }) => [check, target, result, details]);
+  const rows = findings.map(({ check, target, result, details }) => [check, target, result, details].map(sanitize));
   const table = [["CHECK", "TARGET", "RESULT", "DETAILS"], ...rows];
   const widths = [0, 1, 2].map((column) => Math.max(...table.map((row) => row[column]!.length)));
   const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  "));
   const remedies = [undefined, ...findings.map(({ remedy }) => remedy)];
   const indent = " ".repeat(widths[0]! + 2);
-  const all = lines.flatMap((line, i) => remedies[i] === undefined ? [line] : [line, `${indent}Remedy: ${remedies[i]}`]);
+  const all = lines.flatMap((line, i) => remedies[i] === undefined ? [line] : [line, `${indent}Remedy: ${sanitize(remedies[i])}`]);
   return `${all.join("\n")}\n\n${summary}\n`;
+}
+
+/** A terminal obeys control characters. */
+function sanitize(text: string): string {
+  return printable(text, MAX_CELL);
 }

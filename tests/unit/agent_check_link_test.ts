@@ -181,6 +181,35 @@ describe("a check of the link", () => {
       assert.deepEqual([attempts, report.works], [1, false]);
     }));
 
+  it("checks proxies in parallel behind an outbound proxy too, after the first", () =>
+    withNet(async (net) => {
+      const listener = await net.listenTcp({ address: "127.0.0.1:3128", preamble: "none" });
+      void (async () => {
+        for (let batch; (batch = await listener.accept()) !== null;) {
+          for (const { stream } of batch) await stream.write(new TextEncoder().encode("HTTP/1.1 200 OK\r\n\r\n"));
+        }
+      })();
+      const servers = ["a.test:4242", "b.test:4242", "c.test:4242", "d.test:4242"];
+      const connecting: string[] = [];
+      const { promise: allBegun, resolve: begun } = Promise.withResolvers<void>();
+      const connectTlsLink = async ({ host, port }: { host: string; port: number }) => {
+        if (port === 4242) connecting.push(host);
+        if (connecting.length === servers.length) begun();
+        if (host !== "a.test") await allBegun;
+        return await dropped();
+      };
+      const options = optionsFor(servers);
+      const report = await checkLink({
+        net: netWith(net, { connectTlsLink }),
+        options,
+        tls: {},
+        credentials: await readCredentials(options.auth),
+        outbound: { proxyFor: () => ({ protocol: "http", host: "127.0.0.1", port: 3128 }) },
+      });
+      assert.equal(connecting[0], "a.test");
+      assert.equal(report.findings.filter(({ check, result }) => check === "TLS (TCP)" && result === "failed").length, servers.length);
+    }));
+
   it("says that a token has expired", () =>
     withNet(async (net) => {
       const options = optionsFor(["127.0.0.1:1"]);
@@ -192,6 +221,15 @@ describe("a check of the link", () => {
 });
 
 describe("the table of a check", () => {
+  it("shows no control characters of a peer", () => {
+    const [details, remedy] = ["closed: 2 \x1b]0;title\x07\u202e", "restart \x9b31m it\n"];
+    const findings: Finding[] = [{ check: "name", target: "\x1b[2J", result: "failed", details, remedy }];
+    const table = formatReport({ findings, works: false, summary: "" });
+    // deno-lint-ignore no-control-regex -- that there are none is what is tested
+    assert.doesNotMatch(table.replaceAll("\n", ""), /[\x00-\x1f\x7f-\x9f\u202e]/);
+    assert.match(table, /Remedy: restart \?31m it\?\n/);
+  });
+
   it("has aligned columns, and each remedy below its failure", () => {
     const findings: Finding[] = [
       { check: "name", target: "proxy.example", result: "ok", details: "192.0.2.1" },
