@@ -99,6 +99,11 @@ export class Session {
     this.#control?.pingIfDue();
   }
 
+  /** Ends the session if the proxy's process is gone. */
+  probe(): void {
+    this.#connection.probe();
+  }
+
   stats(): SessionStats {
     return this.#connection.stats();
   }
