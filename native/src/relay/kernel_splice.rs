@@ -120,8 +120,8 @@ pub async fn copy(reader: &mut Reader, writer: &Writer, counter: &ByteCounter<'_
             Err(error) => return Err(CopyError::Read(source.failed(error))),
         };
         counter.holds(bytes);
-        deliver(reader, pin!(send(&pipe, &sink, bytes)), reset).await?;
-        counter.count(bytes);
+        deliver(reader, pin!(send(&pipe, &sink, bytes, counter)), reset).await?;
+        counter.clear_waiting();
     }
 }
 
@@ -132,13 +132,17 @@ fn receive(source: &Tcp, pipe: &Pipe) -> Result<usize, Error> {
     })
 }
 
-async fn send(pipe: &Pipe, sink: &Tcp, mut bytes: usize) -> Result<(), NetError> {
+/// Counts each part: a slow sink is not idle, and may go before it has taken all.
+async fn send(pipe: &Pipe, sink: &Tcp, mut bytes: usize, counter: &ByteCounter<'_>) -> Result<(), NetError> {
     while bytes > 0 {
         match try_splice(&sink.stream, Interest::WRITABLE, |socket| {
             splice(pipe.read.as_raw_fd(), socket, bytes)
         }) {
             Ok(0) => return Err(sink.failed(ErrorKind::WriteZero.into())),
-            Ok(sent) => bytes = bytes.saturating_sub(sent),
+            Ok(sent) => {
+                counter.add(sent);
+                bytes = bytes.saturating_sub(sent);
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 sink.stream.writable().await.map_err(|error| sink.failed(error))?;
             }
@@ -185,16 +189,17 @@ mod tests {
 
     /// A relay between two peers.
     async fn relay() -> (TcpStream, TcpStream, tokio::task::JoinHandle<SpliceOutcome>) {
+        relay_until(Arc::default()).await
+    }
+
+    async fn relay_until(cancel: Arc<CancelSignal>) -> (TcpStream, TcpStream, tokio::task::JoinHandle<SpliceOutcome>) {
         let ((a, near_a), (b, near_b)) = (connect().await, connect().await);
         let halves = |stream| {
             let tcp = Tcp::new(stream);
             Halves::new(ReadHalf::Tcp(tcp.clone()), WriteHalf::Tcp(tcp)).into()
         };
         let both = Box::new((halves(near_a), halves(near_b)));
-        let relay = tokio::spawn(async move {
-            let cancel = Arc::new(CancelSignal::default());
-            run(both, bytes::Bytes::new(), None, &RateLimiter::default(), &cancel).await
-        });
+        let relay = tokio::spawn(async move { run(both, bytes::Bytes::new(), None, &RateLimiter::default(), &cancel).await });
         (a, b, relay)
     }
 
@@ -245,6 +250,24 @@ mod tests {
         let outcome = relay.await.unwrap();
         assert!(outcome.error.is_none(), "{outcome:?}");
         assert_eq!((outcome.a_to_b, outcome.b_to_a), (BYTES as u64, 13));
+    }
+
+    #[tokio::test]
+    async fn what_has_left_a_pipe_is_counted_though_its_rest_never_does() {
+        let cancel = Arc::new(CancelSignal::default());
+        let (mut a, mut b, relay) = relay_until(cancel.clone()).await;
+        let upload = tokio::spawn(async move { while a.write_all(&pattern(0, 1 << 20)).await.is_ok() {} });
+        let (mut received, mut buffer) = (0, vec![0; 10_000]);
+        while received < 5 << 20 {
+            received += b.read(&mut buffer).await.unwrap() as u64;
+        }
+        cancel.cancel();
+        while let Ok(bytes @ 1..) = b.read(&mut buffer).await {
+            received += bytes as u64;
+        }
+        upload.await.unwrap();
+        let SpliceOutcome { a_to_b, .. } = relay.await.unwrap();
+        assert!(a_to_b >= received, "{a_to_b} of {received} bytes are counted");
     }
 
     #[tokio::test]

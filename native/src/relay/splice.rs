@@ -83,13 +83,18 @@ impl<'a> ByteCounter<'a> {
         self.usage.set_waiting(self.direction as usize, bytes);
     }
 
-    fn clear_waiting(&self) {
+    pub(super) fn clear_waiting(&self) {
         self.usage.clear_waiting(self.direction as usize);
     }
 
-    /// Reports that `bytes` bytes were written.
-    pub(super) fn count(&self, bytes: usize) {
+    /// Reports that `bytes` bytes, all that waited, were written.
+    fn count(&self, bytes: usize) {
         self.clear_waiting();
+        self.add(bytes);
+    }
+
+    /// Reports that `bytes` bytes were written, and others may wait.
+    pub(super) fn add(&self, bytes: usize) {
         self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
