@@ -232,6 +232,15 @@ fn exhausted(error: &io::Error) -> Option<NetErrorCode> {
     .then_some(NetErrorCode::Limit)
 }
 
+/// Characters of a peer's text in an error.
+const MAX_QUOTED: usize = 100;
+
+/// A text of a peer, for an error: without what could control a terminal, and shortened.
+pub fn printable(text: &str) -> String {
+    let shown = text.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' });
+    shown.take(MAX_QUOTED).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

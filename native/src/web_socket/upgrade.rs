@@ -8,7 +8,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::frame::Side;
 use super::WebSocket;
-use crate::error::{NetError, NetErrorCode};
+use crate::error::{printable, NetError, NetErrorCode};
 use crate::http::head::read_head;
 use crate::net::tcp::{plain, secure};
 use crate::net::tls::{self, ClientTls, TCP_VERSIONS};
@@ -18,8 +18,6 @@ use crate::stream::Halves;
 
 /// Longest response head in bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// Longest reason of a refusal that an error quotes, in characters.
-const MAX_REASON: usize = 100;
 /// RFC 6455 §1.3
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -86,8 +84,10 @@ async fn upgrade(halves: &mut Halves, request: &WebSocketRequest, what: &str) ->
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
     );
     halves.writer.write(Bytes::from(head)).await?;
-    let Some(head) = read_head(halves, MAX_HEAD).await? else {
-        return Err(fail("the connection was closed after the WebSocket request"));
+    let head = match read_head(halves, MAX_HEAD).await {
+        Ok(Some(head)) => head,
+        Ok(None) => return Err(fail("the connection was closed after the WebSocket request")),
+        Err(error) => return Err(fail(&format!("no valid response to the WebSocket request: {}", error.message))),
     };
     let head = String::from_utf8_lossy(&head);
     let mut lines = head.lines();
@@ -98,7 +98,7 @@ async fn upgrade(halves: &mut Halves, request: &WebSocketRequest, what: &str) ->
     match status {
         Some(status) if status.split(' ').next() == Some("101") => {}
         Some(status) => {
-            let status: String = status.trim().chars().take(MAX_REASON).collect();
+            let status = printable(status.trim());
             return Err(fail(&format!("the response to the WebSocket request for {path} is {status}")));
         }
         None => return Err(fail("the response to the WebSocket request is not HTTP/1")),
@@ -142,7 +142,46 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+
+    /// The error for a server that gives this response.
+    async fn refusal(response: &[u8]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let request = WebSocketRequest {
+            authority: "proxy.example".into(),
+            path: "/agents".into(),
+            tls_server_name: None,
+        };
+        let answer = async {
+            server.read_buf(&mut Vec::new()).await.unwrap();
+            server.write_all(response).await.unwrap();
+        };
+        let mut halves = plain(Tcp::new(tcp));
+        let (upgraded, ()) = tokio::join!(upgrade(&mut halves, &request, "proxy.example:80"), answer);
+        upgraded.unwrap_err().message
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_without_control_characters_and_in_bounds() {
+        const TOLD: &str = "Cannot connect to proxy.example:80: the response to the WebSocket request for /agents is ";
+        assert_eq!(refusal(b"HTTP/1.1 404 Not Found\r\n\r\n").await, format!("{TOLD}404 Not Found"));
+        let escapes = "HTTP/1.1 502 \u{9b}31m \u{202e}x\r\n\r\n";
+        assert_eq!(refusal(escapes.as_bytes()).await, format!("{TOLD}502 ?31m ?x"));
+        let invalid = "Cannot connect to proxy.example:80: no valid response to the WebSocket request: ";
+        assert_eq!(
+            refusal(b"HTTP/1.1 502 \x1b[31m\r\n\r\n").await,
+            format!("{invalid}Control character 0x1b in a head")
+        );
+        let endless = [b"HTTP/1.1 101 X\r\nA: ", &[b'x'; 20_000][..]].concat();
+        assert_eq!(refusal(&endless).await, format!("{invalid}The head is too large"));
+        let long = format!("HTTP/1.1 502 {}\r\n\r\n", "x".repeat(10_000));
+        assert_eq!(refusal(long.as_bytes()).await.len(), TOLD.len() + 100);
+    }
 
     #[test]
     fn the_example_of_rfc_6455_has_its_answer() {

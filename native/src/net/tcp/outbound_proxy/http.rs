@@ -7,12 +7,11 @@ use http_auth::{ChallengeParser, PasswordClient, PasswordParams};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{lost, Failure, OutboundProxy};
+use crate::error::printable;
 
 /// Limit on the head of a response, with the interim responses before it.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_FIELDS: usize = 64;
-/// Characters of a text of the proxy in an error.
-const MAX_QUOTED: usize = 100;
 const UNSUPPORTED: &str = "supported are Basic, and Digest with MD5 or SHA-256 and qop=auth; use a local proxy that authenticates to this \
                            one, such as cntlm";
 
@@ -142,10 +141,4 @@ pub fn answer(response: &Response, proxy: &OutboundProxy, server: &str, was_answ
         body: None,
     };
     client.respond(&params).map_err(|_| fail(UNSUPPORTED).into())
-}
-
-/// A text of the proxy, for an error.
-fn printable(text: &str) -> String {
-    let shown = text.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' });
-    shown.take(MAX_QUOTED).collect()
 }
