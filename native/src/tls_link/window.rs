@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use crate::relay::budget;
 use crate::stream::buffered::BufferedStream;
-use crate::stream::window_growth::{max_window, GROWTHS};
+use crate::stream::window_growth::{max_window, GROWTHS, UNPROVEN_DRAIN};
 
 /// Window of a session besides those of its streams: for streams that are not accepted yet.
 const BASE: u64 = 1 << 20;
@@ -21,9 +21,10 @@ pub fn window_of_path(min_round_trip: Duration) -> u64 {
     path.saturating_mul(PATH_RATE).max(SHORT_PATH_WINDOW)
 }
 
-/// The largest window that a stream may have now. `start` is its initial one.
+/// The largest window that a stream may have now. `start` is its initial one. It does not grow for data that may only have moved to the
+/// kernel's buffers: a peer that reads nothing would hold twice as much, and a path needs no larger window so early.
 pub fn grown_window(start: u64, window: u64, total_read: u64, min_round_trip: Duration) -> u64 {
-    if !budget::has_room() || window == 0 {
+    if total_read <= UNPROVEN_DRAIN || !budget::has_room() || window == 0 {
         return window;
     }
     if GROWTHS.sum() > 0 {
@@ -145,6 +146,13 @@ mod tests {
         window.remove(10_000);
         window.consume(10_500);
         assert_eq!(window.grant(), Some(500));
+    }
+
+    #[test]
+    fn a_window_grows_once_its_data_has_left_the_kernel_s_buffers() {
+        let (start, path) = (256 << 10, Duration::from_micros(100));
+        assert_eq!(grown_window(start, start, UNPROVEN_DRAIN, path), start);
+        assert_eq!(grown_window(start, start, UNPROVEN_DRAIN + 1, path), 2 * start);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::sync::{lock, wait_for};
 use crate::time::millis;
 
 /// Initial receive window of a stream in bytes.
-const STREAM_WINDOW: u32 = 256 << 10;
+const STREAM_WINDOW: u32 = 192 << 10;
 /// Stream ids increase by this: those of the client are odd, those of the server even.
 const ID_STEP: u32 = 2;
 
