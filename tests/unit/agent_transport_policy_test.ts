@@ -1,6 +1,7 @@
 // Which transport comes first, when QUIC is probed, and what outlives the process.
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdtempSync } from "node:fs";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
@@ -128,8 +129,8 @@ describe("the choice of a transport", () => {
   });
 });
 
-describe("what is known about proxies", async () => {
-  const root = await mkdtemp(join(tmpdir(), "reverse-http-links-"));
+describe("what is known about proxies", () => {
+  const root = mkdtempSync(join(tmpdir(), "reverse-http-links-"));
   after(() => rm(root, { recursive: true, force: true }));
   let count = 0;
   const newDirectory = () => join(root, String(++count), "state");
