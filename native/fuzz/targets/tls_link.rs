@@ -302,6 +302,18 @@ impl TlsPair {
     }
 }
 
+/// The data of a record. With a type of zero, its zeros are padding, and the type is before them (RFC 8446 §5.4).
+fn data_of(typ: ContentType, payload: &[u8]) -> Option<&[u8]> {
+    let (typ, data) = match u8::from(typ) {
+        0 => {
+            let at = payload.iter().rposition(|byte| *byte != 0)?;
+            (ContentType::from(payload[at]), &payload[..at])
+        }
+        _ => (typ, payload),
+    };
+    (typ == ContentType::ApplicationData).then_some(data)
+}
+
 /// A peer that holds the keys sends any records. The server passes on what is data, refuses the rest, and can be asked to seal at any time.
 pub fn tls_link_records(data: &[u8]) {
     let mut input = Input(data);
@@ -317,11 +329,9 @@ pub fn tls_link_records(data: &[u8]) {
         messages.push((typ, input.take(length)));
     }
     let (records, mut server) = TlsPair::default().forge(&messages);
-    let is_data = |(typ, _): &&(ContentType, &[u8])| *typ == ContentType::ApplicationData;
     let want = messages
         .iter()
-        .filter(is_data)
-        .map(|(_, payload)| *payload)
+        .filter_map(|(typ, payload)| data_of(*typ, payload))
         .collect::<Vec<_>>()
         .concat();
     let (mut incoming, mut alerts, mut got) = (BytesMut::new(), Sealed::default(), Vec::new());

@@ -26,10 +26,14 @@ pub fn websocket_frames(data: &[u8]) {
     let whole = decode(side, std::iter::once(bytes));
     assert_eq!(whole, decode(side, bytes.chunks(size)));
     assert_eq!(whole, decode(side, bytes.chunks(1)));
-    let payloads: usize = whole.1.iter().map(|control| match control {
-        Control::Ping(payload) => payload.len(),
-        Control::Close => 0,
-    }).sum();
+    let payloads: usize = whole
+        .1
+        .iter()
+        .map(|control| match control {
+            Control::Ping(payload) => payload.len(),
+            Control::Close => 0,
+        })
+        .sum();
     assert!(whole.0.len() + payloads <= bytes.len());
 
     let key = <[u8; 4]>::try_from(mask).ok().filter(|_| side == Side::Server);
