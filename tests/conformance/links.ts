@@ -94,8 +94,9 @@ export function linkTests(suite: Suite): void {
       ] as const
     ) {
       test(`applies the limits of sessions to a handshake that ${what}`, async (net) => {
-        const { promise: failed, resolve } = Promise.withResolvers<HandshakeFailure>();
-        const { links, port } = await share(net, { handshakeTimeoutMs: 100, onHandshakeError: resolve });
+        let report: (failure: HandshakeFailure) => void = () => {};
+        const failed = new Promise<HandshakeFailure>((resolve) => report = resolve);
+        const { links, port } = await share(net, { handshakeTimeoutMs: 100, onHandshakeError: report });
         void links.accept(); // reports failures
         const socket = connect({ host: "127.0.0.1", port, noDelay: true });
         socket.on("error", () => {});
@@ -130,18 +131,19 @@ async function sendBytes(socket: Socket, data: Uint8Array): Promise<void> {
 
 /** The first message of a TLS client. */
 async function helloWith(protocols: string[]): Promise<Uint8Array> {
-  const { promise, resolve } = Promise.withResolvers<Uint8Array>();
-  const server = createServer((socket) =>
-    socket.once("data", (data) => {
-      resolve(new Uint8Array(Buffer.from(data)));
-      socket.destroy();
-    })
-  );
+  const server = createServer();
+  const received = new Promise<Uint8Array>((resolve) => {
+    server.on("connection", (socket) =>
+      socket.once("data", (data) => {
+        resolve(new Uint8Array(Buffer.from(data)));
+        socket.destroy();
+      }));
+  });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as AddressInfo;
   const client = connectTls({ host: "127.0.0.1", port, ALPNProtocols: protocols });
   client.on("error", () => {});
-  const hello = await within(promise);
+  const hello = await within(received);
   client.destroy();
   server.close();
   return hello;
