@@ -99,11 +99,6 @@ export class Session {
     this.#control?.pingIfDue();
   }
 
-  /** Ends the session if the proxy's process is gone. */
-  probe(): void {
-    this.#connection.probe();
-  }
-
   stats(): SessionStats {
     return this.#connection.stats();
   }

@@ -1,7 +1,6 @@
 // Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, or for bulk data where TLS is faster, and
 // back to QUIC when that works again or is the better one.
-// The new session is open before the old one is left. A session over QUIC is probed when its proxy is silent, whatever the policy. Knows
-// neither how to connect nor what becomes of the old session.
+// The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
@@ -17,8 +16,6 @@ export interface WatchedSession {
   readonly silentMs: number;
   /** Sends a ping unless one is unanswered. */
   pingIfDue(): void;
-  /** Ends the session if the proxy's process is gone. */
-  probe(): void;
   stats(): SessionStats;
 }
 
@@ -123,7 +120,7 @@ export class Failover<S extends { close(): void }> {
     const { promise, resolve } = Promise.withResolvers<S>();
     this.replaced = promise;
     this.#replace = resolve;
-    if (options.policy.isAutomatic || options.session.transport === "quic") this.#schedule();
+    if (options.policy.isAutomatic) this.#schedule();
   }
 
   close(): void {
@@ -165,14 +162,11 @@ export class Failover<S extends { close(): void }> {
 
   /** @throws {NetError} if TLS does not get through either */
   async #checkQuic(): Promise<void> {
-    const { session, policy } = this.#options;
+    const { session } = this.#options;
     const { silent, comparison } = this.#timing;
     const stats = session.stats();
     const now = performance.now();
-    const isQuiet = this.#isQuiet(stats, now);
-    if (isQuiet) session.probe();
-    if (!policy.isAutomatic) return;
-    if (isQuiet) session.pingIfDue();
+    if (this.#isQuiet(stats, now)) session.pingIfDue();
     // the proxy's engine acknowledges a ping even while its program is busy
     if (Math.min(session.silentMs, now - this.#received.at) >= Math.max(silent, 4 * stats.rttMs)) {
       return await this.#move("tls", "silent", () => this.#isSilent(stats));
