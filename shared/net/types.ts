@@ -227,13 +227,6 @@ export interface AgentSession {
    * first call apply.
    */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
-  /**
-   * Looks in the background whether a silent peer's process is gone: pings it, and if nothing arrives for three probe timeouts (RFC 9002
-   * §6.2), 1.2 s at least, and the peer's own system reports by ICMP that its port is closed, ends the session as `timed-out`. Neither silence
-   * nor ICMP alone ends it. At most one probe a second. Does something only for QUIC on Linux: over TCP the peer's system ends the connection,
-   * and other systems report no ICMP errors.
-   */
-  probe(): void;
   /** Closes the session and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
   close(code: number, reason: string): void;
   /** Changes {@link SessionTransport.connectionWindow}; 0: the default. */

@@ -689,8 +689,6 @@ class MemorySession implements AgentSession {
     this.#end(end);
   }
 
-  probe(): void {} // no process is gone here
-
   setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
 
   peerCredit(): PeerCredit | undefined {

@@ -99,7 +99,6 @@ export interface Engine {
     rates: number[] | undefined,
     cancellable: boolean,
   ): void;
-  probeConnection(connection: number): void;
   closeConnection(connection: number, code: number, reason: string): void;
   setConnectionWindow(connection: number, bytes: number): void;
   peerCredit(connection: number): number[];

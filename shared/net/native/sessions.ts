@@ -118,10 +118,6 @@ export class NativeSession implements AgentSession {
     return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.acceptRequests(op, this.#id, heads(options))));
   }
 
-  probe(): void {
-    this.#calls.engine.probeConnection(this.#id);
-  }
-
   close(code: number, reason: string): void {
     this.#closedWith ??= { code, reason };
     this.#calls.engine.closeConnection(this.#id, code, reason);

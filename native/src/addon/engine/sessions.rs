@@ -271,15 +271,6 @@ impl Engine {
         }
     }
 
-    /// Ends a connection whose peer's process is gone, in the background.
-    #[napi]
-    pub fn probe_connection(&self, connection: f64) {
-        if let Some(connection) = self.state.connection(connection) {
-            let session = connection.session.clone();
-            self.state.runtime.spawn(async move { session.probe().await });
-        }
-    }
-
     #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.state.connection(connection) {
