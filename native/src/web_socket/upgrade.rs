@@ -45,7 +45,7 @@ impl Opener {
         let outer = match &request.tls_server_name {
             None => None,
             Some(name) => {
-                // the TLS of the link within authenticates the peer, whoever terminates this one
+                // the TLS of the link within authenticates the peer; a middlebox may terminate this one
                 let unverified = ClientTls {
                     insecure_skip_verify: Some(true),
                     ..ClientTls::default()

@@ -1,4 +1,4 @@
-//! Scripted proxies: what they are asked, and what comes of their answers.
+//! Scripted proxies: the requests that they receive, and the results of their responses.
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
