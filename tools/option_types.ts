@@ -1,7 +1,7 @@
 // Generates explicit TypeScript types of the options for the library. Types derived from the definitions would show no documentation in
 // editors, and could not be published with it.
 import { SERVICES } from "../services.ts";
-import { camelCase, flagOf, type Option, type Options, parseValue } from "../shared/config/option.ts";
+import { camelCase, flagOf, isRequired, type Option, type Options, parseValue } from "../shared/config/option.ts";
 
 type Tree = { [key: string]: Tree | { readonly name: string; readonly option: Option } };
 
@@ -53,7 +53,9 @@ function typeOf(option: Option): string {
   if (kind === "duration" || kind === "integer") return "number";
   if (kind === "list") return "string[]";
   if (option.kind === "records") {
-    return `{ ${Object.entries(option.keys).map(([key, of]) => `${camelCase(key)}: ${typeOf(of)}`).join("; ")} }[]`;
+    return `{ ${
+      Object.entries(option.keys).map(([key, of]) => `${camelCase(key)}${isRequired(of) ? "" : "?"}: ${typeOf(of)}`).join("; ")
+    } }[]`;
   }
   return kind === "boolean" ? "boolean" : "string";
 }

@@ -3,7 +3,10 @@ import { resolve } from "./sources.ts";
 import { camelCase, checkValue, ConfigError, flagOf, type Options, refuseEmpty, ValueError, type ValuesOf } from "./option.ts";
 
 /** Values of which any may be left out. */
-export type PartialValues<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: PartialValues<T[K]> } : T;
+export type PartialValues<T> = T extends readonly (infer R extends object)[] ? PartialValues<R>[]
+  : T extends readonly unknown[] ? T
+  : T extends object ? { [K in keyof T]?: PartialValues<T[K]> }
+  : T;
 
 /**
  * Fills in the defaults of the options that `given` leaves out.

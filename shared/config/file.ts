@@ -175,8 +175,13 @@ class Reader {
         throw new ConfigError(`Unknown key ${name}.${key} (${this.originOf(pair.key)})${didYouMean(key, Object.keys(keys))}`);
       }
       const value = this.#follow(pair.value, fail, false);
-      if (!isNothing(value) && !isPlain(value)) throw fail(`${key} is not a plain value`);
-      pairs.push([key, isPlain(value) ? textOf(value) : ""]);
+      const items = keys[key]!.kind === "list" && isSeq(value) ? value.items : [value];
+      for (const item of items) {
+        this.#count(item);
+        const plain = this.#follow(item, fail, false);
+        if (!isNothing(plain) && !isPlain(plain)) throw fail(`${key} is not a plain value`);
+        pairs.push([key, isPlain(plain) ? textOf(plain) : ""]);
+      }
     }
     return formatRecord(pairs);
   }

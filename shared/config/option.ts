@@ -22,7 +22,7 @@ interface Kinds {
 }
 type Kind = keyof Kinds;
 /** The values of one record, by key in camel case. */
-type ConfigRecord = Readonly<Record<string, string | number | boolean>>;
+type ConfigRecord = Readonly<Record<string, string | number | boolean | string[] | undefined>>;
 
 interface OptionOf<K extends Kind> {
   readonly kind: K;
@@ -46,10 +46,12 @@ interface OptionOf<K extends Kind> {
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
 
-type Scalar = Exclude<Kind, "list" | "records">;
+type KeyKind = Exclude<Kind, "records">;
 
-/** One key of records. It must be set if it has no default. */
-export type RecordKey = { [K in Scalar]: Pick<OptionOf<K>, "kind" | "default" | "description" | "choices" | "maxMs" | "check"> }[Scalar];
+/** One key of records. It must be set if it is neither a list nor optional and has no default. A list is written by repeating its key. */
+export type RecordKey = {
+  [K in KeyKind]: Pick<OptionOf<K>, "kind" | "default" | "description" | "choices" | "maxMs" | "check"> & { readonly optional?: true };
+}[KeyKind];
 
 interface RecordsOption extends OptionOf<"records"> {
   /** By name as written: `idle-timeout`. */
@@ -65,8 +67,11 @@ export type Option = SingleOption | RecordsOption;
 export type Options = Readonly<Record<string, Option>>;
 
 type Camel<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : S;
-type Value<O extends Option | RecordKey> = O extends { keys: infer K extends RecordsOption["keys"] }
-  ? { readonly [N in keyof K & string as Camel<N>]: NonNullable<Value<K[N]>> }[]
+type OptionalOf<K> = { [N in keyof K]: K[N] extends { optional: true } ? N : never }[keyof K];
+type Value<O extends Option | RecordKey> = O extends { keys: infer K extends RecordsOption["keys"] } ? Simplify<
+    & { readonly [N in Exclude<keyof K & string, OptionalOf<K>> as Camel<N>]: NonNullable<Value<K[N]>> }
+    & { readonly [N in OptionalOf<K> & string as Camel<N>]?: Value<K[N]> }
+  >[]
   : O extends { choices: readonly (infer C)[] } ? C
   : O extends { kind: infer K extends Kind }
     ? O extends { default: string } ? Kinds[K] : K extends "list" | "boolean" ? Kinds[K] : Kinds[K] | undefined
@@ -98,6 +103,11 @@ export function separatorOf({ kind }: Option): string | undefined {
   return kind === "list" ? "," : kind === "records" ? RECORD_SEPARATOR : undefined;
 }
 
+/** Whether a record must have the key. */
+export function isRequired({ kind, default: value, optional }: RecordKey): boolean {
+  return kind !== "list" && value === undefined && !optional;
+}
+
 /** The description for help and documentation; for records, of their keys too. */
 export function describeOption(option: Option): string {
   if (option.kind !== "records") return option.description;
@@ -107,11 +117,12 @@ export function describeOption(option: Option): string {
   return `${option.description} Written ${recordForm(option.keys)}, repeatable or separated by semicolons. ${keys.join(" ")}`;
 }
 
-/** How a record is written: `listen=ADDRESS,agent=STRING`, with keys that have a default in brackets. */
+/** How a record is written: `listen=ADDRESS,agent=STRING[,sni=ITEM]...`, with keys that may be left out in brackets. */
 export function recordForm(keys: RecordsOption["keys"]): string {
-  return Object.entries(keys).map(([key, { kind, default: value }], i) => {
-    const pair = `${i > 0 ? "," : ""}${key}=${kind.toUpperCase()}`;
-    return value === undefined ? pair : `[${pair}]`;
+  return Object.entries(keys).map(([key, definition], i) => {
+    const isList = definition.kind === "list";
+    const pair = `${i > 0 ? "," : ""}${key}=${isList ? "ITEM" : definition.kind.toUpperCase()}`;
+    return isRequired(definition) ? pair : `[${pair}]${isList ? "..." : ""}`;
   }).join("");
 }
 
@@ -170,9 +181,13 @@ function parseRecords(keys: RecordsOption["keys"], text: string): ConfigRecord[]
       const definition = Object.hasOwn(keys, key) ? keys[key] : undefined;
       if (definition === undefined) throw fail(`${JSON.stringify(key)} is an unknown key`);
       const name = camelCase(key);
-      if (Object.hasOwn(record, name)) throw fail(`${key} is set twice, to ${JSON.stringify(record[name])} and ${JSON.stringify(value)}`);
+      const before = record[name];
+      if (before !== undefined && !Array.isArray(before)) {
+        throw fail(`${key} is set twice, to ${JSON.stringify(before)} and ${JSON.stringify(value)}`);
+      }
       if (value === "") throw fail(`${key} is empty`);
-      record[name] = inRecord(i, key, () => parseValue(definition, value));
+      const parsed = inRecord(i, key, () => parseValue(definition, value));
+      record[name] = Array.isArray(before) && Array.isArray(parsed) ? [...before, ...parsed] : parsed;
     }
     return record;
   });
@@ -188,9 +203,11 @@ function checkRecords({ keys, check, secret }: RecordsOption, value: unknown): C
     const record: Record<string, ConfigRecord[string]> = {};
     for (const [key, definition] of Object.entries(keys)) {
       const name = camelCase(key);
-      const value = left.get(name) ?? (definition.default === undefined ? undefined : parseValue(definition, definition.default));
+      const value = left.get(name) ??
+        (definition.default !== undefined ? parseValue(definition, definition.default) : definition.kind === "list" ? [] : undefined);
       left.delete(name);
-      if (value === undefined) throw fail(`it has no ${key}`);
+      if (value === undefined && isRequired(definition)) throw fail(`it has no ${key}`);
+      if (value === undefined) continue;
       if (value === "") throw fail(`${key} is empty`);
       record[name] = inRecord(i, key, () => checkValue(definition, value));
     }
@@ -205,7 +222,7 @@ function checkRecords({ keys, check, secret }: RecordsOption, value: unknown): C
 /** @throws {ValueError} of `work`, naming record and key */
 function inRecord(index: number, key: string, work: () => Kinds[Kind]): ConfigRecord[string] {
   try {
-    return work() as ConfigRecord[string]; // keys have scalar kinds
+    return work() as ConfigRecord[string]; // keys are no records
   } catch (error) {
     throw error instanceof ValueError ? new ValueError(`record ${index + 1}: ${key}: ${error.message}`) : error;
   }

@@ -1,5 +1,5 @@
 // Generates the JSON Schema of the configuration file from the option definitions, for completion and validation in editors.
-import type { Option, Options, RecordKey } from "./option.ts";
+import { isRequired, type Option, type Options, type RecordKey } from "./option.ts";
 
 interface Group {
   type: "object";
@@ -36,7 +36,7 @@ function leaf(option: Option, other: Leaf | undefined): Leaf {
 }
 
 function recordSchema(keys: Readonly<Record<string, RecordKey>>): Leaf {
-  const required = Object.entries(keys).filter(([, key]) => key.default === undefined).map(([name]) => name);
+  const required = Object.entries(keys).filter(([, key]) => isRequired(key)).map(([name]) => name);
   return { ...group(), properties: Object.fromEntries(Object.entries(keys).map(([name, key]) => [name, leaf(key, undefined)])), required };
 }
 

@@ -27,6 +27,8 @@ const options = defineOptions({
       "to": { kind: "string", description: "The destination." },
       "idle-timeout": { kind: "duration", default: "5m", description: "After which it ends." },
       "log": { kind: "boolean", default: "true", description: "Whether it is logged." },
+      "name": { kind: "list", description: "Names." },
+      "note": { kind: "string", optional: true, description: "A note." },
     },
     check: (all) => new Set(all.map(({ listen }) => listen)).size < all.length ? "two listen on the same address" : undefined,
   },
@@ -35,18 +37,18 @@ const options = defineOptions({
 
 type Forward = ValuesOf<typeof options>["forward"][number];
 
-const DATABASE: Forward = { listen: ":5432", agent: "db-site", to: "127.0.0.1:5432", idleTimeout: 300_000, log: true };
-const WEB: Forward = { listen: "[::1]:80", agent: "web", to: "web:80", idleTimeout: 1_000, log: false };
+const DATABASE: Forward = { listen: ":5432", agent: "db-site", to: "127.0.0.1:5432", idleTimeout: 300_000, log: true, name: [] };
+const WEB: Forward = { listen: "[::1]:80", agent: "web", to: "web:80", idleTimeout: 1_000, log: false, name: ["a", "b"], note: "x" };
 const TEXTS = [
   "listen=:5432,agent=db-site,to=127.0.0.1:5432",
-  "listen=[::1]:80, agent=web, to=web:80, idle-timeout=1s, log=false",
+  "listen=[::1]:80, agent=web, to=web:80, idle-timeout=1s, log=false, name=a, name=b, note=x",
 ] as const;
 
 const FILE = `forward:
   - listen: ":5432"
     agent: db-site
     to: 127.0.0.1:5432
-  - {listen: "[::1]:80", agent: web, to: "web:80", idle-timeout: 1s, log: false}
+  - {listen: "[::1]:80", agent: web, to: "web:80", idle-timeout: 1s, log: false, name: [a, b], note: x}
 `;
 
 const service: Service = {
@@ -94,6 +96,16 @@ describe("an option of records", () => {
     assert.deepEqual(withDefaults(options, given).forward, both);
   });
 
+  it("has lists as keys, written by repeating the key, with commas or as a list of the file", () => {
+    const record = { ...DATABASE, name: ["a", "b", "c"] };
+    for (const names of ["name=a,name=b,name=c", "name=a\\,b,name=c"]) {
+      assert.deepEqual(fromArguments(`--forward=${TEXTS[0]},${names}`), [record]);
+    }
+    const text = `forward: [{listen: ":5432", agent: db-site, to: "127.0.0.1:5432", name: "a,b,c"}]`;
+    assert.deepEqual(fromFile(text), [record]);
+    assert.deepEqual(fromFile(text.replace('"a,b,c"', "[a, b, c]")), [record]);
+  });
+
   it("is empty by default", () => {
     assert.deepEqual(from({}), []);
     assert.deepEqual(withDefaults(options, {}).forward, []);
@@ -102,7 +114,7 @@ describe("an option of records", () => {
   it("can have keys and values with every character", () => {
     const agent = "a,b;c=d\\e";
     assert.deepEqual(fromFile(`forward: [{listen: ":1", agent: 'a,b;c=d\\e', to: "x:1"}]`), [
-      { listen: ":1", agent, to: "x:1", idleTimeout: 300_000, log: true },
+      { listen: ":1", agent, to: "x:1", idleTimeout: 300_000, log: true, name: [] },
     ]);
     fc.assert(fc.property(fc.array(fc.array(fc.tuple(fc.stringMatching(/^[a-z-]+$/), fc.string()), { minLength: 1 })), (records) => {
       const trimmed = records.map((pairs) => pairs.map(([key, value]) => [key, value.trim()] as const));
@@ -115,7 +127,7 @@ describe("an option of records", () => {
     assert.deepEqual(fromFile(text), [DATABASE, { ...DATABASE, listen: ":1" }]);
   });
 
-  const FORM = "write listen=ADDRESS,agent=STRING,to=STRING[,idle-timeout=DURATION][,log=BOOLEAN]";
+  const FORM = "write listen=ADDRESS,agent=STRING,to=STRING[,idle-timeout=DURATION][,log=BOOLEAN][,name=ITEM]...[,note=STRING]";
   const bad: [what: string, text: string, message: string][] = [
     ["an unknown key", "listen=:1,agnt=a,to=b:1", `record 1: "agnt" is an unknown key; ${FORM}`],
     ["a key of every object", "listen=:1,__proto__=a,to=b:1", `record 1: "__proto__" is an unknown key; ${FORM}`],
@@ -182,13 +194,16 @@ describe("an option of records", () => {
 
   it("has its keys in help, table and schema, and can be repeated in completions", () => {
     for (const text of [helpText(options.forward, "X"), optionTable(options)]) {
-      assert.match(text, /Written listen=ADDRESS,agent=STRING,to=STRING\[,idle-timeout=DURATION\]\[,log=BOOLEAN\], repeatable/);
+      assert.match(
+        text,
+        /Written listen=ADDRESS,agent=STRING,to=STRING\[,idle-timeout=DURATION\]\[,log=BOOLEAN\]\[,name=ITEM\]\.\.\.\[,note=STRING\], repeatable/,
+      );
       assert.match(text, /idle-timeout: After which it ends\. \(default 5m\)/);
     }
     assert.match(completionScript("zsh", service), /'\*--forward=\[/);
     const { properties } = configSchema({ test: options }) as { properties: Record<string, { anyOf: [unknown, { items: unknown }] }> };
     const { properties: keys, ...rest } = properties.forward!.anyOf[1].items as { properties: object };
-    assert.deepEqual(Object.keys(keys), ["listen", "agent", "to", "idle-timeout", "log"]);
+    assert.deepEqual(Object.keys(keys), ["listen", "agent", "to", "idle-timeout", "log", "name", "note"]);
     assert.deepEqual(rest, { type: "object", additionalProperties: false, required: ["listen", "agent", "to"] });
   });
 });
