@@ -73,6 +73,8 @@ export interface ProxyOptions {
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
+  /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
+  forward?: { listen: string; agent: string; to: string; allow?: string[]; tokenFile?: string }[];
   /** `--auth.*` */
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
@@ -331,6 +333,8 @@ export interface LoadBalancerOptions {
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
+  /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
+  forward?: { listen: string; agent: string; to: string; allow?: string[]; tokenFile?: string }[];
   /** `--http-connector.*` */
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */

@@ -5,6 +5,7 @@ import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
@@ -27,6 +28,8 @@ export interface LoadBalancerDeps extends ServiceDeps {
 export interface LoadBalancer {
   /** TCP address bound for clients. */
   readonly clientAddress: string;
+  /** TCP addresses bound for `forward`, in its order. */
+  readonly forwardAddresses: readonly string[];
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
   readonly adminAddress?: string;
   /**
@@ -54,18 +57,23 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   return await startService("lb", deps, async (runtime) => {
     const { net, log, metrics } = runtime;
     const tls = await openTls(options, { net, log });
+    const hasOwnAuthenticator = deps.authenticator !== undefined;
+    await checkForwards(options.forward, {
+      authType: hasOwnAuthenticator ? undefined : options.auth.type,
+      isAuthenticatedAgain: true,
+    });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, ANY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
     await runtime.listenAdmin(options.admin.listenAddress);
-    const hasOwnAuthenticator = deps.authenticator !== undefined;
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
       protocol: createHttpProxy("reverse-http-lb"),
     });
+    const forwardAddresses = await listenForForwards(clients, options.forward, log);
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
@@ -88,6 +96,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     return {
       adminAddress,
       clientAddress,
+      forwardAddresses,
       drain: () =>
         runtime.drain({
           fields: { clients: frontend.open, delayMs, timeoutMs },
@@ -106,6 +115,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
  */
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
+  await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: true });
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
 }

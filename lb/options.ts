@@ -12,6 +12,7 @@ import {
 } from "../shared/config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
+import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 
@@ -27,6 +28,7 @@ export const lbOptions = defineOptions({
     description: "Destinations that clients may reach; by default all; none allows nothing.",
     check: checkPatterns,
   },
+  ...forwardOptions,
   "http-connector.connect-timeout": {
     kind: "duration",
     default: "5s",

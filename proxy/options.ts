@@ -13,6 +13,7 @@ import {
 } from "../shared/config/common_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
+import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
@@ -86,6 +87,7 @@ export const proxyOptions = defineOptions({
     description: "Destinations that clients may reach; by default all; none allows nothing.",
     check: checkPatterns,
   },
+  ...forwardOptions,
   ...authOptions,
   "store.type": {
     kind: "string",

@@ -7,6 +7,7 @@ import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
+import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
@@ -44,6 +45,8 @@ export interface Proxy {
   readonly agentTcpAddress?: string;
   /** TCP address bound for clients. */
   readonly clientAddress: string;
+  /** TCP addresses bound for `forward`, in its order. */
+  readonly forwardAddresses: readonly string[];
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
   readonly adminAddress?: string;
   /** Number of agent ids connected. */
@@ -75,13 +78,17 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   return await startService("proxy", deps, async (runtime) => {
     const { log, metrics } = runtime;
     const tls = await openProxyTls(options, { ...deps, log });
+    const hasOwnAuthenticator = deps.authenticator !== undefined;
+    await checkForwards(options.forward, {
+      authType: hasOwnAuthenticator ? undefined : options.auth.type,
+      isAuthenticatedAgain: false,
+    });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
     await runtime.listenAdmin(options.admin.listenAddress);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
-    const hasOwnAuthenticator = deps.authenticator !== undefined;
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
@@ -89,6 +96,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
       protocol: createHttpProxy("reverse-http-proxy", webSocketsOf(options, listeners)),
     });
+    const forwardAddresses = await listenForForwards(clients, options.forward, log);
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
@@ -124,6 +132,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       agentAddress,
       agentTcpAddress,
       clientAddress,
+      forwardAddresses,
       get agents() {
         return agents.size;
       },
@@ -169,6 +178,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
+  await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: false });
   await checkProxyTls(options, deps);
   await checkStoreOptions(options.store);
 }

@@ -136,6 +136,11 @@ export function agentIdOf(username: string): string {
   return username.replace(/%((?:25)*)3A/gi, (all, escapes: string) => escapes === "" ? ":" : `%${escapes.slice(2)}${all.slice(-2)}`);
 }
 
+/** The inverse of {@link agentIdOf}. */
+export function usernameOf(agentId: string): string {
+  return agentId.replace(/%((?:25)*3A)/gi, "%25$1").replaceAll(":", "%3A");
+}
+
 /** A JWT: its header is JSON in base64url. */
 const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
 /** Longest user name that is logged, in characters. */

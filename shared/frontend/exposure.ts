@@ -21,6 +21,17 @@ export function warnOfExposure(log: Logger, { address, asksForSecret, allowList 
   });
 }
 
+/** Warns that everyone who can connect reaches the destination of a forward that does not say whether that is meant. */
+export function warnOfOpenForward(log: Logger, address: string, { agent, to }: { readonly agent: string; readonly to: string }): void {
+  if (isLoopback(address)) return;
+  log.warn("everyone who can reach this address can use the forward", {
+    address,
+    agent,
+    destination: to,
+    remedy: "allow=NETWORK in its record, or allow=all if that is meant",
+  });
+}
+
 function isLoopback(address: string): boolean {
   return /^(127\.[0-9.]+|\[::1\]|\[::ffff:127\.[0-9.]+\]):[0-9]+$/.test(address);
 }

@@ -105,17 +105,17 @@ export class ClientSession {
   }
 
   /**
-   * Verifies the credentials.
+   * Verifies the credentials. A failure counts for the client's address, unless they are the operator's.
    * @throws {CredentialsError}
    */
-  async identify(credentials: ClientCredentials): Promise<Identity> {
+  async identify(credentials: ClientCredentials, { isOperators = false } = {}): Promise<Identity> {
     const { authenticator, log } = this.context;
     const { record } = this;
     try {
       this.#identity = await identifyClient(authenticator, credentials, log);
     } catch (cause) {
       if (!(cause instanceof AuthenticationError)) throw cause;
-      this.#permit?.recordFailure(credentials);
+      if (!isOperators) this.#permit?.recordFailure(credentials);
       const { agentId, tokenId } = cause.claims;
       record.agent = agentId && printable(agentId);
       record.token = tokenId && printable(tokenId);

@@ -39,6 +39,8 @@ export interface ListenOptions {
   readonly protocol: ClientProtocol;
   /** Takes the TLS connections of agents, as of the network's `listenTcp`. */
   readonly links?: SessionListener;
+  /** The protocol itself says who may connect, and warns if that is everyone. Default `false`. */
+  readonly isOpenByChoice?: boolean;
 }
 
 /** What a service decides about its frontend. */
@@ -49,7 +51,7 @@ export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
   readonly #options: ServiceFrontendOptions;
   readonly #deps: ServiceFrontendDeps;
-  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls">)[] = [];
+  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "isOpenByChoice">)[] = [];
   readonly limits: ClientLimits;
   #frontend?: Frontend;
 
@@ -80,7 +82,7 @@ export class ServiceFrontend {
    * Opens a listener. Its connections wait until {@link serve}.
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listen({ address, tls, protocol, links }: ListenOptions): Promise<TcpListener> {
+  async listen({ address, tls, protocol, links, isOpenByChoice }: ListenOptions): Promise<TcpListener> {
     const listener = await this.#runtime.net.listenTcp({
       address,
       tls: tls?.current,
@@ -90,7 +92,7 @@ export class ServiceFrontend {
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#listeners.push({ listener, tls, protocol });
+    this.#listeners.push({ listener, tls, protocol, isOpenByChoice });
     return listener;
   }
 
@@ -119,7 +121,8 @@ export class ServiceFrontend {
         for (const { listener } of sharing) listener.setTls(renewed);
       });
     }
-    for (const { listener, tls } of this.#listeners) {
+    for (const { listener, tls, isOpenByChoice } of this.#listeners) {
+      if (isOpenByChoice) continue;
       warnOfExposure(log, {
         address: listener.address,
         asksForSecret: this.#deps.hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,

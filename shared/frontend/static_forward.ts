@@ -1,0 +1,132 @@
+// Clients of a forward: each connection is relayed to the destination that the operator has configured for its listener. The client says
+// nothing about itself, and the tunnel does not wait for its first byte: many servers speak first.
+import { Buffer } from "node:buffer";
+import { type AllowList, createAllowList } from "../address/allow_list.ts";
+import { parseAuthority } from "../address/authority.ts";
+import { type ClientCredentials, type Identity, usernameOf } from "../auth/authenticator.ts";
+import { MAX_TOKEN } from "../auth/token.ts";
+import { ConfigError } from "../config/option.ts";
+import { describeFileError, readBytes } from "../files/read.ts";
+import { SecretFiles } from "../files/secret_files.ts";
+import { hostOf } from "../limits/addresses.ts";
+import type { Logger } from "../log/logger.ts";
+import type { NetError } from "../net/errors.ts";
+import { CredentialsError, MalformedRequestError, TunnelError } from "../tunnel/errors.ts";
+import type { ClientProtocol } from "./client_protocol.ts";
+import { warnOfOpenForward } from "./exposure.ts";
+import type { Forward } from "./forwards.ts";
+import type { ClientSession } from "./pipeline.ts";
+import type { ServiceFrontend } from "./service_frontend.ts";
+
+/** The protocol of a listener of forwards. Who is refused gets a reset: there is no response that its client would understand. */
+export function createStaticForward(forward: Forward): ClientProtocol {
+  const allowed = createAllowList(forward.allow);
+  return {
+    preamble: "none",
+    open: (session) => ({
+      serve: () => serve(session, forward, allowed),
+      refuse: () => Promise.resolve(session.stream.reset(1)),
+    }),
+    refusalOf,
+  };
+}
+
+/** @throws {TunnelError} */
+async function serve(session: ClientSession, forward: Forward, allowed: AllowList): Promise<void> {
+  const { record } = session;
+  const { agent, to } = forward;
+  record.method = METHOD;
+  record.destination = to;
+  session.checkRate();
+  if (!allowed.allows({ host: hostOf(record.client), port: 1 })) {
+    throw new TunnelError("http_request_denied", `The client's address is not on the list allow of the forward ${forward.listen}`);
+  }
+  const credentials = await readCredentials(forward);
+  const identity = await identify(session, forward, credentials);
+  record.agent = agent;
+  await session.connect({ identity, credentials, destination: parseAuthority(to) });
+}
+
+/** Stands for a connection of a forward in the log. */
+const METHOD = "FORWARD";
+
+/**
+ * The credentials for the next hop: a token where the forward has one.
+ * @throws {TunnelError} if the file cannot be read
+ */
+async function readCredentials({ agent, tokenFile }: Forward): Promise<ClientCredentials> {
+  const username = usernameOf(agent);
+  if (tokenFile === undefined) return { scheme: "basic", username, password: "" };
+  try {
+    return { scheme: "basic", username, password: await readToken(tokenFile) };
+  } catch (cause) {
+    throw new TunnelError("proxy_configuration_error", "The token of the forward cannot be read", { cause });
+  }
+}
+
+/** @throws {Error} saying why, without the token */
+async function readToken(file: string): Promise<string> {
+  let text;
+  try {
+    text = Buffer.from(await readBytes(file, MAX_TOKEN)).toString("utf8").trim();
+  } catch (cause) {
+    throw new Error(`${file}: ${describeFileError(cause)}`, { cause });
+  }
+  if (text === "") throw new Error(`${file}: the file is empty`);
+  return text;
+}
+
+/** Without a token the operator vouches for the client, who has nothing to show. */
+async function identify(session: ClientSession, { agent, tokenFile }: Forward, credentials: ClientCredentials): Promise<Identity> {
+  if (tokenFile === undefined) return { agentId: agent };
+  const identity = await session.identify(credentials, { isOperators: true });
+  if (identity.agentId !== agent) throw new CredentialsError(`The token of the forward is not for the agent ${agent}`);
+  return identity;
+}
+
+/** Only what a load balancer sends in front of a connection can be malformed. */
+function refusalOf({ code, message }: NetError): TunnelError | undefined {
+  return ["head-malformed", "head-truncated", "head-timeout"].includes(code) ? new MalformedRequestError(message) : undefined;
+}
+
+export interface CheckForwards {
+  /** The scheme that verifies tokens; `undefined` if the embedding program brings its own. */
+  readonly authType?: string;
+  /** Whether the next hop asks for credentials, as proxies ask lb. */
+  readonly isAuthenticatedAgain: boolean;
+}
+
+/**
+ * Checks the files of the forwards, and that each has the token that it needs.
+ * @throws {ConfigError}
+ */
+export async function checkForwards(forwards: readonly Forward[], { authType, isAuthenticatedAgain }: CheckForwards): Promise<void> {
+  for (const { listen, agent, tokenFile } of forwards) {
+    const fail = (why: string, cause?: unknown) => new ConfigError(`Cannot use --forward listen=${listen}: ${why}`, { cause });
+    if (tokenFile === undefined) {
+      if (!isAuthenticatedAgain || authType !== "jwt") continue;
+      throw fail(`with --auth.type=jwt it needs token-file, a file with a client's token for the agent ${agent}`);
+    }
+    if (authType === "noauth") throw fail("token-file: no token is verified without --auth.type=jwt");
+    await readToken(tokenFile).catch((cause: Error) => {
+      throw fail(`token-file: ${cause.message}`, cause);
+    });
+  }
+}
+
+/**
+ * Opens a listener for each forward. Returns the bound addresses, in the order of the forwards.
+ * @throws {NetError} as `listenTcp` of the network
+ */
+export async function listenForForwards(clients: ServiceFrontend, forwards: readonly Forward[], log: Logger): Promise<string[]> {
+  const [addresses, secrets]: [string[], SecretFiles] = [[], new SecretFiles(log)];
+  for (const forward of forwards) {
+    const { agent, to, tokenFile } = forward;
+    const { address } = await clients.listen({ address: forward.listen, protocol: createStaticForward(forward), isOpenByChoice: true });
+    log.info("forwarding", { clients: address, agent, destination: to });
+    if (forward.allow.length === 0) warnOfOpenForward(log, address, forward);
+    if (tokenFile !== undefined) await secrets.check("the token of a forward", tokenFile);
+    addresses.push(address);
+  }
+  return addresses;
+}

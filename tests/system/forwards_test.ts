@@ -1,0 +1,174 @@
+// Published ports: clients that know nothing of a proxy, through the compiled executables.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { AGENT, AGENT_ID, Pair, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
+import { dial, Origin, type Wire } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
+import { PAGE, Web } from "../../testing/web.ts";
+
+/** A forward to `to` on a port that the kernel chooses. */
+function forwardTo(to: string, more = ""): string {
+  return `--forward=listen=127.0.0.1:0,agent=${AGENT_ID},to=${to}${more}`;
+}
+
+/** The address that the program has bound for a forward to `to`. */
+async function addressOf(program: Program, to: string): Promise<string> {
+  return String((await program.waitFor("forwarding", { destination: to })).clients);
+}
+
+/** How a connection ends that may be reset before the client learns that it is open. */
+async function endingOf(address: string): Promise<string> {
+  try {
+    using client = await dial(address);
+    return await client.ending();
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error);
+  }
+}
+
+describe("a forward of a proxy", () => {
+  it("lets a server speak first, and each direction end on its own", async () => {
+    await using origin = await Origin.start();
+    await using pair = await Pair.start({ proxy: [forwardTo(origin.authority)] });
+    using client = await dial(await addressOf(pair.proxy, origin.authority));
+    const server = await origin.accept();
+    await server.write("220 ready\r\n");
+    assert.equal(await client.readUntil("\r\n"), "220 ready\r\n");
+    client.finish("QUIT\r\n");
+    assert.equal((await server.readAll()).toString(), "QUIT\r\n");
+    server.finish("221 bye\r\n");
+    assert.equal((await client.readAll()).toString(), "221 bye\r\n");
+    const fields = { method: "FORWARD", agent: AGENT_ID, destination: origin.authority, status: 200, sent: 6, received: 20 };
+    await pair.proxy.waitFor("request", fields);
+  });
+
+  it("keeps a reset a reset, both ways", async () => {
+    await using origin = await Origin.start();
+    await using pair = await Pair.start({ proxy: [forwardTo(origin.authority)] });
+    const address = await addressOf(pair.proxy, origin.authority);
+    using first = await dial(address);
+    (await origin.accept()).reset();
+    assert.equal(await first.ending(), "ECONNRESET");
+    using second = await dial(address);
+    const server = await origin.accept();
+    second.reset();
+    assert.equal(await server.ending(), "ECONNRESET");
+  });
+
+  it("serves curl, which knows of no proxy", async () => {
+    await using site = await Site.create();
+    await using web = await Web.start({ folder: site.folder.path });
+    const { proxy, addresses } = await site.startProxy([forwardTo(web.authority)]);
+    await site.startAgent(addresses);
+    const { stdout } = await runToEnd("/usr/bin/curl", ["-sS", "--fail", `http://${await addressOf(proxy, web.authority)}/`]);
+    assert.equal(stdout, PAGE);
+  });
+
+  it("resets its clients at once without an agent, and belongs to the agent that has connected last", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(async (wire) => {
+      wire.finish("served");
+      await wire.readAll();
+    });
+    const { proxy, addresses } = await site.startProxy([forwardTo(origin.authority)]);
+    const address = await addressOf(proxy, origin.authority);
+    assert.equal(await endingOf(address), "ECONNRESET");
+    await proxy.waitFor("request", { agent: AGENT_ID, status: 502, reason: "The agent is not connected to this proxy" });
+    // the first is frozen, as an agent is whose machine has lost its network
+    const frozen = await site.startAgent(addresses);
+    frozen.signal("SIGSTOP");
+    await site.startAgent(addresses);
+    using client = await dial(address);
+    assert.equal((await client.readAll()).toString(), "served");
+  });
+
+  it("takes the client's address from a load balancer's PROXY header, and serves it alone", async () => {
+    await using origin = await Origin.start();
+    const allowed = forwardTo(origin.authority, ",allow=192.0.2.0/24,allow=2001:db8::/32");
+    await using pair = await Pair.start({ proxy: [allowed, "--http-proxy.proxy-protocol=127.0.0.1"] });
+    const address = await addressOf(pair.proxy, origin.authority);
+    using served = await dial(address);
+    await served.write("PROXY TCP4 192.0.2.7 192.0.2.1 5000 5432\r\nhello");
+    assert.equal((await (await origin.accept()).read(5)).toString(), "hello");
+    using refused = await dial(address);
+    await refused.write("PROXY TCP4 198.51.100.7 192.0.2.1 5000 5432\r\n");
+    assert.equal(await refused.ending(), "ECONNRESET");
+    await pair.proxy.waitFor("request", { client: "198.51.100.7:5000", status: 403 });
+    using malformed = await dial(address);
+    await malformed.write("hello without a header");
+    assert.equal(await malformed.ending(), "ECONNRESET");
+    await pair.proxy.waitFor("request", { status: 400, error: "http_request_error" });
+  });
+
+  it("that cannot work is refused before anything is opened", async () => {
+    for (
+      const [record, message] of [
+        ["listen=:1,agent=a", "record 1: it has no to"],
+        ["listen=:1,agent=a,to=b:1;listen=:1,agent=c,to=d:1", "two records listen on :1"],
+        ["listen=:1,agent=a,to=b:1,token-file=t", "token-file: no token is verified without --auth.type=jwt"],
+      ] as const
+    ) {
+      const { exitCode, stderr } = await runToEnd(PROXY, [`--forward=${record}`]);
+      assert.equal(exitCode, 2, stderr);
+      assert.match(stderr, new RegExp(`Cannot use --forward.*${message}`));
+    }
+  });
+});
+
+describe("a forward of lb", () => {
+  it("reaches the agent wherever it is connected", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const { lb } = await site.startLb(cache, [forwardTo(origin.authority)]);
+    const { addresses } = await site.startProxy([...storeArgs(cache), "--http-proxy.trusted-proxies=127.0.0.1"]);
+    await site.startAgent(addresses);
+    const address = await addressOf(lb, origin.authority);
+    const { client, server } = await connectThrough(address, origin);
+    using _ = client;
+    client.finish("ping");
+    assert.equal((await server.readAll()).toString(), "ping");
+    server.finish("pong");
+    assert.equal((await client.readAll()).toString(), "pong");
+  });
+
+  it("shows the proxy a token, and is refused without one", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using origin = await Origin.start();
+    const key = makeTokenKey();
+    const tokens = ["--auth.type=jwt", `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`];
+    const tokenFile = site.folder.write("token", await key.sign({ role: "client" }));
+    const { lb } = await site.startLb(cache, [...tokens, forwardTo(origin.authority, `,token-file=${tokenFile}`)]);
+    const { proxy, addresses } = await site.startProxy([...storeArgs(cache), ...tokens]);
+    const agentArgs = site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth."));
+    const agentToken = site.folder.write("agent-token", await key.sign({ role: "agent" }));
+    await site.start(AGENT, [...agentArgs, "--auth.type=jwt", `--auth.jwt.token=file:${agentToken}`]).waitFor("connected");
+    const address = await addressOf(lb, origin.authority);
+    const { client, server } = await connectThrough(address, origin);
+    using _ = client;
+    client.finish("ping");
+    assert.equal((await server.readAll()).toString(), "ping");
+    server.finish("pong");
+    assert.equal((await client.readAll()).toString(), "pong");
+    await proxy.waitFor("request", { method: "CONNECT", agent: AGENT_ID, destination: origin.authority, status: 200 });
+    site.folder.write("token", await key.sign({ agentId: "another" }));
+    assert.equal(await endingOf(address), "ECONNRESET");
+    await lb.waitFor("request", { status: 407, destination: origin.authority });
+  });
+});
+
+/** A client that reaches the origin: until the store has the agent's entry, clients are reset. */
+async function connectThrough(address: string, origin: Origin): Promise<{ client: Wire; server: Wire }> {
+  const accepted = origin.accept();
+  for (;;) {
+    const client = await dial(address).catch(() => undefined);
+    const refused = client === undefined ? undefined : once(client.socket, "close").then(() => undefined);
+    const server = await Promise.race([accepted, refused]);
+    if (client && server) return { client, server };
+    await sleep(20);
+  }
+}
