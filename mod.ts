@@ -39,6 +39,7 @@ export {
   type Identity,
   type Peer,
 } from "./shared/auth/authenticator.ts";
+export { type AgentList, createAgentList } from "./shared/auth/agent_list.ts";
 export type { Authenticate, AuthenticationRequest } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/address/allow_list.ts";
 export { ConfigError };

@@ -2,6 +2,7 @@
 import type { AllowList } from "../address/allow_list.ts";
 import { isolateHook } from "../log/isolate.ts";
 import type { Logger } from "../log/logger.ts";
+import { type AgentList, ALL_AGENTS } from "./agent_list.ts";
 
 /** What a client authenticates with. */
 export type ClientCredentials =
@@ -33,8 +34,13 @@ export class AuthenticationError extends Error {
 
 /** The identity of an agent or a client, what it may reach, and when that ends. */
 export interface Identity {
-  /** 1 to 250 bytes of UTF-8 without white space or control characters. */
+  /**
+   * 1 to 250 bytes of UTF-8 without white space or control characters. Of a client that may reach several agents, it is the one for
+   * destinations that name none, or empty for no such agent.
+   */
   readonly agentId: string;
+  /** The agents that the client may reach by destinations that name their agent. Default: `agentId` alone. */
+  readonly agents?: AgentList;
   /** Destinations that the client may reach, or that the agent may be asked for, in addition to all other lists. Default: any. */
   readonly allowList?: AllowList;
   /** Identifies the credentials in logs: the `jti` of a token. */
@@ -63,6 +69,8 @@ export interface Authenticator {
    * @throws {AuthenticationError} if the credentials are denied
    */
   authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
+  /** The identity of a client without credentials. Default: clients need credentials. */
+  anonymous?(): Identity;
   /** Reloads the files that it uses. Never rejects. */
   reload?(): Promise<void>;
   /** Releases its resources. Called by its creator, after the last authentication. */
@@ -74,7 +82,8 @@ export interface Authenticator {
  * @throws {AuthenticationError}
  */
 export async function identifyAgent(authenticator: Authenticator, credentials: Uint8Array, peer: Peer, log: Logger): Promise<Identity> {
-  return checkIdentity(await authenticator.authenticateAgent(credentials, peer), log);
+  const identity = isolated(await authenticator.authenticateAgent(credentials, peer), log);
+  return checked(identity, () => checkAgentId(identity.agentId));
 }
 
 /**
@@ -82,13 +91,19 @@ export async function identifyAgent(authenticator: Authenticator, credentials: U
  * @throws {AuthenticationError}
  */
 export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials, log: Logger): Promise<Identity> {
-  return checkIdentity(await authenticator.authenticateClient(credentials), log);
+  const identity = isolated(await authenticator.authenticateClient(credentials), log);
+  return checked(identity, () => {
+    if (identity.agentId !== "" || identity.agents === undefined) checkAgentId(identity.agentId);
+  });
 }
 
-function checkIdentity(given: string | Identity, log: Logger): Identity {
-  const identity = typeof given === "string" ? { agentId: given } : isolateRelease(given, log);
+function isolated(given: string | Identity, log: Logger): Identity {
+  return typeof given === "string" ? { agentId: given } : isolateRelease(given, log);
+}
+
+function checked(identity: Identity, check: () => void): Identity {
   try {
-    checkAgentId(identity.agentId);
+    check();
   } catch (error) {
     identity.release?.();
     throw error;
@@ -99,8 +114,8 @@ function checkIdentity(given: string | Identity, log: Logger): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, allowList, tokenId, signal } = identity;
-  return { agentId, allowList, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
+  const { agentId, agents, allowList, tokenId, signal } = identity;
+  return { agentId, agents, allowList, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
 }
 
 /** Why `signal` was aborted, for the log. */
@@ -146,12 +161,17 @@ const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
 /** Longest user name that is logged, in characters. */
 const MAX_LOGGED = 64;
 
+/** Whether `text` looks like a token. */
+export function isToken(text: string): boolean {
+  return TOKEN.test(text);
+}
+
 /** Whether a user name may be logged: some clients send a token as user name, such as `curl -U "$TOKEN:$TOKEN"`. */
 export function isLoggable(username: string): boolean {
   return username.length <= MAX_LOGGED && !TOKEN.test(username);
 }
 
-/** Accepts any agent id without verification; ignores a client's password. */
+/** Accepts any agent id without verification; a client may reach any agent, and its password is ignored. */
 export function createNoAuth(): Authenticator {
   return {
     authenticateAgent(credentials) {
@@ -177,7 +197,9 @@ export function createNoAuth(): Authenticator {
       if (TOKEN.test(credentials.username)) {
         throw new AuthenticationError("denied", "The client sent a token as user name, but --auth.type is noauth");
       }
-      return agentIdOf(credentials.username);
+      const agentId = agentIdOf(credentials.username);
+      return agentId === "" ? agentId : { agentId, agents: ALL_AGENTS };
     },
+    anonymous: () => ({ agentId: "", agents: ALL_AGENTS }),
   };
 }

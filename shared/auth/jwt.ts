@@ -3,7 +3,16 @@ import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError, readBytes } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
-import { agentIdOf, AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isLoggable } from "./authenticator.ts";
+import {
+  agentIdOf,
+  AuthenticationError,
+  type Authenticator,
+  type ClientCredentials,
+  type Identity,
+  isLoggable,
+  isToken,
+} from "./authenticator.ts";
+import type { AgentList } from "./agent_list.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
@@ -80,15 +89,14 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     const expired = token.expiresAt + (closes ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
     const problem = problemOf(token) ?? expired;
     if (problem !== undefined) {
-      throw new AuthenticationError("denied", `${problem} (agent_id ${JSON.stringify(token.agentId)}, jti ${JSON.stringify(token.id)})`, {
-        agentId: token.agentId,
-        tokenId: token.id,
-      });
+      const { agentId, id: tokenId } = token;
+      const claims = `${agentId === undefined ? "" : `agent_id ${JSON.stringify(agentId)}, `}jti ${JSON.stringify(tokenId)}`;
+      throw new AuthenticationError("denied", `${problem} (${claims})`, { agentId, tokenId });
     }
     const entry: CurrentToken = { token, closesAt: closes ? token.expiresAt : Infinity, controller: new AbortController() };
     current.add(entry);
-    const { agentId, id: tokenId, allowList } = token;
-    return { agentId, tokenId, allowList, signal: entry.controller.signal, release: () => void current.delete(entry) };
+    const { agentId = "", agents, id: tokenId, allowList } = token;
+    return { agentId, agents, tokenId, allowList, signal: entry.controller.signal, release: () => void current.delete(entry) };
   };
 
   const revoke = (entry: CurrentToken, why: string) => {
@@ -135,6 +143,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     authenticateAgent: (credentials) => admit(decode(credentials), "agent"),
     async authenticateClient(credentials) {
       const identity = await admit(tokenOf(credentials), "client");
+      if (identity.agents) return { ...identity, agentId: agentNamedBy(credentials, identity.agents) };
       if (credentials.scheme === "basic" && ![credentials.username, agentIdOf(credentials.username)].includes(identity.agentId)) {
         identity.release?.();
         const name = isLoggable(credentials.username) ? JSON.stringify(credentials.username) : "too long, or a token";
@@ -224,6 +233,13 @@ function describeExpiry({ expiresAt }: Token): string {
 function decode(credentials: Uint8Array): string {
   // non-ASCII bytes are rejected later: they are not part of a token
   return new TextDecoder("latin1").decode(credentials).trimEnd();
+}
+
+/** The agent that the user name stands for, if the token is for it. With such a token, the user name may be any other text. */
+function agentNamedBy(credentials: ClientCredentials, agents: AgentList): string {
+  if (credentials.scheme !== "basic" || isToken(credentials.username)) return ""; // a token must not be logged
+  const { username } = credentials;
+  return [username, agentIdOf(username)].find((id) => id !== "" && agents.allows(id)) ?? "";
 }
 
 function tokenOf(credentials: ClientCredentials): string {

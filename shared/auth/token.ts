@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
+import { type AgentList, createAgentList } from "./agent_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
 import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 
@@ -17,7 +18,10 @@ const ISSUER = "reverse-http";
 
 /** The content of a new token. */
 export interface TokenRequest {
-  agentId: string;
+  /** The agent that presents it, or that a client may reach. Either this or `agents` is given. */
+  agentId?: string;
+  /** Patterns of the agents that a client may reach ({@link createAgentList}). */
+  agents?: readonly string[];
   role: Role;
   /** Default: none; only proxies without `auth.jwt.audience` accept such a token. */
   audience?: string;
@@ -29,7 +33,10 @@ export interface TokenRequest {
 
 /** A verified token. */
 export interface Token {
-  readonly agentId: string;
+  /** Missing if there are `agents`. */
+  readonly agentId?: string;
+  /** The agents of a client's token that is for several. */
+  readonly agents?: AgentList;
   /** `jti`, for revocation and logs. */
   readonly id?: string;
   /** `exp`, in milliseconds since 1970. */
@@ -42,21 +49,26 @@ export interface Token {
 /**
  * Signs a token and returns it as a compact JWT.
  * @throws {AuthenticationError} `agent-id`
- * @throws {RangeError} naming an invalid allow-list pattern
+ * @throws {RangeError} naming an invalid pattern
  */
 export async function signToken({ algorithm, key }: SigningKey, request: TokenRequest, now = Date.now()): Promise<string> {
-  const { agentId, role, audience, durationMs, allow = [] } = request;
-  checkAgentId(agentId);
+  const { agentId, agents, role, audience, durationMs, allow = [] } = request;
+  if (agents === undefined) checkAgentId(agentId ?? "");
+  else createAgentList(agents);
   createAllowList(allow);
   const seconds = Math.floor(now / 1000);
-  const jwt = new SignJWT({ agent_id: agentId, role, ...allow.length > 0 && { allow: [...allow] } })
+  const jwt = new SignJWT({
+    ...agents ? { agents: [...agents] } : { agent_id: agentId },
+    role,
+    ...allow.length > 0 && { allow: [...allow] },
+  })
     .setProtectedHeader({ alg: algorithm, typ: "JWT" })
     .setIssuer(ISSUER)
-    .setSubject(agentId)
     .setIssuedAt(seconds)
     .setNotBefore(seconds)
     .setExpirationTime(seconds + Math.ceil(durationMs / 1000))
     .setJti(randomUUID());
+  if (agents === undefined) jwt.setSubject(agentId!);
   if (audience !== undefined) jwt.setAudience([audience]);
   return await jwt.sign(key);
 }
@@ -85,10 +97,13 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
         `whose token needs the role ${show(expected.role)} (auth jwt token --role=${expected.role})`,
     );
   }
-  if (typeof agentId !== "string") throw deny("has no agent_id");
+  const agents = expected.role === "client" ? readAgents(payload.agents, deny) : undefined;
+  if (agents !== undefined && agentId !== undefined) throw deny("has both agent_id and agents");
+  if (agents === undefined && typeof agentId !== "string") throw deny("has no agent_id");
   if (jti !== undefined && typeof jti !== "string") throw deny("has an unusable jti");
   return {
-    agentId: checkAgentId(agentId),
+    agentId: agents ? undefined : checkAgentId(String(agentId)),
+    agents,
     id: jti,
     expiresAt: exp! * 1000,
     allowList: readAllow(payload.allow, deny),
@@ -182,6 +197,17 @@ function problemOf(
   return `has an unusable ${claim}`;
 }
 
+function readAgents(agents: unknown, deny: (why: string) => AuthenticationError): AgentList | undefined {
+  if (agents === undefined) return undefined;
+  const patterns = Array.isArray(agents) && agents.length > 0 && agents.every((pattern) => typeof pattern === "string");
+  if (!patterns) throw deny("has an unusable agents: a list of patterns is required");
+  try {
+    return createAgentList(agents);
+  } catch (error) {
+    throw deny(`has an unusable agents: ${(error as RangeError).message}`);
+  }
+}
+
 function readAllow(allow: unknown, deny: (why: string) => AuthenticationError): AllowList | undefined {
   if (allow === undefined) return undefined;
   const patterns = Array.isArray(allow) && allow.length > 0 && allow.every((pattern) => typeof pattern === "string");
@@ -195,8 +221,9 @@ function readAllow(allow: unknown, deny: (why: string) => AuthenticationError): 
 }
 
 /** Adds the claims that identify the token. Its signature is valid, so they can be trusted. */
-function describe(why: string, { agent_id: agentId, jti }: JWTPayload): string {
-  return `The token ${why} (agent_id ${show(agentId)}, jti ${show(jti)})`;
+function describe(why: string, { agent_id: agentId, agents, jti }: JWTPayload): string {
+  const of = agentId === undefined && agents !== undefined ? `agents ${show(agents)}` : `agent_id ${show(agentId)}`;
+  return `The token ${why} (${of}, jti ${show(jti)})`;
 }
 
 /** Formats a value, shortened for the log. */

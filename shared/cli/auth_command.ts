@@ -2,13 +2,14 @@
 import { readFile } from "node:fs/promises";
 import { decodeJwt } from "jose";
 import type { Group, Subcommand, Terminal } from "./command.ts";
-import { checkPatterns, LIST_WORDS } from "../config/common_options.ts";
+import { checkPatterns, LIST_WORDS, NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 import { describeFileError, describeWriteError } from "../files/read.ts";
 import { writeFileAtomically } from "../files/write.ts";
+import { createAgentList } from "../auth/agent_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "../auth/keys.ts";
-import { ROLES, signToken } from "../auth/token.ts";
+import { ROLES, signToken, type TokenRequest } from "../auth/token.ts";
 
 const PRIVATE_KEY_FILE = "auth-key-private.pem";
 const PUBLIC_KEY_FILE = "auth-key-public.pem";
@@ -59,6 +60,12 @@ const publicCommand: Subcommand<ValuesOf<typeof publicOptions>> = {
 
 const tokenOptions = defineOptions({
   "agent-id": { kind: "string", description: "Id of the agent that presents the token, or that a client may reach with it." },
+  "agents": {
+    guards: NOT_GIVEN,
+    kind: "list",
+    description: "Instead of an agent id: patterns, such as site-*, of the agents that a client may reach with the token.",
+    check: checkAgents,
+  },
   "role": { kind: "string", default: "client", choices: ROLES, description: "Who presents the token." },
   "audience": { kind: "string", description: "Audience, if the proxy requires one." },
   "duration": {
@@ -82,12 +89,15 @@ const tokenOptions = defineOptions({
 
 const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   name: "token",
-  description: "Create a token (JWT) for an agent, or for clients of an agent.",
+  description: "Create a token (JWT) for an agent, or for clients of one or several agents.",
   options: tokenOptions,
-  async run({ agentId, role, audience, duration, allow, in: file, out, force }, terminal) {
-    if (agentId === undefined) throw new ConfigError("Cannot create a token: --agent-id is required");
+  async run({ agentId, agents, role, audience, duration, allow, in: file, out, force }, terminal) {
+    if (agents.length > 0 && agentId !== undefined) throw new ConfigError("Cannot use both --agent-id and --agents: set only one");
+    if (agents.length > 0 && role !== "client") throw new ConfigError(`Cannot use --agents: a token for an ${role} has one id, --agent-id`);
+    if (agents.length === 0 && agentId === undefined) throw new ConfigError("Cannot create a token: --agent-id or --agents is required");
     const key = await readKey(file, terminal);
-    const token = await sign(key, agentId, { role, audience, durationMs: duration, allow });
+    const whom = agents.length > 0 ? { agents } : { agentId };
+    const token = await sign(key, { ...whom, role, audience, durationMs: duration, allow });
     await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
     const { jti, exp } = decodeJwt(token);
     // needed to revoke the token, and to renew it in time
@@ -105,16 +115,23 @@ export const authCommand: Group = {
   ],
 };
 
-async function sign(
-  key: SigningKey,
-  agentId: string,
-  request: { role: "agent" | "client"; audience?: string; durationMs: number; allow: readonly string[] },
-): Promise<string> {
+/** Returns why a pattern of agents is invalid, or `undefined`. */
+function checkAgents(patterns: readonly string[]): string | undefined {
   try {
-    return await signToken(key, { agentId, ...request });
+    createAgentList(patterns);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message;
+  }
+}
+
+async function sign(key: SigningKey, request: TokenRequest): Promise<string> {
+  try {
+    return await signToken(key, request);
   } catch (cause) {
     if (!(cause instanceof AuthenticationError)) throw cause;
-    throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(agentId)}: ${cause.message}`, { cause });
+    throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(request.agentId)}: ${cause.message}`, { cause });
   }
 }
 

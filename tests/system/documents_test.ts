@@ -177,6 +177,7 @@ describe("commands of the documents", () => {
 const LIBRARY = [
   "mod.ts",
   "shared/address/allow_list.ts",
+  "shared/auth/agent_list.ts",
   "shared/log/logger.ts",
   "shared/net/native/binding.ts",
   "shared/store/memory.ts",

@@ -109,6 +109,22 @@ describe("JWT authentication", () => {
     }
   });
 
+  it("identifies a client of several agents by its user name only if that is one of them", async () => {
+    await using bench = new Bench();
+    const auth = await bench.start();
+    const token = await KEY.sign({ agentId: undefined, agents: ["site-*", "urn:*"] });
+    const rows = [["site-7", "site-7"], ["urn%3Adev%3A1", "urn:dev:1"], ["alice", ""], ["", ""], [token, ""]] as const;
+    for (const [name, agentId] of rows) {
+      const identity = await asClient(auth, token, name);
+      assert.deepEqual([identity.agentId, identity.agents!.allows("site-8"), identity.agents!.allows("alice")], [agentId, true, false]);
+    }
+    const every = await KEY.sign({ agentId: undefined, agents: ["*"] });
+    assert.deepEqual([(await asClient(auth, every, every)).agentId, (await asClient(auth, every, "any")).agentId], ["", "any"]);
+    await assert.rejects(asClient(auth, every, "a b"), AuthenticationError);
+    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, silentLogger)).agentId, "");
+    await assert.rejects(asAgent(auth, token), denied(/has the role "client"/));
+  });
+
   it("does not accept the token of one role for the other, however often it is presented", async () => {
     await using bench = new Bench();
     const auth = await bench.start();

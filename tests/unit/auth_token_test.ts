@@ -70,7 +70,14 @@ describe("signToken()", () => {
     assert.deepEqual([aud, allow], [["here"], ["*.zone:80"]]);
   });
 
+  it("names patterns of agents instead of one agent", async () => {
+    const { agent_id, sub, agents } = decodeJwt(await signToken(KEY, { ...REQUEST, agentId: undefined, agents: ["site-*", "4711"] }));
+    assert.deepEqual([agent_id, sub, agents], [undefined, undefined, ["site-*", "4711"]]);
+  });
+
   it("refuses an invalid agent id and an invalid pattern", async () => {
+    await assert.rejects(signToken(KEY, { ...REQUEST, agentId: undefined }), denied(/empty/, "agent-id"));
+    await assert.rejects(signToken(KEY, { ...REQUEST, agents: ["a*b*"] }), RangeError);
     await assert.rejects(signToken(KEY, { ...REQUEST, agentId: "a b" }), denied(/white space/, "agent-id"));
     await assert.rejects(signToken(KEY, { ...REQUEST, allow: ["a:b:c"] }), /"a:b:c"/);
   });
@@ -99,6 +106,21 @@ describe("verifyToken()", () => {
   it("accepts a token of another issuer, without jti, nbf and iat", async () => {
     const token = await sign({ iss: "somebody", jti: undefined, nbf: undefined, iat: undefined });
     assert.equal((await verifyToken(token, KEYS, CLIENT)).id, undefined);
+  });
+
+  it("accepts patterns of agents in a client's token, in place of an agent id", async () => {
+    const { agentId, agents } = await verifyToken(await sign({ agent_id: undefined, agents: ["site-*"] }), KEYS, CLIENT);
+    assert.equal(agentId, undefined);
+    assert.deepEqual(["site-7", "4711"].map((id) => agents!.allows(id)), [true, false]);
+    for (const agents of [[], "site-*", [1], ["a b"], ["a**"], null, {}]) {
+      await assert.rejects(
+        verifyToken(await sign({ agent_id: undefined, agents }), KEYS, CLIENT),
+        denied(/has an unusable agents: .*agents /),
+      );
+    }
+    await assert.rejects(verifyToken(await sign({ agents: ["site-*"] }), KEYS, CLIENT), denied(/has both agent_id and agents/));
+    const agent = { role: "agent", agent_id: undefined, agents: ["*"] };
+    await assert.rejects(verifyToken(await sign(agent), KEYS, { ...CLIENT, role: "agent" }), denied(/has no agent_id/));
   });
 
   it("tolerates a clock difference of five seconds", async () => {
