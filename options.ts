@@ -70,6 +70,10 @@ export interface ProxyOptions {
     trustedProxies?: string[];
     /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Connections from them without the header, and from others with it, are refused. By default none. */
     proxyProtocol?: string[];
+    /** `--http-proxy.agent-suffix`: Suffix, such as .rhttp, of destinations that name their agent: db.site7.rhttp is db as the agent site7 resolves it, and site7.rhttp is the agent's own machine. By default none. */
+    agentSuffix?: string;
+    /** `--http-proxy.pac`: Serve /proxy.pac on the clients' port, a proxy configuration for browsers: names with agent-suffix come here, others go their direct way. Without agent-suffix all come here. Default: `false`. */
+    pac?: boolean;
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
@@ -330,6 +334,10 @@ export interface LoadBalancerOptions {
     trustedProxies?: string[];
     /** `--http-proxy.proxy-protocol`: Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. Connections from them without the header, and from others with it, are refused. By default none. */
     proxyProtocol?: string[];
+    /** `--http-proxy.agent-suffix`: Suffix, such as .rhttp, of destinations that name their agent: db.site7.rhttp is db as the agent site7 resolves it, and site7.rhttp is the agent's own machine. By default none. */
+    agentSuffix?: string;
+    /** `--http-proxy.pac`: Serve /proxy.pac on the clients' port, a proxy configuration for browsers: names with agent-suffix come here, others go their direct way. Without agent-suffix all come here. Default: `false`. */
+    pac?: boolean;
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };

@@ -5,6 +5,7 @@ import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
@@ -71,7 +72,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const { address: clientAddress } = await clients.listen({
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
-      protocol: createHttpProxy("reverse-http-lb"),
+      protocol: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);

@@ -11,6 +11,7 @@ import {
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
@@ -22,6 +23,7 @@ export const lbOptions = defineOptions({
   "http-proxy.listen-address": { kind: "address", default: ":3129", description: "TCP address that clients dial." },
   ...frontTlsOptions,
   ...trustedProxyOptions,
+  ...agentNameOptions,
   "http-proxy.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",

@@ -12,6 +12,7 @@ import {
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
+import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
@@ -81,6 +82,7 @@ export const proxyOptions = defineOptions({
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
   ...frontTlsOptions,
   ...trustedProxyOptions,
+  ...agentNameOptions,
   "http-proxy.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",

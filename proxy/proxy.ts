@@ -6,6 +6,7 @@ import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkAuthOptions } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
 import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
@@ -94,7 +95,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       address: options.httpProxy.listenAddress,
       tls: tls.clients,
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
-      protocol: createHttpProxy("reverse-http-proxy", webSocketsOf(options, listeners)),
+      protocol: createHttpProxy("reverse-http-proxy", {
+        webSocket: webSocketsOf(options, listeners),
+        autoConfig: autoConfigOf(options.httpProxy),
+      }),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
     const { agentIdFrom } = options.agentServer.tls;

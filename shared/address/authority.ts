@@ -32,7 +32,7 @@ export function parseAuthority(text: string, defaultPort?: number): Authority {
 }
 
 /** Whether a name is valid in DNS or a hosts file: at most 253 letters, digits, hyphens, underscores and dots. */
-function isRegisteredName(host: string): boolean {
+export function isRegisteredName(host: string): boolean {
   return host.length <= 253 && /^[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_.])?$/.test(host) && !host.includes("..");
 }
 

@@ -5,10 +5,13 @@ import { type Fields, values } from "../http/head.ts";
 import { printable } from "../net/printable.ts";
 import { CredentialsError } from "../tunnel/errors.ts";
 
-/** @throws {CredentialsError} */
-export function readCredentials(fields: Fields): ClientCredentials {
+/**
+ * Returns `undefined` without credentials.
+ * @throws {CredentialsError}
+ */
+export function readCredentials(fields: Fields): ClientCredentials | undefined {
   const given = values(fields, "proxy-authorization");
-  if (given.length === 0) throw new CredentialsError("Credentials are required: the agent id as user name");
+  if (given.length === 0) return undefined;
   if (given.length > 1) throw new CredentialsError("There is more than one Proxy-Authorization field");
   try {
     return parseProxyAuthorization(given[0]!);

@@ -11,18 +11,23 @@ import type { ClientProtocol } from "./client_protocol.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward } from "./http_forward.ts";
 import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./http_rewrite.ts";
+import { linger } from "./linger.ts";
 import type { ClientRequest, ClientSession } from "./pipeline.ts";
+import { encodeAutoConfig, isForAutoConfig, type ProxyAutoConfig } from "./proxy_auto_config.ts";
 import { acceptUpgrade, isFor, type WebSocketEndpoint } from "./web_socket.ts";
 
-/**
- * @param name of the service in Proxy-Status
- * @param webSocket what is served besides proxy requests. Default: nothing
- */
-export function createHttpProxy(name: Intermediary, webSocket?: WebSocketEndpoint): ClientProtocol {
+/** What is served besides proxy requests. Default: nothing. */
+export interface Endpoints {
+  readonly webSocket?: WebSocketEndpoint;
+  readonly autoConfig?: ProxyAutoConfig;
+}
+
+/** @param name of the service in Proxy-Status */
+export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}): ClientProtocol {
   return {
     preamble: "http",
     open: (session) => ({
-      serve: (incoming) => serve(session, incoming, name, webSocket),
+      serve: (incoming) => serve(session, incoming, name, endpoints),
       refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
     }),
     refusalOf,
@@ -37,7 +42,7 @@ async function serve(
   session: ClientSession,
   { stream, head = "" }: Incoming,
   name: Intermediary,
-  webSocket: WebSocketEndpoint | undefined,
+  { webSocket, autoConfig }: Endpoints,
 ): Promise<void> {
   const { context: { trusted, log }, record } = session;
   const request = parseRequestHead(head);
@@ -48,6 +53,12 @@ async function serve(
     session.checkRate();
     await stream.write(acceptUpgrade(request));
     return webSocket.accept(stream, record.client);
+  }
+  if (autoConfig && isForAutoConfig(request)) {
+    session.checkRate();
+    await stream.write(encodeAutoConfig(request, autoConfig));
+    log.debug("proxy configuration sent", { id: record.id, client: record.client });
+    return await linger(stream, async () => {});
   }
   const absolute = parseTarget(request);
   const destination = absolute?.destination ?? parseAuthority(request.target);

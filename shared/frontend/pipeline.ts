@@ -19,6 +19,7 @@ import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { RequestRecord } from "./access_log.ts";
+import { splitAgentName } from "./agent_names.ts";
 import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
 
 /** What all clients of a frontend share. */
@@ -26,6 +27,8 @@ export interface PipelineContext {
   readonly net: Net;
   readonly authenticator: Authenticator;
   readonly allowList: AllowList;
+  /** Suffix of destinations that name their agent ({@link splitAgentName}). Default: none do. */
+  readonly agentSuffix?: string;
   readonly dial: Dialer;
   /** What `dial` connects to, for the log. */
   readonly upstreamRole: string;
@@ -43,7 +46,9 @@ export interface PipelineContext {
 /** What a client asks for, and what its protocol does once the destination is connected. */
 export interface ClientRequest {
   readonly identity: Identity;
-  readonly credentials: ClientCredentials;
+  /** Missing for an anonymous client. */
+  readonly credentials: ClientCredentials | undefined;
+  /** As the client has written it: it may name an agent. */
   readonly destination: Authority;
   /** See {@link TunnelRequest.via}. Default: none. */
   readonly via?: readonly string[];
@@ -105,24 +110,25 @@ export class ClientSession {
   }
 
   /**
-   * Verifies the credentials. A failure counts for the client's address, unless they are the operator's.
+   * Verifies the credentials; `undefined` for an anonymous client. A failure counts for the client's address, unless they are the operator's.
    * @throws {CredentialsError}
    */
-  async identify(credentials: ClientCredentials, { isOperators = false } = {}): Promise<Identity> {
+  async identify(credentials: ClientCredentials | undefined, { isOperators = false } = {}): Promise<Identity> {
     const { authenticator, log } = this.context;
     const { record } = this;
     try {
-      this.#identity = await identifyClient(authenticator, credentials, log);
+      this.#identity = credentials === undefined ? authenticator.anonymous?.() : await identifyClient(authenticator, credentials, log);
     } catch (cause) {
       if (!(cause instanceof AuthenticationError)) throw cause;
-      if (!isOperators) this.#permit?.recordFailure(credentials);
+      if (credentials !== undefined && !isOperators) this.#permit?.recordFailure(credentials);
       const { agentId, tokenId } = cause.claims;
       record.agent = agentId && printable(agentId);
       record.token = tokenId && printable(tokenId);
       // the client does not learn why: the log has the reason
       throw new CredentialsError("The credentials are not accepted", { cause });
     }
-    record.agent = this.#identity.agentId;
+    if (this.#identity === undefined) throw new CredentialsError("Credentials are required: the agent id as user name");
+    record.agent = this.#identity.agentId || undefined;
     record.token = this.#identity.tokenId;
     return this.#identity;
   }
@@ -132,10 +138,10 @@ export class ClientSession {
    * @throws {TunnelError | NetError}
    */
   async connect(request: ClientRequest): Promise<void> {
-    const { limits, log, now } = this.context;
+    const { limits, log, now, agentSuffix } = this.context;
     const { stream, record } = this;
-    const { identity, credentials, destination, via = [], established, exchange } = request;
-    record.destination = formatAuthority(destination);
+    const { via = [], established, exchange } = request;
+    const { identity, credentials, destination } = chooseAgent(request, agentSuffix, record);
     const tunnel = this.#permit?.open(identity);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
@@ -221,6 +227,39 @@ export class ClientSession {
   release(): void {
     this.#permit?.release();
   }
+}
+
+/**
+ * The agent of the request, from the destination's name or from the credentials, as if the client had given its id as user name: a next hop
+ * need not know the suffix.
+ * @throws {TunnelError} if there is none, or the credentials are not for it
+ */
+function chooseAgent(
+  { identity, credentials, destination }: ClientRequest,
+  suffix: string | undefined,
+  record: RequestRecord,
+): Required<Pick<TunnelRequest, "identity" | "credentials" | "destination">> {
+  record.destination = formatAuthority(destination);
+  const named = splitAgentName(destination, suffix);
+  if (named === undefined) {
+    if (identity.agentId !== "" && credentials !== undefined) return { identity, credentials, destination };
+    const missing = credentials === undefined ? "Credentials are required" : "The credentials are for several agents, and name none";
+    const advice = suffix === undefined ? "" : `, or a destination that ends with .AGENT${suffix}`;
+    throw new CredentialsError(`${missing}: the agent id as user name${advice}`);
+  }
+  const { agentId } = named;
+  record.agent = agentId;
+  record.destination = formatAuthority(named.destination);
+  if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
+    throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
+  }
+  const { allowList, tokenId, signal } = identity;
+  const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
+  return {
+    identity: { agentId, allowList, tokenId, signal },
+    credentials: { scheme: "basic", username: agentId, password },
+    destination: named.destination,
+  };
 }
 
 /** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */

@@ -14,6 +14,7 @@ import { type Frontend, type FrontendOptions, type ProtocolListener, startFronte
 export interface ServiceFrontendOptions {
   readonly auth: { readonly type: string };
   readonly httpProxy: {
+    readonly agentSuffix?: string;
     readonly hostWhitelist: string[];
     readonly trustedProxies: string[];
     readonly proxyProtocol: string[];
@@ -99,12 +100,13 @@ export class ServiceFrontend {
   /** Starts the frontend on all listeners. The runtime closes it. */
   serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
-    const { auth, httpProxy: { hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
+    const { auth, httpProxy: { agentSuffix, hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
     const tunnels = metrics.tunnels(() => frontend.tunnels);
     const frontend: Frontend = startFrontend({
       ...options,
       net,
+      agentSuffix,
       listeners: this.#listeners,
       log,
       limits: this.limits,

@@ -32,7 +32,6 @@ describe("Proxy-Authorization", () => {
   });
 
   const refused: [what: string, fields: (readonly [string, string])[]][] = [
-    ["is missing", []],
     ["is there twice", [field("Basic Nzp4"), field("Basic Nzp4")]],
     ["has another scheme", [field("Digest username=a")]],
     ["has no colon", [field(`Basic ${btoa("7")}`)]],
@@ -45,6 +44,10 @@ describe("Proxy-Authorization", () => {
       if (fields.length < 2) assert.equal(claimedAgent(fields), undefined);
     });
   }
+
+  it("may be missing: whether credentials are needed is decided elsewhere", () => {
+    assert.deepEqual([readCredentials([]), claimedAgent([])], [undefined, undefined]);
+  });
 
   it("that is malformed is refused without the reason, which the log has", () => {
     assert.throws(() => readCredentials([field("Digest a")]), (error: CredentialsError) => {
