@@ -284,12 +284,10 @@ async function dial(
   }
 }
 
-/** Watches for a reset of the client's connection, from the first use of `signal` on. */
+/** Watches for a reset of the client's connection, from the first use of `signal` on. Most tunnels never use it. */
 class ResetWatch implements Disposable {
   readonly #stream: Duplex;
-  readonly #stop = new AbortController();
-  readonly #reset = new AbortController();
-  #watching = false;
+  #watching?: { readonly stop: AbortController; readonly reset: AbortController };
   /** The error that reads of the stream get. */
   reset?: NetError;
 
@@ -298,22 +296,21 @@ class ResetWatch implements Disposable {
   }
 
   get signal(): AbortSignal {
-    if (!this.#watching) void this.#watch(); // never rejects
-    return this.#reset.signal;
+    this.#watching ??= this.#watch();
+    return this.#watching.reset.signal;
   }
 
-  async #watch(): Promise<void> {
-    this.#watching = true;
-    try {
-      this.reset = await this.#stream.whenReset(this.#stop.signal);
-      this.#reset.abort(this.reset);
-    } catch {
-      // Stopped, or the stream was closed: the code that uses the stream handles that.
-    }
+  #watch(): { stop: AbortController; reset: AbortController } {
+    const [stop, reset] = [new AbortController(), new AbortController()];
+    this.#stream.whenReset(stop.signal).then((error) => {
+      this.reset = error;
+      reset.abort(error);
+    }, () => {}); // stopped, or the stream was closed: the code that uses the stream handles that
+    return { stop, reset };
   }
 
   [Symbol.dispose](): void {
-    this.#stop.abort();
+    this.#watching?.stop.abort();
   }
 }
 
