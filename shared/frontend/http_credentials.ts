@@ -5,32 +5,22 @@ import { type Fields, values } from "../http/head.ts";
 import { printable } from "../net/printable.ts";
 import { CredentialsError } from "../tunnel/errors.ts";
 
-/**
- * Returns `undefined` without credentials.
- * @throws {CredentialsError}
- */
-export function readCredentials(fields: Fields): ClientCredentials | undefined {
+/** Returns `undefined` without credentials, and the error of malformed ones, for the caller to throw once other checks have passed. */
+export function readCredentials(fields: Fields): ClientCredentials | CredentialsError | undefined {
   const given = values(fields, "proxy-authorization");
   if (given.length === 0) return undefined;
-  if (given.length > 1) throw new CredentialsError("There is more than one Proxy-Authorization field");
+  if (given.length > 1) return new CredentialsError("There is more than one Proxy-Authorization field");
   try {
     return parseProxyAuthorization(given[0]!);
   } catch (cause) {
-    throw new CredentialsError("The credentials are not accepted", { cause });
+    return new CredentialsError("The credentials are not accepted", { cause });
   }
 }
 
 /** The user name of Basic credentials, for the log alone. */
-export function claimedAgent(fields: Fields): string | undefined {
-  const [given] = values(fields, "proxy-authorization");
-  if (given === undefined) return undefined;
-  try {
-    const credentials = parseProxyAuthorization(given);
-    const name = credentials.scheme === "basic" ? credentials.username : "";
-    return name !== "" && isLoggable(name) ? printable(name) : undefined;
-  } catch {
-    return undefined; // readCredentials reports malformed credentials
-  }
+export function claimedAgent(credentials: ClientCredentials): string | undefined {
+  const name = credentials.scheme === "basic" ? credentials.username : "";
+  return name !== "" && isLoggable(name) ? printable(name) : undefined;
 }
 
 /**
@@ -59,11 +49,14 @@ export function formatProxyAuthorization(credentials: ClientCredentials): string
   return `Basic ${Buffer.from(`${credentials.username}:${credentials.password}`).toString("base64")}`;
 }
 
+// deno-lint-ignore no-control-regex -- ASCII
+const ASCII = /^[\x00-\x7f]*$/;
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 function decodeBase64(text: string): string {
   try {
     const binary = atob(text);
+    if (ASCII.test(binary)) return binary;
     const bytes = new Uint8Array(binary.length);
     for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
     return strictDecoder.decode(bytes);

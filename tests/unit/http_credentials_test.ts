@@ -3,12 +3,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
-import {
-  claimedAgent,
-  formatProxyAuthorization,
-  parseProxyAuthorization,
-  readCredentials,
-} from "../../shared/frontend/http_credentials.ts";
+import { formatProxyAuthorization, parseProxyAuthorization, readCredentials } from "../../shared/frontend/http_credentials.ts";
 import { CredentialsError } from "../../shared/tunnel/errors.ts";
 
 const field = (value: string) => ["Proxy-Authorization", value] as const;
@@ -39,20 +34,20 @@ describe("Proxy-Authorization", () => {
     ["is not UTF-8", [field(`Basic ${btoa("\xff:x")}`)]],
   ];
   for (const [what, fields] of refused) {
-    it(`that ${what} is refused, and names no agent`, () => {
-      assert.throws(() => readCredentials(fields), (error) => error instanceof CredentialsError && error.type === "http_request_denied");
-      if (fields.length < 2) assert.equal(claimedAgent(fields), undefined);
+    it(`that ${what} is refused`, () => {
+      const error = readCredentials(fields);
+      assert.ok(error instanceof CredentialsError && error.type === "http_request_denied");
     });
   }
 
   it("may be missing: whether credentials are needed is decided elsewhere", () => {
-    assert.deepEqual([readCredentials([]), claimedAgent([])], [undefined, undefined]);
+    assert.equal(readCredentials([]), undefined);
   });
 
   it("that is malformed is refused without the reason, which the log has", () => {
-    assert.throws(() => readCredentials([field("Digest a")]), (error: CredentialsError) => {
-      assert.equal(error.message, "The credentials are not accepted");
-      return error.cause instanceof AuthenticationError && /neither Basic nor Bearer/.test(error.cause.message);
-    });
+    const error = readCredentials([field("Digest a")]);
+    assert.ok(error instanceof CredentialsError && error.cause instanceof AuthenticationError);
+    assert.equal(error.message, "The credentials are not accepted");
+    assert.match(error.cause.message, /neither Basic nor Bearer/);
   });
 });
