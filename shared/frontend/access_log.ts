@@ -1,6 +1,6 @@
 // The record of one request, its id, and the lines that the log gets for it.
 import type { RequestHead } from "../http/head.ts";
-import type { Logger } from "../log/logger.ts";
+import { ignoreLine, type Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
 import type { TunnelErrorType } from "../tunnel/errors.ts";
 
@@ -65,8 +65,8 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
 /** Longest method that is logged in full, in characters: any client may send any token. */
 const MAX_METHOD = 32;
 
-function shortMethod(method: string | undefined): string | undefined {
-  return method === undefined ? undefined : printable(method, MAX_METHOD);
+function shortMethod(method = ""): string | undefined {
+  return method.length > MAX_METHOD ? printable(method, MAX_METHOD) : method || undefined;
 }
 
 function round(ms: number): number {
@@ -76,8 +76,8 @@ function round(ms: number): number {
 /** Field names only: values hold credentials, cookies and tokens, and so do paths and queries. */
 export function logRequest(log: Logger, request: RequestHead, { id, client, destination }: RequestRecord): void {
   const { method, version, fields } = request;
-  log.debug("request received", { id, client, method: shortMethod(method), version, destination });
-  log.trace("request head", { id, fields: fields.map(([name]) => name).join(", ") });
+  if (log.debug !== ignoreLine) log.debug("request received", { id, client, method: shortMethod(method), version, destination });
+  if (log.trace !== ignoreLine) log.trace("request head", { id, fields: fields.map(([name]) => name).join(", ") });
 }
 
 /** Creates ids that are short, and unique among all proxies and restarts for practical purposes. */

@@ -1,9 +1,17 @@
 // Isolates hooks and loggers of an embedding program: if they fail, the caller continues.
-import type { Logger } from "./logger.ts";
+import { ignoreLine, type Logger } from "./logger.ts";
 
 /** Returns a logger whose methods never throw. Lines that cannot be logged are lost. */
 export function isolateLogger(log: Logger): Logger {
-  const method = (level: keyof Logger): Logger[keyof Logger] => (message, fields) => call(() => log[level](message, fields), () => {});
+  const method = (level: keyof Logger): Logger[keyof Logger] => {
+    if (log[level] === ignoreLine) return ignoreLine;
+    return (message, fields) => {
+      try {
+        const result: unknown = log[level](message, fields);
+        if (result instanceof Promise) result.catch(() => {}); // an embedding program's method may be asynchronous
+      } catch { /* the line is lost */ }
+    };
+  };
   return { trace: method("trace"), debug: method("debug"), info: method("info"), warn: method("warn"), error: method("error") };
 }
 

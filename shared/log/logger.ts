@@ -23,6 +23,9 @@ export type LogFields = Readonly<Record<string, string | number | boolean | unde
 /** Logs constant messages, with everything variable in fields. */
 export type Logger = { readonly [level in LogLevel]: (message: string, fields?: LogFields) => void };
 
+/** The method of a level that is not logged. A caller that compares with it saves the preparation of a line. */
+export const ignoreLine: Logger[LogLevel] = () => {};
+
 /** Options of {@link createLogger}. */
 export interface LoggerOptions {
   /** Format of the lines. */
@@ -51,7 +54,7 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
   const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : textFormatter(color);
   const lowest = LOG_LEVELS.indexOf(level);
   const method = (name: LogLevel) => {
-    if (LOG_LEVELS.indexOf(name) < lowest) return () => {};
+    if (LOG_LEVELS.indexOf(name) < lowest) return ignoreLine;
     const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
     return (message: string, fields: LogFields = {}) => {
       const properties: Record<string, unknown> = {};
