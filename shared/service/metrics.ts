@@ -172,13 +172,20 @@ export interface TunnelEnd {
 export class TunnelMetrics {
   readonly #ended: Counter<"outcome">;
   readonly #refused: Counter<"status" | "error_type">;
-  readonly #bytes: Counter<"direction">;
+  /** Counted since the last scrape: a counter with labels costs more than all else that the end of a tunnel does. */
+  readonly #uncollected = { completed: 0, broken: 0, sent: 0, received: 0 };
   readonly #setup: Histogram;
   readonly #limitHit: (limit: string) => void;
 
   constructor(registry: Registry, open: () => number, limitHit: (limit: string) => void) {
     const registers = [registry];
     this.#limitHit = limitHit;
+    const uncollected = this.#uncollected;
+    const take = (what: keyof typeof uncollected): number => {
+      const count = uncollected[what];
+      uncollected[what] = 0;
+      return count;
+    };
     new Gauge({
       name: "reverse_http_tunnels_active",
       help: "Tunnels and plain HTTP requests that are connected to their destination.",
@@ -192,6 +199,9 @@ export class TunnelMetrics {
       help: "Tunnels and requests that have ended: completed, broken (ended by an error after they had begun) or refused.",
       labelNames: ["outcome"],
       registers,
+      collect() {
+        for (const outcome of ["completed", "broken"] as const) this.inc({ outcome }, take(outcome));
+      },
     });
     for (const outcome of ["completed", "broken", "refused"]) this.#ended.inc({ outcome }, 0);
     this.#refused = new Counter({
@@ -200,11 +210,14 @@ export class TunnelMetrics {
       labelNames: ["status", "error_type"],
       registers,
     });
-    this.#bytes = new Counter({
+    new Counter({
       name: "reverse_http_tunnel_bytes_total",
       help: "Bytes of tunnels that have ended: sent to destinations and received from them.",
       labelNames: ["direction"],
       registers,
+      collect() {
+        for (const direction of ["sent", "received"] as const) this.inc({ direction }, take(direction));
+      },
     });
     this.#setup = new Histogram({
       name: "reverse_http_tunnel_setup_duration_seconds",
@@ -222,10 +235,11 @@ export class TunnelMetrics {
       else if (status === 408) this.#limitHit("head-time");
       return;
     }
-    this.#ended.inc({ outcome: error === undefined ? "completed" : "broken" });
     this.#setup.observe(setupMs / 1_000);
-    this.#bytes.inc({ direction: "sent" }, sent);
-    this.#bytes.inc({ direction: "received" }, received);
+    const uncollected = this.#uncollected;
+    uncollected[error === undefined ? "completed" : "broken"]++;
+    uncollected.sent += sent;
+    uncollected.received += received;
   }
 }
 
