@@ -61,8 +61,8 @@ export function createDestinationPolicy({ allow, deny, resolve, zones = interfac
 
 /** The spellings of an address with a zone: by interface name and by index. */
 function withZoneSpellings(host: string, zones: () => ReadonlyMap<string, string>): string[] {
-  const [address, zone] = host.split("%") as [string, string?];
-  if (zone === undefined) return [host];
+  if (!host.includes("%")) return [host];
+  const [address, zone] = host.split("%") as [string, string];
   const others = [...zones()].flatMap(([number, name]) => number === zone ? [name] : name === zone ? [number] : []);
   return [host, ...others.map((other) => `${address}%${other}`)];
 }

@@ -18,7 +18,9 @@ export interface Authority {
 export function parseAuthority(text: string, defaultPort?: number): Authority {
   const colon = text.lastIndexOf(":");
   const bare = text.slice(0, Math.max(colon, 0));
-  if (defaultPort === undefined && isIPv6(bare.replace(/%.*/, ""))) return parseAuthority(`[${bare}]${text.slice(colon)}`);
+  if (defaultPort === undefined && bare.includes(":") && isIPv6(bare.replace(/%.*/, ""))) {
+    return parseAuthority(`[${bare}]${text.slice(colon)}`);
+  }
   // an IPv6 address may have a zone, escaped (RFC 6874) or, more commonly, not
   const match = /^(?:\[([0-9A-Fa-f:.]+(?:%(?:25)?[0-9A-Za-z._~-]+)?)\]|([^\s:[\]@/?#\\]+))(?::([0-9]{1,5}))?$/.exec(text);
   if (!match) throw new MalformedRequestError("The target is not host:port");

@@ -1,14 +1,17 @@
 // Canonical addresses: destination rules compare the address a connection goes to, not its notation.
 import ipaddr from "ipaddr.js";
-import { isIPv6 } from "node:net";
+import { isIPv4, isIPv6 } from "node:net";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
+
+const UNSPECIFIED_IPV4 = "0.0.0.0";
 
 /**
  * Returns the address that a connection to `host` goes to, in its usual notation; names are returned unchanged. Accepts every notation that
  * inet_aton(3) accepts, and maps the unspecified address to loopback. Keeps the zone (RFC 4007 §11) of link-local addresses only.
  */
 export function canonicalHost(host: string): string {
+  if (isIPv4(host) && host !== UNSPECIFIED_IPV4) return host; // the usual notation already
   const literal = parseLiteral(host);
   return literal ? format(connected(literal.address), literal.zone) : host;
 }
