@@ -47,13 +47,13 @@ export async function dialAgent(
   const isAvoided = (agent: ConnectedAgent) => failures.isAvoided(agent, destination);
   let [attempts, lost, refusal]: [number, unknown, TunnelError | undefined] = [0, undefined, undefined];
   for (let agent; (agent = agents.pick(request.agentId, excluded, isAvoided)) !== undefined;) {
-    excluded.add(agent);
     failures.started(agent, destination);
     try {
-      const upstream = await openTunnel(agent, request, Math.max(1, deadline - performance.now()), monitor);
+      const upstream = await openTunnel(agent, request, destination, Math.max(1, deadline - performance.now()), monitor);
       failures.succeeded(agent, destination);
       return upstream;
     } catch (cause) {
+      excluded.add(agent);
       if (cause instanceof TunnelError && isRetryable(cause)) {
         refusal = cause;
         for (const other of agents.others(agent)) excluded.add(other); // the same process would fail again
@@ -88,10 +88,10 @@ function isCancelled({ relay, clientSignal }: TunnelRequest): boolean {
 async function openTunnel(
   agent: ConnectedAgent,
   { id, destination, relay, clientSignal }: TunnelRequest,
+  authority: string,
   timeoutMs: number,
   monitor: StalledAgentMonitor,
 ): Promise<Upstream> {
-  const authority = formatAuthority(destination);
   if (agent.identity.allowList?.allows(destination) === false) {
     throw new TunnelError("http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
   }

@@ -128,6 +128,8 @@ const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 
 /** Longest agent id in bytes: the longest memcached key. */
 const MAX_AGENT_ID = 250;
+/** Most bytes of UTF-8 for a UTF-16 code unit. */
+const MAX_UTF8 = 3;
 
 /**
  * Returns `id` if it is a valid agent id: 1 to 250 bytes of UTF-8 without white space or control characters.
@@ -136,7 +138,7 @@ const MAX_AGENT_ID = 250;
 export function checkAgentId(id: string): string {
   const fail = (why: string) => new AuthenticationError("agent-id", `Cannot use the agent id: it ${why}`);
   if (id === "") throw fail("is empty");
-  const bytes = encoder.encode(id).length;
+  const bytes = id.length * MAX_UTF8 <= MAX_AGENT_ID ? 0 : encoder.encode(id).length;
   if (bytes > MAX_AGENT_ID) throw fail(`has ${bytes} bytes, and ${MAX_AGENT_ID} is the limit`);
   // deno-lint-ignore no-control-regex -- matches forbidden characters
   if (/[\s\x00-\x1f\x7f-\x9f]/.test(id)) throw fail("has white space or control characters");

@@ -27,8 +27,8 @@ export const trustedProxyOptions = defineOptions({
 
 /** The configured proxies in front. Each speaks for many clients, so its own address is never a client's. */
 export class TrustedProxies {
-  readonly #trusts: Contains;
-  readonly #isIntermediary: Contains;
+  readonly #trusts: Contains | undefined;
+  readonly #isIntermediary: Contains | undefined;
 
   /**
    * @param patterns addresses and networks whose Forwarded field is trusted
@@ -41,7 +41,7 @@ export class TrustedProxies {
 
   /** @param remote `host:port` or `[host]:port` */
   trusts(remote: string): boolean {
-    return this.#trusts(hostOf(remote));
+    return this.#trusts?.(hostOf(remote)) ?? false;
   }
 
   /**
@@ -49,7 +49,7 @@ export class TrustedProxies {
    * @param remote `host:port` or `[host]:port`; the port may be missing
    */
   isIntermediary(remote: string): boolean {
-    return this.#isIntermediary(hostOf(remote));
+    return this.#isIntermediary?.(hostOf(remote)) ?? false;
   }
 
   /**
@@ -64,7 +64,7 @@ export class TrustedProxies {
       if (!node) break;
       const host = node.host.includes(":") ? `[${node.host}]` : node.host;
       client = node.port === undefined ? host : `${host}:${node.port}`;
-      if (!this.#trusts(node.host)) break;
+      if (!this.#trusts?.(node.host)) break;
     }
     return client;
   }
@@ -72,10 +72,11 @@ export class TrustedProxies {
 
 type Contains = (host: string) => boolean;
 
-/** Contains no host if there are no patterns. */
-function containedIn(patterns: readonly string[]): Contains {
+/** `undefined` if there are no patterns, and thus no host is contained. */
+function containedIn(patterns: readonly string[]): Contains | undefined {
+  if (patterns.length === 0) return undefined;
   const list = createAllowList(patterns);
-  return patterns.length === 0 ? () => false : (host) => list.allows({ host, port: 1 });
+  return (host) => list.allows({ host, port: 1 });
 }
 
 /** Interval in milliseconds between warnings about one proxy. */

@@ -100,7 +100,13 @@ export function startFrontend(options: FrontendOptions): Frontend {
       try {
         session.admit();
         if (acceptError) refuseAccepted(session, protocol, acceptError);
-        else await handler.serve(incoming).finally(() => session.end());
+        else {
+          try {
+            await handler.serve(incoming);
+          } finally {
+            session.end();
+          }
+        }
       } catch (error) {
         // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
         end = await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);

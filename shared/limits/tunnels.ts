@@ -182,7 +182,8 @@ export class TunnelLimits {
     const { tunnel: each, client: ofClient, agent, all } = this.#bandwidth;
     const ownRate = each.create();
     // the narrowest first: while it blocks, nothing is taken from the shared ones
-    const rates = [ownRate, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
+    const rates: Rate[] = [];
+    for (const rate of [ownRate, ofClient.join(client), agent.join(agentId), all.join("")]) if (rate !== undefined) rates.push(rate);
     const tunnel = new TrackedTunnel(this, agentId, client, signal, ownRate, rates);
     if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;

@@ -10,10 +10,7 @@ export interface CallsOptions {
   readonly ownsProcess: boolean;
 }
 
-interface Pending {
-  resolve(value: unknown): void;
-  reject(error: NetError): void;
-}
+type Pending = PromiseWithResolvers<unknown>;
 
 /** Longest error message, in characters: it may quote a peer. */
 const MAX_MESSAGE = 1_000;
@@ -115,18 +112,16 @@ export class Calls {
 
   #call(start: (op: number, engine: Engine) => void): { op: number; promise: Promise<unknown> } {
     const op = ++this.#last;
-    const promise = new Promise<unknown>((resolve, reject) => {
-      try {
-        start(op, this.engine);
-      } catch (cause) {
-        // the addon throws for a value of the wrong type
-        reject(new NetError("invalid", `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`, { cause }));
-        return;
-      }
-      this.#pending.set(op, { resolve, reject });
+    const pending: Pending = Promise.withResolvers();
+    try {
+      start(op, this.engine);
+      this.#pending.set(op, pending);
       if (this.#pending.size === 1) this.engine.setRef(true);
-    });
-    return { op, promise };
+    } catch (cause) {
+      // the addon throws for a value of the wrong type
+      pending.reject(new NetError("invalid", `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`, { cause }));
+    }
+    return { op, promise: pending.promise };
   }
 
   #settle(batch: unknown[], warn: (message: string) => void): void {
