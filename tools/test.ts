@@ -1,5 +1,6 @@
 // Installs the programs that the tests need, builds, runs every check, and prints `N passed, N failed`. `--only=unit,system` selects some.
-import { spawnSync } from "node:child_process";
+import { Buffer } from "node:buffer";
+import { spawn, type SpawnOptions, spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -18,12 +19,16 @@ interface Check {
   command: string[];
   cwd?: string;
   env?: Record<string, string>;
+  /** Whether no other check runs beside it: it starts many programs, measures, or creates what a later one needs. */
+  alone?: boolean;
   /** Reads the numbers of passed and failed tests from the output. Without it, the check counts as one test. */
   count?: (output: string) => [passed: number, failed: number];
 }
 
 /** Timeout of a check, in minutes. */
 const CHECK_LIMIT = 20;
+/** Maximum number of checks that run side by side. */
+const LANES = 2;
 
 const number = (match: RegExpExecArray | null) => Number(match?.[1] ?? 0);
 const denoCount: Check["count"] = (o) => [number(/\b(\d+) passed(?: \(\d+ steps?\))? \|/.exec(o)), number(/\| (\d+) failed/.exec(o))];
@@ -51,6 +56,11 @@ const LIBRARY = [
 ];
 
 const CHECKS: Check[] = [
+  {
+    name: "bundle for Node",
+    command: [bun, "build", "--target=node", `--outfile=${join(bundles, "native_test.mjs")}`, conformance],
+    alone: true, // a later check runs it
+  },
   { name: "format", command: [deno, "fmt", "--check", "--quiet"] },
   { name: "lint", command: [deno, "lint", "--quiet"] },
   { name: "types", command: [deno, "check", "--quiet", "."] },
@@ -76,7 +86,6 @@ const CHECKS: Check[] = [
   ...underBoth("unit"),
   ...underBoth("fuzz"),
   ...underBoth("conformance"),
-  { name: "bundle for Node", command: [bun, "build", "--target=node", `--outfile=${join(bundles, "native_test.mjs")}`, conformance] },
   {
     name: "conformance (Node)",
     command: ["node", "--test", join(bundles, "native_test.mjs")],
@@ -84,13 +93,14 @@ const CHECKS: Check[] = [
     count: nodeCount,
   },
   // only with Bun: they test the executables
-  underBun("system"),
-  underBun("fault"),
+  { ...underBun("system"), alone: true },
+  { ...underBun("fault"), alone: true },
   ...underBoth("release"),
   // also builds the load generator, with the engine's crates
   {
     name: "bench",
     command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--limit", `--json=${join(bundles, "bench.json")}`],
+    alone: true,
   },
   // only root may make network namespaces
   ...(process.getuid?.() === 0
@@ -107,28 +117,54 @@ const CHECKS: Check[] = [
         "--ssh",
         "--only=down,rate1",
       ],
+      alone: true,
     }]
     : []),
 ];
 
-function run({ name, command: [file, ...args], cwd = root, env, count }: Check): [passed: number, failed: number] {
+/** Runs a check and prints its result. Never rejects. */
+async function run({ name, command: [file, ...args], cwd = root, env, count }: Check): Promise<[passed: number, failed: number]> {
   const started = Date.now();
-  const result = spawnSync(file!, args, {
-    cwd,
-    env: { ...process.env, NO_COLOR: "1", ...env },
-    encoding: "utf8",
-    maxBuffer: 1 << 28,
-    timeout: CHECK_LIMIT * 60_000,
-    killSignal: "SIGKILL",
-  });
-  const output = stripVTControlCharacters(`${result.stdout ?? ""}${result.stderr ?? ""}`);
-  let [passed, failed] = count?.(output) ?? (result.status === 0 ? [1, 0] : [0, 1]);
+  const { status, output } = await execute(file!, args, { cwd, env: { ...process.env, NO_COLOR: "1", ...env } });
+  let [passed, failed] = count?.(output) ?? (status === 0 ? [1, 0] : [0, 1]);
   // a runner that fails without a failed test, or finds no test, has failed too
-  if (failed === 0 && (result.status !== 0 || passed === 0)) failed = 1;
+  if (failed === 0 && (status !== 0 || passed === 0)) failed = 1;
   console.log(
     `${failed === 0 ? "ok  " : "FAIL"} ${name}: ${passed} passed, ${failed} failed (${((Date.now() - started) / 1000).toFixed(1)} s)`,
   );
-  if (failed > 0) console.log(output, result.error ?? "");
+  if (failed > 0) console.log(output);
+  return [passed, failed];
+}
+
+/** Resolves with the exit status and all output, standard output first; the status is `null` if the program did not start or was ended. */
+function execute(file: string, args: string[], options: SpawnOptions): Promise<{ status: number | null; output: string }> {
+  const { promise, resolve } = Promise.withResolvers<{ status: number | null; output: string }>();
+  const child = spawn(file, args, { ...options, stdio: ["ignore", "pipe", "pipe"], timeout: CHECK_LIMIT * 60_000, killSignal: "SIGKILL" });
+  const [stdout, stderr]: [Buffer[], Buffer[]] = [[], []];
+  child.stdout!.on("data", (data: Buffer) => stdout.push(data));
+  child.stderr!.on("data", (data: Buffer) => stderr.push(data));
+  const settle = (status: number | null, error = "") =>
+    resolve({ status, output: stripVTControlCharacters(`${Buffer.concat([...stdout, ...stderr])}${error}`) });
+  child.on("error", (error) => settle(null, error.message));
+  child.on("close", (status) => settle(status));
+  return promise;
+}
+
+/** Runs the checks, a few side by side, and returns the sums of their results. */
+async function runAll(checks: readonly Check[]): Promise<[passed: number, failed: number]> {
+  const running = new Set<Promise<void>>();
+  let [passed, failed] = [0, 0];
+  for (const check of checks) {
+    while (running.size >= (check.alone ? 1 : LANES)) await Promise.race(running);
+    const ended = run(check).then(([p, f]) => {
+      passed += p;
+      failed += f;
+      running.delete(ended);
+    });
+    running.add(ended);
+    if (check.alone) await ended;
+  }
+  await Promise.all(running);
   return [passed, failed];
 }
 
@@ -152,11 +188,6 @@ try {
   console.error(error instanceof Error ? error.message : error);
   process.exit(1);
 }
-let [passed, failed] = [0, 0];
-for (const check of checks) {
-  const [p, f] = run(check);
-  passed += p;
-  failed += f;
-}
+const [passed, failed] = await runAll(checks);
 console.log(`${passed} passed, ${failed} failed`);
 process.exit(failed === 0 && passed > 0 ? 0 : 1);
