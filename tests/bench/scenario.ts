@@ -13,6 +13,9 @@ export interface Sizes {
   rttSeconds: number;
   /** The runtime compiles code that has run some thousand times. In a service this happened long ago. */
   warmUpSeconds: number;
+  /** The first tunnels after the start, and those after them. */
+  firstTunnels: number;
+  nextTunnels: number;
   idleTunnels: number;
   idleAgents: number;
   /** Downloads of which the median counts, where differences are small. */
@@ -35,6 +38,8 @@ export const FULL: Sizes = {
   rateSeconds: 5,
   rttSeconds: 4,
   warmUpSeconds: 5,
+  firstTunnels: 500,
+  nextTunnels: 2_500,
   idleTunnels: 10_000,
   idleAgents: 5_000,
   repeats: 3,
@@ -52,6 +57,8 @@ export const SMOKE: Sizes = {
   rateSeconds: 0.2,
   rttSeconds: 0.1,
   warmUpSeconds: 0.05,
+  firstTunnels: 50,
+  nextTunnels: 50,
   idleTunnels: 50,
   idleAgents: 20,
   repeats: 1,

@@ -1,7 +1,7 @@
 // The scenarios by name.
 import type { Scenario } from "./scenario.ts";
 import { agents, idle, memory, tunnels } from "./state.ts";
-import { bulk, isolation, lossy, rate, rateBeside, rtt } from "./traffic.ts";
+import { bulk, coldRate, isolation, lossy, rate, rateBeside, rtt } from "./traffic.ts";
 
 const MEMORY = { unit: "MiB", digits: 1 };
 
@@ -36,6 +36,7 @@ export const SCENARIOS: readonly Scenario[] = [
   bulk("down8", "download, 8 tunnels", "down", 8),
   bulk("up8", "upload, 8 tunnels", "up", 8),
   ...[1, 50, 90, 500].map((clients) => rate(clients)),
+  coldRate(50),
   ...[4, 8, 16, 64].map((downloads) => rateBeside(downloads)),
   rtt("rtt", "round trip in an open tunnel"),
   rtt("rtt-beside", "round trip beside a download in another tunnel", { beside: true }),

@@ -36,6 +36,8 @@ export const TARGETS: readonly Target[] = [
     toGo(`tunnels/s, ${clients} clients`, `rate${clients}`, "perSecond", { least: 1.5 }),
     toGo(`set-up p99, ${clients} clients`, `rate${clients}`, "setupP99", { most: 1 }),
   ]),
+  toGo("tunnels/s, the first 500 after the start", "cold50", "firstPerSecond", { least: 1.5 }),
+  toGo("tunnels/s, the first 3,000 after the start", "cold50", "perSecond", { least: 1.6 }),
   toGo("set-up p50, one client", "rate1", "setupP50", { most: 0.75 }),
   toGo("round trip p50", "rtt", "p50", { most: 0.65 }),
   toGo("round trip p99", "rtt", "p99", { most: 0.65 }),

@@ -107,6 +107,42 @@ export function rate(clients: number, topology: Topology = {}): Scenario {
   };
 }
 
+/** The first short tunnels after the start, while the runtime has compiled nothing yet. */
+export function coldRate(clients: number): Scenario {
+  const cpu = { unit: "s", digits: 3 };
+  return {
+    name: `cold${clients}`,
+    title: `the first 500 and 3,000 short tunnels after the start, ${clients} clients`,
+    others: ["tool"],
+    metrics: {
+      firstPerSecond: { title: "the first 500 tunnels", unit: "/s" },
+      perSecond: { title: "the first 3,000 tunnels", unit: "/s" },
+      proxyCpuPer1000: { title: "CPU for 1,000 of them, proxy", ...cpu },
+      agentCpuPer1000: { title: "CPU for 1,000 of them, agent", ...cpu },
+    },
+    run: async ({ sizes, pair, load }) => {
+      let first: LoadResult = {};
+      const { result, cpu } = await costOf(pair, async () => {
+        first = await load("rate", "--clients", clients, "--tunnels", sizes.firstTunnels);
+        return await load("rate", "--clients", clients, "--tunnels", sizes.nextTunnels);
+      });
+      const [firstTunnels, nextTunnels] = [first, result].map(({ tunnels }) => toNumber(tunnels) ?? 0) as [number, number];
+      const [firstPerSecond, nextPerSecond] = [first, result].map(({ perSecond }) => toNumber(perSecond) ?? 0) as [number, number];
+      const tunnels = firstTunnels + nextTunnels;
+      const each = (seconds: number | undefined) => seconds === undefined ? undefined : seconds / tunnels * 1000;
+      return {
+        values: {
+          firstPerSecond,
+          perSecond: tunnels / (firstTunnels / firstPerSecond + nextTunnels / nextPerSecond),
+          proxyCpuPer1000: each(cpu?.proxy),
+          agentCpuPer1000: each(cpu?.agent),
+        },
+        errors: errorsOf(first, result),
+      };
+    },
+  };
+}
+
 /** Short tunnels of 10 clients beside downloads through the same agent. */
 export function rateBeside(downloads: number, topology: Topology = {}): Scenario {
   const ms = { unit: "ms", digits: 2 };

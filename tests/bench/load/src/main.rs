@@ -28,7 +28,7 @@ use connect::Via;
 const USAGE: &str = "usage:
   load origin [--listen 127.0.0.1:0]
   load down|up|both --target HOST:PORT [--tunnels 1] [--bytes 100000000]     bytes for each tunnel and direction
-  load rate --target HOST:PORT [--clients 1] [--seconds 5]
+  load rate --target HOST:PORT [--clients 1] [--seconds 5 | --tunnels N]     for a time, or until N were opened
   load rtt  --target HOST:PORT [--seconds 5] [--size 64] [--beside]          --beside: a download in another tunnel
   load flow --target HOST:PORT [--head-start 2] [--seconds 10]               a download as it goes, then cut off
   load idle --target HOST:PORT [--tunnels 100]                               holds them until standard input ends
@@ -85,8 +85,10 @@ fn run() -> Result<(), String> {
         }
         "rate" => {
             let (way, clients, time) = (args.way()?, args.take("clients", 1)?, args.seconds("seconds", 5.0)?);
+            let tunnels = args.take("tunnels", 0)?;
             args.finish()?;
             let result = match way {
+                Way::Tcp(via) if tunnels > 0 => single()?.block_on(rate::run_count(via, clients, tunnels)),
                 Way::Tcp(via) => single()?.block_on(rate::run(via, clients, time)),
                 Way::Quic(bare) => quic::runtime()?.block_on(bare::rates(bare, clients, time))?,
             };

@@ -1,4 +1,6 @@
 //! Tunnels a second: each client opens a tunnel, makes one small request, closes it, and repeats.
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
@@ -11,6 +13,8 @@ use crate::stats::{percentiles, Errors};
 
 pub const ANSWER: usize = 100;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of a run that opens a number of tunnels.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A proxy that refuses at once would be asked a hundred thousand times.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
@@ -30,6 +34,17 @@ impl Samples {
         self.total.push(total);
         self.in_time += u64::from(Instant::now() < end);
     }
+
+    /// Opens a tunnel and adds it.
+    async fn exchange(&mut self, via: &Via, end: Instant) {
+        match one(via).await {
+            Ok((setup, total)) => self.add(Some(setup), total, end),
+            Err(error) => {
+                self.errors.add(error);
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+            }
+        }
+    }
 }
 
 /// `setup` is the time from the TCP connection to the proxy's answer, `total` to the origin's. Both include tunnels that are open at the end.
@@ -40,6 +55,31 @@ pub async fn run(via: Via, clients: usize, time: Duration) -> Value {
         tasks.spawn(client(via.clone(), end));
     }
     collect(tasks, clients, time).await
+}
+
+/// As [`run`], but opens `tunnels` tunnels, however long that takes.
+pub async fn run_count(via: Via, clients: usize, tunnels: u64) -> Value {
+    let started = Instant::now();
+    let end = started + COUNT_TIMEOUT;
+    let left = Arc::new(AtomicU64::new(tunnels));
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        let (via, left) = (via.clone(), left.clone());
+        tasks.spawn(async move {
+            let mut samples = Samples::default();
+            let take = || {
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                    .is_ok()
+            };
+            while Instant::now() < end && take() {
+                samples.exchange(&via, end).await;
+            }
+            samples
+        });
+    }
+    let mut result = collect(tasks, clients, COUNT_TIMEOUT).await;
+    result["perSecond"] = json!(result["tunnels"].as_f64().unwrap_or(0.0) / started.elapsed().as_secs_f64());
+    result
 }
 
 pub async fn collect(mut tasks: JoinSet<Samples>, clients: usize, time: Duration) -> Value {
@@ -65,13 +105,7 @@ pub async fn collect(mut tasks: JoinSet<Samples>, clients: usize, time: Duration
 async fn client(via: Via, end: Instant) -> Samples {
     let mut samples = Samples::default();
     while Instant::now() < end {
-        match one(&via).await {
-            Ok((setup, total)) => samples.add(Some(setup), total, end),
-            Err(error) => {
-                samples.errors.add(error);
-                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-            }
-        }
+        samples.exchange(&via, end).await;
     }
     samples
 }
