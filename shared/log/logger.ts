@@ -1,11 +1,5 @@
 // The logger: formats lines as text or JSON. The caller writes them.
-import {
-  getAnsiColorFormatter,
-  getJsonLinesFormatter,
-  getTextFormatter,
-  type LogLevel as RecordLevel,
-  type LogRecord,
-} from "@logtape/logtape";
+import { getAnsiColorFormatter, getJsonLinesFormatter, type LogLevel as RecordLevel, type LogRecord } from "@logtape/logtape";
 
 /** Log levels, from the most to the least verbose. */
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error"] as const;
@@ -51,7 +45,7 @@ export interface LoggerOptions {
  * ```
  */
 export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger {
-  const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : textFormatter(color);
+  const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : color ? colorFormatter() : formatText;
   const lowest = LOG_LEVELS.indexOf(level);
   const method = (name: LogLevel) => {
     if (LOG_LEVELS.indexOf(name) < lowest) return ignoreLine;
@@ -85,18 +79,24 @@ const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
   fatal: "FATAL",
 };
 
-/** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, always on one line. */
-function textFormatter(color: boolean): (record: LogRecord) => string {
-  const formatter = color ? getAnsiColorFormatter : getTextFormatter;
-  return formatter({
+/** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, always on one line. Not by the library: each tunnel has a line. */
+function formatText({ timestamp, level, rawMessage, properties }: LogRecord): string {
+  return `${new Date(timestamp).toISOString()} ${LEVEL_NAMES[level]} ${rawMessage}${formatFields(properties)}\n`;
+}
+
+/** As {@link formatText}, with colours for a terminal. */
+function colorFormatter(): (record: LogRecord) => string {
+  return getAnsiColorFormatter({
     timestamp: "rfc3339",
-    format: ({ timestamp, level, message, record }) => {
-      let line = `${timestamp} ${level} ${message}`;
-      for (const key in record.properties) line += ` ${key}=${quoteIfNeeded(record.properties[key])}`;
-      return line;
-    },
+    format: ({ timestamp, level, message, record }) => `${timestamp} ${level} ${message}${formatFields(record.properties)}`,
     level: (name) => LEVEL_NAMES[name],
   });
+}
+
+function formatFields(fields: Record<string, unknown>): string {
+  let text = "";
+  for (const key in fields) text += ` ${key}=${quoteIfNeeded(fields[key])}`;
+  return text;
 }
 
 /** Escapes values so that a peer can inject neither lines nor fields. */
