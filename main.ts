@@ -1,6 +1,8 @@
 // Entry point of the executable reverse-http: all services as commands, as in the Go original.
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
+import { connectCommand } from "./client/command.ts";
+import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
 import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
@@ -20,6 +22,7 @@ await run({
       proxyCommand(native.createNet, stateDirectory),
       agentCommand(native.createNet, { stateDirectory, environment: process.env }),
       lbCommand(native.createNet),
+      connectCommand(native.createNet) as Subcommand,
       authCommand,
     ],
   },

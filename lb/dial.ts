@@ -3,8 +3,9 @@
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
-import { encodeHead, parseResponseHead, type ResponseHead, values } from "../shared/http/head.ts";
+import { encodeHead, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
+import { readResponse } from "../shared/http/read_response.ts";
 import { ReceivedResponse, TLS_NEEDED } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
@@ -28,8 +29,6 @@ export interface DialerOptions {
   pseudonym: string;
 }
 
-/** Maximum size of a response head in bytes. */
-const MAX_HEAD = 16_384;
 /** Maximum length of an entry of the store in a message, in characters. */
 const MAX_ENTRY = 100;
 /** Maximum number of proxies that one request tries, and of those that the store names. */
@@ -110,7 +109,7 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
       tls: options.tls(),
     });
     await stream.write(encodeRequest(request, options.pseudonym));
-    const response = await readResponse(stream, within(options.responseTimeoutMs));
+    const response = await readResponse(stream, within(options.responseTimeoutMs), "--http-connector.tls.enable");
     if (response.status >= 200 && response.status < 300) return { upstream: { stream } };
     stream.reset(1); // the rest is not needed, and an orderly close would leave the port in TIME_WAIT
     stream.close();
@@ -155,44 +154,6 @@ function encodeRequest({ id, client, destination, credentials, via }: TunnelRequ
     ["Forwarded", formatForwarded(client)],
     ["X-Request-Id", id],
   ]);
-}
-
-/** A TLS alert (RFC 8446 §6): record type and major version. */
-const TLS_ALERT = "\x15\x03";
-
-/**
- * @throws {NetError} `tls` where the proxy takes TLS and none is spoken; `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
- * @throws {HeadError}
- */
-async function readResponse(stream: Duplex, timeoutMs: number): Promise<ResponseHead> {
-  let timedOut = false;
-  const timer = setTimeout(() => {
-    timedOut = true;
-    stream.reset(1);
-    stream.close();
-  }, timeoutMs);
-  try {
-    let text = "";
-    for (;;) {
-      const end = text.indexOf("\r\n\r\n");
-      if (end >= 0) {
-        // a server that speaks first
-        stream.unread(Uint8Array.from(text.slice(end + 4), (c) => c.charCodeAt(0)));
-        return parseResponseHead(text.slice(0, end + 4));
-      }
-      if (text.length > MAX_HEAD) throw new NetError("head-too-large", "The proxy's response head is too large", { remote: true });
-      if (text.startsWith(TLS_ALERT)) {
-        throw new NetError("tls", "it responded with a TLS alert; set --http-connector.tls.enable", { remote: true });
-      }
-      const data = await stream.read();
-      if (data === null) throw new NetError("head-truncated", "The proxy ended the connection without a response", { remote: true });
-      for (const byte of data) text += String.fromCharCode(byte);
-    }
-  } catch (cause) {
-    throw timedOut ? new NetError("timed-out", `The proxy did not respond in ${Math.round(timeoutMs)} ms`, { remote: true, cause }) : cause;
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 /** Error statuses that are forwarded to the client. */

@@ -6,8 +6,11 @@ import { describeFileError } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
+import { secretsOnCommandLine } from "./restart.ts";
+import type { StandardStreams } from "./standard_streams.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
 import {
+  CLIENT_ENV_PREFIX,
   ConfigError,
   defineOptions,
   describeOption,
@@ -59,19 +62,59 @@ export interface Running {
   close(): Promise<void>;
 }
 
-/** Standard input and output of a subcommand. */
+/** What a subcommand has of its process. */
 export interface Terminal {
   /** Writes to standard output. */
   write(text: string): void;
+  /** Writes a line to standard error. */
+  report(line: string): void;
   /** Reads standard input to its end. */
   read(): Promise<string>;
+  /** Standard input and output as bytes, for a command that uses neither {@link write} nor {@link read}. */
+  readonly streams: StandardStreams;
+  /** The environment, for processes that the command starts. */
+  readonly env: Invocation["env"];
+  /** Resolves at SIGINT or SIGTERM, which end the process only when they come again. Without a call they end it at once. */
+  stopped(): Promise<void>;
 }
 
-/** Does one task and ends. Its options come from the command line only, unless {@link asService} is set. */
+/** What the command line says besides option values. */
+export interface SubcommandLine {
+  /** The words that are no flags. */
+  readonly operands: readonly string[];
+  /** The flags that are set, with their texts. */
+  readonly flags: ReadonlyMap<string, string>;
+}
+
+/** The words that a subcommand takes besides flags. */
+export interface Operands {
+  /** As the help shows it, such as `host:port`. */
+  readonly name: string;
+  /** One sentence. */
+  readonly description: string;
+  /** Whether there may be several. Default `false`. */
+  readonly variadic?: boolean;
+}
+
+/** Does one task and ends. Its options come from the command line only, unless {@link asService} or {@link profile} is set. */
 export interface Subcommand<Values = object> extends CommandBase {
   /** Its options are those of a service: they come from the environment and the configuration file too. Default `false`. */
   readonly asService?: boolean;
-  run(values: Values, terminal: Terminal): Promise<void>;
+  /** Options besides `options` that come from the environment and the user's profile too. Default: none, and no profile is read. */
+  readonly profile?: Options;
+  /** Default: none. */
+  readonly operands?: Operands;
+  /** @throws {CommandFailure} for an exit code of its own */
+  run(values: Values, terminal: Terminal, line: SubcommandLine): Promise<void>;
+}
+
+/** A subcommand has failed, with an exit code that says how. */
+export class CommandFailure extends Error {
+  override readonly name = "CommandFailure";
+  /** @param message one line for standard error */
+  constructor(readonly exitCode: number, message: string, options?: ErrorOptions) {
+    super(message, options);
+  }
 }
 
 /** A group of commands, which does nothing itself. */
@@ -104,7 +147,7 @@ export interface Invocation {
 export type Task =
   | { do: "run" | "check"; service: Service; resolved: Resolved; files: ConfigFiles }
   | { do: "diagnosis"; service: Service; diagnosis: Diagnosis; resolved: Resolved }
-  | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved }
+  | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved; line: SubcommandLine }
   | { do: "print"; text: string };
 
 /** The parser's result. */
@@ -112,6 +155,7 @@ interface ParsedCommandLine {
   /** The innermost command named. */
   command: Command;
   flags: Map<string, string>;
+  operands: string[];
 }
 
 /** Flags of every service besides its options. */
@@ -121,9 +165,19 @@ const SERVICE_FLAGS = defineOptions({
   "print-config": { kind: "boolean", description: "Print the effective options and where each was set, then exit." },
 });
 
+/** The flag of every subcommand with a profile. */
+const PROFILE_FLAGS = defineOptions({
+  "profile": {
+    kind: "file",
+    description: "File with such options, YAML or JSON; by default ~/.config/reverse-http/client.yaml, if it exists.",
+  },
+});
+
 /** All flags of a command except --help and --version, in display order. */
 export function flagsOf(command: Command): Options {
-  return "start" in command ? { ...command.options, ...SERVICE_FLAGS, ...diagnosisFlag(command) } : command.options ?? {};
+  if ("start" in command) return { ...command.options, ...SERVICE_FLAGS, ...diagnosisFlag(command) };
+  const profile = "run" in command ? command.profile : undefined;
+  return { ...command.options, ...profile, ...profile && PROFILE_FLAGS };
 }
 
 function diagnosisFlag({ diagnosis }: Service): Options {
@@ -135,7 +189,7 @@ function diagnosisFlag({ diagnosis }: Service): Options {
  * @throws {ConfigError} for an unknown or invalid command, flag, key, variable or value
  */
 export function readCommandLine(executable: Executable, { args, env, home }: Invocation): Task {
-  const parsed: ParsedCommandLine = { command: executable.root, flags: new Map() };
+  const parsed: ParsedCommandLine = { command: executable.root, flags: new Map(), operands: [] };
   let printed = "";
   const parser = createParser(executable.root, parsed, (text) => printed += text)
     .version(executable.version, "--version", "print the version");
@@ -146,20 +200,26 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     if (error.exitCode === 0) return { do: "print", text: printed };
     throw new ConfigError(describeParserError(error, parsed.command, executable, args));
   }
-  const { command, flags } = parsed;
+  const { command, flags, operands } = parsed;
+  const line = { operands, flags };
+  if ("run" in command && command.profile) {
+    const resolved = resolveWithProfile(command.options ?? {}, command.profile, { args, env, home }, flags);
+    return { do: "subcommand", subcommand: command, resolved, line };
+  }
   if ("run" in command && !command.asService) {
-    return { do: "subcommand", subcommand: command, resolved: resolve(command.options ?? {}, { flags, env: {} }) };
+    return { do: "subcommand", subcommand: command, resolved: resolve(command.options ?? {}, { flags, env: {} }), line };
   }
   if ("run" in command) {
     const options = command.options ?? {};
     return {
       do: "subcommand",
       subcommand: command,
+      line,
       resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home).file, executable) }),
     };
   }
   if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser requires a subcommand
-  checkEnvironment(command.options, env, executable.family);
+  checkEnvironment(command.options, variables(env, "services"), executable.family);
   const serviceFlags = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
   const files: ConfigFiles = serviceFlags.config === undefined ? findConfig(home) : { file: serviceFlags.config, ignored: [] };
   const resolved = resolve(command.options, { flags, env, file: readSettings(command.options, files.file, executable) });
@@ -176,6 +236,45 @@ function readSettings(options: Options, file: string | undefined, { family }: Ex
   return file === undefined ? undefined : readConfig(options, { name: file, text: readText(file) }, family);
 }
 
+/** The variables of clients, or all others. */
+function variables(env: Invocation["env"], of: "clients" | "services"): Invocation["env"] {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => name.startsWith(CLIENT_ENV_PREFIX) === (of === "clients")));
+}
+
+/**
+ * Resolves the options of a subcommand with a profile. Secrets on its command line are refused: it would show them as long as the command runs.
+ * @throws {ConfigError}
+ */
+function resolveWithProfile(options: Options, profile: Options, { env, home }: Invocation, flags: ParsedCommandLine["flags"]): Resolved {
+  checkEnvironment(profile, variables(env, "clients"));
+  const fallback = env.XDG_CONFIG_HOME || (home ? `${home}/.config` : undefined);
+  const file = flags.get("profile") ?? (fallback && [`${fallback}/reverse-http/client.yaml`].find(exists));
+  if (file !== undefined) refuseExposed(file);
+  const shared = resolve(profile, {
+    flags,
+    env,
+    file: file === undefined ? undefined : readConfig(profile, { name: file, text: readText(file) }),
+  });
+  for (const name of secretsOnCommandLine(profile, shared)) {
+    const remedy = `set ${envOf(name, profile[name]!)}, or ${name} in the profile`;
+    throw new ConfigError(`Cannot use ${flagOf(name)}: other users see the command line; write file:NAME, ${remedy}`);
+  }
+  const own = resolve(options, { flags, env: {} });
+  return { values: { ...shared.values, ...own.values }, settings: new Map([...shared.settings, ...own.settings]) };
+}
+
+/** @throws {ConfigError} for a file that other users can read or change */
+function refuseExposed(file: string): void {
+  let mode;
+  try {
+    mode = statSync(file).mode & 0o777;
+  } catch (cause) {
+    throw new ConfigError(`Cannot read the profile ${file}: ${describeFileError(cause)}`, { cause });
+  }
+  if ((mode & 0o077) === 0) return;
+  throw new ConfigError(`Cannot use the profile ${file}: other users may use it (mode 0${mode.toString(8)}); run chmod 600 ${file}`);
+}
+
 /** Creates the parser of a command and its subcommands, which records its result in `parsed`. */
 function createParser(command: Command, parsed: ParsedCommandLine, writeOut: (text: string) => void): Parser {
   const parser = new Parser(command.name)
@@ -190,9 +289,17 @@ function createParser(command: Command, parsed: ParsedCommandLine, writeOut: (te
     });
   const known = flagsOf(command);
   for (const [name, option] of Object.entries(known)) {
-    parser.addOption(createFlag(name, option, parsed.flags, known, envIn(command, name)));
+    parser.addOption(createFlag(name, option, parsed, known, envIn(command, name)));
   }
-  if ("start" in command || "run" in command) parser.action(() => {});
+  if ("run" in command && command.operands) {
+    const { name, description, variadic } = command.operands;
+    parser.argument(variadic ? `[${name}...]` : `[${name}]`, description);
+    parser.action((given?: string | string[]) => {
+      parsed.operands.push(...given === undefined ? [] : [given].flat());
+      const [, second] = parsed.operands;
+      if (!variadic && second !== undefined) throw new ConfigError(`unknown argument '${second}': there is one ${name}`);
+    });
+  } else if ("start" in command || "run" in command) parser.action(() => {});
   for (const inner of command.commands ?? []) parser.addCommand(createParser(inner, parsed, writeOut));
   return parser;
 }
@@ -205,7 +312,8 @@ export function* walkCommands(command: Command, path: readonly string[] = []): G
 
 /** The environment variable of an option of `command`; `undefined` if it has none. */
 export function envIn(command: Command, name: string): string | undefined {
-  const option = "start" in command || ("run" in command && command.asService) ? command.options?.[name] : undefined;
+  const hasVariables = "start" in command || ("run" in command && command.asService);
+  const option = hasVariables ? command.options?.[name] : "run" in command ? command.profile?.[name] : undefined;
   return option && envOf(name, option);
 }
 
@@ -215,13 +323,21 @@ export function usageOf(name: string, { kind, short }: Option): string {
 }
 
 /** @param known all flags of the command */
-function createFlag(name: string, definition: Option, flags: Map<string, string>, known: Options, env: string | undefined): Flag {
+function createFlag(name: string, definition: Option, parsed: ParsedCommandLine, known: Options, env: string | undefined): Flag {
+  const { flags } = parsed;
   const flag = new Flag(usageOf(name, definition), helpText(definition, env));
   flag.argParser((text: string) => {
     // as with an unset variable of a shell: --name $UNSET --other
     const [, next] = /^--([^=]+)/.exec(text) ?? [];
     if (next !== undefined && Object.hasOwn(known, next)) {
       throw new ConfigError(`option '${flagOf(name)}' has no value: ${flagOf(next)} follows it`);
+    }
+    // a boolean flag before an operand has no value
+    const { command } = parsed;
+    if (definition.kind === "boolean" && "run" in command && command.operands && !/^(?:[01tf]|true|false)$/i.test(text)) {
+      parsed.operands.push(text);
+      flags.set(name, "true");
+      return text;
     }
     const separator = separatorOf(definition);
     const before = separator === undefined ? undefined : flags.get(name);

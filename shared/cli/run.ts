@@ -3,10 +3,11 @@ import { writeSync } from "node:fs";
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
-import { type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
+import { CommandFailure, type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
 import type { Resolved } from "../config/sources.ts";
 import { ConfigError, envOf, flagOf } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
+import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { createSupervisor, type Notify } from "../service/supervisor.ts";
@@ -29,13 +30,15 @@ interface LogValues {
 /** Runs until a stop signal, the end of a subcommand, or a failure. Sets the exit code; never rejects. */
 export async function run(executable: Executable, process: Process): Promise<void> {
   const complete = withStandardCommands(executable);
+  const streams = new StandardStreams();
   try {
     const task = readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
-    await perform(task, process, executable.notify);
+    await perform(task, process, streams, executable);
   } catch (error) {
     process.stderr.write(`${executable.root.name}: ${error instanceof Error ? error.message : error}\n`);
-    process.exitCode = isMisconfigured(error) ? MISCONFIGURED : FAILED;
+    process.exitCode = error instanceof CommandFailure ? error.exitCode : isMisconfigured(error) ? MISCONFIGURED : FAILED;
   }
+  if (streams.isReading) process.exit(process.exitCode ?? 0);
 }
 
 /** What the network rejects before it opens a socket is a configuration error too. */
@@ -43,12 +46,22 @@ function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
 
-async function perform(task: Task, process: Process, notify: Notify | undefined): Promise<void> {
+async function perform(task: Task, process: Process, streams: StandardStreams, { root, notify }: Executable): Promise<void> {
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
-  const terminal: Terminal = { write, read: () => readAll(process.stdin) };
-  if (task.do === "subcommand") return await task.subcommand.run(values, terminal);
+  const terminal: Terminal = {
+    write,
+    report: (line) => void process.stderr.write(`${root.name}: ${line}\n`),
+    read: () => readAll(process.stdin),
+    streams,
+    env: process.env,
+    stopped: async () => {
+      await whenStopped(process);
+      exitWhenStopped(process);
+    },
+  };
+  if (task.do === "subcommand") return await task.subcommand.run(values, terminal, task.line);
   if (task.do === "check") {
     await task.service.check(values);
     return write("The configuration is valid\n");
@@ -129,11 +142,21 @@ function handleSignals(process: Process, log: Logger): Signals {
   });
   for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
   return {
-    stop: new Promise<string>((resolve) => {
-      for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
-    }),
+    stop: whenStopped(process),
     onReload: (next) => reload = next,
   };
+}
+
+/** Resolves with the first stop signal. */
+function whenStopped(process: Process): Promise<string> {
+  return new Promise((resolve) => {
+    for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => resolve(name));
+  });
+}
+
+/** A second signal stops at once. */
+function exitWhenStopped(process: Process): void {
+  for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
 }
 
 async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
@@ -175,8 +198,7 @@ async function runUntilSignalled(
   signals.onReload(() => running.reload());
   log.info("stopping", { signal: await signals.stop });
   supervisor?.stopping(running.closesWithinMs);
-  // a second signal stops at once
-  for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
+  exitWhenStopped(process);
   await running.close();
 }
 

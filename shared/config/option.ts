@@ -97,6 +97,8 @@ export function envOf(name: string, option: Option): string {
 }
 
 export const ENV_PREFIX = "REVERSE_HTTP_";
+/** Prefix of the variables of clients, which may be in the environment of a service. */
+export const CLIENT_ENV_PREFIX = `${ENV_PREFIX}CLIENT_`;
 
 /** What separates the values of an option that can be repeated; `undefined` for one that cannot. */
 export function separatorOf({ kind }: Option): string | undefined {

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
 import { chromium } from "playwright-core";
-import { AGENT_ID, type Ended, Pair, ROOT, runToEnd } from "../../testing/programs.ts";
+import { AGENT_ID, type Ended, Pair, REVERSE_HTTP, ROOT, runToEnd } from "../../testing/programs.ts";
 import { dial } from "../../testing/sockets.ts";
 import { freePort } from "../../testing/store_servers.ts";
 import { PAGE, Web } from "../../testing/web.ts";
@@ -184,6 +184,31 @@ describe("git", () => {
         () => run("git", ["clone", "-q", url, "cloned-3"], { GIT_SSH_COMMAND: quoted.replaceAll("'", "") }),
       );
       assert.equal(readFileSync(join(folder, "cloned-3", "file"), "utf8"), "content of shell");
+    } finally {
+      server.kill();
+    }
+  });
+});
+
+describe("reverse-http connect", () => {
+  itWith(["ssh", "sshd"], "is a ProxyCommand of ssh, as its own lines of ssh_config say", async () => {
+    const { port, server, key } = await startSshd();
+    try {
+      const flags = [`--proxy=${pair.addresses.clients}`, `--agent-id=${AGENT_ID}`];
+      const lines = await run(REVERSE_HTTP, ["connect", ...flags, "--ssh-config", `127.0.0.1:${port}`]);
+      const options = [
+        `IdentityFile ${key}`,
+        "BatchMode yes",
+        "StrictHostKeyChecking accept-new",
+        `UserKnownHostsFile ${join(folder, "known")}`,
+      ];
+      writeFileSync(join(folder, "ssh_config"), [lines, ...options.map((line) => `  ${line}`), ""].join("\n"));
+      const env = { PATH: `${join(ROOT, "dist")}:${PATH}` };
+      const host = `127.0.0.1.${AGENT_ID}`;
+      const ssh = ["-F", join(folder, "ssh_config"), `${userName()}@${host}`];
+      const said = await through("CONNECT", `127.0.0.1:${port}`, 1, () => run("ssh", [...ssh, "echo behind the agent"], env));
+      assert.equal(said, "behind the agent");
+      assert.match(readFileSync(join(folder, "known"), "utf8"), new RegExp(`^${host} `));
     } finally {
       server.kill();
     }

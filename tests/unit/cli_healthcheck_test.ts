@@ -5,7 +5,7 @@ import { type AddressInfo, createServer as createTcpServer } from "node:net";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { SERVICES } from "../../services.ts";
-import { readCommandLine } from "../../shared/cli/command.ts";
+import { readCommandLine, type Terminal } from "../../shared/cli/command.ts";
 import { withStandardCommands } from "../../shared/cli/standard_commands.ts";
 
 const executable = withStandardCommands({
@@ -20,7 +20,8 @@ async function healthcheck(args: string[], env: Record<string, string> = {}): Pr
   assert.equal(task.do, "subcommand");
   if (task.do !== "subcommand") return "";
   let said = "";
-  await task.subcommand.run(task.resolved.values, { write: (text) => void (said += text), read: () => Promise.resolve("") });
+  const terminal = { write: (text: string) => void (said += text), read: () => Promise.resolve("") } as Terminal;
+  await task.subcommand.run(task.resolved.values, terminal, task.line);
   return said;
 }
 

@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
+import { clientOptions } from "../../client/options.ts";
 import { SERVICES } from "../../services.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { envOf, type Option } from "../../shared/config/option.ts";
@@ -12,7 +13,7 @@ import { parseTargets, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../../testing/programs.ts";
 import { quote } from "../bench/quotes.ts";
 
-const options = Object.values(SERVICES).flatMap((all) => Object.entries(all)) as [string, Option][];
+const options = [...Object.values(SERVICES), clientOptions].flatMap((all) => Object.entries(all)) as [string, Option][];
 const names = new Set(options.map(([name]) => name));
 const variables = new Set(options.map(([name, option]) => envOf(name, option)));
 
@@ -172,9 +173,15 @@ describe("documents", () => {
   });
 
   it("show valid configuration files", () => {
-    const blocks = readDocuments().flatMap((document) => document.blocks).filter(({ language }) => language === "yaml");
-    assert.ok(blocks.length > 0);
-    for (const { code } of blocks) readConfig(SERVICES.proxy, { name: "config.yaml", text: code }, SERVICES);
+    const files = readDocuments().flatMap(({ name, blocks }) =>
+      blocks.filter(({ language }) => language === "yaml").map(({ code }) => [name, code] as const)
+    );
+    assert.ok(files.length > 0);
+    for (const [name, text] of files) {
+      const file = { name: "config.yaml", text };
+      if (name === "docs/client.md") readConfig(clientOptions, file);
+      else readConfig(SERVICES.proxy, file, SERVICES);
+    }
   });
 
   it("link to existing files and headings", () => {

@@ -1,0 +1,75 @@
+// The options by which clients find the proxy and authenticate. They may be in the environment and in the user's profile.
+import { checkPins, NOT_GIVEN } from "../shared/config/common_options.ts";
+import { CLIENT_ENV_PREFIX, defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { checkRemote } from "../shared/address/host_port.ts";
+
+/** The options of every command that opens tunnels, by name. */
+export const clientOptions = defineOptions({
+  "proxy": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}PROXY`,
+    description: "Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do.",
+    check: (text) => checkRemote(text),
+  },
+  "agent-id": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}AGENT_ID`,
+    description: "Id of the agent that reaches the destinations; by default the one that a token or the destination's name carries.",
+  },
+  "token": {
+    kind: "string",
+    secret: true,
+    env: `${CLIENT_ENV_PREFIX}TOKEN`,
+    description:
+      "The client's token, or file:NAME, which is read for each connection; only the latter on the command line. By default none.",
+  },
+  "connect-timeout": {
+    kind: "duration",
+    env: `${CLIENT_ENV_PREFIX}CONNECT_TIMEOUT`,
+    default: "30s",
+    description: "Timeout for a tunnel to be open: connection to the proxy and its response together.",
+    check: (ms) => ms > 0 ? undefined : "it must be more than zero",
+  },
+  "tls.enable": {
+    guards: NOT_GIVEN,
+    kind: "boolean",
+    env: `${CLIENT_ENV_PREFIX}TLS_ENABLE`,
+    default: "false",
+    description: "Connect to the proxy over TLS.",
+  },
+  "tls.insecure-skip-verify": {
+    kind: "boolean",
+    env: `${CLIENT_ENV_PREFIX}TLS_INSECURE_SKIP_VERIFY`,
+    default: "false",
+    description: "Accept any certificate of the proxy, without verification.",
+  },
+  "tls.pin-sha256": {
+    guards: NOT_GIVEN,
+    kind: "list",
+    env: `${CLIENT_ENV_PREFIX}TLS_PIN_SHA256`,
+    description:
+      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it.",
+    check: checkPins,
+  },
+  "tls.file.root-ca": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    env: `${CLIENT_ENV_PREFIX}TLS_FILE_ROOT_CA`,
+    description: "Certificate authorities to trust, PEM; by default the system's.",
+  },
+  "tls.file.key": { kind: "file", env: `${CLIENT_ENV_PREFIX}TLS_FILE_KEY`, description: "Private key of the client's certificate, PEM." },
+  "tls.file.cert": {
+    kind: "file",
+    env: `${CLIENT_ENV_PREFIX}TLS_FILE_CERT`,
+    description: "The client's certificate chain, PEM, if the proxy requires one.",
+  },
+  "tls.key-password": {
+    kind: "string",
+    secret: true,
+    env: `${CLIENT_ENV_PREFIX}TLS_KEY_PASSWORD`,
+    description: "Password of the private key, if it is encrypted.",
+  },
+});
+
+/** As on the command line: `--agent-id` is `agentId`; durations in milliseconds. */
+export type ClientOptions = ValuesOf<typeof clientOptions>;
