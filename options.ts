@@ -146,6 +146,8 @@ export interface ProxyOptions {
     tunnelsPerAgent?: number;
     /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
+    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client; they count as tunnels too. 0: no limit. Default: `1024`. */
+    udpFlowsPerClient?: number;
     /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;
     /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */
@@ -274,6 +276,8 @@ export interface AgentOptions {
     tunnels?: number;
     /** `--limits.bandwidth`: Bytes per second of all tunnels, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidth?: string;
+    /** `--limits.udp-idle-timeout`: Time without a datagram in either direction after which a UDP flow ends; 0s: never. In milliseconds. Default: `120000`. */
+    udpIdleTimeout?: number;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
     /** `--limits.tunnel-max-duration`: Age at which a tunnel is reset; 0s: never. In milliseconds. Default: `0`. */
@@ -431,6 +435,8 @@ export interface LoadBalancerOptions {
     tunnelsPerAgent?: number;
     /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
+    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client; they count as tunnels too. 0: no limit. Default: `1024`. */
+    udpFlowsPerClient?: number;
     /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;
     /** `--limits.tunnel-rate-per-client`: New tunnels per second and client; 0: no limit. Default: `10000`. */

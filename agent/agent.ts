@@ -4,7 +4,7 @@ import { type AgentReport, reportOf } from "../shared/service/admin.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
-import type { Hello } from "../shared/link/message.ts";
+import { type Hello, UDP_FEATURE } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
@@ -123,6 +123,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     limits,
     destinations: createDestinationPolicy({ allow: hostWhitelist, deny: hostDenylist, resolve }),
     connectTimeoutMs: connectTimeout,
+    udpIdleMs: options.limits.udpIdleTimeout,
     onEnd: (end) => tunnelMetrics.ended(end),
   };
   const hello: Hello = {
@@ -130,6 +131,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     instance: crypto.randomUUID(),
     host: hostname(),
     labels: parseLabels(labels),
+    features: [UDP_FEATURE],
   };
   runtime.describe = () => {
     if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;

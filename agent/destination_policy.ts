@@ -1,7 +1,7 @@
 // Decides which destinations the agent connects to, by allow-list and deny-list, names and addresses. Knows no tunnels.
 import { networkInterfaces } from "node:os";
 import { createAllowList, createDenyList } from "../shared/address/allow_list.ts";
-import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { type Authority, formatDestination, type Network } from "../shared/address/authority.ts";
 import { canonicalHost, isAddress } from "../shared/address/canonical.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ConnectTcpOptions } from "../shared/net/types.ts";
@@ -26,7 +26,7 @@ export interface DestinationPolicy {
    * @throws {TunnelError} for a destination that is not allowed
    * @throws {NetError} as `connectTcp` of the network
    */
-  resolve(destination: Authority, timeoutMs: number, signal?: AbortSignal): Promise<Address>;
+  resolve(destination: Authority, network: Network, timeoutMs: number, signal?: AbortSignal): Promise<Address>;
 }
 
 /** The address to connect to, and the remaining timeout. */
@@ -37,16 +37,16 @@ export function createDestinationPolicy({ allow, deny, resolve, zones = interfac
   const allowed = createAllowList(allow);
   const denied = deny.length > 0 ? createDenyList(deny) : undefined;
   return {
-    async resolve(destination, timeoutMs, signal) {
-      const authority = formatAuthority(destination);
+    async resolve(destination, network, timeoutMs, signal) {
+      const authority = formatDestination(destination, network);
       const { port } = destination;
       const host = canonicalHost(destination.host);
       const spellings = withZoneSpellings(host, zones);
-      if (!spellings.some((each) => allowed.allows({ host: each, port }))) {
+      if (!spellings.some((each) => allowed.allows({ host: each, port }, network))) {
         throw new TunnelError("http_request_denied", `${authority} is not on the allow-list of the agent`);
       }
       if (!denied) return { host, port, timeoutMs };
-      const isDenied = (address: string) => withZoneSpellings(address, zones).some((each) => denied.denies({ host: each, port }));
+      const isDenied = (address: string) => withZoneSpellings(address, zones).some((each) => denied.denies({ host: each, port }, network));
       // the notation in the request may be denied too
       if (isDenied(destination.host) || isDenied(host)) throw prohibited(`${authority} is on the deny-list of the agent`);
       if (isAddress(host)) return { host, port, timeoutMs };

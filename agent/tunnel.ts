@@ -1,6 +1,7 @@
-// Serves a request of the proxy: checks the head and the allow-list, connects over TCP, responds with 200, and relays.
-import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
+// Serves a request of the proxy: checks the head and the allow-list, connects over TCP or UDP, responds, and relays.
+import { type Authority, formatAuthority, type Network, parseAuthority } from "../shared/address/authority.ts";
 import { endReason } from "../shared/auth/authenticator.ts";
+import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
 import { parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
@@ -8,7 +9,7 @@ import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { TunnelEnd } from "../shared/service/metrics.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ConnectedTunnel, Duplex, Incoming, Net } from "../shared/net/types.ts";
+import type { ConnectedFlow, ConnectedTunnel, Duplex, FlowResult, Incoming, Net, SpliceResult } from "../shared/net/types.ts";
 import { connectError, describeTunnelError, TunnelError } from "../shared/tunnel/errors.ts";
 import type { DestinationPolicy } from "./destination_policy.ts";
 
@@ -20,6 +21,8 @@ export interface TunnelOptions {
   log: Logger;
   /** Timeout for the connection to the destination, in milliseconds. */
   connectTimeoutMs: number;
+  /** Time without a datagram after which a UDP flow ends, in milliseconds; 0: never. Default 0. */
+  udpIdleMs?: number;
   /** Called when a request has ended. */
   onEnd?: (end: TunnelEnd) => void;
 }
@@ -30,36 +33,52 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
   let tunnel: OpenTunnel | undefined;
   let id: string | undefined;
   let destination: string | undefined;
+  let network: "udp" | undefined;
   const startedAt = performance.now();
   try {
     if (head === undefined) throw new ProxyError(400, "http_request_error", "The request head is malformed", [], { cause: error });
     const request = parseRequestHead(head);
     id = requestIdOf(request.fields);
-    if (request.method !== "CONNECT") throw new ProxyError(405, "http_request_denied", "Only CONNECT is served", [["Allow", "CONNECT"]]);
-    const authority = parseAuthority(request.target);
+    const udp = parseUdpRequest(request);
+    network = udp && "udp";
+    if (!udp && request.method !== "CONNECT") {
+      throw new ProxyError(405, "http_request_denied", "Only CONNECT and UDP proxying are served", [["Allow", "CONNECT"]]);
+    }
+    const authority = udp ?? parseAuthority(request.target);
     destination = formatAuthority(authority);
     tunnel = limits?.open({});
-    const { remote, ended } = await connect(options, stream, authority, tunnel).catch((cause) => {
+    const { remote, ended } = await connect(options, stream, authority, network ?? "tcp", tunnel).catch((cause) => {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
       throw destinationError(cause, destination!);
     });
     const setupMs = round(performance.now() - startedAt);
-    log.debug("tunnel opened", { id, destination, address: remote, setupMs });
-    const { aToB, bToA, error: relayError, errorSide } = await ended;
-    if (relayError?.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
+    log.debug("tunnel opened", { id, network, destination, address: remote, setupMs });
+    const result: SpliceResult | FlowResult = await ended;
+    const { aToB, bToA, error: relayError, errorSide } = result;
+    const isIdle = relayError?.code === "timed-out" && errorSide === undefined;
+    if (isIdle && !network) tunnel?.recordIdle();
     if (relayError?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
     const reason = relayError && tunnel?.signal?.aborted
       ? endReason(tunnel.signal)
       : relayError && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${relayError.message}`;
     const totalMs = round(performance.now() - startedAt);
-    log.info("tunnel", { id, destination, status: 200, reason, sent: aToB, received: bToA, setupMs, totalMs });
-    options.onEnd?.({ status: 200, error: relayError && "connection_terminated", setupMs, sent: aToB, received: bToA });
+    const status = network ? 101 : 200;
+    const datagrams = "datagrams" in result ? result.datagrams : undefined;
+    const counts = datagrams && {
+      datagramsSent: datagrams.aToB,
+      datagramsReceived: datagrams.bToA,
+      datagramsDropped: datagrams.dropped,
+    };
+    log.info("tunnel", { id, network, destination, status, reason, sent: aToB, received: bToA, ...counts, setupMs, totalMs });
+    // a flow that is idle has just ended
+    const failure = relayError && !(isIdle && network) ? "connection_terminated" : undefined;
+    options.onEnd?.({ status, error: failure, setupMs, sent: aToB, received: bToA, datagrams });
   } catch (cause) {
     const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
     if (failure !== cause) {
-      log.error("tunnel failed", { id, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, destination, status, reason });
+      log.error("tunnel failed", { id, network, destination, error: cause instanceof Error ? cause.stack : String(cause) });
+    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, network, destination, status, reason });
     await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
     options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
@@ -69,16 +88,22 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
 }
 
 async function connect(
-  { net, destinations, limits, connectTimeoutMs }: TunnelOptions,
+  { net, destinations, limits, connectTimeoutMs, udpIdleMs }: TunnelOptions,
   stream: Duplex,
   authority: Authority,
+  network: Network,
   tunnel: OpenTunnel | undefined,
-): Promise<ConnectedTunnel> {
-  return await net.connectAndSplice(stream, await destinations.resolve(authority, connectTimeoutMs, tunnel?.signal), {
+): Promise<ConnectedTunnel | ConnectedFlow> {
+  const { rates, signal } = tunnel ?? {};
+  const address = await destinations.resolve(authority, network, connectTimeoutMs, signal);
+  if (network === "udp") {
+    return await net.connectUdp(stream, address, { initialDataToA: UDP_ESTABLISHED_HEAD, idleTimeoutMs: udpIdleMs, rates, signal });
+  }
+  return await net.connectAndSplice(stream, address, {
     initialDataToA: CONNECTION_ESTABLISHED_HEAD,
     idleTimeoutMs: limits?.idleMs,
-    rates: tunnel?.rates,
-    signal: tunnel?.signal,
+    rates,
+    signal,
   });
 }
 

@@ -2,8 +2,9 @@
 // that they work with any proxy.
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
+import { encodeUdpRequest, isUdpEstablished } from "../shared/http/connect_udp.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
-import { encodeHead, type ResponseHead, values } from "../shared/http/head.ts";
+import { encodeHead, type Fields, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { readResponse } from "../shared/http/read_response.ts";
 import { ReceivedResponse, TLS_NEEDED } from "../shared/http/status.ts";
@@ -108,11 +109,13 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
       signal,
       tls: options.tls(),
     });
-    await stream.write(encodeRequest(request, options.pseudonym));
+    await stream.write(encodeRequest(request, options.pseudonym, proxy));
     const response = await readResponse(stream, within(options.responseTimeoutMs), "--http-connector.tls.enable");
-    if (response.status >= 200 && response.status < 300) return { upstream: { stream } };
+    const isUdp = request.network === "udp";
+    if (isUdp ? isUdpEstablished(response) : response.status >= 200 && response.status < 300) return { upstream: { stream } };
     stream.reset(1); // the rest is not needed, and an orderly close would leave the port in TIME_WAIT
     stream.close();
+    if (isUdp && isWithoutUdp(response)) return relaysNoUdp(response, address);
     return response.status === 400 ? notUnderstood(response, address, options.tls() !== undefined) : forwardResponse(response);
   } catch (cause) {
     stream?.reset(1);
@@ -144,16 +147,35 @@ function notAnAddress(text: string): Outcome {
   };
 }
 
-function encodeRequest({ id, client, destination, credentials, via }: TunnelRequest, pseudonym: string): Uint8Array {
-  const authority = formatAuthority(destination);
-  return encodeHead(`CONNECT ${authority} HTTP/1.1`, [
+function encodeRequest(
+  { network, id, client, destination, credentials, via }: TunnelRequest,
+  pseudonym: string,
+  proxy: Authority,
+): Uint8Array {
+  const isUdp = network === "udp";
+  const authority = formatAuthority(isUdp ? proxy : destination);
+  const fields: Fields = [
     ["Host", authority],
     ["Proxy-Authorization", formatProxyAuthorization(credentials)],
-    ["Proxy-Connection", "keep-alive"],
+    ...isUdp ? [] : [["Proxy-Connection", "keep-alive"] as const],
     ...[...via, `1.1 ${pseudonym}`].map((hop) => ["Via", hop] as const),
     ["Forwarded", formatForwarded(client)],
     ["X-Request-Id", id],
-  ]);
+  ];
+  return isUdp ? encodeUdpRequest(destination, fields) : encodeHead(`CONNECT ${authority} HTTP/1.1`, fields);
+}
+
+/** Whether a proxy that does not know the request has responded: an older one with 405, one of the Go project with 500 and no error type. */
+function isWithoutUdp({ status, fields }: ResponseHead): boolean {
+  return status < 400 || [404, 405, 501].includes(status) || (status === 500 && parseProxyStatus(fields).error === undefined);
+}
+
+function relaysNoUdp({ status, reason }: ResponseHead, address: string): Outcome {
+  const cause = new Error(`${address}: it responded ${status} ${reason}`.trim());
+  return {
+    refusal: new TunnelError("http_upgrade_failed", `${PROXY} does not relay UDP: its version is too old`, { cause }),
+    stale: false,
+  };
 }
 
 /** Error statuses that are forwarded to the client. */

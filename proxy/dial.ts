@@ -1,8 +1,10 @@
 // Opens a tunnel through an agent: picks the connection, bounds the wait, and maps the agent's response.
-import { formatAuthority } from "../shared/address/authority.ts";
+import { formatAuthority, formatDestination, type Network } from "../shared/address/authority.ts";
+import { encodeUdpRequest, isUdpEstablished, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
 import { encodeHead, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ReceivedResponse } from "../shared/http/status.ts";
+import { UDP_FEATURE } from "../shared/link/message.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { clientDisconnected, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, Upstream } from "../shared/tunnel/request.ts";
@@ -42,11 +44,17 @@ export async function dialAgent(
   draining: boolean,
 ): Promise<Upstream> {
   const deadline = performance.now() + timeoutMs;
-  const destination = formatAuthority(request.destination);
+  const destination = formatDestination(request.destination, request.network);
   const excluded = new Set<ConnectedAgent>();
   const isAvoided = (agent: ConnectedAgent) => failures.isAvoided(agent, destination);
   let [attempts, lost, refusal]: [number, unknown, TunnelError | undefined] = [0, undefined, undefined];
+  let isTooOld = false;
   for (let agent; (agent = agents.pick(request.agentId, excluded, isAvoided)) !== undefined;) {
+    if (!canServe(agent, request)) {
+      excluded.add(agent);
+      isTooOld = true;
+      continue;
+    }
     failures.started(agent, destination);
     try {
       const upstream = await openTunnel(agent, request, destination, Math.max(1, deadline - performance.now()), monitor);
@@ -75,8 +83,14 @@ export async function dialAgent(
   }
   if (refusal !== undefined) throw refusal;
   if (lost !== undefined) throw agentLinkError(lost);
+  if (isTooOld) throw new TunnelError("http_upgrade_failed", "The agent does not relay UDP: its version is too old");
   if (draining) throw new TunnelError("destination_unavailable", "The proxy is shutting down", { retryAfterMs: 1_000 });
   throw new TunnelError("destination_unavailable", "The agent is not connected to this proxy");
+}
+
+/** An agent that has not announced UDP would take the request for a tunnel, or for an error. */
+function canServe({ hello }: ConnectedAgent, { network }: TunnelRequest): boolean {
+  return network === "tcp" || hello?.features?.includes(UDP_FEATURE) === true;
 }
 
 /** Whether the request itself has ended: its credentials, its time, or its client's connection. */
@@ -84,22 +98,30 @@ function isCancelled({ relay, clientSignal }: TunnelRequest): boolean {
   return (relay ? relay.splice.signal : clientSignal?.())?.aborted ?? false;
 }
 
-/** @throws {NetError} as `openTunnel` and `request` of the connection */
+/**
+ * @param what the destination, as formatted by `formatDestination`
+ * @throws {NetError} as `openTunnel` and `request` of the connection
+ */
 async function openTunnel(
   agent: ConnectedAgent,
-  { id, destination, relay, clientSignal }: TunnelRequest,
-  authority: string,
+  { id, network, destination, relay, clientSignal }: TunnelRequest,
+  what: string,
   timeoutMs: number,
   monitor: StalledAgentMonitor,
 ): Promise<Upstream> {
-  if (agent.identity.allowList?.allows(destination) === false) {
-    throw new TunnelError("http_request_denied", `${authority} is not on the allow-list of the agent's credentials`);
+  if (agent.identity.allowList?.allows(destination, network) === false) {
+    throw new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
   }
-  const head = encodeHead(`CONNECT ${authority} HTTP/1.1`, [
-    ["Host", authority],
-    ["Proxy-Connection", "keep-alive"],
-    ["X-Request-Id", id],
-  ]);
+  const [head, established] = network === "udp"
+    ? [encodeUdpRequest(destination, [["Host", formatAuthority(destination)], ["X-Request-Id", id]]), UDP_ESTABLISHED_HEAD]
+    : [
+      encodeHead(`CONNECT ${what} HTTP/1.1`, [
+        ["Host", what],
+        ["Proxy-Connection", "keep-alive"],
+        ["X-Request-Id", id],
+      ]),
+      CONNECTION_ESTABLISHED_HEAD,
+    ];
   const pending = monitor.track(agent);
   const release = () => void agent.tunnels--;
   agent.tunnels++;
@@ -107,13 +129,13 @@ async function openTunnel(
   let opened = false;
   try {
     const response = relay
-      ? await agent.connection.openTunnel(relay.stream, head, { timeoutMs, established: CONNECTION_ESTABLISHED_HEAD }, relay.splice)
+      ? await agent.connection.openTunnel(relay.stream, head, { timeoutMs, established }, relay.splice)
       : await agent.connection.request(head, { timeoutMs, signal: clientSignal?.() });
     if ("ended" in response) {
       opened = true;
       return { ended: response.ended, release };
     }
-    const refusal = readResponse(response.head);
+    const refusal = readResponse(response.head, network);
     if (refusal) {
       response.stream.close();
       throw refusal;
@@ -140,7 +162,7 @@ function agentLinkError(cause: unknown): unknown {
 }
 
 /** The error in the agent's response, `undefined` for success. Status and cause are forwarded. */
-function readResponse(head: string): TunnelError | undefined {
+function readResponse(head: string, network: Network): TunnelError | undefined {
   let response;
   try {
     response = parseResponseHead(head);
@@ -148,7 +170,7 @@ function readResponse(head: string): TunnelError | undefined {
     if (!(cause instanceof HeadError)) throw cause;
     return new TunnelError("http_response_incomplete", "The agent's response is malformed", { cause });
   }
-  if (response.status >= 200 && response.status < 300) return undefined;
+  if (network === "udp" ? isUdpEstablished(response) : response.status >= 200 && response.status < 300) return undefined;
   const received = parseProxyStatus(response.fields);
   const refuse = (status: number, type: TunnelErrorType, message: string, retryAfterMs?: number) =>
     new TunnelError(received.error ?? type, received.details ?? message, {

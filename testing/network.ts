@@ -35,6 +35,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     probeUdp: (options) => net.probeUdp(options),
     splice: (a, b, options) => net.splice(a, b, options),
     connectAndSplice: (a, connect, options) => net.connectAndSplice(a, connect, options),
+    connectUdp: (a, connect, options) => net.connectUdp(a, connect, options),
     createRate: (options) => net.createRate(options),
     limitBuffers: (bytes) => net.limitBuffers(bytes),
     bufferedBytes: () => net.bufferedBytes(),

@@ -1,10 +1,10 @@
-// Allow-lists and deny-lists of destinations: patterns of hosts, zones and networks, each with an optional port or range.
+// Allow-lists and deny-lists of destinations: patterns of hosts, zones and networks, each with an optional port or range, for TCP or UDP.
 import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
 import { quoteAddress } from "./host_port.ts";
-import type { Authority } from "./authority.ts";
+import type { Authority, Network } from "./authority.ts";
 import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
@@ -14,19 +14,25 @@ interface Pattern {
   readonly key: PatternKey;
   matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
   readonly ports: readonly [first: number, last: number];
+  readonly networks: readonly Network[];
 }
 
-type HostPattern = Omit<Pattern, "ports">;
+type HostPattern = Omit<Pattern, "ports" | "networks">;
 
 /** Decides which destinations are allowed. */
 export interface AllowList {
-  /** Whether any pattern matches the host and the port; an empty list allows everything. */
-  allows(destination: Authority): boolean;
+  /**
+   * Whether any pattern matches the host and the port; an empty list allows everything. Lists of your own must look at `network` too: without
+   * it a list that was made for TCP allows UDP.
+   * @param network Default `tcp`
+   */
+  allows(destination: Authority, network?: Network): boolean;
 }
 
 /**
  * Creates an allow-list. A destination is allowed if any pattern matches both its host and its port. An empty list allows everything, as
- * `all` alone does; `none` alone allows nothing. Names match host and zone patterns only, ignoring case and a trailing dot. Addresses match
+ * `all` alone does; `none` alone allows nothing. Any other pattern is for TCP, and for UDP if it begins with `udp:`, as `udp:10.0.0.53:53` and
+ * `udp:all` do: a list that was written for TCP allows no UDP. Names match host and zone patterns only, ignoring case and a trailing dot. Addresses match
  * address and network patterns only, in any notation ({@link canonicalHost}). A pattern with an IPv6 zone (RFC 4007 §11) matches in that
  * zone only.
  * @throws {RangeError} naming the first invalid pattern
@@ -37,32 +43,32 @@ export interface AllowList {
  * const list = createAllowList(["*.internal:443", "10.0.0.0/8"]);
  * console.log(list.allows({ host: "git.internal", port: 443 }), list.allows({ host: "10.1.2.3", port: 22 }));
  * // prints: true true
- * console.log(list.allows({ host: "git.internal", port: 22 }));
- * // prints: false
+ * console.log(list.allows({ host: "git.internal", port: 22 }), list.allows({ host: "10.1.2.3", port: 53 }, "udp"));
+ * // prints: false false
  * ```
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
-  const index = indexOf(parsePatterns(patterns));
+  const index = indexOf(parsePatterns(patterns, ["tcp"]));
   return {
-    allows: ({ host, port }) => patterns.length === 0 || matchesAny(index, canonicalHost(host), port),
+    allows: ({ host, port }, network = "tcp") => patterns.length === 0 || matchesAny(index, canonicalHost(host), port, network),
   };
 }
 
 /** Decides which destinations are denied. */
 export interface DenyList {
-  /** Whether any pattern matches the host and the port; an empty list denies nothing. */
-  denies(destination: Authority): boolean;
+  /** Whether any pattern matches the host and the port; an empty list denies nothing. `network`: default `tcp`. */
+  denies(destination: Authority, network?: Network): boolean;
 }
 
 /**
- * Creates a deny-list. Patterns match as in an allow-list, and also every alias of an address ({@link aliasesOf}): its literal notation, and
+ * Creates a deny-list. Patterns match as in an allow-list, but without `udp:` over TCP and UDP, and also every alias of an address ({@link aliasesOf}): its literal notation, and
  * an IPv4 address embedded in it.
  * @throws {RangeError} naming the first invalid pattern
  */
 export function createDenyList(patterns: readonly string[]): DenyList {
-  const index = indexOf(parsePatterns(patterns));
+  const index = indexOf(parsePatterns(patterns, EITHER));
   return {
-    denies: ({ host, port }) => aliasesOf(host).some((alias) => matchesAny(index, alias, port)),
+    denies: ({ host, port }, network = "tcp") => aliasesOf(host).some((alias) => matchesAny(index, alias, port, network)),
   };
 }
 
@@ -72,19 +78,23 @@ function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
   return index;
 }
 
-function matchesAny(index: PatternIndex<Pattern>, host: string, port: number): boolean {
+function matchesAny(index: PatternIndex<Pattern>, host: string, port: number, network: Network): boolean {
   const address = parseIp(host);
   const name = normalizeName(host);
   const zone = zoneOf(host);
-  return index.some(name, address, ({ ports, matches }) => ports[0] <= port && port <= ports[1] && matches(name, address, zone));
+  return index.some(
+    name,
+    address,
+    ({ ports, networks, matches }) => networks.includes(network) && ports[0] <= port && port <= ports[1] && matches(name, address, zone),
+  );
 }
 
 /**
  * Parses patterns that match addresses only, and returns their networks as `address/bits`. `all` and `none` alone as in an allow-list.
- * @throws {RangeError} as {@link createAllowList}, and for a name, a zone or a port
+ * @throws {RangeError} as {@link createAllowList}, and for a name, a zone, a port or `udp:`
  */
 export function networksOf(patterns: readonly string[]): string[] {
-  const parsed = parsePatterns(patterns);
+  const parsed = parsePatterns(patterns, EITHER);
   if (parsed[0] === EVERYTHING) return ["0.0.0.0/0", "::/0"];
   if (parsed.length === 0) return [];
   return patterns.map((pattern) => {
@@ -95,12 +105,13 @@ export function networksOf(patterns: readonly string[]): string[] {
   });
 }
 
-const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, ports: [1, 65_535] };
+const EITHER: readonly Network[] = ["tcp", "udp"];
+const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, ports: [1, 65_535], networks: EITHER };
 
-/** `none` gives no pattern, `all` one that matches everything. */
-function parsePatterns(patterns: readonly string[]): Pattern[] {
+/** `none` gives no pattern, `all` one that matches everything. `plain`: the networks of patterns that name none. */
+function parsePatterns(patterns: readonly string[], plain: readonly Network[]): Pattern[] {
   const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
-  if (word === undefined) return patterns.map(parsePattern);
+  if (word === undefined) return patterns.map((pattern) => parsePattern(pattern, plain));
   if (patterns.length > 1) throw failure(word, `it cannot be combined with other patterns; a host of that name is written "${word}."`);
   return word.toLowerCase() === "all" ? [EVERYTHING] : [];
 }
@@ -115,9 +126,11 @@ function failure(pattern: string, why: string): RangeError {
  */
 export function refuseAmbiguous(patterns: readonly string[]): void {
   for (const pattern of patterns) {
-    const withPort = isIPv6(pattern) ? withBrackets(pattern) : undefined;
+    const [prefix, text] = splitNetwork(pattern);
+    const withPort = isIPv6(text) ? withBrackets(text) : undefined;
     if (withPort === undefined) continue;
-    throw failure(pattern, `it is an address, but may be meant as an address and a port; write [${pattern}] or ${withPort}`);
+    const advice = `write ${prefix}[${text}] or ${prefix}${withPort}`;
+    throw failure(pattern, `it is an address, but may be meant as an address and a port; ${advice}`);
   }
 }
 
@@ -127,9 +140,22 @@ function withBrackets(pattern: string): string | undefined {
   return address !== undefined && isIPv6(address) && parsePorts(ports) ? `[${address}]:${ports}` : undefined;
 }
 
-function parsePattern(pattern: string): Pattern {
-  const hint = advise(pattern);
+/** Splits `udp:` off; a port alone may follow the name `udp`, which is a host then. */
+function splitNetwork(pattern: string): [prefix: "udp:" | "", text: string] {
+  const [, text] = /^udp:(?![0-9-]*$)(.+)$/i.exec(pattern) ?? [];
+  return text === undefined ? ["", pattern] : ["udp:", text];
+}
+
+function parsePattern(pattern: string, plain: readonly Network[]): Pattern {
+  const [prefix, text] = splitNetwork(pattern);
+  const networks: readonly Network[] = prefix === "" ? plain : ["udp"];
+  if (prefix !== "" && /^all$/i.test(text)) return { ...EVERYTHING, networks };
+  const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
   const fail = (why: string) => failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
+  return { networks, ...parseHostAndPorts(text, fail) };
+}
+
+function parseHostAndPorts(pattern: string, fail: (why: string) => RangeError): Omit<Pattern, "networks"> {
   const parts = splitPattern(pattern);
   if (!parts?.host) throw fail("it is not a host, zone or network");
   const { host, bits: networkBits, ports, bracketed } = parts;
@@ -148,7 +174,7 @@ function parsePattern(pattern: string): Pattern {
 
 /** Suggests what an invalid pattern was probably meant to be. */
 function advise(pattern: string): string | undefined {
-  const [, authority] = /^[a-z][a-z0-9+.-]*:\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
+  const [, authority] = /^(?:[a-z][a-z0-9+.-]*:)?\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
   if (authority !== undefined) return `write ${authority} alone`;
   if (/\s/.test(pattern.trim())) return "patterns are separated by commas";
   const [, every, at] = /^([*.]+)(:[0-9-]+)?(?::.*)?$/.exec(pattern) ?? [];

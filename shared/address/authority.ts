@@ -1,6 +1,9 @@
-// The destination of a tunnel. Knows no protocol.
+// The destination of a tunnel. Knows no client protocol.
 import { isIPv6 } from "node:net";
 import { MalformedRequestError } from "../tunnel/errors.ts";
+
+/** How a destination is reached. */
+export type Network = "tcp" | "udp";
 
 /** Host and port of a destination. */
 export interface Authority {
@@ -41,4 +44,9 @@ export function isRegisteredName(host: string): boolean {
 /** Formats `host:port`, with IPv6 in brackets. Escapes a zone that begins with 25, which would be read as an escape. */
 export function formatAuthority({ host, port }: Authority): string {
   return host.includes(":") ? `[${host.replace("%25", "%2525")}]:${port}` : `${host}:${port}`;
+}
+
+/** Formats a destination as allow-lists write it: `host:port`, and with UDP `udp:host:port`. */
+export function formatDestination(destination: Authority, network: Network): string {
+  return network === "udp" ? `udp:${formatAuthority(destination)}` : formatAuthority(destination);
 }

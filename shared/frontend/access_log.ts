@@ -19,6 +19,8 @@ export interface RequestRecord {
   token?: string;
   /** `host:port` or `[host]:port`. */
   destination?: string;
+  /** Missing for TCP. */
+  network?: "udp";
   method?: string;
   /** Of the HTTP response; in another protocol, the status that its response corresponds to. */
   status?: number;
@@ -28,7 +30,7 @@ export interface RequestRecord {
   reason?: string;
   /** When the connection to the destination was open. */
   connectedAt?: number;
-  /** Bytes read from the client. In plain HTTP they include what follows the request and is dropped. */
+  /** Bytes read from the client. With UDP they are those of capsules. In plain HTTP they include what follows the request and is dropped. */
   sent: number;
   /** Bytes from the destination. */
   received: number;
@@ -40,8 +42,23 @@ export interface RequestRecord {
 const MAX_REASON = 1_000;
 
 export function logAccess(log: Logger, record: RequestRecord, startedAt: number, endedAt: number): void {
-  const { id, client, peer, agent, agentClaimed, token, destination, method, status, proxyError, reason, connectedAt, sent, received } =
-    record;
+  const {
+    id,
+    client,
+    peer,
+    agent,
+    agentClaimed,
+    token,
+    network,
+    destination,
+    method,
+    status,
+    proxyError,
+    reason,
+    connectedAt,
+    sent,
+    received,
+  } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,
@@ -51,6 +68,7 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     agentClaimed: agent === undefined ? agentClaimed : undefined,
     jti: token,
     method: shortMethod(method),
+    network,
     destination,
     status,
     error: proxyError,

@@ -1,5 +1,7 @@
-// Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6) or one plain request on each connection.
+// Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), one UDP flow (RFC 9298) or one plain request on each
+// connection.
 import { formatAuthority, parseAuthority } from "../address/authority.ts";
+import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../http/connect_udp.ts";
 import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
@@ -60,8 +62,10 @@ async function serve(
     log.debug("proxy configuration sent", { id: record.id, client: record.client });
     return await linger(stream, async () => {});
   }
-  const absolute = parseTarget(request);
-  const destination = absolute?.destination ?? parseAuthority(request.target);
+  const udp = parseUdpRequest(request);
+  const absolute = udp ? undefined : parseTarget(request);
+  const destination = udp ?? absolute?.destination ?? parseAuthority(request.target);
+  record.network = udp && "udp";
   record.destination = formatAuthority(destination);
   const credentials = readCredentials(request.fields);
   if (credentials && !(credentials instanceof CredentialsError)) record.agentClaimed = claimedAgent(credentials);
@@ -69,7 +73,11 @@ async function serve(
   session.checkRate();
   if (credentials instanceof CredentialsError) throw credentials;
   const identity = await session.identify(credentials);
-  const respond = absolute ? exchangeOf(session, request, absolute, name) : { established: CONNECTION_ESTABLISHED_HEAD };
+  const respond = udp
+    ? { network: "udp" as const, established: UDP_ESTABLISHED_HEAD, establishedStatus: 101 }
+    : absolute
+    ? exchangeOf(session, request, absolute, name)
+    : { established: CONNECTION_ESTABLISHED_HEAD };
   await session.connect({ identity, credentials, destination, via: values(request.fields, "via"), ...respond });
 }
 

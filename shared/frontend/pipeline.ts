@@ -1,6 +1,6 @@
 // The way of one client through a frontend: admit, identify, allow, dial, relay. Knows no client protocol: that calls the steps in order.
 import type { AllowList } from "../address/allow_list.ts";
-import { type Authority, formatAuthority } from "../address/authority.ts";
+import { type Authority, formatAuthority, formatDestination, type Network } from "../address/authority.ts";
 import {
   AuthenticationError,
   type Authenticator,
@@ -50,10 +50,14 @@ export interface ClientRequest {
   readonly credentials: ClientCredentials | undefined;
   /** As the client has written it: it may name an agent. */
   readonly destination: Authority;
+  /** Default `tcp`. */
+  readonly network?: Network;
   /** See {@link TunnelRequest.via}. Default: none. */
   readonly via?: readonly string[];
   /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
   readonly established?: Uint8Array;
+  /** Its status, for the log. Default 200. */
+  readonly establishedStatus?: number;
   /** Serves the client over the connection to the destination. Default: both directions are relayed. */
   readonly exchange?: (upstream: UpstreamStream, context: ExchangeContext) => Promise<void>;
 }
@@ -140,15 +144,16 @@ export class ClientSession {
   async connect(request: ClientRequest): Promise<void> {
     const { limits, log, now, agentSuffix } = this.context;
     const { stream, record } = this;
-    const { via = [], established, exchange } = request;
+    const { network = "tcp", via = [], established, establishedStatus = 200, exchange } = request;
     const { identity, credentials, destination } = chooseAgent(request, agentSuffix, record);
-    const tunnel = this.#permit?.open(identity);
+    record.network = network === "udp" ? network : undefined;
+    const tunnel = this.#permit?.open(identity, network);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
       const splice = { initialDataToA: established, idleTimeoutMs: limits?.idleMs, rates: tunnel?.rates, signal };
       using watch = new ResetWatch(stream);
       const tunnelRequest: TunnelRequest = {
-        network: "tcp",
+        network,
         id: record.id,
         agentId: identity.agentId,
         destination,
@@ -165,13 +170,16 @@ export class ClientSession {
         if (!exchange) watch[Symbol.dispose](); // the relay reports resets
         if ("stream" in upstream && signal?.aborted) throw endOf(signal);
         const { id, client, agent } = record;
-        log.debug("tunnel opened", { id, client, agent, destination: record.destination });
+        log.debug("tunnel opened", { id, client, agent, network: record.network, destination: record.destination });
         if (exchange && "stream" in upstream) {
           const pace = async (bytes: number) => await tunnel?.pace(bytes);
           tunnel?.watchProgress(() => record.sent + record.received); // from here on the tunnel has a signal
           const ending = tunnel ? tunnel.signal : signal;
           await this.#untilAborted(ending, upstream.stream, () => exchange(upstream, { clientSignal: watch.signal, pace }));
-        } else await this.#relay(upstream, splice, tunnel);
+        } else {
+          record.status = establishedStatus;
+          await this.#relay(upstream, splice, tunnel);
+        }
       } catch (error) {
         if ("stream" in upstream) abort(upstream.stream);
         throw error;
@@ -187,7 +195,6 @@ export class ClientSession {
   async #relay(upstream: Upstream, splice: SpliceOptions, tunnel: OpenTunnel | undefined): Promise<void> {
     const { net, upstreamRole } = this.context;
     const { stream, record } = this;
-    record.status = 200;
     const { aToB, bToA, error: broken, errorSide } = "ended" in upstream
       ? await upstream.ended
       : await net.splice(stream, upstream.stream, splice);
@@ -269,13 +276,11 @@ async function dial(
   signal: AbortSignal | undefined,
   watch: ResetWatch,
 ): Promise<Upstream> {
-  const { destination, identity } = request;
-  if (!allowList.allows(destination)) {
-    throw new TunnelError("http_request_denied", `${formatAuthority(destination)} is not on the allow-list of this proxy`);
-  }
-  if (identity.allowList?.allows(destination) === false) {
-    throw new TunnelError("http_request_denied", `${formatAuthority(destination)} is not on the allow-list of the credentials`);
-  }
+  const { destination, network, identity } = request;
+  const refuse = (list: string) =>
+    new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not on the allow-list of ${list}`);
+  if (!allowList.allows(destination, network)) throw refuse("this proxy");
+  if (identity.allowList?.allows(destination, network) === false) throw refuse("the credentials");
   try {
     return await dial(request);
   } catch (cause) {

@@ -1,6 +1,6 @@
 // The server's part in opening a WebSocket (RFC 6455 §4.2) for a path. What it carries, the endpoint knows.
 import { createHash } from "node:crypto";
-import { encodeHead, type RequestHead, values } from "../http/head.ts";
+import { encodeHead, hasToken, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
 
@@ -30,8 +30,7 @@ export function isFor({ path }: WebSocketEndpoint, { target }: RequestHead): boo
  * @throws {ProxyError} 426 for any other request, 403 for one of a browser
  */
 export function acceptUpgrade({ method, version, fields }: RequestHead): Uint8Array {
-  const has = (name: string, token: string) =>
-    values(fields, name).some((value) => value.toLowerCase().split(/[ \t]*,[ \t]*/).includes(token));
+  const has = (name: string, token: string) => hasToken(fields, name, token);
   const [key = "", ...more] = values(fields, "sec-websocket-key");
   const isUpgrade = method === "GET" && version === "1.1" && has("connection", "upgrade") && has("upgrade", "websocket") &&
     has("sec-websocket-version", "13") && more.length === 0 && KEY.test(key);

@@ -196,6 +196,11 @@ export function values(fields: Fields, name: string): string[] {
   return result;
 }
 
+/** Whether a list field has the token, ignoring case; `name` and `token` in lower case. */
+export function hasToken(fields: Fields, name: string, token: string): boolean {
+  return values(fields, name).some((value) => value.toLowerCase().split(/[ \t]*,[ \t]*/).includes(token));
+}
+
 const encoder = new TextEncoder();
 
 /** Encodes a head. The parts must be parsed or from this program: nothing is escaped. */

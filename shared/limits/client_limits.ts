@@ -1,6 +1,7 @@
 // All limits on clients, in the order in which they apply to a request: connections, the rate per address, lockouts, the rate per client,
 // and tunnels.
 import { networksOf } from "../address/allow_list.ts";
+import type { Network } from "../address/authority.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 import type { AddressLimit, Net } from "../net/types.ts";
@@ -47,8 +48,8 @@ export class ClientPermit {
    * Opens a tunnel, which the caller closes.
    * @throws {LimitReached}
    */
-  open(identity: Identity): OpenTunnel {
-    return this.#limits.open(identity);
+  open(identity: Identity, network: Network): OpenTunnel {
+    return this.#limits.open(identity, network);
   }
 
   /** Returns the permit when the connection ends. */
@@ -146,10 +147,10 @@ export class ClientLimits {
    * Opens a tunnel of this client.
    * @throws {LimitReached}
    */
-  open({ agentId, tokenId, signal }: Identity): OpenTunnel {
+  open({ agentId, tokenId, signal }: Identity, network: Network): OpenTunnel {
     const client = tokenId ?? agentId;
     this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
-    return this.#tunnels.open({ agentId, client, signal });
+    return this.#tunnels.open({ agentId, client, network, signal });
   }
 
   /** The network has dropped the oldest pending request for a new one. */

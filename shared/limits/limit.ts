@@ -14,6 +14,7 @@ export type LimitName =
   | "tunnels"
   | "tunnels-per-agent"
   | "tunnels-per-client"
+  | "udp-flows-per-client"
   | "tunnel-rate-per-address"
   | "tunnel-rate-per-client"
   | "tunnel-idle-timeout"

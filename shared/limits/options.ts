@@ -50,6 +50,11 @@ export const agentTunnelLimitOptions = defineOptions({
     description: "Bytes per second of all tunnels, both directions together, such as 512KiB or 10MiB; 0: no limit.",
     check: checkBandwidth,
   },
+  "limits.udp-idle-timeout": {
+    kind: "duration",
+    default: "2m",
+    description: "Time without a datagram in either direction after which a UDP flow ends; 0s: never.",
+  },
   ...tunnelLimitOptions,
 });
 
@@ -81,6 +86,11 @@ export const clientLimitOptions = defineOptions({
     kind: "integer",
     default: "16384",
     description: "The same per client, which is a token, or an agent id without tokens; 0: no limit.",
+  },
+  "limits.udp-flows-per-client": {
+    kind: "integer",
+    default: "1024",
+    description: "Concurrent UDP flows per client; they count as tunnels too. 0: no limit.",
   },
   "limits.tunnel-rate-per-address": {
     kind: "integer",

@@ -1,5 +1,6 @@
 // Limits on tunnels: their number in total, per agent and per client, and their lifetime; refuses new ones while memory or descriptors are
 // short. One timer serves all of them.
+import type { Network } from "../address/authority.ts";
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
 import { Bandwidth } from "./bandwidth.ts";
@@ -13,6 +14,8 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
   tunnels: number;
   tunnelsPerAgent?: number;
   tunnelsPerClient?: number;
+  /** Limit on concurrent UDP flows per client, which are tunnels too. 0 or missing: no limit. */
+  udpFlowsPerClient?: number;
   /** Bytes per second of all tunnels, of one agent's, of one client's. 0 or missing: no limit. */
   bandwidth?: string;
   bandwidthPerAgent?: string;
@@ -29,6 +32,8 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
 export interface TunnelOwner {
   readonly agentId?: string;
   readonly client?: string;
+  /** Default `tcp`. */
+  readonly network?: Network;
   /** Aborts the tunnel for reasons other than limits. */
   readonly signal?: AbortSignal;
 }
@@ -70,6 +75,7 @@ class TrackedTunnel implements OpenTunnel {
     limits: TunnelLimits,
     agentId: string,
     client: string,
+    readonly network: Network,
     signal: AbortSignal | undefined,
     ownRate: Rate | undefined,
     rates: Rate[],
@@ -132,6 +138,7 @@ export class TunnelLimits {
   readonly #buffers?: BufferBudget;
   readonly #perAgent = new InflightCounts();
   readonly #perClient = new InflightCounts();
+  readonly #flowsPerClient = new InflightCounts();
   readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
   /** Tunnels that may have to end, the oldest first. */
   readonly #tracked = new Set<TrackedTunnel>();
@@ -159,8 +166,8 @@ export class TunnelLimits {
   }
 
   /** @throws {LimitReached} */
-  open({ agentId = "", client = "", signal }: TunnelOwner): OpenTunnel {
-    const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, tunnelMaxDuration } = this.#options;
+  open({ agentId = "", client = "", network = "tcp", signal }: TunnelOwner): OpenTunnel {
+    const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, udpFlowsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
     }
@@ -176,15 +183,19 @@ export class TunnelLimits {
     if (this.#perClient.get(client) >= unlimitedIfZero(tunnelsPerClient)) {
       throw this.#reject("tunnels-per-client", "There are too many tunnels of this client", { agent: agentId, max: tunnelsPerClient });
     }
+    if (network === "udp" && this.#flowsPerClient.get(client) >= unlimitedIfZero(udpFlowsPerClient)) {
+      throw this.#reject("udp-flows-per-client", "There are too many UDP flows of this client", { agent: agentId, max: udpFlowsPerClient });
+    }
     this.#open++;
     this.#perAgent.add(agentId);
     this.#perClient.add(client);
+    if (network === "udp") this.#flowsPerClient.add(client);
     const { tunnel: each, client: ofClient, agent, all } = this.#bandwidth;
     const ownRate = each.create();
     // the narrowest first: while it blocks, nothing is taken from the shared ones
     const rates: Rate[] = [];
     for (const rate of [ownRate, ofClient.join(client), agent.join(agentId), all.join("")]) if (rate !== undefined) rates.push(rate);
-    const tunnel = new TrackedTunnel(this, agentId, client, signal, ownRate, rates);
+    const tunnel = new TrackedTunnel(this, agentId, client, network, signal, ownRate, rates);
     if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;
   }
@@ -218,10 +229,11 @@ export class TunnelLimits {
 
   /** Stops counting a tunnel that has ended. */
   release(tunnel: TrackedTunnel): void {
-    const { agentId, client, ownRate } = tunnel;
+    const { agentId, client, network, ownRate } = tunnel;
     this.#open--;
     this.#perAgent.remove(agentId);
     this.#perClient.remove(client);
+    if (network === "udp") this.#flowsPerClient.remove(client);
     ownRate?.close();
     this.#bandwidth.client.release(client);
     this.#bandwidth.agent.release(agentId);

@@ -9,7 +9,12 @@ export interface Hello {
   /** Host name; may be empty. */
   readonly host: string;
   readonly labels: Readonly<Record<string, string>>;
+  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}. Default: nothing. */
+  readonly features?: readonly string[];
 }
+
+/** The agent relays UDP. */
+export const UDP_FEATURE = "udp";
 
 /** One message. */
 export type Message =
@@ -33,6 +38,8 @@ const MAX_HOST = 253;
 const MAX_LABELS = 32;
 const LABEL_NAME = /^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
 const MAX_LABEL = 255;
+const MAX_FEATURES = 32;
+const FEATURE = /^[a-z0-9-]{1,32}$/;
 
 /** An invalid message. */
 export class MessageError extends Error {
@@ -102,14 +109,16 @@ export function checkLabels(labels: Readonly<Record<string, string>>): string | 
 }
 
 function readHello(value: Record<string, unknown>): Hello {
-  const { version = "", instance, host = "", labels = {} } = value;
+  const { version = "", instance, host = "", labels = {}, features = [] } = value;
   if (typeof instance !== "string" || !/^[A-Za-z0-9-]{1,64}$/.test(instance)) throw new MessageError("A hello has no instance");
   if (!isText(version, MAX_VERSION)) throw new MessageError("A hello has an invalid version");
   if (!isText(host, MAX_HOST)) throw new MessageError("A hello has an invalid host");
   if (!isRecord(labels)) throw new MessageError("A hello has labels that are not an object");
   const problem = checkLabels(labels as Record<string, string>);
   if (problem !== undefined) throw new MessageError(`A hello is invalid: ${problem}`);
-  return { version, instance, host, labels: Object.fromEntries(Object.entries(labels)) as Record<string, string> };
+  if (!isFeatures(features)) throw new MessageError(`A hello has features that are not up to ${MAX_FEATURES} names`);
+  const description = { version, instance, host, labels: Object.fromEntries(Object.entries(labels)) as Record<string, string> };
+  return features.length > 0 ? { ...description, features } : description;
 }
 
 function readGoaway({ reason = "", withinMs = 0 }: Record<string, unknown>): Message {
@@ -127,6 +136,10 @@ function quote(text: string): string {
 function isText(value: unknown, maxLength: number): value is string {
   // deno-lint-ignore no-control-regex -- matches forbidden characters
   return typeof value === "string" && value.length <= maxLength && !/[\x00-\x1f\x7f-\x9f]/.test(value);
+}
+
+function isFeatures(value: unknown): value is string[] {
+  return Array.isArray(value) && value.length <= MAX_FEATURES && value.every((name) => typeof name === "string" && FEATURE.test(name));
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -69,6 +69,15 @@ export interface Net {
    * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
    */
   connectAndSplice(a: Duplex, connect: Omit<ConnectTcpOptions, "signal">, options?: SpliceOptions): Promise<ConnectedTunnel>;
+  /**
+   * Opens a UDP socket for the first address of `host` to which a route leads, then relays between its datagrams and the capsules of `a` (RFC
+   * 9297, RFC 9298 §5): each datagram whole, of up to 65,507 bytes, or not at all. Up to 256 KiB wait for `a`, then the oldest are dropped.
+   * Capsules of other types, and datagrams with a context id other than 0, are dropped; a malformed or longer one ends the flow with `reset`.
+   * It also ends, without an error, when either direction of `a` ends. ICMP errors do not end it. Ownership of `a` and cancellation are those
+   * of {@link Net.connectAndSplice}.
+   * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
+   */
+  connectUdp(a: Duplex, connect: Omit<ConnectTcpOptions, "signal" | "tls">, options?: FlowOptions): Promise<ConnectedFlow>;
   /** Creates a rate limit that relays can share. */
   createRate(options: RateOptions): Rate;
   /**
@@ -552,6 +561,35 @@ export interface Spliced {
 export interface ConnectedTunnel extends Spliced {
   /** The connected address, `host:port` or `[host]:port`. */
   readonly remote: string;
+}
+
+/** Options of {@link Net.connectUdp}. */
+export interface FlowOptions extends Omit<SpliceOptions, "idleTimeoutMs"> {
+  /**
+   * Time without a datagram in either direction, in milliseconds, after which the flow ends with `timed-out` and `a` is finished, not aborted. 0
+   * or missing: none.
+   */
+  idleTimeoutMs?: number;
+}
+
+/** Datagrams of a flow. */
+export interface DatagramCounts {
+  readonly aToB: number;
+  readonly bToA: number;
+  /** Those of both directions that were not passed on. */
+  readonly dropped: number;
+}
+
+/** The result of a flow. Bytes are those of the datagrams' payloads. */
+export interface FlowResult extends SpliceResult {
+  readonly datagrams: DatagramCounts;
+}
+
+/** A running flow. */
+export interface ConnectedFlow {
+  /** The destination's address, `host:port` or `[host]:port`. */
+  readonly remote: string;
+  readonly ended: Promise<FlowResult>;
 }
 
 /** Limits and timers of a session, as the transport parameters of QUIC (RFC 9000 §18.2). */

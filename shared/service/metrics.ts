@@ -4,7 +4,7 @@ import { X509Certificate } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { SessionKind, SessionStats } from "../net/types.ts";
+import type { DatagramCounts, SessionKind, SessionStats } from "../net/types.ts";
 import type { TunnelErrorType } from "../tunnel/errors.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
@@ -167,6 +167,8 @@ export interface TunnelEnd {
   /** Bytes to the destination, and back. */
   readonly sent: number;
   readonly received: number;
+  /** Of a UDP flow, where this service has seen its datagrams. */
+  readonly datagrams?: DatagramCounts;
 }
 
 export class TunnelMetrics {
@@ -175,6 +177,7 @@ export class TunnelMetrics {
   /** Counted since the last scrape: a counter with labels costs more than all else that the end of a tunnel does. */
   readonly #uncollected = { completed: 0, broken: 0, sent: 0, received: 0 };
   readonly #setup: Histogram;
+  readonly #datagrams: Counter<"outcome">;
   readonly #limitHit: (limit: string) => void;
 
   constructor(registry: Registry, open: () => number, limitHit: (limit: string) => void) {
@@ -225,9 +228,15 @@ export class TunnelMetrics {
       buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
       registers,
     });
+    this.#datagrams = new Counter({
+      name: "reverse_http_udp_datagrams_total",
+      help: "Datagrams of UDP flows that have ended: sent to destinations, received from them, and dropped. Of agents.",
+      labelNames: ["outcome"],
+      registers,
+    });
   }
 
-  ended({ status, error, setupMs, sent, received }: TunnelEnd): void {
+  ended({ status, error, setupMs, sent, received, datagrams }: TunnelEnd): void {
     if (setupMs === undefined) {
       this.#ended.inc({ outcome: "refused" });
       this.#refused.inc({ status: String(status), error_type: error ?? "none" });
@@ -240,6 +249,10 @@ export class TunnelMetrics {
     uncollected[error === undefined ? "completed" : "broken"]++;
     uncollected.sent += sent;
     uncollected.received += received;
+    if (!datagrams) return;
+    this.#datagrams.inc({ outcome: "sent" }, datagrams.aToB);
+    this.#datagrams.inc({ outcome: "received" }, datagrams.bToA);
+    this.#datagrams.inc({ outcome: "dropped" }, datagrams.dropped);
   }
 }
 

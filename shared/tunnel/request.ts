@@ -1,12 +1,13 @@
 // What every way into the proxy and every way out of it agree on: a request for a tunnel, and the connection that a dialer opens for it.
 // Knows no client protocol.
-import type { Authority } from "../address/authority.ts";
+import type { Authority, Network } from "../address/authority.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
 import type { Duplex, Spliced, SpliceOptions } from "../net/types.ts";
 
 /** A client's request for a connection to a destination through an agent. */
 export interface TunnelRequest {
-  readonly network: "tcp";
+  /** With `udp` the stream carries capsules (RFC 9297) with UDP payloads (RFC 9298). */
+  readonly network: Network;
   /** Logged by every hop. */
   readonly id: string;
   readonly agentId: string;

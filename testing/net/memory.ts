@@ -2,7 +2,7 @@
 // The contract inside one process, without sockets, for tests of its users. Streams, heads, limits and ends behave as on the real network,
 // with these exceptions. TLS: both sides must use it and share a protocol name; certificates, names and pins are not checked. Sessions:
 // nothing is ever lost, so they never time out, statistics are zero, and a port without a listener refuses; over TLS they are the same as
-// over QUIC, on TCP ports. Limits per address do not apply, because all peers are on one machine.
+// over QUIC, on TCP ports. There are no datagrams. Limits per address do not apply, because all peers are on one machine.
 import { encodeHead } from "../../shared/http/head.ts";
 import { printable } from "../../shared/net/printable.ts";
 import { isIP } from "node:net";
@@ -12,12 +12,14 @@ import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./stream.ts
 import type {
   AgentResponse,
   AgentSession,
+  ConnectedFlow,
   ConnectedTunnel,
   ConnectQuicOptions,
   ConnectSessionOptions,
   ConnectTcpOptions,
   ConnectTlsLinkOptions,
   Duplex,
+  FlowOptions,
   HeadOptions,
   Incoming,
   ListenQuicOptions,
@@ -400,6 +402,12 @@ class MemoryNet implements Net {
     a.checkOpen();
     const b = await this.connectTcp({ ...connect, signal: options.signal });
     return { remote: b.remote, ended: this.splice(a, b, options) };
+  }
+
+  async connectUdp(_: Duplex, { port }: { port: number }, { signal }: FlowOptions = {}): Promise<ConnectedFlow> {
+    this.#checkOpen();
+    checkDial(port, signal);
+    throw new NetError("unreachable", "Cannot open a flow: this network has no datagrams");
   }
 
   createRate(options: RateOptions): Rate {

@@ -1,6 +1,7 @@
 // The conformance suite: one test for each property of the network contract. An implementation that passes all of them can run the program.
 // Independent of the implementations.
 import { describe } from "node:test";
+import { datagramTests } from "./datagrams.ts";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
 import { lifetimeTests } from "./lifetime.ts";
@@ -27,6 +28,7 @@ export function conformance(adapter: Adapter): void {
         linkTests,
         requestTests,
         spliceTests,
+        datagramTests,
         lifetimeTests,
       ]
     ) tests(suite);

@@ -26,7 +26,7 @@ function withDeny(deny: string[], names: Names = {}): DestinationPolicy {
 /** The addresses to connect to, or the error type or code of the refusal. */
 async function reach(destinations: DestinationPolicy, text: string, timeoutMs = 5_000): Promise<string | number> {
   try {
-    const { host, addresses = [host] } = await destinations.resolve(parseAuthority(text), timeoutMs);
+    const { host, addresses = [host] } = await destinations.resolve(parseAuthority(text), "tcp", timeoutMs);
     return addresses.join();
   } catch (error) {
     if (error instanceof TunnelError) return statusOf(error);
@@ -165,7 +165,7 @@ describe("a deny-list of the agent", () => {
 
   it("passes on the allowed addresses, the name, and the remaining time", async () => {
     const names = { "three.test": ["169.254.1.1", "192.0.2.1", "::ffff:169.254.1.1", "2001:db8::1"] };
-    const { timeoutMs, ...rest } = await withDeny(ADVISED, names).resolve(parseAuthority("three.test:80"), 5_000);
+    const { timeoutMs, ...rest } = await withDeny(ADVISED, names).resolve(parseAuthority("three.test:80"), "tcp", 5_000);
     assert.deepEqual(rest, { host: "three.test", port: 80, addresses: ["192.0.2.1", "2001:db8::1"] });
     assert.ok(timeoutMs > 0 && timeoutMs <= 5_000, `${timeoutMs}`);
   });

@@ -24,6 +24,7 @@ import type { AgentSession, Duplex, Net, QuicTransport, SessionListener } from "
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
+import { udpHead } from "../../testing/masque.ts";
 import { eventually } from "../../testing/programs.ts";
 import { ask, connectTo, LogBook, netThatCounts, netWith, Queue, readUntil, withNet } from "../../testing/network.ts";
 import { AGENT_ID, checkTunnel, connectRequest, openTunnel, type Tunnel } from "./tunnels.ts";
@@ -163,6 +164,20 @@ describe("agent and proxy", () => {
       await client.write(bytes(connectRequest(await listenTcp(net))));
       await serveOne(connection);
       assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
+    }));
+
+  it("refuse UDP for an agent that has not announced it, without asking it", () =>
+    withNet(async (net) => {
+      const { proxy } = await runProxy(net);
+      for (const [alpn, instance] of [[[V1], "go"], [[V2], "old"]] as const) {
+        const { connection } = await rawAgent(net, proxy.agentAddress, { alpn: [...alpn], instance });
+        const asked = connection.acceptRequests();
+        const answer = await ask(net, proxy.clientAddress, udpHead("127.0.0.1:53"));
+        assert.equal(answer.status, 502);
+        assert.match(answer.field("Proxy-Status")!, /error=http_upgrade_failed/);
+        assert.match(answer.body, /^The agent does not relay UDP: its version is too old/);
+        assert.ok(await isPending(asked));
+      }
     }));
 
   it("serve a proxy of version 1", () =>

@@ -189,6 +189,47 @@ for (const [name, gate] of Object.entries(POLICIES)) {
   });
 }
 
+describe("the network of a destination", () => {
+  const both = (allows: (network: "tcp" | "udp") => boolean) => [allows("tcp"), allows("udp")];
+
+  it("is TCP in an allow-list, and UDP with udp:", () => {
+    const rows: [string[], [tcp: boolean, udp: boolean]][] = [
+      [[], [true, true]],
+      [["all"], [true, true]],
+      [["none"], [false, false]],
+      [["10.0.0.53:53"], [true, false]],
+      [["udp:10.0.0.53:53"], [false, true]],
+      [["UDP:10.0.0.0/8"], [false, true]],
+      [["udp:10.0.0.53:54"], [false, false]],
+      [["udp:all"], [false, true]],
+      [["udp:all", "10.0.0.53"], [true, true]],
+      [["udp:*.zone", "udp:[::1]:53", "udp:::1"], [false, false]],
+    ];
+    for (const [patterns, wanted] of rows) {
+      const list = createAllowList(patterns);
+      assert.deepEqual(both((network) => list.allows({ host: "10.0.0.53", port: 53 }, network)), wanted, patterns.join());
+      assert.equal(list.allows({ host: "10.0.0.53", port: 53 }), wanted[0]);
+    }
+  });
+
+  it("is either in a deny-list, and UDP with udp:", () => {
+    for (
+      const [pattern, wanted] of [["10.0.0.53", [true, true]], ["udp:10.0.0.53", [false, true]], ["all", [true, true]], ["udp:all", [
+        false,
+        true,
+      ]]]
+    ) {
+      const list = createDenyList([String(pattern)]);
+      assert.deepEqual(both((network) => list.denies({ host: "10.0.0.53", port: 53 }, network)), wanted, String(pattern));
+    }
+  });
+
+  it("is not the name udp", () => {
+    const list = createAllowList(["udp:53", "udp"]);
+    assert.deepEqual(both((network) => list.allows({ host: "udp", port: 53 }, network)), [true, false]);
+  });
+});
+
 describe("an invalid allow-list", () => {
   const bad = [
     ["", "it is not"],
@@ -262,6 +303,13 @@ describe("an invalid allow-list", () => {
     ["a b", "separated by commas"],
     ["b\u00fccher.example:80", "write xn--bcher-kva.example:80"],
     ["all:80", "all is a whole list"],
+    ["udp:", "is not a port"],
+    ["udp:none", "none is a whole list"],
+    ["udp://a.example:53", "write udp:a.example:53 alone"],
+    ["udp:*:53", "write udp:all"],
+    ["udp:10.0.0.*", "write udp:10.0.0.0/24"],
+    ["udp:udp:a.example", "is not a port"],
+    ["tcp:a.example:80", "is not a name"],
     ["a".repeat(64), "63 between two dots"],
     ["a.".repeat(127) + "a", "at most 253 characters"],
   ] as const;
@@ -285,6 +333,7 @@ describe("an IPv6 address without brackets", () => {
       assert.ok(said.includes(`"${pattern}": it is an address`), said);
       assert.ok(said.includes(`write [${pattern}] or [${address}]:${port};`), said);
       for (const clear of [`[${pattern}]`, `[${address}]:${port}`]) assert.equal(checkPatterns([clear]), undefined, clear);
+      assert.ok(checkPatterns([`udp:${pattern}`])!.includes(`write udp:[${pattern}] or udp:[${address}]:${port};`));
     }
   });
 
@@ -320,7 +369,18 @@ describe("networks of patterns", () => {
   });
 
   for (
-    const pattern of ["10.0.0.2:80", "10.0.0.0/8:1-65535", "[::1]:80", "fe80::1%eth0", "*.zone", "host", "10.0.0.0/33", "1.1.1.1-1.1.1.9"]
+    const pattern of [
+      "10.0.0.2:80",
+      "10.0.0.0/8:1-65535",
+      "[::1]:80",
+      "fe80::1%eth0",
+      "*.zone",
+      "host",
+      "10.0.0.0/33",
+      "1.1.1.1-1.1.1.9",
+      "udp:10.0.0.1",
+      "udp:all",
+    ]
   ) {
     it(`are not those of ${pattern}, which is refused`, () => {
       assert.throws(() => networksOf(["127.0.0.1", pattern]), (error) => error instanceof RangeError && error.message.includes(pattern));

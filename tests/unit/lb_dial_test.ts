@@ -104,6 +104,31 @@ describe("dialing through proxies", () => {
     stream.close();
   });
 
+  it("requests a UDP flow, and names a proxy that knows none", async () => {
+    const { net, store, dial } = setUp();
+    const answers = [
+      "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\ncapsules",
+      refusal(405, "http_request_denied"),
+      "HTTP/1.1 500 Internal Server Error\r\n\r\nThis is a proxy server. Does not respond to non-proxy requests.",
+      ESTABLISHED,
+    ];
+    const heads = await fakeProxy(net, "127.0.0.1:1", () => answers.shift());
+    await store.set("7", "127.0.0.1:1");
+    const request = { ...REQUEST, network: "udp" } as const;
+    const { stream } = await dial(request);
+    assert.equal(await readTextExactly(stream, 8), "capsules");
+    stream.close();
+    assert.match(
+      heads[0]!,
+      /^GET \/\.well-known\/masque\/udp\/db\/5432\/ HTTP\/1\.1\r\nHost: 127\.0\.0\.1:1\r\nProxy-Authorization: Basic Nzp4\r\n/,
+    );
+    for (const error of ["http_upgrade_failed", "http_upgrade_failed", "http_upgrade_failed"]) {
+      const refused = refusedOf(await dial(request).then(() => undefined, (cause) => cause));
+      assert.deepEqual([refused.status, refused.error], [502, error]);
+      assert.match(refused.message, /does not relay UDP/);
+    }
+  });
+
   it("connects to loopback for an address without a host, as the Go proxy writes it", async () => {
     const { net, store, dial } = setUp();
     await fakeProxy(net, "127.0.0.1:1", ESTABLISHED);

@@ -355,6 +355,19 @@ describe("limits of tunnels", () => {
       assert.equal(limitOf(() => limits.open({ agentId: "d", client: "d" })), "tunnels");
     }));
 
+  it("apply to UDP flows per client, which are tunnels too", () =>
+    withLimits({ tunnels: 4, udpFlowsPerClient: 1 }, (limits) => {
+      const flow = (client: string) => limits.open({ client, network: "udp" });
+      limits.open({ client: "x" });
+      const first = flow("x");
+      assert.equal(limitOf(() => flow("x")), "udp-flows-per-client");
+      flow("y");
+      first.close();
+      flow("x");
+      limits.open({ client: "x" });
+      assert.equal(limitOf(() => flow("z")), "tunnels");
+    }));
+
   it("end tunnels after the maximum duration", () => {
     const { now, pass } = createClock();
     withLimits({ tunnelMaxDuration: 5_000, now }, (limits) => {

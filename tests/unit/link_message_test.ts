@@ -34,6 +34,7 @@ const typed = (type: number, text: string) => Uint8Array.of(type, ...new TextEnc
 const HELLO: Hello = { version: "reverse-http/1.2.3", instance: "a-1", host: "höst", labels: { "app/zone": "eu west", b: "" } };
 const MESSAGES: Message[] = [
   { type: "hello", hello: HELLO },
+  { type: "hello", hello: { ...HELLO, features: ["udp", "later-1"] } },
   { type: "goaway", reason: "shutting down", withinMs: 250 },
   { type: "ping", data: new Uint8Array(8).fill(7) },
   { type: "pong", data: new Uint8Array(8) },
@@ -126,6 +127,9 @@ describe("control messages", () => {
     "a version that is long": typed(0, JSON.stringify({ instance: "a", version: "x".repeat(129) })),
     "a host with a line break": typed(0, '{"instance":"a","host":"x\\ny"}'),
     "labels that are a list": typed(0, '{"instance":"a","labels":["x"]}'),
+    "features that are no list": typed(0, '{"instance":"a","features":{"udp":true}}'),
+    "a feature with a space": typed(0, '{"instance":"a","features":["u dp"]}'),
+    "too many features": typed(0, JSON.stringify({ instance: "a", features: new Array(33).fill("udp") })),
     "a label that is no text": typed(0, '{"instance":"a","labels":{"x":1}}'),
     "a label without a name": typed(0, '{"instance":"a","labels":{"":"x"}}'),
     "a reason with an escape sequence": typed(1, '{"reason":"\\u001b[2J"}'),

@@ -1,6 +1,7 @@
 //! The fuzz targets. Each takes an input and panics if a property does not hold. libFuzzer runs millions of inputs (`fuzz_targets/`), the
 //! tests a few thousand (`tests/`). Keys and certificates are generated per process; inputs describe how to modify them.
 #![allow(dead_code, unused_imports)] // each program that includes this uses a part of it
+mod capsules;
 mod handshakes;
 mod heads;
 mod input;
@@ -10,6 +11,7 @@ mod settings;
 mod tls_link;
 mod web_socket;
 
+pub use capsules::capsules;
 pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};
 pub use outbound_proxy::outbound_proxy;

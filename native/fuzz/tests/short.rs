@@ -88,6 +88,11 @@ fn a_hostile_peer_of_a_tls_link_neither_fills_the_memory_nor_confuses_the_sessio
 }
 
 #[test]
+fn capsules_are_read_alike_however_they_arrive() {
+    run("capsules", targets::capsules, 20_000);
+}
+
+#[test]
 fn frames_of_a_websocket_are_read_alike_however_they_arrive() {
     run("websocket_frames", targets::websocket_frames, 20_000);
 }

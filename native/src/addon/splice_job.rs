@@ -3,11 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::net::UdpSocket;
 
 use crate::addon::completion_queue::{Promise, Value};
 use crate::addon::handles::{Cancel, EngineState};
+use crate::error::NetError;
+use crate::relay::ends::Side;
 use crate::relay::rate::RateLimiter;
-use crate::relay::splice;
+use crate::relay::{datagrams, splice};
 use crate::stream::{CancelSignal, Handover};
 use crate::sync::lock;
 use crate::time::millis;
@@ -65,25 +68,34 @@ impl SpliceJob {
     pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
         let initial_data = std::mem::take(&mut self.initial_data_to_a);
         let done = splice::run(halves, initial_data, self.idle, &self.limiter, &self.cancel).await;
+        self.end(numbers, [done.a_to_b, done.b_to_a], done.error, []);
+    }
+
+    /// Relays between a stream of capsules and a socket until the flow has ended, and frees the handle of the stream.
+    pub async fn run_flow(mut self, stream: Box<Handover>, socket: UdpSocket, number: f64) {
+        let initial_data = std::mem::take(&mut self.initial_data_to_a);
+        let done = datagrams::run(stream, socket, initial_data, self.idle, &self.limiter, &self.cancel).await;
+        let counts = [done.datagrams_to_b, done.datagrams_to_a, done.dropped];
+        self.end([Some(number), None], [done.a_to_b, done.b_to_a], done.error, counts);
+    }
+
+    fn end<const N: usize>(self, numbers: [Option<f64>; 2], bytes: [u64; 2], error: Option<(NetError, Option<Side>)>, counts: [u64; N]) {
         {
             let mut streams = lock(&self.state.streams);
             for number in numbers.into_iter().flatten() {
                 streams.remove(&(number as u64));
             }
         }
-        let (error, side) = match &done.error {
+        let (error, side) = match &error {
             None => (Value::Undefined, Value::Undefined),
             Some((error, side)) => (
                 Value::from(error),
                 side.map_or(Value::Undefined, |side| Value::Number(side as u8 as f64)),
             ),
         };
-        self.settle(Value::Array(vec![
-            Value::Number(done.a_to_b as f64),
-            Value::Number(done.b_to_a as f64),
-            error,
-            side,
-        ]));
+        let number = |n: u64| Value::Number(n as f64);
+        let values = bytes.map(number).into_iter().chain([error, side]);
+        self.settle(Value::Array(values.chain(counts.map(number)).collect()));
     }
 
     pub fn settle(self, value: Value) {

@@ -1,10 +1,15 @@
-//! UDP sockets for QUIC.
-use std::net::SocketAddr;
+//! UDP sockets: for QUIC, and for flows to destinations.
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{NetError, Warn};
 use crate::net::address::bind_first;
+use crate::net::happy_eyeballs::{self, DialTarget};
+use crate::net::resolver::{Purpose, Resolver};
+use crate::net::tcp::dial::connect_error;
 
 /// Requested buffer size; the kernel may grant less.
 const UDP_BUFFER: usize = 8 << 20;
@@ -62,6 +67,32 @@ fn raise_buffers(socket: &Socket) {
             );
         }
     }
+}
+
+/// Opens a socket for the first address of `host` to which a route leads. Returns the socket and the address.
+pub async fn dial(
+    resolver: &Arc<Resolver>,
+    host: &str,
+    port: u16,
+    target: DialTarget,
+    limit: Duration,
+) -> Result<(tokio::net::UdpSocket, String), NetError> {
+    happy_eyeballs::connect((resolver, Purpose::Tunnel), host, port, target, limit, |address| async move {
+        let socket = connect(address).await.map_err(|e| connect_error(&e, address))?;
+        Ok((socket, address.to_string()))
+    })
+    .await
+}
+
+/// Opens a socket that sends to `address` and receives only from there.
+async fn connect(address: SocketAddr) -> std::io::Result<tokio::net::UdpSocket> {
+    let any: SocketAddr = match address.is_ipv4() {
+        true => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        false => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = tokio::net::UdpSocket::bind(any).await?;
+    socket.connect(address).await?;
+    Ok(socket)
 }
 
 pub fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {

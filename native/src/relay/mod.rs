@@ -1,6 +1,8 @@
-//! Relaying between the two streams of a tunnel, its rate limits and its memory budget.
+//! Relaying between the two ends of a tunnel, streams or a stream and datagrams, its rate limits and its memory budget.
 pub mod budget;
-mod ends;
+pub mod capsule;
+pub mod datagrams;
+pub mod ends;
 #[cfg(target_os = "linux")]
 mod kernel_splice;
 pub mod rate;

@@ -431,7 +431,7 @@ async fn closed(writer: &Writer) {
 }
 
 /// Resolves when a QUIC peer has received all data, or never will. Closing the connection before would discard data in flight.
-async fn received(writer: &Writer) {
+pub(super) async fn received(writer: &Writer) {
     match &writer.half {
         WriteHalf::Quic(stream, _) => drop(stream.stopped().await), // a lost connection is reported elsewhere
         WriteHalf::TlsLink(stream) => stream.flushed().await,

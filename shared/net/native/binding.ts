@@ -4,11 +4,13 @@ import { NetError } from "../errors.ts";
 import type {
   AgentSession,
   ClientTls,
+  ConnectedFlow,
   ConnectedTunnel,
   ConnectQuicOptions,
   ConnectTcpOptions,
   ConnectTlsLinkOptions,
   Duplex,
+  FlowOptions,
   ListenQuicOptions,
   ListenSessionsOptions,
   ListenTcpOptions,
@@ -26,11 +28,11 @@ import type {
 } from "../types.ts";
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
-import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawSpliceResult } from "./engine.ts";
+import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 import { NativeSessionListener, NativeTcpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
-import { beginSplice, NativeDuplex, NativeRate, numbersOf, toSpliceResult } from "./streams.ts";
+import { beginSplice, NativeDuplex, NativeRate, numbersOf, toFlowResult, toSpliceResult } from "./streams.ts";
 
 /** Options of the native network. */
 export interface NativeNetOptions {
@@ -218,6 +220,25 @@ class NativeNet implements Net {
         engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, wanted, initialDataToA, idleTimeoutMs ?? 0, rates),
     );
     return { remote, ended: ended.then((result) => toSpliceResult(result!)) };
+  }
+
+  async connectUdp(
+    a: Duplex,
+    connect: Omit<ConnectTcpOptions, "signal" | "tls">,
+    options: FlowOptions = {},
+  ): Promise<ConnectedFlow> {
+    const { host, port, addresses, timeoutMs } = connect;
+    const { initialDataToA, idleTimeoutMs, signal } = options;
+    checkSignal(signal);
+    checkPort(port);
+    const [remote, ended] = await beginSplice<string, RawFlowResult>(
+      this.#calls,
+      a,
+      options,
+      (first, second, id, rates, engine) =>
+        engine.connectAndRelayDatagrams(first, second, id, host, port, addresses, timeoutMs, initialDataToA, idleTimeoutMs ?? 0, rates),
+    );
+    return { remote, ended: ended.then((result) => toFlowResult(result!)) };
   }
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {

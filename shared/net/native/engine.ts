@@ -14,6 +14,8 @@ export type Heads = { limit: number; timeoutMs: number; maxPending: number; prox
 export type Handshakes = { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress;
 /** Result of a splice: bytes per direction, error, and side of the error. */
 export type RawSpliceResult = [aToB: number, bToA: number, error: RawError | undefined, side: 0 | 1 | undefined];
+/** The same of a flow, then its datagrams: from a to b, from b to a, dropped. */
+export type RawFlowResult = [...RawSpliceResult, number, number, number];
 /** A stream, and the response head received on it. */
 export type RawResponse = [stream: number, head: string];
 export type RawResult = [code: NetErrorCode, message: string] | null | undefined;
@@ -133,6 +135,18 @@ export interface Engine {
     addresses: readonly string[] | undefined,
     timeoutMs: number,
     tls: EngineClientTls | undefined,
+    initialDataToA: Uint8Array | undefined,
+    idleTimeoutMs: number,
+    rates: number[] | undefined,
+  ): void;
+  connectAndRelayDatagrams(
+    connectedOp: number,
+    op: number,
+    a: number,
+    host: string,
+    port: number,
+    addresses: readonly string[] | undefined,
+    timeoutMs: number,
     initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,

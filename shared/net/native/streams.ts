@@ -1,8 +1,8 @@
 // Streams, relays between them, and rates. Where a stream comes from is not known here.
 import { NetError } from "../errors.ts";
-import type { Duplex, Incoming, Rate, SpliceOptions, SpliceResult } from "../types.ts";
+import type { Duplex, FlowResult, Incoming, Rate, SpliceOptions, SpliceResult } from "../types.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
-import type { Engine, RawError, RawSpliceResult } from "./engine.ts";
+import type { Engine, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 
 export class NativeDuplex implements Duplex {
   readonly #calls: Calls;
@@ -96,16 +96,16 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[
  * restored if the operation fails.
  * @throws {NetError} `invalid`, `closed`, and as the operation
  */
-export async function beginSplice<T>(
+export async function beginSplice<T, R = RawSpliceResult>(
   calls: Calls,
   a: Duplex,
   { rates, signal }: SpliceOptions,
   start: (first: number, second: number, id: number, rates: number[] | undefined, engine: Engine) => void,
-): Promise<[first: T, ended: Promise<RawSpliceResult | undefined>, a: NativeDuplex]> {
+): Promise<[first: T, ended: Promise<R | undefined>, a: NativeDuplex]> {
   if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
   const limits = numbersOf(rates);
   const id = a.give();
-  const [first, ended] = calls.callTwice<T, RawSpliceResult | undefined>(
+  const [first, ended] = calls.callTwice<T, R | undefined>(
     signal,
     (op, second, engine) => start(op, second, id, limits, engine),
   );
@@ -120,6 +120,10 @@ export async function beginSplice<T>(
 
 export function toSpliceResult([aToB, bToA, error, side]: RawSpliceResult): SpliceResult {
   return { aToB, bToA, error: error && toError(error), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+}
+
+export function toFlowResult([bytesToB, bytesToA, error, side, aToB, bToA, dropped]: RawFlowResult): FlowResult {
+  return { ...toSpliceResult([bytesToB, bytesToA, error, side]), datagrams: { aToB, bToA, dropped } };
 }
 
 /** @throws {NetError} `invalid` */

@@ -11,6 +11,7 @@ use crate::error::NetError;
 use crate::net::happy_eyeballs::DialTarget;
 use crate::net::tcp;
 use crate::net::tls::ClientTls;
+use crate::net::udp;
 use crate::time::millis;
 
 #[napi]
@@ -136,6 +137,55 @@ impl Engine {
                     drop(a_stream);
                     job.state.settle_low_priority(connected, Value::Text(remote));
                     job.run(halves, [Some(a), None]).await;
+                }
+                Err(error) => {
+                    connected.settle(Err(error));
+                    job.settle(Value::Undefined);
+                }
+            }
+        });
+    }
+
+    /// As `connect_and_splice`, with a UDP socket and the capsules of `a`. After the four values of `splice` the result has datagrams from a to
+    /// b, datagrams from b to a, and datagrams dropped.
+    #[napi]
+    #[allow(clippy::too_many_arguments)] // as with `splice`
+    pub fn connect_and_relay_datagrams(
+        &self,
+        connected_op: f64,
+        op: f64,
+        a: f64,
+        host: String,
+        port: u16,
+        addresses: Option<Vec<String>>,
+        timeout_ms: u32,
+        initial_data_to_a: Option<&[u8]>,
+        idle_timeout_ms: u32,
+        rates: Option<Vec<f64>>,
+    ) {
+        let state = &self.state;
+        let connected = state.promise(connected_op);
+        let (Some(a_stream), false) = (state.stream(a), state.closed.load(Ordering::SeqCst)) else {
+            return drop(state.promise(op));
+        };
+        let job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, true);
+        state.runtime.spawn(async move {
+            let state = job.state.clone();
+            // boxed: the task should not be larger than the relay needs
+            let dial = Box::pin(async {
+                let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
+                udp::dial(&state.resolver, &host, port, target, millis(timeout_ms)).await
+            });
+            let dialled = tokio::select! {
+                dialled = Box::pin(a_stream.while_connected(&job.cancel, dial)) => dialled,
+                () = job.cancel.cancelled() => Err(NetError::cancelled()),
+            };
+            match dialled {
+                Ok((socket, remote)) => {
+                    let stream = Box::new(a_stream.take(&job.cancel));
+                    drop(a_stream);
+                    job.state.settle_low_priority(connected, Value::Text(remote));
+                    job.run_flow(stream, socket, a).await;
                 }
                 Err(error) => {
                     connected.settle(Err(error));

@@ -1,0 +1,227 @@
+// UDP through agents, with the compiled executables: datagrams, losses, ends and limits of flows.
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { capsule, datagram, UdpFlow, udpHead, UdpServer } from "../../testing/masque.ts";
+import { eventually, openDescriptors, Pair, Site, storeArgs } from "../../testing/programs.ts";
+import { ask, assertRefused, openTunnel, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
+
+const onLinux = { skip: process.platform === "linux" ? false : "only Linux has /proc" };
+/** The longest UDP payload over IPv4. */
+const LONGEST = 65_507;
+
+const LINKS = ["quic", "tls"] as const;
+
+/** The response to a DNS query (RFC 1035 §4.1): the query with one A record. */
+function resolve(query: Buffer): Buffer {
+  const answer = Buffer.from(query);
+  answer.writeUInt16BE(0x8180, 2);
+  answer.writeUInt16BE(1, 6);
+  return Buffer.concat([answer, Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7])]);
+}
+
+for (const link of LINKS) {
+  describe(`UDP over ${link}`, () => {
+    const args = [`--agent-client.transport=${link}`];
+
+    it("carries datagrams of every length whole, in both directions, and counts them", async () => {
+      await using pair = await Pair.start({ agent: args });
+      await using server = await UdpServer.start((payload) => payload);
+      {
+        using flow = await UdpFlow.open(pair.addresses.clients, server.authority);
+        assert.match(flow.head, /^HTTP\/1\.1 101 .*\r\nUpgrade: connect-udp\r\nCapsule-Protocol: \?1\r\n/s);
+        for (const length of [0, 1, 62, 63, 64, 1_200, 1_472, 16_383, 16_384, LONGEST]) {
+          const payload = randomBytes(length);
+          await flow.send(payload);
+          assert.ok((await flow.receive()).equals(payload), `${length} bytes are not the same`);
+        }
+      }
+      const { datagramsSent, datagramsReceived, datagramsDropped } = await pair.agent.waitFor("tunnel", { network: "udp", status: 101 });
+      assert.deepEqual([datagramsSent, datagramsReceived, datagramsDropped], [10, 10, 0]);
+      await pair.proxy.waitFor("request", { network: "udp", method: "GET", destination: server.authority, status: 101, error: undefined });
+    });
+
+    it("drops the oldest of more datagrams than the client reads, whole ones, and counts them", async () => {
+      await using pair = await Pair.start({ agent: args });
+      await using server = await UdpServer.start();
+      const [sent, length] = [1_200, 40_000];
+      let last = -1;
+      let received = 0;
+      {
+        using flow = await UdpFlow.open(pair.addresses.clients, server.authority, datagram("hello"), 0);
+        const { from } = await server.receive();
+        flow.wire.socket.pause();
+        for (let n = 0; n < sent; n++) {
+          const payload = Buffer.alloc(length, n);
+          payload.writeUInt32BE(n);
+          await server.send(payload, from);
+        }
+        // the system drops what it has no room for, so that one may be lost
+        const ending = setInterval(() => void server.send("end", from), 20);
+        flow.wire.socket.resume();
+        for (let payload; (payload = await flow.receive()).length !== 3; received++) {
+          const n = payload.readUInt32BE();
+          assert.ok(n > last, `${n} comes after ${last}`);
+          assert.ok(payload.length === length && payload.at(-1) === n % 256, "it was cut");
+          last = n;
+        }
+        clearInterval(ending);
+      }
+      const { datagramsReceived, datagramsDropped } = await pair.agent.waitFor("tunnel", { network: "udp" });
+      assert.ok(Number(datagramsReceived) > received, `${datagramsReceived} received, ${received} of them by the client`);
+      assert.ok(Number(datagramsDropped) > 0 && Number(datagramsDropped) + received <= sent, `${datagramsDropped} dropped`);
+    });
+  });
+}
+
+describe("a UDP flow", () => {
+  it("answers DNS queries through a load balancer, by name and with queries that arrive with the request", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    const { clients } = await site.startLb(cache);
+    const { proxy, addresses } = await site.startProxy([...storeArgs(cache), "--store.ttl=3s"]);
+    const agent = await site.startAgent(addresses);
+    await using server = await UdpServer.start(resolve);
+    const query = Buffer.concat([
+      Buffer.from("123401000001000000000000", "hex"),
+      Buffer.from("\x03www\x07example\0\0\x01\0\x01", "latin1"),
+    ]);
+    {
+      using flow = await UdpFlow.open(clients, `localhost:${server.port}`, datagram(query));
+      assert.ok((await flow.receive()).equals(resolve(query)));
+    }
+    for (const program of [proxy, agent]) {
+      await program.waitFor(program === agent ? "tunnel" : "request", {
+        network: "udp",
+        destination: `localhost:${server.port}`,
+        status: 101,
+      });
+    }
+  });
+
+  it("ends at the agent when the client has gone, with its socket", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using server = await UdpServer.start((payload) => payload);
+    const before = openDescriptors(pair.agent.pid);
+    const flows = await Promise.all(Array.from({ length: 20 }, () => UdpFlow.open(pair.addresses.clients, server.authority)));
+    for (const flow of flows) await flow.send("x");
+    for (const flow of flows) await flow.receive();
+    assert.ok(openDescriptors(pair.agent.pid) >= before + flows.length);
+    for (const [i, { wire }] of flows.entries()) i % 2 === 0 ? wire.finish() : wire.reset();
+    await pair.agent.waitFor("tunnel", { network: "udp" }, flows.length);
+    await eventually(
+      () => openDescriptors(pair.agent.pid) <= before,
+      () => `${openDescriptors(pair.agent.pid)} descriptors, not ${before}`,
+    );
+    for (const { wire } of flows) wire[Symbol.dispose]();
+  });
+
+  it("ends in good order after the idle timeout, and not before while datagrams come", async () => {
+    await using pair = await Pair.start({ agent: ["--limits.udp-idle-timeout=1s"] });
+    await using server = await UdpServer.start((payload) => payload);
+    using flow = await UdpFlow.open(pair.addresses.clients, server.authority);
+    for (let n = 0; n < 10; n++) {
+      await flow.send(String(n));
+      assert.equal(String(await flow.receive()), String(n));
+    }
+    assert.equal(await flow.wire.ending(), "finished");
+    await pair.agent.waitFor("tunnel", { network: "udp", reason: "No datagram was relayed for 1000 ms", datagramsSent: 10 });
+    await pair.proxy.waitFor("request", { network: "udp", error: undefined, reason: undefined });
+  });
+
+  it("survives that nothing listens at the destination", async () => {
+    await using pair = await Pair.start();
+    const gone = await UdpServer.start();
+    const { authority, host, port } = gone;
+    await gone[Symbol.asyncDispose]();
+    using flow = await UdpFlow.open(pair.addresses.clients, authority);
+    for (let n = 0; n < 5; n++) await flow.send("nobody");
+    await using server = await UdpServer.start((payload) => payload, host, port);
+    assert.equal(server.port, port);
+    // those sent before the server listened are lost, and so may be the first after an ICMP error
+    const answers = flow.receive();
+    const timer = setInterval(() => void flow.send("somebody"), 20);
+    assert.match(String(await answers), /^(nobody|somebody)$/);
+    clearInterval(timer);
+  });
+
+  it("ignores capsules and contexts that it does not know, and ends with a malformed one", async () => {
+    await using pair = await Pair.start();
+    await using server = await UdpServer.start((payload) => payload);
+    using flow = await UdpFlow.open(pair.addresses.clients, server.authority);
+    await flow.wire.write(Buffer.concat([capsule(0x2b, randomBytes(100_000)), datagram("other", 4), datagram("known")]));
+    assert.equal(String(await flow.receive()), "known");
+    await flow.wire.write(datagram(randomBytes(65_528)));
+    assert.equal(await flow.wire.ending(), "ECONNRESET");
+    const { reason, datagramsDropped } = await pair.agent.waitFor("tunnel", { network: "udp" });
+    assert.match(String(reason), /^proxy: The capsules are malformed: A datagram has more bytes than UDP carries$/);
+    assert.equal(datagramsDropped, 1);
+  });
+
+  it("is reset when the agent has gone", async () => {
+    await using pair = await Pair.start({ agent: ["--drain.timeout=1s"] });
+    await using server = await UdpServer.start((payload) => payload);
+    using flow = await UdpFlow.open(pair.addresses.clients, server.authority);
+    pair.agent.signal("SIGTERM");
+    assert.equal(await flow.wire.ending(), "ECONNRESET");
+  });
+});
+
+describe("permission for UDP", () => {
+  const refused = async (clients: string, authority: string, status: number, error: string) =>
+    assertRefused(await ask(clients, udpHead(authority)), status, error);
+
+  it("is given by udp: in allow-lists of proxy and agent, and by no pattern for TCP", async () => {
+    await using server = await UdpServer.start((payload) => payload);
+    await using origin = await Origin.start();
+    for (const role of ["proxy", "agent"] as const) {
+      const list = role === "proxy" ? "--http-proxy.host-whitelist" : "--agent-client.host-whitelist";
+      await using pair = await Pair.start({ [role]: [`${list}=127.0.0.1,udp:127.0.0.1:${server.port}`] });
+      const { clients } = pair.addresses;
+      using _tunnel = await openTunnel(clients, origin.authority);
+      using flow = await UdpFlow.open(clients, server.authority);
+      await flow.send("x");
+      assert.equal(String(await flow.receive()), "x");
+      await refused(clients, `127.0.0.1:${server.port === 9 ? 10 : 9}`, 403, "http_request_denied");
+    }
+  });
+
+  it("is taken by the agent's deny-list, with and without udp:", async () => {
+    await using server = await UdpServer.start((payload) => payload);
+    await using origin = await Origin.start();
+    await using both = await Pair.start({ agent: ["--agent-client.host-denylist=127.0.0.0/8"] });
+    await refused(both.addresses.clients, server.authority, 403, "destination_ip_prohibited");
+    await refused(both.addresses.clients, `localhost:${server.port}`, 403, "destination_ip_prohibited");
+    await using udp = await Pair.start({ agent: ["--agent-client.host-denylist=udp:all"] });
+    await refused(udp.addresses.clients, server.authority, 403, "destination_ip_prohibited");
+    using _tunnel = await openTunnel(udp.addresses.clients, origin.authority);
+  });
+
+  it("needs credentials and a well-formed request", async () => {
+    await using pair = await Pair.start();
+    const { clients } = pair.addresses;
+    assertRefused(await ask(clients, udpHead("127.0.0.1:53", "")), 407, "http_request_denied");
+    const upgrade = await ask(clients, udpHead("127.0.0.1:53").replace("Upgrade: connect-udp\r\n", ""));
+    assertRefused(upgrade, 426, "http_request_error");
+    assert.equal(upgrade.fields["upgrade"], "connect-udp");
+    for (const authority of ["127.0.0.1:0", "a/b:53", "-:53"]) {
+      assertRefused(await ask(clients, udpHead(authority)), 400, "http_request_error");
+    }
+  });
+
+  it("is limited to a number of flows per client, which tunnels do not count for", async () => {
+    await using pair = await Pair.start({ proxy: ["--limits.udp-flows-per-client=1"] });
+    await using server = await UdpServer.start((payload) => payload);
+    await using origin = await Origin.start();
+    const { clients } = pair.addresses;
+    using _tunnel = await openTunnel(clients, origin.authority);
+    {
+      using _flow = await UdpFlow.open(clients, server.authority);
+      await refused(clients, server.authority, 503, "connection_limit_reached");
+    }
+    await pair.proxy.waitFor("request", { network: "udp", status: 101 });
+    using _next = await UdpFlow.open(clients, server.authority);
+  });
+});
