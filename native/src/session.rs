@@ -16,7 +16,7 @@ use crate::net::tcp::outbound_proxy::OutboundProxy;
 use crate::net::tls::{ClientTls, ServerTls};
 use crate::quic::handshake_limits::SuppressedErrors;
 use crate::quic::transport::Transport;
-use crate::quic::{self, connection, signals};
+use crate::quic::{self, connection, probe, signals};
 use crate::stream::half::{ReadHalf, WriteHalf};
 use crate::stream::Halves;
 use crate::tls_link;
@@ -278,8 +278,16 @@ impl Session {
     /// Resolves once the session has ended; if it was closed locally, once the peer was told.
     pub async fn closed(&self) -> Closed {
         match self {
-            Self::Quic(quic) => connection::describe(&connection::closed(quic).await),
+            Self::Quic(quic) => connection::describe(quic, &connection::closed(quic).await),
             Self::TlsLink(link) => link.closed().await.describe(),
+        }
+    }
+
+    /// Whether the process of a silent peer is gone; see [`probe::probe`]. Over TCP the peer's system tells by itself.
+    pub async fn probe(&self) -> bool {
+        match self {
+            Self::Quic(quic) => probe::probe(quic).await,
+            Self::TlsLink(_) => false,
         }
     }
 

@@ -8,6 +8,7 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
+use super::probe::PEER_GONE;
 use super::signals::{self, ConnectionSignals};
 use super::transport::INITIAL_STREAMS;
 use super::window::Flow;
@@ -123,8 +124,11 @@ pub fn stats(connection: &Connection) -> Vec<f64> {
 }
 
 /// Application error code, reason, whether the peer closed it, and the cause as the contract names it.
-pub fn describe(error: &ConnectionError) -> (u64, String, bool, &'static str) {
+pub fn describe(connection: &Connection, error: &ConnectionError) -> (u64, String, bool, &'static str) {
     match error {
+        ConnectionError::LocallyClosed if ConnectionSignals::of(connection).is_some_and(|signals| signals.is_peer_gone()) => {
+            (0, PEER_GONE.into(), false, "timed-out")
+        }
         ConnectionError::ApplicationClosed(close) => (
             close.error_code.into_inner(),
             String::from_utf8_lossy(&close.reason).into_owned(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, Endpoint};
 
+use super::socket::Socket;
 use super::write_coalescing::CoalescingRuntime;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::net::address::display;
@@ -34,14 +35,17 @@ pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession, warn: Arc<W
             } else {
                 ([0u16; 8], 0).into()
             };
-            let endpoint = udp::open(local, &*warn)
-                .and_then(|socket| Endpoint::new(transport.endpoint(), None, socket, Arc::new(CoalescingRuntime)))
+            let socket = udp::open(local, &*warn)
+                .and_then(Socket::open)
+                .map_err(|e| NetError::connect(&e, &what))?;
+            let held = Arc::downgrade(&socket);
+            let endpoint = Endpoint::new_with_abstract_socket(transport.endpoint(), None, socket, Arc::new(CoalescingRuntime))
                 .map_err(|e| NetError::connect(&e, &what))?;
             let connecting = endpoint
                 .connect_with(config, address, &name)
                 .map_err(|e| NetError::new(NetErrorCode::Invalid, format!("Cannot connect to {what}: {e}")))?;
             let connection = connecting.await.map_err(|e| NetError::quic_connect(&e, &what))?;
-            transport.begin(&connection);
+            transport.begin(&connection, &held);
             Ok(connection)
         }
     })

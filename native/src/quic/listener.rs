@@ -1,13 +1,13 @@
 //! QUIC listeners: accept connections, within limits on handshakes, and close them.
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{AsyncUdpSocket, Connection, Endpoint, Runtime};
-use socket2::{Domain, Protocol, Socket, Type};
+use quinn::{Connection, Endpoint};
+use socket2::{Domain, Protocol, Type};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::connection::{close_notified, CLOSE_NOTIFY_TIMEOUT};
 use super::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
 use super::signals;
+use super::socket::Socket;
 use super::transport::Transport;
 use super::write_coalescing::CoalescingRuntime;
 use crate::addon::accept_queue::AcceptQueue;
@@ -38,9 +39,8 @@ pub struct Listener {
     pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     pub suppressed: Arc<SuppressedErrors>,
     endpoint: Endpoint,
-    /// Owned by the endpoint and its connections. While it exists, `descriptor` is valid.
-    socket: Weak<dyn AsyncUdpSocket>,
-    descriptor: RawFd,
+    /// Owned by the endpoint and its connections.
+    socket: Weak<Socket>,
     domain: Domain,
     pub transport: Transport,
     alpn: Vec<String>,
@@ -61,11 +61,9 @@ impl Listener {
         let endpoint_config = transport.server_endpoint(tls)?;
         let socket = udp::bind(address, warn)?;
         let _guard = runtime.enter();
-        let descriptor = socket.as_raw_fd();
-        let quic_runtime = Arc::new(CoalescingRuntime);
-        let socket = quic_runtime.wrap_udp_socket(socket).map_err(|e| NetError::bind(&e, address))?;
+        let socket = Socket::open(socket).map_err(|e| NetError::bind(&e, address))?;
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, quic_runtime)
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, Arc::new(CoalescingRuntime))
             .map_err(|e| NetError::bind(&e, address))?;
         let bound = endpoint.local_addr().map_err(|e| NetError::bind(&e, address))?;
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
@@ -76,6 +74,7 @@ impl Listener {
             suppressed: suppressed.clone(),
             limits,
             transport: transport.clone(),
+            socket: held.clone(),
         };
         runtime.spawn(accept(endpoint.clone(), limiter, closed));
         Ok(Self {
@@ -84,7 +83,6 @@ impl Listener {
             suppressed,
             endpoint,
             socket: held,
-            descriptor,
             domain: Domain::for_address(bound),
             transport,
             alpn,
@@ -123,12 +121,12 @@ impl Listener {
     /// descriptor.
     fn release(&self) {
         let Some(held) = self.socket.upgrade() else { return };
-        let Ok(other) = Socket::new(self.domain, Type::DGRAM, Some(Protocol::UDP)) else {
+        let Ok(other) = socket2::Socket::new(self.domain, Type::DGRAM, Some(Protocol::UDP)) else {
             return;
         };
         let _ = other.set_nonblocking(true);
         // SAFETY: `held` and `other` own the two descriptors, so both are open. `held` goes on owning its own.
-        unsafe { libc::dup2(other.as_raw_fd(), self.descriptor) };
+        unsafe { libc::dup2(other.as_raw_fd(), held.as_raw_fd()) };
         drop(held);
     }
 
@@ -191,7 +189,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             }
         };
         let remote = remote.to_string();
-        let (accept_queue, transport) = (accept_queue.clone(), limiter.transport.clone());
+        let (accept_queue, transport, socket) = (accept_queue.clone(), limiter.transport.clone(), limiter.socket.clone());
         let arrived = Instant::now();
         handshakes.spawn(async move {
             let _permit = permit;
@@ -200,7 +198,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             }
             let error = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
-                    transport.begin(&connection);
+                    transport.begin(&connection, &socket);
                     let session = Session::Quic(connection).into();
                     let _ = accept_queue.push(HandshakeResult::Connected(session)); // if the queue is closed, the connection is dropped
                     return;
@@ -228,6 +226,7 @@ struct HandshakeLimiter {
     suppressed: Arc<SuppressedErrors>,
     limits: HandshakeLimits,
     transport: Transport,
+    socket: Weak<Socket>,
 }
 
 impl HandshakeLimiter {

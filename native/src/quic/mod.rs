@@ -4,9 +4,12 @@ pub mod connection;
 pub mod connection_window;
 pub mod dial;
 pub mod handshake_limits;
+mod icmp;
 pub mod listener;
 mod losses;
+pub mod probe;
 pub mod signals;
+pub mod socket;
 #[cfg(test)]
 mod transmit_tests;
 pub mod transport;

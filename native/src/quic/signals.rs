@@ -1,10 +1,12 @@
 //! What the streams of a connection, its congestion controller and its close tell each other.
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::congestion::CappedController;
 use super::connection_window::ConnectionWindow;
+use super::socket::Socket;
+use crate::sync::lock;
 
 /// Interactive traffic has ended after this time without a small write.
 pub const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -12,6 +14,9 @@ pub const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes up to this size are interactive; from the second size on they are bulk data, in bytes.
 pub const INTERACTIVE_WRITE: usize = 1_200;
 pub const BULK_WRITE: usize = 16_384;
+
+/// Minimum interval between probes of a connection.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// No interactive write yet.
 const NEVER: u64 = u64::MAX;
@@ -33,6 +38,26 @@ pub struct ConnectionSignals {
     /// Smoothed round-trip time, in microseconds.
     round_trip: AtomicU64,
     congestion_window: AtomicU64,
+    /// The endpoint's; set after the handshake.
+    socket: OnceLock<Weak<Socket>>,
+    probe: Mutex<ProbeState>,
+    /// A probe has found that the peer's process is gone.
+    is_peer_gone: AtomicBool,
+}
+
+#[derive(Default)]
+struct ProbeState {
+    is_running: bool,
+    last_start: Option<Instant>,
+}
+
+/// The turn of a probe; ends when it is dropped.
+pub struct ProbeTurn(Arc<ConnectionSignals>);
+
+impl Drop for ProbeTurn {
+    fn drop(&mut self) {
+        lock(&self.0.probe).is_running = false;
+    }
 }
 
 impl ConnectionSignals {
@@ -46,6 +71,9 @@ impl ConnectionSignals {
             window: ConnectionWindow::default(),
             round_trip: AtomicU64::new(0),
             congestion_window: AtomicU64::new(initial_window),
+            socket: OnceLock::new(),
+            probe: Mutex::default(),
+            is_peer_gone: AtomicBool::new(false),
         })
     }
 
@@ -89,6 +117,37 @@ impl ConnectionSignals {
             NEVER => false,
             at => now.saturating_duration_since(self.since) <= Duration::from_millis(at) + INTERACTIVE_TIMEOUT,
         }
+    }
+
+    /// Tells the connection the socket of its endpoint, which it does not keep open.
+    pub fn set_socket(&self, socket: &Weak<Socket>) {
+        let _ = self.socket.set(socket.clone()); // it never changes
+    }
+
+    pub fn socket(&self) -> Option<Arc<Socket>> {
+        self.socket.get()?.upgrade()
+    }
+
+    /// The turn of a probe; `None` while another one runs or if the last one started less than a second ago.
+    pub fn begin_probe(self: &Arc<Self>) -> Option<ProbeTurn> {
+        let mut probe = lock(&self.probe);
+        if probe.is_running || probe.last_start.is_some_and(|at| at.elapsed() < PROBE_INTERVAL) {
+            return None;
+        }
+        *probe = ProbeState {
+            is_running: true,
+            last_start: Some(Instant::now()),
+        };
+        Some(ProbeTurn(self.clone()))
+    }
+
+    /// Records that the peer's process is gone, which is why the connection will be closed.
+    pub fn set_peer_gone(&self) {
+        self.is_peer_gone.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_peer_gone(&self) -> bool {
+        self.is_peer_gone.load(Ordering::Relaxed)
     }
 
     /// Whether the connection is being closed.

@@ -1,5 +1,5 @@
 //! The transport settings of a connection, as JavaScript gives them, in the terms of quinn.
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -9,6 +9,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use super::congestion;
 use super::connection_window;
 use super::signals::ConnectionSignals;
+use super::socket::Socket;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 use crate::stream::window_growth;
@@ -71,8 +72,9 @@ impl Transport {
     }
 
     /// Sets up a connection after its handshake.
-    pub fn begin(&self, connection: &Connection) {
+    pub fn begin(&self, connection: &Connection, socket: &Weak<Socket>) {
         if let Some(signals) = ConnectionSignals::of(connection) {
+            signals.set_socket(socket);
             signals
                 .window
                 .begin(self.stream_window().into(), self.connection_window.unwrap_or(0));

@@ -271,6 +271,18 @@ impl Engine {
         }
     }
 
+    /// Returns whether the peer's process is gone.
+    #[napi]
+    pub fn probe_connection(&self, op: f64, connection: f64) {
+        let connection = self.state.connection(connection);
+        self.state.run(op, false, async move {
+            Ok(Value::Bool(match connection {
+                Some(connection) => connection.session.probe().await,
+                None => false,
+            }))
+        });
+    }
+
     #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.state.connection(connection) {
