@@ -21,6 +21,9 @@ export interface RaceOptions {
   readonly signal: AbortSignal;
 }
 
+/** Maximum time in milliseconds for QUIC's other attempt. The proxy closes the waiting connection if it does not authenticate within 3 s. */
+const CONFIRM_MS = 1_000;
+
 /** The connection to use, and the errors of transports that failed before it was open. */
 export interface Winner {
   readonly connection: AgentSession;
@@ -66,7 +69,7 @@ export async function raceTransports({ order, connect, fallbackDelayMs, retryMs,
   };
   /** Gives QUIC another attempt, which may win. Never rejects. */
   const confirm = async (): Promise<void> => {
-    await connect("quic", AbortSignal.any([ended, AbortSignal.timeout(fallbackDelayMs)])).then(win, () => {});
+    await connect("quic", AbortSignal.any([ended, AbortSignal.timeout(Math.min(fallbackDelayMs, CONFIRM_MS))])).then(win, () => {});
   };
   const startNext = (): void => {
     const [next] = waiting;

@@ -70,6 +70,14 @@ describe("a race of transports", () => {
     assert.ok(first.signal.aborted && again.signal.aborted);
   });
 
+  it("gives QUIC's other attempt less time than the proxy gives the authentication, however long TLS had to wait", async () => {
+    const { winner, attempts } = start({ fallbackDelayMs: NEVER_MS });
+    (await attempts.next()).fail("tls");
+    const connection = (await attempts.next()).succeed();
+    assert.equal((await attempts.next()).kind, "quic"); // and stays silent
+    assert.equal((await within(winner)).connection, connection);
+  });
+
   it("takes QUIC where another attempt gets through, and closes the connection over TLS", async () => {
     const { winner, attempts, closed } = start({ fallbackDelayMs: 1_000 });
     const first = await attempts.next();
