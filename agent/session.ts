@@ -99,6 +99,11 @@ export class Session {
     this.#control?.pingIfDue();
   }
 
+  /** Resolves with whether the proxy's process is gone. */
+  probe(): Promise<boolean> {
+    return this.#connection.probe();
+  }
+
   stats(): SessionStats {
     return this.#connection.stats();
   }

@@ -1,6 +1,7 @@
 // Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, or for bulk data where TLS is faster, and
 // back to QUIC when that works again or is the better one.
-// The new session is open before the old one is left. Knows neither how to connect nor what becomes of the old session.
+// The new session is open before the old one is left. A session over QUIC is probed when its proxy is silent, whatever the policy. Knows
+// neither how to connect nor what becomes of the old session.
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
@@ -16,6 +17,9 @@ export interface WatchedSession {
   readonly silentMs: number;
   /** Sends a ping unless one is unanswered. */
   pingIfDue(): void;
+  /** Resolves with whether the proxy's process is gone. */
+  probe(): Promise<boolean>;
+  close(): void;
   stats(): SessionStats;
 }
 
@@ -58,10 +62,16 @@ export interface FailoverTiming {
   readonly busy: number;
   /** QUIC is suspect when a ping is unanswered and nothing else has come for this time, or for four round trips. */
   readonly silent: number;
-  /** Time for another connection over QUIC once one over TLS is open, or three round trips. */
+  /**
+   * Time for another connection over QUIC once one over TLS is open, or three round trips up to a maximum: the proxy closes the waiting
+   * connection if it does not authenticate within 3 s.
+   */
   readonly grace: number;
+  readonly maxGrace: number;
   /** Delay before the next attempt over TLS while QUIC is suspect. */
   readonly retry: number;
+  /** Time for TLS to connect where a probe says that the proxy's process is gone: the network may only reject UDP. */
+  readonly leave: number;
   /** Window in which losses are counted. */
   readonly lossWindow: number;
   /** Interval between comparisons of a lossy QUIC with TLS. */
@@ -77,7 +87,9 @@ const TIMING: FailoverTiming = {
   busy: 10_000,
   silent: 1_200,
   grace: 500,
+  maxGrace: 2_000,
   retry: 1_000,
+  leave: 1_000,
   lossWindow: 10_000,
   comparison: 300_000,
   bulk: BULK,
@@ -111,6 +123,7 @@ export class Failover<S extends { close(): void }> {
   readonly #bulk: BulkMeter;
   /** The session is on TLS for bulk data, and not because QUIC does not work. */
   #isForBulk: boolean;
+  #isProbing = false;
 
   constructor(options: FailoverOptions<S>) {
     this.#options = options;
@@ -120,7 +133,7 @@ export class Failover<S extends { close(): void }> {
     const { promise, resolve } = Promise.withResolvers<S>();
     this.replaced = promise;
     this.#replace = resolve;
-    if (options.policy.isAutomatic) this.#schedule();
+    if (options.policy.isAutomatic || options.session.transport === "quic") this.#schedule();
   }
 
   close(): void {
@@ -162,11 +175,14 @@ export class Failover<S extends { close(): void }> {
 
   /** @throws {NetError} if TLS does not get through either */
   async #checkQuic(): Promise<void> {
-    const { session } = this.#options;
+    const { session, policy } = this.#options;
     const { silent, comparison } = this.#timing;
     const stats = session.stats();
     const now = performance.now();
-    if (this.#isQuiet(stats, now)) session.pingIfDue();
+    const isQuiet = this.#isQuiet(stats, now);
+    if (isQuiet) void this.#probe(stats); // never rejects
+    if (!policy.isAutomatic) return;
+    if (isQuiet) session.pingIfDue();
     // the proxy's engine acknowledges a ping even while its program is busy
     if (Math.min(session.silentMs, now - this.#received.at) >= Math.max(silent, 4 * stats.rttMs)) {
       return await this.#move("tls", "silent", () => this.#isSilent(stats));
@@ -175,6 +191,23 @@ export class Failover<S extends { close(): void }> {
     if (!this.#isLossy(stats, now) || now < this.#nextComparisonAt) return;
     this.#nextComparisonAt = now + comparison;
     if (await this.#isSlower()) await this.#move("tls", "lossy");
+  }
+
+  /** Leaves a proxy whose process is gone: for TLS, if only UDP is rejected. Never rejects. */
+  async #probe(stats: SessionStats): Promise<void> {
+    const { session, policy } = this.#options;
+    if (this.#isProbing) return;
+    this.#isProbing = true;
+    try {
+      if (!await session.probe() || this.#closing.signal.aborted) return;
+      const limit = AbortSignal.timeout(this.#timing.leave);
+      if (policy.isAutomatic) await this.#move("tls", "silent", () => this.#isSilent(stats), limit).catch(() => {});
+      if (!this.#closing.signal.aborted) session.close();
+    } catch {
+      // the session has ended meanwhile
+    } finally {
+      this.#isProbing = false;
+    }
   }
 
   /** @throws {NetError} if TLS does not get through */
@@ -206,7 +239,8 @@ export class Failover<S extends { close(): void }> {
   /** Whether QUIC does not get through while TLS does. A network that was away brings both back, but an open session notices it late. */
   async #isSilent({ receivedBytes, rttMs }: SessionStats): Promise<boolean> {
     const { session, connect } = this.#options;
-    const limit = AbortSignal.timeout(Math.max(this.#timing.grace, Math.ceil(3 * rttMs)));
+    const { grace, maxGrace } = this.#timing;
+    const limit = AbortSignal.timeout(Math.min(maxGrace, Math.max(grace, Math.ceil(3 * rttMs))));
     const other = await connect("quic", AbortSignal.any([this.#closing.signal, limit])).catch(() => undefined);
     other?.close(CloseCode.shutdown, "");
     return !other && session.silentMs > 0 && session.stats().receivedBytes === receivedBytes;
@@ -250,10 +284,15 @@ export class Failover<S extends { close(): void }> {
   }
 
   /** Opens a session over `kind` and, if `isWanted` then still says so, replaces the watched one with it. */
-  async #move(kind: "quic" | "tls", reason: ChangeReason, isWanted: () => Promise<boolean> = () => Promise.resolve(true)): Promise<void> {
+  async #move(
+    kind: "quic" | "tls",
+    reason: ChangeReason,
+    isWanted: () => Promise<boolean> = () => Promise.resolve(true),
+    limit?: AbortSignal,
+  ): Promise<void> {
     const { connect, authenticate } = this.#options;
     const { signal } = this.#closing;
-    const connection = await connect(kind, signal, reason);
+    const connection = await connect(kind, limit ? AbortSignal.any([signal, limit]) : signal, reason);
     const isClosed = () => signal.aborted;
     if (isClosed() || !await isWanted() || isClosed()) return connection.close(CloseCode.shutdown, "");
     const session = await authenticate(connection, reason);

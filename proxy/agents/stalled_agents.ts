@@ -1,21 +1,32 @@
 // Detects agents whose connection has died silently while requests wait for them.
+import { CloseCode } from "../../shared/link/link.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
 import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "./registry.ts";
 
-/** Interval in milliseconds between pings of agents with pending requests. */
-const CHECK_INTERVAL_MS = 500;
+/** Interval in milliseconds between checks of agents with pending requests. */
+const CHECK_INTERVAL_MS = 250;
+/** Silence, in round trips, after which an agent with pending requests is probed, if that is longer than the interval of checks. */
+const SILENT_ROUND_TRIPS = 3;
 
 /** Requests that one connection of an agent has not responded to. */
 export interface PendingRequests {
   count: number;
 }
 
+/** The last change of the bytes received from an agent, and when it was seen. */
+interface Received {
+  bytes: number;
+  at: number;
+}
+
 /**
- * Cancels the pending requests of a connection that does not answer pings either, if the agent has another connection, for example because
- * it has reconnected. One timer serves all connections, and runs only while requests are pending.
+ * Probes connections with pending requests on which nothing arrives, and so ends them soon if the agent's process is gone. Cancels the pending
+ * requests of a connection that does not answer pings either, if the agent has another connection, for example because it has reconnected. One
+ * timer serves all connections, and runs only while requests are pending.
  */
 export class StalledAgentMonitor {
   readonly #agents: AgentRegistry;
-  readonly #pending = new Map<ConnectedAgent, PendingRequests>();
+  readonly #pending = new Map<ConnectedAgent, PendingRequests & { received?: Received }>();
   #timer?: ReturnType<typeof setInterval>;
   #isClosed = false;
 
@@ -36,12 +47,16 @@ export class StalledAgentMonitor {
   }
 
   #check(): void {
-    for (const [agent, { count }] of this.#pending) {
-      if (count === 0) {
+    const now = performance.now();
+    for (const [agent, pending] of this.#pending) {
+      if (pending.count === 0) {
         this.#pending.delete(agent);
         continue;
       }
       const { connection, control, identity: { agentId } } = agent;
+      const { receivedBytes, rttMs } = connection.stats();
+      if (pending.received?.bytes !== receivedBytes) pending.received = { bytes: receivedBytes, at: now };
+      else if (now - pending.received.at >= SILENT_ROUND_TRIPS * rttMs) void closeIfGone(connection); // never rejects
       if (!control || this.#agents.pick(agentId, new Set([agent])) === undefined) continue;
       if (control.silentMs >= UNRESPONSIVE_AFTER_MS) {
         this.#pending.delete(agent);
@@ -60,4 +75,9 @@ export class StalledAgentMonitor {
     this.#isClosed = true;
     this.#stop();
   }
+}
+
+/** Closes a connection if the agent's process is gone. Never rejects. */
+async function closeIfGone(connection: AgentSession): Promise<void> {
+  if (await connection.probe().catch(() => false)) connection.close(CloseCode.replaced, "the agent does not answer");
 }

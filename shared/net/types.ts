@@ -236,6 +236,13 @@ export interface AgentSession {
    * first call apply.
    */
   acceptRequests(options?: HeadOptions): Promise<Incoming[] | null>;
+  /**
+   * Finds out whether a silent peer's process is gone: pings it, and resolves with `true` if nothing arrives for three probe timeouts (RFC 9002
+   * §6.2), 1.2 s at least, and the peer's own system reports by ICMP that its port is closed. Neither silence nor ICMP alone is proof. `false`
+   * as soon as something arrives, if another probe runs or has started within a second, and always where this is not QUIC on Linux: over TCP
+   * the peer's system ends the session, and other systems report no ICMP errors.
+   */
+  probe(): Promise<boolean>;
   /** Closes the session and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
   close(code: number, reason: string): void;
   /** Changes {@link SessionTransport.connectionWindow}; 0: the default. */

@@ -697,6 +697,10 @@ class MemorySession implements AgentSession {
     this.#end(end);
   }
 
+  probe(): Promise<boolean> {
+    return Promise.resolve(false); // no process is gone here
+  }
+
   setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
 
   peerCredit(): PeerCredit | undefined {

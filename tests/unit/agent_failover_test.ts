@@ -17,7 +17,9 @@ const TIMING = {
   busy: 60_000,
   silent: 30,
   grace: 20,
+  maxGrace: 60_000,
   retry: 20,
+  leave: 60_000,
   lossWindow: 10,
   comparison: 60_000,
   bulk: { window: 10, bytesPerSecond: 1e6, shortMs: 5, longMs: 20, leastLoss: 0.000_1, loss: 0.001, idle: 60_000 },
@@ -50,11 +52,21 @@ function start(
     linkReason,
     silentMs: 0,
     pings: 0,
+    probes: 0,
     pingIfDue(): void {
       session.pings++;
     },
+    isGone: false,
+    isClosed: false,
+    probe(): Promise<boolean> {
+      session.probes++;
+      return Promise.resolve(session.isGone);
+    },
+    close(): void {
+      session.isClosed = true;
+    },
     stats: (): SessionStats => ({ ...stats }),
-  } satisfies WatchedSession & { pings: number };
+  } satisfies WatchedSession & Record<string, unknown>;
   const memory = { fallbackOf: () => undefined, remember: () => {} };
   const policy = new TransportPolicy({ transport: choice, memory, probeIntervalMs, random: () => 0.5 });
   const connections = new Queue<{ kind: SessionKind; succeed(): void; fail(): void }>();
@@ -256,9 +268,38 @@ describe("the watch of a session on QUIC", () => {
     });
   }
 
-  it("does nothing where the transport is fixed", async () => {
+  it("ends a session whose proxy is gone, once TLS does not get through either", async () => {
+    const { watch, session, connections } = start();
+    session.isGone = true;
+    const { kind, fail } = await connections.next();
+    assert.deepEqual([kind, session.isClosed], ["tls", false]);
+    fail();
+    await until(() => session.isClosed, "the session was not closed");
+    watch.close();
+  });
+
+  it("goes on over TLS where a probe says that the proxy is gone, but only UDP is rejected", async () => {
+    const { watch, session, connections } = start();
+    session.isGone = true;
+    session.silentMs = 1;
+    (await connections.next()).succeed();
+    assert.equal((await connections.next()).kind, "quic");
+    assert.equal((await within(watch.replaced)).reason, "silent");
+    assert.equal(session.isClosed, false);
+  });
+
+  it("ends a session whose proxy is gone where the transport is fixed", async () => {
+    const { watch, session, connecting } = start({ choice: "quic" });
+    session.isGone = true;
+    await until(() => session.isClosed, "the session was not closed");
+    assert.equal(connecting(), 0);
+    watch.close();
+  });
+
+  it("only probes the proxy where the transport is fixed", async () => {
     const { watch, session, connecting } = start({ choice: "quic" });
     session.silentMs = 10_000;
+    await until(() => session.probes > 0, "it was not probed");
     assert.ok(await isPending(watch.replaced));
     assert.deepEqual([session.pings, connecting()], [0, 0]);
     watch.close();

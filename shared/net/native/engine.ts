@@ -101,6 +101,7 @@ export interface Engine {
     rates: number[] | undefined,
     cancellable: boolean,
   ): void;
+  probeConnection(op: number, connection: number): void;
   closeConnection(connection: number, code: number, reason: string): void;
   setConnectionWindow(connection: number, bytes: number): void;
   peerCredit(connection: number): number[];

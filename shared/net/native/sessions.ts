@@ -118,6 +118,10 @@ export class NativeSession implements AgentSession {
     return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.acceptRequests(op, this.#id, heads(options))));
   }
 
+  async probe(): Promise<boolean> {
+    return await this.#calls.call((op, engine) => engine.probeConnection(op, this.#id));
+  }
+
   close(code: number, reason: string): void {
     this.#closedWith ??= { code, reason };
     this.#calls.engine.closeConnection(this.#id, code, reason);

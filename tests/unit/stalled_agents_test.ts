@@ -1,0 +1,54 @@
+// Which agents a proxy probes: those of which nothing arrives while a request waits.
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
+import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
+import type { AgentSession } from "../../shared/net/types.ts";
+import { until } from "../conformance/support.ts";
+
+/** An agent from which this many bytes arrive between two checks. */
+function agentWith(bytesPerCheck: number, rttMs = 1) {
+  const counts = { checks: 0, probes: 0 };
+  const connection = {
+    stats: () => ({ rttMs, sentBytes: 0, receivedBytes: bytesPerCheck * ++counts.checks }),
+    probe: () => Promise.resolve(++counts.probes < 0),
+  } as unknown as AgentSession;
+  const agent: ConnectedAgent = {
+    connection,
+    identity: { agentId: "a" },
+    since: new Date(0),
+    tunnels: 0,
+    lastRequestAt: 0,
+    isDraining: false,
+    hasMigrated: false,
+  };
+  return { agent, counts };
+}
+
+describe("the monitor of agents with pending requests", () => {
+  it("probes an agent of which nothing arrives, until its requests have ended", async () => {
+    using monitor = closing(new StalledAgentMonitor(new AgentRegistry(false)));
+    const { agent, counts } = agentWith(0);
+    const pending = monitor.track(agent);
+    await until(() => counts.probes > 0, "it was not probed");
+    assert.ok(counts.checks > counts.probes, "it was probed before it was silent for an interval");
+    pending.count--;
+    const { probes } = counts;
+    const other = agentWith(1);
+    monitor.track(other.agent);
+    await until(() => other.counts.checks > 2, "there were no more checks");
+    assert.equal(counts.probes, probes);
+  });
+
+  it("does not probe an agent that sends something, or whose round trip is longer than the silence", async () => {
+    using monitor = closing(new StalledAgentMonitor(new AgentRegistry(false)));
+    const [sending, far] = [agentWith(1), agentWith(0, 60_000)];
+    for (const { agent } of [sending, far]) monitor.track(agent);
+    await until(() => Math.min(sending.counts.checks, far.counts.checks) > 3, "there were no checks");
+    assert.deepEqual([sending.counts.probes, far.counts.probes], [0, 0]);
+  });
+});
+
+function closing(monitor: StalledAgentMonitor): StalledAgentMonitor & Disposable {
+  return Object.assign(monitor, { [Symbol.dispose]: () => monitor.close() });
+}
