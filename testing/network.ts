@@ -26,6 +26,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     checkServerTls: (tls) => net.checkServerTls(tls),
     checkClientTls: (tls) => net.checkClientTls(tls),
     listenTcp: (options) => net.listenTcp(options),
+    listenUdp: (options) => net.listenUdp(options),
     connectTcp: (options) => net.connectTcp(options),
     resolve: (host, options) => net.resolve(host, options),
     listenQuic: (options) => net.listenQuic(options),

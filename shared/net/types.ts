@@ -19,6 +19,13 @@ export interface Net {
    */
   listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
   /**
+   * Listens for UDP datagrams. Each source address is a peer: what it sends can be read from a stream of capsules, as of
+   * {@link Net.connectUdp}, and what is written there is sent to it. Up to 256 KiB of a peer wait to be read, then the oldest datagrams are
+   * dropped. The end of either direction ends the stream; the peer's next datagram begins a new one.
+   * @throws {NetError} as {@link Net.listenTcp}
+   */
+  listenUdp(options: ListenUdpOptions): Promise<ClientListener>;
+  /**
    * Connects to `host`, trying every address of the name with a staggered start (RFC 8305).
    * @throws {NetError} `refused`, `unreachable`, `unknown-host`, `name-timed-out`, `timed-out`, `tls`, `cancelled`, `invalid`
    */
@@ -149,24 +156,31 @@ export interface Incoming {
   readonly error?: NetError;
 }
 
-/** Accepts TCP connections; TLS handshakes run, and preambles are read, concurrently. */
-export interface TcpListener {
+/** Accepts streams of clients. */
+export interface ClientListener {
   /** The bound address, `host:port` or `[host]:port`. */
   readonly address: string;
   /** Resolves with all ready connections, at least one; with `null` once it is closed. */
   accept(): Promise<Incoming[] | null>;
   /**
-   * Replaces the TLS settings for new handshakes; open connections are not affected.
-   * @throws {NetError} `tls`, and the previous settings stay; `invalid` if it listens without TLS
-   */
-  setTls(tls: ServerTls): void;
-  /**
    * Stops accepting connections and soon frees the address. Established connections are still delivered if their preambles arrive within 500 ms;
    * after the last one `accept` resolves with `null`. `close` must still be called.
    */
   stopAccepting(): void;
-  /** Stops accepting, drops pending preambles, and frees the address at once. Delivered connections stay open. */
+  /**
+   * Stops accepting, drops pending preambles, and frees the address at once. Delivered connections stay open; streams of UDP peers end, and the
+   * last of them frees the address.
+   */
   close(): void;
+}
+
+/** Accepts TCP connections; TLS handshakes run, and preambles are read, concurrently. */
+export interface TcpListener extends ClientListener {
+  /**
+   * Replaces the TLS settings for new handshakes; open connections are not affected.
+   * @throws {NetError} `tls`, and the previous settings stay; `invalid` if it listens without TLS
+   */
+  setTls(tls: ServerTls): void;
 }
 
 /** Accepts sessions; handshakes run concurrently. */
@@ -337,6 +351,14 @@ export interface ListenTcpOptions extends HeadOptions {
    * becomes the stream's `remote`; a connection without one is delivered with `head-malformed`. Default: none.
    */
   proxyProtocol?: readonly string[];
+}
+
+/** Options of {@link Net.listenUdp}. */
+export interface ListenUdpOptions {
+  /** As {@link ListenTcpOptions.address}. */
+  address: string;
+  /** Limit on concurrent peers; datagrams of more are dropped. Default 32768. */
+  maxPeers?: number;
 }
 
 /** Options of {@link Net.connectTcp}. */

@@ -12,6 +12,7 @@ import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./stream.ts
 import type {
   AgentResponse,
   AgentSession,
+  ClientListener,
   ConnectedFlow,
   ConnectedTunnel,
   ConnectQuicOptions,
@@ -26,6 +27,7 @@ import type {
   ListenSessionsOptions,
   ListenTcpOptions,
   ListenTlsLinkOptions,
+  ListenUdpOptions,
   Net,
   PeerCredit,
   ProbeUdpOptions,
@@ -285,6 +287,11 @@ class MemoryNet implements Net {
     this.#checkOpen();
     if (options.proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
+  }
+
+  async listenUdp({ address }: ListenUdpOptions): Promise<ClientListener> {
+    this.#checkOpen();
+    throw new NetError("invalid", `Cannot listen on ${address}: this network has no datagrams`);
   }
 
   async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {

@@ -1,6 +1,7 @@
 // Flows of datagrams: what passes between the capsules of a stream and a UDP socket, for every kind of stream.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import type { RemoteInfo } from "node:dgram";
 import { describe } from "node:test";
 import type { ConnectedFlow, Duplex, FlowOptions, FlowResult, Net } from "../../shared/net/types.ts";
 import { capsule, datagram, UdpServer } from "../../testing/masque.ts";
@@ -11,7 +12,10 @@ import {
   type Kind,
   kindsOf,
   netError,
+  oneByOne,
   pattern,
+  pause,
+  portOf,
   readAll,
   readToError,
   type Suite,
@@ -30,6 +34,7 @@ interface Flow {
 
 export function datagramTests(suite: Suite): void {
   if (!suite.adapter.has.sockets) return;
+  describe("a listener for datagrams", () => listenerTests(suite));
   for (const kind of kindsOf(suite)) describe(`a flow from ${kind.name}`, () => flowTests(suite, kind));
 }
 
@@ -189,5 +194,92 @@ function flowTests({ test }: Suite, kind: Kind): void {
     await netError(net.connectUdp(a, { host: "127.0.0.1", port: 0, timeoutMs: 5_000 }), "invalid");
     await netError(net.connectUdp(a, { host: "127.0.0.1", port: 53, timeoutMs: 5_000 }, { signal: AbortSignal.abort() }), "cancelled");
     await assertUsable(left, a);
+  });
+}
+
+function listenerTests({ test }: Suite): void {
+  const client = async (address: string): Promise<{ server: UdpServer; to: RemoteInfo }> => {
+    const server = await UdpServer.start();
+    return { server, to: { address: "127.0.0.1", port: portOf(address) } as RemoteInfo };
+  };
+  const next = oneByOne;
+
+  test("gives each source address a stream of its own, and sends back to it", async (net) => {
+    const listener = await net.listenUdp({ address: "127.0.0.1:0" });
+    const accept = next(() => listener.accept());
+    const streams = [];
+    for (const name of ["one", "two"]) {
+      const { server, to } = await client(listener.address);
+      await server.send(`${name} early`, to);
+      await server.send(`${name} late`, to);
+      const { stream } = (await accept())!;
+      assert.equal(stream.remote, server.authority);
+      for (const when of ["early", "late"]) assert.equal(String(await receive(stream)), `${name} ${when}`);
+      streams.push({ server, to, stream });
+    }
+    for (const { server, to, stream } of streams) {
+      await within(stream.write(datagram(pattern(LONGEST))));
+      assert.equal(Buffer.compare((await within(server.receive())).payload, pattern(LONGEST)), 0);
+      // the end of the stream is not the peer's
+      stream.closeWrite();
+      assert.equal(await within(stream.read()), null);
+      stream.close();
+      await server.send("anew", to);
+      assert.equal(String(await receive((await accept())!.stream)), "anew");
+    }
+    for (const { server } of streams) await server[Symbol.asyncDispose]();
+  });
+
+  test("drops the oldest datagrams that nobody reads, and those of too many peers", async (net) => {
+    const listener = await net.listenUdp({ address: "127.0.0.1:0", maxPeers: 1 });
+    const accept = next(() => listener.accept());
+    const [one, two] = [await client(listener.address), await client(listener.address)];
+    await one.server.send("first", one.to);
+    const { stream } = (await accept())!;
+    await two.server.send("too many", two.to);
+    for (let n = 0; n < 20; n++) {
+      await one.server.send(pattern(60_000, n), one.to);
+      await pause(1);
+    }
+    await one.server.send("last", one.to);
+    let received = 0;
+    while ((await receive(stream)).length !== 4) received++;
+    assert.ok(received < 20, `${received} of 20 waited`);
+    assert.ok(await isPending(listener.accept()));
+    for (const { server } of [one, two]) await server[Symbol.asyncDispose]();
+  });
+
+  test("relays between a peer and a stream, as between two streams", async (net) => {
+    await using echo = await UdpServer.start((payload) => payload);
+    const listener = await net.listenUdp({ address: "127.0.0.1:0" });
+    const { server, to } = await client(listener.address);
+    await server.send("before the relay", to);
+    const { stream } = (await next(() => listener.accept())())!;
+    const { ended } = await within(
+      net.connectUdp(stream, { host: "127.0.0.1", port: echo.port, timeoutMs: 5_000 }, { idleTimeoutMs: 200 }),
+    );
+    assert.equal(String((await within(server.receive())).payload), "before the relay");
+    assert.deepEqual((await within(ended)).datagrams, { aToB: 1, bToA: 1, dropped: 0 });
+    await server[Symbol.asyncDispose]();
+  });
+
+  test("ends its streams and frees its address when it is closed", async (net) => {
+    const listener = await net.listenUdp({ address: "127.0.0.1:0" });
+    const { server, to } = await client(listener.address);
+    await server.send("hello", to);
+    const { stream } = (await next(() => listener.accept())())!;
+    assert.equal(String(await receive(stream)), "hello");
+    const accepting = listener.accept();
+    listener.close();
+    assert.equal(await within(accepting), null);
+    assert.equal(await within(stream.read()), null);
+    stream.close();
+    await server[Symbol.asyncDispose]();
+  });
+
+  test("is refused on an address that is in use, or is none", async (net) => {
+    await using server = await UdpServer.start();
+    await netError(net.listenUdp({ address: server.authority }), "address-in-use");
+    await netError(net.listenUdp({ address: "127.0.0.1" }), "invalid");
   });
 }

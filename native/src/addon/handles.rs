@@ -18,6 +18,7 @@ use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
 use crate::net::tcp;
 use crate::net::tls::LastConnector;
+use crate::net::udp_listener;
 use crate::relay::rate::{Rate, RateLimiter};
 use crate::runtime::release_memory_periodically;
 use crate::runtime::watchdog::RuntimeWatchdog;
@@ -67,6 +68,7 @@ pub struct EngineState {
     pub streams: Table<Stream>,
     pub connections: Table<Connection>,
     pub tcp_listeners: Table<tcp::listener::Listener>,
+    pub udp_listeners: Table<udp_listener::Listener>,
     pub session_listeners: Table<SessionListener>,
     pub rates: Table<Rate>,
     pub cancels: Mutex<HashMap<u64, Cancel>>,
@@ -109,6 +111,12 @@ impl Closable for tcp::listener::Listener {
     }
 }
 
+impl Closable for udp_listener::Listener {
+    fn close_now(&self) {
+        self.close();
+    }
+}
+
 impl Closable for SessionListener {
     fn close_now(&self) {
         self.abort();
@@ -127,6 +135,7 @@ impl EngineState {
             streams: Mutex::default(),
             connections: Mutex::default(),
             tcp_listeners: Mutex::default(),
+            udp_listeners: Mutex::default(),
             session_listeners: Mutex::default(),
             rates: Mutex::default(),
             cancels: Mutex::default(),
@@ -265,6 +274,7 @@ impl EngineState {
         let cancels = std::mem::take(&mut *lock(&self.cancels));
         cancels.into_values().for_each(Cancel::cancel);
         close_all(&self.tcp_listeners);
+        close_all(&self.udp_listeners);
         close_all(&self.session_listeners);
         close_all(&self.connections);
         close_all(&self.streams);

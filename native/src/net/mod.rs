@@ -7,4 +7,5 @@ pub mod resolver;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
+pub mod udp_listener;
 pub mod udp_probe;

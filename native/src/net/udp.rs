@@ -1,4 +1,4 @@
-//! UDP sockets: for QUIC, and for flows to destinations.
+//! UDP sockets: for QUIC, for listeners, and for flows to destinations.
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

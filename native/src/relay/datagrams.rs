@@ -1,17 +1,17 @@
 //! Relays between a stream of capsules and a UDP socket that is connected to a destination. No datagram is cut or merged. Where the stream is
 //! slower than the destination, the oldest datagrams are dropped and counted.
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::time::{sleep, Instant};
 
 use super::budget::TunnelUsage;
-use super::capsule::{self, Capsule, Decoder};
+use super::capsule::{Capsule, Decoder};
+use super::datagram_queue::{with_buffer, Batch, Queue};
 use super::ends::Side;
 use super::splice::received;
 use crate::error::{NetError, NetErrorCode};
@@ -21,23 +21,12 @@ use crate::stream::read_buffer::ReadBuffer;
 use crate::stream::{CancelSignal, Halves, Handover};
 use crate::sync::{lock, wait_for};
 
-/// Limit on what waits for the stream: a few of the largest datagrams, or some hundreds of 1,200 bytes.
-const QUEUE_BYTES: usize = 256 << 10;
-/// What a waiting datagram counts for besides its bytes.
-const QUEUE_OVERHEAD: usize = 128;
 /// Most bytes that are written to the stream at once.
 const BATCH_BYTES: usize = 64 << 10;
 /// Datagrams received before the stream gets its turn.
 const RECEIVE_BATCH: usize = 64;
-/// Longest UDP datagram that a socket delivers.
-const RECEIVE_BUFFER: usize = 65_536;
 /// Pause after an error of the socket that may persist.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-
-thread_local! {
-    /// Shared by the flows of a thread: a flow that waits holds no buffer.
-    static BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; RECEIVE_BUFFER]);
-}
 
 /// How a flow has ended. Bytes are those of UDP payloads.
 pub struct FlowOutcome {
@@ -85,72 +74,6 @@ impl Flow {
             error,
         }
     }
-}
-
-/// Encoded datagrams that wait for the stream.
-#[derive(Default)]
-struct Queue {
-    capsules: VecDeque<(Bytes, usize)>,
-    bytes: usize,
-}
-
-impl Queue {
-    /// Adds a datagram, and returns how many older ones were dropped for it.
-    fn push(&mut self, payload: &[u8]) -> usize {
-        let capsule = capsule::encode(payload);
-        let size = capsule.len() + QUEUE_OVERHEAD;
-        let mut dropped = 0;
-        while self.bytes + size > QUEUE_BYTES && self.pop().is_some() {
-            dropped += 1;
-        }
-        self.bytes += size;
-        self.capsules.push_back((capsule, payload.len()));
-        dropped
-    }
-
-    fn pop(&mut self) -> Option<(Bytes, usize)> {
-        let (capsule, payload) = self.capsules.pop_front()?;
-        self.bytes -= capsule.len() + QUEUE_OVERHEAD;
-        Some((capsule, payload))
-    }
-
-    /// Takes the oldest datagrams, at least one, up to `max` bytes.
-    fn take(&mut self, max: usize) -> Option<Batch> {
-        let (first, payload) = self.pop()?;
-        let mut batch = Batch {
-            capsules: first,
-            datagrams: 1,
-            bytes: payload,
-        };
-        let mut joined = BytesMut::new();
-        while let Some((next, _)) = self.capsules.front() {
-            let held = if joined.is_empty() { batch.capsules.len() } else { joined.len() };
-            if held + next.len() > max {
-                break;
-            }
-            if joined.is_empty() {
-                joined.reserve(max.min(held + self.bytes));
-                joined.extend_from_slice(&batch.capsules);
-            }
-            if let Some((next, payload)) = self.pop() {
-                joined.extend_from_slice(&next);
-                batch.datagrams += 1;
-                batch.bytes += payload;
-            }
-        }
-        if !joined.is_empty() {
-            batch.capsules = joined.freeze();
-        }
-        Some(batch)
-    }
-}
-
-/// Datagrams to be written at once.
-struct Batch {
-    capsules: Bytes,
-    datagrams: usize,
-    /// Of their payloads.
-    bytes: usize,
 }
 
 /// Waits for the halves of the stream, then relays. `prologue` is written to it first. The flow ends when either direction of the stream ends,
@@ -263,7 +186,7 @@ async fn send(socket: &UdpSocket, payload: &[u8]) -> bool {
 async fn receive_datagrams(socket: &UdpSocket, flow: &Flow) {
     loop {
         let received = match socket.readable().await {
-            Ok(()) => BUFFER.with_borrow_mut(|buffer| receive_ready(socket, buffer, flow)),
+            Ok(()) => with_buffer(|buffer| receive_ready(socket, buffer, flow)),
             Err(error) => Err(error),
         };
         match received {
@@ -279,11 +202,7 @@ async fn receive_datagrams(socket: &UdpSocket, flow: &Flow) {
 fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow) -> std::io::Result<()> {
     for _ in 0..RECEIVE_BATCH {
         let length = socket.try_recv(buffer)?;
-        let dropped = match buffer.get(..length) {
-            Some(payload) if length <= capsule::MAX_PAYLOAD => lock(&flow.queue).push(payload),
-            _ => 1,
-        };
-        flow.count_dropped(dropped);
+        flow.count_dropped(lock(&flow.queue).push(&buffer[..length]));
         flow.queued.notify_one();
     }
     Ok(())
@@ -293,8 +212,8 @@ fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow) -> std::io:
 async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, usage: &TunnelUsage, flow: &Flow) -> Result<(), NetError> {
     let direction = Side::B as usize;
     loop {
-        wait_for(&flow.queued, || (!lock(&flow.queue).capsules.is_empty()).then_some(())).await;
-        usage.set_waiting(direction, lock(&flow.queue).bytes);
+        wait_for(&flow.queued, || (!lock(&flow.queue).is_empty()).then_some(())).await;
+        usage.set_waiting(direction, lock(&flow.queue).bytes());
         // what the stream does not take stays in the queue, which drops the oldest
         let room = writer.room().await.min(BATCH_BYTES);
         let batch = lock(&flow.queue).take(room);
@@ -326,54 +245,5 @@ async fn watch_idle(limit: Option<Duration>, flow: &Flow) -> NetError {
             let message = format!("No datagram was relayed for {} ms", limit.as_millis());
             return NetError::new(NetErrorCode::TimedOut, message);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The first bytes of the payloads in a batch.
-    fn firsts(batch: &Batch) -> Vec<u8> {
-        let mut decoder = Decoder::default();
-        decoder.push(&batch.capsules);
-        let mut all = Vec::new();
-        while let Some(Capsule::Payload(payload)) = decoder.next_capsule().unwrap() {
-            all.push(payload[0]);
-        }
-        assert_eq!(all.len(), batch.datagrams);
-        all
-    }
-
-    #[test]
-    fn a_full_queue_drops_the_oldest_and_says_how_many() {
-        let mut queue = Queue::default();
-        let dropped: usize = (0..10).map(|n| queue.push(&vec![n; 60_000])).sum();
-        assert_eq!((dropped, queue.capsules.len()), (6, 4));
-        assert!(queue.bytes <= QUEUE_BYTES);
-        assert_eq!(firsts(&queue.take(BATCH_BYTES).unwrap()), [6]);
-        // one that is larger than all that wait is queued alone
-        assert_eq!(queue.push(&vec![20; capsule::MAX_PAYLOAD]), 0);
-    }
-
-    #[test]
-    fn many_small_datagrams_take_no_more_memory() {
-        let mut queue = Queue::default();
-        let dropped: usize = (0..100_000).map(|_| queue.push(b"")).sum();
-        assert_eq!(dropped + queue.capsules.len(), 100_000);
-        assert!(queue.capsules.len() * QUEUE_OVERHEAD <= QUEUE_BYTES);
-        while queue.take(usize::MAX).is_some() {}
-        assert_eq!(queue.bytes, 0);
-    }
-
-    #[test]
-    fn a_batch_has_whole_datagrams_in_order() {
-        let mut queue = Queue::default();
-        for n in 0..5 {
-            assert_eq!(queue.push(&[n; 1_000]), 0);
-        }
-        let all: Vec<_> = std::iter::from_fn(|| queue.take(2_500)).collect();
-        assert_eq!(all.iter().map(firsts).collect::<Vec<_>>(), [vec![0, 1], vec![2, 3], vec![4]]);
-        assert_eq!(all.iter().map(|batch| batch.bytes).sum::<usize>(), 5_000);
     }
 }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use quinn::StreamId;
 
+use super::udp_peer::UdpPeer;
 use crate::tls_link;
 
 /// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
@@ -11,6 +12,7 @@ const PACKET_OVERHEAD: u64 = 2;
 pub enum BufferedStream {
     Quic(quinn::Connection, StreamId),
     TlsLink(Arc<tls_link::stream::Stream>),
+    Udp(Arc<UdpPeer>),
 }
 
 impl BufferedStream {
@@ -19,6 +21,7 @@ impl BufferedStream {
         match self {
             Self::Quic(connection, id) => connection.held(*id),
             Self::TlsLink(stream) => stream.held(),
+            Self::Udp(peer) => peer.held(),
         }
     }
 

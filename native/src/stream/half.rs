@@ -1,4 +1,4 @@
-//! The two halves of a stream over TCP, TLS, QUIC or a TLS link. A half that is dropped before its direction ended resets it, so that no code path, not
+//! The two halves of a stream over TCP, TLS, QUIC, a TLS link or UDP. A half that is dropped before its direction ended resets it, so that no code path, not
 //! even a panic, can make a truncated stream look complete.
 use std::future::Future;
 use std::io::ErrorKind;
@@ -16,6 +16,7 @@ use super::buffered::BufferedStream;
 use super::read_buffer::{ReadBuffer, Truncation, LARGE_READ, SMALL_READ};
 use super::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use super::tls_transport::TlsTransport;
+use super::udp_peer;
 use crate::error::{NetError, NetErrorCode};
 use crate::quic::signals::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
@@ -34,6 +35,7 @@ pub enum ReadHalf {
     Tls(tokio::io::ReadHalf<TlsStream<TlsTransport>>, Arc<Tcp>, Truncation),
     Quic(RecvStream),
     TlsLink(tls_link::stream::RecvHalf),
+    Udp(udp_peer::RecvHalf),
 }
 
 pub enum WriteHalf {
@@ -41,6 +43,7 @@ pub enum WriteHalf {
     Tls(tokio::io::WriteHalf<TlsStream<TlsTransport>>, Arc<Tcp>),
     Quic(SendStream, Option<Arc<ConnectionSignals>>),
     TlsLink(tls_link::stream::SendHalf),
+    Udp(udp_peer::SendHalf),
 }
 
 /// What happens when a half is dropped before its end. Shared with the owner of the stream.
@@ -129,6 +132,7 @@ impl Drop for Reader {
                     tcp.end(READ_ENDED);
                 }
             }
+            ReadHalf::Udp(_) => {} // it has no reset
         }
     }
 }
@@ -200,6 +204,7 @@ impl Reader {
                 .map(|chunk| chunk.map(|c| c.bytes))
                 .map_err(|e| NetError::quic_read(&e)),
             ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
+            ReadHalf::Udp(peer) => Ok(peer.read(buffer.largest).await),
             ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
             ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
@@ -240,6 +245,7 @@ impl Reader {
         let stream = match &mut self.half {
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
             ReadHalf::TlsLink(stream) => return stream.reset().await,
+            ReadHalf::Udp(_) => return std::future::pending().await,
             ReadHalf::Quic(stream) => stream,
         };
         let error = match stream.received_reset().await {
@@ -263,7 +269,9 @@ impl Reader {
         let n = match &mut self.half {
             ReadHalf::Quic(stream) => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
             ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
-            ReadHalf::Tcp(_) | ReadHalf::Tls(..) => return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session")),
+            ReadHalf::Tcp(_) | ReadHalf::Tls(..) | ReadHalf::Udp(_) => {
+                return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session"))
+            }
         };
         self.ended = n.is_none();
         Ok(n)
@@ -276,11 +284,12 @@ impl Reader {
         }
     }
 
-    /// The stream, if it is one of a session.
+    /// The stream, if its unread data counts for the memory budget.
     pub fn buffered(&self) -> Option<BufferedStream> {
         match (&self.half, &self.flow) {
             (ReadHalf::Quic(stream), Some(flow)) => Some(BufferedStream::Quic(flow.connection().clone(), stream.id())),
             (ReadHalf::TlsLink(stream), _) => Some(BufferedStream::TlsLink(stream.stream().clone())),
+            (ReadHalf::Udp(half), _) => Some(BufferedStream::Udp(half.peer().clone())),
             _ => None,
         }
     }
@@ -311,7 +320,7 @@ impl Writer {
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => Some(tcp),
-            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) => None,
+            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) | WriteHalf::Udp(_) => None,
         }
     }
 
@@ -321,6 +330,7 @@ impl Writer {
             WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None, None),
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None),
             WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped())),
+            WriteHalf::Udp(_) => (None, None, None),
         };
         async move {
             if let Some(tcp) = tcp {
@@ -346,7 +356,7 @@ impl Writer {
     pub async fn wait_sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
-            WriteHalf::TlsLink(_) => {}
+            WriteHalf::TlsLink(_) | WriteHalf::Udp(_) => {}
             WriteHalf::Quic(..) if self.ended => {}
             WriteHalf::Quic(..) => tokio::time::sleep(settle).await,
         }
@@ -370,6 +380,7 @@ impl Writer {
                 stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e))
             }
             WriteHalf::TlsLink(stream) => stream.write(data).await,
+            WriteHalf::Udp(peer) => peer.write(&data).await,
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // boxed, as few tunnels need it
             WriteHalf::Tls(stream, tcp) => {
@@ -402,7 +413,7 @@ impl Writer {
         let stream = match &mut self.half {
             WriteHalf::Quic(stream, _) => stream,
             WriteHalf::TlsLink(stream) => return stream.room().await,
-            WriteHalf::Tcp(_) | WriteHalf::Tls(..) => return LARGE_READ,
+            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) => return LARGE_READ,
         };
         // a quarter at a time: the next part is read while this one is sent
         let max = (self.window / 4) as usize;
@@ -449,6 +460,7 @@ impl Writer {
                 }
             }
             WriteHalf::TlsLink(stream) => stream.finish().await?,
+            WriteHalf::Udp(peer) => peer.finish(),
             WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,

@@ -5,6 +5,7 @@ mod op_queue;
 pub mod read_buffer;
 pub mod tcp_socket;
 pub mod tls_transport;
+pub mod udp_peer;
 pub mod window_growth;
 
 use std::future::Future;

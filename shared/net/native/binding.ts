@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { NetError } from "../errors.ts";
 import type {
   AgentSession,
+  ClientListener,
   ClientTls,
   ConnectedFlow,
   ConnectedTunnel,
@@ -15,6 +16,7 @@ import type {
   ListenSessionsOptions,
   ListenTcpOptions,
   ListenTlsLinkOptions,
+  ListenUdpOptions,
   Net,
   ProbeUdpOptions,
   Rate,
@@ -29,7 +31,7 @@ import type {
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
 import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
-import { NativeSessionListener, NativeTcpListener } from "./listeners.ts";
+import { NativeSessionListener, NativeTcpListener, NativeUdpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
 import { beginSplice, NativeDuplex, NativeRate, numbersOf, toFlowResult, toSpliceResult } from "./streams.ts";
@@ -124,6 +126,11 @@ class NativeNet implements Net {
       engine.listenTcp(op, options.address, tls, limits, options.preamble ?? "http", links)
     );
     return new NativeTcpListener(this.#calls, id, address);
+  }
+
+  async listenUdp({ address, maxPeers = 32_768 }: ListenUdpOptions): Promise<ClientListener> {
+    const [id, bound] = await this.#calls.call<[number, string]>((op, engine) => engine.listenUdp(op, address, maxPeers));
+    return new NativeUdpListener(this.#calls, id, bound);
   }
 
   async connectTcp(options: ConnectTcpOptions): Promise<Duplex> {

@@ -51,6 +51,10 @@ export interface Engine {
     preamble: Preamble,
     links: number | undefined,
   ): void;
+  listenUdp(op: number, address: string, maxPeers: number): void;
+  udpAccept(op: number, listener: number): void;
+  udpStopAccepting(listener: number): void;
+  udpClose(listener: number): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
   tcpStopAccepting(listener: number): void;

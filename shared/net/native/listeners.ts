@@ -1,6 +1,15 @@
 // Listeners for TCP connections and for sessions.
 import { NetError } from "../errors.ts";
-import type { AgentSession, Duplex, HandshakeFailure, Incoming, ServerTls, SessionListener, TcpListener } from "../types.ts";
+import type {
+  AgentSession,
+  ClientListener,
+  Duplex,
+  HandshakeFailure,
+  Incoming,
+  ServerTls,
+  SessionListener,
+  TcpListener,
+} from "../types.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
 import { toEngineServerTls } from "./options.ts";
@@ -30,6 +39,28 @@ export class NativeTcpListener implements TcpListener {
 
   close(): void {
     this.#calls.engine.tcpClose(this.#id);
+  }
+}
+
+export class NativeUdpListener implements ClientListener {
+  readonly #calls: Calls;
+  readonly #id: number;
+
+  constructor(calls: Calls, id: number, readonly address: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async accept(): Promise<Incoming[] | null> {
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.udpAccept(op, this.#id)));
+  }
+
+  stopAccepting(): void {
+    this.#calls.engine.udpStopAccepting(this.#id);
+  }
+
+  close(): void {
+    this.#calls.engine.udpClose(this.#id);
   }
 }
 

@@ -4,6 +4,7 @@ mod sessions;
 mod streams;
 mod tcp;
 mod tunnels;
+mod udp;
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;

@@ -1,0 +1,191 @@
+//! Listens for UDP datagrams. Each source address is a peer with a stream of its own, which carries its datagrams in capsules.
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use crate::addon::accept_queue::AcceptQueue;
+use crate::error::{NetError, NetErrorCode, Warn};
+use crate::http::head::Incoming;
+use crate::net::address::canonical;
+use crate::net::udp;
+use crate::relay::datagram_queue::with_buffer;
+use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::udp_peer::UdpPeer;
+use crate::stream::Halves;
+use crate::sync::lock;
+
+/// Maximum number of peers that wait to be accepted. Above, datagrams of new peers are dropped.
+const ACCEPT_QUEUE: usize = 1024;
+/// Datagrams received before other tasks get their turn.
+const RECEIVE_BATCH: usize = 64;
+/// Pause after an error of the socket that may persist.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// Time for which a peer whose stream was reset is ignored: it was probably refused, and would be again.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+enum Entry {
+    Stream(Weak<UdpPeer>),
+    Refused(Instant),
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Stream(peer) => peer.strong_count() == 0,
+            Self::Refused(at) => at.elapsed() >= REFUSED_FOR,
+        }
+    }
+}
+
+/// The peers with a stream, and those that were refused.
+#[derive(Default)]
+struct Peers {
+    entries: HashMap<SocketAddr, Entry>,
+    swept: Option<Instant>,
+}
+
+impl Peers {
+    /// Whether there is room for one more of `max` peers. Entries that are over are removed now and then.
+    fn has_room(&mut self, max: usize) -> bool {
+        if self.entries.len() >= max && self.swept.is_none_or(|at| at.elapsed() >= REFUSED_FOR) {
+            self.entries.retain(|_, entry| !entry.is_over());
+            self.swept = Some(Instant::now());
+        }
+        self.entries.len() < max
+    }
+}
+
+pub struct Listener {
+    pub address: String,
+    pub accept_queue: Arc<AcceptQueue<Incoming>>,
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+struct Shared {
+    socket: Arc<UdpSocket>,
+    peers: Arc<Mutex<Peers>>,
+    max_peers: usize,
+    accept_queue: Arc<AcceptQueue<Incoming>>,
+}
+
+impl Listener {
+    pub fn open(runtime: &Handle, address: &str, max_peers: usize, warn: &Warn) -> Result<Self, NetError> {
+        let socket = udp::bind(address, warn)?;
+        let bound = socket
+            .local_addr()
+            .map_err(|_| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
+        let _guard = runtime.enter();
+        let socket = UdpSocket::from_std(socket).map_err(|e| NetError::bind(&e, address))?;
+        let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
+        let shared = Arc::new(Shared {
+            socket: Arc::new(socket),
+            peers: Arc::default(),
+            max_peers,
+            accept_queue: accept_queue.clone(),
+        });
+        let task = runtime.spawn(shared.clone().run()).abort_handle();
+        Ok(Self {
+            address: canonical(bound).to_string(),
+            accept_queue,
+            shared,
+            task,
+        })
+    }
+
+    /// Accepts no new peers; those with a stream still receive.
+    pub fn stop_accepting(&self) {
+        self.accept_queue.finish();
+    }
+
+    /// Receives nothing more. The streams end, and the last of them frees the address.
+    pub fn close(&self) {
+        self.accept_queue.close();
+        self.task.abort();
+        // not while it is locked: a peer that is dropped locks it
+        let peers: Vec<_> = lock(&self.shared.peers).entries.values().filter_map(stream_of).collect();
+        peers.iter().for_each(|peer| peer.end());
+    }
+}
+
+fn stream_of(entry: &Entry) -> Option<Arc<UdpPeer>> {
+    match entry {
+        Entry::Stream(peer) => peer.upgrade(),
+        Entry::Refused(_) => None,
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    async fn run(self: Arc<Self>) {
+        loop {
+            let received = match self.socket.readable().await {
+                Ok(()) => with_buffer(|buffer| self.receive_ready(buffer)),
+                Err(error) => Err(error),
+            };
+            match received {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => sleep(ERROR_PAUSE).await,
+            }
+        }
+    }
+
+    fn receive_ready(&self, buffer: &mut [u8]) -> std::io::Result<()> {
+        for _ in 0..RECEIVE_BATCH {
+            let (length, from) = self.socket.try_recv_from(buffer)?;
+            if let Some(peer) = self.peer(from) {
+                peer.receive(&buffer[..length]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer at an address, a new one if it has no stream; `None` if there are too many.
+    fn peer(&self, from: SocketAddr) -> Option<Arc<UdpPeer>> {
+        let known = match lock(&self.peers).entries.get(&from) {
+            Some(Entry::Refused(at)) if at.elapsed() < REFUSED_FOR => return None,
+            Some(entry) => stream_of(entry),
+            None => None,
+        };
+        if let Some(peer) = known.filter(|peer| !peer.has_ended()) {
+            return Some(peer);
+        }
+        if self.accept_queue.is_full() || !lock(&self.peers).has_room(self.max_peers) {
+            return None;
+        }
+        let peers = self.peers.clone();
+        let peer = UdpPeer::new(self.socket.clone(), from, move |address, was_reset| {
+            let mut peers = lock(&peers);
+            // the address may have a new stream by now
+            if !peers.entries.get(&address).is_some_and(Entry::is_over) {
+                return;
+            }
+            match was_reset {
+                true => drop(peers.entries.insert(address, Entry::Refused(Instant::now()))),
+                false => drop(peers.entries.remove(&address)),
+            }
+        });
+        let (recv, send) = peer.halves();
+        let incoming = Incoming {
+            halves: Some(Halves::new(ReadHalf::Udp(recv), WriteHalf::Udp(send))),
+            remote: canonical(from).to_string(),
+            head: Ok(None),
+        };
+        lock(&self.peers).entries.insert(from, Entry::Stream(Arc::downgrade(&peer)));
+        self.accept_queue.push(incoming).ok()?;
+        Some(peer)
+    }
+}
