@@ -9,7 +9,13 @@ export const forwardOptions = defineOptions({
     kind: "records",
     description: "Publish a destination of an agent at an address of its own, for clients that use no proxy.",
     keys: {
-      "listen": { kind: "address", description: "TCP address that clients dial." },
+      "listen": { kind: "address", description: "Address for clients." },
+      "network": {
+        kind: "string",
+        default: "tcp",
+        choices: ["tcp", "udp"],
+        description: "Whether clients use tcp or udp; the agent's allow-list needs a pattern with udp: for the latter.",
+      },
       "agent": { kind: "string", description: "The agent's id.", check: agentIdProblem },
       "to": { kind: "string", description: "Destination, host:port, as the agent reaches it.", check: (to) => checkRemote(to) },
       "allow": {
@@ -24,9 +30,10 @@ export const forwardOptions = defineOptions({
       },
     },
     check: (forwards) => {
-      const addresses = forwards.map(({ listen }) => listen);
-      const twice = addresses.find((address, i) => addresses.indexOf(address) < i);
-      return twice === undefined ? undefined : `two records listen on ${twice}`;
+      const twice = forwards.find(({ listen, network }, i) =>
+        forwards.findIndex((other) => other.listen === listen && other.network === network) < i
+      );
+      return twice === undefined ? undefined : `two records listen on ${twice.listen}`;
     },
   },
 });

@@ -2,7 +2,7 @@
 import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
-import type { Duplex, Incoming, TcpListener } from "../net/types.ts";
+import type { ClientListener, Duplex, Incoming } from "../net/types.ts";
 import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
@@ -12,7 +12,7 @@ import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./
 
 /** A listener, and what its clients speak. */
 export interface ProtocolListener {
-  readonly listener: TcpListener;
+  readonly listener: ClientListener;
   readonly protocol: ClientProtocol;
 }
 

@@ -2,7 +2,7 @@
 import { networksOf } from "../address/allow_list.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
-import type { ServerTls, SessionListener, TcpListener } from "../net/types.ts";
+import type { ClientListener, ServerTls, SessionListener, TcpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { ReloadableTls } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
@@ -52,7 +52,7 @@ export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
   readonly #options: ServiceFrontendOptions;
   readonly #deps: ServiceFrontendDeps;
-  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "isOpenByChoice">)[] = [];
+  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "isOpenByChoice"> & Partial<Pick<TcpListener, "setTls">>)[] = [];
   readonly limits: ClientLimits;
   #frontend?: Frontend;
 
@@ -93,7 +93,17 @@ export class ServiceFrontend {
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#listeners.push({ listener, tls, protocol, isOpenByChoice });
+    this.#listeners.push({ listener, tls, protocol, isOpenByChoice, setTls: (renewed) => listener.setTls(renewed) });
+    return listener;
+  }
+
+  /**
+   * The same for UDP peers. The protocol itself says who may connect.
+   * @throws {NetError} as `listenUdp` of the network
+   */
+  async listenUdp({ address, protocol }: Pick<ListenOptions, "address" | "protocol">): Promise<ClientListener> {
+    const listener = await this.#runtime.net.listenUdp({ address });
+    this.#listeners.push({ listener, protocol, isOpenByChoice: true });
     return listener;
   }
 
@@ -120,7 +130,7 @@ export class ServiceFrontend {
       const sharing = this.#listeners.filter((other) => other.tls === tls);
       metrics.watchCertificate("clients", () => tls?.current.cert);
       this.#runtime.refreshTls(tls, refresh, (renewed) => {
-        for (const { listener } of sharing) listener.setTls(renewed);
+        for (const { setTls } of sharing) setTls?.(renewed);
       });
     }
     for (const { listener, tls, isOpenByChoice } of this.#listeners) {

@@ -1,4 +1,4 @@
-// Clients of a forward: each connection is relayed to the destination that the operator has configured for its listener. The client says
+// Clients of a forward: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener. The client says
 // nothing about itself, and the tunnel does not wait for its first byte: many servers speak first.
 import { Buffer } from "node:buffer";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
@@ -34,8 +34,9 @@ export function createStaticForward(forward: Forward): ClientProtocol {
 /** @throws {TunnelError} */
 async function serve(session: ClientSession, forward: Forward, allowed: AllowList): Promise<void> {
   const { record } = session;
-  const { agent, to } = forward;
+  const { agent, network, to } = forward;
   record.method = METHOD;
+  record.network = network === "udp" ? network : undefined;
   record.destination = to;
   session.checkRate();
   if (!allowed.allows({ host: hostOf(record.client), port: 1 })) {
@@ -44,7 +45,7 @@ async function serve(session: ClientSession, forward: Forward, allowed: AllowLis
   const credentials = await readCredentials(forward);
   const identity = await identify(session, forward, credentials);
   record.agent = agent;
-  await session.connect({ identity, credentials, destination: parseAuthority(to) });
+  await session.connect({ identity, credentials, destination: parseAuthority(to), network });
 }
 
 /** Stands for a connection of a forward in the log. */
@@ -116,14 +117,15 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 
 /**
  * Opens a listener for each forward. Returns the bound addresses, in the order of the forwards.
- * @throws {NetError} as `listenTcp` of the network
+ * @throws {NetError} as `listenTcp` and `listenUdp` of the network
  */
 export async function listenForForwards(clients: ServiceFrontend, forwards: readonly Forward[], log: Logger): Promise<string[]> {
   const [addresses, secrets]: [string[], SecretFiles] = [[], new SecretFiles(log)];
   for (const forward of forwards) {
-    const { agent, to, tokenFile } = forward;
-    const { address } = await clients.listen({ address: forward.listen, protocol: createStaticForward(forward), isOpenByChoice: true });
-    log.info("forwarding", { clients: address, agent, destination: to });
+    const { agent, network, to, tokenFile } = forward;
+    const listen = { address: forward.listen, protocol: createStaticForward(forward), isOpenByChoice: true };
+    const { address } = network === "udp" ? await clients.listenUdp(listen) : await clients.listen(listen);
+    log.info("forwarding", { clients: address, network: network === "udp" ? network : undefined, agent, destination: to });
     if (forward.allow.length === 0) warnOfOpenForward(log, address, forward);
     if (tokenFile !== undefined) await secrets.check("the token of a forward", tokenFile);
     addresses.push(address);

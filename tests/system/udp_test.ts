@@ -1,10 +1,12 @@
 // UDP through agents, with the compiled executables: datagrams, losses, ends and limits of flows.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
+import { createSocket, type Socket } from "node:dgram";
+import { once } from "node:events";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { capsule, datagram, UdpFlow, udpHead, UdpServer } from "../../testing/masque.ts";
-import { eventually, openDescriptors, Pair, Site, storeArgs } from "../../testing/programs.ts";
+import { AGENT_ID, eventually, openDescriptors, Pair, type Program, Site, storeArgs } from "../../testing/programs.ts";
 import { ask, assertRefused, openTunnel, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
@@ -223,5 +225,98 @@ describe("permission for UDP", () => {
     }
     await pair.proxy.waitFor("request", { network: "udp", status: 101 });
     using _next = await UdpFlow.open(clients, server.authority);
+  });
+});
+
+/** A UDP client of a forward. */
+class Client implements Disposable {
+  readonly #received: Buffer[] = [];
+
+  private constructor(readonly socket: Socket) {
+    socket.on("message", (payload: Buffer) => this.#received.push(payload));
+  }
+
+  static async open(address: string): Promise<Client> {
+    const socket = createSocket("udp4");
+    socket.connect(Number(address.split(":")[1]), "127.0.0.1");
+    await once(socket, "connect");
+    const client = new Client(socket);
+    socket.on("error", () => {}); // nothing listens any more
+    return client;
+  }
+
+  send(payload: Uint8Array | string): void {
+    this.socket.send(payload);
+  }
+
+  async receive(): Promise<Buffer> {
+    while (this.#received.length === 0) await once(this.socket, "message");
+    return this.#received.shift()!;
+  }
+
+  /** Sends the same again and again until something comes back. */
+  async retry(payload: string): Promise<string> {
+    const timer = setInterval(() => this.send(payload), 50);
+    try {
+      this.send(payload);
+      return String(await this.receive());
+    } finally {
+      clearInterval(timer);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.socket.close();
+  }
+}
+
+describe("a UDP forward", () => {
+  const forwardTo = (to: string, more = "") => `--forward=listen=127.0.0.1:0,network=udp,agent=${AGENT_ID},to=${to}${more}`;
+  const addressOf = async (program: Program) => String((await program.waitFor("forwarding", { network: "udp" })).clients);
+
+  it("carries datagrams of every length between its clients and the destination, each client on a flow of its own", async () => {
+    await using server = await UdpServer.start((payload) => payload);
+    await using pair = await Pair.start({ proxy: [forwardTo(server.authority)], agent: ["--limits.udp-idle-timeout=1s"] });
+    const address = await addressOf(pair.proxy);
+    using first = await Client.open(address);
+    using second = await Client.open(address);
+    for (const length of [0, 1, 63, 64, 1_200, 16_384, LONGEST]) {
+      for (const client of [first, second]) {
+        const payload = randomBytes(length);
+        client.send(payload);
+        assert.ok((await client.receive()).equals(payload), `${length} bytes are not the same`);
+      }
+    }
+    // both end when they are idle, and what comes then begins a new one
+    const fields = { method: "FORWARD", network: "udp", agent: AGENT_ID, destination: server.authority, status: 200, error: undefined };
+    await pair.proxy.waitFor("request", fields, 2);
+    assert.equal(await first.retry("again"), "again");
+    await pair.agent.waitFor("tunnel", { network: "udp", datagramsSent: 7, datagramsReceived: 7, datagramsDropped: 0 }, 2);
+  });
+
+  it("serves its clients at lb, and once an agent is there", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    await using server = await UdpServer.start(() => Buffer.from("answer"));
+    const { lb } = await site.startLb(cache, [forwardTo(server.authority)]);
+    const { addresses } = await site.startProxy([...storeArgs(cache), "--store.ttl=3s"]);
+    using client = await Client.open(await addressOf(lb));
+    client.send("nobody is there");
+    await lb.waitFor("request", { network: "udp", status: 502 });
+    await site.startAgent(addresses);
+    assert.equal(await client.retry("now"), "answer");
+  });
+
+  it("ignores for a while the client that was refused, and logs it once", async () => {
+    await using server = await UdpServer.start();
+    await using pair = await Pair.start({ proxy: [forwardTo(server.authority, ",allow=192.0.2.0/24")] });
+    using client = await Client.open(await addressOf(pair.proxy));
+    client.send("refused");
+    await pair.proxy.waitFor("request", { network: "udp", status: 403 });
+    for (let n = 0; n < 10; n++) client.send("ignored");
+    using other = await Client.open(await addressOf(pair.proxy));
+    other.send("refused, too");
+    await pair.proxy.waitFor("request", { network: "udp", status: 403 }, 2);
+    assert.equal(pair.proxy.logged("request").length, 2);
   });
 });
