@@ -165,7 +165,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       random,
     }),
     access: readAccess,
-    transport: agentTransport(maxTunnels),
+    transport: agentTransport(maxTunnels, options.agentClient.keepAlive),
     congestion: congestionControl,
     session: { hello, tunnels },
     onChange: (change) => {

@@ -5,6 +5,7 @@ import {
   checkPins,
   CONGESTION_CONTROL,
   drainOptions,
+  KEEP_ALIVE,
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
@@ -63,6 +64,7 @@ export const agentOptions = defineOptions({
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "agent-client.congestion-control": CONGESTION_CONTROL,
+  "agent-client.keep-alive": KEEP_ALIVE,
   "agent-client.labels": {
     kind: "list",
     description: "Labels that the proxy shows with the agent: name=value, repeatable or comma-separated.",

@@ -7,6 +7,7 @@ import {
   drainDelayOptions,
   drainOptions,
   frontTlsOptions,
+  KEEP_ALIVE,
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
@@ -68,6 +69,7 @@ export const proxyOptions = defineOptions({
       "Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none.",
   },
   "agent-server.congestion-control": CONGESTION_CONTROL,
+  "agent-server.keep-alive": KEEP_ALIVE,
   "agent-server.agent.dial-timeout": {
     kind: "duration",
     default: "10s",

@@ -3,7 +3,7 @@
 // The new session is open before the old one is left. A session over QUIC is probed when its proxy is silent, whatever the policy. Knows
 // neither how to connect nor what becomes of the old session.
 import type { Logger } from "../../shared/log/logger.ts";
-import { CloseCode } from "../../shared/link/link.ts";
+import { CloseCode, KEEP_ALIVE_MS } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
 import { BULK, type BulkLimits, BulkMeter } from "./bulk.ts";
 import type { TransportPolicy } from "./policy.ts";
@@ -39,6 +39,8 @@ export interface FailoverOptions<S extends { close(): void }> {
   /** Moves data over a transport and returns the milliseconds that took. */
   readonly probe: (kind: SessionKind, signal: AbortSignal) => Promise<number>;
   readonly log: Logger;
+  /** Interval of QUIC's own pings, in milliseconds. Default 3000. */
+  readonly keepAliveMs?: number;
   /** Default: as documented. */
   readonly timing?: FailoverTiming;
 }
@@ -55,7 +57,7 @@ export interface FailoverTiming {
   /** Interval at which a session on QUIC is checked while the link is busy, and while it is idle. */
   readonly tick: number;
   readonly idleTick: number;
-  /** Time without a byte from the proxy after which it is pinged if the link was busy lately; otherwise QUIC's own pings come every 3 s. */
+  /** Time without a byte from the proxy after which it is pinged if the link was busy lately; otherwise QUIC's own pings come in time. */
   readonly quietBusy: number;
   readonly quietIdle: number;
   /** Time for which a link counts as busy after it has moved data. */
@@ -79,11 +81,12 @@ export interface FailoverTiming {
   readonly bulk: BulkLimits;
 }
 
-const TIMING: FailoverTiming = {
+/** An idle link is looked at as rarely as QUIC's own pings permit. */
+const timingOf = (keepAliveMs: number): FailoverTiming => ({
   tick: 250,
-  idleTick: 1_000,
+  idleTick: Math.max(1_000, keepAliveMs / 3),
   quietBusy: 500,
-  quietIdle: 4_000,
+  quietIdle: keepAliveMs + 1_000,
   busy: 10_000,
   silent: 1_200,
   grace: 500,
@@ -93,7 +96,7 @@ const TIMING: FailoverTiming = {
   lossWindow: 10_000,
   comparison: 300_000,
   bulk: BULK,
-};
+});
 /** Bytes in a tick that make a link busy; pings are smaller. */
 const BUSY_BYTES = 2_048;
 /**
@@ -127,7 +130,7 @@ export class Failover<S extends { close(): void }> {
 
   constructor(options: FailoverOptions<S>) {
     this.#options = options;
-    this.#timing = options.timing ?? TIMING;
+    this.#timing = options.timing ?? timingOf(options.keepAliveMs ?? KEEP_ALIVE_MS);
     this.#bulk = new BulkMeter(this.#timing.bulk);
     this.#isForBulk = options.session.transport === "tls" && options.session.linkReason === "bulk";
     const { promise, resolve } = Promise.withResolvers<S>();

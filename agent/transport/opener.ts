@@ -116,6 +116,7 @@ export class SessionOpener {
       session,
       policy,
       connect,
+      keepAliveMs: this.#options.transport.keepAliveMs,
       authenticate: async (connection, reason) => {
         const next = await this.#authenticate(connection, target, await this.#options.access());
         this.#linked(target, next, reason);

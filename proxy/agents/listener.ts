@@ -2,7 +2,7 @@
 import { networksOf } from "../../shared/address/allow_list.ts";
 import { splitHostPort } from "../../shared/address/host_port.ts";
 import { unlimitedIfZero } from "../../shared/limits/limit.ts";
-import { ALPN, CloseCode, CREDENTIALS_ALPN, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
+import { ALPN, CloseCode, CREDENTIALS_ALPN, keepAlive, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN } from "../../shared/link/probe.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { ListenSessionsOptions, ServerTls, SessionListener } from "../../shared/net/types.ts";
@@ -35,7 +35,8 @@ export async function listenForAgents(
   countFailed: (outcome: "refused" | "failed", count: number) => void,
 ): Promise<AgentListeners> {
   const { net } = runtime;
-  const { listenAddress, tcpListenAddress, congestionControl } = options.agentServer;
+  const { listenAddress, tcpListenAddress, congestionControl, keepAlive: keepAliveMs } = options.agentServer;
+  const transport = { ...PROXY_TRANSPORT, ...keepAlive(keepAliveMs) };
   const common = { tls, ...handshakeLimits(runtime, options, countFailed) };
   const adopt = (listener: SessionListener) => runtime.adopt(listener, () => listener.close(CloseCode.shutdown, "shutting down"));
   const listenQuic = () =>
@@ -43,11 +44,10 @@ export async function listenForAgents(
       ...common,
       address: listenAddress,
       alpn: [...CHECKS_ALPN, ...ALPN],
-      transport: { ...PROXY_TRANSPORT, congestion: congestionControl },
+      transport: { ...transport, congestion: congestionControl },
       retryThreshold: options.limits.retryThreshold,
     });
-  const listenTls = (address?: string) =>
-    net.listenTlsLink({ ...common, address, alpn: [...CHECKS_ALPN, ...TLS_ALPN], transport: PROXY_TRANSPORT });
+  const listenTls = (address?: string) => net.listenTlsLink({ ...common, address, alpn: [...CHECKS_ALPN, ...TLS_ALPN], transport });
   if (tcpListenAddress === NO_LISTENER || (tcpListenAddress === undefined && isPortTaken(options, runtime))) {
     const quic = adopt(await listenQuic());
     return usesClientPort(options) ? { quic, tls: adopt(await listenTls()) } : { quic };

@@ -34,6 +34,15 @@ export const CONGESTION_CONTROL = {
     "Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers.",
 } as const;
 
+/** The keep-alive of either end of an agent's connection. */
+export const KEEP_ALIVE = {
+  kind: "duration",
+  default: "3s",
+  description:
+    "Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts.",
+  check: (ms: number) => ms >= 1_000 && ms <= 25_000 ? undefined : `${ms} ms is not 1s to 25s`,
+} as const;
+
 /** TLS on the client listener of proxy and lb. */
 export const frontTlsOptions = defineOptions({
   "http-proxy.tls.enable": {

@@ -20,7 +20,7 @@ import {
   receiveCredentials,
 } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage } from "../../shared/link/message.ts";
-import type { AgentSession, Duplex, Net, QuicTransport, SessionListener } from "../../shared/net/types.ts";
+import type { AgentSession, Duplex, Net, QuicTransport, SessionListener, SessionTransport } from "../../shared/net/types.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
@@ -134,6 +134,21 @@ describe("agent and proxy", () => {
       const { version, host } = await log.waitFor("agent connected", { agent: AGENT_ID });
       assert.match(String(version), /^reverse-http\/[0-9]/);
       assert.notEqual(host, "");
+    }));
+
+  it("ping as rarely as each has configured, and wait three pings long", () =>
+    withNet(async (net) => {
+      const told: (number | undefined)[][] = [];
+      const tell = ({ transport }: { transport?: SessionTransport }) => void told.push([transport?.keepAliveMs, transport?.idleTimeoutMs]);
+      const listening = netWith(net, {
+        listenQuic: async (options) => (tell(options), await net.listenQuic(options)),
+        listenTlsLink: async (options) => (tell(options), await net.listenTlsLink(options)),
+        connectQuic: async (options) => (tell(options), await net.connectQuic(options)),
+      });
+      const { proxy, log } = await runProxy(listening, { agentServer: { keepAlive: 25_000 } });
+      await runAgent(listening, [proxy.agentAddress], { agentClient: { keepAlive: 20_000 } });
+      await log.waitFor("agent connected", { agent: AGENT_ID });
+      assert.deepEqual(told, [[25_000, 76_000], [25_000, 76_000], [20_000, 61_000]]);
     }));
 
   it("send at the rates that each has configured", () =>
