@@ -1,7 +1,7 @@
 // Entry point of the executable reverse-http: all services as commands, as in the Go original.
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
-import { connectCommand } from "./client/command.ts";
+import { connectCommand, forwardCommand } from "./client/command.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
 import { proxyCommand } from "./proxy/command.ts";
@@ -23,6 +23,7 @@ await run({
       agentCommand(native.createNet, { stateDirectory, environment: process.env }),
       lbCommand(native.createNet),
       connectCommand(native.createNet) as Subcommand,
+      forwardCommand(native.createNet) as Subcommand,
       authCommand,
     ],
   },

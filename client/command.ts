@@ -7,6 +7,7 @@ import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import { formatSshConfig, relay } from "./connect.ts";
+import { parseForward, serveForwards } from "./forward.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
 import { checkAccess, openTunnel, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
 
@@ -40,6 +41,40 @@ export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions &
           if (cause instanceof NetError) throw new CommandFailure(1, `The tunnel to ${target} broke: ${cause.message}`, { cause });
           throw cause;
         }
+      });
+    },
+  };
+}
+
+const forwardOptions = defineOptions({
+  "exec": {
+    kind: "string",
+    description:
+      "Command for the shell, run once all addresses listen; its exit code is passed on. Its environment has FORWARD_ADDRESS, FORWARD_HOST and " +
+      "FORWARD_PORT, and for further forwards FORWARD_ADDRESS_2 and so on.",
+  },
+});
+
+/** `createNet` is called for each run. */
+export function forwardCommand(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof forwardOptions>> {
+  return {
+    name: "forward",
+    description:
+      "Listen on local addresses, and relay each connection to a destination behind an agent: 5432:db:5432 listens on 127.0.0.1:5432.",
+    options: forwardOptions,
+    profile: clientOptions,
+    operands: {
+      name: "forward",
+      description: "[ADDRESS:]PORT:HOST:PORT, as of ssh -L; port 0 lets the system choose, and is printed.",
+      variadic: true,
+    },
+    async run({ exec, ...options }, terminal, { operands }) {
+      if (operands.length === 0) throw new ConfigError("Cannot forward: there is no forward; write 5432:db:5432");
+      const forwards = operands.map(parseForward);
+      const access = checkAccess(options);
+      await withNet(createNet, async (net) => {
+        const code = await serveForwards(net, access, forwards, exec, terminal);
+        if (code !== 0) throw new CommandFailure(code, `The command of --exec has ended with ${code}`);
       });
     },
   };

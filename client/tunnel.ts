@@ -83,6 +83,15 @@ export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: A
   }
 }
 
+/**
+ * Reads the files that a connection needs.
+ * @throws {ConfigError} for a file that cannot be used
+ */
+export async function checkFiles(net: Net, access: Access): Promise<void> {
+  await readCredentials(access);
+  if (access.tls.enable) await readTls(net, access.tls);
+}
+
 async function readTls(net: Net, options: ClientOptions["tls"]): Promise<ClientTls> {
   return (await openClientTls("tls", options, { log: silentLogger, net })).current;
 }

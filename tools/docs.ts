@@ -15,7 +15,7 @@ const after = rest?.split(end)[1];
 if (before === undefined || after === undefined) throw new Error(`${file} has no marks around the options`);
 const tables = [
   ...Object.entries(SERVICES).map(([name, options]) => `## reverse-http-${name}\n\n${optionTable(options)}`),
-  `## reverse-http connect\n\n${optionTable(clientOptions)}`,
+  `## reverse-http connect and forward\n\n${optionTable(clientOptions)}`,
 ];
 writeFileSync(file, `${before}${begin}\n\n${tables.join("\n")}\n${end}${after}`);
 writeFileSync(join(ROOT, "options.ts"), optionTypes());

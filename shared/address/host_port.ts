@@ -46,6 +46,11 @@ export function isWildcard(text: string): boolean {
   return /^(?:0\.0\.0\.0|\[[0:]+\]):/.test(text);
 }
 
+/** Whether only this machine can connect to `address`, the bound `host:port` of a listener. */
+export function isLoopback(address: string): boolean {
+  return /^(127\.[0-9.]+|\[::1\]|\[::ffff:127\.[0-9.]+\]):[0-9]+$/.test(address);
+}
+
 /** Quotes text that should be an address. If it is a URL with a password, that is masked. */
 export function quoteAddress(text: string): string {
   return JSON.stringify(text.replace(/([^/@:]*):[^/@]*@/, "$1:***@"));

@@ -1,5 +1,5 @@
 // Warns about a client listener that is open to everyone.
-import { splitHostPort } from "../address/host_port.ts";
+import { isLoopback, splitHostPort } from "../address/host_port.ts";
 import type { Logger } from "../log/logger.ts";
 
 export interface Exposure {
@@ -30,8 +30,4 @@ export function warnOfOpenForward(log: Logger, address: string, { agent, to }: {
     destination: to,
     remedy: "allow=NETWORK in its record, or allow=all if that is meant",
   });
-}
-
-function isLoopback(address: string): boolean {
-  return /^(127\.[0-9.]+|\[::1\]|\[::ffff:127\.[0-9.]+\]):[0-9]+$/.test(address);
 }

@@ -59,7 +59,7 @@ const UNTESTED: Readonly<Record<string, number>> = {
   "README.md": 2,
   "deploy/README.md": 2,
   "CONTRIBUTING.md": 2,
-  "docs/client.md": 1,
+  "docs/client.md": 4, // forwards to names of examples
   "docs/getting-started.md": 3,
   "examples/README.md": 1,
   "findings/README.md": 1,
