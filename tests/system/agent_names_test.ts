@@ -21,9 +21,14 @@ class TwoSites implements AsyncDisposable {
     agentArgs: (site: Site, id: string) => Promise<string[]> = () => Promise.resolve([]),
   ) {
     const site = await Site.create();
-    const { proxy, addresses } = await site.startProxy(args.map((arg) => arg.replace("FOLDER", site.folder.path)));
-    for (const id of AGENTS) await site.startAgent(addresses, await agentArgs(site, id), id);
-    return new TwoSites(site, proxy, addresses, await Web.start({ folder: site.folder.path }));
+    try {
+      const { proxy, addresses } = await site.startProxy(args);
+      for (const id of AGENTS) await site.startAgent(addresses, await agentArgs(site, id), id);
+      return new TwoSites(site, proxy, addresses, await Web.start({ folder: site.folder.path }));
+    } catch (error) {
+      await site[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** The status of a request for a tunnel. */
