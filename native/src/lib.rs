@@ -25,6 +25,7 @@ pub mod fuzzing {
     pub use crate::http::head::HeadScanner;
     pub use crate::net::address::{canonical, display, interleave, to_bind};
     pub use crate::net::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
+    pub use crate::net::tcp::client_hello::HelloReader;
     pub use crate::net::tcp::outbound_proxy::{http as http_connect, socks5, Failure, OutboundProxy};
     pub use crate::net::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
     pub use crate::relay::capsule;

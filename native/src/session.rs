@@ -257,6 +257,7 @@ impl Session {
                     let _ = accept_queue.push(Incoming {
                         halves: Some(halves),
                         remote,
+                        local: None,
                         head: head.map(Some),
                     }); // if the queue is closed, the stream is reset
                 }

@@ -152,6 +152,10 @@ export interface Incoming {
    * The head including its empty line, one character per byte (ISO 8859-1). Missing with an `error`, and where {@link Preamble} is not `http`.
    */
   readonly head?: string;
+  /** The name in a ClientHello (RFC 6066 §3), in lower case; missing if it has none, and where {@link Preamble} is not `client-hello`. */
+  readonly serverName?: string;
+  /** The address at which the client has reached the listener, `host:port` or `[host]:port`. Missing where {@link Preamble} is `http`. */
+  readonly local?: string;
   /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `reset` */
   readonly error?: NetError;
 }
@@ -326,10 +330,11 @@ export interface AddressLimit {
 }
 
 /**
- * What a listener reads of a connection before it delivers it: `http` is the head of a request. With `none` it delivers a connection as soon as
- * it is accepted and, with TLS, its handshake is complete, whether or not the client has sent anything.
+ * What a listener reads of a connection before it delivers it: `http` is the head of a request. `client-hello` is the first message of TLS
+ * (RFC 8446 §4.1.2), which is not answered and stays in the stream. The limits of heads apply to both. With `none` it delivers a connection as
+ * soon as it is accepted and, with TLS, its handshake is complete, whether or not the client has sent anything.
  */
-export type Preamble = "http" | "none";
+export type Preamble = "http" | "client-hello" | "none";
 
 /** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
@@ -339,7 +344,7 @@ export interface ListenTcpOptions extends HeadOptions {
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Accept TLS. With the preamble `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
+  /** Accept TLS; not with the preamble `client-hello`. With the preamble `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
   tls?: ServerTls;
   /**
    * Takes the TLS connections that offer one of its protocols by ALPN (RFC 7301), with its own certificate, requirements and limits. A

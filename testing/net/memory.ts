@@ -286,6 +286,7 @@ class MemoryNet implements Net {
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     this.#checkOpen();
     if (options.proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
+    if (options.preamble === "client-hello") throw new NetError("invalid", "Cannot read a ClientHello: there is no TLS in memory");
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
 
@@ -458,7 +459,7 @@ class MemoryTcpListener implements TcpListener {
 
   arrive(stream: MemoryDuplex, tls: boolean): void {
     if (tls || !this.options.tls) {
-      return this.options.preamble === "none" ? this.#heads.inbox.push({ stream }) : void this.#heads.receive(stream);
+      return this.options.preamble === "none" ? this.#heads.inbox.push({ stream, local: this.address }) : void this.#heads.receive(stream);
     }
     this.#heads.inbox.push({ stream, error: new NetError("tls", "The TLS handshake failed: the client speaks none", { remote: true }) });
   }

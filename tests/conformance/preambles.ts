@@ -1,5 +1,5 @@
-// Listeners that read nothing before they deliver a connection, for protocols in which the client does not send a head, or the server speaks
-// first.
+// Listeners that read no head of a request before they deliver a connection: nothing, for protocols in which the client does not send a head,
+// or the server speaks first; or a ClientHello.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 import type { Duplex, Incoming, ListenTcpOptions, Net } from "../../shared/net/types.ts";
@@ -10,6 +10,7 @@ import {
   HEAD,
   isPending,
   listenTcp,
+  netError,
   pattern,
   readAll,
   readText,
@@ -44,7 +45,9 @@ export function preambleTests(suite: Suite): void {
   for (const entrance of entrancesOf(suite)) {
     describe(`a ${entrance.name} listener without a preamble`, () => deliveryTests(suite, entrance));
   }
-  if (suite.adapter.has.tls && suite.adapter.has.sockets) describe("a TLS listener without a preamble", () => handshakeTests(suite));
+  if (!suite.adapter.has.tls || !suite.adapter.has.sockets) return;
+  describe("a TLS listener without a preamble", () => handshakeTests(suite));
+  describe("a listener that reads a ClientHello", () => clientHelloTests(suite));
 }
 
 function deliveryTests({ test }: Suite, { open }: Entrance): void {
@@ -156,5 +159,104 @@ function handshakeTests({ test, pki }: Suite): void {
       assert.equal((await within(next()))?.error?.code, code);
       client.close();
     }
+  });
+}
+
+function clientHelloTests({ test, pki }: Suite): void {
+  const preamble = "client-hello" as const;
+
+  /** The bytes that a client of this network begins with. */
+  const helloFor = async (net: Net, host: string): Promise<Uint8Array> => {
+    const { port, next } = await listenTcp(net, { address: "localhost:0", preamble: "none" });
+    const connecting = dialTcp(net, port, { host, tls: { ca: (await pki).authority.cert } });
+    const { stream } = (await within(next()))!;
+    const hello = await within(stream.read());
+    stream.reset(1);
+    await assert.rejects(connecting);
+    return hello!;
+  };
+
+  /** Splits a message of one record into records of one byte. */
+  const inTinyRecords = (hello: Uint8Array) => Uint8Array.from([...hello.subarray(5)].flatMap((byte) => [22, 3, 1, 0, 1, byte]));
+
+  test("delivers the server name and the address that the client has reached, and TLS passes unopened", async (net) => {
+    const { tls, authority } = await pki;
+    const front = await listenTcp(net, { preamble });
+    const behind = await listenTcp(net, { preamble: "none", tls });
+    const connecting = dialTcp(net, front.port, { host: "localhost", addresses: ["127.0.0.1"], tls: { ca: authority.cert } });
+    const { stream, serverName, local, head } = (await within(front.next()))!;
+    assert.deepEqual([serverName, local, head], ["localhost", `127.0.0.1:${front.port}`, undefined]);
+    const relayed = net.splice(stream, await dialTcp(net, behind.port));
+    const client = await connecting;
+    const server = (await within(behind.next()))!.stream;
+    await within(client.write(bytes("ping")));
+    assert.equal(await readTextExactly(server, 4), "ping");
+    server.close();
+    assert.equal(await readText(client), "");
+    client.close();
+    assert.equal((await within(relayed)).error, undefined);
+  });
+
+  test("reads a ClientHello in records of one byte, and loses none of it", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble });
+    for (const message of [await helloFor(net, "localhost"), inTinyRecords(await helloFor(net, "localhost"))]) {
+      const client = await dialTcp(net, port);
+      const more = bytes("and more");
+      for (const part of [message.subarray(0, 1), message.subarray(1, 700), message.subarray(700)]) await within(client.write(part));
+      const { stream, serverName } = (await within(next()))!;
+      assert.equal(serverName, "localhost");
+      await within(client.write(more));
+      client.closeWrite();
+      assert.deepEqual(await readAll(stream), Uint8Array.from([...message, ...more]));
+      stream.close();
+      client.close();
+    }
+  });
+
+  test("delivers no name of a client that connects to an address", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble });
+    const client = await dialTcp(net, port);
+    await within(client.write(await helloFor(net, "127.0.0.1")));
+    const { serverName, error } = (await within(next()))!;
+    assert.deepEqual([serverName, error], [undefined, undefined]);
+  });
+
+  test("reports what is no ClientHello, and one that is too long or late", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble, headTimeoutMs: 200 });
+    const hello = await helloFor(net, "localhost");
+    const tooLong = inTinyRecords(Uint8Array.from([0, 0, 0, 0, 0, 1, 0, 255, 255, ...new Uint8Array(3_000)]));
+    for (
+      const [data, code] of [
+        [bytes("SSH-2.0-x"), "not-tls"],
+        [Uint8Array.of(22, 3, 1, 0, 2, 99, 99, 99, 99), "tls"],
+        [tooLong, "tls"],
+        [hello.subarray(0, hello.length - 1), "head-timeout"],
+      ] as const
+    ) {
+      const client = await dialTcp(net, port);
+      await within(client.write(data));
+      const { error, stream } = (await within(next()))!;
+      assert.equal(error?.code, code);
+      stream.close();
+      client.close();
+    }
+  });
+
+  test("rejects the oldest ClientHello when there are too many", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble, maxPendingHeads: 2 });
+    const hello = await helloFor(net, "localhost");
+    const clients: Duplex[] = [];
+    for (let i = 0; i < 3; i++) {
+      clients.push(await dialTcp(net, port));
+      await within(clients[i]!.write(hello.subarray(0, 100)));
+    }
+    assert.equal((await within(next()))?.error?.code, "limit");
+    await within(clients[2]!.write(hello.subarray(100)));
+    assert.equal((await within(next()))?.serverName, "localhost");
+    for (const client of clients) client.close();
+  });
+
+  test("cannot have TLS of its own", async (net) => {
+    await netError(net.listenTcp({ address: "127.0.0.1:0", preamble, tls: (await pki).tls }), "invalid");
   });
 }

@@ -2,6 +2,7 @@
 //! tests a few thousand (`tests/`). Keys and certificates are generated per process; inputs describe how to modify them.
 #![allow(dead_code, unused_imports)] // each program that includes this uses a part of it
 mod capsules;
+mod client_hello;
 mod handshakes;
 mod heads;
 mod input;
@@ -12,6 +13,7 @@ mod tls_link;
 mod web_socket;
 
 pub use capsules::capsules;
+pub use client_hello::client_hellos;
 pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};
 pub use outbound_proxy::outbound_proxy;

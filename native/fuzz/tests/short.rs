@@ -58,6 +58,11 @@ fn a_header_of_the_proxy_protocol_is_read_to_its_end() {
 }
 
 #[test]
+fn a_client_hello_has_one_server_name_however_it_comes() {
+    run("client_hellos", targets::client_hellos, 10_000);
+}
+
+#[test]
 fn der_is_used_or_refused_with_a_sentence() {
     run("der", targets::der, 1_000);
 }

@@ -229,16 +229,23 @@ impl EngineState {
         ])
     }
 
-    /// A flat array with four values per item: stream, remote address, head, error.
+    /// A flat array with five values per item: stream, remote address, local address, head or server name, error.
     pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
-        let mut out = Vec::with_capacity(items.len() * 4);
-        for Incoming { halves, remote, head } in items {
+        let mut out = Vec::with_capacity(items.len() * 5);
+        for Incoming {
+            halves,
+            remote,
+            local,
+            head,
+        } in items
+        {
             let stream = match halves {
                 Some(halves) => Stream::new(halves),
                 None => Stream::dead(),
             };
             out.push(self.insert(&self.streams, stream));
             out.push(Value::Text(remote));
+            out.push(local.map_or(Value::Undefined, Value::Text));
             match head {
                 Ok(head) => out.extend([head.map_or(Value::Undefined, Value::Latin1), Value::Undefined]),
                 Err(error) => out.extend([Value::Undefined, Value::from(&error)]),

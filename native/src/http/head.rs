@@ -17,10 +17,13 @@ pub struct HeadLimits {
     pub pending_per_address: usize,
 }
 
-/// An accepted stream, with its head or the reason why it cannot be read. A listener whose preamble is no head delivers `None`.
+/// An accepted stream, with its head or the reason why it cannot be read.
 pub struct Incoming {
     pub halves: Option<Halves>,
     pub remote: String,
+    /// The address at which the peer has reached a listener whose preamble is no head.
+    pub local: Option<String>,
+    /// Of a ClientHello, the server name that it has; `None` without one, and without a preamble.
     pub head: Result<Option<Bytes>, NetError>,
 }
 

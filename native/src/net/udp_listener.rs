@@ -182,6 +182,7 @@ impl Shared {
         let incoming = Incoming {
             halves: Some(Halves::new(ReadHalf::Udp(recv), WriteHalf::Udp(send))),
             remote: canonical(from).to_string(),
+            local: None,
             head: Ok(None),
         };
         lock(&self.peers).entries.insert(from, Entry::Stream(Arc::downgrade(&peer)));

@@ -122,10 +122,11 @@ class NativeNet implements Net {
     const tls = options.tls && toEngineServerTls(options.tls);
     const limits = heads(options, options.pendingHeadsPerAddress, options.proxyProtocol);
     const links = options.links && NativeSessionListener.idOf(options.links);
+    const { preamble = "http" } = options;
     const [id, address] = await this.#calls.call<[number, string]>((op, engine) =>
-      engine.listenTcp(op, options.address, tls, limits, options.preamble ?? "http", links)
+      engine.listenTcp(op, options.address, tls, limits, preamble, links)
     );
-    return new NativeTcpListener(this.#calls, id, address);
+    return new NativeTcpListener(this.#calls, id, address, preamble);
   }
 
   async listenUdp({ address, maxPeers = 32_768 }: ListenUdpOptions): Promise<ClientListener> {

@@ -6,6 +6,7 @@ import type {
   Duplex,
   HandshakeFailure,
   Incoming,
+  Preamble,
   ServerTls,
   SessionListener,
   TcpListener,
@@ -20,13 +21,13 @@ export class NativeTcpListener implements TcpListener {
   readonly #calls: Calls;
   readonly #id: number;
 
-  constructor(calls: Calls, id: number, readonly address: string) {
+  constructor(calls: Calls, id: number, readonly address: string, private readonly preamble: Preamble) {
     this.#calls = calls;
     this.#id = id;
   }
 
   async accept(): Promise<Incoming[] | null> {
-    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.tcpAccept(op, this.#id)));
+    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.tcpAccept(op, this.#id)), this.preamble);
   }
 
   setTls(tls: ServerTls): void {

@@ -1,6 +1,6 @@
 // Streams, relays between them, and rates. Where a stream comes from is not known here.
 import { NetError } from "../errors.ts";
-import type { Duplex, FlowResult, Incoming, Rate, SpliceOptions, SpliceResult } from "../types.ts";
+import type { Duplex, FlowResult, Incoming, Preamble, Rate, SpliceOptions, SpliceResult } from "../types.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
 import type { Engine, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 
@@ -74,17 +74,19 @@ export class NativeDuplex implements Duplex {
   }
 }
 
-/** A flat list of four values each: stream, remote, head, error. */
+/** A flat list of five values each: stream, remote, local, head or server name, error. */
 export type IncomingBatch = [number, string, string | undefined, RawError | undefined][number][];
 
-export function toIncoming(calls: Calls, batch: IncomingBatch | null): Incoming[] | null {
+export function toIncoming(calls: Calls, batch: IncomingBatch | null, preamble: Preamble = "http"): Incoming[] | null {
   if (batch === null) return null;
   const all: Incoming[] = [];
-  for (let i = 0; i < batch.length; i += 4) {
-    const error = batch[i + 3] as RawError | undefined;
+  for (let i = 0; i < batch.length; i += 5) {
+    const text = batch[i + 3] as string | undefined;
+    const error = batch[i + 4] as RawError | undefined;
     all.push({
       stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
-      head: batch[i + 2] as string | undefined,
+      local: batch[i + 2] as string | undefined,
+      ...preamble === "http" ? { head: text } : { serverName: text },
       error: error && toError(error),
     });
   }

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
 
+use super::client_hello::read_hello;
 use super::tls_accept::{Secured, ServerConfigs};
 use super::{keepalive, plain, secure};
 use crate::addon::accept_queue::AcceptQueue;
@@ -44,6 +45,8 @@ pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
 pub enum Preamble {
     /// The head of a request.
     Http,
+    /// The first message of TLS (RFC 8446 §4.1.2), which stays in the stream.
+    ClientHello,
     None,
 }
 
@@ -51,6 +54,7 @@ impl Preamble {
     pub fn parse(text: &str) -> Result<Self, NetError> {
         match text {
             "http" => Ok(Self::Http),
+            "client-hello" => Ok(Self::ClientHello),
             "none" => Ok(Self::None),
             _ => Err(NetError::new(
                 NetErrorCode::Invalid,
@@ -60,12 +64,36 @@ impl Preamble {
     }
 
     /// Returns `None` if the peer closed the stream without sending anything.
-    async fn read(self, stream: &mut Halves, limits: &HeadLimits) -> Result<Option<Option<Bytes>>, NetError> {
+    async fn read(self, stream: &mut Halves, tcp: &Tcp, limits: &HeadLimits) -> Result<Option<Option<Bytes>>, NetError> {
         match self {
             Self::Http => Ok(read_head(stream, limits.bytes).await?.map(Some)),
+            Self::ClientHello => read_client_hello(stream, tcp, limits.bytes).await,
             Self::None => Ok(Some(None)),
         }
     }
+}
+
+/// The content type of a record that begins a handshake (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+
+/// Reads the server name. The ClientHello stays in the stream, which is `tcp`.
+async fn read_client_hello(stream: &mut Halves, tcp: &Tcp, limit: usize) -> Result<Option<Option<Bytes>>, NetError> {
+    let mut first = [0];
+    if matches!(tcp.stream.peek(&mut first).await, Ok(0) | Err(_)) {
+        return Ok(None); // a health check
+    }
+    if first[0] != HANDSHAKE {
+        return Err(NetError::remote(
+            NetErrorCode::NotTls,
+            "This is not TLS, but this port accepts only TLS",
+        ));
+    }
+    let (hello, bytes) = read_hello(tcp, limit).await.map_err(|error| NetError {
+        remote: true,
+        ..NetError::tls("The ClientHello cannot be read", error)
+    })?;
+    stream.reader.prefix = bytes.freeze();
+    Ok(Some(hello.client_hello().server_name().map(|name| name.to_owned().into())))
 }
 
 /// How client addresses are treated.
@@ -114,6 +142,12 @@ impl Listener {
             peers,
             links,
         } = settings;
+        if tls.is_some() && preamble == Preamble::ClientHello {
+            return Err(NetError::new(
+                NetErrorCode::Invalid,
+                format!("Cannot listen on {address}: with TLS there is no ClientHello to read"),
+            ));
+        }
         let tls = match tls {
             Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
             None => None,
@@ -273,6 +307,7 @@ async fn read_proxy_header(
             let _ = shared.accept_queue.push(Incoming {
                 halves,
                 remote: balancer.to_string(),
+                local: None,
                 head: Err(error),
             }); // if the queue is closed, the connection is dropped
         }
@@ -288,26 +323,30 @@ async fn prepare(
     time: Duration,
     mut permit: HeadPermit,
 ) {
+    let local = match shared.preamble {
+        Preamble::Http => None,
+        _ => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
+    };
     let mut halves = None; // outlives the reading: the client gets a response after a timeout
     let reading = async {
         let stream = halves.insert(match tls {
-            None => plain(tcp),
+            None => plain(tcp.clone()),
             Some(configs) => {
                 let mut first = [0];
                 if matches!(tcp.stream.peek(&mut first).await, Ok(0) | Err(_)) {
                     return Ok(None); // a health check
                 }
                 if first[0].is_ascii_alphabetic() {
-                    halves = Some(plain(tcp));
+                    halves = Some(plain(tcp.clone()));
                     return Err(NetError::remote(
                         NetErrorCode::NotTls,
                         "This is plain HTTP, but this port accepts only TLS",
                     ));
                 }
                 match configs.accept(tcp.clone(), shared.preamble, shared.links.as_ref()).await {
-                    Ok(Secured::Client(stream)) => secure(*stream, tcp),
+                    Ok(Secured::Client(stream)) => secure(*stream, tcp.clone()),
                     Ok(Secured::Link { handoff, incoming }) => {
-                        handoff.pass(tcp, incoming, remote).await;
+                        handoff.pass(tcp.clone(), incoming, remote).await;
                         return Ok(None);
                     }
                     Err(e) => {
@@ -319,7 +358,7 @@ async fn prepare(
                 }
             }
         });
-        shared.preamble.read(stream, &shared.limits).await
+        shared.preamble.read(stream, &tcp, &shared.limits).await
     };
     let head = tokio::select! {
         biased; // prefers a complete head over a timeout or an eviction
@@ -329,7 +368,12 @@ async fn prepare(
     };
     if let Some(head) = head.transpose() {
         let remote = remote.to_string();
-        let _ = shared.accept_queue.push(Incoming { halves, remote, head }); // if the queue is closed, the connection is dropped
+        let _ = shared.accept_queue.push(Incoming {
+            halves,
+            remote,
+            local,
+            head,
+        }); // if the queue is closed, the connection is dropped
     }
 }
 

@@ -1,4 +1,5 @@
 //! TCP connections, with or without TLS.
+pub mod client_hello;
 pub mod dial;
 pub mod listener;
 pub mod outbound_proxy;

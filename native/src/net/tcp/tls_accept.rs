@@ -1,11 +1,10 @@
 //! The TLS handshake of accepted connections: which configuration a client gets, and which connections are links of agents.
-use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use rustls::server::{Accepted, Acceptor};
 use tokio_rustls::{StartHandshake, TlsStream};
 
+use super::client_hello::read_hello;
 use super::listener::Preamble;
 use crate::error::NetError;
 use crate::net::tls::{self, ServerTls, TCP_VERSIONS};
@@ -14,9 +13,7 @@ use crate::stream::tls_transport::TlsTransport;
 use crate::tls_link::listener::Handoff;
 
 const HTTP_1_1: &[u8] = b"http/1.1";
-/// Bytes read at a time. A ClientHello has less than two kilobytes.
-const READ: usize = 4 << 10;
-/// Longest ClientHello in bytes, with its records.
+/// Longest ClientHello of a client in bytes, with its records.
 const MAX_HELLO: usize = 64 << 10;
 
 /// The TLS configurations for clients that offer HTTP/1.1 by ALPN (RFC 7301), and for all others. rustls rejects clients without a common
@@ -48,7 +45,7 @@ impl ServerConfigs {
 
     /// Completes the handshake of a client. A link has certificates and limits of its own, so its handshake is not begun.
     pub async fn accept(self, tcp: Arc<Tcp>, preamble: Preamble, links: Option<&Handoff>) -> std::io::Result<Secured<'_>> {
-        let (hello, incoming) = read_hello(&tcp).await?;
+        let (hello, incoming) = read_hello(&tcp, MAX_HELLO).await?;
         let offers = |wanted: &dyn Fn(&[u8]) -> bool| hello.client_hello().alpn().is_some_and(|mut names| names.any(wanted));
         if let Some(handoff) = links.filter(|handoff| offers(&|name| handoff.speaks(name))) {
             return Ok(Secured::Link { handoff, incoming });
@@ -60,36 +57,4 @@ impl ServerConfigs {
         let stream = StartHandshake::from_parts(hello, TlsTransport(tcp)).into_stream(config).await?;
         Ok(Secured::Client(Box::new(TlsStream::Server(stream))))
     }
-}
-
-/// Reads the ClientHello. Returns its bytes too. An invalid one is answered with an alert.
-async fn read_hello(tcp: &Tcp) -> std::io::Result<(Accepted, BytesMut)> {
-    let mut acceptor = Acceptor::default();
-    let mut all = BytesMut::new();
-    while all.len() < MAX_HELLO {
-        let mut new = BytesMut::with_capacity(READ);
-        tcp.stream.readable().await?;
-        match tcp.stream.try_read_buf(&mut new) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        }
-        let mut unread = &new[..];
-        while !unread.is_empty() {
-            acceptor.read_tls(&mut unread)?;
-        }
-        all.unsplit(new);
-        match acceptor.accept() {
-            Ok(Some(hello)) => return Ok((hello, all)),
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut sealed = Vec::new();
-                alert.write_all(&mut sealed)?;
-                let _ = tcp.stream.try_write(&sealed); // the peer may have gone
-                return Err(Error::new(ErrorKind::InvalidInput, error));
-            }
-        }
-    }
-    Err(Error::new(ErrorKind::InvalidInput, "the ClientHello is too large"))
 }
