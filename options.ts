@@ -80,7 +80,7 @@ export interface ProxyOptions {
     hostWhitelist?: string[];
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
-  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; allow?: string[]; tokenFile?: string }[];
+  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; sni?: string[]; allow?: string[]; tokenFile?: string }[];
   /** `--auth.*` */
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
@@ -350,7 +350,7 @@ export interface LoadBalancerOptions {
     hostWhitelist?: string[];
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
-  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; allow?: string[]; tokenFile?: string }[];
+  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; sni?: string[]; allow?: string[]; tokenFile?: string }[];
   /** `--http-connector.*` */
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */

@@ -105,6 +105,43 @@ export class NginxHttp implements AsyncDisposable {
   }
 }
 
+/** A web site over TLS, whose page is the server name that the client asked for, and a word; `await using` ends it. */
+export class NginxSite implements AsyncDisposable {
+  private constructor(readonly program: Program, readonly folder: Folder, readonly address: string) {}
+
+  /**
+   * @param tls files of a certificate and its key
+   * @param word a variable of nginx, such as $remote_addr
+   * @param listen parameters of its listener, besides `ssl`
+   */
+  static async start(tls: { readonly cert: string; readonly key: string }, word: string, listen = ""): Promise<NginxSite> {
+    const folder = new Folder();
+    const address = await freeAddress();
+    const configuration = folder.write(
+      "nginx.conf",
+      `daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
+      events { worker_connections 1024; }
+      http {
+        access_log off;
+        ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder.path}/${name};`).join(" ")}
+        server {
+          listen ${address} ssl ${listen};
+          ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};
+          location / { return 200 "$ssl_server_name ${word}"; }
+        }
+      }`,
+    );
+    const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
+    await program.waitForText("start worker process ");
+    return new NginxSite(program, folder, address);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.program.stop(); // SIGKILL would leave its worker behind
+    this.folder[Symbol.dispose]();
+  }
+}
+
 /** An address whose port is free over TCP and UDP, and stays free while programs restart. */
 export async function freeAddress(): Promise<string> {
   return `127.0.0.1:${await freePort()}`;

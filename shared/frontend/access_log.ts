@@ -21,6 +21,8 @@ export interface RequestRecord {
   destination?: string;
   /** Missing for TCP. */
   network?: "udp";
+  /** The server name in the client's ClientHello. */
+  serverName?: string;
   method?: string;
   /** Of the HTTP response; in another protocol, the status that its response corresponds to. */
   status?: number;
@@ -51,6 +53,7 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     token,
     network,
     destination,
+    serverName,
     method,
     status,
     proxyError,
@@ -70,6 +73,7 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     method: shortMethod(method),
     network,
     destination,
+    serverName: serverName === undefined ? undefined : printable(serverName),
     status,
     error: proxyError,
     reason: reason === undefined ? undefined : printable(reason, MAX_REASON),

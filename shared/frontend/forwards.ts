@@ -1,4 +1,7 @@
-// Forwards: destinations that are published at addresses of their own. Defines the option, and which forwards share a listener. Opens nothing.
+// Forwards: destinations that are published at addresses of their own. Defines the option, and which forward a connection takes. Opens
+// nothing.
+import { domainToASCII } from "node:url";
+import { isAddress } from "../address/canonical.ts";
 import { checkRemote } from "../address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { checkNetworks } from "../config/common_options.ts";
@@ -18,6 +21,13 @@ export const forwardOptions = defineOptions({
       },
       "agent": { kind: "string", description: "The agent's id.", check: agentIdProblem },
       "to": { kind: "string", description: "Destination, host:port, as the agent reaches it.", check: (to) => checkRemote(to) },
+      "sni": {
+        kind: "list",
+        description:
+          "TLS server names that it is for, name or *.zone for all names below; records with different names can share listen, " +
+          "and one without takes the rest. TLS passes unopened.",
+        check: (patterns) => patterns.map(namePatternProblem).find((problem) => problem !== undefined),
+      },
       "allow": {
         kind: "list",
         description: "Addresses and networks of clients that may connect; all: everyone; by default everyone, with a warning.",
@@ -30,10 +40,13 @@ export const forwardOptions = defineOptions({
       },
     },
     check: (forwards) => {
-      const twice = forwards.find(({ listen, network }, i) =>
-        forwards.findIndex((other) => other.listen === listen && other.network === network) < i
-      );
-      return twice === undefined ? undefined : `two records listen on ${twice.listen}`;
+      try {
+        groupForwards(forwards as unknown as readonly Forward[]);
+        return undefined;
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        return error.message;
+      }
     },
   },
 });
@@ -41,7 +54,82 @@ export const forwardOptions = defineOptions({
 /** One record of the option. */
 export type Forward = ValuesOf<typeof forwardOptions>["forward"][number];
 
-/** Whether the forward says which clients may connect, be it all. */
+/** Which forward takes a connection, and why. */
+export interface Match {
+  readonly forward: Forward;
+  /** The pattern of its `sni` that fits; `undefined` for the record without one. */
+  readonly pattern?: string;
+}
+
+/** The forwards that share a listener. */
+export class ForwardGroup {
+  /** By pattern, normalized. */
+  readonly #byName = new Map<string, Match>();
+  #default?: Match;
+
+  /** @throws {RangeError} if two of `forwards` take the same connections */
+  constructor(readonly listen: string, readonly network: Forward["network"], readonly forwards: readonly Forward[]) {
+    for (const forward of forwards) {
+      if (network === "udp" && forward.sni.length > 0) throw new RangeError(`the record that listens on ${listen} has sni and network=udp`);
+      if (forward.sni.length === 0) {
+        if (this.#default) throw new RangeError(`two records without sni listen on ${listen}`);
+        this.#default = { forward };
+      }
+      for (const pattern of forward.sni) {
+        const key = normalizeName(pattern);
+        if (this.#byName.has(key)) throw new RangeError(`two records that listen on ${listen} have sni=${key}`);
+        this.#byName.set(key, { forward, pattern });
+      }
+    }
+  }
+
+  /** Whether it depends on the server name. */
+  get isByName(): boolean {
+    return this.#byName.size > 0;
+  }
+
+  /**
+   * The forward for a connection: an exact name precedes the zone with most labels, and that the record without `sni`.
+   * @param serverName of the ClientHello, if it has one
+   */
+  match(serverName?: string): Match | undefined {
+    if (serverName === undefined || !this.isByName) return this.#default;
+    const name = normalizeName(serverName);
+    let found = this.#byName.get(name);
+    for (let dot = name.indexOf("."); found === undefined && dot >= 0; dot = name.indexOf(".", dot + 1)) {
+      found = this.#byName.get(`*${name.slice(dot)}`);
+    }
+    return found ?? this.#default;
+  }
+}
+
+/**
+ * The forwards by listener, in the order of the first record of each.
+ * @throws {RangeError} as {@link ForwardGroup}
+ */
+export function groupForwards(forwards: readonly Forward[]): ForwardGroup[] {
+  const groups = new Map<string, Forward[]>();
+  for (const forward of forwards) {
+    const key = `${forward.network} ${forward.listen}`;
+    const group = groups.get(key);
+    if (group) group.push(forward);
+    else groups.set(key, [forward]);
+  }
+  return [...groups.values()].map((sharing) => new ForwardGroup(sharing[0]!.listen, sharing[0]!.network, sharing));
+}
+
+/** Names are the same in upper and lower case, in Unicode and Punycode, and with a dot at the end (RFC 4343, RFC 5891). */
+function normalizeName(name: string): string {
+  const [, star = "", rest = ""] = /^(\*\.)?(.*?)\.?$/.exec(name) ?? [];
+  return `${star}${domainToASCII(rest) || rest.toLowerCase()}`;
+}
+
+function namePatternProblem(pattern: string): string | undefined {
+  const name = normalizeName(pattern).replace(/^\*\./, "");
+  if (isAddress(name)) return `${JSON.stringify(pattern)} is an address; TLS clients name no server then: leave out sni`;
+  if (/^[0-9a-z_](?:[0-9a-z_.-]{0,251}[0-9a-z_])?$/.test(name) && !name.includes("..")) return undefined;
+  return `${JSON.stringify(pattern)} is neither a name nor *.zone`;
+}
 
 function agentIdProblem(id: string): string | undefined {
   try {

@@ -1,5 +1,5 @@
-// Clients of a forward: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener. The client says
-// nothing about itself, and the tunnel does not wait for its first byte: many servers speak first.
+// Clients of forwards: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener, or for
+// the server name in its ClientHello. Without names the tunnel does not wait for the client's first byte: many servers speak first.
 import { Buffer } from "node:buffer";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { parseAuthority } from "../address/authority.ts";
@@ -11,34 +11,59 @@ import { SecretFiles } from "../files/secret_files.ts";
 import { hostOf } from "../limits/addresses.ts";
 import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
+import { printable } from "../net/printable.ts";
 import { CredentialsError, MalformedRequestError, TunnelError } from "../tunnel/errors.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfOpenForward } from "./exposure.ts";
-import type { Forward } from "./forwards.ts";
+import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
 import type { ClientSession } from "./pipeline.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
 
-/** The protocol of a listener of forwards. Who is refused gets a reset: there is no response that its client would understand. */
-export function createStaticForward(forward: Forward): ClientProtocol {
-  const allowed = createAllowList(forward.allow);
+/**
+ * The protocol of a listener of forwards. Who is refused gets a reset, as there is no response that its client would understand; or an alert,
+ * if it asks for an unknown server over TLS.
+ */
+export function createStaticForward(group: ForwardGroup): ClientProtocol {
+  const allowed = new Map(group.forwards.map((forward) => [forward, createAllowList(forward.allow)]));
   return {
-    preamble: "none",
+    preamble: group.isByName ? "client-hello" : "none",
     open: (session) => ({
-      serve: () => serve(session, forward, allowed),
-      refuse: () => Promise.resolve(session.stream.reset(1)),
+      serve: ({ serverName }) => {
+        session.record.method = METHOD;
+        session.record.serverName = serverName;
+        session.checkRate();
+        const match = group.match(serverName);
+        if (match === undefined) throw new UnknownServerError(serverName);
+        return serve(session, match.forward, allowed.get(match.forward)!);
+      },
+      refuse: async (error) => {
+        if (error instanceof UnknownServerError) await session.stream.write(UNRECOGNIZED_NAME);
+        else session.stream.reset(1);
+      },
     }),
     refusalOf,
   };
 }
 
+/** No forward is for the server name of the client, or for clients without one. */
+class UnknownServerError extends TunnelError {
+  constructor(serverName: string | undefined) {
+    super(
+      "destination_not_found",
+      serverName === undefined ? "The client names no server" : `No forward is for the server ${printable(serverName)}`,
+    );
+  }
+}
+
+/** A record with the fatal alert unrecognized_name (RFC 8446 §6, RFC 6066 §3). */
+const UNRECOGNIZED_NAME = Uint8Array.of(21, 3, 3, 0, 2, 2, 112);
+
 /** @throws {TunnelError} */
 async function serve(session: ClientSession, forward: Forward, allowed: AllowList): Promise<void> {
   const { record } = session;
   const { agent, network, to } = forward;
-  record.method = METHOD;
   record.network = network === "udp" ? network : undefined;
   record.destination = to;
-  session.checkRate();
   if (!allowed.allows({ host: hostOf(record.client), port: 1 })) {
     throw new TunnelError("http_request_denied", `The client's address is not on the list allow of the forward ${forward.listen}`);
   }
@@ -85,9 +110,9 @@ async function identify(session: ClientSession, { agent, tokenFile }: Forward, c
   return identity;
 }
 
-/** Only what a load balancer sends in front of a connection can be malformed. */
+/** What can be malformed is a load balancer's PROXY header and a ClientHello. */
 function refusalOf({ code, message }: NetError): TunnelError | undefined {
-  return ["head-malformed", "head-truncated", "head-timeout"].includes(code) ? new MalformedRequestError(message) : undefined;
+  return ["head-malformed", "head-truncated", "head-timeout", "not-tls"].includes(code) ? new MalformedRequestError(message) : undefined;
 }
 
 export interface CheckForwards {
@@ -116,19 +141,27 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 }
 
 /**
- * Opens a listener for each forward. Returns the bound addresses, in the order of the forwards.
+ * Opens the listeners of the forwards. Returns the bound addresses, in the order of the forwards.
  * @throws {NetError} as `listenTcp` and `listenUdp` of the network
  */
 export async function listenForForwards(clients: ServiceFrontend, forwards: readonly Forward[], log: Logger): Promise<string[]> {
-  const [addresses, secrets]: [string[], SecretFiles] = [[], new SecretFiles(log)];
-  for (const forward of forwards) {
-    const { agent, network, to, tokenFile } = forward;
-    const listen = { address: forward.listen, protocol: createStaticForward(forward), isOpenByChoice: true };
-    const { address } = network === "udp" ? await clients.listenUdp(listen) : await clients.listen(listen);
-    log.info("forwarding", { clients: address, network: network === "udp" ? network : undefined, agent, destination: to });
-    if (forward.allow.length === 0) warnOfOpenForward(log, address, forward);
-    if (tokenFile !== undefined) await secrets.check("the token of a forward", tokenFile);
-    addresses.push(address);
+  const [bound, secrets] = [new Map<Forward, string>(), new SecretFiles(log)];
+  for (const group of groupForwards(forwards)) {
+    const listen = { address: group.listen, protocol: createStaticForward(group), isOpenByChoice: true };
+    const { address } = group.network === "udp" ? await clients.listenUdp(listen) : await clients.listen(listen);
+    for (const forward of group.forwards) {
+      const { agent, network, to, sni, allow, tokenFile } = forward;
+      bound.set(forward, address);
+      log.info("forwarding", {
+        clients: address,
+        network: network === "udp" ? network : undefined,
+        servers: sni.length > 0 ? sni.join(",") : undefined,
+        agent,
+        destination: to,
+      });
+      if (allow.length === 0) warnOfOpenForward(log, address, forward);
+      if (tokenFile !== undefined) await secrets.check("the token of a forward", tokenFile);
+    }
   }
-  return addresses;
+  return forwards.map((forward) => bound.get(forward)!);
 }

@@ -1,8 +1,10 @@
 // Published ports: clients that know nothing of a proxy, through the compiled executables.
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { freeAddress, NGINX, NginxSite } from "../../testing/nginx.ts";
 import { AGENT, AGENT_ID, Pair, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
 import { dial, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
@@ -107,7 +109,7 @@ describe("a forward of a proxy", () => {
     for (
       const [record, message] of [
         ["listen=:1,agent=a", "record 1: it has no to"],
-        ["listen=:1,agent=a,to=b:1;listen=:1,agent=c,to=d:1", "two records listen on :1"],
+        ["listen=:1,agent=a,to=b:1;listen=:1,agent=c,to=d:1", "two records without sni listen on :1"],
         ["listen=:1,agent=a,to=b:1,token-file=t", "token-file: no token is verified without --auth.type=jwt"],
       ] as const
     ) {
@@ -158,6 +160,93 @@ describe("a forward of lb", () => {
     site.folder.write("token", await key.sign({ agentId: "another" }));
     assert.equal(await endingOf(address), "ECONNRESET");
     await lb.waitFor("request", { status: 407, destination: origin.authority });
+  });
+});
+
+const withNginx = { skip: existsSync(NGINX) ? false : "there is no nginx (tools/requirements.ts)" };
+
+describe("a forward by server name", () => {
+  const names = ["exact.site.example", "*.site.example", "deep.zone.site.example"];
+
+  /** A web site for each word, forwards of one address to them, and a client. */
+  async function withSites(
+    forwards: Readonly<Record<string, string>>,
+    body: (context: { address: string; proxy: Program; site: Site; get: (name: string) => Promise<string> }) => Promise<void>,
+  ): Promise<void> {
+    await using site = await Site.create();
+    const { cert, key } = await site.authority.issue({ names });
+    const tls = { cert: site.folder.write("site.pem", cert), key: site.folder.write("site-key.pem", key) };
+    await using stack = new AsyncDisposableStack();
+    const listen = await freeAddress();
+    const args: string[] = [];
+    for (const [word, more] of Object.entries(forwards)) {
+      const { address: to } = stack.use(await NginxSite.start(tls, word));
+      args.push(`--forward=listen=${listen},agent=${AGENT_ID},to=${to}${more}`);
+    }
+    const { proxy, addresses } = await site.startProxy(args);
+    await site.startAgent(addresses);
+    const get = async (name: string) => {
+      const port = listen.split(":")[1];
+      const args = ["-sS", "--cacert", site.files.ca, "--resolve", `${name}:${port}:127.0.0.1`, `https://${name}:${port}/`];
+      const { stdout, stderr } = await runToEnd("/usr/bin/curl", args);
+      return stdout + stderr;
+    };
+    await body({ address: listen, proxy, site, get });
+  }
+
+  it("reaches nginx with the certificate of the site, by the most exact name", withNginx, () =>
+    withSites({
+      exact: ",sni=Exact.Site.Example.",
+      zone: ",sni=*.site.example",
+      deeper: ",sni=*.zone.site.example",
+    }, async ({ get, proxy }) => {
+      assert.equal(await get("exact.site.example"), "exact.site.example exact");
+      assert.equal(await get("other.site.example"), "other.site.example zone");
+      assert.equal(await get("deep.zone.site.example"), "deep.zone.site.example deeper");
+      await proxy.waitFor("request", { method: "FORWARD", serverName: "deep.zone.site.example", status: 200 });
+    }));
+
+  it(
+    "answers a client that asks for another server, or for none, with the alert unrecognized_name",
+    withNginx,
+    () =>
+      withSites({ zone: ",sni=*.site.example" }, async ({ address, proxy }) => {
+        for (
+          const [name, reason] of [
+            ["site.example", "No forward is for the server site.example"],
+            ["other.example", "No forward is for the server other.example"],
+            [undefined, "The client names no server"],
+          ]
+        ) {
+          const asked = name === undefined ? ["-noservername"] : ["-servername", name];
+          const { stderr } = await runToEnd("/usr/bin/openssl", ["s_client", "-connect", address, ...asked], { input: "" });
+          assert.match(stderr, /unrecognized name:.*SSL alert number 112/);
+          await proxy.waitFor("request", { method: "FORWARD", serverName: name, reason, status: 502 });
+        }
+        using http = await dial(address);
+        await http.write("GET / HTTP/1.1\r\n\r\n");
+        assert.equal(await http.ending(), "ECONNRESET");
+        await proxy.waitFor("request", { status: 400, reason: "This is not TLS, but this port accepts only TLS" });
+      }),
+  );
+
+  it(
+    "has a record without names take the rest",
+    withNginx,
+    () =>
+      withSites({ named: ",sni=exact.site.example", rest: "" }, async ({ get, address }) => {
+        assert.equal(await get("exact.site.example"), "exact.site.example named");
+        assert.equal(await get("other.site.example"), "other.site.example rest");
+        const { stdout } = await runToEnd("/usr/bin/curl", ["-sSk", `https://${address}/`]);
+        assert.equal(stdout, " rest");
+      }),
+  );
+
+  it("refuses records that take the same clients", async () => {
+    const same = ["--forward=listen=:1,agent=a,to=b:1,sni=*.a.example", "--forward=listen=:1,agent=a,to=c:1,sni=*.A.example."];
+    const { exitCode, stderr } = await runToEnd(PROXY, same);
+    assert.equal(exitCode, 2, stderr);
+    assert.match(stderr, /Cannot use --forward: two records that listen on :1 have sni=\*\.a\.example/);
   });
 });
 

@@ -7,7 +7,7 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError, type Authenticator, type ClientCredentials, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
-import { type Forward, forwardOptions } from "../../shared/frontend/forwards.ts";
+import { type Forward, ForwardGroup, forwardOptions, groupForwards } from "../../shared/frontend/forwards.ts";
 import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { checkForwards, createStaticForward } from "../../shared/frontend/static_forward.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
@@ -39,7 +39,7 @@ interface Bench {
 function withBench(given: Partial<Given[number]>, options: Partial<FrontendOptions>, body: (bench: Bench) => Promise<void>): Promise<void> {
   return withNet(async (net) => {
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
-    const protocol = createStaticForward(forwardsOf({ ...DATABASE, ...given })[0]!);
+    const protocol = createStaticForward(new ForwardGroup(DATABASE.listen, "tcp", forwardsOf({ ...DATABASE, ...given })));
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const frontend = startFrontend({
       net,
@@ -185,7 +185,46 @@ describe("the option forward", () => {
     assert.match(parse({ ...DATABASE, to: ":5432" }), /record 1: to: ":5432" has no host or no port to connect to/);
     assert.match(parse({ ...DATABASE, allow: ["example.org"] }), /record 1: allow: the pattern "example.org": only addresses and networks/);
     const twice = [{ ...DATABASE, listen: ":1" }, { ...DATABASE, listen: ":1" }];
-    assert.equal(refusal(() => forwardsOf(...twice)), "Cannot use --forward: two records listen on :1");
+    assert.equal(refusal(() => forwardsOf(...twice)), "Cannot use --forward: two records without sni listen on :1");
+    const sharing = [{ ...DATABASE, listen: ":1", sni: ["a.example"] }, { ...DATABASE, listen: ":1", sni: ["b.example", "A.Example."] }];
+    assert.equal(refusal(() => forwardsOf(...sharing)), "Cannot use --forward: two records that listen on :1 have sni=a.example");
+    assert.equal(
+      refusal(() => forwardsOf({ ...DATABASE, listen: ":1", network: "udp", sni: ["a.example"] })),
+      "Cannot use --forward: the record that listens on :1 has sni and network=udp",
+    );
+    for (const sni of ["*", "a.*.example", "*.", "192.0.2.1", "::1", "a b", "a..b", "https://a"]) {
+      assert.match(parse({ ...DATABASE, sni: [sni] }), /^Cannot use --forward: record 1: sni: "/, sni);
+    }
+  });
+
+  it("has an exact name precede the longest zone, and that a record without names", () => {
+    const [listen, to] = [":443", "x:1"];
+    const [group] = groupForwards(forwardsOf(
+      { listen, to, agent: "exact", sni: ["a.site.example", "münchen.example"] },
+      { listen, to, agent: "zone", sni: ["*.site.example"] },
+      { listen, to, agent: "deeper", sni: ["*.deep.site.example"] },
+      { listen, to, agent: "rest" },
+      { listen: ":444", to, agent: "elsewhere" },
+    ));
+    const matches: [name: string | undefined, agent: string, pattern?: string][] = [
+      ["a.site.example", "exact", "a.site.example"],
+      ["A.SITE.example.", "exact", "a.site.example"],
+      ["xn--mnchen-3ya.example", "exact", "münchen.example"],
+      ["b.site.example", "zone", "*.site.example"],
+      ["b.a.site.example", "zone", "*.site.example"],
+      ["deep.site.example", "zone", "*.site.example"],
+      ["x.deep.site.example", "deeper", "*.deep.site.example"],
+      ["site.example", "rest"],
+      ["notsite.example", "rest"],
+      ["example", "rest"],
+      [undefined, "rest"],
+    ];
+    for (const [name, agent, pattern] of matches) {
+      const match = group!.match(name);
+      assert.deepEqual([name, match?.forward.agent, match?.pattern], [name, agent, pattern]);
+    }
+    const [named] = groupForwards(forwardsOf({ listen, to, agent: "exact", sni: ["a.example"] }));
+    assert.deepEqual([named!.match("b.example"), named!.match()], [undefined, undefined]);
   });
 
   it("needs a token at a load balancer whose proxies verify tokens, and takes none where nobody does", async () => {
