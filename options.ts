@@ -80,7 +80,16 @@ export interface ProxyOptions {
     hostWhitelist?: string[];
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
-  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; sni?: string[]; allow?: string[]; tokenFile?: string }[];
+  forward?: {
+    listen: string;
+    network?: "tcp" | "udp";
+    agent: string;
+    to: string;
+    sni?: string[];
+    allow?: string[];
+    proxyProtocol?: "none" | "v1" | "v2";
+    tokenFile?: string;
+  }[];
   /** `--auth.*` */
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
@@ -350,7 +359,16 @@ export interface LoadBalancerOptions {
     hostWhitelist?: string[];
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
-  forward?: { listen: string; network?: "tcp" | "udp"; agent: string; to: string; sni?: string[]; allow?: string[]; tokenFile?: string }[];
+  forward?: {
+    listen: string;
+    network?: "tcp" | "udp";
+    agent: string;
+    to: string;
+    sni?: string[];
+    allow?: string[];
+    proxyProtocol?: "none" | "v1" | "v2";
+    tokenFile?: string;
+  }[];
   /** `--http-connector.*` */
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */

@@ -33,7 +33,7 @@ function members(tree: Tree, names: string, indent: string): string {
   return Object.entries(tree).map(([key, value]) => {
     if ("option" in value) {
       const { name, option } = value as { name: string; option: Option };
-      return `${indent}/** ${describe(name, option)} */\n${indent}${key}?: ${typeOf(option)};\n`;
+      return `${indent}/** ${describe(name, option)} */\n${indent}${key}?: ${typeOf(option, indent)};\n`;
     }
     const group = `${names}${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}.`;
     const inner = members(value as Tree, group, `${indent}  `);
@@ -47,15 +47,17 @@ function describe(name: string, option: Option): string {
   return `\`${flagOf(name)}\`: ${option.description}${unit}${preset}`.replaceAll("*/", "*\\/");
 }
 
-function typeOf(option: Option): string {
+/** @param indent of the line that it is in */
+function typeOf(option: Option, indent: string): string {
   const { kind, choices } = option;
   if (choices !== undefined) return choices.map((choice) => JSON.stringify(choice)).join(" | ");
   if (kind === "duration" || kind === "integer") return "number";
   if (kind === "list") return "string[]";
   if (option.kind === "records") {
-    return `{ ${
-      Object.entries(option.keys).map(([key, of]) => `${camelCase(key)}${isRequired(of) ? "" : "?"}: ${typeOf(of)}`).join("; ")
-    } }[]`;
+    const lines = Object.entries(option.keys).map(([key, of]) =>
+      `${indent}  ${camelCase(key)}${isRequired(of) ? "" : "?"}: ${typeOf(of, indent)};\n`
+    );
+    return `{\n${lines.join("")}${indent}}[]`;
   }
   return kind === "boolean" ? "boolean" : "string";
 }

@@ -6,6 +6,7 @@ import { checkRemote } from "../address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
+import { PROXY_HEADERS } from "./proxy_header.ts";
 
 export const forwardOptions = defineOptions({
   "forward": {
@@ -32,6 +33,12 @@ export const forwardOptions = defineOptions({
         kind: "list",
         description: "Addresses and networks of clients that may connect; all: everyone; by default everyone, with a warning.",
         check: checkNetworks({ words: true }),
+      },
+      "proxy-protocol": {
+        kind: "string",
+        default: "none",
+        choices: PROXY_HEADERS,
+        description: "Header of the PROXY protocol that the destination gets in front of the client's bytes: none, v1 or v2.",
       },
       "token-file": {
         kind: "file",
@@ -70,7 +77,8 @@ export class ForwardGroup {
   /** @throws {RangeError} if two of `forwards` take the same connections */
   constructor(readonly listen: string, readonly network: Forward["network"], readonly forwards: readonly Forward[]) {
     for (const forward of forwards) {
-      if (network === "udp" && forward.sni.length > 0) throw new RangeError(`the record that listens on ${listen} has sni and network=udp`);
+      const ofTcp = forward.sni.length > 0 ? "sni" : forward.proxyProtocol !== "none" ? "proxy-protocol" : undefined;
+      if (network === "udp" && ofTcp) throw new RangeError(`the record that listens on ${listen} has ${ofTcp} and network=udp`);
       if (forward.sni.length === 0) {
         if (this.#default) throw new RangeError(`two records without sni listen on ${listen}`);
         this.#default = { forward };

@@ -16,6 +16,7 @@ import { CredentialsError, MalformedRequestError, TunnelError } from "../tunnel/
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfOpenForward } from "./exposure.ts";
 import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
+import { encodeProxyHeader } from "./proxy_header.ts";
 import type { ClientSession } from "./pipeline.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
 
@@ -28,13 +29,13 @@ export function createStaticForward(group: ForwardGroup): ClientProtocol {
   return {
     preamble: group.isByName ? "client-hello" : "none",
     open: (session) => ({
-      serve: ({ serverName }) => {
+      serve: async ({ serverName, local = UNKNOWN_ADDRESS }) => {
         session.record.method = METHOD;
         session.record.serverName = serverName;
         session.checkRate();
         const match = group.match(serverName);
         if (match === undefined) throw new UnknownServerError(serverName);
-        return serve(session, match.forward, allowed.get(match.forward)!);
+        await serve(session, match.forward, { allowed: allowed.get(match.forward)!, local });
       },
       refuse: async (error) => {
         if (error instanceof UnknownServerError) await session.stream.write(UNRECOGNIZED_NAME);
@@ -44,6 +45,9 @@ export function createStaticForward(group: ForwardGroup): ClientProtocol {
     refusalOf,
   };
 }
+
+/** Stands for the address of a connection that has ended already. */
+const UNKNOWN_ADDRESS = "0.0.0.0:0";
 
 /** No forward is for the server name of the client, or for clients without one. */
 class UnknownServerError extends TunnelError {
@@ -58,10 +62,16 @@ class UnknownServerError extends TunnelError {
 /** A record with the fatal alert unrecognized_name (RFC 8446 §6, RFC 6066 §3). */
 const UNRECOGNIZED_NAME = Uint8Array.of(21, 3, 3, 0, 2, 2, 112);
 
+interface ServeOptions {
+  readonly allowed: AllowList;
+  /** The address at which the client has reached the listener. */
+  readonly local: string;
+}
+
 /** @throws {TunnelError} */
-async function serve(session: ClientSession, forward: Forward, allowed: AllowList): Promise<void> {
-  const { record } = session;
-  const { agent, network, to } = forward;
+async function serve(session: ClientSession, forward: Forward, { allowed, local }: ServeOptions): Promise<void> {
+  const { record, stream } = session;
+  const { agent, network, to, proxyProtocol } = forward;
   record.network = network === "udp" ? network : undefined;
   record.destination = to;
   if (!allowed.allows({ host: hostOf(record.client), port: 1 })) {
@@ -70,6 +80,8 @@ async function serve(session: ClientSession, forward: Forward, allowed: AllowLis
   const credentials = await readCredentials(forward);
   const identity = await identify(session, forward, credentials);
   record.agent = agent;
+  // the relay sends it first, even if the client says nothing: the destination waits for it
+  if (proxyProtocol !== "none") stream.unread(encodeProxyHeader(proxyProtocol, record.client, local));
   await session.connect({ identity, credentials, destination: parseAuthority(to), network });
 }
 

@@ -192,6 +192,10 @@ describe("the option forward", () => {
       refusal(() => forwardsOf({ ...DATABASE, listen: ":1", network: "udp", sni: ["a.example"] })),
       "Cannot use --forward: the record that listens on :1 has sni and network=udp",
     );
+    assert.equal(
+      refusal(() => forwardsOf({ ...DATABASE, listen: ":1", network: "udp", proxyProtocol: "v1" })),
+      "Cannot use --forward: the record that listens on :1 has proxy-protocol and network=udp",
+    );
     for (const sni of ["*", "a.*.example", "*.", "192.0.2.1", "::1", "a b", "a..b", "https://a"]) {
       assert.match(parse({ ...DATABASE, sni: [sni] }), /^Cannot use --forward: record 1: sni: "/, sni);
     }
