@@ -49,8 +49,10 @@ export interface Diagnosis<Values = object> {
   readonly flag: string;
   /** One sentence. */
   readonly description: string;
-  /** Runs after {@link Service.check}. Resolves with whether the service can work. */
-  run(values: Values, terminal: Terminal): Promise<boolean>;
+  /** Whether the flag has a value, which it examines. Default `false`. */
+  readonly takesValue?: boolean;
+  /** Runs after {@link Service.check}. Resolves with whether the service can work. `value` is that of the flag, empty if it has none. */
+  run(values: Values, terminal: Terminal, value: string): Promise<boolean>;
 }
 
 /** A running service. */
@@ -146,7 +148,7 @@ export interface Invocation {
 /** What the command line asks for. */
 export type Task =
   | { do: "run" | "check"; service: Service; resolved: Resolved; files: ConfigFiles }
-  | { do: "diagnosis"; service: Service; diagnosis: Diagnosis; resolved: Resolved }
+  | { do: "diagnosis"; service: Service; diagnosis: Diagnosis; value: string; resolved: Resolved }
   | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved; line: SubcommandLine }
   | { do: "print"; text: string };
 
@@ -181,7 +183,9 @@ export function flagsOf(command: Command): Options {
 }
 
 function diagnosisFlag({ diagnosis }: Service): Options {
-  return diagnosis === undefined ? {} : { [diagnosis.flag]: { kind: "boolean", description: diagnosis.description } };
+  if (diagnosis === undefined) return {};
+  const { flag, description, takesValue = false } = diagnosis;
+  return { [flag]: { kind: takesValue ? "string" : "boolean", description } };
 }
 
 /**
@@ -226,8 +230,10 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   if (serviceFlags.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
   if (serviceFlags.checkConfig) return { do: "check", service: command, resolved, files };
   const { diagnosis } = command;
-  const isAsked = Object.values(resolve(diagnosisFlag(command), { flags, env: {} }).values).includes(true);
-  if (diagnosis && isAsked) return { do: "diagnosis", service: command, diagnosis, resolved };
+  const [asked = false] = Object.values(resolve(diagnosisFlag(command), { flags, env: {} }).values);
+  if (diagnosis && asked !== false) {
+    return { do: "diagnosis", service: command, diagnosis, value: typeof asked === "string" ? asked : "", resolved };
+  }
   return { do: "run", service: command, resolved, files };
 }
 

@@ -68,7 +68,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
   }
   if (task.do === "diagnosis") {
     await task.service.check(values);
-    if (!await task.diagnosis.run(values, terminal)) process.exitCode = FAILED;
+    if (!await task.diagnosis.run(values, terminal, task.value)) process.exitCode = FAILED;
     return;
   }
   const { log: options } = values as unknown as LogValues;

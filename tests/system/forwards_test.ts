@@ -2,10 +2,11 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { freeAddress, NGINX, NginxSite } from "../../testing/nginx.ts";
-import { AGENT, AGENT_ID, Pair, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
+import { AGENT, AGENT_ID, LB, Pair, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
 import { dial, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -20,6 +21,8 @@ function forwardTo(to: string, more = ""): string {
 async function addressOf(program: Program, to: string): Promise<string> {
   return String((await program.waitFor("forwarding", { destination: to })).clients);
 }
+
+const withNginx = { skip: existsSync(NGINX) ? false : "there is no nginx (tools/requirements.ts)" };
 
 /** How a connection ends that may be reset before the client learns that it is open. */
 async function endingOf(address: string): Promise<string> {
@@ -120,6 +123,45 @@ describe("a forward of a proxy", () => {
   });
 });
 
+describe("a forward with a PROXY header", () => {
+  it("sends it before the client has sent a byte, with the address that a load balancer names", async () => {
+    await using origin = await Origin.start();
+    const forward = forwardTo(origin.authority, ",proxy-protocol=v1");
+    await using pair = await Pair.start({ proxy: [forward, "--http-proxy.proxy-protocol=127.0.0.2"] });
+    const address = await addressOf(pair.proxy, origin.authority);
+    using direct = await dial(address);
+    const { localPort } = direct.socket;
+    const port = address.split(":")[1];
+    const first = await origin.accept();
+    assert.equal(await first.readUntil("\r\n"), `PROXY TCP4 127.0.0.1 127.0.0.1 ${localPort} ${port}\r\n`);
+    await first.write("220 ready");
+    assert.equal((await direct.read(9)).toString(), "220 ready");
+    direct.finish("QUIT");
+    assert.equal((await first.readAll()).toString(), "QUIT");
+    if (process.platform !== "linux") return; // others have no 127.0.0.2
+    using balanced = await dial(address, undefined, "127.0.0.2");
+    await balanced.write("PROXY TCP6 2001:db8::7 2001:db8::1 5000 443\r\nhello");
+    const second = await origin.accept();
+    assert.equal(await second.readUntil("\r\n"), `PROXY TCP6 2001:db8::7 ::ffff:7f00:1 5000 ${port}\r\n`);
+    assert.equal((await second.read(5)).toString(), "hello");
+  });
+
+  it("tells nginx behind server names who the client is", withNginx, async () => {
+    await using site = await Site.create();
+    const { cert, key } = await site.authority.issue({ names: ["a.example"] });
+    const tls = { cert: site.folder.write("site.pem", cert), key: site.folder.write("site-key.pem", key) };
+    await using nginx = await NginxSite.start(tls, "$proxy_protocol_addr:$proxy_protocol_port", "proxy_protocol");
+    const forward = forwardTo(nginx.address, ",sni=a.example,proxy-protocol=v2");
+    const { proxy, addresses } = await site.startProxy([forward]);
+    await site.startAgent(addresses);
+    const port = (await addressOf(proxy, nginx.address)).split(":")[1];
+    const args = ["-sS", "--cacert", site.files.ca, "--resolve", `a.example:${port}:127.0.0.1`, "-w", "\\n%{local_ip}:%{local_port}"];
+    const { stdout, stderr } = await runToEnd("/usr/bin/curl", [...args, `https://a.example:${port}/`]);
+    const [page, local] = stdout.split("\n");
+    assert.equal(page, `a.example ${local}`, stderr);
+  });
+});
+
 describe("a forward of lb", () => {
   it("reaches the agent wherever it is connected", async () => {
     await using cache = await StoreServer.start("memcached");
@@ -162,8 +204,6 @@ describe("a forward of lb", () => {
     await lb.waitFor("request", { status: 407, destination: origin.authority });
   });
 });
-
-const withNginx = { skip: existsSync(NGINX) ? false : "there is no nginx (tools/requirements.ts)" };
 
 describe("a forward by server name", () => {
   const names = ["exact.site.example", "*.site.example", "deep.zone.site.example"];
@@ -247,6 +287,40 @@ describe("a forward by server name", () => {
     const { exitCode, stderr } = await runToEnd(PROXY, same);
     assert.equal(exitCode, 2, stderr);
     assert.match(stderr, /Cannot use --forward: two records that listen on :1 have sni=\*\.a\.example/);
+  });
+});
+
+describe("--check-route", () => {
+  const records = [
+    "listen=:443,agent=site7,to=127.0.0.1:443,sni=*.site7.example,allow=all",
+    "listen=:443,agent=forge,to=gitea:3000,sni=git.example,proxy-protocol=v2",
+    "listen=:53,network=udp,agent=db,to=ns:53",
+    "listen=127.0.0.1:5432,agent=db,to=db:5432,allow=192.0.2.0/24",
+  ];
+  const rows: [url: string, text: string, exitCode: number][] = [
+    ["https://a.site7.example/x", ":443: sni=*.site7.example: to 127.0.0.1:443 as agent site7; allowed: all", 0],
+    ["tls://GIT.example:443", ":443: sni=git.example: to gitea:3000 as agent forge, with a PROXY header (v2); allowed: everyone", 0],
+    ["https://other.example", ":443: no forward for the server other.example; the client gets the TLS alert unrecognized_name", 1],
+    ["https://192.0.2.1", ":443: no forward without a server name; the client gets the TLS alert unrecognized_name", 1],
+    ["tcp://proxy.example:5432", "127.0.0.1:5432: the only record: to db:5432 as agent db; allowed: 192.0.2.0/24", 0],
+    ["http://a.site7.example:443", ":443: it has only TLS; the client is reset", 1],
+    ["http://a.example", "no forward listens on tcp port 80", 1],
+    ["udp://a.example:53", ":53: the only record: to ns:53 as agent db; allowed: everyone", 0],
+    ["tcp://a.example:53", "no forward listens on tcp port 53", 1],
+  ];
+  for (const [url, text, code] of rows) {
+    it(`shows the way of ${url}, of proxy and lb, and starts nothing`, async () => {
+      for (const program of [PROXY, LB]) {
+        const { exitCode, stdout, stderr } = await runToEnd(program, [`--forward=${records.join(";")}`, `--check-route=${url}`]);
+        assert.deepEqual([stdout, exitCode], [text, code], stderr);
+      }
+    });
+  }
+
+  it("refuses what is no URL", async () => {
+    const { exitCode, stderr } = await runToEnd(PROXY, ["--check-route=a.example"]);
+    assert.equal(exitCode, 2);
+    assert.match(stderr, /Cannot check the route "a\.example": it does not begin with https:/);
   });
 });
 
