@@ -169,7 +169,7 @@ describe("commands of the documents", () => {
     for (const { name, text, blocks } of documents) {
       assert.doesNotMatch(text, /^[ \t]+```/m, `${name}: indented blocks are not found`);
       for (const { language, line } of blocks) {
-        assert.match(language, /^(sh|ts|text|yaml|json|nginx|ini)$/, `${name}, line ${line}`);
+        assert.match(language, /^(sh|ts|python|text|yaml|json|nginx|ini)$/, `${name}, line ${line}`);
       }
     }
   });
