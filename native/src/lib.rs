@@ -27,6 +27,7 @@ pub mod fuzzing {
     pub use crate::net::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
     pub use crate::net::tcp::client_hello::HelloReader;
     pub use crate::net::tcp::outbound_proxy::{http as http_connect, socks5, Failure, OutboundProxy};
+    pub use crate::net::tcp::socks_handshake::{credentials_end, methods_end};
     pub use crate::net::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
     pub use crate::relay::capsule;
     pub use crate::tls_link::{frame, records, session, stream};

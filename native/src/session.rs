@@ -254,12 +254,8 @@ impl Session {
                     evicted = permit.evicted() => Err(evicted),
                 };
                 if let Some(head) = head.transpose().filter(|_| !is_abandoned(&halves)) {
-                    let _ = accept_queue.push(Incoming {
-                        halves: Some(halves),
-                        remote,
-                        local: None,
-                        head: head.map(Some),
-                    }); // if the queue is closed, the stream is reset
+                    let _ = accept_queue.push(Incoming::new(Some(halves), remote, head.map(Some)));
+                    // if the queue is closed, the stream is reset
                 }
             });
             // the head usually arrives with the stream and needs no task

@@ -149,7 +149,8 @@ export interface Incoming {
   /** Bytes after the preamble can be read from it. With an `error`, it can be written to and closed, but not read. */
   readonly stream: Duplex;
   /**
-   * The head including its empty line, one character per byte (ISO 8859-1). Missing with an `error`, and where {@link Preamble} is not `http`.
+   * What was read, one character per byte (ISO 8859-1): a head including its empty line, or the messages of a SOCKS client, which begin with
+   * a byte that no head begins with. With an `error` only what a SOCKS client has sent so far. Missing with the {@link Preamble} `none`.
    */
   readonly head?: string;
   /** The name in a ClientHello (RFC 6066 §3), in lower case; missing if it has none, and where {@link Preamble} is not `client-hello`. */
@@ -330,11 +331,17 @@ export interface AddressLimit {
 }
 
 /**
- * What a listener reads of a connection before it delivers it: `http` is the head of a request. `client-hello` is the first message of TLS
- * (RFC 8446 §4.1.2), which is not answered and stays in the stream. The limits of heads apply to both. With `none` it delivers a connection as
- * soon as it is accepted and, with TLS, its handshake is complete, whether or not the client has sent anything.
+ * What a listener reads of a connection before it delivers it.
+ *
+ * - `http`: the head of a request
+ * - `socks5`: the methods that a SOCKS client offers (RFC 1928 §3). If a password is among them, the listener selects it and reads the
+ *   credentials too (RFC 1929 §2). It checks no more than the version and where the messages end
+ * - `http-or-socks5`: one or the other, by the first byte
+ * - `client-hello`: the first message of TLS (RFC 8446 §4.1.2), which is not answered and stays in the stream
+ * - `none`: nothing. It delivers a connection as soon as it is accepted and, with TLS, its handshake is complete, whether or not the client
+ *   has sent anything
  */
-export type Preamble = "http" | "client-hello" | "none";
+export type Preamble = "http" | "socks5" | "http-or-socks5" | "client-hello" | "none";
 
 /** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
@@ -344,7 +351,7 @@ export interface ListenTcpOptions extends HeadOptions {
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Accept TLS; not with the preamble `client-hello`. With the preamble `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
+  /** Accept TLS; not with the preamble `client-hello`. With a preamble that includes `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
   tls?: ServerTls;
   /**
    * Takes the TLS connections that offer one of its protocols by ALPN (RFC 7301), with its own certificate, requirements and limits. A

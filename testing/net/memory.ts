@@ -8,7 +8,7 @@ import { printable } from "../../shared/net/printable.ts";
 import { isIP } from "node:net";
 import { NetError } from "../../shared/net/errors.ts";
 import { MemoryRate } from "./rate.ts";
-import { closed, MemoryDuplex, Pipe, readHead, RESET, splice } from "./stream.ts";
+import { closed, MemoryDuplex, Pipe, readHead, readPreamble, RESET, splice } from "./stream.ts";
 import type {
   AgentResponse,
   AgentSession,
@@ -99,12 +99,12 @@ class Inbox<T> {
 /** Reads the heads of streams side by side. */
 class HeadReader {
   readonly inbox = new Inbox<Incoming>(({ stream }) => stream.reset(RESET));
-  readonly #options: HeadOptions;
+  readonly #options: HeadOptions & Pick<ListenTcpOptions, "preamble">;
   /** How to fail those being read, the oldest first. */
   readonly #pending = new Set<(error: NetError) => void>();
   #lastHeads?: ReturnType<typeof setTimeout>;
 
-  constructor(options: HeadOptions) {
+  constructor(options: HeadOptions & Pick<ListenTcpOptions, "preamble">) {
     this.#options = options;
   }
 
@@ -118,13 +118,14 @@ class HeadReader {
     this.#pending.add(fail);
     const [oldest] = this.#pending;
     if (this.#pending.size > maxPendingHeads) oldest?.(new NetError("limit", "Too many pending heads"));
+    const socks: number[] = [];
     try {
-      const head = await Promise.race([readHead(stream, headLimit), failed]);
+      const head = await Promise.race([readPreamble(stream, this.#options.preamble, headLimit, socks), failed]);
       if (head === null) stream.abort(RESET);
       else this.inbox.push({ stream, head });
     } catch (error) {
       stream.stopReading();
-      this.inbox.push({ stream, error: error as NetError });
+      this.inbox.push({ stream, head: socks.length > 0 ? String.fromCharCode(...socks) : undefined, error: error as NetError });
     } finally {
       clearTimeout(timer);
       this.#pending.delete(fail);

@@ -3,7 +3,7 @@
 import { Buffer } from "node:buffer";
 import { NetError } from "../../shared/net/errors.ts";
 import { type MemoryRate, pace } from "./rate.ts";
-import type { Duplex, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import type { Duplex, Preamble, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
 
 /** The native engine's code of resets without a code. */
 export const RESET = 1;
@@ -345,9 +345,52 @@ export async function readHead(stream: MemoryDuplex, limit: number): Promise<str
   }
 }
 
+/**
+ * Reads what a listener with this preamble reads; `null`: the client has gone without a byte.
+ * @param socks gets the messages of a SOCKS client as they arrive
+ * @throws {NetError}
+ */
+export async function readPreamble(
+  stream: MemoryDuplex,
+  preamble: Preamble = "http",
+  limit: number,
+  socks: number[],
+): Promise<string | null> {
+  if (preamble === "http") return await readHead(stream, limit);
+  const first = await stream.read();
+  if (first === null) return null;
+  stream.input.unread(first);
+  if (first[0] !== 5 && preamble === "http-or-socks5") return await readHead(stream, limit);
+  if (first[0] !== 5) throw new NetError("head-malformed", "This is not SOCKS 5", { remote: true });
+  /** Reads until there are so many bytes. */
+  const need = async (count: number) => {
+    while (socks.length < count) {
+      const data = await stream.read();
+      if (data === null) throw new NetError("head-truncated", "The stream ended within a message", { remote: true });
+      const taken = count - socks.length;
+      socks.push(...data.subarray(0, taken));
+      stream.input.unread(data.subarray(taken));
+    }
+  };
+  await need(2);
+  const methods = 2 + socks[1]!;
+  await need(methods);
+  if (socks.slice(2).includes(2)) {
+    await stream.write(Uint8Array.of(5, 2));
+    await need(methods + 1);
+    if (socks[methods] === 1) {
+      await need(methods + 2);
+      const password = methods + 2 + socks[methods + 1]!;
+      await need(password + 1);
+      await need(password + 1 + socks[password]!);
+    }
+  }
+  return String.fromCharCode(...socks);
+}
+
 /** What the first byte tells that comes from a client with another protocol. */
 const OTHER_PROTOCOLS: Readonly<Record<number, string>> = {
-  0x04: "This is SOCKS 4, but this port accepts only HTTP",
+  0x04: "This is SOCKS 4: use SOCKS 5",
   0x05: "This is SOCKS 5, but this port accepts only HTTP",
   0x16: "This is TLS, but this port accepts only plain HTTP: use a proxy URL that begins with http://",
 };

@@ -2,7 +2,7 @@
 // or the server speaks first; or a ClientHello.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { Duplex, Incoming, ListenTcpOptions, Net } from "../../shared/net/types.ts";
+import type { Duplex, Incoming, ListenTcpOptions, Net, Preamble } from "../../shared/net/types.ts";
 import { withRaw } from "./raw.ts";
 import {
   bytes,
@@ -25,18 +25,18 @@ interface Entrance {
   open(
     net: Net,
     options?: Partial<ListenTcpOptions>,
-  ): Promise<{ dial(): Promise<Duplex>; next: () => Promise<Incoming | null>; stop(): void }>;
+  ): Promise<{ port: number; dial(): Promise<Duplex>; next: () => Promise<Incoming | null>; stop(): void }>;
 }
 
 function entrancesOf({ adapter, pki }: Suite): Entrance[] {
   const tcp: Entrance["open"] = async (net, options) => {
-    const { port, next, listener } = await listenTcp(net, { ...options, preamble: "none" });
-    return { dial: () => dialTcp(net, port), next, stop: () => listener.stopAccepting() };
+    const { port, next, listener } = await listenTcp(net, { preamble: "none", ...options });
+    return { port, dial: () => dialTcp(net, port), next, stop: () => listener.stopAccepting() };
   };
   const tls: Entrance["open"] = async (net, options) => {
     const { tls, authority } = await pki;
-    const { port, next, listener } = await listenTcp(net, { ...options, tls, preamble: "none" });
-    return { dial: () => dialTcp(net, port, { tls: { ca: authority.cert } }), next, stop: () => listener.stopAccepting() };
+    const { port, next, listener } = await listenTcp(net, { preamble: "none", ...options, tls });
+    return { port, dial: () => dialTcp(net, port, { tls: { ca: authority.cert } }), next, stop: () => listener.stopAccepting() };
   };
   return [{ name: "TCP", open: tcp }, ...(adapter.has.tls ? [{ name: "TLS", open: tls }] : [])];
 }
@@ -44,6 +44,9 @@ function entrancesOf({ adapter, pki }: Suite): Entrance[] {
 export function preambleTests(suite: Suite): void {
   for (const entrance of entrancesOf(suite)) {
     describe(`a ${entrance.name} listener without a preamble`, () => deliveryTests(suite, entrance));
+    for (const preamble of ["socks5", "http-or-socks5"] as const) {
+      describe(`a ${entrance.name} listener with the preamble ${preamble}`, () => socksTests(suite, entrance, preamble));
+    }
   }
   if (!suite.adapter.has.tls || !suite.adapter.has.sockets) return;
   describe("a TLS listener without a preamble", () => handshakeTests(suite));
@@ -127,6 +130,132 @@ function deliveryTests({ test }: Suite, { open }: Entrance): void {
     assert.equal((await within(next()))?.error, undefined);
     assert.equal(await within(next()), null);
   });
+}
+
+const CREDENTIALS = "\x01\x04site\x06secret";
+const REQUEST = "\x05\x01\x00\x03\x02db\x00\x50";
+
+function socksTests({ adapter, test }: Suite, { name, open: listen }: Entrance, preamble: Preamble): void {
+  const open = (net: Net, options: Partial<ListenTcpOptions> = {}) => listen(net, { ...options, preamble });
+
+  test("selects the password, delivers the messages up to it, and leaves what follows in the stream", async (net) => {
+    const { dial, next } = await open(net);
+    for (const methods of ["\x05\x01\x02", "\x05\x03\x00\x01\x02", "\x05\x02\x02\x00"]) {
+      const text = methods + CREDENTIALS + REQUEST;
+      for (const parts of [[text], [...text], [methods, CREDENTIALS, REQUEST]]) {
+        const client = await dial();
+        for (const part of parts) await within(client.write(bytes(part)));
+        client.closeWrite();
+        const { stream, head, error } = (await within(next()))!;
+        assert.deepEqual([head, error], [methods + CREDENTIALS, undefined]);
+        assert.equal(await readText(stream), REQUEST);
+        assert.equal(await readTextExactly(client, 2), "\x05\x02");
+        stream.close();
+        client.close();
+      }
+    }
+  });
+
+  test("delivers methods without a password, and selects none", async (net) => {
+    const { dial, next } = await open(net);
+    for (const methods of ["\x05\x00", "\x05\x01\x00", "\x05\x02\x00\x01"]) {
+      const client = await dial();
+      await within(client.write(bytes(methods)));
+      const { stream, head } = (await within(next()))!;
+      assert.equal(head, methods);
+      await within(stream.write(bytes("\x05\xff")));
+      stream.close();
+      assert.equal(await readText(client), "\x05\xff");
+      client.close();
+    }
+  });
+
+  test("delivers the longest messages, and reads no credentials of another version", async (net) => {
+    const { dial, next } = await open(net);
+    const longest = `\x05\xff${"\x02".repeat(255)}\x01\xff${"u".repeat(255)}\xff${"p".repeat(255)}`;
+    for (const [text, head] of [[longest, longest], ["\x05\x01\x02\x05abc", "\x05\x01\x02\x05"]] as const) {
+      const client = await dial();
+      await within(client.write(bytes(text)));
+      assert.equal((await within(next()))!.head, head);
+      client.close();
+    }
+  });
+
+  test("reports messages that end early or come late, with what has come of them", async (net) => {
+    const { dial, next } = await open(net, { headTimeoutMs: 100 });
+    for (const text of ["\x05", "\x05\x02\x02", "\x05\x01\x02", "\x05\x01\x02\x01\x04si"]) {
+      for (const [code, end] of [["head-truncated", true], ["head-timeout", false]] as const) {
+        const client = await dial();
+        await within(client.write(bytes(text)));
+        if (end) client.closeWrite();
+        const { head, error } = (await within(next()))!;
+        assert.deepEqual([head, error?.code], [text, code]);
+        client.close();
+      }
+    }
+  });
+
+  test("rejects the oldest handshake when there are too many", async (net) => {
+    const { dial, next } = await open(net, { maxPendingHeads: 1 });
+    const oldest = await dial();
+    await within(oldest.write(bytes("\x05\x01\x02\x01")));
+    assert.equal(await readTextExactly(oldest, 2), "\x05\x02");
+    const newest = await dial();
+    await within(newest.write(bytes("\x05\x01\x02" + CREDENTIALS)));
+    const [first, second] = [(await within(next()))!, (await within(next()))!];
+    assert.deepEqual([first.head, first.error?.code], ["\x05\x01\x02\x01", "limit"]);
+    assert.deepEqual([second.head, second.error], ["\x05\x01\x02" + CREDENTIALS, undefined]);
+  });
+
+  if (preamble === "http-or-socks5") {
+    test("delivers heads of HTTP too, whatever their parts", async (net) => {
+      const { dial, next } = await open(net);
+      for (const parts of [[HEAD + "more"], [...HEAD, "more"]]) {
+        const client = await dial();
+        for (const part of parts) await within(client.write(bytes(part)));
+        client.closeWrite();
+        const { stream, head } = (await within(next()))!;
+        assert.equal(head, HEAD);
+        assert.equal(await readText(stream), "more");
+        client.close();
+      }
+      const client = await dial();
+      await within(client.write(bytes("GET")));
+      client.closeWrite();
+      const { head, error } = (await within(next()))!;
+      assert.deepEqual([head, error?.code], [undefined, "head-truncated"]);
+    });
+  } else {
+    test("refuses everything else by its first byte", async (net) => {
+      const { dial, next } = await open(net);
+      for (const text of ["G", "\x04\x01", "\x16\x03\x01", "\x00"]) {
+        const client = await dial();
+        await within(client.write(bytes(text)));
+        const { head, error } = (await within(next()))!;
+        assert.deepEqual([head, error?.code], [undefined, "head-malformed"]);
+        client.close();
+      }
+    });
+  }
+
+  test("drops a client that leaves without a byte", async (net) => {
+    const { dial, next } = await open(net);
+    (await dial()).closeWrite();
+    const client = await dial();
+    await within(client.write(bytes("\x05\x01\x00")));
+    assert.equal((await within(next()))!.head, "\x05\x01\x00");
+  });
+
+  if (name === "TLS" && adapter.has.sockets) {
+    test("tells a client without TLS from a failed handshake", async (net) => {
+      const { port, next } = await open(net);
+      const client = await dialTcp(net, port);
+      await within(client.write(bytes("\x05\x01\x02")));
+      const { error } = (await within(next()))!;
+      assert.deepEqual([error?.code, error?.message], ["tls", "This is SOCKS 5, but this port accepts only TLS"]);
+      client.close();
+    });
+  }
 }
 
 function handshakeTests({ test, pki }: Suite): void {

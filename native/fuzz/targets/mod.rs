@@ -9,6 +9,7 @@ mod input;
 mod outbound_proxy;
 mod pki;
 mod settings;
+mod socks;
 mod tls_link;
 mod web_socket;
 
@@ -18,5 +19,6 @@ pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};
 pub use outbound_proxy::outbound_proxy;
 pub use settings::{der, names};
+pub use socks::socks_handshakes;
 pub use tls_link::{tls_link_frames, tls_link_records, TlsPair};
 pub use web_socket::websocket_frames;

@@ -63,6 +63,11 @@ fn a_client_hello_has_one_server_name_however_it_comes() {
 }
 
 #[test]
+fn the_first_messages_of_a_socks_client_are_read_to_their_ends() {
+    run("socks_handshakes", targets::socks_handshakes, 20_000);
+}
+
+#[test]
 fn der_is_used_or_refused_with_a_sentence() {
     run("der", targets::der, 1_000);
 }

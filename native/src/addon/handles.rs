@@ -237,6 +237,7 @@ impl EngineState {
             remote,
             local,
             head,
+            error,
         } in items
         {
             let stream = match halves {
@@ -246,10 +247,8 @@ impl EngineState {
             out.push(self.insert(&self.streams, stream));
             out.push(Value::Text(remote));
             out.push(local.map_or(Value::Undefined, Value::Text));
-            match head {
-                Ok(head) => out.extend([head.map_or(Value::Undefined, Value::Latin1), Value::Undefined]),
-                Err(error) => out.extend([Value::Undefined, Value::from(&error)]),
-            }
+            out.push(head.map_or(Value::Undefined, Value::Latin1));
+            out.push(error.as_ref().map_or(Value::Undefined, Value::from));
         }
         Value::Array(out)
     }

@@ -23,8 +23,25 @@ pub struct Incoming {
     pub remote: String,
     /// The address at which the peer has reached a listener whose preamble is no head.
     pub local: Option<String>,
-    /// Of a ClientHello, the server name that it has; `None` without one, and without a preamble.
-    pub head: Result<Option<Bytes>, NetError>,
+    /// What was read. Of a ClientHello, the server name that it has. With an error only the messages of a SOCKS client so far.
+    pub head: Option<Bytes>,
+    pub error: Option<NetError>,
+}
+
+impl Incoming {
+    pub fn new(halves: Option<Halves>, remote: String, head: Result<Option<Bytes>, NetError>) -> Self {
+        let (head, error) = match head {
+            Ok(head) => (head, None),
+            Err(error) => (None, Some(error)),
+        };
+        Self {
+            halves,
+            remote,
+            local: None,
+            head,
+            error,
+        }
+    }
 }
 
 /// Collects a head up to the blank line: LF followed by LF or CRLF. Bare LFs end a head too; the parser rejects them.
@@ -91,7 +108,7 @@ impl HeadScanner {
 /// Recognises clients that use another protocol by their first byte.
 fn other_protocol(first: u8) -> Option<&'static str> {
     match first {
-        0x04 => Some("This is SOCKS 4, but this port accepts only HTTP"),
+        0x04 => Some("This is SOCKS 4: use SOCKS 5"),
         0x05 => Some("This is SOCKS 5, but this port accepts only HTTP"),
         0x16 => Some("This is TLS, but this port accepts only plain HTTP: use a proxy URL that begins with http://"),
         _ => None,

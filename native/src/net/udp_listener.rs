@@ -179,12 +179,8 @@ impl Shared {
             }
         });
         let (recv, send) = peer.halves();
-        let incoming = Incoming {
-            halves: Some(Halves::new(ReadHalf::Udp(recv), WriteHalf::Udp(send))),
-            remote: canonical(from).to_string(),
-            local: None,
-            head: Ok(None),
-        };
+        let halves = Halves::new(ReadHalf::Udp(recv), WriteHalf::Udp(send));
+        let incoming = Incoming::new(Some(halves), canonical(from).to_string(), Ok(None));
         lock(&self.peers).entries.insert(from, Entry::Stream(Arc::downgrade(&peer)));
         self.accept_queue.push(incoming).ok()?;
         Some(peer)

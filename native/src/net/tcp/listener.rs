@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -16,7 +16,7 @@ use tokio::time::{timeout, Instant};
 
 use super::client_hello::read_hello;
 use super::tls_accept::{Secured, ServerConfigs};
-use super::{keepalive, plain, secure};
+use super::{keepalive, plain, secure, socks_handshake};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
@@ -47,6 +47,10 @@ pub enum Preamble {
     Http,
     /// The first message of TLS (RFC 8446 §4.1.2), which stays in the stream.
     ClientHello,
+    /// The messages of a SOCKS client up to its credentials.
+    Socks5,
+    /// One or the other, by the first byte.
+    HttpOrSocks5,
     None,
 }
 
@@ -55,6 +59,8 @@ impl Preamble {
         match text {
             "http" => Ok(Self::Http),
             "client-hello" => Ok(Self::ClientHello),
+            "socks5" => Ok(Self::Socks5),
+            "http-or-socks5" => Ok(Self::HttpOrSocks5),
             "none" => Ok(Self::None),
             _ => Err(NetError::new(
                 NetErrorCode::Invalid,
@@ -63,13 +69,37 @@ impl Preamble {
         }
     }
 
-    /// Returns `None` if the peer closed the stream without sending anything.
-    async fn read(self, stream: &mut Halves, tcp: &Tcp, limits: &HeadLimits) -> Result<Option<Option<Bytes>>, NetError> {
-        match self {
-            Self::Http => Ok(read_head(stream, limits.bytes).await?.map(Some)),
-            Self::ClientHello => read_client_hello(stream, tcp, limits.bytes).await,
-            Self::None => Ok(Some(None)),
+    pub fn takes_http(self) -> bool {
+        matches!(self, Self::Http | Self::HttpOrSocks5)
+    }
+
+    /// Returns `None` if the peer closed the stream without sending anything. After an error `socks` has the messages of a SOCKS client.
+    async fn read(
+        self,
+        stream: &mut Halves,
+        tcp: &Tcp,
+        limits: &HeadLimits,
+        socks: &mut BytesMut,
+    ) -> Result<Option<Option<Bytes>>, NetError> {
+        let speaks_socks = match self {
+            Self::None => return Ok(Some(None)),
+            Self::ClientHello => return read_client_hello(stream, tcp, limits.bytes).await,
+            Self::Http => false,
+            Self::Socks5 => true,
+            Self::HttpOrSocks5 => {
+                let Ok(Some(data)) = stream.reader.read().await else {
+                    return Ok(None);
+                };
+                let first = data.first().copied();
+                stream.reader.prefix = data;
+                first == Some(socks_handshake::VERSION)
+            }
+        };
+        if !speaks_socks {
+            return Ok(read_head(stream, limits.bytes).await?.map(Some));
         }
+        let sent_something = socks_handshake::read(stream, socks).await?;
+        Ok(sent_something.then(|| Some(socks.split().freeze())))
     }
 }
 
@@ -304,12 +334,8 @@ async fn read_proxy_header(
         }
         Err(error) => {
             let halves = tls.is_none().then(|| plain(tcp));
-            let _ = shared.accept_queue.push(Incoming {
-                halves,
-                remote: balancer.to_string(),
-                local: None,
-                head: Err(error),
-            }); // if the queue is closed, the connection is dropped
+            let incoming = Incoming::new(halves, balancer.to_string(), Err(error));
+            let _ = shared.accept_queue.push(incoming); // if the queue is closed, the connection is dropped
         }
     }
 }
@@ -323,11 +349,12 @@ async fn prepare(
     time: Duration,
     mut permit: HeadPermit,
 ) {
-    let local = match shared.preamble {
-        Preamble::Http => None,
-        _ => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
+    let local = match shared.preamble.takes_http() {
+        true => None,
+        false => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
     };
-    let mut halves = None; // outlives the reading: the client gets a response after a timeout
+    // outlive the reading: the client gets a response after a timeout
+    let (mut halves, mut socks) = (None, BytesMut::new());
     let reading = async {
         let stream = halves.insert(match tls {
             None => plain(tcp.clone()),
@@ -341,6 +368,12 @@ async fn prepare(
                     return Err(NetError::remote(
                         NetErrorCode::NotTls,
                         "This is plain HTTP, but this port accepts only TLS",
+                    ));
+                }
+                if first[0] == socks_handshake::VERSION {
+                    return Err(NetError::remote(
+                        NetErrorCode::Tls,
+                        "This is SOCKS 5, but this port accepts only TLS",
                     ));
                 }
                 match configs.accept(tcp.clone(), shared.preamble, shared.links.as_ref()).await {
@@ -358,7 +391,7 @@ async fn prepare(
                 }
             }
         });
-        shared.preamble.read(stream, &tcp, &shared.limits).await
+        shared.preamble.read(stream, &tcp, &shared.limits, &mut socks).await
     };
     let head = tokio::select! {
         biased; // prefers a complete head over a timeout or an eviction
@@ -367,13 +400,12 @@ async fn prepare(
         evicted = permit.evicted() => Err(evicted),
     };
     if let Some(head) = head.transpose() {
-        let remote = remote.to_string();
-        let _ = shared.accept_queue.push(Incoming {
-            halves,
-            remote,
-            local,
-            head,
-        }); // if the queue is closed, the connection is dropped
+        let mut incoming = Incoming::new(halves, remote.to_string(), head);
+        incoming.local = local;
+        if incoming.error.is_some() && !socks.is_empty() {
+            incoming.head = Some(socks.freeze());
+        }
+        let _ = shared.accept_queue.push(incoming); // if the queue is closed, the connection is dropped
     }
 }
 

@@ -3,6 +3,7 @@ pub mod client_hello;
 pub mod dial;
 pub mod listener;
 pub mod outbound_proxy;
+pub mod socks_handshake;
 mod tls_accept;
 
 use std::sync::Arc;

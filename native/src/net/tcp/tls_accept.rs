@@ -50,7 +50,7 @@ impl ServerConfigs {
         if let Some(handoff) = links.filter(|handoff| offers(&|name| handoff.speaks(name))) {
             return Ok(Secured::Link { handoff, incoming });
         }
-        let config = match preamble == Preamble::Http && offers(&|name| name == HTTP_1_1) {
+        let config = match preamble.takes_http() && offers(&|name| name == HTTP_1_1) {
             true => self.http,
             false => self.other,
         };

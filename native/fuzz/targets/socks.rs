@@ -1,0 +1,20 @@
+//! The messages of SOCKS clients end at the same place however their bytes arrive, and soon.
+use reverse_http_native::fuzzing::{credentials_end, methods_end};
+
+/// Longest messages in bytes: the methods, and the credentials.
+const LONGEST: [usize; 2] = [2 + 255, 1 + 2 * 256];
+
+/// A message, and what follows it.
+pub fn socks_handshakes(data: &[u8]) {
+    let ends: [fn(&[u8]) -> Option<usize>; 2] = [methods_end, credentials_end];
+    for (end_of, longest) in ends.into_iter().zip(LONGEST) {
+        let mut found = None;
+        for n in 0..=data.len().min(longest + 1) {
+            let end = end_of(&data[..n]);
+            assert!(end.is_none_or(|end| (1..=longest).contains(&end)), "it ends at {end:?}");
+            assert!(found.is_none() || found == end, "it matters how the bytes come");
+            found = end;
+        }
+        assert!(found.is_some() || data.len() < longest, "it has no end");
+    }
+}
