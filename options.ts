@@ -79,6 +79,11 @@ export interface ProxyOptions {
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
   };
+  /** `--socks.*` */
+  socks?: {
+    /** `--socks.listen-address`: TCP address for clients that speak SOCKS 5, without TLS; by default none. */
+    listenAddress?: string;
+  };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {
     listen: string;
@@ -357,6 +362,11 @@ export interface LoadBalancerOptions {
     pac?: boolean;
     /** `--http-proxy.host-whitelist`: Destinations that clients may reach; by default all; none allows nothing. */
     hostWhitelist?: string[];
+  };
+  /** `--socks.*` */
+  socks?: {
+    /** `--socks.listen-address`: TCP address for clients that speak SOCKS 5, without TLS; by default none. */
+    listenAddress?: string;
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {

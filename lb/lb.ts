@@ -29,6 +29,8 @@ export interface LoadBalancerDeps extends ServiceDeps {
 export interface LoadBalancer {
   /** TCP address bound for clients. */
   readonly clientAddress: string;
+  /** TCP address bound for clients that speak SOCKS 5, if `socks.listenAddress` is set. */
+  readonly socksAddress?: string;
   /** TCP addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
@@ -69,8 +71,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     if (!store) throw new ConfigError("Cannot start: there is no store");
     await runtime.listenAdmin(options.admin.listenAddress);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { address: clientAddress } = await clients.listen({
-      address: options.httpProxy.listenAddress,
+    const { clientAddress, socksAddress } = await clients.listenAll({
       tls: tls.clients,
       protocol: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
     });
@@ -92,11 +93,12 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     // lb does not hold agents: it reports the proxies at which it found them
     runtime.serveAdmin(() => [...locator].map(([id, address]) => ({ id, address })));
     const { adminAddress } = runtime;
-    log.info("listening", { clients: clientAddress, admin: adminAddress });
+    log.info("listening", { clients: clientAddress, socks: socksAddress, admin: adminAddress });
     const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
     return {
       adminAddress,
       clientAddress,
+      socksAddress,
       forwardAddresses,
       drain: () =>
         runtime.drain({

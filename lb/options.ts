@@ -9,6 +9,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  socksOptions,
 } from "../shared/config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
@@ -24,6 +25,7 @@ export const lbOptions = defineOptions({
   ...frontTlsOptions,
   ...trustedProxyOptions,
   ...agentNameOptions,
+  ...socksOptions,
   "http-proxy.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",

@@ -11,6 +11,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  socksOptions,
 } from "../shared/config/common_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
@@ -85,6 +86,7 @@ export const proxyOptions = defineOptions({
   ...frontTlsOptions,
   ...trustedProxyOptions,
   ...agentNameOptions,
+  ...socksOptions,
   "http-proxy.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",

@@ -46,6 +46,8 @@ export interface Proxy {
   readonly agentTcpAddress?: string;
   /** TCP address bound for clients. */
   readonly clientAddress: string;
+  /** TCP address bound for clients that speak SOCKS 5, if `socks.listenAddress` is set. */
+  readonly socksAddress?: string;
   /** TCP addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
@@ -91,8 +93,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { address: clientAddress } = await clients.listen({
-      address: options.httpProxy.listenAddress,
+    const { clientAddress, socksAddress } = await clients.listenAll({
       tls: tls.clients,
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
       protocol: createHttpProxy("reverse-http-proxy", {
@@ -130,12 +131,19 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddress, log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;
-    log.info("listening", { agents: agentAddress, agentsTcp: agentTcpAddress, clients: clientAddress, admin: adminAddress });
+    log.info("listening", {
+      agents: agentAddress,
+      agentsTcp: agentTcpAddress,
+      clients: clientAddress,
+      socks: socksAddress,
+      admin: adminAddress,
+    });
     return {
       adminAddress,
       agentAddress,
       agentTcpAddress,
       clientAddress,
+      socksAddress,
       forwardAddresses,
       get agents() {
         return agents.size;

@@ -40,6 +40,8 @@ const REQUIREMENTS: readonly Requirement[] = [
   { name: "go", debian: "golang-go", probe: ["go", "version"] },
   { name: "python3", debian: "python3" },
   { name: "python3 with requests", debian: "python3-requests", probe: ["/usr/bin/python3", "-c", "import requests"] },
+  { name: "python3 with PySocks", debian: "python3-socks", probe: ["/usr/bin/python3", "-c", "import socks"] },
+  { name: "ncat", debian: "ncat" },
   { name: "pip", debian: "python3-pip", probe: ["python3", "-m", "pip", "--version"] },
   { name: "shellcheck", debian: "shellcheck" },
   { name: "zsh", debian: "zsh" },

@@ -71,6 +71,14 @@ export const frontTlsOptions = defineOptions({
   },
 });
 
+/** SOCKS on proxy and lb. */
+export const socksOptions = defineOptions({
+  "socks.listen-address": {
+    kind: "address",
+    description: "TCP address for clients that speak SOCKS 5, without TLS; by default none.",
+  },
+});
+
 /** A `check` for lists of pins. */
 export function checkPins(pins: string[]): string | undefined {
   const bad = pins.find((pin) => !/^[0-9a-f]{64}$/i.test(pin.replaceAll(":", "")));

@@ -19,6 +19,8 @@ export interface RequestRecord {
   token?: string;
   /** `host:port` or `[host]:port`. */
   destination?: string;
+  /** What the client speaks if it is not HTTP: `socks5`. */
+  protocol?: string;
   /** Missing for TCP. */
   network?: "udp";
   /** The server name in the client's ClientHello. */
@@ -44,24 +46,8 @@ export interface RequestRecord {
 const MAX_REASON = 1_000;
 
 export function logAccess(log: Logger, record: RequestRecord, startedAt: number, endedAt: number): void {
-  const {
-    id,
-    client,
-    peer,
-    agent,
-    agentClaimed,
-    token,
-    network,
-    destination,
-    serverName,
-    method,
-    status,
-    proxyError,
-    reason,
-    connectedAt,
-    sent,
-    received,
-  } = record;
+  const { id, client, peer, agent, agentClaimed, token, protocol, method, network, destination, serverName } = record;
+  const { status, proxyError, reason, connectedAt, sent, received } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,
@@ -70,6 +56,7 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     agent,
     agentClaimed: agent === undefined ? agentClaimed : undefined,
     jti: token,
+    protocol,
     method: shortMethod(method),
     network,
     destination,

@@ -10,8 +10,11 @@ export interface ClientProtocol {
   readonly preamble: Preamble;
   /** Creates the handler of one client. */
   open(session: ClientSession): ClientHandler;
-  /** The response to a connection that the listener could not read a request from; `undefined`: the connection is closed without one. */
-  refusalOf?(error: NetError): TunnelError | undefined;
+  /**
+   * The response to a connection that the listener could not read a request from; `undefined`: the connection is closed without one.
+   * @param received as {@link Incoming.head}
+   */
+  refusalOf?(error: NetError, received?: string): TunnelError | undefined;
 }
 
 /** One client. It has the state of the protocol: which response is due. */

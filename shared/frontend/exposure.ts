@@ -3,8 +3,9 @@ import { isLoopback, splitHostPort } from "../address/host_port.ts";
 import type { Logger } from "../log/logger.ts";
 
 export interface Exposure {
-  /** The address bound. */
+  /** The address bound, and the option that named it. */
   readonly address: string;
+  readonly option: string;
   /** Whether clients need a secret: a token or a certificate. */
   readonly asksForSecret: boolean;
   /** Patterns of destinations; empty or `all` for all. */
@@ -12,12 +13,12 @@ export interface Exposure {
 }
 
 /** Warns if everyone who can connect may reach every destination of every agent. */
-export function warnOfExposure(log: Logger, { address, asksForSecret, allowList }: Exposure): void {
+export function warnOfExposure(log: Logger, { address, option, asksForSecret, allowList }: Exposure): void {
   const allowsAll = allowList.every((pattern) => /^all$/i.test(pattern));
   if (asksForSecret || !allowsAll || isLoopback(address)) return;
   log.warn("everyone who can reach this address can use every agent, for any destination", {
     address,
-    remedy: `--auth.type=jwt, --http-proxy.host-whitelist, or --http-proxy.listen-address=127.0.0.1:${splitHostPort(address).port}`,
+    remedy: `--auth.type=jwt, --http-proxy.host-whitelist, or --${option}=127.0.0.1:${splitHostPort(address).port}`,
   });
 }
 

@@ -3,6 +3,7 @@ import { statusOf } from "../http/status.ts";
 import { LimitReached } from "../limits/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
+import type { Incoming } from "../net/types.ts";
 import { describeTunnelError, MalformedRequestError, toTunnelError } from "../tunnel/errors.ts";
 import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import type { ClientSession } from "./pipeline.ts";
@@ -11,7 +12,11 @@ import type { ClientSession } from "./pipeline.ts";
  * Handles a connection that the listener could not read a request from. Returns after closing it where a response makes no sense.
  * @throws {TunnelError} the response
  */
-export function refuseAccepted({ context, stream, record }: ClientSession, protocol: ClientProtocol, error: NetError): void {
+export function refuseAccepted(
+  { context, stream, record }: ClientSession,
+  protocol: ClientProtocol,
+  { error, head }: Incoming & { readonly error: NetError },
+): void {
   const { log, logLimit, limits, onBadClient } = context;
   switch (error.code) {
     case "limit":
@@ -25,7 +30,7 @@ export function refuseAccepted({ context, stream, record }: ClientSession, proto
       logLimit.warn("client handshake failed", { id: record.id, remote: record.client, reason: error.message });
       return stream.close();
     default: {
-      const refusal = protocol.refusalOf?.(error);
+      const refusal = protocol.refusalOf?.(error, head);
       if (refusal) throw refusal;
       log.debug("client disconnected before its request", { id: record.id, client: record.client, error: error.message });
       stream.close();

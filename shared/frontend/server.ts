@@ -99,7 +99,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     try {
       try {
         session.admit();
-        if (acceptError) refuseAccepted(session, protocol, acceptError);
+        if (acceptError) refuseAccepted(session, protocol, { ...incoming, error: acceptError });
         else {
           try {
             await handler.serve(incoming);

@@ -9,17 +9,20 @@ import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
 import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
+import { createSocks5Proxy } from "./socks5.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
   readonly auth: { readonly type: string };
   readonly httpProxy: {
+    readonly listenAddress: string;
     readonly agentSuffix?: string;
     readonly hostWhitelist: string[];
     readonly trustedProxies: string[];
     readonly proxyProtocol: string[];
     readonly tls: { readonly refresh: number };
   };
+  readonly socks: { readonly listenAddress?: string };
   readonly limits: ClientLimitValues;
 }
 
@@ -35,13 +38,20 @@ export interface ServiceFrontendDeps {
 export interface ListenOptions {
   /** As of the network's `listenTcp`. */
   readonly address: string;
+  /** The option with the address, for a warning that everyone may connect. Missing: the protocol warns itself. */
+  readonly option?: string;
   /** Missing for plain TCP. */
   readonly tls?: ReloadableTls<ServerTls>;
   readonly protocol: ClientProtocol;
   /** Takes the TLS connections of agents, as of the network's `listenTcp`. */
   readonly links?: SessionListener;
-  /** The protocol itself says who may connect, and warns if that is everyone. Default `false`. */
-  readonly isOpenByChoice?: boolean;
+}
+
+/** The TCP addresses bound for clients. */
+export interface ClientAddresses {
+  readonly clientAddress: string;
+  /** `undefined` without `socks.listenAddress`. */
+  readonly socksAddress?: string;
 }
 
 /** What a service decides about its frontend. */
@@ -52,7 +62,7 @@ export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
   readonly #options: ServiceFrontendOptions;
   readonly #deps: ServiceFrontendDeps;
-  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "isOpenByChoice"> & Partial<Pick<TcpListener, "setTls">>)[] = [];
+  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "option"> & Partial<Pick<TcpListener, "setTls">>)[] = [];
   readonly limits: ClientLimits;
   #frontend?: Frontend;
 
@@ -83,7 +93,7 @@ export class ServiceFrontend {
    * Opens a listener. Its connections wait until {@link serve}.
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listen({ address, tls, protocol, links, isOpenByChoice }: ListenOptions): Promise<TcpListener> {
+  async listen({ address, option, tls, protocol, links }: ListenOptions): Promise<TcpListener> {
     const listener = await this.#runtime.net.listenTcp({
       address,
       tls: tls?.current,
@@ -93,7 +103,7 @@ export class ServiceFrontend {
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#listeners.push({ listener, tls, protocol, isOpenByChoice, setTls: (renewed) => listener.setTls(renewed) });
+    this.#listeners.push({ listener, option, tls, protocol, setTls: (renewed) => listener.setTls(renewed) });
     return listener;
   }
 
@@ -103,8 +113,26 @@ export class ServiceFrontend {
    */
   async listenUdp({ address, protocol }: Pick<ListenOptions, "address" | "protocol">): Promise<ClientListener> {
     const listener = await this.#runtime.net.listenUdp({ address });
-    this.#listeners.push({ listener, protocol, isOpenByChoice: true });
+    this.#listeners.push({ listener, protocol });
     return listener;
+  }
+
+  /**
+   * Opens the listeners that proxy and load balancer share.
+   * @param main the listener for HTTP
+   * @throws {NetError} as {@link listen}
+   */
+  async listenAll(main: Pick<ListenOptions, "tls" | "protocol" | "links">): Promise<ClientAddresses> {
+    const { httpProxy, socks } = this.#options;
+    const { address: clientAddress } = await this.listen({
+      ...main,
+      option: "http-proxy.listen-address",
+      address: httpProxy.listenAddress,
+    });
+    if (socks.listenAddress === undefined) return { clientAddress };
+    const protocol = createSocks5Proxy();
+    const { address: socksAddress } = await this.listen({ option: "socks.listen-address", address: socks.listenAddress, protocol });
+    return { clientAddress, socksAddress };
   }
 
   /** Starts the frontend on all listeners. The runtime closes it. */
@@ -133,10 +161,11 @@ export class ServiceFrontend {
         for (const { setTls } of sharing) setTls?.(renewed);
       });
     }
-    for (const { listener, tls, isOpenByChoice } of this.#listeners) {
-      if (isOpenByChoice) continue;
+    for (const { listener, option, tls } of this.#listeners) {
+      if (option === undefined) continue;
       warnOfExposure(log, {
         address: listener.address,
+        option,
         asksForSecret: this.#deps.hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,
         allowList: hostWhitelist,
       });

@@ -159,7 +159,7 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 export async function listenForForwards(clients: ServiceFrontend, forwards: readonly Forward[], log: Logger): Promise<string[]> {
   const [bound, secrets] = [new Map<Forward, string>(), new SecretFiles(log)];
   for (const group of groupForwards(forwards)) {
-    const listen = { address: group.listen, protocol: createStaticForward(group), isOpenByChoice: true };
+    const listen = { address: group.listen, protocol: createStaticForward(group) };
     const { address } = group.network === "udp" ? await clients.listenUdp(listen) : await clients.listen(listen);
     for (const forward of group.forwards) {
       const { agent, network, to, sni, allow, tokenFile } = forward;

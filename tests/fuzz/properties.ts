@@ -1,7 +1,8 @@
-// Properties that hold for any input: frames, messages, addresses, allow-lists, configuration, PEM, tokens and durations. Used by the short
-// run among the tests and by the long one.
+// Properties that hold for any input: frames, messages, addresses, allow-lists, configuration, PEM, messages of SOCKS, tokens and durations.
+// Used by the short run among the tests and by the long one.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { isIP } from "node:net";
 import fc from "fast-check";
 import { decodeJwt, decodeProtectedHeader, SignJWT } from "jose";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -12,6 +13,14 @@ import { resolve } from "../../shared/config/sources.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { checkListenAddress, ConfigError, defineOptions, type Option, parseValue, ValueError } from "../../shared/config/option.ts";
 import { formatAuthority, parseAuthority } from "../../shared/address/authority.ts";
+import {
+  destinationOf,
+  incompleteMessage,
+  parseHandshake,
+  parseRequest,
+  requestEnd,
+  UnsupportedRequestError,
+} from "../../shared/frontend/socks5_messages.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
@@ -280,6 +289,23 @@ async function verdict(token: string) {
   }
 }
 
+const socksRequests = fc.oneof(
+  fc.tuple(fc.uint8Array({ minLength: 4, maxLength: 4 }), fc.constant(1)),
+  fc.tuple(fc.uint8Array({ minLength: 16, maxLength: 16 }), fc.constant(4)),
+  fc.tuple(
+    fc.oneof(
+      fc.uint8Array({ maxLength: 255 }),
+      fc.oneof(name, ip.map(written), ip.map((each) => `[${written(each)}]`)).map((text) => Buffer.from(text)),
+    )
+      .map((host) => Buffer.concat([Uint8Array.of(host.length), host])),
+    fc.constant(3),
+  ),
+).chain(([address, type]) =>
+  fc.tuple(fc.constantFrom(1, 1, 2, 3, 0xf0), fc.nat(65_535)).map(([command, port]) =>
+    Buffer.concat([Uint8Array.of(5, command, 0, type), address, Uint8Array.of(port >> 8, port & 255)])
+  )
+);
+
 const CLAIMS = { agent_id: "4711", role: "client", exp: NOW / 1000 + 60, nbf: NOW / 1000 - 60, jti: "1" };
 const claim = fc.oneof(
   fc.jsonValue({ maxDepth: 2 }),
@@ -452,6 +478,39 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
           !/^[\s\ufeff]*(?:\xef\xbb\xbf)?\s*#/.test(line) && /BEGIN (?:CERTIFICATE|X509 CRL)-/.test(line)
         );
         if (kind === "authorities" || kind === "revocation lists") assert.equal(blocks.length, begun.length);
+      },
+    ),
+    "the credentials of a SOCKS client are what it sent, and no other handshake breaks the parser": fc.property(
+      fc.array(fc.nat(255), { maxLength: 255 }),
+      fc.uint8Array({ maxLength: 255 }),
+      fc.uint8Array({ maxLength: 255 }),
+      (methods, username, password) => {
+        const offer = Uint8Array.of(5, methods.length, ...methods);
+        const sent = Uint8Array.of(...offer, 1, username.length, ...username, password.length, ...password);
+        const { credentials, methods: offered } = parseHandshake(Buffer.from(sent).toString("latin1"));
+        assert.deepEqual([offered, [...credentials!.username], [...credentials!.password]], [methods, [...username], [...password]]);
+        assert.deepEqual(parseHandshake(Buffer.from(offer).toString("latin1")), { methods });
+        const cut = sent.subarray(0, sent.length - 1 - password.length);
+        for (const part of [cut, sent.subarray(0, 1)]) incompleteMessage(Buffer.from(part).toString("latin1"));
+      },
+    ),
+    "a request of a SOCKS client ends at one place, and is a destination or refused": fc.property(
+      fc.oneof(socksRequests, fc.uint8Array({ maxLength: 300 })),
+      bytes,
+      (request, more) => {
+        const all = Buffer.concat([request, more]);
+        const end = outcome(() => requestEnd(all), MalformedRequestError);
+        if (end instanceof Error || end === undefined || end > all.length) return;
+        for (let n = 0; n <= end; n++) assert.ok([undefined, end].includes(requestEnd(all.subarray(0, n))));
+        const parsed = outcome(() => parseRequest(all.subarray(0, end)), UnsupportedRequestError);
+        if (parsed instanceof Error) return;
+        const destination = outcome(() => destinationOf(parsed), MalformedRequestError);
+        if (destination instanceof Error) return;
+        assert.deepEqual(parseAuthority(formatAuthority(destination)), destination);
+        // an address is one in every notation
+        const host = destination.host.replace(/^\[|\]$|%.*/g, "");
+        if (all[3] !== 3) assert.ok(isIP(host) > 0, host);
+        assert.doesNotMatch(destination.host, /[\s[\]]/);
       },
     ),
     "a token that was changed is not believed": fc.asyncProperty(mutations([token], TOKEN_PIECES), async (changed) => {

@@ -7,7 +7,7 @@ import { type Exposure, warnOfExposure } from "../../shared/frontend/exposure.ts
 import { LogBook } from "../../testing/network.ts";
 
 describe("a client listener", () => {
-  const open: Exposure = { address: "[::]:3128", asksForSecret: false, allowList: [] };
+  const open: Exposure = { address: "[::]:3128", option: "http-proxy.listen-address", asksForSecret: false, allowList: [] };
   const warnings = (exposure: Partial<Exposure>) => {
     const log = new LogBook();
     warnOfExposure(log, { ...open, ...exposure });

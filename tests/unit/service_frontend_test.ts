@@ -38,7 +38,8 @@ describe("the clients' side", () => {
       const options = withDefaults(lbOptions, {});
       const clients = new ServiceFrontend(runtime, options, { descriptors: 2, hasOwnAuthenticator: false });
       const protocol = createHttpProxy("reverse-http-lb");
-      const listen = (tls?: ReloadableTls<ServerTls>) => clients.listen({ address: "127.0.0.1:0", tls, protocol });
+      const listen = (tls?: ReloadableTls<ServerTls>) =>
+        clients.listen({ option: "http-proxy.listen-address", address: "127.0.0.1:0", tls, protocol });
       const sharing = [await listen(tls), await listen(tls)];
       await listen();
       clients.serve({ authenticator: createNoAuth(), allowList: createAllowList([]), dial: () => Promise.reject(new Error("no tunnel")) });

@@ -86,7 +86,7 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null, preamble: 
     all.push({
       stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
       local: batch[i + 2] as string | undefined,
-      ...preamble === "http" ? { head: text } : { serverName: text },
+      ...preamble === "client-hello" ? { serverName: text } : { head: text },
       error: error && toError(error),
     });
   }
