@@ -81,7 +81,7 @@ export interface ProxyOptions {
   };
   /** `--socks.*` */
   socks?: {
-    /** `--socks.listen-address`: TCP address for clients that speak SOCKS 5, without TLS; by default none. */
+    /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
@@ -365,7 +365,7 @@ export interface LoadBalancerOptions {
   };
   /** `--socks.*` */
   socks?: {
-    /** `--socks.listen-address`: TCP address for clients that speak SOCKS 5, without TLS; by default none. */
+    /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */

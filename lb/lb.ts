@@ -73,7 +73,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress } = await clients.listenAll({
       tls: tls.clients,
-      protocol: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
+      http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);

@@ -96,7 +96,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { clientAddress, socksAddress } = await clients.listenAll({
       tls: tls.clients,
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
-      protocol: createHttpProxy("reverse-http-proxy", {
+      http: createHttpProxy("reverse-http-proxy", {
         webSocket: webSocketsOf(options, listeners),
         autoConfig: autoConfigOf(options.httpProxy),
       }),

@@ -75,7 +75,7 @@ export const frontTlsOptions = defineOptions({
 export const socksOptions = defineOptions({
   "socks.listen-address": {
     kind: "address",
-    description: "TCP address for clients that speak SOCKS 5, without TLS; by default none.",
+    description: "TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too.",
   },
 });
 

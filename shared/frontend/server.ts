@@ -8,12 +8,15 @@ import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
 import { ClientSession, type PipelineContext } from "./pipeline.ts";
+import { isSocks5 } from "./socks5.ts";
 import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
 
 /** A listener, and what its clients speak. */
 export interface ProtocolListener {
   readonly listener: ClientListener;
   readonly protocol: ClientProtocol;
+  /** What clients speak whose first byte is that of SOCKS, where the preamble is `http-or-socks5`. */
+  readonly socks?: ClientProtocol;
 }
 
 export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "missingClientWarnings" | "logLimit" | "now"> {
@@ -126,9 +129,11 @@ export function startFrontend(options: FrontendOptions): Frontend {
     notifyWaiters();
   };
 
-  const accept = async ({ listener, protocol }: ProtocolListener): Promise<void> => {
+  const accept = async ({ listener, protocol, socks }: ProtocolListener): Promise<void> => {
     for (let batch; (batch = await listener.accept()) !== null;) {
-      for (const incoming of batch) void serve(incoming, protocol); // never rejects
+      for (const incoming of batch) {
+        void serve(incoming, socks !== undefined && isSocks5(incoming) ? socks : protocol); // never rejects
+      }
     }
   };
 

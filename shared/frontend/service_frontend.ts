@@ -43,6 +43,8 @@ export interface ListenOptions {
   /** Missing for plain TCP. */
   readonly tls?: ReloadableTls<ServerTls>;
   readonly protocol: ClientProtocol;
+  /** Clients may speak SOCKS 5 as well; `protocol` is HTTP then. */
+  readonly socks?: ClientProtocol;
   /** Takes the TLS connections of agents, as of the network's `listenTcp`. */
   readonly links?: SessionListener;
 }
@@ -93,17 +95,17 @@ export class ServiceFrontend {
    * Opens a listener. Its connections wait until {@link serve}.
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listen({ address, option, tls, protocol, links }: ListenOptions): Promise<TcpListener> {
+  async listen({ address, option, tls, protocol, socks, links }: ListenOptions): Promise<TcpListener> {
     const listener = await this.#runtime.net.listenTcp({
       address,
       tls: tls?.current,
-      preamble: protocol.preamble,
+      preamble: socks === undefined ? protocol.preamble : "http-or-socks5",
       links,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#listeners.push({ listener, option, tls, protocol, setTls: (renewed) => listener.setTls(renewed) });
+    this.#listeners.push({ listener, option, tls, protocol, socks, setTls: (renewed) => listener.setTls(renewed) });
     return listener;
   }
 
@@ -118,21 +120,19 @@ export class ServiceFrontend {
   }
 
   /**
-   * Opens the listeners that proxy and load balancer share.
-   * @param main the listener for HTTP
+   * Opens the listeners that proxy and load balancer share: for HTTP and SOCKS, and for SOCKS alone.
+   * @param http the protocol of the first
    * @throws {NetError} as {@link listen}
    */
-  async listenAll(main: Pick<ListenOptions, "tls" | "protocol" | "links">): Promise<ClientAddresses> {
-    const { httpProxy, socks } = this.#options;
-    const { address: clientAddress } = await this.listen({
-      ...main,
-      option: "http-proxy.listen-address",
-      address: httpProxy.listenAddress,
-    });
-    if (socks.listenAddress === undefined) return { clientAddress };
-    const protocol = createSocks5Proxy();
-    const { address: socksAddress } = await this.listen({ option: "socks.listen-address", address: socks.listenAddress, protocol });
-    return { clientAddress, socksAddress };
+  async listenAll(
+    { http, tls, links }: Pick<ListenOptions, "tls" | "links"> & { readonly http: ClientProtocol },
+  ): Promise<ClientAddresses> {
+    const { httpProxy: { listenAddress: address }, socks: { listenAddress: socksAddress } } = this.#options;
+    const socks = createSocks5Proxy();
+    const both = await this.listen({ option: "http-proxy.listen-address", address, tls, links, protocol: http, socks });
+    if (socksAddress === undefined) return { clientAddress: both.address };
+    const alone = await this.listen({ option: "socks.listen-address", address: socksAddress, protocol: socks });
+    return { clientAddress: both.address, socksAddress: alone.address };
   }
 
   /** Starts the frontend on all listeners. The runtime closes it. */

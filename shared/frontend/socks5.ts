@@ -4,7 +4,7 @@ import { formatAuthority } from "../address/authority.ts";
 import { type ClientCredentials, isLoggable } from "../auth/authenticator.ts";
 import { NetError } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
-import type { Duplex } from "../net/types.ts";
+import type { Duplex, Incoming } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, MalformedRequestError, type TunnelError, type TunnelErrorType } from "../tunnel/errors.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import type { ClientSession } from "./pipeline.ts";
@@ -22,9 +22,15 @@ import {
   REPLY,
   type Reply,
   requestEnd,
+  SOCKS_VERSION,
   type SocksRequest,
   UnsupportedRequestError,
 } from "./socks5_messages.ts";
+
+/** Whether the connection is a SOCKS client's, where the listener accepts HTTP too: no head begins with its first byte. */
+export function isSocks5({ head }: Incoming): boolean {
+  return head?.charCodeAt(0) === SOCKS_VERSION;
+}
 
 /** Time in milliseconds from the acceptance of the credentials to the end of the request. */
 const REQUEST_TIMEOUT_MS = 5_000;

@@ -52,16 +52,13 @@ let secure: Web;
 /** The proxy's URL with the agent's id and a password, as for `http_proxy` in the environment. */
 let proxyUrl: string;
 let folder: string;
-/** The proxy's address for SOCKS. */
-let socks: string;
 
 before(async () => {
-  pair = await Pair.start({ proxy: ["--socks.listen-address=127.0.0.1:0"] });
+  pair = await Pair.start();
   folder = pair.site.folder.path;
   const { cert, key } = pair.site.files;
   web = await Web.start({ folder });
   secure = await Web.start({ folder, tls: { cert: readFileSync(cert, "utf8"), key: readFileSync(key, "utf8") } });
-  socks = String((await pair.proxy.waitFor("listening")).socks);
   proxyUrl = `http://${AGENT_ID}:secret@${pair.addresses.clients}`;
 });
 
@@ -263,9 +260,9 @@ async function startSshd(): Promise<{ port: number; server: ChildProcess; key: s
 describe("SOCKS 5", () => {
   itWith(["curl"], "is spoken by curl, which leaves the name to the agent or resolves it itself", async () => {
     const forms: [string[], name: string][] = [
-      [["--proxy", `socks5h://${AGENT_ID}:secret@${socks}`], "localhost"],
-      [["--socks5-hostname", socks, "--proxy-user", `${AGENT_ID}:secret`], "localhost"],
-      [["--socks5", socks, "--proxy-user", `${AGENT_ID}:secret`, "-4"], "127.0.0.1"],
+      [["--proxy", `socks5h://${AGENT_ID}:secret@${pair.addresses.clients}`], "localhost"],
+      [["--socks5-hostname", pair.addresses.clients, "--proxy-user", `${AGENT_ID}:secret`], "localhost"],
+      [["--socks5", pair.addresses.clients, "--proxy-user", `${AGENT_ID}:secret`, "-4"], "127.0.0.1"],
     ];
     for (const [form, name] of forms) {
       const get = () => run("curl", ["-sSf", ...form, `http://localhost:${web.port}/`]);
@@ -274,27 +271,32 @@ describe("SOCKS 5", () => {
     const args = [
       "-sSf",
       "--proxy",
-      `socks5h://${AGENT_ID}:secret@${socks}`,
+      `socks5h://${AGENT_ID}:secret@${pair.addresses.clients}`,
       "--cacert",
       pair.site.files.ca,
       `https://${secure.authority}/`,
     ];
     assert.equal(await through("CONNECT", secure.authority, 1, () => run("curl", args)), PAGE);
-    const { exitCode, stderr } = await runToEnd("curl", ["-sS", "--proxy", `socks5h://nobody:x@${socks}`, `http://${web.authority}/`]);
+    const { exitCode, stderr } = await runToEnd("curl", [
+      "-sS",
+      "--proxy",
+      `socks5h://nobody:x@${pair.addresses.clients}`,
+      `http://${web.authority}/`,
+    ]);
     assert.equal(exitCode, 97);
     assert.match(stderr, /\(4\)/);
   });
 
   itWith(["git"], "is spoken by git over https", async () => {
     makeRepository("socks");
-    const config = `http.proxy=socks5h://${AGENT_ID}:secret@${socks}`;
+    const config = `http.proxy=socks5h://${AGENT_ID}:secret@${pair.addresses.clients}`;
     const clone = ["-c", config, "clone", "-q", `https://${secure.authority}/git/socks.git`, "cloned-4"];
     await through("CONNECT", secure.authority, 1, () => run("git", clone, { GIT_SSL_CAINFO: pair.site.files.ca }));
     assert.equal(readFileSync(join(folder, "cloned-4", "file"), "utf8"), "content of socks");
   });
 
   itWith(["python3 with PySocks"], "is spoken by Python", async () => {
-    const [host, port] = socks.split(":");
+    const [host, port] = pair.addresses.clients.split(":");
     const args = [join(ROOT, "tests", "clients", "get_socks.py"), host!, port!, AGENT_ID, "secret", `http://localhost:${web.port}/`];
     assert.equal(await through("CONNECT", `localhost:${web.port}`, 1, () => run("/usr/bin/python3", args)), PAGE);
   });
@@ -303,7 +305,7 @@ describe("SOCKS 5", () => {
     const { port, server, key } = await startSshd();
     try {
       const options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"];
-      const proxy = `ProxyCommand=ncat --proxy-type socks5 --proxy ${socks} --proxy-auth ${AGENT_ID}:secret %h %p`;
+      const proxy = `ProxyCommand=ncat --proxy-type socks5 --proxy ${pair.addresses.clients} --proxy-auth ${AGENT_ID}:secret %h %p`;
       const args = ["-F", "none", "-i", key, ...[...options, proxy].flatMap((each) => ["-o", each]), "-p", String(port)];
       const greet = () => run("ssh", [...args, `${userName()}@127.0.0.1`, "echo", "hello"]);
       assert.equal(await through("CONNECT", `127.0.0.1:${port}`, 1, greet), "hello");

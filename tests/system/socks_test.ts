@@ -1,10 +1,11 @@
 // SOCKS 5 with the compiled executables: replies that mean what happened, segments, limits, lb. clients_test.ts has real clients.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { join } from "node:path";
 import { AGENT_ID, Pair, type Program, ROOT, runToEnd, Site } from "../../testing/programs.ts";
-import { ask, connectHead, dial, Origin, type Wire } from "../../testing/sockets.ts";
+import { ask, type ClientTls, connectHead, dial, dialTls, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
 import { freePort, StoreServer } from "../../testing/store_servers.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -18,8 +19,8 @@ async function socksOf(program: Program): Promise<string> {
 }
 
 /** Connects and authenticates; the status of the credentials is 0. */
-async function login(address: string, id = AGENT_ID, password = "x"): Promise<Wire> {
-  const wire = await dial(address);
+async function login(address: string, id = AGENT_ID, password = "x", tls?: ClientTls): Promise<Wire> {
+  const wire = tls ? await dialTls(address, tls) : await dial(address);
   await wire.write(methods(0, 2));
   assert.deepEqual([...await wire.read(2)], [5, 2]);
   await wire.write(credentials(id, password));
@@ -42,8 +43,8 @@ async function answerTo(address: string, ...messages: Uint8Array[]): Promise<num
 }
 
 /** A tunnel to `origin`, whose client finishes first. */
-async function echo(address: string, origin: Origin): Promise<void> {
-  using wire = await login(address);
+async function echo(address: string, origin: Origin, tls?: ClientTls): Promise<void> {
+  using wire = await login(address, AGENT_ID, "x", tls);
   await wire.write(request(origin.host, origin.port));
   assert.deepEqual([...await wire.read(10)], reply(0));
   const server = await origin.accept();
@@ -76,6 +77,29 @@ describe("SOCKS 5", () => {
       const { length } = pair.proxy.logged("request", { protocol: "socks5", error });
       assert.deepEqual(await replyTo(address, message, id), reply(code), error);
       await pair.proxy.waitFor("request", { protocol: "socks5", error }, length + 1);
+    }
+  });
+
+  it("is recognized at the clients' port, with TLS too, beside HTTP", async () => {
+    await using origin = await Origin.start();
+    for (const isSecure of [false, true]) {
+      await using site = await Site.create();
+      const { ca, cert, key } = site.files;
+      const secure = ["--http-proxy.tls.enable", `--http-proxy.tls.file.cert=${cert}`, `--http-proxy.tls.file.key=${key}`];
+      const { proxy, addresses } = await site.startProxy(isSecure ? secure : []);
+      await site.startAgent(addresses);
+      const tls = isSecure ? { ca: readFileSync(ca, "utf8") } : undefined;
+      await echo(addresses.clients, origin, tls);
+      await proxy.waitFor("request", { protocol: "socks5", status: 200 });
+      using tunnel = await openTunnel(addresses.clients, origin.authority, { tls });
+      await origin.accept();
+      tunnel.reset();
+      assert.equal((await proxy.waitFor("request", { method: "CONNECT", protocol: undefined })).status, 200);
+      if (!isSecure) continue;
+      using plain = await dial(addresses.clients);
+      await plain.write(methods(2));
+      await plain.ending();
+      await proxy.waitFor("client handshake failed", { reason: "This is SOCKS 5, but this port accepts only TLS" });
     }
   });
 

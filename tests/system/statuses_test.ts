@@ -86,7 +86,6 @@ print(response.status, response.read().decode(), end="")
     const { proxy, addresses: { clients } } = await site.startProxy();
     const spoken: [first: string, status: number, hint: RegExp][] = [
       ["\x16\x03\x01\x02\x00\x01", 400, /TLS.*http:\/\//],
-      ["\x05\x01\x00", 400, /SOCKS 5/],
       ["\x04\x01\x00\x50\x7f\x00\x00\x01\x00", 400, /SOCKS 4/],
       ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, /HTTP\/2\.0 is not supported: HTTP\/1\.1 is/],
     ];

@@ -3,13 +3,15 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError, type Authenticator, type ClientCredentials, createNoAuth } from "../../shared/auth/authenticator.ts";
+import type { ClientProtocol } from "../../shared/frontend/client_protocol.ts";
+import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../../shared/frontend/socks5.ts";
 import type { Duplex, ListenTcpOptions, Net } from "../../shared/net/types.ts";
 import { TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { bytes, readAll, readExactly, readTextExactly, until, within } from "../conformance/support.ts";
-import { connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
 
 interface Bench {
@@ -18,25 +20,34 @@ interface Bench {
   readonly dialled: Queue<{ request: TunnelRequest; far: Duplex }>;
   /** Names of the metric of clients without a request. */
   readonly bad: string[];
+  /** The listener's. */
+  readonly address: string;
   connect(): Promise<Duplex>;
 }
 
 interface BenchOptions extends Partial<FrontendOptions> {
   readonly listen?: Partial<ListenTcpOptions>;
   readonly requestTimeoutMs?: number;
+  /** HTTP at the same port. */
+  readonly beside?: ClientProtocol;
 }
 
 /** A frontend whose destinations are one end of a pair of streams each. */
-function withBench(body: (bench: Bench) => Promise<void>, { listen, requestTimeoutMs, ...options }: BenchOptions = {}): Promise<void> {
+function withBench(
+  body: (bench: Bench) => Promise<void>,
+  { listen, requestTimeoutMs, beside, ...options }: BenchOptions = {},
+): Promise<void> {
   return withNet(async (net) => {
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const bad: string[] = [];
-    const protocol = createSocks5Proxy(requestTimeoutMs);
-    const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble, ...listen });
+    const socks = createSocks5Proxy(requestTimeoutMs);
+    const protocol = beside ?? socks;
+    const preamble = beside ? "http-or-socks5" : protocol.preamble;
+    const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble, ...listen });
     const frontend = startFrontend({
       net,
       log,
-      listeners: [{ listener, protocol }],
+      listeners: [{ listener, protocol, socks }],
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
       onBadClient: (what) => void bad.push(what),
@@ -47,7 +58,7 @@ function withBench(body: (bench: Bench) => Promise<void>, { listen, requestTimeo
       },
       ...options,
     });
-    await body({ net, log, dialled, bad, connect: () => connectTo(net, listener.address) });
+    await body({ net, log, dialled, bad, address: listener.address, connect: () => connectTo(net, listener.address) });
     frontend.close();
     await within(frontend.done);
   });
@@ -340,6 +351,20 @@ describe("a SOCKS 5 client", () => {
       assert.deepEqual([...await readExactly(other, 2)], [5, 2]);
       other.close();
     }, { listen: { maxPendingHeads: 1 } }));
+
+  it("is recognized beside HTTP, and never gets a response of HTTP", () =>
+    withBench(async ({ connect, net, log, address }) => {
+      const client = await connect();
+      await login(client);
+      await client.write(request("db", 1));
+      assert.deepEqual([...await readExactly(client, 10)], reply(0));
+      client.close();
+      assert.equal((await ask(net, address, "CONNECT db:1 HTTP/1.1\r\n\r\n")).status, 407);
+      await log.waitFor("request", { status: 407, protocol: undefined, method: "CONNECT" });
+      assert.deepEqual(await answerTo(await connect(), methods(0)), [5, 0xff]);
+      assert.deepEqual(await answerTo(await connect(), methods(2)), [5, 2]);
+      await log.waitFor("request", { status: 400, reason: "The client's SOCKS credentials were not complete in time" });
+    }, { beside: createHttpProxy("reverse-http-proxy"), listen: { headTimeoutMs: 50 } }));
 
   it("that speaks another protocol is refused", () =>
     withBench(async ({ connect, log }) => {
