@@ -1,13 +1,13 @@
 // Clients that speak SOCKS 5 (RFC 1928): user name and password (RFC 1929), and one CONNECT on each connection. The user name is the agent
 // id and the password what HTTP has as password. The listener reads everything up to the credentials.
 import { formatAuthority } from "../address/authority.ts";
-import { type ClientCredentials, isLoggable } from "../auth/authenticator.ts";
+import type { ClientCredentials } from "../auth/authenticator.ts";
 import { NetError } from "../net/errors.ts";
-import { printable } from "../net/printable.ts";
 import type { Duplex, Incoming } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, MalformedRequestError, type TunnelError, type TunnelErrorType } from "../tunnel/errors.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
-import type { ClientSession } from "./pipeline.ts";
+import { claimedAgent } from "./http_credentials.ts";
+import type { ClientSession, PipelineContext } from "./pipeline.ts";
 import {
   CONNECT,
   CREDENTIALS_ACCEPTED,
@@ -16,6 +16,7 @@ import {
   encodeReply,
   type Handshake,
   incompleteMessage,
+  NO_AUTHENTICATION,
   NO_METHOD,
   parseHandshake,
   parseRequest,
@@ -47,13 +48,13 @@ export function createSocks5Proxy(requestTimeoutMs = REQUEST_TIMEOUT_MS): Client
           session.record.protocol = "socks5";
           refusal = () => CREDENTIALS_REFUSED;
           const handshake = parseHandshake(head);
-          if (handshake.credentials === undefined) refusal = () => NO_METHOD;
+          const hasPassword = handshake.credentials !== undefined;
+          if (!hasPassword) refusal = () => NO_METHOD;
           session.checkRate();
-          const credentials = readCredentials(handshake);
-          const name = credentials.username;
-          session.record.agentClaimed = isLoggable(name) ? printable(name) : undefined;
+          const credentials = readCredentials(handshake, mayBeAnonymous(session.context));
+          if (credentials !== undefined) session.record.agentClaimed = claimedAgent(credentials);
           const identity = await session.identify(credentials);
-          await session.stream.write(CREDENTIALS_ACCEPTED);
+          await session.stream.write(hasPassword ? CREDENTIALS_ACCEPTED : NO_AUTHENTICATION);
           refusal = (error) => encodeReply(replyOf(error));
           const request = await readRequest(session.stream, requestTimeoutMs);
           const destination = readDestination(session, request);
@@ -71,11 +72,17 @@ export function createSocks5Proxy(requestTimeoutMs = REQUEST_TIMEOUT_MS): Client
 
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
+/** Whether a client needs no credentials, because the name of its destination can carry the agent. */
+function mayBeAnonymous({ authenticator, agentSuffix }: PipelineContext): boolean {
+  return agentSuffix !== undefined && authenticator.anonymous !== undefined;
+}
+
 /**
- * Reads the credentials as those of HTTP, where a user name has no colon.
+ * Reads the credentials as those of HTTP, where a user name has no colon; `undefined` for an anonymous client.
  * @throws {CredentialsError}
  */
-function readCredentials({ methods, credentials }: Handshake): ClientCredentials & { readonly scheme: "basic" } {
+function readCredentials({ methods, credentials }: Handshake, mayBeAnonymous: boolean): ClientCredentials | undefined {
+  if (mayBeAnonymous && (credentials ? credentials.password.length === 0 : methods.includes(0))) return undefined;
   if (credentials === undefined) {
     const offered = methods.length === 0 ? "nothing" : methods.join(", ");
     throw new CredentialsError(

@@ -22,7 +22,8 @@ export const REPLY = {
 } as const;
 export type Reply = (typeof REPLY)[keyof typeof REPLY];
 
-/** The response to the methods of a client: none is acceptable. */
+/** The responses to the methods of a client: no authentication is needed; none of them is acceptable. */
+export const NO_AUTHENTICATION: Uint8Array = Uint8Array.of(SOCKS_VERSION, 0);
 export const NO_METHOD: Uint8Array = Uint8Array.of(SOCKS_VERSION, 0xff);
 export const CREDENTIALS_ACCEPTED: Uint8Array = Uint8Array.of(CREDENTIALS_VERSION, 0);
 /** Any status but 0 refuses. The client must close the connection then. */

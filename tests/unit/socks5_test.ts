@@ -180,6 +180,39 @@ describe("a SOCKS 5 client", () => {
     }, { authenticator });
   });
 
+  it("needs no password where the name of its destination carries the agent, and its login name is ignored", () =>
+    withBench(async ({ connect, dialled, log }) => {
+      const anonymous: [Uint8Array[], number[]][] = [
+        [[methods(0)], [5, 0]],
+        [[methods(0, 2), credentials("local-user", "")], [5, 2, 1, 0]],
+      ];
+      for (const [messages, answer] of anonymous) {
+        const client = await connect();
+        for (const message of messages) await client.write(message);
+        assert.deepEqual([...await readExactly(client, answer.length)], answer);
+        await client.write(request("db.site7.rhttp", 80));
+        const { request: asked, far } = await dialled.next();
+        assert.deepEqual([asked.agentId, asked.destination], ["site7", { host: "db", port: 80 }]);
+        client.close();
+        far.close();
+        const other = await connect();
+        for (const message of messages) await other.write(message);
+        assert.deepEqual(await answerTo(other, request("db", 80)), [...answer, ...reply(2)]);
+      }
+      assert.deepEqual(await answerTo(await connect(), methods(1)), [5, 0xff]);
+      const named = await connect();
+      await login(named, "site");
+      await named.write(request("db", 80));
+      assert.equal((await dialled.next()).request.agentId, "site");
+      named.close();
+      assert.doesNotMatch(JSON.stringify(log.entries), /local-user/);
+    }, { agentSuffix: ".rhttp" }));
+
+  it("needs a password with tokens, whatever its destination", () =>
+    withBench(async ({ connect }) => {
+      assert.deepEqual(await answerTo(await connect(), methods(0)), [5, 0xff]);
+    }, { agentSuffix: ".rhttp", authenticator: passwordOnly("secret") }));
+
   it("has the user name of HTTP: UTF-8, and a colon in it is not the end", () =>
     withBench(async ({ connect, dialled }) => {
       for (const [username, agent, inHttp] of [["köln", "köln", "köln"], ["a:b", "a:b", "a%3Ab"], ["a%3Ab", "a:b", "a%3Ab"]] as const) {
