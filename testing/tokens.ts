@@ -1,6 +1,7 @@
 // Keys and tokens for tests, generated at run time.
 import { createPublicKey, generateKeyPairSync } from "node:crypto";
 import { parsePrivateKey } from "../shared/auth/keys.ts";
+import { signTicket } from "../shared/auth/ticket.ts";
 import { signToken, type TokenRequest } from "../shared/auth/token.ts";
 import { secrets } from "./secrets.ts";
 
@@ -10,6 +11,13 @@ export interface TokenKey {
   readonly publicPem: string;
   /** Signs a token for the agent 4711, by default a client's, valid for a day. */
   sign(request?: Partial<TokenRequest>): Promise<string>;
+}
+
+/** A ticket of a key for clients of the agent 4711, valid for a day. */
+export async function makeTicket({ privatePem }: TokenKey): Promise<string> {
+  const { text } = await signTicket(parsePrivateKey(privatePem), { agentId: "4711", durationMs: 86_400_000 });
+  secrets.add("a ticket", text);
+  return text;
 }
 
 export function makeTokenKey(): TokenKey {

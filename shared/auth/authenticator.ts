@@ -158,8 +158,8 @@ export function usernameOf(agentId: string): string {
   return agentId.replace(/%((?:25)*3A)/gi, "%25$1").replaceAll(":", "%3A");
 }
 
-/** A JWT: its header is JSON in base64url. */
-const TOKEN = /^eyJ[\w-]+\.[\w-]+\.[\w-]*\s*$/;
+/** A JWT, whose header is JSON in base64url, or a ticket. */
+const TOKEN = /^(?:eyJ[\w-]+\.[\w-]+\.[\w-]*|rht_[\w-]{64,})\s*$/;
 /** Longest user name that is logged, in characters. */
 const MAX_LOGGED = 64;
 

@@ -1,4 +1,4 @@
-// Authentication by tokens (JWT), and closing what was opened with a token that expires, is revoked, or whose key is removed.
+// Authentication by tokens (JWT) and tickets, and closing what was opened with a token that expires, is revoked, or whose key is removed.
 import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError, readBytes } from "../files/read.ts";
@@ -15,6 +15,7 @@ import {
 import type { AgentList } from "./agent_list.ts";
 import { parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
+import { isTicket, verifyTicket } from "./ticket.ts";
 import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
 import { PolledFile } from "../files/polled_file.ts";
 
@@ -64,12 +65,11 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   const current = new Set<CurrentToken>();
   let keys = currentKeys(files.keys);
 
-  const verify = async (text: string, role: Role): Promise<Token> => {
-    // a token is valid for one role only
-    const cacheKey = `${role} ${text}`;
+  /** @param cacheKey all that the result depends on, besides the options */
+  const verify = async (cacheKey: string, check: (keys: VerificationKey[]) => Promise<Token>): Promise<Token> => {
     let token = verified.get(cacheKey);
     verified.delete(cacheKey);
-    token ??= await verifyToken(text, [...keys.values()], { role, audience: options.audience, now: now() });
+    token ??= await check([...keys.values()]);
     verified.set(cacheKey, token);
     if (verified.size > MAX_CACHED) verified.delete(verified.keys().next().value!);
     return token;
@@ -81,8 +81,15 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     return undefined;
   };
 
-  const admit = async (text: string, role: Role): Promise<Identity> => {
-    const token = await verify(text, role);
+  const { audience } = options;
+  // a token is valid for one role only
+  const verifyJwt = (text: string, role: Role) =>
+    verify(`${role} ${text}`, (keys) => verifyToken(text, keys, { role, audience, now: now() }));
+  // a ticket is valid for one user name only
+  const verifyTicketOf = (text: string, username: string) =>
+    verify(`ticket ${text} ${username}`, (keys) => verifyTicket(text, keys, { agentIds: agentIdsOf(username), audience }));
+
+  const admit = (token: Token, role: Role): Identity => {
     // a cached token may have been revoked or expired since
     const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
     // a token that closes connections at its expiry is not accepted within the leeway, or the agent would reconnect with it
@@ -140,11 +147,19 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
   schedule();
 
   return {
-    authenticateAgent: (credentials) => admit(decode(credentials), "agent"),
+    authenticateAgent: async (credentials) => admit(await verifyJwt(decode(credentials), "agent"), "agent"),
     async authenticateClient(credentials) {
-      const identity = await admit(tokenOf(credentials), "client");
+      const text = tokenOf(credentials);
+      if (isTicket(text)) {
+        if (credentials.scheme === "basic") return admit(await verifyTicketOf(text, credentials.username), "client");
+        throw new AuthenticationError(
+          "denied",
+          "The client sent a ticket without the agent id, as a Bearer token: it belongs in the password",
+        );
+      }
+      const identity = admit(await verifyJwt(text, "client"), "client");
       if (identity.agents) return { ...identity, agentId: agentNamedBy(credentials, identity.agents) };
-      if (credentials.scheme === "basic" && ![credentials.username, agentIdOf(credentials.username)].includes(identity.agentId)) {
+      if (credentials.scheme === "basic" && !agentIdsOf(credentials.username).includes(identity.agentId)) {
         identity.release?.();
         const name = isLoggable(credentials.username) ? JSON.stringify(credentials.username) : "too long, or a token";
         const claim = JSON.stringify(identity.agentId);
@@ -238,8 +253,12 @@ function decode(credentials: Uint8Array): string {
 /** The agent that the user name stands for, if the token is for it. With such a token, the user name may be any other text. */
 function agentNamedBy(credentials: ClientCredentials, agents: AgentList): string {
   if (credentials.scheme !== "basic" || isToken(credentials.username)) return ""; // a token must not be logged
-  const { username } = credentials;
-  return [username, agentIdOf(username)].find((id) => id !== "" && agents.allows(id)) ?? "";
+  return agentIdsOf(credentials.username).find((id) => id !== "" && agents.allows(id)) ?? "";
+}
+
+/** The agent ids that a user name may stand for. */
+function agentIdsOf(username: string): string[] {
+  return [...new Set([username, agentIdOf(username)])];
 }
 
 function tokenOf(credentials: ClientCredentials): string {

@@ -21,7 +21,7 @@ const CHUNK = 128 * 1024;
 const UUID = /^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
 /** Characters of a `jti` (RFC 7519), without those that indicate a mistake: quotation marks and list separators. */
 const ID = /^[!$-&(-+\--:<-_a-~]+$/;
-const TOKEN = /^eyJ[\w-]*\.[\w-]+\.[\w-]*$/;
+const TOKEN = /^(?:eyJ[\w-]*\.[\w-]+\.[\w-]*|rht_[\w-]{64,})$/;
 
 /** @throws {Error} naming the first invalid line */
 export async function readRevocations(file: string): Promise<Revocations> {

@@ -163,7 +163,7 @@ function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?
 
 const NO_TOKEN: Readonly<Record<Role, string>> = {
   agent: "The agent's credentials are not a JWT: it needs --auth.type=jwt and --auth.jwt.token",
-  client: "The client's credentials are not a JWT: send the token as the password",
+  client: "The client's credentials are not a JWT, and no ticket: send one as the password; only a ticket fits into one of SOCKS",
 };
 
 /** Describes errors in our own words, because the library's may change. */

@@ -9,11 +9,13 @@ import { writeFileAtomically } from "../files/write.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "../auth/keys.ts";
+import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
 import { ROLES, signToken, type TokenRequest } from "../auth/token.ts";
 
 const PRIVATE_KEY_FILE = "auth-key-private.pem";
 const PUBLIC_KEY_FILE = "auth-key-public.pem";
 const TOKEN_FILE = "jwt.b64";
+const TICKET_FILE = "ticket.txt";
 /** Readable by the owner only. */
 const SECRET = 0o600;
 const PUBLIC = 0o644;
@@ -105,13 +107,39 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   },
 };
 
+const ticketOptions = defineOptions({
+  "agent-id": { kind: "string", description: "Id of the agent that a client may reach with the ticket; the client's user name." },
+  "audience": {
+    kind: "string",
+    description: "Audience, which must be --auth.jwt.audience of proxy and lb; leave it out if they have none.",
+  },
+  "duration": tokenOptions.duration,
+  "in": { ...input, description: "Private key file for ES256 or EdDSA, PEM; - is standard input. With RSA a ticket would be too long." },
+  "out": { kind: "file", short: "o", default: TICKET_FILE, description: "File for the ticket; - is standard output." },
+  force,
+});
+
+const ticketCommand: Subcommand<ValuesOf<typeof ticketOptions>> = {
+  name: "ticket",
+  description: "Create a ticket for clients of an agent: a password of 118 characters, which SOCKS clients can send.",
+  options: ticketOptions,
+  async run({ agentId, audience, duration, in: file, out, force }, terminal) {
+    if (agentId === undefined) throw new ConfigError("Cannot create a ticket: --agent-id is required");
+    const key = await readKey(file, terminal);
+    const { text, id, expiresAt } = await issueTicket(key, { agentId, audience, durationMs: duration }, file);
+    await writeOutput(text, { file: out, mode: SECRET, force }, terminal);
+    if (out !== "-") terminal.write(`jti ${id}, expires ${new Date(expiresAt).toISOString()}\n`);
+  },
+};
+
 /** The command group `auth`. */
 export const authCommand: Group = {
   name: "auth",
-  description: "Create keys and tokens for authentication by JWT.",
+  description: "Create keys, tokens (JWT) and tickets for authentication.",
   commands: [
     { name: "key", description: "Create keys.", commands: [privateCommand as Subcommand, publicCommand as Subcommand] },
     { name: "jwt", description: "Create tokens.", commands: [tokenCommand as Subcommand] },
+    ticketCommand as Subcommand,
   ],
 };
 
@@ -130,6 +158,17 @@ async function sign(key: SigningKey, request: TokenRequest): Promise<string> {
   try {
     return await signToken(key, request);
   } catch (cause) {
+    if (!(cause instanceof AuthenticationError)) throw cause;
+    throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(request.agentId)}: ${cause.message}`, { cause });
+  }
+}
+
+async function issueTicket(key: SigningKey, request: TicketRequest, file: string): Promise<Ticket> {
+  try {
+    return await signTicket(key, request);
+  } catch (cause) {
+    if (cause instanceof KeyError) throw new ConfigError(`Cannot use --in ${JSON.stringify(file)}: ${cause.message}`, { cause });
+    if (cause instanceof RangeError) throw new ConfigError(`Cannot use --duration: ${cause.message}`, { cause });
     if (!(cause instanceof AuthenticationError)) throw cause;
     throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(request.agentId)}: ${cause.message}`, { cause });
   }

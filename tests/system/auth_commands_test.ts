@@ -1,5 +1,6 @@
 // The commands `auth …` of the compiled executables: their output, its permissions, and the files that they do not replace.
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
@@ -57,6 +58,31 @@ describe("auth", () => {
       assert.equal(exp! - iat!, 87_600 * 3600);
     }
     assert.deepEqual(readdirSync(folder.path), []);
+  });
+
+  it("writes a ticket that fits into a password of SOCKS", async () => {
+    using folder = new Folder();
+    for (const algorithm of ["ES256", "EdDSA"]) {
+      await succeed(folder, ["key", "private", "--algo", algorithm, "--force"]);
+      const said = await succeed(folder, ["ticket", "--agent-id", "4711", "--duration=1h", "--force"]);
+      const { text, mode } = read(folder, "ticket.txt");
+      assert.match(text, /^rht_[\w-]{114}$/);
+      assert.equal(mode, 0o600);
+      const [, jti, expires] = /^jti ([0-9a-f-]{36}), expires (\S+)$/.exec(said) ?? [];
+      assert.equal(Buffer.from(text.slice(4), "base64url").toString("hex", 5, 21), jti?.replaceAll("-", ""));
+      assert.ok(Math.abs(Date.parse(expires!) - Date.now() - 3_600_000) < 120_000, said);
+    }
+    const key = await succeed(folder, ["key", "private", "--algo=RS256", "--out=-"]);
+    folder.write("rsa.pem", key);
+    await fail(folder, 2, ["ticket", "--agent-id=4711", "--in=rsa.pem"], /Cannot use --in "rsa\.pem": its key is for RSA.*ES256 or EdDSA/);
+    await fail(
+      folder,
+      2,
+      ["ticket", "--agent-id=4711", "--duration=1000000h"],
+      /Cannot use --duration: a ticket expires in 2106 at the latest/,
+    );
+    await fail(folder, 2, ["ticket"], /Cannot create a ticket: --agent-id is required/);
+    await fail(folder, 2, ["ticket", "--agent-id=a b"], /--agent-id "a b"/);
   });
 
   it("replaces a file only if requested, with the right mode and without leaving temporary files", async () => {

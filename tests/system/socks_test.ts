@@ -4,11 +4,11 @@ import { readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { join } from "node:path";
-import { AGENT_ID, Pair, type Program, ROOT, runToEnd, Site } from "../../testing/programs.ts";
+import { AGENT, AGENT_ID, Pair, type Program, ROOT, runToEnd, Site } from "../../testing/programs.ts";
 import { ask, type ClientTls, connectHead, dial, dialTls, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
 import { freePort, StoreServer } from "../../testing/store_servers.ts";
-import { makeTokenKey } from "../../testing/tokens.ts";
+import { makeTicket, makeTokenKey } from "../../testing/tokens.ts";
 
 const SOCKS = "--socks.listen-address=127.0.0.1:0";
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux counts segments for programs" };
@@ -43,8 +43,8 @@ async function answerTo(address: string, ...messages: Uint8Array[]): Promise<num
 }
 
 /** A tunnel to `origin`, whose client finishes first. */
-async function echo(address: string, origin: Origin, tls?: ClientTls): Promise<void> {
-  using wire = await login(address, AGENT_ID, "x", tls);
+async function echo(address: string, origin: Origin, { password, tls }: { password?: string; tls?: ClientTls } = {}): Promise<void> {
+  using wire = await login(address, AGENT_ID, password, tls);
   await wire.write(request(origin.host, origin.port));
   assert.deepEqual([...await wire.read(10)], reply(0));
   const server = await origin.accept();
@@ -89,7 +89,7 @@ describe("SOCKS 5", () => {
       const { proxy, addresses } = await site.startProxy(isSecure ? secure : []);
       await site.startAgent(addresses);
       const tls = isSecure ? { ca: readFileSync(ca, "utf8") } : undefined;
-      await echo(addresses.clients, origin, tls);
+      await echo(addresses.clients, origin, { tls });
       await proxy.waitFor("request", { protocol: "socks5", status: 200 });
       using tunnel = await openTunnel(addresses.clients, origin.authority, { tls });
       await origin.accept();
@@ -137,6 +137,28 @@ describe("SOCKS 5", () => {
     for (let i = 0; i < 8; i++) assert.deepEqual(await answerTo(address, methods(2), credentials(AGENT_ID, `wrong ${i}`)), [5, 2, 1, 1]);
     await proxy.waitFor("limit reached", { limit: "auth-failures", address: "127.0.0.1" });
     assert.equal(await status(), 503);
+  });
+
+  it("takes tickets as passwords, as HTTP does, also by way of lb", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    const key = makeTokenKey();
+    const auth = ["--auth.type=jwt", `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`];
+    const { addresses } = await site.startProxy([...auth, "--store.type=memcached", `--store.memcached.address=${cache.address}`]);
+    const { lb, clients } = await site.startLb(cache, auth);
+    const agentArgs = site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth."));
+    const agent = site.start(AGENT, [...agentArgs, "--auth.type=jwt", `--auth.jwt.token=${await key.sign({ role: "agent" })}`]);
+    await agent.waitFor("connected");
+    await using origin = await Origin.start();
+    const ticket = await makeTicket(key);
+    for (const address of [addresses.clients, clients]) {
+      await echo(address, origin, { password: ticket });
+      using tunnel = await openTunnel(address, origin.authority, { password: ticket });
+      await origin.accept();
+      tunnel.reset();
+      assert.deepEqual(await answerTo(address, methods(2), credentials("other", ticket)), [5, 2, 1, 1]);
+    }
+    await lb.waitFor("request", { protocol: "socks5", agent: AGENT_ID, status: 200 });
   });
 
   it("is served by lb too, with the credentials that its proxy checks", async () => {

@@ -146,7 +146,7 @@ describe("verifyToken()", () => {
   const hmac = (secret: string) => (input: string) => createHmac("sha256", secret).update(input).digest("base64url");
   const wrong: [what: string, token: () => string | Promise<string>, message: RegExp][] = [
     ["an empty text", () => "", /^There is no token$/],
-    ["a password", () => "hunter2", /^The client's credentials are not a JWT: send the token as the password$/],
+    ["a password", () => "hunter2", /^The client's credentials are not a JWT, and no ticket: send one as the password/],
     ["two parts", async () => (await sign()).split(".").slice(0, 2).join("."), /not a JWT/],
     ["white space within", async () => (await sign()).replace(".", " ."), /not a JWT/],
     ["a header that is no JSON", async () => `AAAA${(await sign()).slice(4)}`, /header cannot be read/],
