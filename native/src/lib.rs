@@ -4,6 +4,7 @@
 mod addon;
 mod error;
 mod http;
+mod http2;
 mod net;
 mod quic;
 mod relay;
@@ -23,6 +24,7 @@ pub use addon::engine::{notify_supervisor, Engine};
 pub mod fuzzing {
     pub use crate::error::{NetError, NetErrorCode};
     pub use crate::http::head::HeadScanner;
+    pub use crate::http2::head as http2_head;
     pub use crate::net::address::{canonical, display, interleave, to_bind};
     pub use crate::net::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
     pub use crate::net::tcp::client_hello::HelloReader;

@@ -14,6 +14,7 @@
  * - `abandoned`: the peer of the stream to be relayed disconnected before the other end was connected
  * - `cancelled`: the `signal` of the call was aborted
  * - `not-tls`: a client sent plain HTTP to a TLS listener; it can be answered in plain HTTP
+ * - `not-http2`: a client sent something else, such as HTTP/1.1, to a listener for HTTP/2; it can be answered in HTTP/1.1
  * - `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`: a head was not received completely
  * - `limit`: a local limit was reached
  * - `limit-per-address`: a local limit per address was reached
@@ -38,6 +39,7 @@ export type NetErrorCode =
   | "abandoned"
   | "cancelled"
   | "not-tls"
+  | "not-http2"
   | "head-too-large"
   | "head-timeout"
   | "head-malformed"

@@ -157,7 +157,7 @@ export interface Incoming {
   readonly serverName?: string;
   /** The address at which the client has reached the listener, `host:port` or `[host]:port`. Missing where {@link Preamble} is `http`. */
   readonly local?: string;
-  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `reset` */
+  /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `not-http2`, `reset` */
   readonly error?: NetError;
 }
 
@@ -169,7 +169,8 @@ export interface ClientListener {
   accept(): Promise<Incoming[] | null>;
   /**
    * Stops accepting connections and soon frees the address. Established connections are still delivered if their preambles arrive within 500 ms;
-   * after the last one `accept` resolves with `null`. `close` must still be called.
+   * after the last one `accept` resolves with `null`. Clients that speak HTTP/2 are told (GOAWAY), and delivered streams stay open. `close` must
+   * still be called.
    */
   stopAccepting(): void;
   /**
@@ -338,10 +339,14 @@ export interface AddressLimit {
  *   credentials too (RFC 1929 §2). It checks no more than the version and where the messages end
  * - `http-or-socks5`: one or the other, by the first byte
  * - `client-hello`: the first message of TLS (RFC 8446 §4.1.2), which is not answered and stays in the stream
+ * - `http2`: the heads of a connection of HTTP/2 (RFC 9113). Each stream is delivered as one of HTTP/1.1: the head has its form, and a body
+ *   without a length is in chunks; an extended CONNECT (RFC 8441) has the form of an upgrade. What is written begins with a response head of
+ *   HTTP/1.1, interim ones before it; the fields about the connection are left out, and the body that follows is not in chunks. A reset ends
+ *   both directions, with CONNECT_ERROR in a tunnel. A connection without a stream for 3 minutes is closed; it counts as a pending head
  * - `none`: nothing. It delivers a connection as soon as it is accepted and, with TLS, its handshake is complete, whether or not the client
  *   has sent anything
  */
-export type Preamble = "http" | "socks5" | "http-or-socks5" | "client-hello" | "none";
+export type Preamble = "http" | "http2" | "socks5" | "http-or-socks5" | "client-hello" | "none";
 
 /** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
@@ -351,7 +356,10 @@ export interface ListenTcpOptions extends HeadOptions {
   pendingHeadsPerAddress?: AddressLimit;
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
-  /** Accept TLS; not with the preamble `client-hello`. With a preamble that includes `http`, select `http/1.1` if a client offers it by ALPN (RFC 7301). Default: plain TCP. */
+  /**
+   * Accept TLS; not with the preamble `client-hello`. Select `http/1.1` with a preamble that includes `http`, and `h2` with `http2`, if a client
+   * offers it by ALPN (RFC 7301). Default: plain TCP, and HTTP/2 with prior knowledge (RFC 9113 §3.3).
+   */
   tls?: ServerTls;
   /**
    * Takes the TLS connections that offer one of its protocols by ALPN (RFC 7301), with its own certificate, requirements and limits. A

@@ -4,6 +4,7 @@ import { describe } from "node:test";
 import { datagramTests } from "./datagrams.ts";
 import { duplexTests } from "./duplex.ts";
 import { headTests } from "./heads.ts";
+import { http2Tests } from "./http2.ts";
 import { lifetimeTests } from "./lifetime.ts";
 import { linkTests } from "./links.ts";
 import { preambleTests } from "./preambles.ts";
@@ -21,6 +22,7 @@ export function conformance(adapter: Adapter): void {
       const tests of [
         duplexTests,
         headTests,
+        http2Tests,
         preambleTests,
         tcpTests,
         tlsTests,

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 
 use crate::addon::completion_queue::{Promise, Value};
-use crate::sync::lock;
+use crate::sync::{lock, wait_for};
 
 /// Maximum number of items in one batch.
 const MAX_BATCH: usize = 256;
@@ -77,7 +77,7 @@ impl<T> AcceptQueue<T> {
         let n = state.items.len().min(max).min(MAX_BATCH);
         let items = state.items.drain(..n).collect();
         drop(state);
-        self.space.notify_one();
+        self.space.notify_waiters();
         promise.settle(Ok(to_value(items)));
     }
 
@@ -91,9 +91,7 @@ impl<T> AcceptQueue<T> {
 
     /// Resolves when the queue has space.
     pub async fn space(&self) {
-        while self.is_full() {
-            self.space.notified().await;
-        }
+        wait_for(&self.space, || (!self.is_full()).then_some(())).await
     }
 
     /// Closes the queue to new items. Queued items can still be accepted; after these, `accept` settles with null.
@@ -115,6 +113,6 @@ impl<T> AcceptQueue<T> {
         };
         drop(items);
         waiting.into_iter().for_each(|w| w.promise.settle(Ok(Value::Null)));
-        self.space.notify_one();
+        self.space.notify_waiters();
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use quinn::StreamId;
 
 use super::udp_peer::UdpPeer;
-use crate::tls_link;
+use crate::{http2, tls_link};
 
 /// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
 const PACKET_OVERHEAD: u64 = 2;
@@ -13,6 +13,7 @@ pub enum BufferedStream {
     Quic(quinn::Connection, StreamId),
     TlsLink(Arc<tls_link::stream::Stream>),
     Udp(Arc<UdpPeer>),
+    Http2(Arc<http2::stream::Stream>),
 }
 
 impl BufferedStream {
@@ -22,6 +23,7 @@ impl BufferedStream {
             Self::Quic(connection, id) => connection.held(*id),
             Self::TlsLink(stream) => stream.held(),
             Self::Udp(peer) => peer.held(),
+            Self::Http2(stream) => stream.held(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The two halves of a stream over TCP, TLS, QUIC, a TLS link or UDP. A half that is dropped before its direction ended resets it, so that no code path, not
+//! The two halves of a stream over TCP, TLS, QUIC, a TLS link, HTTP/2 or UDP. A half that is dropped before its direction ended resets it, so that no code path, not
 //! even a panic, can make a truncated stream look complete.
 use std::future::Future;
 use std::io::ErrorKind;
@@ -21,10 +21,12 @@ use crate::error::{NetError, NetErrorCode};
 use crate::quic::signals::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
 use crate::quic::write_coalescing;
-use crate::tls_link;
+use crate::{http2, tls_link};
 
 /// The default code of RESET_STREAM and STOP_SENDING: the other end of the tunnel was reset.
 pub const RESET_CODE: u32 = 1;
+/// Bytes read at a time for a stream of HTTP/2. It is not asked how much it takes: the credit of the connection is not to be held for nothing.
+const HTTP2_READ: usize = 64 << 10;
 /// Bytes read ahead from a peer while its tunnel is being opened, to notice when it disconnects.
 const READ_AHEAD: usize = 16 << 10;
 /// How long a TCP client may have sent FIN, and no byte for its tunnel, before the tunnel is open. It may only want to receive.
@@ -36,6 +38,7 @@ pub enum ReadHalf {
     Quic(RecvStream),
     TlsLink(tls_link::stream::RecvHalf),
     Udp(udp_peer::RecvHalf),
+    Http2(http2::stream::RecvHalf),
 }
 
 pub enum WriteHalf {
@@ -44,6 +47,7 @@ pub enum WriteHalf {
     Quic(SendStream, Option<Arc<ConnectionSignals>>),
     TlsLink(tls_link::stream::SendHalf),
     Udp(udp_peer::SendHalf),
+    Http2(http2::stream::SendHalf),
 }
 
 /// What happens when a half is dropped before its end. Shared with the owner of the stream.
@@ -51,13 +55,13 @@ pub enum WriteHalf {
 pub struct ResetOnDrop {
     /// The code plus one; zero for the default, [`RESET_CODE`].
     code: AtomicU32,
-    /// How the TCP connection ends: [`FINISHED`], [`ABORTED`] or neither.
+    /// How a stream that is only reset as a whole ends: [`FINISHED`], [`ABORTED`] or neither.
     ending: AtomicU8,
 }
 
-/// The other half decides how the connection ends.
+/// The other half decides how the stream ends.
 const FINISHED: u8 = 1;
-/// The connection is reset, even if this half has ended gracefully.
+/// The stream is reset, even if this half has ended gracefully.
 const ABORTED: u8 = 2;
 
 impl ResetOnDrop {
@@ -77,7 +81,7 @@ impl ResetOnDrop {
         self.ending.store(ABORTED, Ordering::Relaxed);
     }
 
-    /// Whether a TCP half that is dropped lets the connection end gracefully. `ended`: the half has reached its end.
+    /// Whether a half that is dropped lets the stream end gracefully. `ended`: the half has reached its end.
     fn is_orderly(&self, ended: bool) -> bool {
         match self.ending.load(Ordering::Relaxed) {
             ABORTED => false,
@@ -133,6 +137,11 @@ impl Drop for Reader {
                 }
             }
             ReadHalf::Udp(_) => {} // it has no reset
+            ReadHalf::Http2(stream) => {
+                if self.on_drop.is_orderly(self.ended) {
+                    stream.end();
+                }
+            }
         }
     }
 }
@@ -143,6 +152,7 @@ impl Drop for Writer {
             WriteHalf::Quic(stream, _) if !self.ended => drop(stream.reset(self.on_drop.code().into())), // fails if the stream has ended
             WriteHalf::TlsLink(stream) if !self.ended => stream.reset(self.on_drop.code()),
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) if self.on_drop.is_orderly(self.ended) => tcp.end(WRITE_ENDED),
+            WriteHalf::Http2(stream) if self.on_drop.is_orderly(self.ended) => stream.end(),
             _ => {}
         }
     }
@@ -205,6 +215,7 @@ impl Reader {
                 .map_err(|e| NetError::quic_read(&e)),
             ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
             ReadHalf::Udp(peer) => Ok(peer.read(buffer.largest).await),
+            ReadHalf::Http2(stream) => stream.read(buffer.largest).await,
             ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
             ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
@@ -246,6 +257,7 @@ impl Reader {
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
             ReadHalf::TlsLink(stream) => return stream.reset().await,
             ReadHalf::Udp(_) => return std::future::pending().await,
+            ReadHalf::Http2(stream) => return stream.stream().clone().reset().await,
             ReadHalf::Quic(stream) => stream,
         };
         let error = match stream.received_reset().await {
@@ -269,9 +281,7 @@ impl Reader {
         let n = match &mut self.half {
             ReadHalf::Quic(stream) => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
             ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
-            ReadHalf::Tcp(_) | ReadHalf::Tls(..) | ReadHalf::Udp(_) => {
-                return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session"))
-            }
+            _ => return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session")),
         };
         self.ended = n.is_none();
         Ok(n)
@@ -290,6 +300,7 @@ impl Reader {
             (ReadHalf::Quic(stream), Some(flow)) => Some(BufferedStream::Quic(flow.connection().clone(), stream.id())),
             (ReadHalf::TlsLink(stream), _) => Some(BufferedStream::TlsLink(stream.stream().clone())),
             (ReadHalf::Udp(half), _) => Some(BufferedStream::Udp(half.peer().clone())),
+            (ReadHalf::Http2(stream), _) => Some(BufferedStream::Http2(stream.stream().clone())),
             _ => None,
         }
     }
@@ -320,17 +331,23 @@ impl Writer {
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => Some(tcp),
-            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) | WriteHalf::Udp(_) => None,
+            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) | WriteHalf::Http2(_) | WriteHalf::Udp(_) => None,
         }
     }
 
-    /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a TCP reset.
+    /// Whether a reset ends both directions.
+    pub fn resets_both(&self) -> bool {
+        matches!(self.half, WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Http2(_))
+    }
+
+    /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a reset of both directions.
     pub fn stopped_by_peer(&self) -> impl Future<Output = NetError> + Send + 'static {
-        let (stopped, tcp, link) = match &self.half {
-            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None, None),
-            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None),
-            WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped())),
-            WriteHalf::Udp(_) => (None, None, None),
+        let (stopped, tcp, link, http2) = match &self.half {
+            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None, None, None),
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None, None),
+            WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped()), None),
+            WriteHalf::Http2(stream) => (None, None, None, Some(stream.stopped())),
+            WriteHalf::Udp(_) => (None, None, None, None),
         };
         async move {
             if let Some(tcp) = tcp {
@@ -338,6 +355,9 @@ impl Writer {
             }
             if let Some(link) = link {
                 return link.await;
+            }
+            if let Some(http2) = http2 {
+                return http2.await;
             }
             let Some(stopped) = stopped else {
                 return std::future::pending().await;
@@ -351,14 +371,14 @@ impl Writer {
         }
     }
 
-    /// Resolves when the data written was sent. TCP reports it; QUIC does not and waits for `settle`. On a TLS link a reset overtakes no
-    /// data.
+    /// Resolves when the data written was sent. TCP reports it; QUIC and HTTP/2 do not and wait for `settle`. On a TLS link a reset overtakes
+    /// no data.
     pub async fn wait_sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
             WriteHalf::TlsLink(_) | WriteHalf::Udp(_) => {}
-            WriteHalf::Quic(..) if self.ended => {}
-            WriteHalf::Quic(..) => tokio::time::sleep(settle).await,
+            WriteHalf::Quic(..) | WriteHalf::Http2(_) if self.ended => {}
+            WriteHalf::Quic(..) | WriteHalf::Http2(_) => tokio::time::sleep(settle).await,
         }
     }
 
@@ -381,6 +401,7 @@ impl Writer {
             }
             WriteHalf::TlsLink(stream) => stream.write(data).await,
             WriteHalf::Udp(peer) => peer.write(&data).await,
+            WriteHalf::Http2(stream) => stream.write(data).await,
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // boxed, as few tunnels need it
             WriteHalf::Tls(stream, tcp) => {
@@ -414,6 +435,7 @@ impl Writer {
             WriteHalf::Quic(stream, _) => stream,
             WriteHalf::TlsLink(stream) => return stream.room().await,
             WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) => return LARGE_READ,
+            WriteHalf::Http2(_) => return HTTP2_READ,
         };
         // a quarter at a time: the next part is read while this one is sent
         let max = (self.window / 4) as usize;
@@ -461,6 +483,7 @@ impl Writer {
             }
             WriteHalf::TlsLink(stream) => stream.finish().await?,
             WriteHalf::Udp(peer) => peer.finish(),
+            WriteHalf::Http2(stream) => stream.finish()?,
             WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,

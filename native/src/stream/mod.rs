@@ -27,8 +27,8 @@ use op_queue::{OnPanic, OpQueue, TakenHalf};
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Stream {
-    /// TCP cannot reset a single direction.
-    is_tcp: bool,
+    /// A reset ends both directions.
+    resets_both: bool,
     reading: OpQueue<Reader, ReadOp>,
     writing: OpQueue<Writer, WriteOp>,
 }
@@ -95,9 +95,9 @@ impl Stream {
     pub fn new(halves: Halves) -> Arc<Self> {
         let Halves { reader, writer } = halves;
         let (reader_drop, writer_drop) = (reader.on_drop().clone(), writer.on_drop().clone());
-        let is_tcp = writer.tcp().is_some();
+        let resets_both = writer.resets_both();
         Arc::new(Self {
-            is_tcp,
+            resets_both,
             reading: OpQueue::new(reader, reader_drop),
             writing: OpQueue::new(writer, writer_drop),
         })
@@ -106,7 +106,7 @@ impl Stream {
     /// A stream that had ended before JavaScript received it.
     pub fn dead() -> Arc<Self> {
         Arc::new(Self {
-            is_tcp: true,
+            resets_both: true,
             reading: OpQueue::dead(),
             writing: OpQueue::dead(),
         })
@@ -143,7 +143,7 @@ impl Stream {
         cancel: &Arc<CancelSignal>,
         work: impl Future<Output = Result<T, NetError>>,
     ) -> Result<T, NetError> {
-        let stopped_by_peer = match self.is_tcp {
+        let stopped_by_peer = match self.resets_both {
             true => None, // the reader reports it
             false => self.writing.peek(Writer::stopped_by_peer),
         };
@@ -178,7 +178,7 @@ impl Stream {
         if self.writing.is_spliced() {
             self.reading.on_drop.set_code(code);
         }
-        if self.is_tcp {
+        if self.resets_both {
             // set before either half is dropped, as a task may drop it later
             self.reading.on_drop.set_aborted();
             self.writing.on_drop.set_aborted();

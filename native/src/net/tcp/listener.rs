@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{watch, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
 
@@ -21,10 +21,12 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
+use crate::http2::connection::{self as http2, Client};
 use crate::net::address::{bind_first, canonical, AddressKeys};
 use crate::net::proxy_protocol;
 use crate::net::tls::ServerTls;
 use crate::stream::tcp_socket::Tcp;
+use crate::stream::tls_transport::TlsTransport;
 use crate::stream::Halves;
 use crate::sync::lock;
 use crate::tls_link::listener::Handoff;
@@ -51,6 +53,8 @@ pub enum Preamble {
     Socks5,
     /// One or the other, by the first byte.
     HttpOrSocks5,
+    /// The heads of the requests of a connection, each of which is delivered as a stream.
+    Http2,
     None,
 }
 
@@ -61,6 +65,7 @@ impl Preamble {
             "client-hello" => Ok(Self::ClientHello),
             "socks5" => Ok(Self::Socks5),
             "http-or-socks5" => Ok(Self::HttpOrSocks5),
+            "http2" => Ok(Self::Http2),
             "none" => Ok(Self::None),
             _ => Err(NetError::new(
                 NetErrorCode::Invalid,
@@ -69,8 +74,13 @@ impl Preamble {
         }
     }
 
-    pub fn takes_http(self) -> bool {
-        matches!(self, Self::Http | Self::HttpOrSocks5)
+    /// The protocol that is selected if a client offers it (RFC 7301).
+    pub fn alpn(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Http | Self::HttpOrSocks5 => Some(b"http/1.1"),
+            Self::Http2 => Some(b"h2"),
+            Self::ClientHello | Self::Socks5 | Self::None => None,
+        }
     }
 
     /// Returns `None` if the peer closed the stream without sending anything. After an error `socks` has the messages of a SOCKS client.
@@ -150,15 +160,31 @@ struct Shared {
     pending: Arc<PendingHeads>,
     links: Option<Handoff>,
     accept_queue: Arc<AcceptQueue<Incoming>>,
+    /// True once it has stopped accepting.
+    draining: watch::Sender<bool>,
 }
 
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
 
+impl Shared {
+    /// Whose requests come from `remote`.
+    fn client(&self, remote: SocketAddr) -> Client {
+        Client {
+            remote: remote.to_string(),
+            key: self.peers.keys.of(remote.ip()),
+            pending: self.pending.clone(),
+            accept_queue: self.accept_queue.clone(),
+            draining: self.draining.subscribe(),
+        }
+    }
+}
+
 pub struct Listener {
     pub address: String,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
     tls: Option<Arc<Mutex<ServerConfigs>>>,
+    shared: Arc<Shared>,
     socket: Slot,
     stop: Arc<Notify>,
     task: AbortHandle,
@@ -179,7 +205,7 @@ impl Listener {
             ));
         }
         let tls = match tls {
-            Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls)?))),
+            Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls, preamble)?))),
             None => None,
         };
         let socket = bind(address)?;
@@ -200,14 +226,16 @@ impl Listener {
             pending: PendingHeads::new(limits.pending, limits.pending_per_address),
             links,
             accept_queue: accept_queue.clone(),
+            draining: watch::Sender::new(false),
         });
         let task = runtime
-            .spawn(accept(socket.clone(), tls.clone(), shared, stop.clone(), warn))
+            .spawn(accept(socket.clone(), tls.clone(), shared.clone(), stop.clone(), warn))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
             accept_queue,
             tls,
+            shared,
             socket,
             stop,
             task,
@@ -221,7 +249,7 @@ impl Listener {
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
         };
-        *lock(current) = ServerConfigs::new(tls)?;
+        *lock(current) = ServerConfigs::new(tls, self.shared.preamble)?;
         Ok(())
     }
 
@@ -234,6 +262,7 @@ impl Listener {
     pub fn close(&self) {
         drop(lock(&self.socket).take());
         self.task.abort();
+        self.shared.draining.send_replace(true);
         self.accept_queue.close();
     }
 }
@@ -274,6 +303,7 @@ async fn accept(socket: Slot, tls: Option<Arc<Mutex<ServerConfigs>>>, shared: Ar
             () = std::future::ready(()), if stopping => break, // the kernel's queue is empty
             () = stop.notified() => {
                 stopping = true;
+                shared.draining.send_replace(true);
                 continue;
             }
         };
@@ -349,14 +379,24 @@ async fn prepare(
     time: Duration,
     mut permit: HeadPermit,
 ) {
-    let local = match shared.preamble.takes_http() {
-        true => None,
-        false => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
+    let local = match shared.preamble {
+        Preamble::Http | Preamble::HttpOrSocks5 | Preamble::Http2 => None,
+        _ => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
     };
+    let start = Instant::now();
     // outlive the reading: the client gets a response after a timeout
     let (mut halves, mut socks) = (None, BytesMut::new());
+    let mut http2 = None;
     let reading = async {
         let stream = halves.insert(match tls {
+            None if shared.preamble == Preamble::Http2 => {
+                let opened = http2::open(TlsTransport(tcp.clone()), &tcp, &shared.limits).await;
+                http2 = opened.map_err(|(_, error)| {
+                    halves = Some(plain(tcp.clone()));
+                    error
+                })?;
+                return Ok(None);
+            }
             None => plain(tcp.clone()),
             Some(configs) => {
                 let mut first = [0];
@@ -376,7 +416,15 @@ async fn prepare(
                         "This is SOCKS 5, but this port accepts only TLS",
                     ));
                 }
-                match configs.accept(tcp.clone(), shared.preamble, shared.links.as_ref()).await {
+                match configs.accept(tcp.clone(), shared.links.as_ref()).await {
+                    Ok(Secured::Client(stream)) if shared.preamble == Preamble::Http2 => {
+                        let opened = http2::open(stream, &tcp, &shared.limits).await;
+                        http2 = opened.map_err(|(stream, error)| {
+                            halves = Some(secure(*stream, tcp.clone()));
+                            error
+                        })?;
+                        return Ok(None);
+                    }
                     Ok(Secured::Client(stream)) => secure(*stream, tcp.clone()),
                     Ok(Secured::Link { handoff, incoming }) => {
                         handoff.pass(tcp.clone(), incoming, remote).await;
@@ -399,7 +447,10 @@ async fn prepare(
         late = head_timeout(time) => Err(late),
         evicted = permit.evicted() => Err(evicted),
     };
-    if let Some(head) = head.transpose() {
+    if let Some(http2) = http2.filter(|_| head.is_ok()) {
+        let time = time.saturating_sub(start.elapsed());
+        tokio::spawn(http2.serve(shared.client(remote), permit, time)); // its streams outlive the listener
+    } else if let Some(head) = head.transpose() {
         let mut incoming = Incoming::new(halves, remote.to_string(), head);
         incoming.local = local;
         if incoming.error.is_some() && !socks.is_empty() {
@@ -437,6 +488,7 @@ mod tests {
             pending,
             links: None,
             accept_queue: Arc::new(AcceptQueue::new(1)),
+            draining: watch::Sender::new(false),
         });
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
         client.write_all(head.as_bytes()).await.unwrap();

@@ -1,0 +1,220 @@
+//! Translates heads between HTTP/2 and HTTP/1.1 (RFC 9113 §8.3). What they ask for is checked elsewhere.
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::ext::Protocol;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+
+/// Fields about a connection of HTTP/1.1, which a message of HTTP/2 must not have (RFC 9113 §8.2.2).
+const CONNECTION_FIELDS: [HeaderName; 5] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// How the body of a request is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Framing {
+    /// As it is: the bytes of a tunnel, or a body whose length the head has.
+    Raw,
+    /// In chunks (RFC 9112 §7.1), as its length is not known.
+    Chunked,
+}
+
+/// Returns the head of a request in the form of HTTP/1.1, and how what follows it is framed. `has_body`: something may follow. An extended
+/// CONNECT (RFC 8441) becomes a GET with Upgrade.
+pub fn request_head<B>(request: &Request<B>, has_body: bool) -> (Bytes, Framing) {
+    let protocol = request.extensions().get::<Protocol>();
+    let is_connect = request.method() == Method::CONNECT && protocol.is_none();
+    let framing = match has_body && request.method() != Method::CONNECT && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        true => Framing::Chunked,
+        false => Framing::Raw,
+    };
+    let mut head = BytesMut::new();
+    head.put_slice(if protocol.is_some() {
+        b"GET"
+    } else {
+        request.method().as_str().as_bytes()
+    });
+    head.put_u8(b' ');
+    put_target(request, is_connect, &mut head);
+    head.put_slice(b" HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        if name != header::COOKIE {
+            put_field(name, value.as_bytes(), &mut head);
+        }
+    }
+    // RFC 9113 §8.2.3: one field in HTTP/1.1
+    let cookies: Vec<&[u8]> = request
+        .headers()
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if !cookies.is_empty() {
+        put_field(&header::COOKIE, &cookies.join(&b"; "[..]), &mut head);
+    }
+    if let Some(protocol) = protocol {
+        put_field(&header::CONNECTION, b"Upgrade", &mut head);
+        put_field(&header::UPGRADE, protocol.as_str().as_bytes(), &mut head);
+    }
+    if framing == Framing::Chunked {
+        put_field(&header::TRANSFER_ENCODING, b"chunked", &mut head);
+    }
+    head.put_slice(b"\r\n");
+    (head.freeze(), framing)
+}
+
+/// CONNECT has the authority as its target, other requests have the absolute form (RFC 9112 §3.2).
+fn put_target<B>(request: &Request<B>, is_connect: bool, head: &mut BytesMut) {
+    let uri = request.uri();
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if is_connect {
+        return head.put_slice(authority.as_bytes());
+    }
+    if let Some(scheme) = uri.scheme_str() {
+        head.put_slice(scheme.as_bytes());
+        head.put_slice(b"://");
+        head.put_slice(authority.as_bytes());
+    }
+    match uri.path_and_query().map_or("/", |path| path.as_str()) {
+        "*" if !authority.is_empty() => {} // about the server as a whole: an empty path in the absolute form
+        path => head.put_slice(path.as_bytes()),
+    }
+}
+
+fn put_field(name: &HeaderName, value: &[u8], head: &mut BytesMut) {
+    head.put_slice(name.as_str().as_bytes());
+    head.put_slice(b": ");
+    head.put_slice(value);
+    head.put_slice(b"\r\n");
+}
+
+/// Parses a response head of HTTP/1.1, written by this program, without the fields that HTTP/2 does not have. `None` if it is none. The
+/// response to an upgrade is 200 (RFC 8441 §5).
+pub fn response(head: &[u8]) -> Option<Response<()>> {
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let status = lines.next()?.strip_prefix(b"HTTP/1.")?.split(|byte| *byte == b' ').nth(1)?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_bytes(status).ok()?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        *response.status_mut() = StatusCode::OK;
+    }
+    *response.headers_mut() = lines.filter_map(field).collect::<HeaderMap>();
+    for name in CONNECTION_FIELDS {
+        response.headers_mut().remove(name);
+    }
+    Some(response)
+}
+
+/// A field that HTTP/2 can have.
+fn field(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    let (name, value) = line.split_at(colon);
+    let name = HeaderName::from_bytes(name).ok()?;
+    let value = HeaderValue::from_bytes(value.get(1..)?.trim_ascii()).ok()?;
+    Some((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(request: http::request::Builder, has_body: bool) -> (String, Framing) {
+        let (head, framing) = request_head(&request.body(()).unwrap(), has_body);
+        (String::from_utf8(head.to_vec()).unwrap(), framing)
+    }
+
+    #[test]
+    fn connect_has_the_authority_as_its_target_and_no_framing() {
+        let request = Request::builder()
+            .method("CONNECT")
+            .uri("db.test:5432")
+            .header("proxy-authorization", "Basic eDp5");
+        let want = "CONNECT db.test:5432 HTTP/1.1\r\nproxy-authorization: Basic eDp5\r\n\r\n";
+        assert_eq!(head(request, true), (want.to_owned(), Framing::Raw));
+    }
+
+    #[test]
+    fn other_requests_have_the_absolute_form() {
+        let request = || Request::builder().method("GET").uri("http://a.test/x?y=1");
+        assert_eq!(
+            head(request(), false),
+            ("GET http://a.test/x?y=1 HTTP/1.1\r\n\r\n".into(), Framing::Raw)
+        );
+        let options = Request::builder().method("OPTIONS").uri("http://a.test/*");
+        assert_eq!(head(options, false).0, "OPTIONS http://a.test/* HTTP/1.1\r\n\r\n");
+    }
+
+    #[test]
+    fn an_extended_connect_is_an_upgrade_and_its_response_no_interim_one() {
+        let request = Request::builder()
+            .method("CONNECT")
+            .uri("http://a.test/chat")
+            .extension(Protocol::from_static("websocket"));
+        let want = "GET http://a.test/chat HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+        assert_eq!(head(request, true), (want.to_owned(), Framing::Raw));
+        let response = response(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
+        assert_eq!((response.status().as_u16(), response.headers().len()), (200, 0));
+    }
+
+    #[test]
+    fn a_body_without_a_length_is_in_chunks() {
+        let request = || Request::builder().method("POST").uri("http://a.test/");
+        let (text, framing) = head(request(), true);
+        assert_eq!((text.contains("transfer-encoding: chunked\r\n"), framing), (true, Framing::Chunked));
+        let (text, framing) = head(request().header("content-length", "3"), true);
+        assert_eq!((text.contains("transfer-encoding"), framing), (false, Framing::Raw));
+    }
+
+    #[test]
+    fn cookies_are_one_field() {
+        let request = Request::builder()
+            .uri("http://a.test/")
+            .header("cookie", "a=1")
+            .header("x", "1")
+            .header("cookie", "b=2");
+        assert_eq!(
+            head(request, false).0,
+            "GET http://a.test/ HTTP/1.1\r\nx: 1\r\ncookie: a=1; b=2\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_response_loses_the_fields_of_its_connection() {
+        let head = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nConnection: close\r\nKeep-Alive: x\r\n\
+            Transfer-Encoding: chunked\r\nUpgrade: y\r\nSet-Cookie: a=1\r\nSet-Cookie: b=\xe4\r\n\r\n";
+        let response = response(head).unwrap();
+        assert_eq!(response.status(), 407);
+        let fields: Vec<_> = response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                ("proxy-authenticate", &b"Basic"[..]),
+                ("set-cookie", b"a=1"),
+                ("set-cookie", b"b=\xe4")
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_response_is_refused() {
+        for head in [
+            &b""[..],
+            b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"HTTP/1.1\r\n\r\n",
+            b"HTTP/1.1 20\r\n\r\n",
+            b"HTTP/1.1 0 x\r\n\r\n",
+        ] {
+            assert!(response(head).is_none(), "{}", String::from_utf8_lossy(head));
+        }
+    }
+}
