@@ -103,6 +103,11 @@ fn capsules_are_read_alike_however_they_arrive() {
 }
 
 #[test]
+fn a_head_of_http2_becomes_one_head() {
+    run("http2_heads", targets::http2_heads, 20_000);
+}
+
+#[test]
 fn frames_of_a_websocket_are_read_alike_however_they_arrive() {
     run("websocket_frames", targets::websocket_frames, 20_000);
 }

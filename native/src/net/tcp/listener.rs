@@ -92,7 +92,7 @@ impl Preamble {
         socks: &mut BytesMut,
     ) -> Result<Option<Option<Bytes>>, NetError> {
         let speaks_socks = match self {
-            Self::None => return Ok(Some(None)),
+            Self::Http2 | Self::None => return Ok(Some(None)),
             Self::ClientHello => return read_client_hello(stream, tcp, limits.bytes).await,
             Self::Http => false,
             Self::Socks5 => true,
