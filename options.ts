@@ -48,6 +48,8 @@ export interface ProxyOptions {
   httpProxy?: {
     /** `--http-proxy.listen-address`: TCP address that clients dial. Default: `":3128"`. */
     listenAddress?: string;
+    /** `--http-proxy.http2-listen-address`: TCP address that clients dial with HTTP/2, over TLS if http-proxy.tls.enable is set, otherwise with prior knowledge; by default none. */
+    http2ListenAddress?: string;
     /** `--http-proxy.tls.*` */
     tls?: {
       /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */
@@ -332,6 +334,8 @@ export interface LoadBalancerOptions {
   httpProxy?: {
     /** `--http-proxy.listen-address`: TCP address that clients dial. Default: `":3129"`. */
     listenAddress?: string;
+    /** `--http-proxy.http2-listen-address`: TCP address that clients dial with HTTP/2, over TLS if http-proxy.tls.enable is set, otherwise with prior knowledge; by default none. */
+    http2ListenAddress?: string;
     /** `--http-proxy.tls.*` */
     tls?: {
       /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */

@@ -33,6 +33,8 @@ export interface LoadBalancer {
   readonly socksAddress?: string;
   /** TCP addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
+  /** TCP address bound for clients that speak HTTP/2, if `httpProxy.http2ListenAddress` is set. */
+  readonly http2Address?: string;
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
   readonly adminAddress?: string;
   /**
@@ -76,6 +78,10 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
+    const http2Address = await clients.listenHttp2({
+      tls: tls.clients,
+      protocol: createHttpProxy("reverse-http-lb", {}, "http2"),
+    });
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
@@ -93,13 +99,14 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     // lb does not hold agents: it reports the proxies at which it found them
     runtime.serveAdmin(() => [...locator].map(([id, address]) => ({ id, address })));
     const { adminAddress } = runtime;
-    log.info("listening", { clients: clientAddress, socks: socksAddress, admin: adminAddress });
+    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: adminAddress });
     const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
     return {
       adminAddress,
       clientAddress,
       socksAddress,
       forwardAddresses,
+      http2Address,
       drain: () =>
         runtime.drain({
           fields: { clients: frontend.open, delayMs, timeoutMs },

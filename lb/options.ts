@@ -5,7 +5,7 @@ import {
   checkPatterns,
   drainDelayOptions,
   drainOptions,
-  frontTlsOptions,
+  frontOptions,
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
@@ -22,7 +22,7 @@ const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero
 
 export const lbOptions = defineOptions({
   "http-proxy.listen-address": { kind: "address", default: ":3129", description: "TCP address that clients dial." },
-  ...frontTlsOptions,
+  ...frontOptions,
   ...trustedProxyOptions,
   ...agentNameOptions,
   ...socksOptions,

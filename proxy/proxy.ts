@@ -50,6 +50,8 @@ export interface Proxy {
   readonly socksAddress?: string;
   /** TCP addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
+  /** TCP address bound for clients that speak HTTP/2, if `httpProxy.http2ListenAddress` is set. */
+  readonly http2Address?: string;
   /** TCP address bound for operators, if `admin.listenAddress` is set. */
   readonly adminAddress?: string;
   /** Number of agent ids connected. */
@@ -102,6 +104,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       }),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
+    const http2Address = await clients.listenHttp2({
+      tls: tls.clients,
+      protocol: createHttpProxy("reverse-http-proxy", {}, "http2"),
+    });
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
@@ -135,6 +141,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       agents: agentAddress,
       agentsTcp: agentTcpAddress,
       clients: clientAddress,
+      http2: http2Address,
       socks: socksAddress,
       admin: adminAddress,
     });
@@ -145,6 +152,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       clientAddress,
       socksAddress,
       forwardAddresses,
+      http2Address,
       get agents() {
         return agents.size;
       },

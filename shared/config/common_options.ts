@@ -43,8 +43,13 @@ export const KEEP_ALIVE = {
   check: (ms: number) => ms >= 1_000 && ms <= 25_000 ? undefined : `${ms} ms is not 1s to 25s`,
 } as const;
 
-/** TLS on the client listener of proxy and lb. */
-export const frontTlsOptions = defineOptions({
+/** HTTP/2 and TLS on the client listeners of proxy and lb. */
+export const frontOptions = defineOptions({
+  "http-proxy.http2-listen-address": {
+    kind: "address",
+    description:
+      "TCP address that clients dial with HTTP/2, over TLS if http-proxy.tls.enable is set, otherwise with prior knowledge; by default none.",
+  },
   "http-proxy.tls.enable": {
     guards: NOT_GIVEN,
     kind: "boolean",

@@ -1,8 +1,9 @@
 // Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), one UDP flow (RFC 9298) or one plain request on each
-// connection.
+// connection, or stream of HTTP/2.
+import { randomBytes } from "node:crypto";
 import { formatAuthority, parseAuthority } from "../address/authority.ts";
 import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../http/connect_udp.ts";
-import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
+import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
@@ -24,12 +25,15 @@ export interface Endpoints {
   readonly autoConfig?: ProxyAutoConfig;
 }
 
-/** @param name of the service in Proxy-Status */
-export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}): ClientProtocol {
+/**
+ * @param name of the service in Proxy-Status
+ * @param preamble `http2` for clients that speak HTTP/2. Default: HTTP/1.1
+ */
+export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}, preamble: "http" | "http2" = "http"): ClientProtocol {
   return {
-    preamble: "http",
+    preamble,
     open: (session) => ({
-      serve: (incoming) => serve(session, incoming, name, endpoints),
+      serve: (incoming) => serve(session, incoming, name, endpoints, preamble),
       refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
     }),
     refusalOf,
@@ -45,9 +49,11 @@ async function serve(
   { stream, head = "" }: Incoming,
   name: Intermediary,
   { webSocket, autoConfig }: Endpoints,
+  preamble: "http" | "http2",
 ): Promise<void> {
   const { context: { trusted, log }, record } = session;
-  const request = parseRequestHead(head);
+  const parsed = parseRequestHead(head);
+  const request = preamble === "http2" ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
@@ -63,6 +69,7 @@ async function serve(
     return await linger(stream, async () => {});
   }
   const udp = parseUdpRequest(request);
+  if (preamble === "http2" && !udp) checkProtocol(request);
   const absolute = udp ? undefined : parseTarget(request);
   const destination = udp ?? absolute?.destination ?? parseAuthority(request.target);
   record.network = udp && "udp";
@@ -79,6 +86,26 @@ async function serve(
     ? exchangeOf(session, request, absolute, name)
     : { established: CONNECTION_ESTABLISHED_HEAD };
   await session.connect({ identity, credentials, destination, via: values(request.fields, "via"), ...respond });
+}
+
+/** A request that was translated from HTTP/2. A WebSocket has no key there (RFC 8441 §5), which its server needs. */
+function asHttp2(request: RequestHead): RequestHead {
+  const needsKey = hasToken(request.fields, "upgrade", "websocket") && values(request.fields, "sec-websocket-key").length === 0;
+  const fields = needsKey ? [...request.fields, ["Sec-WebSocket-Key", randomBytes(16).toString("base64")] as const] : request.fields;
+  return { ...request, version: "2", fields };
+}
+
+/**
+ * Refuses what an extended CONNECT (RFC 8441) asks for, unless it is a WebSocket. Nothing else of HTTP/2 has an Upgrade.
+ * @throws {ProxyError} 501
+ */
+function checkProtocol({ fields }: RequestHead): void {
+  if (values(fields, "upgrade").length === 0 || hasToken(fields, "upgrade", "websocket")) return;
+  throw new ProxyError(
+    501,
+    "http_request_error",
+    "Of the protocols that an extended CONNECT can name, websocket and connect-udp are served",
+  );
 }
 
 /** Forwards a plain request instead of relaying. */
@@ -138,6 +165,8 @@ function refusalOf(error: NetError): TunnelError | undefined {
       return new HeadError(400, `The request head is malformed: ${error.message}`);
     case "not-tls":
       return new HeadError(400, TLS_NEEDED);
+    case "not-http2":
+      return new HeadError(505, `${error.message}: --http-proxy.listen-address is for other clients`);
     default:
       return undefined;
   }

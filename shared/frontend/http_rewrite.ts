@@ -111,7 +111,8 @@ function via({ version }: RequestHead | ResponseHead): Fields[number] {
 
 /** The head for the origin. An HTTP/1.0 request stays one, so that its client understands the response. */
 export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Uint8Array {
-  const { method, version } = request;
+  const { method } = request;
+  const version = request.version === "1.0" ? "1.0" : "1.1";
   const fields = endToEnd(request.fields)
     .filter(([name]) => name.toLowerCase() !== "host")
     .map(([name, value]) =>
@@ -155,13 +156,13 @@ function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
 
 /**
  * How the client finds the end of a response: by the origin's framing (`unchanged`), or by chunks added here (`chunked`). Without either, a
- * truncated body looks complete. HTTP/1.0 has no chunks: if the origin sends them nevertheless, the client gets their content (`dechunked`,
- * RFC 9112 §6.1).
+ * truncated body looks complete. HTTP/2 has frames instead, and HTTP/1.0 has no chunks: if the origin sends them, the client gets their content
+ * (`dechunked`, RFC 9112 §6.1).
  */
 export type ResponseFraming = "unchanged" | "chunked" | "dechunked";
 
 export function framingOf({ method, version }: RequestHead, response: ResponseHead): ResponseFraming {
-  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
+  if (version !== "1.1" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
   return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunked" : "unchanged";
 }
 

@@ -17,6 +17,7 @@ export interface ServiceFrontendOptions {
   readonly httpProxy: {
     readonly listenAddress: string;
     readonly agentSuffix?: string;
+    readonly http2ListenAddress?: string;
     readonly hostWhitelist: string[];
     readonly trustedProxies: string[];
     readonly proxyProtocol: string[];
@@ -133,6 +134,17 @@ export class ServiceFrontend {
     if (socksAddress === undefined) return { clientAddress: both.address };
     const alone = await this.listen({ option: "socks.listen-address", address: socksAddress, protocol: socks });
     return { clientAddress: both.address, socksAddress: alone.address };
+  }
+
+  /**
+   * Opens the listener for HTTP/2 if the options name an address, and returns the one bound.
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  async listenHttp2(options: Pick<ListenOptions, "tls" | "protocol">): Promise<string | undefined> {
+    const { http2ListenAddress: address } = this.#options.httpProxy;
+    return address === undefined
+      ? undefined
+      : (await this.listen({ option: "http-proxy.http2-listen-address", ...options, address })).address;
   }
 
   /** Starts the frontend on all listeners. The runtime closes it. */

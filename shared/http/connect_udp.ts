@@ -41,7 +41,7 @@ export function isUdpEstablished({ status, fields }: ResponseHead): boolean {
 export function parseUdpRequest({ method, target, version, fields }: RequestHead): Authority | undefined {
   const path = target.replace(/^https:\/\/[^/?#]+/i, "");
   if (!path.startsWith(PATH)) return undefined;
-  if (method !== "GET" || version !== "1.1" || !hasToken(fields, "connection", "upgrade") || !hasToken(fields, "upgrade", TOKEN)) {
+  if (method !== "GET" || version === "1.0" || !hasToken(fields, "connection", "upgrade") || !hasToken(fields, "upgrade", TOKEN)) {
     throw new ProxyError(426, "http_request_error", "Only UDP proxying is served here (RFC 9298), by GET with Upgrade: connect-udp", [
       ["Upgrade", TOKEN],
     ]);

@@ -17,7 +17,8 @@ export type Fields = readonly (readonly [name: string, value: string])[];
 export interface RequestHead {
   readonly method: string;
   readonly target: string;
-  readonly version: "1.0" | "1.1";
+  /** `2`: the head was translated to the form of HTTP/1.1. */
+  readonly version: "1.0" | "1.1" | "2";
   readonly fields: Fields;
 }
 

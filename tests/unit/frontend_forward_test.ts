@@ -49,9 +49,11 @@ async function withSilences(body: (silences: Silences) => Promise<void>): Promis
 function passage(
   pace?: (bytes: number) => Promise<void>,
   head = `GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`,
+  isHttp2 = false,
 ): { client: Duplex; origin: Duplex; done: Promise<void> } {
   const [clients, origins] = [streamPair(), streamPair("session")];
-  const request = parseRequestHead(head);
+  const parsed = parseRequestHead(head);
+  const request = isHttp2 ? { ...parsed, version: "2" as const } : parsed;
   const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
   const { near: client } = clients;
   const done = forward(
@@ -190,5 +192,23 @@ describe("an HTTP/1.0 client", () => {
     origin.closeWrite();
     assert.match(await readUntil(client, "he"), /\r\n\r\nhe$/);
     await assert.rejects(within(done), (error) => error instanceof TunnelError && error.type === "http_response_incomplete");
+  });
+});
+
+describe("a client of HTTP/2", () => {
+  it("gets the content of a response in chunks, and one without a length to its end", async () => {
+    for (const [fields, body] of [["Transfer-Encoding: chunked\r\n", "4\r\nbody\r\n0\r\n\r\n"], ["", "body"]] as const) {
+      const { client, origin, done } = passage(undefined, undefined, true);
+      const head = await readUntil(origin, "\r\n\r\n");
+      assert.match(head, /^GET \/ HTTP\/1\.1\r\n/);
+      assert.match(head, /\r\nVia: 2 reverse-http\r\n/);
+      await origin.write(bytes(`HTTP/1.1 200 OK\r\n${fields}\r\n${body}`));
+      origin.closeWrite();
+      const response = await readText(client);
+      assert.match(response, /\r\n\r\nbody$/);
+      assert.doesNotMatch(response, /Transfer-Encoding/);
+      client.closeWrite();
+      await within(done);
+    }
   });
 });
