@@ -110,7 +110,7 @@ mod tests {
                 return accepted.client_hello().server_name().map(str::to_owned);
             }
         }
-        unreachable!()
+        panic!("the ClientHello is not complete")
     }
 
     #[test]
