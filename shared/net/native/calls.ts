@@ -53,6 +53,13 @@ export function isolated<T>(callback: (value: T) => void): (value: T) => void {
   };
 }
 
+/** As `Promise.withResolvers`, which Node.js 20 lacks. */
+function createPending(): Pending {
+  let [resolve, reject]: [Pending["resolve"], Pending["reject"]] = [() => {}, () => {}];
+  const promise = new Promise<unknown>((...functions) => [resolve, reject] = functions);
+  return { promise, resolve, reject };
+}
+
 /** Pending operations of the engine, by number. */
 export class Calls {
   readonly engine: Engine;
@@ -112,7 +119,7 @@ export class Calls {
 
   #call(start: (op: number, engine: Engine) => void): { op: number; promise: Promise<unknown> } {
     const op = ++this.#last;
-    const pending: Pending = Promise.withResolvers();
+    const pending = createPending();
     try {
       start(op, this.engine);
       this.#pending.set(op, pending);
