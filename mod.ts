@@ -43,7 +43,7 @@ export { type AgentList, createAgentList } from "./shared/auth/agent_list.ts";
 export type { Authenticate, AuthenticationRequest } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/address/allow_list.ts";
 export { ConfigError };
-export type { Authority } from "./shared/address/authority.ts";
+export type { Authority, Network } from "./shared/address/authority.ts";
 export {
   createLogger,
   LOG_FORMATS,

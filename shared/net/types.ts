@@ -623,7 +623,9 @@ export interface FlowOptions extends Omit<SpliceOptions, "idleTimeoutMs"> {
 
 /** Datagrams of a flow. */
 export interface DatagramCounts {
+  /** Those read from `a` and sent to the destination. */
   readonly aToB: number;
+  /** Those received from the destination and written to `a`. */
   readonly bToA: number;
   /** Those of both directions that were not passed on. */
   readonly dropped: number;
@@ -631,6 +633,7 @@ export interface DatagramCounts {
 
 /** The result of a flow. Bytes are those of the datagrams' payloads. */
 export interface FlowResult extends SpliceResult {
+  /** The datagrams that were passed on, and those that were not. */
   readonly datagrams: DatagramCounts;
 }
 
@@ -638,6 +641,7 @@ export interface FlowResult extends SpliceResult {
 export interface ConnectedFlow {
   /** The destination's address, `host:port` or `[host]:port`. */
   readonly remote: string;
+  /** The result, as of {@link Net.splice}. */
   readonly ended: Promise<FlowResult>;
 }
 
