@@ -75,7 +75,11 @@ const CHECKS: Check[] = [
     cwd: crate,
     env: cargoEnv,
   },
+  ...underBoth("unit"),
+  // cargo locks the folder of its builds, so the next check with it comes later
   { name: "rust tests", command: ["cargo", "test", "--locked", "--quiet"], cwd: crate, env: cargoEnv, count: cargoCount },
+  ...underBoth("fuzz"),
+  ...underBoth("conformance"),
   {
     name: "rust fuzzers",
     command: ["cargo", "test", "--locked", "--quiet"],
@@ -83,9 +87,6 @@ const CHECKS: Check[] = [
     env: cargoEnv,
     count: cargoCount,
   },
-  ...underBoth("unit"),
-  ...underBoth("fuzz"),
-  ...underBoth("conformance"),
   {
     name: "conformance (Node)",
     command: ["node", "--test", join(bundles, "native_test.mjs")],
