@@ -7,6 +7,8 @@ import { type Answer, ask, connectHead, credentials, dial, openTunnel, Origin } 
 
 /** Concurrent connections. */
 const AT_ONCE = 50;
+/** The first byte of SOCKS 5 clients, which the same port accepts. */
+const SOCKS5 = "\x05";
 
 const PROXY_STATUS = /^reverse-http-proxy;error=[a-z_]+;details="(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"$/;
 
@@ -24,7 +26,7 @@ function judge(answer: Answer, status: number, isHead: boolean): string | undefi
 describe("proxy", () => {
   it("refuses every malformed request with the right status, and opens no tunnel for it", async () => {
     await using pair = await Pair.start();
-    const cases = malformedHeads();
+    const cases = malformedHeads().filter(({ head }) => !head.startsWith(SOCKS5));
     assert.ok(cases.length >= 500, `There are only ${cases.length} heads`);
     const wrong: string[] = [];
     const next = cases.values();
