@@ -258,12 +258,15 @@ describe("an agent", () => {
       await using origin = await Origin.start();
       const { agents, clients } = pair.addresses;
       const before = residentMiB(pair.proxy.pid);
-      const connections = await Promise.all(Array.from({ length: 40 }, () => connect(net, agents)));
-      for (const connection of connections) {
+      const connectAndFill = async () => {
+        const connection = await connect(net, agents);
         const credentials = await connection.openStream();
         await credentials.write(Uint8Array.of(0, 1, 0, 0)); // a frame of 64 KiB that never comes
         for (let i = 0; i < 3; i++) (await connection.openStream()).write(new Uint8Array(8 << 20)).catch(() => {});
-      }
+        return connection;
+      };
+      // each at once: the proxy closes a connection 3 s after its handshake
+      const connections = await Promise.all(Array.from({ length: 40 }, connectAndFill));
       await checkTunnel(clients, origin);
       for (const { closed } of connections) assert.equal((await closed).remote, true);
       const grown = residentMiB(pair.proxy.pid) - before;
