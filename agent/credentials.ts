@@ -1,10 +1,9 @@
 // The agent's credentials: its id, or a token, possibly in a file that another program renews.
-import { Buffer } from "node:buffer";
 import { decodeJwt, decodeProtectedHeader } from "jose";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { describeFileError, readBytes } from "../shared/files/read.ts";
+import { describeFileError, readText } from "../shared/files/read.ts";
 import type { AgentOptions } from "./options.ts";
 
 /** The bytes of the first frame, and the id in them. */
@@ -48,7 +47,7 @@ function readId(id: string | undefined): string {
 
 async function readTokenFile(file: string): Promise<string> {
   try {
-    return Buffer.from(await readBytes(file, MAX_FILE)).toString("utf8");
+    return await readText(file, MAX_FILE);
   } catch (cause) {
     throw new ConfigError(`Cannot read --auth.jwt.token ${FILE}${file}: ${describeFileError(cause)}`, { cause });
   }

@@ -5,7 +5,7 @@ import { createAllowList } from "../shared/address/allow_list.ts";
 import { isAddress } from "../shared/address/canonical.ts";
 import { checkRemote, formatHostPort, type HostPort, isWildcard } from "../shared/address/host_port.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { describeFileError, readBytes } from "../shared/files/read.ts";
+import { describeFileError, readText } from "../shared/files/read.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
 import type { OutboundProxy } from "../shared/net/types.ts";
@@ -80,7 +80,7 @@ export async function readOutboundRoute(
 
 async function readUrl(file: string): Promise<string> {
   try {
-    return Buffer.from(await readBytes(file, MAX_FILE)).toString("utf8").trim();
+    return (await readText(file, MAX_FILE)).trim();
   } catch (cause) {
     throw new ConfigError(`Cannot read --agent-client.proxy ${FILE}${file}: ${describeFileError(cause)}`, { cause });
   }

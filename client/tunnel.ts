@@ -1,11 +1,10 @@
 // Opens a tunnel by CONNECT (RFC 9110 §9.3.6) over HTTP/1.1, at any proxy.
-import { Buffer } from "node:buffer";
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { type ClientCredentials, usernameOf } from "../shared/auth/authenticator.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { describeFileError, readBytes } from "../shared/files/read.ts";
+import { describeFileError, readText } from "../shared/files/read.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
 import { encodeHead, HeadError, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
@@ -118,7 +117,7 @@ async function readCredentials({ agentId, token }: Access): Promise<ClientCreden
 async function readToken(file: string): Promise<string> {
   let text;
   try {
-    text = Buffer.from(await readBytes(file, MAX_TOKEN)).toString("utf8").trim();
+    text = (await readText(file, MAX_TOKEN)).trim();
   } catch (cause) {
     throw new ConfigError(`Cannot read --token ${FILE}${file}: ${describeFileError(cause)}`, { cause });
   }

@@ -1,7 +1,6 @@
 // Authentication by tokens (JWT) and tickets, and closing what was opened with a token that expires, is revoked, or whose key is removed.
-import { Buffer } from "node:buffer";
 import { ConfigError, flagOf } from "../config/option.ts";
-import { describeFileError, readBytes } from "../files/read.ts";
+import { describeFileError, readText } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import {
   agentIdOf,
@@ -237,7 +236,7 @@ function warnAboutForeignIds({ revocations }: Files, log: Logger): void {
 const MAX_KEY_FILE = 1024 * 1024;
 
 async function readKeys(file: string): Promise<VerificationKey[]> {
-  return await parsePublicKeys(Buffer.from(await readBytes(file, MAX_KEY_FILE)).toString("utf8"));
+  return await parsePublicKeys(await readText(file, MAX_KEY_FILE));
 }
 
 function describeExpiry({ expiresAt }: Token): string {

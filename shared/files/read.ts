@@ -22,6 +22,14 @@ export async function readBytes(file: string, limit: number): Promise<Uint8Array
   }
 }
 
+/**
+ * As {@link readBytes}, for text in UTF-8.
+ * @throws {Error} as it
+ */
+export async function readText(file: string, limit: number): Promise<string> {
+  return Buffer.from(await readBytes(file, limit)).toString("utf8");
+}
+
 /** Describes why a file could not be read, without its name. */
 export function describeFileError(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;

@@ -1,12 +1,11 @@
 // Clients of forwards: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener, or for
 // the server name in its ClientHello. Without names the tunnel does not wait for the client's first byte: many servers speak first.
-import { Buffer } from "node:buffer";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { parseAuthority } from "../address/authority.ts";
 import { type ClientCredentials, type Identity, usernameOf } from "../auth/authenticator.ts";
 import { MAX_TOKEN } from "../auth/token.ts";
 import { ConfigError } from "../config/option.ts";
-import { describeFileError, readBytes } from "../files/read.ts";
+import { describeFileError, readText } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { hostOf } from "../limits/addresses.ts";
 import type { Logger } from "../log/logger.ts";
@@ -106,7 +105,7 @@ async function readCredentials({ agent, tokenFile }: Forward): Promise<ClientCre
 async function readToken(file: string): Promise<string> {
   let text;
   try {
-    text = Buffer.from(await readBytes(file, MAX_TOKEN)).toString("utf8").trim();
+    text = (await readText(file, MAX_TOKEN)).trim();
   } catch (cause) {
     throw new Error(`${file}: ${describeFileError(cause)}`, { cause });
   }
