@@ -1,6 +1,6 @@
 // The command `lb`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
-import { checkRoute } from "../shared/frontend/check_route.ts";
+import { routeDiagnosis } from "../shared/frontend/check_route.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkLoadBalancerOptions, startLoadBalancer } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
@@ -15,17 +15,7 @@ export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
     description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
     options: lbOptions,
     check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, net)),
-    diagnosis: {
-      flag: "check-route",
-      takesValue: true,
-      description:
-        "Print which forward takes clients of this URL, https://name:port or tcp://name:port, and exit: with 0 if one does, else 1.",
-      run: ({ forward }, { write }, url) => {
-        const { text, isServed } = checkRoute(forward, url);
-        write(text);
-        return Promise.resolve(isServed);
-      },
-    },
+    diagnosis: routeDiagnosis,
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const lb = await startLoadBalancer(options, { log, net, ownsNet: true, supervisor });

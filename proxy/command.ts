@@ -1,6 +1,6 @@
 // The command `proxy`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
-import { checkRoute } from "../shared/frontend/check_route.ts";
+import { routeDiagnosis } from "../shared/frontend/check_route.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkProxyOptions, startProxy } from "./proxy.ts";
 import { type ProxyOptions, proxyOptions } from "./options.ts";
@@ -18,17 +18,7 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
     description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
     options: proxyOptions,
     check: (options) => checkWithNet(createNet, (net) => checkProxyOptions(options, { net, stateDirectory })),
-    diagnosis: {
-      flag: "check-route",
-      takesValue: true,
-      description:
-        "Print which forward takes clients of this URL, https://name:port or tcp://name:port, and exit: with 0 if one does, else 1.",
-      run: ({ forward }, { write }, url) => {
-        const { text, isServed } = checkRoute(forward, url);
-        write(text);
-        return Promise.resolve(isServed);
-      },
-    },
+    diagnosis: routeDiagnosis,
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
       const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, supervisor });

@@ -34,6 +34,18 @@ export function checkRoute(forwards: readonly Forward[], url: string): RouteRepo
   return { text: routes.map(({ text }) => `${text}\n`).join(""), isServed: routes.some(({ isServed }) => isServed) };
 }
 
+/** The flag `--check-route` of proxy and lb. */
+export const routeDiagnosis = {
+  flag: "check-route",
+  takesValue: true,
+  description: "Print which forward takes clients of this URL, https://name:port or tcp://name:port, and exit: with 0 if one does, else 1.",
+  run({ forward }: { readonly forward: readonly Forward[] }, { write }: { write(text: string): void }, url: string): Promise<boolean> {
+    const { text, isServed } = checkRoute(forward, url);
+    write(text);
+    return Promise.resolve(isServed);
+  },
+};
+
 function routeOf(group: ForwardGroup, { isTls, serverName }: Client): RouteReport {
   const { listen, isByName } = group;
   if (isByName && !isTls) return { text: `${listen}: it has only TLS; the client is reset`, isServed: false };
