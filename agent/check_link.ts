@@ -17,6 +17,7 @@ import { type OutboundRoute, RejectedCredentials, viaOf } from "./outbound_proxy
 import { endpointOf, type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
 import { explainTimeout } from "./transport/explain_timeout.ts";
 import { parseWebSocketUrl, routeTo, type WebSocketUrl } from "./transport/web_socket_url.ts";
+import { messageOf } from "../shared/log/error_message.ts";
 
 /** What a check has found. `note`: nothing is wrong, or it does not matter to the agent. */
 export interface Finding {
@@ -329,8 +330,4 @@ const FIREWALL = { quic: "allow UDP in firewalls", tls: "allow TCP in firewalls"
 
 function milliseconds(ms: number): string {
   return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -3,6 +3,7 @@ import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { AgentSession, SessionClosed } from "../shared/net/types.ts";
 import type { AgentOptions } from "./options.ts";
+import { messageOf } from "../shared/log/error_message.ts";
 
 /** Why a connection failed. */
 export interface Failure {
@@ -21,7 +22,7 @@ export function describeConnectError(error: unknown, address: string, options: A
 
 /** Explains a failed connection to `address`. */
 export function explainFailure(error: unknown, address: string, options: AgentOptions): Failure {
-  if (!(error instanceof NetError)) return { reason: error instanceof Error ? error.message : String(error) };
+  if (!(error instanceof NetError)) return { reason: messageOf(error) };
   const { message: reason } = error;
   if (isOnTheWayOut(error)) return { reason, remedy: "is --agent-client.proxy right, or HTTPS_PROXY?" };
   switch (error.code) {

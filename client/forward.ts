@@ -2,11 +2,13 @@
 import { spawn } from "node:child_process";
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatHostPort, isLoopback, splitHostPort } from "../shared/address/host_port.ts";
+import { withTimeout } from "../shared/async/with_timeout.ts";
 import type { Terminal } from "../shared/cli/command.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import type { Duplex, Net, TcpListener } from "../shared/net/types.ts";
 import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import { type Access, checkFiles, connectToProxy, openTunnel } from "./tunnel.ts";
+import { messageOf } from "../shared/log/error_message.ts";
 
 /** Time in milliseconds that open connections get to end after a stop signal. */
 const GRACE_MS = 5_000;
@@ -60,7 +62,7 @@ export async function serveForwards(
     const line = `${listeners[i]!.address} leads to ${formatAuthority(destination)}`;
     if (command === undefined) terminal.write(`${line}\n`);
     else terminal.report(line); // standard output is the command's
-    if (!isLoopback(listeners[i]!.address)) terminal.report(`whoever can reach ${listeners[i]!.address} uses it with your credentials`);
+    if (!isLoopback(listeners[i]!.address)) terminal.report(`anyone who can reach ${listeners[i]!.address} uses your credentials`);
   }
   void reportUnreachableProxy(net, access, terminal); // never rejects
   const stopped = terminal.stopped();
@@ -78,10 +80,6 @@ async function reportUnreachableProxy(net: Net, access: Access, { report }: Pick
   } catch (error) {
     report(`${messageOf(error)}; connections are reset until it can be reached`);
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** The connections of all listeners. */
@@ -125,10 +123,7 @@ class Relays {
 
   /** Waits until all have ended, but no longer than `graceMs`. */
   async finish(graceMs: number): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const grace = new Promise<void>((resolve) => timer = setTimeout(resolve, graceMs));
-    await Promise.race([Promise.all(this.#open), grace]);
-    clearTimeout(timer);
+    await withTimeout(graceMs, Promise.all(this.#open));
   }
 }
 

@@ -7,6 +7,7 @@ import { CloseCode, KEEP_ALIVE_MS } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
 import { BULK, type BulkLimits, BulkMeter } from "./bulk.ts";
 import type { TransportPolicy } from "./policy.ts";
+import { messageOf } from "../../shared/log/error_message.ts";
 
 /** The session, as far as it is watched. */
 export interface WatchedSession {
@@ -303,8 +304,4 @@ export class Failover<S extends { close(): void }> {
     this.#replace(session);
     this.close();
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -14,6 +14,7 @@ import type { TransportPolicy } from "./policy.ts";
 import { raceTransports } from "./race.ts";
 import { routeTo, type WebSocketUrl } from "./web_socket_url.ts";
 import { type ChangeReason, Failover } from "./failover.ts";
+import { messageOf } from "../../shared/log/error_message.ts";
 
 /** The link to a proxy has changed its transport, or begins with TLS. */
 export interface TransportChange {
@@ -204,8 +205,4 @@ export class SessionOpener {
       reason,
     });
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -25,6 +25,7 @@ import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { Migration } from "./migration.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { ReplacementLog } from "./replacement_log.ts";
+import { messageOf } from "../../shared/log/error_message.ts";
 
 /** Events of agents' connections. */
 export interface AgentEvents {
@@ -352,7 +353,7 @@ async function hasGivenUp(connection: AgentSession, error: unknown): Promise<boo
 /** Closes a connection that was not admitted. The agent does not learn the reason; the log has it. */
 function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   const { remote } = connection;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   if (error instanceof LimitReached) {
     // version 1 of the link has no code for it
     connection.close(connection.alpn === ALPN[1] ? CloseCode.internal : CloseCode.limit, message);

@@ -11,6 +11,7 @@ import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { createSupervisor, type Notify } from "../service/supervisor.ts";
+import { messageOf } from "../log/error_message.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for an invalid configuration. */
 const FAILED = 1;
@@ -116,7 +117,7 @@ function restartWhereSafer({ service: { options }, resolved }: Run, process: Pro
     log.warn("secret on the command line is visible to other users while the program starts", { option: flagOf(name), remedy });
   }
   const error = restart(process, start);
-  log.warn("cannot restart without secrets on the command line", { reason: error instanceof Error ? error.message : String(error) });
+  log.warn("cannot restart without secrets on the command line", { reason: messageOf(error) });
 }
 
 /** A URL without a user contains no password, and neither does a word that stands for no value. */
@@ -138,7 +139,7 @@ function handleSignals(process: Process, log: Logger): Signals {
   process.on("SIGHUP", () => {
     if (reload === undefined) return log.info("signal ignored: the service is not running yet", { signal: "SIGHUP" });
     log.info("reloading files", { signal: "SIGHUP" });
-    reload().catch((error) => log.error("reload failed", { reason: error instanceof Error ? error.message : String(error) }));
+    reload().catch((error) => log.error("reload failed", { reason: messageOf(error) }));
   });
   for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
   return {

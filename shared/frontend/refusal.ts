@@ -7,6 +7,7 @@ import type { Incoming } from "../net/types.ts";
 import { describeTunnelError, MalformedRequestError, toTunnelError } from "../tunnel/errors.ts";
 import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import type { ClientSession } from "./pipeline.ts";
+import { messageOf } from "../log/error_message.ts";
 
 /**
  * Handles a connection that the listener could not read a request from. Returns after closing it where a response makes no sense.
@@ -60,7 +61,7 @@ export async function refuse(session: ClientSession, handler: ClientHandler, thr
     else await handler.refuse(error);
     if (!hasResponse && mayLinger) return "lingering";
   } catch (error) {
-    log.debug("client disconnected before its response", { id: record.id, error: error instanceof Error ? error.message : String(error) });
+    log.debug("client disconnected before its response", { id: record.id, error: messageOf(error) });
   }
   stream.close();
   return "closed";

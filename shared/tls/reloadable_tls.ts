@@ -10,6 +10,7 @@ import type { ClientTls, Net, ServerTls } from "../net/types.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists, type Side, unusable } from "./pem.ts";
 import { checkRevocationLists } from "./revocation.ts";
+import { messageOf } from "../log/error_message.ts";
 
 /** Values of a server's options `--*.tls.*`. */
 export interface ServerTlsOptions {
@@ -215,7 +216,7 @@ export class ReloadableTls<T> {
       this.log.info("certificates reloaded", { options: flagOf(this.group) });
       warn(this.log, warnings);
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      const reason = messageOf(error);
       if (this.#state === before) this.#state = reason; // a file could not be read
       if (this.#state !== before) {
         this.log.warn("certificate reload failed; keeping the previous certificates", { options: flagOf(this.group), reason });
