@@ -73,15 +73,12 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     if (!store) throw new ConfigError("Cannot start: there is no store");
     await runtime.listenAdmin(options.admin.listenAddress);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { clientAddress, socksAddress } = await clients.listenAll({
+    const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
       tls: tls.clients,
       http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
+      http2: createHttpProxy("reverse-http-lb", {}, "http2"),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
-    const http2Address = await clients.listenHttp2({
-      tls: tls.clients,
-      protocol: createHttpProxy("reverse-http-lb", {}, "http2"),
-    });
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({

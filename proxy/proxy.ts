@@ -27,6 +27,7 @@ import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics, reportAgents } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
 import { checkProxyTls, logPin, openProxyTls } from "./tls.ts";
+import { messageOf } from "../shared/log/error_message.ts";
 
 /** What the proxy needs besides its options. */
 export interface ProxyDeps extends ServiceDeps, AgentEvents {
@@ -95,19 +96,16 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { clientAddress, socksAddress } = await clients.listenAll({
+    const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
       tls: tls.clients,
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
       http: createHttpProxy("reverse-http-proxy", {
         webSocket: webSocketsOf(options, listeners),
         autoConfig: autoConfigOf(options.httpProxy),
       }),
+      http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);
-    const http2Address = await clients.listenHttp2({
-      tls: tls.clients,
-      protocol: createHttpProxy("reverse-http-proxy", {}, "http2"),
-    });
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
@@ -222,7 +220,7 @@ function publishPresence(store: Store, options: ProxyOptions, bound: string, log
     onFailure: ({ agentId, error }) =>
       log.debug("presence of the agent could not be stored", {
         agent: agentId,
-        reason: error instanceof Error ? error.message : String(error),
+        reason: messageOf(error),
       }),
   });
 }

@@ -55,6 +55,16 @@ export interface ClientAddresses {
   readonly clientAddress: string;
   /** `undefined` without `socks.listenAddress`. */
   readonly socksAddress?: string;
+  /** `undefined` without `httpProxy.http2ListenAddress`. */
+  readonly http2Address?: string;
+}
+
+/** What the shared listeners speak. */
+export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
+  /** Of the listener for HTTP and SOCKS. */
+  readonly http: ClientProtocol;
+  /** Of the listener for HTTP/2. */
+  readonly http2: ClientProtocol;
 }
 
 /** What a service decides about its frontend. */
@@ -121,30 +131,20 @@ export class ServiceFrontend {
   }
 
   /**
-   * Opens the listeners that proxy and load balancer share: for HTTP and SOCKS, and for SOCKS alone.
-   * @param http the protocol of the first
+   * Opens the listeners that proxy and load balancer share: for HTTP and SOCKS, and for SOCKS and HTTP/2 alone if the options name addresses.
    * @throws {NetError} as {@link listen}
    */
-  async listenAll(
-    { http, tls, links }: Pick<ListenOptions, "tls" | "links"> & { readonly http: ClientProtocol },
-  ): Promise<ClientAddresses> {
-    const { httpProxy: { listenAddress: address }, socks: { listenAddress: socksAddress } } = this.#options;
+  async listenAll({ http, http2, tls, links }: ListenAllOptions): Promise<ClientAddresses> {
+    const { httpProxy: { listenAddress, http2ListenAddress }, socks: { listenAddress: socksListenAddress } } = this.#options;
     const socks = createSocks5Proxy();
-    const both = await this.listen({ option: "http-proxy.listen-address", address, tls, links, protocol: http, socks });
-    if (socksAddress === undefined) return { clientAddress: both.address };
-    const alone = await this.listen({ option: "socks.listen-address", address: socksAddress, protocol: socks });
-    return { clientAddress: both.address, socksAddress: alone.address };
-  }
-
-  /**
-   * Opens the listener for HTTP/2 if the options name an address, and returns the one bound.
-   * @throws {NetError} as `listenTcp` of the network
-   */
-  async listenHttp2(options: Pick<ListenOptions, "tls" | "protocol">): Promise<string | undefined> {
-    const { http2ListenAddress: address } = this.#options.httpProxy;
-    return address === undefined
-      ? undefined
-      : (await this.listen({ option: "http-proxy.http2-listen-address", ...options, address })).address;
+    const listen = async (option: string, address: string | undefined, options: Omit<ListenOptions, "option" | "address">) =>
+      address === undefined ? undefined : (await this.listen({ option, address, ...options })).address;
+    return {
+      clientAddress:
+        (await this.listen({ option: "http-proxy.listen-address", address: listenAddress, tls, links, protocol: http, socks })).address,
+      socksAddress: await listen("socks.listen-address", socksListenAddress, { protocol: socks }),
+      http2Address: await listen("http-proxy.http2-listen-address", http2ListenAddress, { tls, protocol: http2 }),
+    };
   }
 
   /** Starts the frontend on all listeners. The runtime closes it. */
