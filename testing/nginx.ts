@@ -65,11 +65,45 @@ export interface HttpOptions {
   readonly tls?: { readonly cert: string; readonly key: string };
 }
 
-/** Passes WebSockets on, as docs/restricted-networks.md has it, with 192.0.2.7 as the client's address; `await using` ends it. */
+/** An HTTP server; `await using` ends it. */
 export class NginxHttp implements AsyncDisposable {
   private constructor(readonly program: Program, readonly folder: Folder, readonly address: string) {}
 
+  /** Passes WebSockets on, as docs/restricted-networks.md has it, with 192.0.2.7 as the client's address. */
   static async start({ servers, path, tls }: HttpOptions): Promise<NginxHttp> {
+    return await NginxHttp.#start((address) => `
+      upstream servers { ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
+      server {
+        listen ${address}${tls ? " ssl" : ""};
+        ${tls ? `ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};` : ""}
+        location = ${path} {
+          proxy_pass http://servers;
+          proxy_http_version 1.1;
+          proxy_set_header Upgrade $http_upgrade;
+          proxy_set_header Connection "upgrade";
+          proxy_set_header Forwarded "for=192.0.2.7";
+          proxy_read_timeout 10s;
+        }
+      }`);
+  }
+
+  /**
+   * A web site over TLS, whose page is the server name that the client asked for, and a word.
+   * @param tls files of a certificate and its key
+   * @param word a variable of nginx, such as $remote_addr
+   * @param listen parameters of its listener, besides `ssl`
+   */
+  static async startSite(tls: { readonly cert: string; readonly key: string }, word: string, listen = ""): Promise<NginxHttp> {
+    return await NginxHttp.#start((address) => `
+      server {
+        listen ${address} ssl ${listen};
+        ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};
+        location / { return 200 "$ssl_server_name ${word}"; }
+      }`);
+  }
+
+  /** @param blocks the blocks of the configuration for a listener at `address` */
+  static async #start(blocks: (address: string) => string): Promise<NginxHttp> {
     const folder = new Folder();
     const address = await freeAddress();
     const configuration = folder.write(
@@ -79,61 +113,12 @@ export class NginxHttp implements AsyncDisposable {
       http {
         access_log off;
         ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder.path}/${name};`).join(" ")}
-        upstream servers { ${servers.map((server) => `server ${server} max_fails=0;`).join(" ")} }
-        server {
-          listen ${address}${tls ? " ssl" : ""};
-          ${tls ? `ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};` : ""}
-          location = ${path} {
-            proxy_pass http://servers;
-            proxy_http_version 1.1;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection "upgrade";
-            proxy_set_header Forwarded "for=192.0.2.7";
-            proxy_read_timeout 10s;
-          }
-        }
+        ${blocks(address)}
       }`,
     );
     const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
     await program.waitForText("start worker process ");
     return new NginxHttp(program, folder, address);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.program.stop(); // SIGKILL would leave its worker behind
-    this.folder[Symbol.dispose]();
-  }
-}
-
-/** A web site over TLS, whose page is the server name that the client asked for, and a word; `await using` ends it. */
-export class NginxSite implements AsyncDisposable {
-  private constructor(readonly program: Program, readonly folder: Folder, readonly address: string) {}
-
-  /**
-   * @param tls files of a certificate and its key
-   * @param word a variable of nginx, such as $remote_addr
-   * @param listen parameters of its listener, besides `ssl`
-   */
-  static async start(tls: { readonly cert: string; readonly key: string }, word: string, listen = ""): Promise<NginxSite> {
-    const folder = new Folder();
-    const address = await freeAddress();
-    const configuration = folder.write(
-      "nginx.conf",
-      `daemon off; pid ${folder.path}/nginx.pid; error_log stderr notice; worker_processes 1;
-      events { worker_connections 1024; }
-      http {
-        access_log off;
-        ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder.path}/${name};`).join(" ")}
-        server {
-          listen ${address} ssl ${listen};
-          ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};
-          location / { return 200 "$ssl_server_name ${word}"; }
-        }
-      }`,
-    );
-    const program = new Program(NGINX, ["-e", "stderr", "-p", folder.path, "-c", configuration]);
-    await program.waitForText("start worker process ");
-    return new NginxSite(program, folder, address);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

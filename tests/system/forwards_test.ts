@@ -5,7 +5,7 @@ import { existsSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { freeAddress, NGINX, NginxSite } from "../../testing/nginx.ts";
+import { freeAddress, NGINX, NginxHttp } from "../../testing/nginx.ts";
 import { AGENT, AGENT_ID, LB, Pair, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
 import { dial, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
@@ -150,7 +150,7 @@ describe("a forward with a PROXY header", () => {
     await using site = await Site.create();
     const { cert, key } = await site.authority.issue({ names: ["a.example"] });
     const tls = { cert: site.folder.write("site.pem", cert), key: site.folder.write("site-key.pem", key) };
-    await using nginx = await NginxSite.start(tls, "$proxy_protocol_addr:$proxy_protocol_port", "proxy_protocol");
+    await using nginx = await NginxHttp.startSite(tls, "$proxy_protocol_addr:$proxy_protocol_port", "proxy_protocol");
     const forward = forwardTo(nginx.address, ",sni=a.example,proxy-protocol=v2");
     const { proxy, addresses } = await site.startProxy([forward]);
     await site.startAgent(addresses);
@@ -173,10 +173,7 @@ describe("a forward of lb", () => {
     const address = await addressOf(lb, origin.authority);
     const { client, server } = await connectThrough(address, origin);
     using _ = client;
-    client.finish("ping");
-    assert.equal((await server.readAll()).toString(), "ping");
-    server.finish("pong");
-    assert.equal((await client.readAll()).toString(), "pong");
+    await assertRelayed(client, server);
   });
 
   it("shows the proxy a token, and is refused without one", async () => {
@@ -194,10 +191,7 @@ describe("a forward of lb", () => {
     const address = await addressOf(lb, origin.authority);
     const { client, server } = await connectThrough(address, origin);
     using _ = client;
-    client.finish("ping");
-    assert.equal((await server.readAll()).toString(), "ping");
-    server.finish("pong");
-    assert.equal((await client.readAll()).toString(), "pong");
+    await assertRelayed(client, server);
     await proxy.waitFor("request", { method: "CONNECT", agent: AGENT_ID, destination: origin.authority, status: 200 });
     site.folder.write("token", await key.sign({ agentId: "another" }));
     assert.equal(await endingOf(address), "ECONNRESET");
@@ -220,7 +214,7 @@ describe("a forward by server name", () => {
     const listen = await freeAddress();
     const args: string[] = [];
     for (const [word, more] of Object.entries(forwards)) {
-      const { address: to } = stack.use(await NginxSite.start(tls, word));
+      const { address: to } = stack.use(await NginxHttp.startSite(tls, word));
       args.push(`--forward=listen=${listen},agent=${AGENT_ID},to=${to}${more}`);
     }
     const { proxy, addresses } = await site.startProxy(args);
@@ -323,6 +317,14 @@ describe("--check-route", () => {
     assert.match(stderr, /Cannot check the route "a\.example": it does not begin with https:/);
   });
 });
+
+/** Bytes pass both ways, and each direction ends by itself. */
+async function assertRelayed(client: Wire, server: Wire): Promise<void> {
+  client.finish("ping");
+  assert.equal((await server.readAll()).toString(), "ping");
+  server.finish("pong");
+  assert.equal((await client.readAll()).toString(), "pong");
+}
 
 /** A client that reaches the origin: until the store has the agent's entry, clients are reset. */
 async function connectThrough(address: string, origin: Origin): Promise<{ client: Wire; server: Wire }> {
