@@ -12,7 +12,7 @@ import type { Duplex } from "../shared/net/types.ts";
 const SILENCE_MS = 500;
 
 /**
- * Copies in both directions until the destination has finished; each direction ends by itself. If nobody reads the output, both end.
+ * Copies in both directions until the destination has finished; each direction ends by itself. If the reader of the output is gone, both end.
  * @throws {NetError} if the tunnel breaks
  */
 export async function relay(streams: StandardStreams, tunnel: Duplex): Promise<void> {

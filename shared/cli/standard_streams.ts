@@ -39,7 +39,7 @@ export class StandardStreams {
 
   /**
    * Writes all bytes. Resolves when the system has them.
-   * @throws {Error} with the code `EPIPE` if nobody reads them
+   * @throws {Error} with the code `EPIPE` if their reader is gone
    */
   async write(data: Uint8Array): Promise<void> {
     for (let at = 0; at < data.length;) at += await retried((done) => write(this.output, data, at, data.length - at, null, done));

@@ -362,7 +362,7 @@ export async function readPreamble(
   stream.input.unread(first);
   if (first[0] !== 5 && preamble === "http-or-socks5") return await readHead(stream, limit);
   if (first[0] !== 5) throw new NetError("head-malformed", "This is not SOCKS 5", { remote: true });
-  /** Reads until there are so many bytes. */
+  /** Reads until `socks` has `count` bytes. */
   const need = async (count: number) => {
     while (socks.length < count) {
       const data = await stream.read();

@@ -230,7 +230,7 @@ function listenerTests({ test }: Suite): void {
     for (const { server } of streams) await server[Symbol.asyncDispose]();
   });
 
-  test("drops the oldest datagrams that nobody reads, and those of too many peers", async (net) => {
+  test("drops the oldest datagrams that are not read, and those of too many peers", async (net) => {
     const listener = await net.listenUdp({ address: "127.0.0.1:0", maxPeers: 1 });
     const accept = next(() => listener.accept());
     const [one, two] = [await client(listener.address), await client(listener.address)];

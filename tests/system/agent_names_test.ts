@@ -102,7 +102,7 @@ describe("a proxy with an agent suffix", () => {
     for (const [name, status] of rows) assert.equal(await sites.status(`${name}.rhttp`), status, name);
   });
 
-  it("serves the proxy configuration for browsers to whoever asks, and nothing else", async () => {
+  it("serves the proxy configuration for browsers to any client, and nothing else", async () => {
     await using sites = await TwoSites.start();
     const { addresses: { clients } } = sites;
     const { status, body, fields } = await ask(clients, "GET /proxy.pac HTTP/1.1\r\nHost: proxy.example:3128\r\n\r\n");

@@ -118,7 +118,7 @@ describe("connect", () => {
     assert.equal(await new Promise((resolve) => shell.once("exit", resolve)), 0);
   });
 
-  it("ends without a word when nobody reads its output", async () => {
+  it("ends silently when the reader of its output is gone", async () => {
     await using origin = await Origin.start();
     using connect = new Connect([...flags, origin.authority]);
     const server = await origin.accept();

@@ -231,7 +231,7 @@ describe("the option forward", () => {
     assert.deepEqual([named!.match("b.example"), named!.match()], [undefined, undefined]);
   });
 
-  it("needs a token at a load balancer whose proxies verify tokens, and takes none where nobody does", async () => {
+  it("needs a token at a load balancer whose proxies verify tokens, and takes none where the proxies verify none", async () => {
     using folder = new Folder();
     const tokenFile = folder.write("token", "t");
     const check = (given: Partial<Given[number]>, authType: string | undefined, isAuthenticatedAgain: boolean) =>

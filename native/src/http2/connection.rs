@@ -176,7 +176,7 @@ impl Http2 {
         };
         if let Some(error) = error.filter(|_| is_new) {
             let _ = client.accept_queue.push(Incoming::new(None, client.remote, Err(error)));
-            // nobody wants it if the queue is closed
+            // dropped if the queue is closed
         }
         let Self { connection, tcp, .. } = self;
         drop(connection); // its streams learn that it is lost

@@ -58,7 +58,7 @@ impl UdpPeer {
         self.changed.notify_one();
     }
 
-    /// Memory of what the peer has sent and nobody has read.
+    /// Memory of received data that is not read yet.
     pub fn held(&self) -> u64 {
         lock(&self.queue).bytes() as u64
     }

@@ -1,4 +1,4 @@
-//! The first message of TLS, the ClientHello (RFC 8446 §4.1.2), read without answering it. Its bytes are kept for whoever answers.
+//! The first message of TLS, the ClientHello (RFC 8446 §4.1.2), read without answering it. Its bytes are kept for the handshake or the relay.
 use std::io::{Error, ErrorKind};
 
 use bytes::{BufMut, BytesMut};
