@@ -1,4 +1,5 @@
 //! Splices that JavaScript starts.
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::error::NetError;
 use crate::relay::ends::Side;
 use crate::relay::rate::RateLimiter;
 use crate::relay::{datagrams, splice};
-use crate::stream::{CancelSignal, Handover};
+use crate::stream::{CancelSignal, Handover, Stream};
 use crate::sync::lock;
 use crate::time::millis;
 
@@ -61,6 +62,33 @@ impl SpliceJob {
             cancel,
             registration,
             _counted: state.splices.clone(),
+        }
+    }
+
+    /// Waits for `dial` as long as `a` is connected, settles `connected` with the remote address, and returns the stream of `a` and the
+    /// connection. `None` if it has failed: both promises are settled then, and `a` is unchanged.
+    pub async fn connect<T>(
+        self,
+        a: Arc<Stream>,
+        connected: Promise,
+        dial: impl Future<Output = Result<(T, String), NetError>>,
+    ) -> Option<(Self, Handover, T)> {
+        let dialled = tokio::select! {
+            dialled = a.while_connected(&self.cancel, dial) => dialled,
+            () = self.cancel.cancelled() => Err(NetError::cancelled()),
+        };
+        match dialled {
+            Ok((b, remote)) => {
+                let stream = a.take(&self.cancel);
+                drop(a);
+                self.state.settle_low_priority(connected, Value::Text(remote));
+                Some((self, stream, b))
+            }
+            Err(error) => {
+                connected.settle(Err(error));
+                self.settle(Value::Undefined);
+                None
+            }
         }
     }
 

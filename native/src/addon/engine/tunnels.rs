@@ -127,21 +127,8 @@ impl Engine {
                 let tls = tls.map(|tls| state.connector.get(tls)).transpose()?;
                 tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await
             });
-            let dialled = tokio::select! {
-                dialled = Box::pin(a_stream.while_connected(&job.cancel, dial)) => dialled,
-                () = job.cancel.cancelled() => Err(NetError::cancelled()),
-            };
-            match dialled {
-                Ok((b, remote)) => {
-                    let halves = Box::new((a_stream.take(&job.cancel), b.into()));
-                    drop(a_stream);
-                    job.state.settle_low_priority(connected, Value::Text(remote));
-                    job.run(halves, [Some(a), None]).await;
-                }
-                Err(error) => {
-                    connected.settle(Err(error));
-                    job.settle(Value::Undefined);
-                }
+            if let Some((job, stream, b)) = Box::pin(job.connect(a_stream, connected, dial)).await {
+                job.run(Box::new((stream, b.into())), [Some(a), None]).await;
             }
         });
     }
@@ -176,21 +163,8 @@ impl Engine {
                 let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
                 udp::dial(&state.resolver, &host, port, target, millis(timeout_ms)).await
             });
-            let dialled = tokio::select! {
-                dialled = Box::pin(a_stream.while_connected(&job.cancel, dial)) => dialled,
-                () = job.cancel.cancelled() => Err(NetError::cancelled()),
-            };
-            match dialled {
-                Ok((socket, remote)) => {
-                    let stream = Box::new(a_stream.take(&job.cancel));
-                    drop(a_stream);
-                    job.state.settle_low_priority(connected, Value::Text(remote));
-                    job.run_flow(stream, socket, a).await;
-                }
-                Err(error) => {
-                    connected.settle(Err(error));
-                    job.settle(Value::Undefined);
-                }
+            if let Some((job, stream, socket)) = Box::pin(job.connect(a_stream, connected, dial)).await {
+                job.run_flow(Box::new(stream), socket, a).await;
             }
         });
     }
