@@ -229,6 +229,16 @@ impl EngineState {
         ])
     }
 
+    /// Returns what has arrived in the queue of a listener, as [`EngineState::add_incoming`] describes; null once the listener is closed.
+    pub fn accept(self: &Arc<Self>, op: f64, accept_queue: Option<Arc<AcceptQueue<Incoming>>>) {
+        let promise = self.promise(op);
+        let Some(accept_queue) = accept_queue else {
+            return promise.settle(Ok(Value::Null));
+        };
+        let state = self.clone();
+        accept_queue.accept(promise, usize::MAX, move |items| state.add_incoming(items));
+    }
+
     /// A flat array with five values per item: stream, remote address, local address, head or server name, error.
     pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
         let mut out = Vec::with_capacity(items.len() * 5);

@@ -43,14 +43,8 @@ impl Engine {
     /// Returns what `EngineState::add_incoming` describes; null once the listener is closed.
     #[napi]
     pub fn tcp_accept(&self, op: f64, listener: f64) {
-        let promise = self.state.promise(op);
-        let Some(listener) = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned() else {
-            return promise.settle(Ok(Value::Null));
-        };
-        let state = self.state.clone();
-        listener
-            .accept_queue
-            .accept(promise, usize::MAX, move |items| state.add_incoming(items));
+        let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
+        self.state.accept(op, listener.map(|listener| listener.accept_queue.clone()));
     }
 
     #[napi]

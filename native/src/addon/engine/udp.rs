@@ -24,14 +24,8 @@ impl Engine {
     /// As `tcp_accept`.
     #[napi]
     pub fn udp_accept(&self, op: f64, listener: f64) {
-        let promise = self.state.promise(op);
-        let Some(listener) = lock(&self.state.udp_listeners).get(&(listener as u64)).cloned() else {
-            return promise.settle(Ok(Value::Null));
-        };
-        let state = self.state.clone();
-        listener
-            .accept_queue
-            .accept(promise, usize::MAX, move |items| state.add_incoming(items));
+        let listener = lock(&self.state.udp_listeners).get(&(listener as u64)).cloned();
+        self.state.accept(op, listener.map(|listener| listener.accept_queue.clone()));
     }
 
     #[napi]
