@@ -1,7 +1,7 @@
 // Installs the programs that the tests need, builds, runs every check, and prints `N passed, N failed`. `--only=unit,system` selects some.
 import { Buffer } from "node:buffer";
 import { spawn, type SpawnOptions, spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -19,8 +19,8 @@ interface Check {
   command: string[];
   cwd?: string;
   env?: Record<string, string>;
-  /** Whether no other check runs beside it: it starts many programs, measures, or creates what a later one needs. */
-  alone?: boolean;
+  /** Only checks of the same group run beside it. */
+  group?: string;
   /** Reads the numbers of passed and failed tests from the output. Without it, the check counts as one test. */
   count?: (output: string) => [passed: number, failed: number];
 }
@@ -41,6 +41,15 @@ const cargoEnv = { CARGO_TARGET_DIR: join(crate, "target") };
 const underBun = (suite: string): Check => (
   { name: `${suite} (Bun)`, command: [bun, "test", "--timeout=60000", `./tests/${suite}/`], count: bunCount }
 );
+/** Half of the test files of a suite. */
+const halfUnderBun = (suite: string, half: 0 | 1): Check => {
+  const files = readdirSync(join(root, "tests", suite)).filter((name) => name.endsWith("_test.ts")).sort();
+  return {
+    name: `${suite} (Bun, ${half + 1} of 2)`,
+    command: [bun, "test", "--timeout=60000", ...files.filter((_, at) => at % 2 === half).map((name) => `./tests/${suite}/${name}`)],
+    count: bunCount,
+  };
+};
 const underBoth = (suite: string): Check[] => [
   { name: `${suite} (Deno)`, command: [deno, "test", "-A", "--quiet", "--no-check", `tests/${suite}/`], count: denoCount },
   underBun(suite),
@@ -59,7 +68,7 @@ const CHECKS: Check[] = [
   {
     name: "bundle for Node",
     command: [bun, "build", "--target=node", `--outfile=${join(bundles, "native_test.mjs")}`, conformance],
-    alone: true, // a later check runs it
+    group: "bundle", // a later check runs it
   },
   { name: "format", command: [deno, "fmt", "--check", "--quiet"] },
   { name: "lint", command: [deno, "lint", "--quiet"] },
@@ -93,15 +102,16 @@ const CHECKS: Check[] = [
     env: { REVERSE_HTTP_TEST_ADDON: join(crate, "reverse-http.node") },
     count: nodeCount,
   },
-  // only with Bun: they test the executables
-  { ...underBun("system"), alone: true },
-  { ...underBun("fault"), alone: true },
+  // only with Bun: they test the executables, and start many programs
+  { ...halfUnderBun("system", 0), group: "executables" },
+  { ...halfUnderBun("system", 1), group: "executables" },
+  { ...underBun("fault"), group: "executables" },
   ...underBoth("release"),
   // also builds the load generator, with the engine's crates
   {
     name: "bench",
     command: [deno, "run", "-A", join("tests", "bench", "bench.ts"), "--smoke", "--limit", `--json=${join(bundles, "bench.json")}`],
-    alone: true,
+    group: "bench",
   },
   // only root may make network namespaces
   ...(process.getuid?.() === 0
@@ -118,7 +128,7 @@ const CHECKS: Check[] = [
         "--ssh",
         "--only=down,rate1",
       ],
-      alone: true,
+      group: "bench over a veth",
     }]
     : []),
 ];
@@ -155,15 +165,16 @@ function execute(file: string, args: string[], options: SpawnOptions): Promise<{
 async function runAll(checks: readonly Check[]): Promise<[passed: number, failed: number]> {
   const running = new Set<Promise<void>>();
   let [passed, failed] = [0, 0];
+  let group: string | undefined;
   for (const check of checks) {
-    while (running.size >= (check.alone ? 1 : LANES)) await Promise.race(running);
+    while (running.size >= (check.group === group ? LANES : 1)) await Promise.race(running);
+    group = check.group;
     const ended = run(check).then(([p, f]) => {
       passed += p;
       failed += f;
       running.delete(ended);
     });
     running.add(ended);
-    if (check.alone) await ended;
   }
   await Promise.all(running);
   return [passed, failed];
