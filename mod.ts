@@ -1,6 +1,6 @@
 /**
  * A reverse HTTP proxy over QUIC, for embedding: {@link startProxy}, {@link startAgent} and {@link startLoadBalancer}, with the options of
- * the command line.
+ * the command line; and {@link openTunnel} for its clients.
  *
  * ```ts ignore
  * const proxy = await startProxy(
@@ -15,10 +15,14 @@
  * @module
  */
 import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
+import type { Duplex as NodeDuplex } from "node:stream";
 import { agentOptions } from "./agent/options.ts";
+import { toNodeStream } from "./client/node_stream.ts";
+import { clientOptions } from "./client/options.ts";
+import { checkAccess, openTunnel as openTunnelWith, parseDestination } from "./client/tunnel.ts";
 import { type LoadBalancer, startLoadBalancer as startLoadBalancerWith } from "./lb/lb.ts";
 import { lbOptions } from "./lb/options.ts";
-import type { AgentOptions, LoadBalancerOptions, ProxyOptions } from "./options.ts";
+import type { AgentOptions, ClientOptions, LoadBalancerOptions, ProxyOptions } from "./options.ts";
 import type { AgentEvents } from "./proxy/agents/server.ts";
 import { type Proxy, startProxy as startProxyWith } from "./proxy/proxy.ts";
 import { proxyOptions } from "./proxy/options.ts";
@@ -59,7 +63,8 @@ export { createNativeNet, type NativeNetOptions } from "./shared/net/native/bind
 export type * from "./shared/net/types.ts";
 export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
 export { type Store, StoreError } from "./shared/store/store.ts";
-export type { Agent, AgentEvents, AgentOptions, LoadBalancer, LoadBalancerOptions, Proxy, ProxyOptions };
+export { TunnelFailure, type TunnelFailureKind } from "./client/tunnel.ts";
+export type { Agent, AgentEvents, AgentOptions, ClientOptions, LoadBalancer, LoadBalancerOptions, Proxy, ProxyOptions };
 
 /** Hooks and dependencies of a proxy. */
 export interface ProxyHooks extends AgentEvents {
@@ -181,6 +186,56 @@ export async function startLoadBalancer(
   const { authenticate, authenticator, net, log = silentLogger, ...others } = hooks;
   const chosen = chooseAuthenticator(authenticate, authenticator);
   return await startLoadBalancerWith(withDefaults(lbOptions, options), { ...others, authenticator: chosen, ...givenOrOwn(net), log });
+}
+
+/** A destination, and how to reach it. `proxy` is required. */
+export interface TunnelOptions extends ClientOptions {
+  /** `host:port` or `[host]:port`, as the agent reaches it. */
+  destination: string;
+}
+
+/** Dependencies of a tunnel. */
+export interface TunnelHooks {
+  /** Opens the connection. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the tunnel. */
+  net?: Net;
+  /** Cancels the opening, with a {@link NetError} `cancelled`. An open tunnel ignores it. Default: only `connectTimeout` ends it. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Opens a tunnel through a proxy that serves CONNECT, to a destination behind an agent. Omitted options have the defaults of the command line.
+ * The result is a stream as `net.connect` of Node.js returns it, without the properties of a socket. Each direction ends separately, and a
+ * reset of the tunnel is an error of the stream, a {@link NetError} `reset`. Destroying the stream before `end()` has finished resets the
+ * tunnel.
+ * @throws {ConfigError} for invalid options, before anything is opened
+ * @throws {TunnelFailure} if there is no tunnel, saying why
+ * @throws {NetError} `cancelled`
+ * @example
+ * ```ts
+ * import { openTunnel, TunnelFailure } from "@reverse-http/reverse-http";
+ *
+ * try {
+ *   const stream = await openTunnel({ proxy: "127.0.0.1:3128", agentId: "4711", destination: "mail.internal:25" });
+ *   stream.pipe(process.stdout);
+ *   stream.end("QUIT\r\n");
+ * } catch (error) {
+ *   if (!(error instanceof TunnelFailure)) throw error;
+ *   console.error(`${error.kind}: ${error.message}`); // no-agent: The agent is not connected
+ * }
+ * ```
+ */
+export async function openTunnel({ destination, ...options }: TunnelOptions, { net, signal }: TunnelHooks = {}): Promise<NodeDuplex> {
+  const access = checkAccess(withDefaults(clientOptions, options));
+  const target = parseDestination(destination);
+  const { net: used, ownsNet } = givenOrOwn(net);
+  try {
+    const stream = toNodeStream(await openTunnelWith(used, access, target, { signal }));
+    if (ownsNet) stream.once("close", () => used.close());
+    return stream;
+  } catch (error) {
+    if (ownsNet) used.close();
+    throw error;
+  }
 }
 
 /** The caller's network, or one that the service closes. */

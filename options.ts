@@ -522,3 +522,35 @@ export interface LoadBalancerOptions {
     level?: "trace" | "debug" | "info" | "warn" | "error";
   };
 }
+
+/** How a program reaches a proxy as its client. */
+export interface ClientOptions {
+  /** `--proxy`: Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do. */
+  proxy?: string;
+  /** `--agent-id`: Id of the agent that reaches the destinations; by default the one that a token or the destination's name carries. */
+  agentId?: string;
+  /** `--token`: The client's token, or file:NAME, which is read for each connection; only the latter on the command line. By default none. */
+  token?: string;
+  /** `--connect-timeout`: Timeout for a tunnel to be open: connection to the proxy and its response together. In milliseconds. Default: `30000`. */
+  connectTimeout?: number;
+  /** `--tls.*` */
+  tls?: {
+    /** `--tls.enable`: Connect to the proxy over TLS. Default: `false`. */
+    enable?: boolean;
+    /** `--tls.insecure-skip-verify`: Accept any certificate of the proxy, without verification. Default: `false`. */
+    insecureSkipVerify?: boolean;
+    /** `--tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it. */
+    pinSha256?: string[];
+    /** `--tls.file.*` */
+    file?: {
+      /** `--tls.file.root-ca`: Certificate authorities to trust, PEM; by default the system's. */
+      rootCa?: string;
+      /** `--tls.file.key`: Private key of the client's certificate, PEM. */
+      key?: string;
+      /** `--tls.file.cert`: The client's certificate chain, PEM, if the proxy requires one. */
+      cert?: string;
+    };
+    /** `--tls.key-password`: Password of the private key, if it is encrypted. */
+    keyPassword?: string;
+  };
+}

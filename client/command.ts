@@ -1,15 +1,13 @@
 // The commands of clients. The network is an argument.
-import { type Authority, parseAuthority } from "../shared/address/authority.ts";
 import { CommandFailure, type Subcommand } from "../shared/cli/command.ts";
 import type { CreateNet } from "../shared/cli/network.ts";
 import { ConfigError, defineOptions, flagOf, type ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
-import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import { formatSshConfig, relay } from "./connect.ts";
 import { parseForward, serveForwards } from "./forward.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
-import { checkAccess, openTunnel, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
+import { checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
 
 /** Exit codes of `connect`; 0: the tunnel has ended, 1: it broke, 2: invalid configuration. */
 const EXIT_CODES: Readonly<Record<TunnelFailureKind, number>> = { "proxy": 3, "denied": 4, "no-agent": 5, "refused": 6, "unreachable": 7 };
@@ -91,16 +89,6 @@ function sshConfigOf(options: ClientOptions, target: string | undefined, flags: 
   const kept = [...flags].filter(([name]) => name !== "ssh-config" && name !== "agent-id").map(([name, text]) => `${flagOf(name)}=${text}`);
   const command = ["reverse-http", "connect", ...kept, `--agent-id=${agentId}`];
   return formatSshConfig(command, agentId, target === undefined ? undefined : parseDestination(target));
-}
-
-/** @throws {ConfigError} */
-function parseDestination(text: string): Authority {
-  try {
-    return parseAuthority(text);
-  } catch (cause) {
-    if (!(cause instanceof MalformedRequestError)) throw cause;
-    throw new ConfigError(`Cannot use the destination ${JSON.stringify(text)}: ${cause.message.replace(/^The target/, "it")}`, { cause });
-  }
 }
 
 async function withNet(createNet: CreateNet, use: (net: Net) => Promise<void>): Promise<void> {

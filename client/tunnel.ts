@@ -1,12 +1,13 @@
-// Opens a tunnel by CONNECT (RFC 9110 §9.3.6) over HTTP/1.1, at any proxy.
-import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+// Opens a tunnel over HTTP/1.1: by CONNECT (RFC 9110 §9.3.6) at any proxy, and for UDP by CONNECT-UDP (RFC 9298).
+import { type Authority, formatAuthority, formatDestination, type Network, parseAuthority } from "../shared/address/authority.ts";
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { type ClientCredentials, usernameOf } from "../shared/auth/authenticator.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
-import { encodeHead, HeadError, type ResponseHead, values } from "../shared/http/head.ts";
+import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http/connect_udp.ts";
+import { encodeHead, type Fields, HeadError, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { readResponse } from "../shared/http/read_response.ts";
 import { silentLogger } from "../shared/log/logger.ts";
@@ -14,6 +15,7 @@ import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { openClientTls, refuseWithoutTls } from "../shared/tls/reloadable_tls.ts";
+import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import type { ClientOptions } from "./options.ts";
 
 /**
@@ -25,9 +27,30 @@ export type TunnelFailureKind = "proxy" | "denied" | "no-agent" | "refused" | "u
 
 /** There is no tunnel. The message is one line, without secrets. */
 export class TunnelFailure extends Error {
+  /** Always `TunnelFailure`. */
   override readonly name = "TunnelFailure";
-  constructor(readonly kind: TunnelFailureKind, message: string, options?: ErrorOptions) {
+  /** The proxy's error type (RFC 9209 §2.3), such as `dns_error`; `undefined` if it gave none. */
+  readonly errorType?: string;
+
+  /**
+   * Creates a failure.
+   * @param kind whose fault it is
+   * @param message one line
+   * @param options the cause, and the proxy's error type
+   */
+  constructor(readonly kind: TunnelFailureKind, message: string, options: ErrorOptions & { errorType?: string } = {}) {
     super(message, options);
+    this.errorType = options.errorType;
+  }
+}
+
+/** @throws {ConfigError} */
+export function parseDestination(text: string): Authority {
+  try {
+    return parseAuthority(text);
+  } catch (cause) {
+    if (!(cause instanceof MalformedRequestError)) throw cause;
+    throw new ConfigError(`Cannot use the destination ${JSON.stringify(text)}: ${cause.message.replace(/^The target/, "it")}`, { cause });
   }
 }
 
@@ -45,25 +68,45 @@ export function checkAccess(options: ClientOptions): Access {
   return { ...options, proxy };
 }
 
+export interface OpenOptions {
+  /** Default `tcp`. With `udp` the stream carries capsules (RFC 9297). */
+  readonly network?: Network;
+  /** Cancels with `cancelled`. Default: only the timeout ends it. */
+  readonly signal?: AbortSignal;
+}
+
 /**
  * Opens a tunnel to `destination`. Token and certificates are read each time.
  * @throws {TunnelFailure}
  * @throws {ConfigError} for a file that cannot be used
+ * @throws {NetError} `cancelled`
  */
-export async function openTunnel(net: Net, access: Access, destination: Authority): Promise<Duplex> {
+export async function openTunnel(
+  net: Net,
+  access: Access,
+  destination: Authority,
+  { network = "tcp", signal }: OpenOptions = {},
+): Promise<Duplex> {
   const deadline = performance.now() + access.connectTimeout;
-  const head = encodeRequest(destination, await readCredentials(access));
-  const stream = await connectToProxy(net, access);
+  const head = encodeRequest(access, destination, network, await readCredentials(access));
+  const stream = await connectToProxy(net, access, signal);
+  const abort = () => stream.reset(1);
+  signal?.addEventListener("abort", abort, { once: true });
   try {
     await stream.write(head);
     const response = await readResponse(stream, Math.max(1, deadline - performance.now()), "--tls.enable");
-    if (response.status < 200 || response.status > 299) throw refusalOf(response, destination);
+    if (network === "udp" && isWithoutUdp(response)) throw new TunnelFailure("proxy", `The proxy ${access.proxy} relays no UDP`);
+    const isOpen = network === "udp" ? isUdpEstablished(response) : response.status >= 200 && response.status <= 299;
+    if (!isOpen) throw refusalOf(response, formatDestination(destination, network));
     return stream;
   } catch (cause) {
     stream.reset(1);
     stream.close();
+    if (signal?.aborted) throw new NetError("cancelled", "The tunnel was cancelled before it was open", { cause });
     if (!(cause instanceof NetError || cause instanceof HeadError)) throw cause;
     throw new TunnelFailure("proxy", `The proxy ${access.proxy} gave no response to CONNECT: ${cause.message}`, { cause });
+  } finally {
+    signal?.removeEventListener("abort", abort);
   }
 }
 
@@ -71,13 +114,14 @@ export async function openTunnel(net: Net, access: Access, destination: Authorit
  * Connects to the proxy.
  * @throws {TunnelFailure} `proxy`
  * @throws {ConfigError} for a file that cannot be used
+ * @throws {NetError} `cancelled`
  */
-export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: Access): Promise<Duplex> {
+export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: Access, signal?: AbortSignal): Promise<Duplex> {
   const settings = tls.enable ? await readTls(net, tls) : undefined;
   try {
-    return await net.connectTcp({ ...splitHostPort(proxy), timeoutMs: connectTimeout, tls: settings });
+    return await net.connectTcp({ ...splitHostPort(proxy), timeoutMs: connectTimeout, tls: settings, signal });
   } catch (cause) {
-    if (!(cause instanceof NetError)) throw cause;
+    if (!(cause instanceof NetError) || signal?.aborted) throw cause;
     throw new TunnelFailure("proxy", `The proxy ${proxy} cannot be reached: ${cause.message}`, { cause });
   }
 }
@@ -95,13 +139,19 @@ async function readTls(net: Net, options: ClientOptions["tls"]): Promise<ClientT
   return (await openClientTls("tls", options, { log: silentLogger, net })).current;
 }
 
-function encodeRequest(destination: Authority, credentials: ClientCredentials | undefined): Uint8Array {
-  const authority = formatAuthority(destination);
-  return encodeHead(`CONNECT ${authority} HTTP/1.1`, [
+function encodeRequest(
+  { proxy }: Access,
+  destination: Authority,
+  network: Network,
+  credentials: ClientCredentials | undefined,
+): Uint8Array {
+  const authority = network === "udp" ? proxy : formatAuthority(destination);
+  const fields: Fields = [
     ["Host", authority],
     ...credentials ? [["Proxy-Authorization", formatProxyAuthorization(credentials)] as const] : [],
-    ["Proxy-Connection", "keep-alive"],
-  ]);
+  ];
+  if (network === "udp") return encodeUdpRequest(destination, fields);
+  return encodeHead(`CONNECT ${authority} HTTP/1.1`, [...fields, ["Proxy-Connection", "keep-alive"]]);
 }
 
 const FILE = "file:";
@@ -127,14 +177,13 @@ async function readToken(file: string): Promise<string> {
 }
 
 /** The error of the proxy's response. */
-function refusalOf({ status, reason, fields }: ResponseHead, destination: Authority): TunnelFailure {
+function refusalOf({ status, reason, fields }: ResponseHead, destination: string): TunnelFailure {
   const { error, details } = parseProxyStatus(fields);
   const [id] = values(fields, "x-request-id");
   const text = details ?? printable(reason, MAX_REASON);
-  const subject = formatAuthority(destination);
   const notes = [String(status), error, id && `request ${printable(id, MAX_REASON)}`].filter(Boolean).join(", ");
-  const message = `${text.includes(subject) ? "" : `${subject}: `}${text} (${notes})`;
-  return new TunnelFailure(kindOf(status, error, details), message);
+  const message = `${text.includes(destination) ? "" : `${destination}: `}${text} (${notes})`;
+  return new TunnelFailure(kindOf(status, error, details), message, { errorType: error });
 }
 
 /** Longest reason that is shown, in characters. */

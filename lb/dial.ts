@@ -2,7 +2,7 @@
 // that they work with any proxy.
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
-import { encodeUdpRequest, isUdpEstablished } from "../shared/http/connect_udp.ts";
+import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http/connect_udp.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
 import { encodeHead, type Fields, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
@@ -163,11 +163,6 @@ function encodeRequest(
     ["X-Request-Id", id],
   ];
   return isUdp ? encodeUdpRequest(destination, fields) : encodeHead(`CONNECT ${authority} HTTP/1.1`, fields);
-}
-
-/** Whether a proxy that does not know the request has responded: an older one with 405, one of the Go project with 500 and no error type. */
-function isWithoutUdp({ status, fields }: ResponseHead): boolean {
-  return status < 400 || [404, 405, 501].includes(status) || (status === 500 && parseProxyStatus(fields).error === undefined);
 }
 
 function relaysNoUdp({ status, reason }: ResponseHead, address: string): Outcome {

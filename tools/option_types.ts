@@ -1,5 +1,6 @@
 // Generates explicit TypeScript types of the options for the library. Types derived from the definitions would show no documentation in
 // editors, and could not be published with it.
+import { clientOptions } from "../client/options.ts";
 import { SERVICES } from "../services.ts";
 import { camelCase, flagOf, isRequired, type Option, type Options, parseValue } from "../shared/config/option.ts";
 
@@ -11,6 +12,7 @@ export function optionTypes(): string {
     interfaceOf("ProxyOptions", "What a program may tell a proxy.", SERVICES.proxy),
     interfaceOf("AgentOptions", "What a program may tell an agent.", SERVICES.agent),
     interfaceOf("LoadBalancerOptions", "What a program may tell a load balancer.", SERVICES.lb),
+    interfaceOf("ClientOptions", "How a program reaches a proxy as its client.", clientOptions),
   ];
   return `// The options of the command line for programs, nested by the dots. Written by \`deno task docs\`: their definitions are elsewhere.\n\n${
     types.join("\n")

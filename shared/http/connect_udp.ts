@@ -2,6 +2,7 @@
 import { type Authority, parseAuthority } from "../address/authority.ts";
 import { MalformedRequestError } from "../tunnel/errors.ts";
 import { encodeHead, type Fields, hasToken, HeadError, type RequestHead, type ResponseHead, values } from "./head.ts";
+import { parseProxyStatus } from "./proxy_status.ts";
 import { ProxyError } from "./status.ts";
 
 /** The upgrade token (RFC 9298 §3.2). */
@@ -30,6 +31,12 @@ export function encodeUdpRequest({ host, port }: Authority, fields: Fields): Uin
 /** Whether a response to {@link encodeUdpRequest} is successful. */
 export function isUdpEstablished({ status, fields }: ResponseHead): boolean {
   return status === 101 && hasToken(fields, "upgrade", TOKEN);
+}
+
+/** Whether a proxy that does not know the request has responded: an older one with 405, one of the Go project with 500 and no error type. */
+export function isWithoutUdp({ status, fields }: ResponseHead): boolean {
+  return (status !== 101 && status < 400) || [404, 405, 501].includes(status) ||
+    (status === 500 && parseProxyStatus(fields).error === undefined);
 }
 
 /**

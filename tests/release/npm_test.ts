@@ -12,10 +12,10 @@ import { Folder, ROOT, runToEnd, writeCertificates } from "../../testing/program
 
 /** A program that transfers a line through a tunnel, prints it and ends. */
 const PROGRAM = `
-import { connect, createServer } from "node:net";
-import { startAgent, startProxy } from "@reverse-http/reverse-http";
+import { createServer } from "node:net";
+import { openTunnel, startAgent, startProxy } from "@reverse-http/reverse-http";
 
-const server = createServer((socket) => socket.end("a line")).listen(0, "127.0.0.1");
+const server = createServer({ allowHalfOpen: true }, (socket) => socket.pipe(socket)).listen(0, "127.0.0.1");
 await new Promise((resolve) => server.once("listening", resolve));
 const proxy = await startProxy({
   agentServer: { listenAddress: "127.0.0.1:0", tls: { file: { key: "key.pem", cert: "cert.pem" } } },
@@ -27,11 +27,11 @@ const agent = await startAgent({
   auth: { noauth: { agentId: "4711" } },
 }, { onConnected });
 await connected;
-const client = connect(Number(proxy.clientAddress.split(":").at(-1)), "127.0.0.1");
-client.write(\`CONNECT 127.0.0.1:\${server.address().port} HTTP/1.1\\r\\nProxy-Authorization: Basic \${btoa("4711:x")}\\r\\n\\r\\n\`);
+const stream = await openTunnel({ proxy: proxy.clientAddress, agentId: "4711", destination: \`127.0.0.1:\${server.address().port}\` });
+stream.end("a line");
 let said = "";
-for await (const bytes of client) said += bytes;
-console.log(said.split("\\r\\n\\r\\n")[1]);
+for await (const bytes of stream) said += bytes;
+console.log(said);
 await agent.close();
 await proxy.close();
 server.close();

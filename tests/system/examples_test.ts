@@ -1,4 +1,4 @@
-// The programs of examples/, as users run them: the proxy and the agent as servers, and the client.
+// The programs of examples/, as users run them: the proxy and the agent as servers, and the clients.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -59,6 +59,25 @@ describe("examples", () => {
     assert.match(other.stderr, /Cannot open a tunnel: 403 .*is not on the allow-list of the credentials/);
   });
 
+  for (const name of ["http_agent.ts", "fetch.ts"]) {
+    it(`transfer a page with openTunnel, and say why there is none, in ${name}`, async () => {
+      const run = (password: string) =>
+        runToEnd(...command(name, [`127.0.0.1:${ports.clients}`, "alice", password, `http://127.0.0.1:${ports.web}/hello`]));
+      const [page, refused] = await Promise.all([run("correct horse"), run("wrong")]);
+      assert.equal(page.exitCode, 0, page.stderr);
+      assert.match(page.stdout, /You asked for \/hello/);
+      assert.equal(refused.exitCode, 1);
+      assert.match(refused.stderr, /The credentials are not accepted \(407/);
+    });
+  }
+
+  it("read the answer to its end after standard input has ended, in connect.ts", async () => {
+    const [file, args, options] = command("connect.ts", [`127.0.0.1:${ports.clients}`, "alice", "correct horse", `127.0.0.1:${ports.web}`]);
+    const { exitCode, stdout, stderr } = await runToEnd(file, args, { ...options, input: "GET /raw HTTP/1.0\r\n\r\n" });
+    assert.equal(exitCode, 0, stderr);
+    assert.match(stdout, /You asked for \/raw/);
+  });
+
   it("stop cleanly on SIGTERM", async () => {
     for (const program of [agent, proxy]) {
       process.kill(program.pid, "SIGTERM");
@@ -69,7 +88,7 @@ describe("examples", () => {
 
   it("are all tested here and described in the README", () => {
     const programs = readdirSync(EXAMPLES).filter((name) => name.endsWith(".ts")).sort();
-    assert.deepEqual(programs, ["agent.ts", "client.ts", "proxy.ts"]);
+    assert.deepEqual(programs, ["agent.ts", "client.ts", "connect.ts", "fetch.ts", "http_agent.ts", "proxy.ts"]);
     const readme = readFileSync(join(EXAMPLES, "README.md"), "utf8");
     for (const name of programs) assert.ok(readme.includes(`](${name})`), name);
   });
