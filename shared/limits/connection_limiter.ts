@@ -78,6 +78,11 @@ export class ConnectionLimiter {
 
   released(key: string | undefined): void {
     this.#open--;
+    this.uncount(key);
+  }
+
+  /** The inverse of {@link count}. */
+  uncount(key: string | undefined): void {
     if (key !== undefined) this.#perAddress.remove(key);
   }
 
@@ -105,11 +110,13 @@ export class ConnectionPermit {
   }
 
   /**
-   * Sets the address when it becomes known.
+   * Sets the address when it becomes known, or replaces it.
    * @throws {LimitReached}
    */
   setRemote(remote: string): void {
-    this.#key ??= this.#limiter.count(remote);
+    this.#limiter.uncount(this.#key);
+    this.#key = undefined;
+    this.#key = this.#limiter.count(remote);
   }
 
   /**

@@ -228,6 +228,10 @@ describe("the door", () => {
     second.setRemote("10.0.0.1");
     assert.equal(limitOf(() => third.setRemote("10.0.0.1:3")), "connections-per-address");
     third.release();
+    second.setRemote("10.0.0.2");
+    const fourth = door.acquire("10.0.0.1:4");
+    second.setRemote("10.0.0.3");
+    fourth.release();
     second.release();
     assert.equal(limitOf(() => door.acquire("10.0.0.1:4")), "none");
   });
