@@ -75,7 +75,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
       tls: tls.clients,
-      http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options.httpProxy) }),
+      http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options) }),
       http2: createHttpProxy("reverse-http-lb", {}, "http2"),
     });
     const forwardAddresses = await listenForForwards(clients, options.forward, log);

@@ -101,7 +101,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       links: options.agentServer.shareClientPort ? listeners.tls : undefined,
       http: createHttpProxy("reverse-http-proxy", {
         webSocket: webSocketsOf(options, listeners),
-        autoConfig: autoConfigOf(options.httpProxy),
+        autoConfig: autoConfigOf(options),
       }),
       http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
     });

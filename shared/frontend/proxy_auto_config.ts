@@ -1,6 +1,7 @@
 // The proxy configuration for browsers (PAC) at /proxy.pac: a JavaScript function that tells them which names go through this proxy.
 import { Buffer } from "node:buffer";
 import { formatAuthority, parseAuthority } from "../address/authority.ts";
+import { splitHostPort } from "../address/host_port.ts";
 import { encodeHead, HeadError, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";
 
@@ -8,15 +9,24 @@ import { ProxyError } from "../http/status.ts";
 export interface ProxyAutoConfig {
   /** Whether this port takes TLS. */
   readonly tls: boolean;
+  /** Port of a listener for SOCKS 5 on the same host. Default: none. */
+  readonly socksPort?: number;
   /** Suffix of the names that go through the proxy, in any letter case. Default: all names do. */
   readonly suffix?: string;
 }
 
 /** What proxy and lb serve, by their options; `undefined` for nothing. */
-export function autoConfigOf(
-  { pac, agentSuffix, tls }: { readonly pac: boolean; readonly agentSuffix?: string; readonly tls: { readonly enable: boolean } },
-): ProxyAutoConfig | undefined {
-  return pac ? { tls: tls.enable, suffix: agentSuffix } : undefined;
+export function autoConfigOf({ httpProxy: { pac, agentSuffix, tls }, socks }: AutoConfigOptions): ProxyAutoConfig | undefined {
+  if (!pac) return undefined;
+  // a browser falls back to it if the port with TLS fails, and anyone in between can make that fail
+  const port = tls.enable || socks.listenAddress === undefined ? 0 : splitHostPort(socks.listenAddress).port;
+  return { tls: tls.enable, suffix: agentSuffix, socksPort: port || undefined };
+}
+
+/** The options of proxy and lb that matter. */
+interface AutoConfigOptions {
+  readonly httpProxy: { readonly pac: boolean; readonly agentSuffix?: string; readonly tls: { readonly enable: boolean } };
+  readonly socks: { readonly listenAddress?: string };
 }
 
 const PATH = "/proxy.pac";
@@ -37,8 +47,10 @@ export function encodeAutoConfig({ method, fields }: RequestHead, config: ProxyA
   }
   const [host, ...more] = values(fields, "host");
   if (host === undefined || more.length > 0) throw new HeadError(400, "The request has no Host, which names the proxy");
-  const proxy = formatAuthority(parseAuthority(host, config.tls ? 443 : 80));
-  const body = Buffer.from(formatAutoConfig([`${config.tls ? "HTTPS" : "PROXY"} ${proxy}`], config.suffix));
+  const proxy = parseAuthority(host, config.tls ? 443 : 80);
+  const { socksPort: port } = config;
+  const socks = port === undefined ? [] : [`SOCKS5 ${formatAuthority({ host: proxy.host, port })}`];
+  const body = Buffer.from(formatAutoConfig([`${config.tls ? "HTTPS" : "PROXY"} ${formatAuthority(proxy)}`, ...socks], config.suffix));
   const head = encodeHead("HTTP/1.1 200 OK", [
     ["Content-Type", "application/x-ns-proxy-autoconfig"],
     ["Content-Length", String(body.length)],

@@ -5,7 +5,7 @@ import { describe, it } from "node:test";
 import { runInNewContext } from "node:vm";
 import { createAgentList } from "../../shared/auth/agent_list.ts";
 import { agentNameOptions, splitAgentName } from "../../shared/frontend/agent_names.ts";
-import { encodeAutoConfig, type ProxyAutoConfig } from "../../shared/frontend/proxy_auto_config.ts";
+import { autoConfigOf, encodeAutoConfig, type ProxyAutoConfig } from "../../shared/frontend/proxy_auto_config.ts";
 import { HeadError, parseRequestHead } from "../../shared/http/head.ts";
 import { ProxyError } from "../../shared/http/status.ts";
 import { MalformedRequestError } from "../../shared/tunnel/errors.ts";
@@ -94,6 +94,17 @@ describe("/proxy.pac", () => {
   it("sends everything to the proxy without a suffix, never directly", () => {
     const [, script] = read("Host: [::1]\r\n", { tls: true });
     assert.deepEqual(decide(script, "intranet", "::1", "EXAMPLE.COM"), Array.from({ length: 3 }, () => "HTTPS [::1]:443"));
+  });
+
+  it("offers the listener for SOCKS after the one for HTTP, unless a browser would leave TLS for it", () => {
+    const options = (enable: boolean, listenAddress?: string) => ({ httpProxy: { pac: true, tls: { enable } }, socks: { listenAddress } });
+    const rows: [config: ProxyAutoConfig | undefined, decision: string][] = [
+      [autoConfigOf(options(false, ":1080")), "PROXY [::1]:3128; SOCKS5 [::1]:1080"],
+      [autoConfigOf(options(false)), "PROXY [::1]:3128"],
+      [autoConfigOf(options(false, "127.0.0.1:0")), "PROXY [::1]:3128"],
+      [autoConfigOf(options(true, ":1080")), "HTTPS [::1]:3128"],
+    ];
+    for (const [config, decision] of rows) assert.deepEqual(decide(read("Host: [::1]:3128\r\n", config!)[1], "a"), [decision]);
   });
 
   it("has no code of a hostile Host", () => {
