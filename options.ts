@@ -89,13 +89,19 @@ export interface ProxyOptions {
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {
     listen: string;
-    network?: "tcp" | "udp";
+    network?: "tcp" | "udp" | "http" | "https";
     agent: string;
     to: string;
     sni?: string[];
+    host?: string[];
+    path?: string[];
+    auth?: "none" | "token";
     allow?: string[];
     proxyProtocol?: "none" | "v1" | "v2";
     tokenFile?: string;
+    certFile?: string;
+    keyFile?: string;
+    clientCaFile?: string;
   }[];
   /** `--auth.*` */
   auth?: {
@@ -375,13 +381,19 @@ export interface LoadBalancerOptions {
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {
     listen: string;
-    network?: "tcp" | "udp";
+    network?: "tcp" | "udp" | "http" | "https";
     agent: string;
     to: string;
     sni?: string[];
+    host?: string[];
+    path?: string[];
+    auth?: "none" | "token";
     allow?: string[];
     proxyProtocol?: "none" | "v1" | "v2";
     tokenFile?: string;
+    certFile?: string;
+    keyFile?: string;
+    clientCaFile?: string;
   }[];
   /** `--http-connector.*` */
   httpConnector?: {

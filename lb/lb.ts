@@ -6,7 +6,7 @@ import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
-import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
+import { checkForwards, type ForwardTls, listenForForwards, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
@@ -78,7 +78,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options) }),
       http2: createHttpProxy("reverse-http-lb", {}, "http2"),
     });
-    const forwardAddresses = await listenForForwards(clients, options.forward, log);
+    const forwardAddresses = await listenForForwards(clients, options.forward, { log, tls: tls.forwards, name: "reverse-http-lb" });
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
@@ -130,18 +130,21 @@ export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net
 interface LoadBalancerTls {
   /** Missing for plain HTTP from clients. */
   readonly clients?: ReloadableTls<ServerTls>;
+  readonly forwards: ForwardTls;
   /** Missing for plain HTTP to proxies. */
   readonly proxies?: ReloadableTls<ClientTls>;
 }
 
 async function openTls(
-  { httpProxy, httpConnector }: LoadBalancerOptions,
+  { httpProxy, httpConnector, forward }: LoadBalancerOptions,
   deps: { log: Logger; net: TlsCheck },
 ): Promise<LoadBalancerTls> {
   if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
   if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
+  const clients = httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, deps) : undefined;
   return {
-    clients: httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, deps) : undefined,
+    clients,
+    forwards: await openForwardTls(forward, clients, deps),
     proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, deps) : undefined,
   };
 }

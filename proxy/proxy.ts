@@ -8,7 +8,7 @@ import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
-import { checkForwards, listenForForwards } from "../shared/frontend/static_forward.ts";
+import { checkForwards, listenForForwards } from "../shared/frontend/forward_listeners.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
@@ -105,7 +105,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       }),
       http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
     });
-    const forwardAddresses = await listenForForwards(clients, options.forward, log);
+    const forwardAddresses = await listenForForwards(clients, options.forward, { log, tls: tls.forwards, name: "reverse-http-proxy" });
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,

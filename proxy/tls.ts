@@ -1,6 +1,7 @@
 // The proxy's TLS: always for agents, with a self-signed certificate by default, and for clients if enabled.
 import { hostname } from "node:os";
 import { ConfigError } from "../shared/config/option.ts";
+import { type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/types.ts";
 import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
@@ -12,6 +13,7 @@ export interface ProxyTls {
   readonly agents: ReloadableTls<ServerTls>;
   /** Missing for plain HTTP from clients. */
   readonly clients?: ReloadableTls<ServerTls>;
+  readonly forwards: ForwardTls;
   /** The self-signed certificate for agents, if used. */
   readonly selfSigned?: SelfSigned;
 }
@@ -31,8 +33,9 @@ export interface ProxyTlsDeps {
  */
 export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
   const clients = await openClientTls(options, deps);
+  const forwards = await openForwardTls(options.forward, clients, deps);
   const selfSigned = needsSelfSigned(options) ? await openSelfSigned("agent-server", placeOf(options, deps), deps.log) : undefined;
-  return { agents: await openAgentTls(options, { ...deps, selfSigned }), clients, selfSigned };
+  return { agents: await openAgentTls(options, { ...deps, selfSigned }), clients, forwards, selfSigned };
 }
 
 /**
@@ -40,7 +43,8 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
  * @throws {ConfigError}
  */
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
-  await openClientTls(options, { ...deps, log: silentLogger });
+  const clients = await openClientTls(options, { ...deps, log: silentLogger });
+  await openForwardTls(options.forward, clients, { ...deps, log: silentLogger });
   const selfSigned = needsSelfSigned(options) ? await checkSelfSigned("agent-server", placeOf(options, deps)) : undefined;
   await openAgentTls(options, { ...deps, log: silentLogger, selfSigned });
 }

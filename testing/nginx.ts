@@ -102,6 +102,11 @@ export class NginxHttp implements AsyncDisposable {
       }`);
   }
 
+  /** A web site without TLS, whose page is `text`, which may have variables of nginx. */
+  static async startPage(text: string): Promise<NginxHttp> {
+    return await NginxHttp.#start((address) => `server { listen ${address}; location / { return 200 "${text}"; } }`);
+  }
+
   /** @param blocks the blocks of the configuration for a listener at `address` */
   static async #start(blocks: (address: string) => string): Promise<NginxHttp> {
     const folder = new Folder();

@@ -23,7 +23,7 @@ export interface RequestRecord {
   protocol?: string;
   /** Missing for TCP. */
   network?: "udp";
-  /** The server name in the client's ClientHello. */
+  /** The server name in the client's ClientHello, or the host of a request to a virtual host. */
   serverName?: string;
   method?: string;
   /** Of the HTTP response; in another protocol, the status that its response corresponds to. */

@@ -30,4 +30,9 @@ export interface ClientHandler {
    * @throws {NetError} if the client has disconnected
    */
   refuse(error: TunnelError): Promise<void>;
+  /**
+   * Waits for the next request on the connection, once the last one was served; `undefined` if there is none. Bounds the time. Never rejects.
+   * Default: a connection has one request.
+   */
+  next?(): Promise<Incoming | undefined>;
 }

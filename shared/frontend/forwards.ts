@@ -1,12 +1,16 @@
 // Forwards: destinations that are published at addresses of their own. Defines the option, and which forward a connection takes. Opens
 // nothing.
-import { domainToASCII } from "node:url";
-import { isAddress } from "../address/canonical.ts";
 import { checkRemote } from "../address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
 import { PROXY_HEADERS } from "./proxy_header.ts";
+import { namePatternProblem, normalizeName, patternsOf } from "./server_names.ts";
+import { pathProblem, VirtualHosts } from "./virtual_hosts.ts";
+
+/** A `check` for lists: `problem` returns why an item is invalid, or `undefined`. */
+const eachItem = (problem: (item: string) => string | undefined) => (items: readonly string[]) =>
+  items.map(problem).find((found) => found !== undefined);
 
 export const forwardOptions = defineOptions({
   "forward": {
@@ -17,8 +21,10 @@ export const forwardOptions = defineOptions({
       "network": {
         kind: "string",
         default: "tcp",
-        choices: ["tcp", "udp"],
-        description: "Whether clients use tcp or udp; the agent's allow-list needs a pattern with udp: for the latter.",
+        choices: ["tcp", "udp", "http", "https"],
+        description:
+          "What clients use: tcp; udp, for which the agent's allow-list needs a pattern with udp:; or http and https, of which each request is " +
+          "forwarded by its host and path. TLS of https ends here.",
       },
       "agent": { kind: "string", description: "The agent's id.", check: agentIdProblem },
       "to": { kind: "string", description: "Destination, host:port, as the agent reaches it.", check: (to) => checkRemote(to) },
@@ -27,7 +33,24 @@ export const forwardOptions = defineOptions({
         description:
           "TLS server names that it is for, name or *.zone for all names below; records with different names can share listen, " +
           "and one without takes the rest. TLS passes unopened.",
-        check: (patterns) => patterns.map(namePatternProblem).find((problem) => problem !== undefined),
+        check: eachItem(namePatternProblem),
+      },
+      "host": {
+        kind: "list",
+        description: "Hosts of requests that it is for, name or *.zone for all names below; one without takes the rest.",
+        check: eachItem(namePatternProblem),
+      },
+      "path": {
+        kind: "list",
+        description:
+          "Paths of requests that it is for, /api for all below; the longest one counts; one without takes the rest of its hosts.",
+        check: eachItem(pathProblem),
+      },
+      "auth": {
+        kind: "string",
+        default: "none",
+        choices: ["none", "token"],
+        description: "Whether requests need a token for the agent, as password or Bearer token in Authorization; needs auth.type=jwt.",
       },
       "allow": {
         kind: "list",
@@ -44,6 +67,17 @@ export const forwardOptions = defineOptions({
         kind: "file",
         optional: true,
         description: "File with a client's token for the agent, read for each connection; lb needs one with auth.type=jwt.",
+      },
+      "cert-file": {
+        kind: "file",
+        optional: true,
+        description: "Certificate chain for https, PEM, for all records with the same listen; by default that of http-proxy.tls.",
+      },
+      "key-file": { kind: "file", optional: true, description: "Private key of cert-file, PEM." },
+      "client-ca-file": {
+        kind: "file",
+        optional: true,
+        description: "Require client certificates of these authorities, PEM; needs cert-file.",
       },
     },
     check: (forwards) => {
@@ -68,17 +102,15 @@ export interface Match {
   readonly pattern?: string;
 }
 
-/** The forwards that share a listener. */
+/** The forwards of connections, or of UDP peers, that share a listener. */
 export class ForwardGroup {
   /** By pattern, normalized. */
   readonly #byName = new Map<string, Match>();
   #default?: Match;
 
   /** @throws {RangeError} if two of `forwards` take the same connections */
-  constructor(readonly listen: string, readonly network: Forward["network"], readonly forwards: readonly Forward[]) {
+  constructor(readonly listen: string, readonly network: "tcp" | "udp", readonly forwards: readonly Forward[]) {
     for (const forward of forwards) {
-      const ofTcp = forward.sni.length > 0 ? "sni" : forward.proxyProtocol !== "none" ? "proxy-protocol" : undefined;
-      if (network === "udp" && ofTcp) throw new RangeError(`the record that listens on ${listen} has ${ofTcp} and network=udp`);
       if (forward.sni.length === 0) {
         if (this.#default) throw new RangeError(`two records without sni listen on ${listen}`);
         this.#default = { forward };
@@ -102,41 +134,54 @@ export class ForwardGroup {
    */
   match(serverName?: string): Match | undefined {
     if (serverName === undefined || !this.isByName) return this.#default;
-    const name = normalizeName(serverName);
-    let found = this.#byName.get(name);
-    for (let dot = name.indexOf("."); found === undefined && dot >= 0; dot = name.indexOf(".", dot + 1)) {
-      found = this.#byName.get(`*${name.slice(dot)}`);
-    }
-    return found ?? this.#default;
+    const pattern = patternsOf(serverName).find((pattern) => this.#byName.has(pattern));
+    return pattern === undefined ? this.#default : this.#byName.get(pattern);
   }
 }
 
 /**
  * The forwards by listener, in the order of the first record of each.
- * @throws {RangeError} as {@link ForwardGroup}
+ * @throws {RangeError} as the constructors, and for records that do not fit together
  */
-export function groupForwards(forwards: readonly Forward[]): ForwardGroup[] {
+export function groupForwards(forwards: readonly Forward[]): (ForwardGroup | VirtualHosts)[] {
   const groups = new Map<string, Forward[]>();
   for (const forward of forwards) {
-    const key = `${forward.network} ${forward.listen}`;
+    checkKeys(forward);
+    const key = `${forward.network === "udp" ? "udp" : "tcp"} ${forward.listen}`;
     const group = groups.get(key);
     if (group) group.push(forward);
     else groups.set(key, [forward]);
   }
-  return [...groups.values()].map((sharing) => new ForwardGroup(sharing[0]!.listen, sharing[0]!.network, sharing));
+  return [...groups.values()].map((sharing) => {
+    const [{ listen, network }] = sharing as [Forward];
+    const other = sharing.find((forward) => forward.network !== network);
+    if (other) throw new RangeError(`two records that listen on ${listen} have network=${network} and network=${other.network}`);
+    return network === "http" || network === "https"
+      ? new VirtualHosts(listen, network, sharing)
+      : new ForwardGroup(listen, network, sharing);
+  });
 }
 
-/** Names are the same in upper and lower case, in Unicode and Punycode, and with a dot at the end (RFC 4343, RFC 5891). */
-function normalizeName(name: string): string {
-  const [, star = "", rest = ""] = /^(\*\.)?(.*?)\.?$/.exec(name) ?? [];
-  return `${star}${domainToASCII(rest) || rest.toLowerCase()}`;
-}
+/** The networks for which a key has a meaning. */
+const NETWORKS_OF: readonly (readonly [key: string, networks: readonly Forward["network"][], isSet: (forward: Forward) => boolean])[] = [
+  ["sni", ["tcp"], ({ sni }) => sni.length > 0],
+  ["proxy-protocol", ["tcp"], ({ proxyProtocol }) => proxyProtocol !== "none"],
+  ["host", ["http", "https"], ({ host }) => host.length > 0],
+  ["path", ["http", "https"], ({ path }) => path.length > 0],
+  ["auth", ["http", "https"], ({ auth }) => auth !== "none"],
+  ["cert-file", ["https"], ({ certFile }) => certFile !== undefined],
+  ["key-file", ["https"], ({ keyFile }) => keyFile !== undefined],
+  ["client-ca-file", ["https"], ({ clientCaFile }) => clientCaFile !== undefined],
+];
 
-function namePatternProblem(pattern: string): string | undefined {
-  const name = normalizeName(pattern).replace(/^\*\./, "");
-  if (isAddress(name)) return `${JSON.stringify(pattern)} is an address; TLS clients name no server then: leave out sni`;
-  if (/^[0-9a-z_](?:[0-9a-z_.-]{0,251}[0-9a-z_])?$/.test(name) && !name.includes("..")) return undefined;
-  return `${JSON.stringify(pattern)} is neither a name nor *.zone`;
+/** @throws {RangeError} for keys that exclude each other */
+function checkKeys(forward: Forward): void {
+  const { listen, network, auth, tokenFile } = forward;
+  const unfit = NETWORKS_OF.find(([, networks, isSet]) => isSet(forward) && !networks.includes(network));
+  if (unfit) throw new RangeError(`the record that listens on ${listen} has ${unfit[0]} and network=${network}`);
+  if (auth === "token" && tokenFile !== undefined) {
+    throw new RangeError(`the record that listens on ${listen} has token-file and auth=token: clients show tokens of their own`);
+  }
 }
 
 function agentIdProblem(id: string): string | undefined {

@@ -1,4 +1,4 @@
-// Proxy-Authorization (RFC 9110 §11.7.2): the credentials of a client that speaks HTTP.
+// Proxy-Authorization (RFC 9110 §11.7.2), or Authorization (§11.6.2): the credentials of a client that speaks HTTP.
 import { Buffer } from "node:buffer";
 import { AuthenticationError, type ClientCredentials, isLoggable } from "../auth/authenticator.ts";
 import { type Fields, values } from "../http/head.ts";
@@ -6,10 +6,13 @@ import { printable } from "../net/printable.ts";
 import { CredentialsError } from "../tunnel/errors.ts";
 
 /** Returns `undefined` without credentials, and the error of malformed ones, for the caller to throw once other checks have passed. */
-export function readCredentials(fields: Fields): ClientCredentials | CredentialsError | undefined {
-  const given = values(fields, "proxy-authorization");
+export function readCredentials(
+  fields: Fields,
+  field: "proxy-authorization" | "authorization" = "proxy-authorization",
+): ClientCredentials | CredentialsError | undefined {
+  const given = values(fields, field);
   if (given.length === 0) return undefined;
-  if (given.length > 1) return new CredentialsError("There is more than one Proxy-Authorization field");
+  if (given.length > 1) return new CredentialsError(`There is more than one field ${field}`);
   try {
     return parseProxyAuthorization(given[0]!);
   } catch (cause) {
@@ -24,7 +27,7 @@ export function claimedAgent(credentials: ClientCredentials): string | undefined
 }
 
 /**
- * Parses the value of Proxy-Authorization: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
+ * Parses the value of the field: `Basic` (RFC 7617) or `Bearer` (RFC 6750).
  * @throws {AuthenticationError} `denied`
  */
 export function parseProxyAuthorization(value: string): ClientCredentials {
@@ -39,7 +42,7 @@ export function parseProxyAuthorization(value: string): ClientCredentials {
     case "bearer":
       return { scheme: "bearer", token: rest! };
     default:
-      throw new AuthenticationError("denied", "The client's Proxy-Authorization is neither Basic nor Bearer");
+      throw new AuthenticationError("denied", "The client's credentials are neither Basic nor Bearer");
   }
 }
 

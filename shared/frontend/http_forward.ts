@@ -1,5 +1,5 @@
-// Plain HTTP through the proxy: a request with an absolute URI (RFC 9112 §3.2.2) becomes one in origin-form, with `Connection: close` in both
-// directions. One request per connection, so that framing is left to the endpoints.
+// Plain HTTP to an origin: a request becomes one in origin-form (RFC 9112 §3.2.1) with `Connection: close`. Each has a connection to the origin
+// of its own. The client's connection may bring several.
 //
 // The bytes are copied and counted here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
@@ -10,7 +10,8 @@ import { ProxyError } from "../http/status.ts";
 import type { Duplex } from "../net/types.ts";
 import { clientDisconnected } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
-import { type AbsoluteTarget, endOfRequest, endOfResponse, framingOf, rewriteRequest, rewriteResponse, upgradeOf } from "./http_rewrite.ts";
+import { ClientInput } from "./client_input.ts";
+import { endOfRequest, endOfResponse, type ForwardTarget, framingOf, rewriteRequest, rewriteResponse, upgradeOf } from "./http_rewrite.ts";
 import { linger } from "./linger.ts";
 
 /** Maximum size of a response head in bytes. */
@@ -37,18 +38,30 @@ function chunkOf(data: Uint8Array): Uint8Array {
 const CRLF = encoder.encode("\r\n");
 const LAST_CHUNK = encoder.encode("0\r\n\r\n");
 
-/** Forwards the request and its response. Bodies stream in both directions at once; `pace` is awaited for each part. */
-export async function forward(
-  client: Duplex,
-  origin: Duplex,
-  request: RequestHead,
-  target: AbsoluteTarget,
-  record: RequestRecord,
-  by: Intermediary,
-  clientSignal: AbortSignal,
-  pace: (bytes: number) => Promise<void> = async () => {},
-): Promise<void> {
-  const forwarded = new ForwardedRequest(client, origin, request, record, by, pace);
+/** A request to forward, and how. */
+export interface ForwardedExchange {
+  readonly request: RequestHead;
+  readonly target: ForwardTarget;
+  /** Gets status and bytes. */
+  readonly record: RequestRecord;
+  readonly by: Intermediary;
+  /** Aborted with the error when the client resets its connection. */
+  readonly clientSignal: AbortSignal;
+  /** Awaited for each part of a body. Default: does not wait. */
+  readonly pace?: (bytes: number) => Promise<void>;
+  /** What the client sends, if another request may follow. Default: it sends one on its connection. */
+  readonly input?: ClientInput;
+  /** Whether the client's connection may stay open for another request. Default: never. */
+  readonly mayPersist?: () => boolean;
+}
+
+/**
+ * Forwards the request and its response. Bodies stream in both directions at once. Returns whether the client's connection stays open for
+ * another request; otherwise it is closed.
+ */
+export async function forward(client: Duplex, origin: Duplex, exchange: ForwardedExchange): Promise<boolean> {
+  const { request, target, clientSignal } = exchange;
+  const forwarded = new ForwardedRequest(client, origin, exchange);
   const abortForClient = () => forwarded.abortForClient(clientSignal.reason);
   clientSignal.addEventListener("abort", abortForClient, { once: true });
   try {
@@ -58,7 +71,8 @@ export async function forward(
     await forwarded.sendResponse();
     if (forwarded.isUpgraded) await sent; // each direction of the other protocol ends on its own
     await forwarded.finish();
-    await sent;
+    if (!forwarded.isPersistent) await sent; // otherwise it waits for the client's next bytes, which are not for it
+    return forwarded.isPersistent;
   } catch (error) {
     // do not wait for the body: it ends with the client's connection, which is open until the client has the error
     forwarded.abort();
@@ -84,33 +98,46 @@ class ForwardedRequest {
   #idleTimer?: ReturnType<typeof setTimeout>;
   readonly #body: BodyEnd;
   isUpgraded = false;
+  /** Whether the client was told that it may send another request. */
+  isPersistent = false;
+  readonly request: RequestHead;
+  readonly record: RequestRecord;
+  readonly by: Intermediary;
+  readonly pace: (bytes: number) => Promise<void>;
+  readonly input: ClientInput;
+  readonly mayPersist: () => boolean;
 
-  constructor(
-    readonly client: Duplex,
-    readonly origin: Duplex,
-    readonly request: RequestHead,
-    readonly record: RequestRecord,
-    readonly by: Intermediary,
-    readonly pace: (bytes: number) => Promise<void>,
-  ) {
-    this.#body = endOfRequest(request);
+  constructor(readonly client: Duplex, readonly origin: Duplex, exchange: ForwardedExchange) {
+    this.request = exchange.request;
+    this.record = exchange.record;
+    this.by = exchange.by;
+    this.pace = exchange.pace ?? (async () => {});
+    this.input = exchange.input ?? new ClientInput(client);
+    this.mayPersist = exchange.mayPersist ?? (() => false);
+    this.#body = endOfRequest(this.request);
   }
 
   /**
    * Never rejects: an origin may respond without reading, and a client that disconnects ends the response too. Some bytes behind the body are
-   * read and dropped, to detect that the client disconnects; a second request is not forwarded.
+   * read, to detect that the client disconnects. They are left to the next request if there may be one, and dropped otherwise.
    */
   async sendBody(): Promise<void> {
-    const { client, origin, record } = this;
+    const { input, origin, record } = this;
     let [taken, trailing, other] = [true, 0, false];
     try {
-      for (let data; trailing <= MAX_TRAILING_BYTES && (data = await client.read()) !== null;) {
+      while (trailing <= MAX_TRAILING_BYTES) {
+        await input.ready();
         if (this.#finished) return;
-        await this.pace(data.length);
-        record.sent += data.length;
+        const data = input.take();
+        if (data === null) break;
         const own = other ? data.length : this.#body.take(data);
-        if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
         const rest = data.subarray(own);
+        const isNext = rest.length > 0 && this.#mayPersist();
+        if (isNext) input.unread(rest); // before anything is awaited: the next request may be read meanwhile
+        await this.pace(isNext ? own : data.length);
+        record.sent += isNext ? own : data.length;
+        if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
+        if (isNext) return; // from here on only a reset of the client is seen
         if (rest.length === 0) continue;
         // after an upgrade, what follows the request belongs to the other protocol
         other = upgradeOf(this.request) !== undefined && await this.#upgraded;
@@ -126,6 +153,11 @@ class ForwardedRequest {
     } catch (error) {
       this.abortForClient(error);
     }
+  }
+
+  /** A client that asks for another protocol may send it at once, which must not become a request. */
+  #mayPersist(): boolean {
+    return upgradeOf(this.request) === undefined && this.mayPersist();
   }
 
   /** The client's direction broke: the client can neither send more nor receive the response. */
@@ -167,7 +199,7 @@ class ForwardedRequest {
     }
     if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
     if (framing === "chunked") await this.#write(LAST_CHUNK);
-    client.closeWrite();
+    if (!this.isPersistent) client.closeWrite();
   }
 
   /** An error of the connection after the response is complete is ignored. */
@@ -202,12 +234,16 @@ class ForwardedRequest {
       const response = parseResponse(buffer.toString("latin1", 0, end));
       buffer = buffer.subarray(end);
       const final = response.status >= 200 || response.status === 101;
+      // what is left of the request's body would be taken for another request
+      this.isPersistent = final && this.#body.done && this.#mayPersist();
       if (response.status === 101 && (upgradeOf(this.request) === undefined || upgradeOf(response) === undefined)) {
         throw new ProxyError(502, "http_upgrade_failed", "The destination has switched to a protocol that was not requested");
       }
       if (final) this.record.status = response.status;
       // HTTP/1.0 has no interim responses (RFC 9110 §15.2)
-      if (final || this.request.version !== "1.0") await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by));
+      if (final || this.request.version !== "1.0") {
+        await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by, this.isPersistent));
+      }
       if (final) return { response, rest: buffer };
       interim++;
     }
@@ -239,6 +275,7 @@ class ForwardedRequest {
     this.#finished = true;
     clearTimeout(this.#idleTimer);
     this.origin.close();
+    if (this.isPersistent) return;
     if (!this.#body.done && !this.isUpgraded) {
       await linger(this.client, async (bytes) => {
         this.record.sent += bytes;

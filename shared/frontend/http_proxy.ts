@@ -117,7 +117,7 @@ function exchangeOf(
 ): Pick<ClientRequest, "exchange"> {
   return {
     exchange: async ({ stream: origin }, { clientSignal, pace }) => {
-      await forward(stream, origin, request, target, record, name, clientSignal, pace);
+      await forward(stream, origin, { request, target, record, by: name, clientSignal, pace });
     },
   };
 }
@@ -139,7 +139,7 @@ function parseTarget(request: RequestHead): AbsoluteTarget | undefined {
       "CONNECT",
     ]]);
   }
-  checkMaxForwards(request);
+  checkMaxForwards(request, "CONNECT");
   return absolute;
 }
 
@@ -154,7 +154,7 @@ function checkNoContent({ fields }: RequestHead): void {
 }
 
 /** The response to a connection whose head could not be read. */
-function refusalOf(error: NetError): TunnelError | undefined {
+export function refusalOf(error: NetError): TunnelError | undefined {
   switch (error.code) {
     case "head-too-large":
       return new ProxyError(431, "http_request_error", "The request head is too large");

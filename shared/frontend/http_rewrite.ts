@@ -6,13 +6,19 @@ import { encodeHead, type Fields, HeadError, type RequestHead, type ResponseHead
 import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
 
-/** The destination of an absolute-form target. */
-export interface AbsoluteTarget {
-  readonly destination: Authority;
-  /** The `Host` of the request that goes there. */
+/** What a request that is forwarded asks its origin for. */
+export interface ForwardTarget {
+  /** The `Host` of the request. */
   readonly authority: string;
   /** Path and query as received; may be empty. */
   readonly path: string;
+  /** Added to its fields. Default: none. */
+  readonly fields?: Fields;
+}
+
+/** The destination of an absolute-form target. */
+export interface AbsoluteTarget extends ForwardTarget {
+  readonly destination: Authority;
 }
 
 /** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
@@ -51,15 +57,16 @@ function originForm(method: string, path: string): string {
 
 /**
  * Refuses OPTIONS and TRACE whose Max-Forwards ends at this proxy (RFC 9110 §7.6.2).
+ * @param allow the methods that are served
  * @throws {ProxyError} 405
  * @throws {HeadError} 400
  */
-export function checkMaxForwards({ method, fields }: RequestHead): void {
+export function checkMaxForwards({ method, fields }: RequestHead, allow: string): void {
   if (!isCounted(method)) return;
   const given = values(fields, "max-forwards");
   if (given.length > 1 || (given[0] !== undefined && !/^[0-9]{1,9}$/.test(given[0]))) throw new HeadError(400, "Max-Forwards is malformed");
   if (given.length > 0 && Number(given[0]) === 0) {
-    throw new ProxyError(405, "http_request_denied", `This proxy does not serve ${method}`, [["Allow", "CONNECT"]]);
+    throw new ProxyError(405, "http_request_denied", `This proxy does not serve ${method}`, [["Allow", allow]]);
   }
 }
 
@@ -110,7 +117,7 @@ function via({ version }: RequestHead | ResponseHead): Fields[number] {
 }
 
 /** The head for the origin. An HTTP/1.0 request stays one, so that its client understands the response. */
-export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Uint8Array {
+export function rewriteRequest(request: RequestHead, target: ForwardTarget): Uint8Array {
   const { method } = request;
   const version = request.version === "1.0" ? "1.0" : "1.1";
   const fields = endToEnd(request.fields)
@@ -121,6 +128,7 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
   return encodeHead(`${method} ${originForm(method, target.path)} HTTP/${version}`, [
     ["Host", target.authority],
     ...fields,
+    ...target.fields ?? [],
     via(request),
     ...connectionFields(upgradeOf(request)),
   ]);
@@ -129,8 +137,12 @@ export function rewriteRequest(request: RequestHead, target: AbsoluteTarget): Ui
 /** Fields that frame the body. */
 const FRAMING = ["content-length", "transfer-encoding"];
 
-/** The head for the client of `by`. `framing` is how the client finds the body's end. */
-export function rewriteResponse(response: ResponseHead, framing: ResponseFraming, by: Intermediary): Uint8Array {
+/**
+ * The head for the client of `by`.
+ * @param framing how the client finds the body's end
+ * @param isPersistent whether the client may send another request on its connection
+ */
+export function rewriteResponse(response: ResponseHead, framing: ResponseFraming, by: Intermediary, isPersistent = false): Uint8Array {
   const { status, reason } = response;
   const upgrade = status === 101 ? upgradeOf(response) : undefined;
   const interim = status < 200 && upgrade === undefined;
@@ -144,7 +156,7 @@ export function rewriteResponse(response: ResponseHead, framing: ResponseFraming
     ...proxyStatusOf(kept, by),
     ...framing === "chunked" ? [["Transfer-Encoding", [...codings, "chunked"].join(", ")] as const] : [],
     via(response),
-    ...interim ? [] : connectionFields(upgrade),
+    ...interim || isPersistent ? [] : connectionFields(upgrade),
   ]);
 }
 

@@ -38,6 +38,8 @@ export interface PipelineContext {
   readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
   readonly logLimit: LogLimit;
+  /** Whether clients should go elsewhere: connections that may bring several requests end after the current one. */
+  readonly isDraining: () => boolean;
   /** A client's connection brought no request. */
   readonly onBadClient?: (what: "handshake" | "head") => void;
   readonly now: () => number;
@@ -70,12 +72,13 @@ export interface ExchangeContext {
   readonly pace: (bytes: number) => Promise<void>;
 }
 
-/** One client's connection. Its steps are called in the order in which they are here. */
+/** One client's connection. Its steps are called in the order in which they are here, from {@link setClient} on for each request. */
 export class ClientSession {
   #permit?: ClientPermit;
   #identity?: Identity;
 
-  constructor(readonly context: PipelineContext, readonly stream: Duplex, readonly record: RequestRecord) {}
+  /** @param record of the current request */
+  constructor(readonly context: PipelineContext, readonly stream: Duplex, public record: RequestRecord) {}
 
   /**
    * Counts the connection, until {@link release}.

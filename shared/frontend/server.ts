@@ -5,7 +5,7 @@ import type { TunnelEnd } from "../service/metrics.ts";
 import type { ClientListener, Duplex, Incoming } from "../net/types.ts";
 import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
+import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
 import { ClientSession, type PipelineContext } from "./pipeline.ts";
 import { isSocks5 } from "./socks5.ts";
@@ -19,7 +19,8 @@ export interface ProtocolListener {
   readonly socks?: ClientProtocol;
 }
 
-export interface FrontendOptions extends Omit<PipelineContext, "upstreamRole" | "missingClientWarnings" | "logLimit" | "now"> {
+export interface FrontendOptions
+  extends Omit<PipelineContext, "upstreamRole" | "missingClientWarnings" | "logLimit" | "isDraining" | "now"> {
   readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
@@ -49,6 +50,12 @@ export interface Frontend {
 /** Rate at which bytes of refused clients are read and dropped, over all clients. */
 const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
 
+/** What became of a request: it was served to its end, or refused. */
+type RequestEnd = "served" | ConnectionEnd;
+
+/** The record of a connection that waits for another request. */
+const IDLE: RequestRecord = { id: "", client: "", sent: 0, received: 0 };
+
 /** Time in milliseconds that clients get that were accepted just before a drain ends. */
 const LAST_CLIENTS_GRACE_MS = 500;
 
@@ -56,14 +63,23 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const { listeners, log } = options;
   const now = options.now ?? (() => performance.now());
   const nextRequestId = createRequestIds();
-  const clients = new Map<Duplex, { readonly acceptedAt: number; readonly record: RequestRecord }>();
+  const clients = new Map<Duplex, { readonly startedAt: number; readonly record: RequestRecord }>();
   const lingering = new Set<Duplex>();
+  /** Those that are waiting for another request. */
+  const idle = new Set<Duplex>();
   const logLimit = new LogLimit({ log });
   const missingClientWarnings = new MissingClientWarnings(logLimit, now);
-  const context: PipelineContext = { ...options, upstreamRole: options.upstreamRole ?? "agent", now, logLimit, missingClientWarnings };
+  let [isDraining, isStopping] = [false, false];
+  const context: PipelineContext = {
+    ...options,
+    upstreamRole: options.upstreamRole ?? "agent",
+    now,
+    logLimit,
+    missingClientWarnings,
+    isDraining: () => isDraining,
+  };
   const dropped = options.net.createRate(DROPPED_RATE);
   const waiting = new Set<() => void>();
-  let isStopping = false;
 
   /** `reached` resolves when `count` is 0, unless it is disposed of before. */
   const whenNone = (count: () => number): Disposable & { readonly reached: Promise<void> } => {
@@ -91,42 +107,73 @@ export function startFrontend(options: FrontendOptions): Frontend {
     lingering.delete(stream);
   };
 
-  const serve = async (incoming: Incoming, protocol: ClientProtocol): Promise<void> => {
-    const { stream, error: acceptError } = incoming;
-    const startedAt = now();
-    const record: RequestRecord = { id: nextRequestId(), client: stream.remote, sent: 0, received: 0 };
-    const session = new ClientSession(context, stream, record);
+  /** Serves the requests on a connection to its end. */
+  const serve = async (first: Incoming, protocol: ClientProtocol): Promise<void> => {
+    const { stream } = first;
+    const newRecord = (): RequestRecord => ({ id: nextRequestId(), client: stream.remote, sent: 0, received: 0 });
+    const session = new ClientSession(context, stream, newRecord());
     const handler = protocol.open(session);
-    let end: ConnectionEnd = "closed";
-    clients.set(stream, { acceptedAt: startedAt, record });
+    let end: RequestEnd = "served";
     try {
-      try {
-        session.admit();
-        if (acceptError) refuseAccepted(session, protocol, { ...incoming, error: acceptError });
-        else {
-          try {
-            await handler.serve(incoming);
-          } finally {
-            session.end();
-          }
-        }
-      } catch (error) {
-        // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
-        end = await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
-      } finally {
-        if (record.status !== undefined) {
-          logAccess(log, record, startedAt, now());
-          const { status, proxyError: error, connectedAt, sent, received } = record;
-          options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
-        }
+      for (let incoming: Incoming | undefined = first; incoming !== undefined && end === "served";) {
+        end = await serveRequest(session, handler, protocol, incoming, incoming === first);
+        if (end !== "served" || handler.next === undefined) break;
+        session.record = newRecord();
+        incoming = await waitForNext(stream, handler);
       }
     } catch (error) {
       logInternalError(log, undefined, error); // a fault in one request must not end the others
     }
     if (end === "lingering") await lingerAfterRefusal(stream);
+    else if (handler.next !== undefined) stream.close();
     session.release();
     clients.delete(stream);
     notifyWaiters();
+  };
+
+  const waitForNext = async (stream: Duplex, handler: ClientHandler): Promise<Incoming | undefined> => {
+    if (isDraining) return undefined;
+    clients.set(stream, { startedAt: now(), record: IDLE });
+    idle.add(stream);
+    try {
+      return await handler.next?.();
+    } finally {
+      idle.delete(stream);
+    }
+  };
+
+  const serveRequest = async (
+    session: ClientSession,
+    handler: ClientHandler,
+    protocol: ClientProtocol,
+    incoming: Incoming,
+    isFirst: boolean,
+  ): Promise<RequestEnd> => {
+    const { error: acceptError } = incoming;
+    const { stream, record } = session;
+    const startedAt = now();
+    clients.set(stream, { startedAt, record });
+    try {
+      if (isFirst) session.admit();
+      if (acceptError) refuseAccepted(session, protocol, { ...incoming, error: acceptError });
+      else {
+        try {
+          await handler.serve(incoming);
+        } finally {
+          session.end();
+        }
+      }
+      return acceptError ? "closed" : "served";
+    } catch (error) {
+      // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
+      return await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
+    } finally {
+      if (record.status !== undefined) {
+        logAccess(log, record, startedAt, now());
+        const { status, proxyError: error, connectedAt, sent, received } = record;
+        options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
+      }
+    }
   };
 
   const accept = async ({ listener, protocol, socks }: ProtocolListener): Promise<void> => {
@@ -149,7 +196,12 @@ export function startFrontend(options: FrontendOptions): Frontend {
     isStopping = true;
     for (const stream of lingering) stream.close();
   };
+  const startDraining = () => {
+    isDraining = true;
+    for (const stream of idle) stream.close();
+  };
   const close = () => {
+    startDraining();
     stopLingering();
     for (const { listener } of listeners) listener.close();
     for (const client of clients.keys()) client.reset(1);
@@ -163,16 +215,17 @@ export function startFrontend(options: FrontendOptions): Frontend {
     },
     async drain(timeoutMs, until) {
       const startedAt = performance.now();
+      startDraining();
       {
-        using idle = whenNone(() => clients.size - lingering.size);
-        await withTimeout(timeoutMs, until ? Promise.race([until, idle.reached]) : idle.reached);
+        using unused = whenNone(() => clients.size - lingering.size);
+        await withTimeout(timeoutMs, until ? Promise.race([until, unused.reached]) : unused.reached);
       }
       for (const { listener } of listeners) listener.stopAccepting();
       stopLingering();
       let timer = setTimeout(() => {
         if (timeoutMs === 0) return close();
         const end = now();
-        for (const [client, { acceptedAt }] of clients) if (end - acceptedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
+        for (const [client, { startedAt }] of clients) if (end - startedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
         timer = setTimeout(close, LAST_CLIENTS_GRACE_MS);
       }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
       await done;

@@ -91,6 +91,7 @@ function receivedOf({ received }: TunnelError): ReceivedResponse | undefined {
 const REASONS: Readonly<Record<number, string>> = {
   200: "OK",
   400: "Bad Request",
+  401: "Unauthorized",
   403: "Forbidden",
   404: "Not Found",
   405: "Method Not Allowed",

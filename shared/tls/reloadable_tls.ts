@@ -33,6 +33,17 @@ export interface CertifiedKey {
   readonly key: string;
 }
 
+/** How messages name options: all of them, and that of a file, such as `client-ca`. Both without dashes. */
+export interface TlsGroup {
+  readonly name: string;
+  optionOf(file: string): string;
+}
+
+/** @param group what the options begin with, such as `agent-server.tls` */
+function groupOf(group: string | TlsGroup): TlsGroup {
+  return typeof group === "string" ? { name: group, optionOf: (file) => `${group}.file.${file}` } : group;
+}
+
 /** Validation of TLS settings by the network itself. */
 export type TlsCheck = Pick<Net, "checkServerTls" | "checkClientTls">;
 
@@ -50,20 +61,21 @@ type Files = Readonly<Record<string, string | undefined>>;
 type Pems = Readonly<Record<string, PemFile | undefined>>;
 
 /**
- * Loads the settings of a server whose options begin with `group`, such as `agent-server.tls`. Without certificate and key files it uses
- * `selfSigned`.
+ * Loads the settings of a server. Without certificate and key files it uses `selfSigned`.
+ * @param names what the options' names begin with, such as `agent-server.tls`, or how they are made
  * @throws {ConfigError} for a missing or invalid file
  */
 export async function openServerTls(
-  group: string,
+  names: string | TlsGroup,
   options: ServerTlsOptions,
   { log, net, selfSigned }: { log: Logger; net: TlsCheck; selfSigned?: CertifiedKey },
 ): Promise<ReloadableTls<ServerTls>> {
+  const group = groupOf(names);
   const { key, cert, clientCa, clientCrl } = options.file;
   const check = async (pems: Pems): Promise<Checked<ServerTls>> => {
     const identity = readIdentity(group, pems, options, "server");
     let tls: ServerTls | undefined = identity?.tls ?? selfSigned;
-    if (tls === undefined) throw new ConfigError(`Cannot start: ${flagOf(group)}.file.key and ${flagOf(group)}.file.cert are required`);
+    if (tls === undefined) throw new ConfigError(`Cannot start: ${fileFlag(group, "key")} and ${fileFlag(group, "cert")} are required`);
     const { "client-ca": caFile, "client-crl": listFile } = pems;
     if (listFile && !caFile) throw needs(group, "client-crl", "client-ca");
     const warnings = [...identity?.warnings ?? []];
@@ -89,10 +101,11 @@ export async function openServerTls(
  * @throws {ConfigError} for a missing or invalid file
  */
 export async function openClientTls(
-  group: string,
+  name: string,
   options: ClientTlsOptions,
   { log, net }: { log: Logger; net: TlsCheck },
 ): Promise<ReloadableTls<ClientTls>> {
+  const group = groupOf(name);
   const { rootCa, key, cert } = options.file;
   const check = (pems: Pems): Promise<Checked<ClientTls>> => {
     const identity = readIdentity(group, pems, options, "client");
@@ -113,8 +126,8 @@ export async function openClientTls(
   const opened = await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
   if (rootCa && options.insecureSkipVerify) {
     log.warn("authorities have no effect, because certificates are not verified", {
-      ignored: `${flagOf(group)}.file.root-ca`,
-      remedy: `leave out ${flagOf(group)}.insecure-skip-verify`,
+      ignored: fileFlag(group, "root-ca"),
+      remedy: `leave out ${flagOf(name)}.insecure-skip-verify`,
     });
   }
   return opened;
@@ -163,7 +176,7 @@ export class ReloadableTls<T> {
   readonly #secrets: SecretFiles;
 
   private constructor(
-    private readonly group: string,
+    private readonly group: TlsGroup,
     private readonly files: Files,
     private readonly check: (pems: Pems) => Promise<Checked<T>>,
     private readonly log: Logger,
@@ -176,7 +189,13 @@ export class ReloadableTls<T> {
   }
 
   /** @throws {ConfigError} if a file cannot be read or is invalid */
-  static async open<T>(group: string, files: Files, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<ReloadableTls<T>> {
+  static async open<T>(
+    names: string | TlsGroup,
+    files: Files,
+    check: (pems: Pems) => Promise<Checked<T>>,
+    log: Logger,
+  ): Promise<ReloadableTls<T>> {
+    const group = groupOf(names);
     const pems = await readPems(group, files);
     const { tls, warnings } = await check(pems);
     warn(log, warnings);
@@ -186,7 +205,7 @@ export class ReloadableTls<T> {
   }
 
   async #checkModes(): Promise<void> {
-    if (this.files.key) await this.#secrets.check(`${flagOf(this.group)}.file.key`, this.files.key);
+    if (this.files.key) await this.#secrets.check(fileFlag(this.group, "key"), this.files.key);
   }
 
   /** The latest valid settings. */
@@ -213,13 +232,13 @@ export class ReloadableTls<T> {
       const { tls, warnings } = await this.check(pems);
       use(tls);
       this.#current = tls;
-      this.log.info("certificates reloaded", { options: flagOf(this.group) });
+      this.log.info("certificates reloaded", { options: flagOf(this.group.name) });
       warn(this.log, warnings);
     } catch (error) {
       const reason = messageOf(error);
       if (this.#state === before) this.#state = reason; // a file could not be read
       if (this.#state !== before) {
-        this.log.warn("certificate reload failed; keeping the previous certificates", { options: flagOf(this.group), reason });
+        this.log.warn("certificate reload failed; keeping the previous certificates", { options: flagOf(this.group.name), reason });
       }
     }
   }
@@ -244,8 +263,12 @@ export function startTlsRefresh<T>(files: ReloadableTls<T>, intervalMs: number, 
   };
 }
 
+function fileFlag({ optionOf }: TlsGroup, file: string): string {
+  return flagOf(optionOf(file));
+}
+
 function readIdentity(
-  group: string,
+  group: TlsGroup,
   { key, cert }: Pems,
   options: { keyPassword?: string },
   side: Side,
@@ -254,24 +277,24 @@ function readIdentity(
   if (cert === undefined) throw needs(group, "key", "cert");
   if (key === undefined) throw needs(group, "cert", "key");
   const chain = readCertificates(cert, "chain");
-  const passwordOption = "keyPassword" in options ? `${group}.key-password` : undefined;
+  const passwordOption = "keyPassword" in options ? `${group.name}.key-password` : undefined;
   const privateKey = readPrivateKey(key, options.keyPassword, passwordOption);
   const warnings = checkIdentity(cert, chain.all, key, privateKey, side);
   return { tls: { cert: chain.text, key: privateKey.export({ type: "pkcs8", format: "pem" }).toString() }, warnings };
 }
 
-function needs(group: string, given: string, missing: string): ConfigError {
-  return new ConfigError(`Cannot use ${flagOf(group)}.file.${given}: ${flagOf(group)}.file.${missing} is required too`);
+function needs(group: TlsGroup, given: string, missing: string): ConfigError {
+  return new ConfigError(`Cannot use ${fileFlag(group, given)}: ${fileFlag(group, missing)} is required too`);
 }
 
 /** Reads the files. An empty name counts as none. */
-async function readPems(group: string, files: Files): Promise<Pems> {
+async function readPems({ optionOf }: TlsGroup, files: Files): Promise<Pems> {
   const pems: Record<string, PemFile | undefined> = {};
   for (const [name, file] of Object.entries(files)) {
     if (!file) continue;
     // read a file that has both key and certificate once, so that both are of the same version
     const sameFile = Object.values(pems).find((pem) => pem?.file === file);
-    const option = `${group}.file.${name}`;
+    const option = optionOf(name);
     pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file);
   }
   return pems;

@@ -91,7 +91,7 @@ class Scene implements AsyncDisposable {
     const web = await Web.start({ folder: folder.path });
     const store = await StoreServer.start("memcached");
     const ports = new Map([["8080", web.port], ["11211", store.port]]);
-    for (const port of ["4242", "4243", "3128", "3129", "3130", "8000", "9090", "9091"]) ports.set(port, await freePort());
+    for (const port of ["4242", "4243", "3128", "3129", "3130", "8000", "8443", "9090", "9091"]) ports.set(port, await freePort());
     await writeCertificates(folder, await makeAuthority());
     return new Scene(installed, folder, ports, web, store);
   }

@@ -50,22 +50,20 @@ function passage(
   pace?: (bytes: number) => Promise<void>,
   head = `GET ${TARGET} HTTP/1.1\r\nHost: origin\r\n\r\n`,
   isHttp2 = false,
-): { client: Duplex; origin: Duplex; done: Promise<void> } {
+): { client: Duplex; origin: Duplex; done: Promise<boolean> } {
   const [clients, origins] = [streamPair(), streamPair("session")];
   const parsed = parseRequestHead(head);
   const request = isHttp2 ? { ...parsed, version: "2" as const } : parsed;
   const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
   const { near: client } = clients;
-  const done = forward(
-    client,
-    origins.near,
+  const done = forward(client, origins.near, {
     request,
-    parseAbsoluteTarget(TARGET)!,
-    exchange,
-    "reverse-http-proxy",
-    new AbortController().signal,
+    target: parseAbsoluteTarget(TARGET)!,
+    record: exchange,
+    by: "reverse-http-proxy",
+    clientSignal: new AbortController().signal,
     pace,
-  );
+  });
   done.catch(() => {}); // looked at by the test
   return { client: clients.far, origin: origins.far, done };
 }

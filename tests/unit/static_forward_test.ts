@@ -9,7 +9,8 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { type Forward, ForwardGroup, forwardOptions, groupForwards } from "../../shared/frontend/forwards.ts";
 import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
-import { checkForwards, createStaticForward } from "../../shared/frontend/static_forward.ts";
+import { checkForwards } from "../../shared/frontend/forward_listeners.ts";
+import { createStaticForward } from "../../shared/frontend/static_forward.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
@@ -224,11 +225,11 @@ describe("the option forward", () => {
       [undefined, "rest"],
     ];
     for (const [name, agent, pattern] of matches) {
-      const match = group!.match(name);
+      const match = (group as ForwardGroup).match(name);
       assert.deepEqual([name, match?.forward.agent, match?.pattern], [name, agent, pattern]);
     }
     const [named] = groupForwards(forwardsOf({ listen, to, agent: "exact", sni: ["a.example"] }));
-    assert.deepEqual([named!.match("b.example"), named!.match()], [undefined, undefined]);
+    assert.deepEqual([(named as ForwardGroup).match("b.example"), (named as ForwardGroup).match()], [undefined, undefined]);
   });
 
   it("needs a token at a load balancer whose proxies verify tokens, and takes none where the proxies verify none", async () => {

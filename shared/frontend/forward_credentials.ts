@@ -1,0 +1,69 @@
+// For whom a forward opens its tunnels: an identity for which the operator vouches, that of the token in its file, or the client's own.
+import { type ClientCredentials, type Identity, usernameOf } from "../auth/authenticator.ts";
+import { MAX_TOKEN } from "../auth/token.ts";
+import { describeFileError, readText } from "../files/read.ts";
+import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
+import type { Forward } from "./forwards.ts";
+import type { ClientSession } from "./pipeline.ts";
+
+/** Who asks for a tunnel, and what the next hop gets as credentials. */
+export interface ForwardIdentity {
+  readonly identity: Identity;
+  readonly credentials: ClientCredentials;
+}
+
+/**
+ * The identity of clients that have nothing to show: the operator vouches for them, by a token if the forward has one.
+ * @throws {TunnelError} if the token's file cannot be read, or the token is not accepted
+ */
+export async function identifyForward(session: ClientSession, { agent, tokenFile }: Forward): Promise<ForwardIdentity> {
+  const username = usernameOf(agent);
+  if (tokenFile === undefined) return { identity: { agentId: agent }, credentials: { scheme: "basic", username, password: "" } };
+  const credentials = { scheme: "basic", username, password: await readForwardToken(tokenFile) } as const;
+  const identity = await session.identify(credentials, { isOperators: true });
+  if (identity.agentId !== agent) throw new CredentialsError(`The token of the forward is not for the agent ${agent}`);
+  return { identity, credentials };
+}
+
+/**
+ * The identity of a client that shows credentials of its own.
+ * @param given `undefined` if it shows none
+ * @throws {TunnelError}
+ */
+export async function identifyVisitor(
+  session: ClientSession,
+  { agent }: Forward,
+  given: ClientCredentials | undefined,
+): Promise<ForwardIdentity> {
+  if (given === undefined) throw new CredentialsError("Credentials are required: a token as the password");
+  const { agentId, agents, allowList, tokenId, signal } = await session.identify(given);
+  if (agentId !== agent && !agents?.allows(agent)) {
+    throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agent)}`);
+  }
+  session.record.agent = agent;
+  const password = given.scheme === "bearer" ? given.token : given.password;
+  return {
+    identity: { agentId: agent, allowList, tokenId, signal },
+    credentials: { scheme: "basic", username: usernameOf(agent), password },
+  };
+}
+
+async function readForwardToken(file: string): Promise<string> {
+  try {
+    return await readToken(file);
+  } catch (cause) {
+    throw new TunnelError("proxy_configuration_error", "The token of the forward cannot be read", { cause });
+  }
+}
+
+/** @throws {Error} saying why, without the token */
+export async function readToken(file: string): Promise<string> {
+  let text;
+  try {
+    text = (await readText(file, MAX_TOKEN)).trim();
+  } catch (cause) {
+    throw new Error(`${file}: ${describeFileError(cause)}`, { cause });
+  }
+  if (text === "") throw new Error(`${file}: the file is empty`);
+  return text;
+}

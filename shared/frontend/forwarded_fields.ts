@@ -1,0 +1,41 @@
+// The fields with which a reverse proxy tells an origin who the client is and what it has asked for: Forwarded (RFC 7239), and X-Forwarded-*,
+// which most origins read.
+import ipaddr from "ipaddr.js";
+import { type Fields, values } from "../http/head.ts";
+import { hostOf } from "../limits/addresses.ts";
+
+/** Whom and what a request is from. */
+export interface RequestOrigin {
+  /** Address of the connection's peer, `host:port` or `[host]:port`. */
+  readonly peer: string;
+  /** Whether it is a proxy whose own fields are true. */
+  readonly isTrusted: boolean;
+  readonly scheme: "http" | "https";
+  /** `Host` of the request; `undefined` if it has none. */
+  readonly host: string | undefined;
+}
+
+/** Names that origins may read as one of the fields: some do not tell `_` from `-`. */
+const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip)$/i;
+
+/** The fields without those by which a client could claim to be another. A trusted proxy's stay, but for those that {@link forwardingFields} replaces. */
+export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin): Fields {
+  return fields.filter(([name]) => isTrusted ? !REPLACED.has(name.toLowerCase()) : !FORWARDING.test(name));
+}
+
+const REPLACED = new Set(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
+
+/** The fields to add. What a trusted proxy says about the request stays, and its own address is added to the list. */
+export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host }: RequestOrigin): Fields {
+  const given = (name: string) => isTrusted ? values(fields, name) : [];
+  const address = ipaddr.process(hostOf(peer).replace(/%.*/, ""));
+  const node = address.kind() === "ipv6" ? `[${address}]` : String(address);
+  const element = [`for="${node}"`, ...host === undefined ? [] : [`host="${host}"`], `proto=${scheme}`].join(";");
+  const originalHost = given("x-forwarded-host")[0] ?? host;
+  return [
+    ["X-Forwarded-For", [...given("x-forwarded-for"), String(address)].join(", ")],
+    ["X-Forwarded-Proto", given("x-forwarded-proto")[0] ?? scheme],
+    ...originalHost === undefined ? [] : [["X-Forwarded-Host", originalHost] as const],
+    ["Forwarded", [...given("forwarded"), element].join(", ")],
+  ];
+}

@@ -1,0 +1,180 @@
+// Clients of virtual hosts: web browsers and other programs that know no proxy. Each request on a connection goes to the destination that the
+// operator has configured for its host and path.
+import { type AllowList, createAllowList } from "../address/allow_list.ts";
+import { parseAuthority } from "../address/authority.ts";
+import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
+import type { Intermediary } from "../http/proxy_status.ts";
+import { encodeErrorResponse, ProxyError } from "../http/status.ts";
+import { hostOf } from "../limits/addresses.ts";
+import { printable } from "../net/printable.ts";
+import type { Incoming } from "../net/types.ts";
+import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
+import { logRequest } from "./access_log.ts";
+import { ClientInput, nextRequest } from "./client_input.ts";
+import type { ClientProtocol } from "./client_protocol.ts";
+import { type ForwardIdentity, identifyForward, identifyVisitor } from "./forward_credentials.ts";
+import { forwardingFields, type RequestOrigin, withoutForwarding } from "./forwarded_fields.ts";
+import type { Forward } from "./forwards.ts";
+import { claimedAgent, readCredentials } from "./http_credentials.ts";
+import { forward as forwardRequest } from "./http_forward.ts";
+import { refusalOf } from "./http_proxy.ts";
+import { checkMaxForwards, type ForwardTarget } from "./http_rewrite.ts";
+import type { ClientSession } from "./pipeline.ts";
+import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
+
+/**
+ * The protocol of a listener of virtual hosts.
+ * @param name of the service in Proxy-Status
+ * @param idleTimeoutMs time for another request on a connection. Default: that of {@link nextRequest}
+ */
+export function createVirtualHosts(hosts: VirtualHosts, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
+  const allowed = new Map(hosts.forwards.map((forward) => [forward, createAllowList(forward.allow)]));
+  const site: Site = { hosts, name, allowList: (forward) => allowed.get(forward)! };
+  return {
+    preamble: "http",
+    open(session) {
+      const input = new ClientInput(session.stream);
+      let isOpen = false;
+      return {
+        async serve(incoming) {
+          isOpen = await serve(session, incoming, input, site);
+        },
+        refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
+        next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
+      };
+    },
+    refusalOf,
+  };
+}
+
+interface Site {
+  readonly hosts: VirtualHosts;
+  readonly name: Intermediary;
+  readonly allowList: (forward: Forward) => AllowList;
+}
+
+/**
+ * Serves one request to its end. Returns whether another one may follow on the connection.
+ * @throws {TunnelError}
+ */
+async function serve(
+  session: ClientSession,
+  { head = "" }: Incoming,
+  input: ClientInput,
+  { hosts, name, allowList }: Site,
+): Promise<boolean> {
+  const { context: { trusted, log, isDraining }, record, stream } = session;
+  const request = parseRequestHead(head);
+  record.method = request.method;
+  record.id = requestIdOf(request.fields) ?? record.id;
+  const isTrusted = trusted?.trusts(stream.remote) ?? false;
+  if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  const asked = parseTarget(request);
+  record.serverName = asked.host;
+  logRequest(log, request, record);
+  session.checkRate();
+  const forward = findForward(hosts, asked);
+  const { to } = forward;
+  record.destination = to;
+  if (!allowList(forward).allows({ host: hostOf(record.client), port: 1 })) {
+    throw new TunnelError("http_request_denied", "The client's address is not on the list allow of the forward");
+  }
+  const origin: RequestOrigin = { peer: stream.remote, isTrusted, scheme: hosts.network, host: asked.authority };
+  const target: ForwardTarget = { authority: asked.authority ?? to, path: asked.path, fields: forwardingFields(request.fields, origin) };
+  const fields = withoutForwarding(withoutCredentials(request.fields, forward), origin);
+  const mayPersist = () => request.version === "1.1" && !hasToken(request.fields, "connection", "close") && !isDraining();
+  let isPersistent = false;
+  try {
+    const { identity, credentials } = await identify(session, forward, request);
+    record.agent = forward.agent;
+    await session.connect({
+      identity,
+      credentials,
+      destination: parseAuthority(to),
+      via: values(request.fields, "via"),
+      exchange: async ({ stream: upstream }, { clientSignal, pace }) => {
+        const exchange = { request: { ...request, fields }, target, record, by: name, clientSignal, pace, input, mayPersist };
+        isPersistent = await forwardRequest(stream, upstream, exchange);
+      },
+    });
+  } catch (error) {
+    throw error instanceof CredentialsError ? toOriginError(error, forward) : error;
+  }
+  return isPersistent;
+}
+
+/** What a request asks for. */
+interface Asked {
+  /** `Host` of the origin, with the port as written; missing in HTTP/1.0. */
+  readonly authority?: string;
+  /** The same without a port. */
+  readonly host?: string;
+  /** Path and query as received; empty for the server as a whole (RFC 9112 §3.2.4). */
+  readonly path: string;
+}
+
+/** Methods that an origin may serve, in responses to those that none does. */
+const METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/**
+ * @throws {HeadError} 400
+ * @throws {ProxyError} 405
+ */
+function parseTarget(request: RequestHead): Asked {
+  const { method, target, version, fields } = request;
+  if (method === "CONNECT") {
+    throw new ProxyError(405, "http_request_denied", "Web sites are served here, and no CONNECT", [["Allow", METHODS]]);
+  }
+  checkMaxForwards(request, METHODS);
+  // a server must accept a whole URI, which replaces Host (RFC 9112 §3.2.2)
+  const [, named, rest] = /^https?:\/\/([^/?#]+)([^#]*)$/i.exec(target) ?? [];
+  const authority = named ?? (values(fields, "host")[0] || undefined);
+  const path = rest ?? (target === "*" && method === "OPTIONS" ? "" : target);
+  if (rest === undefined && path !== "" && !/^\/[^#]*$/.test(path)) throw new HeadError(400, "The request target is malformed");
+  if (authority === undefined && version === "1.1") throw new HeadError(400, "The request has no Host, which selects the web site");
+  return { authority, host: authority && parseAuthority(authority.replace(/:$/, ""), 80).host, path };
+}
+
+/**
+ * @throws {ProxyError} 404 if there is none
+ * @throws {HeadError} 400 if the path may be another one for the origin
+ */
+function findForward(hosts: VirtualHosts, { host, path }: Asked): Forward {
+  const [before = ""] = path.split("?");
+  const normalized = normalizePath(before);
+  if (normalized === undefined && hosts.isByPath) throw new HeadError(400, "The path has dot segments, and it selects the web site");
+  const match = hosts.match(host, normalized ?? before);
+  if (match) return match.forward;
+  throw new ProxyError(
+    404,
+    "destination_not_found",
+    host === undefined ? "The request names no host" : `No web site is at ${printable(host)} with this path`,
+  );
+}
+
+/**
+ * The identity of a request.
+ * @throws {TunnelError}
+ */
+async function identify(session: ClientSession, forward: Forward, { fields }: RequestHead): Promise<ForwardIdentity> {
+  if (forward.auth === "none") return await identifyForward(session, forward);
+  const given = readCredentials(fields, "authorization");
+  if (given instanceof CredentialsError) throw given;
+  if (given !== undefined) session.record.agentClaimed = claimedAgent(given);
+  return await identifyVisitor(session, forward, given);
+}
+
+/** Credentials for the forward are not for the origin. */
+function withoutCredentials(fields: RequestHead["fields"], { auth }: Forward): RequestHead["fields"] {
+  return auth === "none" ? fields : fields.filter(([name]) => name.toLowerCase() !== "authorization");
+}
+
+/** Challenges of an origin (RFC 9110 §11.6.1). */
+const CHALLENGES = ['Basic realm="reverse-http", charset="UTF-8"', 'Bearer realm="reverse-http"']
+  .map((challenge) => ["WWW-Authenticate", challenge] as const);
+
+/** A proxy asks for credentials by other means than an origin, as which the client sees this one. Those of the operator are not its own. */
+function toOriginError({ type, message, cause }: CredentialsError, { auth }: Forward): TunnelError {
+  if (auth === "none") return new TunnelError("proxy_configuration_error", "The token of the forward is not accepted", { cause });
+  return new ProxyError(401, type, message, CHALLENGES, { cause });
+}
