@@ -4,37 +4,13 @@ import { spawnSync } from "node:child_process";
 import { cpSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { parseAllDocuments } from "yaml";
-import { SERVICES } from "../../services.ts";
-import { readCommandLine, type Service as ServiceCommand } from "../../shared/cli/command.ts";
+import { parse, parseAllDocuments } from "yaml";
 import { parseValue } from "../../shared/config/option.ts";
+import { drainMs, valuesOf } from "../../testing/command_lines.ts";
 import { COMPOSE_FILES, readCompose } from "../../testing/compose.ts";
 import { Folder, ROOT } from "../../testing/programs.ts";
 
 const KUBERNETES = join(ROOT, "deploy", "kubernetes");
-
-/** Commands, which are never started. */
-const commands = Object.entries(SERVICES).map(([name, options]): ServiceCommand => ({
-  name,
-  description: "A service.",
-  options,
-  check: () => Promise.reject(new Error("not to be called")),
-  start: () => Promise.reject(new Error("not to be started")),
-}));
-
-/** The values of a command line: `proxy`, `--…`. Kubernetes has put the pod's address into it. */
-function valuesOf(args: readonly string[]): Record<string, Record<string, unknown>> {
-  const executable = { root: { name: "reverse-http", description: "All.", commands }, version: "1.2.3", family: SERVICES };
-  const task = readCommandLine(executable, { args: args.map((arg) => arg.replace("$(POD_IP)", "192.0.2.1")), env: {}, home: undefined });
-  assert.equal(task.do, "run");
-  return (task as Extract<typeof task, { do: "run" | "check" }>).resolved.values as ReturnType<typeof valuesOf>;
-}
-
-/** Milliseconds from the signal to the end of the last tunnel, at most. */
-function drainMs(args: readonly string[]): number {
-  const { delay = 0, timeout } = valuesOf(args).drain as { delay?: number; timeout: number };
-  return delay + timeout;
-}
 
 /** The services of the Go original's compose files with their published ports; here memcached publishes none. */
 const ORIGINAL: Record<(typeof COMPOSE_FILES)[number], string[]> = {
@@ -207,5 +183,34 @@ describe("Kubernetes manifests", () => {
         capabilities: { drop: ["ALL"] },
       });
     }
+  });
+});
+
+describe("files for an agent alone", () => {
+  const read = (...path: string[]) => readFileSync(join(ROOT, "deploy", ...path), "utf8");
+
+  it("have valid command lines, and more time to stop than it takes", () => {
+    const { services } = parse(read("compose", "agent.yaml")) as { services: { agent: { command: string[]; stop_grace_period: string } } };
+    const { command, stop_grace_period: grace } = services.agent;
+    const args = command.map((arg) => arg.replace(/\$\{.*\}/, "proxy.example.com:4242"));
+    assert.ok(Number(parseValue({ kind: "duration", description: "" }, grace)) > drainMs(args));
+    const { spec } = parse(read("kubernetes", "agent", "agent.yaml"), { merge: true }) as KubernetesObject;
+    const pod = spec.template.spec;
+    assert.ok(pod.terminationGracePeriodSeconds * 1_000 > drainMs(pod.containers[0].args));
+  });
+
+  it("configure a virtual machine with options that exist, and the package's files", () => {
+    const userData = read("cloud-init", "agent.yaml");
+    assert.ok(userData.startsWith("#cloud-config\n"));
+    const files = (parse(userData) as { write_files: { path: string; content: string }[] }).write_files;
+    const units = read("systemd", "reverse-http-agent.service");
+    assert.deepEqual(files.map(({ path }) => path), ["/etc/reverse-http/config.yaml", "/etc/default/reverse-http-agent"]);
+    for (const { path } of files) assert.ok(units.includes(path), path);
+    using folder = new Folder();
+    const { agentClient, auth } = valuesOf(["agent", "--config", folder.write("config.yaml", files[0]!.content)]);
+    assert.deepEqual([agentClient!.serverAddress, auth!.type], [["proxy.example.com:4242"], "jwt"]);
+    assert.match(files[1]!.content, /^REVERSE_HTTP_AUTH_JWT_TOKEN=/);
+    const { version } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+    assert.ok(userData.includes(`/v${version}/reverse-http_${version}_linux_`));
   });
 });

@@ -1,0 +1,64 @@
+// Renders the Helm chart with each set of values in its folder ci/, checks the objects against the schemas of Kubernetes, and the command
+// lines against the options of the program. Needs helm, and kubernetes-validate of PyPI.
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { parseAllDocuments } from "yaml";
+import { drainMs } from "../testing/command_lines.ts";
+import { Folder } from "../testing/programs.ts";
+import { ROOT } from "./executables.ts";
+
+const CHART = join(ROOT, "deploy", "helm", "reverse-http");
+const VALUES = join(CHART, "ci");
+/** Kinds that operators define; kubernetes-validate does not know them. */
+const CUSTOM_KINDS = ["Certificate", "ServiceMonitor"];
+/** Values that must be refused, and what the error says. */
+const REFUSED: readonly [values: string, message: RegExp][] = [
+  ["{}", /auth\.publicKey or auth\.existingConfigMap is missing/],
+  ["auth: { existingConfigMap: keys }\nproxy: { replica: 3 }", /replica/],
+  ["proxy: { enabled: false }\nlb: { enabled: false }\nagent: { enabled: true }", /agent\.server is missing/],
+  ["auth: { existingConfigMap: keys }\ncertManager: { enabled: true }", /certManager\.issuer\.name is missing/],
+];
+
+interface Rendered {
+  readonly kind: string;
+  readonly metadata: { readonly name: string };
+  readonly spec: {
+    readonly template: { readonly spec: { readonly terminationGracePeriodSeconds?: number; readonly containers: { args: string[] }[] } };
+  };
+}
+
+function run(file: string, args: readonly string[]): { status: number | null; stdout: string; stderr: string } {
+  const { status, stdout, stderr, error } = spawnSync(file, args, { encoding: "utf8" });
+  if (error) throw new Error(`Cannot start ${file}: ${error.message}; install it, see CONTRIBUTING.md`);
+  return { status, stdout, stderr };
+}
+
+using folder = new Folder();
+const render = (values: string) => run("helm", ["template", "site", CHART, "--namespace", "reverse-http", "--values", values]);
+
+for (const name of readdirSync(VALUES)) {
+  const values = join(VALUES, name);
+  const linted = run("helm", ["lint", "--strict", CHART, "--values", values]);
+  assert.equal(linted.status, 0, `${name}: ${linted.stdout}${linted.stderr}`);
+  const { status, stdout, stderr } = render(values);
+  assert.equal(status, 0, `${name}: ${stderr}`);
+  const objects = parseAllDocuments(stdout).map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
+  for (const { kind, metadata, spec } of objects) {
+    if (kind !== "Deployment" || metadata.name.endsWith("-memcached")) continue;
+    const { terminationGracePeriodSeconds: grace, containers } = spec.template.spec;
+    assert.ok(grace! * 1_000 > drainMs(containers[0]!.args), `${name}: ${metadata.name} has less time to stop than it takes`);
+  }
+  const builtIn = parseAllDocuments(stdout).filter((document) => !CUSTOM_KINDS.includes(String(document.get("kind"))));
+  const file = folder.write(name, builtIn.map(String).join("---\n"));
+  const valid = run("kubernetes-validate", ["--strict", file]);
+  assert.equal(valid.status, 0, `${name}: ${valid.stdout}${valid.stderr}`);
+  console.log(`ok   ${name}: ${objects.map(({ kind }) => kind).join(", ")}`);
+}
+for (const [text, message] of REFUSED) {
+  const { status, stderr } = render(folder.write("values.yaml", text));
+  assert.notEqual(status, 0, text);
+  assert.match(stderr, message);
+  console.log(`ok   refused: ${JSON.stringify(text)}`);
+}
