@@ -192,8 +192,7 @@ describe("files for an agent alone", () => {
   it("have valid command lines, and more time to stop than it takes", () => {
     const { services } = parse(read("compose", "agent.yaml")) as { services: { agent: { command: string[]; stop_grace_period: string } } };
     const { command, stop_grace_period: grace } = services.agent;
-    const args = command.map((arg) => arg.replace(/\$\{.*\}/, "proxy.example.com:4242"));
-    assert.ok(Number(parseValue({ kind: "duration", description: "" }, grace)) > drainMs(args));
+    assert.ok(Number(parseValue({ kind: "duration", description: "" }, grace)) > drainMs(command));
     const { spec } = parse(read("kubernetes", "agent", "agent.yaml"), { merge: true }) as KubernetesObject;
     const pod = spec.template.spec;
     assert.ok(pod.terminationGracePeriodSeconds * 1_000 > drainMs(pod.containers[0].args));
@@ -212,5 +211,27 @@ describe("files for an agent alone", () => {
     assert.match(files[1]!.content, /^REVERSE_HTTP_AUTH_JWT_TOKEN=/);
     const { version } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
     assert.ok(userData.includes(`/v${version}/reverse-http_${version}_linux_`));
+  });
+});
+
+describe("alert rules and dashboard", () => {
+  it("use metrics that exist", () => {
+    const documented = readFileSync(join(ROOT, "docs", "metrics.md"), "utf8");
+    for (const name of ["alerts.yaml", "alerts_test.yaml", "grafana.json"]) {
+      const names = readFileSync(join(ROOT, "deploy", "monitoring", name), "utf8").matchAll(/\breverse_http_\w+?(?=_bucket\b|\W)/g);
+      for (const [metric] of names) assert.match(documented, new RegExp(`\`${metric}[\`{]`), `${name}: ${metric}`);
+    }
+  });
+
+  it("are tested: each alert fires in a test", () => {
+    const rules = parse(readFileSync(join(ROOT, "deploy", "monitoring", "alerts.yaml"), "utf8")) as {
+      groups: { rules: { alert: string }[] }[];
+    };
+    const { tests } = parse(readFileSync(join(ROOT, "deploy", "monitoring", "alerts_test.yaml"), "utf8")) as {
+      tests: { alert_rule_test: { alertname: string; exp_alerts: unknown[] }[] }[];
+    };
+    const fired = tests.flatMap(({ alert_rule_test: alerts }) => alerts).filter(({ exp_alerts: alerts }) => alerts.length > 0);
+    const names = rules.groups.flatMap(({ rules }) => rules.map(({ alert }) => alert));
+    assert.deepEqual([...new Set(fired.map(({ alertname }) => alertname))].sort(), names.sort());
   });
 });
