@@ -4,6 +4,7 @@ import { agentCommand } from "./agent/command.ts";
 import { connectCommand, forwardCommand } from "./client/command.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
+import { inviteCommand } from "./proxy/invite.ts";
 import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/cli/auth_command.ts";
@@ -24,6 +25,7 @@ await run({
       lbCommand(native.createNet),
       connectCommand(native.createNet) as Subcommand,
       forwardCommand(native.createNet) as Subcommand,
+      inviteCommand(stateDirectory) as Subcommand,
       authCommand,
     ],
   },

@@ -16,6 +16,7 @@
  */
 import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
 import type { Duplex as NodeDuplex } from "node:stream";
+import { expandJoin } from "./agent/join.ts";
 import { agentOptions } from "./agent/options.ts";
 import { toNodeStream } from "./client/node_stream.ts";
 import { clientOptions } from "./client/options.ts";
@@ -160,7 +161,8 @@ export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}):
  */
 export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}): Promise<Agent> {
   const { net, log = silentLogger, ...others } = hooks;
-  return await startAgentWith(withDefaults(agentOptions, options), { ...others, ...givenOrOwn(net), log });
+  const joined = options.join === undefined ? {} : expandJoin(options.join);
+  return await startAgentWith(withDefaults(agentOptions, options, joined), { ...others, ...givenOrOwn(net), log });
 }
 
 /**

@@ -12,6 +12,8 @@ export interface ProxyOptions {
     shareClientPort?: boolean;
     /** `--agent-server.websocket-path`: Path, such as /reverse-http, at which http-proxy.listen-address accepts agents within WebSockets; by default none. */
     websocketPath?: string;
+    /** `--agent-server.public-address`: Addresses, host:port, at which agents reach the proxy, for invitations and advice; by default an address of this machine, which is a guess. */
+    publicAddress?: string[];
     /** `--agent-server.tls.*` */
     tls?: {
       /** `--agent-server.tls.file.*` */
@@ -48,6 +50,8 @@ export interface ProxyOptions {
   httpProxy?: {
     /** `--http-proxy.listen-address`: TCP address that clients dial. Default: `":3128"`. */
     listenAddress?: string;
+    /** `--http-proxy.public-address`: Address, host:port, at which clients reach the proxy or the lb before it, for invitations and advice; by default the host of agent-server.public-address. */
+    publicAddress?: string;
     /** `--http-proxy.http2-listen-address`: TCP address that clients dial with HTTP/2, over TLS if http-proxy.tls.enable is set, otherwise with prior knowledge; by default none. */
     http2ListenAddress?: string;
     /** `--http-proxy.tls.*` */
@@ -232,6 +236,8 @@ export interface ProxyOptions {
 
 /** What a program may tell an agent. */
 export interface AgentOptions {
+  /** `--join`: String of reverse-http invite, which sets the proxy's address and pin, and the agent's credentials; or file:NAME for a file that has it. Flags and variables take precedence over it, and it over the configuration file. */
+  join?: string;
   /** `--agent-client.*` */
   agentClient?: {
     /** `--agent-client.server-address`: Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated. Default: `["localhost:4242"]`. */

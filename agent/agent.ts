@@ -18,6 +18,7 @@ import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
+import { clientAdvice } from "./client_advice.ts";
 import { describeClose, describeConnectError } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
 import { type Access, SessionOpener, type TransportChange } from "./transport/opener.ts";
@@ -149,6 +150,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     if (credentials.expiresAt <= Date.now()) {
       log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
     }
+    if (options.join?.startsWith("file:")) await secrets.check("--join", options.join.slice("file:".length));
     const outbound = await readOutboundRoute(options.agentClient, environment);
     if (outbound.file !== undefined) await secrets.check("--agent-client.proxy", outbound.file);
     return { tls: tls.current, credentials: credentials.bytes, outbound };
@@ -174,12 +176,21 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     },
     signal,
   });
+  let isAdvised = false;
+  const adviseClients = ({ clients }: Hello, remote: string): void => {
+    if (isAdvised || clients === undefined) return;
+    isAdvised = true;
+    // the name that was configured, if it is the only one: a certificate may require it
+    const advice = clientAdvice(clients, agentId, serverAddress.length === 1 ? serverAddress[0]! : remote);
+    log.info("clients reach this agent with", { ...advice });
+  };
   const onConnected = (session: Session): void => {
     const { remote, transport: link, via } = session;
     sessions.add(session);
     if (signal.aborted) session.close(); // it was opened while the agent stopped
     health.setReady("proxy");
     log.info("connected", { proxy: remote, agent: agentId, link, via });
+    void session.proxy.then((proxy) => adviseClients(proxy, remote));
     hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
       sessions.delete(session);

@@ -1,9 +1,10 @@
 // The command `agent`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
+import { formatFindings } from "../shared/cli/findings.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { type AgentDeps, checkAgentOptions, startAgent } from "./agent.ts";
 import { checkLink } from "./check_link.ts";
-import { formatReport } from "./link_report.ts";
+import { expandJoin } from "./join.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
 /** Time for closing after the drain, in milliseconds. */
@@ -18,6 +19,7 @@ export function agentCommand(
     name: "agent",
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
+    expansion: { option: "join", expand: expandJoin },
     check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, { net, environment })),
     diagnosis: {
       flag: "check-link",
@@ -27,7 +29,7 @@ export function agentCommand(
         let works = false;
         await checkWithNet(createNet, async (net) => {
           const report = await checkLink({ net, options, ...await checkAgentOptions(options, { net, environment }) });
-          write(formatReport(report));
+          write(formatFindings(report.findings, report.summary));
           ({ works } = report);
         });
         return works;

@@ -10,6 +10,7 @@ import {
   logOptions,
   NOT_GIVEN,
 } from "../shared/config/common_options.ts";
+import { joinProblem } from "../shared/config/join.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
@@ -19,6 +20,14 @@ import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
+  "join": {
+    kind: "string",
+    secret: true,
+    description:
+      "String of reverse-http invite, which sets the proxy's address and pin, and the agent's credentials; or file:NAME for a file that has it. " +
+      "Flags and variables take precedence over it, and it over the configuration file.",
+    check: (text) => joinProblem(text, "agent"),
+  },
   "agent-client.server-address": {
     kind: "list",
     default: "localhost:4242",

@@ -35,6 +35,8 @@ export class Session {
   readonly closed: Promise<SessionClosed>;
   /** Resolves when the proxy sends a goaway; otherwise it stays pending. */
   readonly goaway: Promise<Goaway>;
+  /** Resolves with the proxy's description of itself; it stays pending without one. */
+  readonly proxy: Promise<Hello>;
   /** Whether it is being replaced. */
   isLeaving = false;
   /** Why its transport was chosen, if that was not the first choice. */
@@ -68,10 +70,12 @@ export class Session {
     this.remote = connection.remote;
     const goaway = Promise.withResolvers<Goaway>();
     this.goaway = goaway.promise;
+    const proxy = Promise.withResolvers<Hello>();
+    this.proxy = proxy.promise;
     if (control) {
       this.#control = new Control(connection, control);
       const onViolation = (reason: string) => options.log.warn("proxy violated the protocol", { proxy: this.remote, reason });
-      void this.#control.run(controlFrames(control), { onGoaway: goaway.resolve, onViolation }); // never rejects
+      void this.#control.run(controlFrames(control), { onGoaway: goaway.resolve, onHello: proxy.resolve, onViolation }); // never rejects
     }
     this.closed = this.#serve();
   }

@@ -6,6 +6,7 @@ import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { formatSshConfig, relay } from "./connect.ts";
 import { parseForward, serveForwards } from "./forward.ts";
+import { expandJoin } from "./join.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
 import { checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
 
@@ -25,6 +26,7 @@ export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions &
       "not connected, 6 the destination refuses, 7 it cannot be reached.",
     options: connectOptions,
     profile: clientOptions,
+    expansion: { option: "join", expand: expandJoin },
     operands: { name: "host:port", description: "Destination, as the agent reaches it." },
     async run({ sshConfig, ...options }, { write, streams }, { operands: [target], flags }) {
       if (sshConfig) return write(sshConfigOf(options, target, flags));
@@ -61,15 +63,17 @@ export function forwardCommand(createNet: CreateNet): Subcommand<ClientOptions &
       "Listen on local addresses, and relay each connection to a destination behind an agent: 5432:db:5432 listens on 127.0.0.1:5432.",
     options: forwardOptions,
     profile: clientOptions,
+    expansion: { option: "join", expand: expandJoin },
     operands: {
       name: "forward",
       description: "[ADDRESS:]PORT:HOST:PORT, as of ssh -L; port 0 lets the system choose, and is printed.",
       variadic: true,
     },
-    async run({ exec, ...options }, terminal, { operands }) {
+    async run({ exec, ...options }, terminal, { operands, reread }) {
       if (operands.length === 0) throw new ConfigError("Cannot forward: there is no forward; write 5432:db:5432");
       const forwards = operands.map(parseForward);
-      const access = checkAccess(options);
+      checkAccess(options);
+      const access = () => checkAccess((reread?.() ?? options) as ClientOptions);
       await withNet(createNet, async (net) => {
         const code = await serveForwards(net, access, forwards, exec, terminal);
         if (code !== 0) throw new CommandFailure(code, `The command of --exec has ended with ${code}`);
@@ -83,6 +87,11 @@ function sshConfigOf(options: ClientOptions, target: string | undefined, flags: 
   const { agentId } = options;
   if (agentId === undefined || /[\s"'\\*?!,]/.test(agentId)) {
     throw new ConfigError("Cannot print the configuration of ssh: --agent-id is required, without the signs \" ' \\ * ? ! and comma");
+  }
+  if (options.join !== undefined && !options.join.startsWith("file:")) {
+    throw new ConfigError(
+      "Cannot print the configuration of ssh with --join, which has a token: write file:NAME, or use reverse-http login",
+    );
   }
   checkAccess(options);
   // what the environment and the profile set will be set there again

@@ -1,6 +1,7 @@
 // Connects standard input and output to a destination, for programs that start a command instead of a connection: ssh, git, rsync.
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { shellWord } from "../shared/config/shell_word.ts";
 import type { StandardStreams } from "../shared/cli/standard_streams.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Duplex } from "../shared/net/types.ts";
@@ -80,6 +81,5 @@ export function formatSshConfig(command: readonly string[], agentId: string, des
 
 /** Quotes a word for the shell that ssh starts; ssh replaces what follows a percent sign. */
 function quote(word: string): string {
-  const escaped = word.replaceAll("%", "%%");
-  return /^[\w@%+=:,./-]+$/.test(escaped) ? escaped : `'${escaped.replaceAll("'", "'\\''")}'`;
+  return shellWord(word.replaceAll("%", "%%"));
 }

@@ -1,10 +1,20 @@
 // The options by which clients find the proxy and authenticate. They may be in the environment and in the user's profile.
 import { checkPins, NOT_GIVEN } from "../shared/config/common_options.ts";
+import { joinProblem } from "../shared/config/join.ts";
 import { CLIENT_ENV_PREFIX, defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote } from "../shared/address/host_port.ts";
 
 /** The options of every command that opens tunnels, by name. */
 export const clientOptions = defineOptions({
+  "join": {
+    kind: "string",
+    secret: true,
+    env: `${CLIENT_ENV_PREFIX}JOIN`,
+    description:
+      "String of reverse-http invite --client, which sets proxy, agent, pin and token; or file:NAME for a file that has it. Flags and variables " +
+      "take precedence over it, and it over the profile.",
+    check: (text) => joinProblem(text, "client"),
+  },
   "proxy": {
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}PROXY`,
@@ -22,6 +32,11 @@ export const clientOptions = defineOptions({
     env: `${CLIENT_ENV_PREFIX}TOKEN`,
     description:
       "The client's token, or file:NAME, which is read for each connection; only the latter on the command line. By default none.",
+  },
+  "token-command": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}TOKEN_COMMAND`,
+    description: "Command for the shell that prints the client's token, run for each connection, instead of token.",
   },
   "connect-timeout": {
     kind: "duration",

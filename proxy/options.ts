@@ -40,6 +40,12 @@ export const proxyOptions = defineOptions({
     description: "Path, such as /reverse-http, at which http-proxy.listen-address accepts agents within WebSockets; by default none.",
     check: (path) => /^\/[!-"$->@-~]*$/.test(path) ? undefined : `${JSON.stringify(path)} is not a path that begins with /`,
   },
+  "agent-server.public-address": {
+    kind: "list",
+    description:
+      "Addresses, host:port, at which agents reach the proxy, for invitations and advice; by default an address of this machine, which is a guess.",
+    check: (addresses) => addresses.map(checkPublic).find((problem) => problem !== undefined),
+  },
   "agent-server.tls.file.key": {
     kind: "file",
     description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",
@@ -83,6 +89,12 @@ export const proxyOptions = defineOptions({
     description: "Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others.",
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
+  "http-proxy.public-address": {
+    kind: "string",
+    description:
+      "Address, host:port, at which clients reach the proxy or the lb before it, for invitations and advice; by default the host of agent-server.public-address.",
+    check: checkPublic,
+  },
   ...frontOptions,
   ...trustedProxyOptions,
   ...agentNameOptions,
@@ -136,6 +148,11 @@ function checkTcpListenAddress(text: string): string | undefined {
 
 /** As on the command line: `--agent-server.listen-address` is `agentServer.listenAddress`; durations in milliseconds. */
 export type ProxyOptions = ValuesOf<typeof proxyOptions>;
+
+/** Returns why nothing can connect to `address`, or `undefined`. */
+function checkPublic(address: string): string | undefined {
+  return checkRemote(address) ?? (isWildcard(address) ? `${address} is the wildcard address, to which nothing can connect` : undefined);
+}
 
 /** Returns why lb cannot connect to `address`, or `undefined`. */
 function checkPublished(address: string): string | undefined {

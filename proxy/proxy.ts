@@ -26,7 +26,12 @@ import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics, reportAgents } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
-import { checkProxyTls, logPin, openProxyTls } from "./tls.ts";
+import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
+import { checkProxyTls, logPin, openProxyTls, type ProxyTls } from "./tls.ts";
+import { pinFor } from "../shared/tls/trust.ts";
+import { VERSION } from "../shared/version.ts";
+import type { Hello } from "../shared/link/message.ts";
+import { splitHostPort } from "../shared/address/host_port.ts";
 import { messageOf } from "../shared/log/error_message.ts";
 
 /** What the proxy needs besides its options. */
@@ -115,6 +120,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       listeners: Object.values(listeners),
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
+      hello: createHello(options, clientAddress, tls),
       limiter: createAgentLimiter(options, runtime.limitReporter),
       onResult: countAgents,
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
@@ -132,7 +138,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
-    if (tls.selfSigned) logPin(tls.selfSigned, agentAddress, log);
+    if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: agentAddress }), log);
     runtime.serveAdmin(() => reportAgents(agents));
     const { adminAddress } = runtime;
     log.info("listening", {
@@ -199,6 +205,23 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: false });
   await checkProxyTls(options, deps);
   await checkStoreOptions(options.store);
+}
+
+/** What the proxy tells agents about itself. */
+function createHello(options: ProxyOptions, bound: string, { clients }: ProxyTls): () => Hello {
+  const { doubt, addresses: [known] } = clientAddresses(options);
+  const { port } = splitHostPort(bound);
+  // where the proxy can only guess its address, agents know at which one they reach it
+  const isKnown = doubt === undefined || !isEvery(options.httpProxy.listenAddress);
+  const address = isKnown ? known!.replace(/:0$/, `:${port}`) : `:${port}`;
+  const fixed = { version: `reverse-http/${VERSION}`, instance: crypto.randomUUID(), host: "", labels: {} };
+  const access = { address, tls: clients !== undefined, token: options.auth.type !== "noauth" };
+  let pinned: { readonly cert: string; readonly pin?: string } | undefined;
+  return () => {
+    const cert = clients?.current.cert;
+    if (cert !== undefined && pinned?.cert !== cert) pinned = { cert, pin: pinFor(cert) }; // it takes milliseconds
+    return { ...fixed, clients: { ...access, pin: pinned?.pin } };
+  };
 }
 
 /** The path for agents that connect within WebSockets. */

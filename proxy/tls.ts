@@ -1,13 +1,13 @@
 // The proxy's TLS: always for agents, with a self-signed certificate by default, and for clients if enabled.
-import { hostname } from "node:os";
 import { ConfigError } from "../shared/config/option.ts";
 import { type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/types.ts";
 import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
-import { checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
+import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import type { ProxyOptions } from "./options.ts";
+import type { PublicAddresses } from "./public_address.ts";
 
 export interface ProxyTls {
   readonly agents: ReloadableTls<ServerTls>;
@@ -34,7 +34,7 @@ export interface ProxyTlsDeps {
 export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
   const clients = await openClientTls(options, deps);
   const forwards = await openForwardTls(options.forward, clients, deps);
-  const selfSigned = needsSelfSigned(options) ? await openSelfSigned("agent-server", placeOf(options, deps), deps.log) : undefined;
+  const selfSigned = needsSelfSigned(options) ? await openSelfSigned(AGENT_CERTIFICATE, placeOf(options, deps), deps.log) : undefined;
   return { agents: await openAgentTls(options, { ...deps, selfSigned }), clients, forwards, selfSigned };
 }
 
@@ -45,7 +45,7 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
   const clients = await openClientTls(options, { ...deps, log: silentLogger });
   await openForwardTls(options.forward, clients, { ...deps, log: silentLogger });
-  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned("agent-server", placeOf(options, deps)) : undefined;
+  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, placeOf(options, deps)) : undefined;
   await openAgentTls(options, { ...deps, log: silentLogger, selfSigned });
 }
 
@@ -54,14 +54,11 @@ function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDe
 }
 
 /** Logs the options with which an agent trusts the self-signed certificate. */
-export function logPin({ pin, file }: SelfSigned, agentAddress: string, log: Logger): void {
-  const [, host, port] = /^(.*):([0-9]+)$/.exec(agentAddress)!;
-  const isEvery = ["0.0.0.0", "[::]"].includes(host!);
-  const reached = isEvery ? hostname() : host;
+export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAddresses, log: Logger): void {
   log.info("using a self-signed certificate, which agents trust with these options", {
     file,
-    options: `--agent-client.server-address=${reached}:${port} --agent-client.tls.pin-sha256=${pin}`,
-    note: isEvery ? `${reached} is this machine's own name: where agents do not resolve it, write an address that they reach` : undefined,
+    options: `--agent-client.server-address=${addresses.join(",")} --agent-client.tls.pin-sha256=${pin}`,
+    note: doubt,
   });
 }
 

@@ -6,6 +6,7 @@ import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
 import { FrameError } from "../../shared/link/frame.ts";
 import {
+  type Accept,
   ALPN,
   CloseCode,
   closeWith,
@@ -15,7 +16,7 @@ import {
   receiveHello,
   REPLACED_REASON,
 } from "../../shared/link/link.ts";
-import { MessageError } from "../../shared/link/message.ts";
+import { type Hello, MessageError } from "../../shared/link/message.ts";
 import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -26,6 +27,7 @@ import { Migration } from "./migration.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { ReplacementLog } from "./replacement_log.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
+import { VERSION } from "../../shared/version.ts";
 
 /** Events of agents' connections. */
 export interface AgentEvents {
@@ -45,6 +47,8 @@ export interface AgentServerOptions extends AgentEvents {
   multiple: boolean;
   /** Publishes which agents are connected here. Agents do not wait for it. */
   presence?: PresencePublisher;
+  /** Returns the proxy's description of itself for each agent. Default: none is sent. */
+  hello?: () => Hello;
   /** Called for each connection that has completed its handshake. */
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
@@ -150,7 +154,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       permit = options.limiter?.acquire(connection.remote);
       if (connection.alpn === PROBE_ALPN) return await serveProbe(connection);
       if (connection.alpn === CREDENTIALS_ALPN) return await checkCredentials(connection, options.authenticator, permit, log);
-      const admitted = await admit(connection, options.authenticator, permit, register, events, log);
+      const admitted = await admit(connection, options.authenticator, permit, register, options.hello?.(), events, log);
       accepted = true;
       options.onResult?.("accepted");
       await serveAgent(admitted);
@@ -211,7 +215,7 @@ async function authenticateAgent(
   authenticator: Authenticator,
   permit: ConnectionPermit | undefined,
   log: Logger,
-): Promise<{ identity: Identity; accept: () => Promise<void> }> {
+): Promise<{ identity: Identity; accept: Accept }> {
   permit?.checkLockout();
   const { credentials, accept } = await receiveCredentials(connection);
   permit?.checkLockout(); // other connections of the address may have failed meanwhile
@@ -232,7 +236,7 @@ async function checkCredentials(
   const { identity, accept } = await authenticateAgent(connection, authenticator, permit, log);
   identity.release?.();
   log.debug("credentials checked", { agent: identity.agentId, remote: connection.remote });
-  await accept().catch(() => {}); // the agent does not wait for it
+  await accept({ version: `reverse-http/${VERSION}`, time: Date.now() }).catch(() => {}); // the agent does not wait for it
   await withTimeout(CHECKED_TIMEOUT_MS, connection.closed);
   connection.close(CloseCode.shutdown, "");
 }
@@ -243,6 +247,7 @@ async function admit(
   authenticator: Authenticator,
   permit: ConnectionPermit | undefined,
   register: (agent: ConnectedAgent) => void,
+  hello: Hello | undefined,
   events: AdmissionEvents,
   log: Logger,
 ): Promise<Admitted> {
@@ -271,7 +276,10 @@ async function admit(
   // before the agent is accepted: it may tell its clients at once that it is reachable
   register(agent);
   await accept().catch(() => {}); // the connection's end reports the error
-  return { agent, serveControl: async () => void (received && control && await runControl(agent, control, received.frames, events)) };
+  return {
+    agent,
+    serveControl: async () => void (received && control && await runControl(agent, control, received.frames, hello, events)),
+  };
 }
 
 /** An agent gives no credit for streams, or for data on them. */
@@ -307,8 +315,10 @@ async function runControl(
   agent: ConnectedAgent,
   control: Control,
   frames: Parameters<Control["run"]>[0],
+  hello: Hello | undefined,
   events: AdmissionEvents,
 ): Promise<void> {
+  if (hello) void control.hello(hello); // never rejects
   void control.ping(); // never rejects
   const timer = setInterval(() => void control.ping(), PING_INTERVAL_MS);
   await control.run(frames, {

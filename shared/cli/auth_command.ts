@@ -1,18 +1,15 @@
 // The commands `auth …`: create keys and tokens, in files that only their owner can read.
-import { readFile } from "node:fs/promises";
 import { decodeJwt } from "jose";
-import type { Group, Subcommand, Terminal } from "./command.ts";
+import { PRIVATE_KEY_FILE, readKey, writeOutput } from "./auth_files.ts";
+import type { Group, Subcommand } from "./command.ts";
 import { checkPatterns, LIST_WORDS, NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
-import { describeFileError, describeWriteError } from "../files/read.ts";
-import { writeFileAtomically } from "../files/write.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
-import { ALGORITHMS, generatePrivateKey, KeyError, parsePrivateKey, publicKeyOf, type SigningKey } from "../auth/keys.ts";
+import { ALGORITHMS, generatePrivateKey, KeyError, publicKeyOf, type SigningKey } from "../auth/keys.ts";
 import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
 import { ROLES, signToken, type TokenRequest } from "../auth/token.ts";
 
-const PRIVATE_KEY_FILE = "auth-key-private.pem";
 const PUBLIC_KEY_FILE = "auth-key-public.pem";
 const TOKEN_FILE = "jwt.b64";
 const TICKET_FILE = "ticket.txt";
@@ -171,31 +168,5 @@ async function issueTicket(key: SigningKey, request: TicketRequest, file: string
     if (cause instanceof RangeError) throw new ConfigError(`Cannot use --duration: ${cause.message}`, { cause });
     if (!(cause instanceof AuthenticationError)) throw cause;
     throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(request.agentId)}: ${cause.message}`, { cause });
-  }
-}
-
-async function readKey(file: string, terminal: Terminal): Promise<SigningKey> {
-  try {
-    return parsePrivateKey(file === "-" ? await terminal.read() : await readFile(file, "utf8"));
-  } catch (cause) {
-    if (cause instanceof KeyError) throw new ConfigError(`Cannot use --in ${JSON.stringify(file)}: ${cause.message}`, { cause });
-    throw new ConfigError(`Cannot read --in ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
-  }
-}
-
-/** Writes to a file, or to standard output with a final newline. */
-async function writeOutput(
-  text: string,
-  { file, mode, force }: { file: string; mode: number; force: boolean },
-  terminal: Terminal,
-): Promise<void> {
-  if (file === "-") return terminal.write(text.endsWith("\n") ? text : `${text}\n`);
-  try {
-    await writeFileAtomically(file, text, { mode, existing: force ? "replace" : "fail" });
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code !== "EEXIST") {
-      throw new Error(`Cannot write --out ${JSON.stringify(file)}: ${describeWriteError(cause)}`, { cause });
-    }
-    throw new ConfigError(`Cannot write --out ${JSON.stringify(file)}: the file exists; --force replaces it`, { cause });
   }
 }

@@ -6,9 +6,11 @@ import { describeFileError } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
+import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
 import type { StandardStreams } from "./standard_streams.ts";
-import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
+import { shellWord } from "../config/shell_word.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved, type Sources } from "../config/sources.ts";
 import {
   CLIENT_ENV_PREFIX,
   ConfigError,
@@ -30,6 +32,18 @@ interface CommandBase {
   readonly description: string;
   readonly options?: Options;
   readonly commands?: readonly Command[];
+  /** An option of a service or a profile that stands for others. Default: none. */
+  readonly expansion?: Expansion;
+}
+
+/** An option whose value stands for values of others. */
+export interface Expansion {
+  readonly option: string;
+  /**
+   * Returns the values by option name, as on the command line.
+   * @throws {ConfigError}
+   */
+  expand(value: string): Readonly<Record<string, string>>;
 }
 
 /** Runs until it is stopped. Its options come from the command line, the environment and the configuration file. */
@@ -72,8 +86,14 @@ export interface Terminal {
   report(line: string): void;
   /** Reads standard input to its end. */
   read(): Promise<string>;
+  /** Asks on the terminal, if standard input is one. A secret answer is not shown. */
+  readonly prompt?: (question: string, options: { readonly isSecret: boolean }) => Promise<string>;
   /** Standard input and output as bytes, for a command that uses neither {@link write} nor {@link read}. */
   readonly streams: StandardStreams;
+  /** Path of this program, if it is an executable of its own and not run by a separate runtime. */
+  readonly executable?: string;
+  /** Width in characters if standard output is a terminal. */
+  readonly columns?: number;
   /** The environment, for processes that the command starts. */
   readonly env: Invocation["env"];
   /** Resolves at SIGINT or SIGTERM, which end the process only when they come again. Without a call they end it at once. */
@@ -86,6 +106,11 @@ export interface SubcommandLine {
   readonly operands: readonly string[];
   /** The flags that are set, with their texts. */
   readonly flags: ReadonlyMap<string, string>;
+  /**
+   * Reads the profile again, and returns all values as they are now. Only of a subcommand with a profile.
+   * @throws {ConfigError}
+   */
+  readonly reread?: () => unknown;
 }
 
 /** The words that a subcommand takes besides flags. */
@@ -98,10 +123,10 @@ export interface Operands {
   readonly variadic?: boolean;
 }
 
-/** Does one task and ends. Its options come from the command line only, unless {@link asService} or {@link profile} is set. */
+/** Does one task and ends. Its options come from the command line only, except for those of {@link service} and {@link profile}. */
 export interface Subcommand<Values = object> extends CommandBase {
-  /** Its options are those of a service: they come from the environment and the configuration file too. Default `false`. */
-  readonly asService?: boolean;
+  /** Options besides `options` that are a service's: they come from the environment and the configuration file too. Default: none. */
+  readonly service?: Options;
   /** Options besides `options` that come from the environment and the user's profile too. Default: none, and no profile is read. */
   readonly profile?: Options;
   /** Default: none. */
@@ -160,9 +185,11 @@ interface ParsedCommandLine {
   operands: string[];
 }
 
+const CONFIG_FLAG = defineOptions({ "config": { kind: "file", description: "Configuration file, YAML or JSON." } });
+
 /** Flags of every service besides its options. */
 const SERVICE_FLAGS = defineOptions({
-  "config": { kind: "file", description: "Configuration file, YAML or JSON." },
+  ...CONFIG_FLAG,
   "check-config": { kind: "boolean", description: "Check all options and the files they refer to, then exit." },
   "print-config": { kind: "boolean", description: "Print the effective options and where each was set, then exit." },
 });
@@ -171,15 +198,18 @@ const SERVICE_FLAGS = defineOptions({
 const PROFILE_FLAGS = defineOptions({
   "profile": {
     kind: "file",
-    description: "File with such options, YAML or JSON; by default ~/.config/reverse-http/client.yaml, if it exists.",
+    description:
+      "Profile that reverse-http login has stored with this name, or a file with such options, YAML or JSON; by default the profile without a " +
+      "name, ~/.config/reverse-http/client.yaml, if it exists.",
   },
 });
 
 /** All flags of a command except --help and --version, in display order. */
 export function flagsOf(command: Command): Options {
   if ("start" in command) return { ...command.options, ...SERVICE_FLAGS, ...diagnosisFlag(command) };
-  const profile = "run" in command ? command.profile : undefined;
-  return { ...command.options, ...profile, ...profile && PROFILE_FLAGS };
+  if (!("run" in command)) return { ...command.options };
+  const { options, service, profile } = command;
+  return { ...options, ...service, ...service && CONFIG_FLAG, ...profile, ...profile && PROFILE_FLAGS };
 }
 
 function diagnosisFlag({ diagnosis }: Service): Options {
@@ -207,26 +237,27 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   const { command, flags, operands } = parsed;
   const line = { operands, flags };
   if ("run" in command && command.profile) {
-    const resolved = resolveWithProfile(command.options ?? {}, command.profile, { args, env, home }, flags);
-    return { do: "subcommand", subcommand: command, resolved, line };
-  }
-  if ("run" in command && !command.asService) {
-    return { do: "subcommand", subcommand: command, resolved: resolve(command.options ?? {}, { flags, env: {} }), line };
+    const { profile } = command;
+    const read = () => resolveWithProfile(command, profile, { args, env, home }, flags);
+    return { do: "subcommand", subcommand: command, resolved: read(), line: { ...line, reread: () => read().values } };
   }
   if ("run" in command) {
-    const options = command.options ?? {};
-    return {
-      do: "subcommand",
-      subcommand: command,
-      line,
-      resolved: resolve(options, { flags, env, file: readSettings(options, findConfig(home).file, executable) }),
-    };
+    const own = resolve(command.options ?? {}, { flags, env: {} });
+    const { service: options } = command;
+    if (options === undefined) return { do: "subcommand", subcommand: command, resolved: own, line };
+    const file = flags.get("config") ?? findConfig(home).file;
+    const shared = resolveExpanded(options, command.expansion, { flags, env, file: readSettings(options, file, executable) });
+    return { do: "subcommand", subcommand: command, resolved: combine(shared, own), line };
   }
   if (!("start" in command)) throw new Error(`The command ${command.name} does nothing`); // the parser requires a subcommand
   checkEnvironment(command.options, variables(env, "services"), executable.family);
   const serviceFlags = resolve(SERVICE_FLAGS, { flags, env: {} }).values as unknown as ValuesOf<typeof SERVICE_FLAGS>;
   const files: ConfigFiles = serviceFlags.config === undefined ? findConfig(home) : { file: serviceFlags.config, ignored: [] };
-  const resolved = resolve(command.options, { flags, env, file: readSettings(command.options, files.file, executable) });
+  const resolved = resolveExpanded(command.options, command.expansion, {
+    flags,
+    env,
+    file: readSettings(command.options, files.file, executable),
+  });
   if (serviceFlags.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
   if (serviceFlags.checkConfig) return { do: "check", service: command, resolved, files };
   const { diagnosis } = command;
@@ -235,6 +266,37 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     return { do: "diagnosis", service: command, diagnosis, value: typeof asked === "string" ? asked : "", resolved };
   }
   return { do: "run", service: command, resolved, files };
+}
+
+/** Both results as one. */
+function combine(a: Resolved, b: Resolved): Resolved {
+  return { values: merge(a.values, b.values), settings: new Map([...a.settings, ...b.settings]) };
+}
+
+/** Adds groups of values to groups of the same name. */
+function merge(a: Resolved["values"], b: Resolved["values"]): Resolved["values"] {
+  const isGroup = (value: unknown) => typeof value === "object" && value !== null && !Array.isArray(value);
+  const entries = Object.entries(b).map(([key, value]) => {
+    const both = isGroup(value) && isGroup(a[key]);
+    return [key, both ? merge(a[key] as Resolved["values"], value as Resolved["values"]) : value] as const;
+  });
+  return { ...a, ...Object.fromEntries(entries) };
+}
+
+/**
+ * Resolves options of which one may stand for others. What it stands for comes after the environment, and before the file unless the file has it.
+ * @throws {ConfigError}
+ */
+function resolveExpanded(options: Options, expansion: Expansion | undefined, sources: Sources): Resolved {
+  if (expansion === undefined) return resolve(options, sources);
+  const { option } = expansion;
+  const { values: { [option]: value }, settings } = resolve({ [option]: options[option]! }, sources);
+  if (typeof value !== "string") return resolve(options, sources);
+  const { origin } = settings.get(option)!;
+  const meant = Object.entries(expansion.expand(value)).map(([name, text]) => [name, { text, origin }] as const);
+  const { file = new Map<string, never>() } = sources;
+  const isFromFile = file.get(option)?.origin === origin;
+  return resolve(options, { ...sources, file: isFromFile ? new Map([...meant, ...file]) : new Map([...file, ...meant]) });
 }
 
 /** The settings in a configuration file; `undefined` without one. */
@@ -251,34 +313,28 @@ function variables(env: Invocation["env"], of: "clients" | "services"): Invocati
  * Resolves the options of a subcommand with a profile. Secrets on its command line are refused: it would show them as long as the command runs.
  * @throws {ConfigError}
  */
-function resolveWithProfile(options: Options, profile: Options, { env, home }: Invocation, flags: ParsedCommandLine["flags"]): Resolved {
+function resolveWithProfile(
+  { options = {}, expansion }: Subcommand,
+  profile: Options,
+  { env, home }: Invocation,
+  flags: ParsedCommandLine["flags"],
+): Resolved {
   checkEnvironment(profile, variables(env, "clients"));
-  const fallback = env.XDG_CONFIG_HOME || (home ? `${home}/.config` : undefined);
-  const file = flags.get("profile") ?? (fallback && [`${fallback}/reverse-http/client.yaml`].find(exists));
+  const named = flags.get("profile");
+  const place = profileFile(named, { env, home });
+  const file = named === undefined && place !== undefined && !exists(place) ? undefined : place;
   if (file !== undefined) refuseExposed(file);
-  const shared = resolve(profile, {
+  const shared = resolveExpanded(profile, expansion, {
     flags,
     env,
     file: file === undefined ? undefined : readConfig(profile, { name: file, text: readText(file) }),
   });
   for (const name of secretsOnCommandLine(profile, shared)) {
+    if (name === expansion?.option) continue; // it is there to be pasted; the process restarts without it
     const remedy = `set ${envOf(name, profile[name]!)}, or ${name} in the profile`;
     throw new ConfigError(`Cannot use ${flagOf(name)}: other users see the command line; write file:NAME, ${remedy}`);
   }
-  const own = resolve(options, { flags, env: {} });
-  return { values: { ...shared.values, ...own.values }, settings: new Map([...shared.settings, ...own.settings]) };
-}
-
-/** @throws {ConfigError} for a file that other users can read or change */
-function refuseExposed(file: string): void {
-  let mode;
-  try {
-    mode = statSync(file).mode & 0o777;
-  } catch (cause) {
-    throw new ConfigError(`Cannot read the profile ${file}: ${describeFileError(cause)}`, { cause });
-  }
-  if ((mode & 0o077) === 0) return;
-  throw new ConfigError(`Cannot use the profile ${file}: other users may use it (mode 0${mode.toString(8)}); run chmod 600 ${file}`);
+  return combine(shared, resolve(options, { flags, env: {} }));
 }
 
 /** Creates the parser of a command and its subcommands, which records its result in `parsed`. */
@@ -318,8 +374,8 @@ export function* walkCommands(command: Command, path: readonly string[] = []): G
 
 /** The environment variable of an option of `command`; `undefined` if it has none. */
 export function envIn(command: Command, name: string): string | undefined {
-  const hasVariables = "start" in command || ("run" in command && command.asService);
-  const option = hasVariables ? command.options?.[name] : "run" in command ? command.profile?.[name] : undefined;
+  const subcommand = "run" in command ? command : undefined;
+  const option = "start" in command ? command.options[name] : subcommand?.service?.[name] ?? subcommand?.profile?.[name];
   return option && envOf(name, option);
 }
 
@@ -445,5 +501,5 @@ function printSettings(options: Options, { settings }: Resolved): string {
 /** Hides secrets, but not the names of files that hold them. */
 function redact(text: string, { secret }: Option): string {
   if (secret && text !== "" && !text.startsWith("file:")) return "******";
-  return /^[\w@%+=:,./-]*$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+  return text === "" ? "" : shellWord(text);
 }

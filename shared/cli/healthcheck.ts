@@ -13,15 +13,14 @@ const TIMEOUT_MS = 5_000;
 const MAX_RESPONSE = 10_000;
 
 const options = defineOptions({
-  ...adminOptions,
   "ready": { kind: "boolean", description: "Check readiness (may it receive traffic?) instead of health." },
 });
 
-export const healthcheckCommand: Subcommand<ValuesOf<typeof options>> = {
+export const healthcheckCommand: Subcommand<ValuesOf<typeof adminOptions & typeof options>> = {
   name: "healthcheck",
   description: "Check the health of the service at --admin.listen-address: exit code 0 if it is healthy, 1 if not.",
   options,
-  asService: true,
+  service: adminOptions,
   async run({ admin: { listenAddress }, ready }, { write }) {
     if (!listenAddress) throw new ConfigError("Cannot check health: --admin.listen-address is required; use the value of the service");
     const address = dialable(listenAddress);

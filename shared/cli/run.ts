@@ -1,11 +1,13 @@
 // Runs the command of a command line: exit codes, signals, logs. The process is an argument; only main.ts files import it.
 import { writeSync } from "node:fs";
+import { createInterface } from "node:readline/promises";
+import { Writable } from "node:stream";
 import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
 import { CommandFailure, type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
 import type { Resolved } from "../config/sources.ts";
-import { ConfigError, envOf, flagOf } from "../config/option.ts";
+import { ConfigError, envOf, flagOf, type Options } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
 import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
@@ -55,14 +57,28 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
     write,
     report: (line) => void process.stderr.write(`${root.name}: ${line}\n`),
     read: () => readAll(process.stdin),
+    prompt: process.stdin.isTTY ? (question, { isSecret }) => ask(process, question, isSecret) : undefined,
     streams,
+    executable: canRestart() ? process.execPath : undefined,
+    columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     env: process.env,
     stopped: async () => {
       await whenStopped(process);
       exitWhenStopped(process);
     },
   };
-  if (task.do === "subcommand") return await task.subcommand.run(values, terminal, task.line);
+  if (task.do === "subcommand") {
+    const { subcommand: { profile }, resolved } = task;
+    if (profile) {
+      restartWhereSafer(
+        profile,
+        resolved,
+        process,
+        (message, fields = {}) => terminal.report([message, ...Object.values(fields)].join("; ")),
+      );
+    }
+    return await task.subcommand.run(values, terminal, task.line);
+  }
   if (task.do === "check") {
     await task.service.check(values);
     return write("The configuration is valid\n");
@@ -75,7 +91,8 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
   const { log: options } = values as unknown as LogValues;
   // https://no-color.org
   const color = process.stderr.isTTY === true && !process.env.NO_COLOR;
-  restartWhereSafer(task, process, createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) }));
+  const early = createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) });
+  restartWhereSafer(task.service.options, task.resolved, process, (message, fields) => early.warn(message, fields));
   const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
   const log = createLogger({ ...options, color, write: lines.write });
   exitOnUncaughtErrors(process, log, lines);
@@ -104,20 +121,20 @@ async function checkConfigFileMode({ service: { options }, resolved: { settings 
 }
 
 /** Secret options whose value may be `file:NAME`. */
-const FROM_FILE = ["auth.jwt.token", "agent-client.proxy"];
+const FROM_FILE = ["auth.jwt.token", "agent-client.proxy", "join"];
 
 /** Re-executes the process as {@link saferStart} says, if that is possible. */
-function restartWhereSafer({ service: { options }, resolved }: Run, process: Process, log: Logger): void {
+function restartWhereSafer(options: Options, resolved: Resolved, process: Process, warn: Logger["warn"]): void {
   if (!canRestart()) return;
   const start = saferStart(options, resolved, { args: process.argv.slice(2), env: process.env });
   if (start === undefined) return;
   for (const name of secretsOnCommandLine(options, resolved)) {
     if (mayBePublic(resolved.settings.get(name)!.text)) continue;
     const remedy = `use ${envOf(name, options[name]!)}, the configuration file${FROM_FILE.includes(name) ? ", or file:NAME" : ""}`;
-    log.warn("secret on the command line is visible to other users while the program starts", { option: flagOf(name), remedy });
+    warn("secret on the command line is visible to other users while the program starts", { option: flagOf(name), remedy });
   }
   const error = restart(process, start);
-  log.warn("cannot restart without secrets on the command line", { reason: messageOf(error) });
+  warn("cannot restart without secrets on the command line", { reason: messageOf(error) });
 }
 
 /** A URL without a user contains no password, and neither does a word that stands for no value. */
@@ -164,6 +181,26 @@ async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<stri
   const chunks: Uint8Array[] = [];
   for await (const chunk of stream) chunks.push(Buffer.from(chunk));
   return Buffer.concat(chunks).toString("utf8");
+}
+
+/** Asks on standard error, and returns the answer without blanks around it. */
+async function ask(process: Process, question: string, isSecret: boolean): Promise<string> {
+  let isMuted = false;
+  const output = new Writable({
+    write(chunk: Uint8Array, _encoding, done) {
+      if (!isMuted) process.stderr.write(chunk);
+      done();
+    },
+  });
+  const prompts = createInterface({ input: process.stdin, output, terminal: true });
+  try {
+    const answer = prompts.question(question);
+    isMuted = isSecret;
+    return (await answer).trim();
+  } finally {
+    prompts.close();
+    if (isSecret) process.stderr.write("\n");
+  }
 }
 
 /** Adds to an error about a listen address what to do, and the option that sets the address. */

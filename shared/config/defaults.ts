@@ -10,10 +10,16 @@ export type PartialValues<T> = T extends readonly (infer R extends object)[] ? P
 
 /**
  * Fills in the defaults of the options that `given` leaves out.
+ * @param presets values that replace defaults, by name and as on the command line
  * @throws {ConfigError} for a value that the command line would reject, and for an unknown key
  */
-export function withDefaults<O extends Options>(options: O, given: PartialValues<ValuesOf<O>>): ValuesOf<O> {
-  const { values } = resolve(options, { flags: new Map(), env: {} });
+export function withDefaults<O extends Options>(
+  options: O,
+  given: PartialValues<ValuesOf<O>>,
+  presets: Readonly<Record<string, string>> = {},
+): ValuesOf<O> {
+  const file = new Map(Object.entries(presets).map(([name, text]) => [name, { text, origin: "preset" }]));
+  const { values } = resolve(options, { flags: new Map(), env: {}, file });
   const known = new Map(Object.entries(options).map(([name, option]) => [name.split(".").map(camelCase).join("."), { name, option }]));
   const merge = (into: Record<string, unknown>, from: Record<string, unknown>, path: string) => {
     for (const [key, value] of Object.entries(from)) {

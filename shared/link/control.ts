@@ -4,7 +4,7 @@ import type { AgentSession, Duplex } from "../net/types.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
 import { CloseCode } from "./link.ts";
-import { decodeMessage, encodeMessage, type Message, MessageError } from "./message.ts";
+import { decodeMessage, encodeMessage, type Hello, type Message, MessageError } from "./message.ts";
 
 /** Limit on frames per second; above it the peer's connection is closed. */
 const MAX_FRAMES_A_SECOND = 100;
@@ -19,6 +19,7 @@ const CLOSE_TIMEOUT_MS = 1_000;
 export interface ControlEvents {
   onGoaway?: (goaway: { reason: string; withinMs: number }) => void;
   onMoved?: (found: boolean) => void;
+  onHello?: (hello: Hello) => void;
   /** The peer has violated the protocol, and its connection was closed. */
   onViolation?: (reason: string) => void;
 }
@@ -84,7 +85,7 @@ export class Control {
       case "pong":
         return this.#handlePong(message.data);
       case "hello":
-        return; // a proxy's hello has no meaning
+        return events.onHello?.(message.hello);
     }
   }
 
@@ -116,6 +117,10 @@ export class Control {
   /** Age of the unanswered ping in milliseconds; 0 without one. */
   get silentMs(): number {
     return this.#pending ? this.#now() - this.#pending.sentAt : 0;
+  }
+
+  async hello(hello: Hello): Promise<void> {
+    await this.#send({ type: "hello", hello });
   }
 
   async goaway(reason: string, withinMs: number): Promise<void> {

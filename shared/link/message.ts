@@ -1,6 +1,18 @@
 // Encodes and decodes the messages of the control stream (version 2 of the agent link), described in docs/protocol.md. Knows no streams.
+import { splitHostPort } from "../address/host_port.ts";
 
-/** An agent's description of itself. */
+/** How clients reach the proxy, for a command that can be pasted. */
+export interface ClientAccess {
+  /** `host:port`; `:port` if only the port is known. */
+  readonly address: string;
+  readonly tls: boolean;
+  /** SHA-256 of the certificate, 64 hexadecimal digits. Default: it is verified by the system's authorities. */
+  readonly pin?: string;
+  /** Whether clients need a token. */
+  readonly token: boolean;
+}
+
+/** An agent's description of itself, or a proxy's. */
 export interface Hello {
   /** Program and version for display: `reverse-http/0.1.0`. */
   readonly version: string;
@@ -11,6 +23,8 @@ export interface Hello {
   readonly labels: Readonly<Record<string, string>>;
   /** What it can do besides TCP tunnels: {@link UDP_FEATURE}. Default: nothing. */
   readonly features?: readonly string[];
+  /** Of a proxy. Default: it does not say. */
+  readonly clients?: ClientAccess;
 }
 
 /** The agent relays UDP. */
@@ -18,6 +32,7 @@ export const UDP_FEATURE = "udp";
 
 /** One message. */
 export type Message =
+  /** From the agent, its first. From the proxy, at most for advice. */
   | { readonly type: "hello"; readonly hello: Hello }
   /** From the proxy: connect elsewhere within `withinMs`. From the agent: open no more tunnels here. */
   | { readonly type: "goaway"; readonly reason: string; readonly withinMs: number }
@@ -118,7 +133,22 @@ function readHello(value: Record<string, unknown>): Hello {
   if (problem !== undefined) throw new MessageError(`A hello is invalid: ${problem}`);
   if (!isFeatures(features)) throw new MessageError(`A hello has features that are not up to ${MAX_FEATURES} names`);
   const description = { version, instance, host, labels: Object.fromEntries(Object.entries(labels)) as Record<string, string> };
-  return features.length > 0 ? { ...description, features } : description;
+  const clients = readClients(value.clients);
+  return { ...description, ...features.length > 0 && { features }, ...clients && { clients } };
+}
+
+/** What cannot be used is left out: it is only advice. */
+function readClients(value: unknown): ClientAccess | undefined {
+  if (!isRecord(value)) return undefined;
+  const { address, tls, pin, token } = value;
+  if (!isText(address, MAX_HOST + 8) || typeof tls !== "boolean" || typeof token !== "boolean") return undefined;
+  try {
+    splitHostPort(address);
+  } catch {
+    return undefined;
+  }
+  if (pin !== undefined && !(typeof pin === "string" && /^[0-9a-f]{64}$/.test(pin))) return undefined;
+  return { address, tls, token, ...pin !== undefined && { pin } };
 }
 
 function readGoaway({ reason = "", withinMs = 0 }: Record<string, unknown>): Message {

@@ -11,7 +11,11 @@ import type { Logger } from "../log/logger.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import type { CertifiedKey } from "./reloadable_tls.ts";
 import { type PemFile, readCertificates, readPrivateKey, unusable } from "./pem.ts";
+import { pinOf } from "./trust.ts";
 import { loadX509 } from "./x509.ts";
+
+/** Name of the proxy's certificate for agents in the state directory, without `.pem`. */
+export const AGENT_CERTIFICATE = "agent-server";
 
 /** A self-signed certificate and its pin. */
 export interface SelfSigned extends CertifiedKey {
@@ -117,8 +121,4 @@ async function makeSelfSigned(): Promise<CertifiedKey> {
     cert: cert.toString("pem"),
     key: x509.PemConverter.encode(await crypto.subtle.exportKey("pkcs8", keys.privateKey), "PRIVATE KEY"),
   };
-}
-
-function pinOf(cert: X509Certificate): string {
-  return cert.fingerprint256.replaceAll(":", "").toLowerCase();
 }
