@@ -2,6 +2,7 @@
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
 import { connectCommand, forwardCommand } from "./client/command.ts";
+import { loginCommand } from "./client/login.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
 import { inviteCommand } from "./proxy/invite.ts";
@@ -25,6 +26,7 @@ await run({
       lbCommand(native.createNet),
       connectCommand(native.createNet) as Subcommand,
       forwardCommand(native.createNet) as Subcommand,
+      loginCommand as Subcommand,
       inviteCommand(stateDirectory) as Subcommand,
       authCommand,
     ],

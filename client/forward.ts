@@ -42,18 +42,19 @@ export function parseForward(text: string): Forward {
 /**
  * Listens and relays until a stop signal, or until `command` has ended. Connections then get some seconds to end.
  * @param command run by the shell once all listen, with their addresses in its environment. Default: none
+ * @param access called for each connection
  * @returns the exit code of `command`, or 0
  * @throws {NetError} if an address cannot be listened on
- * @throws {ConfigError} for files of `access` that cannot be used
+ * @throws {ConfigError} for files of `access` that cannot be used, and of it
  */
 export async function serveForwards(
   net: Net,
-  access: Access,
+  access: () => Access,
   forwards: readonly Forward[],
   command: string | undefined,
   terminal: Pick<Terminal, "write" | "report" | "env" | "stopped">,
 ): Promise<number> {
-  await checkFiles(net, access);
+  await checkFiles(net, access());
   const listeners: TcpListener[] = [];
   for (const { listen } of forwards) listeners.push(await net.listenTcp({ address: listen, preamble: "none" }));
   const relays = new Relays(net, access, terminal);
@@ -74,9 +75,9 @@ export async function serveForwards(
 }
 
 /** A listener is no proof that anything is behind it. Never rejects. */
-async function reportUnreachableProxy(net: Net, access: Access, { report }: Pick<Terminal, "report">): Promise<void> {
+async function reportUnreachableProxy(net: Net, access: () => Access, { report }: Pick<Terminal, "report">): Promise<void> {
   try {
-    (await connectToProxy(net, access)).close();
+    (await connectToProxy(net, access())).close();
   } catch (error) {
     report(`${messageOf(error)}; connections are reset until it can be reached`);
   }
@@ -87,7 +88,7 @@ class Relays {
   readonly #open = new Set<Promise<void>>();
   #pending = 0;
 
-  constructor(private readonly net: Net, private readonly access: Access, private readonly terminal: Pick<Terminal, "report">) {}
+  constructor(private readonly net: Net, private readonly access: () => Access, private readonly terminal: Pick<Terminal, "report">) {}
 
   /** Relays the connections of a listener until it is closed. */
   async accept(listener: TcpListener, destination: Authority): Promise<void> {
@@ -108,8 +109,9 @@ class Relays {
   async #relay(local: Duplex, destination: Authority): Promise<void> {
     try {
       if (this.#pending >= MAX_PENDING) throw new Error(`more than ${MAX_PENDING} connections wait for a tunnel`);
+      const access = this.access();
       this.#pending++;
-      const tunnel = await openTunnel(this.net, this.access, destination).finally(() => this.#pending--);
+      const tunnel = await openTunnel(this.net, access, destination).finally(() => this.#pending--);
       const { error, errorSide } = await this.net.splice(local, tunnel);
       if (error !== undefined && errorSide === "b") {
         this.terminal.report(`The tunnel to ${formatAuthority(destination)} broke: ${error.message}`);

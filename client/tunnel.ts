@@ -1,4 +1,5 @@
 // Opens a tunnel over HTTP/1.1: by CONNECT (RFC 9110 §9.3.6) at any proxy, and for UDP by CONNECT-UDP (RFC 9298).
+import { execFile } from "node:child_process";
 import { type Authority, formatAuthority, formatDestination, type Network, parseAuthority } from "../shared/address/authority.ts";
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { type ClientCredentials, usernameOf } from "../shared/auth/authenticator.ts";
@@ -31,16 +32,19 @@ export class TunnelFailure extends Error {
   override readonly name = "TunnelFailure";
   /** The proxy's error type (RFC 9209 §2.3), such as `dns_error`; `undefined` if it gave none. */
   readonly errorType?: string;
+  /** Status of the proxy's response; `undefined` without one. */
+  readonly status?: number;
 
   /**
    * Creates a failure.
    * @param kind whose fault it is
    * @param message one line
-   * @param options the cause, and the proxy's error type
+   * @param options the cause, and the proxy's error type and status
    */
-  constructor(readonly kind: TunnelFailureKind, message: string, options: ErrorOptions & { errorType?: string } = {}) {
+  constructor(readonly kind: TunnelFailureKind, message: string, options: ErrorOptions & { errorType?: string; status?: number } = {}) {
     super(message, options);
     this.errorType = options.errorType;
+    this.status = options.status;
   }
 }
 
@@ -59,7 +63,8 @@ export type Access = ClientOptions & { readonly proxy: string };
 
 /** @throws {ConfigError} for missing options, and for those that depend on another */
 export function checkAccess(options: ClientOptions): Access {
-  const { proxy, tls } = options;
+  const { proxy, tls, token, tokenCommand } = options;
+  if (token !== undefined && tokenCommand !== undefined) throw new ConfigError("Cannot use both --token and --token-command: set only one");
   if (proxy === undefined) throw new ConfigError("Cannot connect: --proxy is required, or proxy in the profile");
   if (!tls.enable) {
     refuseWithoutTls("tls", tls);
@@ -156,9 +161,16 @@ function encodeRequest(
 
 const FILE = "file:";
 
-/** Without a token, the password is any text: the Go version needs one. */
-async function readCredentials({ agentId, token }: Access): Promise<ClientCredentials | undefined> {
-  const text = token?.startsWith(FILE) ? await readToken(token.slice(FILE.length)) : token;
+/**
+ * Reads what the client authenticates with. Without a token, the password is any text: the Go version needs one.
+ * @throws {ConfigError} for a file or a command that gives no token
+ */
+export async function readCredentials({ agentId, token, tokenCommand, connectTimeout }: Access): Promise<ClientCredentials | undefined> {
+  const text = tokenCommand !== undefined
+    ? await runTokenCommand(tokenCommand, connectTimeout)
+    : token?.startsWith(FILE)
+    ? await readToken(token.slice(FILE.length))
+    : token;
   if (agentId !== undefined) return { scheme: "basic", username: usernameOf(agentId), password: text ?? "x" };
   return text === undefined ? undefined : { scheme: "bearer", token: text };
 }
@@ -171,9 +183,39 @@ async function readToken(file: string): Promise<string> {
   } catch (cause) {
     throw new ConfigError(`Cannot read --token ${FILE}${file}: ${describeFileError(cause)}`, { cause });
   }
-  // what is no token would break the head, and must not be shown
-  if (!/^[\x21-\x7e]+$/.test(text)) throw new ConfigError(`Cannot use --token ${FILE}${file}: it has no token, or more than one word`);
+  if (!isToken(text)) throw new ConfigError(`Cannot use --token ${FILE}${file}: it has no token, or more than one word`);
   return text;
+}
+
+/**
+ * Runs the command with the shell, and returns the token that it prints. What it prints is in no error.
+ * @throws {ConfigError}
+ */
+async function runTokenCommand(command: string, timeoutMs: number): Promise<string> {
+  const fail = (why: string, cause?: unknown) => new ConfigError(`Cannot use --token-command: ${why}`, { cause });
+  const text = await new Promise<string>((resolve, reject) => {
+    execFile("/bin/sh", ["-c", command], { timeout: timeoutMs, maxBuffer: MAX_TOKEN, encoding: "utf8" }, (error, stdout) => {
+      if (error === null) return resolve(stdout.trim());
+      const { code, killed } = error;
+      if (String(code) === "ERR_CHILD_PROCESS_STDIO_MAXBUFFER") return reject(fail(`it prints more than ${MAX_TOKEN} bytes`));
+      reject(
+        fail(
+          killed
+            ? `it took longer than ${timeoutMs} ms`
+            : typeof code === "number"
+            ? `it ended with ${code}`
+            : `it was stopped by a signal`,
+        ),
+      );
+    });
+  });
+  if (!isToken(text)) throw fail("it prints no token, or more than one word");
+  return text;
+}
+
+/** What is no token would break the head, and must not be shown. */
+function isToken(text: string): boolean {
+  return /^[\x21-\x7e]+$/.test(text);
 }
 
 /** The error of the proxy's response. */
@@ -183,7 +225,7 @@ function refusalOf({ status, reason, fields }: ResponseHead, destination: string
   const text = details ?? printable(reason, MAX_REASON);
   const notes = [String(status), error, id && `request ${printable(id, MAX_REASON)}`].filter(Boolean).join(", ");
   const message = `${text.includes(destination) ? "" : `${destination}: `}${text} (${notes})`;
-  return new TunnelFailure(kindOf(status, error, details), message, { errorType: error });
+  return new TunnelFailure(kindOf(status, error, details), message, { errorType: error, status });
 }
 
 /** Longest reason that is shown, in characters. */
