@@ -1,6 +1,10 @@
 // Entry point of the executable reverse-http: all services as commands, as in the Go original.
 import process from "node:process";
 import { agentCommand } from "./agent/command.ts";
+import { agentDoctor } from "./agent/doctor.ts";
+import { clientDoctor } from "./client/doctor.ts";
+import { lbDoctor } from "./lb/doctor.ts";
+import { proxyDoctor } from "./proxy/doctor.ts";
 import { connectCommand, forwardCommand } from "./client/command.ts";
 import { loginCommand } from "./client/login.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
@@ -28,6 +32,16 @@ await run({
       forwardCommand(native.createNet) as Subcommand,
       loginCommand as Subcommand,
       inviteCommand(stateDirectory) as Subcommand,
+      {
+        name: "doctor",
+        description: "Find what keeps a role from working, and what to do about it: a table, with exit code 1 if a check fails.",
+        commands: [
+          agentDoctor(native.createNet, process.env) as Subcommand,
+          clientDoctor(native.createNet) as Subcommand,
+          proxyDoctor(native.createNet, stateDirectory) as Subcommand,
+          lbDoctor(native.createNet) as Subcommand,
+        ],
+      },
       authCommand,
     ],
   },

@@ -3,8 +3,10 @@
 import { X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import { formatHostPort } from "../shared/address/host_port.ts";
-import { agentTransport, ALPN, authenticate, CloseCode, CREDENTIALS_ALPN, TLS_ALPN } from "../shared/link/link.ts";
+import { agentTransport, ALPN, askForStatus, CloseCode, CREDENTIALS_ALPN, TLS_ALPN } from "../shared/link/link.ts";
 import { PROBE_ALPN, type ProbeResult, runProbe } from "../shared/link/probe.ts";
+import { checkClock } from "../shared/cli/diagnosis.ts";
+import type { Finding } from "../shared/cli/findings.ts";
 import { silentLogger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
@@ -18,18 +20,6 @@ import { endpointOf, type ProxyEndpoint, withoutZone } from "./proxy_endpoints.t
 import { explainTimeout } from "./transport/explain_timeout.ts";
 import { parseWebSocketUrl, routeTo, type WebSocketUrl } from "./transport/web_socket_url.ts";
 import { messageOf } from "../shared/log/error_message.ts";
-
-/** What a check has found. `note`: nothing is wrong, or it does not matter to the agent. */
-export interface Finding {
-  /** What was checked. */
-  readonly check: string;
-  /** A name or an address. */
-  readonly target: string;
-  readonly result: "ok" | "failed" | "note";
-  readonly details: string;
-  /** What to do about a failure. */
-  readonly remedy?: string;
-}
 
 /** The result of all checks. */
 export interface LinkReport {
@@ -47,6 +37,8 @@ export interface CheckContext {
   readonly tls: ClientTls;
   readonly credentials: Credentials;
   readonly outbound: OutboundRoute;
+  /** Returns the time in milliseconds since 1970. Default: that of the machine. */
+  readonly now?: () => number;
 }
 
 interface Context extends CheckContext {
@@ -81,12 +73,14 @@ export async function checkLink(given: CheckContext): Promise<LinkReport> {
   return { findings, works: links.size > 0, summary: summarize(context, links) };
 }
 
-function checkConfiguration({ options: { agentClient: { transport } }, credentials: { agentId, expiresAt } }: CheckContext): Finding {
+function checkConfiguration(
+  { options: { agentClient: { transport } }, credentials: { agentId, expiresAt }, now = Date.now }: CheckContext,
+): Finding {
   const target = printable(agentId);
   const common = `the options are valid; transport ${transport}`;
   if (expiresAt === Infinity) return { check: "configuration", target, result: "ok", details: common };
   const details = `${common}; the token expires at ${new Date(expiresAt).toISOString()}`;
-  if (expiresAt > Date.now()) return { check: "configuration", target, result: "ok", details };
+  if (expiresAt > now()) return { check: "configuration", target, result: "ok", details };
   return { check: "configuration", target, result: "failed", details, remedy: "create a new token, or set the clock of this machine" };
 }
 
@@ -177,10 +171,10 @@ async function checkEndpoint(context: Context, endpoint: ProxyEndpoint, kinds: r
   const works = checked.filter(({ works }) => works).map(({ kind }) => kind);
   const links = works.filter((kind) => transport === "auto" || transport === kind);
   const [first] = links.length > 0 ? links : works;
-  const credentials = first === undefined ? undefined : await checkCredentials(context, endpoint, first);
+  const credentials = first === undefined ? [] : await checkCredentials(context, endpoint, first);
   return {
-    findings: [...checked.flatMap(({ findings }) => findings), ...https, ...credentials ? [credentials] : []],
-    links: credentials?.result === "failed" ? [] : links,
+    findings: [...checked.flatMap(({ findings }) => findings), ...https, ...credentials],
+    links: credentials.some(({ check, result }) => check === CREDENTIALS && result === "failed") ? [] : links,
   };
 }
 
@@ -285,25 +279,35 @@ async function checkHttpsPort(context: Context, { host, serverName }: ProxyEndpo
   }
 }
 
-/** Asks the proxy whether it accepts the credentials, without becoming its agent. */
-async function checkCredentials(context: Context, endpoint: ProxyEndpoint, kind: SessionKind): Promise<Finding> {
-  const common = { check: "credentials", target: endpoint.address };
+const CREDENTIALS = "credentials";
+
+/** Asks the proxy whether it accepts the credentials, without becoming its agent, and compares version and clock. */
+async function checkCredentials(context: Context, endpoint: ProxyEndpoint, kind: SessionKind): Promise<Finding[]> {
+  const { credentials, now = Date.now } = context;
+  const target = endpoint.address;
+  const common = { check: CREDENTIALS, target };
   let session;
   try {
     session = await connect(context, endpoint, kind, [CREDENTIALS_ALPN, ...kind === "quic" ? ALPN : TLS_ALPN]);
   } catch (error) {
-    return { ...common, result: "failed", ...explain(context, endpoint, kind, error) };
+    return [{ ...common, result: "failed", ...explain(context, endpoint, kind, error) }];
   }
   if (session.alpn !== CREDENTIALS_ALPN) {
     session.close(CloseCode.shutdown, "");
-    return { ...common, result: "note", details: "not checked: this proxy checks them only when an agent connects; it is another version" };
+    return [{
+      ...common,
+      result: "note",
+      details: "not checked: this proxy checks them only when an agent connects; it is another version",
+    }];
   }
   try {
-    await authenticate(session, context.credentials.bytes, { version: "", instance: "", host: "", labels: {} });
+    const status = await askForStatus(session, credentials.bytes);
     session.close(CloseCode.shutdown, "");
-    return { ...common, result: "ok", details: `accepted over ${NAMES[kind]}` };
+    const accepted: Finding = { ...common, result: "ok", details: `accepted over ${NAMES[kind]}` };
+    if (status === undefined) return [accepted];
+    return [accepted, checkClock(target, status.time, now()), { check: "proxy", target, result: "ok", details: status.version }];
   } catch (error) {
-    return { ...common, result: "failed", ...explain(context, endpoint, kind, await closeFailed(session, error)) };
+    return [{ ...common, result: "failed", ...explain(context, endpoint, kind, await closeFailed(session, error)) }];
   }
 }
 
@@ -313,13 +317,15 @@ function explain(
   { address }: ProxyEndpoint,
   kind: SessionKind,
   error: unknown,
-): { details: string; remedy: string } {
+): Pick<Finding, "details" | "code"> & { remedy: string } {
   const { reason, remedy } = explainFailure(error, address, { ...options, agentClient: { ...options.agentClient, transport: kind } });
-  const code = error instanceof NetError ? error.code : undefined;
+  const { code, cause } = error instanceof NetError ? error : {};
+  const known = { code: cause instanceof NetError && code === "timed-out" ? cause.code : code };
   const isForeign = code === "tls" && /UnknownIssuer|is not the pinned one/.test(reason);
   const inspection = `if the issuer is not the proxy's, a middlebox inspects TLS: let it pass ${address} unchanged`;
-  if (isForeign) return { details: reason, remedy: `${remedy}; ${inspection}` };
+  if (isForeign) return { ...known, details: reason, remedy: `${remedy}; ${inspection}` };
   return {
+    ...known,
     details: reason,
     remedy: remedy ?? (code === "tls" ? OTHER_SERVER : `${FIREWALL[kind]} to ${address}, and start the proxy there`),
   };

@@ -2,6 +2,7 @@
 import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { AgentSession, SessionClosed } from "../shared/net/types.ts";
+import { tlsAdvice } from "../shared/tls/advice.ts";
 import type { AgentOptions } from "./options.ts";
 import { messageOf } from "../shared/log/error_message.ts";
 
@@ -46,7 +47,7 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
     case "name-timed-out":
       return { reason, remedy: "do the name servers of this machine respond?" };
     case "tls":
-      return { reason, remedy: adviceOnTls(error, options) };
+      return { reason, remedy: tlsAdvice(error, AGENT_TLS, options.agentClient.tls.file.rootCa) };
     case "reset":
       return { reason, remedy: reason.includes("response to the WebSocket request") ? WEB_SOCKET_ADVICE : undefined };
     default:
@@ -77,29 +78,11 @@ function isOnTheWayOut({ code, message }: NetError): boolean {
   return code.startsWith("outbound-proxy") || (message.includes(" via proxy ") && !["closed", "tls"].includes(code));
 }
 
+/** The options that advice names. */
+const AGENT_TLS = { group: "agent-client.tls", address: "agent-client.server-address" };
+
 /** What firewalls must allow, by transport. */
 const PROTOCOLS = { auto: "UDP or TCP", quic: "UDP", tls: "TCP", websocket: "TCP" } as const;
-
-function adviceOnTls({ message, remote }: NetError, { agentClient: { tls } }: AgentOptions): string | undefined {
-  if (!/certificate|UnknownCA/i.test(message)) return undefined; // also alerts about this agent's (RFC 8446 §6.2)
-  if (remote) return "the proxy requires a client certificate that it accepts: set --agent-client.tls.file.cert and its key";
-  if (message.includes("is not the pinned one")) {
-    return "the proxy's certificate does not match --agent-client.tls.pin-sha256; the proxy logs its pin on startup";
-  }
-  if (/certificate (?:not valid yet|expired)/.test(message)) {
-    return "if the certificate should be valid now, set the clock of this machine";
-  }
-  if (message.includes("CA:TRUE")) {
-    return "--agent-client.tls.file.root-ca must contain this very certificate, or the proxy must use one without CA:TRUE";
-  }
-  const authority = "--agent-client.tls.file.root-ca";
-  if (message.includes("not valid for name")) {
-    return "use a name of the certificate in --agent-client.server-address, or pin the certificate with --agent-client.tls.pin-sha256";
-  }
-  if (tls.file.rootCa) return `the certificate must be issued by an authority of ${authority}`;
-  return "unless this system trusts the certificate's authority, set --agent-client.tls.pin-sha256, which a proxy with a self-signed " +
-    `certificate logs on startup, or set ${authority}`;
-}
 
 /** Whether the proxy did not respond or was unreachable: the network is down, or the proxy is not running. */
 export function isUnreachable(error: unknown): boolean {

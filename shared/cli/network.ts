@@ -13,3 +13,10 @@ export async function checkWithNet(createNet: CreateNet, check: (net: Net) => Pr
     net.close();
   }
 }
+
+/** As {@link checkWithNet}, with a result. */
+export async function withNet<T>(createNet: CreateNet, use: (net: Net) => Promise<T>): Promise<T> {
+  let result!: T;
+  await checkWithNet(createNet, async (net) => result = await use(net));
+  return result;
+}

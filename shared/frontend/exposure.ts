@@ -12,14 +12,18 @@ export interface Exposure {
   readonly allowList: readonly string[];
 }
 
-/** Warns if everyone who can connect may reach every destination of every agent. */
-export function warnOfExposure(log: Logger, { address, option, asksForSecret, allowList }: Exposure): void {
+/** What to do if everyone who can connect may reach every destination of every agent; `undefined` if that is not so. */
+export function exposureRemedy({ address, option, asksForSecret, allowList }: Exposure): string | undefined {
   const allowsAll = allowList.every((pattern) => /^all$/i.test(pattern));
-  if (asksForSecret || !allowsAll || isLoopback(address)) return;
-  log.warn("everyone who can reach this address can use every agent, for any destination", {
-    address,
-    remedy: `--auth.type=jwt, --http-proxy.host-whitelist, or --${option}=127.0.0.1:${splitHostPort(address).port}`,
-  });
+  if (asksForSecret || !allowsAll || isLoopback(address)) return undefined;
+  return `--auth.type=jwt, --http-proxy.host-whitelist, or --${option}=127.0.0.1:${splitHostPort(address).port}`;
+}
+
+/** Warns if everyone who can connect may reach every destination of every agent. */
+export function warnOfExposure(log: Logger, exposure: Exposure): void {
+  const remedy = exposureRemedy(exposure);
+  if (remedy === undefined) return;
+  log.warn("everyone who can reach this address can use every agent, for any destination", { address: exposure.address, remedy });
 }
 
 /** Warns that everyone who can connect reaches the destination of a forward that does not say whether that is meant. */

@@ -1,5 +1,6 @@
 // The agent link's protocol: names, close codes, timeouts, and the authentication of an agent.
 import { NetError } from "../net/errors.ts";
+import { printable } from "../net/printable.ts";
 import type { AgentSession, Duplex, SessionTransport } from "../net/types.ts";
 import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
@@ -91,19 +92,67 @@ export async function authenticate(connection: AgentSession, credentials: Uint8A
       stream.close();
     }
   });
-  const text = new TextDecoder().decode(response);
-  if (text !== AUTHENTICATED) {
-    throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
-  }
+  checkAuthenticated(response);
   return control;
 }
 
+/** Tells an agent that its credentials are accepted. */
+export type Accept = (status?: ProxyStatus) => Promise<void>;
+
+/** What a proxy tells an agent that only asks. */
+export interface ProxyStatus {
+  /** For display: `reverse-http/0.1.0`. */
+  readonly version: string;
+  /** Its clock, in milliseconds since 1970. */
+  readonly time: number;
+}
+
 /**
- * Receives an agent's credentials on the proxy. `accept` tells the agent that they are accepted.
+ * Asks on a session of {@link CREDENTIALS_ALPN} whether the credentials are accepted. Resolves with the proxy's status; `undefined` from one that
+ * does not tell it.
+ * @throws {NetError} as {@link authenticate}
+ * @throws {FrameError} if the response is not a frame
+ */
+export async function askForStatus(session: AgentSession, credentials: Uint8Array): Promise<ProxyStatus | undefined> {
+  return await withTimeout(session, RESPONSE_TIMEOUT_MS, async () => {
+    const stream = closeWith(session, await session.openStream());
+    await stream.write(encodeFrame(credentials));
+    stream.closeWrite();
+    const frames = new FrameReader(stream);
+    checkAuthenticated(await frames.next() ?? new Uint8Array(0));
+    const status = await frames.next().catch(() => null); // older proxies end the stream in their own way
+    return status === null ? undefined : decodeStatus(status);
+  });
+}
+
+function encodeStatus(status: ProxyStatus): Uint8Array {
+  return encodeFrame(new TextEncoder().encode(JSON.stringify(status)));
+}
+
+function decodeStatus(frame: Uint8Array): ProxyStatus | undefined {
+  try {
+    const { version, time } = JSON.parse(new TextDecoder().decode(frame)) as Partial<Record<keyof ProxyStatus, unknown>>;
+    return typeof version === "string" && Number.isSafeInteger(time)
+      ? { version: printable(version, 100), time: time as number }
+      : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** @throws {NetError} `reset` for any other response */
+function checkAuthenticated(response: Uint8Array): void {
+  const text = new TextDecoder().decode(response);
+  if (text === AUTHENTICATED) return;
+  throw new NetError("reset", `The proxy answered ${JSON.stringify(text.slice(0, 100))} to the authentication`, { remote: true });
+}
+
+/**
+ * Receives an agent's credentials on the proxy. `accept` tells the agent that they are accepted, and a status to one that asks.
  * @throws {NetError} `timed-out`, `closed`, `reset`
  * @throws {FrameError} if the agent sends no valid frame
  */
-export async function receiveCredentials(connection: AgentSession): Promise<{ credentials: Uint8Array; accept: () => Promise<void> }> {
+export async function receiveCredentials(connection: AgentSession): Promise<{ credentials: Uint8Array; accept: Accept }> {
   return await withTimeout(connection, AUTHENTICATION_TIMEOUT_MS, async () => {
     const stream = await connection.acceptStream();
     if (stream === null) throw new NetError("closed", "The connection was closed before the authentication");
@@ -111,8 +160,9 @@ export async function receiveCredentials(connection: AgentSession): Promise<{ cr
     const credentials = await readFrame(stream);
     return {
       credentials,
-      accept: async () => {
+      accept: async (status) => {
         await stream.write(encodeFrame(new TextEncoder().encode(AUTHENTICATED)));
+        if (status) await stream.write(encodeStatus(status));
         stream.close();
       },
     };

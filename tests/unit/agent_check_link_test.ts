@@ -1,9 +1,9 @@
 // What `agent --check-link` finds on the network in memory, and the table that it prints.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { checkLink, type Finding, type LinkReport } from "../../agent/check_link.ts";
+import { checkLink, type LinkReport } from "../../agent/check_link.ts";
 import { readCredentials } from "../../agent/credentials.ts";
-import { formatReport } from "../../agent/link_report.ts";
+import { type Finding, formatFindings } from "../../shared/cli/findings.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { DIRECT } from "../../agent/outbound_proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
@@ -65,6 +65,8 @@ describe("a check of the link", () => {
         "TLS data: ok",
         "port 443 (TCP): note",
         "credentials: ok",
+        "clock: ok",
+        "proxy: ok",
       ]);
       assert.equal(report.works, true);
       assert.equal(report.summary, "The agent can connect: it will use QUIC, and TLS where QUIC fails.");
@@ -224,7 +226,7 @@ describe("the table of a check", () => {
   it("shows no control characters of a peer", () => {
     const [details, remedy] = ["closed: 2 \x1b]0;title\x07\u202e", "restart \x9b31m it\n"];
     const findings: Finding[] = [{ check: "name", target: "\x1b[2J", result: "failed", details, remedy }];
-    const table = formatReport({ findings, works: false, summary: "" });
+    const table = formatFindings(findings, "");
     // deno-lint-ignore no-control-regex -- that there are none is what is tested
     assert.doesNotMatch(table.replaceAll("\n", ""), /[\x00-\x1f\x7f-\x9f\u202e]/);
     assert.match(table, /Remedy: restart \?31m it\?\n/);
@@ -236,7 +238,7 @@ describe("the table of a check", () => {
       { check: "QUIC (UDP)", target: "192.0.2.1:4242", result: "failed", details: "no answer", remedy: "allow UDP" },
     ];
     assert.equal(
-      formatReport({ findings, works: false, summary: "The agent cannot connect." }),
+      formatFindings(findings, "The agent cannot connect."),
       `CHECK       TARGET          RESULT  DETAILS
 name        proxy.example   ok      192.0.2.1
 QUIC (UDP)  192.0.2.1:4242  failed  no answer

@@ -1,16 +1,30 @@
-// The table that `agent --check-link` prints. Makes no checks.
-import { printable } from "../shared/net/printable.ts";
-import type { LinkReport } from "./check_link.ts";
+// What diagnoses have found, and the table that shows it. Makes no checks.
+import type { NetErrorCode } from "../net/errors.ts";
+import { printable } from "../net/printable.ts";
+
+/** What a check has found. `note`: nothing is wrong, or it does not matter. */
+export interface Finding {
+  /** What was checked. */
+  readonly check: string;
+  /** A name, an address, or a file. */
+  readonly target: string;
+  readonly result: "ok" | "failed" | "note";
+  readonly details: string;
+  /** What to do about a failure. */
+  readonly remedy?: string;
+  /** Code of the network's error. */
+  readonly code?: NetErrorCode;
+}
 
 /** Limit on the length of a cell: reasons and responses of peers are in some. */
 const MAX_CELL = 1_024;
 
 /** Formats a line for each finding, with the remedy of a failure below it, and the summary. */
-export function formatReport({ findings, summary }: LinkReport): string {
+export function formatFindings(findings: readonly Finding[], summary: string): string {
   const rows = findings.map(({ check, target, result, details }) => [check, target, result, details].map(sanitize));
   const table = [["CHECK", "TARGET", "RESULT", "DETAILS"], ...rows];
   const widths = [0, 1, 2].map((column) => Math.max(...table.map((row) => row[column]!.length)));
-  const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  "));
+  const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd());
   const remedies = [undefined, ...findings.map(({ remedy }) => remedy)];
   const indent = " ".repeat(widths[0]! + 2);
   const all = lines.flatMap((line, i) => remedies[i] === undefined ? [line] : [line, `${indent}Remedy: ${sanitize(remedies[i])}`]);

@@ -1,0 +1,59 @@
+// The command `doctor lb`: its files, its store, and whether it answers.
+import { type CreateNet, withNet } from "../shared/cli/network.ts";
+import type { Subcommand } from "../shared/cli/command.ts";
+import {
+  checkCertificate,
+  checkConfiguration,
+  checkStore,
+  checkTcp,
+  describeVersion,
+  diagnosisOptions,
+  report,
+} from "../shared/cli/diagnosis.ts";
+import type { Finding } from "../shared/cli/findings.ts";
+import { isWildcard, splitHostPort } from "../shared/address/host_port.ts";
+import type { ValuesOf } from "../shared/config/option.ts";
+import { exposureRemedy } from "../shared/frontend/exposure.ts";
+import type { Net } from "../shared/net/types.ts";
+import { checkLoadBalancerOptions } from "./lb.ts";
+import { lbOptions, type LoadBalancerOptions } from "./options.ts";
+
+export function lbDoctor(createNet: CreateNet): Subcommand<LoadBalancerOptions & ValuesOf<typeof diagnosisOptions>> {
+  return {
+    name: "lb",
+    description: "Check the files and the store of an lb with these options, and whether it answers on this machine.",
+    options: diagnosisOptions,
+    service: lbOptions,
+    run: async (options, terminal) => report(await withNet(createNet, (net) => diagnoseLoadBalancer(options, { net })), options, terminal),
+  };
+}
+
+/** Never rejects for what it is to find. */
+export async function diagnoseLoadBalancer(
+  options: LoadBalancerOptions,
+  { net, now = Date.now }: { net: Net; now?: () => number },
+): Promise<Finding[]> {
+  const findings: Finding[] = [describeVersion()];
+  const { auth, httpProxy, httpConnector } = options;
+  const isValid = await checkConfiguration(findings, async () => {
+    await checkLoadBalancerOptions(options, net);
+    return true;
+  });
+  findings.push(
+    ...await checkCertificate("http-proxy.tls.file.cert", httpProxy.tls.enable ? httpProxy.tls.file.cert : undefined, now()),
+    ...await checkCertificate("http-connector.tls.file.cert", httpConnector.tls.file.cert, now()),
+  );
+  if (!isValid) return findings;
+  const { listenAddress: address, hostWhitelist: allowList, tls } = httpProxy;
+  const asksForSecret = auth.type !== "noauth" || tls.file.clientCa !== undefined;
+  const remedy = exposureRemedy({ address, option: "http-proxy.listen-address", asksForSecret, allowList });
+  if (remedy !== undefined) {
+    const details = "everyone who can reach this address can use every agent, for any destination";
+    findings.push({ check: "authentication", target: address, result: "failed", details, remedy });
+  }
+  findings.push(...await checkStore(options.store));
+  const here = address.startsWith(":") || isWildcard(address) ? `127.0.0.1:${splitHostPort(address).port}` : address;
+  const start = "start lb with these options, and see its log";
+  findings.push({ ...await checkTcp(net, here, { refused: start, silent: start }), check: "clients (TCP)" });
+  return findings;
+}

@@ -1,0 +1,122 @@
+// The command `doctor proxy`: its files, its addresses, its store, and whether it answers.
+import { type CreateNet, withNet } from "../shared/cli/network.ts";
+import type { Subcommand } from "../shared/cli/command.ts";
+import {
+  checkCertificate,
+  checkConfiguration,
+  checkName,
+  checkStore,
+  checkTcp,
+  describeVersion,
+  diagnosisOptions,
+  report,
+} from "../shared/cli/diagnosis.ts";
+import type { Finding } from "../shared/cli/findings.ts";
+import { formatHostPort, isLoopback, splitHostPort } from "../shared/address/host_port.ts";
+import type { ValuesOf } from "../shared/config/option.ts";
+import { exposureRemedy } from "../shared/frontend/exposure.ts";
+import { PROBE_ALPN, runProbe } from "../shared/link/probe.ts";
+import { NetError } from "../shared/net/errors.ts";
+import type { Net } from "../shared/net/types.ts";
+import { type ProxyOptions, proxyOptions } from "./options.ts";
+import { checkProxyOptions } from "./proxy.ts";
+import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
+
+/** What the diagnosis works with. */
+export interface ProxyDiagnosis {
+  readonly net: Net;
+  readonly stateDirectory?: string;
+  /** Returns the time in milliseconds since 1970. Default: that of the machine. */
+  readonly now?: () => number;
+}
+
+export function proxyDoctor(
+  createNet: CreateNet,
+  stateDirectory: string | undefined,
+): Subcommand<ProxyOptions & ValuesOf<typeof diagnosisOptions>> {
+  return {
+    name: "proxy",
+    description: "Check the files, addresses and store of a proxy with these options, and whether it answers on this machine.",
+    options: diagnosisOptions,
+    service: proxyOptions,
+    run: async (options, terminal) =>
+      report(await withNet(createNet, (net) => diagnoseProxy(options, { net, stateDirectory })), options, terminal),
+  };
+}
+
+/** Never rejects for what it is to find. */
+export async function diagnoseProxy(options: ProxyOptions, { net, stateDirectory, now = Date.now }: ProxyDiagnosis): Promise<Finding[]> {
+  const findings: Finding[] = [describeVersion()];
+  const isValid = await checkConfiguration(findings, async () => {
+    await checkProxyOptions(options, { net, stateDirectory });
+    return true;
+  });
+  const { agentServer, httpProxy } = options;
+  findings.push(
+    ...await checkCertificate("agent-server.tls.file.cert", agentServer.tls.file.cert, now()),
+    ...await checkCertificate("http-proxy.tls.file.cert", httpProxy.tls.enable ? httpProxy.tls.file.cert : undefined, now()),
+  );
+  if (!isValid) return findings;
+  findings.push(...checkExposure(options), ...await checkPublicAddresses(net, options), ...await checkStore(options.store));
+  findings.push(await checkAgentPort(net, agentServer.listenAddress));
+  findings.push({
+    ...await checkTcp(net, reachedHere(httpProxy.listenAddress), { refused: NOT_RUNNING, silent: NOT_RUNNING }),
+    check: "clients (TCP)",
+  });
+  return findings;
+}
+
+const NOT_RUNNING = "start the proxy with these options, and see its log";
+
+function checkExposure({ auth, httpProxy }: ProxyOptions): Finding[] {
+  const asksForSecret = auth.type !== "noauth" || httpProxy.tls.file.clientCa !== undefined;
+  const remedy = exposureRemedy({
+    address: httpProxy.listenAddress,
+    option: "http-proxy.listen-address",
+    asksForSecret,
+    allowList: httpProxy.hostWhitelist,
+  });
+  if (remedy === undefined) return [];
+  const details = "everyone who can reach this address can use every agent, for any destination";
+  return [{ check: "authentication", target: httpProxy.listenAddress, result: "failed", details, remedy }];
+}
+
+/** Whether others are told an address that they can reach, as far as this machine knows. */
+async function checkPublicAddresses(net: Net, options: ProxyOptions): Promise<Finding[]> {
+  const both = [["agent-server.public-address", agentAddresses(options)], ["http-proxy.public-address", clientAddresses(options)]] as const;
+  return (await Promise.all(both.map(async ([option, { addresses, doubt }]): Promise<Finding[]> => {
+    const common = { check: "public address", target: addresses.join(", ") };
+    if (doubt !== undefined) return [{ ...common, result: "note", details: doubt }];
+    const names = await Promise.all(addresses.map((address) => checkName(net, address, option)));
+    return [{ ...common, result: "ok", details: `--${option}` }, ...names.filter((finding) => finding !== undefined)];
+  }))).flat();
+}
+
+/** Opens a connection as an agent does, and moves data; it is no agent. */
+async function checkAgentPort(net: Net, listen: string): Promise<Finding> {
+  const target = reachedHere(listen);
+  const common = { check: "agents (UDP)", target };
+  try {
+    const { host, port } = splitHostPort(target);
+    const session = await net.connectQuic({
+      host,
+      port,
+      serverName: host,
+      tls: { insecureSkipVerify: true }, // it is this machine
+      alpn: [PROBE_ALPN],
+      timeoutMs: 2_000,
+    });
+    await runProbe(session);
+    return { ...common, result: "ok", details: "the proxy answers over QUIC" };
+  } catch (error) {
+    if (!(error instanceof NetError)) throw error;
+    return { ...common, result: "failed", details: error.message, remedy: NOT_RUNNING, code: error.code };
+  }
+}
+
+/** The address at which this machine reaches a listener. */
+function reachedHere(listen: string): string {
+  const { host, port } = splitHostPort(listen);
+  const isIPv6 = host.includes(":");
+  return isEvery(listen) || isLoopback(listen) ? formatHostPort({ host: isIPv6 && host !== "::" ? host : "127.0.0.1", port }) : listen;
+}
