@@ -13,6 +13,7 @@ import { inviteCommand } from "./proxy/invite.ts";
 import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/cli/auth_command.ts";
+import { serviceCommand } from "./shared/cli/install/command.ts";
 import { run } from "./shared/cli/run.ts";
 import { openNative } from "./shared/net/native/binding.ts";
 import { defaultStateDirectory } from "./shared/files/state_directory.ts";
@@ -42,6 +43,7 @@ await run({
           lbDoctor(native.createNet) as Subcommand,
         ],
       },
+      serviceCommand({ family: SERVICES }),
       authCommand,
     ],
   },

@@ -6,8 +6,12 @@ if command -v systemd-sysusers >/dev/null 2>&1; then
 elif ! getent passwd reverse-http >/dev/null; then
   useradd --system --user-group --home-dir /var/lib/reverse-http --shell /usr/sbin/nologin reverse-http
 fi
+# keys and tokens for the services: what root writes there with mode 0640 they can read, and other users cannot
+mkdir -p /etc/reverse-http/private
+chgrp reverse-http /etc/reverse-http/private
+chmod 2750 /etc/reverse-http/private
 if [ -d /run/systemd/system ]; then
   systemctl daemon-reload
   # running services restart with the new release, after their tunnels have drained
-  for part in proxy agent lb; do systemctl try-restart --no-block "reverse-http-$part.service" || true; done
+  for part in proxy agent 'agent@*' lb; do systemctl try-restart --no-block "reverse-http-$part.service" || true; done
 fi
