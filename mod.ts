@@ -16,8 +16,9 @@
  */
 import { type Agent, startAgent as startAgentWith } from "./agent/agent.ts";
 import type { Duplex as NodeDuplex } from "node:stream";
-import { expandJoin } from "./agent/join.ts";
+import { expandJoin as expandAgentJoin } from "./agent/join.ts";
 import { agentOptions } from "./agent/options.ts";
+import { expandJoin as expandClientJoin } from "./client/join.ts";
 import { toNodeStream } from "./client/node_stream.ts";
 import { clientOptions } from "./client/options.ts";
 import { checkAccess, openTunnel as openTunnelWith, parseDestination } from "./client/tunnel.ts";
@@ -161,7 +162,7 @@ export async function startProxy(options: ProxyOptions, hooks: ProxyHooks = {}):
  */
 export async function startAgent(options: AgentOptions, hooks: AgentHooks = {}): Promise<Agent> {
   const { net, log = silentLogger, ...others } = hooks;
-  const joined = options.join === undefined ? {} : expandJoin(options.join);
+  const joined = options.join === undefined ? {} : expandAgentJoin(options.join);
   return await startAgentWith(withDefaults(agentOptions, options, joined), { ...others, ...givenOrOwn(net), log });
 }
 
@@ -227,7 +228,8 @@ export interface TunnelHooks {
  * ```
  */
 export async function openTunnel({ destination, ...options }: TunnelOptions, { net, signal }: TunnelHooks = {}): Promise<NodeDuplex> {
-  const access = checkAccess(withDefaults(clientOptions, options));
+  const joined = options.join === undefined ? {} : expandClientJoin(options.join);
+  const access = checkAccess(withDefaults(clientOptions, options, joined));
   const target = parseDestination(destination);
   const { net: used, ownsNet } = givenOrOwn(net);
   try {

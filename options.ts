@@ -543,12 +543,16 @@ export interface LoadBalancerOptions {
 
 /** How a program reaches a proxy as its client. */
 export interface ClientOptions {
+  /** `--join`: String of reverse-http invite --client, which sets proxy, agent, pin and token; or file:NAME for a file that has it. Flags and variables take precedence over it, and it over the profile. */
+  join?: string;
   /** `--proxy`: Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do. */
   proxy?: string;
   /** `--agent-id`: Id of the agent that reaches the destinations; by default the one that a token or the destination's name carries. */
   agentId?: string;
   /** `--token`: The client's token, or file:NAME, which is read for each connection; only the latter on the command line. By default none. */
   token?: string;
+  /** `--token-command`: Command for the shell that prints the client's token, run for each connection, instead of token. */
+  tokenCommand?: string;
   /** `--connect-timeout`: Timeout for a tunnel to be open: connection to the proxy and its response together. In milliseconds. Default: `30000`. */
   connectTimeout?: number;
   /** `--tls.*` */

@@ -8,10 +8,18 @@ import type { ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
-import { parseDestination } from "./command.ts";
 import { expandJoin } from "./join.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
-import { type Access, checkAccess, checkFiles, connectToProxy, openTunnel, readCredentials, TunnelFailure } from "./tunnel.ts";
+import {
+  type Access,
+  checkAccess,
+  checkFiles,
+  connectToProxy,
+  openTunnel,
+  parseDestination,
+  readCredentials,
+  TunnelFailure,
+} from "./tunnel.ts";
 
 export function clientDoctor(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof diagnosisOptions>> {
   return {

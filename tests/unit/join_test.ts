@@ -8,6 +8,8 @@ import { clientOptions } from "../../client/options.ts";
 import { readCommandLine, type Service, type Subcommand } from "../../shared/cli/command.ts";
 import { formatJoin, type Invitation, joinProblem, parseJoin } from "../../shared/config/join.ts";
 import { ConfigError } from "../../shared/config/option.ts";
+import { openTunnel, startAgent } from "../../mod.ts";
+import { LogBook, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 
@@ -164,6 +166,20 @@ describe("--join", () => {
     wrong([`--join=file:${file}`], /^Cannot use --join file:.*: it has been cut: 100 of \d+ characters/);
     wrong(["--join", text.slice(0, 100)], /^Cannot use --join: it has been cut/);
   });
+
+  it("stands for the same options in the library", () =>
+    withNet(async (net) => {
+      const join = formatJoin({ ...CLIENT, servers: ["joined.example:3128"] });
+      await assert.rejects(openTunnel({ join, destination: "db:5432" }, { net }), /The proxy joined\.example:3128 cannot be reached/);
+      await assert.rejects(
+        openTunnel({ join, proxy: "own.example:1", destination: "db:5432" }, { net }),
+        /The proxy own\.example:1 cannot/,
+      );
+      const log = new LogBook();
+      const agent = await startAgent({ join: text, agentClient: { congestionControl: "bbr" } }, { net, log });
+      assert.deepEqual(log.logged("connecting").map(({ proxy }) => proxy), ["proxy.example:4242,[2001:db8::1]:4242"]);
+      await agent.close();
+    }));
 
   it("is the only secret that a client's command line may have", () => {
     const join = formatJoin({ ...CLIENT, token: "abc" });
