@@ -71,6 +71,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, ANY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
+    const audit = await runtime.openAudit(options.audit);
     await runtime.listenAdmin(options.admin.listenAddress);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
@@ -90,7 +91,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       onNoLocalPort: (address) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     });
-    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial });
+    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit });
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
     // lb does not hold agents: it reports the proxies at which it found them

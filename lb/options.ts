@@ -1,6 +1,7 @@
 // The options of the load balancer.
 import {
   adminOptions,
+  auditOptions,
   authOptions,
   checkPatterns,
   drainDelayOptions,
@@ -84,6 +85,7 @@ export const lbOptions = defineOptions({
   },
   ...drainOptions,
   ...adminOptions,
+  ...auditOptions,
   ...logOptions,
 });
 

@@ -1,6 +1,7 @@
 // The options of the proxy.
 import {
   adminOptions,
+  auditOptions,
   authOptions,
   checkPatterns,
   CONGESTION_CONTROL,
@@ -130,6 +131,7 @@ export const proxyOptions = defineOptions({
   ...drainDelayOptions,
   ...drainOptions,
   ...adminOptions,
+  ...auditOptions,
   ...logOptions,
 });
 

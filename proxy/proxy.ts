@@ -97,6 +97,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
+    const audit = await runtime.openAudit(options.audit);
     await runtime.listenAdmin(options.admin.listenAddress);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
@@ -131,7 +132,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
-    const frontend = clients.serve({ authenticator, allowList, dial });
+    const frontend = clients.serve({ authenticator, allowList, dial, audit });
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });

@@ -149,6 +149,20 @@ export const adminOptions = defineOptions({
   },
 });
 
+/** The audit log of proxy and lb. */
+export const auditOptions = defineOptions({
+  "audit.file": {
+    kind: "string",
+    optional: true,
+    description: "File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none.",
+  },
+  "audit.strict": {
+    kind: "boolean",
+    default: "false",
+    description: "Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted.",
+  },
+});
+
 /** A `check` for lists of allow-list patterns. */
 export function checkPatterns(patterns: string[]): string | undefined {
   return patternProblem(

@@ -2,6 +2,7 @@
 import type { RequestHead } from "../http/head.ts";
 import { ignoreLine, type Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
+import type { AuditLog, AuditStart } from "../service/audit.ts";
 import type { TunnelErrorType } from "../tunnel/errors.ts";
 
 /** Filled in while the request is served. */
@@ -38,6 +39,8 @@ export interface RequestRecord {
   sent: number;
   /** Bytes from the destination. */
   received: number;
+  /** The audit log has a start of it, or has tried to write one. */
+  isAudited?: boolean;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
   isQuiet?: boolean;
 }
@@ -69,6 +72,23 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),
     totalMs: round(endedAt - startedAt),
   });
+}
+
+/** What the audit log gets when a tunnel is opened. */
+export function auditedStart({ id, client, peer, agent, token, protocol, network, destination }: RequestRecord): AuditStart {
+  return { id, client, peer, agent, token, protocol, network, destination };
+}
+
+/** Records how a request has ended, or why it was refused. */
+export function auditEnd(audit: AuditLog, record: RequestRecord, durationMs: number): void {
+  const { id, status, proxyError: error, connectedAt, sent, received } = record;
+  const reason = record.reason === undefined ? undefined : printable(record.reason, MAX_REASON);
+  if (record.isAudited) {
+    const outcome = connectedAt === undefined ? "failed" : error === undefined ? "completed" : "broken";
+    audit.end({ id, outcome, error, reason, sent, received, durationMs: round(durationMs) });
+  } else if (error !== undefined && !record.isQuiet) {
+    audit.refused({ ...auditedStart(record), status, error, reason });
+  }
 }
 
 /** Longest method that is logged in full, in characters: any client may send any token. */

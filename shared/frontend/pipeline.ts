@@ -18,7 +18,8 @@ import { printable } from "../net/printable.ts";
 import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
-import type { RequestRecord } from "./access_log.ts";
+import type { AuditLog } from "../service/audit.ts";
+import { auditedStart, type RequestRecord } from "./access_log.ts";
 import { splitAgentName } from "./agent_names.ts";
 import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
 
@@ -35,6 +36,7 @@ export interface PipelineContext {
   readonly trusted?: TrustedProxies;
   readonly missingClientWarnings: MissingClientWarnings;
   readonly limits?: ClientLimits;
+  readonly audit?: AuditLog;
   readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
   readonly logLimit: LogLimit;
@@ -167,7 +169,7 @@ export class ClientSession {
         relay: exchange ? undefined : { stream, splice },
         clientSignal: () => watch.signal,
       };
-      const upstream = await dial(this.context, tunnelRequest, signal, watch);
+      const upstream = await dial(this.context, tunnelRequest, record, signal, watch);
       record.connectedAt = now();
       try {
         if (!exchange) watch[Symbol.dispose](); // the relay reports resets
@@ -274,8 +276,9 @@ function chooseAgent(
 
 /** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */
 async function dial(
-  { allowList, dial }: PipelineContext,
+  { allowList, audit, dial }: PipelineContext,
   request: TunnelRequest,
+  record: RequestRecord,
   signal: AbortSignal | undefined,
   watch: ResetWatch,
 ): Promise<Upstream> {
@@ -284,6 +287,10 @@ async function dial(
     new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not on the allow-list of ${list}`);
   if (!allowList.allows(destination, network)) throw refuse("this proxy");
   if (identity.allowList?.allows(destination, network) === false) throw refuse("the credentials");
+  if (audit) {
+    record.isAudited = true;
+    await audit.start(auditedStart(record));
+  }
   try {
     return await dial(request);
   } catch (cause) {

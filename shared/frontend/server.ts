@@ -3,7 +3,7 @@ import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
 import type { ClientListener, Duplex, Incoming } from "../net/types.ts";
-import { createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
+import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
@@ -168,6 +168,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
       return await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
     } finally {
+      if (options.audit) auditEnd(options.audit, record, now() - startedAt);
       if (record.status !== undefined) {
         logAccess(log, record, startedAt, now());
         const { status, proxyError: error, connectedAt, sent, received } = record;

@@ -68,7 +68,7 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
 }
 
 /** What a service decides about its frontend. */
-export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "dial">;
+export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "dial" | "audit">;
 
 /** Listens for clients; connections wait until {@link serve}. */
 export class ServiceFrontend {

@@ -5,12 +5,15 @@ import type { Authenticator } from "../auth/authenticator.ts";
 import { type AuthOptions, createAuthenticator } from "../auth/scheme.ts";
 import { LimitReporter } from "../limits/limit.ts";
 import { isolateLogger } from "../log/isolate.ts";
+import { messageOf } from "../log/error_message.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 import type { Net, TcpListener } from "../net/types.ts";
+import { ConfigError } from "../config/option.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
 import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
+import { AuditLog } from "./audit.ts";
 import { type AdminServer, type AgentReport, Health, listenAdmin, startAdminServer } from "./admin.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";
@@ -77,7 +80,10 @@ export class ServiceRuntime {
   #drained?: Promise<void>;
   #closed?: Promise<void>;
 
+  readonly #name: string;
+
   constructor(name: "proxy" | "agent" | "lb", { net, ownsNet = false, log, supervisor }: ServiceDeps, resources: ResourceStack) {
+    this.#name = name;
     this.#resources = resources;
     if (ownsNet) this.defer(() => net.close());
     this.net = net;
@@ -124,6 +130,25 @@ export class ServiceRuntime {
     if (given) return given;
     const store = await openStore(options, ttlMs, reportStore(this.log, this.health, this.metrics));
     return store && this.adopt(store, () => store.close());
+  }
+
+  /**
+   * The audit log that the options name, `undefined` for none. What is opened later is closed before it.
+   * @throws {ConfigError} if the file cannot be read and written
+   */
+  async openAudit({ file, strict }: { readonly file?: string; readonly strict: boolean }): Promise<AuditLog | undefined> {
+    if (file === undefined) {
+      if (strict) throw new ConfigError("Cannot use --audit.strict without --audit.file: there is nothing to write to");
+      return undefined;
+    }
+    const count = this.metrics.outcomes("reverse_http_audit_records_total", "Records for the audit log: written or lost.");
+    try {
+      const audit = this.adopt(await AuditLog.open({ file, strict, service: this.#name, log: this.log, count }), (own) => own.close());
+      this.#reloads.push(() => audit.reopen());
+      return audit;
+    } catch (error) {
+      throw new ConfigError(`Cannot use --audit.file: ${messageOf(error)}`, { cause: error });
+    }
   }
 
   /**

@@ -1,0 +1,259 @@
+// The audit log: a file with one line of JSON for each start and end of a tunnel, and for each refusal. Every start has an end: a restart
+// writes the ends that a crash has left out. Another program may rotate the file.
+import { createReadStream } from "node:fs";
+import { type FileHandle, open, stat } from "node:fs/promises";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { messageOf } from "../log/error_message.ts";
+import type { Logger } from "../log/logger.ts";
+import { TunnelError } from "../tunnel/errors.ts";
+
+/** Maximum number of characters that wait to be written. */
+const MAX_QUEUED = 4 << 20;
+/** Interval in milliseconds at which the file is looked at: it may have been rotated. */
+const ROTATION_INTERVAL_MS = 1_000;
+/** Pause in milliseconds after a failed write. */
+const RETRY_MS = 1_000;
+const NEWLINE = 10;
+/** Maximum number of tunnels of an earlier process whose ends are looked for. */
+const MAX_UNFINISHED = 1_000_000;
+
+/** Who connects to what. */
+export interface AuditStart {
+  /** Of the request, as in the log. */
+  readonly id: string;
+  readonly client: string;
+  /** The trusted proxy in between. */
+  readonly peer?: string;
+  readonly agent?: string;
+  /** The id of the client's token. */
+  readonly token?: string;
+  readonly protocol?: string;
+  readonly network?: string;
+  readonly destination?: string;
+}
+
+/** How a tunnel has ended. */
+export interface AuditEnd {
+  readonly id: string;
+  /** `completed`; `failed` before it was open, or `broken` after; `lost` if the process has ended without a record of it. */
+  readonly outcome: "completed" | "failed" | "broken" | "lost";
+  /** Error type of RFC 9209. */
+  readonly error?: string;
+  readonly reason?: string;
+  readonly sent?: number;
+  readonly received?: number;
+  readonly durationMs?: number;
+}
+
+/** A request that was refused before anything was dialled. */
+export interface AuditRefusal extends AuditStart {
+  readonly status?: number;
+  readonly error?: string;
+  readonly reason?: string;
+}
+
+export interface AuditOptions {
+  /** Created if it does not exist, readable by its owner alone. */
+  readonly file: string;
+  /** Whether a tunnel is refused while its start cannot be written. Default: records are lost instead, and counted. */
+  readonly strict?: boolean;
+  /** Name of the service, in each record. */
+  readonly service: string;
+  readonly log: Logger;
+  /** Called with the number of records written or lost. */
+  readonly count?: (outcome: "written" | "lost", records: number) => void;
+}
+
+interface Line {
+  readonly event: string;
+  readonly text: string;
+}
+
+/** Appends records to the file until it is closed. */
+export class AuditLog {
+  readonly #options: AuditOptions;
+  /** Starts whose end is not recorded yet, by id. */
+  readonly #unfinished = new Map<string, AuditStart>();
+  readonly #timer: ReturnType<typeof setInterval>;
+  #file: FileHandle;
+  #queue: Line[] = [];
+  #queued = 0;
+  /** The batch being collected, for those that wait until it is written. */
+  #batch = Promise.withResolvers<boolean>();
+  #writing?: Promise<void>;
+  /** The last write was incomplete. */
+  #isTorn = false;
+  #hasFailed = false;
+  #isRotated = false;
+  readonly #closing = new AbortController();
+
+  private constructor(options: AuditOptions, file: FileHandle) {
+    this.#options = options;
+    this.#file = file;
+    this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
+    this.#timer.unref();
+  }
+
+  /**
+   * Opens the file, and writes an end with the outcome `lost` for each tunnel that an earlier process has left open in it.
+   * @throws {Error} of the file system, if it cannot be read and written
+   */
+  static async open(options: AuditOptions): Promise<AuditLog> {
+    const file = await open(options.file, "a+", 0o600);
+    const audit = new AuditLog(options, file);
+    const { size } = await file.stat();
+    audit.#isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
+    const unfinished = size > 0 ? await readUnfinished(options.file) : []; // a device has no size
+    for (const id of unfinished) audit.#put("end", { id, outcome: "lost", reason: "the process ended without a record" });
+    return audit;
+  }
+
+  /**
+   * Records that a tunnel is opened.
+   * @throws {TunnelError} if it cannot be recorded and that is required; there must be no tunnel then, and no end
+   */
+  async start(start: AuditStart): Promise<void> {
+    const isQueued = this.#put("start", start);
+    if (isQueued) this.#unfinished.set(start.id, start);
+    if (!this.#options.strict) return;
+    if (isQueued && await this.#batch.promise) return;
+    this.#unfinished.delete(start.id);
+    throw new TunnelError("proxy_internal_error", "The audit log cannot be written");
+  }
+
+  /** Records the end of a tunnel that was started. */
+  end(end: AuditEnd): void {
+    if (this.#unfinished.delete(end.id)) this.#put("end", end);
+  }
+
+  refused(refusal: AuditRefusal): void {
+    this.#put("refused", refusal);
+  }
+
+  /** Opens the file again if another one, or none, has its name. Tunnels that are open are recorded in the new file, too. */
+  async reopen(): Promise<void> {
+    if (this.#isRotated) return;
+    try {
+      const { ino } = await stat(this.#options.file);
+      if (ino === (await this.#file.stat()).ino) return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") return; // the next look finds it
+    }
+    this.#isRotated = true;
+    await (this.#writing ??= this.#drain());
+  }
+
+  /** Writes what is queued, and closes the file. Tunnels that are open then are `lost`. */
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    this.#closing.abort();
+    for (const id of [...this.#unfinished.keys()]) this.end({ id, outcome: "lost", reason: "the service was closed" });
+    await this.#writing;
+    await this.#file.close().catch(() => {});
+  }
+
+  /** Returns whether there was room. */
+  #put(event: string, fields: object): boolean {
+    const text = this.#format(event, fields);
+    if (this.#queued + text.length > MAX_QUEUED) {
+      this.#lose(1, "records arrive faster than they can be written");
+      return false;
+    }
+    this.#queue.push({ event, text });
+    this.#queued += text.length;
+    this.#writing ??= this.#drain();
+    return true;
+  }
+
+  #format(event: string, fields: object): string {
+    return `${JSON.stringify({ time: new Date().toISOString(), event, service: this.#options.service, ...fields })}\n`;
+  }
+
+  async #drain(): Promise<void> {
+    await Promise.resolve(); // what is recorded now shares a write
+    while (this.#queue.length > 0 || this.#isRotated) {
+      if (this.#isRotated) await this.#rotate();
+      const [lines, batch] = [this.#queue, this.#batch];
+      [this.#queue, this.#queued, this.#batch] = [[], 0, Promise.withResolvers()];
+      const isWritten = lines.length === 0 || await this.#append(lines);
+      batch.resolve(isWritten);
+      if (!isWritten) await this.#retryLater(lines);
+    }
+    this.#writing = undefined;
+  }
+
+  async #append(lines: readonly Line[]): Promise<boolean> {
+    const { log, file, count } = this.#options;
+    try {
+      await this.#file.appendFile((this.#isTorn ? "\n" : "") + lines.map(({ text }) => text).join(""));
+    } catch (error) {
+      this.#isTorn = true;
+      this.#reportFailure(messageOf(error));
+      return false;
+    }
+    this.#isTorn = false;
+    if (this.#hasFailed) log.info("audit log is written again", { file });
+    this.#hasFailed = false;
+    count?.("written", lines.length);
+    return true;
+  }
+
+  /** Queues lines again that could not be written. With `strict`, what they start was refused, so only ends are kept. */
+  async #retryLater(lines: readonly Line[]): Promise<void> {
+    const kept = this.#closing.signal.aborted ? [] : lines.filter(({ event }) => event === "end" || !this.#options.strict);
+    if (kept.length < lines.length) this.#options.count?.("lost", lines.length - kept.length);
+    this.#queue.unshift(...kept);
+    this.#queued += kept.reduce((sum, { text }) => sum + text.length, 0);
+    await sleep(RETRY_MS, undefined, { signal: this.#closing.signal }).catch(() => {}); // closing
+  }
+
+  async #rotate(): Promise<void> {
+    this.#isRotated = false;
+    const { file, log } = this.#options;
+    try {
+      const next = await open(file, "a", 0o600);
+      await this.#file.close();
+      this.#file = next;
+      this.#isTorn = false;
+    } catch (error) {
+      return log.error("audit log cannot be opened again", { file, error: messageOf(error) });
+    }
+    const tunnels = [...this.#unfinished.values()].map((start) => ({ event: "open", text: this.#format("open", start) }));
+    this.#queue.unshift(...tunnels);
+    log.info("audit log was rotated", { file, open: tunnels.length });
+  }
+
+  #lose(records: number, reason: string): void {
+    this.#options.count?.("lost", records);
+    this.#reportFailure(reason);
+  }
+
+  #reportFailure(reason: string): void {
+    const { log, file } = this.#options;
+    if (!this.#hasFailed) log.error("audit log cannot be written", { file, reason });
+    this.#hasFailed = true;
+  }
+}
+
+/** The ids of tunnels that have a start but no end in the file, in their order. */
+async function readUnfinished(file: string): Promise<Iterable<string>> {
+  const unfinished = new Set<string>();
+  for await (const line of createInterface({ input: createReadStream(file, "utf8"), crlfDelay: Infinity })) {
+    const record = parseRecord(line);
+    if (record?.event === "end") unfinished.delete(record.id);
+    else if (record !== undefined && unfinished.size < MAX_UNFINISHED) unfinished.add(record.id);
+  }
+  return unfinished;
+}
+
+/** The start, end or open tunnel of a line; `undefined` for other records and lines that are incomplete. */
+function parseRecord(line: string): { readonly event: "start" | "open" | "end"; readonly id: string } | undefined {
+  try {
+    const { event, id } = JSON.parse(line) as { event?: unknown; id?: unknown };
+    if ((event === "start" || event === "open" || event === "end") && typeof id === "string") return { event, id };
+  } catch {
+    // a line that was written incompletely
+  }
+  return undefined;
+}

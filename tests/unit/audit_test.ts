@@ -1,0 +1,123 @@
+// The audit log: every start has an end, whatever happens to the file and the process.
+import assert from "node:assert/strict";
+import { appendFileSync, readFileSync, renameSync, statSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, it } from "node:test";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { AuditLog, type AuditOptions } from "../../shared/service/audit.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
+import { Folder } from "../../testing/programs.ts";
+
+const START = { client: "192.0.2.1:5000", agent: "site7", token: "t1", destination: "db:5432" };
+
+/** An audit log in a folder of its own. */
+async function openIn(folder: Folder, options: Partial<AuditOptions> = {}) {
+  const counts = { written: 0, lost: 0 };
+  const lines: string[] = [];
+  const note = (message: string) => void lines.push(message);
+  const log = { ...silentLogger, info: note, error: note };
+  const file = join(folder.path, "audit.jsonl");
+  const count: AuditOptions["count"] = (outcome, records) => void (counts[outcome] += records);
+  const audit = await AuditLog.open({ file, service: "proxy", log, count, ...options });
+  return { audit, file, counts, lines };
+}
+
+const read = (file: string) => readFileSync(file, "utf8").trimEnd().split("\n").map((line) => JSON.parse(line));
+const events = (file: string) => read(file).map(({ event, id, outcome }) => [event, id, outcome].filter((part) => part).join(" "));
+
+describe("the audit log", () => {
+  it("has a line for each start, end and refusal, for its owner alone", async () => {
+    using folder = new Folder();
+    const { audit, file, counts } = await openIn(folder);
+    await audit.start({ id: "a", ...START });
+    audit.end({ id: "a", outcome: "completed", sent: 1, received: 2, durationMs: 3 });
+    audit.refused({ id: "b", ...START, status: 403, error: "http_request_denied", reason: 'not on the "list"\n' });
+    await audit.close();
+    const [start, end, refused] = read(file);
+    assert.deepEqual(start, { time: start.time, event: "start", service: "proxy", id: "a", ...START });
+    assert.equal(new Date(start.time).toISOString(), start.time);
+    assert.deepEqual([end.event, end.outcome, end.sent, end.received, end.durationMs], ["end", "completed", 1, 2, 3]);
+    assert.deepEqual([refused.event, refused.error, refused.reason], ["refused", "http_request_denied", 'not on the "list"\n']);
+    assert.deepEqual(counts, { written: 3, lost: 0 });
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+  });
+
+  it("gets the ends that a crash has left out, once, also behind a torn line", async () => {
+    using folder = new Folder();
+    const file = join(folder.path, "audit.jsonl");
+    appendFileSync(
+      file,
+      '{"event":"open","id":"a"}\n{"event":"start","id":"b"}\n{"event":"start","id":"c"}\n{"event":"end","id":"b"}\n{"event":"sta',
+    );
+    await (await openIn(folder)).audit.close();
+    await (await openIn(folder)).audit.close();
+    const ends = readFileSync(file, "utf8").split("\n").filter((line) => line.includes('"lost"')).map((line) => JSON.parse(line).id);
+    assert.deepEqual(ends, ["a", "c"]);
+  });
+
+  it("ends tunnels that are open when it is closed", async () => {
+    using folder = new Folder();
+    const { audit, file } = await openIn(folder);
+    await audit.start({ id: "a", ...START });
+    await audit.close();
+    assert.deepEqual(events(file), ["start a", "end a lost"]);
+  });
+
+  it("goes on in a new file after a rotation, which lists the open tunnels first", async () => {
+    using folder = new Folder();
+    const { audit, file } = await openIn(folder);
+    await audit.start({ id: "a", ...START });
+    await audit.start({ id: "b", ...START });
+    audit.end({ id: "b", outcome: "completed" });
+    await audit.reopen(); // nothing has changed
+    while (!readFileSync(file, "utf8").includes("completed")) await new Promise(setImmediate);
+    renameSync(file, `${file}.1`);
+    await audit.reopen();
+    audit.end({ id: "a", outcome: "broken" });
+    await audit.close();
+    assert.deepEqual(events(`${file}.1`), ["start a", "start b", "end b completed"]);
+    assert.deepEqual(events(file), ["open a", "end a broken"]);
+  });
+
+  it("notices a rotation by itself", async () => {
+    using folder = new Folder();
+    const { audit, file, lines } = await openIn(folder);
+    await audit.start({ id: "a", ...START });
+    while (!statSync(file).size) await new Promise(setImmediate);
+    renameSync(file, `${file}.1`);
+    while (!lines.includes("audit log was rotated")) await new Promise((resolve) => setTimeout(resolve, 10));
+    await audit.close();
+    assert.deepEqual(events(file), ["open a", "end a lost"]);
+  });
+
+  const hasFull = process.platform === "linux" ? false : "there is no /dev/full here";
+
+  it("refuses tunnels when it is strict and the disk is full", { skip: hasFull }, async () => {
+    using folder = new Folder();
+    const { audit, counts, lines } = await openIn(folder, { file: "/dev/full", strict: true });
+    await assert.rejects(audit.start({ id: "a", ...START }), TunnelError);
+    audit.end({ id: "a", outcome: "failed" }); // it was not started
+    await audit.close();
+    assert.deepEqual(counts, { written: 0, lost: 1 });
+    assert.equal(lines.length, 1);
+  });
+
+  it("counts what it loses otherwise", { skip: hasFull }, async () => {
+    using folder = new Folder();
+    const { audit, counts } = await openIn(folder, { file: "/dev/full" });
+    await audit.start({ id: "a", ...START });
+    audit.end({ id: "a", outcome: "completed" });
+    await audit.close();
+    assert.deepEqual(counts, { written: 0, lost: 2 });
+  });
+
+  it("bounds what waits for the disk", async () => {
+    using folder = new Folder();
+    const { audit, counts } = await openIn(folder);
+    const reason = "x".repeat(1 << 20);
+    for (let i = 0; i < 8; i++) audit.refused({ id: String(i), ...START, reason });
+    await audit.close();
+    assert.ok(counts.lost >= 4 && counts.written + counts.lost === 8, JSON.stringify(counts));
+  });
+});
