@@ -225,6 +225,13 @@ export interface ProxyOptions {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
     listenAddress?: string;
   };
+  /** `--audit.*` */
+  audit?: {
+    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none. */
+    file?: string;
+    /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
+    strict?: boolean;
+  };
   /** `--log.*` */
   log?: {
     /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
@@ -531,6 +538,13 @@ export interface LoadBalancerOptions {
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+  };
+  /** `--audit.*` */
+  audit?: {
+    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none. */
+    file?: string;
+    /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
+    strict?: boolean;
   };
   /** `--log.*` */
   log?: {
