@@ -15,7 +15,8 @@ const without = (command: string) =>
 
 describe("units", () => {
   it("exist for every service, and start it", () => {
-    assert.deepEqual(UNITS.map((file) => basename(file)), Object.keys(SERVICES).map((part) => `reverse-http-${part}.service`).sort());
+    const expected = [...Object.keys(SERVICES), "agent@"].map((part) => `reverse-http-${part}.service`).sort();
+    assert.deepEqual(UNITS.map((file) => basename(file)), expected);
     for (const part of Object.keys(SERVICES)) {
       const text = readFileSync(join(ROOT, "deploy", "systemd", `reverse-http-${part}.service`), "utf8");
       assert.match(text, new RegExp(`^ExecStart=/usr/bin/reverse-http ${part}$`, "m"));

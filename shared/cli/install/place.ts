@@ -90,7 +90,7 @@ function systemd({ role, name, executable }: Installation, { isOfUser, home, roo
       before: [runIfPossible(...systemctl, "disable", ...root === undefined ? ["--now"] : [], id)],
       after: root === undefined ? [run(...systemctl, "daemon-reload")] : [],
     }),
-    state: [[...systemctl, "is-enabled", id], [...systemctl, "is-active", id]],
+    state: [[...systemctl, "is-enabled", id], ...root === undefined ? [[...systemctl, "is-active", id]] : []],
   };
 }
 
