@@ -55,9 +55,9 @@ export const loginCommand: Subcommand<LoginOptions> = {
 async function ask(terminal: Terminal): Promise<Map<string, string>> {
   const { prompt } = terminal;
   if (prompt === undefined) return new Map([["join", (await terminal.read()).trim()]]);
-  const first = await prompt("Join string, or address of the proxy (host:port): ", { isSecret: false });
-  if (first.startsWith("rhttp")) return new Map([["join", first]]);
-  const answers = new Map([["proxy", first]]);
+  const join = await prompt("Join string, which is not shown; or nothing, to be asked for each setting: ", { isSecret: true });
+  if (join !== "") return new Map([["join", join]]);
+  const answers = new Map([["proxy", await prompt("Address of the proxy, host:port: ", { isSecret: false })]]);
   const pin = await prompt("SHA-256 of the proxy's certificate, yes for TLS with one that this system trusts, or nothing without TLS: ", {
     isSecret: false,
   });

@@ -60,11 +60,11 @@ describe("login", () => {
     using folder = new Folder();
     await login(folder, ["--name=joined"], { answers: [JOIN] });
     assert.deepEqual(settings(folder, "client-joined.yaml"), FROM_JOIN);
-    await login(folder, ["--name=asked"], { answers: ["proxy.example:3128", PIN, "site7", "abc.def.ghi"] });
+    await login(folder, ["--name=asked"], { answers: ["", "proxy.example:3128", PIN, "site7", "abc.def.ghi"] });
     assert.deepEqual(settings(folder, "client-asked.yaml"), FROM_JOIN);
-    await login(folder, ["--name=plain"], { answers: ["proxy.example:3128", "", "", "command:cat token"] });
+    await login(folder, ["--name=plain"], { answers: ["", "proxy.example:3128", "", "", "command:cat token"] });
     assert.deepEqual(settings(folder, "client-plain.yaml"), { "proxy": "proxy.example:3128", "token-command": "cat token" });
-    await login(folder, ["--name=trusted"], { answers: ["proxy.example:3128", "yes", "", ""] });
+    await login(folder, ["--name=trusted"], { answers: ["", "proxy.example:3128", "yes", "", ""] });
     assert.deepEqual(settings(folder, "client-trusted.yaml"), { proxy: "proxy.example:3128", tls: { enable: true } });
   });
 
@@ -99,7 +99,7 @@ describe("login", () => {
     using folder = new Folder();
     await assert.rejects(login(folder, ["--proxy=one.example:1", "--token=abc"]), /Cannot use --token: other users see the command line/);
     await assert.rejects(login(folder, [], { input: JOIN.slice(0, 80) }), /Cannot use --join: it has been cut/);
-    await assert.rejects(login(folder, [], { answers: ["nothing"] }), /Cannot use --proxy: .*its port is missing/);
+    await assert.rejects(login(folder, [], { answers: ["", "nothing"] }), /Cannot use --proxy: .*its port is missing/);
     const { reports } = await login(folder, ["--join", JOIN]);
     assert.match(reports.join(), /other users could see the string/);
   });
