@@ -9,6 +9,7 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
 import { parsePrivateKey, parsePublicKeys } from "../../shared/auth/keys.ts";
 import { verifyToken } from "../../shared/auth/token.ts";
+import { formatJoin, parseJoin } from "../../shared/config/join.ts";
 import { resolve } from "../../shared/config/sources.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { checkListenAddress, ConfigError, defineOptions, type Option, parseValue, ValueError } from "../../shared/config/option.ts";
@@ -273,6 +274,17 @@ const DURATION: Option = { kind: "duration", description: "" };
 const GOOD_DURATIONS = ["300ms", "1m30s", "24h", "0", "1.5h", "100us", "7µs", "+3s"];
 const DURATION_PIECES = [..."0123456789.+-smhnuµμe \0\xff", "ms", "ns", "576h", "1e3s", "Infinity", "NaN", "0x1s", "-1s", "9".repeat(400)];
 
+// ---- join strings
+
+const JOIN = formatJoin({
+  role: "agent",
+  servers: ["proxy.example:4242"],
+  agentId: "4711",
+  tls: true,
+  pin: "1c".repeat(32),
+  token: "abc.def.ghi",
+});
+
 // ---- tokens
 
 const KEY = makeTokenKey();
@@ -513,6 +525,25 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
         assert.doesNotMatch(destination.host, /[\s[\]]/);
       },
     ),
+    "a join string is read as it was written": fc.property(
+      fc.record({
+        role: fc.constantFrom("agent" as const, "client" as const),
+        servers: fc.constantFrom(["proxy.example:4242"], ["[2001:db8::1]:1"]),
+        agentId: fc.string({ minLength: 1 }),
+        tls: fc.boolean(),
+        pin: fc.option(fc.constant("1c".repeat(32)), { nil: undefined }),
+        token: fc.option(fc.constant(token), { nil: undefined }),
+      }),
+      (invitation) => {
+        const text = formatJoin(invitation);
+        assert.deepEqual(parseJoin(text, invitation.role), { ...invitation });
+      },
+    ),
+    "no other text is a join string": fc.property(mutations([JOIN], ["rhttp1.", ".", "~", "A"]), (changed) => {
+      const parsed = outcome(() => parseJoin(changed, "agent"), ValueError);
+      if (!(parsed instanceof Error)) assert.equal(changed.replace(/\s+/g, ""), JOIN);
+      else assert.ok(changed.length < 60 || !parsed.message.includes(changed.slice(0, 60)));
+    }),
     "a token that was changed is not believed": fc.asyncProperty(mutations([token], TOKEN_PIECES), async (changed) => {
       const result = await verdict(changed);
       if (result instanceof Error) assert.notEqual(changed, token);
