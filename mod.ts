@@ -46,6 +46,7 @@ export {
   type Peer,
 } from "./shared/auth/authenticator.ts";
 export { type AgentList, createAgentList } from "./shared/auth/agent_list.ts";
+export { createPublishList, type PublishList } from "./shared/auth/publish_list.ts";
 export type { Authenticate, AuthenticationRequest } from "./shared/auth/hook.ts";
 export { type AllowList, createAllowList } from "./shared/address/allow_list.ts";
 export { ConfigError };

@@ -267,6 +267,18 @@ export interface AgentOptions {
     keepAlive?: number;
     /** `--agent-client.labels`: Labels that the proxy shows with the agent: name=value, repeatable or comma-separated. */
     labels?: string[];
+    /** `--agent-client.publish`: Ask the proxies to publish a destination at a port of theirs while the agent is connected; its token must allow that. */
+    publish?: {
+      listen: string;
+      network?: "tcp" | "udp" | "http" | "https";
+      to: string;
+      sni?: string[];
+      host?: string[];
+      path?: string[];
+      auth?: "none" | "token";
+      allow?: string[];
+      proxyProtocol?: "none" | "v1" | "v2";
+    }[];
     /** `--agent-client.host-whitelist`: Allow-list of the agent's destinations; by default all; none allows nothing. */
     hostWhitelist?: string[];
     /** `--agent-client.host-denylist`: Destinations that the agent never connects to; takes precedence over host-whitelist. Names are resolved and their addresses checked too. */

@@ -1,5 +1,6 @@
 // Assembles the agent: one reconnector per connection to a proxy, and the tunnels served through them.
 import { hostname } from "node:os";
+import { publishRequest } from "../shared/frontend/published.ts";
 import { type AgentReport, reportOf } from "../shared/service/admin.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
@@ -91,7 +92,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
   const { serverAddress, transport, websocketUrl, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
-  const { hostWhitelist, hostDenylist, labels } = options.agentClient;
+  const { hostWhitelist, hostDenylist, labels, publish } = options.agentClient;
   const { environment = {} } = deps;
   const { credentials, outbound } = await checkAgentOptions(options, { net, environment });
   let { agentId } = credentials;
@@ -133,6 +134,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     host: hostname(),
     labels: parseLabels(labels),
     features: [UDP_FEATURE],
+    publish: publish.map(publishRequest),
   };
   runtime.describe = () => {
     if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;

@@ -15,6 +15,7 @@ import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/opti
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
+import { publishOptions } from "../shared/frontend/published.ts";
 import { checkOutboundProxy } from "./outbound_proxy.ts";
 import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 
@@ -79,6 +80,7 @@ export const agentOptions = defineOptions({
     description: "Labels that the proxy shows with the agent: name=value, repeatable or comma-separated.",
     check: checkLabelTexts,
   },
+  ...publishOptions,
   "agent-client.host-whitelist": {
     guards: LIST_WORDS,
     kind: "list",

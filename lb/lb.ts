@@ -6,7 +6,7 @@ import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
-import { checkForwards, type ForwardTls, listenForForwards, openForwardTls } from "../shared/frontend/forward_listeners.ts";
+import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
@@ -79,7 +79,8 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options) }),
       http2: createHttpProxy("reverse-http-lb", {}, "http2"),
     });
-    const forwardAddresses = await listenForForwards(clients, options.forward, { log, tls: tls.forwards, name: "reverse-http-lb" });
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
+    const forwardAddresses = await forwards.open(options.forward);
     metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({

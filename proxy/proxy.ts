@@ -8,7 +8,7 @@ import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
-import { checkForwards, listenForForwards } from "../shared/frontend/forward_listeners.ts";
+import { checkForwards, ForwardListeners } from "../shared/frontend/forward_listeners.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
@@ -22,6 +22,7 @@ import type { Dialer } from "../shared/tunnel/request.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
 import { type AgentListeners, listenForAgents } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
+import { PublishedForwards } from "./agents/published_forwards.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics, reportAgents } from "./metrics.ts";
@@ -111,13 +112,15 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       }),
       http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
     });
-    const forwardAddresses = await listenForForwards(clients, options.forward, { log, tls: tls.forwards, name: "reverse-http-proxy" });
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-proxy" });
+    const forwardAddresses = await forwards.open(options.forward);
     const { agentIdFrom } = options.agentServer.tls;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
       presence: store && runtime.adopt(publishPresence(store, options, clientAddress, log), (presence) => presence.close()),
+      published: new PublishedForwards(forwards, log),
       listeners: Object.values(listeners),
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,

@@ -24,6 +24,7 @@ import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { Migration } from "./migration.ts";
+import type { PublishedForwards } from "./published_forwards.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { ReplacementLog } from "./replacement_log.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
@@ -45,6 +46,8 @@ export interface AgentServerOptions extends AgentEvents {
   authenticator: Authenticator;
   /** Whether several agents may share one id. */
   multiple: boolean;
+  /** Publishes what agents ask for. They do not wait for it. */
+  published?: PublishedForwards;
   /** Publishes which agents are connected here. Agents do not wait for it. */
   presence?: PresencePublisher;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
@@ -136,11 +139,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
     const ended = Promise.all([waitForClose(agent), serveControl(), refused]);
     try {
+      options.published?.connected(agent);
       onAgentConnected?.({ id, remote });
       migration.connected(agent);
       [why] = await ended;
     } finally {
       agents.remove(agent);
+      options.published?.disconnected(agent);
       withdraw(agent);
       migration.disconnected(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });

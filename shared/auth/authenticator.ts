@@ -3,6 +3,7 @@ import type { AllowList } from "../address/allow_list.ts";
 import { isolateHook } from "../log/isolate.ts";
 import type { Logger } from "../log/logger.ts";
 import { type AgentList, ALL_AGENTS } from "./agent_list.ts";
+import type { PublishList } from "./publish_list.ts";
 
 /** What a client authenticates with. */
 export type ClientCredentials =
@@ -43,6 +44,8 @@ export interface Identity {
   readonly agents?: AgentList;
   /** Destinations that the client may reach, or that the agent may be asked for, in addition to all other lists. Default: any. */
   readonly allowList?: AllowList;
+  /** What the agent may have the proxy publish while it is connected. Default: nothing. */
+  readonly publish?: PublishList;
   /** Identifies the credentials in logs: the `jti` of a token. */
   readonly tokenId?: string;
   /** Aborted when the credentials become invalid; everything opened with them is then closed. The reason, an `Error`, goes to the log. */
@@ -114,8 +117,8 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, tokenId, signal } = identity;
-  return { agentId, agents, allowList, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
+  const { agentId, agents, allowList, publish, tokenId, signal } = identity;
+  return { agentId, agents, allowList, publish, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
 }
 
 /** Why `signal` was aborted, for the log. */

@@ -101,8 +101,8 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     }
     const entry: CurrentToken = { token, closesAt: closes ? token.expiresAt : Infinity, controller: new AbortController() };
     current.add(entry);
-    const { agentId = "", agents, id: tokenId, allowList } = token;
-    return { agentId, agents, tokenId, allowList, signal: entry.controller.signal, release: () => void current.delete(entry) };
+    const { agentId = "", agents, id: tokenId, allowList, publish } = token;
+    return { agentId, agents, tokenId, allowList, publish, signal: entry.controller.signal, release: () => void current.delete(entry) };
   };
 
   const revoke = (entry: CurrentToken, why: string) => {

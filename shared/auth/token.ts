@@ -4,6 +4,7 @@ import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } fr
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { type AgentList, createAgentList } from "./agent_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
+import { createPublishList, type PublishList } from "./publish_list.ts";
 import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 
 /** Who presents a token: an agent to a proxy, or a client to a proxy or lb. */
@@ -29,6 +30,8 @@ export interface TokenRequest {
   durationMs: number;
   /** Allow-list patterns: destinations that the client may reach, or that the agent may be asked for. Default, and empty: any. */
   allow?: readonly string[];
+  /** Patterns of what the agent may publish ({@link createPublishList}). Default, and empty: nothing. */
+  publish?: readonly string[];
 }
 
 /** A verified token. */
@@ -42,6 +45,7 @@ export interface Token {
   /** `exp`, in milliseconds since 1970. */
   readonly expiresAt: number;
   readonly allowList?: AllowList;
+  readonly publish?: PublishList;
   /** {@link VerificationKey.id} of the key that verified it. */
   readonly keyId: string;
 }
@@ -52,15 +56,17 @@ export interface Token {
  * @throws {RangeError} naming an invalid pattern
  */
 export async function signToken({ algorithm, key }: SigningKey, request: TokenRequest, now = Date.now()): Promise<string> {
-  const { agentId, agents, role, audience, durationMs, allow = [] } = request;
+  const { agentId, agents, role, audience, durationMs, allow = [], publish = [] } = request;
   if (agents === undefined) checkAgentId(agentId ?? "");
   else createAgentList(agents);
   createAllowList(allow);
+  createPublishList(publish);
   const seconds = Math.floor(now / 1000);
   const jwt = new SignJWT({
     ...agents ? { agents: [...agents] } : { agent_id: agentId },
     role,
     ...allow.length > 0 && { allow: [...allow] },
+    ...publish.length > 0 && { publish: [...publish] },
   })
     .setProtectedHeader({ alg: algorithm, typ: "JWT" })
     .setIssuer(ISSUER)
@@ -97,7 +103,7 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
         `whose token needs the role ${show(expected.role)} (auth jwt token --role=${expected.role})`,
     );
   }
-  const agents = expected.role === "client" ? readAgents(payload.agents, deny) : undefined;
+  const agents = expected.role === "client" ? readPatterns("agents", payload.agents, createAgentList, deny) : undefined;
   if (agents !== undefined && agentId !== undefined) throw deny("has both agent_id and agents");
   if (agents === undefined && typeof agentId !== "string") throw deny("has no agent_id");
   if (jti !== undefined && typeof jti !== "string") throw deny("has an unusable jti");
@@ -106,7 +112,8 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
     agents,
     id: jti,
     expiresAt: exp! * 1000,
-    allowList: readAllow(payload.allow, deny),
+    allowList: readPatterns("allow", payload.allow, createAllowList, deny),
+    publish: expected.role === "agent" ? readPatterns("publish", payload.publish, createPublishList, deny) : undefined,
     keyId,
   };
 }
@@ -197,26 +204,22 @@ function problemOf(
   return `has an unusable ${claim}`;
 }
 
-function readAgents(agents: unknown, deny: (why: string) => AuthenticationError): AgentList | undefined {
-  if (agents === undefined) return undefined;
-  const patterns = Array.isArray(agents) && agents.length > 0 && agents.every((pattern) => typeof pattern === "string");
-  if (!patterns) throw deny("has an unusable agents: a list of patterns is required");
-  try {
-    return createAgentList(agents);
-  } catch (error) {
-    throw deny(`has an unusable agents: ${(error as RangeError).message}`);
+/** A claim that is a list of patterns; `undefined` if it is missing. */
+function readPatterns<T>(
+  claim: string,
+  value: unknown,
+  create: (patterns: string[]) => T,
+  deny: (why: string) => AuthenticationError,
+): T | undefined {
+  if (value === undefined) return undefined;
+  // an empty list is hardly intended: one of destinations would allow everything
+  if (!Array.isArray(value) || value.length === 0 || !value.every((pattern) => typeof pattern === "string")) {
+    throw deny(`has an unusable ${claim}: a list of patterns is required`);
   }
-}
-
-function readAllow(allow: unknown, deny: (why: string) => AuthenticationError): AllowList | undefined {
-  if (allow === undefined) return undefined;
-  const patterns = Array.isArray(allow) && allow.length > 0 && allow.every((pattern) => typeof pattern === "string");
-  // an empty list would allow everything, which is hardly intended
-  if (!patterns) throw deny("has an unusable allow: a list of patterns is required");
   try {
-    return createAllowList(allow);
+    return create(value);
   } catch (error) {
-    throw deny(`has an unusable allow: ${(error as RangeError).message}`);
+    throw deny(`has an unusable ${claim}: ${(error as RangeError).message}`);
   }
 }
 

@@ -5,6 +5,7 @@ import type { Group, Subcommand } from "./command.ts";
 import { checkPatterns, LIST_WORDS, NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 import { createAgentList } from "../auth/agent_list.ts";
+import { createPublishList } from "../auth/publish_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
 import { ALGORITHMS, generatePrivateKey, KeyError, publicKeyOf, type SigningKey } from "../auth/keys.ts";
 import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
@@ -81,6 +82,12 @@ const tokenOptions = defineOptions({
     description: "Allow-list patterns of the destinations that the token permits, in addition to all other lists; by default all.",
     check: checkPatterns,
   },
+  "publish": {
+    kind: "list",
+    description:
+      "Ports and names that an agent may have proxies publish: :5432, :8000-8100, udp:5353, www.example:443 or *.zone.example:443; by default none.",
+    check: checkPublish,
+  },
   "in": input,
   "out": { kind: "file", short: "o", default: TOKEN_FILE, description: "File for the token; - is standard output." },
   force,
@@ -90,13 +97,16 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   name: "token",
   description: "Create a token (JWT) for an agent, or for clients of one or several agents.",
   options: tokenOptions,
-  async run({ agentId, agents, role, audience, duration, allow, in: file, out, force }, terminal) {
+  async run({ agentId, agents, role, audience, duration, allow, publish, in: file, out, force }, terminal) {
     if (agents.length > 0 && agentId !== undefined) throw new ConfigError("Cannot use both --agent-id and --agents: set only one");
     if (agents.length > 0 && role !== "client") throw new ConfigError(`Cannot use --agents: a token for an ${role} has one id, --agent-id`);
     if (agents.length === 0 && agentId === undefined) throw new ConfigError("Cannot create a token: --agent-id or --agents is required");
+    if (publish.length > 0 && role !== "agent") {
+      throw new ConfigError("Cannot use --publish: --role=agent is needed, because clients publish nothing");
+    }
     const key = await readKey(file, terminal);
     const whom = agents.length > 0 ? { agents } : { agentId };
-    const token = await sign(key, { ...whom, role, audience, durationMs: duration, allow });
+    const token = await sign(key, { ...whom, role, audience, durationMs: duration, allow, publish });
     await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
     const { jti, exp } = decodeJwt(token);
     // needed to revoke the token, and to renew it in time
@@ -139,6 +149,17 @@ export const authCommand: Group = {
     ticketCommand as Subcommand,
   ],
 };
+
+/** Returns why a pattern of what may be published is invalid, or `undefined`. */
+function checkPublish(patterns: readonly string[]): string | undefined {
+  try {
+    createPublishList(patterns);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message.replace(/^Cannot use /, "");
+  }
+}
 
 /** Returns why a pattern of agents is invalid, or `undefined`. */
 function checkAgents(patterns: readonly string[]): string | undefined {

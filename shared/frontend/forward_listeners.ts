@@ -3,11 +3,11 @@ import { ConfigError } from "../config/option.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import type { Logger } from "../log/logger.ts";
-import type { ServerTls } from "../net/types.ts";
+import type { ClientListener, ServerTls } from "../net/types.ts";
 import { openServerTls, type ReloadableTls, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
-import { type Forward, groupForwards } from "./forwards.ts";
+import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
 import { createStaticForward } from "./static_forward.ts";
@@ -45,8 +45,13 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
   }
 }
 
-/** The certificates of listeners that end TLS, by their address as configured. */
-export type ForwardTls = ReadonlyMap<string, ReloadableTls<ServerTls>>;
+/** The certificates of forwards. */
+export interface ForwardTls {
+  /** Of listeners whose records name one, by their address as configured. */
+  readonly listeners: ReadonlyMap<string, ReloadableTls<ServerTls>>;
+  /** That of the clients' port. */
+  readonly clients?: ReloadableTls<ServerTls>;
+}
 
 /**
  * Reads the certificates of forwards that end TLS.
@@ -58,62 +63,136 @@ export async function openForwardTls(
   clients: ReloadableTls<ServerTls> | undefined,
   deps: { readonly log: Logger; readonly net: TlsCheck },
 ): Promise<ForwardTls> {
-  const opened = new Map<string, ReloadableTls<ServerTls>>();
+  const listeners = new Map<string, ReloadableTls<ServerTls>>();
   for (const group of groupForwards(forwards)) {
     if (group.network !== "https") continue;
     const { listen, files } = group;
-    const tls = files.cert === undefined ? clients : await openServerTls(TLS_OPTIONS, { file: files }, deps);
-    if (tls === undefined) {
+    if (files.cert !== undefined) listeners.set(listen, await openServerTls(TLS_OPTIONS, { file: files }, deps));
+    else if (clients === undefined) {
       throw new ConfigError(
         `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, or --http-proxy.tls.enable`,
       );
     }
-    opened.set(listen, tls);
   }
-  return opened;
+  return { listeners, clients };
 }
 
 /** How messages name the options. */
 const TLS_OPTIONS: TlsGroup = { name: "forward", optionOf: (file) => `forward ${file}-file` };
 
-export interface ListenForForwards {
+type Group = ForwardGroup | VirtualHosts;
+
+export interface ForwardListenersOptions {
   readonly log: Logger;
   readonly tls: ForwardTls;
   /** Of the service in Proxy-Status. */
   readonly name: Intermediary;
 }
 
-/**
- * Opens the listeners of the forwards. Returns the bound addresses, in the order of the forwards.
- * @throws {NetError} as `listenTcp` and `listenUdp` of the network
- */
-export async function listenForForwards(
-  clients: ServiceFrontend,
-  forwards: readonly Forward[],
-  { log, tls, name }: ListenForForwards,
-): Promise<string[]> {
-  const [bound, secrets] = [new Map<Forward, string>(), new SecretFiles(log)];
-  for (const group of groupForwards(forwards)) {
-    const protocol = group instanceof VirtualHosts ? createVirtualHosts(group, name) : createStaticForward(group);
-    const listen = { address: group.listen, protocol };
-    const { address } = group.network === "udp"
-      ? await clients.listenUdp(listen)
-      : await clients.listen({ ...listen, tls: tls.get(group.listen) });
-    for (const forward of group.forwards) {
-      const { agent, network, to, sni, host, path, auth, allow, tokenFile } = forward;
-      bound.set(forward, address);
-      log.info("forwarding", {
-        clients: address,
-        network: network === "tcp" ? undefined : network,
-        servers: [...sni, ...host].join(",") || undefined,
-        paths: path.join(",") || undefined,
-        agent,
-        destination: to,
-      });
-      const asksForSecret = auth === "token" || (network === "https" && tls.get(group.listen)?.current.clientCa !== undefined);
-      if (allow.length === 0 && !asksForSecret) warnOfOpenForward(log, address, forward);
-      if (tokenFile !== undefined) await secrets.check("the token of a forward", tokenFile);
-    }
+/** A listener, and its forwards at the moment. */
+interface OpenListener {
+  group: Group;
+  readonly listener: ClientListener;
+}
+
+/** The listeners of forwards. Those that agents ask for come and go; the clients' side closes the rest. */
+export class ForwardListeners {
+  readonly #clients: ServiceFrontend;
+  readonly #options: ForwardListenersOptions;
+  readonly #open = new Map<string, OpenListener>();
+
+  constructor(clients: ServiceFrontend, options: ForwardListenersOptions) {
+    this.#clients = clients;
+    this.#options = options;
   }
-  return forwards.map((forward) => bound.get(forward)!);
+
+  /**
+   * Opens the listeners of `forwards`. Returns the bound addresses, in their order.
+   * @throws {NetError} as `listenTcp` and `listenUdp` of the network
+   */
+  async open(forwards: readonly Forward[]): Promise<string[]> {
+    const [bound, secrets] = [new Map<Forward, string>(), new SecretFiles(this.#options.log)];
+    for (const group of groupForwards(forwards)) {
+      const address = await this.#listen(group);
+      for (const forward of group.forwards) {
+        bound.set(forward, address);
+        this.#announce(forward, address);
+        if (forward.tokenFile !== undefined) await secrets.check("the token of a forward", forward.tokenFile);
+      }
+    }
+    return forwards.map((forward) => bound.get(forward)!);
+  }
+
+  /**
+   * Adds a forward, to the listener of its address if there is one. Not while another call is pending.
+   * @throws {RangeError} if it conflicts with another one
+   * @throws {ConfigError} without a certificate for it
+   * @throws {NetError} as {@link open}
+   */
+  async add(forward: Forward): Promise<void> {
+    const open = this.#open.get(keyOf(forward));
+    const [group] = groupForwards([...open?.group.forwards ?? [], forward]) as [Group];
+    if (open === undefined) return this.#announce(forward, await this.#listen(group));
+    // what is read of a connection first is decided when the listener is opened
+    if (preambleOf(group) !== preambleOf(open.group)) {
+      throw new RangeError(`only some of the records that listen on ${forward.listen} have sni`);
+    }
+    open.group = group;
+    this.#announce(forward, open.listener.address);
+  }
+
+  /** Removes a forward that was added; the last one closes the listener. Its clients are served to their end. */
+  remove(forward: Forward): void {
+    const open = this.#open.get(keyOf(forward));
+    if (open === undefined) return;
+    const rest = open.group.forwards.filter((other) => other !== forward);
+    if (rest.length > 0) return void ([open.group] = groupForwards(rest) as [Group]);
+    this.#open.delete(keyOf(forward));
+    this.#clients.close(open.listener);
+  }
+
+  async #listen(group: Group): Promise<string> {
+    const { listen: address, network, forwards: [first] } = group;
+    const state = { group };
+    const protocol = group instanceof VirtualHosts
+      ? createVirtualHosts(() => state.group as VirtualHosts, this.#options.name)
+      : createStaticForward(() => state.group as ForwardGroup);
+    const listener = network === "udp"
+      ? await this.#clients.listenUdp({ address, protocol })
+      : await this.#clients.listen({ address, protocol, tls: network === "https" ? this.#tlsOf(address) : undefined });
+    this.#open.set(keyOf(first!), Object.assign(state, { listener }));
+    return listener.address;
+  }
+
+  /** @throws {ConfigError} */
+  #tlsOf(address: string): ReloadableTls<ServerTls> {
+    const { listeners, clients } = this.#options.tls;
+    const tls = listeners.get(address) ?? clients;
+    if (tls === undefined) throw new ConfigError(`there is no certificate for network=https: --http-proxy.tls.enable is not set`);
+    return tls;
+  }
+
+  #announce(forward: Forward, address: string): void {
+    const { agent, network, to, sni, host, path, auth, allow } = forward;
+    const { log } = this.#options;
+    log.info("forwarding", {
+      clients: address,
+      network: network === "tcp" ? undefined : network,
+      servers: [...sni, ...host].join(",") || undefined,
+      paths: path.join(",") || undefined,
+      agent,
+      destination: to,
+    });
+    const asksForSecret = auth === "token" || (network === "https" && this.#tlsOf(forward.listen).current.clientCa !== undefined);
+    if (allow.length === 0 && !asksForSecret) warnOfOpenForward(log, address, forward);
+  }
+}
+
+/** Listeners of TCP and UDP are apart. */
+function keyOf({ network, listen }: Forward): string {
+  return `${network === "udp" ? "udp" : "tcp"} ${listen}`;
+}
+
+function preambleOf(group: Group): string {
+  return group instanceof VirtualHosts ? "http" : group.isByName ? "client-hello" : "none";
 }

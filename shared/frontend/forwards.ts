@@ -1,12 +1,13 @@
 // Forwards: destinations that are published at addresses of their own. Defines the option, and which forward a connection takes. Opens
 // nothing.
+import type { AllowList } from "../address/allow_list.ts";
 import { checkRemote } from "../address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
 import { PROXY_HEADERS } from "./proxy_header.ts";
 import { namePatternProblem, normalizeName, patternsOf } from "./server_names.ts";
-import { pathProblem, VirtualHosts } from "./virtual_hosts.ts";
+import { allowListsOf, pathProblem, VirtualHosts } from "./virtual_hosts.ts";
 
 /** A `check` for lists: `problem` returns why an item is invalid, or `undefined`. */
 const eachItem = (problem: (item: string) => string | undefined) => (items: readonly string[]) =>
@@ -107,6 +108,8 @@ export class ForwardGroup {
   /** By pattern, normalized. */
   readonly #byName = new Map<string, Match>();
   #default?: Match;
+  /** Who may use each forward. */
+  readonly allowed: ReadonlyMap<Forward, AllowList>;
 
   /** @throws {RangeError} if two of `forwards` take the same connections */
   constructor(readonly listen: string, readonly network: "tcp" | "udp", readonly forwards: readonly Forward[]) {
@@ -121,6 +124,7 @@ export class ForwardGroup {
         this.#byName.set(key, { forward, pattern });
       }
     }
+    this.allowed = allowListsOf(forwards);
   }
 
   /** Whether it depends on the server name. */

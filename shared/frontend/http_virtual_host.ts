@@ -1,6 +1,5 @@
 // Clients of virtual hosts: web browsers and other programs that know no proxy. Each request on a connection goes to the destination that the
 // operator has configured for its host and path.
-import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { parseAuthority } from "../address/authority.ts";
 import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
@@ -24,12 +23,11 @@ import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
 /**
  * The protocol of a listener of virtual hosts.
+ * @param current the hosts at the moment
  * @param name of the service in Proxy-Status
  * @param idleTimeoutMs time for another request on a connection. Default: that of {@link nextRequest}
  */
-export function createVirtualHosts(hosts: VirtualHosts, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
-  const allowed = new Map(hosts.forwards.map((forward) => [forward, createAllowList(forward.allow)]));
-  const site: Site = { hosts, name, allowList: (forward) => allowed.get(forward)! };
+export function createVirtualHosts(current: () => VirtualHosts, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
   return {
     preamble: "http",
     open(session) {
@@ -37,7 +35,7 @@ export function createVirtualHosts(hosts: VirtualHosts, name: Intermediary, idle
       let isOpen = false;
       return {
         async serve(incoming) {
-          isOpen = await serve(session, incoming, input, site);
+          isOpen = await serve(session, incoming, input, current(), name);
         },
         refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
         next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
@@ -45,12 +43,6 @@ export function createVirtualHosts(hosts: VirtualHosts, name: Intermediary, idle
     },
     refusalOf,
   };
-}
-
-interface Site {
-  readonly hosts: VirtualHosts;
-  readonly name: Intermediary;
-  readonly allowList: (forward: Forward) => AllowList;
 }
 
 /**
@@ -61,7 +53,8 @@ async function serve(
   session: ClientSession,
   { head = "" }: Incoming,
   input: ClientInput,
-  { hosts, name, allowList }: Site,
+  hosts: VirtualHosts,
+  name: Intermediary,
 ): Promise<boolean> {
   const { context: { trusted, log, isDraining }, record, stream } = session;
   const request = parseRequestHead(head);
@@ -76,7 +69,7 @@ async function serve(
   const forward = findForward(hosts, asked);
   const { to } = forward;
   record.destination = to;
-  if (!allowList(forward).allows({ host: hostOf(record.client), port: 1 })) {
+  if (!hosts.allowed.get(forward)!.allows({ host: hostOf(record.client), port: 1 })) {
     throw new TunnelError("http_request_denied", "The client's address is not on the list allow of the forward");
   }
   const origin: RequestOrigin = { peer: stream.remote, isTrusted, scheme: hosts.network, host: asked.authority };

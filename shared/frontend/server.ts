@@ -32,6 +32,8 @@ export interface FrontendOptions
 
 /** Serves clients until it is closed. */
 export interface Frontend {
+  /** Serves the clients of another listener, until that is closed. */
+  add(listener: ProtocolListener): void;
   /** Number of clients being served, with a tunnel or without. */
   readonly open: number;
   /** Number of these that are connected to their destination. */
@@ -60,7 +62,9 @@ const IDLE: RequestRecord = { id: "", client: "", sent: 0, received: 0 };
 const LAST_CLIENTS_GRACE_MS = 500;
 
 export function startFrontend(options: FrontendOptions): Frontend {
-  const { listeners, log } = options;
+  const { log } = options;
+  const listeners = new Set<ProtocolListener>();
+  const accepting = new Set<Promise<void>>();
   const now = options.now ?? (() => performance.now());
   const nextRequestId = createRequestIds();
   const clients = new Map<Duplex, { readonly startedAt: number; readonly record: RequestRecord }>();
@@ -185,8 +189,19 @@ export function startFrontend(options: FrontendOptions): Frontend {
     }
   };
 
+  const add = (listener: ProtocolListener): void => {
+    if (isStopping) return listener.listener.close();
+    listeners.add(listener);
+    const running = accept(listener).finally(() => {
+      if (!isDraining) listeners.delete(listener); // it was closed; otherwise the end of the drain does that
+      accepting.delete(running);
+    });
+    accepting.add(running);
+  };
+
   const run = async (): Promise<void> => {
-    await Promise.all(listeners.map(accept));
+    for (const listener of options.listeners) add(listener);
+    while (accepting.size > 0) await Promise.all(accepting);
     await whenNone(() => clients.size).reached;
     dropped.close();
     logLimit.close();
@@ -208,6 +223,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     for (const client of clients.keys()) client.reset(1);
   };
   return {
+    add,
     get open() {
       return clients.size;
     },

@@ -70,12 +70,15 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
 /** What a service decides about its frontend. */
 export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "dial" | "audit">;
 
+/** A listener, and what is needed to renew its certificate and to warn. */
+type OpenListener = ProtocolListener & Pick<ListenOptions, "tls" | "option"> & Partial<Pick<TcpListener, "setTls">>;
+
 /** Listens for clients; connections wait until {@link serve}. */
 export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
   readonly #options: ServiceFrontendOptions;
   readonly #deps: ServiceFrontendDeps;
-  readonly #listeners: (ProtocolListener & Pick<ListenOptions, "tls" | "option"> & Partial<Pick<TcpListener, "setTls">>)[] = [];
+  readonly #listeners = new Set<OpenListener>();
   readonly limits: ClientLimits;
   #frontend?: Frontend;
 
@@ -116,7 +119,7 @@ export class ServiceFrontend {
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#listeners.push({ listener, option, tls, protocol, socks, setTls: (renewed) => listener.setTls(renewed) });
+    this.#add({ listener, option, tls, protocol, socks, setTls: (renewed) => listener.setTls(renewed) });
     return listener;
   }
 
@@ -126,8 +129,19 @@ export class ServiceFrontend {
    */
   async listenUdp({ address, protocol }: Pick<ListenOptions, "address" | "protocol">): Promise<ClientListener> {
     const listener = await this.#runtime.net.listenUdp({ address });
-    this.#listeners.push({ listener, protocol });
+    this.#add({ listener, protocol });
     return listener;
+  }
+
+  #add(added: OpenListener): void {
+    this.#listeners.add(added);
+    this.#frontend?.add(added);
+  }
+
+  /** Closes a listener and frees its address. Its clients are served to their end. */
+  close(listener: ClientListener): void {
+    for (const open of this.#listeners) if (open.listener === listener) this.#listeners.delete(open);
+    listener.close();
   }
 
   /**
@@ -157,7 +171,7 @@ export class ServiceFrontend {
       ...options,
       net,
       agentSuffix,
-      listeners: this.#listeners,
+      listeners: [...this.#listeners],
       log,
       limits: this.limits,
       trusted: new TrustedProxies(trustedProxies, proxyProtocol),
@@ -166,11 +180,10 @@ export class ServiceFrontend {
     });
     this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
     // a change of the files is reported once, to all listeners that use them
-    for (const tls of new Set(this.#listeners.map(({ tls }) => tls))) {
-      const sharing = this.#listeners.filter((other) => other.tls === tls);
+    for (const tls of new Set([...this.#listeners].map(({ tls }) => tls))) {
       metrics.watchCertificate("clients", () => tls?.current.cert);
       this.#runtime.refreshTls(tls, refresh, (renewed) => {
-        for (const { setTls } of sharing) setTls?.(renewed);
+        for (const sharing of this.#listeners) if (sharing.tls === tls) sharing.setTls?.(renewed);
       });
     }
     for (const { listener, option, tls } of this.#listeners) {

@@ -1,6 +1,6 @@
 // Clients of forwards: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener, or for
 // the server name in its ClientHello. Without names the tunnel does not wait for the client's first byte: many servers speak first.
-import { type AllowList, createAllowList } from "../address/allow_list.ts";
+import type { AllowList } from "../address/allow_list.ts";
 import { parseAuthority } from "../address/authority.ts";
 import { hostOf } from "../limits/addresses.ts";
 import type { NetError } from "../net/errors.ts";
@@ -15,19 +15,20 @@ import type { ClientSession } from "./pipeline.ts";
 /**
  * The protocol of a listener of forwards. Who is refused gets a reset, as there is no response that its client would understand; or an alert,
  * if it asks for an unknown server over TLS.
+ * @param current the forwards at the moment
  */
-export function createStaticForward(group: ForwardGroup): ClientProtocol {
-  const allowed = new Map(group.forwards.map((forward) => [forward, createAllowList(forward.allow)]));
+export function createStaticForward(current: () => ForwardGroup): ClientProtocol {
   return {
-    preamble: group.isByName ? "client-hello" : "none",
+    preamble: current().isByName ? "client-hello" : "none",
     open: (session) => ({
       serve: async ({ serverName, local = UNKNOWN_ADDRESS }) => {
         session.record.method = METHOD;
         session.record.serverName = serverName;
         session.checkRate();
+        const group = current();
         const match = group.match(serverName);
         if (match === undefined) throw new UnknownServerError(serverName);
-        await serve(session, match.forward, { allowed: allowed.get(match.forward)!, local });
+        await serve(session, match.forward, { allowed: group.allowed.get(match.forward)!, local });
       },
       refuse: async (error) => {
         if (error instanceof UnknownServerError) await session.stream.write(UNRECOGNIZED_NAME);

@@ -1,4 +1,5 @@
 // Virtual hosts: which forward takes an HTTP request, by its host and path. Opens nothing.
+import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import type { Forward } from "./forwards.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";
 
@@ -24,6 +25,11 @@ export interface TlsFiles {
   readonly clientCa?: string;
 }
 
+/** The lists `allow` of forwards. */
+export function allowListsOf(forwards: readonly Forward[]): ReadonlyMap<Forward, AllowList> {
+  return new Map(forwards.map((forward) => [forward, createAllowList(forward.allow)]));
+}
+
 /** The key of forwards for every host. */
 const ANY_HOST = "";
 
@@ -33,6 +39,8 @@ export class VirtualHosts {
   readonly #byHost = new Map<string, Route[]>();
   /** Of its certificate; without any it has that of the clients' port. */
   readonly files: TlsFiles;
+  /** Who may use each forward. */
+  readonly allowed: ReadonlyMap<Forward, AllowList>;
 
   /** @throws {RangeError} if two of `forwards` take the same requests */
   constructor(readonly listen: string, readonly network: "http" | "https", readonly forwards: readonly Forward[]) {
@@ -43,6 +51,7 @@ export class VirtualHosts {
     }
     for (const routes of this.#byHost.values()) routes.sort((a, b) => b.prefix.length - a.prefix.length);
     this.files = commonFiles(listen, forwards);
+    this.allowed = allowListsOf(forwards);
   }
 
   #add(route: Route): void {

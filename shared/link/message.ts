@@ -25,7 +25,12 @@ export interface Hello {
   readonly features?: readonly string[];
   /** Of a proxy. Default: it does not say. */
   readonly clients?: ClientAccess;
+  /** What it asks the proxy to publish, as records of its option, unchecked. Default: nothing. */
+  readonly publish?: readonly PublishRequest[];
 }
+
+/** A forward that an agent asks for: `listen`, `to` and other keys of a forward. */
+export type PublishRequest = Readonly<Record<string, unknown>>;
 
 /** The agent relays UDP. */
 export const UDP_FEATURE = "udp";
@@ -54,6 +59,8 @@ const MAX_LABELS = 32;
 const LABEL_NAME = /^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
 const MAX_LABEL = 255;
 const MAX_FEATURES = 32;
+/** Forwards that one agent may ask for. */
+export const MAX_PUBLISHED = 16;
 const FEATURE = /^[a-z0-9-]{1,32}$/;
 
 /** An invalid message. */
@@ -124,7 +131,7 @@ export function checkLabels(labels: Readonly<Record<string, string>>): string | 
 }
 
 function readHello(value: Record<string, unknown>): Hello {
-  const { version = "", instance, host = "", labels = {}, features = [] } = value;
+  const { version = "", instance, host = "", labels = {}, features = [], publish = [] } = value;
   if (typeof instance !== "string" || !/^[A-Za-z0-9-]{1,64}$/.test(instance)) throw new MessageError("A hello has no instance");
   if (!isText(version, MAX_VERSION)) throw new MessageError("A hello has an invalid version");
   if (!isText(host, MAX_HOST)) throw new MessageError("A hello has an invalid host");
@@ -132,9 +139,10 @@ function readHello(value: Record<string, unknown>): Hello {
   const problem = checkLabels(labels as Record<string, string>);
   if (problem !== undefined) throw new MessageError(`A hello is invalid: ${problem}`);
   if (!isFeatures(features)) throw new MessageError(`A hello has features that are not up to ${MAX_FEATURES} names`);
+  if (!isPublish(publish)) throw new MessageError(`A hello has a publish that is not a list of up to ${MAX_PUBLISHED} objects`);
   const description = { version, instance, host, labels: Object.fromEntries(Object.entries(labels)) as Record<string, string> };
   const clients = readClients(value.clients);
-  return { ...description, ...features.length > 0 && { features }, ...clients && { clients } };
+  return { ...description, ...features.length > 0 && { features }, ...clients && { clients }, ...publish.length > 0 && { publish } };
 }
 
 /** What cannot be used is left out: it is only advice. */
@@ -170,6 +178,10 @@ function isText(value: unknown, maxLength: number): value is string {
 
 function isFeatures(value: unknown): value is string[] {
   return Array.isArray(value) && value.length <= MAX_FEATURES && value.every((name) => typeof name === "string" && FEATURE.test(name));
+}
+
+function isPublish(value: unknown): value is PublishRequest[] {
+  return Array.isArray(value) && value.length <= MAX_PUBLISHED && value.every(isRecord);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

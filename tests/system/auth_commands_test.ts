@@ -111,6 +111,8 @@ describe("auth", () => {
       [["jwt", "token", "--agent-id=a", "--agents=b"], /both --agent-id and --agents/],
       [["jwt", "token", "--agents=b", "--role=agent"], /--agents: a token for an agent has one id/],
       [["jwt", "token", "--agents=a*b*"], /--agents.*more than one \*/],
+      [["jwt", "token", "--agent-id=a", "--publish=:1"], /--publish: --role=agent is needed/],
+      [["jwt", "token", "--agent-id=a", "--role=agent", "--publish=5432"], /--publish: the pattern "5432"/],
       [["jwt", "token", "--agent-id=a b"], /--agent-id "a b"/],
       [["jwt", "token", "--agent-id=4711", "--role=boss"], /--role: "boss" is not one of agent, client/],
       [["jwt", "token", "--agent-id=4711", "--duration=0s"], /--duration: it must be more than zero/],

@@ -134,6 +134,18 @@ describe("verifyToken()", () => {
     for (const aud of ["there", undefined]) await verifyToken(await sign({ aud }), KEYS, { ...CLIENT, audience: undefined });
   });
 
+  it("reads what an agent may publish, and of a client nothing", async () => {
+    const claims = { publish: [":5432"], role: "agent" };
+    const { publish } = await verifyToken(await sign(claims), KEYS, { ...CLIENT, role: "agent" });
+    assert.deepEqual([5432, 5433].map((port) => publish!.allows("tcp", port, [])), [true, false]);
+    assert.equal((await verifyToken(await sign({ ...claims, role: "client" }), KEYS, CLIENT)).publish, undefined);
+    await assert.rejects(
+      verifyToken(await sign({ ...claims, publish: ["5432"] }), KEYS, { ...CLIENT, role: "agent" }),
+      /unusable publish: .*"5432"/,
+    );
+    assert.deepEqual(decodeJwt(await signToken(KEY, { ...REQUEST, role: "agent", publish: [":5432"] })).publish, [":5432"]);
+  });
+
   it("reads the token's allow-list", async () => {
     const { allowList } = await verifyToken(await sign({ allow: ["127.0.0.1:80", "*.zone"] }), KEYS, CLIENT);
     const allowed = ["127.0.0.1:80", "127.0.0.1:81", "a.zone:443", "zone:1", "other:80"].filter((authority) => {

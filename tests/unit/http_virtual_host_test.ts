@@ -36,7 +36,7 @@ function withBench({ records = [{}], idleTimeoutMs, ...options }: BenchOptions, 
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const given = records.map((record) => ({ listen: ":80", network: "http" as const, agent: "site", to: "web:8080", ...record }));
     const hosts = new VirtualHosts(":80", "http", withDefaults(forwardOptions, { forward: given }).forward);
-    const protocol = createVirtualHosts(hosts, "reverse-http-proxy", idleTimeoutMs);
+    const protocol = createVirtualHosts(() => hosts, "reverse-http-proxy", idleTimeoutMs);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const frontend = startFrontend({
       net,

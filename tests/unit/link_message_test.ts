@@ -35,6 +35,7 @@ const HELLO: Hello = { version: "reverse-http/1.2.3", instance: "a-1", host: "hÃ
 const MESSAGES: Message[] = [
   { type: "hello", hello: HELLO },
   { type: "hello", hello: { ...HELLO, features: ["udp", "later-1"] } },
+  { type: "hello", hello: { ...HELLO, publish: [{ listen: ":5432", to: "db:5432" }, { later: [1] }] } },
   { type: "goaway", reason: "shutting down", withinMs: 250 },
   { type: "ping", data: new Uint8Array(8).fill(7) },
   { type: "pong", data: new Uint8Array(8) },
@@ -130,6 +131,9 @@ describe("control messages", () => {
     "features that are no list": typed(0, '{"instance":"a","features":{"udp":true}}'),
     "a feature with a space": typed(0, '{"instance":"a","features":["u dp"]}'),
     "too many features": typed(0, JSON.stringify({ instance: "a", features: new Array(33).fill("udp") })),
+    "a publish that is no list": typed(0, '{"instance":"a","publish":{"listen":":1"}}'),
+    "a publish of a text": typed(0, '{"instance":"a","publish":[":1"]}'),
+    "too much to publish": typed(0, JSON.stringify({ instance: "a", publish: new Array(17).fill({}) })),
     "a label that is no text": typed(0, '{"instance":"a","labels":{"x":1}}'),
     "a label without a name": typed(0, '{"instance":"a","labels":{"":"x"}}'),
     "a reason with an escape sequence": typed(1, '{"reason":"\\u001b[2J"}'),

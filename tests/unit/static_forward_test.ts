@@ -40,7 +40,8 @@ interface Bench {
 function withBench(given: Partial<Given[number]>, options: Partial<FrontendOptions>, body: (bench: Bench) => Promise<void>): Promise<void> {
   return withNet(async (net) => {
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
-    const protocol = createStaticForward(new ForwardGroup(DATABASE.listen, "tcp", forwardsOf({ ...DATABASE, ...given })));
+    const group = new ForwardGroup(DATABASE.listen, "tcp", forwardsOf({ ...DATABASE, ...given }));
+    const protocol = createStaticForward(() => group);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const frontend = startFrontend({
       net,

@@ -1,0 +1,109 @@
+// Forwards that agents ask for: opened while an agent is connected whose token allows them, and withdrawn when it leaves.
+import { ConfigError, ValueError } from "../../shared/config/option.ts";
+import type { ForwardListeners } from "../../shared/frontend/forward_listeners.ts";
+import type { Forward } from "../../shared/frontend/forwards.ts";
+import { claimOf, publishedForward } from "../../shared/frontend/published.ts";
+import { messageOf } from "../../shared/log/error_message.ts";
+import type { Logger } from "../../shared/log/logger.ts";
+import { NetError } from "../../shared/net/errors.ts";
+import { printable } from "../../shared/net/printable.ts";
+import type { ConnectedAgent } from "./registry.ts";
+
+/** A forward, and the connections of its agent that ask for it. */
+interface Published {
+  readonly forward: Forward;
+  readonly holders: Set<ConnectedAgent>;
+}
+
+/** Maximum length of a reason in the log, in characters: it may quote the agent. */
+const MAX_REASON = 300;
+
+/** The forwards of connected agents. */
+export class PublishedForwards {
+  readonly #listeners: Pick<ForwardListeners, "add" | "remove">;
+  readonly #log: Logger;
+  readonly #published = new Set<Published>();
+  /** Changes are made one after the other. */
+  #work = Promise.resolve();
+
+  constructor(listeners: Pick<ForwardListeners, "add" | "remove">, log: Logger) {
+    this.#listeners = listeners;
+    this.#log = log;
+  }
+
+  /** Publishes what a new connection asks for. */
+  connected(agent: ConnectedAgent): void {
+    const requests = agent.hello?.publish ?? [];
+    for (const request of requests) this.#run(() => this.#publish(agent, request));
+  }
+
+  /** Withdraws what no other connection of the agent asks for. */
+  disconnected(agent: ConnectedAgent): void {
+    if (agent.hello?.publish === undefined) return;
+    this.#run(() => {
+      for (const published of this.#published) {
+        if (published.holders.delete(agent) && published.holders.size === 0) this.#withdraw(published);
+      }
+    });
+  }
+
+  #run(change: () => Promise<void> | void): void {
+    this.#work = this.#work.then(change).catch((error) =>
+      this.#log.error("forwards of an agent could not be changed", { error: messageOf(error) })
+    );
+  }
+
+  async #publish(agent: ConnectedAgent, request: Readonly<Record<string, unknown>>): Promise<void> {
+    const { agentId, publish } = agent.identity;
+    try {
+      const forward = publishedForward(request, agentId);
+      const [network, port, names] = claimOf(forward);
+      if (!publish?.allows(network, port, names)) throw new ValueError(`the agent's token does not allow ${describe(forward)}`);
+      const same = [...this.#published].find((published) => isSame(published.forward, forward));
+      if (same) return void same.holders.add(agent);
+      await this.#add(agent, forward);
+      this.#published.add({ forward, holders: new Set([agent]) });
+    } catch (error) {
+      if (!(error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError || error instanceof NetError)) {
+        throw error;
+      }
+      this.#log.warn("forward of an agent refused", { agent: agentId, reason: printable(error.message, MAX_REASON) });
+    }
+  }
+
+  /** What another connection of the agent has asked for is replaced where both would take the same clients: the newest counts. */
+  async #add(agent: ConnectedAgent, forward: Forward): Promise<void> {
+    try {
+      await this.#listeners.add(forward);
+    } catch (error) {
+      const before = [...this.#published].filter(({ forward: other, holders }) =>
+        other.agent === forward.agent && other.listen === forward.listen && !holders.has(agent) && haveCommonNames(other, forward)
+      );
+      if (!(error instanceof RangeError) || before.length === 0) throw error;
+      for (const published of before) this.#withdraw(published);
+      await this.#listeners.add(forward);
+    }
+  }
+
+  #withdraw(published: Published): void {
+    this.#published.delete(published);
+    this.#listeners.remove(published.forward);
+    const { agent, listen, to } = published.forward;
+    this.#log.info("forward withdrawn", { agent, clients: listen, destination: to });
+  }
+}
+
+function isSame(a: Forward, b: Forward): boolean {
+  return JSON.stringify(a) === JSON.stringify(b);
+}
+
+function haveCommonNames(a: Forward, b: Forward): boolean {
+  const [, , names] = claimOf(a);
+  const [, , others] = claimOf(b);
+  return names.length === 0 ? others.length === 0 : names.some((name) => others.includes(name));
+}
+
+function describe({ listen, sni, host }: Forward): string {
+  const names = [...sni, ...host];
+  return names.length === 0 ? listen : `${names.join(", ")} at ${listen}`;
+}
