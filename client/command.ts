@@ -1,21 +1,20 @@
 // The commands of clients. The network is an argument.
-import { CommandFailure, type Subcommand } from "../shared/cli/command.ts";
+import { CommandFailure, type Subcommand, type SubcommandLine, type Terminal } from "../shared/cli/command.ts";
 import type { CreateNet } from "../shared/cli/network.ts";
-import { ConfigError, defineOptions, flagOf, type ValuesOf } from "../shared/config/option.ts";
+import { ConfigError, flagOf, type ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { formatSshConfig, relay } from "./connect.ts";
-import { parseForward, serveForwards } from "./forward.ts";
+import { serveForwards } from "./forward.ts";
+import { JsonMonitor, LineMonitor, type Monitor } from "./forward_monitor.ts";
+import { parseForward, readForwards } from "./forwards.ts";
 import { expandJoin } from "./join.ts";
-import { type ClientOptions, clientOptions } from "./options.ts";
-import { checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
+import { LiveMonitor } from "./live_monitor.ts";
+import { type ClientOptions, clientOptions, connectOptions, forwardOptions, forwardProfile } from "./options.ts";
+import { type Access, checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
 
 /** Exit codes of `connect`; 0: the tunnel has ended, 1: it broke, 2: invalid configuration. */
 const EXIT_CODES: Readonly<Record<TunnelFailureKind, number>> = { "proxy": 3, "denied": 4, "no-agent": 5, "refused": 6, "unreachable": 7 };
-
-const connectOptions = defineOptions({
-  "ssh-config": { kind: "boolean", description: "Print the lines of ssh_config(5) that use this command, and exit." },
-});
 
 /** `createNet` is called for each run. */
 export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof connectOptions>> {
@@ -37,7 +36,7 @@ export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions &
         try {
           await relay(streams, await openTunnel(net, access, destination));
         } catch (cause) {
-          if (cause instanceof TunnelFailure) throw new CommandFailure(EXIT_CODES[cause.kind], cause.message, { cause });
+          if (cause instanceof TunnelFailure) throw failureOf(cause);
           if (cause instanceof NetError) throw new CommandFailure(1, `The tunnel to ${target} broke: ${cause.message}`, { cause });
           throw cause;
         }
@@ -46,40 +45,56 @@ export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions &
   };
 }
 
-const forwardOptions = defineOptions({
-  "exec": {
-    kind: "string",
-    description:
-      "Command for the shell, run once all addresses listen; its exit code is passed on. Its environment has FORWARD_ADDRESS, FORWARD_HOST and " +
-      "FORWARD_PORT, and for further forwards FORWARD_ADDRESS_2 and so on.",
-  },
-});
-
 /** `createNet` is called for each run. */
-export function forwardCommand(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof forwardOptions>> {
+export function forwardCommand(createNet: CreateNet): Subcommand<ValuesOf<typeof forwardProfile> & ValuesOf<typeof forwardOptions>> {
   return {
     name: "forward",
     description:
       "Listen on local addresses, and relay each connection to a destination behind an agent: 5432:db:5432 listens on 127.0.0.1:5432.",
     options: forwardOptions,
-    profile: clientOptions,
+    profile: forwardProfile,
     expansion: { option: "join", expand: expandJoin },
     operands: {
       name: "forward",
-      description: "[ADDRESS:]PORT:HOST:PORT, as of ssh -L; port 0 lets the system choose, and is printed.",
+      description:
+        "[ADDRESS:]PORT:HOST:PORT, as of ssh -L, with /udp behind it for UDP, or /PATH:HOST:PORT; port 0 lets the system choose.",
       variadic: true,
     },
-    async run({ exec, ...options }, terminal, { operands, reread }) {
-      if (operands.length === 0) throw new ConfigError("Cannot forward: there is no forward; write 5432:db:5432");
-      const forwards = operands.map(parseForward);
-      checkAccess(options);
-      const access = () => checkAccess((reread?.() ?? options) as ClientOptions);
-      await withNet(createNet, async (net) => {
-        const code = await serveForwards(net, access, forwards, exec, terminal);
-        if (code !== 0) throw new CommandFailure(code, `The command of --exec has ended with ${code}`);
-      });
+    async run({ exec, file, wait, json, forwards: defaults, ...options }, terminal, { operands, reread }) {
+      const given = [...operands.map(parseForward), ...file === undefined ? [] : await readForwards(file)];
+      const forwards = given.length > 0 ? given : defaults.map(parseForward);
+      if (forwards.length === 0) throw new ConfigError("Cannot forward: there is no forward; write 5432:db:5432");
+      if (json && exec !== undefined) throw new ConfigError("Cannot use --json with --exec: standard output is the command's");
+      const access = accessOf(options, reread);
+      const monitor = createMonitor(terminal, json, exec !== undefined);
+      try {
+        await withNet(createNet, async (net) => {
+          const code = await serveForwards(net, access, { forwards, command: exec, waitMs: wait }, monitor, terminal);
+          if (code !== 0) throw new CommandFailure(code, `The command of --exec has ended with ${code}`);
+        });
+      } catch (cause) {
+        throw cause instanceof TunnelFailure ? failureOf(cause) : cause;
+      } finally {
+        monitor.close();
+      }
     },
   };
+}
+
+/** @param hasCommand whether standard output is a command's */
+function createMonitor(terminal: Terminal, json: boolean, hasCommand: boolean): Monitor {
+  if (json) return new JsonMonitor((line) => terminal.write(`${line}\n`));
+  return terminal.screen && !hasCommand ? new LiveMonitor(terminal, terminal.screen) : new LineMonitor(terminal, !hasCommand);
+}
+
+/** The access of each connection, as the profile is then. @throws {ConfigError} for `options` */
+function accessOf(options: ClientOptions, reread: SubcommandLine["reread"]): () => Access {
+  checkAccess(options);
+  return () => checkAccess((reread?.() ?? options) as ClientOptions);
+}
+
+function failureOf(cause: TunnelFailure): CommandFailure {
+  return new CommandFailure(EXIT_CODES[cause.kind], cause.message, { cause });
 }
 
 /** @throws {ConfigError} */

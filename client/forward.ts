@@ -1,148 +1,211 @@
 // Local listeners whose connections are relayed to destinations behind an agent, for programs that know no proxy.
 import { spawn } from "node:child_process";
-import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
-import { formatHostPort, isLoopback, splitHostPort } from "../shared/address/host_port.ts";
+import type { Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { isLoopback, splitHostPort } from "../shared/address/host_port.ts";
+import { Backoff } from "../shared/async/backoff.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import type { Terminal } from "../shared/cli/command.ts";
-import { ConfigError } from "../shared/config/option.ts";
-import type { Duplex, Net, TcpListener } from "../shared/net/types.ts";
-import { MalformedRequestError } from "../shared/tunnel/errors.ts";
-import { type Access, checkFiles, connectToProxy, openTunnel } from "./tunnel.ts";
 import { messageOf } from "../shared/log/error_message.ts";
+import type { ClientListener, Duplex, Net } from "../shared/net/types.ts";
+import type { ForwardState, Monitor } from "./forward_monitor.ts";
+import { type Forward, isUnix } from "./forwards.ts";
+import { toNodeStream } from "./node_stream.ts";
+import { type Access, checkFiles, openTunnel, reportUnreachableProxy, TunnelFailure } from "./tunnel.ts";
+import { joinStreams, listenUnix } from "./unix_socket.ts";
 
 /** Time in milliseconds that open connections get to end after a stop signal. */
 const GRACE_MS = 5_000;
 /** Connections that wait for their tunnel; more are reset. */
 const MAX_PENDING = 256;
+/** UDP peers of a forward; datagrams of more are dropped. */
+const MAX_PEERS = 1_024;
+/** Time in milliseconds for which the datagrams of a peer without a tunnel are dropped: each would ask for one. */
+const UDP_PAUSE_MS = 1_000;
 
-/** A local address and what it leads to. */
-export interface Forward {
-  /** Address to listen on, `host:port`; port 0 lets the system choose. */
-  readonly listen: string;
-  readonly destination: Authority;
+export interface ForwardOptions {
+  readonly forwards: readonly Forward[];
+  /** Run by the shell once all listen, with their addresses in its environment. Default: none. */
+  readonly command?: string;
+  /** Time in milliseconds to wait for the first tunnel of each forward; 0: connections are relayed at once. */
+  readonly waitMs: number;
 }
 
 /**
- * Parses `[ADDRESS:]PORT:HOST:PORT`, as of ssh -L. IPv6 addresses are in brackets; without an address it is 127.0.0.1.
- * @throws {ConfigError}
- */
-export function parseForward(text: string): Forward {
-  const fail = (why: string) => new ConfigError(`Cannot use the forward ${JSON.stringify(text)}: ${why}`);
-  const [, address = "127.0.0.1", port, destination] = /^(?:(\[[^\]]*\]|[^:[\]]+):)??([0-9]+):(.+:[0-9]+)$/.exec(text) ?? [];
-  if (port === undefined || destination === undefined) throw fail("it is not [ADDRESS:]PORT:HOST:PORT, such as 5432:db:5432");
-  try {
-    const listen = formatHostPort(splitHostPort(`${address}:${port}`));
-    return { listen, destination: parseAuthority(destination) };
-  } catch (cause) {
-    if (!(cause instanceof RangeError || cause instanceof MalformedRequestError)) throw cause;
-    throw fail(cause.message.replace(/^The target/, "the destination"));
-  }
-}
-
-/**
- * Listens and relays until a stop signal, or until `command` has ended. Connections then get some seconds to end.
- * @param command run by the shell once all listen, with their addresses in its environment. Default: none
+ * Listens and relays until a stop signal, or until the command has ended. Connections then get some seconds to end.
  * @param access called for each connection
- * @returns the exit code of `command`, or 0
- * @throws {NetError} if an address cannot be listened on
- * @throws {ConfigError} for files of `access` that cannot be used, and of it
+ * @returns the exit code of the command, or 0
+ * @throws {Error} if an address cannot be listened on
+ * @throws {ConfigError} for files of `access` that cannot be used
+ * @throws {TunnelFailure} if there is no tunnel after `waitMs`; at once if it is denied
  */
 export async function serveForwards(
   net: Net,
   access: () => Access,
-  forwards: readonly Forward[],
-  command: string | undefined,
-  terminal: Pick<Terminal, "write" | "report" | "env" | "stopped">,
+  { forwards, command, waitMs }: ForwardOptions,
+  monitor: Monitor,
+  terminal: Pick<Terminal, "env" | "stopped">,
 ): Promise<number> {
   await checkFiles(net, access());
-  const listeners: TcpListener[] = [];
-  for (const { listen } of forwards) listeners.push(await net.listenTcp({ address: listen, preamble: "none" }));
-  const relays = new Relays(net, access, terminal);
-  const accepting = listeners.map((listener, i) => relays.accept(listener, forwards[i]!.destination));
-  for (const [i, { destination }] of forwards.entries()) {
-    const line = `${listeners[i]!.address} leads to ${formatAuthority(destination)}`;
-    if (command === undefined) terminal.write(`${line}\n`);
-    else terminal.report(line); // standard output is the command's
-    if (!isLoopback(listeners[i]!.address)) terminal.report(`anyone who can reach ${listeners[i]!.address} uses your credentials`);
-  }
-  void reportUnreachableProxy(net, access, terminal); // never rejects
   const stopped = terminal.stopped();
-  const exitCode = command === undefined ? await stopped.then(() => 0) : await runCommand(command, listeners, terminal, stopped);
-  for (const listener of listeners) listener.close();
-  await Promise.all(accepting);
-  await relays.finish(GRACE_MS);
-  return exitCode;
-}
-
-/** A listener is no proof that anything is behind it. Never rejects. */
-async function reportUnreachableProxy(net: Net, access: () => Access, { report }: Pick<Terminal, "report">): Promise<void> {
+  const relays = new Relays(net, access, monitor);
   try {
-    (await connectToProxy(net, access())).close();
-  } catch (error) {
-    report(`${messageOf(error)}; connections are reset until it can be reached`);
+    for (const forward of forwards) await relays.listen(forward);
+    const waiting = waitMs === 0 ? undefined : waitForTunnels(net, access, forwards, waitMs).then(() => true);
+    if (waiting && !await Promise.race([waiting, stopped.then(() => false)])) return 0;
+    relays.start();
+    for (const { address, forward } of relays.states) {
+      if (!isUnix(forward) && !isLoopback(address)) monitor.report(`anyone who can reach ${address} uses your credentials`);
+    }
+    // never rejects
+    if (!waiting) {
+      void reportUnreachableProxy(net, access, (why) => monitor.report(`${why}; connections are reset until it can be reached`));
+    }
+    return command === undefined ? await stopped.then(() => 0) : await runCommand(command, relays.states, terminal, stopped);
+  } finally {
+    await relays.close();
   }
 }
 
-/** The connections of all listeners. */
+/** Opens a tunnel for each forward, and closes it again. */
+async function waitForTunnels(net: Net, access: () => Access, forwards: readonly Forward[], waitMs: number): Promise<void> {
+  const deadline = performance.now() + waitMs;
+  await Promise.all(forwards.map(async ({ destination, network }) => {
+    for (const backoff = new Backoff({ maxMs: 2_000 });;) {
+      try {
+        return (await openTunnel(net, access(), destination, { network })).close();
+      } catch (error) {
+        const delay = backoff.next();
+        const isFinal = !(error instanceof TunnelFailure) || error.kind === "denied";
+        if (isFinal || performance.now() + delay > deadline) throw error;
+        await sleep(delay);
+      }
+    }
+  }));
+}
+
+/** The listeners and their connections. */
 class Relays {
+  readonly states: ForwardState[] = [];
+  readonly #closers: (() => Promise<void> | void)[] = [];
   readonly #open = new Set<Promise<void>>();
   #pending = 0;
+  /** Resolves with whether connections are relayed, or closed. */
+  readonly #started = Promise.withResolvers<boolean>();
 
-  constructor(private readonly net: Net, private readonly access: () => Access, private readonly terminal: Pick<Terminal, "report">) {}
+  constructor(private readonly net: Net, private readonly access: () => Access, private readonly monitor: Monitor) {}
 
-  /** Relays the connections of a listener until it is closed. */
-  async accept(listener: TcpListener, destination: Authority): Promise<void> {
+  /** @throws {Error} if the address cannot be listened on */
+  async listen(forward: Forward): Promise<void> {
+    const { listen, network } = forward;
+    const state: ForwardState = { forward, address: listen, open: 0, errors: 0, sent: 0, received: 0 };
+    if (isUnix(forward)) {
+      const listener = await listenUnix(listen, (socket) => this.#track(this.#relaySocket(socket, state)));
+      this.#closers.push(() => listener.close());
+    } else {
+      const listener = network === "udp"
+        ? await this.net.listenUdp({ address: listen, maxPeers: MAX_PEERS })
+        : await this.net.listenTcp({ address: listen, preamble: "none" });
+      this.#closers.push(() => listener.close());
+      state.address = listener.address;
+      this.#track(this.#accept(listener, state));
+    }
+    this.states.push(state);
+  }
+
+  /** Relays from now on. */
+  start(): void {
+    this.monitor.listening(this.states);
+    this.#started.resolve(true);
+  }
+
+  async #accept(listener: ClientListener, state: ForwardState): Promise<void> {
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const { stream, error } of batch) {
         if (error !== undefined) stream.close();
-        else this.#track(this.#relay(stream, destination));
+        else this.#track(this.#relay(stream, state));
       }
     }
   }
 
-  #track(relay: Promise<void>): void {
-    this.#open.add(relay);
-    void relay.finally(() => this.#open.delete(relay));
+  #track(task: Promise<void>): void {
+    this.#open.add(task);
+    void task.finally(() => this.#open.delete(task)); // never rejects
   }
 
-  /** Never rejects: without a tunnel the connection is reset, and the reason reported. */
-  async #relay(local: Duplex, destination: Authority): Promise<void> {
-    try {
-      if (this.#pending >= MAX_PENDING) throw new Error(`more than ${MAX_PENDING} connections wait for a tunnel`);
-      const access = this.access();
-      this.#pending++;
-      const tunnel = await openTunnel(this.net, access, destination).finally(() => this.#pending--);
-      const { error, errorSide } = await this.net.splice(local, tunnel);
-      if (error !== undefined && errorSide === "b") {
-        this.terminal.report(`The tunnel to ${formatAuthority(destination)} broke: ${error.message}`);
-      }
-    } catch (error) {
+  async #relay(local: Duplex, state: ForwardState): Promise<void> {
+    const tunnel = await this.#openTunnel(state);
+    if (tunnel === undefined) {
+      if (state.forward.network === "udp") await sleep(UDP_PAUSE_MS);
       local.reset(1);
-      local.close();
-      this.terminal.report(messageOf(error));
+      return local.close();
+    }
+    const { aToB, bToA, error, errorSide } = await this.net.splice(local, tunnel);
+    this.#ended(state, aToB, bToA, errorSide === "b" ? error : undefined);
+  }
+
+  /** The same for a Unix socket, which has no reset: it is closed. */
+  async #relaySocket(socket: Socket, state: ForwardState): Promise<void> {
+    socket.on("error", () => {}); // reported below
+    const tunnel = await this.#openTunnel(state);
+    if (tunnel === undefined) return void socket.destroy();
+    const { aToB, bToA, error, errorSide } = await joinStreams(socket, toNodeStream(tunnel));
+    this.#ended(state, aToB, bToA, errorSide === "b" ? error : undefined);
+  }
+
+  /** Never rejects: `undefined` without a tunnel. */
+  async #openTunnel(state: ForwardState): Promise<Duplex | undefined> {
+    const { destination, network } = state.forward;
+    const isRefused = this.#pending >= MAX_PENDING;
+    this.#pending++;
+    try {
+      if (isRefused) throw new Error(`more than ${MAX_PENDING} connections wait for a tunnel`);
+      if (!await this.#started.promise) return undefined;
+      const tunnel = await openTunnel(this.net, this.access(), destination, { network });
+      state.open++;
+      this.monitor.opened(state);
+      return tunnel;
+    } catch (error) {
+      state.errors++;
+      this.monitor.failed(state, messageOf(error));
+      return undefined;
+    } finally {
+      this.#pending--;
     }
   }
 
-  /** Waits until all have ended, but no longer than `graceMs`. */
-  async finish(graceMs: number): Promise<void> {
-    await withTimeout(graceMs, Promise.all(this.#open));
+  #ended(state: ForwardState, sent: number, received: number, error: Error | undefined): void {
+    state.open--;
+    state.sent += sent;
+    state.received += received;
+    if (error) state.errors++;
+    this.monitor.closed(state, { sent, received, error: error?.message });
+  }
+
+  /** Stops listening, and waits for the connections, but no longer than some seconds. */
+  async close(): Promise<void> {
+    this.#started.resolve(false);
+    await Promise.all(this.#closers.map((close) => close()));
+    await withTimeout(GRACE_MS, Promise.all(this.#open));
   }
 }
 
 /**
  * Runs `command` with the shell, and returns its exit code. It has `FORWARD_ADDRESS`, `FORWARD_HOST` and `FORWARD_PORT` in its environment, and
- * those of further forwards as `FORWARD_ADDRESS_2` and so on. A stop signal is passed on.
+ * those of further forwards as `FORWARD_ADDRESS_2` and so on. A Unix socket has no host and port. A stop signal is passed on.
  */
 async function runCommand(
   command: string,
-  listeners: readonly TcpListener[],
+  states: readonly ForwardState[],
   { env }: Pick<Terminal, "env">,
   stopped: Promise<void>,
 ): Promise<number> {
-  const addresses = listeners.flatMap(({ address }, i) => {
-    const { host, port } = splitHostPort(address);
+  const addresses = states.flatMap(({ address, forward }, i) => {
     const suffix = i === 0 ? "" : `_${i + 1}`;
-    return [[`FORWARD_ADDRESS${suffix}`, address], [`FORWARD_HOST${suffix}`, host], [`FORWARD_PORT${suffix}`, String(port)]];
+    const whole = [`FORWARD_ADDRESS${suffix}`, address];
+    if (isUnix(forward)) return [whole];
+    const { host, port } = splitHostPort(address);
+    return [whole, [`FORWARD_HOST${suffix}`, host], [`FORWARD_PORT${suffix}`, String(port)]];
   });
   const child = spawn(command, { shell: true, stdio: "inherit", env: { ...env, ...Object.fromEntries(addresses) } as NodeJS.ProcessEnv });
   void stopped.then(() => child.kill());

@@ -1,7 +1,8 @@
-// The options by which clients find the proxy and authenticate. They may be in the environment and in the user's profile.
+// The options of clients: how they find the proxy and authenticate, which may be in the environment and in the user's profile, and those of
+// each command.
 import { checkPins, NOT_GIVEN } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
-import { CLIENT_ENV_PREFIX, defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { CLIENT_ENV_PREFIX, defineOptions, type Options, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote } from "../shared/address/host_port.ts";
 
 /** The options of every command that opens tunnels, by name. */
@@ -88,3 +89,44 @@ export const clientOptions = defineOptions({
 
 /** As on the command line: `--agent-id` is `agentId`; durations in milliseconds. */
 export type ClientOptions = ValuesOf<typeof clientOptions>;
+
+/** Flags of `connect`. */
+export const connectOptions = defineOptions({
+  "ssh-config": { kind: "boolean", description: "Print the lines of ssh_config(5) that use this command, and exit." },
+});
+
+/** Flags of `forward`. */
+export const forwardOptions = defineOptions({
+  "exec": {
+    kind: "string",
+    description:
+      "Command for the shell, run once all addresses listen; its exit code is passed on. Its environment has FORWARD_ADDRESS, FORWARD_HOST and " +
+      "FORWARD_PORT, and for further forwards FORWARD_ADDRESS_2 and so on.",
+  },
+  "file": { kind: "file", description: "File with a forward on each line, besides those of the command line; # begins a comment." },
+  "wait": {
+    kind: "duration",
+    default: "0s",
+    description:
+      "Time to wait until a tunnel for each forward can be opened, before connections are relayed and a command runs; without one by then, the " +
+      "exit code is that of connect. 0s: do not wait.",
+  },
+  "json": { kind: "boolean", description: "Write events in JSON, one on each line: listening, opened, closed, failed, warning." },
+});
+
+/** Options of `forward` that may be in the profile. */
+const forwardDefaults = defineOptions({
+  "forwards": {
+    kind: "list",
+    env: `${CLIENT_ENV_PREFIX}FORWARDS`,
+    description: "Forwards, if the command line has none and no --file.",
+  },
+});
+export const forwardProfile = { ...clientOptions, ...forwardDefaults };
+
+/** The options of each command that are in the documents, by its heading. */
+export const CLIENTS: Readonly<Record<string, Options>> = {
+  "connect and forward": clientOptions,
+  "connect": connectOptions,
+  "forward": { ...forwardOptions, ...forwardDefaults },
+};

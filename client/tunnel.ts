@@ -11,6 +11,7 @@ import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http
 import { encodeHead, type Fields, HeadError, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { readResponse } from "../shared/http/read_response.ts";
+import { messageOf } from "../shared/log/error_message.ts";
 import { silentLogger } from "../shared/log/logger.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
@@ -128,6 +129,15 @@ export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: A
   } catch (cause) {
     if (!(cause instanceof NetError) || signal?.aborted) throw cause;
     throw new TunnelFailure("proxy", `The proxy ${proxy} cannot be reached: ${cause.message}`, { cause });
+  }
+}
+
+/** Connects to the proxy, and reports why it cannot: a listener is no proof that anything is behind it. Never rejects. */
+export async function reportUnreachableProxy(net: Net, access: () => Access, report: (why: string) => void): Promise<void> {
+  try {
+    (await connectToProxy(net, access())).close();
+  } catch (error) {
+    report(messageOf(error));
   }
 }
 

@@ -78,6 +78,13 @@ export interface Running {
   close(): Promise<void>;
 }
 
+/** A terminal that lines can be drawn on again. */
+export interface Screen {
+  /** Its current width in characters. */
+  columns(): number;
+  write(text: string): void;
+}
+
 /** What a subcommand has of its process. */
 export interface Terminal {
   /** Writes to standard output. */
@@ -94,6 +101,8 @@ export interface Terminal {
   readonly executable?: string;
   /** Width in characters if standard output is a terminal. */
   readonly columns?: number;
+  /** Standard error, if it is a terminal. */
+  readonly screen?: Screen;
   /** The environment, for processes that the command starts. */
   readonly env: Invocation["env"];
   /** Resolves at SIGINT or SIGTERM, which end the process only when they come again. Without a call they end it at once. */
@@ -238,7 +247,7 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   const line = { operands, flags };
   if ("run" in command && command.profile) {
     const { profile } = command;
-    const read = () => resolveWithProfile(command, profile, { args, env, home }, flags);
+    const read = () => resolveWithProfile(command, profile, clientFamily(executable), { args, env, home }, flags);
     return { do: "subcommand", subcommand: command, resolved: read(), line: { ...line, reread: () => read().values } };
   }
   if ("run" in command) {
@@ -309,6 +318,12 @@ function variables(env: Invocation["env"], of: "clients" | "services"): Invocati
   return Object.fromEntries(Object.entries(env).filter(([name]) => name.startsWith(CLIENT_ENV_PREFIX) === (of === "clients")));
 }
 
+/** The options of all commands that share the user's profile. */
+function clientFamily({ root }: Executable): Readonly<Record<string, Options>> {
+  const commands = [...walkCommands(root)].map(([, command]) => command);
+  return Object.fromEntries(commands.flatMap((command) => "run" in command && command.profile ? [[command.name, command.profile]] : []));
+}
+
 /**
  * Resolves the options of a subcommand with a profile. Secrets on its command line are refused: it would show them as long as the command runs.
  * @throws {ConfigError}
@@ -316,10 +331,11 @@ function variables(env: Invocation["env"], of: "clients" | "services"): Invocati
 function resolveWithProfile(
   { options = {}, expansion }: Subcommand,
   profile: Options,
+  family: Readonly<Record<string, Options>>,
   { env, home }: Invocation,
   flags: ParsedCommandLine["flags"],
 ): Resolved {
-  checkEnvironment(profile, variables(env, "clients"));
+  checkEnvironment(profile, variables(env, "clients"), family);
   const named = flags.get("profile");
   const place = profileFile(named, { env, home });
   const file = named === undefined && place !== undefined && !exists(place) ? undefined : place;
@@ -327,7 +343,7 @@ function resolveWithProfile(
   const shared = resolveExpanded(profile, expansion, {
     flags,
     env,
-    file: file === undefined ? undefined : readConfig(profile, { name: file, text: readText(file) }),
+    file: file === undefined ? undefined : readConfig(profile, { name: file, text: readText(file) }, family),
   });
   for (const name of secretsOnCommandLine(profile, shared)) {
     if (name === expansion?.option) continue; // it is there to be pasted; the process restarts without it

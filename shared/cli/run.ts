@@ -61,6 +61,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
     streams,
     executable: canRestart() ? process.execPath : undefined,
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+    screen: process.stderr.isTTY ? { columns: () => process.stderr.columns, write: (text) => void process.stderr.write(text) } : undefined,
     env: process.env,
     stopped: async () => {
       await whenStopped(process);

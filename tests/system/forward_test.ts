@@ -1,9 +1,16 @@
 // The command forward, compiled: local listeners that lead to destinations behind an agent.
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
+import { Buffer } from "node:buffer";
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { connect } from "node:net";
+import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { ClientCommand } from "../../testing/client_command.ts";
+import { UdpServer } from "../../testing/masque.ts";
 import { AGENT_ID, Pair, REVERSE_HTTP, runToEnd, Site } from "../../testing/programs.ts";
-import { dial, Origin } from "../../testing/sockets.ts";
+import { dial, Origin, Wire } from "../../testing/sockets.ts";
 
 let pair: Pair;
 /** The flags that reach the agent. */
@@ -16,68 +23,13 @@ before(async () => {
 
 after(() => pair?.[Symbol.asyncDispose]());
 
-/** A running forward; `await using` ends it. */
-class Forward implements AsyncDisposable {
-  readonly #child: ChildProcess;
-  readonly #ended: Promise<number | null>;
-  #written = "";
-  #said = "";
-  #wake: () => void = () => {};
-
-  private constructor(args: readonly string[]) {
-    this.#child = spawn(REVERSE_HTTP, ["forward", ...args], { stdio: ["ignore", "pipe", "pipe"], env: { HOME: "/nonexistent" } });
-    this.#child.stdout!.on("data", (data) => {
-      this.#written += data;
-      this.#wake();
-    });
-    this.#child.stderr!.on("data", (data) => {
-      this.#said += data;
-      this.#wake();
-    });
-    this.#ended = new Promise((resolve) => this.#child.once("close", resolve));
-    void this.#ended.then(() => this.#wake());
-  }
-
-  /** Starts it, and waits until it listens on `count` addresses. */
-  static async start(args: readonly string[], count = 1): Promise<Forward> {
-    const forward = new Forward(args);
-    await forward.#until(() => forward.addresses.length === count);
-    return forward;
-  }
-
-  async #until(reached: () => boolean): Promise<void> {
-    while (!reached()) {
-      if (this.#child.exitCode !== null) throw new Error(`forward has ended: ${this.#said}`);
-      await new Promise<void>((resolve) => this.#wake = resolve);
-    }
-  }
-
-  get addresses(): string[] {
-    return [...this.#written.matchAll(/^(\S+) leads to \S+\n/gm)].map(([, address]) => address!);
-  }
-
-  /** Waits for a text on standard error. */
-  async says(text: string): Promise<void> {
-    await this.#until(() => this.#said.includes(text));
-  }
-
-  /** Its exit code after SIGTERM. */
-  async stop(): Promise<number | null> {
-    this.#child.kill();
-    return await this.#ended;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#child.kill("SIGKILL");
-    await this.#ended;
-  }
-}
+const start = (args: readonly string[], count?: number) => ClientCommand.start(["forward", ...args], count);
 
 describe("forward", () => {
   it("relays connections to several destinations, each direction to its own end", async () => {
     await using first = await Origin.start();
     await using second = await Origin.start();
-    await using forward = await Forward.start([...flags, `0:${first.authority}`, `localhost:0:${second.authority}`], 2);
+    await using forward = await start([...flags, `0:${first.authority}`, `localhost:0:${second.authority}`], 2);
     const { addresses } = forward;
     assert.match(addresses.join(), /^127\.0\.0\.1:\d+,\S+:\d+$/);
     for (const [i, origin] of [first, second].entries()) {
@@ -92,7 +44,7 @@ describe("forward", () => {
 
   it("resets a connection whose tunnel is reset, and no other", async () => {
     await using origin = await Origin.start();
-    await using forward = await Forward.start([...flags, `0:${origin.authority}`]);
+    await using forward = await start([...flags, `0:${origin.authority}`]);
     const [address = ""] = forward.addresses;
     using broken = await dial(address);
     const server = await origin.accept();
@@ -108,7 +60,7 @@ describe("forward", () => {
     await using site = await Site.create();
     const { proxy, addresses } = await site.startProxy();
     await using origin = await Origin.start();
-    await using forward = await Forward.start([`--proxy=${addresses.clients}`, `--agent-id=${AGENT_ID}`, `0:${origin.authority}`]);
+    await using forward = await start([`--proxy=${addresses.clients}`, `--agent-id=${AGENT_ID}`, `0:${origin.authority}`]);
     const [address = ""] = forward.addresses;
     const fails = async (why: string) => {
       // the reset may come before dial() has returned
@@ -127,14 +79,14 @@ describe("forward", () => {
   });
 
   it("says at its start that the proxy cannot be reached, and ends with 0 at a signal", async () => {
-    await using forward = await Forward.start(["--proxy=127.0.0.1:1", "--agent-id=a", "0:a:1"]);
+    await using forward = await start(["--proxy=127.0.0.1:1", "--agent-id=a", "0:a:1"]);
     await forward.says("The proxy 127.0.0.1:1 cannot be reached");
     assert.equal(await forward.stop(), 0);
   });
 
   it("gives open connections time to end at a signal", async () => {
     await using origin = await Origin.start();
-    await using forward = await Forward.start([...flags, `0:${origin.authority}`]);
+    await using forward = await start([...flags, `0:${origin.authority}`]);
     const [address = ""] = forward.addresses;
     using client = await dial(address);
     const server = await origin.accept();
@@ -156,6 +108,102 @@ describe("forward", () => {
       const ended = await runToEnd(REVERSE_HTTP, ["forward", ...flags, `0:${origin.authority}`, `--exec=${exec}`]);
       assert.deepEqual([ended.exitCode, ended.stdout], [code, stdout], ended.stderr);
     }
+  });
+
+  it("relays UDP, each peer in a flow of its own, and drops datagrams while nothing is behind", async () => {
+    await using server = await UdpServer.start((payload) => Buffer.from(`answer to ${payload}`));
+    await using forward = await start([...flags, `0:${server.authority}/udp`]);
+    const port = Number(forward.addresses[0]!.split(":")[1]);
+    const ask = async (question: string) => {
+      const socket = createSocket("udp4");
+      socket.send(question, port, "127.0.0.1");
+      const [answer] = await once(socket, "message");
+      socket.close();
+      return String(answer);
+    };
+    assert.deepEqual(await Promise.all(["a", "b"].map(ask)), ["answer to a", "answer to b"]);
+    await using alone = await start([`--proxy=${pair.addresses.clients}`, "--agent-id=nobody", `0:${server.authority}/udp`]);
+    const socket = createSocket("udp4");
+    for (let i = 0; i < 3; i++) socket.send("lost", Number(alone.addresses[0]!.split(":")[1]), "127.0.0.1");
+    await alone.says("The agent is not connected");
+    socket.close();
+  });
+
+  it("relays a Unix socket, each direction to its own end, and forwards of a file", async () => {
+    await using origin = await Origin.start();
+    const path = join(pair.site.folder.path, "db.sock");
+    const file = pair.site.folder.write("forwards", `# a database\n${path}:${origin.authority}\n`);
+    await using forward = await start([...flags, `--file=${file}`]);
+    assert.deepEqual(forward.addresses, [path]);
+    using client = new Wire(connect({ path, allowHalfOpen: true }));
+    const sent = Buffer.alloc(5_000_000, "question");
+    client.finish(sent);
+    const server = await origin.accept();
+    assert.ok((await server.readAll()).equals(sent));
+    server.finish(sent);
+    assert.ok((await client.readAll()).equals(sent));
+    assert.equal(await forward.stop(), 0);
+    assert.equal(existsSync(path), false);
+  });
+
+  it("takes forwards from the profile if it is given none", async () => {
+    await using origin = await Origin.start();
+    const profile = pair.site.folder.write(
+      "profile.yaml",
+      `proxy: ${pair.addresses.clients}\nagent-id: "${AGENT_ID}"\nforwards: ["0:${origin.authority}"]\n`,
+    );
+    await using forward = await start([`--profile=${profile}`]);
+    using _client = await dial(forward.addresses[0]!);
+    await origin.accept();
+    const { exitCode, stderr } = await runToEnd(REVERSE_HTTP, ["connect", `--profile=${profile}`, "127.0.0.1:1"]);
+    assert.equal(exitCode, 6, stderr); // other commands share the profile
+  });
+
+  it("waits for the first tunnel with --wait, and runs the command then", async () => {
+    await using site = await Site.create();
+    const { addresses } = await site.startProxy();
+    await using origin = await Origin.start((wire) => Promise.resolve(wire.finish()));
+    const args = [`--proxy=${addresses.clients}`, `--agent-id=${AGENT_ID}`, `0:${origin.authority}`];
+    const waiting = runToEnd(REVERSE_HTTP, ["forward", ...args, "--wait=25s", "--exec=echo $FORWARD_PORT"]);
+    await site.startAgent(addresses);
+    const { exitCode, stdout, stderr } = await waiting;
+    assert.equal(exitCode, 0, stderr);
+    assert.match(stdout, /^\d+$/);
+  });
+
+  it("ends with the exit code of connect if there is no tunnel after --wait", async () => {
+    for (
+      const [args, code] of [[["--proxy=127.0.0.1:1", "--agent-id=a"], 3], [[`--proxy=${pair.addresses.clients}`, "--agent-id=a"], 5], [
+        flags,
+        6,
+      ]] as const
+    ) {
+      const { exitCode, stdout, stderr } = await runToEnd(REVERSE_HTTP, ["forward", ...args, "0:127.0.0.1:1", "--wait=1ms"]);
+      assert.deepEqual([exitCode, stdout], [code, ""], stderr);
+    }
+    // denied: it does not wait
+    const denied = await runToEnd(REVERSE_HTTP, ["forward", `--proxy=${pair.addresses.clients}`, "0:127.0.0.1:1", "--wait=1h"]);
+    assert.equal(denied.exitCode, 4, denied.stderr);
+  });
+
+  it("writes events with --json", async () => {
+    await using origin = await Origin.start((wire) => Promise.resolve(wire.finish("hello")));
+    await using forward = await start([...flags, "--json", `0:${origin.authority}`, "0:127.0.0.1:1"], 0);
+    const events = () => forward.written.split("\n").slice(0, -1).map((line) => JSON.parse(line) as Record<string, unknown>);
+    const happened = async (event: string, count = 1) => {
+      await forward.until(() => events().filter((each) => each.event === event).length === count);
+      return events().filter((each) => each.event === event);
+    };
+    const [first, second] = (await happened("listening", 2)).map(({ address }) => String(address));
+    using client = await dial(first!);
+    client.finish();
+    await client.readAll();
+    const [closed] = await happened("closed");
+    assert.deepEqual(closed, { event: "closed", address: first, network: "tcp", destination: origin.authority, sent: 0, received: 5 });
+    await dial(second!).then((failing) => failing.ending(), () => {});
+    const [failed] = await happened("failed");
+    assert.match(String(failed!.error), /^127\.0\.0\.1:1 refused the connection \(502, connection_refused/);
+    await happened("opened");
   });
 
   it("ends at once with an address in use, and with a forward that cannot be meant", async () => {

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
-import { clientOptions } from "../../client/options.ts";
+import { CLIENTS, forwardProfile } from "../../client/options.ts";
 import { SERVICES } from "../../services.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { envOf, type Option } from "../../shared/config/option.ts";
@@ -13,7 +13,7 @@ import { parseTargets, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../../testing/programs.ts";
 import { quote } from "../bench/quotes.ts";
 
-const options = [...Object.values(SERVICES), clientOptions].flatMap((all) => Object.entries(all)) as [string, Option][];
+const options = [...Object.values(SERVICES), ...Object.values(CLIENTS)].flatMap((all) => Object.entries(all)) as [string, Option][];
 const names = new Set(options.map(([name]) => name));
 const variables = new Set(options.map(([name, option]) => envOf(name, option)));
 
@@ -179,7 +179,7 @@ describe("documents", () => {
     assert.ok(files.length > 0);
     for (const [name, text] of files) {
       const file = { name: "config.yaml", text };
-      if (name === "docs/client.md") readConfig(clientOptions, file);
+      if (name === "docs/client.md") readConfig(forwardProfile, file);
       else readConfig(SERVICES.proxy, file, SERVICES);
     }
   });
