@@ -5,7 +5,7 @@ import { agentDoctor } from "./agent/doctor.ts";
 import { clientDoctor } from "./client/doctor.ts";
 import { lbDoctor } from "./lb/doctor.ts";
 import { proxyDoctor } from "./proxy/doctor.ts";
-import { connectCommand, forwardCommand } from "./client/command.ts";
+import { connectCommand, forwardCommand, socksCommand } from "./client/command.ts";
 import { loginCommand } from "./client/login.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
@@ -31,6 +31,7 @@ await run({
       lbCommand(native.createNet),
       connectCommand(native.createNet) as Subcommand,
       forwardCommand(native.createNet) as Subcommand,
+      socksCommand(native.createNet) as Subcommand,
       loginCommand as Subcommand,
       inviteCommand(stateDirectory) as Subcommand,
       {

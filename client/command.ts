@@ -10,7 +10,9 @@ import { JsonMonitor, LineMonitor, type Monitor } from "./forward_monitor.ts";
 import { parseForward, readForwards } from "./forwards.ts";
 import { expandJoin } from "./join.ts";
 import { LiveMonitor } from "./live_monitor.ts";
-import { type ClientOptions, clientOptions, connectOptions, forwardOptions, forwardProfile } from "./options.ts";
+import { type ClientOptions, clientOptions, connectOptions, forwardOptions, forwardProfile, socksProfile } from "./options.ts";
+import { parseRoute } from "./routes.ts";
+import { parseListen, serveSocks } from "./socks.ts";
 import { type Access, checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
 
 /** Exit codes of `connect`; 0: the tunnel has ended, 1: it broke, 2: invalid configuration. */
@@ -85,6 +87,25 @@ export function forwardCommand(createNet: CreateNet): Subcommand<ValuesOf<typeof
 function createMonitor(terminal: Terminal, json: boolean, hasCommand: boolean): Monitor {
   if (json) return new JsonMonitor((line) => terminal.write(`${line}\n`));
   return terminal.screen && !hasCommand ? new LiveMonitor(terminal, terminal.screen) : new LineMonitor(terminal, !hasCommand);
+}
+
+/** `createNet` is called for each run. */
+export function socksCommand(createNet: CreateNet): Subcommand<ValuesOf<typeof socksProfile>> {
+  return {
+    name: "socks",
+    description: "Serve a local SOCKS 5 and HTTP proxy, which adds the credentials, for browsers and programs that cannot send them.",
+    profile: socksProfile,
+    expansion: { option: "join", expand: expandJoin },
+    operands: {
+      name: "address",
+      description: "PORT or ADDRESS:PORT to listen on, by default 127.0.0.1:1080; port 0 lets the system choose.",
+    },
+    async run({ agentSuffix, map, ...options }, terminal, { operands: [address], reread }) {
+      const listen = parseListen(address);
+      const access = accessOf(options, reread);
+      await withNet(createNet, (net) => serveSocks(net, access, { listen, agentSuffix, routes: map.map(parseRoute) }, terminal));
+    },
+  };
 }
 
 /** The access of each connection, as the profile is then. @throws {ConfigError} for `options` */

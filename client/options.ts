@@ -4,6 +4,8 @@ import { checkPins, NOT_GIVEN } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
 import { CLIENT_ENV_PREFIX, defineOptions, type Options, type ValuesOf } from "../shared/config/option.ts";
 import { checkRemote } from "../shared/address/host_port.ts";
+import { checkAgentSuffix } from "../shared/frontend/agent_names.ts";
+import { parseRoute } from "./routes.ts";
 
 /** The options of every command that opens tunnels, by name. */
 export const clientOptions = defineOptions({
@@ -124,9 +126,41 @@ const forwardDefaults = defineOptions({
 });
 export const forwardProfile = { ...clientOptions, ...forwardDefaults };
 
+/** Options of `socks` that may be in the profile. */
+const socksOptions = defineOptions({
+  "agent-suffix": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}AGENT_SUFFIX`,
+    description:
+      "Suffix, such as .rhttp, of destinations that name their agent, whatever the proxy knows: db.site7.rhttp is db as the agent site7 resolves " +
+      "it. By default none.",
+    check: checkAgentSuffix,
+  },
+  "map": {
+    kind: "list",
+    env: `${CLIENT_ENV_PREFIX}MAP`,
+    description:
+      "Agents of destinations, each PATTERN=AGENT with a pattern as of allow-lists: *.corp=site7. The first that matches takes precedence over " +
+      "agent-id.",
+    check: (texts) => texts.map(routeProblem).find((problem) => problem !== undefined),
+  },
+});
+export const socksProfile = { ...clientOptions, ...socksOptions };
+
 /** The options of each command that are in the documents, by its heading. */
 export const CLIENTS: Readonly<Record<string, Options>> = {
-  "connect and forward": clientOptions,
+  "connect, forward and socks": clientOptions,
   "connect": connectOptions,
   "forward": { ...forwardOptions, ...forwardDefaults },
+  "socks": socksOptions,
 };
+
+function routeProblem(text: string): string | undefined {
+  try {
+    parseRoute(text);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message;
+  }
+}

@@ -26,7 +26,7 @@ export const agentNameOptions = defineOptions({
 const MAX_SUFFIX = 100;
 
 /** Returns why names with the suffix `text` cannot carry agents, or `undefined`. */
-function checkAgentSuffix(text: string): string | undefined {
+export function checkAgentSuffix(text: string): string | undefined {
   if (!/^(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)+$/i.test(text) || /\.[0-9]+$/.test(text) || text.length > MAX_SUFFIX) {
     return `${JSON.stringify(text)} is not a dot and a name, as .rhttp is`;
   }

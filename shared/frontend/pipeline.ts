@@ -31,6 +31,8 @@ export interface PipelineContext {
   /** Suffix of destinations that name their agent ({@link splitAgentName}). Default: none do. */
   readonly agentSuffix?: string;
   readonly dial: Dialer;
+  /** Whether `dial` finds the agent of a request that names none. Default `false`: such a request is refused. */
+  readonly findsAgent?: boolean;
   /** What `dial` connects to, for the log. */
   readonly upstreamRole: string;
   readonly trusted?: TrustedProxies;
@@ -147,10 +149,10 @@ export class ClientSession {
    * @throws {TunnelError | NetError}
    */
   async connect(request: ClientRequest): Promise<void> {
-    const { limits, log, now, agentSuffix } = this.context;
+    const { limits, log, now } = this.context;
     const { stream, record } = this;
     const { network = "tcp", via = [], established, establishedStatus = 200, exchange } = request;
-    const { identity, credentials, destination } = chooseAgent(request, agentSuffix, record);
+    const { identity, credentials, destination } = chooseAgent(request, this.context, record);
     record.network = network === "udp" ? network : undefined;
     const tunnel = this.#permit?.open(identity, network);
     try {
@@ -248,12 +250,15 @@ export class ClientSession {
  */
 function chooseAgent(
   { identity, credentials, destination }: ClientRequest,
-  suffix: string | undefined,
+  { agentSuffix: suffix, findsAgent = false }: PipelineContext,
   record: RequestRecord,
 ): Required<Pick<TunnelRequest, "identity" | "credentials" | "destination">> {
   record.destination = formatAuthority(destination);
   const named = splitAgentName(destination, suffix);
   if (named === undefined) {
+    if (findsAgent) {
+      return { identity, credentials: credentials ?? { scheme: "basic", username: identity.agentId, password: "" }, destination };
+    }
     if (identity.agentId !== "" && credentials !== undefined) return { identity, credentials, destination };
     const missing = credentials === undefined ? "Credentials are required" : "The credentials are for several agents, and name none";
     const advice = suffix === undefined ? "" : `, or a destination that ends with .AGENT${suffix}`;

@@ -72,9 +72,9 @@ export function createSocks5Proxy(requestTimeoutMs = REQUEST_TIMEOUT_MS): Client
 
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Whether a client needs no credentials, because the name of its destination can carry the agent. */
-function mayBeAnonymous({ authenticator, agentSuffix }: PipelineContext): boolean {
-  return agentSuffix !== undefined && authenticator.anonymous !== undefined;
+/** Whether a client needs no credentials, because the agent may follow from its destination. */
+function mayBeAnonymous({ authenticator, agentSuffix, findsAgent = false }: PipelineContext): boolean {
+  return (agentSuffix !== undefined || findsAgent) && authenticator.anonymous !== undefined;
 }
 
 /**

@@ -5,7 +5,7 @@ import { toErrorType, type TunnelErrorType } from "../tunnel/errors.ts";
 import { type Fields, values } from "./head.ts";
 
 /** Names of this program's services in the field. */
-export type Intermediary = "reverse-http-agent" | "reverse-http-proxy" | "reverse-http-lb";
+export type Intermediary = "reverse-http-agent" | "reverse-http-proxy" | "reverse-http-lb" | "reverse-http-client";
 
 /** The content of a peer's field. */
 export interface ProxyStatus {
