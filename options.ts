@@ -18,7 +18,7 @@ export interface ProxyOptions {
     tls?: {
       /** `--agent-server.tls.file.*` */
       file?: {
-        /** `--agent-server.tls.file.key`: The server's private key, PEM; without key and certificate the proxy makes its own and keeps them. */
+        /** `--agent-server.tls.file.key`: The server's private key, PEM; without key and certificate the proxy obtains them as acme.domain says, or makes its own and keeps them. */
         key?: string;
         /** `--agent-server.tls.file.cert`: The server's certificate chain, PEM. */
         cert?: string;
@@ -156,8 +156,35 @@ export interface ProxyOptions {
       };
     };
   };
-  /** `--state-dir`: Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory. */
+  /** `--state-dir`: Directory that keeps the proxy's own certificates across restarts; by default the system's or the user's state directory. */
   stateDir?: string;
+  /** `--acme.*` */
+  acme?: {
+    /** `--acme.domain`: Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for clients, where no certificate file is set. Setting it agrees to the authority's terms of service. */
+    domain?: string[];
+    /** `--acme.email`: Address at which the authority reaches you; by default none. */
+    email?: string;
+    /** `--acme.directory`: URL of the authority's directory; by default Let's Encrypt. Default: `"https://acme-v02.api.letsencrypt.org/directory"`. */
+    directory?: string;
+    /** `--acme.profile`: Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses. */
+    profile?: string;
+    /** `--acme.http-listen-address`: TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name. Default: `":80"`. */
+    httpListenAddress?: string;
+    /** `--acme.dns-command`: Program that proves control of the names by DNS-01 instead, called as PROGRAM present|cleanup NAME VALUE for a TXT record; needed for wildcards. */
+    dnsCommand?: string;
+    /** `--acme.file.*` */
+    file?: {
+      /** `--acme.file.root-ca`: Authorities to trust for the URL of the directory, PEM; by default the runtime's. */
+      rootCa?: string;
+    };
+    /** `--acme.eab.*` */
+    eab?: {
+      /** `--acme.eab.key-id`: Key id of an external account, if the authority requires one. */
+      keyId?: string;
+      /** `--acme.eab.hmac-key`: Key of the external account, base64url. */
+      hmacKey?: string;
+    };
+  };
   /** `--limits.*` */
   limits?: {
     /** `--limits.connections`: Concurrent client connections, lowered to what the file descriptor limit permits; 0: limited by that alone. Default: `32768`. */

@@ -70,6 +70,7 @@ const ofProxy = {
   "auth.jwt.public-key": proxyOptions["auth.jwt.public-key"],
   "auth.jwt.audience": proxyOptions["auth.jwt.audience"],
   "state-dir": proxyOptions["state-dir"],
+  "acme.domain": proxyOptions["acme.domain"],
 } as const;
 
 type Values = ValuesOf<typeof ownOptions & typeof ofProxy>;
@@ -143,7 +144,7 @@ async function invite(values: Values, stateDirectory: string | undefined, termin
 
 /** How the certificate that agents or clients see is recognized. */
 async function trustOf(
-  { client, pinSha256, stateDir, agentServer, httpProxy }: Values,
+  { client, pinSha256, stateDir, agentServer, httpProxy, acme }: Values,
   stateDirectory: string | undefined,
   { report }: Terminal,
 ): Promise<{ pin?: string; trust: string }> {
@@ -151,6 +152,9 @@ async function trustOf(
   if (pinSha256 !== undefined) return { pin: pinSha256.toLowerCase(), trust: `its certificate has the pin ${pinSha256.toLowerCase()}` };
   const option = client ? "http-proxy.tls.file.cert" : "agent-server.tls.file.cert";
   const file = client ? httpProxy.tls.file.cert : agentServer.tls.file.cert;
+  if (file === undefined && acme.domain.length > 0) {
+    return { trust: "its certificate is that of --acme.domain, verified by the system's authorities" };
+  }
   if (file === undefined) {
     if (client) throw new ConfigError(`Cannot invite a client: --${option} is required with --http-proxy.tls.enable, or --pin-sha256`);
     const path = stateDir || stateDirectory;

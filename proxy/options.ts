@@ -21,6 +21,7 @@ import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
+import { acmeOptions } from "../shared/tls/acme/options.ts";
 
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
@@ -49,7 +50,8 @@ export const proxyOptions = defineOptions({
   },
   "agent-server.tls.file.key": {
     kind: "file",
-    description: "The server's private key, PEM; without key and certificate the proxy makes its own and keeps them.",
+    description:
+      "The server's private key, PEM; without key and certificate the proxy obtains them as acme.domain says, or makes its own and keeps them.",
   },
   "agent-server.tls.file.cert": { kind: "file", description: "The server's certificate chain, PEM." },
   "agent-server.tls.file.client-ca": {
@@ -123,8 +125,10 @@ export const proxyOptions = defineOptions({
   ...storeServerOptions,
   "state-dir": {
     kind: "file",
-    description: "Directory that keeps the self-signed certificate across restarts; by default the system's or the user's state directory.",
+    description:
+      "Directory that keeps the proxy's own certificates across restarts; by default the system's or the user's state directory.",
   },
+  ...acmeOptions,
   ...clientLimitOptions,
   ...agentLimitOptions,
   ...addressLimitOptions,

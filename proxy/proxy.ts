@@ -13,6 +13,7 @@ import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Logger } from "../shared/log/logger.ts";
+import { openAcme } from "../shared/service/acme.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
@@ -28,7 +29,7 @@ import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics, reportAgents } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
 import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
-import { checkProxyTls, logPin, openProxyTls, type ProxyTls } from "./tls.ts";
+import { checkProxyTls, logPin, openProxyTls, type ProxyTls, stateDirectoryOf } from "./tls.ts";
 import { pinFor } from "../shared/tls/trust.ts";
 import { VERSION } from "../shared/version.ts";
 import type { Hello } from "../shared/link/message.ts";
@@ -89,7 +90,8 @@ const FAILURE_REFILL_MS = 1_000;
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
   return await startService("proxy", deps, async (runtime) => {
     const { log, metrics } = runtime;
-    const tls = await openProxyTls(options, { ...deps, log });
+    const acme = await openAcme(options.acme, stateDirectoryOf(options, deps));
+    const tls = await openProxyTls(options, { ...deps, log, acme });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
       authType: hasOwnAuthenticator ? undefined : options.auth.type,
@@ -139,6 +141,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
+    await acme?.start(runtime, store && { store, ttlMs: options.store.ttl });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
@@ -207,7 +210,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
   await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: false });
-  await checkProxyTls(options, deps);
+  await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });
   await checkStoreOptions(options.store);
 }
 

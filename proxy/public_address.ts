@@ -16,6 +16,7 @@ export interface PublicAddresses {
 export interface AddressOptions {
   readonly agentServer: Pick<ProxyOptions["agentServer"], "listenAddress" | "publicAddress">;
   readonly httpProxy: Pick<ProxyOptions["httpProxy"], "listenAddress" | "publicAddress">;
+  readonly acme?: Pick<ProxyOptions["acme"], "domain">;
 }
 
 /** Returns the addresses of this machine. */
@@ -23,15 +24,16 @@ export type ListAddresses = () => readonly string[];
 
 /** Where agents connect to. `bound` is the address that is listened on, if it is known. */
 export function agentAddresses(
-  { agentServer: { publicAddress, listenAddress } }: Pick<AddressOptions, "agentServer">,
+  { agentServer: { publicAddress, listenAddress }, acme }: Pick<AddressOptions, "agentServer" | "acme">,
   { bound = listenAddress, list = listAddresses }: { bound?: string; list?: ListAddresses } = {},
 ): PublicAddresses {
-  return publicAddress.length > 0 ? { addresses: publicAddress } : guess(bound, "agent-server.public-address", list);
+  if (publicAddress.length > 0) return { addresses: publicAddress };
+  return certified(bound, acme) ?? guess(bound, "agent-server.public-address", list);
 }
 
 /** Where clients connect to. By default a name that was configured for agents serves for clients too. */
 export function clientAddresses(
-  { agentServer, httpProxy: { publicAddress, listenAddress } }: AddressOptions,
+  { agentServer, httpProxy: { publicAddress, listenAddress }, acme }: AddressOptions,
   { list = listAddresses }: { list?: ListAddresses } = {},
 ): PublicAddresses {
   if (publicAddress !== undefined) return { addresses: [publicAddress] };
@@ -39,7 +41,14 @@ export function clientAddresses(
   if (named !== undefined && isEvery(listenAddress)) {
     return { addresses: [formatHostPort({ host: splitHostPort(named).host, port: splitHostPort(listenAddress).port })] };
   }
-  return guess(listenAddress, "http-proxy.public-address", list);
+  return certified(listenAddress, acme) ?? guess(listenAddress, "http-proxy.public-address", list);
+}
+
+/** The first name for which the proxy obtains a certificate. */
+function certified(listen: string, { domain }: Pick<ProxyOptions["acme"], "domain"> = { domain: [] }): PublicAddresses | undefined {
+  const name = domain.find((name) => !name.startsWith("*."));
+  if (name === undefined || !isEvery(listen)) return undefined;
+  return { addresses: [formatHostPort({ host: name, port: splitHostPort(listen).port })] };
 }
 
 /** Whether the listener has every address of the machine, which leaves open how others reach it. */

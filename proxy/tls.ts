@@ -3,7 +3,16 @@ import { ConfigError } from "../shared/config/option.ts";
 import { type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/types.ts";
-import { type CertifiedKey, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import type { Acme } from "../shared/service/acme.ts";
+import {
+  type CertifiedKey,
+  type DefaultIdentity,
+  openServerTls,
+  refuseWithoutTls,
+  type ReloadableTls,
+  type ServerTlsOptions,
+  type TlsCheck,
+} from "../shared/tls/reloadable_tls.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
 import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import type { ProxyOptions } from "./options.ts";
@@ -14,7 +23,7 @@ export interface ProxyTls {
   /** Missing for plain HTTP from clients. */
   readonly clients?: ReloadableTls<ServerTls>;
   readonly forwards: ForwardTls;
-  /** The self-signed certificate for agents, if used. */
+  /** The self-signed certificate for agents, if used for good. */
   readonly selfSigned?: SelfSigned;
 }
 
@@ -25,6 +34,8 @@ export interface ProxyTlsDeps {
   readonly net: TlsCheck;
   /** For the self-signed certificate, if the options name no directory. */
   readonly stateDirectory?: string;
+  /** The certificate of an authority, for listeners whose options name none. */
+  readonly acme?: Acme;
 }
 
 /**
@@ -32,10 +43,10 @@ export interface ProxyTlsDeps {
  * @throws {ConfigError}
  */
 export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
-  const clients = await openClientTls(options, deps);
-  const forwards = await openForwardTls(options.forward, clients, deps);
-  const selfSigned = needsSelfSigned(options) ? await openSelfSigned(AGENT_CERTIFICATE, placeOf(options, deps), deps.log) : undefined;
-  return { agents: await openAgentTls(options, { ...deps, selfSigned }), clients, forwards, selfSigned };
+  const selfSigned = needsSelfSigned(options)
+    ? await openSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps), deps.log)
+    : undefined;
+  return { ...await openAll(options, deps, selfSigned), selfSigned: deps.acme ? undefined : selfSigned };
 }
 
 /**
@@ -43,13 +54,12 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
  * @throws {ConfigError}
  */
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
-  const clients = await openClientTls(options, { ...deps, log: silentLogger });
-  await openForwardTls(options.forward, clients, { ...deps, log: silentLogger });
-  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, placeOf(options, deps)) : undefined;
-  await openAgentTls(options, { ...deps, log: silentLogger, selfSigned });
+  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps)) : undefined;
+  await openAll(options, { ...deps, log: silentLogger }, selfSigned);
 }
 
-function placeOf({ stateDir }: ProxyOptions, { stateDirectory }: Omit<ProxyTlsDeps, "log">): StateDirectory {
+/** The directory for what the proxy keeps. */
+export function stateDirectoryOf({ stateDir }: ProxyOptions, { stateDirectory }: { readonly stateDirectory?: string }): StateDirectory {
   return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
 }
 
@@ -62,13 +72,34 @@ export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAd
   });
 }
 
-function needsSelfSigned({ agentServer: { tls } }: ProxyOptions): boolean {
-  return !tls.file.key && !tls.file.cert;
+/** Whether a listener may need it: for good, or until the authority has issued a certificate. */
+function needsSelfSigned({ agentServer, httpProxy, acme }: ProxyOptions): boolean {
+  return hasNoFiles(agentServer.tls) || (acme.domain.length > 0 && httpProxy.tls.enable && hasNoFiles(httpProxy.tls));
+}
+
+function hasNoFiles({ file: { key, cert } }: ServerTlsOptions): boolean {
+  return !key && !cert;
+}
+
+/** The settings of all listeners. Those for agents and clients share what the options do not name. */
+async function openAll(
+  options: ProxyOptions,
+  { acme, ...deps }: ProxyTlsDeps,
+  selfSigned: CertifiedKey | undefined,
+): Promise<Omit<ProxyTls, "selfSigned">> {
+  const { agentServer, httpProxy, forward } = options;
+  if (acme && !hasNoFiles(agentServer.tls) && !(httpProxy.tls.enable && hasNoFiles(httpProxy.tls))) {
+    throw new ConfigError("Cannot use --acme.domain: agents and clients get the certificates of --agent-server.tls and --http-proxy.tls");
+  }
+  const managedFile = acme?.certificateFile;
+  const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: acme && selfSigned });
+  const forwards = await openForwardTls(forward, clients, deps);
+  return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), clients, forwards };
 }
 
 async function openAgentTls(
   { agentServer: { tls } }: ProxyOptions,
-  deps: ProxyTlsDeps & { selfSigned?: CertifiedKey },
+  deps: ProxyTlsDeps & DefaultIdentity,
 ): Promise<ReloadableTls<ServerTls>> {
   if (tls.agentIdFrom !== "none" && !tls.file.clientCa) {
     throw new ConfigError(
@@ -78,7 +109,10 @@ async function openAgentTls(
   return await openServerTls("agent-server.tls", tls, deps);
 }
 
-async function openClientTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ReloadableTls<ServerTls> | undefined> {
+async function openClientTls(
+  options: ProxyOptions,
+  deps: ProxyTlsDeps & DefaultIdentity,
+): Promise<ReloadableTls<ServerTls> | undefined> {
   const { httpProxy: { tls }, agentServer: { shareClientPort } } = options;
   if (tls.enable) return await openServerTls("http-proxy.tls", tls, deps);
   if (shareClientPort) {

@@ -1,9 +1,8 @@
-// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own. It uses the network's listener, which
-// bounds connections, time and header sections on every runtime. node:http would add 4 MiB of memory, and bypass a given network.
-import { encodeHead, type Fields, HeadError, parseRequestHead } from "../http/head.ts";
-import { reasonOf } from "../http/status.ts";
+// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own.
+import { HeadError, parseRequestHead } from "../http/head.ts";
 import type { Metrics } from "./metrics.ts";
-import type { Incoming, Net, SessionKind, SessionStats, TcpListener } from "../net/types.ts";
+import type { Net, SessionKind, SessionStats, TcpListener } from "../net/types.ts";
+import { type Response, startResponder } from "./responder.ts";
 
 /** Readiness, and the reasons against it. Ready at first. */
 export class Health {
@@ -75,12 +74,6 @@ export interface AdminServer {
   close(): Promise<void>;
 }
 
-interface Response {
-  readonly status: number;
-  readonly type: string;
-  readonly body: string;
-}
-
 /**
  * Listens on `address`, `host:port`. Without a host it listens on loopback only. Returns `undefined` without an address.
  * @throws {NetError} as `listenTcp` of the network
@@ -93,34 +86,8 @@ export async function listenAdmin(net: Net, address: string | undefined): Promis
 
 export function startAdminServer(options: AdminServerOptions): AdminServer {
   const { listener } = options;
-  const serve = async ({ stream, head }: Incoming): Promise<void> => {
-    const { status, type, body } = await respond(options, head).catch(() => json(500, { error: "internal error" }));
-    const content = new TextEncoder().encode(body);
-    const fields: Fields = [
-      ["Content-Type", type],
-      ["Content-Length", String(content.length)],
-      ["Cache-Control", "no-store"],
-      ...status === 405 ? [["Allow", "GET, HEAD"] as const] : [],
-      ["Connection", "close"],
-    ];
-    const failed = () => {}; // the client has disconnected
-    stream.write(encodeHead(`HTTP/1.1 ${status} ${reasonOf(status)}`, fields)).catch(failed);
-    if (!head?.startsWith("HEAD ")) stream.write(content).catch(failed);
-    stream.close(); // pending writes are sent first
-  };
-  const run = async (): Promise<void> => {
-    for (let batch; (batch = await listener.accept()) !== null;) {
-      for (const incoming of batch) void serve(incoming); // never rejects
-    }
-  };
-  const running = run();
-  return {
-    address: listener.address,
-    async close() {
-      listener.close();
-      await running;
-    },
-  };
+  const respondTo = (head: string | undefined) => respond(options, head).catch(() => json(500, { error: "internal error" }));
+  return { address: listener.address, ...startResponder(listener, respondTo) };
 }
 
 async function respond({ health, metrics, agents }: AdminServerOptions, head: string | undefined): Promise<Response> {

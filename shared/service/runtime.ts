@@ -72,7 +72,8 @@ export class ServiceRuntime {
   /** Describes the service's state in one line, for the supervisor. */
   describe?: () => string;
   readonly #resources: ResourceStack;
-  readonly #reloads: (() => Promise<void> | undefined)[] = [];
+  readonly #reloads: (() => Promise<void> | void)[] = [];
+  readonly #tlsReloads: (() => Promise<void>)[] = [];
   readonly #closing = new AbortController();
   #adminListener?: TcpListener;
   #admin?: AdminServer;
@@ -117,7 +118,7 @@ export class ServiceRuntime {
    */
   async openAuthenticator(options: AuthOptions, given?: Authenticator): Promise<Authenticator> {
     const authenticator = given ?? this.adopt(await createAuthenticator(options, this.log), (own) => own.close?.());
-    this.#reloads.push(() => authenticator.reload?.());
+    this.onReload(() => authenticator.reload?.());
     return authenticator;
   }
 
@@ -177,12 +178,22 @@ export class ServiceRuntime {
   refreshTls<T>(tls: ReloadableTls<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
     if (!tls) return;
     this.adopt(startTlsRefresh(tls, intervalMs, use), (refresh) => refresh.close());
-    this.#reloads.push(() => tls.reload(use));
+    this.#tlsReloads.push(() => tls.reload(use));
+  }
+
+  /** Calls `reload` on each {@link reload}. */
+  onReload(reload: () => Promise<void> | void): void {
+    this.#reloads.push(reload);
   }
 
   /** Reads certificates, keys, and the files of the authenticator again. */
   async reload(): Promise<void> {
-    await Promise.all(this.#reloads.map((reload) => reload()));
+    await Promise.all([this.reloadTls(), ...this.#reloads.map((reload) => reload())]);
+  }
+
+  /** Reads certificates and their keys again. */
+  async reloadTls(): Promise<void> {
+    await Promise.all(this.#tlsReloads.map((reload) => reload()));
   }
 
   get isDraining(): boolean {

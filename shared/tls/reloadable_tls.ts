@@ -56,29 +56,55 @@ interface Checked<T> {
   readonly warnings: readonly string[];
 }
 
+/** What a server uses whose options name no certificate. */
+export interface DefaultIdentity {
+  readonly selfSigned?: CertifiedKey;
+  /** A file with certificate and key, which the program writes itself. Until it exists and can be used, `selfSigned` is. */
+  readonly managedFile?: string;
+}
+
 /** File names by the last part of their option: `client-ca`. */
 type Files = Readonly<Record<string, string | undefined>>;
 type Pems = Readonly<Record<string, PemFile | undefined>>;
 
+/** Where settings come from. */
+interface Source {
+  /** What the options' names begin with, such as `agent-server.tls`, or how they are made. */
+  readonly group: string | TlsGroup;
+  readonly files: Files;
+  /** See {@link DefaultIdentity.managedFile}. */
+  readonly managed?: string;
+}
+
 /**
- * Loads the settings of a server. Without certificate and key files it uses `selfSigned`.
+ * Loads the settings of a server. Without certificate and key files it uses what `deps` has.
  * @param names what the options' names begin with, such as `agent-server.tls`, or how they are made
  * @throws {ConfigError} for a missing or invalid file
  */
 export async function openServerTls(
   names: string | TlsGroup,
   options: ServerTlsOptions,
-  { log, net, selfSigned }: { log: Logger; net: TlsCheck; selfSigned?: CertifiedKey },
+  { log, net, selfSigned, managedFile }: DefaultIdentity & { log: Logger; net: TlsCheck },
 ): Promise<ReloadableTls<ServerTls>> {
   const group = groupOf(names);
   const { key, cert, clientCa, clientCrl } = options.file;
+  const managed = key || cert ? undefined : managedFile;
+  let isFirst = true;
   const check = async (pems: Pems): Promise<Checked<ServerTls>> => {
-    const identity = readIdentity(group, pems, options, "server");
+    const warnings: string[] = [];
+    let identity: Checked<CertifiedKey> | undefined;
+    try {
+      identity = readIdentity(group, pems, options, "server");
+      warnings.push(...identity?.warnings ?? []);
+    } catch (error) {
+      // the program obtains another one
+      if (!isFirst || managed === undefined || !(error instanceof ConfigError)) throw error;
+      warnings.push(error.message);
+    }
     let tls: ServerTls | undefined = identity?.tls ?? selfSigned;
     if (tls === undefined) throw new ConfigError(`Cannot start: ${fileFlag(group, "key")} and ${fileFlag(group, "cert")} are required`);
     const { "client-ca": caFile, "client-crl": listFile } = pems;
     if (listFile && !caFile) throw needs(group, "client-crl", "client-ca");
-    const warnings = [...identity?.warnings ?? []];
     if (pems.cert) attributeTo(pems.cert, () => net.checkServerTls(tls!));
     if (caFile) {
       const authorities = readCertificates(caFile, "authorities");
@@ -93,7 +119,10 @@ export async function openServerTls(
     }
     return { tls, warnings };
   };
-  return await ReloadableTls.open(group, { key, cert, "client-ca": clientCa, "client-crl": clientCrl }, check, log);
+  const files = { key: managed ?? key, cert: managed ?? cert, "client-ca": clientCa, "client-crl": clientCrl };
+  const opened = await ReloadableTls.open({ group, files, managed }, check, log);
+  isFirst = false;
+  return opened;
 }
 
 /**
@@ -123,7 +152,7 @@ export async function openClientTls(
     checkSystemAuthorities(() => net.checkClientTls(tls));
     return Promise.resolve({ tls, warnings: identity?.warnings ?? [] });
   };
-  const opened = await ReloadableTls.open(group, { "root-ca": rootCa, key, cert }, check, log);
+  const opened = await ReloadableTls.open({ group, files: { "root-ca": rootCa, key, cert } }, check, log);
   if (rootCa && options.insecureSkipVerify) {
     log.warn("authorities have no effect, because certificates are not verified", {
       ignored: fileFlag(group, "root-ca"),
@@ -177,7 +206,7 @@ export class ReloadableTls<T> {
 
   private constructor(
     private readonly group: TlsGroup,
-    private readonly files: Files,
+    private readonly source: Source,
     private readonly check: (pems: Pems) => Promise<Checked<T>>,
     private readonly log: Logger,
     state: string,
@@ -189,23 +218,19 @@ export class ReloadableTls<T> {
   }
 
   /** @throws {ConfigError} if a file cannot be read or is invalid */
-  static async open<T>(
-    names: string | TlsGroup,
-    files: Files,
-    check: (pems: Pems) => Promise<Checked<T>>,
-    log: Logger,
-  ): Promise<ReloadableTls<T>> {
-    const group = groupOf(names);
-    const pems = await readPems(group, files);
+  static async open<T>(source: Source, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<ReloadableTls<T>> {
+    const group = groupOf(source.group);
+    const pems = await readPems(group, source);
     const { tls, warnings } = await check(pems);
     warn(log, warnings);
-    const opened = new ReloadableTls(group, files, check, log, JSON.stringify(pems), tls);
+    const opened = new ReloadableTls(group, source, check, log, JSON.stringify(pems), tls);
     await opened.#checkModes();
     return opened;
   }
 
   async #checkModes(): Promise<void> {
-    if (this.files.key) await this.#secrets.check(fileFlag(this.group, "key"), this.files.key);
+    const { key } = this.source.files;
+    if (key) await this.#secrets.check(fileFlag(this.group, "key"), key);
   }
 
   /** The latest valid settings. */
@@ -225,7 +250,7 @@ export class ReloadableTls<T> {
   async #reload(use: (tls: T) => void): Promise<void> {
     const before = this.#state;
     try {
-      const pems = await readPems(this.group, this.files);
+      const pems = await readPems(this.group, this.source);
       this.#state = JSON.stringify(pems);
       await this.#checkModes();
       if (this.#state === before) return;
@@ -288,14 +313,19 @@ function needs(group: TlsGroup, given: string, missing: string): ConfigError {
 }
 
 /** Reads the files. An empty name counts as none. */
-async function readPems({ optionOf }: TlsGroup, files: Files): Promise<Pems> {
+async function readPems({ optionOf }: TlsGroup, { files, managed }: Source): Promise<Pems> {
   const pems: Record<string, PemFile | undefined> = {};
   for (const [name, file] of Object.entries(files)) {
     if (!file) continue;
     // read a file that has both key and certificate once, so that both are of the same version
     const sameFile = Object.values(pems).find((pem) => pem?.file === file);
-    const option = optionOf(name);
-    pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file);
+    const option = file === managed ? "state-dir" : optionOf(name);
+    try {
+      pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file);
+    } catch (error) {
+      const { code } = (error as Error).cause as NodeJS.ErrnoException;
+      if (file !== managed || code !== "ENOENT") throw error; // else it does not exist yet
+    }
   }
   return pems;
 }

@@ -95,6 +95,16 @@ describe("invite", () => {
     assert.equal(role(await invite(folder, ["--agent-id=7", "--pin-sha256=system", PUBLIC]), "agent").pin, undefined);
   });
 
+  it("names the domain of the proxy's certificate by ACME, which needs no pin", async () => {
+    using folder = new Folder();
+    for (const [role, args, server] of [["agent", [], "proxy.example:4242"], ["client", ["--client"], "proxy.example:3128"]] as const) {
+      const terminal = await invite(folder, ["--agent-id=7", "--acme.domain=proxy.example", "--http-proxy.tls.enable", ...args]);
+      const { servers, pin, tls } = parseJoin(terminal.out(), role);
+      assert.deepEqual([servers, pin, tls], [[server], undefined, true]);
+    }
+    assert.equal(existsSync(join(folder.path, "state")), false);
+  });
+
   it("prints the command and a QR code on a terminal that is wide enough", async () => {
     using folder = new Folder();
     const args = ["--agent-id=site7", PUBLIC];

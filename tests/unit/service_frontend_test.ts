@@ -33,7 +33,7 @@ describe("the clients' side", () => {
       const log = new LogBook();
       const check = (pems: Readonly<Record<string, { text: string } | undefined>>) =>
         Promise.resolve({ tls: { cert: pems.cert!.text, key: "" } satisfies ServerTls, warnings: [] });
-      const tls = await ReloadableTls.open<ServerTls>("http-proxy.tls", { cert: file }, check, log);
+      const tls = await ReloadableTls.open<ServerTls>({ group: "http-proxy.tls", files: { cert: file } }, check, log);
       const runtime = await startService("lb", { net: watched, log }, (runtime) => Promise.resolve(runtime));
       const options = withDefaults(lbOptions, {});
       const clients = new ServiceFrontend(runtime, options, { descriptors: 2, hasOwnAuthenticator: false });

@@ -1,0 +1,91 @@
+// The certificate of a service that an ACME authority issues: opens what ordering it needs, and answers challenges.
+import { ConfigError } from "../config/option.ts";
+import type { StateDirectory } from "../files/state_directory.ts";
+import { HeadError, parseRequestHead } from "../http/head.ts";
+import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
+import { Orderer } from "../tls/acme/orderer.ts";
+import { createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
+import { AcmeState } from "../tls/acme/state.ts";
+import { readCertificates } from "../tls/pem.ts";
+import { readPemFile } from "../tls/reloadable_tls.ts";
+import { type Response, startResponder } from "./responder.ts";
+import type { ServiceRuntime } from "./runtime.ts";
+
+/** Limit on waiting requests at the port for challenges. */
+const MAX_PENDING = 256;
+
+/** The certificate of a service. */
+export interface Acme {
+  /** The file with the chain and its key. It may not exist yet. */
+  readonly certificateFile: string;
+  /**
+   * Listens for challenges, and orders certificates until the service closes. `shared` is for proxies that answer each other's challenges.
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  start(runtime: ServiceRuntime, shared?: SharedStore): Promise<void>;
+}
+
+/**
+ * Reads what the options name and prepares the state directory; `undefined` if they name no domain.
+ * @param isCheck whether nothing is written
+ * @throws {ConfigError}
+ */
+export async function openAcme(options: AcmeOptions, { path }: StateDirectory, isCheck = false): Promise<Acme | undefined> {
+  checkAcmeOptions(options);
+  if (options.domain.length === 0) return undefined;
+  if (path === undefined) throw new ConfigError("Cannot use --acme.domain: there is no state directory; set --state-dir");
+  const { rootCa } = options.file;
+  const ca = rootCa && readCertificates(await readPemFile("acme.file.root-ca", rootCa), "authorities").text;
+  const state = new AcmeState(path, options.directory);
+  if (!isCheck) await state.open();
+  return {
+    certificateFile: state.certificateFile,
+    async start(runtime, shared) {
+      const { log, health, metrics } = runtime;
+      const stopping = new AbortController();
+      const orderer = new Orderer({
+        options,
+        ca,
+        state,
+        solver: options.dnsCommand === undefined
+          ? await listenForChallenges(runtime, options.httpListenAddress, new HttpSolver(log, shared))
+          : createCommandSolver(options.dnsCommand, log, stopping.signal),
+        shared,
+        log,
+        signal: stopping.signal,
+        onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
+        onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
+        onCertificate: () => runtime.reloadTls(),
+      });
+      health.setUnready("certificate", "the certificate has not been checked yet");
+      const running = orderer.run(); // never rejects
+      runtime.defer(async () => {
+        stopping.abort();
+        await running;
+      });
+      runtime.onReload(() => orderer.retry());
+    },
+  };
+}
+
+/** Answers the challenges of `solver` at `address`, and returns it. */
+async function listenForChallenges(runtime: ServiceRuntime, address: string, solver: HttpSolver): Promise<HttpSolver> {
+  const listener = await runtime.net.listenTcp({ address, maxPendingHeads: MAX_PENDING });
+  runtime.adopt(startResponder(listener, (head) => respond(solver, head)), (responder) => responder.close());
+  runtime.log.info("answering challenges for certificates", { address: listener.address });
+  return solver;
+}
+
+async function respond(solver: HttpSolver, head: string | undefined): Promise<Response> {
+  const plain = (status: number, body: string): Response => ({ status, type: "text/plain", body });
+  try {
+    const { method, target } = parseRequestHead(head ?? "");
+    if (method !== "GET" && method !== "HEAD") return plain(405, "Only GET and HEAD are served\n");
+    const answer = await solver.answer(target);
+    return answer === undefined
+      ? plain(404, "There is no such challenge\n")
+      : { status: 200, type: "application/octet-stream", body: answer };
+  } catch (error) {
+    return plain(error instanceof HeadError ? error.status : 400, "The request is malformed\n");
+  }
+}

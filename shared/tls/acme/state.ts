@@ -1,0 +1,100 @@
+// What is kept of an ACME authority in the state directory, readable by this user only: the account's key, the certificate with its key, and
+// when the next order is allowed.
+import { createHash } from "node:crypto";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { generatePrivateKey, parsePrivateKey, type SigningKey } from "../../auth/keys.ts";
+import { ConfigError } from "../../config/option.ts";
+import { describeWriteError, readText } from "../../files/read.ts";
+import { writeFileAtomically } from "../../files/write.ts";
+
+/** The orders so far. */
+export interface Attempts {
+  /** Failures since the last certificate. */
+  readonly failures: number;
+  /** No order before this time, in milliseconds since 1970. A reload overrides it. */
+  readonly earliest: number;
+  /** The same, as the authority has asked. */
+  readonly retryAfter: number;
+}
+
+/** Limit on the size of a file, in bytes. */
+const MAX_FILE = 1024 * 1024;
+
+export class AcmeState {
+  /** Each authority has its own folder: a certificate of a test authority is not used by mistake. */
+  readonly #folder: string;
+
+  /**
+   * @param path the state directory
+   * @param directory the authority's URL
+   */
+  constructor(path: string, directory: string) {
+    const { hostname } = new URL(directory);
+    const name = `${hostname.replace(/[^0-9a-z.-]/gi, "_")}-${createHash("sha256").update(directory).digest("hex").slice(0, 8)}`;
+    this.#folder = join(path, "acme", name);
+  }
+
+  /** The file with the certificate chain and its key. */
+  get certificateFile(): string {
+    return join(this.#folder, "certificate.pem");
+  }
+
+  /**
+   * Creates the folder, and finds out whether it can be written.
+   * @throws {ConfigError}
+   */
+  async open(): Promise<void> {
+    try {
+      await mkdir(this.#folder, { recursive: true, mode: 0o700 });
+      await this.accountKey();
+    } catch (cause) {
+      throw new ConfigError(`Cannot use --acme.domain: ${this.#folder}: ${describeWriteError(cause)}; set --state-dir`, { cause });
+    }
+  }
+
+  /** The key of the account, which is created if it is missing. */
+  async accountKey(): Promise<SigningKey> {
+    const file = join(this.#folder, "account.pem");
+    const text = await this.#read(file);
+    if (text !== undefined) return parsePrivateKey(text);
+    await writeFileAtomically(file, generatePrivateKey("ES256"), { mode: 0o600, existing: "keep" });
+    return parsePrivateKey(await readText(file, MAX_FILE)); // another process may have been first
+  }
+
+  /** The content of {@link certificateFile}, if there is one. */
+  async certificate(): Promise<string | undefined> {
+    return await this.#read(this.certificateFile);
+  }
+
+  async writeCertificate(chain: string, key: string): Promise<void> {
+    await writeFileAtomically(this.certificateFile, `${chain.trim()}\n${key.trim()}\n`, { mode: 0o600, existing: "replace" });
+  }
+
+  async attempts(): Promise<Attempts> {
+    const none = { failures: 0, earliest: 0, retryAfter: 0 };
+    const text = await this.#read(this.#attemptsFile);
+    try {
+      return { ...none, ...JSON.parse(text ?? "{}") };
+    } catch {
+      return none; // somebody has edited it
+    }
+  }
+
+  async writeAttempts(attempts: Attempts): Promise<void> {
+    await writeFileAtomically(this.#attemptsFile, `${JSON.stringify(attempts)}\n`, { mode: 0o600, existing: "replace" });
+  }
+
+  get #attemptsFile(): string {
+    return join(this.#folder, "attempts.json");
+  }
+
+  async #read(file: string): Promise<string | undefined> {
+    try {
+      return await readText(file, MAX_FILE);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+      throw error;
+    }
+  }
+}
