@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
+import fc from "fast-check";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
@@ -113,6 +114,56 @@ describe("a client of virtual hosts", () => {
       }
       client.close();
     }));
+
+  it("has all its requests reach their origins intact, whatever the segments in which they come", () => {
+    const request = fc.record({
+      host: fc.constantFrom("a.example", "b.example"),
+      body: fc.string({ maxLength: 40 }),
+      framing: fc.constantFrom("length", "chunks", "none"),
+    });
+    return fc.assert(
+      fc.asyncProperty(
+        fc.array(request, { minLength: 1, maxLength: 5 }),
+        fc.array(fc.nat(60), { maxLength: 12 }),
+        (requests, cuts) =>
+          withBench({ records }, async (bench) => {
+            const texts = requests.map(({ host, body, framing }) => {
+              const text = Buffer.from(body).toString("latin1");
+              const head = `POST /${host} HTTP/1.1\r\nHost: ${host}\r\n`;
+              if (framing === "none") return [host, head, ""] as const;
+              if (framing === "length") return [host, `${head}Content-Length: ${text.length}\r\n`, text] as const;
+              const chunk = text === "" ? "" : `${text.length.toString(16)}\r\n${text}\r\n`;
+              return [host, `${head}Transfer-Encoding: chunked\r\n`, `${chunk}0\r\n\r\n`] as const;
+            });
+            const client = await connectTo(bench.net, bench.address);
+            const all = Buffer.from(texts.map(([, head, body]) => `${head}\r\n${body}`).join(""), "latin1");
+            const send = async () => {
+              let at = 0;
+              for (const cut of [...cuts, all.length]) {
+                await client.write(all.subarray(at, at + cut));
+                at = Math.min(at + cut, all.length);
+              }
+            };
+            const sent = send();
+            for (const [host, , body] of texts) {
+              const { request: { agentId }, far } = await bench.dialled.next();
+              assert.equal(agentId, host[0]);
+              const head = await readUntil(far, "\r\n\r\n");
+              assert.ok(head.startsWith(`POST /${host} HTTP/1.1\r\nHost: ${host}\r\n`));
+              let received = head.slice(head.indexOf("\r\n\r\n") + 4);
+              while (received.length < body.length) received += Buffer.from((await within(far.read()))!).toString("latin1");
+              assert.equal(received, body);
+              await far.write(OK);
+              await readUntil(client, "ok");
+              far.close();
+            }
+            await sent;
+            client.close();
+          }),
+      ),
+      { numRuns: 60 },
+    );
+  });
 
   it("keeps its connection after a response whose end is that of the origin's connection", () =>
     withBench({}, async (bench) => {
