@@ -41,7 +41,8 @@ export function createVirtualHosts(current: () => VirtualHosts, name: Intermedia
         next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
       };
     },
-    refusalOf,
+    // browsers connect before they have a request, and may take a 408 for the response to it
+    refusalOf: (error) => error.code === "head-timeout" ? undefined : refusalOf(error),
   };
 }
 

@@ -11,6 +11,7 @@ import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { createVirtualHosts } from "../../shared/frontend/http_virtual_host.ts";
 import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
+import { NetError } from "../../shared/net/errors.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
@@ -201,6 +202,12 @@ describe("a client of virtual hosts", () => {
       assert.match(await readText(client), /^HTTP\/1\.1 413 [^]*\r\nConnection: close\r\n/);
       client.close();
     }));
+
+  it("gets no response if its first request does not come in time", () => {
+    const { refusalOf } = createVirtualHosts(() => new VirtualHosts(":80", "http", []), "reverse-http-proxy");
+    assert.equal(refusalOf?.(new NetError("head-timeout", "late")), undefined);
+    assert.equal(refusalOf?.(new NetError("head-too-large", "long"))?.message, "The request head is too large");
+  });
 
   it("is disconnected if it sends no other request for some time", () =>
     withBench({ idleTimeoutMs: 1 }, async (bench) => {
