@@ -1,10 +1,12 @@
 // Builds the executables, single files that contain the runtime and the native engine: into dist/ for this machine or, with --target, into
 // dist/<target>/ for a release. Run by Bun: `deno task build`.
 import { spawnSync } from "node:child_process";
-import { copyFileSync, mkdirSync, rmSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { LIBRARY_FILES } from "./shared/auth/password_libraries.ts";
 import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
 import { signMac } from "./tools/sign.ts";
@@ -25,6 +27,21 @@ const embedAddon = (addon: string): Bun.BunPlugin => ({
     }));
   },
 });
+
+/** Where the sources read the libraries' files, executables carry their text. */
+const embedLibraries: Bun.BunPlugin = {
+  name: "embed-libraries",
+  setup(build) {
+    build.onLoad({ filter: /shared\/auth\/password_libraries\.ts$/ }, () => ({
+      loader: "ts",
+      contents: `export const readLibraries = () => Promise.resolve(${JSON.stringify(readLibraryTexts())});`,
+    }));
+  },
+};
+
+function readLibraryTexts(): string[] {
+  return LIBRARY_FILES.map((file) => readFileSync(createRequire(import.meta.url).resolve(file), "utf8"));
+}
 
 interface Facts {
   readonly commit: string;
@@ -65,7 +82,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
       minify: true,
       // without paths of this machine: the same executable in any folder
       define: { __dirname: '"/nowhere"', __filename: '"/nowhere"' },
-      plugins: [embedAddon(addon), stampBuild(facts)],
+      plugins: [embedAddon(addon), embedLibraries, stampBuild(facts)],
     });
     for (const message of result.logs) console.error(String(message));
     if (!result.success) throw new Error(`Cannot build ${name}`);

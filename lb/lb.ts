@@ -1,7 +1,7 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
-import { checkAuthOptions } from "../shared/auth/scheme.ts";
+import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
@@ -64,7 +64,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const tls = await openTls(options, { net, log });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
-      authType: hasOwnAuthenticator ? undefined : options.auth.type,
+      authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
       isAuthenticatedAgain: true,
     });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
@@ -124,7 +124,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
  */
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
-  await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: true });
+  await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
 }

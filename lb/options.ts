@@ -10,6 +10,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  providerOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
@@ -66,6 +67,7 @@ export const lbOptions = defineOptions({
   "http-connector.tls.file.key": { kind: "file", description: "Private key of lb's certificate for proxies, PEM." },
   "http-connector.tls.file.cert": { kind: "file", description: "The certificate chain that lb shows to proxies, PEM." },
   ...authOptions,
+  ...providerOptions,
   "store.type": {
     kind: "string",
     default: "memcached",

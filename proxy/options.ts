@@ -12,6 +12,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  providerOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
@@ -110,6 +111,7 @@ export const proxyOptions = defineOptions({
   },
   ...forwardOptions,
   ...authOptions,
+  ...providerOptions,
   "store.type": {
     kind: "string",
     default: "none",

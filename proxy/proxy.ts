@@ -3,7 +3,7 @@ import { hostname } from "node:os";
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
-import { checkAuthOptions } from "../shared/auth/scheme.ts";
+import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
@@ -94,7 +94,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const tls = await openProxyTls(options, { ...deps, log, acme });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
-      authType: hasOwnAuthenticator ? undefined : options.auth.type,
+      authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
       isAuthenticatedAgain: false,
     });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
@@ -209,7 +209,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
-  await checkForwards(options.forward, { authType: options.auth.type, isAuthenticatedAgain: false });
+  await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });
   await checkStoreOptions(options.store);
 }

@@ -225,7 +225,7 @@ async function authenticateAgent(
   const { credentials, accept } = await receiveCredentials(connection);
   permit?.checkLockout(); // other connections of the address may have failed meanwhile
   const identity = await identifyAgent(authenticator, credentials, { certificate: connection.peerCertificate }, log).catch((error) => {
-    if (error instanceof AuthenticationError) permit?.recordFailure(credentials);
+    if (error instanceof AuthenticationError && error.kind !== "unavailable") permit?.recordFailure(credentials);
     throw error;
   });
   return { identity, accept };
@@ -375,6 +375,7 @@ function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   } else if (error instanceof AuthenticationError) {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");
+    else if (error.kind === "unavailable") connection.close(CloseCode.internal, "credentials cannot be checked now");
     else connection.close(CloseCode.unauthorized, "authentication failed");
   } else if (error instanceof MessageError || error instanceof CreditError) {
     log.warn("agent refused", { remote, reason: message });

@@ -24,11 +24,18 @@ export class AuthenticationError extends Error {
   override readonly name = "AuthenticationError";
   /**
    * Creates an error for the local log.
-   * @param kind `agent-id`: an invalid agent id; `denied`: any other reason
+   * @param kind `agent-id`: an invalid agent id; `ended`: the credentials are known, but expired or revoked, so that no other provider is
+   * asked; `unavailable`: they cannot be checked now, and the peer may try again; `denied`: any other reason
    * @param message for the log
    * @param claims of a token whose signature is valid
+   * @param advice one line for the client, if it may learn the reason
    */
-  constructor(readonly kind: "agent-id" | "denied", message: string, readonly claims: Claims = {}) {
+  constructor(
+    readonly kind: "agent-id" | "denied" | "ended" | "unavailable",
+    message: string,
+    readonly claims: Claims = {},
+    readonly advice?: string,
+  ) {
     super(message);
   }
 }
@@ -48,6 +55,17 @@ export interface Identity {
   readonly publish?: PublishList;
   /** Identifies the credentials in logs: the `jti` of a token. */
   readonly tokenId?: string;
+  /** Who it is, for logs and the policy: the `sub` of a token, which never changes. Default: not known. */
+  readonly subject?: string;
+  /** The name that people know. Default: not known. */
+  readonly name?: string;
+  /** The groups of a person, as their identity provider names them. Default: none. */
+  readonly groups?: readonly string[];
+  /**
+   * The user name that the password belongs to, where it is not the agent's id. A next hop, which authenticates the client again, gets the
+   * agent's id behind it and an `@`. Default: the user name names the agent, or anything.
+   */
+  readonly user?: string;
   /** Aborted when the credentials become invalid; everything opened with them is then closed. The reason, an `Error`, goes to the log. */
   readonly signal?: AbortSignal;
   /** Called once, when everything opened with the credentials is closed. Errors are logged. */
@@ -58,6 +76,14 @@ export interface Identity {
 export interface Peer {
   /** Its certificate from the TLS handshake, DER; `undefined` if it sent none. */
   readonly certificate?: Uint8Array;
+}
+
+/** What is known about a client besides its credentials. */
+export interface ClientPeer {
+  /** Its own address, without a port. */
+  readonly address: string;
+  /** The id of its request in the log. */
+  readonly requestId: string;
 }
 
 /** An authentication scheme for agents and clients. Returning a string is short for an {@link Identity} with that agent id alone. */
@@ -71,7 +97,7 @@ export interface Authenticator {
    * Identifies the client, and the agent that it may reach.
    * @throws {AuthenticationError} if the credentials are denied
    */
-  authenticateClient(credentials: ClientCredentials): string | Identity | Promise<string | Identity>;
+  authenticateClient(credentials: ClientCredentials, peer: ClientPeer): string | Identity | Promise<string | Identity>;
   /** The identity of a client without credentials. Default: clients need credentials. */
   anonymous?(): Identity;
   /** Reloads the files that it uses. Never rejects. */
@@ -93,8 +119,13 @@ export async function identifyAgent(authenticator: Authenticator, credentials: U
  * Authenticates a client and checks the agent id. The identity's `release` never throws.
  * @throws {AuthenticationError}
  */
-export async function identifyClient(authenticator: Authenticator, credentials: ClientCredentials, log: Logger): Promise<Identity> {
-  const identity = isolated(await authenticator.authenticateClient(credentials), log);
+export async function identifyClient(
+  authenticator: Pick<Authenticator, "authenticateClient">,
+  credentials: ClientCredentials,
+  peer: ClientPeer,
+  log: Logger,
+): Promise<Identity> {
+  const identity = isolated(await authenticator.authenticateClient(credentials, peer), log);
   return checked(identity, () => {
     if (identity.agentId !== "" || identity.agents === undefined) checkAgentId(identity.agentId);
   });
@@ -117,8 +148,9 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, publish, tokenId, signal } = identity;
-  return { agentId, agents, allowList, publish, tokenId, signal, release: isolateHook("release", () => identity.release?.(), log) };
+  const { agentId, agents, allowList, publish, tokenId, subject, name, groups, user, signal } = identity;
+  const release = isolateHook("release", () => identity.release?.(), log);
+  return { agentId, agents, allowList, publish, tokenId, subject, name, groups, user, signal, release };
 }
 
 /** Why `signal` was aborted, for the log. */

@@ -22,7 +22,7 @@ export function bindToCertificate(authenticator: Authenticator, source: NameSour
         throw error;
       }
     },
-    authenticateClient: (credentials) => authenticator.authenticateClient(credentials),
+    authenticateClient: (credentials, peer) => authenticator.authenticateClient(credentials, peer),
   };
 }
 

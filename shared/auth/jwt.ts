@@ -1,4 +1,5 @@
 // Authentication by tokens (JWT) and tickets, and closing what was opened with a token that expires, is revoked, or whose key is removed.
+import { authOptions } from "../config/common_options.ts";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
@@ -12,10 +13,14 @@ import {
   isToken,
 } from "./authenticator.ts";
 import type { AgentList } from "./agent_list.ts";
-import { parsePublicKeys, type VerificationKey } from "./keys.ts";
+import { keyAlgorithm, parsePublicKeys, type VerificationKey } from "./keys.ts";
 import { readRevocations, type Revocations } from "./revocations.ts";
+import { everySecond, LiveCredentials } from "./live_credentials.ts";
+import type { Fetch } from "./fetch.ts";
+import { RemoteKeys } from "./remote_keys.ts";
 import { isTicket, verifyTicket } from "./ticket.ts";
-import { LEEWAY_S, type Role, type Token, verifyToken } from "./token.ts";
+import { LEEWAY_S, readHeader, type Role, type Token, verifyToken } from "./token.ts";
+import { VerifiedTokens } from "./verified_tokens.ts";
 import { PolledFile } from "../files/polled_file.ts";
 
 /** What an expired token closes. */
@@ -35,60 +40,80 @@ export interface JwtOptions {
 
 export interface JwtDeps {
   log: Logger;
+  /** Keys besides those of the files. Default: none. */
+  jwks?: JwksOptions;
+  /** Default: the runtime's. */
+  fetch?: Fetch;
   /** Milliseconds since 1970. Default `Date.now`. */
   now?: () => number;
 }
 
+/** Keys of {@link JwtOptions} that are published at a URL. */
+export interface JwksOptions {
+  /** Default: none are. */
+  readonly url?: string;
+  /** Time in milliseconds after which they are fetched again. */
+  readonly refresh: number;
+  /** Time in milliseconds for which they serve after that, while they cannot be fetched. */
+  readonly maxStale: number;
+}
+
 /** Polls, one per second, after which a missing key file counts as removed: a file being replaced may be missing for a moment. */
 const MAX_MISSING_POLLS = 2;
-/** Size of the cache of verified tokens, which saves the signature check of repeated tokens. */
-const MAX_CACHED = 1000;
-
-/** A token in use. */
-interface CurrentToken {
-  readonly token: Token;
-  /** When to close what was opened with it, in milliseconds since 1970; `Infinity` to keep it open after the expiry. */
-  readonly closesAt: number;
-  readonly controller: AbortController;
-}
 
 /**
  * Creates an authenticator for tokens. Reads the files now and polls them every second until it is closed. If a file becomes invalid or
  * missing later, that is logged and its previous content stays in force.
  * @throws {ConfigError} for an invalid file
  */
-export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }: JwtDeps): Promise<Authenticator> {
-  const files = await openFiles(options);
+export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now = Date.now }: JwtDeps): Promise<Authenticator> {
+  const files = await openFiles(options, jwks?.url !== undefined);
   warnAboutForeignIds(files, log);
-  const verified = new Map<string, Token>();
-  const current = new Set<CurrentToken>();
+  const verified = new VerifiedTokens<Token>();
+  const live = new LiveCredentials<Token>();
   let keys = currentKeys(files.keys);
 
-  /** @param cacheKey all that the result depends on, besides the options */
-  const verify = async (cacheKey: string, check: (keys: VerificationKey[]) => Promise<Token>): Promise<Token> => {
-    let token = verified.get(cacheKey);
-    verified.delete(cacheKey);
-    token ??= await check([...keys.values()]);
-    verified.set(cacheKey, token);
-    if (verified.size > MAX_CACHED) verified.delete(verified.keys().next().value!);
-    return token;
-  };
-
   const problemOf = ({ id, keyId }: Token): string | undefined => {
-    if (!keys.has(keyId)) return "The public key of the token was removed";
+    if (!keys.has(keyId) && !published?.has(keyId)) return "The public key of the token was removed";
     if (id !== undefined && files.revocations?.value.has(id)) return "The token is revoked";
     return undefined;
   };
+  const endInvalid = () => live.closeIf(problemOf);
+  const onRemoved = () => {
+    verified.clear();
+    endInvalid();
+  };
+  const published = jwks?.url === undefined ? undefined : new RemoteKeys({
+    source: { jwksUrl: jwks.url },
+    refreshMs: jwks.refresh,
+    maxStaleMs: jwks.maxStale,
+    onRemoved,
+    log,
+    fetch,
+  });
 
   const { audience } = options;
+  const verifyWithKeys = async (text: string, role: Role): Promise<Token> => {
+    const { algorithm, kid } = readHeader(text, role);
+    let unavailable: AuthenticationError | undefined;
+    const found = await published?.find(kid, keyAlgorithm(algorithm)).catch((error) => {
+      if (!(error instanceof AuthenticationError)) throw error;
+      unavailable = error; // a key of the files may do
+      return [];
+    });
+    const candidates = [...keys.values(), ...found as readonly VerificationKey[] | undefined ?? []];
+    return await verifyToken(text, candidates, { role, audience, now: now() }).catch((error) => {
+      throw unavailable ?? error;
+    });
+  };
   // a token is valid for one role only
-  const verifyJwt = (text: string, role: Role) =>
-    verify(`${role} ${text}`, (keys) => verifyToken(text, keys, { role, audience, now: now() }));
+  const verifyJwt = (text: string, role: Role) => verified.get(`${role} ${text}`, () => verifyWithKeys(text, role));
   // a ticket is valid for one user name only
   const verifyTicketOf = (text: string, username: string) =>
-    verify(`ticket ${text} ${username}`, (keys) => verifyTicket(text, keys, { agentIds: agentIdsOf(username), audience }));
+    verified.get(`ticket ${text} ${username}`, () => verifyTicket(text, [...keys.values()], { agentIds: agentIdsOf(username), audience }));
 
-  const admit = (token: Token, role: Role): Identity => {
+  const admit = async (token: Token, role: Role): Promise<Identity> => {
+    if (!keys.has(token.keyId)) await published?.ready();
     // a cached token may have been revoked or expired since
     const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
     // a token that closes connections at its expiry is not accepted within the leeway, or the agent would reconnect with it
@@ -97,25 +122,10 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     if (problem !== undefined) {
       const { agentId, id: tokenId } = token;
       const claims = `${agentId === undefined ? "" : `agent_id ${JSON.stringify(agentId)}, `}jti ${JSON.stringify(tokenId)}`;
-      throw new AuthenticationError("denied", `${problem} (${claims})`, { agentId, tokenId });
+      throw new AuthenticationError("ended", `${problem} (${claims})`, { agentId, tokenId });
     }
-    const entry: CurrentToken = { token, closesAt: closes ? token.expiresAt : Infinity, controller: new AbortController() };
-    current.add(entry);
-    const { agentId = "", agents, id: tokenId, allowList, publish } = token;
-    return { agentId, agents, tokenId, allowList, publish, signal: entry.controller.signal, release: () => void current.delete(entry) };
-  };
-
-  const revoke = (entry: CurrentToken, why: string) => {
-    current.delete(entry);
-    entry.controller.abort(new Error(why));
-  };
-
-  const closeExpired = () => {
-    const time = now();
-    for (const entry of current) {
-      if (entry.closesAt > time) continue;
-      revoke(entry, "The token has expired");
-    }
+    const { agentId = "", agents, id: tokenId, subject, name, allowList } = token;
+    return { agentId, agents, tokenId, subject, name, allowList, ...live.add(token, closes ? token.expiresAt : Infinity) };
   };
 
   const reloadFiles = async (): Promise<void> => {
@@ -125,25 +135,17 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
     const removed = [...before.keys()].filter((id) => !keys.has(id)).length;
     const added = [...keys.keys()].filter((id) => !before.has(id)).length;
     if (removed + added > 0) log.info("public keys reloaded", { keys: keys.size, added, removed });
-    if (!changed && removed === 0) return;
-    if (removed > 0) verified.clear();
-    for (const entry of current) {
-      const why = problemOf(entry.token);
-      if (why !== undefined) revoke(entry, why);
-    }
+    if (removed > 0) onRemoved();
+    else if (changed) endInvalid();
   };
 
   let reloading: Promise<void> | undefined;
-  let timer: ReturnType<typeof setTimeout>;
-  // tokens expire at whole seconds of the wall clock; waking at each keeps that exact even if the clock is set
-  const schedule = () => timer = setTimeout(tick, 1000 - now() % 1000);
   const reload = () => reloading ??= reloadFiles().finally(() => reloading = undefined);
-  const tick = () => {
-    schedule();
-    closeExpired();
+  const stop = everySecond(now, () => {
+    live.closeExpired(now());
+    published?.poll();
     void reload();
-  };
-  schedule();
+  });
 
   return {
     authenticateAgent: async (credentials) => admit(await verifyJwt(decode(credentials), "agent"), "agent"),
@@ -156,7 +158,7 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
           "The client sent a ticket without the agent id, as a Bearer token: it belongs in the password",
         );
       }
-      const identity = admit(await verifyJwt(text, "client"), "client");
+      const identity = await admit(await verifyJwt(text, "client"), "client");
       if (identity.agents) return { ...identity, agentId: agentNamedBy(credentials, identity.agents) };
       if (credentials.scheme === "basic" && !agentIdsOf(credentials.username).includes(identity.agentId)) {
         identity.release?.();
@@ -167,7 +169,10 @@ export async function createJwtAuth(options: JwtOptions, { log, now = Date.now }
       return identity;
     },
     reload,
-    close: () => clearTimeout(timer),
+    close() {
+      stop();
+      published?.close();
+    },
   };
 }
 
@@ -176,8 +181,10 @@ interface Files {
   readonly revocations?: PolledFile<Revocations>;
 }
 
-async function openFiles({ publicKey, revocationFile }: JwtOptions): Promise<Files> {
-  if (publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
+/** @param hasUrl whether keys come from a URL, so that the default file may be missing */
+async function openFiles({ publicKey: given, revocationFile }: JwtOptions, hasUrl: boolean): Promise<Files> {
+  const publicKey = hasUrl && given.join() === authOptions["auth.jwt.public-key"].default ? [] : given;
+  if (!hasUrl && publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
   const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<PolledFile<T>> => {
     const file = new PolledFile(name, read);
     try {

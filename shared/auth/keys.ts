@@ -128,6 +128,64 @@ async function toVerificationKey(jwk: JWK, algorithm: Algorithm, kid?: unknown):
   return { id: await calculateJwkThumbprint(jwk), kid: typeof kid === "string" ? kid : undefined, algorithm, key };
 }
 
+/** A public key of another issuer's JWKS, for one of the algorithms that it may be used with. */
+export interface IssuerKey extends Omit<VerificationKey, "algorithm"> {
+  readonly algorithm: string;
+}
+
+/** Algorithms by the type of key or its curve (RFC 7518 §3.1, RFC 8037). None of them uses a shared secret. */
+const ISSUER_ALGORITHMS: Readonly<Record<string, readonly string[]>> = {
+  "RSA": ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"],
+  "P-256": ["ES256"],
+  "P-384": ["ES384"],
+  "P-521": ["ES512"],
+  "Ed25519": ["EdDSA"],
+};
+/** All algorithms of another issuer's tokens. */
+export const SIGNATURE_ALGORITHMS: readonly string[] = [...Object.values(ISSUER_ALGORITHMS).flat(), "Ed25519"];
+/** Most keys that are read from a JWKS of another issuer. */
+const MAX_ISSUER_KEYS = 100;
+/** Shortest modulus of an RSA key as base64url, in characters: {@link MIN_RSA_BITS}. */
+const MIN_MODULUS = Math.floor(MIN_RSA_BITS / 6);
+
+/**
+ * Parses another issuer's JWKS. Keys that are not understood are passed over (RFC 7517 §5): other types, curves, purposes and algorithms,
+ * secrets, and invalid ones.
+ * @throws {KeyError} if it is no JWKS, or has no usable key
+ */
+export async function parseIssuerKeys(text: string): Promise<IssuerKey[]> {
+  let jwks: { keys?: unknown } | null;
+  try {
+    jwks = JSON.parse(text);
+  } catch {
+    throw new KeyError("it is not JSON");
+  }
+  if (!Array.isArray(jwks?.keys)) throw new KeyError("it is not a JWKS: it has no list of keys");
+  const keys = await Promise.all(jwks.keys.slice(0, MAX_ISSUER_KEYS).map(readIssuerKey));
+  if (keys.flat().length === 0) throw new KeyError(`none of its keys is for ${SIGNATURE_ALGORITHMS.join(", ")}`);
+  return keys.flat();
+}
+
+async function readIssuerKey(jwk: JWK | null): Promise<IssuerKey[]> {
+  if (typeof jwk !== "object" || jwk === null || jwk.d !== undefined || jwk.k !== undefined) return [];
+  const { kty, crv, alg, use, kid, n } = jwk;
+  if (use !== undefined && use !== "sig") return [];
+  if (kty === "RSA" && (typeof n !== "string" || n.length < MIN_MODULUS)) return [];
+  const fitting = ISSUER_ALGORITHMS[kty === "RSA" ? kty : String(crv)] ?? [];
+  const algorithms = fitting.filter((fits) => alg === undefined || alg === fits || keyAlgorithm(alg as TokenAlgorithm) === fits);
+  try {
+    const id = await calculateJwkThumbprint(jwk);
+    return await Promise.all(algorithms.map(async (algorithm) => ({
+      id,
+      kid: typeof kid === "string" ? kid : undefined,
+      algorithm,
+      key: await importJWK({ ...jwk, alg: undefined, key_ops: undefined, ext: undefined }, algorithm) as CryptoKey,
+    })));
+  } catch {
+    return []; // a field is missing or invalid, or the runtime does not know the curve
+  }
+}
+
 function readBlocks(text: string, kind: PemKind): PemBlock[] {
   try {
     return readPem(text, kind);

@@ -3,37 +3,95 @@ import { authOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { type Logger, silentLogger } from "../log/logger.ts";
 import { type Authenticator, createNoAuth } from "./authenticator.ts";
-import { createJwtAuth, type JwtOptions } from "./jwt.ts";
+import { createHtpasswdProvider } from "./htpasswd.ts";
+import { createJwtAuth, type JwksOptions, type JwtOptions } from "./jwt.ts";
+import { createOidcProvider, type OidcOptions } from "./oidc.ts";
+import { type ClientProvider, withProviders } from "./providers.ts";
+import { createWebhookProvider, type WebhookOptions } from "./webhook.ts";
 
 /** Values of the options `auth.*` on the side that verifies credentials. */
 export interface AuthOptions {
   type: "noauth" | "jwt";
+  /** Identity providers for clients, tried in order. Empty: as `type` says. */
+  clients: readonly string[];
   jwt: JwtOptions;
+  jwks: JwksOptions;
+  oidc: Omit<OidcOptions, "refresh" | "maxStale">;
+  htpasswd: { readonly file?: string };
+  webhook: WebhookOptions;
+}
+
+/** The scheme that clients are authenticated with: `noauth`, or one that needs a secret. */
+export function clientScheme({ type, clients }: Pick<AuthOptions, "type"> & { readonly clients: readonly string[] }): "noauth" | "jwt" {
+  return clients.length > 0 ? "jwt" : type;
 }
 
 /**
  * Creates an authenticator, which the caller closes.
  * @throws {ConfigError} for an invalid file
  */
-export async function createAuthenticator({ type, jwt }: AuthOptions, log: Logger): Promise<Authenticator> {
-  if (type === "jwt") return await createJwtAuth(jwt, { log });
-  refuseWithoutJwt(jwt);
-  return createNoAuth();
+export async function createAuthenticator(options: AuthOptions, log: Logger): Promise<Authenticator> {
+  const { type, clients, jwt, jwks } = options;
+  refuseUnused(options);
+  const tokens = type === "jwt" || clients.includes("jwt") ? await createJwtAuth(jwt, { log, jwks }) : undefined;
+  const agents = type === "jwt" ? tokens! : createNoAuth();
+  if (clients.length === 0) return agents;
+  const providers: ClientProvider[] = [];
+  try {
+    for (const name of clients) providers.push(await createProvider(name, options, tokens, log));
+  } catch (error) {
+    for (const opened of [tokens, ...providers]) opened?.close?.();
+    throw error;
+  }
+  return withProviders(agents, providers);
+}
+
+async function createProvider(
+  name: string,
+  { jwt: { onExpiry }, jwks, oidc, htpasswd, webhook }: AuthOptions,
+  tokens: Authenticator | undefined,
+  log: Logger,
+): Promise<ClientProvider> {
+  switch (name) {
+    case "oidc":
+      return createOidcProvider({ ...oidc, ...jwks }, { log, onExpiry });
+    case "htpasswd":
+      return await createHtpasswdProvider(htpasswd, { log });
+    case "webhook":
+      return createWebhookProvider(webhook, { log });
+    default:
+      return {
+        name: "jwt",
+        authenticateClient: async (credentials, peer) => {
+          const identity = await tokens!.authenticateClient(credentials, peer);
+          return typeof identity === "string" ? { agentId: identity } : identity;
+        },
+        reload: () => tokens!.reload!(),
+        close: () => tokens!.close?.(),
+      };
+  }
 }
 
 /**
- * Rejects options of tokens while tokens are not verified: they show that it was meant to be so.
+ * Rejects options of a provider that is not used: they show that it was meant to be.
  * @throws {ConfigError}
  */
-function refuseWithoutJwt({ publicKey, audience, revocationFile }: JwtOptions): void {
-  const given = publicKey.join() !== authOptions["auth.jwt.public-key"].default
-    ? "public-key"
-    : audience !== undefined
-    ? "audience"
-    : revocationFile !== undefined
-    ? "revocation-file"
-    : undefined;
-  if (given !== undefined) throw new ConfigError(`Cannot use --auth.jwt.${given}: no token is verified without --auth.type=jwt`);
+function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: AuthOptions): void {
+  const { publicKey, audience, revocationFile } = jwt;
+  const unlessJwt = type === "jwt" || clients.includes("jwt") ? undefined : "no token is verified without --auth.type=jwt";
+  const unless = (name: string) => clients.includes(name) ? undefined : `--auth.clients does not name ${name}`;
+  const given: readonly [option: string, isGiven: boolean, why: string | undefined][] = [
+    ["jwt.public-key", publicKey.join() !== authOptions["auth.jwt.public-key"].default, unlessJwt],
+    ["jwt.audience", audience !== undefined, unlessJwt],
+    ["jwt.revocation-file", revocationFile !== undefined, unlessJwt],
+    ["jwks.url", jwks.url !== undefined, unlessJwt],
+    ["oidc.issuer", oidc.issuer !== undefined, unless("oidc")],
+    ["oidc.audience", oidc.audience.length > 0, unless("oidc")],
+    ["htpasswd.file", htpasswd.file !== undefined, unless("htpasswd")],
+    ["webhook.url", webhook.url !== undefined, unless("webhook")],
+  ];
+  const unused = given.find(([, isGiven, why]) => isGiven && why !== undefined);
+  if (unused) throw new ConfigError(`Cannot use --auth.${unused[0]}: ${unused[2]}`);
 }
 
 /**

@@ -42,6 +42,9 @@ export interface Token {
   readonly agents?: AgentList;
   /** `jti`, for revocation and logs. */
   readonly id?: string;
+  /** `sub` and `name`, for logs and the policy. */
+  readonly subject?: string;
+  readonly name?: string;
   /** `exp`, in milliseconds since 1970. */
   readonly expiresAt: number;
   readonly allowList?: AllowList;
@@ -95,7 +98,7 @@ export interface Expectation {
 export async function verifyToken(text: string, keys: readonly VerificationKey[], expected: Expectation): Promise<Token> {
   const { payload, keyId } = await verify(text, keys, expected);
   const deny = (why: string) => new AuthenticationError("denied", describe(why, payload), claimsOf(payload));
-  const { agent_id: agentId, role, exp, jti } = payload;
+  const { agent_id: agentId, role, exp, jti, sub, name } = payload;
   if (role !== expected.role) {
     const sender = expected.role === "agent" ? "an agent" : "a client";
     throw deny(
@@ -111,6 +114,8 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
     agentId: agents ? undefined : checkAgentId(String(agentId)),
     agents,
     id: jti,
+    subject: typeof sub === "string" ? sub : undefined,
+    name: typeof name === "string" ? name : undefined,
     expiresAt: exp! * 1000,
     allowList: readPatterns("allow", payload.allow, createAllowList, deny),
     publish: expected.role === "agent" ? readPatterns("publish", payload.publish, createPublishList, deny) : undefined,
@@ -151,8 +156,11 @@ async function verify(
   );
 }
 
-/** Reads the header of a token that is not verified yet, so the bytes are untrusted. */
-function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?: string } {
+/**
+ * Reads the header of a token that is not verified yet, so the bytes are untrusted.
+ * @throws {AuthenticationError}
+ */
+export function readHeader(text: string, role: Role): { algorithm: TokenAlgorithm; kid?: string } {
   const deny = (what: string) => new AuthenticationError("denied", what);
   if (text === "") throw deny("There is no token");
   if (text.length > MAX_TOKEN) throw deny(`The token has ${text.length} bytes; the limit is ${MAX_TOKEN}`);

@@ -2,6 +2,7 @@
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
 import { createAllowList, networksOf, refuseAmbiguous } from "../address/allow_list.ts";
 import { defineOptions, pemContentProblem } from "./option.ts";
+import { urlProblem } from "./url.ts";
 
 /** `guards` of pattern lists. */
 export const LIST_WORDS = "write all for every destination, or none";
@@ -119,6 +120,13 @@ export const authOptions = defineOptions({
     choices: ["noauth", "jwt"],
     description: "Authentication: none (noauth), or by tokens (jwt).",
   },
+  "auth.clients": {
+    guards: NOT_GIVEN,
+    kind: "list",
+    description:
+      "Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says.",
+    check: checkProviders,
+  },
   "auth.jwt.public-key": {
     kind: "list",
     default: "auth-key-public.pem",
@@ -140,6 +148,92 @@ export const authOptions = defineOptions({
       "File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes.",
   },
 });
+
+/** Identity providers besides the tokens of `auth jwt token`. */
+export const providerOptions = defineOptions({
+  "auth.jwks.url": {
+    guards: NOT_GIVEN,
+    kind: "string",
+    description:
+      "URL of a JWKS with keys that verify tokens, besides those of auth.jwt.public-key; https, or http to this machine. By default none.",
+    check: urlProblem,
+  },
+  "auth.jwks.refresh": {
+    kind: "duration",
+    default: "5m",
+    description: "Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again.",
+    check: (ms) => ms >= 1_000 ? undefined : "it must be 1s or more",
+  },
+  "auth.jwks.max-stale": {
+    kind: "duration",
+    default: "1h",
+    description:
+      "Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that.",
+  },
+  "auth.oidc.issuer": {
+    guards: NOT_GIVEN,
+    kind: "string",
+    description: "URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine.",
+    check: urlProblem,
+  },
+  "auth.oidc.audience": {
+    kind: "list",
+    description: "Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer.",
+  },
+  "auth.oidc.name-claim": {
+    kind: "string",
+    default: "preferred_username",
+    description: "Claim with the person's name; dots lead into nested claims.",
+  },
+  "auth.oidc.groups-claim": {
+    kind: "string",
+    default: "groups",
+    description: "Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles.",
+  },
+  "auth.htpasswd.file": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "File with one user:hash per line, of bcrypt or argon2, as htpasswd -B writes it. Reloaded when it changes.",
+  },
+  "auth.webhook.url": {
+    guards: NOT_GIVEN,
+    kind: "string",
+    description: "URL that is asked who a client is; https, or http to this machine.",
+    check: urlProblem,
+  },
+  "auth.webhook.token-file": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description: "File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent.",
+  },
+  "auth.webhook.timeout": {
+    kind: "duration",
+    default: "5s",
+    description: "Timeout for an answer of the webhook, from the connection to the last byte.",
+    check: (ms) => ms > 0 ? undefined : "it must be more than zero",
+  },
+  "auth.webhook.concurrency": {
+    kind: "integer",
+    default: "32",
+    description: "Requests to the webhook at once; 256 more wait, and others get 503.",
+    check: (count) => count >= 1 && count <= 1_024 ? undefined : `${count} is not 1 to 1024`,
+  },
+  "auth.webhook.max-stale": {
+    kind: "duration",
+    default: "0s",
+    description: "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
+  },
+});
+
+/** The values of `auth.clients`. */
+const PROVIDERS = ["jwt", "oidc", "htpasswd", "webhook"];
+
+function checkProviders(names: string[]): string | undefined {
+  const unknown = names.find((name) => !PROVIDERS.includes(name));
+  if (unknown !== undefined) return `${JSON.stringify(unknown)} is not one of ${PROVIDERS.join(", ")}`;
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  return twice === undefined ? undefined : `${twice} is in the list twice`;
+}
 
 /** The admin server, for operators. */
 export const adminOptions = defineOptions({

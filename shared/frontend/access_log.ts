@@ -18,6 +18,10 @@ export interface RequestRecord {
   agentClaimed?: string;
   /** See {@link Identity.tokenId}. */
   token?: string;
+  /** See {@link Identity.subject}, and those of its name and groups. */
+  subject?: string;
+  name?: string;
+  groups?: readonly string[];
   /** `host:port` or `[host]:port`. */
   destination?: string;
   /** What the client speaks if it is not HTTP: `socks5`. */
@@ -45,11 +49,14 @@ export interface RequestRecord {
   isQuiet?: boolean;
 }
 
+/** Maximum length of a person's groups in characters. */
+const MAX_GROUPS = 512;
 /** Maximum length of a reason in characters. */
 const MAX_REASON = 1_000;
 
 export function logAccess(log: Logger, record: RequestRecord, startedAt: number, endedAt: number): void {
-  const { id, client, peer, agent, agentClaimed, token, protocol, method, network, destination, serverName } = record;
+  const { id, client, peer, agent, agentClaimed, token, subject, name, groups, protocol, method, network, destination, serverName } =
+    record;
   const { status, proxyError, reason, connectedAt, sent, received } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
@@ -59,6 +66,9 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
     agent,
     agentClaimed: agent === undefined ? agentClaimed : undefined,
     jti: token,
+    sub: subject === undefined || subject === agent ? undefined : printable(subject),
+    name: name === undefined || name === subject ? undefined : printable(name),
+    groups: groups === undefined || groups.length === 0 ? undefined : printable(groups.join(","), MAX_GROUPS),
     protocol,
     method: shortMethod(method),
     network,

@@ -9,6 +9,8 @@ import {
   identifyClient,
   type Identity,
 } from "../auth/authenticator.ts";
+import { usernameFor } from "../auth/providers.ts";
+import { hostOf } from "../limits/addresses.ts";
 import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { LogLimit } from "../log/limit.ts";
@@ -76,6 +78,9 @@ export interface ExchangeContext {
   readonly pace: (bytes: number) => Promise<void>;
 }
 
+/** Time in milliseconds after which a client whose credentials could not be checked may try again. */
+const CHECK_AGAIN_MS = 5_000;
+
 /** One client's connection. Its steps are called in the order in which they are here, from {@link setClient} on for each request. */
 export class ClientSession {
   #permit?: ClientPermit;
@@ -127,20 +132,29 @@ export class ClientSession {
   async identify(credentials: ClientCredentials | undefined, { isOperators = false } = {}): Promise<Identity> {
     const { authenticator, log } = this.context;
     const { record } = this;
+    const peer = { address: hostOf(record.client), requestId: record.id };
     try {
-      this.#identity = credentials === undefined ? authenticator.anonymous?.() : await identifyClient(authenticator, credentials, log);
+      this.#identity = credentials === undefined ? authenticator.anonymous?.() : await identifyClient(authenticator, credentials, peer, log);
     } catch (cause) {
       if (!(cause instanceof AuthenticationError)) throw cause;
-      if (credentials !== undefined && !isOperators) this.#permit?.recordFailure(credentials);
       const { agentId, tokenId } = cause.claims;
       record.agent = agentId && printable(agentId);
       record.token = tokenId && printable(tokenId);
-      // the client does not learn why: the log has the reason
-      throw new CredentialsError("The credentials are not accepted", { cause });
+      if (cause.kind === "unavailable") {
+        const retryAfterMs = CHECK_AGAIN_MS;
+        throw new TunnelError("proxy_internal_error", "The credentials cannot be checked now", { cause, retryAfterMs });
+      }
+      if (credentials !== undefined && !isOperators) this.#permit?.recordFailure(credentials);
+      // the client does not learn why, unless a webhook says so: the log has the reason
+      throw new CredentialsError(`The credentials are not accepted${cause.advice === undefined ? "" : `: ${cause.advice}`}`, { cause });
     }
     if (this.#identity === undefined) throw new CredentialsError("Credentials are required: the agent id as user name");
-    record.agent = this.#identity.agentId || undefined;
-    record.token = this.#identity.tokenId;
+    const { agentId, tokenId, subject, name, groups } = this.#identity;
+    record.agent = agentId || undefined;
+    record.token = tokenId;
+    record.subject = subject;
+    record.name = name;
+    record.groups = groups;
     return this.#identity;
   }
 
@@ -270,11 +284,11 @@ function chooseAgent(
   if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
   }
-  const { allowList, tokenId, signal } = identity;
+  const { allowList, tokenId, subject, name, groups, signal } = identity;
   const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
   return {
-    identity: { agentId, allowList, tokenId, signal },
-    credentials: { scheme: "basic", username: agentId, password },
+    identity: { agentId, allowList, tokenId, subject, name, groups, signal },
+    credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
     destination: named.destination,
   };
 }

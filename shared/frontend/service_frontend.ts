@@ -1,5 +1,6 @@
 // The clients' side of proxy and load balancer: the limits, the listeners, and the frontend that serves them.
 import { networksOf } from "../address/allow_list.ts";
+import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
 import type { ClientListener, ServerTls, SessionListener, TcpListener } from "../net/types.ts";
@@ -13,7 +14,7 @@ import { createSocks5Proxy } from "./socks5.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
-  readonly auth: { readonly type: string };
+  readonly auth: { readonly type: "noauth" | "jwt"; readonly clients: readonly string[] };
   readonly httpProxy: {
     readonly listenAddress: string;
     readonly agentSuffix?: string;
@@ -191,7 +192,7 @@ export class ServiceFrontend {
       warnOfExposure(log, {
         address: listener.address,
         option,
-        asksForSecret: this.#deps.hasOwnAuthenticator || auth.type !== "noauth" || !!tls?.current.clientCa,
+        asksForSecret: this.#deps.hasOwnAuthenticator || clientScheme(auth) !== "noauth" || !!tls?.current.clientCa,
         allowList: hostWhitelist,
       });
     }

@@ -6,6 +6,8 @@ import { agentIdOf, AuthenticationError, createNoAuth, identifyClient } from "..
 import { parseProxyAuthorization } from "../../shared/frontend/http_credentials.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 
+const PEER = { address: "192.0.2.1", requestId: "r-1" };
+
 const basic = (text: string) => parseProxyAuthorization(`Basic ${btoa(text)}`);
 /** The user name for an id, as a client writes it. */
 const written = (id: string) => id.replace(/%((?:25)*3A)/gi, "%25$1").replaceAll(":", "%3A");
@@ -25,14 +27,14 @@ describe("the agent id in a user name", () => {
   for (const [username, id] of rows) {
     it(`is ${id} for ${username}`, async () => {
       assert.equal(agentIdOf(username), id);
-      assert.equal((await identifyClient(createNoAuth(), basic(`${username}:pass:word`), silentLogger)).agentId, id);
+      assert.equal((await identifyClient(createNoAuth(), basic(`${username}:pass:word`), PEER, silentLogger)).agentId, id);
     });
   }
 
   it("is not a token, which is kept out of the log", async () => {
     const token = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln";
     const isDenied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !error.message.includes(token);
-    await assert.rejects(async () => await createNoAuth().authenticateClient(basic(`${token}:${token}`)), isDenied);
+    await assert.rejects(async () => await createNoAuth().authenticateClient(basic(`${token}:${token}`), PEER), isDenied);
   });
 
   it("can be any id", () => {

@@ -6,6 +6,8 @@ import { type AuthenticationRequest, createHookAuthenticator } from "../../share
 import { silentLogger } from "../../shared/log/logger.ts";
 import { LogBook } from "../../testing/network.ts";
 
+const PEER = { address: "192.0.2.1", requestId: "r-1" };
+
 const bytes = (text: string) => new TextEncoder().encode(text);
 
 describe("authenticate hook", () => {
@@ -17,8 +19,8 @@ describe("authenticate hook", () => {
     });
     const certificate = new Uint8Array([1]);
     assert.equal((await identifyAgent(authenticator, bytes("ticket é"), { certificate }, silentLogger)).agentId, "4711");
-    await identifyClient(authenticator, { scheme: "basic", username: "u", password: "p" }, silentLogger);
-    await identifyClient(authenticator, { scheme: "bearer", token: "t" }, silentLogger);
+    await identifyClient(authenticator, { scheme: "basic", username: "u", password: "p" }, PEER, silentLogger);
+    await identifyClient(authenticator, { scheme: "bearer", token: "t" }, PEER, silentLogger);
     assert.deepEqual(asked, [
       { role: "agent", credentials: "ticket é", certificate },
       { role: "client", scheme: "basic", username: "u", password: "p" },
@@ -29,14 +31,17 @@ describe("authenticate hook", () => {
   it("may return a promise, and a complete identity", async () => {
     const ends = new AbortController().signal;
     const authenticator = createHookAuthenticator(() => Promise.resolve({ agentId: "4711", ends }));
-    assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }, silentLogger), { agentId: "4711", ends });
+    assert.deepEqual(await identifyClient(authenticator, { scheme: "bearer", token: "t" }, PEER, silentLogger), { agentId: "4711", ends });
   });
 
   it("refuses with undefined, without a secret in the log", async () => {
     const authenticator = createHookAuthenticator(() => undefined);
     const denied = (error: unknown) => error instanceof AuthenticationError && error.kind === "denied" && !/hunter2/.test(error.message);
     await assert.rejects(identifyAgent(authenticator, bytes("hunter2"), {}, silentLogger), denied);
-    await assert.rejects(identifyClient(authenticator, { scheme: "basic", username: "u", password: "hunter2" }, silentLogger), denied);
+    await assert.rejects(
+      identifyClient(authenticator, { scheme: "basic", username: "u", password: "hunter2" }, PEER, silentLogger),
+      denied,
+    );
   });
 
   for (
@@ -50,7 +55,7 @@ describe("authenticate hook", () => {
       const log = new LogBook();
       await assert.rejects(identifyAgent(authenticator, bytes("x"), {}, log), AuthenticationError);
       await log.waitFor("hook failed", { hook: "release" });
-      const identity = await identifyClient(authenticator, { scheme: "bearer", token: "t" }, log);
+      const identity = await identifyClient(authenticator, { scheme: "bearer", token: "t" }, PEER, log);
       identity.release!();
       await log.waitFor("hook failed", { hook: "release" }, 2);
     });

@@ -18,6 +18,8 @@ import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 
+const PEER = { address: "192.0.2.1", requestId: "r-1" };
+
 const KEY = makeTokenKey();
 const HOUR_MS = 3_600_000;
 /** Default claims of a token. */
@@ -61,7 +63,7 @@ function asAgent(auth: Authenticator, token: string): Promise<Identity> {
 }
 
 function asClient(auth: Authenticator, token: string, username = "4711"): Promise<Identity> {
-  return identifyClient(auth, { scheme: "basic", username, password: token }, silentLogger);
+  return identifyClient(auth, { scheme: "basic", username, password: token }, PEER, silentLogger);
 }
 
 /** The reason for which a connection or tunnel ended. */
@@ -98,7 +100,7 @@ describe("JWT authentication", () => {
     const auth = await bench.start();
     const token = await KEY.sign();
     assert.equal((await asClient(auth, token)).agentId, "4711");
-    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, silentLogger)).agentId, "4711");
+    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, PEER, silentLogger)).agentId, "4711");
     const urn = await KEY.sign({ agentId: "urn:dev:1" });
     for (const name of ["urn:dev:1", "urn%3Adev%3a1"]) assert.equal((await asClient(auth, urn, name)).agentId, "urn:dev:1");
     await assert.rejects(asClient(auth, urn, "urn%253Adev%3A1"), denied(/the user name is/));
@@ -121,7 +123,7 @@ describe("JWT authentication", () => {
     const every = await KEY.sign({ agentId: undefined, agents: ["*"] });
     assert.deepEqual([(await asClient(auth, every, every)).agentId, (await asClient(auth, every, "any")).agentId], ["", "any"]);
     await assert.rejects(asClient(auth, every, "a b"), AuthenticationError);
-    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, silentLogger)).agentId, "");
+    assert.equal((await identifyClient(auth, { scheme: "bearer", token }, PEER, silentLogger)).agentId, "");
     await assert.rejects(asAgent(auth, token), denied(/has the role "client"/));
   });
 

@@ -16,6 +16,8 @@ import { within } from "../conformance/support.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 
+const PEER = { address: "192.0.2.1", requestId: "r-1" };
+
 /** A time without a fraction of a second. */
 const NOW = 1_800_000_000_000;
 const DAY_MS = 86_400_000;
@@ -31,8 +33,8 @@ async function makePair(algorithm: Algorithm) {
 const PAIRS = [await makePair("ES256"), await makePair("EdDSA")] as const;
 const [KEY] = PAIRS;
 
-function denied(message: RegExp): (error: unknown) => boolean {
-  return (error) => error instanceof AuthenticationError && error.kind === "denied" && message.test(error.message);
+function denied(message: RegExp, kind = "denied"): (error: unknown) => boolean {
+  return (error) => error instanceof AuthenticationError && error.kind === kind && message.test(error.message);
 }
 
 describe("a ticket", () => {
@@ -119,10 +121,11 @@ describe("authentication by tickets", () => {
       now: () => Date.now() + ahead,
     });
     try {
-      const ask = (password: string, username = "4711") => identifyClient(auth, { scheme: "basic", username, password }, silentLogger);
+      const ask = (password: string, username = "4711") =>
+        identifyClient(auth, { scheme: "basic", username, password }, PEER, silentLogger);
       await body({ folder, ask, pass: (ms) => void (ahead += ms) });
       await assert.rejects(
-        identifyClient(auth, { scheme: "bearer", token: (await ticketOf()).text }, silentLogger),
+        identifyClient(auth, { scheme: "bearer", token: (await ticketOf()).text }, PEER, silentLogger),
         denied(/without the agent id, as a Bearer token/),
       );
       await assert.rejects(async () => await auth.authenticateAgent(Buffer.from((await ticketOf()).text), {}), denied(/not a JWT/));
@@ -149,7 +152,7 @@ describe("authentication by tickets", () => {
       pass(DAY_MS + 3_000);
       await ask(text);
       pass(3_000);
-      await assert.rejects(ask(text), denied(/^The token expired at .* \(agent_id "4711", jti "/));
+      await assert.rejects(ask(text), denied(/^The token expired at .* \(agent_id "4711", jti "/, "ended"));
     }));
 
   it("ends for tunnels too, where expiry closes", () =>
@@ -168,7 +171,7 @@ describe("authentication by tickets", () => {
       folder.write("new", `${id}  # lost\n`);
       renameSync(at(folder, "new"), at(folder, "revoked"));
       await within(ended);
-      await assert.rejects(ask(text), denied(/^The token is revoked/));
+      await assert.rejects(ask(text), denied(/^The token is revoked/, "ended"));
     }));
 
   it("shows no ticket that is in the wrong place", async () => {

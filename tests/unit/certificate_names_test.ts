@@ -75,6 +75,6 @@ describe("an agent's certificate", () => {
     assert.equal(released, 1);
     await bound.authenticateAgent(credentials, { certificate: await certificateOf({ names: ["4711"] }) });
     assert.equal(released, 1);
-    assert.equal(await bound.authenticateClient({ scheme: "bearer", token: "x" }), "4711");
+    assert.equal(await bound.authenticateClient({ scheme: "bearer", token: "x" }, { address: "192.0.2.1", requestId: "r-1" }), "4711");
   });
 });

@@ -29,7 +29,7 @@ function staticImports(text: string): string[] {
 const LEVELS: readonly (readonly string[])[] = [
   ["shared/net/types.ts", "shared/net/errors.ts", "shared/net/pem.ts", "shared/net/printable.ts"],
   ["shared/net"],
-  ["shared/log", "shared/async", "shared/version.ts", "shared/build.ts", "shared/tunnel/errors.ts"],
+  ["shared/log", "shared/async", "shared/version.ts", "shared/build.ts", "shared/tunnel/errors.ts", "shared/limits/counters.ts"],
   ["shared/http", "shared/address", "shared/files", "shared/config"],
   ["shared/tls", "shared/auth", "shared/store", "shared/link"],
   ["shared/tunnel"],

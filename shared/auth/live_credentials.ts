@@ -1,0 +1,57 @@
+// Credentials in use. What was opened with them ends when they expire, or are no longer accepted.
+import type { Identity } from "./authenticator.ts";
+
+interface Entry<C> {
+  readonly credentials: C;
+  readonly closesAt: number;
+  readonly controller: AbortController;
+}
+
+export class LiveCredentials<C> {
+  readonly #current = new Set<Entry<C>>();
+
+  /**
+   * Adds credentials until they are released. Each use of the same credentials is added.
+   * @param closesAt when to close what was opened with them, in milliseconds since 1970; `Infinity`: not by time
+   */
+  add(credentials: C, closesAt: number): Required<Pick<Identity, "signal" | "release">> {
+    const entry: Entry<C> = { credentials, closesAt, controller: new AbortController() };
+    this.#current.add(entry);
+    return { signal: entry.controller.signal, release: () => void this.#current.delete(entry) };
+  }
+
+  /** Ends the credentials that close at `now` or earlier. */
+  closeExpired(now: number): void {
+    for (const entry of this.#current) {
+      if (entry.closesAt <= now) this.#end(entry, "The token has expired");
+    }
+  }
+
+  /** Ends the credentials for which `problemOf` gives a reason, for the log. */
+  closeIf(problemOf: (credentials: C) => string | undefined): void {
+    for (const entry of this.#current) {
+      const why = problemOf(entry.credentials);
+      if (why !== undefined) this.#end(entry, why);
+    }
+  }
+
+  #end(entry: Entry<C>, why: string): void {
+    this.#current.delete(entry);
+    entry.controller.abort(new Error(why));
+  }
+}
+
+/**
+ * Calls `tick` at each whole second of the wall clock `now` until the result is called: tokens expire at whole seconds, and waking at each
+ * keeps that exact even if the clock is set.
+ */
+export function everySecond(now: () => number, tick: () => void): () => void {
+  let timer: ReturnType<typeof setTimeout>;
+  const schedule = () => timer = setTimeout(wake, 1000 - now() % 1000);
+  const wake = () => {
+    schedule();
+    tick();
+  };
+  schedule();
+  return () => clearTimeout(timer);
+}

@@ -1,0 +1,231 @@
+// Authentication by tokens of an OpenID Connect issuer: who they are, why others are refused, and what happens when keys rotate or the issuer
+// is down.
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { createPublicKey } from "node:crypto";
+import { describe, it } from "node:test";
+import { exportSPKI, importJWK, type JWTPayload, SignJWT } from "jose";
+import { AuthenticationError, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
+import { createOidcProvider, type OidcOptions } from "../../shared/auth/oidc.ts";
+import { createJwtAuth, type OnExpiry } from "../../shared/auth/jwt.ts";
+import type { ClientProvider } from "../../shared/auth/providers.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { LogBook } from "../../testing/network.ts";
+import { OidcIssuer } from "../../testing/oidc_issuer.ts";
+import { within } from "../conformance/support.ts";
+
+const PEER = { address: "192.0.2.1", requestId: "r-1" };
+const MINUTE_MS = 60_000;
+
+class Bench implements AsyncDisposable {
+  readonly log = new LogBook();
+  /** Milliseconds that both clocks are ahead. */
+  ahead = 0;
+
+  private constructor(readonly issuer: OidcIssuer, readonly provider: (bench: Bench) => ClientProvider) {}
+  #provider?: ClientProvider;
+
+  static async start(options: Partial<OidcOptions> = {}, onExpiry: OnExpiry = "close-agents", alg?: string): Promise<Bench> {
+    const issuer = await OidcIssuer.start(alg);
+    const all = {
+      issuer: issuer.url,
+      audience: ["proxy"],
+      nameClaim: "preferred_username",
+      groupsClaim: "groups",
+      refresh: 5 * MINUTE_MS,
+      maxStale: 60 * MINUTE_MS,
+      ...options,
+    };
+    return new Bench(issuer, (bench) =>
+      createOidcProvider(all, {
+        log: bench.log,
+        onExpiry,
+        now: () => Date.now() + bench.ahead,
+        monotonic: () => performance.now() + bench.ahead,
+      }));
+  }
+
+  as(token: string, username?: string): Promise<Identity> {
+    this.#provider ??= this.provider(this);
+    const credentials = username === undefined
+      ? { scheme: "bearer", token } as const
+      : { scheme: "basic", username, password: token } as const;
+    return identifyClient(this.#provider, credentials, PEER, silentLogger);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#provider?.close?.();
+    await this.issuer[Symbol.asyncDispose]();
+  }
+}
+
+function refused(message: RegExp, kind: AuthenticationError["kind"] = "denied"): (error: unknown) => boolean {
+  return (error) => {
+    assert.ok(error instanceof AuthenticationError, String(error));
+    assert.match(error.message, message);
+    return error.kind === kind;
+  };
+}
+
+/** The reason for which a tunnel ended. */
+async function endOf({ signal }: Identity): Promise<string> {
+  if (!signal!.aborted) await within(new Promise((resolve) => signal!.addEventListener("abort", resolve)), "the identity did not end");
+  return (signal!.reason as Error).message;
+}
+
+describe("tokens of an OpenID Connect issuer", () => {
+  for (const alg of ["ES256", "RS256", "PS256", "EdDSA"]) {
+    it(`identify a person, signed with ${alg}`, async () => {
+      await using bench = await Bench.start({}, "close-agents", alg);
+      const { subject, name, groups, agentId, agents } = await bench.as(await bench.issuer.sign(), "site-7");
+      assert.deepEqual([subject, name, groups, agentId, agents!.allows("x")], ["u-1", "alice", ["ops"], "site-7", true]);
+      assert.equal((await bench.as(await bench.issuer.sign())).agentId, "");
+    });
+  }
+
+  it("are refused with the reason", async () => {
+    await using bench = await Bench.start();
+    const { issuer } = bench;
+    const seconds = Math.floor(Date.now() / 1000);
+    const [header, payload] = (await issuer.sign()).split(".") as [string, string];
+    const unsigned = `${Buffer.from('{"alg":"none"}').toString("base64url")}.${payload}.`;
+    const secret = Buffer.from(await exportSPKI(await importJWK(issuer.jwks[0]!, "ES256") as CryptoKey));
+    const shared = await new SignJWT({ iss: issuer.url, aud: "proxy", sub: "u-1", exp: seconds + 60 }).setProtectedHeader({ alg: "HS256" })
+      .sign(secret);
+    const rows: [token: string, message: RegExp, kind?: AuthenticationError["kind"]][] = [
+      [await issuer.sign({ aud: "other" }), /for the audience "other", and "proxy" is required/],
+      [await issuer.sign({ aud: undefined }), /has no aud|for the audience missing/],
+      [await issuer.sign({ iss: "https://other.example" }), /is of the issuer "https:\/\/other.example"/],
+      [await issuer.sign({ exp: seconds - 61 }), /expired at .*the clock of this machine/, "ended"],
+      [await issuer.sign({ exp: undefined }), /has no exp/],
+      [await issuer.sign({ nbf: seconds + 3600 }), /is not valid before/],
+      [await issuer.sign({ sub: undefined }), /has no sub/],
+      [await issuer.sign({}, { header: { crit: ["b64"], b64: true } }), /crit|cannot be read/],
+      [await issuer.sign({}, { header: { kid: "unknown" } }), /publishes no key "unknown" for ES256/],
+      [unsigned, /is not signed: its alg is none/],
+      [shared, /HS256: it is signed with a shared secret/],
+      [`${header}.${payload}.${"A".repeat(86)}`, /signature matches none/],
+      ["opaque", /not a JWT/],
+    ];
+    for (const [token, message, kind] of rows) await assert.rejects(bench.as(token), refused(message, kind), String(message));
+  });
+
+  it("within 60 s of clock difference are accepted", async () => {
+    await using bench = await Bench.start();
+    const seconds = Math.floor(Date.now() / 1000);
+    await bench.as(await bench.issuer.sign({ exp: seconds - 30 }));
+    await bench.as(await bench.issuer.sign({ nbf: seconds + 30 }));
+  });
+
+  it("have groups in a nested claim, a string or a list, and are refused if the issuer has left them out", async () => {
+    await using bench = await Bench.start({ groupsClaim: "realm_access.roles" });
+    const rows: [JWTPayload, readonly string[]][] = [
+      [{ realm_access: { roles: ["a", "b", "a"] } }, ["a", "b"]],
+      [{ realm_access: { roles: "a b" } }, ["a b"]],
+      [{ "realm_access.roles": ["c"] }, ["c"]],
+      [{}, []],
+    ];
+    for (const [claims, groups] of rows) assert.deepEqual((await bench.as(await bench.issuer.sign(claims))).groups, groups);
+    await assert.rejects(bench.as(await bench.issuer.sign({ realm_access: { roles: { a: 1 } } })), refused(/unusable realm_access.roles/));
+    const overage = { _claim_names: { "realm_access.roles": "src1" } };
+    await assert.rejects(bench.as(await bench.issuer.sign(overage)), refused(/too many/));
+  });
+
+  it("end with the issuer's key, and at their expiry only where that is wanted", async () => {
+    await using bench = await Bench.start({}, "close");
+    const { issuer } = bench;
+    const seconds = Math.floor(Date.now() / 1000);
+    const [short, long] = [await bench.as(await issuer.sign({ exp: seconds + 60 })), await bench.as(await issuer.sign())];
+    bench.ahead = MINUTE_MS;
+    assert.match(await endOf(short), /has expired/);
+    await issuer.rotate({ keep: 0 });
+    bench.ahead = 6 * MINUTE_MS; // beyond the refresh
+    assert.match(await endOf(long), /no longer published/);
+  });
+});
+
+describe("the issuer's keys", () => {
+  it("are fetched once for any number of unknown ids in 30 s, and a new key is found", async () => {
+    await using bench = await Bench.start();
+    const { issuer } = bench;
+    await bench.as(await issuer.sign());
+    const before = issuer.fetches;
+    const attempts = Array.from({ length: 20 }, async (_, i) => {
+      await assert.rejects(bench.as(await issuer.sign({}, { header: { kid: `k-${i}` } })), refused(/no key/));
+    });
+    await Promise.all(attempts);
+    assert.ok(issuer.fetches - before <= 1, `${issuer.fetches - before} fetches`);
+    await issuer.rotate({ keep: 1 });
+    bench.ahead = 31_000;
+    await bench.as(await issuer.sign());
+    await bench.as(await issuer.sign({}, { with: 1 }));
+    assert.ok(issuer.fetches - before <= 2);
+  });
+
+  it("are fetched once in 30 s when there are none", async () => {
+    await using bench = await Bench.start();
+    bench.issuer.isDown = true;
+    for (let i = 0; i < 5; i++) await assert.rejects(bench.as(await bench.issuer.sign()), refused(/cannot be fetched/, "unavailable"));
+    assert.ok(bench.issuer.fetches <= 1);
+    assert.equal(bench.log.entries.filter(({ message }) => message.startsWith("issuer's keys cannot be fetched")).length, 1);
+    bench.issuer.isDown = false;
+    bench.ahead = 31_000;
+    await bench.as(await bench.issuer.sign());
+  });
+
+  it("serve for a bounded time while the issuer is down, also those of tokens that were verified before", async () => {
+    await using bench = await Bench.start({ refresh: 5 * MINUTE_MS, maxStale: 10 * MINUTE_MS });
+    const { issuer } = bench;
+    const token = await issuer.sign();
+    await bench.as(token);
+    issuer.isDown = true;
+    bench.ahead = 14 * MINUTE_MS;
+    await bench.as(token);
+    await bench.as(await issuer.sign());
+    bench.ahead = 16 * MINUTE_MS;
+    for (const each of [token, await issuer.sign()]) await assert.rejects(bench.as(each), refused(/cannot be fetched/, "unavailable"));
+    issuer.isDown = false;
+    bench.ahead = 17 * MINUTE_MS;
+    await bench.as(token);
+  });
+
+  it("of unknown kinds are passed over, and all of one id are tried", async () => {
+    await using bench = await Bench.start();
+    const { issuer } = bench;
+    issuer.foreign = [
+      { kty: "AKP", alg: "ML-DSA-44", pub: "AAAA", kid: "pq" },
+      { kty: "EC", crv: "P-999", x: "AA", y: "AA" },
+      { kty: "EC", crv: "P-256", x: "AA", y: "AA", kid: "broken" },
+      { kty: "oct", k: "c2VjcmV0" },
+      { kty: "RSA", n: "AQAB", e: "AQAB" },
+      null as unknown as object,
+    ];
+    await issuer.rotate({ kid: "same" });
+    await issuer.rotate({ kid: "same", keep: 1 });
+    for (const at of [0, 1]) await bench.as(await issuer.sign({}, { with: at }));
+  });
+
+  it("verify the tokens of auth jwt token where --auth.jwks.url names them, beside those of files", async () => {
+    await using issuer = await OidcIssuer.start();
+    const pem = String(createPublicKey({ key: issuer.jwks[0]! as JsonWebKey, format: "jwk" }).export({ type: "spki", format: "pem" }));
+    assert.match(pem, /PUBLIC KEY/);
+    const jwks = { url: issuer.jwksUrl, refresh: 5 * MINUTE_MS, maxStale: 0 };
+    const auth = await createJwtAuth({ publicKey: ["auth-key-public.pem"], onExpiry: "keep" }, { log: silentLogger, jwks });
+    const ours = { agent_id: "4711", role: "client" };
+    const as = async (token: string) => await identifyClient(auth, { scheme: "bearer", token }, PEER, silentLogger);
+    assert.equal((await as(await issuer.sign(ours))).agentId, "4711");
+    await assert.rejects(as(await issuer.sign()), refused(/has no role/));
+    const other = await OidcIssuer.start();
+    await assert.rejects(as(await other.sign(ours)), refused(/no public key|matches none/));
+    await other[Symbol.asyncDispose]();
+    auth.close!();
+  });
+
+  it("need an issuer and an audience", () => {
+    const options = { audience: [], nameClaim: "a", groupsClaim: "b", refresh: 1, maxStale: 0 };
+    const deps = { log: silentLogger, onExpiry: "keep" } as const;
+    assert.throws(() => createOidcProvider(options, deps), ConfigError);
+    assert.throws(() => createOidcProvider({ ...options, issuer: "https://a.example" }, deps), /auth.oidc.audience/);
+  });
+});
