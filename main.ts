@@ -14,6 +14,7 @@ import { proxyCommand } from "./proxy/command.ts";
 import { lbCommand } from "./lb/command.ts";
 import { authCommand } from "./shared/cli/auth_command.ts";
 import { serviceCommand } from "./shared/cli/install/command.ts";
+import { policyCommand } from "./shared/cli/policy_command.ts";
 import { run } from "./shared/cli/run.ts";
 import { openNative } from "./shared/net/native/binding.ts";
 import { defaultStateDirectory } from "./shared/files/state_directory.ts";
@@ -46,6 +47,7 @@ await run({
       },
       serviceCommand({ family: SERVICES }),
       authCommand,
+      policyCommand,
     ],
   },
   version: VERSION,

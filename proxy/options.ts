@@ -12,6 +12,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  policyOptions,
   providerOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
@@ -112,6 +113,7 @@ export const proxyOptions = defineOptions({
   ...forwardOptions,
   ...authOptions,
   ...providerOptions,
+  ...policyOptions,
   "store.type": {
     kind: "string",
     default: "none",

@@ -12,7 +12,8 @@ import { checkForwards, ForwardListeners } from "../shared/frontend/forward_list
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
-import type { Logger } from "../shared/log/logger.ts";
+import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { openPolicy } from "../shared/policy/policy.ts";
 import { openAcme } from "../shared/service/acme.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
@@ -99,6 +100,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
+    const policy = await runtime.openPolicy(options.auth.policyFile);
+    if (!policy && options.auth.clients.some((name) => name === "oidc" || name === "htpasswd")) {
+      log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
+    }
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
     const audit = await runtime.openAudit(options.audit);
     await runtime.listenAdmin(options.admin.listenAddress);
@@ -137,7 +142,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
-    const frontend = clients.serve({ authenticator, allowList, dial, audit });
+    const labelsOf = (agentId: string) => agents.labelsOf(agentId);
+    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, dial, audit });
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
@@ -209,6 +215,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
+  if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });
   await checkStoreOptions(options.store);

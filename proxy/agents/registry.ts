@@ -62,6 +62,13 @@ export class AgentRegistry {
     return false;
   }
 
+  /** The labels, `name=value`, of each connection of the agent. */
+  labelsOf(agentId: string): string[][] {
+    return (this.#agents.get(agentId) ?? []).map(({ hello }) =>
+      Object.entries(hello?.labels ?? {}).map(([name, value]) => `${name}=${value}`)
+    );
+  }
+
   /**
    * Adds a connection and returns those it replaces, for the caller to close. An older connection of the same process is kept, and so is a
    * draining one, whose tunnels may finish.

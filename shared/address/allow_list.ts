@@ -72,20 +72,65 @@ export function createDenyList(patterns: readonly string[]): DenyList {
   };
 }
 
+/** Numbered patterns of destinations. Finds those that match without trying each. */
+export class DestinationPatterns {
+  readonly #index = new PatternIndex<Pattern & { readonly id: number }>();
+  readonly #ids = new Map<string, number>();
+  readonly #isDeny: boolean;
+
+  /** @param effect whether they match as in an allow-list or a deny-list */
+  constructor(effect: "allow" | "deny") {
+    this.#isDeny = effect === "deny";
+  }
+
+  /**
+   * The number of the pattern, from 0 on. Equal patterns have the same.
+   * @throws {RangeError} as {@link createAllowList}, and for an ambiguous pattern
+   */
+  add(pattern: string): number {
+    const known = this.#ids.get(pattern);
+    if (known !== undefined) return known;
+    refuseAmbiguous([pattern]);
+    const id = this.#ids.size;
+    for (const parsed of parsePatterns([pattern], this.#isDeny ? EITHER : ["tcp"])) this.#index.add(parsed.key, { ...parsed, id });
+    this.#ids.set(pattern, id);
+    return id;
+  }
+
+  /** Calls `visit` with the number of each pattern that matches; it may do so more than once. */
+  match({ host, port }: Authority, network: Network, visit: (id: number) => void): void {
+    const visitAll = ({ id }: { readonly id: number }) => {
+      visit(id);
+      return false; // the search goes on
+    };
+    for (const each of this.#isDeny ? aliasesOf(host) : [canonicalHost(host)]) matchesAny(this.#index, each, port, network, visitAll);
+  }
+}
+
 function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
   const index = new PatternIndex<Pattern>();
   for (const pattern of patterns) index.add(pattern.key, pattern);
   return index;
 }
 
-function matchesAny(index: PatternIndex<Pattern>, host: string, port: number, network: Network): boolean {
+/** @param accepts asked for each pattern that matches. Default: the first one does */
+function matchesAny<P extends Pattern>(
+  index: PatternIndex<P>,
+  host: string,
+  port: number,
+  network: Network,
+  accepts: (pattern: P) => boolean = () => true,
+): boolean {
   const address = parseIp(host);
   const name = normalizeName(host);
   const zone = zoneOf(host);
   return index.some(
     name,
     address,
-    ({ ports, networks, matches }) => networks.includes(network) && ports[0] <= port && port <= ports[1] && matches(name, address, zone),
+    (pattern) => {
+      const { ports, networks, matches } = pattern;
+      return networks.includes(network) && ports[0] <= port && port <= ports[1] && matches(name, address, zone) && accepts(pattern);
+    },
   );
 }
 

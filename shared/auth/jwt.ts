@@ -124,8 +124,8 @@ export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now
       const claims = `${agentId === undefined ? "" : `agent_id ${JSON.stringify(agentId)}, `}jti ${JSON.stringify(tokenId)}`;
       throw new AuthenticationError("ended", `${problem} (${claims})`, { agentId, tokenId });
     }
-    const { agentId = "", agents, id: tokenId, subject, name, allowList } = token;
-    return { agentId, agents, tokenId, subject, name, allowList, ...live.add(token, closes ? token.expiresAt : Infinity) };
+    const { agentId = "", agents, id: tokenId, subject, name, allowList, publish } = token;
+    return { agentId, agents, tokenId, subject, name, allowList, publish, ...live.add(token, closes ? token.expiresAt : Infinity) };
   };
 
   const reloadFiles = async (): Promise<void> => {

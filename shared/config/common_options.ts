@@ -225,6 +225,17 @@ export const providerOptions = defineOptions({
   },
 });
 
+/** The policy of a proxy. */
+export const policyOptions = defineOptions({
+  "auth.policy-file": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description:
+      "File with rules, YAML, that say which clients may reach what through which agents, besides all lists. Reloaded when it changes; what it " +
+      "no longer allows is closed. By default there are none.",
+  },
+});
+
 /** The values of `auth.clients`. */
 const PROVIDERS = ["jwt", "oidc", "htpasswd", "webhook"];
 

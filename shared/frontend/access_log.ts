@@ -85,8 +85,9 @@ export function logAccess(log: Logger, record: RequestRecord, startedAt: number,
 }
 
 /** What the audit log gets when a tunnel is opened. */
-export function auditedStart({ id, client, peer, agent, token, protocol, network, destination }: RequestRecord): AuditStart {
-  return { id, client, peer, agent, token, protocol, network, destination };
+export function auditedStart(record: RequestRecord): AuditStart {
+  const { id, client, peer, agent, token, subject, name, protocol, network, destination } = record;
+  return { id, client, peer, agent, token, subject, name, protocol, network, destination };
 }
 
 /** Records how a request has ended, or why it was refused. */

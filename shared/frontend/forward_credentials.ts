@@ -1,5 +1,6 @@
 // For whom a forward opens its tunnels: an identity for which the operator vouches, that of the token in its file, or the client's own.
 import { type ClientCredentials, type Identity, usernameOf } from "../auth/authenticator.ts";
+import { usernameFor } from "../auth/providers.ts";
 import { MAX_TOKEN } from "../auth/token.ts";
 import { describeFileError, readText } from "../files/read.ts";
 import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
@@ -10,6 +11,8 @@ import type { ClientSession } from "./pipeline.ts";
 export interface ForwardIdentity {
   readonly identity: Identity;
   readonly credentials: ClientCredentials;
+  /** Whether the operator vouches for the client without a token; the policy does not apply then. */
+  readonly isOperators: boolean;
 }
 
 /**
@@ -18,11 +21,13 @@ export interface ForwardIdentity {
  */
 export async function identifyForward(session: ClientSession, { agent, tokenFile }: Forward): Promise<ForwardIdentity> {
   const username = usernameOf(agent);
-  if (tokenFile === undefined) return { identity: { agentId: agent }, credentials: { scheme: "basic", username, password: "" } };
+  if (tokenFile === undefined) {
+    return { identity: { agentId: agent }, credentials: { scheme: "basic", username, password: "" }, isOperators: true };
+  }
   const credentials = { scheme: "basic", username, password: await readForwardToken(tokenFile) } as const;
   const identity = await session.identify(credentials, { isOperators: true });
   if (identity.agentId !== agent) throw new CredentialsError(`The token of the forward is not for the agent ${agent}`);
-  return { identity, credentials };
+  return { identity, credentials, isOperators: false };
 }
 
 /**
@@ -36,15 +41,17 @@ export async function identifyVisitor(
   given: ClientCredentials | undefined,
 ): Promise<ForwardIdentity> {
   if (given === undefined) throw new CredentialsError("Credentials are required: a token as the password");
-  const { agentId, agents, allowList, tokenId, signal } = await session.identify(given);
+  const identity = await session.identify(given);
+  const { agentId, agents, allowList, tokenId, subject, name, groups, signal } = identity;
   if (agentId !== agent && !agents?.allows(agent)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agent)}`);
   }
   session.record.agent = agent;
   const password = given.scheme === "bearer" ? given.token : given.password;
   return {
-    identity: { agentId: agent, allowList, tokenId, signal },
-    credentials: { scheme: "basic", username: usernameOf(agent), password },
+    identity: { agentId: agent, allowList, tokenId, subject, name, groups, signal },
+    credentials: { scheme: "basic", username: identity.user === undefined ? usernameOf(agent) : usernameFor(identity, agent), password },
+    isOperators: false,
   };
 }
 

@@ -79,12 +79,13 @@ async function serve(
   const mayPersist = () => request.version === "1.1" && !hasToken(request.fields, "connection", "close") && !isDraining();
   let isPersistent = false;
   try {
-    const { identity, credentials } = await identify(session, forward, request);
+    const { identity, credentials, isOperators } = await identify(session, forward, request);
     record.agent = forward.agent;
     await session.connect({
       identity,
       credentials,
       destination: parseAuthority(to),
+      isOperators,
       via: values(request.fields, "via"),
       exchange: async ({ stream: upstream }, { clientSignal, pace }) => {
         const exchange = { request: { ...request, fields }, target, record, by: name, clientSignal, pace, input, mayPersist };

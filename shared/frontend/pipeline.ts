@@ -18,6 +18,7 @@ import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
 import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
+import type { Grant, Policy } from "../policy/policy.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { AuditLog } from "../service/audit.ts";
@@ -30,6 +31,10 @@ export interface PipelineContext {
   readonly net: Net;
   readonly authenticator: Authenticator;
   readonly allowList: AllowList;
+  /** What clients may reach, besides all lists. Default: whatever they allow. */
+  readonly policy?: Pick<Policy, "authorize">;
+  /** The labels, `name=value`, of each connection of an agent; for the policy. Default: none are known. */
+  readonly labelsOf?: (agentId: string) => readonly (readonly string[])[];
   /** Suffix of destinations that name their agent ({@link splitAgentName}). Default: none do. */
   readonly agentSuffix?: string;
   readonly dial: Dialer;
@@ -60,6 +65,8 @@ export interface ClientRequest {
   readonly destination: Authority;
   /** Default `tcp`. */
   readonly network?: Network;
+  /** The operator has configured it, and vouches for the client: the policy does not apply. Default `false`. */
+  readonly isOperators?: boolean;
   /** See {@link TunnelRequest.via}. Default: none. */
   readonly via?: readonly string[];
   /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
@@ -134,7 +141,9 @@ export class ClientSession {
     const { record } = this;
     const peer = { address: hostOf(record.client), requestId: record.id };
     try {
-      this.#identity = credentials === undefined ? authenticator.anonymous?.() : await identifyClient(authenticator, credentials, peer, log);
+      this.#identity = credentials === undefined
+        ? authenticator.anonymous?.()
+        : await identifyClient(authenticator, credentials, peer, log);
     } catch (cause) {
       if (!(cause instanceof AuthenticationError)) throw cause;
       const { agentId, tokenId } = cause.claims;
@@ -166,8 +175,11 @@ export class ClientSession {
     const { limits, log, now } = this.context;
     const { stream, record } = this;
     const { network = "tcp", via = [], established, establishedStatus = 200, exchange } = request;
-    const { identity, credentials, destination } = chooseAgent(request, this.context, record);
+    const chosen = chooseAgent(request, this.context, record);
+    const { credentials, destination } = chosen;
     record.network = network === "udp" ? network : undefined;
+    using grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
+    const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
     const tunnel = this.#permit?.open(identity, network);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
@@ -291,6 +303,23 @@ function chooseAgent(
     credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
     destination: named.destination,
   };
+}
+
+/**
+ * Asks the policy.
+ * @throws {TunnelError} if it denies the tunnel
+ */
+function authorize(
+  { policy, labelsOf }: PipelineContext,
+  { identity, destination }: Pick<TunnelRequest, "identity" | "destination">,
+  network: Network,
+): Grant | undefined {
+  const { agentId } = identity;
+  return policy?.authorize(identity, { agentId, destination, network, labels: labelsOf?.(agentId) ?? [] });
+}
+
+function anyOf(first: AbortSignal | undefined, second: AbortSignal): AbortSignal {
+  return first === undefined ? second : AbortSignal.any([first, second]);
 }
 
 /** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */

@@ -71,11 +71,11 @@ async function serve(session: ClientSession, forward: Forward, { allowed, local 
   if (!allowed.allows({ host: hostOf(record.client), port: 1 })) {
     throw new TunnelError("http_request_denied", `The client's address is not on the list allow of the forward ${forward.listen}`);
   }
-  const { identity, credentials } = await identifyForward(session, forward);
+  const { identity, credentials, isOperators } = await identifyForward(session, forward);
   record.agent = agent;
   // the relay sends it first, even if the client says nothing: the destination waits for it
   if (proxyProtocol !== "none") stream.unread(encodeProxyHeader(proxyProtocol, record.client, local));
-  await session.connect({ identity, credentials, destination: parseAuthority(to), network });
+  await session.connect({ identity, credentials, destination: parseAuthority(to), network, isOperators });
 }
 
 /** Stands for a connection of a forward in the log. */

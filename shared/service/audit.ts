@@ -28,6 +28,9 @@ export interface AuditStart {
   readonly agent?: string;
   /** The id of the client's token. */
   readonly token?: string;
+  /** Who the client is: an id that never changes, and the name that people know. */
+  readonly subject?: string;
+  readonly name?: string;
   readonly protocol?: string;
   readonly network?: string;
   readonly destination?: string;

@@ -10,6 +10,7 @@ import { LogLimit } from "../log/limit.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 import type { Net, TcpListener } from "../net/types.ts";
 import { ConfigError } from "../config/option.ts";
+import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
 import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
@@ -123,6 +124,17 @@ export class ServiceRuntime {
   }
 
   /**
+   * The policy of a file, `undefined` without one.
+   * @throws {ConfigError}
+   */
+  async openPolicy(file: string | undefined): Promise<Policy | undefined> {
+    if (file === undefined) return undefined;
+    const policy = this.adopt(await openPolicy(file, { log: this.log }), (own) => own.close());
+    this.#reloads.push(() => policy.reload());
+    return policy;
+  }
+
+  /**
    * The store that the options name, `undefined` for none. `given` replaces it and is not closed.
    * @param ttlMs lifetime in milliseconds of an entry that is not renewed
    * @throws {ConfigError}
@@ -186,7 +198,7 @@ export class ServiceRuntime {
     this.#reloads.push(reload);
   }
 
-  /** Reads certificates, keys, and the files of the authenticator again. */
+  /** Reads certificates, keys, the files of the authenticator, and the policy again. */
   async reload(): Promise<void> {
     await Promise.all([this.reloadTls(), ...this.#reloads.map((reload) => reload())]);
   }

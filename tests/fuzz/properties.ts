@@ -30,6 +30,7 @@ import { MalformedRequestError } from "../../shared/tunnel/errors.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 import { mutations, parts } from "./mutations.ts";
+import { policyProperties } from "./policy.ts";
 import { payload } from "./scripts.ts";
 
 /** Maximum length of messages about a peer's bytes, which must not fill logs and close frames. */
@@ -561,5 +562,6 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
         assert.ok(result.expiresAt > NOW - 5_000);
       },
     ),
+    ...policyProperties,
   };
 }

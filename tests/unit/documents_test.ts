@@ -7,6 +7,7 @@ import { parse } from "yaml";
 import { CLIENTS, forwardProfile } from "../../client/options.ts";
 import { SERVICES } from "../../services.ts";
 import { readConfig } from "../../shared/config/file.ts";
+import { readPolicy } from "../../shared/policy/read.ts";
 import { envOf, type Option } from "../../shared/config/option.ts";
 import { anchorsOf, linksOf, readDocument, readDocuments } from "../../testing/documents.ts";
 import { parseTargets, TARGETS } from "../../tools/targets.ts";
@@ -179,7 +180,8 @@ describe("documents", () => {
     assert.ok(files.length > 0);
     for (const [name, text] of files) {
       const file = { name: "config.yaml", text };
-      if (name === "docs/client.md") readConfig(forwardProfile, file);
+      if (name === "docs/policy.md") readPolicy(text, Date.now());
+      else if (name === "docs/client.md") readConfig(forwardProfile, file);
       else readConfig(SERVICES.proxy, file, SERVICES);
     }
   });

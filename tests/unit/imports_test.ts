@@ -32,6 +32,7 @@ const LEVELS: readonly (readonly string[])[] = [
   ["shared/log", "shared/async", "shared/version.ts", "shared/build.ts", "shared/tunnel/errors.ts", "shared/limits/counters.ts"],
   ["shared/http", "shared/address", "shared/files", "shared/config"],
   ["shared/tls", "shared/auth", "shared/store", "shared/link"],
+  ["shared/policy"],
   ["shared/tunnel"],
   ["shared/limits"],
   ["shared/service"],

@@ -1,0 +1,136 @@
+// The policy of a proxy: a file that is reloaded when it changes, and the live tunnels that it may end.
+import type { Identity } from "../auth/authenticator.ts";
+import { everySecond } from "../auth/live_credentials.ts";
+import { ConfigError } from "../config/option.ts";
+import { describeFileError, readText } from "../files/read.ts";
+import { PolledFile } from "../files/polled_file.ts";
+import type { Logger } from "../log/logger.ts";
+import { formatDestination } from "../address/authority.ts";
+import { TunnelError } from "../tunnel/errors.ts";
+import type { Decision, PolicyQuery, RuleSet } from "./rules.ts";
+
+/** A decision to allow, until it is disposed of. */
+export interface Grant extends Disposable {
+  /** Aborted with a {@link TunnelError} when the policy no longer allows it. */
+  readonly signal: AbortSignal;
+}
+
+/** Decides who may reach what through which agent. */
+export interface Policy {
+  /**
+   * @param labels those of each connection of the agent; the policy must allow it with all of them
+   * @throws {TunnelError} if it is denied
+   */
+  authorize(identity: Identity, request: PolicyRequest): Grant;
+  /** Reads the file again. Never rejects. */
+  reload(): Promise<void>;
+  close(): void;
+}
+
+/** A request, without the client. */
+export interface PolicyRequest extends Pick<PolicyQuery, "agentId" | "destination" | "network"> {
+  /** The labels, `name=value`, of each of the agent's connections. */
+  readonly labels: readonly (readonly string[])[];
+}
+
+export interface PolicyDeps {
+  readonly log: Logger;
+  /** Milliseconds since 1970. Default `Date.now`. */
+  readonly now?: () => number;
+}
+
+/** Largest policy in bytes. */
+export const MAX_POLICY = 64 * 1024 * 1024;
+/** Live tunnels that are checked before other tasks have their turn. */
+const CHUNK = 500;
+
+interface LiveTunnel {
+  readonly queries: readonly PolicyQuery[];
+  readonly controller: AbortController;
+}
+
+/**
+ * Opens the policy of a file. Reads it now, and polls it every second until it is closed. If it becomes invalid, fails its tests or is missing
+ * later, that is logged and the previous policy stays in force. What a new policy no longer allows, or the time, is ended.
+ * @throws {ConfigError} naming file and line
+ */
+export async function openPolicy(name: string, { log, now = Date.now }: PolicyDeps): Promise<Policy> {
+  const file = new PolledFile<RuleSet>(name, async (file) => {
+    const { readPolicy } = await import("./read.ts"); // the library does not load YAML without need
+    return readPolicy(await readText(file, MAX_POLICY), now());
+  });
+  try {
+    await file.poll();
+  } catch (cause) {
+    throw new ConfigError(`Cannot use --auth.policy-file ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
+  }
+  const live = new Set<LiveTunnel>();
+  let checkedMinute = Math.floor(now() / 60_000);
+
+  const decide = (queries: readonly PolicyQuery[]): Decision => {
+    let decision: Decision = { allowed: false };
+    for (const query of queries) {
+      decision = file.value.decide(query, now());
+      if (!decision.allowed) break;
+    }
+    return decision;
+  };
+  const describe = ({ rule }: Decision) =>
+    rule === undefined ? `no rule of ${name} allows it` : `rule ${JSON.stringify(rule.name)} (${name}:${rule.line})`;
+
+  /** Ends the live tunnels that are not allowed now. */
+  const checkLive = async (): Promise<void> => {
+    let checked = 0;
+    for (const tunnel of live) { // others may come and go meanwhile
+      const decision = decide(tunnel.queries);
+      if (!decision.allowed) {
+        live.delete(tunnel);
+        const reason = `The policy no longer allows it: ${describe(decision)}`;
+        tunnel.controller.abort(new TunnelError("http_request_denied", reason));
+      }
+      if (++checked % CHUNK === 0) await new Promise((resolve) => setTimeout(resolve));
+    }
+  };
+
+  const reloadFile = async (): Promise<void> => {
+    const minute = Math.floor(now() / 60_000);
+    let isDue = minute !== checkedMinute && file.value.usesTime;
+    checkedMinute = minute;
+    try {
+      if (await file.poll()) {
+        isDue = true;
+        log.info("policy reloaded", { file: name, rules: file.value.rules.length });
+      }
+    } catch (error) {
+      log.error("policy is missing or invalid; the previous one stays in force", { file: name, reason: describeFileError(error) });
+    }
+    if (isDue) await checkLive();
+  };
+  let reloading: Promise<void> | undefined;
+  const reload = () => reloading ??= reloadFile().finally(() => reloading = undefined);
+  const stop = everySecond(now, () => void reload());
+
+  return {
+    authorize(identity, { labels, ...request }) {
+      const subjects = subjectsOf(identity);
+      const queries = (labels.length === 0 ? [[]] : labels).map((each) => ({ ...request, subjects, labels: each }));
+      const decision = decide(queries);
+      if (!decision.allowed) {
+        const { agentId, destination, network } = request;
+        const what = `${formatDestination(destination, network)} through the agent ${JSON.stringify(agentId)}`;
+        throw new TunnelError("http_request_denied", `The policy does not allow ${what}`, { cause: new Error(describe(decision)) });
+      }
+      const tunnel: LiveTunnel = { queries, controller: new AbortController() };
+      live.add(tunnel);
+      return { signal: tunnel.controller.signal, [Symbol.dispose]: () => void live.delete(tunnel) };
+    },
+    reload,
+    close: stop,
+  };
+}
+
+/** How a policy's rules name a client. */
+export function subjectsOf({ subject, name, groups = [], tokenId }: Pick<Identity, "subject" | "name" | "groups" | "tokenId">): string[] {
+  const known = [["sub", subject], ["name", name], ["token", tokenId], ...groups.map((group) => ["group", group])] as const;
+  return known.flatMap(([kind, value]) => value === undefined ? [] : [`${kind}:${value}`]);
+}

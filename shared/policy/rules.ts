@@ -1,0 +1,184 @@
+// Decides by rules who may reach what. Rules are indexed by subject, agent and destination, so that a decision looks at those alone that one
+// of the three selects. Knows no files.
+import { DestinationPatterns } from "../address/allow_list.ts";
+import type { Authority, Network } from "../address/authority.ts";
+import { isWithin, type Span } from "./hours.ts";
+import { TextPatterns } from "./text_patterns.ts";
+
+/** One rule. It applies if everything that it has matches; a list matches if one of its items does. */
+export interface Rule {
+  readonly effect: "allow" | "deny";
+  readonly name: string;
+  /** Where it is in the policy's file, from 1 on. */
+  readonly line: number;
+  /** Patterns of `sub:…`, `name:…`, `group:…` and `token:…`, with at most one `*`. Empty: everyone. */
+  readonly subjects: readonly string[];
+  /** Patterns of agent ids. Empty: all. */
+  readonly agents: readonly string[];
+  /** Labels that the agent must have, all of them: `name=value`. */
+  readonly labels: readonly string[];
+  /** Allow-list patterns; in a rule that denies they match as in a deny-list. Empty: all, TCP and UDP. */
+  readonly destinations: readonly string[];
+  /** Empty: at any time. */
+  readonly hours: readonly Span[];
+}
+
+/** Who asks for what. */
+export interface PolicyQuery {
+  /** `sub:…`, `name:…`, `token:…`, and `group:…` for each group. */
+  readonly subjects: readonly string[];
+  readonly agentId: string;
+  /** The agent's labels: `name=value`. */
+  readonly labels: readonly string[];
+  readonly destination: Authority;
+  readonly network: Network;
+}
+
+export interface Decision {
+  readonly allowed: boolean;
+  /** The first rule in the file that decides; missing if none applies, which denies. */
+  readonly rule?: Rule;
+}
+
+/** Decides by rules: what a rule denies is denied, then what a rule allows is allowed, and all else is denied. */
+export class RuleSet {
+  readonly #denying: RuleIndex;
+  readonly #allowing: RuleIndex;
+  /** Whether decisions depend on the time. */
+  readonly usesTime: boolean;
+
+  /**
+   * @param minuteOf the minute of the week at a time in milliseconds since 1970
+   * @throws {RangeError} naming an invalid destination
+   */
+  constructor(readonly rules: readonly Rule[], readonly minuteOf: (at: number) => number) {
+    this.#denying = new RuleIndex(rules.filter(({ effect }) => effect === "deny"), "deny");
+    this.#allowing = new RuleIndex(rules.filter(({ effect }) => effect === "allow"), "allow");
+    this.usesTime = rules.some(({ hours }) => hours.length > 0);
+  }
+
+  /** @param at milliseconds since 1970 */
+  decide(query: PolicyQuery, at: number): Decision {
+    const minute = this.usesTime ? this.minuteOf(at) : 0;
+    const denying = this.#denying.find(query, minute);
+    if (denying) return { allowed: false, rule: denying };
+    const rule = this.#allowing.find(query, minute);
+    return { allowed: rule !== undefined, rule };
+  }
+}
+
+/** The lists of a rule that do not match. */
+export function mismatches(rule: Rule, query: PolicyQuery, minute: number): string[] {
+  const nothing = { ...rule, subjects: [], agents: [], labels: [], destinations: [], hours: [] };
+  const lists = ["subjects", "agents", "labels", "destinations", "hours"] as const;
+  return lists.filter((list) => {
+    const only: Rule = { ...nothing, [list]: rule[list] };
+    return new RuleSet([only], () => minute).decide(query, 0).rule === undefined;
+  });
+}
+
+/** A rule with the numbers of its patterns. */
+interface IndexedRule {
+  readonly rule: Rule;
+  readonly subjects: readonly number[];
+  readonly agents: readonly number[];
+  readonly destinations: readonly number[];
+}
+
+/** The rules by the patterns of one of their lists. */
+class Postings {
+  readonly #rules: number[][] = [];
+  /** The rules whose list is empty. */
+  readonly #always: number[] = [];
+  /** The last search in which each pattern matched. */
+  readonly #matchedIn: number[] = [];
+  #matched: number[] = [];
+  #search = 0;
+
+  add(rule: number, patterns: readonly number[]): void {
+    if (patterns.length === 0) this.#always.push(rule);
+    for (const pattern of new Set(patterns)) (this.#rules[pattern] ??= []).push(rule);
+  }
+
+  /** Begins a search: `match` calls `visit` for each pattern that matches. */
+  search(match: (visit: (pattern: number) => void) => void): void {
+    this.#search++;
+    this.#matched = [];
+    match((pattern) => {
+      if (this.#matchedIn[pattern] === this.#search) return;
+      this.#matchedIn[pattern] = this.#search;
+      this.#matched.push(pattern);
+    });
+  }
+
+  /** Number of rules that the matching patterns select, with duplicates. */
+  get count(): number {
+    return this.#matched.reduce((sum, pattern) => sum + this.#rules[pattern]!.length, this.#always.length);
+  }
+
+  /** Whether the list of a rule matches. */
+  matches(patterns: readonly number[]): boolean {
+    return patterns.length === 0 || patterns.some((pattern) => this.#matchedIn[pattern] === this.#search);
+  }
+
+  *selected(): Generator<readonly number[]> {
+    yield this.#always;
+    for (const pattern of this.#matched) yield this.#rules[pattern]!;
+  }
+}
+
+/** Marks a label as a pattern of agents: no agent id has it. */
+const LABEL = "\0";
+
+class RuleIndex {
+  readonly #rules: IndexedRule[] = [];
+  readonly #subjects = { patterns: new TextPatterns(), rules: new Postings() };
+  /** Of a rule without agents, the first label. */
+  readonly #agents = { patterns: new TextPatterns(), rules: new Postings() };
+  readonly #destinations: { readonly patterns: DestinationPatterns; readonly rules: Postings };
+
+  constructor(rules: readonly Rule[], effect: Rule["effect"]) {
+    this.#destinations = { patterns: new DestinationPatterns(effect), rules: new Postings() };
+    for (const [i, rule] of rules.entries()) {
+      const agents = rule.agents.length > 0 ? rule.agents : rule.labels.slice(0, 1).map((label) => LABEL + label);
+      const indexed: IndexedRule = {
+        rule,
+        subjects: rule.subjects.map((pattern) => this.#subjects.patterns.add(pattern)),
+        agents: agents.map((pattern) => this.#agents.patterns.add(pattern)),
+        destinations: rule.destinations.map((pattern) => this.#destinations.patterns.add(pattern)),
+      };
+      this.#rules.push(indexed);
+      this.#subjects.rules.add(i, indexed.subjects);
+      this.#agents.rules.add(i, indexed.agents);
+      this.#destinations.rules.add(i, indexed.destinations);
+    }
+  }
+
+  /** The first rule that applies. */
+  find({ subjects, agentId, labels, destination, network }: PolicyQuery, minute: number): Rule | undefined {
+    if (this.#rules.length === 0) return undefined;
+    this.#subjects.rules.search((visit) => {
+      for (const subject of subjects) this.#subjects.patterns.match(subject, visit);
+    });
+    this.#agents.rules.search((visit) => {
+      this.#agents.patterns.match(agentId, visit);
+      for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, visit);
+    });
+    this.#destinations.rules.search((visit) => this.#destinations.patterns.match(destination, network, visit));
+    const all = [this.#subjects.rules, this.#agents.rules, this.#destinations.rules];
+    const fewest = all.reduce((best, postings) => postings.count < best.count ? postings : best);
+    let first = this.#rules.length;
+    for (const selected of fewest.selected()) {
+      for (const i of selected) {
+        if (i >= first) break; // they are in order
+        if (this.#applies(this.#rules[i]!, labels, minute)) first = i;
+      }
+    }
+    return this.#rules[first]?.rule;
+  }
+
+  #applies({ rule, subjects, agents, destinations }: IndexedRule, labels: readonly string[], minute: number): boolean {
+    return this.#subjects.rules.matches(subjects) && this.#agents.rules.matches(agents) && this.#destinations.rules.matches(destinations) &&
+      rule.labels.every((label) => labels.includes(label)) && (rule.hours.length === 0 || isWithin(rule.hours, minute));
+  }
+}

@@ -1,0 +1,67 @@
+// Numbered patterns of texts, in which one `*` may stand for any characters. Finds those that match a text without trying each.
+
+export class TextPatterns {
+  readonly #ids = new Map<string, number>();
+  /** Patterns with a `*` by the longer part: what stands before it, or behind it. */
+  readonly #starts = new Affixes();
+  readonly #ends = new Affixes();
+
+  /** Number of different patterns. */
+  get size(): number {
+    return this.#ids.size;
+  }
+
+  /** The number of the pattern, from 0 on. Equal patterns have the same. */
+  add(pattern: string): number {
+    const known = this.#ids.get(pattern);
+    if (known !== undefined) return known;
+    const id = this.#ids.size;
+    this.#ids.set(pattern, id);
+    const star = pattern.indexOf("*");
+    if (star < 0) return id;
+    const [start, end] = [pattern.slice(0, star), pattern.slice(star + 1)];
+    if (start.length >= end.length) this.#starts.add(start, { id, start, end });
+    else this.#ends.add(end, { id, start, end });
+    return id;
+  }
+
+  /** Calls `visit` with the number of each pattern that matches. */
+  match(text: string, visit: (id: number) => void): void {
+    this.matchExactly(text, visit);
+    this.#starts.match((length) => text.slice(0, length), text, visit);
+    this.#ends.match((length) => text.slice(text.length - length), text, visit);
+  }
+
+  /** The same for the pattern that is the text itself. */
+  matchExactly(text: string, visit: (id: number) => void): void {
+    const id = text.includes("*") ? undefined : this.#ids.get(text);
+    if (id !== undefined) visit(id);
+  }
+}
+
+interface Wildcard {
+  readonly id: number;
+  readonly start: string;
+  readonly end: string;
+}
+
+class Affixes {
+  readonly #patterns = new Map<string, Wildcard[]>();
+  readonly #lengths = new Set<number>();
+
+  add(affix: string, pattern: Wildcard): void {
+    this.#lengths.add(affix.length);
+    const patterns = this.#patterns.get(affix);
+    if (patterns) patterns.push(pattern);
+    else this.#patterns.set(affix, [pattern]);
+  }
+
+  match(affixOf: (length: number) => string, text: string, visit: (id: number) => void): void {
+    for (const length of this.#lengths) {
+      if (length > text.length) continue;
+      for (const { id, start, end } of this.#patterns.get(affixOf(length)) ?? []) {
+        if (text.length >= start.length + end.length && text.startsWith(start) && text.endsWith(end)) visit(id);
+      }
+    }
+  }
+}

@@ -1,0 +1,236 @@
+// Policies: which rule decides, what makes a file invalid, its own tests, and what a change ends.
+import assert from "node:assert/strict";
+import { renameSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import type { Identity } from "../../shared/auth/authenticator.ts";
+import { createWeekClock, isWithin, parseHours } from "../../shared/policy/hours.ts";
+import { openPolicy, type PolicyRequest, subjectsOf } from "../../shared/policy/policy.ts";
+import { parseDestination, PolicyError, readPolicy } from "../../shared/policy/read.ts";
+import type { Decision, PolicyQuery } from "../../shared/policy/rules.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { TunnelError } from "../../shared/tunnel/errors.ts";
+import { LogBook } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
+
+/** A Wednesday. */
+const NOON = Date.parse("2026-11-25T12:00:00Z");
+
+const POLICY = `
+timezone: Europe/Berlin
+sets:
+  dba: [name:alice, "group:db-*"]
+rules:
+  - allow: databases
+    subjects: [set:dba, sub:7]
+    agents: ["site-*"]
+    destinations: ["*.db:5432", 10.0.0.0/8]
+  - allow: office
+    subjects: group:staff
+    labels: [region=eu]
+    hours: Mon-Fri 08:00-18:00
+  - deny: payroll
+    agents: site-9
+  - deny: metadata
+    destinations: [169.254.169.254]
+tests:
+  - {expect: allow, as: [name:alice], agent: site-1, to: "a.db:5432", rule: databases}
+  - {expect: deny, as: name:bob, agent: site-1, to: "a.db:5432"}
+  - {expect: allow, as: group:staff, agent: x, labels: region=eu, to: "udp:host:53", at: "2026-11-25T16:59:00Z"}
+  - {expect: deny, as: group:staff, agent: x, labels: region=eu, to: "host:53", at: "2026-11-25T17:00:00Z"}
+`;
+
+function query(subjects: string[], agentId: string, to: string, labels: string[] = []): PolicyQuery {
+  return { subjects, agentId, labels, ...parseDestination(to) };
+}
+
+function named({ allowed, rule }: Decision): string {
+  return `${allowed ? "allow" : "deny"} ${rule?.name}`;
+}
+
+describe("a policy", () => {
+  it("allows what a rule allows and none denies, and says by which rule", () => {
+    const set = readPolicy(POLICY, NOON);
+    const rows: [PolicyQuery, string][] = [
+      [query(["name:alice"], "site-1", "a.db:5432"), "allow databases"],
+      [query(["group:db-eu"], "site-1", "10.1.2.3:22"), "allow databases"],
+      [query(["sub:7"], "site-1", "10.1.2.3:22"), "allow databases"],
+      [query(["name:7"], "site-1", "10.1.2.3:22"), "deny undefined"],
+      [query(["name:alice"], "site-1", "a.db:22"), "deny undefined"],
+      [query(["name:alice"], "site-1", "udp:10.1.2.3:22"), "deny undefined"],
+      [query(["name:alice"], "other", "a.db:5432"), "deny undefined"],
+      [query(["name:alice"], "site-9", "a.db:5432"), "deny payroll"],
+      [query(["group:staff"], "x", "host:80", ["region=eu"]), "allow office"],
+      [query(["group:staff"], "x", "host:80", ["region=us"]), "deny undefined"],
+      [query(["group:staff"], "x", "[::ffff:169.254.169.254]:80", ["region=eu"]), "deny metadata"],
+    ];
+    for (const [each, expected] of rows) assert.equal(named(set.decide(each, NOON)), expected, JSON.stringify(each));
+    assert.equal(set.decide(rows[0]![0], NOON).rule!.line, 6);
+  });
+
+  it("is invalid as a whole with one bad entry, whose line is named", () => {
+    const rows: [text: string, line: number, problem: RegExp][] = [
+      ["rules:\n  - allow: a\n    subject: name:a\n", 3, /"subject" is unknown; .*subjects/],
+      ["rules:\n  - allow: a\n    subjects: [alice]\n", 3, /"alice" is not sub:ID, name:NAME/],
+      ["rules:\n  - allow: a\n    subjects: [set:dba]\n", 3, /a set that is not in sets/],
+      ["rules:\n  - allow: a\n    subjects: []\n", 3, /empty/],
+      ["rules:\n  - allow: a\n    subjects:\n", 3, /no value/],
+      ["rules:\n  - allow: a\n    agents: [a*b*]\n", 3, /more than one \*/],
+      ["rules:\n  - allow: a\n    agents: [*]\n", 3, /./],
+      ["rules:\n  - allow: a\n    agents: *x\n", 3, /needs quotes|alias/i],
+      ["rules:\n  - allow: a\n    labels: [eu]\n", 3, /label name=value/],
+      ["rules:\n  - allow: a\n    destinations: [db:0]\n", 3, /port/],
+      ["rules:\n  - allow: a\n    destinations:\n      - db\n      - '::1:80'\n", 5, /may be meant as an address and a port/],
+      ["rules:\n  - allow: a\n    hours: [Mon-Fri 8-18]\n", 3, /is not a time like/],
+      ["rules:\n  - allow: a\n    hours: Mo 08:00-18:00\n", 3, /is not a day/],
+      ["rules:\n  - allow: a\n    hours: 08:00-25:00\n", 3, /is not a time from/],
+      ["rules:\n  - allow: a\n    deny: b\n", 2, /either allow or deny/],
+      ["rules:\n  - subjects: name:a\n", 2, /either allow or deny/],
+      ["rules: []\n", 1, /no rules/],
+      ["timezone: Mars/Olympus\nrules:\n  - allow: a\n", 1, /Mars/],
+      ["rules:\n  - allow: a\n\trules: x\n", 3, /./],
+      ["rules:\n  - allow: a\nrules:\n  - allow: b\n", 3, /unique/i],
+      [
+        "rules:\n  - allow: a\ntests:\n  - {expect: deny, agent: a, to: 'db:1'}\n",
+        4,
+        /expects deny, and it is allowed: the rule "a" in line 2/,
+      ],
+      ["rules:\n  - deny: a\ntests:\n  - {expect: allow, agent: a, to: 'db:1'}\n", 4, /expects allow, and it is denied/],
+      ["rules:\n  - allow: a\n  - allow: b\ntests:\n  - {expect: allow, agent: a, to: 'db:1', rule: b}\n", 5, /expects the rule "b"/],
+      ["rules:\n  - allow: a\ntests:\n  - {expect: allow, agent: a, to: db}\n", 4, /port|target/i],
+      ["rules:\n  - allow: a\ntests:\n  - {expect: allow, agent: a, to: 'db:1', at: noon}\n", 4, /"noon" is not a time/],
+    ];
+    for (const [text, line, problem] of rows) {
+      assert.throws(() => readPolicy(text, NOON), (error) => {
+        assert.ok(error instanceof PolicyError, `${text}: ${error}`);
+        assert.match(error.message, problem, text);
+        assert.equal(error.line, line, text);
+        return true;
+      });
+    }
+  });
+
+  it("has hours that begin and end in its time zone, on the next day too", () => {
+    const clock = createWeekClock("Europe/Berlin");
+    const rows: [hours: string, at: string, isWithin: boolean][] = [
+      ["Mon-Fri 08:00-18:00", "2026-11-25T07:00:00Z", true],
+      ["Mon-Fri 08:00-18:00", "2026-11-25T06:59:59Z", false],
+      ["Mon-Fri 08:00-18:00", "2026-07-01T06:00:00Z", true],
+      ["Sat,Sun", "2026-11-28T00:00:00Z", true],
+      ["Sat,Sun", "2026-11-27T22:59:00Z", false],
+      ["Sun 22:00-06:00", "2026-11-30T04:59:00Z", true],
+      ["Sun 22:00-06:00", "2026-11-30T05:00:00Z", false],
+      ["Fri-Mon", "2026-11-30T12:00:00Z", true],
+      ["Fri-Mon", "2026-12-01T12:00:00Z", false],
+      ["22:00-06:00", "2026-11-25T23:00:00Z", true],
+    ];
+    for (const [hours, at, expected] of rows) assert.equal(isWithin(parseHours(hours), clock(Date.parse(at))), expected, `${hours} ${at}`);
+  });
+});
+
+/** An open policy, its clock, and its log. */
+async function withPolicy(
+  text: string,
+  body: (bench: {
+    authorize: (identity: Partial<Identity>, request?: Partial<PolicyRequest>) => AbortSignal;
+    replace: (text: string) => Promise<void>;
+    passTo: (now: number) => Promise<void>;
+    log: LogBook;
+  }) => Promise<void>,
+): Promise<void> {
+  using folder = new Folder();
+  const log = new LogBook();
+  let now = NOON;
+  const policy = await openPolicy(folder.write("policy.yaml", text), { log, now: () => now });
+  try {
+    await body({
+      log,
+      authorize: (identity, request) =>
+        policy.authorize({ agentId: "", ...identity }, {
+          agentId: "site-1",
+          labels: [],
+          destination: { host: "db", port: 5432 },
+          network: "tcp",
+          ...request,
+        }).signal,
+      replace: async (text) => {
+        renameSync(folder.write("new", text), join(folder.path, "policy.yaml"));
+        await policy.reload();
+      },
+      passTo: async (at) => {
+        now = at;
+        await policy.reload();
+      },
+    });
+  } finally {
+    policy.close();
+  }
+}
+
+const ALICE = "rules:\n  - allow: a\n    subjects: [name:alice, group:ops]\n";
+
+describe("the policy of a proxy", () => {
+  it("refuses with the reason for the log alone", async () => {
+    await withPolicy(ALICE, ({ authorize }) => {
+      authorize({ name: "alice" });
+      authorize({ groups: ["x", "ops"] });
+      assert.throws(() => authorize({ name: "bob" }), (error) => {
+        assert.ok(error instanceof TunnelError);
+        assert.equal(error.message, 'The policy does not allow db:5432 through the agent "site-1"');
+        assert.match((error.cause as Error).message, /^no rule of .*policy.yaml allows it$/);
+        return true;
+      });
+      return Promise.resolve();
+    });
+    assert.deepEqual(subjectsOf({ subject: "7", name: "a", groups: ["g"], tokenId: "t" }), ["sub:7", "name:a", "token:t", "group:g"]);
+  });
+
+  it("ends what a new policy does not allow, and nothing else", async () => {
+    await withPolicy(ALICE, async ({ authorize, replace, log }) => {
+      const [alice, ops] = [authorize({ name: "alice" }), authorize({ groups: ["ops"] })];
+      await replace(ALICE.replace("name:alice, ", ""));
+      assert.deepEqual([alice.aborted, ops.aborted], [true, false]);
+      assert.match((alice.reason as Error).message, /^The policy no longer allows it: no rule of/);
+      assert.throws(() => authorize({ name: "alice" }), TunnelError);
+      assert.equal(log.logged("policy reloaded").length, 1);
+      await replace(`${ALICE}  - deny: all ops\n    subjects: group:ops\n`);
+      assert.match((ops.reason as Error).message, /rule "all ops" \(.*policy.yaml:4\)/);
+    });
+  });
+
+  it("stays in force when its file becomes invalid, fails its tests, or is removed", async () => {
+    await withPolicy(ALICE, async ({ authorize, replace, log }) => {
+      const alice = authorize({ name: "alice" });
+      await replace("rules:\n  - allow: a\n    subjects: alice\n");
+      await replace("rules:\n  - deny: a\ntests:\n  - {expect: allow, agent: a, to: 'db:1'}\n");
+      assert.equal(alice.aborted, false);
+      authorize({ name: "alice" });
+      assert.throws(() => authorize({ name: "bob" }), TunnelError);
+      const reasons = log.logged("policy is missing or invalid; the previous one stays in force").map(({ reason }) => String(reason));
+      assert.match(reasons[0]!, /^line 3: /);
+      assert.match(reasons[1]!, /^line 4: this test/);
+    });
+    await assert.rejects(openPolicy("/nowhere", { log: silentLogger }), ConfigError);
+    using folder = new Folder();
+    await assert.rejects(openPolicy(folder.write("p.yaml", "rules: 7"), { log: silentLogger }), /Cannot use --auth.policy-file .*line 1/);
+  });
+
+  it("ends tunnels when their hours are over", async () => {
+    await withPolicy("rules:\n  - allow: a\n    hours: 08:00-13:00\n", async ({ authorize, passTo }) => {
+      const signal = authorize({});
+      await passTo(NOON + 59 * 60_000);
+      assert.equal(signal.aborted, false);
+      await passTo(NOON + 60 * 60_000);
+      assert.equal(signal.aborted, true);
+    });
+  });
+
+  it("needs the labels of each connection of the agent", async () => {
+    await withPolicy("rules:\n  - allow: a\n    labels: [region=eu]\n", ({ authorize }) => {
+      authorize({}, { labels: [["region=eu"], ["x=y", "region=eu"]] });
+      for (const labels of [[], [["region=us"]], [["region=eu"], []]]) assert.throws(() => authorize({}, { labels }), TunnelError);
+      return Promise.resolve();
+    });
+  });
+});
