@@ -42,6 +42,7 @@ export {
   type Authenticator,
   type Claims,
   type ClientCredentials,
+  type ClientPeer,
   type Identity,
   type Peer,
 } from "./shared/auth/authenticator.ts";

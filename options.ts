@@ -111,6 +111,8 @@ export interface ProxyOptions {
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
+    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says. */
+    clients?: string[];
     /** `--auth.jwt.*` */
     jwt?: {
       /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
@@ -119,9 +121,49 @@ export interface ProxyOptions {
       audience?: string;
       /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
-      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
+      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line, or name: or sub: of all tokens of a person or an agent; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
     };
+    /** `--auth.jwks.*` */
+    jwks?: {
+      /** `--auth.jwks.url`: URL of a JWKS with keys that verify tokens, besides those of auth.jwt.public-key; https, or http to this machine. By default none. */
+      url?: string;
+      /** `--auth.jwks.refresh`: Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again. In milliseconds. Default: `300000`. */
+      refresh?: number;
+      /** `--auth.jwks.max-stale`: Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that. In milliseconds. Default: `3600000`. */
+      maxStale?: number;
+    };
+    /** `--auth.oidc.*` */
+    oidc?: {
+      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine. */
+      issuer?: string;
+      /** `--auth.oidc.audience`: Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer. */
+      audience?: string[];
+      /** `--auth.oidc.name-claim`: Claim with the person's name; dots lead into nested claims. Default: `"preferred_username"`. */
+      nameClaim?: string;
+      /** `--auth.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
+      groupsClaim?: string;
+    };
+    /** `--auth.htpasswd.*` */
+    htpasswd?: {
+      /** `--auth.htpasswd.file`: File with one user:hash per line, of bcrypt or argon2, as htpasswd -B writes it. Reloaded when it changes. */
+      file?: string;
+    };
+    /** `--auth.webhook.*` */
+    webhook?: {
+      /** `--auth.webhook.url`: URL that is asked who a client is; https, or http to this machine. */
+      url?: string;
+      /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
+      tokenFile?: string;
+      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the connection to the last byte. In milliseconds. Default: `5000`. */
+      timeout?: number;
+      /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
+      concurrency?: number;
+      /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
+      maxStale?: number;
+    };
+    /** `--auth.policy-file`: File with rules, YAML, that say which clients may reach what through which agents, besides all lists. Reloaded when it changes; what it no longer allows is closed. By default there are none. */
+    policyFile?: string;
   };
   /** `--store.*` */
   store?: {
@@ -478,6 +520,8 @@ export interface LoadBalancerOptions {
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
+    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says. */
+    clients?: string[];
     /** `--auth.jwt.*` */
     jwt?: {
       /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
@@ -486,8 +530,46 @@ export interface LoadBalancerOptions {
       audience?: string;
       /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
-      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes. */
+      /** `--auth.jwt.revocation-file`: File with the jti of one revoked token per line, or name: or sub: of all tokens of a person or an agent; what was opened with such a token is closed at once. Reloaded when it changes. */
       revocationFile?: string;
+    };
+    /** `--auth.jwks.*` */
+    jwks?: {
+      /** `--auth.jwks.url`: URL of a JWKS with keys that verify tokens, besides those of auth.jwt.public-key; https, or http to this machine. By default none. */
+      url?: string;
+      /** `--auth.jwks.refresh`: Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again. In milliseconds. Default: `300000`. */
+      refresh?: number;
+      /** `--auth.jwks.max-stale`: Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that. In milliseconds. Default: `3600000`. */
+      maxStale?: number;
+    };
+    /** `--auth.oidc.*` */
+    oidc?: {
+      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine. */
+      issuer?: string;
+      /** `--auth.oidc.audience`: Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer. */
+      audience?: string[];
+      /** `--auth.oidc.name-claim`: Claim with the person's name; dots lead into nested claims. Default: `"preferred_username"`. */
+      nameClaim?: string;
+      /** `--auth.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
+      groupsClaim?: string;
+    };
+    /** `--auth.htpasswd.*` */
+    htpasswd?: {
+      /** `--auth.htpasswd.file`: File with one user:hash per line, of bcrypt or argon2, as htpasswd -B writes it. Reloaded when it changes. */
+      file?: string;
+    };
+    /** `--auth.webhook.*` */
+    webhook?: {
+      /** `--auth.webhook.url`: URL that is asked who a client is; https, or http to this machine. */
+      url?: string;
+      /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
+      tokenFile?: string;
+      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the connection to the last byte. In milliseconds. Default: `5000`. */
+      timeout?: number;
+      /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
+      concurrency?: number;
+      /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
+      maxStale?: number;
     };
   };
   /** `--store.*` */

@@ -1,6 +1,6 @@
 // Authentication by tokens (JWT) and tickets, and closing what was opened with a token that expires, is revoked, or whose key is removed.
 import { authOptions } from "../config/common_options.ts";
-import { ConfigError, flagOf } from "../config/option.ts";
+import { ConfigError } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
 import type { Logger } from "../log/logger.ts";
 import {
@@ -14,7 +14,7 @@ import {
 } from "./authenticator.ts";
 import type { AgentList } from "./agent_list.ts";
 import { keyAlgorithm, parsePublicKeys, type VerificationKey } from "./keys.ts";
-import { readRevocations, type Revocations } from "./revocations.ts";
+import { logFileError, RevocationFile } from "./revocation_file.ts";
 import { everySecond, LiveCredentials } from "./live_credentials.ts";
 import type { Fetch } from "./fetch.ts";
 import { RemoteKeys } from "./remote_keys.ts";
@@ -34,7 +34,7 @@ export interface JwtOptions {
   audience?: string;
   /** What an expired token closes. `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
   onExpiry: OnExpiry;
-  /** File with the `jti` of one revoked token per line; reloaded when it changes. Default: none. */
+  /** File with one revoked token (`jti`), `name:` or `sub:` per line; reloaded when it changes. Default: none. */
   revocationFile?: string;
 }
 
@@ -67,16 +67,15 @@ const MAX_MISSING_POLLS = 2;
  * @throws {ConfigError} for an invalid file
  */
 export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now = Date.now }: JwtDeps): Promise<Authenticator> {
-  const files = await openFiles(options, jwks?.url !== undefined);
-  warnAboutForeignIds(files, log);
+  const files = await openFiles(options, jwks?.url !== undefined, log);
   const verified = new VerifiedTokens<Token>();
   const live = new LiveCredentials<Token>();
   let keys = currentKeys(files.keys);
 
-  const problemOf = ({ id, keyId }: Token): string | undefined => {
+  const problemOf = (token: Token): string | undefined => {
+    const { keyId } = token;
     if (!keys.has(keyId) && !published?.has(keyId)) return "The public key of the token was removed";
-    if (id !== undefined && files.revocations?.value.has(id)) return "The token is revoked";
-    return undefined;
+    return files.revocations?.revokes(token) ? "The token is revoked" : undefined;
   };
   const endInvalid = () => live.closeIf(problemOf);
   const onRemoved = () => {
@@ -178,26 +177,27 @@ export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now
 
 interface Files {
   readonly keys: readonly PolledFile<VerificationKey[]>[];
-  readonly revocations?: PolledFile<Revocations>;
+  readonly revocations?: RevocationFile;
 }
 
 /** @param hasUrl whether keys come from a URL, so that the default file may be missing */
-async function openFiles({ publicKey: given, revocationFile }: JwtOptions, hasUrl: boolean): Promise<Files> {
+async function openFiles({ publicKey: given, revocationFile }: JwtOptions, hasUrl: boolean, log: Logger): Promise<Files> {
   const publicKey = hasUrl && given.join() === authOptions["auth.jwt.public-key"].default ? [] : given;
   if (!hasUrl && publicKey.length === 0) throw new ConfigError("Cannot start: --auth.jwt.public-key is needed");
-  const open = async <T>(option: string, name: string, read: (name: string) => Promise<T>): Promise<PolledFile<T>> => {
-    const file = new PolledFile(name, read);
-    try {
-      await file.poll();
-      return file;
-    } catch (cause) {
-      throw new ConfigError(`Cannot use ${flagOf(option)} ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
-    }
-  };
   return {
-    keys: await Promise.all(publicKey.map((name) => open("auth.jwt.public-key", name, readKeys))),
-    revocations: revocationFile === undefined ? undefined : await open("auth.jwt.revocation-file", revocationFile, readRevocations),
+    keys: await Promise.all(publicKey.map(openKeys)),
+    revocations: revocationFile === undefined ? undefined : await RevocationFile.open(revocationFile, log),
   };
+}
+
+async function openKeys(name: string): Promise<PolledFile<VerificationKey[]>> {
+  const file = new PolledFile(name, readKeys);
+  try {
+    await file.poll();
+    return file;
+  } catch (cause) {
+    throw new ConfigError(`Cannot use --auth.jwt.public-key ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
+  }
 }
 
 /** The keys of all files. A missing file's keys stay for a moment, or for good if no other file is left. */
@@ -208,35 +208,16 @@ function currentKeys(files: Files["keys"]): Map<string, VerificationKey> {
 }
 
 /** Returns whether any file has a new value. Never rejects: errors are logged. */
-async function poll(files: Files, log: Logger): Promise<boolean> {
+async function poll({ keys, revocations }: Files, log: Logger): Promise<boolean> {
   let changed = false;
-  for (const file of [...files.keys, ...files.revocations ? [files.revocations] : []]) {
+  for (const file of keys) {
     try {
-      if (!await file.poll()) continue;
-      changed = true;
-      if (file !== files.revocations) continue;
-      log.info("revocation list reloaded", { file: file.name, revoked: files.revocations.value.size });
-      warnAboutForeignIds(files, log);
+      if (await file.poll()) changed = true;
     } catch (error) {
-      const message = file.missing > 0
-        ? "authentication file is missing"
-        : "authentication file is invalid; its previous content stays in force";
-      log.error(message, { file: file.name, reason: describeFileError(error) });
+      logFileError(log, file, error);
     }
   }
-  return changed;
-}
-
-/** Warns of ids that this program never issues: they may belong to another issuer's tokens, or be misspelt. */
-function warnAboutForeignIds({ revocations }: Files, log: Logger): void {
-  const { foreign } = revocations?.value ?? {};
-  if (revocations === undefined || foreign === undefined) return;
-  const { count, firstLine: line } = foreign;
-  log.warn("revocation file has ids that are not UUIDs: tokens of auth jwt token never have such a jti", {
-    file: revocations.name,
-    count,
-    line,
-  });
+  return await revocations?.poll() || changed;
 }
 
 /** Limit on the size of a key file, in bytes. */

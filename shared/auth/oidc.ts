@@ -10,6 +10,7 @@ import { everySecond, LiveCredentials } from "./live_credentials.ts";
 import { OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
 import { agentNamedBy, type ClientProvider } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
+import { RevocationFile } from "./revocation_file.ts";
 import { VerifiedTokens } from "./verified_tokens.ts";
 
 export interface OidcOptions {
@@ -29,6 +30,8 @@ export interface OidcOptions {
 
 export interface OidcDeps {
   readonly log: Logger;
+  /** File with revoked tokens, names and subjects. Default: none. */
+  readonly revocationFile?: string;
   /** What an expired token closes: the tunnels of clients with `close` alone. */
   readonly onExpiry: OnExpiry;
   /** Milliseconds since 1970. Default `Date.now`. */
@@ -41,26 +44,39 @@ export interface OidcDeps {
 
 /**
  * Creates a provider for the issuer's tokens, which fetches its keys until it is closed. The start does not wait for them.
- * @throws {ConfigError} if an option is missing
+ * @throws {ConfigError} if an option is missing, or a file is invalid
  */
-export function createOidcProvider(options: OidcOptions, deps: OidcDeps): ClientProvider {
-  const { log, onExpiry, now = Date.now, monotonic, fetch } = deps;
+export async function createOidcProvider(options: OidcOptions, deps: OidcDeps): Promise<ClientProvider> {
+  const { log, onExpiry, revocationFile, now = Date.now, monotonic, fetch } = deps;
   const { issuer, audience: audiences, nameClaim, groupsClaim, refresh: refreshMs, maxStale: maxStaleMs } = options;
   if (issuer === undefined) throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.issuer");
   if (audiences.length === 0) {
     throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.audience, or the issuer's tokens for other services would do");
   }
+  const revocations = revocationFile === undefined ? undefined : await RevocationFile.open(revocationFile, log);
   const verified = new VerifiedTokens<OidcToken>();
   const live = new LiveCredentials<OidcToken>();
+  const problemOf = (token: OidcToken) =>
+    revocations?.revokes(token)
+      ? "The token is revoked"
+      : keys.has(token.keyId)
+      ? undefined
+      : "The key of the token is no longer published";
   const onRemoved = () => {
     verified.clear();
-    live.closeIf(({ keyId }) => keys.has(keyId) ? undefined : "The key of the token is no longer published");
+    live.closeIf(problemOf);
   };
   const keys: RemoteKeys = new RemoteKeys({ source: { issuer }, refreshMs, maxStaleMs, onRemoved, log, now: monotonic, fetch });
   const find = (kid: string | undefined, algorithm: string) => keys.find(kid, algorithm);
+  let reloading: Promise<void> | undefined;
+  const reloadList = async () => {
+    if (await revocations?.poll()) live.closeIf(problemOf);
+  };
+  const reload = () => reloading ??= reloadList().finally(() => reloading = undefined);
   const stop = everySecond(now, () => {
     live.closeExpired(now());
     keys.poll();
+    void reload();
   });
   return {
     name: "oidc",
@@ -74,6 +90,8 @@ export function createOidcProvider(options: OidcOptions, deps: OidcDeps): Client
       if (token.expiresAt + (closes ? 0 : OIDC_LEEWAY_S * 1000) <= now()) {
         throw new AuthenticationError("ended", `The token expired at ${new Date(token.expiresAt).toISOString()}`, { tokenId: token.id });
       }
+      const problem = problemOf(token);
+      if (problem !== undefined) throw new AuthenticationError("ended", problem, { tokenId: token.id });
       const { subject, name, groups, id: tokenId } = token;
       return {
         agentId: agentNamedBy(credentials),
@@ -85,6 +103,7 @@ export function createOidcProvider(options: OidcOptions, deps: OidcDeps): Client
         ...live.add(token, closes ? token.expiresAt : Infinity),
       };
     },
+    reload,
     close() {
       stop();
       keys.close();

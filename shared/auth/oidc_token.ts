@@ -68,7 +68,9 @@ export function personOf(
   const { sub } = payload;
   if (typeof sub !== "string" || sub === "" || sub.length > MAX_NAME) throw deny("has no usable sub");
   const name = claimAt(payload, nameClaim);
-  if (name !== undefined && (typeof name !== "string" || name.length > MAX_NAME)) throw deny(`has an unusable ${nameClaim}: a name is required`);
+  if (name !== undefined && (typeof name !== "string" || name.length > MAX_NAME)) {
+    throw deny(`has an unusable ${nameClaim}: a name is required`);
+  }
   return { subject: sub, name, groups: readGroups(payload, groupsClaim, deny) };
 }
 
@@ -111,7 +113,9 @@ function readHeader(text: string): { name: string; kid?: string } {
   if (typeof alg !== "string" || alg === "none") throw deny("The token is not signed: its alg is none");
   // with a public key as the secret, anyone could sign
   if (/^HS[0-9]+$/.test(alg)) throw deny(`The token's alg is ${alg}: it is signed with a shared secret, and the issuer's keys are public`);
-  if (!SIGNATURE_ALGORITHMS.includes(alg)) throw deny(`The token's alg is ${show(alg)}; one of ${SIGNATURE_ALGORITHMS.join(", ")} is required`);
+  if (!SIGNATURE_ALGORITHMS.includes(alg)) {
+    throw deny(`The token's alg is ${show(alg)}; one of ${SIGNATURE_ALGORITHMS.join(", ")} is required`);
+  }
   return { name: alg, kid: typeof kid === "string" ? kid : undefined };
 }
 
@@ -166,7 +170,9 @@ function readGroups(payload: JWTPayload, claim: string, deny: (why: string) => E
     throw deny(`names a link instead of its ${claim}, because there are too many: let the issuer send only those of this application`);
   }
   const groups = typeof value === "string" ? [value] : value;
-  if (!Array.isArray(groups) || groups.length > MAX_GROUPS || !groups.every((group) => typeof group === "string" && group.length <= MAX_NAME)) {
+  if (
+    !Array.isArray(groups) || groups.length > MAX_GROUPS || !groups.every((group) => typeof group === "string" && group.length <= MAX_NAME)
+  ) {
     throw deny(`has an unusable ${claim}: a name or a list of at most ${MAX_GROUPS} names is required`);
   }
   return [...new Set<string>(groups)];

@@ -1,11 +1,21 @@
-// The revocation list: a file with one `jti` per line. It is read in chunks, so that a long file does not block the event loop, and strictly:
+// The revocation list: a file with one `jti` per line, or `name:` or `sub:` with what all tokens of a person or an agent have. It is read in chunks, so that a long file does not block the event loop, and strictly:
 // skipping an invalid line could accept a revoked token.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
 
-/** The ids of revoked tokens. */
+/** What identifies a token to a revocation list. */
+export interface Revocable {
+  /** `jti`. */
+  readonly id?: string;
+  readonly subject?: string;
+  readonly name?: string;
+}
+
+/** The ids of revoked tokens, and the names and subjects whose tokens are all revoked. */
 export interface Revocations {
   has(id: string): boolean;
+  /** Whether the token is revoked, by its id, name or subject. */
+  revokes(token: Revocable): boolean;
   /** Number of distinct ids. */
   readonly size: number;
   /** Ids that are not UUIDs, as this program issues them: they may belong to another issuer's tokens. */
@@ -21,6 +31,8 @@ const CHUNK = 128 * 1024;
 const UUID = /^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
 /** Characters of a `jti` (RFC 7519), without those that indicate a mistake: quotation marks and list separators. */
 const ID = /^[!$-&(-+\--:<-_a-~]+$/;
+/** A person or an agent; the rest of the line is the name. */
+const PERSON = /^(?:name|sub):[^\s].*$/;
 const TOKEN = /^(?:eyJ[\w-]*\.[\w-]+\.[\w-]*|rht_[\w-]{64,})$/;
 
 /** @throws {Error} naming the first invalid line */
@@ -63,6 +75,11 @@ class List implements Revocations {
     return this.#ids.has(id);
   }
 
+  revokes({ id, subject, name }: Revocable): boolean {
+    return (id !== undefined && this.#ids.has(id)) || (name !== undefined && this.#ids.has(`name:${name}`)) ||
+      (subject !== undefined && this.#ids.has(`sub:${subject}`));
+  }
+
   add(text: string): void {
     const line = ++this.line;
     const id = text.replace(/(?:^|\s)#.*$/, "").trim();
@@ -75,7 +92,7 @@ class List implements Revocations {
     if (!this.#ids.has(normalized)) this.size++;
     this.#ids.add(normalized);
     if (normalized !== id) this.#ids.add(id);
-    if (!isUuid) this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
+    if (!isUuid && !PERSON.test(id)) this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
     if (this.size > MAX_ENTRIES) {
       throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} tokens; remove those that have expired`);
     }
@@ -85,7 +102,9 @@ class List implements Revocations {
 /** The message quotes nothing of the line: it may be a token. */
 function problemOf(id: string): string | undefined {
   if (id.length > MAX_LINE) return `it has more than ${MAX_LINE} characters`;
-  if (TOKEN.test(id)) return "it is a token; write its jti instead";
+  if (TOKEN.test(id.replace(/^(?:name|sub):/, ""))) return "it is a token; write its jti instead";
+  if (PERSON.test(id)) return undefined;
+  if (/^(?:name|sub):/.test(id)) return "it has no name behind the colon";
   if (/\s/.test(id)) return "it contains a space: write one jti per line, and # before a comment";
   if (id.includes("#")) return "a comment needs a space before its #";
   if (/["'`]/.test(id)) return "it has quotation marks: write the jti without them";

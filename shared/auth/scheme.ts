@@ -48,13 +48,13 @@ export async function createAuthenticator(options: AuthOptions, log: Logger): Pr
 
 async function createProvider(
   name: string,
-  { jwt: { onExpiry }, jwks, oidc, htpasswd, webhook }: AuthOptions,
+  { jwt: { onExpiry, revocationFile }, jwks, oidc, htpasswd, webhook }: AuthOptions,
   tokens: Authenticator | undefined,
   log: Logger,
 ): Promise<ClientProvider> {
   switch (name) {
     case "oidc":
-      return createOidcProvider({ ...oidc, ...jwks }, { log, onExpiry });
+      return await createOidcProvider({ ...oidc, ...jwks }, { log, onExpiry, revocationFile });
     case "htpasswd":
       return await createHtpasswdProvider(htpasswd, { log });
     case "webhook":
@@ -83,7 +83,7 @@ function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: Aut
   const given: readonly [option: string, isGiven: boolean, why: string | undefined][] = [
     ["jwt.public-key", publicKey.join() !== authOptions["auth.jwt.public-key"].default, unlessJwt],
     ["jwt.audience", audience !== undefined, unlessJwt],
-    ["jwt.revocation-file", revocationFile !== undefined, unlessJwt],
+    ["jwt.revocation-file", revocationFile !== undefined, clients.includes("oidc") ? undefined : unlessJwt],
     ["jwks.url", jwks.url !== undefined, unlessJwt],
     ["oidc.issuer", oidc.issuer !== undefined, unless("oidc")],
     ["oidc.audience", oidc.audience.length > 0, unless("oidc")],

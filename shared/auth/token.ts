@@ -1,6 +1,6 @@
 // Signs and verifies tokens (JWT, RFC 7519). Knows neither files nor connections.
-import { randomUUID } from "node:crypto";
-import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
+import { createPublicKey, randomUUID } from "node:crypto";
+import { compactVerify, decodeProtectedHeader, errors, type JWTPayload, jwtVerify, SignJWT } from "jose";
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { type AgentList, createAgentList } from "./agent_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
@@ -32,6 +32,8 @@ export interface TokenRequest {
   allow?: readonly string[];
   /** Patterns of what the agent may publish ({@link createPublishList}). Default, and empty: nothing. */
   publish?: readonly string[];
+  /** Who it is for, in words; for logs, the policy and revocation. Default: none. */
+  name?: string;
 }
 
 /** A verified token. */
@@ -59,27 +61,46 @@ export interface Token {
  * @throws {RangeError} naming an invalid pattern
  */
 export async function signToken({ algorithm, key }: SigningKey, request: TokenRequest, now = Date.now()): Promise<string> {
-  const { agentId, agents, role, audience, durationMs, allow = [], publish = [] } = request;
+  const { agentId, agents, role, audience, durationMs, allow = [], publish = [], name } = request;
   if (agents === undefined) checkAgentId(agentId ?? "");
   else createAgentList(agents);
   createAllowList(allow);
   createPublishList(publish);
-  const seconds = Math.floor(now / 1000);
   const jwt = new SignJWT({
     ...agents ? { agents: [...agents] } : { agent_id: agentId },
     role,
+    ...name !== undefined && { name },
     ...allow.length > 0 && { allow: [...allow] },
     ...publish.length > 0 && { publish: [...publish] },
-  })
-    .setProtectedHeader({ alg: algorithm, typ: "JWT" })
-    .setIssuer(ISSUER)
+  }).setIssuer(ISSUER);
+  if (agents === undefined) jwt.setSubject(agentId!);
+  if (audience !== undefined) jwt.setAudience([audience]);
+  return await signNow(jwt, { algorithm, key }, durationMs, now);
+}
+
+/**
+ * Signs a token with the claims of another one of the same key, expired or not, but a new id and lifetime.
+ * @throws {AuthenticationError} if the other one cannot be read, or is of another key
+ */
+export async function renewToken(text: string, { algorithm, key }: SigningKey, durationMs: number, now = Date.now()): Promise<string> {
+  let payload: JWTPayload;
+  try {
+    const { payload: bytes } = await compactVerify(text, createPublicKey(key), { algorithms: [algorithm] });
+    payload = JSON.parse(new TextDecoder().decode(bytes));
+  } catch {
+    throw new AuthenticationError("denied", "it cannot be read, or another key has signed it");
+  }
+  return await signNow(new SignJWT(payload), { algorithm, key }, durationMs, now);
+}
+
+async function signNow(jwt: SignJWT, { algorithm, key }: SigningKey, durationMs: number, now: number): Promise<string> {
+  const seconds = Math.floor(now / 1000);
+  return await jwt.setProtectedHeader({ alg: algorithm, typ: "JWT" })
     .setIssuedAt(seconds)
     .setNotBefore(seconds)
     .setExpirationTime(seconds + Math.ceil(durationMs / 1000))
-    .setJti(randomUUID());
-  if (agents === undefined) jwt.setSubject(agentId!);
-  if (audience !== undefined) jwt.setAudience([audience]);
-  return await jwt.sign(key);
+    .setJti(randomUUID())
+    .sign(key);
 }
 
 /** What a token must fulfil. */

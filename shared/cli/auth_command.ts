@@ -1,15 +1,26 @@
 // The commands `auth …`: create keys and tokens, in files that only their owner can read.
-import { decodeJwt } from "jose";
+import { readFile } from "node:fs/promises";
+import { decodeJwt, type JWTPayload } from "jose";
 import { PRIVATE_KEY_FILE, readKey, writeOutput } from "./auth_files.ts";
-import type { Group, Subcommand } from "./command.ts";
+import type { Group, Subcommand, Terminal } from "./command.ts";
 import { checkPatterns, LIST_WORDS, NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
+import { describeFileError, readText } from "../files/read.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { createPublishList } from "../auth/publish_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
-import { ALGORITHMS, generatePrivateKey, KeyError, publicKeyOf, type SigningKey } from "../auth/keys.ts";
+import {
+  ALGORITHMS,
+  generatePrivateKey,
+  KeyError,
+  parsePublicKeys,
+  publicKeyOf,
+  type SigningKey,
+  type VerificationKey,
+} from "../auth/keys.ts";
 import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
-import { ROLES, signToken, type TokenRequest } from "../auth/token.ts";
+import { MAX_TOKEN, renewToken, ROLES, signToken, type TokenRequest, verifyToken } from "../auth/token.ts";
+import { printable } from "../net/printable.ts";
 
 const PUBLIC_KEY_FILE = "auth-key-public.pem";
 const TOKEN_FILE = "jwt.b64";
@@ -76,6 +87,11 @@ const tokenOptions = defineOptions({
     description: "Time until the token expires.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
+  "name": {
+    kind: "string",
+    description: "Who it is for: shown in logs, matched by a policy as name:, and revoked as name:. By default none.",
+    check: checkName,
+  },
   "allow": {
     guards: LIST_WORDS,
     kind: "list",
@@ -97,7 +113,7 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   name: "token",
   description: "Create a token (JWT) for an agent, or for clients of one or several agents.",
   options: tokenOptions,
-  async run({ agentId, agents, role, audience, duration, allow, publish, in: file, out, force }, terminal) {
+  async run({ agentId, agents, role, audience, duration, name, allow, publish, in: file, out, force }, terminal) {
     if (agents.length > 0 && agentId !== undefined) throw new ConfigError("Cannot use both --agent-id and --agents: set only one");
     if (agents.length > 0 && role !== "client") throw new ConfigError(`Cannot use --agents: a token for an ${role} has one id, --agent-id`);
     if (agents.length === 0 && agentId === undefined) throw new ConfigError("Cannot create a token: --agent-id or --agents is required");
@@ -106,10 +122,52 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
     }
     const key = await readKey(file, terminal);
     const whom = agents.length > 0 ? { agents } : { agentId };
-    const token = await sign(key, { ...whom, role, audience, durationMs: duration, allow, publish });
+    const token = await sign(key, { ...whom, role, audience, durationMs: duration, name, allow, publish });
     await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
     const { jti, exp } = decodeJwt(token);
     // needed to revoke the token, and to renew it in time
+    if (out !== "-") terminal.write(`jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}\n`);
+  },
+};
+
+const showOptions = defineOptions({
+  "key": { kind: "list", description: `Public key files that verify it, PEM or JWKS; by default ${PUBLIC_KEY_FILE}, if it exists.` },
+});
+
+const showCommand: Subcommand<ValuesOf<typeof showOptions>> = {
+  name: "show",
+  description: "Show what a token permits, until when, and whether a public key verifies it.",
+  options: showOptions,
+  operands: { name: "file", description: `File with the token; by default ${TOKEN_FILE}. - is standard input.` },
+  async run({ key }, terminal, { operands: [file = TOKEN_FILE] }) {
+    const token = await readTokenFile(file, "the token", terminal);
+    const claims = readClaims(token);
+    const lines = describeToken(claims, await verdictOn(token, claims, key));
+    terminal.write(lines.map(([name, value]) => `${`${name}:`.padEnd(10)}${printable(value, 1_000)}\n`).join(""));
+  },
+};
+
+const renewOptions = defineOptions({
+  "token": { kind: "file", short: "t", default: TOKEN_FILE, description: "File with the token to renew; - is standard input." },
+  "duration": tokenOptions.duration,
+  "in": input,
+  "out": { kind: "file", short: "o", default: TOKEN_FILE, description: "File for the new token; - is standard output." },
+  force,
+});
+
+const renewCommand: Subcommand<ValuesOf<typeof renewOptions>> = {
+  name: "renew",
+  description: "Create a token with all that another one permits, but a new id and lifetime.",
+  options: renewOptions,
+  async run({ token: old, duration, in: file, out, force }, terminal) {
+    if (old === "-" && file === "-") throw new ConfigError("Cannot use --token -: --in is standard input");
+    const [key, text] = [await readKey(file, terminal), await readTokenFile(old, "--token", terminal)];
+    const token = await renewToken(text, key, duration).catch((cause) => {
+      if (!(cause instanceof AuthenticationError)) throw cause;
+      throw new ConfigError(`Cannot use --token ${JSON.stringify(old)}: ${cause.message}`, { cause });
+    });
+    await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
+    const { jti, exp } = decodeJwt(token);
     if (out !== "-") terminal.write(`jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}\n`);
   },
 };
@@ -145,7 +203,11 @@ export const authCommand: Group = {
   description: "Create keys, tokens (JWT) and tickets for authentication.",
   commands: [
     { name: "key", description: "Create keys.", commands: [privateCommand as Subcommand, publicCommand as Subcommand] },
-    { name: "jwt", description: "Create tokens.", commands: [tokenCommand as Subcommand] },
+    {
+      name: "jwt",
+      description: "Create, show and renew tokens.",
+      commands: [tokenCommand as Subcommand, showCommand as Subcommand, renewCommand as Subcommand],
+    },
     ticketCommand as Subcommand,
   ],
 };
@@ -159,6 +221,72 @@ function checkPublish(patterns: readonly string[]): string | undefined {
     if (!(error instanceof RangeError)) throw error;
     return error.message.replace(/^Cannot use /, "");
   }
+}
+
+/** Returns why a name cannot be used, or `undefined`. */
+function checkName(name: string): string | undefined {
+  // deno-lint-ignore no-control-regex -- what must not be in a line of the revocation list
+  const isUsable = name.trim() === name && name.length <= 256 && !/[\x00-\x1f\x7f-\x9f#*]/.test(name);
+  return isUsable ? undefined : `${JSON.stringify(name)} has more than 256 characters, spaces around it, or control characters, # or *`;
+}
+
+/** Reads a token without its surrounding white space. */
+async function readTokenFile(file: string, what: string, terminal: Terminal): Promise<string> {
+  try {
+    return (file === "-" ? await terminal.read() : await readText(file, MAX_TOKEN)).trim();
+  } catch (cause) {
+    throw new ConfigError(`Cannot read ${what} ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
+  }
+}
+
+/** Whether the token is valid, in words. Without files, the usual one is tried. */
+async function verdictOn(token: string, claims: JWTPayload, files: readonly string[]): Promise<string> {
+  const keys: VerificationKey[] = [];
+  for (const file of files.length > 0 ? files : [PUBLIC_KEY_FILE]) {
+    try {
+      keys.push(...await parsePublicKeys(await readFile(file, "utf8")));
+    } catch (cause) {
+      if (files.length === 0 && (cause as NodeJS.ErrnoException).code === "ENOENT") return "no, there is no public key; --key names one";
+      throw new ConfigError(`Cannot use --key ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
+    }
+  }
+  const role = ROLES.find((role) => role === claims.role) ?? "client";
+  try {
+    await verifyToken(token, keys, { role, now: Date.now() });
+    return "yes";
+  } catch (error) {
+    if (!(error instanceof AuthenticationError)) throw error;
+    return `no: ${error.message}`;
+  }
+}
+
+function readClaims(token: string): JWTPayload {
+  try {
+    return decodeJwt(token);
+  } catch (cause) {
+    throw new ConfigError("Cannot show the token: it is not a JWT", { cause });
+  }
+}
+
+/** What a token says, as names and values. The token itself is not shown. */
+function describeToken(claims: JWTPayload, verdict: string): [name: string, value: string][] {
+  const { role, name, sub, agent_id: id, agents, allow, publish, aud, jti, nbf, exp } = claims;
+  const text = (value: unknown) => Array.isArray(value) ? value.join(", ") : String(value);
+  const time = (seconds: number) => new Date(seconds * 1000).toISOString();
+  const rows: [string, unknown][] = [
+    ["verified", verdict],
+    ["role", role],
+    ["name", name],
+    ["subject", sub === id ? undefined : sub],
+    ["agents", id ?? agents],
+    ["allow", allow ?? "all"],
+    ["publish", publish],
+    ["audience", aud],
+    ["jti", jti],
+    ["from", nbf && time(nbf)],
+    ["until", exp && time(exp)],
+  ];
+  return rows.filter(([, value]) => value !== undefined).map(([name, value]) => [name, text(value)]);
 }
 
 /** Returns why a pattern of agents is invalid, or `undefined`. */

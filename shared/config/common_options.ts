@@ -145,7 +145,7 @@ export const authOptions = defineOptions({
     guards: NOT_GIVEN,
     kind: "file",
     description:
-      "File with the jti of one revoked token per line; what was opened with such a token is closed at once. Reloaded when it changes.",
+      "File with the jti of one revoked token per line, or name: or sub: of all tokens of a person or an agent; what was opened with such a token is closed at once. Reloaded when it changes.",
   },
 });
 
@@ -221,7 +221,8 @@ export const providerOptions = defineOptions({
   "auth.webhook.max-stale": {
     kind: "duration",
     default: "0s",
-    description: "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
+    description:
+      "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
   },
 });
 

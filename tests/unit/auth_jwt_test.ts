@@ -12,12 +12,16 @@ import { generatePrivateKey, parsePrivateKey, publicKeyOf } from "../../shared/a
 import { readRevocations } from "../../shared/auth/revocations.ts";
 import { checkAuthOptions } from "../../shared/auth/scheme.ts";
 import { ConfigError } from "../../shared/config/option.ts";
+import { resolve } from "../../shared/config/sources.ts";
+import { type ProxyOptions, proxyOptions } from "../../proxy/options.ts";
 import { within } from "../conformance/support.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 
+/** The options of authentication without a value of their own. */
+const { auth: AUTH } = resolve(proxyOptions, { flags: new Map(), env: {} }).values as unknown as ProxyOptions;
 const PEER = { address: "192.0.2.1", requestId: "r-1" };
 
 const KEY = makeTokenKey();
@@ -319,6 +323,19 @@ describe("a revocation file", () => {
     assert.deepEqual([warning?.count, warning?.line], [1, 5]);
   });
 
+  it("revokes all tokens with a name or a subject, without a warning", async () => {
+    await using bench = new Bench();
+    const revocationFile = bench.folder.write("revoked", "name:Alice Smith # has left\nsub:4712\n");
+    const auth = await bench.start({ revocationFile });
+    for (const request of [{ name: "Alice Smith" }, { agentId: "4712" }]) {
+      await assert.rejects(asClient(auth, await KEY.sign(request), request.agentId), denied(/revoked/));
+    }
+    for (const request of [{ name: "Alice" }, { name: "sub:4712" }, {}]) await asClient(auth, await KEY.sign(request));
+    assert.deepEqual(bench.log.entries, []);
+    await assert.rejects(readRevocations(bench.folder.write("bad", `name:${await KEY.sign()}\n`)), /line 1: it is a token/);
+    await assert.rejects(readRevocations(bench.folder.write("bad", "name: \nx")), /line 1: it has no name/);
+  });
+
   it("with the maximum number of lines is read in pieces without blocking the event loop, and one more line is refused", async () => {
     using folder = new Folder();
     const uuid = (n: number) => `${n.toString(16).padStart(8, "0")}-0000-4000-8000-000000000000\n`;
@@ -480,11 +497,11 @@ describe("options of tokens", () => {
       ["revocation-file", { revocationFile: "revoked" }],
     ];
     for (const [option, jwt] of given) {
-      await assert.rejects(checkAuthOptions({ type: "noauth", jwt: { ...defaults, ...jwt } }), {
+      await assert.rejects(checkAuthOptions({ ...AUTH, type: "noauth", jwt: { ...defaults, ...jwt } }), {
         name: "ConfigError",
         message: `Cannot use --auth.jwt.${option}: no token is verified without --auth.type=jwt`,
       });
     }
-    await checkAuthOptions({ type: "noauth", jwt: { ...defaults, onExpiry: "close" } });
+    await checkAuthOptions({ ...AUTH, type: "noauth", jwt: { ...defaults, onExpiry: "close" } });
   });
 });

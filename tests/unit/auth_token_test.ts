@@ -6,7 +6,7 @@ import { describe, it } from "node:test";
 import { decodeJwt, SignJWT } from "jose";
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
 import { type Algorithm, parsePrivateKey, parsePublicKeys, type SigningKey, type VerificationKey } from "../../shared/auth/keys.ts";
-import { type Expectation, signToken, type TokenRequest, verifyToken } from "../../shared/auth/token.ts";
+import { type Expectation, renewToken, signToken, type TokenRequest, verifyToken } from "../../shared/auth/token.ts";
 
 /** A time without a fraction of a second. */
 const NOW = 1_800_000_000_000;
@@ -56,6 +56,23 @@ function denied(message: RegExp, kind = "denied"): (error: unknown) => boolean {
     return true;
   };
 }
+
+describe("renewToken()", () => {
+  it("keeps all claims except id and lifetime, also of an expired token, and takes no other key's", async () => {
+    const old = await signToken(KEY, { ...REQUEST, agentId: undefined, agents: ["a*"], name: "Alice", allow: ["db:5432"] }, NOW);
+    const renewed = await renewToken(old, KEY, 3_600_000, NOW + 120_000);
+    const { jti, iat, nbf, exp, ...claims } = decodeJwt(old);
+    const now = decodeJwt(renewed);
+    assert.deepEqual({ ...now, jti, iat, nbf, exp }, { ...claims, jti, iat, nbf, exp });
+    assert.notEqual(now.jti, jti);
+    assert.deepEqual([iat! + 60, now.iat, now.exp], [exp, SECONDS + 120, SECONDS + 120 + 3_600]);
+    const { name, agents } = await verifyToken(renewed, KEYS, { ...CLIENT, now: NOW + 120_000 });
+    assert.deepEqual([name, agents!.allows("ab")], ["Alice", true]);
+    for (const [text, key] of [[old, PAIRS.EdDSA.signing], [old, (await makePair("ES256")).signing], ["x", KEY]] as const) {
+      await assert.rejects(renewToken(text, key, 1_000), denied(/another key has signed it/));
+    }
+  });
+});
 
 describe("signToken()", () => {
   it("creates a token with exactly the documented claims", async () => {
