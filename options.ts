@@ -44,6 +44,8 @@ export interface ProxyOptions {
       dialTimeout?: number;
       /** `--agent-server.agent.multiple`: Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others. Default: `false`. */
       multiple?: boolean;
+      /** `--agent-server.agent.on-conflict`: Which of two agents with one id stays when they have replaced each other three times: the one that came last or first, for as long as it is connected, or neither (replace). Default: `"keep-last"`. */
+      onConflict?: "keep-last" | "keep-first" | "replace";
     };
   };
   /** `--http-proxy.*` */

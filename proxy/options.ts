@@ -22,6 +22,7 @@ import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
+import { CONFLICT_RULES } from "./agents/conflicts.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 import { acmeOptions } from "../shared/tls/acme/options.ts";
 
@@ -92,6 +93,14 @@ export const proxyOptions = defineOptions({
     kind: "boolean",
     default: "false",
     description: "Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others.",
+  },
+  "agent-server.agent.on-conflict": {
+    kind: "string",
+    default: "keep-last",
+    choices: CONFLICT_RULES,
+    description:
+      "Which of two agents with one id stays when they have replaced each other three times: the one that came last or first, for as long as it " +
+      "is connected, or neither (replace).",
   },
   "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
   "http-proxy.public-address": {

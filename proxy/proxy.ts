@@ -132,13 +132,14 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
       hello: createHello(options, clientAddress, tls),
+      onConflict: options.agentServer.agent.onConflict,
       limiter: createAgentLimiter(options, runtime.limitReporter),
       onResult: countAgents,
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;
     runtime.defer(() => server.close());
-    registerProxyMetrics(metrics, agents, tls);
+    registerProxyMetrics(metrics, server, tls);
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);

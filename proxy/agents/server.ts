@@ -23,6 +23,7 @@ import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
+import { ConflictError, type ConflictRule, Conflicts } from "./conflicts.ts";
 import { Migration } from "./migration.ts";
 import type { PublishedForwards } from "./published_forwards.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
@@ -48,6 +49,8 @@ export interface AgentServerOptions extends AgentEvents {
   multiple: boolean;
   /** Publishes what agents ask for. They do not wait for it. */
   published?: PublishedForwards;
+  /** Which of two agents is kept that replace each other again and again. */
+  onConflict: ConflictRule;
   /** Publishes which agents are connected here. Agents do not wait for it. */
   presence?: PresencePublisher;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
@@ -63,6 +66,8 @@ export interface AgentServerOptions extends AgentEvents {
 export interface AgentServer {
   /** The connected agents. */
   readonly agents: AgentRegistry;
+  /** Number of agent ids for which one agent is kept and others are refused. */
+  readonly conflicts: number;
   /**
    * Stops accepting agents, and asks the connected ones to connect to another proxy. Resolves when they have, or when the time for it is
    * over, `timeoutMs` at most. Agents that stay are served on.
@@ -91,6 +96,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
   const replacementLog = new ReplacementLog(log, options.onReplaced);
+  const conflicts = new Conflicts(options.onConflict, log);
   const migration = new Migration(agents);
 
   /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
@@ -100,12 +106,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 
   const register = (agent: ConnectedAgent): void => {
-    const replaced = agents.add(agent);
+    conflicts.check(agent);
+    const removed = agents.add(agent);
     options.presence?.add(agent.identity.agentId);
-    for (const old of replaced) {
-      if (agents.replaces(agent, old)) replacementLog.replaced(old, agent);
-      old.connection.close(CloseCode.replaced, REPLACED_REASON);
-    }
+    const replaced = removed.filter((old) => agents.replaces(agent, old));
+    for (const old of replaced) replacementLog.replaced(old, agent);
+    if (replaced.length > 0) conflicts.replaced(replaced, agent);
+    for (const old of removed) old.connection.close(CloseCode.replaced, REPLACED_REASON);
     for (const other of agents.others(agent)) void closeIfUnresponsive(other); // never rejects
   };
 
@@ -146,6 +153,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     } finally {
       agents.remove(agent);
       options.published?.disconnected(agent);
+      conflicts.removed(agent, agents.others(agent).at(-1));
       withdraw(agent);
       migration.disconnected(agent);
       log.info("agent disconnected", { agent: id, jti, remote, reason: why });
@@ -183,6 +191,9 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
 
   return {
     agents,
+    get conflicts() {
+      return conflicts.size;
+    },
     async migrate(timeoutMs) {
       for (const listener of listeners) listener.stopAccepting();
       await migration.run(timeoutMs);
@@ -246,7 +257,10 @@ async function checkCredentials(
   connection.close(CloseCode.shutdown, "");
 }
 
-/** Authenticates the agent, registers it, and accepts it. */
+/**
+ * Authenticates the agent, registers it, and accepts it.
+ * @throws {ConflictError} of `register`
+ */
 async function admit(
   connection: AgentSession,
   authenticator: Authenticator,
@@ -278,8 +292,12 @@ async function admit(
     hasMigrated: false,
   };
   connection.setConnectionWindow(0); // each tunnel has its own window
-  // before the agent is accepted: it may tell its clients at once that it is reachable
-  register(agent);
+  try {
+    register(agent); // before the agent is accepted: it may tell its clients at once that it is reachable
+  } catch (error) {
+    identity.release?.();
+    throw error;
+  }
   await accept().catch(() => {}); // the connection's end reports the error
   return {
     agent,
@@ -372,6 +390,8 @@ function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   if (error instanceof LimitReached) {
     // version 1 of the link has no code for it
     connection.close(connection.alpn === ALPN[1] ? CloseCode.internal : CloseCode.limit, message);
+  } else if (error instanceof ConflictError) {
+    connection.close(CloseCode.replaced, REPLACED_REASON); // it has been logged
   } else if (error instanceof AuthenticationError) {
     log.warn("agent refused", { remote, reason: message });
     if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");

@@ -349,6 +349,23 @@ describe("a proxy", () => {
       await answering;
     }));
 
+  it("refuses one of two agents with the same id that replace each other, until the other has gone", () =>
+    withNet(async (net) => {
+      const { proxy, log } = await runProxy(net);
+      const connect = (instance: string) => rawAgent(net, proxy.agentAddress, { instance });
+      const kept: AgentSession[] = [];
+      for (let round = 0; round < 3; round++) {
+        await connect("one");
+        kept.push((await connect("two")).connection);
+      }
+      await assert.rejects(connect("one"));
+      const { host, keptHost } = await log.waitFor("agent refused: another agent has the same id", { kept: kept.at(-1)!.remote });
+      assert.deepEqual([host, keptHost], [HELLO.host, HELLO.host]);
+      kept.at(-1)!.close(CloseCode.shutdown, "");
+      await log.waitFor("agent disconnected", {}, 6);
+      await connect("one");
+    }));
+
   it("does not treat a surplus connection with the same id as a replacement if several agents may share it", () =>
     withNet(async (net) => {
       const { proxy, log } = await runProxy(net, { agentServer: { agent: { multiple: true } } });

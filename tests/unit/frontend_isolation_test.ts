@@ -121,6 +121,7 @@ describe("a fault of the program", () => {
         listeners: [listener],
         log,
         multiple: false,
+        onConflict: "replace",
         authenticator: {
           authenticateAgent: (id) => ({ agentId: new TextDecoder().decode(id), release: fail }),
           authenticateClient: fail,
