@@ -141,6 +141,17 @@ describe("service install", () => {
     await assert.rejects(service(folder, ["install", "--name=x", `--config=${unknown}`]), /Unknown key agent-clients/);
   });
 
+  it("lets the executable check the configuration first", async () => {
+    using folder = new Folder();
+    const config = folder.write("proxy.yaml", "{}\n");
+    const args = ["install", "--role=proxy", "--name=p", `--config=${config}`, "--executable=/bin/true"];
+    const { commands } = await service(folder, args);
+    assert.equal(commands[0], "/bin/true proxy --config=ROOT/proxy.yaml --check-config");
+    await service(folder, ["uninstall", "--role=proxy", "--name=p"]);
+    await assert.rejects(service(folder, args, { fails: /check-config/ }), /^ConfigError: Cannot install .*proxy\.yaml: it failed$/);
+    assert.equal(existsSync(join(folder.path, "etc/reverse-http/services/proxy-p.yaml")), false);
+  });
+
   it("installs into a user's service manager", async () => {
     using folder = new Folder();
     const { out, commands, reports } = await install(folder, ["--user"]);

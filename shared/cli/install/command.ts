@@ -2,6 +2,7 @@
 import { execFile } from "node:child_process";
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { homedir, platform, userInfo } from "node:os";
+import { resolve as resolvePath } from "node:path";
 import { stringify } from "yaml";
 import { readConfig } from "../../config/file.ts";
 import { joinProblem, readJoin } from "../../config/join.ts";
@@ -98,6 +99,7 @@ async function installService(values: InstallValues, terminal: Terminal, deps: S
     : stringify({ join: text!.startsWith("file:") ? readFile(text!.slice("file:".length), "--join").trim() : text });
   const secrets = values.user ? [] : secretFiles(family[role]!, { name: config ?? "--join", text: content }, family);
   refuseForeign(place);
+  if (config !== undefined) await checkWhereItRuns(values.executable ?? terminal.executable!, role, config, run);
   const files: Change[] = [
     { kind: "write", file: place.config, text: content, mode: SECRET, folderMode: 0o700 },
     { kind: "write", file: place.unit, text: place.render(secrets), mode: 0o644 },
@@ -215,10 +217,26 @@ function secretFiles(options: Options, config: { name: string; text: string }, f
   });
 }
 
+/**
+ * Lets the executable check the configuration, in the folder in which services start.
+ * @throws {ConfigError} with its message
+ */
+async function checkWhereItRuns(
+  executable: string,
+  role: string,
+  config: string,
+  run: (command: readonly string[]) => Promise<Ran>,
+): Promise<void> {
+  if (!existsSync(executable)) return; // it is in the other system
+  const { code, output } = await run([executable, role, `--config=${resolvePath(config)}`, "--check-config"]);
+  if (code !== 0) throw new ConfigError(`Cannot install ${config}: ${output.trim()}`);
+}
+
+/** Runs a command in the root folder, as services are. */
 async function runCommand(command: readonly string[]): Promise<Ran> {
   const [file, ...args] = command as [string, ...string[]];
   return await new Promise((done) => {
-    execFile(file, args, { encoding: "utf8", timeout: 90_000 }, (error, stdout, stderr) => {
+    execFile(file, args, { cwd: "/", encoding: "utf8", timeout: 90_000 }, (error, stdout, stderr) => {
       const code = error === null ? 0 : typeof error.code === "number" ? error.code : 1;
       done({ code, output: stdout + (stderr || (error !== null && code === 1 ? error.message : "")) });
     });
