@@ -142,14 +142,14 @@ describe("--join", () => {
 
   it("comes after flags and variables, and before the configuration file unless the file has it", () => {
     using folder = new Folder();
-    const file = folder.write("config.yaml", "agent-client: {server-address: file:1, congestion-control: bbr, tls: {pin-sha256: aa}}\n");
+    const file = folder.write("config.yaml", "auth: {type: noauth}\nagent-client: {server-address: file:1, congestion-control: bbr}\n");
     const env = { REVERSE_HTTP_AGENT_CLIENT_TLS_PIN_SHA256: "bb".repeat(32) };
     const args = [`--config=${file}`, "--join", text, "--agent-client.server-address=flag:1"];
     assert.deepEqual(settingsOf(agent, args, [...names, "agent-client.congestion-control"], env), [
       "flag:1 of --agent-client.server-address",
       `${"bb".repeat(32)} of REVERSE_HTTP_AGENT_CLIENT_TLS_PIN_SHA256`,
       "jwt of --join",
-      `bbr of ${file}:1`,
+      `bbr of ${file}:2`,
     ]);
     const own = folder.write("own.yaml", `join: ${text}\nagent-client: {server-address: own:1}\n`);
     assert.deepEqual(settingsOf(agent, [`--config=${own}`], names), [`own:1 of ${own}:2`, `${PIN} of ${own}:1`, `jwt of ${own}:1`]);

@@ -98,6 +98,8 @@ describe("login", () => {
   it("refuses tokens on the command line, and what cannot be used", async () => {
     using folder = new Folder();
     await assert.rejects(login(folder, ["--proxy=one.example:1", "--token=abc"]), /Cannot use --token: other users see the command line/);
+    const both = ["--proxy=one.example:1", "--token=file:/a", "--token-command=cat /a"];
+    await assert.rejects(login(folder, both), /Cannot use both --token and --token-command: set only one/);
     await assert.rejects(login(folder, [], { input: JOIN.slice(0, 80) }), /Cannot use --join: it has been cut/);
     await assert.rejects(login(folder, [], { answers: ["", "nothing"] }), /Cannot use --proxy: .*its port is missing/);
     const { reports } = await login(folder, ["--join", JOIN]);
