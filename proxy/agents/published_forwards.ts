@@ -5,6 +5,7 @@ import type { Forward } from "../../shared/frontend/forwards.ts";
 import { claimOf, publishedForward } from "../../shared/frontend/published.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
+import type { PublishRequest } from "../../shared/link/message.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { printable } from "../../shared/net/printable.ts";
 import type { ConnectedAgent } from "./registry.ts";
@@ -15,6 +16,12 @@ interface Published {
   readonly holders: Set<ConnectedAgent>;
 }
 
+/** A request that was refused because another forward takes the same clients. */
+interface Waiting {
+  readonly agent: ConnectedAgent;
+  readonly request: PublishRequest;
+}
+
 /** Maximum length of a reason in the log, in characters: it may quote the agent. */
 const MAX_REASON = 300;
 
@@ -23,6 +30,8 @@ export class PublishedForwards {
   readonly #listeners: Pick<ForwardListeners, "add" | "remove">;
   readonly #log: Logger;
   readonly #published = new Set<Published>();
+  /** What agents ask for that others have. */
+  readonly #waiting = new Set<Waiting>();
   /** Changes are made one after the other. */
   #work = Promise.resolve();
 
@@ -40,10 +49,11 @@ export class PublishedForwards {
   /** Withdraws what no other connection of the agent asks for. */
   disconnected(agent: ConnectedAgent): void {
     if (agent.hello?.publish === undefined) return;
-    this.#run(() => {
-      for (const published of this.#published) {
-        if (published.holders.delete(agent) && published.holders.size === 0) this.#withdraw(published);
-      }
+    this.#run(async () => {
+      for (const waiting of this.#waiting) if (waiting.agent === agent) this.#waiting.delete(waiting);
+      const left = [...this.#published].filter(({ holders }) => holders.delete(agent) && holders.size === 0);
+      for (const published of left) this.#withdraw(published);
+      if (left.length > 0) await this.#retry();
     });
   }
 
@@ -53,7 +63,7 @@ export class PublishedForwards {
     );
   }
 
-  async #publish(agent: ConnectedAgent, request: Readonly<Record<string, unknown>>): Promise<void> {
+  async #publish(agent: ConnectedAgent, request: PublishRequest, isRetry = false): Promise<void> {
     const { agentId, publish } = agent.identity;
     try {
       const forward = publishedForward(request, agentId);
@@ -67,7 +77,11 @@ export class PublishedForwards {
       if (!(error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError || error instanceof NetError)) {
         throw error;
       }
-      this.#log.warn("forward of an agent refused", { agent: agentId, reason: printable(error.message, MAX_REASON) });
+      if (error instanceof RangeError) this.#waiting.add({ agent, request });
+      this.#log[isRetry ? "debug" : "warn"]("forward of an agent refused", {
+        agent: agentId,
+        reason: printable(error.message, MAX_REASON),
+      });
     }
   }
 
@@ -83,6 +97,13 @@ export class PublishedForwards {
       for (const published of before) this.#withdraw(published);
       await this.#listeners.add(forward);
     }
+  }
+
+  /** What others have asked for may be free now. */
+  async #retry(): Promise<void> {
+    const waiting = [...this.#waiting];
+    this.#waiting.clear();
+    for (const { agent, request } of waiting) await this.#publish(agent, request, true);
   }
 
   #withdraw(published: Published): void {

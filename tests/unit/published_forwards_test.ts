@@ -196,6 +196,24 @@ describe("a forward that an agent asks for", () => {
       }));
   }
 
+  it("waits for one that another agent has published, as long as its agent is connected", () =>
+    withBench([], async (bench) => {
+      const first = bench.connect("first", [":5432"], DB);
+      const gone = bench.connect("gone", [":5432"], { ...DB, to: "gone:1" });
+      bench.connect("second", [":5432"], { ...DB, to: "other:1" });
+      bench.connect("third", [":5432"], { ...DB, to: "third:1" });
+      await bench.log.waitFor("forward of an agent refused", { agent: "third" });
+      bench.published.disconnected(gone);
+      bench.published.disconnected(first);
+      await bench.log.waitFor("forwarding", { destination: "other:1" });
+      assert.equal(await reached(bench, "127.0.0.1:5432"), "second other");
+      assert.deepEqual(bench.log.entries.filter(({ level }) => level === "warn").map(({ fields }) => fields.agent), [
+        "gone",
+        "second",
+        "third",
+      ]);
+    }));
+
   it("joins the web sites of the operator, and leaves them", () =>
     withBench([{ listen: ":80", network: "http", agent: "operator", to: "web:80" }], async (bench) => {
       const request = (host: string) => bytes(`GET / HTTP/1.1\r\nHost: ${host}\r\n\r\n`);
