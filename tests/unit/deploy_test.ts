@@ -5,7 +5,10 @@ import { cpSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
+import { SERVICES } from "../../services.ts";
+import { readConfig } from "../../shared/config/file.ts";
 import { parseValue } from "../../shared/config/option.ts";
+import { resolve } from "../../shared/config/sources.ts";
 import { drainMs, valuesOf } from "../../testing/command_lines.ts";
 import { COMPOSE_FILES, readCompose } from "../../testing/compose.ts";
 import { Folder, ROOT } from "../../testing/programs.ts";
@@ -50,6 +53,22 @@ describe("compose files", () => {
       }
     });
   }
+});
+
+describe("the examples in the packages", () => {
+  const folder = join(ROOT, "deploy", "packages", "examples");
+
+  it("are configurations of a proxy and an agent, and are packaged", () => {
+    const packaged = readFileSync(join(ROOT, "deploy", "packages", "nfpm.yaml"), "utf8");
+    const known = { "agent.yaml": SERVICES.agent, "proxy.yaml": SERVICES.proxy };
+    assert.deepEqual(readdirSync(folder).sort(), Object.keys(known));
+    for (const [name, options] of Object.entries(known)) {
+      // the join string is not a real one
+      const text = readFileSync(join(folder, name), "utf8").replace(/^join: .*$/m, "");
+      resolve(options, { flags: new Map(), env: {}, file: readConfig(options, { name, text }) });
+      assert.ok(packaged.includes(`src: deploy/packages/examples/${name}\n`), name);
+    }
+  });
 });
 
 /** The part of a Kubernetes object that these tests read. */
