@@ -147,7 +147,7 @@ export interface Subcommand<Values = object> extends CommandBase {
 /** A subcommand has failed, with an exit code that says how. */
 export class CommandFailure extends Error {
   override readonly name = "CommandFailure";
-  /** @param message one line for standard error */
+  /** @param message one line for standard error; nothing if it is empty */
   constructor(readonly exitCode: number, message: string, options?: ErrorOptions) {
     super(message, options);
   }

@@ -27,7 +27,7 @@ export function report(findings: readonly Finding[], { json }: { json: boolean }
   const failed = findings.filter(({ result }) => result === "failed").length;
   const summary = failed === 0 ? "Nothing is wrong." : `${failed} of ${findings.length} checks failed.`;
   write(json ? `${JSON.stringify({ ok: failed === 0, findings }, null, 2)}\n` : formatFindings(findings, summary));
-  if (failed > 0) throw new CommandFailure(1, summary);
+  if (failed > 0) throw new CommandFailure(1, ""); // the report says it
 }
 
 export function describeVersion(): Finding {

@@ -38,7 +38,8 @@ export async function run(executable: Executable, process: Process): Promise<voi
     const task = readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
     await perform(task, process, streams, executable);
   } catch (error) {
-    process.stderr.write(`${executable.root.name}: ${error instanceof Error ? error.message : error}\n`);
+    const message = messageOf(error);
+    if (message !== "") process.stderr.write(`${executable.root.name}: ${message}\n`);
     process.exitCode = error instanceof CommandFailure ? error.exitCode : isMisconfigured(error) ? MISCONFIGURED : FAILED;
   }
   if (streams.isReading) process.exit(process.exitCode ?? 0);
