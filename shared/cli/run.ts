@@ -34,6 +34,11 @@ interface LogValues {
 export async function run(executable: Executable, process: Process): Promise<void> {
   const complete = withStandardCommands(executable);
   const streams = new StandardStreams();
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code === "EPIPE") return; // the reader has what it wanted, as `head` has
+    process.stderr.write(`${executable.root.name}: Cannot write to standard output: ${error.message}\n`);
+    process.exitCode = FAILED;
+  });
   try {
     const task = readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
     await perform(task, process, streams, executable);
