@@ -40,7 +40,7 @@ export async function identifyVisitor(
   { agent }: Forward,
   given: ClientCredentials | undefined,
 ): Promise<ForwardIdentity> {
-  if (given === undefined) throw new CredentialsError("Credentials are required: a token as the password");
+  if (given === undefined) throw new CredentialsError("Credentials are required");
   const identity = await session.identify(given);
   const { agentId, agents, allowList, tokenId, subject, name, groups, signal } = identity;
   if (agentId !== agent && !agents?.allows(agent)) {

@@ -28,7 +28,7 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
   for (const { listen, network, agent, auth, tokenFile } of forwards) {
     const fail = (why: string, cause?: unknown) => new ConfigError(`Cannot use --forward listen=${listen}: ${why}`, { cause });
     if (auth === "token") {
-      if (authType === "noauth") throw fail("auth=token: no token is verified without --auth.type=jwt");
+      if (authType === "noauth") throw fail("auth=token: nothing is verified without --auth.type=jwt or --auth.clients");
       continue;
     }
     if (tokenFile === undefined) {

@@ -51,7 +51,8 @@ export const forwardOptions = defineOptions({
         kind: "string",
         default: "none",
         choices: ["none", "token"],
-        description: "Whether requests need a token for the agent, as password or Bearer token in Authorization; needs auth.type=jwt.",
+        description:
+          "Whether requests need credentials for the agent in Authorization, as clients of the proxy do; needs auth.type=jwt or auth.clients.",
       },
       "allow": {
         kind: "list",

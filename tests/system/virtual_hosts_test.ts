@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
+import { bcrypt } from "hash-wasm";
 import { WebSocket } from "ws";
 import { NGINX, NginxHttp } from "../../testing/nginx.ts";
 import { AGENT, AGENT_ID, type Ended, LB, type Program, PROXY, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
@@ -141,6 +142,33 @@ describe("a web site of lb", () => {
   });
 });
 
+describe("a web site with users", () => {
+  it("lets those in whose password is right, without a word of the agent", async () => {
+    const hash = await bcrypt({ password: "correct-horse", salt: new Uint8Array(16), costFactor: 4, outputType: "encoded" });
+    const users = site.folder.write("users", `alice:${hash}\n`);
+    const started = await site.startProxy([
+      "--auth.clients=htpasswd",
+      `--auth.htpasswd.file=${users}`,
+      `--forward=listen=127.0.0.1:0,network=http,agent=${AGENT_ID},to=${web.authority},auth=token`,
+    ]);
+    await site.startAgent(started.addresses);
+    const at = portOf(await started.proxy.waitFor("forwarding", { destination: web.authority }));
+    for (const [password, status] of [["wrong", "401"], ["correct-horse", "200"]]) {
+      const { stdout, stderr } = await fetchWith(
+        at,
+        "-u",
+        `alice:${password}`,
+        "-w",
+        "%{http_code}",
+        "-o",
+        "/dev/null",
+        `http://app.example:${at}/`,
+      );
+      assert.equal(stdout, status, stderr);
+    }
+  });
+});
+
 describe("web sites that cannot work", () => {
   it("are refused before anything is opened", async () => {
     const record = "--forward=listen=:443,agent=a,to=b:1,network=https";
@@ -151,7 +179,7 @@ describe("web sites that cannot work", () => {
           [`${record},cert-file=/nonexistent/c,key-file=/nonexistent/k`],
           "Cannot read --forward key-file /nonexistent/k: the file does not exist",
         ],
-        [[`${record},auth=token`], "auth=token: no token is verified without --auth.type=jwt"],
+        [[`${record},auth=token`], "auth=token: nothing is verified without --auth.type=jwt or --auth.clients"],
       ] as const
     ) {
       for (const program of [PROXY, LB]) {
