@@ -29,7 +29,7 @@ export interface ProxyOptions {
       };
       /** `--agent-server.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
-      /** `--agent-server.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
+      /** `--agent-server.tls.refresh`: Interval at which these files are checked for changes and reloaded; 0s: every 5 s. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--agent-server.tls.agent-id-from`: Name in an agent's certificate that must be its id: a subject alternative name (DNS, URI or e-mail), the common name, or none. Default: `"none"`. */
       agentIdFrom?: "none" | "san" | "cn";
@@ -60,7 +60,7 @@ export interface ProxyOptions {
     tls?: {
       /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */
       enable?: boolean;
-      /** `--http-proxy.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
+      /** `--http-proxy.tls.refresh`: Interval at which these files are checked for changes and reloaded; 0s: every 5 s. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--http-proxy.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
@@ -360,7 +360,7 @@ export interface AgentOptions {
       insecureSkipVerify?: boolean;
       /** `--agent-client.tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it. */
       pinSha256?: string[];
-      /** `--agent-client.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. They are read at every connect anyway. In milliseconds. Default: `0`. */
+      /** `--agent-client.tls.refresh`: Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--agent-client.tls.file.*` */
       file?: {
@@ -442,7 +442,7 @@ export interface LoadBalancerOptions {
     tls?: {
       /** `--http-proxy.tls.enable`: Accept TLS from clients; needs a key and a certificate. Default: `false`. */
       enable?: boolean;
-      /** `--http-proxy.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
+      /** `--http-proxy.tls.refresh`: Interval at which these files are checked for changes and reloaded; 0s: every 5 s. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--http-proxy.tls.key-password`: Password of the private key, if it is encrypted. */
       keyPassword?: string;
@@ -505,7 +505,7 @@ export interface LoadBalancerOptions {
       insecureSkipVerify?: boolean;
       /** `--http-connector.tls.use-system-pool`: Trust the system's authorities as well as those of root-ca. Default: `false`. */
       useSystemPool?: boolean;
-      /** `--http-connector.tls.refresh`: Reload these files at this interval if they have changed; 0s: never. In milliseconds. Default: `0`. */
+      /** `--http-connector.tls.refresh`: Interval at which these files are checked for changes and reloaded; 0s: every 5 s. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--http-connector.tls.file.*` */
       file?: {

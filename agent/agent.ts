@@ -101,7 +101,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const secrets = new SecretFiles(log);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
-  const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions, () => tls.current.cert);
+  const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
+  runtime.watchCertificate("proxies", () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
   const reportedId = agentId;
   await runtime.listenAdmin(options.admin.listenAddress);
@@ -280,11 +281,9 @@ function stateDirectoryOf({ stateDir, agentClient: { transport } }: AgentOptions
 function registerMetrics(
   metrics: Metrics,
   sessions: ReadonlySet<Session>,
-  certificate: () => string | undefined,
 ): { tunnelMetrics: TunnelMetrics; countChange: (change: TransportChange) => void } {
   metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.size);
   metrics.sessions(() => sessions);
-  metrics.watchCertificate("proxies", certificate);
   return {
     tunnelMetrics: metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0)),
     countChange: metrics.linkChanges(),

@@ -109,7 +109,7 @@ export const agentOptions = defineOptions({
   "agent-client.tls.refresh": {
     kind: "duration",
     default: "0s",
-    description: "Reload these files at this interval if they have changed; 0s: never. They are read at every connect anyway.",
+    description: "Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway.",
   },
   "agent-client.tls.file.root-ca": {
     guards: NOT_GIVEN,

@@ -60,7 +60,7 @@ const DESCRIPTORS = 2;
  */
 export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<LoadBalancer> {
   return await startService("lb", deps, async (runtime) => {
-    const { net, log, metrics } = runtime;
+    const { net, log } = runtime;
     const tls = await openTls(options, { net, log });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
@@ -81,7 +81,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     });
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
     const forwardAddresses = await forwards.open(options.forward);
-    metrics.watchCertificate("proxies", () => tls.proxies?.current.cert);
+    runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
       net,

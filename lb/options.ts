@@ -57,7 +57,7 @@ export const lbOptions = defineOptions({
   "http-connector.tls.refresh": {
     kind: "duration",
     default: "0s",
-    description: "Reload these files at this interval if they have changed; 0s: never.",
+    description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
   "http-connector.tls.file.root-ca": {
     guards: NOT_GIVEN,

@@ -71,7 +71,7 @@ export const proxyOptions = defineOptions({
   "agent-server.tls.refresh": {
     kind: "duration",
     default: "0s",
-    description: "Reload these files at this interval if they have changed; 0s: never.",
+    description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
   "agent-server.tls.agent-id-from": {
     guards: NOT_GIVEN,

@@ -139,7 +139,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     const { agents } = server;
     runtime.defer(() => server.close());
-    registerProxyMetrics(metrics, server, tls);
+    registerProxyMetrics(metrics, server);
+    runtime.watchCertificate("agents", () => tls.agents.current.cert);
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);

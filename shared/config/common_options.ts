@@ -60,7 +60,7 @@ export const frontOptions = defineOptions({
   "http-proxy.tls.refresh": {
     kind: "duration",
     default: "0s",
-    description: "Reload these files at this interval if they have changed; 0s: never.",
+    description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
   "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
   "http-proxy.tls.file.key": { kind: "file", description: "Private key, PEM." },

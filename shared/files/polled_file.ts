@@ -1,5 +1,5 @@
 // A file that is polled for changes. Its last valid value is kept while the file is missing or invalid.
-import { stat } from "node:fs/promises";
+import { versionOf } from "./version.ts";
 
 export class PolledFile<T> {
   #version: string | undefined;
@@ -27,7 +27,7 @@ export class PolledFile<T> {
    * @throws {Error} if the file cannot be read or is invalid
    */
   async poll(): Promise<boolean> {
-    const { version, error } = await this.#examine();
+    const { version, error } = await versionOf(this.name);
     this.#missing = version === "ENOENT" ? this.#missing + 1 : 0;
     if (version === this.#version) return false;
     // set before reading: a write in between is then a new version at the next poll
@@ -35,15 +35,5 @@ export class PolledFile<T> {
     if (error !== undefined) throw error;
     this.#value = await this.read(this.name);
     return true;
-  }
-
-  async #examine(): Promise<{ version: string; error?: Error }> {
-    try {
-      const stats = await stat(this.name);
-      const version = `${stats.ino} ${stats.size} ${stats.mtimeMs} ${stats.ctimeMs}`;
-      return { version, error: stats.isDirectory() ? new Error("it is a directory") : undefined };
-    } catch (error) {
-      return { version: (error as NodeJS.ErrnoException).code ?? "error", error: error as Error };
-    }
   }
 }

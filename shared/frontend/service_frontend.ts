@@ -182,7 +182,7 @@ export class ServiceFrontend {
     this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
     // a change of the files is reported once, to all listeners that use them
     for (const tls of new Set([...this.#listeners].map(({ tls }) => tls))) {
-      metrics.watchCertificate("clients", () => tls?.current.cert);
+      this.#runtime.watchCertificate("clients", () => tls?.current.cert);
       this.#runtime.refreshTls(tls, refresh, (renewed) => {
         for (const sharing of this.#listeners) if (sharing.tls === tls) sharing.setTls?.(renewed);
       });

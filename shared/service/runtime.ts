@@ -16,6 +16,7 @@ import type { Store } from "../store/store.ts";
 import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
 import { AuditLog } from "./audit.ts";
 import { type AdminServer, type AgentReport, Health, listenAdmin, startAdminServer } from "./admin.ts";
+import { CertificateExpiry } from "./certificate_expiry.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";
 import { reportStore } from "./store_report.ts";
@@ -75,6 +76,7 @@ export class ServiceRuntime {
   readonly #resources: ResourceStack;
   readonly #reloads: (() => Promise<void> | void)[] = [];
   readonly #tlsReloads: (() => Promise<void>)[] = [];
+  readonly #expiry: CertificateExpiry;
   readonly #closing = new AbortController();
   #adminListener?: TcpListener;
   #admin?: AdminServer;
@@ -100,6 +102,7 @@ export class ServiceRuntime {
       status: () => this.describe?.(),
     });
     this.defer(() => watchdog.close());
+    this.#expiry = this.adopt(new CertificateExpiry(this.log, this.health), (expiry) => expiry.close());
     this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
   }
 
@@ -186,11 +189,17 @@ export class ServiceRuntime {
     return this.#adminListener?.address;
   }
 
-  /** Reads the files of `tls` every `intervalMs`, 0 for never, and on {@link reload}; `use` receives new settings. */
+  /** Reads the files of `tls` on {@link reload}, and if they change: see {@link startTlsRefresh}. `use` receives new settings. */
   refreshTls<T>(tls: ReloadableTls<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
     if (!tls) return;
     this.adopt(startTlsRefresh(tls, intervalMs, use), (refresh) => refresh.close());
     this.#tlsReloads.push(() => tls.reload(use));
+  }
+
+  /** Reports the expiry of a certificate that `use` sees, in metrics and ahead of its end; `pem` returns its chain, if there is one. */
+  watchCertificate(use: string, pem: () => string | undefined): void {
+    this.metrics.watchCertificate(use, pem);
+    this.#expiry.watch(use, pem);
   }
 
   /** Calls `reload` on each {@link reload}. */
@@ -206,6 +215,7 @@ export class ServiceRuntime {
   /** Reads certificates and their keys again. */
   async reloadTls(): Promise<void> {
     await Promise.all(this.#tlsReloads.map((reload) => reload()));
+    this.#expiry.check();
   }
 
   get isDraining(): boolean {

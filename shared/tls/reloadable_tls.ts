@@ -4,6 +4,7 @@ import { Buffer } from "node:buffer";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError, readBytes } from "../files/read.ts";
+import { versionOf } from "../files/version.ts";
 import type { Logger } from "../log/logger.ts";
 import { NetError } from "../net/errors.ts";
 import type { ClientTls, Net, ServerTls } from "../net/types.ts";
@@ -201,6 +202,8 @@ export function refuseWithoutTls(group: string, options: { keyPassword?: string;
 export class ReloadableTls<T> {
   #state: string;
   #current: T;
+  /** Of the files, when they were last read, and at the last poll. */
+  #versions: { readonly read: string; readonly polled: string };
   #reloading = Promise.resolve();
   readonly #secrets: SecretFiles;
 
@@ -211,8 +214,10 @@ export class ReloadableTls<T> {
     private readonly log: Logger,
     state: string,
     current: T,
+    versions: string,
   ) {
     this.#state = state;
+    this.#versions = { read: versions, polled: versions };
     this.#current = current;
     this.#secrets = new SecretFiles(log);
   }
@@ -220,10 +225,11 @@ export class ReloadableTls<T> {
   /** @throws {ConfigError} if a file cannot be read or is invalid */
   static async open<T>(source: Source, check: (pems: Pems) => Promise<Checked<T>>, log: Logger): Promise<ReloadableTls<T>> {
     const group = groupOf(source.group);
+    const versions = await versionsOf(source); // before reading: a later write is then a new version
     const pems = await readPems(group, source);
     const { tls, warnings } = await check(pems);
     warn(log, warnings);
-    const opened = new ReloadableTls(group, source, check, log, JSON.stringify(pems), tls);
+    const opened = new ReloadableTls(group, source, check, log, JSON.stringify(pems), tls, versions);
     await opened.#checkModes();
     return opened;
   }
@@ -245,6 +251,21 @@ export class ReloadableTls<T> {
   reload(use: (tls: T) => void = () => {}): Promise<void> {
     // serialized, so that concurrent calls report a change once
     return this.#reloading = this.#reloading.then(() => this.#reload(use));
+  }
+
+  /**
+   * As {@link reload}, if the files have changed since they were read, but not since the last poll: programs write a certificate and its key
+   * one after the other.
+   */
+  poll(use?: (tls: T) => void): Promise<void> {
+    return this.#reloading = this.#reloading.then(async () => {
+      const polled = await versionsOf(this.source);
+      const isStable = polled === this.#versions.polled;
+      this.#versions = { ...this.#versions, polled };
+      if (!isStable || polled === this.#versions.read) return;
+      this.#versions = { read: polled, polled };
+      await this.#reload(use ?? (() => {}));
+    });
   }
 
   async #reload(use: (tls: T) => void): Promise<void> {
@@ -269,14 +290,19 @@ export class ReloadableTls<T> {
   }
 }
 
-/** Reloads the files every `intervalMs` milliseconds until it is closed; 0: never. `use` as in {@link ReloadableTls.reload}. */
+/** Interval of polls in milliseconds, unless an option sets another. */
+const POLL_MS = 5_000;
+
+/**
+ * Polls the files every `intervalMs` milliseconds until it is closed; 0: every 5 seconds. `use` as in {@link ReloadableTls.reload}.
+ */
 export function startTlsRefresh<T>(files: ReloadableTls<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
   const stopping = new AbortController();
   const { signal } = stopping;
   const run = async (): Promise<void> => {
-    while (intervalMs > 0 && !signal.aborted) {
-      await sleep(intervalMs, undefined, { signal }).catch(() => {}); // stopping
-      if (!signal.aborted) await files.reload(use);
+    while (!signal.aborted) {
+      await sleep(intervalMs || POLL_MS, undefined, { signal }).catch(() => {}); // stopping
+      if (!signal.aborted) await files.poll(use);
     }
   };
   const running = run();
@@ -310,6 +336,12 @@ function readIdentity(
 
 function needs(group: TlsGroup, given: string, missing: string): ConfigError {
   return new ConfigError(`Cannot use ${fileFlag(group, given)}: ${fileFlag(group, missing)} is required too`);
+}
+
+/** The versions of the files, one after the other. */
+async function versionsOf({ files }: Source): Promise<string> {
+  const versions = await Promise.all(Object.values(files).map(async (file) => file ? (await versionOf(file)).version : ""));
+  return versions.join("\n");
 }
 
 /** Reads the files. An empty name counts as none. */

@@ -512,13 +512,4 @@ describe("files that change", () => {
     assert.equal(plain(await used.promise), plain(renewed.cert));
     await refreshing.close();
   });
-
-  it("are not read again with an interval of 0", async () => {
-    using folder = new Folder();
-    const { server, files, renewed, old } = await start(folder);
-    const refreshing = startTlsRefresh(files, 0, () => assert.fail("it was used"));
-    server.write(renewed);
-    await refreshing.close();
-    assert.equal(plain(files.current.cert), plain(old.cert));
-  });
 });
