@@ -10,7 +10,8 @@ import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
 import type { StandardStreams } from "./standard_streams.ts";
 import { shellWord } from "../config/shell_word.ts";
-import { checkEnvironment, didYouMean, resolve, type Resolved, type Sources } from "../config/sources.ts";
+import { combine, type Expansion, resolveExpanded } from "../config/expansion.ts";
+import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
 import {
   CLIENT_ENV_PREFIX,
   ConfigError,
@@ -34,16 +35,6 @@ interface CommandBase {
   readonly commands?: readonly Command[];
   /** An option of a service or a profile that stands for others. Default: none. */
   readonly expansion?: Expansion;
-}
-
-/** An option whose value stands for values of others. */
-export interface Expansion {
-  readonly option: string;
-  /**
-   * Returns the values by option name, as on the command line.
-   * @throws {ConfigError}
-   */
-  expand(value: string): Readonly<Record<string, string>>;
 }
 
 /** Runs until it is stopped. Its options come from the command line, the environment and the configuration file. */
@@ -275,37 +266,6 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
     return { do: "diagnosis", service: command, diagnosis, value: typeof asked === "string" ? asked : "", resolved };
   }
   return { do: "run", service: command, resolved, files };
-}
-
-/** Both results as one. */
-function combine(a: Resolved, b: Resolved): Resolved {
-  return { values: merge(a.values, b.values), settings: new Map([...a.settings, ...b.settings]) };
-}
-
-/** Adds groups of values to groups of the same name. */
-function merge(a: Resolved["values"], b: Resolved["values"]): Resolved["values"] {
-  const isGroup = (value: unknown) => typeof value === "object" && value !== null && !Array.isArray(value);
-  const entries = Object.entries(b).map(([key, value]) => {
-    const both = isGroup(value) && isGroup(a[key]);
-    return [key, both ? merge(a[key] as Resolved["values"], value as Resolved["values"]) : value] as const;
-  });
-  return { ...a, ...Object.fromEntries(entries) };
-}
-
-/**
- * Resolves options of which one may stand for others. What it stands for comes after the environment, and before the file unless the file has it.
- * @throws {ConfigError}
- */
-function resolveExpanded(options: Options, expansion: Expansion | undefined, sources: Sources): Resolved {
-  if (expansion === undefined) return resolve(options, sources);
-  const { option } = expansion;
-  const { values: { [option]: value }, settings } = resolve({ [option]: options[option]! }, sources);
-  if (typeof value !== "string") return resolve(options, sources);
-  const { origin } = settings.get(option)!;
-  const meant = Object.entries(expansion.expand(value)).map(([name, text]) => [name, { text, origin }] as const);
-  const { file = new Map<string, never>() } = sources;
-  const isFromFile = file.get(option)?.origin === origin;
-  return resolve(options, { ...sources, file: isFromFile ? new Map([...meant, ...file]) : new Map([...file, ...meant]) });
 }
 
 /** The settings in a configuration file; `undefined` without one. */
