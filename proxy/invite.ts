@@ -102,10 +102,14 @@ export function inviteCommand(stateDirectory: string | undefined): Subcommand<Va
   };
 }
 
+/** Most bytes in a QR code (ISO/IEC 18004, version 40 with correction level L). */
+const MAX_QR = 2_953;
+
 /** Prints the command and a QR code on a terminal, or else the string alone. */
 async function print(text: string, role: Invitation["role"], { write, report, columns }: Terminal): Promise<void> {
   if (columns === undefined) return write(`${text}\n`);
   write(`reverse-http ${role === "agent" ? "agent" : "connect"} --join ${text}${role === "agent" ? "" : " HOST:PORT"}\n`);
+  if (text.length > MAX_QR) return report("it is too long for a QR code");
   const { renderUnicodeCompact } = await import("uqr"); // most runs need none
   const code = renderUnicodeCompact(text, { ecc: "L", border: 1 });
   const width = code.split("\n")[0]!.length;

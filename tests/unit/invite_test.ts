@@ -113,6 +113,10 @@ describe("invite", () => {
     const narrow = await invite(folder, args, {}, fakeTerminal({ columns: 40 }));
     assert.match(narrow.out(), /^reverse-http agent --join rhttp1\.\S+\n$/);
     assert.match(narrow.reports.join("\n"), /its QR code needs a terminal with \d+ columns/);
+    const many = Array.from({ length: 200 }, (_, i) => `host-${i}.example:443`).join();
+    const long = await invite(folder, [...args, `--allow=${many}`], {}, fakeTerminal({ columns: 200 }));
+    assert.ok(parseJoin(long.out().split(" ").at(-1)!, "agent").token!.length > 3_000);
+    assert.match(long.reports.join("\n"), /it is too long for a QR code/);
   });
 
   it("writes a file that only its owner can read", async () => {
