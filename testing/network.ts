@@ -40,6 +40,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     createRate: (options) => net.createRate(options),
     limitBuffers: (bytes) => net.limitBuffers(bytes),
     bufferedBytes: () => net.bufferedBytes(),
+    relayed: (streams) => net.relayed(streams),
     stalledMs: () => net.stalledMs(),
     close: () => net.close(),
     ...replaced,

@@ -85,6 +85,11 @@ export interface Net {
    * @throws {NetError} as {@link Net.connectTcp}, and `abandoned`
    */
   connectUdp(a: Duplex, connect: Omit<ConnectTcpOptions, "signal" | "tls">, options?: FlowOptions): Promise<ConnectedFlow>;
+  /**
+   * What the relays of `streams` have relayed so far, in the order of `streams`; `undefined` where none relays it as its `a`. It is a call to the
+   * engine, not to each relay.
+   */
+  relayed(streams: readonly Duplex[]): (Relayed | undefined)[];
   /** Creates a rate limit that relays can share. */
   createRate(options: RateOptions): Rate;
   /**
@@ -598,6 +603,21 @@ export interface SpliceResult {
   readonly error?: NetError;
   /** The stream that caused the error; `undefined` for `cancelled` and `timed-out`. */
   readonly errorSide?: "a" | "b";
+}
+
+/** `blocked`: what was read waits for its reader. `ended`: finished, or one side has failed. */
+export type DirectionState = "open" | "blocked" | "ended";
+
+/** What a relay has done so far. Bytes as of {@link SpliceResult}. */
+export interface Relayed {
+  /** Bytes read from `a` and written to `b`. */
+  readonly aToB: number;
+  /** Bytes read from `b` and written to `a`. */
+  readonly bToA: number;
+  /** The direction from `a` to `b`. */
+  readonly toB: DirectionState;
+  /** The direction from `b` to `a`. */
+  readonly toA: DirectionState;
 }
 
 /** A running relay. */

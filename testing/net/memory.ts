@@ -33,6 +33,7 @@ import type {
   ProbeUdpOptions,
   Rate,
   RateOptions,
+  Relayed,
   RequestOptions,
   ResolveOptions,
   SessionClosed,
@@ -417,6 +418,10 @@ class MemoryNet implements Net {
     this.#checkOpen();
     checkDial(port, signal);
     throw new NetError("unreachable", "Cannot open a flow: this network has no datagrams");
+  }
+
+  relayed(streams: readonly Duplex[]): (Relayed | undefined)[] {
+    return streams.map((stream) => stream instanceof MemoryDuplex ? stream.relayed?.() : undefined);
   }
 
   createRate(options: RateOptions): Rate {

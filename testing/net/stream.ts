@@ -3,7 +3,7 @@
 import { Buffer } from "node:buffer";
 import { NetError } from "../../shared/net/errors.ts";
 import { type MemoryRate, pace } from "./rate.ts";
-import type { Duplex, Preamble, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import type { Duplex, Preamble, Relayed, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
 
 /** The native engine's code of resets without a code. */
 export const RESET = 1;
@@ -202,6 +202,8 @@ export class MemoryDuplex implements Duplex {
   #state: "open" | "given" | "closed" = "open";
   #readable = true;
   #stopCopy: (code: number) => void = () => {};
+  /** What the copy that has it has copied. */
+  relayed?: () => Relayed;
 
   constructor(readonly kind: "tcp" | "session", readonly remote: string, readonly input: Pipe, readonly output: Pipe) {}
 
@@ -414,8 +416,9 @@ export async function splice(
   const { initialDataToA, idleTimeoutMs = 0, signal } = options;
   const streams = { a, b };
   const counts = { aToB: 0, bToA: 0 };
-  /** Directions that have ended, by the side that they come from. */
+  /** Directions that have ended, and those that wait for their reader, by the side that they come from. */
   const done = { a: false, b: false };
+  const writing = { a: false, b: false };
   let failure: Failure | undefined;
   /** A side that was reset, or takes no more: the copy ends soon. */
   let left: Failure | undefined;
@@ -433,12 +436,14 @@ export async function splice(
     failure ??= { error, side };
     abort();
   };
+  const stateOf = (from: Side) => done[from] ? "ended" : writing[from] ? "blocked" : "open";
   const cancel = (given?: number) => {
     code ??= given;
     fail(new NetError("cancelled", "The call was cancelled"));
   };
   a.give(cancel);
   b.give(cancel);
+  a.relayed = () => ({ ...counts, toB: stateOf("a"), toA: stateOf("b") });
 
   const beginGrace = () =>
     graceTimer ??= setTimeout(() => {
@@ -477,7 +482,9 @@ export async function splice(
         if (isOver) return;
       }
       try {
+        writing[from] = true;
         await output.write(data);
+        writing[from] = false;
       } catch (cause) {
         const error = cause as NetError;
         done[from] = true;
@@ -517,6 +524,7 @@ export async function splice(
   clearTimeout(graceTimer);
   clearInterval(idleTimer);
   signal?.removeEventListener("abort", onAbort);
+  a.relayed = undefined;
   for (const { input, output } of [a, b]) {
     input.watch();
     output.watch();

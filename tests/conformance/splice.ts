@@ -1,7 +1,7 @@
 // The copy between two streams: what a tunnel does with bytes, ends and aborts, for every pair of kinds.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { Duplex, Net, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import type { Duplex, Net, Relayed, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   assertSame,
@@ -29,6 +29,7 @@ import {
   type Sessions,
   sessionsOf,
   type Suite,
+  until,
   within,
   writeToError,
 } from "./support.ts";
@@ -105,6 +106,28 @@ function byteTests({ test }: Suite, dig: Dig, start: Start): void {
     assertSame(gotUp, up);
     assertSame(gotDown, down);
     assert.deepEqual(await finish(tunnel), { aToB: up.length, bToA: down.length, error: undefined, errorSide: undefined });
+  });
+
+  test("tells what it has transferred so far, and which direction has ended, until its end", async (net) => {
+    const tunnel = await dig(net);
+    const { left, a, b, right } = tunnel;
+    assert.deepEqual(net.relayed([a, b]), [undefined, undefined]);
+    const done = net.splice(a, b);
+    await within(left.write(bytes("five!")));
+    assert.equal(await readTextExactly(right, 5), "five!");
+    await within(right.write(bytes("two")));
+    assert.equal(await readTextExactly(left, 3), "two");
+    const expect = async (wanted: Relayed) => {
+      const isAsWanted = () => JSON.stringify(net.relayed([b, a])[1]) === JSON.stringify(wanted);
+      await until(isAsWanted, `It is not as ${JSON.stringify(wanted)}`);
+    };
+    await expect({ aToB: 5, bToA: 3, toB: "open", toA: "open" });
+    left.closeWrite();
+    assert.equal(await within(right.read()), null);
+    await expect({ aToB: 5, bToA: 3, toB: "ended", toA: "open" });
+    right.closeWrite();
+    await finish({ ...tunnel, done });
+    assert.deepEqual(net.relayed([a, b]), [undefined, undefined]);
   });
 
   test("writes the initial data before anything else, and does not count it", async (net) => {

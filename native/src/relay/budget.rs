@@ -104,10 +104,27 @@ fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
         .count()
 }
 
-/// The memory usage of one tunnel.
+/// What a tunnel has relayed, by direction.
+pub struct Relayed {
+    pub bytes: [u64; 2],
+    pub states: [DirectionState; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum DirectionState {
+    Open,
+    /// Data waits for its reader.
+    Blocked,
+    Ended,
+}
+
+/// The bytes that one tunnel has relayed, and its memory usage.
 #[derive(Default)]
 pub struct TunnelUsage {
     streams: Vec<BufferedStream>,
+    /// Per direction.
+    copied: [AtomicU64; 2],
+    ended: [AtomicBool; 2],
     /// Per direction: 1 plus the bytes that were read and not written yet; 0 if only the source is waited for.
     waiting: [AtomicU64; 2],
     /// Usage at the last measurement.
@@ -129,6 +146,33 @@ impl TunnelUsage {
             lock(&TUNNELS).push(Arc::downgrade(&usage));
         }
         usage
+    }
+
+    /// Reports that a direction (0 or 1) has passed on `bytes` bytes.
+    pub fn add_copied(&self, direction: usize, bytes: usize) {
+        self.copied[direction].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that a direction has passed on.
+    pub fn copied(&self, direction: usize) -> u64 {
+        self.copied[direction].load(Ordering::Relaxed)
+    }
+
+    /// Reports that a direction has ended.
+    pub fn end(&self, direction: usize) {
+        self.ended[direction].store(true, Ordering::Relaxed);
+    }
+
+    pub fn relayed(&self) -> Relayed {
+        let state = |direction: usize| match self.ended[direction].load(Ordering::Relaxed) {
+            true => DirectionState::Ended,
+            false if self.waiting[direction].load(Ordering::Relaxed) > 0 => DirectionState::Blocked,
+            false => DirectionState::Open,
+        };
+        Relayed {
+            bytes: [0, 1].map(|direction| self.copied(direction)),
+            states: [0, 1].map(state),
+        }
     }
 
     /// Reports that a direction (0 or 1) waits for its sink, with `bytes` bytes read.
@@ -243,6 +287,19 @@ mod tests {
             usage.is_compact.load(Ordering::Relaxed)
         };
         assert_eq!([5, 6, 6, 6, 7, 7].map(&mut is_compact), [false, false, true, true, false, true]);
+    }
+
+    #[test]
+    fn a_tunnel_tells_what_it_has_relayed_and_which_direction_waits_or_has_ended() {
+        let usage = TunnelUsage::new(Vec::new());
+        usage.add_copied(0, 5);
+        usage.add_copied(0, 6);
+        usage.set_waiting(0, 7);
+        usage.end(1);
+        let Relayed { bytes, states } = usage.relayed();
+        assert_eq!((bytes, states), ([11, 0], [DirectionState::Blocked, DirectionState::Ended]));
+        usage.clear_waiting(0);
+        assert_eq!(usage.relayed().states[0], DirectionState::Open);
     }
 
     #[tokio::test]

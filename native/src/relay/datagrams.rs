@@ -1,7 +1,7 @@
 //! Relays between a stream of capsules and a UDP socket that is connected to a destination. No datagram is cut or merged. Where the stream is
 //! slower than the destination, the oldest datagrams are dropped and counted.
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,9 +39,9 @@ pub struct FlowOutcome {
 }
 
 /// What a flow has relayed so far, and what waits for the stream.
-#[derive(Default)]
 struct Flow {
-    bytes: [AtomicU64; 2],
+    /// Counts bytes.
+    usage: Arc<TunnelUsage>,
     datagrams: [AtomicU64; 2],
     dropped: AtomicU64,
     queue: Mutex<Queue>,
@@ -49,9 +49,19 @@ struct Flow {
 }
 
 impl Flow {
+    fn new(usage: Arc<TunnelUsage>) -> Self {
+        Self {
+            usage,
+            datagrams: Default::default(),
+            dropped: AtomicU64::new(0),
+            queue: Mutex::default(),
+            queued: Notify::new(),
+        }
+    }
+
     fn count(&self, from: Side, datagrams: usize, bytes: usize) {
         self.datagrams[from as usize].fetch_add(datagrams as u64, Ordering::Relaxed);
-        self.bytes[from as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+        self.usage.add_copied(from as usize, bytes);
     }
 
     fn count_dropped(&self, datagrams: usize) {
@@ -63,11 +73,10 @@ impl Flow {
     }
 
     fn outcome(self, error: Option<(NetError, Option<Side>)>) -> FlowOutcome {
-        let ([a_to_b, b_to_a], [datagrams_to_b, datagrams_to_a]) =
-            (self.bytes.map(AtomicU64::into_inner), self.datagrams.map(AtomicU64::into_inner));
+        let [datagrams_to_b, datagrams_to_a] = self.datagrams.map(AtomicU64::into_inner);
         FlowOutcome {
-            a_to_b,
-            b_to_a,
+            a_to_b: self.usage.copied(0),
+            b_to_a: self.usage.copied(1),
             datagrams_to_b,
             datagrams_to_a,
             dropped: self.dropped.into_inner(),
@@ -86,15 +95,16 @@ pub async fn run(
     limiter: &RateLimiter,
     cancel: &CancelSignal,
 ) -> FlowOutcome {
-    let flow = Flow::default();
     let taken = tokio::select! {
         taken = handover.halves() => taken,
         () = cancel.cancelled() => Err(NetError::cancelled()),
     };
     let mut stream = match taken {
         Ok(stream) => stream,
-        Err(error) => return flow.outcome(Some((error, None))),
+        Err(error) => return Flow::new(Arc::default()).outcome(Some((error, None))),
     };
+    let flow = Flow::new(TunnelUsage::new(stream.reader.buffered().into_iter().collect()));
+    cancel.began(&flow.usage);
     let error = relay(&mut stream, &socket, prologue, idle, limiter, cancel, &flow).await.err();
     drop(socket);
     if error
@@ -128,12 +138,11 @@ async fn relay(
     cancel: &CancelSignal,
     flow: &Flow,
 ) -> Result<(), (NetError, Option<Side>)> {
-    let usage = TunnelUsage::new(stream.reader.buffered().into_iter().collect());
     let Halves { reader, writer } = stream;
     let stopped = writer.stopped_by_peer();
     let written = async {
         writer.write(prologue).await?;
-        write_capsules(writer, limiter, &usage, flow).await
+        write_capsules(writer, limiter, flow).await
     };
     let closed = tokio::select! {
         biased;
@@ -143,7 +152,7 @@ async fn relay(
         error = watch_idle(idle, flow) => return Err((error, None)),
         () = receive_datagrams(socket, flow) => return Ok(()),
         () = cancel.cancelled() => return Err((NetError::cancelled(), None)),
-        error = usage.is_cut() => return Err((error, None)),
+        error = flow.usage.is_cut() => return Err((error, None)),
     };
     // a peer that has closed the stream has ended the flow
     match closed.is_close() {
@@ -209,11 +218,11 @@ fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow) -> std::io:
 }
 
 /// Writes queued datagrams to the stream. Returns only with an error.
-async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, usage: &TunnelUsage, flow: &Flow) -> Result<(), NetError> {
+async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, flow: &Flow) -> Result<(), NetError> {
     let direction = Side::B as usize;
     loop {
         wait_for(&flow.queued, || (!lock(&flow.queue).is_empty()).then_some(())).await;
-        usage.set_waiting(direction, lock(&flow.queue).bytes());
+        flow.usage.set_waiting(direction, lock(&flow.queue).bytes());
         // what the stream does not take stays in the queue, which drops the oldest
         let room = writer.room().await.min(BATCH_BYTES);
         let batch = lock(&flow.queue).take(room);
@@ -227,7 +236,7 @@ async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, usage: &Tunn
             writer.write(capsules).await?;
             flow.count(Side::B, datagrams, bytes);
         }
-        usage.clear_waiting(direction);
+        flow.usage.clear_waiting(direction);
     }
 }
 

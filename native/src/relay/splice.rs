@@ -2,7 +2,7 @@
 //! windows, and a truncated stream never looks complete. Once a tunnel is set up, only this code touches its data.
 use std::future::Future;
 use std::pin::{pin, Pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,7 +49,6 @@ pub struct SpliceOutcome {
 
 /// Counts the bytes of one direction and applies its limits.
 pub(super) struct ByteCounter<'a> {
-    copied: AtomicU64,
     /// Data waits for the rate limiter.
     waiting: AtomicBool,
     limiter: &'a RateLimiter,
@@ -60,7 +59,6 @@ pub(super) struct ByteCounter<'a> {
 impl<'a> ByteCounter<'a> {
     pub(super) fn new(limiter: &'a RateLimiter, usage: &'a TunnelUsage, direction: Side) -> Self {
         Self {
-            copied: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             limiter,
             usage,
@@ -95,7 +93,11 @@ impl<'a> ByteCounter<'a> {
 
     /// Reports that `bytes` bytes were written, and others may wait.
     pub(super) fn add(&self, bytes: usize) {
-        self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.usage.add_copied(self.direction as usize, bytes);
+    }
+
+    fn copied(&self) -> u64 {
+        self.usage.copied(self.direction as usize)
     }
 }
 
@@ -139,6 +141,7 @@ async fn splice(
     cancel: &CancelSignal,
 ) -> SpliceOutcome {
     let usage = TunnelUsage::new([a.reader.buffered(), b.reader.buffered()].into_iter().flatten().collect());
+    cancel.began(&usage);
     let (a_to_b, b_to_a) = (
         ByteCounter::new(limiter, &usage, Side::A),
         ByteCounter::new(limiter, &usage, Side::B),
@@ -169,8 +172,8 @@ async fn splice(
         }
     }
     SpliceOutcome {
-        a_to_b: a_to_b.copied.into_inner(),
-        b_to_a: b_to_a.copied.into_inner(),
+        a_to_b: a_to_b.copied(),
+        b_to_a: b_to_a.copied(),
         error: match end {
             End::Broken(error, side) => Some((error, side)),
             _ => None,
@@ -250,6 +253,7 @@ async fn copy_direction(
     greeted: Option<&ByteCounter<'_>>,
 ) -> Result<(), CopyError> {
     let result = copy(reader, writer, prologue, counter, greeted).await;
+    counter.usage.end(counter.direction as usize);
     if let Err(CopyError::Write(error)) = &result {
         let code = if error.is_close() { 0 } else { RESET_CODE };
         match &mut reader.half {
@@ -305,7 +309,7 @@ async fn give_head_start(reader: &mut Reader, up: &ByteCounter<'_>) -> Result<()
     if reader.prefix.is_empty() {
         reader.prefix = reader.read().await.map_err(CopyError::Read)?.unwrap_or_default();
     }
-    if up.copied.load(Ordering::Relaxed) == 0 && greeted_at.elapsed() < HEAD_START {
+    if up.copied() == 0 && greeted_at.elapsed() < HEAD_START {
         sleep(HEAD_START).await;
     }
     Ok(())
@@ -442,7 +446,7 @@ pub(super) async fn received(writer: &Writer) {
 /// Resolves once no data was relayed for `limit`.
 async fn watch_idle(limit: Option<Duration>, a_to_b: &ByteCounter<'_>, b_to_a: &ByteCounter<'_>) -> NetError {
     let Some(limit) = limit else { return std::future::pending().await };
-    let copied = || a_to_b.copied.load(Ordering::Relaxed) + b_to_a.copied.load(Ordering::Relaxed);
+    let copied = || a_to_b.copied() + b_to_a.copied();
     let waiting = || a_to_b.waiting.load(Ordering::Relaxed) || b_to_a.waiting.load(Ordering::Relaxed);
     let (mut seen, mut since) = (copied(), Instant::now());
     loop {

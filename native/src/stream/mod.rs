@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::addon::completion_queue::{Promise, Value};
 use crate::error::NetError;
+use crate::relay::budget::{Relayed, TunnelUsage};
 use half::{ReadHalf, Reader, WriteHalf, Writer};
 pub use op_queue::CancelSignal;
 use op_queue::{OnPanic, OpQueue, TakenHalf};
@@ -171,6 +172,11 @@ impl Stream {
     /// Resolves when the peer resets the stream, even if nothing reads. `None` if the stream is in use or has ended.
     pub fn reset_by_peer(&self) -> Option<impl Future<Output = NetError> + Send + 'static> {
         self.writing.peek(Writer::stopped_by_peer)
+    }
+
+    /// What the splice that has this stream has relayed. `None` without one.
+    pub fn relayed(&self) -> Option<Relayed> {
+        self.reading.splice()?.usage().map(TunnelUsage::relayed)
     }
 
     pub fn reset(&self, code: u32) {

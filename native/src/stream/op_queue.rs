@@ -1,12 +1,13 @@
 //! Queue of operations on one half of a stream. A task runs only while there are operations.
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 
 use super::half::ResetOnDrop;
 use crate::error::NetError;
+use crate::relay::budget::TunnelUsage;
 use crate::sync::lock;
 
 pub struct OpQueue<H, C> {
@@ -28,17 +29,30 @@ enum Phase<H> {
     Dead,
 }
 
-/// Cancels a splice.
+/// What the streams of a splice know of it: they cancel it, and see what it relays.
 #[derive(Default)]
-pub struct CancelSignal(Notify);
+pub struct CancelSignal {
+    cancel: Notify,
+    usage: OnceLock<Arc<TunnelUsage>>,
+}
 
 impl CancelSignal {
     pub fn cancel(&self) {
-        self.0.notify_one(); // stored for a splice that does not wait yet
+        self.cancel.notify_one(); // stored for a splice that does not wait yet
     }
 
     pub async fn cancelled(&self) {
-        self.0.notified().await
+        self.cancel.notified().await
+    }
+
+    /// The splice has begun to relay.
+    pub fn began(&self, usage: &Arc<TunnelUsage>) {
+        let _ = self.usage.set(usage.clone()); // a splice begins once
+    }
+
+    /// `None` until it has begun.
+    pub fn usage(&self) -> Option<&TunnelUsage> {
+        self.usage.get().map(Arc::as_ref)
     }
 }
 
@@ -185,6 +199,14 @@ impl<H, C> OpQueue<H, C> {
 
     pub fn is_spliced(&self) -> bool {
         matches!(lock(&self.state).phase, Phase::Spliced(_))
+    }
+
+    /// The signal of the splice that has the half.
+    pub fn splice(&self) -> Option<Arc<CancelSignal>> {
+        match &lock(&self.state).phase {
+            Phase::Spliced(signal) => Some(signal.clone()),
+            _ => None,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ import type {
   ProbeUdpOptions,
   Rate,
   RateOptions,
+  Relayed,
   ResolveOptions,
   ServerTls,
   SessionListener,
@@ -34,7 +35,7 @@ import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawFl
 import { NativeSessionListener, NativeTcpListener, NativeUdpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
-import { beginSplice, NativeDuplex, NativeRate, numbersOf, toFlowResult, toSpliceResult } from "./streams.ts";
+import { beginSplice, NativeDuplex, NativeRate, NO_STREAM, numbersOf, toFlowResult, toRelayed, toSpliceResult } from "./streams.ts";
 
 /** Options of the native network. */
 export interface NativeNetOptions {
@@ -247,6 +248,11 @@ class NativeNet implements Net {
         engine.connectAndRelayDatagrams(first, second, id, host, port, addresses, timeoutMs, initialDataToA, idleTimeoutMs ?? 0, rates),
     );
     return { remote, ended: ended.then((result) => toFlowResult(result!)) };
+  }
+
+  relayed(streams: readonly Duplex[]): (Relayed | undefined)[] {
+    const ids = streams.map((stream) => stream instanceof NativeDuplex ? stream.id : NO_STREAM);
+    return toRelayed(this.#calls.engine.relayed(ids));
   }
 
   createRate({ bytesPerSecond, burst }: RateOptions): Rate {

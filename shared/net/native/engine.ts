@@ -40,6 +40,8 @@ export interface Engine {
   stalledMs(): number;
   limitBuffers(bytes: number): void;
   bufferedBytes(): number;
+  /** Four numbers for each stream, all -1 if no relay has it: bytes from a to b, from b to a, and the state of either direction. */
+  relayed(streams: number[]): Float64Array;
   cancel(op: number): void;
   checkServerTls(tls: EngineServerTls): RawResult;
   checkClientTls(tls: EngineClientTls): RawResult;

@@ -1,6 +1,6 @@
 // Streams, relays between them, and rates. Where a stream comes from is not known here.
 import { NetError } from "../errors.ts";
-import type { Duplex, FlowResult, Incoming, Preamble, Rate, SpliceOptions, SpliceResult } from "../types.ts";
+import type { Duplex, FlowResult, Incoming, Preamble, Rate, Relayed, SpliceOptions, SpliceResult } from "../types.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
 import type { Engine, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 
@@ -13,6 +13,11 @@ export class NativeDuplex implements Duplex {
   constructor(calls: Calls, id: number, readonly remote: string) {
     this.#calls = calls;
     this.#id = id;
+  }
+
+  /** The handle. */
+  get id(): number {
+    return this.#id;
   }
 
   async read(): Promise<Uint8Array | null> {
@@ -122,6 +127,20 @@ export async function beginSplice<T, R = RawSpliceResult>(
 
 export function toSpliceResult([aToB, bToA, error, side]: RawSpliceResult): SpliceResult {
   return { aToB, bToA, error: error && toError(error), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+}
+
+/** No stream has this handle. */
+export const NO_STREAM = 0;
+const STATES = ["open", "blocked", "ended"] as const;
+
+/** @param numbers four for each stream, as {@link Engine.relayed} returns them */
+export function toRelayed(numbers: Float64Array): (Relayed | undefined)[] {
+  const all: (Relayed | undefined)[] = [];
+  for (let i = 0; i < numbers.length; i += 4) {
+    const [aToB, bToA, toB, toA] = numbers.subarray(i, i + 4) as unknown as [number, number, number, number];
+    all.push(aToB < 0 ? undefined : { aToB, bToA, toB: STATES[toB]!, toA: STATES[toA]! });
+  }
+  return all;
 }
 
 export function toFlowResult([bytesToB, bytesToA, error, side, aToB, bToA, dropped]: RawFlowResult): FlowResult {

@@ -16,9 +16,10 @@ use super::completion_queue::{CompletionQueue, Value};
 use super::handles::EngineState;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ClientTls, ServerTls};
-use crate::relay::budget;
+use crate::relay::budget::{self, Relayed};
 use crate::relay::rate::Rate;
 use crate::runtime::{self, process};
+use crate::stream::Stream;
 use crate::sync::lock;
 
 /// The error of a synchronous call: code and message.
@@ -93,6 +94,25 @@ impl Engine {
     #[napi]
     pub fn buffered_bytes(&self) -> f64 {
         budget::used() as f64
+    }
+
+    /// Four numbers for each stream, all -1 if no splice has it: bytes from a to b and from b to a, and the states of these directions: 0 open, 1
+    /// blocked, 2 ended.
+    #[napi]
+    pub fn relayed(&self, streams: Vec<f64>) -> Float64Array {
+        let streams: Vec<Option<Arc<Stream>>> = {
+            let known = lock(&self.state.streams);
+            streams.iter().map(|id| known.get(&(*id as u64)).cloned()).collect()
+        };
+        let relayed = streams.iter().map(|stream| stream.as_ref()?.relayed());
+        let numbers = relayed.flat_map(|relayed| match relayed {
+            Some(Relayed {
+                bytes: [up, down],
+                states: [to_b, to_a],
+            }) => [up as f64, down as f64, to_b as u8 as f64, to_a as u8 as f64],
+            None => [-1.0; 4],
+        });
+        Float64Array::new(numbers.collect())
     }
 
     /// Cancels a call. Its result is `cancelled`, unless it has already completed.
