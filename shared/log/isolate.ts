@@ -3,16 +3,29 @@ import { ignoreLine, type Logger } from "./logger.ts";
 
 /** Returns a logger whose methods never throw. Lines that cannot be logged are lost. */
 export function isolateLogger(log: Logger): Logger {
-  const method = (level: keyof Logger): Logger[keyof Logger] => {
-    if (log[level] === ignoreLine) return ignoreLine;
-    return (message, fields) => {
-      try {
-        const result: unknown = log[level](message, fields);
-        if (result instanceof Promise) result.catch(() => {}); // an embedding program's method may be asynchronous
-      } catch { /* the line is lost */ }
-    };
+  const method = (level: keyof Logger): Logger[keyof Logger] => (message, fields) => {
+    try {
+      const result: unknown = log[level](message, fields);
+      if (result instanceof Promise) result.catch(() => {}); // an embedding program's method may be asynchronous
+    } catch { /* the line is lost */ }
   };
-  return { trace: method("trace"), debug: method("debug"), info: method("info"), warn: method("warn"), error: method("error") };
+  const [trace, debug, info, warn, error] = [method("trace"), method("debug"), method("info"), method("warn"), method("error")];
+  // the level may change meanwhile
+  return {
+    get trace() {
+      return log.trace === ignoreLine ? ignoreLine : trace;
+    },
+    get debug() {
+      return log.debug === ignoreLine ? ignoreLine : debug;
+    },
+    get info() {
+      return log.info === ignoreLine ? ignoreLine : info;
+    },
+    get warn() {
+      return log.warn === ignoreLine ? ignoreLine : warn;
+    },
+    error,
+  };
 }
 
 /** Returns a hook that never throws and logs failures instead; `undefined` without a hook. */

@@ -17,6 +17,12 @@ export type LogFields = Readonly<Record<string, string | number | boolean | unde
 /** Logs constant messages, with everything variable in fields. */
 export type Logger = { readonly [level in LogLevel]: (message: string, fields?: LogFields) => void };
 
+/** The level of a log, which can be changed while it is used. */
+export interface LogLevelControl {
+  /** Messages below this level are dropped. */
+  level: LogLevel;
+}
+
 /** The method of a level that is not logged. A caller that compares with it saves the preparation of a line. */
 export const ignoreLine: Logger[LogLevel] = () => {};
 
@@ -44,11 +50,9 @@ export interface LoggerOptions {
  * // prints: .*"message":"order received".*"id":42.*
  * ```
  */
-export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger {
+export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger & LogLevelControl {
   const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : color ? colorFormatter() : formatText;
-  const lowest = LOG_LEVELS.indexOf(level);
   const method = (name: LogLevel) => {
-    if (LOG_LEVELS.indexOf(name) < lowest) return ignoreLine;
     const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
     return (message: string, fields: LogFields = {}) => {
       const properties: Record<string, unknown> = {};
@@ -64,11 +68,57 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
       write(formatRecord(record));
     };
   };
-  return { trace: method("trace"), debug: method("debug"), info: method("info"), warn: method("warn"), error: method("error") };
+  return new LeveledLogger(level, method);
+}
+
+/** Drops what is below its level. */
+class LeveledLogger implements Logger, LogLevelControl {
+  readonly #methods: Logger;
+  #lowest: number;
+
+  /** @param method returns the method of a level */
+  constructor(level: LogLevel, method: (level: LogLevel) => Logger[LogLevel]) {
+    this.#lowest = LOG_LEVELS.indexOf(level);
+    this.#methods = {
+      trace: method("trace"),
+      debug: method("debug"),
+      info: method("info"),
+      warn: method("warn"),
+      error: method("error"),
+    };
+  }
+
+  get level(): LogLevel {
+    return LOG_LEVELS[this.#lowest]!;
+  }
+
+  set level(level: LogLevel) {
+    this.#lowest = LOG_LEVELS.indexOf(level);
+  }
+
+  get trace(): Logger["trace"] {
+    return this.#lowest > 0 ? ignoreLine : this.#methods.trace;
+  }
+
+  get debug(): Logger["debug"] {
+    return this.#lowest > 1 ? ignoreLine : this.#methods.debug;
+  }
+
+  get info(): Logger["info"] {
+    return this.#lowest > 2 ? ignoreLine : this.#methods.info;
+  }
+
+  get warn(): Logger["warn"] {
+    return this.#lowest > 3 ? ignoreLine : this.#methods.warn;
+  }
+
+  get error(): Logger["error"] {
+    return this.#methods.error;
+  }
 }
 
 /** Logs nothing. */
-export const silentLogger: Logger = createLogger({ format: "text", level: "error", write: () => {} });
+export const silentLogger: Logger & LogLevelControl = createLogger({ format: "text", level: "error", write: () => {} });
 
 const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
   trace: "TRACE",
