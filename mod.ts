@@ -45,6 +45,7 @@ export {
   type ClientPeer,
   type Identity,
   type Peer,
+  RevocationError,
 } from "./shared/auth/authenticator.ts";
 export { type AgentList, createAgentList } from "./shared/auth/agent_list.ts";
 export { createPublishList, type PublishList } from "./shared/auth/publish_list.ts";
@@ -61,6 +62,7 @@ export {
   type Logger,
   type LoggerOptions,
   type LogLevel,
+  type LogLevelControl,
 } from "./shared/log/logger.ts";
 export { NetError, type NetErrorCode, type NetErrorDetails } from "./shared/net/errors.ts";
 export { createNativeNet, type NativeNetOptions } from "./shared/net/native/binding.ts";

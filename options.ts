@@ -293,8 +293,14 @@ export interface ProxyOptions {
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
+    socket?: string;
+    /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */
+    tokenFile?: string;
+    /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
+    hosts?: string[];
   };
   /** `--audit.*` */
   audit?: {
@@ -418,8 +424,14 @@ export interface AgentOptions {
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
+    socket?: string;
+    /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */
+    tokenFile?: string;
+    /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
+    hosts?: string[];
   };
   /** `--log.*` */
   log?: {
@@ -659,8 +671,14 @@ export interface LoadBalancerOptions {
   };
   /** `--admin.*` */
   admin?: {
-    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default. */
+    /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
+    socket?: string;
+    /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */
+    tokenFile?: string;
+    /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
+    hosts?: string[];
   };
   /** `--audit.*` */
   audit?: {

@@ -1,7 +1,11 @@
 // Assembles the agent: one reconnector per connection to a proxy, and the tunnels served through them.
 import { hostname } from "node:os";
 import { publishRequest } from "../shared/frontend/published.ts";
-import { type AgentReport, reportOf } from "../shared/service/admin.ts";
+import { createRequestIds } from "../shared/frontend/access_log.ts";
+import { checkAdminOptions } from "../shared/service/admin.ts";
+import type { AgentState, DisconnectRequest } from "../shared/service/api/types.ts";
+import { ActionRefused } from "../shared/service/api/operations.ts";
+import { SessionStates } from "../shared/service/live/sessions.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
@@ -63,6 +67,8 @@ export interface Agent {
    * `drain.timeout` until the open tunnels have ended, then closes. {@link close} ends the wait.
    */
   drain(): Promise<void>;
+  /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
+  readonly closed: Promise<void>;
   /** Reloads certificates and keys. The token is read at every connect anyway. */
   reload(): Promise<void>;
   /** Closes all connections and tunnels. */
@@ -105,8 +111,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   runtime.watchCertificate("proxies", () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
   const reportedId = agentId;
-  await runtime.listenAdmin(options.admin.listenAddress);
-  runtime.serveAdmin(() => reportSessions(reportedId, sessions));
+  await runtime.listenAdmin(options.admin);
   const { adminAddress } = runtime;
   if (adminAddress !== undefined) log.info("listening", { admin: adminAddress });
   const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
@@ -127,6 +132,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     destinations: createDestinationPolicy({ allow: hostWhitelist, deny: hostDenylist, resolve }),
     connectTimeoutMs: connectTimeout,
     udpIdleMs: options.limits.udpIdleTimeout,
+    activity: runtime.activity,
+    nextKey: createRequestIds(),
     onEnd: (end) => tunnelMetrics.ended(end),
   };
   const hello: Hello = {
@@ -236,22 +243,31 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     for (const session of sessions) session.close();
   });
   const { timeout: timeoutMs } = options.drain;
+  const drain = () => {
+    const open = [...sessions];
+    return runtime.drain({
+      fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
+      delayMs: 0,
+      async finish() {
+        stopping.abort();
+        if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
+      },
+    });
+  };
+  const states = new SessionStates();
+  runtime.serveAdmin({
+    agents: () => [...sessions].map((session) => describeSession(reportedId, session, states)),
+    population: () => ({ agents: sessions.size }),
+    disconnect: (request, by) => disconnect(sessions, request, by),
+    drain,
+  });
   return {
     adminAddress,
     get proxies() {
       return [...sessions].map(({ remote }) => remote);
     },
-    drain() {
-      const open = [...sessions];
-      return runtime.drain({
-        fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
-        delayMs: 0,
-        async finish() {
-          stopping.abort();
-          if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
-        },
-      });
-    },
+    drain,
+    closed: runtime.closed,
     reload: () => runtime.reload(),
     close: () => runtime.close(),
   };
@@ -266,6 +282,7 @@ export async function checkAgentOptions(
   { net, environment = {} }: { net: TlsCheck; environment?: Environment },
 ): Promise<{ tls: ClientTls; credentials: Credentials; outbound: OutboundRoute }> {
   checkTransport(options);
+  await checkAdminOptions(options.admin, silentLogger);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   const outbound = await readOutboundRoute(options.agentClient, environment);
   return { tls: tls.current, credentials: await readCredentials(options.auth), outbound };
@@ -290,16 +307,30 @@ function registerMetrics(
   };
 }
 
-/** One report for each connection to a proxy. */
-function reportSessions(id: string, sessions: ReadonlySet<Session>): AgentReport[] {
-  return [...sessions].map((session) => ({
+/** Describes a connection to a proxy for operators. */
+function describeSession(id: string, session: Session, states: SessionStates): AgentState {
+  const { id: connection, remote: address, transport: link, linkReason, via, since, tunnels } = session;
+  const state = session.isLeaving ? "draining" : "connected";
+  return {
     id,
-    address: session.remote,
-    link: session.transport,
-    linkReason: session.linkReason,
-    via: session.via,
-    ...reportOf(session.since, session.tunnels, session.stats()),
-  }));
+    connection,
+    state,
+    address,
+    link,
+    linkReason,
+    via,
+    since: since.toISOString(),
+    tunnels,
+    ...states.describe(session, performance.now()),
+  };
+}
+
+/** Closes connections to proxies, which are opened again. Returns how many. */
+function disconnect(sessions: ReadonlySet<Session>, { connection, awaySeconds = 0 }: DisconnectRequest, by: string): number {
+  if (awaySeconds > 0) throw new ActionRefused("an agent connects again at once: ask the proxies to keep it away");
+  const found = [...sessions].filter(({ id }) => connection === undefined || id === connection);
+  for (const session of found) session.close(`disconnected by the operator ${by}`);
+  return found.length;
 }
 
 /** Shuffles, so that agents with the same list do not all begin with the same proxy. */

@@ -37,8 +37,13 @@ export function agentCommand(
     },
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, supervisor });
-      return { closesWithinMs: options.drain.timeout + CLOSE_MS, reload: () => agent.reload(), close: () => agent.drain() };
+      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, supervisor, logLevel: log });
+      return {
+        closesWithinMs: options.drain.timeout + CLOSE_MS,
+        closed: agent.closed,
+        reload: () => agent.reload(),
+        close: () => agent.drain(),
+      };
     },
   };
 }

@@ -4,6 +4,7 @@ import { authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
 import type { Hello } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { AgentSession, Duplex, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
+import type { TunnelVia } from "../shared/tunnel/request.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { closeFailed } from "./connection_errors.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
@@ -29,6 +30,8 @@ const LAST_REQUESTS_MS = 1_000;
 
 /** An authenticated connection to a proxy. */
 export class Session {
+  /** Identifies the connection, for operators. */
+  readonly id: string = crypto.randomUUID();
   readonly remote: string;
   readonly since = new Date();
   /** Resolves when the connection has ended. */
@@ -44,6 +47,8 @@ export class Session {
   /** Address of the outbound proxy that carries it, if any. */
   via?: string;
   readonly #connection: AgentSession;
+  /** What its tunnels pass through. */
+  readonly #tunnelVia: TunnelVia;
   readonly #control?: Control;
   readonly #options: SessionOptions;
   readonly #open = new Set<Promise<void>>();
@@ -68,6 +73,7 @@ export class Session {
     this.#connection = connection;
     this.#options = options;
     this.remote = connection.remote;
+    this.#tunnelVia = { address: connection.remote, connection: this.id, link: connection.transport };
     const goaway = Promise.withResolvers<Goaway>();
     this.goaway = goaway.promise;
     const proxy = Promise.withResolvers<Hello>();
@@ -117,7 +123,7 @@ export class Session {
       for (const incoming of batch) {
         // without a control stream the proxy cannot be told to prefer other agents
         const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
-        const served: Promise<void> = serve(this.#options.tunnels, incoming).finally(() => this.#open.delete(served)); // never rejects
+        const served: Promise<void> = serve(this.#options.tunnels, incoming, this.#tunnelVia).finally(() => this.#open.delete(served)); // never rejects
         this.#open.add(served);
       }
     }
@@ -159,7 +165,7 @@ export class Session {
     this.close();
   }
 
-  close(): void {
-    this.#connection.close(CloseCode.shutdown, "shutting down");
+  close(reason = "shutting down"): void {
+    this.#connection.close(CloseCode.shutdown, reason);
   }
 }

@@ -7,10 +7,13 @@ import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf 
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log/logger.ts";
+import type { Activity } from "../shared/service/live/activity.ts";
+import type { LiveTunnel } from "../shared/service/live/tunnel.ts";
 import type { TunnelEnd } from "../shared/service/metrics.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ConnectedFlow, ConnectedTunnel, Duplex, FlowResult, Incoming, Net, SpliceResult } from "../shared/net/types.ts";
 import { connectError, describeTunnelError, TunnelError } from "../shared/tunnel/errors.ts";
+import type { TunnelVia } from "../shared/tunnel/request.ts";
 import type { DestinationPolicy } from "./destination_policy.ts";
 
 export interface TunnelOptions {
@@ -23,18 +26,28 @@ export interface TunnelOptions {
   connectTimeoutMs: number;
   /** Time without a datagram after which a UDP flow ends, in milliseconds; 0: never. Default 0. */
   udpIdleMs?: number;
+  /** Shows operators what is served. Default: nobody. */
+  activity?: Activity;
+  /** Creates {@link LiveTunnel.key}. */
+  nextKey: () => string;
   /** Called when a request has ended. */
   onEnd?: (end: TunnelEnd) => void;
 }
 
-/** Serves a request. Never rejects: errors are sent to the proxy and logged. */
-export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming): Promise<void> {
-  const { log, limits } = options;
+/**
+ * Serves a request. Never rejects: errors are sent to the proxy and logged.
+ * @param via the connection to the proxy
+ */
+export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming, via?: TunnelVia): Promise<void> {
+  const { log, limits, activity, nextKey } = options;
   let tunnel: OpenTunnel | undefined;
   let id: string | undefined;
   let destination: string | undefined;
   let network: "udp" | undefined;
   const startedAt = performance.now();
+  const key = nextKey();
+  const record: LiveTunnel = { key, id: key, startedAt, via, sent: 0, received: 0 };
+  activity?.tunnels.set(stream, record);
   try {
     if (head === undefined) throw new ProxyError(400, "http_request_error", "The request head is malformed", [], { cause: error });
     const request = parseRequestHead(head);
@@ -46,19 +59,24 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     }
     const authority = udp ?? parseAuthority(request.target);
     destination = formatAuthority(authority);
+    Object.assign(record, { id: id ?? record.id, destination, network } satisfies Partial<LiveTunnel>);
     tunnel = limits?.open({});
     const { remote, ended } = await connect(options, stream, authority, network ?? "tcp", tunnel).catch((cause) => {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
       throw destinationError(cause, destination!);
     });
-    const setupMs = round(performance.now() - startedAt);
+    record.connectedAt = performance.now();
+    activity?.opened(record);
+    const setupMs = round(record.connectedAt - startedAt);
     log.debug("tunnel opened", { id, network, destination, address: remote, setupMs });
     const result: SpliceResult | FlowResult = await ended;
     const { aToB, bToA, error: relayError, errorSide } = result;
     const isIdle = relayError?.code === "timed-out" && errorSide === undefined;
     if (isIdle && !network) tunnel?.recordIdle();
     if (relayError?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
-    const reason = relayError && tunnel?.signal?.aborted
+    const reason = record.closedBy !== undefined
+      ? `closed by the operator ${record.closedBy}`
+      : relayError && tunnel?.signal?.aborted
       ? endReason(tunnel.signal)
       : relayError && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${relayError.message}`;
     const totalMs = round(performance.now() - startedAt);
@@ -72,10 +90,12 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     log.info("tunnel", { id, network, destination, status, reason, sent: aToB, received: bToA, ...counts, setupMs, totalMs });
     // a flow that is idle has just ended
     const failure = relayError && !(isIdle && network) ? "connection_terminated" : undefined;
+    Object.assign(record, { status, proxyError: failure, reason, sent: aToB, received: bToA } satisfies Partial<LiveTunnel>);
     options.onEnd?.({ status, error: failure, setupMs, sent: aToB, received: bToA, datagrams });
   } catch (cause) {
     const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
+    Object.assign(record, { status, proxyError: failure.type, reason } satisfies Partial<LiveTunnel>);
     if (failure !== cause) {
       log.error("tunnel failed", { id, network, destination, error: cause instanceof Error ? cause.stack : String(cause) });
     } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, network, destination, status, reason });
@@ -84,6 +104,8 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
   } finally {
     tunnel?.close();
+    activity?.ended(record);
+    activity?.tunnels.delete(stream);
   }
 }
 

@@ -18,8 +18,13 @@ export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
     diagnosis: routeDiagnosis,
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, supervisor });
-      return { closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS, reload: () => lb.reload(), close: () => lb.drain() };
+      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, supervisor, logLevel: log });
+      return {
+        closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS,
+        closed: lb.closed,
+        reload: () => lb.reload(),
+        close: () => lb.drain(),
+      };
     },
   };
 }

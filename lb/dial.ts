@@ -12,7 +12,7 @@ import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
 import { connectError, CredentialsError, MalformedRequestError, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
-import type { TunnelRequest, UpstreamStream } from "../shared/tunnel/request.ts";
+import type { TunnelRequest, TunnelVia, UpstreamStream } from "../shared/tunnel/request.ts";
 import type { Locator } from "./locator.ts";
 
 export interface DialerOptions {
@@ -36,14 +36,19 @@ const MAX_ENTRY = 100;
 const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
 
+/** A stream to the destination, through a proxy. */
+interface ProxyStream extends UpstreamStream {
+  readonly via: TunnelVia;
+}
+
 /** The result of one attempt. */
 type Outcome =
-  | { readonly upstream: UpstreamStream }
+  | { readonly upstream: ProxyStream }
   /** `stale`: the agent may be connected to another proxy. */
   | { readonly refusal: TunnelError; readonly stale: boolean };
 
 /** Creates the frontend's dialer. */
-export function createDialer(options: DialerOptions): (request: TunnelRequest) => Promise<UpstreamStream> {
+export function createDialer(options: DialerOptions): (request: TunnelRequest) => Promise<ProxyStream> {
   const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
   return async (request) => {
     const { agentId } = request;
@@ -52,7 +57,7 @@ export function createDialer(options: DialerOptions): (request: TunnelRequest) =
     }
     const deadline = performance.now() + connectTimeoutMs + responseTimeoutMs;
     const attempted = new Set<string>();
-    const attempt = async (address: string): Promise<UpstreamStream | TunnelError> => {
+    const attempt = async (address: string): Promise<ProxyStream | TunnelError> => {
       const outcome = await requestTunnel(options, address, request, deadline);
       if ("upstream" in outcome) return outcome.upstream;
       if (!outcome.stale) throw outcome.refusal;
@@ -112,7 +117,9 @@ async function requestTunnel(options: DialerOptions, address: string, request: T
     await stream.write(encodeRequest(request, options.pseudonym, proxy));
     const response = await readResponse(stream, within(options.responseTimeoutMs), "--http-connector.tls.enable");
     const isUdp = request.network === "udp";
-    if (isUdp ? isUdpEstablished(response) : response.status >= 200 && response.status < 300) return { upstream: { stream } };
+    if (isUdp ? isUdpEstablished(response) : response.status >= 200 && response.status < 300) {
+      return { upstream: { stream, via: { address } } };
+    }
     stream.reset(1); // the rest is not needed, and an orderly close would leave the port in TIME_WAIT
     stream.close();
     if (isUdp && isWithoutUdp(response)) return relaysNoUdp(response, address);

@@ -9,6 +9,8 @@ import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
+import { checkAdminOptions } from "../shared/service/admin.ts";
+import type { AgentState } from "../shared/service/api/types.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
@@ -42,6 +44,8 @@ export interface LoadBalancer {
    * accepts clients, unless `drain.refuseClients` is set. {@link close} ends it at once.
    */
   drain(): Promise<void>;
+  /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
+  readonly closed: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients and frees the address. */
@@ -72,7 +76,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const store = await runtime.openStore(options.store, ANY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
     const audit = await runtime.openAudit(options.audit);
-    await runtime.listenAdmin(options.admin.listenAddress);
+    await runtime.listenAdmin(options.admin);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
       tls: tls.clients,
@@ -95,23 +99,26 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit });
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
+    const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
+    const drain = () =>
+      runtime.drain({
+        fields: { clients: frontend.open, delayMs, timeoutMs },
+        delayMs,
+        finish: () => frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
+      });
     // lb does not hold agents: it reports the proxies at which it found them
-    runtime.serveAdmin(() => [...locator].map(([id, address]) => ({ id, address })));
+    const agents = () => [...locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
+    runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain });
     const { adminAddress } = runtime;
     log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: adminAddress });
-    const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
     return {
       adminAddress,
       clientAddress,
       socksAddress,
       forwardAddresses,
       http2Address,
-      drain: () =>
-        runtime.drain({
-          fields: { clients: frontend.open, delayMs, timeoutMs },
-          delayMs,
-          finish: () => frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
-        }),
+      drain,
+      closed: runtime.closed,
       reload: () => runtime.reload(),
       close: () => runtime.close(),
     };
@@ -124,6 +131,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
  */
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
+  await checkAdminOptions(options.admin, silentLogger);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);

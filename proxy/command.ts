@@ -21,9 +21,10 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
     diagnosis: routeDiagnosis,
     start: async (options, log, supervisor) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, supervisor });
+      const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, supervisor, logLevel: log });
       return {
         closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS,
+        closed: proxy.closed,
         reload: () => proxy.reload(),
         close: () => proxy.drain(),
       };

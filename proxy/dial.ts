@@ -6,6 +6,7 @@ import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ReceivedResponse } from "../shared/http/status.ts";
 import { UDP_FEATURE } from "../shared/link/message.ts";
 import { NetError } from "../shared/net/errors.ts";
+import { printable } from "../shared/net/printable.ts";
 import { clientDisconnected, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, Upstream } from "../shared/tunnel/request.ts";
 import type { DestinationFailures } from "./agents/destination_failures.ts";
@@ -62,6 +63,7 @@ export async function dialAgent(
       return upstream;
     } catch (cause) {
       excluded.add(agent);
+      if (!isCancelled(request)) recordError(agent, cause);
       if (cause instanceof TunnelError && isRetryable(cause)) {
         refusal = cause;
         for (const other of agents.others(agent)) excluded.add(other); // the same process would fail again
@@ -86,6 +88,13 @@ export async function dialAgent(
   if (isTooOld) throw new TunnelError("http_upgrade_failed", "The agent does not relay UDP: its version is too old");
   if (draining) throw new TunnelError("destination_unavailable", "The proxy is shutting down", { retryAfterMs: 1_000 });
   throw new TunnelError("destination_unavailable", "The agent is not connected to this proxy");
+}
+
+/** For operators: the last failure of a tunnel through the agent. */
+function recordError(agent: ConnectedAgent, cause: unknown): void {
+  const error = agentLinkError(cause);
+  if (!(error instanceof TunnelError) || (cause instanceof NetError && cause.code === "abandoned")) return;
+  agent.lastError = { at: new Date().toISOString(), error: error.type, reason: printable(error.message) };
 }
 
 /** An agent that has not announced UDP would take the request for a tunnel, or for an error. */
@@ -133,7 +142,7 @@ async function openTunnel(
       : await agent.connection.request(head, { timeoutMs, signal: clientSignal?.() });
     if ("ended" in response) {
       opened = true;
-      return { ended: response.ended, release };
+      return { ended: response.ended, release, via: agent.via };
     }
     const refusal = readResponse(response.head, network);
     if (refusal) {
@@ -141,7 +150,7 @@ async function openTunnel(
       throw refusal;
     }
     opened = true;
-    return { stream: response.stream, release };
+    return { stream: response.stream, release, via: agent.via };
   } finally {
     pending.count--;
     if (!opened) release();

@@ -15,6 +15,7 @@ import type { LimitReporter } from "../shared/limits/limit.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import { openPolicy } from "../shared/policy/policy.ts";
 import { openAcme } from "../shared/service/acme.ts";
+import { checkAdminOptions } from "../shared/service/admin.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
@@ -27,7 +28,7 @@ import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/s
 import { PublishedForwards } from "./agents/published_forwards.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 import { dialAgent } from "./dial.ts";
-import { registerProxyMetrics, reportAgents } from "./metrics.ts";
+import { registerProxyMetrics } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
 import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
 import { checkProxyTls, logPin, openProxyTls, type ProxyTls, stateDirectoryOf } from "./tls.ts";
@@ -72,6 +73,8 @@ export interface Proxy {
    * has, then closes. It accepts clients as long as an agent stays that finds no other proxy. {@link close} ends it at once.
    */
   drain(): Promise<void>;
+  /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
+  readonly closed: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients, tells the agents, frees the addresses. */
@@ -106,7 +109,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     }
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
     const audit = await runtime.openAudit(options.audit);
-    await runtime.listenAdmin(options.admin.listenAddress);
+    await runtime.listenAdmin(options.admin);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
@@ -135,6 +138,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       onConflict: options.agentServer.agent.onConflict,
       limiter: createAgentLimiter(options, runtime.limitReporter),
       onResult: countAgents,
+      events: runtime.activity.events,
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;
@@ -154,7 +158,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: agentAddress }), log);
-    runtime.serveAdmin(() => reportAgents(agents));
+    const drainAll = () => drain(runtime, server, frontend, options.drain);
+    runtime.serveAdmin({
+      agents: () => server.operations.list(),
+      population: () => ({ agents: agents.size }),
+      disconnect: (request, by) => server.operations.disconnect(request, by),
+      drain: drainAll,
+    });
     const { adminAddress } = runtime;
     log.info("listening", {
       agents: agentAddress,
@@ -178,7 +188,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       get draining() {
         return runtime.isDraining;
       },
-      drain: () => drain(runtime, server, frontend, options.drain),
+      drain: drainAll,
+      closed: runtime.closed,
       reload: () => runtime.reload(),
       close: () => runtime.close(),
     };
@@ -217,6 +228,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
+  await checkAdminOptions(options.admin, silentLogger);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });

@@ -4,10 +4,16 @@ import type { Identity } from "../../shared/auth/authenticator.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { Hello } from "../../shared/link/message.ts";
 import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentState } from "../../shared/service/api/types.ts";
+import type { TunnelVia } from "../../shared/tunnel/request.ts";
 
 /** A connection of an authenticated agent. */
 export interface ConnectedAgent {
+  /** Identifies the connection, for operators. */
+  readonly id: string;
   readonly connection: AgentSession;
+  /** What its tunnels pass through. */
+  readonly via: TunnelVia;
   readonly identity: Identity;
   /** When it authenticated. */
   readonly since: Date;
@@ -18,6 +24,8 @@ export interface ConnectedAgent {
   tunnels: number;
   /** Time of its last request, in milliseconds from any fixed point; 0 for never. */
   lastRequestAt: number;
+  /** The last failure of a tunnel through it. */
+  lastError?: AgentState["lastError"];
   /** It accepts no more tunnels. */
   isDraining: boolean;
   /** It has connected to another proxy because this one shuts down. */

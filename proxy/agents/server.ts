@@ -22,9 +22,11 @@ import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
+import type { EventHub } from "../../shared/service/live/events.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { ConflictError, type ConflictRule, Conflicts } from "./conflicts.ts";
 import { Migration } from "./migration.ts";
+import { AgentKeptAway, AgentOperations } from "./operations.ts";
 import type { PublishedForwards } from "./published_forwards.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { ReplacementLog } from "./replacement_log.ts";
@@ -59,6 +61,8 @@ export interface AgentServerOptions extends AgentEvents {
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
   onReplaced?: () => void;
+  /** Tells operators who watch. Default: nobody. */
+  events?: EventHub;
   log: Logger;
 }
 
@@ -68,6 +72,7 @@ export interface AgentServer {
   readonly agents: AgentRegistry;
   /** Number of agent ids for which one agent is kept and others are refused. */
   readonly conflicts: number;
+  readonly operations: AgentOperations;
   /**
    * Stops accepting agents, and asks the connected ones to connect to another proxy. Resolves when they have, or when the time for it is
    * over, `timeoutMs` at most. Agents that stay are served on.
@@ -98,6 +103,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const replacementLog = new ReplacementLog(log, options.onReplaced);
   const conflicts = new Conflicts(options.onConflict, log);
   const migration = new Migration(agents);
+  const operations = new AgentOperations(agents, options.events);
 
   /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
   const withdraw = ({ identity: { agentId } }: ConnectedAgent): void => {
@@ -147,11 +153,13 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     const ended = Promise.all([waitForClose(agent), serveControl(), refused]);
     try {
       options.published?.connected(agent);
+      operations.connected(agent);
       onAgentConnected?.({ id, remote });
       migration.connected(agent);
       [why] = await ended;
     } finally {
       agents.remove(agent);
+      operations.disconnected(agent, why);
       options.published?.disconnected(agent);
       conflicts.removed(agent, agents.others(agent).at(-1));
       withdraw(agent);
@@ -167,7 +175,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       permit = options.limiter?.acquire(connection.remote);
       if (connection.alpn === PROBE_ALPN) return await serveProbe(connection);
       if (connection.alpn === CREDENTIALS_ALPN) return await checkCredentials(connection, options.authenticator, permit, log);
-      const admitted = await admit(connection, options.authenticator, permit, register, options.hello?.(), events, log);
+      const admitted = await admit(connection, options.authenticator, permit, register, options.hello?.(), events, operations, log);
       accepted = true;
       options.onResult?.("accepted");
       await serveAgent(admitted);
@@ -194,6 +202,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     get conflicts() {
       return conflicts.size;
     },
+    operations,
     async migrate(timeoutMs) {
       for (const listener of listeners) listener.stopAccepting();
       await migration.run(timeoutMs);
@@ -268,11 +277,13 @@ async function admit(
   register: (agent: ConnectedAgent) => void,
   hello: Hello | undefined,
   events: AdmissionEvents,
+  operations: AgentOperations,
   log: Logger,
 ): Promise<Admitted> {
   const { identity, accept } = await authenticateAgent(connection, authenticator, permit, log);
   let received;
   try {
+    operations.checkMayConnect(identity.agentId);
     checkCredit(connection);
     received = hasControl(connection) ? await receiveHello(connection) : undefined;
   } catch (error) {
@@ -280,8 +291,11 @@ async function admit(
     throw error;
   }
   const control = received && new Control(connection, received.stream);
+  const id = crypto.randomUUID();
   const agent: ConnectedAgent = {
+    id,
     connection,
+    via: { address: connection.remote, connection: id, link: connection.transport },
     identity,
     since: new Date(),
     hello: received?.hello,
@@ -387,7 +401,8 @@ async function hasGivenUp(connection: AgentSession, error: unknown): Promise<boo
 function refuse(connection: AgentSession, error: unknown, log: Logger): void {
   const { remote } = connection;
   const message = messageOf(error);
-  if (error instanceof LimitReached) {
+  if (error instanceof LimitReached || error instanceof AgentKeptAway) {
+    if (error instanceof AgentKeptAway) log.debug("agent refused", { remote, reason: message });
     // version 1 of the link has no code for it
     connection.close(connection.alpn === ALPN[1] ? CloseCode.internal : CloseCode.limit, message);
   } else if (error instanceof ConflictError) {

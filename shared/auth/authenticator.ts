@@ -40,6 +40,12 @@ export class AuthenticationError extends Error {
   }
 }
 
+/** A token cannot be revoked. The message says why, for an operator. */
+export class RevocationError extends Error {
+  /** Always `RevocationError`. */
+  override readonly name = "RevocationError";
+}
+
 /** The identity of an agent or a client, what it may reach, and when that ends. */
 export interface Identity {
   /**
@@ -66,6 +72,8 @@ export interface Identity {
    * agent's id behind it and an `@`. Default: the user name names the agent, or anything.
    */
   readonly user?: string;
+  /** When the credentials expire, in milliseconds since 1970. Default: never, or it is not known. */
+  readonly expiresAt?: number;
   /** Aborted when the credentials become invalid; everything opened with them is then closed. The reason, an `Error`, goes to the log. */
   readonly signal?: AbortSignal;
   /** Called once, when everything opened with the credentials is closed. Errors are logged. */
@@ -102,6 +110,12 @@ export interface Authenticator {
   anonymous?(): Identity;
   /** Reloads the files that it uses. Never rejects. */
   reload?(): Promise<void>;
+  /**
+   * Revokes a token for good, and closes what was opened with it. Returns how many connections and tunnels that was.
+   * @param comment kept with the token's id
+   * @throws {RevocationError} if that cannot be stored
+   */
+  revoke?(tokenId: string, comment: string): Promise<number>;
   /** Releases its resources. Called by its creator, after the last authentication. */
   close?(): void;
 }
@@ -148,9 +162,9 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, publish, tokenId, subject, name, groups, user, signal } = identity;
+  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, signal } = identity;
   const release = isolateHook("release", () => identity.release?.(), log);
-  return { agentId, agents, allowList, publish, tokenId, subject, name, groups, user, signal, release };
+  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, signal, release };
 }
 
 /** Why `signal` was aborted, for the log. */

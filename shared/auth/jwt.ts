@@ -11,6 +11,7 @@ import {
   type Identity,
   isLoggable,
   isToken,
+  RevocationError,
 } from "./authenticator.ts";
 import type { AgentList } from "./agent_list.ts";
 import { keyAlgorithm, parsePublicKeys, type VerificationKey } from "./keys.ts";
@@ -123,8 +124,8 @@ export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now
       const claims = `${agentId === undefined ? "" : `agent_id ${JSON.stringify(agentId)}, `}jti ${JSON.stringify(tokenId)}`;
       throw new AuthenticationError("ended", `${problem} (${claims})`, { agentId, tokenId });
     }
-    const { agentId = "", agents, id: tokenId, subject, name, allowList, publish } = token;
-    return { agentId, agents, tokenId, subject, name, allowList, publish, ...live.add(token, closes ? token.expiresAt : Infinity) };
+    const { agentId = "", agents, id: tokenId, expiresAt, subject, name, allowList, publish } = token;
+    return { agentId, agents, tokenId, expiresAt, subject, name, allowList, publish, ...live.add(token, closes ? expiresAt : Infinity) };
   };
 
   const reloadFiles = async (): Promise<void> => {
@@ -168,6 +169,14 @@ export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now
       return identity;
     },
     reload,
+    async revoke(tokenId, comment) {
+      if (files.revocations === undefined) throw new RevocationError("there is no --auth.jwt.revocation-file");
+      await files.revocations.append(tokenId, comment);
+      const affected = live.count((token) => token.id === tokenId);
+      await reload(); // it may have read the file before
+      await reload();
+      return affected;
+    },
     close() {
       stop();
       published?.close();

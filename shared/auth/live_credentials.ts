@@ -20,6 +20,11 @@ export class LiveCredentials<C> {
     return { signal: entry.controller.signal, release: () => void this.#current.delete(entry) };
   }
 
+  /** The number of uses of credentials that `matches`. */
+  count(matches: (credentials: C) => boolean): number {
+    return [...this.#current].filter(({ credentials }) => matches(credentials)).length;
+  }
+
   /** Ends the credentials that close at `now` or earlier. */
   closeExpired(now: number): void {
     for (const entry of this.#current) {

@@ -3,7 +3,7 @@ import { ConfigError } from "../config/option.ts";
 import { describeFileError } from "../files/read.ts";
 import { PolledFile } from "../files/polled_file.ts";
 import type { Logger } from "../log/logger.ts";
-import { readRevocations, type Revocable, type Revocations } from "./revocations.ts";
+import { appendRevocation, readRevocations, type Revocable, type Revocations } from "./revocations.ts";
 
 export class RevocationFile {
   readonly #file: PolledFile<Revocations>;
@@ -28,6 +28,14 @@ export class RevocationFile {
 
   revokes(token: Revocable): boolean {
     return this.#file.value.revokes(token);
+  }
+
+  /**
+   * Adds a token to the end of the file. The list has it after the next {@link poll}.
+   * @throws {RevocationError} if the id is invalid, or the file cannot be written
+   */
+  async append(id: string, comment: string): Promise<void> {
+    await appendRevocation(this.#file.name, id, comment);
   }
 
   /** Returns whether there is a new list. Never rejects: errors are logged. */

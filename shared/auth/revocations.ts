@@ -2,6 +2,9 @@
 // skipping an invalid line could accept a revoked token.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
+import { describeWriteError } from "../files/read.ts";
+import { printable } from "../net/printable.ts";
+import { RevocationError } from "./authenticator.ts";
 
 /** What identifies a token to a revocation list. */
 export interface Revocable {
@@ -53,6 +56,29 @@ export async function readRevocations(file: string): Promise<Revocations> {
     }
   } finally {
     await handle.close();
+  }
+}
+
+/**
+ * Adds a token to the end of the list, which is not rewritten: others may add to it too.
+ * @throws {RevocationError} if the id is invalid, or the file cannot be written
+ */
+export async function appendRevocation(file: string, id: string, comment: string): Promise<void> {
+  const why = problemOf(id);
+  if (why !== undefined) throw new RevocationError(`the token cannot be revoked: ${why}`);
+  try {
+    const handle = await open(file, "a+");
+    try {
+      const { size } = await handle.stat();
+      const { buffer } = await handle.read(Buffer.alloc(1), 0, 1, Math.max(0, size - 1));
+      const isComplete = size === 0 || buffer[0] === 0x0a;
+      await handle.appendFile(`${isComplete ? "" : "\n"}${id} # ${printable(comment)}\n`);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (cause) {
+    throw new RevocationError(`the revocation file cannot be written: ${describeWriteError(cause)}`, { cause });
   }
 }
 

@@ -43,7 +43,7 @@ export async function createAuthenticator(options: AuthOptions, log: Logger): Pr
     for (const opened of [tokens, ...providers]) opened?.close?.();
     throw error;
   }
-  return withProviders(agents, providers);
+  return { ...withProviders(agents, providers), revoke: tokens?.revoke?.bind(tokens) };
 }
 
 async function createProvider(

@@ -3,11 +3,12 @@ import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { readFileSync, statSync } from "node:fs";
 import { isLoggable } from "../auth/authenticator.ts";
 import { describeFileError } from "../files/read.ts";
-import type { Logger } from "../log/logger.ts";
+import type { Logger, LogLevelControl } from "../log/logger.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
 import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
+import type { FullScreen } from "./full_screen.ts";
 import type { StandardStreams } from "./standard_streams.ts";
 import { shellWord } from "../config/shell_word.ts";
 import { combine, type Expansion, resolveExpanded } from "../config/expansion.ts";
@@ -45,7 +46,7 @@ export interface Service<Values = object> extends CommandBase {
   /** Another task of the service, with the same options. Default: none. */
   readonly diagnosis?: Diagnosis<Values>;
   /** Resolves when the service is running. `supervisor` is given if the process runs under one; the caller reports readiness to it. */
-  start(values: Values, log: Logger, supervisor?: Supervisor): Promise<Running>;
+  start(values: Values, log: Logger & LogLevelControl, supervisor?: Supervisor): Promise<Running>;
 }
 
 /** Looks for what keeps a service from working, and ends. */
@@ -64,6 +65,8 @@ export interface Diagnosis<Values = object> {
 export interface Running {
   /** Approximate upper bound of the duration of {@link close}, in milliseconds. */
   readonly closesWithinMs: number;
+  /** Resolves when it has closed, by {@link close} or by an operator. Default: no operator can close it. */
+  readonly closed?: Promise<void>;
   /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */
   reload(): Promise<void>;
   close(): Promise<void>;
@@ -94,6 +97,11 @@ export interface Terminal {
   readonly columns?: number;
   /** Standard error, if it is a terminal. */
   readonly screen?: Screen;
+  /**
+   * Takes the whole terminal.
+   * @throws {Error} if there is none
+   */
+  openFullScreen(): FullScreen;
   /** The environment, for processes that the command starts. */
   readonly env: Invocation["env"];
   /** Resolves at SIGINT or SIGTERM, which end the process only when they come again. Without a call they end it at once. */

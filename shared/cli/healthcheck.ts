@@ -12,15 +12,17 @@ const TIMEOUT_MS = 5_000;
 /** Bounds the response of any other program at that address, in bytes. */
 const MAX_RESPONSE = 10_000;
 
+const service = defineOptions({ "admin.listen-address": adminOptions["admin.listen-address"] });
+
 const options = defineOptions({
   "ready": { kind: "boolean", description: "Check readiness (may it receive traffic?) instead of health." },
 });
 
-export const healthcheckCommand: Subcommand<ValuesOf<typeof adminOptions & typeof options>> = {
+export const healthcheckCommand: Subcommand<ValuesOf<typeof service & typeof options>> = {
   name: "healthcheck",
   description: "Check the health of the service at --admin.listen-address: exit code 0 if it is healthy, 1 if not.",
   options,
-  service: adminOptions,
+  service,
   async run({ admin: { listenAddress }, ready }, { write }) {
     if (!listenAddress) throw new ConfigError("Cannot check health: --admin.listen-address is required; use the value of the service");
     const address = dialable(listenAddress);

@@ -2,13 +2,14 @@
 import { writeSync } from "node:fs";
 import { createInterface } from "node:readline/promises";
 import { Writable } from "node:stream";
-import { createLogger, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
+import { createLogger, type LogFormat, type Logger, type LogLevel, type LogLevelControl } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
 import { CommandFailure, type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
 import type { Resolved } from "../config/sources.ts";
 import { ConfigError, envOf, flagOf, type Options } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
+import { openFullScreen } from "./full_screen.ts";
 import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { SecretFiles } from "../files/secret_files.ts";
@@ -68,6 +69,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
     executable: canRestart() ? process.execPath : undefined,
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     screen: process.stderr.isTTY ? { columns: () => process.stderr.columns, write: (text) => void process.stderr.write(text) } : undefined,
+    openFullScreen: () => openFullScreen(process),
     env: process.env,
     stopped: async () => {
       await whenStopped(process);
@@ -231,7 +233,7 @@ const ADVICE: Partial<Record<NetErrorCode, string>> = {
 async function runUntilSignalled(
   { service, resolved: { values, settings } }: Run,
   process: Process,
-  log: Logger,
+  log: Logger & LogLevelControl,
   signals: Signals,
   notify: Notify | undefined,
 ): Promise<void> {
@@ -241,7 +243,8 @@ async function runUntilSignalled(
   });
   supervisor?.ready();
   signals.onReload(() => running.reload());
-  log.info("stopping", { signal: await signals.stop });
+  const signal = await Promise.race([signals.stop, ...running.closed ? [running.closed.then(() => undefined)] : []]);
+  if (signal !== undefined) log.info("stopping", { signal });
   supervisor?.stopping(running.closesWithinMs);
   exitWhenStopped(process);
   await running.close();

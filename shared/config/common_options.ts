@@ -1,7 +1,8 @@
 // Options that several executables share.
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
 import { createAllowList, networksOf, refuseAmbiguous } from "../address/allow_list.ts";
-import { defineOptions, pemContentProblem } from "./option.ts";
+import { checkRemote } from "../address/host_port.ts";
+import { defineOptions, pemContentProblem, type ValuesOf } from "./option.ts";
 import { urlProblem } from "./url.ts";
 
 /** `guards` of pattern lists. */
@@ -251,9 +252,32 @@ function checkProviders(names: string[]): string | undefined {
 export const adminOptions = defineOptions({
   "admin.listen-address": {
     kind: "address",
-    description: "TCP address for /healthz, /readyz, /metrics and /agents; without a host, on loopback only. Off by default.",
+    description: "TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default.",
+  },
+  "admin.socket": {
+    kind: "file",
+    description:
+      "Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, " +
+      "tunnels and top. Off by default.",
+  },
+  "admin.token-file": {
+    guards: NOT_GIVEN,
+    kind: "file",
+    description:
+      "File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when " +
+      "it changes. Without it the API is served on admin.socket only.",
+  },
+  "admin.hosts": {
+    kind: "list",
+    description:
+      "Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default " +
+      "addresses and localhost.",
+    check: (hosts) => hosts.map((host) => checkRemote(host, 80)).find(Boolean),
   },
 });
+
+/** As on the command line: `--admin.listen-address` is `listenAddress`. */
+export type AdminOptions = ValuesOf<typeof adminOptions>["admin"];
 
 /** The audit log of proxy and lb. */
 export const auditOptions = defineOptions({

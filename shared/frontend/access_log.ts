@@ -3,46 +3,20 @@ import type { RequestHead } from "../http/head.ts";
 import { ignoreLine, type Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
 import type { AuditLog, AuditStart } from "../service/audit.ts";
-import type { TunnelErrorType } from "../tunnel/errors.ts";
+import type { LiveTunnel } from "../service/live/tunnel.ts";
 
 /** Filled in while the request is served. */
-export interface RequestRecord {
-  /** Generated here, or that of the request (`X-Request-Id`), under which a proxy in front has logged it. */
-  id: string;
-  /** The client's own address. */
+export interface RequestRecord extends LiveTunnel {
   client: string;
-  /** The connection's address if it is a trusted proxy's. */
-  peer?: string;
-  agent?: string;
   /** The user name of credentials that were rejected or not checked. */
   agentClaimed?: string;
-  /** See {@link Identity.tokenId}. */
-  token?: string;
   /** See {@link Identity.subject}, and those of its name and groups. */
   subject?: string;
   name?: string;
   groups?: readonly string[];
-  /** `host:port` or `[host]:port`. */
-  destination?: string;
-  /** What the client speaks if it is not HTTP: `socks5`. */
-  protocol?: string;
-  /** Missing for TCP. */
-  network?: "udp";
   /** The server name in the client's ClientHello, or the host of a request to a virtual host. */
   serverName?: string;
   method?: string;
-  /** Of the HTTP response; in another protocol, the status that its response corresponds to. */
-  status?: number;
-  /** Error type of RFC 9209. */
-  proxyError?: TunnelErrorType;
-  /** The cause in words. */
-  reason?: string;
-  /** When the connection to the destination was open. */
-  connectedAt?: number;
-  /** Bytes read from the client. With UDP they are those of capsules. In plain HTTP they include what follows the request and is dropped. */
-  sent: number;
-  /** Bytes from the destination. */
-  received: number;
   /** The audit log has a start of it, or has tried to write one. */
   isAudited?: boolean;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
@@ -54,10 +28,10 @@ const MAX_GROUPS = 512;
 /** Maximum length of a reason in characters. */
 const MAX_REASON = 1_000;
 
-export function logAccess(log: Logger, record: RequestRecord, startedAt: number, endedAt: number): void {
+export function logAccess(log: Logger, record: RequestRecord, endedAt: number): void {
   const { id, client, peer, agent, agentClaimed, token, subject, name, groups, protocol, method, network, destination, serverName } =
     record;
-  const { status, proxyError, reason, connectedAt, sent, received } = record;
+  const { status, proxyError, reason, startedAt, connectedAt, sent, received } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,

@@ -19,6 +19,7 @@ import type { NetError } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
 import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import type { Grant, Policy } from "../policy/policy.ts";
+import type { Activity } from "../service/live/activity.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { AuditLog } from "../service/audit.ts";
@@ -46,6 +47,8 @@ export interface PipelineContext {
   readonly missingClientWarnings: MissingClientWarnings;
   readonly limits?: ClientLimits;
   readonly audit?: AuditLog;
+  /** Is told of tunnels that are open. */
+  readonly activity?: Pick<Activity, "opened">;
   readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
   readonly logLimit: LogLimit;
@@ -172,7 +175,7 @@ export class ClientSession {
    * @throws {TunnelError | NetError}
    */
   async connect(request: ClientRequest): Promise<void> {
-    const { limits, log, now } = this.context;
+    const { limits, log, now, activity } = this.context;
     const { stream, record } = this;
     const { network = "tcp", via = [], established, establishedStatus = 200, exchange } = request;
     const chosen = chooseAgent(request, this.context, record);
@@ -199,6 +202,8 @@ export class ClientSession {
       };
       const upstream = await dial(this.context, tunnelRequest, record, signal, watch);
       record.connectedAt = now();
+      record.via = upstream.via;
+      activity?.opened(record);
       try {
         if (!exchange) watch[Symbol.dispose](); // the relay reports resets
         if ("stream" in upstream && signal?.aborted) throw endOf(signal);

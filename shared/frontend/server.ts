@@ -1,8 +1,10 @@
 // The server for clients: accepts connections on its listeners, has each served by the listener's protocol, and drains.
 import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
+import type { Activity } from "../service/live/activity.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
 import type { ClientListener, Duplex, Incoming } from "../net/types.ts";
+import type { LiveTunnel } from "../service/live/tunnel.ts";
 import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
@@ -24,6 +26,8 @@ export interface FrontendOptions
   readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
+  /** Shows operators what is served. Default: nobody. */
+  readonly activity?: Activity;
   /** Called after each request that got a response. */
   readonly onEnd?: (end: TunnelEnd) => void;
   /** Milliseconds from any fixed point. Default `performance.now`. */
@@ -55,9 +59,6 @@ const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
 /** What became of a request: it was served to its end, or refused. */
 type RequestEnd = "served" | ConnectionEnd;
 
-/** The record of a connection that waits for another request. */
-const IDLE: RequestRecord = { id: "", client: "", sent: 0, received: 0 };
-
 /** Time in milliseconds that clients get that were accepted just before a drain ends. */
 const LAST_CLIENTS_GRACE_MS = 500;
 
@@ -67,7 +68,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const accepting = new Set<Promise<void>>();
   const now = options.now ?? (() => performance.now());
   const nextRequestId = createRequestIds();
-  const clients = new Map<Duplex, { readonly startedAt: number; readonly record: RequestRecord }>();
+  const clients: Map<Duplex, LiveTunnel> = options.activity?.tunnels ?? new Map();
   const lingering = new Set<Duplex>();
   /** Those that are waiting for another request. */
   const idle = new Set<Duplex>();
@@ -114,7 +115,10 @@ export function startFrontend(options: FrontendOptions): Frontend {
   /** Serves the requests on a connection to its end. */
   const serve = async (first: Incoming, protocol: ClientProtocol): Promise<void> => {
     const { stream } = first;
-    const newRecord = (): RequestRecord => ({ id: nextRequestId(), client: stream.remote, sent: 0, received: 0 });
+    const newRecord = (): RequestRecord => {
+      const key = nextRequestId();
+      return { key, id: key, client: stream.remote, startedAt: now(), sent: 0, received: 0 };
+    };
     const session = new ClientSession(context, stream, newRecord());
     const handler = protocol.open(session);
     let end: RequestEnd = "served";
@@ -137,7 +141,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
 
   const waitForNext = async (stream: Duplex, handler: ClientHandler): Promise<Incoming | undefined> => {
     if (isDraining) return undefined;
-    clients.set(stream, { startedAt: now(), record: IDLE });
+    const at = now();
+    clients.set(stream, { key: "", id: "", startedAt: at, endedAt: at, sent: 0, received: 0 }); // no tunnel
     idle.add(stream);
     try {
       return await handler.next?.();
@@ -155,8 +160,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
   ): Promise<RequestEnd> => {
     const { error: acceptError } = incoming;
     const { stream, record } = session;
-    const startedAt = now();
-    clients.set(stream, { startedAt, record });
+    record.startedAt = now();
+    clients.set(stream, record);
     try {
       if (isFirst) session.admit();
       if (acceptError) refuseAccepted(session, protocol, { ...incoming, error: acceptError });
@@ -172,10 +177,12 @@ export function startFrontend(options: FrontendOptions): Frontend {
       // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
       return await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
     } finally {
-      if (options.audit) auditEnd(options.audit, record, now() - startedAt);
+      if (record.closedBy !== undefined) record.reason = `closed by the operator ${record.closedBy}`;
+      if (options.audit) auditEnd(options.audit, record, now() - record.startedAt);
       if (record.status !== undefined) {
-        logAccess(log, record, startedAt, now());
-        const { status, proxyError: error, connectedAt, sent, received } = record;
+        options.activity?.ended(record);
+        logAccess(log, record, now());
+        const { status, proxyError: error, startedAt, connectedAt, sent, received } = record;
         options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
       }
     }
@@ -228,7 +235,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       return clients.size;
     },
     get tunnels() {
-      return [...clients.values()].filter(({ record }) => record.connectedAt !== undefined).length;
+      return [...clients.values()].filter(({ connectedAt }) => connectedAt !== undefined).length;
     },
     async drain(timeoutMs, until) {
       const startedAt = performance.now();

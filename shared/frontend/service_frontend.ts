@@ -176,6 +176,7 @@ export class ServiceFrontend {
       log,
       limits: this.limits,
       trusted: new TrustedProxies(trustedProxies, proxyProtocol),
+      activity: this.#runtime.activity,
       onEnd: (end) => tunnels.ended(end),
       onBadClient: metrics.clientFailures(),
     });

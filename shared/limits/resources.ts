@@ -109,7 +109,8 @@ function groupFiles(): string[] {
   });
 }
 
-function residentBytes(): number | undefined {
+/** Memory of this process as {@link unreclaimableBytes}; `undefined` where the system does not tell. */
+export function residentBytes(): number | undefined {
   return unreclaimableBytes(read("/proc/self/status") ?? "");
 }
 

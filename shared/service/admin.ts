@@ -1,124 +1,116 @@
-// The admin server for operators: liveness, readiness, metrics, and agents, on an address of its own.
-import { HeadError, parseRequestHead } from "../http/head.ts";
+// The admin server for operators, on an address and a unix socket of its own. On the address it uses the network's listener, which bounds
+// connections, time and header sections on every runtime. node:http would add 4 MiB of memory, and bypass a given network.
+import type { AdminOptions } from "../config/common_options.ts";
+import { ConfigError } from "../config/option.ts";
+import { isLoopback } from "../address/host_port.ts";
+import type { Logger } from "../log/logger.ts";
+import type { Net, TcpListener } from "../net/types.ts";
+import { createAdminHandler } from "./admin_routes.ts";
+import type { Operations } from "./api/operations.ts";
+import { createApi } from "./api/routes.ts";
+import { TokenFile } from "./api/tokens.ts";
+import { type Connection, type Handler, serveRequest } from "./http_server.ts";
 import type { Metrics } from "./metrics.ts";
-import type { Net, SessionKind, SessionStats, TcpListener } from "../net/types.ts";
-import { type Response, startResponder } from "./responder.ts";
+import { listenUnix, type UnixListener } from "./unix_socket.ts";
 
-/** Readiness, and the reasons against it. Ready at first. */
-export class Health {
-  readonly #problems = new Map<string, string>();
+/** What the admin server shows and does. */
+export interface AdminServices extends Operations {
+  readonly metrics: Metrics;
+}
 
-  /** `cause` is one of a few fixed words, `reason` describes it for people. */
-  setUnready(cause: string, reason: string = cause): void {
-    this.#problems.set(cause, reason);
+export class Admin {
+  readonly #hosts: readonly string[];
+  readonly #tokens?: TokenFile;
+  readonly #tcp?: TcpListener;
+  #unix?: UnixListener;
+  /** Requests on the socket wait for it. */
+  readonly #handler = Promise.withResolvers<Handler>();
+  #running?: Promise<void>;
+  #services?: AdminServices;
+
+  private constructor(hosts: readonly string[], tokens: TokenFile | undefined, tcp: TcpListener | undefined) {
+    this.#hosts = hosts;
+    this.#tokens = tokens;
+    this.#tcp = tcp;
   }
 
-  /** Clears one cause. */
-  setReady(cause: string): void {
-    this.#problems.delete(cause);
+  /**
+   * Listens where the options say; `undefined` if they name nothing. Without a host, an address is on loopback.
+   * @throws {ConfigError}
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  static async open(options: AdminOptions, net: Net, log: Logger): Promise<Admin | undefined> {
+    const { listenAddress, socket, hosts } = options;
+    const tokens = await openTokens(options, log);
+    if (!listenAddress && !socket) return undefined;
+    // reachable from other hosts only on request: 0.0.0.0:9090
+    const tcp = listenAddress
+      ? await net.listenTcp({ address: listenAddress.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 })
+      : undefined;
+    const admin = new Admin(hosts, tokens, tcp);
+    if (tcp && !isLoopback(tcp.address)) {
+      log.warn("admin address is reachable from other machines, without TLS", {
+        address: tcp.address,
+        remedy: "use --admin.listen-address=127.0.0.1:PORT, or let a firewall protect it",
+      });
+    }
+    try {
+      if (socket) admin.#unix = await listenUnix(socket, "--admin.socket", (connection) => void admin.#serveLocal(socket, connection));
+    } catch (error) {
+      tcp?.close();
+      throw error;
+    }
+    return admin;
   }
 
-  /** Reasons by cause; empty when ready. */
-  get problems(): ReadonlyMap<string, string> {
-    return this.#problems;
+  /** The TCP address bound. */
+  get address(): string | undefined {
+    return this.#tcp?.address;
+  }
+
+  /** Serves requests until {@link close}. */
+  serve(services: AdminServices): void {
+    const { health, metrics, activity } = services;
+    this.#services = services;
+    activity.start(() => services.population());
+    const api = createApi({ operations: services, hosts: this.#hosts, tokens: this.#tokens });
+    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, log: services.log });
+    this.#handler.resolve(handle);
+    if (this.#tcp) this.#running = serveTcp(this.#tcp, handle);
+  }
+
+  async #serveLocal(path: string, connection: Connection): Promise<void> {
+    await serveRequest(connection, { isLocal: true, listening: path }, await this.#handler.promise);
+  }
+
+  async close(): Promise<void> {
+    this.#services?.activity.close(); // ends streams of events
+    this.#tcp?.close();
+    await this.#running;
+    await this.#unix?.close();
   }
 }
 
-/** One connection of an agent, or one of an agent's own to a proxy. */
-export interface AgentReport {
-  readonly id: string;
-  /** The peer's address. */
-  readonly address: string;
-  /** What carries the connection; lb does not know. */
-  readonly link?: SessionKind;
-  /** Why the agent chose it, if it was not the first choice; only the agent knows. */
-  readonly linkReason?: string;
-  /** Address of the outbound proxy between the agent and its proxy, if any; only the agent knows. */
-  readonly via?: string;
-  /** The peer's version, if it sent one. */
-  readonly version?: string;
-  /** The agent's host name and labels, if it sent them. */
-  readonly host?: string;
-  readonly labels?: Readonly<Record<string, string>>;
-  /** When the connection was authenticated; ISO 8601. */
-  readonly since?: string;
-  /** Tunnels open. */
-  readonly tunnels?: number;
-  /** Bytes in UDP payloads, or on the TCP connection. */
-  readonly sentBytes?: number;
-  readonly receivedBytes?: number;
-  /** Round-trip time in milliseconds. */
-  readonly rttMs?: number;
-}
-
-/** The part of a report about a session. */
-export function reportOf(
-  since: Date,
-  tunnels: number,
-  { sentBytes, receivedBytes, rttMs }: SessionStats,
-): Omit<AgentReport, "id" | "address"> {
-  return { since: since.toISOString(), tunnels, sentBytes, receivedBytes, rttMs: Math.round(rttMs * 1_000) / 1_000 };
-}
-
-export interface AdminServerOptions {
-  listener: TcpListener;
-  health: Health;
-  metrics: Metrics;
-  agents: () => Iterable<AgentReport>;
-}
-
-/** Serves requests until it is closed. */
-export interface AdminServer {
-  /** The address bound. */
-  readonly address: string;
-  close(): Promise<void>;
+/** Serves the connections of a listener until it is closed. */
+export async function serveTcp(listener: TcpListener, handle: Handler): Promise<void> {
+  const from = { isLocal: false, listening: listener.address };
+  const serve = (connection: Connection): void => void serveRequest(connection, from, handle); // never rejects
+  for (let batch; (batch = await listener.accept()) !== null;) batch.forEach(serve);
 }
 
 /**
- * Listens on `address`, `host:port`. Without a host it listens on loopback only. Returns `undefined` without an address.
- * @throws {NetError} as `listenTcp` of the network
+ * Checks the options, and the file that they refer to.
+ * @throws {ConfigError}
  */
-export async function listenAdmin(net: Net, address: string | undefined): Promise<TcpListener | undefined> {
-  if (!address) return undefined;
-  // reachable from other hosts only on request: 0.0.0.0:9090
-  return await net.listenTcp({ address: address.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 });
+export async function checkAdminOptions(options: AdminOptions, log: Logger): Promise<void> {
+  await openTokens(options, log);
 }
 
-export function startAdminServer(options: AdminServerOptions): AdminServer {
-  const { listener } = options;
-  const respondTo = (head: string | undefined) => respond(options, head).catch(() => json(500, { error: "internal error" }));
-  return { address: listener.address, ...startResponder(listener, respondTo) };
-}
-
-async function respond({ health, metrics, agents }: AdminServerOptions, head: string | undefined): Promise<Response> {
-  let request;
-  try {
-    request = parseRequestHead(head ?? "");
-  } catch (error) {
-    return json(error instanceof HeadError ? error.status : 400, { error: "the request head is malformed" });
+/** @throws {ConfigError} */
+async function openTokens({ listenAddress, tokenFile, hosts }: AdminOptions, log: Logger): Promise<TokenFile | undefined> {
+  const given = tokenFile !== undefined ? "token-file" : hosts.length > 0 ? "hosts" : undefined;
+  if (given !== undefined && !listenAddress) {
+    throw new ConfigError(`Cannot use --admin.${given}: it is for --admin.listen-address, which is not set`);
   }
-  if (request.method !== "GET" && request.method !== "HEAD") return json(405, { error: "only GET and HEAD are served" });
-  const [path, query] = request.target.split("?", 2);
-  switch (path) {
-    case "/healthz":
-      return json(200, { status: "ok" });
-    case "/readyz":
-      return readiness(health, new URLSearchParams(query).getAll("exclude"));
-    case "/metrics":
-      return { status: 200, type: "text/plain; version=0.0.4; charset=utf-8", body: await metrics.registry.metrics() };
-    case "/agents":
-      return json(200, [...agents()]);
-    default:
-      return json(404, { error: "there are /healthz, /readyz, /metrics and /agents" });
-  }
-}
-
-/** `?exclude=store` ignores a cause, as in Kubernetes' own servers: a shared store that fails would take all instances out at once. */
-function readiness({ problems }: Health, excluded: readonly string[]): Response {
-  const left = [...problems].filter(([cause]) => !excluded.includes(cause));
-  return json(left.length === 0 ? 200 : 503, { ready: left.length === 0, problems: Object.fromEntries(problems) });
-}
-
-function json(status: number, value: unknown): Response {
-  return { status, type: "application/json", body: `${JSON.stringify(value)}\n` };
+  return tokenFile === undefined ? undefined : await TokenFile.open(tokenFile, log);
 }

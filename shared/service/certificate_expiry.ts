@@ -1,7 +1,7 @@
 // Warns of certificates in use that expire soon, and fails readiness when one has expired.
 import { X509Certificate } from "node:crypto";
 import type { Logger } from "../log/logger.ts";
-import type { Health } from "./admin.ts";
+import type { Health } from "./health.ts";
 
 /** A certificate in use. */
 interface Watched {

@@ -7,15 +7,20 @@ import { LimitReporter } from "../limits/limit.ts";
 import { isolateLogger } from "../log/isolate.ts";
 import { messageOf } from "../log/error_message.ts";
 import { LogLimit } from "../log/limit.ts";
-import type { LogFields, Logger } from "../log/logger.ts";
-import type { Net, TcpListener } from "../net/types.ts";
+import type { LogFields, Logger, LogLevelControl } from "../log/logger.ts";
+import type { Net } from "../net/types.ts";
 import { ConfigError } from "../config/option.ts";
 import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
 import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
+import type { AdminOptions } from "../config/common_options.ts";
 import { AuditLog } from "./audit.ts";
-import { type AdminServer, type AgentReport, Health, listenAdmin, startAdminServer } from "./admin.ts";
+import { Admin } from "./admin.ts";
+import type { ServiceOperations } from "./api/operations.ts";
+import type { ServiceName } from "./api/types.ts";
+import { Health } from "./health.ts";
+import { Activity } from "./live/activity.ts";
 import { CertificateExpiry } from "./certificate_expiry.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";
@@ -29,6 +34,8 @@ export interface ServiceDeps {
   /** Whether the service closes `net` after everything else, also when its start fails. Default: the caller closes it. */
   readonly ownsNet?: boolean;
   readonly log: Logger;
+  /** Changes the level of `log`. Default: operators cannot. */
+  readonly logLevel?: LogLevelControl;
   /** Receives the service's state while it runs. */
   readonly supervisor?: Supervisor;
 }
@@ -48,7 +55,7 @@ export interface Drain {
  * @throws what `start` throws
  */
 export async function startService<T>(
-  name: "proxy" | "agent" | "lb",
+  name: ServiceName,
   deps: ServiceDeps,
   start: (runtime: ServiceRuntime) => Promise<T>,
 ): Promise<T> {
@@ -68,6 +75,10 @@ export class ServiceRuntime {
   readonly log: Logger;
   readonly metrics: Metrics;
   readonly health = new Health();
+  /** What the service does, for operators. */
+  readonly activity: Activity;
+  /** Resolves when the service has closed. */
+  readonly closed: Promise<void>;
   readonly limitReporter: LimitReporter;
   /** Limits log lines that unauthenticated peers can cause. */
   readonly logLimit: LogLimit;
@@ -78,17 +89,21 @@ export class ServiceRuntime {
   readonly #tlsReloads: (() => Promise<void>)[] = [];
   readonly #expiry: CertificateExpiry;
   readonly #closing = new AbortController();
-  #adminListener?: TcpListener;
-  #admin?: AdminServer;
+  readonly #name: ServiceName;
+  readonly #logLevel?: LogLevelControl;
+  readonly #startedAt = new Date();
+  #resolveClosed: () => void = () => {};
+  #authenticator?: Authenticator;
+  #admin?: Admin;
   #isDraining = false;
   #drained?: Promise<void>;
   #closed?: Promise<void>;
 
-  readonly #name: string;
-
-  constructor(name: "proxy" | "agent" | "lb", { net, ownsNet = false, log, supervisor }: ServiceDeps, resources: ResourceStack) {
-    this.#name = name;
+  constructor(name: ServiceName, { net, ownsNet = false, log, logLevel, supervisor }: ServiceDeps, resources: ResourceStack) {
     this.#resources = resources;
+    this.#name = name;
+    this.#logLevel = logLevel;
+    this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
     if (ownsNet) this.defer(() => net.close());
     this.net = net;
     this.log = isolateLogger(log);
@@ -103,6 +118,7 @@ export class ServiceRuntime {
     });
     this.defer(() => watchdog.close());
     this.#expiry = this.adopt(new CertificateExpiry(this.log, this.health), (expiry) => expiry.close());
+    this.activity = this.adopt(new Activity(net), (activity) => activity.close());
     this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
   }
 
@@ -123,6 +139,7 @@ export class ServiceRuntime {
   async openAuthenticator(options: AuthOptions, given?: Authenticator): Promise<Authenticator> {
     const authenticator = given ?? this.adopt(await createAuthenticator(options, this.log), (own) => own.close?.());
     this.onReload(() => authenticator.reload?.());
+    this.#authenticator = authenticator;
     return authenticator;
   }
 
@@ -168,25 +185,40 @@ export class ServiceRuntime {
   }
 
   /**
-   * Listens for operators; requests wait until {@link serveAdmin}.
+   * Listens for operators, if the options name an address or a socket; requests wait until {@link serveAdmin}.
+   * @throws {ConfigError}
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listenAdmin(address: string | undefined): Promise<void> {
-    const listener = await listenAdmin(this.net, address);
-    if (!listener) return;
-    this.#adminListener = listener;
-    this.defer(() => this.#admin ? this.#admin.close() : listener.close());
+  async listenAdmin(options: AdminOptions): Promise<void> {
+    this.#admin = await Admin.open(options, this.net, this.log);
+    if (this.#admin) this.adopt(this.#admin, (admin) => admin.close());
   }
 
-  /** Serves operators, if {@link listenAdmin} was given an address. `agents` lists connections for `/agents`. */
-  serveAdmin(agents: () => Iterable<AgentReport>): void {
-    const { health, metrics } = this;
-    if (this.#adminListener) this.#admin = startAdminServer({ listener: this.#adminListener, health, metrics, agents });
+  /** Serves operators, if {@link listenAdmin} has opened something. */
+  serveAdmin(own: ServiceOperations): void {
+    const { health, metrics, activity, log } = this;
+    const authenticator = this.#authenticator;
+    const isDraining = () => this.#isDraining;
+    this.#admin?.serve({
+      ...own,
+      health,
+      metrics,
+      activity,
+      log,
+      service: this.#name,
+      startedAt: this.#startedAt,
+      logLevel: this.#logLevel,
+      get isDraining() {
+        return isDraining();
+      },
+      revoke: authenticator?.revoke?.bind(authenticator),
+      reload: () => this.reload(),
+    });
   }
 
   /** The address bound for operators. */
   get adminAddress(): string | undefined {
-    return this.#adminListener?.address;
+    return this.#admin?.address;
   }
 
   /** Reads the files of `tls` on {@link reload}, and if they change: see {@link startTlsRefresh}. `use` receives new settings. */
@@ -246,7 +278,11 @@ export class ServiceRuntime {
 
   async #close(): Promise<void> {
     this.#closing.abort();
-    await this.#resources.disposeAsync();
+    try {
+      await this.#resources.disposeAsync();
+    } finally {
+      this.#resolveClosed();
+    }
     this.log.info("stopped");
   }
 }

@@ -1,7 +1,7 @@
 // Reports the state of the store's servers: changes in the log, the readiness, and the metrics.
 import type { Logger } from "../log/logger.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
-import type { Health } from "./admin.ts";
+import type { Health } from "./health.ts";
 import type { Metrics } from "./metrics.ts";
 
 /** Maximum length in characters of a server's own error message. */

@@ -2,7 +2,7 @@
 // Knows no client protocol.
 import type { Authority, Network } from "../address/authority.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
-import type { Duplex, Spliced, SpliceOptions } from "../net/types.ts";
+import type { Duplex, SessionKind, Spliced, SpliceOptions } from "../net/types.ts";
 
 /** A client's request for a connection to a destination through an agent. */
 export interface TunnelRequest {
@@ -27,9 +27,20 @@ export interface TunnelRequest {
 
 /** An open connection to the destination, or a relay that runs already. */
 export type Upstream = (UpstreamStream | Spliced) & {
+  /** What it passes through, for operators. */
+  readonly via?: TunnelVia;
   /** Called once, when the request has ended. */
   readonly release?: () => void;
 };
+
+/** The connection that a tunnel passes through: of an agent, or to a proxy. */
+export interface TunnelVia {
+  /** Its peer, `host:port` or `[host]:port`. */
+  readonly address: string;
+  /** The id of an agent's connection. */
+  readonly connection?: string;
+  readonly link?: SessionKind;
+}
 
 /** A stream whose other end is the destination. */
 export interface UpstreamStream {

@@ -2,7 +2,12 @@
 import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
-import { Health, listenAdmin, startAdminServer } from "../../shared/service/admin.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import { adminOptions } from "../../shared/config/common_options.ts";
+import { silentLogger } from "../../shared/log/logger.ts";
+import { Admin, type AdminServices } from "../../shared/service/admin.ts";
+import { Health } from "../../shared/service/health.ts";
+import { Activity } from "../../shared/service/live/activity.ts";
 import { Metrics } from "../../shared/service/metrics.ts";
 import { type Issued, makeSelfSignedAuthority } from "../../testing/certificates.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
@@ -10,12 +15,29 @@ import type { SessionStats } from "../../shared/net/types.ts";
 
 const STATS: SessionStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
 
+const optionsOf = (listenAddress?: string) => withDefaults(adminOptions, { admin: { listenAddress } }).admin;
+
 async function setUp() {
   const net = createMemoryNet();
-  const [health, metrics] = [new Health(), new Metrics("proxy")];
-  const agents = () => [{ id: "7", address: "192.0.2.1:5", tunnels: 2 }];
-  const listener = await listenAdmin(net, ":9090");
-  const admin = startAdminServer({ listener: listener!, health, metrics, agents });
+  const [health, metrics, activity] = [new Health(), new Metrics("proxy"), new Activity(net)];
+  const admin = (await Admin.open(optionsOf(":9090"), net, silentLogger))!;
+  const services: AdminServices = {
+    health,
+    metrics,
+    activity,
+    log: silentLogger,
+    service: "proxy",
+    startedAt: new Date(),
+    isDraining: false,
+    agents: () => [
+      { id: "7", connection: "a", state: "connected", address: "192.0.2.1:5", tunnels: 2, tokenId: "secret-of-the-api" },
+      { id: "8", connection: "b", state: "gone", address: "192.0.2.1:6" },
+    ],
+    population: () => ({ agents: 1 }),
+    drain: () => Promise.resolve(),
+    reload: () => Promise.resolve(),
+  };
+  admin.serve(services);
   const ask = async (line: string) => {
     const stream = await net.connectTcp({ host: "127.0.0.1", port: 9090, timeoutMs: 1_000 });
     await stream.write(new TextEncoder().encode(`${line} HTTP/1.1\r\nHost: localhost\r\n\r\n`));
@@ -38,8 +60,8 @@ describe("admin", () => {
   it("listens on loopback only if its address has no host, and not at all without an address", async () => {
     const { net, admin } = await setUp();
     assert.equal(admin.address, "127.0.0.1:9090");
-    assert.equal(await listenAdmin(net, undefined), undefined);
-    await assert.rejects(listenAdmin(net, ":9090"), { code: "address-in-use" });
+    assert.equal(await Admin.open(optionsOf(), net, silentLogger), undefined);
+    await assert.rejects(Admin.open(optionsOf(":9090"), net, silentLogger), { code: "address-in-use" });
     await admin.close();
   });
 

@@ -8,7 +8,9 @@ import type { AgentSession } from "../../shared/net/types.ts";
 /** Without an instance it is an agent of version 1. */
 function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedAgent {
   return {
+    id: "1",
     connection: {} as AgentSession,
+    via: { address: "" },
     identity: { agentId: "a" },
     since: new Date(0),
     hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },

@@ -162,7 +162,7 @@ const POLICIES: Record<string, Policy> = {
       const destinations = createDestinationPolicy({ allow: patterns, deny: [], resolve: () => Promise.resolve([]) });
       await body(async (destination) => {
         const { near, far } = streamPair("session");
-        await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000 }, {
+        await serveTunnel({ net: refusing, destinations, log: silentLogger, connectTimeoutMs: 1_000, nextKey: () => "1" }, {
           stream: near,
           head: `CONNECT ${destination} HTTP/1.1\r\nHost: ${destination}\r\n\r\n`,
         });

@@ -1,7 +1,7 @@
 // Warnings ahead of the end of certificates, and what is not ready afterwards.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Health } from "../../shared/service/admin.ts";
+import { Health } from "../../shared/service/health.ts";
 import { CertificateExpiry } from "../../shared/service/certificate_expiry.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { LogBook } from "../../testing/network.ts";

@@ -54,7 +54,7 @@ function passage(
   const [clients, origins] = [streamPair(), streamPair("session")];
   const parsed = parseRequestHead(head);
   const request = isHttp2 ? { ...parsed, version: "2" as const } : parsed;
-  const exchange: RequestRecord = { id: "1", client: "", sent: 0, received: 0 };
+  const exchange: RequestRecord = { key: "1", id: "1", client: "", startedAt: 0, sent: 0, received: 0 };
   const { near: client } = clients;
   const done = forward(client, origins.near, {
     request,

@@ -21,7 +21,9 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
     return Promise.reject(new NetError(code, "it failed"));
   };
   const held = (instance: string): ConnectedAgent => ({
+    id: instance,
     connection: { openTunnel } as unknown as AgentSession,
+    via: { address: "" },
     identity: { agentId: "a" },
     since: new Date(0),
     hello: { version: "", instance, host: "", labels: {} },

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
-import type { Health } from "../../shared/service/admin.ts";
+import type { Health } from "../../shared/service/health.ts";
 import { ResourceStack } from "../../shared/service/resource_stack.ts";
 import { type ServiceRuntime, startService } from "../../shared/service/runtime.ts";
 import { LogBook, netWith, withNet } from "../../testing/network.ts";

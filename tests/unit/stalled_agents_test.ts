@@ -14,7 +14,9 @@ function agentWith(bytesPerCheck: number, rttMs = 1) {
     probe: () => Promise.resolve(++counts.probes < 0),
   } as unknown as AgentSession;
   const agent: ConnectedAgent = {
+    id: "1",
     connection,
+    via: { address: "" },
     identity: { agentId: "a" },
     since: new Date(0),
     tunnels: 0,

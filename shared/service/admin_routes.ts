@@ -1,0 +1,71 @@
+// What the admin server serves: liveness, readiness, metrics and agents to everyone, and the API to operators.
+import { Hono } from "hono";
+import type { ApiEnv } from "./api/access.ts";
+import type { AgentState } from "./api/types.ts";
+import type { Health } from "./health.ts";
+import type { Handler, RequestOrigin } from "./http_server.ts";
+import type { Logger } from "../log/logger.ts";
+import type { Metrics } from "./metrics.ts";
+
+export interface AdminRoutesOptions {
+  readonly health: Health;
+  readonly metrics: Metrics;
+  /** Those that are connected are listed. */
+  readonly agents: () => Iterable<AgentState>;
+  /** Served below {@link API_PATH}. */
+  readonly api: Hono<ApiEnv>;
+  readonly log: Logger;
+}
+
+export const API_PATH = "/api/v1";
+
+export function createAdminHandler({ health, metrics, agents, api, log }: AdminRoutesOptions): Handler {
+  const app = new Hono<{ Bindings: RequestOrigin }>();
+  app.use(async (c, next) => {
+    if (c.req.method !== "GET" && !isOfApi(c.req.path)) {
+      return c.json({ error: "only GET and HEAD are served" }, 405, { "Allow": "GET, HEAD" });
+    }
+    await next();
+    c.res.headers.set("Cache-Control", "no-store");
+  });
+  const json = (value: unknown, status = 200) =>
+    new Response(`${JSON.stringify(value)}\n`, { status, headers: { "Content-Type": "application/json" } });
+  app.get("/healthz", () => json({ status: "ok" }));
+  app.get("/readyz", (c) => {
+    const { ready, problems } = readiness(health, c.req.queries("exclude") ?? []);
+    return json({ ready, problems }, ready ? 200 : 503);
+  });
+  app.get(
+    "/metrics",
+    async () => new Response(await metrics.registry.metrics(), { headers: { "Content-Type": "text/plain; version=0.0.4; charset=utf-8" } }),
+  );
+  app.get("/agents", () => json(Array.from(agents()).filter(({ state }) => state !== "gone").map(reportOf)));
+  app.onError((error, c) => {
+    log.error("admin request failed", { error: error.stack ?? error.message });
+    return c.json({ error: "internal error" }, 500);
+  });
+  app.route(API_PATH, api);
+  app.notFound((c) => {
+    const error = isOfApi(c.req.path)
+      ? `there is no such route; ${API_PATH}/openapi.json lists them`
+      : `there are /healthz, /readyz, /metrics, /agents and ${API_PATH}`;
+    return c.json({ error }, 404);
+  });
+  return (request, origin) => app.fetch(request, origin);
+}
+
+function isOfApi(path: string): boolean {
+  return path.startsWith(`${API_PATH}/`);
+}
+
+/** `?exclude=store` ignores a cause, as in Kubernetes' own servers: a shared store that fails would take all instances out at once. */
+function readiness({ problems }: Health, excluded: readonly string[]): { ready: boolean; problems: Readonly<Record<string, string>> } {
+  const left = [...problems].filter(([cause]) => !excluded.includes(cause));
+  return { ready: left.length === 0, problems: Object.fromEntries(problems) };
+}
+
+/** The form of /agents, which is older than the API. */
+function reportOf(agent: AgentState): object {
+  const { id, address, link, linkReason, via, version, host, labels, since, tunnels, sent, received, rttMs } = agent;
+  return { id, address, link, linkReason, via, version, host, labels, since, tunnels, sentBytes: sent, receivedBytes: received, rttMs };
+}

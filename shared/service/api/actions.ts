@@ -1,0 +1,119 @@
+// The routes with which operators act. Each action is logged with the operator's name.
+import type { Context, Hono } from "hono";
+import { RevocationError } from "../../auth/authenticator.ts";
+import { messageOf } from "../../log/error_message.ts";
+import { LOG_LEVELS } from "../../log/logger.ts";
+import { type ApiEnv, checkWrite, fail } from "./access.ts";
+import { ActionRefused, type Operations, recordAction } from "./operations.ts";
+import type { ActionRecord, ActionResult } from "./types.ts";
+
+/** A body that cannot be used. */
+class BodyError extends Error {}
+
+const NOT_REVOCABLE = "tokens are revoked where they are verified, with --auth.jwt.revocation-file";
+/** Time in milliseconds for the response to a drain, which closes this server. */
+const RESPONSE_MS = 100;
+/** Longest time for which an agent is kept away, in seconds. */
+const MAX_AWAY_S = 86_400;
+
+/** @param changed called after an action: lists that were read before are old */
+export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: () => void): void {
+  const { activity } = operations;
+  api.use("*", async (c, next) => c.req.method === "POST" ? await checkWrite()(c, next) : await next());
+
+  /** `act` returns what was affected, and the target for the log; a number of 0 is an error. */
+  const add = (
+    path: string,
+    action: ActionRecord["action"],
+    act: (body: Body, by: string) => Promise<Acted> | Acted,
+    status: 200 | 202 = 200,
+  ) =>
+    api.post(path, async (c) => {
+      const by = c.get("operator").name;
+      try {
+        const { affected, target, missing } = await act(await readBody(c), by);
+        if (missing !== undefined && affected === 0) return fail(c, 404, missing);
+        recordAction(operations, { by, action, target }, c.env.remote);
+        changed();
+        return c.json<ActionResult>({ affected }, status);
+      } catch (error) {
+        if (error instanceof BodyError) return fail(c, 400, error.message);
+        if (error instanceof ActionRefused) return fail(c, 409, error.message);
+        throw error;
+      }
+    });
+
+  add("/tunnels/close", "close-tunnel", (body, by) => {
+    const id = textIn(body, "id");
+    return { affected: activity.closeTunnel(id, by) ? 1 : 0, target: id, missing: "there is no such tunnel" };
+  });
+  add("/agents/disconnect", "disconnect-agent", (body, by) => {
+    const [agent, connection] = [textIn(body, "agent"), body.connection === undefined ? undefined : textIn(body, "connection")];
+    const { awaySeconds = 0 } = body;
+    if (typeof awaySeconds !== "number" || !(awaySeconds >= 0 && awaySeconds <= MAX_AWAY_S)) {
+      throw new BodyError(`awaySeconds is not a number from 0 to ${MAX_AWAY_S}`);
+    }
+    if (!operations.disconnect) throw new ActionRefused("this service holds no agents: ask the proxies");
+    const affected = operations.disconnect({ agent, connection, awaySeconds }, by);
+    return { affected, target: agent, missing: awaySeconds > 0 ? undefined : "no such agent is connected" };
+  });
+  add("/tokens/revoke", "revoke-token", async (body, by) => {
+    const tokenId = textIn(body, "tokenId");
+    if (!operations.revoke) throw new ActionRefused(NOT_REVOCABLE);
+    try {
+      return { affected: await operations.revoke(tokenId, `by ${by}, ${new Date().toISOString()}`), target: tokenId };
+    } catch (error) {
+      if (error instanceof RevocationError) throw new ActionRefused(error.message);
+      throw error;
+    }
+  });
+  add("/drain", "drain", () => {
+    const affected = activity.tunnels.size;
+    setTimeout(() => {
+      operations.drain().catch((error) => operations.log.error("drain failed", { error: messageOf(error) }));
+    }, RESPONSE_MS);
+    return { affected };
+  }, 202);
+  add("/reload", "reload", async () => {
+    await operations.reload();
+    return { affected: 0 };
+  });
+  add("/log-level", "log-level", (body) => {
+    const level = LOG_LEVELS.find((known) => known === body.level);
+    if (level === undefined) throw new BodyError(`level is not one of ${LOG_LEVELS.join(", ")}`);
+    if (operations.logLevel === undefined) throw new ActionRefused("the log belongs to the program that embeds the service");
+    operations.logLevel.level = level;
+    return { affected: 1, target: level };
+  });
+}
+
+type Body = Readonly<Record<string, unknown>>;
+
+interface Acted {
+  readonly affected: number;
+  readonly target?: string;
+  /** The error if nothing was affected. Default: that is none. */
+  readonly missing?: string;
+}
+
+/** @throws {BodyError} */
+async function readBody(c: Context<ApiEnv>): Promise<Body> {
+  let body: unknown;
+  try {
+    body = JSON.parse(await c.req.text());
+  } catch {
+    throw new BodyError("the body is not JSON");
+  }
+  if (typeof body !== "object" || body === null || Array.isArray(body)) throw new BodyError("the body is not a JSON object");
+  return body as Body;
+}
+
+/** Longest text in a body, in characters. */
+const MAX_TEXT = 1_024;
+
+/** @throws {BodyError} */
+function textIn(body: Body, name: string): string {
+  const value = body[name];
+  if (typeof value !== "string" || value === "" || value.length > MAX_TEXT) throw new BodyError(`${name} is not a text`);
+  return value;
+}

@@ -1,0 +1,46 @@
+// What a service shows to operators and does for them. The service implements it; routes.ts serves it.
+import type { Logger, LogLevelControl } from "../../log/logger.ts";
+import type { Health } from "../health.ts";
+import type { Activity, Population } from "../live/activity.ts";
+import type { ActionRecord, AgentState, DisconnectRequest, ServiceName } from "./types.ts";
+
+/** What differs between the services. */
+export interface ServiceOperations {
+  /** Connections, then those that were here lately. */
+  agents(): AgentState[];
+  population(): Population;
+  /**
+   * Closes connections of an agent. Returns their number. Missing if the service holds none.
+   * @throws {ActionRefused}
+   */
+  disconnect?(request: DisconnectRequest, by: string): number;
+  /** Stops gracefully. */
+  drain(): Promise<void>;
+}
+
+export interface Operations extends ServiceOperations {
+  readonly service: ServiceName;
+  readonly startedAt: Date;
+  readonly activity: Activity;
+  readonly health: Health;
+  readonly isDraining: boolean;
+  /** Missing if the embedding program has its own logger. */
+  readonly logLevel?: LogLevelControl;
+  readonly log: Logger;
+  /** As {@link Authenticator.revoke}. Missing if the service authenticates nobody, or by a scheme without revocation. */
+  revoke?(tokenId: string, comment: string): Promise<number>;
+  /** Reads certificates, keys, and the files of the authenticator again. */
+  reload(): Promise<void>;
+}
+
+/** The service cannot do what was asked for; the message says why. */
+export class ActionRefused extends Error {
+  override readonly name = "ActionRefused";
+}
+
+/** Logs an action of an operator, and tells those who watch. */
+export function recordAction({ activity, log }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
+  const { by, action, target } = record;
+  log.info("operator action", { by, action, target, remote });
+  activity.events.publish("actions", () => ({ at: new Date().toISOString(), ...record }));
+}

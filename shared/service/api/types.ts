@@ -1,0 +1,237 @@
+// What the admin API returns and takes: the live state of a service, and the actions of operators. Texts may come from peers, so they are shown
+// as text only. The routes are in routes.ts, and openapi.ts describes them.
+import type { LogLevel } from "../../log/logger.ts";
+import type { DirectionState, SessionKind } from "../../net/types.ts";
+import type { TunnelErrorType } from "../../tunnel/errors.ts";
+
+/** What a token permits: to read, or to act as well. */
+export const ROLES = ["viewer", "operator"] as const;
+export type Role = (typeof ROLES)[number];
+
+export type ServiceName = "proxy" | "agent" | "lb";
+
+/** A page of a list. */
+export interface Page<T> {
+  readonly items: readonly T[];
+  /** Number of items on all pages, after filters. */
+  readonly total: number;
+  readonly offset: number;
+  readonly limit: number;
+}
+
+/** The service as a whole. Counters count from its start; rates are per second, over the last seconds. */
+export interface Status {
+  readonly service: ServiceName;
+  readonly version: string;
+  readonly host: string;
+  /** Identifies the process. */
+  readonly instance: string;
+  /** ISO 8601, like all times. */
+  readonly startedAt: string;
+  readonly at: string;
+  readonly ready: boolean;
+  /** Reasons against readiness, by cause. */
+  readonly problems: Readonly<Record<string, string>>;
+  readonly draining: boolean;
+  /** Missing where an embedding program has its own log. */
+  readonly logLevel?: LogLevel;
+  /** What the caller may do. */
+  readonly role: Role;
+  readonly now: Sample;
+  /** Of the last hour. */
+  readonly failures: readonly FailureCount[];
+}
+
+/** What graphs show. One is taken every two seconds, and those of the last ten minutes are kept. */
+export interface Sample {
+  readonly at: string;
+  /** Connected agent ids; at an agent, connections to proxies. */
+  readonly agents: number;
+  /** Clients, with a tunnel or without; at an agent, as `tunnels`. */
+  readonly clients: number;
+  /** Open tunnels. */
+  readonly tunnels: number;
+  /** Tunnels that were opened, requests that were refused, and tunnels that broke, since the start. */
+  readonly opened: number;
+  readonly refused: number;
+  readonly broken: number;
+  /** Bytes to destinations and from them since the start, those of open tunnels included. */
+  readonly sent: number;
+  readonly received: number;
+  readonly sentRate: number;
+  readonly receivedRate: number;
+  readonly openRate: number;
+  /** Time to the connection with the destination, of the tunnels opened since the last sample; missing if there were none. */
+  readonly setupMs?: { readonly p50: number; readonly p99: number };
+  readonly memory: number;
+}
+
+/** A connection of an agent; at an agent, its connection to a proxy. */
+export interface AgentState {
+  readonly id: string;
+  /** Identifies the connection, for {@link DisconnectRequest}. */
+  readonly connection: string;
+  readonly state: "connected" | "draining" | "gone";
+  /** The peer's address. At lb, that of the proxy. */
+  readonly address: string;
+  /** What carries the connection; missing at lb. */
+  readonly link?: SessionKind;
+  /** Why the agent chose it; only the agent knows. */
+  readonly linkReason?: string;
+  /** The outbound proxy on the way; only the agent knows. */
+  readonly via?: string;
+  readonly version?: string;
+  readonly host?: string;
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly tokenId?: string;
+  readonly tokenExpiresAt?: string;
+  readonly since?: string;
+  /** Of a connection that is gone. */
+  readonly until?: string;
+  readonly reason?: string;
+  readonly tunnels?: number;
+  /** Bytes on the link, to the peer and from it. */
+  readonly sent?: number;
+  readonly received?: number;
+  readonly sentRate?: number;
+  readonly receivedRate?: number;
+  readonly rttMs?: number;
+  readonly sentPackets?: number;
+  readonly lostPackets?: number;
+  /** In bytes; over QUIC only. */
+  readonly congestionWindow?: number;
+  /** The last failure of a tunnel through it. */
+  readonly lastError?: { readonly at: string; readonly error: TunnelErrorType; readonly reason: string };
+}
+
+/** A tunnel, or a request for one. */
+export interface TunnelState {
+  /** Unique among all tunnels of all processes. */
+  readonly id: string;
+  /** As in the logs of every hop; the client may have chosen it. */
+  readonly requestId: string;
+  readonly state: "connecting" | "open" | "ended";
+  /** The client's own address; missing at an agent. */
+  readonly client?: string;
+  /** The proxy in front through which it came. */
+  readonly peer?: string;
+  readonly agent?: string;
+  readonly tokenId?: string;
+  readonly destination?: string;
+  /** `http`, `socks5`, `forward` and others. */
+  readonly protocol: string;
+  readonly network: "tcp" | "udp";
+  /** The agent's connection. At lb: the proxy, without a link. */
+  readonly via?: { readonly address: string; readonly connection?: string; readonly link?: SessionKind };
+  readonly startedAt: string;
+  readonly connectedAt?: string;
+  readonly endedAt?: string;
+  readonly setupMs?: number;
+  readonly ageMs: number;
+  /** Bytes to the destination, and back. */
+  readonly sent: number;
+  readonly received: number;
+  /** Bytes per second; missing until it was measured twice. */
+  readonly sentRate?: number;
+  readonly receivedRate?: number;
+  /** Directions to the destination, and back. Missing where this is not known. */
+  readonly sending?: DirectionState;
+  readonly receiving?: DirectionState;
+  /** Of an ended tunnel: the status for the client, the error type (RFC 9209) if it failed, and the reason in words. */
+  readonly status?: number;
+  readonly error?: TunnelErrorType;
+  readonly reason?: string;
+}
+
+/** A request that was refused, or a tunnel that broke. */
+export interface Failure {
+  readonly kind: "refused" | "broken";
+  readonly at: string;
+  readonly id: string;
+  readonly requestId: string;
+  readonly client?: string;
+  readonly agent?: string;
+  readonly tokenId?: string;
+  readonly destination?: string;
+  readonly protocol: string;
+  readonly status: number;
+  readonly error: TunnelErrorType;
+  readonly reason: string;
+}
+
+/** Number of failures by cause. */
+export interface FailureCount {
+  readonly kind: "refused" | "broken";
+  readonly error: TunnelErrorType;
+  readonly count: number;
+}
+
+export interface FailurePage extends Page<Failure> {
+  /** Of the last hour, also of those that the list no longer has. */
+  readonly counts: readonly FailureCount[];
+}
+
+/** An action of an operator. */
+export interface ActionRecord {
+  readonly at: string;
+  /** The name in the token file, or `local` for the socket. */
+  readonly by: string;
+  readonly action: "close-tunnel" | "disconnect-agent" | "revoke-token" | "drain" | "reload" | "log-level";
+  /** What it was applied to. */
+  readonly target?: string;
+}
+
+/** Events of the stream, by name. Each is sent at most once a second, with what has happened since. */
+export interface Events {
+  /** Sent every two seconds. */
+  readonly sample: Sample;
+  readonly agents: Batch<AgentState>;
+  /** Tunnels that were opened and that have ended: see their `state`. Bytes are not reported here. */
+  readonly tunnels: Batch<TunnelState>;
+  readonly failures: Batch<Failure>;
+  readonly actions: Batch<ActionRecord>;
+}
+
+export const TOPICS = ["sample", "agents", "tunnels", "failures", "actions"] as const;
+export type Topic = (typeof TOPICS)[number];
+
+/** At most 100 events; `omitted` counts those beyond. */
+export interface Batch<T> {
+  readonly events: readonly T[];
+  readonly omitted: number;
+}
+
+/** Body of `POST tunnels/close`. */
+export interface CloseTunnelRequest {
+  /** {@link TunnelState.id} */
+  readonly id: string;
+}
+
+/** Body of `POST agents/disconnect`. */
+export interface DisconnectRequest {
+  readonly agent: string;
+  /** Only this connection. Default: all of the agent. */
+  readonly connection?: string;
+  /** Seconds for which the agent is refused, 0 to 86400. Default 0. */
+  readonly awaySeconds?: number;
+}
+
+/** Body of `POST tokens/revoke`: a `jti`. */
+export interface RevokeRequest {
+  readonly tokenId: string;
+}
+
+/** Body of `POST log-level`. */
+export interface LogLevelRequest {
+  readonly level: LogLevel;
+}
+
+/** The result of an action: the number of tunnels, connections or tokens that it has affected. */
+export interface ActionResult {
+  readonly affected: number;
+}
+
+/** The body of every response with a status of 400 or more. */
+export interface ErrorBody {
+  readonly error: string;
+}

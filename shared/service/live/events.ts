@@ -1,0 +1,73 @@
+// Tells those who watch what has happened: once a second, each kind of event as one text that is the same for all of them. Nothing is kept and
+// nothing runs while nobody watches.
+import type { Topic } from "../api/types.ts";
+
+/** Events of one topic in a second; more are only counted. */
+const MAX_BATCH = 100;
+const INTERVAL_MS = 1_000;
+/** Those who may watch at once. */
+const MAX_WATCHERS = 32;
+
+/** One who watches. */
+export interface Watcher {
+  readonly topics: ReadonlySet<Topic>;
+  /** Takes an event as a line of JSON. It must not wait. */
+  send(topic: Topic, json: string): void;
+  /** There are no more events. */
+  end(): void;
+}
+
+export class EventHub {
+  readonly #watchers = new Set<Watcher>();
+  readonly #batches = new Map<Topic, { readonly events: unknown[]; omitted: number }>();
+  #timer?: ReturnType<typeof setInterval>;
+  #isClosed = false;
+
+  /** Adds an event, which `describe` returns; it is called only if one watches. */
+  publish(topic: Exclude<Topic, "sample">, describe: () => unknown): void {
+    if (this.#watchers.size === 0) return;
+    let batch = this.#batches.get(topic);
+    if (!batch) this.#batches.set(topic, batch = { events: [], omitted: 0 });
+    if (batch.events.length < MAX_BATCH) batch.events.push(describe());
+    else batch.omitted++;
+  }
+
+  /** Sends a sample at once. */
+  sample(describe: () => unknown): void {
+    if (this.#watchers.size > 0) this.#send("sample", describe());
+  }
+
+  /** Returns what ends the watch; `undefined` if too many watch, or it is closed. */
+  watch(watcher: Watcher): (() => void) | undefined {
+    if (this.#isClosed || this.#watchers.size >= MAX_WATCHERS) return undefined;
+    this.#watchers.add(watcher);
+    this.#timer ??= setInterval(() => this.flush(), INTERVAL_MS);
+    return () => {
+      if (!this.#watchers.delete(watcher) || this.#watchers.size > 0) return;
+      clearInterval(this.#timer);
+      this.#timer = undefined;
+      this.#batches.clear();
+    };
+  }
+
+  /** Sends what has happened since the last call. */
+  flush(): void {
+    for (const [topic, batch] of this.#batches) this.#send(topic, batch);
+    this.#batches.clear();
+  }
+
+  #send(topic: Topic, event: unknown): void {
+    const watchers = [...this.#watchers].filter(({ topics }) => topics.has(topic));
+    if (watchers.length === 0) return;
+    const json = JSON.stringify(event);
+    for (const watcher of watchers) watcher.send(topic, json);
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.flush();
+    for (const watcher of this.#watchers) watcher.end();
+    clearInterval(this.#timer);
+    this.#watchers.clear();
+  }
+}
