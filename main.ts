@@ -1,5 +1,6 @@
 // Entry point of the executable reverse-http: all services as commands, as in the Go original.
 import process from "node:process";
+import { agentsCommand, statusCommand, topCommand, tunnelsCommand } from "./admin/command.ts";
 import { agentCommand } from "./agent/command.ts";
 import { agentDoctor } from "./agent/doctor.ts";
 import { clientDoctor } from "./client/doctor.ts";
@@ -33,6 +34,10 @@ await run({
       connectCommand(native.createNet) as Subcommand,
       forwardCommand(native.createNet) as Subcommand,
       socksCommand(native.createNet) as Subcommand,
+      statusCommand as Subcommand,
+      agentsCommand as Subcommand,
+      tunnelsCommand as Subcommand,
+      topCommand as Subcommand,
       loginCommand as Subcommand,
       inviteCommand(stateDirectory) as Subcommand,
       {

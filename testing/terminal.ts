@@ -1,4 +1,5 @@
 // A terminal for subcommands, which keeps what they say.
+import assert from "node:assert/strict";
 import type { Terminal } from "../shared/cli/command.ts";
 
 /** What a command has written, and how it is run. */
@@ -37,6 +38,7 @@ export function fakeTerminal(
     columns,
     executable,
     env,
+    openFullScreen: () => assert.fail("It takes no screen"),
     stopped: () => new Promise(() => {}),
   };
 }

@@ -33,7 +33,7 @@ async function makeLibrary(folder: string, targets: readonly TargetName[]): Prom
   if (status !== 0) throw new Error(`Cannot pack the library: ${stderr}`);
   for (const { name, data } of await parseTarGzip(readFileSync(archive))) {
     const path = name.replace(/^package\//, "");
-    if (!/^((agent|client|lb|proxy|shared)\/|[a-z]+\.(js|d\.ts)$|package\.json$|README\.md$|LICENSE$)/.test(path)) continue;
+    if (!/^((admin|agent|client|lb|proxy|shared)\/|[a-z]+\.(js|d\.ts)$|package\.json$|README\.md$|LICENSE$)/.test(path)) continue;
     mkdirSync(join(folder, path, ".."), { recursive: true });
     writeFileSync(
       join(folder, path),

@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
+import { OPERATORS } from "../../admin/options.ts";
 import { CLIENTS, forwardProfile } from "../../client/options.ts";
 import { SERVICES } from "../../services.ts";
 import { readConfig } from "../../shared/config/file.ts";
@@ -14,7 +15,8 @@ import { parseTargets, TARGETS } from "../../tools/targets.ts";
 import { ROOT } from "../../testing/programs.ts";
 import { quote } from "../bench/quotes.ts";
 
-const options = [...Object.values(SERVICES), ...Object.values(CLIENTS)].flatMap((all) => Object.entries(all)) as [string, Option][];
+const families = [SERVICES, CLIENTS, OPERATORS].flatMap((all): Readonly<Record<string, Option>>[] => Object.values(all));
+const options = families.flatMap((all) => Object.entries(all));
 const names = new Set(options.map(([name]) => name));
 const variables = new Set(options.map(([name, option]) => envOf(name, option)));
 

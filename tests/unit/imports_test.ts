@@ -5,7 +5,9 @@ import { dirname, join, normalize } from "node:path";
 import { describe, it } from "node:test";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
-const SOURCES = globSync("{mod.ts,main.ts,services.ts,options.ts,{proxy,agent,lb,client,shared}/**/*.ts}", { cwd: ROOT }).map(normalize)
+const SOURCES = globSync("{mod.ts,main.ts,services.ts,options.ts,{proxy,agent,lb,client,admin,shared}/**/*.ts}", { cwd: ROOT }).map(
+  normalize,
+)
   .sort();
 
 /** The text without comments, which may name anything. */
@@ -37,7 +39,7 @@ const LEVELS: readonly (readonly string[])[] = [
   ["shared/limits"],
   ["shared/service"],
   ["shared/frontend", "shared/cli"],
-  ["proxy", "agent", "lb", "client"],
+  ["proxy", "agent", "lb", "client", "admin"],
   ["main.ts", "mod.ts", "services.ts", "options.ts"],
 ];
 
@@ -54,11 +56,11 @@ const WITHOUT_HTTP = /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeli
 /** Why `file` must not import `target`; `undefined` if it may. */
 function problem(file: string, target: string): string | undefined {
   const [from, to] = [file, target].map((path) => path.split("/")[0]!) as [string, string];
-  const parts = ["proxy", "agent", "lb", "client"];
+  const parts = ["proxy", "agent", "lb", "client", "admin"];
   if (file === "mod.ts" && target === "main.ts") return undefined; // when it is run directly: see below
   if (/(^|\/)main\.ts$/.test(target)) return "no file may import a main.ts";
   if (target === "mod.ts") return "mod.ts is for other programs";
-  if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent, lb and client are independent of each other";
+  if (from !== to && parts.includes(from) && parts.includes(to)) return "proxy, agent, lb, client and admin are independent of each other";
   if (/^(tests|testing|tools|build\.ts|native)(\/|$)/.test(target)) return "the product uses neither tests nor tools";
   if (target === "shared/net/native/addon.ts" && file !== "shared/net/native/binding.ts") {
     return "only shared/net/native/binding.ts loads the addon";

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { agentOptions } from "../../agent/options.ts";
+import { OPERATORS } from "../../admin/options.ts";
 import { CLIENTS } from "../../client/options.ts";
 import { lbOptions } from "../../lb/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
@@ -97,7 +98,7 @@ const ORIGINAL: Record<string, { options: Options; defaults: Record<string, stri
 describe("options of clients", () => {
   it("are in docs/options.md as they are defined", () => {
     const text = readFileSync(join(ROOT, "docs", "options.md"), "utf8");
-    for (const [heading, options] of Object.entries(CLIENTS)) {
+    for (const [heading, options] of Object.entries({ ...CLIENTS, ...OPERATORS })) {
       assert.ok(text.includes(`## reverse-http ${heading}\n\n${optionTable(options)}`), heading);
     }
   });

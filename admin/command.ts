@@ -1,0 +1,155 @@
+// The commands of operators: status, agents, tunnels and top.
+import type { Subcommand, Terminal } from "../shared/cli/command.ts";
+import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import type { ActionResult, AgentState, Page, Status, TunnelState } from "../shared/service/api/types.ts";
+import { AdminClient } from "./client.ts";
+import { agentColumns, tunnelColumns } from "./columns.ts";
+import { type OperatorOptions, operatorOptions } from "./options.ts";
+import { formatStatus } from "./status.ts";
+import { type Column, escapeText, formatTable } from "./table.ts";
+import { runTop } from "./top_screen.ts";
+
+const json = { "json": { kind: "boolean", description: "Print JSON, as of the API." } } as const;
+const list = {
+  "limit": {
+    kind: "integer",
+    default: "100",
+    description: "Most lines, 1 to 1000.",
+    check: (limit: number) => limit >= 1 && limit <= 1_000 ? undefined : "it must be 1 to 1000",
+  },
+  "search": { kind: "string", description: "Only lines that contain this text." },
+  "desc": { kind: "boolean", description: "The reverse order." },
+} as const;
+
+const statusOptions = defineOptions({ ...json });
+
+export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusOptions>> = {
+  name: "status",
+  description: "Print what a running service does, and the failures of the last hour by cause.",
+  options: statusOptions,
+  profile: operatorOptions,
+  async run(options, terminal) {
+    const status = await (await AdminClient.create(options)).get<Status>("status");
+    terminal.write(options.json ? `${JSON.stringify(status, null, 2)}\n` : formatStatus(status));
+  },
+};
+
+const agentsOptions = defineOptions({
+  "agent": { kind: "string", description: "Only the agent with this id." },
+  "label": { kind: "list", description: "Only agents with one of these labels, name=value." },
+  "token": { kind: "string", description: "Only connections with this token, by its jti." },
+  "expires": { kind: "duration", description: "Only connections whose token expires within this time.", maxMs: 10 * 365 * 86_400_000 },
+  "gone": { kind: "boolean", description: "Connections that have ended lately, and why." },
+  "sort": {
+    kind: "string",
+    default: "id",
+    choices: ["id", "since", "tunnels", "rtt", "rate", "host", "expires", "loss"],
+    description: "The order.",
+  },
+  ...list,
+  ...json,
+  "disconnect": { kind: "string", description: "Close the connections of the agent with this id instead, and print their number." },
+  "away": { kind: "duration", description: "With disconnect: refuse the agent for this time, at most 24h.", maxMs: 86_400_000 },
+  "revoke": {
+    kind: "string",
+    description: "Revoke the token with this jti instead, and print how many connections and tunnels that ends.",
+  },
+});
+
+export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsOptions>> = {
+  name: "agents",
+  description: "List the agents of a running proxy: where they are, with which token, how their links are; or disconnect one.",
+  options: agentsOptions,
+  profile: operatorOptions,
+  async run(options, terminal) {
+    const client = await AdminClient.create(options);
+    const { agent, label, token, expires, gone, sort, disconnect, away, revoke } = options;
+    if (away !== undefined && disconnect === undefined) throw new ConfigError("Cannot use --away: it is for --disconnect");
+    if (disconnect !== undefined) {
+      const awaySeconds = Math.round((away ?? 0) / 1_000);
+      return printResult(terminal, await client.post("agents/disconnect", { agent: disconnect, awaySeconds }), "connections closed");
+    }
+    if (revoke !== undefined) {
+      return printResult(terminal, await client.post("tokens/revoke", { tokenId: revoke }), "connections and tunnels closed");
+    }
+    const query = queryOf(options, { agent, token, sort, expires: expires === undefined ? undefined : String(Math.ceil(expires / 1_000)) });
+    for (const each of label) query.append("label", each);
+    if (gone) query.append("state", "gone");
+    await printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()));
+  },
+};
+
+const tunnelsOptions = defineOptions({
+  "agent": { kind: "string", description: "Only tunnels through the agent with this id." },
+  "client": { kind: "string", description: "Only tunnels of the client with this address." },
+  "token": { kind: "string", description: "Only tunnels of clients with this token, by its jti." },
+  "destination": { kind: "string", description: "Only tunnels whose destination contains this text." },
+  "ended": { kind: "boolean", description: "Tunnels that have ended lately, and why." },
+  "sort": {
+    kind: "string",
+    default: "age",
+    choices: ["age", "rate", "bytes", "client", "agent", "destination", "setup"],
+    description: "The order.",
+  },
+  ...list,
+  ...json,
+  "close": { kind: "string", description: "Reset the tunnel with this id instead." },
+});
+
+export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnelsOptions>> = {
+  name: "tunnels",
+  description: "List the tunnels of a running service: who uses them, where to, and how much; or close one.",
+  options: tunnelsOptions,
+  profile: operatorOptions,
+  async run(options, terminal) {
+    const client = await AdminClient.create(options);
+    const { agent, client: address, token, destination, ended, sort, close } = options;
+    if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel closed");
+    const query = queryOf(options, { agent, client: address, token, destination, sort, state: ended ? "ended" : undefined });
+    await printPage(terminal, options.json, await client.get<Page<TunnelState>>(`tunnels?${query}`), tunnelColumns());
+  },
+};
+
+const topOptions = defineOptions({
+  "interval": {
+    kind: "duration",
+    default: "2s",
+    description: "Time between two looks, 500ms or more.",
+    check: (ms) => ms >= 500 ? undefined : "it must be 500ms or more",
+  },
+});
+
+export const topCommand: Subcommand<OperatorOptions & ValuesOf<typeof topOptions>> = {
+  name: "top",
+  description:
+    "Show tunnels and agents of a running service live, in the terminal, and close tunnels or disconnect agents; ? lists the keys.",
+  options: topOptions,
+  profile: operatorOptions,
+  async run({ interval, ...options }, terminal) {
+    const client = await AdminClient.create(options);
+    await client.get("status"); // fails before the screen changes
+    await runTop(client, terminal.openFullScreen(), interval);
+  },
+};
+
+function queryOf(
+  { limit, search, desc }: { limit: number; search: string | undefined; desc: boolean },
+  own: Readonly<Record<string, string | undefined>>,
+): URLSearchParams {
+  const query = new URLSearchParams({ limit: String(limit) });
+  if (search !== undefined) query.set("q", search);
+  if (desc) query.set("order", "desc");
+  for (const [name, value] of Object.entries(own)) if (value !== undefined) query.set(name, value);
+  return query;
+}
+
+async function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[]): Promise<void> {
+  const { items, total } = page;
+  terminal.write(json ? `${JSON.stringify(page, null, 2)}\n` : formatTable(items, columns));
+  if (!json && items.length < total) terminal.report(`${items.length} of ${total}: --limit and filters show others`);
+  await Promise.resolve();
+}
+
+function printResult(terminal: Terminal, { affected }: ActionResult, what: string): void {
+  terminal.write(`${escapeText(String(affected))} ${what}\n`);
+}
