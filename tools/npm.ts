@@ -22,6 +22,15 @@ function writePackage(folder: string, values: object): void {
   writeFileSync(join(folder, "package.json"), `${JSON.stringify(values, null, 2)}\n`);
 }
 
+/** Packages whose files the sources read by name, and do not import. */
+const READ_PACKAGES = ["hash-wasm"];
+
+/** Their versions, as `deno.json` has them. */
+function readDependencies(): Record<string, string> {
+  const { imports } = manifest();
+  return Object.fromEntries(READ_PACKAGES.map((name) => [name, imports[name]!.replace(`npm:${name}@`, "")]));
+}
+
 /** The library: the sources as JavaScript, with the engines as optional dependencies. */
 async function makeLibrary(folder: string, targets: readonly TargetName[]): Promise<void> {
   mkdirSync(folder, { recursive: true });
@@ -41,13 +50,14 @@ async function makeLibrary(folder: string, targets: readonly TargetName[]): Prom
     );
   }
   rmSync(archive);
-  const packed = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as object;
+  const packed = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as { dependencies: Record<string, string> };
   writePackage(folder, {
     ...packed,
     ...common,
     description: "A reverse HTTP proxy over QUIC, as a library",
     bin: { "reverse-http": "./main.js" },
     engines: { node: ">=22.12" },
+    dependencies: { ...packed.dependencies, ...readDependencies() },
     optionalDependencies: Object.fromEntries(targets.map((target) => [`@reverse-http/native-${target}`, version])),
   });
 }

@@ -5,6 +5,7 @@ import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
+import { bcrypt } from "hash-wasm";
 import { hostTarget } from "../../tools/targets.ts";
 import { makePackages } from "../../tools/npm.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
@@ -20,6 +21,7 @@ await new Promise((resolve) => server.once("listening", resolve));
 const proxy = await startProxy({
   agentServer: { listenAddress: "127.0.0.1:0", tls: { file: { key: "key.pem", cert: "cert.pem" } } },
   httpProxy: { listenAddress: "127.0.0.1:0" },
+  auth: { clients: ["htpasswd"], htpasswd: { file: "users" } },
 });
 const { promise: connected, resolve: onConnected } = Promise.withResolvers();
 const agent = await startAgent({
@@ -27,7 +29,7 @@ const agent = await startAgent({
   auth: { noauth: { agentId: "4711" } },
 }, { onConnected });
 await connected;
-const stream = await openTunnel({ proxy: proxy.clientAddress, agentId: "4711", destination: \`127.0.0.1:\${server.address().port}\` });
+const stream = await openTunnel({ proxy: proxy.clientAddress, agentId: "alice#4711", token: "a password", destination: \`127.0.0.1:\${server.address().port}\` });
 stream.end("a line");
 let said = "";
 for await (const bytes of stream) said += bytes;
@@ -70,6 +72,9 @@ class Installation implements Disposable {
       symlinkSync(join(ROOT, "node_modules", name), join(modules, name));
     }
     this.folder.write("program.mjs", PROGRAM);
+    // the package reads the files of another one for it
+    const salt = new Uint8Array(16);
+    this.folder.write("users", `alice:${await bcrypt({ password: "a password", salt, costFactor: 4, outputType: "encoded" })}`);
     await writeCertificates(this.folder, await makeAuthority());
   }
 
