@@ -18,7 +18,8 @@ export class OidcIssuer implements AsyncDisposable {
   foreign: object[] = [];
   /** It answers 503. */
   isDown = false;
-  /** Times that the JWKS was fetched. */
+  /** Requests for any document, and for the JWKS. */
+  requests = 0;
   fetches = 0;
 
   private constructor(server: Server) {
@@ -30,6 +31,7 @@ export class OidcIssuer implements AsyncDisposable {
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const issuer = new OidcIssuer(server);
     server.on("request", ({ url }, response) => {
+      issuer.requests++;
       if (url === "/jwks") issuer.fetches++;
       const body = issuer.isDown ? undefined : url === "/jwks" ? { keys: [...issuer.foreign, ...issuer.#keys.map(({ jwk }) => jwk)] } : {
         issuer: issuer.url,
