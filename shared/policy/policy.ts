@@ -113,6 +113,8 @@ export async function openPolicy(name: string, { log, now = Date.now }: PolicyDe
   return {
     authorize(identity, { labels, ...request }) {
       const subjects = subjectsOf(identity);
+      // without a connection the labels are not known, and another proxy may have it
+      if (labels.length === 0 && file.value.mightAllow({ ...request, subjects }, now())) throw notConnected();
       const queries = (labels.length === 0 ? [[]] : labels).map((each) => ({ ...request, subjects, labels: each }));
       const decision = decide(queries);
       if (!decision.allowed) {
@@ -127,6 +129,10 @@ export async function openPolicy(name: string, { log, now = Date.now }: PolicyDe
     reload,
     close: stop,
   };
+}
+
+function notConnected(): TunnelError {
+  return new TunnelError("destination_unavailable", "The agent is not connected to this proxy");
 }
 
 /** How a policy's rules name a client. */

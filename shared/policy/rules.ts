@@ -44,6 +44,8 @@ export interface Decision {
 export class RuleSet {
   readonly #denying: RuleIndex;
   readonly #allowing: RuleIndex;
+  /** All that rules name. */
+  readonly #labels: readonly string[];
   /** Whether decisions depend on the time. */
   readonly usesTime: boolean;
 
@@ -54,7 +56,16 @@ export class RuleSet {
   constructor(readonly rules: readonly Rule[], readonly minuteOf: (at: number) => number) {
     this.#denying = new RuleIndex(rules.filter(({ effect }) => effect === "deny"), "deny");
     this.#allowing = new RuleIndex(rules.filter(({ effect }) => effect === "allow"), "allow");
+    this.#labels = [...new Set(rules.flatMap(({ labels }) => labels))];
     this.usesTime = rules.some(({ hours }) => hours.length > 0);
+  }
+
+  /** Whether it depends on labels, which are not known, that an agent is allowed. */
+  mightAllow(query: Omit<PolicyQuery, "labels">, at: number): boolean {
+    if (this.#labels.length === 0) return false;
+    const minute = this.usesTime ? this.minuteOf(at) : 0;
+    return this.#denying.find({ ...query, labels: [] }, minute) === undefined &&
+      this.#allowing.find({ ...query, labels: this.#labels }, minute) !== undefined;
   }
 
   /** @param at milliseconds since 1970 */

@@ -226,6 +226,20 @@ describe("the policy of a proxy", () => {
     });
   });
 
+  it("says that an agent is not connected whose labels decide, so that lb looks for it elsewhere", async () => {
+    const text = "rules:\n  - allow: a\n    labels: [region=eu]\n  - deny: b\n    destinations: [no]\n";
+    await withPolicy(text, ({ authorize }) => {
+      assert.throws(() => authorize({}), { type: "destination_unavailable", message: "The agent is not connected to this proxy" });
+      assert.throws(() => authorize({}, { destination: { host: "no", port: 1 } }), { type: "http_request_denied" });
+      return Promise.resolve();
+    });
+    await withPolicy(ALICE, ({ authorize }) => {
+      assert.throws(() => authorize({}), { type: "http_request_denied" });
+      authorize({ name: "alice" }); // the dialer says whether it is connected
+      return Promise.resolve();
+    });
+  });
+
   it("needs the labels of each connection of the agent", async () => {
     await withPolicy("rules:\n  - allow: a\n    labels: [region=eu]\n", ({ authorize }) => {
       authorize({}, { labels: [["region=eu"], ["x=y", "region=eu"]] });
