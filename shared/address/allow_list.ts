@@ -3,6 +3,7 @@ import ipaddr from "ipaddr.js";
 import { isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
+import { RecentKeys } from "../limits/counters.ts";
 import { quoteAddress } from "./host_port.ts";
 import type { Authority, Network } from "./authority.ts";
 import { PatternIndex, type PatternKey } from "./pattern_index.ts";
@@ -76,6 +77,8 @@ export function createDenyList(patterns: readonly string[]): DenyList {
 export class DestinationPatterns {
   readonly #index = new PatternIndex<Pattern & { readonly id: number }>();
   readonly #ids = new Map<string, number>();
+  /** What matches the latest destinations: clients ask for the same ones again and again. */
+  readonly #known = new RecentKeys<readonly number[]>();
   readonly #isDeny: boolean;
 
   /** @param effect whether they match as in an allow-list or a deny-list */
@@ -97,13 +100,22 @@ export class DestinationPatterns {
     return id;
   }
 
-  /** Calls `visit` with the number of each pattern that matches; it may do so more than once. */
-  match({ host, port }: Authority, network: Network, visit: (id: number) => void): void {
-    const visitAll = ({ id }: { readonly id: number }) => {
-      visit(id);
+  /** The numbers of the patterns that match, some of them more than once. All patterns have been added before. */
+  match({ host, port }: Authority, network: Network): readonly number[] {
+    const key = `${network} ${port} ${host}`;
+    let found = this.#known.get(key);
+    if (found === undefined) this.#known.set(key, found = this.#find(host, port, network));
+    return found;
+  }
+
+  #find(host: string, port: number, network: Network): readonly number[] {
+    const found: number[] = [];
+    const add = ({ id }: { readonly id: number }) => {
+      found.push(id);
       return false; // the search goes on
     };
-    for (const each of this.#isDeny ? aliasesOf(host) : [canonicalHost(host)]) matchesAny(this.#index, each, port, network, visitAll);
+    for (const each of this.#isDeny ? aliasesOf(host) : [canonicalHost(host)]) matchesAny(this.#index, each, port, network, add);
+    return found;
   }
 }
 

@@ -175,7 +175,7 @@ class RuleIndex {
       this.#agents.patterns.match(agentId, visit);
       for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, visit);
     });
-    this.#destinations.rules.search((visit) => this.#destinations.patterns.match(destination, network, visit));
+    this.#destinations.rules.search((visit) => this.#destinations.patterns.match(destination, network).forEach(visit));
     const all = [this.#subjects.rules, this.#agents.rules, this.#destinations.rules];
     const fewest = all.reduce((best, postings) => postings.count < best.count ? postings : best);
     let first = this.#rules.length;
