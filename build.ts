@@ -7,6 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { LIBRARY_FILES } from "./shared/auth/password_libraries.ts";
+import { bundleDashboard } from "./tools/dashboard.ts";
 import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
 import { signMac } from "./tools/sign.ts";
@@ -43,6 +44,17 @@ function readLibraryTexts(): string[] {
   return LIBRARY_FILES.map((file) => readFileSync(createRequire(import.meta.url).resolve(file), "utf8"));
 }
 
+/** Where the sources read the dashboard's files, executables contain them. */
+const embedDashboard = (files: Readonly<Record<string, string>>): Bun.BunPlugin => ({
+  name: "embed-dashboard",
+  setup(build) {
+    build.onLoad({ filter: /shared\/service\/dashboard\/files\.ts$/ }, () => ({
+      loader: "ts",
+      contents: `const FILES = ${JSON.stringify(files)}; export const readDashboardFile = (name: keyof typeof FILES) => FILES[name];`,
+    }));
+  },
+});
+
 interface Facts {
   readonly commit: string;
   readonly date: string;
@@ -70,7 +82,7 @@ const stampBuild = (facts: Facts): Bun.BunPlugin => ({
 const ALONE = { autoloadDotenv: false, autoloadBunfig: false, autoloadTsconfig: false, autoloadPackageJson: false };
 
 /** Builds all executables into `folder`; without `target` for this machine. */
-async function compile(folder: string, addon: string, facts: Facts, target?: TargetName): Promise<void> {
+async function compile(folder: string, plugins: Bun.BunPlugin[], target?: TargetName): Promise<void> {
   mkdirSync(folder, { recursive: true });
   for (const [name, entry] of Object.entries(EXECUTABLES)) {
     const outfile = join(folder, name);
@@ -82,7 +94,7 @@ async function compile(folder: string, addon: string, facts: Facts, target?: Tar
       minify: true,
       // without paths of this machine: the same executable in any folder
       define: { __dirname: '"/nowhere"', __filename: '"/nowhere"' },
-      plugins: [embedAddon(addon), embedLibraries, stampBuild(facts)],
+      plugins,
     });
     for (const message of result.logs) console.error(String(message));
     if (!result.success) throw new Error(`Cannot build ${name}`);
@@ -98,12 +110,13 @@ async function build(): Promise<void> {
   if (values.release && !/^[0-9a-f]{40,}$/.test(facts.commit)) {
     throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo the local changes`);
   }
-  if (targets.length === 0) await compile(join(ROOT, "dist"), buildNative(), facts);
+  const plugins = [embedDashboard(await bundleDashboard()), embedLibraries, stampBuild(facts)];
+  if (targets.length === 0) await compile(join(ROOT, "dist"), [...plugins, embedAddon(buildNative())]);
   for (const target of targets) {
     const addon = buildNative(target);
     const folder = join(ROOT, "dist", target);
     rmSync(folder, { recursive: true, force: true });
-    await compile(folder, addon, facts, target);
+    await compile(folder, [...plugins, embedAddon(addon)], target);
     copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/native/embedded.ts
   }
 }

@@ -82,7 +82,7 @@ function npmPackages(): Component[] {
 function importedNames(): Set<string> {
   const names = new Set<string>();
   const known = Object.keys(manifest().imports);
-  for (const file of globSync("{main.ts,{proxy,agent,lb,client,admin,shared}/**/*.ts}", { cwd: ROOT })) {
+  for (const file of globSync("{main.ts,{proxy,agent,lb,client,admin,shared,dashboard}/**/*.{ts,tsx}}", { cwd: ROOT })) {
     const text = readFileSync(join(ROOT, file), "utf8");
     for (const [, specifier] of text.matchAll(/\b(?:from|import)\s*\(?\s*"([^".][^":]*)"/g)) {
       if (known.includes(specifier!)) names.add(specifier!);

@@ -31,15 +31,16 @@ function readDependencies(): Record<string, string> {
   return Object.fromEntries(READ_PACKAGES.map((name) => [name, imports[name]!.replace(`npm:${name}@`, "")]));
 }
 
+function run(file: string, args: readonly string[], what: string): void {
+  const { status, stderr } = spawnSync(file, args, { cwd: ROOT, encoding: "utf8" });
+  if (status !== 0) throw new Error(`Cannot ${what}: ${stderr}`);
+}
+
 /** The library: the sources as JavaScript, with the engines as optional dependencies. */
 async function makeLibrary(folder: string, targets: readonly TargetName[]): Promise<void> {
   mkdirSync(folder, { recursive: true });
   const archive = join(folder, "packed.tgz");
-  const { status, stderr } = spawnSync(process.execPath, ["pack", "--allow-dirty", "--quiet", "--output", archive], {
-    cwd: ROOT,
-    encoding: "utf8",
-  });
-  if (status !== 0) throw new Error(`Cannot pack the library: ${stderr}`);
+  run(process.execPath, ["pack", "--allow-dirty", "--quiet", "--output", archive], "pack the library");
   for (const { name, data } of await parseTarGzip(readFileSync(archive))) {
     const path = name.replace(/^package\//, "");
     if (!/^((admin|agent|client|lb|proxy|shared)\/|[a-z]+\.(js|d\.ts)$|package\.json$|README\.md$|LICENSE$)/.test(path)) continue;
@@ -50,6 +51,11 @@ async function makeLibrary(folder: string, targets: readonly TargetName[]): Prom
     );
   }
   rmSync(archive);
+  run(
+    join(ROOT, "node_modules", ".bin", "bun"),
+    [join(ROOT, "tools", "dashboard.ts"), join(folder, "dashboard", "built")],
+    "bundle the dashboard",
+  );
   const packed = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as { dependencies: Record<string, string> };
   writePackage(folder, {
     ...packed,

@@ -1,7 +1,8 @@
-// What the admin server serves: liveness, readiness, metrics and agents to everyone, and the API to operators.
+// What the admin server serves: liveness, readiness, metrics, agents and the dashboard's files to everyone, and the API to operators.
 import { Hono } from "hono";
 import type { ApiEnv } from "./api/access.ts";
 import type { AgentState } from "./api/types.ts";
+import { serveDashboard } from "./dashboard/dashboard.ts";
 import type { Health } from "./health.ts";
 import type { Handler, RequestOrigin } from "./http_server.ts";
 import type { Logger } from "../log/logger.ts";
@@ -46,6 +47,8 @@ export function createAdminHandler({ health, metrics, agents, api, log }: AdminR
   });
   app.route(API_PATH, api);
   app.notFound((c) => {
+    const file = serveDashboard(c.req.path);
+    if (file !== undefined) return file;
     const error = isOfApi(c.req.path)
       ? `there is no such route; ${API_PATH}/openapi.json lists them`
       : `there are /healthz, /readyz, /metrics, /agents and ${API_PATH}`;

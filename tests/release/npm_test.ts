@@ -102,6 +102,24 @@ describe("packages of npm", { skip }, () => {
       assert.equal(await installation.run(process.execPath, "run", "-A", "--node-modules-dir=manual", "program.mjs"), "a line");
     });
     await t.test("under Node.js", { skip: tooOld }, async () => assert.equal(await installation.run("node", "program.mjs"), "a line"));
+    await t.test("have the dashboard", async () => {
+      const module = join(
+        installation.folder.path,
+        "node_modules",
+        "@reverse-http",
+        "reverse-http",
+        "shared",
+        "service",
+        "dashboard",
+        "dashboard.js",
+      );
+      installation.folder.write(
+        "dashboard.mjs",
+        `import { serveDashboard } from ${JSON.stringify(module)};
+        for (const path of ["/", "/dashboard/app.js", "/dashboard/style.css"]) console.log(serveDashboard(path).status);`,
+      );
+      assert.equal(await installation.run(BUN, "dashboard.mjs"), "200\n200\n200");
+    });
     await t.test("name the engine of the same version, and say their own", async () => {
       const { version, optionalDependencies } = installation.manifest("reverse-http");
       assert.deepEqual(optionalDependencies, { [`@reverse-http/native-${hostTarget()}`]: version });

@@ -97,6 +97,15 @@ describe("admin", () => {
     await admin.close();
   });
 
+  it("serves the dashboard, which nothing else may frame or script", async () => {
+    const { admin, ask } = await setUp();
+    const { head, status } = await ask("GET /");
+    assert.ok(status === 200 || status === 503, "Without a build there is an explanation");
+    assert.match(head, /\r\nContent-Security-Policy: default-src 'none';.*frame-ancestors 'none'/i);
+    assert.match(head, /\r\nX-Content-Type-Options: nosniff\r\n/i);
+    await admin.close();
+  });
+
   it("responds to HEAD without a body, and refuses other methods, unknown paths and malformed requests", async () => {
     const { admin, ask } = await setUp();
     const { status, head, body } = await ask("HEAD /healthz");
@@ -105,8 +114,8 @@ describe("admin", () => {
     const posted = await ask("POST /healthz");
     assert.equal(posted.status, 405);
     assert.match(posted.head, /\r\nAllow: GET, HEAD\r\n/);
-    assert.equal((await ask("GET /")).status, 404);
-    assert.equal((await ask("GET /healthz/..")).status, 404);
+    assert.equal((await ask("GET /nothing")).status, 404);
+    assert.equal((await ask("GET /healthz/x")).status, 404);
     assert.equal((await ask("nonsense")).status, 400);
     await admin.close();
   });

@@ -1,0 +1,69 @@
+// The list of agents; at an agent, of its connections to proxies.
+import type { JSX } from "preact";
+import type { AgentState } from "../shared/service/api/types.ts";
+import { useSession } from "./api.ts";
+import { AgentLink, Badge, Choice, Filters, Text, Time } from "./fields.tsx";
+import { count, milliseconds, percent, rate } from "./format.ts";
+import type { Route } from "./route.ts";
+import { type Column, Table } from "./table.tsx";
+import { bothRates } from "./tunnels.tsx";
+
+/** The share of packets that were lost; `undefined` where they are not counted. */
+export function loss({ sentPackets, lostPackets }: AgentState): number | undefined {
+  return sentPackets ? (lostPackets ?? 0) / sentPackets : undefined;
+}
+
+const COLUMNS: readonly Column<AgentState>[] = [
+  {
+    title: "Agent",
+    sort: "id",
+    width: "m",
+    cell: ({ id, state }) => (
+      <>
+        <AgentLink id={id} /> {state !== "connected" && <Badge state={state} />}
+      </>
+    ),
+  },
+  { title: "Host", sort: "host", width: "m", from: "medium", cell: ({ host }) => <Text>{host}</Text> },
+  { title: "Address", width: "m", from: "wide", cell: ({ address }) => <Text>{address}</Text> },
+  { title: "Link", width: "s", from: "wide", cell: ({ link }) => <Text>{link?.toUpperCase()}</Text> },
+  { title: "Version", width: "s", from: "wide", cell: ({ version }) => <Text>{version}</Text> },
+  { title: "Round trip", sort: "rtt", isNumber: true, width: "s", cell: ({ rttMs }) => milliseconds(rttMs) },
+  { title: "Loss", sort: "loss", isNumber: true, width: "s", from: "medium", cell: (row) => percent(loss(row)) },
+  {
+    title: "Tunnels",
+    sort: "tunnels",
+    isNumber: true,
+    width: "s",
+    from: "medium",
+    cell: ({ tunnels }) => tunnels === undefined ? "–" : count(tunnels),
+  },
+  { title: "Rate", sort: "rate", isNumber: true, width: "s", cell: (row) => rate(bothRates(row)) },
+  { title: "Since", sort: "since", width: "m", from: "wide", cell: ({ since, until }) => <Time>{until ?? since}</Time> },
+];
+
+const STATES = [["connected", "Connected"], ["gone", "Gone"], ["all", "All"]] as const;
+const FILTERS = ["label", "token", "expires"] as const;
+
+export function Agents({ route }: { route: Route }): JSX.Element {
+  const { status } = useSession();
+  const state = route.query.get("state") ?? "connected";
+  const filters = {
+    ...Object.fromEntries(FILTERS.map((name) => [name, route.query.get(name) ?? ""])),
+    state: { connected: ["connected", "draining"], gone: ["gone"], all: ["connected", "draining", "gone"] }[state],
+  };
+  return (
+    <Table
+      name="agents"
+      title={status.service === "agent" ? "Connections to proxies" : "Agents"}
+      columns={COLUMNS}
+      route={route}
+      filters={filters}
+      defaultSort="id"
+      keyOf={({ connection }) => connection}
+    >
+      <Choice route={route} label="State" name="state" choices={STATES} />
+      <Filters route={route} names={FILTERS} />
+    </Table>
+  );
+}

@@ -1,0 +1,137 @@
+// The frame of the page: login, navigation, and the view that the fragment names.
+import type { JSX } from "preact";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import type { Status } from "../shared/service/api/types.ts";
+import { AgentPage } from "./agent.tsx";
+import { Agents } from "./agents.tsx";
+import { Api, type Session, SessionContext } from "./api.ts";
+import { Failures } from "./failures.tsx";
+import { visible } from "./format.ts";
+import { Login } from "./login.tsx";
+import { Overview } from "./overview.tsx";
+import { usePolled } from "./poll.ts";
+import { href, type Route, useRoute } from "./route.ts";
+import { Service } from "./service.tsx";
+import { chooseTheme, useTheme } from "./theme.ts";
+import { TunnelPage } from "./tunnel.tsx";
+import { Tunnels } from "./tunnels.tsx";
+
+/** The token is kept until the tab is closed. */
+const TOKEN = "reverse-http token";
+
+export function App(): JSX.Element {
+  const [token, setToken] = useState(() => sessionStorage.getItem(TOKEN));
+  const [refusal, setRefusal] = useState<string>();
+  const signOut = (message?: string) => {
+    sessionStorage.removeItem(TOKEN);
+    setRefusal(message);
+    setToken(null);
+  };
+  const signIn = (token: string) => {
+    sessionStorage.setItem(TOKEN, token);
+    setRefusal(undefined);
+    setToken(token);
+  };
+  const api = useMemo(() => token === null ? undefined : new Api(token, signOut), [token]);
+  if (api === undefined) return <Login refusal={refusal} signIn={signIn} />;
+  return <SignedIn key={token} api={api} signOut={() => signOut()} />;
+}
+
+const INTERVAL_MS = 2_000;
+
+function SignedIn({ api, signOut }: { api: Api; signOut: () => void }): JSX.Element {
+  const { value: status, error, reload } = usePolled((signal) => api.get<Status>("status", {}, signal), {
+    intervalMs: INTERVAL_MS,
+    subject: "status",
+  });
+  const route = useRoute();
+  useEffect(() => {
+    if (status) document.title = `${status.service} ${visible(status.host)} – reverse-http`;
+  }, [status?.service, status?.host]);
+  useEffect(() => {
+    if (route.path.length > 0) document.getElementById("main")?.focus({ preventScroll: true });
+  }, [route.path.join("/")]);
+  if (status === undefined) {
+    return (
+      <main class="wait">
+        {error ? <p role="alert" class="error">{error.message}</p> : <p role="status">Loading…</p>}
+        <button type="button" onClick={signOut}>Sign out</button>
+      </main>
+    );
+  }
+  const session: Session = { api, status, reload };
+  return (
+    <SessionContext.Provider value={session}>
+      <a class="skip" href="#main" onClick={focusMain}>Skip to the content</a>
+      <Header status={status} route={route} error={error} signOut={signOut} />
+      <main id="main" tabIndex={-1}>
+        <View route={route} />
+      </main>
+    </SessionContext.Provider>
+  );
+}
+
+function focusMain(event: Event): void {
+  event.preventDefault(); // the fragment names the view
+  document.getElementById("main")!.focus();
+}
+
+interface HeaderProps {
+  readonly status: Status;
+  readonly route: Route;
+  readonly error: Error | undefined;
+  readonly signOut: () => void;
+}
+
+function Header({ status, route, error, signOut }: HeaderProps): JSX.Element {
+  const theme = useTheme();
+  const state = error ? "lost" : status.draining ? "draining" : status.ready ? "ready" : "unready";
+  const words = { lost: `No answer: ${error?.message}`, draining: "Draining", ready: "Ready", unready: "Not ready" }[state];
+  const views: [path: string[], title: string][] = [
+    [[], "Overview"],
+    [["agents"], agentsTitle(status)],
+    [["tunnels"], "Tunnels"],
+    [["failures"], "Failures"],
+    [["service"], "Service"],
+  ];
+  return (
+    <header>
+      <div class="brand">
+        <strong>reverse-http</strong> {status.service} <span class="host">{visible(status.host)}</span>
+        <span role="status" class={`state ${state}`}>{words}</span>
+      </div>
+      <nav aria-label="Views">
+        {views.map(([path, title]) => (
+          <a key={title} href={href(path)} aria-current={(route.path[0] ?? "") === (path[0] ?? "") ? "page" : undefined}>{title}</a>
+        ))}
+      </nav>
+      <div class="tools">
+        <button type="button" aria-pressed={theme === "dark"} onClick={() => chooseTheme(theme === "dark" ? "light" : "dark")}>Dark</button>
+        <button type="button" onClick={signOut}>Sign out</button>
+      </div>
+    </header>
+  );
+}
+
+/** An agent lists its connections to proxies where the others list agents. */
+function agentsTitle({ service }: Status): string {
+  return service === "agent" ? "Proxies" : "Agents";
+}
+
+function View({ route }: { route: Route }): JSX.Element {
+  const [view, id] = route.path;
+  switch (view) {
+    case undefined:
+      return <Overview />;
+    case "agents":
+      return id === undefined ? <Agents route={route} /> : <AgentPage key={id} id={id} route={route} />;
+    case "tunnels":
+      return id === undefined ? <Tunnels route={route} /> : <TunnelPage key={id} id={id} />;
+    case "failures":
+      return <Failures route={route} />;
+    case "service":
+      return <Service />;
+    default:
+      return <p>There is no such view.</p>;
+  }
+}
