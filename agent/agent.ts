@@ -23,6 +23,7 @@ import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { type Credentials, readCredentials } from "./credentials.ts";
+import { CredentialsWatch } from "./credentials_watch.ts";
 import { clientAdvice } from "./client_advice.ts";
 import { describeClose, describeConnectError } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
@@ -51,6 +52,8 @@ export interface AgentDeps extends ServiceDeps {
   environment?: Environment;
   /** Resolves a name to all its addresses. Default: the network's `resolve`. */
   resolve?: Resolve;
+  /** Time in milliseconds between two looks at the token's file. Default 10000. */
+  tokenIntervalMs?: number;
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
@@ -75,6 +78,8 @@ export interface Agent {
   close(): Promise<void>;
 }
 
+/** Time in milliseconds between two looks at the token's file. */
+const TOKEN_INTERVAL_MS = 10_000;
 /** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
 const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "not connected to a proxy";
@@ -238,6 +243,11 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     await Promise.all([...sessions].map(({ closed }) => closed));
   });
   runtime.refreshTls(tls, options.agentClient.tls.refresh);
+  if (credentials.file !== undefined) {
+    const read = () => readCredentials(options.auth);
+    const intervalMs = deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS;
+    runtime.adopt(new CredentialsWatch({ read, sessions, intervalMs, log }), (watch) => watch.close());
+  }
   runtime.defer(() => {
     stopping.abort();
     for (const session of sessions) session.close();

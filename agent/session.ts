@@ -1,7 +1,7 @@
 // A connection to a proxy: authenticates, serves requests, drains. Knows neither other connections nor how and when to connect.
 import { Control } from "../shared/link/control.ts";
 import { authenticate, CloseCode, controlFrames } from "../shared/link/link.ts";
-import type { Hello } from "../shared/link/message.ts";
+import { type Hello, MAX_MESSAGE } from "../shared/link/message.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { AgentSession, Duplex, SessionClosed, SessionKind, SessionStats } from "../shared/net/types.ts";
 import type { TunnelVia } from "../shared/tunnel/request.ts";
@@ -51,6 +51,8 @@ export class Session {
   readonly #tunnelVia: TunnelVia;
   readonly #control?: Control;
   readonly #options: SessionOptions;
+  /** Those that the proxy has last seen. */
+  #credentials: Uint8Array;
   readonly #open = new Set<Promise<void>>();
   #isOpen = true;
   #draining = false;
@@ -72,6 +74,7 @@ export class Session {
   private constructor(connection: AgentSession, control: Duplex | undefined, options: SessionOptions) {
     this.#connection = connection;
     this.#options = options;
+    this.#credentials = options.credentials;
     this.remote = connection.remote;
     this.#tunnelVia = { address: connection.remote, connection: this.id, link: connection.transport };
     const goaway = Promise.withResolvers<Goaway>();
@@ -165,7 +168,18 @@ export class Session {
     this.close();
   }
 
+  /** Shows the proxy newer credentials, unless it has these. Proxies that do not know the message ignore it. Never rejects. */
+  async renewCredentials(credentials: Uint8Array): Promise<void> {
+    if (!this.#isOpen || credentials.length >= MAX_MESSAGE || equal(credentials, this.#credentials)) return;
+    this.#credentials = credentials;
+    await this.#control?.credentials(credentials);
+  }
+
   close(reason = "shutting down"): void {
     this.#connection.close(CloseCode.shutdown, reason);
   }
+}
+
+function equal(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, at) => byte === b[at]);
 }

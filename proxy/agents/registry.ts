@@ -14,7 +14,8 @@ export interface ConnectedAgent {
   readonly connection: AgentSession;
   /** What its tunnels pass through. */
   readonly via: TunnelVia;
-  readonly identity: Identity;
+  /** Replaced when the agent renews its credentials; the agent id stays. */
+  identity: Identity;
   /** When it authenticated. */
   readonly since: Date;
   /** What the agent reported about itself, and its control stream; missing with version 1 of the link. */

@@ -1,5 +1,5 @@
 // The agents' side of the proxy: accepts their connections, authenticates them, and holds them until they close.
-import { AuthenticationError, type Authenticator, endReason, identifyAgent, type Identity } from "../../shared/auth/authenticator.ts";
+import { AuthenticationError, type Authenticator, identifyAgent, type Identity } from "../../shared/auth/authenticator.ts";
 import { isolateHook } from "../../shared/log/isolate.ts";
 import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/connection_limiter.ts";
 import { LimitReached } from "../../shared/limits/limit.ts";
@@ -24,6 +24,7 @@ import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import type { EventHub } from "../../shared/service/live/events.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
+import { IdentityRenewal } from "./agent_identity.ts";
 import { ConflictError, type ConflictRule, Conflicts } from "./conflicts.ts";
 import { Migration } from "./migration.ts";
 import { AgentKeptAway, AgentOperations } from "./operations.ts";
@@ -104,6 +105,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   const conflicts = new Conflicts(options.onConflict, log);
   const migration = new Migration(agents);
   const operations = new AgentOperations(agents, options.events);
+  const renewal = new IdentityRenewal(options.authenticator, log);
 
   /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
   const withdraw = ({ identity: { agentId } }: ConnectedAgent): void => {
@@ -138,6 +140,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       }
       migration.settle(agent, found ? "moved" : "found nothing");
     },
+    onCredentials: (agent, credentials) => void renewal.renew(agent, credentials), // never rejects
     onViolation: ({ identity, connection: { remote } }, reason) =>
       log.warn("agent violated the protocol", { agent: identity.agentId, remote, reason }),
   };
@@ -150,7 +153,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     let why = "";
     // none rejects
     const refused = refuseStreams(agent, (reason) => events.onViolation(agent, reason));
-    const ended = Promise.all([waitForClose(agent), serveControl(), refused]);
+    const ended = Promise.all([renewal.untilClosed(agent), serveControl(), refused]);
     try {
       options.published?.connected(agent);
       operations.connected(agent);
@@ -225,6 +228,7 @@ function formatLabels(labels: Readonly<Record<string, string>>): string | undefi
 interface AdmissionEvents {
   onGoaway: (agent: ConnectedAgent) => void;
   onMoved: (agent: ConnectedAgent, found: boolean) => void;
+  onCredentials: (agent: ConnectedAgent, credentials: Uint8Array) => void;
   onViolation: (agent: ConnectedAgent, reason: string) => void;
 }
 
@@ -361,6 +365,7 @@ async function runControl(
   await control.run(frames, {
     onGoaway: () => events.onGoaway(agent),
     onMoved: (found) => events.onMoved(agent, found),
+    onCredentials: (credentials) => events.onCredentials(agent, credentials),
     onViolation: (reason) => events.onViolation(agent, reason),
   });
   clearInterval(timer);
@@ -374,20 +379,6 @@ async function closeIfUnresponsive({ connection, control }: ConnectedAgent): Pro
   if (!control) return;
   const responded = control.ping().then(() => true);
   if (!await withTimeout(UNRESPONSIVE_TIMEOUT_MS, responded)) connection.close(CloseCode.replaced, "it does not answer");
-}
-
-/** Waits until the connection has closed, at the latest when the identity ends. Returns the reason. */
-async function waitForClose({ connection, identity: { signal, release } }: ConnectedAgent): Promise<string> {
-  // the agent does not learn the reason; the log has it
-  const close = () => connection.close(CloseCode.unauthorized, "credentials no longer accepted");
-  if (signal?.aborted) close();
-  signal?.addEventListener("abort", close, { once: true });
-  const { code, reason, cause, remote: byAgent } = await connection.closed;
-  signal?.removeEventListener("abort", close);
-  release?.();
-  if (cause !== "application") return reason;
-  if (byAgent) return `closed by the agent: ${code} ${reason}`;
-  return `closed by the proxy: ${code} ${code === CloseCode.unauthorized && signal?.aborted ? endReason(signal) : reason}`;
 }
 
 /** Whether the agent has closed the connection in good order, as it does when another attempt of it was faster. */

@@ -20,6 +20,7 @@ export interface ControlEvents {
   onGoaway?: (goaway: { reason: string; withinMs: number }) => void;
   onMoved?: (found: boolean) => void;
   onHello?: (hello: Hello) => void;
+  onCredentials?: (credentials: Uint8Array) => void;
   /** The peer has violated the protocol, and its connection was closed. */
   onViolation?: (reason: string) => void;
 }
@@ -86,6 +87,8 @@ export class Control {
         return this.#handlePong(message.data);
       case "hello":
         return events.onHello?.(message.hello);
+      case "credentials":
+        return events.onCredentials?.(message.credentials);
     }
   }
 
@@ -125,6 +128,11 @@ export class Control {
 
   async goaway(reason: string, withinMs: number): Promise<void> {
     await this.#send({ type: "goaway", reason, withinMs });
+  }
+
+  /** Shows the peer newer credentials of at most 16,383 bytes. */
+  async credentials(credentials: Uint8Array): Promise<void> {
+    await this.#send({ type: "credentials", credentials });
   }
 
   async moved(found: boolean): Promise<void> {

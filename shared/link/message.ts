@@ -43,7 +43,9 @@ export type Message =
   | { readonly type: "goaway"; readonly reason: string; readonly withinMs: number }
   | { readonly type: "ping" | "pong"; readonly data: Uint8Array }
   /** From the agent, after a goaway: the proxy need not wait for it any longer, because it has found another proxy or there is none. */
-  | { readonly type: "moved"; readonly found: boolean };
+  | { readonly type: "moved"; readonly found: boolean }
+  /** From the agent: newer credentials, in the form of its first frame. */
+  | { readonly type: "credentials"; readonly credentials: Uint8Array };
 
 /** Longest message in bytes, including its type. */
 export const MAX_MESSAGE = 16 * 1024;
@@ -68,7 +70,7 @@ export class MessageError extends Error {
   override readonly name = "MessageError";
 }
 
-const TYPES = { hello: 0, goaway: 1, ping: 2, pong: 3, moved: 4 } as const;
+const TYPES = { hello: 0, goaway: 1, ping: 2, pong: 3, moved: 4, credentials: 5 } as const;
 
 /** Encodes a message as a frame's payload: one byte of type, then the body. */
 export function encodeMessage(message: Message): Uint8Array {
@@ -90,6 +92,8 @@ function encodeBody(message: Message): Uint8Array {
       return message.data;
     case "moved":
       return message.found ? new Uint8Array(0) : Uint8Array.of(NOWHERE);
+    case "credentials":
+      return message.credentials;
   }
 }
 
@@ -114,6 +118,8 @@ export function decodeMessage(payload: Uint8Array): Message | undefined {
     }
     case TYPES.moved:
       return { type: "moved", found: body.length !== 1 || body[0] !== NOWHERE };
+    case TYPES.credentials:
+      return { type: "credentials", credentials: body.slice() };
     default:
       return undefined;
   }
