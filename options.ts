@@ -304,7 +304,7 @@ export interface ProxyOptions {
   };
   /** `--audit.*` */
   audit?: {
-    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none. */
+    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, each refusal, and each action of an operator. By default none. */
     file?: string;
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;
@@ -682,7 +682,7 @@ export interface LoadBalancerOptions {
   };
   /** `--audit.*` */
   audit?: {
-    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none. */
+    /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, each refusal, and each action of an operator. By default none. */
     file?: string;
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;

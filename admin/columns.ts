@@ -34,6 +34,7 @@ export function tunnelColumns(): Column<TunnelState>[] {
     { title: "ID", text: ({ id }) => id },
     { title: "CLIENT", text: ({ client }) => client, max: 48 },
     { title: "THROUGH", text: ({ peer }) => peer, max: 48 },
+    { title: "USER", text: ({ user }) => user },
     { title: "TOKEN", text: ({ tokenId }) => tokenId },
     { title: "AGENT", text: ({ agent }) => agent },
     { title: "DESTINATION", text: ({ destination }) => destination },

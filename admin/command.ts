@@ -83,6 +83,7 @@ const tunnelsOptions = defineOptions({
   "agent": { kind: "string", description: "Only tunnels through the agent with this id." },
   "client": { kind: "string", description: "Only tunnels of the client with this address." },
   "token": { kind: "string", description: "Only tunnels of clients with this token, by its jti." },
+  "user": { kind: "string", description: "Only tunnels of clients with this name." },
   "destination": { kind: "string", description: "Only tunnels whose destination contains this text." },
   "ended": { kind: "boolean", description: "Tunnels that have ended lately, and why." },
   "sort": {
@@ -103,9 +104,9 @@ export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnel
   profile: operatorOptions,
   async run(options, terminal) {
     const client = await AdminClient.create(options);
-    const { agent, client: address, token, destination, ended, sort, close } = options;
+    const { agent, client: address, token, user, destination, ended, sort, close } = options;
     if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel closed");
-    const query = queryOf(options, { agent, client: address, token, destination, sort, state: ended ? "ended" : undefined });
+    const query = queryOf(options, { agent, client: address, token, user, destination, sort, state: ended ? "ended" : undefined });
     await printPage(terminal, options.json, await client.get<Page<TunnelState>>(`tunnels?${query}`), tunnelColumns());
   },
 };

@@ -284,7 +284,8 @@ export const auditOptions = defineOptions({
   "audit.file": {
     kind: "string",
     optional: true,
-    description: "File to which a line of JSON is appended for each start and end of a tunnel, and each refusal. By default none.",
+    description:
+      "File to which a line of JSON is appended for each start and end of a tunnel, each refusal, and each action of an operator. By default none.",
   },
   "audit.strict": {
     kind: "boolean",

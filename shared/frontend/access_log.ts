@@ -10,9 +10,7 @@ export interface RequestRecord extends LiveTunnel {
   client: string;
   /** The user name of credentials that were rejected or not checked. */
   agentClaimed?: string;
-  /** See {@link Identity.subject}, and those of its name and groups. */
-  subject?: string;
-  name?: string;
+  /** See {@link Identity.groups}. */
   groups?: readonly string[];
   /** The server name in the client's ClientHello, or the host of a request to a virtual host. */
   serverName?: string;

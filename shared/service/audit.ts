@@ -1,4 +1,4 @@
-// The audit log: a file with one line of JSON for each start and end of a tunnel, and for each refusal. Every start has an end: a restart
+// The audit log: a file with one line of JSON for each start and end of a tunnel, each refusal, and each action of an operator. Every start has an end: a restart
 // writes the ends that a crash has left out. Another program may rotate the file.
 import { createReadStream } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
@@ -54,6 +54,17 @@ export interface AuditRefusal extends AuditStart {
   readonly status?: number;
   readonly error?: string;
   readonly reason?: string;
+}
+
+/** What an operator has done. */
+export interface AuditAction {
+  /** The operator's name. */
+  readonly by: string;
+  readonly action: string;
+  /** What it was applied to. */
+  readonly target?: string;
+  /** The operator's address, or `unix`. */
+  readonly remote: string;
 }
 
 export interface AuditOptions {
@@ -132,6 +143,11 @@ export class AuditLog {
 
   refused(refusal: AuditRefusal): void {
     this.#put("refused", refusal);
+  }
+
+  /** Records what an operator has done. */
+  action(action: AuditAction): void {
+    this.#put("action", action);
   }
 
   /** Opens the file again if another one, or none, has its name. Tunnels that are open are recorded in the new file, too. */

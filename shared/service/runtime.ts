@@ -94,6 +94,7 @@ export class ServiceRuntime {
   readonly #startedAt = new Date();
   #resolveClosed: () => void = () => {};
   #authenticator?: Authenticator;
+  #audit?: AuditLog;
   #admin?: Admin;
   #isDraining = false;
   #drained?: Promise<void>;
@@ -178,6 +179,7 @@ export class ServiceRuntime {
     try {
       const audit = this.adopt(await AuditLog.open({ file, strict, service: this.#name, log: this.log, count }), (own) => own.close());
       this.#reloads.push(() => audit.reopen());
+      this.#audit = audit;
       return audit;
     } catch (error) {
       throw new ConfigError(`Cannot use --audit.file: ${messageOf(error)}`, { cause: error });
@@ -208,6 +210,7 @@ export class ServiceRuntime {
       service: this.#name,
       startedAt: this.#startedAt,
       logLevel: this.#logLevel,
+      audit: this.#audit,
       get isDraining() {
         return isDraining();
       },

@@ -306,8 +306,9 @@ describe("operators see", () => {
 });
 
 describe("operators", () => {
-  it("close a tunnel at once, and the log says who has done it", () =>
-    withApi(async (running) => {
+  it("close a tunnel at once, and the log and the audit log say who has done it", () => {
+    let audit = "";
+    return withApi(async (running) => {
       const { post, get, log } = running;
       await withTunnel(running, async ({ client }, { id }) => {
         assert.deepEqual((await post("tunnels/close", { id })).body, { affected: 1 });
@@ -317,8 +318,15 @@ describe("operators", () => {
         await log.waitFor("operator action", { by: "anna", action: "close-tunnel", target: id });
         assert.equal((await post("tunnels/close", { id })).status, 404);
         assert.equal((await get("failures?kind=broken")).body.total, 1);
+        const isAudited = () =>
+          readFileSync(audit, "utf8").includes(`"by":"anna","action":"close-tunnel","target":"${id}","remote":"127.0.0.1:`);
+        await until(() => Promise.resolve(isAudited()));
       });
-    }));
+    }, (folder) => {
+      audit = join(folder.path, "audit.jsonl");
+      return { audit: { file: audit } };
+    });
+  });
 
   it("disconnect an agent, which returns, and keep it away for a time", () =>
     withApi(async ({ post, get, log }) => {

@@ -85,6 +85,15 @@ describe("live tunnels", () => {
     assert.equal(activity.closeTunnel("a", "anna"), false);
   });
 
+  it("name who the client is by the name that people know, or else by its id, unless that is the agent's", () => {
+    const userOf = (more: Partial<LiveTunnel>) => describeTunnel(tunnelOf("a", more), 0).user;
+    assert.deepEqual([userOf({ subject: "4711-a", name: "Anna" }), userOf({ subject: "4711-a" }), userOf({ subject: "7" })], [
+      "Anna",
+      "4711-a",
+      undefined,
+    ]);
+  });
+
   it("show texts of peers without control characters", () => {
     const { destination, reason } = describeTunnel(tunnelOf("a", { destination: "\x1b]8;;x\x07:1", reason: "\u202egnp" }), 0);
     assert.deepEqual([destination, reason], ["?]8;;x?:1", "?gnp"]);

@@ -1,6 +1,6 @@
 // The lists of the API: what they can be filtered and sorted by.
 import { hostOf } from "../../limits/addresses.ts";
-import type { LiveTunnel } from "../live/tunnel.ts";
+import { type LiveTunnel, userOf } from "../live/tunnel.ts";
 import type { Listing } from "./query.ts";
 import type { AgentState } from "./types.ts";
 
@@ -48,13 +48,14 @@ export const TUNNELS: Listing<LiveTunnel> = {
     agent: ({ agent }, value) => agent === value,
     client: ({ client = "" }, value) => client === value || hostOf(client) === value,
     token: ({ token }, value) => token === value,
+    user: (tunnel, value) => userOf(tunnel) === value,
     destination: ({ destination = "" }, value) => destination.includes(value),
     connection: ({ via }, value) => via?.connection === value,
     state: (tunnel, value) => stateOf(tunnel) === value,
   },
   defaults: { state: ["connecting", "open"] },
   values: { state: ["connecting", "open", "ended"] },
-  texts: ({ client, agent, destination, token, id }) => [client, agent, destination, token, id],
+  texts: (tunnel) => [tunnel.client, tunnel.agent, tunnel.destination, tunnel.token, userOf(tunnel), tunnel.id],
   orders: {
     age: ({ startedAt }) => -startedAt,
     rate: ({ measured }) => measured?.sentRate === undefined ? undefined : measured.sentRate + (measured.receivedRate ?? 0),
@@ -74,5 +75,5 @@ export const FAILURES: Listing<LiveTunnel> = {
     client: TUNNELS.filters.client!,
   },
   values: { kind: ["refused", "broken"] },
-  texts: ({ client, agent, destination, token, id, reason }) => [client, agent, destination, token, id, reason],
+  texts: (tunnel) => [...TUNNELS.texts(tunnel), tunnel.reason],
 };

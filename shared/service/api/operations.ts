@@ -1,5 +1,6 @@
 // What a service shows to operators and does for them. The service implements it; routes.ts serves it.
 import type { Logger, LogLevelControl } from "../../log/logger.ts";
+import type { AuditLog } from "../audit.ts";
 import type { Health } from "../health.ts";
 import type { Activity, Population } from "../live/activity.ts";
 import type { ActionRecord, AgentState, DisconnectRequest, ServiceName } from "./types.ts";
@@ -27,6 +28,8 @@ export interface Operations extends ServiceOperations {
   /** Missing if the embedding program has its own logger. */
   readonly logLevel?: LogLevelControl;
   readonly log: Logger;
+  /** Records actions. Default: only the log does. */
+  readonly audit?: Pick<AuditLog, "action">;
   /** As {@link Authenticator.revoke}. Missing if the service authenticates nobody, or by a scheme without revocation. */
   revoke?(tokenId: string, comment: string): Promise<number>;
   /** Reads certificates, keys, and the files of the authenticator again. */
@@ -39,8 +42,9 @@ export class ActionRefused extends Error {
 }
 
 /** Logs an action of an operator, and tells those who watch. */
-export function recordAction({ activity, log }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
+export function recordAction({ activity, log, audit }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
   const { by, action, target } = record;
   log.info("operator action", { by, action, target, remote });
+  audit?.action({ by, action, target, remote });
   activity.events.publish("actions", () => ({ at: new Date().toISOString(), ...record }));
 }

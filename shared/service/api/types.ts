@@ -117,6 +117,8 @@ export interface TunnelState {
   readonly peer?: string;
   readonly agent?: string;
   readonly tokenId?: string;
+  /** Who the client is, by its token or its identity provider: the name that people know, or else an id. */
+  readonly user?: string;
   readonly destination?: string;
   /** `http`, `socks5`, `forward` and others. */
   readonly protocol: string;
@@ -152,6 +154,8 @@ export interface Failure {
   readonly client?: string;
   readonly agent?: string;
   readonly tokenId?: string;
+  /** As of {@link TunnelState}. */
+  readonly user?: string;
   readonly destination?: string;
   readonly protocol: string;
   readonly status: number;

@@ -3,7 +3,7 @@ import { printable } from "../../net/printable.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
 import type { Failure, FailureCount } from "../api/types.ts";
 import { Ring } from "./ring.ts";
-import { isoTime, type LiveTunnel } from "./tunnel.ts";
+import { isoTime, type LiveTunnel, userOf } from "./tunnel.ts";
 
 /** Failures that are remembered. */
 const MAX_FAILURES = 1_000;
@@ -79,6 +79,7 @@ export function describeFailure(tunnel: LiveTunnel): Failure {
     client,
     agent,
     tokenId: token,
+    user: userOf(tunnel),
     destination: destination && printable(destination, MAX_TEXT),
     protocol,
     status,

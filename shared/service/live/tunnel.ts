@@ -22,6 +22,9 @@ export interface LiveTunnel {
   agent?: string;
   /** The `jti` of the client's token. */
   token?: string;
+  /** See {@link Identity.subject} and {@link Identity.name}. */
+  subject?: string;
+  name?: string;
   /** `host:port` or `[host]:port`. */
   destination?: string;
   /** What the client speaks if it is not HTTP: `socks5`. */
@@ -84,6 +87,12 @@ export function isoTime(at: number): string {
   return new Date(Date.now() - performance.now() + at).toISOString();
 }
 
+/** Who the client is: the name that people know, or else the id. */
+export function userOf({ name, subject, agent }: LiveTunnel): string | undefined {
+  const user = name ?? subject;
+  return user === undefined || user === agent ? undefined : printable(user);
+}
+
 /** Longest text of a peer in a report, in characters. */
 const MAX_TEXT = 300;
 
@@ -101,6 +110,7 @@ export function describeTunnel(tunnel: LiveTunnel, now: number): TunnelState {
     peer,
     agent,
     tokenId: token,
+    user: userOf(tunnel),
     destination: destination && printable(destination, MAX_TEXT),
     protocol,
     network,
