@@ -41,6 +41,7 @@ const MESSAGES: Message[] = [
   { type: "pong", data: new Uint8Array(8) },
   { type: "moved", found: true },
   { type: "moved", found: false },
+  { type: "credentials", credentials: new TextEncoder().encode("a.b.c") },
 ];
 
 describe("frames", () => {
@@ -79,7 +80,7 @@ describe("control messages", () => {
   });
 
   it("of an unknown type are ignored, whatever their content", () => {
-    fc.assert(fc.property(fc.integer({ min: 5, max: 255 }), fc.uint8Array(), (type, body) => {
+    fc.assert(fc.property(fc.integer({ min: 6, max: 255 }), fc.uint8Array(), (type, body) => {
       assert.equal(decodeMessage(Uint8Array.of(type, ...body)), undefined);
     }));
   });
@@ -92,7 +93,7 @@ describe("control messages", () => {
   it("are decoded or refused, whatever their content", () => {
     const json = fc.json().map((text) => new TextEncoder().encode(text));
     fc.assert(
-      fc.property(fc.nat(6), fc.oneof(fc.uint8Array({ maxLength: 200 }), json), (type, body) => {
+      fc.property(fc.nat(7), fc.oneof(fc.uint8Array({ maxLength: 200 }), json), (type, body) => {
         try {
           const message = decodeMessage(Uint8Array.of(type, ...body));
           if (message) assert.deepEqual(decodeMessage(encodeMessage(message)), message);
