@@ -40,8 +40,9 @@ export class AdminClient {
 
   /** @throws {ConfigError} */
   static async create({ admin = findSocket(), adminToken }: OperatorOptions): Promise<AdminClient> {
-    if (admin.includes("/") && !/^[a-z]+:\/\//i.test(admin)) return new AdminClient(admin, { socket: admin });
-    const text = /^[a-z]+:\/\//i.test(admin) ? admin : `http://${admin}`;
+    const isUrl = /^[a-z]+:\/\//i.test(admin);
+    if (!isUrl && (admin.includes("/") || !admin.includes(":"))) return new AdminClient(admin, { socket: admin });
+    const text = isUrl ? admin : `http://${admin}`;
     const url = URL.canParse(text) ? new URL(text) : undefined;
     if (url === undefined || !/^https?:$/.test(url.protocol)) {
       throw new ConfigError(`Cannot use --admin ${JSON.stringify(admin)}: it is neither a socket's path nor an http:// or https:// URL`);

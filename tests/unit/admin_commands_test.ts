@@ -241,6 +241,10 @@ describe("the client of the admin API", () => {
     ) {
       assert.equal((await AdminClient.create({ admin, adminToken: undefined })).name, admin);
     }
+    await assert.rejects(
+      (await AdminClient.create({ admin: "none.sock", adminToken: undefined })).get("status"),
+      /there is no such socket/,
+    );
     for (const admin of ["ftp://a", "http://"]) {
       await assert.rejects(AdminClient.create({ admin, adminToken: undefined }), ConfigError, admin);
     }
