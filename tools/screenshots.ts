@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { chromium } from "playwright-core";
 import { drawTop, initialState } from "../admin/top.ts";
 import type { AgentState, Page, Status, TunnelState } from "../shared/service/api/types.ts";
+import { CHROMIUM } from "../testing/chromium.ts";
 import { Site } from "../testing/programs.ts";
 import { ask, connectHead, openTunnel, Origin, type Wire } from "../testing/sockets.ts";
 import { ROOT } from "./executables.ts";
@@ -50,7 +51,7 @@ async function fail(clients: string, signal: AbortSignal): Promise<void> {
 }
 
 async function takePage(url: string, file: string): Promise<void> {
-  const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox"] });
+  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
   try {
     const page = await browser.newPage({ viewport: { width: 1440, height: 760 }, colorScheme: "light" });
     await page.route("**/api/v1/status?", async (route) => {

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
 import { chromium } from "playwright-core";
+import { CHROMIUM } from "../../testing/chromium.ts";
 import { AGENT_ID, type Ended, Pair, REVERSE_HTTP, ROOT, runToEnd } from "../../testing/programs.ts";
 import { dial } from "../../testing/sockets.ts";
 import { freePort } from "../../testing/store_servers.ts";
@@ -34,7 +35,7 @@ const TOOLS = {
   "python3 with PySocks": has("/usr/bin/python3", "-c", "import socks"),
   ncat: has("ncat", "--version"),
   go: has("go", "version"),
-  chromium: has("chromium", "--version"),
+  chromium: CHROMIUM !== undefined,
 };
 
 /** A test with these programs: without them it fails if all are required, as in CI, and is skipped on a developer's machine. */
@@ -425,7 +426,7 @@ describe("Chromium", () => {
   itWith(["chromium"], "answers the challenge, shows http and https pages, and opens WebSockets", async () => {
     const browse = async () => {
       const browser = await chromium.launch({
-        executablePath: "/usr/bin/chromium",
+        executablePath: CHROMIUM,
         args: ["--no-sandbox"],
         proxy: { server: `http://${pair.addresses.clients}`, username: AGENT_ID, password: "secret" },
       });
