@@ -27,6 +27,7 @@ pub mod fuzzing {
     pub use crate::http2::head as http2_head;
     pub use crate::net::address::{canonical, display, interleave, to_bind};
     pub use crate::net::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};
+    pub use crate::net::socks_datagram::header_end;
     pub use crate::net::tcp::client_hello::HelloReader;
     pub use crate::net::tcp::outbound_proxy::{http as http_connect, socks5, Failure, OutboundProxy};
     pub use crate::net::tcp::socks_handshake::{credentials_end, methods_end};

@@ -21,10 +21,10 @@ export interface Net {
   /**
    * Listens for UDP datagrams. Each source address is a peer: what it sends can be read from a stream of capsules, as of
    * {@link Net.connectUdp}, and what is written there is sent to it. Up to 256 KiB of a peer wait to be read, then the oldest datagrams are
-   * dropped. The end of either direction ends the stream; the peer's next datagram begins a new one.
+   * dropped. The end of either direction ends the stream; the peer's next datagram begins a new one, but not for a second if it was reset.
    * @throws {NetError} as {@link Net.listenTcp}
    */
-  listenUdp(options: ListenUdpOptions): Promise<ClientListener>;
+  listenUdp(options: ListenUdpOptions): Promise<UdpListener>;
   /**
    * Connects to `host`, trying every address of the name with a staggered start (RFC 8305).
    * @throws {NetError} `refused`, `unreachable`, `unknown-host`, `name-timed-out`, `timed-out`, `tls`, `cancelled`, `invalid`
@@ -155,12 +155,16 @@ export interface Incoming {
   readonly stream: Duplex;
   /**
    * What was read, one character per byte (ISO 8859-1): a head including its empty line, or the messages of a SOCKS client, which begin with
-   * a byte that no head begins with. With an `error` only what a SOCKS client has sent so far. Missing with the {@link Preamble} `none`.
+   * a byte that no head begins with. With an `error` only what a SOCKS client has sent so far. In an association it is the header of the first
+   * datagram for a destination. Missing with the {@link Preamble} `none`, and for other UDP peers.
    */
   readonly head?: string;
   /** The name in a ClientHello (RFC 6066 §3), in lower case; missing if it has none, and where {@link Preamble} is not `client-hello`. */
   readonly serverName?: string;
-  /** The address at which the client has reached the listener, `host:port` or `[host]:port`. Missing where {@link Preamble} is `http`. */
+  /**
+   * The address at which the client has reached the listener, `host:port` or `[host]:port`. Missing for clients that speak HTTP, and for UDP
+   * peers.
+   */
   readonly local?: string;
   /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `not-http2`, `reset` */
   readonly error?: NetError;
@@ -179,10 +183,18 @@ export interface ClientListener {
    */
   stopAccepting(): void;
   /**
-   * Stops accepting, drops pending preambles, and frees the address at once. Delivered connections stay open; streams of UDP peers end, and the
-   * last of them frees the address.
+   * Stops accepting, drops pending preambles, and frees the address at once. Delivered connections stay open; streams of UDP peers end.
    */
   close(): void;
+}
+
+/** Accepts streams of datagrams. */
+export interface UdpListener extends ClientListener {
+  /**
+   * Datagrams so far that were not passed on, in either direction: malformed ones, those of others than the client of an association, of too
+   * many peers or of one that was refused, the oldest that waited, and those that the system did not take.
+   */
+  readonly dropped: number;
 }
 
 /** Accepts TCP connections; TLS handshakes run, and preambles are read, concurrently. */
@@ -384,6 +396,20 @@ export interface ListenUdpOptions {
   address: string;
   /** Limit on concurrent peers; datagrams of more are dropped. Default 32768. */
   maxPeers?: number;
+  /**
+   * Listen as the server of an association of SOCKS 5 (RFC 1928 §7): each datagram begins with a header that names its destination. A peer is
+   * then a destination; its stream carries payloads without the header, which precedes what is sent back, too. Fragments are dropped. Default:
+   * datagrams are payloads.
+   */
+  socks5?: SocksClient;
+}
+
+/** The client of an association. The first that sends a datagram from its address is the only one from then on. */
+export interface SocksClient {
+  /** Its address; IPv6 without brackets. */
+  host: string;
+  /** Its port. Default: any. */
+  port?: number;
 }
 
 /** Options of {@link Net.connectTcp}. */

@@ -12,7 +12,6 @@ import { closed, MemoryDuplex, Pipe, readHead, readPreamble, RESET, splice } fro
 import type {
   AgentResponse,
   AgentSession,
-  ClientListener,
   ConnectedFlow,
   ConnectedTunnel,
   ConnectQuicOptions,
@@ -45,12 +44,15 @@ import type {
   SpliceOptions,
   SpliceResult,
   TcpListener,
+  UdpListener,
   WebSocketRequest,
 } from "../../shared/net/types.ts";
 
 /** Bytes that one direction of a TCP connection has under way, unread. */
 const TCP_WINDOW = 64 * 1024;
 const FIRST_EPHEMERAL_PORT = 49_152;
+/** The first byte of a SOCKS client. */
+const SOCKS_VERSION = 5;
 /** Time for the heads of connected clients after the listener has stopped accepting. */
 const LAST_HEADS_MS = 500;
 
@@ -105,7 +107,8 @@ class HeadReader {
   readonly #pending = new Set<(error: NetError) => void>();
   #lastHeads?: ReturnType<typeof setTimeout>;
 
-  constructor(options: HeadOptions & Pick<ListenTcpOptions, "preamble">) {
+  /** @param local the address of the listener */
+  constructor(options: HeadOptions & Pick<ListenTcpOptions, "preamble">, readonly local?: string) {
     this.#options = options;
   }
 
@@ -123,7 +126,7 @@ class HeadReader {
     try {
       const head = await Promise.race([readPreamble(stream, this.#options.preamble, headLimit, socks), failed]);
       if (head === null) stream.abort(RESET);
-      else this.inbox.push({ stream, head });
+      else this.inbox.push({ stream, head, local: head.charCodeAt(0) === SOCKS_VERSION ? this.local : undefined });
     } catch (error) {
       stream.stopReading();
       this.inbox.push({ stream, head: socks.length > 0 ? String.fromCharCode(...socks) : undefined, error: error as NetError });
@@ -292,7 +295,7 @@ class MemoryNet implements Net {
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
 
-  async listenUdp({ address }: ListenUdpOptions): Promise<ClientListener> {
+  async listenUdp({ address }: ListenUdpOptions): Promise<UdpListener> {
     this.#checkOpen();
     throw new NetError("invalid", `Cannot listen on ${address}: this network has no datagrams`);
   }
@@ -455,7 +458,7 @@ class MemoryTcpListener implements TcpListener {
 
   constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, readonly options: ListenTcpOptions) {
     this.address = formatAddress(host, port);
-    this.#heads = new HeadReader(options);
+    this.#heads = new HeadReader(options, this.address);
   }
 
   /** @throws {NetError} `tls` */

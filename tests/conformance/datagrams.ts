@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import type { RemoteInfo } from "node:dgram";
 import { describe } from "node:test";
-import type { ConnectedFlow, Duplex, FlowOptions, FlowResult, Net } from "../../shared/net/types.ts";
+import type { ConnectedFlow, Duplex, FlowOptions, FlowResult, ListenUdpOptions, Net, UdpListener } from "../../shared/net/types.ts";
 import { capsule, datagram, UdpServer } from "../../testing/masque.ts";
 import {
   assertUsable,
@@ -19,6 +19,7 @@ import {
   readAll,
   readToError,
   type Suite,
+  until,
   within,
 } from "./support.ts";
 
@@ -35,6 +36,7 @@ interface Flow {
 export function datagramTests(suite: Suite): void {
   if (!suite.adapter.has.sockets) return;
   describe("a listener for datagrams", () => listenerTests(suite));
+  describe("an association", () => associationTests(suite));
   for (const kind of kindsOf(suite)) describe(`a flow from ${kind.name}`, () => flowTests(suite, kind));
 }
 
@@ -197,6 +199,113 @@ function flowTests({ test }: Suite, kind: Kind): void {
   });
 }
 
+/** The header of a datagram of SOCKS 5 (RFC 1928 §7) for an IPv4 address, and the payload behind it. */
+function socksDatagram(host: string, port: number, payload: Uint8Array | string = "", fragment = 0): Buffer {
+  return Buffer.concat([Buffer.from([0, 0, fragment, 1, ...host.split(".").map(Number), port >> 8, port & 0xff]), Buffer.from(payload)]);
+}
+
+function associationTests({ test }: Suite): void {
+  const open = async (net: Net, more: Partial<ListenUdpOptions> = {}) => {
+    const listener = await net.listenUdp({ address: "127.0.0.1:0", socks5: { host: "127.0.0.1" }, ...more });
+    const to = { address: "127.0.0.1", port: portOf(listener.address) } as RemoteInfo;
+    return { listener, to, next: oneByOne(() => listener.accept()) };
+  };
+
+  test("gives each destination a stream of its own, and puts its header in front of what is sent back", async (net) => {
+    const { listener, to, next } = await open(net);
+    await using client = await UdpServer.start();
+    const name = Buffer.from("\0\0\0\x03\x02db\0\x35", "latin1");
+    const [one, two] = [socksDatagram("192.0.2.1", 53), socksDatagram("192.0.2.2", 53)];
+    for (const header of [one, two, name]) {
+      await client.send(Buffer.concat([header, Buffer.from("query")]), to);
+      const { stream, head } = (await next())!;
+      assert.deepEqual([stream.remote, head], [client.authority, header.toString("latin1")]);
+      assert.equal(String(await receive(stream)), "query");
+      const payload = pattern(LONGEST - header.length);
+      await within(stream.write(datagram(payload)));
+      assert.equal(Buffer.compare((await within(client.receive())).payload, Buffer.concat([header, payload])), 0);
+      await client.send(Buffer.concat([header, payload]), to);
+      assert.equal(Buffer.compare(await receive(stream), payload), 0);
+    }
+    assert.equal(listener.dropped, 0);
+  });
+
+  test("drops and counts what is malformed, too long or another's, and goes on", async (net) => {
+    const { listener, to, next } = await open(net);
+    await using client = await UdpServer.start();
+    await using neighbour = await UdpServer.start();
+    await using stranger = await UdpServer.start(undefined, "127.0.0.2");
+    const good = socksDatagram("192.0.2.1", 53, "good");
+    await stranger.send(good, to);
+    const malformed = [
+      Buffer.alloc(0),
+      good.subarray(0, 9),
+      socksDatagram("192.0.2.1", 53, "fragment", 1),
+      Buffer.from([0, 0, 0, 2, ...good]),
+    ];
+    for (const bad of malformed) await neighbour.send(bad, to);
+    await client.send(good, to);
+    const { stream } = (await next())!;
+    assert.equal(stream.remote, client.authority);
+    await neighbour.send(good, to);
+    await client.send(socksDatagram("192.0.2.1", 53, "better"), to);
+    for (const payload of ["good", "better"]) assert.equal(String(await receive(stream)), payload);
+    assert.equal(listener.dropped, 2 + malformed.length);
+    await within(stream.write(datagram(pattern(LONGEST)))); // there is no room for the header
+    await until(() => listener.dropped === 3 + malformed.length, "the datagram was not counted");
+  });
+
+  test("hears only the port that its client has announced", async (net) => {
+    await using client = await UdpServer.start();
+    await using neighbour = await UdpServer.start();
+    const { listener, to, next } = await open(net, { socks5: { host: "127.0.0.1", port: client.port } });
+    await neighbour.send(socksDatagram("192.0.2.1", 53), to);
+    await client.send(socksDatagram("192.0.2.1", 53), to);
+    assert.equal((await next())?.stream.remote, client.authority);
+    assert.equal(listener.dropped, 1);
+  });
+
+  test("ignores for a while a destination whose stream was reset, and limits their number", async (net) => {
+    const { listener, to, next } = await open(net, { maxPeers: 2 });
+    await using client = await UdpServer.start();
+    await client.send(socksDatagram("192.0.2.1", 53), to);
+    const { stream } = (await next())!;
+    stream.reset(1);
+    await netError(stream.read(), "closed");
+    await client.send(socksDatagram("192.0.2.1", 53), to);
+    await client.send(socksDatagram("192.0.2.2", 53), to);
+    assert.equal((await next())?.head, socksDatagram("192.0.2.2", 53).toString("latin1"));
+    await client.send(socksDatagram("192.0.2.3", 53), to);
+    await until(() => listener.dropped === 2, "they were not dropped");
+    assert.ok(await isPending(listener.accept()));
+  });
+
+  test("frees its address when it is closed, even while a destination is being connected", async (net) => {
+    const { listener, to, next } = await open(net);
+    await using client = await UdpServer.start();
+    for (const host of ["192.0.2.1", "192.0.2.2"]) await client.send(socksDatagram(host, 53, pattern(20_000)), to);
+    const [waiting, connecting] = [(await next())!.stream, (await next())!.stream];
+    // a black hole (RFC 6666)
+    const call = net.connectAndSplice(connecting, { host: "100::1", port: 1, timeoutMs: 5_000 });
+    await receive(waiting);
+    const { dropped } = listener;
+    listener.close();
+    await netError(call, "abandoned", "unreachable");
+    assert.equal(await within(waiting.read()), null);
+    await within(waiting.write(datagram("too late")));
+    assert.equal(listener.dropped, dropped);
+    let again: UdpListener | undefined;
+    await until(() => {
+      net.listenUdp({ address: listener.address }).then((opened) => again = opened, () => {});
+      return again !== undefined;
+    }, "the address is in use");
+  });
+
+  test("is refused for a client that has no address", async (net) => {
+    await netError(net.listenUdp({ address: "127.0.0.1:0", socks5: { host: "name.example" } }), "invalid");
+  });
+}
+
 function listenerTests({ test }: Suite): void {
   const client = async (address: string): Promise<{ server: UdpServer; to: RemoteInfo }> => {
     const server = await UdpServer.start();
@@ -245,6 +354,7 @@ function listenerTests({ test }: Suite): void {
     let received = 0;
     while ((await receive(stream)).length !== 4) received++;
     assert.ok(received < 20, `${received} of 20 waited`);
+    assert.ok(listener.dropped > 0 && received + listener.dropped <= 22, `${listener.dropped} were dropped`);
     assert.ok(await isPending(listener.accept()));
     for (const { server } of [one, two]) await server[Symbol.asyncDispose]();
   });

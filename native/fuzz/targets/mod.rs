@@ -21,6 +21,6 @@ pub use heads::{heads, proxy_headers};
 pub use http2::http2_heads;
 pub use outbound_proxy::outbound_proxy;
 pub use settings::{der, names};
-pub use socks::socks_handshakes;
+pub use socks::{socks_datagrams, socks_handshakes};
 pub use tls_link::{tls_link_frames, tls_link_records, TlsPair};
 pub use web_socket::websocket_frames;

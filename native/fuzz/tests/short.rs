@@ -68,6 +68,11 @@ fn the_first_messages_of_a_socks_client_are_read_to_their_ends() {
 }
 
 #[test]
+fn the_header_of_a_socks_datagram_ends_before_its_payload() {
+    run("socks_datagrams", targets::socks_datagrams, 20_000);
+}
+
+#[test]
 fn der_is_used_or_refused_with_a_sentence() {
     run("der", targets::der, 1_000);
 }

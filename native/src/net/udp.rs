@@ -16,13 +16,9 @@ const UDP_BUFFER: usize = 8 << 20;
 /// With smaller buffers fast senders cause loss.
 const MIN_UDP_BUFFER: usize = 2_500_000;
 
-/// Opens a socket. Warns if its buffers are smaller than [`MIN_UDP_BUFFER`].
+/// Opens a socket for many peers. Warns if its buffers are smaller than [`MIN_UDP_BUFFER`].
 pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    socket.set_nonblocking(true)?;
+    let socket = unbound(address)?;
     raise_buffers(&socket);
     let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
     // Linux doubles the value for its own overhead
@@ -39,6 +35,23 @@ pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSo
     }
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// Opens a socket for one peer, with the system's buffers.
+pub fn open_small(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = unbound(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// A socket of the family of `address`.
+fn unbound(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn raise_buffers(socket: &Socket) {

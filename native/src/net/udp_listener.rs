@@ -1,9 +1,12 @@
-//! Listens for UDP datagrams. Each source address is a peer with a stream of its own, which carries its datagrams in capsules.
+//! Listens for UDP datagrams. Each source address is a peer with a stream of its own, which carries its datagrams in capsules. In an association
+//! of SOCKS 5 (RFC 1928 §7) there is one source address, and each destination has a stream.
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -12,11 +15,12 @@ use tokio::time::sleep;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
 use crate::http::head::Incoming;
-use crate::net::address::canonical;
+use crate::net::address::{bind_first, canonical};
+use crate::net::socks_datagram::Client;
 use crate::net::udp;
 use crate::relay::datagram_queue::with_buffer;
 use crate::stream::half::{ReadHalf, WriteHalf};
-use crate::stream::udp_peer::UdpPeer;
+use crate::stream::udp_peer::{Route, UdpPeer};
 use crate::stream::Halves;
 use crate::sync::lock;
 
@@ -47,7 +51,7 @@ impl Entry {
 /// The peers with a stream, and those that were refused.
 #[derive(Default)]
 struct Peers {
-    entries: HashMap<SocketAddr, Entry>,
+    entries: HashMap<Route, Entry>,
     swept: Option<Instant>,
 }
 
@@ -73,12 +77,19 @@ struct Shared {
     socket: Arc<UdpSocket>,
     peers: Arc<Mutex<Peers>>,
     max_peers: usize,
+    /// Of an association.
+    client: Option<Client>,
+    dropped: Arc<AtomicU64>,
     accept_queue: Arc<AcceptQueue<Incoming>>,
 }
 
 impl Listener {
-    pub fn open(runtime: &Handle, address: &str, max_peers: usize, warn: &Warn) -> Result<Self, NetError> {
-        let socket = udp::bind(address, warn)?;
+    /// With a `client` it is that of an association.
+    pub fn open(runtime: &Handle, address: &str, max_peers: usize, client: Option<Client>, warn: &Warn) -> Result<Self, NetError> {
+        let socket = match client {
+            None => udp::bind(address, warn)?,
+            Some(_) => bind_first(address, udp::open_small)?,
+        };
         let bound = socket
             .local_addr()
             .map_err(|_| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
@@ -89,6 +100,8 @@ impl Listener {
             socket: Arc::new(socket),
             peers: Arc::default(),
             max_peers,
+            client,
+            dropped: Arc::default(),
             accept_queue: accept_queue.clone(),
         });
         let task = runtime.spawn(shared.clone().run()).abort_handle();
@@ -100,18 +113,23 @@ impl Listener {
         })
     }
 
+    /// Datagrams that were not passed on, to or from peers.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
     /// Accepts no new peers; those with a stream still receive.
     pub fn stop_accepting(&self) {
         self.accept_queue.finish();
     }
 
-    /// Receives nothing more. The streams end, and the last of them frees the address.
+    /// Receives nothing more, and ends the streams. The address is free once the listener is dropped.
     pub fn close(&self) {
         self.accept_queue.close();
         self.task.abort();
         // not while it is locked: a peer that is dropped locks it
         let peers: Vec<_> = lock(&self.shared.peers).entries.values().filter_map(stream_of).collect();
-        peers.iter().for_each(|peer| peer.end());
+        peers.iter().for_each(|peer| peer.close());
     }
 }
 
@@ -146,16 +164,27 @@ impl Shared {
     fn receive_ready(&self, buffer: &mut [u8]) -> std::io::Result<()> {
         for _ in 0..RECEIVE_BATCH {
             let (length, from) = self.socket.try_recv_from(buffer)?;
-            if let Some(peer) = self.peer(from) {
-                peer.receive(&buffer[..length]);
+            if !self.deliver(&buffer[..length], from) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(())
     }
 
-    /// The peer at an address, a new one if it has no stream; `None` if there are too many.
-    fn peer(&self, from: SocketAddr) -> Option<Arc<UdpPeer>> {
-        let known = match lock(&self.peers).entries.get(&from) {
+    /// Gives a datagram to its peer. Returns false if there is none.
+    fn deliver(&self, datagram: &[u8], address: SocketAddr) -> bool {
+        let assigned = match &self.client {
+            None => Some((Bytes::new(), datagram)),
+            Some(client) => client.split(datagram, address),
+        };
+        let Some((header, payload)) = assigned else { return false };
+        let peer = self.peer(Route { address, header });
+        peer.inspect(|peer| peer.receive(payload)).is_some()
+    }
+
+    /// The peer of a route, a new one if it has no stream; `None` if there are too many.
+    fn peer(&self, route: Route) -> Option<Arc<UdpPeer>> {
+        let known = match lock(&self.peers).entries.get(&route) {
             Some(Entry::Refused(at)) if at.elapsed() < REFUSED_FOR => return None,
             Some(entry) => stream_of(entry),
             None => None,
@@ -167,21 +196,22 @@ impl Shared {
             return None;
         }
         let peers = self.peers.clone();
-        let peer = UdpPeer::new(self.socket.clone(), from, move |address, was_reset| {
+        let peer = UdpPeer::new(&self.socket, route.clone(), self.dropped.clone(), move |route, was_reset| {
             let mut peers = lock(&peers);
-            // the address may have a new stream by now
-            if !peers.entries.get(&address).is_some_and(Entry::is_over) {
+            // the route may have a new stream by now
+            if !peers.entries.get(route).is_some_and(Entry::is_over) {
                 return;
             }
             match was_reset {
-                true => drop(peers.entries.insert(address, Entry::Refused(Instant::now()))),
-                false => drop(peers.entries.remove(&address)),
+                true => drop(peers.entries.insert(route.clone(), Entry::Refused(Instant::now()))),
+                false => drop(peers.entries.remove(route)),
             }
         });
         let (recv, send) = peer.halves();
         let halves = Halves::new(ReadHalf::Udp(recv), WriteHalf::Udp(send));
-        let incoming = Incoming::new(Some(halves), canonical(from).to_string(), Ok(None));
-        lock(&self.peers).entries.insert(from, Entry::Stream(Arc::downgrade(&peer)));
+        let head = Some(route.header.clone()).filter(|header| !header.is_empty());
+        let incoming = Incoming::new(Some(halves), canonical(route.address).to_string(), Ok(head));
+        lock(&self.peers).entries.insert(route, Entry::Stream(Arc::downgrade(&peer)));
         self.accept_queue.push(incoming).ok()?;
         Some(peer)
     }

@@ -256,7 +256,7 @@ impl Reader {
         let stream = match &mut self.half {
             ReadHalf::Tcp(tcp) | ReadHalf::Tls(_, tcp, _) => return tcp.reset().await,
             ReadHalf::TlsLink(stream) => return stream.reset().await,
-            ReadHalf::Udp(_) => return std::future::pending().await,
+            ReadHalf::Udp(stream) => return stream.closed().await,
             ReadHalf::Http2(stream) => return stream.stream().clone().reset().await,
             ReadHalf::Quic(stream) => stream,
         };
@@ -337,7 +337,10 @@ impl Writer {
 
     /// Whether a reset ends both directions.
     pub fn resets_both(&self) -> bool {
-        matches!(self.half, WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Http2(_))
+        matches!(
+            self.half,
+            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Http2(_) | WriteHalf::Udp(_)
+        )
     }
 
     /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a reset of both directions.

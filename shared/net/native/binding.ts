@@ -3,7 +3,6 @@ import { availableParallelism } from "node:os";
 import { NetError } from "../errors.ts";
 import type {
   AgentSession,
-  ClientListener,
   ClientTls,
   ConnectedFlow,
   ConnectedTunnel,
@@ -28,6 +27,7 @@ import type {
   SpliceOptions,
   SpliceResult,
   TcpListener,
+  UdpListener,
 } from "../types.ts";
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
@@ -130,8 +130,10 @@ class NativeNet implements Net {
     return new NativeTcpListener(this.#calls, id, address, preamble);
   }
 
-  async listenUdp({ address, maxPeers = 32_768 }: ListenUdpOptions): Promise<ClientListener> {
-    const [id, bound] = await this.#calls.call<[number, string]>((op, engine) => engine.listenUdp(op, address, maxPeers));
+  async listenUdp({ address, maxPeers = 32_768, socks5 }: ListenUdpOptions): Promise<UdpListener> {
+    const [id, bound] = await this.#calls.call<[number, string]>((op, engine) =>
+      engine.listenUdp(op, address, maxPeers, socks5?.host, socks5?.port)
+    );
     return new NativeUdpListener(this.#calls, id, bound);
   }
 

@@ -53,8 +53,9 @@ export interface Engine {
     preamble: Preamble,
     links: number | undefined,
   ): void;
-  listenUdp(op: number, address: string, maxPeers: number): void;
+  listenUdp(op: number, address: string, maxPeers: number, client: string | undefined, clientPort: number | undefined): void;
   udpAccept(op: number, listener: number): void;
+  udpDropped(listener: number): number;
   udpStopAccepting(listener: number): void;
   udpClose(listener: number): void;
   tcpAccept(op: number, listener: number): void;

@@ -2,7 +2,6 @@
 import { NetError } from "../errors.ts";
 import type {
   AgentSession,
-  ClientListener,
   Duplex,
   HandshakeFailure,
   Incoming,
@@ -10,6 +9,7 @@ import type {
   ServerTls,
   SessionListener,
   TcpListener,
+  UdpListener,
 } from "../types.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
@@ -43,9 +43,11 @@ export class NativeTcpListener implements TcpListener {
   }
 }
 
-export class NativeUdpListener implements ClientListener {
+export class NativeUdpListener implements UdpListener {
   readonly #calls: Calls;
   readonly #id: number;
+  /** Set when it is closed. */
+  #dropped?: number;
 
   constructor(calls: Calls, id: number, readonly address: string) {
     this.#calls = calls;
@@ -56,11 +58,16 @@ export class NativeUdpListener implements ClientListener {
     return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.udpAccept(op, this.#id)));
   }
 
+  get dropped(): number {
+    return this.#dropped ?? this.#calls.engine.udpDropped(this.#id);
+  }
+
   stopAccepting(): void {
     this.#calls.engine.udpStopAccepting(this.#id);
   }
 
   close(): void {
+    this.#dropped ??= this.#calls.engine.udpDropped(this.#id);
     this.#calls.engine.udpClose(this.#id);
   }
 }

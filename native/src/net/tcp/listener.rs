@@ -83,6 +83,18 @@ impl Preamble {
         }
     }
 
+    /// Whether what serves the stream has to know the address at which the client has reached the listener.
+    fn needs_local(self, incoming: &Incoming) -> bool {
+        match self {
+            Self::Http | Self::Http2 => false,
+            Self::HttpOrSocks5 => incoming
+                .head
+                .as_ref()
+                .is_some_and(|head| head.first() == Some(&socks_handshake::VERSION)),
+            Self::ClientHello | Self::Socks5 | Self::None => true,
+        }
+    }
+
     /// Returns `None` if the peer closed the stream without sending anything. After an error `socks` has the messages of a SOCKS client.
     async fn read(
         self,
@@ -379,10 +391,6 @@ async fn prepare(
     time: Duration,
     mut permit: HeadPermit,
 ) {
-    let local = match shared.preamble {
-        Preamble::Http | Preamble::HttpOrSocks5 | Preamble::Http2 => None,
-        _ => tcp.stream.local_addr().ok().map(|address| canonical(address).to_string()),
-    };
     let start = Instant::now();
     // outlive the reading: the client gets a response after a timeout
     let (mut halves, mut socks) = (None, BytesMut::new());
@@ -452,7 +460,9 @@ async fn prepare(
         tokio::spawn(http2.serve(shared.client(remote), permit, time)); // its streams outlive the listener
     } else if let Some(head) = head.transpose() {
         let mut incoming = Incoming::new(halves, remote.to_string(), head);
-        incoming.local = local;
+        if shared.preamble.needs_local(&incoming) {
+            incoming.local = tcp.stream.local_addr().ok().map(|address| canonical(address).to_string());
+        }
         if incoming.error.is_some() && !socks.is_empty() {
             incoming.head = Some(socks.freeze());
         }
