@@ -91,6 +91,10 @@ export interface ProxyOptions {
   socks?: {
     /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
+    /** `--socks.udp-ports`: Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses. */
+    udpPorts?: string;
+    /** `--socks.udp-address`: Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to which they have connected. */
+    udpAddress?: string;
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {
@@ -245,7 +249,7 @@ export interface ProxyOptions {
     tunnelsPerAgent?: number;
     /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
-    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client; they count as tunnels too. 0: no limit. Default: `1024`. */
+    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
     /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;
@@ -485,6 +489,10 @@ export interface LoadBalancerOptions {
   socks?: {
     /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
+    /** `--socks.udp-ports`: Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses. */
+    udpPorts?: string;
+    /** `--socks.udp-address`: Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to which they have connected. */
+    udpAddress?: string;
   };
   /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
   forward?: {
@@ -631,7 +639,7 @@ export interface LoadBalancerOptions {
     tunnelsPerAgent?: number;
     /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
-    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client; they count as tunnels too. 0: no limit. Default: `1024`. */
+    /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
     /** `--limits.tunnel-rate-per-address`: New tunnels per second and address (IPv6: per /64); 0: no limit. Default: `1000`. */
     tunnelRatePerAddress?: number;

@@ -276,7 +276,8 @@ function splitPattern(pattern: string): { host?: string; bits?: string; ports?: 
   return name && { host: name[1], ports: name[2], bracketed: false };
 }
 
-function parsePorts(text: string | undefined): [number, number] | null {
+/** Parses `port` or `first-last`, every port if it is missing; `null` if it is neither. */
+export function parsePorts(text: string | undefined): [first: number, last: number] | null {
   if (text === undefined) return [1, 65_535];
   const match = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(text);
   if (!match) return null;

@@ -1,6 +1,7 @@
 // Options that several executables share.
+import { isIP } from "node:net";
 import { LOG_FORMATS, LOG_LEVELS } from "../log/logger.ts";
-import { createAllowList, networksOf, refuseAmbiguous } from "../address/allow_list.ts";
+import { createAllowList, networksOf, parsePorts, refuseAmbiguous } from "../address/allow_list.ts";
 import { checkRemote } from "../address/host_port.ts";
 import { defineOptions, pemContentProblem, type ValuesOf } from "./option.ts";
 import { urlProblem } from "./url.ts";
@@ -83,6 +84,18 @@ export const socksOptions = defineOptions({
   "socks.listen-address": {
     kind: "address",
     description: "TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too.",
+  },
+  "socks.udp-ports": {
+    kind: "string",
+    description: "Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses.",
+    check: (text) => parsePorts(text) ? undefined : `${JSON.stringify(text)} is not a range of ports, such as 40000-40999`,
+  },
+  "socks.udp-address": {
+    kind: "string",
+    description:
+      "Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to " +
+      "which they have connected.",
+    check: (text) => isIP(text) > 0 ? undefined : `${JSON.stringify(text)} is not an IP address`,
   },
 });
 

@@ -1,21 +1,27 @@
 // What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, an option for its address, and a
 // `listen` where the service starts.
 import type { NetError } from "../net/errors.ts";
-import type { Incoming, Preamble } from "../net/types.ts";
+import type { Incoming, Preamble, UdpListener } from "../net/types.ts";
 import type { TunnelError } from "../tunnel/errors.ts";
 import type { ClientSession } from "./pipeline.ts";
 
 export interface ClientProtocol {
   /** What the listener reads of a connection first. */
   readonly preamble: Preamble;
-  /** Creates the handler of one client. */
-  open(session: ClientSession): ClientHandler;
+  /** Creates the handler of one client. `serve` serves more streams of the same client. */
+  open(session: ClientSession, serve: ServeStreams): ClientHandler;
   /**
    * The response to a connection that the listener could not read a request from; `undefined`: the connection is closed without one.
    * @param received as {@link Incoming.head}
    */
   refusalOf?(error: NetError, received?: string): TunnelError | undefined;
 }
+
+/**
+ * Serves the streams of `listener`, each as a client of its own. Resolves when the listener is closed and the last of them has ended. Never
+ * rejects.
+ */
+export type ServeStreams = (listener: UdpListener, protocol: ClientProtocol) => Promise<void>;
 
 /** One client. It has the state of the protocol: which response is due. */
 export interface ClientHandler {

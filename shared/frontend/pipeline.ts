@@ -91,6 +91,14 @@ export interface ExchangeContext {
 /** Time in milliseconds after which a client whose credentials could not be checked may try again. */
 const CHECK_AGAIN_MS = 5_000;
 
+/** An association that is counted until it is disposed of. */
+export interface CountedAssociation extends Disposable {
+  /** Aborted with an `Error` when the association must end; `undefined` if it may last forever. */
+  readonly signal: AbortSignal | undefined;
+  /** Ends the association when it has been idle for the idle timeout of tunnels. */
+  endWhenIdle(isIdle: () => boolean): void;
+}
+
 /** One client's connection. Its steps are called in the order in which they are here, from {@link setClient} on for each request. */
 export class ClientSession {
   #permit?: ClientPermit;
@@ -161,13 +169,13 @@ export class ClientSession {
       throw new CredentialsError(`The credentials are not accepted${cause.advice === undefined ? "" : `: ${cause.advice}`}`, { cause });
     }
     if (this.#identity === undefined) throw new CredentialsError("Credentials are required: the agent id as user name");
-    const { agentId, tokenId, subject, name, groups } = this.#identity;
-    record.agent = agentId || undefined;
-    record.token = tokenId;
-    record.subject = subject;
-    record.name = name;
-    record.groups = groups;
+    this.adopt(this.#identity);
     return this.#identity;
+  }
+
+  /** Records whose request it is, also where another session of the same client has verified that. */
+  adopt({ agentId, tokenId, subject, name, groups }: Identity): void {
+    Object.assign(this.record, { agent: agentId || undefined, token: tokenId, subject, name, groups });
   }
 
   /**
@@ -244,6 +252,36 @@ export class ClientSession {
     if (broken.code === "limit" && errorSide === undefined) tunnel?.recordCut();
     const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${upstreamRole}: `;
     record.reason = broken.code === "cancelled" && splice.signal?.aborted ? endReason(splice.signal) : `${side}${broken.message}`;
+  }
+
+  /**
+   * Counts an association of datagrams, whose socket is one more besides the connection, as a connection and as a UDP flow of the client.
+   * @throws {LimitReached}
+   */
+  countAssociation(identity: Identity): CountedAssociation {
+    const { limits, trusted } = this.context;
+    const { client } = this.record;
+    const permit = limits?.acquire(trusted?.isIntermediary(client) ? undefined : client);
+    let tunnel: OpenTunnel | undefined;
+    try {
+      tunnel = permit?.open(identity, "udp");
+    } catch (error) {
+      permit?.release();
+      throw error;
+    }
+    return {
+      get signal() {
+        return tunnel ? tunnel.signal : identity.signal;
+      },
+      endWhenIdle(isIdle) {
+        let progress = 0;
+        tunnel?.watchProgress(() => isIdle() ? progress : ++progress);
+      },
+      [Symbol.dispose]() {
+        tunnel?.close();
+        permit?.release();
+      },
+    };
   }
 
   /** Runs an exchange, and aborts it when the client's credentials end or its time is up. */

@@ -3,11 +3,11 @@ import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { Activity } from "../service/live/activity.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
-import type { ClientListener, Duplex, Incoming } from "../net/types.ts";
+import type { ClientListener, Duplex, Incoming, UdpListener } from "../net/types.ts";
 import type { LiveTunnel } from "../service/live/tunnel.ts";
 import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
-import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
+import type { ClientHandler, ClientProtocol, ServeStreams } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
 import { ClientSession, type PipelineContext } from "./pipeline.ts";
 import { isSocks5 } from "./socks5.ts";
@@ -15,7 +15,7 @@ import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./
 
 /** A listener, and what its clients speak. */
 export interface ProtocolListener {
-  readonly listener: ClientListener;
+  readonly listener: ClientListener | UdpListener;
   readonly protocol: ClientProtocol;
   /** What clients speak whose first byte is that of SOCKS, where the preamble is `http-or-socks5`. */
   readonly socks?: ClientProtocol;
@@ -42,6 +42,8 @@ export interface Frontend {
   readonly open: number;
   /** Number of these that are connected to their destination. */
   readonly tunnels: number;
+  /** Datagrams that its UDP listeners, and those of its clients, have dropped so far. */
+  readonly datagramsDropped: number;
   /**
    * Waits until the last client has gone, and resets the rest after `timeoutMs`. It accepts clients while it serves any, but no longer than
    * `timeoutMs`, or until `until` resolves.
@@ -72,6 +74,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const lingering = new Set<Duplex>();
   /** Those that are waiting for another request. */
   const idle = new Set<Duplex>();
+  /** The UDP listeners, and what those that are closed have dropped. */
+  const datagrams = { listeners: new Set<UdpListener>(), droppedBefore: 0 };
   const logLimit = new LogLimit({ log });
   const missingClientWarnings = new MissingClientWarnings(logLimit, now);
   let [isDraining, isStopping] = [false, false];
@@ -120,7 +124,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       return { key, id: key, client: stream.remote, startedAt: now(), sent: 0, received: 0 };
     };
     const session = new ClientSession(context, stream, newRecord());
-    const handler = protocol.open(session);
+    const handler = protocol.open(session, serveStreams);
     let end: RequestEnd = "served";
     try {
       for (let incoming: Incoming | undefined = first; incoming !== undefined && end === "served";) {
@@ -188,7 +192,30 @@ export function startFrontend(options: FrontendOptions): Frontend {
     }
   };
 
+  const watchDatagrams = (listener: UdpListener): Disposable => {
+    datagrams.listeners.add(listener);
+    return {
+      [Symbol.dispose]() {
+        datagrams.listeners.delete(listener);
+        datagrams.droppedBefore += listener.dropped;
+      },
+    };
+  };
+
+  const serveStreams: ServeStreams = async (listener, protocol) => {
+    const serving = new Set<Promise<void>>();
+    using _watched = watchDatagrams(listener);
+    for (let batch; (batch = await listener.accept()) !== null;) {
+      for (const incoming of batch) {
+        const served: Promise<void> = serve(incoming, protocol).then(() => void serving.delete(served));
+        serving.add(served);
+      }
+    }
+    await Promise.all(serving);
+  };
+
   const accept = async ({ listener, protocol, socks }: ProtocolListener): Promise<void> => {
+    using _watched = "dropped" in listener ? watchDatagrams(listener) : undefined;
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const incoming of batch) {
         void serve(incoming, socks !== undefined && isSocks5(incoming) ? socks : protocol); // never rejects
@@ -236,6 +263,9 @@ export function startFrontend(options: FrontendOptions): Frontend {
     },
     get tunnels() {
       return [...clients.values()].filter(({ connectedAt }) => connectedAt !== undefined).length;
+    },
+    get datagramsDropped() {
+      return [...datagrams.listeners].reduce((sum, { dropped }) => sum + dropped, datagrams.droppedBefore);
     },
     async drain(timeoutMs, until) {
       const startedAt = performance.now();

@@ -3,7 +3,7 @@ import { networksOf } from "../address/allow_list.ts";
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
-import type { ClientListener, ServerTls, SessionListener, TcpListener } from "../net/types.ts";
+import type { ClientListener, ServerTls, SessionListener, TcpListener, UdpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { ReloadableTls } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
@@ -11,6 +11,7 @@ import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
 import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
 import { createSocks5Proxy } from "./socks5.ts";
+import type { SocksUdpOptions } from "./socks5_udp.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
@@ -24,7 +25,7 @@ export interface ServiceFrontendOptions {
     readonly proxyProtocol: string[];
     readonly tls: { readonly refresh: number };
   };
-  readonly socks: { readonly listenAddress?: string };
+  readonly socks: SocksUdpOptions & { readonly listenAddress?: string };
   readonly limits: ClientLimitValues;
 }
 
@@ -128,7 +129,7 @@ export class ServiceFrontend {
    * The same for UDP peers. The protocol itself says who may connect.
    * @throws {NetError} as `listenUdp` of the network
    */
-  async listenUdp({ address, protocol }: Pick<ListenOptions, "address" | "protocol">): Promise<ClientListener> {
+  async listenUdp({ address, protocol }: Pick<ListenOptions, "address" | "protocol">): Promise<UdpListener> {
     const listener = await this.#runtime.net.listenUdp({ address });
     this.#add({ listener, protocol });
     return listener;
@@ -150,8 +151,8 @@ export class ServiceFrontend {
    * @throws {NetError} as {@link listen}
    */
   async listenAll({ http, http2, tls, links }: ListenAllOptions): Promise<ClientAddresses> {
-    const { httpProxy: { listenAddress, http2ListenAddress }, socks: { listenAddress: socksListenAddress } } = this.#options;
-    const socks = createSocks5Proxy();
+    const { httpProxy: { listenAddress, http2ListenAddress }, socks: { listenAddress: socksListenAddress, ...udp } } = this.#options;
+    const socks = createSocks5Proxy({ udp });
     const listen = async (option: string, address: string | undefined, options: Omit<ListenOptions, "option" | "address">) =>
       address === undefined ? undefined : (await this.listen({ option, address, ...options })).address;
     return {
@@ -167,7 +168,7 @@ export class ServiceFrontend {
     const { net, log, metrics } = this.#runtime;
     const { auth, httpProxy: { agentSuffix, hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
-    const tunnels = metrics.tunnels(() => frontend.tunnels);
+    const tunnels = metrics.tunnels(() => frontend.tunnels, () => frontend.datagramsDropped);
     const frontend: Frontend = startFrontend({
       ...options,
       net,

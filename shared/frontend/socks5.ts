@@ -1,5 +1,5 @@
-// Clients that speak SOCKS 5 (RFC 1928): user name and password (RFC 1929), and one CONNECT on each connection. The user name is the agent
-// id and the password what HTTP has as password. The listener reads everything up to the credentials.
+// Clients that speak SOCKS 5 (RFC 1928): user name and password (RFC 1929), and one request on each connection. The user name is the agent id
+// and the password what HTTP has as password. The listener reads everything up to the credentials.
 import { formatAuthority } from "../address/authority.ts";
 import type { ClientCredentials } from "../auth/authenticator.ts";
 import { NetError } from "../net/errors.ts";
@@ -25,8 +25,10 @@ import {
   requestEnd,
   SOCKS_VERSION,
   type SocksRequest,
+  UDP_ASSOCIATE,
   UnsupportedRequestError,
 } from "./socks5_messages.ts";
+import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
 
 /** Whether the connection is a SOCKS client's, where the listener accepts HTTP too: no head begins with its first byte. */
 export function isSocks5({ head }: Incoming): boolean {
@@ -36,15 +38,21 @@ export function isSocks5({ head }: Incoming): boolean {
 /** Time in milliseconds from the acceptance of the credentials to the end of the request. */
 const REQUEST_TIMEOUT_MS = 5_000;
 
-/** @param requestTimeoutMs see {@link REQUEST_TIMEOUT_MS} */
-export function createSocks5Proxy(requestTimeoutMs = REQUEST_TIMEOUT_MS): ClientProtocol {
+export interface Socks5Options {
+  readonly udp?: SocksUdpOptions;
+  /** See {@link REQUEST_TIMEOUT_MS}. */
+  readonly requestTimeoutMs?: number;
+}
+
+export function createSocks5Proxy({ udp, requestTimeoutMs = REQUEST_TIMEOUT_MS }: Socks5Options = {}): ClientProtocol {
+  const associations = new Associations(udp);
   return {
     preamble: "socks5",
-    open(session) {
+    open(session, serveStreams) {
       /** The response to a failure: which one depends on what the client waits for. */
       let refusal: (error: TunnelError) => Uint8Array | undefined = () => undefined;
       return {
-        async serve({ head = "" }) {
+        async serve({ head = "", local }) {
           session.record.protocol = "socks5";
           refusal = () => CREDENTIALS_REFUSED;
           const handshake = parseHandshake(head);
@@ -57,6 +65,11 @@ export function createSocks5Proxy(requestTimeoutMs = REQUEST_TIMEOUT_MS): Client
           await session.stream.write(hasPassword ? CREDENTIALS_ACCEPTED : NO_AUTHENTICATION);
           refusal = (error) => encodeReply(replyOf(error));
           const request = await readRequest(session.stream, requestTimeoutMs);
+          session.record.method = request.method;
+          if (request.command === UDP_ASSOCIATE && local !== undefined) {
+            session.record.network = "udp";
+            return await associations.serve(session, { identity, credentials, request, local }, serveStreams);
+          }
           const destination = readDestination(session, request);
           await session.connect({ identity, credentials, destination, established: encodeReply(REPLY.succeeded) });
         },
@@ -137,7 +150,6 @@ async function readRequest(stream: Duplex, timeoutMs: number): Promise<SocksRequ
 
 /** @throws {TunnelError} if it is not served */
 function readDestination({ context: { log }, record }: ClientSession, request: SocksRequest) {
-  record.method = request.method;
   if (request.command !== CONNECT) {
     throw new UnsupportedRequestError(REPLY.commandNotSupported, `The SOCKS command ${request.method} is not supported`);
   }

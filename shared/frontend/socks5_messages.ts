@@ -1,4 +1,5 @@
 // The messages of SOCKS 5 (RFC 1928) and of its authentication by user name and password (RFC 1929), without a connection.
+import ipaddr from "ipaddr.js";
 import { Buffer } from "node:buffer";
 import { isIP } from "node:net";
 import { type Authority, parseAuthority } from "../address/authority.ts";
@@ -29,9 +30,14 @@ export const CREDENTIALS_ACCEPTED: Uint8Array = Uint8Array.of(CREDENTIALS_VERSIO
 /** Any status but 0 refuses. The client must close the connection then. */
 export const CREDENTIALS_REFUSED: Uint8Array = Uint8Array.of(CREDENTIALS_VERSION, 1);
 
-/** Encodes a reply. Its address is that of no server, 0.0.0.0:0: some clients read no other type than IPv4, and none needs it. */
-export function encodeReply(reply: Reply): Uint8Array {
-  return Uint8Array.of(SOCKS_VERSION, reply, 0, ADDRESS.ipv4, 0, 0, 0, 0, 0, 0);
+/**
+ * Encodes a reply.
+ * @param bound the IP address and port of an association. By default that of no server, 0.0.0.0:0: some clients read no other type than IPv4,
+ *   and none needs it with CONNECT
+ */
+export function encodeReply(reply: Reply, { host, port }: Authority = { host: "0.0.0.0", port: 0 }): Uint8Array {
+  const type = isIP(host) === 6 ? ADDRESS.ipv6 : ADDRESS.ipv4;
+  return Uint8Array.of(SOCKS_VERSION, reply, 0, type, ...ipaddr.parse(host).toByteArray(), port >> 8, port & 0xff);
 }
 
 /** What a client sends before its request. */
@@ -72,6 +78,7 @@ function methodsEnd(bytes: Uint8Array): number {
 /** Names of commands, for the log. `RESOLVE` is an extension of Tor. */
 const COMMANDS: Readonly<Record<number, string>> = { 1: "CONNECT", 2: "BIND", 3: "UDP ASSOCIATE", 0xf0: "RESOLVE", 0xf1: "RESOLVE_PTR" };
 export const CONNECT = 1;
+export const UDP_ASSOCIATE = 3;
 
 /** Types of addresses. */
 const ADDRESS = { ipv4: 1, name: 3, ipv6: 4 } as const;
@@ -88,7 +95,7 @@ export class UnsupportedRequestError extends TunnelError {
 
 /** A request. */
 export interface SocksRequest {
-  /** {@link CONNECT}, or any other byte. */
+  /** {@link CONNECT}, {@link UDP_ASSOCIATE}, or any other byte. */
   readonly command: number;
   /** The name of the command, or its number. */
   readonly method: string;
@@ -126,28 +133,44 @@ export function requestEnd(data: Uint8Array): number | undefined {
  * @throws {UnsupportedRequestError} if the type of its address is unknown
  */
 export function parseRequest(data: Uint8Array): SocksRequest {
-  const [, command, , type] = data as Uint8Array & [number, number, number, number];
-  const method = COMMANDS[command] ?? String(command);
+  const [, command = 0] = data;
+  return { command, method: COMMANDS[command] ?? String(command), ...parseAddress(data) };
+}
+
+/**
+ * Parses the destination in the header of a datagram, whose type is known.
+ * @param text one character per byte (ISO 8859-1)
+ */
+export function parseDatagramHeader(text: string): Authority {
+  return parseAddress(Buffer.from(text, "latin1"));
+}
+
+/**
+ * Parses the address in a request or in the header of a datagram, which have it at the same place.
+ * @throws {UnsupportedRequestError} if its type is unknown
+ */
+function parseAddress(data: Uint8Array): Authority {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+  const type = bytes[REQUEST_START - 1];
   const address = bytes.subarray(REQUEST_START, -2);
-  const read = () => ({ command, method, port: bytes.readUInt16BE(bytes.length - 2) });
+  const port = () => bytes.readUInt16BE(bytes.length - 2);
   switch (type) {
     case ADDRESS.ipv4:
-      return { ...read(), host: address.join(".") };
+      return { host: address.join("."), port: port() };
     case ADDRESS.ipv6:
-      return { ...read(), host: formatIPv6(address) };
+      return { host: formatIPv6(address), port: port() };
     case ADDRESS.name:
-      return { ...read(), host: withoutBrackets(address.toString("latin1", 1)) };
+      return { host: withoutBrackets(address.toString("latin1", 1)), port: port() };
     default:
       throw new UnsupportedRequestError(REPLY.addressTypeNotSupported, `The SOCKS address type ${type} is unknown`);
   }
 }
 
 /**
- * The destination of a request.
+ * The destination of a request or a datagram, checked.
  * @throws {MalformedRequestError} if the host is neither a valid name nor an address, or the port is 0
  */
-export function destinationOf({ host, port }: SocksRequest): Authority {
+export function destinationOf({ host, port }: Authority): Authority {
   return parseAuthority(isIP(host.replace(/%.*/, "")) === 6 ? `[${host}]:${port}` : `${host}:${port}`);
 }
 

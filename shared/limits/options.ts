@@ -90,7 +90,7 @@ export const clientLimitOptions = defineOptions({
   "limits.udp-flows-per-client": {
     kind: "integer",
     default: "1024",
-    description: "Concurrent UDP flows per client; they count as tunnels too. 0: no limit.",
+    description: "Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit.",
   },
   "limits.tunnel-rate-per-address": {
     kind: "integer",

@@ -56,9 +56,9 @@ export class Metrics {
     this.#certificates.push({ use, pem });
   }
 
-  /** Metrics of tunnels, including plain HTTP requests. */
-  tunnels(open: () => number): TunnelMetrics {
-    return new TunnelMetrics(this.registry, open, (limit) => this.limitHit(limit));
+  /** Metrics of tunnels, including plain HTTP requests. `dropped`: datagrams so far that belong to no flow, or were dropped before it. */
+  tunnels(open: () => number, dropped = () => 0): TunnelMetrics {
+    return new TunnelMetrics(this.registry, { open, dropped }, (limit) => this.limitHit(limit));
   }
 
   /** Metrics of sessions between agents and proxies; `sessions` yields the open ones. */
@@ -180,10 +180,11 @@ export class TunnelMetrics {
   readonly #datagrams: Counter<"outcome">;
   readonly #limitHit: (limit: string) => void;
 
-  constructor(registry: Registry, open: () => number, limitHit: (limit: string) => void) {
+  constructor(registry: Registry, { open, dropped }: Record<"open" | "dropped", () => number>, limitHit: (limit: string) => void) {
     const registers = [registry];
     this.#limitHit = limitHit;
     const uncollected = this.#uncollected;
+    let droppedBefore = 0;
     const take = (what: keyof typeof uncollected): number => {
       const count = uncollected[what];
       uncollected[what] = 0;
@@ -230,9 +231,16 @@ export class TunnelMetrics {
     });
     this.#datagrams = new Counter({
       name: "reverse_http_udp_datagrams_total",
-      help: "Datagrams of UDP flows that have ended: sent to destinations, received from them, and dropped. Of agents.",
+      help:
+        "Datagrams of UDP flows that have ended: sent to destinations, received from them, and dropped. Of agents; proxy and lb count those " +
+        "that they have dropped at the sockets of forwards and SOCKS clients.",
       labelNames: ["outcome"],
       registers,
+      collect() {
+        const total = dropped();
+        if (total > droppedBefore) this.inc({ outcome: "dropped" }, total - droppedBefore);
+        droppedBefore = total;
+      },
     });
   }
 

@@ -71,7 +71,7 @@ describe("SOCKS 5", () => {
       [requestOf([10, 0, 0, 1], 80), 2, "http_request_denied"],
       [request("nowhere.test", 80), 4, "dns_error"],
       [request("127.0.0.1", 80), 4, "destination_unavailable", "nobody"],
-      [request("127.0.0.1", 80, 3), 7, "http_request_denied"],
+      [request("127.0.0.1", 80, 2), 7, "http_request_denied"],
     ];
     for (const [message, code, error, id] of replies) {
       const { length } = pair.proxy.logged("request", { protocol: "socks5", error });

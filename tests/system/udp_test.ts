@@ -7,6 +7,7 @@ import process from "node:process";
 import { describe, it } from "node:test";
 import { capsule, datagram, UdpFlow, udpHead, UdpServer } from "../../testing/masque.ts";
 import { AGENT_ID, eventually, openDescriptors, Pair, type Program, Site, storeArgs } from "../../testing/programs.ts";
+import { SocksAssociation, socksDatagram } from "../../testing/socks.ts";
 import { ask, assertRefused, openTunnel, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
@@ -225,6 +226,85 @@ describe("permission for UDP", () => {
     }
     await pair.proxy.waitFor("request", { network: "udp", status: 101 });
     using _next = await UdpFlow.open(clients, server.authority);
+  });
+});
+
+describe("UDP for SOCKS 5", () => {
+  const SOCKS = "--socks.listen-address=127.0.0.1:0";
+
+  it("answers DNS queries and carries datagrams of every length, at both ports of proxy and lb", async () => {
+    await using cache = await StoreServer.start("memcached");
+    await using site = await Site.create();
+    const { lb, clients } = await site.startLb(cache, [SOCKS]);
+    const { proxy, addresses } = await site.startProxy([...storeArgs(cache), "--store.ttl=3s", SOCKS]);
+    const agent = await site.startAgent(addresses);
+    await using server = await UdpServer.start(resolve);
+    await using echo = await UdpServer.start((payload) => payload);
+    const query = Buffer.from("123401000001000000000000" + "03777777" + "076578616d706c65" + "0000010001", "hex");
+    const socksOf = async (program: Program) => String((await program.waitFor("listening")).socks);
+    for (const address of [addresses.clients, await socksOf(proxy), clients, await socksOf(lb)]) {
+      using client = await SocksAssociation.open(address, AGENT_ID);
+      assert.equal(client.relay.host, "127.0.0.1");
+      await client.send("localhost", server.port, query);
+      assert.ok((await client.receive("localhost", server.port)).equals(resolve(query)));
+      for (const length of [0, 1, 1_200, 16_384, LONGEST - 10]) {
+        const payload = randomBytes(length);
+        await client.send("127.0.0.1", echo.port, payload);
+        assert.ok((await client.receive("127.0.0.1", echo.port)).equals(payload), `${length} bytes are not the same`);
+      }
+    }
+    const fields = { protocol: "socks5", network: "udp", method: "UDP ASSOCIATE", agent: AGENT_ID, error: undefined };
+    for (const program of [proxy, lb]) {
+      await program.waitFor("association", { protocol: "socks5", flows: 2, datagramsDropped: 0, reason: undefined }, 2);
+      await program.waitFor("request", { ...fields, destination: `localhost:${server.port}`, status: 200 }, 2);
+    }
+    await agent.waitFor("tunnel", {
+      network: "udp",
+      destination: echo.authority,
+      datagramsSent: 5,
+      datagramsReceived: 5,
+      datagramsDropped: 0,
+    }, 4);
+  });
+
+  it("drops malformed datagrams, those of others, and those to destinations that are not allowed, and goes on", async () => {
+    await using server = await UdpServer.start((payload) => payload);
+    await using pair = await Pair.start({ proxy: [`--http-proxy.host-whitelist=udp:127.0.0.1:${server.port}`] });
+    {
+      using client = await SocksAssociation.open(pair.addresses.clients, AGENT_ID);
+      await client.send("127.0.0.1", server.port, "first");
+      assert.equal(String(await client.receive("127.0.0.1", server.port)), "first");
+      await using stranger = await UdpServer.start();
+      await client.sendRaw(socksDatagram("127.0.0.1", server.port, "stranger"), stranger.socket);
+      await client.sendRaw(socksDatagram("127.0.0.1", server.port, "fragment", 1));
+      await client.sendRaw(Buffer.from([0, 0, 0, 9, 1, 2, 3]));
+      await client.send("127.0.0.1", 9, "refused");
+      await pair.proxy.waitFor("request", { network: "udp", destination: "127.0.0.1:9", status: 403 });
+      await client.send("127.0.0.1", 9, "ignored");
+      await client.send("127.0.0.1", server.port, "last");
+      assert.equal(String(await client.receive("127.0.0.1", server.port)), "last");
+    }
+    await pair.proxy.waitFor("association", { flows: 2, datagramsDropped: 4 });
+    await pair.agent.waitFor("tunnel", { network: "udp", datagramsSent: 2 });
+  });
+
+  it("ends with the TCP connection, and all sockets with it", onLinux, async () => {
+    await using pair = await Pair.start();
+    await using server = await UdpServer.start((payload) => payload);
+    const before = [pair.proxy, pair.agent].map(({ pid }) => openDescriptors(pid));
+    const clients = await Promise.all(Array.from({ length: 10 }, () => SocksAssociation.open(pair.addresses.clients, AGENT_ID)));
+    for (const client of clients) {
+      await client.send("127.0.0.1", server.port, "x");
+      await client.receive("127.0.0.1", server.port);
+    }
+    assert.ok(openDescriptors(pair.proxy.pid) >= before[0]! + 2 * clients.length);
+    for (const [i, { wire }] of clients.entries()) i % 2 === 0 ? wire.finish() : wire.reset();
+    await pair.proxy.waitFor("association", { flows: 1, reason: undefined }, clients.length);
+    for (const [i, { pid }] of [pair.proxy, pair.agent].entries()) {
+      await eventually(() => openDescriptors(pid) <= before[i]!, () => `${openDescriptors(pid)} descriptors, not ${before[i]}`);
+    }
+    await pair.proxy.waitFor("request", { network: "udp", status: 200, error: undefined }, clients.length);
+    for (const client of clients) client[Symbol.dispose]();
   });
 });
 
