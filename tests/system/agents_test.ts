@@ -55,7 +55,7 @@ describe("proxy", () => {
 
 describe("agent", () => {
   it("increases its delay each time that another agent with its id replaces it", async () => {
-    await using pair = await Pair.start();
+    await using pair = await Pair.start({ proxy: ["--agent-server.agent.on-conflict=replace"] });
     const second = await pair.site.startAgent(pair.addresses);
     // while both are there, each that connects evicts the other
     const rounds = 4;
