@@ -9,7 +9,7 @@ import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { startFrontend } from "../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../shared/frontend/socks5.ts";
 import type { LogLimit } from "../shared/log/limit.ts";
-import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { ignoreLine, type Logger } from "../shared/log/logger.ts";
 import type { Net } from "../shared/net/types.ts";
 import { toErrorType, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
@@ -122,7 +122,8 @@ const ERROR_TYPES: Readonly<Record<TunnelFailureKind, TunnelErrorType>> = {
 /** Reports what goes wrong, in one line each, and no more than some of them in a minute: programs try again. */
 function createReporter({ report }: Pick<Terminal, "report">, limit: LogLimit): Logger {
   return {
-    ...silentLogger,
+    trace: ignoreLine,
+    debug: ignoreLine,
     info(_, { destination, reason } = {}) {
       if (reason === undefined || !limit.admits(ERRORS)) return;
       report(destination === undefined || String(reason).includes(String(destination)) ? String(reason) : `${destination}: ${reason}`);
