@@ -1,16 +1,17 @@
 // Real clients with their usual command lines, through the compiled proxy and agent. tools/requirements.ts installs missing ones.
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
 import { chromium } from "playwright-core";
 import { CHROMIUM } from "../../testing/chromium.ts";
+import { ClientCommand } from "../../testing/client_command.ts";
 import { AGENT_ID, type Ended, Pair, REVERSE_HTTP, ROOT, runToEnd } from "../../testing/programs.ts";
 import { dial } from "../../testing/sockets.ts";
-import { freePort } from "../../testing/store_servers.ts";
+import { freePort, StoreServer } from "../../testing/store_servers.ts";
 import { PAGE, Web } from "../../testing/web.ts";
 
 const PATH = `${process.env.PATH}:/usr/sbin:/usr/local/go/bin`;
@@ -36,6 +37,7 @@ const TOOLS = {
   ncat: has("ncat", "--version"),
   go: has("go", "version"),
   chromium: CHROMIUM !== undefined,
+  "redis-cli": has("redis-cli", "--version"),
 };
 
 /** A test with these programs: without them it fails if all are required, as in CI, and is skipped on a developer's machine. */
@@ -218,6 +220,89 @@ describe("reverse-http connect", () => {
   });
 });
 
+describe("reverse-http forward", () => {
+  itWith(["redis-cli"], "brings redis-cli to a server, by a port and by a Unix socket", async () => {
+    await using store = await StoreServer.start("redis");
+    const path = join(folder, "redis.sock");
+    const flags = [`--proxy=${pair.addresses.clients}`, `--agent-id=${AGENT_ID}`];
+    await using forward = await ClientCommand.start(
+      ["forward", ...flags, `0:127.0.0.1:${store.port}`, `${path}:127.0.0.1:${store.port}`],
+      2,
+    );
+    const port = forward.addresses[0]!.split(":")[1]!;
+    const value = "x".repeat(1 << 20);
+    const set = await runToEnd("redis-cli", ["-p", port, "-x", "set", "key"], { env: { PATH }, input: value });
+    assert.equal(set.stdout, "OK", set.stderr);
+    assert.equal(await run("redis-cli", ["-s", path, "get", "key"]), value);
+  });
+
+  itWith(["ssh", "sshd"], "carries scp both ways, byte for byte", async () => {
+    const { port, server, key } = await startSshd();
+    try {
+      await using forward = await ClientCommand.start(
+        ["forward", `--proxy=${pair.addresses.clients}`, `--agent-id=${AGENT_ID}`, `0:127.0.0.1:${port}`],
+      );
+      const sent = randomBytes(30_000_000);
+      writeFileSync(join(folder, "sent"), sent);
+      const options = [
+        "-F",
+        "none",
+        "-i",
+        key,
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+      ];
+      const scp = ["-q", ...options, "-P", forward.addresses[0]!.split(":")[1]!];
+      const at = `${userName()}@127.0.0.1:${folder}`;
+      await run("scp", [...scp, "sent", `${at}/there`]);
+      await run("scp", [...scp, `${at}/there`, "back"]);
+      assert.ok(readFileSync(join(folder, "back")).equals(sent));
+    } finally {
+      server.kill();
+    }
+  });
+});
+
+describe("reverse-http socks", () => {
+  /** The local proxy, and an agent besides that of the pair. */
+  async function start(): Promise<ClientCommand> {
+    await pair.site.startAgent(pair.addresses, [], "site8");
+    return await ClientCommand.start([
+      "socks",
+      `--proxy=${pair.addresses.clients}`,
+      `--agent-id=${AGENT_ID}`,
+      "--agent-suffix=.rhttp",
+      "0",
+    ]);
+  }
+
+  itWith(["chromium", "git"], "brings a browser and git to two agents, without credentials", async () => {
+    await using socks = await start();
+    const [address = ""] = socks.addresses;
+    makeRepository("socks");
+    await run("git", ["-c", `http.proxy=socks5h://${address}`, "clone", "-q", `http://${web.authority}/git/socks.git`, "cloned-4"]);
+    assert.equal(readFileSync(join(folder, "cloned-4", "file"), "utf8"), "content of socks");
+    for (const server of [`socks5://${address}`, `http://${address}`]) {
+      const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"], proxy: { server } });
+      try {
+        const page = await browser.newPage();
+        for (const host of ["127.0.0.1.site8.rhttp", `localhost.${AGENT_ID}.rhttp`]) {
+          assert.equal((await page.goto(`http://${host}:${web.port}/`))?.status(), 200);
+          assert.equal(await page.title(), "page");
+        }
+      } finally {
+        await browser.close();
+      }
+    }
+    const tunnels = [["site8", "127.0.0.1"], [AGENT_ID, "localhost"]];
+    for (const [agent, host] of tunnels) await pair.proxy.waitFor("request", { agent, destination: `${host}:${web.port}`, status: 200 }, 2);
+  });
+});
+
 function userName(): string {
   return spawnSync("id", ["-un"], { encoding: "utf8" }).stdout.trim();
 }
@@ -242,6 +327,7 @@ async function startSshd(): Promise<{ port: number; server: ChildProcess; key: s
       `HostKey ${join(folder, "host")}`,
       `AuthorizedKeysFile ${join(folder, "authorized_keys")}`,
       "PidFile none",
+      "Subsystem sftp internal-sftp",
       "UsePAM no",
       "StrictModes no",
       "PasswordAuthentication no",
