@@ -84,9 +84,20 @@ async function waitForTunnels(net: Net, access: () => Access, forwards: readonly
   }));
 }
 
+interface State extends ForwardState {
+  /** The local ends that the engine relays. */
+  readonly relays: Set<Duplex>;
+  /** Bytes of its relays that have ended, and of Unix sockets. */
+  readonly ended: { aToB: number; bToA: number };
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((a, b) => a + b, 0);
+}
+
 /** The listeners and their connections. */
 class Relays {
-  readonly states: ForwardState[] = [];
+  readonly states: State[] = [];
   readonly #closers: (() => Promise<void> | void)[] = [];
   readonly #open = new Set<Promise<void>>();
   #pending = 0;
@@ -98,7 +109,19 @@ class Relays {
   /** @throws {Error} if the address cannot be listened on */
   async listen(forward: Forward): Promise<void> {
     const { listen, network } = forward;
-    const state: ForwardState = { forward, address: listen, open: 0, errors: 0, sent: 0, received: 0 };
+    const { net } = this;
+    const state: State = {
+      forward,
+      address: listen,
+      open: 0,
+      errors: 0,
+      relays: new Set(),
+      ended: { aToB: 0, bToA: 0 },
+      bytes() {
+        const all = [this.ended, ...net.relayed([...this.relays])].filter((relayed) => relayed !== undefined);
+        return { sent: sum(all.map(({ aToB }) => aToB)), received: sum(all.map(({ bToA }) => bToA)) };
+      },
+    };
     if (isUnix(forward)) {
       const listener = await listenUnix(listen, (socket) => this.#track(this.#relaySocket(socket, state)));
       this.#closers.push(() => listener.close());
@@ -119,7 +142,7 @@ class Relays {
     this.#started.resolve(true);
   }
 
-  async #accept(listener: ClientListener, state: ForwardState): Promise<void> {
+  async #accept(listener: ClientListener, state: State): Promise<void> {
     for (let batch; (batch = await listener.accept()) !== null;) {
       for (const { stream, error } of batch) {
         if (error !== undefined) stream.close();
@@ -133,28 +156,32 @@ class Relays {
     void task.finally(() => this.#open.delete(task)); // never rejects
   }
 
-  async #relay(local: Duplex, state: ForwardState): Promise<void> {
+  async #relay(local: Duplex, state: State): Promise<void> {
     const tunnel = await this.#openTunnel(state);
     if (tunnel === undefined) {
       if (state.forward.network === "udp") await sleep(UDP_PAUSE_MS);
       local.reset(1);
       return local.close();
     }
+    state.relays.add(local);
     const { aToB, bToA, error, errorSide } = await this.net.splice(local, tunnel);
+    state.relays.delete(local);
+    state.ended.aToB += aToB;
+    state.ended.bToA += bToA;
     this.#ended(state, aToB, bToA, errorSide === "b" ? error : undefined);
   }
 
   /** The same for a Unix socket, which has no reset: it is closed. */
-  async #relaySocket(socket: Socket, state: ForwardState): Promise<void> {
+  async #relaySocket(socket: Socket, state: State): Promise<void> {
     socket.on("error", () => {}); // reported below
     const tunnel = await this.#openTunnel(state);
     if (tunnel === undefined) return void socket.destroy();
-    const { aToB, bToA, error, errorSide } = await joinStreams(socket, toNodeStream(tunnel));
+    const { aToB, bToA, error, errorSide } = await joinStreams(socket, toNodeStream(tunnel), state.ended);
     this.#ended(state, aToB, bToA, errorSide === "b" ? error : undefined);
   }
 
   /** Never rejects: `undefined` without a tunnel. */
-  async #openTunnel(state: ForwardState): Promise<Duplex | undefined> {
+  async #openTunnel(state: State): Promise<Duplex | undefined> {
     const { destination, network } = state.forward;
     const isRefused = this.#pending >= MAX_PENDING;
     this.#pending++;
@@ -174,10 +201,8 @@ class Relays {
     }
   }
 
-  #ended(state: ForwardState, sent: number, received: number, error: Error | undefined): void {
+  #ended(state: State, sent: number, received: number, error: Error | undefined): void {
     state.open--;
-    state.sent += sent;
-    state.received += received;
     if (error) state.errors++;
     this.monitor.closed(state, { sent, received, error: error?.message });
   }

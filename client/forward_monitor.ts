@@ -14,10 +14,8 @@ export interface ForwardState {
   open: number;
   /** Connections that got no tunnel, or whose tunnel broke. */
   errors: number;
-  /** Bytes to the destination, of connections that have ended; with UDP those of capsules. */
-  sent: number;
-  /** Bytes from the destination, likewise. */
-  received: number;
+  /** Bytes to the destination and from it so far; with UDP those of capsules. */
+  bytes(): { readonly sent: number; readonly received: number };
 }
 
 /** How a connection has ended. */

@@ -40,7 +40,7 @@ export class LiveMonitor extends LineMonitor {
 
   #update(): void {
     this.#erase();
-    const totals = this.#states.map(({ sent, received }) => sent + received);
+    const totals = this.#states.map((state) => state.bytes()).map(({ sent, received }) => sent + received);
     const rates = totals.map((total, i) => (total - this.#before[i]!) * 1_000 / INTERVAL_MS);
     this.#before = totals;
     this.#lines = formatStates(this.#states, rates, this.screen.columns());
@@ -61,17 +61,19 @@ export function formatStates(states: readonly ForwardState[], rates: readonly nu
   const shown = states.slice(0, MAX_LINES);
   const width = (texts: string[]) => Math.max(...texts.map(({ length }) => length));
   const [addresses, destinations] = [width(shown.map(({ address }) => address)), width(shown.map(({ forward }) => destinationOf(forward)))];
-  const lines = shown.map(({ address, forward, open, errors, sent, received }, i) =>
-    [
+  const lines = shown.map((state, i) => {
+    const { address, forward, open, errors } = state;
+    const { sent, received } = state.bytes();
+    return [
       address.padEnd(addresses),
       destinationOf(forward).padEnd(destinations),
-      `${open} open`.padStart(8),
-      `${formatBytes(sent)} sent`.padStart(14),
-      `${formatBytes(received)} received`.padStart(18),
-      `${formatBytes(rates[i]!)}/s`.padStart(11),
-      errors === 0 ? "" : `${errors} failed`,
-    ].join("  ").trimEnd()
-  );
+      `${open} open`.padStart(7),
+      `${formatBytes(rates[i]!)}/s`.padStart(10),
+      `${errors} failed`.padStart(8),
+      `${formatBytes(received)} in`.padStart(11),
+      `${formatBytes(sent)} out`.padStart(12),
+    ].join("  ");
+  });
   if (states.length > shown.length) lines.push(`and ${states.length - shown.length} more`);
   return lines.map((line) => line.slice(0, columns));
 }

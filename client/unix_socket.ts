@@ -67,12 +67,21 @@ export interface Joined {
   readonly errorSide?: "a" | "b";
 }
 
-/** Relays in both directions until each has ended. If one stream fails, the other is destroyed. Never rejects. */
-export async function joinStreams(a: NodeDuplex, b: NodeDuplex): Promise<Joined> {
+/**
+ * Relays in both directions until each has ended. If one stream fails, the other is destroyed. Never rejects.
+ * @param totals its bytes are added to them while it runs
+ */
+export async function joinStreams(a: NodeDuplex, b: NodeDuplex, totals: { aToB: number; bToA: number }): Promise<Joined> {
   let [aToB, bToA] = [0, 0];
   let failure: Pick<Joined, "error" | "errorSide"> | undefined;
-  a.on("data", (data) => aToB += data.length);
-  b.on("data", (data) => bToA += data.length);
+  a.on("data", ({ length }: Uint8Array) => {
+    aToB += length;
+    totals.aToB += length;
+  });
+  b.on("data", ({ length }: Uint8Array) => {
+    bToA += length;
+    totals.bToA += length;
+  });
   a.pipe(b).pipe(a);
   await Promise.all(([["a", a, b], ["b", b, a]] as const).map(([errorSide, stream, other]) =>
     new Promise<void>((resolve) => {

@@ -68,7 +68,9 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
     streams,
     executable: canRestart() ? process.execPath : undefined,
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
-    screen: process.stderr.isTTY ? { columns: () => process.stderr.columns, write: (text) => void process.stderr.write(text) } : undefined,
+    screen: process.stderr.isTTY
+      ? { columns: () => process.stderr.columns || 80, write: (text) => void process.stderr.write(text) }
+      : undefined,
     openFullScreen: () => openFullScreen(process),
     env: process.env,
     stopped: async () => {

@@ -6,6 +6,12 @@ import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { formatSshConfig } from "../../client/connect.ts";
+import { serveForwards } from "../../client/forward.ts";
+import { clientOptions } from "../../client/options.ts";
+import { checkAccess } from "../../client/tunnel.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import { createMemoryNet } from "../../testing/net/memory.ts";
+import { bytes, readTextExactly, until } from "../conformance/support.ts";
 import { type ForwardState, JsonMonitor, LineMonitor } from "../../client/forward_monitor.ts";
 import { parseForward, readForwards } from "../../client/forwards.ts";
 import { formatBytes, formatStates, LiveMonitor } from "../../client/live_monitor.ts";
@@ -71,9 +77,9 @@ describe("a forward", () => {
   });
 });
 
-function stateOf(text: string, state: Partial<ForwardState> = {}): ForwardState {
+function stateOf(text: string, { sent = 0, received = 0, open = 0, errors = 0 } = {}): ForwardState {
   const forward = parseForward(text);
-  return { forward, address: forward.listen, open: 0, errors: 0, sent: 0, received: 0, ...state };
+  return { forward, address: forward.listen, open, errors, bytes: () => ({ sent, received }) };
 }
 
 describe("what forwards report", () => {
@@ -112,8 +118,8 @@ describe("what forwards report", () => {
   it("is a table on a terminal, no wider than that, of at most twenty forwards", () => {
     const states = [stateOf("1:db:5432", { open: 2, sent: 1_500, received: 3 * 2 ** 30, errors: 1 }), stateOf("[::1]:22:a:1")];
     assert.deepEqual(formatStates(states, [2_048, 0], 200), [
-      "127.0.0.1:1  db:5432    2 open   1.46 KiB sent   3.00 GiB received   2.00 KiB/s  1 failed",
-      "[::1]:22     a:1        0 open        0 B sent        0 B received        0 B/s",
+      "127.0.0.1:1  db:5432   2 open  2.00 KiB/s  1 failed  3.00 GiB in  1.46 KiB out",
+      "[::1]:22     a:1       0 open       0 B/s  0 failed       0 B in       0 B out",
     ]);
     assert.ok(formatStates(states, [0, 0], 30).every(({ length }) => length <= 30));
     assert.equal(formatStates(Array(22).fill(states[0]), Array(22).fill(0), 80).at(-1), "and 2 more");
@@ -132,6 +138,48 @@ describe("what forwards report", () => {
       screen,
       `127.0.0.1:1 leads to db:5432\n127.0.0.1:2 leads to db:5432\n${table}\x1b[2A\x1b[Jwhat is wrong\n${table}`,
     );
+  });
+});
+
+describe("the totals of a forward", () => {
+  it("have the bytes of open connections and of those that have ended", async () => {
+    const net = createMemoryNet();
+    const remote = await net.listenTcp({ address: "proxy.test:3128" });
+    const access = checkAccess(withDefaults(clientOptions, { proxy: "proxy.test:3128" }));
+    const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
+    const { promise: listening, resolve: onListening } = Promise.withResolvers<ForwardState>();
+    const monitor = {
+      listening: ([state]: readonly ForwardState[]) => onListening(state!),
+      opened() {},
+      closed() {},
+      failed() {},
+      report() {},
+      close() {},
+    };
+    const forwards = [parseForward("127.0.0.1:5432:db:5432")];
+    const ended = serveForwards(net, () => access, { forwards, waitMs: 0 }, monitor, { env: {}, stopped: () => stopped });
+    const state = await listening;
+    const open = async () => {
+      const local = await net.connectTcp({ host: "127.0.0.1", port: 5432, timeoutMs: 1_000 });
+      const [incoming] = (await remote.accept())!;
+      await incoming!.stream.write(bytes("HTTP/1.1 200 OK\r\n\r\nhello"));
+      await local.write(bytes("up"));
+      assert.equal(await readTextExactly(local, 5), "hello");
+      assert.equal(await readTextExactly(incoming!.stream, 2), "up");
+      return [local, incoming!.stream];
+    };
+    const first = await open();
+    await until(() => state.bytes().received === 5, "the bytes are not counted");
+    assert.deepEqual([state.bytes(), state.open], [{ sent: 2, received: 5 }, 1]);
+    for (const stream of first) stream.close();
+    await until(() => state.open === 0, "the connection has not ended");
+    const second = await open();
+    await until(() => state.bytes().received === 10, "the bytes are not counted");
+    assert.deepEqual([state.bytes(), state.open], [{ sent: 4, received: 10 }, 1]);
+    for (const stream of second) stream.close();
+    stop();
+    assert.equal(await ended, 0);
+    net.close();
   });
 });
 
