@@ -34,9 +34,11 @@ pub struct UdpPeer {
     closed: AtomicBool,
     /// Counts the datagrams of both directions that are not passed on.
     dropped: Arc<AtomicU64>,
-    /// Called when both halves are gone, with whether the stream was reset instead of finished.
-    on_drop: Box<dyn Fn(&Route, bool) + Send + Sync>,
+    on_drop: OnDrop,
 }
+
+/// Called when both halves are gone, with whether the stream was reset instead of finished.
+type OnDrop = Box<dyn Fn(&Route, bool) + Send + Sync>;
 
 impl Drop for UdpPeer {
     fn drop(&mut self) {
