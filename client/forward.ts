@@ -7,6 +7,7 @@ import { Backoff } from "../shared/async/backoff.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import type { Terminal } from "../shared/cli/command.ts";
 import { messageOf } from "../shared/log/error_message.ts";
+import { NetError } from "../shared/net/errors.ts";
 import type { ClientListener, Duplex, Net } from "../shared/net/types.ts";
 import type { ForwardState, Monitor } from "./forward_monitor.ts";
 import { type Forward, isUnix } from "./forwards.ts";
@@ -160,8 +161,7 @@ class Relays {
     const tunnel = await this.#openTunnel(state);
     if (tunnel === undefined) {
       if (state.forward.network === "udp") await sleep(UDP_PAUSE_MS);
-      local.reset(1);
-      return local.close();
+      return discard(local);
     }
     state.relays.add(local);
     const { aToB, bToA, error, errorSide } = await this.net.splice(local, tunnel);
@@ -211,7 +211,22 @@ class Relays {
   async close(): Promise<void> {
     this.#started.resolve(false);
     await Promise.all(this.#closers.map((close) => close()));
-    await withTimeout(GRACE_MS, Promise.all(this.#open));
+    await withTimeout(GRACE_MS, this.#finished());
+  }
+
+  /** Resolves when no connection is left, also of those that a listener has delivered while it was closed. */
+  async #finished(): Promise<void> {
+    while (this.#open.size > 0) await Promise.all(this.#open);
+  }
+}
+
+/** Resets a connection, unless the network has closed it with all others. */
+function discard(stream: Duplex): void {
+  try {
+    stream.reset(1);
+    stream.close();
+  } catch (error) {
+    if (!(error instanceof NetError)) throw error;
   }
 }
 
