@@ -27,7 +27,7 @@ class FakeProcess extends EventEmitter {
   readonly exits: number[] = [];
   out = "";
   stdin: Iterable<string> = [];
-  readonly stdout = { write: (text: string) => void (this.out += text) };
+  readonly stdout = { write: (text: string) => void (this.out += text), on: () => {} };
   readonly #errors = outputs.write(`${descriptors.length}.txt`, "");
   readonly #descriptor = openSync(this.#errors, "a");
   readonly stderr = { isTTY: false, fd: this.#descriptor, write: (text: string) => void writeSync(this.#descriptor, text) };
