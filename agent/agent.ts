@@ -80,6 +80,12 @@ export interface Agent {
 
 /** Time in milliseconds between two looks at the token's file. */
 const TOKEN_INTERVAL_MS = 10_000;
+/** An agent whose options can be changed. */
+export interface UpdatableAgent extends Agent {
+  /** Applies options that can be reloaded; the others are ignored. What is open stays. */
+  update(options: AgentOptions): void;
+}
+
 /** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
 const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "not connected to a proxy";
@@ -91,11 +97,11 @@ const MAX_LEAVING = 8;
  * @throws {ConfigError} for invalid options
  * @throws {NetError} if the admin address cannot be bound
  */
-export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<Agent> {
+export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
   return await startService("agent", deps, (runtime) => start(runtime, options, deps));
 }
 
-async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<Agent> {
+async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
   const { net, log, metrics, health } = runtime;
   const { random = Math.random } = deps;
   const hooks = {
@@ -252,7 +258,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     stopping.abort();
     for (const session of sessions) session.close();
   });
-  const { timeout: timeoutMs } = options.drain;
+  let { timeout: timeoutMs } = options.drain;
   const drain = () => {
     const open = [...sessions];
     return runtime.drain({
@@ -279,6 +285,10 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     drain,
     closed: runtime.closed,
     reload: () => runtime.reload(),
+    update({ agentClient: { hostWhitelist: allow, hostDenylist: deny }, drain: { timeout } }) {
+      tunnels.destinations = createDestinationPolicy({ allow, deny, resolve });
+      timeoutMs = timeout;
+    },
     close: () => runtime.close(),
   };
 }

@@ -35,13 +35,21 @@ export function agentCommand(
         return works;
       },
     },
-    start: async (options, log, supervisor) => {
+    start: async (options, log, context) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, supervisor, logLevel: log });
+      const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, ...context, logLevel: log });
+      let { drain } = options;
       return {
-        closesWithinMs: options.drain.timeout + CLOSE_MS,
+        get closesWithinMs() {
+          return drain.timeout + CLOSE_MS;
+        },
         closed: agent.closed,
         reload: () => agent.reload(),
+        update(next) {
+          agent.update(next);
+          ({ drain } = next);
+          return Promise.resolve();
+        },
         close: () => agent.drain(),
       };
     },

@@ -82,12 +82,14 @@ export const agentOptions = defineOptions({
   },
   ...publishOptions,
   "agent-client.host-whitelist": {
+    reload: "new tunnels",
     guards: LIST_WORDS,
     kind: "list",
     description: "Allow-list of the agent's destinations; by default all; none allows nothing.",
     check: checkPatterns,
   },
   "agent-client.host-denylist": {
+    reload: "new tunnels",
     guards: LIST_WORDS,
     kind: "list",
     description:

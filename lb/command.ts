@@ -16,13 +16,20 @@ export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
     options: lbOptions,
     check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, net)),
     diagnosis: routeDiagnosis,
-    start: async (options, log, supervisor) => {
+    start: async (options, log, context) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, supervisor, logLevel: log });
+      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, ...context, logLevel: log });
+      let { drain } = options;
       return {
-        closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS,
+        get closesWithinMs() {
+          return drain.delay + drain.timeout + CLOSE_MS;
+        },
         closed: lb.closed,
         reload: () => lb.reload(),
+        async update(next) {
+          await lb.update(next);
+          ({ drain } = next);
+        },
         close: () => lb.drain(),
       };
     },

@@ -33,7 +33,7 @@ export interface LoadBalancer {
   readonly clientAddress: string;
   /** TCP address bound for clients that speak SOCKS 5, if `socks.listenAddress` is set. */
   readonly socksAddress?: string;
-  /** TCP addresses bound for `forward`, in its order. */
+  /** Addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
   /** TCP address bound for clients that speak HTTP/2, if `httpProxy.http2ListenAddress` is set. */
   readonly http2Address?: string;
@@ -52,6 +52,16 @@ export interface LoadBalancer {
   close(): Promise<void>;
 }
 
+/** A load balancer whose options can be changed. */
+export interface UpdatableLoadBalancer extends LoadBalancer {
+  /**
+   * Applies options that can be reloaded; the others are ignored. What is open stays: forwards that are left out accept no more clients, and
+   * limits and allow-lists apply to new tunnels.
+   * @throws {NetError} if the address of a forward cannot be listened on; then nothing has changed
+   */
+  update(options: LoadBalancerOptions): Promise<void>;
+}
+
 /** lb only reads the store: the proxies decide how long an entry lives. */
 const ANY_TTL_MS = 30_000;
 /** File descriptors per tunnel: the client's connection, and the one to the proxy. */
@@ -62,8 +72,8 @@ const DESCRIPTORS = 2;
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when the address cannot be listened on
  */
-export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<LoadBalancer> {
-  return await startService("lb", deps, async (runtime) => {
+export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<UpdatableLoadBalancer> {
+  return await startService<UpdatableLoadBalancer>("lb", deps, async (runtime) => {
     const { net, log } = runtime;
     const tls = await openTls(options, { net, log });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
@@ -84,7 +94,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       http2: createHttpProxy("reverse-http-lb", {}, "http2"),
     });
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
-    const forwardAddresses = await forwards.open(options.forward);
+    let forwardAddresses = await forwards.open(options.forward);
     runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store });
     const dial = createDialer({
@@ -99,13 +109,15 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit });
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
-    const { delay: delayMs, timeout: timeoutMs, refuseClients } = options.drain;
-    const drain = () =>
-      runtime.drain({
+    let drainOptions = options.drain;
+    const drain = () => {
+      const { delay: delayMs, timeout: timeoutMs, refuseClients } = drainOptions;
+      return runtime.drain({
         fields: { clients: frontend.open, delayMs, timeoutMs },
         delayMs,
         finish: () => frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
       });
+    };
     // lb does not hold agents: it reports the proxies at which it found them
     const agents = () => [...locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
     runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain });
@@ -115,11 +127,18 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       adminAddress,
       clientAddress,
       socksAddress,
-      forwardAddresses,
+      get forwardAddresses() {
+        return forwardAddresses;
+      },
       http2Address,
       drain,
       closed: runtime.closed,
       reload: () => runtime.reload(),
+      async update(next) {
+        forwardAddresses = await forwards.update(next.forward); // the only part that can fail
+        clients.update(next);
+        drainOptions = next.drain;
+      },
       close: () => runtime.close(),
     };
   });

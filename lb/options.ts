@@ -29,6 +29,7 @@ export const lbOptions = defineOptions({
   ...agentNameOptions,
   ...socksOptions,
   "http-proxy.host-whitelist": {
+    reload: "new tunnels",
     guards: LIST_WORDS,
     kind: "list",
     description: "Destinations that clients may reach; by default all; none allows nothing.",
@@ -79,6 +80,7 @@ export const lbOptions = defineOptions({
   ...addressLimitOptions,
   ...drainDelayOptions,
   "drain.refuse-clients": {
+    reload: "at once",
     kind: "boolean",
     default: "false",
     description:

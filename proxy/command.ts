@@ -19,13 +19,20 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
     options: proxyOptions,
     check: (options) => checkWithNet(createNet, (net) => checkProxyOptions(options, { net, stateDirectory })),
     diagnosis: routeDiagnosis,
-    start: async (options, log, supervisor) => {
+    start: async (options, log, context) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, supervisor, logLevel: log });
+      const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, ...context, logLevel: log });
+      let { drain } = options;
       return {
-        closesWithinMs: options.drain.delay + options.drain.timeout + CLOSE_MS,
+        get closesWithinMs() {
+          return drain.delay + drain.timeout + CLOSE_MS;
+        },
         closed: proxy.closed,
         reload: () => proxy.reload(),
+        async update(next) {
+          await proxy.update(next);
+          ({ drain } = next);
+        },
         close: () => proxy.drain(),
       };
     },

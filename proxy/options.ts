@@ -84,6 +84,7 @@ export const proxyOptions = defineOptions({
   "agent-server.congestion-control": CONGESTION_CONTROL,
   "agent-server.keep-alive": KEEP_ALIVE,
   "agent-server.agent.dial-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "10s",
     description: "Timeout for opening a tunnel through agents.",
@@ -114,6 +115,7 @@ export const proxyOptions = defineOptions({
   ...agentNameOptions,
   ...socksOptions,
   "http-proxy.host-whitelist": {
+    reload: "new tunnels",
     guards: LIST_WORDS,
     kind: "list",
     description: "Destinations that clients may reach; by default all; none allows nothing.",

@@ -58,7 +58,7 @@ export interface Proxy {
   readonly clientAddress: string;
   /** TCP address bound for clients that speak SOCKS 5, if `socks.listenAddress` is set. */
   readonly socksAddress?: string;
-  /** TCP addresses bound for `forward`, in its order. */
+  /** Addresses bound for `forward`, in its order. */
   readonly forwardAddresses: readonly string[];
   /** TCP address bound for clients that speak HTTP/2, if `httpProxy.http2ListenAddress` is set. */
   readonly http2Address?: string;
@@ -81,6 +81,16 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
+/** A proxy whose options can be changed. */
+export interface UpdatableProxy extends Proxy {
+  /**
+   * Applies options that can be reloaded; the others are ignored. What is open stays: forwards that are left out accept no more clients, and
+   * limits and allow-lists apply to new tunnels.
+   * @throws {NetError} if the address of a forward cannot be listened on; then nothing has changed
+   */
+  update(options: ProxyOptions): Promise<void>;
+}
+
 /** File descriptors per tunnel: the client's connection. */
 const DESCRIPTORS = 1;
 /** Interval in milliseconds at which an address may fail another authentication: a site may have many agents with one mistake. */
@@ -91,8 +101,8 @@ const FAILURE_REFILL_MS = 1_000;
  * @throws {ConfigError} for options that cannot be used, before anything is opened
  * @throws {NetError} when an address cannot be listened on
  */
-export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<Proxy> {
-  return await startService("proxy", deps, async (runtime) => {
+export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<UpdatableProxy> {
+  return await startService<UpdatableProxy>("proxy", deps, async (runtime) => {
     const { log, metrics } = runtime;
     const acme = await openAcme(options.acme, stateDirectoryOf(options, deps));
     const tls = await openProxyTls(options, { ...deps, log, acme });
@@ -123,8 +133,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
     });
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-proxy" });
-    const forwardAddresses = await forwards.open(options.forward);
+    let forwardAddresses = await forwards.open(options.forward);
     const { agentIdFrom } = options.agentServer.tls;
+    const limiter = createAgentLimiter(options, runtime.limitReporter);
+    let drainOptions = options.drain;
     const server = startAgentServer({
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,
@@ -136,7 +148,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       multiple: options.agentServer.agent.multiple,
       hello: createHello(options, clientAddress, tls),
       onConflict: options.agentServer.agent.onConflict,
-      limiter: createAgentLimiter(options, runtime.limitReporter),
+      limiter,
       onResult: countAgents,
       events: runtime.activity.events,
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
@@ -158,7 +170,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: agentAddress }), log);
-    const drainAll = () => drain(runtime, server, frontend, options.drain);
+    const drainAll = () => drain(runtime, server, frontend, drainOptions);
     runtime.serveAdmin({
       agents: () => server.operations.list(),
       population: () => ({ agents: agents.size }),
@@ -180,7 +192,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       agentTcpAddress,
       clientAddress,
       socksAddress,
-      forwardAddresses,
+      get forwardAddresses() {
+        return forwardAddresses;
+      },
       http2Address,
       get agents() {
         return agents.size;
@@ -191,6 +205,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       drain: drainAll,
       closed: runtime.closed,
       reload: () => runtime.reload(),
+      async update(next) {
+        forwardAddresses = await forwards.update(next.forward); // the only part that can fail
+        clients.update(next);
+        limiter.update({ all: next.limits.agents, perAddress: next.limits.agentsPerAddress });
+        dialing.timeoutMs = next.agentServer.agent.dialTimeout;
+        drainOptions = next.drain;
+      },
       close: () => runtime.close(),
     };
   });

@@ -4,6 +4,7 @@ import { readFileSync, statSync } from "node:fs";
 import { isLoggable } from "../auth/authenticator.ts";
 import { describeFileError } from "../files/read.ts";
 import type { Logger, LogLevelControl } from "../log/logger.ts";
+import type { ConfigurationState } from "../service/configuration.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
 import { profileFile, refuseExposed } from "./profile.ts";
@@ -45,8 +46,16 @@ export interface Service<Values = object> extends CommandBase {
   check(values: Values): Promise<void>;
   /** Another task of the service, with the same options. Default: none. */
   readonly diagnosis?: Diagnosis<Values>;
-  /** Resolves when the service is running. `supervisor` is given if the process runs under one; the caller reports readiness to it. */
-  start(values: Values, log: Logger & LogLevelControl, supervisor?: Supervisor): Promise<Running>;
+  /** Resolves when the service is running. */
+  start(values: Values, log: Logger & LogLevelControl, context: StartContext): Promise<Running<Values>>;
+}
+
+/** What a service gets of its process. */
+export interface StartContext {
+  /** Given if the process runs under one; the caller reports readiness to it. */
+  readonly supervisor?: Supervisor;
+  /** The state of the configuration, for metrics. */
+  readonly configuration: ConfigurationState;
 }
 
 /** Looks for what keeps a service from working, and ends. */
@@ -62,11 +71,13 @@ export interface Diagnosis<Values = object> {
 }
 
 /** A running service. */
-export interface Running {
+export interface Running<Values = object> {
   /** Approximate upper bound of the duration of {@link close}, in milliseconds. */
   readonly closesWithinMs: number;
   /** Resolves when it has closed, by {@link close} or by an operator. Default: no operator can close it. */
   readonly closed?: Promise<void>;
+  /** Applies values of options that can be reloaded; the others have not changed. If it rejects, nothing has changed. */
+  update(values: Values): Promise<void>;
   /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */
   reload(): Promise<void>;
   close(): Promise<void>;
@@ -180,7 +191,8 @@ export interface Invocation {
 
 /** What the command line asks for. */
 export type Task =
-  | { do: "run" | "check"; service: Service; resolved: Resolved; files: ConfigFiles }
+  | { do: "run"; service: Service; resolved: Resolved; files: ConfigFiles; isWatched: boolean }
+  | { do: "check"; service: Service; resolved: Resolved; files: ConfigFiles; running?: Resolved }
   | { do: "diagnosis"; service: Service; diagnosis: Diagnosis; value: string; resolved: Resolved }
   | { do: "subcommand"; subcommand: Subcommand; resolved: Resolved; line: SubcommandLine }
   | { do: "print"; text: string };
@@ -199,6 +211,11 @@ const CONFIG_FLAG = defineOptions({ "config": { kind: "file", description: "Conf
 const SERVICE_FLAGS = defineOptions({
   ...CONFIG_FLAG,
   "check-config": { kind: "boolean", description: "Check all options and the files they refer to, then exit." },
+  "check-reload": {
+    kind: "file",
+    description: "Check, and print what a reload would change if this configuration file is in force, then exit.",
+  },
+  "watch-config": { kind: "boolean", description: "Reload the configuration file when it changes, as on SIGHUP." },
   "print-config": { kind: "boolean", description: "Print the effective options and where each was set, then exit." },
 });
 
@@ -268,12 +285,16 @@ export function readCommandLine(executable: Executable, { args, env, home }: Inv
   });
   if (serviceFlags.printConfig) return { do: "print", text: printSettings(command.options, resolved) };
   if (serviceFlags.checkConfig) return { do: "check", service: command, resolved, files };
+  if (serviceFlags.checkReload !== undefined) {
+    const running = resolve(command.options, { flags, env, file: readSettings(command.options, serviceFlags.checkReload, executable) });
+    return { do: "check", service: command, resolved, files, running };
+  }
   const { diagnosis } = command;
   const [asked = false] = Object.values(resolve(diagnosisFlag(command), { flags, env: {} }).values);
   if (diagnosis && asked !== false) {
     return { do: "diagnosis", service: command, diagnosis, value: typeof asked === "string" ? asked : "", resolved };
   }
-  return { do: "run", service: command, resolved, files };
+  return { do: "run", service: command, resolved, files, isWatched: serviceFlags.watchConfig };
 }
 
 /** The settings in a configuration file; `undefined` without one. */

@@ -13,18 +13,24 @@ import { openFullScreen } from "./full_screen.ts";
 import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { SecretFiles } from "../files/secret_files.ts";
-import { createSupervisor, type Notify } from "../service/supervisor.ts";
+import { createSupervisor } from "../service/supervisor.ts";
+import { hashOf } from "../config/plan.ts";
+import { watchFile } from "../files/version.ts";
+import { Reloader, reportOfReload } from "./reload.ts";
 import { messageOf } from "../log/error_message.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for an invalid configuration. */
 const FAILED = 1;
 const MISCONFIGURED = 2;
 
+/** Interval in milliseconds at which the configuration file is checked for changes. */
+const WATCH_MS = 5_000;
+
 /** Timeout for writing the remaining log lines before the exit, in milliseconds. */
 const FLUSH_MS = 1_000;
 
 type Process = NodeJS.Process;
-type Run = Extract<Task, { do: "run" | "check" }>;
+type RunTask = Extract<Task, { do: "run" }>;
 
 /** The log options, which every service has. */
 interface LogValues {
@@ -41,8 +47,8 @@ export async function run(executable: Executable, process: Process): Promise<voi
     process.exitCode = FAILED;
   });
   try {
-    const task = readCommandLine(complete, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
-    await perform(task, process, streams, executable);
+    const task = readTask(complete, process);
+    await perform(task, process, streams, complete);
   } catch (error) {
     const message = messageOf(error);
     if (message !== "") process.stderr.write(`${executable.root.name}: ${message}\n`);
@@ -51,12 +57,17 @@ export async function run(executable: Executable, process: Process): Promise<voi
   if (streams.isReading) process.exit(process.exitCode ?? 0);
 }
 
+function readTask(executable: Executable, process: Process): Task {
+  return readCommandLine(executable, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
+}
+
 /** What the network rejects before it opens a socket is a configuration error too. */
 function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
 
-async function perform(task: Task, process: Process, streams: StandardStreams, { root, notify }: Executable): Promise<void> {
+async function perform(task: Task, process: Process, streams: StandardStreams, executable: Executable): Promise<void> {
+  const { root } = executable;
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
   const { values } = task.resolved;
@@ -92,7 +103,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
   }
   if (task.do === "check") {
     await task.service.check(values);
-    return write("The configuration is valid\n");
+    return write(task.running ? reportOfReload(task.service.options, task.running, task.resolved) : "The configuration is valid\n");
   }
   if (task.do === "diagnosis") {
     await task.service.check(values);
@@ -114,7 +125,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
   try {
     await checkConfigFileMode(task, log);
     await task.service.check(values);
-    await runUntilSignalled(task, process, log, signals, notify);
+    await runUntilSignalled(task, process, log, signals, executable);
   } finally {
     await lines.flush(FLUSH_MS);
   }
@@ -122,7 +133,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, {
 }
 
 /** Warns if other users can read a configuration file that contains a secret. */
-async function checkConfigFileMode({ service: { options }, resolved: { settings } }: Run, log: Logger): Promise<void> {
+async function checkConfigFileMode({ service: { options }, resolved: { settings } }: RunTask, log: Logger): Promise<void> {
   const files = new SecretFiles(log);
   for (const [name, { text, origin }] of settings) {
     const [, file] = /^(.+):\d+$/.exec(origin) ?? [];
@@ -157,7 +168,7 @@ function mayBePublic(text: string): boolean {
 interface Signals {
   /** Resolves with the first stop signal. */
   readonly stop: Promise<string>;
-  /** Sets the handler of SIGHUP. */
+  /** Sets the handler of SIGHUP, which never rejects. */
   onReload(reload: () => Promise<void>): void;
 }
 
@@ -166,8 +177,8 @@ function handleSignals(process: Process, log: Logger): Signals {
   let reload: (() => Promise<void>) | undefined;
   process.on("SIGHUP", () => {
     if (reload === undefined) return log.info("signal ignored: the service is not running yet", { signal: "SIGHUP" });
-    log.info("reloading files", { signal: "SIGHUP" });
-    reload().catch((error) => log.error("reload failed", { reason: messageOf(error) }));
+    log.debug("reloading", { signal: "SIGHUP" });
+    void reload();
   });
   for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
   return {
@@ -233,20 +244,44 @@ const ADVICE: Partial<Record<NetErrorCode, string>> = {
 };
 
 async function runUntilSignalled(
-  { service, resolved: { values, settings } }: Run,
+  { service, resolved, files: { file }, isWatched }: RunTask,
   process: Process,
   log: Logger & LogLevelControl,
   signals: Signals,
-  notify: Notify | undefined,
+  executable: Executable,
 ): Promise<void> {
-  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log });
-  const running = await service.start(values, log, supervisor).catch((error) => {
+  const { notify } = executable;
+  const { values, settings } = resolved;
+  const monotonicUs = () => process.hrtime.bigint() / 1_000n;
+  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
+  const configuration = { hash: hashOf(service.options, resolved), isReloaded: true };
+  const running = await service.start(values, log, { supervisor, configuration }).catch((error) => {
     throw withAdvice(error, settings);
   });
   supervisor?.ready();
-  signals.onReload(() => running.reload());
+  const reloader = new Reloader({
+    options: service.options,
+    running: resolved,
+    state: configuration,
+    read: () => (readTask(executable, process) as RunTask).resolved,
+    check: (wanted) => service.check(wanted),
+    async apply(next) {
+      await running.update(next);
+      log.level = (next as unknown as LogValues).log.level;
+    },
+    reloadFiles: () => running.reload(),
+    log,
+  });
+  const reload = async () => {
+    supervisor?.reloading();
+    await reloader.reload();
+    supervisor?.ready();
+  };
+  signals.onReload(reload);
+  const watching = isWatched && file !== undefined ? await watchFile(file, WATCH_MS, reload) : undefined;
   const signal = await Promise.race([signals.stop, ...running.closed ? [running.closed.then(() => undefined)] : []]);
   if (signal !== undefined) log.info("stopping", { signal });
+  await watching?.close();
   supervisor?.stopping(running.closesWithinMs);
   exitWhenStopped(process);
   await running.close();

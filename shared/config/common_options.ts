@@ -20,6 +20,7 @@ export const logOptions = defineOptions({
     description: "Log format: text for people, json for machines.",
   },
   "log.level": {
+    reload: "at once",
     kind: "string",
     default: "info",
     choices: LOG_LEVELS,
@@ -110,6 +111,7 @@ export function checkPins(pins: string[]): string | undefined {
 /** The first phase of a stop, of proxy and lb. */
 export const drainDelayOptions = defineOptions({
   "drain.delay": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description:
@@ -119,6 +121,7 @@ export const drainDelayOptions = defineOptions({
 
 export const drainOptions = defineOptions({
   "drain.timeout": {
+    reload: "at once",
     kind: "duration",
     default: "30s",
     description: "Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once.",

@@ -24,6 +24,9 @@ type Kind = keyof Kinds;
 /** The values of one record, by key in camel case. */
 type ConfigRecord = Readonly<Record<string, string | number | boolean | string[] | undefined>>;
 
+/** When an option that is reloaded takes effect: for everything, or for what is opened afterwards. */
+export type Reload = "at once" | "new tunnels";
+
 interface OptionOf<K extends Kind> {
   readonly kind: K;
   /** In command-line form. Without a default, an unset option is `undefined`. */
@@ -40,6 +43,8 @@ interface OptionOf<K extends Kind> {
   readonly secret?: boolean;
   /** Set for options that restrict access: an empty environment variable is then an error, not unset. The text says what to write instead. */
   readonly guards?: string;
+  /** When a new value takes effect on a reload of the configuration. Default: with a restart. */
+  readonly reload?: Reload;
   /** Longest duration in milliseconds. Default 576 h, the limit of timers. */
   readonly maxMs?: number;
   /** Returns why a value is invalid, or `undefined`. It never quotes the value of a secret. */

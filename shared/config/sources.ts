@@ -47,7 +47,7 @@ export function resolve(options: Options, sources: Sources): Resolved {
     settings.set(name, setting);
     const isEmptyByDefault = option.kind === "boolean" || separatorOf(option) !== undefined;
     const missing = setting.origin === "default" && option.default === undefined && !isEmptyByDefault;
-    assign(values, name, missing ? undefined : parse(options, name, setting));
+    assignValue(values, name, missing ? undefined : parse(options, name, setting));
   }
   return { values, settings };
 }
@@ -75,11 +75,17 @@ function parse(options: Options, name: string, { text, origin }: Setting): unkno
   }
 }
 
-function assign(values: Record<string, unknown>, name: string, value: unknown): void {
+/** Sets the value of an option in the nested object of all values. */
+export function assignValue(values: Record<string, unknown>, name: string, value: unknown): void {
   const keys = name.split(".").map(camelCase);
   let at = values;
   for (const key of keys.slice(0, -1)) at = (at[key] ??= {}) as Record<string, unknown>;
   at[keys.at(-1)!] = value;
+}
+
+/** The value of an option in the nested object of all values. */
+export function valueOf(values: Readonly<Record<string, unknown>>, name: string): unknown {
+  return name.split(".").map(camelCase).reduce<unknown>((at, key) => (at as Record<string, unknown>)[key], values);
 }
 
 /**

@@ -1,13 +1,16 @@
 // Formats options as a table for the documentation.
 import { describeOption, flagOf, type Options } from "./option.ts";
 
-/** A Markdown table of flag, default and meaning. Environment variables and keys follow from the flags. */
+/** A Markdown table of flag, default, meaning, and when a reload applies it. Environment variables and keys follow from the flags. */
 export function optionTable(options: Options): string {
+  const isReloaded = Object.values(options).some(({ reload }) => reload !== undefined);
   const rows = Object.entries(options).map(([name, option]) => {
     const { default: value, choices } = option;
     const description = describeOption(option);
     const text = choices ? `${description} One of ${choices.map((c) => `\`${c}\``).join(", ")}.` : description;
-    return `| \`${flagOf(name)}\` | ${value === undefined ? "" : `\`${value}\``} | ${text.replace(/\|/g, "\\|")} |`;
+    const when = isReloaded ? ` ${option.reload ?? "restart"} |` : "";
+    return `| \`${flagOf(name)}\` | ${value === undefined ? "" : `\`${value}\``} | ${text.replace(/\|/g, "\\|")} |${when}`;
   });
-  return `| option | default | meaning |\n| --- | --- | --- |\n${rows.join("\n")}\n`;
+  const [head, line] = isReloaded ? [" reload |", " --- |"] : ["", ""];
+  return `| option | default | meaning |${head}\n| --- | --- | --- |${line}\n${rows.join("\n")}\n`;
 }

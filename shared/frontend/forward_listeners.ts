@@ -100,6 +100,8 @@ export class ForwardListeners {
   readonly #clients: ServiceFrontend;
   readonly #options: ForwardListenersOptions;
   readonly #open = new Map<string, OpenListener>();
+  /** The forwards of the options; agents may have asked for others. */
+  #configured: readonly Forward[] = [];
 
   constructor(clients: ServiceFrontend, options: ForwardListenersOptions) {
     this.#clients = clients;
@@ -120,7 +122,60 @@ export class ForwardListeners {
         if (forward.tokenFile !== undefined) await secrets.check("the token of a forward", forward.tokenFile);
       }
     }
+    this.#configured = forwards;
     return forwards.map((forward) => bound.get(forward)!);
+  }
+
+  /**
+   * Replaces the forwards of {@link open}: opens and closes listeners beside those that stay, and changes where new connections go. Returns the
+   * bound addresses. Not while another call is pending.
+   * @throws {RangeError} as {@link add}
+   * @throws {ConfigError} if a forward needs other certificate files
+   * @throws {NetError} as {@link open}; in each case nothing has changed, except for listeners that had to be closed first
+   */
+  async update(forwards: readonly Forward[]): Promise<string[]> {
+    const known = new Map(this.#configured.map((forward) => [JSON.stringify(forward), forward]));
+    const wanted = forwards.map((forward) => known.get(JSON.stringify(forward)) ?? forward);
+    const added = wanted.filter((forward) => !this.#configured.includes(forward));
+    const removed = this.#configured.filter((forward) => !wanted.includes(forward));
+    const groups = new Map<string, Group | undefined>();
+    for (const key of new Set([...removed, ...added].map(keyOf))) {
+      const kept = (this.#open.get(key)?.group.forwards ?? []).filter((forward) => !removed.includes(forward));
+      const [group] = groupForwards([...kept, ...added.filter((forward) => keyOf(forward) === key)]) as [Group?];
+      groups.set(key, group);
+    }
+    for (const { listen, certFile } of added) {
+      if (certFile === undefined) continue;
+      throw new ConfigError(`Cannot use --forward listen=${listen}: a record with cert-file needs a restart`);
+    }
+    const opened: string[] = [];
+    try {
+      for (const [key, group] of groups) {
+        const open = this.#open.get(key);
+        if (open && group && kindOf(open.group) !== kindOf(group)) this.#close(key);
+        if (group === undefined || this.#open.has(key)) continue;
+        await this.#listen(group);
+        opened.push(key);
+      }
+    } catch (error) {
+      for (const key of opened) this.#close(key);
+      throw error;
+    }
+    for (const [key, group] of groups) {
+      if (group === undefined) this.#close(key);
+      else this.#open.get(key)!.group = group;
+    }
+    this.#configured = wanted;
+    const addressOf = (forward: Forward) => this.#open.get(keyOf(forward))!.listener.address;
+    for (const forward of added) this.#announce(forward, addressOf(forward));
+    return wanted.map(addressOf);
+  }
+
+  #close(key: string): void {
+    const { listener } = this.#open.get(key)!;
+    this.#open.delete(key);
+    this.#clients.close(listener);
+    this.#options.log.info("forward closed", { clients: listener.address });
   }
 
   /**
@@ -191,6 +246,11 @@ export class ForwardListeners {
 /** Listeners of TCP and UDP are apart. */
 function keyOf({ network, listen }: Forward): string {
   return `${network === "udp" ? "udp" : "tcp"} ${listen}`;
+}
+
+/** What cannot change while a listener is open. */
+function kindOf(group: Group): string {
+  return `${preambleOf(group)} ${group.network}`;
 }
 
 function preambleOf(group: Group): string {

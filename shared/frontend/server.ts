@@ -1,4 +1,5 @@
 // The server for clients: accepts connections on its listeners, has each served by the listener's protocol, and drains.
+import type { AllowList } from "../address/allow_list.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { Activity } from "../service/live/activity.ts";
@@ -38,6 +39,8 @@ export interface FrontendOptions
 export interface Frontend {
   /** Serves the clients of another listener, until that is closed. */
   add(listener: ProtocolListener): void;
+  /** Changes which destinations new tunnels may reach. */
+  allow(list: AllowList): void;
   /** Number of clients being served, with a tunnel or without. */
   readonly open: number;
   /** Number of these that are connected to their destination. */
@@ -79,7 +82,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const logLimit = new LogLimit({ log });
   const missingClientWarnings = new MissingClientWarnings(logLimit, now);
   let [isDraining, isStopping] = [false, false];
-  const context: PipelineContext = {
+  const context: PipelineContext & { allowList: AllowList } = {
     ...options,
     upstreamRole: options.upstreamRole ?? "agent",
     now,
@@ -258,6 +261,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   };
   return {
     add,
+    allow: (list) => void (context.allowList = list),
     get open() {
       return clients.size;
     },

@@ -1,5 +1,5 @@
 // The clients' side of proxy and load balancer: the limits, the listeners, and the frontend that serves them.
-import { networksOf } from "../address/allow_list.ts";
+import { createAllowList, networksOf } from "../address/allow_list.ts";
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
@@ -138,6 +138,12 @@ export class ServiceFrontend {
   #add(added: OpenListener): void {
     this.#listeners.add(added);
     this.#frontend?.add(added);
+  }
+
+  /** Applies changed limits and the allow-list to new connections and tunnels. */
+  update({ limits, httpProxy: { hostWhitelist } }: Pick<ServiceFrontendOptions, "limits" | "httpProxy">): void {
+    this.limits.update(limits);
+    this.#frontend?.allow(createAllowList(hostWhitelist));
   }
 
   /** Closes a listener and frees its address. Its clients are served to their end. */

@@ -80,29 +80,19 @@ export class ClientLimits {
   readonly #reports: LimitReporter;
   readonly #connections: ConnectionLimiter;
   readonly #tunnels: TunnelLimits;
-  readonly #addressRate: TokenBuckets;
-  readonly #clientRate: TokenBuckets;
+  readonly #descriptors: number;
+  readonly #now?: () => number;
+  #addressRate!: TokenBuckets;
+  #clientRate!: TokenBuckets;
 
   /** @param descriptors file descriptors per tunnel */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
     const { now, createRate, buffers, reports } = deps;
-    const configured = {
-      connections: unlimitedIfZero(values.connections),
-      pendingRequests: Math.min(unlimitedIfZero(values.pendingRequests), MAX_PENDING_REQUESTS),
-    };
-    const { connections, pendingRequests } = withinDescriptors(configured, descriptors);
-    const ofConnections = (limit: number, share: number) => shareOf(limit, share, configured.connections, connections);
-    const connectionsPerAddress = ofConnections(values.connectionsPerAddress, ADDRESS_SHARE);
-    const tunnelsPerAgent = ofConnections(values.tunnelsPerAgent, CLIENT_SHARE);
-    const tunnelsPerClient = ofConnections(values.tunnelsPerClient, CLIENT_SHARE);
-    const pendingRequestsPerAddress = shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, configured.pendingRequests, pendingRequests);
-    if (connections < configured.connections) {
-      reportDescriptors(deps.log, "connections", connections, {
-        pendingRequests,
-        connectionsPerAddress,
-        tunnelsPerAgent,
-        tunnelsPerClient,
-      });
+    this.#descriptors = descriptors;
+    this.#now = now;
+    const { connections, connectionsPerAddress, pendingRequests, pendingRequestsPerAddress, ...tunnels } = this.#withinDescriptors(values);
+    if (connections < unlimitedIfZero(values.connections)) {
+      reportDescriptors(deps.log, "connections", connections, { pendingRequests, connectionsPerAddress, ...tunnels });
     }
     this.pendingRequests = pendingRequests;
     this.pendingRequestsPerAddress = {
@@ -112,16 +102,49 @@ export class ClientLimits {
     this.#reports = reports;
     this.#connections = new ConnectionLimiter({
       all: { limit: "connections", max: connections },
-      perAddress: { limit: "connections-per-address", max: unlimitedIfZero(connectionsPerAddress) },
+      perAddress: { limit: "connections-per-address", max: connectionsPerAddress },
       addresses: values,
       failureRefillMs: 10_000,
       reports,
       now,
     });
-    this.#tunnels = new TunnelLimits({ ...values, tunnelsPerAgent, tunnelsPerClient, createRate, buffers, reports, now });
-    const burst = (rate: number) => unlimitedIfZero(rate) * values.tunnelBurst / 1_000;
-    this.#addressRate = new TokenBuckets(unlimitedIfZero(values.tunnelRatePerAddress), burst(values.tunnelRatePerAddress), now);
-    this.#clientRate = new TokenBuckets(unlimitedIfZero(values.tunnelRatePerClient), burst(values.tunnelRatePerClient), now);
+    this.#tunnels = new TunnelLimits({ ...values, ...tunnels, createRate, buffers, reports, now });
+    this.#setRates(values);
+  }
+
+  /** Changes the maxima and rates, except for those on pending requests. What is open stays. */
+  update(values: ClientLimitValues): void {
+    const { connections, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient } = this.#withinDescriptors(values);
+    this.#connections.update({ all: connections, perAddress: connectionsPerAddress });
+    this.#tunnels.update({ tunnels: values.tunnels, tunnelsPerAgent, tunnelsPerClient, udpFlowsPerClient: values.udpFlowsPerClient });
+    this.#setRates(values);
+  }
+
+  /** The limits that the file descriptors permit. */
+  #withinDescriptors(values: ClientLimitValues) {
+    const configured = {
+      connections: unlimitedIfZero(values.connections),
+      pendingRequests: Math.min(unlimitedIfZero(values.pendingRequests), MAX_PENDING_REQUESTS),
+    };
+    const { connections, pendingRequests } = withinDescriptors(configured, this.#descriptors);
+    const ofConnections = (limit: number, share: number) => shareOf(limit, share, configured.connections, connections);
+    const shares = {
+      connectionsPerAddress: ofConnections(values.connectionsPerAddress, ADDRESS_SHARE),
+      tunnelsPerAgent: ofConnections(values.tunnelsPerAgent, CLIENT_SHARE),
+      tunnelsPerClient: ofConnections(values.tunnelsPerClient, CLIENT_SHARE),
+    };
+    return {
+      ...shares,
+      connections,
+      pendingRequests,
+      pendingRequestsPerAddress: shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, configured.pendingRequests, pendingRequests),
+    };
+  }
+
+  #setRates({ tunnelBurst, tunnelRatePerAddress, tunnelRatePerClient }: ClientLimitValues): void {
+    const buckets = (rate: number) => new TokenBuckets(unlimitedIfZero(rate), unlimitedIfZero(rate) * tunnelBurst / 1_000, this.#now);
+    this.#addressRate = buckets(tunnelRatePerAddress);
+    this.#clientRate = buckets(tunnelRatePerClient);
   }
 
   /** Idle timeout of tunnels in milliseconds; 0: none. */

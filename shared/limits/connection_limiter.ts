@@ -21,7 +21,7 @@ export interface ConnectionLimiterOptions {
 
 /** Counts connections and issues permits. */
 export class ConnectionLimiter {
-  readonly #options: ConnectionLimiterOptions;
+  #options: ConnectionLimiterOptions;
   readonly #keyOf: AddressKeys;
   readonly #lockout: AuthLockout;
   readonly #failedCredentials: FailedCredentials;
@@ -34,6 +34,12 @@ export class ConnectionLimiter {
     this.#keyOf = createAddressKeys(exemptAddresses);
     this.#lockout = new AuthLockout(unlimitedIfZero(authFailures), authLockoutMax, options.failureRefillMs, options.now);
     this.#failedCredentials = new FailedCredentials(options.now);
+  }
+
+  /** Changes the maxima. Open connections stay. */
+  update(max: { all: number; perAddress: number }): void {
+    const { all, perAddress } = this.#options;
+    this.#options = { ...this.#options, all: { ...all, max: max.all }, perAddress: { ...perAddress, max: max.perAddress } };
   }
 
   /**

@@ -61,11 +61,13 @@ export const agentTunnelLimitOptions = defineOptions({
 /** Limits on the clients of proxy and lb. */
 export const clientLimitOptions = defineOptions({
   "limits.connections": {
+    reload: "new tunnels",
     kind: "integer",
     default: "32768",
     description: "Concurrent client connections, lowered to what the file descriptor limit permits; 0: limited by that alone.",
   },
   "limits.connections-per-address": {
+    reload: "new tunnels",
     kind: "integer",
     default: "4096",
     description: "Concurrent client connections per address (IPv6: per /64); 0: no limit.",
@@ -80,25 +82,39 @@ export const clientLimitOptions = defineOptions({
     default: "1024",
     description: "The same per address (IPv6: per /64); above it the oldest of that address is refused; 0: no limit.",
   },
-  "limits.tunnels": { kind: "integer", default: "32768", description: "Concurrent tunnels and plain HTTP requests; 0: no limit." },
-  "limits.tunnels-per-agent": { kind: "integer", default: "16384", description: "The same per agent; 0: no limit." },
+  "limits.tunnels": {
+    reload: "new tunnels",
+    kind: "integer",
+    default: "32768",
+    description: "Concurrent tunnels and plain HTTP requests; 0: no limit.",
+  },
+  "limits.tunnels-per-agent": { reload: "new tunnels", kind: "integer", default: "16384", description: "The same per agent; 0: no limit." },
   "limits.tunnels-per-client": {
+    reload: "new tunnels",
     kind: "integer",
     default: "16384",
     description: "The same per client, which is a token, or an agent id without tokens; 0: no limit.",
   },
   "limits.udp-flows-per-client": {
+    reload: "new tunnels",
     kind: "integer",
     default: "1024",
     description: "Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit.",
   },
   "limits.tunnel-rate-per-address": {
+    reload: "new tunnels",
     kind: "integer",
     default: "1000",
     description: "New tunnels per second and address (IPv6: per /64); 0: no limit.",
   },
-  "limits.tunnel-rate-per-client": { kind: "integer", default: "10000", description: "New tunnels per second and client; 0: no limit." },
+  "limits.tunnel-rate-per-client": {
+    reload: "new tunnels",
+    kind: "integer",
+    default: "10000",
+    description: "New tunnels per second and client; 0: no limit.",
+  },
   "limits.tunnel-burst": {
+    reload: "new tunnels",
     kind: "duration",
     default: "2s",
     description: "Burst of new tunnels, as a time at the permitted rate: with 2s and 1000 a second, 2000 at once; 0s: one.",

@@ -132,7 +132,7 @@ const TICK_MS = 1_000;
 
 /** Counts tunnels and ends those that are too old or idle, until it is closed. */
 export class TunnelLimits {
-  readonly #options: TunnelLimitsOptions;
+  #options: TunnelLimitsOptions;
   readonly #now: () => number;
   readonly #memory: MemoryWatermark;
   readonly #buffers?: BufferBudget;
@@ -158,6 +158,11 @@ export class TunnelLimits {
       all: bandwidth(options.bandwidth),
     };
     this.#timer = setInterval(() => this.tick(), TICK_MS);
+  }
+
+  /** Changes the limits on the number of tunnels. Open ones stay. */
+  update(limits: Pick<TunnelLimitsOptions, "tunnels" | "tunnelsPerAgent" | "tunnelsPerClient" | "udpFlowsPerClient">): void {
+    this.#options = { ...this.#options, ...limits };
   }
 
   /** Idle timeout of tunnels in milliseconds; 0: none. */

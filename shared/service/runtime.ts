@@ -22,6 +22,7 @@ import type { ServiceName } from "./api/types.ts";
 import { Health } from "./health.ts";
 import { Activity } from "./live/activity.ts";
 import { CertificateExpiry } from "./certificate_expiry.ts";
+import { type ConfigurationState, reportConfiguration } from "./configuration.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";
 import { reportStore } from "./store_report.ts";
@@ -38,6 +39,8 @@ export interface ServiceDeps {
   readonly logLevel?: LogLevelControl;
   /** Receives the service's state while it runs. */
   readonly supervisor?: Supervisor;
+  /** The state of its configuration, for metrics. Default: it is not reported. */
+  readonly configuration?: ConfigurationState;
 }
 
 /** What a drain does after readiness has failed. */
@@ -100,7 +103,11 @@ export class ServiceRuntime {
   #drained?: Promise<void>;
   #closed?: Promise<void>;
 
-  constructor(name: ServiceName, { net, ownsNet = false, log, logLevel, supervisor }: ServiceDeps, resources: ResourceStack) {
+  constructor(
+    name: ServiceName,
+    { net, ownsNet = false, log, logLevel, supervisor, configuration }: ServiceDeps,
+    resources: ResourceStack,
+  ) {
     this.#resources = resources;
     this.#name = name;
     this.#logLevel = logLevel;
@@ -109,6 +116,7 @@ export class ServiceRuntime {
     this.net = net;
     this.log = isolateLogger(log);
     this.metrics = new Metrics(name);
+    if (configuration) reportConfiguration(this.metrics, configuration);
     this.limitReporter = new LimitReporter({ log: this.log, count: (limit, times) => this.metrics.limitHit(limit, times) });
     const watchdog = startWatchdog({
       log: this.log,

@@ -10,6 +10,8 @@ export interface Supervisor {
   readonly watchdogMs: number;
   /** The program serves. */
   ready(): void;
+  /** The program reloads its configuration, until {@link ready}. */
+  reloading(): void;
   /** The program stops within `withinMs` milliseconds; the manager's timeout is extended by that. */
   stopping(withinMs: number): void;
   /** Sets the status line. Sent only when it has changed. */
@@ -27,11 +29,13 @@ export interface SupervisorOptions {
   log: Logger;
   /** Milliseconds from any fixed point. Default `performance.now`. */
   now?: () => number;
+  /** CLOCK_MONOTONIC in microseconds. */
+  monotonicUs: () => bigint;
 }
 
 /** Returns `undefined` without a service manager. */
 export function createSupervisor(options: SupervisorOptions): Supervisor | undefined {
-  const { env, notify, log, now = () => performance.now() } = options;
+  const { env, notify, log, now = () => performance.now(), monotonicUs } = options;
   const socket = env.NOTIFY_SOCKET;
   if (!socket) return undefined;
   const watchdogMs = watchdogOf(options);
@@ -44,6 +48,8 @@ export function createSupervisor(options: SupervisorOptions): Supervisor | undef
   return {
     watchdogMs,
     ready: () => send("READY=1"),
+    // in one message: see sd_notify(3)
+    reloading: () => send(`RELOADING=1\nMONOTONIC_USEC=${monotonicUs()}`),
     stopping: (withinMs) => send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${Math.ceil(withinMs) * 1_000}`),
     status(text) {
       if (text === lastStatus) return;

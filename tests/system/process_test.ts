@@ -2,7 +2,7 @@
 // signals.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, readFileSync, renameSync } from "node:fs";
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createConnection } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
@@ -128,7 +128,7 @@ describe("signals", () => {
     }
     for (const program of [pair.proxy, pair.agent]) {
       program.signal("SIGHUP");
-      await program.waitFor("reloading files");
+      await program.waitFor("configuration unchanged");
     }
     await client.write("ping");
     assert.equal((await server.read(4)).toString(), "ping");
@@ -146,6 +146,27 @@ describe("signals", () => {
     proxy.signal("SIGHUP");
     await proxy.waitFor("certificates reloaded", { options: "--agent-server.tls" });
     await site.startAgent(addresses);
+  });
+
+  it("SIGHUP reads the configuration file again, and one that is invalid changes nothing", async () => {
+    await using site = await Site.create();
+    const [clients, moved] = [await freePort(), await freePort()];
+    const config = (listen: number, level: string) =>
+      `forward: [{ listen: "127.0.0.1:${listen}", agent: "4711", to: "127.0.0.1:9" }]\nlog: { level: ${level} }\n`;
+    const file = site.folder.write("config.yaml", config(clients, "info"));
+    const { proxy } = await site.startProxy([`--config=${file}`]);
+    const forward = (port: number) => ({ clients: `127.0.0.1:${port}` });
+    await proxy.waitFor("forwarding", forward(clients));
+    writeFileSync(file, config(moved, "loud"));
+    proxy.signal("SIGHUP");
+    const { reason } = await proxy.waitFor("reload failed; the configuration in force stays");
+    assert.match(String(reason), /config\.yaml:2/);
+    writeFileSync(file, config(moved, "debug"));
+    proxy.signal("SIGHUP");
+    const { atOnce, newTunnels } = await proxy.waitFor("configuration reloaded");
+    assert.deepEqual([atOnce, newTunnels], ["log.level", "forward"]);
+    await proxy.waitFor("forward closed", forward(clients));
+    await proxy.waitFor("forwarding", forward(moved));
   });
 
   it("after the reader of the log has gone do not end a service", async () => {

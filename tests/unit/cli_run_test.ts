@@ -89,7 +89,7 @@ async function startRunning(
   const it = start({
     start: (_, log) => {
       started(log);
-      return Promise.resolve({ closesWithinMs: 5_000, reload: reloading, close: closing });
+      return Promise.resolve({ closesWithinMs: 5_000, reload: reloading, update: async () => {}, close: closing });
     },
   });
   return { ...it, log: await running };
@@ -135,7 +135,7 @@ describe("program", () => {
       start: async () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
-        return { closesWithinMs: 0, reload: async () => {}, close: () => Promise.resolve(void (closed = true)) };
+        return { closesWithinMs: 0, reload: async () => {}, update: async () => {}, close: () => Promise.resolve(void (closed = true)) };
       },
     });
     await starting;
@@ -147,17 +147,24 @@ describe("program", () => {
   });
 
   it("reloads files on each SIGHUP, and continues if that fails", async () => {
-    let reloads = 0;
-    const { process, done } = await startRunning(undefined, () => Promise.reject(new Error(`no luck ${++reloads}`)));
+    const reloads = [Promise.withResolvers<void>(), Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    let count = 0;
+    const { process, done } = await startRunning(undefined, () => {
+      reloads[count++]!.resolve();
+      return Promise.reject(new Error(`no luck ${count}`));
+    });
     await new Promise((resolve) => setImmediate(resolve)); // started
-    for (let i = 0; i < 2; i++) process.emit("SIGHUP");
+    for (const { promise } of reloads.slice(0, 2)) {
+      process.emit("SIGHUP");
+      await promise;
+    }
+    for (let i = 0; i < 100; i++) process.emit("SIGHUP");
+    await reloads[2]!.promise;
     process.emit("SIGTERM");
     await done;
-    assert.equal(reloads, 2);
-    assert.deepEqual(
-      logged(process).slice(0, 4).map(({ message, reason }) => reason ?? message),
-      ["reloading files", "reloading files", "no luck 1", "no luck 2"],
-    );
+    assert.equal(count, 3, "Many signals at once are one reload");
+    const failed = logged(process).filter(({ message }) => message === "reload failed; the configuration in force stays");
+    assert.deepEqual(failed.map(({ reason }) => reason), ["no luck 1", "no luck 2", "no luck 3"]);
     assert.deepEqual(process.exits, [0]);
   });
 
@@ -169,7 +176,8 @@ describe("program", () => {
       start: async () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
-        return { closesWithinMs: 0, reload: () => Promise.reject(new Error("not to be called")), close: async () => {} };
+        const reload = () => Promise.reject(new Error("not to be called"));
+        return { closesWithinMs: 0, reload, update: async () => {}, close: async () => {} };
       },
     });
     await starting;

@@ -20,7 +20,7 @@ function bench(env: Record<string, string>, problem: () => string | undefined = 
     told.push(message);
     return problem();
   };
-  return { supervisor: createSupervisor({ env, pid: 7, notify, log, now: () => clock.now }), told, log, clock };
+  return { supervisor: createSupervisor({ env, pid: 7, notify, log, now: () => clock.now, monotonicUs: () => 1_234n }), told, log, clock };
 }
 
 describe("a supervisor", () => {
@@ -33,8 +33,17 @@ describe("a supervisor", () => {
     const { supervisor, told } = bench({ NOTIFY_SOCKET: SOCKET });
     supervisor!.ready();
     for (const text of ["one", "one", "two\nREADY=1"]) supervisor!.status(text);
+    supervisor!.reloading();
+    supervisor!.ready();
     supervisor!.stopping(1_500);
-    assert.deepEqual(told, ["READY=1", "STATUS=one", "STATUS=two READY=1", "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000"]);
+    assert.deepEqual(told, [
+      "READY=1",
+      "STATUS=one",
+      "STATUS=two READY=1",
+      "RELOADING=1\nMONOTONIC_USEC=1234",
+      "READY=1",
+      "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000",
+    ]);
   });
 
   it("is notified twice in WATCHDOG_USEC that the program runs", () => {

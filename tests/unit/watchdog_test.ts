@@ -35,7 +35,14 @@ describe("the watchdog", () => {
       log,
       networkStalledMs: () => networkMs,
       onStall: (what, ms) => void (what === "network" && counted.push(ms)),
-      supervisor: { watchdogMs: 40, ready() {}, stopping() {}, status: (text) => told.push(text), alive: () => told.push("alive") },
+      supervisor: {
+        watchdogMs: 40,
+        ready() {},
+        reloading() {},
+        stopping() {},
+        status: (text) => told.push(text),
+        alive: () => told.push("alive"),
+      },
       status: () => `stalled ${networkMs}`,
     });
     assert.deepEqual([await told.next(), await told.next()], ["stalled 0", "alive"]);
@@ -61,7 +68,7 @@ describe("the watchdog", () => {
       log: new LogBook(),
       networkStalledMs: () => networkMs,
       onStall: (_, ms) => counted.push(ms),
-      supervisor: { watchdogMs: 40, ready() {}, stopping() {}, status() {}, alive() {} },
+      supervisor: { watchdogMs: 40, ready() {}, reloading() {}, stopping() {}, status() {}, alive() {} },
     });
     assert.equal(await counted.next(), 5_000);
     networkMs = 1_200;

@@ -1,0 +1,81 @@
+// Reloads the configuration of a running service: reads it, plans the change, checks it, and applies what needs no restart. What cannot be
+// used changes nothing.
+import type { Options } from "../config/option.ts";
+import { describePlan, hashOf, isUnchanged, planReload } from "../config/plan.ts";
+import type { Resolved } from "../config/sources.ts";
+import { messageOf } from "../log/error_message.ts";
+import type { Logger } from "../log/logger.ts";
+import type { ConfigurationState } from "../service/configuration.ts";
+
+export interface ReloaderOptions {
+  /** The definitions of the service's options. */
+  readonly options: Options;
+  /** The configuration in force. */
+  readonly running: Resolved;
+  /** Updated at each reload. */
+  readonly state: ConfigurationState;
+  /**
+   * Reads the configuration again.
+   * @throws {ConfigError} naming file and line
+   */
+  readonly read: () => Resolved;
+  /**
+   * Checks what the values refer to.
+   * @throws {ConfigError}
+   */
+  readonly check: (values: Resolved["values"]) => Promise<void>;
+  /** Applies the values of options that can be reloaded; the others are those in force. If it rejects, nothing has changed. */
+  readonly apply: (values: Resolved["values"]) => Promise<void>;
+  /** Reads the files again that the options name. */
+  readonly reloadFiles: () => Promise<void>;
+  readonly log: Logger;
+}
+
+export class Reloader {
+  readonly #given: ReloaderOptions;
+  #running: Resolved;
+  #current: Promise<void> = Promise.resolve();
+  #next?: Promise<void>;
+
+  constructor(given: ReloaderOptions) {
+    this.#given = given;
+    this.#running = given.running;
+    given.state.hash = hashOf(given.options, given.running);
+  }
+
+  /** Reloads, and logs what has changed. Calls during a reload become one reload that follows it. Never rejects. */
+  reload(): Promise<void> {
+    return this.#next ??= this.#current.then(() => {
+      this.#next = undefined;
+      return this.#current = this.#reload();
+    });
+  }
+
+  async #reload(): Promise<void> {
+    const { options, read, check, apply, reloadFiles, log, state } = this.#given;
+    try {
+      const wanted = read();
+      const plan = planReload(options, this.#running, wanted);
+      if (!isUnchanged(plan)) {
+        await check(wanted.values);
+        await apply(plan.next.values);
+        this.#running = plan.next;
+        state.hash = hashOf(options, plan.next);
+      }
+      await reloadFiles();
+      state.isReloaded = true;
+      if (isUnchanged(plan)) return log.info("configuration unchanged", { hash: state.hash });
+      log.info("configuration reloaded", { ...describePlan(plan), hash: state.hash });
+    } catch (error) {
+      state.isReloaded = false;
+      log.error("reload failed; the configuration in force stays", { reason: messageOf(error), hash: state.hash });
+    }
+  }
+}
+
+/** What a reload changes, one option on a line with when it takes effect. */
+export function reportOfReload(options: Options, running: Resolved, wanted: Resolved): string {
+  const { changed } = planReload(options, running, wanted);
+  const lines = Object.entries(changed).flatMap(([when, names]) => names.map((name) => `${name}: ${when}\n`));
+  return lines.length === 0 ? "Nothing changes\n" : lines.join("");
+}

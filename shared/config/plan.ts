@@ -1,0 +1,44 @@
+// What a reload of the configuration changes: compares the options in force with new ones, and tells which of them need a restart.
+import { createHash } from "node:crypto";
+import type { Options, Reload } from "./option.ts";
+import { assignValue, type Resolved, valueOf } from "./sources.ts";
+
+/** The options that have changed, by when they take effect. */
+export interface ReloadPlan {
+  readonly changed: Readonly<Record<Reload | "restart", readonly string[]>>;
+  /** What will be in force: the new values of options that can be reloaded, and the others as they are. */
+  readonly next: Resolved;
+}
+
+/** Plans the change from `running` to `wanted`. */
+export function planReload(options: Options, running: Resolved, wanted: Resolved): ReloadPlan {
+  const changed: Record<Reload | "restart", string[]> = { "at once": [], "new tunnels": [], restart: [] };
+  const values = structuredClone(running.values);
+  const settings = new Map(running.settings);
+  for (const [name, { reload }] of Object.entries(options)) {
+    const value = valueOf(wanted.values, name);
+    if (JSON.stringify(value) === JSON.stringify(valueOf(running.values, name))) continue;
+    changed[reload ?? "restart"].push(name);
+    if (reload === undefined) continue;
+    assignValue(values, name, value);
+    settings.set(name, wanted.settings.get(name)!);
+  }
+  return { changed, next: { values, settings } };
+}
+
+/** Describes the options of a plan by when they take effect; empty if there are none. */
+export function describePlan({ changed }: ReloadPlan): Partial<Record<"atOnce" | "newTunnels" | "needRestart", string>> {
+  const list = (names: readonly string[]) => names.length === 0 ? undefined : names.join(",");
+  return { atOnce: list(changed["at once"]), newTunnels: list(changed["new tunnels"]), needRestart: list(changed.restart) };
+}
+
+/** Whether nothing has changed. */
+export function isUnchanged({ changed }: ReloadPlan): boolean {
+  return Object.values(changed).every((names) => names.length === 0);
+}
+
+/** A hash of the values in force, 12 hexadecimal digits: equal on programs with the same configuration. Secrets are left out. */
+export function hashOf(options: Options, { values }: Resolved): string {
+  const known = Object.keys(options).filter((name) => !options[name]!.secret).sort().map((name) => [name, valueOf(values, name) ?? null]);
+  return createHash("sha256").update(JSON.stringify(known)).digest("hex").slice(0, 12);
+}

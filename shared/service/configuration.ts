@@ -1,0 +1,20 @@
+// What operators see of the configuration in force.
+import type { Metrics } from "./metrics.ts";
+
+/** The state of a service's configuration, which the command line updates. */
+export interface ConfigurationState {
+  /** Of the values in force, 12 hexadecimal digits. */
+  hash: string;
+  /** Whether the last reload has succeeded. */
+  isReloaded: boolean;
+}
+
+/** Reports the state in metrics. */
+export function reportConfiguration(metrics: Metrics, state: ConfigurationState): void {
+  metrics.gauge(
+    "reverse_http_config_hash",
+    "Hash of the configuration in force, without secrets, as a number.",
+    () => Number.parseInt(state.hash, 16),
+  );
+  metrics.gauge("reverse_http_config_last_reload_successful", "Whether the last reload has succeeded.", () => Number(state.isReloaded));
+}

@@ -1,0 +1,134 @@
+// Reloads of the configuration: what takes effect, what is reported, and that an invalid one changes nothing.
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import { describe, it } from "node:test";
+import { proxyOptions } from "../../proxy/options.ts";
+import { Reloader, reportOfReload } from "../../shared/cli/reload.ts";
+import { readConfig } from "../../shared/config/file.ts";
+import { ConfigError } from "../../shared/config/option.ts";
+import { hashOf, planReload } from "../../shared/config/plan.ts";
+import { resolve, type Resolved, valueOf } from "../../shared/config/sources.ts";
+import { watchFile } from "../../shared/files/version.ts";
+import { LogBook } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
+
+const RELOADED = "configuration reloaded";
+const FAILED = "reload failed; the configuration in force stays";
+
+function read(text: string): Resolved {
+  return resolve(proxyOptions, { flags: new Map(), env: {}, file: readConfig(proxyOptions, { name: "config.yaml", text }) });
+}
+
+/** A service that runs with `text`. */
+function setUp(text: string) {
+  const log = new LogBook();
+  const applied: Resolved["values"][] = [];
+  const setting = { text, reads: 0, files: 0, refusal: undefined as Error | undefined };
+  const state = { hash: "", isReloaded: true };
+  const reloader = new Reloader({
+    options: proxyOptions,
+    running: read(text),
+    state,
+    read() {
+      setting.reads++;
+      return read(setting.text);
+    },
+    check: () => setting.refusal ? Promise.reject(setting.refusal) : Promise.resolve(),
+    apply: (values) => Promise.resolve(void applied.push(values)),
+    reloadFiles: () => Promise.resolve(void setting.files++),
+    log,
+  });
+  return { log, applied, setting, state, reloader };
+}
+
+describe("a reload", () => {
+  it("applies what needs no restart, and names what has changed by when it takes effect", async () => {
+    const { log, applied, setting, state, reloader } = setUp("log: { level: info }");
+    const before = state.hash;
+    setting.text = "log: { level: debug }\nlimits: { tunnels: 5 }\nhttp-proxy: { listen-address: ':1' }\n";
+    await reloader.reload();
+    const { atOnce, newTunnels, needRestart, hash } = log.logged(RELOADED)[0]!;
+    assert.deepEqual([atOnce, newTunnels, needRestart], ["log.level", "limits.tunnels", "http-proxy.listen-address"]);
+    assert.deepEqual(["log.level", "limits.tunnels", "http-proxy.listen-address"].map((name) => valueOf(applied[0]!, name)), [
+      "debug",
+      5,
+      ":3128",
+    ]);
+    assert.notEqual(hash, before);
+    assert.equal(state.hash, hash);
+    await reloader.reload();
+    assert.deepEqual(log.logged(RELOADED)[1], { atOnce: undefined, newTunnels: undefined, needRestart: "http-proxy.listen-address", hash });
+  });
+
+  it("without a change logs one line, and reads the files that options name", async () => {
+    const { log, applied, setting, reloader } = setUp("drain: { timeout: 60s }");
+    setting.text = "drain: { timeout: 1m } # the same";
+    await reloader.reload();
+    assert.deepEqual(log.entries.map(({ message }) => message), ["configuration unchanged"]);
+    assert.deepEqual([applied.length, setting.files], [0, 1]);
+  });
+
+  it("changes nothing if the file is invalid or what it names cannot be used, and says where", async () => {
+    const { log, applied, setting, state, reloader } = setUp("");
+    const before = state.hash;
+    setting.text = "log:\n  level: loud\n";
+    await reloader.reload();
+    assert.match(String(log.logged(FAILED)[0]!.reason), /^Cannot use --log\.level \(config\.yaml:2\): "loud"/);
+    setting.text = "log: { level: debug }";
+    setting.refusal = new ConfigError("Cannot read --x");
+    await reloader.reload();
+    assert.equal(log.logged(FAILED)[1]!.reason, "Cannot read --x");
+    assert.deepEqual([applied, state.hash, state.isReloaded], [[], before, false]);
+    setting.refusal = undefined;
+    await reloader.reload();
+    assert.deepEqual([log.logged(RELOADED).length, state.isReloaded], [1, true]);
+  });
+
+  it("follows another one, and many at once end in the last state of the file", async () => {
+    const { applied, setting, reloader } = setUp("");
+    const all: Promise<void>[] = [];
+    for (let i = 1; i <= 100; i++) {
+      setting.text = `limits: { tunnels: ${i} }`;
+      all.push(reloader.reload());
+    }
+    await Promise.all(all);
+    assert.ok(setting.reads <= 2, `${setting.reads} reads`);
+    assert.equal(valueOf(applied.at(-1)!, "limits.tunnels"), 100);
+  });
+
+  it("can be planned: every changed option with when it takes effect", () => {
+    const plan = (next: string) => reportOfReload(proxyOptions, read("log: { level: info }"), read(next));
+    assert.equal(plan("log: { level: debug }\nadmin: { listen-address: ':9' }"), "log.level: at once\nadmin.listen-address: restart\n");
+    assert.equal(plan(""), "Nothing changes\n");
+  });
+
+  it("compares records and lists by their values", () => {
+    const text = "forward: [{ listen: ':1', agent: a, to: 'b:2' }]\nhttp-proxy: { host-whitelist: [a, b] }";
+    const { changed } = planReload(proxyOptions, read(text), read(`${text}\n`));
+    assert.deepEqual(Object.values(changed).flat(), []);
+    const { changed: other } = planReload(proxyOptions, read(text), read(text.replace("b:2", "b:3").replace("[a, b]", "[a]")));
+    assert.deepEqual(other["new tunnels"].toSorted(), ["forward", "http-proxy.host-whitelist"]);
+  });
+});
+
+describe("the hash of a configuration", () => {
+  it("depends on values, not on their notation or on secrets", () => {
+    const hash = (text: string) => hashOf(proxyOptions, read(text));
+    assert.equal(hash("drain: { timeout: 60s }"), hash("drain: { timeout: 1m }"));
+    assert.notEqual(hash("drain: { timeout: 60s }"), hash("drain: { timeout: 61s }"));
+    assert.equal(hash("store: { redis: { url: 'redis://:one@h' } }"), hash("store: { redis: { url: 'redis://:two@h' } }"));
+    assert.match(hash(""), /^[0-9a-f]{12}$/);
+  });
+});
+
+describe("a watched file", () => {
+  it("is reported when its writer has finished", async () => {
+    using folder = new Folder();
+    const file = folder.write("config.yaml", "old");
+    const changed = Promise.withResolvers<string>();
+    const watching = await watchFile(file, 5, () => Promise.resolve(changed.resolve(readFileSync(file, "utf8"))));
+    writeFileSync(file, "new content");
+    assert.equal(await changed.promise, "new content");
+    await watching.close();
+  });
+});
