@@ -1,14 +1,13 @@
 // The certificate of a service that an ACME authority issues: opens what ordering it needs, and answers challenges.
 import { ConfigError } from "../config/option.ts";
 import type { StateDirectory } from "../files/state_directory.ts";
-import { HeadError, parseRequestHead } from "../http/head.ts";
 import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
 import { Orderer } from "../tls/acme/orderer.ts";
 import { createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
 import { AcmeState } from "../tls/acme/state.ts";
 import { readCertificates } from "../tls/pem.ts";
 import { readPemFile } from "../tls/reloadable_tls.ts";
-import { type Response, startResponder } from "./responder.ts";
+import { serveTcp } from "./http_server.ts";
 import type { ServiceRuntime } from "./runtime.ts";
 
 /** Limit on waiting requests at the port for challenges. */
@@ -71,21 +70,18 @@ export async function openAcme(options: AcmeOptions, { path }: StateDirectory, i
 /** Answers the challenges of `solver` at `address`, and returns it. */
 async function listenForChallenges(runtime: ServiceRuntime, address: string, solver: HttpSolver): Promise<HttpSolver> {
   const listener = await runtime.net.listenTcp({ address, maxPendingHeads: MAX_PENDING });
-  runtime.adopt(startResponder(listener, (head) => respond(solver, head)), (responder) => responder.close());
+  const serving = serveTcp(listener, (request) => respond(solver, request));
+  runtime.defer(async () => {
+    listener.close();
+    await serving;
+  });
   runtime.log.info("answering challenges for certificates", { address: listener.address });
   return solver;
 }
 
-async function respond(solver: HttpSolver, head: string | undefined): Promise<Response> {
-  const plain = (status: number, body: string): Response => ({ status, type: "text/plain", body });
-  try {
-    const { method, target } = parseRequestHead(head ?? "");
-    if (method !== "GET" && method !== "HEAD") return plain(405, "Only GET and HEAD are served\n");
-    const answer = await solver.answer(target);
-    return answer === undefined
-      ? plain(404, "There is no such challenge\n")
-      : { status: 200, type: "application/octet-stream", body: answer };
-  } catch (error) {
-    return plain(error instanceof HeadError ? error.status : 400, "The request is malformed\n");
-  }
+async function respond(solver: HttpSolver, { method, url }: Request): Promise<Response> {
+  if (method !== "GET") return new Response("Only GET and HEAD are served\n", { status: 405, headers: { "Allow": "GET, HEAD" } });
+  const answer = await solver.answer(new URL(url).pathname);
+  if (answer === undefined) return new Response("There is no such challenge\n", { status: 404 });
+  return new Response(answer, { headers: { "Content-Type": "application/octet-stream", "Cache-Control": "no-store" } });
 }

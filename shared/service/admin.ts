@@ -9,7 +9,7 @@ import { createAdminHandler } from "./admin_routes.ts";
 import type { Operations } from "./api/operations.ts";
 import { createApi } from "./api/routes.ts";
 import { TokenFile } from "./api/tokens.ts";
-import { type Connection, type Handler, serveRequest } from "./http_server.ts";
+import { type Connection, type Handler, serveRequest, serveTcp } from "./http_server.ts";
 import type { Metrics } from "./metrics.ts";
 import { listenUnix, type UnixListener } from "./unix_socket.ts";
 
@@ -89,13 +89,6 @@ export class Admin {
     await this.#running;
     await this.#unix?.close();
   }
-}
-
-/** Serves the connections of a listener until it is closed. */
-export async function serveTcp(listener: TcpListener, handle: Handler): Promise<void> {
-  const from = { isLocal: false, listening: listener.address };
-  const serve = (connection: Connection): void => void serveRequest(connection, from, handle); // never rejects
-  for (let batch; (batch = await listener.accept()) !== null;) batch.forEach(serve);
 }
 
 /**

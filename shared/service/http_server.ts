@@ -2,7 +2,7 @@
 // after the response, which bounds what a client can hold.
 import { encodeHead, type Fields, HeadError, parseRequestHead, type RequestHead, values } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
-import type { Duplex } from "../net/types.ts";
+import type { Duplex, TcpListener } from "../net/types.ts";
 
 /** Where a request comes from, and the fields that decide whether it may. */
 export interface RequestOrigin {
@@ -56,6 +56,13 @@ export async function serveRequest(
   }
   await send(stream, response, isHead).catch(() => {}); // the client has disconnected
   stream.close(); // pending writes are sent first
+}
+
+/** Serves the connections of a listener until it is closed. */
+export async function serveTcp(listener: TcpListener, handle: Handler): Promise<void> {
+  const from = { isLocal: false, listening: listener.address };
+  const serve = (connection: Connection): void => void serveRequest(connection, from, handle); // never rejects
+  for (let batch; (batch = await listener.accept()) !== null;) batch.forEach(serve);
 }
 
 /** A request that is not handled. */
