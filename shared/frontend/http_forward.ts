@@ -199,6 +199,8 @@ class ForwardedRequest {
     }
     if (!body.mayEnd) throw incomplete("The destination's response ends before it is complete");
     if (framing === "chunked") await this.#write(LAST_CHUNK);
+    // the client may take the next response for a part of this one
+    else if (!body.done || !body.isStrict) this.isPersistent = false;
     if (!this.isPersistent) client.closeWrite();
   }
 

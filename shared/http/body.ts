@@ -7,6 +7,8 @@ export interface BodyEnd {
   readonly done: boolean;
   /** Whether the connection may end now with the message complete. */
   readonly mayEnd: boolean;
+  /** Whether all recipients find this end: what was taken has only the line ends of RFC 9112. */
+  readonly isStrict: boolean;
   /**
    * Returns how many bytes of `data` belong to the body: fewer than all only if the body ends within them.
    * @param onContent receives the content in them, without the framing of chunks
@@ -18,6 +20,7 @@ export interface BodyEnd {
 /** A body of `length` bytes; `Infinity`: until the connection ends. */
 export class LengthEnd implements BodyEnd {
   #left: number;
+  readonly isStrict = true;
 
   constructor(length: number) {
     this.#left = length;
@@ -57,15 +60,20 @@ export class ChunkedEnd implements BodyEnd {
   /** Bytes of the current trailer line, without its end. */
   #line = 0;
   #afterCr = false;
+  #isStrict = true;
   readonly #lenient: boolean;
 
-  /** @param lenient lines may end with LF alone */
+  /** @param lenient lines may end with LF alone, but for those with an extension, in which others see it as text */
   constructor({ lenient }: { lenient: boolean }) {
     this.#lenient = lenient;
   }
 
   get done(): boolean {
     return this.#state === "done";
+  }
+
+  get isStrict(): boolean {
+    return this.#isStrict;
   }
 
   /** In lenient mode the final empty line may be missing, as many servers omit it. */
@@ -91,7 +99,8 @@ export class ChunkedEnd implements BodyEnd {
     if (this.#afterCr && byte !== LF) throw malformed();
     if (byte === CR) return void (this.#afterCr = true);
     if (byte === LF) {
-      if (!this.#afterCr && !this.#lenient) throw malformed();
+      if (!this.#afterCr && (!this.#lenient || this.#part === "extension")) throw malformed();
+      this.#isStrict &&= this.#afterCr;
       this.#afterCr = false;
       return this.#endLine();
     }

@@ -78,6 +78,8 @@ describe("body", () => {
     const body = "5\nhello\n0\n\n";
     assert.deepEqual(follow(new ChunkedEnd({ lenient: true }), body + NEXT, 1), { taken: body.length, done: true });
     assert.ok(isRefused(new ChunkedEnd({ lenient: false }), body));
+    // another recipient sees an extension that goes on, and so other chunks
+    assert.ok(isRefused(new ChunkedEnd({ lenient: true }), `5;\nhello\r\n0\r\n\r\n`));
     for (
       const [text, mayEnd] of [["0\r\n", true], ["5\r\nhello\r\n0\r\n", true], ["5\r\nhello", false], ["0\r\nX: y\r\n", false], [
         "0",

@@ -99,6 +99,19 @@ describe("a client of virtual hosts", () => {
       client.close();
     }));
 
+  it("has its connection closed after a response that it might read on into the next one", async () => {
+    const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (const body of ["2\r\nok\r\n0\r\n", "2\nok\r\n0\r\n\r\n", "2\r\nok\r\n0\r\nX: y\n\n"]) {
+      await withBench({ records }, async (bench) => {
+        const client = await connectTo(bench.net, bench.address);
+        await client.write(bytes(`${Buffer.from(get("a.example"))}${Buffer.from(get("b.example"))}`));
+        await serveNext(bench, bytes(chunked + body));
+        const answer = await within(readText(client));
+        assert.equal(answer.slice(answer.indexOf("\r\n\r\n") + 4), body);
+      });
+    }
+  });
+
   it("may send several requests at once, with bodies, and gets the responses in order", () =>
     withBench({ records }, async (bench) => {
       const client = await connectTo(bench.net, bench.address);
