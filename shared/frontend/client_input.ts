@@ -70,9 +70,9 @@ export async function nextRequest(stream: Duplex, input: ClientInput, idleTimeou
       if (!isReady) return seen === 0 ? undefined : fail("head-timeout", "The head was not complete in time");
       const data = input.take();
       if (data === null) return seen === 0 ? undefined : fail("head-truncated", "The connection ended within a head");
-      if (seen === 0) deadline = performance.now() + HEAD_TIMEOUT_MS;
-      // empty lines before the request line are skipped (RFC 9112 §2.2)
+      // empty lines before the request line are skipped (RFC 9112 §2.2), and begin no request
       head = seen === 0 ? withoutEmptyLines(data) : Buffer.concat([head, data]);
+      if (seen === 0 && head.length > 0) deadline = performance.now() + HEAD_TIMEOUT_MS;
       const end = endOfHead(head, seen);
       if ((end < 0 ? head.length : end) > MAX_HEAD) return fail("head-too-large", `The head has more than ${MAX_HEAD} bytes`);
       if (end < 0) continue;

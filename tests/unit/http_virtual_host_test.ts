@@ -231,6 +231,17 @@ describe("a client of virtual hosts", () => {
       client.close();
     }));
 
+  it("is disconnected as well if it sends nothing but empty lines", () =>
+    withBench({ idleTimeoutMs: 500 }, async (bench) => {
+      const client = await connectTo(bench.net, bench.address);
+      await client.write(get("a"));
+      await serveNext(bench);
+      await readUntil(client, "ok");
+      await client.write(bytes("\r\n"));
+      assert.equal(await within(readText(client)), ""); // a head would have 10 s
+      client.close();
+    }));
+
   it("is disconnected while it is idle when the service drains, and told so in a response", () =>
     withBench({}, async (bench) => {
       const [idle, busy] = [await connectTo(bench.net, bench.address), await connectTo(bench.net, bench.address)];
