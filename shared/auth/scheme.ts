@@ -7,7 +7,7 @@ import { createHtpasswdProvider } from "./htpasswd.ts";
 import { createJwtAuth, type JwksOptions, type JwtOptions } from "./jwt.ts";
 import { createOidcProvider, type OidcOptions } from "./oidc.ts";
 import { type ClientProvider, withProviders } from "./providers.ts";
-import { createWebhookProvider, type WebhookOptions } from "./webhook.ts";
+import { checkWebhookSecret, createWebhookProvider, type WebhookOptions } from "./webhook.ts";
 
 /** Values of the options `auth.*` on the side that verifies credentials. */
 export interface AuthOptions {
@@ -58,6 +58,7 @@ async function createProvider(
     case "htpasswd":
       return await createHtpasswdProvider(htpasswd, { log });
     case "webhook":
+      await checkWebhookSecret(webhook);
       return createWebhookProvider(webhook, { log });
     default:
       return {
@@ -89,6 +90,7 @@ function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: Aut
     ["oidc.audience", oidc.audience.length > 0, unless("oidc")],
     ["htpasswd.file", htpasswd.file !== undefined, unless("htpasswd")],
     ["webhook.url", webhook.url !== undefined, unless("webhook")],
+    ["webhook.token-file", webhook.tokenFile !== undefined, unless("webhook")],
   ];
   const unused = given.find(([, isGiven, why]) => isGiven && why !== undefined);
   if (unused) throw new ConfigError(`Cannot use --auth.${unused[0]}: ${unused[2]}`);

@@ -74,7 +74,9 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
   const key = randomBytes(32);
 
   const request = async (body: string): Promise<Answer> => {
-    const secret = tokenFile === undefined ? undefined : await readSecret(tokenFile);
+    const secret = tokenFile === undefined ? undefined : await readSecret(tokenFile).catch((cause: Error) => {
+      throw new Error(`the file of its token cannot be used: ${cause.message}`, { cause });
+    });
     const headers = { "Content-Type": "application/json", ...secret !== undefined && { Authorization: `Bearer ${secret}` } };
     const { status, text } = await fetchText(fetch, url, { timeoutMs, maxBytes: MAX_ANSWER, signal: closing.signal, headers, body });
     if (status !== 200 && status !== 401 && status !== 403) throw new Error(`it responded with status ${status}`);
@@ -120,6 +122,17 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
   };
 }
 
+/**
+ * Checks the file with the secret, which is read again for each question.
+ * @throws {ConfigError}
+ */
+export async function checkWebhookSecret({ tokenFile }: Pick<WebhookOptions, "tokenFile">): Promise<void> {
+  if (tokenFile === undefined) return;
+  await readSecret(tokenFile).catch((cause: Error) => {
+    throw new ConfigError(`Cannot use --auth.webhook.token-file ${JSON.stringify(tokenFile)}: ${cause.message}`, { cause });
+  });
+}
+
 /** A password that looks like a token is one: the user name beside it is the agent. */
 function questionOf(credentials: ClientCredentials, peer: ClientPeer, key: Uint8Array) {
   const { address: client } = peer;
@@ -137,12 +150,14 @@ function shownBy(credentials: ClientCredentials): { user: string; agentId: strin
   return { user, agentId, shown: { user, password } };
 }
 
+/** @throws {Error} which quotes no part of it, as an error of `fetch` about the header would */
 async function readSecret(file: string): Promise<string> {
-  try {
-    return (await readText(file, MAX_SECRET)).trim();
-  } catch (cause) {
-    throw new Error(`the file of its token cannot be read: ${describeFileError(cause)}`, { cause });
-  }
+  const text = await readText(file, MAX_SECRET).catch((cause) => {
+    throw new Error(describeFileError(cause), { cause });
+  });
+  const secret = text.trim();
+  if (!/^[!-~]+$/.test(secret)) throw new Error("it is not a secret of ASCII characters without spaces in one line");
+  return secret;
 }
 
 /** @throws {Error} if it is no answer */

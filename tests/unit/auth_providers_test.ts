@@ -7,6 +7,7 @@ import { checkAuthOptions } from "../../shared/auth/scheme.ts";
 import { resolve } from "../../shared/config/sources.ts";
 import { urlProblem } from "../../shared/config/url.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
+import { Folder } from "../../testing/programs.ts";
 import { type ProxyOptions, proxyOptions } from "../../proxy/options.ts";
 
 const PEER = { address: "192.0.2.1", requestId: "r-1" };
@@ -94,6 +95,23 @@ describe("identity providers", () => {
     );
     await assert.rejects(check(["auth.jwks.url", "https://id.example"]), /no token is verified/);
     await assert.rejects(check(["auth.clients", "webhook"], ["auth.webhook.url", "http://id.example"]), /only https/);
+    using folder = new Folder();
+    const secret = (file: string): [string, string][] => [
+      ["auth.clients", "webhook"],
+      ["auth.webhook.url", "https://id.example"],
+      ["auth.webhook.token-file", file],
+    ];
+    await check(...secret(folder.write("secret", "s3cret\n")));
+    for (const [file, why] of [[`${folder.path}/none`, /does not exist/], [folder.path, /is a directory/]] as const) {
+      await assert.rejects(check(...secret(file)), why);
+    }
+    for (const text of ["", "\n", "s3cret\nmore", "s3cret more", "s3cret\u2026"]) {
+      await assert.rejects(check(...secret(folder.write("secret", text))), ({ message }: Error) => {
+        assert.match(message, /--auth\.webhook\.token-file .*: it is not a secret of ASCII characters/);
+        return !message.includes("s3cret");
+      });
+    }
+    await assert.rejects(check(["auth.webhook.token-file", folder.path]), /--auth\.clients does not name webhook/);
   });
 });
 
