@@ -3,7 +3,7 @@ import { ConfigError } from "../config/option.ts";
 import type { StateDirectory } from "../files/state_directory.ts";
 import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
 import { Orderer } from "../tls/acme/orderer.ts";
-import { createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
+import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
 import { AcmeState } from "../tls/acme/state.ts";
 import { readCertificates } from "../tls/pem.ts";
 import { readPemFile } from "../tls/reloadable_tls.ts";
@@ -35,6 +35,11 @@ export async function openAcme(options: AcmeOptions, { path }: StateDirectory, i
   if (path === undefined) throw new ConfigError("Cannot use --acme.domain: there is no state directory; set --state-dir");
   const { rootCa } = options.file;
   const ca = rootCa && readCertificates(await readPemFile("acme.file.root-ca", rootCa), "authorities").text;
+  if (options.dnsCommand !== undefined) {
+    await checkCommand(options.dnsCommand).catch((cause: Error) => {
+      throw new ConfigError(`Cannot use --acme.dns-command ${options.dnsCommand}: ${cause.message}`, { cause });
+    });
+  }
   const state = new AcmeState(path, options.directory);
   if (!isCheck) await state.open();
   return {

@@ -10,10 +10,11 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { covers, idOf, renewalTime } from "../../shared/tls/acme/certificate.ts";
-import { type AcmeOptions, checkAcmeOptions } from "../../shared/tls/acme/options.ts";
+import { type AcmeOptions, acmeOptions, checkAcmeOptions } from "../../shared/tls/acme/options.ts";
 import { Orderer } from "../../shared/tls/acme/orderer.ts";
-import { createCommandSolver, HttpSolver, type SharedStore } from "../../shared/tls/acme/solvers.ts";
+import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../../shared/tls/acme/solvers.ts";
 import { dnsValueOf, type Solver } from "../../shared/tls/acme/client.ts";
+import { openAcme } from "../../shared/service/acme.ts";
 import { AcmeState } from "../../shared/tls/acme/state.ts";
 import { type AcmeBehaviour, AcmeServer } from "../../testing/acme_server.ts";
 import { ask, LogBook, withNet } from "../../testing/network.ts";
@@ -22,6 +23,17 @@ import { eventually, Folder } from "../../testing/programs.ts";
 const DAY_MS = 86_400_000;
 const MINUTE_MS = 60_000;
 const FAILED = "certificate cannot be obtained";
+
+const NONE: AcmeOptions = {
+  domain: [],
+  email: undefined,
+  directory: "https://authority.example/directory",
+  profile: undefined,
+  httpListenAddress: ":80",
+  dnsCommand: undefined,
+  file: { rootCa: undefined },
+  eab: { keyId: undefined, hmacKey: undefined },
+};
 
 /** An orderer, its authority, and a clock that the test sets. */
 class Setting {
@@ -275,6 +287,25 @@ describe("a certificate by ACME", () => {
   });
 });
 
+describe("a command for DNS", () => {
+  it("is checked at the start: it is a program that this user may execute", async () => {
+    using folder = new Folder();
+    const program = join(folder.path, "program");
+    writeFileSync(program, "#!/bin/sh\n", { mode: 0o755 });
+    for (const command of [program, "sh"]) await checkCommand(command);
+    const refused = [
+      [join(folder.path, "none"), /^the file does not exist$/],
+      [folder.path, /^it is a directory$/],
+      [folder.write("text", "#!/bin/sh\n"), /^this user may not execute it$/],
+    ] as const;
+    for (const [command, message] of refused) await assert.rejects(checkCommand(command), { message });
+    const open = (dnsCommand: string) =>
+      openAcme({ ...NONE, domain: ["a.example"], dnsCommand }, { path: folder.path, required: true }, true);
+    await open(program);
+    await assert.rejects(open(folder.path), /^ConfigError: Cannot use --acme\.dns-command \S+: it is a directory$/);
+  });
+});
+
 describe("a proxy with a domain", () => {
   it("answers challenges and nothing else, and uses the certificate for agents and clients as soon as it has it", () =>
     withNet(async (net) => {
@@ -343,26 +374,28 @@ describe("proxies that share a store", () => {
 });
 
 describe("options of ACME", () => {
-  const none: AcmeOptions = {
-    domain: [],
-    email: undefined,
-    directory: "https://authority.example/directory",
-    profile: undefined,
-    httpListenAddress: ":80",
-    dnsCommand: undefined,
-    file: { rootCa: undefined },
-    eab: { keyId: undefined, hmacKey: undefined },
-  };
   const refused: [Partial<AcmeOptions>, RegExp][] = [
     [{ dnsCommand: "x" }, /--acme\.dns-command: --acme\.domain is not set/],
     [{ domain: ["*.a.example"] }, /wildcards by DNS only; set --acme\.dns-command/],
     [{ domain: ["192.0.2.1"], dnsCommand: "x" }, /has 192\.0\.2\.1, and addresses are validated by HTTP only/],
     [{ domain: ["a.example"], eab: { keyId: "1", hmacKey: undefined } }, /--acme\.eab\.key-id: --acme\.eab\.hmac-key is required/],
   ];
+  it("take a key of an account in base64url alone, and never quote it", () => {
+    const problem = (key: string) => acmeOptions["acme.eab.hmac-key"].check?.(key);
+    assert.deepEqual(
+      ["zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W", "AA==", "s3cret!", "s3 cret", "+/"].map(problem),
+      [
+        undefined,
+        undefined,
+        ...Array(3).fill("it is not base64url"),
+      ],
+    );
+  });
+
   for (const [options, message] of refused) {
     it(`are refused: ${JSON.stringify(options)}`, () => {
       assert.throws(
-        () => checkAcmeOptions({ ...none, ...options }),
+        () => checkAcmeOptions({ ...NONE, ...options }),
         (error) => error instanceof ConfigError && message.test(error.message),
       );
     });

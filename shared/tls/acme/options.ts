@@ -39,7 +39,12 @@ export const acmeOptions = defineOptions({
   },
   "acme.file.root-ca": { kind: "file", description: "Authorities to trust for the URL of the directory, PEM; by default the runtime's." },
   "acme.eab.key-id": { kind: "string", description: "Key id of an external account, if the authority requires one." },
-  "acme.eab.hmac-key": { kind: "string", secret: true, description: "Key of the external account, base64url." },
+  "acme.eab.hmac-key": {
+    kind: "string",
+    secret: true,
+    description: "Key of the external account, base64url.",
+    check: (key) => /^[\w-]+=*$/.test(key) ? undefined : "it is not base64url",
+  },
 });
 
 /** As on the command line: `--acme.domain` is `domain`. */

@@ -1,6 +1,9 @@
 // Answers the challenges of an ACME authority: by HTTP, on every proxy that shares a store, or by a command that writes DNS records.
 import { execFile } from "node:child_process";
+import { constants } from "node:fs";
+import { access, stat } from "node:fs/promises";
 import { promisify } from "node:util";
+import { describeFileError } from "../../files/read.ts";
 import { messageOf } from "../../log/error_message.ts";
 import type { Logger } from "../../log/logger.ts";
 import { printable } from "../../net/printable.ts";
@@ -62,6 +65,21 @@ export class HttpSolver implements Solver {
 /** No agent has such an id, because it contains a space. */
 function keyOf(token: string): string {
   return `acme challenge ${token}`;
+}
+
+/**
+ * Checks that a command can be executed. One without a slash is looked for in PATH, when it is called.
+ * @throws {Error} saying why it cannot
+ */
+export async function checkCommand(command: string): Promise<void> {
+  if (!command.includes("/")) return;
+  const isDirectory = await stat(command).then((stats) => stats.isDirectory(), (cause) => {
+    throw new Error(describeFileError(cause), { cause });
+  });
+  if (isDirectory) throw new Error("it is a directory");
+  await access(command, constants.X_OK).catch((cause) => {
+    throw new Error("this user may not execute it", { cause });
+  });
 }
 
 /** Time for the command, in milliseconds: it may wait until all name servers have the record. */
