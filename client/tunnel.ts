@@ -55,7 +55,8 @@ export function parseDestination(text: string): Authority {
     return parseAuthority(text);
   } catch (cause) {
     if (!(cause instanceof MalformedRequestError)) throw cause;
-    throw new ConfigError(`Cannot use the destination ${JSON.stringify(text)}: ${cause.message.replace(/^The target/, "it")}`, { cause });
+    const why = cause.message.replace(/^The target/, "it").replace(/^it's/, "its");
+    throw new ConfigError(`Cannot use the destination ${JSON.stringify(text)}: ${why}`, { cause });
   }
 }
 

@@ -4,6 +4,7 @@ import { chmod, lstat, mkdtemp, rename, rm, unlink } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { join as join } from "node:path";
 import type { Duplex as NodeDuplex } from "node:stream";
+import { describeWriteError } from "../shared/files/read.ts";
 
 /** Accepts connections until it is closed. */
 export interface UnixListener {
@@ -16,7 +17,7 @@ export interface UnixListener {
  * @throws {Error} saying why it cannot
  */
 export async function listenUnix(path: string, onConnection: (socket: Socket) => void): Promise<UnixListener> {
-  const fail = (cause: unknown) => new Error(`Cannot listen on ${path}: ${(cause as Error).message}`, { cause });
+  const fail = (cause: unknown) => new Error(`Cannot listen on ${path}: ${describeWriteError(cause)}`, { cause });
   if (await isInUse(path)) throw new Error(`Cannot listen on ${path}: it is in use, or no socket`);
   const server = createServer({ allowHalfOpen: true }, onConnection);
   let folder;

@@ -5,7 +5,7 @@ import type { Authenticator } from "../auth/authenticator.ts";
 import { type AuthOptions, createAuthenticator } from "../auth/scheme.ts";
 import { LimitReporter } from "../limits/limit.ts";
 import { isolateLogger } from "../log/isolate.ts";
-import { messageOf } from "../log/error_message.ts";
+import { describeWriteError } from "../files/read.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { LogFields, Logger, LogLevelControl } from "../log/logger.ts";
 import type { Net } from "../net/types.ts";
@@ -190,7 +190,7 @@ export class ServiceRuntime {
       this.#audit = audit;
       return audit;
     } catch (error) {
-      throw new ConfigError(`Cannot use --audit.file: ${messageOf(error)}`, { cause: error });
+      throw new ConfigError(`Cannot use --audit.file ${file}: ${describeWriteError(error)}`, { cause: error });
     }
   }
 

@@ -4,7 +4,7 @@ import { mkdir, readFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { ConfigError } from "../config/option.ts";
-import { describeFileError } from "../files/read.ts";
+import { describeFileError, describeWriteError } from "../files/read.ts";
 import type { StateDirectory } from "../files/state_directory.ts";
 import { writeFileAtomically } from "../files/write.ts";
 import type { Logger } from "../log/logger.ts";
@@ -39,7 +39,7 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
     text = await readOrCreate(path, file);
     await new SecretFiles(log).check("the private key of the self-signed certificate", file);
   } catch (cause) {
-    const why = (cause as Error).message;
+    const why = describeWriteError(cause);
     if (directory.required) throw new ConfigError(`Cannot use --state-dir ${path}: ${why}`, { cause });
     return await createEphemeral(why, log);
   }

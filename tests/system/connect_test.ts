@@ -156,6 +156,7 @@ describe("connect without a tunnel", () => {
       [[...flags], 2, /the destination host:port is missing/],
       [[...flags, closed, "--tls.enable", closed], 2, /unknown argument '127.*': there is one host:port/],
       [[...flags, "host"], 2, /Cannot use the destination "host": /],
+      [[...flags, "host:0"], 2, /Cannot use the destination "host:0": its port is not 1 to 65535/],
       [[closed], 2, /--proxy is required/],
       [[...flags, "--tls.pin-sha256=" + "0".repeat(64), closed], 2, /--tls\.enable is not set/],
       [[...flags, "--token=a-secret-word", closed], 2, /Cannot use --token: other users see the command line; write file:NAME/],

@@ -212,6 +212,10 @@ describe("a Unix socket", () => {
     const path = folder.write("file", "content");
     await assert.rejects(listenUnix(path, () => {}), /it is in use, or no socket/);
     assert.equal(statSync(path).size, 7);
+    await assert.rejects(
+      listenUnix(`${folder.path}/none/s`, () => {}),
+      /^Error: Cannot listen on \S+none\/s: the directory does not exist$/,
+    );
   });
 });
 

@@ -56,6 +56,14 @@ describe("a service", () => {
       assert.deepEqual([log.logged("draining").length, log.logged("stopped").length], [1, 1]);
     }));
 
+  it("says why it cannot write the audit log", async () => {
+    using folder = new Folder();
+    for (const [file, why] of [[folder.path, "it is a directory"], [`${folder.path}/none/log`, "the directory does not exist"]] as const) {
+      const error = { name: "ConfigError", message: `Cannot use --audit.file ${file}: ${why}` };
+      await started((runtime) => assert.rejects(runtime.openAudit({ file, strict: true }), error));
+    }
+  });
+
   it("ends a drain's delay when it is closed", () =>
     started(async (runtime) => {
       const draining = runtime.drain({ fields: {}, delayMs: 3_600_000, finish: () => Promise.resolve() });
