@@ -190,7 +190,8 @@ export function startFrontend(options: FrontendOptions): Frontend {
         options.activity?.ended(record);
         logAccess(log, record, now());
         const { status, proxyError: error, startedAt, connectedAt, sent, received } = record;
-        options.onEnd?.({ status, error, setupMs: connectedAt === undefined ? undefined : connectedAt - startedAt, sent, received });
+        const setupMs = connectedAt === undefined ? undefined : connectedAt - startedAt;
+        options.onEnd?.({ status, error, setupMs, totalMs: now() - startedAt, sent, received });
       }
     }
   };

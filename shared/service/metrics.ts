@@ -164,6 +164,8 @@ export interface TunnelEnd {
   readonly error?: TunnelErrorType;
   /** Milliseconds from the request's head to the connection to the destination; missing if there was none. */
   readonly setupMs?: number;
+  /** Milliseconds from the request's head to the end of the tunnel; present if `setupMs` is. */
+  readonly totalMs?: number;
   /** Bytes to the destination, and back. */
   readonly sent: number;
   readonly received: number;
@@ -177,6 +179,7 @@ export class TunnelMetrics {
   /** Counted since the last scrape: a counter with labels costs more than all else that the end of a tunnel does. */
   readonly #uncollected = { completed: 0, broken: 0, sent: 0, received: 0 };
   readonly #setup: Histogram;
+  readonly #duration: Histogram;
   readonly #datagrams: Counter<"outcome">;
   readonly #limitHit: (limit: string) => void;
 
@@ -229,6 +232,12 @@ export class TunnelMetrics {
       buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
       registers,
     });
+    this.#duration = new Histogram({
+      name: "reverse_http_tunnel_duration_seconds",
+      help: "Time from a request's head to the end of its tunnel.",
+      buckets: [0.01, 0.1, 1, 10, 60, 600, 3_600, 21_600, 86_400],
+      registers,
+    });
     this.#datagrams = new Counter({
       name: "reverse_http_udp_datagrams_total",
       help:
@@ -244,7 +253,7 @@ export class TunnelMetrics {
     });
   }
 
-  ended({ status, error, setupMs, sent, received, datagrams }: TunnelEnd): void {
+  ended({ status, error, setupMs, totalMs, sent, received, datagrams }: TunnelEnd): void {
     if (setupMs === undefined) {
       this.#ended.inc({ outcome: "refused" });
       this.#refused.inc({ status: String(status), error_type: error ?? "none" });
@@ -253,6 +262,7 @@ export class TunnelMetrics {
       return;
     }
     this.#setup.observe(setupMs / 1_000);
+    if (totalMs !== undefined) this.#duration.observe(totalMs / 1_000);
     const uncollected = this.#uncollected;
     uncollected[error === undefined ? "completed" : "broken"]++;
     uncollected.sent += sent;

@@ -83,6 +83,7 @@ describe("metrics, health and agents", () => {
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="sent"}'], 8);
       assert.equal(all['reverse_http_tunnel_bytes_total{direction="received"}'], 6);
       assert.equal(all["reverse_http_tunnel_setup_duration_seconds_count"], 1);
+      assert.equal(all["reverse_http_tunnel_duration_seconds_count"], 1);
       assert.ok(all["process_open_fds"]! > 3);
       const names = Object.keys(all).join("\n");
       for (const secret of [AGENT_ID, origin.authority]) assert.ok(!names.includes(secret), `${secret} is a label`);

@@ -125,7 +125,7 @@ describe("metrics", () => {
   it("count tunnels by outcome, refusals by status and error type, and limits", async () => {
     const metrics = new Metrics("lb");
     const tunnels = metrics.tunnels(() => 3);
-    tunnels.ended({ status: 200, setupMs: 7, sent: 10, received: 1_000 });
+    tunnels.ended({ status: 200, setupMs: 7, totalMs: 5_000, sent: 10, received: 1_000 });
     tunnels.ended({ status: 200, setupMs: 7, error: "connection_terminated", sent: 1, received: 0 });
     tunnels.ended({ status: 503, error: "connection_limit_reached", sent: 0, received: 0 });
     metrics.limitHit("connections");
@@ -141,6 +141,8 @@ describe("metrics", () => {
       'reverse_http_tunnel_bytes_total{direction="received"}': 1_000,
       'reverse_http_tunnel_setup_duration_seconds_bucket{le="0.005"}': 0,
       'reverse_http_tunnel_setup_duration_seconds_bucket{le="0.01"}': 2,
+      'reverse_http_tunnel_duration_seconds_bucket{le="1"}': 0,
+      'reverse_http_tunnel_duration_seconds_bucket{le="10"}': 1,
       'reverse_http_limit_rejections_total{limit="connections"}': 1,
       'reverse_http_limit_rejections_total{limit="head-size"}': 1,
     };
