@@ -62,7 +62,7 @@ export function parseJoin(given: string, role: Invitation["role"]): Invitation {
   if (text.length > expected || text.slice(-CHECKSUM_LENGTH) !== checksumOf(body)) {
     throw fail("its checksum does not match: some characters were changed or added; copy it again");
   }
-  const [, settings = "", token = ""] = /^rhttp1\.[0-9a-z]+\.([\w-]+)\.(.*)\.$/.exec(body) ?? [];
+  const [, settings = "", token = ""] = /^rhttp1\.[0-9a-z]+\.([\w-]+)\.([\w.~-]*)\.$/.exec(body) ?? [];
   const invitation = readSettings(settings, token);
   if (invitation === undefined) throw fail("its content cannot be read; was it made by another program?");
   if (invitation.role === role) return invitation;

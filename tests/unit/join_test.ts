@@ -1,5 +1,6 @@
 // Join strings: what they carry, how a damaged one is named, and where their settings stand among the other sources.
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { describe, it } from "node:test";
 import { expandJoin as expandAgent } from "../../agent/join.ts";
 import { agentOptions } from "../../agent/options.ts";
@@ -120,6 +121,15 @@ describe("a join string", () => {
 describe("--join", () => {
   const text = formatJoin({ ...AGENT, agentId: "site7" });
   const names = ["agent-client.server-address", "agent-client.tls.pin-sha256", "auth.type"];
+
+  it("names no file of the machine whose content its author would get", () => {
+    for (const token of ["file:/etc/shadow", "env:HOME", "a/b"]) {
+      const placeholder = "x".repeat(token.length);
+      const text = formatJoin({ ...CLIENT, token: placeholder }).replace(placeholder, token).slice(0, -8);
+      const forged = text + createHash("sha256").update(text).digest("base64url").slice(0, 8);
+      assert.match(joinProblem(forged, "client")!, /its content cannot be read/, token);
+    }
+  });
 
   it("stands for the options of an agent, and of a client", () => {
     assert.deepEqual(settingsOf(agent, ["--join", text], [...names, "auth.jwt.token"]), [
