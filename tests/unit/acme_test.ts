@@ -1,7 +1,7 @@
 // Certificates by ACME: orders, challenges, renewal, and what a failure costs.
 import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
-import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { proxyOptions } from "../../proxy/options.ts";
@@ -235,6 +235,21 @@ describe("a certificate by ACME", () => {
     setting.now += 100_000;
     setting.retry();
     await issued(setting);
+  });
+
+  it("is not delayed by what was written while the clock was wrong, or by somebody else", async () => {
+    await using setting = await Setting.open();
+    const ahead = setting.now + 1_000 * DAY_MS;
+    const [file, late] = [join(setting.state.certificateFile, "..", "attempts.json"), { failures: 1, earliest: ahead, retryAfter: ahead }];
+    let orders = 0;
+    for (const attempts of [late, { ...late, earliest: 9e99 }, { failures: 1, earliest: "never", retryAfter: null }]) {
+      rmSync(setting.state.certificateFile, { force: true });
+      writeFileSync(file, JSON.stringify(attempts));
+      setting.start();
+      await issued(setting, ++orders);
+      await setting.stop();
+    }
+    assert.equal((await setting.state.attempts()).failures, 0);
   });
 
   it("is ordered at once for other names, and if its file is damaged", async () => {

@@ -87,7 +87,7 @@ const POLL_MS = { first: 250, last: 8_000 };
 /** Time in milliseconds for one validation, or for issuing. */
 const POLL_TIMEOUT_MS = 300_000;
 /** Limit on `Retry-After`, in milliseconds. */
-const MAX_RETRY_AFTER_MS = 7 * 86_400_000;
+export const MAX_RETRY_AFTER_MS = 7 * 86_400_000;
 const ERROR_PREFIX = "urn:ietf:params:acme:error:";
 
 export class AcmeClient {

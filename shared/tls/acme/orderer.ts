@@ -7,7 +7,7 @@ import { messageOf } from "../../log/error_message.ts";
 import type { Logger } from "../../log/logger.ts";
 import { readCertificates, readPrivateKey } from "../pem.ts";
 import { covers, createRequest, idOf, renewalTime, timeWithin } from "./certificate.ts";
-import { AcmeClient, AcmeError, type Solver } from "./client.ts";
+import { AcmeClient, AcmeError, MAX_RETRY_AFTER_MS, type Solver } from "./client.ts";
 import type { AcmeOptions } from "./options.ts";
 import type { SharedStore } from "./solvers.ts";
 import type { AcmeState, Attempts } from "./state.ts";
@@ -110,7 +110,9 @@ export class Orderer {
     // for other names, a certificate is ordered at once
     const earliest = this.#isForced || (!isComplete && attempts.failures === 0) ? 0 : attempts.earliest;
     this.#isForced = false;
-    const at = Math.max(dueAt, earliest, attempts.retryAfter);
+    // a longer delay was written while the clock was wrong
+    const within = (most: number, at: number) => at <= this.#now() + most ? at : 0;
+    const at = Math.max(dueAt, within(BACKOFF_MS.last, earliest), within(MAX_RETRY_AFTER_MS, attempts.retryAfter));
     const waitMs = at - this.#now();
     if (waitMs > 0) {
       if (dueAt < this.#now()) this.#logDelay(at, attempts);

@@ -75,10 +75,12 @@ export class AcmeState {
     const none = { failures: 0, earliest: 0, retryAfter: 0 };
     const text = await this.#read(this.#attemptsFile);
     try {
-      return { ...none, ...JSON.parse(text ?? "{}") };
+      const { failures, earliest, retryAfter } = { ...none, ...JSON.parse(text ?? "{}") };
+      if ([failures, earliest, retryAfter].every(Number.isFinite)) return { failures, earliest, retryAfter };
     } catch {
-      return none; // somebody has edited it
+      // the next line
     }
+    return none; // somebody has edited it
   }
 
   async writeAttempts(attempts: Attempts): Promise<void> {
