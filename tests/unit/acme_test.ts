@@ -1,8 +1,9 @@
 // Certificates by ACME: orders, challenges, renewal, and what a failure costs.
 import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
-import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { proxyOptions } from "../../proxy/options.ts";
 import { startProxy } from "../../proxy/proxy.ts";
@@ -250,6 +251,24 @@ describe("a certificate by ACME", () => {
       await setting.stop();
     }
     assert.equal((await setting.state.attempts()).failures, 0);
+  });
+
+  it("needs a folder that can be written, and files that can be used, and names what is wrong", async () => {
+    using folder = new Folder();
+    const state = new AcmeState(folder.path, "https://authority.example/directory");
+    await state.open();
+    const own = join(state.certificateFile, "..");
+    const opening = (message: RegExp) =>
+      assert.rejects(state.open(), (error) => error instanceof ConfigError && message.test(error.message));
+    writeFileSync(join(own, "account.pem"), "");
+    await opening(/^Cannot use --acme\.domain: \S+account\.pem: it has no PRIVATE KEY in PEM; delete it/);
+    rmSync(join(own, "account.pem"));
+    mkdirSync(join(own, "account.pem"));
+    await opening(/^Cannot use --acme\.domain: \S+account\.pem: it is a directory$/);
+    mkdirSync(join(own, "attempts.json"));
+    await assert.rejects(state.attempts(), /attempts\.json: it is a directory$/);
+    chmodSync(own, 0o500);
+    if (process.getuid?.() !== 0) await opening(/this user may not write there; set --state-dir$/);
   });
 
   it("is ordered at once for other names, and if its file is damaged", async () => {

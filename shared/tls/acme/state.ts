@@ -1,12 +1,14 @@
 // What is kept of an ACME authority in the state directory, readable by this user only: the account's key, the certificate with its key, and
 // when the next order is allowed.
 import { createHash } from "node:crypto";
-import { mkdir } from "node:fs/promises";
+import { constants } from "node:fs";
+import { access, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { generatePrivateKey, parsePrivateKey, type SigningKey } from "../../auth/keys.ts";
 import { ConfigError } from "../../config/option.ts";
-import { describeWriteError, readText } from "../../files/read.ts";
+import { describeFileError, describeWriteError, readText } from "../../files/read.ts";
 import { writeFileAtomically } from "../../files/write.ts";
+import { messageOf } from "../../log/error_message.ts";
 
 /** The orders so far. */
 export interface Attempts {
@@ -47,19 +49,31 @@ export class AcmeState {
   async open(): Promise<void> {
     try {
       await mkdir(this.#folder, { recursive: true, mode: 0o700 });
-      await this.accountKey();
+      await access(this.#folder, constants.W_OK);
     } catch (cause) {
       throw new ConfigError(`Cannot use --acme.domain: ${this.#folder}: ${describeWriteError(cause)}; set --state-dir`, { cause });
     }
+    await this.accountKey().catch((cause: Error) => {
+      throw new ConfigError(`Cannot use --acme.domain: ${cause.message}`, { cause });
+    });
   }
 
-  /** The key of the account, which is created if it is missing. */
+  /**
+   * The key of the account, which is created if it is missing.
+   * @throws {Error} which names the file
+   */
   async accountKey(): Promise<SigningKey> {
     const file = join(this.#folder, "account.pem");
-    const text = await this.#read(file);
-    if (text !== undefined) return parsePrivateKey(text);
-    await writeFileAtomically(file, generatePrivateKey("ES256"), { mode: 0o600, existing: "keep" });
-    return parsePrivateKey(await readText(file, MAX_FILE)); // another process may have been first
+    let text = await this.#read(file);
+    if (text === undefined) {
+      await writeFileAtomically(file, generatePrivateKey("ES256"), { mode: 0o600, existing: "keep" });
+      text = await readText(file, MAX_FILE); // another process may have been first
+    }
+    try {
+      return await parsePrivateKey(text);
+    } catch (cause) {
+      throw new Error(`${file}: ${messageOf(cause)}; delete it to register another account`, { cause });
+    }
   }
 
   /** The content of {@link certificateFile}, if there is one. */
@@ -96,7 +110,7 @@ export class AcmeState {
       return await readText(file, MAX_FILE);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-      throw error;
+      throw new Error(`${file}: ${describeFileError(error)}`, { cause: error });
     }
   }
 }
