@@ -1,5 +1,4 @@
 // The commands `auth …`: create keys and tokens, in files that only their owner can read.
-import { readFile } from "node:fs/promises";
 import { decodeJwt, type JWTPayload } from "jose";
 import { PRIVATE_KEY_FILE, readKey, writeOutput } from "./auth_files.ts";
 import type { Group, Subcommand, Terminal } from "./command.ts";
@@ -239,12 +238,15 @@ async function readTokenFile(file: string, what: string, terminal: Terminal): Pr
   }
 }
 
+/** Limit on a file of public keys, in bytes. */
+const MAX_KEYS = 1024 * 1024;
+
 /** Whether the token is valid, in words. Without files, the usual one is tried. */
 async function verdictOn(token: string, claims: JWTPayload, files: readonly string[]): Promise<string> {
   const keys: VerificationKey[] = [];
   for (const file of files.length > 0 ? files : [PUBLIC_KEY_FILE]) {
     try {
-      keys.push(...await parsePublicKeys(await readFile(file, "utf8")));
+      keys.push(...await parsePublicKeys(await readText(file, MAX_KEYS)));
     } catch (cause) {
       if (files.length === 0 && (cause as NodeJS.ErrnoException).code === "ENOENT") return "no, there is no public key; --key names one";
       throw new ConfigError(`Cannot use --key ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });

@@ -1,10 +1,12 @@
 // The files that commands for keys and tokens read and write.
-import { readFile } from "node:fs/promises";
 import type { Terminal } from "./command.ts";
 import { KeyError, parsePrivateKey, type SigningKey } from "../auth/keys.ts";
 import { ConfigError } from "../config/option.ts";
-import { describeFileError, describeWriteError } from "../files/read.ts";
+import { describeFileError, describeWriteError, readText } from "../files/read.ts";
 import { writeFileAtomically } from "../files/write.ts";
+
+/** Limit on its size, in bytes. */
+const MAX_KEY = 64 * 1024;
 
 /** Default name of the private key. */
 export const PRIVATE_KEY_FILE = "auth-key-private.pem";
@@ -15,8 +17,9 @@ export const PRIVATE_KEY_FILE = "auth-key-private.pem";
  */
 export async function readKey(file: string, terminal: Terminal): Promise<SigningKey> {
   try {
-    return parsePrivateKey(file === "-" ? await terminal.read() : await readFile(file, "utf8"));
+    return parsePrivateKey(file === "-" ? await terminal.read() : await readText(file, MAX_KEY));
   } catch (cause) {
+    if (cause instanceof ConfigError) throw cause;
     if (cause instanceof KeyError) throw new ConfigError(`Cannot use --in ${JSON.stringify(file)}: ${cause.message}`, { cause });
     throw new ConfigError(`Cannot read --in ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
   }

@@ -1,8 +1,8 @@
 // The command line: commands, flags, help and version from the definitions, and the option values that they give.
 import { Command as Parser, CommanderError, Option as Flag } from "commander";
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { isLoggable } from "../auth/authenticator.ts";
-import { describeFileError } from "../files/read.ts";
+import { describeFileError, readBytesSync } from "../files/read.ts";
 import type { Logger, LogLevelControl } from "../log/logger.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
@@ -486,9 +486,12 @@ function exists(file: string): boolean {
   }
 }
 
+/** Limit on a configuration file, in bytes. */
+const MAX_CONFIG = 16 * 1024 * 1024;
+
 function readText(file: string): string {
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(file));
+    return new TextDecoder("utf-8", { fatal: true }).decode(readBytesSync(file, MAX_CONFIG));
   } catch (cause) {
     const reason = cause instanceof TypeError ? "it is not UTF-8" : describeFileError(cause);
     throw new ConfigError(`Cannot read the configuration file ${file}: ${reason}`, { cause });

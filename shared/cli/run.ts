@@ -12,6 +12,7 @@ import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart
 import { openFullScreen } from "./full_screen.ts";
 import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
+import { readStream } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { createSupervisor } from "../service/supervisor.ts";
 import { hashOf } from "../config/plan.ts";
@@ -74,7 +75,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, e
   const terminal: Terminal = {
     write,
     report: (line) => void process.stderr.write(`${root.name}: ${line}\n`),
-    read: () => readAll(process.stdin),
+    read: () => readInput(process.stdin),
     prompt: process.stdin.isTTY ? (question, { isSecret }) => ask(process, question, isSecret) : undefined,
     streams,
     executable: canRestart() ? process.execPath : undefined,
@@ -199,10 +200,15 @@ function exitWhenStopped(process: Process): void {
   for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => process.exit(FAILED));
 }
 
-async function readAll(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
-  const chunks: Uint8Array[] = [];
-  for await (const chunk of stream) chunks.push(Buffer.from(chunk));
-  return Buffer.concat(chunks).toString("utf8");
+/** Limit on standard input, in bytes. */
+const MAX_INPUT = 1024 * 1024;
+
+async function readInput(stream: AsyncIterable<Uint8Array | string>): Promise<string> {
+  try {
+    return await readStream(stream, MAX_INPUT);
+  } catch (cause) {
+    throw new ConfigError(`Cannot read standard input: ${messageOf(cause)}`, { cause });
+  }
 }
 
 /** Asks on standard error, and returns the answer without blanks around it. */

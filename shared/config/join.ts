@@ -1,9 +1,8 @@
 // Join strings: all that an agent or a client needs to know of a proxy, as one word that can be pasted. Knows no options.
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { checkRemote } from "../address/host_port.ts";
-import { describeFileError } from "../files/read.ts";
+import { describeFileError, readTextSync } from "../files/read.ts";
 import { ConfigError, ValueError } from "./option.ts";
 
 /** What a join string contains. */
@@ -83,6 +82,8 @@ export function joinProblem(value: string, role: Invitation["role"]): string | u
 }
 
 const FILE = "file:";
+/** Limit on such a file, in bytes: it may have white space. */
+const MAX_FILE = 1024 * 1024;
 
 /**
  * Reads the value of an option `join`: a join string, or `file:NAME`.
@@ -93,7 +94,7 @@ export function readJoin(value: string, role: Invitation["role"]): Invitation {
   const where = file === undefined ? "--join" : `--join ${value}`;
   let text = value;
   try {
-    if (file !== undefined) text = readFileSync(file, "utf8");
+    if (file !== undefined) text = readTextSync(file, MAX_FILE);
   } catch (cause) {
     throw new ConfigError(`Cannot read ${where}: ${describeFileError(cause)}`, { cause });
   }

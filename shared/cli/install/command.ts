@@ -1,6 +1,6 @@
 // The commands `service …`: install a role as a service of systemd or launchd, from a join string or a configuration file.
 import { execFile } from "node:child_process";
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { homedir, platform, userInfo } from "node:os";
 import { resolve as resolvePath } from "node:path";
 import { stringify } from "yaml";
@@ -8,7 +8,7 @@ import { readConfig } from "../../config/file.ts";
 import { joinProblem, readJoin } from "../../config/join.ts";
 import { ConfigError, defineOptions, flagOf, type Options, type ValuesOf } from "../../config/option.ts";
 import { resolve } from "../../config/sources.ts";
-import { describeFileError } from "../../files/read.ts";
+import { describeFileError, readTextSync } from "../../files/read.ts";
 import { CommandFailure, type Group, type Subcommand, type Terminal } from "../command.ts";
 import { applyChanges, type Change, changesFiles, type Ran } from "./changes.ts";
 import { type Machine, MARK, type Place, placeOf, ROLES } from "./place.ts";
@@ -189,10 +189,13 @@ function refuseForeign({ unit }: Place): void {
   throw new ConfigError(`Cannot change ${unit}: another program wrote it; choose another --name`);
 }
 
+/** Limit on a configuration, in bytes. */
+const MAX_FILE = 16 * 1024 * 1024;
+
 /** @throws {ConfigError} */
 function readFile(file: string, option: string): string {
   try {
-    return readFileSync(file, "utf8");
+    return readTextSync(file, MAX_FILE);
   } catch (cause) {
     throw new ConfigError(`Cannot read ${option === "" ? "" : `${option} `}${file}: ${describeFileError(cause)}`, { cause });
   }
