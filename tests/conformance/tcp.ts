@@ -12,6 +12,7 @@ import {
   bytes,
   dialTcp,
   HEAD,
+  ignore,
   isPending,
   listenTcp,
   netError,
@@ -466,6 +467,21 @@ function connectTests({ test, adapter }: Suite): void {
 }
 
 function wireTests({ test }: Suite): void {
+  test("returns bulk data in large parts", async (net) => {
+    const { port, request } = await listenTcp(net);
+    const stream = await dialTcp(net, port);
+    await within(stream.write(bytes(HEAD)));
+    const { stream: accepted } = await request();
+    const size = 8 << 20;
+    ignore(stream.write(new Uint8Array(size)));
+    let [received, reads] = [0, 0];
+    while (received < size) {
+      received += (await within(accepted.read()))!.length;
+      reads++;
+    }
+    assert.ok(reads < size / (16 << 10), `${reads} reads`);
+  });
+
   test("sends a FIN for closeWrite, and continues to read", async (net) => {
     await withRaw(async (raw) => {
       const { port, next } = await raw.serve();

@@ -9,6 +9,7 @@ pub mod udp_peer;
 pub mod window_growth;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,13 +24,18 @@ use crate::relay::budget::{Relayed, TunnelUsage};
 use half::{ReadHalf, Reader, WriteHalf, Writer};
 pub use op_queue::CancelSignal;
 use op_queue::{OnPanic, OpQueue, TakenHalf};
+use read_buffer::ReadBuffer;
 
+/// Most bytes that one read of JavaScript returns.
+const LARGEST_READ: usize = 64 << 10;
 /// Maximum time that `close` spends on flushing writes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Stream {
     /// A reset ends both directions.
     resets_both: bool,
+    /// How large the reads of JavaScript have become.
+    read_size: AtomicUsize,
     reading: OpQueue<Reader, ReadOp>,
     writing: OpQueue<Writer, WriteOp>,
 }
@@ -99,6 +105,7 @@ impl Stream {
         let resets_both = writer.resets_both();
         Arc::new(Self {
             resets_both,
+            read_size: AtomicUsize::new(0),
             reading: OpQueue::new(reader, reader_drop),
             writing: OpQueue::new(writer, writer_drop),
         })
@@ -108,6 +115,7 @@ impl Stream {
     pub fn dead() -> Arc<Self> {
         Arc::new(Self {
             resets_both: true,
+            read_size: AtomicUsize::new(0),
             reading: OpQueue::dead(),
             writing: OpQueue::dead(),
         })
@@ -241,7 +249,12 @@ impl Stream {
         let _guard = OnPanic(&self.reading);
         loop {
             match op {
-                ReadOp::Next(promise) => promise.settle(reader.read().await.map(|data| data.map_or(Value::Null, Value::Bytes))),
+                ReadOp::Next(promise) => {
+                    let mut buffer = ReadBuffer::resume(LARGEST_READ, self.read_size.load(Ordering::Relaxed));
+                    let data = reader.read_with(&mut buffer).await;
+                    self.read_size.store(buffer.size(), Ordering::Relaxed);
+                    promise.settle(data.map(|data| data.map_or(Value::Null, Value::Bytes)));
+                }
                 ReadOp::Unread(data) => reader.unread(&data),
                 ReadOp::Take(to, cancel) => return self.reading.hand_over(reader, to, cancel),
             }

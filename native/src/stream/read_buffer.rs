@@ -51,6 +51,19 @@ impl ReadBuffer {
         }
     }
 
+    /// Continues with the size that another buffer has reached.
+    pub fn resume(largest: usize, size: usize) -> Self {
+        Self {
+            size,
+            ..Self::new(largest)
+        }
+    }
+
+    /// How large reads have become.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Limits the next read to `bytes` bytes.
     pub fn limit(&mut self, bytes: usize) {
         self.next = bytes;
