@@ -283,9 +283,9 @@ describe("reverse-http socks", () => {
   itWith(["chromium", "git"], "brings a browser and git to two agents, without credentials", async () => {
     await using socks = await start();
     const [address = ""] = socks.addresses;
-    makeRepository("socks");
-    await run("git", ["-c", `http.proxy=socks5h://${address}`, "clone", "-q", `http://${web.authority}/git/socks.git`, "cloned-4"]);
-    assert.equal(readFileSync(join(folder, "cloned-4", "file"), "utf8"), "content of socks");
+    makeRepository("local");
+    await run("git", ["-c", `http.proxy=socks5h://${address}`, "clone", "-q", `http://${web.authority}/git/local.git`, "cloned-local"]);
+    assert.equal(readFileSync(join(folder, "cloned-local", "file"), "utf8"), "content of local");
     for (const server of [`socks5://${address}`, `http://${address}`]) {
       const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"], proxy: { server } });
       try {
