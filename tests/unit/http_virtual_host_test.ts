@@ -15,8 +15,9 @@ import { NetError } from "../../shared/net/errors.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
-import { ask, connectTo, LogBook, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../../testing/network.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
+import { recordDials } from "./tunnels.ts";
 
 type Given = Partial<NonNullable<Parameters<typeof withDefaults<typeof forwardOptions>>[1]["forward"]>[number]>;
 
@@ -46,11 +47,7 @@ function withBench({ records = [{}], idleTimeoutMs, ...options }: BenchOptions, 
       listeners: [{ listener, protocol }],
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
-      dial: (request) => {
-        const { near, far } = streamPair("session");
-        dialled.push({ request, far });
-        return Promise.resolve({ stream: near });
-      },
+      dial: recordDials(dialled),
       ...options,
     });
     await body({ net, address: listener.address, log, frontend, dialled });

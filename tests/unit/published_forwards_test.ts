@@ -16,9 +16,10 @@ import type { PublishRequest } from "../../shared/link/message.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
 import { startService } from "../../shared/service/runtime.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
-import { ask, connectTo, LogBook, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../../testing/network.ts";
 import { refusal } from "../../testing/refusal.ts";
 import { bytes, within } from "../conformance/support.ts";
+import { recordDials } from "./tunnels.ts";
 
 describe("what an agent may publish", () => {
   const rows: [patterns: string[], network: "tcp" | "udp", port: number, names: string[], allowed: boolean][] = [
@@ -96,11 +97,7 @@ function withBench(records: object[], body: (bench: Bench) => Promise<void>): Pr
     clients.serve({
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
-      dial: (request) => {
-        const { near, far } = streamPair("session");
-        dialled.push({ request, far });
-        return Promise.resolve({ stream: near });
-      },
+      dial: recordDials(dialled),
     });
     const published = new PublishedForwards(listeners, log);
     const connect = (agentId: string, claim: string[], ...publish: PublishRequest[]) => {

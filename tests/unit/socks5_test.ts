@@ -11,8 +11,9 @@ import type { Duplex, ListenTcpOptions, Net } from "../../shared/net/types.ts";
 import { TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { bytes, readAll, readExactly, readTextExactly, until, within } from "../conformance/support.ts";
-import { ask, connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
+import { recordDials } from "./tunnels.ts";
 
 interface Bench {
   readonly net: Net;
@@ -51,11 +52,7 @@ function withBench(
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
       onBadClient: (what) => void bad.push(what),
-      dial: (request) => {
-        const { near, far } = streamPair("session");
-        dialled.push({ request, far });
-        return Promise.resolve({ stream: near });
-      },
+      dial: recordDials(dialled),
       ...options,
     });
     await body({ net, log, dialled, bad, address: listener.address, connect: () => connectTo(net, listener.address) });

@@ -16,6 +16,7 @@ import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { portOf, readAll, readExactly, readToError, until, within } from "../conformance/support.ts";
 import { connectTo, LogBook, netWith, Queue, streamPair, withNet } from "../../testing/network.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
+import { recordDials } from "./tunnels.ts";
 
 /** The socket of an association, whose flows the test begins. */
 class FakeSocket implements UdpListener {
@@ -90,11 +91,7 @@ function withBench(body: (bench: Bench) => Promise<void>, { udp, values, listenU
       listeners: [{ listener, protocol: createSocks5Proxy({ udp }) }],
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
-      dial: (request) => {
-        const { near, far } = streamPair("session");
-        dialled.push({ request, far });
-        return Promise.resolve({ stream: near });
-      },
+      dial: recordDials(dialled),
       ...options,
     });
     await body({ log, dialled, sockets, connect: () => connectTo(net, listener.address) });

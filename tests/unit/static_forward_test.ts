@@ -16,10 +16,11 @@ import { LimitReporter } from "../../shared/limits/limit.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
-import { connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
+import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { refusal } from "../../testing/refusal.ts";
 import { bytes, readText, readTextExactly, within } from "../conformance/support.ts";
+import { recordDials } from "./tunnels.ts";
 
 const DATABASE = { listen: "127.0.0.1:0", agent: "db:site", to: "127.0.0.1:5432" };
 
@@ -49,11 +50,7 @@ function withBench(given: Partial<Given[number]>, options: Partial<FrontendOptio
       listeners: [{ listener, protocol }],
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
-      dial: (request) => {
-        const { near, far } = streamPair("session");
-        dialled.push({ request, far });
-        return Promise.resolve({ stream: near });
-      },
+      dial: recordDials(dialled),
       ...options,
     });
     await body({ net, log, dialled, address: listener.address, frontend });

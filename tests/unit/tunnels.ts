@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import type { Proxy } from "../../proxy/proxy.ts";
 import type { Duplex, Net } from "../../shared/net/types.ts";
-import { connectTo, readUntil } from "../../testing/network.ts";
+import type { Dialer, TunnelRequest } from "../../shared/tunnel/request.ts";
+import { connectTo, type Queue, readUntil, streamPair } from "../../testing/network.ts";
 import { bytes, readTextExactly, type TcpServer, within } from "../conformance/support.ts";
 
 /** The id of the agent that {@link connectRequest} names. */
@@ -36,4 +37,13 @@ export async function checkTunnel({ client, server }: Tunnel): Promise<void> {
   assert.equal(await readTextExactly(server, 5), "there");
   await server.write(bytes("back"));
   assert.equal(await readTextExactly(client, 4), "back");
+}
+
+/** A dialer that connects each request to a stream, whose far end the test gets. */
+export function recordDials(dialled: Queue<{ request: TunnelRequest; far: Duplex }>): Dialer {
+  return (request) => {
+    const { near, far } = streamPair("session");
+    dialled.push({ request, far });
+    return Promise.resolve({ stream: near });
+  };
 }
