@@ -252,7 +252,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   if (credentials.file !== undefined) {
     const read = () => readCredentials(options.auth);
     const intervalMs = deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS;
-    runtime.adopt(new CredentialsWatch({ read, sessions, intervalMs, log }), (watch) => watch.close());
+    runtime.adopt(new CredentialsWatch({ file: credentials.file, read, sessions, intervalMs, log }), (watch) => watch.close());
   }
   runtime.defer(() => {
     stopping.abort();
