@@ -169,16 +169,7 @@ describe("git", () => {
       },proxyauth=${AGENT_ID}:secret`;
       const ssh = [
         "ssh",
-        "-F",
-        "none",
-        "-i",
-        key,
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
+        ...sshOptions(key),
       ];
       const quoted = [...ssh, "-o", `ProxyCommand='${proxyCommand}'`].map((each) => each.includes(" ") ? `"${each}"` : each).join(" ");
       const url = `ssh://${userName()}@127.0.0.1:${port}${folder}/shell.git`;
@@ -244,19 +235,7 @@ describe("reverse-http forward", () => {
       );
       const sent = randomBytes(30_000_000);
       writeFileSync(join(folder, "sent"), sent);
-      const options = [
-        "-F",
-        "none",
-        "-i",
-        key,
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-      ];
-      const scp = ["-q", ...options, "-P", forward.addresses[0]!.split(":")[1]!];
+      const scp = ["-q", ...sshOptions(key), "-P", forward.addresses[0]!.split(":")[1]!];
       const at = `${userName()}@127.0.0.1:${folder}`;
       await run("scp", [...scp, "sent", `${at}/there`]);
       await run("scp", [...scp, `${at}/there`, "back"]);
@@ -302,6 +281,17 @@ describe("reverse-http socks", () => {
     for (const [agent, host] of tunnels) await pair.proxy.waitFor("request", { agent, destination: `${host}:${web.port}`, status: 200 }, 2);
   });
 });
+
+/** Options with which ssh and scp use this key alone, and no file of the user. */
+function sshOptions(key: string): string[] {
+  return [
+    "-F",
+    "none",
+    "-i",
+    key,
+    ...["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"].flatMap((option) => ["-o", option]),
+  ];
+}
 
 function userName(): string {
   return spawnSync("id", ["-un"], { encoding: "utf8" }).stdout.trim();
