@@ -75,7 +75,7 @@ export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsO
     const query = queryOf(options, { agent, token, sort, expires: expires === undefined ? undefined : String(Math.ceil(expires / 1_000)) });
     for (const each of label) query.append("label", each);
     if (gone) query.append("state", "gone");
-    await printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()));
+    printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()));
   },
 };
 
@@ -107,7 +107,7 @@ export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnel
     const { agent, client: address, token, user, destination, ended, sort, close } = options;
     if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel closed");
     const query = queryOf(options, { agent, client: address, token, user, destination, sort, state: ended ? "ended" : undefined });
-    await printPage(terminal, options.json, await client.get<Page<TunnelState>>(`tunnels?${query}`), tunnelColumns());
+    printPage(terminal, options.json, await client.get<Page<TunnelState>>(`tunnels?${query}`), tunnelColumns());
   },
 };
 
@@ -144,11 +144,10 @@ function queryOf(
   return query;
 }
 
-async function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[]): Promise<void> {
+function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[]): void {
   const { items, total } = page;
   terminal.write(json ? `${JSON.stringify(page, null, 2)}\n` : formatTable(items, columns));
   if (!json && items.length < total) terminal.report(`${items.length} of ${total}: --limit and filters show others`);
-  await Promise.resolve();
 }
 
 function printResult(terminal: Terminal, { affected }: ActionResult, what: string): void {
