@@ -27,7 +27,7 @@ export interface FrontendOptions
   readonly listeners: readonly ProtocolListener[];
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
-  /** Shows operators what is served. Default: nobody. */
+  /** Shows operators what is served. Default: operators see nothing. */
   readonly activity?: Activity;
   /** Called after each request that got a response. */
   readonly onEnd?: (end: TunnelEnd) => void;
@@ -184,14 +184,15 @@ export function startFrontend(options: FrontendOptions): Frontend {
       // only an admitted client may occupy its connection longer, and without a request the stream cannot be read
       return await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
     } finally {
+      const endedAt = now();
       if (record.closedBy !== undefined) record.reason = `closed by the operator ${record.closedBy}`;
-      if (options.audit) auditEnd(options.audit, record, now() - record.startedAt);
+      if (options.audit) auditEnd(options.audit, record, endedAt - record.startedAt);
       if (record.status !== undefined) {
         options.activity?.ended(record);
-        logAccess(log, record, now());
+        logAccess(log, record, endedAt);
         const { status, proxyError: error, startedAt, connectedAt, sent, received } = record;
         const setupMs = connectedAt === undefined ? undefined : connectedAt - startedAt;
-        options.onEnd?.({ status, error, setupMs, totalMs: now() - startedAt, sent, received });
+        options.onEnd?.({ status, error, setupMs, totalMs: endedAt - startedAt, sent, received });
       }
     }
   };
