@@ -1,5 +1,5 @@
 // A tunnel as its service knows it while it is open, and for a while after. Reports for operators are made of it only when one asks.
-import type { DirectionState, Duplex, Net } from "../../net/types.ts";
+import type { Duplex, Net } from "../../net/types.ts";
 import { printable } from "../../net/printable.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
 import type { TunnelVia } from "../../tunnel/request.ts";
@@ -50,15 +50,7 @@ export interface LiveTunnel {
 }
 
 /** A measurement of a relay. Rates are in bytes per second, since the measurement before. */
-interface Measured {
-  readonly at: number;
-  readonly sent: number;
-  readonly received: number;
-  readonly sentRate?: number;
-  readonly receivedRate?: number;
-  readonly sending?: DirectionState;
-  readonly receiving?: DirectionState;
-}
+type Measured = Pick<TunnelState, "sent" | "received" | "sentRate" | "receivedRate" | "sending" | "receiving"> & { readonly at: number };
 
 /** Time in milliseconds between the measurements that a rate is computed of. */
 const RATE_MS = 1_000;
