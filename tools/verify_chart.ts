@@ -47,13 +47,14 @@ for (const name of readdirSync(VALUES)) {
   assert.equal(linted.status, 0, `${name}: ${linted.stdout}${linted.stderr}`);
   const { status, stdout, stderr } = render(values);
   assert.equal(status, 0, `${name}: ${stderr}`);
-  const objects = parseAllDocuments(stdout).map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
+  const documents = parseAllDocuments(stdout);
+  const objects = documents.map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
   for (const { kind, metadata, spec } of objects) {
     if (kind !== "Deployment" || metadata.name.endsWith("-memcached")) continue;
     const { terminationGracePeriodSeconds: grace, containers } = spec.template.spec;
     assert.ok(grace! * 1_000 > drainMs(containers[0]!.args), `${name}: ${metadata.name} has less time to stop than it takes`);
   }
-  const builtIn = parseAllDocuments(stdout).filter((document) => !CUSTOM_KINDS.includes(String(document.get("kind"))));
+  const builtIn = documents.filter((document) => !CUSTOM_KINDS.includes(String(document.get("kind"))));
   const file = folder.write(name, builtIn.map(String).join("---\n"));
   const valid = run("kubernetes-validate", ["--strict", file]);
   assert.equal(valid.status, 0, `${name}: ${valid.stdout}${valid.stderr}`);
