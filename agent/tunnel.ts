@@ -26,7 +26,7 @@ export interface TunnelOptions {
   connectTimeoutMs: number;
   /** Time without a datagram after which a UDP flow ends, in milliseconds; 0: never. Default 0. */
   udpIdleMs?: number;
-  /** Shows operators what is served. Default: nobody. */
+  /** Shows operators what is served. Default: operators see nothing. */
   activity?: Activity;
   /** Creates {@link LiveTunnel.key}. */
   nextKey: () => string;

@@ -62,7 +62,7 @@ export interface AgentServerOptions extends AgentEvents {
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
   onReplaced?: () => void;
-  /** Tells operators who watch. Default: nobody. */
+  /** Tells operators who watch. Default: there are none. */
   events?: EventHub;
   log: Logger;
 }

@@ -17,7 +17,7 @@ export interface Invitation {
   readonly tls: boolean;
   /** SHA-256 of the proxy's certificate, 64 hexadecimal digits. Default: it is verified by the system's authorities. */
   readonly pin?: string;
-  /** Default: the proxy authenticates nobody. */
+  /** Default: the proxy does not authenticate. */
   readonly token?: string;
 }
 

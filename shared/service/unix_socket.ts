@@ -45,7 +45,7 @@ export async function listenUnix(path: string, option: string, serve: (connectio
   server.maxConnections = MAX_CONNECTIONS;
   let folder: string | undefined;
   try {
-    // nobody else can open it before it has its mode
+    // other users cannot open it before it has its mode
     folder = await mkdtemp(join(dirname(path), ".admin-"));
     const unnamed = join(folder, "s");
     if (Buffer.byteLength(unnamed) > MAX_PATH || Buffer.byteLength(path) > MAX_PATH) throw refuse("the path is too long for a socket");

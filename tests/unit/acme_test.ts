@@ -238,7 +238,7 @@ describe("a certificate by ACME", () => {
     await issued(setting);
   });
 
-  it("is not delayed by what was written while the clock was wrong, or by somebody else", async () => {
+  it("is not delayed by what was written while the clock was wrong, or by another program", async () => {
     await using setting = await Setting.open();
     const ahead = setting.now + 1_000 * DAY_MS;
     const [file, late] = [join(setting.state.certificateFile, "..", "attempts.json"), { failures: 1, earliest: ahead, retryAfter: ahead }];

@@ -171,7 +171,7 @@ function watch(hub: EventHub, ...topics: Topic[]) {
 }
 
 describe("events", () => {
-  it("are not even described while nobody watches", () => {
+  it("are not even described without a listener", () => {
     const hub = new EventHub();
     hub.publish("agents", () => assert.fail("It was described"));
     const { stop } = watch(hub, "agents");

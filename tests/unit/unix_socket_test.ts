@@ -49,7 +49,7 @@ describe("the unix socket", () => {
     assert.ok(!existsSync(path));
   });
 
-  it("replaces one that nobody listens on, and neither one in use nor another file", async () => {
+  it("replaces one without a listener, and neither one in use nor another file", async () => {
     using folder = new Folder();
     const path = join(folder.path, "admin.sock");
     const first = await listen(path);

@@ -30,7 +30,7 @@ export interface Operations extends ServiceOperations {
   readonly log: Logger;
   /** Records actions. Default: only the log does. */
   readonly audit?: Pick<AuditLog, "action">;
-  /** As {@link Authenticator.revoke}. Missing if the service authenticates nobody, or by a scheme without revocation. */
+  /** As {@link Authenticator.revoke}. Missing if the service does not authenticate, or by a scheme without revocation. */
   revoke?(tokenId: string, comment: string): Promise<number>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;

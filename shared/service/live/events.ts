@@ -1,5 +1,5 @@
 // Tells those who watch what has happened: once a second, each kind of event as one text that is the same for all of them. Nothing is kept and
-// nothing runs while nobody watches.
+// nothing runs without a listener.
 import type { Topic } from "../api/types.ts";
 
 /** Events of one topic in a second; more are only counted. */

@@ -94,7 +94,7 @@ export class AcmeState {
     } catch {
       // the next line
     }
-    return none; // somebody has edited it
+    return none; // it was edited
   }
 
   async writeAttempts(attempts: Attempts): Promise<void> {
