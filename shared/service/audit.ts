@@ -97,14 +97,15 @@ export class AuditLog {
   #batch = Promise.withResolvers<boolean>();
   #writing?: Promise<void>;
   /** The last write was incomplete. */
-  #isTorn = false;
+  #isTorn: boolean;
   #hasFailed = false;
   #isRotated = false;
   readonly #closing = new AbortController();
 
-  private constructor(options: AuditOptions, file: FileHandle) {
+  private constructor(options: AuditOptions, file: FileHandle, isTorn: boolean) {
     this.#options = options;
     this.#file = file;
+    this.#isTorn = isTorn;
     this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
     this.#timer.unref();
   }
@@ -115,12 +116,17 @@ export class AuditLog {
    */
   static async open(options: AuditOptions): Promise<AuditLog> {
     const file = await open(options.file, "a+", 0o600);
-    const audit = new AuditLog(options, file);
-    const { size } = await file.stat();
-    audit.#isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
-    const unfinished = size > 0 ? await readUnfinished(options.file) : []; // a device has no size
-    for (const id of unfinished) audit.#put("end", { id, outcome: "lost", reason: "the process ended without a record" });
-    return audit;
+    try {
+      const { size } = await file.stat();
+      const isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
+      const unfinished = size > 0 ? await readUnfinished(options.file) : []; // a device has no size
+      const audit = new AuditLog(options, file, isTorn);
+      for (const id of unfinished) audit.#put("end", { id, outcome: "lost", reason: "the process ended without a record" });
+      return audit;
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   /**
