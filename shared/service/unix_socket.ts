@@ -1,11 +1,10 @@
 // Listens on a unix socket that only this user can open, and delivers connections with the head of their request. The network's listeners are
 // for TCP.
 import { Buffer } from "node:buffer";
-import { chmod, mkdtemp, rename, rm, rmdir, stat } from "node:fs/promises";
-import { connect, createServer, type Server, type Socket } from "node:net";
-import { dirname, join } from "node:path";
+import { createServer, type Socket } from "node:net";
 import { ConfigError } from "../config/option.ts";
 import { describeWriteError } from "../files/read.ts";
+import { bindSocket, examineSocket } from "../files/unix_socket.ts";
 import { endOfHead } from "../http/head.ts";
 import { NetError } from "../net/errors.ts";
 import type { Connection } from "./http_server.ts";
@@ -14,8 +13,6 @@ import type { Connection } from "./http_server.ts";
 const MAX_HEAD = 16 * 1024;
 const HEAD_TIMEOUT_MS = 10_000;
 const MAX_CONNECTIONS = 64;
-/** Longest path in bytes: that of macOS. */
-const MAX_PATH = 103;
 
 /** Delivers connections until it is closed. */
 export interface UnixListener {
@@ -32,9 +29,9 @@ export interface UnixListener {
  */
 export async function listenUnix(path: string, option: string, serve: (connection: Connection) => void): Promise<UnixListener> {
   const refuse = (why: string, cause?: unknown) => new ConfigError(`Cannot use ${option} ${JSON.stringify(path)}: ${why}`, { cause });
-  const existing = await stat(path).catch(() => undefined);
-  if (existing && !existing.isSocket()) throw refuse("there is a file that is no socket");
-  if (existing && await isServed(path)) throw new NetError("address-in-use", `Cannot listen on ${path}: another process listens there`);
+  const existing = await examineSocket(path);
+  if (existing === "file") throw refuse("there is a file that is no socket");
+  if (existing === "in-use") throw new NetError("address-in-use", `Cannot listen on ${path}: another process listens there`);
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     sockets.add(socket);
@@ -43,54 +40,18 @@ export async function listenUnix(path: string, option: string, serve: (connectio
     void readHead(socket).then((connection) => connection && serve(connection)); // never rejects
   });
   server.maxConnections = MAX_CONNECTIONS;
-  let folder: string | undefined;
-  try {
-    // other users cannot open it before it has its mode
-    folder = await mkdtemp(join(dirname(path), ".admin-"));
-    const unnamed = join(folder, "s");
-    if (Buffer.byteLength(unnamed) > MAX_PATH || Buffer.byteLength(path) > MAX_PATH) throw refuse("the path is too long for a socket");
-    await listen(server, unnamed);
-    await chmod(unnamed, 0o600);
-    await rename(unnamed, path);
-  } catch (cause) {
-    server.close();
-    throw cause instanceof ConfigError ? cause : refuse(describeWriteError(cause), cause);
-  } finally {
-    if (folder !== undefined) await rmdir(folder).catch(() => rm(folder!, { recursive: true, force: true }));
-  }
-  const { ino } = await stat(path);
+  const remove = await bindSocket(server, path).catch((cause) => {
+    throw refuse(describeWriteError(cause), cause);
+  });
   return {
     path,
     async close() {
       for (const socket of sockets) socket.destroy();
       const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-      // not that of a process that has replaced it
-      if ((await stat(path).catch(() => undefined))?.ino === ino) await rm(path, { force: true });
+      await remove();
       await closed;
     },
   };
-}
-
-function listen(server: Server, path: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(path, () => {
-      server.off("error", reject);
-      resolve();
-    });
-  });
-}
-
-function isServed(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect({ path });
-    const end = (isServed: boolean) => {
-      socket.destroy();
-      resolve(isServed);
-    };
-    socket.once("connect", () => end(true));
-    socket.once("error", () => end(false));
-  });
 }
 
 /** Reads a head. `undefined`: it was not complete in time, or too long, and the socket is destroyed. Never rejects. */
