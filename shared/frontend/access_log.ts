@@ -58,17 +58,17 @@ export function logAccess(log: Logger, record: RequestRecord, endedAt: number): 
 
 /** What the audit log gets when a tunnel is opened. */
 export function auditedStart(record: RequestRecord): AuditStart {
-  const { id, client, peer, agent, token, subject, name, protocol, network, destination } = record;
-  return { id, client, peer, agent, token, subject, name, protocol, network, destination };
+  const { id, key: tunnel, client, peer, agent, token, subject, name, protocol, network, destination } = record;
+  return { id, tunnel, client, peer, agent, token, subject, name, protocol, network, destination };
 }
 
 /** Records how a request has ended, or why it was refused. */
 export function auditEnd(audit: AuditLog, record: RequestRecord, durationMs: number): void {
-  const { id, status, proxyError: error, connectedAt, sent, received } = record;
+  const { id, key: tunnel, status, proxyError: error, connectedAt, sent, received } = record;
   const reason = record.reason === undefined ? undefined : printable(record.reason, MAX_REASON);
   if (record.isAudited) {
     const outcome = connectedAt === undefined ? "failed" : error === undefined ? "completed" : "broken";
-    audit.end({ id, outcome, error, reason, sent, received, durationMs: round(durationMs) });
+    audit.end({ id, tunnel, outcome, error, reason, sent, received, durationMs: round(durationMs) });
   } else if (error !== undefined && !record.isQuiet) {
     audit.refused({ ...auditedStart(record), status, error, reason });
   }

@@ -1,5 +1,6 @@
-// The audit log: a file with one line of JSON for each start and end of a tunnel, each refusal, and each action of an operator. Every start has an end: a restart
-// writes the ends that a crash has left out. Another program may rotate the file.
+// The audit log: a file with one line of JSON for each start and end of a tunnel, each refusal, and each action of an operator. Every start has
+// an end: a restart writes the ends that a crash has left out. Another program may rotate the file.
+import { Buffer } from "node:buffer";
 import { createReadStream } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { createInterface } from "node:readline";
@@ -8,7 +9,7 @@ import { messageOf } from "../log/error_message.ts";
 import type { Logger } from "../log/logger.ts";
 import { TunnelError } from "../tunnel/errors.ts";
 
-/** Maximum number of characters that wait to be written. */
+/** Maximum number of characters that wait to be written. Ends of tunnels are kept beyond it: there are no more of them than of starts. */
 const MAX_QUEUED = 4 << 20;
 /** Interval in milliseconds at which the file is looked at: it may have been rotated. */
 const ROTATION_INTERVAL_MS = 1_000;
@@ -20,8 +21,10 @@ const MAX_UNFINISHED = 1_000_000;
 
 /** Who connects to what. */
 export interface AuditStart {
-  /** Of the request, as in the log. */
+  /** Of the request, as in the log. Clients may choose it, and use it for several. */
   readonly id: string;
+  /** Of the tunnel, as in the admin API: unique among all processes. */
+  readonly tunnel: string;
   readonly client: string;
   /** The trusted proxy in between. */
   readonly peer?: string;
@@ -38,7 +41,9 @@ export interface AuditStart {
 
 /** How a tunnel has ended. */
 export interface AuditEnd {
+  /** As of its start. */
   readonly id: string;
+  readonly tunnel: string;
   /** `completed`; `failed` before it was open, or `broken` after; `lost` if the process has ended without a record of it. */
   readonly outcome: "completed" | "failed" | "broken" | "lost";
   /** Error type of RFC 9209. */
@@ -87,10 +92,12 @@ interface Line {
 /** Appends records to the file until it is closed. */
 export class AuditLog {
   readonly #options: AuditOptions;
-  /** Starts whose end is not recorded yet, by id. */
+  /** Starts whose end is not recorded yet, by {@link AuditStart.tunnel}. */
   readonly #unfinished = new Map<string, AuditStart>();
   readonly #timer: ReturnType<typeof setInterval>;
   #file: FileHandle;
+  /** Of the file in bytes, up to the last complete write. */
+  #size: number;
   #queue: Line[] = [];
   #queued = 0;
   /** The batch being collected, for those that wait until it is written. */
@@ -102,9 +109,10 @@ export class AuditLog {
   #isRotated = false;
   readonly #closing = new AbortController();
 
-  private constructor(options: AuditOptions, file: FileHandle, isTorn: boolean) {
+  private constructor(options: AuditOptions, file: FileHandle, size: number, isTorn: boolean) {
     this.#options = options;
     this.#file = file;
+    this.#size = size;
     this.#isTorn = isTorn;
     this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
     this.#timer.unref();
@@ -120,8 +128,8 @@ export class AuditLog {
       const { size } = await file.stat();
       const isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
       const unfinished = size > 0 ? await readUnfinished(options.file) : []; // a device has no size
-      const audit = new AuditLog(options, file, isTorn);
-      for (const id of unfinished) audit.#put("end", { id, outcome: "lost", reason: "the process ended without a record" });
+      const audit = new AuditLog(options, file, size, isTorn);
+      for (const tunnel of unfinished) audit.#put("end", { ...tunnel, outcome: "lost", reason: "the process ended without a record" });
       return audit;
     } catch (error) {
       await file.close();
@@ -135,16 +143,16 @@ export class AuditLog {
    */
   async start(start: AuditStart): Promise<void> {
     const isQueued = this.#put("start", start);
-    if (isQueued) this.#unfinished.set(start.id, start);
+    if (isQueued) this.#unfinished.set(start.tunnel, start);
     if (!this.#options.strict) return;
     if (isQueued && await this.#batch.promise) return;
-    this.#unfinished.delete(start.id);
+    this.#unfinished.delete(start.tunnel);
     throw new TunnelError("proxy_internal_error", "The audit log cannot be written");
   }
 
   /** Records the end of a tunnel that was started. */
   end(end: AuditEnd): void {
-    if (this.#unfinished.delete(end.id)) this.#put("end", end);
+    if (this.#unfinished.delete(end.tunnel)) this.#put("end", end);
   }
 
   refused(refusal: AuditRefusal): void {
@@ -173,7 +181,9 @@ export class AuditLog {
   async close(): Promise<void> {
     clearInterval(this.#timer);
     this.#closing.abort();
-    for (const id of [...this.#unfinished.keys()]) this.end({ id, outcome: "lost", reason: "the service was closed" });
+    for (const { id, tunnel } of [...this.#unfinished.values()]) {
+      this.end({ id, tunnel, outcome: "lost", reason: "the service was closed" });
+    }
     await this.#writing;
     await this.#file.close().catch(() => {});
   }
@@ -181,7 +191,7 @@ export class AuditLog {
   /** Returns whether there was room. */
   #put(event: string, fields: object): boolean {
     const text = this.#format(event, fields);
-    if (this.#queued + text.length > MAX_QUEUED) {
+    if (event !== "end" && this.#queued + text.length > MAX_QUEUED) {
       this.#lose(1, "records arrive faster than they can be written");
       return false;
     }
@@ -210,18 +220,32 @@ export class AuditLog {
 
   async #append(lines: readonly Line[]): Promise<boolean> {
     const { log, file, count } = this.#options;
+    const bytes = Buffer.from((this.#isTorn ? "\n" : "") + lines.map(({ text }) => text).join(""));
     try {
-      await this.#file.appendFile((this.#isTorn ? "\n" : "") + lines.map(({ text }) => text).join(""));
+      await this.#file.appendFile(bytes);
     } catch (error) {
-      this.#isTorn = true;
+      await this.#takeBack();
       this.#reportFailure(messageOf(error));
       return false;
     }
     this.#isTorn = false;
+    this.#size += bytes.length;
     if (this.#hasFailed) log.info("audit log is written again", { file });
     this.#hasFailed = false;
     count?.("written", lines.length);
     return true;
+  }
+
+  /** Removes what an incomplete write has left: with `strict`, there are no tunnels to the starts in it, and otherwise it is written again. */
+  async #takeBack(): Promise<void> {
+    try {
+      const { size } = await this.#file.stat();
+      if (size > this.#size) return await this.#file.truncate(this.#size);
+      this.#size = size; // another program has truncated it, or it is a device
+      this.#isTorn = size > 0;
+    } catch {
+      this.#isTorn = true; // a new line ends what is left
+    }
   }
 
   /** Queues lines again that could not be written. With `strict`, what they start was refused, so only ends are kept. */
@@ -240,6 +264,7 @@ export class AuditLog {
       const next = await open(file, "a", 0o600);
       await this.#file.close();
       this.#file = next;
+      this.#size = (await next.stat()).size;
       this.#isTorn = false;
     } catch (error) {
       return log.error("audit log cannot be opened again", { file, error: messageOf(error) });
@@ -261,22 +286,29 @@ export class AuditLog {
   }
 }
 
-/** The ids of tunnels that have a start but no end in the file, in their order. */
-async function readUnfinished(file: string): Promise<Iterable<string>> {
-  const unfinished = new Set<string>();
+/** Names a tunnel. Records of versions before this one have the id only. */
+type TunnelName = Pick<AuditStart, "id"> & Partial<Pick<AuditStart, "tunnel">>;
+
+/** The tunnels that have a start but no end in the file, in their order. */
+async function readUnfinished(file: string): Promise<Iterable<TunnelName>> {
+  const unfinished = new Map<string, TunnelName>();
   for await (const line of createInterface({ input: createReadStream(file, "utf8"), crlfDelay: Infinity })) {
-    const record = parseRecord(line);
-    if (record?.event === "end") unfinished.delete(record.id);
-    else if (record !== undefined && unfinished.size < MAX_UNFINISHED) unfinished.add(record.id);
+    const { event, id, tunnel } = parseRecord(line) ?? {};
+    if (id === undefined) continue;
+    const key = tunnel ?? id;
+    if (event === "end") unfinished.delete(key);
+    else if (unfinished.size < MAX_UNFINISHED) unfinished.set(key, { id, tunnel });
   }
-  return unfinished;
+  return unfinished.values();
 }
 
 /** The start, end or open tunnel of a line; `undefined` for other records and lines that are incomplete. */
-function parseRecord(line: string): { readonly event: "start" | "open" | "end"; readonly id: string } | undefined {
+function parseRecord(line: string): TunnelName & { readonly event: "start" | "open" | "end" } | undefined {
   try {
-    const { event, id } = JSON.parse(line) as { event?: unknown; id?: unknown };
-    if ((event === "start" || event === "open" || event === "end") && typeof id === "string") return { event, id };
+    const { event, id, tunnel } = JSON.parse(line) as Readonly<Record<string, unknown>>;
+    if ((event === "start" || event === "open" || event === "end") && typeof id === "string") {
+      return { event, id, tunnel: typeof tunnel === "string" ? tunnel : undefined };
+    }
   } catch {
     // a line that was written incompletely
   }

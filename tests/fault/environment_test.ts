@@ -129,6 +129,33 @@ describe("a disk that is full", () => {
     assert.ok(count > 0);
   });
 
+  it("refuses tunnels that a strict audit log cannot record, and leaves no start of them in it", asRoot, async () => {
+    using disk = new SmallDisk("64k");
+    await using site = await Site.create();
+    await using origin = await startEcho();
+    const filler = join(disk.path, "filler");
+    writeFileSync(filler, Buffer.alloc(56 << 10));
+    const file = join(disk.path, "audit.jsonl");
+    const { proxy, addresses: { clients, agents } } = await site.startProxy([`--audit.file=${file}`, "--audit.strict"]);
+    await site.startAgent({ clients, agents });
+    const refused = () => proxy.logged("request", { status: 500 }).length;
+    while (refused() === 0) {
+      const opening = Array.from({ length: 50 }, () => openTunnel(clients, origin.authority)); // they share a write
+      await Promise.all(opening.map((tunnel) => tunnel.then((wire) => wire.reset(), () => {}))); // or it was refused
+    }
+    rmSync(filler);
+    await proxy.waitFor("audit log is written again");
+    await untilTunnel(clients, origin.authority);
+    await proxy.stop();
+    const counts = new Map<string, number>();
+    for (const line of readFileSync(file, "utf8").trimEnd().split("\n")) {
+      const { event, tunnel } = JSON.parse(line) as { event: string; tunnel: string };
+      assert.ok(event === "start" || event === "end", line);
+      counts.set(tunnel, (counts.get(tunnel) ?? 0) + (event === "start" ? 1 : -1));
+    }
+    assert.deepEqual([...counts].filter(([, left]) => left !== 0), []);
+  });
+
   it("prevents the storage of the proxy's certificate, which is created in memory with a warning", asRoot, async () => {
     using disk = new SmallDisk("4k");
     await using site = await Site.create();

@@ -11,6 +11,9 @@ import { Folder } from "../../testing/programs.ts";
 
 const START = { client: "192.0.2.1:5000", agent: "site7", token: "t1", destination: "db:5432" };
 
+/** A request, and its tunnel. */
+const nameOf = (id: string) => ({ id, tunnel: `t-${id}` });
+
 /** An audit log in a folder of its own. */
 async function openIn(folder: Folder, options: Partial<AuditOptions> = {}) {
   const counts = { written: 0, lost: 0 };
@@ -30,12 +33,12 @@ describe("the audit log", () => {
   it("has a line for each start, end and refusal, for its owner alone", async () => {
     using folder = new Folder();
     const { audit, file, counts } = await openIn(folder);
-    await audit.start({ id: "a", ...START });
-    audit.end({ id: "a", outcome: "completed", sent: 1, received: 2, durationMs: 3 });
-    audit.refused({ id: "b", ...START, status: 403, error: "http_request_denied", reason: 'not on the "list"\n' });
+    await audit.start({ ...nameOf("a"), ...START });
+    audit.end({ ...nameOf("a"), outcome: "completed", sent: 1, received: 2, durationMs: 3 });
+    audit.refused({ ...nameOf("b"), ...START, status: 403, error: "http_request_denied", reason: 'not on the "list"\n' });
     await audit.close();
     const [start, end, refused] = read(file);
-    assert.deepEqual(start, { time: start.time, event: "start", service: "proxy", id: "a", ...START });
+    assert.deepEqual(start, { time: start.time, event: "start", service: "proxy", id: "a", tunnel: "t-a", ...START });
     assert.equal(new Date(start.time).toISOString(), start.time);
     assert.deepEqual([end.event, end.outcome, end.sent, end.received, end.durationMs], ["end", "completed", 1, 2, 3]);
     assert.deepEqual([refused.event, refused.error, refused.reason], ["refused", "http_request_denied", 'not on the "list"\n']);
@@ -56,10 +59,25 @@ describe("the audit log", () => {
     assert.deepEqual(ends, ["a", "c"]);
   });
 
+  it("tells tunnels of one request id apart, in this process and after a crash", async () => {
+    using folder = new Folder();
+    const file = join(folder.path, "audit.jsonl");
+    const line = (event: string, tunnel: string) => `${JSON.stringify({ event, id: "same", tunnel })}\n`;
+    appendFileSync(file, line("start", "1") + line("start", "2") + line("end", "1") + line("start", "3"));
+    const { audit } = await openIn(folder);
+    await audit.start({ id: "same", tunnel: "4", ...START });
+    await audit.start({ id: "same", tunnel: "5", ...START });
+    audit.end({ id: "same", tunnel: "4", outcome: "completed" });
+    audit.end({ id: "same", tunnel: "5", outcome: "broken" });
+    await audit.close();
+    const ends = read(file).filter(({ event }) => event === "end").map(({ tunnel, outcome }) => [tunnel, outcome]);
+    assert.deepEqual(ends, [["1", undefined], ["2", "lost"], ["3", "lost"], ["4", "completed"], ["5", "broken"]]);
+  });
+
   it("ends tunnels that are open when it is closed", async () => {
     using folder = new Folder();
     const { audit, file } = await openIn(folder);
-    await audit.start({ id: "a", ...START });
+    await audit.start({ ...nameOf("a"), ...START });
     await audit.close();
     assert.deepEqual(events(file), ["start a", "end a lost"]);
   });
@@ -67,14 +85,14 @@ describe("the audit log", () => {
   it("goes on in a new file after a rotation, which lists the open tunnels first", async () => {
     using folder = new Folder();
     const { audit, file } = await openIn(folder);
-    await audit.start({ id: "a", ...START });
-    await audit.start({ id: "b", ...START });
-    audit.end({ id: "b", outcome: "completed" });
+    await audit.start({ ...nameOf("a"), ...START });
+    await audit.start({ ...nameOf("b"), ...START });
+    audit.end({ ...nameOf("b"), outcome: "completed" });
     await audit.reopen(); // nothing has changed
     while (!readFileSync(file, "utf8").includes("completed")) await new Promise(setImmediate);
     renameSync(file, `${file}.1`);
     await audit.reopen();
-    audit.end({ id: "a", outcome: "broken" });
+    audit.end({ ...nameOf("a"), outcome: "broken" });
     await audit.close();
     assert.deepEqual(events(`${file}.1`), ["start a", "start b", "end b completed"]);
     assert.deepEqual(events(file), ["open a", "end a broken"]);
@@ -83,7 +101,7 @@ describe("the audit log", () => {
   it("notices a rotation by itself", async () => {
     using folder = new Folder();
     const { audit, file, lines } = await openIn(folder);
-    await audit.start({ id: "a", ...START });
+    await audit.start({ ...nameOf("a"), ...START });
     while (!statSync(file).size) await new Promise(setImmediate);
     renameSync(file, `${file}.1`);
     while (!lines.includes("audit log was rotated")) await new Promise((resolve) => setTimeout(resolve, 10));
@@ -96,8 +114,8 @@ describe("the audit log", () => {
   it("refuses tunnels when it is strict and the disk is full", { skip: hasFull }, async () => {
     using folder = new Folder();
     const { audit, counts, lines } = await openIn(folder, { file: "/dev/full", strict: true });
-    await assert.rejects(audit.start({ id: "a", ...START }), TunnelError);
-    audit.end({ id: "a", outcome: "failed" }); // it was not started
+    await assert.rejects(audit.start({ ...nameOf("a"), ...START }), TunnelError);
+    audit.end({ ...nameOf("a"), outcome: "failed" }); // it was not started
     await audit.close();
     assert.deepEqual(counts, { written: 0, lost: 1 });
     assert.equal(lines.length, 1);
@@ -106,17 +124,29 @@ describe("the audit log", () => {
   it("counts what it loses otherwise", { skip: hasFull }, async () => {
     using folder = new Folder();
     const { audit, counts } = await openIn(folder, { file: "/dev/full" });
-    await audit.start({ id: "a", ...START });
-    audit.end({ id: "a", outcome: "completed" });
+    await audit.start({ ...nameOf("a"), ...START });
+    audit.end({ ...nameOf("a"), outcome: "completed" });
     await audit.close();
     assert.deepEqual(counts, { written: 0, lost: 2 });
+  });
+
+  it("has the ends of tunnels whatever waits for the disk", async () => {
+    using folder = new Folder();
+    const { audit, file, counts } = await openIn(folder);
+    await audit.start({ ...nameOf("a"), ...START });
+    const reason = "x".repeat(1 << 20);
+    for (let i = 0; i < 8; i++) audit.refused({ ...nameOf(String(i)), ...START, reason });
+    assert.ok(counts.lost > 0);
+    audit.end({ ...nameOf("a"), outcome: "completed" });
+    await audit.close();
+    assert.equal(events(file).at(-1), "end a completed");
   });
 
   it("bounds what waits for the disk", async () => {
     using folder = new Folder();
     const { audit, counts } = await openIn(folder);
     const reason = "x".repeat(1 << 20);
-    for (let i = 0; i < 8; i++) audit.refused({ id: String(i), ...START, reason });
+    for (let i = 0; i < 8; i++) audit.refused({ ...nameOf(String(i)), ...START, reason });
     await audit.close();
     assert.ok(counts.lost >= 4 && counts.written + counts.lost === 8, JSON.stringify(counts));
   });
