@@ -7,6 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { LIBRARY_FILES } from "./shared/auth/password_libraries.ts";
+import { YAML_LIBRARY } from "./shared/policy/yaml_library.ts";
 import { bundleDashboard } from "./tools/dashboard.ts";
 import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
@@ -37,11 +38,19 @@ const embedLibraries: Bun.BunPlugin = {
       loader: "ts",
       contents: `export const readLibraries = () => Promise.resolve(${JSON.stringify(readLibraryTexts())});`,
     }));
+    build.onLoad({ filter: /shared\/policy\/yaml_library\.ts$/ }, () => ({
+      loader: "ts",
+      contents: `export const readYamlLibrary = () => Promise.resolve(${JSON.stringify(readLibraryText(YAML_LIBRARY))});`,
+    }));
   },
 };
 
 function readLibraryTexts(): string[] {
-  return LIBRARY_FILES.map((file) => readFileSync(createRequire(import.meta.url).resolve(file), "utf8"));
+  return LIBRARY_FILES.map(readLibraryText);
+}
+
+function readLibraryText(file: string): string {
+  return readFileSync(createRequire(import.meta.url).resolve(file), "utf8");
 }
 
 /** Where the sources read the dashboard's files, executables contain them. */

@@ -23,7 +23,7 @@ function writePackage(folder: string, values: object): void {
 }
 
 /** Packages whose files the sources read by name, and do not import. */
-const READ_PACKAGES = ["hash-wasm"];
+const READ_PACKAGES = ["hash-wasm", "js-yaml"];
 
 /** Their versions, as `deno.json` has them. */
 function readDependencies(): Record<string, string> {

@@ -184,7 +184,7 @@ function failure(pattern: string, why: string): RangeError {
 export function refuseAmbiguous(patterns: readonly string[]): void {
   for (const pattern of patterns) {
     const [prefix, text] = splitNetwork(pattern);
-    const withPort = isIPv6(text) ? withBrackets(text) : undefined;
+    const withPort = text.includes(":") && isIPv6(text) ? withBrackets(text) : undefined;
     if (withPort === undefined) continue;
     const advice = `write ${prefix}[${text}] or ${prefix}${withPort}`;
     throw failure(pattern, `it is an address, but may be meant as an address and a port; ${advice}`);
@@ -193,6 +193,7 @@ export function refuseAmbiguous(patterns: readonly string[]): void {
 
 /** Adds the brackets that an IPv6 address with a port or a range of ports lacks; `undefined` if the pattern is not one. */
 function withBrackets(pattern: string): string | undefined {
+  if (pattern.indexOf(":") === pattern.lastIndexOf(":")) return undefined;
   const [, address, ports] = /^(.*):([0-9-]+)$/.exec(pattern) ?? [];
   return address !== undefined && isIPv6(address) && parsePorts(ports) ? `[${address}]:${ports}` : undefined;
 }
@@ -207,8 +208,10 @@ function parsePattern(pattern: string, plain: readonly Network[]): Pattern {
   const [prefix, text] = splitNetwork(pattern);
   const networks: readonly Network[] = prefix === "" ? plain : ["udp"];
   if (prefix !== "" && /^all$/i.test(text)) return { ...EVERYTHING, networks };
-  const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
-  const fail = (why: string) => failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
+  const fail = (why: string) => {
+    const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
+    return failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
+  };
   return { networks, ...parseHostAndPorts(text, fail) };
 }
 
@@ -286,9 +289,12 @@ export function parsePorts(text: string | undefined): [first: number, last: numb
   return first >= 1 && first <= last && last <= 65_535 ? [first, last] : null;
 }
 
+const DECIMAL = /^[0-9.]+$/;
+
 /** `undefined` unless the address is in its usual notation: `127.1` and `0x7f000001` are names here. */
 function parseIp(host: string): Address | undefined {
-  if (ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
+  if (DECIMAL.test(host) && ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
+  if (!host.includes(":")) return undefined;
   const address = parseIPv6(host);
   return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
 }

@@ -34,6 +34,7 @@ export function isAddress(host: string): boolean {
 }
 
 function parseLiteral(host: string): { address: Address; zone: string | undefined } | undefined {
+  if (!/^[0-9]|:/.test(host)) return undefined; // a name, at once: policies have many of them
   const [, text, zone] = /^([^%]*)(?:%([0-9A-Za-z._~-]+))?$/.exec(host) ?? [];
   if (text === undefined) return undefined;
   if (text.includes(":")) {

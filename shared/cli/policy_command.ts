@@ -86,7 +86,7 @@ export const policyCommand: Group = {
 async function openRules({ auth: { policyFile: file } }: Values): Promise<{ file: string; rules: RuleSet }> {
   if (file === undefined) throw new ConfigError("Cannot read a policy: --auth.policy-file is required");
   try {
-    return { file, rules: readPolicy(await readText(file, MAX_POLICY), Date.now()) };
+    return { file, rules: await readPolicy(await readText(file, MAX_POLICY), Date.now()) };
   } catch (cause) {
     if (cause instanceof PolicyError) throw new CommandFailure(1, `${file}:${cause.line}: ${cause.problem}`, { cause });
     throw new ConfigError(`Cannot read --auth.policy-file ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });

@@ -40,7 +40,7 @@ export interface PolicyDeps {
 }
 
 /** Largest policy in bytes. */
-export const MAX_POLICY = 64 * 1024 * 1024;
+export const MAX_POLICY = 32 * 1024 * 1024;
 /** Live tunnels that are checked before other tasks have their turn. */
 const CHUNK = 500;
 
@@ -57,7 +57,7 @@ interface LiveTunnel {
 export async function openPolicy(name: string, { log, now = Date.now }: PolicyDeps): Promise<Policy> {
   const file = new PolledFile<RuleSet>(name, async (file) => {
     const { readPolicy } = await import("./read.ts"); // the library does not load YAML without need
-    return readPolicy(await readText(file, MAX_POLICY), now());
+    return await readPolicy(await readText(file, MAX_POLICY), now());
   });
   try {
     await file.poll();

@@ -1,9 +1,9 @@
 // Reads a policy, YAML or JSON: rules, and tests that they must pass. One bad entry makes the whole policy invalid.
-import { isAlias, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, type YAMLMap } from "yaml";
 import { type Authority, type Network, parseAuthority } from "../address/authority.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { createWeekClock, parseHours } from "./hours.ts";
-import { type PolicyQuery, type Rule, RuleSet } from "./rules.ts";
+import { destinationProblem, type PolicyQuery, type Rule, RuleSet } from "./rules.ts";
+import { YamlDocument, YamlError, type YamlNode } from "./yaml.ts";
 
 /** An invalid policy, or one that fails its own tests. The message begins with the line. */
 export class PolicyError extends Error {
@@ -14,13 +14,46 @@ export class PolicyError extends Error {
   }
 }
 
+/** Texts that are longer are parsed in a thread. */
+const LARGE = 256 * 1024;
+/** Time in milliseconds for which a policy is read before other tasks have their turn. */
+const SLICE_MS = 10;
+
 /**
- * Reads a policy and runs its tests.
+ * Reads a policy and runs its tests. Other tasks have their turn meanwhile.
  * @param now milliseconds since 1970, for tests without a time
  * @throws {PolicyError}
  */
-export function readPolicy(text: string, now: number): RuleSet {
-  return new Reader(text).read(now);
+export async function readPolicy(text: string, now: number): Promise<RuleSet> {
+  const reading = read(text.length > LARGE ? await parse(text, YamlDocument.parseInThread) : await parse(text, YamlDocument.parse), now);
+  let started = performance.now();
+  for (;;) {
+    const { done, value } = reading.next();
+    if (done) return value;
+    if (performance.now() - started < SLICE_MS) continue;
+    await new Promise((resolve) => setTimeout(resolve));
+    started = performance.now();
+  }
+}
+
+/** @throws {PolicyError} */
+async function parse(text: string, parser: (text: string) => YamlDocument | Promise<YamlDocument>): Promise<YamlDocument> {
+  try {
+    return await parser(text);
+  } catch (cause) {
+    if (!(cause instanceof YamlError)) throw cause;
+    throw new PolicyError(text.slice(0, cause.at).split("\n").length, cause.message, { cause });
+  }
+}
+
+/** Yields after each rule and each test. @throws {PolicyError} */
+function* read(document: YamlDocument, now: number): Generator<void, RuleSet> {
+  try {
+    return yield* new Reader(document).read(now);
+  } catch (cause) {
+    if (!(cause instanceof YamlError)) throw cause;
+    throw new PolicyError(document.lineOf(cause.at), cause.message, { cause });
+  }
 }
 
 /** Who a subject of a policy is. */
@@ -30,47 +63,66 @@ const SUBJECT_FORMS = "sub:ID, name:NAME, group:NAME or token:JTI";
 const MAX_RULES = 100_000;
 const MAX_ITEMS = 1_000_000;
 
-type Keys = ReadonlyMap<string, { readonly node: unknown; readonly line: number }>;
+type Keys = ReadonlyMap<string, YamlNode>;
 
 class Reader {
-  readonly #lines = new LineCounter();
-  readonly #root: unknown;
+  readonly #document: YamlDocument;
   #items = 0;
 
-  constructor(text: string) {
-    const document = parseDocument(text, { lineCounter: this.#lines, uniqueKeys: true, merge: false });
-    const [problem] = [...document.errors, ...document.warnings];
-    if (problem) {
-      const { line } = this.#lines.linePos(problem.pos[0]);
-      throw new PolicyError(line, problem.message.split("\n")[0]!.replace(/ at line \d+, column \d+:?$/, ""), { cause: problem });
-    }
-    this.#root = document.contents;
+  constructor(document: YamlDocument) {
+    this.#document = document;
   }
 
-  read(now: number): RuleSet {
-    const keys = this.#keys(this.#root, ["timezone", "sets", "rules", "tests"]);
+  *read(now: number): Generator<void, RuleSet> {
+    const { root } = this.#document;
+    if (root.length === 0) this.#fail(undefined, `a mapping with ${SECTIONS.join(", ")} is required`);
+    const at = this.#checkKeys(root, SECTIONS);
+    const nodeOf = (name: string) => at.has(name) ? this.#document.node(at.get(name)!) : undefined;
+    const keys = new Map(["timezone", "sets"].flatMap((name) => {
+      const node = nodeOf(name);
+      return node === undefined ? [] : [[name, this.#filled(name, node)] as const];
+    }));
     const sets = this.#readSets(keys);
-    const rules = this.#maps(keys, "rules").map((node) => this.#readRule(node, sets));
-    if (rules.length === 0) this.#fail(this.#root, "it has no rules; without one, nothing is allowed");
-    if (rules.length > MAX_RULES) this.#fail(this.#root, `it has more than ${MAX_RULES} rules`);
     const timeZone = this.#text(keys, "timezone") ?? "UTC";
-    const minuteOf = this.#attempt(keys.get("timezone")?.node, () => createWeekClock(timeZone));
-    const set = new RuleSet(rules, minuteOf);
-    for (const node of this.#maps(keys, "tests")) this.#runTest(node, set, now);
+    const set = new RuleSet([], this.#attempt(keys.get("timezone"), () => createWeekClock(timeZone)));
+    for (const node of this.#section(at, "rules")) {
+      if (set.rules.length === MAX_RULES) this.#fail(node, `it has more than ${MAX_RULES} rules`);
+      const rule = this.#readRule(node, sets);
+      try {
+        set.add(rule);
+      } catch (cause) {
+        this.#failDestination(node, rule, cause);
+      }
+      yield;
+    }
+    if (set.rules.length === 0) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
+    for (const node of this.#section(at, "tests")) {
+      this.#runTest(node, set, now);
+      yield;
+    }
     return set;
   }
 
+  /** Names the item that cannot be used. */
+  #failDestination(node: YamlNode, { effect, destinations }: Rule, cause: unknown): never {
+    const list = this.#keys(node, RULE_KEYS).get("destinations");
+    const items = list?.kind === "list" ? list.items : [list];
+    const bad = destinations.findIndex((pattern) => destinationProblem(effect, pattern) !== undefined);
+    if (bad < 0 || !(cause instanceof Error)) throw cause;
+    return this.#fail(items[bad], cause.message, cause);
+  }
+
   #readSets(keys: Keys): ReadonlyMap<string, readonly string[]> {
-    const node = keys.get("sets")?.node;
+    const node = keys.get("sets");
     if (node === undefined) return new Map();
-    if (!isMap(node)) return this.#fail(node, "sets is not a mapping of names to lists of subjects");
-    const sets = node.items.map(({ key }) => String(key));
+    if (node.kind !== "map") return this.#fail(node, "sets is not a mapping of names to lists of subjects");
+    const sets = node.pairs.map(([key]) => nameOf(key));
     const lists = this.#keys(node, sets);
     return new Map(sets.map((name) => [name, this.#list(lists, name, (item) => checkSubject(item))]));
   }
 
-  #readRule(node: unknown, sets: ReadonlyMap<string, readonly string[]>): Rule {
-    const keys = this.#keys(node, ["allow", "deny", "subjects", "agents", "labels", "destinations", "hours"]);
+  #readRule(node: YamlNode, sets: ReadonlyMap<string, readonly string[]>): Rule {
+    const keys = this.#keys(node, RULE_KEYS);
     const [allow, deny] = [this.#text(keys, "allow"), this.#text(keys, "deny")];
     const name = allow ?? deny;
     if (name === undefined || (allow !== undefined && deny !== undefined)) {
@@ -81,37 +133,30 @@ class Reader {
       if (!sets.has(item.slice(4))) throw new RangeError(`${JSON.stringify(item)} names a set that is not in sets`);
       return item;
     });
-    const destinations = this.#list(keys, "destinations", (item) => {
-      new RuleSet([{ ...NO_RULE, effect: allow === undefined ? "deny" : "allow", destinations: [item] }], () => 0); // parses it
-      return item;
-    });
     return {
       effect: allow === undefined ? "deny" : "allow",
       name,
       line: this.#lineOf(node),
       subjects: subjects.flatMap((item) => item.startsWith("set:") ? sets.get(item.slice(4))! : [item]),
-      agents: this.#list(keys, "agents", (item) => {
-        createAgentList([item]);
-        return item;
-      }),
+      agents: this.#list(keys, "agents", checkAgents),
       labels: this.#list(keys, "labels", checkLabel),
-      destinations,
+      destinations: this.#list(keys, "destinations", (item) => item), // the set parses them
       hours: this.#list(keys, "hours", parseHours).flat(),
     };
   }
 
-  #runTest(node: unknown, rules: RuleSet, now: number): void {
+  #runTest(node: YamlNode, rules: RuleSet, now: number): void {
     const keys = this.#keys(node, ["expect", "as", "agent", "labels", "to", "at", "rule"]);
     const [expect, agentId, to, at] = (["expect", "agent", "to", "at"] as const).map((key) => this.#text(keys, key));
     if (expect !== "allow" && expect !== "deny") return this.#fail(node, "a test has expect: allow or expect: deny");
     if (agentId === undefined || to === undefined) return this.#fail(node, "a test has agent and to");
     const time = at === undefined ? now : Date.parse(at);
-    if (Number.isNaN(time)) return this.#fail(keys.get("at")?.node, `${JSON.stringify(at)} is not a time like 2026-01-31T09:00:00Z`);
+    if (Number.isNaN(time)) return this.#fail(keys.get("at"), `${JSON.stringify(at)} is not a time like 2026-01-31T09:00:00Z`);
     const query: PolicyQuery = {
       subjects: this.#list(keys, "as", checkSubject),
       agentId,
       labels: this.#list(keys, "labels", checkLabel),
-      ...this.#attempt(keys.get("to")?.node, () => parseDestination(to)),
+      ...this.#attempt(keys.get("to"), () => parseDestination(to)),
     };
     const { allowed, rule } = rules.decide(query, time);
     const by = rule === undefined ? "no rule applies" : `the rule ${JSON.stringify(rule.name)} in line ${rule.line}`;
@@ -123,50 +168,61 @@ class Reader {
   }
 
   /** The values of a mapping, whose keys must be known. */
-  #keys(node: unknown, known: readonly string[]): Keys {
-    if (!isMap(node)) return this.#fail(node, `a mapping with ${known.join(", ")} is required`);
-    return new Map((node as YAMLMap).items.map(({ key, value }) => {
-      const name = isScalar(key) ? String(key.value) : "";
-      if (!known.includes(name)) this.#fail(key, `${JSON.stringify(name)} is unknown; ${known.join(", ")} are valid here`);
-      if (value === null || (isScalar(value) && value.value === null)) this.#fail(key, `${name} has no value; leave it out`);
-      return [name, { node: value, line: this.#lineOf(key) }];
-    }));
+  #keys(node: YamlNode, known: readonly string[]): Keys {
+    if (node.kind !== "map") return this.#fail(node, `a mapping with ${known.join(", ")} is required`);
+    const keys = this.#checkKeys(node.pairs, known);
+    for (const [name, value] of keys) this.#filled(name, value);
+    return keys;
   }
 
-  #maps(keys: Keys, key: string): unknown[] {
-    const node = keys.get(key)?.node;
-    if (node === undefined) return [];
-    return isSeq(node) ? node.items : this.#fail(node, `${key} is not a list`);
+  #checkKeys<T>(pairs: readonly (readonly [key: YamlNode, value: T])[], known: readonly string[]): Map<string, T> {
+    const keys = new Map<string, T>();
+    for (const [key, value] of pairs) {
+      const name = nameOf(key);
+      if (!known.includes(name)) this.#fail(key, `${JSON.stringify(name)} is unknown; ${known.join(", ")} are valid here`);
+      if (keys.has(name)) this.#fail(key, `${name} is not unique: it is there twice`);
+      keys.set(name, value);
+    }
+    return keys;
+  }
+
+  #filled(name: string, node: YamlNode): YamlNode {
+    return node.kind === "text" && node.isNull ? this.#fail(node, `${name} has no value; leave it out`) : node;
+  }
+
+  /** The items of a list at the root. */
+  #section(at: ReadonlyMap<string, number>, name: string): Iterable<YamlNode> {
+    const index = at.get(name);
+    if (index === undefined) return [];
+    return this.#document.items(index) ?? this.#fail(this.#filled(name, this.#document.node(index)), `${name} is not a list`);
   }
 
   #text(keys: Keys, key: string): string | undefined {
-    const node = keys.get(key)?.node;
+    const node = keys.get(key);
     return node === undefined ? undefined : this.#scalar(node);
   }
 
   /** A list of texts, or one text alone; it must not be empty if it is there. */
   #list<T>(keys: Keys, key: string, read: (item: string) => T): T[] {
-    const node = keys.get(key)?.node;
+    const node = keys.get(key);
     if (node === undefined) return [];
-    const items = isSeq(node) ? node.items : [node];
+    const items = node.kind === "list" ? node.items : [node];
     if (items.length === 0) this.#fail(node, `${key} is empty; leave it out for all`);
     this.#items += items.length;
     if (this.#items > MAX_ITEMS) this.#fail(node, `there are more than ${MAX_ITEMS} items`);
     return items.map((item) => this.#attempt(item, () => read(this.#scalar(item))));
   }
 
-  #scalar(node: unknown): string {
-    if (isAlias(node)) return this.#fail(node, `a text that begins with * needs quotes: "*${node.source}"`);
-    const value = isScalar(node) ? node.value : undefined;
-    const isText = typeof value === "string" || typeof value === "number" || typeof value === "boolean";
-    if (!isText || value === "") {
+  #scalar(node: YamlNode): string {
+    if (node.kind === "alias") return this.#fail(node, `a text that begins with * needs quotes: "*${node.name}"`);
+    if (node.kind !== "text" || node.isNull || node.text === "") {
       return this.#fail(node, "a text is required; one that begins with [ or {, or has a colon and a space, needs quotes");
     }
-    return typeof value === "string" ? value : (isScalar(node) && node.source) || String(value);
+    return node.text;
   }
 
   /** @throws {PolicyError} for the RangeError of `read` */
-  #attempt<T>(node: unknown, read: () => T): T {
+  #attempt<T>(node: YamlNode | undefined, read: () => T): T {
     try {
       return read();
     } catch (cause) {
@@ -175,16 +231,27 @@ class Reader {
     }
   }
 
-  #lineOf(node: unknown): number {
-    return isNode(node) && node.range ? this.#lines.linePos(node.range[0]).line : 1;
+  #lineOf(node: YamlNode | undefined): number {
+    return node === undefined ? 1 : this.#document.lineOf(node.at);
   }
 
-  #fail(node: unknown, why: string, cause?: Error): never {
+  #fail(node: YamlNode | undefined, why: string, cause?: Error): never {
     throw new PolicyError(this.#lineOf(node), why, { cause });
   }
 }
 
-const NO_RULE: Rule = { effect: "allow", name: "", line: 0, subjects: [], agents: [], labels: [], destinations: [], hours: [] };
+const SECTIONS = ["timezone", "sets", "rules", "tests"];
+const RULE_KEYS = ["allow", "deny", "subjects", "agents", "labels", "destinations", "hours"];
+
+function nameOf(key: YamlNode): string {
+  return key.kind === "text" ? key.text : "";
+}
+
+/** @throws {RangeError} */
+function checkAgents(pattern: string): string {
+  createAgentList([pattern]);
+  return pattern;
+}
 
 /**
  * Returns `text` if it is a subject.

@@ -42,30 +42,47 @@ export interface Decision {
 
 /** Decides by rules: what a rule denies is denied, then what a rule allows is allowed, and all else is denied. */
 export class RuleSet {
-  readonly #denying: RuleIndex;
-  readonly #allowing: RuleIndex;
+  readonly #denying = new RuleIndex("deny");
+  readonly #allowing = new RuleIndex("allow");
   /** All that rules name. */
-  readonly #labels: readonly string[];
-  /** Whether decisions depend on the time. */
-  readonly usesTime: boolean;
+  readonly #labels = new Set<string>();
+  readonly #rules: Rule[] = [];
+  #usesTime = false;
 
   /**
    * @param minuteOf the minute of the week at a time in milliseconds since 1970
    * @throws {RangeError} naming an invalid destination
    */
-  constructor(readonly rules: readonly Rule[], readonly minuteOf: (at: number) => number) {
-    this.#denying = new RuleIndex(rules.filter(({ effect }) => effect === "deny"), "deny");
-    this.#allowing = new RuleIndex(rules.filter(({ effect }) => effect === "allow"), "allow");
-    this.#labels = [...new Set(rules.flatMap(({ labels }) => labels))];
-    this.usesTime = rules.some(({ hours }) => hours.length > 0);
+  constructor(rules: readonly Rule[], readonly minuteOf: (at: number) => number) {
+    for (const rule of rules) this.add(rule);
+  }
+
+  get rules(): readonly Rule[] {
+    return this.#rules;
+  }
+
+  /** Whether decisions depend on the time. */
+  get usesTime(): boolean {
+    return this.#usesTime;
+  }
+
+  /**
+   * Adds a rule behind the others.
+   * @throws {RangeError} naming an invalid destination; the set cannot be used then
+   */
+  add(rule: Rule): void {
+    (rule.effect === "deny" ? this.#denying : this.#allowing).add(rule);
+    for (const label of rule.labels) this.#labels.add(label);
+    this.#rules.push(rule);
+    this.#usesTime ||= rule.hours.length > 0;
   }
 
   /** Whether it depends on labels, which are not known, that an agent is allowed. */
   mightAllow(query: Omit<PolicyQuery, "labels">, at: number): boolean {
-    if (this.#labels.length === 0) return false;
+    if (this.#labels.size === 0) return false;
     const minute = this.usesTime ? this.minuteOf(at) : 0;
     return this.#denying.find({ ...query, labels: [] }, minute) === undefined &&
-      this.#allowing.find({ ...query, labels: this.#labels }, minute) !== undefined;
+      this.#allowing.find({ ...query, labels: [...this.#labels] }, minute) !== undefined;
   }
 
   /** @param at milliseconds since 1970 */
@@ -75,6 +92,17 @@ export class RuleSet {
     if (denying) return { allowed: false, rule: denying };
     const rule = this.#allowing.find(query, minute);
     return { allowed: rule !== undefined, rule };
+  }
+}
+
+/** Why a pattern of destinations cannot be used; `undefined` if it can. */
+export function destinationProblem(effect: Rule["effect"], pattern: string): string | undefined {
+  try {
+    new DestinationPatterns(effect).add(pattern);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message;
   }
 }
 
@@ -108,7 +136,10 @@ class Postings {
 
   add(rule: number, patterns: readonly number[]): void {
     if (patterns.length === 0) this.#always.push(rule);
-    for (const pattern of new Set(patterns)) (this.#rules[pattern] ??= []).push(rule);
+    for (const pattern of patterns) {
+      const rules = this.#rules[pattern] ??= [];
+      if (rules.at(-1) !== rule) rules.push(rule); // a list may have a pattern twice
+    }
   }
 
   /** Begins a search: `match` calls `visit` for each pattern that matches. */
@@ -148,21 +179,23 @@ class RuleIndex {
   readonly #agents = { patterns: new TextPatterns(), rules: new Postings() };
   readonly #destinations: { readonly patterns: DestinationPatterns; readonly rules: Postings };
 
-  constructor(rules: readonly Rule[], effect: Rule["effect"]) {
+  constructor(effect: "allow" | "deny") {
     this.#destinations = { patterns: new DestinationPatterns(effect), rules: new Postings() };
-    for (const [i, rule] of rules.entries()) {
-      const agents = rule.agents.length > 0 ? rule.agents : rule.labels.slice(0, 1).map((label) => LABEL + label);
-      const indexed: IndexedRule = {
-        rule,
-        subjects: rule.subjects.map((pattern) => this.#subjects.patterns.add(pattern)),
-        agents: agents.map((pattern) => this.#agents.patterns.add(pattern)),
-        destinations: rule.destinations.map((pattern) => this.#destinations.patterns.add(pattern)),
-      };
-      this.#rules.push(indexed);
-      this.#subjects.rules.add(i, indexed.subjects);
-      this.#agents.rules.add(i, indexed.agents);
-      this.#destinations.rules.add(i, indexed.destinations);
-    }
+  }
+
+  /** @throws {RangeError} naming an invalid destination */
+  add(rule: Rule): void {
+    const agents = rule.agents.length > 0 ? rule.agents : rule.labels.slice(0, 1).map((label) => LABEL + label);
+    const indexed: IndexedRule = {
+      rule,
+      subjects: rule.subjects.map((pattern) => this.#subjects.patterns.add(pattern)),
+      agents: agents.map((pattern) => this.#agents.patterns.add(pattern)),
+      destinations: rule.destinations.map((pattern) => this.#destinations.patterns.add(pattern)),
+    };
+    const number = this.#rules.push(indexed) - 1;
+    this.#subjects.rules.add(number, indexed.subjects);
+    this.#agents.rules.add(number, indexed.agents);
+    this.#destinations.rules.add(number, indexed.destinations);
   }
 
   /** The first rule that applies. */

@@ -175,14 +175,14 @@ describe("documents", () => {
     for (const [text, pattern, measured] of quotes) assert.equal(value(pattern.exec(text)?.[1] ?? ""), value(measured), String(pattern));
   });
 
-  it("show valid configuration files", () => {
+  it("show valid configuration files", async () => {
     const files = readDocuments().flatMap(({ name, blocks }) =>
       blocks.filter(({ language }) => language === "yaml").map(({ code }) => [name, code] as const)
     );
     assert.ok(files.length > 0);
     for (const [name, text] of files) {
       const file = { name: "config.yaml", text };
-      if (name === "docs/policy.md") readPolicy(text, Date.now());
+      if (name === "docs/policy.md") await readPolicy(text, Date.now());
       else if (name === "docs/client.md") readConfig(forwardProfile, file);
       else readConfig(SERVICES.proxy, file, SERVICES);
     }

@@ -50,8 +50,8 @@ function named({ allowed, rule }: Decision): string {
 }
 
 describe("a policy", () => {
-  it("allows what a rule allows and none denies, and says by which rule", () => {
-    const set = readPolicy(POLICY, NOON);
+  it("allows what a rule allows and none denies, and says by which rule", async () => {
+    const set = await readPolicy(POLICY, NOON);
     const rows: [PolicyQuery, string][] = [
       [query(["name:alice"], "site-1", "a.db:5432"), "allow databases"],
       [query(["group:db-eu"], "site-1", "10.1.2.3:22"), "allow databases"],
@@ -69,7 +69,7 @@ describe("a policy", () => {
     assert.equal(set.decide(rows[0]![0], NOON).rule!.line, 6);
   });
 
-  it("is invalid as a whole with one bad entry, whose line is named", () => {
+  it("is invalid as a whole with one bad entry, whose line is named", async () => {
     const rows: [text: string, line: number, problem: RegExp][] = [
       ["rules:\n  - allow: a\n    subject: name:a\n", 3, /"subject" is unknown; .*subjects/],
       ["rules:\n  - allow: a\n    subjects: [alice]\n", 3, /"alice" is not sub:ID, name:NAME/],
@@ -88,6 +88,11 @@ describe("a policy", () => {
       ["rules:\n  - allow: a\n    deny: b\n", 2, /either allow or deny/],
       ["rules:\n  - subjects: name:a\n", 2, /either allow or deny/],
       ["rules: []\n", 1, /no rules/],
+      ["", 1, /a mapping with/],
+      ["- allow: a\n", 1, /a mapping with/],
+      ["rules:\n  - allow: a\n    labels: [a=b, ]\n    hours: [~]\n", 4, /a text is required/],
+      ["rules:\n  - allow: !!str a\n", 2, /a tag/],
+      ["rules: {}\n", 1, /rules is not a list/],
       ["timezone: Mars/Olympus\nrules:\n  - allow: a\n", 1, /Mars/],
       ["rules:\n  - allow: a\n\trules: x\n", 3, /./],
       ["rules:\n  - allow: a\nrules:\n  - allow: b\n", 3, /unique/i],
@@ -102,13 +107,34 @@ describe("a policy", () => {
       ["rules:\n  - allow: a\ntests:\n  - {expect: allow, agent: a, to: 'db:1', at: noon}\n", 4, /"noon" is not a time/],
     ];
     for (const [text, line, problem] of rows) {
-      assert.throws(() => readPolicy(text, NOON), (error) => {
+      await assert.rejects(readPolicy(text, NOON), (error) => {
         assert.ok(error instanceof PolicyError, `${text}: ${error}`);
         assert.match(error.message, problem, text);
         assert.equal(error.line, line, text);
         return true;
       });
     }
+  });
+
+  it("is read in a thread and in slices if it is large, so that others have their turn", async () => {
+    const rules = Array.from(
+      { length: 4_000 },
+      (_, i) => `  - allow: rule ${i}\n    subjects: [name:u${i}]\n    destinations: ["d${i}:443", 'e${i}:1']\n`,
+    );
+    const text = `rules:\n${rules.join("")}`;
+    assert.ok(text.length > 256 * 1024);
+    let turns = 0;
+    const timer = setInterval(() => turns++);
+    const set = await readPolicy(text, NOON);
+    clearInterval(timer);
+    assert.equal(set.rules.length, 4_000);
+    assert.ok(turns >= 2, `${turns} turns`);
+    assert.equal(named(set.decide(query(["name:u3999"], "a", "d3999:443"), NOON)), "allow rule 3999");
+    const bad: [text: string, line: number][] = [
+      [text.replace("d3000:443", "d3000:0"), 3 * 3_000 + 4],
+      [`${text}\t- x`, 12_002],
+    ];
+    for (const [each, line] of bad) await assert.rejects(readPolicy(each, NOON), (error: PolicyError) => error.line === line);
   });
 
   it("has hours that begin and end in its time zone, on the next day too", () => {
