@@ -306,6 +306,21 @@ export interface ProxyOptions {
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
   };
+  /** `--tracing.*` */
+  tracing?: {
+    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    otlpEndpoint?: string;
+    /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
+    otlpHeadersFile?: string;
+    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    otlpHeaders?: string[];
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    samplingRatio?: string;
+    /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
+    serviceName?: string;
+    /** `--tracing.resource-attributes`: Attributes of the service in traces, name=value, as deployment.environment.name=test; values are percent-encoded. */
+    resourceAttributes?: string[];
+  };
   /** `--audit.*` */
   audit?: {
     /** `--audit.file`: File to which a line of JSON is appended for each start and end of a tunnel, each refusal, and each action of an operator. By default none. */
@@ -436,6 +451,21 @@ export interface AgentOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+  };
+  /** `--tracing.*` */
+  tracing?: {
+    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    otlpEndpoint?: string;
+    /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
+    otlpHeadersFile?: string;
+    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    otlpHeaders?: string[];
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    samplingRatio?: string;
+    /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
+    serviceName?: string;
+    /** `--tracing.resource-attributes`: Attributes of the service in traces, name=value, as deployment.environment.name=test; values are percent-encoded. */
+    resourceAttributes?: string[];
   };
   /** `--log.*` */
   log?: {
@@ -687,6 +717,21 @@ export interface LoadBalancerOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+  };
+  /** `--tracing.*` */
+  tracing?: {
+    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    otlpEndpoint?: string;
+    /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
+    otlpHeadersFile?: string;
+    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    otlpHeaders?: string[];
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    samplingRatio?: string;
+    /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
+    serviceName?: string;
+    /** `--tracing.resource-attributes`: Attributes of the service in traces, name=value, as deployment.environment.name=test; values are percent-encoded. */
+    resourceAttributes?: string[];
   };
   /** `--audit.*` */
   audit?: {

@@ -9,7 +9,7 @@ import { SessionStates } from "../shared/service/live/sessions.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
-import { type Hello, UDP_FEATURE } from "../shared/link/message.ts";
+import { type Hello, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
@@ -33,6 +33,7 @@ import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 import { Reconnector } from "./reconnector.ts";
 import { type AgentOptions, checkTransport, parseLabels } from "./options.ts";
 import { type Environment, type OutboundRoute, readOutboundRoute, viaOf } from "./outbound_proxy.ts";
+import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import type { Session } from "./session.ts";
 import { createDestinationPolicy } from "./destination_policy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
@@ -136,6 +137,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     reports: runtime.limitReporter,
   });
   runtime.defer(() => limits.close());
+  const tracer = await runtime.openTracer(options.tracing);
   const tunnels: TunnelOptions = {
     net,
     log,
@@ -144,6 +146,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     connectTimeoutMs: connectTimeout,
     udpIdleMs: options.limits.udpIdleTimeout,
     activity: runtime.activity,
+    tracer,
     nextKey: createRequestIds(),
     onEnd: (end) => tunnelMetrics.ended(end),
   };
@@ -152,7 +155,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     instance: crypto.randomUUID(),
     host: hostname(),
     labels: parseLabels(labels),
-    features: [UDP_FEATURE],
+    features: [UDP_FEATURE, TRACE_FEATURE],
     publish: publish.map(publishRequest),
   };
   runtime.describe = () => {
@@ -305,6 +308,7 @@ export async function checkAgentOptions(
   await checkAdminOptions(options.admin, silentLogger);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   const outbound = await readOutboundRoute(options.agentClient, environment);
+  await checkTracingOptions(options.tracing);
   return { tls: tls.current, credentials: await readCredentials(options.auth), outbound };
 }
 

@@ -18,6 +18,7 @@ import { checkLabels } from "../shared/link/message.ts";
 import { publishOptions } from "../shared/frontend/published.ts";
 import { checkOutboundProxy } from "./outbound_proxy.ts";
 import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
+import { tracingOptions } from "../shared/tracing/options.ts";
 
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
@@ -143,6 +144,7 @@ export const agentOptions = defineOptions({
   ...agentTunnelLimitOptions,
   ...drainOptions,
   ...adminOptions,
+  ...tracingOptions,
   ...logOptions,
 });
 

@@ -8,10 +8,14 @@ import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { Activity } from "../shared/service/live/activity.ts";
+import { endOfRequest } from "../shared/service/live/trace.ts";
 import type { LiveTunnel } from "../shared/service/live/tunnel.ts";
 import type { TunnelEnd } from "../shared/service/metrics.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ConnectedFlow, ConnectedTunnel, Duplex, FlowResult, Incoming, Net, SpliceResult } from "../shared/net/types.ts";
+import { addressAttributes } from "../shared/tracing/attributes.ts";
+import { parseTraceContext } from "../shared/tracing/context.ts";
+import { inSpan, type Span, type Tracer } from "../shared/tracing/span.ts";
 import { connectError, describeTunnelError, TunnelError } from "../shared/tunnel/errors.ts";
 import type { TunnelVia } from "../shared/tunnel/request.ts";
 import type { DestinationPolicy } from "./destination_policy.ts";
@@ -28,6 +32,8 @@ export interface TunnelOptions {
   udpIdleMs?: number;
   /** Shows operators what is served. Default: operators see nothing. */
   activity?: Activity;
+  /** Default: there are no traces. */
+  tracer?: Tracer;
   /** Creates {@link LiveTunnel.key}. */
   nextKey: () => string;
   /** Called when a request has ended. */
@@ -39,11 +45,12 @@ export interface TunnelOptions {
  * @param via the connection to the proxy
  */
 export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming, via?: TunnelVia): Promise<void> {
-  const { log, limits, activity, nextKey } = options;
+  const { log, limits, activity, nextKey, tracer } = options;
   let tunnel: OpenTunnel | undefined;
   let id: string | undefined;
   let destination: string | undefined;
   let network: "udp" | undefined;
+  let trace: Span | undefined;
   const startedAt = performance.now();
   const key = nextKey();
   const record: LiveTunnel = { key, id: key, startedAt, via, sent: 0, received: 0 };
@@ -52,6 +59,9 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     if (head === undefined) throw new ProxyError(400, "http_request_error", "The request head is malformed", [], { cause: error });
     const request = parseRequestHead(head);
     id = requestIdOf(request.fields);
+    const parent = parseTraceContext(request.fields);
+    trace = tracer?.start(parent, startedAt);
+    record.traceId = parent?.traceId ?? trace?.context.traceId;
     const udp = parseUdpRequest(request);
     network = udp && "udp";
     if (!udp && request.method !== "CONNECT") {
@@ -61,7 +71,16 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     destination = formatAuthority(authority);
     Object.assign(record, { id: id ?? record.id, destination, network } satisfies Partial<LiveTunnel>);
     tunnel = limits?.open({});
-    const { remote, ended } = await connect(options, stream, authority, network ?? "tcp", tunnel).catch((cause) => {
+    const dial = trace?.child("client", "connect", () => ({
+      ...addressAttributes("server", formatAuthority(authority)),
+      "network.transport": network ?? "tcp",
+    }));
+    const opening = inSpan(
+      dial,
+      () => connect(options, stream, authority, network ?? "tcp", tunnel),
+      ({ remote }) => ({ attributes: addressAttributes("network.peer", remote) }),
+    );
+    const { remote, ended } = await opening.catch((cause) => {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
       throw destinationError(cause, destination!);
     });
@@ -87,7 +106,19 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
       datagramsReceived: datagrams.bToA,
       datagramsDropped: datagrams.dropped,
     };
-    log.info("tunnel", { id, network, destination, status, reason, sent: aToB, received: bToA, ...counts, setupMs, totalMs });
+    log.info("tunnel", {
+      id,
+      trace_id: record.traceId,
+      network,
+      destination,
+      status,
+      reason,
+      sent: aToB,
+      received: bToA,
+      ...counts,
+      setupMs,
+      totalMs,
+    });
     // a flow that is idle has just ended
     const failure = relayError && !(isIdle && network) ? "connection_terminated" : undefined;
     Object.assign(record, { status, proxyError: failure, reason, sent: aToB, received: bToA } satisfies Partial<LiveTunnel>);
@@ -97,13 +128,27 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
     Object.assign(record, { status, proxyError: failure.type, reason } satisfies Partial<LiveTunnel>);
     if (failure !== cause) {
-      log.error("tunnel failed", { id, network, destination, error: cause instanceof Error ? cause.stack : String(cause) });
-    } else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { id, network, destination, status, reason });
+      log.error("tunnel failed", {
+        id,
+        trace_id: record.traceId,
+        network,
+        destination,
+        error: cause instanceof Error ? cause.stack : String(cause),
+      });
+    } else {log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", {
+        id,
+        trace_id: record.traceId,
+        network,
+        destination,
+        status,
+        reason,
+      });}
     await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
     options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
   } finally {
     tunnel?.close();
+    trace?.end(() => endOfRequest(record));
     activity?.ended(record);
     activity?.tunnels.delete(stream);
   }

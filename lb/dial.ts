@@ -11,6 +11,9 @@ import { ReceivedResponse, TLS_NEEDED } from "../shared/http/status.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { StoreError } from "../shared/store/store.ts";
+import { addressAttributes } from "../shared/tracing/attributes.ts";
+import { traceFields } from "../shared/tracing/context.ts";
+import { inSpan, type SpanEnd, spanError } from "../shared/tracing/span.ts";
 import { connectError, CredentialsError, MalformedRequestError, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, TunnelVia, UpstreamStream } from "../shared/tunnel/request.ts";
 import type { Locator } from "./locator.ts";
@@ -47,6 +50,10 @@ type Outcome =
   /** `stale`: the agent may be connected to another proxy. */
   | { readonly refusal: TunnelError; readonly stale: boolean };
 
+function describeOutcome(outcome: Outcome): SpanEnd {
+  return "refusal" in outcome ? { error: spanError(outcome.refusal) } : {};
+}
+
 /** Creates the frontend's dialer. */
 export function createDialer(options: DialerOptions): (request: TunnelRequest) => Promise<ProxyStream> {
   const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
@@ -58,7 +65,12 @@ export function createDialer(options: DialerOptions): (request: TunnelRequest) =
     const deadline = performance.now() + connectTimeoutMs + responseTimeoutMs;
     const attempted = new Set<string>();
     const attempt = async (address: string): Promise<ProxyStream | TunnelError> => {
-      const outcome = await requestTunnel(options, address, request, deadline);
+      const span = request.trace?.child(
+        "client",
+        "dial proxy",
+        () => ({ "http.request.method": "CONNECT", ...addressAttributes("network.peer", address) }),
+      );
+      const outcome = await inSpan(span, () => requestTunnel(options, address, { ...request, trace: span }, deadline), describeOutcome);
       if ("upstream" in outcome) return outcome.upstream;
       if (!outcome.stale) throw outcome.refusal;
       attempted.add(address);
@@ -68,7 +80,7 @@ export function createDialer(options: DialerOptions): (request: TunnelRequest) =
     let refusal: TunnelError | undefined;
     // where the agent has moved since it was looked up, the store says so when it is asked once more
     while (attempted.size < MAX_NAMED && performance.now() < deadline) {
-      const address = await locate(locator, agentId, refusal === undefined);
+      const address = await locate(locator, request, refusal === undefined);
       if (address === undefined || attempted.has(address)) break;
       const result = await attempt(address);
       if (!(result instanceof TunnelError)) return result;
@@ -89,9 +101,9 @@ export function createDialer(options: DialerOptions): (request: TunnelRequest) =
 }
 
 /** Asks the locator. A failing store is an error only if the result `isNeeded`. */
-async function locate(locator: Locator, agentId: string, isNeeded: boolean): Promise<string | undefined> {
+async function locate(locator: Locator, { agentId, trace }: TunnelRequest, isNeeded: boolean): Promise<string | undefined> {
   try {
-    return await locator.locate(agentId);
+    return await locator.locate(agentId, trace);
   } catch (cause) {
     if (!(cause instanceof StoreError)) throw cause;
     if (!isNeeded) return undefined;
@@ -155,7 +167,7 @@ function notAnAddress(text: string): Outcome {
 }
 
 function encodeRequest(
-  { network, id, client, destination, credentials, via }: TunnelRequest,
+  { network, id, client, destination, credentials, via, trace }: TunnelRequest,
   pseudonym: string,
   proxy: Authority,
 ): Uint8Array {
@@ -168,6 +180,7 @@ function encodeRequest(
     ...[...via, `1.1 ${pseudonym}`].map((hop) => ["Via", hop] as const),
     ["Forwarded", formatForwarded(client)],
     ["X-Request-Id", id],
+    ...traceFields(trace),
   ];
   return isUdp ? encodeUdpRequest(destination, fields) : encodeHead(`CONNECT ${authority} HTTP/1.1`, fields);
 }

@@ -15,6 +15,7 @@ import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import { createDialer } from "./dial.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
@@ -86,6 +87,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const store = await runtime.openStore(options.store, ANY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
     const audit = await runtime.openAudit(options.audit);
+    const tracer = await runtime.openTracer(options.tracing);
     await runtime.listenAdmin(options.admin);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
@@ -96,7 +98,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
     let forwardAddresses = await forwards.open(options.forward);
     runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
-    const locator = new Locator({ store });
+    const locator = new Locator({ store, system: options.store.type });
     const dial = createDialer({
       net,
       locator,
@@ -106,7 +108,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       onNoLocalPort: (address) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     });
-    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit });
+    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit, tracer });
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
     let drainOptions = options.drain;
@@ -154,6 +156,7 @@ export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
+  await checkTracingOptions(options.tracing);
 }
 
 interface LoadBalancerTls {

@@ -1,9 +1,12 @@
 // Finds the proxy of an agent. It caches the store's results for a second, falls back to the last known address when the store fails, and
 // suggests other proxies when the store is wrong. It does not connect: the dialer reports which addresses were right or wrong.
 import type { Store } from "../shared/store/store.ts";
+import { inSpan, type Span } from "../shared/tracing/span.ts";
 
 export interface LocatorOptions {
   store: Store;
+  /** The store's name in traces: `redis`. Default: it has none. */
+  system?: string;
   /** Maximum age of a cached result in milliseconds. Default 1000. */
   maxAgeMs?: number;
   /** Maximum number of agents cached; the least recently used is dropped. Default 10000. */
@@ -28,6 +31,7 @@ const PROXY_LIFE_MS = 600_000;
 
 export class Locator {
   readonly #store: Store;
+  readonly #system?: string;
   readonly #maxAgeMs: number;
   readonly #limit: number;
   readonly #now: () => number;
@@ -41,8 +45,9 @@ export class Locator {
   /** Agents that no proxy held, by the time of that result. */
   readonly #missing = new Map<string, number>();
 
-  constructor({ store, maxAgeMs = 1_000, limit = 10_000, now = () => performance.now() }: LocatorOptions) {
+  constructor({ store, system, maxAgeMs = 1_000, limit = 10_000, now = () => performance.now() }: LocatorOptions) {
     this.#store = store;
+    this.#system = system;
     this.#maxAgeMs = maxAgeMs;
     this.#limit = limit;
     this.#now = now;
@@ -51,21 +56,24 @@ export class Locator {
   /**
    * The address of the proxy that holds the agent. Concurrent calls share one lookup. If the store fails or has lost its entries, the last
    * known address is used until it proves wrong.
+   * @param trace gets a span if the store is asked
    * @throws {StoreError} when the store fails and there is no known address
    */
-  async locate(agentId: string): Promise<string | undefined> {
+  async locate(agentId: string, trace?: Span): Promise<string | undefined> {
     const known = this.#known.get(agentId);
     if (known && this.#now() - known.checkedAt < this.#maxAgeMs) {
       this.#remember(agentId, known);
       return known.address;
     }
     if (!known && this.#now() - (this.#nowhere.get(agentId) ?? -Infinity) < NOWHERE_MS) return undefined;
-    let asking = this.#asking.get(agentId);
-    if (!asking) {
-      asking = this.#ask(agentId).finally(() => this.#asking.delete(agentId));
-      this.#asking.set(agentId, asking);
-    }
-    return await asking;
+    const asking = this.#asking.get(agentId) ?? this.#ask(agentId).finally(() => this.#asking.delete(agentId));
+    this.#asking.set(agentId, asking);
+    const span = trace?.child("client", "look up agent", () => ({
+      "db.system.name": this.#system,
+      "db.operation.name": "get",
+      "reverse_http.agent.id": agentId,
+    }));
+    return await inSpan(span, () => asking, (address) => ({ attributes: { "reverse_http.proxy": address } }));
   }
 
   async #ask(agentId: string): Promise<string | undefined> {

@@ -19,6 +19,7 @@ import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
+import { tracingOptions } from "../shared/tracing/options.ts";
 
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
 
@@ -89,6 +90,7 @@ export const lbOptions = defineOptions({
   },
   ...drainOptions,
   ...adminOptions,
+  ...tracingOptions,
   ...auditOptions,
   ...logOptions,
 });

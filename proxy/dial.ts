@@ -4,9 +4,12 @@ import { encodeUdpRequest, isUdpEstablished, UDP_ESTABLISHED_HEAD } from "../sha
 import { encodeHead, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ReceivedResponse } from "../shared/http/status.ts";
-import { UDP_FEATURE } from "../shared/link/message.ts";
+import { TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
+import { addressAttributes } from "../shared/tracing/attributes.ts";
+import { traceFields } from "../shared/tracing/context.ts";
+import { inSpan, type Span } from "../shared/tracing/span.ts";
 import { clientDisconnected, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { TunnelRequest, Upstream } from "../shared/tunnel/request.ts";
 import type { DestinationFailures } from "./agents/destination_failures.ts";
@@ -58,7 +61,14 @@ export async function dialAgent(
     }
     failures.started(agent, destination);
     try {
-      const upstream = await openTunnel(agent, request, destination, Math.max(1, deadline - performance.now()), monitor);
+      const timeoutMs = Math.max(1, deadline - performance.now());
+      const span = request.trace?.child("client", "dial agent", () => ({
+        "reverse_http.agent.id": request.agentId,
+        "reverse_http.agent.connection": agent.id,
+        "reverse_http.link": agent.connection.transport,
+        ...addressAttributes("network.peer", agent.connection.remote),
+      }));
+      const upstream = await inSpan(span, () => openTunnel(agent, request, span, destination, timeoutMs, monitor));
       failures.succeeded(agent, destination);
       return upstream;
     } catch (cause) {
@@ -114,6 +124,7 @@ function isCancelled({ relay, clientSignal }: TunnelRequest): boolean {
 async function openTunnel(
   agent: ConnectedAgent,
   { id, network, destination, relay, clientSignal }: TunnelRequest,
+  trace: Span | undefined,
   what: string,
   timeoutMs: number,
   monitor: StalledAgentMonitor,
@@ -121,13 +132,16 @@ async function openTunnel(
   if (agent.identity.allowList?.allows(destination, network) === false) {
     throw new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
   }
+  // agents of version 1, and older ones, see nothing new
+  const context = agent.hello?.features?.includes(TRACE_FEATURE) ? traceFields(trace) : [];
   const [head, established] = network === "udp"
-    ? [encodeUdpRequest(destination, [["Host", formatAuthority(destination)], ["X-Request-Id", id]]), UDP_ESTABLISHED_HEAD]
+    ? [encodeUdpRequest(destination, [["Host", formatAuthority(destination)], ["X-Request-Id", id], ...context]), UDP_ESTABLISHED_HEAD]
     : [
       encodeHead(`CONNECT ${what} HTTP/1.1`, [
         ["Host", what],
         ["Proxy-Connection", "keep-alive"],
         ["X-Request-Id", id],
+        ...context,
       ]),
       CONNECTION_ESTABLISHED_HEAD,
     ];

@@ -25,6 +25,7 @@ import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../s
 import { CONFLICT_RULES } from "./agents/conflicts.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 import { acmeOptions } from "../shared/tls/acme/options.ts";
+import { tracingOptions } from "../shared/tracing/options.ts";
 
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
@@ -150,6 +151,7 @@ export const proxyOptions = defineOptions({
   ...drainDelayOptions,
   ...drainOptions,
   ...adminOptions,
+  ...tracingOptions,
   ...auditOptions,
   ...logOptions,
 });

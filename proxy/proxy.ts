@@ -21,6 +21,7 @@ import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
 import { type AgentListeners, listenForAgents } from "./agents/listener.ts";
@@ -119,6 +120,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     }
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
     const audit = await runtime.openAudit(options.audit);
+    const tracer = await runtime.openTracer(options.tracing);
     await runtime.listenAdmin(options.admin);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
@@ -161,7 +163,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
     const labelsOf = (agentId: string) => agents.labelsOf(agentId);
-    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, dial, audit });
+    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, dial, audit, tracer });
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
@@ -254,6 +256,7 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });
   await checkStoreOptions(options.store);
+  await checkTracingOptions(options.tracing);
 }
 
 /** What the proxy tells agents about itself. */

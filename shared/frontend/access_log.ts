@@ -4,6 +4,7 @@ import { ignoreLine, type Logger } from "../log/logger.ts";
 import { printable } from "../net/printable.ts";
 import type { AuditLog, AuditStart } from "../service/audit.ts";
 import type { LiveTunnel } from "../service/live/tunnel.ts";
+import type { Span } from "../tracing/span.ts";
 
 /** Filled in while the request is served. */
 export interface RequestRecord extends LiveTunnel {
@@ -15,6 +16,8 @@ export interface RequestRecord extends LiveTunnel {
   /** The server name in the client's ClientHello, or the host of a request to a virtual host. */
   serverName?: string;
   method?: string;
+  /** Of the request. */
+  trace?: Span;
   /** The audit log has a start of it, or has tried to write one. */
   isAudited?: boolean;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
@@ -29,10 +32,11 @@ const MAX_REASON = 1_000;
 export function logAccess(log: Logger, record: RequestRecord, endedAt: number): void {
   const { id, client, peer, agent, agentClaimed, token, subject, name, groups, protocol, method, network, destination, serverName } =
     record;
-  const { status, proxyError, reason, startedAt, connectedAt, sent, received } = record;
+  const { traceId, status, proxyError, reason, startedAt, connectedAt, sent, received } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,
+    trace_id: traceId,
     client,
     peer,
     agent,
@@ -58,8 +62,8 @@ export function logAccess(log: Logger, record: RequestRecord, endedAt: number): 
 
 /** What the audit log gets when a tunnel is opened. */
 export function auditedStart(record: RequestRecord): AuditStart {
-  const { id, key: tunnel, client, peer, agent, token, subject, name, protocol, network, destination } = record;
-  return { id, tunnel, client, peer, agent, token, subject, name, protocol, network, destination };
+  const { id, key: tunnel, traceId: trace_id, client, peer, agent, token, subject, name, protocol, network, destination } = record;
+  return { id, tunnel, trace_id, client, peer, agent, token, subject, name, protocol, network, destination };
 }
 
 /** Records how a request has ended, or why it was refused. */

@@ -8,6 +8,7 @@ import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
 import type { Incoming } from "../net/types.ts";
+import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, type TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
@@ -56,6 +57,7 @@ async function serve(
   const request = preamble === "http2" ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
+  session.startTrace(() => parseTraceContext(request.fields));
   if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
   if (webSocket && isFor(webSocket, request)) {
     session.checkRate();
@@ -117,7 +119,8 @@ function exchangeOf(
 ): Pick<ClientRequest, "exchange"> {
   return {
     exchange: async ({ stream: origin }, { clientSignal, pace }) => {
-      await forward(stream, origin, { request, target, record, by: name, clientSignal, pace });
+      const traced = { ...request, fields: withTrace(request.fields, record.trace) };
+      await forward(stream, origin, { request: traced, target, record, by: name, clientSignal, pace });
     },
   };
 }

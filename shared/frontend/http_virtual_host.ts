@@ -7,6 +7,7 @@ import { encodeErrorResponse, ProxyError } from "../http/status.ts";
 import { hostOf } from "../limits/addresses.ts";
 import { printable } from "../net/printable.ts";
 import type { Incoming } from "../net/types.ts";
+import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
 import { ClientInput, nextRequest } from "./client_input.ts";
@@ -61,6 +62,7 @@ async function serve(
   const request = parseRequestHead(head);
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
+  session.startTrace(() => parseTraceContext(request.fields));
   const isTrusted = trusted?.trusts(stream.remote) ?? false;
   if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields));
   const asked = parseTarget(request);
@@ -88,7 +90,16 @@ async function serve(
       isOperators,
       via: values(request.fields, "via"),
       exchange: async ({ stream: upstream }, { clientSignal, pace }) => {
-        const exchange = { request: { ...request, fields }, target, record, by: name, clientSignal, pace, input, mayPersist };
+        const exchange = {
+          request: { ...request, fields: withTrace(fields, record.trace) },
+          target,
+          record,
+          by: name,
+          clientSignal,
+          pace,
+          input,
+          mayPersist,
+        };
         isPersistent = await forwardRequest(stream, upstream, exchange);
       },
     });

@@ -20,6 +20,7 @@ import { printable } from "../net/printable.ts";
 import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
 import type { Grant, Policy } from "../policy/policy.ts";
 import type { Activity } from "../service/live/activity.ts";
+import type { TraceContext, Tracer } from "../tracing/span.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
 import type { AuditLog } from "../service/audit.ts";
@@ -47,6 +48,8 @@ export interface PipelineContext {
   readonly missingClientWarnings: MissingClientWarnings;
   readonly limits?: ClientLimits;
   readonly audit?: AuditLog;
+  /** Default: there are no traces. */
+  readonly tracer?: Tracer;
   /** Is told of tunnels that are open. */
   readonly activity?: Pick<Activity, "opened">;
   readonly log: Logger;
@@ -120,6 +123,18 @@ export class ClientSession {
   /** Whether the client may occupy its connection after a refusal. */
   get isAdmitted(): boolean {
     return this.#permit !== undefined || this.context.limits === undefined;
+  }
+
+  /**
+   * Starts the span of the request.
+   * @param parent returns the context that the client has sent. Default: its protocol has none
+   */
+  startTrace(parent?: () => TraceContext | undefined): void {
+    const { tracer } = this.context;
+    if (tracer === undefined) return;
+    const { record } = this;
+    record.trace = tracer.start(parent?.(), record.startedAt);
+    record.traceId = record.trace.context.traceId;
   }
 
   /**
@@ -205,6 +220,7 @@ export class ClientSession {
         credentials,
         client: record.client,
         via,
+        trace: record.trace,
         relay: exchange ? undefined : { stream, splice },
         clientSignal: () => watch.signal,
       };

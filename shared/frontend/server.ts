@@ -5,6 +5,7 @@ import { LogLimit } from "../log/limit.ts";
 import type { Activity } from "../service/live/activity.ts";
 import type { TunnelEnd } from "../service/metrics.ts";
 import type { ClientListener, Duplex, Incoming, UdpListener } from "../net/types.ts";
+import { endOfRequest } from "../service/live/trace.ts";
 import type { LiveTunnel } from "../service/live/tunnel.ts";
 import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
@@ -186,6 +187,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     } finally {
       const endedAt = now();
       if (record.closedBy !== undefined) record.reason = `closed by the operator ${record.closedBy}`;
+      record.trace?.end(() => endOfRequest(record));
       if (options.audit) auditEnd(options.audit, record, endedAt - record.startedAt);
       if (record.status !== undefined) {
         options.activity?.ended(record);

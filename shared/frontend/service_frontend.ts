@@ -70,7 +70,10 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
 }
 
 /** What a service decides about its frontend. */
-export type ServeOptions = Pick<FrontendOptions, "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "dial" | "audit">;
+export type ServeOptions = Pick<
+  FrontendOptions,
+  "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "dial" | "audit" | "tracer"
+>;
 
 /** A listener, and what is needed to renew its certificate and to warn. */
 type OpenListener = ProtocolListener & Pick<ListenOptions, "tls" | "option"> & Partial<Pick<TcpListener, "setTls">>;

@@ -54,6 +54,7 @@ export function createSocks5Proxy({ udp, requestTimeoutMs = REQUEST_TIMEOUT_MS }
       return {
         async serve({ head = "", local }) {
           session.record.protocol = "socks5";
+          session.startTrace();
           refusal = () => CREDENTIALS_REFUSED;
           const handshake = parseHandshake(head);
           const hasPassword = handshake.credentials !== undefined;

@@ -150,6 +150,7 @@ class AssociationFlows {
     record.protocol = "socks5";
     record.method = method;
     record.network = "udp";
+    session.startTrace();
     session.adopt(identity);
     session.checkRate();
     const destination = destinationOf(parseDatagramHeader(header));

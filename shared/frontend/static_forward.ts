@@ -24,6 +24,7 @@ export function createStaticForward(current: () => ForwardGroup): ClientProtocol
       serve: async ({ serverName, local = UNKNOWN_ADDRESS }) => {
         session.record.method = METHOD;
         session.record.serverName = serverName;
+        session.startTrace();
         session.checkRate();
         const group = current();
         const match = group.match(serverName);

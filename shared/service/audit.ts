@@ -25,6 +25,8 @@ export interface AuditStart {
   readonly id: string;
   /** Of the tunnel, as in the admin API: unique among all processes. */
   readonly tunnel: string;
+  /** Of the trace that the request belongs to. */
+  readonly trace_id?: string;
   readonly client: string;
   /** The trusted proxy in between. */
   readonly peer?: string;

@@ -14,6 +14,9 @@ import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
 import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
+import type { TracingOptions } from "../tracing/options.ts";
+import { openTracer } from "../tracing/otlp.ts";
+import type { Tracer } from "../tracing/span.ts";
 import type { AdminOptions } from "../config/common_options.ts";
 import { AuditLog } from "./audit.ts";
 import { Admin } from "./admin.ts";
@@ -192,6 +195,21 @@ export class ServiceRuntime {
     } catch (error) {
       throw new ConfigError(`Cannot use --audit.file ${file}: ${describeWriteError(error)}`, { cause: error });
     }
+  }
+
+  /**
+   * The tracer that the options name, `undefined` for none. What is opened later is closed before it, and its spans are sent.
+   * @throws {ConfigError}
+   */
+  async openTracer(options: TracingOptions): Promise<Tracer | undefined> {
+    const { log, metrics } = this;
+    if (options.otlpEndpoint === undefined) return undefined;
+    const count = metrics.outcomes(
+      "reverse_http_spans_total",
+      "Spans of traces: exported, failed (not accepted by the collector) or dropped.",
+    );
+    const tracer = await openTracer(options, { service: `reverse-http-${this.#name}`, log, count });
+    return tracer && this.adopt(tracer, (own) => own.close());
   }
 
   /**

@@ -3,6 +3,7 @@
 import type { Authority, Network } from "../address/authority.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
 import type { Duplex, SessionKind, Spliced, SpliceOptions } from "../net/types.ts";
+import type { Span } from "../tracing/span.ts";
 
 /** A client's request for a connection to a destination through an agent. */
 export interface TunnelRequest {
@@ -19,6 +20,8 @@ export interface TunnelRequest {
   readonly client: string;
   /** The proxies that the request has passed, as `Via` lists them (RFC 9110 §7.6.3). */
   readonly via: readonly string[];
+  /** The span of the request. Default: it is not traced. */
+  readonly trace?: Span;
   /** The client's stream and how to relay it. A dialer may start the relay itself. Missing if the frontend does not relay. */
   readonly relay?: { readonly stream: Duplex; readonly splice: SpliceOptions };
   /** Aborted with the error when the client resets its connection. For dialers that do not start the relay, which reports it too. */

@@ -26,6 +26,7 @@ import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";
 import { decodeMessage, encodeMessage, MessageError } from "../../shared/link/message.ts";
+import { parseTraceContext, traceFields } from "../../shared/tracing/context.ts";
 import { MalformedRequestError } from "../../shared/tunnel/errors.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -524,6 +525,18 @@ export async function makeProperties(): Promise<Readonly<Record<string, fc.IRawP
         const host = destination.host.replace(/^\[|\]$|%.*/g, "");
         if (all[3] !== 3) assert.ok(isIP(host) > 0, host);
         assert.doesNotMatch(destination.host, /[\s[\]]/);
+      },
+    ),
+    "the place in a trace is read as it is passed on, or not at all": fc.property(
+      mutations([`00-${"0af7651916cd43dd8448eb211c80319c"}-b7ad6b7169203331-01`], ["-", "0", "ff", "A", " "]),
+      fc.string({ maxLength: 600 }),
+      (parent, state) => {
+        const context = parseTraceContext([["traceparent", parent], ["tracestate", state]]);
+        if (context === undefined) return;
+        assert.ok(parent.toLowerCase().startsWith(`${parent.slice(0, 3)}${context.traceId}-${context.spanId}-`));
+        const sent = traceFields({ context });
+        assert.deepEqual(parseTraceContext(sent), context);
+        for (const [, value] of sent) assert.match(value, /^[\x20-\x7e]{1,512}$/);
       },
     ),
     "a join string is read as it was written": fc.property(

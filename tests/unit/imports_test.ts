@@ -33,7 +33,7 @@ const LEVELS: readonly (readonly string[])[] = [
   ["shared/net"],
   ["shared/log", "shared/async", "shared/version.ts", "shared/build.ts", "shared/tunnel/errors.ts", "shared/limits/counters.ts"],
   ["shared/http", "shared/address", "shared/files", "shared/config"],
-  ["shared/tls", "shared/auth", "shared/store", "shared/link"],
+  ["shared/tls", "shared/auth", "shared/store", "shared/link", "shared/tracing"],
   ["shared/policy"],
   ["shared/tunnel"],
   ["shared/limits"],

@@ -134,7 +134,7 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
 
     it("mark secrets", () => {
       for (const [option, { secret }] of Object.entries(options)) {
-        assert.equal(secret === true, /(password|token|redis\.url|agent-client\.proxy|join|hmac-key)$/.test(option), option);
+        assert.equal(secret === true, /(password|token|redis\.url|agent-client\.proxy|join|hmac-key|otlp-headers)$/.test(option), option);
       }
     });
   });

@@ -8,6 +8,7 @@ import { DestinationFailures } from "../../proxy/agents/destination_failures.ts"
 import { statusOf } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
 import type { AgentSession } from "../../shared/net/types.ts";
+import type { Span } from "../../shared/tracing/span.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { streamPair } from "../../testing/network.ts";
@@ -72,5 +73,54 @@ describe("dialing an agent", () => {
     const { error, asked, avoided } = await dialAndFail("timed-out");
     assert.ok(error instanceof TunnelError && statusOf(error) === 504, String(error));
     assert.deepEqual([asked, avoided], [1, 1]);
+  });
+});
+
+describe("the request to an agent", () => {
+  it("has the place in a trace only if the agent has said that it takes it", async () => {
+    const agents = new AgentRegistry(true);
+    const heads: string[] = [];
+    const connection = {
+      remote: "192.0.2.9:4242",
+      transport: "quic",
+      openTunnel(_stream: unknown, head: Uint8Array) {
+        heads.push(new TextDecoder().decode(head));
+        return Promise.reject(new NetError("closed", "it failed"));
+      },
+    } as unknown as AgentSession;
+    const hello = { version: "", instance: "1", host: "", labels: {} };
+    const held: Omit<ConnectedAgent, "hello" | "id"> = {
+      connection,
+      via: { address: "" },
+      identity: { agentId: "a" },
+      since: new Date(0),
+      tunnels: 0,
+      lastRequestAt: 0,
+      isDraining: false,
+      hasMigrated: false,
+    };
+    agents.add({ ...held, id: "1" }); // version 1 has no hello
+    agents.add({ ...held, id: "2", hello: { ...hello, instance: "2" } });
+    agents.add({ ...held, id: "3", hello: { ...hello, instance: "3", features: ["udp", "trace-context"] } });
+    const context = { traceId: "1".repeat(32), spanId: "2".repeat(16), isSampled: true, state: "v=1" };
+    const trace: Span = { context, isRecorded: false, child: () => trace, end: () => {} };
+    const request: TunnelRequest = {
+      network: "tcp",
+      id: "r-1",
+      agentId: "a",
+      identity: { agentId: "a" },
+      client: "192.0.2.1:5000",
+      destination: { host: "db", port: 5432 },
+      credentials: { scheme: "basic", username: "a", password: "" },
+      via: [],
+      trace,
+      relay: { stream: streamPair().near, splice: {} },
+    };
+    const monitor = new StalledAgentMonitor(agents);
+    await assert.rejects(dialAgent({ agents, monitor, failures: new DestinationFailures(), timeoutMs: 1_000 }, request, false));
+    monitor.close();
+    const plain = "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\nProxy-Connection: keep-alive\r\nX-Request-Id: r-1\r\n";
+    const fields = `traceparent: 00-${"1".repeat(32)}-${"2".repeat(16)}-01\r\ntracestate: v=1\r\n`;
+    assert.deepEqual(heads.sort(), [`${plain}\r\n`, `${plain}\r\n`, `${plain}${fields}\r\n`]);
   });
 });

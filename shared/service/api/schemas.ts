@@ -99,6 +99,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     sent: count,
     received: count,
   }, {
+    traceId: text,
     client: text,
     peer: text,
     agent: text,
@@ -121,6 +122,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
   Failure: object(
     { kind: failureKind, at: time, id: text, requestId: text, protocol: text, status: count, error: errorType, reason: text },
     {
+      traceId: text,
       client: text,
       agent: text,
       tokenId: text,

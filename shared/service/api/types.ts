@@ -110,6 +110,8 @@ export interface TunnelState {
   readonly id: string;
   /** As in the logs of every hop; the client may have chosen it. */
   readonly requestId: string;
+  /** Of the trace that the request belongs to, if the service traces. */
+  readonly traceId?: string;
   readonly state: "connecting" | "open" | "ended";
   /** The client's own address; missing at an agent. */
   readonly client?: string;
@@ -151,6 +153,7 @@ export interface Failure {
   readonly at: string;
   readonly id: string;
   readonly requestId: string;
+  readonly traceId?: string;
   readonly client?: string;
   readonly agent?: string;
   readonly tokenId?: string;

@@ -70,12 +70,13 @@ function kindOf({ connectedAt }: LiveTunnel): Failure["kind"] {
 }
 
 export function describeFailure(tunnel: LiveTunnel): Failure {
-  const { key, id, client, agent, token, destination, protocol = "http", status = 0, reason = "" } = tunnel;
+  const { key, id, traceId, client, agent, token, destination, protocol = "http", status = 0, reason = "" } = tunnel;
   return {
     kind: kindOf(tunnel),
     at: isoTime(tunnel.endedAt ?? tunnel.startedAt),
     id: key,
     requestId: id,
+    traceId,
     client,
     agent,
     tokenId: token,

@@ -11,6 +11,8 @@ export interface LiveTunnel {
   readonly key: string;
   /** Of the request: the key, or the `X-Request-Id` under which a proxy in front has logged it. */
   id: string;
+  /** Of the trace that it belongs to. */
+  traceId?: string;
   startedAt: number;
   /** When the connection to the destination was open. */
   connectedAt?: number;
@@ -91,12 +93,13 @@ const MAX_TEXT = 300;
 /** Describes a tunnel. Control characters of peers do not get into a report. */
 export function describeTunnel(tunnel: LiveTunnel, now: number): TunnelState {
   const { key, id, client, peer, agent, token, destination, protocol = "http", network = "tcp", via } = tunnel;
-  const { startedAt, connectedAt, endedAt, measured, sent, received } = tunnel;
+  const { traceId, startedAt, connectedAt, endedAt, measured, sent, received } = tunnel;
   const isOpen = endedAt === undefined;
   const { sentRate, receivedRate, sending, receiving } = isOpen ? measured ?? {} : {};
   return {
     id: key,
     requestId: id,
+    traceId,
     state: isOpen ? connectedAt === undefined ? "connecting" : "open" : "ended",
     client,
     peer,
