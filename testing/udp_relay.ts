@@ -63,6 +63,8 @@ interface Client {
   readonly remote: RemoteInfo;
   upstream: Socket;
   usedAt: number;
+  /** What the proxy sends to it is lost. */
+  isForgotten: boolean;
 }
 
 /** Time of silence in milliseconds after which an address is forgotten. */
@@ -133,12 +135,17 @@ export class UdpRelay implements AsyncDisposable {
     }
   }
 
+  /** Loses what the proxy sends to the agents' present ports, as a balancer does with a broken session. New ports work. */
+  forgetPorts(): void {
+    for (const client of this.#clients.values()) client.isForgotten = true;
+  }
+
   #take(data: Uint8Array, remote: RemoteInfo): void {
     const key = `${remote.address}:${remote.port}`;
     let client = this.#clients.get(key);
     if (!client) {
       this.#forgetSilent();
-      client = { remote, upstream: undefined as unknown as Socket, usedAt: 0 };
+      client = { remote, upstream: undefined as unknown as Socket, usedAt: 0, isForgotten: false };
       client.upstream = this.#openUpstream(client);
       this.#clients.set(key, client);
     }
@@ -152,6 +159,7 @@ export class UdpRelay implements AsyncDisposable {
     const { remote } = client;
     upstream.on("message", (data) => {
       client.usedAt = performance.now();
+      if (client.isForgotten) return;
       this.toClient.pass(data, (passed) => send(this.socket, passed, remote.port, remote.address));
     });
     upstream.on("error", () => {}); // no program listens there: the datagram is lost

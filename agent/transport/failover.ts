@@ -1,7 +1,8 @@
 // Decides when an open session changes its transport: to TLS when QUIC fails and TLS gets through, or for bulk data where TLS is faster, and
-// back to QUIC when that works again or is the better one.
+// back to QUIC when that works again or is the better one; also to another connection over QUIC where only the packets of the open one are lost.
 // The new session is open before the old one is left. A session over QUIC is probed when its proxy is silent, whatever the policy. Knows
 // neither how to connect nor what becomes of the old session.
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode, KEEP_ALIVE_MS } from "../../shared/link/link.ts";
 import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
@@ -71,6 +72,8 @@ export interface FailoverTiming {
    */
   readonly grace: number;
   readonly maxGrace: number;
+  /** Time without a byte from the proxy after which another connection over QUIC is opened. */
+  readonly reopen: number;
   /** Delay before the next attempt over TLS while QUIC is suspect. */
   readonly retry: number;
   /** Time for TLS to connect where a probe says that the proxy's process is gone: the network may only reject UDP. */
@@ -92,6 +95,7 @@ const timingOf = (keepAliveMs: number): FailoverTiming => ({
   silent: 1_200,
   grace: 500,
   maxGrace: 2_000,
+  reopen: keepAliveMs + 1_000,
   retry: 1_000,
   leave: 1_000,
   lossWindow: 10_000,
@@ -128,6 +132,7 @@ export class Failover<S extends { close(): void }> {
   /** The session is on TLS for bulk data, and not because QUIC does not work. */
   #isForBulk: boolean;
   #isProbing = false;
+  #isReopening = false;
 
   constructor(options: FailoverOptions<S>) {
     this.#options = options;
@@ -180,11 +185,12 @@ export class Failover<S extends { close(): void }> {
   /** @throws {NetError} if TLS does not get through either */
   async #checkQuic(): Promise<void> {
     const { session, policy } = this.#options;
-    const { silent, comparison } = this.#timing;
+    const { silent, reopen, comparison } = this.#timing;
     const stats = session.stats();
     const now = performance.now();
     const isQuiet = this.#isQuiet(stats, now);
     if (isQuiet) void this.#probe(stats); // never rejects
+    if (isQuiet && now - this.#received.at >= reopen) void this.#reopen(stats); // never rejects
     if (!policy.isAutomatic) return;
     if (isQuiet) session.pingIfDue();
     // the proxy's engine acknowledges a ping even while its program is busy
@@ -212,6 +218,23 @@ export class Failover<S extends { close(): void }> {
     } finally {
       this.#isProbing = false;
     }
+  }
+
+  /**
+   * Leaves a connection whose packets alone do not arrive, as after a NAT or a balancer has mixed up its state: another one, from another port,
+   * takes over if it opens and stays open while the pings of the old one remain unanswered. Never rejects.
+   */
+  async #reopen({ receivedBytes, rttMs }: SessionStats): Promise<void> {
+    if (this.#isReopening) return;
+    this.#isReopening = true;
+    const { silent, maxGrace } = this.#timing;
+    const { signal } = this.#closing;
+    const isStuck = async () => {
+      await sleep(Math.min(maxGrace, Math.max(silent, 4 * rttMs)), undefined, { signal }).catch(() => {}); // the watch is over
+      return this.#options.session.stats().receivedBytes === receivedBytes;
+    };
+    await this.#move("quic", "silent", isStuck, AbortSignal.timeout(maxGrace)).catch(() => {}); // the network is away
+    this.#isReopening = false;
   }
 
   /** @throws {NetError} if TLS does not get through */

@@ -103,7 +103,7 @@ export class SessionOpener {
     const connect = async (kind: "quic" | "tls", signal: AbortSignal, reason?: ChangeReason) => {
       const access = await this.#options.access();
       const { connection } = await raceTransports({
-        order: reason === "silent" ? policy.fallbacks : [kind],
+        order: kind === "tls" && reason === "silent" ? policy.fallbacks : [kind],
         connect: (kind, signal) => this.#connect(kind, target, access, ATTEMPT_DELAY_MS, signal),
         fallbackDelayMs: FALLBACK_DELAY_MS,
         retryMs: ATTEMPT_DELAY_MS,
@@ -121,6 +121,9 @@ export class SessionOpener {
       authenticate: async (connection, reason) => {
         const next = await this.#authenticate(connection, target, await this.#options.access());
         this.#linked(target, next, reason);
+        if (reason === "silent" && next.transport === "quic") {
+          log.info("opened another connection", { proxy: target.address, reason: "nothing arrives on the open one" });
+        }
         return next;
       },
       isDirect: async () => (await this.#options.access()).outbound.proxyFor(target) === undefined,

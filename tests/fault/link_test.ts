@@ -230,6 +230,15 @@ describe("a network that", () => {
     await link.assertClean();
   });
 
+  it("loses what comes back to the agent's port: the agent opens another connection before its own times out", PATIENT, async () => {
+    await using link = await Link.start();
+    link.relay.forgetPorts();
+    await link.proxy.waitFor("agent connected", {}, 2);
+    (await openTunnel(link.clients, link.echo.authority))[Symbol.dispose]();
+    await link.agent.waitFor("opened another connection");
+    assert.deepEqual(link.agent.entries.filter(({ message }) => message === "not connected"), []);
+  });
+
   it("suddenly accepts only smaller packets loses no tunnel", PATIENT, async () => {
     await using link = await Link.start({ delay: 2 });
     using idle = await link.open();

@@ -18,6 +18,7 @@ const TIMING = {
   silent: 30,
   grace: 20,
   maxGrace: 60_000,
+  reopen: 60_000,
   retry: 20,
   leave: 60_000,
   lossWindow: 10,
@@ -303,6 +304,33 @@ describe("the watch of a session on QUIC", () => {
     assert.ok(await isPending(watch.replaced));
     assert.deepEqual([session.pings, connecting()], [0, 0]);
     watch.close();
+  });
+
+  it("moves to another connection over QUIC where that one opens and its own stays silent", async () => {
+    const { watch, session, connections } = start({ choice: "quic", timing: { reopen: 10 } });
+    session.silentMs = 10_000;
+    const { kind, succeed } = await connections.next();
+    assert.equal(kind, "quic");
+    succeed();
+    const next = await within(watch.replaced);
+    assert.deepEqual([next.transport, next.reason, next.isClosed, session.isClosed], ["quic", "silent", false, false]);
+  });
+
+  it("stays where something comes while another connection over QUIC opens: the network was away", async () => {
+    const { watch, stats, connections, closed } = start({ choice: "quic", timing: { reopen: 10 } });
+    const { succeed } = await connections.next();
+    stats.receivedBytes += 50;
+    succeed();
+    await until(() => closed.length === 1, "the connection was not closed");
+    assert.ok(await isPending(watch.replaced));
+    watch.close();
+  });
+
+  it("tries again where another connection over QUIC does not open", async () => {
+    const { watch, connections } = start({ choice: "quic", timing: { reopen: 10 } });
+    (await connections.next()).fail();
+    (await connections.next()).succeed();
+    assert.equal((await within(watch.replaced)).transport, "quic");
   });
 
   it("closes a session that is opened when the watch is over", async () => {
