@@ -30,6 +30,9 @@ const CHECK_LIMIT = 20;
 /** Maximum number of checks that run side by side: most of them wait rather than compute, except where they start many programs. */
 const lanesOf = (group?: string) => group === "executables" ? 2 : 3;
 
+/** A line of Bun, Deno or Cargo about a test that passed. */
+const PASSED = /^\(pass\) |^\s*\S.* \.\.\. ok\b/;
+
 const number = (match: RegExpExecArray | null) => Number(match?.[1] ?? 0);
 const denoCount: Check["count"] = (o) => [number(/\b(\d+) passed(?: \(\d+ steps?\))? \|/.exec(o)), number(/\| (\d+) failed/.exec(o))];
 const bunCount: Check["count"] = (o) => [number(/^\s*(\d+) pass$/m.exec(o)), number(/^\s*(\d+) fail$/m.exec(o))];
@@ -143,7 +146,8 @@ async function run({ name, command: [file, ...args], cwd = root, env, count }: C
   console.log(
     `${failed === 0 ? "ok  " : "FAIL"} ${name}: ${passed} passed, ${failed} failed (${((Date.now() - started) / 1000).toFixed(1)} s)`,
   );
-  if (failed > 0) console.log(output);
+  // what passed would hide the rest
+  if (failed > 0) console.log(output.split("\n").filter((line) => !PASSED.test(line)).join("\n"));
   return [passed, failed];
 }
 
