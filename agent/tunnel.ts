@@ -122,7 +122,8 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     // a flow that is idle has just ended
     const failure = relayError && !(isIdle && network) ? "connection_terminated" : undefined;
     Object.assign(record, { status, proxyError: failure, reason, sent: aToB, received: bToA } satisfies Partial<LiveTunnel>);
-    options.onEnd?.({ status, error: failure, setupMs, totalMs, sent: aToB, received: bToA, datagrams });
+    const traceId = trace?.isRecorded ? trace.context.traceId : undefined;
+    options.onEnd?.({ status, error: failure, setupMs, totalMs, id: record.id, traceId, sent: aToB, received: bToA, datagrams });
   } catch (cause) {
     const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];

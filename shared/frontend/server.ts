@@ -192,9 +192,10 @@ export function startFrontend(options: FrontendOptions): Frontend {
       if (record.status !== undefined) {
         options.activity?.ended(record);
         logAccess(log, record, endedAt);
-        const { status, proxyError: error, startedAt, connectedAt, sent, received } = record;
+        const { id, trace, status, proxyError: error, startedAt, connectedAt, sent, received } = record;
+        const traceId = trace?.isRecorded ? trace.context.traceId : undefined;
         const setupMs = connectedAt === undefined ? undefined : connectedAt - startedAt;
-        options.onEnd?.({ status, error, setupMs, totalMs: endedAt - startedAt, sent, received });
+        options.onEnd?.({ status, error, setupMs, totalMs: endedAt - startedAt, id, traceId, sent, received });
       }
     }
   };

@@ -8,12 +8,15 @@ import type { DatagramCounts, SessionKind, SessionStats } from "../net/types.ts"
 import type { TunnelErrorType } from "../tunnel/errors.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
+import { type Exemplar, formatOpenMetrics, RequestExemplars } from "./open_metrics.ts";
 import type { StallReport } from "./watchdog.ts";
 
 /** The metrics of one service. */
 export class Metrics {
   readonly registry = new Registry();
   readonly #limits: Counter<"limit">;
+  /** Of histograms, by name. */
+  readonly #exemplars = new Map<string, Pick<RequestExemplars, "of">>();
   readonly #certificates: { use: string; pem: () => string | undefined }[] = [];
 
   constructor(service: "proxy" | "agent" | "lb") {
@@ -46,6 +49,17 @@ export class Metrics {
     registerProcess(registers);
   }
 
+  /** All metrics in the text format of Prometheus. */
+  async format(): Promise<string> {
+    return await this.registry.metrics();
+  }
+
+  /** All metrics in the format OpenMetrics, with exemplars. */
+  async formatOpen(): Promise<string> {
+    const exemplarOf = (metric: string, bound: number): Exemplar | undefined => this.#exemplars.get(metric)?.of(bound);
+    return formatOpenMetrics(await this.registry.getMetricsAsJSON(), exemplarOf);
+  }
+
   /** Counts a limit that was reached; `limit` is one of a few fixed words. */
   limitHit(limit: string, times = 1): void {
     this.#limits.inc({ limit }, times);
@@ -58,7 +72,9 @@ export class Metrics {
 
   /** Metrics of tunnels, including plain HTTP requests. `dropped`: datagrams so far that belong to no flow, or were dropped before it. */
   tunnels(open: () => number, dropped = () => 0): TunnelMetrics {
-    return new TunnelMetrics(this.registry, { open, dropped }, (limit) => this.limitHit(limit));
+    const metrics = new TunnelMetrics(this.registry, { open, dropped }, (limit) => this.limitHit(limit));
+    this.#exemplars.set(SETUP, metrics.setups);
+    return metrics;
   }
 
   /** Metrics of sessions between agents and proxies; `sessions` yields the open ones. */
@@ -166,6 +182,9 @@ export interface TunnelEnd {
   readonly setupMs?: number;
   /** Milliseconds from the request's head to the end of the tunnel; present if `setupMs` is. */
   readonly totalMs?: number;
+  /** Of the request, and of its trace if that is recorded: for exemplars. */
+  readonly id?: string;
+  readonly traceId?: string;
   /** Bytes to the destination, and back. */
   readonly sent: number;
   readonly received: number;
@@ -173,7 +192,13 @@ export interface TunnelEnd {
   readonly datagrams?: DatagramCounts;
 }
 
+/** The histogram of times to set up a tunnel, and the bounds of its buckets in seconds. */
+const SETUP = "reverse_http_tunnel_setup_duration_seconds";
+const SETUP_BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
 export class TunnelMetrics {
+  /** Requests in the buckets of the histogram of set-up times. */
+  readonly setups = new RequestExemplars(SETUP_BOUNDS);
   readonly #ended: Counter<"outcome">;
   readonly #refused: Counter<"status" | "error_type">;
   /** Counted since the last scrape: a counter with labels costs more than all else that the end of a tunnel does. */
@@ -227,9 +252,9 @@ export class TunnelMetrics {
       },
     });
     this.#setup = new Histogram({
-      name: "reverse_http_tunnel_setup_duration_seconds",
+      name: SETUP,
       help: "Time from a request's head to the connection to its destination.",
-      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      buckets: SETUP_BOUNDS,
       registers,
     });
     this.#duration = new Histogram({
@@ -253,7 +278,7 @@ export class TunnelMetrics {
     });
   }
 
-  ended({ status, error, setupMs, totalMs, sent, received, datagrams }: TunnelEnd): void {
+  ended({ status, error, setupMs, totalMs, id, traceId, sent, received, datagrams }: TunnelEnd): void {
     if (setupMs === undefined) {
       this.#ended.inc({ outcome: "refused" });
       this.#refused.inc({ status: String(status), error_type: error ?? "none" });
@@ -262,6 +287,7 @@ export class TunnelMetrics {
       return;
     }
     this.#setup.observe(setupMs / 1_000);
+    if (id !== undefined) this.setups.observe(setupMs / 1_000, id, traceId, Date.now());
     if (totalMs !== undefined) this.#duration.observe(totalMs / 1_000);
     const uncollected = this.#uncollected;
     uncollected[error === undefined ? "completed" : "broken"]++;

@@ -38,9 +38,9 @@ async function setUp() {
     reload: () => Promise.resolve(),
   };
   admin.serve(services);
-  const ask = async (line: string) => {
+  const ask = async (line: string, accept = "*/*") => {
     const stream = await net.connectTcp({ host: "127.0.0.1", port: 9090, timeoutMs: 1_000 });
-    await stream.write(new TextEncoder().encode(`${line} HTTP/1.1\r\nHost: localhost\r\n\r\n`));
+    await stream.write(new TextEncoder().encode(`${line} HTTP/1.1\r\nHost: localhost\r\nAccept: ${accept}\r\n\r\n`));
     let text = "";
     for (let data; (data = await stream.read()) !== null;) text += new TextDecoder().decode(data);
     stream.close();
@@ -97,6 +97,20 @@ describe("admin", () => {
     await admin.close();
   });
 
+  it("has metrics in OpenMetrics for those who prefer it, as Prometheus does", async () => {
+    const { admin, ask } = await setUp();
+    const types = async (accept: string) =>
+      /\r\nContent-Type: ([^;]*); version=([0-9.]*);/.exec((await ask("GET /metrics", accept)).head)!.slice(1).join(" ");
+    const prometheus =
+      "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5," +
+      "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    assert.equal(await types(prometheus), "application/openmetrics-text 1.0.0");
+    for (const accept of ["*/*", "text/plain", "text/plain;q=0.9,application/openmetrics-text;q=0.5", "image/png"]) {
+      assert.equal(await types(accept), "text/plain 0.0.4", accept);
+    }
+    await admin.close();
+  });
+
   it("serves the dashboard, which nothing else may frame or script", async () => {
     const { admin, ask } = await setUp();
     const { head, status } = await ask("GET /");
@@ -118,6 +132,41 @@ describe("admin", () => {
     assert.equal((await ask("GET /healthz/x")).status, 404);
     assert.equal((await ask("nonsense")).status, 400);
     await admin.close();
+  });
+});
+
+describe("OpenMetrics", () => {
+  it("have the requests of buckets as exemplars, and leave the other format as it is", async () => {
+    const metrics = new Metrics("lb");
+    const tunnels = metrics.tunnels(() => 0);
+    const end = { status: 200, totalMs: 1, sent: 0, received: 0 };
+    tunnels.ended({ ...end, setupMs: 7, id: "r-1" });
+    tunnels.ended({ ...end, setupMs: 8, id: "r-2", traceId: "a".repeat(32) });
+    tunnels.ended({ ...end, setupMs: 9, id: "r-3" }); // that of a trace stays
+    tunnels.ended({ ...end, setupMs: 20_000, id: "r-4" });
+    metrics.outcomes("reverse_http_spans_total", 'Of a "kind"\\ \n')("exported", 2);
+    const before = await metrics.format();
+    const text = await metrics.formatOpen();
+    const lines = text.split("\n");
+    assert.deepEqual(lines.slice(-2), ["# EOF", ""]);
+    const exemplar = (le: string) => {
+      const line = lines.find((line) => line.startsWith(`reverse_http_tunnel_setup_duration_seconds_bucket{le="${le}"} `))!;
+      const [, count, labels, value, at] = /^\S+ (\d+)(?: # (\{.*\}) (\S+) (\S+))?$/.exec(line)!;
+      if (at !== undefined) assert.ok(Math.abs(Number(at) - Date.now() / 1_000) < 60);
+      return [count, labels, value];
+    };
+    assert.deepEqual(["0.005", "0.01", "10.0", "+Inf"].map(exemplar), [
+      ["0", undefined, undefined],
+      ["3", `{trace_id="${"a".repeat(32)}",request_id="r-2"}`, "0.008"],
+      ["3", undefined, undefined],
+      ["4", '{request_id="r-4"}', "20"],
+    ]);
+    assert.match(
+      text,
+      /^# TYPE reverse_http_spans counter\n# HELP reverse_http_spans Of a \\"kind\\"\\\\ \\n\nreverse_http_spans_total\{outcome="exported"\} 2$/m,
+    );
+    const others = (text: string) => text.split("\n").filter((line) => !line.startsWith("process_"));
+    assert.deepEqual(others(await metrics.format()), others(before));
   });
 });
 

@@ -1,0 +1,83 @@
+// Metrics in the text format OpenMetrics 1.0, with exemplars: https://prometheus.io/docs/specs/om/open_metrics_spec/. The library writes it too,
+// but renames counters for good, writes bounds of buckets that parsers refuse, and takes exemplars only with objects for each observation.
+import type { MetricObjectWithValues, MetricValue } from "prom-client";
+
+export const OPEN_METRICS_TYPE = "application/openmetrics-text";
+
+/** One observation of a bucket, to look up. */
+export interface Exemplar {
+  /** 128 characters at most in all, with their names. */
+  readonly labels: Readonly<Record<string, string>>;
+  readonly value: number;
+  /** Milliseconds since 1970. */
+  readonly at: number;
+}
+
+type Metric = MetricObjectWithValues<MetricValue<string> & { readonly metricName?: string }>;
+
+/** @param exemplarOf the exemplar of a histogram's bucket, by its upper bound */
+export function formatOpenMetrics(metrics: readonly Metric[], exemplarOf: (metric: string, bound: number) => Exemplar | undefined): string {
+  let text = "";
+  for (const { name, help, type, values } of metrics) {
+    const isCounter = String(type) === "counter";
+    const family = isCounter ? name.replace(/_total$/, "") : name;
+    text += `# TYPE ${family} ${type}\n# HELP ${family} ${escape(help)}\n`;
+    for (const { metricName = isCounter ? `${family}_total` : family, labels, value } of values) {
+      const { le } = labels;
+      const exemplar = le === undefined ? undefined : exemplarOf(name, Number(le === "+Inf" ? Infinity : le));
+      text += `${metricName}${formatLabels(labels)} ${formatNumber(value)}${exemplar ? formatExemplar(exemplar) : ""}\n`;
+    }
+  }
+  return `${text}# EOF\n`;
+}
+
+function formatExemplar({ labels, value, at }: Exemplar): string {
+  return ` # ${formatLabels(labels) || "{}"} ${value} ${at / 1_000}`;
+}
+
+function formatLabels(labels: Readonly<Partial<Record<string, string | number>>>): string {
+  const pairs = Object.entries(labels).map(([name, value]) => `${name}="${name === "le" ? formatBound(value) : escape(String(value))}"`);
+  return pairs.length === 0 ? "" : `{${pairs.join(",")}}`;
+}
+
+/** Bounds are in one form everywhere: whole numbers have a decimal point. */
+function formatBound(bound: string | number | undefined): string {
+  return Number.isInteger(Number(bound)) ? Number(bound).toFixed(1) : String(bound);
+}
+
+function formatNumber(value: number): string {
+  return Number.isFinite(value) ? String(value) : Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf";
+}
+
+function escape(text: string): string {
+  return text.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll('"', '\\"');
+}
+
+/** A traced request is worth more than a later one that is not, for this time in milliseconds. */
+const TRACED_MS = 60_000;
+
+/** The last request of each bucket of a histogram; the last traced one, if there was one lately. */
+export class RequestExemplars {
+  readonly #bounds: readonly number[];
+  readonly #exemplars: (Exemplar | undefined)[] = [];
+
+  /** @param bounds of the buckets, in ascending order, without infinity */
+  constructor(bounds: readonly number[]) {
+    this.#bounds = bounds;
+  }
+
+  /** @param traceId of a request whose trace is recorded */
+  observe(value: number, requestId: string, traceId: string | undefined, at: number): void {
+    const found = this.#bounds.findIndex((bound) => value <= bound);
+    const bucket = found < 0 ? this.#bounds.length : found;
+    const before = this.#exemplars[bucket];
+    if (traceId === undefined && before?.labels["trace_id"] !== undefined && at - before.at < TRACED_MS) return;
+    const labels: Exemplar["labels"] = traceId === undefined ? { request_id: requestId } : { trace_id: traceId, request_id: requestId };
+    this.#exemplars[bucket] = { labels, value, at };
+  }
+
+  of(bound: number): Exemplar | undefined {
+    const bucket = this.#bounds.indexOf(bound);
+    return this.#exemplars[bucket < 0 ? this.#bounds.length : bucket];
+  }
+}
