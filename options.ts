@@ -305,6 +305,13 @@ export interface ProxyOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+    /** `--admin.cluster.*` */
+    cluster?: {
+      /** `--admin.cluster.key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: each of them answers operators for all, with scope=cluster. Several lines replace a secret: the first one signs. Reloaded when it changes. By default each answers for itself alone. */
+      keyFile?: string;
+      /** `--admin.cluster.address`: Address, host:port, at which the others reach admin.listen-address; by default that one, with the host name if it is for every interface. */
+      address?: string;
+    };
   };
   /** `--tracing.*` */
   tracing?: {
@@ -717,6 +724,13 @@ export interface LoadBalancerOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+    /** `--admin.cluster.*` */
+    cluster?: {
+      /** `--admin.cluster.key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: each of them answers operators for all, with scope=cluster. Several lines replace a secret: the first one signs. Reloaded when it changes. By default each answers for itself alone. */
+      keyFile?: string;
+      /** `--admin.cluster.address`: Address, host:port, at which the others reach admin.listen-address; by default that one, with the host name if it is for every interface. */
+      address?: string;
+    };
   };
   /** `--tracing.*` */
   tracing?: {

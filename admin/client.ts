@@ -30,24 +30,31 @@ export class AdminClient {
   readonly #socket?: string;
   readonly #url?: URL;
   readonly #token?: string;
+  readonly #isWide: boolean;
 
-  private constructor(name: string, { socket, url, token }: { socket?: string; url?: URL; token?: string }) {
+  private constructor(name: string, isWide: boolean, { socket, url, token }: { socket?: string; url?: URL; token?: string }) {
     this.name = name;
+    this.#isWide = isWide;
     this.#socket = socket;
     this.#url = url;
     this.#token = token;
   }
 
-  /** @throws {ConfigError} */
-  static async create({ admin = findSocket(), adminToken }: OperatorOptions): Promise<AdminClient> {
+  /**
+   * @param options with `cluster`, each request is for all members of the service's cluster
+   * @throws {ConfigError}
+   */
+  static async create(
+    { admin = findSocket(), adminToken, cluster = false }: OperatorOptions & { cluster?: boolean },
+  ): Promise<AdminClient> {
     const isUrl = /^[a-z]+:\/\//i.test(admin);
-    if (!isUrl && (admin.includes("/") || !admin.includes(":"))) return new AdminClient(admin, { socket: admin });
+    if (!isUrl && (admin.includes("/") || !admin.includes(":"))) return new AdminClient(admin, cluster, { socket: admin });
     const text = isUrl ? admin : `http://${admin}`;
     const url = URL.canParse(text) ? new URL(text) : undefined;
     if (url === undefined || !/^https?:$/.test(url.protocol)) {
       throw new ConfigError(`Cannot use --admin ${JSON.stringify(admin)}: it is neither a socket's path nor an http:// or https:// URL`);
     }
-    return new AdminClient(admin, { url, token: adminToken && await readToken(adminToken) });
+    return new AdminClient(admin, cluster, { url, token: adminToken && await readToken(adminToken) });
   }
 
   /** @throws {ApiError | Error} */
@@ -62,10 +69,11 @@ export class AdminClient {
 
   async #ask(method: string, path: string, body?: string): Promise<unknown> {
     const base = this.#url?.pathname.replace(/\/$/, "") ?? "";
+    const scope = this.#isWide ? `${path.includes("?") ? "&" : "?"}scope=cluster` : "";
     const content = Buffer.from(body ?? "");
     const head = [
       // HTTP/1.0: no chunked body, and the response ends with the connection
-      `${method} ${base}/api/v1/${path} HTTP/1.0`,
+      `${method} ${base}/api/v1/${path}${scope} HTTP/1.0`,
       `Host: ${this.#url?.host ?? "localhost"}`,
       ...this.#token === undefined ? [] : [`Authorization: Bearer ${this.#token}`],
       ...body === undefined ? [] : ["Content-Type: application/json", `Content-Length: ${content.length}`],

@@ -7,6 +7,7 @@ import { formatBytes, formatDuration, formatMs, formatPercent, formatRate, forma
 export function agentColumns(now: number): Column<AgentState>[] {
   return [
     { title: "AGENT", text: ({ id }) => id },
+    { title: "MEMBER", text: ({ member }) => member, max: 48 },
     { title: "STATE", text: ({ state }) => state },
     { title: "ADDRESS", text: ({ address }) => address, max: 48 },
     { title: "LINK", text: ({ link }) => link },
@@ -32,6 +33,7 @@ export function agentColumns(now: number): Column<AgentState>[] {
 export function tunnelColumns(): Column<TunnelState>[] {
   return [
     { title: "ID", text: ({ id }) => id },
+    { title: "MEMBER", text: ({ member }) => member, max: 48 },
     { title: "CLIENT", text: ({ client }) => client, max: 48 },
     { title: "THROUGH", text: ({ peer }) => peer, max: 48 },
     { title: "USER", text: ({ user }) => user },

@@ -1,15 +1,21 @@
 // The commands of operators: status, agents, tunnels and top.
 import type { Subcommand, Terminal } from "../shared/cli/command.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
-import type { ActionResult, AgentState, Page, Status, TunnelState } from "../shared/service/api/types.ts";
+import type { ActionResult, AgentState, ClusterStatus, MemberAnswer, Page, Status, TunnelState } from "../shared/service/api/types.ts";
 import { AdminClient } from "./client.ts";
 import { agentColumns, tunnelColumns } from "./columns.ts";
 import { type OperatorOptions, operatorOptions } from "./options.ts";
-import { formatStatus } from "./status.ts";
+import { formatClusterStatus, formatStatus } from "./status.ts";
 import { type Column, escapeText, formatTable } from "./table.ts";
 import { runTop } from "./top_screen.ts";
 
 const json = { "json": { kind: "boolean", description: "Print JSON, as of the API." } } as const;
+const scope = {
+  "cluster": {
+    kind: "boolean",
+    description: "Of all proxies of the cluster, which the service asks; see admin.cluster.key-file of the proxies.",
+  },
+} as const;
 const list = {
   "limit": {
     kind: "integer",
@@ -19,9 +25,10 @@ const list = {
   },
   "search": { kind: "string", description: "Only lines that contain this text." },
   "desc": { kind: "boolean", description: "The reverse order." },
+  ...scope,
 } as const;
 
-const statusOptions = defineOptions({ ...json });
+const statusOptions = defineOptions({ ...scope, ...json });
 
 export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusOptions>> = {
   name: "status",
@@ -29,8 +36,9 @@ export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusO
   options: statusOptions,
   profile: operatorOptions,
   async run(options, terminal) {
-    const status = await (await AdminClient.create(options)).get<Status>("status");
-    terminal.write(options.json ? `${JSON.stringify(status, null, 2)}\n` : formatStatus(status));
+    const status = await (await AdminClient.create(options)).get<Status | ClusterStatus>("status");
+    const text = "members" in status ? formatClusterStatus(status) : formatStatus(status);
+    terminal.write(options.json ? `${JSON.stringify(status, null, 2)}\n` : text);
   },
 };
 
@@ -118,6 +126,7 @@ const topOptions = defineOptions({
     description: "Time between two looks, 500ms or more.",
     check: (ms) => ms >= 500 ? undefined : "it must be 500ms or more",
   },
+  ...scope,
 });
 
 export const topCommand: Subcommand<OperatorOptions & ValuesOf<typeof topOptions>> = {
@@ -145,11 +154,21 @@ function queryOf(
 }
 
 function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[]): void {
-  const { items, total } = page;
+  const { items, total, members = [] } = page;
   terminal.write(json ? `${JSON.stringify(page, null, 2)}\n` : formatTable(items, columns));
   if (!json && items.length < total) terminal.report(`${items.length} of ${total}: --limit and filters show others`);
+  for (const { member, error } of silentOf(members)) terminal.report(`${escapeText(member)} did not answer: ${escapeText(error!)}`);
 }
 
-function printResult(terminal: Terminal, { affected }: ActionResult, what: string): void {
+function silentOf<T extends MemberAnswer>(members: readonly T[]): T[] {
+  return members.filter(({ error }) => error !== undefined);
+}
+
+/** @throws {Error} if some members have not done it */
+function printResult(terminal: Terminal, { affected, members = [] }: ActionResult, what: string): void {
   terminal.write(`${escapeText(String(affected))} ${what}\n`);
+  const failed = silentOf(members).map(({ member, error }) => `${member}: ${error}`);
+  if (failed.length > 0) {
+    throw new Error(`${failed.length} of ${members.length} members have not done it: ${escapeText(failed.join("; "))}`);
+  }
 }

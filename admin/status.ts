@@ -1,5 +1,5 @@
 // The text of `reverse-http status`.
-import type { Status } from "../shared/service/api/types.ts";
+import type { ClusterStatus, FailureCount, Status } from "../shared/service/api/types.ts";
 import { escapeText, formatTable } from "./table.ts";
 import { formatBytes, formatMs, formatRate, formatSince } from "./units.ts";
 
@@ -19,9 +19,48 @@ export function formatStatus(status: Status): string {
     ["memory", formatBytes(now.memory)],
     ["log level", logLevel],
   ];
-  const shown = lines.filter(([, value]) => value !== undefined).map(([name, value]) => `${name.padEnd(18)} ${escapeText(value!)}\n`);
-  if (failures.length === 0) return `${shown.join("")}${"failures".padEnd(18)} none in the last hour\n`;
-  return `${shown.join("")}\nfailures of the last hour\n${
+  return `${linesOf(lines)}${failuresOf(failures)}`;
+}
+
+/** The text of `reverse-http status --cluster`. */
+export function formatClusterStatus({ members, now, at, failures }: ClusterStatus): string {
+  const table = formatTable(members, [
+    { title: "MEMBER", text: ({ member }) => member, max: 48 },
+    { title: "SERVICE", text: ({ service }) => service },
+    { title: "HOST", text: ({ host }) => host },
+    { title: "VERSION", text: ({ status }) => status?.version },
+    { title: "FOR", text: ({ status }) => status && formatSince(status.startedAt, Date.parse(status.at)), align: "right" },
+    { title: "STATE", text: ({ status, error }) => error ?? stateOf(status), max: 80 },
+    { title: "AGENTS", text: ({ status }) => status?.now.agents.toString(), align: "right" },
+    { title: "TUNNELS", text: ({ status }) => status?.now.tunnels.toString(), align: "right" },
+    { title: "SENDS", text: ({ status }) => formatRate(status?.now.sentRate), align: "right" },
+    { title: "RECEIVES", text: ({ status }) => formatRate(status?.now.receivedRate), align: "right" },
+    { title: "MEMORY", text: ({ status }) => formatBytes(status?.now.memory), align: "right" },
+  ]);
+  const silent = members.filter(({ error }) => error !== undefined).length;
+  const lines = [
+    ["members", `${members.length}${silent === 0 ? "" : `, of which ${silent} did not answer: the sums lack them`}; at ${at}`],
+    ["agents", String(now.agents)],
+    ["tunnels", `${now.tunnels} open, ${now.openRate}/s; ${now.opened} opened, ${now.refused} refused, ${now.broken} broken`],
+    ["to destinations", `${formatRate(now.sentRate)}, ${formatBytes(now.sent)} in all`],
+    ["from destinations", `${formatRate(now.receivedRate)}, ${formatBytes(now.received)} in all`],
+  ] as const;
+  return `${table}\n${linesOf(lines)}${failuresOf(failures)}`;
+}
+
+function stateOf(status: Status | undefined): string {
+  if (status === undefined) return "";
+  const { ready, draining, problems } = status;
+  return draining ? "draining" : ready ? "ready" : `not ready: ${Object.values(problems).join("; ")}`;
+}
+
+function linesOf(lines: readonly (readonly [name: string, value: string | undefined])[]): string {
+  return lines.filter(([, value]) => value !== undefined).map(([name, value]) => `${name.padEnd(18)} ${escapeText(value!)}\n`).join("");
+}
+
+function failuresOf(failures: readonly FailureCount[]): string {
+  if (failures.length === 0) return `${"failures".padEnd(18)} none in the last hour\n`;
+  return `\nfailures of the last hour\n${
     formatTable(failures, [
       { title: "COUNT", text: ({ count }) => String(count), align: "right" },
       { title: "KIND", text: ({ kind }) => kind },

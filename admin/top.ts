@@ -1,6 +1,6 @@
 // What `reverse-http top` shows and which keys change it, without a terminal.
 import { STYLES } from "../shared/cli/full_screen.ts";
-import type { AgentState, Page, Status, TunnelState } from "../shared/service/api/types.ts";
+import type { AgentState, ClusterStatus, Page, Status, TunnelState } from "../shared/service/api/types.ts";
 import { agentColumns, tunnelColumns } from "./columns.ts";
 import { escapeText, fit, pad, tableLines } from "./table.ts";
 import { formatBytes, formatMs, formatRate } from "./units.ts";
@@ -56,7 +56,7 @@ export function initialState(): TopState {
 
 /** What was read last. */
 export interface TopData {
-  readonly status: Status;
+  readonly status: Status | ClusterStatus;
   readonly tunnels?: Page<TunnelState>;
   readonly agents?: Page<AgentState>;
 }
@@ -151,16 +151,28 @@ export function drawTop(state: TopState, data: TopData, { columns, rows }: { col
   ];
 }
 
-function header({ service, version, host, ready, draining, now }: Status): string[] {
+function header(status: Status | ClusterStatus): string[] {
+  const { service, version, host, ready, draining, now } = status;
   const setup = now.setupMs ? `, setup ${formatMs(now.setupMs.p50)} (99 %: ${formatMs(now.setupMs.p99)})` : "";
   return [
-    `${service} ${version} on ${host}${draining ? ", draining" : ready ? "" : ", not ready"}: ${now.agents} ${
-      service === "agent" ? "proxies" : "agents"
-    }, ${now.tunnels} tunnels, ${formatBytes(now.memory)}`,
+    `${
+      "members" in status ? clusterOf(status) : `${service} ${version} on ${host}${draining ? ", draining" : ready ? "" : ", not ready"}`
+    }: ${now.agents} ${service === "agent" ? "proxies" : "agents"}, ${now.tunnels} tunnels, ${formatBytes(now.memory)}`,
     `to destinations ${formatRate(now.sentRate)}, from them ${
       formatRate(now.receivedRate)
     }, ${now.openRate} tunnels/s${setup}, ${now.refused} refused, ${now.broken} broken`,
   ];
+}
+
+/** Who has not answered comes first: the line may be cut. */
+function clusterOf({ members }: ClusterStatus): string {
+  const silent = members.filter(({ error }) => error !== undefined);
+  const unready = members.filter(({ status }) => status !== undefined && !status.ready).map(({ member }) => member);
+  return [
+    `${members.length} members`,
+    ...silent.map(({ member, error }) => `NO ANSWER of ${member}: ${error}`),
+    ...unready.length === 0 ? [] : [`not ready: ${unready.join(", ")}`],
+  ].join(", ");
 }
 
 function footer({ view, isSearching, search, confirming, message }: TopState, columns: number): string {

@@ -41,10 +41,11 @@ export async function runTop(client: Pick<AdminClient, "get" | "post">, screen: 
   };
   const act = async ({ kind, id }: Action): Promise<void> => {
     try {
-      const { affected } = kind === "close"
+      const { affected, members = [] } = kind === "close"
         ? await client.post<ActionResult>("tunnels/close", { id })
         : await client.post<ActionResult>("agents/disconnect", { agent: id });
-      state.message = kind === "close" ? "the tunnel was closed" : `${affected} connections were closed`;
+      const failed = members.flatMap(({ member, error }) => error === undefined ? [] : [`; not at ${member}: ${error}`]);
+      state.message = `${kind === "close" ? "the tunnel was closed" : `${affected} connections were closed`}${failed.join("")}`;
     } catch (error) {
       state.message = messageOf(error);
     }

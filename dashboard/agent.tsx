@@ -78,6 +78,7 @@ function Connection({ connection: it, isOne, reload }: ConnectionProps): JSX.Ele
         facts={[
           ["State", <Badge key="state" state={it.state} />],
           ["Address", <Text key="address">{it.address}</Text>],
+          ["Member", it.member && <Text key="member">{it.member}</Text>],
           ["Host", it.host && <Text key="host">{it.host}</Text>],
           ["Labels", labels && <Labels key="labels" labels={labels} />],
           ["Version", it.version && <Text key="version">{it.version}</Text>],

@@ -60,7 +60,7 @@ export function Agents({ route }: { route: Route }): JSX.Element {
       route={route}
       filters={filters}
       defaultSort="id"
-      keyOf={({ connection }) => connection}
+      keyOf={({ member = "", connection }) => `${member} ${connection}`}
     >
       <Choice route={route} label="State" name="state" choices={STATES} />
       <Filters route={route} names={FILTERS} />

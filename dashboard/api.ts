@@ -1,7 +1,7 @@
 // The admin API, as the page calls it. URLs are relative to the page, which may be below any path.
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
-import type { ActionResult, ErrorBody, Status } from "../shared/service/api/types.ts";
+import type { ActionResult, ClusterStatus, ErrorBody, Status } from "../shared/service/api/types.ts";
 
 /** The server's refusal. */
 export class ApiError extends Error {
@@ -19,17 +19,27 @@ export type Query = Readonly<Record<string, string | number | readonly string[] 
 export class Api {
   readonly #token: string;
   readonly #refused: (message: string) => void;
+  readonly #scope?: "cluster";
 
-  /** @param refused called when the server does not accept the token */
-  constructor(token: string, refused: (message: string) => void) {
+  /**
+   * @param refused called when the server does not accept the token
+   * @param scope whom requests are for. Default: the service alone
+   */
+  constructor(token: string, refused: (message: string) => void, scope?: "cluster") {
     this.#token = token;
     this.#refused = refused;
+    this.#scope = scope;
+  }
+
+  /** The same for all members of the service's cluster. */
+  ofCluster(): Api {
+    return new Api(this.#token, this.#refused, "cluster");
   }
 
   /** @throws {ApiError} */
   async get<T>(path: string, query: Query, signal?: AbortSignal): Promise<T> {
     const parameters = new URLSearchParams();
-    for (const [name, value] of Object.entries(query)) {
+    for (const [name, value] of Object.entries({ ...query, scope: this.#scope })) {
       for (const each of Array.isArray(value) ? value : [value]) {
         if (each !== undefined && each !== "") parameters.append(name, String(each));
       }
@@ -37,9 +47,16 @@ export class Api {
     return await this.#call<T>(`${path}?${parameters}`, { signal });
   }
 
-  /** @throws {ApiError} */
+  /** @throws {ApiError} also if some members have not done it */
   async post(path: string, body: object): Promise<ActionResult> {
-    return await this.#call(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+    const result = await this.#call<ActionResult>(this.#scope === undefined ? path : `${path}?scope=${this.#scope}`, {
+      method: "POST",
+      body: JSON.stringify(body),
+      headers: { "Content-Type": "application/json" },
+    });
+    const failed = (result.members ?? []).flatMap(({ member, error }) => error === undefined ? [] : [`${member}: ${error}`]);
+    if (failed.length > 0) throw new ApiError(200, `Done, but not everywhere. ${failed.join("; ")}`);
+    return result;
   }
 
   async #call<T>(path: string, init: RequestInit): Promise<T> {
@@ -56,7 +73,11 @@ export class Api {
 /** What all views use. */
 export interface Session {
   readonly api: Api;
-  readonly status: Status;
+  /** For what is about the service alone, also while the page shows its cluster. */
+  readonly own: Api;
+  readonly status: Status | ClusterStatus;
+  /** Whether the page shows all members of the service's cluster. */
+  readonly isWide: boolean;
   /** Loads the status now, as after an action. */
   readonly reload: () => void;
 }

@@ -1,7 +1,7 @@
 // The frame of the page: login, navigation, and the view that the fragment names.
 import type { JSX } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
-import type { Status } from "../shared/service/api/types.ts";
+import type { ClusterStatus, Status } from "../shared/service/api/types.ts";
 import { AgentPage } from "./agent.tsx";
 import { Agents } from "./agents.tsx";
 import { Api, type Session, SessionContext } from "./api.ts";
@@ -39,11 +39,15 @@ export function App(): JSX.Element {
 
 const INTERVAL_MS = 2_000;
 
-function SignedIn({ api, signOut }: { api: Api; signOut: () => void }): JSX.Element {
-  const { value: status, error, reload } = usePolled((signal) => api.get<Status>("status", {}, signal), {
+function SignedIn({ api: own, signOut }: { api: Api; signOut: () => void }): JSX.Element {
+  const [isWide, setWide] = useState(false);
+  const api = useMemo(() => isWide ? own.ofCluster() : own, [own, isWide]);
+  const { value: status, error, reload } = usePolled((signal) => api.get<Status | ClusterStatus>("status", {}, signal), {
     intervalMs: INTERVAL_MS,
     subject: "status",
+    part: String(isWide),
   });
+  useEffect(() => setWide(status?.member !== undefined), [status?.member]); // a cluster is shown as a whole at first
   const route = useRoute();
   useEffect(() => {
     if (status) document.title = `${status.service} ${visible(status.host)} – reverse-http`;
@@ -59,11 +63,12 @@ function SignedIn({ api, signOut }: { api: Api; signOut: () => void }): JSX.Elem
       </main>
     );
   }
-  const session: Session = { api, status, reload };
+  const session: Session = { api, own, status, isWide, reload };
   return (
     <SessionContext.Provider value={session}>
       <a class="skip" href="#main" onClick={focusMain}>Skip to the content</a>
-      <Header status={status} route={route} error={error} signOut={signOut} />
+      <Header status={status} route={route} error={error} signOut={signOut} isWide={isWide} setWide={setWide} />
+      {isWide && <Silent status={status} />}
       <main id="main" tabIndex={-1}>
         <View route={route} />
       </main>
@@ -81,9 +86,21 @@ interface HeaderProps {
   readonly route: Route;
   readonly error: Error | undefined;
   readonly signOut: () => void;
+  readonly isWide: boolean;
+  readonly setWide: (isWide: boolean) => void;
 }
 
-function Header({ status, route, error, signOut }: HeaderProps): JSX.Element {
+/** Says which members have not answered: the page lacks what they have. */
+function Silent({ status }: { status: Status | ClusterStatus }): JSX.Element {
+  const silent = ("members" in status ? status.members : []).filter(({ error }) => error !== undefined);
+  return (
+    <div role="alert" class="silent">
+      {silent.map(({ member, error }) => <p key={member} class="error">{visible(member)} did not answer: {visible(error!)}</p>)}
+    </div>
+  );
+}
+
+function Header({ status, route, error, signOut, isWide, setWide }: HeaderProps): JSX.Element {
   const theme = useTheme();
   const state = error ? "lost" : status.draining ? "draining" : status.ready ? "ready" : "unready";
   const words = { lost: `No answer: ${error?.message}`, draining: "Draining", ready: "Ready", unready: "Not ready" }[state];
@@ -106,6 +123,7 @@ function Header({ status, route, error, signOut }: HeaderProps): JSX.Element {
         ))}
       </nav>
       <div class="tools">
+        {status.member !== undefined && <button type="button" aria-pressed={isWide} onClick={() => setWide(!isWide)}>All members</button>}
         <button type="button" aria-pressed={theme === "dark"} onClick={() => chooseTheme(theme === "dark" ? "light" : "dark")}>Dark</button>
         <button type="button" onClick={signOut}>Sign out</button>
       </div>

@@ -33,7 +33,7 @@ export function Failures({ route }: { route: Route }): JSX.Element {
       route={route}
       filters={filters}
       defaultSort=""
-      keyOf={({ id, at }) => `${id} ${at}`}
+      keyOf={({ member = "", id, at }) => `${member} ${id} ${at}`}
     >
       <Choice route={route} label="Kind" name="kind" choices={KINDS} />
       <Filters route={route} names={FILTERS} />

@@ -1,16 +1,16 @@
 // The service itself: its state, and the actions on the whole of it.
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import type { LogLevelRequest } from "../shared/service/api/types.ts";
+import type { ClusterStatus, LogLevelRequest, Sample, Status } from "../shared/service/api/types.ts";
 import { useIsOperator, useSession } from "./api.ts";
 import { ActionButton } from "./dialog.tsx";
 import { Facts, Text, Time } from "./fields.tsx";
-import { bytes, duration } from "./format.ts";
+import { bytes, count, duration, visible } from "./format.ts";
 
 const LEVELS: readonly LogLevelRequest["level"][] = ["debug", "info", "warn", "error"];
 
 export function Service(): JSX.Element {
-  const { api, status, reload } = useSession();
+  const { own, status, reload } = useSession();
   const isOperator = useIsOperator();
   const { problems } = status;
   return (
@@ -30,18 +30,19 @@ export function Service(): JSX.Element {
               </span>,
             ],
             ["Ready", status.ready ? "yes" : `no: ${Object.values(problems).join(", ")}`],
-            ["Memory", bytes(status.now.memory)],
+            ["Memory", bytes(ownSample(status).memory)],
             ["Your role", status.role],
             ["Log level", isOperator && status.logLevel !== undefined ? <LogLevel key="level" /> : status.logLevel],
           ]}
         />
       </section>
+      {"members" in status && <Members members={status.members} />}
       {isOperator && (
         <div class="buttons">
-          <ActionButton title="Reload the files" isHarmless run={() => api.post("reload", {})} done={reload}>
+          <ActionButton title="Reload the files" isHarmless run={() => own.post("reload", {})} done={reload}>
             <p>Certificates, keys, tokens and revocation lists are read again, as after SIGHUP.</p>
           </ActionButton>
-          <ActionButton title="Drain and stop" run={() => api.post("drain", {})} done={reload}>
+          <ActionButton title="Drain and stop" run={() => own.post("drain", {})} done={reload}>
             <p>
               The service <strong>{status.service}</strong>{" "}
               stops accepting, waits for open tunnels as long as its drain timeout says, and ends, as after SIGTERM.
@@ -53,12 +54,57 @@ export function Service(): JSX.Element {
   );
 }
 
+/** The numbers of a cluster's status are sums. */
+function ownSample(status: Status | ClusterStatus): Sample {
+  const own = "members" in status ? status.members.find(({ member }) => member === status.member)?.status : undefined;
+  return (own ?? status).now;
+}
+
+/** All members of the cluster. */
+function Members({ members }: Pick<ClusterStatus, "members">): JSX.Element {
+  return (
+    <section class="card" aria-labelledby="members">
+      <h2 id="members">Members</h2>
+      <table class="members">
+        <thead>
+          <tr>
+            {["Member", "Service", "State", "Agents", "Tunnels"].map((title) => <th key={title} scope="col">{title}</th>)}
+          </tr>
+        </thead>
+        <tbody>
+          {members.map(({ member, service, host, error, status }) => (
+            <tr key={member}>
+              <td>
+                <Text>{member}</Text>
+              </td>
+              <td>
+                {service} <Text>{host}</Text>
+              </td>
+              <td>
+                {error !== undefined
+                  ? `No answer: ${visible(error)}`
+                  : status?.draining
+                  ? "Draining"
+                  : status?.ready
+                  ? "Ready"
+                  : "Not ready"}
+              </td>
+              <td class="number">{status && count(status.now.agents)}</td>
+              <td class="number">{status && count(status.now.tunnels)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </section>
+  );
+}
+
 function LogLevel(): JSX.Element {
-  const { api, status, reload } = useSession();
+  const { own, status, reload } = useSession();
   const [error, setError] = useState<string>();
   const change = async (level: LogLevelRequest["level"]) => {
     try {
-      await api.post("log-level", { level } satisfies LogLevelRequest);
+      await own.post("log-level", { level } satisfies LogLevelRequest);
       setError(undefined);
       reload();
     } catch (error) {

@@ -4,6 +4,7 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/ho
 import type { Page } from "../shared/service/api/types.ts";
 import { type Query, useSession } from "./api.ts";
 import { count } from "./format.ts";
+import { Text } from "./fields.tsx";
 import { usePolled } from "./poll.ts";
 import { href, replaceRoute, type Route } from "./route.ts";
 import { type Range, rowsAround, within } from "./rows.ts";
@@ -45,9 +46,18 @@ const INTERVAL_MS = 2_000;
 /** While the user scrolls, rows are loaded at most this often in milliseconds. */
 const SCROLL_MS = 100;
 
+/** Of a row of the whole cluster: who has it. */
+const MEMBER: Column<unknown> = {
+  title: "Member",
+  width: "m",
+  from: "medium",
+  cell: (row) => <Text>{(row as { readonly member?: string }).member}</Text>,
+};
+
 export function Table<Row>(props: TableProps<Row>): JSX.Element {
-  const { name, title, isPart, columns, route, filters, defaultSort, children } = props;
-  const { api } = useSession();
+  const { name, title, isPart, route, filters, defaultSort, children } = props;
+  const { api, isWide } = useSession();
+  const columns = isWide ? [...props.columns, MEMBER] : props.columns;
   const q = route.query.get("q") ?? "";
   const sort = route.query.get("sort") ?? defaultSort;
   const box = useRef<HTMLDivElement>(null);
@@ -66,7 +76,7 @@ export function Table<Row>(props: TableProps<Row>): JSX.Element {
       const page = await api.get<Page<Row>>(name, { ...query, offset: loaded.first, limit: loaded.end - loaded.first }, signal);
       return { rows, page };
     },
-    { intervalMs: isPaused ? undefined : INTERVAL_MS, subject: name, part: `${rows} ${loaded.first}-${loaded.end}` },
+    { intervalMs: isPaused ? undefined : INTERVAL_MS, subject: name, part: `${isWide} ${rows} ${loaded.first}-${loaded.end}` },
   );
   useEffect(() => box.current!.scrollTo(0, 0), [rows]);
   const page = value?.page;
@@ -96,7 +106,7 @@ export function Table<Row>(props: TableProps<Row>): JSX.Element {
               {columns.map((column) => <Head key={column.title} column={column} sort={sort} go={(sort) => go(q, sort)} />)}
             </tr>
           </thead>
-          <Rows {...props} drawn={within(drawn, total)} page={page} />
+          <Rows {...props} columns={columns} drawn={within(drawn, total)} page={page} />
         </table>
         {page?.total === 0 && <p class="empty">{q === "" ? "None." : "Nothing matches the search."}</p>}
       </div>

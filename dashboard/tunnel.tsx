@@ -59,6 +59,8 @@ export function TunnelPage({ id }: { id: string }): JSX.Element {
                     <Text>{tunnel.requestId}</Text>
                   </code>,
                 ],
+                ["User", tunnel.user && <Text key="user">{tunnel.user}</Text>],
+                ["Member", tunnel.member && <Text key="member">{tunnel.member}</Text>],
               ]}
             />
             {states.length > 0 && <Chart title="Rate" lines={["Received", "Sent"]} data={data} format={rate} least={1_000} />}

@@ -66,7 +66,7 @@ export function Tunnels({ route, agent, isPart }: { route: Route; agent?: string
       route={route}
       filters={filters}
       defaultSort="age"
-      keyOf={({ id }) => id}
+      keyOf={({ member = "", id }) => `${member} ${id}`}
     >
       <Choice route={route} label="State" name="state" choices={STATES} />
       <Filters route={route} names={FILTERS} />

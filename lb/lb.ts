@@ -10,6 +10,7 @@ import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
+import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
@@ -63,8 +64,8 @@ export interface UpdatableLoadBalancer extends LoadBalancer {
   update(options: LoadBalancerOptions): Promise<void>;
 }
 
-/** lb only reads the store: the proxies decide how long an entry lives. */
-const ANY_TTL_MS = 30_000;
+/** Lifetime of lb's own entry in the list of members; that of agents' entries is decided by the proxies. */
+const ENTRY_TTL_MS = 30_000;
 /** File descriptors per tunnel: the client's connection, and the one to the proxy. */
 const DESCRIPTORS = 2;
 
@@ -84,11 +85,12 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     });
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
-    const store = await runtime.openStore(options.store, ANY_TTL_MS, deps.store);
+    const store = await runtime.openStore(options.store, ENTRY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
     const audit = await runtime.openAudit(options.audit);
     const tracer = await runtime.openTracer(options.tracing);
     await runtime.listenAdmin(options.admin);
+    await runtime.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
       tls: tls.clients,
@@ -153,6 +155,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
   await checkAdminOptions(options.admin, silentLogger);
+  await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);

@@ -13,6 +13,7 @@ import {
   providerOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
+import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
@@ -91,6 +92,7 @@ export const lbOptions = defineOptions({
   ...drainOptions,
   ...adminOptions,
   ...tracingOptions,
+  ...clusterOptions,
   ...auditOptions,
   ...logOptions,
 });

@@ -16,6 +16,7 @@ import {
   providerOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
+import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
@@ -152,6 +153,7 @@ export const proxyOptions = defineOptions({
   ...drainOptions,
   ...adminOptions,
   ...tracingOptions,
+  ...clusterOptions,
   ...auditOptions,
   ...logOptions,
 });

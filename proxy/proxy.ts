@@ -16,6 +16,7 @@ import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import { openPolicy } from "../shared/policy/policy.ts";
 import { openAcme } from "../shared/service/acme.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
+import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
@@ -122,6 +123,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const audit = await runtime.openAudit(options.audit);
     const tracer = await runtime.openTracer(options.tracing);
     await runtime.listenAdmin(options.admin);
+    await runtime.joinCluster(options.admin.cluster, store, options.store.ttl);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
@@ -252,6 +254,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
   await checkAdminOptions(options.admin, silentLogger);
+  await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });

@@ -72,6 +72,8 @@ export interface AuditAction {
   readonly target?: string;
   /** The operator's address, or `unix`. */
   readonly remote: string;
+  /** The member of the cluster through which it came. */
+  readonly through?: string;
 }
 
 export interface AuditOptions {

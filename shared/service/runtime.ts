@@ -17,6 +17,7 @@ import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
 import type { TracingOptions } from "../tracing/options.ts";
 import { openTracer } from "../tracing/otlp.ts";
 import type { Tracer } from "../tracing/span.ts";
+import type { ClusterOptions } from "../config/cluster_options.ts";
 import type { AdminOptions } from "../config/common_options.ts";
 import { AuditLog } from "./audit.ts";
 import { Admin } from "./admin.ts";
@@ -25,6 +26,7 @@ import type { ServiceName } from "./api/types.ts";
 import { Health } from "./health.ts";
 import { Activity } from "./live/activity.ts";
 import { CertificateExpiry } from "./certificate_expiry.ts";
+import { type Cluster, openCluster } from "./cluster/cluster.ts";
 import { type ConfigurationState, reportConfiguration } from "./configuration.ts";
 import { Metrics } from "./metrics.ts";
 import { ResourceStack } from "./resource_stack.ts";
@@ -102,6 +104,7 @@ export class ServiceRuntime {
   #authenticator?: Authenticator;
   #audit?: AuditLog;
   #admin?: Admin;
+  #cluster?: Cluster;
   #isDraining = false;
   #drained?: Promise<void>;
   #closed?: Promise<void>;
@@ -222,6 +225,18 @@ export class ServiceRuntime {
     if (this.#admin) this.adopt(this.#admin, (admin) => admin.close());
   }
 
+  /**
+   * Joins the cluster that the options name, so that each member answers operators for all; after {@link listenAdmin}.
+   * @param ttlMs lifetime in milliseconds of an entry in the store
+   * @throws {ConfigError}
+   */
+  async joinCluster(options: ClusterOptions, store: Store | undefined, ttlMs: number): Promise<void> {
+    const { net, log, adminAddress: bound } = this;
+    if (this.#name === "agent") throw new Error("agents know no store");
+    const cluster = await openCluster(options, { net, store, ttlMs, log, service: this.#name, bound });
+    if (cluster) this.#cluster = this.adopt(cluster, (own) => own.close());
+  }
+
   /** Serves operators, if {@link listenAdmin} has opened something. */
   serveAdmin(own: ServiceOperations): void {
     const { health, metrics, activity, log } = this;
@@ -242,7 +257,9 @@ export class ServiceRuntime {
       },
       revoke: authenticator?.revoke?.bind(authenticator),
       reload: () => this.reload(),
+      cluster: this.#cluster,
     });
+    this.#cluster?.start();
   }
 
   /** The address bound for operators. */

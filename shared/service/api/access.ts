@@ -2,6 +2,8 @@
 import { isIP } from "node:net";
 import type { Context, MiddlewareHandler } from "hono";
 import { splitHostPort } from "../../address/host_port.ts";
+import { type Cluster, CLUSTER_SCHEME } from "../cluster/cluster.ts";
+import { MemberRequestError } from "../cluster/key.ts";
 import type { RequestOrigin } from "../http_server.ts";
 import type { Operator, TokenFile } from "./tokens.ts";
 import type { ErrorBody } from "./types.ts";
@@ -11,6 +13,8 @@ export interface ApiEnv {
   Bindings: RequestOrigin;
   Variables: {
     operator: Operator;
+    /** The member of the cluster that asks on behalf of the operator; `undefined` if the operator asks. */
+    through: string | undefined;
     /** Whether the token is still valid. */
     isAllowed: () => Promise<boolean>;
   };
@@ -24,13 +28,24 @@ export function fail(c: Context, status: 400 | 401 | 403 | 404 | 405 | 409 | 413
   return c.json({ error } satisfies ErrorBody, status);
 }
 
-/**
- * @param hosts names in Host, as browsers send them, besides addresses and localhost with the port that is listened on
- * @param tokens missing: only the unix socket is served
- */
-export function checkAccess(hosts: readonly string[], tokens: TokenFile | undefined): MiddlewareHandler<ApiEnv> {
+export interface AccessOptions {
+  /** Names in Host, as browsers send them, besides addresses and localhost with the port that is listened on. */
+  readonly hosts: readonly string[];
+  /** Missing: only the unix socket and members of the cluster are served. */
+  readonly tokens?: TokenFile;
+  readonly cluster?: Cluster;
+}
+
+export function checkAccess({ hosts, tokens, cluster }: AccessOptions): MiddlewareHandler<ApiEnv> {
   return async (c, next) => {
     const { isLocal, origin } = c.env;
+    const [, scheme, credentials = ""] = /^(\S+) +(\S+)$/.exec(c.req.header("authorization") ?? "") ?? [];
+    if (scheme?.toLowerCase() === CLUSTER_SCHEME.toLowerCase()) {
+      // no browser can sign a request, so its Host and Origin say nothing
+      const refusal = await identifyMember(c, cluster, credentials);
+      if (refusal !== undefined) return fail(c, 401, refusal);
+      return await next();
+    }
     if (!isLocal && !isExpectedHost(c.env, hosts)) {
       return fail(c, 403, "this Host is not served: use an address, localhost, or a name that --admin.hosts lists");
     }
@@ -51,6 +66,23 @@ export function checkAccess(hosts: readonly string[], tokens: TokenFile | undefi
     c.set("isAllowed", async () => await tokens.find(token) !== undefined);
     await next();
   };
+}
+
+/** Reads on whose behalf a member asks. Returns why it is refused, or `undefined`. */
+async function identifyMember(c: Context<ApiEnv>, cluster: Cluster | undefined, token: string): Promise<string | undefined> {
+  if (cluster === undefined) return "this service has no --admin.cluster.key-file";
+  const { method, url } = c.req;
+  const { pathname, search } = new URL(url);
+  try {
+    const { from, operator } = await cluster.verify(token, { method, target: `${pathname}${search}`, body: await c.req.text() });
+    c.set("operator", operator);
+    c.set("through", from);
+    c.set("isAllowed", () => Promise.resolve(true));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof MemberRequestError)) throw error;
+    return error.message;
+  }
 }
 
 /** Only operators may act, and only with JSON: forms and simple requests of other sites have other types. */

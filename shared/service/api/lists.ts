@@ -1,8 +1,8 @@
 // The lists of the API: what they can be filtered and sorted by.
 import { hostOf } from "../../limits/addresses.ts";
 import { type LiveTunnel, userOf } from "../live/tunnel.ts";
-import type { Listing } from "./query.ts";
-import type { AgentState } from "./types.ts";
+import type { Key, Listing } from "./query.ts";
+import type { AgentState, TunnelState } from "./types.ts";
 
 const seconds = (text: string) => /^[0-9]{1,9}$/.test(text) ? Number(text) : 0;
 
@@ -65,6 +65,17 @@ export const TUNNELS: Listing<LiveTunnel> = {
     destination: ({ destination }) => destination,
     setup: ({ startedAt, connectedAt }) => connectedAt === undefined ? undefined : connectedAt - startedAt,
   },
+};
+
+/** The orders of {@link TUNNELS} by what other members tell of a tunnel. */
+export const TUNNEL_ORDERS: Readonly<Record<string, Key<TunnelState>>> = {
+  age: ({ startedAt }) => -Date.parse(startedAt),
+  rate: ({ sentRate, receivedRate }) => sentRate === undefined ? undefined : sentRate + (receivedRate ?? 0),
+  bytes: ({ sent, received }) => sent + received,
+  client: ({ client }) => client,
+  agent: ({ agent }) => agent,
+  destination: ({ destination }) => destination,
+  setup: ({ setupMs }) => setupMs,
 };
 
 export const FAILURES: Listing<LiveTunnel> = {

@@ -3,12 +3,28 @@ import { EVENT_STREAM } from "../http_server.ts";
 import { AGENTS, FAILURES, TUNNELS } from "./lists.ts";
 import type { Listing } from "./query.ts";
 import { ref, type Schema, SCHEMAS } from "./schemas.ts";
-import { TOPICS } from "./types.ts";
+import { SCOPES, TOPICS } from "./types.ts";
 
 const json = (schema: Schema) => ({ "application/json": { schema } });
 const errors = { default: { description: "An error", content: json(ref("ErrorBody")) } };
 
-function read(summary: string, schema: Schema, parameters: readonly object[] = []): object {
+const scope = [
+  {
+    name: "scope",
+    in: "query",
+    schema: { enum: SCOPES, default: "local" },
+    description: "This service alone, or all members of its cluster",
+  },
+  {
+    name: "member",
+    in: "query",
+    schema: { type: "array", items: { type: "string" } },
+    description: "With scope=cluster: only members with these admin addresses. Default: all; for agents and tunnels all proxies",
+  },
+];
+
+function read(summary: string, schema: Schema, own: readonly object[] = [], isWide = true): object {
+  const parameters = [...own, ...isWide ? scope : []];
   return { get: { summary, parameters, responses: { 200: { description: "Success", content: json(schema) }, ...errors } } };
 }
 
@@ -16,6 +32,7 @@ function act(summary: string, body: string, status: 200 | 202 = 200): object {
   return {
     post: {
       summary,
+      parameters: scope,
       requestBody: { required: true, content: json(ref(body)) },
       responses: { [status]: { description: "Success", content: json(ref("ActionResult")) }, ...errors },
     },
@@ -60,7 +77,7 @@ export function openApi(version: string): object {
           responses: { 200: { description: "Success", content: { [EVENT_STREAM]: { schema: { type: "string" } } } }, ...errors },
         },
       },
-      "/openapi.json": read("This document", { type: "object" }),
+      "/openapi.json": read("This document", { type: "object" }, [], false),
       "/tunnels/close": act("Reset a tunnel", "CloseTunnelRequest"),
       "/agents/disconnect": act("Close connections of an agent, and refuse it for a time", "DisconnectRequest"),
       "/tokens/revoke": act("Add a token to the revocation file, which ends what was opened with it", "RevokeRequest"),

@@ -2,6 +2,7 @@
 import type { Logger, LogLevelControl } from "../../log/logger.ts";
 import type { AuditLog } from "../audit.ts";
 import type { Health } from "../health.ts";
+import type { Cluster } from "../cluster/cluster.ts";
 import type { Activity, Population } from "../live/activity.ts";
 import type { ActionRecord, AgentState, DisconnectRequest, ServiceName } from "./types.ts";
 
@@ -28,6 +29,8 @@ export interface Operations extends ServiceOperations {
   /** Missing if the embedding program has its own logger. */
   readonly logLevel?: LogLevelControl;
   readonly log: Logger;
+  /** The other members. Missing if the service answers for itself alone. */
+  readonly cluster?: Cluster;
   /** Records actions. Default: only the log does. */
   readonly audit?: Pick<AuditLog, "action">;
   /** As {@link Authenticator.revoke}. Missing if the service does not authenticate, or by a scheme without revocation. */
@@ -43,8 +46,8 @@ export class ActionRefused extends Error {
 
 /** Logs an action of an operator, and tells those who watch. */
 export function recordAction({ activity, log, audit }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
-  const { by, action, target } = record;
-  log.info("operator action", { by, action, target, remote });
-  audit?.action({ by, action, target, remote });
+  const { by, action, target, through } = record;
+  log.info("operator action", { by, action, target, remote, through });
+  audit?.action({ by, action, target, remote, through });
   activity.events.publish("actions", () => ({ at: new Date().toISOString(), ...record }));
 }

@@ -9,7 +9,7 @@ const DEFAULT_LIMIT = 100;
 const MAX_LIMIT = 1_000;
 
 /** What items are sorted by: a number, or a text. Items without one come last. */
-type Key<T> = (item: T) => number | string | undefined;
+export type Key<T> = (item: T) => number | string | undefined;
 
 /** How a list may be asked for. */
 export interface Listing<T> {
@@ -35,9 +35,10 @@ export interface Selected<T> {
 
 /**
  * Selects a page.
+ * @param maxLimit items on a page at most. Default 1000
  * @throws {QueryError}
  */
-export function select<T>(items: readonly T[], query: URLSearchParams, listing: Listing<T>): Selected<T> {
+export function select<T>(items: readonly T[], query: URLSearchParams, listing: Listing<T>, maxLimit = MAX_LIMIT): Selected<T> {
   const { filters, defaults = {}, texts, orders, values = {} } = listing;
   const known = [...Object.keys(filters), "q", "offset", "limit", ...orders ? ["sort", "order"] : []];
   const unknown = [...query.keys()].find((name) => !known.includes(name));
@@ -59,8 +60,13 @@ export function select<T>(items: readonly T[], query: URLSearchParams, listing: 
     checkOneOf("order", order, ["asc", "desc"]);
     found = sortBy(found, orders[sort]!, order === "desc");
   }
-  const [offset, limit] = [numberOf(query, "offset", 0, 0, Infinity), numberOf(query, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)];
+  const { offset, limit } = rangeOf(query, maxLimit);
   return { items: found.slice(offset, offset + limit), total: found.length, offset, limit };
+}
+
+/** @throws {QueryError} */
+export function rangeOf(query: URLSearchParams, maxLimit = MAX_LIMIT): { offset: number; limit: number } {
+  return { offset: numberOf(query, "offset", 0, 0, Infinity), limit: numberOf(query, "limit", DEFAULT_LIMIT, 1, maxLimit) };
 }
 
 /** @throws {QueryError} */
@@ -69,7 +75,7 @@ export function checkOneOf(name: string, value: string, values: readonly string[
   throw new QueryError(`${name} is ${JSON.stringify(value)}; it must be one of ${values.join(", ")}`);
 }
 
-function sortBy<T>(items: readonly T[], key: Key<T>, descending: boolean): T[] {
+export function sortBy<T>(items: readonly T[], key: Key<T>, descending: boolean): T[] {
   const keyed = items.map((item) => ({ item, key: key(item) }));
   const sign = descending ? -1 : 1;
   keyed.sort(({ key: a }, { key: b }) => {

@@ -1,19 +1,22 @@
 // The routes of the admin API, below /api/v1: what can be read. actions.ts has those that change something.
 import { hostname } from "node:os";
-import { Hono } from "hono";
+import { type Context, Hono } from "hono";
 import { VERSION } from "../../version.ts";
 import { describeFailure } from "../live/failures.ts";
 import { describeTunnel } from "../live/tunnel.ts";
 import { type ApiEnv, checkAccess, fail } from "./access.ts";
 import { addActions } from "./actions.ts";
 import { eventStream } from "./event_stream.ts";
-import { AGENTS, FAILURES, TUNNELS } from "./lists.ts";
+import { AGENTS, FAILURES, TUNNEL_ORDERS, TUNNELS } from "./lists.ts";
+import { gather, gatherPage, MAX_MERGED, proxiesOf, ScopeError, scopeOf } from "./cluster.ts";
+import { sumFailures, sumHistories, sumStatus } from "./cluster_sums.ts";
 import { openApi } from "./openapi.ts";
 import type { Operations } from "./operations.ts";
 import { checkOneOf, QueryError, select } from "./query.ts";
 import type { TokenFile } from "./tokens.ts";
-import type { AgentState, Failure, FailurePage, Page, Status, TunnelState } from "./types.ts";
+import type { AgentState, ClusterStatus, Failure, FailurePage, Page, Sample, Status, TunnelState } from "./types.ts";
 import { type Topic, TOPICS } from "./types.ts";
+import { ClusterBusyError } from "../cluster/cluster.ts";
 
 export interface ApiOptions {
   readonly operations: Operations;
@@ -26,7 +29,7 @@ export interface ApiOptions {
 const AGENTS_MAX_AGE_MS = 1_000;
 
 export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEnv> {
-  const { activity } = operations;
+  const { activity, cluster } = operations;
   const instance = crypto.randomUUID();
   const api = new Hono<ApiEnv>();
   let agents: { readonly list: AgentState[]; readonly at: number } | undefined;
@@ -34,21 +37,22 @@ export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEn
     if (agents === undefined || now - agents.at >= AGENTS_MAX_AGE_MS) agents = { list: operations.agents(), at: now };
     return agents.list;
   };
-  api.use(checkAccess(hosts, tokens));
+  api.use(checkAccess({ hosts, tokens, cluster }));
   api.use(async (c, next) => {
     await next();
     c.res.headers.set("Cache-Control", "no-store");
   });
   api.onError((error, c) => {
     if (error instanceof QueryError) return fail(c, 400, error.message);
+    if (error instanceof ScopeError) return fail(c, error.status, error.message);
+    if (error instanceof ClusterBusyError) return fail(c, 503, error.message);
     throw error; // the admin server's
   });
   api.notFound((c) => fail(c, 404, "there is no such route; openapi.json lists them"));
 
-  api.get("/status", (c) => {
-    const now = performance.now();
+  const statusOf = (c: Context<ApiEnv>): Status => {
     const { problems } = operations.health;
-    return c.json<Status>({
+    return {
       service: operations.service,
       version: VERSION,
       host: hostname(),
@@ -60,25 +64,69 @@ export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEn
       draining: operations.isDraining,
       logLevel: operations.logLevel?.level,
       role: c.get("operator").role,
+      member: cluster?.self.address,
       now: activity.current(operations.population()),
-      failures: activity.failures.counts(now),
-    });
+      failures: activity.failures.counts(performance.now()),
+    };
+  };
+  api.get("/status", async (c) => {
+    const { wide } = await scopeOf(c, cluster);
+    const own = statusOf(c);
+    return c.json<Status | ClusterStatus>(wide === undefined ? own : sumStatus(own, await gather(wide, c, "status", () => own)));
   });
-  api.get("/history", (c) => c.json(activity.history()));
-  api.get("/agents", (c) => c.json<Page<AgentState>>(select(listAgents(performance.now()), queryOf(c.req.url), AGENTS)));
-  api.get("/tunnels", (c) => {
-    const page = select(activity.list(), queryOf(c.req.url), TUNNELS);
+  api.get("/history", async (c) => {
+    const { wide } = await scopeOf(c, cluster);
+    if (wide === undefined) return c.json(activity.history());
+    const parts = await gather<Sample[]>(proxiesOf(wide), c, "history", () => activity.history());
+    return c.json(sumHistories(parts.flatMap(({ value }) => value === undefined ? [] : [value])));
+  });
+
+  // members ask for the first items of a list, of which the page of the whole is made
+  const maxLimitOf = (c: Context<ApiEnv>) => c.get("through") === undefined ? undefined : MAX_MERGED;
+  const agentPage = (query: URLSearchParams, maxLimit?: number): Page<AgentState> =>
+    select(listAgents(performance.now()), query, AGENTS, maxLimit);
+  const tunnelPage = (query: URLSearchParams, maxLimit?: number): Page<TunnelState> => {
+    const page = select(activity.list(), query, TUNNELS, maxLimit);
     const now = performance.now();
-    return c.json<Page<TunnelState>>({ ...page, items: page.items.map((tunnel) => describeTunnel(tunnel, now)) });
-  });
-  api.get("/tunnels/:id", (c) => {
-    const tunnel = activity.list().find(({ key }) => key === c.req.param("id"));
-    return tunnel === undefined ? fail(c, 404, "there is no such tunnel") : c.json(describeTunnel(tunnel, performance.now()));
-  });
-  api.get("/failures", (c) => {
+    return { ...page, items: page.items.map((tunnel) => describeTunnel(tunnel, now)) };
+  };
+  const failurePage = (query: URLSearchParams, maxLimit?: number): FailurePage => {
     const now = performance.now();
-    const page: Page<Failure> = selectFailures(activity.failures.last(now), c.req.url);
-    return c.json<FailurePage>({ ...page, counts: activity.failures.counts(now) });
+    const page = select(activity.failures.last(now), query, FAILURES, maxLimit);
+    return { ...page, items: page.items.map(describeFailure), counts: activity.failures.counts(now) };
+  };
+  api.get("/agents", async (c) => {
+    const { query, wide } = await scopeOf(c, cluster);
+    if (wide === undefined) return c.json(agentPage(query, maxLimitOf(c)));
+    const { page } = await gatherPage(proxiesOf(wide), c, { name: "agents", query, own: agentPage, orders: AGENTS.orders });
+    return c.json(page);
+  });
+  api.get("/tunnels", async (c) => {
+    const { query, wide } = await scopeOf(c, cluster);
+    if (wide === undefined) return c.json(tunnelPage(query, maxLimitOf(c)));
+    const { page } = await gatherPage(proxiesOf(wide), c, { name: "tunnels", query, own: tunnelPage, orders: TUNNEL_ORDERS });
+    return c.json(page);
+  });
+  api.get("/tunnels/:id", async (c) => {
+    const { wide } = await scopeOf(c, cluster);
+    const id = c.req.param("id");
+    const own = activity.list().find(({ key }) => key === id);
+    if (own !== undefined) return c.json<TunnelState>({ ...describeTunnel(own, performance.now()), member: wide?.cluster.self.address });
+    const parts = wide === undefined ? [] : await gather(wide, c, `tunnels/${encodeURIComponent(id)}`, () => ({} as TunnelState));
+    const found = parts.find(({ value }) => value?.id === id);
+    if (found !== undefined) return c.json<TunnelState>({ ...found.value!, member: found.answer.member });
+    const silent = parts.filter(({ answer: { error }, status }) => error !== undefined && status !== 404).map(({ answer }) =>
+      answer.member
+    );
+    return silent.length === 0
+      ? fail(c, 404, "there is no such tunnel")
+      : fail(c, 503, `there is no such tunnel where members have answered; ${silent.join(", ")} did not`);
+  });
+  api.get("/failures", async (c) => {
+    const { query, wide } = await scopeOf(c, cluster);
+    if (wide === undefined) return c.json(failurePage(query, maxLimitOf(c)));
+    const { page, parts } = await gatherPage<Failure, FailurePage>(wide, c, { name: "failures", query, own: failurePage });
+    return c.json<FailurePage>({ ...page, counts: sumFailures(parts.map(({ value }) => value?.counts)) });
   });
   api.get("/events", (c) => {
     const stream = eventStream(activity.events, topicsOf(c.req.query("topics")), c.get("isAllowed"));
@@ -87,15 +135,6 @@ export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEn
   api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
   addActions(api, operations, () => agents = undefined);
   return api;
-}
-
-function queryOf(url: string): URLSearchParams {
-  return new URL(url).searchParams;
-}
-
-function selectFailures(failures: Parameters<typeof describeFailure>[0][], url: string): Page<Failure> {
-  const page = select(failures, queryOf(url), FAILURES);
-  return { ...page, items: page.items.map(describeFailure) };
 }
 
 /** @throws {QueryError} */

@@ -25,7 +25,12 @@ function object(required: Readonly<Record<string, Schema>>, optional: Readonly<R
 }
 
 const pageOf = (name: string, more: Readonly<Record<string, Schema>> = {}): Schema =>
-  object({ items: listOf(ref(name)), total: count, offset: count, limit: count, ...more });
+  object({ items: listOf(ref(name)), total: count, offset: count, limit: count, ...more }, { members: listOf(ref("MemberAnswer")) });
+
+const service = oneOf("proxy", "agent", "lb");
+/** @param optional of a kind of answer */
+const memberWith = (optional: Readonly<Record<string, Schema>> = {}): Schema =>
+  object({ member: text, service, host: text }, { error: text, ...optional });
 
 const link = oneOf("quic", "tls", "websocket");
 const direction = oneOf("open", "blocked", "ended");
@@ -36,7 +41,7 @@ const percentiles = object({ p50: number, p99: number });
 
 export const SCHEMAS: Readonly<Record<string, Schema>> = {
   Status: object({
-    service: oneOf("proxy", "agent", "lb"),
+    service,
     version: text,
     host: text,
     instance: text,
@@ -48,7 +53,8 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     role: oneOf(...ROLES),
     now: ref("Sample"),
     failures: listOf(ref("FailureCount")),
-  }, { logLevel: oneOf(...LOG_LEVELS) }),
+  }, { logLevel: oneOf(...LOG_LEVELS), member: text, members: listOf(memberWith({ status: ref("Status") })) }),
+  MemberAnswer: memberWith(),
   Sample: object({
     at: time,
     agents: count,
@@ -65,6 +71,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     memory: count,
   }, { setupMs: percentiles }),
   AgentState: object({ id: text, connection: text, state: oneOf("connected", "draining", "gone"), address: text }, {
+    member: text,
     link,
     linkReason: text,
     via: text,
@@ -100,6 +107,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     received: count,
   }, {
     traceId: text,
+    member: text,
     client: text,
     peer: text,
     agent: text,
@@ -123,6 +131,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     { kind: failureKind, at: time, id: text, requestId: text, protocol: text, status: count, error: errorType, reason: text },
     {
       traceId: text,
+      member: text,
       client: text,
       agent: text,
       tokenId: text,
@@ -132,7 +141,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
   ),
   FailureCount: object({ kind: failureKind, error: errorType, count }),
   FailurePage: pageOf("Failure", { counts: listOf(ref("FailureCount")) }),
-  ActionResult: object({ affected: count }),
+  ActionResult: object({ affected: count }, { members: listOf(memberWith({ affected: count })) }),
   ErrorBody: object({ error: text }),
   CloseTunnelRequest: object({ id: text }),
   DisconnectRequest: object({ agent: text }, { connection: text, awaySeconds: { type: "number", minimum: 0, maximum: 86_400 } }),

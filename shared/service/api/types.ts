@@ -4,6 +4,9 @@ import type { LogLevel } from "../../log/logger.ts";
 import type { DirectionState, SessionKind } from "../../net/types.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
 
+/** Whether a service answers for itself or for all members of its cluster. */
+export const SCOPES = ["local", "cluster"] as const;
+
 /** What a token permits: to read, or to act as well. */
 export const ROLES = ["viewer", "operator"] as const;
 export type Role = (typeof ROLES)[number];
@@ -17,6 +20,23 @@ export interface Page<T> {
   readonly total: number;
   readonly offset: number;
   readonly limit: number;
+  /** Of the whole cluster: who was asked. */
+  readonly members?: readonly MemberAnswer[];
+}
+
+/** A member of the cluster that was asked. */
+export interface MemberAnswer {
+  /** Its admin address, `host:port`, which identifies it. */
+  readonly member: string;
+  readonly service: ServiceName;
+  readonly host: string;
+  /** Why it did not answer; then its part is missing. */
+  readonly error?: string;
+}
+
+/** {@link Status} of the whole cluster: that of the member that was asked, with the sums of all proxies and the failures of all members. */
+export interface ClusterStatus extends Status {
+  readonly members: readonly (MemberAnswer & { readonly status?: Status })[];
 }
 
 /** The service as a whole. Counters count from its start; rates are per second, over the last seconds. */
@@ -37,6 +57,8 @@ export interface Status {
   readonly logLevel?: LogLevel;
   /** What the caller may do. */
   readonly role: Role;
+  /** The service's own address in the cluster; missing if it answers for itself alone. */
+  readonly member?: string;
   readonly now: Sample;
   /** Of the last hour. */
   readonly failures: readonly FailureCount[];
@@ -69,6 +91,8 @@ export interface Sample {
 /** A connection of an agent; at an agent, its connection to a proxy. */
 export interface AgentState {
   readonly id: string;
+  /** Of the whole cluster: who holds it. */
+  readonly member?: string;
   /** Identifies the connection, for {@link DisconnectRequest}. */
   readonly connection: string;
   readonly state: "connected" | "draining" | "gone";
@@ -108,6 +132,8 @@ export interface AgentState {
 export interface TunnelState {
   /** Unique among all tunnels of all processes. */
   readonly id: string;
+  /** Of the whole cluster: who holds it. */
+  readonly member?: string;
   /** As in the logs of every hop; the client may have chosen it. */
   readonly requestId: string;
   /** Of the trace that the request belongs to, if the service traces. */
@@ -149,6 +175,8 @@ export interface TunnelState {
 
 /** A request that was refused, or a tunnel that broke. */
 export interface Failure {
+  /** Of the whole cluster: who has refused it, or where it broke. */
+  readonly member?: string;
   readonly kind: "refused" | "broken";
   readonly at: string;
   readonly id: string;
@@ -186,6 +214,8 @@ export interface ActionRecord {
   readonly action: "close-tunnel" | "disconnect-agent" | "revoke-token" | "drain" | "reload" | "log-level";
   /** What it was applied to. */
   readonly target?: string;
+  /** The member of the cluster through which it came. */
+  readonly through?: string;
 }
 
 /** Events of the stream, by name. Each is sent at most once a second, with what has happened since. */
@@ -236,6 +266,8 @@ export interface LogLevelRequest {
 /** The result of an action: the number of tunnels, connections or tokens that it has affected. */
 export interface ActionResult {
   readonly affected: number;
+  /** Of the whole cluster: who was asked. Where one has not answered, nothing is known to have happened. */
+  readonly members?: readonly (MemberAnswer & { readonly affected?: number })[];
 }
 
 /** The body of every response with a status of 400 or more. */

@@ -1,0 +1,192 @@
+// The key that the members of a cluster share: it signs their entries in the store and the requests that they send each other. The key itself is
+// never sent: who can write to the store, or listens, learns nothing that can be used elsewhere.
+import { createHash, randomUUID } from "node:crypto";
+import { errors, jwtVerify, SignJWT } from "jose";
+import { ConfigError } from "../../config/option.ts";
+import { PolledFile } from "../../files/polled_file.ts";
+import { describeFileError, readText } from "../../files/read.ts";
+import { SecretFiles } from "../../files/secret_files.ts";
+import type { Logger } from "../../log/logger.ts";
+import type { Operator } from "../api/tokens.ts";
+import { ROLES } from "../api/types.ts";
+import { type Member, readMember } from "./member.ts";
+
+const OPTION = "--admin.cluster.key-file";
+const ALGORITHM = "HS256";
+/** Types of signed texts: one is never taken for the other. */
+const [ENTRY, REQUEST] = ["reverse-http-member", "reverse-http-request"];
+const MAX_FILE = 16 * 1024;
+/** Shortest key in characters: one of 192 bits in base64. */
+const MIN_KEY = 32;
+/** Keys that are accepted while one replaces another. */
+const MAX_KEYS = 4;
+/** Time in seconds for which a request is valid, and the difference between clocks that is tolerated. */
+const VALID_S = 30;
+const LEEWAY_S = 60;
+/** Requests that act and are remembered, so that none is served twice. */
+const MAX_SEEN = 10_000;
+
+/** A request of one member to another, on behalf of an operator. */
+export interface MemberRequest {
+  /** Address of the member that is asked: nobody else accepts the request. */
+  readonly to: string;
+  /** Address of the member that asks. */
+  readonly from: string;
+  readonly operator: Operator;
+  readonly method: string;
+  /** Path and query. */
+  readonly target: string;
+  readonly body: string;
+}
+
+/** The request is not one of a member. The message says why. */
+export class MemberRequestError extends Error {
+  override readonly name = "MemberRequestError";
+}
+
+export class ClusterKey {
+  readonly #file: PolledFile<readonly Uint8Array[]>;
+  readonly #log: Logger;
+  readonly #secrets: SecretFiles;
+  /** Ids of requests that have acted, with the time at which they end, in milliseconds since 1970. */
+  readonly #seen = new Map<string, number>();
+
+  private constructor(name: string, log: Logger) {
+    this.#file = new PolledFile(name, readKeys);
+    this.#log = log;
+    this.#secrets = new SecretFiles(log);
+  }
+
+  /** @throws {ConfigError} if it cannot be read, or has no usable key */
+  static async open(name: string, log: Logger): Promise<ClusterKey> {
+    const key = new ClusterKey(name, log);
+    try {
+      await key.#file.poll();
+    } catch (cause) {
+      throw new ConfigError(`Cannot use ${OPTION} ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
+    }
+    await key.#secrets.check(OPTION, name);
+    return key;
+  }
+
+  /** Reads the file again if it has changed. One that has become invalid is logged, and its previous content stays in force. Never rejects. */
+  async poll(): Promise<void> {
+    try {
+      if (await this.#file.poll()) await this.#secrets.check(OPTION, this.#file.name);
+    } catch (error) {
+      this.#log.error("cluster key cannot be used; its previous content stays in force", {
+        file: this.#file.name,
+        reason: describeFileError(error),
+      });
+    }
+  }
+
+  /** The entry of a member for the store: the same text each time, until the key changes. */
+  async signMember(member: Member & { readonly isLeaving?: true }): Promise<string> {
+    return await new SignJWT({ member }).setProtectedHeader({ alg: ALGORITHM, typ: ENTRY }).sign(this.#file.value[0]!);
+  }
+
+  /** The member of an entry; `undefined` for what no member has written. */
+  async readMember(entry: string): Promise<Member & { readonly isLeaving?: true } | undefined> {
+    try {
+      const { member } = await this.#verify(entry, ENTRY);
+      return readMember(member);
+    } catch (error) {
+      if (error instanceof errors.JOSEError) return undefined;
+      throw error;
+    }
+  }
+
+  async signRequest({ to, from, operator, method, target, body }: MemberRequest): Promise<string> {
+    return await new SignJWT({ name: operator.name, role: operator.role, request: `${method} ${target}`, body: hashOf(body) })
+      .setProtectedHeader({ alg: ALGORITHM, typ: REQUEST }).setIssuer(from).setAudience(to).setJti(randomUUID()).setIssuedAt()
+      .setExpirationTime(`${VALID_S}s`).sign(this.#file.value[0]!);
+  }
+
+  /**
+   * Who asks, and on behalf of which operator. A request that acts is accepted once.
+   * @throws {MemberRequestError}
+   */
+  async verifyRequest(
+    token: string,
+    { to, method, target, body }: Pick<MemberRequest, "to" | "method" | "target" | "body">,
+  ): Promise<{ from: string; operator: Operator }> {
+    await this.poll();
+    let claims;
+    try {
+      claims = await this.#verify(token, REQUEST, to);
+    } catch (error) {
+      if (!(error instanceof errors.JOSEError)) throw error;
+      throw new MemberRequestError(reasonOf(error, to));
+    }
+    const { iss: from, name, role, jti, exp } = claims;
+    const known = ROLES.find((known) => known === role);
+    if (typeof from !== "string" || typeof name !== "string" || known === undefined || jti === undefined || exp === undefined) {
+      throw new MemberRequestError("the request is signed, but names no operator");
+    }
+    if (claims.request !== `${method} ${target}` || claims.body !== hashOf(body)) {
+      throw new MemberRequestError("the request is not the one that was signed");
+    }
+    if (method !== "GET") this.#see(jti, (exp + LEEWAY_S) * 1_000);
+    return { from, operator: { name, role: known } };
+  }
+
+  async #verify(text: string, typ: string, audience?: string) {
+    let failure: unknown;
+    for (const key of this.#file.value) {
+      try {
+        return (await jwtVerify(text, key, {
+          algorithms: [ALGORITHM],
+          typ,
+          ...audience !== undefined && { audience, clockTolerance: LEEWAY_S, requiredClaims: ["exp", "jti"] },
+        })).payload;
+      } catch (error) {
+        if (!(error instanceof errors.JWSSignatureVerificationFailed)) throw error;
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+
+  /** @throws {MemberRequestError} for one that was seen before */
+  #see(id: string, until: number): void {
+    if (this.#seen.has(id)) throw new MemberRequestError("the request was served before");
+    const now = Date.now();
+    for (const [other, ends] of this.#seen) {
+      if (ends > now && this.#seen.size < MAX_SEEN) break; // the oldest is first
+      this.#seen.delete(other);
+    }
+    this.#seen.set(id, until);
+  }
+}
+
+function reasonOf(error: InstanceType<typeof errors.JOSEError>, to: string): string {
+  if (error instanceof errors.JWSSignatureVerificationFailed) return `the key of its ${OPTION} is another one`;
+  if (error instanceof errors.JWTExpired) return `the clocks of the two machines differ by more than ${LEEWAY_S} s`;
+  if (error instanceof errors.JWTClaimValidationFailed && error.claim === "aud") {
+    return `the request is for another member, and this one is ${to}: is its --admin.cluster.address right?`;
+  }
+  return "the request is not one of a member";
+}
+
+/** @throws {Error} naming the first invalid line, without the key */
+async function readKeys(file: string): Promise<readonly Uint8Array[]> {
+  const keys: Uint8Array[] = [];
+  (await readText(file, MAX_FILE)).split(/\r?\n/).forEach((line, i) => {
+    const key = line.replace(/(?:^|\s)#.*$/, "").trim();
+    if (key === "") return;
+    if (!/^[\x21-\x7e]+$/.test(key) || key.length < MIN_KEY) {
+      throw new Error(
+        `line ${i + 1}: the key has less than ${MIN_KEY} characters, spaces, or others than ASCII; openssl rand -hex 32 makes one`,
+      );
+    }
+    keys.push(new TextEncoder().encode(key));
+  });
+  if (keys.length === 0) throw new Error("it has no key; openssl rand -hex 32 makes one");
+  if (keys.length > MAX_KEYS) throw new Error(`it has ${keys.length} keys; the limit is ${MAX_KEYS}`);
+  return keys;
+}
+
+function hashOf(body: string): string {
+  return createHash("sha256").update(body).digest("base64url");
+}

@@ -1,0 +1,355 @@
+// Proxies and a load balancer that answer operators for each other, on the in-memory network with a store in memory.
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { startAgent } from "../../agent/agent.ts";
+import { agentOptions } from "../../agent/options.ts";
+import { startLoadBalancer } from "../../lb/lb.ts";
+import { lbOptions } from "../../lb/options.ts";
+import { type Proxy, startProxy } from "../../proxy/proxy.ts";
+import { proxyOptions } from "../../proxy/options.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import type { Net } from "../../shared/net/types.ts";
+import type { ClusterStatus, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
+import { sumHistories } from "../../shared/service/api/cluster_sums.ts";
+import { Directory, MAX_MEMBERS } from "../../shared/service/cluster/directory.ts";
+import { ClusterKey } from "../../shared/service/cluster/key.ts";
+import type { Member } from "../../shared/service/cluster/member.ts";
+import { createMemoryStore } from "../../shared/store/memory.ts";
+import type { Store } from "../../shared/store/store.ts";
+import { ask, LogBook, withNet } from "../../testing/network.ts";
+import { Folder } from "../../testing/programs.ts";
+import { listenTcp, pause, within } from "../conformance/support.ts";
+import { checkTunnel, openTunnel } from "./tunnels.ts";
+
+const [OPERATOR, VIEWER, KEY] = ["o".repeat(32), "v".repeat(32), "k".repeat(32)];
+
+interface Asked {
+  status: number;
+  // deno-lint-ignore no-explicit-any -- JSON of every form
+  body: any;
+}
+
+interface Part {
+  readonly address: string;
+  readonly log: LogBook;
+  close(): Promise<void>;
+}
+
+interface Running {
+  readonly net: Net;
+  readonly store: Store;
+  readonly keyFile: string;
+  readonly proxies: readonly (Part & { readonly proxy: Proxy })[];
+  readonly lb: Part;
+  /** Asks a member. */
+  send(to: Part, method: string, path: string, options?: { token?: string; body?: object }): Promise<Asked>;
+  get(to: Part, path: string): Promise<Asked>;
+  post(to: Part, path: string, body: object): Promise<Asked>;
+}
+
+/** Two proxies, each with one agent of its own and with the agent 4711, and a load balancer. */
+async function withCluster(body: (running: Running) => Promise<void>): Promise<void> {
+  await withNet(async (net) => {
+    using folder = new Folder();
+    const [tokenFile, keyFile] = [join(folder.path, "tokens"), join(folder.path, "cluster-key")];
+    writeFileSync(tokenFile, `operator anna ${OPERATOR}\nviewer bob ${VIEWER}\n`, { mode: 0o600 });
+    writeFileSync(keyFile, `${KEY} # of the test\n`, { mode: 0o600 });
+    const store = createMemoryStore();
+    const adminOf = (port: number) => ({ listenAddress: `127.0.0.1:${port}`, tokenFile, cluster: { keyFile } });
+    const proxies = await Promise.all([9101, 9102].map(async (port, i) => {
+      const log = new LogBook();
+      const options = withDefaults(proxyOptions, {
+        agentServer: { listenAddress: "127.0.0.1:0" },
+        httpProxy: { listenAddress: "127.0.0.1:0" },
+        admin: adminOf(port),
+      });
+      const proxy = await startProxy(options, { net, log, store });
+      const connect = (agentId: string) =>
+        startAgent(withDefaults(agentOptions, { agentClient: { serverAddress: [proxy.agentAddress] }, auth: { noauth: { agentId } } }), {
+          net,
+          log: new LogBook(),
+        });
+      const agents = [await connect(`site${i + 1}`), await connect("4711")];
+      await log.waitFor("agent connected", {}, 2);
+      const close = async () => {
+        await Promise.all(agents.map((agent) => agent.close()));
+        await proxy.close();
+      };
+      return { address: proxy.adminAddress!, log, proxy, close };
+    }));
+    const log = new LogBook();
+    const options = withDefaults(lbOptions, { httpProxy: { listenAddress: "127.0.0.1:0" }, admin: adminOf(9103) });
+    const balancer = await startLoadBalancer(options, { net, log, store });
+    const lb = { address: balancer.adminAddress!, log, close: () => balancer.close() };
+    const send: Running["send"] = async (to, method, path, { token = OPERATOR, body } = {}) => {
+      const content = body === undefined ? "" : JSON.stringify(body);
+      const type = body === undefined ? "" : `Content-Type: application/json\r\nContent-Length: ${content.length}\r\n`;
+      const head = `${method} /api/v1/${path} HTTP/1.1\r\nHost: ${to.address}\r\nAuthorization: Bearer ${token}\r\n${type}\r\n`;
+      const { status, body: text } = await ask(net, to.address, head + content);
+      return { status, body: JSON.parse(text) };
+    };
+    const get: Running["get"] = (to, path) => send(to, "GET", path);
+    const post: Running["post"] = (to, path, body) => send(to, "POST", path, { body });
+    for (const part of [...proxies, lb]) {
+      await until(async () => (await get(part, "status?scope=cluster")).body.members.length === 3);
+    }
+    await body({ net, store, keyFile, proxies, lb, send, get, post });
+    await Promise.all([...proxies, lb].map((part) => part.close()));
+    store.close();
+  });
+}
+
+/** Waits until `check` holds. */
+async function until(check: () => Promise<boolean>): Promise<void> {
+  await within(
+    (async () => {
+      while (!await check()) await pause(50);
+    })(),
+    "It never held",
+    15_000,
+  );
+}
+
+const membersOf = ({ members = [] }: Pick<Page<unknown>, "members">) => members.map(({ member, error }) => [member, error]);
+
+describe("each member of a cluster", () => {
+  it("lists the agents of all proxies, in one order and in pages, and counts them", () =>
+    withCluster(async ({ proxies: [one, two], lb, get }) => {
+      for (const asked of [one!, two!, lb]) {
+        const { body } = await get(asked, "agents?scope=cluster");
+        assert.deepEqual(body.items.map((item: { id: string }) => item.id), ["4711", "4711", "site1", "site2"]);
+        assert.deepEqual(
+          body.items.slice(2).map((item: { member: string }) => item.member),
+          [one!.address, two!.address],
+        );
+        assert.deepEqual(membersOf(body).sort(), [[one!.address, undefined], [two!.address, undefined]]);
+      }
+      const { body: page } = await get(lb, "agents?scope=cluster&order=desc&offset=1&limit=2");
+      assert.deepEqual([page.items.map((item: { id: string }) => item.id), page.total], [["site1", "4711"], 4]);
+      const { body: filtered } = await get(one!, `agents?scope=cluster&member=${two!.address}`);
+      assert.deepEqual([filtered.total, filtered.members.length], [2, 1]);
+      const status = (await get(lb, "status?scope=cluster")).body as ClusterStatus;
+      assert.deepEqual([status.service, status.now.agents, status.members.length], ["lb", 4, 3]);
+      assert.equal((await get(one!, "agents")).body.total, 2);
+      for (
+        const [path, expected] of [
+          ["agents?scope=cluster&offset=9990&limit=11", 400],
+          ["agents?scope=galaxy", 400],
+          ["agents?scope=cluster&sort=x", 400],
+          ["agents?member=x", 400],
+          ["agents?scope=cluster&member=x", 404],
+        ] as const
+      ) assert.equal((await get(one!, path)).status, expected, path);
+      assert.ok((await get(two!, "history?scope=cluster")).body.length > 0);
+    }));
+
+  it("shows, closes and audits a tunnel at another one, on behalf of the operator", () =>
+    withCluster(async ({ net, proxies: [one, two], get, post, send }) => {
+      const origin = await listenTcp(net);
+      const tunnel = await openTunnel(net, two!.proxy, origin);
+      await checkTunnel(tunnel);
+      const { body: { items } } = await get(one!, "tunnels?scope=cluster&agent=4711&sort=rate");
+      const [{ id, member }] = items as [TunnelState];
+      assert.equal(member, two!.address);
+      assert.equal((await get(one!, `tunnels/${id}?scope=cluster`)).body.member, two!.address);
+      assert.equal((await get(one!, `tunnels/${id}`)).status, 404);
+      assert.equal((await send(one!, "POST", "tunnels/close?scope=cluster", { token: VIEWER, body: { id } })).status, 403);
+      const { body: result } = await post(one!, "tunnels/close?scope=cluster", { id });
+      assert.equal(result.affected, 1);
+      await assert.rejects(within(tunnel.client.read()), { code: "reset" });
+      await two!.log.waitFor("operator action", { by: "anna", action: "close-tunnel", target: id, through: one!.address });
+      assert.equal(one!.log.logged("operator action").length, 0);
+      const { status, body } = await post(one!, "tunnels/close?scope=cluster", { id });
+      assert.deepEqual([status, body.error], [404, "there is no such tunnel"]);
+    }));
+
+  it("disconnects an agent everywhere, and drains only whom the request names", () =>
+    withCluster(async ({ proxies: [one, two], lb, get, post }) => {
+      const { body } = await post(lb, "agents/disconnect?scope=cluster", { agent: "4711", awaySeconds: 60 });
+      assert.equal(body.affected, 2);
+      for (const { log } of [one!, two!]) await log.waitFor("operator action", { action: "disconnect-agent", target: "4711" });
+      assert.equal((await post(lb, "agents/disconnect?scope=cluster", { agent: "nobody" })).status, 404);
+      assert.equal((await post(lb, "agents/disconnect?scope=cluster", { agent: 7 })).status, 400);
+      assert.equal((await post(one!, "tokens/revoke?scope=cluster", { tokenId: "x" })).status, 409);
+      assert.equal((await post(one!, "drain?scope=cluster", {})).status, 400);
+      assert.equal((await post(one!, `drain?scope=cluster&member=${two!.address}`, {})).status, 202);
+      await within(two!.proxy.closed);
+      assert.equal(one!.proxy.draining, false);
+      // it has left: nobody waits for it
+      await until(async () => membersOf((await get(one!, "agents?scope=cluster")).body).length === 1);
+    }));
+
+  it("says which members have not answered and why, and what is therefore unknown", () =>
+    withCluster(async ({ net, store, keyFile, proxies: [one], get, post, send }) => {
+      const key = await ClusterKey.open(keyFile, new LogBook());
+      const garbage = await listenTcp(net);
+      const serve = async () => {
+        for (;;) {
+          const { stream } = await garbage.request();
+          await stream.write(new TextEncoder().encode("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<a>"));
+          stream.close();
+        }
+      };
+      serve().catch(() => {}); // the network is closed
+      const others: Member[] = [
+        { address: "127.0.0.1:9", service: "proxy", host: "gone" },
+        { address: `127.0.0.1:${garbage.port}`, service: "proxy", host: "other" },
+      ];
+      for (const [i, member] of others.entries()) await store.set(`reverse-http member ${60 + i}`, await key.signMember(member));
+      await store.set("reverse-http member 62", "127.0.0.1:3128"); // no member has written that
+      await until(async () => (await get(one!, "agents?scope=cluster")).body.members.length === 4);
+      const { body } = await get(one!, "agents?scope=cluster");
+      assert.equal(body.total, 4);
+      const errors = Object.fromEntries(membersOf(body).filter(([, error]) => error !== undefined));
+      assert.deepEqual(errors, {
+        [others[0]!.address]: "no service listens there",
+        [others[1]!.address]: "the response is not one of a member",
+      });
+      const unknown = await post(one!, "tunnels/close?scope=cluster", { id: "x" });
+      assert.equal(unknown.status, 503);
+      assert.match(unknown.body.error, /^there is no such tunnel where members have answered; .*127\.0\.0\.1:9: no service listens there/);
+      const { status, body: done } = await post(one!, "agents/disconnect?scope=cluster", { agent: "4711" });
+      assert.deepEqual([status, done.affected, membersOf(done).filter(([, error]) => error !== undefined).length], [200, 2, 2]);
+      assert.equal((await get(one!, "tunnels/x?scope=cluster")).status, 503);
+      // a member is asked for its own part, and not to ask on; and only by who has the key
+      const to = one!.address;
+      const asMember = async (target: string, signed = target, method = "GET") => {
+        const request = { to, from: "a:1", operator: { name: "anna", role: "operator" }, method: "GET", target: signed, body: "" } as const;
+        const head = `${method} ${target} HTTP/1.1\r\nHost: anything\r\nAuthorization: Cluster ${await key.signRequest(request)}\r\n\r\n`;
+        const { status, body } = await ask(net, to, head);
+        return [status, JSON.parse(body).error];
+      };
+      assert.deepEqual(await asMember("/api/v1/agents"), [200, undefined]);
+      assert.deepEqual(await asMember("/api/v1/agents?scope=cluster"), [409, "members ask each other for their own part only"]);
+      assert.deepEqual(await asMember("/api/v1/agents", "/api/v1/status"), [401, "the request is not the one that was signed"]);
+      const { status: unsigned } = await send(one!, "GET", "agents", { token: KEY });
+      assert.equal(unsigned, 401);
+    }));
+});
+
+describe("the key of a cluster", () => {
+  const request = { to: "a:1", method: "POST", target: "/api/v1/reload", body: "{}" };
+  const signed = { ...request, from: "b:1", operator: { name: "anna", role: "operator" } } as const;
+
+  async function keysOf(folder: Folder, texts: readonly string[]): Promise<ClusterKey[]> {
+    return await Promise.all(texts.map(async (text, i) => {
+      const file = join(folder.path, `key${i}`);
+      writeFileSync(file, text, { mode: 0o600 });
+      return await ClusterKey.open(file, new LogBook());
+    }));
+  }
+
+  it("accepts an action once, for the member that is asked, with its body, and while one key replaces another", async () => {
+    using folder = new Folder();
+    const [old, both, other] = await keysOf(folder, [KEY, `${"n".repeat(32)}\n${KEY}\n`, "x".repeat(32)]) as [
+      ClusterKey,
+      ClusterKey,
+      ClusterKey,
+    ];
+    const token = await old.signRequest(signed);
+    const refusals = [
+      [both, { ...request, to: "c:1" }, /for another member/],
+      [both, { ...request, body: "{ }" }, /not the one that was signed/],
+      [both, { ...request, target: "/api/v1/drain" }, /not the one that was signed/],
+      [other, request, /key of its --admin.cluster.key-file is another one/],
+    ] as const;
+    for (const [key, asked, why] of refusals) await assert.rejects(key.verifyRequest(token, asked), why);
+    await assert.rejects(
+      both.verifyRequest(await old.signMember({ address: "b:1", service: "lb", host: "b" }), request),
+      /not one of a member/,
+    );
+    assert.deepEqual(await both.verifyRequest(token, request), { from: "b:1", operator: signed.operator });
+    await assert.rejects(both.verifyRequest(token, request), /served before/);
+    assert.equal(await both.readMember(token), undefined);
+    for (const text of ["short", `${"k".repeat(31)}\n`, "# none", "ä".repeat(40)]) {
+      await assert.rejects(
+        keysOf(folder, [text]),
+        (error: Error) => /Cannot use --admin.cluster.key-file/.test(error.message) && !error.message.includes(text),
+      );
+    }
+  });
+});
+
+describe("the list of members", () => {
+  it("has each one once, forgets who has left, remembers who fell silent, and takes 64", async () => {
+    using folder = new Folder();
+    const file = join(folder.path, "key");
+    writeFileSync(file, KEY, { mode: 0o600 });
+    const key = await ClusterKey.open(file, new LogBook());
+    let now = 0;
+    const store = createMemoryStore({ ttlMs: 30_000, now: () => now });
+    const log = new LogBook();
+    const joinAs = async (address: string) => {
+      const directory = new Directory({
+        store,
+        key,
+        self: () => ({ address, service: "proxy", host: "h" }),
+        ttlMs: 30_000,
+        log,
+        now: () => now,
+      });
+      await directory.renew();
+      return directory;
+    };
+    const namesOf = async (directory: Directory) => (await directory.list()).map(({ address }) => address);
+    const [one, two] = [await joinAs("a:1"), await joinAs("b:1")];
+    now += 3_000;
+    assert.deepEqual([await namesOf(one), await namesOf(two)], [["b:1"], ["a:1"]]);
+    const again = await joinAs("b:1"); // it was killed and has started again
+    now += 3_000;
+    assert.deepEqual(await namesOf(one), ["b:1"]);
+    now += 31_000;
+    assert.deepEqual(await namesOf(one), ["b:1"], "It is silent, and still asked");
+    await again.renew();
+    await again.close();
+    now += 3_000;
+    assert.deepEqual(await namesOf(one), []);
+    await one.renew();
+    for (let i = 1; i < MAX_MEMBERS; i++) await joinAs(`m${i}:1`);
+    assert.equal(log.logged("the cluster has no room for this member: others do not ask it").length, 0);
+    await joinAs("late:1");
+    assert.equal(log.logged("the cluster has no room for this member: others do not ask it").length, 1);
+    now += 3_000;
+    assert.equal((await one.list()).length, MAX_MEMBERS - 1);
+    const broken = { ...store, lookup: () => Promise.reject(new Error("down")) };
+    const blind = new Directory({ store: broken, key, self: () => ({ address: "z:1", service: "lb", host: "h" }), ttlMs: 30_000, log });
+    await blind.renew();
+    assert.deepEqual(await blind.list(), []);
+    store.close();
+  });
+});
+
+describe("histories of members", () => {
+  const sample = (second: number, value: number): Sample => ({
+    at: new Date(second * 1_000).toISOString(),
+    agents: value,
+    clients: 0,
+    tunnels: 0,
+    opened: 0,
+    refused: 0,
+    broken: 0,
+    sent: 0,
+    received: 0,
+    sentRate: 0,
+    receivedRate: 0,
+    openRate: 0,
+    memory: 0,
+  });
+
+  it("are summed by time: one that started later counts from then on, and a gap of one is a gap of the sum", () => {
+    const [long, late] = [[0, 2, 4, 6, 8, 10, 12, 14, 16].map((s) => sample(s, 1)), [5, 7, 15].map((s) => sample(s, 10))];
+    assert.deepEqual(sumHistories([late, long]).map(({ at, agents }) => [Date.parse(at) / 1_000, agents]), [
+      [0, 1],
+      [2, 1],
+      [4, 1],
+      [6, 11],
+      [8, 11],
+      [10, 11],
+      [12, 11],
+      [16, 11],
+    ]);
+    assert.deepEqual(sumHistories([]), []);
+  });
+});
